@@ -1,0 +1,59 @@
+"""The batch contract: packed rows with shared prompts, read by every objective.
+
+A row holds several *segments* (examples) back to back. A segment is a shared prompt without its last token, then
+its *branches* (one response, or chosen and rejected), each beginning with that last prompt token:
+
+    row      | p0 .. p(n-2) | p(n-1) c0 c1 .. | p(n-1) r0 r1 .. | next segment ... | pad
+    targets  |  (weight 0)  | c0 c1 ..  </s>  | r0 r1 ..  </s>  |
+    segment  |      1       |        1        |        1        |        2         |  0
+    branch   |      0       |        1        |        2        |
+    position | 0 ..  n-2    | n-1 ..          | n-1 ..          | 0 ..
+
+so that each target's predictor is the slot it stands on, and nothing is derived by shifting.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+BRANCHES = 2
+"""Branches that a segment can have: 1 is the response or chosen, 2 is rejected; 0 marks the shared prompt."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Rows ready for a step. Arrays are numpy on the host, jax.Array on devices; B may have leading axes."""
+
+    tokens: Any  # [B, L] int32   input token
+    targets: Any  # [B, L] int32   token to predict at this slot
+    weights: Any  # [B, L] float32 1 where the target counts (response tokens and EOS)
+    segment: Any  # [B, L] int32   1.. within the row, 0 = padding
+    branch: Any  # [B, L] int32   0 = shared prompt, 1 = response or chosen, 2 = rejected
+    position: Any  # [B, L] int32   position in the example's own sequence, for RoPE
+    example_id: Any  # [B, S] int32   row number in the built data set, -1 where there is no segment
+    valid: Any  # [B, S] bool    a segment is here
+    margin: Any  # [B, S] float32 reward margin of the pair, 0 where there is none
+    reference_logps: Any  # [B, S, 2] float32 summed log-probs under the reference, zeros until filled
+
+
+def empty_batch(rows: int, row_length: int, max_segments: int) -> Batch:
+    """All-padding numpy rows: [rows, row_length] and [rows, max_segments]."""
+
+    def slots(dtype: type) -> np.ndarray:
+        return np.zeros((rows, row_length), dtype)
+
+    return Batch(
+        tokens=slots(np.int32),
+        targets=slots(np.int32),
+        weights=slots(np.float32),
+        segment=slots(np.int32),
+        branch=slots(np.int32),
+        position=slots(np.int32),
+        example_id=np.full((rows, max_segments), -1, np.int32),
+        valid=np.zeros((rows, max_segments), bool),
+        margin=np.zeros((rows, max_segments), np.float32),
+        reference_logps=np.zeros((rows, max_segments, BRANCHES), np.float32),
+    )

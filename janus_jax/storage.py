@@ -1,0 +1,53 @@
+"""Local and gs:// paths behind one interface, and writes that are whole or absent."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+from janus_jax.errors import StorageError
+
+
+def as_path(path: str | os.PathLike[str]) -> epath.Path:
+    """A path object for a local path (`~` expanded) or a gs:// URL."""
+    text = os.fspath(path)
+    return epath.Path(text) if "://" in text else epath.Path(os.path.expanduser(text))
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+    """Yields an empty local directory beside `path`; renames it to `path` on success, removes it on any failure.
+
+    Raises:
+        StorageError: `path` exists and holds something (unless `replace`), or its parent cannot be written.
+    """
+    final = Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
+    if not replace and final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise StorageError(f"{final}: exists and is not empty; choose another directory or remove it")
+    made = [parent for parent in (final.parent, *final.parent.parents) if not parent.exists()]
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".incomplete", dir=final.parent))
+    except OSError as error:
+        _remove_empty(made)
+        raise StorageError(f"{final}: cannot be written: {error.strerror or error}") from error
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_empty(made)
+        raise
+
+
+def _remove_empty(directories: list[Path]) -> None:
+    for directory in directories:  # innermost first; those that hold something stay
+        with contextlib.suppress(OSError):
+            directory.rmdir()
