@@ -1,0 +1,38 @@
+"""Log-probabilities of given tokens without ever holding [tokens, vocab] whole."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+_LOGITS_PER_CHUNK = 1 << 24
+"""Logit elements alive at once per row: 64 MiB in float32."""
+
+
+def token_logps(
+    hidden: Float[Array, "B L D"], head: Float[Array, "D V"], targets: Int[Array, "B L"]
+) -> Float[Array, "B L"]:
+    """log softmax(hidden @ head)[target] at each slot, in float32.
+
+    Goes along the length in chunks whose logits are recomputed in the backward pass. The picked logit is a masked
+    sum rather than a gather, so that a vocabulary-sharded head needs no gathered logits.
+    """
+    rows, length, width = hidden.shape
+    vocab = head.shape[1]
+    chunk = max(1, min(length, _LOGITS_PER_CHUNK // vocab))
+    chunks = -(-length // chunk)
+    padding = chunks * chunk - length
+
+    def logps(args: tuple[Array, Array]) -> Array:
+        chunk_hidden, chunk_targets = args
+        weight = head.astype(chunk_hidden.dtype)
+        logits = jnp.einsum("bcd,dv->bcv", chunk_hidden, weight, preferred_element_type=jnp.float32)
+        is_target = jnp.arange(vocab, dtype=jnp.int32) == chunk_targets[..., None]
+        picked = jnp.where(is_target, logits, 0).sum(-1)
+        return picked - jax.nn.logsumexp(logits, axis=-1)
+
+    if chunks == 1:
+        return jax.checkpoint(logps)((hidden, targets))
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(rows, chunks, chunk, width)
+    targets = jnp.pad(targets, ((0, 0), (0, padding))).reshape(rows, chunks, chunk)
+    out = jax.lax.map(jax.checkpoint(logps), (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(targets, 1, 0)))
+    return jnp.moveaxis(out, 0, 1).reshape(rows, chunks * chunk)[:, :length]

@@ -1,0 +1,222 @@
+"""The Mistral decoder in Flax NNX: stacked, scanned layers; each parameter declared once with its logical axes.
+
+The rest of the package sees plain nested dicts of arrays; `param_specs`, `init_params`, `hidden_states` and
+`token_logps` are the views of the one declaration below.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from janus_jax.model import head
+from janus_jax.model.attention import Layout, attention
+from janus_jax.model.config import ModelConfig
+
+Params = dict[str, Any]
+"""Nested dict of arrays, as `init_params` makes it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSpec:
+    """Shape, dtype and logical axis names of one parameter."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    axes: tuple[str, ...]
+
+
+def _unconstrained(x: Array, axes: tuple[str | None, ...]) -> Array:
+    return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How to run the forward pass: dtype of activations, what to recompute, where activations live."""
+
+    dtype: Any = jnp.bfloat16
+    remat: str = "none"  # none: keep activations | full: keep block inputs only
+    constrain: Callable[[Array, tuple[str | None, ...]], Array] = _unconstrained
+
+
+class Attention(nnx.Module):
+    """Weights of all layers on a leading axis; called on one layer's slice."""
+
+    def __init__(self, config: ModelConfig, declare: "Declare"):
+        n, layers = config, config.num_layers
+        self.q = declare((layers, n.hidden_size, n.num_heads, n.head_dim), "layers embed q_heads head_dim")
+        self.k = declare((layers, n.hidden_size, n.num_kv_heads, n.head_dim), "layers embed kv_heads head_dim")
+        self.v = declare((layers, n.hidden_size, n.num_kv_heads, n.head_dim), "layers embed kv_heads head_dim")
+        self.o = declare((layers, n.num_heads, n.head_dim, n.hidden_size), "layers q_heads head_dim embed")
+
+    def __call__(self, x: Array, layout: Layout, config: ModelConfig, compute: Compute) -> Array:
+        def heads(weight: nnx.Param, axis: str) -> Array:
+            projected = jnp.einsum("bld,dnh->blnh", x, weight[...].astype(x.dtype))
+            return compute.constrain(projected, ("batch", "length", axis, "head_dim"))
+
+        with jax.named_scope("attention"):
+            q = rotary(heads(self.q, "q_heads"), layout.position, config.rope_theta)
+            k = rotary(heads(self.k, "kv_heads"), layout.position, config.rope_theta)
+            out = attention(q, k, heads(self.v, "kv_heads"), layout, window=config.sliding_window)
+            out = compute.constrain(out, ("batch", "length", "q_heads", "head_dim"))
+            return jnp.einsum("blnh,nhd->bld", out, self.o[...].astype(x.dtype))
+
+
+class MLP(nnx.Module):
+    """SwiGLU feed-forward of all layers; called on one layer's slice."""
+
+    def __init__(self, config: ModelConfig, declare: "Declare"):
+        layers, width, ffn = config.num_layers, config.hidden_size, config.intermediate_size
+        self.gate = declare((layers, width, ffn), "layers embed mlp")
+        self.up = declare((layers, width, ffn), "layers embed mlp")
+        self.down = declare((layers, ffn, width), "layers mlp embed")
+
+    def __call__(self, x: Array, compute: Compute) -> Array:
+        with jax.named_scope("mlp"):
+            gate = jnp.einsum("bld,df->blf", x, self.gate[...].astype(x.dtype))
+            up = jnp.einsum("bld,df->blf", x, self.up[...].astype(x.dtype))
+            hidden = compute.constrain(jax.nn.silu(gate) * up, ("batch", "length", "mlp"))
+            return jnp.einsum("blf,fd->bld", hidden, self.down[...].astype(x.dtype))
+
+
+class Block(nnx.Module):
+    """One pre-norm transformer block, declared for all layers at once."""
+
+    def __init__(self, config: ModelConfig, declare: "Declare"):
+        self.attention_norm = declare((config.num_layers, config.hidden_size), "layers embed", ones=True)
+        self.attention = Attention(config, declare)
+        self.mlp_norm = declare((config.num_layers, config.hidden_size), "layers embed", ones=True)
+        self.mlp = MLP(config, declare)
+
+    def __call__(self, x: Array, layout: Layout, config: ModelConfig, compute: Compute) -> Array:
+        x = x + self.attention(rms_norm(x, self.attention_norm[...], config.rms_norm_eps), layout, config, compute)
+        x = x + self.mlp(rms_norm(x, self.mlp_norm[...], config.rms_norm_eps), compute)
+        return compute.constrain(x, ("batch", "length", None))
+
+
+class Mistral(nnx.Module):
+    """Embedding, scanned blocks, final norm and (unless tied) the head."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, param_dtype: Any = jnp.float32):
+        declare = Declare(rngs, param_dtype, config.initializer_range)
+        self.config = config
+        self.embedding = declare((config.vocab_size, config.hidden_size), "vocab embed")
+        self.layers = Block(config, declare)
+        self.final_norm = declare((config.hidden_size,), "embed", ones=True)
+        if not config.tie_embeddings:
+            self.lm_head = declare((config.hidden_size, config.vocab_size), "embed vocab")
+
+    def __call__(self, tokens: Array, layout: Layout, compute: Compute) -> Array:
+        """Final hidden states [B, L, D] in the compute dtype."""
+        with jax.named_scope("embed"):  # gathered in the parameter dtype: the gradient is summed in it too
+            x = compute.constrain(self.embedding[...][tokens].astype(compute.dtype), ("batch", "length", None))
+        block, weights = nnx.split(self.layers)
+
+        def body(x: Array, layer: nnx.State) -> tuple[Array, None]:
+            return nnx.merge(block, layer)(x, layout, self.config, compute), None
+
+        if compute.remat == "full":
+            body = jax.checkpoint(body, prevent_cse=False)
+        x, _ = jax.lax.scan(body, x, weights)
+        return rms_norm(x, self.final_norm[...], self.config.rms_norm_eps)
+
+    def head(self) -> Array:
+        """[D, V]: the language-model head, or the embedding turned round when tied."""
+        return self.embedding[...].T if self.config.tie_embeddings else self.lm_head[...]
+
+
+class Declare:
+    """Makes one `nnx.Param` with its initial value and logical axes."""
+
+    def __init__(self, rngs: nnx.Rngs, dtype: Any, stddev: float):
+        self.rngs, self.dtype, self.stddev = rngs, dtype, stddev
+
+    def __call__(self, shape: tuple[int, ...], axes: str, *, ones: bool = False) -> nnx.Param:
+        if ones:
+            value = jnp.ones(shape, self.dtype)
+        else:
+            value = (jax.random.normal(self.rngs.params(), shape, jnp.float32) * self.stddev).astype(self.dtype)
+        return nnx.Param(value, axes=tuple(axes.split()))
+
+
+def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*B D"]:
+    """x / rms(x) * scale, in float32, returned in x's dtype (Zhang & Sennrich 2019)."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    return y.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def rotary(x: Float[Array, "B L N H"], position: Int[Array, "B L"], theta: float) -> Float[Array, "B L N H"]:
+    """Rotary embedding in the half-split layout of Hugging Face checkpoints; angles in float32, because bfloat16
+    cannot tell neighbouring positions apart beyond 256."""
+    half = x.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = position[..., None, None].astype(jnp.float32) * frequency
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+@functools.cache
+def _abstract(config: ModelConfig, dtype: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    model = nnx.eval_shape(lambda: Mistral(config, rngs=nnx.Rngs(0), param_dtype=dtype))
+    return nnx.split(model)
+
+
+def param_specs(config: ModelConfig, dtype: Any = jnp.float32) -> Params:
+    """The parameter tree with a `ParamSpec` at each leaf; nothing is allocated."""
+    _, state = _abstract(config, jnp.dtype(dtype))
+    tree: Params = {}
+    for path, variable in state.flat_state():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = ParamSpec(tuple(variable.shape), jnp.dtype(dtype), variable.get_metadata()["axes"])
+    return tree
+
+
+def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> Params:
+    """Random parameters: normal(0, initializer_range), norms one. Pure: jit it with out_shardings."""
+    return nnx.to_pure_dict(nnx.split(Mistral(config, rngs=nnx.Rngs(key), param_dtype=dtype))[1])
+
+
+def _bind(config: ModelConfig, params: Params) -> Mistral:
+    graph, abstract = _abstract(config, jnp.dtype(jnp.float32))
+    state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the cached tree stays abstract
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+
+def hidden_states(
+    config: ModelConfig, params: Params, tokens: Int[Array, "B L"], layout: Layout, compute: Compute
+) -> Float[Array, "B L D"]:
+    """Final hidden states of packed rows."""
+    return _bind(config, params)(tokens, layout, compute)
+
+
+def token_logps(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B L"],
+    targets: Int[Array, "B L"],
+    layout: Layout,
+    compute: Compute,
+) -> Float[Array, "B L"]:
+    """log p(target | what the slot sees) at each slot, float32; logits are never whole."""
+    model = _bind(config, params)
+    with jax.named_scope("head"):
+        return head.token_logps(model(tokens, layout, compute), model.head(), targets)
+
+
+def logits(
+    config: ModelConfig, params: Params, tokens: Int[Array, "B L"], layout: Layout, compute: Compute
+) -> Float[Array, "B L V"]:
+    """Whole logits in float32, for comparisons and short generations; training uses `token_logps`."""
+    model = _bind(config, params)
+    x = model(tokens, layout, compute)
+    return jnp.einsum("bld,dv->blv", x, model.head().astype(x.dtype), preferred_element_type=jnp.float32)
