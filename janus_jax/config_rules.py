@@ -1,0 +1,65 @@
+"""Rules between the keys of a configuration, judged on values that may be wrong in other ways too."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+MESH_AXES = ("data", "fsdp", "tensor", "context")
+PAIR_OBJECTIVES = ("dpo",)
+REFERENCE_OBJECTIVES = ("dpo",)
+
+
+def conflicts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key, sentence) for keys that contradict each other. Takes unchecked values: judges only what has its type."""
+
+    def get(section: str, key: str, kind: type) -> Any:
+        found = config.get(section)
+        value = found.get(key) if isinstance(found, Mapping) else None
+        return value if isinstance(value, kind) and not isinstance(value, bool) else None
+
+    def given(section: str, *keys: str) -> list[str]:
+        found = config.get(section)
+        return [f"{section}.{key}" for key in keys if isinstance(found, Mapping) and found.get(key) is not None]
+
+    start, model = get("init", "from", str), config.get("model")
+    if start and model is not None:
+        yield (
+            "init.from",
+            f"model and init.from = {start!r} are both given; allowed: one of them (model=null or init.from=null)",
+        )
+    if not given("init", "from") and model is None:
+        yield (
+            "model",
+            "neither init.from nor model is given; allowed: weights to start from, or a model for random weights",
+        )
+    for section, one, other in (("batch", "rows", "examples"), ("schedule", "epochs", "steps")):
+        keys = given(section, one, other)
+        if len(keys) == 2:
+            yield keys[1], f"{keys[0]} and {keys[1]} are both given; allowed: one of them, the other null"
+        elif isinstance(config.get(section), Mapping) and not keys:
+            yield (
+                f"{section}.{one}",
+                f"neither {section}.{one} nor {section}.{other} is given; allowed: exactly one of them",
+            )
+    row, sequence = get("batch", "row_length", int), get("batch", "max_sequence_length", int)
+    if row and sequence and sequence > row:
+        yield (
+            "batch.max_sequence_length",
+            f"batch.max_sequence_length = {sequence}: allowed: at most batch.row_length = {row}",
+        )
+    rows, microbatches = get("batch", "rows", int), get("batch", "microbatches", int)
+    if rows and microbatches and microbatches > 0 and rows % microbatches:
+        yield "batch.microbatches", f"batch.microbatches = {microbatches}: allowed: a divisor of batch.rows = {rows}"
+    rest = [axis for axis in MESH_AXES if get("mesh", axis, int) == -1]
+    fsdp_by_default = isinstance(config.get("mesh"), Mapping) and "fsdp" not in config["mesh"]
+    rest += ["fsdp (its default)"] if fsdp_by_default and rest else []
+    if len(rest) > 1:
+        yield (
+            f"mesh.{rest[0]}",
+            f"mesh.{' and mesh.'.join(rest)} are -1; allowed: one axis at most takes all remaining devices",
+        )
+    objective, reference = get("objective", "name", str), get("reference", "from", str)
+    if reference and objective and objective not in REFERENCE_OBJECTIVES:
+        yield "reference.from", f"reference.from = {reference!r}: objective {objective} has no reference; allowed: null"
+    steps = get("profile", "steps", list) or get("profile", "steps", tuple) or []
+    if len(steps) == 2 and all(isinstance(step, int) for step in steps) and steps[0] > steps[1]:
+        yield "profile.steps", f"profile.steps = {list(steps)}: allowed: [first, last] with first <= last"
