@@ -1,0 +1,200 @@
+"""Writes a Hugging Face directory: config, sharded safetensors, generation config and tokenizer, whole or absent."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from janus_jax.checkpoint.hf_config import hf_config
+from janus_jax.checkpoint.keys import KeyEntry, key_table, leaves
+from janus_jax.errors import ConversionError, JanusError, StorageError
+from janus_jax.model.config import ModelConfig
+from janus_jax.model.mistral import Params, param_specs
+from janus_jax.storage import atomic_directory
+
+_SAFETENSORS_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def save_hf(
+    params: Params,
+    config: ModelConfig,
+    out: str | os.PathLike[str],
+    *,
+    dtype: Any = None,
+    max_shard_size: int | str = "5GB",
+    tokenizer: Any = None,
+    generation_defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes `params` as a directory that transformers, vllm and mistralrs load. Call it on every process.
+
+    Args:
+        params: numpy or jax arrays; sharded ones are gathered a tensor at a time, process 0 writes.
+        out: must be absent or empty; it appears whole, or not at all.
+        dtype: of the stored tensors (float32, bfloat16 or float16); None keeps that of the parameters.
+        max_shard_size: bytes, or text as "5GB", "200MB"; a larger tensor gets a file of its own.
+        tokenizer: a `janus_jax.data.tokenizer` tokenizer whose files go in; gives bos and eos ids.
+        generation_defaults: further keys of generation_config.json.
+
+    Raises:
+        ConversionError: parameters that are not those of `config`, or that are NaN or infinite (also by the cast).
+        StorageError: `out` holds something or cannot be written.
+    """
+    entries = key_table(config)
+    flat = _check_params(params, config)
+    dtype = jnp.dtype(flat["embedding",].dtype if dtype is None else dtype)
+    if dtype.name not in _SAFETENSORS_NAMES:
+        raise ConversionError(f"dtype {dtype.name} cannot be exported; allowed: {', '.join(_SAFETENSORS_NAMES)}")
+    shards = _plan_shards(entries, dtype.itemsize, parse_size(max_shard_size))
+    tensors = _gathered(entries, flat, dtype)
+    failure: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            with atomic_directory(out) as directory:
+                _write_shards(directory, shards, dtype, tensors)
+                _write_companions(directory, config, dtype, tokenizer, generation_defaults)
+                _sync_tree(directory)
+        except OSError as error:
+            failure = StorageError(f"{os.fspath(out)}: cannot be written: {error.strerror or error}")
+        except Exception as error:
+            failure = error
+    for _ in tensors:  # the gathers are collective: every process makes all of them, whatever befell the writer
+        pass
+    _agree(failure, os.fspath(out))
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes of "5GB" (decimal), "200MiB" (binary) or a number.
+
+    Raises:
+        ConversionError: not a positive size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    factor = _UNITS.get(match[2].upper()) if match else None
+    if not match or factor is None or float(match[1]) * factor < 1:
+        raise ConversionError(
+            f'max_shard_size={size!r}: a positive number of bytes is needed, as 5000000, "200MB", "5GB"'
+        )
+    return int(float(match[1]) * factor)
+
+
+def _check_params(params: Params, config: ModelConfig) -> dict[tuple[str, ...], Any]:
+    flat, specs = leaves(params), leaves(param_specs(config))
+    if missing := sorted("/".join(path) for path in specs.keys() ^ flat.keys()):
+        raise ConversionError(f"parameters do not fit the model config: {', '.join(missing)} missing or not expected")
+    for path, leaf in flat.items():
+        if leaf.shape != specs[path].shape:  # type: ignore[attr-defined]
+            raise ConversionError(f"parameter {'/'.join(path)} has shape {leaf.shape}; needed: {specs[path].shape}")  # type: ignore[attr-defined]
+    return flat
+
+
+def _plan_shards(entries: list[KeyEntry], itemsize: int, limit: int) -> list[list[KeyEntry]]:
+    shards: list[list[KeyEntry]] = [[]]
+    filled = 0
+    for entry in entries:
+        size = _count(entry) * itemsize
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(entry)
+        filled += size
+    return shards
+
+
+def _count(entry: KeyEntry) -> int:
+    return int(np.prod(entry.shape, dtype=np.int64))
+
+
+def _gathered(entries: list[KeyEntry], flat: dict[tuple[str, ...], Any], dtype: np.dtype) -> Iterator[np.ndarray]:
+    """The torch tensors in order, each on the host of every process, one at a time."""
+    for entry in entries:
+        leaf = flat[entry.path]
+        part = leaf if entry.layer is None else leaf[entry.layer]
+        if isinstance(part, jax.Array) and not part.is_fully_addressable:
+            from jax.experimental import multihost_utils
+
+            part = multihost_utils.process_allgather(part, tiled=True)
+        yield entry.to_torch(np.asarray(part)).astype(dtype, copy=False)
+
+
+def _write_shards(
+    directory: Path, shards: list[list[KeyEntry]], dtype: np.dtype, tensors: Iterator[np.ndarray]
+) -> None:
+    if len(shards) == 1:
+        _write_safetensors(directory / "model.safetensors", shards[0], dtype, tensors)
+        return
+    weight_map = {}
+    for i, shard in enumerate(shards, start=1):
+        name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        _write_safetensors(directory / name, shard, dtype, tensors)
+        weight_map |= {entry.key: name for entry in shard}
+    count = sum(_count(entry) for shard in shards for entry in shard)
+    metadata = {"total_parameters": count, "total_size": count * dtype.itemsize}
+    _write_json(directory / "model.safetensors.index.json", {"metadata": metadata, "weight_map": weight_map})
+
+
+def _write_safetensors(file: Path, entries: list[KeyEntry], dtype: np.dtype, tensors: Iterator[np.ndarray]) -> None:
+    """The format: 8 bytes of header length, a JSON header padded to 8 bytes, the raw tensors. Holds one at a time."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for entry in entries:
+        end = offset + _count(entry) * dtype.itemsize
+        header[entry.key] = {
+            "dtype": _SAFETENSORS_NAMES[dtype.name],
+            "shape": list(entry.torch_shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for entry in entries:
+            tensor = next(tensors)
+            if not np.isfinite(tensor).all():
+                raise ConversionError(f"tensor {entry.key} holds NaN or infinite values in {dtype.name}: not exported")
+            stream.write(tensor.reshape(-1).view(np.uint8).data)
+
+
+def _write_companions(
+    directory: Path, config: ModelConfig, dtype: np.dtype, tokenizer: Any, generation_defaults: Mapping[str, Any] | None
+) -> None:
+    ids = {} if tokenizer is None else {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
+    model = hf_config(config, dtype, **ids)
+    generation = {name: model[name] for name in ("bos_token_id", "eos_token_id")} | dict(generation_defaults or {})
+    if tokenizer is not None:
+        from janus_jax.data.tokenizer import save_hf_tokenizer
+
+        save_hf_tokenizer(tokenizer, directory)
+    _write_json(directory / "config.json", model)
+    _write_json(directory / "generation_config.json", generation)
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _sync_tree(directory: Path) -> None:
+    for path in (*directory.rglob("*"), directory):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _agree(failure: Exception | None, out: str) -> None:
+    """Raises on every process when process 0 failed."""
+    failed = failure is not None
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        failed = bool(multihost_utils.broadcast_one_to_all(np.int32(failed)))
+    if failed:
+        raise failure or JanusError(f"{out}: process 0 could not write it; its log says why")

@@ -1,0 +1,111 @@
+"""The key table: which Hugging Face tensor holds which part of which parameter, and how its axes map.
+
+One table drives both directions. It derives from `param_specs`, so a parameter that has no row here is an error.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from janus_jax.errors import ConversionError
+from janus_jax.model.config import ModelConfig
+from janus_jax.model.mistral import ParamSpec, param_specs
+
+Path = tuple[str, ...]
+Axes = tuple[tuple[int, ...], ...]
+
+_TABLE: dict[Path, tuple[str, Axes]] = {
+    # parameter path: (torch name, for each torch axis the parameter axes folded into it; the layer axis not counted)
+    ("embedding",): ("model.embed_tokens.weight", ((0,), (1,))),  # [V, D]
+    ("layers", "attention_norm"): ("input_layernorm.weight", ((0,),)),  # [D]
+    ("layers", "attention", "q"): ("self_attn.q_proj.weight", ((1, 2), (0,))),  # [D, N, H] <-> [N*H, D]
+    ("layers", "attention", "k"): ("self_attn.k_proj.weight", ((1, 2), (0,))),
+    ("layers", "attention", "v"): ("self_attn.v_proj.weight", ((1, 2), (0,))),
+    ("layers", "attention", "o"): ("self_attn.o_proj.weight", ((2,), (0, 1))),  # [N, H, D] <-> [D, N*H]
+    ("layers", "mlp_norm"): ("post_attention_layernorm.weight", ((0,),)),
+    ("layers", "mlp", "gate"): ("mlp.gate_proj.weight", ((1,), (0,))),  # [D, F] <-> [F, D]
+    ("layers", "mlp", "up"): ("mlp.up_proj.weight", ((1,), (0,))),
+    ("layers", "mlp", "down"): ("mlp.down_proj.weight", ((1,), (0,))),
+    ("final_norm",): ("model.norm.weight", ((0,),)),
+    ("lm_head",): ("lm_head.weight", ((1,), (0,))),  # [D, V] <-> [V, D]
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyEntry:
+    """One Hugging Face tensor and the parameter, or the layer of a stacked parameter, that it is."""
+
+    key: str
+    path: Path
+    layer: int | None  # index on the leading axis of the parameter; None: the parameter is not stacked
+    shape: tuple[int, ...]  # of the parameter, without the layer axis
+    axes: Axes
+
+    @property
+    def torch_shape(self) -> tuple[int, ...]:
+        return tuple(math.prod(self.shape[axis] for axis in group) for group in self.axes)
+
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        """The torch matrix [out, in] (C order) of one layer of the parameter."""
+        assert array.shape == self.shape, (self.key, array.shape, self.shape)
+        order = [axis for group in self.axes for axis in group]
+        return np.ascontiguousarray(array.transpose(order).reshape(self.torch_shape))
+
+    def from_torch(self, read: Callable[[tuple[slice, ...]], np.ndarray], index: tuple[slice, ...]) -> np.ndarray:
+        """The block `index` (unit-step slices over `shape`) of the parameter, through reads of the torch tensor.
+
+        `read` takes slices over `torch_shape`. Of axes folded together only the outer one is cut while reading, so
+        the read is a box of the tensor; the inner ones are cut in memory.
+        """
+        bounds = [part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)]
+        box, folded = [], []
+        for outer, *inner in self.axes:
+            start, stop = bounds[outer]
+            rest = [self.shape[axis] for axis in inner]
+            box.append(slice(start * math.prod(rest), stop * math.prod(rest)))
+            folded += [stop - start, *rest]
+        order = [axis for group in self.axes for axis in group]
+        block = read(tuple(box)).reshape(folded).transpose(np.argsort(order))
+        outer_axes = {group[0] for group in self.axes}
+        cut = tuple(slice(None) if axis in outer_axes else slice(*bounds[axis]) for axis in range(len(self.shape)))
+        return block[cut]
+
+
+def leaves(tree: dict, prefix: Path = ()) -> dict[Path, object]:
+    """Flattens nested dicts to {path: leaf}, in insertion order."""
+    flat: dict[Path, object] = {}
+    for name, node in tree.items():
+        flat |= leaves(node, (*prefix, name)) if isinstance(node, dict) else {(*prefix, name): node}
+    return flat
+
+
+def nest(flat: dict[Path, object]) -> dict:
+    """The reverse of `leaves`."""
+    tree: dict = {}
+    for path, leaf in flat.items():
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = leaf
+    return tree
+
+
+def key_table(config: ModelConfig) -> list[KeyEntry]:
+    """All tensors of a model directory in the order of the forward pass (a tied model has no `lm_head.weight`)."""
+    specs: dict[Path, ParamSpec] = leaves(param_specs(config))  # type: ignore[assignment]
+    if unknown := sorted("/".join(path) for path in specs if path not in _TABLE):
+        raise ConversionError(f"parameters without a Hugging Face key: {', '.join(unknown)}")
+    rows = {path: (row, specs[path]) for path, row in _TABLE.items() if path in specs}
+    stacked = {path: value for path, value in rows.items() if value[1].axes[0] == "layers"}
+    table = []
+    for path, ((name, axes), spec) in rows.items():
+        if path not in stacked:
+            table.append(KeyEntry(name, path, None, spec.shape, axes))
+        elif path == next(iter(stacked)):  # where the first stacked parameter stands, all layers go in
+            for layer in range(config.num_layers):
+                for inner, ((inner_name, inner_axes), inner_spec) in stacked.items():
+                    key = f"model.layers.{layer}.{inner_name}"
+                    table.append(KeyEntry(key, inner, layer, inner_spec.shape[1:], inner_axes))
+    return table
