@@ -172,7 +172,7 @@ def param_specs(config: ModelConfig, dtype: Any = jnp.float32) -> Params:
     """The parameter tree with a `ParamSpec` at each leaf; nothing is allocated."""
     _, state = _abstract(config, jnp.dtype(dtype))
     tree: Params = {}
-    for path, variable in state.flat_state():
+    for path, variable in nnx.to_flat_state(state):
         node = tree
         for key in path[:-1]:
             node = node.setdefault(key, {})

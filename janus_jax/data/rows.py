@@ -1,0 +1,222 @@
+"""The row plan of an epoch, a pure function of lengths and seed, and the packing of examples into rows."""
+
+import bisect
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from janus_jax.batch import Batch, empty_batch
+from janus_jax.data.example import Example
+from janus_jax.errors import ConfigError, DataError
+
+OverlongPolicy = Literal["drop", "truncate", "error"]
+
+_BLOCK = 2048
+"""Examples packed together: large enough for rows over 99 % full, small enough that order stays random."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """Examples that fit, and what became of the others."""
+
+    index: np.ndarray  # [F] int64 example numbers that are read
+    lengths: np.ndarray  # [F, 3] int32 tokens of prompt, chosen, rejected after truncation
+    dropped: int
+    truncated: int
+
+    @property
+    def slots(self) -> np.ndarray:
+        """[F] row slots that each takes: the prompt without its last token, then that token with each branch."""
+        return self.lengths[:, 0] - 1 + self.lengths[:, 1] + self.lengths[:, 2]
+
+
+def fit(
+    lengths: np.ndarray, *, row_length: int, max_sequence_length: int, overlong: OverlongPolicy, name: str = "data"
+) -> Fitted:
+    """Applies the policy for examples longer than `max_sequence_length` (prompt + longer branch) or than a row.
+
+    `truncate` cuts responses from the right, EOS first, and drops only examples whose prompt leaves no room.
+
+    Args:
+        lengths: [E, 3] tokens of prompt, chosen and rejected (0 without a rejected branch).
+    Raises:
+        DataError: policy `error` and some example is over-long, or nothing is left.
+    """
+    lengths = np.asarray(lengths, np.int32)
+    prompt, branches = lengths[:, 0], lengths[:, 1:]
+    kept = lengths.copy()
+    if overlong == "truncate":
+        room = np.maximum(max_sequence_length - prompt, 0)
+        kept[:, 1:] = np.minimum(branches, room[:, None])
+        # Both branches of a pair must also fit one row: the longer one gives way first.
+        excess = np.maximum(prompt - 1 + kept[:, 1] + kept[:, 2] - row_length, 0)
+        gap = kept[:, 1] - kept[:, 2]
+        from_longer = np.minimum(excess, np.abs(gap))
+        kept[:, 1] -= np.where(gap > 0, from_longer, 0)
+        kept[:, 2] -= np.where(gap < 0, from_longer, 0)
+        rest = excess - from_longer
+        both = branches[:, 1] > 0
+        kept[:, 1] -= np.where(both, (rest + 1) // 2, rest)
+        kept[:, 2] -= np.where(both, rest // 2, 0)
+        had = branches > 0
+        bad = ((kept[:, 1:] <= 0) & had).any(1) | (prompt >= max_sequence_length)
+    else:
+        whole = prompt + branches.max(1)
+        bad = (whole > max_sequence_length) | (prompt - 1 + branches.sum(1) > row_length)
+    if overlong == "error" and bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise DataError(
+            f"{name}: {int(bad.sum())} of {len(lengths)} examples are over-long, the first is row {first + 1} "
+            f"(prompt {prompt[first]}, responses {branches[first].tolist()} tokens; max_sequence_length "
+            f"{max_sequence_length}, row_length {row_length}); set batch.overlong to drop or truncate, or raise them"
+        )
+    if bad.all():
+        raise DataError(
+            f"{name}: none of {len(lengths)} examples fits max_sequence_length {max_sequence_length} and row_length "
+            f"{row_length}; the shortest takes {int((prompt + branches.max(1)).min())} tokens"
+        )
+    index = np.flatnonzero(~bad)
+    truncated = int((kept[index] != lengths[index]).any(1).sum())
+    return Fitted(index, kept[index], dropped=int(bad.sum()), truncated=truncated)
+
+
+def default_max_segments(fitted: Fitted, row_length: int) -> int:
+    """A static cap that rows rarely reach: twice the average number of examples a row holds."""
+    slots = fitted.slots
+    most = row_length // max(1, int(slots.min()))
+    return int(max(1, min(most, np.ceil(2 * row_length / slots.mean()))))
+
+
+def plan_rows(
+    slots: np.ndarray, *, row_length: int, max_segments: int, seed: int, epoch: int, shuffle: bool = True
+) -> list[np.ndarray]:
+    """Rows of an epoch as arrays of positions in `slots`: shuffled, best-fit-decreasing within blocks, rows shuffled.
+
+    Shuffling rows afterwards keeps long and short rows mixed: the plan introduces no length curriculum.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    order = rng.permutation(len(slots)) if shuffle else np.arange(len(slots))
+    rows: list[np.ndarray] = []
+    for start in range(0, len(order), _BLOCK):
+        block = order[start : start + _BLOCK]
+        rows.extend(_best_fit_decreasing(block, slots, row_length, max_segments))
+    if shuffle:
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+    return rows
+
+
+def _best_fit_decreasing(block: np.ndarray, slots: np.ndarray, capacity: int, cap: int) -> list[np.ndarray]:
+    members: list[list[int]] = []
+    open_rows: list[tuple[int, int]] = []  # (room left, row), sorted: the first that fits is the tightest
+    for example in block[np.argsort(-slots[block], kind="stable")].tolist():
+        size = int(slots[example])
+        at = bisect.bisect_left(open_rows, (size, -1))
+        if at == len(open_rows):
+            members.append([])
+            room, row = capacity, len(members) - 1
+        else:
+            room, row = open_rows.pop(at)
+        members[row].append(example)
+        if len(members[row]) < cap and room - size > 0:
+            bisect.insort(open_rows, (room - size, row))
+    return [np.asarray(row) for row in members]
+
+
+def plan_groups(
+    slots: np.ndarray, *, examples: int, row_length: int, max_segments: int, seed: int, epoch: int, rows: int
+) -> list[list[np.ndarray]] | None:
+    """Steps of exactly `examples` examples (the last may have fewer), each balanced over `rows` rows.
+
+    Longest first onto the least loaded row that has room. None when some step does not fit into `rows` rows.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(len(slots))
+    steps = []
+    for start in range(0, len(order), examples):
+        group = order[start : start + examples]
+        members: list[list[int]] = [[] for _ in range(rows)]
+        load = [0] * rows
+        for example in group[np.argsort(-slots[group], kind="stable")].tolist():
+            size = int(slots[example])
+            open_rows = [r for r in range(rows) if len(members[r]) < max_segments and load[r] + size <= row_length]
+            if not open_rows:
+                return None
+            row = min(open_rows, key=load.__getitem__)
+            members[row].append(example)
+            load[row] += size
+        steps.append([np.asarray(row, np.int64) for row in members])
+    return steps
+
+
+def rows_for_groups(
+    slots: np.ndarray, *, examples: int, row_length: int, max_segments: int, seed: int, epochs: int, multiple: int
+) -> int:
+    """The fewest rows, a multiple of `multiple`, that hold every step of all `epochs` epochs.
+
+    Raises:
+        ConfigError: not even one row per example would do (an example is longer than a row).
+    """
+    rows = multiple
+    for epoch in range(epochs):
+        while True:
+            plan = plan_groups(
+                slots,
+                examples=examples,
+                row_length=row_length,
+                max_segments=max_segments,
+                seed=seed,
+                epoch=epoch,
+                rows=rows,
+            )
+            if plan is not None:
+                break
+            if rows >= examples + multiple:
+                raise ConfigError(f"batch.examples={examples}: examples do not fit rows of row_length={row_length}")
+            rows += multiple
+    return rows
+
+
+def pack(rows: Sequence[Sequence[Example]], *, row_length: int, max_segments: int) -> Batch:
+    """Numpy rows of the batch contract, one per list of examples; an empty list makes a row of padding.
+
+    Raises:
+        DataError: a row's examples need more than `row_length` slots or `max_segments` segments.
+    """
+    batch = empty_batch(len(rows), row_length, max_segments)
+    for row, examples in enumerate(rows):
+        if len(examples) > max_segments:
+            raise DataError(f"row {row}: {len(examples)} examples, but max_segments is {max_segments}")
+        at = 0
+        for number, example in enumerate(examples):
+            at = _place(batch, row, at, number, example, row_length)
+    return batch
+
+
+def _place(batch: Batch, row: int, at: int, number: int, example: Example, row_length: int) -> int:
+    """Writes one example as segment `number + 1` from slot `at`; returns the next free slot."""
+    prompt = example.prompt
+    shared = len(prompt) - 1
+    responses = [example.chosen] if example.rejected is None else [example.chosen, example.rejected]
+    end = at + shared + sum(map(len, responses))
+    if end > row_length:
+        raise DataError(f"row {row}: example {example.example_id} ends at slot {end}, but row_length is {row_length}")
+    batch.tokens[row, at : at + shared] = prompt[:shared]
+    batch.position[row, at : at + shared] = np.arange(shared)
+    batch.segment[row, at:end] = number + 1
+    at += shared
+    for branch, response in enumerate(responses, start=1):
+        size = len(response)
+        span = slice(at, at + size)
+        if size:
+            batch.tokens[row, at] = prompt[-1]
+            batch.tokens[row, at + 1 : at + size] = response[:-1]
+        batch.targets[row, span] = response
+        batch.weights[row, span] = 1
+        batch.branch[row, span] = branch
+        batch.position[row, span] = np.arange(shared, shared + size)
+        at += size
+    batch.example_id[row, number] = example.example_id
+    batch.valid[row, number] = True
+    batch.margin[row, number] = example.margin
+    return at

@@ -1,0 +1,37 @@
+"""Supervised fine-tuning on responses."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+from jaxtyping import Array, Float
+
+from janus_jax.batch import Batch
+from janus_jax.objectives.scores import BranchScores, Metrics, Normaliser
+
+
+@dataclasses.dataclass(frozen=True)
+class SFT:
+    """Token mean of the negative log-likelihood of responses, EOS included, prompts excluded.
+
+        L = - sum_t w_t log p(target_t) / sum_t w_t
+
+    `normaliser: global` counts tokens over all microbatches and hosts (TRL 1.16 SFTTrainer with
+    `average_tokens_across_devices`); `per_microbatch` averages microbatch means (axolotl of April 2024, as Janus ran).
+    """
+
+    name: Literal["sft"] = "sft"
+    normaliser: Normaliser = "global"
+
+    branches: ClassVar[int] = 1
+    needs_reference: ClassVar[bool] = False
+
+    def denominators(self, batch: Batch) -> dict[str, Float[Array, ""]]:
+        """Response tokens."""
+        return {"tokens": batch.weights.sum()}
+
+    def __call__(
+        self, scores: BranchScores, batch: Batch, denominators: dict[str, Float[Array, ""]]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Loss share and the metric `loss` (nats per response token)."""
+        total = -scores.logps.sum()
+        return total / denominators["tokens"], {"loss": (total, scores.tokens.sum())}

@@ -1,0 +1,163 @@
+"""Mesh axes, the table of sharding rules, and everything that follows from the two.
+
+The names of mesh axes appear in this module only; the rest of the package speaks of logical axes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from janus_jax.errors import ConfigError
+
+AXES = ("data", "fsdp", "tensor", "context")
+"""data: replicas · fsdp: parameters and rows sharded · tensor: heads, mlp and vocab sharded · context: length."""
+
+Rules = Mapping[str, tuple[str, ...]]
+"""Logical axis -> mesh axes. A logical axis that is absent is replicated."""
+
+DEFAULT_RULES: Rules = {
+    "batch": ("data", "fsdp"),
+    "length": ("context",),
+    "embed": ("fsdp",),
+    "q_heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "head_dim": (),
+    "layers": (),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """Sizes of the mesh axes; one may be -1, the devices that the others leave."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    context: int = 1
+
+    def resolve(self, devices: int) -> "MeshShape":
+        """The shape with -1 filled in.
+
+        Raises:
+            ConfigError: the sizes do not multiply to `devices`.
+        """
+        sizes = dataclasses.asdict(self)
+        open_axes = [axis for axis, size in sizes.items() if size == -1]
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        text = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+        if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+            raise ConfigError(f"mesh: {text}: sizes are positive, and at most one is -1")
+        if open_axes:
+            if devices % fixed:
+                raise ConfigError(f"mesh: {text} does not divide {devices} devices")
+            sizes[open_axes[0]] = devices // fixed
+        elif fixed != devices:
+            raise ConfigError(f"mesh: {text} needs {fixed} devices, but there are {devices}")
+        return MeshShape(**sizes)
+
+
+def build_mesh(shape: MeshShape, devices: list[Any] | None = None) -> Mesh:
+    """A mesh over all devices (or the given ones), in the order that suits the hardware's topology."""
+    chosen = jax.devices() if devices is None else devices
+    sizes = tuple(dataclasses.astuple(shape.resolve(len(chosen))))
+    auto = (jax.sharding.AxisType.Auto,) * len(AXES)
+    if devices is None:
+        return jax.make_mesh(sizes, AXES, axis_types=auto)
+    return Mesh(np.asarray(chosen).reshape(sizes), AXES, axis_types=auto)
+
+
+def merge_rules(overrides: Mapping[str, str | list[str] | None] | None) -> Rules:
+    """The default rules with a config's `sharding:` on top.
+
+    Raises:
+        ConfigError: unknown logical axis or mesh axis.
+    """
+    rules = dict(DEFAULT_RULES)
+    for logical, target in (overrides or {}).items():
+        if logical not in rules:
+            raise ConfigError(f"sharding.{logical}: unknown logical axis; known are {', '.join(rules)}")
+        axes = () if target is None else (target,) if isinstance(target, str) else tuple(target)
+        unknown = [axis for axis in axes if axis not in AXES]
+        if unknown:
+            raise ConfigError(f"sharding.{logical}: unknown mesh axis {unknown[0]!r}; known are {', '.join(AXES)}")
+        rules[logical] = axes
+    return rules
+
+
+def partition_spec(axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
+    """Mesh axes of each dimension.
+
+    Raises:
+        ConfigError: two dimensions of one array would use the same mesh axis.
+    """
+    parts, used = [], set()
+    for logical in axes:
+        mesh_axes = () if logical is None else rules.get(logical, ())
+        clash = used.intersection(mesh_axes)
+        if clash:
+            raise ConfigError(
+                f"sharding: axes {axes} map two dimensions to mesh axis {clash.pop()!r}; change the rule of {logical!r}"
+            )
+        used.update(mesh_axes)
+        parts.append(mesh_axes[0] if len(mesh_axes) == 1 else mesh_axes or None)
+    return PartitionSpec(*parts)
+
+
+def param_shardings(specs: Any, mesh: Mesh, rules: Rules) -> Any:
+    """A NamedSharding for each `ParamSpec` of the tree.
+
+    Raises:
+        ConfigError: a sharded dimension does not divide; names parameter, logical axis, size and mesh axes.
+    """
+
+    def sharding(path: tuple[Any, ...], spec: Any) -> NamedSharding:
+        partition = partition_spec(spec.axes, rules)
+        for logical, size, part in zip(spec.axes, spec.shape, partition, strict=True):
+            mesh_axes = () if part is None else (part,) if isinstance(part, str) else part
+            shards = math.prod(mesh.shape[axis] for axis in mesh_axes)
+            if size % shards:
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                raise ConfigError(
+                    f"mesh: {'*'.join(mesh_axes)}={shards} does not divide {logical}={size} of parameter {name}; "
+                    f"choose a divisor or set sharding.{logical}"
+                )
+        return NamedSharding(mesh, partition)
+
+    return jax.tree_util.tree_map_with_path(sharding, specs, is_leaf=lambda leaf: hasattr(leaf, "axes"))
+
+
+def constrainer(mesh: Mesh, rules: Rules) -> Callable[[jax.Array, tuple[str | None, ...]], jax.Array]:
+    """What the model calls on activations: pins an array's logical axes to the mesh."""
+
+    def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition_spec(axes, rules)))
+
+    return constrain
+
+
+def row_shards(mesh: Mesh, rules: Rules) -> int:
+    """How many ways the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in rules.get("batch", ()))
+
+
+def check_rows(rows: int, mesh: Mesh, rules: Rules, key: str) -> None:
+    """Raises ConfigError when `rows` rows of a microbatch do not divide over the row shards."""
+    shards = row_shards(mesh, rules)
+    if rows % shards:
+        axes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in rules.get("batch", ()))
+        raise ConfigError(
+            f"{key}: {rows} rows in a microbatch do not divide over {shards} row shards ({axes}); use a multiple of "
+            f"{shards}, fewer microbatches, or give devices to mesh.tensor or mesh.context instead"
+        )
+
+
+def batch_sharding(mesh: Mesh, rules: Rules, logical: tuple[str | None, ...]) -> NamedSharding:
+    """Sharding of a batch field, e.g. (None, 'batch', 'length') for [M, B, L]."""
+    return NamedSharding(mesh, partition_spec(logical, rules))

@@ -1,0 +1,71 @@
+"""AdamW, learning-rate schedules and gradient clipping, as the reference trainers define them."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Learning rate by optimizer step, counted from 0.
+
+    Linear warm-up from 0 over `warmup_steps` (so the first step has rate 0, as in transformers), then, over the
+    rest of `total_steps`: cosine 0.5 (1 + cos(pi t)) to 0, linear to 0, or constant.
+    """
+
+    learning_rate: float
+    total_steps: int
+    warmup_steps: int = 0
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+
+    def __call__(self, step: Any) -> Float[Array, ""]:
+        """The rate for optimizer step `step`."""
+        step = jnp.asarray(step).astype(jnp.float32)
+        warmup = jnp.minimum(step / max(1, self.warmup_steps), 1.0)
+        progress = jnp.clip((step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps), 0.0, 1.0)
+        decay = {
+            "cosine": 0.5 * (1.0 + jnp.cos(math.pi * progress)),
+            "linear": 1.0 - progress,
+            "constant": jnp.ones_like(progress),
+        }[self.name]
+        return self.learning_rate * jnp.where(step < self.warmup_steps, warmup, decay)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+    """Decoupled weight decay (Loshchilov & Hutter 2019) on matrices; norm weights are not decayed (transformers)."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+
+    def transformation(self, schedule: Callable[[Any], Any], specs: Any) -> optax.GradientTransformation:
+        """The optax transformation for parameters described by `specs` (a tree of `ParamSpec`)."""
+        decayed = jax.tree.map(
+            lambda spec: len([axis for axis in spec.axes if axis != "layers"]) > 1,
+            specs,
+            is_leaf=lambda leaf: hasattr(leaf, "axes"),
+        )
+        return optax.chain(
+            optax.scale_by_adam(self.b1, self.b2, self.eps),
+            optax.add_decayed_weights(self.weight_decay, mask=decayed),
+            optax.scale_by_learning_rate(schedule),
+        )
+
+
+def clip(grads: Any, max_norm: float | None) -> tuple[Any, Float[Array, ""]]:
+    """Scales gradients by min(1, max_norm / (norm + 1e-6)) as torch does; returns them and the norm before."""
+    leaves = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(grads)]
+    norm = jnp.sqrt(sum(leaves[1:], leaves[0]))
+    if max_norm is None:
+        return grads, norm
+    scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))
+    return jax.tree.map(lambda leaf: (leaf * scale).astype(leaf.dtype), grads), norm

@@ -1,0 +1,116 @@
+"""Replays a recorded run of another trainer through packed rows, with the code that training uses."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from janus_jax.batch import Batch
+from janus_jax.checkpoint.hf import load_hf
+from janus_jax.data.example import Example
+from janus_jax.data.rows import default_max_segments, fit, pack, plan_rows
+from janus_jax.model.mistral import Compute, Params, param_specs
+from janus_jax.objectives import Objective
+from janus_jax.training.optimizer import AdamW, Schedule
+from janus_jax.training.step import StepFunctions, metric_values
+
+Micro = Sequence[dict[str, Sequence[int]]]
+"""Examples of one microbatch, as token ids: {prompt, chosen, rejected?}, EOS included where it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRecord:
+    """What one optimizer step produced."""
+
+    loss: float
+    grad_norm: float
+    metrics: dict[str, float]
+
+
+def run(
+    objective: Objective,
+    hf_dir: str | os.PathLike[str],
+    steps: Sequence[Sequence[Micro]],
+    optimizer: AdamW | None = None,
+    *,
+    schedule: Schedule,
+    row_length: int | None = None,
+    seed: int = 0,
+) -> tuple[list[StepRecord], Params]:
+    """Trains from the weights in `hf_dir` on given examples, in float32; the reference is the initial weights.
+
+    Args:
+        objective: any objective; its normaliser says how microbatches are averaged.
+        hf_dir: a Hugging Face directory (config.json and safetensors).
+        steps: optimizer steps, each a list of microbatches, each a list of examples.
+        optimizer: AdamW settings; transformers' defaults when None.
+        schedule: learning rate by step.
+        row_length: slots of a packed row; by default twice the longest example, so that rows hold several.
+        seed: order of packing; it changes nothing but rounding.
+    Returns:
+        one record per optimizer step, and the final parameters.
+    """
+    optimizer = optimizer or AdamW()
+    config, params = load_hf(hf_dir, dtype=jnp.float32)
+    functions = StepFunctions(
+        model=config,
+        objective=objective,
+        compute=Compute(dtype=jnp.float32),
+        transformation=optimizer.transformation(schedule, param_specs(config)),
+        clip_norm=optimizer.clip_norm,
+    )
+    examples = [[[_example(e) for e in micro] for micro in step] for step in steps]
+    batches = _pack_steps(examples, row_length, seed)
+    train, reference = jax.jit(functions.train), jax.jit(functions.reference)
+    initial, state, records = params, functions.init(params), []
+    for batch in batches:
+        if objective.needs_reference:
+            batch = dataclasses.replace(batch, reference_logps=reference(initial, batch))
+        state, scalars, metrics = train(state, batch)
+        records.append(StepRecord(float(scalars["loss"]), float(scalars["grad_norm"]), metric_values(metrics)))
+    return records, state.params
+
+
+def _example(ids: dict[str, Sequence[int]]) -> Example:
+    rejected = ids.get("rejected")
+    return Example(
+        prompt=np.asarray(ids["prompt"], np.int32),
+        chosen=np.asarray(ids["chosen"], np.int32),
+        rejected=None if rejected is None else np.asarray(rejected, np.int32),
+    )
+
+
+def _lengths(examples: Sequence[Example]) -> np.ndarray:
+    sizes = [(len(e.prompt), len(e.chosen), 0 if e.rejected is None else len(e.rejected)) for e in examples]
+    return np.asarray(sizes, np.int32)
+
+
+def _pack_steps(steps: list[list[list[Example]]], row_length: int | None, seed: int) -> list[Batch]:
+    """Numpy batches [M, B, L]. One B for all of them, so that steps with equally many microbatches compile once."""
+    everything = _lengths([e for step in steps for micro in step for e in micro])
+    longest = int((everything.sum(1) - 1).max())
+    row_length = row_length or 2 * longest
+    fitted = fit(everything, row_length=row_length, max_sequence_length=row_length, overlong="error", name="replay")
+    cap = default_max_segments(fitted, row_length)
+
+    def plan(micro: list[Example]) -> list[np.ndarray]:
+        slots = fit(
+            _lengths(micro), row_length=row_length, max_sequence_length=row_length, overlong="error", name="replay"
+        ).slots
+        return plan_rows(slots, row_length=row_length, max_segments=cap, seed=seed, epoch=0)
+
+    plans = [[plan(micro) for micro in step] for step in steps]
+    rows = max(len(p) for step in plans for p in step)
+    batches = []
+    for step, step_plans in zip(steps, plans, strict=True):
+        packed = [
+            pack(
+                [[micro[i] for i in row] for row in p] + [[]] * (rows - len(p)), row_length=row_length, max_segments=cap
+            )
+            for micro, p in zip(step, step_plans, strict=True)
+        ]
+        batches.append(jax.tree.map(lambda *fields: np.stack(fields), *packed))
+    return batches

@@ -1,0 +1,111 @@
+"""The pure functions that the loop jits: train step, evaluation step, reference scores."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from janus_jax.batch import Batch
+from janus_jax.model.attention import Layout
+from janus_jax.model.config import ModelConfig
+from janus_jax.model.mistral import Compute, Params, token_logps
+from janus_jax.objectives import BranchScores, Metrics, Objective, branch_scores
+from janus_jax.training.optimizer import clip
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a checkpoint must hold besides the data position."""
+
+    params: Params
+    optimizer: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFunctions:
+    """Pure functions over batches with a leading microbatch axis, [M, B, L]; jit them with the run's shardings."""
+
+    model: ModelConfig
+    objective: Objective
+    compute: Compute
+    transformation: optax.GradientTransformation
+    clip_norm: float | None = 1.0
+
+    def init(self, params: Params) -> TrainState:
+        """Optimizer state for fresh parameters."""
+        return TrainState(params, self.transformation.init(params))
+
+    def scores(self, params: Params, batch: Batch) -> BranchScores:
+        """Branch scores of one microbatch [B, L]."""
+        layout = Layout(batch.segment, batch.branch, batch.position)
+        logps = token_logps(self.model, params, batch.tokens, batch.targets, layout, self.compute)
+        return branch_scores(logps, batch)
+
+    def reference(self, params: Params, batch: Batch) -> Float[Array, "M B S 2"]:
+        """Summed log-probs of each branch under frozen weights, for `Batch.reference_logps`."""
+        return jax.lax.map(lambda micro: self.scores(params, micro).logps, batch)
+
+    def evaluate(self, params: Params, batch: Batch) -> Metrics:
+        """Metrics (total, count) of a whole batch; they add up over batches."""
+
+        def metrics(micro: Batch) -> Metrics:
+            return self.objective(self.scores(params, micro), micro, self.objective.denominators(micro))[1]
+
+        return _sum_microbatches(jax.lax.map(metrics, batch))
+
+    def gradients(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], Params, Metrics]:
+        """Loss, float32-accumulated gradients and metrics of a whole batch.
+
+        With the `global` normaliser denominators are counted over all microbatches before the first of them runs.
+        """
+        microbatches = batch.tokens.shape[0]
+        whole = self.objective.denominators(batch)
+
+        def share(params: Params, micro: Batch) -> tuple[Array, Metrics]:
+            denominators = whole
+            if self.objective.normaliser == "per_microbatch":
+                denominators = {k: v * microbatches for k, v in self.objective.denominators(micro).items()}
+            denominators = jax.tree.map(lambda count: jnp.maximum(count, 1), denominators)  # empty: loss 0, not 0/0
+            return self.objective(self.scores(params, micro), micro, denominators)
+
+        differentiate = jax.value_and_grad(share, has_aux=True)
+        if microbatches == 1:  # no scan: the compiler sees one forward and one backward pass
+            (loss, metrics), grads = differentiate(params, jax.tree.map(lambda x: x[0], batch))
+            return loss, grads, metrics
+
+        def accumulate(carry: tuple[Array, Params], micro: Batch) -> tuple[tuple[Array, Params], Metrics]:
+            loss, total = carry
+            (share_loss, metrics), grads = differentiate(params, micro)
+            total = jax.tree.map(lambda a, g: a + g.astype(jnp.float32), total, grads)
+            return (loss + share_loss, total), metrics
+
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+        (loss, grads), metrics = jax.lax.scan(accumulate, (jnp.float32(0), zeros), batch)
+        return loss, grads, _sum_microbatches(metrics)
+
+    def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array], Metrics]:
+        """One optimizer step.
+
+        Returns:
+            the new state, scalars {loss, grad_norm} of this step, and the objective's metrics.
+        """
+        loss, grads, metrics = self.gradients(state.params, batch)
+        grads, norm = clip(grads, self.clip_norm)
+        updates, optimizer = self.transformation.update(grads, state.optimizer, state.params)
+        params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.params, updates)
+        return TrainState(params, optimizer), {"loss": loss, "grad_norm": norm}, metrics
+
+
+def _sum_microbatches(metrics: Metrics) -> Metrics:
+    return jax.tree.map(lambda x: x.sum(0), metrics)
+
+
+def metric_values(metrics: Metrics, to_host: Callable[[Any], Any] = jax.device_get) -> dict[str, float]:
+    """Quotients of (total, count) as Python floats; nan where the count is zero."""
+    host = to_host(metrics)
+    return {name: float(t) / float(n) if float(n) else float("nan") for name, (t, n) in host.items()}

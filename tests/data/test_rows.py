@@ -1,0 +1,110 @@
+"""The row plan and the packer against the batch contract."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from janus_jax.data.example import Example
+from janus_jax.data.rows import fit, pack, plan_groups, plan_rows, rows_for_groups
+from janus_jax.errors import DataError
+from tests.training_examples import random_examples
+
+
+def test_a_pair_is_laid_out_as_the_contract_draws_it():
+    example = Example(
+        prompt=np.array([1, 10, 11, 12]), chosen=np.array([20, 21, 2]), rejected=np.array([30, 2]), example_id=7
+    )
+    batch = pack([[example]], row_length=10, max_segments=2)
+    assert batch.tokens[0].tolist() == [1, 10, 11, 12, 20, 21, 12, 30, 0, 0]
+    assert batch.targets[0].tolist() == [0, 0, 0, 20, 21, 2, 30, 2, 0, 0]
+    assert batch.weights[0].tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 0, 0]
+    assert batch.segment[0].tolist() == [1] * 8 + [0, 0]
+    assert batch.branch[0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 0, 0]
+    assert batch.position[0].tolist() == [0, 1, 2, 3, 4, 5, 3, 4, 0, 0]
+    assert batch.example_id[0].tolist() == [7, -1]
+    assert batch.valid[0].tolist() == [True, False]
+
+
+def test_an_empty_branch_takes_no_slot_and_still_counts():
+    example = Example(prompt=np.array([1, 5]), chosen=np.array([], np.int32), rejected=np.array([6, 2]))
+    batch = pack([[example]], row_length=4, max_segments=1)
+    assert batch.tokens[0].tolist() == [1, 5, 6, 0]
+    assert batch.branch[0].tolist() == [0, 2, 2, 0]
+    assert batch.valid.sum() == 1 and batch.weights.sum() == 2
+
+
+def test_a_row_that_is_too_full_is_refused():
+    example = Example(prompt=np.arange(4), chosen=np.arange(5))
+    with pytest.raises(DataError, match="row_length is 7"):
+        pack([[example]], row_length=7, max_segments=1)
+
+
+sizes = st.lists(st.integers(1, 64), min_size=1, max_size=300)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, st.integers(0, 5), st.integers(0, 5), st.integers(1, 9))
+def test_a_plan_reads_each_example_once_and_overfills_no_row(slots, seed, epoch, cap):
+    slots = np.asarray(slots)
+    rows = plan_rows(slots, row_length=64, max_segments=cap, seed=seed, epoch=epoch)
+    assert sorted(np.concatenate(rows).tolist()) == list(range(len(slots)))
+    assert all(slots[row].sum() <= 64 and 0 < len(row) <= cap for row in rows)
+    again = plan_rows(slots, row_length=64, max_segments=cap, seed=seed, epoch=epoch)
+    assert all(np.array_equal(a, b) for a, b in zip(rows, again, strict=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes, st.integers(1, 20), st.integers(1, 4))
+def test_example_batches_hold_exactly_that_many(slots, examples, multiple):
+    slots = np.asarray(slots)
+    settings_ = {"examples": examples, "row_length": 64, "max_segments": 8, "seed": 3}
+    rows = rows_for_groups(slots, epochs=2, multiple=multiple, **settings_)
+    assert rows % multiple == 0
+    for epoch in range(2):
+        steps = plan_groups(slots, epoch=epoch, rows=rows, **settings_)
+        counts = [sum(map(len, step)) for step in steps]
+        assert counts[:-1] == [examples] * (len(steps) - 1) and 0 < counts[-1] <= examples
+        assert all(len(step) == rows for step in steps)
+        assert sorted(np.concatenate([row for step in steps for row in step]).tolist()) == list(range(len(slots)))
+        assert all(slots[row].sum() <= 64 for step in steps for row in step)
+
+
+def test_lengths_like_the_real_ones_pack_tightly():
+    rng = np.random.default_rng(0)
+    prompt = np.clip(rng.lognormal(np.log(330), 0.5, 20000), 8, 2048).astype(int)
+    response = np.clip(rng.lognormal(np.log(520), 0.55, (20000, 2)), 8, 2048).astype(int)
+    lengths = np.stack([prompt, response[:, 0], 0 * prompt], 1)
+    fitted = fit(lengths, row_length=8192, max_sequence_length=8192, overlong="drop")
+    rows = plan_rows(fitted.slots, row_length=8192, max_segments=64, seed=0, epoch=0)
+    assert fitted.slots.sum() / (8192 * len(rows)) > 0.98
+
+
+def test_each_overlong_policy_does_what_it_says():
+    lengths = np.array([[4, 4, 0], [4, 20, 0], [15, 4, 0]])
+    dropped = fit(lengths, row_length=16, max_sequence_length=16, overlong="drop")
+    assert dropped.index.tolist() == [0] and (dropped.dropped, dropped.truncated) == (2, 0)
+    cut = fit(lengths, row_length=16, max_sequence_length=16, overlong="truncate")
+    assert cut.lengths.tolist() == [[4, 4, 0], [4, 12, 0], [15, 1, 0]]
+    assert (cut.dropped, cut.truncated) == (0, 2)
+    with pytest.raises(DataError, match="row 2"):
+        fit(lengths, row_length=16, max_sequence_length=16, overlong="error")
+    with pytest.raises(DataError, match="none of 1"):
+        fit(lengths[1:2], row_length=16, max_sequence_length=16, overlong="drop")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=20))
+def test_truncated_pairs_fit_and_keep_both_responses(lengths):
+    lengths = np.asarray([(2, 1, 1), *lengths])
+    fitted = fit(lengths, row_length=32, max_sequence_length=24, overlong="truncate")
+    assert (fitted.slots <= 32).all()
+    assert (fitted.lengths[:, 0] + fitted.lengths[:, 1:].max(1) <= 24).all()
+    assert (fitted.lengths[:, 1:] > 0).all()
+    assert (fitted.lengths <= lengths[fitted.index]).all()
+    assert len(fitted.index) + fitted.dropped == len(lengths)
+
+
+def test_random_examples_have_both_kinds_of_length():
+    examples = random_examples(50, pairs=True)
+    assert {len(e.prompt) for e in examples} >= {1, 12}

@@ -1,0 +1,213 @@
+"""Packing changes nothing: packed rows equal each example alone, in logits, loss and every gradient."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from janus_jax.batch import Batch
+from janus_jax.data.rows import pack
+from janus_jax.model.attention import Layout
+from janus_jax.model.mistral import Compute, hidden_states, init_params, logits, param_specs
+from janus_jax.objectives import DPO, SFT, BranchScores
+from janus_jax.training.optimizer import AdamW, Schedule
+from janus_jax.training.step import StepFunctions
+from tests.training_examples import TINY, random_examples
+
+FULL = Compute(dtype=jnp.float32)
+REMAT = Compute(dtype=jnp.float32, remat="full")
+ROW = 128
+
+
+def functions(objective, config=TINY, compute=FULL):
+    transformation = AdamW().transformation(Schedule(1e-3, 10), param_specs(config))
+    return StepFunctions(config, objective, compute, transformation)
+
+
+def rows_of(examples, rows):
+    """Round robin over `rows` rows, always in the same order within a row."""
+    return [examples[i::rows] for i in range(rows)]
+
+
+def with_reference(batch: Batch) -> Batch:
+    """Reference log-probs that depend on the example alone, so packing cannot change them."""
+    ids = batch.example_id.astype(np.float32)
+    reference = np.stack([np.sin(ids), np.cos(ids)], -1) * batch.valid[..., None]
+    return dataclasses.replace(batch, reference_logps=reference.astype(np.float32))
+
+
+def micro_axis(batch: Batch, microbatches: int = 1) -> Batch:
+    return jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+
+
+def assert_within(ours, theirs, tolerance=1e-5):
+    """max|a - b| <= T max|b| for each tensor."""
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        error = np.abs(a - b).max()
+        assert error <= tolerance * np.abs(b).max(), f"{jax.tree_util.keystr(path)}: {error} of {np.abs(b).max()}"
+
+
+def loss_and_gradients(objective, examples, rows, config=TINY, compute=FULL, microbatches=1):
+    packed = pack(rows_of(examples, rows), row_length=ROW, max_segments=8)
+    batch = micro_axis(with_reference(packed), microbatches)
+    loss, grads, _ = compiled(objective, config, compute)(params_of(config), batch)
+    return loss, grads
+
+
+@functools.cache
+def compiled(objective, config, compute):
+    return jax.jit(functions(objective, config, compute).gradients)
+
+
+@functools.cache
+def params_of(config):
+    return init_params(config, jax.random.key(0))
+
+
+def one_at_a_time(objective, examples, config=TINY, row=ROW):
+    """The mean over examples by autodiff of a loop in which each branch runs alone, unpacked and unshared."""
+
+    def sequence(prompt, response):
+        tokens = np.concatenate([prompt, response])
+        return tokens[:-1], tokens[1:], len(prompt) - 1
+
+    def score(params, prompt, response):
+        inputs, targets, start = sequence(prompt, response)
+        n = len(inputs)
+        layout = Layout(jnp.ones((1, n), jnp.int32), jnp.ones((1, n), jnp.int32), jnp.arange(n)[None])
+        logp = jax.nn.log_softmax(logits(config, params, jnp.asarray(inputs)[None], layout, FULL)[0])
+        return logp[jnp.arange(n), targets][start:].sum()
+
+    def loss(params):
+        if isinstance(objective, SFT):
+            total = -sum(score(params, e.prompt, e.chosen) for e in examples)
+            return total / sum(len(e.chosen) for e in examples)
+        terms = []
+        for e in examples:
+            reference = np.sin(np.float32(e.example_id)), np.cos(np.float32(e.example_id))
+            chosen = score(params, e.prompt, e.chosen) - reference[0]
+            rejected = score(params, e.prompt, e.rejected) - reference[1]
+            terms.append(-jax.nn.log_sigmoid(objective.beta * (chosen - rejected)))
+        return sum(terms) / len(terms)
+
+    return jax.jit(jax.value_and_grad(loss))(params_of(config))
+
+
+WINDOWED = dataclasses.replace(TINY, sliding_window=5)
+TIED = dataclasses.replace(TINY, tie_embeddings=True)
+
+
+@pytest.mark.parametrize("config", [TINY, WINDOWED, TIED], ids=["full", "window", "tied"])
+@pytest.mark.parametrize("objective", [SFT(), DPO(beta=0.5)], ids=["sft", "dpo"])
+def test_packed_loss_and_gradients_equal_each_example_alone(objective, config):
+    examples = random_examples(4, pairs=objective.branches == 2, seed=1)
+    packed = loss_and_gradients(objective, examples, rows=2, config=config)
+    assert_within(packed, one_at_a_time(objective, examples, config))
+
+
+def test_packed_logits_equal_each_example_alone():
+    params = init_params(TINY, jax.random.key(1))
+    examples = random_examples(6, pairs=True, seed=2)
+
+    def run(rows):
+        batch = pack(rows, row_length=2 * ROW, max_segments=8)
+        layout = Layout(*map(jnp.asarray, (batch.segment, batch.branch, batch.position)))
+        return batch, np.asarray(logits(TINY, params, jnp.asarray(batch.tokens), layout, FULL))
+
+    batch, together = run([examples[:3], examples[3:]])
+    for row in range(2):
+        for segment in (1, 2, 3):
+            single, alone = run([[examples[3 * row + segment - 1]]])
+            ours = together[row][batch.segment[row] == segment]
+            assert_within(ours, alone[0][single.segment[0] == 1])
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 1000), st.permutations(range(6)), st.sampled_from([(3, 1), (4, 2), (6, 3)]))
+def test_order_rows_and_microbatches_change_nothing(seed, order, split):
+    rows, microbatches = split
+    examples = random_examples(6, pairs=True, seed=seed)
+    expected = loss_and_gradients(DPO(), examples, rows=2)
+    shuffled = loss_and_gradients(DPO(), [examples[i] for i in order], rows=rows, microbatches=microbatches)
+    assert_within(shuffled, expected)
+
+
+@pytest.mark.parametrize("objective", [SFT(), DPO()], ids=["sft", "dpo"])
+def test_remat_and_padding_rows_change_nothing(objective):
+    examples = random_examples(4, pairs=objective.branches == 2, seed=4)
+    expected = loss_and_gradients(objective, examples, rows=2)
+    assert_within(loss_and_gradients(objective, examples, rows=7), expected)
+    remat = loss_and_gradients(objective, examples, rows=2, compute=REMAT)
+    assert_within(remat, expected)
+
+
+def test_an_empty_microbatch_gives_no_nan():
+    examples = random_examples(2, pairs=False, seed=5)
+    for normaliser in ("global", "per_microbatch"):
+        loss, grads = loss_and_gradients(SFT(normaliser=normaliser), examples, rows=4, microbatches=2)
+        assert np.isfinite(loss) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_per_microbatch_is_the_mean_of_microbatch_means():
+    examples = random_examples(6, pairs=False, seed=6)
+    loss, grads = loss_and_gradients(SFT(normaliser="per_microbatch"), examples, rows=2, microbatches=2)
+    halves = [loss_and_gradients(SFT(), examples[i::2], rows=1) for i in range(2)]
+    assert_within(loss, (halves[0][0] + halves[1][0]) / 2)
+    assert_within(grads, jax.tree.map(lambda a, b: (a + b) / 2, halves[0][1], halves[1][1]))
+    whole = loss_and_gradients(SFT(), examples, rows=2, microbatches=2)[0]
+    assert abs(float(whole) - float(loss)) > 1e-4  # unequal token counts: the two normalisers do differ
+
+
+def test_swapping_chosen_and_rejected_flips_the_margin_and_tiny_beta_gives_log_2():
+    examples = random_examples(3, pairs=True, seed=7)
+    batch = with_reference(pack([examples], row_length=128, max_segments=4))
+    swapped = pack(
+        [[dataclasses.replace(e, chosen=e.rejected, rejected=e.chosen) for e in examples]],
+        row_length=128,
+        max_segments=4,
+    )
+    swapped = dataclasses.replace(swapped, reference_logps=batch.reference_logps[..., ::-1])
+    params = init_params(TINY, jax.random.key(0))
+
+    def margins(b, beta):
+        return functions(DPO(beta=beta)).evaluate(params, micro_axis(b))
+
+    one, other = margins(batch, 0.3), margins(swapped, 0.3)
+    np.testing.assert_allclose(one["rewards/margins"][0], -other["rewards/margins"][0], rtol=1e-5)
+    loss = margins(batch, 1e-9)["loss"]
+    np.testing.assert_allclose(loss[0] / loss[1], np.log(2), rtol=1e-6)
+
+
+def test_dpo_equals_its_closed_form_in_float64():
+    rng = np.random.default_rng(0)
+    logps, reference = rng.normal(size=(2, 3, 2)) * 9, rng.normal(size=(2, 3, 2)) * 9
+    valid = np.array([[True, True, False], [True, False, False]])
+    delta = (logps - reference)[..., 0] - (logps - reference)[..., 1]
+    expected = np.log1p(np.exp(-0.2 * delta))[valid].mean()
+    batch = dataclasses.replace(
+        pack([[], []], row_length=4, max_segments=3), valid=valid, reference_logps=reference.astype(np.float32)
+    )
+    objective = DPO(beta=0.2)
+    scores = BranchScores(jnp.asarray(logps, jnp.float32), jnp.ones((2, 3, 2), jnp.float32))
+    loss, metrics = objective(scores, batch, objective.denominators(batch))
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(metrics["rewards/accuracies"][0], (delta[valid] > 0).sum())
+
+
+def test_bfloat16_compute_stays_near_float32_and_scores_stay_float32():
+    examples = random_examples(4, pairs=False, seed=8)
+    params = init_params(dataclasses.replace(TINY, initializer_range=0.05), jax.random.key(0))
+    batch = pack(rows_of(examples, 2), row_length=ROW, max_segments=8)
+    half = functions(SFT(), compute=Compute(dtype=jnp.bfloat16)).scores(params, batch)
+    full = functions(SFT()).scores(params, batch)
+    assert half.logps.dtype == jnp.float32
+    np.testing.assert_allclose(half.logps, full.logps, rtol=0.02, atol=0.05)
+    layout = Layout(*map(jnp.asarray, (batch.segment, batch.branch, batch.position)))
+    hidden = hidden_states(TINY, params, jnp.asarray(batch.tokens), layout, Compute(dtype=jnp.bfloat16))
+    assert hidden.dtype == jnp.bfloat16

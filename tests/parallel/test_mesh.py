@@ -1,0 +1,86 @@
+"""Meshes and rules: the same numbers on every mesh, and errors that name axis and size."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from janus_jax.data.rows import pack
+from janus_jax.errors import ConfigError
+from janus_jax.model.mistral import Compute, init_params, param_specs
+from janus_jax.objectives import DPO, SFT
+from janus_jax.parallel import mesh as meshes
+from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh, merge_rules, param_shardings, partition_spec
+from tests.objectives.test_packing import ROW, assert_within, functions, micro_axis, rows_of, with_reference
+from tests.training_examples import TINY, random_examples
+
+
+@pytest.fixture(scope="module", params=["sft", "dpo"])
+def case(request):
+    objective = SFT() if request.param == "sft" else DPO()
+    examples = random_examples(20, pairs=objective.branches == 2, seed=3)
+    batch = micro_axis(with_reference(pack(rows_of(examples, 16), row_length=ROW, max_segments=4)), 2)
+    params = init_params(TINY, jax.random.key(0))
+    loss, grads, _ = jax.jit(functions(objective).gradients)(params, batch)
+    return objective, batch, params, (loss, grads)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)], ids=str)
+def test_loss_and_gradients_are_the_same_on_every_mesh(case, shape):
+    objective, batch, params, expected = case
+    mesh = build_mesh(MeshShape(*shape))
+    shardings = param_shardings(param_specs(TINY), mesh, DEFAULT_RULES)
+    rows = meshes.batch_sharding(mesh, DEFAULT_RULES, (None, "batch"))
+    compute = Compute(dtype="float32", constrain=meshes.constrainer(mesh, DEFAULT_RULES))
+    step = jax.jit(functions(objective, compute=compute).gradients, out_shardings=(None, shardings, None))
+    loss, grads, _ = step(jax.device_put(params, shardings), jax.device_put(batch, rows))
+    assert_within((loss, grads), expected)
+
+
+def test_sharded_parameters_really_are_spread():
+    mesh = build_mesh(MeshShape(2, 2, 2, 1))
+    shardings = param_shardings(param_specs(TINY), mesh, DEFAULT_RULES)
+    params = jax.device_put(init_params(TINY, jax.random.key(0)), shardings)
+    q = params["layers"]["attention"]["q"]
+    assert q.addressable_shards[0].data.shape == (2, 16, 2, 8)
+
+
+def test_two_dimensions_on_one_mesh_axis_are_refused():
+    rules = merge_rules({"vocab": "fsdp"})
+    with pytest.raises(ConfigError, match=r"two dimensions to mesh axis 'fsdp'.*'embed'"):
+        partition_spec(("vocab", "embed"), rules)
+
+
+def test_a_dimension_that_does_not_divide_is_named_with_its_size():
+    mesh = build_mesh(MeshShape(1, 2, 4, 1))
+    odd = dataclasses.replace(TINY, num_heads=6, num_kv_heads=6)
+    with pytest.raises(ConfigError, match=r"tensor=4 does not divide kv_heads=6 of parameter layers\.attention\.k"):
+        param_shardings(param_specs(odd), mesh, DEFAULT_RULES)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (MeshShape(3, 1, 1, 1), "needs 3 devices, but there are 8"),
+        (MeshShape(-1, 3, 1, 1), "does not divide 8 devices"),
+        (MeshShape(-1, -1, 1, 1), "at most one is -1"),
+        (MeshShape(0, 8, 1, 1), "sizes are positive"),
+    ],
+)
+def test_a_mesh_that_does_not_match_the_devices_is_refused(shape, message):
+    with pytest.raises(ConfigError, match=message):
+        build_mesh(shape)
+
+
+def test_rows_that_do_not_divide_name_the_way_out():
+    mesh = build_mesh(MeshShape(2, 4, 1, 1))
+    meshes.check_rows(16, mesh, DEFAULT_RULES, "batch.rows")
+    with pytest.raises(ConfigError, match=r"batch\.rows: 12 rows .* 8 row shards .*mesh\.tensor or mesh\.context"):
+        meshes.check_rows(12, mesh, DEFAULT_RULES, "batch.rows")
+
+
+def test_unknown_names_in_rules_are_refused():
+    with pytest.raises(ConfigError, match=r"sharding\.heads: unknown logical axis"):
+        merge_rules({"heads": "tensor"})
+    with pytest.raises(ConfigError, match=r"sharding\.mlp: unknown mesh axis 'model'"):
+        merge_rules({"mlp": "model"})
