@@ -1,0 +1,198 @@
+"""Published row schemas and their validation: one raw row (a mapping) in, one checked `Row` out.
+
+| kind      | columns (in brackets: names in other releases)                                       |
+|-----------|--------------------------------------------------------------------------------------|
+| sft       | system (system_prompt), prompt (instruction, user_prompt), output (reference_answer) |
+| dpo, orpo | system, prompt, chosen (chosen_response), rejected (rejected_response)               |
+| rm        | input (system message and instruction in one text), chosen, rejected                 |
+
+chosen and rejected are strings or message lists, [{role, content}, ...], of which the assistant's content is taken.
+
+main_source, original_source and preference_set are kept where they are; other columns are ignored. Reading files is
+`readers.py`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from janus_jax.errors import DataError
+
+KINDS = ("sft", "dpo", "orpo", "rm")
+PREFERENCE_KEYS = ("dimension", "subdimension", "preference", "description")
+
+ALIASES = {
+    "system": ("system", "system_prompt"),
+    "prompt": ("prompt", "instruction", "user_prompt"),
+    "output": ("output", "reference_answer"),
+    "chosen": ("chosen", "chosen_response"),
+    "rejected": ("rejected", "rejected_response"),
+    "input": ("input",),
+}
+"""Column -> the names it has had in published releases."""
+
+COLUMNS = {
+    "sft": ("system", "prompt", "output"),
+    "dpo": ("system", "prompt", "chosen", "rejected"),
+    "orpo": ("system", "prompt", "chosen", "rejected"),
+    "rm": ("input", "chosen", "rejected"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One checked row, the same for all kinds.
+
+    sft: `chosen` is the output, `rejected` is None. rm: `prompt` is the whole input, `system` is empty.
+    """
+
+    system: str
+    prompt: str
+    chosen: str
+    rejected: str | None = None
+    main_source: str = ""
+    original_source: str = ""
+    preference_set: tuple[dict[str, str], ...] = ()
+
+
+class RowError(DataError):
+    """A row that cannot be used. `reason` is the short name under which dropped rows are counted."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+def check_kind(kind: str) -> None:
+    """Raises DataError for a kind that is not in KINDS."""
+    if kind not in KINDS:
+        raise DataError(f"kind {kind!r}: unknown; allowed: {', '.join(KINDS)}")
+
+
+def parse_row(raw: Any, kind: str) -> Row:
+    """The checked row.
+
+    Raises:
+        RowError: a column is missing, empty or of a wrong type; a message list is malformed or contradicts the
+            columns; chosen and rejected are equal; text is not valid Unicode. Names column, value, what is allowed.
+    """
+    check_kind(kind)
+    if not isinstance(raw, Mapping):
+        raise RowError("wrong_type", f"a row must be an object with columns, found {_shown(raw)}")
+    sources = {
+        "main_source": _optional_text(raw, "main_source"),
+        "original_source": _optional_text(raw, "original_source"),
+        "preference_set": _preference_set(raw.get("preference_set")),
+    }
+    if kind == "sft":
+        system = _text(_column(raw, "system", kind), "system", may_be_empty=True)
+        prompt = _text(_column(raw, "prompt", kind), "prompt")
+        return Row(system, prompt, _text(_column(raw, "output", kind), "output"), **sources)
+
+    sides = {name: _response(_column(raw, name, kind), name) for name in ("chosen", "rejected")}
+    if kind == "rm":
+        system, prompt = "", _agreed(raw, "input", "user", sides, kind)
+    else:
+        system, prompt = _agreed(raw, "system", "system", sides, kind), _agreed(raw, "prompt", "user", sides, kind)
+    chosen, rejected = sides["chosen"]["assistant"], sides["rejected"]["assistant"]
+    if chosen.strip() == rejected.strip():
+        raise RowError("identical_responses", f"chosen and rejected are equal ({_shown(chosen)}); they must differ")
+    return Row(system, prompt, chosen, rejected, **sources)
+
+
+def _column(raw: Mapping[str, Any], column: str, kind: str, *, required: bool = True) -> Any:
+    """The column's value under whichever of its names the row has; None is as good as absent."""
+    names = [name for name in ALIASES[column] if raw.get(name) is not None]
+    if len(names) > 1 and any(raw[name] != raw[names[0]] for name in names):
+        raise RowError("ambiguous_columns", f"columns {' and '.join(names)} mean the same and differ; keep one")
+    if names:
+        return raw[names[0]]
+    if not required:
+        return None
+    there = ", ".join(str(name) for name in raw) or "nothing"
+    also = "" if len(ALIASES[column]) == 1 else f" (or {', '.join(ALIASES[column][1:])})"
+    hint = ", which may be an empty string" if column == "system" else ""
+    fits = [other for other in KINDS if _has_all(raw, other)]
+    looks = f"; these are the columns of kind {' or '.join(fits)}" if fits else ""
+    state = "is null" if any(name in raw for name in ALIASES[column]) else "is missing"
+    raise RowError(
+        "missing_field",
+        f"column {column!r}{also} {state}; kind {kind} needs {', '.join(COLUMNS[kind])}{hint}; found: {there}{looks}",
+    )
+
+
+def _has_all(raw: Mapping[str, Any], kind: str) -> bool:
+    return all(any(raw.get(name) is not None for name in ALIASES[column]) for column in COLUMNS[kind])
+
+
+def _response(value: Any, column: str) -> dict[str, str]:
+    """Role -> text of a response column: the assistant's text, and system and user where a message list has them."""
+    if isinstance(value, str):
+        return {"assistant": _text(value, column)}
+    if not isinstance(value, list):
+        raise RowError("wrong_type", f"column {column!r} must be a string or a list of messages, found {_shown(value)}")
+    allowed = "allowed: an optional system, an optional user, then one assistant message, each {role, content}"
+    roles: dict[str, str] = {}
+    for number, message in enumerate(value, 1):
+        where = f"column {column!r}, message {number}"
+        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+            raise RowError("bad_messages", f"{where} is {_shown(message)}; {allowed}")
+        role = message["role"]
+        if role not in ("system", "user", "assistant"):
+            raise RowError("bad_messages", f"{where} has role {_shown(role)}; {allowed}")
+        if role in roles:
+            raise RowError("bad_messages", f"{where} is a second {role} message; {allowed}")
+        roles[role] = _text(message["content"], where, may_be_empty=role == "system")
+    if list(roles) != [role for role in ("system", "user", "assistant") if role in roles] or "assistant" not in roles:
+        raise RowError("bad_messages", f"column {column!r} has the roles {', '.join(roles) or 'none'}; {allowed}")
+    return roles
+
+
+def _agreed(raw: Mapping[str, Any], column: str, role: str, sides: dict[str, dict[str, str]], kind: str) -> str:
+    """The column's text; where the row lacks it, the message with `role`. All that are there must say the same."""
+    found = {f"the {role} message of {name!r}": roles[role] for name, roles in sides.items() if role in roles}
+    value = _column(raw, column, kind, required=not found)
+    if value is not None:
+        found = {f"column {column!r}": _text(value, column, may_be_empty=column == "system")} | found
+    (first, text), *others = found.items()
+    for name, other in others:
+        if other.strip() != text.strip():
+            raise RowError(
+                "bad_messages", f"{name} ({_shown(other)}) differs from {first} ({_shown(text)}); they must agree"
+            )
+    return text
+
+
+def _text(value: Any, column: str, *, may_be_empty: bool = False) -> str:
+    where = column if column.startswith("column") else f"column {column!r}"
+    if not isinstance(value, str):
+        raise RowError("wrong_type", f"{where} must be a string, found {_shown(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        bad = ascii(value[error.start])
+        raise RowError(
+            "bad_encoding", f"{where} holds {bad} at character {error.start + 1}, not valid Unicode"
+        ) from error
+    if not may_be_empty and not value.strip():
+        raise RowError("empty_field", f"{where} is empty ({value[:20]!r}); text is needed")
+    return value
+
+
+def _optional_text(raw: Mapping[str, Any], column: str) -> str:
+    value = raw.get(column)
+    return "" if value is None else _text(value, column, may_be_empty=True)
+
+
+def _preference_set(value: Any) -> tuple[dict[str, str], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        raise RowError("wrong_type", f"column 'preference_set' must be a list of objects, found {_shown(value)}")
+    return tuple({key: _optional_text(item, key) for key in PREFERENCE_KEYS} for item in value)
+
+
+def _shown(value: Any) -> str:
+    """Type and beginning of a value, on one line; ASCII so that any terminal prints it."""
+    text = ascii(value)
+    return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"
