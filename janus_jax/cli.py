@@ -1,0 +1,237 @@
+"""The `janus` command. Each subcommand imports what it needs when it runs, so that `janus --help` is instant.
+
+Exit codes are those of `janus_jax.errors`; an unwritable or occupied output is found before any work and exits with 2.
+"""
+
+import dataclasses
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from janus_jax import __version__
+from janus_jax.errors import ConfigError, JanusError
+
+_settings: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
+app = typer.Typer(help="Post-training (SFT, DPO) of Mistral-shaped models on sharded JAX meshes.", **_settings)
+data_app = typer.Typer(help="Build data sets from published rows.", **_settings)
+convert_app = typer.Typer(help="Convert between Hugging Face directories and this project's checkpoints.", **_settings)
+config_app = typer.Typer(help="Look at run configurations.", **_settings)
+app.add_typer(data_app, name="data")
+app.add_typer(convert_app, name="convert")
+app.add_typer(config_app, name="config")
+
+_OVERRIDES_HELP = "Changes to single keys, like batch.rows=4 or init.from=runs/sft; values are YAML."
+ConfigFile = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="YAML file; paths in it start at the working directory.")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=_OVERRIDES_HELP, show_default=False)]
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake becomes `error: ...` on stderr and its exit code, never a traceback."""
+    try:
+        app()
+    except JanusError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"janus_jax {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog="Example: janus demo --out /tmp/demo; then look at /tmp/demo, and start from real weights with --model."
+)
+def demo(
+    model: Annotated[
+        Path | None, typer.Option(help="Hugging Face directory to start from, instead of random weights.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of each stage, instead of its own.")] = None,
+    out: Annotated[Path, typer.Option(help="Directory for everything that the demo writes.")] = Path("janus-demo"),
+    devices: Annotated[int, typer.Option(min=1, help="CPU devices to simulate.")] = 8,
+) -> None:
+    """Run the whole job on this machine: build data, SFT, DPO, resume, export, compare; needs no network."""
+    if model is not None and not model.is_dir():
+        raise ConfigError(f"--model {model}: is no directory; allowed: a Hugging Face model directory")
+    _require_writable("--out", out)
+    from janus_jax import demo
+
+    demo.run(model=model, steps=steps, out=out, devices=devices)
+
+
+@data_app.command(
+    "build",
+    epilog="Example: janus data build --kind dpo --source pairs.jsonl --validation-source held.jsonl --out data/dpo",
+)
+def data_build(
+    kind: Annotated[Literal["sft", "dpo", "orpo", "rm"], typer.Option(help="What the rows are for.")],
+    source: Annotated[
+        str, typer.Option(help="JSONL, JSON or Parquet file, a directory of them, or a Hugging Face id.")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory to write; new or empty.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Directory with tokenizer.model or tokenizer.json; without it Mistral's, 32k.")
+    ] = None,
+    template: Annotated[str, typer.Option(help="Prompt template.")] = "mistral-inst",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Drop and count bad rows instead of stopping.")] = False,
+    validation_source: Annotated[
+        str | None, typer.Option(help="Held-out rows, for a second split 'validation'.")
+    ] = None,
+) -> None:
+    """Validate published rows, apply the template, tokenize once, and store token ids for random access."""
+    _require_writable("--out", out, empty=True)
+    from janus_jax.data.build import build
+
+    sources = source if validation_source is None else {"train": source, "validation": validation_source}
+    manifest = build(sources, out, kind=kind, tokenizer=tokenizer, template=template, skip_bad=skip_bad)
+    _print_manifest(manifest, out)
+
+
+@app.command(epilog="Example: janus train configs/demo_sft.yaml --devices 8 schedule.epochs=null schedule.steps=20")
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    coordinator: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Address of process 0, where nothing detects it (CPU, GPU).")
+    ] = None,
+    num_processes: Annotated[int | None, typer.Option(min=1, help="Processes in all.")] = None,
+    process_id: Annotated[int | None, typer.Option(min=0, help="Number of this process, from 0.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="CPU devices to simulate in this process.")] = None,
+) -> None:
+    """Train as CONFIG says. A run directory that holds checkpoints is resumed."""
+    _check_processes(coordinator, num_processes, process_id)
+    from janus_jax.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    _require_writable("run.dir", loaded.run.dir)
+    for advice in loaded.advice():
+        print(f"note: {advice}", file=sys.stderr)
+    from janus_jax.parallel.runtime import RuntimeOptions
+    from janus_jax.training.run import train
+
+    options = RuntimeOptions(
+        coordinator=coordinator, num_processes=num_processes, process_id=process_id, devices=devices
+    )
+    train(loaded, options)
+
+
+@convert_app.command("from-hf", epilog="Example: janus convert from-hf models/Mistral-7B-v0.2 converted/mistral-7b")
+def convert_from_hf(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Hugging Face directory of a Mistral or Llama model.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="Directory to write; new or empty.")],
+) -> None:
+    """Write the weights of a Hugging Face directory as a checkpoint that init.from takes."""
+    _require_writable("DST", target, empty=True)
+    from janus_jax.checkpoint.convert import from_hf
+
+    from_hf(source, target)
+
+
+@convert_app.command("to-hf", epilog="Example: janus convert to-hf runs/mistral_7b_sft exports/sft --dtype bfloat16")
+def convert_to_hf(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A run, a step of it, or a converted directory.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="Directory to write; new or empty.")],
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option(help="Type of the tensors; without it as stored.")
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file, like 5GB or 500MB.")] = "5GB",
+    step: Annotated[int | None, typer.Option(min=0, help="Step of the run; without it the last.")] = None,
+) -> None:
+    """Export a checkpoint as a Hugging Face directory: config, sharded safetensors, tokenizer."""
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?[KMGT]?B", max_shard_size):
+        raise ConfigError(f"--max-shard-size {max_shard_size}: allowed: a size like 5GB or 500MB")
+    _require_writable("DST", target, empty=True)
+    from janus_jax.checkpoint.convert import to_hf
+
+    to_hf(source, target, dtype=dtype, max_shard_size=max_shard_size, step=step)
+
+
+@config_app.callback()
+def _config() -> None:
+    pass
+
+
+@config_app.command("show", epilog="Example: janus config show configs/mistral_7b_sft.yaml mesh.tensor=4")
+def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print the resolved configuration: bases merged, overrides applied, every default written out."""
+    from janus_jax.config import load_config, to_yaml
+
+    loaded = load_config(config, overrides or [])
+    print(to_yaml(loaded), end="")
+    for advice in loaded.advice():
+        print(f"note: {advice}", file=sys.stderr)
+
+
+@app.command(epilog="Example: janus doctor")
+def doctor() -> None:
+    """Report versions, devices, and what is missing for TPU, GPU and gs://. Exits with 2 if a requirement fails."""
+    from janus_jax import doctor
+
+    raise typer.Exit(doctor.show(doctor.report()))
+
+
+def _require_writable(name: str, path: str | os.PathLike[str], *, empty: bool = False) -> None:
+    """Refuses an output that cannot be written, or (with `empty`) holds something, before any work is done for it.
+
+    Buckets are left to those who write. The nearest directory that exists is tried with a real entry, because
+    permission bits say little to root and nothing about read-only file systems.
+    """
+    if "://" in os.fspath(path):
+        return
+    target = Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
+    existing = next(parent for parent in (target, *target.parents) if parent.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"{name} {path}: cannot be written: {existing} is a file")
+    try:
+        if empty and existing == target and any(target.iterdir()):
+            raise ConfigError(f"{name} {path}: exists and is not empty; choose another directory or remove it")
+        os.rmdir(tempfile.mkdtemp(prefix=".janus.", dir=existing))
+    except OSError as error:
+        raise ConfigError(f"{name} {path}: cannot be written: {existing}: {error.strerror}") from error
+
+
+def _check_processes(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    given = [value is not None for value in (coordinator, num_processes, process_id)]
+    if any(given) and not all(given):
+        raise ConfigError("--coordinator, --num-processes and --process-id: allowed: all three or none of them")
+    if coordinator is not None and not re.fullmatch(r"\S+:[0-9]{1,5}", coordinator):
+        raise ConfigError(f"--coordinator {coordinator}: allowed: HOST:PORT, like 10.0.0.2:8476")
+    if num_processes is not None and process_id is not None and process_id >= num_processes:
+        raise ConfigError(f"--process-id {process_id}: allowed: 0 to {num_processes - 1} (--num-processes - 1)")
+
+
+def _print_manifest(manifest: Any, out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    plain = dataclasses.asdict(manifest)
+    table = Table(
+        "split", "examples", "tokens", "dropped", title=f"{plain['kind']} data in {out}", title_justify="left"
+    )
+    for name, split in plain["splits"].items():
+        dropped = ", ".join(f"{count} {reason}" for reason, count in split["dropped"].items()) or "none"
+        table.add_row(name, f"{split['examples']:,}", f"{split['tokens']:,}", dropped)
+    console = Console()
+    console.print(table)
+    console.print(f"fingerprint {plain['fingerprint'][:16]}   template {plain['template']}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The `janus` command: what it loads, what it hands on, and how a user's mistakes end."""
+
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from janus_jax import __version__, cli
+from janus_jax.errors import DataError, LostPeerError
+from tests.test_config import SMALL
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ["jax", "tensorflow", "torch", "transformers", "orbax", "flax"]
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(SMALL)
+    return "small.yaml"
+
+
+@pytest.fixture
+def janus(monkeypatch, capsys):
+    """Runs the command in this process; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["janus", *map(str, arguments)])
+        with pytest.raises(SystemExit) as done:
+            cli.main()
+        out, err = capsys.readouterr()
+        return done.value.code or 0, out, err
+
+    return run
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["config", "show", "configs/demo_dpo.yaml"]])
+def test_help_and_config_load_no_heavy_module(arguments):
+    code = (
+        "import sys\n"
+        "from janus_jax.cli import main\n"
+        f"sys.argv = ['janus', *{arguments!r}]\n"
+        "try:\n    main()\nexcept SystemExit as done:\n    assert not done.code\n"
+        f"assert not set({HEAVY!r}) & set(sys.modules), set({HEAVY!r}) & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+COMMANDS = ["demo", "data build", "train", "convert from-hf", "convert to-hf", "config show", "doctor"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(janus, command):
+    code, out, _ = janus(*command.split(), "--help")
+    assert code == 0 and f"Example: janus {command}" in " ".join(out.split())
+
+
+def test_version(janus):
+    assert janus("--version") == (0, f"janus_jax {__version__}\n", "")
+
+
+def test_config_show_prints_the_resolved_configuration(janus, small):
+    code, out, err = janus("config", "show", small, "batch.rows=3", "mesh.fsdp=-1")
+    assert code == 0 and "rows: 3" in out and "clip_norm: 1.0" in out and err == ""
+
+
+def test_advice_goes_to_stderr_so_that_stdout_stays_yaml(janus, small):
+    code, out, err = janus("config", "show", small, "objective.name=dpo", "batch.max_sequence_length=256")
+    assert code == 0 and err.startswith("note: batch.row_length = 256") and "note" not in out
+
+
+# What is handed on: the doubles have the signatures of the real functions
+
+
+def test_train_gets_the_configuration_and_the_processes(janus, small):
+    with mock.patch("janus_jax.training.run.train", autospec=True) as train:
+        arguments = ["--coordinator", "h:81", "--num-processes", 2, "--process-id", 1, "--devices", 4]
+        assert janus("train", small, "batch.rows=2", *arguments)[0] == 0
+    (config, options), _ = train.call_args
+    assert config.batch.rows == 2
+    assert (options.coordinator, options.num_processes, options.process_id, options.devices) == ("h:81", 2, 1, 4)
+
+
+def test_build_gets_one_source_or_one_for_each_split(janus, tmp_path):
+    out = tmp_path / "out"
+    with (
+        mock.patch("janus_jax.data.build.build", autospec=True) as build,
+        mock.patch("janus_jax.cli._print_manifest"),
+    ):
+        assert janus("data", "build", "--kind", "sft", "--source", "a.jsonl", "--out", out)[0] == 0
+        assert build.call_args.args == ("a.jsonl", out)
+        expected = {"kind": "sft", "tokenizer": None, "template": "mistral-inst", "skip_bad": False}
+        assert build.call_args.kwargs == expected
+        assert janus(*f"data build --kind dpo --source a --validation-source b --out {out} --skip-bad".split())[0] == 0
+        assert build.call_args.args[0] == {"train": "a", "validation": "b"} and build.call_args.kwargs["skip_bad"]
+
+
+def test_conversions_get_their_options(janus, tmp_path):
+    with mock.patch("janus_jax.checkpoint.convert.to_hf", autospec=True) as to_hf:
+        assert janus("convert", "to-hf", "run", tmp_path / "o", "--dtype", "bfloat16", "--step", 7)[0] == 0
+    to_hf.assert_called_once_with("run", str(tmp_path / "o"), dtype="bfloat16", max_shard_size="5GB", step=7)
+    with mock.patch("janus_jax.checkpoint.convert.from_hf", autospec=True) as from_hf:
+        assert janus("convert", "from-hf", "hf", tmp_path / "o")[0] == 0
+    from_hf.assert_called_once_with("hf", str(tmp_path / "o"))
+
+
+def test_demo_gets_its_options(janus, tmp_path):
+    with mock.patch("janus_jax.demo.run", autospec=True) as run:
+        assert janus("demo", "--model", tmp_path, "--steps", 3, "--out", tmp_path / "o", "--devices", 2)[0] == 0
+    run.assert_called_once_with(model=tmp_path, steps=3, out=tmp_path / "o", devices=2)
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            "train small.yaml batch.rows=0",
+            "override 'batch.rows=0': batch.rows = 0: allowed: a whole number >= 1 or null",
+        ),
+        ("train none.yaml", "none.yaml: cannot be read: No such file or directory"),
+        (
+            "train small.yaml --process-id 0",
+            "--coordinator, --num-processes and --process-id: allowed: all three or none",
+        ),
+        ("train small.yaml --coordinator h --num-processes 1 --process-id 0", "--coordinator h: allowed: HOST:PORT"),
+        ("train small.yaml --coordinator h:1 --num-processes 2 --process-id 2", "--process-id 2: allowed: 0 to 1"),
+        (
+            "train small.yaml run.dir=small.yaml/run",
+            "run.dir small.yaml/run: cannot be written: {tmp}/small.yaml is a file",
+        ),
+        (
+            "data build --kind sft --source x --out full",
+            "--out full: exists and is not empty; choose another directory",
+        ),
+        ("data build --kind sft --source x --out small.yaml", "--out small.yaml: cannot be written"),
+        ("data build --kind sft --source x --out /proc/janus/x", "--out /proc/janus/x: cannot be written: /proc"),
+        ("convert from-hf hf full", "DST full: exists and is not empty"),
+        ("convert to-hf run new --max-shard-size huge", "--max-shard-size huge: allowed: a size like 5GB or 500MB"),
+        ("demo --model nowhere", "--model nowhere: is no directory; allowed: a Hugging Face model directory"),
+    ],
+)
+def test_a_mistake_is_one_line_exit_2_and_leaves_nothing_behind(janus, small, tmp_path, arguments, expected):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").touch()
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = janus(*arguments.split())
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert err.startswith(f"error: {expected.format(tmp=tmp_path)}")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_usage_mistakes_exit_2(janus):
+    assert janus("data", "build", "--kind", "ppo", "--source", "x", "--out", "y")[0] == 2
+    assert janus("train")[0] == 2
+
+
+def test_an_error_ends_with_its_own_exit_code_and_no_traceback(janus, small, monkeypatch):
+    for error in (DataError("rows.jsonl:3: no 'output'"), LostPeerError("barrier: time-out")):
+        monkeypatch.setattr("janus_jax.config.load_config", mock.Mock(side_effect=error))
+        assert janus("config", "show", small) == (error.exit_code, "", f"error: {error}\n")
+
+
+def test_an_unexpected_error_shows_its_traceback_and_exits_1(small):
+    code = (
+        "import sys, janus_jax.config as config\n"
+        "from janus_jax import cli\n"
+        "config.load_config = lambda *_: 1 / 0\n"
+        "sys.argv = ['janus', 'config', 'show', 'small.yaml']\n"
+        "cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 1 and "Traceback" in done.stderr and done.stderr.endswith("division by zero\n")
