@@ -1,0 +1,113 @@
+"""Which rows are taken and what is said about the others."""
+
+import pytest
+
+from janus_jax.data.schema import Row, RowError, parse_row
+
+SFT = {"system": "Be brief.", "prompt": "Why?", "output": "So."}
+PAIR = {"system": "Be brief.", "prompt": "Why?", "chosen": "So.", "rejected": "Never mind."}
+RM = {"input": "Be brief.\nWhy?", "chosen": "So.", "rejected": "Never mind."}
+
+
+def messages(text: str, *, user: str | None = None, system: str | None = None) -> list[dict[str, str]]:
+    turns = [("system", system), ("user", user), ("assistant", text)]
+    return [{"content": content, "role": role} for role, content in turns if content is not None]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        SFT,
+        {"system": "Be brief.", "instruction": "Why?", "output": "So."},
+        {"id": 468, "system_prompt": "Be brief.", "user_prompt": "Why?", "reference_answer": "So."},
+        SFT | {"instruction": None, "unknown_column": [1, 2]},
+        SFT | {"instruction": "Why?"},
+    ],
+)
+def test_sft_rows_of_all_releases_read_the_same(raw):
+    assert parse_row(raw, "sft") == Row("Be brief.", "Why?", "So.")
+
+
+@pytest.mark.parametrize("kind", ["dpo", "orpo"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        PAIR,
+        {"system": "Be brief.", "instruction": "Why?", "chosen_response": "So.", "rejected_response": "Never mind."},
+        PAIR | {"chosen": messages("So."), "rejected": messages("Never mind.")},
+        PAIR | {"chosen": messages("So.", user="Why?"), "rejected": messages("Never mind.", user="Why?")},
+        PAIR | {"prompt": None, "chosen": messages("So.", user="Why?")},
+        {"chosen": messages("So.", user="Why?", system="Be brief."), "rejected": messages("Never mind.", user="Why?")},
+        PAIR | {"chosen": messages("So.", user="Why?\n")},
+    ],
+)
+def test_pairs_of_all_releases_read_the_same(kind, raw):
+    assert parse_row(raw, kind) == Row("Be brief.", "Why?", "So.", "Never mind.")
+
+
+def test_reward_model_rows_keep_the_joined_input_as_prompt():
+    assert parse_row(RM, "rm") == Row("", "Be brief.\nWhy?", "So.", "Never mind.")
+
+
+def test_sources_and_preference_set_are_kept():
+    preference = {"dimension": "style", "subdimension": "Tone", "preference": "Warm", "description": "It is warm."}
+    raw = SFT | {"main_source": "nectar", "original_source": "sharegpt", "preference_set": [preference] * 4}
+    row = parse_row(raw, "sft")
+    assert (row.main_source, row.original_source, row.preference_set) == ("nectar", "sharegpt", (preference,) * 4)
+
+
+def test_empty_system_is_a_system():
+    assert parse_row(SFT | {"system": ""}, "sft").system == ""
+
+
+BAD = [
+    # kind, row, reason, words of the message
+    ("sft", {"system": "s", "prompt": "p"}, "missing_field", "'output' (or reference_answer) is missing"),
+    ("sft", SFT | {"output": None}, "missing_field", "'output' (or reference_answer) is null"),
+    ("sft", {"prompt": "p", "output": "o"}, "missing_field", "'system' (or system_prompt) is missing"),
+    ("sft", {"prompt": "p", "output": "o"}, "missing_field", "may be an empty string"),
+    ("sft", SFT | {"prompt": " \n"}, "empty_field", "'prompt' is empty (' \\n')"),
+    ("sft", SFT | {"output": ""}, "empty_field", "'output' is empty"),
+    ("sft", SFT | {"output": 42}, "wrong_type", "'output' must be a string, found int 42"),
+    ("sft", SFT | {"system": ["s"]}, "wrong_type", "'system' must be a string, found list ['s']"),
+    ("sft", SFT | {"output": "a\ud800"}, "bad_encoding", "'\\ud800' at character 2, not valid Unicode"),
+    ("sft", SFT | {"instruction": "When?"}, "ambiguous_columns", "prompt and instruction mean the same and differ"),
+    ("sft", SFT | {"preference_set": "style"}, "wrong_type", "'preference_set' must be a list of objects"),
+    ("sft", ["Why?"], "wrong_type", "a row must be an object with columns, found list ['Why?']"),
+    ("dpo", PAIR | {"rejected": "So. "}, "identical_responses", "chosen and rejected are equal"),
+    ("dpo", PAIR | {"chosen": {"role": "assistant"}}, "wrong_type", "must be a string or a list of messages"),
+    ("dpo", PAIR | {"chosen": []}, "bad_messages", "has the roles none"),
+    ("dpo", PAIR | {"chosen": ["So."]}, "bad_messages", "'chosen', message 1 is str 'So.'"),
+    ("dpo", PAIR | {"chosen": [{"role": "assistant"}]}, "bad_messages", "message 1 is dict {'role': 'assistant'}"),
+    ("dpo", PAIR | {"rejected": [{"role": "bot", "content": "x"}]}, "bad_messages", "has role str 'bot'"),
+    ("dpo", PAIR | {"chosen": messages("So.", user="Why?")[:1]}, "bad_messages", "has the roles user"),
+    ("dpo", PAIR | {"chosen": messages("So.", user="Why?")[::-1]}, "bad_messages", "roles assistant, user"),
+    ("dpo", PAIR | {"chosen": messages("So.") * 2}, "bad_messages", "message 2 is a second assistant message"),
+    ("dpo", PAIR | {"chosen": messages("  ")}, "empty_field", "'chosen', message 1 is empty"),
+    ("dpo", PAIR | {"chosen": messages("So.", user="When?")}, "bad_messages", "differs from column 'prompt'"),
+    ("orpo", PAIR | {"prompt": None}, "missing_field", "'prompt' (or instruction, user_prompt) is null"),
+    ("rm", RM | {"input": None}, "missing_field", "'input' is null"),
+]
+
+
+@pytest.mark.parametrize(("kind", "raw", "reason", "words"), BAD)
+def test_bad_rows_are_refused_with_reason_and_value(kind, raw, reason, words):
+    with pytest.raises(RowError) as caught:
+        parse_row(raw, kind)
+    assert words in str(caught.value)
+    assert caught.value.reason == reason
+    assert "\n" not in str(caught.value)
+
+
+def test_sft_rows_given_as_pairs_are_told_apart():
+    with pytest.raises(RowError) as caught:
+        parse_row(SFT, "dpo")
+    message = str(caught.value)
+    assert "column 'chosen' (or chosen_response) is missing" in message
+    assert "found: system, prompt, output; these are the columns of kind sft" in message
+
+
+def test_a_long_value_is_shortened():
+    with pytest.raises(RowError) as caught:
+        parse_row(PAIR | {"chosen": "x" * 5000, "rejected": "x" * 5000}, "dpo")
+    assert len(str(caught.value)) < 200
