@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from janus_jax.data.hf_tokenizer import save_hf_tokenizer
 from janus_jax.data.template import CHATML, MISTRAL_INST, encode_prompt, encode_response
-from janus_jax.data.tokenizer import EMBEDDED, HFTokenizer, SentencePieceTokenizer, load_tokenizer
+from janus_jax.data.tokenizer import EMBEDDED, HFTokenizer, SentencePieceTokenizer, load_tokenizer, save_hf_tokenizer
 from janus_jax.errors import DataError
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "tokenizer.json").read_text())
@@ -253,7 +252,7 @@ def test_bad_directories_are_refused_in_one_clear_line(tmp_path):
 
 def test_importing_and_encoding_needs_neither_transformers_nor_tensorflow():
     code = (
-        "import sys; from janus_jax.data.tokenizer import load_tokenizer; import janus_jax.data.hf_tokenizer;"
+        "import sys; from janus_jax.data.tokenizer import load_tokenizer;"
         "load_tokenizer().encode('a'); print([m for m in ('transformers', 'tensorflow', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
