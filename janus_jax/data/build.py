@@ -1,0 +1,174 @@
+"""From published rows to a data set of token ids: check, write TFDS, run the seqio Task once, store the ids."""
+
+import contextlib
+import functools
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from janus_jax import storage
+from janus_jax.data.dataset import ID_DTYPE, Manifest, Split
+from janus_jax.data.readers import find_splits, read_rows
+from janus_jax.data.schema import Row, check_kind
+from janus_jax.data.template import get_template
+from janus_jax.data.tokenizer import Tokenizer, load_tokenizer
+from janus_jax.errors import DataError
+
+Source = str | os.PathLike[str]
+Progress = Callable[[str, str, int, int | None], None]
+"""Called with split, phase ("read" or "tokenize"), rows done, rows in all (None while reading: nobody knows yet)."""
+
+_EXAMPLES_PER_FILE = 1 << 16
+_PROGRESS_EVERY = 256
+_RESERVED = ("all", "tfds", "tokenizer")  # TFDS's name for the union, and our own folders
+
+
+def build(
+    source: Source | Mapping[str, Source],
+    out: Source,
+    *,
+    kind: str,
+    tokenizer: Source | Tokenizer | None = None,
+    template: str = "mistral-inst",
+    skip_bad: bool = False,
+    splits: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Writes a data set that `TokenizedDataset` reads, whole or not at all, with memory bounded.
+
+    Args:
+        source: A JSONL, JSON or Parquet file (split "train"), a directory of them, a Hugging Face id, or one of
+            these per split name.
+        out: Directory to make; it must be absent or empty.
+        kind: sft, dpo, orpo or rm: which columns are read (schema.py).
+        tokenizer: A directory or a Tokenizer; None is the embedded Mistral one.
+        template: A name in template.TEMPLATES.
+        skip_bad: Drop bad rows and count them instead of stopping.
+        splits: Which splits of the source to build; None means all.
+        progress: Told about rows read and tokenized.
+
+    Raises:
+        DataError: an argument that is not allowed, or rows that cannot be used (FILE:ROW); nothing is left behind.
+        StorageError: `out` holds something or cannot be written.
+    """
+    check_kind(kind)
+    form = get_template(template)
+    if tokenizer is None or isinstance(tokenizer, str | os.PathLike):
+        tokenizer = load_tokenizer(tokenizer)  # type: ignore[reportArgumentType]
+    files = _files_of_splits(source, splits)
+    dropped: dict[str, Counter[str]] = {name: Counter() for name in files}
+
+    with storage.atomic_directory(out) as directory:
+        from janus_jax.data.task import make_task
+        from janus_jax.data.tfds_builder import write_rows
+
+        readers = {
+            name: functools.partial(_rows, name, paths, kind, skip_bad, dropped[name], progress)
+            for name, paths in files.items()
+        }
+        builder = write_rows(readers, directory / "tfds")
+        tokenizer.save(directory / "tokenizer")
+        task = make_task(builder, kind=kind, template=form, tokenizer=tokenizer)
+        written, digests = {}, []
+        for name in files:
+            examples = builder.info.splits[name].num_examples
+            tokens, digest = _write_split(directory / name, name, task, examples, progress)
+            written[name] = Split(examples, tokens, dict(dropped[name]))
+            digests.append((name, digest))
+        manifest = Manifest(
+            kind=kind,
+            template=template,
+            source=_source_name(source),
+            tokenizer={
+                "fingerprint": tokenizer.fingerprint,
+                "vocab_size": tokenizer.vocab_size,
+                "bos": tokenizer.bos_id,
+                "eos": tokenizer.eos_id,
+            },
+            splits=written,
+            fingerprint=hashlib.sha256(repr(sorted(digests)).encode()).hexdigest(),
+        )
+        manifest.save(directory)
+    return manifest
+
+
+def _files_of_splits(source: Source | Mapping[str, Source], only: Sequence[str] | None) -> dict[str, list[Path]]:
+    if isinstance(source, Mapping):
+        files = {name: _files_of_one(name, one) for name, one in source.items()}
+    else:
+        files = find_splits(source)
+    for name in files:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _RESERVED:
+            raise DataError(f"split name {name!r}: allowed: lower case letters, digits and _, except {_RESERVED}")
+    if not files:
+        raise DataError("no source was given for any split")
+    for name in only or ():
+        if name not in files:
+            raise DataError(f"split {name!r}: {_source_name(source)} has {', '.join(files)}")
+    return {name: paths for name, paths in files.items() if only is None or name in only}
+
+
+def _files_of_one(split: str, source: Source) -> list[Path]:
+    """A source named for one split: its files of that split, or all if it has only one."""
+    found = find_splits(source)
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if split not in found:
+        raise DataError(f"split {split!r}: {os.fspath(source)} holds the splits {', '.join(found)} and not this one")
+    return found[split]
+
+
+def _source_name(source: Source | Mapping[str, Source]) -> str:
+    if isinstance(source, Mapping):
+        return ", ".join(f"{name}={os.fspath(one)}" for name, one in source.items())
+    return os.fspath(source)
+
+
+def _rows(
+    split: str, paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str], progress: Progress | None
+) -> Iterator[Row]:
+    done = 0
+    for row in read_rows(paths, kind, skip_bad=skip_bad, dropped=dropped):
+        yield row
+        done += 1
+        if progress and done % _PROGRESS_EVERY == 0:
+            progress(split, "read", done, None)
+    if progress:
+        progress(split, "read", done, done)
+
+
+def _write_split(folder: Path, split: str, task: Any, examples: int, progress: Progress | None) -> tuple[int, str]:
+    """Writes token files and lengths of a split; returns its tokens and a sha256 over lengths and ids."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    folder.mkdir()
+    lengths = np.zeros((examples, 3), np.int32)
+    digest = hashlib.sha256()
+    files = -(-examples // _EXAMPLES_PER_FILE)
+    dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
+    done = 0
+    with contextlib.ExitStack() as stack:
+        for example in dataset.as_numpy_iterator():
+            if done % _EXAMPLES_PER_FILE == 0:
+                stack.close()  # the file before
+                name = f"tokens-{done // _EXAMPLES_PER_FILE:05d}-of-{files:05d}.array_record"
+                writer = ArrayRecordWriter(str(folder / name), "group_size:1")  # one record a group: random access
+                stack.callback(writer.close)
+            parts = [example[name] for name in ("prompt", "chosen", "rejected") if name in example]
+            lengths[done, : len(parts)] = [len(part) for part in parts]
+            record = np.concatenate(parts).astype(ID_DTYPE).tobytes()
+            digest.update(lengths[done].astype(ID_DTYPE).tobytes() + record)
+            writer.write(record)
+            done += 1
+            if progress and (done % _PROGRESS_EVERY == 0 or done == examples):
+                progress(split, "tokenize", done, examples)
+    if done != examples:
+        raise RuntimeError(f"split {split}: the task gave {done} examples of {examples}")
+    np.save(folder / "lengths.npy", lengths)
+    return int(lengths.sum()), digest.hexdigest()

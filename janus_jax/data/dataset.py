@@ -1,0 +1,192 @@
+"""A built data set: token ids by random access, and the lengths from which an epoch is planned. No TensorFlow here.
+
+DIR/manifest.json                            what it is; a directory without it is not a data set
+DIR/tokenizer/                               the tokenizer that made the ids
+DIR/tfds/                                    the checked rows as text, a TFDS data set
+DIR/SPLIT/lengths.npy                        [E, 3] int32: tokens of prompt, chosen, rejected
+DIR/SPLIT/margins.npy                        [E] float32, optional
+DIR/SPLIT/tokens-00000-of-00004.array_record one record per example: its ids, int32 little-endian, in this order
+"""
+
+import bisect
+import dataclasses
+import json
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from janus_jax.data.example import Example
+from janus_jax.data.tokenizer import Tokenizer, load_tokenizer
+from janus_jax.errors import DataError
+
+FORMAT_VERSION = 1
+ID_DTYPE = np.dtype("<i4")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Counts of one split; `dropped` counts rows left out while building, by reason."""
+
+    examples: int
+    tokens: int
+    dropped: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """manifest.json of a built data set."""
+
+    kind: str
+    template: str
+    source: str
+    tokenizer: dict[str, Any]  # fingerprint, vocab_size, bos, eos
+    splits: dict[str, Split]
+    fingerprint: str  # sha256 over the token ids and lengths of all splits
+    format_version: int = FORMAT_VERSION
+
+    def save(self, directory: Path) -> None:
+        (directory / "manifest.json").write_text(
+            json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8"
+        )
+
+    @classmethod
+    def load(cls, directory: Path) -> "Manifest":
+        """Raises DataError if there is none, it is not readable, or it is of another format version."""
+        path = directory / "manifest.json"
+        if not path.is_file():
+            state = "is not a built data set: it has no manifest.json" if directory.is_dir() else "no such directory"
+            raise DataError(f"{directory}: {state}; `janus data build` makes one")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values["format_version"] != FORMAT_VERSION:
+                version = values["format_version"]
+                raise DataError(f"{path}: format_version {version!r}, this version reads {FORMAT_VERSION}; build again")
+            values["splits"] = {name: Split(**split) for name, split in values["splits"].items()}
+            return cls(**values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: not a data set manifest: {error}") from error
+
+
+class TokenizedDataset:
+    """One split of a built data set. Reading is by example number and safe from several threads.
+
+    Raises:
+        DataError: `directory` is not a build, it has no such split, or its files contradict each other.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], split: str = "train"):
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        self.directory = Path(directory).expanduser()
+        self.split = split
+        self.manifest = Manifest.load(self.directory)
+        if split not in self.manifest.splits:
+            there = ", ".join(self.manifest.splits)
+            raise DataError(f"{self.directory}: has no split {split!r}; there are: {there}")
+        folder = self.directory / split
+        self.lengths = self._load("lengths.npy", np.dtype(np.int32), 3)
+        """[E, 3] int32 tokens of prompt, chosen and rejected (0 without a rejected response)."""
+
+        examples = len(self.lengths)
+        has_margins = (folder / "margins.npy").exists()
+        self.margins = (
+            self._load("margins.npy", np.dtype(np.float32)) if has_margins else np.zeros(examples, np.float32)
+        )
+        """[E] float32 reward margins, zeros where the data has none."""
+
+        files = sorted(folder.glob("tokens-*.array_record"))
+        # no read-ahead and no threads of its own: examples are read one by one, in the order of a plan
+        options = "readahead_buffer_size:0,max_parallelism:0"
+        try:
+            self._readers = [ArrayRecordReader(str(file), options) for file in files]
+            counts = [reader.num_records() for reader in self._readers]
+        except (RuntimeError, ValueError, OSError) as error:  # a damaged file
+            raise DataError(
+                f"{folder}: token files cannot be read: {str(error).splitlines()[0]}; build again"
+            ) from error
+        self._files = files
+        self._ends = np.cumsum(counts).tolist()
+        self._lock = threading.Lock()
+        expected = self.manifest.splits[split].examples
+        if not sum(counts) == examples == len(self.margins) == expected:
+            raise DataError(
+                f"{folder}: manifest, lengths.npy, margins and token files disagree: {expected}, {examples}, "
+                f"{len(self.margins)}, {sum(counts)} examples; build again"
+            )
+
+    @property
+    def kind(self) -> str:
+        """sft, dpo, orpo or rm."""
+        return self.manifest.kind
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the token ids and lengths of all splits."""
+        return self.manifest.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the ids. Raises DataError if its files were changed since."""
+        tokenizer = load_tokenizer(self.directory / "tokenizer")
+        if tokenizer.fingerprint != self.manifest.tokenizer["fingerprint"]:
+            raise DataError(f"{self.directory / 'tokenizer'}: is not the tokenizer of the build (fingerprints differ)")
+        return tokenizer
+
+    def read(self, indices: Iterable[int]) -> list[Example]:
+        """Examples of the numbers given, in their order.
+
+        Raises:
+            IndexError: a number is not in [0, E).
+            DataError: a record does not have the length that lengths.npy says.
+        """
+        wanted = [int(index) for index in indices]
+        by_file: dict[int, list[int]] = {}
+        for place, index in enumerate(wanted):
+            if not 0 <= index < len(self):
+                raise IndexError(f"example {index} of {len(self)} in {self.directory}, split {self.split}")
+            by_file.setdefault(bisect.bisect_right(self._ends, index), []).append(place)
+        records: dict[int, bytes] = {}
+        with self._lock:
+            for number, places in by_file.items():
+                start = self._ends[number - 1] if number else 0
+                try:
+                    read = self._readers[number].read([wanted[place] - start for place in places])
+                except (RuntimeError, ValueError, OSError) as error:
+                    reason = str(error).splitlines()[0]
+                    raise DataError(f"{self._files[number]}: cannot be read: {reason}; build again") from error
+                records.update(zip(places, read, strict=True))
+        return [self._example(index, records[place]) for place, index in enumerate(wanted)]
+
+    def _example(self, index: int, record: bytes) -> Example:
+        prompt, chosen, rejected = self.lengths[index].tolist()
+        if len(record) != ID_DTYPE.itemsize * (prompt + chosen + rejected):
+            raise DataError(
+                f"{self.directory / self.split}: example {index} has {len(record)} bytes of ids, lengths.npy says "
+                f"{prompt} + {chosen} + {rejected} tokens; build again"
+            )
+        ids = np.frombuffer(record, ID_DTYPE).astype(np.int32)
+        return Example(
+            prompt=ids[:prompt],
+            chosen=ids[prompt : prompt + chosen],
+            rejected=None if self.kind == "sft" else ids[prompt + chosen :],
+            example_id=index,
+            margin=float(self.margins[index]),
+        )
+
+    def _load(self, name: str, dtype: np.dtype, columns: int | None = None) -> np.ndarray:
+        path = self.directory / self.split / name
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}; build again") from error
+        shape = array.shape[1:] if array.ndim else None
+        if array.dtype != dtype or shape != (() if columns is None else (columns,)):
+            needed = f"{dtype} [examples{'' if columns is None else f', {columns}'}]"
+            raise DataError(f"{path}: is {array.dtype} {list(array.shape)}, must be {needed}; build again")
+        return array

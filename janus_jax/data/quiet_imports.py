@@ -1,0 +1,55 @@
+"""TensorFlow's family, imported when it is needed, silently, and kept off accelerators, which belong to JAX."""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+
+def import_tfds() -> Any:
+    """The `tensorflow_datasets` module, its progress bars off."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    with _stderr_kept_back():
+        import tensorflow as tf
+        import tensorflow_datasets as tfds
+
+    for platform in ("GPU", "TPU"):
+        with contextlib.suppress(ValueError, RuntimeError):  # TensorFlow ran before us: its caller chose the devices
+            tf.config.set_visible_devices([], platform)
+    tf.get_logger().setLevel("ERROR")
+    tfds.disable_progress_bar()
+    return tfds
+
+
+def import_seqio() -> Any:
+    """The `seqio` module."""
+    import_tfds()
+    with _stderr_kept_back():
+        import seqio
+    return seqio
+
+
+@contextlib.contextmanager
+def _stderr_kept_back() -> Iterator[None]:
+    """Shows what is written to file descriptor 2 only if the block fails.
+
+    TensorFlow's C++ parts write lines about missing CUDA drivers while they load, before any log level is read.
+    """
+    with tempfile.TemporaryFile() as kept:
+        sys.stderr.flush()
+        original = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            sys.stderr.flush()
+            os.dup2(original, 2)
+            os.close(original)
+            if failed:
+                kept.seek(0)
+                sys.stderr.write(kept.read().decode("utf-8", "replace"))

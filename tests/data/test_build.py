@@ -1,0 +1,205 @@
+"""A build holds exactly the ids of its rows, whole or not at all."""
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from janus_jax.data import build as build_module
+from janus_jax.data.build import build
+from janus_jax.data.dataset import TokenizedDataset
+from janus_jax.data.tokenizer import load_tokenizer
+from janus_jax.errors import DataError, StorageError
+from tests.data.conftest import TEXTS, pair_rows, sft_rows, write_lines
+
+
+def expected_ids(system: str, prompt: str, *responses: str) -> list[list[int]]:
+    """The documented form, spelled out with raw sentencepiece: BOS, [INST] text, response, EOS."""
+    encode = load_tokenizer().encode
+    text = f"[INST] {system}\n{prompt} [/INST]" if system else f"[INST] {prompt} [/INST]"
+    return [[1, *encode(text)], *([*encode(response), 2] for response in responses)]
+
+
+def test_sft_build_holds_the_ids_of_its_rows_in_order(sft_build):
+    data = TokenizedDataset(sft_build.directory, "train")
+    for example, (system, prompt, output, _) in zip(data.read(range(5)), sft_build.texts, strict=True):
+        assert [example.prompt.tolist(), example.chosen.tolist()] == expected_ids(system, prompt, output)
+        assert example.rejected is None
+    held = TokenizedDataset(sft_build.directory, "validation")
+    assert [e.chosen.tolist() for e in held.read([1, 0])] == [expected_ids(*TEXTS[i][:3])[1] for i in (2, 1)]
+
+
+def test_dpo_build_holds_prompt_chosen_and_rejected(dpo_build):
+    data = TokenizedDataset(dpo_build.directory)
+    for example, texts in zip(data.read(range(5)), dpo_build.texts, strict=True):
+        got = [example.prompt.tolist(), example.chosen.tolist(), example.rejected.tolist()]
+        assert got == expected_ids(*texts)
+
+
+def test_rm_build_takes_the_joined_input_as_prompt(tmp_path):
+    rows = [{"input": f"{s}\n{p}", "chosen": c, "rejected": r} for s, p, c, r in TEXTS]
+    build(write_lines(tmp_path / "rm.jsonl", rows), tmp_path / "out", kind="rm")
+    examples = TokenizedDataset(tmp_path / "out").read([0, 2])
+    for example, index in zip(examples, (0, 2), strict=True):
+        assert example.prompt.tolist() == expected_ids(*TEXTS[index])[0]
+        assert example.rejected.tolist() == expected_ids(*TEXTS[index])[2]
+
+
+def test_manifest_says_what_was_built(sft_build):
+    manifest = json.loads((sft_build.directory / "manifest.json").read_text())
+    assert manifest == dataclasses.asdict(sft_build.manifest)
+    assert (manifest["kind"], manifest["template"], manifest["format_version"]) == ("sft", "mistral-inst", 1)
+    fingerprint = load_tokenizer().fingerprint
+    assert manifest["tokenizer"] == {"fingerprint": fingerprint, "vocab_size": 32000, "bos": 1, "eos": 2}
+    tokens = sum(len(part) for texts in TEXTS for part in expected_ids(*texts[:3]))
+    assert manifest["splits"]["train"] == {"examples": 5, "tokens": tokens, "dropped": {"empty_field": 1}}
+    assert manifest["splits"]["validation"]["examples"] == 2
+    assert manifest["source"].startswith("train=") and "validation=" in manifest["source"]
+
+
+def test_stored_files_are_as_documented(dpo_build):
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    folder = dpo_build.directory / "train"
+    lengths = np.load(folder / "lengths.npy")
+    assert lengths.dtype == np.int32
+    assert lengths.tolist() == [[len(part) for part in expected_ids(*texts)] for texts in TEXTS]
+    records = ArrayRecordReader(str(folder / "tokens-00000-of-00001.array_record")).read_all()
+    assert np.frombuffer(records[3], "<i4").tolist() == [i for part in expected_ids(*TEXTS[3]) for i in part]
+
+
+def test_text_is_kept_as_a_tfds_data_set(sft_build):
+    from janus_jax.data.tfds_builder import read_builder
+
+    rows = read_builder(sft_build.directory / "tfds").as_data_source("train")
+    assert [row["prompt"].decode() for row in rows] == [texts[1] for texts in TEXTS]
+
+
+def test_fingerprint_follows_the_ids_alone(dpo_build, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    rows = pair_rows()
+    again = build(write_lines(tmp_path / "elsewhere" / "x.jsonl", rows), tmp_path / "same", kind="orpo")
+    assert again.fingerprint == dpo_build.manifest.fingerprint
+    other = build(write_lines(tmp_path / "y.jsonl", rows[::-1]), tmp_path / "reversed", kind="dpo")
+    assert other.fingerprint != dpo_build.manifest.fingerprint
+
+
+def test_many_files_of_tokens_read_like_one(dpo_build, tmp_path, monkeypatch):
+    monkeypatch.setattr(build_module, "_EXAMPLES_PER_FILE", 2)
+    manifest = build(write_lines(tmp_path / "rows.jsonl", pair_rows()), tmp_path / "out", kind="dpo")
+    names = sorted(path.name for path in (tmp_path / "out" / "train").glob("tokens*"))
+    assert names == [f"tokens-0000{i}-of-00003.array_record" for i in range(3)]
+    assert manifest.fingerprint == dpo_build.manifest.fingerprint
+    order = [4, 0, 3, 1, 2, 4]
+    one, many = (TokenizedDataset(d).read(order) for d in (dpo_build.directory, tmp_path / "out"))
+    for a, b in zip(one, many, strict=True):
+        assert a.example_id == b.example_id
+        np.testing.assert_array_equal(a.rejected, b.rejected)
+
+
+def test_another_tokenizer_and_template_are_used_and_kept(tmp_path):
+    from tests.data.test_tokenizer import byte_level_directory
+
+    directory = byte_level_directory(tmp_path / "tokenizer")
+    (directory / "tokenizer_config.json").write_text('{"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}')
+    source = write_lines(tmp_path / "rows.jsonl", sft_rows())
+    manifest = build(source, tmp_path / "out", kind="sft", tokenizer=directory, template="chatml")
+    assert (manifest.template, manifest.tokenizer["bos"], manifest.tokenizer["eos"]) == ("chatml", 1, 2)
+    data = TokenizedDataset(tmp_path / "out")
+    assert data.tokenizer().fingerprint == load_tokenizer(directory).fingerprint
+    assert data.tokenizer().decode(data.read([4])[0].chosen) == "So.<|im_end|>"
+
+
+def test_splits_of_a_directory_and_a_choice_of_them(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "test.jsonl"):
+        write_lines(source / name, sft_rows()[:2])
+    assert {name: s.examples for name, s in build(source, tmp_path / "a", kind="sft").splits.items()} == {
+        "test": 2,
+        "train": 4,
+    }
+    assert list(build(source, tmp_path / "b", kind="sft", splits=["test"]).splits) == ["test"]
+    with pytest.raises(DataError, match=r"split 'validation': .* has test, train"):
+        build(source, tmp_path / "c", kind="sft", splits=["validation"])
+
+
+def test_progress_ends_at_the_number_of_rows(tmp_path):
+    calls = []
+    source = write_lines(tmp_path / "rows.jsonl", sft_rows())
+    build(source, tmp_path / "out", kind="sft", progress=lambda *args: calls.append(args))
+    assert calls == [("train", "read", 5, 5), ("train", "tokenize", 5, 5)]
+
+
+def bad_builds(root: Path):
+    good = write_lines(root / "good.jsonl", sft_rows())
+    cut = root / "cut.jsonl"
+    cut.write_text(good.read_text()[:-20])
+    yield {"source": cut, "kind": "sft"}, "cut.jsonl:5: not valid JSON"
+    yield {"source": good, "kind": "dpo"}, "good.jsonl:1: column 'chosen' (or chosen_response) is missing"
+    (root / "empty.jsonl").touch()
+    yield {"source": root / "empty.jsonl", "kind": "sft"}, "empty.jsonl: is empty"
+    yield {"source": {"train": good, "validation": root / "empty.jsonl"}, "kind": "sft"}, "empty.jsonl: is empty"
+    yield {"source": root / "absent.jsonl", "kind": "sft"}, "absent.jsonl: no such file or directory"
+    yield {"source": good, "kind": "ppo"}, "'ppo': unknown"
+    yield {"source": good, "kind": "sft", "template": "llama"}, "'llama': unknown"
+    yield {"source": good, "kind": "sft", "tokenizer": root / "absent"}, "no such directory"
+    yield {"source": {"tokenizer": good}, "kind": "sft"}, "split name 'tokenizer'"
+    yield {"source": {"a/b": good}, "kind": "sft"}, "split name 'a/b'"
+    yield {"source": {}, "kind": "sft"}, "no source was given"
+
+
+def test_bad_input_gives_one_line_and_leaves_nothing(tmp_path):
+    for options, message in bad_builds(tmp_path):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(DataError) as caught:
+            build(out=tmp_path / "deep" / "out", **options)
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_directory_that_holds_something_is_refused(tmp_path):
+    source = write_lines(tmp_path / "rows.jsonl", sft_rows())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(StorageError, match="exists and is not empty"):
+        build(source, tmp_path / "out", kind="sft")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_a_build_is_silent_and_leaves_rows_nowhere_else(tmp_path):
+    source = write_lines(tmp_path / "rows.jsonl", sft_rows())
+    (tmp_path / "home").mkdir()
+    code = "import sys; from janus_jax.data.build import build; build(sys.argv[1], sys.argv[2], kind='sft')"
+    root = str(Path(__file__).parents[2])
+    environment = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "home"), "PYTHONPATH": root}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(source), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "home", "out"}
+    # TensorFlow's family leaves files of its own where it is imported (keras.json, autograph); none holds a row
+    left = [path for path in (tmp_path / "home").rglob("*") if path.is_file() and b"bread" in path.read_bytes()]
+    assert left == []
+    assert not list((tmp_path / "home").rglob("*tensorflow_datasets*"))
+
+
+def test_the_tfds_metadata_names_no_place_of_its_building(sft_build):
+    root = str(sft_build.directory.parent)
+    for path in (sft_build.directory / "tfds").rglob("*.json"):
+        assert root not in path.read_text()
+
+
+def test_fingerprint_is_a_sha256(sft_build):
+    assert len(sft_build.manifest.fingerprint) == 2 * hashlib.sha256().digest_size
