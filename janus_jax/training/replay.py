@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -53,8 +53,40 @@ def run(
     Returns:
         one record per optimizer step, and the final parameters.
     """
-    optimizer = optimizer or AdamW()
-    config, params = load_hf(hf_dir, dtype=jnp.float32)
+    functions, initial, batches = _prepare(objective, hf_dir, steps, optimizer or AdamW(), schedule, row_length, seed)
+    train, state, records = jax.jit(functions.train), functions.init(initial), []
+    for batch in batches:
+        state, scalars, metrics = train(state, batch)
+        records.append(StepRecord(float(scalars["loss"]), float(scalars["grad_norm"]), metric_values(metrics)))
+    return records, state.params
+
+
+def gradients(
+    objective: Objective,
+    hf_dir: str | os.PathLike[str],
+    step: Sequence[Micro],
+    *,
+    row_length: int | None = None,
+    seed: int = 0,
+) -> tuple[float, Params]:
+    """Loss and unclipped gradients of one optimizer step at the weights in `hf_dir`; arguments as in `run`."""
+    unused = Schedule(0.0, 1)
+    functions, initial, batches = _prepare(objective, hf_dir, [step], AdamW(), unused, row_length, seed)
+    loss, grads, _ = jax.jit(functions.gradients)(initial, next(batches))
+    return float(loss), grads
+
+
+def _prepare(
+    objective: Objective,
+    hf_dir: str | os.PathLike[str],
+    steps: Sequence[Sequence[Micro]],
+    optimizer: AdamW,
+    schedule: Schedule,
+    row_length: int | None,
+    seed: int,
+) -> tuple[StepFunctions, Params, Iterator[Batch]]:
+    """The step's functions, the initial weights, and packed batches [M, B, L] with the reference's log-probs."""
+    config, initial = load_hf(hf_dir, dtype=jnp.float32)
     functions = StepFunctions(
         model=config,
         objective=objective,
@@ -62,16 +94,11 @@ def run(
         transformation=optimizer.transformation(schedule, param_specs(config)),
         clip_norm=optimizer.clip_norm,
     )
-    examples = [[[_example(e) for e in micro] for micro in step] for step in steps]
-    batches = _pack_steps(examples, row_length, seed)
-    train, reference = jax.jit(functions.train), jax.jit(functions.reference)
-    initial, state, records = params, functions.init(params), []
-    for batch in batches:
-        if objective.needs_reference:
-            batch = dataclasses.replace(batch, reference_logps=reference(initial, batch))
-        state, scalars, metrics = train(state, batch)
-        records.append(StepRecord(float(scalars["loss"]), float(scalars["grad_norm"]), metric_values(metrics)))
-    return records, state.params
+    batches = _pack_steps([[[_example(e) for e in micro] for micro in step] for step in steps], row_length, seed)
+    if not objective.needs_reference:
+        return functions, initial, iter(batches)
+    reference = jax.jit(functions.reference)
+    return functions, initial, (dataclasses.replace(b, reference_logps=reference(initial, b)) for b in batches)
 
 
 def _example(ids: dict[str, Sequence[int]]) -> Example:

@@ -37,13 +37,16 @@ class StepFunctions:
     clip_norm: float | None = 1.0
 
     def init(self, params: Params) -> TrainState:
-        """Optimizer state for fresh parameters."""
-        return TrainState(params, self.transformation.init(params))
+        """Optimizer state for fresh parameters; moments are float32 whatever the parameters are kept in."""
+        return TrainState(params, self.transformation.init(_float32(params)))
 
     def scores(self, params: Params, batch: Batch) -> BranchScores:
         """Branch scores of one microbatch [B, L]."""
         layout = Layout(batch.segment, batch.branch, batch.position)
-        logps = token_logps(self.model, params, batch.tokens, batch.targets, layout, self.compute)
+        # Asked for float32, accelerators would still multiply in fewer bits unless told not to.
+        exact = "highest" if jnp.dtype(self.compute.dtype) == jnp.float32 else "default"
+        with jax.default_matmul_precision(exact):
+            logps = token_logps(self.model, params, batch.tokens, batch.targets, layout, self.compute)
         return branch_scores(logps, batch)
 
     def reference(self, params: Params, batch: Batch) -> Float[Array, "M B S 2"]:
@@ -95,10 +98,14 @@ class StepFunctions:
             the new state, scalars {loss, grad_norm} of this step, and the objective's metrics.
         """
         loss, grads, metrics = self.gradients(state.params, batch)
-        grads, norm = clip(grads, self.clip_norm)
+        grads, norm = clip(_float32(grads), self.clip_norm)
         updates, optimizer = self.transformation.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.params, updates)
         return TrainState(params, optimizer), {"loss": loss, "grad_norm": norm}, metrics
+
+
+def _float32(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
 
 def _sum_microbatches(metrics: Metrics) -> Metrics:

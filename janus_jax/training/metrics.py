@@ -1,0 +1,146 @@
+"""Where numbers go: JSON lines, TensorBoard, wandb, the console. Only the main process writes."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from janus_jax.errors import ConfigError
+
+Values = Mapping[str, float]
+
+
+class Writer(Protocol):
+    """Takes one record of numbers at a time."""
+
+    def write(self, kind: str, step: int, values: Values) -> None:
+        """`kind` is train or eval; `step` counts finished optimizer steps."""
+        ...
+
+    def close(self) -> None:
+        """Flushes and lets go of files."""
+        ...
+
+
+class JsonLines:
+    """Appends `{"kind": ..., "step": ..., name: value}` lines; NaN and infinity become null.
+
+    On resume, lines of steps after `resumed_at` are dropped: they belong to a future that is run again.
+    """
+
+    def __init__(self, path: Path, resumed_at: int = 0):
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_at]
+            path.write_text("".join(f"{line}\n" for line in kept))
+        self._file = path.open("a")
+
+    def write(self, kind: str, step: int, values: Values) -> None:
+        clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line cut short by a kill
+
+
+class TensorBoard:
+    """Event files, written without TensorFlow."""
+
+    def __init__(self, directory: Path):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory))
+
+    def write(self, kind: str, step: int, values: Values) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """Weights & Biases, when the config asks for it.
+
+    Raises:
+        ConfigError: wandb is not installed.
+    """
+
+    def __init__(self, directory: Path, config: Mapping[str, Any]):
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError("logging.wandb=true: wandb is not installed; pip install 'janus_jax[wandb]'") from error
+        self._run = wandb.init(dir=str(directory), config=dict(config), name=directory.name, resume="allow")
+
+    def write(self, kind: str, step: int, values: Values) -> None:
+        self._run.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Console:
+    """One line a record, for terminals and log files."""
+
+    def __init__(self, total_steps: int):
+        self._total = total_steps
+
+    def write(self, kind: str, step: int, values: Values) -> None:
+        text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        print(f"{kind:5s} {step:>6d}/{self._total}  {text}", file=sys.stdout, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+def _short(value: float) -> str:
+    if value == int(value) and abs(value) < 1e7:
+        return str(int(value))
+    return f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.2e}"
+
+
+class Fan:
+    """Writes to several writers, with the time between train records as tokens/s."""
+
+    def __init__(self, writers: Sequence[Writer]):
+        self._writers = list(writers)
+        self._since = time.perf_counter()
+        self._tokens = 0
+        self._waited_s = 0.0
+
+    def count(self, tokens: int, waited_s: float) -> None:
+        """Adds one step's tokens and the seconds that it waited for data."""
+        self._tokens += tokens
+        self._waited_s += waited_s
+
+    def train(self, step: int, values: Values, *, timed: bool = True) -> None:
+        """A train record; `timed` adds tokens/s and the share of time spent waiting for data since the last one."""
+        elapsed = time.perf_counter() - self._since
+        rates = {"tokens_per_s": self._tokens / elapsed, "data_wait": self._waited_s / elapsed} if timed else {}
+        self.write("train", step, {**values, **rates})
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the clock anew: what came before (compiling, evaluation, saving) is not training time."""
+        self._since, self._tokens, self._waited_s = time.perf_counter(), 0, 0.0
+
+    def write(self, kind: str, step: int, values: Values) -> None:
+        """A record as it is."""
+        for writer in self._writers:
+            writer.write(kind, step, values)
+
+    def close(self) -> None:
+        """Closes all."""
+        for writer in self._writers:
+            writer.close()

@@ -1,0 +1,289 @@
+"""THE loop: every objective trains here."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from janus_jax import __version__
+from janus_jax.batch import Batch
+from janus_jax.checkpoint.state import Checkpoints
+from janus_jax.config import RunConfig, to_yaml
+from janus_jax.data.loader import Position
+from janus_jax.errors import ConfigError, NonFiniteError
+from janus_jax.model.mistral import Params
+from janus_jax.parallel import runtime
+from janus_jax.training import metrics
+from janus_jax.training.setup import Setup, prepare
+from janus_jax.training.step import TrainState, metric_values
+
+_FREE = ("base", "mesh", "sharding", "remat", "eval", "checkpoint", "export", "logging", "profile")
+"""Sections of a config that may change when a run is resumed: they do not decide what is computed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """How a run ended; also written to RUN/summary.json."""
+
+    run_dir: str
+    step: int
+    total_steps: int
+    resumed_from: int | None
+    train: dict[str, float]  # the last train record
+    evaluation: dict[str, float]  # the last held-out record, empty without evaluation
+    examples: int  # in the training split after the over-long policy
+    overlong: dict[str, int]
+    seconds: float
+    tokens_per_s: float  # median over steps without compilation
+    fill: float  # mean share of row slots that hold tokens
+    export_dir: str | None
+
+
+def train(
+    config: RunConfig,
+    options: runtime.RuntimeOptions | None = None,
+    *,
+    until_step: int | None = None,
+    writers: Sequence[metrics.Writer] | None = None,
+) -> Summary:
+    """Trains as the config says, from the newest checkpoint of the run directory if there is one.
+
+    Args:
+        config: the whole run.
+        options: processes and simulated devices.
+        until_step: save and stop after this step as if the run had been interrupted there.
+        writers: extra receivers of metrics; None prints lines to the console.
+    Raises:
+        JanusError: bad input (2), non-finite loss (12), lost peer (13), storage (14).
+    """
+    runtime.start(options or runtime.RuntimeOptions())
+    started = time.perf_counter()
+    run_dir = _local_run_dir(config)
+    setup = prepare(config)
+    checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
+    try:
+        loop = _Loop(setup, checkpoints, run_dir, writers)
+        with contextlib.closing(loop):
+            summary = loop.run(until_step, started)
+    finally:
+        checkpoints.close()
+    return summary
+
+
+def _local_run_dir(config: RunConfig) -> Path:
+    if "://" in config.run.dir:
+        raise ConfigError(f"run.dir={config.run.dir}: allowed: a local or mounted directory")
+    return Path(config.run.dir).expanduser().absolute()
+
+
+class _Loop:
+    def __init__(self, setup: Setup, checkpoints: Checkpoints, run_dir: Path, writers: Sequence[metrics.Writer] | None):
+        self.setup, self.config, self.checkpoints, self.run_dir = setup, setup.config, checkpoints, run_dir
+        functions, shardings, replicated = setup.functions, setup.state_shardings, setup.replicated
+        batch = setup.loader.sharding()
+        self._train = jax.jit(
+            functions.train,
+            in_shardings=(shardings, batch),
+            out_shardings=(shardings, replicated, replicated),
+            donate_argnums=0,
+        )
+        self._evaluate = jax.jit(functions.evaluate, in_shardings=(shardings.params, batch), out_shardings=replicated)
+        self._score = jax.jit(
+            functions.reference, in_shardings=(shardings.params, batch), out_shardings=batch.reference_logps
+        )
+        self.resumed_from = checkpoints.latest_step()
+        self.state, self.position = self._start()
+        self.step = self.resumed_from or 0
+        self._reference: Params | None = setup.reference_params() if setup.objective.needs_reference else None
+        self._eval_reference: list[jax.Array] = []
+        self.fan = metrics.Fan(self._writers(writers))
+        self.last_train: dict[str, float] = {}
+        self.last_eval: dict[str, float] = {}
+        self._profiling = False
+
+    def _start(self) -> tuple[TrainState, Position]:
+        # 1. A run directory with a checkpoint is resumed, whatever init says.
+        # 2. Otherwise weights come from init.from, 3. otherwise they are random; the optimizer starts at zero.
+        if self.resumed_from is not None:
+            self._check_same_run(self.checkpoints.meta(self.resumed_from))
+            abstract = self.setup.abstract_state()
+            params, optimizer, data, _ = self.checkpoints.restore(
+                self.resumed_from, params=abstract.params, optimizer=abstract.optimizer
+            )
+            return TrainState(params, optimizer), Position(epoch=data["epoch"], row=data["row"])
+        params = self.setup.initial_params(self.config.precision.params)
+        init = jax.jit(self.setup.functions.init, out_shardings=self.setup.state_shardings, donate_argnums=0)
+        return init(params), Position()
+
+    def _check_same_run(self, meta: dict[str, Any]) -> None:
+        saved, now = meta["config"], self._meta()["config"]
+        for section in now:
+            if section not in _FREE and saved.get(section) != now[section]:
+                raise ConfigError(
+                    f"run.dir={self.config.run.dir}: holds a run with {section}={saved.get(section)}, but this config "
+                    f"says {now[section]}; choose another run.dir (init.from can take the weights over)"
+                )
+        if meta["data_fingerprint"] != self.setup.loader.dataset.fingerprint:
+            raise ConfigError(f"run.dir={self.config.run.dir}: holds a run on other data than data.dir has now")
+
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "format_version": 1,
+            "janus_jax": __version__,
+            "jax": jax.__version__,
+            "model": dataclasses.asdict(self.setup.model),
+            "config": self.config.model_dump(mode="json", by_alias=True),
+            "data_fingerprint": self.setup.loader.dataset.fingerprint,
+            "tokenizer": self.setup.loader.dataset.manifest.tokenizer,
+        }
+
+    def _writers(self, extra: Sequence[metrics.Writer] | None) -> list[metrics.Writer]:
+        if not runtime.is_main():
+            return []
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        (self.run_dir / "config.yaml").write_text(to_yaml(self.config))
+        if not (self.run_dir / "tokenizer").exists():  # with it the run can be exported after the data is gone
+            self.setup.loader.dataset.tokenizer().save(self.run_dir / "tokenizer")
+        found: list[metrics.Writer] = [metrics.JsonLines(self.run_dir / "metrics.jsonl", self.step)]
+        if self.config.logging.tensorboard:
+            found.append(metrics.TensorBoard(self.run_dir / "tensorboard"))
+        if self.config.logging.wandb:
+            found.append(metrics.Wandb(self.run_dir, self.config.model_dump(mode="json", by_alias=True)))
+        return found + (list(extra) if extra is not None else [metrics.Console(self.setup.total_steps)])
+
+    def run(self, until_step: int | None, started: float) -> Summary:
+        setup, config = self.setup, self.config
+        stop = min(setup.total_steps, until_step or setup.total_steps)
+        rates: list[float] = []
+        fills: list[float] = []
+        batches = setup.loader.batches(self.position)
+        with contextlib.closing(batches):
+            while self.step < stop:
+                begun = time.perf_counter()
+                self._profile()
+                loaded = next(batches)
+                waited = time.perf_counter() - begun
+                first = not fills  # this step compiles: its time says nothing
+                self.state, scalars, numbers = self._train(self.state, self._with_reference(loaded.batch))
+                self.step += 1
+                self.position = loaded.next_position
+                self.fan.count(loaded.tokens, waited)
+                fills.append(loaded.fill)
+                if self._due(config.logging.every_steps, stop):
+                    epoch = loaded.position.epoch + loaded.position.row / (
+                        setup.loader.steps(loaded.position.epoch) * setup.loader.rows
+                    )
+                    plan = {"epoch": epoch, "fill": loaded.fill, "tokens": loaded.tokens}
+                    self._log(scalars, numbers, plan, timed=not first)
+                if not first:
+                    rates.append(loaded.tokens / (time.perf_counter() - begun))
+                if setup.eval_loader is not None and self._due(config.eval.every_steps, setup.total_steps):
+                    self.last_eval = self._evaluation()
+                    self.fan.write("eval", self.step, self.last_eval)
+                    self.fan.restart()
+                if self._due(config.checkpoint.every_steps, stop):
+                    self._save()
+        self._profile()
+        self.checkpoints.wait()
+        export = self._export() if self.step == setup.total_steps and config.export.hf else None
+        summary = Summary(
+            run_dir=str(self.run_dir),
+            step=self.step,
+            total_steps=setup.total_steps,
+            resumed_from=self.resumed_from,
+            train=self.last_train,
+            evaluation=self.last_eval,
+            examples=len(setup.loader.fitted.index),
+            overlong={"dropped": setup.loader.fitted.dropped, "truncated": setup.loader.fitted.truncated},
+            seconds=time.perf_counter() - started,
+            tokens_per_s=float(np.median(rates)) if rates else math.nan,
+            fill=float(np.mean(fills)) if fills else math.nan,
+            export_dir=export,
+        )
+        if runtime.is_main():
+            text = json.dumps(dataclasses.asdict(summary), indent=1)
+            (self.run_dir / "summary.json").write_text(text.replace("NaN", "null") + "\n")
+        return summary
+
+    def _due(self, every: int | None, last: int) -> bool:
+        return self.step == last or (every is not None and self.step % every == 0)
+
+    def _with_reference(self, batch: Batch) -> Batch:
+        if self._reference is None:
+            return batch
+        return dataclasses.replace(batch, reference_logps=self._score(self._reference, batch))
+
+    def _log(self, scalars: dict[str, jax.Array], numbers: Any, plan: dict[str, float], *, timed: bool) -> None:
+        values = {**metric_values(numbers), **{name: float(value) for name, value in scalars.items()}}
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(values[name]):
+                raise NonFiniteError(
+                    f"step {self.step}: {name} is {values[name]}; the newest checkpoint is of step "
+                    f"{self.checkpoints.latest_step()}; lower schedule.learning_rate or look at the data of this step"
+                )
+        rate = float(self.setup.schedule(self.step - 1))
+        self.last_train = {**values, "learning_rate": rate, **plan}
+        self.fan.train(self.step, self.last_train, timed=timed)
+
+    def _evaluation(self) -> dict[str, float]:
+        """Every held-out example once; totals and counts add up, so batch size and hosts change nothing."""
+        loader = self.setup.eval_loader
+        assert loader is not None
+        totals: dict[str, np.ndarray] = {}
+        for number, loaded in enumerate(loader.epoch()):
+            batch = loaded.batch
+            if self._reference is not None:
+                if number == len(self._eval_reference):  # scored once: neither the rows nor the reference change
+                    self._eval_reference.append(self._score(self._reference, batch))
+                batch = dataclasses.replace(batch, reference_logps=self._eval_reference[number])
+            found = jax.device_get(self._evaluate(self.state.params, batch))
+            for name, pair in found.items():
+                totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+        return {name: float(total / count) if count else math.nan for name, (total, count) in totals.items()}
+
+    def _save(self) -> None:
+        data = {"epoch": self.position.epoch, "row": self.position.row}
+        self.checkpoints.save(
+            self.step, params=self.state.params, optimizer=self.state.optimizer, data=data, meta=self._meta()
+        )
+        self.fan.restart()
+
+    def _export(self) -> str:
+        from janus_jax.checkpoint.hf_write import save_hf
+
+        out = self.run_dir / "exports" / str(self.step)
+        if out.exists():  # a finished run started once more
+            return str(out)
+        save_hf(
+            self.state.params,
+            self.setup.model,
+            out,
+            dtype=self.config.export.dtype,
+            max_shard_size=self.config.export.max_shard_size,
+            tokenizer=self.setup.loader.dataset.tokenizer(),
+        )
+        return str(out)
+
+    def _profile(self) -> None:
+        """Starts and stops the xprof trace of `profile.steps` = [first, last], counted from 1."""
+        if self.config.profile.steps is None:
+            return
+        first, last = self.config.profile.steps
+        upcoming = self.step + 1
+        if not self._profiling and first <= upcoming <= last and self.step < self.setup.total_steps:
+            jax.profiler.start_trace(str(self.run_dir / "profile"))
+            self._profiling = True
+        elif self._profiling and (upcoming > last or self.step == self.setup.total_steps):
+            jax.block_until_ready(self.state)
+            jax.profiler.stop_trace()
+            self._profiling = False
+
+    def close(self) -> None:
+        self.fan.close()

@@ -1,0 +1,200 @@
+"""From a configuration to everything a loop needs; all that can be wrong with it is found here, before any step."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from janus_jax.checkpoint.source import Source, open_source
+from janus_jax.config import RunConfig
+from janus_jax.data.dataset import TokenizedDataset
+from janus_jax.data.loader import BatchSettings, Loader
+from janus_jax.errors import ConfigError
+from janus_jax.model.config import ModelConfig
+from janus_jax.model.mistral import Compute, Params, init_params, param_specs
+from janus_jax.objectives import Objective
+from janus_jax.parallel import mesh as meshes
+from janus_jax.training.optimizer import AdamW, Schedule
+from janus_jax.training.step import StepFunctions, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a run computes with; nothing here holds weights."""
+
+    config: RunConfig
+    model: ModelConfig
+    objective: Objective
+    mesh: Mesh
+    rules: meshes.Rules
+    functions: StepFunctions
+    schedule: Schedule
+    total_steps: int
+    loader: Loader
+    eval_loader: Loader | None
+    source: Source | None
+    state_shardings: TrainState
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """On every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the training state, as a checkpoint restores it."""
+        shapes = _abstract_state(self.model, self.functions, self.config)
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            self.state_shardings,
+        )
+
+    def initial_params(self, dtype: Any) -> Params:
+        """The weights that a fresh run begins from: `init.from`, or random ones of `run.seed`."""
+        return self._load(self.source, dtype)
+
+    def reference_params(self) -> Params:
+        """The frozen reference, kept in the compute dtype, to which every use casts it anyway."""
+        chosen = self.config.reference.from_
+        source = self.source if chosen is None else open_source(chosen)
+        if source is not None and source.config != self.model:
+            raise ConfigError(f"reference.from={chosen}: {source.config} is not the shape of the trained {self.model}")
+        return self._load(source, self.functions.compute.dtype)
+
+    def _load(self, source: Source | None, dtype: Any) -> Params:
+        shardings = self.state_shardings.params
+        if source is not None:
+            return source.load(dtype=dtype, shardings=shardings)
+        init = functools.partial(init_params, self.model, dtype=jnp.dtype(self.config.precision.params))
+        params = jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.run.seed))
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def prepare(config: RunConfig) -> Setup:
+    """Checks data, weights, mesh and batch against each other and builds the step functions.
+
+    Files are looked at before devices are asked for.
+
+    Raises:
+        ConfigError, DataError, ConversionError: with the key or file, the value and what is allowed.
+    """
+    dataset = TokenizedDataset(config.data.dir, config.data.split)
+    held_out = None
+    if config.eval.every_steps is not None:
+        held_out = TokenizedDataset(config.data.eval_dir or config.data.dir, config.data.eval_split)
+    source = None if config.init.from_ is None else open_source(config.init.from_)
+    model = source.config if source is not None else config.model.build()  # pyright: ignore[reportOptionalMemberAccess]
+    for built in filter(None, (dataset, held_out)):
+        _check_fits(model, built, config)
+    objective = config.objective.build()
+
+    sizes = meshes.MeshShape(**config.mesh.model_dump())
+    mesh = meshes.build_mesh(sizes)
+    rules = meshes.merge_rules(config.sharding)
+    specs = param_specs(model, jnp.dtype(config.precision.params))
+    shardings = meshes.param_shardings(specs, mesh, rules)
+    _check_length(config, mesh, rules)
+    loader, eval_loader = _loaders(config, dataset, held_out, mesh, rules, objective)
+    if config.schedule.steps is not None:
+        total_steps = config.schedule.steps
+    else:
+        assert config.schedule.epochs is not None
+        total_steps = loader.total_steps(config.schedule.epochs)
+    schedule = Schedule(
+        learning_rate=config.schedule.learning_rate,
+        total_steps=total_steps,
+        warmup_steps=config.schedule.warmup_steps,
+        name=config.schedule.name,
+    )
+    adamw = AdamW(**config.optimizer.model_dump(exclude={"name"}))
+    functions = StepFunctions(
+        model=model,
+        objective=objective,
+        compute=Compute(
+            dtype=jnp.dtype(config.precision.compute), remat=config.remat, constrain=meshes.constrainer(mesh, rules)
+        ),
+        transformation=adamw.transformation(schedule, specs),
+        clip_norm=adamw.clip_norm,
+    )
+    return Setup(
+        config=config,
+        model=model,
+        objective=objective,
+        mesh=mesh,
+        rules=rules,
+        functions=functions,
+        schedule=schedule,
+        total_steps=total_steps,
+        loader=loader,
+        eval_loader=eval_loader,
+        source=source,
+        state_shardings=_state_shardings(model, functions, config, shardings, mesh),
+    )
+
+
+def _abstract_state(model: ModelConfig, functions: StepFunctions, config: RunConfig) -> TrainState:
+    params = jax.tree.map(
+        lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype),
+        param_specs(model, jnp.dtype(config.precision.params)),
+        is_leaf=lambda leaf: hasattr(leaf, "axes"),
+    )
+    return jax.eval_shape(functions.init, params)
+
+
+def _state_shardings(
+    model: ModelConfig, functions: StepFunctions, config: RunConfig, shardings: Any, mesh: Mesh
+) -> TrainState:
+    """Moments lie like their parameters; counters are everywhere."""
+    optimizer = optax.tree_utils.tree_map_params(
+        functions.transformation,
+        lambda _, sharding: sharding,
+        _abstract_state(model, functions, config).optimizer,
+        shardings,
+        transform_non_params=lambda _: NamedSharding(mesh, PartitionSpec()),
+    )
+    return TrainState(shardings, optimizer)
+
+
+def _check_fits(model: ModelConfig, dataset: TokenizedDataset, config: RunConfig) -> None:
+    vocab = dataset.manifest.tokenizer["vocab_size"]
+    if vocab > model.vocab_size:
+        raise ConfigError(
+            f"data.dir={dataset.directory}: its tokenizer has {vocab} ids, but the model's vocab_size is "
+            f"{model.vocab_size}; build the data with the model's own tokenizer (janus data build --tokenizer)"
+        )
+    if config.batch.max_sequence_length > model.max_position_embeddings:
+        raise ConfigError(
+            f"batch.max_sequence_length={config.batch.max_sequence_length} is more than the model's "
+            f"max_position_embeddings={model.max_position_embeddings}"
+        )
+
+
+def _check_length(config: RunConfig, mesh: Mesh, rules: meshes.Rules) -> None:
+    shards = 1
+    for axis in rules.get("length", ()):
+        shards *= mesh.shape[axis]
+    if config.batch.row_length % shards:
+        raise ConfigError(f"batch.row_length={config.batch.row_length} does not divide over {shards} length shards")
+
+
+def _loaders(
+    config: RunConfig,
+    dataset: TokenizedDataset,
+    held_out: TokenizedDataset | None,
+    mesh: Mesh,
+    rules: meshes.Rules,
+    objective: Objective,
+) -> tuple[Loader, Loader | None]:
+    settings = BatchSettings(**config.batch.model_dump())
+    common = {"mesh": mesh, "rules": rules, "branches": objective.branches, "seed": config.run.seed}
+    loader = Loader(dataset, settings, epochs=config.schedule.epochs or 1, **common)
+    if held_out is None:
+        return loader, None
+    rows = config.eval.rows or loader.rows // settings.microbatches
+    meshes.check_rows(rows, mesh, rules, "eval.rows")
+    eval_settings = dataclasses.replace(settings, rows=rows, examples=None, microbatches=1)
+    return loader, Loader(held_out, eval_settings, shuffle=False, **common)

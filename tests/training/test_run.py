@@ -1,0 +1,146 @@
+"""The loop on small models and data: it learns, it resumes bit for bit, and it refuses what cannot be run."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from janus_jax.checkpoint.source import open_source
+from janus_jax.config import RunConfig
+from janus_jax.errors import ConfigError, DataError, NonFiniteError
+from janus_jax.training.run import train
+from tests.training_examples import random_examples, write_dataset
+
+MODEL = {"preset": "tiny", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "head_dim": 8}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for kind in ("sft", "dpo"):
+        splits = {
+            "train": random_examples(100, pairs=kind == "dpo", seed=1),
+            "validation": random_examples(9, pairs=kind == "dpo", seed=2),
+        }
+        write_dataset(root / kind, splits, kind=kind)
+    return root
+
+
+def config(root, run, kind="sft", **changes):
+    values = {
+        "run": {"dir": str(run), "seed": 3},
+        "model": MODEL,
+        "data": {"dir": str(root / kind)},
+        "batch": {"rows": 8, "row_length": 64, "max_sequence_length": 32, "microbatches": 2},
+        "objective": {"name": kind},
+        "schedule": {"name": "cosine", "learning_rate": 3e-3, "warmup_steps": 2, "epochs": 3},
+        "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
+        "precision": {"compute": "float32"},
+        "eval": {"every_steps": 4},
+        "logging": {"tensorboard": False},
+    }
+    for key, value in changes.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
+    return RunConfig.model_validate(values)
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run):
+    return {line["step"]: line["loss"] for line in lines(run) if line["kind"] == "train"}
+
+
+def final_params(run):
+    return open_source(run).load_host()
+
+
+def assert_equal(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_a_stopped_run_resumes_bit_for_bit(data, tmp_path, kind):
+    batch = {"rows": None, "examples": 10} if kind == "dpo" else {}
+    whole = train(config(data, tmp_path / "whole", kind, batch=batch), writers=())
+    assert whole.step == whole.total_steps > 6
+    stopped = train(config(data, tmp_path / "parts", kind, batch=batch), until_step=5, writers=())
+    assert stopped.step == 5
+    resumed = train(config(data, tmp_path / "parts", kind, batch=batch), writers=())
+    assert resumed.resumed_from == 5
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert_equal(final_params(tmp_path / "parts"), final_params(tmp_path / "whole"))
+    assert resumed.evaluation == whole.evaluation
+
+
+def test_training_lowers_the_loss_and_dpo_starts_at_log_2_from_its_own_weights(data, tmp_path):
+    sft = train(config(data, tmp_path / "sft", schedule={"epochs": 12, "learning_rate": 1e-2}), writers=())
+    curve = losses(tmp_path / "sft")
+    assert curve[sft.step] < 0.5 * curve[1]
+    preferred = config(
+        data, tmp_path / "dpo", "dpo", model=None, init={"from": str(tmp_path / "sft")}, schedule={"epochs": 10}
+    )
+    dpo = train(preferred, writers=())
+    first = lines(tmp_path / "dpo")[0]
+    assert first["loss"] == pytest.approx(np.log(2), rel=1e-5) and first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert dpo.train["rewards/accuracies"] > 0.9 and dpo.train["rewards/margins"] > 0.1
+
+
+def test_another_mesh_and_microbatching_give_the_same_curve(data, tmp_path):
+    train(config(data, tmp_path / "a", schedule={"epochs": None, "steps": 6}), writers=())
+    other = {"mesh": {"data": 1, "fsdp": 8, "tensor": 1}, "batch": {"microbatches": 1}}
+    train(config(data, tmp_path / "b", schedule={"epochs": None, "steps": 6}, **other), writers=())
+    a, b = losses(tmp_path / "a"), losses(tmp_path / "b")
+    np.testing.assert_allclose([*a.values()], [*b.values()], rtol=1e-5)
+
+
+def test_a_run_may_move_to_another_mesh_but_not_to_another_recipe(data, tmp_path):
+    steps = {"epochs": None, "steps": 4}
+    train(config(data, tmp_path / "run", schedule=steps), until_step=2, writers=())
+    with pytest.raises(ConfigError, match=r"holds a run with optimizer=.*choose another run\.dir"):
+        train(config(data, tmp_path / "run", schedule=steps, optimizer={"b2": 0.9}), writers=())
+    moved = config(data, tmp_path / "run", schedule=steps, mesh={"data": 4, "fsdp": 1, "tensor": 2})
+    assert train(moved, writers=()).step == 4
+
+
+def test_held_out_evaluation_does_not_depend_on_its_batch(data, tmp_path):
+    steps = {"epochs": None, "steps": 2}
+    a = train(config(data, tmp_path / "a", "dpo", schedule=steps, eval={"rows": 4}), writers=())
+    b = train(config(data, tmp_path / "b", "dpo", schedule=steps, eval={"rows": 16}), writers=())
+    assert a.evaluation["loss"] == pytest.approx(b.evaluation["loss"], rel=1e-5)
+    assert a.evaluation["rewards/accuracies"] * 9 == pytest.approx(round(a.evaluation["rewards/accuracies"] * 9))
+
+
+def test_a_loss_that_explodes_stops_the_run_with_its_step(data, tmp_path):
+    hot = {"learning_rate": 1e30, "warmup_steps": 1, "epochs": 4, "name": "constant"}
+    with pytest.raises(NonFiniteError, match="step [0-9]+: ") as caught:
+        train(config(data, tmp_path / "run", schedule=hot), writers=())
+    assert caught.value.exit_code == 12
+
+
+def test_profile_steps_leave_a_trace(data, tmp_path):
+    steps = {"epochs": None, "steps": 4}
+    train(config(data, tmp_path / "run", schedule=steps, profile={"steps": [2, 3]}), writers=())
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"data": {"dir": "nowhere"}}, DataError, "nowhere: no such directory"),
+        ({"data": {"split": "test"}}, DataError, "has no split 'test'"),
+        ({"objective": {"name": "dpo"}}, DataError, "holds single responses"),
+        ({"model": {"vocab_size": 64}}, ConfigError, "has 96 ids, but the model's vocab_size is 64"),
+        ({"mesh": {"tensor": 3}}, ConfigError, "needs 12 devices, but there are 8"),
+        ({"mesh": {"data": 1, "fsdp": 1, "tensor": 8}}, ConfigError, "tensor=8 does not divide"),
+        ({"batch": {"rows": 12}}, ConfigError, "batch.rows: 6 rows in a microbatch do not divide over 4"),
+        ({"model": {"max_position_embeddings": 16}}, ConfigError, "max_position_embeddings=16"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(data, tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        train(config(data, tmp_path / "run", **changes), writers=())
+    assert not (tmp_path / "run").exists()
