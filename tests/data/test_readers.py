@@ -1,6 +1,7 @@
 """Files of every kind into rows, and FILE:ROW for what cannot be read."""
 
 import json
+import os
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -251,3 +252,23 @@ def test_hub_id_offline_says_what_to_do(monkeypatch):
     assert "could not be fetched from the Hugging Face hub" in str(caught.value)
     assert "without network, give the path of a copy" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif("JANUS_REAL_DATA" not in os.environ, reason="JANUS_REAL_DATA names no folder of published rows")
+def test_published_rows_of_all_printed_releases_read(tmp_path):
+    blocks = json.loads((Path(os.environ["JANUS_REAL_DATA"]) / "multifaceted_rows.json").read_text())
+    sft = blocks["5529fba:README.md#1"]
+    assert list(read_rows(write(tmp_path / "sft.jsonl", [sft]), "sft")) == [
+        Row(sft["system"], sft["instruction"], sft["output"])
+    ]
+    (tmp_path / "first.json").write_text(json.dumps(blocks["5529fba:README.md#3"]))
+    first = blocks["5529fba:README.md#3"]["468"]
+    (row,) = read_rows(tmp_path / "first.json", "sft")
+    assert (row.system, row.prompt, row.chosen) == (
+        first["system_prompt"],
+        first["user_prompt"],
+        first["reference_answer"],
+    )
+    bench = blocks["HEAD:README.md#0"]
+    (row,) = read_rows(write(tmp_path / "bench.jsonl", [bench]), "sft")
+    assert (row.prompt, row.chosen) == (bench["prompt"], bench["reference_answer"])
