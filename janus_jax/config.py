@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, ValidationError
 
 from janus_jax import config_file, config_report
-from janus_jax.config_rules import MESH_AXES, PAIR_OBJECTIVES, conflicts
+from janus_jax.config_rules import LOGICAL_AXES, MESH_AXES, PAIR_OBJECTIVES, conflicts
 from janus_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 Path = Annotated[str, StringConstraints(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-LogicalAxis = Literal["embed", "q_heads", "kv_heads", "head_dim", "mlp", "vocab", "layers", "batch", "length"]
+
+
+def _logical_axis(name: str) -> str:
+    if name not in LOGICAL_AXES:
+        raise PydanticCustomError("logical_axis", "is no logical axis")
+    return name
 
 
 def _mesh_size(value: int) -> int:
@@ -73,7 +78,7 @@ class Section(BaseModel):
 
 class RunSection(Section):
     dir: Path
-    """Run directory, local or gs://: checkpoints, metrics, exports. A run that is there is resumed."""
+    """Run directory: checkpoints, metrics, exports. A run that is there is resumed."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
@@ -229,9 +234,11 @@ class LoggingSection(Section):
 
 
 class ProfileSection(Section):
+    """First and last optimizer step of the profile, counted from 1."""
+
     steps: Annotated[
-        Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], Field(strict=False)] | None,
-        WithJsonSchema({"allowed": "[first, last] with 0 <= first <= last, or null"}),
+        Annotated[tuple[Count, Count], Field(strict=False)] | None,
+        WithJsonSchema({"allowed": "[first, last] with 1 <= first <= last, or null"}),
     ] = None
 
 
@@ -252,7 +259,9 @@ class RunConfig(Section):
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection
     mesh: MeshSection = MeshSection()
-    sharding: dict[LogicalAxis, MeshAxes] = Field(default_factory=dict)
+    sharding: dict[Annotated[str, AfterValidator(_logical_axis)], MeshAxes] = Field(
+        default_factory=dict, json_schema_extra={"propertyNames": {"enum": list(LOGICAL_AXES)}}
+    )
     precision: PrecisionSection = PrecisionSection()
     remat: Literal["none", "full"] = "none"
     eval: EvalSection = EvalSection()

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
+LOGICAL_AXES = ("embed", "q_heads", "kv_heads", "head_dim", "mlp", "vocab", "layers", "batch", "length")
 PAIR_OBJECTIVES = ("dpo",)
 REFERENCE_OBJECTIVES = ("dpo",)
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus_jax.config import LogicalAxis, RunConfig, load_config, to_yaml
-from janus_jax.config_rules import MESH_AXES
+from janus_jax.config import RunConfig, load_config, to_yaml
+from janus_jax.config_rules import LOGICAL_AXES, MESH_AXES
 from janus_jax.errors import ConfigError
 
 SMALL = """\
@@ -149,7 +149,7 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ),
         ("sharding.embed=[fsdp, fsdp]", "sharding.embed = [fsdp, fsdp]: names an axis twice"),
         ("sharding.heads=fsdp", "sharding.heads: unknown key; did you mean"),
-        ("profile.steps=[1]", "profile.steps.1: missing; allowed: [first, last] with 0 <= first <= last, or null"),
+        ("profile.steps=[1]", "profile.steps.1: missing; allowed: [first, last] with 1 <= first <= last, or null"),
         ("profile.steps=[3, 2]", "profile.steps = [3, 2]: allowed: [first, last] with first <= last"),
         ("export.max_shard_size=5 GB", "export.max_shard_size = 5 GB: allowed: a size like 5GB or 500MB"),
         ("model.preset=8b", "model.preset = 8b: allowed: mistral-7b | tiny"),
@@ -327,7 +327,7 @@ def test_axis_names_are_those_of_the_mesh():
     from janus_jax.parallel import mesh
 
     assert MESH_AXES == mesh.AXES
-    assert set(LogicalAxis.__args__) == set(mesh.DEFAULT_RULES)
+    assert set(LOGICAL_AXES) == set(mesh.DEFAULT_RULES)
 
 
 def test_objectives_are_built_with_the_configured_values(small):

@@ -1,0 +1,85 @@
+"""The README's annotated file tree is the tracked tree.
+
+The tree is the fenced block whose first line starts with `janus_jax/`. One entry a line: indentation, a name
+(directories end with /), spaces, what it is for. The outermost entries are those of the repository's root, all of them.
+A directory with entries below it lists all that is in it; one without is not looked into.
+"""
+
+import re
+
+import pytest
+
+from tests.house.repository import ROOT, tracked
+
+
+def tree_block(readme: str) -> list[str]:
+    """Lines of the fenced block that starts with `janus_jax/`."""
+    blocks = re.findall(r"^```[^\n]*\n(janus_jax/.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 1, f"README.md has {len(blocks)} fenced blocks that start with janus_jax/, not one"
+    return blocks[0].splitlines()
+
+
+def entries(lines: list[str]) -> dict[str, str]:
+    """Path (directories with / at the end) -> annotation."""
+    found: dict[str, str] = {}
+    parents: list[tuple[int, str]] = []
+    for line in lines:
+        name, _, annotation = line.strip().partition(" ")
+        indent = len(line) - len(line.lstrip())
+        while parents and parents[-1][0] >= indent:
+            parents.pop()
+        path = (parents[-1][1] if parents else "") + name
+        assert not parents or parents[-1][1].endswith("/"), f"{path}: stands below something that is no directory"
+        assert path not in found, f"{path}: listed twice"
+        found[path] = annotation.strip()
+        parents.append((indent, path))
+    return found
+
+
+def differences(listed: set[str], files: list[str]) -> list[str]:
+    """What the tree lacks or has too much, in the root and in each directory that it opens."""
+    present = {name[: match.end()] for name in files for match in re.finditer("/", name)} | set(files)
+    opened = {""} | {parent(path) for path in listed}
+    expected = {path for path in present if parent(path) in opened}
+    return sorted(
+        [f"missing: {path}" for path in expected - listed] + [f"not there: {path}" for path in listed - expected]
+    )
+
+
+def parent(path: str) -> str:
+    """The directory of a path, with / at the end; empty for the root."""
+    head, slash, _ = path.removesuffix("/").rpartition("/")
+    return head + slash
+
+
+def test_the_tree_in_the_readme_is_the_tracked_tree():
+    listed = entries(tree_block((ROOT / "README.md").read_text(encoding="utf-8")))
+    assert differences(set(listed), tracked()) == []
+    assert [path for path, annotation in listed.items() if not annotation] == []
+
+
+TREE = [
+    "janus_jax/   the package",
+    "  cli.py     the command",
+    "  data/      rows",
+    "    x.py     x",
+    "tests/   t",
+    "README.md  r",
+]
+FILES = ["janus_jax/cli.py", "janus_jax/data/x.py", "tests/a/b.py", "README.md"]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (FILES, []),
+        ([*FILES, "tests/new.py"], []),  # tests/ is not opened
+        ([*FILES, "janus_jax/new.py"], ["missing: janus_jax/new.py"]),
+        ([*FILES, "janus_jax/model/a.py"], ["missing: janus_jax/model/"]),
+        ([*FILES, ".gitignore"], ["missing: .gitignore"]),
+        (FILES[1:], ["not there: janus_jax/cli.py"]),
+        ([*FILES[:2], "tests", "README.md"], ["missing: tests", "not there: tests/"]),
+    ],
+)
+def test_differences_are_noticed(files, expected):
+    assert differences(set(entries(TREE)), files) == expected

@@ -1,0 +1,55 @@
+"""Format, lint, types, and files that stay small enough to read."""
+
+import re
+import sys
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.house.repository import ROOT, tool, tracked
+
+LONGEST_FILE = 400
+
+
+def test_ruff_finds_nothing():
+    tool("-m", "ruff", "check", ".")
+
+
+def test_everything_is_formatted():
+    tool("-m", "ruff", "format", "--check", ".")
+
+
+def test_types_hold():
+    tool("-m", "basedpyright", "--pythonpath", sys.executable, "--level", "error", "janus_jax")
+
+
+def test_no_python_file_is_longer_than_400_lines():
+    lines = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in _python_files()}
+    assert {name: count for name, count in lines.items() if count > LONGEST_FILE} == {}
+
+
+def _python_files() -> list[str]:
+    return [name for name in tracked() if name.endswith(".py") and (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("version", ["311", "312"])
+def test_constraints_are_exact_versions_and_nothing_else(version):
+    lines = (ROOT / f"constraints-py{version}.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)] == []
+    names = [_normal(line.split("==")[0]) for line in lines]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("version", ["311", "312"])
+def test_constraints_pin_every_requirement_inside_its_range(version):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / f"constraints-py{version}.txt").read_text(encoding="utf-8").splitlines()
+    pins = {_normal(name): pin for name, pin in (line.split("==") for line in lines)}
+    required = [Requirement(text) for text in [*project["dependencies"], *project["optional-dependencies"]["test"]]]
+    outside = [str(item) for item in required if not item.specifier.contains(pins.get(_normal(item.name), "0"))]
+    assert outside == []
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
