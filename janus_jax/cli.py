@@ -3,11 +3,13 @@
 Exit codes are those of `janus_jax.errors`; an unwritable or occupied output is found before any work and exits with 2.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -100,7 +102,10 @@ def data_build(
     from janus_jax.data.build import build
 
     sources = source if validation_source is None else {"train": source, "validation": validation_source}
-    manifest = build(sources, out, kind=kind, tokenizer=tokenizer, template=template, skip_bad=skip_bad)
+    with _progress() as progress:
+        manifest = build(
+            sources, out, kind=kind, tokenizer=tokenizer, template=template, skip_bad=skip_bad, progress=progress
+        )
     _print_manifest(manifest, out)
 
 
@@ -215,6 +220,25 @@ def _check_processes(coordinator: str | None, num_processes: int | None, process
         raise ConfigError(f"--coordinator {coordinator}: allowed: HOST:PORT, like 10.0.0.2:8476")
     if num_processes is not None and process_id is not None and process_id >= num_processes:
         raise ConfigError(f"--process-id {process_id}: allowed: 0 to {num_processes - 1} (--num-processes - 1)")
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, str, int, int | None], None]]:
+    """Yields what takes (split, phase, rows done, rows in all); shows bars on stderr if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[tuple[str, str], Any] = {}
+
+        def show(split: str, phase: str, done: int, total: int | None) -> None:
+            if (split, phase) not in tasks:
+                tasks[split, phase] = bars.add_task(f"{phase} {split}", total=total)
+            bars.update(tasks[split, phase], completed=done, total=total)
+
+        yield show
 
 
 def _print_manifest(manifest: Any, out: Path) -> None:

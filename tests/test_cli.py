@@ -1,5 +1,6 @@
 """The `janus` command: what it loads, what it hands on, and how a user's mistakes end."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -91,10 +92,33 @@ def test_build_gets_one_source_or_one_for_each_split(janus, tmp_path):
     ):
         assert janus("data", "build", "--kind", "sft", "--source", "a.jsonl", "--out", out)[0] == 0
         assert build.call_args.args == ("a.jsonl", out)
-        expected = {"kind": "sft", "tokenizer": None, "template": "mistral-inst", "skip_bad": False}
+        expected = {
+            "kind": "sft",
+            "tokenizer": None,
+            "template": "mistral-inst",
+            "skip_bad": False,
+            "progress": mock.ANY,
+        }
         assert build.call_args.kwargs == expected
         assert janus(*f"data build --kind dpo --source a --validation-source b --out {out} --skip-bad".split())[0] == 0
         assert build.call_args.args[0] == {"train": "a", "validation": "b"} and build.call_args.kwargs["skip_bad"]
+
+
+def test_build_prints_what_was_kept_and_what_was_dropped(janus, tmp_path):
+    from janus_jax.data.dataset import Manifest, Split
+
+    manifest = {field.name: "x" for field in dataclasses.fields(Manifest)}
+    manifest["splits"] = {"train": Split(examples=1234, tokens=5678901, dropped={"empty_field": 7})}
+
+    def build(*_: object, progress, **__: object) -> Manifest:
+        progress("train", "read", 5, None)
+        progress("train", "tokenize", 3, 5)
+        return Manifest(**manifest)
+
+    with mock.patch("janus_jax.data.build.build", build):
+        code, out, err = janus(*f"data build --kind sft --source a --out {tmp_path / 'out'}".split())
+    assert code == 0 and err == ""
+    assert all(text in out for text in ("train", "1,234", "5,678,901", "7 empty_field"))
 
 
 def test_conversions_get_their_options(janus, tmp_path):
