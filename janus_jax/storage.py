@@ -18,6 +18,17 @@ def as_path(path: str | os.PathLike[str]) -> epath.Path:
     return epath.Path(text) if "://" in text else epath.Path(os.path.expanduser(text))
 
 
+def require_free(path: str | os.PathLike[str]) -> None:
+    """What `atomic_directory` checks, for a refusal before long work.
+
+    Raises:
+        StorageError: `path` exists and is not an empty directory.
+    """
+    final = _absolute(path)
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise StorageError(f"{final}: exists and is not empty; choose another directory or remove it")
+
+
 @contextlib.contextmanager
 def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
     """Yields an empty local directory beside `path`; renames it to `path` on success, removes it on any failure.
@@ -25,9 +36,9 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
     Raises:
         StorageError: `path` exists and holds something (unless `replace`), or its parent cannot be written.
     """
-    final = Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
-    if not replace and final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise StorageError(f"{final}: exists and is not empty; choose another directory or remove it")
+    final = _absolute(path)
+    if not replace:
+        require_free(final)
     made = [parent for parent in (final.parent, *final.parent.parents) if not parent.exists()]
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +56,10 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
         shutil.rmtree(temporary, ignore_errors=True)
         _remove_empty(made)
         raise
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
 
 
 def _remove_empty(directories: list[Path]) -> None:

@@ -68,6 +68,18 @@ class HFDirectory:
             out[i] = self._read(entry, tuple(rest))
         return out
 
+    def load(self, dtype: Any, shardings: Any = None) -> Params:
+        """All parameters: numpy arrays, or jax arrays where `shardings` (a tree like the parameters) says."""
+        placed = None if shardings is None else leaves(shardings)
+        flat: dict[ParamPath, Any] = {}
+        for path, spec in leaves(param_specs(self.config, dtype)).items():
+            if placed is None:
+                flat[path] = self.read(path, dtype)
+            else:
+                read = _once(lambda index, path=path: self.read(path, dtype, index))
+                flat[path] = jax.make_array_from_callback(spec.shape, placed[path], read)
+        return nest(flat)
+
     def _read(self, entry: KeyEntry, index: tuple[slice, ...]) -> np.ndarray:
         file = self._stored[entry.key].file
         if file not in self._open:
@@ -92,18 +104,11 @@ def load_hf(directory: str | Path, *, dtype: Any = jnp.float32, shardings: Any =
     """
     source = HFDirectory(directory)
     dtype = jnp.dtype(source.stored_dtype if dtype is None else dtype)
-    placed = None if shardings is None else leaves(shardings)
-    flat: dict[ParamPath, Any] = {}
-    for path, spec in leaves(param_specs(source.config, dtype)).items():
-        if placed is None:
-            flat[path] = jnp.asarray(source.read(path, dtype))
-        else:
-            read = _once(lambda index, path=path: source.read(path, dtype, index))
-            flat[path] = jax.make_array_from_callback(spec.shape, placed[path], read)  # type: ignore[attr-defined]
-    return source.config, nest(flat)
+    params = source.load(dtype, shardings)
+    return source.config, params if shardings is not None else jax.tree.map(jnp.asarray, params)
 
 
-def _once(read: Callable[[tuple[slice, ...]], np.ndarray]) -> Callable[[tuple[slice, ...]], np.ndarray]:
+def _once(read: Callable[[tuple[slice, ...]], np.ndarray]) -> Callable[[Any], np.ndarray]:
     """Reads a block once, however many devices hold a copy of it."""
     blocks: dict[tuple[tuple[int | None, int | None], ...], np.ndarray] = {}
 

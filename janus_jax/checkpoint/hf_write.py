@@ -48,9 +48,7 @@ def save_hf(
     """
     entries = key_table(config)
     flat = _check_params(params, config)
-    dtype = jnp.dtype(flat["embedding",].dtype if dtype is None else dtype)
-    if dtype.name not in _SAFETENSORS_NAMES:
-        raise ConversionError(f"dtype {dtype.name} cannot be exported; allowed: {', '.join(_SAFETENSORS_NAMES)}")
+    dtype = export_dtype(flat["embedding",].dtype if dtype is None else dtype)
     shards = _plan_shards(entries, dtype.itemsize, parse_size(max_shard_size))
     tensors = _gathered(entries, flat, dtype)
     failure: Exception | None = None
@@ -67,6 +65,21 @@ def save_hf(
     for _ in tensors:  # the gathers are collective: every process makes all of them, whatever befell the writer
         pass
     _agree(failure, os.fspath(out))
+
+
+def export_dtype(dtype: Any) -> np.dtype:
+    """The dtype of a name or dtype-like.
+
+    Raises:
+        ConversionError: safetensors directories are not written in it.
+    """
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in _SAFETENSORS_NAMES:
+        raise ConversionError(f"dtype={name}: cannot be exported; allowed: {', '.join(_SAFETENSORS_NAMES)}")
+    return jnp.dtype(name)
 
 
 def parse_size(size: int | str) -> int:
@@ -89,8 +102,8 @@ def _check_params(params: Params, config: ModelConfig) -> dict[tuple[str, ...], 
     if missing := sorted("/".join(path) for path in specs.keys() ^ flat.keys()):
         raise ConversionError(f"parameters do not fit the model config: {', '.join(missing)} missing or not expected")
     for path, leaf in flat.items():
-        if leaf.shape != specs[path].shape:  # type: ignore[attr-defined]
-            raise ConversionError(f"parameter {'/'.join(path)} has shape {leaf.shape}; needed: {specs[path].shape}")  # type: ignore[attr-defined]
+        if leaf.shape != specs[path].shape:
+            raise ConversionError(f"parameter {'/'.join(path)} has shape {leaf.shape}; needed: {specs[path].shape}")
     return flat
 
 
@@ -120,7 +133,8 @@ def _gathered(entries: list[KeyEntry], flat: dict[tuple[str, ...], Any], dtype: 
             from jax.experimental import multihost_utils
 
             part = multihost_utils.process_allgather(part, tiled=True)
-        yield entry.to_torch(np.asarray(part)).astype(dtype, copy=False)
+        with np.errstate(over="ignore"):  # the writer names a tensor that overflows
+            yield entry.to_torch(np.asarray(part)).astype(dtype, copy=False)
 
 
 def _write_shards(

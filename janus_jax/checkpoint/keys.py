@@ -6,6 +6,7 @@ One table drives both directions. It derives from `param_specs`, so a parameter 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -73,17 +74,17 @@ class KeyEntry:
         return block[cut]
 
 
-def leaves(tree: dict, prefix: Path = ()) -> dict[Path, object]:
+def leaves(tree: dict[str, Any], prefix: Path = ()) -> dict[Path, Any]:
     """Flattens nested dicts to {path: leaf}, in insertion order."""
-    flat: dict[Path, object] = {}
+    flat: dict[Path, Any] = {}
     for name, node in tree.items():
         flat |= leaves(node, (*prefix, name)) if isinstance(node, dict) else {(*prefix, name): node}
     return flat
 
 
-def nest(flat: dict[Path, object]) -> dict:
+def nest(flat: dict[Path, Any]) -> dict[str, Any]:
     """The reverse of `leaves`."""
-    tree: dict = {}
+    tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         node = tree
         for name in path[:-1]:
@@ -94,7 +95,7 @@ def nest(flat: dict[Path, object]) -> dict:
 
 def key_table(config: ModelConfig) -> list[KeyEntry]:
     """All tensors of a model directory in the order of the forward pass (a tied model has no `lm_head.weight`)."""
-    specs: dict[Path, ParamSpec] = leaves(param_specs(config))  # type: ignore[assignment]
+    specs: dict[Path, ParamSpec] = leaves(param_specs(config))
     if unknown := sorted("/".join(path) for path in specs if path not in _TABLE):
         raise ConversionError(f"parameters without a Hugging Face key: {', '.join(unknown)}")
     rows = {path: (row, specs[path]) for path, row in _TABLE.items() if path in specs}

@@ -1,0 +1,130 @@
+"""Whatever holds a model: a Hugging Face directory, a run, one of its steps, or a converted directory."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from janus_jax.checkpoint.hf import HFDirectory
+from janus_jax.checkpoint.keys import leaves, nest
+from janus_jax.checkpoint.state import committed_steps, read_json_item, restore_item, step_directory, stored_leaves
+from janus_jax.errors import ConversionError
+from janus_jax.model.config import ModelConfig
+from janus_jax.model.mistral import Params, param_specs
+from janus_jax.storage import as_path
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model on disk; nothing but its description is read until `load`."""
+
+    path: str
+    config: ModelConfig
+    stored_dtype: np.dtype
+    tokenizer_directory: str | None
+    _read: Callable[[np.dtype, Any], Params]
+
+    def load(self, *, dtype: Any = None, shardings: Any = None) -> Params:
+        """Parameters as jax arrays.
+
+        Args:
+            dtype: of the parameters; None keeps the stored one.
+            shardings: tree of shardings like the parameters, on any mesh; None: the default device.
+        """
+        dtype = self._dtype(dtype)
+        if shardings is None:
+            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            shardings = jax.tree.map(lambda _: device, self._specs(dtype), is_leaf=_is_spec)
+        return self._read(dtype, shardings)
+
+    def load_host(self, *, dtype: Any = None) -> Params:
+        """Parameters as numpy arrays; no device holds any of it."""
+        return self._read(self._dtype(dtype), None)
+
+    def _dtype(self, dtype: Any) -> np.dtype:
+        return jnp.dtype(self.stored_dtype if dtype is None else dtype)
+
+    def _specs(self, dtype: np.dtype) -> Params:
+        return param_specs(self.config, dtype)
+
+
+def open_source(path: str | os.PathLike[str], step: int | None = None) -> Source:
+    """Finds out what `path` is.
+
+    Args:
+        path: a Hugging Face directory, a run directory (its newest step, or `step`), a step directory, or what
+            `convert from-hf` wrote.
+        step: of a run directory.
+
+    Raises:
+        ConversionError: none of these, or a damaged one; says what was looked for.
+    """
+    directory = as_path(path)
+    if not directory.is_dir():
+        raise ConversionError(f"{directory}: no such directory")
+    if (directory / "config.json").exists():
+        _refuse_step(directory, step, "a Hugging Face directory")
+        return _from_hf(directory)
+    for run, steps in ((directory, directory / "checkpoints"), (directory.parent, directory)):
+        if found := committed_steps(steps):
+            return _from_orbax(step_directory(steps, found[-1] if step is None else step), [run])
+    if (directory / "params").is_dir() and (directory / "meta").is_dir():
+        _refuse_step(directory, step, "a single step")
+        return _from_orbax(directory, [directory, directory.parent.parent])
+    raise ConversionError(
+        f"{directory}: holds no model; looked for config.json (a Hugging Face directory), checkpoints/<step> that is "
+        "whole (a run), params and meta (a step or a converted directory)"
+    )
+
+
+def _refuse_step(directory: epath.Path, step: int | None, what: str) -> None:
+    if step is not None:
+        raise ConversionError(f"{directory}: step={step} can only be chosen of a run directory; this is {what}")
+
+
+def _from_hf(directory: epath.Path) -> Source:
+    hf = HFDirectory(Path(directory))
+    return Source(str(directory), hf.config, hf.stored_dtype, _tokenizer([directory]), hf.load)
+
+
+def _from_orbax(directory: epath.Path, roots: list[epath.Path]) -> Source:
+    meta = read_json_item(directory / "meta")
+    try:
+        config = ModelConfig(**meta["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConversionError(f"{directory / 'meta'}: model: not a model config: {error!r}") from error
+    places = [root / "tokenizer" for root in roots]
+    data = meta.get("config", {}).get("data", {}).get("dir") if isinstance(meta.get("config"), dict) else None
+    if data:
+        places.append(as_path(data) / "tokenizer")
+    dtypes = {np.dtype(leaf.dtype) for leaf in stored_leaves(directory / "params").values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+
+    def read(dtype: np.dtype, shardings: Any) -> Params:
+        placed = None if shardings is None else leaves(shardings)
+        abstract = {
+            name: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=None if placed is None else placed[name])
+            for name, spec in leaves(param_specs(config, dtype)).items()
+        }
+        return restore_item(directory / "params", nest(abstract))
+
+    return Source(str(directory), config, dtype, _tokenizer(places), read)
+
+
+def _tokenizer(places: list[epath.Path]) -> str | None:
+    for place in places:
+        if any((place / name).exists() for name in _TOKENIZER_FILES):
+            return str(place)
+    return None
+
+
+def _is_spec(leaf: Any) -> bool:
+    return hasattr(leaf, "axes")

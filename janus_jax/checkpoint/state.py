@@ -1,0 +1,226 @@
+"""Training state on disk: Orbax steps with the items params, optimizer, data (JSON) and meta (JSON)."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from janus_jax.errors import ConversionError, StorageError
+from janus_jax.storage import as_path
+
+ITEMS = ("params", "optimizer", "data", "meta")
+CHUNK_BYTES = 64 << 20
+"""Upper bound of one stored chunk. Chunks of a stacked leaf hold one layer (or a part): reading a 32 MB layer of a
+1 GiB leaf then takes 63 MB of memory, instead of 2 GB for the whole leaf."""
+_COMMITTED = "commit_success.txt"  # Orbax writes it last
+
+
+class Checkpoints:
+    """Saves and restores steps under one directory, on every process at once; keeps the newest `keep`.
+
+    The layout is plain Orbax: `ocp.CheckpointManager(directory).restore(...)` reads it without this package.
+
+    Raises:
+        StorageError: the directory cannot be written.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, keep: int):
+        self.directory = as_path(directory)
+        with _storage_errors(self.directory, "cannot be written"):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                _set_aside(self.directory)
+            _sync("checkpoints are listed")
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+            )
+
+    def latest_step(self) -> int | None:
+        """The newest committed step; the same on every process."""
+        latest = max(committed_steps(self.directory), default=-1)
+        if jax.process_count() > 1:  # a slow file system may not show every process the same
+            latest = int(multihost_utils.broadcast_one_to_all(np.int32(latest)))
+        return None if latest < 0 else latest
+
+    def save(self, step: int, *, params: Any, optimizer: Any, data: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+        """Writes a step. Returns when the arrays are copied to the host (they may be donated then); see `wait`.
+
+        Args:
+            params, optimizer: any pytrees of jax arrays; the latter any optax state.
+            data, meta: JSON objects, the same on every process.
+
+        Raises:
+            StorageError: this or the previous write failed.
+        """
+        arguments = ocp.args.Composite(
+            params=save_args(params),
+            optimizer=save_args(optimizer),
+            data=ocp.args.JsonSave(dict(data)),
+            meta=ocp.args.JsonSave(dict(meta)),
+        )
+        with _storage_errors(self.directory / str(step), "cannot be written"):
+            self._manager.save(step, args=arguments, force=True)
+
+    def restore(self, step: int, *, params: Any, optimizer: Any) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
+        """(params, optimizer, data, meta) of a step.
+
+        Args:
+            params, optimizer: trees of `jax.ShapeDtypeStruct` with shardings: of any mesh and process count.
+
+        Raises:
+            ConversionError: no such step, or trees of other names or shapes than the stored ones.
+        """
+        directory = step_directory(self.directory, step)
+        for name, abstract in (("params", params), ("optimizer", optimizer)):
+            _check_tree(directory / name, abstract)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(params),
+                optimizer=ocp.args.StandardRestore(optimizer),
+                data=ocp.args.JsonRestore(),
+                meta=ocp.args.JsonRestore(),
+            ),
+        )
+        params, optimizer, data, meta = (restored[item] for item in ITEMS)
+        return params, optimizer, data, meta
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What `save` was given as meta."""
+        return read_json_item(step_directory(self.directory, step) / "meta")
+
+    def wait(self) -> None:
+        """Returns when every save is committed.
+
+        Raises:
+            StorageError: one failed.
+        """
+        with _storage_errors(self.directory, "a checkpoint could not be written"):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then lets go of threads."""
+        with _storage_errors(self.directory, "a checkpoint could not be written"):
+            self._manager.close()
+
+
+def committed_steps(directory: epath.Path) -> list[int]:
+    """Steps under `directory` that were written to their end, ascending. A step without its commit mark or without
+    one of its items (an interrupted deletion or copy) does not count."""
+    if not directory.is_dir():
+        return []
+    steps = [path for path in directory.iterdir() if path.name.isdecimal() and is_committed(path)]
+    return sorted(int(path.name) for path in steps)
+
+
+def is_committed(step: epath.Path) -> bool:
+    """True for a whole step directory."""
+    return (step / _COMMITTED).exists() and all((step / item).is_dir() for item in ITEMS)
+
+
+def step_directory(directory: epath.Path, step: int) -> epath.Path:
+    """The directory of a committed step.
+
+    Raises:
+        ConversionError: no such step; names those there.
+    """
+    steps = committed_steps(directory)
+    if step not in steps:
+        there = ", ".join(map(str, steps)) or "none"
+        raise ConversionError(f"{directory}: no step {step}; steps there: {there}")
+    return directory / str(step)
+
+
+def save_args(tree: Any) -> ocp.args.StandardSave:
+    """Orbax arguments that store `tree` in chunks of at most `CHUNK_BYTES`, one layer each where layers are stacked."""
+
+    def chunks(path: tuple[Any, ...], leaf: Any) -> ocp.SaveArgs:
+        # Orbax cuts a shard axis down to single entries, whatever their size: right for layers, not for a vocabulary.
+        stacked = np.ndim(leaf) > 1 and any(getattr(key, "key", None) == "layers" for key in path)
+        return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if stacked else ())
+
+    return ocp.args.StandardSave(tree, save_args=jax.tree_util.tree_map_with_path(chunks, tree))
+
+
+def read_json_item(item: epath.Path) -> dict[str, Any]:
+    """A JSON item of a step or converted directory."""
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(item)
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{item}: cannot be read: {error}") from error
+
+
+def restore_item(item: epath.Path, abstract: Any) -> Any:
+    """Arrays of a `params` item as `abstract` (ShapeDtypeStructs) says: jax arrays where it has a sharding, numpy
+    arrays otherwise; cast to its dtypes.
+
+    Raises:
+        ConversionError: other names or shapes than the stored ones.
+    """
+    _check_tree(item, abstract)
+
+    def how(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+        if leaf.sharding is None:
+            return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+        return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(item, item=abstract, restore_args=jax.tree.map(how, abstract))
+
+
+def stored_leaves(item: epath.Path) -> dict[str, Any]:
+    """{path/of/leaf: metadata with shape and dtype} of an item."""
+    try:
+        return _named(ocp.PyTreeCheckpointHandler().metadata(item).tree)  # a Checkpointer would warn of its own file
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{item}: not an Orbax item: {error}") from error
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+
+
+def _check_tree(item: epath.Path, abstract: Any) -> None:
+    stored, wanted = stored_leaves(item), _named(abstract)
+    for name in sorted(stored.keys() ^ wanted.keys()):
+        side = "is stored but not asked for" if name in stored else "is asked for but not stored"
+        raise ConversionError(f"{item}: {name} {side}: another model or optimizer than this one wrote it")
+    for name, leaf in wanted.items():
+        if tuple(stored[name].shape) != tuple(leaf.shape):
+            raise ConversionError(f"{item}: {name} has shape {list(stored[name].shape)}; needed: {list(leaf.shape)}")
+
+
+def _set_aside(directory: epath.Path) -> None:
+    """Renames steps that are not whole, so that they neither block a save of the same number nor count as kept."""
+    for path in list(directory.iterdir()):
+        if path.name.isdecimal() and not is_committed(path):
+            target = directory / f"{path.name}.incomplete"
+            if target.exists():
+                target.rmtree()
+            path.rename(target)
+
+
+def _sync(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def _storage_errors(path: epath.Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path}: {what}: {error.strerror or error}") from error
+    except ValueError as error:  # tensorstore reports a full or failing disk this way
+        if any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "No space")):
+            raise StorageError(f"{path}: {what}: {str(error).splitlines()[0]}") from error
+        raise

@@ -1,0 +1,84 @@
+"""What each of two processes of four simulated devices does for test_state.py: save a step and an export, load both."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+TIMEOUT_S = 300
+
+
+def launch(directory: Path) -> None:
+    """Runs both processes; raises with their output if one fails."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    env["PYTHONPATH"] = str(Path(__file__).parents[2])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.checkpoint.two_processes", str(port), str(i), str(directory)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n\n".join(outputs)
+
+
+def main(port: str, process: str, directory: Path) -> None:
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
+
+    from janus_jax.checkpoint.hf import load_hf, save_hf
+    from janus_jax.checkpoint.source import open_source
+    from janus_jax.checkpoint.state import Checkpoints
+    from janus_jax.errors import JanusError
+    from janus_jax.model.mistral import param_specs
+    from janus_jax.parallel.mesh import MeshShape, build_mesh, merge_rules, param_shardings
+    from tests.checkpoint.test_state import CONFIG, META, abstract, placed_state
+
+    mesh = build_mesh(MeshShape(1, 8, 1))
+    params, optimizer = placed_state(mesh)
+    checkpoints = Checkpoints(directory / "run" / "checkpoints", keep=1)
+    checkpoints.save(5, params=params, optimizer=optimizer, data={"epoch": 0, "row": 40}, meta=META)
+    checkpoints.wait()
+    assert checkpoints.latest_step() == 5
+    found, found_optimizer, *_ = checkpoints.restore(5, params=abstract(params), optimizer=abstract(optimizer))
+    same_shards(found, params)
+    same_shards(found_optimizer, optimizer)
+    checkpoints.close()
+
+    save_hf(params, CONFIG, directory / "export", max_shard_size="6KB")
+    try:
+        save_hf(params, CONFIG, directory / "export")
+    except JanusError:
+        pass  # the refusal of process 0 reaches both, and neither waits for the other
+    else:
+        raise AssertionError("a directory that holds something was written over")
+    shardings = param_shardings(param_specs(CONFIG), mesh, merge_rules({}))
+    same_shards(load_hf(directory / "export", shardings=shardings)[1], params)
+    same_shards(open_source(directory / "run").load(shardings=shardings), params)
+
+
+def same_shards(ours, theirs) -> None:
+    import jax
+    import numpy as np
+
+    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        for a, b in zip(x.addressable_shards, y.addressable_shards, strict=True):
+            np.testing.assert_array_equal(np.asarray(a.data), np.asarray(b.data))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
