@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from janus_jax.objectives import Objective
 from janus_jax.training.optimizer import AdamW, Schedule
 from janus_jax.training.step import StepFunctions, metric_values
 
-Micro = Sequence[dict[str, Sequence[int]]]
+Micro = Sequence[Mapping[str, Sequence[int]]]
 """Examples of one microbatch, as token ids: {prompt, chosen, rejected?}, EOS included where it is."""
 
 
@@ -101,7 +101,7 @@ def _prepare(
     return functions, initial, (dataclasses.replace(b, reference_logps=reference(initial, b)) for b in batches)
 
 
-def _example(ids: dict[str, Sequence[int]]) -> Example:
+def _example(ids: Mapping[str, Sequence[int]]) -> Example:
     rejected = ids.get("rejected")
     return Example(
         prompt=np.asarray(ids["prompt"], np.int32),

@@ -1,0 +1,198 @@
+"""Records short runs of TRL's SFT and DPO trainers on a tiny random Mistral: the goldens that test_replay.py replays.
+
+Needs an environment of its own; torch goes in first, pinned, because a free choice brings CUDA builds:
+
+    python3.11 -m venv trl
+    trl/bin/pip install torch==2.13.0
+    trl/bin/pip install torch==2.13.0 trl==1.16.0 transformers==5.23.0 accelerate==1.15.0 datasets==5.2.0 numpy
+    OMP_NUM_THREADS=1 trl/bin/python tests/oracles/record_trl.py --out tests/oracles/goldens
+
+`--case NAME` (repeatable), `--seed` and `--steps` record other runs than those kept here; write them elsewhere. Each
+case becomes a directory:
+
+    config.json            transformers' model config
+    init.safetensors       weights before the first step
+    batches.safetensors    step{K:03d}.{micro}.{field}: every microbatch as the loss received it (int16 and uint8)
+    grads.safetensors      gradients of the first optimizer step, before clipping
+    final.safetensors      weights after the last step
+    log.json               what the trainer logged, step by step
+
+Words are random and no example comes twice, so there is nothing to learn by heart: gradients stay large to the end.
+"""
+
+import argparse
+import copy
+import dataclasses
+import json
+import os
+import random
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY = 3e-3, 3, 0.1
+SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
+VOCAB = 96
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One recorded run; `schedule` is named as in `janus_jax.training.optimizer.Schedule`."""
+
+    kind: Literal["sft", "dpo"]
+    seed: int
+    accumulation: int = 1  # microbatches per optimizer step
+    examples: int = 4  # per microbatch
+    window: int | None = None  # sliding window of the attention, in tokens
+    tied: bool = False  # the head is the embedding
+    pad_is_eos: bool = False  # padding can be told from the end of a response by the attention mask alone
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip_norm: float = 1.0
+    beta: float = 0.1  # DPO only
+    steps: int = 20
+
+
+CASES = {
+    "sft": Case("sft", seed=1),
+    "sft_accumulated_window": Case("sft", seed=2, accumulation=3, examples=3, window=7, tied=True, clip_norm=2.7),
+    "dpo": Case("dpo", seed=3),
+    "dpo_accumulated_window": Case("dpo", seed=4, accumulation=2, examples=3, window=7, beta=0.3, schedule="constant"),
+    "dpo_pad_is_eos": Case("dpo", seed=5, pad_is_eos=True, schedule="linear", clip_norm=2.2),
+}
+
+
+def make_tokenizer(pad_is_eos: bool) -> Any:
+    """One id per word, BOS in front; no chat template, so the trainer itself appends EOS to the responses."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = SPECIAL + [f"w{i}" for i in range(VOCAB - len(SPECIAL))]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>" if pad_is_eos else "<pad>"
+    )
+
+
+def make_model(case: Case, pad_token_id: int) -> Any:
+    """A random Mistral of 17k parameters (14k tied)."""
+    from transformers import MistralConfig, MistralForCausalLM, set_seed
+
+    set_seed(case.seed)
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": pad_token_id}
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": case.window}
+    # initializer_range: the usual 0.02 gives nearly uniform predictions, which hide errors
+    rest = {"max_position_embeddings": 64, "tie_word_embeddings": case.tied, "initializer_range": 0.2}
+    config = MistralConfig(**ids, **sizes, **heads, **rest)
+    return MistralForCausalLM(config).float()
+
+
+def make_data(case: Case) -> Any:
+    """Just as many examples as the run consumes, of unequal lengths; a pair's preference is a coin's toss."""
+    from datasets import Dataset
+
+    rng = random.Random(case.seed)
+
+    def words(least: int, most: int) -> str:
+        return " ".join(f"w{rng.randrange(VOCAB - len(SPECIAL))}" for _ in range(rng.randint(least, most)))
+
+    longest = {"completion": 14} if case.kind == "sft" else {"chosen": 10, "rejected": 10}
+    count = case.steps * case.accumulation * case.examples
+    return Dataset.from_list(
+        [{"prompt": words(1, 10)} | {k: " " + words(1, n) for k, n in longest.items()} for _ in range(count)]
+    )
+
+
+def make_trainer(case: Case, scratch: str) -> Any:
+    """TRL's trainer, with `batches` (all microbatches) and `gradients` (of the first step) kept on the side."""
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+    base, arguments = (SFTTrainer, SFTConfig) if case.kind == "sft" else (DPOTrainer, DPOConfig)
+
+    class Recorder(base):
+        def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            step = self.state.global_step
+            micro = sum(key.startswith(f"step{step:03d}.") and key.endswith(".input_ids") for key in self.batches)
+            fields = ("input_ids", "attention_mask", "labels", "completion_mask")
+            self.batches |= {f"step{step:03d}.{micro}.{f}": compact(f, inputs[f]) for f in fields if f in inputs}
+            loss = super().training_step(model, inputs, *args, **kwargs)
+            if step == 0:  # .grad accumulates over microbatches: what the last of them leaves is kept
+                self.gradients = {name: p.grad.detach().clone() for name, p in model.named_parameters()}
+            return loss
+
+    settings = arguments(
+        output_dir=scratch,
+        max_steps=case.steps,
+        per_device_train_batch_size=case.examples,
+        gradient_accumulation_steps=case.accumulation,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant_with_warmup" if case.schedule == "constant" else case.schedule,
+        warmup_steps=WARMUP_STEPS,
+        weight_decay=WEIGHT_DECAY,
+        max_grad_norm=case.clip_norm,
+        optim="adamw_torch",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        bf16=False,
+        use_cpu=True,
+        seed=case.seed,
+        disable_tqdm=True,
+        **({"beta": case.beta} if case.kind == "dpo" else {"completion_only_loss": True}),
+    )
+    tokenizer = make_tokenizer(case.pad_is_eos)
+    model = make_model(case, tokenizer.pad_token_id)
+    extra = {"ref_model": copy.deepcopy(model)} if case.kind == "dpo" else {}
+    trainer = Recorder(model=model, args=settings, train_dataset=make_data(case), processing_class=tokenizer, **extra)
+    trainer.batches, trainer.gradients = {}, {}
+    return trainer
+
+
+def compact(field: str, values: Any) -> Any:
+    """Token ids fit int16 and masks uint8: a quarter and an eighth of the trainer's int64."""
+    import torch
+
+    return values.detach().to(torch.uint8 if field.endswith("_mask") else torch.int16).contiguous()
+
+
+def record(case: Case, out: Path) -> None:
+    """Trains and writes the directory `out`."""
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = make_trainer(case, scratch)
+        names = [name for name, _ in trainer.model.named_parameters()]  # a tied head is the embedding: stored once
+
+        def weights() -> dict[str, Any]:
+            state = trainer.model.state_dict()
+            return {name: state[name].detach().clone() for name in names}
+
+        initial = weights()
+        trainer.train()
+    out.mkdir(parents=True, exist_ok=True)
+    trainer.model.config.save_pretrained(out)
+    for name, tensors in {"init": initial, "grads": trainer.gradients, "final": weights()}.items():
+        save_file(tensors, out / f"{name}.safetensors", metadata={"format": "pt"})
+    save_file(trainer.batches, out / "batches.safetensors")
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    (out / "log.json").write_text(json.dumps(steps, indent=1) + "\n")
+    print(f"{out.name}: {len(steps)} steps, gradient norms {[round(entry['grad_norm'], 2) for entry in steps]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--case", choices=sorted(CASES), action="append")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--steps", type=int)
+    args = parser.parse_args()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    changes = {name: value for name in ("seed", "steps") if (value := getattr(args, name)) is not None}
+    for name in args.case or CASES:
+        record(dataclasses.replace(CASES[name], **changes), args.out / name)
+
+
+if __name__ == "__main__":
+    main()
