@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 _SCORES_PER_BLOCK = 1 << 25
-"""Score elements (query block x heads x keys) alive at once per row: 128 MiB in float32. At 32 heads and L 8192 the
+"""Score elements (rows x query block x heads x keys) alive at once on a device: 128 MiB in float32. At 32 heads and
+L 8192 the
 forward and backward pass of one layer stays under 1.5 GiB of temporaries (a whole score matrix alone is 8 GiB)."""
 
 
@@ -42,14 +43,16 @@ def attention(
     layout: Layout,
     *,
     window: int | None = None,
+    row_shards: int = 1,
 ) -> Float[Array, "B L N H"]:
     """Softmax attention under the rule of `visible`, softmax in float32. Padding slots get finite, unused values.
 
     Queries go in blocks whose scores are recomputed in the backward pass, so memory grows with L, not L squared.
+    `row_shards` says over how many devices the rows are spread.
     """
     rows, length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
-    block = max(1, min(length, _SCORES_PER_BLOCK // (heads * length)))
+    block = max(1, min(length, _SCORES_PER_BLOCK * row_shards // (rows * heads * length)))
     blocks = -(-length // block)
     padding = blocks * block - length
 

@@ -5,30 +5,30 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 _LOGITS_PER_CHUNK = 1 << 24
-"""Logit elements alive at once per row: 64 MiB in float32."""
+"""Logit elements alive at once on a device: 64 MiB in float32."""
 
 
 def token_logps(
-    hidden: Float[Array, "B L D"], head: Float[Array, "D V"], targets: Int[Array, "B L"]
+    hidden: Float[Array, "B L D"], head: Float[Array, "D V"], targets: Int[Array, "B L"], *, row_shards: int = 1
 ) -> Float[Array, "B L"]:
     """log softmax(hidden @ head)[target] at each slot, in float32.
 
     Goes along the length in chunks whose logits are recomputed in the backward pass. The picked logit is a masked
-    sum rather than a gather, so that a vocabulary-sharded head needs no gathered logits.
+    sum rather than a gather, so that a vocabulary-sharded head needs no gathered logits. `row_shards` says over how
+    many devices the rows are spread, each of which holds its own share of a chunk.
     """
     rows, length, width = hidden.shape
     vocab = head.shape[1]
-    chunk = max(1, min(length, _LOGITS_PER_CHUNK // vocab))
+    chunk = max(1, min(length, _LOGITS_PER_CHUNK * row_shards // (rows * vocab)))
     chunks = -(-length // chunk)
     padding = chunks * chunk - length
 
     def logps(args: tuple[Array, Array]) -> Array:
-        chunk_hidden, chunk_targets = args
-        weight = head.astype(chunk_hidden.dtype)
-        logits = jnp.einsum("bcd,dv->bcv", chunk_hidden, weight, preferred_element_type=jnp.float32)
-        is_target = jnp.arange(vocab, dtype=jnp.int32) == chunk_targets[..., None]
-        picked = jnp.where(is_target, logits, 0).sum(-1)
-        return picked - jax.nn.logsumexp(logits, axis=-1)
+        # Rows and length as one axis: XLA's CPU backend runs the backward pass of the plain product 4 times faster.
+        x, target = args[0].reshape(-1, width), args[1].reshape(-1, 1)
+        logits = jnp.matmul(x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+        picked = jnp.where(jnp.arange(vocab, dtype=jnp.int32) == target, logits, 0).sum(-1)
+        return (picked - jax.nn.logsumexp(logits, axis=-1)).reshape(args[1].shape)
 
     if chunks == 1:
         return jax.checkpoint(logps)((hidden, targets))

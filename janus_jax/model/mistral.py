@@ -42,6 +42,7 @@ class Compute:
     dtype: Any = jnp.bfloat16
     remat: str = "none"  # none: keep activations | full: keep block inputs only
     constrain: Callable[[Array, tuple[str | None, ...]], Array] = _unconstrained
+    row_shards: int = 1  # devices that the rows are spread over; sizes the blocks of attention and head
 
 
 class Attention(nnx.Module):
@@ -62,7 +63,9 @@ class Attention(nnx.Module):
         with jax.named_scope("attention"):
             q = rotary(heads(self.q, "q_heads"), layout.position, config.rope_theta)
             k = rotary(heads(self.k, "kv_heads"), layout.position, config.rope_theta)
-            out = attention(q, k, heads(self.v, "kv_heads"), layout, window=config.sliding_window)
+            out = attention(
+                q, k, heads(self.v, "kv_heads"), layout, window=config.sliding_window, row_shards=compute.row_shards
+            )
             out = compute.constrain(out, ("batch", "length", "q_heads", "head_dim"))
             return jnp.einsum("blnh,nhd->bld", out, self.o[...].astype(x.dtype))
 
@@ -210,7 +213,7 @@ def token_logps(
     """log p(target | what the slot sees) at each slot, float32; logits are never whole."""
     model = _bind(config, params)
     with jax.named_scope("head"):
-        return head.token_logps(model(tokens, layout, compute), model.head(), targets)
+        return head.token_logps(model(tokens, layout, compute), model.head(), targets, row_shards=compute.row_shards)
 
 
 def logits(

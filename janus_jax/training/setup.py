@@ -115,7 +115,10 @@ def prepare(config: RunConfig) -> Setup:
         model=model,
         objective=objective,
         compute=Compute(
-            dtype=jnp.dtype(config.precision.compute), remat=config.remat, constrain=meshes.constrainer(mesh, rules)
+            dtype=jnp.dtype(config.precision.compute),
+            remat=config.remat,
+            constrain=meshes.constrainer(mesh, rules),
+            row_shards=meshes.row_shards(mesh, rules),
         ),
         transformation=adamw.transformation(schedule, specs),
         clip_norm=adamw.clip_norm,

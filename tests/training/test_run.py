@@ -79,7 +79,7 @@ def test_a_stopped_run_resumes_bit_for_bit(data, tmp_path, kind):
 def test_training_lowers_the_loss_and_dpo_starts_at_log_2_from_its_own_weights(data, tmp_path):
     sft = train(config(data, tmp_path / "sft", schedule={"epochs": 12, "learning_rate": 1e-2}), writers=())
     curve = losses(tmp_path / "sft")
-    assert curve[sft.step] < 0.5 * curve[1]
+    assert curve[sft.step] < 0.7 * curve[1]
     preferred = config(
         data, tmp_path / "dpo", "dpo", model=None, init={"from": str(tmp_path / "sft")}, schedule={"epochs": 10}
     )
