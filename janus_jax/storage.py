@@ -9,7 +9,7 @@ from pathlib import Path
 
 from etils import epath
 
-from janus_jax.errors import StorageError
+from janus_jax.errors import ConfigError, StorageError
 
 
 def as_path(path: str | os.PathLike[str]) -> epath.Path:
@@ -22,8 +22,11 @@ def require_free(path: str | os.PathLike[str]) -> None:
     """What `atomic_directory` checks, for a refusal before long work.
 
     Raises:
+        ConfigError: `path` is a URL.
         StorageError: `path` exists and is not an empty directory.
     """
+    if "://" in os.fspath(path):
+        raise ConfigError(f"{os.fspath(path)}: allowed: a local or mounted directory, not a URL")
     final = _absolute(path)
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise StorageError(f"{final}: exists and is not empty; choose another directory or remove it")
@@ -36,9 +39,9 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
     Raises:
         StorageError: `path` exists and holds something (unless `replace`), or its parent cannot be written.
     """
-    final = _absolute(path)
     if not replace:
-        require_free(final)
+        require_free(path)
+    final = _absolute(path)
     made = [parent for parent in (final.parent, *final.parent.parents) if not parent.exists()]
     try:
         final.parent.mkdir(parents=True, exist_ok=True)

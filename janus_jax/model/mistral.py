@@ -116,8 +116,11 @@ class Mistral(nnx.Module):
 
     def __call__(self, tokens: Array, layout: Layout, compute: Compute) -> Array:
         """Final hidden states [B, L, D] in the compute dtype."""
-        with jax.named_scope("embed"):  # gathered in the parameter dtype: the gradient is summed in it too
-            x = compute.constrain(self.embedding[...][tokens].astype(compute.dtype), ("batch", "length", None))
+        with jax.named_scope("embed"):
+            # Widths come together first, as for every sharded weight: looking up slices of them would leave XLA to
+            # re-shard activations by full copies. Looked up in the parameter dtype: the gradient is summed in it too.
+            table = compute.constrain(self.embedding[...], ("vocab", None))
+            x = compute.constrain(table[tokens].astype(compute.dtype), ("batch", "length", None))
         block, weights = nnx.split(self.layers)
 
         def body(x: Array, layer: nnx.State) -> tuple[Array, None]:
@@ -176,10 +179,11 @@ def param_specs(config: ModelConfig, dtype: Any = jnp.float32) -> Params:
     _, state = _abstract(config, jnp.dtype(dtype))
     tree: Params = {}
     for path, variable in nnx.to_flat_state(state):
+        *parents, name = map(str, path)
         node = tree
-        for key in path[:-1]:
+        for key in parents:
             node = node.setdefault(key, {})
-        node[path[-1]] = ParamSpec(tuple(variable.shape), jnp.dtype(dtype), variable.get_metadata()["axes"])
+        node[name] = ParamSpec(tuple(variable.shape), jnp.dtype(dtype), variable.get_metadata()["axes"])
     return tree
 
 

@@ -1,0 +1,136 @@
+"""`janus demo`: the whole job on one machine, from rows to two Hugging Face directories, and what came of it."""
+
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from janus_jax.errors import ConfigError
+
+_CONFIGS = Path(__file__).parent
+_REPLAYED_STEPS = 3
+"""Steps at the end of SFT that are run twice: once going on, once resumed from disk."""
+
+
+def run(*, model: Path | None, steps: int | None, out: Path, devices: int) -> None:
+    """Builds data, trains SFT and DPO, resumes, exports, re-reads, and prints a table.
+
+    Args:
+        model: Hugging Face directory to start from; None: a small model with random weights.
+        steps: optimizer steps of each stage; None: what the demo's configs say.
+        out: directory for everything; runs of an earlier demo in it are replaced.
+        devices: CPU devices to simulate.
+    Raises:
+        ConfigError: `out` holds something that no demo wrote.
+    """
+    started = time.perf_counter()
+    console = Console()
+    out = out.expanduser()
+    _clear(out)
+    from janus_jax.parallel import runtime
+
+    runtime.start(runtime.RuntimeOptions(devices=devices))
+    from janus_jax.checkpoint.source import open_source
+    from janus_jax.config import load_config
+    from janus_jax.demo import figures, report
+    from janus_jax.demo.mesh import largest_mesh
+    from janus_jax.model.config import PRESETS
+    from janus_jax.training.run import train
+
+    shape = PRESETS["tiny"] if model is None else open_source(model).config
+    mesh = largest_mesh(shape, devices)
+    console.rule("[bold]1. Data: the embedded Multifaceted sample -> TFDS -> seqio Task -> token ids")
+    data = {kind: _build(kind, model, out, console) for kind in ("sft", "dpo")}
+
+    mesh_text = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
+    console.rule(f"[bold]2. SFT of {'random weights' if model is None else model} on a mesh of {mesh_text}")
+    common = [f"mesh.{axis}={size}" for axis, size in mesh.items()]
+    shards = mesh["data"] * mesh["fsdp"]
+    sft_changes = [
+        *common,
+        *_steps(steps),
+        f"run.dir={out / 'sft'}",
+        f"data.dir={data['sft']}",
+        f"batch.rows={-(-8 // shards) * shards}",
+    ]
+    if model is not None:
+        sft_changes += ["model=null", f"init.from={model}", "schedule.learning_rate=1.0e-5", "remat=full"]
+    sft = load_config(_CONFIGS / "sft.yaml", sft_changes)
+    total = _total_steps(sft)
+    stop = max(1, total - _REPLAYED_STEPS)
+    sft = load_config(_CONFIGS / "sft.yaml", [*sft_changes, f"checkpoint.every_steps={stop}", "checkpoint.keep=3"])
+    with figures.Bar(console, "SFT", total) as bar:
+        sft_summary = train(sft, writers=[bar])
+    console.rule(f"[bold]3. Resume: step {stop} from disk again, {total - stop} steps, in a run of its own")
+    resumed = report.prove_resume(sft, stop, out / "resumed")
+    console.print(f"losses and final weights {'bit-equal' if resumed else '[red]DIFFER'}")
+
+    console.rule("[bold]4. DPO from it, against its own log-probs, on all ordered pairs")
+    dpo_changes = [
+        *common,
+        *_steps(steps),
+        f"run.dir={out / 'dpo'}",
+        f"data.dir={data['dpo']}",
+        f"init.from={out / 'sft'}",
+    ]
+    if model is not None:
+        dpo_changes += ["schedule.learning_rate=5.0e-6", "remat=full"]
+    dpo = load_config(_CONFIGS / "dpo.yaml", dpo_changes)
+    with figures.Bar(console, "DPO", _total_steps(dpo)) as bar:
+        dpo_summary = train(dpo, writers=[bar])
+
+    console.rule("[bold]5. What came of it")
+    accuracies = report.pair_accuracies(dpo)
+    exports = {name: report.compare_export(config) for name, config in (("sft", sft), ("dpo", dpo))}
+    picture = figures.curves(out / "sft", out / "dpo", out / "curves.png")
+    results = report.Results(
+        sft=sft_summary,
+        dpo=dpo_summary,
+        unigram=report.unigram(sft),
+        accuracies=accuracies,
+        resumed=resumed,
+        export_errors=exports,
+        picture=picture,
+        seconds=time.perf_counter() - started,
+    )
+    report.show(console, results, out, devices)
+    (out / "summary.json").write_text(json.dumps(dataclasses.asdict(results), indent=1, default=str) + "\n")
+    if not resumed or max(exports.values()) > report.LOGITS_TOLERANCE:
+        raise RuntimeError("the resumed run or an export differs from the run; this is a bug")
+
+
+def _clear(out: Path) -> None:
+    marker = out / ".janus-demo"
+    if out.exists() and any(out.iterdir()) and not marker.exists():
+        raise ConfigError(f"--out {out}: holds files that no demo wrote; choose another directory")
+    for name in ("data", "rows", "sft", "dpo", "resumed"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+
+
+def _build(kind: str, model: Path | None, out: Path, console: Console) -> Path:
+    from janus_jax.data.build import build
+    from janus_jax.data.sample import write_sample
+
+    rows = write_sample(kind, out / "rows" / kind)
+    manifest = build(rows, out / "data" / kind, kind=kind, tokenizer=model)
+    counts = ", ".join(f"{s.examples} {name} examples ({s.tokens:,} tokens)" for name, s in manifest.splits.items())
+    console.print(f"{kind}: {counts} in {out / 'data' / kind}", highlight=False)
+    return out / "data" / kind
+
+
+def _steps(steps: int | None) -> list[str]:
+    if steps is None:
+        return []
+    return ["schedule.epochs=null", f"schedule.steps={steps}", f"eval.every_steps={max(1, steps // 2)}"]
+
+
+def _total_steps(config: Any) -> int:
+    from janus_jax.training.setup import prepare
+
+    return prepare(config).total_steps

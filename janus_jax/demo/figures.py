@@ -1,0 +1,84 @@
+"""What the demo shows while it runs, and the picture that it leaves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from janus_jax.training.metrics import Values
+
+
+class Bar:
+    """A progress bar that takes the loop's records; held-out records are printed above it."""
+
+    def __init__(self, console: Console, name: str, total: int):
+        self._console = console
+        self._progress = Progress(
+            TextColumn(f"[bold]{name}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+        )
+        self._task = self._progress.add_task(name, total=total, numbers="compiling")
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._progress.stop()
+
+    def write(self, kind: str, step: int, values: Values) -> None:
+        text = _numbers(values)
+        if kind == "eval":
+            self._console.print(f"held out after step {step}: {text}", highlight=False)
+        else:
+            self._progress.update(self._task, completed=step, numbers=text)
+
+    def close(self) -> None:
+        pass
+
+
+def _numbers(values: Values) -> str:
+    parts = [f"loss {values['loss']:.3f}"]
+    if "rewards/margins" in values:
+        parts += [f"margin {values['rewards/margins']:+.3f}", f"accuracy {values['rewards/accuracies']:.2f}"]
+    if "fill" in values:
+        parts.append(f"fill {values['fill']:.2f}")
+    if "tokens_per_s" in values:
+        parts.append(f"{values['tokens_per_s']:,.0f} tokens/s")
+    return "  ".join(parts)
+
+
+def curves(sft: Path, dpo: Path, out: Path) -> Path:
+    """A PNG with the loss of both stages, and margins and accuracy of the second."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = [
+        (sft, "loss", "SFT: nats per response token"),
+        (dpo, "loss", "DPO: loss"),
+        (dpo, "rewards/margins", "DPO: reward margin"),
+        (dpo, "rewards/accuracies", "DPO: reward accuracy"),
+    ]
+    figure, axes = plt.subplots(1, len(panels), figsize=(16, 3.6), layout="constrained")
+    for axis, (run, name, title) in zip(axes, panels, strict=True):
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for kind, style, label in (("train", "-", "training batch"), ("eval", "o-", "held out")):
+            points = [(r["step"], r[name]) for r in records if r["kind"] == kind and r.get(name) is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+        axis.set(title=title, xlabel="optimizer step")
+        axis.grid(alpha=0.3)
+    if all(line.get_label() for line in axes[0].lines):
+        axes[0].legend()
+    axes[-1].axhline(0.5, color="grey", linestyle=":")
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+    return out
