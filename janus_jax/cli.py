@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from janus_jax import __version__
-from janus_jax.errors import ConfigError, JanusError
+from janus_jax.errors import ConfigError, JanusError, LostPeerError
 
 _settings: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
 app = typer.Typer(help="Post-training (SFT, DPO) of Mistral-shaped models on sharded JAX meshes.", **_settings)
@@ -40,6 +40,10 @@ def main() -> None:
         app()
     except JanusError as error:
         print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, LostPeerError):
+            from janus_jax.parallel import runtime
+
+            runtime.leave(error.exit_code)
         sys.exit(error.exit_code)
 
 

@@ -4,7 +4,8 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import jax
@@ -45,7 +46,11 @@ class BatchSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """The next row to read; with the data set and the settings this is the whole state of the reader."""
+    """Where the next batch begins; with the data set and the settings this is the whole state of the reader.
+
+    `row` counts rows of the epoch's plan, or examples where a batch is so many examples: how many rows hold them
+    depends on the mesh, which examples they are does not.
+    """
 
     epoch: int = 0
     row: int = 0
@@ -69,6 +74,11 @@ class Loader:
     The plan of an epoch is a pure function of lengths, seed and epoch, so every host knows all of it and reads only
     the rows that its own devices hold: the sequence of global batches does not depend on hosts or mesh.
 
+    Args:
+        branches: responses that the objective reads of each example, 1 or 2.
+        seed: of the order.
+        epochs, steps: how far a run will read (the larger counts); it settles how many rows `batch.examples` takes.
+        shuffle: False keeps the order of the data set, packed row by row.
     Raises:
         ConfigError: rows do not divide over microbatches or row shards.
         DataError: the split does not suit the objective, or no example fits.
@@ -84,6 +94,7 @@ class Loader:
         branches: int,
         seed: int = 0,
         epochs: int = 1,
+        steps: int = 0,
         shuffle: bool = True,
     ):
         self.dataset, self.settings, self.seed, self.shuffle = dataset, settings, seed, shuffle
@@ -103,13 +114,14 @@ class Loader:
         self.max_segments = settings.max_segments or default_max_segments(self.fitted, settings.row_length)
         micro = settings.microbatches
         if settings.examples is not None:
+            steps_per_epoch = -(-len(self.fitted.index) // settings.examples)
             self.rows = rows_for_groups(
                 self.fitted.slots,
                 examples=settings.examples,
                 row_length=settings.row_length,
                 max_segments=self.max_segments,
                 seed=seed,
-                epochs=epochs,
+                epochs=max(epochs, -(-steps // steps_per_epoch)),
                 multiple=micro * meshes.row_shards(mesh, rules),
             )
         else:
@@ -118,6 +130,7 @@ class Loader:
             if self.rows % micro:
                 raise ConfigError(f"batch.rows={self.rows} is not a multiple of batch.microbatches={micro}")
             meshes.check_rows(self.rows // micro, mesh, rules, "batch.rows")
+        self._unit = settings.examples or self.rows
         self._slots_sharding = meshes.batch_sharding(mesh, rules, (None, "batch", "length"))
         self._segments_sharding = meshes.batch_sharding(mesh, rules, (None, "batch", None))
         self._local = self._local_rows()
@@ -138,53 +151,66 @@ class Loader:
         """Batches in the first `epochs` epochs."""
         return sum(self.steps(epoch) for epoch in range(epochs))
 
-    def batches(self, start: Position = Position()) -> Iterator[LoadedBatch]:  # noqa: B008 (frozen)
-        """Batches from `start` on, without end; read and packed ahead in a thread.
+    def batches(self, start: Position = Position(), steps: int | None = None) -> Generator[LoadedBatch, None, None]:
+        """`steps` batches from `start` on, or endlessly many; planned, read and packed ahead in a thread.
 
         Raises:
-            DataError: `start` is not where a batch begins.
+            DataError: `start` is not where a batch begins, or a record cannot be read.
         """
-        if start.row % self.rows:
-            raise DataError(f"position row {start.row} is not a multiple of the {self.rows} rows of a batch")
-        positions = self._positions(start)
-        with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
-            ahead = collections.deque(pool.submit(self._read, next(positions)) for _ in range(_LOOKAHEAD))
-            try:
-                while True:
-                    local, loaded = ahead.popleft().result()
-                    ahead.append(pool.submit(self._read, next(positions)))
-                    yield dataclasses.replace(loaded, batch=self._globalize(local))
-            finally:
-                for future in ahead:
-                    future.cancel()
+        if start.row % self._unit:
+            unit = "rows" if self.settings.examples is None else "examples"
+            raise DataError(f"position row {start.row} is not a multiple of the {self._unit} {unit} of a batch")
+        positions = itertools.islice(self._positions(start), steps)
+        pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="loader")
+        ahead = collections.deque(pool.submit(self._read_next, positions) for _ in range(_LOOKAHEAD))
+        try:
+            while (found := ahead.popleft().result()) is not None:
+                ahead.append(pool.submit(self._read_next, positions))
+                local, loaded = found
+                yield dataclasses.replace(loaded, batch=self._globalize(local))
+        finally:
+            for future in ahead:
+                future.cancel()
+            pool.shutdown(wait=False)  # a generator left to the end of the interpreter can no longer join a thread
 
-    def epoch(self, epoch: int = 0) -> Iterator[LoadedBatch]:
+    def epoch(self, epoch: int = 0) -> Generator[LoadedBatch, None, None]:
         """The batches of one epoch, each once."""
-        for _, loaded in zip(range(self.steps(epoch)), self.batches(Position(epoch, 0)), strict=False):
-            yield loaded
+        return self.batches(Position(epoch, 0), self.steps(epoch))
 
     def after(self, position: Position) -> Position:
         """Where the batch after the one at `position` begins."""
-        row = position.row + self.rows
-        return (
-            Position(position.epoch + 1, 0)
-            if row >= self.steps(position.epoch) * self.rows
-            else Position(position.epoch, row)
-        )
+        row = position.row + self._unit
+        if row >= self.steps(position.epoch) * self._unit:
+            return Position(position.epoch + 1, 0)
+        return Position(position.epoch, row)
+
+    def epochs_before(self, position: Position) -> float:
+        """How many epochs, and parts of one, lie before `position`."""
+        return position.epoch + position.row / (self.steps(position.epoch) * self._unit)
 
     def _positions(self, start: Position) -> Iterator[Position]:
-        if start.row >= self.steps(start.epoch) * self.rows:  # saved by a run whose epochs were longer
+        if start.row >= self.steps(start.epoch) * self._unit:  # saved by a run whose epochs were longer
             start = Position(start.epoch + 1, 0)
         while True:
             yield start
             start = self.after(start)
+
+    def _read_next(self, positions: Iterator[Position]) -> tuple[Batch, LoadedBatch] | None:
+        position = next(positions, None)
+        return None if position is None else self._read(position)
 
     def _plan_epoch(self, epoch: int) -> list[list[np.ndarray]]:
         """Steps of an epoch, each `self.rows` arrays of positions in `self.fitted`."""
         common = {"row_length": self.settings.row_length, "max_segments": self.max_segments, "seed": self.seed}
         slots = self.fitted.slots
         if self.settings.examples is not None:
-            steps = plan_groups(slots, examples=self.settings.examples, epoch=epoch, rows=self.rows, **common)
+            steps = plan_groups(
+                slots,
+                examples=self.settings.examples,
+                epoch=epoch,
+                rows=self.rows,
+                **common,
+            )
             if steps is None:
                 raise DataError(
                     f"{self.dataset.directory}: epoch {epoch} needs more than {self.rows} rows for "
@@ -203,12 +229,13 @@ class Loader:
         shape = (self.settings.microbatches, self.rows // self.settings.microbatches, self.settings.row_length)
         needed: set[int] = set()
         for index in self._slots_sharding.addressable_devices_indices_map(shape).values():
+            assert index is not None
             needed.update(range(*index[1].indices(shape[1])))
         return np.asarray(sorted(needed))
 
     def _read(self, position: Position) -> tuple[Batch, LoadedBatch]:
         """Packs this process's rows of the batch at `position`, as numpy [M, local rows, ...]."""
-        members = self._plan(position.epoch)[position.row // self.rows]
+        members = self._plan(position.epoch)[position.row // self._unit]
         per_micro = self.rows // self.settings.microbatches
         mine = [members[m * per_micro + row] for m in range(self.settings.microbatches) for row in self._local]
         wanted = np.concatenate(mine)
@@ -243,7 +270,8 @@ class Loader:
         def place(x: np.ndarray, sharding: Any) -> jax.Array:
             shape = (x.shape[0], self.rows // self.settings.microbatches, *x.shape[2:])
 
-            def shard(index: tuple[slice, ...]) -> np.ndarray:
+            def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+                assert index is not None
                 rows = [row_at[row] for row in range(*index[1].indices(shape[1]))]
                 return x[(index[0], rows, *index[2:])]
 

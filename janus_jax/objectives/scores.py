@@ -29,10 +29,18 @@ class BranchScores:
 class Objective(Protocol):
     """What the step asks of an objective."""
 
-    name: str
-    normaliser: Normaliser
     branches: ClassVar[int]  # branches that each segment must have: 1 response, or 2 for pairs
     needs_reference: ClassVar[bool]  # batch.reference_logps must be filled
+
+    @property
+    def name(self) -> str:
+        """As in a config's `objective.name`."""
+        ...
+
+    @property
+    def normaliser(self) -> Normaliser:
+        """How microbatches are averaged."""
+        ...
 
     def denominators(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         """The counts that the objective divides by, over the given rows."""

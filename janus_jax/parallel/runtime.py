@@ -3,7 +3,9 @@
 import dataclasses
 import importlib.util
 import os
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 from janus_jax.errors import ConfigError, LostPeerError
 
@@ -23,10 +25,11 @@ class RuntimeOptions:
 def start(options: RuntimeOptions) -> None:
     """Starts JAX's distributed runtime where there is more than one process; call before anything asks for devices.
 
-    On a TPU VM the pod's own metadata tells coordinator and process ids. Explicit flags win over it.
+    On a TPU VM the pod's own metadata tells coordinator and process ids. Explicit flags win over it. Processes that do
+    not find each other within 300 s are aborted by JAX itself, with its own message and code 134.
 
     Raises:
-        ConfigError: a simulated device count that comes too late, or a coordinator that cannot be reached.
+        ConfigError: a simulated device count, or a coordinator, that comes when JAX has already started.
     """
     if options.devices is not None:
         _simulate(options.devices)
@@ -35,7 +38,7 @@ def start(options: RuntimeOptions) -> None:
     if jax.distributed.is_initialized():
         return
     if options.coordinator is not None:
-        if jax.config.jax_platforms == "cpu":
+        if jax.config.jax_platforms == "cpu":  # pyright: ignore[reportAttributeAccessIssue] (made at run time)
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
         try:
             jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
@@ -77,7 +80,7 @@ def barrier(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> None:
     """Waits until every process is here.
 
     Raises:
-        LostPeerError: some process did not come within `timeout_s` seconds.
+        LostPeerError: some process ended or did not come within `timeout_s` seconds; end with `leave` then.
     """
     import jax
 
@@ -85,10 +88,26 @@ def barrier(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> None:
         return
     from jax._src import distributed  # the public sync_global_devices has no time-out
 
+    client = distributed.global_state.client
+    assert client is not None  # there are several processes
     try:
-        distributed.global_state.client.wait_at_barrier(name, timeout_in_ms=timeout_s * 1000)
+        client.wait_at_barrier(name, timeout_in_ms=timeout_s * 1000)
     except jax.errors.JaxRuntimeError as error:
         raise LostPeerError(
-            f"process {jax.process_index()} of {jax.process_count()} waited {timeout_s} s at barrier {name!r} in vain: "
-            f"{str(error).splitlines()[0]}"
+            f"process {jax.process_index()} of {jax.process_count()} waited at barrier {name!r} in vain (time-out "
+            f"{timeout_s} s): {str(error).splitlines()[0]}"
         ) from error
+
+
+def leave(exit_code: int) -> NoReturn:
+    """Ends this process; without a goodbye if there are others, one of which is lost.
+
+    Left to an ordinary exit, JAX waits 100 s or more for the lost process and then aborts with code 134.
+    """
+    import jax
+
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)

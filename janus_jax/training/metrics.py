@@ -78,7 +78,7 @@ class Wandb:
 
     def __init__(self, directory: Path, config: Mapping[str, Any]):
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports] (an extra)
         except ImportError as error:
             raise ConfigError("logging.wandb=true: wandb is not installed; pip install 'janus_jax[wandb]'") from error
         self._run = wandb.init(dir=str(directory), config=dict(config), name=directory.name, resume="allow")

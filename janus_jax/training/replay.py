@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ def _prepare(
     seed: int,
 ) -> tuple[StepFunctions, Params, Iterator[Batch]]:
     """The step's functions, the initial weights, and packed batches [M, B, L] with the reference's log-probs."""
-    config, initial = load_hf(hf_dir, dtype=jnp.float32)
+    config, initial = load_hf(Path(hf_dir), dtype=jnp.float32)
     functions = StepFunctions(
         model=config,
         objective=objective,

@@ -67,6 +67,7 @@ def train(
     started = time.perf_counter()
     run_dir = _local_run_dir(config)
     setup = prepare(config)
+    runtime.barrier("setup")  # a process that found bad input never comes, and what follows has no time-out
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
     try:
         loop = _Loop(setup, checkpoints, run_dir, writers)
@@ -163,7 +164,7 @@ class _Loop:
         stop = min(setup.total_steps, until_step or setup.total_steps)
         rates: list[float] = []
         fills: list[float] = []
-        batches = setup.loader.batches(self.position)
+        batches = setup.loader.batches(self.position, max(0, stop - self.step))
         with contextlib.closing(batches):
             while self.step < stop:
                 begun = time.perf_counter()
@@ -177,10 +178,8 @@ class _Loop:
                 self.fan.count(loaded.tokens, waited)
                 fills.append(loaded.fill)
                 if self._due(config.logging.every_steps, stop):
-                    epoch = loaded.position.epoch + loaded.position.row / (
-                        setup.loader.steps(loaded.position.epoch) * setup.loader.rows
-                    )
-                    plan = {"epoch": epoch, "fill": loaded.fill, "tokens": loaded.tokens}
+                    epochs = setup.loader.epochs_before(loaded.position)
+                    plan = {"epoch": epochs, "fill": loaded.fill, "tokens": loaded.tokens}
                     self._log(scalars, numbers, plan, timed=not first)
                 if not first:
                     rates.append(loaded.tokens / (time.perf_counter() - begun))

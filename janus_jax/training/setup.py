@@ -194,7 +194,7 @@ def _loaders(
 ) -> tuple[Loader, Loader | None]:
     settings = BatchSettings(**config.batch.model_dump())
     common = {"mesh": mesh, "rules": rules, "branches": objective.branches, "seed": config.run.seed}
-    loader = Loader(dataset, settings, epochs=config.schedule.epochs or 1, **common)
+    loader = Loader(dataset, settings, epochs=config.schedule.epochs or 1, steps=config.schedule.steps or 0, **common)
     if held_out is None:
         return loader, None
     rows = config.eval.rows or loader.rows // settings.microbatches

@@ -85,7 +85,8 @@ def test_training_lowers_the_loss_and_dpo_starts_at_log_2_from_its_own_weights(d
     )
     dpo = train(preferred, writers=())
     first = lines(tmp_path / "dpo")[0]
-    assert first["loss"] == pytest.approx(np.log(2), rel=1e-5) and first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert first["loss"] == pytest.approx(np.log(2), rel=1e-5)
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert dpo.train["rewards/accuracies"] > 0.9 and dpo.train["rewards/margins"] > 0.1
 
 
@@ -116,7 +117,7 @@ def test_held_out_evaluation_does_not_depend_on_its_batch(data, tmp_path):
 
 def test_a_loss_that_explodes_stops_the_run_with_its_step(data, tmp_path):
     hot = {"learning_rate": 1e30, "warmup_steps": 1, "epochs": 4, "name": "constant"}
-    with pytest.raises(NonFiniteError, match="step [0-9]+: ") as caught:
+    with pytest.raises(NonFiniteError, match=r"step [0-9]+: ") as caught:
         train(config(data, tmp_path / "run", schedule=hot), writers=())
     assert caught.value.exit_code == 12
 
