@@ -143,6 +143,8 @@ class BatchSection(Section):
     microbatches: Count = 1
     max_segments: Count | None = None
     """Most examples in a row; null: derived from the lengths."""
+    keep_together: Count = 1
+    """With `examples`: neighbours in the data set that stay in one step, such as all pairs of one prompt."""
     overlong: Literal["drop", "truncate", "error"] = "drop"
 
 

@@ -50,6 +50,9 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     rows, microbatches = get("batch", "rows", int), get("batch", "microbatches", int)
     if rows and microbatches and microbatches > 0 and rows % microbatches:
         yield "batch.microbatches", f"batch.microbatches = {microbatches}: allowed: a divisor of batch.rows = {rows}"
+    together, examples = get("batch", "keep_together", int), get("batch", "examples", int)
+    if together and together > 1 and (not examples or examples % together):
+        yield "batch.keep_together", f"batch.keep_together = {together}: allowed: a divisor of batch.examples"
     rest = [axis for axis in MESH_AXES if get("mesh", axis, int) == -1]
     fsdp_by_default = isinstance(config.get("mesh"), Mapping) and "fsdp" not in config["mesh"]
     rest += ["fsdp (its default)"] if fsdp_by_default and rest else []

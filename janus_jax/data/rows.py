@@ -125,13 +125,25 @@ def _best_fit_decreasing(block: np.ndarray, slots: np.ndarray, capacity: int, ca
 
 
 def plan_groups(
-    slots: np.ndarray, *, examples: int, row_length: int, max_segments: int, seed: int, epoch: int, rows: int
+    slots: np.ndarray,
+    *,
+    examples: int,
+    row_length: int,
+    max_segments: int,
+    seed: int,
+    epoch: int,
+    rows: int,
+    keep_together: int = 1,
 ) -> list[list[np.ndarray]] | None:
     """Steps of exactly `examples` examples (the last may have fewer), each balanced over `rows` rows.
 
-    Longest first onto the least loaded row that has room. None when some step does not fit into `rows` rows.
+    Longest first onto the least loaded row that has room. Shuffled are blocks of `keep_together` neighbours: where a
+    prompt's pairs (a over b, b over a, ...) meet in one step, what they say of the responses alone cancels out.
+    None when some step does not fit into `rows` rows.
     """
-    order = np.random.default_rng((seed, epoch)).permutation(len(slots))
+    blocks = np.random.default_rng((seed, epoch)).permutation(-(-len(slots) // keep_together))
+    order = (blocks[:, None] * keep_together + np.arange(keep_together)).ravel()
+    order = order[order < len(slots)]
     steps = []
     for start in range(0, len(order), examples):
         group = order[start : start + examples]
@@ -150,7 +162,15 @@ def plan_groups(
 
 
 def rows_for_groups(
-    slots: np.ndarray, *, examples: int, row_length: int, max_segments: int, seed: int, epochs: int, multiple: int
+    slots: np.ndarray,
+    *,
+    examples: int,
+    row_length: int,
+    max_segments: int,
+    seed: int,
+    epochs: int,
+    multiple: int,
+    keep_together: int = 1,
 ) -> int:
     """The fewest rows, a multiple of `multiple`, that hold every step of all `epochs` epochs.
 
@@ -168,6 +188,7 @@ def rows_for_groups(
                 seed=seed,
                 epoch=epoch,
                 rows=rows,
+                keep_together=keep_together,
             )
             if plan is not None:
                 break

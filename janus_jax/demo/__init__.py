@@ -55,7 +55,7 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int) -> No
         *_steps(steps),
         f"run.dir={out / 'sft'}",
         f"data.dir={data['sft']}",
-        f"batch.rows={-(-8 // shards) * shards}",
+        f"batch.rows={-(-4 // shards) * shards}",
     ]
     if model is not None:
         sft_changes += ["model=null", f"init.from={model}", "schedule.learning_rate=1.0e-5", "remat=full"]

@@ -70,6 +70,20 @@ def test_example_batches_hold_exactly_that_many(slots, examples, multiple):
         assert all(slots[row].sum() <= 64 for step in steps for row in step)
 
 
+def test_neighbours_that_are_kept_together_meet_in_one_step():
+    slots = np.full(33, 5)
+    common = {"examples": 12, "row_length": 20, "max_segments": 8, "seed": 1, "keep_together": 6}
+    rows = rows_for_groups(slots, epochs=3, multiple=1, **common)
+    orders = []
+    for epoch in range(3):
+        steps = [np.concatenate(step) for step in plan_groups(slots, epoch=epoch, rows=rows, **common)]
+        assert sorted(np.concatenate(steps).tolist()) == list(range(33))
+        for step in steps[:-1]:
+            assert all(set(range(6 * b, 6 * b + 6)) & set(range(33)) <= set(step.tolist()) for b in set(step // 6))
+        orders.append([step.tolist() for step in steps])
+    assert orders[0] != orders[1]
+
+
 def test_lengths_like_the_real_ones_pack_tightly():
     rng = np.random.default_rng(0)
     prompt = np.clip(rng.lognormal(np.log(330), 0.5, 20000), 8, 2048).astype(int)
