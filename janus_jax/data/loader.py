@@ -41,6 +41,7 @@ class BatchSettings:
     examples: int | None = None
     microbatches: int = 1
     max_segments: int | None = None
+    keep_together: int = 1
     overlong: OverlongPolicy = "drop"
 
 
@@ -123,6 +124,7 @@ class Loader:
                 seed=seed,
                 epochs=max(epochs, -(-steps // steps_per_epoch)),
                 multiple=micro * meshes.row_shards(mesh, rules),
+                keep_together=settings.keep_together,
             )
         else:
             assert settings.rows is not None
@@ -209,6 +211,7 @@ class Loader:
                 examples=self.settings.examples,
                 epoch=epoch,
                 rows=self.rows,
+                keep_together=self.settings.keep_together,
                 **common,
             )
             if steps is None:

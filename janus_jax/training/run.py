@@ -125,6 +125,9 @@ class _Loop:
 
     def _check_same_run(self, meta: dict[str, Any]) -> None:
         saved, now = meta["config"], self._meta()["config"]
+        for place in (saved, now):  # directories may move: the data is known by its fingerprint
+            place["run"] = {k: v for k, v in place["run"].items() if k != "dir"}
+            place["data"] = {k: v for k, v in place["data"].items() if k != "dir"}
         for section in now:
             if section not in _FREE and saved.get(section) != now[section]:
                 raise ConfigError(
