@@ -141,9 +141,10 @@ def plan_groups(
     prompt's pairs (a over b, b over a, ...) meet in one step, what they say of the responses alone cancels out.
     None when some step does not fit into `rows` rows.
     """
-    blocks = np.random.default_rng((seed, epoch)).permutation(-(-len(slots) // keep_together))
+    whole, rest = divmod(len(slots), keep_together)
+    blocks = np.random.default_rng((seed, epoch)).permutation(whole)
     order = (blocks[:, None] * keep_together + np.arange(keep_together)).ravel()
-    order = order[order < len(slots)]
+    order = np.concatenate([order, np.arange(len(slots) - rest, len(slots))])  # a part of a block would part others
     steps = []
     for start in range(0, len(order), examples):
         group = order[start : start + examples]

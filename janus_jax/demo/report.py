@@ -99,8 +99,10 @@ def prove_resume(config: RunConfig, step: int, scratch: Path) -> bool:
     """Resumes a copy of the run from `step` and compares losses and final weights bit for bit with the original."""
     original = Path(config.run.dir)
     shutil.copytree(original / "checkpoints" / str(step), scratch / "checkpoints" / str(step))
-    changed = {"run": config.run.model_copy(update={"dir": str(scratch)})}
-    changed["export"] = config.export.model_copy(update={"hf": False})
+    changed = {
+        "run": config.run.model_copy(update={"dir": str(scratch)}),
+        "export": config.export.model_copy(update={"hf": False}),
+    }
     train(config.model_copy(update=changed), writers=[])
     ours, theirs = (_losses(run) for run in (scratch, original))
     weights = (jax.tree.leaves(open_source(run).load_host()) for run in (scratch, original))
