@@ -1,7 +1,7 @@
 """From one scalar per token to one score per branch, and the interface of an objective."""
 
 import dataclasses
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ class BranchScores:
     tokens: Float[Array, "B S 2"]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What the step asks of an objective."""
 

@@ -82,6 +82,7 @@ def compare(model, directory):
     ).backward()
 
     config, params = load_hf(directory)
+    inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
     position = jnp.broadcast_to(jnp.arange(LENGTH, dtype=jnp.int32), (ROWS, LENGTH))
     layout = Layout(jnp.ones_like(position), jnp.zeros_like(position), position)
     compute = Compute(dtype=jnp.float32)

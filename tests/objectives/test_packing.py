@@ -70,41 +70,56 @@ def params_of(config):
     return init_params(config, jax.random.key(0))
 
 
-def one_at_a_time(objective, examples, config=TINY, row=ROW):
-    """The mean over examples by autodiff of a loop in which each branch runs alone, unpacked and unshared."""
+LONGEST = 23
+"""Tokens of the longest input: 12 of the prompt and 12 of a response, the last of which is only predicted."""
 
-    def sequence(prompt, response):
+
+@functools.cache
+def score_alone(config):
+    """Log-prob of one response and its gradients: one unpacked, unshared sequence under plain causal attention.
+
+    Slots after the end are ordinary tokens that causality keeps away; no mask of the packed format is relied on.
+    """
+
+    def score(params, tokens, targets, counted):
+        layout = Layout(jnp.ones((1, LONGEST), jnp.int32), jnp.ones((1, LONGEST), jnp.int32), jnp.arange(LONGEST)[None])
+        logp = jax.nn.log_softmax(logits(config, params, tokens[None], layout, FULL)[0])
+        return jnp.where(counted, logp[jnp.arange(LONGEST), targets], 0).sum()
+
+    return jax.jit(jax.value_and_grad(score))
+
+
+def one_at_a_time(objective, examples, config=TINY):
+    """The mean over examples, and its gradients by the chain rule from scores of branches that each ran alone."""
+
+    def score(prompt, response):
         tokens = np.concatenate([prompt, response])
-        return tokens[:-1], tokens[1:], len(prompt) - 1
+        inputs, targets, counted = np.zeros((3, LONGEST), np.int32)
+        inputs[: len(tokens) - 1], targets[: len(tokens) - 1] = tokens[:-1], tokens[1:]
+        counted[len(prompt) - 1 : len(tokens) - 1] = 1
+        return score_alone(config)(params_of(config), jnp.asarray(inputs), targets, counted)
 
-    def score(params, prompt, response):
-        inputs, targets, start = sequence(prompt, response)
-        n = len(inputs)
-        layout = Layout(jnp.ones((1, n), jnp.int32), jnp.ones((1, n), jnp.int32), jnp.arange(n)[None])
-        logp = jax.nn.log_softmax(logits(config, params, jnp.asarray(inputs)[None], layout, FULL)[0])
-        return logp[jnp.arange(n), targets][start:].sum()
+    branches = ["chosen", "rejected"][: objective.branches]
+    ran = [score(e.prompt, getattr(e, branch)) for e in examples for branch in branches]
 
-    def loss(params):
+    def loss(scores):
         if isinstance(objective, SFT):
-            total = -sum(score(params, e.prompt, e.chosen) for e in examples)
-            return total / sum(len(e.chosen) for e in examples)
-        terms = []
-        for e in examples:
-            reference = np.sin(np.float32(e.example_id)), np.cos(np.float32(e.example_id))
-            chosen = score(params, e.prompt, e.chosen) - reference[0]
-            rejected = score(params, e.prompt, e.rejected) - reference[1]
-            terms.append(-jax.nn.log_sigmoid(objective.beta * (chosen - rejected)))
-        return sum(terms) / len(terms)
+            return -scores.sum() / sum(len(e.chosen) for e in examples)
+        ids = np.asarray([e.example_id for e in examples], np.float32)
+        ratios = scores.reshape(-1, 2) - np.stack([np.sin(ids), np.cos(ids)], -1)
+        return -jax.nn.log_sigmoid(objective.beta * (ratios[:, 0] - ratios[:, 1])).mean()
 
-    return jax.jit(jax.value_and_grad(loss))(params_of(config))
+    value, slopes = jax.value_and_grad(loss)(jnp.stack([s for s, _ in ran]))
+    return value, jax.tree.map(lambda *gradients: jnp.tensordot(slopes, jnp.stack(gradients), 1), *(g for _, g in ran))
 
 
+PAIRS = DPO(beta=0.5)
 WINDOWED = dataclasses.replace(TINY, sliding_window=5)
 TIED = dataclasses.replace(TINY, tie_embeddings=True)
 
 
 @pytest.mark.parametrize("config", [TINY, WINDOWED, TIED], ids=["full", "window", "tied"])
-@pytest.mark.parametrize("objective", [SFT(), DPO(beta=0.5)], ids=["sft", "dpo"])
+@pytest.mark.parametrize("objective", [SFT(), PAIRS], ids=["sft", "dpo"])
 def test_packed_loss_and_gradients_equal_each_example_alone(objective, config):
     examples = random_examples(4, pairs=objective.branches == 2, seed=1)
     packed = loss_and_gradients(objective, examples, rows=2, config=config)
@@ -133,12 +148,12 @@ def test_packed_logits_equal_each_example_alone():
 def test_order_rows_and_microbatches_change_nothing(seed, order, split):
     rows, microbatches = split
     examples = random_examples(6, pairs=True, seed=seed)
-    expected = loss_and_gradients(DPO(), examples, rows=2)
-    shuffled = loss_and_gradients(DPO(), [examples[i] for i in order], rows=rows, microbatches=microbatches)
+    expected = loss_and_gradients(PAIRS, examples, rows=2)
+    shuffled = loss_and_gradients(PAIRS, [examples[i] for i in order], rows=rows, microbatches=microbatches)
     assert_within(shuffled, expected)
 
 
-@pytest.mark.parametrize("objective", [SFT(), DPO()], ids=["sft", "dpo"])
+@pytest.mark.parametrize("objective", [SFT(), PAIRS], ids=["sft", "dpo"])
 def test_remat_and_padding_rows_change_nothing(objective):
     examples = random_examples(4, pairs=objective.branches == 2, seed=4)
     expected = loss_and_gradients(objective, examples, rows=2)
@@ -190,9 +205,9 @@ def test_dpo_equals_its_closed_form_in_float64():
     valid = np.array([[True, True, False], [True, False, False]])
     delta = (logps - reference)[..., 0] - (logps - reference)[..., 1]
     expected = np.log1p(np.exp(-0.2 * delta))[valid].mean()
-    batch = dataclasses.replace(
-        pack([[], []], row_length=4, max_segments=3), valid=valid, reference_logps=reference.astype(np.float32)
-    )
+    empty = pack([[], []], row_length=4, max_segments=3)
+    batch = dataclasses.replace(empty, valid=valid, reference_logps=reference.astype(np.float32))
+    batch = jax.tree.map(jnp.asarray, batch)
     objective = DPO(beta=0.2)
     scores = BranchScores(jnp.asarray(logps, jnp.float32), jnp.ones((2, 3, 2), jnp.float32))
     loss, metrics = objective(scores, batch, objective.denominators(batch))
@@ -203,11 +218,11 @@ def test_dpo_equals_its_closed_form_in_float64():
 def test_bfloat16_compute_stays_near_float32_and_scores_stay_float32():
     examples = random_examples(4, pairs=False, seed=8)
     params = init_params(dataclasses.replace(TINY, initializer_range=0.05), jax.random.key(0))
-    batch = pack(rows_of(examples, 2), row_length=ROW, max_segments=8)
+    batch = jax.tree.map(jnp.asarray, pack(rows_of(examples, 2), row_length=ROW, max_segments=8))
     half = functions(SFT(), compute=Compute(dtype=jnp.bfloat16)).scores(params, batch)
     full = functions(SFT()).scores(params, batch)
     assert half.logps.dtype == jnp.float32
     np.testing.assert_allclose(half.logps, full.logps, rtol=0.02, atol=0.05)
-    layout = Layout(*map(jnp.asarray, (batch.segment, batch.branch, batch.position)))
-    hidden = hidden_states(TINY, params, jnp.asarray(batch.tokens), layout, Compute(dtype=jnp.bfloat16))
+    layout = Layout(batch.segment, batch.branch, batch.position)
+    hidden = hidden_states(TINY, params, batch.tokens, layout, Compute(dtype=jnp.bfloat16))
     assert hidden.dtype == jnp.bfloat16
