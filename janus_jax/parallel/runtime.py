@@ -1,12 +1,16 @@
 """Processes: how they find each other, agree, and wait for each other."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from janus_jax import errors
 from janus_jax.errors import ConfigError, LostPeerError
 
 BARRIER_TIMEOUT_S = 600
@@ -97,6 +101,39 @@ def barrier(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> None:
             f"process {jax.process_index()} of {jax.process_count()} waited at barrier {name!r} in vain (time-out "
             f"{timeout_s} s): {str(error).splitlines()[0]}"
         ) from error
+
+
+@contextlib.contextmanager
+def agreement(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> Iterator[None]:
+    """What every process does inside succeeds on all of them or on none; afterwards all are here.
+
+    Raises:
+        JanusError: its own, or else the first that another process met, with the number of that process.
+        LostPeerError: as `barrier`.
+    """
+    import jax
+
+    if not jax.distributed.is_initialized():  # asked in this way, JAX does not look for devices yet
+        yield
+        return
+    from jax._src import distributed
+
+    client, failure = distributed.global_state.client, None
+    assert client is not None  # there are several processes
+    try:
+        yield
+    except errors.JanusError as error:
+        failure = error
+    outcome = None if failure is None else [type(failure).__name__, str(failure)]
+    client.key_value_set(f"{name}/{jax.process_index()}", json.dumps(outcome), allow_overwrite=True)
+    barrier(name, timeout_s)
+    if failure is not None:
+        raise failure
+    for process in range(jax.process_count()):
+        outcome = json.loads(client.blocking_key_value_get(f"{name}/{process}", timeout_s * 1000))
+        if outcome is not None:
+            kind, message = outcome
+            raise getattr(errors, kind, errors.JanusError)(f"process {process}: {message}")
 
 
 def leave(exit_code: int) -> NoReturn:

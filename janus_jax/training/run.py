@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from janus_jax import __version__
+from janus_jax import __version__, storage
 from janus_jax.batch import Batch
 from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.config import RunConfig, to_yaml
@@ -66,16 +66,13 @@ def train(
     runtime.start(options or runtime.RuntimeOptions())
     started = time.perf_counter()
     run_dir = _local_run_dir(config)
-    setup = prepare(config)
-    runtime.barrier("setup")  # a process that found bad input never comes, and what follows has no time-out
-    checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
-    try:
-        loop = _Loop(setup, checkpoints, run_dir, writers)
-        with contextlib.closing(loop):
-            summary = loop.run(until_step, started)
-    finally:
-        checkpoints.close()
-    return summary
+    with runtime.agreement("setup"):  # what follows would wait for ever for a process that found bad input
+        setup = prepare(config)
+    directory = run_dir / "checkpoints"
+    with storage.no_empty_leftovers(directory):  # weights are read after it is made, and may be bad
+        checkpoints = Checkpoints(directory, keep=config.checkpoint.keep)
+        with contextlib.closing(checkpoints), contextlib.closing(_Loop(setup, checkpoints, run_dir, writers)) as loop:
+            return loop.run(until_step, started)
 
 
 def _local_run_dir(config: RunConfig) -> Path:

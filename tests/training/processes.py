@@ -1,0 +1,116 @@
+"""What each of several processes does for test_processes.py, and how they are started."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+TIMEOUT_S = 120
+BARRIER_TIMEOUT_S = 3
+
+
+def launch(*commands: Sequence[object]) -> list[tuple[int, str]]:
+    """Runs each command in a Python process of four devices; (exit code, what it printed) of each.
+
+    A process that hangs is killed after `TIMEOUT_S` and has code -9.
+    """
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    env["XLA_FLAGS"] = "--xla_backend_optimization_level=1"  # JAX counts devices by the option of the runtime
+    env["PYTHONPATH"] = str(Path(__file__).parents[2])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for command in commands
+    ]
+    ended = []
+    for process in processes:
+        try:
+            output = process.communicate(timeout=TIMEOUT_S)[0]
+        except subprocess.TimeoutExpired:
+            for other in processes:
+                other.kill()
+            output = process.communicate()[0]
+        ended.append((process.returncode, output))
+    return ended
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@dataclasses.dataclass
+class Rows:
+    """One step's position and the examples that this process read for it."""
+
+    epoch: int
+    row: int
+    examples: list[int]
+
+
+@contextlib.contextmanager
+def noting_rows(split: str = "train") -> Iterator[list[Rows]]:
+    """Yields a list that grows by what loaders of `split` read."""
+    from janus_jax.data.loader import Loader
+
+    read, noted = Loader._read, []
+
+    def noting(self, position):
+        local, loaded = read(self, position)
+        if self.dataset.split == split:
+            ids = local.example_id[local.valid].tolist()
+            noted.append(Rows(position.epoch, position.row, sorted(ids)))
+        return local, loaded
+
+    Loader._read = noting
+    try:
+        yield noted
+    finally:
+        Loader._read = read
+
+
+def train(port: str, process: str, directory: str) -> None:
+    """Trains every config of DIRECTORY/configs.json until its step; notes rows in DIRECTORY/rows.NAME.PROCESS.json."""
+    from janus_jax.config import RunConfig
+    from janus_jax.parallel.runtime import RuntimeOptions
+    from janus_jax.training import run
+
+    options = RuntimeOptions(coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=int(process), devices=4)
+    for name, (config, until_step) in json.loads((Path(directory) / "configs.json").read_text()).items():
+        with noting_rows() as rows:
+            summary = run.train(RunConfig.model_validate(config), options, until_step=until_step, writers=())
+        assert summary.step == until_step
+        noted = [dataclasses.asdict(row) for row in rows]
+        (Path(directory) / f"rows.{name}.{process}.json").write_text(json.dumps(noted))
+
+
+def wait(port: str, process: str) -> None:
+    """Process 0 waits at a barrier to which process 1 never comes."""
+    from janus_jax.errors import LostPeerError
+    from janus_jax.parallel import runtime
+
+    runtime.start(
+        runtime.RuntimeOptions(coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=int(process), devices=1)
+    )
+    for _ in range(2):  # a name may be used again
+        with runtime.agreement("both", TIMEOUT_S):
+            pass
+    if process == "1":
+        os._exit(0)  # without a word
+    try:
+        runtime.barrier("alone", BARRIER_TIMEOUT_S)
+    except LostPeerError as error:
+        print(f"error: {error}")
+        runtime.leave(error.exit_code)
+
+
+if __name__ == "__main__":
+    {"train": train, "wait": wait}[sys.argv[1]](*sys.argv[2:])

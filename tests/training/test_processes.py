@@ -1,0 +1,91 @@
+"""Two processes of four devices train as one of eight does, and notice when they are left alone."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from janus_jax.config import to_yaml
+from janus_jax.training.run import train
+from tests.training import processes
+from tests.training.test_run import config, losses
+from tests.training_examples import random_examples, write_dataset
+
+STOP, STEPS = 4, 6
+SCHEDULE = {"epochs": None, "steps": STEPS}
+KINDS = {"sft": {}, "dpo": {"batch": {"rows": None, "examples": 10}}}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A directory with data sets, runs that two processes stopped at step `STOP`, and the rows that each read."""
+    root = tmp_path_factory.mktemp("processes")
+    configs = {}
+    for kind, changes in KINDS.items():
+        splits = {
+            "train": random_examples(40, pairs=kind == "dpo", seed=1),
+            "validation": random_examples(9, pairs=kind == "dpo", seed=2),
+        }
+        write_dataset(root / kind, splits, kind=kind)
+        recipe = config(root, root / f"run_{kind}", kind, schedule=SCHEDULE, **changes)
+        configs[kind] = (recipe.model_dump(mode="json", by_alias=True), STOP)
+    (root / "configs.json").write_text(json.dumps(configs))
+    port = processes.free_port()
+    ended = processes.launch(*(["-m", "tests.training.processes", "train", port, i, root] for i in range(2)))
+    assert [code for code, _ in ended] == [0, 0], "\n\n".join(output for _, output in ended)
+    return root
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_train_and_one_resumes_as_if_one_had_trained_all_along(trained, tmp_path, kind):
+    with processes.noting_rows() as expected:
+        whole = train(config(trained, tmp_path, kind, schedule=SCHEDULE, **KINDS[kind]), writers=())
+    assert expected[0].epoch == 0 and expected[-1].epoch > 0  # an epoch ends on the way
+
+    parts = [
+        [processes.Rows(**row) for row in json.loads((trained / f"rows.{kind}.{i}.json").read_text())] for i in range(2)
+    ]
+    assert len(parts[0]) == len(parts[1]) == STOP
+    assert all(a.examples and b.examples and not {*a.examples} & {*b.examples} for a, b in zip(*parts, strict=True))
+    joined = [dataclasses.replace(a, examples=sorted(a.examples + b.examples)) for a, b in zip(*parts, strict=True)]
+
+    run = trained / f"run_{kind}"
+    stopped_evaluation = [line for line in _lines(run) if line["kind"] == "eval"]
+    with processes.noting_rows() as rest:
+        resumed = train(config(trained, run, kind, schedule=SCHEDULE, **KINDS[kind]), writers=())
+    assert resumed.resumed_from == STOP
+    assert joined + rest == expected
+    assert [*losses(run)] == [*losses(tmp_path)] == [*range(1, STEPS + 1)]
+    np.testing.assert_allclose([*losses(run).values()], [*losses(tmp_path).values()], rtol=1e-5)
+    for ours, theirs in [
+        (resumed.evaluation, whole.evaluation),
+        (stopped_evaluation[0], next(line for line in _lines(tmp_path) if line["kind"] == "eval")),
+    ]:
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+def _lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_process_left_alone_at_a_barrier_ends_with_13_and_says_where():
+    port = processes.free_port()
+    alone, gone = processes.launch(*(["-m", "tests.training.processes", "wait", port, i] for i in range(2)))
+    assert gone == (0, "")
+    assert alone[0] == 13, alone[1]
+    assert alone[1].startswith(
+        f"error: process 0 of 2 waited at barrier 'alone' in vain (time-out {processes.BARRIER_TIMEOUT_S} s): "
+    )
+
+
+def test_bad_input_at_one_of_two_processes_ends_both_with_its_code(trained, tmp_path):
+    port, commands = processes.free_port(), []
+    for i, kind in enumerate(("sft", "nowhere")):
+        recipe = config(trained, tmp_path / "run", data={"dir": str(trained / kind)}, schedule=SCHEDULE)
+        (tmp_path / f"{kind}.yaml").write_text(to_yaml(recipe))
+        flags = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", 2, "--process-id", i, "--devices", 4]
+        commands.append(["-m", "janus_jax.cli", "train", tmp_path / f"{kind}.yaml", *flags])
+    message = f"{trained / 'nowhere'}: no such directory; `janus data build` makes one\n"
+    assert processes.launch(*commands) == [(2, f"error: process 1: {message}"), (2, f"error: {message}")]
+    assert not (tmp_path / "run").exists()
