@@ -33,14 +33,13 @@ def require_free(path: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields an empty local directory beside `path`; renames it to `path` on success, removes it on any failure.
 
     Raises:
-        StorageError: `path` exists and holds something (unless `replace`), or its parent cannot be written.
+        StorageError: `path` holds something, at the beginning or at the end, or its parent cannot be written.
     """
-    if not replace:
-        require_free(path)
+    require_free(path)
     final = _absolute(path)
     made = [parent for parent in (final.parent, *final.parent.parents) if not parent.exists()]
     try:
@@ -52,8 +51,7 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
     try:
         temporary.chmod(0o755)
         yield temporary
-        if final.exists():
-            shutil.rmtree(final)
+        require_free(final)  # somebody may have filled it meanwhile
         temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

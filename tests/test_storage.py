@@ -1,0 +1,94 @@
+"""Directories that are whole or absent."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from janus_jax.errors import StorageError
+from janus_jax.storage import as_path, atomic_directory, require_free
+
+
+def tree(root: Path) -> dict[str, str | None]:
+    """Everything below `root`: contents of files, None for directories."""
+    return {str(p.relative_to(root)): p.read_text() if p.is_file() else None for p in sorted(root.rglob("*"))}
+
+
+def test_a_finished_directory_is_there_whole_and_nothing_beside_it(tmp_path):
+    with atomic_directory(tmp_path / "a" / "b") as directory:
+        (directory / "x").write_text("1")
+        assert not (tmp_path / "a" / "b").exists()  # nothing to be seen before the end
+        assert directory.parent == tmp_path / "a"  # on the same file system, so that renaming is one act
+    assert tree(tmp_path) == {"a": None, "a/b": None, "a/b/x": "1"}
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_nothing_is_left_of_a_directory_that_failed(tmp_path, error):
+    with pytest.raises(error), atomic_directory(tmp_path / "a" / "b" / "c") as directory:
+        (directory / "x").write_text("1")
+        raise error
+    assert tree(tmp_path) == {}
+
+
+def test_parents_that_were_there_or_got_another_child_stay(tmp_path):
+    (tmp_path / "old").mkdir()
+    with pytest.raises(ValueError), atomic_directory(tmp_path / "old" / "new" / "c"):
+        (tmp_path / "old" / "new" / "other").write_text("2")
+        raise ValueError
+    assert tree(tmp_path) == {"old": None, "old/new": None, "old/new/other": "2"}
+
+
+@pytest.mark.parametrize("there", ["directory", "file"])
+def test_what_is_there_is_refused_and_kept(tmp_path, there):
+    target = tmp_path / "out"
+    if there == "file":
+        target.write_text("mine")
+    else:
+        target.mkdir()
+        (target / "x").write_text("mine")
+    before = tree(tmp_path)
+    with pytest.raises(StorageError, match="out: exists and is not empty"):
+        require_free(target)
+    with pytest.raises(StorageError, match="out: exists and is not empty") as refused, atomic_directory(target):
+        raise AssertionError("entered")
+    assert refused.value.exit_code == 14
+    assert tree(tmp_path) == before
+
+
+def test_an_empty_directory_is_taken(tmp_path):
+    (tmp_path / "out").mkdir()
+    require_free(tmp_path / "out")
+    with atomic_directory(tmp_path / "out") as directory:
+        (directory / "x").write_text("1")
+    assert tree(tmp_path) == {"out": None, "out/x": "1"}
+
+
+def test_a_target_filled_meanwhile_by_another_is_not_lost(tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(StorageError, match="out: exists and is not empty"), atomic_directory(target) as directory:
+        (directory / "x").write_text("ours")
+        target.mkdir()
+        (target / "x").write_text("theirs")
+    assert tree(tmp_path) == {"out": None, "out/x": "theirs"}
+
+
+def test_a_parent_that_is_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file/out: cannot be written: File exists"):
+        with atomic_directory(tmp_path / "file" / "out"):
+            raise AssertionError("entered")
+    assert tree(tmp_path) == {"file": ""}
+
+
+def test_paths_below_home_and_relative_ones_are_meant(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with atomic_directory("~/home"), atomic_directory(os.path.join("here", "x")):
+        pass
+    assert tree(tmp_path) == {"here": None, "here/x": None, "home": None}
+    assert as_path("~/home").is_dir()
+
+
+def test_bucket_urls_stay_urls():
+    assert str(as_path("gs://bucket/a/~b")) == "gs://bucket/a/~b"
