@@ -70,7 +70,7 @@ def demo(
         Path | None, typer.Option(help="Hugging Face directory to start from, instead of random weights.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of each stage, instead of its own.")] = None,
-    out: Annotated[Path, typer.Option(help="Directory for everything that the demo writes.")] = Path("janus-demo"),
+    out: Annotated[str, typer.Option(help="Directory for everything that the demo writes.")] = "janus-demo",
     devices: Annotated[int, typer.Option(min=1, help="CPU devices to simulate.")] = 8,
 ) -> None:
     """Run the whole job on this machine: build data, SFT, DPO, resume, export, compare; needs no network."""
@@ -79,7 +79,7 @@ def demo(
     _require_writable("--out", out)
     from janus_jax import demo
 
-    demo.run(model=model, steps=steps, out=out, devices=devices)
+    demo.run(model=model, steps=steps, out=Path(out), devices=devices)
 
 
 @data_app.command(
@@ -91,7 +91,7 @@ def data_build(
     source: Annotated[
         str, typer.Option(help="JSONL, JSON or Parquet file, a directory of them, or a Hugging Face id.")
     ],
-    out: Annotated[Path, typer.Option(help="Directory to write; new or empty.")],
+    out: Annotated[str, typer.Option(help="Directory to write; new or empty.")],
     tokenizer: Annotated[
         str | None, typer.Option(help="Directory with tokenizer.model or tokenizer.json; without it Mistral's, 32k.")
     ] = None,
@@ -108,7 +108,7 @@ def data_build(
     sources = source if validation_source is None else {"train": source, "validation": validation_source}
     with _progress() as progress:
         manifest = build(
-            sources, out, kind=kind, tokenizer=tokenizer, template=template, skip_bad=skip_bad, progress=progress
+            sources, Path(out), kind=kind, tokenizer=tokenizer, template=template, skip_bad=skip_bad, progress=progress
         )
     _print_manifest(manifest, out)
 
@@ -199,11 +199,11 @@ def doctor() -> None:
 def _require_writable(name: str, path: str | os.PathLike[str], *, empty: bool = False) -> None:
     """Refuses an output that cannot be written, or (with `empty`) holds something, before any work is done for it.
 
-    Buckets are left to those who write. The nearest directory that exists is tried with a real entry, because
-    permission bits say little to root and nothing about read-only file systems.
+    The nearest directory that exists is tried with a real entry, because permission bits say little to root and
+    nothing about read-only file systems.
     """
     if "://" in os.fspath(path):
-        return
+        raise ConfigError(f"{name} {path}: allowed: a local or mounted directory, not a URL")
     target = Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
     existing = next(parent for parent in (target, *target.parents) if parent.exists())
     if not existing.is_dir():
@@ -245,7 +245,7 @@ def _progress() -> Iterator[Callable[[str, str, int, int | None], None]]:
         yield show
 
 
-def _print_manifest(manifest: Any, out: Path) -> None:
+def _print_manifest(manifest: Any, out: str) -> None:
     from rich.console import Console
     from rich.table import Table
 

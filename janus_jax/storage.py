@@ -59,6 +59,18 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def no_empty_leftovers(path: str | os.PathLike[str]) -> Iterator[None]:
+    """On any failure, removes `path` and its parents as far as they were not there before and hold nothing."""
+    final = _absolute(path)
+    made = [place for place in (final, *final.parents) if not place.exists()]
+    try:
+        yield
+    except BaseException:
+        _remove_empty(made)
+        raise
+
+
 def _absolute(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
 

@@ -30,12 +30,12 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int) -> No
     started = time.perf_counter()
     console = Console()
     out = out.expanduser()
-    _clear(out)
     from janus_jax.parallel import runtime
 
     runtime.start(runtime.RuntimeOptions(devices=devices))
     from janus_jax.checkpoint.source import open_source
     from janus_jax.config import load_config
+    from janus_jax.data.tokenizer import load_tokenizer
     from janus_jax.demo import figures, report
     from janus_jax.demo.mesh import largest_mesh
     from janus_jax.model.config import PRESETS
@@ -43,6 +43,8 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int) -> No
 
     shape = PRESETS["tiny"] if model is None else open_source(model).config
     mesh = largest_mesh(shape, devices)
+    load_tokenizer(model)  # bad input is found before anything is written
+    _clear(out)
     console.rule("[bold]1. Data: the embedded Multifaceted sample -> TFDS -> seqio Task -> token ids")
     data = {kind: _build(kind, model, out, console) for kind in ("sft", "dpo")}
 

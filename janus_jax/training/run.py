@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from janus_jax import __version__
+from janus_jax import __version__, storage
 from janus_jax.batch import Batch
 from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.config import RunConfig, to_yaml
@@ -68,14 +68,11 @@ def train(
     run_dir = _local_run_dir(config)
     with runtime.agreement("setup"):  # what follows would wait for ever for a process that found bad input
         setup = prepare(config)
-    checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
-    try:
-        loop = _Loop(setup, checkpoints, run_dir, writers)
-        with contextlib.closing(loop):
-            summary = loop.run(until_step, started)
-    finally:
-        checkpoints.close()
-    return summary
+    directory = run_dir / "checkpoints"
+    with storage.no_empty_leftovers(directory):  # weights are read after it is made, and may be bad
+        checkpoints = Checkpoints(directory, keep=config.checkpoint.keep)
+        with contextlib.closing(checkpoints), contextlib.closing(_Loop(setup, checkpoints, run_dir, writers)) as loop:
+            return loop.run(until_step, started)
 
 
 def _local_run_dir(config: RunConfig) -> Path:
