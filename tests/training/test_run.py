@@ -27,6 +27,9 @@ def data(tmp_path_factory):
     return root
 
 
+SIX_STEPS = {"epochs": None, "steps": 6}  # the same in several tests, so that they compile it once
+
+
 def config(root, run, kind="sft", **changes):
     values = {
         "run": {"dir": str(run), "seed": 3},
@@ -91,20 +94,19 @@ def test_training_lowers_the_loss_and_dpo_starts_at_log_2_from_its_own_weights(d
 
 
 def test_another_mesh_and_microbatching_give_the_same_curve(data, tmp_path):
-    train(config(data, tmp_path / "a", schedule={"epochs": None, "steps": 6}), writers=())
+    train(config(data, tmp_path / "a", schedule=SIX_STEPS), writers=())
     other = {"mesh": {"data": 1, "fsdp": 8, "tensor": 1}, "batch": {"microbatches": 1}}
-    train(config(data, tmp_path / "b", schedule={"epochs": None, "steps": 6}, **other), writers=())
+    train(config(data, tmp_path / "b", schedule=SIX_STEPS, **other), writers=())
     a, b = losses(tmp_path / "a"), losses(tmp_path / "b")
     np.testing.assert_allclose([*a.values()], [*b.values()], rtol=1e-5)
 
 
 def test_a_run_may_move_to_another_mesh_but_not_to_another_recipe(data, tmp_path):
-    steps = {"epochs": None, "steps": 4}
-    train(config(data, tmp_path / "run", schedule=steps), until_step=2, writers=())
+    train(config(data, tmp_path / "run", schedule=SIX_STEPS), until_step=2, writers=())
     with pytest.raises(ConfigError, match=r"holds a run with optimizer=.*choose another run\.dir"):
-        train(config(data, tmp_path / "run", schedule=steps, optimizer={"b2": 0.9}), writers=())
-    moved = config(data, tmp_path / "run", schedule=steps, mesh={"data": 4, "fsdp": 1, "tensor": 2})
-    assert train(moved, writers=()).step == 4
+        train(config(data, tmp_path / "run", schedule=SIX_STEPS, optimizer={"b2": 0.9}), writers=())
+    moved = config(data, tmp_path / "run", schedule=SIX_STEPS, mesh={"data": 4, "fsdp": 1, "tensor": 2})
+    assert train(moved, writers=()).step == 6
 
 
 def test_held_out_evaluation_does_not_depend_on_its_batch(data, tmp_path):
@@ -123,8 +125,7 @@ def test_a_loss_that_explodes_stops_the_run_with_its_step(data, tmp_path):
 
 
 def test_profile_steps_leave_a_trace(data, tmp_path):
-    steps = {"epochs": None, "steps": 4}
-    train(config(data, tmp_path / "run", schedule=steps, profile={"steps": [2, 3]}), writers=())
+    train(config(data, tmp_path / "run", schedule=SIX_STEPS, profile={"steps": [2, 3]}), writers=())
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
