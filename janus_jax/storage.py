@@ -13,9 +13,9 @@ from janus_jax.errors import ConfigError, StorageError
 
 
 def as_path(path: str | os.PathLike[str]) -> epath.Path:
-    """A path object for a local path (`~` expanded) or a gs:// URL."""
+    """A path object for a gs:// URL, or for a local path: absolute, as Orbax asks, with `~` expanded."""
     text = os.fspath(path)
-    return epath.Path(text) if "://" in text else epath.Path(os.path.expanduser(text))
+    return epath.Path(text) if "://" in text else epath.Path(_absolute(text))
 
 
 def require_free(path: str | os.PathLike[str]) -> None:

@@ -69,6 +69,14 @@ def test_to_hf_takes_the_newest_step_or_the_given_one(run, tmp_path):
         assert_same_bits(open_source(tmp_path / name).load(), times(step))
 
 
+def test_relative_paths_do(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    to_hf("run", "out")
+    from_hf("out", "converted")
+    for name in ("run", "run/checkpoints/4", "out", "converted"):
+        assert_same_bits(open_source(name).load(), times(4))
+
+
 def test_to_hf_casts_when_asked(run, tmp_path):
     to_hf(run, tmp_path / "out", dtype="bfloat16")
     expected = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), times(4))
