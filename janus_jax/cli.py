@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help
 
 def main() -> None:
     """Runs the command line; a user's mistake becomes `error: ...` on stderr and its exit code, never a traceback."""
+    signal.signal(signal.SIGINT, _interrupted)
     try:
         app()
     except JanusError as error:
@@ -45,6 +47,12 @@ def main() -> None:
 
             runtime.leave(error.exit_code)
         sys.exit(error.exit_code)
+
+
+def _interrupted(number: int, frame: Any) -> None:
+    # Instead of KeyboardInterrupt, which typer answers with exit code 1. What is half written is removed all the same.
+    print("interrupted", file=sys.stderr)
+    raise SystemExit(128 + number)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,6 +1,7 @@
 """The `janus` command: what it loads, what it hands on, and how a user's mistakes end."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,40 @@ def test_an_error_ends_with_its_own_exit_code_and_no_traceback(janus, small, mon
     for error in (DataError("rows.jsonl:3: no 'output'"), LostPeerError("barrier: time-out")):
         monkeypatch.setattr("janus_jax.config.load_config", mock.Mock(side_effect=error))
         assert janus("config", "show", small) == (error.exit_code, "", f"error: {error}\n")
+
+
+def test_ctrl_c_ends_with_130_and_leaves_nothing_half_written(tmp_path):
+    """While it builds: the directory that is being filled goes away."""
+    out = tmp_path / "out"
+    code = (
+        "import os, signal, janus_jax.data.build as b, janus_jax.cli as cli\n"
+        "from janus_jax.storage import atomic_directory\n"
+        "def build(sources, out, **_):\n"
+        "    with atomic_directory(out) as directory:\n"
+        "        (directory / 'part').touch()\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "b.build = build\n"
+        "cli.main()\n"
+    )
+    (tmp_path / "rows.jsonl").touch()
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "data",
+        "build",
+        "--kind",
+        "sft",
+        "--source",
+        "rows.jsonl",
+        "--out",
+        str(out),
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_an_unexpected_error_shows_its_traceback_and_exits_1(small):

@@ -55,5 +55,5 @@ def write_dataset(directory: Path, splits: dict[str, list[Example]], *, kind: st
     tokenizer = load_tokenizer(None)
     tokenizer.save(directory / "tokenizer")
     described = {"fingerprint": tokenizer.fingerprint, "vocab_size": vocab, "bos": 1, "eos": 2}
-    Manifest(kind, "none", "random", described, counts, fingerprint=f"random-{kind}").save(directory)
+    Manifest(kind, "chatml", "random", described, counts, fingerprint=f"random-{kind}").save(directory)
     return directory

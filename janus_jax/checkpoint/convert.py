@@ -12,6 +12,7 @@ from janus_jax import __version__
 from janus_jax.checkpoint.hf_write import export_dtype, parse_size, save_hf
 from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import save_args
+from janus_jax.data.template import get_template
 from janus_jax.errors import ConversionError
 from janus_jax.storage import atomic_directory, require_free
 
@@ -65,7 +66,15 @@ def to_hf(
     source = open_source(src, step)
     dtype = export_dtype(source.stored_dtype if dtype is None else dtype)
     tokenizer = None if source.tokenizer_directory is None else _open_tokenizer(source.tokenizer_directory)
-    save_hf(source.load_host(), source.config, dst, dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer)
+    save_hf(
+        source.load_host(),
+        source.config,
+        dst,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        tokenizer=tokenizer,
+        chat_template=None if source.template is None else get_template(source.template).chat_template,
+    )
 
 
 def _local(src: str | os.PathLike[str]) -> str | os.PathLike[str]:

@@ -30,6 +30,7 @@ def save_hf(
     dtype: Any = None,
     max_shard_size: int | str = "5GB",
     tokenizer: Any = None,
+    chat_template: str | None = None,
     generation_defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `params` as a directory that transformers, vllm and mistralrs load. Call it on every process.
@@ -40,6 +41,7 @@ def save_hf(
         dtype: of the stored tensors (float32, bfloat16 or float16); None keeps that of the parameters.
         max_shard_size: bytes, or text as "5GB", "200MB"; a larger tensor gets a file of its own.
         tokenizer: a `janus_jax.data.tokenizer` tokenizer whose files go in; gives bos and eos ids.
+        chat_template: Jinja text of the form that was trained; see `save_hf_tokenizer` for what None does.
         generation_defaults: further keys of generation_config.json.
 
     Raises:
@@ -56,7 +58,7 @@ def save_hf(
         try:
             with atomic_directory(out) as directory:
                 _write_shards(directory, shards, dtype, tensors)
-                _write_companions(directory, config, dtype, tokenizer, generation_defaults)
+                _write_companions(directory, config, dtype, generation_defaults, tokenizer, chat_template)
                 _sync_tree(directory)
         except OSError as error:
             failure = StorageError(f"{os.fspath(out)}: cannot be written: {error.strerror or error}")
@@ -177,7 +179,12 @@ def _write_safetensors(file: Path, entries: list[KeyEntry], dtype: np.dtype, ten
 
 
 def _write_companions(
-    directory: Path, config: ModelConfig, dtype: np.dtype, tokenizer: Any, generation_defaults: Mapping[str, Any] | None
+    directory: Path,
+    config: ModelConfig,
+    dtype: np.dtype,
+    generation_defaults: Mapping[str, Any] | None,
+    tokenizer: Any,
+    chat_template: str | None,
 ) -> None:
     ids = {} if tokenizer is None else {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
     model = hf_config(config, dtype, **ids)
@@ -185,7 +192,7 @@ def _write_companions(
     if tokenizer is not None:
         from janus_jax.data.tokenizer import save_hf_tokenizer
 
-        save_hf_tokenizer(tokenizer, directory)
+        save_hf_tokenizer(tokenizer, directory, chat_template=chat_template)
     _write_json(directory / "config.json", model)
     _write_json(directory / "generation_config.json", generation)
 

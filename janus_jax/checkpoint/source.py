@@ -30,6 +30,7 @@ class Source:
     config: ModelConfig
     stored_dtype: np.dtype
     tokenizer_directory: str | None
+    template: str | None  # name of the form that it was trained on, where a run says so
     _read: Callable[[np.dtype, Any], Params]
 
     def load(self, *, dtype: Any = None, shardings: Any = None) -> Params:
@@ -92,7 +93,7 @@ def _refuse_step(directory: epath.Path, step: int | None, what: str) -> None:
 
 def _from_hf(directory: epath.Path) -> Source:
     hf = HFDirectory(Path(directory))
-    return Source(str(directory), hf.config, hf.stored_dtype, _tokenizer([directory]), hf.load)
+    return Source(str(directory), hf.config, hf.stored_dtype, _tokenizer([directory]), None, hf.load)
 
 
 def _from_orbax(directory: epath.Path, roots: list[epath.Path]) -> Source:
@@ -116,7 +117,7 @@ def _from_orbax(directory: epath.Path, roots: list[epath.Path]) -> Source:
         }
         return restore_item(directory / "params", nest(abstract))
 
-    return Source(str(directory), config, dtype, _tokenizer(places), read)
+    return Source(str(directory), config, dtype, _tokenizer(places), meta.get("template"), read)
 
 
 def _tokenizer(places: list[epath.Path]) -> str | None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from janus_jax.data.example import Example
+from janus_jax.data.template import Template, get_template
 from janus_jax.data.tokenizer import Tokenizer, load_tokenizer
 from janus_jax.errors import DataError
 
@@ -137,6 +138,10 @@ class TokenizedDataset:
         if tokenizer.fingerprint != self.manifest.tokenizer["fingerprint"]:
             raise DataError(f"{self.directory / 'tokenizer'}: is not the tokenizer of the build (fingerprints differ)")
         return tokenizer
+
+    def template(self) -> Template:
+        """The form that prompts and responses have."""
+        return get_template(self.manifest.template)
 
     def read(self, indices: Iterable[int]) -> list[Example]:
         """Examples of the numbers given, in their order.

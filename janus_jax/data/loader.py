@@ -110,6 +110,7 @@ class Loader:
             row_length=settings.row_length,
             max_sequence_length=settings.max_sequence_length,
             overlong=settings.overlong,
+            keep_together=settings.keep_together,
             name=str(dataset.directory),
         )
         self.max_segments = settings.max_segments or default_max_segments(self.fitted, settings.row_length)

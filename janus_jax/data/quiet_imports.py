@@ -16,9 +16,9 @@ def import_tfds() -> Any:
         import tensorflow as tf
         import tensorflow_datasets as tfds
 
-    for platform in ("GPU", "TPU"):
-        with contextlib.suppress(ValueError, RuntimeError):  # TensorFlow ran before us: its caller chose the devices
-            tf.config.set_visible_devices([], platform)
+        for platform in ("GPU", "TPU"):  # looks for devices, and complains of missing drivers
+            with contextlib.suppress(ValueError, RuntimeError):  # TensorFlow ran before us: its caller chose devices
+                tf.config.set_visible_devices([], platform)
     tf.get_logger().setLevel("ERROR")
     tfds.disable_progress_bar()
     return tfds

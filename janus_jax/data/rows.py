@@ -33,7 +33,13 @@ class Fitted:
 
 
 def fit(
-    lengths: np.ndarray, *, row_length: int, max_sequence_length: int, overlong: OverlongPolicy, name: str = "data"
+    lengths: np.ndarray,
+    *,
+    row_length: int,
+    max_sequence_length: int,
+    overlong: OverlongPolicy,
+    keep_together: int = 1,
+    name: str = "data",
 ) -> Fitted:
     """Applies the policy for examples longer than `max_sequence_length` (prompt + longer branch) or than a row.
 
@@ -41,6 +47,8 @@ def fit(
 
     Args:
         lengths: [E, 3] tokens of prompt, chosen and rejected (0 without a rejected branch).
+        keep_together: examples 0 to n - 1, n to 2n - 1, ... of the data set are read in one step or not at all: one
+            that must be dropped takes its neighbours with it, for without it they would no longer cancel out.
     Raises:
         DataError: policy `error` and some example is over-long, or nothing is left.
     """
@@ -76,6 +84,13 @@ def fit(
         raise DataError(
             f"{name}: none of {len(lengths)} examples fits max_sequence_length {max_sequence_length} and row_length "
             f"{row_length}; the shortest takes {int((prompt + branches.max(1)).min())} tokens"
+        )
+    block = np.arange(len(bad)) // keep_together
+    bad = np.bincount(block, weights=bad).astype(bool)[block]
+    if bad.all():
+        raise DataError(
+            f"{name}: every block of batch.keep_together={keep_together} neighbours holds an example that is over-long "
+            f"(max_sequence_length {max_sequence_length}, row_length {row_length})"
         )
     index = np.flatnonzero(~bad)
     truncated = int((kept[index] != lengths[index]).any(1).sum())
@@ -137,8 +152,9 @@ def plan_groups(
 ) -> list[list[np.ndarray]] | None:
     """Steps of exactly `examples` examples (the last may have fewer), each balanced over `rows` rows.
 
-    Longest first onto the least loaded row that has room. Shuffled are blocks of `keep_together` neighbours: where a
-    prompt's pairs (a over b, b over a, ...) meet in one step, what they say of the responses alone cancels out.
+    Longest first onto the least loaded row that has room. Shuffled are blocks of `keep_together` neighbours, which
+    `fit` left whole: where a prompt's pairs (a over b, b over a, ...) meet in one step, what they say of the responses
+    alone cancels out.
     None when some step does not fit into `rows` rows.
     """
     whole, rest = divmod(len(slots), keep_together)

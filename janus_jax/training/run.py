@@ -143,6 +143,7 @@ class _Loop:
             "config": self.config.model_dump(mode="json", by_alias=True),
             "data_fingerprint": self.setup.loader.dataset.fingerprint,
             "tokenizer": self.setup.loader.dataset.manifest.tokenizer,
+            "template": self.setup.loader.dataset.manifest.template,
         }
 
     def _writers(self, extra: Sequence[metrics.Writer] | None) -> list[metrics.Writer]:
@@ -260,13 +261,15 @@ class _Loop:
         out = self.run_dir / "exports" / str(self.step)
         if out.exists():  # a finished run started once more
             return str(out)
+        dataset = self.setup.loader.dataset
         save_hf(
             self.state.params,
             self.setup.model,
             out,
             dtype=self.config.export.dtype,
             max_shard_size=self.config.export.max_shard_size,
-            tokenizer=self.setup.loader.dataset.tokenizer(),
+            tokenizer=dataset.tokenizer(),
+            chat_template=dataset.template().chat_template,
         )
         return str(out)
 

@@ -1,5 +1,7 @@
 """The row plan and the packer against the batch contract."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -41,6 +43,23 @@ def test_a_row_that_is_too_full_is_refused():
 
 
 sizes = st.lists(st.integers(1, 64), min_size=1, max_size=300)
+
+
+def test_an_example_that_is_dropped_takes_those_it_belongs_with():
+    lengths = np.full((14, 3), 4)
+    lengths[7, 1] = 30
+    common = {"row_length": 32, "max_sequence_length": 16, "overlong": "drop"}
+    fitted = fit(lengths, keep_together=3, **common)
+    assert fitted.index.tolist() == [0, 1, 2, 3, 4, 5, 9, 10, 11, 12, 13] and fitted.dropped == 3
+    rows = {"examples": 6, "row_length": 32, "max_segments": 8, "seed": 0, "keep_together": 3}
+    for epoch in range(4):
+        steps = plan_groups(fitted.slots, epoch=epoch, rows=6, **rows)
+        found = [fitted.index[np.concatenate(step).astype(int)] // 3 for step in steps]
+        assert all(set(a.tolist()).isdisjoint(b.tolist()) for a, b in itertools.combinations(found, 2))
+    with pytest.raises(DataError, match="keep_together=14"):
+        fit(lengths, keep_together=14, **common)
+    lengths[13, 1] = 30  # the last block is shorter
+    assert fit(lengths, keep_together=3, **common).index.tolist() == [0, 1, 2, 3, 4, 5, 9, 10, 11]
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from janus_jax.checkpoint.convert import to_hf
 from janus_jax.checkpoint.source import open_source
 from janus_jax.config import RunConfig
+from janus_jax.data.template import CHATML
 from janus_jax.errors import ConfigError, DataError, NonFiniteError
 from janus_jax.training.run import train
 from tests.training_examples import random_examples, write_dataset
@@ -122,6 +124,22 @@ def test_a_loss_that_explodes_stops_the_run_with_its_step(data, tmp_path):
     with pytest.raises(NonFiniteError, match=r"step [0-9]+: ") as caught:
         train(config(data, tmp_path / "run", schedule=hot), writers=())
     assert caught.value.exit_code == 12
+
+
+def test_exports_speak_the_form_of_the_data(data, tmp_path):
+    """The data of these tests are chatml; what a run exports by itself and what is converted of it later agree."""
+    from transformers import AutoTokenizer
+
+    setup = config(
+        data, tmp_path / "run", schedule={**SIX_STEPS, "steps": 1}, export={"hf": True}, eval={"every_steps": None}
+    )
+    exported = train(setup, writers=()).export_dir
+    to_hf(tmp_path / "run", tmp_path / "converted")
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    for directory in (exported, tmp_path / "converted"):
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        assert text == "<s>" + CHATML.prompt_text("Be brief.", "Why?")
 
 
 def test_profile_steps_leave_a_trace(data, tmp_path):
