@@ -77,7 +77,10 @@ def demo(
     model: Annotated[
         Path | None, typer.Option(help="Hugging Face directory to start from, instead of random weights.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of each stage, instead of its own.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=2, help="Optimizer steps of each stage, instead of its own; the last is run twice."),
+    ] = None,
     out: Annotated[str, typer.Option(help="Directory for everything that the demo writes.")] = "janus-demo",
     devices: Annotated[int, typer.Option(min=1, help="CPU devices to simulate.")] = 8,
 ) -> None:

@@ -126,7 +126,7 @@ run: {{dir: {run}}}
 data: {{dir: {data}}}
 batch: {{rows: 4, row_length: {row_length}, max_sequence_length: {longest}}}
 objective: {{name: {kind}}}
-schedule: {{name: constant, learning_rate: {rate}, warmup_steps: 1, steps: {steps}}}
+schedule: {{name: constant, learning_rate: {rate}, warmup_steps: 0, steps: {steps}}}
 precision: {{compute: float32}}
 logging: {{tensorboard: false}}
 """

@@ -12,6 +12,8 @@ from rich.console import Console
 from janus_jax.errors import ConfigError
 
 _CONFIGS = Path(__file__).parent
+_AT_THE_END = 10**9
+"""Steps between evaluations of a real model, which take longer than all of a short training."""
 _REPLAYED_STEPS = 3
 """Steps at the end of SFT that are run twice: once going on, once resumed from disk."""
 
@@ -61,6 +63,7 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int) -> No
     ]
     if model is not None:
         sft_changes += ["model=null", f"init.from={model}", "schedule.learning_rate=1.0e-5", "remat=full"]
+        sft_changes += [f"eval.every_steps={_AT_THE_END}"]
     sft = load_config(_CONFIGS / "sft.yaml", sft_changes)
     total = _total_steps(sft)
     stop = max(1, total - _REPLAYED_STEPS)
@@ -80,13 +83,13 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int) -> No
         f"init.from={out / 'sft'}",
     ]
     if model is not None:
-        dpo_changes += ["schedule.learning_rate=5.0e-6", "remat=full"]
+        dpo_changes += ["schedule.learning_rate=5.0e-6", "remat=full", "eval.every_steps=null"]
     dpo = load_config(_CONFIGS / "dpo.yaml", dpo_changes)
     with figures.Bar(console, "DPO", _total_steps(dpo)) as bar:
         dpo_summary = train(dpo, writers=[bar])
 
     console.rule("[bold]5. What came of it")
-    accuracies = report.pair_accuracies(dpo)
+    accuracies = report.pair_accuracies(dpo, dpo_summary.step)
     exports = {name: report.compare_export(config) for name, config in (("sft", sft), ("dpo", dpo))}
     picture = figures.curves(out / "sft", out / "dpo", out / "curves.png")
     results = report.Results(

@@ -17,7 +17,7 @@ class Bar:
         self._console = console
         self._progress = Progress(
             TextColumn(f"[bold]{name}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[numbers]}"),
@@ -46,7 +46,7 @@ class Bar:
 def _numbers(values: Values) -> str:
     parts = [f"loss {values['loss']:.3f}"]
     if "rewards/margins" in values:
-        parts += [f"margin {values['rewards/margins']:+.3f}", f"accuracy {values['rewards/accuracies']:.2f}"]
+        parts += [f"margin {values['rewards/margins']:+.2f}", f"acc. {values['rewards/accuracies']:.2f}"]
     if "fill" in values:
         parts.append(f"fill {values['fill']:.2f}")
     if "tokens_per_s" in values:

@@ -1,6 +1,7 @@
 """The demo's claims: measured on what the runs left on disk, with intervals and baselines beside them."""
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -23,7 +24,7 @@ from janus_jax.training.run import Summary, train
 from janus_jax.training.setup import prepare
 
 LOGITS_TOLERANCE = 1e-4
-_TRAINING_BATCHES = 4
+_TRAINING_BATCHES = 8
 """Batches of training pairs that are scored again at the end, spread over the epoch: what a model saw last, or with the
 highest learning rate, it remembers best."""
 
@@ -102,6 +103,7 @@ def prove_resume(config: RunConfig, step: int, scratch: Path) -> bool:
     changed = {
         "run": config.run.model_copy(update={"dir": str(scratch)}),
         "export": config.export.model_copy(update={"hf": False}),
+        "eval": config.eval.model_copy(update={"every_steps": None}),
     }
     train(config.model_copy(update=changed), writers=[])
     ours, theirs = (_losses(run) for run in (scratch, original))
@@ -115,9 +117,10 @@ def _losses(run: Path) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in records if record["kind"] == "train"}
 
 
-def pair_accuracies(config: RunConfig) -> dict[str, Accuracy]:
-    """Reward accuracy of the trained policy against the reference, on training pairs and kinds of held-out pairs."""
-    setup = prepare(config)
+def pair_accuracies(config: RunConfig, trained_steps: int) -> dict[str, Accuracy]:
+    """Reward accuracy of the trained policy against the reference, on pairs of the first epoch's `trained_steps` and on
+    kinds of held-out pairs."""
+    setup = prepare(config.model_copy(update={"eval": config.eval.model_copy(update={"every_steps": 1})}))
     score = jax.jit(setup.functions.reference)
     policy = open_source(config.run.dir).load(dtype=jnp.float32, shardings=setup.state_shardings.params)
     reference = setup.reference_params()
@@ -127,8 +130,9 @@ def pair_accuracies(config: RunConfig) -> dict[str, Accuracy]:
         margins: dict[int, float] = {}
         steps = range(loader.steps(0))
         if split == "training":
+            steps = steps[:trained_steps]
             steps = steps[:: -(-len(steps) // _TRAINING_BATCHES)]
-        for number, loaded in enumerate(loader.epoch()):
+        for number, loaded in enumerate(itertools.islice(loader.epoch(), steps[-1] + 1)):
             if number not in steps:
                 continue
             batch = loaded.batch

@@ -43,16 +43,16 @@ def attention(
     layout: Layout,
     *,
     window: int | None = None,
-    row_shards: int = 1,
+    shards: int = 1,
 ) -> Float[Array, "B L N H"]:
     """Softmax attention under the rule of `visible`, softmax in float32. Padding slots get finite, unused values.
 
     Queries go in blocks whose scores are recomputed in the backward pass, so memory grows with L, not L squared.
-    `row_shards` says over how many devices the rows are spread.
+    `shards` says over how many devices rows and heads are spread.
     """
     rows, length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
-    block = max(1, min(length, _SCORES_PER_BLOCK * row_shards // (rows * heads * length)))
+    block = max(1, min(length, _SCORES_PER_BLOCK * shards // (rows * heads * length)))
     blocks = -(-length // block)
     padding = blocks * block - length
 

@@ -9,17 +9,17 @@ _LOGITS_PER_CHUNK = 1 << 24
 
 
 def token_logps(
-    hidden: Float[Array, "B L D"], head: Float[Array, "D V"], targets: Int[Array, "B L"], *, row_shards: int = 1
+    hidden: Float[Array, "B L D"], head: Float[Array, "D V"], targets: Int[Array, "B L"], *, shards: int = 1
 ) -> Float[Array, "B L"]:
     """log softmax(hidden @ head)[target] at each slot, in float32.
 
-    Goes along the length in chunks whose logits are recomputed in the backward pass. The picked logit is a masked
-    sum rather than a gather, so that a vocabulary-sharded head needs no gathered logits. `row_shards` says over how
-    many devices the rows are spread, each of which holds its own share of a chunk.
+    Goes along the length in chunks whose logits are recomputed in the backward pass; those of a single chunk are kept.
+    The picked logit is a masked sum rather than a gather, so that a vocabulary-sharded head needs no gathered logits.
+    `shards` says over how many devices rows and vocabulary are spread, each of which holds its share of a chunk.
     """
     rows, length, width = hidden.shape
     vocab = head.shape[1]
-    chunk = max(1, min(length, _LOGITS_PER_CHUNK * row_shards // (rows * vocab)))
+    chunk = max(1, min(length, _LOGITS_PER_CHUNK * shards // (rows * vocab)))
     chunks = -(-length // chunk)
     padding = chunks * chunk - length
 
@@ -31,7 +31,7 @@ def token_logps(
         return (picked - jax.nn.logsumexp(logits, axis=-1)).reshape(args[1].shape)
 
     if chunks == 1:
-        return jax.checkpoint(logps)((hidden, targets))
+        return logps((hidden, targets))
     hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(rows, chunks, chunk, width)
     targets = jnp.pad(targets, ((0, 0), (0, padding))).reshape(rows, chunks, chunk)
     out = jax.lax.map(jax.checkpoint(logps), (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(targets, 1, 0)))

@@ -35,6 +35,10 @@ def _unconstrained(x: Array, axes: tuple[str | None, ...]) -> Array:
     return x
 
 
+def _whole(axis: str) -> int:
+    return 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Compute:
     """How to run the forward pass: dtype of activations, what to recompute, where activations live."""
@@ -42,7 +46,7 @@ class Compute:
     dtype: Any = jnp.bfloat16
     remat: str = "none"  # none: keep activations | full: keep block inputs only
     constrain: Callable[[Array, tuple[str | None, ...]], Array] = _unconstrained
-    row_shards: int = 1  # devices that the rows are spread over; sizes the blocks of attention and head
+    shards: Callable[[str], int] = _whole  # ways that a logical axis is split; sizes the blocks of attention and head
 
 
 class Attention(nnx.Module):
@@ -64,7 +68,12 @@ class Attention(nnx.Module):
             q = rotary(heads(self.q, "q_heads"), layout.position, config.rope_theta)
             k = rotary(heads(self.k, "kv_heads"), layout.position, config.rope_theta)
             out = attention(
-                q, k, heads(self.v, "kv_heads"), layout, window=config.sliding_window, row_shards=compute.row_shards
+                q,
+                k,
+                heads(self.v, "kv_heads"),
+                layout,
+                window=config.sliding_window,
+                shards=compute.shards("batch") * compute.shards("kv_heads"),
             )
             out = compute.constrain(out, ("batch", "length", "q_heads", "head_dim"))
             return jnp.einsum("blnh,nhd->bld", out, self.o[...].astype(x.dtype))
@@ -217,7 +226,8 @@ def token_logps(
     """log p(target | what the slot sees) at each slot, float32; logits are never whole."""
     model = _bind(config, params)
     with jax.named_scope("head"):
-        return head.token_logps(model(tokens, layout, compute), model.head(), targets, row_shards=compute.row_shards)
+        shards = compute.shards("batch") * compute.shards("vocab")
+        return head.token_logps(model(tokens, layout, compute), model.head(), targets, shards=shards)
 
 
 def logits(

@@ -142,19 +142,24 @@ def constrainer(mesh: Mesh, rules: Rules) -> Callable[[jax.Array, tuple[str | No
     return constrain
 
 
+def shards(mesh: Mesh, rules: Rules, axis: str) -> int:
+    """How many ways a logical axis is split."""
+    return math.prod(mesh.shape[name] for name in rules.get(axis, ()))
+
+
 def row_shards(mesh: Mesh, rules: Rules) -> int:
     """How many ways the rows of a batch are split."""
-    return math.prod(mesh.shape[axis] for axis in rules.get("batch", ()))
+    return shards(mesh, rules, "batch")
 
 
 def check_rows(rows: int, mesh: Mesh, rules: Rules, key: str) -> None:
     """Raises ConfigError when `rows` rows of a microbatch do not divide over the row shards."""
-    shards = row_shards(mesh, rules)
-    if rows % shards:
+    parts = row_shards(mesh, rules)
+    if rows % parts:
         axes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in rules.get("batch", ()))
         raise ConfigError(
-            f"{key}: {rows} rows in a microbatch do not divide over {shards} row shards ({axes}); use a multiple of "
-            f"{shards}, fewer microbatches, or give devices to mesh.tensor or mesh.context instead"
+            f"{key}: {rows} rows in a microbatch do not divide over {parts} row shards ({axes}); use a multiple of "
+            f"{parts}, fewer microbatches, or give devices to mesh.tensor or mesh.context instead"
         )
 
 

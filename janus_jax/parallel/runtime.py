@@ -1,6 +1,7 @@
 """Processes: how they find each other, agree, and wait for each other."""
 
 import contextlib
+import ctypes
 import dataclasses
 import importlib.util
 import json
@@ -14,6 +15,7 @@ from janus_jax import errors
 from janus_jax.errors import ConfigError, LostPeerError
 
 BARRIER_TIMEOUT_S = 600
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,7 @@ def start(options: RuntimeOptions) -> None:
 def _simulate(devices: int) -> None:
     import jax
 
+    _keep_freed_memory()
     flags = os.environ.get("XLA_FLAGS", "")
     if "--xla_cpu_collective_call_terminate_timeout_seconds" not in flags:
         # Many simulated devices share few cores: a slow peer is late, not lost.
@@ -66,6 +69,19 @@ def _simulate(devices: int) -> None:
     except RuntimeError as error:
         if len(jax.local_devices(backend="cpu")) != devices:
             raise ConfigError(f"--devices {devices}: JAX has already started with another number") from error
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep freed memory for the next allocation, in one heap for all threads.
+
+    XLA's CPU devices ask for their temporary buffers anew at every step. By default these are mapped from the kernel,
+    page by page and zeroed, and given back afterwards, which takes a quarter of a small step
+    (tests/benchmarks/simulated_step.py).
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+            mallopt(parameter, value)
 
 
 def _on_tpu_vm() -> bool:

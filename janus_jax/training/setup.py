@@ -118,7 +118,7 @@ def prepare(config: RunConfig) -> Setup:
             dtype=jnp.dtype(config.precision.compute),
             remat=config.remat,
             constrain=meshes.constrainer(mesh, rules),
-            row_shards=meshes.row_shards(mesh, rules),
+            shards=functools.partial(meshes.shards, mesh, rules),
         ),
         transformation=adamw.transformation(schedule, specs),
         clip_norm=adamw.clip_norm,
@@ -177,9 +177,7 @@ def _check_fits(model: ModelConfig, dataset: TokenizedDataset, config: RunConfig
 
 
 def _check_length(config: RunConfig, mesh: Mesh, rules: meshes.Rules) -> None:
-    shards = 1
-    for axis in rules.get("length", ()):
-        shards *= mesh.shape[axis]
+    shards = meshes.shards(mesh, rules, "length")
     if config.batch.row_length % shards:
         raise ConfigError(f"batch.row_length={config.batch.row_length} does not divide over {shards} length shards")
 
