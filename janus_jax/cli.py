@@ -37,7 +37,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help
 
 def main() -> None:
     """Runs the command line; a user's mistake becomes `error: ...` on stderr and its exit code, never a traceback."""
-    signal.signal(signal.SIGINT, _interrupted)
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except JanusError as error:
@@ -47,12 +47,17 @@ def main() -> None:
 
             runtime.leave(error.exit_code)
         sys.exit(error.exit_code)
+    except _Interrupted:
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)  # threads of XLA and TensorFlow that still work would crash an interpreter that goes down
 
 
-def _interrupted(number: int, frame: Any) -> None:
-    # Instead of KeyboardInterrupt, which typer answers with exit code 1. What is half written is removed all the same.
-    print("interrupted", file=sys.stderr)
-    raise SystemExit(128 + number)
+class _Interrupted(BaseException):
+    """Instead of KeyboardInterrupt, which typer answers with exit code 1; cleans up just as well."""
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise _Interrupted
 
 
 def _print_version(wanted: bool) -> None:
@@ -116,6 +121,9 @@ def data_build(
     _require_writable("--out", out, empty=True)
     from janus_jax.data.build import build
 
+    for name, value in (("--source", source), ("--validation-source", validation_source), ("--tokenizer", tokenizer)):
+        if value is not None and not value.strip():
+            raise ConfigError(f"{name}: is empty; allowed: a path")
     sources = source if validation_source is None else {"train": source, "validation": validation_source}
     with _progress() as progress:
         manifest = build(
@@ -143,13 +151,15 @@ def train(
     _require_writable("run.dir", loaded.run.dir)
     for advice in loaded.advice():
         print(f"note: {advice}", file=sys.stderr)
-    from janus_jax.parallel.runtime import RuntimeOptions
+    from janus_jax.parallel import runtime
     from janus_jax.training.run import train
 
-    options = RuntimeOptions(
+    options = runtime.RuntimeOptions(
         coordinator=coordinator, num_processes=num_processes, process_id=process_id, devices=devices
     )
-    train(loaded, options)
+    summary = train(loaded, options)
+    if runtime.is_main():
+        _print_summary(summary)
 
 
 @convert_app.command("from-hf", epilog="Example: janus convert from-hf models/Mistral-7B-v0.2 converted/mistral-7b")
@@ -162,11 +172,14 @@ def convert_from_hf(
     from janus_jax.checkpoint.convert import from_hf
 
     from_hf(source, target)
+    print(f"{target}: written")
 
 
 @convert_app.command("to-hf", epilog="Example: janus convert to-hf runs/mistral_7b_sft exports/sft --dtype bfloat16")
 def convert_to_hf(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A run, a step of it, or a converted directory.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A run, a step of it, or another directory with a model.")
+    ],
     target: Annotated[str, typer.Argument(metavar="DST", help="Directory to write; new or empty.")],
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None, typer.Option(help="Type of the tensors; without it as stored.")
@@ -181,6 +194,7 @@ def convert_to_hf(
     from janus_jax.checkpoint.convert import to_hf
 
     to_hf(source, target, dtype=dtype, max_shard_size=max_shard_size, step=step)
+    print(f"{target}: written")
 
 
 @config_app.callback()
@@ -213,6 +227,8 @@ def _require_writable(name: str, path: str | os.PathLike[str], *, empty: bool = 
     The nearest directory that exists is tried with a real entry, because permission bits say little to root and
     nothing about read-only file systems.
     """
+    if not os.fspath(path).strip():
+        raise ConfigError(f"{name}: is empty; allowed: a directory")
     if "://" in os.fspath(path):
         raise ConfigError(f"{name} {path}: allowed: a local or mounted directory, not a URL")
     target = Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
@@ -254,6 +270,16 @@ def _progress() -> Iterator[Callable[[str, str, int, int | None], None]]:
             bars.update(tasks[split, phase], completed=done, total=total)
 
         yield show
+
+
+def _print_summary(summary: Any) -> None:
+    already = " (it was there already)" if summary.resumed_from == summary.step else ""
+    print(f"{summary.run_dir}: step {summary.step} of {summary.total_steps}{already}")
+    for what, count in summary.overlong.items():
+        if count:
+            print(f"batch.max_sequence_length, batch.row_length: {count} over-long training examples {what}")
+    if summary.export_dir:
+        print(f"{summary.export_dir}: Hugging Face directory")
 
 
 def _print_manifest(manifest: Any, out: str) -> None:

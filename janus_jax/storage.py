@@ -1,21 +1,28 @@
 """Local and gs:// paths behind one interface, and writes that are whole or absent."""
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from etils import epath
 
-from janus_jax.errors import ConfigError, StorageError
+from janus_jax.errors import ConfigError, JanusError, StorageError
 
 
 def as_path(path: str | os.PathLike[str]) -> epath.Path:
-    """A path object for a gs:// URL, or for a local path: absolute, as Orbax asks, with `~` expanded."""
+    """A path object for a local path (`~` expanded) or a gs:// URL."""
     text = os.fspath(path)
-    return epath.Path(text) if "://" in text else epath.Path(_absolute(text))
+    return epath.Path(text) if "://" in text else epath.Path(os.path.expanduser(text))
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+    """As `as_path`, a local path made absolute: Orbax asks for it."""
+    return as_path(path) if "://" in os.fspath(path) else epath.Path(_absolute(path))
 
 
 def require_free(path: str | os.PathLike[str]) -> None:
@@ -53,10 +60,19 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         require_free(final)  # somebody may have filled it meanwhile
         temporary.rename(final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except BaseException as error:
+        _remove_tree(temporary)
         _remove_empty(made)
+        if isinstance(error, Exception) and _is_refusal(error):
+            raise StorageError(f"{final}: cannot be written: {str(error).strip().splitlines()[0][:300]}") from error
         raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replaces a text file at once: readers, and a kill at any moment, find the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.incomplete")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 @contextlib.contextmanager
@@ -73,6 +89,22 @@ def no_empty_leftovers(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
+
+
+def _is_refusal(error: Exception) -> bool:
+    """A full or failing disk. TensorFlow, tensorstore and ArrayRecord say so in words alone."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+        return True
+    signs = ("RESOURCE_EXHAUSTED", "No space left", "File too large", "Disk quota", "Read-only file system")
+    return not isinstance(error, JanusError) and any(sign in str(error) for sign in signs)
+
+
+def _remove_tree(directory: Path) -> None:
+    for _ in range(20):  # threads of whoever failed may still be writing into it
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        time.sleep(0.1)
 
 
 def _remove_empty(directories: list[Path]) -> None:

@@ -1,12 +1,13 @@
 """Directories that are whole or absent."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from janus_jax.errors import StorageError
-from janus_jax.storage import as_path, atomic_directory, require_free
+from janus_jax.storage import as_path, atomic_directory, require_free, write_whole
 
 
 def tree(root: Path) -> dict[str, str | None]:
@@ -92,3 +93,17 @@ def test_paths_below_home_and_relative_ones_are_meant(tmp_path, monkeypatch):
 
 def test_bucket_urls_stay_urls():
     assert str(as_path("gs://bucket/a/~b")) == "gs://bucket/a/~b"
+
+
+def test_a_text_is_replaced_at_once(tmp_path):
+    write_whole(tmp_path / "a.json", "old")
+    write_whole(tmp_path / "a.json", "new")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "new")]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("File too large")])
+def test_a_full_disk_is_a_storage_error_whoever_says_it(tmp_path, error):
+    with pytest.raises(StorageError, match="out: cannot be written: "), atomic_directory(tmp_path / "out") as directory:
+        (directory / "part").touch()
+        raise error
+    assert list(tmp_path.iterdir()) == []

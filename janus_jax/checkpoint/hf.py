@@ -1,6 +1,7 @@
 """Hugging Face directories: read Mistral- and Llama-shaped ones into parameters, write ones that others load."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class HFDirectory:
     """
 
     def __init__(self, directory: str | Path):
-        self.directory = Path(directory).expanduser()
+        self.directory = Path(os.path.expanduser(directory))
         self.config = read_model_config(self.directory)
         self.entries = key_table(self.config)
         stored = _headers(self.directory)

@@ -1,6 +1,7 @@
 """`config.json` of a Hugging Face directory to and from `ModelConfig`, in the spellings of transformers 4 and 5."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def read_model_config(directory: str | Path) -> ModelConfig:
     Raises:
         ConversionError: no such file, another architecture, or a feature that this model lacks; names file and key.
     """
-    file = Path(directory).expanduser() / "config.json"
+    file = Path(os.path.expanduser(directory)) / "config.json"
     if not file.parent.is_dir():
         raise ConversionError(f"{file.parent}: no such directory")
     return _Reader(file, read_json(file)).model_config()

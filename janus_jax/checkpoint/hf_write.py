@@ -19,7 +19,8 @@ from janus_jax.model.mistral import Params, param_specs
 from janus_jax.storage import atomic_directory
 
 _SAFETENSORS_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def save_hf(
@@ -211,11 +212,12 @@ def _sync_tree(directory: Path) -> None:
 
 
 def _agree(failure: Exception | None, out: str) -> None:
-    """Raises on every process when process 0 failed."""
-    failed = failure is not None
+    """Raises on every process, with the same exit code, when process 0 failed."""
+    kinds = (JanusError, StorageError, ConversionError)
+    kind = -1 if failure is None else max(i for i, kind in enumerate(kinds) if i == 0 or isinstance(failure, kind))
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        failed = bool(multihost_utils.broadcast_one_to_all(np.int32(failed)))
-    if failed:
-        raise failure or JanusError(f"{out}: process 0 could not write it; its log says why")
+        kind = int(multihost_utils.broadcast_one_to_all(np.int32(kind)))
+    if kind >= 0:
+        raise failure or kinds[kind](f"{out}: process 0 could not write it; its log says why")

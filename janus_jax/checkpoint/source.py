@@ -13,7 +13,14 @@ from etils import epath
 
 from janus_jax.checkpoint.hf import HFDirectory
 from janus_jax.checkpoint.keys import leaves, nest
-from janus_jax.checkpoint.state import committed_steps, read_json_item, restore_item, step_directory, stored_leaves
+from janus_jax.checkpoint.state import (
+    committed_steps,
+    is_committed,
+    read_json_item,
+    restore_item,
+    step_directory,
+    stored_leaves,
+)
 from janus_jax.errors import ConversionError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, param_specs
@@ -30,6 +37,7 @@ class Source:
     config: ModelConfig
     stored_dtype: np.dtype
     tokenizer_directory: str | None
+    step: int | None  # of the run that it is a checkpoint of
     template: str | None  # name of the form that it was trained on, where a run says so
     _read: Callable[[np.dtype, Any], Params]
 
@@ -78,6 +86,8 @@ def open_source(path: str | os.PathLike[str], step: int | None = None) -> Source
         if found := committed_steps(steps):
             return _from_orbax(step_directory(steps, found[-1] if step is None else step), [run])
     if (directory / "params").is_dir() and (directory / "meta").is_dir():
+        if (directory / "optimizer").is_dir() and not is_committed(directory):
+            raise ConversionError(f"{directory}: a step that was not written to its end")
         _refuse_step(directory, step, "a single step")
         return _from_orbax(directory, [directory, directory.parent.parent])
     raise ConversionError(
@@ -92,8 +102,10 @@ def _refuse_step(directory: epath.Path, step: int | None, what: str) -> None:
 
 
 def _from_hf(directory: epath.Path) -> Source:
+    if "://" in str(directory):
+        raise ConversionError(f"{directory}: a Hugging Face directory must be local or mounted")
     hf = HFDirectory(Path(directory))
-    return Source(str(directory), hf.config, hf.stored_dtype, _tokenizer([directory]), None, hf.load)
+    return Source(str(directory), hf.config, hf.stored_dtype, _tokenizer([directory]), None, None, hf.load)
 
 
 def _from_orbax(directory: epath.Path, roots: list[epath.Path]) -> Source:
@@ -117,7 +129,8 @@ def _from_orbax(directory: epath.Path, roots: list[epath.Path]) -> Source:
         }
         return restore_item(directory / "params", nest(abstract))
 
-    return Source(str(directory), config, dtype, _tokenizer(places), meta.get("template"), read)
+    step = int(directory.name) if is_committed(directory) and directory.name.isdecimal() else None
+    return Source(str(directory), config, dtype, _tokenizer(places), step, meta.get("template"), read)
 
 
 def _tokenizer(places: list[epath.Path]) -> str | None:

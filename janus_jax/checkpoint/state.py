@@ -12,7 +12,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from janus_jax.errors import ConversionError, StorageError
-from janus_jax.storage import as_path
+from janus_jax.storage import absolute
 
 ITEMS = ("params", "optimizer", "data", "meta")
 CHUNK_BYTES = 64 << 20
@@ -31,7 +31,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int):
-        self.directory = as_path(directory)
+        self.directory = absolute(directory)
         with _storage_errors(self.directory, "cannot be written"):
             self.directory.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
@@ -75,20 +75,24 @@ class Checkpoints:
             params, optimizer: trees of `jax.ShapeDtypeStruct` with shardings: of any mesh and process count.
 
         Raises:
-            ConversionError: no such step, or trees of other names or shapes than the stored ones.
+            ConversionError: no such step, a damaged one, or trees of other names or shapes than the stored ones.
         """
         directory = step_directory(self.directory, step)
         for name, abstract in (("params", params), ("optimizer", optimizer)):
             _check_tree(directory / name, abstract)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(params),
-                optimizer=ocp.args.StandardRestore(optimizer),
-                data=ocp.args.JsonRestore(),
-                meta=ocp.args.JsonRestore(),
-            ),
+        arguments = ocp.args.Composite(
+            params=ocp.args.StandardRestore(params),
+            optimizer=ocp.args.StandardRestore(optimizer),
+            data=ocp.args.JsonRestore(),
+            meta=ocp.args.JsonRestore(),
         )
+        try:
+            restored = self._manager.restore(step, args=arguments)
+        except Exception as error:  # Orbax has no class of its own for damaged files
+            raise ConversionError(
+                f"{directory}: is damaged and cannot be restored: {_first_line(error)}; move it away to go on from an "
+                "older step"
+            ) from error
         params, optimizer, data, meta = (restored[item] for item in ITEMS)
         return params, optimizer, data, meta
 
@@ -153,7 +157,7 @@ def read_json_item(item: epath.Path) -> dict[str, Any]:
     """A JSON item of a step or converted directory."""
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(item)
+            return checkpointer.restore(absolute(item))
     except (OSError, ValueError) as error:
         raise ConversionError(f"{item}: cannot be read: {error}") from error
 
@@ -172,14 +176,19 @@ def restore_item(item: epath.Path, abstract: Any) -> Any:
             return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
         return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(item, item=abstract, restore_args=jax.tree.map(how, abstract))
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(absolute(item), item=abstract, restore_args=jax.tree.map(how, abstract))
+    except Exception as error:  # as above
+        raise ConversionError(f"{item}: is damaged and cannot be read: {_first_line(error)}") from error
 
 
 def stored_leaves(item: epath.Path) -> dict[str, Any]:
     """{path/of/leaf: metadata with shape and dtype} of an item."""
     try:
-        return _named(ocp.PyTreeCheckpointHandler().metadata(item).tree)  # a Checkpointer would warn of its own file
+        return _named(
+            ocp.PyTreeCheckpointHandler().metadata(absolute(item)).tree
+        )  # a Checkpointer would warn of its own file
     except (OSError, ValueError) as error:
         raise ConversionError(f"{item}: not an Orbax item: {error}") from error
 
@@ -187,6 +196,10 @@ def stored_leaves(item: epath.Path) -> dict[str, Any]:
 def _named(tree: Any) -> dict[str, Any]:
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
 def _check_tree(item: epath.Path, abstract: Any) -> None:

@@ -82,12 +82,15 @@ class TokenizedDataset:
     def __init__(self, directory: str | os.PathLike[str], split: str = "train"):
         from array_record.python.array_record_module import ArrayRecordReader
 
-        self.directory = Path(directory).expanduser()
+        self.directory = Path(os.path.expanduser(directory))
         self.split = split
         self.manifest = Manifest.load(self.directory)
         if split not in self.manifest.splits:
             there = ", ".join(self.manifest.splits)
-            raise DataError(f"{self.directory}: has no split {split!r}; there are: {there}")
+            raise DataError(
+                f"{self.directory}: has no split {split!r}; there are: {there} (data.split, data.eval_split; "
+                "eval.every_steps=null evaluates nothing)"
+            )
         folder = self.directory / split
         self.lengths = self._load("lengths.npy", np.dtype(np.int32), 3)
         """[E, 3] int32 tokens of prompt, chosen and rejected (0 without a rejected response)."""

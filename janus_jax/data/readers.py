@@ -37,7 +37,7 @@ def find_splits(source: str | os.PathLike[str]) -> dict[str, list[Path]]:
         DataError: nothing is there, nothing in it can be read, or some files name a split and others do not.
     """
     text = os.fspath(source)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if path.is_file():
         _check_suffix(path)
         return {"train": [path]}

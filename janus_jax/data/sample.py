@@ -54,7 +54,7 @@ def write_sample(kind: str, directory: str | os.PathLike[str]) -> dict[str, Path
     sft: the rows as they are. dpo, orpo: all ordered pairs. rm: the same, system message and prompt joined in `input`.
     """
     check_kind(kind)
-    target = Path(directory).expanduser()
+    target = Path(os.path.expanduser(directory))
     target.mkdir(parents=True, exist_ok=True)
     files = {}
     for split in SPLITS:

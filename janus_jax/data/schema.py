@@ -111,7 +111,7 @@ def _column(raw: Mapping[str, Any], column: str, kind: str, *, required: bool = 
         return None
     there = ", ".join(str(name) for name in raw) or "nothing"
     also = "" if len(ALIASES[column]) == 1 else f" (or {', '.join(ALIASES[column][1:])})"
-    hint = ", which may be an empty string" if column == "system" else ""
+    hint = " (an empty string will do)" if column == "system" else ""
     fits = [other for other in KINDS if _has_all(raw, other)]
     looks = f"; these are the columns of kind {' or '.join(fits)}" if fits else ""
     state = "is null" if any(name in raw for name in ALIASES[column]) else "is missing"

@@ -6,6 +6,7 @@ EOS are put by the template alone.
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -157,7 +158,7 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
     """
     if path is None:
         return SentencePieceTokenizer(EMBEDDED)
-    directory = Path(path).expanduser()
+    directory = Path(os.path.expanduser(path))
     if not directory.is_dir():
         raise DataError(f"tokenizer {path}: no such directory; give one with tokenizer.json or tokenizer.model")
     has_json, has_model = (directory / "tokenizer.json").is_file(), (directory / "tokenizer.model").is_file()

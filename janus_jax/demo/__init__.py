@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -31,7 +32,7 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int) -> No
     """
     started = time.perf_counter()
     console = Console()
-    out = out.expanduser()
+    out = Path(os.path.expanduser(out))
     from janus_jax.parallel import runtime
 
     runtime.start(runtime.RuntimeOptions(devices=devices))
@@ -57,17 +58,17 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int) -> No
     sft_changes = [
         *common,
         *_steps(steps),
-        f"run.dir={out / 'sft'}",
-        f"data.dir={data['sft']}",
+        _path("run.dir", out / "sft"),
+        _path("data.dir", data["sft"]),
         f"batch.rows={-(-4 // shards) * shards}",
     ]
     if model is not None:
-        sft_changes += ["model=null", f"init.from={model}", "schedule.learning_rate=1.0e-5", "remat=full"]
+        sft_changes += ["model=null", _path("init.from", model), "schedule.learning_rate=1.0e-5", "remat=full"]
         sft_changes += [f"eval.every_steps={_AT_THE_END}"]
     sft = load_config(_CONFIGS / "sft.yaml", sft_changes)
     total = _total_steps(sft)
     stop = max(1, total - _REPLAYED_STEPS)
-    sft = load_config(_CONFIGS / "sft.yaml", [*sft_changes, f"checkpoint.every_steps={stop}", "checkpoint.keep=3"])
+    sft = load_config(_CONFIGS / "sft.yaml", [*sft_changes, f"checkpoint.every_steps={stop}", "checkpoint.keep=9"])
     with figures.Bar(console, "SFT", total) as bar:
         sft_summary = train(sft, writers=[bar])
     console.rule(f"[bold]3. Resume: step {stop} from disk again, {total - stop} steps, in a run of its own")
@@ -78,9 +79,9 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int) -> No
     dpo_changes = [
         *common,
         *_steps(steps),
-        f"run.dir={out / 'dpo'}",
-        f"data.dir={data['dpo']}",
-        f"init.from={out / 'sft'}",
+        _path("run.dir", out / "dpo"),
+        _path("data.dir", data["dpo"]),
+        _path("init.from", out / "sft"),
     ]
     if model is not None:
         dpo_changes += ["schedule.learning_rate=5.0e-6", "remat=full", "eval.every_steps=null"]
@@ -127,6 +128,10 @@ def _build(kind: str, model: Path | None, out: Path, console: Console) -> Path:
     counts = ", ".join(f"{s.examples} {name} examples ({s.tokens:,} tokens)" for name, s in manifest.splits.items())
     console.print(f"{kind}: {counts} in {out / 'data' / kind}", highlight=False)
     return out / "data" / kind
+
+
+def _path(key: str, path: Path) -> str:
+    return f"{key}={json.dumps(str(path))}"  # values are YAML, to which a name may mean something
 
 
 def _steps(steps: int | None) -> list[str]:

@@ -123,9 +123,9 @@ def pair_accuracies(config: RunConfig, trained_steps: int) -> dict[str, Accuracy
     setup = prepare(config.model_copy(update={"eval": config.eval.model_copy(update={"every_steps": 1})}))
     score = jax.jit(setup.functions.reference)
     policy = open_source(config.run.dir).load(dtype=jnp.float32, shardings=setup.state_shardings.params)
-    reference = setup.reference_params()
+    reference = setup.reference_params(setup.reference_step)
     found: dict[str, Accuracy] = {}
-    assert setup.eval_loader is not None
+    assert setup.eval_loader is not None and reference is not None
     for split, loader in (("training", setup.loader), ("held out", setup.eval_loader)):
         margins: dict[int, float] = {}
         steps = range(loader.steps(0))
@@ -227,7 +227,8 @@ def show(console: Console, results: Results, out: Path, devices: int) -> None:
     console.print(
         "\n[bold]Next[/bold]\n"
         f"  janus config show {out / 'dpo' / 'config.yaml'}\n"
-        f"  janus train {out / 'sft' / 'config.yaml'} run.dir={out / 'mine'} schedule.epochs=2 --devices {devices}\n"
+        f"  janus train {out / 'sft' / 'config.yaml'} run.dir={out / 'mine'} schedule.epochs=2 schedule.steps=null "
+        f"--devices {devices}\n"
         f"  janus convert to-hf {out / 'dpo'} {out / 'hf'} --dtype bfloat16\n"
         "  janus data build --kind sft --source YOUR_ROWS.jsonl --out data/mine\n"
         "  janus demo --model A_MISTRAL_OR_LLAMA_DIRECTORY",

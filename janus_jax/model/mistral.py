@@ -18,6 +18,13 @@ from janus_jax.model import head
 from janus_jax.model.attention import Layout, attention
 from janus_jax.model.config import ModelConfig
 
+ACTIVATION_AXES = (
+    ("batch", "length", "q_heads", "head_dim"),
+    ("batch", "length", "kv_heads", "head_dim"),
+    ("batch", "length", "mlp"),
+)
+"""Logical axes of the activations that are constrained, as `Compute.constrain` gets them."""
+
 Params = dict[str, Any]
 """Nested dict of arrays, as `init_params` makes it."""
 

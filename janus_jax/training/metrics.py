@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from janus_jax.errors import ConfigError
+from janus_jax.storage import write_whole
 
 Values = Mapping[str, float]
 
@@ -34,16 +35,29 @@ class JsonLines:
     def __init__(self, path: Path, resumed_at: int = 0):
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_at]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            write_whole(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
 
     def write(self, kind: str, step: int, values: Values) -> None:
-        clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
+        self._file.write(json.dumps({"kind": kind, "step": step, **finite(values)}) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with null for NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def last_records(path: Path) -> dict[str, dict[str, float]]:
+    """Kind -> the numbers of its last record in a metrics.jsonl."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    records = [json.loads(line) for line in lines if _step_of(line) < math.inf]
+    return {record.pop("kind"): {k: v for k, v in record.items() if k != "step"} for record in records}
 
 
 def _step_of(line: str) -> float:
@@ -54,12 +68,12 @@ def _step_of(line: str) -> float:
 
 
 class TensorBoard:
-    """Event files, written without TensorFlow."""
+    """Event files, written without TensorFlow. On resume, readers drop what came after `resumed_at`."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, resumed_at: int = 0):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory))
+        self._writer = SummaryWriter(str(directory), purge_step=resumed_at + 1 if resumed_at else None)
 
     def write(self, kind: str, step: int, values: Values) -> None:
         for name, value in values.items():
@@ -93,8 +107,10 @@ class Wandb:
 class Console:
     """One line a record, for terminals and log files."""
 
-    def __init__(self, total_steps: int):
+    def __init__(self, total_steps: int, resumed_at: int = 0):
         self._total = total_steps
+        if 0 < resumed_at < total_steps:
+            print(f"resumed at step {resumed_at} of {total_steps}", flush=True)
 
     def write(self, kind: str, step: int, values: Values) -> None:
         text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
@@ -105,7 +121,7 @@ class Console:
 
 
 def _short(value: float) -> str:
-    if value == int(value) and abs(value) < 1e7:
+    if math.isfinite(value) and value == int(value) and abs(value) < 1e7:
         return str(int(value))
     return f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.2e}"
 
@@ -124,12 +140,17 @@ class Fan:
         self._tokens += tokens
         self._waited_s += waited_s
 
-    def train(self, step: int, values: Values, *, timed: bool = True) -> None:
-        """A train record; `timed` adds tokens/s and the share of time spent waiting for data since the last one."""
+    def train(self, step: int, values: Values, *, timed: bool = True) -> list[float]:
+        """A train record; `timed` adds tokens/s and the share of time spent waiting for data since the last one.
+
+        Returns:
+            its tokens/s, if it has any. The caller has waited for the devices, so that the time is theirs.
+        """
         elapsed = time.perf_counter() - self._since
         rates = {"tokens_per_s": self._tokens / elapsed, "data_wait": self._waited_s / elapsed} if timed else {}
         self.write("train", step, {**values, **rates})
         self.restart()
+        return [rates["tokens_per_s"]] if timed else []
 
     def restart(self) -> None:
         """Starts the clock anew: what came before (compiling, evaluation, saving) is not training time."""

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,24 @@ import numpy as np
 
 from janus_jax import __version__, storage
 from janus_jax.batch import Batch
+from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.config import RunConfig, to_yaml
 from janus_jax.data.loader import Position
 from janus_jax.errors import ConfigError, NonFiniteError
 from janus_jax.model.mistral import Params
 from janus_jax.parallel import runtime
+from janus_jax.storage import absolute, atomic_directory, write_whole
 from janus_jax.training import metrics
 from janus_jax.training.setup import Setup, prepare
 from janus_jax.training.step import TrainState, metric_values
 
 _FREE = ("base", "mesh", "sharding", "remat", "eval", "checkpoint", "export", "logging", "profile")
 """Sections of a config that may change when a run is resumed: they do not decide what is computed."""
+
+
+_OF_OTHERS = ("manifest.json", "config.json", "params")
+"""What data sets, Hugging Face directories and converted directories hold, and runs do not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +84,19 @@ def train(
 def _local_run_dir(config: RunConfig) -> Path:
     if "://" in config.run.dir:
         raise ConfigError(f"run.dir={config.run.dir}: allowed: a local or mounted directory")
-    return Path(config.run.dir).expanduser().absolute()
+    path = Path(absolute(config.run.dir))
+    if other := [name for name in _OF_OTHERS if (path / name).exists()]:
+        raise ConfigError(f"run.dir={config.run.dir}: holds {other[0]}: a data set or a model, not a run")
+    return path
+
+
+def _differences(name: str, before: Any, after: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, with both."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in {**before, **after}:
+            yield from _differences(f"{name}.{key}", before.get(key), after.get(key))
+    elif before != after:
+        yield name, before, after
 
 
 class _Loop:
@@ -99,40 +117,54 @@ class _Loop:
         self.resumed_from = checkpoints.latest_step()
         self.state, self.position = self._start()
         self.step = self.resumed_from or 0
-        self._reference: Params | None = setup.reference_params() if setup.objective.needs_reference else None
+        self._reference: Params | None = setup.reference_params(self._reference_step)
         self._eval_reference: list[jax.Array] = []
-        self.fan = metrics.Fan(self._writers(writers))
-        self.last_train: dict[str, float] = {}
-        self.last_eval: dict[str, float] = {}
+        with runtime.agreement("writers"):
+            self.fan = metrics.Fan(self._writers(writers))
+        # Of a run that was killed after its last checkpoint, what it wrote before is all there is to report.
+        records = metrics.last_records(self.run_dir / "metrics.jsonl") if self.step == setup.total_steps else {}
+        self.last_train: dict[str, float] = records.get("train", {})
+        self.last_eval: dict[str, float] = records.get("eval", {})
         self._profiling = False
 
     def _start(self) -> tuple[TrainState, Position]:
         # 1. A run directory with a checkpoint is resumed, whatever init says.
         # 2. Otherwise weights come from init.from, 3. otherwise they are random; the optimizer starts at zero.
         if self.resumed_from is not None:
-            self._check_same_run(self.checkpoints.meta(self.resumed_from))
+            meta = self.checkpoints.meta(self.resumed_from)
+            self._check_same_run(meta)
+            self._reference_step = meta.get("reference_step")
             abstract = self.setup.abstract_state()
             params, optimizer, data, _ = self.checkpoints.restore(
                 self.resumed_from, params=abstract.params, optimizer=abstract.optimizer
             )
             return TrainState(params, optimizer), Position(epoch=data["epoch"], row=data["row"])
+        self._reference_step = self.setup.reference_step
         params = self.setup.initial_params(self.config.precision.params)
         init = jax.jit(self.setup.functions.init, out_shardings=self.setup.state_shardings, donate_argnums=0)
         return init(params), Position()
 
     def _check_same_run(self, meta: dict[str, Any]) -> None:
-        saved, now = meta["config"], self._meta()["config"]
+        saved, now = meta["config"], self.config.model_dump(mode="json", by_alias=True)
         for place in (saved, now):  # directories may move: the data is known by its fingerprint
             place["run"] = {k: v for k, v in place["run"].items() if k != "dir"}
             place["data"] = {k: v for k, v in place["data"].items() if k != "dir"}
-        for section in now:
-            if section not in _FREE and saved.get(section) != now[section]:
-                raise ConfigError(
-                    f"run.dir={self.config.run.dir}: holds a run with {section}={saved.get(section)}, but this config "
-                    f"says {now[section]}; choose another run.dir (init.from can take the weights over)"
-                )
+        differing = [
+            f"{name} = {before}, not {after}"
+            for section in now
+            if section not in _FREE
+            for name, before, after in _differences(section, saved.get(section), now[section])
+        ]
+        if differing:
+            raise ConfigError(
+                f"run.dir={self.config.run.dir}: holds a run with {'; '.join(differing)} as this config says; choose "
+                "another run.dir (init.from can take the weights over)"
+            )
         if meta["data_fingerprint"] != self.setup.loader.dataset.fingerprint:
-            raise ConfigError(f"run.dir={self.config.run.dir}: holds a run on other data than data.dir has now")
+            raise ConfigError(
+                f"run.dir={self.config.run.dir}: holds a run on other data than {self.config.data.dir} has now "
+                f"(fingerprint {meta['data_fingerprint'][:16]}, not {self.setup.loader.dataset.fingerprint[:16]})"
+            )
 
     def _meta(self) -> dict[str, Any]:
         return {
@@ -143,6 +175,7 @@ class _Loop:
             "config": self.config.model_dump(mode="json", by_alias=True),
             "data_fingerprint": self.setup.loader.dataset.fingerprint,
             "tokenizer": self.setup.loader.dataset.manifest.tokenizer,
+            "reference_step": self._reference_step,
             "template": self.setup.loader.dataset.manifest.template,
         }
 
@@ -150,19 +183,20 @@ class _Loop:
         if not runtime.is_main():
             return []
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        (self.run_dir / "config.yaml").write_text(to_yaml(self.config))
+        write_whole(self.run_dir / "config.yaml", to_yaml(self.config))
         if not (self.run_dir / "tokenizer").exists():  # with it the run can be exported after the data is gone
-            self.setup.loader.dataset.tokenizer().save(self.run_dir / "tokenizer")
+            with atomic_directory(self.run_dir / "tokenizer") as directory:
+                self.setup.loader.dataset.tokenizer().save(directory)
         found: list[metrics.Writer] = [metrics.JsonLines(self.run_dir / "metrics.jsonl", self.step)]
         if self.config.logging.tensorboard:
-            found.append(metrics.TensorBoard(self.run_dir / "tensorboard"))
+            found.append(metrics.TensorBoard(self.run_dir / "tensorboard", self.step))
         if self.config.logging.wandb:
             found.append(metrics.Wandb(self.run_dir, self.config.model_dump(mode="json", by_alias=True)))
-        return found + (list(extra) if extra is not None else [metrics.Console(self.setup.total_steps)])
+        return found + (list(extra) if extra is not None else [metrics.Console(self.setup.total_steps, self.step)])
 
     def run(self, until_step: int | None, started: float) -> Summary:
         setup, config = self.setup, self.config
-        stop = min(setup.total_steps, until_step or setup.total_steps)
+        stop = setup.total_steps if until_step is None else min(setup.total_steps, until_step)
         rates: list[float] = []
         fills: list[float] = []
         batches = setup.loader.batches(self.position, max(0, stop - self.step))
@@ -178,17 +212,22 @@ class _Loop:
                 self.position = loaded.next_position
                 self.fan.count(loaded.tokens, waited)
                 fills.append(loaded.fill)
+                evaluate = setup.eval_loader is not None and self._due(config.eval.every_steps, setup.total_steps)
+                save = self._due(config.checkpoint.every_steps, stop)
                 if self._due(config.logging.every_steps, stop):
                     epochs = setup.loader.epochs_before(loaded.position)
                     plan = {"epoch": epochs, "fill": loaded.fill, "tokens": loaded.tokens}
-                    self._log(scalars, numbers, plan, timed=not first)
-                if not first:
-                    rates.append(loaded.tokens / (time.perf_counter() - begun))
-                if setup.eval_loader is not None and self._due(config.eval.every_steps, setup.total_steps):
+                    rates += self._log(scalars, numbers, plan, timed=not first)
+                elif evaluate or save:  # weights that are not finite must not push good ones out
+                    self._require_finite(scalars)
+                if first:
+                    jax.block_until_ready(scalars)
+                    self.fan.restart()
+                if evaluate:
                     self.last_eval = self._evaluation()
                     self.fan.write("eval", self.step, self.last_eval)
                     self.fan.restart()
-                if self._due(config.checkpoint.every_steps, stop):
+                if save:
                     self._save()
         self._profile()
         self.checkpoints.wait()
@@ -207,9 +246,9 @@ class _Loop:
             fill=float(np.mean(fills)) if fills else math.nan,
             export_dir=export,
         )
-        if runtime.is_main():
-            text = json.dumps(dataclasses.asdict(summary), indent=1)
-            (self.run_dir / "summary.json").write_text(text.replace("NaN", "null") + "\n")
+        path = self.run_dir / "summary.json"
+        if runtime.is_main() and (fills or not path.exists()):  # a finished run started once more did nothing
+            write_whole(path, json.dumps(metrics.finite(dataclasses.asdict(summary)), indent=1) + "\n")
         return summary
 
     def _due(self, every: int | None, last: int) -> bool:
@@ -220,17 +259,23 @@ class _Loop:
             return batch
         return dataclasses.replace(batch, reference_logps=self._score(self._reference, batch))
 
-    def _log(self, scalars: dict[str, jax.Array], numbers: Any, plan: dict[str, float], *, timed: bool) -> None:
-        values = {**metric_values(numbers), **{name: float(value) for name, value in scalars.items()}}
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(values[name]):
+    def _require_finite(self, scalars: dict[str, jax.Array]) -> dict[str, float]:
+        values = {name: float(value) for name, value in scalars.items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                self.checkpoints.wait()
                 raise NonFiniteError(
-                    f"step {self.step}: {name} is {values[name]}; the newest checkpoint is of step "
+                    f"step {self.step}: {name} is {value}; the newest checkpoint is of step "
                     f"{self.checkpoints.latest_step()}; lower schedule.learning_rate or look at the data of this step"
                 )
+        return values
+
+    def _log(self, scalars: dict[str, jax.Array], numbers: Any, plan: dict[str, float], *, timed: bool) -> list[float]:
+        """Writes a train record; returns its tokens/s, if it has any."""
+        values = {**metric_values(numbers), **self._require_finite(scalars)}
         rate = float(self.setup.schedule(self.step - 1))
         self.last_train = {**values, "learning_rate": rate, **plan}
-        self.fan.train(self.step, self.last_train, timed=timed)
+        return self.fan.train(self.step, self.last_train, timed=timed)
 
     def _evaluation(self) -> dict[str, float]:
         """Every held-out example once; totals and counts add up, so batch size and hosts change nothing."""
@@ -259,14 +304,19 @@ class _Loop:
         from janus_jax.checkpoint.hf_write import save_hf
 
         out = self.run_dir / "exports" / str(self.step)
+        dtype = self.config.export.dtype or self.config.precision.params
         if out.exists():  # a finished run started once more
+            if (there := open_source(out).stored_dtype.name) != dtype:
+                raise ConfigError(
+                    f"export.dtype={dtype}: {out} is there already, in {there}; remove it or leave the key"
+                )
             return str(out)
         dataset = self.setup.loader.dataset
         save_hf(
             self.state.params,
             self.setup.model,
             out,
-            dtype=self.config.export.dtype,
+            dtype=dtype,
             max_shard_size=self.config.export.max_shard_size,
             tokenizer=dataset.tokenizer(),
             chat_template=dataset.template().chat_template,

@@ -15,7 +15,7 @@ from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.loader import BatchSettings, Loader
 from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig
-from janus_jax.model.mistral import Compute, Params, init_params, param_specs
+from janus_jax.model.mistral import ACTIVATION_AXES, Compute, Params, init_params, param_specs
 from janus_jax.objectives import Objective
 from janus_jax.parallel import mesh as meshes
 from janus_jax.training.optimizer import AdamW, Schedule
@@ -37,6 +37,7 @@ class Setup:
     loader: Loader
     eval_loader: Loader | None
     source: Source | None
+    reference: Source | None  # what reference.from says; None: as source, or the random weights
     state_shardings: TrainState
 
     @property
@@ -57,13 +58,33 @@ class Setup:
         """The weights that a fresh run begins from: `init.from`, or random ones of `run.seed`."""
         return self._load(self.source, dtype)
 
-    def reference_params(self) -> Params:
-        """The frozen reference, kept in the compute dtype, to which every use casts it anyway."""
-        chosen = self.config.reference.from_
-        source = self.source if chosen is None else open_source(chosen)
-        if source is not None and source.config != self.model:
-            raise ConfigError(f"reference.from={chosen}: {source.config} is not the shape of the trained {self.model}")
-        return self._load(source, self.functions.compute.dtype)
+    @property
+    def reference_step(self) -> int | None:
+        """The step that the reference is of, where it comes from a run that may go on."""
+        source = self.reference or self.source
+        return None if source is None else source.step
+
+    def reference_params(self, step: int | None) -> Params | None:
+        """The frozen reference, kept in the compute dtype, to which every use casts it anyway; None without need.
+
+        Args:
+            step: `reference_step` when the run began; its reference does not change if that run has gone on since.
+        """
+        if not self.objective.needs_reference:
+            return None
+        chosen, path = (
+            (self.source, self.config.init.from_)
+            if self.reference is None
+            else (self.reference, self.config.reference.from_)
+        )
+        if chosen is not None and chosen.step != step:
+            assert path is not None
+            chosen = open_source(path, step)
+        dtype = self.functions.compute.dtype
+        if self.reference is not None:
+            return self._load(chosen, dtype)
+        initial = self._load(chosen, jnp.dtype(self.config.precision.params))  # rounded as the policy's are
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), initial)
 
     def _load(self, source: Source | None, dtype: Any) -> Params:
         shardings = self.state_shardings.params
@@ -91,12 +112,18 @@ def prepare(config: RunConfig) -> Setup:
     for built in filter(None, (dataset, held_out)):
         _check_fits(model, built, config)
     objective = config.objective.build()
+    reference = None if config.reference.from_ is None else open_source(config.reference.from_)
+    if reference is not None and reference.config != model:
+        found = f"{reference.config} is not the shape of the trained {model}"
+        raise ConfigError(f"reference.from={config.reference.from_}: {found}")
 
     sizes = meshes.MeshShape(**config.mesh.model_dump())
     mesh = meshes.build_mesh(sizes)
     rules = meshes.merge_rules(config.sharding)
     specs = param_specs(model, jnp.dtype(config.precision.params))
     shardings = meshes.param_shardings(specs, mesh, rules)
+    for axes in ACTIVATION_AXES:
+        meshes.partition_spec(axes, rules)
     _check_length(config, mesh, rules)
     loader, eval_loader = _loaders(config, dataset, held_out, mesh, rules, objective)
     if config.schedule.steps is not None:
@@ -135,6 +162,7 @@ def prepare(config: RunConfig) -> Setup:
         loader=loader,
         eval_loader=eval_loader,
         source=source,
+        reference=reference,
         state_shardings=_state_shardings(model, functions, config, shardings, mesh),
     )
 

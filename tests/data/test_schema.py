@@ -65,7 +65,7 @@ BAD = [
     ("sft", {"system": "s", "prompt": "p"}, "missing_field", "'output' (or reference_answer) is missing"),
     ("sft", SFT | {"output": None}, "missing_field", "'output' (or reference_answer) is null"),
     ("sft", {"prompt": "p", "output": "o"}, "missing_field", "'system' (or system_prompt) is missing"),
-    ("sft", {"prompt": "p", "output": "o"}, "missing_field", "may be an empty string"),
+    ("sft", {"prompt": "p", "output": "o"}, "missing_field", "an empty string will do"),
     ("sft", SFT | {"prompt": " \n"}, "empty_field", "'prompt' is empty (' \\n')"),
     ("sft", SFT | {"output": ""}, "empty_field", "'output' is empty"),
     ("sft", SFT | {"output": 42}, "wrong_type", "'output' must be a string, found int 42"),

@@ -10,7 +10,7 @@ from janus_jax.checkpoint.convert import to_hf
 from janus_jax.checkpoint.source import open_source
 from janus_jax.config import RunConfig
 from janus_jax.data.template import CHATML
-from janus_jax.errors import ConfigError, DataError, NonFiniteError
+from janus_jax.errors import ConfigError, ConversionError, DataError, NonFiniteError
 from janus_jax.training.run import train
 from tests.training_examples import random_examples, write_dataset
 
@@ -105,7 +105,7 @@ def test_another_mesh_and_microbatching_give_the_same_curve(data, tmp_path):
 
 def test_a_run_may_move_to_another_mesh_but_not_to_another_recipe(data, tmp_path):
     train(config(data, tmp_path / "run", schedule=SIX_STEPS), until_step=2, writers=())
-    with pytest.raises(ConfigError, match=r"holds a run with optimizer=.*choose another run\.dir"):
+    with pytest.raises(ConfigError, match=r"holds a run with optimizer.b2 = 0.999, not 0.9 .*choose another run\.dir"):
         train(config(data, tmp_path / "run", schedule=SIX_STEPS, optimizer={"b2": 0.9}), writers=())
     moved = config(data, tmp_path / "run", schedule=SIX_STEPS, mesh={"data": 4, "fsdp": 1, "tensor": 2})
     assert train(moved, writers=()).step == 6
@@ -140,6 +140,62 @@ def test_exports_speak_the_form_of_the_data(data, tmp_path):
         tokenizer = AutoTokenizer.from_pretrained(directory)
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         assert text == "<s>" + CHATML.prompt_text("Be brief.", "Why?")
+
+
+def test_weights_that_are_not_finite_never_push_out_good_ones(data, tmp_path):
+    schedule = {"epochs": None, "steps": 6, "learning_rate": 1e30, "name": "constant", "warmup_steps": 0}
+    changes = {"schedule": schedule, "checkpoint": {"every_steps": 1}, "logging": {"every_steps": 100}}
+    with pytest.raises(NonFiniteError, match=r"step 2: .*newest checkpoint is of step 1"):
+        train(config(data, tmp_path / "run", **changes))
+    assert np.isfinite(jax.tree.leaves(final_params(tmp_path / "run"))[0]).all()
+
+
+def test_the_reference_stays_what_it_was_when_its_run_goes_on(data, tmp_path):
+    sft = config(data, tmp_path / "sft", schedule=SIX_STEPS, checkpoint={"keep": 9})
+    train(sft, writers=(), until_step=3)
+    dpo = {"model": None, "init": {"from": str(tmp_path / "sft")}, "schedule": SIX_STEPS}
+    train(config(data, tmp_path / "whole", "dpo", **dpo), writers=())
+    train(config(data, tmp_path / "parts", "dpo", **dpo), writers=(), until_step=3)
+    train(sft, writers=())  # now its newest step is another one
+    train(config(data, tmp_path / "parts", "dpo", **dpo), writers=())
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_a_reference_that_is_gone_is_refused(data, tmp_path):
+    sft = config(data, tmp_path / "sft", schedule=SIX_STEPS, checkpoint={"keep": 1})
+    train(sft, writers=(), until_step=3)
+    dpo = {"model": None, "init": {"from": str(tmp_path / "sft")}, "schedule": SIX_STEPS}
+    train(config(data, tmp_path / "dpo", "dpo", **dpo), writers=(), until_step=3)
+    train(sft, writers=())
+    with pytest.raises(ConversionError, match="no step 3; steps there: 6"):
+        train(config(data, tmp_path / "dpo", "dpo", **dpo), writers=())
+
+
+def test_the_reference_is_the_initial_policy_whatever_the_parameters_are_kept_in(data, tmp_path):
+    train(config(data, tmp_path / "sft", schedule=SIX_STEPS), writers=())
+    start = {"model": None, "init": {"from": str(tmp_path / "sft")}, "schedule": {"epochs": None, "steps": 1}}
+    rest = {"precision": {"params": "bfloat16"}, "eval": {"every_steps": None}}
+    dpo = train(config(data, tmp_path / "dpo", "dpo", **start, **rest), writers=())
+    assert (dpo.train["rewards/margins"], dpo.train["rewards/accuracies"]) == (0, 0)
+
+
+def test_a_finished_run_started_again_changes_nothing(data, tmp_path):
+    run = tmp_path / "NaNdir"
+    train(config(data, run, schedule=SIX_STEPS, export={"hf": True}), writers=())
+    before = (run / "summary.json").read_text()
+    assert json.loads(before)["run_dir"].endswith("/NaNdir")
+    train(config(data, run, schedule=SIX_STEPS, export={"hf": True}), writers=())
+    assert (run / "summary.json").read_text() == before
+    with pytest.raises(ConfigError, match=r"export.dtype=bfloat16: .* is there already, in float32"):
+        train(config(data, run, schedule=SIX_STEPS, export={"hf": True, "dtype": "bfloat16"}), writers=())
+
+
+def test_a_damaged_checkpoint_is_named(data, tmp_path):
+    train(config(data, tmp_path / "run", schedule=SIX_STEPS), writers=(), until_step=2)
+    for file in (tmp_path / "run" / "checkpoints" / "2" / "params").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ConversionError, match="checkpoints/2: is damaged"):
+        train(config(data, tmp_path / "run", schedule=SIX_STEPS), writers=())
 
 
 def test_profile_steps_leave_a_trace(data, tmp_path):
