@@ -190,7 +190,7 @@ def stored_leaves(item: epath.Path) -> dict[str, Any]:
             ocp.PyTreeCheckpointHandler().metadata(absolute(item)).tree
         )  # a Checkpointer would warn of its own file
     except (OSError, ValueError) as error:
-        raise ConversionError(f"{item}: not an Orbax item: {error}") from error
+        raise ConversionError(f"{item}: not an Orbax item, or a damaged one: {_first_line(error)}") from error
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -199,7 +199,8 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    text = str(error).partition("[tensorstore_spec")[0].strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
 
 
 def _check_tree(item: epath.Path, abstract: Any) -> None:

@@ -194,7 +194,7 @@ def test_a_damaged_checkpoint_is_named(data, tmp_path):
     train(config(data, tmp_path / "run", schedule=SIX_STEPS), writers=(), until_step=2)
     for file in (tmp_path / "run" / "checkpoints" / "2" / "params").rglob("d/*"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(ConversionError, match="checkpoints/2: is damaged"):
+    with pytest.raises(ConversionError, match=r"checkpoints/2.* damaged"):
         train(config(data, tmp_path / "run", schedule=SIX_STEPS), writers=())
 
 
