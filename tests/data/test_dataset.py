@@ -98,7 +98,8 @@ def test_not_a_build(tmp_path):
 
 
 def test_unknown_split_names_those_there(sft_build):
-    assert refusal(sft_build.directory, "test").endswith("has no split 'test'; there are: train, validation")
+    message = refusal(sft_build.directory, "test")
+    assert "has no split 'test'; there are: train, validation (" in message and "eval.every_steps=null" in message
 
 
 def test_missing_or_foreign_lengths(copy):
