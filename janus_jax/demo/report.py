@@ -117,9 +117,11 @@ def _losses(run: Path) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in records if record["kind"] == "train"}
 
 
-def pair_accuracies(config: RunConfig, trained_steps: int) -> dict[str, Accuracy]:
+def pair_accuracies(
+    config: RunConfig, trained_steps: int, *, held_out_batches: int | None = None
+) -> dict[str, Accuracy]:
     """Reward accuracy of the trained policy against the reference, on pairs of the first epoch's `trained_steps` and on
-    kinds of held-out pairs."""
+    kinds of held-out pairs: all of them, or those of `held_out_batches`."""
     setup = prepare(config.model_copy(update={"eval": config.eval.model_copy(update={"every_steps": 1})}))
     score = jax.jit(setup.functions.reference)
     policy = open_source(config.run.dir).load(dtype=jnp.float32, shardings=setup.state_shardings.params)
@@ -131,7 +133,8 @@ def pair_accuracies(config: RunConfig, trained_steps: int) -> dict[str, Accuracy
         steps = range(loader.steps(0))
         if split == "training":
             steps = steps[:trained_steps]
-            steps = steps[:: -(-len(steps) // _TRAINING_BATCHES)]
+        most = _TRAINING_BATCHES if split == "training" else held_out_batches or len(steps)
+        steps = steps[:: -(-len(steps) // most)]
         for number, loaded in enumerate(itertools.islice(loader.epoch(), steps[-1] + 1)):
             if number not in steps:
                 continue
@@ -148,13 +151,13 @@ def pair_accuracies(config: RunConfig, trained_steps: int) -> dict[str, Accuracy
             chosen = {"recurring preferences": recurring, "unseen preferences": ~recurring}
             for name, mask in chosen.items():
                 found[f"unseen instructions, {name}"] = _accuracy(margins, lengths, np.flatnonzero(mask).tolist())
-    return found
+    return {name: accuracy for name, accuracy in found.items() if accuracy.pairs}
 
 
 def _accuracy(margins: dict[int, float], lengths: np.ndarray, ids: list[int]) -> Accuracy:
     ids = [example for example in ids if example in margins]
     longer = [np.sign(int(lengths[example, 1]) - int(lengths[example, 2])) / 2 + 0.5 for example in ids]
-    return Accuracy(sum(margins[example] > 0 for example in ids), len(ids), float(np.mean(longer)))
+    return Accuracy(sum(margins[example] > 0 for example in ids), len(ids), float(np.mean(longer or [0])))
 
 
 def _recurring_pairs(pairs: int) -> np.ndarray:
