@@ -75,7 +75,7 @@ def _keep_freed_memory() -> None:
     """Has glibc keep freed memory for the next allocation, in one heap for all threads.
 
     XLA's CPU devices ask for their temporary buffers anew at every step. By default these are mapped from the kernel,
-    page by page and zeroed, and given back afterwards, which takes a quarter of a small step
+    page by page and zeroed, and given back afterwards, which takes a fifth of a small step
     (tests/benchmarks/simulated_step.py).
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
