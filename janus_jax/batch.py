@@ -9,7 +9,12 @@ its *branches* (one response, or chosen and rejected), each beginning with that 
     branch   |      0       |        1        |        2        |
     position | 0 ..  n-2    | n-1 ..          | n-1 ..          | 0 ..
 
-so that each target's predictor is the slot it stands on, and nothing is derived by shifting.
+so that each target's predictor is the slot it stands on, and nothing is derived by shifting. Slots of the prompt hold
+their targets too, for objectives that also learn prompts. A reward model reads a number off each branch's last token
+instead of predicting tokens, so there every branch is fed whole, with the weight on its last slot alone:
+
+    row      | p0 .. p(n-2) | p(n-1) c0 c1 .. </s> | p(n-1) r0 r1 .. </s> | next segment ... | pad
+    weights  |  0 ..     0  | 0      0  0  ..  1   | 0      0  0  ..  1   |
 """
 
 import dataclasses
@@ -29,7 +34,7 @@ class Batch:
 
     tokens: Any  # [B, L] int32   input token
     targets: Any  # [B, L] int32   token to predict at this slot
-    weights: Any  # [B, L] float32 1 where the target counts (response tokens and EOS)
+    weights: Any  # [B, L] float32 1 where the target counts (response tokens and EOS); value: the branch's last token
     segment: Any  # [B, L] int32   1.. within the row, 0 = padding
     branch: Any  # [B, L] int32   0 = shared prompt, 1 = response or chosen, 2 = rejected
     position: Any  # [B, L] int32   position in the example's own sequence, for RoPE

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     PlainValidator,
     StringConstraints,
@@ -22,12 +20,14 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, ValidationError
 
 from janus_jax import config_file, config_report
+from janus_jax.config_objectives import ObjectiveSection
 from janus_jax.config_rules import LOGICAL_AXES, MESH_AXES, PAIR_OBJECTIVES, conflicts
+from janus_jax.config_section import Section
 from janus_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from janus_jax.model.config import ModelConfig
-    from janus_jax.objectives import DPO, SFT
+    from janus_jax.objectives import Objective
 
 Path = Annotated[str, StringConstraints(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -68,12 +68,6 @@ MeshAxes = Annotated[
     PlainValidator(_mesh_axes),
     WithJsonSchema({"allowed": f"a mesh axis ({', '.join(MESH_AXES)}), a list of them, or null for none"}),
 ]
-
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, no unknown keys, no conversion of text into numbers or switches."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class RunSection(Section):
@@ -145,34 +139,21 @@ class BatchSection(Section):
     """Most examples in a row; null: derived from the lengths."""
     keep_together: Count = 1
     """With `examples`: neighbours in the data set that stay in one step, such as all pairs of one prompt."""
+    share_prompts: bool = True
+    """Pairs: store and compute a prompt once for both responses; false: a copy for each, for comparison."""
     overlong: Literal["drop", "truncate", "error"] = "drop"
 
 
-class SFTSection(Section):
-    name: Literal["sft"]
-    normaliser: Literal["global", "per_microbatch"] = "global"
-
-    def build(self) -> "SFT":
-        from janus_jax.objectives import SFT
-
-        return SFT(normaliser=self.normaliser)
-
-
-class DPOSection(Section):
-    name: Literal["dpo"]
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    loss: Literal["sigmoid"] = "sigmoid"
-    normaliser: Literal["global", "per_microbatch"] = "global"
-
-    def build(self) -> "DPO":
-        from janus_jax.objectives import DPO
-
-        return DPO(beta=self.beta, normaliser=self.normaliser)  # sigmoid is its only loss
-
-
 class ReferenceSection(Section):
+    """The frozen model that DPO compares with; it reaches the objective as two log-probs per pair."""
+
+    mode: Literal["precompute", "online"] = "precompute"
+    """precompute: score every pair once before the first step and keep the numbers; online: hold the reference's
+    weights and score each batch as it comes."""
     from_: Path | None = Field(default=None, alias="from")
     """Weights of the frozen reference; null: the initial weights of the run."""
+    dir: Path | None = None
+    """Where precomputed log-probs lie, for runs that share them; null: `reference` in run.dir."""
 
 
 class OptimizerSection(Section):
@@ -203,8 +184,9 @@ class MeshSection(Section):
 
 
 class PrecisionSection(Section):
+    """Of activations; weights are float32, see compat.bfloat16_weights."""
+
     compute: Literal["bfloat16", "float32"] = "bfloat16"
-    params: Literal["float32", "bfloat16"] = "float32"
 
 
 class EvalSection(Section):
@@ -245,7 +227,16 @@ class ProfileSection(Section):
 
 
 class CompatSection(Section):
-    """Switches that reproduce quirks of published trainers. There are none yet."""
+    """Switches that reproduce what published trainers did and this one would not; each is explained in configs/."""
+
+    token_boundary: Literal["separate", "joint"] = "separate"
+    """Prompt and response tokenized apart, or as one text. It must be how data.dir was built."""
+    overlong_pairs: Literal["drop", "zero_grad"] = "drop"
+    """zero_grad: pairs over batch.max_sequence_length lose both responses, and still count in the mean."""
+    token_mean: Literal["global", "per_microbatch"] = "global"
+    """per_microbatch: a mean of the microbatches' own means, whatever their tokens (or pairs)."""
+    bfloat16_weights: bool = False
+    """Weights, and so their updates, are rounded to bfloat16, without a float32 master copy."""
 
 
 class RunConfig(Section):
@@ -256,7 +247,7 @@ class RunConfig(Section):
     model: ModelSection | None = None
     data: DataSection
     batch: BatchSection
-    objective: Annotated[SFTSection | DPOSection, Field(discriminator="name")]
+    objective: ObjectiveSection
     reference: ReferenceSection = ReferenceSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection
@@ -279,6 +270,15 @@ class RunConfig(Section):
         if found:
             raise PydanticCustomError("conflict", "{found}", {"found": "; ".join(found)})
         return self
+
+    def build_objective(self) -> "Objective":
+        """The objective, with the normaliser that compat.token_mean says."""
+        return self.objective.build(normaliser=self.compat.token_mean)
+
+    @property
+    def params_dtype(self) -> Literal["float32", "bfloat16"]:
+        """In which the trained weights are kept."""
+        return "bfloat16" if self.compat.bfloat16_weights else "float32"
 
     def advice(self) -> list[str]:
         """What can run and is still probably not meant, one sentence each."""

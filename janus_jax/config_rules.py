@@ -5,8 +5,9 @@ from typing import Any
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 LOGICAL_AXES = ("embed", "q_heads", "kv_heads", "head_dim", "mlp", "vocab", "layers", "batch", "length")
-PAIR_OBJECTIVES = ("dpo",)
+PAIR_OBJECTIVES = ("dpo", "simpo", "orpo", "rm")
 REFERENCE_OBJECTIVES = ("dpo",)
+VALUE_OBJECTIVES = ("rm",)
 
 
 def conflicts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -61,9 +62,25 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"mesh.{rest[0]}",
             f"mesh.{' and mesh.'.join(rest)} are -1; allowed: one axis at most takes all remaining devices",
         )
-    objective, reference = get("objective", "name", str), get("reference", "from", str)
-    if reference and objective and objective not in REFERENCE_OBJECTIVES:
-        yield "reference.from", f"reference.from = {reference!r}: objective {objective} has no reference; allowed: null"
+    objective = get("objective", "name", str)
+    if objective and objective not in REFERENCE_OBJECTIVES:
+        for key in given("reference", "from", "dir"):
+            value = config["reference"][key.partition(".")[2]]
+            yield key, f"{key} = {value!r}: objective {objective} has no reference; allowed: null"
+    if objective and get("compat", "overlong_pairs", str) == "zero_grad":
+        if objective not in PAIR_OBJECTIVES or objective in VALUE_OBJECTIVES:
+            fitting = ", ".join(name for name in PAIR_OBJECTIVES if name not in VALUE_OBJECTIVES)
+            yield (
+                "compat.overlong_pairs",
+                f"compat.overlong_pairs = 'zero_grad': objective {objective} cannot do without responses; it is for "
+                f"{fitting}",
+            )
+        elif (policy := get("batch", "overlong", str)) not in (None, "drop"):
+            yield (
+                "batch.overlong",
+                f"batch.overlong = {policy!r} and compat.overlong_pairs = 'zero_grad' contradict each other; allowed: "
+                "one of them, the other 'drop'",
+            )
     steps = get("profile", "steps", list) or get("profile", "steps", tuple) or []
     if len(steps) == 2 and all(isinstance(step, int) for step in steps) and steps[0] > steps[1]:
         yield "profile.steps", f"profile.steps = {list(steps)}: allowed: [first, last] with first <= last"

@@ -130,10 +130,13 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
     [
         ("batch.row_lenght=8", "batch.row_lenght: unknown key; did you mean 'batch.row_length'?"),
         ("learning_rate=1", "learning_rate: unknown key; did you mean 'schedule.learning_rate'?"),
-        ("compat.old=1", "compat.old: unknown key; allowed: nothing, there are no keys here yet"),
-        ("objective.beta=1", "objective.beta: unknown key; allowed: name, normaliser"),
-        ("objective.name=ppo", "objective.name = ppo: allowed: dpo | sft"),
-        ("objective={}", "objective.name: missing; allowed: dpo | sft"),
+        (
+            "compat.old=1",
+            "compat.old: unknown key; allowed: token_boundary, overlong_pairs, token_mean, ",
+        ),
+        ("objective.beta=1", "objective.beta: unknown key; allowed: name"),
+        ("objective.name=ppo", "objective.name = ppo: allowed: dpo | orpo | rm | sft | simpo"),
+        ("objective={}", "objective.name: missing; allowed: dpo | orpo | rm | sft | simpo"),
         ("objective={name: dpo, beta: 0}", "objective.beta = 0: allowed: a number > 0"),
         ("batch.rows=yes", "batch.rows = 'yes': allowed: a whole number >= 1 or null"),
         ("batch.rows=true", "batch.rows = true: allowed: a whole number >= 1 or null"),
@@ -296,7 +299,7 @@ def test_the_7b_recipes_are_the_published_ones():
 
 def test_resolved_yaml_names_every_key_and_no_base(small, tmp_path):
     text = to_yaml(load_config(small, ["sharding={embed: [data, fsdp], vocab: null}", "profile.steps=[3, 5]"]))
-    assert not re.search(r"^base", text, re.MULTILINE) and re.search(r"^compat: \{\}", text, re.MULTILINE)
+    assert not re.search(r"^base", text, re.MULTILINE) and re.search(r"^  bfloat16_weights: false", text, re.MULTILINE)
     (tmp_path / "again.yaml").write_text(text)
     again = load_config(tmp_path / "again.yaml")
     assert again.sharding == {"embed": ("data", "fsdp"), "vocab": None} and again.profile.steps == (3, 5)
@@ -325,11 +328,32 @@ def test_axis_names_are_those_of_the_mesh():
 
 
 def test_objectives_are_built_with_the_configured_values(small):
-    from janus_jax.objectives import DPO, SFT
+    from janus_jax.objectives import DPO, ORPO, SFT, RewardModel, SimPO
 
-    assert load_config(small).objective.build() == SFT()
-    dpo = load_config(small, ["objective={name: dpo, beta: 0.3, normaliser: per_microbatch}"])
-    assert dpo.objective.build() == DPO(beta=0.3, normaliser="per_microbatch")
+    assert load_config(small).build_objective() == SFT()
+    for text, expected in {
+        "{name: dpo, beta: 0.3, loss: robust, label_smoothing: 0.1, sft_weight: 1}": DPO(
+            beta=0.3, loss="robust", label_smoothing=0.1, sft_weight=1.0
+        ),
+        "{name: simpo, gamma: 0.5}": SimPO(gamma=0.5),
+        "{name: orpo, nll: prompt_and_response}": ORPO(nll="prompt_and_response"),
+        "{name: rm, center_weight: 0.01}": RewardModel(center_weight=0.01),
+    }.items():
+        assert load_config(small, [f"objective={text}"]).build_objective() == expected
+    averaged = load_config(small, ["objective={name: dpo}", "compat.token_mean=per_microbatch"])
+    assert averaged.build_objective() == DPO(normaliser="per_microbatch")
+
+
+def test_objectives_have_the_defaults_and_the_rules_that_their_sections_say(small):
+    from janus_jax import objectives
+    from janus_jax.config_rules import PAIR_OBJECTIVES, REFERENCE_OBJECTIVES, VALUE_OBJECTIVES
+
+    kinds = (objectives.SFT, objectives.DPO, objectives.SimPO, objectives.ORPO, objectives.RewardModel)
+    for kind in kinds:
+        assert load_config(small, [f"objective={{name: {kind().name}}}"]).build_objective() == kind()
+        assert (kind().name in PAIR_OBJECTIVES) == (kind.branches == 2)
+        assert (kind().name in REFERENCE_OBJECTIVES) == kind.needs_reference
+        assert (kind().name in VALUE_OBJECTIVES) == (kind.head == "value")
 
 
 def test_reading_a_config_imports_no_jax(small):

@@ -8,14 +8,19 @@ from typing import Any
 import jax.numpy as jnp
 
 from janus_jax.errors import ConversionError
-from janus_jax.model.config import ModelConfig
+from janus_jax.model.config import Head, ModelConfig
 
 # What transformers assumes where config.json is silent (MistralConfig, LlamaConfig).
+_MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
+_LLAMA = {"num_key_value_heads": None, "max_position_embeddings": 2048}
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "MistralForCausalLM": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
-    "LlamaForCausalLM": {"num_key_value_heads": None, "max_position_embeddings": 2048},
+    "MistralForCausalLM": _MISTRAL,
+    "LlamaForCausalLM": _LLAMA,
+    "MistralForSequenceClassification": _MISTRAL,
+    "LlamaForSequenceClassification": _LLAMA,
 }
 _MODEL_TYPES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
+_MODEL_NAMES: dict[Head, str] = {"lm": "MistralForCausalLM", "value": "MistralForSequenceClassification"}
 _DEFAULT_THETA = 10000.0
 
 
@@ -71,6 +76,15 @@ class _Reader:
             raise self.refuse("architectures", f"allowed: {' or '.join(json.dumps([name]) for name in _DEFAULTS)}")
         return names[0]
 
+    @property
+    def head(self) -> Head:
+        return "value" if self.architecture.endswith("ForSequenceClassification") else "lm"
+
+    def labels(self) -> int:
+        """How many numbers a classifier gives; transformers assumes two."""
+        labels = self.raw.get("id2label")
+        return len(labels) if isinstance(labels, dict) else self.raw.get("num_labels", 2)
+
     def number(self, key: str, kind: type[int] | type[float], default: Any = ...) -> Any:
         value: Any = self.raw.get(key, default)
         if value is ...:
@@ -113,6 +127,10 @@ class _Reader:
             raise self.refuse("partial_rotary_factor", "must be 1")
         if isinstance(kinds := self.raw.get("layer_types"), list) and len(set(kinds)) > 1:
             raise self.refuse("layer_types", "all layers must be of one kind")
+        if self.head == "value" and (labels := self.labels()) != 1:
+            raise ConversionError(
+                f"{self.file}: {self.architecture} with {labels} labels (id2label): a reward model has one"
+            )
         if not isinstance(self.raw.get("tie_word_embeddings", False), bool):
             raise self.refuse("tie_word_embeddings", "true or false is needed")
 
@@ -144,6 +162,7 @@ class _Reader:
                     "max_position_embeddings", int, defaults["max_position_embeddings"]
                 ),
                 initializer_range=self.number("initializer_range", float, 0.02),
+                head=self.head,
             )
         except ValueError as error:
             raise ConversionError(f"{self.file}: {error}") from error
@@ -151,10 +170,15 @@ class _Reader:
 
 def hf_config(config: ModelConfig, dtype: Any, *, bos_id: int | None = 1, eos_id: int | None = 2) -> dict[str, Any]:
     """config.json of `MistralForCausalLM`, with what both transformers 4 (and runtimes that follow it: rope_theta at
-    the top, torch_dtype) and transformers 5 (rope_parameters, dtype) read. `dtype` is that of the stored tensors."""
+    the top, torch_dtype) and transformers 5 (rope_parameters, dtype) read. `dtype` is that of the stored tensors.
+
+    A reward model is a `MistralForSequenceClassification` of one label. Its reward stands at the last token that is not
+    `pad_token_id`, which therefore must not be EOS; it is 0, `<unk>`, which sentencepiece never ends a text with.
+    """
     name = jnp.dtype(dtype).name
+    reward = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}, "pad_token_id": 0 if eos_id != 0 else 1}
     return {
-        "architectures": ["MistralForCausalLM"],
+        "architectures": [_MODEL_NAMES[config.head]],
         "model_type": "mistral",
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -177,4 +201,5 @@ def hf_config(config: ModelConfig, dtype: Any, *, bos_id: int | None = 1, eos_id
         "eos_token_id": eos_id,
         "torch_dtype": name,
         "dtype": name,
+        **(reward if config.head == "value" else {}),
     }

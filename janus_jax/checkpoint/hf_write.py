@@ -195,7 +195,8 @@ def _write_companions(
 
         save_hf_tokenizer(tokenizer, directory, chat_template=chat_template)
     _write_json(directory / "config.json", model)
-    _write_json(directory / "generation_config.json", generation)
+    if config.head == "lm":  # a reward model generates nothing
+        _write_json(directory / "generation_config.json", generation)
 
 
 def _write_json(file: Path, value: Any) -> None:

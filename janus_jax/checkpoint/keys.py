@@ -31,6 +31,7 @@ _TABLE: dict[Path, tuple[str, Axes]] = {
     ("layers", "mlp", "down"): ("mlp.down_proj.weight", ((1,), (0,))),
     ("final_norm",): ("model.norm.weight", ((0,),)),
     ("lm_head",): ("lm_head.weight", ((1,), (0,))),  # [D, V] <-> [V, D]
+    ("value_head",): ("score.weight", ((1,), (0,))),  # [D, 1] <-> [1, D]
 }
 
 

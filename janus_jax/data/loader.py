@@ -17,6 +17,7 @@ from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.example import Example
 from janus_jax.data.rows import (
     OverlongPolicy,
+    RowFormat,
     default_max_segments,
     fit,
     pack,
@@ -25,6 +26,7 @@ from janus_jax.data.rows import (
     rows_for_groups,
 )
 from janus_jax.errors import ConfigError, DataError
+from janus_jax.model.config import Head
 from janus_jax.parallel import mesh as meshes
 
 _LOOKAHEAD = 2
@@ -42,6 +44,7 @@ class BatchSettings:
     microbatches: int = 1
     max_segments: int | None = None
     keep_together: int = 1
+    share_prompts: bool = True
     overlong: OverlongPolicy = "drop"
 
 
@@ -77,6 +80,7 @@ class Loader:
 
     Args:
         branches: responses that the objective reads of each example, 1 or 2.
+        head: what it reads of them, which decides how they lie in a row.
         seed: of the order.
         epochs, steps: how far a run will read (the larger counts); it settles how many rows `batch.examples` takes.
         shuffle: False keeps the order of the data set, packed row by row.
@@ -93,6 +97,7 @@ class Loader:
         mesh: Mesh,
         rules: meshes.Rules,
         branches: int,
+        head: Head = "lm",
         seed: int = 0,
         epochs: int = 1,
         steps: int = 0,
@@ -105,6 +110,7 @@ class Loader:
                 f"{dataset.directory}: holds {'pairs' if pairs else 'single responses'} (kind {dataset.kind}), but the "
                 f"objective reads {'pairs' if branches == 2 else 'single responses'}; build it with the right --kind"
             )
+        self.form = RowFormat(head, branches, settings.share_prompts)
         self.fitted = fit(
             dataset.lengths,
             row_length=settings.row_length,
@@ -112,6 +118,7 @@ class Loader:
             overlong=settings.overlong,
             keep_together=settings.keep_together,
             name=str(dataset.directory),
+            form=self.form,
         )
         self.max_segments = settings.max_segments or default_max_segments(self.fitted, settings.row_length)
         micro = settings.microbatches
@@ -133,6 +140,9 @@ class Loader:
             if self.rows % micro:
                 raise ConfigError(f"batch.rows={self.rows} is not a multiple of batch.microbatches={micro}")
             meshes.check_rows(self.rows // micro, mesh, rules, "batch.rows")
+        self.reference_logps: np.ndarray | None = None
+        """[E, 2] float32 by example number; where it is set, batches come with them."""
+
         self._unit = settings.examples or self.rows
         self._slots_sharding = meshes.batch_sharding(mesh, rules, (None, "batch", "length"))
         self._segments_sharding = meshes.batch_sharding(mesh, rules, (None, "batch", None))
@@ -246,7 +256,9 @@ class Loader:
         read = self.dataset.read(self.fitted.index[wanted])
         found = {int(at): self._cut(example, at) for at, example in zip(wanted, read, strict=True)}
         rows = [[found[int(at)] for at in row] for row in mine]
-        packed = pack(rows, row_length=self.settings.row_length, max_segments=self.max_segments)
+        packed = pack(rows, row_length=self.settings.row_length, max_segments=self.max_segments, form=self.form)
+        if self.reference_logps is not None:
+            packed.reference_logps[packed.valid] = self.reference_logps[packed.example_id[packed.valid]]
         local = jax.tree.map(lambda x: x.reshape(self.settings.microbatches, len(self._local), *x.shape[1:]), packed)
         everything = np.concatenate(members)
         tokens = int(self.fitted.slots[everything].sum())
@@ -260,12 +272,19 @@ class Loader:
         )
 
     def _cut(self, example: Example, at: int) -> Example:
-        _, chosen, rejected = self.fitted.lengths[at]
+        prompt, chosen, rejected = self.fitted.lengths[at]
         return dataclasses.replace(
             example,
-            chosen=example.chosen[:chosen],
-            rejected=None if example.rejected is None else example.rejected[:rejected],
+            prompt=example.prompt[:prompt],
+            chosen=self._cut_response(example.chosen, chosen),
+            rejected=None if example.rejected is None else self._cut_response(example.rejected, rejected),
         )
+
+    def _cut_response(self, ids: np.ndarray, length: int) -> np.ndarray:
+        """The first `length` ids. A reward is read at EOS, which therefore stays last (as OpenRLHF does)."""
+        if self.form.head == "lm" or length in (0, len(ids)):
+            return ids[:length]
+        return np.concatenate([ids[: length - 1], ids[-1:]])
 
     def _globalize(self, local: Batch) -> Batch:
         """Global jax.Arrays from this process's rows."""

@@ -10,11 +10,35 @@ import numpy as np
 from janus_jax.batch import Batch, empty_batch
 from janus_jax.data.example import Example
 from janus_jax.errors import ConfigError, DataError
+from janus_jax.model.config import Head
 
-OverlongPolicy = Literal["drop", "truncate", "error"]
+OverlongPolicy = Literal["drop", "truncate", "error", "zero_grad"]
 
 _BLOCK = 2048
 """Examples packed together: large enough for rows over 99 % full, small enough that order stays random."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RowFormat:
+    """How an example lies in a row.
+
+    Args:
+        head: `value` feeds every branch whole, because a reward is read at its last token; `lm` feeds all but the last.
+        branches: that an example has, 1 or 2.
+        share_prompts: False gives each branch a copy of the whole prompt, as trainers of padded pairs do; scores are
+            the same, slots are more.
+    """
+
+    head: Head = "lm"
+    branches: int = 1
+    share_prompts: bool = True
+
+    def slots(self, lengths: np.ndarray) -> np.ndarray:
+        """[E] row slots that examples of lengths [E, 3] take: the shared prompt, then the last prompt token (unshared:
+        all of them) with each branch."""
+        shared = lengths[:, 0] - 1 if self.share_prompts else np.zeros(len(lengths), np.int32)
+        own = lengths[:, 0] - shared - (self.head == "lm")
+        return shared + self.branches * own + lengths[:, 1:].sum(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +47,10 @@ class Fitted:
 
     index: np.ndarray  # [F] int64 example numbers that are read
     lengths: np.ndarray  # [F, 3] int32 tokens of prompt, chosen, rejected after truncation
+    slots: np.ndarray  # [F] row slots that each takes
     dropped: int
     truncated: int
-
-    @property
-    def slots(self) -> np.ndarray:
-        """[F] row slots that each takes: the prompt without its last token, then that token with each branch."""
-        return self.lengths[:, 0] - 1 + self.lengths[:, 1] + self.lengths[:, 2]
+    zeroed: int = 0  # kept without their responses
 
 
 def fit(
@@ -40,39 +61,46 @@ def fit(
     overlong: OverlongPolicy,
     keep_together: int = 1,
     name: str = "data",
+    form: RowFormat | None = None,
 ) -> Fitted:
     """Applies the policy for examples longer than `max_sequence_length` (prompt + longer branch) or than a row.
 
     `truncate` cuts responses from the right, EOS first, and drops only examples whose prompt leaves no room.
+    `zero_grad` keeps pairs of which nothing but one token of the prompt is left: they count and teach nothing.
 
     Args:
         lengths: [E, 3] tokens of prompt, chosen and rejected (0 without a rejected branch).
+        form: how examples lie in a row; None: log-probs with shared prompts, branches as the lengths have them.
         keep_together: examples 0 to n - 1, n to 2n - 1, ... of the data set are read in one step or not at all: one
             that must be dropped takes its neighbours with it, for without it they would no longer cancel out.
     Raises:
         DataError: policy `error` and some example is over-long, or nothing is left.
     """
     lengths = np.asarray(lengths, np.int32)
+    form = form or RowFormat(branches=2 if lengths[:, 2].any() else 1)
     prompt, branches = lengths[:, 0], lengths[:, 1:]
     kept = lengths.copy()
+    zeroed = np.zeros(len(lengths), bool)
     if overlong == "truncate":
         room = np.maximum(max_sequence_length - prompt, 0)
         kept[:, 1:] = np.minimum(branches, room[:, None])
         # Both branches of a pair must also fit one row: the longer one gives way first.
-        excess = np.maximum(prompt - 1 + kept[:, 1] + kept[:, 2] - row_length, 0)
+        excess = np.maximum(form.slots(kept) - row_length, 0)
         gap = kept[:, 1] - kept[:, 2]
         from_longer = np.minimum(excess, np.abs(gap))
         kept[:, 1] -= np.where(gap > 0, from_longer, 0)
         kept[:, 2] -= np.where(gap < 0, from_longer, 0)
         rest = excess - from_longer
-        both = branches[:, 1] > 0
-        kept[:, 1] -= np.where(both, (rest + 1) // 2, rest)
-        kept[:, 2] -= np.where(both, rest // 2, 0)
+        kept[:, 1] -= (rest + 1) // 2 if form.branches == 2 else rest
+        kept[:, 2] -= rest // 2 if form.branches == 2 else 0
         had = branches > 0
         bad = ((kept[:, 1:] <= 0) & had).any(1) | (prompt >= max_sequence_length)
     else:
         whole = prompt + branches.max(1)
-        bad = (whole > max_sequence_length) | (prompt - 1 + branches.sum(1) > row_length)
+        bad = (whole > max_sequence_length) | (form.slots(lengths) > row_length)
+    if overlong == "zero_grad":
+        zeroed, bad = bad, np.zeros(len(bad), bool)
+        kept[zeroed] = [1, 0, 0]
     if overlong == "error" and bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise DataError(
@@ -93,8 +121,15 @@ def fit(
             f"(max_sequence_length {max_sequence_length}, row_length {row_length})"
         )
     index = np.flatnonzero(~bad)
-    truncated = int((kept[index] != lengths[index]).any(1).sum())
-    return Fitted(index, kept[index], dropped=int(bad.sum()), truncated=truncated)
+    truncated = int((kept[index] != lengths[index])[~zeroed[index]].any(1).sum())
+    return Fitted(
+        index,
+        kept[index],
+        form.slots(kept[index]),
+        dropped=int(bad.sum()),
+        truncated=truncated,
+        zeroed=int(zeroed.sum()),
+    )
 
 
 def default_max_segments(fitted: Fitted, row_length: int) -> int:
@@ -215,8 +250,13 @@ def rows_for_groups(
     return rows
 
 
-def pack(rows: Sequence[Sequence[Example]], *, row_length: int, max_segments: int) -> Batch:
+def pack(
+    rows: Sequence[Sequence[Example]], *, row_length: int, max_segments: int, form: RowFormat | None = None
+) -> Batch:
     """Numpy rows of the batch contract, one per list of examples; an empty list makes a row of padding.
+
+    Args:
+        form: how examples lie in a row; of it, `branches` is each example's own. None: log-probs with shared prompts.
 
     Raises:
         DataError: a row's examples need more than `row_length` slots or `max_segments` segments.
@@ -227,30 +267,31 @@ def pack(rows: Sequence[Sequence[Example]], *, row_length: int, max_segments: in
             raise DataError(f"row {row}: {len(examples)} examples, but max_segments is {max_segments}")
         at = 0
         for number, example in enumerate(examples):
-            at = _place(batch, row, at, number, example, row_length)
+            at = _place(batch, row, at, number, example, row_length, form or RowFormat())
     return batch
 
 
-def _place(batch: Batch, row: int, at: int, number: int, example: Example, row_length: int) -> int:
+def _place(batch: Batch, row: int, at: int, number: int, example: Example, row_length: int, form: RowFormat) -> int:
     """Writes one example as segment `number + 1` from slot `at`; returns the next free slot."""
     prompt = example.prompt
-    shared = len(prompt) - 1
+    shared = len(prompt) - 1 if form.share_prompts else 0
     responses = [example.chosen] if example.rejected is None else [example.chosen, example.rejected]
-    end = at + shared + sum(map(len, responses))
+    branches = [np.concatenate([prompt[shared:], response]) for response in responses]
+    fed = [len(ids) - (form.head == "lm") for ids in branches]
+    end = at + shared + sum(fed)
     if end > row_length:
         raise DataError(f"row {row}: example {example.example_id} ends at slot {end}, but row_length is {row_length}")
     batch.tokens[row, at : at + shared] = prompt[:shared]
+    batch.targets[row, at : at + shared] = prompt[1 : shared + 1]
     batch.position[row, at : at + shared] = np.arange(shared)
     batch.segment[row, at:end] = number + 1
     at += shared
-    for branch, response in enumerate(responses, start=1):
-        size = len(response)
+    for branch, (ids, size, response) in enumerate(zip(branches, fed, responses, strict=True), start=1):
         span = slice(at, at + size)
-        if size:
-            batch.tokens[row, at] = prompt[-1]
-            batch.tokens[row, at + 1 : at + size] = response[:-1]
-        batch.targets[row, span] = response
-        batch.weights[row, span] = 1
+        batch.tokens[row, span] = ids[:size]
+        batch.targets[row, at : at + len(ids) - 1] = ids[1:]
+        counted = len(response) if form.head == "lm" else 1
+        batch.weights[row, at + size - counted : at + size] = 1
         batch.branch[row, span] = branch
         batch.position[row, span] = np.arange(shared, shared + size)
         at += size

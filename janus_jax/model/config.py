@@ -1,6 +1,10 @@
 """The shape of a Mistral-like decoder, and the presets."""
 
 import dataclasses
+from typing import Literal, get_args
+
+Head = Literal["lm", "value"]
+"""What a model ends in: log-probs over the vocabulary, or one number per token (a reward)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +28,14 @@ class ModelConfig:
     tie_embeddings: bool = False
     max_position_embeddings: int = 32768
     initializer_range: float = 0.02
+    head: Head = "lm"  # value: a reward model, which ends in one number per token
 
     def __post_init__(self) -> None:
+        if self.head not in get_args(Head):
+            raise ValueError(f"head={self.head!r}: allowed: {', '.join(get_args(Head))}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is not None and value is not True and value is not False and value <= 0:
+            if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
                 raise ValueError(f"{field.name}={value!r} must be positive")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")

@@ -1,7 +1,7 @@
 """The Mistral decoder in Flax NNX: stacked, scanned layers; each parameter declared once with its logical axes.
 
 The rest of the package sees plain nested dicts of arrays; `param_specs`, `init_params`, `hidden_states` and
-`token_logps` are the views of the one declaration below.
+`token_scalars` are the views of the one declaration below.
 """
 
 import dataclasses
@@ -119,7 +119,7 @@ class Block(nnx.Module):
 
 
 class Mistral(nnx.Module):
-    """Embedding, scanned blocks, final norm and (unless tied) the head."""
+    """Embedding, scanned blocks, final norm and the head: of the vocabulary (unless tied) or of values."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, param_dtype: Any = jnp.float32):
         declare = Declare(rngs, param_dtype, config.initializer_range)
@@ -127,7 +127,10 @@ class Mistral(nnx.Module):
         self.embedding = declare((config.vocab_size, config.hidden_size), "vocab embed")
         self.layers = Block(config, declare)
         self.final_norm = declare((config.hidden_size,), "embed", ones=True)
-        if not config.tie_embeddings:
+        if config.head == "value":  # OpenRLHF's initial spread
+            stddev = 1 / (config.hidden_size + 1)
+            self.value_head = declare((config.hidden_size, 1), "embed reward", stddev=stddev)
+        elif not config.tie_embeddings:
             self.lm_head = declare((config.hidden_size, config.vocab_size), "embed vocab")
 
     def __call__(self, tokens: Array, layout: Layout, compute: Compute) -> Array:
@@ -158,11 +161,14 @@ class Declare:
     def __init__(self, rngs: nnx.Rngs, dtype: Any, stddev: float):
         self.rngs, self.dtype, self.stddev = rngs, dtype, stddev
 
-    def __call__(self, shape: tuple[int, ...], axes: str, *, ones: bool = False) -> nnx.Param:
+    def __call__(
+        self, shape: tuple[int, ...], axes: str, *, ones: bool = False, stddev: float | None = None
+    ) -> nnx.Param:
         if ones:
             value = jnp.ones(shape, self.dtype)
         else:
-            value = (jax.random.normal(self.rngs.params(), shape, jnp.float32) * self.stddev).astype(self.dtype)
+            normal = jax.random.normal(self.rngs.params(), shape, jnp.float32)
+            value = (normal * (self.stddev if stddev is None else stddev)).astype(self.dtype)
         return nnx.Param(value, axes=tuple(axes.split()))
 
 
@@ -204,7 +210,8 @@ def param_specs(config: ModelConfig, dtype: Any = jnp.float32) -> Params:
 
 
 def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> Params:
-    """Random parameters: normal(0, initializer_range), norms one. Pure: jit it with out_shardings."""
+    """Random parameters: normal(0, initializer_range), value head normal(0, 1 / (D + 1)), norms one. Pure: jit it with
+    out_shardings."""
     return nnx.to_pure_dict(nnx.split(Mistral(config, rngs=nnx.Rngs(key), param_dtype=dtype))[1])
 
 
@@ -235,6 +242,30 @@ def token_logps(
     with jax.named_scope("head"):
         shards = compute.shards("batch") * compute.shards("vocab")
         return head.token_logps(model(tokens, layout, compute), model.head(), targets, shards=shards)
+
+
+def token_values(
+    config: ModelConfig, params: Params, tokens: Int[Array, "B L"], layout: Layout, compute: Compute
+) -> Float[Array, "B L"]:
+    """The value head's number at each slot, multiplied and summed in float32."""
+    model = _bind(config, params)
+    hidden = model(tokens, layout, compute).astype(jnp.float32)
+    with jax.named_scope("head"):
+        return jnp.einsum("bld,dv->blv", hidden, model.value_head[...].astype(jnp.float32))[..., 0]
+
+
+def token_scalars(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B L"],
+    targets: Int[Array, "B L"],
+    layout: Layout,
+    compute: Compute,
+) -> Float[Array, "B L"]:
+    """What the model's head says of each slot, float32: `token_logps`, or `token_values` of a reward model."""
+    if config.head == "value":
+        return token_values(config, params, tokens, layout, compute)
+    return token_logps(config, params, tokens, targets, layout, compute)
 
 
 def logits(

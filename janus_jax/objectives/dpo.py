@@ -1,54 +1,104 @@
-"""Direct preference optimisation."""
+"""Direct preference optimisation and its variants."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from janus_jax.batch import Batch
-from janus_jax.objectives.scores import BranchScores, Metrics, Normaliser
+from janus_jax.model.config import Head
+from janus_jax.objectives.pairs import hinge_loss, logistic_loss, pair_metrics, robust_loss
+from janus_jax.objectives.scores import BranchScores, Metrics, Normaliser, chosen_tokens, pair_count
+
+DPOLoss = Literal["sigmoid", "ipo", "hinge", "robust"]
+
+_OF_MARGIN: dict[DPOLoss, Callable[[Array, float], Array]] = {
+    "sigmoid": logistic_loss,
+    "hinge": hinge_loss,
+    "robust": robust_loss,
+}
+"""Losses of beta * delta; ipo is one of delta itself."""
+
+SMOOTHED_LOSSES = ("sigmoid", "robust")
+"""Losses that `label_smoothing` means something to."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DPO:
-    """Sigmoid DPO (Rafailov et al. 2023, eq. 7; TRL 1.16 `loss_type="sigmoid"`).
+    """The DPO family: a loss of how much more than the reference the policy prefers the chosen response.
 
-        L = - mean over pairs of log sigmoid(beta * [(log p(c) - log ref(c)) - (log p(r) - log ref(r))])
+        delta = [log p(c) - log ref(c)] - [log p(r) - log ref(r)]
+        L     = mean over pairs of f(delta)  +  sft_weight * token mean of -log p(c)
 
-    with log-probs summed over response tokens, EOS included. `beta` is the strength of the KL constraint (TRL and,
-    by its silence, the published Janus run use 0.1). The reference comes with the batch, as numbers.
+        sigmoid   f = -(1 - e) log sigmoid(beta delta) - e log sigmoid(-beta delta)
+        hinge     f = max(0, 1 - beta delta)
+        robust    f = [-(1 - e) log sigmoid(beta delta) + e log sigmoid(-beta delta)] / (1 - 2 e)
+        ipo       f = (delta - 1 / (2 beta))^2 with per-token means
+
+    Sources: sigmoid Rafailov et al. 2023 eq. 7; hinge Zhao et al. 2023; robust Chowdhury et al. 2024 eq. 7; ipo Azar
+    et al. 2023 eq. 17. Equal to TRL 1.16 (`loss_type` of the same name; `sigmoid_norm` with `length_normalised`;
+    `["sigmoid", "sft"]` with `loss_weights` for the SFT term), and for label smoothing of `sigmoid` to TRL up to 0.11.
+    Log-probs are sums over response tokens, EOS included; the reference comes with the batch, as numbers. A response
+    without tokens has log-prob 0 under both, and its pair still counts.
+
+    Args:
+        beta: strength of the KL constraint (TRL and, by its silence, the published Janus run use 0.1).
+        loss: f above.
+        label_smoothing: e, the probability that a label is wrong, in [0, 1/2).
+        length_normalised: take per-token means for log-probs (ipo always does, as its authors confirmed to TRL).
+        sft_weight: weight of the NLL of chosen responses, averaged over their tokens.
+        normaliser: see `Normaliser`.
+
+    Raises:
+        ValueError: a value out of its range, or label smoothing of a loss that has none.
     """
 
     name: Literal["dpo"] = "dpo"
     beta: float = 0.1
+    loss: DPOLoss = "sigmoid"
+    label_smoothing: float = 0.0
+    length_normalised: bool = False
+    sft_weight: float = 0.0
     normaliser: Normaliser = "global"
 
+    head: ClassVar[Head] = "lm"
     branches: ClassVar[int] = 2
     needs_reference: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        if self.beta <= 0 or self.sft_weight < 0 or not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"{self}: beta > 0, sft_weight >= 0 and 0 <= label_smoothing < 0.5 are needed")
+        if self.label_smoothing and self.loss not in SMOOTHED_LOSSES:
+            raise ValueError(f"{self}: {self.loss} knows no label smoothing")
+
+    @property
+    def loss_terms(self) -> Mapping[str, float]:
+        """The preference term and, where it has a weight, the SFT term."""
+        return {"preference_loss": 1.0} | ({"nll_loss": self.sft_weight} if self.sft_weight else {})
+
     def denominators(self, batch: Batch) -> dict[str, Float[Array, ""]]:
-        """Pairs."""
-        return {"pairs": batch.valid.astype(jnp.float32).sum()}
+        """Pairs, and tokens of chosen responses."""
+        return {"pairs": pair_count(batch), "tokens": chosen_tokens(batch)}
 
     def __call__(
         self, scores: BranchScores, batch: Batch, denominators: dict[str, Float[Array, ""]]
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Loss share and the metrics that TRL logs, under its names (rewards are beta * log-ratios)."""
+        """Loss share and metrics; rewards are beta times summed log-ratios whatever the loss, as TRL logs them."""
         valid = batch.valid.astype(jnp.float32)
-        rewards = self.beta * (scores.logps - batch.reference_logps) * valid[..., None]
-        chosen, rejected = rewards[..., 0], rewards[..., 1]
-        margin = chosen - rejected
-        total = -(jax.nn.log_sigmoid(margin) * valid).sum()
-        pairs = valid.sum()
-        metrics = {
-            "loss": (total, pairs),
-            "rewards/chosen": (chosen.sum(), pairs),
-            "rewards/rejected": (rejected.sum(), pairs),
-            "rewards/margins": (margin.sum(), pairs),
-            "rewards/accuracies": (((margin > 0) * valid).sum(), pairs),
-            "logps/chosen": ((scores.logps[..., 0] * valid).sum(), pairs),
-            "logps/rejected": ((scores.logps[..., 1] * valid).sum(), pairs),
-        }
-        return total / denominators["pairs"], metrics
+        ratios = scores.sums - batch.reference_logps
+        per_token = self.length_normalised or self.loss == "ipo"
+        compared = ratios / jnp.maximum(scores.tokens, 1) if per_token else ratios
+        delta = compared[..., 0] - compared[..., 1]
+        if self.loss == "ipo":
+            losses = jnp.square(delta - 1 / (2 * self.beta))
+        else:
+            losses = _OF_MARGIN[self.loss](self.beta * delta, self.label_smoothing)
+        total, nll = (losses * valid).sum(), -scores.sums[..., 0].sum()
+        share = total / denominators["pairs"]
+        metrics = pair_metrics(total, self.beta * ratios, scores.sums, valid)
+        if self.sft_weight:
+            share += self.sft_weight * nll / denominators["tokens"]
+            metrics["nll_loss"] = (nll, scores.tokens[..., 0].sum())
+        return share, metrics

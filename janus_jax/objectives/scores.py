@@ -1,13 +1,15 @@
 """From one scalar per token to one score per branch, and the interface of an objective."""
 
 import dataclasses
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from janus_jax.batch import BRANCHES, Batch
+from janus_jax.model.config import Head
 
 Normaliser = Literal["global", "per_microbatch"]
 """`global`: denominators counted over the whole global batch, so microbatches, hosts and meshes change nothing.
@@ -20,16 +22,27 @@ Metrics = dict[str, tuple[Array, Array]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BranchScores:
-    """Masked sums of a per-token log-prob, and how many tokens went into them."""
+    """Sums of a per-token scalar, and how many tokens went into them.
 
-    logps: Float[Array, "B S 2"]
+    The scalar is the log-prob of the target (head `lm`) or the reward read at the branch's last token (head `value`).
+    """
+
+    sums: Float[Array, "B S 2"]  # of weights * scalar; 0 for a branch without tokens
     tokens: Float[Array, "B S 2"]
+    prompt_sum: Float[Array, "B S"]  # log-probs of the prompt's tokens after the first
+    prompt_tokens: Float[Array, "B S"]
+
+    @property
+    def means(self) -> Float[Array, "B S 2"]:
+        """Per-token means; 0 for a branch without tokens."""
+        return self.sums / jnp.maximum(self.tokens, 1)
 
 
 @runtime_checkable
 class Objective(Protocol):
     """What the step asks of an objective."""
 
+    head: ClassVar[Head]  # lm: log-probs of tokens · value: one reward a branch
     branches: ClassVar[int]  # branches that each segment must have: 1 response, or 2 for pairs
     needs_reference: ClassVar[bool]  # batch.reference_logps must be filled
 
@@ -43,6 +56,11 @@ class Objective(Protocol):
         """How microbatches are averaged."""
         ...
 
+    @property
+    def loss_terms(self) -> Mapping[str, float]:
+        """Names of the metrics whose weighted sum is the loss, with their weights."""
+        ...
+
     def denominators(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         """The counts that the objective divides by, over the given rows."""
         ...
@@ -54,8 +72,8 @@ class Objective(Protocol):
         ...
 
 
-def branch_scores(token_logps: Float[Array, "B L"], batch: Batch) -> BranchScores:
-    """Sums `weights * token_logps` by (segment, branch). A branch without tokens scores zero.
+def branch_scores(values: Float[Array, "B L"], batch: Batch) -> BranchScores:
+    """Sums per-token scalars by (segment, branch), and those of prompts by segment.
 
     A masked sum over a small static axis: no scatter, so the result does not depend on the order of additions that
     a device chooses, and it stays float32 on hardware whose matmuls round to bfloat16.
@@ -63,9 +81,53 @@ def branch_scores(token_logps: Float[Array, "B L"], batch: Batch) -> BranchScore
     segments = batch.valid.shape[-1]
     slot = jnp.where(batch.branch > 0, (batch.segment - 1) * BRANCHES + batch.branch - 1, -1)
     belongs = slot[..., None] == jnp.arange(segments * BRANCHES, dtype=slot.dtype)
+    of_prompt = prompt_targets(batch)
+    prompt_of = (batch.segment - 1)[..., None] == jnp.arange(segments, dtype=slot.dtype)
+    prompt_of &= of_prompt[..., None]
 
     def by_branch(values: Float[Array, "B L"]) -> Float[Array, "B S 2"]:
         sums = jnp.where(belongs, values[..., None], jnp.float32(0)).sum(-2)
         return sums.reshape(*sums.shape[:-1], segments, BRANCHES)
 
-    return BranchScores(logps=by_branch(token_logps * batch.weights), tokens=by_branch(batch.weights))
+    def by_segment(values: Float[Array, "B L"]) -> Float[Array, "B S"]:
+        return jnp.where(prompt_of, values[..., None], jnp.float32(0)).sum(-2)
+
+    return BranchScores(
+        sums=by_branch(values * batch.weights),
+        tokens=by_branch(batch.weights),
+        prompt_sum=by_segment(values),
+        prompt_tokens=by_segment(jnp.ones_like(batch.weights)),
+    )
+
+
+def prompt_targets(batch: Batch) -> Bool[Array, "B L"]:
+    """True where a slot predicts a token of the prompt; once for a pair, also where each branch has its own copy."""
+    return (batch.segment > 0) & (batch.branch < 2) & (batch.weights == 0)
+
+
+def chosen_tokens(batch: Batch) -> Float[Array, ""]:
+    """Counted tokens of all responses, or of all chosen ones of pairs."""
+    return jnp.where(batch.branch == 1, batch.weights, jnp.float32(0)).sum()
+
+
+def pair_count(batch: Batch) -> Float[Array, ""]:
+    """Segments, also those whose branches are empty."""
+    return batch.valid.astype(jnp.float32).sum()
+
+
+def metric_values(
+    metrics: Mapping[str, Any], objective: Objective, to_host: Callable[[Any], Any] = jax.device_get
+) -> dict[str, float]:
+    """Quotients of (total, count) as Python floats, nan where the count is zero, and `loss`, their weighted sum.
+
+    A loss of one term is not listed a second time under the term's own name.
+    """
+    values = {
+        name: float(total) / float(count) if float(count) else float("nan")
+        for name, (total, count) in to_host(metrics).items()
+    }
+    terms = objective.loss_terms
+    loss = sum(weight * values[name] for name, weight in terms.items())
+    if len(terms) == 1:
+        values.pop(next(iter(terms)))
+    return {"loss": loss, **values}

@@ -1,12 +1,14 @@
 """Supervised fine-tuning on responses."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from jaxtyping import Array, Float
 
 from janus_jax.batch import Batch
-from janus_jax.objectives.scores import BranchScores, Metrics, Normaliser
+from janus_jax.model.config import Head
+from janus_jax.objectives.scores import BranchScores, Metrics, Normaliser, chosen_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,16 +24,22 @@ class SFT:
     name: Literal["sft"] = "sft"
     normaliser: Normaliser = "global"
 
+    head: ClassVar[Head] = "lm"
     branches: ClassVar[int] = 1
     needs_reference: ClassVar[bool] = False
 
+    @property
+    def loss_terms(self) -> Mapping[str, float]:
+        """The loss is the mean over tokens alone."""
+        return {"nll_loss": 1.0}
+
     def denominators(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         """Response tokens."""
-        return {"tokens": batch.weights.sum()}
+        return {"tokens": chosen_tokens(batch)}
 
     def __call__(
         self, scores: BranchScores, batch: Batch, denominators: dict[str, Float[Array, ""]]
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Loss share and the metric `loss` (nats per response token)."""
-        total = -scores.logps.sum()
-        return total / denominators["tokens"], {"loss": (total, scores.tokens.sum())}
+        """Loss share and the metric `nll_loss` (nats per response token)."""
+        total = -scores.sums[..., 0].sum()
+        return total / denominators["tokens"], {"nll_loss": (total, scores.tokens[..., 0].sum())}

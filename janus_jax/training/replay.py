@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,16 @@ import numpy as np
 from janus_jax.batch import Batch
 from janus_jax.checkpoint.hf import load_hf
 from janus_jax.data.example import Example
-from janus_jax.data.rows import default_max_segments, fit, pack, plan_rows
+from janus_jax.data.rows import RowFormat, default_max_segments, fit, pack, plan_rows
+from janus_jax.errors import ConversionError
 from janus_jax.model.mistral import Compute, Params, param_specs
-from janus_jax.objectives import Objective
+from janus_jax.objectives import Objective, metric_values
 from janus_jax.training.optimizer import AdamW, Schedule
-from janus_jax.training.step import StepFunctions, metric_values
+from janus_jax.training.step import StepFunctions
 
-Micro = Sequence[Mapping[str, Sequence[int]]]
-"""Examples of one microbatch, as token ids: {prompt, chosen, rejected?}, EOS included where it is."""
+Micro = Sequence[Mapping[str, Any]]
+"""Examples of one microbatch, as token ids: {prompt, chosen, rejected?}, EOS included where it is; a pair may have a
+`margin`, a number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,7 @@ def run(
     schedule: Schedule,
     row_length: int | None = None,
     seed: int = 0,
+    share_prompts: bool = True,
 ) -> tuple[list[StepRecord], Params]:
     """Trains from the weights in `hf_dir` on given examples, in float32; the reference is the initial weights.
 
@@ -51,14 +55,19 @@ def run(
         schedule: learning rate by step.
         row_length: slots of a packed row; by default twice the longest example, so that rows hold several.
         seed: order of packing; it changes nothing but rounding.
+        share_prompts: False copies the prompt to each branch; it changes nothing but rounding either.
     Returns:
         one record per optimizer step, and the final parameters.
     """
-    functions, initial, batches = _prepare(objective, hf_dir, steps, optimizer or AdamW(), schedule, row_length, seed)
+    functions, initial, batches = _prepare(
+        objective, hf_dir, steps, optimizer or AdamW(), schedule, row_length, seed, share_prompts
+    )
     train, state, records = jax.jit(functions.train), functions.init(initial), []
     for batch in batches:
         state, scalars, metrics = train(state, batch)
-        records.append(StepRecord(float(scalars["loss"]), float(scalars["grad_norm"]), metric_values(metrics)))
+        records.append(
+            StepRecord(float(scalars["loss"]), float(scalars["grad_norm"]), metric_values(metrics, objective))
+        )
     return records, state.params
 
 
@@ -69,10 +78,11 @@ def gradients(
     *,
     row_length: int | None = None,
     seed: int = 0,
+    share_prompts: bool = True,
 ) -> tuple[float, Params]:
     """Loss and unclipped gradients of one optimizer step at the weights in `hf_dir`; arguments as in `run`."""
     unused = Schedule(0.0, 1)
-    functions, initial, batches = _prepare(objective, hf_dir, [step], AdamW(), unused, row_length, seed)
+    functions, initial, batches = _prepare(objective, hf_dir, [step], AdamW(), unused, row_length, seed, share_prompts)
     loss, grads, _ = jax.jit(functions.gradients)(initial, next(batches))
     return float(loss), grads
 
@@ -85,9 +95,12 @@ def _prepare(
     schedule: Schedule,
     row_length: int | None,
     seed: int,
+    share_prompts: bool,
 ) -> tuple[StepFunctions, Params, Iterator[Batch]]:
     """The step's functions, the initial weights, and packed batches [M, B, L] with the reference's log-probs."""
     config, initial = load_hf(Path(hf_dir), dtype=jnp.float32)
+    if config.head != objective.head:
+        raise ConversionError(f"{hf_dir}: has a head of kind {config.head}; {objective.name} needs {objective.head}")
     functions = StepFunctions(
         model=config,
         objective=objective,
@@ -95,19 +108,22 @@ def _prepare(
         transformation=optimizer.transformation(schedule, param_specs(config)),
         clip_norm=optimizer.clip_norm,
     )
-    batches = _pack_steps([[[_example(e) for e in micro] for micro in step] for step in steps], row_length, seed)
+    examples = [[[_example(e) for e in micro] for micro in step] for step in steps]
+    form = RowFormat(objective.head, objective.branches, share_prompts)
+    batches = _pack_steps(examples, form, row_length, seed)
     if not objective.needs_reference:
         return functions, initial, iter(batches)
     reference = jax.jit(functions.reference)
     return functions, initial, (dataclasses.replace(b, reference_logps=reference(initial, b)) for b in batches)
 
 
-def _example(ids: Mapping[str, Sequence[int]]) -> Example:
+def _example(ids: Mapping[str, Any]) -> Example:
     rejected = ids.get("rejected")
     return Example(
         prompt=np.asarray(ids["prompt"], np.int32),
         chosen=np.asarray(ids["chosen"], np.int32),
         rejected=None if rejected is None else np.asarray(rejected, np.int32),
+        margin=float(ids.get("margin", 0.0)),
     )
 
 
@@ -116,19 +132,18 @@ def _lengths(examples: Sequence[Example]) -> np.ndarray:
     return np.asarray(sizes, np.int32)
 
 
-def _pack_steps(steps: list[list[list[Example]]], row_length: int | None, seed: int) -> list[Batch]:
+def _pack_steps(steps: list[list[list[Example]]], form: RowFormat, row_length: int | None, seed: int) -> list[Batch]:
     """Numpy batches [M, B, L]. One B for all of them, so that steps with equally many microbatches compile once."""
     everything = _lengths([e for step in steps for micro in step for e in micro])
-    longest = int((everything.sum(1) - 1).max())
-    row_length = row_length or 2 * longest
-    fitted = fit(everything, row_length=row_length, max_sequence_length=row_length, overlong="error", name="replay")
-    cap = default_max_segments(fitted, row_length)
+    longest = int(form.slots(everything).max())
+    length = row_length or 2 * longest
+    cap = default_max_segments(
+        fit(everything, row_length=length, max_sequence_length=length, overlong="error", name="replay", form=form),
+        length,
+    )
 
     def plan(micro: list[Example]) -> list[np.ndarray]:
-        slots = fit(
-            _lengths(micro), row_length=row_length, max_sequence_length=row_length, overlong="error", name="replay"
-        ).slots
-        return plan_rows(slots, row_length=row_length, max_segments=cap, seed=seed, epoch=0)
+        return plan_rows(form.slots(_lengths(micro)), row_length=length, max_segments=cap, seed=seed, epoch=0)
 
     plans = [[plan(micro) for micro in step] for step in steps]
     rows = max(len(p) for step in plans for p in step)
@@ -136,7 +151,10 @@ def _pack_steps(steps: list[list[list[Example]]], row_length: int | None, seed: 
     for step, step_plans in zip(steps, plans, strict=True):
         packed = [
             pack(
-                [[micro[i] for i in row] for row in p] + [[]] * (rows - len(p)), row_length=row_length, max_segments=cap
+                [[micro[i] for i in row] for row in p] + [[]] * (rows - len(p)),
+                row_length=length,
+                max_segments=cap,
+                form=form,
             )
             for micro, p in zip(step, step_plans, strict=True)
         ]

@@ -20,11 +20,12 @@ from janus_jax.config import RunConfig, to_yaml
 from janus_jax.data.loader import Position
 from janus_jax.errors import ConfigError, NonFiniteError
 from janus_jax.model.mistral import Params
+from janus_jax.objectives import metric_values
 from janus_jax.parallel import runtime
 from janus_jax.storage import absolute, atomic_directory, write_whole
 from janus_jax.training import metrics
 from janus_jax.training.setup import Setup, prepare
-from janus_jax.training.step import TrainState, metric_values
+from janus_jax.training.step import TrainState
 
 _FREE = ("base", "mesh", "sharding", "remat", "eval", "checkpoint", "export", "logging", "profile")
 """Sections of a config that may change when a run is resumed: they do not decide what is computed."""
@@ -140,7 +141,7 @@ class _Loop:
             )
             return TrainState(params, optimizer), Position(epoch=data["epoch"], row=data["row"])
         self._reference_step = self.setup.reference_step
-        params = self.setup.initial_params(self.config.precision.params)
+        params = self.setup.initial_params(self.config.params_dtype)
         init = jax.jit(self.setup.functions.init, out_shardings=self.setup.state_shardings, donate_argnums=0)
         return init(params), Position()
 
@@ -272,7 +273,7 @@ class _Loop:
 
     def _log(self, scalars: dict[str, jax.Array], numbers: Any, plan: dict[str, float], *, timed: bool) -> list[float]:
         """Writes a train record; returns its tokens/s, if it has any."""
-        values = {**metric_values(numbers), **self._require_finite(scalars)}
+        values = {**metric_values(numbers, self.setup.objective), **self._require_finite(scalars)}
         rate = float(self.setup.schedule(self.step - 1))
         self.last_train = {**values, "learning_rate": rate, **plan}
         return self.fan.train(self.step, self.last_train, timed=timed)
@@ -291,7 +292,7 @@ class _Loop:
             found = jax.device_get(self._evaluate(self.state.params, batch))
             for name, pair in found.items():
                 totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
-        return {name: float(total / count) if count else math.nan for name, (total, count) in totals.items()}
+        return metric_values(totals, self.setup.objective)
 
     def _save(self) -> None:
         data = {"epoch": self.position.epoch, "row": self.position.row}
@@ -304,7 +305,7 @@ class _Loop:
         from janus_jax.checkpoint.hf_write import save_hf
 
         out = self.run_dir / "exports" / str(self.step)
-        dtype = self.config.export.dtype or self.config.precision.params
+        dtype = self.config.export.dtype or self.config.params_dtype
         if out.exists():  # a finished run started once more
             if (there := open_source(out).stored_dtype.name) != dtype:
                 raise ConfigError(

@@ -83,16 +83,24 @@ class Setup:
         dtype = self.functions.compute.dtype
         if self.reference is not None:
             return self._load(chosen, dtype)
-        initial = self._load(chosen, jnp.dtype(self.config.precision.params))  # rounded as the policy's are
+        initial = self._load(chosen, jnp.dtype(self.config.params_dtype))  # rounded as the policy's are
         return jax.tree.map(lambda leaf: leaf.astype(dtype), initial)
 
     def _load(self, source: Source | None, dtype: Any) -> Params:
+        """All parameters of the source, or random ones; of a language model that becomes a reward model all but the
+        vocabulary's head, and a random value head."""
         shardings = self.state_shardings.params
-        if source is not None:
+        if source is not None and source.config == self.model:
             return source.load(dtype=dtype, shardings=shardings)
-        init = functools.partial(init_params, self.model, dtype=jnp.dtype(self.config.precision.params))
-        params = jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.run.seed))
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        init = functools.partial(init_params, self.model, dtype=jnp.dtype(self.config.params_dtype))
+        key = jax.random.key(self.config.run.seed)
+        if source is None:
+            params = jax.jit(init, out_shardings=shardings)(key)
+            return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        specs = param_specs(source.config, dtype)
+        body = source.load(dtype=dtype, shardings=meshes.param_shardings(specs, self.mesh, self.rules))
+        head = jax.jit(lambda key: init(key)["value_head"].astype(dtype), out_shardings=shardings["value_head"])(key)
+        return {name: body[name] if name in body else head for name in shardings}
 
 
 def prepare(config: RunConfig) -> Setup:
@@ -108,10 +116,10 @@ def prepare(config: RunConfig) -> Setup:
     if config.eval.every_steps is not None:
         held_out = TokenizedDataset(config.data.eval_dir or config.data.dir, config.data.eval_split)
     source = None if config.init.from_ is None else open_source(config.init.from_)
-    model = source.config if source is not None else config.model.build()  # pyright: ignore[reportOptionalMemberAccess]
+    objective = config.build_objective()
+    model = _model(config, source, objective)
     for built in filter(None, (dataset, held_out)):
         _check_fits(model, built, config)
-    objective = config.objective.build()
     reference = None if config.reference.from_ is None else open_source(config.reference.from_)
     if reference is not None and reference.config != model:
         found = f"{reference.config} is not the shape of the trained {model}"
@@ -120,7 +128,7 @@ def prepare(config: RunConfig) -> Setup:
     sizes = meshes.MeshShape(**config.mesh.model_dump())
     mesh = meshes.build_mesh(sizes)
     rules = meshes.merge_rules(config.sharding)
-    specs = param_specs(model, jnp.dtype(config.precision.params))
+    specs = param_specs(model, jnp.dtype(config.params_dtype))
     shardings = meshes.param_shardings(specs, mesh, rules)
     for axes in ACTIVATION_AXES:
         meshes.partition_spec(axes, rules)
@@ -167,10 +175,25 @@ def prepare(config: RunConfig) -> Setup:
     )
 
 
+def _model(config: RunConfig, source: Source | None, objective: Objective) -> ModelConfig:
+    """The shape to train: of the weights to start from, or of `model`, with the head that the objective reads."""
+    if source is None:
+        assert config.model is not None
+        found = config.model.build()
+    else:
+        found = source.config
+        if found.head == "value" and objective.head == "lm":
+            raise ConfigError(
+                f"init.from={config.init.from_}: is a reward model, without a head over the vocabulary; objective "
+                f"{objective.name} needs one"
+            )
+    return dataclasses.replace(found, head=objective.head)
+
+
 def _abstract_state(model: ModelConfig, functions: StepFunctions, config: RunConfig) -> TrainState:
     params = jax.tree.map(
         lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype),
-        param_specs(model, jnp.dtype(config.precision.params)),
+        param_specs(model, jnp.dtype(config.params_dtype)),
         is_leaf=lambda leaf: hasattr(leaf, "axes"),
     )
     return jax.eval_shape(functions.init, params)
@@ -218,8 +241,10 @@ def _loaders(
     rules: meshes.Rules,
     objective: Objective,
 ) -> tuple[Loader, Loader | None]:
-    settings = BatchSettings(**config.batch.model_dump())
-    common = {"mesh": mesh, "rules": rules, "branches": objective.branches, "seed": config.run.seed}
+    policy = "zero_grad" if config.compat.overlong_pairs == "zero_grad" else config.batch.overlong
+    settings = dataclasses.replace(BatchSettings(**config.batch.model_dump()), overlong=policy)
+    common = {"mesh": mesh, "rules": rules, "branches": objective.branches, "head": objective.head}
+    common |= {"seed": config.run.seed}
     loader = Loader(dataset, settings, epochs=config.schedule.epochs or 1, steps=config.schedule.steps or 0, **common)
     if held_out is None:
         return loader, None

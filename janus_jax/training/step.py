@@ -1,7 +1,6 @@
 """The pure functions that the loop jits: train step, evaluation step, reference scores."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from jaxtyping import Array, Float
 from janus_jax.batch import Batch
 from janus_jax.model.attention import Layout
 from janus_jax.model.config import ModelConfig
-from janus_jax.model.mistral import Compute, Params, token_logps
+from janus_jax.model.mistral import Compute, Params, token_scalars
 from janus_jax.objectives import BranchScores, Metrics, Objective, branch_scores
 from janus_jax.training.optimizer import clip
 
@@ -46,12 +45,12 @@ class StepFunctions:
         # Asked for float32, accelerators would still multiply in fewer bits unless told not to.
         exact = "highest" if jnp.dtype(self.compute.dtype) == jnp.float32 else "default"
         with jax.default_matmul_precision(exact):
-            logps = token_logps(self.model, params, batch.tokens, batch.targets, layout, self.compute)
-        return branch_scores(logps, batch)
+            scalars = token_scalars(self.model, params, batch.tokens, batch.targets, layout, self.compute)
+        return branch_scores(scalars, batch)
 
     def reference(self, params: Params, batch: Batch) -> Float[Array, "M B S 2"]:
         """Summed log-probs of each branch under frozen weights, for `Batch.reference_logps`."""
-        return jax.lax.map(lambda micro: self.scores(params, micro).logps, batch)
+        return jax.lax.map(lambda micro: self.scores(params, micro).sums, batch)
 
     def evaluate(self, params: Params, batch: Batch) -> Metrics:
         """Metrics (total, count) of a whole batch; they add up over batches."""
@@ -110,9 +109,3 @@ def _float32(tree: Any) -> Any:
 
 def _sum_microbatches(metrics: Metrics) -> Metrics:
     return jax.tree.map(lambda x: x.sum(0), metrics)
-
-
-def metric_values(metrics: Metrics, to_host: Callable[[Any], Any] = jax.device_get) -> dict[str, float]:
-    """Quotients of (total, count) as Python floats; nan where the count is zero."""
-    host = to_host(metrics)
-    return {name: float(t) / float(n) if float(n) else float("nan") for name, (t, n) in host.items()}

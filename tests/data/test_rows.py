@@ -19,7 +19,7 @@ def test_a_pair_is_laid_out_as_the_contract_draws_it():
     )
     batch = pack([[example]], row_length=10, max_segments=2)
     assert batch.tokens[0].tolist() == [1, 10, 11, 12, 20, 21, 12, 30, 0, 0]
-    assert batch.targets[0].tolist() == [0, 0, 0, 20, 21, 2, 30, 2, 0, 0]
+    assert batch.targets[0].tolist() == [10, 11, 12, 20, 21, 2, 30, 2, 0, 0]
     assert batch.weights[0].tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 0, 0]
     assert batch.segment[0].tolist() == [1] * 8 + [0, 0]
     assert batch.branch[0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 0, 0]

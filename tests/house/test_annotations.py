@@ -30,7 +30,7 @@ def test_an_argument_of_another_shape_or_dtype_is_refused(targets):
 
 
 def test_other_checked_modules_refuse_too():
-    with pytest.raises(TypeCheckError, match="token_logps"):
+    with pytest.raises(TypeCheckError, match="branch_scores"):
         branch_scores(jnp.zeros(3), None)
     with pytest.raises(TypeCheckError):
         Schedule(1e-3, 10)(jnp.zeros(2))  # one rate for one step

@@ -195,8 +195,14 @@ def test_swapping_chosen_and_rejected_flips_the_margin_and_tiny_beta_gives_log_2
 
     one, other = margins(batch, 0.3), margins(swapped, 0.3)
     np.testing.assert_allclose(one["rewards/margins"][0], -other["rewards/margins"][0], rtol=1e-5)
-    loss = margins(batch, 1e-9)["loss"]
+    loss = margins(batch, 1e-9)["preference_loss"]
     np.testing.assert_allclose(loss[0] / loss[1], np.log(2), rtol=1e-6)
+
+
+def branch_sums(sums, tokens=None):
+    sums = np.asarray(sums, np.float32)
+    tokens = np.ones_like(sums) if tokens is None else np.asarray(tokens, np.float32)
+    return BranchScores(jnp.asarray(sums), jnp.asarray(tokens), jnp.zeros(sums.shape[:-1]), jnp.zeros(sums.shape[:-1]))
 
 
 def test_dpo_equals_its_closed_form_in_float64():
@@ -209,7 +215,7 @@ def test_dpo_equals_its_closed_form_in_float64():
     batch = dataclasses.replace(empty, valid=valid, reference_logps=reference.astype(np.float32))
     batch = jax.tree.map(jnp.asarray, batch)
     objective = DPO(beta=0.2)
-    scores = BranchScores(jnp.asarray(logps, jnp.float32), jnp.ones((2, 3, 2), jnp.float32))
+    scores = branch_sums(logps)
     loss, metrics = objective(scores, batch, objective.denominators(batch))
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     np.testing.assert_allclose(metrics["rewards/accuracies"][0], (delta[valid] > 0).sum())
@@ -221,8 +227,8 @@ def test_bfloat16_compute_stays_near_float32_and_scores_stay_float32():
     batch = jax.tree.map(jnp.asarray, pack(rows_of(examples, 2), row_length=ROW, max_segments=8))
     half = functions(SFT(), compute=Compute(dtype=jnp.bfloat16)).scores(params, batch)
     full = functions(SFT()).scores(params, batch)
-    assert half.logps.dtype == jnp.float32
-    np.testing.assert_allclose(half.logps, full.logps, rtol=0.02, atol=0.05)
+    assert half.sums.dtype == jnp.float32
+    np.testing.assert_allclose(half.sums, full.sums, rtol=0.02, atol=0.05)
     layout = Layout(batch.segment, batch.branch, batch.position)
     hidden = hidden_states(TINY, params, batch.tokens, layout, Compute(dtype=jnp.bfloat16))
     assert hidden.dtype == jnp.bfloat16

@@ -174,7 +174,7 @@ def test_a_reference_that_is_gone_is_refused(data, tmp_path):
 def test_the_reference_is_the_initial_policy_whatever_the_parameters_are_kept_in(data, tmp_path):
     train(config(data, tmp_path / "sft", schedule=SIX_STEPS), writers=())
     start = {"model": None, "init": {"from": str(tmp_path / "sft")}, "schedule": {"epochs": None, "steps": 1}}
-    rest = {"precision": {"params": "bfloat16"}, "eval": {"every_steps": None}}
+    rest = {"compat": {"bfloat16_weights": True}, "eval": {"every_steps": None}}
     dpo = train(config(data, tmp_path / "dpo", "dpo", **start, **rest), writers=())
     assert (dpo.train["rewards/margins"], dpo.train["rewards/accuracies"]) == (0, 0)
 

@@ -1,0 +1,70 @@
+"""Reward modelling on pairs."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from janus_jax.batch import Batch
+from janus_jax.model.config import Head
+from janus_jax.objectives.pairs import pair_metrics
+from janus_jax.objectives.scores import BranchScores, Metrics, Normaliser, pair_count
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel:
+    """Bradley-Terry loss on the rewards that a bias-free value head reads at the last token of each response.
+
+        L = mean over pairs of [ -log sigmoid(r(c) - r(r) - margin)  +  center_weight * (r(c) + r(r))^2 ]
+
+    The margin (Touvron et al. 2023, eq. 2) comes with the data and is 0 where it has none; centring is of Eisenstein et
+    al. 2023. Equal to TRL 1.16's RewardTrainer (`center_rewards_coefficient`) and, without centring, to OpenRLHF's
+    `PairWiseLoss`, which trained Janus-RM.
+
+    Args:
+        center_weight: pull of the rewards towards zero (TRL suggests 0.01, the published run had none).
+        normaliser: see `Normaliser`.
+
+    Raises:
+        ValueError: center_weight is negative.
+    """
+
+    name: Literal["rm"] = "rm"
+    center_weight: float = 0.0
+    normaliser: Normaliser = "global"
+
+    head: ClassVar[Head] = "value"
+    branches: ClassVar[int] = 2
+    needs_reference: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.center_weight < 0:
+            raise ValueError(f"{self}: center_weight >= 0 is needed")
+
+    @property
+    def loss_terms(self) -> Mapping[str, float]:
+        """The preference term and, where it has a weight, the centring term."""
+        return {"preference_loss": 1.0} | ({"center_loss": self.center_weight} if self.center_weight else {})
+
+    def denominators(self, batch: Batch) -> dict[str, Float[Array, ""]]:
+        """Pairs."""
+        return {"pairs": pair_count(batch)}
+
+    def __call__(
+        self, scores: BranchScores, batch: Batch, denominators: dict[str, Float[Array, ""]]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Loss share and metrics; `rewards/accuracies` is how often the chosen response has the higher reward."""
+        valid = batch.valid.astype(jnp.float32)
+        chosen, rejected = scores.sums[..., 0], scores.sums[..., 1]
+        total = -(jax.nn.log_sigmoid(chosen - rejected - batch.margin) * valid).sum()
+        share = total / denominators["pairs"]
+        metrics = pair_metrics(total, scores.sums, scores.sums, valid)
+        metrics = {name: pair for name, pair in metrics.items() if not name.startswith("logps/")}
+        if self.center_weight:
+            center = (jnp.square(chosen + rejected) * valid).sum()
+            share += self.center_weight * center / denominators["pairs"]
+            metrics["center_loss"] = (center, valid.sum())
+        return share, metrics
