@@ -112,6 +112,10 @@ def data_build(
         str | None, typer.Option(help="Directory with tokenizer.model or tokenizer.json; without it Mistral's, 32k.")
     ] = None,
     template: Annotated[str, typer.Option(help="Prompt template.")] = "mistral-inst",
+    boundary: Annotated[
+        Literal["separate", "joint"],
+        typer.Option(help="Tokenize prompt and response apart, or as one text; training must say the same."),
+    ] = "separate",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Drop and count bad rows instead of stopping.")] = False,
     validation_source: Annotated[
         str | None, typer.Option(help="Held-out rows, for a second split 'validation'.")
@@ -127,7 +131,14 @@ def data_build(
     sources = source if validation_source is None else {"train": source, "validation": validation_source}
     with _progress() as progress:
         manifest = build(
-            sources, Path(out), kind=kind, tokenizer=tokenizer, template=template, skip_bad=skip_bad, progress=progress
+            sources,
+            Path(out),
+            kind=kind,
+            tokenizer=tokenizer,
+            template=template,
+            boundary=boundary,
+            skip_bad=skip_bad,
+            progress=progress,
         )
     _print_manifest(manifest, out)
 
@@ -295,7 +306,10 @@ def _print_manifest(manifest: Any, out: str) -> None:
         table.add_row(name, f"{split['examples']:,}", f"{split['tokens']:,}", dropped)
     console = Console()
     console.print(table)
-    console.print(f"fingerprint {plain['fingerprint'][:16]}   template {plain['template']}", highlight=False)
+    console.print(
+        f"fingerprint {plain['fingerprint'][:16]}   template {plain['template']}   boundary {plain['boundary']}",
+        highlight=False,
+    )
 
 
 if __name__ == "__main__":
