@@ -20,7 +20,9 @@ from janus_jax import __version__
 from janus_jax.errors import ConfigError, JanusError, LostPeerError
 
 _settings: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
-app = typer.Typer(help="Post-training (SFT, DPO) of Mistral-shaped models on sharded JAX meshes.", **_settings)
+app = typer.Typer(
+    help="Post-training (SFT, preferences, rewards) of Mistral-shaped models on sharded JAX meshes.", **_settings
+)
 data_app = typer.Typer(help="Build data sets from published rows.", **_settings)
 convert_app = typer.Typer(help="Convert between Hugging Face directories and this project's checkpoints.", **_settings)
 config_app = typer.Typer(help="Look at run configurations.", **_settings)
@@ -186,7 +188,7 @@ def convert_from_hf(
     print(f"{target}: written")
 
 
-@convert_app.command("to-hf", epilog="Example: janus convert to-hf runs/mistral_7b_sft exports/sft --dtype bfloat16")
+@convert_app.command("to-hf", epilog="Example: janus convert to-hf runs/sft_65k exports/sft --dtype bfloat16")
 def convert_to_hf(
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="A run, a step of it, or another directory with a model.")
@@ -213,7 +215,7 @@ def _config() -> None:
     pass
 
 
-@config_app.command("show", epilog="Example: janus config show configs/mistral_7b_sft.yaml mesh.tensor=4")
+@config_app.command("show", epilog="Example: janus config show configs/sft_65k.yaml mesh.tensor=4")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the resolved configuration: bases merged, overrides applied, every default written out."""
     from janus_jax.config import load_config, to_yaml
