@@ -134,7 +134,7 @@ def test_a_small_model_trains_on_them(built, tmp_path, kind, row_length):
     lengths = TokenizedDataset(built[kind]).lengths
     fits = (lengths[:, 0] + lengths[:, 1:].max(1) <= 512) & (lengths.sum(1) - 1 <= row_length)
     assert summary["examples"] == fits.sum() > 0.6 * len(lengths)
-    assert summary["overlong"] == {"dropped": len(lengths) - fits.sum(), "truncated": 0}
+    assert summary["overlong"] == {"dropped": len(lengths) - fits.sum(), "truncated": 0, "zeroed": 0}
     # at the start: the uniform distribution over 32000 ids, and a policy that is its own reference
     start = {"sft": np.log(32000), "dpo": np.log(2)}[kind]
     assert train[0]["loss"] == pytest.approx(start, rel=0.02 if kind == "sft" else 1e-5)

@@ -250,7 +250,7 @@ class _Loop:
             train=self.last_train,
             evaluation=self.last_eval,
             examples=len(setup.loader.fitted.index),
-            overlong={"dropped": setup.loader.fitted.dropped, "truncated": setup.loader.fitted.truncated},
+            overlong={what: getattr(setup.loader.fitted, what) for what in ("dropped", "truncated", "zeroed")},
             seconds=time.perf_counter() - started,
             tokens_per_s=float(np.median(rates)) if rates else math.nan,
             fill=float(np.mean(fills)) if fills else math.nan,
