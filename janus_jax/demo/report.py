@@ -159,6 +159,12 @@ def show(console: Console, results: Results, out: Path, devices: int) -> None:
             f"n {accuracy.pairs}, 95 % {low:.2f}-{high:.2f}; {start}longer wins {accuracy.longer_wins:.2f}; "
             "response alone 0.50",
         )
+    if (after := preference.evaluation.get("nll_loss")) is not None:
+        table.add_row(
+            f"{stage.label} held-out loss, nats a token",
+            f"{after:.3f}",
+            f"chosen responses, which are those of SFT: {after - loss:+.3f} since",
+        )
     metric, what, beside = stage.margin
     table.add_row(f"{stage.label} {what}", f"{preference.train[metric]:+.3f}", f"last batch; {beside}")
     table.add_row("resumed run", "bit-equal" if results.resumed else "DIFFERS", "losses and final weights of SFT")
