@@ -90,14 +90,18 @@ def demo(
     ] = None,
     out: Annotated[str, typer.Option(help="Directory for everything that the demo writes.")] = "janus-demo",
     devices: Annotated[int, typer.Option(min=1, help="CPU devices to simulate.")] = 8,
+    objective: Annotated[
+        Literal["dpo", "orpo", "rm"],
+        typer.Option(help="How preferences are learned after SFT: DPO, ORPO, or a reward model of them."),
+    ] = "dpo",
 ) -> None:
-    """Run the whole job on this machine: build data, SFT, DPO, resume, export, compare; needs no network."""
+    """Run the whole job on this machine: build data, SFT, preferences, resume, export, compare; needs no network."""
     if model is not None and not model.is_dir():
         raise ConfigError(f"--model {model}: is no directory; allowed: a Hugging Face model directory")
     _require_writable("--out", out)
     from janus_jax import demo
 
-    demo.run(model=model, steps=steps, out=Path(out), devices=devices)
+    demo.run(model=model, steps=steps, out=Path(out), devices=devices, objective=objective)
 
 
 @data_app.command(

@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 
 from janus_jax import __version__, cli
+from janus_jax.demo.stages import STAGES
 from janus_jax.errors import DataError, LostPeerError
 from tests.test_config import SMALL
 
@@ -138,7 +139,17 @@ def test_conversions_get_their_options(janus, tmp_path):
 def test_demo_gets_its_options(janus, tmp_path):
     with mock.patch("janus_jax.demo.run", autospec=True) as run:
         assert janus("demo", "--model", tmp_path, "--steps", 3, "--out", tmp_path / "o", "--devices", 2)[0] == 0
-    run.assert_called_once_with(model=tmp_path, steps=3, out=tmp_path / "o", devices=2)
+        run.assert_called_once_with(model=tmp_path, steps=3, out=tmp_path / "o", devices=2, objective="dpo")
+        assert janus("demo", "--objective", "rm", "--out", tmp_path / "o")[0] == 0
+    assert run.call_args.kwargs["objective"] == "rm"
+
+
+def test_the_demo_offers_the_stages_that_it_has(janus):
+    code, out, err = janus("demo", "--objective", "ppo")
+    assert (code, out) == (2, "")
+    told = " ".join(err.replace("\u2502", " ").split())
+    allowed = ", ".join(f"'{name}'" for name in STAGES)
+    assert "Invalid value for '--objective'" in told and f"'ppo' is not one of {allowed}." in told
 
 
 # Mistakes

@@ -1,6 +1,5 @@
 """`janus demo`: the whole job on one machine, from rows to two Hugging Face directories, and what came of it."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from janus_jax.demo.stages import STAGES
 from janus_jax.errors import ConfigError
 
 _CONFIGS = Path(__file__).parent
@@ -19,14 +19,15 @@ _REPLAYED_STEPS = 3
 """Steps at the end of SFT that are run twice: once going on, once resumed from disk."""
 
 
-def run(*, model: Path | None, steps: int | None, out: Path, devices: int) -> None:
-    """Builds data, trains SFT and DPO, resumes, exports, re-reads, and prints a table.
+def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objective: str = "dpo") -> None:
+    """Builds data, trains SFT and then preferences, resumes, exports, re-reads, and prints a table.
 
     Args:
         model: Hugging Face directory to start from; None: a small model with random weights.
         steps: optimizer steps of each stage; None: what the demo's configs say.
         out: directory for everything; runs of an earlier demo in it are replaced.
         devices: CPU devices to simulate.
+        objective: how preferences are learned, a name in STAGES.
     Raises:
         ConfigError: `out` holds something that no demo wrote.
     """
@@ -40,16 +41,18 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int) -> No
     from janus_jax.config import load_config
     from janus_jax.data.tokenizer import load_tokenizer
     from janus_jax.demo import figures, report
+    from janus_jax.demo.accuracy import pair_accuracies
     from janus_jax.demo.mesh import largest_mesh
     from janus_jax.model.config import PRESETS
     from janus_jax.training.run import train
 
+    stage = STAGES[objective]
     shape = PRESETS["tiny"] if model is None else open_source(model).config
     mesh = largest_mesh(shape, devices)
     load_tokenizer(model)  # bad input is found before anything is written
     _clear(out)
     console.rule("[bold]1. Data: the embedded Multifaceted sample -> TFDS -> seqio Task -> token ids")
-    data = {kind: _build(kind, model, out, console) for kind in ("sft", "dpo")}
+    data = {kind: _build(kind, model, out, console) for kind in ("sft", stage.name)}
 
     mesh_text = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
     console.rule(f"[bold]2. SFT of {'random weights' if model is None else model} on a mesh of {mesh_text}")
@@ -75,28 +78,30 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int) -> No
     resumed = report.prove_resume(sft, stop, out / "resumed")
     console.print(f"losses and final weights {'bit-equal' if resumed else '[red]DIFFER'}")
 
-    console.rule("[bold]4. DPO from it, against its own log-probs, on all ordered pairs")
-    dpo_changes = [
+    console.rule(f"[bold]4. {stage.course}")
+    changes = [
         *common,
         *_steps(steps),
-        _path("run.dir", out / "dpo"),
-        _path("data.dir", data["dpo"]),
+        _path("run.dir", out / stage.name),
+        _path("data.dir", data[stage.name]),
         _path("init.from", out / "sft"),
     ]
     if model is not None:
-        dpo_changes += ["schedule.learning_rate=5.0e-6", "remat=full", "eval.every_steps=null"]
-        dpo_changes += ["batch.examples=6", "batch.row_length=512"]  # one prompt a step: a real model is slow here
-    dpo = load_config(_CONFIGS / "dpo.yaml", dpo_changes)
-    with figures.Bar(console, "DPO", _total_steps(dpo)) as bar:
-        dpo_summary = train(dpo, writers=[bar])
+        changes += ["schedule.learning_rate=5.0e-6", "remat=full", "eval.every_steps=null"]
+        changes += ["batch.examples=6", "batch.row_length=512"]  # one prompt a step: a real model is slow here
+    preference = load_config(_CONFIGS / f"{stage.name}.yaml", changes)
+    with figures.Bar(console, stage.label, _total_steps(preference), stage.margin[0]) as bar:
+        preference_summary = train(preference, writers=[bar])
 
     console.rule("[bold]5. What came of it")
-    accuracies = report.pair_accuracies(dpo, dpo_summary.step, held_out_batches=None if model is None else 2)
-    exports = {name: report.compare_export(config) for name, config in (("sft", sft), ("dpo", dpo))}
-    picture = figures.curves(out / "sft", out / "dpo", out / "curves.png")
+    held_out_batches = None if model is None else 2
+    accuracies = pair_accuracies(preference, preference_summary.step, held_out_batches=held_out_batches)
+    exports = {name: report.compare_export(config) for name, config in (("sft", sft), (stage.name, preference))}
+    picture = figures.curves(out / "sft", out / stage.name, stage, out / "curves.png")
     results = report.Results(
+        stage=stage,
         sft=sft_summary,
-        dpo=dpo_summary,
+        preference=preference_summary,
         unigram=report.unigram(sft),
         accuracies=accuracies,
         resumed=resumed,
@@ -105,8 +110,8 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int) -> No
         seconds=time.perf_counter() - started,
     )
     report.show(console, results, out, devices)
-    (out / "summary.json").write_text(json.dumps(dataclasses.asdict(results), indent=1, default=str) + "\n")
-    if not resumed or max(exports.values()) > report.LOGITS_TOLERANCE:
+    (out / "summary.json").write_text(results.as_json())
+    if not resumed or not results.exports_equal:
         raise RuntimeError("the resumed run or an export differs from the run; this is a bug")
 
 
@@ -114,7 +119,7 @@ def _clear(out: Path) -> None:
     marker = out / ".janus-demo"
     if out.exists() and any(out.iterdir()) and not marker.exists():
         raise ConfigError(f"--out {out}: holds files that no demo wrote; choose another directory")
-    for name in ("data", "rows", "sft", "dpo", "resumed"):
+    for name in ("data", "rows", "sft", *STAGES, "resumed"):
         shutil.rmtree(out / name, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     marker.touch()

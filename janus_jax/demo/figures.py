@@ -7,17 +7,19 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from janus_jax.demo.stages import Stage
 from janus_jax.training.metrics import Values
 
 
 class Bar:
     """A progress bar that takes the loop's records; held-out records are printed above it."""
 
-    def __init__(self, console: Console, name: str, total: int):
-        self._console = console
+    def __init__(self, console: Console, name: str, total: int, margin: str | None = None):
+        """`margin` names the metric that is shown beside the loss, with the accuracy."""
+        self._console, self._margin = console, margin
         self._progress = Progress(
             TextColumn(f"[bold]{name}"),
-            BarColumn(bar_width=10),
+            BarColumn(bar_width=6),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[numbers]}"),
@@ -33,7 +35,7 @@ class Bar:
         self._progress.stop()
 
     def write(self, kind: str, step: int, values: Values) -> None:
-        text = _numbers(values)
+        text = _numbers(values, self._margin)
         if kind == "eval":
             self._console.print(f"held out after step {step}: {text}", highlight=False)
         else:
@@ -43,30 +45,27 @@ class Bar:
         pass
 
 
-def _numbers(values: Values) -> str:
+def _numbers(values: Values, margin: str | None) -> str:
+    """Short enough that a bar fits into 80 columns."""
     parts = [f"loss {values['loss']:.3f}"]
-    if "rewards/margins" in values:
-        parts += [f"margin {values['rewards/margins']:+.2f}", f"acc. {values['rewards/accuracies']:.2f}"]
-    if "fill" in values:
+    if margin is not None:
+        parts += [f"margin {values[margin]:+.2f}", f"acc. {values['rewards/accuracies']:.2f}"]
+    elif "fill" in values:
         parts.append(f"fill {values['fill']:.2f}")
     if "tokens_per_s" in values:
         parts.append(f"{values['tokens_per_s']:,.0f} tokens/s")
     return "  ".join(parts)
 
 
-def curves(sft: Path, dpo: Path, out: Path) -> Path:
-    """A PNG with the loss of both stages, and margins and accuracy of the second."""
+def curves(sft: Path, preference: Path, stage: Stage, out: Path) -> Path:
+    """A PNG with the loss of SFT, and what `stage` shows of the second run."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = [
-        (sft, "loss", "SFT: nats per response token"),
-        (dpo, "loss", "DPO: loss"),
-        (dpo, "rewards/margins", "DPO: reward margin"),
-        (dpo, "rewards/accuracies", "DPO: reward accuracy"),
-    ]
+    panels = [(sft, "loss", "SFT: nats per response token")]
+    panels += [(preference, metric, f"{stage.label}: {what}") for metric, what in stage.panels]
     figure, axes = plt.subplots(1, len(panels), figsize=(16, 3.6), layout="constrained")
     for axis, (run, name, title) in zip(axes, panels, strict=True):
         records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

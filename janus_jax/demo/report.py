@@ -1,15 +1,14 @@
 """The demo's claims: measured on what the runs left on disk, with intervals and baselines beside them."""
 
 import dataclasses
-import itertools
 import json
-import math
 import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from rich.console import Console
 from rich.table import Table
 
@@ -17,36 +16,15 @@ from janus_jax.checkpoint.hf import load_hf
 from janus_jax.checkpoint.source import open_source
 from janus_jax.config import RunConfig
 from janus_jax.data.dataset import TokenizedDataset
-from janus_jax.data.sample import sample_rows
+from janus_jax.demo.accuracy import Accuracy
+from janus_jax.demo.stages import Stage
 from janus_jax.model.attention import Layout
-from janus_jax.model.mistral import Compute, logits
+from janus_jax.model.mistral import Compute, Params, logits, token_values
 from janus_jax.training.run import Summary, train
-from janus_jax.training.setup import prepare
 
-LOGITS_TOLERANCE = 1e-4
-_TRAINING_BATCHES = 8
-"""Batches of training pairs that are scored again at the end, spread over the epoch: what a model saw last, or with the
-highest learning rate, it remembers best."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Accuracy:
-    """How often the chosen response is preferred, with a 95 % Wilson interval; and how often it is the longer one."""
-
-    right: int
-    pairs: int
-    longer_wins: float
-
-    @property
-    def value(self) -> float:
-        return self.right / self.pairs
-
-    def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """Wilson 1927."""
-        n, p = self.pairs, self.value
-        centre = p + z * z / (2 * n)
-        spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+EXPORT_TOLERANCE = 1e-4
+_COMPARED_EXAMPLES = 3
+"""Held-out examples on which checkpoint and export are compared."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +41,27 @@ class Unigram:
 class Results:
     """Everything that the closing table shows."""
 
+    stage: Stage
     sft: Summary
-    dpo: Summary
+    preference: Summary
     unigram: Unigram
     accuracies: dict[str, Accuracy]
     resumed: bool
     export_errors: dict[str, float]
     picture: Path
     seconds: float
+
+    def as_json(self) -> str:
+        """The table as JSON, the stages under their names."""
+        values = dataclasses.asdict(self)
+        del values["stage"]
+        stages = {"sft": values.pop("sft"), self.stage.name: values.pop("preference")}
+        return json.dumps({**stages, **values}, indent=1, default=str) + "\n"
+
+    @property
+    def exports_equal(self) -> bool:
+        """False for NaN too."""
+        return all(error <= EXPORT_TOLERANCE for error in self.export_errors.values())
 
 
 def unigram(config: RunConfig) -> Unigram:
@@ -117,79 +108,39 @@ def _losses(run: Path) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in records if record["kind"] == "train"}
 
 
-def pair_accuracies(
-    config: RunConfig, trained_steps: int, *, held_out_batches: int | None = None
-) -> dict[str, Accuracy]:
-    """Reward accuracy of the trained policy against the reference, on pairs of the first epoch's `trained_steps` and on
-    kinds of held-out pairs: all of them, or those of `held_out_batches`."""
-    setup = prepare(config.model_copy(update={"eval": config.eval.model_copy(update={"every_steps": 1})}))
-    score = jax.jit(setup.functions.reference)
-    policy = open_source(config.run.dir).load(dtype=jnp.float32, shardings=setup.state_shardings.params)
-    reference = setup.reference_params(setup.reference_step)
-    found: dict[str, Accuracy] = {}
-    assert setup.eval_loader is not None and reference is not None
-    for split, loader in (("training", setup.loader), ("held out", setup.eval_loader)):
-        margins: dict[int, float] = {}
-        steps = range(loader.steps(0))
-        if split == "training":
-            steps = steps[:trained_steps]
-        most = _TRAINING_BATCHES if split == "training" else held_out_batches or len(steps)
-        steps = steps[:: -(-len(steps) // most)]
-        for number, loaded in enumerate(itertools.islice(loader.epoch(), steps[-1] + 1)):
-            if number not in steps:
-                continue
-            batch = loaded.batch
-            rewards = jax.device_get(score(policy, batch) - score(reference, batch))
-            valid = jax.device_get(batch.valid)
-            ids = jax.device_get(batch.example_id)[valid].tolist()
-            margins.update(zip(ids, (rewards[..., 0] - rewards[..., 1])[valid].tolist(), strict=True))
-        lengths = loader.dataset.lengths
-        if split == "training":
-            found["training pairs"] = _accuracy(margins, lengths, list(margins))
-        else:
-            recurring = _recurring_pairs(len(lengths))
-            chosen = {"recurring preferences": recurring, "unseen preferences": ~recurring}
-            for name, mask in chosen.items():
-                found[f"unseen instructions, {name}"] = _accuracy(margins, lengths, np.flatnonzero(mask).tolist())
-    return {name: accuracy for name, accuracy in found.items() if accuracy.pairs}
-
-
-def _accuracy(margins: dict[int, float], lengths: np.ndarray, ids: list[int]) -> Accuracy:
-    ids = [example for example in ids if example in margins]
-    longer = [np.sign(int(lengths[example, 1]) - int(lengths[example, 2])) / 2 + 0.5 for example in ids]
-    return Accuracy(sum(margins[example] > 0 for example in ids), len(ids), float(np.mean(longer or [0])))
-
-
-def _recurring_pairs(pairs: int) -> np.ndarray:
-    """True for held-out pairs of instructions whose preferences all occur in training."""
-    known = {p["preference"] for row in sample_rows("train") for p in row["preference_set"]}
-    rows = sample_rows("validation")
-    seen: dict[str, bool] = {}
-    for row in rows:
-        every = all(p["preference"] in known for p in row["preference_set"])
-        seen[row["prompt"]] = seen.get(row["prompt"], True) and every
-    mask = np.repeat([seen[prompt] for prompt in seen], 6)  # six ordered pairs a prompt, prompts in their order
-    assert len(mask) == pairs
-    return mask
-
-
 def compare_export(config: RunConfig) -> float:
-    """Largest difference of logits between a run's last checkpoint and its exported directory, on held-out rows."""
+    """Largest difference between a run's last checkpoint and its exported directory on held-out responses: of logits,
+    or of rewards, which stand at the last token."""
     source = open_source(config.run.dir)
     exported = sorted((Path(config.run.dir) / "exports").iterdir(), key=lambda path: int(path.name))[-1]
     model, theirs = load_hf(exported)
+    ours = source.load(dtype=jnp.float32)
+    compute = Compute(dtype=jnp.float32)
+
+    @jax.jit
+    def says(params: Params, tokens: Array, layout: Layout, last: Array) -> Array:
+        if model.head == "value":
+            return token_values(model, params, tokens, layout, compute)[0, last]
+        return logits(model, params, tokens, layout, compute)
+
     dataset = TokenizedDataset(config.data.dir, config.data.eval_split)
-    example = dataset.read([0])[0]
-    tokens = jnp.asarray(np.concatenate([example.prompt, example.chosen]))[None]
-    layout = Layout(jnp.ones_like(tokens), jnp.ones_like(tokens), jnp.arange(tokens.shape[1], dtype=jnp.int32)[None])
-    run = jax.jit(lambda params: logits(model, params, tokens, layout, Compute(dtype=jnp.float32)))
-    return float(jnp.abs(run(source.load(dtype=jnp.float32)) - run(theirs)).max())
+    examples = dataset.read(np.linspace(0, len(dataset) - 1, _COMPARED_EXAMPLES, dtype=int).tolist())
+    rows = [np.concatenate([e.prompt, r]) for e in examples for r in (e.chosen, e.rejected) if r is not None]
+    length = max(map(len, rows))
+    errors = []
+    for row in rows:
+        tokens = jnp.asarray(np.pad(row, (0, length - len(row))))[None]  # one length: compiled once
+        there = (jnp.arange(length, dtype=jnp.int32) < len(row)).astype(jnp.int32)[None]
+        layout = Layout(there, there, jnp.arange(length, dtype=jnp.int32)[None])
+        a, b = (says(params, tokens, layout, jnp.int32(len(row) - 1)) for params in (ours, theirs))
+        errors.append(jnp.abs(a - b).max())
+    return float(np.max(errors))  # NaN stays NaN
 
 
 def show(console: Console, results: Results, out: Path, devices: int) -> None:
     """The closing table, where everything lies, and what to type next."""
     table = Table("claim", "measured", "beside it", title="janus demo", title_justify="left", show_lines=False)
-    sft, dpo, uni = results.sft, results.dpo, results.unigram
+    stage, sft, preference, uni = results.stage, results.sft, results.preference, results.unigram
     loss = sft.evaluation["loss"]
     table.add_row(
         "SFT held-out loss, nats a token",
@@ -199,29 +150,40 @@ def show(console: Console, results: Results, out: Path, devices: int) -> None:
     )
     for name, accuracy in results.accuracies.items():
         low, high = accuracy.interval()
+        start = ""
+        if accuracy.at_start is not None:
+            start = f"at the start {accuracy.at_start:.2f}, margin grew on {accuracy.margin_grew:.2f}; "
         table.add_row(
-            f"DPO accuracy, {name}",
+            f"{stage.label} accuracy, {name}",
             f"{accuracy.value:.3f}",
-            f"n {accuracy.pairs}, 95 % {low:.2f}-{high:.2f}; longer wins {accuracy.longer_wins:.2f}; "
+            f"n {accuracy.pairs}, 95 % {low:.2f}-{high:.2f}; {start}longer wins {accuracy.longer_wins:.2f}; "
             "response alone 0.50",
         )
-    table.add_row("DPO reward margin", f"{dpo.train['rewards/margins']:+.3f}", "last batch; 0 at the start")
-    table.add_row("resumed run", "bit-equal" if results.resumed else "DIFFERS", "losses and final weights")
-    worst = max(results.export_errors.values())
+    if (after := preference.evaluation.get("nll_loss")) is not None:
+        table.add_row(
+            f"{stage.label} held-out loss, nats a token",
+            f"{after:.3f}",
+            f"chosen responses, which are those of SFT: {after - loss:+.3f} since",
+        )
+    metric, what, beside = stage.margin
+    table.add_row(f"{stage.label} {what}", f"{preference.train[metric]:+.3f}", f"last batch; {beside}")
+    table.add_row("resumed run", "bit-equal" if results.resumed else "DIFFERS", "losses and final weights of SFT")
     table.add_row(
-        "exported logits",
-        f"{worst:.1e}",
-        f"largest difference from the run, both stages; allowed {LOGITS_TOLERANCE:.0e}",
+        f"exported {stage.exported}",
+        f"{max(results.export_errors.values()):.1e}",
+        f"largest difference from the run, both stages; allowed {EXPORT_TOLERANCE:.0e}",
     )
-    table.add_row("packing fill", f"{sft.fill:.2f} / {dpo.fill:.2f}", "SFT / DPO, slots of rows that hold tokens")
-    table.add_row("tokens/s", f"{sft.tokens_per_s:,.0f} / {dpo.tokens_per_s:,.0f}", "SFT / DPO, median step, this CPU")
+    pair = f"SFT / {stage.label}"
+    table.add_row("packing fill", f"{sft.fill:.2f} / {preference.fill:.2f}", f"{pair}, slots of rows that hold tokens")
+    speeds = f"{sft.tokens_per_s:,.0f} / {preference.tokens_per_s:,.0f}"
+    table.add_row("tokens/s", speeds, f"{pair}, median step, this CPU")
     table.add_row("time", f"{results.seconds:.0f} s", "everything, imports and compiling included")
     console.print(table)
     places = Table.grid(padding=(0, 2))
     for path, what in (
         (out / "data", "token ids, TFDS rows, tokenizer"),
         (out / "sft", "run: config.yaml, metrics.jsonl, tensorboard/, checkpoints/ (Orbax), exports/ (Hugging Face)"),
-        (out / "dpo", "the same for DPO"),
+        (out / stage.name, f"the same for {stage.label}"),
         (results.picture, "curves"),
         (out / "summary.json", "this table as JSON"),
     ):
@@ -229,10 +191,10 @@ def show(console: Console, results: Results, out: Path, devices: int) -> None:
     console.print(places)
     console.print(
         "\n[bold]Next[/bold]\n"
-        f"  janus config show {out / 'dpo' / 'config.yaml'}\n"
+        f"  janus config show {out / stage.name / 'config.yaml'}\n"
         f"  janus train {out / 'sft' / 'config.yaml'} run.dir={out / 'mine'} schedule.epochs=2 schedule.steps=null "
         f"--devices {devices}\n"
-        f"  janus convert to-hf {out / 'dpo'} {out / 'hf'} --dtype bfloat16\n"
+        f"  janus convert to-hf {out / stage.name} {out / 'hf'} --dtype bfloat16\n"
         "  janus data build --kind sft --source YOUR_ROWS.jsonl --out data/mine\n"
         "  janus demo --model A_MISTRAL_OR_LLAMA_DIRECTORY",
         highlight=False,

@@ -11,7 +11,14 @@ of its own before the loss, which none of these has.
 from janus_jax.objectives.dpo import DPO
 from janus_jax.objectives.orpo import ORPO
 from janus_jax.objectives.reward import RewardModel
-from janus_jax.objectives.scores import BranchScores, Metrics, Objective, branch_scores, metric_values
+from janus_jax.objectives.scores import (
+    BranchScores,
+    Metrics,
+    Objective,
+    PairObjective,
+    branch_scores,
+    metric_values,
+)
 from janus_jax.objectives.sft import SFT
 from janus_jax.objectives.simpo import SimPO
 
@@ -22,6 +29,7 @@ __all__ = [
     "BranchScores",
     "Metrics",
     "Objective",
+    "PairObjective",
     "RewardModel",
     "SimPO",
     "branch_scores",

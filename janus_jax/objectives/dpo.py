@@ -82,6 +82,14 @@ class DPO:
         """Pairs, and tokens of chosen responses."""
         return {"pairs": pair_count(batch), "tokens": chosen_tokens(batch)}
 
+    def margins(self, scores: BranchScores, batch: Batch) -> Float[Array, "B S"]:
+        """Differences of rewards, which are beta times summed log-ratios whatever the loss."""
+        rewards = self._rewards(scores, batch)
+        return rewards[..., 0] - rewards[..., 1]
+
+    def _rewards(self, scores: BranchScores, batch: Batch) -> Float[Array, "B S 2"]:
+        return self.beta * (scores.sums - batch.reference_logps)
+
     def __call__(
         self, scores: BranchScores, batch: Batch, denominators: dict[str, Float[Array, ""]]
     ) -> tuple[Float[Array, ""], Metrics]:
@@ -97,7 +105,7 @@ class DPO:
             losses = _OF_MARGIN[self.loss](self.beta * delta, self.label_smoothing)
         total, nll = (losses * valid).sum(), -scores.sums[..., 0].sum()
         share = total / denominators["pairs"]
-        metrics = pair_metrics(total, self.beta * ratios, scores.sums, valid)
+        metrics = pair_metrics(total, self._rewards(scores, batch), scores.sums, valid)
         if self.sft_weight:
             share += self.sft_weight * nll / denominators["tokens"]
             metrics["nll_loss"] = (nll, scores.tokens[..., 0].sum())

@@ -70,19 +70,24 @@ class ORPO:
             tokens += prompt_targets(batch).astype(jnp.float32).sum()
         return {"pairs": pair_count(batch), "tokens": tokens}
 
+    def margins(self, scores: BranchScores, batch: Batch) -> Float[Array, "B S"]:
+        """Differences of log odds."""
+        odds = log_odds(jnp.where(scores.tokens > 0, scores.means, -math.log(2)))
+        return odds[..., 0] - odds[..., 1]
+
     def __call__(
         self, scores: BranchScores, batch: Batch, denominators: dict[str, Float[Array, ""]]
     ) -> tuple[Float[Array, ""], Metrics]:
         """Loss share and metrics; rewards are beta times per-token means, logps the means, as TRL logs them."""
         valid = batch.valid.astype(jnp.float32)
-        odds = log_odds(jnp.where(scores.tokens > 0, scores.means, -math.log(2)))
-        total = -(jax.nn.log_sigmoid(odds[..., 0] - odds[..., 1]) * valid).sum()
+        margins = self.margins(scores, batch)
+        total = -(jax.nn.log_sigmoid(margins) * valid).sum()
         nll, tokens = -scores.sums[..., 0].sum(), scores.tokens[..., 0].sum()
         if self.nll == "prompt_and_response":
             nll, tokens = nll - scores.prompt_sum.sum(), tokens + scores.prompt_tokens.sum()
         metrics = pair_metrics(total, self.beta * scores.means, scores.means, valid)
         metrics["nll_loss"] = (nll, tokens)
-        metrics["log_odds"] = (((odds[..., 0] - odds[..., 1]) * valid).sum(), valid.sum())
+        metrics["log_odds"] = ((margins * valid).sum(), valid.sum())
         return nll / denominators["tokens"] + self.beta * total / denominators["pairs"], metrics
 
 

@@ -53,13 +53,17 @@ class RewardModel:
         """Pairs."""
         return {"pairs": pair_count(batch)}
 
+    def margins(self, scores: BranchScores, batch: Batch) -> Float[Array, "B S"]:
+        """Differences of rewards; the data's own margin is not taken off."""
+        return scores.sums[..., 0] - scores.sums[..., 1]
+
     def __call__(
         self, scores: BranchScores, batch: Batch, denominators: dict[str, Float[Array, ""]]
     ) -> tuple[Float[Array, ""], Metrics]:
         """Loss share and metrics; `rewards/accuracies` is how often the chosen response has the higher reward."""
         valid = batch.valid.astype(jnp.float32)
         chosen, rejected = scores.sums[..., 0], scores.sums[..., 1]
-        total = -(jax.nn.log_sigmoid(chosen - rejected - batch.margin) * valid).sum()
+        total = -(jax.nn.log_sigmoid(self.margins(scores, batch) - batch.margin) * valid).sum()
         share = total / denominators["pairs"]
         metrics = pair_metrics(total, scores.sums, scores.sums, valid)
         metrics = {name: pair for name, pair in metrics.items() if not name.startswith("logps/")}

@@ -72,6 +72,16 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class PairObjective(Objective, Protocol):
+    """An objective over pairs, which can also be asked for its opinion of each one."""
+
+    def margins(self, scores: BranchScores, batch: Batch) -> Float[Array, "B S"]:
+        """How far each chosen response is preferred to the rejected one, in what the objective compares; positive is
+        right, 0 a tie."""
+        ...
+
+
 def branch_scores(values: Float[Array, "B L"], batch: Batch) -> BranchScores:
     """Sums per-token scalars by (segment, branch), and those of prompts by segment.
 

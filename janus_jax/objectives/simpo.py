@@ -58,13 +58,18 @@ class SimPO:
         """Pairs, and tokens of chosen responses."""
         return {"pairs": pair_count(batch), "tokens": chosen_tokens(batch)}
 
+    def margins(self, scores: BranchScores, batch: Batch) -> Float[Array, "B S"]:
+        """Differences of rewards, beta times per-token means; gamma is not taken off."""
+        rewards = self.beta * scores.means
+        return rewards[..., 0] - rewards[..., 1]
+
     def __call__(
         self, scores: BranchScores, batch: Batch, denominators: dict[str, Float[Array, ""]]
     ) -> tuple[Float[Array, ""], Metrics]:
         """Loss share and metrics; rewards are beta times per-token means, logps the means, as TRL logs them."""
         valid = batch.valid.astype(jnp.float32)
         rewards = self.beta * scores.means
-        losses = logistic_loss(rewards[..., 0] - rewards[..., 1] - self.gamma, self.label_smoothing)
+        losses = logistic_loss(self.margins(scores, batch) - self.gamma, self.label_smoothing)
         total, nll = (losses * valid).sum(), -scores.sums[..., 0].sum()
         share = total / denominators["pairs"]
         metrics = pair_metrics(total, rewards, scores.means, valid)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from janus_jax.data.rows import pack
-from janus_jax.objectives import DPO, ORPO, SFT, BranchScores, RewardModel, SimPO, metric_values
+from janus_jax.objectives import DPO, ORPO, SFT, BranchScores, PairObjective, RewardModel, SimPO, metric_values
 from janus_jax.objectives.orpo import log_odds
 
 VALID = np.array([[True, True, False], [True, False, True]])
@@ -142,6 +142,31 @@ def test_accuracy_counts_pairs_whose_chosen_response_has_the_higher_reward():
     objective = RewardModel()
     right, pairs = objective(scores, batch, denominators(objective, case))[1]["rewards/accuracies"]
     assert pairs == 4 and right == (case.of("sums")[:, 0] > case.of("sums")[:, 1]).sum()
+
+
+MARGINS = {
+    "dpo": (DPO(beta=0.3), lambda c: 0.3 * delta(c)),
+    "ipo": (DPO(beta=0.3, loss="ipo"), lambda c: 0.3 * delta(c)),
+    "simpo": (SimPO(beta=2.5, gamma=1.0), lambda c: 2.5 * (c.means[:, 0] - c.means[:, 1])),
+    "orpo": (ORPO(beta=0.4), lambda c: odds(c)[:, 0] - odds(c)[:, 1]),
+    "rm": (RewardModel(center_weight=0.1), lambda c: c.of("sums")[:, 0] - c.of("sums")[:, 1]),
+}
+
+
+@pytest.mark.parametrize("name", MARGINS)
+def test_the_margin_of_each_pair_equals_its_formula(name):
+    objective, formula = MARGINS[name]
+    assert isinstance(objective, PairObjective)
+    case = make_case(4)
+    empty = pack([[], []], row_length=4, max_segments=3)
+    batch = dataclasses.replace(empty, valid=VALID, reference_logps=case.reference, margin=case.margin)
+    scores = BranchScores(*map(jnp.asarray, (case.sums, case.tokens, case.prompt_sum, case.prompt_tokens)))
+    margins = objective.margins(scores, jax.tree.map(jnp.asarray, batch))
+    np.testing.assert_allclose(margins[VALID], formula(case), rtol=1e-5)
+
+
+def test_what_has_one_response_has_no_margins():
+    assert not isinstance(SFT(), PairObjective)
 
 
 def test_log_odds_and_their_gradient_hold_at_both_ends():

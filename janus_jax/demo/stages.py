@@ -1,0 +1,54 @@
+"""The demo's preference stages: what each is called, where it begins, and which of its numbers tell how it went."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One way to learn preferences, after the SFT run and from its weights."""
+
+    name: str
+    """Of its configuration (`NAME.yaml`), of the kind of its rows and of its directories."""
+    label: str
+    """In progress bars, table and picture."""
+    course: str
+    """What it does, for the console."""
+    panels: tuple[tuple[str, str], ...]
+    """Metrics that the picture shows, with what they are."""
+    exported: str
+    """What checkpoints and exports of both stages are compared by."""
+    margin: tuple[str, str, str]
+    """The metric of how far the chosen response is preferred, what it is, and what it is at the start."""
+
+
+_ACCURACY = ("rewards/accuracies", "accuracy")
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            name="dpo",
+            label="DPO",
+            course="DPO from it, against its own log-probs, on all ordered pairs",
+            panels=(("loss", "loss"), ("rewards/margins", "reward margin"), _ACCURACY),
+            exported="logits",
+            margin=("rewards/margins", "reward margin", "0 at the start"),
+        ),
+        Stage(
+            name="orpo",
+            label="ORPO",
+            course="ORPO from it, without a reference, on all ordered pairs",
+            panels=(("nll_loss", "nats per chosen token"), ("log_odds", "difference of log odds"), _ACCURACY),
+            exported="logits",
+            margin=("log_odds", "difference of log odds", "that of the SFT weights at the start"),
+        ),
+        Stage(
+            name="rm",
+            label="RM",
+            course="Reward model from it, all but its head, on all ordered pairs",
+            panels=(("loss", "loss"), ("rewards/margins", "reward margin"), _ACCURACY),
+            exported="logits, rewards",
+            margin=("rewards/margins", "reward margin", "that of a random value head at the start"),
+        ),
+    )
+}
