@@ -25,7 +25,7 @@ from jaxtyping import install_import_hook  # noqa: E402 (reads the environment)
 
 SHAPED = tuple(
     f"janus_jax.{name}"
-    for name in ("model", "objectives", "training.fingerprint", "training.optimizer", "training.step")
+    for name in ("demo.accuracy", "model", "objectives", "training.fingerprint", "training.optimizer", "training.step")
 )
 """Modules whose annotations of shapes are checked at each call."""
 
