@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from janus_jax.batch import Batch
 from janus_jax.checkpoint.source import open_source
@@ -57,7 +57,7 @@ def pair_accuracies(
     assert isinstance(objective, PairObjective) and setup.eval_loader is not None
 
     @jax.jit
-    def margins_of(params: Params, batch: Batch) -> Array:  # [M, B, S]
+    def margins_of(params: Params, batch: Batch) -> Float[Array, "M B S"]:
         return jax.lax.map(lambda micro: objective.margins(functions.scores(params, micro), micro), batch)
 
     reference, reference_logps = setup.reference_params(setup.reference_step), jax.jit(functions.reference)
