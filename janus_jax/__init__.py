@@ -1,4 +1,4 @@
-"""janus_jax: post-training (SFT, DPO) of Mistral-shaped models on sharded JAX meshes.
+"""janus_jax: post-training (SFT, preferences, rewards) of Mistral-shaped models on sharded JAX meshes.
 
 Legend of dimension letters, used in every annotation and docstring:
 

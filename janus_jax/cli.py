@@ -20,7 +20,9 @@ from janus_jax import __version__
 from janus_jax.errors import ConfigError, JanusError, LostPeerError
 
 _settings: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
-app = typer.Typer(help="Post-training (SFT, DPO) of Mistral-shaped models on sharded JAX meshes.", **_settings)
+app = typer.Typer(
+    help="Post-training (SFT, preferences, rewards) of Mistral-shaped models on sharded JAX meshes.", **_settings
+)
 data_app = typer.Typer(help="Build data sets from published rows.", **_settings)
 convert_app = typer.Typer(help="Convert between Hugging Face directories and this project's checkpoints.", **_settings)
 config_app = typer.Typer(help="Look at run configurations.", **_settings)
@@ -116,6 +118,10 @@ def data_build(
         str | None, typer.Option(help="Directory with tokenizer.model or tokenizer.json; without it Mistral's, 32k.")
     ] = None,
     template: Annotated[str, typer.Option(help="Prompt template.")] = "mistral-inst",
+    boundary: Annotated[
+        Literal["separate", "joint"],
+        typer.Option(help="Tokenize prompt and response apart, or as one text; training must say the same."),
+    ] = "separate",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Drop and count bad rows instead of stopping.")] = False,
     validation_source: Annotated[
         str | None, typer.Option(help="Held-out rows, for a second split 'validation'.")
@@ -131,7 +137,14 @@ def data_build(
     sources = source if validation_source is None else {"train": source, "validation": validation_source}
     with _progress() as progress:
         manifest = build(
-            sources, Path(out), kind=kind, tokenizer=tokenizer, template=template, skip_bad=skip_bad, progress=progress
+            sources,
+            Path(out),
+            kind=kind,
+            tokenizer=tokenizer,
+            template=template,
+            boundary=boundary,
+            skip_bad=skip_bad,
+            progress=progress,
         )
     _print_manifest(manifest, out)
 
@@ -179,7 +192,7 @@ def convert_from_hf(
     print(f"{target}: written")
 
 
-@convert_app.command("to-hf", epilog="Example: janus convert to-hf runs/mistral_7b_sft exports/sft --dtype bfloat16")
+@convert_app.command("to-hf", epilog="Example: janus convert to-hf runs/sft_65k exports/sft --dtype bfloat16")
 def convert_to_hf(
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="A run, a step of it, or another directory with a model.")
@@ -206,7 +219,7 @@ def _config() -> None:
     pass
 
 
-@config_app.command("show", epilog="Example: janus config show configs/mistral_7b_sft.yaml mesh.tensor=4")
+@config_app.command("show", epilog="Example: janus config show configs/sft_65k.yaml mesh.tensor=4")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the resolved configuration: bases merged, overrides applied, every default written out."""
     from janus_jax.config import load_config, to_yaml
@@ -299,7 +312,10 @@ def _print_manifest(manifest: Any, out: str) -> None:
         table.add_row(name, f"{split['examples']:,}", f"{split['tokens']:,}", dropped)
     console = Console()
     console.print(table)
-    console.print(f"fingerprint {plain['fingerprint'][:16]}   template {plain['template']}", highlight=False)
+    console.print(
+        f"fingerprint {plain['fingerprint'][:16]}   template {plain['template']}   boundary {plain['boundary']}",
+        highlight=False,
+    )
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ class RunSection(Section):
 
 class InitSection(Section):
     from_: Path | None = Field(default=None, alias="from")
-    """A Hugging Face directory, a run, a step of a run or a converted directory; null: random weights of `model`."""
+    """A Hugging Face directory or hub id, a run, one of its steps or a converted directory; null: random weights."""
 
 
 class ModelSection(Section):

@@ -23,7 +23,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from jaxtyping import install_import_hook  # noqa: E402 (reads the environment)
 
-SHAPED = ("janus_jax.model", "janus_jax.objectives", "janus_jax.training.optimizer", "janus_jax.training.step")
+SHAPED = tuple(
+    f"janus_jax.{name}"
+    for name in ("demo.accuracy", "model", "objectives", "training.fingerprint", "training.optimizer", "training.step")
+)
 """Modules whose annotations of shapes are checked at each call."""
 
 install_import_hook(SHAPED, "beartype.beartype")

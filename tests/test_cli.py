@@ -98,12 +98,16 @@ def test_build_gets_one_source_or_one_for_each_split(janus, tmp_path):
             "kind": "sft",
             "tokenizer": None,
             "template": "mistral-inst",
+            "boundary": "separate",
             "skip_bad": False,
             "progress": mock.ANY,
         }
         assert build.call_args.kwargs == expected
         assert janus(*f"data build --kind dpo --source a --validation-source b --out {out} --skip-bad".split())[0] == 0
         assert build.call_args.args[0] == {"train": "a", "validation": "b"} and build.call_args.kwargs["skip_bad"]
+        assert janus(*f"data build --kind dpo --source a --boundary joint --out {out}".split())[0] == 0
+        assert build.call_args.kwargs["boundary"] == "joint"
+        assert janus(*f"data build --kind dpo --source a --boundary apart --out {out}".split())[0] == 2
 
 
 def test_build_prints_what_was_kept_and_what_was_dropped(janus, tmp_path):

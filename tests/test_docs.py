@@ -14,10 +14,11 @@ from janus_jax.batch import Batch
 from janus_jax.config import RunConfig, load_config
 from janus_jax.errors import ConfigError
 from janus_jax.parallel.mesh import AXES
+from tests.test_ladder import RUNS
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/design.md", "tests/oracles/README.md"]
-RECIPES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").glob("*.yaml"))
+PAGES = ["README.md", "docs/design.md", "tests/oracles/README.md", "configs/README.md"]
+RECIPES = sorted(f"configs/{path.name}" for path in RUNS)
 
 
 def text(page: str) -> str:

@@ -21,7 +21,6 @@ variables the tests skip. One way to make the latter, in an empty directory and 
     END
 """
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -34,6 +33,7 @@ import pytest
 
 from janus_jax import cli
 from janus_jax.data.dataset import TokenizedDataset
+from tests.real_rows import Rows, real_rows
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = (  # continued as plain text, and as an instruction in the form that was trained
@@ -45,34 +45,11 @@ PROMPTS = (  # continued as plain text, and as an instruction in the form that w
 NEW_TOKENS = 24
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """The rows as published, and the same in files of the kinds sft and dpo."""
-
-    raw: list[dict]
-    sft: Path
-    dpo: Path
-
-    def rejected(self, index: int) -> str:
-        """The reference answer to the next input of the same task: as fluent, as long and of the same form as the
-        chosen one, and honestly worse, because it answers another question."""
-        task = [i for i, row in enumerate(self.raw) if row["task"] == self.raw[index]["task"]]
-        return self.raw[task[(task.index(index) + 1) % len(task)]]["reference_answer"]
-
-
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> Rows:
-    if "JANUS_REAL_DATA" not in os.environ:
+    found = real_rows(tmp_path_factory.mktemp("rows"))
+    if found is None:
         pytest.skip("JANUS_REAL_DATA does not name a directory with biggen_bench_part.jsonl")
-    file = Path(os.environ["JANUS_REAL_DATA"]) / "biggen_bench_part.jsonl"
-    root = tmp_path_factory.mktemp("rows")
-    found = Rows([json.loads(line) for line in file.read_text().splitlines()], root / "sft.jsonl", root / "dpo.jsonl")
-    with found.sft.open("w") as sft, found.dpo.open("w") as dpo:
-        for i, row in enumerate(found.raw):
-            given = {"system": row["system_prompt"], "prompt": row["input"]}
-            sft.write(json.dumps(given | {"output": row["reference_answer"]}) + "\n")
-            pair = {"chosen": row["reference_answer"], "rejected": found.rejected(i)}
-            dpo.write(json.dumps(given | pair) + "\n")
     return found
 
 
@@ -157,7 +134,7 @@ def test_a_small_model_trains_on_them(built, tmp_path, kind, row_length):
     lengths = TokenizedDataset(built[kind]).lengths
     fits = (lengths[:, 0] + lengths[:, 1:].max(1) <= 512) & (lengths.sum(1) - 1 <= row_length)
     assert summary["examples"] == fits.sum() > 0.6 * len(lengths)
-    assert summary["overlong"] == {"dropped": len(lengths) - fits.sum(), "truncated": 0}
+    assert summary["overlong"] == {"dropped": len(lengths) - fits.sum(), "truncated": 0, "zeroed": 0}
     # at the start: the uniform distribution over 32000 ids, and a policy that is its own reference
     start = {"sft": np.log(32000), "dpo": np.log(2)}[kind]
     assert train[0]["loss"] == pytest.approx(start, rel=0.02 if kind == "sft" else 1e-5)

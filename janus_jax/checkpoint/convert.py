@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,6 @@ from janus_jax.data.template import get_template
 from janus_jax.errors import ConversionError
 from janus_jax.storage import atomic_directory, require_free
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "merges.txt"]
-_HUB_DUPLICATES = ["consolidated*", "*/*"]  # the same weights once more, in another naming
-
 
 def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
     """Writes DST/{params, meta, tokenizer} from a Hugging Face directory or hub id, in the stored dtype.
@@ -31,7 +26,7 @@ def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
         StorageError: DST holds something or cannot be written.
     """
     with atomic_directory(dst) as directory:  # refuses DST before a download
-        source = open_source(_local(src))
+        source = open_source(src)
         if not (Path(source.path) / "config.json").is_file():
             raise ConversionError(f"{source.path}: not a Hugging Face directory: config.json is not there")
         if source.tokenizer_directory is not None:
@@ -51,7 +46,7 @@ def to_hf(
     max_shard_size: int | str = "5GB",
     step: int | None = None,
 ) -> None:
-    """Writes a Hugging Face directory from a run (its newest step, or `step`), a step or a converted directory.
+    """Writes a Hugging Face directory from a run (its newest step, or `step`), a step, a converted one or a hub id.
 
     Args:
         dtype: of the tensors: float32, bfloat16 or float16; None keeps the stored one.
@@ -75,23 +70,6 @@ def to_hf(
         tokenizer=tokenizer,
         chat_template=None if source.template is None else get_template(source.template).chat_template,
     )
-
-
-def _local(src: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """A directory as it is; a hub id downloaded."""
-    name = os.fspath(src)
-    if os.path.exists(os.path.expanduser(name)) or not _HUB_ID.fullmatch(name):
-        return src
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        return snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_DUPLICATES)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConversionError(
-            f"{name}: no such directory, and not to be had from the Hugging Face hub: {reason}"
-        ) from error
 
 
 def _open_tokenizer(directory: str) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from janus_jax.checkpoint.hf import HFDirectory
+from janus_jax.checkpoint.hub import local_copy
 from janus_jax.checkpoint.keys import leaves, nest
 from janus_jax.checkpoint.state import (
     committed_steps,
@@ -69,14 +70,14 @@ def open_source(path: str | os.PathLike[str], step: int | None = None) -> Source
     """Finds out what `path` is.
 
     Args:
-        path: a Hugging Face directory, a run directory (its newest step, or `step`), a step directory, or what
-            `convert from-hf` wrote.
+        path: a Hugging Face directory or hub id, a run directory (its newest step, or `step`), a step directory, or
+            what `convert from-hf` wrote.
         step: of a run directory.
 
     Raises:
         ConversionError: none of these, or a damaged one; says what was looked for.
     """
-    directory = as_path(path)
+    directory = as_path(local_copy(path))
     if not directory.is_dir():
         raise ConversionError(f"{directory}: no such directory")
     if (directory / "config.json").exists():

@@ -16,7 +16,7 @@ from janus_jax import storage
 from janus_jax.data.dataset import ID_DTYPE, Manifest, Split
 from janus_jax.data.readers import find_splits, read_rows
 from janus_jax.data.schema import Row, check_kind
-from janus_jax.data.template import get_template
+from janus_jax.data.template import Boundary, check_boundary, get_template
 from janus_jax.data.tokenizer import Tokenizer, load_tokenizer
 from janus_jax.errors import DataError
 
@@ -36,6 +36,7 @@ def build(
     kind: str,
     tokenizer: Source | Tokenizer | None = None,
     template: str = "mistral-inst",
+    boundary: Boundary = "separate",
     skip_bad: bool = False,
     splits: Sequence[str] | None = None,
     progress: Progress | None = None,
@@ -49,6 +50,7 @@ def build(
         kind: sft, dpo, orpo or rm: which columns are read (schema.py).
         tokenizer: A directory or a Tokenizer; None is the embedded Mistral one.
         template: A name in template.TEMPLATES.
+        boundary: Whether prompt and response are tokenized apart or as one text (template.py).
         skip_bad: Drop bad rows and count them instead of stopping.
         splits: Which splits of the source to build; None means all.
         progress: Told about rows read and tokenized.
@@ -59,6 +61,7 @@ def build(
     """
     check_kind(kind)
     form = get_template(template)
+    check_boundary(boundary)
     if tokenizer is None or isinstance(tokenizer, str | os.PathLike):
         tokenizer = load_tokenizer(tokenizer)  # type: ignore[reportArgumentType]
     files = _files_of_splits(source, splits)
@@ -74,7 +77,7 @@ def build(
         }
         builder = write_rows(readers, directory / "tfds")
         tokenizer.save(directory / "tokenizer")
-        task = make_task(builder, kind=kind, template=form, tokenizer=tokenizer)
+        task = make_task(builder, kind=kind, template=form, tokenizer=tokenizer, boundary=boundary)
         written, digests = {}, []
         for name in files:
             examples = builder.info.splits[name].num_examples
@@ -92,6 +95,7 @@ def build(
                 "eos": tokenizer.eos_id,
             },
             splits=written,
+            boundary=boundary,
             fingerprint=hashlib.sha256(repr(sorted(digests)).encode()).hexdigest(),
         )
         manifest.save(directory)
@@ -144,11 +148,16 @@ def _rows(
 
 
 def _write_split(folder: Path, split: str, task: Any, examples: int, progress: Progress | None) -> tuple[int, str]:
-    """Writes token files and lengths of a split; returns its tokens and a sha256 over lengths and ids."""
+    """Writes token files, lengths and, if any row has one, margins of a split.
+
+    Returns:
+        its tokens, and a sha256 over lengths, ids and margins.
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     folder.mkdir()
     lengths = np.zeros((examples, 3), np.int32)
+    margins = np.full(examples, np.nan, np.float32)
     digest = hashlib.sha256()
     files = -(-examples // _EXAMPLES_PER_FILE)
     dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
@@ -162,6 +171,7 @@ def _write_split(folder: Path, split: str, task: Any, examples: int, progress: P
                 stack.callback(writer.close)
             parts = [example[name] for name in ("prompt", "chosen", "rejected") if name in example]
             lengths[done, : len(parts)] = [len(part) for part in parts]
+            margins[done] = example.get("margin", np.nan)
             record = np.concatenate(parts).astype(ID_DTYPE).tobytes()
             digest.update(lengths[done].astype(ID_DTYPE).tobytes() + record)
             writer.write(record)
@@ -171,4 +181,8 @@ def _write_split(folder: Path, split: str, task: Any, examples: int, progress: P
     if done != examples:
         raise RuntimeError(f"split {split}: the task gave {done} examples of {examples}")
     np.save(folder / "lengths.npy", lengths)
+    if np.isfinite(margins).any():
+        margins = np.nan_to_num(margins)  # 0 for rows without one
+        np.save(folder / "margins.npy", margins)
+        digest.update(margins.astype("<f4").tobytes())
     return int(lengths.sum()), digest.hexdigest()

@@ -4,7 +4,7 @@ DIR/manifest.json                            what it is; a directory without it 
 DIR/tokenizer/                               the tokenizer that made the ids
 DIR/tfds/                                    the checked rows as text, a TFDS data set
 DIR/SPLIT/lengths.npy                        [E, 3] int32: tokens of prompt, chosen, rejected
-DIR/SPLIT/margins.npy                        [E] float32, optional
+DIR/SPLIT/margins.npy                        [E] float32, there if any row of the split had a margin
 DIR/SPLIT/tokens-00000-of-00004.array_record one record per example: its ids, int32 little-endian, in this order
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from janus_jax.data.example import Example
-from janus_jax.data.template import Template, get_template
+from janus_jax.data.template import Boundary, Template, get_template
 from janus_jax.data.tokenizer import Tokenizer, load_tokenizer
 from janus_jax.errors import DataError
 
@@ -46,7 +46,8 @@ class Manifest:
     source: str
     tokenizer: dict[str, Any]  # fingerprint, vocab_size, bos, eos
     splits: dict[str, Split]
-    fingerprint: str  # sha256 over the token ids and lengths of all splits
+    fingerprint: str  # sha256 over token ids, lengths and margins of all splits
+    boundary: Boundary = "separate"  # builds from before there was a choice do not say
     format_version: int = FORMAT_VERSION
 
     def save(self, directory: Path) -> None:
@@ -129,7 +130,7 @@ class TokenizedDataset:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the token ids and lengths of all splits."""
+        """sha256 over token ids, lengths and margins of all splits."""
         return self.manifest.fingerprint
 
     def __len__(self) -> int:

@@ -143,7 +143,8 @@ class Loader:
         self.reference_logps: np.ndarray | None = None
         """[E, 2] float32 by example number; where it is set, batches come with them."""
 
-        self._unit = settings.examples or self.rows
+        self.unit = settings.examples or self.rows
+        """Rows, or examples, from one batch's position to the next."""
         self._slots_sharding = meshes.batch_sharding(mesh, rules, (None, "batch", "length"))
         self._segments_sharding = meshes.batch_sharding(mesh, rules, (None, "batch", None))
         self._local = self._local_rows()
@@ -170,9 +171,9 @@ class Loader:
         Raises:
             DataError: `start` is not where a batch begins, or a record cannot be read.
         """
-        if start.row % self._unit:
+        if start.row % self.unit:
             unit = "rows" if self.settings.examples is None else "examples"
-            raise DataError(f"position row {start.row} is not a multiple of the {self._unit} {unit} of a batch")
+            raise DataError(f"position row {start.row} is not a multiple of the {self.unit} {unit} of a batch")
         positions = itertools.islice(self._positions(start), steps)
         pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="loader")
         ahead = collections.deque(pool.submit(self._read_next, positions) for _ in range(_LOOKAHEAD))
@@ -190,19 +191,23 @@ class Loader:
         """The batches of one epoch, each once."""
         return self.batches(Position(epoch, 0), self.steps(epoch))
 
+    def example_ids(self, position: Position) -> np.ndarray:
+        """Numbers of the examples in the batch at `position`; nothing is read."""
+        return self.fitted.index[np.concatenate(self._plan(position.epoch)[position.row // self.unit])]
+
     def after(self, position: Position) -> Position:
         """Where the batch after the one at `position` begins."""
-        row = position.row + self._unit
-        if row >= self.steps(position.epoch) * self._unit:
+        row = position.row + self.unit
+        if row >= self.steps(position.epoch) * self.unit:
             return Position(position.epoch + 1, 0)
         return Position(position.epoch, row)
 
     def epochs_before(self, position: Position) -> float:
         """How many epochs, and parts of one, lie before `position`."""
-        return position.epoch + position.row / (self.steps(position.epoch) * self._unit)
+        return position.epoch + position.row / (self.steps(position.epoch) * self.unit)
 
     def _positions(self, start: Position) -> Iterator[Position]:
-        if start.row >= self.steps(start.epoch) * self._unit:  # saved by a run whose epochs were longer
+        if start.row >= self.steps(start.epoch) * self.unit:  # saved by a run whose epochs were longer
             start = Position(start.epoch + 1, 0)
         while True:
             yield start
@@ -249,7 +254,7 @@ class Loader:
 
     def _read(self, position: Position) -> tuple[Batch, LoadedBatch]:
         """Packs this process's rows of the batch at `position`, as numpy [M, local rows, ...]."""
-        members = self._plan(position.epoch)[position.row // self._unit]
+        members = self._plan(position.epoch)[position.row // self.unit]
         per_micro = self.rows // self.settings.microbatches
         mine = [members[m * per_micro + row] for m in range(self.settings.microbatches) for row in self._local]
         wanted = np.concatenate(mine)

@@ -8,6 +8,8 @@
 
 chosen and rejected are strings or message lists, [{role, content}, ...], of which the assistant's content is taken.
 
+A pair may have a margin, a number: by how much the chosen response is better. Pairs without one have margin 0.
+
 main_source, original_source and preference_set are kept where they are; other columns are ignored. Reading files is
 `readers.py`.
 """
@@ -31,6 +33,9 @@ ALIASES = {
 }
 """Column -> the names it has had in published releases."""
 
+_LARGEST_MARGIN = 3.4e38
+"""Margins are kept in float32."""
+
 COLUMNS = {
     "sft": ("system", "prompt", "output"),
     "dpo": ("system", "prompt", "chosen", "rejected"),
@@ -53,6 +58,8 @@ class Row:
     main_source: str = ""
     original_source: str = ""
     preference_set: tuple[dict[str, str], ...] = ()
+    margin: float | None = None
+    """Of a pair: by how much chosen is better."""
 
 
 class RowError(DataError):
@@ -97,7 +104,7 @@ def parse_row(raw: Any, kind: str) -> Row:
     chosen, rejected = sides["chosen"]["assistant"], sides["rejected"]["assistant"]
     if chosen.strip() == rejected.strip():
         raise RowError("identical_responses", f"chosen and rejected are equal ({_shown(chosen)}); they must differ")
-    return Row(system, prompt, chosen, rejected, **sources)
+    return Row(system, prompt, chosen, rejected, **sources, margin=_margin(raw.get("margin")))
 
 
 def _column(raw: Mapping[str, Any], column: str, kind: str, *, required: bool = True) -> Any:
@@ -182,6 +189,15 @@ def _text(value: Any, column: str, *, may_be_empty: bool = False) -> str:
 def _optional_text(raw: Mapping[str, Any], column: str) -> str:
     value = raw.get(column)
     return "" if value is None else _text(value, column, may_be_empty=True)
+
+
+def _margin(value: Any) -> float | None:
+    if value is None:
+        return None
+    # compared before it is converted: a whole number of JSON may be too long for any float
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST_MARGIN:
+        raise RowError("wrong_type", f"column 'margin' must be a finite number (float32), found {_shown(value)}")
+    return float(value)
 
 
 def _preference_set(value: Any) -> tuple[dict[str, str], ...]:

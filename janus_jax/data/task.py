@@ -1,32 +1,42 @@
 """The seqio Task: rows of the TFDS build -> template and tokenizer -> features of token ids."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from janus_jax.data.quiet_imports import import_seqio, import_tfds
 from janus_jax.data.schema import Row
-from janus_jax.data.template import Template, encode_example
+from janus_jax.data.template import Boundary, Template, encode_example
 from janus_jax.data.tfds_builder import NAME
 from janus_jax.data.tokenizer import Tokenizer
 
 _TEXTS = ("system", "prompt", "chosen", "rejected")
 
 
-def make_task(builder: Any, *, kind: str, template: Template, tokenizer: Tokenizer) -> Any:
+def make_task(
+    builder: Any, *, kind: str, template: Template, tokenizer: Tokenizer, boundary: Boundary = "separate"
+) -> Any:
     """A `seqio.Task` over the splits of a TFDS builder, not registered anywhere.
 
     Its features are int32 ids of any length: `prompt`, `chosen` (the response, for sft) and, for pairs, `rejected`.
-    BOS and EOS are in them already: a converter that adds its own would double them.
+    BOS and EOS are in them already: a converter that adds its own would double them. Beside the features of pairs goes
+    `margin`, a float32 that is NaN where the row has none.
     """
     seqio = import_seqio()
     vocabulary = seqio.PassThroughVocabulary(tokenizer.vocab_size, eos_id=tokenizer.eos_id)
     names = ("prompt", "chosen") if kind == "sft" else ("prompt", "chosen", "rejected")
+
+    def encode(*texts: bytes) -> list[np.ndarray]:
+        system, prompt, chosen, rejected = (text.decode("utf-8") for text in texts)
+        row = Row(system, prompt, chosen, None if kind == "sft" else rejected)
+        ids = encode_example(template, tokenizer, row, kind, boundary)
+        return [part for part in ids if part is not None]
+
     return seqio.Task(
         NAME,
         source=_source(builder),
-        preprocessors=[lambda dataset: _tokenize(dataset, names, kind, template, tokenizer)],
+        preprocessors=[lambda dataset: _tokenize(dataset, names, encode)],
         output_features={name: seqio.Feature(vocabulary, add_eos=False) for name in names},
         metric_fns=[],
     )
@@ -68,25 +78,21 @@ def _source(builder: Any) -> Any:
             def read() -> Any:
                 for number in order:
                     row = rows[int(number)]
-                    yield {name: row[name] for name in _TEXTS}
+                    yield {name: row[name] for name in (*_TEXTS, "margin")}
 
-            signature = {name: tf.TensorSpec((), tf.string) for name in _TEXTS}  # type: ignore[reportArgumentType]
+            signature: dict[str, Any] = {name: tf.TensorSpec((), tf.string) for name in _TEXTS}  # type: ignore[reportArgumentType]
+            signature["margin"] = tf.TensorSpec((), tf.float32)  # type: ignore[reportArgumentType]
             return tf.data.Dataset.from_generator(read, output_signature=signature)
 
     return ArrayRecordSource()
 
 
-def _tokenize(dataset: Any, names: tuple[str, ...], kind: str, template: Template, tokenizer: Tokenizer) -> Any:
+def _tokenize(dataset: Any, names: tuple[str, ...], encode: Callable[..., list[np.ndarray]]) -> Any:
     import tensorflow as tf
-
-    def encode(*texts: bytes) -> list[np.ndarray]:
-        system, prompt, chosen, rejected = (text.decode("utf-8") for text in texts)
-        row = Row(system, prompt, chosen, None if kind == "sft" else rejected)
-        ids = encode_example(template, tokenizer, row, kind)
-        return [part for part in ids if part is not None]
 
     def encode_tensors(row: dict[str, Any]) -> dict[str, Any]:
         parts = tf.numpy_function(encode, [row[name] for name in _TEXTS], [tf.int32] * len(names))
-        return {name: tf.ensure_shape(part, (None,)) for name, part in zip(names, parts, strict=True)}
+        ids = {name: tf.ensure_shape(part, (None,)) for name, part in zip(names, parts, strict=True)}
+        return ids | ({"margin": row["margin"]} if "rejected" in names else {})
 
     return dataset.map(encode_tensors, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -1,17 +1,26 @@
 """Text forms of an example, and its token ids.
 
-The prompt and each response are tokenized separately and concatenated (boundary "separate"): with a sentencepiece
-model that adds a leading space mark, the response's first token is the one of `[/INST] response`. BOS stands once at
-the start of the prompt, EOS at the end of each response.
+Where the prompt ends and a response begins is the token boundary:
+
+- `separate`: each is tokenized by itself. A sentencepiece model that adds a leading space mark gives the response the
+  first token of `[/INST] response`.
+- `joint`: prompt and response are tokenized as one text, without a space between them; the first token of
+  `[/INST]response`, and where pieces merge across the border, the prompt ends before them.
+
+BOS stands once at the start of the prompt, EOS at the end of each response, both as ids.
 """
 
 import dataclasses
+from typing import Literal, get_args
 
 import numpy as np
 
 from janus_jax.data.schema import Row, check_kind
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import DataError
+
+Boundary = Literal["separate", "joint"]
+BOUNDARIES: tuple[Boundary, ...] = get_args(Boundary)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +102,12 @@ def get_template(name: str) -> Template:
     return TEMPLATES[name]
 
 
+def check_boundary(boundary: str) -> None:
+    """Raises DataError for a token boundary that is not in BOUNDARIES."""
+    if boundary not in BOUNDARIES:
+        raise DataError(f"boundary {boundary!r}: unknown; allowed: {', '.join(BOUNDARIES)}")
+
+
 def encode_prompt(template: Template, tokenizer: Tokenizer, system: str, instruction: str) -> np.ndarray:
     """[n] int32 ids of the prompt, BOS first (if the tokenizer has one)."""
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
@@ -105,17 +120,45 @@ def encode_response(template: Template, tokenizer: Tokenizer, response: str) -> 
 
 
 def encode_example(
-    template: Template, tokenizer: Tokenizer, row: Row, kind: str
+    template: Template, tokenizer: Tokenizer, row: Row, kind: str, boundary: Boundary = "separate"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Ids of a row: prompt [n], chosen [c] (the response, for sft), rejected [r] or None (sft); all int32.
 
     A reward-model row (kind rm) holds system message and instruction joined in its prompt already.
     """
     check_kind(kind)
-    prompt = encode_prompt(template, tokenizer, row.system, row.prompt)
-    chosen = encode_response(template, tokenizer, row.chosen)
-    if kind == "sft":
-        return prompt, chosen, None
-    if row.rejected is None:
+    check_boundary(boundary)
+    if kind != "sft" and row.rejected is None:
         raise DataError(f"kind {kind} needs a rejected response, the row has none")
-    return prompt, chosen, encode_response(template, tokenizer, row.rejected)
+    texts = [row.chosen] if kind == "sft" or row.rejected is None else [row.chosen, row.rejected]
+    prompt = encode_prompt(template, tokenizer, row.system, row.prompt)
+    if boundary == "separate":
+        responses = [encode_response(template, tokenizer, text) for text in texts]
+    else:
+        prompt, responses = _encode_joint(template, tokenizer, row, prompt, texts)
+    return prompt, responses[0], responses[1] if len(responses) == 2 else None
+
+
+def _encode_joint(
+    template: Template, tokenizer: Tokenizer, row: Row, alone: np.ndarray, texts: list[str]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Prompt and responses, cut from the ids of prompt + response.
+
+    The prompt is what its ids `alone` and the ids of all wholes begin with, so that the responses of a pair share it
+    and nothing of a response is in it. TRL 0.8.6 goes back by one token at most; so does this wherever at most one
+    token of the prompt merges with a response.
+    """
+    form = template.prompt_text(row.system, row.prompt)
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    wholes = [
+        np.asarray([*bos, *tokenizer.encode(form + template.response_text(text)), tokenizer.eos_id], np.int32)
+        for text in texts
+    ]
+    shared = len(alone)
+    for whole in wholes:
+        length = min(shared, len(whole) - 1)  # EOS is never the prompt's
+        differ = np.flatnonzero(alone[:length] != whole[:length])
+        shared = int(differ[0]) if len(differ) else length
+    if not shared:
+        raise DataError(f"boundary joint: the tokenizer merges all of the prompt {form[:40]!r} with its response")
+    return alone[:shared], [whole[shared:] for whole in wholes]

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from janus_jax.data.quiet_imports import import_tfds
 from janus_jax.data.schema import PREFERENCE_KEYS, Row
 from janus_jax.errors import DataError
@@ -62,10 +64,14 @@ def _builder_class() -> type:
         "main_source": text,
         "original_source": text,
         "preference_set": tfds.features.Sequence({key: tfds.features.Text() for key in PREFERENCE_KEYS}),
+        "margin": np.float32,
     }
 
     class JanusRows(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[reportGeneralTypeIssues, reportCallIssue]
-        """System message, prompt and one or two responses per row (`rejected` is empty where there is one)."""
+        """System message, prompt and one or two responses per row.
+
+        `rejected` is empty where there is one response, `margin` is NaN where the row has none.
+        """
 
         name = NAME
         VERSION = tfds.core.Version(VERSION)
@@ -110,6 +116,7 @@ def _builder_class() -> type:
                         "main_source": row.main_source,
                         "original_source": row.original_source,
                         "preference_set": list(row.preference_set),
+                        "margin": np.nan if row.margin is None else row.margin,
                     },
                 )
 

@@ -110,7 +110,7 @@ def branch_scores(values: Float[Array, "B L"], batch: Batch) -> BranchScores:
     )
 
 
-def prompt_targets(batch: Batch) -> Bool[Array, "B L"]:
+def prompt_targets(batch: Batch) -> Bool[Array, "... L"]:
     """True where a slot predicts a token of the prompt; once for a pair, also where each branch has its own copy."""
     return (batch.segment > 0) & (batch.branch < 2) & (batch.weights == 0)
 

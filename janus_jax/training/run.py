@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,16 @@ import jax
 import numpy as np
 
 from janus_jax import __version__, storage
-from janus_jax.batch import Batch
 from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.config import RunConfig, to_yaml
 from janus_jax.data.loader import Position
 from janus_jax.errors import ConfigError, NonFiniteError
-from janus_jax.model.mistral import Params
 from janus_jax.objectives import metric_values
 from janus_jax.parallel import runtime
 from janus_jax.storage import absolute, atomic_directory, write_whole
 from janus_jax.training import metrics
+from janus_jax.training.reference import check_stale, open_reference
 from janus_jax.training.setup import Setup, prepare
 from janus_jax.training.step import TrainState
 
@@ -75,6 +74,7 @@ def train(
     run_dir = _local_run_dir(config)
     with runtime.agreement("setup"):  # what follows would wait for ever for a process that found bad input
         setup = prepare(config)
+        check_stale(setup)
     directory = run_dir / "checkpoints"
     with storage.no_empty_leftovers(directory):  # weights are read after it is made, and may be bad
         checkpoints = Checkpoints(directory, keep=config.checkpoint.keep)
@@ -118,8 +118,14 @@ class _Loop:
         self.resumed_from = checkpoints.latest_step()
         self.state, self.position = self._start()
         self.step = self.resumed_from or 0
-        self._reference: Params | None = setup.reference_params(self._reference_step)
-        self._eval_reference: list[jax.Array] = []
+        self._reference = open_reference(
+            setup,
+            self._score,
+            initial=self.state.params if self.resumed_from is None else None,
+            step=self._reference_step,
+            known=self._reference_weights,
+            notify=self._notify(writers),
+        )
         with runtime.agreement("writers"):
             self.fan = metrics.Fan(self._writers(writers))
         # Of a run that was killed after its last checkpoint, what it wrote before is all there is to report.
@@ -135,12 +141,13 @@ class _Loop:
             meta = self.checkpoints.meta(self.resumed_from)
             self._check_same_run(meta)
             self._reference_step = meta.get("reference_step")
+            self._reference_weights: str | None = meta.get("reference_weights")
             abstract = self.setup.abstract_state()
             params, optimizer, data, _ = self.checkpoints.restore(
                 self.resumed_from, params=abstract.params, optimizer=abstract.optimizer
             )
             return TrainState(params, optimizer), Position(epoch=data["epoch"], row=data["row"])
-        self._reference_step = self.setup.reference_step
+        self._reference_step, self._reference_weights = self.setup.reference_step, None
         params = self.setup.initial_params(self.config.params_dtype)
         init = jax.jit(self.setup.functions.init, out_shardings=self.setup.state_shardings, donate_argnums=0)
         return init(params), Position()
@@ -150,6 +157,7 @@ class _Loop:
         for place in (saved, now):  # directories may move: the data is known by its fingerprint
             place["run"] = {k: v for k, v in place["run"].items() if k != "dir"}
             place["data"] = {k: v for k, v in place["data"].items() if k != "dir"}
+            place["reference"] = {k: v for k, v in place["reference"].items() if k != "dir"}
         differing = [
             f"{name} = {before}, not {after}"
             for section in now
@@ -177,6 +185,7 @@ class _Loop:
             "data_fingerprint": self.setup.loader.dataset.fingerprint,
             "tokenizer": self.setup.loader.dataset.manifest.tokenizer,
             "reference_step": self._reference_step,
+            "reference_weights": self._reference.weights,
             "template": self.setup.loader.dataset.manifest.template,
         }
 
@@ -208,7 +217,7 @@ class _Loop:
                 loaded = next(batches)
                 waited = time.perf_counter() - begun
                 first = not fills  # this step compiles: its time says nothing
-                self.state, scalars, numbers = self._train(self.state, self._with_reference(loaded.batch))
+                self.state, scalars, numbers = self._train(self.state, self._reference.fill(loaded.batch))
                 self.step += 1
                 self.position = loaded.next_position
                 self.fan.count(loaded.tokens, waited)
@@ -241,7 +250,7 @@ class _Loop:
             train=self.last_train,
             evaluation=self.last_eval,
             examples=len(setup.loader.fitted.index),
-            overlong={"dropped": setup.loader.fitted.dropped, "truncated": setup.loader.fitted.truncated},
+            overlong={what: getattr(setup.loader.fitted, what) for what in ("dropped", "truncated", "zeroed")},
             seconds=time.perf_counter() - started,
             tokens_per_s=float(np.median(rates)) if rates else math.nan,
             fill=float(np.mean(fills)) if fills else math.nan,
@@ -255,10 +264,10 @@ class _Loop:
     def _due(self, every: int | None, last: int) -> bool:
         return self.step == last or (every is not None and self.step % every == 0)
 
-    def _with_reference(self, batch: Batch) -> Batch:
-        if self._reference is None:
-            return batch
-        return dataclasses.replace(batch, reference_logps=self._score(self._reference, batch))
+    @staticmethod
+    def _notify(writers: Sequence[metrics.Writer] | None) -> Callable[[str], None]:
+        """Lines on the console, where the numbers go there too."""
+        return print if writers is None and runtime.is_main() else lambda text: None
 
     def _require_finite(self, scalars: dict[str, jax.Array]) -> dict[str, float]:
         values = {name: float(value) for name, value in scalars.items()}
@@ -284,11 +293,7 @@ class _Loop:
         assert loader is not None
         totals: dict[str, np.ndarray] = {}
         for number, loaded in enumerate(loader.epoch()):
-            batch = loaded.batch
-            if self._reference is not None:
-                if number == len(self._eval_reference):  # scored once: neither the rows nor the reference change
-                    self._eval_reference.append(self._score(self._reference, batch))
-                batch = dataclasses.replace(batch, reference_logps=self._eval_reference[number])
+            batch = self._reference.fill(loaded.batch, held_out=number)
             found = jax.device_get(self._evaluate(self.state.params, batch))
             for name, pair in found.items():
                 totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import re
+import shlex
 from typing import Any
 
 import jax
@@ -112,9 +114,11 @@ def prepare(config: RunConfig) -> Setup:
         ConfigError, DataError, ConversionError: with the key or file, the value and what is allowed.
     """
     dataset = TokenizedDataset(config.data.dir, config.data.split)
+    _check_boundary("data.dir", dataset, config)
     held_out = None
     if config.eval.every_steps is not None:
         held_out = TokenizedDataset(config.data.eval_dir or config.data.dir, config.data.eval_split)
+        _check_boundary("data.eval_dir", held_out, config)
     source = None if config.init.from_ is None else open_source(config.init.from_)
     objective = config.build_objective()
     model = _model(config, source, objective)
@@ -225,6 +229,24 @@ def _check_fits(model: ModelConfig, dataset: TokenizedDataset, config: RunConfig
             f"batch.max_sequence_length={config.batch.max_sequence_length} is more than the model's "
             f"max_position_embeddings={model.max_position_embeddings}"
         )
+
+
+def _check_boundary(key: str, dataset: TokenizedDataset, config: RunConfig) -> None:
+    """Ids that are cut differently are other data: nothing converts them, so the message says how to build them."""
+    wanted, manifest, directory = config.compat.token_boundary, dataset.manifest, dataset.directory
+    if manifest.boundary == wanted:
+        return
+    held_out = re.fullmatch(r"train=(.*), validation=(.*)", manifest.source)
+    train, *others = held_out.groups() if held_out else (manifest.source,)
+    options = {"kind": manifest.kind, "source": train, "template": manifest.template, "boundary": wanted}
+    options |= {"tokenizer": f"{directory}/tokenizer", "out": f"{directory}_{wanted}"}
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    arguments += [part for source in others for part in ("--validation-source", source)]
+    command = shlex.join(["janus", "data", "build", *arguments])
+    raise ConfigError(
+        f"{key}={directory}: was built with token boundary {manifest.boundary}, but compat.token_boundary={wanted}; "
+        f"set that to {manifest.boundary}, or build the data anew: {command}"
+    )
 
 
 def _check_length(config: RunConfig, mesh: Mesh, rules: meshes.Rules) -> None:

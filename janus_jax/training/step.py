@@ -67,11 +67,13 @@ class StepFunctions:
         """
         microbatches = batch.tokens.shape[0]
         whole = self.objective.denominators(batch)
+        # Of the last batch of an epoch some microbatches may be all padding: they are no part of the mean of means.
+        used = jax.tree.map(lambda counts: (counts > 0).sum(), jax.vmap(self.objective.denominators)(batch))
 
         def share(params: Params, micro: Batch) -> tuple[Array, Metrics]:
             denominators = whole
             if self.objective.normaliser == "per_microbatch":
-                denominators = {k: v * microbatches for k, v in self.objective.denominators(micro).items()}
+                denominators = {k: v * used[k] for k, v in self.objective.denominators(micro).items()}
             denominators = jax.tree.map(lambda count: jnp.maximum(count, 1), denominators)  # empty: loss 0, not 0/0
             return self.objective(self.scores(params, micro), micro, denominators)
 

@@ -215,3 +215,20 @@ assert not {"tensorflow", "torch", "transformers"} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == "" and done.stderr == ""
+
+
+def test_a_hub_id_is_taken_from_the_hubs_cache(tmp_path, monkeypatch):
+    """What `snapshot_download` leaves behind serves offline; a path that begins with a folder here stays a path."""
+    import huggingface_hub.constants
+
+    cache = tmp_path / "cache"
+    snapshot = cache / "models--somebody--janus" / "snapshots" / "0123456789012345678901234567890123456789"
+    save_hf(random_params(SMALL), SMALL, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    assert open_source("somebody/janus").config == SMALL
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "somebody").mkdir()
+    with pytest.raises(ConversionError, match=r"^somebody/janus: no such directory$"):
+        open_source("somebody/janus")

@@ -136,6 +136,58 @@ def test_progress_ends_at_the_number_of_rows(tmp_path):
     assert calls == [("train", "read", 5, 5), ("train", "tokenize", 5, 5)]
 
 
+def test_a_joint_build_holds_joint_ids_and_says_so(dpo_build, tmp_path):
+    rows = [row | {"chosen": ")" + row["chosen"]} for row in pair_rows()]
+    manifest = build(write_lines(tmp_path / "rows.jsonl", rows), tmp_path / "out", kind="dpo", boundary="joint")
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["boundary"] == manifest.boundary == "joint"
+    assert dpo_build.manifest.boundary == "separate"
+    tokenizer = load_tokenizer()
+    for example, row in zip(TokenizedDataset(tmp_path / "out").read(range(5)), rows, strict=True):
+        prompt, *_ = expected_ids(row["system"], row["prompt"])
+        text = tokenizer.decode(prompt)
+        assert example.prompt.tolist() == prompt[:-1]  # "]" has merged with ")"
+        for part, column in ((example.chosen, "chosen"), (example.rejected, "rejected")):
+            assert [*example.prompt, *part] == [1, *tokenizer.encode(text + row[column]), 2]
+
+
+# --- Margins
+
+MARGINS = [0.5, None, 3, -2.25, None]
+
+
+def test_margins_are_stored_with_zero_where_a_row_has_none(tmp_path):
+    rows = [row | ({} if m is None else {"margin": m}) for row, m in zip(pair_rows(), MARGINS, strict=True)]
+    sources = {
+        "train": write_lines(tmp_path / "a.jsonl", rows),
+        "validation": write_lines(tmp_path / "b.jsonl", rows[1:2]),
+    }
+    manifest = build(sources, tmp_path / "out", kind="dpo")
+    data = TokenizedDataset(tmp_path / "out")
+    assert data.margins.tolist() == [0.5, 0, 3, -2.25, 0] and data.margins.dtype == np.float32
+    assert [example.margin for example in data.read([3, 0])] == [-2.25, 0.5]
+    assert not (tmp_path / "out" / "validation" / "margins.npy").exists()
+    rows[0]["margin"] = 0.75
+    other = build(sources | {"train": write_lines(tmp_path / "c.jsonl", rows)}, tmp_path / "other", kind="dpo")
+    assert other.fingerprint != manifest.fingerprint
+
+
+def test_without_margins_there_is_no_file_of_them(dpo_build):
+    assert {path.name for path in (dpo_build.directory / "train").iterdir()} == {
+        "lengths.npy",
+        "tokens-00000-of-00001.array_record",
+    }
+
+
+def test_a_margin_of_parquet_is_read(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [row | {"margin": m} for row, m in zip(pair_rows(), MARGINS, strict=True)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    build(tmp_path / "rows.parquet", tmp_path / "out", kind="orpo")
+    assert TokenizedDataset(tmp_path / "out").margins.tolist() == [0.5, 0, 3, -2.25, 0]
+
+
 def bad_builds(root: Path):
     good = write_lines(root / "good.jsonl", sft_rows())
     cut = root / "cut.jsonl"
@@ -147,6 +199,12 @@ def bad_builds(root: Path):
     yield {"source": {"train": good, "validation": root / "empty.jsonl"}, "kind": "sft"}, "empty.jsonl: is empty"
     yield {"source": root / "absent.jsonl", "kind": "sft"}, "absent.jsonl: no such file or directory"
     yield {"source": good, "kind": "ppo"}, "'ppo': unknown"
+    pairs = write_lines(root / "pairs.jsonl", [pair_rows()[0], pair_rows()[1] | {"margin": "big"}])
+    yield (
+        {"source": pairs, "kind": "dpo"},
+        "pairs.jsonl:2: column 'margin' must be a finite number (float32), found str",
+    )
+    yield {"source": good, "kind": "sft", "boundary": "joined"}, "boundary 'joined': unknown; allowed: separate, joint"
     yield {"source": good, "kind": "sft", "template": "llama"}, "'llama': unknown"
     yield {"source": good, "kind": "sft", "tokenizer": root / "absent"}, "no such directory"
     yield {"source": {"tokenizer": good}, "kind": "sft"}, "split name 'tokenizer'"

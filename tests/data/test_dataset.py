@@ -97,6 +97,13 @@ def test_not_a_build(tmp_path):
     assert "format_version 99, this version reads 1" in refusal(tmp_path)
 
 
+def test_a_build_that_does_not_name_its_boundary_is_separate(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    assert manifest.pop("boundary") == "separate"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert TokenizedDataset(copy).manifest.boundary == "separate"
+
+
 def test_unknown_split_names_those_there(sft_build):
     message = refusal(sft_build.directory, "test")
     assert "has no split 'test'; there are: train, validation (" in message and "eval.every_steps=null" in message

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from janus_jax.data.example import Example
 from janus_jax.data.rows import fit, pack, plan_groups, plan_rows, rows_for_groups
 from janus_jax.errors import DataError
+from tests.benchmarks.tokens_per_pair import PADDED, count, stated_lengths
 from tests.training_examples import random_examples
 
 
@@ -141,3 +142,12 @@ def test_truncated_pairs_fit_and_keep_both_responses(lengths):
 def test_random_examples_have_both_kinds_of_length():
     examples = random_examples(50, pairs=True)
     assert {len(e.prompt) for e in examples} >= {1, 12}
+
+
+def test_shared_prompts_compute_less_than_half_of_two_padded_rows():
+    lengths = stated_lengths(20_000)
+    shared, apart = count(lengths, share_prompts=True), count(lengths, share_prompts=False)
+    assert shared.pairs == apart.pairs and shared.dropped < 0.05 * len(lengths)  # prompt and response over 2048
+    assert shared.fill > 0.97
+    assert PADDED / shared.per_pair > 2.3
+    assert apart.per_pair > 1.2 * shared.per_pair

@@ -1,5 +1,7 @@
 """Which rows are taken and what is said about the others."""
 
+import math
+
 import pytest
 
 from janus_jax.data.schema import Row, RowError, parse_row
@@ -56,6 +58,16 @@ def test_sources_and_preference_set_are_kept():
     assert (row.main_source, row.original_source, row.preference_set) == ("nectar", "sharegpt", (preference,) * 4)
 
 
+@pytest.mark.parametrize(("raw", "kind"), [(PAIR, "dpo"), (PAIR, "orpo"), (RM, "rm")])
+def test_pairs_may_have_a_margin(raw, kind):
+    assert [parse_row(raw | {"margin": m}, kind).margin for m in (2, -0.5, 0, None)] == [2.0, -0.5, 0.0, None]
+    assert parse_row(raw, kind).margin is None
+
+
+def test_single_responses_have_no_margin_to_read():
+    assert parse_row(SFT | {"margin": "wide"}, "sft").margin is None
+
+
 def test_empty_system_is_a_system():
     assert parse_row(SFT | {"system": ""}, "sft").system == ""
 
@@ -86,6 +98,18 @@ BAD = [
     ("dpo", PAIR | {"chosen": messages("  ")}, "empty_field", "'chosen', message 1 is empty"),
     ("dpo", PAIR | {"chosen": messages("So.", user="When?")}, "bad_messages", "differs from column 'prompt'"),
     ("orpo", PAIR | {"prompt": None}, "missing_field", "'prompt' (or instruction, user_prompt) is null"),
+    *[
+        ("rm", RM | {"margin": value}, "wrong_type", f"'margin' must be a finite number (float32), found {shown}")
+        for value, shown in [
+            ("1", "str '1'"),
+            (True, "bool True"),
+            ([1.0], "list [1.0]"),
+            (math.nan, "float nan"),
+            (-math.inf, "float -inf"),
+            (1e39, "float 1e+39"),
+            (10**400, "int 1000"),
+        ]
+    ],
     ("rm", RM | {"input": None}, "missing_field", "'input' is null"),
 ]
 

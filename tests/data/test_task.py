@@ -1,5 +1,6 @@
 """The seqio Task over ArrayRecord files: the features it gives, its order, shuffling and shards."""
 
+import numpy as np
 import pytest
 
 from janus_jax.data.task import make_task
@@ -26,7 +27,8 @@ EXPECTED = [MISTRAL_INST.prompt_text(system, prompt) for system, prompt, *_ in T
 def test_features_are_ids_with_bos_and_eos_once(task):
     tokenizer = load_tokenizer()
     examples = list(task.get_dataset(None, "train", shuffle=False, num_epochs=1).as_numpy_iterator())
-    assert [set(example) for example in examples] == [{"prompt", "chosen", "rejected"}] * 5
+    assert [set(example) for example in examples] == [{"prompt", "chosen", "rejected", "margin"}] * 5
+    assert np.isnan([example["margin"] for example in examples]).all()
     for example, (_, _, chosen, rejected) in zip(examples, TEXTS, strict=True):
         assert example["prompt"].tolist().count(1) == 1 and example["prompt"][0] == 1
         assert example["chosen"].tolist() == [*tokenizer.encode(chosen), 2]

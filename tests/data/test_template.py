@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from janus_jax.data.sample import sample_rows
 from janus_jax.data.schema import Row
-from janus_jax.data.template import CHATML, MISTRAL_INST, encode_example, get_template
+from janus_jax.data.template import CHATML, MISTRAL_INST, encode_example, encode_prompt, get_template
 from janus_jax.data.tokenizer import load_tokenizer
 from janus_jax.errors import DataError
 
@@ -76,3 +79,106 @@ def test_unknown_template_and_kind_and_missing_rejected_are_refused(tokenizer):
         encode_example(MISTRAL_INST, tokenizer, Row("", "a", "b"), "ppo")
     with pytest.raises(DataError, match="kind dpo needs a rejected response"):
         encode_example(MISTRAL_INST, tokenizer, Row("", "a", "b"), "dpo")
+
+
+# --- One text or two: where the prompt ends
+
+
+def pieces(tokenizer, ids) -> list[str]:
+    return [tokenizer.processor.id_to_piece(int(i)) for i in ids]
+
+
+def by_the_rule_of_trl(tokenizer, prompt: str, responses: list[str]) -> tuple[list[int], list[list[int]]]:
+    """Ids alone and joined; the border is at the prompt's own length, or one token before it if that prompt is not how
+    the joined ids begin; a pair's prompt is the shorter of both."""
+    alone = [1, *tokenizer.encode(prompt)]
+    wholes = [[1, *tokenizer.encode(prompt + response), 2] for response in responses]
+    cut = min(len(alone) - (whole[: len(alone)] != alone) for whole in wholes)
+    return alone[:cut], [whole[cut:] for whole in wholes]
+
+
+TRICKY = [
+    "Revolutionary",
+    " Revolution",
+    ")x",
+    "]",
+    "][",
+    "'s",
+    ". So",
+    "\nx",
+    "\n\n",
+    "  ",
+    "😀",
+    "▁x",
+    "</s>",
+    "é",
+    "中",
+]
+
+
+def test_the_two_boundaries_part_the_published_example_as_the_published_trainers_did(tokenizer):
+    row = Row("", "Name a poster.", "Revolutionary", "Rev")
+    for boundary, chosen in {"separate": ["▁Revolution", "ary"], "joint": ["Rev", "olution", "ary"]}.items():
+        prompt, response, _ = encode_example(MISTRAL_INST, tokenizer, row, "dpo", boundary)
+        assert pieces(tokenizer, prompt)[-1] == "]"
+        assert pieces(tokenizer, response) == [*chosen, "</s>"]
+
+
+@pytest.mark.parametrize("template", [MISTRAL_INST, CHATML], ids=lambda template: template.name)
+@pytest.mark.parametrize("other", ["So.", ".", ")"])
+@pytest.mark.parametrize("response", TRICKY)
+def test_joint_pairs_are_cut_as_trl_cuts_them(tokenizer, template, response, other):
+    got = encode_example(template, tokenizer, Row("Be brief.", "Why?", response, other), "dpo", "joint")
+    responses = [template.response_text(text) for text in (response, other)]
+    prompt, expected = by_the_rule_of_trl(tokenizer, template.prompt_text("Be brief.", "Why?"), responses)
+    assert [part.tolist() for part in got] == [prompt, *expected]
+
+
+def test_a_response_that_merges_into_the_prompt_takes_the_token_along_for_both(tokenizer):
+    row = Row("", "Why?", ")x", "So.")
+    prompt, chosen, rejected = encode_example(MISTRAL_INST, tokenizer, row, "dpo", "joint")
+    assert pieces(tokenizer, prompt)[-2:] == ["/", "INST"]
+    assert pieces(tokenizer, chosen) == ["])", "x", "</s>"]
+    assert pieces(tokenizer, rejected) == ["]", "So", ".", "</s>"]
+
+
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=4, max_size=4))
+def test_joint_ids_are_those_of_the_whole_text(tokenizer, texts):
+    system, instruction, chosen, rejected = texts
+    row = Row(system, instruction, chosen, rejected)
+    prompt, *responses = encode_example(MISTRAL_INST, tokenizer, row, "dpo", "joint")
+    form = MISTRAL_INST.prompt_text(system, instruction)
+    alone = encode_prompt(MISTRAL_INST, tokenizer, system, instruction)
+    assert 0 < len(prompt) <= len(alone) and (prompt == alone[: len(prompt)]).all()
+    for response, text in zip(responses, (chosen, rejected), strict=True):
+        whole = np.concatenate([prompt, response]).tolist()
+        assert whole == [1, *tokenizer.encode(form + text), 2]
+        assert tokenizer.decode(whole) == tokenizer.decode(tokenizer.encode(form + text))
+    single = encode_example(MISTRAL_INST, tokenizer, row, "sft", "joint")
+    assert np.concatenate(single[:2]).tolist() == np.concatenate([prompt, responses[0]]).tolist()
+
+
+def test_separate_ids_are_those_of_one_text_with_a_space_on_every_row_of_the_sample(tokenizer):
+    """Why `separate` also stands for trainers that put a space after `[/INST]` and tokenize once."""
+    for row in sample_rows("train"):
+        prompt, response, _ = encode_example(
+            MISTRAL_INST, tokenizer, Row(row["system"], row["prompt"], row["output"]), "sft"
+        )
+        text = f"{MISTRAL_INST.prompt_text(row['system'], row['prompt'])} {row['output']}"
+        assert [*prompt, *response] == [1, *tokenizer.encode(text), 2]
+
+
+def test_a_boundary_that_is_none_is_refused(tokenizer):
+    with pytest.raises(DataError, match="'joined': unknown; allowed: separate, joint"):
+        encode_example(MISTRAL_INST, tokenizer, Row("", "a", "b"), "sft", "joined")
+
+
+def test_a_prompt_of_which_no_token_is_left_is_refused(tokenizer):
+    class OneIdAText:
+        bos_id, eos_id = None, 2
+
+        def encode(self, text):
+            return [len(text)]
+
+    with pytest.raises(DataError, match="merges all of the prompt"):
+        encode_example(MISTRAL_INST, OneIdAText(), Row("", "a", "b"), "sft", "joint")

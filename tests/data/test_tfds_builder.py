@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from janus_jax.data import tfds_builder
@@ -25,6 +26,7 @@ def rows(count: int):
             "nectar",
             "sharegpt",
             PREFERENCES[: i % 5],
+            None if i % 3 else i / 4,
         )
         for i in range(count)
     ]
@@ -38,7 +40,8 @@ def fields(row: dict) -> Row:
         {key: sets[key][i].decode() for key in ("dimension", "subdimension", "preference", "description")}
         for i in range(len(sets["dimension"]))
     )
-    return Row(**texts, rejected=row["rejected"].decode() or None, preference_set=preferences)
+    margin = None if np.isnan(row["margin"]) else float(row["margin"])
+    return Row(**texts, rejected=row["rejected"].decode() or None, preference_set=preferences, margin=margin)
 
 
 def test_rows_come_back_whole_and_in_order_from_the_files_alone(tmp_path):

@@ -14,7 +14,7 @@ from janus_jax.batch import Batch
 from janus_jax.data.rows import pack
 from janus_jax.model.attention import Layout
 from janus_jax.model.mistral import Compute, hidden_states, init_params, logits, param_specs
-from janus_jax.objectives import DPO, SFT, BranchScores
+from janus_jax.objectives import DPO, SFT
 from janus_jax.training.optimizer import AdamW, Schedule
 from janus_jax.training.step import StepFunctions
 from tests.training_examples import TINY, random_examples
@@ -162,11 +162,11 @@ def test_remat_and_padding_rows_change_nothing(objective):
     assert_within(remat, expected)
 
 
-def test_an_empty_microbatch_gives_no_nan():
+@pytest.mark.parametrize("normaliser", ["global", "per_microbatch"])
+def test_an_empty_microbatch_changes_neither_the_mean_nor_the_mean_of_means(normaliser):
     examples = random_examples(2, pairs=False, seed=5)
-    for normaliser in ("global", "per_microbatch"):
-        loss, grads = loss_and_gradients(SFT(normaliser=normaliser), examples, rows=4, microbatches=2)
-        assert np.isfinite(loss) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    padded = loss_and_gradients(SFT(normaliser=normaliser), examples, rows=4, microbatches=2)  # rows 3 and 4 are empty
+    assert_within(padded, loss_and_gradients(SFT(), examples, rows=1))
 
 
 def test_per_microbatch_is_the_mean_of_microbatch_means():
@@ -177,48 +177,6 @@ def test_per_microbatch_is_the_mean_of_microbatch_means():
     assert_within(grads, jax.tree.map(lambda a, b: (a + b) / 2, halves[0][1], halves[1][1]))
     whole = loss_and_gradients(SFT(), examples, rows=2, microbatches=2)[0]
     assert abs(float(whole) - float(loss)) > 1e-4  # unequal token counts: the two normalisers do differ
-
-
-def test_swapping_chosen_and_rejected_flips_the_margin_and_tiny_beta_gives_log_2():
-    examples = random_examples(3, pairs=True, seed=7)
-    batch = with_reference(pack([examples], row_length=128, max_segments=4))
-    swapped = pack(
-        [[dataclasses.replace(e, chosen=e.rejected, rejected=e.chosen) for e in examples]],
-        row_length=128,
-        max_segments=4,
-    )
-    swapped = dataclasses.replace(swapped, reference_logps=batch.reference_logps[..., ::-1])
-    params = init_params(TINY, jax.random.key(0))
-
-    def margins(b, beta):
-        return functions(DPO(beta=beta)).evaluate(params, micro_axis(b))
-
-    one, other = margins(batch, 0.3), margins(swapped, 0.3)
-    np.testing.assert_allclose(one["rewards/margins"][0], -other["rewards/margins"][0], rtol=1e-5)
-    loss = margins(batch, 1e-9)["preference_loss"]
-    np.testing.assert_allclose(loss[0] / loss[1], np.log(2), rtol=1e-6)
-
-
-def branch_sums(sums, tokens=None):
-    sums = np.asarray(sums, np.float32)
-    tokens = np.ones_like(sums) if tokens is None else np.asarray(tokens, np.float32)
-    return BranchScores(jnp.asarray(sums), jnp.asarray(tokens), jnp.zeros(sums.shape[:-1]), jnp.zeros(sums.shape[:-1]))
-
-
-def test_dpo_equals_its_closed_form_in_float64():
-    rng = np.random.default_rng(0)
-    logps, reference = rng.normal(size=(2, 3, 2)) * 9, rng.normal(size=(2, 3, 2)) * 9
-    valid = np.array([[True, True, False], [True, False, False]])
-    delta = (logps - reference)[..., 0] - (logps - reference)[..., 1]
-    expected = np.log1p(np.exp(-0.2 * delta))[valid].mean()
-    empty = pack([[], []], row_length=4, max_segments=3)
-    batch = dataclasses.replace(empty, valid=valid, reference_logps=reference.astype(np.float32))
-    batch = jax.tree.map(jnp.asarray, batch)
-    objective = DPO(beta=0.2)
-    scores = branch_sums(logps)
-    loss, metrics = objective(scores, batch, objective.denominators(batch))
-    np.testing.assert_allclose(loss, expected, rtol=1e-6)
-    np.testing.assert_allclose(metrics["rewards/accuracies"][0], (delta[valid] > 0).sum())
 
 
 def test_bfloat16_compute_stays_near_float32_and_scores_stay_float32():

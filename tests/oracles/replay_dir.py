@@ -1,8 +1,9 @@
-"""Replays a recording of TRL's trainers, prints the worst errors: `python -m tests.oracles.replay_dir DIR`.
+"""Replays a recording of another trainer, prints the worst errors: `python -m tests.oracles.replay_dir DIR`.
 
 DIR holds config.json, init.safetensors, batches.safetensors (`step{K:03d}.{micro}.{field}`), final.safetensors and
-log.json; grads.safetensors (of the first step, before clipping) where it was recorded. SFT batches have `labels`
-[B, L]; DPO batches have `completion_mask` [2B, L], chosen above rejected.
+log.json; grads.safetensors (of the first step, before clipping) where it was recorded. `recordings.py` says which
+fields are read. The objective follows from them; `--objective simpo` must be said: CPO's batches look like ORPO's.
+Settings come from flags alone, and those left out are the defaults of TRL 1.16.
 Exits 1 beyond tolerance: loss and gradient norm 1e-4 relative at every step, final weights 1e-4 of the distance
 moved, |ours - theirs| / |theirs - initial| in the 2-norm per tensor, first gradients 1e-4 of the tensor's largest
 element. The largest single element of the weights is printed beside them: where a gradient is as small as Adam's eps,
@@ -13,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,15 +21,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from janus_jax.errors import DataError, JanusError
-from janus_jax.objectives import DPO, SFT, Objective
+from janus_jax.objectives import DPO, ORPO, SFT, Objective, RewardModel, SimPO
 from janus_jax.training.optimizer import AdamW, Schedule
+from tests.oracles import recordings
 
-KEPT_METRICS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected")
+# TRL 1.16: SFT divides by the label tokens of all microbatches, the others average microbatch means.
+TRL_DEFAULTS: dict[str, Any] = {
+    "sft": SFT(normaliser="global"),
+    "dpo": DPO(beta=0.1, normaliser="per_microbatch"),
+    "simpo": SimPO(beta=0.1, gamma=0.5, sft_weight=1.0, normaliser="per_microbatch"),
+    "orpo": ORPO(beta=0.1, nll="prompt_and_response", normaliser="per_microbatch"),
+    "rm": RewardModel(normaliser="per_microbatch"),
+}
+ARCHITECTURES = {"lm": "MistralForCausalLM", "value": "MistralForSequenceClassification"}
 
-Fields = dict[str, np.ndarray]
+OF_PAIRS = {  # our metric, and the names that TRL's trainers log it under
+    "rewards/chosen": ("rewards/chosen",),
+    "rewards/rejected": ("rewards/rejected",),
+    "rewards/margins": ("rewards/margins", "margin"),
+    "logps/chosen": ("logps/chosen",),
+    "logps/rejected": ("logps/rejected",),
+    "log_odds": ("log_odds_chosen",),
+}
+OF_TOKENS = {"nll_loss": ("nll_loss",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +58,7 @@ class Worst:
     weights: float  # max over tensors of |ours - theirs| / |theirs - initial|, 2-norms
     element: float  # the same with largest absolute values
     gradients: float | None  # max over tensors of max|ours - theirs| / max|theirs|; None: not recorded
-    metrics: float | None  # max over KEPT_METRICS of max|ours - theirs| / max|theirs| over steps; None: see replay
+    metrics: float | None  # max over metrics of max|ours - theirs| / max|theirs| over steps; None: none compare
 
     def within(self, tolerance: float) -> bool:
         """True when loss, gradient norm, weights and gradients stay within the tolerance; not for NaN.
@@ -53,111 +69,38 @@ class Worst:
         return all(error <= tolerance for error in judged)
 
 
-def read_steps(batches: Fields) -> tuple[str, list[list[list[dict[str, list[int]]]]]]:
-    """The recorded kind (sft or dpo) and its steps -> microbatches -> examples.
-
-    Raises:
-        DataError: not such a recording; names the step, the microbatch and what is wrong.
-    """
-    grouped: dict[int, dict[int, Fields]] = {}
-    for key, value in batches.items():
-        match = re.fullmatch(r"step(\d+)\.(\d+)\.(\w+)", key)
-        if not match:
-            raise DataError(f"batches.safetensors: key {key!r}; step000.0.input_ids is expected")
-        grouped.setdefault(int(match[1]), {}).setdefault(int(match[2]), {})[match[3]] = value
-    _require_whole("steps", grouped)
-    kinds = {_kind(fields) for micros in grouped.values() for fields in micros.values()}
-    if len(kinds) != 1:
-        raise DataError(f"batches.safetensors mixes {' and '.join(sorted(kinds))}")
-    kind = kinds.pop()
-    steps = []
-    for step in sorted(grouped):
-        _require_whole(f"step {step}: microbatches", grouped[step])
-        steps.append([])
-        for micro, fields in sorted(grouped[step].items()):
-            try:
-                steps[-1].append(_read_sft(fields) if kind == "sft" else _read_dpo(fields))
-            except (ValueError, KeyError) as error:
-                what = f"field {error} is missing" if isinstance(error, KeyError) else error
-                raise DataError(f"step {step}, microbatch {micro}: {what}") from error
-    return kind, steps
-
-
-def _require_whole(what: str, numbered: dict[int, Any]) -> None:
-    if sorted(numbered) != list(range(len(numbered))) or not numbered:
-        raise DataError(f"{what} are numbered {sorted(numbered)}; 0, 1, 2 and on are expected")
-
-
-def _kind(fields: Fields) -> str:
-    if "labels" in fields:
-        return "sft"
-    if "completion_mask" in fields:
-        return "dpo"
-    raise DataError(f"fields {sorted(fields)} are of no known kind: SFT has labels, DPO has completion_mask")
-
-
-def _split(ids: np.ndarray, attention: np.ndarray, completion: np.ndarray) -> tuple[list[int], list[int]]:
-    """Prompt and completion of one padded sequence, told apart by the masks alone."""
-    ids, completion = ids[attention.astype(bool)], completion[attention.astype(bool)].astype(bool)
-    if not len(ids):
-        raise ValueError("a sequence is all padding")
-    start = int(np.argmax(completion)) if completion.any() else len(ids)
-    if not completion[start:].all():
-        raise ValueError("a completion must reach to the end of its sequence")
-    start = max(start, 1)  # nothing precedes the first token, so no trainer can score it
-    return ids[:start].tolist(), ids[start:].tolist()
-
-
-def _read_sft(micro: Fields) -> list[dict[str, list[int]]]:
-    rows = zip(micro["input_ids"], micro["attention_mask"], micro["labels"] != -100, strict=True)
-    split = [_split(*row) for row in rows]
-    return [{"prompt": prompt, "chosen": response} for prompt, response in split]
-
-
-def _read_dpo(micro: Fields) -> list[dict[str, list[int]]]:
-    rows = list(zip(micro["input_ids"], micro["attention_mask"], micro["completion_mask"], strict=True))
-    half, odd = divmod(len(rows), 2)
-    if odd:
-        raise ValueError(f"{len(rows)} sequences cannot be pairs")
-    pairs = [(_split(*rows[i]), _split(*rows[half + i])) for i in range(half)]
-    if not all(c[0] == r[0] for c, r in pairs):
-        raise ValueError("chosen and rejected must share their prompt")
-    return [{"prompt": c[0], "chosen": c[1], "rejected": r[1]} for c, r in pairs]
-
-
-def read_log(directory: Path) -> list[dict[str, float]]:
-    """The logged training steps, in order."""
-    return [entry for entry in json.loads((directory / "log.json").read_text()) if "loss" in entry]
-
-
-def replay(directory: Path, schedule: Schedule, optimizer: AdamW, beta: float) -> Worst:
+def replay(
+    recording: recordings.Recording,
+    objective: Objective,
+    schedule: Schedule,
+    optimizer: AdamW,
+    *,
+    share_prompts: bool = True,
+) -> Worst:
     """Trains from init.safetensors on the recorded batches and compares with what was recorded.
 
-    Metrics are compared for DPO with even microbatches: TRL logs the mean of their means, we the mean over pairs.
-
     Raises:
-        DataError: the files are no recording, or not of one run.
+        DataError: the objective cannot be replayed from such batches.
     """
     from janus_jax.checkpoint.hf import load_hf
     from janus_jax.training import replay as entry
 
-    kind, steps = read_steps(load_file(directory / "batches.safetensors"))
-    log = read_log(directory)
-    if len(log) != len(steps):
-        raise DataError(f"{directory}: log.json has {len(log)} steps, batches.safetensors {len(steps)}")
-    # TRL 1.16: SFT divides by the label tokens of all microbatches, DPO averages microbatch means.
-    objective: Objective = SFT() if kind == "sft" else DPO(beta=beta, normaliser="per_microbatch")
+    directory, steps, log = recording.directory, recording.steps, recording.log
+    if objective.name not in recording.objectives:
+        allowed = ", ".join(recording.objectives)
+        raise DataError(f"{directory}: batches of the layout {recording.layout} replay {allowed}; not {objective.name}")
+    config = config_of(directory, objective)
+    if objective.head == "value":
+        _require_rewards_at_the_end(steps, config.get("pad_token_id"))
     with tempfile.TemporaryDirectory() as scratch:
-        first, last = (_as_hf(directory, name, Path(scratch)) for name in ("init", "final"))
-        records, params = entry.run(objective, first, steps, optimizer, schedule=schedule)
+        first, last = (as_hf(directory, name, config, Path(scratch)) for name in ("init", "final"))
+        records, params = entry.run(objective, first, steps, optimizer, schedule=schedule, share_prompts=share_prompts)
         initial, final = load_hf(first)[1], load_hf(last)[1]
         gradients = None
         if (directory / "grads.safetensors").is_file():
-            theirs = load_hf(_as_hf(directory, "grads", Path(scratch)))[1]
-            ours = entry.gradients(objective, first, steps[0])[1]
+            theirs = load_hf(as_hf(directory, "grads", config, Path(scratch)))[1]
+            ours = entry.gradients(objective, first, steps[0], share_prompts=share_prompts)[1]
             gradients = _worst_tensor(lambda a, b: np.abs(a - b).max() / np.abs(b).max(), ours, theirs)
-
-    even = all(len({len(micro) for micro in step}) == 1 for step in steps)
 
     def relative(ours: list[float], name: str) -> float:
         theirs = np.asarray([entry[name] for entry in log])
@@ -173,17 +116,45 @@ def replay(directory: Path, schedule: Schedule, optimizer: AdamW, beta: float) -
         weights=moved(np.linalg.norm),
         element=moved(lambda x: np.abs(x).max()),
         gradients=gradients,
-        metrics=_worst_metric([r.metrics for r in records], log) if even else None,
+        metrics=_worst_metric([r.metrics for r in records], log, _comparable(steps)),
     )
 
 
-def _as_hf(directory: Path, name: str, scratch: Path) -> Path:
+def _require_rewards_at_the_end(steps: list[list[list[recordings.Ids]]], pad: int | None) -> None:
+    """transformers reads a reward at the last token that is not `pad`, whatever the attention mask says."""
+    for step, micros in enumerate(steps):
+        for micro, examples in enumerate(micros):
+            if any(pair[branch][-1] == pad for pair in examples for branch in ("chosen", "rejected") if pair[branch]):
+                raise DataError(
+                    f"step {step}, microbatch {micro}: a sequence ends with {pad}, which config.json has as "
+                    "pad_token_id: its reward was read before its end"
+                )
+
+
+def _comparable(steps: list[list[list[recordings.Ids]]]) -> dict[str, tuple[str, ...]]:
+    """Metrics that mean the same: over microbatches TRL logs the mean of their means, we the mean over pairs or tokens.
+
+    Those over pairs agree where microbatches are even, those over tokens where there is one.
+    """
+    even = all(len({len(micro) for micro in step}) == 1 for step in steps)
+    single = all(len(step) == 1 for step in steps)
+    return (OF_PAIRS if even else {}) | (OF_TOKENS if single else {})
+
+
+def config_of(directory: Path, objective: Objective) -> dict[str, Any]:
+    """config.json; one without `architectures` is that of the objective's model."""
+    try:
+        config = json.loads((directory / "config.json").read_text())
+    except ValueError as error:
+        raise DataError(f"{directory / 'config.json'}: {error}") from error
+    return config | {"architectures": config.get("architectures") or [ARCHITECTURES[objective.head]]}
+
+
+def as_hf(directory: Path, name: str, config: dict[str, Any], scratch: Path) -> Path:
     target = scratch / name
-    target.mkdir()
-    config: dict[str, Any] = json.loads((directory / "config.json").read_text())
-    config.setdefault("architectures", ["MistralForCausalLM"])
+    target.mkdir(parents=True)
     (target / "config.json").write_text(json.dumps(config))
-    os.symlink((directory / f"{name}.safetensors").resolve(), target / "model.safetensors")
+    os.symlink((directory / f"{name}.safetensors").resolve(strict=True), target / "model.safetensors")
     return target
 
 
@@ -196,12 +167,15 @@ def _worst_tensor(error: Callable[..., Any], *trees: Any) -> float:
     return float(np.max(jax.tree.leaves(jax.tree.map(tensor, *trees))))  # np.max hands NaN on, max() may not
 
 
-def _worst_metric(ours: list[dict[str, float]], log: list[dict[str, float]]) -> float | None:
+def _worst_metric(
+    ours: list[dict[str, float]], log: list[dict[str, float]], names: dict[str, tuple[str, ...]]
+) -> float | None:
     errors = []
-    for name in KEPT_METRICS:
-        if name in ours[0] and name in log[0]:
-            a, b = (np.asarray([step[name] for step in source]) for source in (ours, log))
-            errors.append(np.abs(a - b).max() / np.abs(b).max())
+    for name, logged in names.items():
+        for other in logged:
+            if name in ours[0] and other in log[0]:
+                a, b = (np.asarray([step[key] for step in steps]) for key, steps in ((name, ours), (other, log)))
+                errors.append(np.abs(a - b).max() / np.abs(b).max())
     return float(np.max(errors)) if errors else None
 
 
@@ -220,8 +194,37 @@ def schedule_difference(schedule: Schedule, log: list[dict[str, float]]) -> str 
     return None
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; the defaults are the recorders' settings."""
+def objective_of(name: str, **settings: Any) -> Objective:
+    """An objective as TRL has it by default, with other settings.
+
+    Raises:
+        DataError: it has no such setting, or not such a value.
+    """
+    default = TRL_DEFAULTS[name]
+    known = [field.name for field in dataclasses.fields(default) if field.name != "name"]
+    for setting in settings:
+        if setting not in known:
+            raise DataError(f"{name} has no setting {setting}; it has {', '.join(known)}")
+    try:
+        return dataclasses.replace(default, **settings)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+SETTINGS: dict[str, dict[str, Any]] = {  # of objectives: how each is read from the command line
+    "beta": {"type": float},
+    "loss": {"choices": ["sigmoid", "ipo", "hinge", "robust"]},
+    "label_smoothing": {"type": float},
+    "length_normalised": {"action": argparse.BooleanOptionalAction, "help": "TRL's sigmoid_norm"},
+    "sft_weight": {"type": float, "help": "of DPO's loss sft; CPO's cpo_alpha"},
+    "gamma": {"type": float, "help": "CPO's simpo_gamma"},
+    "nll": {"choices": ["response", "prompt_and_response"]},
+    "center_weight": {"type": float, "help": "RewardTrainer's center_rewards_coefficient"},
+    "normaliser": {"choices": ["global", "per_microbatch"]},
+}
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
@@ -229,27 +232,44 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--warmup-steps", type=int, default=3)
     parser.add_argument("--total-steps", type=int, help="default: the recorded number of steps")
     parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument("--b1", type=float, default=0.9)
+    parser.add_argument("--b2", type=float, default=0.999)
+    parser.add_argument("--eps", type=float, default=1e-8)
     parser.add_argument("--clip-norm", type=float, default=1.0, help="0 for none")
-    parser.add_argument("--beta", type=float, default=0.1)
+    parser.add_argument("--share-prompts", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--tolerance", type=float, default=1e-4)
-    args = parser.parse_args(arguments)
+    parser.add_argument("--objective", choices=list(TRL_DEFAULTS), help="default: what the batches usually come from")
+    settings = parser.add_argument_group("settings of the objective")
+    for name, how in SETTINGS.items():
+        settings.add_argument(f"--{name.replace('_', '-')}", default=None, **how)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; the defaults are the recorders' settings."""
+    args = _parser().parse_args(arguments)
     try:
-        log = read_log(args.directory)
-        schedule = Schedule(args.learning_rate, args.total_steps or len(log), args.warmup_steps, args.schedule)
-        optimizer = AdamW(weight_decay=args.weight_decay, clip_norm=args.clip_norm or None)
-        worst = replay(args.directory, schedule, optimizer, args.beta)
+        recording = recordings.read(args.directory)
+        given = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
+        objective = objective_of(args.objective or recording.objectives[0], **given)
+        schedule = Schedule(
+            args.learning_rate, args.total_steps or len(recording.log), args.warmup_steps, args.schedule
+        )
+        optimizer = AdamW(args.b1, args.b2, args.eps, args.weight_decay, args.clip_norm or None)
+        worst = replay(recording, objective, schedule, optimizer, share_prompts=args.share_prompts)
     except (JanusError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     good = worst.within(args.tolerance)
     print(
-        f"{args.directory.name}: {worst.steps} steps, worst loss {worst.loss:.1e}, grad norm {worst.grad_norm:.1e}, "
+        f"{args.directory.name}: {objective.name}, {worst.steps} steps, worst loss {worst.loss:.1e}, "
+        f"grad norm {worst.grad_norm:.1e}, "
         f"final weights {worst.weights:.1e} of the distance moved (largest element {worst.element:.1e})"
         + ("" if worst.gradients is None else f", first gradients {worst.gradients:.1e}")
-        + ("" if worst.metrics is None else f", rewards and log-probs {worst.metrics:.1e}")
+        + ("" if worst.metrics is None else f", metrics {worst.metrics:.1e}")
         + f": {'ok' if good else 'BEYOND TOLERANCE'}"
     )
-    if difference := schedule_difference(schedule, log):
+    if difference := schedule_difference(schedule, recording.log):
         print(difference)
     return 0 if good else 1
 

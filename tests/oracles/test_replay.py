@@ -1,32 +1,55 @@
-"""TRL's own SFT and DPO runs, replayed through packed rows: every loss, gradient norm, gradient and final weight."""
+"""TRL's own runs, replayed through packed rows: every loss, gradient norm, gradient and final weight."""
 
 import dataclasses
 import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from janus_jax.errors import DataError
-from janus_jax.objectives import SFT
+from janus_jax.objectives import Objective, SimPO
 from janus_jax.training import replay as entry
 from janus_jax.training.optimizer import AdamW, Schedule
-from tests.oracles import replay_dir
+from tests.oracles import recordings, replay_dir
 from tests.oracles.record_trl import CASES, LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY, Case
 
 GOLDENS = Path(__file__).parent / "goldens"
 TOLERANCE = 1e-4
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiling():
+    """These tests compile far longer than they run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def schedule_of(case: Case) -> Schedule:
     return Schedule(LEARNING_RATE, case.steps, WARMUP_STEPS, case.schedule)
 
 
-def replay(directory: Path, case: Case) -> replay_dir.Worst:
+def objective_of(case: Case, **wrong) -> Objective:
+    return replay_dir.objective_of(case.kind, **{**case.settings, **wrong})
+
+
+def replay(directory: Path, case: Case, *, share_prompts: bool = True) -> replay_dir.Worst:
     optimizer = AdamW(weight_decay=WEIGHT_DECAY, clip_norm=case.clip_norm)
-    return replay_dir.replay(directory, schedule_of(case), optimizer, case.beta)
+    recording = recordings.read(directory)
+    return replay_dir.replay(recording, objective_of(case), schedule_of(case), optimizer, share_prompts=share_prompts)
+
+
+def first_loss(directory: Path, objective: Objective, scratch: Path) -> float:
+    """Of the first step, without the gradients that would take most of the time to compile."""
+    config = replay_dir.config_of(directory, objective)
+    steps = recordings.read(directory).steps[:1]
+    functions, initial, batches = entry._prepare(
+        objective, replay_dir.as_hf(directory, "init", config, scratch), steps, AdamW(), Schedule(0.0, 1), None, 0, True
+    )
+    return float(jax.jit(lambda params, batch: functions.gradients(params, batch)[0])(initial, next(batches)))
 
 
 def copy_of(name: str, target: Path) -> Path:
@@ -41,47 +64,70 @@ def test_packed_rows_follow_trl_for_a_whole_run(name):
     assert worst.loss <= TOLERANCE
     assert worst.grad_norm <= TOLERANCE
     assert worst.weights <= TOLERANCE
-    assert worst.gradients is not None and worst.gradients <= TOLERANCE
-    if CASES[name].kind == "dpo":
-        assert worst.metrics is not None and worst.metrics <= TOLERANCE
+    assert (worst.gradients is not None) == CASES[name].gradients
+    assert worst.gradients is None or worst.gradients <= TOLERANCE
+    assert (worst.metrics is not None) == (CASES[name].kind != "sft")
+    assert worst.metrics is None or worst.metrics <= TOLERANCE
     assert worst.within(TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["dpo_ipo", "orpo", "rm"])
+def test_a_copy_of_the_prompt_for_each_branch_changes_nothing(name):
+    assert replay(GOLDENS / name, CASES[name], share_prompts=False).within(TOLERANCE)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_goldens_exercise_what_their_case_says(name):
-    case, log = CASES[name], replay_dir.read_log(GOLDENS / name)
+    case, recording = CASES[name], recordings.read(GOLDENS / name)
     batches = load_file(GOLDENS / name / "batches.safetensors")
-    kind, steps = replay_dir.read_steps(batches)
-    assert kind == case.kind
-    assert {len(step) for step in steps} == {case.accumulation}
-    examples = [e for step in steps for micro in step for e in micro]
+    assert case.kind in recording.objectives
+    assert {len(step) for step in recording.steps} == {case.accumulation}
+    examples = [e for step in recording.steps for micro in step for e in micro]
     sequences = [len(e["prompt"]) + len(e["chosen"]) for e in examples]
     assert len(set(sequences)) > 5
     assert len({tuple(e["prompt"] + e["chosen"]) for e in examples}) == len(examples)  # nothing to learn by heart
     assert all(e[branch][-1] == 2 for e in examples for branch in ("chosen", "rejected") if branch in e)
+    if case.kind != "sft":
+        assert sum(len(e["chosen"]) != len(e["rejected"]) for e in examples) > len(examples) // 2
     if case.window:
         assert sum(length > case.window for length in sequences) > len(sequences) // 2
     if case.accumulation > 1:
-        assert any(len({sum(len(e["chosen"]) for e in micro) for micro in step}) > 1 for step in steps)
+        assert any(len({sum(len(e["chosen"]) for e in micro) for micro in step}) > 1 for step in recording.steps)
+    assert len({e.get("margin", 0.0) for e in examples}) == (len(examples) if case.margin else 1)
     padding = {int(i) for k, v in batches.items() if k.endswith("input_ids") for i in v[_attention(batches, k) == 0]}
     assert padding == {2 if case.pad_is_eos else 3}
-    norms = [e["grad_norm"] for e in log]
+    assert json.loads((GOLDENS / name / "config.json").read_text())["tie_word_embeddings"] == case.tied
+    norms = [e["grad_norm"] for e in recording.log]
     assert min(norms[-5:]) > 0.5 * max(norms[:5])  # late steps still say something
+    assert min(abs(e["loss"]) for e in recording.log) > 0.3  # and a relative error of the loss means something
 
 
 def _attention(batches, key):
     return batches[key.replace("input_ids", "attention_mask")]
 
 
-def test_some_steps_are_clipped_and_some_are_not():
-    for name in ("sft_accumulated_window", "dpo_pad_is_eos"):
-        clipped = [e["grad_norm"] > CASES[name].clip_norm for e in replay_dir.read_log(GOLDENS / name)]
-        assert 5 <= sum(clipped) <= 15
+def test_goldens_are_small():
+    sizes = {name: sum(f.stat().st_size for f in (GOLDENS / name).iterdir()) for name in CASES}
+    assert max(sizes.values()) < 300_000
+    assert sum(sizes.values()) < 4_000_000
+    assert {path.name for path in GOLDENS.iterdir()} == set(CASES)
+
+
+@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.clip_norm != 1.0])
+def test_some_steps_are_clipped_and_some_are_not(name):
+    clipped = [e["grad_norm"] > CASES[name].clip_norm for e in recordings.read_log(GOLDENS / name)]
+    assert 5 <= sum(clipped) <= 15
+
+
+def test_the_hinge_holds_back_some_pairs():
+    """Where no pair is beyond the hinge, the loss is 1 - margin on average: it would be no other than a line."""
+    log = recordings.read_log(GOLDENS / "dpo_hinge")
+    assert sum(e["loss"] > 1 - e["rewards/margins"] + 1e-3 for e in log) >= 5
 
 
 @pytest.mark.parametrize(
     ("name", "wrong"),
-    [("dpo_accumulated_window", {"beta": 0.1}), ("sft", {"schedule": "linear"})],
+    [("dpo_accumulated_window", {"settings": {"beta": 0.1}}), ("sft", {"schedule": "linear"})],
 )
 def test_a_replay_with_a_wrong_setting_fails(name, wrong, tmp_path):
     worst = replay(copy_of(name, tmp_path), dataclasses.replace(CASES[name], **wrong))
@@ -89,17 +135,43 @@ def test_a_replay_with_a_wrong_setting_fails(name, wrong, tmp_path):
     assert worst.gradients is None
 
 
-@pytest.mark.parametrize("ignored", ["window", "token counts"])
-def test_a_first_step_that_ignores_what_the_golden_adds_has_another_loss(ignored, tmp_path):
-    directory = copy_of("sft_accumulated_window", tmp_path)
-    _, steps = replay_dir.read_steps(load_file(directory / "batches.safetensors"))
-    if ignored == "window":
-        config = json.loads((directory / "config.json").read_text())
-        (directory / "config.json").write_text(json.dumps(config | {"sliding_window": None}))
-    objective = SFT(normaliser="per_microbatch" if ignored == "token counts" else "global")
-    loss, _ = entry.gradients(objective, replay_dir._as_hf(directory, "init", tmp_path), steps[0])
-    logged = replay_dir.read_log(directory)[0]["loss"]
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("sft_accumulated_window", {"normaliser": "per_microbatch"}),
+        ("dpo_ipo", {"beta": 0.5}),
+        ("dpo_sft_accumulated", {"sft_weight": 0.3}),
+        ("simpo_sft_accumulated", {"gamma": 0.5}),
+        ("orpo_accumulated_window", {"nll": "response"}),
+        ("rm_accumulated_window", {"center_weight": 0.0}),
+    ],
+)
+def test_a_wrong_setting_gives_the_first_step_another_loss(name, wrong, tmp_path):
+    logged = recordings.read_log(GOLDENS / name)[0]["loss"]
+    right = first_loss(GOLDENS / name, objective_of(CASES[name]), tmp_path / "right")
+    assert abs(right - logged) <= TOLERANCE * logged
+    other = first_loss(GOLDENS / name, objective_of(CASES[name], **wrong), tmp_path / "wrong")
+    assert abs(other - logged) > 10 * TOLERANCE * logged
+
+
+def test_a_first_step_without_the_window_has_another_loss(tmp_path):
+    name = "sft_accumulated_window"
+    directory = copy_of(name, tmp_path)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"sliding_window": None}))
+    logged = recordings.read_log(directory)[0]["loss"]
+    loss = first_loss(directory, objective_of(CASES[name]), tmp_path / "scratch")
     assert abs(loss - logged) > 10 * TOLERANCE * logged
+
+
+def test_margins_of_pairs_count(tmp_path):
+    """Only the first step: the recorded margins are read, and without them the loss is another one."""
+    directory, objective = copy_of("rm_margin", tmp_path), objective_of(CASES["rm_margin"])
+    logged = recordings.read_log(directory)[0]["loss"]
+    assert abs(first_loss(directory, objective, tmp_path / "with") - logged) <= TOLERANCE * logged
+    batches = load_file(directory / "batches.safetensors")
+    save_file({k: v for k, v in batches.items() if not k.endswith("margin")}, directory / "batches.safetensors")
+    assert abs(first_loss(directory, objective, tmp_path / "without") - logged) > 10 * TOLERANCE * logged
 
 
 def test_nothing_is_within_tolerance_of_nan():
@@ -113,84 +185,93 @@ def test_nothing_is_within_tolerance_of_nan():
 
 
 def test_another_schedule_is_named_by_its_first_step():
-    log = replay_dir.read_log(GOLDENS / "dpo_pad_is_eos")
+    log = recordings.read_log(GOLDENS / "dpo_pad_is_eos")
     right = schedule_of(CASES["dpo_pad_is_eos"])
     assert replay_dir.schedule_difference(right, log) is None
     assert "step 4: " in replay_dir.schedule_difference(dataclasses.replace(right, name="cosine"), log)
     assert "step 1: " in replay_dir.schedule_difference(dataclasses.replace(right, warmup_steps=2), log)
 
 
-# --- Reading recordings: ids and masks by hand
-
-
-def micro(**fields) -> dict[str, np.ndarray]:
-    return {f"step000.0.{name}": np.asarray(value) for name, value in fields.items()}
-
-
-SFT_ROWS = {
-    "input_ids": [[1, 5, 6, 2], [1, 7, 2, 2]],
-    "attention_mask": [[1, 1, 1, 1], [1, 1, 1, 0]],  # the last </s> is padding
-    "labels": [[-100, -100, 6, 2], [-100, 7, 2, -100]],
-}
-DPO_ROWS = {
-    "input_ids": [[1, 5, 6, 2], [1, 5, 2, 2]],
-    "attention_mask": [[1, 1, 1, 1], [1, 1, 1, 0]],
-    "completion_mask": [[0, 0, 1, 1], [0, 0, 1, 0]],
-}
-
-
-def test_masks_split_sequences_and_padding_goes_by_the_attention_mask():
-    first, second = {"prompt": [1, 5], "chosen": [6, 2]}, {"prompt": [1], "chosen": [7, 2]}
-    assert replay_dir.read_steps(micro(**SFT_ROWS)) == ("sft", [[[first, second]]])
-    pair = {"prompt": [1, 5], "chosen": [6, 2], "rejected": [2]}
-    assert replay_dir.read_steps(micro(**DPO_ROWS)) == ("dpo", [[[pair]]])
-
-
-def test_padding_on_the_left_is_taken_off_too():
-    rows = micro(input_ids=[[3, 1, 5, 2]], attention_mask=[[0, 1, 1, 1]], labels=[[-100, -100, 5, 2]])
-    assert replay_dir.read_steps(rows) == ("sft", [[[{"prompt": [1], "chosen": [5, 2]}]]])
-
-
-def test_a_loss_over_the_whole_sequence_starts_at_its_second_token():
-    rows = micro(input_ids=[[1, 5, 2]], attention_mask=[[1, 1, 1]], labels=[[1, 5, 2]])
-    assert replay_dir.read_steps(rows) == ("sft", [[[{"prompt": [1], "chosen": [5, 2]}]]])
-
-
-def test_steps_are_ordered_by_number_and_not_by_name():
-    def rows(token):
-        return {"input_ids": [[1, token]], "attention_mask": [[1, 1]], "labels": [[-100, token]]}
-
-    keys = [("step1000", 10), ("step999", 9)] + [(f"step{i:03d}", 0) for i in range(999)]
-    batches = {f"{step}.0.{name}": np.asarray(v) for step, token in keys for name, v in rows(token).items()}
-    _, steps = replay_dir.read_steps(batches)
-    assert [step[0][0]["chosen"] for step in steps[-2:]] == [[9], [10]]
-
-
-@pytest.mark.parametrize(
-    ("batches", "message"),
-    [
-        ({}, "steps are numbered \\[\\]"),
-        ({"input_ids": np.zeros((1, 2))}, "key 'input_ids'"),
-        (micro(input_ids=[[1]], attention_mask=[[1]]), "no known kind"),
-        (micro(**SFT_ROWS) | {k.replace("000.0", "001.0"): v for k, v in micro(**DPO_ROWS).items()}, "dpo and sft"),
-        ({k.replace("000.0", "001.0"): v for k, v in micro(**SFT_ROWS).items()}, "steps are numbered \\[1\\]"),
-        ({k.replace("000.0", "000.1"): v for k, v in micro(**SFT_ROWS).items()}, "step 0: microbatches .* \\[1\\]"),
-        (micro(**{k: v for k, v in SFT_ROWS.items() if k != "attention_mask"}), "'attention_mask' is missing"),
-        (micro(**SFT_ROWS | {"attention_mask": [[1, 1, 1, 1]]}), "step 0, microbatch 0: "),
-        (micro(**SFT_ROWS | {"attention_mask": [[1, 1, 1, 1], [0, 0, 0, 0]]}), "all padding"),
-        (micro(**SFT_ROWS | {"labels": [[-100, 5, -100, 2], [-100, 7, 2, -100]]}), "to the end of its sequence"),
-        (micro(**DPO_ROWS | {"input_ids": [[1, 5, 6, 2], [1, 4, 2, 2]]}), "share their prompt"),
-        (micro(**{k: [*v, v[0]] for k, v in DPO_ROWS.items()}), "3 sequences cannot be pairs"),
-    ],
-)
-def test_what_is_no_recording_is_refused(batches, message):
-    with pytest.raises(DataError, match=message):
-        replay_dir.read_steps(batches)
+# --- The command: what it refuses, and the flags
 
 
 def test_the_command_refuses_a_log_of_another_run(tmp_path, capsys):
     directory = copy_of("sft", tmp_path)
-    (directory / "log.json").write_text(json.dumps(replay_dir.read_log(directory)[:-1]))
+    (directory / "log.json").write_text(json.dumps(recordings.read_log(directory)[:-1]))
     assert replay_dir.main([str(directory)]) == 2
     assert "log.json has 19 steps, batches.safetensors 20" in capsys.readouterr().err
     assert replay_dir.main([str(tmp_path / "absent")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [
+        ("batches.safetensors", "rm: "),
+        ("log.json", "rm: "),
+        ("config.json", "rm/config.json: "),
+        ("init.safetensors", "init/model.safetensors: not a whole safetensors file"),
+    ],
+)
+def test_the_command_refuses_damaged_files(file, named, tmp_path, capsys):
+    directory = copy_of("rm", tmp_path)
+    (directory / file).write_bytes(b"{")
+    assert replay_dir.main([str(directory)]) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("sft", "--beta 0.3", "sft has no setting beta; it has normaliser"),
+        ("orpo", "--loss ipo", "orpo has no setting loss; it has beta, nll, normaliser"),
+        ("dpo", "--label-smoothing 0.7", "label_smoothing < 0.5"),
+        ("dpo", "--loss hinge --label-smoothing 0.1", "hinge knows no label smoothing"),
+        ("sft", "--objective dpo", "layout sft replay sft; not dpo"),
+        ("rm", "--objective simpo", "layout rm replay rm; not simpo"),
+        ("orpo", "--objective rm", "a reward model has one"),
+    ],
+)
+def test_the_command_refuses_what_does_not_fit(name, flags, message, capsys):
+    assert replay_dir.main([str(GOLDENS / name), *flags.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_reward_that_was_read_before_the_end_is_refused(tmp_path, capsys):
+    directory = copy_of("rm", tmp_path)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"pad_token_id": 2}))
+    assert replay_dir.main([str(directory)]) == 2
+    assert (
+        "step 0, microbatch 0: a sequence ends with 2, which config.json has as pad_token_id" in capsys.readouterr().err
+    )
+
+
+def test_flags_reach_the_objective_and_the_optimizer(monkeypatch, capsys):
+    """What the command replays with, without replaying."""
+    seen = []
+
+    def caught(recording, objective, schedule, optimizer, *, share_prompts):
+        seen.append((objective, schedule, optimizer, share_prompts))
+        return replay_dir.Worst(len(recording.log), 0.0, 0.0, 0.0, 0.0, None, None)
+
+    monkeypatch.setattr(replay_dir, "replay", caught)
+    for name, kind in [("sft", "sft"), ("dpo", "dpo"), ("orpo", "orpo"), ("rm", "rm")]:
+        assert replay_dir.main([str(GOLDENS / name)]) == 0
+        assert seen.pop() == (replay_dir.TRL_DEFAULTS[kind], Schedule(3e-3, 20, 3), AdamW(weight_decay=0.1), True)
+    flags = "--objective simpo --beta 2 --gamma 1.2 --sft-weight 0.5 --clip-norm 0 --schedule linear --total-steps 60"
+    assert replay_dir.main([str(GOLDENS / "orpo"), *flags.split(), "--no-share-prompts", "--b2", "0.95"]) == 0
+    objective, schedule, optimizer, share_prompts = seen.pop()
+    assert objective == SimPO(beta=2.0, gamma=1.2, sft_weight=0.5, normaliser="per_microbatch")
+    assert (schedule.name, schedule.total_steps, optimizer.clip_norm, optimizer.b2) == ("linear", 60, None, 0.95)
+    assert not share_prompts
+    assert "another schedule" in capsys.readouterr().out
+
+
+def test_a_model_without_architectures_is_that_of_the_objective(tmp_path):
+    for name, architecture in [("orpo", "MistralForCausalLM"), ("rm", "MistralForSequenceClassification")]:
+        directory, objective = copy_of(name, tmp_path), objective_of(CASES[name])
+        config = json.loads((directory / "config.json").read_text())
+        assert "architectures" not in config
+        for silent in ({}, {"architectures": None}, {"architectures": []}):
+            (directory / "config.json").write_text(json.dumps(config | silent))
+            assert replay_dir.config_of(directory, objective)["architectures"] == [architecture]

@@ -58,14 +58,15 @@ class Rows:
 
 @contextlib.contextmanager
 def noting_rows(split: str = "train") -> Iterator[list[Rows]]:
-    """Yields a list that grows by what loaders of `split` read."""
+    """Yields a list that grows by what loaders of `split` read to train on."""
     from janus_jax.data.loader import Loader
 
     read, noted = Loader._read, []
 
     def noting(self, position):
         local, loaded = read(self, position)
-        if self.dataset.split == split:
+        trains = self.form.branches == 1 or self.reference_logps is not None  # not the pass that scores the reference
+        if self.dataset.split == split and trains:
             ids = local.example_id[local.valid].tolist()
             noted.append(Rows(position.epoch, position.row, sorted(ids)))
         return local, loaded

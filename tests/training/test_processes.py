@@ -58,6 +58,10 @@ def test_two_processes_train_and_one_resumes_as_if_one_had_trained_all_along(tra
     assert joined + rest == expected
     assert [*losses(run)] == [*losses(tmp_path)] == [*range(1, STEPS + 1)]
     np.testing.assert_allclose([*losses(run).values()], [*losses(tmp_path).values()], rtol=1e-5)
+    if kind == "dpo":
+        for name in ("train", "eval"):
+            ours, theirs = (np.load(place / "reference" / f"{name}.npy") for place in (run, tmp_path))
+            assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
     for ours, theirs in [
         (resumed.evaluation, whole.evaluation),
         (stopped_evaluation[0], next(line for line in _lines(tmp_path) if line["kind"] == "eval")),

@@ -1,0 +1,35 @@
+"""Models of the Hugging Face hub, by their ids."""
+
+import os
+import re
+from pathlib import Path
+
+from janus_jax.errors import ConversionError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "merges.txt"]
+_DUPLICATES = ["consolidated*", "*/*"]  # the same weights once more, in another naming
+
+
+def local_copy(source: str | os.PathLike[str]) -> str:
+    """A path as it is; an id (OWNER/NAME) downloaded into the hub's cache, from which it is taken the next time.
+
+    What begins with a folder that is here is a path, also when nothing is there.
+
+    Raises:
+        ConversionError: an id that the hub does not give, or no network.
+    """
+    name = os.fspath(source)
+    path = Path(os.path.expanduser(name))
+    if path.exists() or path.parent.is_dir() or not _HUB_ID.fullmatch(name):
+        return name
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return snapshot_download(name, allow_patterns=_FILES, ignore_patterns=_DUPLICATES)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConversionError(
+            f"{name}: no such directory, and not to be had from the Hugging Face hub: {reason}"
+        ) from error

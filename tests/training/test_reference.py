@@ -1,0 +1,275 @@
+"""Reference log-probs: precomputed ones are the online ones, never those of something else, and outlive a kill."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.checkpoint.convert import to_hf
+from janus_jax.checkpoint.state import stored_leaves
+from janus_jax.config import RunConfig
+from janus_jax.errors import ConfigError, ConversionError, DataError, NonFiniteError
+from janus_jax.model.config import ModelConfig
+from janus_jax.model.mistral import init_params, param_specs
+from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh, param_shardings
+from janus_jax.training import reference
+from janus_jax.training.fingerprint import weights_fingerprint
+from janus_jax.training.run import train
+from tests.training_examples import TINY, random_examples, write_dataset
+
+MODEL = {"preset": "tiny", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "head_dim": 8}
+STEPS_PER_EPOCH = 5
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pairs")
+    splits = {
+        "train": random_examples(40, pairs=True, seed=1),
+        "validation": random_examples(9, pairs=True, seed=2),
+    }
+    return write_dataset(root / "dpo", splits, kind="dpo")
+
+
+def config(data, run, /, **changes):
+    values = {
+        "run": {"dir": str(run), "seed": 3},
+        "model": MODEL,
+        "data": {"dir": str(data)},
+        "batch": {"examples": 8, "row_length": 64, "max_sequence_length": 32, "microbatches": 2},
+        "objective": {"name": "dpo"},
+        "schedule": {"name": "constant", "learning_rate": 1e-2, "warmup_steps": 1, "epochs": 2},
+        "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
+        "precision": {"compute": "float32"},
+        "eval": {"every_steps": 5, "rows": 4},
+        "logging": {"tensorboard": False},
+    }
+    for key, value in changes.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
+    return RunConfig.model_validate(values)
+
+
+def records(run, kind="train"):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def losses(run, kind="train"):
+    return [line["loss"] for line in records(run, kind)]
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """A finished run of two epochs on precomputed log-probs."""
+    directory = tmp_path_factory.mktemp("run") / "run"
+    train(config(data, directory), writers=())
+    return directory
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Numbers of the batches that passes over the data score, and a switch to break one off."""
+    scored, broken = [], {"after": None}
+    original = reference._to_host
+
+    def noting(tree):
+        if broken["after"] == len(scored):
+            raise KeyboardInterrupt
+        scored.append(len(scored))
+        return original(tree)
+
+    monkeypatch.setattr(reference, "_to_host", noting)
+    monkeypatch.setattr(reference, "_SAVE_EVERY_S", 0.0)
+    return scored, broken
+
+
+def test_the_first_epoch_is_bit_equal_to_online_scores_and_later_ones_are_within_rounding(data, run, tmp_path):
+    train(config(data, tmp_path / "online", reference={"mode": "online"}), writers=())
+    ours, theirs = losses(run), losses(tmp_path / "online")
+    assert len(ours) == 2 * STEPS_PER_EPOCH
+    assert ours[:STEPS_PER_EPOCH] == theirs[:STEPS_PER_EPOCH]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert ours[0] == pytest.approx(np.log(2), rel=1e-6) and abs(ours[-1] - np.log(2)) > 1e-2
+    np.testing.assert_allclose(losses(run, "eval"), losses(tmp_path / "online", "eval"), rtol=1e-5)
+    assert not (tmp_path / "online" / "reference").exists()
+
+
+def test_log_probs_do_not_depend_on_the_rows_that_they_were_computed_in(data, run, tmp_path):
+    other = {"examples": None, "rows": 8, "microbatches": 1, "row_length": 96}
+    changes = {
+        "schedule": {"epochs": None, "steps": 1},
+        "mesh": {"data": 1, "fsdp": 8, "tensor": 1},
+        "eval": {"rows": 8},
+    }
+    train(config(data, tmp_path / "run", batch=other, **changes), writers=())
+    for name in ("train", "eval"):
+        ours, theirs = (np.load(place / "reference" / f"{name}.npy") for place in (tmp_path / "run", run))
+        assert ours.shape == theirs.shape and ours.dtype == np.float32 and not np.isnan(ours).any()
+        assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+def test_neither_checkpoint_nor_optimizer_holds_any_of_the_reference(run):
+    step = run / "checkpoints" / str(2 * STEPS_PER_EPOCH)
+    assert {path.name for path in step.iterdir() if path.is_dir()} == {"params", "optimizer", "data", "meta"}
+    params, optimizer = (
+        sum(int(np.prod(leaf.shape)) for leaf in stored_leaves(step / item).values())
+        for item in ("params", "optimizer")
+    )
+    counters = optimizer - 2 * params  # the rest are two moments a weight
+    assert 0 < counters < 5
+
+
+def test_an_interrupted_pass_goes_on_where_it_was(data, run, tmp_path, passes):
+    scored, broken = passes
+    broken["after"] = 3
+    with pytest.raises(KeyboardInterrupt):
+        train(config(data, tmp_path / "run"), writers=())
+    half = np.load(tmp_path / "run" / "reference" / "train.npy")
+    assert 0 < np.isnan(half).any(1).sum() < len(half)
+    broken["after"], before = None, len(scored)
+    train(config(data, tmp_path / "run"), writers=(), until_step=1)
+    evaluation_batches = 1
+    assert len(scored) - before == STEPS_PER_EPOCH - before + evaluation_batches
+    for name in ("train", "eval"):
+        ours, whole = (np.load(place / "reference" / f"{name}.npy") for place in (tmp_path / "run", run))
+        np.testing.assert_array_equal(ours, whole)
+    assert losses(tmp_path / "run") == losses(run)[:1]
+
+
+def test_runs_share_what_was_scored_once(data, run, tmp_path, passes):
+    shared = {"dir": str(run / "reference")}
+    again = config(data, tmp_path / "run", reference=shared, objective={"name": "dpo", "beta": 0.4, "loss": "ipo"})
+    train(again, writers=(), until_step=1)
+    assert passes[0] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"run": {"seed": 4}}, r"other reference weights \(\w{12}, not \w{12}\)"),
+        ({"precision": {"compute": "bfloat16"}}, r"another precision.compute \(float32, not bfloat16\)"),
+        ({"batch": {"max_sequence_length": 12}}, r"other examples \(batch.max_sequence_length, .*differs\)"),
+        ({"data": {"split": "validation"}}, r"another split \(train, not validation\)"),
+    ],
+)
+def test_log_probs_of_something_else_are_refused_with_the_reason(data, run, tmp_path, changes, reason):
+    before = {file.name: file.read_bytes() for file in (run / "reference").iterdir()}
+    mine = config(data, tmp_path / "mine", reference={"dir": str(run / "reference")}, **changes)
+    with pytest.raises(ConfigError, match=rf"train\.json: these log-probs are of {reason}.*another reference\.dir"):
+        train(mine, writers=())
+    assert {file.name: file.read_bytes() for file in (run / "reference").iterdir()} == before
+    assert not (tmp_path / "mine" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("field", ["fingerprint", "template", "tokenizer"])
+def test_log_probs_of_another_data_set_template_or_tokenizer_are_refused(data, run, tmp_path, field):
+    copy = shutil.copytree(data, tmp_path / "data")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    other = {
+        "fingerprint": "other",
+        "template": "mistral-inst",
+        "tokenizer": manifest["tokenizer"] | {"fingerprint": "x"},
+    }
+    (copy / "manifest.json").write_text(json.dumps(manifest | {field: other[field]}))
+    name = {"fingerprint": "data set"}.get(field, field)
+    with pytest.raises(ConfigError, match=f"of another {name} "):
+        train(config(copy, tmp_path / "mine", reference={"dir": str(run / "reference")}), writers=())
+
+
+def test_a_damaged_sidecar_is_named(data, run, tmp_path):
+    copy = shutil.copytree(run / "reference", tmp_path / "reference")
+    shared = {"reference": {"dir": str(copy)}}
+    (copy / "train.npy").write_bytes((copy / "train.npy").read_bytes()[:100])
+    with pytest.raises(DataError, match=r"train\.npy: cannot be read"):
+        train(config(data, tmp_path / "run", **shared), writers=())
+    (copy / "train.json").write_text("{")
+    with pytest.raises(DataError, match=r"train\.json: cannot be read"):
+        train(config(data, tmp_path / "run", **shared), writers=())
+
+
+@pytest.fixture(scope="module")
+def published(run, tmp_path_factory):
+    """A Hugging Face directory to start from."""
+    out = tmp_path_factory.mktemp("published") / "model"
+    to_hf(run, out)
+    return out
+
+
+@pytest.mark.parametrize("mode", ["online", "precompute"])
+def test_a_model_that_was_exchanged_under_a_run_does_not_become_its_reference(data, run, published, tmp_path, mode):
+    model = shutil.copytree(published, tmp_path / "model")
+    start = {"model": None, "init": {"from": str(model)}, "reference": {"mode": mode}, "eval": {"every_steps": None}}
+    mine = config(data, tmp_path / "run", **start)
+    train(mine, writers=(), until_step=2)
+    other = init_params(ModelConfig(**json.loads(_meta(run))["model"]), jax.random.key(9))
+    shutil.rmtree(model)
+    from janus_jax.checkpoint.hf import save_hf
+
+    save_hf(other, ModelConfig(**json.loads(_meta(run))["model"]), model)
+    if mode == "precompute":
+        train(mine, writers=(), until_step=3)  # the numbers are there: the weights are not asked
+        shutil.rmtree(tmp_path / "run" / "reference")
+    with pytest.raises(ConfigError, match=r"init\.from=.*model: its weights are not those that this run began with"):
+        train(mine, writers=(), until_step=4)
+
+
+def _meta(run):
+    step = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    return (step / "meta" / "metadata").read_text()
+
+
+def test_a_reference_that_is_gone_is_needed_online_only(data, run, published, tmp_path):
+    start = {"model": None, "init": {"from": str(published)}, "eval": {"every_steps": None}}
+    for mode in ("online", "precompute"):
+        kept = shutil.copytree(run, tmp_path / f"{mode}-reference")
+        mine = config(
+            data, tmp_path / mode, reference={"mode": mode, "from": str(kept)}, **start, checkpoint={"every_steps": 2}
+        )
+        train(mine, writers=(), until_step=2)
+        step = max((kept / "checkpoints").iterdir(), key=lambda path: int(path.name))
+        step.rename(step.with_name("11"))
+        if mode == "precompute":
+            train(mine, writers=(), until_step=3)
+            continue
+        with pytest.raises(ConversionError, match="no step 10; steps there: 11"):
+            train(mine, writers=(), until_step=3)
+
+
+def test_a_reference_without_finite_log_probs_is_refused(data, tmp_path, monkeypatch):
+    original = reference._to_host
+    monkeypatch.setattr(reference, "_to_host", lambda tree: (*original(tree)[:2], original(tree)[2] * np.nan))
+    with pytest.raises(NonFiniteError, match=r"reference: log-probs of example \d+ of .*dpo, split train"):
+        train(config(data, tmp_path / "run"), writers=())
+
+
+# --- The fingerprint of weights
+
+
+def sharded(params, **shape):
+    mesh = build_mesh(MeshShape(**shape))
+    return jax.tree.map(jax.device_put, params, param_shardings(param_specs(TINY), mesh, DEFAULT_RULES))
+
+
+def test_a_fingerprint_is_the_same_on_every_mesh_and_of_no_other_weights():
+    params = init_params(TINY, jax.random.key(0))
+    expected = weights_fingerprint(params)
+    for shape in ({"data": 8, "fsdp": 1}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}):
+        assert weights_fingerprint(sharded(params, **shape)) == expected
+    gate = params["layers"]["mlp"]["gate"]
+
+    def changed(array):
+        return params | {"layers": params["layers"] | {"mlp": params["layers"]["mlp"] | {"gate": array}}}
+
+    others = [
+        changed(gate.at[1, 3, 5].multiply(1 + 2**-23)),
+        changed(gate[::-1]),  # layers in another order
+        changed(gate.at[0, 0, 0].set(gate[0, 0, 1]).at[0, 0, 1].set(gate[0, 0, 0])),
+        jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params),
+        params | {"final_norm": -params["final_norm"]},
+    ]
+    found = {weights_fingerprint(other) for other in others}
+    assert len(found) == len(others) and expected not in found
+    assert weights_fingerprint(changed(gate + 0)) == expected
