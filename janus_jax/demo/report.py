@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 from rich.console import Console
 from rich.table import Table
 
@@ -118,7 +117,7 @@ def compare_export(config: RunConfig) -> float:
     compute = Compute(dtype=jnp.float32)
 
     @jax.jit
-    def says(params: Params, tokens: Array, layout: Layout, last: Array) -> Array:
+    def says(params: Params, tokens: jax.Array, layout: Layout, last: jax.Array) -> jax.Array:
         if model.head == "value":
             return token_values(model, params, tokens, layout, compute)[0, last]
         return logits(model, params, tokens, layout, compute)
