@@ -1,5 +1,6 @@
 """A fingerprint of sharded weights, computed where they lie: the same on any mesh and any number of hosts."""
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -7,8 +8,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
+from janus_jax.model.config import ModelConfig
+
 _SEEDS = (0x9E3779B1, 0x85EBCA77)
 _BITS = {2: jnp.uint16, 4: jnp.uint32}
+
+
+_NOT_COMPUTED_WITH = ("initializer_range", "max_position_embeddings")
+
+
+def model_fingerprint(config: ModelConfig, params: Any) -> str:
+    """sha256 over the weights and what else decides what a model says: window, rotary base and the like.
+
+    Collective: call it on every process.
+    """
+    shape = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_COMPUTED_WITH}
+    return hashlib.sha256(repr((sorted(shape.items()), weights_fingerprint(params))).encode()).hexdigest()
 
 
 def weights_fingerprint(params: Any) -> str:

@@ -16,7 +16,7 @@ from janus_jax.errors import ConfigError, NonFiniteError
 from janus_jax.model.mistral import Params
 from janus_jax.parallel import runtime
 from janus_jax.storage import absolute
-from janus_jax.training.fingerprint import weights_fingerprint
+from janus_jax.training.fingerprint import model_fingerprint
 from janus_jax.training.setup import Setup
 from janus_jax.training.sidecar import Identity, Sidecar
 
@@ -33,7 +33,7 @@ class Reference(Protocol):
 
     @property
     def weights(self) -> str | None:
-        """Fingerprint of the reference's weights; None where there is no reference."""
+        """Fingerprint of the reference model; None where there is no reference."""
         ...
 
     def fill(self, batch: Batch, *, held_out: int | None = None) -> Batch:
@@ -55,9 +55,9 @@ class Filled:
 class Online:
     """Frozen weights on the devices, in the compute dtype, score each batch as it comes."""
 
-    def __init__(self, score: Score, params: Params):
+    def __init__(self, score: Score, params: Params, weights: str):
         self._score, self._params = score, params
-        self.weights: str | None = weights_fingerprint(params)
+        self.weights: str | None = weights
         self._held_out: dict[int, jax.Array] = {}
 
     def fill(self, batch: Batch, *, held_out: int | None = None) -> Batch:
@@ -104,16 +104,17 @@ def open_reference(
         return Filled()
     load = functools.partial(_weights, setup, initial, step)
     if setup.config.reference.mode == "online":
-        online = Online(score, load(kept=True))
-        _check_known(setup, online.weights, known)
-        return online
+        params = load(kept=True)
+        fingerprint = model_fingerprint(setup.model, params)
+        _check_known(setup, fingerprint, known)
+        return Online(score, params, fingerprint)
     opened = [(_open(setup, name, loader, known), loader) for name, loader in _loaders(setup)]
     params, fingerprint = None, known
     for sidecar, _ in opened:
         sidecar.logps = _of_main(sidecar.logps)
     if known is None or any(sidecar.missing(loader.fitted.index).any() for sidecar, loader in opened):
         params = load(kept=False)
-        fingerprint = weights_fingerprint(params)
+        fingerprint = model_fingerprint(setup.model, params)
         _check_known(setup, fingerprint, known)
         for sidecar, _ in opened:
             sidecar.require_weights(fingerprint)
@@ -148,7 +149,7 @@ def _check_known(setup: Setup, found: str | None, known: str | None) -> None:
         section = setup.config.reference if setup.reference is not None else setup.config.init
         key = "reference.from" if setup.reference is not None else "init.from"
         raise ConfigError(
-            f"{key}={section.from_}: its weights are not those that this run began with (fingerprint "
+            f"{key}={section.from_}: it is not the model that this run began with (fingerprint "
             f"{str(found)[:12]}, not {known[:12]}); put them back, or begin a run in another run.dir"
         )
 

@@ -1,6 +1,6 @@
 """Precomputed reference log-probs on disk: two floats an example, and what they are of.
 
-DIR/NAME.json   identity: data set, split, template, tokenizer, examples, weights, compute dtype
+DIR/NAME.json   identity: data set, split, template, tokenizer, examples, reference model, compute dtype
 DIR/NAME.npy    [E, 2] float32 by example number: summed log-probs of chosen and rejected; NaN where not scored (yet)
 """
 
@@ -22,7 +22,7 @@ _WORDS = {
     "template": "another template",
     "tokenizer": "another tokenizer",
     "examples": "other examples (batch.max_sequence_length, batch.row_length or an over-long policy differs)",
-    "weights": "other reference weights",
+    "weights": "another reference model (weights, or a key of its config)",
     "compute": "another precision.compute",
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import init_params, param_specs
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh, param_shardings
 from janus_jax.training import reference
-from janus_jax.training.fingerprint import weights_fingerprint
+from janus_jax.training.fingerprint import model_fingerprint, weights_fingerprint
 from janus_jax.training.run import train
 from tests.training_examples import TINY, random_examples, write_dataset
 
@@ -149,7 +150,7 @@ def test_runs_share_what_was_scored_once(data, run, tmp_path, passes):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"run": {"seed": 4}}, r"other reference weights \(\w{12}, not \w{12}\)"),
+        ({"run": {"seed": 4}}, r"another reference model \(weights, .*\) \(\w{12}, not \w{12}\)"),
         ({"precision": {"compute": "bfloat16"}}, r"another precision.compute \(float32, not bfloat16\)"),
         ({"batch": {"max_sequence_length": 12}}, r"other examples \(batch.max_sequence_length, .*differs\)"),
         ({"data": {"split": "validation"}}, r"another split \(train, not validation\)"),
@@ -212,7 +213,7 @@ def test_a_model_that_was_exchanged_under_a_run_does_not_become_its_reference(da
     if mode == "precompute":
         train(mine, writers=(), until_step=3)  # the numbers are there: the weights are not asked
         shutil.rmtree(tmp_path / "run" / "reference")
-    with pytest.raises(ConfigError, match=r"init\.from=.*model: its weights are not those that this run began with"):
+    with pytest.raises(ConfigError, match=r"init\.from=.*model: it is not the model that this run began with"):
         train(mine, writers=(), until_step=4)
 
 
@@ -273,3 +274,6 @@ def test_a_fingerprint_is_the_same_on_every_mesh_and_of_no_other_weights():
     found = {weights_fingerprint(other) for other in others}
     assert len(found) == len(others) and expected not in found
     assert weights_fingerprint(changed(gate + 0)) == expected
+    models = [TINY, replace(TINY, sliding_window=5), replace(TINY, rope_theta=1e6), replace(TINY, rms_norm_eps=1e-6)]
+    assert len({model_fingerprint(model, params) for model in models}) == len(models)
+    assert model_fingerprint(replace(TINY, initializer_range=0.1), params) == model_fingerprint(TINY, params)
