@@ -150,7 +150,7 @@ def _check_known(setup: Setup, found: str | None, known: str | None) -> None:
         key = "reference.from" if setup.reference is not None else "init.from"
         raise ConfigError(
             f"{key}={section.from_}: it is not the model that this run began with (fingerprint "
-            f"{str(found)[:12]}, not {known[:12]}); put them back, or begin a run in another run.dir"
+            f"{str(found)[:12]}, not {known[:12]}); put it back, or begin a run in another run.dir"
         )
 
 
@@ -165,8 +165,9 @@ def _precompute(sidecar: Sidecar, loader: Loader, score: Callable[[Batch], jax.A
         step for step in range(steps) if sidecar.missing(loader.example_ids(Position(0, step * loader.unit))).any()
     ]
     total, began, saved = len(loader.fitted.index), time.monotonic(), time.monotonic()
-    if runtime.is_main():
-        sidecar.describe()
+    with runtime.agreement(f"reference {sidecar.name} begins"):
+        if runtime.is_main():
+            sidecar.describe()
     first = missing[0]
     for loaded in loader.batches(Position(0, first * loader.unit), missing[-1] + 1 - first):
         ids, valid, logps = _to_host((loaded.batch.example_id, loaded.batch.valid, score(loaded.batch)))

@@ -132,7 +132,7 @@ class Sidecar:
         Raises:
             StorageError: the directory cannot be written.
         """
-        temporary = self._numbers.with_name(f".{self._numbers.name}.incomplete")
+        temporary = self._numbers.with_name(f".{self._numbers.name}.{os.getpid()}.incomplete")  # runs may share them
         try:
             with temporary.open("wb") as file:
                 np.save(file, self.logps)
