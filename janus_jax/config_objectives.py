@@ -1,6 +1,6 @@
 """The `objective:` section of a configuration: one form for each objective, with the fields of its dataclass."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -16,26 +16,29 @@ Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
 
 
 class _ObjectiveSection(Section):
-    """What they share: a section builds the objective of its name from its own fields."""
+    """What they share: a section builds its objective from its own fields."""
+
+    builds: ClassVar[str]
+    """The class in janus_jax.objectives, by name: reading a configuration does not import JAX."""
 
     def build(self, **changes: Any) -> "Objective":
         """The objective; `changes` are fields that other sections settle."""
         from janus_jax import objectives
 
-        kinds = (objectives.SFT, objectives.DPO, objectives.SimPO, objectives.ORPO, objectives.RewardModel)
-        kind = next(kind for kind in kinds if kind().name == self.name)  # pyright: ignore[reportAttributeAccessIssue]
-        return kind(**self.model_dump() | changes)
+        return getattr(objectives, self.builds)(**self.model_dump() | changes)
 
 
 class SFTSection(_ObjectiveSection):
     """Token mean of the NLL of responses."""
 
+    builds = "SFT"
     name: Literal["sft"]
 
 
 class DPOSection(_ObjectiveSection):
     """Direct preference optimisation and its variants."""
 
+    builds = "DPO"
     name: Literal["dpo"]
     beta: Positive = 0.1
     """Strength of the KL constraint."""
@@ -58,6 +61,7 @@ class DPOSection(_ObjectiveSection):
 class SimPOSection(_ObjectiveSection):
     """DPO without a reference, on per-token means."""
 
+    builds = "SimPO"
     name: Literal["simpo"]
     beta: Positive = 2.0
     gamma: Weight = 1.0
@@ -70,6 +74,7 @@ class SimPOSection(_ObjectiveSection):
 class ORPOSection(_ObjectiveSection):
     """NLL of chosen responses and the odds ratio term."""
 
+    builds = "ORPO"
     name: Literal["orpo"]
     beta: Weight = 0.1
     """Weight of the odds ratio term (lambda, alpha)."""
@@ -80,6 +85,7 @@ class ORPOSection(_ObjectiveSection):
 class RMSection(_ObjectiveSection):
     """Bradley-Terry reward model with a value head."""
 
+    builds = "RewardModel"
     name: Literal["rm"]
     center_weight: Weight = 0.0
     """Pull of the rewards towards zero."""

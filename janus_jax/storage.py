@@ -70,7 +70,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def write_whole(path: Path, text: str) -> None:
     """Replaces a text file at once: readers, and a kill at any moment, find the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
+    temporary = path.with_name(f".{path.name}.incomplete")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 

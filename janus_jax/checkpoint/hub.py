@@ -23,12 +23,17 @@ def local_copy(source: str | os.PathLike[str]) -> str:
     path = Path(os.path.expanduser(name))
     if path.exists() or path.parent.is_dir() or not _HUB_ID.fullmatch(name):
         return name
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import errors, snapshot_download
 
     try:
         return snapshot_download(name, allow_patterns=_FILES, ignore_patterns=_DUPLICATES)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (
+        errors.HFValidationError,
+        errors.HfHubHTTPError,
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        OSError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConversionError(
             f"{name}: no such directory, and not to be had from the Hugging Face hub: {reason}"

@@ -113,6 +113,11 @@ def fit(
             f"{name}: none of {len(lengths)} examples fits max_sequence_length {max_sequence_length} and row_length "
             f"{row_length}; the shortest takes {int((prompt + branches.max(1)).min())} tokens"
         )
+    if zeroed.all():
+        raise DataError(
+            f"{name}: all {len(lengths)} pairs are over-long (max_sequence_length {max_sequence_length}, row_length "
+            f"{row_length}): without their responses nothing would be learned"
+        )
     block = np.arange(len(bad)) // keep_together
     bad = np.bincount(block, weights=bad).astype(bool)[block]
     if bad.all():
@@ -134,7 +139,7 @@ def fit(
 
 def default_max_segments(fitted: Fitted, row_length: int) -> int:
     """A static cap that rows rarely reach: twice the average number of examples a row holds."""
-    slots = fitted.slots
+    slots = fitted.slots[fitted.slots > 0]  # pairs without responses take none, and as many fit as the cap allows
     most = row_length // max(1, int(slots.min()))
     return int(max(1, min(most, np.ceil(2 * row_length / slots.mean()))))
 

@@ -251,7 +251,9 @@ def token_values(
     model = _bind(config, params)
     hidden = model(tokens, layout, compute).astype(jnp.float32)
     with jax.named_scope("head"):
-        return jnp.einsum("bld,dv->blv", hidden, model.value_head[...].astype(jnp.float32))[..., 0]
+        # Accelerators multiply float32 in fewer bits by default, which would round rewards and the head itself.
+        weight, exact = model.value_head[...].astype(jnp.float32), jax.lax.Precision.HIGHEST
+        return jnp.einsum("bld,dv->blv", hidden, weight, precision=exact)[..., 0]
 
 
 def token_scalars(

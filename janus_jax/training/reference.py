@@ -12,7 +12,7 @@ import numpy as np
 
 from janus_jax.batch import Batch
 from janus_jax.data.loader import Loader, Position
-from janus_jax.errors import ConfigError, NonFiniteError
+from janus_jax.errors import ConfigError, NonFiniteError, StorageError
 from janus_jax.model.mistral import Params
 from janus_jax.parallel import runtime
 from janus_jax.storage import absolute
@@ -108,16 +108,19 @@ def open_reference(
         fingerprint = model_fingerprint(setup.model, params)
         _check_known(setup, fingerprint, known)
         return Online(score, params, fingerprint)
-    opened = [(_open(setup, name, loader, known), loader) for name, loader in _loaders(setup)]
+    with runtime.agreement("reference sidecars"):
+        opened = [(_open(setup, name, loader, known), loader) for name, loader in _loaders(setup)]
     params, fingerprint = None, known
     for sidecar, _ in opened:
         sidecar.logps = _of_main(sidecar.logps)
     if known is None or any(sidecar.missing(loader.fitted.index).any() for sidecar, loader in opened):
-        params = load(kept=False)
+        with runtime.agreement("reference weights"):
+            params = load(kept=False)
         fingerprint = model_fingerprint(setup.model, params)
-        _check_known(setup, fingerprint, known)
-        for sidecar, _ in opened:
-            sidecar.require_weights(fingerprint)
+        with runtime.agreement("reference model"):
+            _check_known(setup, fingerprint, known)
+            for sidecar, _ in opened:
+                sidecar.require_model(fingerprint)
     for sidecar, loader in opened:
         if sidecar.missing(loader.fitted.index).any():
             assert params is not None
@@ -130,8 +133,8 @@ def _loaders(setup: Setup) -> list[tuple[str, Loader]]:
     return [("train", setup.loader)] + ([] if setup.eval_loader is None else [("eval", setup.eval_loader)])
 
 
-def _open(setup: Setup, name: str, loader: Loader, weights: str | None = None) -> Sidecar:
-    identity = dataclasses.replace(Identity.of(loader, setup.config.precision.compute), weights=weights or "")
+def _open(setup: Setup, name: str, loader: Loader, model: str | None = None) -> Sidecar:
+    identity = Identity.of(loader, setup.config.precision.compute, model or "")
     return Sidecar(directory(setup), name, len(loader.dataset), identity)
 
 
@@ -165,9 +168,10 @@ def _precompute(sidecar: Sidecar, loader: Loader, score: Callable[[Batch], jax.A
         step for step in range(steps) if sidecar.missing(loader.example_ids(Position(0, step * loader.unit))).any()
     ]
     total, began, saved = len(loader.fitted.index), time.monotonic(), time.monotonic()
+    failure: StorageError | None = None
     with runtime.agreement(f"reference {sidecar.name} begins"):
         if runtime.is_main():
-            sidecar.describe()
+            sidecar.save()  # a directory that cannot be written is found before the pass
     first = missing[0]
     for loaded in loader.batches(Position(0, first * loader.unit), missing[-1] + 1 - first):
         ids, valid, logps = _to_host((loaded.batch.example_id, loaded.batch.valid, score(loaded.batch)))
@@ -181,12 +185,17 @@ def _precompute(sidecar: Sidecar, loader: Loader, score: Callable[[Batch], jax.A
         if (now := time.monotonic()) - saved >= _SAVE_EVERY_S:
             saved = now
             if runtime.is_main():
-                sidecar.save()
+                try:
+                    sidecar.save()
+                except StorageError as error:  # the others are on their way into the next batch: said at the end
+                    failure = error
             done = total - int(sidecar.missing(loader.fitted.index).sum())
             notify(f"reference: {done:,} of {total:,} {sidecar.name} pairs scored, {now - began:,.0f} s")
     with runtime.agreement(f"reference {sidecar.name}"):
         if runtime.is_main():
             sidecar.save()
+    if failure is not None:
+        notify(f"{failure} (meanwhile; the last attempt went well)")
     notify(f"reference: {total:,} {sidecar.name} pairs scored in {time.monotonic() - began:,.0f} s")
 
 

@@ -14,7 +14,7 @@ from janus_jax.batch import Batch
 from janus_jax.checkpoint.hf import load_hf
 from janus_jax.data.example import Example
 from janus_jax.data.rows import RowFormat, default_max_segments, fit, pack, plan_rows
-from janus_jax.errors import ConversionError
+from janus_jax.errors import ConversionError, DataError
 from janus_jax.model.mistral import Compute, Params, param_specs
 from janus_jax.objectives import Objective, metric_values
 from janus_jax.training.optimizer import AdamW, Schedule
@@ -109,6 +109,9 @@ def _prepare(
         clip_norm=optimizer.clip_norm,
     )
     examples = [[[_example(e) for e in micro] for micro in step] for step in steps]
+    wanted = objective.branches == 2
+    if any((e.rejected is not None) != wanted for step in examples for micro in step for e in micro):
+        raise DataError(f"objective {objective.name} reads {'pairs' if wanted else 'single responses'}: not all are")
     form = RowFormat(objective.head, objective.branches, share_prompts)
     batches = _pack_steps(examples, form, row_length, seed)
     if not objective.needs_reference:

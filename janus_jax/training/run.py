@@ -22,7 +22,7 @@ from janus_jax.objectives import metric_values
 from janus_jax.parallel import runtime
 from janus_jax.storage import absolute, atomic_directory, write_whole
 from janus_jax.training import metrics
-from janus_jax.training.reference import check_stale, open_reference
+from janus_jax.training.reference import Filled, Reference, check_stale, open_reference
 from janus_jax.training.setup import Setup, prepare
 from janus_jax.training.step import TrainState
 
@@ -118,14 +118,16 @@ class _Loop:
         self.resumed_from = checkpoints.latest_step()
         self.state, self.position = self._start()
         self.step = self.resumed_from or 0
-        self._reference = open_reference(
-            setup,
-            self._score,
-            initial=self.state.params if self.resumed_from is None else None,
-            step=self._reference_step,
-            known=self._reference_weights,
-            notify=self._notify(writers),
-        )
+        self._reference: Reference = Filled(self._reference_weights)
+        if self.step < setup.total_steps:  # a finished run that is started once more compares with nothing
+            self._reference = open_reference(
+                setup,
+                self._score,
+                initial=self.state.params if self.resumed_from is None else None,
+                step=self._reference_step,
+                known=self._reference_weights,
+                notify=self._notify(writers),
+            )
         with runtime.agreement("writers"):
             self.fan = metrics.Fan(self._writers(writers))
         # Of a run that was killed after its last checkpoint, what it wrote before is all there is to report.

@@ -241,6 +241,7 @@ def _check_boundary(key: str, dataset: TokenizedDataset, config: RunConfig) -> N
     options = {"kind": manifest.kind, "source": train, "template": manifest.template, "boundary": wanted}
     options |= {"tokenizer": f"{directory}/tokenizer", "out": f"{directory}_{wanted}"}
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    arguments += ["--skip-bad"] * any(split.dropped for split in manifest.splits.values())
     arguments += [part for source in others for part in ("--validation-source", source)]
     command = shlex.join(["janus", "data", "build", *arguments])
     raise ConfigError(
@@ -272,5 +273,5 @@ def _loaders(
         return loader, None
     rows = config.eval.rows or loader.rows // settings.microbatches
     meshes.check_rows(rows, mesh, rules, "eval.rows")
-    eval_settings = dataclasses.replace(settings, rows=rows, examples=None, microbatches=1)
+    eval_settings = dataclasses.replace(settings, rows=rows, examples=None, microbatches=1, keep_together=1)
     return loader, Loader(held_out, eval_settings, shuffle=False, **common)

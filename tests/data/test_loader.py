@@ -169,6 +169,23 @@ def test_truncated_examples_are_the_stored_ones_cut_from_the_right(data, kind):
     assert shortened > 0
 
 
+def test_a_truncated_response_keeps_its_last_token_where_a_reward_is_read(data):
+    cut = dataclasses.replace(ROWS, overlong="truncate")
+    loader = make(data, cut, head="value")
+    stored = {e.example_id: e for e in data["dpo"].read(range(EXAMPLES))}
+    shortened = 0
+    for loaded in loader.epoch():
+        batch = on_host(loaded)
+        for *row, slot in np.argwhere(batch.weights > 0):
+            segment, branch = (int(field[*row, slot]) for field in (batch.segment, batch.branch))
+            example = stored[int(batch.example_id[*row, segment - 1])]
+            response = example.chosen if branch == 1 else example.rejected
+            assert batch.tokens[*row, slot] == response[-1]
+            fed = int(((batch.segment[*row] == segment) & (batch.branch[*row] == branch)).sum()) - 1
+            shortened += fed < len(response)
+    assert shortened > 5
+
+
 def test_batches_say_what_they_hold(data):
     for loaded in make(data, ROWS).epoch(0):
         batch = on_host(loaded)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from janus_jax.objectives import Objective, SimPO
+from janus_jax.errors import DataError
+from janus_jax.objectives import DPO, SFT, Objective, SimPO
 from janus_jax.training import replay as entry
 from janus_jax.training.optimizer import AdamW, Schedule
 from tests.oracles import recordings, replay_dir
@@ -275,3 +276,11 @@ def test_a_model_without_architectures_is_that_of_the_objective(tmp_path):
         for silent in ({}, {"architectures": None}, {"architectures": []}):
             (directory / "config.json").write_text(json.dumps(config | silent))
             assert replay_dir.config_of(directory, objective)["architectures"] == [architecture]
+
+
+@pytest.mark.parametrize(("kind", "objective"), [("sft", DPO()), ("dpo", SFT())])
+def test_examples_of_the_other_kind_are_refused(kind, objective, tmp_path):
+    config = replay_dir.config_of(GOLDENS / kind, objective)
+    steps = recordings.read(GOLDENS / kind).steps[:1]
+    with pytest.raises(DataError, match=f"objective {objective.name} reads"):
+        entry.gradients(objective, replay_dir.as_hf(GOLDENS / kind, "init", config, tmp_path), steps[0])

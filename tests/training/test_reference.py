@@ -1,8 +1,9 @@
 """Reference log-probs: precomputed ones are the online ones, never those of something else, and outlive a kill."""
 
+import gc
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from janus_jax.checkpoint.convert import to_hf
 from janus_jax.checkpoint.state import stored_leaves
 from janus_jax.config import RunConfig
+from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError, ConversionError, DataError, NonFiniteError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import init_params, param_specs
@@ -19,6 +21,7 @@ from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh, param_
 from janus_jax.training import reference
 from janus_jax.training.fingerprint import model_fingerprint, weights_fingerprint
 from janus_jax.training.run import train
+from janus_jax.training.sidecar import Identity
 from tests.training_examples import TINY, random_examples, write_dataset
 
 MODEL = {"preset": "tiny", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "head_dim": 8}
@@ -51,6 +54,11 @@ def config(data, run, /, **changes):
     for key, value in changes.items():
         values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
     return RunConfig.model_validate(values)
+
+
+def logps(run, name):
+    with np.load(run / "reference" / f"{name}.npz") as stored:
+        return stored["logps"]
 
 
 def records(run, kind="train"):
@@ -107,7 +115,7 @@ def test_log_probs_do_not_depend_on_the_rows_that_they_were_computed_in(data, ru
     }
     train(config(data, tmp_path / "run", batch=other, **changes), writers=())
     for name in ("train", "eval"):
-        ours, theirs = (np.load(place / "reference" / f"{name}.npy") for place in (tmp_path / "run", run))
+        ours, theirs = (logps(place, name) for place in (tmp_path / "run", run))
         assert ours.shape == theirs.shape and ours.dtype == np.float32 and not np.isnan(ours).any()
         assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
@@ -128,14 +136,14 @@ def test_an_interrupted_pass_goes_on_where_it_was(data, run, tmp_path, passes):
     broken["after"] = 3
     with pytest.raises(KeyboardInterrupt):
         train(config(data, tmp_path / "run"), writers=())
-    half = np.load(tmp_path / "run" / "reference" / "train.npy")
+    half = logps(tmp_path / "run", "train")
     assert 0 < np.isnan(half).any(1).sum() < len(half)
     broken["after"], before = None, len(scored)
     train(config(data, tmp_path / "run"), writers=(), until_step=1)
     evaluation_batches = 1
     assert len(scored) - before == STEPS_PER_EPOCH - before + evaluation_batches
     for name in ("train", "eval"):
-        ours, whole = (np.load(place / "reference" / f"{name}.npy") for place in (tmp_path / "run", run))
+        ours, whole = (logps(place, name) for place in (tmp_path / "run", run))
         np.testing.assert_array_equal(ours, whole)
     assert losses(tmp_path / "run") == losses(run)[:1]
 
@@ -150,7 +158,7 @@ def test_runs_share_what_was_scored_once(data, run, tmp_path, passes):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"run": {"seed": 4}}, r"another reference model \(weights, .*\) \(\w{12}, not \w{12}\)"),
+        ({"run": {"seed": 4}}, r"another reference model \(weights, .*\) \(\w{24}, not \w{24}\)"),
         ({"precision": {"compute": "bfloat16"}}, r"another precision.compute \(float32, not bfloat16\)"),
         ({"batch": {"max_sequence_length": 12}}, r"other examples \(batch.max_sequence_length, .*differs\)"),
         ({"data": {"split": "validation"}}, r"another split \(train, not validation\)"),
@@ -159,7 +167,7 @@ def test_runs_share_what_was_scored_once(data, run, tmp_path, passes):
 def test_log_probs_of_something_else_are_refused_with_the_reason(data, run, tmp_path, changes, reason):
     before = {file.name: file.read_bytes() for file in (run / "reference").iterdir()}
     mine = config(data, tmp_path / "mine", reference={"dir": str(run / "reference")}, **changes)
-    with pytest.raises(ConfigError, match=rf"train\.json: these log-probs are of {reason}.*another reference\.dir"):
+    with pytest.raises(ConfigError, match=rf"train\.npz: these log-probs are of {reason}.*another reference\.dir"):
         train(mine, writers=())
     assert {file.name: file.read_bytes() for file in (run / "reference").iterdir()} == before
     assert not (tmp_path / "mine" / "checkpoints").exists()
@@ -180,15 +188,53 @@ def test_log_probs_of_another_data_set_template_or_tokenizer_are_refused(data, r
         train(config(copy, tmp_path / "mine", reference={"dir": str(run / "reference")}), writers=())
 
 
+def test_truncated_responses_are_other_examples(data, run, tmp_path):
+    cut = {"overlong": "truncate", "max_sequence_length": 20}
+    train(config(data, tmp_path / "cut", batch=cut), writers=(), until_step=1)
+    further = config(
+        data,
+        tmp_path / "mine",
+        batch=cut | {"max_sequence_length": 19},
+        reference={"dir": str(tmp_path / "cut/reference")},
+    )
+    with pytest.raises(ConfigError, match="of other examples"):
+        train(further, writers=())
+
+
+def test_an_identity_is_compared_whole():
+    """Messages shorten what they show; names and fingerprints that begin alike are different all the same."""
+    like = "a" * 40
+    base = Identity(like, like, like, like, like, like, like, format_version=1)
+    for field in fields(Identity):
+        other = replace(base, **{field.name: 2 if field.name == "format_version" else f"{like}b"})
+        assert len(other.differences(base)) == len(base.differences(other)) == 1
+    assert base.differences(base) == [] and base.differences(replace(base, model="")) == []
+
+
 def test_a_damaged_sidecar_is_named(data, run, tmp_path):
     copy = shutil.copytree(run / "reference", tmp_path / "reference")
-    shared = {"reference": {"dir": str(copy)}}
-    (copy / "train.npy").write_bytes((copy / "train.npy").read_bytes()[:100])
-    with pytest.raises(DataError, match=r"train\.npy: cannot be read"):
-        train(config(data, tmp_path / "run", **shared), writers=())
-    (copy / "train.json").write_text("{")
-    with pytest.raises(DataError, match=r"train\.json: cannot be read"):
-        train(config(data, tmp_path / "run", **shared), writers=())
+    whole = (copy / "train.npz").read_bytes()
+    for content in (whole[:100], whole[:-30], b"", b"{}"):
+        (copy / "train.npz").write_bytes(content)
+        with pytest.raises(DataError, match=r"train\.npz: cannot be read.*remove it"):
+            train(config(data, tmp_path / "run", reference={"dir": str(copy)}), writers=())
+
+
+def test_the_reference_leaves_memory_before_the_first_step(data, tmp_path, monkeypatch):
+    held = []
+    original = Loader.batches
+
+    def noting(self, *arguments):
+        held.append(sum(leaf.nbytes for leaf in jax.live_arrays() if leaf.dtype == jnp.bfloat16))
+        return original(self, *arguments)
+
+    gc.collect()
+    before = sum(leaf.nbytes for leaf in jax.live_arrays() if leaf.dtype == jnp.bfloat16)
+    monkeypatch.setattr(Loader, "batches", noting)
+    half = {"precision": {"compute": "bfloat16"}, "eval": {"every_steps": None}}
+    train(config(data, tmp_path / "run", **half), writers=(), until_step=1)
+    during, after = held  # the pass over the reference, and training
+    assert during > before and after == before
 
 
 @pytest.fixture(scope="module")
