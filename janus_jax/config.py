@@ -282,13 +282,15 @@ class RunConfig(Section):
 
     def advice(self) -> list[str]:
         """What can run and is still probably not meant, one sentence each."""
-        batch = self.batch
+        batch, found = self.batch, []
+        if getattr(self.objective, "loss", "") == "robust" and not getattr(self.objective, "label_smoothing", 0):
+            found.append("objective.loss = robust without objective.label_smoothing is the sigmoid loss")
         if self.objective.name in PAIR_OBJECTIVES and batch.row_length < 2 * batch.max_sequence_length:
-            return [
+            found.append(
                 f"batch.row_length = {batch.row_length} is less than twice batch.max_sequence_length = "
                 f"{batch.max_sequence_length}: long pairs do not fit into a row and fall to batch.overlong"
-            ]
-        return []
+            )
+        return found
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> RunConfig:

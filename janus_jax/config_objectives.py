@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from janus_jax.config_section import Section
 
@@ -49,13 +48,6 @@ class DPOSection(_ObjectiveSection):
     """Per-token means for summed log-probs; ipo always takes them."""
     sft_weight: Weight = 0.0
     """Weight of the NLL of chosen responses."""
-
-    @model_validator(mode="after")
-    def _smoothing_means_something(self) -> "DPOSection":
-        if self.label_smoothing and self.loss not in ("sigmoid", "robust"):
-            reason = f"label_smoothing = {self.label_smoothing}: loss {self.loss} has none; allowed: 0"
-            raise PydanticCustomError("section", "{reason}", {"reason": reason})
-        return self
 
 
 class SimPOSection(_ObjectiveSection):

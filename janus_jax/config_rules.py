@@ -8,6 +8,7 @@ LOGICAL_AXES = ("embed", "q_heads", "kv_heads", "head_dim", "mlp", "vocab", "lay
 PAIR_OBJECTIVES = ("dpo", "simpo", "orpo", "rm")
 REFERENCE_OBJECTIVES = ("dpo",)
 VALUE_OBJECTIVES = ("rm",)
+UNSMOOTHED_LOSSES = ("ipo", "hinge")
 
 
 def conflicts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -63,8 +64,17 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"mesh.{' and mesh.'.join(rest)} are -1; allowed: one axis at most takes all remaining devices",
         )
     objective = get("objective", "name", str)
+    smoothing, loss = get("objective", "label_smoothing", float), get("objective", "loss", str)
+    if smoothing and loss in UNSMOOTHED_LOSSES:
+        yield (
+            "objective.label_smoothing",
+            f"objective.label_smoothing = {smoothing}: loss {loss} has none; allowed: 0",
+        )
+    online = get("reference", "mode", str) == "online"
+    if online and given("reference", "dir"):
+        yield "reference.dir", "reference.dir is given, but reference.mode = 'online' stores nothing; allowed: null"
     if objective and objective not in REFERENCE_OBJECTIVES:
-        for key in given("reference", "from", "dir"):
+        for key in given("reference", "from", "dir") + ["reference.mode"] * online:
             value = config["reference"][key.partition(".")[2]]
             yield key, f"{key} = {value!r}: objective {objective} has no reference; allowed: null"
     if objective and get("compat", "overlong_pairs", str) == "zero_grad":

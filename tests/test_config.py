@@ -174,6 +174,19 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ("mesh={data: -1, fsdp: 1, tensor: -1}", "mesh.data and mesh.tensor are -1; allowed: one axis at most"),
         ("mesh={data: -1}", "mesh.data and mesh.fsdp (its default) are -1; allowed: one axis at most"),
         ("reference.from=x", "reference.from = 'x': objective sft has no reference; allowed: null"),
+        ("reference.mode=online", "reference.mode = 'online': objective sft has no reference; allowed: null"),
+        (
+            "objective={name: dpo, loss: ipo, label_smoothing: 0.1}",
+            "objective.label_smoothing = 0.1: loss ipo has none; allowed: 0",
+        ),
+        (
+            "objective={name: dpo, label_smoothing: 0.5}",
+            "objective.label_smoothing = 0.5: allowed: a number >= 0 and < 0.5",
+        ),
+        (
+            "compat={overlong_pairs: zero_grad}",
+            "compat.overlong_pairs = 'zero_grad': objective sft cannot do without responses; it is for dpo, simpo, ",
+        ),
     ],
 )
 def test_each_mistake_is_one_line_that_names_override_value_and_rule(small, override, expected):

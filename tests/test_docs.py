@@ -33,8 +33,8 @@ def whole_commands(markdown: str) -> list[list[str]]:
     found = []
     for line in code_lines(markdown).splitlines():
         if re.search(r"(?:^\s*|&& )janus ", line):
-            parts = " ".join(shlex.split(line, comments=True)).removesuffix("&").split("&&")
-            found += [part.split()[1:] for part in parts if part.split()[:1] == ["janus"]]
+            parts = shlex.join(shlex.split(line, comments=True)).removesuffix("'&'").split("'&&'")
+            found += [shlex.split(part)[1:] for part in parts if part.split()[:1] == ["janus"]]
     return found
 
 

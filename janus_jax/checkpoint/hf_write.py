@@ -193,7 +193,7 @@ def _write_companions(
     if tokenizer is not None:
         from janus_jax.data.tokenizer import save_hf_tokenizer
 
-        save_hf_tokenizer(tokenizer, directory, chat_template=chat_template)
+        save_hf_tokenizer(tokenizer, directory, chat_template=chat_template, pad_id=model.get("pad_token_id"))
     _write_json(directory / "config.json", model)
     if config.head == "lm":  # a reward model generates nothing
         _write_json(directory / "generation_config.json", generation)

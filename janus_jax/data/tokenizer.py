@@ -177,7 +177,9 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
     return declared
 
 
-def save_hf_tokenizer(tokenizer: Tokenizer, directory: str | Path, *, chat_template: str | None = None) -> None:
+def save_hf_tokenizer(
+    tokenizer: Tokenizer, directory: str | Path, *, chat_template: str | None = None, pad_id: int | None = None
+) -> None:
     """Writes the tokenizer's files into `directory`, which is made if it is not there.
 
     A tokenizer that came from a Hugging Face directory is copied. A sentencepiece model is written as tokenizer.model
@@ -187,6 +189,7 @@ def save_hf_tokenizer(tokenizer: Tokenizer, directory: str | Path, *, chat_templ
     Args:
         chat_template: Jinja text, the `chat_template` of the data's Template. None: the [INST] form for a sentencepiece
             model, and what the directory already says for a copied one.
+        pad_id: of the token that is written as the pad token; None leaves it as it is said above, or in the directory.
     """
     from janus_jax.data.template import MISTRAL_INST  # it imports this module
 
@@ -202,6 +205,12 @@ def save_hf_tokenizer(tokenizer: Tokenizer, directory: str | Path, *, chat_templ
         _write_json(path, _read_json(path) | {"chat_template": chat_template})
         # transformers prefers this file over the key; older readers know the key alone
         (target / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    if pad_id is not None:
+        from tokenizers import Tokenizer as RustTokenizer
+
+        pad_token = RustTokenizer.from_file(str(target / "tokenizer.json")).id_to_token(pad_id)
+        for path in (target / "tokenizer_config.json", target / "special_tokens_map.json"):
+            _write_json(path, _read_json(path) | {"pad_token": pad_token})
 
 
 def _shape(tokenizer: Tokenizer) -> tuple[int, int | None, int]:

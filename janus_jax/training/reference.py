@@ -81,6 +81,8 @@ def check_stale(setup: Setup) -> None:
         ConfigError, DataError: as `Sidecar`.
     """
     if setup.objective.needs_reference and setup.config.reference.mode == "precompute":
+        if (place := directory(setup)).exists() and not place.is_dir():
+            raise ConfigError(f"reference.dir={place}: is a file; allowed: a directory, there already or not")
         for name, loader in _loaders(setup):
             _open(setup, name, loader)
 
@@ -173,6 +175,8 @@ def _precompute(sidecar: Sidecar, loader: Loader, score: Callable[[Batch], jax.A
         if runtime.is_main():
             sidecar.save()  # a directory that cannot be written is found before the pass
     first = missing[0]
+    if there := total - int(sidecar.missing(loader.fitted.index).sum()):
+        notify(f"reference: {there:,} of {total:,} {sidecar.name} pairs were scored before; going on")
     for loaded in loader.batches(Position(0, first * loader.unit), missing[-1] + 1 - first):
         ids, valid, logps = _to_host((loaded.batch.example_id, loaded.batch.valid, score(loaded.batch)))
         if not np.isfinite(logps[valid]).all():

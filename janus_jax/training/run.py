@@ -14,7 +14,7 @@ import numpy as np
 
 from janus_jax import __version__, storage
 from janus_jax.checkpoint.source import open_source
-from janus_jax.checkpoint.state import Checkpoints
+from janus_jax.checkpoint.state import Checkpoints, committed_steps
 from janus_jax.config import RunConfig, to_yaml
 from janus_jax.data.loader import Position
 from janus_jax.errors import ConfigError, NonFiniteError
@@ -74,8 +74,9 @@ def train(
     run_dir = _local_run_dir(config)
     with runtime.agreement("setup"):  # what follows would wait for ever for a process that found bad input
         setup = prepare(config)
-        check_stale(setup)
-    directory = run_dir / "checkpoints"
+        directory = run_dir / "checkpoints"
+        if not committed_steps(absolute(directory)):  # of a run that goes on, what else does not fit is said first
+            check_stale(setup)
     with storage.no_empty_leftovers(directory):  # weights are read after it is made, and may be bad
         checkpoints = Checkpoints(directory, keep=config.checkpoint.keep)
         with contextlib.closing(checkpoints), contextlib.closing(_Loop(setup, checkpoints, run_dir, writers)) as loop:
@@ -171,10 +172,17 @@ class _Loop:
                 f"run.dir={self.config.run.dir}: holds a run with {'; '.join(differing)} as this config says; choose "
                 "another run.dir (init.from can take the weights over)"
             )
+        model = dataclasses.asdict(self.setup.model)  # of init.from's own config, which may have been edited since
+        if differing := [f"{name[1:]} = {a}, not {b}" for name, a, b in _differences("", meta["model"], model)]:
+            raise ConfigError(
+                f"init.from={self.config.init.from_}: the run in run.dir={self.config.run.dir} has a model with "
+                f"{'; '.join(differing)} as is said there now; put that back, or choose another run.dir"
+            )
         if meta["data_fingerprint"] != self.setup.loader.dataset.fingerprint:
             raise ConfigError(
                 f"run.dir={self.config.run.dir}: holds a run on other data than {self.config.data.dir} has now "
-                f"(fingerprint {meta['data_fingerprint'][:16]}, not {self.setup.loader.dataset.fingerprint[:16]})"
+                f"(fingerprint {meta['data_fingerprint'][:16]}, not {self.setup.loader.dataset.fingerprint[:16]}); "
+                "put that data back, or choose another run.dir"
             )
 
     def _meta(self) -> dict[str, Any]:

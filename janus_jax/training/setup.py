@@ -125,6 +125,8 @@ def prepare(config: RunConfig) -> Setup:
     for built in filter(None, (dataset, held_out)):
         _check_fits(model, built, config)
     reference = None if config.reference.from_ is None else open_source(config.reference.from_)
+    if reference is not None and reference.config.head != model.head:
+        raise ConfigError(f"reference.from={config.reference.from_}: is a reward model; allowed: a language model")
     if reference is not None and reference.config != model:
         found = f"{reference.config} is not the shape of the trained {model}"
         raise ConfigError(f"reference.from={config.reference.from_}: {found}")

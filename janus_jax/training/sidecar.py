@@ -144,6 +144,6 @@ class Sidecar:
     def _refuse_other(self, there: Identity, wanted: Identity) -> None:
         if other := there.differences(wanted):
             raise ConfigError(
-                f"{self._file}: these log-probs are of {'; '.join(other)}; remove the file, or choose another "
-                "reference.dir for this run"
+                f"{self._file}: these log-probs are of {'; '.join(other)}; choose another reference.dir for this run, "
+                "or remove the file if no other run needs it"
             )

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from janus_jax.checkpoint.hf import load_hf, save_hf
+from janus_jax.data.tokenizer import HFTokenizer, load_tokenizer, save_hf_tokenizer
 from janus_jax.model.attention import Layout
 from janus_jax.model.mistral import Compute, token_values
 from tests.checkpoint.models import SMALL, assert_same_bits, random_params
@@ -73,3 +74,26 @@ def test_a_reward_model_comes_back_from_its_directory_bit_for_bit(name, tmp_path
     described = json.loads((tmp_path / "out" / "config.json").read_text())
     assert described["architectures"] == ["MistralForSequenceClassification"]
     assert described["pad_token_id"] != described["eos_token_id"]
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["embedded tokenizer", "a directory's tokenizer"])
+def test_what_the_exported_tokenizer_pads_gives_the_rewards_of_single_texts(own, tmp_path):
+    tokenizer = load_tokenizer(None)
+    if own:
+        save_hf_tokenizer(tokenizer, tmp_path / "tokenizer")
+        (tmp_path / "tokenizer" / "tokenizer.model").unlink()
+        tokenizer = load_tokenizer(tmp_path / "tokenizer")
+        assert isinstance(tokenizer, HFTokenizer)
+    model = dataclasses.replace(SMALL, vocab_size=tokenizer.vocab_size, head="value")
+    save_hf(random_params(model), model, tmp_path / "out", tokenizer=tokenizer)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    tokenize = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenize.pad_token_id == theirs.config.pad_token_id != tokenize.eos_token_id
+
+    texts = [
+        f"{text}{tokenize.eos_token}" for text in ("[INST] Be brief.\nWhy? [/INST] Because.", "[INST] So [/INST] a")
+    ]
+    with torch.no_grad():
+        together = theirs(**tokenize(texts, padding=True, return_tensors="pt")).logits[:, 0]
+        alone = torch.cat([theirs(**tokenize(text, return_tensors="pt")).logits[:, 0] for text in texts])
+    assert float((together - alone).abs().max()) <= 1e-5 * float(alone.abs().max())

@@ -263,6 +263,20 @@ def test_a_model_that_was_exchanged_under_a_run_does_not_become_its_reference(da
         train(mine, writers=(), until_step=4)
 
 
+@pytest.mark.parametrize(("key", "value"), [("sliding_window", 5), ("rope_parameters", {"rope_theta": 5e3})])
+def test_a_run_does_not_go_on_under_another_config_of_its_model(data, published, tmp_path, key, value):
+    model = shutil.copytree(published, tmp_path / "model")
+    mine = config(data, tmp_path / "run", model=None, init={"from": str(model)})
+    train(mine, writers=(), until_step=1)
+    described = json.loads((model / "config.json").read_text())
+    if key == "rope_parameters":
+        described["rope_theta"] = value["rope_theta"]
+    (model / "config.json").write_text(json.dumps(described | {key: value}))
+    name = {"rope_parameters": "rope_theta"}.get(key, key)
+    with pytest.raises(ConfigError, match=rf"init\.from=.*model: the run .* has a model with {name} = .*, not 5"):
+        train(mine, writers=(), until_step=2)
+
+
 def _meta(run):
     step = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name))
     return (step / "meta" / "metadata").read_text()
