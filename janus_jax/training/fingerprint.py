@@ -15,6 +15,7 @@ _BITS = {2: jnp.uint16, 4: jnp.uint32}
 
 
 _NOT_COMPUTED_WITH = ("initializer_range", "max_position_embeddings")
+"""Keys that say how weights were made and how long texts may be; no log-prob depends on them."""
 
 
 def model_fingerprint(config: ModelConfig, params: Any) -> str:

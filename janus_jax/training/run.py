@@ -95,6 +95,9 @@ def _local_run_dir(config: RunConfig) -> Path:
 def _differences(name: str, before: Any, after: Any) -> Iterator[tuple[str, Any, Any]]:
     """Dotted keys whose values differ, with both."""
     if isinstance(before, dict) and isinstance(after, dict):
+        if before.get("name") != after.get("name"):  # another kind of thing: its other keys are others too
+            yield f"{name}.name", before.get("name"), after.get("name")
+            return
         for key in {**before, **after}:
             yield from _differences(f"{name}.{key}", before.get(key), after.get(key))
     elif before != after:

@@ -107,6 +107,9 @@ def test_a_run_may_move_to_another_mesh_but_not_to_another_recipe(data, tmp_path
     train(config(data, tmp_path / "run", schedule=SIX_STEPS), until_step=2, writers=())
     with pytest.raises(ConfigError, match=r"holds a run with optimizer.b2 = 0.999, not 0.9 .*choose another run\.dir"):
         train(config(data, tmp_path / "run", schedule=SIX_STEPS, optimizer={"b2": 0.9}), writers=())
+    with pytest.raises(ConfigError, match=r"holds a run with schedule.name = cosine, not linear as this config says"):
+        other = {"name": "linear", "learning_rate": 1.0, **SIX_STEPS}
+        train(config(data, tmp_path / "run", schedule=other), writers=())
     moved = config(data, tmp_path / "run", schedule=SIX_STEPS, mesh={"data": 4, "fsdp": 1, "tensor": 2})
     assert train(moved, writers=()).step == 6
 
