@@ -78,7 +78,7 @@ def _root(
 
 
 @app.command(
-    epilog="Example: janus demo --out /tmp/demo; then look at /tmp/demo, and start from real weights with --model."
+    epilog="Example: janus demo --out my-demo; then look at my-demo, and start from real weights with --model."
 )
 def demo(
     model: Annotated[

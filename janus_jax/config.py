@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, ValidationError
 
 from janus_jax import config_file, config_report
-from janus_jax.config_objectives import ObjectiveSection
+from janus_jax.config_objectives import DPOSection, ObjectiveSection
 from janus_jax.config_rules import LOGICAL_AXES, MESH_AXES, PAIR_OBJECTIVES, conflicts
 from janus_jax.config_section import Section
 from janus_jax.errors import ConfigError
@@ -283,7 +283,8 @@ class RunConfig(Section):
     def advice(self) -> list[str]:
         """What can run and is still probably not meant, one sentence each."""
         batch, found = self.batch, []
-        if getattr(self.objective, "loss", "") == "robust" and not getattr(self.objective, "label_smoothing", 0):
+        chosen = self.objective
+        if isinstance(chosen, DPOSection) and chosen.loss == "robust" and not chosen.label_smoothing:
             found.append("objective.loss = robust without objective.label_smoothing is the sigmoid loss")
         if self.objective.name in PAIR_OBJECTIVES and batch.row_length < 2 * batch.max_sequence_length:
             found.append(

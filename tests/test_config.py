@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -322,7 +323,10 @@ def test_objectives_are_built_with_the_configured_values(small):
 
 def test_objectives_have_the_defaults_and_the_rules_that_their_sections_say(small):
     from janus_jax import objectives
-    from janus_jax.config_rules import PAIR_OBJECTIVES, REFERENCE_OBJECTIVES, VALUE_OBJECTIVES
+    from janus_jax.config_rules import PAIR_OBJECTIVES, REFERENCE_OBJECTIVES, UNSMOOTHED_LOSSES, VALUE_OBJECTIVES
+    from janus_jax.objectives.dpo import SMOOTHED_LOSSES, DPOLoss
+
+    assert sorted((*SMOOTHED_LOSSES, *UNSMOOTHED_LOSSES)) == sorted(get_args(DPOLoss))
 
     kinds = (objectives.SFT, objectives.DPO, objectives.SimPO, objectives.ORPO, objectives.RewardModel)
     for kind in kinds:

@@ -9,7 +9,14 @@ from jaxtyping import Array, Float
 
 from janus_jax.batch import Batch
 from janus_jax.model.config import Head
-from janus_jax.objectives.pairs import hinge_loss, logistic_loss, pair_metrics, robust_loss
+from janus_jax.objectives.pairs import (
+    add_sft_term,
+    hinge_loss,
+    logistic_loss,
+    pair_metrics,
+    preference_terms,
+    robust_loss,
+)
 from janus_jax.objectives.scores import BranchScores, Metrics, Normaliser, chosen_tokens, pair_count
 
 DPOLoss = Literal["sigmoid", "ipo", "hinge", "robust"]
@@ -39,7 +46,7 @@ class DPO:
 
     Sources: sigmoid Rafailov et al. 2023 eq. 7; hinge Zhao et al. 2023; robust Chowdhury et al. 2024 eq. 7; ipo Azar
     et al. 2023 eq. 17. Equal to TRL 1.16 (`loss_type` of the same name; `sigmoid_norm` with `length_normalised`;
-    `["sigmoid", "sft"]` with `loss_weights` for the SFT term), and for label smoothing of `sigmoid` to TRL up to 0.11.
+    `["sigmoid", "sft"]` with `loss_weights` for the SFT term), and for label smoothing of `sigmoid` to TRL 0.8.6.
     Log-probs are sums over response tokens, EOS included; the reference comes with the batch, as numbers. A response
     without tokens has log-prob 0 under both, and its pair still counts.
 
@@ -76,7 +83,7 @@ class DPO:
     @property
     def loss_terms(self) -> Mapping[str, float]:
         """The preference term and, where it has a weight, the SFT term."""
-        return {"preference_loss": 1.0} | ({"nll_loss": self.sft_weight} if self.sft_weight else {})
+        return preference_terms(self.sft_weight)
 
     def denominators(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         """Pairs, and tokens of chosen responses."""
@@ -84,11 +91,8 @@ class DPO:
 
     def margins(self, scores: BranchScores, batch: Batch) -> Float[Array, "B S"]:
         """Differences of rewards, which are beta times summed log-ratios whatever the loss."""
-        rewards = self._rewards(scores, batch)
+        rewards = self.beta * (scores.sums - batch.reference_logps)
         return rewards[..., 0] - rewards[..., 1]
-
-    def _rewards(self, scores: BranchScores, batch: Batch) -> Float[Array, "B S 2"]:
-        return self.beta * (scores.sums - batch.reference_logps)
 
     def __call__(
         self, scores: BranchScores, batch: Batch, denominators: dict[str, Float[Array, ""]]
@@ -103,10 +107,6 @@ class DPO:
             losses = jnp.square(delta - 1 / (2 * self.beta))
         else:
             losses = _OF_MARGIN[self.loss](self.beta * delta, self.label_smoothing)
-        total, nll = (losses * valid).sum(), -scores.sums[..., 0].sum()
-        share = total / denominators["pairs"]
-        metrics = pair_metrics(total, self._rewards(scores, batch), scores.sums, valid)
-        if self.sft_weight:
-            share += self.sft_weight * nll / denominators["tokens"]
-            metrics["nll_loss"] = (nll, scores.tokens[..., 0].sum())
-        return share, metrics
+        total = (losses * valid).sum()
+        metrics = pair_metrics(total, self.beta * ratios, scores.sums, valid)
+        return add_sft_term(total / denominators["pairs"], metrics, scores, self.sft_weight, denominators["tokens"])

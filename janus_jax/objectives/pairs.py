@@ -1,15 +1,17 @@
 """What the objectives over pairs share: losses of a margin, and the metrics that are logged."""
 
+from collections.abc import Mapping
+
 import jax
 from jaxtyping import Array, Float
 
-from janus_jax.objectives.scores import Metrics
+from janus_jax.objectives.scores import BranchScores, Metrics
 
 
 def logistic_loss(margin: Float[Array, "*S"], label_smoothing: float) -> Float[Array, "*S"]:
     """-(1 - e) log sigmoid(m) - e log sigmoid(-m): a label is wrong with probability e (cDPO, Mitchell 2023).
 
-    TRL up to 0.11 computes this for `sigmoid`; TRL 1.16 ignores `label_smoothing` there.
+    TRL 0.8.6 computes this for `sigmoid`; TRL 1.16 ignores `label_smoothing` there.
     """
     return -(1 - label_smoothing) * jax.nn.log_sigmoid(margin) - label_smoothing * jax.nn.log_sigmoid(-margin)
 
@@ -27,6 +29,21 @@ def hinge_loss(margin: Float[Array, "*S"], label_smoothing: float) -> Float[Arra
     """max(0, 1 - m) (SLiC, Zhao et al. 2023); it knows no label smoothing."""
     del label_smoothing
     return jax.nn.relu(1 - margin)
+
+
+def preference_terms(sft_weight: float) -> Mapping[str, float]:
+    """The `loss_terms` of a preference term and, where it has a weight, an SFT term."""
+    return {"preference_loss": 1.0} | ({"nll_loss": sft_weight} if sft_weight else {})
+
+
+def add_sft_term(
+    share: Float[Array, ""], metrics: Metrics, scores: BranchScores, sft_weight: float, tokens: Float[Array, ""]
+) -> tuple[Float[Array, ""], Metrics]:
+    """Adds `sft_weight` times the NLL of chosen responses over `tokens`; without a weight all stays as it is."""
+    if not sft_weight:
+        return share, metrics
+    nll = -scores.sums[..., 0].sum()
+    return share + sft_weight * nll / tokens, metrics | {"nll_loss": (nll, scores.tokens[..., 0].sum())}
 
 
 def pair_metrics(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from janus_jax.batch import Batch
 from janus_jax.model.config import Head
-from janus_jax.objectives.pairs import logistic_loss, pair_metrics
+from janus_jax.objectives.pairs import add_sft_term, logistic_loss, pair_metrics, preference_terms
 from janus_jax.objectives.scores import BranchScores, Metrics, Normaliser, chosen_tokens, pair_count
 
 
@@ -52,7 +52,7 @@ class SimPO:
     @property
     def loss_terms(self) -> Mapping[str, float]:
         """The preference term and, where it has a weight, the SFT term."""
-        return {"preference_loss": 1.0} | ({"nll_loss": self.sft_weight} if self.sft_weight else {})
+        return preference_terms(self.sft_weight)
 
     def denominators(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         """Pairs, and tokens of chosen responses."""
@@ -70,10 +70,6 @@ class SimPO:
         valid = batch.valid.astype(jnp.float32)
         rewards = self.beta * scores.means
         losses = logistic_loss(self.margins(scores, batch) - self.gamma, self.label_smoothing)
-        total, nll = (losses * valid).sum(), -scores.sums[..., 0].sum()
-        share = total / denominators["pairs"]
+        total = (losses * valid).sum()
         metrics = pair_metrics(total, rewards, scores.means, valid)
-        if self.sft_weight:
-            share += self.sft_weight * nll / denominators["tokens"]
-            metrics["nll_loss"] = (nll, scores.tokens[..., 0].sum())
-        return share, metrics
+        return add_sft_term(total / denominators["pairs"], metrics, scores, self.sft_weight, denominators["tokens"])

@@ -37,7 +37,7 @@ def main() -> None:
             overrides += ["init.from=null", "model={preset: tiny}", "mesh={data: 2, fsdp: 2, tensor: 2}"]
             overrides += ["eval.every_steps=null", "schedule.epochs=2"]
             setup = prepare(load_config("janus_jax/demo/dpo.yaml", overrides))
-            # Layers of six times the usual weights, whose activations are as large as those of a trained model.
+            # Layers of six times the usual weights: those of a fresh model hardly change what they are given.
             params = jax.tree.map(lambda leaf: 6 * leaf if leaf.ndim > 2 else leaf, setup.initial_params(dtype))
             score = jax.jit(setup.functions.reference)
             logps = np.full((2, len(setup.loader.dataset), 2), np.nan, np.float32)
