@@ -34,7 +34,12 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "model",
             "neither init.from nor model is given; allowed: weights to start from, or a model for random weights",
         )
-    for section, one, other in (("batch", "rows", "examples"), ("schedule", "epochs", "steps")):
+    yield from _data_conflicts(config.get("data"), get("batch", "keep_together", int))
+    for section, one, other in (
+        ("batch", "rows", "examples"),
+        ("schedule", "epochs", "steps"),
+        ("data", "dir", "mixture"),
+    ):
         keys = given(section, one, other)
         if len(keys) == 2:
             yield keys[1], f"{keys[0]} and {keys[1]} are both given; allowed: one of them, the other null"
@@ -94,3 +99,21 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     steps = get("profile", "steps", list) or get("profile", "steps", tuple) or []
     if len(steps) == 2 and all(isinstance(step, int) for step in steps) and steps[0] > steps[1]:
         yield "profile.steps", f"profile.steps = {list(steps)}: allowed: [first, last] with first <= last"
+
+
+def _data_conflicts(data: Any, keep_together: int | None) -> Iterator[tuple[str, str]]:
+    if not isinstance(data, Mapping):
+        return
+    mixture = data.get("mixture")
+    parts = [part for part in mixture if isinstance(part, Mapping)] if isinstance(mixture, list) else []
+    weighted = [part.get("weight") is not None for part in parts]
+    if any(weighted) and not all(weighted):
+        bare = parts[weighted.index(False)].get("dir")
+        yield "data.mixture", f"data.mixture: {bare} has no weight and others have; allowed: for all parts or for none"
+    if data.get("examples") is not None and not any(weighted):
+        yield (
+            "data.examples",
+            f"data.examples = {data['examples']!r}: allowed with the weights of data.mixture only, otherwise null",
+        )
+    if parts and keep_together and keep_together > 1:
+        yield "batch.keep_together", f"batch.keep_together = {keep_together}: allowed with data.mixture: 1"

@@ -215,7 +215,7 @@ def test_all_mistakes_of_a_file_come_in_one_report_with_their_lines(tmp_path):
     assert found == sorted(
         [
             "1 run.sed",
-            "3 data.dir",
+            "3 neither",
             "4 batch.max_sequence_length",
             "6 batch.row_length",
             "7 batch.rows",  # duplicate

@@ -13,9 +13,9 @@ import dataclasses
 import json
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -73,6 +73,44 @@ class Manifest:
             raise DataError(f"{path}: not a data set manifest: {error}") from error
 
 
+class Examples(Protocol):
+    """Tokenized examples by number: one built split, or several read as one (mixture.py)."""
+
+    name: str
+    """As messages call it."""
+    split: str
+    lengths: np.ndarray  # [E, 3] int32 tokens of prompt, chosen, rejected
+    margins: np.ndarray  # [E] float32
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def parts(self) -> Sequence["TokenizedDataset"]:
+        """The built splits that the examples lie in."""
+        ...
+
+    @property
+    def tokenizer_fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Iterable[int]) -> list[Example]:
+        """Examples of the numbers given, in their order."""
+        ...
+
+    def draw(self, index: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """Which of the examples `index` (ascending numbers) an epoch reads: [N] int64 positions in `index`."""
+        ...
+
+    def tokenizer(self) -> Tokenizer: ...
+
+    def template(self) -> Template: ...
+
+
 class TokenizedDataset:
     """One split of a built data set. Reading is by example number and safe from several threads.
 
@@ -84,6 +122,8 @@ class TokenizedDataset:
         from array_record.python.array_record_module import ArrayRecordReader
 
         self.directory = Path(os.path.expanduser(directory))
+        self.name = str(self.directory)
+        """As messages call it."""
         self.split = split
         self.manifest = Manifest.load(self.directory)
         if split not in self.manifest.splits:
@@ -124,6 +164,11 @@ class TokenizedDataset:
             )
 
     @property
+    def parts(self) -> Sequence["TokenizedDataset"]:
+        """Itself."""
+        return (self,)
+
+    @property
     def kind(self) -> str:
         """sft, dpo, orpo or rm."""
         return self.manifest.kind
@@ -132,6 +177,11 @@ class TokenizedDataset:
     def fingerprint(self) -> str:
         """sha256 over token ids, lengths and margins of all splits."""
         return self.manifest.fingerprint
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Of the tokenizer that made the ids."""
+        return self.manifest.tokenizer["fingerprint"]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -171,6 +221,11 @@ class TokenizedDataset:
                     raise DataError(f"{self._files[number]}: cannot be read: {reason}; build again") from error
                 records.update(zip(places, read, strict=True))
         return [self._example(index, records[place]) for place, index in enumerate(wanted)]
+
+    def draw(self, index: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """[N] int64: every epoch reads every example of `index` once."""
+        del seed, epoch
+        return np.arange(len(index))
 
     def _example(self, index: int, record: bytes) -> Example:
         prompt, chosen, rejected = self.lengths[index].tolist()

@@ -17,3 +17,7 @@ class Example:
     rejected: np.ndarray | None = None  # [r] int32; may be empty
     example_id: int = 0
     margin: float = 0.0
+
+    def numbered(self, example_id: int) -> "Example":
+        """The same under another number."""
+        return dataclasses.replace(self, example_id=example_id)

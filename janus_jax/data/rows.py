@@ -219,23 +219,24 @@ def plan_groups(
 
 
 def rows_for_groups(
-    slots: np.ndarray,
+    epochs: Sequence[np.ndarray],
     *,
     examples: int,
     row_length: int,
     max_segments: int,
     seed: int,
-    epochs: int,
     multiple: int,
     keep_together: int = 1,
 ) -> int:
-    """The fewest rows, a multiple of `multiple`, that hold every step of all `epochs` epochs.
+    """The fewest rows, a multiple of `multiple`, that hold every step of all epochs.
 
+    Args:
+        epochs: of each epoch the slots that its examples take.
     Raises:
         ConfigError: not even one row per example would do (an example is longer than a row).
     """
     rows = multiple
-    for epoch in range(epochs):
+    for epoch, slots in enumerate(epochs):
         while True:
             plan = plan_groups(
                 slots,

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from janus_jax.batch import Batch
-from janus_jax.data.loader import Loader, Position
+from janus_jax.data.loader import LoadedBatch, Loader
+from janus_jax.data.plan import Position
 from janus_jax.errors import ConfigError, NonFiniteError, StorageError
 from janus_jax.model.mistral import Params
 from janus_jax.parallel import runtime
@@ -115,7 +116,7 @@ def open_reference(
     params, fingerprint = None, known
     for sidecar, _ in opened:
         sidecar.logps = _of_main(sidecar.logps)
-    if known is None or any(sidecar.missing(loader.fitted.index).any() for sidecar, loader in opened):
+    if known is None or any(sidecar.missing(loader.examples_read()).any() for sidecar, loader in opened):
         with runtime.agreement("reference weights"):
             params = load(kept=False)
         fingerprint = model_fingerprint(setup.model, params)
@@ -124,7 +125,7 @@ def open_reference(
             for sidecar, _ in opened:
                 sidecar.require_model(fingerprint)
     for sidecar, loader in opened:
-        if sidecar.missing(loader.fitted.index).any():
+        if sidecar.missing(loader.examples_read()).any():
             assert params is not None
             _precompute(sidecar, loader, functools.partial(score, params), notify)
         loader.reference_logps = sidecar.logps
@@ -163,26 +164,22 @@ def _precompute(sidecar: Sidecar, loader: Loader, score: Callable[[Batch], jax.A
     """Scores what is missing, in the batches of the first epoch, and saves as it goes.
 
     The first epoch is trained on in these very rows by this very executable's numbers, so that log-probs of that epoch
-    are bit for bit those that online scoring would give.
+    are bit for bit those that online scoring would give. Of a mixture, later epochs bring what the first left out.
     """
-    steps = loader.steps(0)
-    missing = [
-        step for step in range(steps) if sidecar.missing(loader.example_ids(Position(0, step * loader.unit))).any()
-    ]
-    total, began, saved = len(loader.fitted.index), time.monotonic(), time.monotonic()
+    wanted = loader.examples_read()
+    total, began, saved = len(wanted), time.monotonic(), time.monotonic()
     failure: StorageError | None = None
     with runtime.agreement(f"reference {sidecar.name} begins"):
         if runtime.is_main():
             sidecar.save()  # a directory that cannot be written is found before the pass
-    first = missing[0]
-    if there := total - int(sidecar.missing(loader.fitted.index).sum()):
+    if there := total - int(sidecar.missing(wanted).sum()):
         notify(f"reference: {there:,} of {total:,} {sidecar.name} pairs were scored before; going on")
-    for loaded in loader.batches(Position(0, first * loader.unit), missing[-1] + 1 - first):
+    for loaded in _missing_batches(sidecar, loader):
         ids, valid, logps = _to_host((loaded.batch.example_id, loaded.batch.valid, score(loaded.batch)))
         if not np.isfinite(logps[valid]).all():
             bad = ids[valid][~np.isfinite(logps[valid]).all(-1)][0]
             raise NonFiniteError(
-                f"reference: log-probs of example {bad} of {loader.dataset.directory}, split {loader.dataset.split}, "
+                f"reference: log-probs of example {bad} of {loader.dataset.name}, split {loader.dataset.split}, "
                 "are not finite; look at the reference's weights"
             )
         sidecar.logps[ids[valid]] = logps[valid]
@@ -193,7 +190,7 @@ def _precompute(sidecar: Sidecar, loader: Loader, score: Callable[[Batch], jax.A
                     sidecar.save()
                 except StorageError as error:  # the others are on their way into the next batch: said at the end
                     failure = error
-            done = total - int(sidecar.missing(loader.fitted.index).sum())
+            done = total - int(sidecar.missing(wanted).sum())
             notify(f"reference: {done:,} of {total:,} {sidecar.name} pairs scored, {now - began:,.0f} s")
     with runtime.agreement(f"reference {sidecar.name}"):
         if runtime.is_main():
@@ -201,6 +198,20 @@ def _precompute(sidecar: Sidecar, loader: Loader, score: Callable[[Batch], jax.A
     if failure is not None:
         notify(f"{failure} (meanwhile; the last attempt went well)")
     notify(f"reference: {total:,} {sidecar.name} pairs scored in {time.monotonic() - began:,.0f} s")
+
+
+def _missing_batches(sidecar: Sidecar, loader: Loader) -> Iterator[LoadedBatch]:
+    """Of each epoch of the run the batches from the first to the last that holds an example without log-probs."""
+    for epoch in range(loader.epochs):
+        steps = range(loader.steps(epoch))
+        missing = [
+            step for step in steps if sidecar.missing(loader.example_ids(Position(epoch, step * loader.unit))).any()
+        ]
+        if missing:
+            first = missing[0]
+            yield from loader.batches(Position(epoch, first * loader.unit), missing[-1] + 1 - first)
+        if not sidecar.missing(loader.examples_read()).any():
+            return
 
 
 def _of_main(array: np.ndarray) -> np.ndarray:

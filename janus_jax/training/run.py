@@ -16,7 +16,7 @@ from janus_jax import __version__, storage
 from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import Checkpoints, committed_steps
 from janus_jax.config import RunConfig, to_yaml
-from janus_jax.data.loader import Position
+from janus_jax.data.plan import Position
 from janus_jax.errors import ConfigError, NonFiniteError
 from janus_jax.objectives import metric_values
 from janus_jax.parallel import runtime
@@ -162,7 +162,9 @@ class _Loop:
         saved, now = meta["config"], self.config.model_dump(mode="json", by_alias=True)
         for place in (saved, now):  # directories may move: the data is known by its fingerprint
             place["run"] = {k: v for k, v in place["run"].items() if k != "dir"}
-            place["data"] = {k: v for k, v in place["data"].items() if k != "dir"}
+            parts = place["data"].get("mixture")
+            shares = None if parts is None else [part["weight"] for part in parts]
+            place["data"] = {k: v for k, v in place["data"].items() if k != "dir"} | {"mixture": shares}
             place["reference"] = {k: v for k, v in place["reference"].items() if k != "dir"}
         differing = [
             f"{name} = {before}, not {after}"
@@ -181,10 +183,11 @@ class _Loop:
                 f"init.from={self.config.init.from_}: the run in run.dir={self.config.run.dir} has a model with "
                 f"{'; '.join(differing)} as is said there now; put that back, or choose another run.dir"
             )
-        if meta["data_fingerprint"] != self.setup.loader.dataset.fingerprint:
+        dataset = self.setup.loader.dataset
+        if meta["data_fingerprint"] != dataset.fingerprint:
             raise ConfigError(
-                f"run.dir={self.config.run.dir}: holds a run on other data than {self.config.data.dir} has now "
-                f"(fingerprint {meta['data_fingerprint'][:16]}, not {self.setup.loader.dataset.fingerprint[:16]}); "
+                f"run.dir={self.config.run.dir}: holds a run on other data than {dataset.name} has now "
+                f"(fingerprint {meta['data_fingerprint'][:16]}, not {dataset.fingerprint[:16]}); "
                 "put that data back, or choose another run.dir"
             )
 
@@ -196,10 +199,10 @@ class _Loop:
             "model": dataclasses.asdict(self.setup.model),
             "config": self.config.model_dump(mode="json", by_alias=True),
             "data_fingerprint": self.setup.loader.dataset.fingerprint,
-            "tokenizer": self.setup.loader.dataset.manifest.tokenizer,
+            "tokenizer": self.setup.loader.dataset.parts[0].manifest.tokenizer,
             "reference_step": self._reference_step,
             "reference_weights": self._reference.weights,
-            "template": self.setup.loader.dataset.manifest.template,
+            "template": self.setup.loader.dataset.template().name,
         }
 
     def _writers(self, extra: Sequence[metrics.Writer] | None) -> list[metrics.Writer]:

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import re
-import shlex
 from typing import Any
 
 import jax
@@ -13,13 +11,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.checkpoint.source import Source, open_source
 from janus_jax.config import RunConfig
-from janus_jax.data.dataset import TokenizedDataset
-from janus_jax.data.loader import BatchSettings, Loader
+from janus_jax.data.dataset import Examples, TokenizedDataset
+from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import ACTIVATION_AXES, Compute, Params, init_params, param_specs
 from janus_jax.objectives import Objective
 from janus_jax.parallel import mesh as meshes
+from janus_jax.training.inputs import batch_settings, open_held_out, open_training
 from janus_jax.training.optimizer import AdamW, Schedule
 from janus_jax.training.step import StepFunctions, TrainState
 
@@ -113,17 +112,13 @@ def prepare(config: RunConfig) -> Setup:
     Raises:
         ConfigError, DataError, ConversionError: with the key or file, the value and what is allowed.
     """
-    dataset = TokenizedDataset(config.data.dir, config.data.split)
-    _check_boundary("data.dir", dataset, config)
-    held_out = None
-    if config.eval.every_steps is not None:
-        held_out = TokenizedDataset(config.data.eval_dir or config.data.dir, config.data.eval_split)
-        _check_boundary("data.eval_dir", held_out, config)
+    dataset, held_out = open_training(config), open_held_out(config)
     source = None if config.init.from_ is None else open_source(config.init.from_)
     objective = config.build_objective()
     model = _model(config, source, objective)
-    for built in filter(None, (dataset, held_out)):
-        _check_fits(model, built, config)
+    for examples in filter(None, (dataset, held_out)):
+        for built in examples.parts:
+            _check_fits(model, built, config)
     reference = None if config.reference.from_ is None else open_source(config.reference.from_)
     if reference is not None and reference.config.head != model.head:
         raise ConfigError(f"reference.from={config.reference.from_}: is a reward model; allowed: a language model")
@@ -233,25 +228,6 @@ def _check_fits(model: ModelConfig, dataset: TokenizedDataset, config: RunConfig
         )
 
 
-def _check_boundary(key: str, dataset: TokenizedDataset, config: RunConfig) -> None:
-    """Ids that are cut differently are other data: nothing converts them, so the message says how to build them."""
-    wanted, manifest, directory = config.compat.token_boundary, dataset.manifest, dataset.directory
-    if manifest.boundary == wanted:
-        return
-    held_out = re.fullmatch(r"train=(.*), validation=(.*)", manifest.source)
-    train, *others = held_out.groups() if held_out else (manifest.source,)
-    options = {"kind": manifest.kind, "source": train, "template": manifest.template, "boundary": wanted}
-    options |= {"tokenizer": f"{directory}/tokenizer", "out": f"{directory}_{wanted}"}
-    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-    arguments += ["--skip-bad"] * any(split.dropped for split in manifest.splits.values())
-    arguments += [part for source in others for part in ("--validation-source", source)]
-    command = shlex.join(["janus", "data", "build", *arguments])
-    raise ConfigError(
-        f"{key}={directory}: was built with token boundary {manifest.boundary}, but compat.token_boundary={wanted}; "
-        f"set that to {manifest.boundary}, or build the data anew: {command}"
-    )
-
-
 def _check_length(config: RunConfig, mesh: Mesh, rules: meshes.Rules) -> None:
     shards = meshes.shards(mesh, rules, "length")
     if config.batch.row_length % shards:
@@ -260,15 +236,14 @@ def _check_length(config: RunConfig, mesh: Mesh, rules: meshes.Rules) -> None:
 
 def _loaders(
     config: RunConfig,
-    dataset: TokenizedDataset,
-    held_out: TokenizedDataset | None,
+    dataset: Examples,
+    held_out: Examples | None,
     mesh: Mesh,
     rules: meshes.Rules,
     objective: Objective,
 ) -> tuple[Loader, Loader | None]:
-    policy = "zero_grad" if config.compat.overlong_pairs == "zero_grad" else config.batch.overlong
-    settings = dataclasses.replace(BatchSettings(**config.batch.model_dump()), overlong=policy)
-    common = {"mesh": mesh, "rules": rules, "branches": objective.branches, "head": objective.head}
+    settings = batch_settings(config)
+    common: dict[str, Any] = {"mesh": mesh, "rules": rules, "branches": objective.branches, "head": objective.head}
     common |= {"seed": config.run.seed}
     loader = Loader(dataset, settings, epochs=config.schedule.epochs or 1, steps=config.schedule.steps or 0, **common)
     if held_out is None:

@@ -52,8 +52,8 @@ class Identity:
         return cls(
             dataset=dataset.fingerprint,
             split=dataset.split,
-            template=dataset.manifest.template,
-            tokenizer=str(dataset.manifest.tokenizer["fingerprint"]),
+            template=", ".join(dict.fromkeys(part.manifest.template for part in dataset.parts)),
+            tokenizer=dataset.tokenizer_fingerprint,
             examples=examples.hexdigest(),
             compute=compute,
             model=model,

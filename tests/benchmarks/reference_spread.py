@@ -24,7 +24,7 @@ def main() -> None:
 
     from janus_jax.config import load_config
     from janus_jax.data.build import build
-    from janus_jax.data.loader import Position
+    from janus_jax.data.plan import Position
     from janus_jax.data.sample import write_sample
     from janus_jax.training.setup import prepare
 

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_jax.data.dataset import TokenizedDataset
-from janus_jax.data.loader import BatchSettings, Loader, Position
+from janus_jax.data.loader import Loader
+from janus_jax.data.plan import BatchSettings, Position
 from janus_jax.data.rows import pack
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh
@@ -93,15 +94,15 @@ def test_hosts_read_disjoint_rows_that_make_the_whole(data, monkeypatch, unit, h
     """Each of several make-believe hosts holds some of the 4 rows of a microbatch."""
     whole = make(data, unit)
     per_micro = whole.rows // unit.microbatches
-    positions = list(itertools.islice(whole._positions(Position(0, 0)), 7))
-    expected = [whole._read(position)[0] for position in positions]
+    positions = list(itertools.islice(whole.positions(), 7))
+    expected = [whole._load(position)[0] for position in positions]
     parts, read = [], []
     for host in range(hosts):
         local = np.arange(per_micro)[host::hosts]
         monkeypatch.setattr(Loader, "_local_rows", lambda self, local=local: local)
         mine = make(data, unit)
         monkeypatch.setattr(mine, "dataset", Spy(data["dpo"], read))
-        parts.append((local, [mine._read(position)[0] for position in positions]))
+        parts.append((local, [mine._load(position)[0] for position in positions]))
     for number, batch in enumerate(expected):
         joined = jax.tree.map(np.zeros_like, batch)
         for local, batches in parts:
@@ -351,7 +352,8 @@ def assert_no_loader_thread() -> None:
 def test_a_reader_left_open_lets_the_interpreter_end_quietly(data):
     code = f"""
 from janus_jax.data.dataset import TokenizedDataset
-from janus_jax.data.loader import BatchSettings, Loader
+from janus_jax.data.loader import Loader
+from janus_jax.data.plan import BatchSettings
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh
 dataset = TokenizedDataset({str(data["sft"].directory)!r}, "train")
 loader = Loader(dataset, BatchSettings(40, 40, rows=8), mesh=build_mesh(MeshShape()), rules=DEFAULT_RULES, branches=1)

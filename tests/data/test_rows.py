@@ -79,7 +79,7 @@ def test_a_plan_reads_each_example_once_and_overfills_no_row(slots, seed, epoch,
 def test_example_batches_hold_exactly_that_many(slots, examples, multiple):
     slots = np.asarray(slots)
     settings_ = {"examples": examples, "row_length": 64, "max_segments": 8, "seed": 3}
-    rows = rows_for_groups(slots, epochs=2, multiple=multiple, **settings_)
+    rows = rows_for_groups([slots] * 2, multiple=multiple, **settings_)
     assert rows % multiple == 0
     for epoch in range(2):
         steps = plan_groups(slots, epoch=epoch, rows=rows, **settings_)
@@ -93,7 +93,7 @@ def test_example_batches_hold_exactly_that_many(slots, examples, multiple):
 def test_neighbours_that_are_kept_together_meet_in_one_step():
     slots = np.full(33, 5)
     common = {"examples": 12, "row_length": 20, "max_segments": 8, "seed": 1, "keep_together": 6}
-    rows = rows_for_groups(slots, epochs=3, multiple=1, **common)
+    rows = rows_for_groups([slots] * 3, multiple=1, **common)
     orders = []
     for epoch in range(3):
         steps = [np.concatenate(step) for step in plan_groups(slots, epoch=epoch, rows=rows, **common)]

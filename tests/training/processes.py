@@ -61,7 +61,7 @@ def noting_rows(split: str = "train") -> Iterator[list[Rows]]:
     """Yields a list that grows by what loaders of `split` read to train on."""
     from janus_jax.data.loader import Loader
 
-    read, noted = Loader._read, []
+    read, noted = Loader._load, []
 
     def noting(self, position):
         local, loaded = read(self, position)
@@ -71,11 +71,11 @@ def noting_rows(split: str = "train") -> Iterator[list[Rows]]:
             noted.append(Rows(position.epoch, position.row, sorted(ids)))
         return local, loaded
 
-    Loader._read = noting
+    Loader._load = noting
     try:
         yield noted
     finally:
-        Loader._read = read
+        Loader._load = read
 
 
 def train(port: str, process: str, directory: str) -> None:

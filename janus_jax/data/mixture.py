@@ -1,0 +1,149 @@
+"""Several built splits read as one, in stated shares.
+
+A mixture draws without chance. Of part k with E examples that fit, epoch e reads the places e * n to (e + 1) * n of
+an endless stream: the part over and over, shuffled anew each time (`stream`). n is the part's share of an epoch, the
+same in every epoch. So shares are exact, no example of a part comes a second time before all others came, and what an
+epoch reads is a pure function of seed and epoch: nothing is stored, and any place can be computed by itself.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from janus_jax.data.dataset import TokenizedDataset
+from janus_jax.data.example import Example
+from janus_jax.data.template import Template
+from janus_jax.data.tokenizer import Tokenizer
+from janus_jax.errors import ConfigError, DataError
+
+
+class Mixture:
+    """Built splits one after the other, of which an epoch reads stated shares; `dataset.Examples` says how it is used.
+
+    Args:
+        parts: at least one; example numbers go on from part to part.
+        weights: of each part, any positive numbers; None: every epoch reads every example once.
+        examples: an epoch reads; None: as many as the weights allow without reading one twice.
+    Raises:
+        DataError: parts have different tokenizers, or pairs and single responses.
+        ConfigError: a weight is so small that an epoch reads nothing of its part.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[TokenizedDataset],
+        weights: Sequence[float] | None = None,
+        examples: int | None = None,
+    ):
+        self.parts: Sequence[TokenizedDataset] = tuple(parts)
+        first = self.parts[0]
+        for part in self.parts[1:]:
+            if part.tokenizer_fingerprint != first.tokenizer_fingerprint:
+                raise DataError(f"{part.name}: was built with another tokenizer than {first.name}; a mixture needs one")
+            if (part.kind == "sft") != (first.kind == "sft"):
+                raise DataError(
+                    f"{part.name}: holds kind {part.kind}, {first.name} kind {first.kind}; a mixture is of pairs or of "
+                    "single responses"
+                )
+        self._weights = None if weights is None else np.asarray(weights, np.float64) / np.sum(weights)
+        self._examples = examples
+        self.name = ", ".join(part.name for part in self.parts)
+        self.split, self.kind = first.split, first.kind
+        self.lengths = np.concatenate([part.lengths for part in self.parts])
+        self.margins = np.concatenate([part.margins for part in self.parts])
+        self._starts = np.cumsum([0] + [len(part) for part in self.parts])
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over those of the parts. Shares are not in it: they are no property of the examples."""
+        return hashlib.sha256(",".join(part.fingerprint for part in self.parts).encode()).hexdigest()
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """That of all parts."""
+        return self.parts[0].tokenizer_fingerprint
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the ids of all parts."""
+        return self.parts[0].tokenizer()
+
+    def template(self) -> Template:
+        """That of the first part: what an exported model is told to expect."""
+        return self.parts[0].template()
+
+    def read(self, indices: Iterable[int]) -> list[Example]:
+        """Examples of the numbers given, in their order.
+
+        Raises:
+            IndexError: a number is not in [0, E).
+            DataError: a record cannot be read.
+        """
+        wanted = np.asarray(list(indices), np.int64)
+        if ((wanted < 0) | (wanted >= len(self))).any():
+            raise IndexError(f"examples {wanted.tolist()} of {len(self)} in {self.name}")
+        found: dict[int, Example] = {}
+        of = self._part_of(wanted)
+        for number, part in enumerate(self.parts):
+            places = np.flatnonzero(of == number)
+            start = int(self._starts[number])
+            for place, example in zip(places.tolist(), part.read(wanted[places] - start), strict=True):
+                found[place] = example.numbered(start + example.example_id)
+        return [found[place] for place in range(len(wanted))]
+
+    def draw(self, index: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """[N] int64 positions in `index` that an epoch reads, part after part."""
+        sizes = np.bincount(self._part_of(index), minlength=len(self.parts))
+        if self._weights is None:
+            return np.arange(len(index))
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        counts = self.counts(sizes)
+        drawn = [
+            starts[part] + stream(int(size), epoch * count, count, seed=seed, part=part)
+            for part, (size, count) in enumerate(zip(sizes, counts, strict=True))
+        ]
+        return np.concatenate(drawn)
+
+    def counts(self, sizes: np.ndarray) -> list[int]:
+        """How many examples of each part an epoch reads, where `sizes` fit: shares by largest remainder.
+
+        Raises:
+            ConfigError: of some part it is none.
+        """
+        assert self._weights is not None
+        if self._examples is None:
+            total = int(np.min(np.floor(sizes / self._weights + 1e-9)))
+            exact = np.minimum(self._weights * total, sizes)
+            counts = np.floor(exact + 1e-9).astype(np.int64)
+        else:
+            exact = self._weights * self._examples
+            counts = np.floor(exact + 1e-9).astype(np.int64)
+            rest = self._examples - int(counts.sum())
+            counts[np.argsort(counts - exact, kind="stable")[:rest]] += 1
+        for part, size, count in zip(self.parts, sizes, counts, strict=True):
+            if not size:
+                raise DataError(f"{part.name}: none of its {len(part)} examples fits (batch.max_sequence_length)")
+            if not count:
+                raise ConfigError(
+                    f"data.mixture: an epoch of {int(counts.sum())} examples reads none of {part.name}; raise its "
+                    "weight or data.examples"
+                )
+        return counts.tolist()
+
+    def _part_of(self, index: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._starts, index, side="right") - 1
+
+
+def stream(size: int, start: int, count: int, *, seed: int, part: int) -> np.ndarray:
+    """[count] int64: places `start` to `start + count` of the endless stream over range(size), each pass shuffled.
+
+    Place p is element p mod size of the permutation of (seed, part, p // size).
+    """
+    passes = range(start // size, -(-(start + count) // size))
+    drawn = [np.random.default_rng((seed, part, number)).permutation(size) for number in passes]
+    whole = np.concatenate(drawn) if drawn else np.zeros(0, np.int64)
+    skipped = start - passes.start * size
+    return whole[skipped : skipped + count]

@@ -1,0 +1,252 @@
+"""The rows of a split, epoch after epoch, as a pure function of lengths, seed and settings; numpy alone, no devices."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from janus_jax.batch import Batch
+from janus_jax.data.dataset import Examples
+from janus_jax.data.example import Example
+from janus_jax.data.rows import (
+    OverlongPolicy,
+    RowFormat,
+    default_max_segments,
+    fit,
+    pack,
+    plan_groups,
+    plan_rows,
+    rows_for_groups,
+)
+from janus_jax.errors import ConfigError, DataError
+from janus_jax.model.config import Head
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSettings:
+    """The batch unit: `rows` packed rows, or exactly `examples` examples over as few rows as always suffice."""
+
+    row_length: int
+    max_sequence_length: int
+    rows: int | None = None
+    examples: int | None = None
+    microbatches: int = 1
+    max_segments: int | None = None
+    keep_together: int = 1
+    share_prompts: bool = True
+    overlong: OverlongPolicy = "drop"
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where the next batch begins; with the data set and the settings this is the whole state of the reader.
+
+    `row` counts rows of the epoch's plan, or examples where a batch is so many examples: how many rows hold them
+    depends on the mesh, which examples they are does not.
+    """
+
+    epoch: int = 0
+    row: int = 0
+
+
+START = Position()
+"""The beginning of the first epoch."""
+
+
+class RowPlan:
+    """Which examples lie in which row of which batch, and the packed rows themselves.
+
+    Args:
+        branches: responses that the objective reads of each example, 1 or 2.
+        head: what it reads of them, which decides how they lie in a row.
+        seed: of the order.
+        epochs, steps: how far a run will read (the larger counts); it settles how many rows `batch.examples` takes.
+        shuffle: False keeps the order of the data set, packed row by row.
+        row_shards: over which rows of a microbatch divide.
+    Raises:
+        ConfigError: rows do not divide over microbatches.
+        DataError: the split does not suit the objective, or no example fits.
+    """
+
+    def __init__(
+        self,
+        dataset: Examples,
+        settings: BatchSettings,
+        *,
+        branches: int,
+        head: Head = "lm",
+        seed: int = 0,
+        epochs: int = 1,
+        steps: int = 0,
+        shuffle: bool = True,
+        row_shards: int = 1,
+    ):
+        self.dataset, self.settings, self.seed, self.shuffle = dataset, settings, seed, shuffle
+        self._run = (epochs, steps)
+        pairs = bool((dataset.lengths[:, 2] > 0).any())
+        if pairs != (branches == 2):
+            raise DataError(
+                f"{dataset.name}: holds {'pairs' if pairs else 'single responses'} (kind {dataset.kind}), but the "
+                f"objective reads {'pairs' if branches == 2 else 'single responses'}; build it with the right --kind"
+            )
+        self.form = RowFormat(head, branches, settings.share_prompts)
+        self.fitted = fit(
+            dataset.lengths,
+            row_length=settings.row_length,
+            max_sequence_length=settings.max_sequence_length,
+            overlong=settings.overlong,
+            keep_together=settings.keep_together,
+            name=dataset.name,
+            form=self.form,
+        )
+        self.max_segments = settings.max_segments or default_max_segments(self.fitted, settings.row_length)
+        self._plan = functools.lru_cache(maxsize=2)(self._plan_epoch)
+        micro = settings.microbatches
+        if settings.examples is None:
+            assert settings.rows is not None
+            self.rows = settings.rows
+            if self.rows % micro:
+                raise ConfigError(f"batch.rows={self.rows} is not a multiple of batch.microbatches={micro}")
+        else:
+            self.rows = rows_for_groups(
+                [self.fitted.slots[self._drawn(epoch)] for epoch in range(self.epochs)],
+                examples=settings.examples,
+                row_length=settings.row_length,
+                max_segments=self.max_segments,
+                seed=seed,
+                multiple=micro * row_shards,
+                keep_together=settings.keep_together,
+            )
+
+    @property
+    def unit(self) -> int:
+        """Rows, or examples, from one batch's position to the next."""
+        return self.settings.examples or self.rows
+
+    @functools.cached_property
+    def epochs(self) -> int:
+        """Epochs that the run begins."""
+        epochs, steps = self._run
+        count = 0
+        while count < epochs or steps > 0:
+            steps -= self.steps(count)
+            count += 1
+        return count
+
+    def steps(self, epoch: int) -> int:
+        """Batches in an epoch; the last may hold rows of padding, so that nothing is left out."""
+        if self.settings.examples is not None:
+            return -(-len(self._drawn(epoch)) // self.settings.examples)
+        return len(self._plan(epoch))
+
+    def total_steps(self, epochs: int) -> int:
+        """Batches in the first `epochs` epochs."""
+        return sum(self.steps(epoch) for epoch in range(epochs))
+
+    def example_ids(self, position: Position) -> np.ndarray:
+        """Numbers of the examples in the batch at `position`; nothing is read."""
+        return self.fitted.index[np.concatenate(self.members(position))]
+
+    def examples_read(self) -> np.ndarray:
+        """Numbers of the examples that the run reads at least once, ascending."""
+        read = np.zeros(len(self.fitted.index), bool)
+        for epoch in range(self.epochs):
+            read[self._drawn(epoch)] = True
+            if read.all():
+                break
+        return self.fitted.index[read]
+
+    def after(self, position: Position) -> Position:
+        """Where the batch after the one at `position` begins."""
+        row = position.row + self.unit
+        if row >= self.steps(position.epoch) * self.unit:
+            return Position(position.epoch + 1, 0)
+        return Position(position.epoch, row)
+
+    def epochs_before(self, position: Position) -> float:
+        """How many epochs, and parts of one, lie before `position`."""
+        return position.epoch + position.row / (self.steps(position.epoch) * self.unit)
+
+    def positions(self, start: Position = START) -> Iterator[Position]:
+        """Where batches begin, from `start` on, without end.
+
+        Raises:
+            DataError: `start` is not where a batch begins.
+        """
+        if start.row % self.unit:
+            unit = "rows" if self.settings.examples is None else "examples"
+            raise DataError(f"position row {start.row} is not a multiple of the {self.unit} {unit} of a batch")
+        return self._positions(start)
+
+    def _positions(self, start: Position) -> Iterator[Position]:
+        if start.row >= self.steps(start.epoch) * self.unit:  # saved by a run whose epochs were longer
+            start = Position(start.epoch + 1, 0)
+        while True:
+            yield start
+            start = self.after(start)
+
+    def members(self, position: Position) -> list[np.ndarray]:
+        """The batch at `position`: for each of its rows, positions in `fitted`."""
+        return self._plan(position.epoch)[position.row // self.unit]
+
+    def read(self, rows: Sequence[np.ndarray]) -> Batch:
+        """Those rows packed, [rows, ...] in numpy.
+
+        Args:
+            rows: for each row, positions in `fitted`; an empty one makes a row of padding.
+        Raises:
+            DataError: a record cannot be read.
+        """
+        wanted = np.unique(np.concatenate(rows)) if rows else np.zeros(0, np.int64)
+        examples = self.dataset.read(self.fitted.index[wanted])
+        found = {int(at): self._cut(example, at) for at, example in zip(wanted, examples, strict=True)}
+        members = [[found[int(at)] for at in row] for row in rows]
+        return pack(members, row_length=self.settings.row_length, max_segments=self.max_segments, form=self.form)
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        """Positions in `fitted` of the examples that an epoch reads."""
+        return self.dataset.draw(self.fitted.index, self.seed, epoch)
+
+    def _plan_epoch(self, epoch: int) -> list[list[np.ndarray]]:
+        """Batches of an epoch, each `self.rows` arrays of positions in `fitted`."""
+        drawn = self._drawn(epoch)
+        slots = self.fitted.slots[drawn]
+        common = {"row_length": self.settings.row_length, "max_segments": self.max_segments, "seed": self.seed}
+        if self.settings.examples is not None:
+            steps = plan_groups(
+                slots,
+                examples=self.settings.examples,
+                epoch=epoch,
+                rows=self.rows,
+                keep_together=self.settings.keep_together,
+                **common,
+            )
+            if steps is None:
+                raise DataError(
+                    f"{self.dataset.name}: epoch {epoch} needs more than {self.rows} rows for "
+                    f"batch.examples={self.settings.examples}; raise batch.row_length"
+                )
+        else:
+            rows = plan_rows(slots, epoch=epoch, shuffle=self.shuffle, **common)
+            empty = np.zeros(0, np.int64)
+            steps = [
+                rows[at : at + self.rows] + [empty] * (self.rows - len(rows[at : at + self.rows]))
+                for at in range(0, len(rows), self.rows)
+            ]
+        return [[drawn[row] for row in step] for step in steps]
+
+    def _cut(self, example: Example, at: int) -> Example:
+        prompt, chosen, rejected = self.fitted.lengths[at]
+        return dataclasses.replace(
+            example,
+            prompt=example.prompt[:prompt],
+            chosen=self._cut_response(example.chosen, chosen),
+            rejected=None if example.rejected is None else self._cut_response(example.rejected, rejected),
+        )
+
+    def _cut_response(self, ids: np.ndarray, length: int) -> np.ndarray:
+        """The first `length` ids. A reward is read at EOS, which therefore stays last (as OpenRLHF does)."""
+        if self.form.head == "lm" or length in (0, len(ids)):
+            return ids[:length]
+        return np.concatenate([ids[: length - 1], ids[-1:]])
