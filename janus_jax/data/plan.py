@@ -200,7 +200,7 @@ class RowPlan:
         """
         wanted = np.unique(np.concatenate(rows)) if rows else np.zeros(0, np.int64)
         examples = self.dataset.read(self.fitted.index[wanted])
-        found = {int(at): self._cut(example, at) for at, example in zip(wanted, examples, strict=True)}
+        found = {at: self._cut(example, at) for at, example in zip(wanted.tolist(), examples, strict=True)}
         members = [[found[int(at)] for at in row] for row in rows]
         return pack(members, row_length=self.settings.row_length, max_segments=self.max_segments, form=self.form)
 

@@ -65,11 +65,9 @@ class Results:
 
 def unigram(config: RunConfig) -> Unigram:
     """Fitted on the training split of an SFT data set; add-k smoothing with the k that suits the held-out text best."""
-    counts, held = (
-        np.bincount(_responses(config.data.dir, split)) for split in (config.data.split, config.data.eval_split)
-    )
-    tokenizer = TokenizedDataset(config.data.dir, config.data.split).manifest.tokenizer
-    full = np.zeros((2, tokenizer["vocab_size"]))
+    splits = [_open(config, split) for split in (config.data.split, config.data.eval_split)]
+    counts, held = (np.bincount(_responses(dataset)) for dataset in splits)
+    full = np.zeros((2, splits[0].manifest.tokenizer["vocab_size"]))
     full[0, : len(counts)], full[1, : len(held)] = counts, held
     own = full[0][full[0] > 0] / full[0].sum()
 
@@ -81,8 +79,12 @@ def unigram(config: RunConfig) -> Unigram:
     return Unigram(entropy=float(-(own * np.log(own)).sum()), held_out=best)
 
 
-def _responses(directory: str, split: str) -> np.ndarray:
-    dataset = TokenizedDataset(directory, split)
+def _open(config: RunConfig, split: str) -> TokenizedDataset:
+    assert config.data.dir is not None, "the demo reads one data set"
+    return TokenizedDataset(config.data.dir, split)
+
+
+def _responses(dataset: TokenizedDataset) -> np.ndarray:
     return np.concatenate([example.chosen for example in dataset.read(range(len(dataset)))])
 
 
@@ -122,7 +124,7 @@ def compare_export(config: RunConfig) -> float:
             return token_values(model, params, tokens, layout, compute)[0, last]
         return logits(model, params, tokens, layout, compute)
 
-    dataset = TokenizedDataset(config.data.dir, config.data.eval_split)
+    dataset = _open(config, config.data.eval_split)
     examples = dataset.read(np.linspace(0, len(dataset) - 1, _COMPARED_EXAMPLES, dtype=int).tolist())
     rows = [np.concatenate([e.prompt, r]) for e in examples for r in (e.chosen, e.rejected) if r is not None]
     length = max(map(len, rows))
