@@ -126,6 +126,9 @@ def data_build(
     validation_source: Annotated[
         str | None, typer.Option(help="Held-out rows, for a second split 'validation'.")
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="That tokenize; without it one, or one a core where rows are many.")
+    ] = None,
 ) -> None:
     """Validate published rows, apply the template, tokenize once, and store token ids for random access."""
     _require_writable("--out", out, empty=True)
@@ -144,6 +147,7 @@ def data_build(
             template=template,
             boundary=boundary,
             skip_bad=skip_bad,
+            processes=processes,
             progress=progress,
         )
     _print_manifest(manifest, out)

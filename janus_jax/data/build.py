@@ -1,6 +1,7 @@
 """From published rows to a data set of token ids: check, write TFDS, run the seqio Task once, store the ids."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import os
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from janus_jax import storage
-from janus_jax.data.dataset import ID_DTYPE, Manifest, Split
+from janus_jax.data.dataset import Manifest, Split, fingerprint_of, histogram, id_dtype
+from janus_jax.data.encode import Encoded, Encoder, Texts, encoding
 from janus_jax.data.readers import find_splits, read_rows
 from janus_jax.data.schema import Row, check_kind
 from janus_jax.data.template import Boundary, check_boundary, get_template
 from janus_jax.data.tokenizer import Tokenizer, load_tokenizer
-from janus_jax.errors import DataError
+from janus_jax.errors import DataError, JanusError
 
 Source = str | os.PathLike[str]
 Progress = Callable[[str, str, int, int | None], None]
@@ -26,6 +28,8 @@ Progress = Callable[[str, str, int, int | None], None]
 
 _EXAMPLES_PER_FILE = 1 << 16
 _PROGRESS_EVERY = 256
+_MANY_ROWS = 5000
+"""That take longer to tokenize than processes to start."""
 _RESERVED = ("all", "tfds", "tokenizer")  # TFDS's name for the union, and our own folders
 
 
@@ -39,6 +43,7 @@ def build(
     boundary: Boundary = "separate",
     skip_bad: bool = False,
     splits: Sequence[str] | None = None,
+    processes: int | None = 1,
     progress: Progress | None = None,
 ) -> Manifest:
     """Writes a data set that `TokenizedDataset` reads, whole or not at all, with memory bounded.
@@ -53,6 +58,8 @@ def build(
         boundary: Whether prompt and response are tokenized apart or as one text (template.py).
         skip_bad: Drop bad rows and count them instead of stopping.
         splits: Which splits of the source to build; None means all.
+        processes: That tokenize; None: one, or one a core where there are many rows. More than one import the caller's
+            main module, which must then call this below `if __name__ == "__main__":`.
         progress: Told about rows read and tokenized.
 
     Raises:
@@ -68,7 +75,6 @@ def build(
     dropped: dict[str, Counter[str]] = {name: Counter() for name in files}
 
     with storage.atomic_directory(out) as directory:
-        from janus_jax.data.task import make_task
         from janus_jax.data.tfds_builder import write_rows
 
         readers = {
@@ -77,13 +83,9 @@ def build(
         }
         builder = write_rows(readers, directory / "tfds")
         tokenizer.save(directory / "tokenizer")
-        task = make_task(builder, kind=kind, template=form, tokenizer=tokenizer, boundary=boundary)
-        written, digests = {}, []
-        for name in files:
-            examples = builder.info.splits[name].num_examples
-            tokens, digest = _write_split(directory / name, name, task, examples, progress)
-            written[name] = Split(examples, tokens, dict(dropped[name]))
-            digests.append((name, digest))
+        encoder = Encoder(kind, form, boundary, tokenizer)
+        written = _tokenize(builder, encoder, directory, processes, progress)
+        written = {name: dataclasses.replace(split, dropped=dict(dropped[name])) for name, split in written.items()}
         manifest = Manifest(
             kind=kind,
             template=template,
@@ -96,7 +98,8 @@ def build(
             },
             splits=written,
             boundary=boundary,
-            fingerprint=hashlib.sha256(repr(sorted(digests)).encode()).hexdigest(),
+            ids=id_dtype(tokenizer.vocab_size).str,
+            fingerprint=fingerprint_of(written),
         )
         manifest.save(directory)
     return manifest
@@ -147,12 +150,40 @@ def _rows(
         progress(split, "read", done, done)
 
 
-def _write_split(folder: Path, split: str, task: Any, examples: int, progress: Progress | None) -> tuple[int, str]:
-    """Writes token files, lengths and, if any row has one, margins of a split.
+def _tokenize(
+    builder: Any, encoder: Encoder, directory: Path, processes: int | None, progress: Progress | None
+) -> dict[str, Split]:
+    """Runs the seqio Task over every split and writes what comes out."""
+    from janus_jax.data.task import make_task
 
-    Returns:
-        its tokens, and a sha256 over lengths, ids and margins.
-    """
+    if processes is None:
+        rows = sum(info.num_examples for info in builder.info.splits.values())
+        processes = len(os.sched_getaffinity(0)) if rows >= _MANY_ROWS else 1
+    failures: list[JanusError] = []
+    with encoding(encoder, directory / "tokenizer", processes) as encode:
+
+        def noting(texts: Texts) -> Encoded:
+            try:
+                return encode(texts)
+            except JanusError as error:  # TensorFlow makes an error of its own of it
+                failures.append(error)
+                raise
+
+        task = make_task(builder, kind=encoder.kind, tokenizer=encoder.tokenizer, encode=noting, parallel=2 * processes)
+        dtype = id_dtype(encoder.tokenizer.vocab_size)
+        try:
+            return {
+                name: _write_split(directory / name, name, task, info.num_examples, dtype, progress)
+                for name, info in builder.info.splits.items()
+            }
+        except Exception as error:
+            raise (failures or [error])[0] from None
+
+
+def _write_split(
+    folder: Path, split: str, task: Any, examples: int, dtype: np.dtype, progress: Progress | None
+) -> Split:
+    """Writes token files, lengths and, if any row has one, margins of a split."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     folder.mkdir()
@@ -163,26 +194,45 @@ def _write_split(folder: Path, split: str, task: Any, examples: int, progress: P
     dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
     done = 0
     with contextlib.ExitStack() as stack:
-        for example in dataset.as_numpy_iterator():
-            if done % _EXAMPLES_PER_FILE == 0:
-                stack.close()  # the file before
-                name = f"tokens-{done // _EXAMPLES_PER_FILE:05d}-of-{files:05d}.array_record"
-                writer = ArrayRecordWriter(str(folder / name), "group_size:1")  # one record a group: random access
-                stack.callback(writer.close)
-            parts = [example[name] for name in ("prompt", "chosen", "rejected") if name in example]
-            lengths[done, : len(parts)] = [len(part) for part in parts]
-            margins[done] = example.get("margin", np.nan)
-            record = np.concatenate(parts).astype(ID_DTYPE).tobytes()
-            digest.update(lengths[done].astype(ID_DTYPE).tobytes() + record)
-            writer.write(record)
-            done += 1
-            if progress and (done % _PROGRESS_EVERY == 0 or done == examples):
+        for parts, batch_margins in _batches(dataset):
+            for example in zip(*parts, strict=True):
+                if done % _EXAMPLES_PER_FILE == 0:
+                    stack.close()  # the file before
+                    name = f"tokens-{done // _EXAMPLES_PER_FILE:05d}-of-{files:05d}.array_record"
+                    # one record a group: random access; ids hardly shrink further, and readers should not wait
+                    writer = ArrayRecordWriter(str(folder / name), "group_size:1,uncompressed")
+                    stack.callback(writer.close)
+                lengths[done, : len(example)] = [len(part) for part in example]
+                ids = np.concatenate(example)
+                digest.update(lengths[done].astype("<i4").tobytes() + ids.astype("<i4").tobytes())
+                writer.write(ids.astype(dtype).tobytes())
+                done += 1
+            if batch_margins is not None:
+                margins[done - len(batch_margins) : done] = batch_margins
+            if progress:
                 progress(split, "tokenize", done, examples)
     if done != examples:
         raise RuntimeError(f"split {split}: the task gave {done} examples of {examples}")
     np.save(folder / "lengths.npy", lengths)
-    if np.isfinite(margins).any():
+    with_margin = int(np.isfinite(margins).sum())
+    if with_margin:
         margins = np.nan_to_num(margins)  # 0 for rows without one
         np.save(folder / "margins.npy", margins)
         digest.update(margins.astype("<f4").tobytes())
-    return int(lengths.sum()), digest.hexdigest()
+    return Split(
+        examples,
+        int(lengths.sum()),
+        dropped={},
+        margins=with_margin,
+        lengths=histogram(lengths),
+        files={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _batches(dataset: Any) -> Iterator[tuple[list[list[np.ndarray]], np.ndarray | None]]:
+    """Examples of the task, some at a time: of each part (prompt, chosen, rejected) the ids, and margins of pairs."""
+    for batch in dataset.ragged_batch(_PROGRESS_EVERY):
+        ragged = [batch[name] for name in ("prompt", "chosen", "rejected") if name in batch]
+        parts = [np.split(part.flat_values.numpy(), part.row_splits.numpy()[1:-1]) for part in ragged]
+        yield parts, batch["margin"].numpy() if "margin" in batch else None

@@ -5,15 +5,17 @@ DIR/tokenizer/                               the tokenizer that made the ids
 DIR/tfds/                                    the checked rows as text, a TFDS data set
 DIR/SPLIT/lengths.npy                        [E, 3] int32: tokens of prompt, chosen, rejected
 DIR/SPLIT/margins.npy                        [E] float32, there if any row of the split had a margin
-DIR/SPLIT/tokens-00000-of-00004.array_record one record per example: its ids, int32 little-endian, in this order
+DIR/SPLIT/tokens-00000-of-00004.array_record one record per example: its ids in this order, little-endian, of the type
+                                             that the manifest says (`ids`)
 """
 
 import bisect
 import dataclasses
+import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,16 +27,44 @@ from janus_jax.data.tokenizer import Tokenizer, load_tokenizer
 from janus_jax.errors import DataError
 
 FORMAT_VERSION = 1
-ID_DTYPE = np.dtype("<i4")
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """How ids of a vocabulary are stored: two bytes each where that is enough."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<i4")
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Counts of one split; `dropped` counts rows left out while building, by reason."""
+    """What one split holds; `dropped` counts rows left out while building, by reason."""
 
     examples: int
     tokens: int
     dropped: dict[str, int]
+    margins: int = 0  # examples that came with a margin
+    lengths: dict[str, list[int]] | None = None  # see `histogram`
+    files: dict[str, int] | None = None  # name of each file: its bytes
+    fingerprint: str = ""  # sha256 over lengths, token ids and margins
+
+
+def histogram(lengths: np.ndarray) -> dict[str, list[int]]:
+    """How many examples are how long, in tokens: part -> counts between neighbouring `edges`, the last one open.
+
+    Args:
+        lengths: [E, 3] tokens of prompt, chosen, rejected.
+    """
+    edges = [0, *(1 << power for power in range(4, 16))]
+    parts = {"prompt": lengths[:, 0], "chosen": lengths[:, 1], "rejected": lengths[:, 2]}
+    if not lengths[:, 2].any():
+        del parts["rejected"]
+    parts["longest"] = lengths[:, 0] + lengths[:, 1:].max(1, initial=0)
+    counts = {name: np.histogram(values, [*edges, np.inf])[0].tolist() for name, values in parts.items()}
+    return {"edges": edges, **counts}
+
+
+def fingerprint_of(splits: Mapping[str, Split]) -> str:
+    """sha256 over the fingerprints of all splits."""
+    return hashlib.sha256(repr(sorted((name, s.fingerprint) for name, s in splits.items())).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +78,7 @@ class Manifest:
     splits: dict[str, Split]
     fingerprint: str  # sha256 over token ids, lengths and margins of all splits
     boundary: Boundary = "separate"  # builds from before there was a choice do not say
+    ids: str = "<i4"  # numpy's name of the type of stored ids
     format_version: int = FORMAT_VERSION
 
     def save(self, directory: Path) -> None:
@@ -126,6 +157,7 @@ class TokenizedDataset:
         """As messages call it."""
         self.split = split
         self.manifest = Manifest.load(self.directory)
+        self._id_dtype = np.dtype(self.manifest.ids)
         if split not in self.manifest.splits:
             there = ", ".join(self.manifest.splits)
             raise DataError(
@@ -162,6 +194,7 @@ class TokenizedDataset:
                 f"{folder}: manifest, lengths.npy, margins and token files disagree: {expected}, {examples}, "
                 f"{len(self.margins)}, {sum(counts)} examples; build again"
             )
+        self._check_sizes(folder)
 
     @property
     def parts(self) -> Sequence["TokenizedDataset"]:
@@ -229,12 +262,12 @@ class TokenizedDataset:
 
     def _example(self, index: int, record: bytes) -> Example:
         prompt, chosen, rejected = self.lengths[index].tolist()
-        if len(record) != ID_DTYPE.itemsize * (prompt + chosen + rejected):
+        if len(record) != self._id_dtype.itemsize * (prompt + chosen + rejected):
             raise DataError(
                 f"{self.directory / self.split}: example {index} has {len(record)} bytes of ids, lengths.npy says "
                 f"{prompt} + {chosen} + {rejected} tokens; build again"
             )
-        ids = np.frombuffer(record, ID_DTYPE).astype(np.int32)
+        ids = np.frombuffer(record, self._id_dtype).astype(np.int32)
         return Example(
             prompt=ids[:prompt],
             chosen=ids[prompt : prompt + chosen],
@@ -242,6 +275,14 @@ class TokenizedDataset:
             example_id=index,
             margin=float(self.margins[index]),
         )
+
+    def _check_sizes(self, folder: Path) -> None:
+        """Of files that were exchanged or cut the size differs, most of the time; reading them all would take long."""
+        for name, size in (self.manifest.splits[self.split].files or {}).items():
+            found = (folder / name).stat().st_size if (folder / name).is_file() else None
+            if found != size:
+                state = "is missing" if found is None else f"has {found} bytes, manifest.json says {size}"
+                raise DataError(f"{folder / name}: {state}; build again")
 
     def _load(self, name: str, dtype: np.dtype, columns: int | None = None) -> np.ndarray:
         path = self.directory / self.split / name

@@ -1,42 +1,38 @@
 """The seqio Task: rows of the TFDS build -> template and tokenizer -> features of token ids."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from janus_jax.data.encode import Encode, Encoded
 from janus_jax.data.quiet_imports import import_seqio, import_tfds
-from janus_jax.data.schema import Row
-from janus_jax.data.template import Boundary, Template, encode_example
 from janus_jax.data.tfds_builder import NAME
 from janus_jax.data.tokenizer import Tokenizer
 
 _TEXTS = ("system", "prompt", "chosen", "rejected")
+_ROWS_AT_ONCE = 64
+"""Rows that go from Python to TensorFlow, and from there to a worker, at a time."""
 
 
-def make_task(
-    builder: Any, *, kind: str, template: Template, tokenizer: Tokenizer, boundary: Boundary = "separate"
-) -> Any:
+def make_task(builder: Any, *, kind: str, tokenizer: Tokenizer, encode: Encode, parallel: int = 1) -> Any:
     """A `seqio.Task` over the splits of a TFDS builder, not registered anywhere.
 
     Its features are int32 ids of any length: `prompt`, `chosen` (the response, for sft) and, for pairs, `rejected`.
     BOS and EOS are in them already: a converter that adds its own would double them. Beside the features of pairs goes
     `margin`, a float32 that is NaN where the row has none.
+
+    Args:
+        encode: template and tokenizer (encode.py); errors that it raises come out of the data set as TensorFlow's.
+        parallel: calls of `encode` at a time.
     """
     seqio = import_seqio()
     vocabulary = seqio.PassThroughVocabulary(tokenizer.vocab_size, eos_id=tokenizer.eos_id)
     names = ("prompt", "chosen") if kind == "sft" else ("prompt", "chosen", "rejected")
-
-    def encode(*texts: bytes) -> list[np.ndarray]:
-        system, prompt, chosen, rejected = (text.decode("utf-8") for text in texts)
-        row = Row(system, prompt, chosen, None if kind == "sft" else rejected)
-        ids = encode_example(template, tokenizer, row, kind, boundary)
-        return [part for part in ids if part is not None]
-
     return seqio.Task(
         NAME,
         source=_source(builder),
-        preprocessors=[lambda dataset: _tokenize(dataset, names, encode)],
+        preprocessors=[lambda dataset: _tokenize(dataset, names, encode, parallel)],
         output_features={name: seqio.Feature(vocabulary, add_eos=False) for name in names},
         metric_fns=[],
     )
@@ -76,23 +72,37 @@ def _source(builder: Any) -> Any:
                 order = order[shard_info.index :: shard_info.num_shards]
 
             def read() -> Any:
-                for number in order:
-                    row = rows[int(number)]
-                    yield {name: row[name] for name in (*_TEXTS, "margin")}
+                for start in range(0, len(order), _ROWS_AT_ONCE):
+                    found = rows.__getitems__(order[start : start + _ROWS_AT_ONCE].tolist())
+                    texts = {name: np.array([row[name] for row in found], object) for name in _TEXTS}
+                    yield texts | {"margin": np.array([row["margin"] for row in found], np.float32)}
 
-            signature: dict[str, Any] = {name: tf.TensorSpec((), tf.string) for name in _TEXTS}  # type: ignore[reportArgumentType]
-            signature["margin"] = tf.TensorSpec((), tf.float32)  # type: ignore[reportArgumentType]
-            return tf.data.Dataset.from_generator(read, output_signature=signature)
+            # many at a time, because what TensorFlow asks of Python costs more than the row
+            signature: dict[str, Any] = {name: tf.TensorSpec((None,), tf.string) for name in _TEXTS}  # type: ignore[reportArgumentType]
+            signature["margin"] = tf.TensorSpec((None,), tf.float32)  # type: ignore[reportArgumentType]
+            return tf.data.Dataset.from_generator(read, output_signature=signature).unbatch()
 
     return ArrayRecordSource()
 
 
-def _tokenize(dataset: Any, names: tuple[str, ...], encode: Callable[..., list[np.ndarray]]) -> Any:
+def _tokenize(dataset: Any, names: tuple[str, ...], encode: Encode, parallel: int) -> Any:
     import tensorflow as tf
 
-    def encode_tensors(row: dict[str, Any]) -> dict[str, Any]:
-        parts = tf.numpy_function(encode, [row[name] for name in _TEXTS], [tf.int32] * len(names))
-        ids = {name: tf.ensure_shape(part, (None,)) for name, part in zip(names, parts, strict=True)}
-        return ids | ({"margin": row["margin"]} if "rejected" in names else {})
+    def encode_arrays(*columns: np.ndarray) -> Encoded:
+        return encode([tuple(text.decode("utf-8") for text in row) for row in zip(*columns, strict=True)])
 
-    return dataset.map(encode_tensors, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    def encode_tensors(rows: dict[str, Any]) -> dict[str, Any]:
+        lengths, ids = tf.numpy_function(encode_arrays, [rows[name] for name in _TEXTS], [tf.int32, tf.int32])
+        lengths = tf.ensure_shape(lengths, (None, len(names)))
+        parts = tf.RaggedTensor.from_nested_row_lengths(
+            tf.ensure_shape(ids, (None,)), [tf.fill([tf.shape(lengths)[0]], len(names)), tf.reshape(lengths, [-1])]
+        )
+        return {"parts": parts} | ({"margin": rows["margin"]} if "rejected" in names else {})
+
+    def features(row: dict[str, Any]) -> dict[str, Any]:
+        return {name: row["parts"][number] for number, name in enumerate(names)} | {
+            name: value for name, value in row.items() if name != "parts"
+        }
+
+    encoded = dataset.batch(_ROWS_AT_ONCE).map(encode_tensors, num_parallel_calls=parallel, deterministic=True)
+    return encoded.unbatch().map(features)

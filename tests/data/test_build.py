@@ -1,10 +1,14 @@
 """A build holds exactly the ids of its rows, whole or not at all."""
 
+import contextlib
 import dataclasses
-import hashlib
+import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +61,10 @@ def test_manifest_says_what_was_built(sft_build):
     fingerprint = load_tokenizer().fingerprint
     assert manifest["tokenizer"] == {"fingerprint": fingerprint, "vocab_size": 32000, "bos": 1, "eos": 2}
     tokens = sum(len(part) for texts in TEXTS for part in expected_ids(*texts[:3]))
-    assert manifest["splits"]["train"] == {"examples": 5, "tokens": tokens, "dropped": {"empty_field": 1}}
+    train = manifest["splits"]["train"]
+    assert (train["examples"], train["tokens"], train["dropped"]) == (5, tokens, {"empty_field": 1})
+    folder = sft_build.directory / "train"
+    assert train["files"] == {path.name: path.stat().st_size for path in folder.iterdir()}
     assert manifest["splits"]["validation"]["examples"] == 2
     assert manifest["source"].startswith("train=") and "validation=" in manifest["source"]
 
@@ -70,7 +77,8 @@ def test_stored_files_are_as_documented(dpo_build):
     assert lengths.dtype == np.int32
     assert lengths.tolist() == [[len(part) for part in expected_ids(*texts)] for texts in TEXTS]
     records = ArrayRecordReader(str(folder / "tokens-00000-of-00001.array_record")).read_all()
-    assert np.frombuffer(records[3], "<i4").tolist() == [i for part in expected_ids(*TEXTS[3]) for i in part]
+    assert (dpo_build.manifest.ids, len(records)) == ("<u2", 5)
+    assert np.frombuffer(records[3], "<u2").tolist() == [i for part in expected_ids(*TEXTS[3]) for i in part]
 
 
 def test_text_is_kept_as_a_tfds_data_set(sft_build):
@@ -148,6 +156,87 @@ def test_a_joint_build_holds_joint_ids_and_says_so(dpo_build, tmp_path):
         assert example.prompt.tolist() == prompt[:-1]  # "]" has merged with ")"
         for part, column in ((example.chosen, "chosen"), (example.rejected, "rejected")):
             assert [*example.prompt, *part] == [1, *tokenizer.encode(text + row[column]), 2]
+
+
+def test_lengths_are_counted_in_the_manifest(dpo_build):
+    lengths = np.array([[len(part) for part in expected_ids(*texts)] for texts in TEXTS])
+    counted = dict(dpo_build.manifest.splits["train"].lengths)
+    edges = [*counted.pop("edges"), np.inf]
+    columns = {"prompt": lengths[:, 0], "chosen": lengths[:, 1], "rejected": lengths[:, 2]}
+    columns["longest"] = lengths[:, 0] + lengths[:, 1:].max(1)
+    assert set(counted) == set(columns)
+    for name, values in columns.items():
+        between = [int(((values >= low) & (values < high)).sum()) for low, high in itertools.pairwise(edges)]
+        assert counted[name] == between and sum(between) == len(TEXTS)
+
+
+def test_several_processes_build_the_very_same(tmp_path):
+    rows = [row | {"prompt": f"{number}. {row['prompt']}"} for number in range(60) for row in pair_rows()]
+    source = write_lines(tmp_path / "rows.jsonl", rows)
+    for name, processes in (("one", 1), ("three", 3)):
+        build(source, tmp_path / name, kind="dpo", boundary="joint", processes=processes)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert len(files) > 5
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "three" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_a_worker_refuses_is_said_as_it_is(tmp_path, processes):
+    """A vocabulary of one whole prompt: with a response behind it, nothing of the prompt is left."""
+    import tokenizers
+
+    system, prompt = TEXTS[0][:2]
+    words = {"<unk>": 0, "</s>": 1, f"[INST] {system}\n{prompt} [/INST]": 2}
+    (tmp_path / "tokenizer").mkdir()
+    model = tokenizers.models.WordLevel(words, unk_token="<unk>")
+    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    source = write_lines(tmp_path / "rows.jsonl", pair_rows())
+    options = {"kind": "dpo", "boundary": "joint", "tokenizer": tmp_path / "tokenizer"}
+    with pytest.raises(DataError, match=r"^boundary joint: the tokenizer merges all of the prompt"):
+        build(source, tmp_path / "out", processes=processes, **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("phase", ["read", "tokenize"])
+def test_a_killed_build_leaves_nothing_that_looks_like_one(tmp_path, phase):
+    """SIGKILL in either phase, workers running: the place stays free, no process stays behind, the next build works."""
+    source = write_lines(tmp_path / "rows.jsonl", [row | {"output": row["output"] * 40} for row in sft_rows()] * 300)
+    code = f"""
+import os, signal
+from janus_jax.data.build import build
+
+def kill(split, phase, done, total):
+    if phase == {phase!r} and done >= 500:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    build({str(source)!r}, {str(tmp_path / "out")!r}, kind="sft", processes=2, progress=kill)
+"""
+    (tmp_path / "main.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.Popen([sys.executable, tmp_path / "main.py"], env=environment, start_new_session=True)
+    assert done.wait(timeout=300) == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    deadline = time.monotonic() + 60
+    while list(group_members(done.pid)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert list(group_members(done.pid)) == []
+    with pytest.raises(DataError, match="no such directory"):
+        TokenizedDataset(tmp_path / "out")
+    left = [path for path in tmp_path.iterdir() if path.name.startswith(".out.")]
+    assert len(left) == 1 and not (left[0] / "manifest.json").exists()
+    build(write_lines(tmp_path / "few.jsonl", sft_rows()), tmp_path / "out", kind="sft")
+
+
+def group_members(group: int):
+    """Living processes of a process group."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, found = status.read_text().rpartition(")")[2].split()[:3]
+            if int(found) == group and state != "Z":
+                yield int(status.parent.name)
 
 
 # --- Margins
@@ -260,4 +349,4 @@ def test_the_tfds_metadata_names_no_place_of_its_building(sft_build):
 
 
 def test_fingerprint_is_a_sha256(sft_build):
-    assert len(sft_build.manifest.fingerprint) == 2 * hashlib.sha256().digest_size
+    assert len(sft_build.manifest.fingerprint) == 64

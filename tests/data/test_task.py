@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from janus_jax.data.encode import Encoder
 from janus_jax.data.task import make_task
 from janus_jax.data.template import MISTRAL_INST
 from janus_jax.data.tfds_builder import read_builder
@@ -13,7 +14,9 @@ from tests.data.conftest import TEXTS
 @pytest.fixture(scope="module")
 def task(dpo_build):
     builder = read_builder(dpo_build.directory / "tfds")
-    return make_task(builder, kind="dpo", template=MISTRAL_INST, tokenizer=load_tokenizer())
+    tokenizer = load_tokenizer()
+    encode = Encoder("dpo", MISTRAL_INST, "separate", tokenizer)
+    return make_task(builder, kind="dpo", tokenizer=tokenizer, encode=encode)
 
 
 def prompts(task, **options) -> list[str]:
