@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.checkpoint.source import Source, open_source
 from janus_jax.config import RunConfig
+from janus_jax.data import staging
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.loader import BatchSettings, Loader
 from janus_jax.errors import ConfigError
@@ -105,6 +106,7 @@ class Setup:
         return {name: body[name] if name in body else head for name in shardings}
 
 
+@staging.naming_urls()
 def prepare(config: RunConfig) -> Setup:
     """Checks data, weights, mesh and batch against each other and builds the step functions.
 
@@ -112,12 +114,13 @@ def prepare(config: RunConfig) -> Setup:
 
     Raises:
         ConfigError, DataError, ConversionError: with the key or file, the value and what is allowed.
+        StorageError: data on gs:// that cannot be copied here.
     """
-    dataset = TokenizedDataset(config.data.dir, config.data.split)
+    dataset = _open(config.data.dir, config.data.split)
     _check_boundary("data.dir", dataset, config)
     held_out = None
     if config.eval.every_steps is not None:
-        held_out = TokenizedDataset(config.data.eval_dir or config.data.dir, config.data.eval_split)
+        held_out = _open(config.data.eval_dir or config.data.dir, config.data.eval_split)
         _check_boundary("data.eval_dir", held_out, config)
     source = None if config.init.from_ is None else open_source(config.init.from_)
     objective = config.build_objective()
@@ -179,6 +182,10 @@ def prepare(config: RunConfig) -> Setup:
         reference=reference,
         state_shardings=_state_shardings(model, functions, config, shardings, mesh),
     )
+
+
+def _open(directory: str, split: str) -> TokenizedDataset:
+    return TokenizedDataset(staging.dataset(directory, split), split)
 
 
 def _model(config: RunConfig, source: Source | None, objective: Objective) -> ModelConfig:
