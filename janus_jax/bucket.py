@@ -282,7 +282,7 @@ def _said(error: Any) -> str:
     """The service's own sentence, where the answer has one."""
     try:
         return _first_line(error.response.json()["error"]["message"])
-    except (AttributeError, ValueError, KeyError, TypeError):
+    except (AttributeError, ValueError, KeyError, TypeError, RuntimeError):  # no answer, another form, read already
         if error.args and (reason := getattr(error.args[0], "reason", None)):  # of a connection; its wrapping is long
             return _first_line(reason)
         return _first_line(re.sub(r"^(\d+ )?[A-Z]+ https?://\S+: ", "", str(error)))

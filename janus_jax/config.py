@@ -118,7 +118,7 @@ class ModelSection(Section):
 
 class DataSection(Section):
     dir: Path
-    """A directory written by `janus data build`."""
+    """A directory written by `janus data build`, or the gs:// URL of one."""
     split: str = "train"
     eval_dir: Path | None = None
     """null: as `dir`."""
