@@ -69,7 +69,7 @@ class Prefix:
                 client = storage.Client(project=None)  # type: ignore[reportArgumentType]  (None: of no project)
         self._bucket = client.bucket(found[1])
         self._options: dict[str, Any] = {
-            "retry": DEFAULT_RETRY.with_timeout(RETRY_S),
+            "retry": DEFAULT_RETRY.with_timeout(RETRY_S).with_delay(initial=1.0, maximum=8.0, multiplier=2.0),
             "timeout": (_CONNECT_S, _READ_S),
         }
 
@@ -134,7 +134,7 @@ class Prefix:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         if found.size:  # an empty object has no range of bytes that could be asked for
-            with self._asking(self.url_of(found.name), "read"):
+            with self._asking(self.url_of(found.name), "read", path):
                 blob = self._bucket.blob(self._full(found.name), chunk_size=CHUNK_BYTES)
                 blob.download_to_filename(str(path), if_generation_match=found.generation, **self._options)
         with _local_errors(path):
@@ -189,7 +189,7 @@ class Prefix:
         list(self._bucket.list_blobs(max_results=1, **self._options))
 
     @contextlib.contextmanager
-    def _asking(self, url: str, operation: str) -> Iterator[None]:
+    def _asking(self, url: str, operation: str, path: Path | None = None) -> Iterator[None]:
         """Turns whatever the client, the network or the service say into one StorageError."""
         import requests
         from google.api_core import exceptions as api
@@ -202,10 +202,9 @@ class Prefix:
         except (*remote, storage.InvalidResponse, storage.DataCorruption) as error:
             raise StorageError(f"{url}: cannot be {operation}: {self._reason(error)}") from error
         except OSError as error:  # of the file here that is read or written
-            place = f"{error.filename}: " if error.filename else ""
-            raise StorageError(
-                f"{url}: cannot be {operation}: {place}{_first_line(error.strerror or error)}"
-            ) from error
+            place = error.filename or path
+            reason = f"{place}: {error.strerror}" if place else _first_line(error)
+            raise StorageError(f"{url}: cannot be {operation}: {reason}") from error
 
     def _reason(self, error: Exception) -> str:
         from google.api_core import exceptions as api
@@ -227,7 +226,7 @@ class Prefix:
             return f"the service answers {error.code}: {_said(error)}"
         if isinstance(error, api.RetryError):
             cause = _said(error.cause) if error.cause is not None else _first_line(error)
-            return f"given up after attempts for {RETRY_S:g} s: {cause}"
+            return f"given up after attempts for up to {RETRY_S:g} s: {cause}"
         if isinstance(error, DefaultCredentialsError):
             return f"no credentials: {_first_line(error)}"
         if isinstance(error, GoogleAuthError):

@@ -1,6 +1,10 @@
 """Objects of a bucket against a real server: what comes back, and what is said when it does not."""
 
 import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -118,8 +122,24 @@ def test_one_that_drops_every_time_is_given_up(bucket, proxy, files, tmp_path, i
     prefix = Prefix(f"{bucket}/a")
     prefix.upload(files, ["large"])
     proxy.rule = lambda method, path, answer: None if "alt=media" in path else answer
-    with pytest.raises(StorageError, match=f"^{bucket}/a/large: cannot be read: given up after attempts for 2 s: .+"):
+    with pytest.raises(
+        StorageError, match=f"^{bucket}/a/large: cannot be read: given up after attempts for up to 2 s: .+"
+    ):
         prefix.download(prefix.list(), tmp_path / "back")
+
+
+def test_a_full_disk_is_said_with_its_place(bucket, files, tmp_path):
+    prefix = Prefix(f"{bucket}/a")
+    prefix.upload(files, ["large"])
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (CHUNK, allowed[1]))
+    try:
+        with pytest.raises(
+            StorageError, match=rf"^{bucket}/a/large: cannot be read: {tmp_path}/back/large: File too l"
+        ):
+            prefix.download(prefix.list(), tmp_path / "back")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
 
 
 def test_content_that_was_damaged_on_its_way_is_refused(bucket, proxy, files, tmp_path):
@@ -201,6 +221,14 @@ def test_objects_that_the_service_would_unpack_are_refused(bucket):
     blob.upload_from_string(b"\x1f\x8b")
     with pytest.raises(StorageError, match=rf"^{bucket}/a/x\.jsonl: is stored with Content-Encoding gzip"):
         Prefix(f"{bucket}/a").list()
+
+
+def test_the_client_is_imported_for_buckets_alone():
+    code = (
+        "import sys, janus_jax.data.staging, janus_jax.training.run\n"
+        "assert 'google.cloud.storage' not in sys.modules and 'janus_jax.bucket' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1], timeout=60)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ MANIFEST = "manifest.json"
 MARKER = ".janus-upload.json"
 """Written before all else, with the names of what will follow; deleted after the manifest, which is uploaded last."""
 
+_COPY = " (read from the copy "
+
 Progress = Callable[[str, str, int, int | None], None]
 """Called with "files", "upload", files done, files in all."""
 
@@ -104,9 +106,12 @@ def naming_urls() -> Iterator[None]:
     try:
         yield
     except (ConfigError, ConversionError, DataError) as error:
-        pattern = rf"{re.escape(str(cache()))}/(?:data|sources)/[0-9a-f]{{32}}"
-        told = re.sub(pattern, lambda found: _url_of(Path(found[0])), str(error))
-        if told != str(error):
+        pattern = rf"{re.escape(str(cache()))}/(data|sources)/[0-9a-f]{{32}}"
+        copies = {found[0]: found[1] for found in re.finditer(pattern, str(error))}
+        if copies and _COPY not in str(error):  # not told by an inner one of these already
+            told = re.sub(pattern, lambda found: _url_of(Path(found[0])), str(error))
+            if isinstance(error, DataError) and (built := [copy for copy in copies if copies[copy] == "data"]):
+                told += f"{_COPY}{built[0]}; if that was damaged here, remove it)"
             error.args = (told,)
         raise
 

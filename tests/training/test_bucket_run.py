@@ -68,4 +68,5 @@ def test_wrong_data_end_the_command_in_one_line_that_names_the_url(bucket, tmp_p
             timeout=100,
         )
         assert done.returncode == code and done.stderr.startswith(message), done.stderr
+        assert done.stderr.count(directory) == 1 and done.stderr.count(f"{tmp_path}/cache/data/") == (code == 2)
         assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
