@@ -1,6 +1,7 @@
 """A run whose data lie in a bucket is the run on a local copy of them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from janus_jax.bucket import Prefix
+from janus_jax.checkpoint.source import open_source
 from janus_jax.errors import ConfigError
 from janus_jax.training.run import train
 from tests.training.test_run import SIX_STEPS, assert_equal, config, final_params, lines
@@ -22,7 +24,7 @@ def measured(run):
     return [{k: v for k, v in line.items() if k not in ("tokens_per_s", "data_wait")} for line in lines(run)]
 
 
-def test_a_run_on_a_bucket_is_bit_for_bit_the_local_one(bucket, tmp_path):
+def test_a_run_on_a_bucket_is_bit_for_bit_the_local_one(bucket, tmp_path, monkeypatch):
     splits = {"train": random_examples(60, pairs=False, seed=1), "validation": random_examples(9, pairs=False, seed=2)}
     local = write_dataset(tmp_path / "sft", splits, kind="sft")
     names = [path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()]
@@ -38,6 +40,10 @@ def test_a_run_on_a_bucket_is_bit_for_bit_the_local_one(bucket, tmp_path):
     assert_equal(final_params(tmp_path / "far"), final_params(tmp_path / "local"))
     assert yaml.safe_load((tmp_path / "far" / "config.yaml").read_text())["data"]["dir"] == url
     assert (tmp_path / "far" / "tokenizer" / "tokenizer.model").is_file()
+    shutil.rmtree(tmp_path / "far" / "tokenizer")
+    with monkeypatch.context() as away:  # a run that is opened for its weights does not ask for its data
+        away.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
+        assert open_source(tmp_path / "far").tokenizer_directory is None
     with pytest.raises(ConfigError, match=rf"^data\.dir={url}: .* --tokenizer {url}/tokenizer --out {url}_joint$"):
         train(config(tmp_path, tmp_path / "far", compat={"token_boundary": "joint"}, **changed), writers=())
 
