@@ -111,9 +111,9 @@ def demo(
 def data_build(
     kind: Annotated[Literal["sft", "dpo", "orpo", "rm"], typer.Option(help="What the rows are for.")],
     source: Annotated[
-        str, typer.Option(help="JSONL, JSON or Parquet file, a directory of them, or a Hugging Face id.")
+        str, typer.Option(help="JSONL, JSON or Parquet file, a directory of them (gs:// too), or a Hugging Face id.")
     ],
-    out: Annotated[str, typer.Option(help="Directory to write; new or empty.")],
+    out: Annotated[str, typer.Option(help="Directory or gs:// URL to write; new or empty.")],
     tokenizer: Annotated[
         str | None, typer.Option(help="Directory with tokenizer.model or tokenizer.json; without it Mistral's, 32k.")
     ] = None,
@@ -131,7 +131,7 @@ def data_build(
     ] = None,
 ) -> None:
     """Validate published rows, apply the template, tokenize once, and store token ids for random access."""
-    _require_writable("--out", out, empty=True)
+    _require_writable("--out", out, empty=True, buckets=True)
     from janus_jax.data.build import build
 
     for name, value in (("--source", source), ("--validation-source", validation_source), ("--tokenizer", tokenizer)):
@@ -141,7 +141,7 @@ def data_build(
     with _progress() as progress:
         manifest = build(
             sources,
-            Path(out),
+            out,
             kind=kind,
             tokenizer=tokenizer,
             template=template,
@@ -242,16 +242,29 @@ def doctor() -> None:
     raise typer.Exit(doctor.show(doctor.report()))
 
 
-def _require_writable(name: str, path: str | os.PathLike[str], *, empty: bool = False) -> None:
+def _require_writable(name: str, path: str | os.PathLike[str], *, empty: bool = False, buckets: bool = False) -> None:
     """Refuses an output that cannot be written, or (with `empty`) holds something, before any work is done for it.
+
+    URLs are refused but for those of `buckets`, of which only the latter is asked.
 
     The nearest directory that exists is tried with a real entry, because permission bits say little to root and
     nothing about read-only file systems.
     """
     if not os.fspath(path).strip():
         raise ConfigError(f"{name}: is empty; allowed: a directory")
+    if buckets and os.fspath(path).startswith("gs://"):
+        from janus_jax.data import staging
+
+        if reason := staging.occupied(os.fspath(path)):
+            raise ConfigError(f"{name} {path}: {reason}")
+        return
     if "://" in os.fspath(path):
-        raise ConfigError(f"{name} {path}: allowed: a local or mounted directory, not a URL")
+        allowed = (
+            "a local or mounted directory, or gs://BUCKET/PATH"
+            if buckets
+            else ("a local or mounted directory, not a URL")
+        )
+        raise ConfigError(f"{name} {path}: allowed: {allowed}")
     target = Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
     existing = next(parent for parent in (target, *target.parents) if parent.exists())
     if not existing.is_dir():

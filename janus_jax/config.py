@@ -119,8 +119,8 @@ class ModelSection(Section):
 class MixturePart(Section):
     """One of several data sets that are read as one."""
 
-    dir: str
-    """A directory written by `janus data build`."""
+    dir: Path
+    """As `data.dir`."""
     weight: Annotated[float, Field(gt=0)] | None = None
     """Share of an epoch's examples, beside the other parts' weights; null, for all parts: every example once."""
 
@@ -128,13 +128,13 @@ class MixturePart(Section):
 class DataSection(Section):
     """What is trained on: one data set (`dir`) or several in stated shares (`mixture`)."""
 
-    dir: str | None = None
-    """A directory written by `janus data build`."""
+    dir: Path | None = None
+    """A directory written by `janus data build`, or the gs:// URL of one."""
     mixture: list[MixturePart] | None = Field(default=None, min_length=1)
     examples: Count | None = None
     """An epoch of a mixture with weights reads; null: as many as repeat none."""
     split: str = "train"
-    eval_dir: str | None = None
+    eval_dir: Path | None = None
     """null: as trained on; of a mixture every held-out example of every part, once."""
     eval_split: str = "validation"
 

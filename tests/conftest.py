@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import uuid
 from importlib.metadata import version
 
 _FLAGS = (
@@ -24,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402 (reads the environment)
 
 SHAPED = tuple(
@@ -33,3 +35,35 @@ SHAPED = tuple(
 """Modules whose annotations of shapes are checked at each call."""
 
 install_import_hook(SHAPED, "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def bucket_server(tmp_path_factory):
+    """URL of a server of gs:// on this machine."""
+    from tests.buckets import server
+
+    with server(tmp_path_factory.mktemp("buckets")) as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(bucket_server, tmp_path, monkeypatch):
+    """gs:// URL of an empty bucket, with a cache of its own."""
+    from google.cloud import storage
+
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket_server)
+    monkeypatch.setenv("JANUS_CACHE", str(tmp_path / "cache"))
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    storage.Client(project="test").create_bucket(name)
+    return f"gs://{name}"
+
+
+@pytest.fixture
+def proxy(bucket, bucket_server, monkeypatch):
+    """Between the client and the server: what was asked, and answers that a test may bend."""
+    from tests.buckets import Proxy
+
+    between = Proxy(bucket_server)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", between.url)
+    yield between
+    between.close()

@@ -158,7 +158,8 @@ OTHERS = [
     ("demo --out data", "--out data: holds files that no demo wrote"),
     ("demo --out new --model no_weights", "no_weights: neither model.safetensors nor"),
     ("data build --kind sft --source rows.jsonl --out data", "--out data: exists and is not empty"),
-    ("data build --kind sft --source rows.jsonl --out gs://bucket/x", "--out gs://bucket/x: allowed: a local"),
+    ("data build --kind sft --source rows.jsonl --out s3://b/x", "--out s3://b/x: allowed: a local or mounted "
+     "directory, or gs://BUCKET/PATH"),
     ("config show key.yaml", "key.yaml:5: batch.microbatchs: unknown key; did you mean"),
 ]
 # fmt: on

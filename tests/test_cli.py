@@ -93,7 +93,7 @@ def test_build_gets_one_source_or_one_for_each_split(janus, tmp_path):
         mock.patch("janus_jax.cli._print_manifest"),
     ):
         assert janus("data", "build", "--kind", "sft", "--source", "a.jsonl", "--out", out)[0] == 0
-        assert build.call_args.args == ("a.jsonl", out)
+        assert build.call_args.args == ("a.jsonl", str(out))
         expected = {
             "kind": "sft",
             "tokenizer": None,

@@ -117,7 +117,7 @@ def _from_orbax(directory: epath.Path, roots: list[epath.Path]) -> Source:
         raise ConversionError(f"{directory / 'meta'}: model: not a model config: {error!r}") from error
     places = [root / "tokenizer" for root in roots]
     data = meta.get("config", {}).get("data", {}).get("dir") if isinstance(meta.get("config"), dict) else None
-    if data:
+    if data and "://" not in data:  # a bucket is not asked for what the run has a copy of
         places.append(as_path(data) / "tokenizer")
     dtypes = {np.dtype(leaf.dtype) for leaf in stored_leaves(directory / "params").values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax import storage
+from janus_jax.data import staging
 from janus_jax.data.dataset import Manifest, Split, fingerprint_of, histogram, id_dtype
 from janus_jax.data.encode import Encoded, Encoder, Texts, encoding
 from janus_jax.data.readers import find_splits, read_rows
@@ -24,7 +24,8 @@ from janus_jax.errors import DataError, JanusError
 
 Source = str | os.PathLike[str]
 Progress = Callable[[str, str, int, int | None], None]
-"""Called with split, phase ("read" or "tokenize"), rows done, rows in all (None while reading: nobody knows yet)."""
+"""Called with split, phase ("read" or "tokenize"), rows done, rows in all (None while reading: nobody knows yet). An
+upload at the end calls it with "files", "upload", files done, files in all."""
 
 _EXAMPLES_PER_FILE = 1 << 16
 _PROGRESS_EVERY = 256
@@ -33,6 +34,7 @@ _MANY_ROWS = 5000
 _RESERVED = ("all", "tfds", "tokenizer")  # TFDS's name for the union, and our own folders
 
 
+@staging.naming_urls()
 def build(
     source: Source | Mapping[str, Source],
     out: Source,
@@ -50,8 +52,8 @@ def build(
 
     Args:
         source: A JSONL, JSON or Parquet file (split "train"), a directory of them, a Hugging Face id, or one of
-            these per split name.
-        out: Directory to make; it must be absent or empty.
+            these per split name; files and directories may lie on gs://.
+        out: Directory or gs:// URL to make; it must be absent or empty.
         kind: sft, dpo, orpo or rm: which columns are read (schema.py).
         tokenizer: A directory or a Tokenizer; None is the embedded Mistral one.
         template: A name in template.TEMPLATES.
@@ -74,7 +76,7 @@ def build(
     files = _files_of_splits(source, splits)
     dropped: dict[str, Counter[str]] = {name: Counter() for name in files}
 
-    with storage.atomic_directory(out) as directory:
+    with staging.output(out, progress) as directory:
         from janus_jax.data.tfds_builder import write_rows
 
         readers = {

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from janus_jax.bucket import is_url
+from janus_jax.data import staging
 from janus_jax.data.schema import Row, RowError, check_kind, parse_row
 from janus_jax.errors import DataError
 
@@ -28,7 +30,7 @@ _PARQUET_ROWS = 256  # rows decoded at a time; a published row is about 6 kB
 
 
 def find_splits(source: str | os.PathLike[str]) -> dict[str, list[Path]]:
-    """Split name -> files, of a file (split "train"), a directory or a hub id (OWNER/NAME).
+    """Split name -> files, of a file (split "train"), a directory, either of them on gs://, or a hub id (OWNER/NAME).
 
     A directory's files belong to the split that their name begins with (`train-00000-of-00003.parquet`,
     `validation.jsonl`) or that their folder is named after; if no file says so, all are "train".
@@ -37,6 +39,8 @@ def find_splits(source: str | os.PathLike[str]) -> dict[str, list[Path]]:
         DataError: nothing is there, nothing in it can be read, or some files name a split and others do not.
     """
     text = os.fspath(source)
+    if is_url(text):
+        return find_splits(staging.files(text, wanted=lambda name: name.endswith(SUFFIXES)))
     path = Path(os.path.expanduser(text))
     if path.is_file():
         _check_suffix(path)

@@ -94,7 +94,7 @@ def _tokenize(dataset: Any, names: tuple[str, ...], encode: Encode, parallel: in
     def encode_tensors(rows: dict[str, Any]) -> dict[str, Any]:
         lengths, ids = tf.numpy_function(encode_arrays, [rows[name] for name in _TEXTS], [tf.int32, tf.int32])
         lengths = tf.ensure_shape(lengths, (None, len(names)))
-        parts = tf.RaggedTensor.from_nested_row_lengths(
+        parts = tf.RaggedTensor.from_nested_row_lengths(  # pyright: ignore[reportAttributeAccessIssue] (made at import)
             tf.ensure_shape(ids, (None,)), [tf.fill([tf.shape(lengths)[0]], len(names)), tf.reshape(lengths, [-1])]
         )
         return {"parts": parts} | ({"margin": rows["margin"]} if "rejected" in names else {})

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from janus_jax.bucket import is_url
 from janus_jax.errors import DataError
 
 EMBEDDED = Path(__file__).parent / "assets" / "tokenizer" / "tokenizer.model"
@@ -148,7 +149,7 @@ class HFTokenizer:
 
 
 def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
-    """The embedded tokenizer (None), or that of a directory with tokenizer.json or tokenizer.model.
+    """The embedded tokenizer (None), or that of a directory (gs:// too) with tokenizer.json or tokenizer.model.
 
     Where both lie, the sentencepiece file is used if tokenizer.json declares the same number of ids, BOS and EOS
     (sentencepiece is what tokenizer.json imitates); otherwise tokens were added, and tokenizer.json knows them.
@@ -158,6 +159,10 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
     """
     if path is None:
         return SentencePieceTokenizer(EMBEDDED)
+    if is_url(path):
+        from janus_jax.data import staging  # it reads manifests, whose module imports this one
+
+        path = staging.files(os.fspath(path), wanted=lambda name: name in (*HF_FILES, "config.json"))
     directory = Path(os.path.expanduser(path))
     if not directory.is_dir():
         raise DataError(f"tokenizer {path}: no such directory; give one with tokenizer.json or tokenizer.model")

@@ -5,6 +5,7 @@ import re
 import shlex
 
 from janus_jax.config import RunConfig
+from janus_jax.data import staging
 from janus_jax.data.dataset import Examples, TokenizedDataset
 from janus_jax.data.mixture import Mixture
 from janus_jax.data.plan import BatchSettings, RowPlan
@@ -16,6 +17,7 @@ def open_training(config: RunConfig) -> Examples:
 
     Raises:
         DataError: something is not a built data set, or does not go with the others.
+        StorageError: data on gs:// that cannot be copied here.
         ConfigError: it was built with another token boundary than `compat.token_boundary`.
     """
     data = config.data
@@ -66,7 +68,7 @@ def row_plan(config: RunConfig, *, row_shards: int = 1) -> RowPlan:
 
 
 def _open(key: str, directory: str, split: str, config: RunConfig) -> TokenizedDataset:
-    dataset = TokenizedDataset(directory, split)
+    dataset = TokenizedDataset(staging.dataset(directory, split), split)
     _check_boundary(key, dataset, config)
     return dataset
 

@@ -17,6 +17,7 @@ from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import Checkpoints, committed_steps
 from janus_jax.config import RunConfig, to_yaml
 from janus_jax.data.plan import Position
+from janus_jax.data.staging import naming_urls
 from janus_jax.errors import ConfigError, NonFiniteError
 from janus_jax.objectives import metric_values
 from janus_jax.parallel import runtime
@@ -52,6 +53,7 @@ class Summary:
     export_dir: str | None
 
 
+@naming_urls()
 def train(
     config: RunConfig,
     options: runtime.RuntimeOptions | None = None,

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.checkpoint.source import Source, open_source
 from janus_jax.config import RunConfig
+from janus_jax.data import staging
 from janus_jax.data.dataset import Examples, TokenizedDataset
 from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError
@@ -104,6 +105,7 @@ class Setup:
         return {name: body[name] if name in body else head for name in shardings}
 
 
+@staging.naming_urls()
 def prepare(config: RunConfig) -> Setup:
     """Checks data, weights, mesh and batch against each other and builds the step functions.
 
@@ -111,6 +113,7 @@ def prepare(config: RunConfig) -> Setup:
 
     Raises:
         ConfigError, DataError, ConversionError: with the key or file, the value and what is allowed.
+        StorageError: data on gs:// that cannot be copied here.
     """
     dataset, held_out = open_training(config), open_held_out(config)
     source = None if config.init.from_ is None else open_source(config.init.from_)
