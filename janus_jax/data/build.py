@@ -1,6 +1,7 @@
 """From published rows to a data set of token ids: check, write TFDS, run the seqio Task once, store the ids."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import os
@@ -14,7 +15,8 @@ import numpy as np
 
 from janus_jax import storage
 from janus_jax.data.dataset import ID_DTYPE, Manifest, Split
-from janus_jax.data.readers import find_splits, read_rows
+from janus_jax.data.derive import Derivation, read_kind
+from janus_jax.data.readers import find_splits
 from janus_jax.data.schema import Row, check_kind
 from janus_jax.data.template import Boundary, check_boundary, get_template
 from janus_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -38,6 +40,7 @@ def build(
     template: str = "mistral-inst",
     boundary: Boundary = "separate",
     skip_bad: bool = False,
+    derive: Derivation | None = None,
     splits: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -52,6 +55,7 @@ def build(
         template: A name in template.TEMPLATES.
         boundary: Whether prompt and response are tokenized apart or as one text (template.py).
         skip_bad: Drop bad rows and count them instead of stopping.
+        derive: Read rows of kind sft and draw pairs of `kind` from them (derive.py).
         splits: Which splits of the source to build; None means all.
         progress: Told about rows read and tokenized.
 
@@ -72,7 +76,7 @@ def build(
         from janus_jax.data.tfds_builder import write_rows
 
         readers = {
-            name: functools.partial(_rows, name, paths, kind, skip_bad, dropped[name], progress)
+            name: functools.partial(_rows, name, paths, kind, skip_bad, dropped[name], progress, derive, directory)
             for name, paths in files.items()
         }
         builder = write_rows(readers, directory / "tfds")
@@ -96,6 +100,7 @@ def build(
             },
             splits=written,
             boundary=boundary,
+            derived=None if derive is None else dataclasses.asdict(derive),
             fingerprint=hashlib.sha256(repr(sorted(digests)).encode()).hexdigest(),
         )
         manifest.save(directory)
@@ -135,10 +140,17 @@ def _source_name(source: Source | Mapping[str, Source]) -> str:
 
 
 def _rows(
-    split: str, paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str], progress: Progress | None
+    split: str,
+    paths: list[Path],
+    kind: str,
+    skip_bad: bool,
+    dropped: Counter[str],
+    progress: Progress | None,
+    derive: Derivation | None,
+    scratch: Path,
 ) -> Iterator[Row]:
     done = 0
-    for row in read_rows(paths, kind, skip_bad=skip_bad, dropped=dropped):
+    for row in read_kind(paths, kind, derive=derive, scratch=scratch, skip_bad=skip_bad, dropped=dropped):
         yield row
         done += 1
         if progress and done % _PROGRESS_EVERY == 0:

@@ -48,6 +48,7 @@ class Manifest:
     splits: dict[str, Split]
     fingerprint: str  # sha256 over token ids, lengths and margins of all splits
     boundary: Boundary = "separate"  # builds from before there was a choice do not say
+    derived: dict[str, Any] | None = None  # seed and all_pairs, where pairs were drawn from SFT rows
     format_version: int = FORMAT_VERSION
 
     def save(self, directory: Path) -> None:

@@ -173,8 +173,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
     number = 0
     try:
-        # a buffer: otherwise a column is read whole, whatever the number of rows asked for
-        with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, page_checksum_verification=True) as file:
+        # buffered and not read ahead: by default a row group is read whole, whatever the number of rows asked for
+        how = {"buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True}
+        with pyarrow.parquet.ParquetFile(path, **how) as file:
             names = file.schema_arrow.names
             columns = [name for name in names if name in COLUMNS_READ]
             unread = dict.fromkeys(names)  # messages name them
