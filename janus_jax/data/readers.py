@@ -115,7 +115,7 @@ def _raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: not a whole gzip file, read up to row {name}: {error}") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or str(error).splitlines()[0]}") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror or _first_line(error)}") from error
 
 
 def _open(path: Path) -> BinaryIO:
@@ -178,6 +178,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         with pyarrow.parquet.ParquetFile(path, **how) as file:
             names = file.schema_arrow.names
             columns = [name for name in names if name in COLUMNS_READ]
+            for name in columns:
+                if columns.count(name) > 1:
+                    raise DataError(f"{path}: has more than one column {name!r}; keep one")
             unread = dict.fromkeys(names)  # messages name them
             for group in range(file.num_row_groups):
                 rows, size = file.metadata.row_group(group).num_rows, file.metadata.row_group(group).total_byte_size
@@ -190,7 +193,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         where = f", rows after {number} cannot be read" if number else ""
-        raise DataError(f"{path}: not a whole Parquet file{where}: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{path}: not a whole Parquet file{where}: {_first_line(error)}") from error
 
 
 def _parquet_row(batch: Any, index: int, unread: dict[str, None]) -> Any:
@@ -198,10 +201,16 @@ def _parquet_row(batch: Any, index: int, unread: dict[str, None]) -> Any:
         return unread | {name: column[index].as_py() for name, column in zip(batch.schema.names, batch, strict=True)}
     except UnicodeDecodeError as error:
         return RowError("bad_encoding", _not_utf8(error))
+    except (ValueError, OverflowError) as error:  # times that Python cannot hold
+        return RowError("wrong_type", f"holds what cannot be decoded: {_first_line(error)}")
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
     return f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _check_suffix(path: Path) -> None:
@@ -256,7 +265,7 @@ def _download(hub_id: str) -> Path:
             patterns["ignore_patterns"] = [f"{_NOT_PAIRS[name]}/*"]
         return Path(huggingface_hub.snapshot_download(name, repo_type="dataset", **patterns))
     except Exception as error:  # no network shows as many types, of httpx, of the hub's client and of the system
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = _first_line(error)
         raise DataError(
             f"{hub_id}: no such file here, and the data set {name} could not be fetched from the Hugging Face hub: "
             f"{reason}; without network, give the path of a copy"
