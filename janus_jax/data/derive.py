@@ -108,11 +108,11 @@ def _spool(rows: Iterable[Row], path: Path) -> Iterator[tuple[bytes, list[_Line]
 
     first: dict[bytes, int] = {}  # instruction -> its place
     places, digests = array.array("q"), bytearray()
-    writer = ArrayRecordWriter(str(path), "group_size:1")  # one record a group: random access
+    writer = ArrayRecordWriter(str(path), "group_size:1,snappy")  # one record a group: random access
     try:
         for row in rows:
             places.append(first.setdefault(_digest(row.prompt), len(first)))
-            record = json.dumps(dataclasses.asdict(row), ensure_ascii=False)
+            record = json.dumps(vars(row), ensure_ascii=False)
             # responses that differ in outer blanks alone are equal, as they are where pairs are checked
             digests += _digest(row.system) + _digest(row.chosen.strip()) + _digest(record)
             writer.write(record.encode())
