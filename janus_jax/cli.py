@@ -121,7 +121,9 @@ def data_build(
     all_pairs: Annotated[
         bool, typer.Option("--all-pairs", help="With --derive: every ordered pair of an instruction, not one.")
     ] = False,
-    seed: Annotated[int | None, typer.Option(help="With --derive: of the draw (there is none for all pairs); without it 0.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="With --derive: of the draw (there is none for all pairs); without it 0.")
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Directory with tokenizer.model or tokenizer.json; without it Mistral's, 32k.")
     ] = None,

@@ -49,7 +49,7 @@ def derive_pairs(
 ) -> Iterator[Row]:
     """Pairs from checked rows of kind sft, in the order of the first row of each instruction.
 
-    Only digests are held in memory (about 100 bytes a row, 200 an instruction); the rows wait in a file. The pairs of an
+    Memory holds digests alone (about 100 bytes a row, 200 an instruction); the rows wait in a file. The pairs of an
     instruction are neighbours, ordered by content. System message, preferences and sources are those of the chosen
     side; a reward model's prompt is system message and instruction in one text.
 
@@ -67,9 +67,7 @@ def derive_pairs(
     return _derive(rows, kind, Derivation(seed, all_pairs), scratch, dropped)
 
 
-def _derive(
-    rows: Iterable[Row], kind: str, how: Derivation, scratch: Path, dropped: Counter[str]
-) -> Iterator[Row]:
+def _derive(rows: Iterable[Row], kind: str, how: Derivation, scratch: Path, dropped: Counter[str]) -> Iterator[Row]:
     from array_record.python.array_record_module import ArrayRecordReader
 
     before = dropped.copy()

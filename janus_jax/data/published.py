@@ -1,17 +1,16 @@
 """Pairs that other projects published in columns of their own: one raw row in, one checked `Row` out.
 
-| data set                                  | columns, by which a row is known                      | prompt ends in   |
-|-------------------------------------------|-------------------------------------------------------|------------------|
-| Anthropic/hh-rlhf                         | chosen, rejected: whole transcripts, no prompt        | `\\n\\nAssistant:` |
-| tasksource/oasst1_pairwise_rlhf_reward    | lang, parent_id, prompt, chosen, rejected             | `\\nAssistant:`   |
-| openai/webgpt_comparisons                 | question {full_text}, answer_0, answer_1, score_0, score_1 | the question |
+| data set                               | columns, by which a row is known                           |
+|----------------------------------------|------------------------------------------------------------|
+| Anthropic/hh-rlhf                      | chosen, rejected: whole transcripts, and no prompt         |
+| tasksource/oasst1_pairwise_rlhf_reward | lang, parent_id, prompt, chosen, rejected                  |
+| openai/webgpt_comparisons              | question {full_text}, answer_0, answer_1, score_0, score_1 |
 
 They are the same for all kinds of pairs and have no system message. Transcripts mark their turns by themselves and want
 the template `plain`. The space that follows the last mark belongs to neither text: a sentencepiece tokenizer puts it
 before the response, and the ids, tokenized apart, are those of the whole transcript.
 """
 
-import os.path
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,7 +46,8 @@ def _transcripts(raw: Mapping[str, Any]) -> Row:
     """The prompt is what both sides say up to the last place where the assistant's turn begins for both."""
     chosen, rejected = (text(raw[column], column) for column in ("chosen", "rejected"))
     mark = _TURNS[1]
-    start = os.path.commonprefix([chosen, rejected]).rfind(mark)
+    parting = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+    start = chosen[: min(len(chosen), len(rejected)) if parting is None else parting].rfind(mark)
     if start < 0:
         raise RowError(
             "no_shared_prompt",
@@ -69,7 +69,8 @@ def _oasst(raw: Mapping[str, Any]) -> Row:
     prompt, chosen, rejected = (text(raw[column], column) for column in ("prompt", "chosen", "rejected"))
     if not prompt.startswith("prompter:"):
         raise RowError(
-            "bad_prompt", f"column 'prompt' must begin with 'prompter:', as the turns of this set do; found {shown(prompt)}"
+            "bad_prompt",
+            f"column 'prompt' must begin with 'prompter:', as the turns of this set do; found {shown(prompt)}",
         )
     turns = prompt.replace("prompter:", "\nHuman: ").replace("assistant:", "\nAssistant: ")
     return pair(raw, "", f"{turns}\nAssistant:", chosen, rejected)
@@ -78,7 +79,9 @@ def _oasst(raw: Mapping[str, Any]) -> Row:
 def _webgpt(raw: Mapping[str, Any]) -> Row:
     scores = [number(raw[column], column) for column in ("score_0", "score_1")]
     if scores[0] == scores[1]:
-        raise NoPreferenceError("tie", f"columns 'score_0' and 'score_1' are both {scores[0]:g}: no answer is preferred")
+        raise NoPreferenceError(
+            "tie", f"columns 'score_0' and 'score_1' are both {scores[0]:g}: no answer is preferred"
+        )
     question = raw["question"]
     if not isinstance(question, Mapping) or "full_text" not in question:
         raise RowError("wrong_type", f"column 'question' must be an object with full_text, found {shown(question)}")

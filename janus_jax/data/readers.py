@@ -260,10 +260,12 @@ def _download(hub_id: str) -> Path:
 
     name = HUB_ALIASES.get(hub_id, hub_id)
     try:
-        patterns = {"allow_patterns": [f"*{suffix}" for suffix in SUFFIXES]}
-        if name in _NOT_PAIRS:
-            patterns["ignore_patterns"] = [f"{_NOT_PAIRS[name]}/*"]
-        return Path(huggingface_hub.snapshot_download(name, repo_type="dataset", **patterns))
+        wanted = [f"*{suffix}" for suffix in SUFFIXES]
+        unwanted = [f"{_NOT_PAIRS[name]}/*"] if name in _NOT_PAIRS else None
+        snapshot = huggingface_hub.snapshot_download(
+            name, repo_type="dataset", allow_patterns=wanted, ignore_patterns=unwanted
+        )
+        return Path(snapshot)
     except Exception as error:  # no network shows as many types, of httpx, of the hub's client and of the system
         reason = _first_line(error)
         raise DataError(

@@ -110,7 +110,7 @@ def parse_row(raw: Any, kind: str) -> Row:
 
 
 def pair(raw: Mapping[str, Any], system: str, prompt: str, chosen: str, rejected: str) -> Row:
-    """The row of two checked responses, with what `raw` says of sources and margin. Raises RowError if they are equal."""
+    """The row of two checked responses, with sources and margin from `raw`. Raises RowError if they are equal."""
     if chosen.strip() == rejected.strip():
         raise RowError("identical_responses", f"chosen and rejected are equal ({shown(chosen)}); they must differ")
     margin = None if raw.get("margin") is None else number(raw["margin"], "margin")

@@ -22,7 +22,9 @@ def test_a_cut_gzip_file_names_the_last_row_that_could_be_read(tmp_path, skip_ba
     path = write(tmp_path / "rows.jsonl.gz", [row | {"n": i} for i, row in enumerate(ROWS * 200)])
     path.write_bytes(path.read_bytes()[:-20])
     taken = []
-    with pytest.raises(DataError, match=r"rows\.jsonl\.gz: not a whole gzip file, read up to row (9..): Compressed file"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl\.gz: not a whole gzip file, read up to row (9..): Compressed file"
+    ):
         taken.extend(read_rows(path, "sft", skip_bad=skip_bad))
 
 

@@ -120,7 +120,9 @@ def test_what_gives_no_pair_is_dropped_by_reason(tmp_path):
         "instruction_with_one_system": 1,
     }
     assert Counter(pair.prompt for pair in pairs) == {"Why 0?": 6, "two of three equal?": 4}
-    with pytest.raises(DataError, match="no pair can be derived: instruction_with_one_response 1; an instruction needs"):
+    with pytest.raises(
+        DataError, match="no pair can be derived: instruction_with_one_response 1; an instruction needs"
+    ):
         derived(rows[3:4], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -135,7 +137,11 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
         for i in range(3000):
             yield Row(f"{i % 3} {i}", f"Why {i % 1000}?", f"{i} " + "x" * 8000)  # an instruction's rows lie far apart
 
-    list(derive_pairs(itertools.islice(rows(), 1001), "dpo", seed=0, all_pairs=False, scratch=tmp_path, dropped=Counter()))
+    list(
+        derive_pairs(
+            itertools.islice(rows(), 1001), "dpo", seed=0, all_pairs=False, scratch=tmp_path, dropped=Counter()
+        )
+    )
     tracemalloc.start()
     try:
         pairs = derive_pairs(rows(), "dpo", seed=0, all_pairs=False, scratch=tmp_path, dropped=Counter())
@@ -163,4 +169,9 @@ def test_a_build_derives_each_split_and_says_so(tmp_path):
     for pair, example in zip(pairs, data.read(range(len(data))), strict=True):
         texts = [decode(ids) for ids in (example.prompt[1:], example.chosen[:-1], example.rejected[:-1])]
         assert texts == [f"[INST] {pair.prompt} [/INST]", pair.chosen, pair.rejected]
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["manifest.json", "tfds", "tokenizer", "train"]
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+        "manifest.json",
+        "tfds",
+        "tokenizer",
+        "train",
+    ]

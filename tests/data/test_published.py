@@ -77,13 +77,16 @@ def test_single_responses_are_not_made_of_pairs():
 
 def test_transcripts_that_part_early_share_the_prompt_up_to_their_last_common_turn():
     early = "\n\nHuman: Why rain?\n\nAssistant:"
-    chosen, rejected = f"{early} Clouds.\n\nHuman: Why?\n\nAssistant: Heat.", f"{early} Clear.\n\nHuman: ?\n\nAssistant: Er."
-    row = published_row({"chosen": chosen, "rejected": rejected}, "rm")
-    assert row == Row(
-        "", early, "Clouds.\n\nHuman: Why?\n\nAssistant: Heat.", "Clear.\n\nHuman: ?\n\nAssistant: Er."
+    chosen, rejected = (
+        f"{early} Clouds.\n\nHuman: Why?\n\nAssistant: Heat.",
+        f"{early} Clear.\n\nHuman: ?\n\nAssistant: Er.",
     )
+    row = published_row({"chosen": chosen, "rejected": rejected}, "rm")
+    assert row == Row("", early, "Clouds.\n\nHuman: Why?\n\nAssistant: Heat.", "Clear.\n\nHuman: ?\n\nAssistant: Er.")
     # one side goes on where the other ends
-    row = published_row({"chosen": f"{ASKED} Heat.", "rejected": f"{ASKED} Heat.\n\nHuman: So?\n\nAssistant: Yes."}, "rm")
+    row = published_row(
+        {"chosen": f"{ASKED} Heat.", "rejected": f"{ASKED} Heat.\n\nHuman: So?\n\nAssistant: Yes."}, "rm"
+    )
     assert row is not None
     assert (row.prompt, row.chosen, row.rejected) == (ASKED, "Heat.", "Heat.\n\nHuman: So?\n\nAssistant: Yes.")
 
@@ -95,15 +98,27 @@ def test_one_space_alone_is_taken_from_a_transcript():
 
 
 BAD = [
-    (HH | {"rejected": "\n\nHuman: Else?\n\nAssistant: No."}, "no_shared_prompt", "share no beginning up to '\\n\\nAss"),
-    (HH | {"chosen": f"{ASKED}  \n"}, "empty_field", "column 'chosen' after its last shared '\\n\\nAssistant:' is empty"),
+    (
+        HH | {"rejected": "\n\nHuman: Else?\n\nAssistant: No."},
+        "no_shared_prompt",
+        "share no beginning up to '\\n\\nAss",
+    ),
+    (
+        HH | {"chosen": f"{ASKED}  \n"},
+        "empty_field",
+        "column 'chosen' after its last shared '\\n\\nAssistant:' is empty",
+    ),
     (HH | {"rejected": HH["chosen"] + " "}, "identical_responses", "chosen and rejected are equal"),
     (HH | {"chosen": HH["chosen"] + "\ud800"}, "bad_encoding", "not valid Unicode"),
     (OASST | {"prompt": "Why?"}, "bad_prompt", "column 'prompt' must begin with 'prompter:'"),
     (OASST | {"chosen": None}, "wrong_type", "column 'chosen' must be a string, found NoneType None"),
     (OASST | {"chosen": " \0"}, "empty_field", "column 'chosen' is empty"),
     (WEBGPT | {"answer_1": ""}, "empty_field", "column 'answer_1' is empty"),
-    (WEBGPT | {"question": "Why?"}, "wrong_type", "column 'question' must be an object with full_text, found str 'Why?'"),
+    (
+        WEBGPT | {"question": "Why?"},
+        "wrong_type",
+        "column 'question' must be an object with full_text, found str 'Why?'",
+    ),
     (WEBGPT | {"score_0": None}, "wrong_type", "column 'score_0' must be a finite number (float32), found NoneType"),
     (WEBGPT | {"score_0": float("nan")}, "wrong_type", "column 'score_0' must be a finite number"),
     (WEBGPT | {"answer_0": WEBGPT["answer_1"]}, "identical_responses", "chosen and rejected are equal"),
@@ -198,7 +213,9 @@ def test_real_conversations_part_where_their_last_responses_begin(tmp_path, toke
         "".join(f"\n\n{roles[turn['role']]}: {turn['content']}" for turn in row["messages"]) + "\n\nAssistant:"
         for row in given
     ]
-    wholes = [[f"{turn} {row[side]}" for side in ("chosen", "rejected")] for turn, row in zip(turns, given, strict=True)]
+    wholes = [
+        [f"{turn} {row[side]}" for side in ("chosen", "rejected")] for turn, row in zip(turns, given, strict=True)
+    ]
     path = tmp_path / "train.jsonl.gz"
     with gzip.open(path, "wt") as lines:
         lines.writelines(json.dumps({"chosen": a, "rejected": b}) + "\n" for a, b in wholes)

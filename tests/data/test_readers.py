@@ -150,7 +150,10 @@ ONE = {"system": ["s"], "prompt": ["p"], "output": ["o"]}
     [
         ({}, ": is empty; at least one row is needed"),
         ({name: pa.array([], pa.string()) for name in ONE}, ": is empty; at least one row is needed"),
-        ({"a": [1], "b": [2]}, ":1: column 'system' (or system_prompt) is missing; kind sft needs system, prompt, output "),
+        (
+            {"a": [1], "b": [2]},
+            ":1: column 'system' (or system_prompt) is missing; kind sft needs system, prompt, output ",
+        ),
         (ONE | {"output": [b"o"]}, ":1: column 'output' must be a string, found bytes b'o'"),
         (ONE | {"output": pa.array([1 << 62], pa.timestamp("ns"))}, ":1: holds what cannot be decoded: Nanosecond"),
         (ONE | {"output": pa.array([None], pa.string())}, ":1: column 'output' (or reference_answer) is null"),
@@ -257,7 +260,8 @@ def test_hub_id_is_fetched_under_its_present_name(tmp_path, monkeypatch):
     write(tmp_path / "train-00000-of-00001.parquet", ROWS)
     asked = []
 
-    def snapshot(name, *, repo_type, allow_patterns):
+    def snapshot(name, *, repo_type, allow_patterns, ignore_patterns):
+        assert "*.parquet" in allow_patterns and ignore_patterns is None
         asked.append((name, repo_type))
         return str(tmp_path)
 
