@@ -12,7 +12,7 @@ import itertools
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -157,21 +157,11 @@ def _drawn(instruction: bytes, lines: list[_Line], how: Derivation, dropped: Cou
     elif how.all_pairs:
         yield from ((chosen.number, rejected.number) for chosen in able for rejected in others(chosen))
     else:
-        draw = _draws(how.seed, instruction)
-        chosen = able[draw(len(able))]
-        rejected = others(chosen)
-        yield chosen.number, rejected[draw(len(rejected))].number
-
-
-def _draws(seed: int, instruction: bytes) -> Callable[[int], int]:
-    """Numbers below a bound that depend on seed and instruction alone, the same on every machine and version."""
-    counter = itertools.count()
-
-    def draw(below: int) -> int:
-        digest = hashlib.sha256(f"{seed} {next(counter)} ".encode() + instruction).digest()
-        return int.from_bytes(digest) % below  # 256 bits: no bias that could be seen
-
-    return draw
+        # from 256 bits, of which two choices take a few: no bias that could be seen
+        number = int.from_bytes(hashlib.sha256(f"{how.seed} ".encode() + instruction).digest())
+        number, place = divmod(number, len(able))
+        rejected = others(able[place])
+        yield able[place].number, rejected[number % len(rejected)].number
 
 
 def _pair(chosen: Row, rejected: Row, kind: str) -> Row:

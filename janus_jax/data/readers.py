@@ -31,6 +31,7 @@ _NOT_PAIRS = {"Anthropic/hh-rlhf": "red-team-attempts"}
 """Hub id -> a folder of it whose rows are something else."""
 
 _LONGEST_LINE_BYTES = 64 << 20
+_LARGEST_JSON_BYTES = 1 << 30  # read whole
 _PARQUET_ROWS = 32  # rows decoded at a time; a published row is about 6 kB
 _LARGE_ROW_BYTES = 64 << 10  # from here on one at a time
 
@@ -152,7 +153,10 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """A list of rows, or an object of rows keyed by id as in the first release of the bench."""
     try:
         with _open(path) as file:
-            value = json.loads(file.read().decode("utf-8-sig") or "[]")
+            content = file.read(_LARGEST_JSON_BYTES + 1)
+        if len(content) > _LARGEST_JSON_BYTES:  # gzipped, it may be far more than the file
+            raise DataError(f"{path}: holds more than {_LARGEST_JSON_BYTES >> 20} MiB; a file as large must be .jsonl")
+        value = json.loads(content.decode("utf-8-sig") or "[]")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: {_not_utf8(error)}") from error
     except (ValueError, RecursionError) as error:

@@ -44,6 +44,18 @@ def test_a_line_without_end_is_passed_over_and_not_held(tmp_path, monkeypatch):
     assert dropped == {"too_long": 2}
 
 
+def test_a_json_file_too_large_to_be_held_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_LARGEST_JSON_BYTES", 1 << 20)
+    path = tmp_path / "rows.json.gz"
+    path.write_bytes(gzip.compress(b" " * (64 << 20) + b"[]"))
+    tracemalloc.start()
+    try:
+        assert refusal(path) == f"{path}: holds more than 1 MiB; a file as large must be .jsonl"
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def damaged(path: Path, **options) -> bytes:
     """A sound file of 300 rows in three row groups, written to `path`."""
     rows = [{"system": f"s{i}", "prompt": f"p{i}", "output": f"o{i} " * 9} for i in range(300)]

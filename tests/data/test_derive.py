@@ -54,11 +54,15 @@ def test_one_pair_an_instruction_chosen_with_its_system_rejected_from_another(tm
 
 
 def test_each_ordered_pair_is_drawn_about_as_often(tmp_path):
-    pairs, _ = derived(collection(1200), tmp_path)
-    drawn = Counter((pair.chosen.split(":")[0], (pair.rejected or "").split(":")[0]) for pair in pairs)
-    assert set(drawn) == set(itertools.permutations(VOICES, 2))
-    # 200 expected of each; the statistic exceeds 20.5 once in a thousand seeds (5 degrees of freedom), and this is one
-    assert sum((count - 200) ** 2 / 200 for count in drawn.values()) < 20.5
+    def counts(pairs):
+        return Counter((pair.chosen.split(":")[0], (pair.rejected or "").split(":")[0]) for pair in pairs)
+
+    of_instructions = counts(derived(collection(300), tmp_path)[0])
+    of_seeds = counts(derived(collection(1), tmp_path, seed=seed)[0][0] for seed in range(300))
+    for drawn in (of_instructions, of_seeds):
+        assert set(drawn) == set(itertools.permutations(VOICES, 2))
+        # 50 expected of each; chance exceeds 20.5 once in a thousand times (5 degrees of freedom), and this is one draw
+        assert sum((count - 50) ** 2 / 50 for count in drawn.values()) < 20.5
 
 
 @pytest.mark.parametrize("all_pairs", [False, True])
@@ -67,10 +71,11 @@ def test_pairs_depend_on_seed_and_content_and_not_on_the_order_of_rows(tmp_path,
     repeated = Row(rows[0].system, rows[0].prompt, rows[0].chosen + " ", None, "another source")
     shuffled = random.Random(1).sample([*rows, repeated], len(rows) + 1)
     pairs, dropped = derived([*rows, repeated], tmp_path, all_pairs=all_pairs)
-    others, _ = derived(shuffled, tmp_path, all_pairs=all_pairs)
     assert dropped == {"repeated_row": 1}
-    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(row.prompt for row in shuffled))}
-    assert others == sorted(pairs, key=lambda pair: place[pair.prompt])  # stable: neighbours keep their order
+    for order in (shuffled, [repeated, *rows][::-1], [repeated, *rows]):
+        place = {prompt: i for i, prompt in enumerate(dict.fromkeys(row.prompt for row in order))}
+        others, _ = derived(order, tmp_path, all_pairs=all_pairs)
+        assert others == sorted(pairs, key=lambda pair: place[pair.prompt])  # stable: neighbours keep their order
     assert derived([*rows, repeated], tmp_path, all_pairs=all_pairs)[0] == pairs
     if not all_pairs:
         # the draw of one instruction does not move when others come or go
@@ -108,6 +113,9 @@ def test_what_gives_no_pair_is_dropped_by_reason(tmp_path):
         Row("b", "equal?", "same "),
         Row("a", "one system?", "this"),
         Row("a", "one system?", "that"),
+        Row("a", "two of one system?", "this"),
+        Row("a", "two of one system?", "that"),
+        Row("b", "two of one system?", "other"),
         Row("a", "two of three equal?", "same"),
         Row("b", "two of three equal?", "same"),
         Row("c", "two of three equal?", "other"),
@@ -119,7 +127,7 @@ def test_what_gives_no_pair_is_dropped_by_reason(tmp_path):
         "instruction_with_equal_responses": 1,
         "instruction_with_one_system": 1,
     }
-    assert Counter(pair.prompt for pair in pairs) == {"Why 0?": 6, "two of three equal?": 4}
+    assert Counter(pair.prompt for pair in pairs) == {"Why 0?": 6, "two of one system?": 4, "two of three equal?": 4}
     with pytest.raises(
         DataError, match="no pair can be derived: instruction_with_one_response 1; an instruction needs"
     ):
