@@ -109,11 +109,21 @@ def demo(
     epilog="Example: janus data build --kind dpo --source pairs.jsonl --validation-source held.jsonl --out data/dpo",
 )
 def data_build(
-    kind: Annotated[Literal["sft", "dpo", "orpo", "rm"], typer.Option(help="What the rows are for.")],
     source: Annotated[
         str, typer.Option(help="JSONL, JSON or Parquet file, a directory of them (gs:// too), or a Hugging Face id.")
     ],
     out: Annotated[str, typer.Option(help="Directory or gs:// URL to write; new or empty.")],
+    kind: Annotated[Literal["sft", "dpo", "orpo", "rm"] | None, typer.Option(help="What the rows are for.")] = None,
+    derive: Annotated[
+        Literal["dpo", "orpo", "rm"] | None,
+        typer.Option(help="Instead of --kind: the rows are SFT rows, and pairs of this kind are drawn from them."),
+    ] = None,
+    all_pairs: Annotated[
+        bool, typer.Option("--all-pairs", help="With --derive: every ordered pair of an instruction, not one.")
+    ] = False,
+    seed: Annotated[
+        int | None, typer.Option(help="With --derive: of the draw (there is none for all pairs); without it 0.")
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Directory with tokenizer.model or tokenizer.json; without it Mistral's, 32k.")
     ] = None,
@@ -131,8 +141,14 @@ def data_build(
     ] = None,
 ) -> None:
     """Validate published rows, apply the template, tokenize once, and store token ids for random access."""
+    wanted = kind or derive
+    if wanted is None or (kind and derive):
+        raise ConfigError("--kind, --derive: allowed: exactly one of them")
+    if derive is None and (all_pairs or seed is not None):
+        raise ConfigError(f"{'--all-pairs' if all_pairs else '--seed'}: allowed: only with --derive")
     _require_writable("--out", out, empty=True, buckets=True)
     from janus_jax.data.build import build
+    from janus_jax.data.derive import Derivation
 
     for name, value in (("--source", source), ("--validation-source", validation_source), ("--tokenizer", tokenizer)):
         if value is not None and not value.strip():
@@ -142,12 +158,13 @@ def data_build(
         manifest = build(
             sources,
             out,
-            kind=kind,
+            kind=wanted,
             tokenizer=tokenizer,
             template=template,
             boundary=boundary,
             skip_bad=skip_bad,
             processes=processes,
+            derive=Derivation(seed or 0, all_pairs) if derive else None,
             progress=progress,
         )
     _print_manifest(manifest, out)

@@ -1,5 +1,6 @@
 """A tour of bad input through the command: one clear line on stderr, exit 2, not a file more or less than before."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -18,6 +21,7 @@ from tests.training_examples import TINY, random_examples, write_dataset
 ROOT = Path(__file__).parents[1]
 SFT_ROWS = [{"system": f"Be {how}.", "prompt": f"Why {how}?", "output": f"So {how}."} for how in ("brief", "kind")]
 PAIR_ROWS = [{"system": "", "prompt": "Why?", "chosen": f"Because {i}.", "rejected": "No idea."} for i in range(3)]
+ANSWERS, SCORES = ("answer_0", "answer_1"), ("score_0", "score_1")
 CONFIG = """\
 run: {dir: run}
 init: {from: model}
@@ -47,6 +51,11 @@ def place(tmp_path_factory):
         "blank.jsonl": lines([SFT_ROWS[0] | {"output": "  "}]),
         "number.jsonl": lines([SFT_ROWS[0] | {"prompt": 7}]),
         "same.jsonl": lines([PAIR_ROWS[0] | {"rejected": "Because 0."}]),
+        "nul.jsonl": lines([SFT_ROWS[0] | {"output": "\0\0"}]),
+        "parted.jsonl": lines([{name: f"\n\nHuman: {name}?\n\nAssistant: So." for name in ("chosen", "rejected")}]),
+        "tie.jsonl": lines(
+            [{"question": {"full_text": "Why?"}} | dict.fromkeys(ANSWERS, "So.") | dict.fromkeys(SCORES, 0)]
+        ),
         "run.yaml": CONFIG,
         "key.yaml": CONFIG.replace("batch:", "batch:\n  microbatchs: 2"),
         "section.yaml": CONFIG + "optimiser: {b2: 0.9}\n",
@@ -56,6 +65,10 @@ def place(tmp_path_factory):
     for name, text in files.items():
         (root / name).write_text(text)
     (root / "latin.jsonl").write_bytes('{"system": "", "prompt": "Où?", "output": "Là."}\n'.encode("latin-1"))
+    (root / "cut.jsonl.gz").write_bytes(gzip.compress(good.encode())[:-9])
+    pq.write_table(pa.Table.from_pylist(SFT_ROWS), root / "rows.parquet")
+    (root / "cut.parquet").write_bytes((root / "rows.parquet").read_bytes()[:-9])
+    pq.write_table(pa.Table.from_pylist([SFT_ROWS[0] | {"output": ["So.", "So."]}]), root / "list.parquet")
     (root / "no_rows").mkdir()
     write_dataset(root / "data", {"train": random_examples(20, pairs=False)}, kind="sft")
     write_dataset(root / "half_data", {"train": random_examples(20, pairs=False)}, kind="sft")
@@ -101,19 +114,26 @@ def check(code: int, out: str, err: str, message: str) -> None:
 BUILDS = [  # kind and source; what the line says
     ("sft", "cut.jsonl", "cut.jsonl:2: not valid JSON"),
     ("dpo", "cut_pairs.jsonl", "cut_pairs.jsonl:3: not valid JSON"),
+    ("sft", "cut.jsonl.gz", "cut.jsonl.gz: not a whole gzip file, read up to row 2: Compressed file ended"),
+    ("sft", "cut.parquet", "cut.parquet: not a whole Parquet file: Parquet magic bytes not found in footer"),
+    ("sft", "list.parquet", "list.parquet:1: column 'output' must be a string, found list ['So.', 'So.']"),
+    ("sft", "nul.jsonl", "nul.jsonl:1: column 'output' is empty ('\\x00\\x00'); text is needed"),
+    ("rm", "parted.jsonl", "parted.jsonl:1: columns 'chosen' (str '\\n\\nHuman: chosen?"),
+    ("dpo", "tie.jsonl", "tie.jsonl: no usable row, all 1 were dropped (tie 1)"),
     ("sft", "column.jsonl", "column.jsonl:3: column 'output' (or reference_answer) is missing; kind sft needs system, "
      "prompt, output; found: system, prompt, response"),
     ("dpo", "rows.jsonl", "rows.jsonl:1: column 'chosen' (or chosen_response) is missing"),
     ("sft", "empty.jsonl", "empty.jsonl: is empty"),
-    ("sft", "no_rows", "no_rows: holds no .jsonl, .json, .parquet file"),
+    ("sft", "no_rows", "no_rows: holds no .jsonl, .json, .parquet, .jsonl.gz, .json.gz file"),
     ("sft", "blank.jsonl", "blank.jsonl:1: column 'output' is empty ('  '); text is needed"),
     ("sft", "number.jsonl", "number.jsonl:1: column 'prompt' must be a string, found int 7"),
     ("dpo", "same.jsonl", "same.jsonl:1: chosen and rejected are equal"),
     ("sft", "latin.jsonl", "latin.jsonl:1: not UTF-8: byte 0xf9 at position 28"),
-    ("sft", "run.yaml", "run.yaml: unknown file type '.yaml'; allowed: .jsonl, .json, .parquet"),
+    ("sft", "run.yaml", "run.yaml: unknown file type '.yaml'; allowed: .jsonl, .json, .parquet, .jsonl.gz, "
+     ".json.gz"),
     ("sft", "absent.jsonl", "absent.jsonl: no such file or directory"),
     ("sft", "rows.jsonl --validation-source cut.jsonl", "cut.jsonl:2: not valid JSON"),
-    ("sft", "rows.jsonl --template llama", "template 'llama': unknown; allowed: mistral-inst, chatml"),
+    ("sft", "rows.jsonl --template llama", "template 'llama': unknown; allowed: mistral-inst, chatml, plain"),
     ("sft", "rows.jsonl --tokenizer no_rows", "tokenizer no_rows: holds neither tokenizer.json nor tokenizer.model"),
 ]
 TRAINS = [  # configuration and overrides; what the line says
@@ -160,6 +180,8 @@ OTHERS = [
     ("data build --kind sft --source rows.jsonl --out data", "--out data: exists and is not empty"),
     ("data build --kind sft --source rows.jsonl --out s3://b/x", "--out s3://b/x: allowed: a local or mounted "
      "directory, or gs://BUCKET/PATH"),
+    ("data build --derive dpo --source rows.jsonl --out new/data", "no pair can be derived: "
+     "instruction_with_one_response 2; an instruction needs responses to two system messages"),
     ("config show key.yaml", "key.yaml:5: batch.microbatchs: unknown key; did you mean"),
 ]
 # fmt: on

@@ -87,6 +87,8 @@ def test_train_gets_the_configuration_and_the_processes(janus, small):
 
 
 def test_build_gets_one_source_or_one_for_each_split(janus, tmp_path):
+    from janus_jax.data.derive import Derivation
+
     out = tmp_path / "out"
     with (
         mock.patch("janus_jax.data.build.build", autospec=True) as build,
@@ -100,6 +102,8 @@ def test_build_gets_one_source_or_one_for_each_split(janus, tmp_path):
             "template": "mistral-inst",
             "boundary": "separate",
             "skip_bad": False,
+            "derive": None,
+            "processes": None,
             "progress": mock.ANY,
         }
         assert build.call_args.kwargs == expected
@@ -108,6 +112,13 @@ def test_build_gets_one_source_or_one_for_each_split(janus, tmp_path):
         assert janus(*f"data build --kind dpo --source a --boundary joint --out {out}".split())[0] == 0
         assert build.call_args.kwargs["boundary"] == "joint"
         assert janus(*f"data build --kind dpo --source a --boundary apart --out {out}".split())[0] == 2
+        for words, derive in {
+            "": Derivation(0, False),
+            "--seed 7": Derivation(7, False),
+            "--all-pairs": Derivation(0, True),
+        }.items():
+            assert janus(*f"data build --derive orpo {words} --source a --out {out}".split())[0] == 0
+            assert (build.call_args.kwargs["kind"], build.call_args.kwargs["derive"]) == ("orpo", derive)
 
 
 def test_build_prints_what_was_kept_and_what_was_dropped(janus, tmp_path):
@@ -177,6 +188,10 @@ def test_the_demo_offers_the_stages_that_it_has(janus):
             "data build --kind sft --source x --out full",
             "--out full: exists and is not empty; choose another directory",
         ),
+        ("data build --source x --out new", "--kind, --derive: allowed: exactly one of them"),
+        ("data build --kind dpo --derive dpo --source x --out new", "--kind, --derive: allowed: exactly one of them"),
+        ("data build --kind dpo --seed 0 --source x --out new", "--seed: allowed: only with --derive"),
+        ("data build --kind dpo --all-pairs --source x --out new", "--all-pairs: allowed: only with --derive"),
         ("data build --kind sft --source x --out small.yaml", "--out small.yaml: cannot be written"),
         ("data build --kind sft --source x --out /proc/janus/x", "--out /proc/janus/x: cannot be written: /proc"),
         ("convert from-hf hf full", "DST full: exists and is not empty"),

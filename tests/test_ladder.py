@@ -98,21 +98,37 @@ def test_by_default_no_switch_of_compat_is_on(path):
     assert load_config(path).compat == type(load_config(path).compat)()
 
 
+HELPFUL = {
+    "Anthropic/hh-rlhf": "plain",
+    "tasksource/oasst1_pairwise_rlhf_reward": "plain",
+    "openai/webgpt_comparisons": "mistral-inst",
+}
+"""The sets of the second reward model and the template of each (OpenRLHF's key handling)."""
+
+
 @every_run_of_the_paper
 def test_what_comes_before_a_run_is_what_it_reads(path):
     """The data that its header builds and the run that its header names."""
     config, text = load_config(path), "\n".join(comments(path))
-    (build,) = dict.fromkeys(re.findall(r"janus data build --kind .*", text))
-    options = dict(zip(*[iter(shlex.split(build)[3:])] * 2, strict=True))
-    assert options["--out"] == config.data.dir and options["--kind"] == config.objective.name
-    known = {f"kaist-ai/{row['id on the hub (kaist-ai/...)']}" for row in table("rows")} | {"helpful.jsonl"}
-    assert options["--source"] in known
+    known = {f"kaist-ai/{row['id on the hub (kaist-ai/...)']}": "mistral-inst" for row in table("rows")} | HELPFUL
+    parts = [config.data.dir] if config.data.mixture is None else [part.dir for part in config.data.mixture]
+    builds = dict.fromkeys(re.findall(r"janus data build --kind .*", text))
+    for build, directory in zip(builds, parts, strict=True):
+        options = dict(zip(*[iter(shlex.split(build)[3:])] * 2, strict=True))
+        assert options["--out"] == directory and options["--kind"] == config.objective.name
+        assert known[options["--source"]] == options.get("--template", "mistral-inst")
     start = config.init.from_
     if start.startswith("runs/"):
         assert f"the run of configs/{start.removeprefix('runs/')}.yaml" in text
         assert (CONFIGS / f"{start.removeprefix('runs/')}.yaml").is_file()
     else:
         assert f"--local-dir {start}" in text
+
+
+def test_the_mixture_of_helpfulness_is_the_published_one():
+    data = load_config(CONFIGS / "rm_helpful.yaml").data
+    assert data.dir is None and data.mixture is not None
+    assert [(part.weight, data.examples) for part in data.mixture] == [(0.72, 66_000), (0.14, 66_000), (0.14, 66_000)]
 
 
 EXPECTED_COMPAT = {
@@ -163,8 +179,12 @@ def test_a_run_is_ready_to_start_on_small_weights_and_data(path, small_world):
     """All but weights, data and the split of the evaluation stays as the file says, on eight devices."""
     from janus_jax.training.setup import prepare
 
-    name = load_config(path).objective.name
-    config = load_config(path, [f"init.from={small_world}/model", f"data.dir={small_world}/{name}"])
+    stated = load_config(path)
+    data = f"dir: {small_world}/{stated.objective.name}"
+    if stated.data.mixture is not None:
+        parts = [f"{{{data}, weight: {part.weight}}}" for part in stated.data.mixture]
+        data = f"mixture: [{', '.join(parts)}], examples: {stated.data.examples}"
+    config = load_config(path, [f"init.from={small_world}/model", f"data={{{data}}}"])
     data = config.data.model_copy(update={"eval_split": "validation"})
     setup = prepare(config.model_copy(update={"data": data}))
     batch = config.batch

@@ -15,8 +15,9 @@ import numpy as np
 
 from janus_jax.data import staging
 from janus_jax.data.dataset import Manifest, Split, fingerprint_of, histogram, id_dtype
+from janus_jax.data.derive import Derivation, read_kind
 from janus_jax.data.encode import Encoded, Encoder, Texts, encoding
-from janus_jax.data.readers import find_splits, read_rows
+from janus_jax.data.readers import find_splits
 from janus_jax.data.schema import Row, check_kind
 from janus_jax.data.template import Boundary, check_boundary, get_template
 from janus_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -44,6 +45,7 @@ def build(
     template: str = "mistral-inst",
     boundary: Boundary = "separate",
     skip_bad: bool = False,
+    derive: Derivation | None = None,
     splits: Sequence[str] | None = None,
     processes: int | None = 1,
     progress: Progress | None = None,
@@ -59,6 +61,7 @@ def build(
         template: A name in template.TEMPLATES.
         boundary: Whether prompt and response are tokenized apart or as one text (template.py).
         skip_bad: Drop bad rows and count them instead of stopping.
+        derive: Read rows of kind sft and draw pairs of `kind` from them (derive.py).
         splits: Which splits of the source to build; None means all.
         processes: That tokenize; None: one, or one a core where there are many rows. More than one import the caller's
             main module, which must then call this below `if __name__ == "__main__":`.
@@ -80,7 +83,7 @@ def build(
         from janus_jax.data.tfds_builder import write_rows
 
         readers = {
-            name: functools.partial(_rows, name, paths, kind, skip_bad, dropped[name], progress)
+            name: functools.partial(_rows, name, paths, kind, skip_bad, dropped[name], progress, derive, directory)
             for name, paths in files.items()
         }
         builder = write_rows(readers, directory / "tfds")
@@ -101,6 +104,7 @@ def build(
             splits=written,
             boundary=boundary,
             ids=id_dtype(tokenizer.vocab_size).str,
+            derived=None if derive is None else dataclasses.asdict(derive),
             fingerprint=fingerprint_of(written),
         )
         manifest.save(directory)
@@ -140,10 +144,17 @@ def _source_name(source: Source | Mapping[str, Source]) -> str:
 
 
 def _rows(
-    split: str, paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str], progress: Progress | None
+    split: str,
+    paths: list[Path],
+    kind: str,
+    skip_bad: bool,
+    dropped: Counter[str],
+    progress: Progress | None,
+    derive: Derivation | None,
+    scratch: Path,
 ) -> Iterator[Row]:
     done = 0
-    for row in read_rows(paths, kind, skip_bad=skip_bad, dropped=dropped):
+    for row in read_kind(paths, kind, derive=derive, scratch=scratch, skip_bad=skip_bad, dropped=dropped):
         yield row
         done += 1
         if progress and done % _PROGRESS_EVERY == 0:

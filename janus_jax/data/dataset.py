@@ -79,6 +79,7 @@ class Manifest:
     fingerprint: str  # sha256 over token ids, lengths and margins of all splits
     boundary: Boundary = "separate"  # builds from before there was a choice do not say
     ids: str = "<i4"  # numpy's name of the type of stored ids
+    derived: dict[str, Any] | None = None  # seed and all_pairs, where pairs were drawn from SFT rows
     format_version: int = FORMAT_VERSION
 
     def save(self, directory: Path) -> None:

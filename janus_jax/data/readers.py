@@ -1,23 +1,26 @@
 """Rows out of JSONL, JSON and Parquet files, directories of them, and data sets of the Hugging Face hub.
 
-JSONL and Parquet are streamed: memory does not grow with the file. Every error names FILE:ROW, rows counted from 1 (the
-line number, in JSONL).
+JSONL and Parquet are streamed: memory follows the largest row, not the file. Every error names FILE:ROW, rows counted
+from 1 (the line number, in JSONL).
 """
 
+import gzip
 import json
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from janus_jax.bucket import is_url
 from janus_jax.data import staging
-from janus_jax.data.schema import Row, RowError, check_kind, parse_row
+from janus_jax.data.published import published_row
+from janus_jax.data.schema import COLUMNS_READ, NoPreferenceError, Row, RowError, check_kind, parse_row
 from janus_jax.errors import DataError
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 HUB_ALIASES = {
     "kaist-ai/Multifaceted-Collection-SFT": "kaist-ai/Multifaceted-Collection",
     "kaist-ai/Multifaceted-Collection-SFT-65k": "kaist-ai/Multifaceted-Collection-small",
@@ -26,7 +29,13 @@ HUB_ALIASES = {
 
 _SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-_PARQUET_ROWS = 256  # rows decoded at a time; a published row is about 6 kB
+_NOT_PAIRS = {"Anthropic/hh-rlhf": "red-team-attempts"}
+"""Hub id -> a folder of it whose rows are something else."""
+
+_LONGEST_LINE_BYTES = 64 << 20
+_LARGEST_JSON_BYTES = 1 << 30  # read whole
+_PARQUET_ROWS = 32  # rows decoded at a time; a published row is about 6 kB
+_LARGE_ROW_BYTES = 64 << 10  # from here on one at a time
 
 
 def find_splits(source: str | os.PathLike[str]) -> dict[str, list[Path]]:
@@ -48,9 +57,9 @@ def find_splits(source: str | os.PathLike[str]) -> dict[str, list[Path]]:
     if path.is_dir():
         return _directory_splits(path)
     looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.startswith(".")
-    if not looks_like_id or path.suffix in SUFFIXES or path.parent.is_dir():
+    if not looks_like_id or _suffix(path) in SUFFIXES or path.parent.is_dir():
         raise DataError(f"{text}: no such file or directory")
-    return _directory_splits(_download(text))
+    return _directory_splits(_download(text), leave_out=_NOT_PAIRS.get(text))
 
 
 def read_rows(
@@ -64,7 +73,8 @@ def read_rows(
 
     Args:
         skip_bad: Leave bad rows out instead of stopping at the first; files that cannot be read still stop.
-        dropped: Counts rows left out, by reason (the `reason` of RowError).
+        dropped: Counts rows left out, by reason (the `reason` of RowError). A pair without a preference (two answers
+            of the same score) is left out and counted whatever `skip_bad` says: its file is sound.
 
     Raises:
         DataError: "FILE:ROW: ..." for a bad row; "FILE: ..." for an empty or unreadable file, or if no row was usable.
@@ -85,9 +95,9 @@ def _read(paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str]) -
             try:
                 if isinstance(raw, RowError):
                     raise raw
-                row = parse_row(raw, kind)
+                row = published_row(raw, kind) or parse_row(raw, kind)
             except RowError as error:
-                if not skip_bad:
+                if not skip_bad and not isinstance(error, NoPreferenceError):
                     raise RowError(error.reason, f"{path}:{name}: {error}") from None
                 dropped[error.reason] += 1
                 continue
@@ -102,16 +112,31 @@ def _read(paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str]) -
 
 def _raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """(row name, value) of each row; the value is a RowError where the row could not be decoded."""
-    reader = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}[path.suffix]
+    reader = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}[_suffix(path).removesuffix(".gz")]
+    name = "0"
     try:
-        yield from reader(path)
+        for name, raw in reader(path):
+            yield name, raw
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: not a whole gzip file, read up to row {name}: {error}") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or str(error).splitlines()[0]}") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror or _first_line(error)}") from error
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+    number = 0
+    with _open(path) as lines:
+        while line := lines.readline(_LONGEST_LINE_BYTES):
+            number += 1
+            if len(line) == _LONGEST_LINE_BYTES and not line.endswith(b"\n"):
+                while (rest := lines.readline(_LONGEST_LINE_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                yield str(number), RowError("too_long", f"a line of more than {_LONGEST_LINE_BYTES >> 20} MiB")
+                continue
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if line.strip():
                 yield str(number), _parse_json(line)
@@ -131,7 +156,11 @@ def _parse_json(line: bytes) -> Any:
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """A list of rows, or an object of rows keyed by id as in the first release of the bench."""
     try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig") or "[]")
+        with _open(path) as file:
+            content = file.read(_LARGEST_JSON_BYTES + 1)
+        if len(content) > _LARGEST_JSON_BYTES:  # gzipped, it may be far more than the file
+            raise DataError(f"{path}: holds more than {_LARGEST_JSON_BYTES >> 20} MiB; a file as large must be .jsonl")
+        value = json.loads(content.decode("utf-8-sig") or "[]")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: {_not_utf8(error)}") from error
     except (ValueError, RecursionError) as error:
@@ -152,47 +181,63 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
-                for raw in _batch_rows(batch):
-                    number += 1
-                    yield str(number), raw
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: not a whole Parquet file: {str(error).splitlines()[0]}") from error
+        # buffered and not read ahead: by default a row group is read whole, whatever the number of rows asked for
+        how = {"buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True}
+        with pyarrow.parquet.ParquetFile(path, **how) as file:
+            names = file.schema_arrow.names
+            columns = [name for name in names if name in COLUMNS_READ]
+            for name in columns:
+                if columns.count(name) > 1:
+                    raise DataError(f"{path}: has more than one column {name!r}; keep one")
+            unread = dict.fromkeys(names)  # messages name them
+            for group in range(file.num_row_groups):
+                rows, size = file.metadata.row_group(group).num_rows, file.metadata.row_group(group).total_byte_size
+                at_a_time = _PARQUET_ROWS if size < rows * _LARGE_ROW_BYTES else 1
+                for batch in file.iter_batches(at_a_time, [group], columns, use_threads=False):
+                    for index in range(batch.num_rows):
+                        number += 1
+                        yield str(number), _parquet_row(batch, index, unread)
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        where = f", rows after {number} cannot be read" if number else ""
+        raise DataError(f"{path}: not a whole Parquet file{where}: {_first_line(error)}") from error
 
 
-def _batch_rows(batch: Any) -> list[Any]:
+def _parquet_row(batch: Any, index: int, unread: dict[str, None]) -> Any:
     try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:
-        pass  # some row is not UTF-8: decode them one by one to know which
-
-    def row(index: int) -> Any:
-        try:
-            return batch.slice(index, 1).to_pylist()[0]
-        except UnicodeDecodeError as error:
-            return RowError("bad_encoding", _not_utf8(error))
-
-    return [row(index) for index in range(batch.num_rows)]
+        return unread | {name: column[index].as_py() for name, column in zip(batch.schema.names, batch, strict=True)}
+    except UnicodeDecodeError as error:
+        return RowError("bad_encoding", _not_utf8(error))
+    except (ValueError, OverflowError) as error:  # times that Python cannot hold
+        return RowError("wrong_type", f"holds what cannot be decoded: {_first_line(error)}")
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
     return f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _check_suffix(path: Path) -> None:
-    if path.suffix not in SUFFIXES:
-        raise DataError(f"{path}: unknown file type {path.suffix!r}; allowed: {', '.join(SUFFIXES)}")
+    if _suffix(path) not in SUFFIXES:
+        raise DataError(f"{path}: unknown file type {_suffix(path)!r}; allowed: {', '.join(SUFFIXES)}")
 
 
-def _directory_splits(directory: Path) -> dict[str, list[Path]]:
+def _suffix(path: Path) -> str:
+    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+
+
+def _directory_splits(directory: Path, *, leave_out: str | None = None) -> dict[str, list[Path]]:
     found = [
         path
         for path in sorted(directory.rglob("*"))
-        if path.suffix in SUFFIXES
+        if _suffix(path) in SUFFIXES
         and path.name not in _NOT_ROWS
         and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
+        and not any(part.startswith(".") or part == leave_out for part in path.relative_to(directory).parts)
     ]
     if not found:
         raise DataError(f"{directory}: holds no {', '.join(SUFFIXES)} file")
@@ -223,10 +268,14 @@ def _download(hub_id: str) -> Path:
 
     name = HUB_ALIASES.get(hub_id, hub_id)
     try:
-        patterns = [f"*{suffix}" for suffix in SUFFIXES]
-        return Path(huggingface_hub.snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
+        wanted = [f"*{suffix}" for suffix in SUFFIXES]
+        unwanted = [f"{_NOT_PAIRS[name]}/*"] if name in _NOT_PAIRS else None
+        snapshot = huggingface_hub.snapshot_download(
+            name, repo_type="dataset", allow_patterns=wanted, ignore_patterns=unwanted
+        )
+        return Path(snapshot)
     except Exception as error:  # no network shows as many types, of httpx, of the hub's client and of the system
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = _first_line(error)
         raise DataError(
             f"{hub_id}: no such file here, and the data set {name} could not be fetched from the Hugging Face hub: "
             f"{reason}; without network, give the path of a copy"

@@ -11,7 +11,7 @@ chosen and rejected are strings or message lists, [{role, content}, ...], of whi
 A pair may have a margin, a number: by how much the chosen response is better. Pairs without one have margin 0.
 
 main_source, original_source and preference_set are kept where they are; other columns are ignored. Reading files is
-`readers.py`.
+`readers.py`; pairs that other projects published in columns of their own are `published.py`.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ ALIASES = {
 }
 """Column -> the names it has had in published releases."""
 
-_LARGEST_MARGIN = 3.4e38
-"""Margins are kept in float32."""
+_LARGEST_NUMBER = 3.4e38
+"""Numbers are kept in float32."""
 
 COLUMNS = {
     "sft": ("system", "prompt", "output"),
@@ -42,6 +42,12 @@ COLUMNS = {
     "orpo": ("system", "prompt", "chosen", "rejected"),
     "rm": ("input", "chosen", "rejected"),
 }
+
+COLUMNS_READ = frozenset(name for names in ALIASES.values() for name in names) | {
+    *("main_source", "original_source", "preference_set", "margin"),
+    *("question", "answer_0", "answer_1", "score_0", "score_1", "lang", "parent_id"),
+}
+"""All columns that are ever looked into, here and in published.py."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +76,10 @@ class RowError(DataError):
         self.reason = reason
 
 
+class NoPreferenceError(RowError):
+    """A sound row that prefers neither response: it is left out and counted, and nothing is wrong with its file."""
+
+
 def check_kind(kind: str) -> None:
     """Raises DataError for a kind that is not in KINDS."""
     if kind not in KINDS:
@@ -85,26 +95,34 @@ def parse_row(raw: Any, kind: str) -> Row:
     """
     check_kind(kind)
     if not isinstance(raw, Mapping):
-        raise RowError("wrong_type", f"a row must be an object with columns, found {_shown(raw)}")
-    sources = {
-        "main_source": _optional_text(raw, "main_source"),
-        "original_source": _optional_text(raw, "original_source"),
-        "preference_set": _preference_set(raw.get("preference_set")),
-    }
+        raise RowError("wrong_type", f"a row must be an object with columns, found {shown(raw)}")
     if kind == "sft":
-        system = _text(_column(raw, "system", kind), "system", may_be_empty=True)
-        prompt = _text(_column(raw, "prompt", kind), "prompt")
-        return Row(system, prompt, _text(_column(raw, "output", kind), "output"), **sources)
+        system = text(_column(raw, "system", kind), "system", may_be_empty=True)
+        prompt = text(_column(raw, "prompt", kind), "prompt")
+        return Row(system, prompt, text(_column(raw, "output", kind), "output"), **_sources(raw))
 
     sides = {name: _response(_column(raw, name, kind), name) for name in ("chosen", "rejected")}
     if kind == "rm":
         system, prompt = "", _agreed(raw, "input", "user", sides, kind)
     else:
         system, prompt = _agreed(raw, "system", "system", sides, kind), _agreed(raw, "prompt", "user", sides, kind)
-    chosen, rejected = sides["chosen"]["assistant"], sides["rejected"]["assistant"]
+    return pair(raw, system, prompt, sides["chosen"]["assistant"], sides["rejected"]["assistant"])
+
+
+def pair(raw: Mapping[str, Any], system: str, prompt: str, chosen: str, rejected: str) -> Row:
+    """The row of two checked responses, with sources and margin from `raw`. Raises RowError if they are equal."""
     if chosen.strip() == rejected.strip():
-        raise RowError("identical_responses", f"chosen and rejected are equal ({_shown(chosen)}); they must differ")
-    return Row(system, prompt, chosen, rejected, **sources, margin=_margin(raw.get("margin")))
+        raise RowError("identical_responses", f"chosen and rejected are equal ({shown(chosen)}); they must differ")
+    margin = None if raw.get("margin") is None else number(raw["margin"], "margin")
+    return Row(system, prompt, chosen, rejected, **_sources(raw), margin=margin)
+
+
+def _sources(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "main_source": _optional_text(raw, "main_source"),
+        "original_source": _optional_text(raw, "original_source"),
+        "preference_set": _preference_set(raw.get("preference_set")),
+    }
 
 
 def _column(raw: Mapping[str, Any], column: str, kind: str, *, required: bool = True) -> Any:
@@ -135,21 +153,21 @@ def _has_all(raw: Mapping[str, Any], kind: str) -> bool:
 def _response(value: Any, column: str) -> dict[str, str]:
     """Role -> text of a response column: the assistant's text, and system and user where a message list has them."""
     if isinstance(value, str):
-        return {"assistant": _text(value, column)}
+        return {"assistant": text(value, column)}
     if not isinstance(value, list):
-        raise RowError("wrong_type", f"column {column!r} must be a string or a list of messages, found {_shown(value)}")
+        raise RowError("wrong_type", f"column {column!r} must be a string or a list of messages, found {shown(value)}")
     allowed = "allowed: an optional system, an optional user, then one assistant message, each {role, content}"
     roles: dict[str, str] = {}
     for number, message in enumerate(value, 1):
         where = f"column {column!r}, message {number}"
         if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-            raise RowError("bad_messages", f"{where} is {_shown(message)}; {allowed}")
+            raise RowError("bad_messages", f"{where} is {shown(message)}; {allowed}")
         role = message["role"]
         if role not in ("system", "user", "assistant"):
-            raise RowError("bad_messages", f"{where} has role {_shown(role)}; {allowed}")
+            raise RowError("bad_messages", f"{where} has role {shown(role)}; {allowed}")
         if role in roles:
             raise RowError("bad_messages", f"{where} is a second {role} message; {allowed}")
-        roles[role] = _text(message["content"], where, may_be_empty=role == "system")
+        roles[role] = text(message["content"], where, may_be_empty=role == "system")
     if list(roles) != [role for role in ("system", "user", "assistant") if role in roles] or "assistant" not in roles:
         raise RowError("bad_messages", f"column {column!r} has the roles {', '.join(roles) or 'none'}; {allowed}")
     return roles
@@ -160,20 +178,21 @@ def _agreed(raw: Mapping[str, Any], column: str, role: str, sides: dict[str, dic
     found = {f"the {role} message of {name!r}": roles[role] for name, roles in sides.items() if role in roles}
     value = _column(raw, column, kind, required=not found)
     if value is not None:
-        found = {f"column {column!r}": _text(value, column, may_be_empty=column == "system")} | found
-    (first, text), *others = found.items()
+        found = {f"column {column!r}": text(value, column, may_be_empty=column == "system")} | found
+    (first, said), *others = found.items()
     for name, other in others:
-        if other.strip() != text.strip():
+        if other.strip() != said.strip():
             raise RowError(
-                "bad_messages", f"{name} ({_shown(other)}) differs from {first} ({_shown(text)}); they must agree"
+                "bad_messages", f"{name} ({shown(other)}) differs from {first} ({shown(said)}); they must agree"
             )
-    return text
+    return said
 
 
-def _text(value: Any, column: str, *, may_be_empty: bool = False) -> str:
+def text(value: Any, column: str, *, may_be_empty: bool = False) -> str:
+    """The value of a column of text. Raises RowError: no string, not valid Unicode, or nothing in it to be seen."""
     where = column if column.startswith("column") else f"column {column!r}"
     if not isinstance(value, str):
-        raise RowError("wrong_type", f"{where} must be a string, found {_shown(value)}")
+        raise RowError("wrong_type", f"{where} must be a string, found {shown(value)}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -181,22 +200,21 @@ def _text(value: Any, column: str, *, may_be_empty: bool = False) -> str:
         raise RowError(
             "bad_encoding", f"{where} holds {bad} at character {error.start + 1}, not valid Unicode"
         ) from error
-    if not may_be_empty and not value.strip():
+    if not may_be_empty and not value.replace("\0", " ").strip():
         raise RowError("empty_field", f"{where} is empty ({value[:20]!r}); text is needed")
     return value
 
 
 def _optional_text(raw: Mapping[str, Any], column: str) -> str:
     value = raw.get(column)
-    return "" if value is None else _text(value, column, may_be_empty=True)
+    return "" if value is None else text(value, column, may_be_empty=True)
 
 
-def _margin(value: Any) -> float | None:
-    if value is None:
-        return None
+def number(value: Any, column: str) -> float:
+    """The value of a column of numbers. Raises RowError for anything that float32 does not hold."""
     # compared before it is converted: a whole number of JSON may be too long for any float
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST_MARGIN:
-        raise RowError("wrong_type", f"column 'margin' must be a finite number (float32), found {_shown(value)}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST_NUMBER:
+        raise RowError("wrong_type", f"column {column!r} must be a finite number (float32), found {shown(value)}")
     return float(value)
 
 
@@ -204,11 +222,11 @@ def _preference_set(value: Any) -> tuple[dict[str, str], ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-        raise RowError("wrong_type", f"column 'preference_set' must be a list of objects, found {_shown(value)}")
+        raise RowError("wrong_type", f"column 'preference_set' must be a list of objects, found {shown(value)}")
     return tuple({key: _optional_text(item, key) for key in PREFERENCE_KEYS} for item in value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Type and beginning of a value, on one line; ASCII so that any terminal prints it."""
-    text = ascii(value)
-    return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"
+    printed = ascii(value[:80] if isinstance(value, str | bytes) else value)  # a value may be megabytes long
+    return f"{type(value).__name__} {printed if len(printed) <= 80 else printed[:77] + '...'}"

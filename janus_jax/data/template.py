@@ -92,7 +92,27 @@ CHATML = Template(
 )
 """ChatML as plain text, as the published DPO and ORPO runs had it: no special tokens were added to the vocabulary."""
 
-TEMPLATES = {template.name: template for template in (MISTRAL_INST, CHATML)}
+PLAIN = Template(
+    name="plain",
+    prompt="{system}\n{instruction}",
+    prompt_without_system="{instruction}",
+    response="{response}",
+    chat_template=(
+        "{%- set system = messages[0]['content'] if messages and messages[0]['role'] == 'system' else '' -%}"
+        "{%- set turns = messages[1:] if messages and messages[0]['role'] == 'system' else messages -%}"
+        "{%- if not turns or turns | length > 2 or turns[0]['role'] != 'user'"
+        " or (turns | length == 2 and turns[1]['role'] != 'assistant') -%}"
+        "{{- raise_exception('no marks part turns here: write a conversation as the text of one user message; "
+        "allowed: system (optional), user, assistant (optional)') -}}"
+        "{%- endif -%}"
+        "{{- bos_token + (system + '\n' if system else '') + turns[0]['content'] -}}"
+        "{%- if turns | length == 2 -%}{{- ' ' + turns[1]['content'] + eos_token -}}{%- endif -%}"
+    ),
+)
+"""No marks at all, for prompts that bring their own ("\\n\\nHuman: ...\\n\\nAssistant:"). Exported tokenizers take one
+prompt and one response: how further turns would be marked is for the data to say."""
+
+TEMPLATES = {template.name: template for template in (MISTRAL_INST, CHATML, PLAIN)}
 
 
 def get_template(name: str) -> Template:

@@ -80,9 +80,12 @@ def _check_boundary(key: str, dataset: TokenizedDataset, config: RunConfig) -> N
         return
     held_out = re.fullmatch(r"train=(.*), validation=(.*)", manifest.source)
     train, *others = held_out.groups() if held_out else (manifest.source,)
-    options = {"kind": manifest.kind, "source": train, "template": manifest.template, "boundary": wanted}
+    derived = manifest.derived
+    options = {"kind": manifest.kind} if derived is None else {"derive": manifest.kind, "seed": str(derived["seed"])}
+    options |= {"source": train, "template": manifest.template, "boundary": wanted}
     options |= {"tokenizer": f"{directory}/tokenizer", "out": f"{directory}_{wanted}"}
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    arguments += ["--all-pairs"] * bool(derived and derived["all_pairs"])
     arguments += ["--skip-bad"] * any(split.dropped for split in manifest.splits.values())
     arguments += [part for source in others for part in ("--validation-source", source)]
     command = shlex.join(["janus", "data", "build", *arguments])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from janus_jax.data.sample import sample_rows
 from janus_jax.data.schema import Row
-from janus_jax.data.template import CHATML, MISTRAL_INST, encode_example, encode_prompt, get_template
+from janus_jax.data.template import CHATML, MISTRAL_INST, PLAIN, encode_example, encode_prompt, get_template
 from janus_jax.data.tokenizer import load_tokenizer
 from janus_jax.errors import DataError
 
@@ -72,8 +72,15 @@ def test_chatml_is_the_published_text_as_ordinary_pieces(tokenizer):
     assert rejected.tolist() == [*tokenizer.encode("No.<|im_end|>"), 2]
 
 
+def test_plain_adds_nothing(tokenizer):
+    assert PLAIN.prompt_text("", "\n\nHuman: Why?\n\nAssistant:") == "\n\nHuman: Why?\n\nAssistant:"
+    assert PLAIN.prompt_text("Be brief.", "Why?") == "Be brief.\nWhy?"
+    prompt, chosen, _ = encode_example(PLAIN, tokenizer, Row("", "\n\nHuman: Why?\n\nAssistant:", "So.", "No."), "rm")
+    assert [*prompt, *chosen] == [1, *tokenizer.encode("\n\nHuman: Why?\n\nAssistant: So."), 2]
+
+
 def test_unknown_template_and_kind_and_missing_rejected_are_refused(tokenizer):
-    with pytest.raises(DataError, match="'llama': unknown; allowed: mistral-inst, chatml"):
+    with pytest.raises(DataError, match="'llama': unknown; allowed: mistral-inst, chatml, plain"):
         get_template("llama")
     with pytest.raises(DataError, match="'ppo': unknown; allowed: sft, dpo, orpo, rm"):
         encode_example(MISTRAL_INST, tokenizer, Row("", "a", "b"), "ppo")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from janus_jax.data.template import CHATML, MISTRAL_INST, encode_prompt, encode_response
+from janus_jax.data.template import CHATML, MISTRAL_INST, PLAIN, encode_prompt, encode_response
 from janus_jax.data.tokenizer import EMBEDDED, HFTokenizer, SentencePieceTokenizer, load_tokenizer, save_hf_tokenizer
 from janus_jax.errors import DataError
 
@@ -167,6 +167,25 @@ def test_exported_chat_template_follows_the_template_of_the_data(embedded, tmp_p
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert text == "<s>" + CHATML.prompt_text("Be brief.", "Why?")
+
+
+@pytest.mark.parametrize("system", ["", "Be brief."])
+def test_an_exported_plain_template_takes_one_prompt_and_one_response(embedded, tmp_path, system):
+    from transformers import AutoTokenizer
+
+    save_hf_tokenizer(embedded, tmp_path, chat_template=PLAIN.chat_template)
+    apply = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template
+    asked = "\n\nHuman: Why does\n bread rise?\n\nAssistant:"
+    turns = [{"role": "system", "content": system}] if system else []
+    turns.append({"role": "user", "content": asked})
+    prompt = encode_prompt(PLAIN, embedded, system, asked).tolist()
+    assert apply(turns, add_generation_prompt=True, return_dict=False) == prompt
+    answer = {"role": "assistant", "content": "Yeast."}
+    response = encode_response(PLAIN, embedded, "Yeast.").tolist()
+    assert apply([*turns, answer], return_dict=False) == prompt + response
+    for bad in ([*turns, answer, turns[-1]], [answer], [*turns, turns[-1]]):
+        with pytest.raises(Exception, match="no marks part turns here"):
+            apply(bad, tokenize=False)
 
 
 def test_hf_directory_tokenizer_equals_transformers_on_ordinary_text(tmp_path):

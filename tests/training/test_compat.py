@@ -76,9 +76,9 @@ def test_data_of_the_other_boundary_is_refused_with_the_command_that_builds_it_r
             cli.main()
         assert not done.value.code, capsys.readouterr().err
 
-    write_sample("dpo", "my rows")
+    write_sample("sft", "my rows")
     janus(
-        "janus data build --kind dpo --template chatml --source 'my rows/train.jsonl' "
+        "janus data build --derive dpo --seed 3 --template chatml --source 'my rows/train.jsonl' "
         "--validation-source 'my rows/validation.jsonl' --out data"
     )
     batch = {"row_length": 2048, "max_sequence_length": 1024}
@@ -94,6 +94,7 @@ def test_data_of_the_other_boundary_is_refused_with_the_command_that_builds_it_r
     setup = prepare(built("data_joint", compat=compat))
     manifest = setup.loader.dataset.manifest
     assert (manifest.boundary, manifest.template, list(manifest.splits)) == ("joint", "chatml", ["train", "validation"])
+    assert (manifest.kind, manifest.derived) == ("dpo", {"seed": 3, "all_pairs": False})
     held_out = {"data": {"eval_dir": "data"}, "eval": {"every_steps": 1}}
     with pytest.raises(ConfigError, match=r"data\.eval_dir=data: was built with token boundary separate"):
         prepare(built("data_joint", compat=compat, **held_out))
