@@ -138,10 +138,13 @@ def fit(
 
 
 def default_max_segments(fitted: Fitted, row_length: int) -> int:
-    """A static cap that rows rarely reach: twice the average number of examples a row holds."""
+    """A static cap that rows rarely reach: three times the average number of examples that a row holds.
+
+    Twice the average cost 1.4 % of the slots where many examples are short (0.979 instead of 0.993 full).
+    """
     slots = fitted.slots[fitted.slots > 0]  # pairs without responses take none, and as many fit as the cap allows
     most = row_length // max(1, int(slots.min()))
-    return int(max(1, min(most, np.ceil(2 * row_length / slots.mean()))))
+    return int(max(1, min(most, np.ceil(3 * row_length / slots.mean()))))
 
 
 def plan_rows(

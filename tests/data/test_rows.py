@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_jax.data.example import Example
-from janus_jax.data.rows import fit, pack, plan_groups, plan_rows, rows_for_groups
+from janus_jax.data.rows import default_max_segments, fit, pack, plan_groups, plan_rows, rows_for_groups
 from janus_jax.errors import DataError
 from tests.benchmarks.tokens_per_pair import PADDED, count, stated_lengths
+from tests.real_rows import real_rows
 from tests.training_examples import random_examples
 
 
@@ -104,14 +105,43 @@ def test_neighbours_that_are_kept_together_meet_in_one_step():
     assert orders[0] != orders[1]
 
 
+def fill_and_rows(lengths, *, row_length, longest):
+    """The share of row slots that hold a token, and the rows of an epoch as lists of slots."""
+    fitted = fit(lengths, row_length=row_length, max_sequence_length=longest, overlong="drop")
+    cap = default_max_segments(fitted, row_length)
+    rows = plan_rows(fitted.slots, row_length=row_length, max_segments=cap, seed=0, epoch=0)
+    return fitted.slots.sum() / (row_length * len(rows)), [fitted.slots[row] for row in rows]
+
+
 def test_lengths_like_the_real_ones_pack_tightly():
-    rng = np.random.default_rng(0)
-    prompt = np.clip(rng.lognormal(np.log(330), 0.5, 20000), 8, 2048).astype(int)
-    response = np.clip(rng.lognormal(np.log(520), 0.55, (20000, 2)), 8, 2048).astype(int)
-    lengths = np.stack([prompt, response[:, 0], 0 * prompt], 1)
-    fitted = fit(lengths, row_length=8192, max_sequence_length=8192, overlong="drop")
-    rows = plan_rows(fitted.slots, row_length=8192, max_segments=64, seed=0, epoch=0)
-    assert fitted.slots.sum() / (8192 * len(rows)) > 0.98
+    lengths = stated_lengths(20_000)
+    assert fill_and_rows(lengths, row_length=4096, longest=2048)[0] > 0.96
+    single = lengths * [1, 1, 0]
+    assert fill_and_rows(single, row_length=8192, longest=8192)[0] > 0.98
+
+
+def test_real_rows_pack_tightly(tmp_path):
+    """BiGGen Bench prompts and answers: as SFT, and as pairs."""
+    from tests.benchmarks.tokens_per_pair import built_lengths
+
+    found = real_rows(tmp_path)
+    if found is None:
+        pytest.skip("JANUS_REAL_DATA names no directory of real rows")
+    pairs = np.tile(built_lengths(found.dpo, tmp_path / "dpo"), (8, 1))  # 319 rows fill few rows: of them several
+    assert fill_and_rows(pairs, row_length=4096, longest=2048)[0] > 0.96
+    assert fill_and_rows(pairs * [1, 1, 0], row_length=8192, longest=8192)[0] > 0.98
+
+
+@pytest.mark.parametrize(("row_length", "columns"), [(8192, [1, 1, 0]), (4096, [1, 1, 1])], ids=["sft", "pairs"])
+def test_the_plan_makes_no_curriculum_of_lengths(row_length, columns):
+    """Rows do not get shorter, fuller or emptier along an epoch. What chance does to n rows is within 3 / sqrt(n)."""
+    _, rows = fill_and_rows(stated_lengths(60_000) * columns, row_length=row_length, longest=row_length // 2)
+    number = np.arange(len(rows))
+    for measure in (np.mean, np.max, np.min, np.sum, len):
+        correlation = np.corrcoef(number, [measure(row) for row in rows])[0, 1]
+        assert abs(correlation) < 3 / np.sqrt(len(rows)), measure
+    thirds = [np.mean([row.mean() for row in part]) for part in np.array_split(np.array(rows, object), 3)]
+    np.testing.assert_allclose(thirds, np.mean(thirds), rtol=0.02)
 
 
 def test_each_overlong_policy_does_what_it_says():

@@ -1,0 +1,167 @@
+"""Runs over mixtures: they resume bit for bit, their reference covers what they read, and shares belong to the run."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from janus_jax.checkpoint.source import open_source
+from janus_jax.config import RunConfig
+from janus_jax.errors import ConfigError, DataError
+from janus_jax.training.run import train
+from tests.training_examples import random_examples, write_dataset
+
+MODEL = {"preset": "tiny", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "head_dim": 8}
+SIZES = (31, 9, 14)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    root = tmp_path_factory.mktemp("parts")
+    for number, size in enumerate(SIZES):
+        splits = {"train": random_examples(size, pairs=True, seed=number)}
+        splits["validation"] = random_examples(3, pairs=True, seed=10 + number)
+        write_dataset(root / str(number), splits, kind="dpo")
+    return root
+
+
+def mixture(parts, *weights, examples=24):
+    found = [{"dir": str(parts / str(number)), "weight": weight} for number, weight in enumerate(weights)]
+    return {"mixture": found, "examples": examples}
+
+
+def config(data, run, **changes):
+    values = {
+        "run": {"dir": str(run), "seed": 3},
+        "model": MODEL,
+        "data": data,
+        "batch": {"examples": 8, "row_length": 64, "max_sequence_length": 32, "microbatches": 2},
+        "objective": {"name": "dpo"},
+        "schedule": {"name": "constant", "learning_rate": 1e-2, "warmup_steps": 1, "epochs": 3},
+        "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
+        "precision": {"compute": "float32"},
+        "eval": {"every_steps": 5, "rows": 4},
+        "logging": {"tensorboard": False},
+        **changes,
+    }
+    return RunConfig.model_validate(values)
+
+
+def records(run, kind="train"):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def losses(run):
+    return [line["loss"] for line in records(run)]
+
+
+@pytest.fixture(scope="module")
+def whole(parts, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run") / "run"
+    train(config(mixture(parts, 2, 1, 1), run), writers=())
+    return run
+
+
+@pytest.mark.parametrize("stop", [2, 3, 7])
+def test_a_stopped_run_resumes_bit_for_bit_inside_and_at_the_end_of_an_epoch(parts, whole, tmp_path, stop):
+    assert len(losses(whole)) == 9  # 24 pairs an epoch, 8 a step
+    train(config(mixture(parts, 2, 1, 1), tmp_path / "run"), until_step=stop, writers=())
+    resumed = train(config(mixture(parts, 2, 1, 1), tmp_path / "run"), writers=())
+    assert resumed.resumed_from == stop
+    assert losses(tmp_path / "run") == losses(whole)
+    ours, theirs = (jax.tree.leaves(open_source(run).load_host()) for run in (tmp_path / "run", whole))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+    (position,) = (tmp_path / "run" / "checkpoints" / "9" / "data").rglob("metadata")
+    assert len(position.read_text()) < 100
+
+
+def test_the_reference_pass_scores_what_the_run_reads_and_equals_online_scores(parts, whole, tmp_path):
+    online = config(mixture(parts, 2, 1, 1), tmp_path / "online", reference={"mode": "online"})
+    train(online, writers=())
+    assert losses(tmp_path / "online")[:3] == losses(whole)[:3]  # the first epoch: the very same rows
+    np.testing.assert_allclose(losses(tmp_path / "online"), losses(whole), rtol=1e-4)
+    with np.load(whole / "reference" / "train.npz") as stored:
+        scored = np.isfinite(stored["logps"]).all(1)
+    # three epochs of 12, 6, 6: 36 draws of 31 pairs, 18 of 9 and 18 of 14 reach every pair of each part
+    assert scored.shape == (sum(SIZES),) and scored.all()
+    short = config(mixture(parts, 2, 1, 1), tmp_path / "short", schedule={**SCHEDULE, "epochs": 1})
+    train(short, writers=())
+    with np.load(tmp_path / "short" / "reference" / "train.npz") as stored:
+        assert np.isfinite(stored["logps"]).all(1).sum() == 24
+
+
+SCHEDULE = {"name": "constant", "learning_rate": 1e-2, "warmup_steps": 1, "epochs": 3}
+
+
+def test_held_out_are_all_examples_of_all_parts(parts, whole):
+    alone = []
+    for number in range(3):
+        data = {"mixture": [{"dir": str(parts / str(number))}]}
+        alone.append(config(data, whole))
+    (first, *_), counted = records(whole, "eval"), 0
+    from janus_jax.training.inputs import open_held_out
+
+    for one in alone:
+        held_out = open_held_out(one)
+        assert held_out is not None
+        counted += len(held_out)
+    whole_set = open_held_out(config(mixture(parts, 2, 1, 1), whole))
+    assert whole_set is not None and len(whole_set) == counted == 9
+    assert np.isfinite(first["loss"])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda parts: mixture(parts, 1, 1, 1), r"holds a run with data.mixture = \[2.0, 1.0, 1.0\], not \[1.0, 1.0"),
+        (lambda parts: mixture(parts, 2, 1, 1, examples=32), r"holds a run with data.examples = 24, not 32"),
+        (lambda parts: {"dir": str(parts / "0")}, r"holds a run with data.mixture = \[2.0, 1.0, 1.0\], not None"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_shares(parts, whole, data, message):
+    with pytest.raises(ConfigError, match=message):
+        train(config(data(parts), whole), writers=())
+
+
+def test_other_parts_in_the_same_places_are_other_data(parts, whole, tmp_path):
+    for number, size in enumerate(SIZES):
+        splits = {name: random_examples(size, pairs=True, seed=50) for name in ("train", "validation")}
+        directory = write_dataset(tmp_path / str(number), splits, kind="dpo")
+        manifest = (directory / "manifest.json").read_text()
+        (directory / "manifest.json").write_text(manifest.replace("random-dpo", "other-dpo"))
+    with pytest.raises(ConfigError, match=r"holds a run on other data than .*/0, .*/1, .*/2 has now"):
+        train(config(mixture(tmp_path, 2, 1, 1), whole), writers=())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"mixture": [{"dir": "a", "weight": 1}, {"dir": "b"}]}, "b has no weight and others have"),
+        ({"mixture": [{"dir": "a"}], "dir": "b"}, "data.dir and data.mixture are both given"),
+        ({}, "neither data.dir nor data.mixture is given"),
+        ({"dir": "a", "examples": 5}, "data.examples = 5: allowed with the weights of data.mixture only"),
+        ({"mixture": [{"dir": "a"}], "examples": 5}, "data.examples = 5: allowed with the weights"),
+        ({"mixture": [{"dir": "a", "weight": 0}]}, "greater than 0"),
+        ({"mixture": []}, "at least 1 item"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(data, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        config(data, tmp_path / "run")
+
+
+def test_neighbours_of_a_mixture_cannot_be_kept_together(parts, tmp_path):
+    with pytest.raises(ValueError, match=r"batch.keep_together = 2: allowed with data.mixture: 1"):
+        config(mixture(parts, 1, 1, 1), tmp_path, batch={**BATCH, "keep_together": 2})
+
+
+BATCH = {"examples": 8, "row_length": 64, "max_sequence_length": 32, "microbatches": 2}
+
+
+def test_a_part_that_is_none_is_named(parts, tmp_path):
+    data = {"mixture": [{"dir": str(parts / "0")}, {"dir": str(tmp_path / "absent")}]}
+    with pytest.raises(DataError, match="absent: no such directory"):
+        train(config(data, tmp_path / "run"), writers=())
