@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from janus_jax import storage
-from janus_jax.errors import DataError
+from janus_jax.errors import ConfigError, DataError
 from janus_jax.inspect import terminal
 from janus_jax.inspect.facts import SplitFacts, scan_parts, split_facts
 from janus_jax.inspect.page import page
@@ -51,6 +51,10 @@ def inspect(
     shown, console = shown or Shown(), console or Console(markup=False, highlight=False, emoji=False)
     views = open_views(target, overrides, options, split)
     first = views[0]
+    length = first.plan.settings.row_length
+    if shown.slots is not None and shown.slots.stop > length:
+        asked = f"{shown.slots.start}-{shown.slots.stop - 1}"
+        raise ConfigError(f"--slots {asked}: a row of {first.title} has slots 0 to {length - 1}")
     pieces = Pieces(first.plan.dataset.tokenizer())
     epochs = [shown.epoch if view.role != "held out" else 0 for view in views]  # held-out rows are those of epoch 0
     numbers = list(range(min(shown.rows, len(first.rows(shown.epoch))))) if shown.row is None else [shown.row]

@@ -161,9 +161,9 @@ def _print_slots(console: Console, row: ShownRow, pieces: Pieces, slots: list[in
 def show_legend(console: Console) -> None:
     """What the marks in texts mean."""
     console.print(
-        f"· space, ↵ newline, → tab, {MORE_BYTES} a further byte of the character before; every other token\n"
-        "is underlined. again: prompt tokens with which a branch begins. Examples, rows,\n"
-        "slots and epochs are counted from 0.",
+        f"Texts: · space, ↵ newline, → tab, {MORE_BYTES} a further byte of the character before;\n"
+        "every other token is underlined. again: prompt tokens at the start of a branch.\n"
+        "Examples, rows, slots and epochs are counted from 0.",
         style="dim",
         soft_wrap=True,
     )
