@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from janus_jax.bucket import is_url
 from janus_jax.config import RunConfig, load_config
+from janus_jax.data import staging
 from janus_jax.data.dataset import Manifest, TokenizedDataset
 from janus_jax.data.plan import BatchSettings, Position, RowPlan
 from janus_jax.errors import ConfigError
@@ -79,9 +81,10 @@ def open_views(
     Raises:
         ConfigError: options that do not go with the target, or a configuration that training would refuse.
         DataError: data that training would refuse.
+        StorageError: data on gs:// that cannot be copied here.
     """
     options = options or DirectoryOptions()
-    if Path(target).expanduser().is_dir():
+    if is_url(target) or Path(target).expanduser().is_dir():
         if overrides:
             raise ConfigError(f"{overrides[0]}: {target} is a directory; allowed: KEY=VALUE with a configuration only")
         return _views_of_directory(target, options, split)
@@ -91,7 +94,7 @@ def open_views(
 
 
 def _views_of_directory(directory: str, options: DirectoryOptions, split: str | None) -> list[View]:
-    manifest = Manifest.load(Path(directory).expanduser())
+    manifest = Manifest.load(staging.dataset(directory, split or "train"))
     objective = options.objective or OBJECTIVE_OF_KIND[manifest.kind]
     row_length = options.row_length or (8192 if objective == "sft" else 4096)
     longest = options.max_sequence_length or (row_length if objective == "sft" else max(1, row_length // 2))
@@ -103,7 +106,7 @@ def _views_of_directory(directory: str, options: DirectoryOptions, split: str | 
         View(
             "split",
             RowPlan(
-                TokenizedDataset(directory, name),
+                TokenizedDataset(staging.dataset(directory, name), name),
                 settings,
                 branches=1 if objective == "sft" else 2,
                 head=HEAD_OF_OBJECTIVE[objective],

@@ -188,3 +188,17 @@ def test_a_mistake_is_one_line_and_exit_2(inspect, write, config_of, tmp_path, m
     code, out, err = inspect(*arguments.split())
     assert (code, out) == (2, "") and err.count("\n") == 1 and err.startswith(f"error: {expected}")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_data_set_in_a_bucket_is_read_from_its_copy(inspect, write, monkeypatch):
+    copy = write("dpo", train=[GOOD], validation=[GOOD] * 2)
+    asked = []
+
+    def dataset(directory: str, split: str) -> Path:
+        asked.append((directory, split))
+        return copy
+
+    monkeypatch.setattr("janus_jax.data.staging.dataset", dataset)
+    code, out, _ = inspect("gs://bucket/pairs")
+    assert code == 0 and "nothing wrong in 3 examples" in out
+    assert {("gs://bucket/pairs", "train"), ("gs://bucket/pairs", "validation")} == set(asked)
