@@ -33,18 +33,20 @@ class Difference:
 class Borders:
     """Counts of sampled examples; a pair counts if any of its two texts differs."""
 
+    boundary: str
+    """As it was built."""
     checked: int
     of: int
     why_not: str
     """Reason if nothing could be checked."""
     other_rows: int
     """Examples whose row, tokenized as the manifest says, does not give the stored ids; not counted below."""
+    prompt_alone: int
+    """The prompt tokenized alone, as a server does it, gives other ids than those of the row."""
     with_space: int
     """Differ as one text with a space between, as chat templates of such tokenizers write it."""
     without_space: int
     """Differ as one text without a space between, as --boundary joint tokenizes."""
-    prompt_alone: int
-    """The prompt tokenized alone, as a server does it, gives other ids than those of the row."""
     shown: list[Difference]
     """The first few of each form."""
 
@@ -55,11 +57,11 @@ def check_borders(dataset: TokenizedDataset, index: np.ndarray, sample: int = SA
     try:
         rows = read_texts(dataset, taken.tolist())
     except DataError as error:
-        return Borders(0, len(index), str(error), 0, 0, 0, 0, [])
+        return Borders(dataset.manifest.boundary, 0, len(index), str(error), 0, 0, 0, 0, [])
     tokenizer, form, manifest = dataset.tokenizer(), dataset.template(), dataset.manifest
     pieces = Pieces(tokenizer)
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    differ: dict[str, list[Difference]] = {"with space": [], "without space": [], "prompt alone": []}
+    differ: dict[str, list[Difference]] = {"prompt alone": [], "with space": [], "without space": []}
     between = {"with space": " ", "without space": ""}
     other = 0
     for number, row, example in zip(taken.tolist(), rows, dataset.read(taken), strict=True):
@@ -82,7 +84,13 @@ def check_borders(dataset: TokenizedDataset, index: np.ndarray, sample: int = SA
                 differ[name].append(_difference(name, number, pieces, here, there))
     counts = [len(found) for found in differ.values()]
     return Borders(
-        len(taken), len(index), "", other, *counts, shown=[one for found in differ.values() for one in found[:_SHOWN]]
+        manifest.boundary,
+        len(taken),
+        len(index),
+        "",
+        other,
+        *counts,
+        shown=[one for found in differ.values() for one in found[:_SHOWN]],
     )
 
 

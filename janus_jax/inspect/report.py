@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from janus_jax import storage
+from janus_jax.data import staging
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.inspect import terminal
 from janus_jax.inspect.facts import SplitFacts, scan_parts, split_facts
@@ -33,6 +34,7 @@ class Shown:
     json: Path | None = None
 
 
+@staging.naming_urls()
 def inspect(
     target: str,
     overrides: Sequence[str] = (),

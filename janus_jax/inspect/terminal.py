@@ -1,7 +1,5 @@
 """The report on a terminal: 80 columns will do, and colours only repeat what labels say."""
 
-import itertools
-
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
@@ -17,6 +15,7 @@ from janus_jax.inspect.wording import (
     bias_lines,
     border_lines,
     count_lines,
+    counted,
     overlap_lines,
     percent,
     repeat_lines,
@@ -47,7 +46,8 @@ def show_row(console: Console, row: ShownRow, pieces: Pieces, slots: range | Non
     for segment in shown:
         _print_segment(console, row, segment, full)
     if len(shown) < len(row.segments):
-        console.print(f"{len(row.segments) - len(shown)} more examples in this row: --full shows them, --html too")
+        more = counted(len(row.segments) - len(shown), "more example")
+        console.print(f"{more} in this row: --full shows all of it, --html too")
     console.print()
     _print_slots(console, row, pieces, list(slots or []) or _border_slots(row.segments[0]))
     console.print()
@@ -239,15 +239,13 @@ def _heading(console: Console, text: str) -> None:
 
 
 def _print_histogram(console: Console, rows: RowFacts) -> None:
-    """Rows by their fill, empty bins at the beginning left out."""
+    """Rows by their fill, without empty bins."""
     fills = rows.fills
     most = max(fills.counts)
-    bins = list(enumerate(fills.counts))
-    for number, count in itertools.dropwhile(lambda one: not one[1], bins):
-        bar = "█" * max(round(40 * count / most), bool(count))
-        console.print(
-            f"{fills.width * number:4.0f}-{fills.width * (number + 1):.0f} %".rjust(12) + f" {bar} {count:,}",
-        )
+    for number, count in enumerate(fills.counts):
+        if count:
+            span = f"{fills.width * number:.0f}-{fills.width * (number + 1):.0f} %"
+            console.print(f"  {span:>10} {'█' * max(round(40 * count / most), 1)} {count:,}")
 
 
 def _sparkline(histogram: Histogram) -> str:

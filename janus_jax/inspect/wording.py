@@ -105,10 +105,14 @@ def border_lines(borders: Borders | None) -> Iterator[str]:
         yield f"token boundary: not checked: {borders.why_not}"
         return
     what = "all" if borders.checked == borders.of else f"{borders.checked:,} of"
-    yield f"token boundary, on the texts of {what} {counted(borders.of, 'example')}; cut otherwise than stored:"
+    built = "apart" if borders.boundary == "separate" else "as one text without a space"
+    yield (
+        f"token boundary: prompt and response were tokenized {built}; on the texts of {what} "
+        f"{counted(borders.of, 'example')} this is cut otherwise:"
+    )
+    yield f"  {borders.prompt_alone:,} where the prompt is tokenized alone, as a server does"
     yield f"  {borders.with_space:,} as one text with a space between prompt and response"
-    yield f"  {borders.without_space:,} as one text without a space (as --boundary joint)"
-    yield f"  {borders.prompt_alone:,} where the prompt is tokenized alone (as a server does)"
+    yield f"  {borders.without_space:,} as one text without a space"
     if borders.other_rows:
         yield (
             f"  {borders.other_rows:,} could not be judged: their texts in tfds/, tokenized as the manifest says, do "

@@ -12,6 +12,7 @@ import yaml
 from rich.cells import cell_len
 
 from janus_jax import cli
+from janus_jax.bucket import Prefix
 from tests.inspect.test_facts import BROKEN, GOOD
 
 ROOT = Path(__file__).parents[2]
@@ -190,15 +191,9 @@ def test_a_mistake_is_one_line_and_exit_2(inspect, write, config_of, tmp_path, m
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_data_set_in_a_bucket_is_read_from_its_copy(inspect, write, monkeypatch):
-    copy = write("dpo", train=[GOOD], validation=[GOOD] * 2)
-    asked = []
-
-    def dataset(directory: str, split: str) -> Path:
-        asked.append((directory, split))
-        return copy
-
-    monkeypatch.setattr("janus_jax.data.staging.dataset", dataset)
-    code, out, _ = inspect("gs://bucket/pairs")
-    assert code == 0 and "nothing wrong in 3 examples" in out
-    assert {("gs://bucket/pairs", "train"), ("gs://bucket/pairs", "validation")} == set(asked)
+def test_a_data_set_in_a_bucket_is_read_from_its_copy(inspect, write, bucket):
+    directory = write("dpo", train=[GOOD], validation=[GOOD] * 2)
+    files = (path for path in directory.rglob("*") if path.is_file())
+    Prefix(f"{bucket}/pairs").upload(directory, [path.relative_to(directory).as_posix() for path in files])
+    code, out, err = inspect(f"{bucket}/pairs")
+    assert (code, err) == (0, "") and "nothing wrong in 3 examples" in out and "split validation" in out

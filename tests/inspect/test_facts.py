@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import yaml
 
+from janus_jax.config import load_config
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.plan import BatchSettings, Position, RowPlan
 from janus_jax.inspect.facts import SplitFacts, scan_parts, split_facts
 from janus_jax.inspect.pieces import Pieces
 from janus_jax.inspect.statistics import Histogram, Spread, wilson_interval
 from janus_jax.inspect.views import DirectoryOptions, View, open_views
+from janus_jax.training.setup import prepare
 from tests.training_examples import random_examples, write_dataset
 
 
@@ -79,6 +81,23 @@ def test_rows_and_fill_are_those_of_the_batches(pairs, config_of):
     assert found.examples == sum(sizes) and found.examples_per_row.mean == pytest.approx(sum(sizes) / len(there))
     counts = collections.Counter(min(int(slots / 64 * 100 // 5), 19) for slots in there)
     assert found.fills.counts == [counts[bin] for bin in range(20)]
+
+
+def test_what_is_shown_is_what_training_and_evaluation_read(tmp_path, config_of):
+    """The loaders of a run, on eight devices."""
+    examples = random_examples(150, pairs=True)
+    directory = write_dataset(tmp_path / "d", {"train": examples, "validation": examples[:70]}, kind="dpo")
+    batch = {"rows": 16, "row_length": 64, "max_sequence_length": 24, "microbatches": 2}
+    for evaluation in ({"every_steps": 1}, {"every_steps": 1, "rows": 16}):
+        path = config_of({"dir": str(directory)}, eval=evaluation, batch=batch)
+        setup = prepare(load_config(path))
+        for view, loader in zip(open_views(path), (setup.loader, setup.eval_loader), strict=True):
+            assert loader is not None
+            for epoch in range(2 if view.role == "training" else 1):
+                starts = [Position(epoch, step * loader.unit) for step in range(loader.steps(epoch))]
+                rows = [row.tolist() for start in starts for row in loader.members(start)]
+                assert [row.tolist() for row in view.rows(epoch)] == rows
+                assert facts_of(view, epoch).rows.rows_per_step == loader.rows
 
 
 def test_over_long_examples_are_counted_by_their_policy(pairs):
@@ -247,7 +266,19 @@ def test_a_policy_that_cuts_or_zeroes_on_purpose_is_no_mistake(write):
         view = view_of(directory, dataclasses.replace(SETTINGS, overlong=overlong))
         facts = facts_of(view)
         assert facts.problems == [] and facts.whole.fit == 2
+        bias = facts.whole.bias
+        assert bias is not None and bias.pairs == (2 if overlong == "truncate" else 1)  # one has no responses left
+        assert bias.difference.most <= 32
         assert (facts.whole.truncated, facts.whole.zeroed) == ((1, 0) if overlong == "truncate" else (0, 1))
+
+
+@pytest.mark.parametrize("head", ["lm", "value"])
+def test_what_was_cut_need_not_end_with_eos_unless_a_reward_is_read_there(write, head):
+    directory = write("dpo", train=[GOOD, ("What?", [50] * 60, "No.")])
+    view = view_of(directory, dataclasses.replace(SETTINGS, overlong="truncate"), head=head)
+    assert [problem.what for problem in facts_of(view).problems] == (
+        [] if head == "lm" else ["a response that does not end with EOS"]
+    )
 
 
 def test_an_example_that_is_not_read_breaks_nothing(write):
@@ -259,6 +290,41 @@ def test_an_example_that_is_not_read_breaks_nothing(write):
 def test_eos_inside_a_response_is_noted(write):
     whole = facts_of_directory(write("sft", train=[("What?", [50, 2, 51, 2]), ("What?", "Yes."), ("a", [2, 2])])).whole
     assert whole.eos_inside == 2
+    rejected = [GOOD, ("What?", "Yes.", [50, 2, 51, 2])]
+    assert facts_of_directory(write("dpo", "pairs", train=rejected)).whole.eos_inside == 1
+
+
+def test_repeats_of_a_mixture_are_those_of_each_part_and_of_all(write, config_of):
+    first = write("dpo", "a", train=[("One?", "a", "b"), ("Two?", "a", "b"), ("Two?", "b", "a")])
+    second = write(
+        "dpo", "b", train=[("Three?", "a", "b"), ("Two?", "a", "c"), ("Four?", "a", "b"), ("Four?", "a", "c")]
+    )
+    facts = facts_of(open_views(config_of({"mixture": [{"dir": str(first)}, {"dir": str(second)}]}))[0])
+    parts = [part.repeats for part in facts.parts]
+    assert [part.times for part in parts] == [{1: 1, 2: 1}, {1: 2, 2: 1}]
+    assert [len(part.most) for part in parts] == [1, 1]
+    assert "Two?" in parts[0].most[0][1] and "Four?" in parts[1].most[0][1]
+    assert facts.whole.repeats.times == {1: 2, 2: 1, 3: 1}
+    assert facts.whole.repeats.most == [(3, '"Two?"'), (2, '"Four?"')]
+
+
+def test_of_a_mixture_only_what_the_run_reads_is_judged(tmp_path, config_of, write):
+    """An epoch reads 5 of 40 examples; the one without EOS is as long as the good one that it replaces."""
+    good, bad = ("What?", [50, 51, 2], [52, 2]), ("What?", [50, 51, 52], [52, 2])
+
+    def view(name: str, broken: int | None) -> View:
+        directory = write("dpo", name, train=[bad if at == broken else good for at in range(40)])
+        mixture = [{"dir": str(directory), "weight": 1}]
+        schedule = {"name": "constant", "learning_rate": 1e-3, "epochs": 2}
+        return open_views(config_of({"mixture": mixture, "examples": 5}, schedule=schedule))[0]
+
+    plain = view("good", None)
+    positions = [Position(epoch, step * 4) for epoch in range(2) for step in range(plain.plan.steps(epoch))]
+    read = {int(example) for position in positions for example in plain.plan.example_ids(position)}
+    assert len(read) == facts_of(plain).read_ever == 10
+    assert facts_of(view("unread", min(set(range(40)) - read))).problems == []
+    (problem,) = facts_of(view("read", min(read))).problems
+    assert problem.count == 1 and f"example {min(read)} (" in problem.where
 
 
 @pytest.mark.parametrize("head", ["lm", "value"])

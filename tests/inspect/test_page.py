@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from janus_jax.inspect.pieces import Pieces
 from janus_jax.inspect.report import Shown, inspect
 
 HOSTILE = "</script><img src=x onerror=alert(1)>'\"&amp;<!-- </style> ]]> {{7*7}}"
@@ -66,6 +67,18 @@ def test_a_hostile_text_stays_text(write, page_of):
     beginnings = [piece for element, piece in page.texts if "3 times: " in piece]
     assert beginnings and all("</script><img src=x" in piece for piece in beginnings)
     assert text.count("</script>") == 2
+
+
+def test_a_hostile_piece_of_the_vocabulary_stays_text(write, page_of, monkeypatch):
+    """No piece of the embedded vocabulary ends a script by itself; one of another may."""
+    one = Pieces.one
+    monkeypatch.setattr(Pieces, "one", lambda self, id: HOSTILE if id == 2 else one(self, id))
+    page, text = page_of(write("sft", train=[("What?", "So.")]))
+    assert not page.of("img") and text.count("</script>") == 2
+    block = next(piece for element, piece in page.texts if element == "script")
+    assert "<" not in block
+    rows = json.loads(block)
+    assert rows["pieces"]["2"] == HOSTILE.replace(" ", "·")
 
 
 def test_the_name_of_a_directory_is_escaped_too(write, page_of):
