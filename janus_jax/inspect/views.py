@@ -102,20 +102,14 @@ def _views_of_directory(directory: str, options: DirectoryOptions, split: str | 
         raise ConfigError(f"--max-sequence-length {longest}: allowed: at most --row-length, {row_length}")
     settings = BatchSettings(row_length, longest, rows=1)
     names = list(manifest.splits) if split is None else [split]
-    return [
-        View(
-            "split",
-            RowPlan(
-                TokenizedDataset(staging.dataset(directory, name), name),
-                settings,
-                branches=1 if objective == "sft" else 2,
-                head=HEAD_OF_OBJECTIVE[objective],
-            ),
-            objective,
-            epochs=None,
-        )
-        for name in names
-    ]
+    views = []
+    for name in names:
+        dataset = TokenizedDataset(staging.dataset(directory, name), name)
+        dataset.name = directory  # and not that of a copy
+        branches = 1 if objective == "sft" else 2
+        plan = RowPlan(dataset, settings, branches=branches, head=HEAD_OF_OBJECTIVE[objective])
+        views.append(View("split", plan, objective, epochs=None))
+    return views
 
 
 def _views_of_config(config: RunConfig, split: str | None) -> list[View]:

@@ -196,4 +196,5 @@ def test_a_data_set_in_a_bucket_is_read_from_its_copy(inspect, write, bucket):
     files = (path for path in directory.rglob("*") if path.is_file())
     Prefix(f"{bucket}/pairs").upload(directory, [path.relative_to(directory).as_posix() for path in files])
     code, out, err = inspect(f"{bucket}/pairs")
-    assert (code, err) == (0, "") and "nothing wrong in 3 examples" in out and "split validation" in out
+    assert (code, err) == (0, "") and "nothing wrong in 3 examples" in out
+    assert f"example 0 of {bucket}/pairs" in out and "cache" not in out.split("token boundary")[0]
