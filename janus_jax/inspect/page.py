@@ -106,7 +106,7 @@ def _row(row: ShownRow, place: int) -> str:
         )
         size = max(segment.end - segment.start, 0)
         parts.append(
-            f'<a href="#r{place}s{segment.start}" style="flex:{size}" title="example {segment.example}">{inner}</a>'
+            f'<a href="#r{place}s{segment.number}" style="flex:{size}" title="example {segment.example}">{inner}</a>'
         )
     rest = length - row.used
     shown = [_segment(row, segment, place) for segment in row.segments]
@@ -121,10 +121,6 @@ def _row(row: ShownRow, place: int) -> str:
 
 
 def _segment(row: ShownRow, segment: Segment, place: int) -> str:
-    prompt, chosen, rejected = segment.lengths
-    lengths = f"prompt {prompt} + {row.names[CHOSEN]} {chosen}" + (f" + rejected {rejected}" if rejected else "")
-    extra = f", margin {segment.margin:g}" if segment.margin else ""
-    extra += ", cut by batch.overlong" if segment.cut else ""
     blocks = []
     for branch, label in enumerate((row.names[PROMPT], row.names[CHOSEN], row.names[REJECTED])):
         slots = [part for part in segment.parts if part.branch == branch]
@@ -135,9 +131,8 @@ def _segment(row: ShownRow, segment: Segment, place: int) -> str:
                 texts += f'<i class="eos target" data-at="{end - 1 - start}">&lt;/s&gt;</i>'
             blocks.append(f'<div class="label">{label}</div><div class="text" data-start="{start}">{texts}</div>')
     return (
-        f'<article class="example" id="r{place}s{segment.start}"><strong>Example {segment.example}</strong> of '
-        f'{escape(segment.dataset)}<div class="quiet">slots {segment.start}-{segment.end - 1}; {lengths} tokens{extra}'
-        f"</div>{''.join(blocks)}</article>"
+        f'<article class="example" id="r{place}s{segment.number}"><strong>Example {segment.example}</strong> of '
+        f'{escape(segment.dataset)}<div class="quiet">{segment.described(row.names)}</div>{"".join(blocks)}</article>'
     )
 
 

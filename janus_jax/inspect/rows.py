@@ -30,6 +30,7 @@ class Part:
 class Segment:
     """An example in a row."""
 
+    number: int  # among those of its row
     dataset: str
     example: int  # number in its split
     lengths: tuple[int, int, int]  # tokens of prompt, chosen, rejected as they are read
@@ -40,6 +41,14 @@ class Segment:
     parts: list[Part]
     ends: list[int]
     """Slots whose target is the EOS of a response: it is predicted there, and not fed (lm head)."""
+
+    def described(self, names: tuple[str, ...]) -> str:
+        """Where it lies, and how long it is."""
+        prompt, chosen, rejected = self.lengths
+        lengths = f"prompt {prompt} + {names[CHOSEN]} {chosen}" + (f" + rejected {rejected}" if names[REJECTED] else "")
+        where = f"slots {self.start}-{self.end - 1}" if self.end > self.start else "no slots: it has no responses"
+        margin = f", margin {self.margin:g}" if self.margin else ""
+        return f"{where}; {lengths} tokens{margin}{', cut by batch.overlong' if self.cut else ''}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +145,7 @@ def _segment(view: View, at: int, place: int, batch: Batch, roles: np.ndarray, e
     last = (batch.targets[0, inside] == eos) & counts & (view.plan.form.head == "lm")
     kept = tuple(fitted.lengths[at].tolist())
     return Segment(
+        number=place,
         dataset=parts[part].name,
         example=index - int(view.starts[part]),
         lengths=(kept[0], kept[1], kept[2]),

@@ -38,8 +38,8 @@ def show_row(console: Console, row: ShownRow, pieces: Pieces, slots: range | Non
     length = len(row.tokens)
     examples = "1 example" if len(row.segments) == 1 else f"{len(row.segments)} examples"
     console.print(f"{row.used:,} of {length:,} slots hold a token ({percent(row.used / length)}); {examples}")
-    if not row.segments:
-        console.print("all of it is padding: the last batch of an epoch is filled up with such rows")
+    if not row.used:
+        console.print("all of it is padding")
         return
     _print_strip(console, row)
     shown = row.segments if full else row.segments[:_SEGMENTS]
@@ -49,7 +49,9 @@ def show_row(console: Console, row: ShownRow, pieces: Pieces, slots: range | Non
         more = counted(len(row.segments) - len(shown), "more example")
         console.print(f"{more} in this row: --full shows all of it, --html too")
     console.print()
-    _print_slots(console, row, pieces, list(slots or []) or _border_slots(row.segments[0]))
+    _print_slots(
+        console, row, pieces, list(slots or []) or _border_slots(next(one for one in row.segments if one.parts))
+    )
     console.print()
 
 
@@ -57,7 +59,7 @@ def _print_strip(console: Console, row: ShownRow) -> None:
     """The row's layout on one line, a character for many slots; a bar stands where an example begins."""
     width, length = console.width, len(row.tokens)
     width = min(width, length)
-    starts = {segment.start * width // length for segment in row.segments[1:]}
+    starts = {segment.start * width // length for segment in row.segments if segment.start}
     strip = Text()
     for at in range(width):
         role = int(row.roles[at * length // width])
@@ -68,14 +70,9 @@ def _print_strip(console: Console, row: ShownRow) -> None:
 
 
 def _print_segment(console: Console, row: ShownRow, segment: Segment, full: bool) -> None:
-    prompt, chosen, rejected = segment.lengths
-    lengths = f"prompt {prompt} + {row.names[CHOSEN]} {chosen}" + (f" + rejected {rejected}" if rejected else "")
-    extra = f", margin {segment.margin:g}" if segment.margin else ""
-    extra += ", cut by batch.overlong" if segment.cut else ""
     console.print()
-    heading = f"example {segment.example} of {segment.dataset}"
-    console.print(Text(heading, style="bold"))
-    console.print(Text(f"slots {segment.start}-{segment.end - 1}; {lengths} tokens{extra}", style="dim"))
+    console.print(Text(f"example {segment.example} of {segment.dataset}", style="bold"))
+    console.print(Text(segment.described(row.names), style="dim"))
     for part in segment.parts:
         again = part.role == PROMPT and part.branch > 0
         label = "again" if again else row.names[part.role]

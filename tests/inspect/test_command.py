@@ -139,6 +139,16 @@ def test_the_configuration_decides_what_is_read(inspect, write, config_of):
     assert "objective simpo" in inspect(config, "objective={name: simpo}", "--split", "train")[1]
 
 
+def test_pairs_that_lost_their_responses_on_purpose_are_shown_so(inspect, write, config_of, tmp_path):
+    long = ("What?", "word " * 40, "No.")
+    config = config_of(write("dpo", train=[long, long, GOOD]), compat={"overlong_pairs": "zero_grad"})
+    code, out, _ = inspect(config, "--full", "--html", tmp_path / "page.html")
+    assert code == 0 and "0 dropped, 0 truncated, 2 left without responses" in out
+    assert out.count("no slots: it has no responses; prompt 1 + chosen 0 + rejected 0 tokens, cut by") == 2
+    ids = re.findall(r' id="([^"]+)"', (tmp_path / "page.html").read_text())
+    assert len(set(ids)) == len(ids)
+
+
 def test_the_kind_decides_how_a_directory_is_read(inspect, write):
     for kind, objective in (("sft", "sft"), ("orpo", "dpo"), ("rm", "rm")):
         texts = [GOOD[:2] if kind == "sft" else GOOD]
