@@ -16,11 +16,11 @@ from janus_jax.inspect.facts import PartFacts, SplitFacts
 from janus_jax.inspect.pieces import MORE_BYTES, Pieces, visible
 from janus_jax.inspect.rows import CHOSEN, PADDING, PROMPT, REJECTED, ROLES, Segment, ShownRow
 from janus_jax.inspect.wording import (
-    LENGTHS_NOTE,
     bias_lines,
     border_lines,
     count_lines,
     counted,
+    lengths_note,
     overlap_lines,
     percent,
     repeat_lines,
@@ -197,7 +197,7 @@ def _part(part: PartFacts, name: str) -> str:
     )
     return (
         f"<h3>Examples: {escape(name)}</h3>{_listed(said)}"
-        f'<p class="quiet">{LENGTHS_NOTE}</p>{_table(names, rows)}<div class="charts">{figures}</div>'
+        f'<p class="quiet">{lengths_note(part)}</p>{_table(names, rows)}<div class="charts">{figures}</div>'
     )
 
 

@@ -11,11 +11,11 @@ from janus_jax.inspect.pieces import MORE_BYTES, Pieces, visible
 from janus_jax.inspect.rows import CHOSEN, EOS, PADDING, PROMPT, REJECTED, Segment, ShownRow
 from janus_jax.inspect.statistics import Histogram
 from janus_jax.inspect.wording import (
-    LENGTHS_NOTE,
     bias_lines,
     border_lines,
     count_lines,
     counted,
+    lengths_note,
     overlap_lines,
     percent,
     repeat_lines,
@@ -189,7 +189,7 @@ def _print_part_facts(console: Console, part: PartFacts, name: str) -> None:
     _heading(console, f"Examples: {name or part.name}")
     for line in count_lines(part):
         console.print(line)
-    console.print(LENGTHS_NOTE, style="dim")
+    console.print(lengths_note(part), style="dim")
     table = _table()
     for column in ("tokens", "mean", "least", "5%", "25%", "50%", "75%", "95%", "99%", "most"):
         table.add_column(column, justify="left" if column == "tokens" else "right", no_wrap=True)

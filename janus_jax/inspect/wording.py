@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from janus_jax.inspect.borders import Borders
 from janus_jax.inspect.facts import LengthBias, PartFacts, Repeats, SplitFacts
 
-LENGTHS_NOTE = "Tokens of all examples as they were built; chosen - rejected: of those that fit, as they are read."
-
 
 def percent(share: float) -> str:
     """A share with one decimal; what is not all or nothing does not look like it."""
@@ -59,6 +57,12 @@ def count_lines(part: PartFacts) -> Iterator[str]:
         yield f"note: {counted(part.empty, 'example')} with a response that is nothing but EOS"
     if part.eos_inside:
         yield f"note: {counted(part.eos_inside, 'example')} with EOS inside a response, before its end"
+
+
+def lengths_note(part: PartFacts) -> str:
+    """Whose lengths the table has."""
+    bias = "; chosen - rejected: of those that fit, as they are read" if part.bias else ""
+    return f"Tokens of all examples as they were built{bias}."
 
 
 def bias_lines(bias: LengthBias | None) -> Iterator[str]:
