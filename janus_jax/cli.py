@@ -16,14 +16,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from janus_jax import __version__
+from janus_jax import __version__, cli_inspect
 from janus_jax.errors import ConfigError, JanusError, LostPeerError
 
 _settings: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
 app = typer.Typer(
     help="Post-training (SFT, preferences, rewards) of Mistral-shaped models on sharded JAX meshes.", **_settings
 )
-data_app = typer.Typer(help="Build data sets from published rows.", **_settings)
+data_app = typer.Typer(help="Build data sets from published rows, and look into them.", **_settings)
 convert_app = typer.Typer(help="Convert between Hugging Face directories and this project's checkpoints.", **_settings)
 config_app = typer.Typer(help="Look at run configurations.", **_settings)
 app.add_typer(data_app, name="data")
@@ -168,6 +168,9 @@ def data_build(
             progress=progress,
         )
     _print_manifest(manifest, out)
+
+
+data_app.command("inspect", epilog=cli_inspect.EPILOG)(cli_inspect.data_inspect)
 
 
 @app.command(epilog="Example: janus train configs/demo_sft.yaml --devices 8 schedule.epochs=null schedule.steps=20")

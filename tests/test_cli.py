@@ -39,7 +39,10 @@ def janus(monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["config", "show", "configs/demo_dpo.yaml"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["train", "--help"], ["data", "inspect", "--help"], ["config", "show", "configs/demo_dpo.yaml"]],
+)
 def test_help_and_config_load_no_heavy_module(arguments):
     code = (
         "import sys\n"
@@ -51,7 +54,7 @@ def test_help_and_config_load_no_heavy_module(arguments):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-COMMANDS = ["demo", "data build", "train", "convert from-hf", "convert to-hf", "config show", "doctor"]
+COMMANDS = ["demo", "data build", "data inspect", "train", "convert from-hf", "convert to-hf", "config show", "doctor"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

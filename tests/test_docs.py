@@ -67,7 +67,7 @@ def test_every_command_parses(page):
     for words in commands:
         command, rest = leaf(words)
         given = command.make_context("janus", list(rest)).params
-        if "overrides" in given:
+        if "config" in given:
             load_config(ROOT / given["config"], given["overrides"] or [])
 
 
