@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from janus_jax.batch import Batch
 from janus_jax.checkpoint.source import open_source
 from janus_jax.config import RunConfig
 from janus_jax.data.sample import sample_rows
+from janus_jax.inspect.statistics import wilson_interval
 from janus_jax.model.mistral import Params
 from janus_jax.objectives import PairObjective
 from janus_jax.training.setup import prepare
@@ -39,12 +39,9 @@ class Accuracy:
     def value(self) -> float:
         return self.right / self.pairs
 
-    def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """Wilson 1927."""
-        n, p = self.pairs, self.value
-        centre = p + z * z / (2 * n)
-        spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+    def interval(self) -> tuple[float, float]:
+        """Wilson's, 95 %."""
+        return wilson_interval(self.right, self.pairs)
 
 
 def pair_accuracies(
