@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, TypeVar
 
-from janus_jax.errors import ConfigError, StorageError
+from janus_jax.errors import ConfigError, StorageError, first_line
 
 RETRY_S = 60.0
 """For how long a request that fails is tried again, with growing pauses. Each chunk of a file is a request."""
@@ -112,6 +112,9 @@ class Prefix:
         if (size := sum(found.size for found in objects)) >= _WORTH_A_WORD:
             print(f"{self.url}: fetching {len(objects)} files, {size / 1e9:.1f} GB", file=sys.stderr, flush=True)
         _several(lambda found: self._download(found, directory / _safe(found.name, self.url)), objects)
+        for found in objects:
+            if not (directory / found.name).is_file():  # by who takes it for a leftover, where locks end at the host
+                raise StorageError(f"{directory / found.name}: was removed while it was copied; start again")
 
     def write(self, name: str, content: bytes, generation: int = 0) -> int:
         """Writes an object in the place of that of a generation (0: none may be there). Returns the new generation."""
@@ -203,7 +206,7 @@ class Prefix:
             raise StorageError(f"{url}: cannot be {operation}: {self._reason(error)}") from error
         except OSError as error:  # of the file here that is read or written
             place = error.filename or path
-            reason = f"{place}: {error.strerror}" if place else _first_line(error)
+            reason = f"{place}: {error.strerror}" if place else first_line(error)
             raise StorageError(f"{url}: cannot be {operation}: {reason}") from error
 
     def _reason(self, error: Exception) -> str:
@@ -225,12 +228,12 @@ class Prefix:
         if isinstance(error, api.GoogleAPICallError):
             return f"the service answers {error.code}: {_said(error)}"
         if isinstance(error, api.RetryError):
-            cause = _said(error.cause) if error.cause is not None else _first_line(error)
+            cause = _said(error.cause) if error.cause is not None else first_line(error)
             return f"given up after attempts for up to {RETRY_S:g} s: {cause}"
         if isinstance(error, DefaultCredentialsError):
-            return f"no credentials: {_first_line(error)}"
+            return f"no credentials: {first_line(error)}"
         if isinstance(error, GoogleAuthError):
-            return f"credentials are not accepted: {_first_line(error)}"
+            return f"credentials are not accepted: {first_line(error)}"
         return _said(error).removesuffix(":")
 
 
@@ -280,15 +283,11 @@ def _text(checksum: Any) -> str:
 def _said(error: Any) -> str:
     """The service's own sentence, where the answer has one."""
     try:
-        return _first_line(error.response.json()["error"]["message"])
+        return first_line(error.response.json()["error"]["message"])
     except (AttributeError, ValueError, KeyError, TypeError, RuntimeError):  # no answer, another form, read already
         if error.args and (reason := getattr(error.args[0], "reason", None)):  # of a connection; its wrapping is long
-            return _first_line(reason)
-        return _first_line(re.sub(r"^(\d+ )?[A-Z]+ https?://\S+: ", "", str(error)))
-
-
-def _first_line(error: object) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            return first_line(reason)
+        return first_line(re.sub(r"^(\d+ )?[A-Z]+ https?://\S+: ", "", str(error)))
 
 
 @contextlib.contextmanager

@@ -39,7 +39,8 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help
 
 def main() -> None:
     """Runs the command line; a user's mistake becomes `error: ...` on stderr and its exit code, never a traceback."""
-    signal.signal(signal.SIGINT, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         app()
     except JanusError as error:
@@ -49,17 +50,22 @@ def main() -> None:
 
             runtime.leave(error.exit_code)
         sys.exit(error.exit_code)
-    except _Interrupted:
-        print("interrupted", file=sys.stderr, flush=True)
-        os._exit(130)  # threads of XLA and TensorFlow that still work would crash an interpreter that goes down
+    except _Interrupted as stop:
+        print("interrupted" if stop.signal == signal.SIGINT else "terminated", file=sys.stderr, flush=True)
+        os._exit(
+            128 + stop.signal
+        )  # threads of XLA and TensorFlow that still work would crash an interpreter that goes down
 
 
 class _Interrupted(BaseException):
     """Instead of KeyboardInterrupt, which typer answers with exit code 1; cleans up just as well."""
 
+    def __init__(self, number: int):
+        self.signal = number
+
 
 def _interrupt(number: int, frame: Any) -> None:
-    raise _Interrupted
+    raise _Interrupted(number)
 
 
 def _print_version(wanted: bool) -> None:
@@ -339,11 +345,11 @@ def _print_summary(summary: Any) -> None:
 def _print_manifest(manifest: Any, out: str) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     plain = dataclasses.asdict(manifest)
-    table = Table(
-        "split", "examples", "tokens", "dropped", title=f"{plain['kind']} data in {out}", title_justify="left"
-    )
+    title = Text(f"{plain['kind']} data in {out}")  # no markup: a path may hold brackets
+    table = Table("split", "examples", "tokens", "dropped", title=title, title_justify="left")
     for name, split in plain["splits"].items():
         dropped = ", ".join(f"{count} {reason}" for reason, count in split["dropped"].items()) or "none"
         table.add_row(name, f"{split['examples']:,}", f"{split['tokens']:,}", dropped)

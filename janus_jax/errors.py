@@ -1,7 +1,7 @@
 """Errors that a user can act on. Each carries the exit code of the `janus` command.
 
 0 done · 1 internal error · 2 bad input · 3 does not fit · 10 preempted, saved · 11 out of memory ·
-12 non-finite · 13 lost peer · 14 storage · 130 interrupted.
+12 non-finite · 13 lost peer · 14 storage · 130 interrupted · 143 terminated.
 """
 
 
@@ -45,3 +45,9 @@ class LostPeerError(JanusError):
     """Another process did not reach a barrier in time: names the barrier and the time-out."""
 
     exit_code = 13
+
+
+def first_line(error: object) -> str:
+    """The first line of what an error says, or its name if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

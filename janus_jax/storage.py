@@ -11,7 +11,7 @@ from pathlib import Path
 
 from etils import epath
 
-from janus_jax.errors import ConfigError, JanusError, StorageError
+from janus_jax.errors import ConfigError, JanusError, StorageError, first_line
 
 
 def as_path(path: str | os.PathLike[str]) -> epath.Path:
@@ -64,15 +64,21 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         _remove_tree(temporary)
         _remove_empty(made)
         if isinstance(error, Exception) and _is_refusal(error):
-            raise StorageError(f"{final}: cannot be written: {str(error).strip().splitlines()[0][:300]}") from error
+            raise StorageError(f"{final}: cannot be written: {first_line(error)}") from error
         raise
 
 
 def write_whole(path: Path, text: str) -> None:
     """Replaces a text file at once: readers, and a kill at any moment, find the old text or the new one."""
     temporary = path.with_name(f".{path.name}.incomplete")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from janus_jax.data import staging
-from janus_jax.data.dataset import Manifest, Split, fingerprint_of, histogram, id_dtype
+from janus_jax.data.dataset import SPLIT_NAME, Manifest, Split, fingerprint_of, histogram, id_dtype
 from janus_jax.data.derive import Derivation, read_kind
 from janus_jax.data.encode import Encoded, Encoder, Texts, encoding
 from janus_jax.data.readers import find_splits
@@ -117,7 +117,7 @@ def _files_of_splits(source: Source | Mapping[str, Source], only: Sequence[str] 
     else:
         files = find_splits(source)
     for name in files:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _RESERVED:
+        if not re.fullmatch(SPLIT_NAME, name) or name in _RESERVED:
             raise DataError(f"split name {name!r}: allowed: lower case letters, digits and _, except {_RESERVED}")
     if not files:
         raise DataError("no source was given for any split")

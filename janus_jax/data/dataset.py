@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,11 +23,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from janus_jax.data.example import Example
-from janus_jax.data.template import Boundary, Template, get_template
+from janus_jax.data.schema import KINDS
+from janus_jax.data.template import BOUNDARIES, Boundary, Template, get_template
 from janus_jax.data.tokenizer import Tokenizer, load_tokenizer
-from janus_jax.errors import DataError
+from janus_jax.errors import DataError, first_line
 
 FORMAT_VERSION = 1
+
+SPLIT_NAME = r"[a-z][a-z0-9_]*"
+"""What a split may be called. Names become folders, of the cache too: of a manifest they are checked as well."""
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
@@ -100,7 +105,20 @@ class Manifest:
                 version = values["format_version"]
                 raise DataError(f"{path}: format_version {version!r}, this version reads {FORMAT_VERSION}; build again")
             values["splits"] = {name: Split(**split) for name, split in values["splits"].items()}
-            return cls(**values)
+            for name in values["splits"]:
+                if not re.fullmatch(SPLIT_NAME, name):
+                    raise ValueError(f"split name {name!r}")
+            manifest = cls(**values)
+            if manifest.kind not in KINDS or manifest.boundary not in BOUNDARIES:
+                raise ValueError(f"kind {manifest.kind!r}, boundary {manifest.boundary!r}")
+            np.dtype(manifest.ids)
+            tokenizer = manifest.tokenizer
+            if not (isinstance(tokenizer["fingerprint"], str) and isinstance(tokenizer["vocab_size"], int)):
+                raise ValueError(f"tokenizer {tokenizer!r}")
+            for name, split in manifest.splits.items():
+                if not isinstance(split.files or {}, dict) or not isinstance(split.dropped, dict):
+                    raise ValueError(f"split {name!r}: files {split.files!r}, dropped {split.dropped!r}")
+            return manifest
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: not a data set manifest: {error}") from error
 
@@ -183,9 +201,7 @@ class TokenizedDataset:
             self._readers = [ArrayRecordReader(str(file), options) for file in files]
             counts = [reader.num_records() for reader in self._readers]
         except (RuntimeError, ValueError, OSError) as error:  # a damaged file
-            raise DataError(
-                f"{folder}: token files cannot be read: {str(error).splitlines()[0]}; build again"
-            ) from error
+            raise DataError(f"{folder}: token files cannot be read: {first_line(error)}; build again") from error
         self._files = files
         self._ends = np.cumsum(counts).tolist()
         self._lock = threading.Lock()
@@ -251,7 +267,7 @@ class TokenizedDataset:
                 try:
                     read = self._readers[number].read([wanted[place] - start for place in places])
                 except (RuntimeError, ValueError, OSError) as error:
-                    reason = str(error).splitlines()[0]
+                    reason = first_line(error)
                     raise DataError(f"{self._files[number]}: cannot be read: {reason}; build again") from error
                 records.update(zip(places, read, strict=True))
         return [self._example(index, records[place]) for place, index in enumerate(wanted)]
@@ -290,7 +306,7 @@ class TokenizedDataset:
         try:
             array = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}; build again") from error
+            raise DataError(f"{path}: cannot be read: {first_line(error)}; build again") from error
         shape = array.shape[1:] if array.ndim else None
         if array.dtype != dtype or shape != (() if columns is None else (columns,)):
             needed = f"{dtype} [examples{'' if columns is None else f', {columns}'}]"

@@ -70,7 +70,9 @@ def encoding(encoder: Encoder, tokenizer_directory: Path, processes: int) -> Ite
             try:
                 return pool.submit(_encode, texts).result()
             except concurrent.futures.BrokenExecutor as error:
-                raise JanusError("a tokenizing process was killed, perhaps for memory; try fewer processes") from error
+                raise JanusError(
+                    "a tokenizing process ended on its own (killed for memory?); fewer of them take less"
+                ) from error
 
         yield encode
     finally:

@@ -111,9 +111,13 @@ class Mixture:
         """How many examples of each part an epoch reads, where `sizes` fit: shares by largest remainder.
 
         Raises:
-            ConfigError: of some part it is none.
+            DataError: of some part nothing fits.
+            ConfigError: of some part an epoch reads nothing.
         """
         assert self._weights is not None
+        for part, size in zip(self.parts, sizes, strict=True):
+            if not size:
+                raise DataError(f"{part.name}: none of its {len(part)} examples fits (batch.max_sequence_length)")
         if self._examples is None:
             total = int(np.min(np.floor(sizes / self._weights + 1e-9)))
             exact = np.minimum(self._weights * total, sizes)
@@ -123,9 +127,7 @@ class Mixture:
             counts = np.floor(exact + 1e-9).astype(np.int64)
             rest = self._examples - int(counts.sum())
             counts[np.argsort(counts - exact, kind="stable")[:rest]] += 1
-        for part, size, count in zip(self.parts, sizes, counts, strict=True):
-            if not size:
-                raise DataError(f"{part.name}: none of its {len(part)} examples fits (batch.max_sequence_length)")
+        for part, count in zip(self.parts, counts, strict=True):
             if not count:
                 raise ConfigError(
                     f"data.mixture: an epoch of {int(counts.sum())} examples reads none of {part.name}; raise its "

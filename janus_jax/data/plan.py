@@ -62,7 +62,7 @@ class RowPlan:
         head: what it reads of them, which decides how they lie in a row.
         seed: of the order.
         epochs, steps: how far a run will read (the larger counts); it settles how many rows `batch.examples` takes.
-        shuffle: False keeps the order of the data set, packed row by row.
+        shuffle: False makes the same rows in every epoch: each block of the data set in its order, packed by length.
         row_shards: over which rows of a microbatch divide.
     Raises:
         ConfigError: rows do not divide over microbatches.

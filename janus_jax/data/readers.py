@@ -18,7 +18,7 @@ from janus_jax.bucket import is_url
 from janus_jax.data import staging
 from janus_jax.data.published import published_row
 from janus_jax.data.schema import COLUMNS_READ, NoPreferenceError, Row, RowError, check_kind, parse_row
-from janus_jax.errors import DataError
+from janus_jax.errors import DataError, first_line
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 HUB_ALIASES = {
@@ -120,7 +120,7 @@ def _raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: not a whole gzip file, read up to row {name}: {error}") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or _first_line(error)}") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror or first_line(error)}") from error
 
 
 def _open(path: Path) -> BinaryIO:
@@ -201,7 +201,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         where = f", rows after {number} cannot be read" if number else ""
-        raise DataError(f"{path}: not a whole Parquet file{where}: {_first_line(error)}") from error
+        raise DataError(f"{path}: not a whole Parquet file{where}: {first_line(error)}") from error
 
 
 def _parquet_row(batch: Any, index: int, unread: dict[str, None]) -> Any:
@@ -210,15 +210,11 @@ def _parquet_row(batch: Any, index: int, unread: dict[str, None]) -> Any:
     except UnicodeDecodeError as error:
         return RowError("bad_encoding", _not_utf8(error))
     except (ValueError, OverflowError) as error:  # times that Python cannot hold
-        return RowError("wrong_type", f"holds what cannot be decoded: {_first_line(error)}")
+        return RowError("wrong_type", f"holds what cannot be decoded: {first_line(error)}")
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
     return f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _check_suffix(path: Path) -> None:
@@ -275,7 +271,7 @@ def _download(hub_id: str) -> Path:
         )
         return Path(snapshot)
     except Exception as error:  # no network shows as many types, of httpx, of the hub's client and of the system
-        reason = _first_line(error)
+        reason = first_line(error)
         raise DataError(
             f"{hub_id}: no such file here, and the data set {name} could not be fetched from the Hugging Face hub: "
             f"{reason}; without network, give the path of a copy"

@@ -54,7 +54,9 @@ def dataset(directory: str, split: str) -> Path:
     try:
         found, content = _manifest(prefix)
     except StorageError as error:
-        copies = [place.parent for place in cache().glob("data/*/.url") if place.read_text() == prefix.url]
+        copies = [
+            place.parent for place in cache().glob("data/*/.url") if place.read_text(encoding="utf-8") == prefix.url
+        ]
         hint = f"; read before, and still a copy of what was there then: {copies[0]}" if copies else ""
         raise StorageError(f"{error}{hint}") from error
     place = _place("data", prefix.url, content)
@@ -160,6 +162,8 @@ class _Upload:
         self._id = uuid.uuid4().hex  # so that no two uploads write the same marker
         self._generation = 0 if marker is None else marker.generation
         self._claim()
+        if prefix.find(MANIFEST) is not None:  # it came between the look and the claim
+            raise StorageError(f"{prefix.url}: somebody else writes there at the same time; choose another place")
         prefix.delete(leftovers)
 
     def run(self, directory: Path, progress: Progress | None) -> None:
@@ -179,6 +183,11 @@ class _Upload:
         if set(now) != {*others, MARKER} or now[MARKER].generation != self._generation:
             raise StorageError(f"{self.prefix.url}: somebody else writes there at the same time; choose another place")
         self.prefix.upload(directory, [MANIFEST], lambda done: count(len(there)))
+        marker = self.prefix.find(MARKER)  # who takes over claims, then looks for a manifest: one of us sees the other
+        if marker is None or marker.generation != self._generation:
+            if (ours := self.prefix.find(MANIFEST)) is not None:
+                self.prefix.delete([ours])
+            raise StorageError(f"{self.prefix.url}: somebody else writes there at the same time; choose another place")
         with contextlib.suppress(StorageError):  # the data set is whole; readers do not look at the marker
             self.prefix.delete([now[MARKER]])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from janus_jax.bucket import is_url
-from janus_jax.errors import DataError
+from janus_jax.errors import DataError, first_line
 
 EMBEDDED = Path(__file__).parent / "assets" / "tokenizer" / "tokenizer.model"
 """The Mistral v0.1/v0.2 sentencepiece model: 32000 pieces, bos 1, eos 2, unk 0 (NOTICE next to it)."""
@@ -106,7 +106,7 @@ class HFTokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
         except Exception as error:  # the library raises bare Exception
-            raise DataError(f"{path}: not a tokenizers file: {_short(error)}") from error
+            raise DataError(f"{path}: not a tokenizers file: {first_line(error)}") from error
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -244,7 +244,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {_short(error)}") from error
+        raise DataError(f"{path}: not valid JSON: {first_line(error)}") from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: holds a {type(value).__name__}, an object is needed")
     return value
@@ -261,10 +261,6 @@ def _copy(files: Sequence[Path], directory: str | Path, names: dict[str, str] | 
 
 def _id_or_none(token_id: int) -> int | None:
     return token_id if token_id >= 0 else None
-
-
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def _write_from_sentencepiece(tokenizer: SentencePieceTokenizer, target: Path) -> None:

@@ -170,7 +170,8 @@ def show_legend(console: Console) -> None:
 def show_facts(console: Console, facts: SplitFacts) -> None:
     """All numbers of a split."""
     console.rule(Text(facts.title), style="bold")
-    console.print(f"objective {facts.objective}   template {facts.template}   token boundary {facts.boundary}")
+    template = visible(facts.template, " ")
+    console.print(f"objective {facts.objective}   template {template}   token boundary {facts.boundary}")
     for note in facts.notes:
         console.print(f"note: {note}", style="yellow")
     _heading(console, "Rows")
@@ -188,7 +189,7 @@ def show_facts(console: Console, facts: SplitFacts) -> None:
 def _print_part_facts(console: Console, part: PartFacts, name: str) -> None:
     _heading(console, f"Examples: {name or part.name}")
     for line in count_lines(part):
-        console.print(line)
+        console.print(visible(line, " "))
     console.print(lengths_note(part), style="dim")
     table = _table()
     for column in ("tokens", "mean", "least", "5%", "25%", "50%", "75%", "95%", "99%", "most"):

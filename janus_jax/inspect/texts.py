@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.schema import Row
 from janus_jax.data.tfds_builder import NAME, VERSION
-from janus_jax.errors import DataError
+from janus_jax.errors import DataError, first_line
 
 
 def read_texts(dataset: TokenizedDataset, numbers: Sequence[int]) -> list[Row]:
@@ -36,7 +36,7 @@ def read_texts(dataset: TokenizedDataset, numbers: Sequence[int]) -> list[Row]:
             rows.append(_row(readers[file].read([number])[0], dataset.kind))
         return rows
     except (RuntimeError, ValueError, OSError, IndexError, KeyError) as error:
-        raise DataError(f"{folder}: cannot be read: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{folder}: cannot be read: {first_line(error)}") from error
 
 
 def _row(record: bytes, kind: str) -> Row:

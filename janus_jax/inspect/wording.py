@@ -35,7 +35,7 @@ def row_lines(facts: SplitFacts) -> Iterator[str]:
         )
     per = rows.examples_per_row
     yield f"examples a row: mean {per.mean:.1f}, {per.least:.0f} to {per.most:.0f} (cap {rows.max_segments})"
-    filled = f" ({counted(rows.padding_rows, 'row')} of padding at the end)" if rows.padding_rows else ""
+    filled = f" ({counted(rows.padding_rows, 'row')} of padding)" if rows.padding_rows else ""
     yield f"mean fill of a row {percent(rows.fill)}; padding {percent(rows.padding)} of all slots{filled}"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from janus_jax import errors
-from janus_jax.errors import ConfigError, LostPeerError
+from janus_jax.errors import ConfigError, LostPeerError, first_line
 
 BARRIER_TIMEOUT_S = 600
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
@@ -49,7 +49,7 @@ def start(options: RuntimeOptions) -> None:
         try:
             jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
         except RuntimeError as error:
-            raise ConfigError(f"--coordinator {options.coordinator}: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"--coordinator {options.coordinator}: {first_line(error)}") from error
     elif _on_tpu_vm():
         jax.distributed.initialize()
 
@@ -115,7 +115,7 @@ def barrier(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> None:
     except jax.errors.JaxRuntimeError as error:
         raise LostPeerError(
             f"process {jax.process_index()} of {jax.process_count()} waited at barrier {name!r} in vain (time-out "
-            f"{timeout_s} s): {str(error).splitlines()[0]}"
+            f"{timeout_s} s): {first_line(error)}"
         ) from error
 
 

@@ -18,7 +18,7 @@ from janus_jax.data import build as build_module
 from janus_jax.data.build import build
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.tokenizer import load_tokenizer
-from janus_jax.errors import DataError, StorageError
+from janus_jax.errors import DataError, JanusError, StorageError
 from tests.data.conftest import TEXTS, pair_rows, sft_rows, write_lines
 
 
@@ -228,6 +228,49 @@ if __name__ == "__main__":
     left = [path for path in tmp_path.iterdir() if path.name.startswith(".out.")]
     assert len(left) == 1 and not (left[0] / "manifest.json").exists()
     build(write_lines(tmp_path / "few.jsonl", sft_rows()), tmp_path / "out", kind="sft")
+
+
+def test_a_worker_that_is_killed_ends_the_build_with_its_reason(tmp_path):
+    source = write_lines(tmp_path / "rows.jsonl", [row | {"output": row["output"] * 40} for row in sft_rows()] * 300)
+    here, killed = os.getpid(), []
+
+    def kill(split, phase, done, total):
+        if phase == "tokenize" and not killed:
+            killed.append(next(child for child in children(here) if b"spawn_main" in command(child)))
+            os.kill(killed[0], signal.SIGKILL)
+
+    with pytest.raises(JanusError, match="a tokenizing process ended on its own"):
+        build(source, tmp_path / "out", kind="sft", processes=2, progress=kill)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+
+
+def command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_stopped_cleans_up_and_leaves_no_process(tmp_path, number):
+    source = write_lines(tmp_path / "rows.jsonl", [row | {"output": row["output"] * 40} for row in sft_rows()] * 2000)
+    words = f"data build --kind sft --source {source} --out {tmp_path / 'out'} --processes 2".split()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    started = subprocess.Popen([sys.executable, "-m", "janus_jax.cli", *words], env=environment, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(list(group_members(started.pid))) < 3:  # the workers are there
+        assert time.monotonic() < deadline and started.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)
+    os.killpg(started.pid, number)
+    assert started.wait(timeout=60) == 128 + number
+    while list(group_members(started.pid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert list(group_members(started.pid)) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def group_members(group: int):

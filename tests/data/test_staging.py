@@ -272,9 +272,10 @@ with staging.output(sys.argv[1], kill) as directory:
 
 
 @pytest.mark.parametrize("done", [1, 12])
-def test_an_upload_that_was_killed_is_no_data_set_and_the_next_one_succeeds(bucket, done):
+def test_an_upload_that_was_killed_is_no_data_set_and_the_next_one_succeeds(bucket, done, tmp_path):
     place = f"{bucket}/new"
-    ended = subprocess.run([sys.executable, "-c", KILLED, place, str(done)], cwd=ROOT, timeout=60)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # what the killed one leaves is removed with it
+    ended = subprocess.run([sys.executable, "-c", KILLED, place, str(done)], cwd=ROOT, timeout=60, env=environment)
     assert ended.returncode == -signal.SIGKILL
     left = tree(place)
     assert staging.MARKER in left and "manifest.json" not in left and len(left) > done

@@ -130,7 +130,7 @@ def test_the_configuration_decides_what_is_read(inspect, write, config_of):
     train, held_out = numbers["splits"]
     assert code == 0 and (train["role"], held_out["role"]) == ("training", "held out")
     assert (train["whole"]["fit"], train["whole"]["dropped"], train["rows"]["row_length"]) == (30, 1, 64)
-    assert (train["rows"]["steps"], train["epochs"], train["read_ever"]) == (train["rows"]["steps"], 1, 30)
+    assert (train["rows"]["steps"], train["epochs"], train["read_ever"]) == (-(-train["rows"]["rows"] // 2), 1, 30)
     assert held_out["prompts_also_in_first"] == 4 and "4 of 4 have a prompt that is also in" in out
     assert (
         "1 dropped" in out
