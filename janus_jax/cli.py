@@ -41,6 +41,7 @@ def main() -> None:
     """Runs the command line; a user's mistake becomes `error: ...` on stderr and its exit code, never a traceback."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    sys.unraisablehook = _again_if_interrupted
     try:
         app()
     except JanusError as error:
@@ -66,6 +67,15 @@ class _Interrupted(BaseException):
 
 def _interrupt(number: int, frame: Any) -> None:
     raise _Interrupted(number)
+
+
+def _again_if_interrupted(unraisable: Any) -> None:
+    """Python drops what is raised in a finalizer or in a callback of the garbage collector (JAX has one)."""
+    if isinstance(stop := unraisable.exc_value, _Interrupted):
+        signal.signal(signal.SIGALRM, lambda number, frame: _interrupt(stop.signal, frame))
+        signal.setitimer(signal.ITIMER_REAL, 0.05)  # until it meets code that can be interrupted
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _print_version(wanted: bool) -> None:
@@ -128,19 +138,19 @@ def data_build(
         bool, typer.Option("--all-pairs", help="With --derive: every ordered pair of an instruction, not one.")
     ] = False,
     seed: Annotated[
-        int | None, typer.Option(help="With --derive: of the draw (there is none for all pairs); without it 0.")
+        int | None, typer.Option(min=0, help="With --derive: of the draw (there is none for all pairs); without it 0.")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Directory with tokenizer.model or tokenizer.json; without it Mistral's, 32k.")
     ] = None,
-    template: Annotated[str, typer.Option(help="Prompt template.")] = "mistral-inst",
+    template: Annotated[str, typer.Option(help="Prompt template: mistral-inst, chatml or plain.")] = "mistral-inst",
     boundary: Annotated[
         Literal["separate", "joint"],
         typer.Option(help="Tokenize prompt and response apart, or as one text; training must say the same."),
     ] = "separate",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Drop and count bad rows instead of stopping.")] = False,
     validation_source: Annotated[
-        str | None, typer.Option(help="Held-out rows, for a second split 'validation'.")
+        str | None, typer.Option(help="Held-out rows, the split 'validation', instead of those of --source.")
     ] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="That tokenize; without it one, or one a core where rows are many.")

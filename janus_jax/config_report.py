@@ -69,8 +69,12 @@ def _find(schema: Mapping[str, Any], location: Sequence[str | int]) -> Mapping[s
         elif "allowed" in node:  # its words cover what is inside it
             return node
         else:
-            section = next((choice for choice in _choices(node, schema) if "properties" in choice), {})
-            node = section.get("properties", {}).get(part) or node.get("additionalProperties") or {}
+            choices = _choices(node, schema)
+            if isinstance(part, int):  # the place in a list
+                node = next((choice["items"] for choice in choices if "items" in choice), {})
+            else:
+                section = next((choice for choice in choices if "properties" in choice), {})
+                node = section.get("properties", {}).get(part) or node.get("additionalProperties") or {}
         node = _resolve(node if isinstance(node, Mapping) else {}, schema)
     return node
 
@@ -98,6 +102,10 @@ def _allowed(node: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         return " | ".join(str(value) for value in node.get("enum", [node.get("const")]))
     if node.get("type") == "object":
         return f"a section with the keys {', '.join(_keys(node, schema))}"
+    if node.get("type") == "array":
+        return (
+            f"a list{', not empty,' if node.get('minItems') else ''} of which each is {_allowed(node['items'], schema)}"
+        )
     if node.get("type") == "string":
         return "text, not empty" if node.get("minLength") else "text"
     bounds = [

@@ -102,6 +102,8 @@ def _is_refusal(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
         return True
     signs = ("RESOURCE_EXHAUSTED", "No space left", "File too large", "Disk quota", "Read-only file system")
+    if isinstance(error, OSError) and error.errno is None and " requested and " in str(error):  # numpy's short write
+        return True
     return not isinstance(error, JanusError) and any(sign in str(error) for sign in signs)
 
 

@@ -21,7 +21,7 @@ from janus_jax.data.readers import find_splits
 from janus_jax.data.schema import Row, check_kind
 from janus_jax.data.template import Boundary, check_boundary, get_template
 from janus_jax.data.tokenizer import Tokenizer, load_tokenizer
-from janus_jax.errors import DataError, JanusError
+from janus_jax.errors import DataError, JanusError, first_line
 
 Source = str | os.PathLike[str]
 Progress = Callable[[str, str, int, int | None], None]
@@ -180,6 +180,9 @@ def _tokenize(
                 return encode(texts)
             except JanusError as error:  # TensorFlow makes an error of its own of it
                 failures.append(error)
+                raise
+            except Exception as error:
+                failures.append(DataError(f"the tokenizer fails on a text: {first_line(error)}"))
                 raise
 
         task = make_task(builder, kind=encoder.kind, tokenizer=encoder.tokenizer, encode=noting, parallel=2 * processes)

@@ -96,10 +96,12 @@ class Manifest:
     def load(cls, directory: Path) -> "Manifest":
         """Raises DataError if there is none, it is not readable, or it is of another format version."""
         path = directory / "manifest.json"
-        if not path.is_file():
-            state = "is not a built data set: it has no manifest.json" if directory.is_dir() else "no such directory"
-            raise DataError(f"{directory}: {state}; `janus data build` makes one")
         try:
+            if not path.is_file():
+                state = (
+                    "is not a built data set: it has no manifest.json" if directory.is_dir() else "no such directory"
+                )
+                raise DataError(f"{directory}: {state}; `janus data build` makes one")
             values = json.loads(path.read_text(encoding="utf-8"))
             if values["format_version"] != FORMAT_VERSION:
                 version = values["format_version"]
@@ -119,6 +121,8 @@ class Manifest:
                 if not isinstance(split.files or {}, dict) or not isinstance(split.dropped, dict):
                     raise ValueError(f"split {name!r}: files {split.files!r}, dropped {split.dropped!r}")
             return manifest
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: not a data set manifest: {error}") from error
 
@@ -211,6 +215,9 @@ class TokenizedDataset:
                 f"{folder}: manifest, lengths.npy, margins and token files disagree: {expected}, {examples}, "
                 f"{len(self.margins)}, {sum(counts)} examples; build again"
             )
+        if (self.lengths[:, 0] <= 0).any():
+            first = int(np.argmax(self.lengths[:, 0] <= 0))
+            raise DataError(f"{folder}: example {first} has a prompt without a token; build again")
         self._check_sizes(folder)
 
     @property

@@ -61,7 +61,8 @@ class RowPlan:
         branches: responses that the objective reads of each example, 1 or 2.
         head: what it reads of them, which decides how they lie in a row.
         seed: of the order.
-        epochs, steps: how far a run will read (the larger counts); it settles how many rows `batch.examples` takes.
+        epochs, steps: how far a run will read, whole epochs or batches (the larger counts); it settles how many rows
+            `batch.examples` takes.
         shuffle: False makes the same rows in every epoch: each block of the data set in its order, packed by length.
         row_shards: over which rows of a microbatch divide.
     Raises:
@@ -151,8 +152,14 @@ class RowPlan:
     def examples_read(self) -> np.ndarray:
         """Numbers of the examples that the run reads at least once, ascending."""
         read = np.zeros(len(self.fitted.index), bool)
+        epochs, left = self._run
         for epoch in range(self.epochs):
-            read[self._drawn(epoch)] = True
+            if epoch < epochs or left >= self.steps(epoch):
+                read[self._drawn(epoch)] = True
+            else:  # the run ends inside this one
+                for step in self._plan(epoch)[:left]:
+                    read[np.concatenate(step)] = True
+            left -= self.steps(epoch)
             if read.all():
                 break
         return self.fitted.index[read]

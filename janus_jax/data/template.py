@@ -156,6 +156,9 @@ def encode_example(
         responses = [encode_response(template, tokenizer, text) for text in texts]
     else:
         prompt, responses = _encode_joint(template, tokenizer, row, prompt, texts)
+    if not len(prompt):  # without BOS; no slot would predict the response's first token
+        text = template.prompt_text(row.system, row.prompt)
+        raise DataError(f"the tokenizer makes no token of the prompt {text[:40]!r}")
     return prompt, responses[0], responses[1] if len(responses) == 2 else None
 
 

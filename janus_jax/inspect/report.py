@@ -68,6 +68,12 @@ def inspect(
         known = int(np.isin(digests[at], digests[0]).sum())
         facts[at] = dataclasses.replace(facts[at], prompts_also_in_first=known, first=facts[0].title)
 
+    # files first: whoever pipes the text away early has them
+    if shown.json is not None:
+        values = {"target": target, "splits": [dataclasses.asdict(one) for one in facts]}
+        storage.write_whole(shown.json, json.dumps(values, indent=1) + "\n")
+    if shown.html is not None:
+        storage.write_whole(shown.html, page(target, facts, rows, pieces))
     if rows:
         console.rule(Text(first.title), style="bold")
         terminal.show_legend(console)
@@ -76,13 +82,9 @@ def inspect(
     for one in facts:
         terminal.show_facts(console, one)
     console.print()
-    if shown.json is not None:
-        values = {"target": target, "splits": [dataclasses.asdict(one) for one in facts]}
-        storage.write_whole(shown.json, json.dumps(values, indent=1) + "\n")
-        console.print(Text(f"numbers: {shown.json}"), soft_wrap=True)
-    if shown.html is not None:
-        storage.write_whole(shown.html, page(target, facts, rows, pieces))
-        console.print(Text(f"page: {shown.html}"), soft_wrap=True)
+    for what, file in (("numbers", shown.json), ("page", shown.html)):
+        if file is not None:
+            console.print(Text(f"{what}: {file}"), soft_wrap=True)
     _judge(console, facts)
     return facts
 

@@ -11,10 +11,11 @@ from janus_jax.config import RunConfig, load_config
 from janus_jax.data import staging
 from janus_jax.data.dataset import Manifest, TokenizedDataset
 from janus_jax.data.plan import BatchSettings, Position, RowPlan
-from janus_jax.errors import ConfigError
+from janus_jax.errors import ConfigError, DataError
 from janus_jax.model.config import Head
 from janus_jax.training.inputs import batch_settings, open_held_out, row_plan
 
+ROWS_ENDINGS = (".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
 OBJECTIVE_OF_KIND = {"sft": "sft", "dpo": "dpo", "orpo": "dpo", "rm": "rm"}
 """Pairs lie in rows in one way whatever is learned of their log-probs, so that of DPO stands for all of them."""
 
@@ -88,6 +89,8 @@ def open_views(
         if overrides:
             raise ConfigError(f"{overrides[0]}: {target} is a directory; allowed: KEY=VALUE with a configuration only")
         return _views_of_directory(target, options, split)
+    if target.endswith(ROWS_ENDINGS) and Path(target).expanduser().is_file():
+        raise DataError(f"{target}: holds rows, not yet a data set; `janus data build` makes one of them")
     if given := options.given():
         raise ConfigError(f"{given[0]}: allowed with a data set only; change the configuration, like batch.rows=4")
     return _views_of_config(load_config(target, overrides), split)

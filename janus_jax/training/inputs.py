@@ -61,7 +61,7 @@ def row_plan(config: RunConfig, *, row_shards: int = 1) -> RowPlan:
         branches=objective.branches,
         head=objective.head,
         seed=config.run.seed,
-        epochs=config.schedule.epochs or 1,
+        epochs=config.schedule.epochs or 0,
         steps=config.schedule.steps or 0,
         row_shards=row_shards,
     )

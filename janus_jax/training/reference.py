@@ -174,7 +174,7 @@ def _precompute(sidecar: Sidecar, loader: Loader, score: Callable[[Batch], jax.A
             sidecar.save()  # a directory that cannot be written is found before the pass
     if there := total - int(sidecar.missing(wanted).sum()):
         notify(f"reference: {there:,} of {total:,} {sidecar.name} pairs were scored before; going on")
-    for loaded in _missing_batches(sidecar, loader):
+    for loaded in _missing_batches(sidecar, loader, wanted):
         ids, valid, logps = _to_host((loaded.batch.example_id, loaded.batch.valid, score(loaded.batch)))
         if not np.isfinite(logps[valid]).all():
             bad = ids[valid][~np.isfinite(logps[valid]).all(-1)][0]
@@ -200,17 +200,18 @@ def _precompute(sidecar: Sidecar, loader: Loader, score: Callable[[Batch], jax.A
     notify(f"reference: {total:,} {sidecar.name} pairs scored in {time.monotonic() - began:,.0f} s")
 
 
-def _missing_batches(sidecar: Sidecar, loader: Loader) -> Iterator[LoadedBatch]:
-    """Of each epoch of the run the batches from the first to the last that holds an example without log-probs."""
+def _missing_batches(sidecar: Sidecar, loader: Loader, wanted: np.ndarray) -> Iterator[LoadedBatch]:
+    """Of each epoch of the run the batches from the first to the last that holds a wanted example without log-probs."""
     for epoch in range(loader.epochs):
-        steps = range(loader.steps(epoch))
-        missing = [
-            step for step in steps if sidecar.missing(loader.example_ids(Position(epoch, step * loader.unit))).any()
-        ]
+        missing = []
+        for step in range(loader.steps(epoch)):
+            ids = np.intersect1d(loader.example_ids(Position(epoch, step * loader.unit)), wanted)
+            if sidecar.missing(ids).any():
+                missing.append(step)
         if missing:
             first = missing[0]
             yield from loader.batches(Position(epoch, first * loader.unit), missing[-1] + 1 - first)
-        if not sidecar.missing(loader.examples_read()).any():
+        if not sidecar.missing(wanted).any():
             return
 
 

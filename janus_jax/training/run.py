@@ -17,6 +17,7 @@ from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import Checkpoints, committed_steps
 from janus_jax.config import RunConfig, to_yaml
 from janus_jax.data.plan import Position
+from janus_jax.data.rows import Fitted
 from janus_jax.data.staging import naming_urls
 from janus_jax.errors import ConfigError, NonFiniteError
 from janus_jax.objectives import metric_values
@@ -106,6 +107,18 @@ def _differences(name: str, before: Any, after: Any) -> Iterator[tuple[str, Any,
         yield name, before, after
 
 
+def overlong_lines(fitted: Fitted) -> list[str]:
+    """What the over-long policy did to the training split, where it did something."""
+    counts = {"dropped": fitted.dropped, "truncated": fitted.truncated, "left without responses": fitted.zeroed}
+    total = len(fitted.index) + fitted.dropped
+    return [
+        f"batch.max_sequence_length, batch.row_length: {count:,} of {total:,} training examples are over-long and "
+        f"{what}; `janus data inspect` shows their lengths"
+        for what, count in counts.items()
+        if count
+    ]
+
+
 class _Loop:
     def __init__(self, setup: Setup, checkpoints: Checkpoints, run_dir: Path, writers: Sequence[metrics.Writer] | None):
         self.setup, self.config, self.checkpoints, self.run_dir = setup, setup.config, checkpoints, run_dir
@@ -122,6 +135,8 @@ class _Loop:
             functions.reference, in_shardings=(shardings.params, batch), out_shardings=batch.reference_logps
         )
         self.resumed_from = checkpoints.latest_step()
+        for line in overlong_lines(setup.loader.fitted):
+            self._notify(writers)(line)
         self.state, self.position = self._start()
         self.step = self.resumed_from or 0
         self._reference: Reference = Filled(self._reference_weights)

@@ -248,7 +248,7 @@ def _loaders(
     settings = batch_settings(config)
     common: dict[str, Any] = {"mesh": mesh, "rules": rules, "branches": objective.branches, "head": objective.head}
     common |= {"seed": config.run.seed}
-    loader = Loader(dataset, settings, epochs=config.schedule.epochs or 1, steps=config.schedule.steps or 0, **common)
+    loader = Loader(dataset, settings, epochs=config.schedule.epochs or 0, steps=config.schedule.steps or 0, **common)
     if held_out is None:
         return loader, None
     rows = config.eval.rows or loader.rows // settings.microbatches

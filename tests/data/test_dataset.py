@@ -151,3 +151,30 @@ def test_reading_needs_no_tensorflow(dpo_build):
         [sys.executable, "-c", code, str(dpo_build.directory)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("kind", "ppo"),
+        ("ids", "words"),
+        ("boundary", "none"),
+        ("tokenizer", {}),
+        ("splits", {"../../evil": {"examples": 1, "tokens": 1, "dropped": {}}}),
+        ("splits", {"train": {"examples": 1, "tokens": 1, "dropped": {}, "files": 3}}),
+    ],
+)
+def test_a_manifest_of_somebody_else_is_not_trusted(dpo_build, tmp_path, key, value):
+    manifest = json.loads((dpo_build.directory / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {key: value}))
+    with pytest.raises(DataError, match=r"manifest.json: not a data set manifest: "):
+        TokenizedDataset(tmp_path)
+
+
+def test_a_prompt_without_a_token_is_refused(dpo_build, tmp_path):
+    copy = shutil.copytree(dpo_build.directory, tmp_path / "copy")
+    lengths = np.load(copy / "train" / "lengths.npy")
+    lengths[2] = [0, lengths[2, 0] + lengths[2, 1], lengths[2, 2]]
+    np.save(copy / "train" / "lengths.npy", lengths)
+    with pytest.raises(DataError, match="example 2 has a prompt without a token"):
+        TokenizedDataset(copy)

@@ -126,6 +126,18 @@ def test_a_run_of_a_part_of_the_mixture_says_what_it_reads(parts):
     assert len(read) < sum(SIZES)
 
 
+@UNITS
+def test_a_run_that_ends_inside_an_epoch_reads_what_its_batches_hold(parts, unit):
+    mixture = Mixture(parts, WEIGHTS, 60)
+    per_epoch = plan_of(mixture, unit).steps(0)
+    for steps in (1, per_epoch, per_epoch + 2):
+        plan = plan_of(mixture, unit, epochs=0, steps=steps)
+        positions = itertools.islice(plan.positions(), steps)
+        expected = sorted({int(i) for position in positions for i in plan.example_ids(position)})
+        assert plan.examples_read().tolist() == expected
+        assert plan.epochs == -(-steps // per_epoch)
+
+
 # --- One sequence, resumed anywhere
 
 

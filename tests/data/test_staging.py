@@ -1,6 +1,7 @@
 """Data on gs://: what is read from there and written there is what a local path would have given, or nothing."""
 
 import json
+import os
 import re
 import signal
 import subprocess

@@ -1,13 +1,14 @@
 """Runs over mixtures: they resume bit for bit, their reference covers what they read, and shares belong to the run."""
 
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from janus_jax.checkpoint.source import open_source
-from janus_jax.config import RunConfig
+from janus_jax.config import RunConfig, load_config
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.training.run import train
 from tests.training_examples import random_examples, write_dataset
@@ -165,3 +166,25 @@ def test_a_part_that_is_none_is_named(parts, tmp_path):
     data = {"mixture": [{"dir": str(parts / "0")}, {"dir": str(tmp_path / "absent")}]}
     with pytest.raises(DataError, match="absent: no such directory"):
         train(config(data, tmp_path / "run"), writers=())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("mixture: [{dri: a}]", "data.mixture.0.dri: unknown key; did you mean 'data.mixture.0.dir'?"),
+        ("mixture: [{dir: a, weight: -1}]", "data.mixture.0.weight = -1: allowed: a number > 0"),
+        ("mixture: [{dir: a, weight: .nan}]", "data.mixture.0.weight = .nan: allowed: a number > 0 or null"),
+        ("mixture: [a]", "data.mixture.0 = a: allowed: a section with the keys dir, weight"),
+        ("mixture: []", "data.mixture = []: allowed: a list, not empty, of which each is a section"),
+        ("mixture: a", "data.mixture = a: allowed: a list, not empty, of which each is a section"),
+    ],
+)
+def test_a_mixture_that_is_written_wrongly_is_said_with_its_line(data, message, tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        f"run: {{dir: r}}\nmodel: {{preset: tiny}}\ndata:\n  {data}\nobjective: {{name: rm}}\n"
+        "batch: {rows: 8, row_length: 64, max_sequence_length: 32}\n"
+        "schedule: {name: constant, learning_rate: 1.0e-5, epochs: 1}\n"
+    )
+    with pytest.raises(ConfigError, match=re.escape(message)) as refusal:
+        load_config(tmp_path / "run.yaml")
+    assert "run.yaml:4: " in str(refusal.value)
