@@ -1,14 +1,12 @@
 """Rows to token ids, many at a time, in this process or in several. No TensorFlow, no JAX: a worker takes 60 MB."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import multiprocessing
-import multiprocessing.connection
-import os
+import queue
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -57,46 +55,63 @@ def encoding(encoder: Encoder, tokenizer_directory: Path, processes: int) -> Ite
     if processes == 1:
         yield encoder
         return
-    # spawned: TensorFlow's threads do not survive a fork
-    pool = concurrent.futures.ProcessPoolExecutor(
-        processes,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin,
-        initargs=(encoder.kind, encoder.template, encoder.boundary, tokenizer_directory),
-    )
+    idle: queue.Queue[_Worker] = queue.Queue()
+    workers: list[_Worker] = []
     try:
+        for _ in range(processes):
+            workers.append(_Worker(encoder, tokenizer_directory))
+            idle.put(workers[-1])
 
         def encode(texts: Texts) -> Encoded:
+            worker = idle.get()
             try:
-                return pool.submit(_encode, texts).result()
-            except concurrent.futures.BrokenExecutor as error:
-                raise JanusError(
-                    "a tokenizing process ended on its own (killed for memory?); fewer of them take less"
-                ) from error
+                return worker.encode(texts)
+            finally:
+                idle.put(worker)
 
         yield encode
     finally:
-        pool.shutdown(cancel_futures=True)
+        for worker in workers:
+            worker.close()
 
 
-_worker: Encoder | None = None
+class _Worker:
+    """A process with a pipe of its own, of which it alone has the other end: whichever side dies, the other sees it at
+    once. (Workers of an executor share a pipe; one that is killed while it writes leaves all waiting for the rest.)"""
+
+    def __init__(self, encoder: Encoder, tokenizer_directory: Path):
+        context = multiprocessing.get_context("spawn")  # TensorFlow's threads do not survive a fork
+        self._connection, theirs = context.Pipe()
+        settings = (encoder.kind, encoder.template, encoder.boundary)
+        self._process = context.Process(target=_serve, args=(theirs, settings, tokenizer_directory), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def encode(self, texts: Texts) -> Encoded:
+        try:
+            self._connection.send(texts)
+            found = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise JanusError("a tokenizing process ended on its own (killed for memory?); fewer take less") from error
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def close(self) -> None:
+        self._connection.close()
+        self._process.terminate()
+        self._process.join()
 
 
-def _begin(kind: str, template: Template, boundary: Boundary, tokenizer_directory: Path) -> None:
+def _serve(connection: Connection, settings: tuple[str, Template, Boundary], tokenizer_directory: Path) -> None:
+    """Answers with what texts are encoded to, or why they cannot be, until nobody asks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    global _worker
-    _worker = Encoder(kind, template, boundary, load_tokenizer(tokenizer_directory))
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for ever: it holds both ends of its queue."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-def _encode(texts: Texts) -> Encoded:
-    assert _worker is not None
-    return _worker(texts)
+    encoder = Encoder(*settings, load_tokenizer(tokenizer_directory))
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            texts = connection.recv()
+            try:
+                found: Encoded | Exception = encoder(texts)
+            except Exception as error:
+                found = error if isinstance(error, JanusError) else RuntimeError(f"{type(error).__name__}: {error}")
+            connection.send(found)
