@@ -1,41 +1,85 @@
-"""`janus convert`: Hugging Face directories to Orbax and back."""
+"""`janus convert`: Hugging Face directories to Orbax and back, one layer's tensor in memory at a time, then verified."""
 
 import dataclasses
+import json
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from janus_jax import __version__
-from janus_jax.checkpoint.hf_write import export_dtype, parse_size, save_hf
-from janus_jax.checkpoint.source import open_source
-from janus_jax.checkpoint.state import save_args
+from janus_jax.checkpoint.digest import Difference, Digests, compare, tensors
+from janus_jax.checkpoint.hf_write import export_dtype, parse_size, sync_tree, write_companions, write_tensors
+from janus_jax.checkpoint.keys import KeyEntry
+from janus_jax.checkpoint.source import Source, open_source
+from janus_jax.checkpoint.stream import ItemWriter
 from janus_jax.data.template import get_template
 from janus_jax.errors import ConversionError
 from janus_jax.storage import atomic_directory, require_free
 
+Verify = Literal["logits", "digest", "none"]
+REPORT = "conversion_report.json"
 
-def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
+
+@dataclasses.dataclass
+class Report:
+    """What a conversion did; conversion_report.json in the directory that it wrote."""
+
+    source: str
+    step: int | None
+    model: dict[str, Any]
+    stored_dtype: str  # of the source
+    dtype: str  # of what was written
+    verify: Verify
+    sha256: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Of every tensor that was written, by Hugging Face key (`digest.digest`); empty with verify none."""
+    largest_logit_difference: float | None = None
+    """Between source and result, with verify logits; 0 is expected where the dtype stays."""
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    janus_jax: str = __version__
+
+    def save(self, directory: Path) -> None:
+        (directory / REPORT).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+
+
+def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, verify: Verify = "logits") -> Report:
     """Writes DST/{params, meta, tokenizer} from a Hugging Face directory or hub id, in the stored dtype.
 
     `params` is the Orbax item that checkpoints have too, so `init.from` takes DST; any Orbax reads it.
 
+    Args:
+        verify: `digest` reads the result once more and compares every tensor; `logits` also runs both models, layer by
+            layer, and compares what they say.
+
     Raises:
-        ConversionError: SRC is not such a directory, or is damaged; names file and tensor.
+        ConversionError: SRC is not such a directory, or is damaged; names file and tensor. Or the result is not SRC.
         StorageError: DST holds something or cannot be written.
     """
+    _check_verify(verify)
     with atomic_directory(dst) as directory:  # refuses DST before a download
         source = open_source(src)
         if not (Path(source.path) / "config.json").is_file():
             raise ConversionError(f"{source.path}: not a Hugging Face directory: config.json is not there")
+        report = _report(source, source.stored_dtype, verify)
         if source.tokenizer_directory is not None:
-            _copy_tokenizer(source.tokenizer_directory, directory / "tokenizer")
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            checkpointer.save(directory / "params", args=save_args(source.load_host()))
-        meta = {"format_version": 1, "janus_jax": __version__, "model": dataclasses.asdict(source.config)}
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-            checkpointer.save(directory / "meta", args=ocp.args.JsonSave(meta))
+            _open_tokenizer(source.tokenizer_directory).save(directory / "tokenizer")
+        with _Timer(report, "convert"):
+            writer = ItemWriter(epath.Path(directory) / "params", source.config, source.stored_dtype)
+            for entry, block in _noted(source, report):
+                writer.write(entry.path, entry.layer, block)
+            writer.close()
+            meta = {"format_version": 1, "janus_jax": __version__, "model": dataclasses.asdict(source.config)}
+            with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+                checkpointer.save(directory / "meta", args=ocp.args.JsonSave(meta))
+            sync_tree(directory)
+        _verify(source, directory, report)
+        report.save(directory)
+    return report
 
 
 def to_hf(
@@ -45,31 +89,92 @@ def to_hf(
     dtype: Any = None,
     max_shard_size: int | str = "5GB",
     step: int | None = None,
-) -> None:
+    verify: Verify = "logits",
+) -> Report:
     """Writes a Hugging Face directory from a run (its newest step, or `step`), a step, a converted one or a hub id.
 
     Args:
         dtype: of the tensors: float32, bfloat16 or float16; None keeps the stored one.
         max_shard_size: bytes, or text as "5GB".
+        verify: as `from_hf`; after a cast, digests are of the cast tensors.
 
     Raises:
-        ConversionError: SRC holds no model, or an argument is wrong.
+        ConversionError: SRC holds no model, or an argument is wrong, or the result is not SRC.
         StorageError: DST holds something or cannot be written.
     """
+    _check_verify(verify)
     require_free(dst)
-    parse_size(max_shard_size)
+    limit = parse_size(max_shard_size)
     source = open_source(src, step)
-    dtype = export_dtype(source.stored_dtype if dtype is None else dtype)
+    target = export_dtype(source.stored_dtype if dtype is None else dtype)
     tokenizer = None if source.tokenizer_directory is None else _open_tokenizer(source.tokenizer_directory)
-    save_hf(
-        source.load_host(),
-        source.config,
-        dst,
-        dtype=dtype,
-        max_shard_size=max_shard_size,
-        tokenizer=tokenizer,
-        chat_template=None if source.template is None else get_template(source.template).chat_template,
-    )
+    chat_template = None if source.template is None else get_template(source.template).chat_template
+    report = _report(source, target, verify)
+    with atomic_directory(dst) as directory:
+        with _Timer(report, "convert"):
+            blocks = (block for _, block in _noted(source, report))
+            write_tensors(directory, source.config, target, limit, blocks)
+            write_companions(directory, source.config, target, None, tokenizer, chat_template)
+            sync_tree(directory)
+        _verify(source, directory, report)
+        report.save(directory)
+    return report
+
+
+def check(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[Difference]:
+    """Tensors in which two models differ; empty where they are bit for bit the same.
+
+    Args:
+        a, b: anything that holds a model (`open_source`).
+    Raises:
+        ConversionError: one holds no model, or they have different shapes.
+    """
+    return compare(open_source(a), open_source(b))
+
+
+def _check_verify(verify: str) -> None:
+    if verify not in get_args(Verify):
+        raise ConversionError(f"verify={verify}: allowed: {', '.join(get_args(Verify))}")
+
+
+def _report(source: Source, dtype: np.dtype, verify: Verify) -> Report:
+    model = dataclasses.asdict(source.config)
+    return Report(source.path, source.step, model, source.stored_dtype.name, np.dtype(dtype).name, verify)
+
+
+def _noted(source: Source, report: Report) -> Iterator[tuple[KeyEntry, np.ndarray]]:
+    """The tensors of the source; their digests, as they will be stored, go into the report."""
+    digests = Digests(report.sha256)
+    for entry, block in tensors(source):
+        if report.verify != "none":
+            digests.note(entry, block, np.dtype(report.dtype))
+        yield entry, block
+
+
+def _verify(source: Source, directory: Path, report: Report) -> None:
+    if report.verify == "none":
+        return
+    written = open_source(directory)
+    with _Timer(report, "digests"):
+        Digests(report.sha256).require(written)
+    if report.verify == "logits":
+        from janus_jax.checkpoint.verify import largest_logit_difference
+
+        with _Timer(report, "logits"):
+            report.largest_logit_difference = largest_logit_difference(source, written)
+
+
+class _Timer:
+    """Adds the seconds of a block to a report."""
+
+    def __init__(self, report: Report, name: str):
+        self._report, self._name = report, name
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._report.seconds[self._name] = round(time.perf_counter() - self._began, 3)
 
 
 def _open_tokenizer(directory: str) -> Any:
@@ -77,7 +182,3 @@ def _open_tokenizer(directory: str) -> Any:
     from janus_jax.data.tokenizer import HFTokenizer, load_tokenizer
 
     return HFTokenizer(directory) if (Path(directory) / "tokenizer.json").is_file() else load_tokenizer(directory)
-
-
-def _copy_tokenizer(source: str, target: Path) -> None:
-    _open_tokenizer(source).save(target)

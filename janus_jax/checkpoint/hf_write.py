@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,23 +49,22 @@ def save_hf(
         ConversionError: parameters that are not those of `config`, or that are NaN or infinite (also by the cast).
         StorageError: `out` holds something or cannot be written.
     """
-    entries = key_table(config)
     flat = _check_params(params, config)
     dtype = export_dtype(flat["embedding",].dtype if dtype is None else dtype)
-    shards = _plan_shards(entries, dtype.itemsize, parse_size(max_shard_size))
-    tensors = _gathered(entries, flat, dtype)
+    limit = parse_size(max_shard_size)
+    blocks = _gathered(key_table(config), flat)
     failure: Exception | None = None
     if jax.process_index() == 0:
         try:
             with atomic_directory(out) as directory:
-                _write_shards(directory, shards, dtype, tensors)
-                _write_companions(directory, config, dtype, generation_defaults, tokenizer, chat_template)
-                _sync_tree(directory)
+                write_tensors(directory, config, dtype, limit, blocks)
+                write_companions(directory, config, dtype, generation_defaults, tokenizer, chat_template)
+                sync_tree(directory)
         except OSError as error:
             failure = StorageError(f"{os.fspath(out)}: cannot be written: {error.strerror or error}")
         except Exception as error:
             failure = error
-    for _ in tensors:  # the gathers are collective: every process makes all of them, whatever befell the writer
+    for _ in blocks:  # the gathers are collective: every process makes all of them, whatever befell the writer
         pass
     _agree(failure, os.fspath(out))
 
@@ -127,8 +126,8 @@ def _count(entry: KeyEntry) -> int:
     return int(np.prod(entry.shape, dtype=np.int64))
 
 
-def _gathered(entries: list[KeyEntry], flat: dict[tuple[str, ...], Any], dtype: np.dtype) -> Iterator[np.ndarray]:
-    """The torch tensors in order, each on the host of every process, one at a time."""
+def _gathered(entries: list[KeyEntry], flat: dict[tuple[str, ...], Any]) -> Iterator[np.ndarray]:
+    """The parameters, or their layers, in order, each on the host of every process, one at a time."""
     for entry in entries:
         leaf = flat[entry.path]
         part = leaf if entry.layer is None else leaf[entry.layer]
@@ -136,13 +135,23 @@ def _gathered(entries: list[KeyEntry], flat: dict[tuple[str, ...], Any], dtype: 
             from jax.experimental import multihost_utils
 
             part = multihost_utils.process_allgather(part, tiled=True)
-        with np.errstate(over="ignore"):  # the writer names a tensor that overflows
-            yield entry.to_torch(np.asarray(part)).astype(dtype, copy=False)
+        yield np.asarray(part)
 
 
-def _write_shards(
-    directory: Path, shards: list[list[KeyEntry]], dtype: np.dtype, tensors: Iterator[np.ndarray]
+def write_tensors(
+    directory: Path, config: ModelConfig, dtype: np.dtype, limit: int, blocks: Iterator[np.ndarray]
 ) -> None:
+    """Writes the safetensors files of a model, and their index last if they are several.
+
+    Args:
+        dtype: of the stored tensors.
+        limit: bytes in a file.
+        blocks: each tensor of the key table in its order, in the layout of the parameter, of any dtype; taken one by one.
+    Raises:
+        ConversionError: a tensor holds NaN or infinity, or does once it is cast.
+    """
+    shards = _plan_shards(key_table(config), dtype.itemsize, limit)
+    tensors = _cast((entry for shard in shards for entry in shard), blocks, dtype)
     if len(shards) == 1:
         _write_safetensors(directory / "model.safetensors", shards[0], dtype, tensors)
         return
@@ -154,6 +163,12 @@ def _write_shards(
     count = sum(_count(entry) for shard in shards for entry in shard)
     metadata = {"total_parameters": count, "total_size": count * dtype.itemsize}
     _write_json(directory / "model.safetensors.index.json", {"metadata": metadata, "weight_map": weight_map})
+
+
+def _cast(entries: Iterable[KeyEntry], blocks: Iterator[np.ndarray], dtype: np.dtype) -> Iterator[np.ndarray]:
+    for entry, block in zip(entries, blocks, strict=False):  # not asked for more than there are entries
+        with np.errstate(over="ignore"):  # the writer names a tensor that overflows
+            yield entry.to_torch(block).astype(dtype, copy=False)
 
 
 def _write_safetensors(file: Path, entries: list[KeyEntry], dtype: np.dtype, tensors: Iterator[np.ndarray]) -> None:
@@ -179,7 +194,7 @@ def _write_safetensors(file: Path, entries: list[KeyEntry], dtype: np.dtype, ten
             stream.write(tensor.reshape(-1).view(np.uint8).data)
 
 
-def _write_companions(
+def write_companions(
     directory: Path,
     config: ModelConfig,
     dtype: np.dtype,
@@ -187,6 +202,7 @@ def _write_companions(
     tokenizer: Any,
     chat_template: str | None,
 ) -> None:
+    """Writes everything but the weights: config.json, generation_config.json, tokenizer files."""
     ids = {} if tokenizer is None else {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
     model = hf_config(config, dtype, **ids)
     generation = {name: model[name] for name in ("bos_token_id", "eos_token_id")} | dict(generation_defaults or {})
@@ -203,7 +219,8 @@ def _write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _sync_tree(directory: Path) -> None:
+def sync_tree(directory: Path) -> None:
+    """Returns when everything below a directory is on the disk."""
     for path in (*directory.rglob("*"), directory):
         descriptor = os.open(path, os.O_RDONLY)
         try:

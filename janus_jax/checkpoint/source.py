@@ -13,7 +13,8 @@ from etils import epath
 
 from janus_jax.checkpoint.hf import HFDirectory
 from janus_jax.checkpoint.hub import local_copy
-from janus_jax.checkpoint.keys import leaves, nest
+from janus_jax.checkpoint.keys import KeyEntry, leaves, nest
+from janus_jax.checkpoint.keys import Path as ParamPath
 from janus_jax.checkpoint.state import (
     committed_steps,
     is_committed,
@@ -22,6 +23,7 @@ from janus_jax.checkpoint.state import (
     step_directory,
     stored_leaves,
 )
+from janus_jax.checkpoint.stream import ItemReader
 from janus_jax.errors import ConversionError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, param_specs
@@ -40,7 +42,20 @@ class Source:
     tokenizer_directory: str | None
     step: int | None  # of the run that it is a checkpoint of
     template: str | None  # name of the form that it was trained on, where a run says so
-    _read: Callable[[np.dtype, Any], Params]
+    _load: Callable[[np.dtype, Any], Params]
+    _block: Callable[[ParamPath, tuple[slice, ...] | None], np.ndarray]
+
+    def read(self, entry: KeyEntry) -> np.ndarray:
+        """One tensor of the key table in the layout of the parameter (without the layer axis), in the stored dtype.
+
+        Raises:
+            ConversionError: it is damaged, or holds NaN or infinity.
+        """
+        index = (
+            None if entry.layer is None else (slice(entry.layer, entry.layer + 1), *(slice(None),) * len(entry.shape))
+        )
+        block = self._block(entry.path, index).astype(self.stored_dtype, copy=False)
+        return block if entry.layer is None else block[0]
 
     def load(self, *, dtype: Any = None, shardings: Any = None) -> Params:
         """Parameters as jax arrays.
@@ -53,11 +68,11 @@ class Source:
         if shardings is None:
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             shardings = jax.tree.map(lambda _: device, self._specs(dtype), is_leaf=_is_spec)
-        return self._read(dtype, shardings)
+        return self._load(dtype, shardings)
 
     def load_host(self, *, dtype: Any = None) -> Params:
         """Parameters as numpy arrays; no device holds any of it."""
-        return self._read(self._dtype(dtype), None)
+        return self._load(self._dtype(dtype), None)
 
     def _dtype(self, dtype: Any) -> np.dtype:
         return jnp.dtype(self.stored_dtype if dtype is None else dtype)
@@ -106,7 +121,11 @@ def _from_hf(directory: epath.Path) -> Source:
     if "://" in str(directory):
         raise ConversionError(f"{directory}: a Hugging Face directory must be local or mounted")
     hf = HFDirectory(Path(directory))
-    return Source(str(directory), hf.config, hf.stored_dtype, _tokenizer([directory]), None, None, hf.load)
+
+    def block(path: ParamPath, index: tuple[slice, ...] | None) -> np.ndarray:
+        return hf.read(path, hf.stored_dtype, index)
+
+    return Source(str(directory), hf.config, hf.stored_dtype, _tokenizer([directory]), None, None, hf.load, block)
 
 
 def _from_orbax(directory: epath.Path, roots: list[epath.Path]) -> Source:
@@ -131,7 +150,8 @@ def _from_orbax(directory: epath.Path, roots: list[epath.Path]) -> Source:
         return restore_item(directory / "params", nest(abstract))
 
     step = int(directory.name) if is_committed(directory) and directory.name.isdecimal() else None
-    return Source(str(directory), config, dtype, _tokenizer(places), step, meta.get("template"), read)
+    reader = ItemReader(directory / "params")
+    return Source(str(directory), config, dtype, _tokenizer(places), step, meta.get("template"), read, reader.read)
 
 
 def _tokenizer(places: list[epath.Path]) -> str | None:

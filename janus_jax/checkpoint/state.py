@@ -11,13 +11,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from janus_jax.checkpoint.stream import CHUNK_BYTES, first_line
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.storage import absolute
 
 ITEMS = ("params", "optimizer", "data", "meta")
-CHUNK_BYTES = 64 << 20
-"""Upper bound of one stored chunk. Chunks of a stacked leaf hold one layer (or a part): reading a 32 MB layer of a
-1 GiB leaf then takes 63 MB of memory, instead of 2 GB for the whole leaf."""
 _COMMITTED = "commit_success.txt"  # Orbax writes it last
 
 
@@ -90,7 +88,7 @@ class Checkpoints:
             restored = self._manager.restore(step, args=arguments)
         except Exception as error:  # Orbax has no class of its own for damaged files
             raise ConversionError(
-                f"{directory}: is damaged and cannot be restored: {_first_line(error)}; move it away to go on from an "
+                f"{directory}: is damaged and cannot be restored: {first_line(error)}; move it away to go on from an "
                 "older step"
             ) from error
         params, optimizer, data, meta = (restored[item] for item in ITEMS)
@@ -180,7 +178,7 @@ def restore_item(item: epath.Path, abstract: Any) -> Any:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(absolute(item), item=abstract, restore_args=jax.tree.map(how, abstract))
     except Exception as error:  # as above
-        raise ConversionError(f"{item}: is damaged and cannot be read: {_first_line(error)}") from error
+        raise ConversionError(f"{item}: is damaged and cannot be read: {first_line(error)}") from error
 
 
 def stored_leaves(item: epath.Path) -> dict[str, Any]:
@@ -190,17 +188,12 @@ def stored_leaves(item: epath.Path) -> dict[str, Any]:
             ocp.PyTreeCheckpointHandler().metadata(absolute(item)).tree
         )  # a Checkpointer would warn of its own file
     except (OSError, ValueError) as error:
-        raise ConversionError(f"{item}: not an Orbax item, or a damaged one: {_first_line(error)}") from error
+        raise ConversionError(f"{item}: not an Orbax item, or a damaged one: {first_line(error)}") from error
 
 
 def _named(tree: Any) -> dict[str, Any]:
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).partition("[tensorstore_spec")[0].strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
 
 
 def _check_tree(item: epath.Path, abstract: Any) -> None:

@@ -215,6 +215,25 @@ def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> Pa
     return nnx.to_pure_dict(nnx.split(Mistral(config, rngs=nnx.Rngs(key), param_dtype=dtype))[1])
 
 
+def one_layer(
+    config: ModelConfig, weights: Params, x: Float[Array, "B L D"], layout: Layout, compute: Compute
+) -> Float[Array, "B L D"]:
+    """What a single layer makes of hidden states, for whoever holds no more than one.
+
+    Args:
+        weights: as `params["layers"]`, without the leading axis.
+    """
+    graph, abstract = nnx.split(_abstract_block(config))
+    state = jax.tree.map(lambda leaf: leaf, abstract)
+    nnx.replace_by_pure_dict(state, weights)
+    return nnx.merge(graph, state)(x, layout, config, compute)
+
+
+@functools.cache
+def _abstract_block(config: ModelConfig) -> Block:
+    return nnx.eval_shape(lambda: Block(config, Declare(nnx.Rngs(0), jnp.float32, config.initializer_range)))
+
+
 def _bind(config: ModelConfig, params: Params) -> Mistral:
     graph, abstract = _abstract(config, jnp.dtype(jnp.float32))
     state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the cached tree stays abstract

@@ -1,0 +1,75 @@
+"""Digests of tensors: what was read, what was written, whether two directories hold the same model."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from janus_jax.checkpoint.keys import KeyEntry, key_table
+from janus_jax.checkpoint.source import Source
+from janus_jax.errors import ConversionError
+
+
+def digest(block: np.ndarray) -> str:
+    """sha256 over dtype, shape and C-order bytes of a tensor in the layout of the parameter."""
+    found = hashlib.sha256(f"{block.dtype.name}{block.shape}".encode())
+    found.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+class Digests:
+    """Remembers digests of tensors by Hugging Face key, in a dict that is given."""
+
+    def __init__(self, by_key: dict[str, str]):
+        self.by_key = by_key
+
+    def note(self, entry: KeyEntry, block: np.ndarray, dtype: np.dtype) -> None:
+        """Notes a tensor as it will be stored in `dtype`."""
+        with np.errstate(over="ignore"):  # whoever stores it refuses it
+            self.by_key[entry.key] = digest(block.astype(dtype, copy=False))
+
+    def require(self, written: Source) -> None:
+        """Reads a model again and compares.
+
+        Raises:
+            ConversionError: a tensor is not what was noted; names it.
+        """
+        for entry, block in tensors(written):
+            if digest(block) != self.by_key[entry.key]:
+                raise ConversionError(f"{written.path}: tensor {entry.key} is not what was written; nothing is kept")
+
+
+def tensors(source: Source) -> Iterator[tuple[KeyEntry, np.ndarray]]:
+    """Every tensor of a model in the order of the key table, one at a time, in the stored dtype."""
+    for entry in key_table(source.config):
+        yield entry, source.read(entry)
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Two tensors of one name that are not bit for bit the same."""
+
+    key: str
+    largest: float  # absolute difference of values; 0 where only dtypes differ
+    relative: float  # of the tensor's largest absolute value
+
+
+def compare(ours: Source, theirs: Source) -> list[Difference]:
+    """Tensors that differ between two models of one shape, in values or dtype.
+
+    Raises:
+        ConversionError: the models have different shapes, or a tensor cannot be read.
+    """
+    if ours.config != theirs.config:
+        a, b = dataclasses.asdict(ours.config), dataclasses.asdict(theirs.config)
+        said = "; ".join(f"{key} {a[key]!r} and {b[key]!r}" for key in a if a[key] != b[key])
+        raise ConversionError(f"{ours.path} and {theirs.path} hold models of different shape: {said}")
+    found = []
+    for (entry, one), (_, other) in zip(tensors(ours), tensors(theirs), strict=True):
+        if one.dtype == other.dtype and digest(one) == digest(other):
+            continue
+        a, b = one.astype(np.float32), other.astype(np.float32)
+        largest = float(np.abs(a - b).max())
+        found.append(Difference(entry.key, largest, largest / max(float(np.abs(a).max()), 1e-30)))
+    return found
