@@ -219,17 +219,23 @@ def train(
         _print_summary(summary)
 
 
+_Verification = Annotated[
+    Literal["logits", "digest", "none"],
+    typer.Option(help="digest: read the result again and compare every tensor; logits: also run both models."),
+]
+
+
 @convert_app.command("from-hf", epilog="Example: janus convert from-hf models/Mistral-7B-v0.2 converted/mistral-7b")
 def convert_from_hf(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Hugging Face directory of a Mistral or Llama model.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Hugging Face directory or id of a Mistral or Llama.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="Directory to write; new or empty.")],
+    verify: _Verification = "logits",
 ) -> None:
     """Write the weights of a Hugging Face directory as a checkpoint that init.from takes."""
     _require_writable("DST", target, empty=True)
     from janus_jax.checkpoint.convert import from_hf
 
-    from_hf(source, target)
-    print(f"{target}: written")
+    _print_conversion(target, from_hf(source, target, verify=verify))
 
 
 @convert_app.command("to-hf", epilog="Example: janus convert to-hf runs/sft_65k exports/sft --dtype bfloat16")
@@ -243,6 +249,7 @@ def convert_to_hf(
     ] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file, like 5GB or 500MB.")] = "5GB",
     step: Annotated[int | None, typer.Option(min=0, help="Step of the run; without it the last.")] = None,
+    verify: _Verification = "logits",
 ) -> None:
     """Export a checkpoint as a Hugging Face directory: config, sharded safetensors, tokenizer."""
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?[KMGT]?B", max_shard_size):
@@ -250,8 +257,32 @@ def convert_to_hf(
     _require_writable("DST", target, empty=True)
     from janus_jax.checkpoint.convert import to_hf
 
-    to_hf(source, target, dtype=dtype, max_shard_size=max_shard_size, step=step)
-    print(f"{target}: written")
+    report = to_hf(source, target, dtype=dtype, max_shard_size=max_shard_size, step=step, verify=verify)
+    _print_conversion(target, report)
+
+
+@convert_app.command("check", epilog="Example: janus convert check models/Mistral-7B-v0.2 converted/mistral-7b")
+def convert_check(
+    a: Annotated[str, typer.Argument(metavar="A", help="Anything that holds a model.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same model, in any layout and dtype.")],
+) -> None:
+    """Compare two models tensor by tensor. Exits with 2 if they are not bit for bit the same."""
+    from janus_jax.checkpoint.convert import check
+    from janus_jax.errors import ConversionError
+
+    if not (differences := check(a, b)):
+        print(f"{a} and {b}: the same model, bit for bit")
+        return
+    for found in differences[:20]:
+        print(f"{found.key}: largest difference {found.largest:.3g}, {found.relative:.2g} of the largest value")
+    raise ConversionError(f"{a} and {b}: {len(differences)} tensors differ")
+
+
+def _print_conversion(target: str, report: Any) -> None:
+    verified = {"none": "not verified", "digest": "every tensor compared"}.get(report.verify)
+    if verified is None:
+        verified = f"every tensor compared, largest difference of logits {report.largest_logit_difference:.3g}"
+    print(f"{target}: written in {report.dtype}; {verified}")
 
 
 @config_app.callback()

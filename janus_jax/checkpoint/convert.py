@@ -1,4 +1,4 @@
-"""`janus convert`: Hugging Face directories to Orbax and back, one layer's tensor in memory at a time, then verified."""
+"""`janus convert`: Hugging Face directories to Orbax and back, one tensor of a layer at a time, then verified."""
 
 import dataclasses
 import json

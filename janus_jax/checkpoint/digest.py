@@ -1,5 +1,6 @@
 """Digests of tensors: what was read, what was written, whether two directories hold the same model."""
 
+import concurrent.futures
 import dataclasses
 import hashlib
 from collections.abc import Iterator
@@ -41,9 +42,15 @@ class Digests:
 
 
 def tensors(source: Source) -> Iterator[tuple[KeyEntry, np.ndarray]]:
-    """Every tensor of a model in the order of the key table, one at a time, in the stored dtype."""
-    for entry in key_table(source.config):
-        yield entry, source.read(entry)
+    """Every tensor of a model in the order of the key table, in the stored dtype; one is read ahead in a thread."""
+    entries = key_table(source.config)
+    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tensors") as pool:
+        ahead = pool.submit(source.read, entries[0])
+        for entry, following in zip(entries, [*entries[1:], None], strict=True):
+            block = ahead.result()
+            if following is not None:
+                ahead = pool.submit(source.read, following)
+            yield entry, block
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from janus_jax.checkpoint.hf_config import hf_config, read_json, read_model_config
 from janus_jax.checkpoint.hf_write import save_hf
-from janus_jax.checkpoint.keys import KeyEntry, key_table, leaves, nest
+from janus_jax.checkpoint.keys import KeyEntry, contiguous, key_table, leaves, nest
 from janus_jax.checkpoint.keys import Path as ParamPath
 from janus_jax.errors import ConversionError
 from janus_jax.model.config import ModelConfig
@@ -58,11 +58,13 @@ class HFDirectory:
         entries = [entry for entry in self.entries if entry.path == path]
         if entries[0].layer is None:
             full = (slice(None),) * len(entries[0].shape)
-            return self._read(entries[0], full if index is None else index).astype(dtype)
+            return self._read(entries[0], full if index is None else index).astype(dtype, copy=False)
         full = (slice(None),) * (1 + len(entries[0].shape))
         layers, *rest = full if index is None else index
         chosen = entries[layers]
-        first = self._read(chosen[0], tuple(rest)).astype(dtype)
+        first = self._read(chosen[0], tuple(rest)).astype(dtype, copy=False)
+        if len(chosen) == 1:
+            return first[None]
         out = np.empty((len(chosen), *first.shape), dtype)
         out[0] = first
         for i, entry in enumerate(chosen[1:], start=1):
@@ -86,7 +88,7 @@ class HFDirectory:
         if file not in self._open:
             self._open[file] = safe_open(file, framework="np")
         tensor = self._open[file].get_slice(entry.key)
-        block = entry.from_torch(lambda box: tensor[box], index)
+        block = contiguous(entry.from_torch(lambda box: tensor[box], index))
         if not np.isfinite(block).all():
             raise ConversionError(f"{file}: tensor {entry.key} holds NaN or infinite values")
         return block

@@ -146,7 +146,7 @@ def write_tensors(
     Args:
         dtype: of the stored tensors.
         limit: bytes in a file.
-        blocks: each tensor of the key table in its order, in the layout of the parameter, of any dtype; taken one by one.
+        blocks: each tensor of the key table in its order, in the layout of the parameter, of any dtype.
     Raises:
         ConversionError: a tensor holds NaN or infinity, or does once it is cast.
     """

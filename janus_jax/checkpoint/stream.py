@@ -26,8 +26,6 @@ CHUNK_BYTES = 64 << 20
 """Upper bound of one stored chunk. Chunks of a stacked leaf hold one layer (or a part): reading a 32 MB layer of a
 1 GiB leaf then takes 63 MB of memory, instead of 2 GB for the whole leaf."""
 
-_COMPRESSOR = {"id": "zstd", "level": 1}  # Orbax's own
-
 
 class ItemReader:
     """Blocks of the leaves of an item, in the dtypes in which they are stored.
@@ -124,7 +122,7 @@ class ItemWriter:
             "shape": list(shape),
             "chunks": chunk_shape(shape, dtype.itemsize, stacked=stacked),
             "dtype": ts.dtype(dtype).name if dtype.name == "bfloat16" else dtype.str,
-            "compressor": _COMPRESSOR,
+            "compressor": None,  # trained weights hardly shrink, and Orbax's zstd takes as long as all the rest
             "dimension_separator": ".",
             "fill_value": None,
             "order": "C",
@@ -137,7 +135,7 @@ class ItemWriter:
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int, *, stacked: bool) -> list[int]:
-    """Chunks of at most `CHUNK_BYTES`, cut along the leading axes; of a stacked leaf a chunk holds one layer at most."""
+    """Chunks of at most `CHUNK_BYTES`, cut along the leading axes; of a stacked leaf each is of one layer."""
     chunk = [1, *shape[1:]] if stacked else list(shape)
     for axis in range(len(chunk)):
         while chunk[axis] > 1 and math.prod(chunk) * itemsize > CHUNK_BYTES:

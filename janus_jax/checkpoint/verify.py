@@ -68,8 +68,7 @@ def _head(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _layer(config: ModelConfig, weights: Any, x: jax.Array, layout: Layout) -> jax.Array:
-    exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), weights)
-    return one_layer(config, exact, x, layout, Compute(dtype=jnp.float32))
+    return one_layer(config, weights, x, layout, Compute(dtype=jnp.float32))
 
 
 @jax.jit

@@ -1,0 +1,160 @@
+"""Conversion of a full-size 7B model with random bfloat16 weights, there and back: memory, time, equality.
+
+    python -m tests.benchmarks.conversion --scratch DIR             # 44 GB of disk, half an hour on two cores
+    python -m tests.benchmarks.conversion --scratch DIR --layers 4  # the same with fewer layers
+
+Each conversion runs in a process of its own, sampled every 50 ms: anonymous memory (what it allocated) and the largest
+resident set (VmHWM, in which pages of mapped files count too). The yardstick is `cp -r` of the same bytes with `sync`.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from janus_jax.checkpoint.hf_write import sync_tree, write_companions, write_tensors
+from janus_jax.checkpoint.keys import key_table
+from janus_jax.data.tokenizer import load_tokenizer
+from janus_jax.model.config import PRESETS, ModelConfig
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+SHARD_BYTES = 5 * 10**9
+
+
+def random_blocks(config: ModelConfig, seed: int = 0) -> Iterator[np.ndarray]:
+    """Finite weights of all magnitudes below 1: random signs and mantissas, exponents of nine sizes."""
+    rng = np.random.default_rng(seed)
+    for entry in key_table(config):
+        bits = rng.integers(0, 1 << 16, entry.shape, np.uint16)
+        exponent = (118 + (bits >> 7) % 9) << 7
+        yield ((bits & 0x807F) | exponent).view(BFLOAT16)
+
+
+def write_model(directory: Path, config: ModelConfig) -> int:
+    """Writes a Hugging Face directory; returns its bytes."""
+    directory.mkdir(parents=True)
+    write_tensors(directory, config, BFLOAT16, SHARD_BYTES, random_blocks(config))
+    write_companions(directory, config, BFLOAT16, None, load_tokenizer(), None)
+    sync_tree(directory)
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+@dataclasses.dataclass
+class Usage:
+    """Of one process."""
+
+    seconds: float = 0.0
+    anonymous: int = 0  # bytes, largest sample
+    resident: int = 0  # bytes, VmHWM
+
+
+def watched(*arguments: str) -> Usage:
+    """Runs `janus` and samples its memory."""
+    usage, began = Usage(), time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "janus_jax.cli", *arguments], stdout=subprocess.DEVNULL)
+    status = Path(f"/proc/{process.pid}/status")
+
+    def sample() -> None:
+        while process.poll() is None:
+            try:
+                values = dict(line.split(":", 1) for line in status.read_text().splitlines())
+                usage.anonymous = max(usage.anonymous, _bytes(values["RssAnon"]))
+                usage.resident = max(usage.resident, _bytes(values["VmHWM"]))
+            except (OSError, KeyError):
+                pass
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    code = process.wait()
+    usage.seconds = time.perf_counter() - began
+    thread.join()
+    if code:
+        raise SystemExit(f"janus {' '.join(arguments)}: exit code {code}")
+    return usage
+
+
+def _bytes(text: str) -> int:
+    return int(text.split()[0]) * 1024
+
+
+def copy_seconds(source: Path, target: Path) -> float:
+    """`cp -r` and `sync` of the same bytes."""
+    began = time.perf_counter()
+    subprocess.run(["cp", "-r", str(source), str(target)], check=True)
+    subprocess.run(["sync"], check=True)
+    seconds = time.perf_counter() - began
+    shutil.rmtree(target)
+    return seconds
+
+
+def run(scratch: Path, config: ModelConfig) -> dict[str, Any]:
+    """Makes a model, converts it there and back with and without verification; returns the figures."""
+    hf, orbax, back = (scratch / name for name in ("hf", "orbax", "back"))
+    size = write_model(hf, config)
+    print(f"{size / 1e9:.1f} GB written", flush=True)
+    figures: dict[str, Any] = {"bytes": size, "copy_s": copy_seconds(hf, scratch / "copy")}
+    for name, command, target in (
+        ("from_hf", ("from-hf", str(hf), str(orbax)), orbax),
+        ("to_hf", ("to-hf", str(orbax), str(back)), back),
+    ):
+        figures[name] = dataclasses.asdict(watched("convert", *command, "--verify", "none"))
+        print(name, figures[name], flush=True)
+        shutil.rmtree(target)
+        figures[f"{name}_verified"] = dataclasses.asdict(watched("convert", *command))
+        report = json.loads((target / "conversion_report.json").read_text())
+        figures[f"{name}_verified"] |= {"parts": report["seconds"], "logits": report["largest_logit_difference"]}
+        print(f"{name}, verified", figures[f"{name}_verified"], flush=True)
+    files = sorted(path.name for path in hf.glob("*.safetensors"))
+    figures["equal_files"] = all(
+        not subprocess.run(["cmp", "-s", str(hf / name), str(back / name)]).returncode for name in files
+    )
+    return figures
+
+
+def table(figures: dict[str, Any]) -> Table:
+    """The figures; goals: anonymous memory under 3 GB, at most 4 times the copy without verification."""
+    found = Table("conversion", "seconds", "times cp + sync", "anonymous GB", "VmHWM GB", "verification")
+    for name in ("from_hf", "from_hf_verified", "to_hf", "to_hf_verified"):
+        row = figures[name]
+        found.add_row(
+            name,
+            f"{row['seconds']:.0f}",
+            f"{row['seconds'] / figures['copy_s']:.1f}",
+            f"{row['anonymous'] / 1e9:.2f}",
+            f"{row['resident'] / 1e9:.2f}",
+            ", ".join(f"{part} {seconds:.0f} s" for part, seconds in row.get("parts", {}).items()) or "none",
+        )
+    found.caption = f"{figures['bytes'] / 1e9:.1f} GB, cp + sync {figures['copy_s']:.0f} s, "
+    found.caption += f"safetensors byte-equal after both: {figures['equal_files']}"
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scratch", type=Path, required=True, help="directory for everything, emptied at the end")
+    parser.add_argument("--layers", type=int, default=32)
+    arguments = parser.parse_args()
+    scratch = arguments.scratch / "conversion"
+    try:
+        figures = run(scratch, dataclasses.replace(PRESETS["mistral-7b"], num_layers=arguments.layers))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    Console(width=130).print(table(figures))
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
