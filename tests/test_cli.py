@@ -142,12 +142,38 @@ def test_build_prints_what_was_kept_and_what_was_dropped(janus, tmp_path):
 
 
 def test_conversions_get_their_options(janus, tmp_path):
-    with mock.patch("janus_jax.checkpoint.convert.to_hf", autospec=True) as to_hf:
-        assert janus("convert", "to-hf", "run", tmp_path / "o", "--dtype", "bfloat16", "--step", 7)[0] == 0
-    to_hf.assert_called_once_with("run", str(tmp_path / "o"), dtype="bfloat16", max_shard_size="5GB", step=7)
-    with mock.patch("janus_jax.checkpoint.convert.from_hf", autospec=True) as from_hf:
-        assert janus("convert", "from-hf", "hf", tmp_path / "o")[0] == 0
-    from_hf.assert_called_once_with("hf", str(tmp_path / "o"))
+    from janus_jax.checkpoint.convert import Report
+
+    done, out = Report("run", 7, {}, "float32", "bfloat16", "digest"), str(tmp_path / "o")
+    options = ["--dtype", "bfloat16", "--step", 7, "--verify", "digest"]
+    with mock.patch("janus_jax.checkpoint.convert.to_hf", autospec=True, return_value=done) as to_hf:
+        assert janus("convert", "to-hf", "run", out, *options)[:2] == (
+            0,
+            f"{out}: written in bfloat16; every tensor compared\n",
+        )
+    to_hf.assert_called_once_with("run", out, dtype="bfloat16", max_shard_size="5GB", step=7, verify="digest")
+    done = dataclasses.replace(done, verify="logits", largest_logit_difference=0.0)
+    with mock.patch("janus_jax.checkpoint.convert.from_hf", autospec=True, return_value=done) as from_hf:
+        code, told, _ = janus("convert", "from-hf", "hf", out)
+        assert (code, told) == (
+            0,
+            f"{out}: written in bfloat16; every tensor compared, largest difference of logits 0\n",
+        )
+    from_hf.assert_called_once_with("hf", out, verify="logits")
+
+
+def test_a_comparison_exits_with_2_where_models_differ(janus):
+    from janus_jax.checkpoint.digest import Difference
+
+    found = [Difference(f"tensor.{number}", 0.5, 0.25) for number in range(30)]
+    with mock.patch("janus_jax.checkpoint.convert.check", autospec=True) as check:
+        check.return_value = []
+        assert janus("convert", "check", "a", "b")[:2] == (0, "a and b: the same model, bit for bit\n")
+        check.return_value = found
+        code, out, err = janus("convert", "check", "a", "b")
+    assert (code, err) == (2, "error: a and b: 30 tensors differ\n")
+    assert out.splitlines()[0] == "tensor.0: largest difference 0.5, 0.25 of the largest value"
+    assert len(out.splitlines()) == 20
 
 
 def test_demo_gets_its_options(janus, tmp_path):
