@@ -17,7 +17,7 @@ from janus_jax.parallel.mesh import AXES
 from tests.test_ladder import RUNS
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/design.md", "tests/oracles/README.md", "configs/README.md"]
+PAGES = ["README.md", "docs/design.md", "docs/weights_to_vllm.md", "tests/oracles/README.md", "configs/README.md"]
 RECIPES = sorted(f"configs/{path.name}" for path in RUNS)
 
 

@@ -1,0 +1,115 @@
+"""SmolLM2-135M through conversion: every bit comes back, and three programs continue texts alike.
+
+Slow; wants JANUS_SMOLLM2, a Hugging Face directory of the model (tests/test_real_data.py says how to make it):
+
+    JANUS_SMOLLM2=DIR pytest -m slow tests/checkpoint/test_real_conversion.py -s
+"""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.checkpoint.convert import REPORT, check, from_hf, to_hf
+from janus_jax.checkpoint.hf import load_hf
+from janus_jax.model.attention import Layout
+from janus_jax.model.mistral import Compute, logits
+from tests.checkpoint.models import read_tensors
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = (
+    "The capital of France is",
+    "Water boils at",
+    "Once upon a time there was a",
+    "def fibonacci(n):\n",
+    "The three primary colours are",
+    "Dear Sir or Madam,\n\n",
+    "1, 2, 3, 5, 8,",
+    "To make bread, you need",
+    "The theory of evolution says that",
+    "A list of European capitals:\n",
+)
+NEW_TOKENS, ENOUGH, TIE = 24, 20, 1e-3
+
+
+@pytest.fixture(scope="module")
+def original() -> Path:
+    if "JANUS_SMOLLM2" not in os.environ:
+        pytest.skip("JANUS_SMOLLM2 does not name a Hugging Face directory of SmolLM2-135M")
+    return Path(os.environ["JANUS_SMOLLM2"])
+
+
+@pytest.fixture(scope="module")
+def exported(original, tmp_path_factory) -> dict[str, Path]:
+    """There and back, in float32 as it is, and in bfloat16."""
+    root = tmp_path_factory.mktemp("smollm2")
+    from_hf(original, root / "orbax")
+    to_hf(root / "orbax", root / "float32")
+    to_hf(root / "orbax", root / "bfloat16", dtype="bfloat16", max_shard_size="100MB")
+    from_hf(root / "bfloat16", root / "half")
+    to_hf(root / "half", root / "bfloat16_back", max_shard_size="100MB")
+    return {name: root / name for name in ("orbax", "float32", "bfloat16", "half", "bfloat16_back")}
+
+
+def test_every_bit_comes_back_in_float32_and_bfloat16(original, exported):
+    assert read_tensors(original) == read_tensors(exported["float32"])
+    assert read_tensors(exported["bfloat16"]) == read_tensors(exported["bfloat16_back"])
+    assert check(original, exported["orbax"]) == [] == check(exported["bfloat16"], exported["half"])
+    for name, directory in exported.items():
+        report = json.loads((directory / REPORT).read_text())
+        print(name, report["seconds"], "largest difference of logits", report["largest_logit_difference"])
+        assert (report["largest_logit_difference"] == 0) == (name != "bfloat16")
+
+
+def greedy(directory: Path, ids: list[int]) -> list[int]:
+    """Our own continuation, every step from the whole text: slow and without a cache to go wrong."""
+    config, params = load_hf(directory)
+    length = len(ids) + NEW_TOKENS
+    places = jnp.arange(length, dtype=jnp.int32)[None]
+    layout = Layout(jnp.ones_like(places), jnp.ones_like(places), places)
+    compute = Compute(dtype=jnp.float32)
+    step = jax.jit(lambda params, tokens, last: logits(config, params, tokens, layout, compute)[0, last].argmax())
+    found = list(ids)
+    for _ in range(NEW_TOKENS):
+        padded = jnp.asarray([found + [0] * (length - len(found))], jnp.int32)
+        found.append(int(step(params, padded, len(found) - 1)))
+    return found[len(ids) :]
+
+
+def test_three_programs_continue_texts_alike(exported, monkeypatch):
+    """Up to the first step whose two best logits are nearer than 1e-3: 20 tokens at least on 8 of 10 prompts."""
+    import torch
+    import transformers
+
+    mistralrs = pytest.importorskip("mistralrs")
+    monkeypatch.setenv("MISTRALRS_CPU_KV_F32", "1")
+    directory = exported["float32"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    plain = mistralrs.Which.Plain(
+        model_id=str(directory), arch=mistralrs.Architecture.Mistral, dtype=mistralrs.ModelDType.F32
+    )
+    runner = mistralrs.Runner(which=plain)
+    enough = 0
+    for text in PROMPTS:
+        prompt = tokenizer(text, return_tensors="pt")
+        ids = prompt["input_ids"][0].tolist()
+        options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
+        done = model.generate(**prompt, **options, output_logits=True, return_dict_in_generate=True)
+        theirs = done.sequences[0, len(ids) :].tolist()
+        best = torch.topk(torch.cat(done.logits), 2).values
+        gaps = (best[:, 0] - best[:, 1]).numpy()
+        clear = int(np.argmax(gaps < TIE)) if (gaps < TIE).any() else len(gaps)
+        request = mistralrs.CompletionRequest(model="m", prompt=text, max_tokens=NEW_TOKENS, temperature=0.0, top_k=1)
+        answer = runner.send_completion_request(request)
+        print(f"{text!r}: {clear} steps alike, smallest gap {gaps[:clear].min():.4f}: {answer.choices[0].text!r}")
+        assert greedy(directory, ids)[:clear] == theirs[:clear]
+        assert answer.usage.prompt_tokens == len(ids)
+        assert answer.choices[0].text.startswith(tokenizer.decode(theirs[:clear], skip_special_tokens=True))
+        enough += clear >= ENOUGH or theirs[-1] == tokenizer.eos_token_id
+    assert enough >= 8
