@@ -235,7 +235,7 @@ def convert_from_hf(
     _require_writable("DST", target, empty=True)
     from janus_jax.checkpoint.convert import from_hf
 
-    _print_conversion(target, from_hf(source, target, verify=verify))
+    print(f"{target}: {from_hf(source, target, verify=verify)}")
 
 
 @convert_app.command("to-hf", epilog="Example: janus convert to-hf runs/sft_65k exports/sft --dtype bfloat16")
@@ -258,7 +258,7 @@ def convert_to_hf(
     from janus_jax.checkpoint.convert import to_hf
 
     report = to_hf(source, target, dtype=dtype, max_shard_size=max_shard_size, step=step, verify=verify)
-    _print_conversion(target, report)
+    print(f"{target}: {report}")
 
 
 @convert_app.command("check", epilog="Example: janus convert check models/Mistral-7B-v0.2 converted/mistral-7b")
@@ -274,15 +274,8 @@ def convert_check(
         print(f"{a} and {b}: the same model, bit for bit")
         return
     for found in differences[:20]:
-        print(f"{found.key}: largest difference {found.largest:.3g}, {found.relative:.2g} of the largest value")
+        print(found)
     raise ConversionError(f"{a} and {b}: {len(differences)} tensors differ")
-
-
-def _print_conversion(target: str, report: Any) -> None:
-    verified = {"none": "not verified", "digest": "every tensor compared"}.get(report.verify)
-    if verified is None:
-        verified = f"every tensor compared, largest difference of logits {report.largest_logit_difference:.3g}"
-    print(f"{target}: written in {report.dtype}; {verified}")
 
 
 @config_app.callback()

@@ -43,6 +43,12 @@ class Report:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     janus_jax: str = __version__
 
+    def __str__(self) -> str:
+        verified = {"none": "not verified", "digest": "every tensor compared"}.get(self.verify)
+        if verified is None:
+            verified = f"every tensor compared, largest difference of logits {self.largest_logit_difference:.3g}"
+        return f"written in {self.dtype}; {verified}"
+
     def save(self, directory: Path) -> None:
         (directory / REPORT).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
 

@@ -61,6 +61,9 @@ class Difference:
     largest: float  # absolute difference of values; 0 where only dtypes differ
     relative: float  # of the tensor's largest absolute value
 
+    def __str__(self) -> str:
+        return f"{self.key}: largest difference {self.largest:.3g}, {self.relative:.2g} of the largest value"
+
 
 def compare(ours: Source, theirs: Source) -> list[Difference]:
     """Tensors that differ between two models of one shape, in values or dtype.
