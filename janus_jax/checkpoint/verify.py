@@ -50,7 +50,8 @@ def outputs(source: Source, tokens: np.ndarray) -> list[np.ndarray]:
         layers = sorted({layer for _, layer in table if layer is not None})
         for layer in layers:
             weights = {path[1:]: source.read(entry) for (path, at), entry in table.items() if at == layer}
-            x = _layer(config, nest(weights), x, layout)
+            x = jax.block_until_ready(_layer(config, nest(weights), x, layout))  # or the next ones are read meanwhile
+            del weights
         norm = jnp.asarray(source.read(table[("final_norm",), None]))
         x = rms_norm(x, norm.astype(jnp.float32), config.rms_norm_eps)[0]
         return _head(config, source, table, x, head)
