@@ -250,6 +250,10 @@ def convert_to_hf(
     max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file, like 5GB or 500MB.")] = "5GB",
     step: Annotated[int | None, typer.Option(min=0, help="Step of the run; without it the last.")] = None,
     verify: _Verification = "logits",
+    layout: Annotated[
+        Literal["transformers", "openrlhf"],
+        typer.Option(help="Who reads a reward model: score.weight for transformers, or value_head.weight."),
+    ] = "transformers",
 ) -> None:
     """Export a checkpoint as a Hugging Face directory: config, sharded safetensors, tokenizer."""
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?[KMGT]?B", max_shard_size):
@@ -257,7 +261,7 @@ def convert_to_hf(
     _require_writable("DST", target, empty=True)
     from janus_jax.checkpoint.convert import to_hf
 
-    report = to_hf(source, target, dtype=dtype, max_shard_size=max_shard_size, step=step, verify=verify)
+    report = to_hf(source, target, dtype=dtype, max_shard_size=max_shard_size, step=step, verify=verify, layout=layout)
     print(f"{target}: {report}")
 
 

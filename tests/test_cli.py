@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 
 from janus_jax import __version__, cli
+from janus_jax.checkpoint.convert import Report
 from janus_jax.demo.stages import STAGES
 from janus_jax.errors import DataError, LostPeerError
 from tests.test_config import SMALL
@@ -145,13 +146,14 @@ def test_conversions_get_their_options(janus, tmp_path):
     from janus_jax.checkpoint.convert import Report
 
     done, out = Report("run", 7, {}, "float32", "bfloat16", "digest"), str(tmp_path / "o")
-    options = ["--dtype", "bfloat16", "--step", 7, "--verify", "digest"]
+    options = ["--dtype", "bfloat16", "--step", 7, "--verify", "digest", "--layout", "openrlhf"]
     with mock.patch("janus_jax.checkpoint.convert.to_hf", autospec=True, return_value=done) as to_hf:
         assert janus("convert", "to-hf", "run", out, *options)[:2] == (
             0,
             f"{out}: written in bfloat16; every tensor compared\n",
         )
-    to_hf.assert_called_once_with("run", out, dtype="bfloat16", max_shard_size="5GB", step=7, verify="digest")
+    given = {"dtype": "bfloat16", "max_shard_size": "5GB", "step": 7, "verify": "digest", "layout": "openrlhf"}
+    to_hf.assert_called_once_with("run", out, **given)
     done = dataclasses.replace(done, verify="logits", largest_logit_difference=0.0)
     with mock.patch("janus_jax.checkpoint.convert.from_hf", autospec=True, return_value=done) as from_hf:
         code, told, _ = janus("convert", "from-hf", "hf", out)

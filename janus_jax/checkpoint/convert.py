@@ -13,9 +13,18 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from janus_jax import __version__
+from janus_jax.checkpoint.card import model_card
 from janus_jax.checkpoint.digest import Difference, Digests, compare, tensors
-from janus_jax.checkpoint.hf_write import export_dtype, parse_size, sync_tree, write_companions, write_tensors
-from janus_jax.checkpoint.keys import KeyEntry
+from janus_jax.checkpoint.hf_write import (
+    Companions,
+    check_layout,
+    export_dtype,
+    parse_size,
+    sync_tree,
+    write_companions,
+    write_tensors,
+)
+from janus_jax.checkpoint.keys import KeyEntry, Layout, key_table
 from janus_jax.checkpoint.source import Source, open_source
 from janus_jax.checkpoint.stream import ItemWriter
 from janus_jax.data.template import get_template
@@ -36,6 +45,7 @@ class Report:
     stored_dtype: str  # of the source
     dtype: str  # of what was written
     verify: Verify
+    layout: Layout | None = None  # of a Hugging Face directory that was written
     sha256: dict[str, str] = dataclasses.field(default_factory=dict)
     """Of every tensor that was written, by Hugging Face key (`digest.digest`); empty with verify none."""
     largest_logit_difference: float | None = None
@@ -67,19 +77,26 @@ def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, verify:
         StorageError: DST holds something or cannot be written.
     """
     _check_verify(verify)
-    with atomic_directory(dst) as directory:  # refuses DST before a download
-        source = open_source(src)
-        if not (Path(source.path) / "config.json").is_file():
-            raise ConversionError(f"{source.path}: not a Hugging Face directory: config.json is not there")
+    require_free(dst)  # before a download
+    source = open_source(src)
+    if not (Path(source.path) / "config.json").is_file():
+        raise ConversionError(f"{source.path}: not a Hugging Face directory: config.json is not there")
+    tokenizer = None if source.tokenizer_directory is None else _open_tokenizer(source.tokenizer_directory)
+    with atomic_directory(dst) as directory:
         report = _report(source, source.stored_dtype, verify)
-        if source.tokenizer_directory is not None:
-            _open_tokenizer(source.tokenizer_directory).save(directory / "tokenizer")
+        if tokenizer is not None:
+            tokenizer.save(directory / "tokenizer")
         with _Timer(report, "convert"):
             writer = ItemWriter(epath.Path(directory) / "params", source.config, source.stored_dtype)
             for entry, block in _noted(source, report):
                 writer.write(entry.path, entry.layer, block)
             writer.close()
-            meta = {"format_version": 1, "janus_jax": __version__, "model": dataclasses.asdict(source.config)}
+            meta = {
+                "format_version": 1,
+                "janus_jax": __version__,
+                "model": dataclasses.asdict(source.config),
+                "facts": source.facts.to_json(),
+            }
             with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
                 checkpointer.save(directory / "meta", args=ocp.args.JsonSave(meta))
             sync_tree(directory)
@@ -96,6 +113,7 @@ def to_hf(
     max_shard_size: int | str = "5GB",
     step: int | None = None,
     verify: Verify = "logits",
+    layout: Layout = "transformers",
 ) -> Report:
     """Writes a Hugging Face directory from a run (its newest step, or `step`), a step, a converted one or a hub id.
 
@@ -103,6 +121,7 @@ def to_hf(
         dtype: of the tensors: float32, bfloat16 or float16; None keeps the stored one.
         max_shard_size: bytes, or text as "5GB".
         verify: as `from_hf`; after a cast, digests are of the cast tensors.
+        layout: of a reward model, who shall read it: `transformers` (`MistralForSequenceClassification`) or `openrlhf`.
 
     Raises:
         ConversionError: SRC holds no model, or an argument is wrong, or the result is not SRC.
@@ -112,17 +131,22 @@ def to_hf(
     require_free(dst)
     limit = parse_size(max_shard_size)
     source = open_source(src, step)
+    check_layout(source.config, layout)
     target = export_dtype(source.stored_dtype if dtype is None else dtype)
     tokenizer = None if source.tokenizer_directory is None else _open_tokenizer(source.tokenizer_directory)
     chat_template = None if source.template is None else get_template(source.template).chat_template
-    report = _report(source, target, verify)
+    card = model_card(source.config, target, facts=source.facts, meta=source.meta, step=source.step, layout=layout)
+    report = dataclasses.replace(_report(source, target, verify), layout=layout)
     with atomic_directory(dst) as directory:
         with _Timer(report, "convert"):
             blocks = (block for _, block in _noted(source, report))
-            write_tensors(directory, source.config, target, limit, blocks)
-            write_companions(directory, source.config, target, None, tokenizer, chat_template)
+            write_tensors(directory, source.config, target, limit, blocks, layout)
+            companions = Companions(tokenizer, chat_template, source.facts, layout, card)
+            write_companions(directory, source.config, target, companions)
             sync_tree(directory)
         _verify(source, directory, report)
+        names = (entry.key for entry in key_table(source.config, layout))
+        report.sha256 = dict(zip(names, report.sha256.values(), strict=False))  # as the files call them; or all empty
         report.save(directory)
     return report
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from janus_jax.checkpoint.hf_config import hf_config, read_json, read_model_config
 from janus_jax.checkpoint.hf_write import save_hf
-from janus_jax.checkpoint.keys import KeyEntry, contiguous, key_table, leaves, nest
+from janus_jax.checkpoint.keys import LAYOUTS, VALUE_HEADS, KeyEntry, Layout, contiguous, key_table, leaves, nest
 from janus_jax.checkpoint.keys import Path as ParamPath
 from janus_jax.errors import ConversionError
 from janus_jax.model.config import ModelConfig
@@ -42,9 +42,12 @@ class HFDirectory:
 
     def __init__(self, directory: str | Path):
         self.directory = Path(os.path.expanduser(directory))
-        self.config = read_model_config(self.directory)
-        self.entries = key_table(self.config)
+        config = read_model_config(self.directory)
         stored = _headers(self.directory)
+        # OpenRLHF's own head says that it is a reward model, whatever class config.json names.
+        self.layout: Layout = "openrlhf" if VALUE_HEADS["openrlhf"] in stored else "transformers"
+        self.config = dataclasses.replace(config, head="value") if self.layout == "openrlhf" else config
+        self.entries = key_table(self.config, self.layout)
         self.stored_dtype = _check(self.directory, self.config, self.entries, stored)
         self._stored = stored
         self._open: dict[Path, Any] = {}
@@ -170,6 +173,8 @@ def _check(directory: Path, config: ModelConfig, entries: list[KeyEntry], stored
             hint = ""
             if entry.key == "lm_head.weight":
                 hint = "; a model without it needs tie_word_embeddings=true in config.json"
+            if entry.path == ("value_head",):
+                hint = f"; a reward model has {' or '.join(VALUE_HEADS[layout] for layout in LAYOUTS)}"
             raise ConversionError(f"{directory}: tensor {entry.key} is missing{hint}")
         if found.shape != entry.torch_shape:
             raise ConversionError(

@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
+from janus_jax.checkpoint.keys import VALUE_HEADS, Layout
 from janus_jax.errors import ConversionError
 from janus_jax.model.config import Head, ModelConfig
 
@@ -21,6 +23,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 _MODEL_TYPES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
 _MODEL_NAMES: dict[Head, str] = {"lm": "MistralForCausalLM", "value": "MistralForSequenceClassification"}
+_OPENRLHF_NAMES = ("LLMForSequenceRegression", "RewardModel")
+"""What OpenRLHF called its reward models; `save_pretrained` writes the name of the class. The first was in use when
+Janus-RM was trained. Neither is a class of transformers, nor does OpenRLHF look at the name when it reads."""
 _DEFAULT_THETA = 10000.0
 
 
@@ -72,13 +77,22 @@ class _Reader:
             if name is None:
                 raise self.refuse("model_type", f"allowed: {', '.join(_MODEL_TYPES)}")
             return name
-        if not isinstance(names, list) or len(names) != 1 or names[0] not in _DEFAULTS:
-            raise self.refuse("architectures", f"allowed: {' or '.join(json.dumps([name]) for name in _DEFAULTS)}")
+        allowed = (*_DEFAULTS, *_OPENRLHF_NAMES)
+        if not isinstance(names, list) or len(names) != 1 or names[0] not in allowed:
+            raise self.refuse("architectures", f"allowed: {' or '.join(json.dumps([name]) for name in allowed)}")
+        if names[0] in _OPENRLHF_NAMES and self.raw.get("model_type") not in _MODEL_TYPES:
+            raise self.refuse("model_type", f"allowed: {', '.join(_MODEL_TYPES)}")
         return names[0]
 
     @property
     def head(self) -> Head:
-        return "value" if self.architecture.endswith("ForSequenceClassification") else "lm"
+        classifier = self.architecture.endswith("ForSequenceClassification")
+        return "value" if classifier or self.architecture in _OPENRLHF_NAMES else "lm"
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        name = self.architecture
+        return _DEFAULTS[_MODEL_TYPES[self.raw["model_type"]] if name in _OPENRLHF_NAMES else name]
 
     def labels(self) -> int:
         """How many numbers a classifier gives; transformers assumes two."""
@@ -127,7 +141,7 @@ class _Reader:
             raise self.refuse("partial_rotary_factor", "must be 1")
         if isinstance(kinds := self.raw.get("layer_types"), list) and len(set(kinds)) > 1:
             raise self.refuse("layer_types", "all layers must be of one kind")
-        if self.head == "value" and (labels := self.labels()) != 1:
+        if self.architecture.endswith("ForSequenceClassification") and (labels := self.labels()) != 1:
             raise ConversionError(
                 f"{self.file}: {self.architecture} with {labels} labels (id2label): a reward model has one"
             )
@@ -136,7 +150,7 @@ class _Reader:
 
     def model_config(self) -> ModelConfig:
         self.check_features()
-        defaults = _DEFAULTS[self.architecture]
+        defaults = self.defaults
         width, heads = self.number("hidden_size", int), self.number("num_attention_heads", int)
         head_dim = self.number("head_dim", int, None)
         if head_dim is None and width % heads:
@@ -168,17 +182,43 @@ class _Reader:
             raise ConversionError(f"{self.file}: {error}") from error
 
 
-def hf_config(config: ModelConfig, dtype: Any, *, bos_id: int | None = 1, eos_id: int | None = 2) -> dict[str, Any]:
+def hf_config(
+    config: ModelConfig,
+    dtype: Any,
+    *,
+    bos_id: int | None = 1,
+    eos_id: int | list[int] | None = 2,
+    pad_id: int | None = None,
+    layout: Layout = "transformers",
+    reward: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """config.json of `MistralForCausalLM`, with what both transformers 4 (and runtimes that follow it: rope_theta at
     the top, torch_dtype) and transformers 5 (rope_parameters, dtype) read. `dtype` is that of the stored tensors.
 
     A reward model is a `MistralForSequenceClassification` of one label. Its reward stands at the last token that is not
-    `pad_token_id`, which therefore must not be EOS; it is 0, `<unk>`, which sentencepiece never ends a text with.
+    `pad_token_id`, which therefore must not be EOS; it is `pad_id`, or if that will not do, 0, `<unk>`, which
+    sentencepiece never ends a text with. In OpenRLHF's layout the class and the head have OpenRLHF's names.
+
+    Args:
+        reward: `mean` and `std` of a reward model's rewards, as OpenRLHF keeps them there, and its `normalize_reward`.
     """
     name = jnp.dtype(dtype).name
-    reward = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}, "pad_token_id": 0 if eos_id != 0 else 1}
+    told: dict[str, Any] = {} if pad_id is None else {"pad_token_id": pad_id}
+    if config.head == "value":
+        told = {
+            "id2label": {"0": "reward"},
+            "label2id": {"reward": 0},
+            "pad_token_id": _reward_pad(config, eos_id, pad_id),
+            **{key: value for key, value in (reward or {}).items() if key != "normalize_reward"},
+        }
+    architecture = _MODEL_NAMES[config.head]
+    if config.head == "value" and layout == "openrlhf":
+        architecture = _OPENRLHF_NAMES[0]
+        head = VALUE_HEADS[layout].removesuffix(".weight")
+        # Later versions ask for the head's name; older ones know the one, and fail without normalize_reward.
+        told |= {"value_head_prefix": head, "normalize_reward": bool((reward or {}).get("normalize_reward"))}
     return {
-        "architectures": [_MODEL_NAMES[config.head]],
+        "architectures": [architecture],
         "model_type": "mistral",
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -201,5 +241,12 @@ def hf_config(config: ModelConfig, dtype: Any, *, bos_id: int | None = 1, eos_id
         "eos_token_id": eos_id,
         "torch_dtype": name,
         "dtype": name,
-        **(reward if config.head == "value" else {}),
+        **told,
     }
+
+
+def _reward_pad(config: ModelConfig, eos_id: int | list[int] | None, pad_id: int | None) -> int:
+    ends = eos_id if isinstance(eos_id, list) else [eos_id]
+    if pad_id is not None and 0 <= pad_id < config.vocab_size and pad_id not in ends:
+        return pad_id
+    return next(i for i in range(len(ends) + 1) if i not in ends)

@@ -1,5 +1,6 @@
 """Writes a Hugging Face directory: config, sharded safetensors, generation config and tokenizer, whole or absent."""
 
+import dataclasses
 import json
 import os
 import re
@@ -11,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from janus_jax.checkpoint.facts import CARD, Facts
 from janus_jax.checkpoint.hf_config import hf_config
-from janus_jax.checkpoint.keys import KeyEntry, key_table, leaves
+from janus_jax.checkpoint.keys import LAYOUTS, KeyEntry, Layout, key_table, leaves
 from janus_jax.errors import ConversionError, JanusError, StorageError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, param_specs
@@ -21,6 +23,20 @@ from janus_jax.storage import atomic_directory
 _SAFETENSORS_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Companions:
+    """What a directory holds beside its weights."""
+
+    tokenizer: Any = None
+    """A `janus_jax.data.tokenizer` tokenizer whose files go in; it gives the bos and eos ids that `facts` does not."""
+    chat_template: str | None = None
+    """Jinja text of the form that was trained; see `save_hf_tokenizer` for what None does."""
+    facts: Facts = dataclasses.field(default_factory=Facts)
+    layout: Layout = "transformers"
+    card: str | None = None
+    """README.md."""
 
 
 def save_hf(
@@ -33,6 +49,9 @@ def save_hf(
     tokenizer: Any = None,
     chat_template: str | None = None,
     generation_defaults: Mapping[str, Any] | None = None,
+    facts: Facts | None = None,
+    layout: Layout = "transformers",
+    card: str | None = None,
 ) -> None:
     """Writes `params` as a directory that transformers, vllm and mistralrs load. Call it on every process.
 
@@ -41,24 +60,28 @@ def save_hf(
         out: must be absent or empty; it appears whole, or not at all.
         dtype: of the stored tensors (float32, bfloat16 or float16); None keeps that of the parameters.
         max_shard_size: bytes, or text as "5GB", "200MB"; a larger tensor gets a file of its own.
-        tokenizer: a `janus_jax.data.tokenizer` tokenizer whose files go in; gives bos and eos ids.
-        chat_template: Jinja text of the form that was trained; see `save_hf_tokenizer` for what None does.
+        tokenizer, chat_template, facts, layout, card: see `Companions`.
         generation_defaults: further keys of generation_config.json.
 
     Raises:
-        ConversionError: parameters that are not those of `config`, or that are NaN or infinite (also by the cast).
+        ConversionError: parameters that are not those of `config`, or that are NaN or infinite (also by the cast), or
+            another layout for a language model.
         StorageError: `out` holds something or cannot be written.
     """
     flat = _check_params(params, config)
     dtype = export_dtype(flat["embedding",].dtype if dtype is None else dtype)
     limit = parse_size(max_shard_size)
+    check_layout(config, layout)
+    facts = facts or Facts()
+    facts = dataclasses.replace(facts, generation={**facts.generation, **(generation_defaults or {})})
+    companions = Companions(tokenizer, chat_template, facts, layout, card)
     blocks = _gathered(key_table(config), flat)
     failure: Exception | None = None
     if jax.process_index() == 0:
         try:
             with atomic_directory(out) as directory:
-                write_tensors(directory, config, dtype, limit, blocks)
-                write_companions(directory, config, dtype, generation_defaults, tokenizer, chat_template)
+                write_tensors(directory, config, dtype, limit, blocks, layout)
+                write_companions(directory, config, dtype, companions)
                 sync_tree(directory)
         except OSError as error:
             failure = StorageError(f"{os.fspath(out)}: cannot be written: {error.strerror or error}")
@@ -82,6 +105,14 @@ def export_dtype(dtype: Any) -> np.dtype:
     if name not in _SAFETENSORS_NAMES:
         raise ConversionError(f"dtype={name}: cannot be exported; allowed: {', '.join(_SAFETENSORS_NAMES)}")
     return jnp.dtype(name)
+
+
+def check_layout(config: ModelConfig, layout: str) -> None:
+    """Raises ConversionError for a layout that there is not, or that a language model does not have."""
+    if layout not in LAYOUTS:
+        raise ConversionError(f"layout={layout}: allowed: {', '.join(LAYOUTS)}")
+    if config.head == "lm" and layout != "transformers":
+        raise ConversionError(f"layout={layout}: is for reward models; this is a language model: allowed: transformers")
 
 
 def parse_size(size: int | str) -> int:
@@ -139,7 +170,12 @@ def _gathered(entries: list[KeyEntry], flat: dict[tuple[str, ...], Any]) -> Iter
 
 
 def write_tensors(
-    directory: Path, config: ModelConfig, dtype: np.dtype, limit: int, blocks: Iterator[np.ndarray]
+    directory: Path,
+    config: ModelConfig,
+    dtype: np.dtype,
+    limit: int,
+    blocks: Iterator[np.ndarray],
+    layout: Layout = "transformers",
 ) -> None:
     """Writes the safetensors files of a model, and their index last if they are several.
 
@@ -150,7 +186,7 @@ def write_tensors(
     Raises:
         ConversionError: a tensor holds NaN or infinity, or does once it is cast.
     """
-    shards = _plan_shards(key_table(config), dtype.itemsize, limit)
+    shards = _plan_shards(key_table(config, layout), dtype.itemsize, limit)
     tensors = _cast((entry for shard in shards for entry in shard), blocks, dtype)
     if len(shards) == 1:
         _write_safetensors(directory / "model.safetensors", shards[0], dtype, tensors)
@@ -194,25 +230,32 @@ def _write_safetensors(file: Path, entries: list[KeyEntry], dtype: np.dtype, ten
             stream.write(tensor.reshape(-1).view(np.uint8).data)
 
 
-def write_companions(
-    directory: Path,
-    config: ModelConfig,
-    dtype: np.dtype,
-    generation_defaults: Mapping[str, Any] | None,
-    tokenizer: Any,
-    chat_template: str | None,
-) -> None:
-    """Writes everything but the weights: config.json, generation_config.json, tokenizer files."""
-    ids = {} if tokenizer is None else {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
-    model = hf_config(config, dtype, **ids)
-    generation = {name: model[name] for name in ("bos_token_id", "eos_token_id")} | dict(generation_defaults or {})
+def write_companions(directory: Path, config: ModelConfig, dtype: np.dtype, companions: Companions) -> None:
+    """Writes everything but the weights: config.json, generation_config.json, tokenizer files, model card."""
+    tokenizer, facts = companions.tokenizer, companions.facts
+    ids = {} if tokenizer is None else {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    ids |= facts.token_ids  # of a model that others made: it may have several ends, or pad with what it was trained on
+    told = {key.removesuffix("_token_id") + "_id": value for key, value in ids.items()}
+    model = hf_config(config, dtype, layout=companions.layout, reward=facts.reward, **told)
     if tokenizer is not None:
         from janus_jax.data.tokenizer import save_hf_tokenizer
 
-        save_hf_tokenizer(tokenizer, directory, chat_template=chat_template, pad_id=model.get("pad_token_id"))
+        pad_id = model["pad_token_id"] if config.head == "value" else None
+        save_hf_tokenizer(tokenizer, directory, chat_template=companions.chat_template, pad_id=pad_id)
+    if companions.card is not None:
+        (directory / CARD).write_text(companions.card, encoding="utf-8")
     _write_json(directory / "config.json", model)
     if config.head == "lm":  # a reward model generates nothing
-        _write_json(directory / "generation_config.json", generation)
+        _write_json(directory / "generation_config.json", _generation(model, facts.generation))
+
+
+def _generation(model: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model's makers said, or else no more than the ids: how to sample is for the one who asks."""
+    eos = model["eos_token_id"]
+    ids = {name: model[name] for name in ("bos_token_id", "eos_token_id")}
+    pad = model.get("pad_token_id", eos[0] if isinstance(eos, list) else eos)
+    own = {name: value for name, value in told.items() if name != "transformers_version"}  # it did not write this file
+    return {**ids, **({} if pad is None else {"pad_token_id": pad}), **own}
 
 
 def _write_json(file: Path, value: Any) -> None:

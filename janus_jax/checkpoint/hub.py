@@ -7,7 +7,7 @@ from pathlib import Path
 from janus_jax.errors import ConversionError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "merges.txt"]
+_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "merges.txt", "README.md"]
 _DUPLICATES = ["consolidated*", "*/*"]  # the same weights once more, in another naming
 
 

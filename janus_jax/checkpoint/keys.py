@@ -6,7 +6,7 @@ One table drives both directions. It derives from `param_specs`, so a parameter 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -17,6 +17,12 @@ from janus_jax.model.mistral import ParamSpec, param_specs
 
 Path = tuple[str, ...]
 Axes = tuple[tuple[int, ...], ...]
+
+Layout = Literal["transformers", "openrlhf"]
+"""Who else reads a directory. They differ in reward models alone: in the name of the head, and in config.json."""
+
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+VALUE_HEADS: dict[Layout, str] = {"transformers": "score.weight", "openrlhf": "value_head.weight"}
 
 _TABLE: dict[Path, tuple[str, Axes]] = {
     # parameter path: (torch name, for each torch axis the parameter axes folded into it; the layer axis not counted)
@@ -32,7 +38,7 @@ _TABLE: dict[Path, tuple[str, Axes]] = {
     ("layers", "mlp", "down"): ("mlp.down_proj.weight", ((1,), (0,))),
     ("final_norm",): ("model.norm.weight", ((0,),)),
     ("lm_head",): ("lm_head.weight", ((1,), (0,))),  # [D, V] <-> [V, D]
-    ("value_head",): ("score.weight", ((1,), (0,))),  # [D, 1] <-> [1, D]
+    ("value_head",): (VALUE_HEADS["transformers"], ((1,), (0,))),  # [D, 1] <-> [1, D]
 }
 
 
@@ -106,7 +112,7 @@ def nest(flat: dict[Path, Any]) -> dict[str, Any]:
     return tree
 
 
-def key_table(config: ModelConfig) -> list[KeyEntry]:
+def key_table(config: ModelConfig, layout: Layout = "transformers") -> list[KeyEntry]:
     """All tensors of a model directory in the order of the forward pass (a tied model has no `lm_head.weight`)."""
     specs: dict[Path, ParamSpec] = leaves(param_specs(config))
     if unknown := sorted("/".join(path) for path in specs if path not in _TABLE):
@@ -116,7 +122,8 @@ def key_table(config: ModelConfig) -> list[KeyEntry]:
     table = []
     for path, ((name, axes), spec) in rows.items():
         if path not in stacked:
-            table.append(KeyEntry(name, path, None, spec.shape, axes))
+            key = VALUE_HEADS[layout] if path == ("value_head",) else name
+            table.append(KeyEntry(key, path, None, spec.shape, axes))
         elif path == next(iter(stacked)):  # where the first stacked parameter stands, all layers go in
             for layer in range(config.num_layers):
                 for inner, ((inner_name, inner_axes), inner_spec) in stacked.items():

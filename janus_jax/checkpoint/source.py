@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from janus_jax.checkpoint.facts import Facts
 from janus_jax.checkpoint.hf import HFDirectory
 from janus_jax.checkpoint.hub import local_copy
 from janus_jax.checkpoint.keys import KeyEntry, leaves, nest
@@ -44,6 +45,9 @@ class Source:
     template: str | None  # name of the form that it was trained on, where a run says so
     _load: Callable[[np.dtype, Any], Params]
     _block: Callable[[ParamPath, tuple[slice, ...] | None], np.ndarray]
+    facts: Facts = dataclasses.field(default_factory=Facts)
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What a run says of itself (`_meta` in training/run.py); empty for a Hugging Face directory."""
 
     def read(self, entry: KeyEntry) -> np.ndarray:
         """One tensor of the key table in the layout of the parameter (without the layer axis), in the stored dtype.
@@ -92,12 +96,14 @@ def open_source(path: str | os.PathLike[str], step: int | None = None) -> Source
     Raises:
         ConversionError: none of these, or a damaged one; says what was looked for.
     """
-    directory = as_path(local_copy(path))
+    local = local_copy(path)
+    hub_id = None if local == os.fspath(path) else os.fspath(path)
+    directory = as_path(local)
     if not directory.is_dir():
         raise ConversionError(f"{directory}: no such directory")
     if (directory / "config.json").exists():
         _refuse_step(directory, step, "a Hugging Face directory")
-        return _from_hf(directory)
+        return _from_hf(directory, hub_id)
     for run, steps in ((directory, directory / "checkpoints"), (directory.parent, directory)):
         if found := committed_steps(steps):
             return _from_orbax(step_directory(steps, found[-1] if step is None else step), [run])
@@ -117,7 +123,7 @@ def _refuse_step(directory: epath.Path, step: int | None, what: str) -> None:
         raise ConversionError(f"{directory}: step={step} can only be chosen of a run directory; this is {what}")
 
 
-def _from_hf(directory: epath.Path) -> Source:
+def _from_hf(directory: epath.Path, hub_id: str | None) -> Source:
     if "://" in str(directory):
         raise ConversionError(f"{directory}: a Hugging Face directory must be local or mounted")
     hf = HFDirectory(Path(directory))
@@ -125,7 +131,9 @@ def _from_hf(directory: epath.Path) -> Source:
     def block(path: ParamPath, index: tuple[slice, ...] | None) -> np.ndarray:
         return hf.read(path, hf.stored_dtype, index)
 
-    return Source(str(directory), hf.config, hf.stored_dtype, _tokenizer([directory]), None, None, hf.load, block)
+    facts = Facts.of_directory(Path(directory), reward=hf.config.head == "value", base_model=hub_id)
+    tokenizer = _tokenizer([directory])
+    return Source(str(directory), hf.config, hf.stored_dtype, tokenizer, None, None, hf.load, block, facts)
 
 
 def _from_orbax(directory: epath.Path, roots: list[epath.Path]) -> Source:
@@ -134,6 +142,10 @@ def _from_orbax(directory: epath.Path, roots: list[epath.Path]) -> Source:
         config = ModelConfig(**meta["model"])
     except (KeyError, TypeError, ValueError) as error:
         raise ConversionError(f"{directory / 'meta'}: model: not a model config: {error!r}") from error
+    try:
+        facts = Facts.from_json(meta.get("facts"))
+    except TypeError as error:
+        raise ConversionError(f"{directory / 'meta'}: facts: {error}; a later version wrote it") from error
     places = [root / "tokenizer" for root in roots]
     data = meta.get("config", {}).get("data", {}).get("dir") if isinstance(meta.get("config"), dict) else None
     if data and "://" not in data:  # a bucket is not asked for what the run has a copy of
@@ -151,7 +163,8 @@ def _from_orbax(directory: epath.Path, roots: list[epath.Path]) -> Source:
 
     step = int(directory.name) if is_committed(directory) and directory.name.isdecimal() else None
     reader = ItemReader(directory / "params")
-    return Source(str(directory), config, dtype, _tokenizer(places), step, meta.get("template"), read, reader.read)
+    template, tokenizer = meta.get("template"), _tokenizer(places)
+    return Source(str(directory), config, dtype, tokenizer, step, template, read, reader.read, facts, meta)
 
 
 def _tokenizer(places: list[epath.Path]) -> str | None:

@@ -1,6 +1,7 @@
 """Reward modelling on pairs."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -60,15 +61,31 @@ class RewardModel:
     def __call__(
         self, scores: BranchScores, batch: Batch, denominators: dict[str, Float[Array, ""]]
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Loss share and metrics; `rewards/accuracies` is how often the chosen response has the higher reward."""
+        """Loss share and metrics; `rewards/accuracies` is how often the chosen response has the higher reward.
+
+        `rewards/squares` is the mean square of single rewards: with their mean it gives the spread (`reward_spread`).
+        """
         valid = batch.valid.astype(jnp.float32)
         chosen, rejected = scores.sums[..., 0], scores.sums[..., 1]
         total = -(jax.nn.log_sigmoid(self.margins(scores, batch) - batch.margin) * valid).sum()
         share = total / denominators["pairs"]
         metrics = pair_metrics(total, scores.sums, scores.sums, valid)
         metrics = {name: pair for name, pair in metrics.items() if not name.startswith("logps/")}
+        squares = ((jnp.square(chosen) + jnp.square(rejected)) * valid).sum()
+        metrics["rewards/squares"] = (squares, 2 * valid.sum())
         if self.center_weight:
             center = (jnp.square(chosen + rejected) * valid).sum()
             share += self.center_weight * center / denominators["pairs"]
             metrics["center_loss"] = (center, valid.sum())
         return share, metrics
+
+
+def reward_spread(values: Mapping[str, float], pairs: int) -> dict[str, float]:
+    """`mean` and `std` of all rewards of an evaluation, chosen and rejected alike, from the means over its pairs.
+
+    OpenRLHF keeps these two in the config.json of a reward model (std: the unbiased estimate, at least 1e-8).
+    """
+    mean = (values["rewards/chosen"] + values["rewards/rejected"]) / 2
+    count = 2 * pairs
+    variance = max(0.0, values["rewards/squares"] - mean**2) * count / (count - 1)
+    return {"mean": mean, "std": max(math.sqrt(variance), 1e-8)}

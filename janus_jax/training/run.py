@@ -13,14 +13,17 @@ import jax
 import numpy as np
 
 from janus_jax import __version__, storage
+from janus_jax.checkpoint.facts import Facts
 from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import Checkpoints, committed_steps
 from janus_jax.config import RunConfig, to_yaml
+from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.plan import Position
 from janus_jax.data.rows import Fitted
 from janus_jax.data.staging import naming_urls
 from janus_jax.errors import ConfigError, NonFiniteError
 from janus_jax.objectives import metric_values
+from janus_jax.objectives.reward import reward_spread
 from janus_jax.parallel import runtime
 from janus_jax.storage import absolute, atomic_directory, write_whole
 from janus_jax.training import metrics
@@ -119,6 +122,13 @@ def overlong_lines(fitted: Fitted) -> list[str]:
     ]
 
 
+def _described(part: TokenizedDataset) -> dict[str, Any]:
+    """What an exported model says of a data set that it was trained on."""
+    manifest = part.manifest
+    told = {name: getattr(manifest, name) for name in ("source", "kind", "template", "boundary", "derived")}
+    return {**told, "fingerprint": part.fingerprint, "examples": len(part)}
+
+
 class _Loop:
     def __init__(self, setup: Setup, checkpoints: Checkpoints, run_dir: Path, writers: Sequence[metrics.Writer] | None):
         self.setup, self.config, self.checkpoints, self.run_dir = setup, setup.config, checkpoints, run_dir
@@ -155,6 +165,7 @@ class _Loop:
         records = metrics.last_records(self.run_dir / "metrics.jsonl") if self.step == setup.total_steps else {}
         self.last_train: dict[str, float] = records.get("train", {})
         self.last_eval: dict[str, float] = records.get("eval", {})
+        self._evaluated_at: int | None = None
         self._profiling = False
 
     def _start(self) -> tuple[TrainState, Position]:
@@ -220,7 +231,17 @@ class _Loop:
             "reference_step": self._reference_step,
             "reference_weights": self._reference.weights,
             "template": self.setup.loader.dataset.template().name,
+            "data": [_described(part) for part in self.setup.loader.dataset.parts],
+            "facts": self._facts().to_json(),
         }
+
+    def _facts(self) -> Facts:
+        """What is known of the weights of this step. Token ids are those of the tokenizer that goes along."""
+        source, held_out = self.setup.source, self.setup.eval_loader
+        reward = {}
+        if self.setup.model.head == "value" and held_out is not None and self._evaluated_at == self.step:
+            reward = reward_spread(self.last_eval, len(held_out.fitted.index))
+        return Facts(reward=reward, base_model=None if source is None else source.facts.base_model)
 
     def _writers(self, extra: Sequence[metrics.Writer] | None) -> list[metrics.Writer]:
         if not runtime.is_main():
@@ -267,7 +288,7 @@ class _Loop:
                     jax.block_until_ready(scalars)
                     self.fan.restart()
                 if evaluate:
-                    self.last_eval = self._evaluation()
+                    self.last_eval, self._evaluated_at = self._evaluation(), self.step
                     self.fan.write("eval", self.step, self.last_eval)
                     self.fan.restart()
                 if save:
@@ -340,6 +361,7 @@ class _Loop:
         self.fan.restart()
 
     def _export(self) -> str:
+        from janus_jax.checkpoint.card import model_card
         from janus_jax.checkpoint.hf_write import save_hf
 
         out = self.run_dir / "exports" / str(self.step)
@@ -351,6 +373,8 @@ class _Loop:
                 )
             return str(out)
         dataset = self.setup.loader.dataset
+        meta = self.checkpoints.meta(self.step)  # what a conversion of this step says, this says
+        facts = Facts.from_json(meta.get("facts"))
         save_hf(
             self.state.params,
             self.setup.model,
@@ -359,6 +383,8 @@ class _Loop:
             max_shard_size=self.config.export.max_shard_size,
             tokenizer=dataset.tokenizer(),
             chat_template=dataset.template().chat_template,
+            facts=facts,
+            card=model_card(self.setup.model, dtype, facts=facts, meta=meta, step=self.step),
         )
         return str(out)
 

@@ -24,7 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from janus_jax.checkpoint.hf_write import sync_tree, write_companions, write_tensors
+from janus_jax.checkpoint.hf_write import Companions, sync_tree, write_companions, write_tensors
 from janus_jax.checkpoint.keys import key_table
 from janus_jax.data.tokenizer import load_tokenizer
 from janus_jax.model.config import PRESETS, ModelConfig
@@ -46,7 +46,7 @@ def write_model(directory: Path, config: ModelConfig) -> int:
     """Writes a Hugging Face directory; returns its bytes."""
     directory.mkdir(parents=True)
     write_tensors(directory, config, BFLOAT16, SHARD_BYTES, random_blocks(config))
-    write_companions(directory, config, BFLOAT16, None, load_tokenizer(), None)
+    write_companions(directory, config, BFLOAT16, Companions(load_tokenizer()))
     sync_tree(directory)
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 

@@ -1,0 +1,129 @@
+"""What a run knows goes into its export: the recipe, the data, and how its rewards are spread."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import yaml
+
+from janus_jax import __version__
+from janus_jax.checkpoint.convert import from_hf, to_hf
+from janus_jax.data.template import CHATML
+from janus_jax.objectives.reward import reward_spread
+from janus_jax.training.run import train
+from tests.training.test_run import config
+from tests.training_examples import random_examples, write_dataset
+
+HELD_OUT = random_examples(9, pairs=True, seed=2)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A reward model's run of six steps, evaluated at steps 4 and 6, exported at its end."""
+    root = tmp_path_factory.mktemp("runs")
+    examples = {"train": random_examples(100, pairs=True, seed=1), "validation": HELD_OUT}
+    write_dataset(root / "dpo", examples, kind="dpo")
+    settings = {"schedule": {"epochs": None, "steps": 6}, "export": {"hf": True}, "checkpoint": {"every_steps": 5}}
+    train(config(root, root / "run", "dpo", objective={"name": "rm"}, **settings), writers=())
+    return root / "run"
+
+
+def read(directory, name="config.json"):
+    return json.loads((directory / name).read_text())
+
+
+def rewards(directory):
+    """Of all held-out responses, by transformers."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(directory)
+    with torch.no_grad():
+        return np.array(
+            [
+                float(model(torch.from_numpy(np.concatenate([pair.prompt, response]).astype(np.int64))[None]).logits)
+                for pair in HELD_OUT
+                for response in (pair.chosen, pair.rejected)
+            ]
+        )
+
+
+def test_mean_and_std_are_those_of_the_held_out_rewards(run, tmp_path):
+    export = run / "exports" / "6"
+    found = rewards(export)
+    config = read(export)
+    assert config["mean"] == pytest.approx(found.mean(), abs=1e-4 * np.abs(found).max())
+    assert config["std"] == pytest.approx(found.std(ddof=1), rel=1e-4)
+    to_hf(run, tmp_path / "out", layout="openrlhf")
+    assert {name: read(tmp_path / "out")[name] for name in ("mean", "std")} == {
+        name: config[name] for name in ("mean", "std")
+    }
+
+
+def test_a_step_that_was_not_evaluated_has_no_spread(run, tmp_path):
+    to_hf(run, tmp_path / "out", layout="openrlhf", step=5)
+    assert not {"mean", "std"} & read(tmp_path / "out").keys()
+    assert "standard deviation" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_spread_of_rewards_in_closed_form():
+    rewards = np.array([[1.5, -0.25], [0.5, 2.0], [3.0, 1.0]])
+    values = {
+        "rewards/chosen": rewards[:, 0].mean(),
+        "rewards/rejected": rewards[:, 1].mean(),
+        "rewards/squares": np.square(rewards).mean(),
+    }
+    found = reward_spread(values, pairs=3)
+    assert found["mean"] == pytest.approx(rewards.mean()) and found["std"] == pytest.approx(rewards.std(ddof=1))
+    same = {"rewards/chosen": 2.0, "rewards/rejected": 2.0, "rewards/squares": 4.0}
+    assert reward_spread(same, pairs=2) == {"mean": 2.0, "std": 1e-8}  # nothing divides by zero
+
+
+def test_the_card_tells_the_recipe(run, tmp_path):
+    to_hf(run, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card == (run / "exports" / "6" / "README.md").read_text()
+    _, front, body = card.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["janus_jax", "mistral", "rm", "reward-model"],
+    }
+    for line in (
+        "# A Mistral-shaped reward model, trained by reward modelling",
+        "| objective | rm (center_weight 0.0) |",
+        "| began with | random weights |",
+        "| batch | 8 packed rows a step, rows of 64 tokens, sequences of 32 |",
+        "| schedule | cosine, learning rate 0.003, 2 steps of warm-up, 6 steps |",
+        "| step | 6 |",
+        f"| code | janus_jax {__version__}, jax ",
+        "| random | dpo | 100 | chatml | separate | no | `random-dpo` |",
+        "Fingerprint of all training data: `random-dpo`.",
+        CHATML.prompt_text("{system}", "{instruction}"),
+        "`score.weight`",
+        "r' = (r - mean) / std",
+    ):
+        assert line in body, line
+    whole = yaml.safe_load(body.partition("```yaml\n")[2].partition("```")[0])
+    assert whole == json.loads(json.dumps(whole)) and whole["schedule"]["learning_rate"] == 3e-3
+    assert whole["data"]["dir"].endswith("dpo")
+
+
+def test_a_later_stage_knows_the_base_model_of_the_first(run, tmp_path, monkeypatch):
+    root = run.parent
+    shutil.copytree(run / "exports" / "6", tmp_path / "snapshot")
+    monkeypatch.setattr(
+        "janus_jax.checkpoint.source.local_copy", lambda path: str(tmp_path / "snapshot") if path == "a/b" else path
+    )
+    from_hf("a/b", tmp_path / "base")
+    settings = {"model": None, "schedule": {"epochs": None, "steps": 6}, "eval": {"every_steps": None}}
+    for start, name in ((tmp_path / "base", "first"), (tmp_path / "first", "second")):
+        train(
+            config(root, tmp_path / name, "dpo", objective={"name": "rm"}, init={"from": str(start)}, **settings),
+            until_step=1,
+            writers=(),
+        )
+    to_hf(tmp_path / "second", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "a/b"
+    assert f"| began with | {tmp_path / 'first'} |" in card
