@@ -48,7 +48,7 @@ def model_card(
         return f"{facts.card.partition(_CONVERTED)[0].rstrip()}\n\n{note}"
     value = config.head == "value"
     kind = "reward model" if value else "language model"
-    objective = run["objective"]["name"] if run else None
+    objective = ((run or {}).get("objective") or {}).get("name")
     tags = ["janus_jax", "mistral", *([objective] if objective else []), *(["reward-model"] if value else [])]
     front = {
         **({"base_model": facts.base_model} if facts.base_model else {}),
@@ -112,28 +112,26 @@ def _use(config: ModelConfig, meta: Mapping[str, Any], facts: Facts, layout: Lay
 
 
 def _recipe(meta: Mapping[str, Any], run: Mapping[str, Any], step: int | None) -> list[tuple[str, Any]]:
-    batch, schedule, optimizer = run["batch"], run["schedule"], run["optimizer"]
-    unit = f"{batch['examples']} examples" if batch.get("examples") else f"{batch['rows']} packed rows"
-    length = "{epochs} epochs" if schedule.get("epochs") is not None else "{steps} steps"
-    rate = (
-        f"{schedule['name']}, learning rate {schedule['learning_rate']:g}, {schedule['warmup_steps']} steps of warm-up"
-    )
-    start = (run.get("init") or {}).get("from")
-    rows = [
-        ("objective", _settings(run["objective"])),
-        ("began with", "random weights" if start is None else start),
-        ("batch", f"{unit} a step, rows of {batch['row_length']} tokens, sequences of {batch['max_sequence_length']}"),
-        ("schedule", f"{rate}, {length.format(**schedule)}"),
-        ("optimizer", _settings(optimizer)),
-        ("precision", f"computed in {run['precision']['compute']}"),
-        ("compatibility", _settings(run.get("compat", {}), named=False) or None),
-        ("step", step),
-        ("seed", run["run"]["seed"]),
-        ("code", f"janus_jax {meta.get('janus_jax')}, jax {meta.get('jax')}"),
-    ]
-    if meta.get("reference_weights") or run["objective"]["name"] == "dpo":
-        origin = (run.get("reference") or {}).get("from") or "the weights that it began with"
-        rows.insert(2, ("reference", origin))
+    """Rows of what decided the weights; a section that an older run does not have is left out."""
+    rows: list[tuple[str, Any]] = []
+    if objective := run.get("objective"):
+        rows.append(("objective", _settings(objective)))
+    rows.append(("began with", (run.get("init") or {}).get("from") or "random weights"))
+    if meta.get("reference_weights"):
+        rows.append(("reference", (run.get("reference") or {}).get("from") or "the weights that it began with"))
+    if batch := run.get("batch"):
+        unit = f"{batch['examples']} examples" if batch.get("examples") else f"{batch.get('rows')} packed rows"
+        lengths = f"rows of {batch.get('row_length')} tokens, sequences of {batch.get('max_sequence_length')}"
+        rows.append(("batch", f"{unit} a step, {lengths}"))
+    for name in ("schedule", "optimizer"):
+        if section := run.get(name):
+            rows.append((name, _settings(section)))
+    if precision := run.get("precision"):
+        rows.append(("precision", f"computed in {precision.get('compute')}"))
+    if compat := run.get("compat"):
+        rows.append(("compatibility", _settings(compat, named=False)))
+    rows += [("step", step), ("seed", (run.get("run") or {}).get("seed"))]
+    rows.append(("code", f"janus_jax {meta.get('janus_jax')}, jax {meta.get('jax')}"))
     return [row for row in rows if row[1] is not None]
 
 

@@ -137,6 +137,8 @@ def _headers(directory: Path) -> dict[str, _Stored]:
             file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in directory.glob(pattern)
         )
         hint = f"; {found[0]} is not read: save the model with safetensors first" if found else ""
+        if (directory / "adapter_model.safetensors").is_file():
+            hint = "; adapter_model.safetensors is an adapter: merge it into its base model first"
         raise ConversionError(f"{directory}: neither {single.name} nor {index.name} is there{hint}")
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):

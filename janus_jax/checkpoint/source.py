@@ -17,6 +17,7 @@ from janus_jax.checkpoint.hub import local_copy
 from janus_jax.checkpoint.keys import KeyEntry, leaves, nest
 from janus_jax.checkpoint.keys import Path as ParamPath
 from janus_jax.checkpoint.state import (
+    check_tree,
     committed_steps,
     is_committed,
     read_json_item,
@@ -150,6 +151,7 @@ def _from_orbax(directory: epath.Path, roots: list[epath.Path]) -> Source:
     data = meta.get("config", {}).get("data", {}).get("dir") if isinstance(meta.get("config"), dict) else None
     if data and "://" not in data:  # a bucket is not asked for what the run has a copy of
         places.append(as_path(data) / "tokenizer")
+    check_tree(directory / "params", param_specs(config))
     dtypes = {np.dtype(leaf.dtype) for leaf in stored_leaves(directory / "params").values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 

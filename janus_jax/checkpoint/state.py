@@ -77,7 +77,7 @@ class Checkpoints:
         """
         directory = step_directory(self.directory, step)
         for name, abstract in (("params", params), ("optimizer", optimizer)):
-            _check_tree(directory / name, abstract)
+            check_tree(directory / name, abstract)
         arguments = ocp.args.Composite(
             params=ocp.args.StandardRestore(params),
             optimizer=ocp.args.StandardRestore(optimizer),
@@ -167,7 +167,7 @@ def restore_item(item: epath.Path, abstract: Any) -> Any:
     Raises:
         ConversionError: other names or shapes than the stored ones.
     """
-    _check_tree(item, abstract)
+    check_tree(item, abstract)
 
     def how(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
         if leaf.sharding is None:
@@ -196,7 +196,8 @@ def _named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
 
 
-def _check_tree(item: epath.Path, abstract: Any) -> None:
+def check_tree(item: epath.Path, abstract: Any) -> None:
+    """Raises ConversionError where names or shapes of an item are not those of `abstract`; no array is read."""
     stored, wanted = stored_leaves(item), _named(abstract)
     for name in sorted(stored.keys() ^ wanted.keys()):
         side = "is stored but not asked for" if name in stored else "is asked for but not stored"

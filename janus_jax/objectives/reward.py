@@ -83,9 +83,12 @@ class RewardModel:
 def reward_spread(values: Mapping[str, float], pairs: int) -> dict[str, float]:
     """`mean` and `std` of all rewards of an evaluation, chosen and rejected alike, from the means over its pairs.
 
-    OpenRLHF keeps these two in the config.json of a reward model (std: the unbiased estimate, at least 1e-8).
+    OpenRLHF keeps these two in the config.json of a reward model (std: the unbiased estimate, at least 1e-8). Empty
+    where a reward was not finite.
     """
     mean = (values["rewards/chosen"] + values["rewards/rejected"]) / 2
+    if not math.isfinite(mean + values["rewards/squares"]):
+        return {}
     count = 2 * pairs
     variance = max(0.0, values["rewards/squares"] - mean**2) * count / (count - 1)
     return {"mean": mean, "std": max(math.sqrt(variance), 1e-8)}

@@ -16,6 +16,7 @@ from janus_jax import __version__
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
 from janus_jax.checkpoint.hf import load_hf, save_hf
 from janus_jax.checkpoint.source import open_source
+from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.data.template import MISTRAL_INST
 from janus_jax.data.tokenizer import load_tokenizer
 from janus_jax.errors import DataError
@@ -210,3 +211,14 @@ def test_the_hub_id_of_a_source_is_the_base_model(tmp_path, monkeypatch):
     to_hf(tmp_path / "converted", tmp_path / "back")
     assert front_matter(tmp_path / "back")[0]["base_model"] == "a/b"
     assert_same_bits(load_hf(tmp_path / "back")[1], random_params(SMALL))
+
+
+def test_a_run_that_says_little_gets_the_card_that_this_allows(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=1)
+    meta = {"model": dataclasses.asdict(SMALL), "config": {"data": {"dir": "gs://a|b\n/c"}, "init": {"from": "x|\ny"}}}
+    checkpoints.save(7, params=random_params(SMALL), optimizer={"n": jnp.int32(0)}, data={}, meta=meta)
+    checkpoints.close()
+    to_hf(tmp_path / "run", tmp_path / "out")
+    body = front_matter(tmp_path / "out")[1]
+    assert "| began with | x\\| y |\n| step | 7 |" in body
+    assert yaml.safe_load(body.partition("```yaml\n")[2].partition("```")[0]) == meta["config"]

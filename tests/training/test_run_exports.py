@@ -77,6 +77,7 @@ def test_spread_of_rewards_in_closed_form():
     assert found["mean"] == pytest.approx(rewards.mean()) and found["std"] == pytest.approx(rewards.std(ddof=1))
     same = {"rewards/chosen": 2.0, "rewards/rejected": 2.0, "rewards/squares": 4.0}
     assert reward_spread(same, pairs=2) == {"mean": 2.0, "std": 1e-8}  # nothing divides by zero
+    assert reward_spread({**same, "rewards/chosen": float("nan")}, pairs=2) == {}
 
 
 def test_the_card_tells_the_recipe(run, tmp_path):
@@ -94,7 +95,8 @@ def test_the_card_tells_the_recipe(run, tmp_path):
         "| objective | rm (center_weight 0.0) |",
         "| began with | random weights |",
         "| batch | 8 packed rows a step, rows of 64 tokens, sequences of 32 |",
-        "| schedule | cosine, learning rate 0.003, 2 steps of warm-up, 6 steps |",
+        "| schedule | cosine (learning_rate 0.003, warmup_steps 2, steps 6) |",
+        "| optimizer | adamw (b1 0.9, b2 0.999, eps 1e-08, weight_decay 0.0, clip_norm 1.0) |",
         "| step | 6 |",
         f"| code | janus_jax {__version__}, jax ",
         "| random | dpo | 100 | chatml | separate | no | `random-dpo` |",
