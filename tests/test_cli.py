@@ -143,8 +143,6 @@ def test_build_prints_what_was_kept_and_what_was_dropped(janus, tmp_path):
 
 
 def test_conversions_get_their_options(janus, tmp_path):
-    from janus_jax.checkpoint.convert import Report
-
     done, out = Report("run", 7, {}, "float32", "bfloat16", "digest"), str(tmp_path / "o")
     options = ["--dtype", "bfloat16", "--step", 7, "--verify", "digest", "--layout", "openrlhf"]
     with mock.patch("janus_jax.checkpoint.convert.to_hf", autospec=True, return_value=done) as to_hf:

@@ -3,12 +3,14 @@
 import dataclasses
 import re
 import shlex
+from typing import Any
 
 from janus_jax.config import RunConfig
 from janus_jax.data import staging
 from janus_jax.data.dataset import Examples, TokenizedDataset
 from janus_jax.data.mixture import Mixture
 from janus_jax.data.plan import BatchSettings, RowPlan
+from janus_jax.data.rows import Fitted
 from janus_jax.errors import ConfigError
 
 
@@ -65,6 +67,25 @@ def row_plan(config: RunConfig, *, row_shards: int = 1) -> RowPlan:
         steps=config.schedule.steps or 0,
         row_shards=row_shards,
     )
+
+
+def overlong_lines(fitted: Fitted) -> list[str]:
+    """What the over-long policy did to the training split, where it did something."""
+    counts = {"dropped": fitted.dropped, "truncated": fitted.truncated, "left without responses": fitted.zeroed}
+    total = len(fitted.index) + fitted.dropped
+    return [
+        f"batch.max_sequence_length, batch.row_length: {count:,} of {total:,} training examples are over-long and "
+        f"{what}; `janus data inspect` shows their lengths"
+        for what, count in counts.items()
+        if count
+    ]
+
+
+def describe(part: TokenizedDataset) -> dict[str, Any]:
+    """What an exported model says of a data set that it was trained on."""
+    manifest = part.manifest
+    told = {name: getattr(manifest, name) for name in ("source", "kind", "template", "boundary", "derived")}
+    return {**told, "fingerprint": part.fingerprint, "examples": len(part)}
 
 
 def _open(key: str, directory: str, split: str, config: RunConfig) -> TokenizedDataset:

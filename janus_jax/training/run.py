@@ -17,9 +17,7 @@ from janus_jax.checkpoint.facts import Facts
 from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import Checkpoints, committed_steps
 from janus_jax.config import RunConfig, to_yaml
-from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.plan import Position
-from janus_jax.data.rows import Fitted
 from janus_jax.data.staging import naming_urls
 from janus_jax.errors import ConfigError, NonFiniteError
 from janus_jax.objectives import metric_values
@@ -27,6 +25,7 @@ from janus_jax.objectives.reward import reward_spread
 from janus_jax.parallel import runtime
 from janus_jax.storage import absolute, atomic_directory, write_whole
 from janus_jax.training import metrics
+from janus_jax.training.inputs import describe, overlong_lines
 from janus_jax.training.reference import Filled, Reference, check_stale, open_reference
 from janus_jax.training.setup import Setup, prepare
 from janus_jax.training.step import TrainState
@@ -108,25 +107,6 @@ def _differences(name: str, before: Any, after: Any) -> Iterator[tuple[str, Any,
             yield from _differences(f"{name}.{key}", before.get(key), after.get(key))
     elif before != after:
         yield name, before, after
-
-
-def overlong_lines(fitted: Fitted) -> list[str]:
-    """What the over-long policy did to the training split, where it did something."""
-    counts = {"dropped": fitted.dropped, "truncated": fitted.truncated, "left without responses": fitted.zeroed}
-    total = len(fitted.index) + fitted.dropped
-    return [
-        f"batch.max_sequence_length, batch.row_length: {count:,} of {total:,} training examples are over-long and "
-        f"{what}; `janus data inspect` shows their lengths"
-        for what, count in counts.items()
-        if count
-    ]
-
-
-def _described(part: TokenizedDataset) -> dict[str, Any]:
-    """What an exported model says of a data set that it was trained on."""
-    manifest = part.manifest
-    told = {name: getattr(manifest, name) for name in ("source", "kind", "template", "boundary", "derived")}
-    return {**told, "fingerprint": part.fingerprint, "examples": len(part)}
 
 
 class _Loop:
@@ -231,7 +211,7 @@ class _Loop:
             "reference_step": self._reference_step,
             "reference_weights": self._reference.weights,
             "template": self.setup.loader.dataset.template().name,
-            "data": [_described(part) for part in self.setup.loader.dataset.parts],
+            "data": [describe(part) for part in self.setup.loader.dataset.parts],
             "facts": self._facts().to_json(),
         }
 
