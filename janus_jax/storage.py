@@ -2,8 +2,11 @@
 
 import contextlib
 import errno
+import fcntl
+import glob
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -43,6 +46,8 @@ def require_free(path: str | os.PathLike[str]) -> None:
 def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields an empty local directory beside `path`; renames it to `path` on success, removes it on any failure.
 
+    What a killed process left (`.NAME.*.incomplete`) is removed by the next one of the same host that writes `path`.
+
     Raises:
         StorageError: `path` holds something, at the beginning or at the end, or its parent cannot be written.
     """
@@ -51,7 +56,8 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     made = [parent for parent in (final.parent, *final.parent.parents) if not parent.exists()]
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".incomplete", dir=final.parent))
+        _remove_leftovers(final)
+        temporary, lock = _locked_temporary(final)
     except OSError as error:
         _remove_empty(made)
         raise StorageError(f"{final}: cannot be written: {error.strerror or error}") from error
@@ -60,12 +66,15 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         require_free(final)  # somebody may have filled it meanwhile
         temporary.rename(final)
+        _sync(final.parent)
     except BaseException as error:
         _remove_tree(temporary)
         _remove_empty(made)
         if isinstance(error, Exception) and _is_refusal(error):
             raise StorageError(f"{final}: cannot be written: {first_line(error)}") from error
         raise
+    finally:
+        os.close(lock)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -95,6 +104,45 @@ def no_empty_leftovers(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
+
+
+def _temporary_prefix(final: Path) -> str:
+    """With the host's name: a lock says nothing about processes of another host, on file systems that keep it local."""
+    return f".{final.name}.{socket.gethostname()}."
+
+
+def _locked_temporary(final: Path) -> tuple[Path, int]:
+    """A new directory beside `final`, and the descriptor that holds its lock for as long as this process lives."""
+    while True:
+        temporary = Path(tempfile.mkdtemp(prefix=_temporary_prefix(final), suffix=".incomplete", dir=final.parent))
+        lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+        with contextlib.suppress(OSError):  # a file system without locks: its leftovers are not removed either
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if temporary.exists():  # nobody took it for a leftover before it was locked
+            return temporary, lock
+        os.close(lock)
+
+
+def _remove_leftovers(final: Path) -> None:
+    """Removes the temporary directories for `final` whose processes are dead: their locks can be had."""
+    for leftover in final.parent.glob(f"{glob.escape(_temporary_prefix(final))}*.incomplete"):
+        with contextlib.suppress(OSError):  # locked, gone meanwhile, or where nothing can be locked
+            lock = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover)
+            finally:
+                os.close(lock)
+
+
+def _sync(directory: Path) -> None:
+    """Returns when the names in a directory are on the disk, where the file system can promise that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _is_refusal(error: Exception) -> bool:

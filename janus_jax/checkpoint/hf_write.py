@@ -1,10 +1,12 @@
 """Writes a Hugging Face directory: config, sharded safetensors, generation config and tokenizer, whole or absent."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ import numpy as np
 from janus_jax.checkpoint.facts import CARD, Facts
 from janus_jax.checkpoint.hf_config import hf_config
 from janus_jax.checkpoint.keys import LAYOUTS, KeyEntry, Layout, key_table, leaves
-from janus_jax.errors import ConversionError, JanusError, StorageError
+from janus_jax.checkpoint.keys import Path as ParamPath
+from janus_jax.checkpoint.shared import on_process, shared_directory
+from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, param_specs
-from janus_jax.storage import atomic_directory
+from janus_jax.parallel import runtime
 
 _SAFETENSORS_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -56,8 +60,9 @@ def save_hf(
     """Writes `params` as a directory that transformers, vllm and mistralrs load. Call it on every process.
 
     Args:
-        params: numpy or jax arrays; sharded ones are gathered a tensor at a time, process 0 writes.
-        out: must be absent or empty; it appears whole, or not at all.
+        params: numpy or jax arrays. Every tensor goes to the process that writes its file; files take turns over
+            the processes, each of which holds one tensor of its own and a slice of another's.
+        out: must be absent or empty, on a file system that all processes share; it appears whole, or not at all.
         dtype: of the stored tensors (float32, bfloat16 or float16); None keeps that of the parameters.
         max_shard_size: bytes, or text as "5GB", "200MB"; a larger tensor gets a file of its own.
         tokenizer, chat_template, facts, layout, card: see `Companions`.
@@ -67,6 +72,7 @@ def save_hf(
         ConversionError: parameters that are not those of `config`, or that are NaN or infinite (also by the cast), or
             another layout for a language model.
         StorageError: `out` holds something or cannot be written.
+        JanusError: what another process met.
     """
     flat = _check_params(params, config)
     dtype = export_dtype(flat["embedding",].dtype if dtype is None else dtype)
@@ -75,21 +81,49 @@ def save_hf(
     facts = facts or Facts()
     facts = dataclasses.replace(facts, generation={**facts.generation, **(generation_defaults or {})})
     companions = Companions(tokenizer, chat_template, facts, layout, card)
-    blocks = _gathered(key_table(config), flat)
-    failure: Exception | None = None
-    if jax.process_index() == 0:
-        try:
-            with atomic_directory(out) as directory:
-                write_tensors(directory, config, dtype, limit, blocks, layout)
+    files = plan_files(config, dtype, limit, layout)
+    with shared_directory(out) as directory:
+        with runtime.agreement("export/tensors"), _refusals(out):
+            _write_own_files(directory, files, dtype, flat)
+        with _refusals(out):
+            if runtime.is_main():
+                write_index(directory, files, dtype)
                 write_companions(directory, config, dtype, companions)
                 sync_tree(directory)
-        except OSError as error:
-            failure = StorageError(f"{os.fspath(out)}: cannot be written: {error.strerror or error}")
-        except Exception as error:
-            failure = error
-    for _ in blocks:  # the gathers are collective: every process makes all of them, whatever befell the writer
-        pass
-    _agree(failure, os.fspath(out))
+
+
+@contextlib.contextmanager
+def _refusals(out: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{os.fspath(out)}: cannot be written: {error.strerror or error}") from error
+
+
+def _write_own_files(directory: Path, files: "list[TensorFile]", dtype: np.dtype, flat: dict[ParamPath, Any]) -> None:
+    """The files of this process: each process in turn has one, so that they write side by side."""
+    arriving = _arriving(files, flat)
+    try:
+        for file in files[jax.process_index() :: jax.process_count()]:
+            write_file(directory, file, dtype, arriving)
+    finally:
+        if jax.process_count() > 1:  # the others' files need what this one holds, whatever befell it
+            for _ in arriving:
+                pass
+
+
+def _arriving(files: "list[TensorFile]", flat: dict[ParamPath, Any]) -> Iterator[np.ndarray]:
+    """The tensors of this process's files, one at a time; all processes take part in bringing each to its owner."""
+    count, this = jax.process_count(), jax.process_index()
+    for first in range(0, len(files), count):
+        for turn in itertools.zip_longest(*(file.entries for file in files[first : first + count])):
+            mine = block = None  # nothing is kept of the tensor before
+            for owner, entry in enumerate(turn):
+                if entry is not None:
+                    block = on_process(flat[entry.path], entry.layer, owner)
+                    mine = block if owner == this else mine
+            if mine is not None:
+                yield mine
 
 
 def export_dtype(dtype: Any) -> np.dtype:
@@ -140,33 +174,34 @@ def _check_params(params: Params, config: ModelConfig) -> dict[tuple[str, ...], 
     return flat
 
 
-def _plan_shards(entries: list[KeyEntry], itemsize: int, limit: int) -> list[list[KeyEntry]]:
+@dataclasses.dataclass(frozen=True)
+class TensorFile:
+    """A safetensors file of a model: its name, and the tensors in it in their order."""
+
+    name: str
+    entries: list[KeyEntry]
+
+
+def plan_files(config: ModelConfig, dtype: np.dtype, limit: int, layout: Layout = "transformers") -> list[TensorFile]:
+    """The tensors of the key table, in its order, in files of at most `limit` bytes (or one tensor)."""
     shards: list[list[KeyEntry]] = [[]]
     filled = 0
-    for entry in entries:
-        size = _count(entry) * itemsize
+    for entry in key_table(config, layout):
+        size = _count(entry) * dtype.itemsize
         if shards[-1] and filled + size > limit:
             shards.append([])
             filled = 0
         shards[-1].append(entry)
         filled += size
-    return shards
+    if len(shards) == 1:
+        return [TensorFile("model.safetensors", shards[0])]
+    return [
+        TensorFile(f"model-{i:05d}-of-{len(shards):05d}.safetensors", shard) for i, shard in enumerate(shards, start=1)
+    ]
 
 
 def _count(entry: KeyEntry) -> int:
     return int(np.prod(entry.shape, dtype=np.int64))
-
-
-def _gathered(entries: list[KeyEntry], flat: dict[tuple[str, ...], Any]) -> Iterator[np.ndarray]:
-    """The parameters, or their layers, in order, each on the host of every process, one at a time."""
-    for entry in entries:
-        leaf = flat[entry.path]
-        part = leaf if entry.layer is None else leaf[entry.layer]
-        if isinstance(part, jax.Array) and not part.is_fully_addressable:
-            from jax.experimental import multihost_utils
-
-            part = multihost_utils.process_allgather(part, tiled=True)
-        yield np.asarray(part)
 
 
 def write_tensors(
@@ -186,32 +221,38 @@ def write_tensors(
     Raises:
         ConversionError: a tensor holds NaN or infinity, or does once it is cast.
     """
-    shards = _plan_shards(key_table(config, layout), dtype.itemsize, limit)
-    tensors = _cast((entry for shard in shards for entry in shard), blocks, dtype)
-    if len(shards) == 1:
-        _write_safetensors(directory / "model.safetensors", shards[0], dtype, tensors)
+    files = plan_files(config, dtype, limit, layout)
+    for file in files:
+        write_file(directory, file, dtype, blocks)
+    write_index(directory, files, dtype)
+
+
+def write_index(directory: Path, files: list[TensorFile], dtype: np.dtype) -> None:
+    """Writes which tensor is in which file, where there are several files."""
+    if len(files) == 1:
         return
-    weight_map = {}
-    for i, shard in enumerate(shards, start=1):
-        name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        _write_safetensors(directory / name, shard, dtype, tensors)
-        weight_map |= {entry.key: name for entry in shard}
-    count = sum(_count(entry) for shard in shards for entry in shard)
+    count = sum(_count(entry) for file in files for entry in file.entries)
     metadata = {"total_parameters": count, "total_size": count * dtype.itemsize}
+    weight_map = {entry.key: file.name for file in files for entry in file.entries}
     _write_json(directory / "model.safetensors.index.json", {"metadata": metadata, "weight_map": weight_map})
 
 
-def _cast(entries: Iterable[KeyEntry], blocks: Iterator[np.ndarray], dtype: np.dtype) -> Iterator[np.ndarray]:
-    for entry, block in zip(entries, blocks, strict=False):  # not asked for more than there are entries
-        with np.errstate(over="ignore"):  # the writer names a tensor that overflows
-            yield entry.to_torch(block).astype(dtype, copy=False)
+def _as_stored(entry: KeyEntry, block: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):  # the writer names a tensor that overflows
+        return entry.to_torch(block).astype(dtype, copy=False)
 
 
-def _write_safetensors(file: Path, entries: list[KeyEntry], dtype: np.dtype, tensors: Iterator[np.ndarray]) -> None:
-    """The format: 8 bytes of header length, a JSON header padded to 8 bytes, the raw tensors. Holds one at a time."""
+def write_file(directory: Path, file: TensorFile, dtype: np.dtype, blocks: Iterator[np.ndarray]) -> None:
+    """Writes one file; it has its name when all of it is on the disk. Takes the file's tensors from `blocks`.
+
+    The format: 8 bytes of header length, a JSON header padded to 8 bytes, the raw tensors. Holds one at a time.
+
+    Raises:
+        ConversionError: a tensor holds NaN or infinity, or does once it is cast.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for entry in entries:
+    for entry in file.entries:
         end = offset + _count(entry) * dtype.itemsize
         header[entry.key] = {
             "dtype": _SAFETENSORS_NAMES[dtype.name],
@@ -221,13 +262,18 @@ def _write_safetensors(file: Path, entries: list[KeyEntry], dtype: np.dtype, ten
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with file.open("wb") as stream:
+    temporary = directory / f".{file.name}.incomplete"
+    with temporary.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for entry in entries:
-            tensor = next(tensors)
+        for entry in file.entries:
+            tensor = _as_stored(entry, next(blocks), dtype)
             if not np.isfinite(tensor).all():
                 raise ConversionError(f"tensor {entry.key} holds NaN or infinite values in {dtype.name}: not exported")
             stream.write(tensor.reshape(-1).view(np.uint8).data)
+            del tensor  # not in memory beside the next one
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.rename(directory / file.name)
 
 
 def write_companions(directory: Path, config: ModelConfig, dtype: np.dtype, companions: Companions) -> None:
@@ -244,9 +290,9 @@ def write_companions(directory: Path, config: ModelConfig, dtype: np.dtype, comp
         save_hf_tokenizer(tokenizer, directory, chat_template=companions.chat_template, pad_id=pad_id)
     if companions.card is not None:
         (directory / CARD).write_text(companions.card, encoding="utf-8")
-    _write_json(directory / "config.json", model)
     if config.head == "lm":  # a reward model generates nothing
         _write_json(directory / "generation_config.json", _generation(model, facts.generation))
+    _write_json(directory / "config.json", model)  # last: without it a directory is no model
 
 
 def _generation(model: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
@@ -270,15 +316,3 @@ def sync_tree(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _agree(failure: Exception | None, out: str) -> None:
-    """Raises on every process, with the same exit code, when process 0 failed."""
-    kinds = (JanusError, StorageError, ConversionError)
-    kind = -1 if failure is None else max(i for i, kind in enumerate(kinds) if i == 0 or isinstance(failure, kind))
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        kind = int(multihost_utils.broadcast_one_to_all(np.int32(kind)))
-    if kind >= 0:
-        raise failure or kinds[kind](f"{out}: process 0 could not write it; its log says why")

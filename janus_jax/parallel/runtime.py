@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from janus_jax import errors
 from janus_jax.errors import ConfigError, LostPeerError, first_line
@@ -124,7 +124,8 @@ def agreement(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> Iterator[None]:
     """What every process does inside succeeds on all of them or on none; afterwards all are here.
 
     Raises:
-        JanusError: its own, or else the first that another process met, with the number of that process.
+        Exception: its own.
+        JanusError: the first that another process met, with the number of that process.
         LostPeerError: as `barrier`.
     """
     import jax
@@ -138,11 +139,16 @@ def agreement(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> Iterator[None]:
     assert client is not None  # there are several processes
     try:
         yield
-    except errors.JanusError as error:
+    except LostPeerError:  # nobody to agree with
+        raise
+    except Exception as error:
         failure = error
-    outcome = None if failure is None else [type(failure).__name__, str(failure)]
+    outcome = None if failure is None else [type(failure).__name__, _said(failure)]
     client.key_value_set(f"{name}/{jax.process_index()}", json.dumps(outcome), allow_overwrite=True)
-    barrier(name, timeout_s)
+    try:
+        barrier(name, timeout_s)
+    except LostPeerError as lost:  # its end may be why this one failed, or the other way round: both are told
+        raise lost if failure is None else LostPeerError(f"{lost}; before that: {_said(failure)}") from failure
     if failure is not None:
         raise failure
     for process in range(jax.process_count()):
@@ -150,6 +156,32 @@ def agreement(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> Iterator[None]:
         if outcome is not None:
             kind, message = outcome
             raise getattr(errors, kind, errors.JanusError)(f"process {process}: {message}")
+
+
+def broadcast(name: str, value: Any, timeout_s: int = BARRIER_TIMEOUT_S) -> Any:
+    """What process 0 gave as `value` (JSON types), on every process.
+
+    Raises:
+        LostPeerError: some process ended or did not come; end with `leave` then.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return value
+    from jax._src import distributed
+
+    client = distributed.global_state.client
+    assert client is not None  # there are several processes
+    if is_main():
+        client.key_value_set(f"{name}/value", json.dumps(value), allow_overwrite=True)
+    barrier(f"{name}/set", timeout_s)
+    found = json.loads(client.blocking_key_value_get(f"{name}/value", timeout_s * 1000))
+    barrier(f"{name}/read", timeout_s)  # the name may be used again
+    return found
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, errors.JanusError) else f"{type(error).__name__}: {error}"
 
 
 def leave(exit_code: int) -> NoReturn:
