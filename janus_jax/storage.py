@@ -5,6 +5,7 @@ import errno
 import fcntl
 import glob
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -71,7 +72,9 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         _remove_tree(temporary)
         _remove_empty(made)
         if isinstance(error, Exception) and _is_refusal(error):
-            raise StorageError(f"{final}: cannot be written: {first_line(error)}") from error
+            raise StorageError(f"{final}: cannot be written: {refusal(error)}") from error
+        if isinstance(error, StorageError) and os.fspath(temporary) in str(error):  # a name that nobody gave
+            raise StorageError(str(error).replace(os.fspath(temporary), os.fspath(final))) from error
         raise
     finally:
         os.close(lock)
@@ -104,6 +107,15 @@ def no_empty_leftovers(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
+
+
+def refusal(error: Exception) -> str:
+    """What the operating system said, in its words; tensorstore tells its number behind names of inner files."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    return first_line(error)
 
 
 def _temporary_prefix(final: Path) -> str:

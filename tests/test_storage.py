@@ -1,7 +1,11 @@
 """Directories that are whole or absent."""
 
+import contextlib
 import errno
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +111,53 @@ def test_a_full_disk_is_a_storage_error_whoever_says_it(tmp_path, error):
         (directory / "part").touch()
         raise error
     assert list(tmp_path.iterdir()) == []
+
+
+WRITER = """
+import sys, time
+from janus_jax.storage import atomic_directory
+with atomic_directory(sys.argv[1]) as directory:
+    (directory / "part").touch()
+    print(directory, flush=True)
+    time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def writer(target):
+    """A process that is writing `target`: yields its directory; killed at the end."""
+    command = [sys.executable, "-c", WRITER, str(target)]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            assert process.stdout is not None
+            yield Path(process.stdout.readline().rstrip("\n"))
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("name", ["out", "[ab]*"])
+def test_what_a_killed_process_left_is_removed_by_the_next_for_the_same_target(tmp_path, name):
+    with writer(tmp_path / name) as left:
+        pass
+    assert (left / "part").exists()
+    # a lock may say nothing about processes of another host; other targets are none of its business
+    others = [left.name.replace(f"{socket.gethostname()}.", "elsewhere."), left.name.replace(f".{name}.", ".a.", 1)]
+    for other in others:
+        (tmp_path / other).mkdir()
+    with atomic_directory(tmp_path / name) as directory:
+        (directory / "x").touch()
+    assert {path.name for path in tmp_path.iterdir()} == {name, *others}
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path):
+    with writer(tmp_path / "out") as at_work:
+        with atomic_directory(tmp_path / "out") as directory:
+            assert directory != at_work
+        assert (at_work / "part").exists()
+
+
+def test_a_refusal_names_the_directory_that_was_asked_for(tmp_path):
+    with pytest.raises(StorageError) as told, atomic_directory(tmp_path / "out") as directory:
+        raise StorageError(f"{directory}/part: cannot be written")
+    assert str(told.value) == f"{tmp_path}/out/part: cannot be written"

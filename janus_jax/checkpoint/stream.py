@@ -20,7 +20,7 @@ from janus_jax.checkpoint.keys import Path, leaves, nest
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import param_specs
-from janus_jax.storage import absolute
+from janus_jax.storage import absolute, refusal
 
 CHUNK_BYTES = 64 << 20
 """Upper bound of one stored chunk. Chunks of a stacked leaf hold one layer (or a part): reading a 32 MB layer of a
@@ -90,7 +90,7 @@ class ItemWriter:
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             checkpointer.save(item, args=ocp.args.StandardSave(skeleton))
         self._leaves = {path: self._create(path, spec.shape, np.dtype(dtype)) for path, spec in self._specs.items()}
-        self._pending: list[tuple[Path, Any]] = []
+        self._pending: list[Any] = []
 
     def write(self, path: Path, layer: int | None, block: np.ndarray) -> None:
         """A leaf, or one layer of a stacked one. At most one block is on its way when this returns.
@@ -102,7 +102,7 @@ class ItemWriter:
         target = leaf if layer is None else leaf[layer]
         assert tuple(target.shape) == block.shape, (path, layer, block.shape)
         self._wait(1)
-        self._pending.append((path, target.write(block)))
+        self._pending.append(target.write(block))
 
     def close(self) -> None:
         """Returns when everything is written."""
@@ -110,11 +110,10 @@ class ItemWriter:
 
     def _wait(self, left: int) -> None:
         while len(self._pending) > left:
-            path, future = self._pending.pop(0)
             try:
-                future.result()
+                self._pending.pop(0).result()
             except (ValueError, OSError) as error:
-                raise StorageError(f"{self._item}: {'/'.join(path)}: cannot be written: {first_line(error)}") from error
+                raise StorageError(f"{self._item}: cannot be written: {refusal(error)}") from error
 
     def _create(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         stacked = self._specs[path].axes[0] == "layers"
@@ -131,7 +130,7 @@ class ItemWriter:
         try:
             return ts.open(spec, create=True, delete_existing=True).result()
         except (ValueError, OSError) as error:
-            raise StorageError(f"{self._item}: cannot be written: {first_line(error)}") from error
+            raise StorageError(f"{self._item}: cannot be written: {refusal(error)}") from error
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int, *, stacked: bool) -> list[int]:

@@ -54,6 +54,8 @@ def mistakes(process: str, directory: Path, params: Any) -> dict[str, str]:
         errors[name] = failure(params | {name: params[name].at[0, 0].set(np.nan)})
     with limited_file_size(2000 if process == "1" else None):
         errors["full"] = failure(params)
+    with bug() if process == "1" else contextlib.nullcontext():
+        errors["bug"] = failure(params)
     with blind() if process == "1" else contextlib.nullcontext():
         errors["not shared"] = failure(params)
     save_hf(params, SMALL, directory / "bad", max_shard_size=LIMIT)  # all of them are fit for more
@@ -130,6 +132,25 @@ def limited_file_size(limit: int | None) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def bug() -> Iterator[None]:
+    """Something that nobody foresaw, at the second file."""
+    from janus_jax.checkpoint import hf_write
+
+    write, written = hf_write.write_file, []
+
+    def failing(*arguments: Any) -> None:
+        written.append(write(*arguments))
+        if len(written) == 2:
+            raise TypeError("a bug")
+
+    hf_write.write_file = failing
+    try:
+        yield
+    finally:
+        hf_write.write_file = write
 
 
 @contextlib.contextmanager

@@ -5,10 +5,13 @@ import json
 import jax
 import pytest
 
+from janus_jax.checkpoint.convert import check
 from janus_jax.checkpoint.hf import save_hf
 from tests.checkpoint import several_processes
 from tests.checkpoint.models import SMALL, random_params
 from tests.training import processes
+from tests.training.test_run import config
+from tests.training_examples import random_examples, write_dataset
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -62,6 +65,13 @@ def test_a_mistake_of_one_ends_both_with_its_error(course, which, owner, message
         assert process["errors"][which].removesuffix(": not exported") == expected
 
 
+@pytest.mark.parametrize("course", [2], indirect=True)
+def test_a_bug_of_one_ends_the_other_too(course):
+    _, (first, second) = course
+    assert second["errors"]["bug"] == "TypeError: a bug"
+    assert first["errors"]["bug"] == "JanusError: process 1: TypeError: a bug"
+
+
 def test_mistakes_leave_nothing_and_do_not_hinder_the_next_export(course):
     directory, found = course
     expected = {"hf", *several_processes.MESHES}
@@ -69,6 +79,24 @@ def test_mistakes_leave_nothing_and_do_not_hinder_the_next_export(course):
         expected.add("bad")
         assert _files(directory / "bad") == _files(directory / "hf")
     assert {path.name for path in directory.iterdir() if path.is_dir()} == expected
+
+
+def test_the_export_of_a_run_of_two_processes_is_its_last_step(tmp_path):
+    write_dataset(tmp_path / "sft", {"train": random_examples(20, pairs=False, seed=1)}, kind="sft")
+    recipe = config(
+        tmp_path,
+        tmp_path / "run",
+        schedule={"epochs": None, "steps": 1, "warmup_steps": 0},
+        eval={"every_steps": None},
+        export={"hf": True, "max_shard_size": "20KB"},
+    )
+    (tmp_path / "configs.json").write_text(json.dumps({"sft": (recipe.model_dump(mode="json", by_alias=True), 1)}))
+    port = processes.free_port()
+    ended = processes.launch(*(["-m", "tests.training.processes", "train", port, i, tmp_path] for i in range(2)))
+    assert [code for code, _ in ended] == [0, 0], "\n\n".join(output for _, output in ended)
+    export = tmp_path / "run" / "exports" / "1"
+    assert len([*export.glob("*.safetensors")]) > 2 and (export / "tokenizer.json").exists()
+    assert check(tmp_path / "run", export) == []
 
 
 def _files(directory):
