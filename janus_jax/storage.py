@@ -66,7 +66,10 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(0o755)
         yield temporary
         require_free(final)  # somebody may have filled it meanwhile
-        temporary.rename(final)
+        try:
+            temporary.rename(final)
+        except OSError as error:
+            raise StorageError(f"{final}: cannot be written: {error.strerror or error}") from error
         _sync(final.parent)
     except BaseException as error:
         _remove_tree(temporary)

@@ -37,7 +37,7 @@ def test_they_export_the_files_that_one_process_exports(course, mesh):
 
 
 @pytest.mark.parametrize("mesh", several_processes.MESHES)
-def test_each_reads_what_its_devices_hold_and_no_more(course, mesh):
+def test_each_takes_from_the_files_what_its_devices_hold_and_no_more(course, mesh):
     _, found = course
     assert all(process["read"][mesh] == process["held"][mesh] > 0 for process in found)
     if mesh == "fsdp":  # every part is on one device
