@@ -9,14 +9,14 @@ import os
 import re
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from janus_jax import __version__, cli_inspect
+from janus_jax import __version__, cli_convert, cli_inspect
+from janus_jax.cli_outputs import require_writable
 from janus_jax.errors import ConfigError, JanusError, LostPeerError
 
 _settings: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
@@ -24,10 +24,9 @@ app = typer.Typer(
     help="Post-training (SFT, preferences, rewards) of Mistral-shaped models on sharded JAX meshes.", **_settings
 )
 data_app = typer.Typer(help="Build data sets from published rows, and look into them.", **_settings)
-convert_app = typer.Typer(help="Convert between Hugging Face directories and this project's checkpoints.", **_settings)
 config_app = typer.Typer(help="Look at run configurations.", **_settings)
 app.add_typer(data_app, name="data")
-app.add_typer(convert_app, name="convert")
+app.add_typer(cli_convert.app, name="convert")
 app.add_typer(config_app, name="config")
 
 _OVERRIDES_HELP = "Changes to single keys, like batch.rows=4 or init.from=runs/sft; values are YAML."
@@ -114,7 +113,7 @@ def demo(
     """Run the whole job on this machine: build data, SFT, preferences, resume, export, compare; needs no network."""
     if model is not None and not model.is_dir():
         raise ConfigError(f"--model {model}: is no directory; allowed: a Hugging Face model directory")
-    _require_writable("--out", out)
+    require_writable("--out", out)
     from janus_jax import demo
 
     demo.run(model=model, steps=steps, out=Path(out), devices=devices, objective=objective)
@@ -162,7 +161,7 @@ def data_build(
         raise ConfigError("--kind, --derive: allowed: exactly one of them")
     if derive is None and (all_pairs or seed is not None):
         raise ConfigError(f"{'--all-pairs' if all_pairs else '--seed'}: allowed: only with --derive")
-    _require_writable("--out", out, empty=True, buckets=True)
+    require_writable("--out", out, empty=True, buckets=True)
     from janus_jax.data.build import build
     from janus_jax.data.derive import Derivation
 
@@ -205,7 +204,7 @@ def train(
     from janus_jax.config import load_config
 
     loaded = load_config(config, overrides or [])
-    _require_writable("run.dir", loaded.run.dir)
+    require_writable("run.dir", loaded.run.dir)
     for advice in loaded.advice():
         print(f"note: {advice}", file=sys.stderr)
     from janus_jax.parallel import runtime
@@ -217,69 +216,6 @@ def train(
     summary = train(loaded, options)
     if runtime.is_main():
         _print_summary(summary)
-
-
-_Verification = Annotated[
-    Literal["logits", "digest", "none"],
-    typer.Option(help="digest: read the result again and compare every tensor; logits: also run both models."),
-]
-
-
-@convert_app.command("from-hf", epilog="Example: janus convert from-hf models/Mistral-7B-v0.2 converted/mistral-7b")
-def convert_from_hf(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Hugging Face directory or id of a Mistral or Llama.")],
-    target: Annotated[str, typer.Argument(metavar="DST", help="Directory to write; new or empty.")],
-    verify: _Verification = "logits",
-) -> None:
-    """Write the weights of a Hugging Face directory as a checkpoint that init.from takes."""
-    _require_writable("DST", target, empty=True)
-    from janus_jax.checkpoint.convert import from_hf
-
-    print(f"{target}: {from_hf(source, target, verify=verify)}")
-
-
-@convert_app.command("to-hf", epilog="Example: janus convert to-hf runs/sft_65k exports/sft --dtype bfloat16")
-def convert_to_hf(
-    source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A run, a step of it, or another directory with a model.")
-    ],
-    target: Annotated[str, typer.Argument(metavar="DST", help="Directory to write; new or empty.")],
-    dtype: Annotated[
-        Literal["float32", "bfloat16"] | None, typer.Option(help="Type of the tensors; without it as stored.")
-    ] = None,
-    max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file, like 5GB or 500MB.")] = "5GB",
-    step: Annotated[int | None, typer.Option(min=0, help="Step of the run; without it the last.")] = None,
-    verify: _Verification = "logits",
-    layout: Annotated[
-        Literal["transformers", "openrlhf"],
-        typer.Option(help="Who reads a reward model: score.weight for transformers, or value_head.weight."),
-    ] = "transformers",
-) -> None:
-    """Export a checkpoint as a Hugging Face directory: config, sharded safetensors, tokenizer."""
-    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?[KMGT]?B", max_shard_size):
-        raise ConfigError(f"--max-shard-size {max_shard_size}: allowed: a size like 5GB or 500MB")
-    _require_writable("DST", target, empty=True)
-    from janus_jax.checkpoint.convert import to_hf
-
-    report = to_hf(source, target, dtype=dtype, max_shard_size=max_shard_size, step=step, verify=verify, layout=layout)
-    print(f"{target}: {report}")
-
-
-@convert_app.command("check", epilog="Example: janus convert check models/Mistral-7B-v0.2 converted/mistral-7b")
-def convert_check(
-    a: Annotated[str, typer.Argument(metavar="A", help="Anything that holds a model.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The same model, in any layout and dtype.")],
-) -> None:
-    """Compare two models tensor by tensor. Exits with 2 if they are not bit for bit the same."""
-    from janus_jax.checkpoint.convert import check
-    from janus_jax.errors import ConversionError
-
-    if not (differences := check(a, b)):
-        print(f"{a} and {b}: the same model, bit for bit")
-        return
-    for found in differences[:20]:
-        print(found)
-    raise ConversionError(f"{a} and {b}: {len(differences)} tensors differ")
 
 
 @config_app.callback()
@@ -304,41 +240,6 @@ def doctor() -> None:
     from janus_jax import doctor
 
     raise typer.Exit(doctor.show(doctor.report()))
-
-
-def _require_writable(name: str, path: str | os.PathLike[str], *, empty: bool = False, buckets: bool = False) -> None:
-    """Refuses an output that cannot be written, or (with `empty`) holds something, before any work is done for it.
-
-    URLs are refused but for those of `buckets`, of which only the latter is asked.
-
-    The nearest directory that exists is tried with a real entry, because permission bits say little to root and
-    nothing about read-only file systems.
-    """
-    if not os.fspath(path).strip():
-        raise ConfigError(f"{name}: is empty; allowed: a directory")
-    if buckets and os.fspath(path).startswith("gs://"):
-        from janus_jax.data import staging
-
-        if reason := staging.occupied(os.fspath(path)):
-            raise ConfigError(f"{name} {path}: {reason}")
-        return
-    if "://" in os.fspath(path):
-        allowed = (
-            "a local or mounted directory, or gs://BUCKET/PATH"
-            if buckets
-            else ("a local or mounted directory, not a URL")
-        )
-        raise ConfigError(f"{name} {path}: allowed: {allowed}")
-    target = Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
-    existing = next(parent for parent in (target, *target.parents) if parent.exists())
-    if not existing.is_dir():
-        raise ConfigError(f"{name} {path}: cannot be written: {existing} is a file")
-    try:
-        if empty and existing == target and any(target.iterdir()):
-            raise ConfigError(f"{name} {path}: exists and is not empty; choose another directory or remove it")
-        os.rmdir(tempfile.mkdtemp(prefix=".janus.", dir=existing))
-    except OSError as error:
-        raise ConfigError(f"{name} {path}: cannot be written: {existing}: {error.strerror}") from error
 
 
 def _check_processes(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

@@ -1,0 +1,42 @@
+"""Outputs of commands, refused before any work is done for them."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from janus_jax.errors import ConfigError
+
+
+def require_writable(name: str, path: str | os.PathLike[str], *, empty: bool = False, buckets: bool = False) -> None:
+    """Refuses an output that cannot be written, or (with `empty`) holds something, before any work is done for it.
+
+    URLs are refused but for those of `buckets`, of which only the latter is asked.
+
+    The nearest directory that exists is tried with a real entry, because permission bits say little to root and
+    nothing about read-only file systems.
+    """
+    if not os.fspath(path).strip():
+        raise ConfigError(f"{name}: is empty; allowed: a directory")
+    if buckets and os.fspath(path).startswith("gs://"):
+        from janus_jax.data import staging
+
+        if reason := staging.occupied(os.fspath(path)):
+            raise ConfigError(f"{name} {path}: {reason}")
+        return
+    if "://" in os.fspath(path):
+        allowed = (
+            "a local or mounted directory, or gs://BUCKET/PATH"
+            if buckets
+            else ("a local or mounted directory, not a URL")
+        )
+        raise ConfigError(f"{name} {path}: allowed: {allowed}")
+    target = Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
+    existing = next(parent for parent in (target, *target.parents) if parent.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"{name} {path}: cannot be written: {existing} is a file")
+    try:
+        if empty and existing == target and any(target.iterdir()):
+            raise ConfigError(f"{name} {path}: exists and is not empty; choose another directory or remove it")
+        os.rmdir(tempfile.mkdtemp(prefix=".janus.", dir=existing))
+    except OSError as error:
+        raise ConfigError(f"{name} {path}: cannot be written: {existing}: {error.strerror}") from error
