@@ -24,7 +24,9 @@ RETRY_S = 60.0
 CHUNK_BYTES = 16 << 20
 _CONNECT_S, _READ_S = 10, 60
 _FILES_AT_ONCE = 8
-_WORTH_A_WORD = 256 << 20
+WORTH_A_WORD = 256 << 20
+"""Bytes whose way is worth a line to the user."""
+
 _T = TypeVar("_T")
 
 
@@ -109,7 +111,7 @@ class Prefix:
     def download(self, objects: Iterable[Object], directory: Path) -> None:
         """Writes objects as files below `directory`, several at once. Says so where that will take a while."""
         objects = list(objects)
-        if (size := sum(found.size for found in objects)) >= _WORTH_A_WORD:
+        if (size := sum(found.size for found in objects)) >= WORTH_A_WORD:
             print(f"{self.url}: fetching {len(objects)} files, {size / 1e9:.1f} GB", file=sys.stderr, flush=True)
         _several(lambda found: self._download(found, directory / _safe(found.name, self.url)), objects)
         for found in objects:
@@ -235,6 +237,83 @@ class Prefix:
         if isinstance(error, GoogleAuthError):
             return f"credentials are not accepted: {first_line(error)}"
         return _said(error).removesuffix(":")
+
+
+class BucketPath:
+    """A place on gs:// with as much of a path's interface as reading takes. What lies below it is listed once.
+
+    Whatever asks raises StorageError as `Prefix` does.
+    """
+
+    def __init__(self, url: str | os.PathLike[str], tree: "_Tree | None" = None):
+        self.url = os.fspath(url).rstrip("/")
+        self._known = tree
+
+    def __fspath__(self) -> str:
+        return self.url
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: str) -> "BucketPath":
+        return BucketPath(f"{self.url}/{name}", self._known)
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def parent(self) -> "BucketPath":
+        """One up, and asked anew where it was not listed; of a bucket itself."""
+        above = self.url.rpartition("/")[0]
+        known = self._known is not None and f"{above}/".startswith(f"{self._known.url}/")
+        return self if above == "gs:/" else BucketPath(above, self._known if known else None)
+
+    def exists(self) -> bool:
+        """Whether an object is here, or something below."""
+        if self._known is None and Prefix(self.url).path and Prefix(self.url).find("") is not None:
+            return True
+        return self.is_dir() or self.url in self._tree().files
+
+    def is_dir(self) -> bool:
+        """Whether something is below."""
+        return self.url in self._tree().folders
+
+    def iterdir(self) -> Iterator["BucketPath"]:
+        """What is directly below."""
+        return (self / name for name in sorted(self._tree().folders.get(self.url, ())))
+
+    def read_text(self) -> str:
+        """The content of a small object.
+
+        Raises:
+            FileNotFoundError: there is none.
+            UnicodeDecodeError: it is no text.
+        """
+        prefix = Prefix(self.url)
+        if (found := prefix.find("")) is None:
+            raise FileNotFoundError(f"{self.url}: no such object")
+        return prefix.read(found).decode()
+
+    def _tree(self) -> "_Tree":
+        if self._known is None:
+            self._known = _Tree(self.url)
+        return self._known
+
+
+class _Tree:
+    """What lies below a URL, as URLs of objects, and of folders with the names directly in them."""
+
+    def __init__(self, url: str):
+        self.url = url
+        self.files = {f"{url}/{found.name}" for found in Prefix(url).list()}
+        self.folders: dict[str, set[str]] = {}
+        for file in self.files:
+            above, _, name = file.rpartition("/")
+            while len(above) >= len(url) and name not in self.folders.setdefault(above, set()):
+                self.folders[above].add(name)
+                above, _, name = above.rpartition("/")
 
 
 def _several(work: Callable[[_T], None], items: Iterable[_T], done: Callable[[int], None] = lambda count: None) -> None:

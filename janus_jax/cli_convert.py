@@ -23,12 +23,14 @@ _Verification = Annotated[
 
 @app.command("from-hf", epilog="Example: janus convert from-hf models/Mistral-7B-v0.2 converted/mistral-7b")
 def convert_from_hf(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Hugging Face directory or id of a Mistral or Llama.")],
-    target: Annotated[str, typer.Argument(metavar="DST", help="Directory to write; new or empty.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="Hugging Face directory (gs:// too) or id of a Mistral or Llama.")
+    ],
+    target: Annotated[str, typer.Argument(metavar="DST", help="Directory or gs:// URL to write; new or empty.")],
     verify: _Verification = "logits",
 ) -> None:
     """Write the weights of a Hugging Face directory as a checkpoint that init.from takes."""
-    require_writable("DST", target, empty=True)
+    require_writable("DST", target, empty=True, buckets=True)
     from janus_jax.checkpoint.convert import from_hf
 
     print(f"{target}: {from_hf(source, target, verify=verify)}")
@@ -37,9 +39,9 @@ def convert_from_hf(
 @app.command("to-hf", epilog="Example: janus convert to-hf runs/sft_65k exports/sft --dtype bfloat16")
 def convert_to_hf(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A run, a step of it, or another directory with a model.")
+        str, typer.Argument(metavar="SRC", help="A run, a step of it, or another directory with a model; gs:// too.")
     ],
-    target: Annotated[str, typer.Argument(metavar="DST", help="Directory to write; new or empty.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="Directory or gs:// URL to write; new or empty.")],
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None, typer.Option(help="Type of the tensors; without it as stored.")
     ] = None,
@@ -54,7 +56,7 @@ def convert_to_hf(
     """Export a checkpoint as a Hugging Face directory: config, sharded safetensors, tokenizer."""
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?[KMGT]?B", max_shard_size):
         raise ConfigError(f"--max-shard-size {max_shard_size}: allowed: a size like 5GB or 500MB")
-    require_writable("DST", target, empty=True)
+    require_writable("DST", target, empty=True, buckets=True)
     from janus_jax.checkpoint.convert import to_hf
 
     report = to_hf(source, target, dtype=dtype, max_shard_size=max_shard_size, step=step, verify=verify, layout=layout)

@@ -18,7 +18,7 @@ def require_writable(name: str, path: str | os.PathLike[str], *, empty: bool = F
     if not os.fspath(path).strip():
         raise ConfigError(f"{name}: is empty; allowed: a directory")
     if buckets and os.fspath(path).startswith("gs://"):
-        from janus_jax.data import staging
+        from janus_jax import staging
 
         if reason := staging.occupied(os.fspath(path)):
             raise ConfigError(f"{name} {path}: {reason}")

@@ -15,7 +15,16 @@ from pathlib import Path
 
 from etils import epath
 
+from janus_jax.bucket import BucketPath, is_url
 from janus_jax.errors import ConfigError, JanusError, StorageError, first_line
+
+Place = epath.Path | BucketPath
+"""Where something is read. epath reads gs:// too, through TensorFlow or gcsfs, with their errors and without an end."""
+
+
+def place(path: str | os.PathLike[str]) -> Place:
+    """A local path (`~` expanded), or what lies at a gs:// URL."""
+    return BucketPath(path) if is_url(path) else as_path(path)
 
 
 def as_path(path: str | os.PathLike[str]) -> epath.Path:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from janus_jax import __version__
+from janus_jax import __version__, staging
 from janus_jax.checkpoint.card import model_card
 from janus_jax.checkpoint.digest import Difference, Digests, compare, tensors
 from janus_jax.checkpoint.hf_write import (
@@ -29,10 +30,11 @@ from janus_jax.checkpoint.source import Source, open_source
 from janus_jax.checkpoint.stream import ItemWriter
 from janus_jax.data.template import get_template
 from janus_jax.errors import ConversionError
-from janus_jax.storage import atomic_directory, require_free
 
 Verify = Literal["logits", "digest", "none"]
 REPORT = "conversion_report.json"
+_LAST_OF_HF, _LAST_OF_CONVERTED = "config.json", "meta/metadata"
+"""Files without which nobody takes a directory for a model: an upload ends with them."""
 
 
 @dataclasses.dataclass
@@ -63,26 +65,29 @@ class Report:
         (directory / REPORT).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
 
 
+@staging.naming_urls()
 def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, verify: Verify = "logits") -> Report:
     """Writes DST/{params, meta, tokenizer} from a Hugging Face directory or hub id, in the stored dtype.
 
     `params` is the Orbax item that checkpoints have too, so `init.from` takes DST; any Orbax reads it.
 
     Args:
+        src, dst: on this machine or gs://.
         verify: `digest` reads the result once more and compares every tensor; `logits` also runs both models, layer by
             layer, and compares what they say.
 
     Raises:
         ConversionError: SRC is not such a directory, or is damaged; names file and tensor. Or the result is not SRC.
-        StorageError: DST holds something or cannot be written.
+        StorageError: DST holds something or cannot be written, or gs:// refuses.
     """
     _check_verify(verify)
-    require_free(dst)  # before a download
+    staging.require_free(dst)  # before a download
     source = open_source(src)
-    if not (Path(source.path) / "config.json").is_file():
+    if not source.is_hf:
         raise ConversionError(f"{source.path}: not a Hugging Face directory: config.json is not there")
     tokenizer = None if source.tokenizer_directory is None else _open_tokenizer(source.tokenizer_directory)
-    with atomic_directory(dst) as directory:
+    staging.require_room(dst, _size(source, source.stored_dtype))
+    with staging.output(dst, _LAST_OF_CONVERTED) as directory:
         report = _report(source, source.stored_dtype, verify)
         if tokenizer is not None:
             tokenizer.save(directory / "tokenizer")
@@ -105,6 +110,7 @@ def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, verify:
     return report
 
 
+@staging.naming_urls()
 def to_hf(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
@@ -118,6 +124,7 @@ def to_hf(
     """Writes a Hugging Face directory from a run (its newest step, or `step`), a step, a converted one or a hub id.
 
     Args:
+        src, dst: on this machine or gs://.
         dtype: of the tensors: float32, bfloat16 or float16; None keeps the stored one.
         max_shard_size: bytes, or text as "5GB".
         verify: as `from_hf`; after a cast, digests are of the cast tensors.
@@ -125,10 +132,10 @@ def to_hf(
 
     Raises:
         ConversionError: SRC holds no model, or an argument is wrong, or the result is not SRC.
-        StorageError: DST holds something or cannot be written.
+        StorageError: DST holds something or cannot be written, or gs:// refuses.
     """
     _check_verify(verify)
-    require_free(dst)
+    staging.require_free(dst)
     limit = parse_size(max_shard_size)
     source = open_source(src, step)
     check_layout(source.config, layout)
@@ -137,7 +144,8 @@ def to_hf(
     chat_template = None if source.template is None else get_template(source.template).chat_template
     card = model_card(source.config, target, facts=source.facts, meta=source.meta, step=source.step, layout=layout)
     report = dataclasses.replace(_report(source, target, verify), layout=layout)
-    with atomic_directory(dst) as directory:
+    staging.require_room(dst, _size(source, target))
+    with staging.output(dst, _LAST_OF_HF) as directory:
         with _Timer(report, "convert"):
             blocks = (block for _, block in _noted(source, report))
             write_tensors(directory, source.config, target, limit, blocks, layout)
@@ -151,6 +159,7 @@ def to_hf(
     return report
 
 
+@staging.naming_urls()
 def check(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[Difference]:
     """Tensors in which two models differ; empty where they are bit for bit the same.
 
@@ -165,6 +174,10 @@ def check(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[Differen
 def _check_verify(verify: str) -> None:
     if verify not in get_args(Verify):
         raise ConversionError(f"verify={verify}: allowed: {', '.join(get_args(Verify))}")
+
+
+def _size(source: Source, dtype: np.dtype) -> int:
+    return sum(math.prod(entry.shape) for entry in key_table(source.config)) * dtype.itemsize
 
 
 def _report(source: Source, dtype: np.dtype, verify: Verify) -> Report:

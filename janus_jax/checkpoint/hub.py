@@ -1,5 +1,6 @@
 """Models of the Hugging Face hub, by their ids."""
 
+import fnmatch
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,13 @@ from janus_jax.errors import ConversionError
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "merges.txt", "README.md"]
 _DUPLICATES = ["consolidated*", "*/*"]  # the same weights once more, in another naming
+
+
+def is_wanted(name: str) -> bool:
+    """Whether a file of a model's repository is one that is read."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _FILES) and not any(
+        fnmatch.fnmatchcase(name, pattern) for pattern in _DUPLICATES
+    )
 
 
 def local_copy(source: str | os.PathLike[str]) -> str:

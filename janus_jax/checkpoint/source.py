@@ -2,18 +2,19 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
+from janus_jax import staging
+from janus_jax.bucket import BucketPath
 from janus_jax.checkpoint.facts import Facts
 from janus_jax.checkpoint.hf import HFDirectory
-from janus_jax.checkpoint.hub import local_copy
+from janus_jax.checkpoint.hub import is_wanted, local_copy
 from janus_jax.checkpoint.keys import KeyEntry, leaves, nest
 from janus_jax.checkpoint.keys import Path as ParamPath
 from janus_jax.checkpoint.state import (
@@ -26,17 +27,17 @@ from janus_jax.checkpoint.state import (
     stored_leaves,
 )
 from janus_jax.checkpoint.stream import ItemReader
-from janus_jax.errors import ConversionError
+from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, param_specs
-from janus_jax.storage import as_path
+from janus_jax.storage import Place, as_path, place
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A model on disk; nothing but its description is read until `load`."""
+    """A model on disk or gs://; nothing but its description is read until `load`."""
 
     path: str
     config: ModelConfig
@@ -49,6 +50,8 @@ class Source:
     facts: Facts = dataclasses.field(default_factory=Facts)
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What a run says of itself (`_meta` in training/run.py); empty for a Hugging Face directory."""
+    is_hf: bool = False
+    """A Hugging Face directory."""
 
     def read(self, entry: KeyEntry) -> np.ndarray:
         """One tensor of the key table in the layout of the parameter (without the layer axis), in the stored dtype.
@@ -91,16 +94,19 @@ def open_source(path: str | os.PathLike[str], step: int | None = None) -> Source
 
     Args:
         path: a Hugging Face directory or hub id, a run directory (its newest step, or `step`), a step directory, or
-            what `convert from-hf` wrote.
+            what `convert from-hf` wrote; all but ids on gs:// too.
         step: of a run directory.
 
     Raises:
         ConversionError: none of these, or a damaged one; says what was looked for.
+        StorageError: gs:// has nothing there, refuses, or is not to be reached.
     """
     local = local_copy(path)
     hub_id = None if local == os.fspath(path) else os.fspath(path)
-    directory = as_path(local)
-    if not directory.is_dir():
+    directory = place(local)
+    if isinstance(directory, BucketPath):
+        _check_listing(directory)
+    elif not directory.is_dir():
         raise ConversionError(f"{directory}: no such directory")
     if (directory / "config.json").exists():
         _refuse_step(directory, step, "a Hugging Face directory")
@@ -119,25 +125,33 @@ def open_source(path: str | os.PathLike[str], step: int | None = None) -> Source
     )
 
 
-def _refuse_step(directory: epath.Path, step: int | None, what: str) -> None:
+def _check_listing(directory: BucketPath) -> None:
+    names = [child.name for child in directory.iterdir()]
+    if not names:
+        raise StorageError(f"{directory}: cannot be read: no such object, and nothing below it")
+    if staging.MARKER in names and staging.is_cut_off(directory.url, lambda name: (directory / name).exists()):
+        raise ConversionError(f"{directory}: holds no model: an upload to it has not come to its end")
+
+
+def _refuse_step(directory: Place, step: int | None, what: str) -> None:
     if step is not None:
         raise ConversionError(f"{directory}: step={step} can only be chosen of a run directory; this is {what}")
 
 
-def _from_hf(directory: epath.Path, hub_id: str | None) -> Source:
-    if "://" in str(directory):
-        raise ConversionError(f"{directory}: a Hugging Face directory must be local or mounted")
-    hf = HFDirectory(Path(directory))
+def _from_hf(directory: Place, hub_id: str | None) -> Source:
+    here = Path(staging.files(directory.url, is_wanted, "models") if isinstance(directory, BucketPath) else directory)
+    hf = HFDirectory(here)
 
     def block(path: ParamPath, index: tuple[slice, ...] | None) -> np.ndarray:
         return hf.read(path, hf.stored_dtype, index)
 
-    facts = Facts.of_directory(Path(directory), reward=hf.config.head == "value", base_model=hub_id)
-    tokenizer = _tokenizer([directory])
-    return Source(str(directory), hf.config, hf.stored_dtype, tokenizer, None, None, hf.load, block, facts)
+    facts = Facts.of_directory(here, reward=hf.config.head == "value", base_model=hub_id)
+    tokenizer = _tokenizer([as_path(here)])
+    name = str(directory)
+    return Source(name, hf.config, hf.stored_dtype, tokenizer, None, None, hf.load, block, facts, is_hf=True)
 
 
-def _from_orbax(directory: epath.Path, roots: list[epath.Path]) -> Source:
+def _from_orbax(directory: Place, roots: Sequence[Place]) -> Source:
     meta = read_json_item(directory / "meta")
     try:
         config = ModelConfig(**meta["model"])
@@ -147,7 +161,7 @@ def _from_orbax(directory: epath.Path, roots: list[epath.Path]) -> Source:
         facts = Facts.from_json(meta.get("facts"))
     except TypeError as error:
         raise ConversionError(f"{directory / 'meta'}: facts: {error}; a later version wrote it") from error
-    places = [root / "tokenizer" for root in roots]
+    places: list[Place] = [root / "tokenizer" for root in roots]
     data = meta.get("config", {}).get("data", {}).get("dir") if isinstance(meta.get("config"), dict) else None
     if data and "://" not in data:  # a bucket is not asked for what the run has a copy of
         places.append(as_path(data) / "tokenizer")
@@ -169,10 +183,11 @@ def _from_orbax(directory: epath.Path, roots: list[epath.Path]) -> Source:
     return Source(str(directory), config, dtype, tokenizer, step, template, read, reader.read, facts, meta)
 
 
-def _tokenizer(places: list[epath.Path]) -> str | None:
-    for place in places:
-        if any((place / name).exists() for name in _TOKENIZER_FILES):
-            return str(place)
+def _tokenizer(places: Sequence[Place]) -> str | None:
+    """The first place that has one; of gs:// a copy."""
+    for found in places:
+        if any((found / name).exists() for name in _TOKENIZER_FILES):
+            return str(staging.files(found.url, is_wanted, "models") if isinstance(found, BucketPath) else found)
     return None
 
 

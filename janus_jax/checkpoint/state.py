@@ -11,9 +11,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from janus_jax import staging
+from janus_jax.bucket import BucketPath
+from janus_jax.checkpoint import stream
+from janus_jax.checkpoint.keys import nest
 from janus_jax.checkpoint.stream import CHUNK_BYTES, first_line
 from janus_jax.errors import ConversionError, StorageError
-from janus_jax.storage import absolute
+from janus_jax.storage import Place, absolute
 
 ITEMS = ("params", "optimizer", "data", "meta")
 _COMMITTED = "commit_success.txt"  # Orbax writes it last
@@ -113,7 +117,7 @@ class Checkpoints:
             self._manager.close()
 
 
-def committed_steps(directory: epath.Path) -> list[int]:
+def committed_steps(directory: Place) -> list[int]:
     """Steps under `directory` that were written to their end, ascending. A step without its commit mark or without
     one of its items (an interrupted deletion or copy) does not count."""
     if not directory.is_dir():
@@ -122,12 +126,12 @@ def committed_steps(directory: epath.Path) -> list[int]:
     return sorted(int(path.name) for path in steps)
 
 
-def is_committed(step: epath.Path) -> bool:
+def is_committed(step: Place) -> bool:
     """True for a whole step directory."""
     return (step / _COMMITTED).exists() and all((step / item).is_dir() for item in ITEMS)
 
 
-def step_directory(directory: epath.Path, step: int) -> epath.Path:
+def step_directory(directory: Place, step: int) -> Place:
     """The directory of a committed step.
 
     Raises:
@@ -151,16 +155,17 @@ def save_args(tree: Any) -> ocp.args.StandardSave:
     return ocp.args.StandardSave(tree, save_args=jax.tree_util.tree_map_with_path(chunks, tree))
 
 
-def read_json_item(item: epath.Path) -> dict[str, Any]:
+def read_json_item(item: Place) -> dict[str, Any]:
     """A JSON item of a step or converted directory."""
+    here = staging.files(item.url, lambda name: True, "models") if isinstance(item, BucketPath) else item
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(absolute(item))
+            return checkpointer.restore(absolute(here))
     except (OSError, ValueError) as error:
         raise ConversionError(f"{item}: cannot be read: {error}") from error
 
 
-def restore_item(item: epath.Path, abstract: Any) -> Any:
+def restore_item(item: Place, abstract: Any) -> Any:
     """Arrays of a `params` item as `abstract` (ShapeDtypeStructs) says: jax arrays where it has a sharding, numpy
     arrays otherwise; cast to its dtypes.
 
@@ -168,6 +173,8 @@ def restore_item(item: epath.Path, abstract: Any) -> Any:
         ConversionError: other names or shapes than the stored ones.
     """
     check_tree(item, abstract)
+    if isinstance(item, BucketPath):
+        return stream.restore(item, abstract)
 
     def how(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
         if leaf.sharding is None:
@@ -181,8 +188,10 @@ def restore_item(item: epath.Path, abstract: Any) -> Any:
         raise ConversionError(f"{item}: is damaged and cannot be read: {first_line(error)}") from error
 
 
-def stored_leaves(item: epath.Path) -> dict[str, Any]:
+def stored_leaves(item: Place) -> dict[str, Any]:
     """{path/of/leaf: metadata with shape and dtype} of an item."""
+    if isinstance(item, BucketPath):
+        return _named(nest(stream.ItemReader(item).leaves()))
     try:
         return _named(
             ocp.PyTreeCheckpointHandler().metadata(absolute(item)).tree
@@ -196,7 +205,7 @@ def _named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
 
 
-def check_tree(item: epath.Path, abstract: Any) -> None:
+def check_tree(item: Place, abstract: Any) -> None:
     """Raises ConversionError where names or shapes of an item are not those of `abstract`; no array is read."""
     stored, wanted = stored_leaves(item), _named(abstract)
     for name in sorted(stored.keys() ^ wanted.keys()):

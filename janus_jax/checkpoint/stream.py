@@ -6,44 +6,71 @@ a single element) is saved by Orbax, whichever version is installed; then each l
 through tensorstore, as Orbax would have written them. Stock Orbax restores the result.
 """
 
+import itertools
 import json
 import math
 import os
+import re
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
+from janus_jax import bucket
+from janus_jax.bucket import BucketPath
 from janus_jax.checkpoint.keys import Path, leaves, nest
-from janus_jax.errors import ConversionError, StorageError
+from janus_jax.errors import ConversionError, JanusError, StorageError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import param_specs
-from janus_jax.storage import absolute, refusal
+from janus_jax.storage import Place, absolute, refusal
 
 CHUNK_BYTES = 64 << 20
 """Upper bound of one stored chunk. Chunks of a stacked leaf hold one layer (or a part): reading a 32 MB layer of a
 1 GiB leaf then takes 63 MB of memory, instead of 2 GB for the whole leaf."""
 
 
+_REFUSALS = (
+    "ABORTED",
+    "UNAVAILABLE",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "DEADLINE_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+)
+"""What tensorstore says of a service; everything else it says of what is stored."""
+
+_SLOWEST = 1 << 18  # bytes/s; who sends fewer is taken for one who does not send
+_TREE_BYTES = 4 << 20  # for what OCDBT says of where chunks lie, which it would fetch again for each of them
+
+
 class ItemReader:
-    """Blocks of the leaves of an item, in the dtypes in which they are stored.
+    """Blocks of the leaves of an item, here or on gs://, in the dtypes in which they are stored.
 
     Raises:
         ConversionError: no such item, or a leaf that cannot be opened or read.
+        StorageError: gs:// refuses, or is not to be reached for `bucket.RETRY_S`.
     """
 
-    def __init__(self, item: epath.Path):
+    def __init__(self, item: Place):
         self._item = item
         self._ocdbt = (item / "manifest.ocdbt").exists()
-        self._driver = "zarr"
         try:
-            if json.loads((item / "_METADATA").read_text()).get("use_zarr3"):
-                self._driver = "zarr3"
-        except (OSError, ValueError) as error:
+            metadata = json.loads((item / "_METADATA").read_text())
+            self._driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+            trees = metadata["tree_metadata"].values()
+            self._paths = [tuple(part["key"] for part in leaf["key_metadata"]) for leaf in trees]
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
             raise ConversionError(f"{item}: not an Orbax item, or a damaged one: {error}") from error
+        self._context = _context() if isinstance(item, BucketPath) else ts.Context()
         self._open: dict[Path, Any] = {}
+
+    def leaves(self) -> dict[Path, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of all leaves."""
+        return {path: jax.ShapeDtypeStruct(self.shape(path), self.dtype(path)) for path in self._paths}
 
     def dtype(self, path: Path) -> np.dtype:
         """Of a leaf."""
@@ -55,23 +82,92 @@ class ItemReader:
 
     def read(self, path: Path, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """The block `index` (unit-step slices; None: all) of a leaf."""
+        return self._result(path, self._start(path, index))
+
+    def rows(self, path: Path, start: int, stop: int, index: tuple[slice, ...]) -> Iterator[tuple[int, np.ndarray]]:
+        """The block `index` of what follows the first axis, for `start` to `stop` of that, in pieces of one row of
+        chunks; each with the number at which it begins. One is on its way while another is used."""
+        rows = self._leaf(path).chunk_layout.read_chunk.shape[0]
+        cuts = [start, *range((start // rows + 1) * rows, stop, rows), stop]
+        ahead = None
+        for at, end in itertools.pairwise(cuts):
+            following = at, self._start(path, (slice(at, end), *index))
+            if ahead is not None:
+                yield ahead[0], self._result(path, ahead[1])
+            ahead = following
+        if ahead is not None:
+            yield ahead[0], self._result(path, ahead[1])
+
+    def _start(self, path: Path, index: tuple[slice, ...] | None) -> tuple[Any, int]:
         leaf = self._leaf(path)
+        wanted = leaf if index is None else leaf[index]
+        return wanted.read(), wanted.size * wanted.dtype.numpy_dtype.itemsize
+
+    def _result(self, path: Path, started: tuple[Any, int]) -> Any:
+        future, size = started
+        limit = 3 * bucket.RETRY_S + size / _SLOWEST if isinstance(self._item, BucketPath) else None
         try:
-            return (leaf if index is None else leaf[index]).read().result()
+            return future.result(timeout=limit)
         except (ValueError, OSError) as error:
-            raise self._damaged(path, error) from error
+            raise self._unread(path, error) from error
 
     def _leaf(self, path: Path) -> Any:
         if path not in self._open:
             try:
                 store = _kvstore(self._item, path, ocdbt=self._ocdbt)
-                self._open[path] = ts.open({"driver": self._driver, "kvstore": store}, open=True, read=True).result()
+                spec = {"driver": self._driver, "kvstore": store}
+                opening = ts.open(spec, open=True, read=True, context=self._context)
             except (ValueError, OSError) as error:
-                raise self._damaged(path, error) from error
+                raise self._unread(path, error) from error
+            self._open[path] = self._result(path, (opening, 0))
         return self._open[path]
 
-    def _damaged(self, path: Path, error: Exception) -> ConversionError:
+    def _unread(self, path: Path, error: Exception) -> JanusError:
+        if isinstance(self._item, BucketPath):
+            if isinstance(error, TimeoutError):
+                return StorageError(f"{self._item}: {'/'.join(path)} cannot be read: the service does not answer")
+            if str(error).startswith(_REFUSALS):
+                return StorageError(f"{self._item}: {'/'.join(path)} cannot be read: {first_line(error)}")
         return ConversionError(f"{self._item}: {'/'.join(path)} is damaged and cannot be read: {first_line(error)}")
+
+
+def restore(item: Place, abstract: Any) -> Any:
+    """The tree of arrays that `abstract` (ShapeDtypeStructs) says, as `state.restore_item`. Of what is stored a process
+    reads each chunk that its devices need once, and keeps no more than its part of one leaf and two rows of chunks."""
+    reader = ItemReader(item)
+    return nest({path: _restore_leaf(reader, path, leaf) for path, leaf in leaves(abstract).items()})
+
+
+def _restore_leaf(reader: ItemReader, path: Path, leaf: jax.ShapeDtypeStruct) -> Any:
+    if leaf.sharding is None:
+        boxes = {tuple((0, size) for size in leaf.shape)}
+    else:
+        boxes = {
+            _box(index, leaf.shape) for index in leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+        }
+    blocks = {box: np.empty([stop - start for start, stop in box], leaf.dtype) for box in boxes}
+    hull = [(min(start for start, _ in axis), max(stop for _, stop in axis)) for axis in zip(*boxes, strict=True)]
+    others = tuple(slice(*axis) for axis in hull[1:])
+    for at, piece in reader.rows(path, *hull[0], others):
+        for box, block in blocks.items():
+            first, last = max(at, box[0][0]), min(at + len(piece), box[0][1])
+            inner = tuple(slice(a - low, b - low) for (a, b), (low, _) in zip(box[1:], hull[1:], strict=True))
+            if first < last:
+                block[first - box[0][0] : last - box[0][0]] = piece[(slice(first - at, last - at), *inner)]
+    if leaf.sharding is None:
+        return next(iter(blocks.values()))
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: blocks[_box(index, leaf.shape)])
+
+
+def _box(index: Any, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+
+
+def _context() -> Any:
+    """Requests to gs:// are repeated for about `bucket.RETRY_S`: nine times, after pauses of 1, 2, 4 and 6 times 8."""
+    unit = bucket.RETRY_S / 60
+    retries = {"max_retries": 9, "initial_delay": f"{unit * 1000:.0f}ms", "max_delay": f"{unit * 8000:.0f}ms"}
+    return ts.Context({"gcs_request_retries": retries, "cache_pool#ocdbt": {"total_bytes_limit": _TREE_BYTES}})
 
 
 class ItemWriter:
@@ -144,15 +240,20 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int, *, stacked: bool) -> list
 
 def first_line(error: Exception) -> str:
     """What happened, without tensorstore's account of where."""
-    text = str(error).partition("[tensorstore_spec")[0].partition(" [source locations")[0].strip()
+    text = re.split(r" \[(?:tensorstore_spec|source locations|http_\w+|curl_code)", str(error))[0].strip()
     return text.splitlines()[0][:300] if text else type(error).__name__
 
 
-def _kvstore(item: epath.Path, path: Path, *, ocdbt: bool) -> dict[str, Any]:
+def _kvstore(item: Place, path: Path, *, ocdbt: bool) -> dict[str, Any]:
     name = ".".join(path) + "/"
     base = os.fspath(absolute(item))
-    base = base if "://" in base else f"file://{base}"
-    return {"driver": "ocdbt", "base": f"{base}/", "path": name} if ocdbt else _plain(f"{base}/{name}")
+    remote = bucket.is_url(base)
+    base = base if remote else f"file://{base}"
+    if not ocdbt:
+        return _plain(f"{base}/{name}")
+    return {"driver": "ocdbt", "base": f"{base}/", "path": name} | (
+        {"cache_pool": "cache_pool#ocdbt"} if remote else {}
+    )
 
 
 def _plain(url: str) -> dict[str, Any]:

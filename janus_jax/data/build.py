@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax.data import staging
+from janus_jax import staging
 from janus_jax.data.dataset import SPLIT_NAME, Manifest, Split, fingerprint_of, histogram, id_dtype
 from janus_jax.data.derive import Derivation, read_kind
 from janus_jax.data.encode import Encoded, Encoder, Texts, encoding
 from janus_jax.data.readers import find_splits
 from janus_jax.data.schema import Row, check_kind
+from janus_jax.data.staging import MANIFEST
 from janus_jax.data.template import Boundary, check_boundary, get_template
 from janus_jax.data.tokenizer import Tokenizer, load_tokenizer
 from janus_jax.errors import DataError, JanusError, first_line
@@ -79,7 +80,7 @@ def build(
     files = _files_of_splits(source, splits)
     dropped: dict[str, Counter[str]] = {name: Counter() for name in files}
 
-    with staging.output(out, progress) as directory:
+    with staging.output(out, MANIFEST, progress) as directory:
         from janus_jax.data.tfds_builder import write_rows
 
         readers = {

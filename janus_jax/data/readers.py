@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from janus_jax import staging
 from janus_jax.bucket import is_url
-from janus_jax.data import staging
 from janus_jax.data.published import published_row
 from janus_jax.data.schema import COLUMNS_READ, NoPreferenceError, Row, RowError, check_kind, parse_row
 from janus_jax.errors import DataError, first_line

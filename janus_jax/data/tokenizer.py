@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from janus_jax import staging
 from janus_jax.bucket import is_url
 from janus_jax.errors import DataError, first_line
 
@@ -160,8 +161,6 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
     if path is None:
         return SentencePieceTokenizer(EMBEDDED)
     if is_url(path):
-        from janus_jax.data import staging  # it reads manifests, whose module imports this one
-
         path = staging.files(os.fspath(path), wanted=lambda name: name in (*HF_FILES, "config.json"))
     directory = Path(os.path.expanduser(path))
     if not directory.is_dir():

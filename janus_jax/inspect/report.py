@@ -9,8 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from janus_jax import storage
-from janus_jax.data import staging
+from janus_jax import staging, storage
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.inspect import terminal
 from janus_jax.inspect.facts import SplitFacts, scan_parts, split_facts

@@ -18,11 +18,11 @@ from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import Checkpoints, committed_steps
 from janus_jax.config import RunConfig, to_yaml
 from janus_jax.data.plan import Position
-from janus_jax.data.staging import naming_urls
 from janus_jax.errors import ConfigError, NonFiniteError
 from janus_jax.objectives import metric_values
 from janus_jax.objectives.reward import reward_spread
 from janus_jax.parallel import runtime
+from janus_jax.staging import naming_urls
 from janus_jax.storage import absolute, atomic_directory, write_whole
 from janus_jax.training import metrics
 from janus_jax.training.inputs import describe, overlong_lines

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from janus_jax import staging
 from janus_jax.checkpoint.source import Source, open_source
 from janus_jax.config import RunConfig
-from janus_jax.data import staging
 from janus_jax.data.dataset import Examples, TokenizedDataset
 from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError
@@ -113,7 +113,7 @@ def prepare(config: RunConfig) -> Setup:
 
     Raises:
         ConfigError, DataError, ConversionError: with the key or file, the value and what is allowed.
-        StorageError: data on gs:// that cannot be copied here.
+        StorageError: data or weights on gs:// that cannot be read.
     """
     dataset, held_out = open_training(config), open_held_out(config)
     source = None if config.init.from_ is None else open_source(config.init.from_)

@@ -47,7 +47,7 @@ def refused(arguments, parts, root, capsys, monkeypatch):
 @pytest.fixture
 def unwritten(monkeypatch):
     """Fails the test when a conversion begins to write."""
-    monkeypatch.setattr(convert, "atomic_directory", lambda *_: pytest.fail("it began to write"))
+    monkeypatch.setattr(convert.staging, "output", lambda *_: pytest.fail("it began to write"))
 
 
 def shard_with(directory, key):

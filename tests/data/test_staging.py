@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from janus_jax import bucket as buckets
-from janus_jax import cli
+from janus_jax import cli, staging
 from janus_jax.bucket import Prefix
-from janus_jax.data import staging
+from janus_jax.data import staging as data_staging
 from janus_jax.data.build import build
 from janus_jax.data.dataset import Manifest, TokenizedDataset
+from janus_jax.data.staging import MANIFEST
 from janus_jax.data.tokenizer import load_tokenizer
 from janus_jax.errors import DataError, StorageError
 from tests.data.conftest import pair_rows, sft_rows, write_lines
@@ -63,13 +64,13 @@ def staged(tmp_path):
 
 
 def test_a_split_is_copied_once_with_what_it_takes_and_no_more(url, local, tmp_path, proxy):
-    place = staging.dataset(url, "train")
+    place = data_staging.dataset(url, "train")
     assert tree(place) == {name: content for name, content in tree(local).items() if name[:5] not in ("valid", "tfds/")}
     asked = len(proxy.requests)
-    assert staging.dataset(f"{url}/", "train") == place
+    assert data_staging.dataset(f"{url}/", "train") == place
     objects = [path for _, path in proxy.requests[asked:] if re.search("/b/[^/]+/o", path)]
     assert ["manifest.json" in path for path in objects] == [True, True]  # what it is, and its content
-    assert staging.dataset(url, "validation") == place
+    assert data_staging.dataset(url, "validation") == place
     assert tree(place) == {name: content for name, content in tree(local).items() if not name.startswith("tfds/")}
     there = TokenizedDataset(place, "validation")
     for one, other in zip(there.read(range(9)), TokenizedDataset(local, "validation").read(range(9)), strict=True):
@@ -78,16 +79,16 @@ def test_a_split_is_copied_once_with_what_it_takes_and_no_more(url, local, tmp_p
 
 def test_a_local_directory_is_taken_as_it_is(local, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert staging.dataset(str(local), "train") == local == staging.dataset("~/local", "train")
+    assert data_staging.dataset(str(local), "train") == local == data_staging.dataset("~/local", "train")
 
 
 def test_other_data_at_the_same_url_are_another_copy(url, local, tmp_path):
-    before = staging.dataset(url, "train")
+    before = data_staging.dataset(url, "train")
     prefix = Prefix(url)
     prefix.delete(prefix.list())
     other = write_dataset(tmp_path / "other", {"train": random_examples(4, pairs=False, seed=7)}, kind="sft")
     upload(other, url)
-    after = staging.dataset(url, "train")
+    after = data_staging.dataset(url, "train")
     assert after != before and tree(after) == tree(other) and tree(before)
 
 
@@ -102,57 +103,57 @@ def test_data_that_are_replaced_while_they_are_read_are_refused(url, tmp_path, p
 
     proxy.rule = replace
     with pytest.raises(StorageError, match=f"^{url}: was replaced while it was read; start again$"):
-        staging.dataset(url, "train")
+        data_staging.dataset(url, "train")
     assert not any("train" in name for name in staged(tmp_path))
-    assert TokenizedDataset(staging.dataset(url, "train"))
+    assert TokenizedDataset(data_staging.dataset(url, "train"))
 
 
 def test_a_copy_that_breaks_off_leaves_nothing_and_the_next_one_goes_through(url, tmp_path, proxy, monkeypatch):
     monkeypatch.setattr(buckets, "RETRY_S", 1.0)
     proxy.rule = lambda method, path, answer: None if ".array_record" in path and "alt=media" in path else answer
     with pytest.raises(StorageError, match=f"^{url}/train/tokens-\\S+: cannot be read: given up after") as broken:
-        staging.dataset(url, "train")
+        data_staging.dataset(url, "train")
     assert broken.value.exit_code == 14 and "\n" not in str(broken.value)
     assert not any("train" in name for name in staged(tmp_path))
     assert not list((tmp_path / "cache").rglob("*.incomplete"))
     proxy.rule = lambda method, path, answer: answer
-    assert len(TokenizedDataset(staging.dataset(url, "train"))) == 9
+    assert len(TokenizedDataset(data_staging.dataset(url, "train"))) == 9
 
 
 def test_where_the_bucket_is_gone_an_old_copy_is_named_and_not_taken(url, monkeypatch):
-    place = staging.dataset(url, "train")
+    place = data_staging.dataset(url, "train")
     monkeypatch.setattr(buckets, "RETRY_S", 1.0)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match=f"^{url}/manifest.json: cannot be read: given up .*a copy .*: {place}$"):
-        staging.dataset(url, "train")
+        data_staging.dataset(url, "train")
 
 
 def test_what_is_no_data_set_is_said_by_its_url(bucket, url, local, tmp_path):
     with pytest.raises(StorageError, match=rf"^{bucket}/y/manifest\.json: cannot be read: no such object; `janus data"):
-        staging.dataset(f"{bucket}/y", "train")
+        data_staging.dataset(f"{bucket}/y", "train")
     prefix = Prefix(url)
     with staging.naming_urls():
-        assert staging.dataset(url, "test")  # the reader knows which splits there are
+        assert data_staging.dataset(url, "test")  # the reader knows which splits there are
     with pytest.raises(DataError, match=f"^{url}: has no split 'test'; there are: train, validation"):
         with staging.naming_urls():
-            TokenizedDataset(staging.dataset(url, "test"), "test")
+            TokenizedDataset(data_staging.dataset(url, "test"), "test")
     prefix.delete([found for found in prefix.list() if found.name.startswith("validation/tokens")])
     with pytest.raises(
         DataError, match=rf"^{url}/validation: manifest, .* disagree: .* copy {tmp_path}/cache/data/\w+; "
     ):
         with staging.naming_urls():
-            TokenizedDataset(staging.dataset(url, "validation"), "validation")
+            TokenizedDataset(data_staging.dataset(url, "validation"), "validation")
     prefix.delete([found for found in prefix.list() if found.name.startswith("train/")])
     with pytest.raises(StorageError, match=f"^{url}/train: cannot be read: no such object"):
-        staging.dataset(url, "train")
+        data_staging.dataset(url, "train")
     broken = prefix.find("manifest.json")
     prefix.write("manifest.json", b"{", broken.generation)
     with pytest.raises(DataError, match=rf"^{url}/manifest\.json: not a data set manifest"), staging.naming_urls():
-        staging.dataset(url, "train")
+        data_staging.dataset(url, "train")
 
 
 def test_processes_that_start_together_make_one_copy(url, local, tmp_path, proxy):
-    code = f"from janus_jax.data import staging; print(staging.dataset({url!r}, 'train'))"
+    code = f"from janus_jax.data import staging as data_staging; print(data_staging.dataset({url!r}, 'train'))"
     commands = [[sys.executable, "-c", code]] * 3
     running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for command in commands]
     places = {process.communicate(timeout=60)[0].strip() for process in running}
@@ -167,24 +168,24 @@ def test_without_locks_the_first_copy_stays(url, local, monkeypatch):
 
     def overtaken(prefix, objects, directory):
         monkeypatch.setattr(Prefix, "download", download)
-        staging.dataset(url, "train")  # by another process, between the look and the copy
+        data_staging.dataset(url, "train")  # by another process, between the look and the copy
         download(prefix, objects, directory)
 
     download = Prefix.download
     monkeypatch.setattr(staging.fcntl, "flock", no_locks)
     monkeypatch.setattr(Prefix, "download", overtaken)
-    place = staging.dataset(url, "train")
+    place = data_staging.dataset(url, "train")
     assert set(tree(place)) == {name for name in tree(local) if name[:5] not in ("valid", "tfds/")}
     assert not list(place.rglob("*.incomplete"))
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next(url):
-    place = staging.dataset(url, "train")
+    place = data_staging.dataset(url, "train")
     (place / ".validation.0.incomplete").mkdir()
     (place / ".validation.0.incomplete" / "lengths.npy").touch()
-    staging.dataset(url, "train")
+    data_staging.dataset(url, "train")
     assert (place / ".validation.0.incomplete").is_dir()  # of somebody who may still be at work
-    staging.dataset(url, "validation")
+    data_staging.dataset(url, "validation")
     assert not list(place.glob(".validation.*.incomplete")) and (place / "validation" / "lengths.npy").stat().st_size
 
 
@@ -192,7 +193,7 @@ def test_a_cache_that_cannot_be_written_is_said(url, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("JANUS_CACHE", str(tmp_path / "file"))
     with pytest.raises(StorageError, match=r"file/data: cannot be written \(JANUS_CACHE\): Not a directory"):
-        staging.dataset(url, "train")
+        data_staging.dataset(url, "train")
 
 
 # ---- writing
@@ -207,7 +208,7 @@ def fill(directory, count=12):
 
 def test_an_upload_is_whole_and_its_manifest_comes_last(bucket, proxy, tmp_path):
     told = []
-    with staging.output(f"{bucket}/new", lambda *now: told.append(now)) as directory:
+    with staging.output(f"{bucket}/new", MANIFEST, lambda *now: told.append(now)) as directory:
         fill(directory)
         expected = tree(directory)
     assert tree(f"{bucket}/new") == expected and not directory.exists()
@@ -224,10 +225,10 @@ def test_a_place_that_holds_something_is_refused_and_kept(bucket, url):
     Prefix(f"{bucket}/marked").write(staging.MARKER, b"not ours")
     for place, what in ((url, "manifest.json"), (f"{bucket}/foreign", "x"), (bucket, "data/x/manifest.json")):
         with pytest.raises(StorageError, match=rf"^{place}: exists and is not empty \(it holds {what}\)"):
-            with staging.output(place):
+            with staging.output(place, MANIFEST):
                 raise AssertionError("entered")
     with pytest.raises(StorageError, match=r"marked: holds a \.janus-upload\.json that no upload wrote"):
-        with staging.output(f"{bucket}/marked"):
+        with staging.output(f"{bucket}/marked", MANIFEST):
             raise AssertionError("entered")
     assert tree(url) == before and tree(f"{bucket}/foreign") == {"x": b"mine"}
     assert staging.occupied(f"{bucket}/free") is None and tree(f"{bucket}/free") == {}
@@ -235,11 +236,11 @@ def test_a_place_that_holds_something_is_refused_and_kept(bucket, url):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_work_that_fails_leaves_nothing_that_is_in_the_way(bucket, error):
-    with pytest.raises(error), staging.output(f"{bucket}/new") as directory:
+    with pytest.raises(error), staging.output(f"{bucket}/new", MANIFEST) as directory:
         fill(directory)
         raise error
     assert set(tree(f"{bucket}/new")) == (set() if error is ValueError else {staging.MARKER})
-    with staging.output(f"{bucket}/new") as directory:
+    with staging.output(f"{bucket}/new", MANIFEST) as directory:
         fill(directory)
     assert len(tree(f"{bucket}/new")) == 13
 
@@ -255,19 +256,19 @@ def test_an_upload_that_breaks_off_removes_what_it_wrote(bucket, proxy, monkeypa
 
     proxy.rule = refuse_the_sixth
     with pytest.raises(StorageError, match=r"new/train/part-..: cannot be written: permission denied"):
-        with staging.output(f"{bucket}/new") as directory:
+        with staging.output(f"{bucket}/new", MANIFEST) as directory:
             fill(directory)
     assert tree(f"{bucket}/new") == {}
 
 
 KILLED = """
 import os, signal, sys
-from janus_jax.data import staging
+from janus_jax import staging
 from tests.data.test_staging import fill
 def kill(split, phase, done, total):
     if done == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
-with staging.output(sys.argv[1], kill) as directory:
+with staging.output(sys.argv[1], MANIFEST, kill) as directory:
     fill(directory)
 """
 
@@ -281,14 +282,14 @@ def test_an_upload_that_was_killed_is_no_data_set_and_the_next_one_succeeds(buck
     left = tree(place)
     assert staging.MARKER in left and "manifest.json" not in left and len(left) > done
     with pytest.raises(StorageError, match=r"manifest\.json: cannot be read: .*; an upload to it has not come to its"):
-        staging.dataset(place, "train")
-    with staging.output(place) as directory:
+        data_staging.dataset(place, "train")
+    with staging.output(place, MANIFEST) as directory:
         fill(directory, count=2)
     assert set(tree(place)) == {"manifest.json", "train/part-00", "train/part-01"}
 
 
 def test_leftovers_among_which_somebody_put_a_file_are_refused(bucket):
-    with pytest.raises(KeyboardInterrupt), staging.output(f"{bucket}/new"):
+    with pytest.raises(KeyboardInterrupt), staging.output(f"{bucket}/new", MANIFEST):
         raise KeyboardInterrupt
     Prefix(f"{bucket}/new").write("mine", b"")
     assert "it holds mine" in (staging.occupied(f"{bucket}/new") or "")
@@ -297,9 +298,9 @@ def test_leftovers_among_which_somebody_put_a_file_are_refused(bucket):
 def test_of_two_uploads_to_one_place_the_later_one_wins_and_the_other_says_so(bucket):
     place = f"{bucket}/new"
     with pytest.raises(StorageError, match=r"new/\.janus-upload\.json: cannot be written: somebody else writes it"):
-        with staging.output(place) as directory:
+        with staging.output(place, MANIFEST) as directory:
             fill(directory, count=3)
-            with staging.output(place) as other:
+            with staging.output(place, MANIFEST) as other:
                 fill(other, count=1)
     assert set(tree(place)) == {"manifest.json", "train/part-00"}
 
@@ -312,7 +313,7 @@ def test_an_upload_that_is_overtaken_between_its_files_writes_no_manifest(bucket
             Prefix(place).write("train/part-99", b"of somebody else")
 
     with pytest.raises(StorageError, match=f"^{place}: somebody else writes there at the same time"):
-        with staging.output(place, overtake) as directory:
+        with staging.output(place, MANIFEST, overtake) as directory:
             fill(directory, count=3)
     assert tree(place) == {"train/part-99": b"of somebody else"}
 
@@ -350,7 +351,7 @@ def test_a_build_from_a_bucket_to_a_bucket_is_the_local_one(rows, bucket, tmp_pa
     assert manifest.pop("source") == url and other.pop("source") == str(local) and manifest == other
     fetched = set(Path(name).name for name in staged(tmp_path))
     assert {"train.jsonl", "tokenizer.model"} <= fetched and not {"README.md", "model.safetensors"} & fetched
-    assert Manifest.load(staging.dataset(f"{bucket}/out", "train")).splits["validation"].examples == 2
+    assert Manifest.load(data_staging.dataset(f"{bucket}/out", "train")).splits["validation"].examples == 2
 
 
 def test_a_source_that_was_fetched_is_not_fetched_again(rows, proxy):
