@@ -109,10 +109,10 @@ def require_room(out: str | os.PathLike[str], size: int) -> None:
         return
     here = tempfile.gettempdir()
     if (left := shutil.disk_usage(here).free) < size:
-        said = (
-            f"{size / 1e9:.1f} GB, are made in {here} before they are uploaded, and {left / 1e9:.1f} GB are free there"
+        sizes = (
+            f"{size / 1e9:.1f} GB are made in {here} before they are uploaded, and {left / 1e9:.1f} GB are free there"
         )
-        raise StorageError(f"{os.fspath(out)}: {said}; set TMPDIR to a directory that has room")
+        raise StorageError(f"{os.fspath(out)}: {sizes}; set TMPDIR to a directory that has room")
     if size >= WORTH_A_WORD:
         print(f"{os.fspath(out)}: made in {here} first, {size / 1e9:.1f} GB", file=sys.stderr, flush=True)
 

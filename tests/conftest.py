@@ -46,12 +46,19 @@ def bucket_server(tmp_path_factory):
         yield url
 
 
+def _reach(url, monkeypatch):
+    """Both clients, Google's and tensorstore's."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
+    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "any")
+
+
 @pytest.fixture
 def bucket(bucket_server, tmp_path, monkeypatch):
     """gs:// URL of an empty bucket, with a cache of its own."""
     from google.cloud import storage
 
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket_server)
+    _reach(bucket_server, monkeypatch)
     monkeypatch.setenv("JANUS_CACHE", str(tmp_path / "cache"))
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     storage.Client(project="test").create_bucket(name)
@@ -64,6 +71,6 @@ def proxy(bucket, bucket_server, monkeypatch):
     from tests.buckets import Proxy
 
     between = Proxy(bucket_server)
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", between.url)
+    _reach(between.url, monkeypatch)
     yield between
     between.close()

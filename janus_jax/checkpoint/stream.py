@@ -127,7 +127,8 @@ class ItemReader:
             if isinstance(error, TimeoutError):
                 return StorageError(f"{self._item}: {'/'.join(path)} cannot be read: the service does not answer")
             if str(error).startswith(_REFUSALS):
-                return StorageError(f"{self._item}: {'/'.join(path)} cannot be read: {first_line(error)}")
+                reason = re.sub(r"^.*gs://\S+: ", "", _said(error))[:300]
+                return StorageError(f"{self._item}: {'/'.join(path)} cannot be read: {reason}")
         return ConversionError(f"{self._item}: {'/'.join(path)} is damaged and cannot be read: {first_line(error)}")
 
 
@@ -240,8 +241,12 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int, *, stacked: bool) -> list
 
 def first_line(error: Exception) -> str:
     """What happened, without tensorstore's account of where."""
+    return _said(error)[:300] or type(error).__name__
+
+
+def _said(error: Exception) -> str:
     text = re.split(r" \[(?:tensorstore_spec|source locations|http_\w+|curl_code)", str(error))[0].strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
+    return text.partition("\n")[0]
 
 
 def _kvstore(item: Place, path: Path, *, ocdbt: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from janus_jax.bucket import Prefix
+from janus_jax.checkpoint.convert import from_hf, to_hf
 from janus_jax.checkpoint.source import open_source
 from janus_jax.errors import ConfigError
 from janus_jax.training.run import train
@@ -76,3 +77,19 @@ def test_wrong_data_end_the_command_in_one_line_that_names_the_url(bucket, tmp_p
         assert done.returncode == code and done.stderr.startswith(message), done.stderr
         assert done.stderr.count(directory) == 1 and done.stderr.count(f"{tmp_path}/cache/data/") == (code == 2)
         assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["hf", "converted"])
+def test_a_run_from_weights_in_a_bucket_is_the_run_from_local_ones(kind, bucket, tmp_path):
+    local = write_dataset(tmp_path / "sft", {"train": random_examples(30, pairs=False, seed=1)}, kind="sft")
+    few = {"data": {"dir": str(local)}, "schedule": {"epochs": None, "steps": 2}, "eval": {"every_steps": None}}
+    train(config(tmp_path, tmp_path / "first", **few), writers=())
+    to_hf(tmp_path / "first", tmp_path / "hf", verify="none")
+    convert = {"hf": to_hf, "converted": from_hf}[kind]
+    convert(tmp_path / "hf", f"{bucket}/weights", verify="none")
+    for name, start in (("local", str(tmp_path / "hf")), ("far", f"{bucket}/weights")):
+        train(config(tmp_path, tmp_path / name, **few, model=None, init={"from": start}), writers=())
+    assert measured(tmp_path / "far") == measured(tmp_path / "local")
+    assert_equal(final_params(tmp_path / "far"), final_params(tmp_path / "local"))
+    copied = [path.name for path in (tmp_path / "cache").rglob("*.safetensors")]
+    assert len(copied) == (kind == "hf")
