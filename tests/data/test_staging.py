@@ -264,7 +264,7 @@ def test_an_upload_that_breaks_off_removes_what_it_wrote(bucket, proxy, monkeypa
 KILLED = """
 import os, signal, sys
 from janus_jax import staging
-from tests.data.test_staging import fill
+from tests.data.test_staging import MANIFEST, fill
 def kill(split, phase, done, total):
     if done == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
