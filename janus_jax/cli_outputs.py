@@ -24,12 +24,8 @@ def require_writable(name: str, path: str | os.PathLike[str], *, empty: bool = F
             raise ConfigError(f"{name} {path}: {reason}")
         return
     if "://" in os.fspath(path):
-        allowed = (
-            "a local or mounted directory, or gs://BUCKET/PATH"
-            if buckets
-            else ("a local or mounted directory, not a URL")
-        )
-        raise ConfigError(f"{name} {path}: allowed: {allowed}")
+        other = "or gs://BUCKET/PATH" if buckets else "not a URL"
+        raise ConfigError(f"{name} {path}: allowed: a local or mounted directory, {other}")
     target = Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
     existing = next(parent for parent in (target, *target.parents) if parent.exists())
     if not existing.is_dir():

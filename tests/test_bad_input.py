@@ -167,7 +167,7 @@ CONVERSIONS = [
     ("from-hf no_weights new/deep", "no_weights: neither model.safetensors nor"),
     ("from-hf model rows.jsonl/new", "DST rows.jsonl/new: cannot be written: {place}/rows.jsonl is a file"),
     ("from-hf model /proc/janus/new", "DST /proc/janus/new: cannot be written: /proc: No such file"),
-    ("from-hf model gs://bucket/new", "DST gs://bucket/new: allowed: a local or mounted directory, not a URL"),
+    ("from-hf model s3://b/new", "DST s3://b/new: allowed: a local or mounted directory, or gs://BUCKET/PATH"),
     ("to-hf data new", "data: holds no model"),
     ("to-hf model new --step 3", "model: step=3 can only be chosen of a run directory"),
 ]
