@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from janus_jax.errors import ConversionError
+from janus_jax.errors import ConversionError, first_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "merges.txt", "README.md"]
@@ -42,7 +42,7 @@ def local_copy(source: str | os.PathLike[str]) -> str:
         errors.OfflineModeIsEnabled,
         OSError,
     ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise ConversionError(
             f"{name}: no such directory, and not to be had from the Hugging Face hub: {reason}"
         ) from error

@@ -57,7 +57,7 @@ class Source:
         """One tensor of the key table in the layout of the parameter (without the layer axis), in the stored dtype.
 
         Raises:
-            ConversionError: it is damaged, or holds NaN or infinity.
+            ConversionError: it is damaged, or (in a Hugging Face directory) holds NaN or infinity.
         """
         index = (
             None if entry.layer is None else (slice(entry.layer, entry.layer + 1), *(slice(None),) * len(entry.shape))

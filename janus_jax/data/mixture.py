@@ -96,9 +96,9 @@ class Mixture:
 
     def draw(self, index: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         """[N] int64 positions in `index` that an epoch reads, part after part."""
-        sizes = np.bincount(self._part_of(index), minlength=len(self.parts))
         if self._weights is None:
             return np.arange(len(index))
+        sizes = np.bincount(self._part_of(index), minlength=len(self.parts))
         starts = np.concatenate([[0], np.cumsum(sizes)])
         counts = self.counts(sizes)
         drawn = [

@@ -202,11 +202,13 @@ def _precompute(sidecar: Sidecar, loader: Loader, score: Callable[[Batch], jax.A
 
 def _missing_batches(sidecar: Sidecar, loader: Loader, wanted: np.ndarray) -> Iterator[LoadedBatch]:
     """Of each epoch of the run the batches from the first to the last that holds a wanted example without log-probs."""
+    is_wanted = np.zeros(len(loader.dataset), bool)
+    is_wanted[wanted] = True
     for epoch in range(loader.epochs):
         missing = []
         for step in range(loader.steps(epoch)):
-            ids = np.intersect1d(loader.example_ids(Position(epoch, step * loader.unit)), wanted)
-            if sidecar.missing(ids).any():
+            ids = loader.example_ids(Position(epoch, step * loader.unit))
+            if (sidecar.missing(ids) & is_wanted[ids]).any():
                 missing.append(step)
         if missing:
             first = missing[0]

@@ -5,7 +5,7 @@
     pip install grain && python -m tests.benchmarks.full_size  # grain's packer beside ours
 
 Rows are those of corpus.py. Memory is that of the whole process tree (proportional set size: pages that processes share
-count once), sampled every 0.1 s. Each reading stage runs in a process of its own, whose clock starts after its imports.
+count once), sampled every 0.5 s. Each reading stage runs in a process of its own, whose clock starts after its imports.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from rich.table import Table
 from tests.benchmarks.corpus import write_parquet
 
 ROW_LENGTH, BATCH_ROWS, EPOCHS = 8192, 32, 4
+_SAMPLE_EVERY_S = 0.5  # each sample walks the page tables of all processes; ten a second took a fifth of a core
 
 
 @dataclasses.dataclass
@@ -44,7 +45,7 @@ def peak_of(command: list[str]) -> tuple[float, Peak, str]:
     def watch() -> None:
         while process.poll() is None:
             peak.bytes = max(peak.bytes, sum(map(_proportional_bytes, _tree(process.pid))))
-            time.sleep(0.1)
+            time.sleep(_SAMPLE_EVERY_S)
 
     thread = threading.Thread(target=watch)
     thread.start()

@@ -10,11 +10,14 @@ import pytest
 from janus_jax.checkpoint.source import open_source
 from janus_jax.config import RunConfig, load_config
 from janus_jax.errors import ConfigError, DataError
+from janus_jax.training.inputs import open_held_out
 from janus_jax.training.run import train
 from tests.training_examples import random_examples, write_dataset
 
 MODEL = {"preset": "tiny", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "head_dim": 8}
 SIZES = (31, 9, 14)
+BATCH = {"examples": 8, "row_length": 64, "max_sequence_length": 32, "microbatches": 2}
+SCHEDULE = {"name": "constant", "learning_rate": 1e-2, "warmup_steps": 1, "epochs": 3}
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +40,9 @@ def config(data, run, **changes):
         "run": {"dir": str(run), "seed": 3},
         "model": MODEL,
         "data": data,
-        "batch": {"examples": 8, "row_length": 64, "max_sequence_length": 32, "microbatches": 2},
+        "batch": BATCH,
         "objective": {"name": "dpo"},
-        "schedule": {"name": "constant", "learning_rate": 1e-2, "warmup_steps": 1, "epochs": 3},
+        "schedule": SCHEDULE,
         "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
         "precision": {"compute": "float32"},
         "eval": {"every_steps": 5, "rows": 4},
@@ -94,24 +97,20 @@ def test_the_reference_pass_scores_what_the_run_reads_and_equals_online_scores(p
         assert np.isfinite(stored["logps"]).all(1).sum() == 24
 
 
-SCHEDULE = {"name": "constant", "learning_rate": 1e-2, "warmup_steps": 1, "epochs": 3}
+def test_a_run_that_ends_inside_an_epoch_scores_no_more_than_it_reads(parts, tmp_path):
+    schedule = {**SCHEDULE, "epochs": None, "steps": 1}
+    train(config(mixture(parts, 2, 1, 1), tmp_path / "run", schedule=schedule), writers=())
+    with np.load(tmp_path / "run" / "reference" / "train.npz") as stored:
+        assert np.isfinite(stored["logps"]).all(1).sum() == 8
 
 
-def test_held_out_are_all_examples_of_all_parts(parts, whole):
-    alone = []
-    for number in range(3):
-        data = {"mixture": [{"dir": str(parts / str(number))}]}
-        alone.append(config(data, whole))
-    (first, *_), counted = records(whole, "eval"), 0
-    from janus_jax.training.inputs import open_held_out
-
-    for one in alone:
-        held_out = open_held_out(one)
-        assert held_out is not None
-        counted += len(held_out)
-    whole_set = open_held_out(config(mixture(parts, 2, 1, 1), whole))
-    assert whole_set is not None and len(whole_set) == counted == 9
-    assert np.isfinite(first["loss"])
+def test_held_out_are_all_examples_of_all_parts(parts, tmp_path):
+    held_out = open_held_out(config(mixture(parts, 2, 1, 1), tmp_path))
+    assert held_out is not None
+    found = [example.rejected.tolist() for example in held_out.read(range(len(held_out)))]
+    expected = [random_examples(3, pairs=True, seed=10 + number) for number in range(len(SIZES))]
+    assert found == [example.rejected.tolist() for examples in expected for example in examples]
+    assert held_out.draw(np.arange(9), seed=3, epoch=5).tolist() == list(range(9))
 
 
 @pytest.mark.parametrize(
@@ -157,9 +156,6 @@ def test_keys_that_contradict_each_other_are_refused(data, message, tmp_path):
 def test_neighbours_of_a_mixture_cannot_be_kept_together(parts, tmp_path):
     with pytest.raises(ValueError, match=r"batch.keep_together = 2: allowed with data.mixture: 1"):
         config(mixture(parts, 1, 1, 1), tmp_path, batch={**BATCH, "keep_together": 2})
-
-
-BATCH = {"examples": 8, "row_length": 64, "max_sequence_length": 32, "microbatches": 2}
 
 
 def test_a_part_that_is_none_is_named(parts, tmp_path):
