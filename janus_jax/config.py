@@ -220,6 +220,9 @@ class ExportSection(Section):
     hf: bool = False
     dtype: Literal["float32", "bfloat16"] | None = None
     """null: as the parameters are kept."""
+    layout: Literal["transformers", "openrlhf"] = "transformers"
+    """Of a reward model."""
+    verify: Literal["logits", "digest", "none"] = "logits"
     max_shard_size: Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?[KMGT]?B$")] = Field(
         default="5GB", json_schema_extra={"allowed": "a size like 5GB or 500MB"}
     )

@@ -82,6 +82,11 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for key in given("reference", "from", "dir") + ["reference.mode"] * online:
             value = config["reference"][key.partition(".")[2]]
             yield key, f"{key} = {value!r}: objective {objective} has no reference; allowed: null"
+    if objective and objective not in VALUE_OBJECTIVES and (layout := get("export", "layout", str)) == "openrlhf":
+        yield (
+            "export.layout",
+            f"export.layout = {layout!r}: objective {objective} trains no reward model; allowed: transformers",
+        )
     if objective and get("compat", "overlong_pairs", str) == "zero_grad":
         if objective not in PAIR_OBJECTIVES or objective in VALUE_OBJECTIVES:
             fitting = ", ".join(name for name in PAIR_OBJECTIVES if name not in VALUE_OBJECTIVES)

@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 
 from janus_jax import __version__, cli
-from janus_jax.checkpoint.convert import Report
+from janus_jax.checkpoint.report import Report
 from janus_jax.demo.stages import STAGES
 from janus_jax.errors import DataError, LostPeerError
 from tests.test_config import SMALL

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ def save_hf(
     facts: Facts | None = None,
     layout: Layout = "transformers",
     card: str | None = None,
+    verify: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes `params` as a directory that transformers, vllm and mistralrs load. Call it on every process.
 
@@ -67,6 +68,7 @@ def save_hf(
         max_shard_size: bytes, or text as "5GB", "200MB"; a larger tensor gets a file of its own.
         tokenizer, chat_template, facts, layout, card: see `Companions`.
         generation_defaults: further keys of generation_config.json.
+        verify: looks at the whole directory, on process 0, before it appears; what it raises leaves nothing.
 
     Raises:
         ConversionError: parameters that are not those of `config`, or that are NaN or infinite (also by the cast), or
@@ -89,6 +91,8 @@ def save_hf(
             if runtime.is_main():
                 write_index(directory, files, dtype)
                 write_companions(directory, config, dtype, companions)
+                if verify is not None:
+                    verify(directory)
                 sync_tree(directory)
 
 

@@ -15,7 +15,7 @@ from janus_jax.bucket import BucketPath
 from janus_jax.checkpoint.facts import Facts
 from janus_jax.checkpoint.hf import HFDirectory
 from janus_jax.checkpoint.hub import is_wanted, local_copy
-from janus_jax.checkpoint.keys import KeyEntry, leaves, nest
+from janus_jax.checkpoint.keys import KeyEntry, Layout, leaves, nest
 from janus_jax.checkpoint.keys import Path as ParamPath
 from janus_jax.checkpoint.state import (
     check_tree,
@@ -50,8 +50,8 @@ class Source:
     facts: Facts = dataclasses.field(default_factory=Facts)
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What a run says of itself (`_meta` in training/run.py); empty for a Hugging Face directory."""
-    is_hf: bool = False
-    """A Hugging Face directory."""
+    layout: Layout | None = None
+    """Of a Hugging Face directory; None for anything else."""
 
     def read(self, entry: KeyEntry) -> np.ndarray:
         """One tensor of the key table in the layout of the parameter (without the layer axis), in the stored dtype.
@@ -148,7 +148,7 @@ def _from_hf(directory: Place, hub_id: str | None) -> Source:
     facts = Facts.of_directory(here, reward=hf.config.head == "value", base_model=hub_id)
     tokenizer = _tokenizer([as_path(here)])
     name = str(directory)
-    return Source(name, hf.config, hf.stored_dtype, tokenizer, None, None, hf.load, block, facts, is_hf=True)
+    return Source(name, hf.config, hf.stored_dtype, tokenizer, None, None, hf.load, block, facts, layout=hf.layout)
 
 
 def _from_orbax(directory: Place, roots: Sequence[Place]) -> Source:

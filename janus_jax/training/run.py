@@ -14,7 +14,6 @@ import numpy as np
 
 from janus_jax import __version__, storage
 from janus_jax.checkpoint.facts import Facts
-from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import Checkpoints, committed_steps
 from janus_jax.config import RunConfig, to_yaml
 from janus_jax.data.plan import Position
@@ -25,6 +24,7 @@ from janus_jax.parallel import runtime
 from janus_jax.staging import naming_urls
 from janus_jax.storage import absolute, atomic_directory, write_whole
 from janus_jax.training import metrics
+from janus_jax.training.export import export_step
 from janus_jax.training.inputs import describe, overlong_lines
 from janus_jax.training.reference import Filled, Reference, check_stale, open_reference
 from janus_jax.training.setup import Setup, prepare
@@ -125,8 +125,9 @@ class _Loop:
             functions.reference, in_shardings=(shardings.params, batch), out_shardings=batch.reference_logps
         )
         self.resumed_from = checkpoints.latest_step()
+        self._notify = self._console(writers)
         for line in overlong_lines(setup.loader.fitted):
-            self._notify(writers)(line)
+            self._notify(line)
         self.state, self.position = self._start()
         self.step = self.resumed_from or 0
         self._reference: Reference = Filled(self._reference_weights)
@@ -137,7 +138,7 @@ class _Loop:
                 initial=self.state.params if self.resumed_from is None else None,
                 step=self._reference_step,
                 known=self._reference_weights,
-                notify=self._notify(writers),
+                notify=self._notify,
             )
         with runtime.agreement("writers"):
             self.fan = metrics.Fan(self._writers(writers))
@@ -275,7 +276,9 @@ class _Loop:
                     self._save()
         self._profile()
         self.checkpoints.wait()
-        export = self._export() if self.step == setup.total_steps and config.export.hf else None
+        export = None
+        if self.step == setup.total_steps and config.export.hf:
+            export = export_step(self.run_dir, setup, self.step, self.state.params, self._notify)
         summary = Summary(
             run_dir=str(self.run_dir),
             step=self.step,
@@ -288,7 +291,7 @@ class _Loop:
             seconds=time.perf_counter() - started,
             tokens_per_s=float(np.median(rates)) if rates else math.nan,
             fill=float(np.mean(fills)) if fills else math.nan,
-            export_dir=export,
+            export_dir=None if export is None else str(export),
         )
         path = self.run_dir / "summary.json"
         if runtime.is_main() and (fills or not path.exists()):  # a finished run started once more did nothing
@@ -299,7 +302,7 @@ class _Loop:
         return self.step == last or (every is not None and self.step % every == 0)
 
     @staticmethod
-    def _notify(writers: Sequence[metrics.Writer] | None) -> Callable[[str], None]:
+    def _console(writers: Sequence[metrics.Writer] | None) -> Callable[[str], None]:
         """Lines on the console, where the numbers go there too."""
         return print if writers is None and runtime.is_main() else lambda text: None
 
@@ -339,34 +342,6 @@ class _Loop:
             self.step, params=self.state.params, optimizer=self.state.optimizer, data=data, meta=self._meta()
         )
         self.fan.restart()
-
-    def _export(self) -> str:
-        from janus_jax.checkpoint.card import model_card
-        from janus_jax.checkpoint.hf_write import save_hf
-
-        out = self.run_dir / "exports" / str(self.step)
-        dtype = self.config.export.dtype or self.config.params_dtype
-        if out.exists():  # a finished run started once more
-            if (there := open_source(out).stored_dtype.name) != dtype:
-                raise ConfigError(
-                    f"export.dtype={dtype}: {out} is there already, in {there}; remove it or leave the key"
-                )
-            return str(out)
-        dataset = self.setup.loader.dataset
-        meta = self.checkpoints.meta(self.step)  # what a conversion of this step says, this says
-        facts = Facts.from_json(meta.get("facts"))
-        save_hf(
-            self.state.params,
-            self.setup.model,
-            out,
-            dtype=dtype,
-            max_shard_size=self.config.export.max_shard_size,
-            tokenizer=dataset.tokenizer(),
-            chat_template=dataset.template().chat_template,
-            facts=facts,
-            card=model_card(self.setup.model, dtype, facts=facts, meta=meta, step=self.step),
-        )
-        return str(out)
 
     def _profile(self) -> None:
         """Starts and stops the xprof trace of `profile.steps` = [first, last], counted from 1."""

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.checkpoint.convert import REPORT, check, from_hf, to_hf
+from janus_jax.checkpoint.convert import check, from_hf, to_hf
 from janus_jax.checkpoint.hf import load_hf
+from janus_jax.checkpoint.report import REPORT
 from janus_jax.model.attention import Layout
 from janus_jax.model.mistral import Compute, logits
 from tests.checkpoint.models import read_tensors

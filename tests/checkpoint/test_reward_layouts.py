@@ -12,9 +12,10 @@ from safetensors.numpy import load_file, save_file
 from transformers.models.mistral.modeling_mistral import MistralPreTrainedModel
 
 from janus_jax import cli
-from janus_jax.checkpoint.convert import REPORT, check, from_hf, to_hf
+from janus_jax.checkpoint.convert import check, from_hf, to_hf
 from janus_jax.checkpoint.hf import load_hf, save_hf
 from janus_jax.checkpoint.keys import key_table
+from janus_jax.checkpoint.report import REPORT
 from janus_jax.checkpoint.source import open_source
 from janus_jax.errors import ConversionError
 from tests.checkpoint.models import SMALL, assert_same_bits, random_params, read_tensors

@@ -15,10 +15,11 @@ import pytest
 from etils import epath
 
 from janus_jax.checkpoint import stream, verify
-from janus_jax.checkpoint.convert import REPORT, check, from_hf, to_hf
+from janus_jax.checkpoint.convert import check, from_hf, to_hf
 from janus_jax.checkpoint.digest import digest
 from janus_jax.checkpoint.hf import save_hf
 from janus_jax.checkpoint.keys import contiguous, key_table, leaves
+from janus_jax.checkpoint.report import REPORT
 from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.stream import ItemReader, ItemWriter, chunk_shape
 from janus_jax.errors import ConversionError

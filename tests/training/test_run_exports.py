@@ -8,10 +8,14 @@ import pytest
 import torch
 import transformers
 import yaml
+from safetensors.numpy import load_file
 
 from janus_jax import __version__
-from janus_jax.checkpoint.convert import from_hf, to_hf
+from janus_jax.checkpoint import hf_write
+from janus_jax.checkpoint.convert import check, from_hf, to_hf
+from janus_jax.checkpoint.report import REPORT
 from janus_jax.data.template import CHATML
+from janus_jax.errors import ConversionError
 from janus_jax.objectives.reward import reward_spread
 from janus_jax.training.run import train
 from tests.training.test_run import config
@@ -46,6 +50,37 @@ def rewards(directory):
                 for response in (pair.chosen, pair.rejected)
             ]
         )
+
+
+def test_an_export_is_verified_against_its_checkpoint(run):
+    export = run / "exports" / "6"
+    report = read(export, REPORT)
+    assert (report["verify"], report["largest_logit_difference"], report["step"]) == ("logits", 0.0, 6)
+    assert report["sha256"].keys() == load_file(export / "model.safetensors").keys()
+    assert check(run, export) == []
+
+
+def test_an_export_that_is_not_its_checkpoint_is_not_kept(tmp_path, monkeypatch):
+    """A bit that flips between device and disk."""
+    write_dataset(tmp_path / "sft", {"train": random_examples(20, pairs=False, seed=1)}, kind="sft")
+    wanted = {"hf": True, "verify": "digest"}
+    settings = {"schedule": {"epochs": None, "steps": 1}, "eval": {"every_steps": None}, "export": wanted}
+    write_file = hf_write.write_file
+
+    def flip(directory, file, *arguments):
+        write_file(directory, file, *arguments)
+        content = bytearray((directory / file.name).read_bytes())
+        content[-3] ^= 1
+        (directory / file.name).write_bytes(content)
+
+    monkeypatch.setattr(hf_write, "write_file", flip)
+    with pytest.raises(ConversionError, match=r"tensor lm_head.weight is not what was written; nothing is kept"):
+        train(config(tmp_path, tmp_path / "run", **settings), writers=())
+    assert not (tmp_path / "run" / "exports").exists()
+    monkeypatch.undo()
+    train(config(tmp_path, tmp_path / "run", **settings), writers=())  # makes up for it
+    report = read(tmp_path / "run" / "exports" / "1", REPORT)
+    assert report["verify"] == "digest" and report["largest_logit_difference"] is None and report["sha256"]
 
 
 def test_mean_and_std_are_those_of_the_held_out_rewards(run, tmp_path):

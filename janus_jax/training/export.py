@@ -1,0 +1,63 @@
+"""The Hugging Face directory that a finished run writes by itself: what a conversion of its last step would give."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from janus_jax.checkpoint.card import model_card
+from janus_jax.checkpoint.hf_write import export_dtype, save_hf
+from janus_jax.checkpoint.report import Report
+from janus_jax.checkpoint.source import open_source
+from janus_jax.errors import ConfigError
+from janus_jax.model.mistral import Params
+from janus_jax.parallel import runtime
+from janus_jax.training.setup import Setup
+
+
+def export_step(run_dir: Path, setup: Setup, step: int, params: Params, notify: Callable[[str], None]) -> Path:
+    """Writes RUN/exports/STEP, each process some of its files, and compares it with the checkpoint of that step.
+
+    Args:
+        step: one that was saved.
+        params: of that step.
+        notify: told what was verified.
+    Returns:
+        The directory.
+    Raises:
+        ConfigError: it is there already, in another dtype or layout.
+        ConversionError: it is not what the checkpoint holds; nothing is left then.
+        StorageError: it cannot be written.
+    """
+    wanted = setup.config.export
+    out = run_dir / "exports" / str(step)
+    dtype = export_dtype(wanted.dtype or setup.config.params_dtype)
+    if out.exists():  # a finished run started once more
+        there = open_source(out)
+        for key, value, found in (
+            ("dtype", dtype.name, there.stored_dtype.name),
+            ("layout", wanted.layout, there.layout),
+        ):
+            if value != found:
+                raise ConfigError(
+                    f"export.{key}={value}: {out} is there already, in {found}; remove it or leave the key"
+                )
+        return out
+    dataset = setup.loader.dataset
+    source = open_source(run_dir, step)  # what a conversion of it says, this says; Orbax wants all processes for this
+    report = Report.of(source, dtype, wanted.verify, wanted.layout)
+    save_hf(
+        params,
+        setup.model,
+        out,
+        dtype=dtype,
+        max_shard_size=wanted.max_shard_size,
+        tokenizer=dataset.tokenizer(),
+        chat_template=dataset.template().chat_template,
+        facts=source.facts,
+        layout=wanted.layout,
+        card=model_card(setup.model, dtype, facts=source.facts, meta=source.meta, step=step, layout=wanted.layout),
+        verify=functools.partial(report.finish, source),
+    )
+    if runtime.is_main():  # the others have verified nothing
+        notify(f"{out}: {report}")
+    return out
