@@ -6,7 +6,6 @@ The rest of the package sees plain nested dicts of arrays; `param_specs`, `init_
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from janus_jax.model import head
 from janus_jax.model.attention import Layout, attention
 from janus_jax.model.config import ModelConfig
+from janus_jax.parallel.mesh import NOWHERE, Placement
 
 ACTIVATION_AXES = (
     ("batch", "length", "q_heads", "head_dim"),
@@ -38,22 +38,13 @@ class ParamSpec:
     axes: tuple[str, ...]
 
 
-def _unconstrained(x: Array, axes: tuple[str | None, ...]) -> Array:
-    return x
-
-
-def _whole(axis: str) -> int:
-    return 1
-
-
 @dataclasses.dataclass(frozen=True)
 class Compute:
     """How to run the forward pass: dtype of activations, what to recompute, where activations live."""
 
     dtype: Any = jnp.bfloat16
     remat: str = "none"  # none: keep activations | full: keep block inputs only
-    constrain: Callable[[Array, tuple[str | None, ...]], Array] = _unconstrained
-    shards: Callable[[str], int] = _whole  # ways that a logical axis is split; sizes the blocks of attention and head
+    place: Placement = NOWHERE
 
 
 class Attention(nnx.Module):
@@ -69,7 +60,7 @@ class Attention(nnx.Module):
     def __call__(self, x: Array, layout: Layout, config: ModelConfig, compute: Compute) -> Array:
         def heads(weight: nnx.Param, axis: str) -> Array:
             projected = jnp.einsum("bld,dnh->blnh", x, weight[...].astype(x.dtype))
-            return compute.constrain(projected, ("batch", "length", axis, "head_dim"))
+            return compute.place.constrain(projected, ("batch", "length", axis, "head_dim"))
 
         with jax.named_scope("attention"):
             q = rotary(heads(self.q, "q_heads"), layout.position, config.rope_theta)
@@ -80,9 +71,9 @@ class Attention(nnx.Module):
                 heads(self.v, "kv_heads"),
                 layout,
                 window=config.sliding_window,
-                shards=compute.shards("batch") * compute.shards("kv_heads"),
+                shards=compute.place.shards("batch", "kv_heads"),
             )
-            out = compute.constrain(out, ("batch", "length", "q_heads", "head_dim"))
+            out = compute.place.constrain(out, ("batch", "length", "q_heads", "head_dim"))
             return jnp.einsum("blnh,nhd->bld", out, self.o[...].astype(x.dtype))
 
 
@@ -99,7 +90,7 @@ class MLP(nnx.Module):
         with jax.named_scope("mlp"):
             gate = jnp.einsum("bld,df->blf", x, self.gate[...].astype(x.dtype))
             up = jnp.einsum("bld,df->blf", x, self.up[...].astype(x.dtype))
-            hidden = compute.constrain(jax.nn.silu(gate) * up, ("batch", "length", "mlp"))
+            hidden = compute.place.constrain(jax.nn.silu(gate) * up, ("batch", "length", "mlp"))
             return jnp.einsum("blf,fd->bld", hidden, self.down[...].astype(x.dtype))
 
 
@@ -115,7 +106,7 @@ class Block(nnx.Module):
     def __call__(self, x: Array, layout: Layout, config: ModelConfig, compute: Compute) -> Array:
         x = x + self.attention(rms_norm(x, self.attention_norm[...], config.rms_norm_eps), layout, config, compute)
         x = x + self.mlp(rms_norm(x, self.mlp_norm[...], config.rms_norm_eps), compute)
-        return compute.constrain(x, ("batch", "length", None))
+        return compute.place.constrain(x, ("batch", "length", None))
 
 
 class Mistral(nnx.Module):
@@ -138,8 +129,8 @@ class Mistral(nnx.Module):
         with jax.named_scope("embed"):
             # Widths come together first, as for every sharded weight: looking up slices of them would leave XLA to
             # re-shard activations by full copies. Looked up in the parameter dtype: the gradient is summed in it too.
-            table = compute.constrain(self.embedding[...], ("vocab", None))
-            x = compute.constrain(table[tokens].astype(compute.dtype), ("batch", "length", None))
+            table = compute.place.constrain(self.embedding[...], ("vocab", None))
+            x = compute.place.constrain(table[tokens].astype(compute.dtype), ("batch", "length", None))
         block, weights = nnx.split(self.layers)
 
         def body(x: Array, layer: nnx.State) -> tuple[Array, None]:
@@ -259,7 +250,7 @@ def token_logps(
     """log p(target | what the slot sees) at each slot, float32; logits are never whole."""
     model = _bind(config, params)
     with jax.named_scope("head"):
-        shards = compute.shards("batch") * compute.shards("vocab")
+        shards = compute.place.shards("batch", "vocab")
         return head.token_logps(model(tokens, layout, compute), model.head(), targets, shards=shards)
 
 

@@ -133,13 +133,59 @@ def param_shardings(specs: Any, mesh: Mesh, rules: Rules) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, specs, is_leaf=lambda leaf: hasattr(leaf, "axes"))
 
 
-def constrainer(mesh: Mesh, rules: Rules) -> Callable[[jax.Array, tuple[str | None, ...]], jax.Array]:
-    """What the model calls on activations: pins an array's logical axes to the mesh."""
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where arrays of logical axes lie on a mesh: what the model is told, which knows no mesh axes.
 
-    def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition_spec(axes, rules)))
+    Without a mesh everything is on one device, and nothing is said about it.
+    """
 
-    return constrain
+    mesh: Mesh | None = None
+    rules: Rules = dataclasses.field(default_factory=dict)
+
+    @property
+    def platform(self) -> str | None:
+        """Of the mesh's devices: `tpu` also where a TPU program is compiled without a TPU."""
+        return None if self.mesh is None else self.mesh.devices.flat[0].platform
+
+    def sharding(self, axes: tuple[str | None, ...]) -> NamedSharding:
+        """Of an array with these logical axes; needs a mesh."""
+        assert self.mesh is not None
+        return NamedSharding(self.mesh, partition_spec(axes, self.rules))
+
+    def constrain(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        """Pins an array's logical axes to the mesh."""
+        return x if self.mesh is None else jax.lax.with_sharding_constraint(x, self.sharding(axes))
+
+    def shards(self, *axes: str) -> int:
+        """How many ways logical axes are split together."""
+        return 1 if self.mesh is None else math.prod(shards(self.mesh, self.rules, axis) for axis in axes)
+
+    def names(self, *axes: str) -> tuple[str, ...]:
+        """The mesh axes of logical axes, for collectives inside `map`; none without a mesh."""
+        return () if self.mesh is None else tuple(name for axis in axes for name in self.rules.get(axis, ()))
+
+    def map(self, f: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
+        """`f` run on every device with its shards alone; collectives in it are its own affair.
+
+        Args:
+            in_axes, out_axes: logical axes of each argument and result, as in `sharding`; trees of tuples.
+        """
+        if self.mesh is None:
+            return f
+
+        def is_axes(leaf: Any) -> bool:
+            return isinstance(leaf, tuple) and all(axis is None or isinstance(axis, str) for axis in leaf)
+
+        def specs(tree: Any) -> Any:
+            return jax.tree.map(lambda axes: partition_spec(axes, self.rules), tree, is_leaf=is_axes)
+
+        ins, outs = specs(in_axes), specs(out_axes)
+        return jax.shard_map(f, mesh=self.mesh, in_specs=ins, out_specs=outs, check_vma=False)
+
+
+NOWHERE = Placement()
+"""Without a mesh."""
 
 
 def shards(mesh: Mesh, rules: Rules, axis: str) -> int:

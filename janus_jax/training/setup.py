@@ -156,8 +156,7 @@ def prepare(config: RunConfig) -> Setup:
         compute=Compute(
             dtype=jnp.dtype(config.precision.compute),
             remat=config.remat,
-            constrain=meshes.constrainer(mesh, rules),
-            shards=functools.partial(meshes.shards, mesh, rules),
+            place=meshes.Placement(mesh, rules),
         ),
         transformation=adamw.transformation(schedule, specs),
         clip_norm=adamw.clip_norm,

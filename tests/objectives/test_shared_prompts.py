@@ -94,8 +94,7 @@ def test_shared_prompts_equal_whole_sequences_under_accumulation_and_mesh(name):
     specs = param_specs(config)
     compute = Compute(
         dtype=jnp.float32,
-        constrain=meshes.constrainer(mesh, rules),
-        shards=functools.partial(meshes.shards, mesh, rules),
+        place=meshes.Placement(mesh, rules),
     )
     functions = StepFunctions(config, objective, compute, AdamW().transformation(Schedule(1e-3, 10), specs))
     placed = jax.tree.map(jax.device_put, params_of(config), meshes.param_shardings(specs, mesh, rules))
