@@ -32,6 +32,15 @@ class LoadedBatch:
     fill: float  # the share of slots that hold a token
 
 
+def batch_shardings(mesh: Mesh, rules: meshes.Rules) -> Batch:
+    """The sharding of each field of a batch."""
+    slots = meshes.batch_sharding(mesh, rules, (None, "batch", "length"))
+    fields = {field.name: slots for field in dataclasses.fields(Batch)}
+    for name in ("example_id", "valid", "margin", "reference_logps"):
+        fields[name] = meshes.batch_sharding(mesh, rules, (None, "batch", None))
+    return Batch(**fields)
+
+
 class Loader(RowPlan):
     """Reads the rows of a plan, epoch after epoch, as global batches.
 
@@ -51,16 +60,8 @@ class Loader(RowPlan):
         self.reference_logps: np.ndarray | None = None
         """[E, 2] float32 by example number; where it is set, batches come with them."""
 
-        self._slots_sharding = meshes.batch_sharding(mesh, rules, (None, "batch", "length"))
-        self._segments_sharding = meshes.batch_sharding(mesh, rules, (None, "batch", None))
+        self._shardings = batch_shardings(mesh, rules)
         self._local = self._local_rows()
-
-    def sharding(self) -> Batch:
-        """The sharding of each field of a batch."""
-        fields = {field.name: self._slots_sharding for field in dataclasses.fields(Batch)}
-        for name in ("example_id", "valid", "margin", "reference_logps"):
-            fields[name] = self._segments_sharding
-        return Batch(**fields)
 
     def batches(self, start: Position = START, steps: int | None = None) -> Generator[LoadedBatch, None, None]:
         """`steps` batches from `start` on, or endlessly many; planned, read and packed ahead in a thread.
@@ -93,7 +94,7 @@ class Loader(RowPlan):
         """Rows of a microbatch that devices of this process hold, ascending."""
         shape = (self.settings.microbatches, self.rows // self.settings.microbatches, self.settings.row_length)
         needed: set[int] = set()
-        for index in self._slots_sharding.addressable_devices_indices_map(shape).values():
+        for index in self._shardings.tokens.addressable_devices_indices_map(shape).values():
             assert index is not None
             needed.update(range(*index[1].indices(shape[1])))
         return np.asarray(sorted(needed))
@@ -133,4 +134,4 @@ class Loader(RowPlan):
 
             return jax.make_array_from_callback(shape, sharding, shard)
 
-        return jax.tree.map(place, local, self.sharding())
+        return jax.tree.map(place, local, self._shardings)

@@ -50,7 +50,7 @@ def pair_accuracies(
     """Accuracy of a run's last weights by the objective's own margins: on pairs of the first epoch's `trained_steps`,
     and on kinds of held-out pairs, all of them, or those of `held_out_batches`."""
     setup = prepare(config.model_copy(update={"eval": config.eval.model_copy(update={"every_steps": 1})}))
-    objective, functions = setup.objective, setup.functions
+    objective, functions = setup.objective, setup.program.functions
     assert isinstance(objective, PairObjective) and setup.eval_loader is not None
 
     @jax.jit
@@ -58,7 +58,9 @@ def pair_accuracies(
         return jax.lax.map(lambda micro: objective.margins(functions.scores(params, micro), micro), batch)
 
     reference, reference_logps = setup.reference_params(setup.reference_step), jax.jit(functions.reference)
-    weights = {"trained": open_source(config.run.dir).load(dtype=jnp.float32, shardings=setup.state_shardings.params)}
+    weights = {
+        "trained": open_source(config.run.dir).load(dtype=jnp.float32, shardings=setup.program.state_shardings.params)
+    }
     if reference is None:
         weights["at start"] = setup.initial_params(jnp.float32)
     found: dict[str, Accuracy] = {}

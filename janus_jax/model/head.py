@@ -1,38 +1,144 @@
 """Log-probabilities of given tokens without ever holding [tokens, vocab] whole."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from janus_jax.model.vocabulary import TOKENS, apart, part_start, sum_apart, together
+from janus_jax.parallel.mesh import NOWHERE, Placement
+
 _LOGITS_PER_CHUNK = 1 << 24
 """Logit elements alive at once on a device: 64 MiB in float32."""
 
+_LANES = 128
+"""Of a TPU's vector unit: longer chunks are multiples of it."""
+
+_HIDDEN, _HEAD = (*TOKENS, None), ("embed", "vocab")
+
 
 def token_logps(
-    hidden: Float[Array, "B L D"], head: Float[Array, "D V"], targets: Int[Array, "B L"], *, shards: int = 1
+    hidden: Float[Array, "B L D"],
+    head: Float[Array, "D V"],
+    targets: Int[Array, "B L"],
+    *,
+    place: Placement = NOWHERE,
 ) -> Float[Array, "B L"]:
     """log softmax(hidden @ head)[target] at each slot, in float32.
 
     Goes along the length in chunks whose logits are recomputed in the backward pass; those of a single chunk are kept.
-    The picked logit is a masked sum rather than a gather, so that a vocabulary-sharded head needs no gathered logits.
-    `shards` says over how many devices rows and vocabulary are spread, each of which holds its share of a chunk.
+    Every device has its own tokens and, where the vocabulary is sharded over others, a part of it. Widths of the head
+    come together once, in the dtype of `hidden`; its gradient is summed over chunks in float32 and sent out once.
     """
-    rows, length, width = hidden.shape
-    vocab = head.shape[1]
-    chunk = max(1, min(length, _LOGITS_PER_CHUNK * shards // (rows * vocab)))
-    chunks = -(-length // chunk)
-    padding = chunks * chunk - length
+    ins = (_HIDDEN, _HEAD, TOKENS)
+    kept = (TOKENS, (*TOKENS, "vocab" if apart(place) else None))  # logsumexp, and logits of a single chunk
 
-    def logps(args: tuple[Array, Array]) -> Array:
-        # Rows and length as one axis: XLA's CPU backend runs the backward pass of the plain product 4 times faster.
-        x, target = args[0].reshape(-1, width), args[1].reshape(-1, 1)
-        logits = jnp.matmul(x, head.astype(x.dtype), preferred_element_type=jnp.float32)
-        picked = jnp.where(jnp.arange(vocab, dtype=jnp.int32) == target, logits, 0).sum(-1)
-        return (picked - jax.nn.logsumexp(logits, axis=-1)).reshape(args[1].shape)
+    def forward(hidden: Array, head: Array, targets: Array) -> tuple[Array, Any]:
+        single = _chunk(place, hidden.shape[0], head.shape[1]) >= hidden.shape[1] // place.shards("length")
+        run = functools.partial(_forward, place=place, single=single)
+        out, *residuals = place.map(run, ins, (TOKENS, *kept[: 1 + single]))(hidden, head, targets)
+        return out, (hidden, head, targets, residuals)
 
-    if chunks == 1:
-        return logps((hidden, targets))
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(rows, chunks, chunk, width)
-    targets = jnp.pad(targets, ((0, 0), (0, padding))).reshape(rows, chunks, chunk)
-    out = jax.lax.map(jax.checkpoint(logps), (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(targets, 1, 0)))
-    return jnp.moveaxis(out, 0, 1).reshape(rows, chunks * chunk)[:, :length]
+    def backward(saved: Any, g: Array) -> tuple[Array, Array, None]:
+        hidden, head, targets, residuals = saved
+        run = functools.partial(_backward, place=place)
+        run = place.map(run, (*ins, TOKENS, *kept[: len(residuals)]), (_HIDDEN, _HEAD))
+        return *run(hidden, head, targets, g, *residuals), None
+
+    logps = jax.custom_vjp(lambda *args: forward(*args)[0])
+    logps.defvjp(forward, backward)
+    return logps(hidden, head, targets)
+
+
+def _chunk(place: Placement, rows: int, vocab: int) -> int:
+    """Slots of a row whose logits a device holds together; `rows` and `vocab` are those of all devices."""
+    ways = place.shards("batch") * (place.shards("vocab") if apart(place) else 1)
+    slots = max(1, _LOGITS_PER_CHUNK * ways // (rows * vocab))
+    return slots if slots < _LANES else slots - slots % _LANES
+
+
+def _logits(x: Array, head: Array) -> Array:
+    """[b, c, D] @ [D, V] in float32. Rows and length as one axis: XLA's CPU backend is 4 times faster so."""
+    flat = jnp.matmul(x.reshape(-1, x.shape[-1]), head, preferred_element_type=jnp.float32, precision=_precision(x))
+    return flat.reshape(*x.shape[:-1], head.shape[1])
+
+
+def _precision(x: Array) -> jax.lax.Precision | None:
+    """Asked for float32, accelerators would still multiply in fewer bits unless told not to."""
+    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+
+
+def _is_target(targets: Array, size: int, place: Placement) -> Array:
+    """[b, c, size]: which id of this device's part of the vocabulary is the target."""
+    return part_start(place, size) + jnp.arange(size, dtype=jnp.int32) == targets[..., None]
+
+
+def _forward(x: Array, shard: Array, targets: Array, *, place: Placement, single: bool) -> tuple[Array, ...]:
+    """Log-probs [b, l], logsumexp [b, l] and, of a single chunk, the logits [b, l, V]."""
+    head, names = together(shard.astype(x.dtype), place, _HEAD), apart(place)
+
+    def chunk(args: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        x, targets = args
+        logits = _logits(x, head)
+        top = logits.max(-1)
+        top = jax.lax.pmax(top, names) if names else top
+        total = jnp.exp(logits - top[..., None]).sum(-1)
+        # A masked sum rather than a gather: the target may be in another device's part.
+        picked = jnp.where(_is_target(targets, head.shape[1], place), logits, 0).sum(-1)
+        if names:
+            total, picked = jax.lax.psum((total, picked), names)
+        logsumexp = top + jnp.log(total)
+        return picked - logsumexp, logsumexp, logits
+
+    if single:
+        return chunk((x, targets))
+    slots, length = _chunk_here(x, head), x.shape[1]
+    out = jax.lax.map(lambda args: chunk(args)[:2], (_split(x, slots), _split(targets, slots)))
+    return tuple(_join(part, length) for part in out)
+
+
+def _backward(
+    x: Array, shard: Array, targets: Array, g: Array, logsumexp: Array, *logits: Array, place: Placement
+) -> tuple[Array, Array]:
+    """Cotangents of x [b, l, D] and of this device's shard of the head."""
+    head, names = together(shard.astype(x.dtype), place, _HEAD), apart(place)
+
+    def chunk(total: Array, args: tuple[Array, ...]) -> tuple[Array, Array]:
+        x, targets, g, logsumexp, *logits = args
+        p = jnp.exp((logits[0] if logits else _logits(x, head)) - logsumexp[..., None])
+        d = (_is_target(targets, head.shape[1], place) - p) * g[..., None]
+        d = d.astype(x.dtype).reshape(-1, head.shape[1])
+        multiply = functools.partial(jnp.matmul, preferred_element_type=jnp.float32, precision=_precision(x))
+        total = total + multiply(x.reshape(-1, x.shape[-1]).T, d)
+        dx = multiply(d, head.T)
+        dx = jax.lax.psum(dx, names) if names else dx
+        return total, dx.astype(x.dtype).reshape(x.shape)
+
+    args, zeros = (x, targets, g, logsumexp, *logits), jnp.zeros(head.shape, jnp.float32)
+    if logits:
+        total, dx = chunk(zeros, args)
+    else:
+        slots = _chunk_here(x, head)
+        total, dx = jax.lax.scan(chunk, zeros, tuple(_split(arg, slots) for arg in args))
+        dx = _join(dx, x.shape[1])
+    return dx, sum_apart(total, place, _HEAD).astype(shard.dtype)
+
+
+def _chunk_here(x: Array, head: Array) -> int:
+    """As `_chunk`, of what one device has."""
+    return _chunk(NOWHERE, x.shape[0], head.shape[1])
+
+
+def _split(x: Array, slots: int) -> Array:
+    """[b, l, ...] to [chunks, b, slots, ...], padded with zeros."""
+    chunks = -(-x.shape[1] // slots)
+    x = jnp.pad(x, [(0, 0), (0, chunks * slots - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(x.shape[0], chunks, slots, *x.shape[2:]), 1, 0)
+
+
+def _join(x: Array, length: int) -> Array:
+    """Back from `_split`."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from janus_jax.model import head
 from janus_jax.model.attention import Layout, attention
 from janus_jax.model.config import ModelConfig
+from janus_jax.model.vocabulary import embed
 from janus_jax.parallel.mesh import NOWHERE, Placement
 
 ACTIVATION_AXES = (
@@ -127,10 +128,7 @@ class Mistral(nnx.Module):
     def __call__(self, tokens: Array, layout: Layout, compute: Compute) -> Array:
         """Final hidden states [B, L, D] in the compute dtype."""
         with jax.named_scope("embed"):
-            # Widths come together first, as for every sharded weight: looking up slices of them would leave XLA to
-            # re-shard activations by full copies. Looked up in the parameter dtype: the gradient is summed in it too.
-            table = compute.place.constrain(self.embedding[...], ("vocab", None))
-            x = compute.place.constrain(table[tokens].astype(compute.dtype), ("batch", "length", None))
+            x = embed(self.embedding[...], tokens, dtype=compute.dtype, place=compute.place)
         block, weights = nnx.split(self.layers)
 
         def body(x: Array, layer: nnx.State) -> tuple[Array, None]:
@@ -250,8 +248,7 @@ def token_logps(
     """log p(target | what the slot sees) at each slot, float32; logits are never whole."""
     model = _bind(config, params)
     with jax.named_scope("head"):
-        shards = compute.place.shards("batch", "vocab")
-        return head.token_logps(model(tokens, layout, compute), model.head(), targets, shards=shards)
+        return head.token_logps(model(tokens, layout, compute), model.head(), targets, place=compute.place)
 
 
 def token_values(

@@ -144,7 +144,7 @@ def _open(setup: Setup, name: str, loader: Loader, model: str | None = None) -> 
 def _weights(setup: Setup, initial: Params | None, step: int | None, *, kept: bool) -> Params:
     """The reference in the compute dtype. The initial weights serve themselves while no step has changed them."""
     if initial is not None and setup.reference is None and not kept:
-        return jax.tree.map(lambda leaf: leaf.astype(setup.functions.compute.dtype), initial)
+        return jax.tree.map(lambda leaf: leaf.astype(setup.program.functions.compute.dtype), initial)
     params = setup.reference_params(step)
     assert params is not None
     return params

@@ -112,18 +112,6 @@ def _differences(name: str, before: Any, after: Any) -> Iterator[tuple[str, Any,
 class _Loop:
     def __init__(self, setup: Setup, checkpoints: Checkpoints, run_dir: Path, writers: Sequence[metrics.Writer] | None):
         self.setup, self.config, self.checkpoints, self.run_dir = setup, setup.config, checkpoints, run_dir
-        functions, shardings, replicated = setup.functions, setup.state_shardings, setup.replicated
-        batch = setup.loader.sharding()
-        self._train = jax.jit(
-            functions.train,
-            in_shardings=(shardings, batch),
-            out_shardings=(shardings, replicated, replicated),
-            donate_argnums=0,
-        )
-        self._evaluate = jax.jit(functions.evaluate, in_shardings=(shardings.params, batch), out_shardings=replicated)
-        self._score = jax.jit(
-            functions.reference, in_shardings=(shardings.params, batch), out_shardings=batch.reference_logps
-        )
         self.resumed_from = checkpoints.latest_step()
         self._notify = self._console(writers)
         for line in overlong_lines(setup.loader.fitted):
@@ -134,7 +122,7 @@ class _Loop:
         if self.step < setup.total_steps:  # a finished run that is started once more compares with nothing
             self._reference = open_reference(
                 setup,
-                self._score,
+                setup.program.reference,
                 initial=self.state.params if self.resumed_from is None else None,
                 step=self._reference_step,
                 known=self._reference_weights,
@@ -157,15 +145,14 @@ class _Loop:
             self._check_same_run(meta)
             self._reference_step = meta.get("reference_step")
             self._reference_weights: str | None = meta.get("reference_weights")
-            abstract = self.setup.abstract_state()
+            abstract = self.setup.program.abstract_state()
             params, optimizer, data, _ = self.checkpoints.restore(
                 self.resumed_from, params=abstract.params, optimizer=abstract.optimizer
             )
             return TrainState(params, optimizer), Position(epoch=data["epoch"], row=data["row"])
         self._reference_step, self._reference_weights = self.setup.reference_step, None
         params = self.setup.initial_params(self.config.params_dtype)
-        init = jax.jit(self.setup.functions.init, out_shardings=self.setup.state_shardings, donate_argnums=0)
-        return init(params), Position()
+        return self.setup.program.init(params), Position()
 
     def _check_same_run(self, meta: dict[str, Any]) -> None:
         saved, now = meta["config"], self.config.model_dump(mode="json", by_alias=True)
@@ -252,7 +239,7 @@ class _Loop:
                 loaded = next(batches)
                 waited = time.perf_counter() - begun
                 first = not fills  # this step compiles: its time says nothing
-                self.state, scalars, numbers = self._train(self.state, self._reference.fill(loaded.batch))
+                self.state, scalars, numbers = setup.program.train(self.state, self._reference.fill(loaded.batch))
                 self.step += 1
                 self.position = loaded.next_position
                 self.fan.count(loaded.tokens, waited)
@@ -331,7 +318,7 @@ class _Loop:
         totals: dict[str, np.ndarray] = {}
         for number, loaded in enumerate(loader.epoch()):
             batch = self._reference.fill(loaded.batch, held_out=number)
-            found = jax.device_get(self._evaluate(self.state.params, batch))
+            found = jax.device_get(self.setup.program.evaluate(self.state.params, batch))
             for name, pair in found.items():
                 totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
         return metric_values(totals, self.setup.objective)

@@ -6,8 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from janus_jax import staging
 from janus_jax.checkpoint.source import Source, open_source
@@ -16,12 +15,12 @@ from janus_jax.data.dataset import Examples, TokenizedDataset
 from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig
-from janus_jax.model.mistral import ACTIVATION_AXES, Compute, Params, init_params, param_specs
+from janus_jax.model.mistral import Params, init_params, param_specs
 from janus_jax.objectives import Objective
 from janus_jax.parallel import mesh as meshes
 from janus_jax.training.inputs import batch_settings, open_held_out, open_training
-from janus_jax.training.optimizer import AdamW, Schedule
-from janus_jax.training.step import StepFunctions, TrainState
+from janus_jax.training.optimizer import Schedule
+from janus_jax.training.program import Program, build_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,30 +30,13 @@ class Setup:
     config: RunConfig
     model: ModelConfig
     objective: Objective
-    mesh: Mesh
-    rules: meshes.Rules
-    functions: StepFunctions
+    program: Program
     schedule: Schedule
     total_steps: int
     loader: Loader
     eval_loader: Loader | None
     source: Source | None
     reference: Source | None  # what reference.from says; None: as source, or the random weights
-    state_shardings: TrainState
-
-    @property
-    def replicated(self) -> NamedSharding:
-        """On every device."""
-        return NamedSharding(self.mesh, PartitionSpec())
-
-    def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the training state, as a checkpoint restores it."""
-        shapes = _abstract_state(self.model, self.functions, self.config)
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            self.state_shardings,
-        )
 
     def initial_params(self, dtype: Any) -> Params:
         """The weights that a fresh run begins from: `init.from`, or random ones of `run.seed`."""
@@ -82,7 +64,7 @@ class Setup:
         if chosen is not None and chosen.step != step:
             assert path is not None
             chosen = open_source(path, step)
-        dtype = self.functions.compute.dtype
+        dtype = self.program.functions.compute.dtype
         if self.reference is not None:
             return self._load(chosen, dtype)
         initial = self._load(chosen, jnp.dtype(self.config.params_dtype))  # rounded as the policy's are
@@ -91,7 +73,7 @@ class Setup:
     def _load(self, source: Source | None, dtype: Any) -> Params:
         """All parameters of the source, or random ones; of a language model that becomes a reward model all but the
         vocabulary's head, and a random value head."""
-        shardings = self.state_shardings.params
+        shardings = self.program.state_shardings.params
         if source is not None and source.config == self.model:
             return source.load(dtype=dtype, shardings=shardings)
         init = functools.partial(init_params, self.model, dtype=jnp.dtype(self.config.params_dtype))
@@ -100,7 +82,7 @@ class Setup:
             params = jax.jit(init, out_shardings=shardings)(key)
             return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         specs = param_specs(source.config, dtype)
-        body = source.load(dtype=dtype, shardings=meshes.param_shardings(specs, self.mesh, self.rules))
+        body = source.load(dtype=dtype, shardings=meshes.param_shardings(specs, self.program.mesh, self.program.rules))
         head = jax.jit(lambda key: init(key)["value_head"].astype(dtype), out_shardings=shardings["value_head"])(key)
         return {name: body[name] if name in body else head for name in shardings}
 
@@ -132,11 +114,6 @@ def prepare(config: RunConfig) -> Setup:
     sizes = meshes.MeshShape(**config.mesh.model_dump())
     mesh = meshes.build_mesh(sizes)
     rules = meshes.merge_rules(config.sharding)
-    specs = param_specs(model, jnp.dtype(config.params_dtype))
-    shardings = meshes.param_shardings(specs, mesh, rules)
-    for axes in ACTIVATION_AXES:
-        meshes.partition_spec(axes, rules)
-    _check_length(config, mesh, rules)
     loader, eval_loader = _loaders(config, dataset, held_out, mesh, rules, objective)
     if config.schedule.steps is not None:
         total_steps = config.schedule.steps
@@ -149,32 +126,18 @@ def prepare(config: RunConfig) -> Setup:
         warmup_steps=config.schedule.warmup_steps,
         name=config.schedule.name,
     )
-    adamw = AdamW(**config.optimizer.model_dump(exclude={"name"}))
-    functions = StepFunctions(
-        model=model,
-        objective=objective,
-        compute=Compute(
-            dtype=jnp.dtype(config.precision.compute),
-            remat=config.remat,
-            place=meshes.Placement(mesh, rules),
-        ),
-        transformation=adamw.transformation(schedule, specs),
-        clip_norm=adamw.clip_norm,
-    )
+    program = build_program(config, model, objective, mesh, rules, schedule)
     return Setup(
         config=config,
         model=model,
         objective=objective,
-        mesh=mesh,
-        rules=rules,
-        functions=functions,
+        program=program,
         schedule=schedule,
         total_steps=total_steps,
         loader=loader,
         eval_loader=eval_loader,
         source=source,
         reference=reference,
-        state_shardings=_state_shardings(model, functions, config, shardings, mesh),
     )
 
 
@@ -193,29 +156,6 @@ def _model(config: RunConfig, source: Source | None, objective: Objective) -> Mo
     return dataclasses.replace(found, head=objective.head)
 
 
-def _abstract_state(model: ModelConfig, functions: StepFunctions, config: RunConfig) -> TrainState:
-    params = jax.tree.map(
-        lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype),
-        param_specs(model, jnp.dtype(config.params_dtype)),
-        is_leaf=lambda leaf: hasattr(leaf, "axes"),
-    )
-    return jax.eval_shape(functions.init, params)
-
-
-def _state_shardings(
-    model: ModelConfig, functions: StepFunctions, config: RunConfig, shardings: Any, mesh: Mesh
-) -> TrainState:
-    """Moments lie like their parameters; counters are everywhere."""
-    optimizer = optax.tree_utils.tree_map_params(
-        functions.transformation,
-        lambda _, sharding: sharding,
-        _abstract_state(model, functions, config).optimizer,
-        shardings,
-        transform_non_params=lambda _: NamedSharding(mesh, PartitionSpec()),
-    )
-    return TrainState(shardings, optimizer)
-
-
 def _check_fits(model: ModelConfig, dataset: TokenizedDataset, config: RunConfig) -> None:
     vocab = dataset.manifest.tokenizer["vocab_size"]
     if vocab > model.vocab_size:
@@ -228,12 +168,6 @@ def _check_fits(model: ModelConfig, dataset: TokenizedDataset, config: RunConfig
             f"batch.max_sequence_length={config.batch.max_sequence_length} is more than the model's "
             f"max_position_embeddings={model.max_position_embeddings}"
         )
-
-
-def _check_length(config: RunConfig, mesh: Mesh, rules: meshes.Rules) -> None:
-    shards = meshes.shards(mesh, rules, "length")
-    if config.batch.row_length % shards:
-        raise ConfigError(f"batch.row_length={config.batch.row_length} does not divide over {shards} length shards")
 
 
 def _loaders(

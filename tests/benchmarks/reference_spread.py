@@ -39,7 +39,7 @@ def main() -> None:
             setup = prepare(load_config("janus_jax/demo/dpo.yaml", overrides))
             # Layers of six times the usual weights: those of a fresh model hardly change what they are given.
             params = jax.tree.map(lambda leaf: 6 * leaf if leaf.ndim > 2 else leaf, setup.initial_params(dtype))
-            score = jax.jit(setup.functions.reference)
+            score = jax.jit(setup.program.functions.reference)
             logps = np.full((2, len(setup.loader.dataset), 2), np.nan, np.float32)
             for epoch in range(2):
                 for loaded in setup.loader.batches(Position(epoch, 0), _BATCHES):

@@ -32,8 +32,7 @@ def measure(keep: bool, data: Path) -> float:
 
     changes = ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", f"data.dir={data}"]
     setup = prepare(load_config(ROOT / "janus_jax" / "demo" / "sft.yaml", changes))
-    state = jax.jit(setup.functions.init, out_shardings=setup.state_shardings)(setup.initial_params("float32"))
-    step = jax.jit(setup.functions.train, donate_argnums=0, out_shardings=(setup.state_shardings, None, None))
+    state, step = setup.program.init(setup.initial_params("float32")), setup.program.train
     seconds = []
     for loaded in setup.loader.batches(steps=STEPS + 1):
         begun = time.perf_counter()

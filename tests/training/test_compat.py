@@ -56,7 +56,7 @@ def data(tmp_path_factory):
 
 def unsharded(setup):
     """The step's functions without a mesh, for values on one device: they compile in a fraction of the time."""
-    return dataclasses.replace(setup.functions, compute=Compute(dtype=jnp.float32))
+    return dataclasses.replace(setup.program.functions, compute=Compute(dtype=jnp.float32))
 
 
 def on_host(tree):

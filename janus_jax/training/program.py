@@ -1,0 +1,158 @@
+"""The jitted steps of a run and the shapes that go in. No data and no weights are needed to lower them."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from janus_jax.batch import Batch, empty_batch
+from janus_jax.config import RunConfig
+from janus_jax.data.loader import batch_shardings
+from janus_jax.errors import ConfigError
+from janus_jax.model.config import ModelConfig
+from janus_jax.model.mistral import ACTIVATION_AXES, Compute, param_specs
+from janus_jax.objectives import Objective
+from janus_jax.parallel import mesh as meshes
+from janus_jax.training.optimizer import AdamW, Schedule
+from janus_jax.training.step import StepFunctions, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+    """Sizes of a batch: [microbatches, rows, row_length] and [microbatches, rows, max_segments]."""
+
+    microbatches: int
+    rows: int
+    row_length: int
+    max_segments: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What runs on the devices of a mesh, and where its state lies."""
+
+    functions: StepFunctions
+    mesh: Mesh
+    rules: meshes.Rules
+    params_dtype: Any
+    state_shardings: TrainState
+
+    @functools.cached_property
+    def batch_shardings(self) -> Batch:
+        """Of each field of a batch."""
+        return batch_shardings(self.mesh, self.rules)
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """On every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @functools.cached_property
+    def init(self) -> Any:
+        """Jitted `StepFunctions.init`; takes the parameters' memory over."""
+        return jax.jit(self.functions.init, out_shardings=self.state_shardings, donate_argnums=0)
+
+    @functools.cached_property
+    def train(self) -> Any:
+        """Jitted `StepFunctions.train`; takes the state's memory over."""
+        return jax.jit(
+            self.functions.train,
+            in_shardings=(self.state_shardings, self.batch_shardings),
+            out_shardings=(self.state_shardings, self.replicated, self.replicated),
+            donate_argnums=0,
+        )
+
+    @functools.cached_property
+    def evaluate(self) -> Any:
+        """Jitted `StepFunctions.evaluate`."""
+        ins = (self.state_shardings.params, self.batch_shardings)
+        return jax.jit(self.functions.evaluate, in_shardings=ins, out_shardings=self.replicated)
+
+    @functools.cached_property
+    def reference(self) -> Any:
+        """Jitted `StepFunctions.reference`."""
+        ins = (self.state_shardings.params, self.batch_shardings)
+        return jax.jit(self.functions.reference, in_shardings=ins, out_shardings=self.batch_shardings.reference_logps)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the training state, as a checkpoint restores it."""
+        return _with_shardings(_state_shapes(self.functions, self.params_dtype), self.state_shardings)
+
+    def abstract_params(self, dtype: Any) -> Any:
+        """Those of parameters in another dtype, such as a reference's."""
+        shapes = _param_shapes(self.functions, dtype)
+        return _with_shardings(shapes, self.state_shardings.params)
+
+    def abstract_batch(self, shape: BatchShape) -> Batch:
+        """Shapes, dtypes and shardings of a batch."""
+        rows = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, empty_batch(1, shape.row_length, shape.max_segments)))
+        lead = (shape.microbatches, shape.rows)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape[1:]), leaf.dtype), rows)
+        return _with_shardings(shapes, self.batch_shardings)
+
+
+def build_program(
+    config: RunConfig, model: ModelConfig, objective: Objective, mesh: Mesh, rules: meshes.Rules, schedule: Schedule
+) -> Program:
+    """The program of a run.
+
+    Args:
+        model: with the objective's head.
+    Raises:
+        ConfigError: mesh or rules do not suit the model.
+    """
+    dtype = jnp.dtype(config.params_dtype)
+    specs = param_specs(model, dtype)
+    shardings = meshes.param_shardings(specs, mesh, rules)
+    for axes in ACTIVATION_AXES:
+        meshes.partition_spec(axes, rules)
+    _check_length(config, mesh, rules)
+    adamw = AdamW(**config.optimizer.model_dump(exclude={"name"}))
+    functions = StepFunctions(
+        model=model,
+        objective=objective,
+        compute=Compute(
+            dtype=jnp.dtype(config.precision.compute),
+            remat=config.remat,
+            place=meshes.Placement(mesh, rules),
+        ),
+        transformation=adamw.transformation(schedule, specs),
+        clip_norm=adamw.clip_norm,
+    )
+    # Moments lie like their parameters; counters are everywhere.
+    optimizer = optax.tree_utils.tree_map_params(
+        functions.transformation,
+        lambda _, sharding: sharding,
+        _state_shapes(functions, dtype).optimizer,
+        shardings,
+        transform_non_params=lambda _: NamedSharding(mesh, PartitionSpec()),
+    )
+    return Program(functions, mesh, rules, dtype, TrainState(shardings, optimizer))
+
+
+def _param_shapes(functions: StepFunctions, dtype: Any) -> Any:
+    return jax.tree.map(
+        lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype),
+        param_specs(functions.model, dtype),
+        is_leaf=lambda leaf: hasattr(leaf, "axes"),
+    )
+
+
+def _state_shapes(functions: StepFunctions, dtype: Any) -> TrainState:
+    return jax.eval_shape(functions.init, _param_shapes(functions, dtype))
+
+
+def _with_shardings(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
+
+
+def _check_length(config: RunConfig, mesh: Mesh, rules: meshes.Rules) -> None:
+    shards = meshes.shards(mesh, rules, "length")
+    if config.batch.row_length % shards:
+        raise ConfigError(f"batch.row_length={config.batch.row_length} does not divide over {shards} length shards")

@@ -1,0 +1,110 @@
+"""Embedding and head on every way to shard them: values and gradients of the plain formulas on one device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.model import head as head_module
+from janus_jax.model.head import token_logps
+from janus_jax.model.vocabulary import embed
+from janus_jax.parallel.mesh import DEFAULT_RULES, NOWHERE, MeshShape, Placement, build_mesh
+
+ROWS, LENGTH, WIDTH, VOCAB = 8, 24, 16, 48
+TOLERANCE = 1e-6
+
+PLACES = {
+    "one device": None,
+    "rows and widths": ((1, 8, 1, 1), {}),
+    "replicas": ((2, 4, 1, 1), {}),
+    "vocabulary": ((1, 2, 4, 1), {}),
+    "length": ((1, 2, 2, 2), {}),
+    "every parameter whole": ((2, 2, 2, 1), {"embed": (), "vocab": ()}),
+    "widths over devices that share tokens": ((1, 2, 4, 1), {"embed": ("tensor",), "vocab": ()}),
+    "widths over both kinds": ((1, 2, 4, 1), {"embed": ("fsdp", "tensor"), "vocab": ()}),
+    "vocabulary over devices with different tokens": ((2, 2, 2, 1), {"embed": ("tensor",), "vocab": ("fsdp",)}),
+    "vocabulary over both kinds": ((1, 2, 2, 2), {"embed": (), "vocab": ("tensor", "fsdp")}),
+    "widths over length": ((1, 2, 2, 2), {"embed": ("context", "fsdp")}),
+}
+
+
+@pytest.fixture(params=PLACES)
+def place(request):
+    if PLACES[request.param] is None:
+        return NOWHERE
+    sizes, rules = PLACES[request.param]
+    return Placement(build_mesh(MeshShape(*sizes)), {**DEFAULT_RULES, **rules})
+
+
+@pytest.fixture(scope="module")
+def numbers():
+    rng = np.random.default_rng(0)
+    return {
+        "hidden": rng.normal(size=(ROWS, LENGTH, WIDTH)).astype(np.float32),
+        "head": rng.normal(size=(WIDTH, VOCAB)).astype(np.float32),
+        "table": rng.normal(size=(VOCAB, WIDTH)).astype(np.float32),
+        "ids": rng.integers(0, VOCAB, (ROWS, LENGTH)).astype(np.int32),
+        "weights": rng.normal(size=(ROWS, LENGTH)).astype(np.float32),
+        "cotangent": rng.normal(size=(ROWS, LENGTH, WIDTH)).astype(np.float32),
+    }
+
+
+def put(place, array, *axes):
+    return jnp.asarray(array) if place.mesh is None else jax.device_put(array, place.sharding(axes))
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize("slots", [5, 8, 1000])
+def test_log_probs_and_their_gradients_are_those_of_whole_logits(place, numbers, slots, monkeypatch):
+    """In chunks of 5 (padded) and 8 slots, and in one."""
+    monkeypatch.setattr(head_module, "_chunk", lambda place, rows, vocab: slots)
+    ids, weights = numbers["ids"], numbers["weights"]
+
+    def whole(hidden, head):
+        logps = jax.nn.log_softmax(hidden @ head)
+        return (weights * _pick(logps, ids)).sum()
+
+    expected = jax.value_and_grad(whole, argnums=(0, 1))(numbers["hidden"], numbers["head"])
+    hidden = put(place, numbers["hidden"], "batch", "length", None)
+    head = put(place, numbers["head"], "embed", "vocab")
+    targets = put(place, ids, "batch", "length")
+
+    def loss(hidden, head, targets):
+        return (token_logps(hidden, head, targets, place=place) * weights).sum()
+
+    found = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(hidden, head, targets)
+    assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-5)
+    for ours, theirs in zip(found[1], expected[1], strict=True):
+        close(ours, theirs)
+    assert found[1][1].sharding.is_equivalent_to(head.sharding, 2)
+
+
+def _pick(logps, ids):
+    return jnp.take_along_axis(logps, ids[..., None], axis=-1)[..., 0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_looked_up_rows_and_their_gradients_are_those_of_indexing(place, numbers, dtype):
+    """Cotangents that bfloat16 holds exactly, summed in float32."""
+    ids, cotangent = numbers["ids"], np.asarray(jnp.asarray(numbers["cotangent"], dtype), np.float32)
+    expected = np.zeros((VOCAB, WIDTH), np.float32)
+    np.add.at(expected, ids, cotangent)
+    table, tokens = put(place, numbers["table"], "vocab", "embed"), put(place, ids, "batch", "length")
+    out, vjp = jax.vjp(jax.jit(lambda table, tokens: embed(table, tokens, dtype=dtype, place=place)), table, tokens)
+    np.testing.assert_array_equal(out, jnp.asarray(numbers["table"], dtype)[ids])
+    gradient = vjp(jnp.asarray(cotangent, dtype))[0]
+    close(gradient, expected)
+    assert gradient.dtype == jnp.float32
+
+
+def test_gradients_of_the_head_are_summed_in_float32(numbers):
+    """In bfloat16 many small chunks' sums would stop growing."""
+    hidden = jnp.ones((1, 2048, 4), jnp.bfloat16)
+    head, targets = jnp.zeros((4, 2), jnp.float32), jnp.zeros((1, 2048), jnp.int32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head_module, "_chunk", lambda place, rows, vocab: 2)
+        gradient = jax.grad(lambda head: token_logps(hidden, head, targets).sum())(head)
+    np.testing.assert_array_equal(gradient, np.full((4, 2), [1024.0, -1024.0]))
