@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from janus_jax.cli_outputs import require_writable
+from janus_jax.config_section import SIZE
 from janus_jax.errors import ConfigError
 
 app = typer.Typer(
@@ -14,6 +15,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+_SHOWN = 20
+"""Tensors that `convert check` lists, the most different first."""
 
 _Verification = Annotated[
     Literal["logits", "digest", "none"],
@@ -54,7 +58,7 @@ def convert_to_hf(
     ] = "transformers",
 ) -> None:
     """Export a checkpoint as a Hugging Face directory: config, sharded safetensors, tokenizer."""
-    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?[KMGT]?B", max_shard_size):
+    if not re.fullmatch(SIZE, max_shard_size):
         raise ConfigError(f"--max-shard-size {max_shard_size}: allowed: a size like 5GB or 500MB")
     require_writable("DST", target, empty=True, buckets=True)
     from janus_jax.checkpoint.convert import to_hf
@@ -66,7 +70,7 @@ def convert_to_hf(
 @app.command("check", epilog="Example: janus convert check models/Mistral-7B-v0.2 converted/mistral-7b")
 def convert_check(
     a: Annotated[str, typer.Argument(metavar="A", help="Anything that holds a model.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The same model, in any layout and dtype.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same model, in any layout.")],
 ) -> None:
     """Compare two models tensor by tensor. Exits with 2 if they are not bit for bit the same."""
     from janus_jax.checkpoint.convert import check
@@ -75,6 +79,8 @@ def convert_check(
     if not (differences := check(a, b)):
         print(f"{a} and {b}: the same model, bit for bit")
         return
-    for found in differences[:20]:
+    for found in sorted(differences, key=lambda found: -found.relative)[:_SHOWN]:
         print(found)
+    if len(differences) > _SHOWN:
+        print(f"... and {len(differences) - _SHOWN} that differ less")
     raise ConversionError(f"{a} and {b}: {len(differences)} tensors differ")

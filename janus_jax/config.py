@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError, ValidationError
 from janus_jax import config_file, config_report
 from janus_jax.config_objectives import DPOSection, ObjectiveSection
 from janus_jax.config_rules import LOGICAL_AXES, MESH_AXES, PAIR_OBJECTIVES, conflicts
-from janus_jax.config_section import Section
+from janus_jax.config_section import SIZE, Section
 from janus_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class ExportSection(Section):
     layout: Literal["transformers", "openrlhf"] = "transformers"
     """Of a reward model."""
     verify: Literal["logits", "digest", "none"] = "logits"
-    max_shard_size: Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?[KMGT]?B$")] = Field(
+    max_shard_size: Annotated[str, StringConstraints(pattern=SIZE)] = Field(
         default="5GB", json_schema_extra={"allowed": "a size like 5GB or 500MB"}
     )
 

@@ -48,6 +48,8 @@ def require_free(path: str | os.PathLike[str]) -> None:
     if "://" in os.fspath(path):
         raise ConfigError(f"{os.fspath(path)}: allowed: a local or mounted directory, not a URL")
     final = _absolute(path)
+    if final.is_symlink():
+        raise StorageError(f"{final}: is a symbolic link; allowed: a directory to make, or an empty one")
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise StorageError(f"{final}: exists and is not empty; choose another directory or remove it")
 
@@ -85,8 +87,8 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         _remove_empty(made)
         if isinstance(error, Exception) and _is_refusal(error):
             raise StorageError(f"{final}: cannot be written: {refusal(error)}") from error
-        if isinstance(error, StorageError) and os.fspath(temporary) in str(error):  # a name that nobody gave
-            raise StorageError(str(error).replace(os.fspath(temporary), os.fspath(final))) from error
+        if isinstance(error, JanusError) and os.fspath(temporary) in str(error):  # a name that nobody gave
+            raise type(error)(str(error).replace(os.fspath(temporary), os.fspath(final))) from error
         raise
     finally:
         os.close(lock)

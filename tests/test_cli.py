@@ -165,15 +165,15 @@ def test_conversions_get_their_options(janus, tmp_path):
 def test_a_comparison_exits_with_2_where_models_differ(janus):
     from janus_jax.checkpoint.digest import Difference
 
-    found = [Difference(f"tensor.{number}", 0.5, 0.25) for number in range(30)]
+    found = [Difference(f"tensor.{number}", 0.5, number / 100) for number in range(30)]
     with mock.patch("janus_jax.checkpoint.convert.check", autospec=True) as check:
         check.return_value = []
         assert janus("convert", "check", "a", "b")[:2] == (0, "a and b: the same model, bit for bit\n")
         check.return_value = found
         code, out, err = janus("convert", "check", "a", "b")
     assert (code, err) == (2, "error: a and b: 30 tensors differ\n")
-    assert out.splitlines()[0] == "tensor.0: largest difference 0.5, 0.25 of the largest value"
-    assert len(out.splitlines()) == 20
+    assert out.splitlines()[0] == "tensor.29: largest difference 0.5, 0.29 of the largest value"
+    assert out.splitlines()[20:] == ["... and 10 that differ less"]
 
 
 def test_demo_gets_its_options(janus, tmp_path):

@@ -153,6 +153,7 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ("sharding.heads=fsdp", "sharding.heads: unknown key; did you mean"),
         ("profile.steps=[1]", "profile.steps.1: missing; allowed: [first, last] with 1 <= first <= last, or null"),
         ("profile.steps=[3, 2]", "profile.steps = [3, 2]: allowed: [first, last] with first <= last"),
+        ("export.max_shard_size=0GB", "export.max_shard_size = 0GB: allowed: a size like 5GB or 500MB"),
         ("export.max_shard_size=5 GB", "export.max_shard_size = 5 GB: allowed: a size like 5GB or 500MB"),
         ("export.layout=openrlhf", "export.layout = 'openrlhf': objective sft trains no reward model; allowed: transf"),
         ("model.preset=8b", "model.preset = 8b: allowed: mistral-7b | tiny"),

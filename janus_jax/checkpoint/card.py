@@ -14,6 +14,8 @@ from janus_jax.data.template import get_template
 from janus_jax.model.config import ModelConfig
 
 _CONVERTED = "<!-- janus_jax: conversion -->"
+_NOTE = re.compile(rf"{_CONVERTED}\n\nThe weights were written in .*\n")
+"""What an earlier conversion wrote; what stands around it is the users'."""
 _OBJECTIVES = {
     "sft": "supervised fine-tuning",
     "dpo": "direct preference optimisation",
@@ -45,7 +47,7 @@ def model_card(
     note = f"{_CONVERTED}\n\nThe weights were written in {np.dtype(dtype).name} by janus_jax {__version__}"
     note += " in OpenRLHF's layout.\n" if config.head == "value" and layout == "openrlhf" else ".\n"
     if run is None and facts.card is not None:
-        return f"{facts.card.partition(_CONVERTED)[0].rstrip()}\n\n{note}"
+        return f"{_NOTE.sub('', facts.card).rstrip()}\n\n{note}"
     value = config.head == "value"
     kind = "reward model" if value else "language model"
     objective = ((run or {}).get("objective") or {}).get("name")

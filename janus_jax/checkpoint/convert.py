@@ -72,8 +72,8 @@ def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, verify:
             }
             with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
                 checkpointer.save(directory / "meta", args=ocp.args.JsonSave(meta))
-            sync_tree(directory)
         report.finish(source, directory)
+        sync_tree(directory)
     return report
 
 
@@ -118,8 +118,8 @@ def to_hf(
             write_tensors(directory, source.config, target, limit, blocks, layout)
             companions = Companions(tokenizer, chat_template, source.facts, layout, card)
             write_companions(directory, source.config, target, companions)
-            sync_tree(directory)
         report.finish(source, directory)
+        sync_tree(directory)
     return report
 
 

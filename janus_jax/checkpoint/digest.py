@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -58,11 +59,20 @@ class Difference:
     """Two tensors of one name that are not bit for bit the same."""
 
     key: str
-    largest: float  # absolute difference of values; 0 where only dtypes differ
+    largest: float  # absolute difference of values; 0 where only dtypes or signs of zeros differ
     relative: float  # of the tensor's largest absolute value
+    dtypes: tuple[str, str] = ("", "")
 
     def __str__(self) -> str:
-        return f"{self.key}: largest difference {self.largest:.3g}, {self.relative:.2g} of the largest value"
+        dtypes = "" if len({*self.dtypes}) == 1 else f"{' and '.join(self.dtypes)}, "
+        return f"{self.key}: {dtypes}largest difference {self.largest:.3g}, {self.relative:.2g} of the largest value"
+
+
+def require_one_config(ours: Source, theirs: Source) -> None:
+    """Raises ConversionError where what two models say of themselves differs; names the keys."""
+    a, b = dataclasses.asdict(ours.config), dataclasses.asdict(theirs.config)
+    if said := "; ".join(f"{key} {a[key]!r} and {b[key]!r}" for key in a if a[key] != b[key]):
+        raise ConversionError(f"{ours.path} and {theirs.path} hold models of different shape: {said}")
 
 
 def compare(ours: Source, theirs: Source) -> list[Difference]:
@@ -71,15 +81,26 @@ def compare(ours: Source, theirs: Source) -> list[Difference]:
     Raises:
         ConversionError: the models have different shapes, or a tensor cannot be read.
     """
-    if ours.config != theirs.config:
-        a, b = dataclasses.asdict(ours.config), dataclasses.asdict(theirs.config)
-        said = "; ".join(f"{key} {a[key]!r} and {b[key]!r}" for key in a if a[key] != b[key])
-        raise ConversionError(f"{ours.path} and {theirs.path} hold models of different shape: {said}")
-    found = []
+    require_one_config(ours, theirs)
+    found = [*_rewards(ours, theirs)] if ours.config.head == "value" else []
     for (entry, one), (_, other) in zip(tensors(ours), tensors(theirs), strict=True):
         if one.dtype == other.dtype and digest(one) == digest(other):
             continue
         a, b = one.astype(np.float32), other.astype(np.float32)
         largest = float(np.abs(a - b).max())
-        found.append(Difference(entry.key, largest, largest / max(float(np.abs(a).max()), 1e-30)))
+        found.append(
+            Difference(
+                entry.key, largest, largest / max(float(np.abs(a).max()), 1e-30), (one.dtype.name, other.dtype.name)
+            )
+        )
     return found
+
+
+def _rewards(ours: Source, theirs: Source) -> Iterator[Difference]:
+    """Where a normalised reward (r - mean) / std would be another."""
+    a, b = ours.facts.reward, theirs.facts.reward
+    for key in ("mean", "std"):
+        one, other = a.get(key), b.get(key)
+        if one != other:
+            largest = abs(one - other) if one is not None and other is not None else math.inf
+            yield Difference(f"config.json's {key} ({one} and {other})", largest, math.inf)

@@ -42,6 +42,8 @@ class HFDirectory:
 
     def __init__(self, directory: str | Path):
         self.directory = Path(os.path.expanduser(directory))
+        files = [*self.directory.glob("*.safetensors"), *self.directory.glob("*.json")]
+        self._stamps = {file: _stamp(file) for file in files}
         config = read_model_config(self.directory)
         stored = _headers(self.directory)
         # OpenRLHF's own head says that it is a reward model, whatever class config.json names.
@@ -74,6 +76,12 @@ class HFDirectory:
             out[i] = self._read(entry, tuple(rest))
         return out
 
+    def require_unchanged(self) -> None:
+        """Raises ConversionError where a file is another one than when this was made, or was written to."""
+        for file, stamp in self._stamps.items():
+            if _stamp(file) != stamp:
+                raise ConversionError(f"{file}: was changed while it was read; nothing is kept")
+
     def load(self, dtype: Any, shardings: Any = None) -> Params:
         """All parameters: numpy arrays, or jax arrays where `shardings` (a tree like the parameters) says."""
         placed = None if shardings is None else leaves(shardings)
@@ -95,6 +103,14 @@ class HFDirectory:
         if not np.isfinite(block).all():
             raise ConversionError(f"{file}: tensor {entry.key} holds NaN or infinite values")
         return block
+
+
+def _stamp(file: Path) -> tuple[int, ...] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def load_hf(directory: str | Path, *, dtype: Any = jnp.float32, shardings: Any = None) -> tuple[ModelConfig, Params]:

@@ -1,6 +1,7 @@
 """`config.json` of a Hugging Face directory to and from `ModelConfig`, in the spellings of transformers 4 and 5."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,6 +83,9 @@ class _Reader:
             raise self.refuse("architectures", f"allowed: {' or '.join(json.dumps([name]) for name in allowed)}")
         if names[0] in _OPENRLHF_NAMES and self.raw.get("model_type") not in _MODEL_TYPES:
             raise self.refuse("model_type", f"allowed: {', '.join(_MODEL_TYPES)}")
+        kind = self.raw.get("model_type")
+        if names[0] in _DEFAULTS and kind is not None and not names[0].lower().startswith(str(kind)):
+            raise self.refuse("model_type", f"it is not that of architectures={json.dumps(names)}")
         return names[0]
 
     @property
@@ -105,7 +109,7 @@ class _Reader:
             raise ConversionError(f"{self.file}: {key} is missing; a positive number is needed")
         if value is None and default is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < math.inf:
             raise self.refuse(key, f"a positive {'whole number' if kind is int else 'number'} is needed")
         return kind(value)
 
@@ -125,7 +129,7 @@ class _Reader:
         if self.raw.get("rope_theta") is not None:
             thetas["rope_theta"] = self.raw["rope_theta"]
         for key, theta in thetas.items():
-            if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
+            if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
                 raise self.refuse(key, "rope_theta must be a positive number")
         if len(set(thetas.values())) > 1:
             raise ConversionError(f"{self.file}: rope_theta differs between {', '.join(thetas)}: {thetas}")

@@ -28,6 +28,9 @@ _SAFETENSORS_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
+_SLOWEST = 5 * 10**6
+"""Bytes a second at which process 0 may verify, while the others wait: two cores do 7B at 60 MB/s from their disk."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Companions:
@@ -52,7 +55,6 @@ def save_hf(
     max_shard_size: int | str = "5GB",
     tokenizer: Any = None,
     chat_template: str | None = None,
-    generation_defaults: Mapping[str, Any] | None = None,
     facts: Facts | None = None,
     layout: Layout = "transformers",
     card: str | None = None,
@@ -67,7 +69,6 @@ def save_hf(
         dtype: of the stored tensors (float32, bfloat16 or float16); None keeps that of the parameters.
         max_shard_size: bytes, or text as "5GB", "200MB"; a larger tensor gets a file of its own.
         tokenizer, chat_template, facts, layout, card: see `Companions`.
-        generation_defaults: further keys of generation_config.json.
         verify: looks at the whole directory, on process 0, before it appears; what it raises leaves nothing.
 
     Raises:
@@ -80,19 +81,20 @@ def save_hf(
     dtype = export_dtype(flat["embedding",].dtype if dtype is None else dtype)
     limit = parse_size(max_shard_size)
     check_layout(config, layout)
-    facts = facts or Facts()
-    facts = dataclasses.replace(facts, generation={**facts.generation, **(generation_defaults or {})})
-    companions = Companions(tokenizer, chat_template, facts, layout, card)
+    companions = Companions(tokenizer, chat_template, facts or Facts(), layout, card)
     files = plan_files(config, dtype, limit, layout)
-    with shared_directory(out) as directory:
+    size = sum(_count(entry) for file in files for entry in file.entries) * dtype.itemsize
+    with shared_directory(out, runtime.BARRIER_TIMEOUT_S + size // _SLOWEST) as directory:
         with runtime.agreement("export/tensors"), _refusals(out):
             _write_own_files(directory, files, dtype, flat)
         with _refusals(out):
             if runtime.is_main():
                 write_index(directory, files, dtype)
                 write_companions(directory, config, dtype, companions)
-                if verify is not None:
-                    verify(directory)
+        if verify is not None and runtime.is_main():
+            verify(directory)
+        with _refusals(out):
+            if runtime.is_main():
                 sync_tree(directory)
 
 

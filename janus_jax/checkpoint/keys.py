@@ -86,11 +86,16 @@ def contiguous(array: np.ndarray) -> np.ndarray:
     """The array in C order. JAX puts a transposed one in order four times faster than numpy does."""
     if array.flags.c_contiguous or array.ndim < 2:
         return np.ascontiguousarray(array)
+    cpu = cpu_device()
+    return np.ascontiguousarray(array) if cpu is None else np.asarray(jax.device_put(array, cpu))
+
+
+def cpu_device() -> Any:
+    """JAX's, or None where JAX_PLATFORMS names others only."""
     try:
-        cpu = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS names others only
-        return np.ascontiguousarray(array)
-    return np.asarray(jax.device_put(array, cpu))
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 def leaves(tree: dict[str, Any], prefix: Path = ()) -> dict[Path, Any]:

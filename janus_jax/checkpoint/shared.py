@@ -17,18 +17,20 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from janus_jax.errors import StorageError
+from janus_jax.errors import JanusError, StorageError
 from janus_jax.parallel import runtime
-from janus_jax.storage import atomic_directory
+from janus_jax.storage import absolute, atomic_directory
 
 SLICE_BYTES = 16 << 20
 """Of a tensor that goes to all devices at a time."""
 
 
 @contextlib.contextmanager
-def shared_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+def shared_directory(path: str | os.PathLike[str], timeout_s: int = runtime.BARRIER_TIMEOUT_S) -> Iterator[Path]:
     """`atomic_directory` for all processes at once: it appears when all have left it well, else on none.
 
+    Args:
+        timeout_s: how long one may fill it when the others are done.
     Raises:
         StorageError: as `atomic_directory`, or some process does not see what process 0 made.
         Exception: what this or another process met inside (`runtime.agreement`).
@@ -37,7 +39,7 @@ def shared_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         with atomic_directory(path) as directory:
             yield directory
         return
-    with runtime.agreement("shared_directory"), contextlib.ExitStack() as stack:
+    with runtime.agreement("shared_directory", timeout_s), contextlib.ExitStack() as stack:
         made = ""
         with runtime.agreement("shared_directory/made"):
             if runtime.is_main():
@@ -46,8 +48,11 @@ def shared_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         with runtime.agreement("shared_directory/found"):
             if not directory.is_dir():
                 raise StorageError(f"{os.fspath(path)}: not on a file system that all processes share")
-        with runtime.agreement("shared_directory/filled"):
-            yield directory
+        with runtime.agreement("shared_directory/filled", timeout_s):
+            try:
+                yield directory
+            except JanusError as error:  # which all processes will tell, by the name that the user gave
+                raise type(error)(str(error).replace(os.fspath(directory), os.fspath(absolute(path)))) from error
 
 
 def on_process(leaf: Any, layer: int | None, process: int) -> np.ndarray | None:

@@ -52,6 +52,8 @@ class Source:
     """What a run says of itself (`_meta` in training/run.py); empty for a Hugging Face directory."""
     layout: Layout | None = None
     """Of a Hugging Face directory; None for anything else."""
+    require_unchanged: Callable[[], None] = lambda: None
+    """Raises ConversionError where files are others than when it was opened; steps of runs are never written again."""
 
     def read(self, entry: KeyEntry) -> np.ndarray:
         """One tensor of the key table in the layout of the parameter (without the layer axis), in the stored dtype.
@@ -75,7 +77,7 @@ class Source:
         dtype = self._dtype(dtype)
         if shardings is None:
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            shardings = jax.tree.map(lambda _: device, self._specs(dtype), is_leaf=_is_spec)
+            shardings = jax.tree.map(lambda _: device, param_specs(self.config, dtype), is_leaf=_is_spec)
         return self._load(dtype, shardings)
 
     def load_host(self, *, dtype: Any = None) -> Params:
@@ -84,9 +86,6 @@ class Source:
 
     def _dtype(self, dtype: Any) -> np.dtype:
         return jnp.dtype(self.stored_dtype if dtype is None else dtype)
-
-    def _specs(self, dtype: np.dtype) -> Params:
-        return param_specs(self.config, dtype)
 
 
 def open_source(path: str | os.PathLike[str], step: int | None = None) -> Source:
@@ -148,7 +147,19 @@ def _from_hf(directory: Place, hub_id: str | None) -> Source:
     facts = Facts.of_directory(here, reward=hf.config.head == "value", base_model=hub_id)
     tokenizer = _tokenizer([as_path(here)])
     name = str(directory)
-    return Source(name, hf.config, hf.stored_dtype, tokenizer, None, None, hf.load, block, facts, layout=hf.layout)
+    return Source(
+        name,
+        hf.config,
+        hf.stored_dtype,
+        tokenizer,
+        None,
+        None,
+        hf.load,
+        block,
+        facts,
+        layout=hf.layout,
+        require_unchanged=hf.require_unchanged,
+    )
 
 
 def _from_orbax(directory: Place, roots: Sequence[Place]) -> Source:

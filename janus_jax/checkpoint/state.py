@@ -185,7 +185,8 @@ def restore_item(item: Place, abstract: Any) -> Any:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(absolute(item), item=abstract, restore_args=jax.tree.map(how, abstract))
     except Exception as error:  # as above
-        raise ConversionError(f"{item}: is damaged and cannot be read: {first_line(error)}") from error
+        said = first_line(error).partition(" See full TensorStore")[0]  # the rest is an object's address
+        raise ConversionError(f"{item}: is damaged and cannot be read: {said}") from error
 
 
 def stored_leaves(item: Place) -> dict[str, Any]:

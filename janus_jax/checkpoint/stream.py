@@ -115,7 +115,8 @@ class ItemReader:
         if path not in self._open:
             try:
                 store = _kvstore(self._item, path, ocdbt=self._ocdbt)
-                spec = {"driver": self._driver, "kvstore": store}
+                # What is not there is missing, not zero; Orbax stores zeros too.
+                spec = {"driver": self._driver, "kvstore": store, "fill_missing_data_reads": False}
                 opening = ts.open(spec, open=True, read=True, context=self._context)
             except (ValueError, OSError) as error:
                 raise self._unread(path, error) from error
@@ -172,7 +173,7 @@ def _context() -> Any:
 
 
 class ItemWriter:
-    """Writes the params item of a model, block by block; what was not written when `close` returns is zero.
+    """Writes the params item of a model, block by block; what was not written when `close` returns is missing.
 
     Args:
         item: directory to make, local or gs://.
@@ -190,7 +191,7 @@ class ItemWriter:
         self._pending: list[Any] = []
 
     def write(self, path: Path, layer: int | None, block: np.ndarray) -> None:
-        """A leaf, or one layer of a stacked one. At most one block is on its way when this returns.
+        """A leaf, or one layer of a stacked one. At most two blocks are on their way when this returns.
 
         Args:
             block: of the leaf's shape, without the layer axis if `layer` is given; not to be changed afterwards.
@@ -224,6 +225,7 @@ class ItemWriter:
             "order": "C",
         }
         spec = {"driver": "zarr", "kvstore": _kvstore(self._item, path, ocdbt=True), "metadata": metadata}
+        spec["store_data_equal_to_fill_value"] = True
         try:
             return ts.open(spec, create=True, delete_existing=True).result()
         except (ValueError, OSError) as error:
@@ -253,12 +255,11 @@ def _kvstore(item: Place, path: Path, *, ocdbt: bool) -> dict[str, Any]:
     name = ".".join(path) + "/"
     base = os.fspath(absolute(item))
     remote = bucket.is_url(base)
-    base = base if remote else f"file://{base}"
     if not ocdbt:
-        return _plain(f"{base}/{name}")
-    return {"driver": "ocdbt", "base": f"{base}/", "path": name} | (
-        {"cache_pool": "cache_pool#ocdbt"} if remote else {}
-    )
+        return _plain(f"{base}/{name}") if remote else {"driver": "file", "path": f"{base}/{name}"}
+    if not remote:  # a path, not a file:// URL, in which %, ?, # and | have meanings
+        return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{base}/"}, "path": name}
+    return {"driver": "ocdbt", "base": f"{base}/", "path": name, "cache_pool": "cache_pool#ocdbt"}
 
 
 def _plain(url: str) -> dict[str, Any]:

@@ -31,6 +31,9 @@ HF_FILES = (
 )
 """Files of a Hugging Face directory that belong to its tokenizer."""
 
+_BESIDE_MODEL = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+"""Of these, what a sentencepiece model came with: its pad token and chat template."""
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
@@ -86,6 +89,7 @@ class SentencePieceTokenizer:
 
     def save(self, directory: str | Path) -> None:
         _copy([self.path], directory, {self.path.name: "tokenizer.model"})
+        _copy([self.path.parent / name for name in _BESIDE_MODEL], directory)
 
 
 class HFTokenizer:
@@ -169,7 +173,9 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
     if not has_json and not has_model:
         raise DataError(f"tokenizer {path}: holds neither tokenizer.json nor tokenizer.model")
     if not has_json:
-        return SentencePieceTokenizer(directory / "tokenizer.model")
+        found = SentencePieceTokenizer(directory / "tokenizer.model")
+        _refuse_added(directory / "added_tokens.json", found)
+        return found
     declared = HFTokenizer(directory)
     if has_model:
         try:
@@ -187,20 +193,16 @@ def save_hf_tokenizer(
     """Writes the tokenizer's files into `directory`, which is made if it is not there.
 
     A tokenizer that came from a Hugging Face directory is copied. A sentencepiece model is written as tokenizer.model
-    and as an equal tokenizer.json with its config files (pad is EOS). Other readers turn a literal `<s>` in a text into
-    id 1; on text without such literals they give the same ids as sentencepiece.
+    and as an equal tokenizer.json with its config files (pad is EOS, unless a file beside it said otherwise). Others
+    turn a literal `<s>` in a text into id 1; on text without such literals they give the same ids as sentencepiece.
 
     Args:
-        chat_template: Jinja text, the `chat_template` of the data's Template. None: the [INST] form for a sentencepiece
-            model, and what the directory already says for a copied one.
+        chat_template: Jinja text, the `chat_template` of the data's Template. None: what the tokenizer came with.
         pad_id: of the token that is written as the pad token; None leaves it as it is said above, or in the directory.
     """
-    from janus_jax.data.template import MISTRAL_INST  # it imports this module
-
     target = Path(directory)
     tokenizer.save(target)
     if isinstance(tokenizer, SentencePieceTokenizer):
-        chat_template = chat_template or MISTRAL_INST.chat_template
         _write_from_sentencepiece(tokenizer, target)
     elif not isinstance(tokenizer, HFTokenizer):
         raise TypeError(f"no Hugging Face form of {type(tokenizer).__name__}")
@@ -247,6 +249,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path}: holds a {type(value).__name__}, an object is needed")
     return value
+
+
+def _refuse_added(path: Path, tokenizer: SentencePieceTokenizer) -> None:
+    added = [token for token, i in _read_json(path).items() if not isinstance(i, int) or i >= tokenizer.vocab_size]
+    if added:
+        raise DataError(
+            f"{path}: adds {', '.join(map(repr, added[:3]))}, which tokenizer.model does not know; allowed: a "
+            "directory with a tokenizer.json that has them too (transformers' save_pretrained writes one)"
+        )
 
 
 def _copy(files: Sequence[Path], directory: str | Path, names: dict[str, str] | None = None) -> None:
@@ -298,7 +309,9 @@ def _write_from_sentencepiece(tokenizer: SentencePieceTokenizer, target: Path) -
             single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.bos_id)]
         )
     rust.save(str(target / "tokenizer.json"))
-    special["pad_token"] = special["eos_token"]
+    beside = {**_read_json(target / "special_tokens_map.json"), **_read_json(target / "tokenizer_config.json")}
+    pad = beside.get("pad_token") if beside else special["eos_token"]
+    special |= {} if pad is None else {"pad_token": pad}
     _write_json(target / "special_tokens_map.json", special)
     _write_json(
         target / "tokenizer_config.json",
@@ -308,6 +321,7 @@ def _write_from_sentencepiece(tokenizer: SentencePieceTokenizer, target: Path) -
             "add_bos_token": tokenizer.bos_id is not None,
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,
+            **{key: beside[key] for key in ("chat_template",) if key in beside},
         },
     )
 

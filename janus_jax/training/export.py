@@ -6,8 +6,9 @@ from pathlib import Path
 
 from janus_jax.checkpoint.card import model_card
 from janus_jax.checkpoint.hf_write import export_dtype, save_hf
-from janus_jax.checkpoint.report import Report
-from janus_jax.checkpoint.source import open_source
+from janus_jax.checkpoint.report import VERIFY, Report, read_report, run_digest
+from janus_jax.checkpoint.source import Source, open_source
+from janus_jax.config import ExportSection
 from janus_jax.errors import ConfigError
 from janus_jax.model.mistral import Params
 from janus_jax.parallel import runtime
@@ -31,19 +32,11 @@ def export_step(run_dir: Path, setup: Setup, step: int, params: Params, notify: 
     wanted = setup.config.export
     out = run_dir / "exports" / str(step)
     dtype = export_dtype(wanted.dtype or setup.config.params_dtype)
-    if out.exists():  # a finished run started once more
-        there = open_source(out)
-        for key, value, found in (
-            ("dtype", dtype.name, there.stored_dtype.name),
-            ("layout", wanted.layout, there.layout),
-        ):
-            if value != found:
-                raise ConfigError(
-                    f"export.{key}={value}: {out} is there already, in {found}; remove it or leave the key"
-                )
+    source = open_source(run_dir, step)  # what a conversion of it says, this says; Orbax wants all processes for this
+    if out.exists() and any(out.iterdir()):  # a finished run started once more
+        _require_suitable(out, source, dtype.name, wanted)
         return out
     dataset = setup.loader.dataset
-    source = open_source(run_dir, step)  # what a conversion of it says, this says; Orbax wants all processes for this
     report = Report.of(source, dtype, wanted.verify, wanted.layout)
     save_hf(
         params,
@@ -61,3 +54,20 @@ def export_step(run_dir: Path, setup: Setup, step: int, params: Params, notify: 
     if runtime.is_main():  # the others have verified nothing
         notify(f"{out}: {report}")
     return out
+
+
+def _require_suitable(out: Path, source: Source, dtype: str, wanted: ExportSection) -> None:
+    """Refuses an export that is there and is not what this run would write."""
+    there, report = open_source(out), read_report(out)
+    if report.get("run_sha256") not in (None, run_digest(source)):
+        raise ConfigError(
+            f"export.hf=true: {out} is there already, of another run; remove it or choose another run.dir"
+        )
+    verified = report.get("verify", "none")
+    for key, value, found, suits in (
+        ("dtype", dtype, there.stored_dtype.name, dtype == there.stored_dtype.name),
+        ("layout", wanted.layout, there.layout, wanted.layout == there.layout),
+        ("verify", wanted.verify, verified, verified in VERIFY[VERIFY.index(wanted.verify) :]),
+    ):
+        if not suits:
+            raise ConfigError(f"export.{key}={value}: {out} is there already, in {found}; remove it or leave the key")

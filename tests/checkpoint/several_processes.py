@@ -42,9 +42,9 @@ def mistakes(process: str, directory: Path, params: Any) -> dict[str, str]:
     from janus_jax.checkpoint.hf import save_hf
     from tests.checkpoint.models import SMALL
 
-    def failure(params: Any, out: str = "bad") -> str:
+    def failure(params: Any, out: str = "bad", verify: Any = None) -> str:
         try:
-            save_hf(params, SMALL, directory / out, max_shard_size=LIMIT)
+            save_hf(params, SMALL, directory / out, max_shard_size=LIMIT, verify=verify)
         except Exception as error:
             return f"{type(error).__name__}: {error}".replace(str(directory), "DIR")
         return "none"
@@ -56,10 +56,18 @@ def mistakes(process: str, directory: Path, params: Any) -> dict[str, str]:
         errors["full"] = failure(params)
     with bug() if process == "1" else contextlib.nullcontext():
         errors["bug"] = failure(params)
+    errors["unlike"] = failure(params, verify=refuse)
     with blind() if process == "1" else contextlib.nullcontext():
         errors["not shared"] = failure(params)
     save_hf(params, SMALL, directory / "bad", max_shard_size=LIMIT)  # all of them are fit for more
     return errors
+
+
+def refuse(directory: Path) -> None:
+    """A verification that finds something."""
+    from janus_jax.errors import ConversionError
+
+    raise ConversionError(f"{directory}: tensor x is not what was written")
 
 
 def shardings(shape: tuple[int, int, int]) -> Any:

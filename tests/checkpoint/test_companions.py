@@ -87,10 +87,10 @@ def test_what_nobody_said_is_the_tokenizers_and_greedy(tmp_path):
 def test_an_exported_tokenizer_gives_sentencepieces_ids(files, tmp_path):
     config = dataclasses.replace(SMALL, vocab_size=32000)
     reference = load_tokenizer()
-    save_hf(random_params(config), config, tmp_path / "hf", tokenizer=reference)
+    template = MISTRAL_INST.chat_template
+    save_hf(random_params(config), config, tmp_path / "hf", tokenizer=reference, chat_template=template)
     if files == "tokenizer.model":
         (tmp_path / "hf" / "tokenizer.json").unlink()
-        (tmp_path / "hf" / "tokenizer_config.json").unlink()
     elif files == "tokenizer.json":
         (tmp_path / "hf" / "tokenizer.model").unlink()
     for directory in both_ways(tmp_path / "hf", tmp_path):
@@ -186,6 +186,10 @@ def test_a_card_that_came_along_stays_and_gets_one_note(tmp_path):
     assert card.startswith(theirs.rstrip())
     assert card.count("janus_jax: conversion") == 1
     assert card.endswith(f"The weights were written in float32 by janus_jax {__version__}.\n")
+    (tmp_path / "twice" / "README.md").write_text(card + "\n## Licence\n\nOurs.\n")
+    to_hf(tmp_path / "twice", tmp_path / "thrice", verify="none")
+    card = (tmp_path / "thrice" / "README.md").read_text()
+    assert "## Licence\n\nOurs.\n" in card and card.count("The weights were written") == 1
 
 
 def test_a_model_without_a_card_gets_one(tmp_path):

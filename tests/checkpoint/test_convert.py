@@ -17,6 +17,7 @@ from janus_jax.checkpoint.convert import from_hf, to_hf
 from janus_jax.checkpoint.hf import read_model_config, save_hf
 from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import Checkpoints
+from janus_jax.data.template import CHATML
 from janus_jax.data.tokenizer import load_tokenizer
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.mistral import param_specs
@@ -87,7 +88,8 @@ def test_to_hf_casts_when_asked(run, tmp_path):
 def test_the_tokenizer_travels(tmp_path):
     """From a directory with tokenizer.json through a converted one to an export: the same ids."""
     config = dataclasses.replace(SMALL, vocab_size=32000)
-    save_hf(random_params(config), config, tmp_path / "hf", tokenizer=load_tokenizer())
+    template = CHATML.chat_template
+    save_hf(random_params(config), config, tmp_path / "hf", tokenizer=load_tokenizer(), chat_template=template)
     from_hf(tmp_path / "hf", tmp_path / "converted")
     to_hf(tmp_path / "converted", tmp_path / "back")
     before, after = (transformers.AutoTokenizer.from_pretrained(tmp_path / name) for name in ("hf", "back"))

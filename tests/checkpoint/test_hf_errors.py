@@ -169,6 +169,8 @@ def test_config_that_is_no_json_object(text, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
+        ({"model_type": "llama"}, ["model_type", "llama", "architectures", "MistralForCausalLM"]),
+        ({"rope_theta": float("nan")}, ["rope_theta", "NaN", "positive"]),
         ({"architectures": ["GPT2LMHeadModel"]}, ["architectures", "GPT2LMHeadModel", "MistralForCausalLM"]),
         ({"architectures": None, "model_type": "gemma"}, ["model_type", "gemma", "mistral"]),
         ({"attention_bias": True}, ["attention_bias"]),

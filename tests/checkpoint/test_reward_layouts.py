@@ -13,6 +13,7 @@ from transformers.models.mistral.modeling_mistral import MistralPreTrainedModel
 
 from janus_jax import cli
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
+from janus_jax.checkpoint.facts import Facts
 from janus_jax.checkpoint.hf import load_hf, save_hf
 from janus_jax.checkpoint.keys import key_table
 from janus_jax.checkpoint.report import REPORT
@@ -144,6 +145,13 @@ def test_there_and_back_keeps_bits_and_statistics(way, tmp_path):
     report = json.loads((tmp_path / "back" / REPORT).read_text())
     assert report["layout"] == "openrlhf" and report["sha256"].keys() == read_tensors(tmp_path / "back").keys()
     assert "(r - mean) / std" in (tmp_path / "back" / "README.md").read_text()
+
+
+def test_rewards_that_would_be_normalised_otherwise_are_told_apart(tmp_path):
+    for name, mean in (("a", 0.75), ("b", 5.0)):
+        save_hf(random_params(REWARD), REWARD, tmp_path / name, facts=Facts(reward={"mean": mean, "std": 2.5}))
+    (found,) = check(tmp_path / "a", tmp_path / "b")
+    assert str(found).startswith("config.json's mean (0.75 and 5.0): largest difference 4.25")
 
 
 def test_without_statistics_none_are_written(tmp_path):

@@ -54,6 +54,7 @@ def test_each_takes_from_the_files_what_its_devices_hold_and_no_more(course, mes
         ("embedding", 0, "ConversionError: tensor model.embed_tokens.weight holds NaN or infinite values in float32"),
         ("lm_head", 1, "ConversionError: tensor lm_head.weight holds NaN or infinite values in float32"),
         ("full", 1, "StorageError: DIR/bad: cannot be written: File too large"),
+        ("unlike", 0, "ConversionError: DIR/bad: tensor x is not what was written"),
         ("not shared", 1, "StorageError: DIR/bad: not on a file system that all processes share"),
     ],
 )

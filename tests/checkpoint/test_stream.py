@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore as ts
 from etils import epath
 
-from janus_jax.checkpoint import stream, verify
+from janus_jax.checkpoint import hf_write, stream, verify
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
 from janus_jax.checkpoint.digest import digest
 from janus_jax.checkpoint.hf import save_hf
@@ -151,6 +152,27 @@ def test_a_tensor_that_was_written_wrongly_is_found_and_nothing_is_kept(way, mod
     assert len(check(tmp_path / "hf", tmp_path / "out")) == len(key_table(SMALL))
 
 
+@pytest.mark.parametrize("mode", ["digest", "logits"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("sliding_window", None), ("rms_norm_eps", 1e-2), ("tie_word_embeddings", 1)]
+)
+def test_a_config_that_was_written_wrongly_is_found_and_nothing_is_kept(key, value, mode, tmp_path, monkeypatch):
+    save_hf(random_params(SMALL), SMALL, tmp_path / "hf")
+    right = hf_write.hf_config
+    monkeypatch.setattr(hf_write, "hf_config", lambda *a, **named: right(*a, **named) | {key: value})
+    with pytest.raises(ConversionError, match=f"{key}") as caught:
+        to_hf(tmp_path / "hf", tmp_path / "out", verify=mode)
+    assert "incomplete" not in str(caught.value)  # a name that nobody gave
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_weights_of_which_the_logits_overflow_are_the_same_model(tmp_path):
+    params = random_params(SMALL)
+    params["lm_head"] = params["lm_head"] * (1e38 / jnp.abs(params["lm_head"]).max())
+    save_hf(params, SMALL, tmp_path / "hf")
+    assert from_hf(tmp_path / "hf", tmp_path / "out").largest_logit_difference == 0
+
+
 def test_logits_that_differ_are_found_where_digests_are_not_asked(tmp_path):
     """A layer's norm that is a little off: every tensor is still finite, and the model says something else."""
     params = random_params(SMALL)
@@ -235,3 +257,51 @@ print(peak[0])
         env={"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"},
     )
     assert int(re.findall(r"\d+", done.stdout)[-1]) < leaf
+
+
+# --- Names, changes and gaps
+
+
+@pytest.mark.parametrize("name", ["lr%3D1", "lr#1", "what?", "a|b", "100%", "a b"])
+def test_names_mean_themselves(name, tmp_path):
+    """To tensorstore's URLs some of these characters mean something else."""
+    save_hf(random_params(SMALL), SMALL, tmp_path / "hf")
+    from_hf(tmp_path / "hf", tmp_path / name)
+    to_hf(tmp_path / name, tmp_path / f"{name} back")
+    assert check(tmp_path / name, tmp_path / "hf") == check(tmp_path / f"{name} back", tmp_path / "hf") == []
+    assert {path.name for path in tmp_path.iterdir()} == {"hf", name, f"{name} back"}
+
+
+@pytest.mark.parametrize("way", ["exchanged", "written to"])
+@pytest.mark.parametrize("mode", ["none", "digest"])
+def test_a_source_that_changes_meanwhile_is_refused(way, mode, tmp_path, monkeypatch):
+    save_hf(random_params(SMALL), SMALL, tmp_path / "hf")
+    save_hf(jax.tree.map(lambda leaf: leaf + 1, random_params(SMALL)), SMALL, tmp_path / "other")
+    file, write = tmp_path / "hf" / "model.safetensors", stream.ItemWriter.write
+    left = [5]
+
+    def interfere(self, *arguments):
+        left[0] -= 1
+        if left[0] == 0 and way == "exchanged":
+            (tmp_path / "other" / file.name).rename(file)
+        elif left[0] == 0:
+            with file.open("r+b") as stream:  # in place; a file that is cut short would end the process (SIGBUS)
+                stream.write((tmp_path / "other" / file.name).read_bytes())
+        write(self, *arguments)
+
+    monkeypatch.setattr(stream.ItemWriter, "write", interfere)
+    with pytest.raises(ConversionError, match=r"is not what was written|model.safetensors: was changed while it was"):
+        from_hf(tmp_path / "hf", tmp_path / "out", verify=mode)
+    assert {path.name for path in tmp_path.iterdir()} == {"hf", "other"}
+
+
+def test_a_part_that_is_missing_is_not_read_as_zeros(tmp_path):
+    save_hf(random_params(SMALL), SMALL, tmp_path / "hf")
+    from_hf(tmp_path / "hf", tmp_path / "item")
+    base = {"driver": "file", "path": f"{tmp_path / 'item' / 'params'}/"}
+    store = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    key = next(key for key in store.list().result() if key.startswith(b"layers.attention.q/1."))
+    store.delete_range(ts.KvStore.KeyRange(key, key + b"\0")).result()
+    with pytest.raises(ConversionError, match=r"layers/attention/q is damaged and cannot be read"):
+        to_hf(tmp_path / "item", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -28,7 +28,7 @@ def exported(embedded, tmp_path_factory) -> Path:
     """The embedded tokenizer as files of an exported Mistral directory, config.json included."""
     directory = tmp_path_factory.mktemp("exported")
     (directory / "config.json").write_text('{"model_type": "mistral", "architectures": ["MistralForCausalLM"]}')
-    save_hf_tokenizer(embedded, directory)
+    save_hf_tokenizer(embedded, directory, chat_template=MISTRAL_INST.chat_template)
     return directory
 
 
@@ -233,6 +233,33 @@ def test_hf_tokenizer_with_ids_from_config_saves_and_exports_complete(tmp_path):
     again = load_tokenizer(tmp_path / "out")
     assert (again.bos_id, again.eos_id, again.fingerprint) == (1, 2, tokenizer.fingerprint)
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (directory / "tokenizer.json").read_bytes()
+
+
+def test_a_sentencepiece_model_keeps_the_template_and_the_pad_token_that_lie_beside_it(embedded, tmp_path):
+    from transformers import AutoTokenizer
+
+    embedded.save(tmp_path / "in")
+    said = {"chat_template": "{{ 'theirs' }}", "pad_token": "<unk>", "tokenizer_class": "LlamaTokenizer"}
+    (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps(said))
+    load_tokenizer(tmp_path / "in").save(tmp_path / "built")  # as a data set or a converted model keeps it
+    save_hf_tokenizer(load_tokenizer(tmp_path / "built"), tmp_path / "out")
+    found = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (found.chat_template, found.pad_token, found.eos_token) == ("{{ 'theirs' }}", "<unk>", "</s>")
+    assert found("a b").input_ids == [1, *embedded.encode("a b")]
+
+
+def test_no_template_is_made_up(embedded, tmp_path):
+    from transformers import AutoTokenizer
+
+    save_hf_tokenizer(embedded, tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template is None
+
+
+def test_tokens_that_the_sentencepiece_model_does_not_know_are_refused(embedded, tmp_path):
+    embedded.save(tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"<unk>": 0, "<|im_start|>": 32000}')
+    with pytest.raises(DataError, match=r"adds .*im_start.*, which tokenizer.model does not know"):
+        load_tokenizer(tmp_path)
 
 
 def test_tokenizer_json_wins_over_tokenizer_model_when_tokens_were_added(exported, tmp_path):

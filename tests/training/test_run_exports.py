@@ -15,7 +15,7 @@ from janus_jax.checkpoint import hf_write
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
 from janus_jax.checkpoint.report import REPORT
 from janus_jax.data.template import CHATML
-from janus_jax.errors import ConversionError
+from janus_jax.errors import ConfigError, ConversionError
 from janus_jax.objectives.reward import reward_spread
 from janus_jax.training.run import train
 from tests.training.test_run import config
@@ -81,6 +81,20 @@ def test_an_export_that_is_not_its_checkpoint_is_not_kept(tmp_path, monkeypatch)
     train(config(tmp_path, tmp_path / "run", **settings), writers=())  # makes up for it
     report = read(tmp_path / "run" / "exports" / "1", REPORT)
     assert report["verify"] == "digest" and report["largest_logit_difference"] is None and report["sha256"]
+
+
+def test_the_export_of_an_earlier_run_is_not_taken_for_that_of_this_one(tmp_path):
+    write_dataset(tmp_path / "sft", {"train": random_examples(20, pairs=False, seed=1)}, kind="sft")
+
+    def settings(**schedule):
+        steps = {"epochs": None, "steps": 1, "warmup_steps": 0, **schedule}
+        return config(tmp_path, tmp_path / "run", schedule=steps, eval={"every_steps": None}, export={"hf": True})
+
+    for _ in range(2):
+        train(settings(), writers=())
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(ConfigError, match=r"exports/1 is there already, of another run; remove it"):
+        train(settings(learning_rate=0.5), writers=())
 
 
 def test_mean_and_std_are_those_of_the_held_out_rewards(run, tmp_path):
