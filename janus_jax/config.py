@@ -178,6 +178,8 @@ class OptimizerSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest global norm of the gradient; null: no clipping."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 halves their memory; they are rounded up or down at random, so that small changes are not lost."""
 
 
 class ScheduleSection(Section):
@@ -273,7 +275,7 @@ class RunConfig(Section):
         default_factory=dict, json_schema_extra={"propertyNames": {"enum": list(LOGICAL_AXES)}}
     )
     precision: PrecisionSection = PrecisionSection()
-    remat: Literal["none", "full"] = "none"
+    remat: Literal["none", "dots", "full", "offload"] = "none"
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     export: ExportSection = ExportSection()

@@ -158,7 +158,7 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ("export.layout=openrlhf", "export.layout = 'openrlhf': objective sft trains no reward model; allowed: transf"),
         ("model.preset=8b", "model.preset = 8b: allowed: mistral-7b | tiny"),
         ("model={preset: tiny, num_heads: 3}", "model: num_heads=3 is not a multiple of num_kv_heads=2"),
-        ("remat=some", "remat = some: allowed: none | full"),
+        ("remat=some", "remat = some: allowed: none | dots | full | offload"),
         ("batch.rows.x=1", "8 is a value, not a section that could hold 'x'"),
         ("base=other.yaml", "base can be given in a file only"),
         ("rows", "allowed: key=value with a dotted key, like batch.rows=4"),

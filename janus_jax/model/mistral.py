@@ -6,11 +6,12 @@ The rest of the package sees plain nested dicts of arrays; `param_specs`, `init_
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from janus_jax.model import head
@@ -30,6 +31,23 @@ Params = dict[str, Any]
 """Nested dict of arrays, as `init_params` makes it."""
 
 
+Remat = Literal["none", "dots", "full", "offload"]
+"""What the forward pass keeps of each block for the backward pass, which computes the rest again: everything, products
+with weights, its input, or its input in the memory of the host."""
+
+_BLOCK_INPUT = "block_input"
+_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": None,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_BLOCK_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class ParamSpec:
     """Shape, dtype and logical axis names of one parameter."""
@@ -44,7 +62,7 @@ class Compute:
     """How to run the forward pass: dtype of activations, what to recompute, where activations live."""
 
     dtype: Any = jnp.bfloat16
-    remat: str = "none"  # none: keep activations | full: keep block inputs only
+    remat: Remat = "none"
     place: Placement = NOWHERE
 
 
@@ -132,10 +150,11 @@ class Mistral(nnx.Module):
         block, weights = nnx.split(self.layers)
 
         def body(x: Array, layer: nnx.State) -> tuple[Array, None]:
+            x = checkpoint_name(x, _BLOCK_INPUT)
             return nnx.merge(block, layer)(x, layout, self.config, compute), None
 
-        if compute.remat == "full":
-            body = jax.checkpoint(body, prevent_cse=False)
+        if compute.remat != "none":
+            body = jax.checkpoint(body, prevent_cse=False, policy=_POLICIES[compute.remat])
         x, _ = jax.lax.scan(body, x, weights)
         return rms_norm(x, self.final_norm[...], self.config.rms_norm_eps)
 

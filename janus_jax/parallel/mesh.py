@@ -141,7 +141,7 @@ class Placement:
     """
 
     mesh: Mesh | None = None
-    rules: Rules = dataclasses.field(default_factory=dict)
+    rules: Rules = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def platform(self) -> str | None:

@@ -36,7 +36,7 @@ class StepFunctions:
     clip_norm: float | None = 1.0
 
     def init(self, params: Params) -> TrainState:
-        """Optimizer state for fresh parameters; moments are float32 whatever the parameters are kept in."""
+        """Optimizer state for fresh parameters; what they are made from is float32, whatever the parameters."""
         return TrainState(params, self.transformation.init(_float32(params)))
 
     def scores(self, params: Params, batch: Batch) -> BranchScores:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +14,13 @@ from hypothesis import strategies as st
 from janus_jax.batch import Batch
 from janus_jax.data.rows import pack
 from janus_jax.model.attention import Layout
-from janus_jax.model.mistral import Compute, hidden_states, init_params, logits, param_specs
+from janus_jax.model.mistral import Compute, Remat, hidden_states, init_params, logits, param_specs
 from janus_jax.objectives import DPO, SFT
 from janus_jax.training.optimizer import AdamW, Schedule
 from janus_jax.training.step import StepFunctions
 from tests.training_examples import TINY, random_examples
 
 FULL = Compute(dtype=jnp.float32)
-REMAT = Compute(dtype=jnp.float32, remat="full")
 ROW = 128
 
 
@@ -158,8 +158,9 @@ def test_remat_and_padding_rows_change_nothing(objective):
     examples = random_examples(4, pairs=objective.branches == 2, seed=4)
     expected = loss_and_gradients(objective, examples, rows=2)
     assert_within(loss_and_gradients(objective, examples, rows=7), expected)
-    remat = loss_and_gradients(objective, examples, rows=2, compute=REMAT)
-    assert_within(remat, expected)
+    for remat in set(get_args(Remat)) - {"none"}:
+        again = loss_and_gradients(objective, examples, rows=2, compute=Compute(dtype=jnp.float32, remat=remat))
+        assert_within(again, expected)
 
 
 @pytest.mark.parametrize("normaliser", ["global", "per_microbatch"])
