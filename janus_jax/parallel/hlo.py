@@ -47,6 +47,8 @@ _MESH_GROUPS = re.compile(
     r"(?:, device_ids=\(([^)]*(?:\([^)]*\))?)\))?"  # order of devices, if it is not plain
     r" \{(.*?)\}"  # axes of a group
 )
+_START = "async-collective-start"
+_CHAIN = "async_collective_fusion"
 _SLICE_ID = 100_000  # megascale numbers devices slice * 100000 + position, slices from 1
 
 
@@ -135,6 +137,17 @@ class _Walk:
     program: Program
     layout: MeshLayout
 
+    @functools.cached_property
+    def started(self) -> set[tuple[str | None, ...]]:
+        """Chains of asynchronous collectives that have a start."""
+        program = self.program.computations
+        fusions = [
+            each for where in program.values() for each in where.instructions.values() if each.opcode == "fusion"
+        ]
+        starts = [each.called("calls")[0] for each in fusions if each.name.startswith(_START)]
+        inside = [one for name in starts for one in program[name].instructions.values()]
+        return {_chain(one) for one in inside if one.opcode in KINDS}
+
     def walk(self, where: Computation, known: Environment) -> list[Collective]:
         """The collectives of one execution of a computation."""
         found: list[Collective] = []
@@ -187,21 +200,21 @@ class _Walk:
         inside = [one for one in called.instructions.values() if one.opcode in KINDS]
         if not inside:
             return self._inner(called.name, (where, each, known))
-        # One asynchronous collective is a chain of fusions: its start, products that run meanwhile, its end. Each
-        # repeats the collective. A second collective of the same computation is another chain.
-        is_chain = each.name.startswith("async-collective") or called.name.startswith("async_collective_fusion")
+        # One asynchronous collective is a chain of fusions, each of which repeats it: its start, products that run
+        # meanwhile, also those of a loop within, and its end. The start counts; where a chain has none of that name,
+        # its first part in each computation does.
+        is_start = each.name.startswith(_START)
+        is_chain = is_start or each.name.startswith("async-collective") or called.name.startswith(_CHAIN)
         found = []
         for one in inside:
             kind = one.opcode
             if kind == "all-reduce" and called.name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"  # an all-reduce that is sliced in the same fusion is carried out as this
             made = dataclasses.replace(self._collective(called, one, kind), is_async=is_chain)
-            chain = re.search(r'chain_id="([^"]*)"', one.attributes)
-            key = (kind, one.attribute("channel_id"), chain and chain.group(1), made.result_bytes, made.axes)
-            if not (is_chain and key in chains):
+            key = _chain(one)
+            if not is_chain or is_start or (key not in self.started and key not in chains):
                 found.append(made)
-            if is_chain:
-                chains.add(key)
+            chains.update([key] if is_chain else [])
         return found
 
     def _collective(self, where: Computation, each: Instruction, kind: str) -> Collective:
@@ -265,6 +278,12 @@ def _bytes(kind: str, operand: int, size: int) -> tuple[int, int]:
     if kind == "all-to-all":
         return operand, operand * (size - 1) // size
     return operand, operand if size > 1 else 0
+
+
+def _chain(each: Instruction) -> tuple[str | None, ...]:
+    """What the parts of one asynchronous collective have in common."""
+    chain = re.search(r'chain_id="([^"]*)"', each.attributes)
+    return each.opcode, each.attribute("channel_id"), each.attribute("replica_groups"), chain and chain.group(1)
 
 
 def _times(each: Collective, trips: int, certain: bool) -> Collective:

@@ -46,7 +46,7 @@ def warnings(hlo_text: str, log: str = "", arguments: Any = None, large_bytes: i
 
     - rematerialization: the compiler's own warning that it re-shards a value through a full copy of it on every device.
       It stands in the log (stderr) of compiling, not in the program.
-    - replicated: an argument that lies whole on each of several devices. Programs do not say it in every version of JAX.
+    - replicated: an argument that lies whole on each of several devices. Not every JAX writes it into programs.
     - all-reduce: every reader of an all-reduce takes a slice of it alone, so that a reduce-scatter would do with half
       the traffic and a fraction of the memory.
     - padding: a dimension that does not divide by its shards was filled up.

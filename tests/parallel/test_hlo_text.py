@@ -115,22 +115,39 @@ def chain(part, chain_id):
     )
 
 
-def test_parts_of_an_asynchronous_gather_are_one_and_another_gather_is_another():
-    parts = {"start": "0", "async_collective_fusion.1": "0", "done": "0", "second": "1", "plain": "0"}
-    names = ["async-collective-start", "fusion", "async-collective-done", "async-collective-start.1", "fusion.2"]
-    body = "\n".join(
-        f"  %{name} = f32[512]{{0}} fusion(%p), kind=kCustom, calls=%{part}"
-        for name, part in zip(names, parts, strict=True)
+def fusions(parts):
+    return "\n".join(
+        f"  %{name} = f32[512]{{0}} fusion(%p), kind=kCustom, calls=%{called}" for name, called in parts.items()
     )
+
+
+def test_parts_of_an_asynchronous_gather_are_one_and_another_gather_is_another():
+    chains = {"start": "0", "async_collective_fusion.1": "0", "done": "0", "second": "1", "plain": "0"}
+    names = ["async-collective-start", "fusion", "async-collective-done", "async-collective-start.1", "fusion.2"]
     text = program(
-        body + "\n  ROOT %z = f32[64]{0} copy(%p)",
-        computations="".join(chain(part, chain_id) for part, chain_id in parts.items()),
+        fusions(dict(zip(names, chains, strict=True))) + "\n  ROOT %z = f32[64]{0} copy(%p)",
+        computations="".join(chain(part, chain_id) for part, chain_id in chains.items()),
     )
     found = collectives(text, MeshLayout({"fsdp": 8}))
     assert {each.is_async: (each.count, each.wire_bytes) for each in found} == {
         True: (2, 2 * 7 * 256),
         False: (1, 7 * 256),  # a fusion of its own, not of a chain
     }
+
+
+@pytest.mark.parametrize(("started", "count"), [(True, 1), (False, 12)])
+def test_parts_inside_a_loop_belong_to_the_start_outside_of_it(started, count):
+    """Without a start anywhere the loop's part stands for it, once in each iteration."""
+    computations, body = loop(("k", "LT"), 1, "constant(0)")
+    part = "  %fusion.3 = f32[512]{0} fusion(%p), kind=kOutput, calls=%async_collective_fusion.3\n"
+    part += "  %fusion.4 = f32[512]{0} fusion(%p), kind=kOutput, calls=%async_collective_fusion.4"
+    computations = computations.replace(reduce("{}", root=False), part)
+    names = ["async_collective_fusion.3", "async_collective_fusion.4", *(["start"] if started else [])]
+    computations = "".join(chain(name, "7") for name in names) + computations
+    if started:
+        body = fusions({"async-collective-start.5": "start"}) + "\n" + body
+    (found,) = collectives(program(body, computations=computations), MeshLayout({"fsdp": 8}))
+    assert (found.kind, found.count, found.is_async) == ("all-gather", count, True)
 
 
 def test_an_all_reduce_that_is_fused_with_its_slice_is_a_reduce_scatter():
