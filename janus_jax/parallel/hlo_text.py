@@ -1,0 +1,284 @@
+"""The text of a compiled program as computations and instructions, and how often its loops run."""
+
+import dataclasses
+import functools
+import math
+import operator
+import re
+from collections.abc import Callable
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-<>]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-<>]+) = ")
+_ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,<= ]*)\]")
+_MOST_ITERATIONS = 1 << 16
+_SAME = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done", "optimization-barrier")
+_ARITHMETIC: dict[str, Callable[[int, int], int]] = {
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "maximum": max,
+    "minimum": min,
+    "and": operator.and_,
+    "or": operator.or_,
+}
+_COMPARISONS: dict[str, Callable[[int, int], bool]] = {
+    "LT": operator.lt,
+    "LE": operator.le,
+    "GT": operator.gt,
+    "GE": operator.ge,
+    "EQ": operator.eq,
+    "NE": operator.ne,
+}
+
+Environment = Callable[[int, tuple[int, ...]], int | None]
+"""Number of parameter, path inside it -> its value, where that is known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    inner: str  # what stands between the parentheses
+    attributes: str  # what comes after them
+    is_root: bool
+
+    @property
+    def bytes(self) -> int:
+        """Of the result, all elements of a tuple together."""
+        return shape_bytes(self.shape)
+
+    @property
+    def op_name(self) -> str:
+        """Where in the traced program it comes from; empty where the compiler does not say."""
+        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
+        return found.group(1) if found else ""
+
+    def attribute(self, name: str) -> str | None:
+        """`name=value` after the operands, up to the next comma outside of braces, brackets and quotes."""
+        found = re.search(rf"(?:^|[,{{] ?){re.escape(name)}=", self.attributes)
+        return None if found is None else _balanced(self.attributes[found.end() :])
+
+    def called(self, name: str) -> list[str]:
+        """Names of the computations that attribute `name` refers to."""
+        value = self.attribute(name)
+        return [] if value is None else re.findall(r"[\w.\-<>]+", value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """Instructions by name, in the order of the text."""
+
+    name: str
+    instructions: dict[str, Instruction]
+
+    @functools.cached_property
+    def root(self) -> Instruction:
+        return next(each for each in reversed(self.instructions.values()) if each.is_root)
+
+    @functools.cached_property
+    def parameters(self) -> dict[int, str]:
+        """Names of the parameters by their numbers."""
+        return {int(each.inner): each.name for each in self.instructions.values() if each.opcode == "parameter"}
+
+    @functools.cached_property
+    def users(self) -> dict[str, list[Instruction]]:
+        """Who reads each instruction's result."""
+        found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
+        for each in self.instructions.values():
+            for operand in set(each.operands):
+                if operand in found:
+                    found[operand].append(each)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A whole module."""
+
+    computations: dict[str, Computation]
+    entry: Computation
+    partitions: int  # devices that its ids count
+
+    def resolve(self, where: Computation, name: str, known: Environment, path: tuple[int, ...] = ()) -> int | None:
+        """The value of a scalar that does not depend on data: constants, arithmetic on them, and what carries them
+        through tuples, fusions and loops. None where it does."""
+        each = where.instructions.get(name)
+        if each is None:
+            return None
+        code, operands = each.opcode, each.operands
+        if code == "constant":
+            return int(each.inner) if re.fullmatch(r"-?\d+", each.inner) else None
+        if code == "parameter":
+            return known(int(each.inner), path)
+        if code == "get-tuple-element":
+            return self.resolve(where, operands[0], known, (int(each.attribute("index") or 0), *path))
+        if code == "tuple":
+            return self.resolve(where, operands[path[0]], known, path[1:]) if path else None
+        if code in _SAME:
+            return self.resolve(where, operands[0], known, path)
+        if code in ("fusion", "call"):
+            inner = self.computations[each.called("calls" if code == "fusion" else "to_apply")[0]]
+            return self.resolve(inner, inner.root.name, lambda k, p: self.resolve(where, operands[k], known, p), path)
+        if code == "while":
+            body = self.computations[each.called("body")[0]]
+            return self.resolve(where, operands[0], known, path) if path and _unchanged(body, path[0]) else None
+        if code == "compare" or code in _ARITHMETIC:
+            values = [self.resolve(where, operand, known) for operand in operands]
+            if len(values) != 2 or values[0] is None or values[1] is None:
+                return None
+            if code == "compare":
+                return int(_COMPARISONS[each.attribute("direction") or ""](values[0], values[1]))
+            return _ARITHMETIC[code](values[0], values[1])
+        return None
+
+    def trips(self, where: Computation, loop: Instruction, known: Environment) -> tuple[int, bool]:
+        """How often a loop's body runs, and whether that is certain.
+
+        What the compiler wrote down (`known_trip_count`), or else by running the loop's counter: TPU programs have
+        first iterations peeled off and counters that advance by two. Where the counter depends on data, the largest
+        constant of the condition, uncertain.
+        """
+        stated = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
+        if stated:
+            return int(stated.group(1)), True
+        condition = self.computations[loop.called("condition")[0]]
+        body = self.computations[loop.called("body")[0]]
+        values: dict[tuple[int, tuple[int, ...]], int | None] = {}
+
+        def value(iteration: int, path: tuple[int, ...]) -> int | None:
+            key = (iteration, path)
+            if key not in values:
+                if iteration == 0 or (path and _unchanged(body, path[0])):
+                    values[key] = self.resolve(where, loop.operands[0], known, path)
+                else:
+                    before: Environment = lambda _, p: value(iteration - 1, p)  # noqa: E731
+                    values[key] = self.resolve(body, body.root.name, before, path)
+            return values[key]
+
+        for iteration in range(_MOST_ITERATIONS):
+            goes_on = self.resolve(condition, condition.root.name, lambda _, p, i=iteration: value(i, p))
+            if goes_on is None:
+                break
+            if not goes_on:
+                return iteration, True
+        constants = [int(each.inner) for each in condition.instructions.values() if _is_whole(each)]
+        return max([1, *constants]), False
+
+    def inside(self, where: Computation, loop: Instruction, known: Environment) -> Environment:
+        """What is known of parameters inside a loop's body: what every iteration leaves as it was."""
+        body = self.computations[loop.called("body")[0]]
+
+        def environment(_: int, path: tuple[int, ...]) -> int | None:
+            return self.resolve(where, loop.operands[0], known, path) if path and _unchanged(body, path[0]) else None
+
+        return environment
+
+
+def parse(text: str) -> Program:
+    """Reads what `compiled.as_text()` gives.
+
+    Raises:
+        ValueError: there is no program in the text.
+    """
+    computations: dict[str, Computation] = {}
+    entry, name, current = None, "", None
+    for line in text.splitlines():
+        opening = _COMPUTATION.match(line) if line and not line[0].isspace() else None
+        if opening:
+            name, current = opening.group(2), {}
+            entry = name if opening.group(1) else entry
+        elif line.startswith("}") and current is not None:
+            computations[name] = Computation(name, current)
+            current = None
+        elif current is not None:
+            instruction = _instruction(line)
+            if instruction:
+                current[instruction.name] = instruction
+    if entry is None or entry not in computations:
+        raise ValueError("not the text of a compiled program: no ENTRY computation")
+    partitions = re.search(r"num_partitions=(\d+)", text.split("\n", 1)[0])
+    replicas = re.search(r"replica_count=(\d+)", text.split("\n", 1)[0])
+    devices = math.prod(int(found.group(1)) for found in (partitions, replicas) if found)
+    return Program(computations, computations[entry], devices)
+
+
+def shape_bytes(shape: str) -> int:
+    """Bytes of an array or of all arrays of a tuple, without the padding of tiles."""
+    total = 0
+    for kind, dims in _ARRAY.findall(shape):
+        sizes = [int(dim.strip().lstrip("<=")) for dim in dims.split(",") if dim.strip()]
+        total += -(-math.prod(sizes) * _bits(kind) // 8)
+    return total
+
+
+def _bits(kind: str) -> int:
+    if kind == "pred":
+        return 8
+    found = re.match(r"(?:bf|[sufc])(\d+)", kind)
+    return int(found.group(1)) if found else 0  # tokens and opaque values have no size
+
+
+def _instruction(line: str) -> Instruction | None:
+    head = _INSTRUCTION.match(line)
+    if head is None:
+        return None
+    rest = line[head.end() :]
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    opening = rest.index("(")
+    closing = _closing(rest, opening)
+    inner = rest[opening + 1 : closing]
+    named = re.findall(r"%([\w.\-<>]+)", inner)
+    opcode = rest[:opening]
+    if not named and opcode not in ("constant", "parameter"):
+        named = [part.split()[-1] for part in inner.split(",") if part.strip()]
+    attributes = rest[closing + 1 :].removeprefix(", ")
+    return Instruction(head.group(2), shape, opcode, tuple(named), inner.strip(), attributes, bool(head.group(1)))
+
+
+def _closing(text: str, start: int) -> int:
+    depth = 0
+    for found in re.finditer(r"[()]", text[start:]):
+        depth += 1 if found.group() == "(" else -1
+        if depth == 0:
+            return start + found.start()
+    return len(text) - 1
+
+
+def _balanced(text: str) -> str:
+    depth, quoted = 0, False
+    for index, letter in enumerate(text):
+        if letter == '"' and text[index - 1 : index] != "\\":
+            quoted = not quoted
+        elif quoted:
+            continue
+        elif letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            depth -= 1
+            if depth < 0:
+                return text[:index]
+        elif letter == "," and depth == 0:
+            return text[:index]
+    return text
+
+
+def _unchanged(body: Computation, index: int) -> bool:
+    """Whether an iteration hands this element of the loop's state on as it got it."""
+    root = body.root
+    if root.opcode != "tuple" or index >= len(root.operands):
+        return False
+    each = body.instructions.get(root.operands[index])
+    while each is not None and each.opcode in _SAME:
+        each = body.instructions.get(each.operands[0])
+    if each is None or each.opcode != "get-tuple-element" or each.attribute("index") != str(index):
+        return False
+    return body.instructions[each.operands[0]].opcode == "parameter"
+
+
+def _is_whole(each: Instruction) -> bool:
+    return each.opcode == "constant" and re.fullmatch(r"\d+", each.inner) is not None
