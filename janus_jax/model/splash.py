@@ -8,8 +8,8 @@ whole row, where nothing is too late for anyone:
     keys   | copies of shared slots, then some that match nothing | the row as it is |
     order  | query i sees the first `copies` + i + 1 of them, if they carry its id   |
 
-Scores that no query may use are still computed where their block of keys holds others, or other ids: only what the
-order in the row excludes is left out.
+A block of scores is computed if the order in the row leaves some of it and some query and some key in it share an id.
+The kernel takes the order from a static mask; which blocks have no id in common is found from the rows.
 """
 
 import functools
@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from janus_jax.model.attention import Layout
 from janus_jax.parallel.mesh import NOWHERE, Placement
@@ -26,10 +26,10 @@ LANES = 128
 """Rows, and each device's part of a row, are whole multiples of this; a TPU's registers are so wide."""
 
 _BLOCKS = (512, 256, LANES)
-"""Sizes of blocks, best first. 512 x 512 scores compile within the VMEM of every TPU from v4 on; on v5e 2048 does not."""
+"""Sizes of blocks, best first. 512 x 512 scores fit the VMEM of every TPU from v4 on, 2048 x 2048 not that of v5e."""
 
 _NOBODY = -1
-"""Id of copies in excess. Padding is 0, and sees padding, so that its softmax has a key; segment s has 2s and 2s + 1."""
+"""Id of copies in excess. Padding has 0 and sees padding, lest its softmax had no key; segment s has 2s and 2s + 1."""
 
 
 def why_not(
@@ -51,15 +51,16 @@ def why_not(
     parts, q_shards, kv_shards = (place.shards(axis) for axis in ("length", "q_heads", "kv_heads"))
     if row_length % (LANES * parts):
         return f"rows of {row_length} slots are no multiple of {LANES * parts} ({LANES} on each of {parts} devices)"
-    if head_dim % LANES:
-        return f"head_dim {head_dim} is no multiple of {LANES}"
+    if head_dim % (LANES // 2):
+        return f"head_dim {head_dim} is no multiple of {LANES // 2}"
     if copies and window is not None and window < longest:
         return (
             f"a window of {window} is shorter than the longest sequence, {longest}, and a rejected branch stands "
             "farther from its shared prompt in the row than in its own sequence"
         )
     local, group = heads // q_shards, heads // kv_heads
-    if kv_shards != q_shards and (kv_shards > 1 or (local % group and group % local)):
+    apart = kv_shards > 1 and place.names("q_heads") != place.names("kv_heads")
+    if apart or (kv_shards == 1 and local % group and group % local):
         return (
             f"{heads} query heads on {q_shards} devices and {kv_heads} key heads on {kv_shards}: a device's queries "
             "and keys do not belong together"
@@ -81,8 +82,9 @@ def splash_attention(
     """Softmax attention under the rule of `attention.visible`, softmax in float32, by a kernel for TPUs.
 
     Args:
-        copies: shared slots (branch 0) of any row before a rejected branch, at most; 0 where no row has a rejected
-            branch behind a shared prompt. More than there are cost time alone, fewer are wrong.
+        copies: the most shared slots (branch 0) that a row has; 0 where no row has a rejected branch behind a shared
+            prompt. They are rounded up to whole blocks. With more the result is the same, with fewer it is wrong.
+        window: ignored with copies, where `why_not` says if it may be.
         interpret: run the kernel's program by XLA, anywhere and slowly.
     Returns:
         as `attention` where there is a segment. Padding slots get finite, unused values.
@@ -140,9 +142,14 @@ def _local(
         k, v = _extend(k, taken, rank), _extend(v, taken, rank)
         key_ids = jnp.concatenate([copy_ids, key_ids], axis=1)
     q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)  # the kernel does not scale
+    every_block = jax.tree.unflatten(tree, kernel)
+
+    def one_row(q: Array, k: Array, v: Array, ids: Array, key_ids: Array) -> Array:
+        return _without_idle_blocks(every_block, ids, key_ids)(q, k, v, SegmentIds(ids, key_ids))
+
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    out = jax.vmap(jax.tree.unflatten(tree, kernel))(q, k, v, SegmentIds(ids, key_ids))
-    return jnp.swapaxes(out, 1, 2)
+    # Rows differ in their blocks, of which this makes a loop; written as one, it took a single row 0.08 GiB more.
+    return jnp.swapaxes(jax.vmap(one_row)(q, k, v, ids, key_ids), 1, 2)
 
 
 def _ids(segment: Array, branch: Array) -> Array:
@@ -187,6 +194,24 @@ def _extend_backward(rank: Array, gradient: Array) -> tuple[Array, None, None]:
 _extend.defvjp(_extend_forward, _extend_backward)
 
 
+def _without_idle_blocks(kernel: Any, ids: Array, key_ids: Array) -> Any:
+    """The kernel for one row, without the blocks in which no query has the id of a key.
+
+    Its steps stay: it goes through `data_next`, the block of keys (in the pass for their gradients, of queries) brought
+    at each step, and computes where `block_mask` is not 0. A block of queries keeps its own keys, so it has some.
+    """
+    block = kernel.kwargs["block_sizes"].block_q
+    queries, keys = ids.reshape(-1, block), key_ids.reshape(-1, block)
+    meet = jnp.any(queries[:, None, :, None] == keys[None, :, None, :], axis=(2, 3))
+
+    def needed(info: Any, axis: int) -> Any:
+        kept = jnp.take_along_axis(meet, info.data_next[0].astype(jnp.int32), axis=axis)
+        return info._replace(block_mask=jnp.where(kept, info.block_mask, 0))
+
+    forward, queries_back, keys_back = kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info
+    return type(kernel)(needed(forward, 1), needed(queries_back, 1), needed(keys_back, 0), **kernel.kwargs)
+
+
 def _block(length: int) -> int:
     """The best block that divides what a device has of a row; copies are rounded up to it, so that it divides all."""
     return next(size for size in _BLOCKS if length % size == 0)
@@ -206,14 +231,14 @@ def _kernel(
         mask = masks.CausalMask(shape, offset=copies)
     else:
         mask = masks.LocalMask(shape, (window - 1, 0), offset=0)
-    # The fused backward kernel saves two of seven products and holds a gradient of q for each block of keys: 0.5 GiB
-    # where the two kernels take 0.04 (8 query heads, 8192 slots).
+    # The fused backward kernel saves two of seven products and holds a gradient of q for each block of keys: 1.08
+    # GiB where two kernels take 0.19 (v5e, 32 heads, 8192 slots).
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
-    sizes = splash.BlockSizes(**{f"block_{name}": block for name in names})
+    sizes: dict[str, Any] = {f"block_{name}": block for name in names}
     with jax.ensure_compile_time_eval():
         kernel = splash.make_splash_mha(
             masks.MultiHeadMask([mask] * heads),
-            block_sizes=sizes,
+            block_sizes=splash.BlockSizes(**sizes),
             head_shards=1,
             q_seq_shards=parts,
             interpret=interpret,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from janus_jax.data.example import Example
 from janus_jax.data.rows import RowFormat, pack
-from janus_jax.model.attention import Layout, attention
+from janus_jax.model import splash
+from janus_jax.model.attention import Layout, attention, visible
 from janus_jax.model.splash import splash_attention, why_not
 from janus_jax.parallel.mesh import DEFAULT_RULES, NOWHERE, MeshShape, Placement, build_mesh, merge_rules
 
@@ -48,13 +49,13 @@ def gradients(window, copies, place=NOWHERE):
 on_one_device = functools.cache(gradients)
 
 
-def check(layout, *, window=None, copies=COPIES, heads=(4, 2), place=NOWHERE):
+def check(layout, *, window=None, copies=COPIES, heads=(4, 2), head_dim=HEAD_DIM, place=NOWHERE):
     rows, length = layout.segment.shape
     assert ((layout.branch == 0) & (layout.segment > 0)).sum(1).max() <= copies or not copies
     rng = np.random.default_rng(0)
     real = (layout.segment > 0)[:, :, None, None]
-    q, weights = (rng.normal(size=(rows, length, heads[0], HEAD_DIM)).astype(np.float32) for _ in range(2))
-    k, v = (rng.normal(size=(rows, length, heads[1], HEAD_DIM)).astype(np.float32) for _ in range(2))
+    q, weights = (rng.normal(size=(rows, length, heads[0], head_dim)).astype(np.float32) for _ in range(2))
+    k, v = (rng.normal(size=(rows, length, heads[1], head_dim)).astype(np.float32) for _ in range(2))
     layout = Layout(*map(jnp.asarray, layout))
     compiled = on_one_device(window, copies) if place.mesh is None else gradients(window, copies, place)
     ours = compiled(q, k, v, real * weights, layout)
@@ -69,10 +70,10 @@ def check(layout, *, window=None, copies=COPIES, heads=(4, 2), place=NOWHERE):
 @pytest.mark.parametrize(
     ("rows", "form"),
     [
-        ([[(40, 30, 35), (1, 50, 20), (25, 3, 60), (9, 40, 41)], [(120, 100, 110)]], PAIRS),
+        ([[(40, 30, 35), (1, 50, 20), (25, 3, 60), (9, 40, 41)], [(120, 100, 165)]], PAIRS),
         ([[(40, 30, 35), (1, 50, 20), (25, 3, 60)], [(120, 90, 110)]], REWARD),
         ([[(30, 0, 40), (30, 40, 0), (30, 0, 0), (20, 9, 9)], [(1, 0, 0), (1, 0, 7), (1, 7, 0)]], PAIRS),
-        ([[(129, 126, 128)], [(65, 60, 60), (65, 60, 9)]], PAIRS),  # both rows have 128 shared slots, the first is full
+        ([[(129, 126, 130)], [(65, 60, 60), (65, 60, 9)]], PAIRS),  # 128 shared slots in both rows
         ([[], [(50, 100, None), (60, 20, 30), (4, 5, None)]], PAIRS),
         ([[(100, 150, None), (28, 80, None)], [(1, 200, None), (2, 1, None)]], PAIRS),
         ([[(1, 100, 120), (1, 60, 90)], [(70, 40, 60), (40, 20, 30)]], APART),
@@ -121,9 +122,9 @@ def test_with_copies_a_window_as_long_as_the_longest_sequence_changes_nothing():
     check(layout, window=longest)
 
 
-@pytest.mark.parametrize("heads", [(2, 2), (4, 1)], ids=str)
-def test_any_number_of_queries_share_a_key(heads):
-    check(layout_of([[(40, 30, 35), (25, 3, 60)], [(120, 100, 110)]], PAIRS), heads=heads)
+@pytest.mark.parametrize(("heads", "head_dim"), [((2, 2), 64), ((4, 1), HEAD_DIM)], ids=str)
+def test_any_number_of_queries_share_a_key_and_heads_may_be_half_as_wide(heads, head_dim):
+    check(layout_of([[(40, 30, 35), (25, 3, 60)], [(120, 100, 110)]], PAIRS), heads=heads, head_dim=head_dim)
 
 
 LONG_ROWS = [[(40, 30, 35), (1, 50, 20), (25, 130, 60)], [(120, 180, 190)]]
@@ -149,6 +150,34 @@ def test_rows_heads_and_length_on_a_mesh_change_nothing(shape, heads, window, ov
     reason = why_not(row_length=512, **numbers, window=window, copies=copies, longest=512, place=place)
     assert reason is None
     check(layout, window=window, copies=copies, heads=heads, place=place)
+
+
+def test_a_block_is_computed_where_the_rule_lets_a_query_see_a_key_of_it_and_nowhere_else():
+    """Of a full row: padding sees padding, which the rule does not say."""
+    length, block, copies = 512, 128, 256
+    layout = layout_of([[(129, 100, 156), (65, 30, 34)]], PAIRS, length)
+    assert (layout.segment > 0).all()
+    layout = Layout(*map(jnp.asarray, layout))
+    seen = np.asarray(visible(layout, layout, None))[0]
+    shared, rejected = np.asarray(layout.branch[0] == 0), np.asarray(layout.branch[0] == 2)
+    expected = np.zeros((length, copies + length), bool)
+    expected[:, copies:] = seen & ~(rejected[:, None] & shared)
+    expected[:, : shared.sum()] = (seen & rejected[:, None])[:, shared]
+    expected = expected.reshape(length // block, block, -1, block).any((1, 3))
+    assert expected.sum() == 9  # of 18 that the order leaves
+
+    leaves, tree = splash._kernel(
+        length=length, copies=copies, window=None, heads=2, parts=1, block=block, interpret=True
+    )
+    _, _, copy_ids = splash._copies(layout.segment, layout.branch, copies)
+    ids = splash._ids(layout.segment, layout.branch)
+    row = splash._without_idle_blocks(jax.tree.unflatten(tree, leaves), ids[0], jnp.concatenate([copy_ids, ids], 1)[0])
+    for info, by_keys in ((row.fwd_mask_info, False), (row.dq_mask_info, False), (row.dkv_mask_info, True)):
+        computed = np.zeros_like(expected)
+        for at in zip(*np.nonzero(info.block_mask[0]), strict=True):
+            brought = int(info.data_next[0][at])
+            computed[(brought, at[1]) if by_keys else (at[0], brought)] = True
+        np.testing.assert_array_equal(computed, expected)
 
 
 def test_bfloat16_is_as_near_to_float32_as_the_rule_is():
@@ -181,9 +210,12 @@ FITTING = {"row_length": 4096, "heads": 32, "kv_heads": 8, "head_dim": 128, "win
         ({"window": 5, "copies": 0}, (1, 8, 1, 1), {}, None),
         ({"row_length": 4000}, (1, 8, 1, 1), {}, "rows of 4000 slots are no multiple of 128 "),
         ({"row_length": 4224}, (1, 4, 1, 2), {}, r"rows of 4224 slots are no multiple of 256 \(128 on each of 2"),
-        ({"head_dim": 64}, (1, 8, 1, 1), {}, "head_dim 64"),
+        ({"head_dim": 64}, (1, 8, 1, 1), {}, None),
+        ({"head_dim": 96}, (1, 8, 1, 1), {}, "head_dim 96 is no multiple of 64"),
         ({}, (1, 1, 8, 1), {"kv_heads": None}, None),
         ({}, (1, 1, 4, 2), {"q_heads": ["tensor", "context"], "length": None}, "on 8 devices and 8 key heads on 4"),
+        ({}, (1, 1, 2, 4), {"q_heads": "context", "kv_heads": "tensor", "length": None}, "32 query heads on 4 devices"),
+        ({}, (1, 2, 2, 2), {"q_heads": "context", "kv_heads": "tensor", "length": None}, "8 key heads on 2"),
         ({"heads": 24}, (1, 1, 2, 4), {"q_heads": "context", "kv_heads": None, "length": None}, None),
         ({"heads": 12, "kv_heads": 4}, (1, 1, 2, 4), {"kv_heads": None}, None),
         ({"heads": 12, "kv_heads": 3}, (1, 4, 2, 1), {"kv_heads": None}, "12 query heads on 2 devices"),
