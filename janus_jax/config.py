@@ -203,6 +203,8 @@ class PrecisionSection(Section):
     """Of activations; weights are float32, see compat.bfloat16_weights."""
 
     compute: Literal["bfloat16", "float32"] = "bfloat16"
+    attention: Literal["auto", "splash", "reference"] = "auto"
+    """auto: the splash kernel on TPUs where rows and window allow it, plain JAX elsewhere."""
 
 
 class EvalSection(Section):

@@ -164,6 +164,14 @@ class RowPlan:
                 break
         return self.fitted.index[read]
 
+    def most_shared_slots(self) -> int:
+        """The most slots of prompts shared by two branches that any row of the run has; 0 without such prompts."""
+        if self.form.branches < 2 or not self.form.share_prompts:
+            return 0
+        shared = self.fitted.lengths[:, 0] - 1
+        rows = (row for epoch in range(max(1, self.epochs)) for step in self._plan(epoch) for row in step)
+        return max((int(shared[row].sum()) for row in rows), default=0)
+
     def after(self, position: Position) -> Position:
         """Where the batch after the one at `position` begins."""
         row = position.row + self.unit

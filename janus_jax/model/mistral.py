@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from janus_jax.model import head
 from janus_jax.model.attention import Layout, attention
 from janus_jax.model.config import ModelConfig
+from janus_jax.model.splash import Splash, splash_attention
 from janus_jax.model.vocabulary import embed
 from janus_jax.parallel.mesh import NOWHERE, Placement
 
@@ -64,6 +65,7 @@ class Compute:
     dtype: Any = jnp.bfloat16
     remat: Remat = "none"
     place: Placement = NOWHERE
+    splash: Splash | None = None  # the kernel for TPUs; None: the rule in plain JAX
 
 
 class Attention(nnx.Module):
@@ -84,14 +86,13 @@ class Attention(nnx.Module):
         with jax.named_scope("attention"):
             q = rotary(heads(self.q, "q_heads"), layout.position, config.rope_theta)
             k = rotary(heads(self.k, "kv_heads"), layout.position, config.rope_theta)
-            out = attention(
-                q,
-                k,
-                heads(self.v, "kv_heads"),
-                layout,
-                window=config.sliding_window,
-                shards=compute.place.shards("batch", "kv_heads"),
-            )
+            v, window, kernel = heads(self.v, "kv_heads"), config.sliding_window, compute.splash
+            if kernel is None:
+                shards = compute.place.shards("batch", "kv_heads")
+                out = attention(q, k, v, layout, window=window, shards=shards)
+            else:
+                options = dataclasses.asdict(kernel)
+                out = splash_attention(q, k, v, layout, window=window, place=compute.place, **options)
             out = compute.place.constrain(out, ("batch", "length", "q_heads", "head_dim"))
             return jnp.einsum("blnh,nhd->bld", out, self.o[...].astype(x.dtype))
 

@@ -72,20 +72,20 @@ def _scale_by_adam(b1: float, b2: float, eps: float, dtype: Any) -> optax.Gradie
     adam = optax.scale_by_adam(b1, b2, eps)
 
     def init(params: Any) -> Any:
-        state = adam.init(params)
+        state: Any = adam.init(params)
         return state._replace(mu=_cast(state.mu, dtype), nu=_cast(state.nu, dtype))
 
     def correction(decay: float, count: Array) -> Array:
         return -jnp.expm1(count.astype(jnp.float32) * (math.log(decay) if decay else -math.inf))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        state = state._replace(mu=_cast(state.mu, jnp.float32), nu=_cast(state.nu, jnp.float32))
-        state = adam.update(updates, state, params)[1]
-        mean, square = correction(b1, state.count), correction(b2, state.count)
-        scaled = jax.tree.map(lambda m, v: m / mean / (jnp.sqrt(v / square) + eps), state.mu, state.nu)
+        wide = state._replace(mu=_cast(state.mu, jnp.float32), nu=_cast(state.nu, jnp.float32))
+        found: Any = adam.update(updates, wide, params)[1]
+        mean, square = correction(b1, found.count), correction(b2, found.count)
+        scaled = jax.tree.map(lambda m, v: m / mean / (jnp.sqrt(v / square) + eps), found.mu, found.nu)
         if dtype != jnp.float32:
-            state = state._replace(mu=_round(state.mu, state.count, 0), nu=_round(state.nu, state.count, 1))
-        return scaled, state
+            found = found._replace(mu=_round(found.mu, found.count, 0), nu=_round(found.nu, found.count, 1))
+        return scaled, found
 
     return optax.GradientTransformation(init, update)
 

@@ -15,6 +15,7 @@ from janus_jax.data.loader import batch_shardings
 from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import ACTIVATION_AXES, Compute, param_specs
+from janus_jax.model.splash import Splash, why_not
 from janus_jax.objectives import Objective
 from janus_jax.parallel import mesh as meshes
 from janus_jax.training.optimizer import AdamW, Schedule
@@ -40,6 +41,8 @@ class Program:
     rules: meshes.Rules
     params_dtype: Any
     state_shardings: TrainState
+    attention: str
+    """How it is computed and why, for a user to read."""
 
     @functools.cached_property
     def batch_shardings(self) -> Batch:
@@ -96,14 +99,22 @@ class Program:
 
 
 def build_program(
-    config: RunConfig, model: ModelConfig, objective: Objective, mesh: Mesh, rules: meshes.Rules, schedule: Schedule
+    config: RunConfig,
+    model: ModelConfig,
+    objective: Objective,
+    mesh: Mesh,
+    rules: meshes.Rules,
+    schedule: Schedule,
+    *,
+    shared_slots: int,
 ) -> Program:
     """The program of a run.
 
     Args:
         model: with the objective's head.
+        shared_slots: the most slots of shared prompts that a row has; only asked for where `wants_splash`.
     Raises:
-        ConfigError: mesh or rules do not suit the model.
+        ConfigError: mesh or rules do not suit the model, or precision.attention asks for what cannot be.
     """
     dtype = jnp.dtype(config.params_dtype)
     specs = param_specs(model, dtype)
@@ -111,6 +122,8 @@ def build_program(
     for axes in ACTIVATION_AXES:
         meshes.partition_spec(axes, rules)
     _check_length(config, mesh, rules)
+    place = meshes.Placement(mesh, rules)
+    splash, attention = _choose_attention(config, model, place, shared_slots)
     adamw = AdamW(**config.optimizer.model_dump(exclude={"name"}))
     functions = StepFunctions(
         model=model,
@@ -118,7 +131,8 @@ def build_program(
         compute=Compute(
             dtype=jnp.dtype(config.precision.compute),
             remat=config.remat,
-            place=meshes.Placement(mesh, rules),
+            place=place,
+            splash=splash,
         ),
         transformation=adamw.transformation(schedule, specs),
         clip_norm=adamw.clip_norm,
@@ -131,7 +145,40 @@ def build_program(
         shardings,
         transform_non_params=lambda _: NamedSharding(mesh, PartitionSpec()),
     )
-    return Program(functions, mesh, rules, dtype, TrainState(shardings, optimizer))
+    return Program(functions, mesh, rules, dtype, TrainState(shardings, optimizer), attention)
+
+
+def wants_splash(config: RunConfig, mesh: Mesh) -> bool:
+    """Whether attention is the kernel's, if it can be: by the platform of the mesh, which may be none of this host."""
+    wanted = config.precision.attention
+    return wanted == "splash" or (wanted == "auto" and meshes.Placement(mesh).platform == "tpu")
+
+
+def _choose_attention(
+    config: RunConfig, model: ModelConfig, place: meshes.Placement, copies: int
+) -> tuple[Splash | None, str]:
+    wanted = config.precision.attention
+    assert place.mesh is not None
+    if not wants_splash(config, place.mesh):
+        reason = "precision.attention" if wanted == "reference" else f"devices are {place.platform}"
+        return None, f"plain JAX ({reason})"
+    reason = why_not(
+        row_length=config.batch.row_length,
+        heads=model.num_heads,
+        kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        window=model.sliding_window,
+        copies=copies,
+        longest=config.batch.max_sequence_length,
+        place=place,
+    )
+    if reason is not None and wanted == "splash":
+        raise ConfigError(f"precision.attention=splash: cannot be: {reason}; allowed: auto, reference")
+    if reason is not None:
+        return None, f"plain JAX ({reason})"
+    interpret = place.platform != "tpu"
+    how = "splash kernel, interpreted" if interpret else "splash kernel"
+    return Splash(copies, interpret), f"{how}, {copies:,} copies of shared prompt slots" if copies else how
 
 
 def _param_shapes(functions: StepFunctions, dtype: Any) -> Any:

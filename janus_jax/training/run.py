@@ -114,7 +114,7 @@ class _Loop:
         self.setup, self.config, self.checkpoints, self.run_dir = setup, setup.config, checkpoints, run_dir
         self.resumed_from = checkpoints.latest_step()
         self._notify = self._console(writers)
-        for line in overlong_lines(setup.loader.fitted):
+        for line in (*overlong_lines(setup.loader.fitted), f"attention: {setup.program.attention}"):
             self._notify(line)
         self.state, self.position = self._start()
         self.step = self.resumed_from or 0

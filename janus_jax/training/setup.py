@@ -20,7 +20,7 @@ from janus_jax.objectives import Objective
 from janus_jax.parallel import mesh as meshes
 from janus_jax.training.inputs import batch_settings, open_held_out, open_training
 from janus_jax.training.optimizer import Schedule
-from janus_jax.training.program import Program, build_program
+from janus_jax.training.program import Program, build_program, wants_splash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,9 @@ def prepare(config: RunConfig) -> Setup:
         warmup_steps=config.schedule.warmup_steps,
         name=config.schedule.name,
     )
-    program = build_program(config, model, objective, mesh, rules, schedule)
+    loaders = [loader] if eval_loader is None else [loader, eval_loader]
+    shared = max(each.most_shared_slots() for each in loaders) if wants_splash(config, mesh) else 0
+    program = build_program(config, model, objective, mesh, rules, schedule, shared_slots=shared)
     return Setup(
         config=config,
         model=model,
