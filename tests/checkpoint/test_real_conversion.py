@@ -11,7 +11,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
@@ -19,23 +18,10 @@ from janus_jax.checkpoint.hf import load_hf
 from janus_jax.checkpoint.report import REPORT
 from janus_jax.model.attention import Layout
 from janus_jax.model.mistral import Compute, logits
+from tests.checkpoint.continuations import NEW_TOKENS, by_transformers, proven
 from tests.checkpoint.models import read_tensors
 
 pytestmark = pytest.mark.slow
-
-PROMPTS = (
-    "The capital of France is",
-    "Water boils at",
-    "Once upon a time there was a",
-    "def fibonacci(n):\n",
-    "The three primary colours are",
-    "Dear Sir or Madam,\n\n",
-    "1, 2, 3, 5, 8,",
-    "To make bread, you need",
-    "The theory of evolution says that",
-    "A list of European capitals:\n",
-)
-NEW_TOKENS, ENOUGH, TIE = 24, 20, 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -84,33 +70,22 @@ def greedy(directory: Path, ids: list[int]) -> list[int]:
 
 def test_three_programs_continue_texts_alike(exported, monkeypatch):
     """Up to the first step whose two best logits are nearer than 1e-3: 20 tokens at least on 8 of 10 prompts."""
-    import torch
     import transformers
 
     mistralrs = pytest.importorskip("mistralrs")
     monkeypatch.setenv("MISTRALRS_CPU_KV_F32", "1")
     directory = exported["float32"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    expected = by_transformers(directory)
     plain = mistralrs.Which.Plain(
         model_id=str(directory), arch=mistralrs.Architecture.Mistral, dtype=mistralrs.ModelDType.F32
     )
     runner = mistralrs.Runner(which=plain)
-    enough = 0
-    for text in PROMPTS:
-        prompt = tokenizer(text, return_tensors="pt")
-        ids = prompt["input_ids"][0].tolist()
-        options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
-        done = model.generate(**prompt, **options, output_logits=True, return_dict_in_generate=True)
-        theirs = done.sequences[0, len(ids) :].tolist()
-        best = torch.topk(torch.cat(done.logits), 2).values
-        gaps = (best[:, 0] - best[:, 1]).numpy()
-        clear = int(np.argmax(gaps < TIE)) if (gaps < TIE).any() else len(gaps)
-        request = mistralrs.CompletionRequest(model="m", prompt=text, max_tokens=NEW_TOKENS, temperature=0.0, top_k=1)
-        answer = runner.send_completion_request(request)
-        print(f"{text!r}: {clear} steps alike, smallest gap {gaps[:clear].min():.4f}: {answer.choices[0].text!r}")
-        assert greedy(directory, ids)[:clear] == theirs[:clear]
-        assert answer.usage.prompt_tokens == len(ids)
-        assert answer.choices[0].text.startswith(tokenizer.decode(theirs[:clear], skip_special_tokens=True))
-        enough += clear >= ENOUGH or theirs[-1] == tokenizer.eos_token_id
-    assert enough >= 8
+    for one in expected:
+        options = {"max_tokens": NEW_TOKENS, "temperature": 0.0, "top_k": 1}
+        answer = runner.send_completion_request(mistralrs.CompletionRequest(model="m", prompt=one.text, **options))
+        text, smallest = answer.choices[0].text, min(one.gaps[: one.clear], default=None)
+        print(f"{one.text!r}: {one.clear} steps alike, smallest gap {smallest}: {text!r}")
+        assert answer.usage.prompt_tokens == len(one.prompt)
+        assert text.startswith(tokenizer.decode(one.tokens[: one.clear], skip_special_tokens=True))
+    assert proven(expected, [greedy(directory, list(one.prompt)) for one in expected])
