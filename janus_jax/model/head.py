@@ -123,7 +123,8 @@ def _backward(
         slots = _chunk_here(x, head)
         total, dx = jax.lax.scan(chunk, zeros, tuple(_split(arg, slots) for arg in args))
         dx = _join(dx, x.shape[1])
-    return dx, sum_apart(total, place, _HEAD).astype(shard.dtype)
+    # The blocks' backward pass waits for the sum, or its parts would be in memory all the while.
+    return jax.lax.optimization_barrier((dx, sum_apart(total, place, _HEAD).astype(shard.dtype)))
 
 
 def _chunk_here(x: Array, head: Array) -> int:

@@ -257,6 +257,19 @@ def hidden_states(
     return _bind(config, params)(tokens, layout, compute)
 
 
+def working_params(params: Params, dtype: Any) -> Params:
+    """Parameters as the blocks use them: those of layers and the final norm no wider than the compute dtype.
+
+    Gradients with respect to these are what the backward pass computes, in the dtype in which it does; the float32 ones
+    of the parameters are the same numbers in twice the memory.
+    """
+
+    def narrow(leaf: Array) -> Array:
+        return leaf.astype(dtype) if leaf.dtype.itemsize > jnp.dtype(dtype).itemsize else leaf
+
+    return params | jax.tree.map(narrow, {name: params[name] for name in ("layers", "final_norm")})
+
+
 def token_logps(
     config: ModelConfig,
     params: Params,

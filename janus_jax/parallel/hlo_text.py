@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-<>]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-<>]+) = ")
+_END = re.compile(r"^\}(, execution_thread=.*)?$")
+"""Of a computation; a kernel's metadata may have lines that begin with braces too."""
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,<= ]*)\]")
 _MOST_ITERATIONS = 1 << 16
 _SAME = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done", "optimization-barrier")
@@ -191,7 +193,7 @@ def parse(text: str) -> Program:
         if opening:
             name, current = opening.group(2), {}
             entry = name if opening.group(1) else entry
-        elif line.startswith("}") and current is not None:
+        elif _END.match(line) and current is not None:
             computations[name] = Computation(name, current)
             current = None
         elif current is not None:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from janus_jax.batch import Batch
 from janus_jax.model.attention import Layout
 from janus_jax.model.config import ModelConfig
-from janus_jax.model.mistral import Compute, Params, token_scalars
+from janus_jax.model.mistral import Compute, Params, token_scalars, working_params
 from janus_jax.objectives import BranchScores, Metrics, Objective, branch_scores
 from janus_jax.training.optimizer import clip
 
@@ -61,7 +61,7 @@ class StepFunctions:
         return _sum_microbatches(jax.lax.map(metrics, batch))
 
     def gradients(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], Params, Metrics]:
-        """Loss, float32-accumulated gradients and metrics of a whole batch.
+        """Loss, gradients and metrics of a whole batch; those of several microbatches are summed in float32.
 
         With the `global` normaliser denominators are counted over all microbatches before the first of them runs.
         """
@@ -78,6 +78,7 @@ class StepFunctions:
             return self.objective(self.scores(params, micro), micro, denominators)
 
         differentiate = jax.value_and_grad(share, has_aux=True)
+        params = working_params(params, self.compute.dtype)
         if microbatches == 1:  # no scan: the compiler sees one forward and one backward pass
             (loss, metrics), grads = differentiate(params, jax.tree.map(lambda x: x[0], batch))
             return loss, grads, metrics
