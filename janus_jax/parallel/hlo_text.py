@@ -6,12 +6,14 @@ import math
 import operator
 import re
 from collections.abc import Callable
+from typing import Any
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-<>]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-<>]+) = ")
 _END = re.compile(r"^\}(, execution_thread=.*)?$")
-"""Of a computation; a kernel's metadata may have lines that begin with braces too."""
+"""Of a computation. The metadata of a kernel has line breaks, and a line of it may begin with braces too."""
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,<= ]*)\]")
+_LAYOUT = re.compile(r"^\w+\[([\d,<= ]*)\]\{([\d,]*)(?::T\(([\d,]+)\))?")
 _MOST_ITERATIONS = 1 << 16
 _SAME = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done", "optimization-barrier")
 _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
@@ -187,19 +189,20 @@ def parse(text: str) -> Program:
         ValueError: there is no program in the text.
     """
     computations: dict[str, Computation] = {}
-    entry, name, current = None, "", None
+    entry, name = None, ""
+    current: list[str] | None = None  # instructions, what is broken over several lines joined
     for line in text.splitlines():
         opening = _COMPUTATION.match(line) if line and not line[0].isspace() else None
         if opening:
-            name, current = opening.group(2), {}
+            name, current = opening.group(2), []
             entry = name if opening.group(1) else entry
         elif _END.match(line) and current is not None:
-            computations[name] = Computation(name, current)
+            computations[name] = Computation(name, {each.name: each for each in map(_instruction, current)})
             current = None
-        elif current is not None:
-            instruction = _instruction(line)
-            if instruction:
-                current[instruction.name] = instruction
+        elif current is not None and _INSTRUCTION.match(line):
+            current.append(line)
+        elif current:
+            current[-1] += f"\n{line}"
     if entry is None or entry not in computations:
         raise ValueError("not the text of a compiled program: no ENTRY computation")
     partitions = re.search(r"num_partitions=(\d+)", text.split("\n", 1)[0])
@@ -217,6 +220,43 @@ def shape_bytes(shape: str) -> int:
     return total
 
 
+def tiled_bytes(shape: str) -> int:
+    """Bytes of an array with its last dimensions in memory filled up to whole tiles."""
+    found = _LAYOUT.match(shape)
+    plain = shape_bytes(shape)
+    if plain == 0 or found is None or not found.group(3):
+        return plain
+    sizes = [int(size.strip().lstrip("<=")) for size in found.group(1).split(",") if size.strip()]
+    tile = [int(side) for side in found.group(3).split(",")]
+    physical = [1] * len(tile) + [sizes[int(axis)] for axis in reversed(found.group(2).split(",")) if axis]
+    last = physical[-len(tile) :]
+    filled = math.prod(-(-size // side) * side for size, side in zip(last, tile, strict=True))
+    return plain * filled // math.prod(last)
+
+
+def shape_memory(shape: str) -> int:
+    """Number of the memory that an array lies in: 0 the device's, 1 the chip's, 5 the host's."""
+    found = re.search(r"S\((\d+)\)", shape)
+    return int(found.group(1)) if found else 0
+
+
+def shape_tree(shape: str) -> Any:
+    """A shape like (f32[2]{0}, (s32[], f32[3]{0})) as nested tuples of texts."""
+    if not shape.startswith("("):
+        return shape
+    parts, depth, start = [], 0, 1
+    for index, letter in enumerate(shape):
+        if letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            depth -= 1
+        if (letter == "," and depth == 1) or (depth == 0 and index == len(shape) - 1):
+            part = re.sub(r"/\*.*?\*/", "", shape[start:index]).strip()
+            parts += [shape_tree(part)] if part else []
+            start = index + 1
+    return tuple(parts)
+
+
 def _bits(kind: str) -> int:
     if kind == "pred":
         return 8
@@ -224,10 +264,9 @@ def _bits(kind: str) -> int:
     return int(found.group(1)) if found else 0  # tokens and opaque values have no size
 
 
-def _instruction(line: str) -> Instruction | None:
+def _instruction(line: str) -> Instruction:
     head = _INSTRUCTION.match(line)
-    if head is None:
-        return None
+    assert head is not None
     rest = line[head.end() :]
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     shape, rest = rest[:end], rest[end:].lstrip()

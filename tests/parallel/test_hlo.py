@@ -222,3 +222,27 @@ def test_products_in_windows_count_every_step_of_their_rings():
     shard = 2 * 2048 * 8192 // 16
     # 8 iterations of a step either way, and one shard ahead of them: a ring of 16 needs 15 steps at least.
     assert (count, result) == (17, 17 * shard)
+
+
+@needs_libtpu
+def test_what_comes_after_a_kernel_in_a_loop_counts():
+    """Splash attention's kernels have metadata that the compiler writes with line breaks."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    heads, length, width, layers = 2, 512, 128, 3
+    mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * heads)
+    attend = kernels.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1)
+
+    def layer(x, _):
+        mean = lax.psum(attend(x, x, x), "tensor")
+        return lax.all_gather(mean[:1], "fsdp", tiled=True), None
+
+    mesh = on("v5e-4", (1, 2, 2))
+    text = compiled(lambda x: lax.scan(layer, x, None, length=layers)[0], mesh, P(), (heads, length, width)).as_text()
+    size = 4 * heads * length * width
+    assert "}}, metadata" in "".join(line for line in text.splitlines() if line.startswith("}}"))
+    assert table(collectives(text, MeshLayout.of(mesh))) == {
+        ("all-reduce", ("tensor",), False): [layers, layers * size, layers * size],
+        ("all-gather", ("fsdp",), False): [layers, layers * size, layers * size // 2],
+    }

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from janus_jax.parallel.hlo import MeshLayout, collectives
+from janus_jax.parallel.hlo_text import parse, shape_memory, shape_tree, tiled_bytes
 
 
 def program(body, *, computations="", partitions=8):
@@ -95,6 +96,33 @@ def test_a_stated_trip_count_goes_first():
     body = body.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
     (found,) = collectives(program(body, computations=computations), MeshLayout({"fsdp": 8}))
     assert (found.count, found.count_is_certain) == (7, True)
+
+
+KERNEL = """  %splash = f32[64]{0} custom-call(%p), custom_call_target="tpu_custom_call", frontend_attributes={m={
+"xprof_metadata":"{\\"block_q\\": 512, \\"block_kv\\": 512}"
+}}, metadata={op_name="jit(f)/splash"}, backend_config={"custom_call_config":{"body":"TUzv="},"n":[{"m":["0","1"]}]}
+"""
+
+
+def test_a_kernels_metadata_with_line_breaks_is_part_of_its_instruction():
+    """Splash attention's is; one of its lines begins like the end of a computation."""
+    computations, body = loop(("k", "LT"), 1, "constant(0)")
+    sent = reduce("{}", root=False)
+    computations = computations.replace(sent, f'{KERNEL}{sent}, metadata={{op_name="jit(f)/psum"}}')
+    text = program(body, computations=computations)
+    (found,) = collectives(text, MeshLayout({"fsdp": 8}))
+    assert (found.count, found.count_is_certain, found.op_name) == (12, True, "jit(f)/psum")
+    kernel = parse(text).computations["body"].instructions["splash"]
+    assert (kernel.op_name, kernel.attribute("custom_call_target")) == ("jit(f)/splash", '"tpu_custom_call"')
+    assert (kernel.attribute("backend_config") or "").endswith('{"m":["0","1"]}]}')
+
+
+def test_arrays_take_whole_tiles_of_their_memory():
+    shape = "(bf16[4,100]{1,0:T(8,128)(2,1)S(1)}, (f32[100,4]{0,1:T(4,128)}, pred[]), /*index=2*/s4[3]{0:S(5)})"
+    tiled, (turned, scalar), plain = shape_tree(shape)
+    assert [tiled_bytes(each) for each in (tiled, turned, scalar, plain)] == [2 * 8 * 128, 4 * 4 * 128, 1, 2]
+    assert [shape_memory(each) for each in (tiled, turned, scalar, plain)] == [1, 0, 0, 5]
+    assert shape_tree("()") == ()
 
 
 def test_of_a_conditional_the_branch_that_sends_most_counts():
