@@ -14,6 +14,7 @@ Letters: D width, F feed-forward width, V vocabulary, N query heads, K key/value
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 from janus_jax.model.config import ModelConfig
 from janus_jax.parallel.topology import Chip, Slice
@@ -21,20 +22,25 @@ from janus_jax.parallel.topology import Chip, Slice
 
 @dataclasses.dataclass(frozen=True)
 class Recompute:
-    """How often the backward pass does parts of the forward pass again."""
+    """What is kept of the forward pass, and how often the backward pass does parts of it again."""
 
     projections: float = 0  # all products of a layer but the last: q, k, v, o, gate, up
     down: float = 0  # the last, whose result no gradient needs
     scores: float = 1  # q k^T: attention keeps no scores, whatever the policy
     values: float = 0  # weights times v
     head: float = 1  # logits: the head keeps none, whatever the policy
+    kept: Literal["all", "products", "input"] = "all"  # of a layer, as far as its gradients need it
+    on_host: bool = False  # where that lies until then
 
 
 REMAT: Mapping[str, Recompute] = {
     "none": Recompute(),
-    "full": Recompute(projections=1, scores=2, values=1),
+    "dots": Recompute(scores=2, values=1, kept="products"),
+    "full": Recompute(projections=1, scores=2, values=1, kept="input"),
+    "offload": Recompute(projections=1, scores=2, values=1, kept="input", on_host=True),
 }
-"""By `remat:` of a configuration. `full` repeats a layer as far as its gradients need it."""
+"""By `remat:` of a configuration. `full` repeats a layer as far as its gradients need it, `dots` what lies between its
+products with weights, which is attention and elementwise work. Kernels are repeated as plain attention is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +74,14 @@ class Spread:
     parameter_bytes: int = 4
     compute_bytes: int = 2
     moment_bytes: int = 8  # both of AdamW
-    gradient_bytes: int = 4
+    gradient_bytes: int | None = None  # of the layers; None: as they are computed, in bfloat16 2
+
+    @property
+    def layer_gradient_bytes(self) -> int:
+        """Those of embedding and head are as wide as the parameters."""
+        if self.gradient_bytes is not None:
+            return self.gradient_bytes
+        return min(self.compute_bytes, self.parameter_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,15 +113,21 @@ class StepFlops:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Bytes that one device must read from and write to HBM in a step. Real programs move more."""
+    """Bytes that one device must read from and write to HBM in a step. Real programs move more.
+
+    `host` is none of HBM: what goes to the host's memory and back. No table has the bandwidth of that way, so that it
+    is in no bound.
+    """
 
     weights: float  # read once for each pass over the layers of a microbatch
     gradients: float
     optimizer: float  # parameters and moments, read and written
     activations: float  # kept for the backward pass: written, read back
+    host: float = 0
 
     @property
     def total(self) -> float:
+        """Of HBM."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
@@ -170,10 +189,8 @@ def forward_flops(work: Workload) -> Flops:
 def training_flops(work: Workload) -> StepFlops:
     """Three times the forward pass (a product has two gradients, each as large), and what is recomputed."""
     once = forward_flops(work)
-    head = 0 if work.model.head == "value" else work.recompute.head
-    times = dataclasses.replace(work.recompute, head=head)
-    pairs = zip(dataclasses.astuple(once), dataclasses.astuple(times), strict=True)
-    return StepFlops(3 * once.total, sum(flops * factor for flops, factor in pairs))
+    times = dataclasses.replace(work.recompute, head=0) if work.model.head == "value" else work.recompute
+    return StepFlops(3 * once.total, sum(flops * getattr(times, part) for part, flops in vars(once).items()))
 
 
 def inference_flops(work: Workload) -> StepFlops:
@@ -186,25 +203,34 @@ def training_traffic(work: Workload, spread: Spread) -> Traffic:
 
     - weights: those of the layers, in the compute dtype, split by `tensor` only, for the forward pass, the backward
       pass and recomputation, of each microbatch; the head three times, its logits being recomputed always.
-    - gradients: written and read once; a read and a write more for each microbatch beyond the first.
+    - gradients: written and read once. Those of several microbatches are summed in float32: a read and a write more
+      for each beyond the first.
     - optimizer: parameters and moments read and written, where they lie.
-    - activations: for each token and layer its input (D), and without recomputation also what else the gradients of
-      products need: 3 D, (2 N + 2 K) H, 3 F; written and read.
+    - activations: for each token and layer its input (D); of `products` also the results of q, k, v, o, gate and up
+      (D, (N + 2 K) H, 2 F); of `all` also what else the gradients of products need (in sum 3 D, (2 N + 2 K) H, 3 F).
+      Written and read; on the way to the host and back once more each.
+    - host: the same, once each way.
     """
-    model = work.model
-    passes = 2 + (1 if work.recompute.projections else 0)
+    model, recompute = work.model, work.recompute
+    passes = 2 + (1 if recompute.projections else 0)
     used = passes * _layers(model) + (1 if model.head == "value" else 3) * _head(model)
-    at_rest = parameters(model) / spread.parameter_shards
-    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-    kept = model.hidden_size
-    if not work.recompute.projections:
-        kept += 3 * model.hidden_size + (heads + 3 * model.intermediate_size) / spread.tensor
+    blocks = _layers(model) + model.hidden_size  # and the final norm
+    widths = (spread.layer_gradient_bytes, spread.parameter_bytes) if work.microbatches == 1 else (4, 4)
+    gradients = blocks * widths[0] + (parameters(model) - blocks) * widths[1]
+    heads, kv_heads = model.num_heads * model.head_dim, 2 * model.num_kv_heads * model.head_dim
+    whole, split = {
+        "input": (1, 0),
+        "products": (2, heads + kv_heads + 2 * model.intermediate_size),
+        "all": (4, 2 * heads + kv_heads + 3 * model.intermediate_size),
+    }[recompute.kept]
     tokens = work.tokens * spread.tensor / spread.devices
+    kept = tokens * model.num_layers * (whole * model.hidden_size + split / spread.tensor) * spread.compute_bytes
     return Traffic(
         weights=work.microbatches * used * spread.compute_bytes / spread.tensor,
-        gradients=at_rest * spread.gradient_bytes * 2 * work.microbatches,
-        optimizer=at_rest * 2 * (spread.parameter_bytes + spread.moment_bytes),
-        activations=2 * tokens * model.num_layers * kept * spread.compute_bytes,
+        gradients=gradients / spread.parameter_shards * 2 * work.microbatches,
+        optimizer=parameters(model) / spread.parameter_shards * 2 * (spread.parameter_bytes + spread.moment_bytes),
+        activations=(4 if recompute.on_host else 2) * kept,
+        host=2 * kept if recompute.on_host else 0,
     )
 
 

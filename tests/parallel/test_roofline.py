@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,9 @@ import pytest
 
 from janus_jax.model.attention import Layout
 from janus_jax.model.config import PRESETS, ModelConfig
-from janus_jax.model.mistral import Compute, one_layer, param_specs
+from janus_jax.model.mistral import Compute, Remat, one_layer, param_specs
 from janus_jax.parallel.roofline import (
     REMAT,
-    Recompute,
     Spread,
     StepFlops,
     Workload,
@@ -74,6 +74,19 @@ def test_what_full_recomputation_repeats():
     assert training_flops(kept).model == training_flops(work).model
 
 
+@pytest.mark.parametrize(("remat", "products"), [("none", 0), ("dots", 0), ("full", 1), ("offload", 1)])
+def test_what_policies_repeat(remat, products):
+    work = Workload(MISTRAL, rows=2, length=128, recompute=REMAT[remat])
+    once = forward_flops(work)
+    attention = once.scores if remat == "none" else 2 * once.scores + once.values
+    repeated = products * once.projections + attention + once.head
+    assert training_flops(work).recomputed == pytest.approx(repeated, rel=1e-12)
+
+
+def test_every_policy_of_a_configuration_is_known():
+    assert set(REMAT) == set(typing.get_args(Remat))
+
+
 def test_examples_that_do_not_see_each_other_cost_less():
     row, packed = Workload(MISTRAL, 4, 4096), Workload(MISTRAL, 4, 4096, segment=512)
     assert forward_flops(packed).scores / forward_flops(row).scores == pytest.approx(513 / 4097, rel=1e-12)
@@ -89,11 +102,8 @@ def xla_flops(f, *arguments):
     return jax.jit(f).lower(*arguments).compile().cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("kind", ["forward", "none", "full"])
-def test_a_layer_costs_what_xla_counts(kind):
-    """One layer, unrolled. Its attention fits one block: the mask leaves nothing out and nothing is recomputed. XLA
-    also counts elementwise work, under 4 % at this width."""
-    rows, length = 2, 256
+def layer_of(kind, rows, length):
+    """One layer under a policy, and the shapes of what it takes."""
     weights = jax.tree.map(
         lambda spec: jax.ShapeDtypeStruct(spec.shape[1:], jnp.float32),
         param_specs(LAYER)["layers"],
@@ -105,10 +115,29 @@ def test_a_layer_costs_what_xla_counts(kind):
     def layer(weights, x, at):
         return one_layer(LAYER, weights, x, Layout(at, at, at), Compute(dtype=jnp.float32))
 
-    recompute = Recompute(scores=0, head=0)
-    if kind == "full":
-        layer = jax.checkpoint(layer)
-        recompute = dataclasses.replace(REMAT["full"], scores=1, head=0)
+    policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None, "offload": None}
+    return jax.checkpoint(layer, policy=policies[kind]) if kind in policies else layer, (weights, x, at)
+
+
+@pytest.mark.parametrize("kind", ["dots", "full"])
+def test_what_a_policy_keeps_of_a_layer_is_what_jax_keeps(kind):
+    rows, length = 2, 256
+    layer, arguments = layer_of(kind, rows, length)
+    residuals = jax.tree.leaves(jax.eval_shape(lambda *given: jax.vjp(layer, *given)[1], *arguments))
+    kept = [leaf for leaf in residuals if leaf.shape[:2] == (rows, length) and leaf.dtype == jnp.float32]
+    work = Workload(LAYER, rows, length, recompute=REMAT[kind])
+    traffic = training_traffic(work, Spread(devices=1, parameter_shards=1, compute_bytes=4))
+    assert traffic.activations == 2 * sum(4 * leaf.size for leaf in kept)
+
+
+@pytest.mark.parametrize("kind", ["forward", "none", "dots", "full", "offload"])
+def test_a_layer_costs_what_xla_counts(kind):
+    """One layer, unrolled. Its attention fits one block: the mask leaves nothing out and nothing is recomputed. XLA
+    also counts elementwise work, under 4 % at this width."""
+    rows, length = 2, 256
+    recompute = dataclasses.replace(REMAT["none"] if kind == "forward" else REMAT[kind], head=0)
+    recompute = dataclasses.replace(recompute, scores=recompute.scores - 1)
+    layer, (weights, x, at) = layer_of(kind, rows, length)
 
     def loss(weights, x, at):
         return jnp.square(layer(weights, x, at)).sum()
@@ -119,8 +148,7 @@ def test_a_layer_costs_what_xla_counts(kind):
     whole = dataclasses.replace(once, scores=once.scores * length / work.keys, values=once.values * length / work.keys)
     expected = dataclasses.replace(whole, head=0).total
     if kind != "forward":
-        factors = dataclasses.astuple(recompute)
-        expected = 3 * expected + sum(a * b for a, b in zip(dataclasses.astuple(whole), factors, strict=True))
+        expected = 3 * expected + sum(flops * getattr(recompute, part) for part, flops in vars(whole).items())
     assert expected <= counted <= 1.04 * expected
 
 
@@ -135,7 +163,7 @@ def test_traffic_of_a_step():
     model = dataclasses.replace(LAYER, num_layers=3)
     layers, head = 3 * 512 * (2 + 20 * 64 + 3 * 1536), 512 * 64
     total = layers + 2 * head + 512
-    spread = Spread(devices=8, parameter_shards=4, tensor=2)
+    spread = Spread(devices=8, parameter_shards=4, tensor=2)  # bfloat16 gradients of the layers and the final norm
     work = Workload(model, rows=8, length=128, microbatches=2, recompute=REMAT["full"])
     traffic = training_traffic(work, spread)
     assert traffic.weights == 2 * (3 * layers + 3 * head) * 2 / 2
@@ -147,6 +175,20 @@ def test_traffic_of_a_step():
     assert kept.activations == 2 * tokens * 3 * (4 * 512 + (20 * 64 + 3 * 1536) / 2) * 2
     assert kept.weights == 2 * (2 * layers + 3 * head) * 2 / 2
     assert traffic.total == traffic.weights + traffic.gradients + traffic.optimizer + traffic.activations
+    once = training_traffic(dataclasses.replace(work, microbatches=1), spread)
+    assert once.gradients == 2 * (2 * (layers + 512) + 4 * 2 * head) / 4
+    wide = dataclasses.replace(spread, compute_bytes=4)
+    assert training_traffic(dataclasses.replace(work, microbatches=1), wide).gradients == 2 * 4 * total / 4
+    narrow = dataclasses.replace(spread, parameter_bytes=2, compute_bytes=4)
+    assert training_traffic(dataclasses.replace(work, microbatches=1), narrow).gradients == 2 * 2 * total / 4
+    stated = dataclasses.replace(spread, gradient_bytes=4)
+    assert training_traffic(dataclasses.replace(work, microbatches=1), stated).gradients == 2 * 4 * total / 4
+    dots = training_traffic(dataclasses.replace(work, recompute=REMAT["dots"]), spread)
+    assert dots.activations == 2 * tokens * 3 * (2 * 512 + (12 * 64 + 2 * 1536) / 2) * 2
+    assert (dots.weights, dots.host) == (kept.weights, 0)
+    offload = training_traffic(dataclasses.replace(work, recompute=REMAT["offload"]), spread)
+    assert (offload.activations, offload.host) == (2 * traffic.activations, traffic.activations)
+    assert offload.total == traffic.total + traffic.activations  # the way to the host is none of HBM
     scoring = inference_traffic(work, spread)
     assert (scoring.weights, scoring.total) == (2 * (layers + head), 2 * (layers + head))
 
