@@ -25,7 +25,7 @@ from janus_jax.parallel.topology import devices, find_slice, load_chips
 from janus_jax.training.optimizer import Schedule
 from janus_jax.training.program import Program, build_program
 
-_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+_OUT_OF_MEMORY, _CACHE = "RESOURCE_EXHAUSTED", "jax_enable_compilation_cache"
 
 
 def plan(
@@ -138,11 +138,11 @@ class _no_cache:
     """JAX's persistent cache can write programs of other machines, not read them, and warns about it."""
 
     def __enter__(self) -> None:
-        self._before = jax.config.read("jax_enable_compilation_cache")
-        jax.config.update("jax_enable_compilation_cache", False)
+        self._before = getattr(jax.config, _CACHE)
+        jax.config.update(_CACHE, False)
 
     def __exit__(self, *_: object) -> None:
-        jax.config.update("jax_enable_compilation_cache", self._before)
+        jax.config.update(_CACHE, self._before)
 
 
 def _translated(error: str) -> str:
@@ -177,8 +177,16 @@ def _memory(config: RunConfig, program: Program, found: Inputs, compiled: Any, h
     if compiled is None:
         return Memory(usable, arguments, None, (), 0, kept)
     at_peak = peak(hlo)
-    analysis = compiled.memory_analysis()
-    return Memory(usable, arguments, analysis.peak_memory_in_bytes, at_peak.buffers, at_peak.bytes, kept)
+    return Memory(usable, arguments, _peak(compiled.memory_analysis(), usable), at_peak.buffers, at_peak.bytes, kept)
+
+
+def _peak(analysis: Any, usable: int | None) -> int:
+    """Of a TPU's compiler its own figure: arguments and temp do not add up to it, because memory is used twice. XLA's
+    for CPUs leaves temporaries out of its."""
+    if usable is not None:
+        return analysis.peak_memory_in_bytes
+    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + outputs
 
 
 def _work(config: RunConfig, found: Inputs, mesh: Any) -> roofline.Workload:
