@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from janus_jax.config import RunConfig
 from janus_jax.errors import ConfigError
 from janus_jax.parallel.plan import plan
 from janus_jax.parallel.plan.inputs import find_inputs
+from janus_jax.parallel.plan.timing import made_up_batch, time_step
 from janus_jax.training.setup import prepare
 from tests.training.test_run import config
 from tests.training_examples import random_examples, write_dataset
@@ -110,3 +112,21 @@ def test_what_cannot_be_trained_cannot_be_planned(topology, changes, message, da
 def test_the_planner_needs_neither_tensorflow_nor_a_second_jax(tmp_path):
     code = "import sys, janus_jax.parallel.plan; sys.exit('tensorflow' in sys.modules or 'seqio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_a_step_is_timed_on_the_devices_that_are_here(kind, data, tmp_path):
+    found = time_step(trained(data, tmp_path, kind), steps=3)
+    assert (found.devices, len(found.seconds)) == (8, 3) and found.mesh["tensor"] == 2
+    assert found.compile_s > 0 and found.tokens_per_s == found.tokens_per_step / found.median_s
+    assert 0 < found.tokens_per_step <= 8 * 64
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_made_up_rows_are_like_those_of_the_data(kind, data, tmp_path):
+    inputs = find_inputs(trained(data, tmp_path, kind), 8)
+    batch, tokens = made_up_batch(inputs, True)
+    assert batch.tokens.shape == (inputs.shape.microbatches, inputs.shape.rows, inputs.shape.row_length)
+    assert tokens == (batch.segment > 0).sum() and set(np.unique(batch.branch)) == set(range(3 if kind == "dpo" else 2))
+    assert (batch.tokens < inputs.model.vocab_size).all()
+    assert ((batch.segment > 0) & (batch.branch == 0)).sum(-1).max() <= max(inputs.shared_slots, 64)

@@ -3,8 +3,6 @@
 They need libtpu (pip install 'janus_jax[tpu]'), and are skipped without it.
 """
 
-import pytest
-
 from janus_jax.parallel.plan import plan
 from tests.parallel.compilers import needs_libtpu
 from tests.training.test_run import config
