@@ -92,7 +92,7 @@ def splash_attention(
 
     Args:
         copies: the most shared slots (branch 0) that a row has; 0 where no row has a rejected branch behind a shared
-            prompt. They are rounded up to whole blocks. With more the result is the same, with fewer it is wrong.
+            prompt. They are rounded up to whole blocks. With more the result is the same, with fewer it is NaN.
         window: ignored with copies, where `why_not` says if it may be.
         interpret: run the kernel's program by XLA, anywhere and slowly.
     Returns:
@@ -147,9 +147,13 @@ def _local(
         k, v = (jax.lax.dynamic_slice_in_dim(x, first, count, axis=2) for x in (k, v))
     key_ids = _ids(segment, branch)
     if copies:
-        taken, rank, copy_ids = _copies(segment, branch, copies)
+        taken, rank, copy_ids, enough = _copies(segment, branch, copies)
         k, v = _extend(k, taken, rank), _extend(v, taken, rank)
         key_ids = jnp.concatenate([copy_ids, key_ids], axis=1)
+    else:
+        shared = (branch == 0) & (segment > 0)
+        enough = ~(shared.any(1) & (branch == 2).any(1))
+    q = jnp.where(enough[:, None, None, None], q, jnp.nan)  # loud, where the answer would be wrong
     q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)  # the kernel does not scale
     every_block = jax.tree.unflatten(tree, kernel)
 
@@ -165,8 +169,9 @@ def _ids(segment: Array, branch: Array) -> Array:
     return jnp.where(segment > 0, 2 * segment + (branch == 2), 0)
 
 
-def _copies(segment: Array, branch: Array, copies: int) -> tuple[Array, Array, Array]:
-    """Where the copies come from [B, C], which copy is a slot's own [B, L] (C if none), and their ids [B, C]."""
+def _copies(segment: Array, branch: Array, copies: int) -> tuple[Array, Array, Array, Array]:
+    """Where the copies come from [B, C], which copy is a slot's own [B, L] (C if none), their ids [B, C], and whether
+    there is one for every shared slot [B]."""
     shared: Bool[Array, "B L"] = (branch == 0) & (segment > 0)
     count = jnp.cumsum(shared, axis=1, dtype=jnp.int32)
     number = jnp.arange(copies, dtype=jnp.int32)
@@ -175,7 +180,7 @@ def _copies(segment: Array, branch: Array, copies: int) -> tuple[Array, Array, A
     taken = jnp.sum(count[:, None, :] <= number[:, None], axis=2, dtype=jnp.int32)
     taken = jnp.minimum(taken, segment.shape[1] - 1)
     ids = jnp.where(number < count[:, -1:], 2 * _take(segment, taken) + 1, _NOBODY)
-    return taken, jnp.where(shared, jnp.minimum(count - 1, copies), copies), ids
+    return taken, jnp.where(shared, jnp.minimum(count - 1, copies), copies), ids, count[:, -1] <= copies
 
 
 def _take(x: Array, index: Array) -> Array:

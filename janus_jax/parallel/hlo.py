@@ -312,7 +312,7 @@ def _groups(text: str, attributes: str, devices: int) -> list[list[int]]:
     listed = found.group(2) or ""
     ids = np.arange(math.prod(sizes.values()))
     if listed:
-        ids = _iota(listed).reshape(-1) if "<=" in listed else np.array([int(i) for i in re.findall(r"\d+", listed)])
+        ids = _listed(listed)
     # An axis may be used in part, 'x':(4)2 being its factor 2 above which there are 4: every axis falls into factors.
     used = re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", found.group(3))
     shape, chosen = [], []
@@ -327,6 +327,16 @@ def _groups(text: str, attributes: str, devices: int) -> list[list[int]]:
     rest = [axis for axis in range(len(shape)) if axis not in chosen]
     grouped = ids.reshape(shape).transpose(rest + chosen)
     return grouped.reshape(-1, math.prod(shape[axis] for axis in chosen)).tolist()
+
+
+def _listed(text: str) -> np.ndarray:
+    """Device ids of a mesh: `[a,b]<=[c,d]T(1,0)`, `[c,d]T(1,0)` (numbers in shape [c,d], transposed), or one by one."""
+    if "<=" in text:
+        return _iota(text).reshape(-1)
+    if found := re.match(r"\[([\d,]+)\]T\(([\d,]+)\)", text):
+        shape, order = ([int(i) for i in part.split(",")] for part in found.groups())
+        return np.arange(math.prod(shape)).reshape(shape).transpose(order).reshape(-1)
+    return np.array([int(i) for i in re.findall(r"\d+", text)])
 
 
 def _iota(text: str) -> np.ndarray:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.errors import ConfigError
@@ -64,13 +64,24 @@ class MeshShape:
 
 
 def build_mesh(shape: MeshShape, devices: list[Any] | None = None) -> Mesh:
-    """A mesh over all devices (or the given ones), in the order that suits the hardware's topology."""
+    """A mesh over all devices (or the given ones), in the order that suits the hardware's topology.
+
+    Several slices are replicas, or groups of them: only `data` goes over the slow network between slices.
+
+    Raises:
+        ConfigError: the sizes do not multiply to the devices, or slices are more than `data` divides over.
+    """
     chosen = jax.devices() if devices is None else devices
-    sizes = tuple(dataclasses.astuple(shape.resolve(len(chosen))))
+    resolved = shape.resolve(len(chosen))
+    sizes = tuple(dataclasses.astuple(resolved))
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-    if devices is None:
-        return jax.make_mesh(sizes, AXES, axis_types=auto)
-    return Mesh(np.asarray(chosen).reshape(sizes), AXES, axis_types=auto)
+    slices = len({getattr(device, "slice_index", 0) for device in chosen})
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=auto, devices=chosen)
+    if resolved.data % slices:
+        raise ConfigError(f"mesh.data={resolved.data}: there are {slices} slices; allowed: a multiple of {slices}")
+    inner, outer = (resolved.data // slices, *sizes[1:]), (slices, *(1,) * (len(AXES) - 1))
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, chosen), AXES, axis_types=auto)
 
 
 def merge_rules(overrides: Mapping[str, str | list[str] | None] | None) -> Rules:

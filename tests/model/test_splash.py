@@ -169,7 +169,7 @@ def test_a_block_is_computed_where_the_rule_lets_a_query_see_a_key_of_it_and_now
     leaves, tree = splash._kernel(
         length=length, copies=copies, window=None, heads=2, parts=1, block=block, interpret=True
     )
-    _, _, copy_ids = splash._copies(layout.segment, layout.branch, copies)
+    _, _, copy_ids, _ = splash._copies(layout.segment, layout.branch, copies)
     ids = splash._ids(layout.segment, layout.branch)
     row = splash._without_idle_blocks(jax.tree.unflatten(tree, leaves), ids[0], jnp.concatenate([copy_ids, ids], 1)[0])
     for info, by_keys in ((row.fwd_mask_info, False), (row.dq_mask_info, False), (row.dkv_mask_info, True)):
@@ -178,6 +178,15 @@ def test_a_block_is_computed_where_the_rule_lets_a_query_see_a_key_of_it_and_now
             brought = int(info.data_next[0][at])
             computed[(brought, at[1]) if by_keys else (at[0], brought)] = True
         np.testing.assert_array_equal(computed, expected)
+
+
+@pytest.mark.parametrize("copies", [0, 128])
+def test_rows_with_more_shared_slots_than_copies_say_so(copies):
+    """The first row has too many; the answer would look right and be wrong."""
+    layout = Layout(*map(jnp.asarray, layout_of([[(150, 60, 60)], [], [(60, 90, None)]], PAIRS)))
+    q, k, v = (jnp.ones((3, LENGTH, heads, HEAD_DIM)) for heads in (4, 2, 2))
+    out = splash_attention(q, k, v, layout, window=None, copies=copies, interpret=True)
+    assert np.isnan(out[0]).all() and np.isfinite(out[1:]).all()
 
 
 def test_bfloat16_is_as_near_to_float32_as_the_rule_is():

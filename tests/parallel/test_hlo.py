@@ -4,7 +4,6 @@ Programs for TPUs need libtpu, `pip install 'janus_jax[tpu]'`, and are skipped w
 `python -m pytest tests/parallel/test_hlo.py`.
 """
 
-import importlib.util
 import math
 
 import jax
@@ -18,8 +17,8 @@ from jax.sharding import PartitionSpec as P
 from janus_jax.parallel.hlo import MeshLayout, collectives
 from janus_jax.parallel.hlo_findings import warnings
 from janus_jax.parallel.topology import devices, find_slice
+from tests.parallel.compilers import needs_libtpu
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 BLOCK = (128, 256)
 BYTES = 4 * math.prod(BLOCK)
 

@@ -37,6 +37,7 @@ def reduce(groups, name="r", root=True):
         ("mesh['a'=8] {'a':(1)4}", ("fsdp",)),
         ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)<=[8]) {'a'}", None),
         ("mesh['a'=2,'b'=4], device_ids=([8]<=[4,2]T(1,0)) {'a'}", ("tensor",)),
+        ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}", ("tensor",)),
     ],
 )
 def test_groups_are_read_in_every_syntax(groups, axes):

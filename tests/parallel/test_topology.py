@@ -17,9 +17,9 @@ import pytest
 from janus_jax.errors import ConfigError
 from janus_jax.parallel import topology
 from janus_jax.parallel.topology import devices, find_slice, load_chips
+from tests.parallel.compilers import needs_libtpu
 
 FAMILIES = ("v2", "v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,227 @@
+"""Lowers the trainer's step for a mesh of any slice, has XLA compile it, and reads what came out."""
+
+import hashlib
+import importlib.metadata
+import math
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from janus_jax.config import RunConfig
+from janus_jax.parallel import mesh as meshes
+from janus_jax.parallel import roofline
+from janus_jax.parallel.hlo import MeshLayout, collectives
+from janus_jax.parallel.hlo_findings import warnings
+from janus_jax.parallel.hlo_memory import peak
+from janus_jax.parallel.plan.inputs import Inputs, find_inputs
+from janus_jax.parallel.plan.result import Memory, Plan
+from janus_jax.parallel.topology import devices, find_slice, load_chips
+from janus_jax.training.optimizer import Schedule
+from janus_jax.training.program import Program, build_program
+
+_OUT_OF_MEMORY, _CACHE = "RESOURCE_EXHAUSTED", "jax_enable_compilation_cache"
+
+
+def plan(
+    config: RunConfig,
+    topology: str,
+    *,
+    num_slices: int = 1,
+    chips: str | os.PathLike[str] | None = None,
+    dump_hlo: str | os.PathLike[str] | None = None,
+) -> Plan:
+    """Compiles one training step of `config` for a slice that need not be here.
+
+    Args:
+        topology: Google Cloud's name (`v5litepod-16`, `v4-32`), a shape (`v5e:4x4`), or `cpu:8` for simulated devices.
+        num_slices: alike, connected over the data centre's network.
+        chips: YAML with figures and prices that differ from the package's (`load_chips`).
+        dump_hlo: directory for the program before and after compilation.
+    Raises:
+        ConfigError: unknown slice, no libtpu, or a mesh, rows or rules that training would refuse.
+        DataError, ConversionError: as training would.
+    """
+    of, table = find_slice(topology), load_chips(chips)
+    found = find_inputs(config, of.devices * num_slices)
+    mesh = meshes.build_mesh(meshes.MeshShape(**config.mesh.model_dump()), devices(of, num_slices))
+    program = program_of(config, found, mesh)
+    with _no_cache():
+        lowered = lower(program, found)
+        text = lowered.as_text()
+        begun = time.perf_counter()
+        try:
+            compiled, reason = lowered.compile(), None
+        except jax.errors.JaxRuntimeError as error:
+            if _OUT_OF_MEMORY not in str(error):
+                raise
+            compiled, reason = None, _translated(str(error))
+        seconds = time.perf_counter() - begun
+    hlo = "" if compiled is None else compiled.as_text()
+    if dump_hlo is not None:
+        _dump(Path(dump_hlo), text, hlo)
+    chip = None if of.topology is None else table.chips[of.family]
+    usable = None if chip is None else chip.usable_hbm_bytes_per_device
+    memory = _memory(config, program, found, compiled, hlo, usable)
+    if reason is None and usable is not None and memory.needed is not None and memory.needed > usable:
+        reason = f"the step needs {memory.needed / 2**30:.2f} GiB and {usable / 2**30:.2f} GiB are usable"
+    moved = collectives(hlo, MeshLayout.of(mesh)) if hlo else []
+    work, spread = _work(config, found, mesh), _spread(config, mesh, program)
+    flops = roofline.training_flops(work)
+    bound = None
+    if chip is not None and hlo:
+        ici, dcn = (sum(each.wire_bytes for each in moved if each.over_dcn == over) for over in (False, True))
+        traffic = roofline.training_traffic(work, spread).total
+        step_tokens = round(found.tokens_per_step)
+        bound = roofline.bound(flops, traffic, ici, dcn, tokens=step_tokens, of=of, chip=chip, num_slices=num_slices)
+    price = None if chip is None or chip.usd_on_demand is None else chip.usd_on_demand * of.chips * num_slices
+    return Plan(
+        of=of,
+        num_slices=num_slices,
+        mesh=dict(mesh.shape),
+        objective=found.objective.name,
+        remat=config.remat,
+        moments=config.optimizer.moments,
+        rows=found.shape.rows * found.shape.microbatches,
+        row_length=found.shape.row_length,
+        microbatches=found.shape.microbatches,
+        attention=program.attention,
+        assumed=found.assumed,
+        fits=reason is None,
+        reason=reason,
+        memory=memory,
+        collectives=tuple(moved),
+        findings=tuple(warnings(hlo, arguments=_arguments(program, found)) if hlo else ()),
+        flops=flops,
+        bound=bound,
+        tokens_per_step=found.tokens_per_step,
+        steps_per_epoch=found.steps_per_epoch,
+        usd_per_hour=price,
+        compile_s=seconds,
+        program_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        versions=_versions(),
+    )
+
+
+def program_of(config: RunConfig, found: Inputs, mesh: Any) -> Program:
+    """The trainer's program on any mesh.
+
+    Raises:
+        ConfigError: as `build_program`, or rows do not divide.
+    """
+    rules = meshes.merge_rules(config.sharding)
+    meshes.check_rows(found.shape.rows, mesh, rules, "batch.rows")
+    schedule = Schedule(
+        learning_rate=config.schedule.learning_rate,
+        total_steps=found.total_steps,
+        warmup_steps=config.schedule.warmup_steps,
+        name=config.schedule.name,
+    )
+    return build_program(config, found.model, found.objective, mesh, rules, schedule, shared_slots=found.shared_slots)
+
+
+def lower(program: Program, found: Inputs) -> Any:
+    """The training step for abstract arguments."""
+    return program.train.lower(*_arguments(program, found))
+
+
+def _arguments(program: Program, found: Inputs) -> tuple[Any, Any]:
+    return program.abstract_state(), program.abstract_batch(found.shape)
+
+
+class _no_cache:
+    """JAX's persistent cache can write programs of other machines, not read them, and warns about it."""
+
+    def __enter__(self) -> None:
+        self._before = getattr(jax.config, _CACHE)
+        jax.config.update(_CACHE, False)
+
+    def __exit__(self, *_: object) -> None:
+        jax.config.update(_CACHE, self._before)
+
+
+def _translated(error: str) -> str:
+    found = re.search(r"\(([\d.]+[KMG])\) exceeds available (\w+) \(([\d.]+[KMG])\)", error)
+    if found:
+        return f"the step needs {found[1]} of {found[2]} and {found[3]} are usable (by XLA, which gave up there)"
+    return "XLA ran out of memory: " + " ".join(error.split())[:300]
+
+
+def _dump(directory: Path, lowered: str, compiled: str) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "lowered.mlir").write_text(lowered, encoding="utf-8")
+    if compiled:
+        (directory / "compiled.hlo").write_text(compiled, encoding="utf-8")
+
+
+def _local_bytes(tree: Any) -> int:
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _memory(config: RunConfig, program: Program, found: Inputs, compiled: Any, hlo: str, usable: int | None) -> Memory:
+    state, batch = _arguments(program, found)
+    arguments = {
+        "parameters": _local_bytes(state.params),
+        "moments": _local_bytes(state.optimizer),
+        "batch": _local_bytes(batch),
+    }
+    kept = 0
+    if found.objective.needs_reference and config.reference.mode == "online":
+        kept = _local_bytes(program.abstract_params(program.functions.compute.dtype))
+    if compiled is None:
+        return Memory(usable, arguments, None, (), 0, kept)
+    at_peak = peak(hlo)
+    return Memory(usable, arguments, _peak(compiled.memory_analysis(), usable), at_peak.buffers, at_peak.bytes, kept)
+
+
+def _peak(analysis: Any, usable: int | None) -> int:
+    """Of a TPU's compiler its own figure: arguments and temp do not add up to it, because memory is used twice. XLA's
+    for CPUs leaves temporaries out of its."""
+    if usable is not None:
+        return analysis.peak_memory_in_bytes
+    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + outputs
+
+
+def _work(config: RunConfig, found: Inputs, mesh: Any) -> roofline.Workload:
+    return roofline.Workload(
+        model=found.model,
+        rows=found.shape.rows * found.shape.microbatches,
+        length=found.shape.row_length,
+        microbatches=found.shape.microbatches,
+        recompute=roofline.REMAT[config.remat],
+        segment=round(found.segment),
+    )
+
+
+def _spread(config: RunConfig, mesh: Any, program: Program) -> roofline.Spread:
+    weight = program.state_shardings.params["layers"]["mlp"]["gate"]
+    model = program.functions.model
+    shape = (model.num_layers, model.hidden_size, model.intermediate_size)
+    pieces = math.prod(shape) // math.prod(weight.shard_shape(shape))
+    return roofline.Spread(
+        devices=mesh.devices.size,
+        parameter_shards=pieces,
+        tensor=meshes.shards(mesh, program.rules, "mlp"),
+        parameter_bytes=program.params_dtype.itemsize,
+        compute_bytes=program.functions.compute.dtype.itemsize,
+        moment_bytes=2 * jnp.dtype(config.optimizer.moments).itemsize,
+    )
+
+
+def _versions() -> dict[str, str]:
+    return dict(_installed("jax", "jaxlib", "libtpu"))
+
+
+def _installed(*names: str) -> Iterator[tuple[str, str]]:
+    for name in names:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue

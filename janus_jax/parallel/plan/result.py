@@ -1,0 +1,82 @@
+"""What a plan says."""
+
+import dataclasses
+from typing import Any
+
+from janus_jax.parallel.hlo import Collective
+from janus_jax.parallel.hlo_findings import Finding
+from janus_jax.parallel.hlo_memory import Buffer
+from janus_jax.parallel.roofline import Bound, StepFlops
+from janus_jax.parallel.topology import Slice
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    usable: int | None  # None: a simulated device
+    arguments: dict[str, int]  # parameters, moments, batch, ...; exact
+    peak: int | None  # all of it at the worst moment, by the compiler; None: it did not get so far
+    temporaries: tuple[Buffer, ...]  # beside the arguments, at that moment; an estimate
+    estimated_temporaries: int  # their sum, which should be about peak - arguments
+    kept_besides: int = 0  # what a run holds on the device that the step does not take: an online reference
+
+    @property
+    def needed(self) -> int | None:
+        return None if self.peak is None else self.peak + self.kept_besides
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One step of one configuration on one slice, or several alike."""
+
+    of: Slice
+    num_slices: int
+    mesh: dict[str, int]
+    objective: str
+    remat: str
+    moments: str
+    rows: int  # of a step, over all devices
+    row_length: int
+    microbatches: int
+    attention: str
+    assumed: tuple[str, ...]
+    fits: bool
+    reason: str | None  # why it does not
+    memory: Memory
+    collectives: tuple[Collective, ...]
+    findings: tuple[Finding, ...]
+    flops: StepFlops
+    bound: Bound | None
+    tokens_per_step: float
+    steps_per_epoch: int | None
+    usd_per_hour: float | None
+    compile_s: float
+    program_sha256: str  # of what was lowered: that of the trainer's own step
+    versions: dict[str, str]
+
+    @property
+    def rows_per_device(self) -> float:
+        """Of a microbatch."""
+        return self.rows / self.microbatches / (self.of.devices * self.num_slices)
+
+    @property
+    def hours_per_epoch(self) -> float | None:
+        """At the bound; a run takes longer."""
+        if self.bound is None or self.steps_per_epoch is None:
+            return None
+        return self.bound.seconds * self.steps_per_epoch / 3600
+
+    @property
+    def usd_per_epoch(self) -> float | None:
+        hours = self.hours_per_epoch
+        return None if hours is None or self.usd_per_hour is None else hours * self.usd_per_hour
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers and texts, bytes and seconds; what `--json` writes."""
+        derived = ("rows_per_device", "hours_per_epoch", "usd_per_epoch")
+        found = dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
+        found["memory"]["needed"] = self.memory.needed
+        if self.bound is not None:
+            found["bound"] |= {"seconds": self.bound.seconds, "limit": self.bound.limit}
+        return found

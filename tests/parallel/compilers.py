@@ -1,0 +1,9 @@
+"""Which compilers are here. JANUS_TPU_COMPILER=required: what needs libtpu fails without it, and is not skipped."""
+
+import importlib.util
+import os
+
+import pytest
+
+_ABSENT = importlib.util.find_spec("libtpu") is None and os.environ.get("JANUS_TPU_COMPILER") != "required"
+needs_libtpu = pytest.mark.skipif(_ABSENT, reason="libtpu is not installed: pip install 'janus_jax[tpu]'")
