@@ -2,8 +2,8 @@
 
 The compiler says how much memory a program takes, and not for what. Its text is in the order of execution, so one can
 play through it: a result takes memory from the instruction that makes it to the last that reads it. Results of the
-whole program have theirs from beginning to end, or an argument's. Compilers for TPUs note which results take an
-operand's place; others do not, and share more. Gaps between buffers and what a kernel keeps to itself are left out.
+whole program have theirs from beginning to end, or an argument's; that the compiler may put others there until then is
+left out, as are gaps and what a kernel keeps to itself. Compilers for TPUs note which results take an operand's place.
 
 That figure, `peak_memory_in_bytes`, is arguments + `fixed` + the most that any *one* memory holds beside these, be it
 the device's, the chip's or the host's: where blocks are offloaded it can be the host's. Here each is played by itself.
