@@ -177,7 +177,10 @@ def _memory(config: RunConfig, program: Program, found: Inputs, compiled: Any, h
     if compiled is None:
         return Memory(usable, arguments, None, (), 0, kept)
     at_peak = peak(hlo)
-    return Memory(usable, arguments, _peak(compiled.memory_analysis(), usable), at_peak.buffers, at_peak.bytes, kept)
+    needed = _peak(compiled.memory_analysis(), usable)
+    if config.remat == "offload":  # the compiler's figure may be that of the host's memory
+        needed = min(needed, compiled.memory_analysis().argument_size_in_bytes + at_peak.bytes)
+    return Memory(usable, arguments, needed, at_peak.buffers, at_peak.bytes, kept)
 
 
 def _peak(analysis: Any, usable: int | None) -> int:
