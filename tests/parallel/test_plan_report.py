@@ -54,8 +54,7 @@ COLLECTIVES = (
 )
 
 
-@pytest.fixture
-def fitting() -> Plan:
+def a_plan() -> Plan:
     """Figures that are easy to recognise."""
     arguments = {"parameters": 2 * GIB, "moments": 4 * GIB, "batch": 3 << 20}
     temporaries = 6 * GIB - (3 << 20)
@@ -92,6 +91,11 @@ def fitting() -> Plan:
         versions={"jax": "0.12.0", "libtpu": "0.0.50"},
         parameters=PARAMETERS,
     )
+
+
+@pytest.fixture
+def fitting() -> Plan:
+    return a_plan()
 
 
 @pytest.fixture

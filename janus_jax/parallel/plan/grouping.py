@@ -1,7 +1,7 @@
 """What a plan's many buffers and collectives are for, a handful of groups each.
 
-A buffer is recognised by its shape and by the name of the operation that made it, which compilers drop or mix up now and
-then: the groups are an estimate, as the buffers themselves are.
+A buffer is recognised by its shape and by the name of the operation that made it, which compilers drop or mix up now
+and then: the groups are an estimate, as the buffers themselves are.
 """
 
 import dataclasses
