@@ -220,11 +220,14 @@ def test_buffers_are_grouped_by_what_they_are_for(fitting):
 
 
 def test_rows_as_long_as_the_model_is_wide_do_not_make_activations_weights(fitting):
-    buffers = (Buffer(GIB, "bf16[4096,14336]", f"{INSIDE}/mlp/bld,df->blf/dot_general"),)
-    plan = dataclasses.replace(
-        fitting, row_length=4096, memory=dataclasses.replace(fitting.memory, temporaries=buffers)
+    buffers = (
+        Buffer(GIB, "bf16[4096,14336]", f"{INSIDE}/mlp/bld,df->blf/dot_general"),
+        Buffer(GIB // 2, "bf16[1,4096,14336]", f"{INSIDE}/jit(dynamic_index_in_dim)/squeeze"),
+        Buffer(GIB // 4, "bf16[1,4096,4096]", "jit(train)/while/body/jvp(head)/mul"),
     )
-    assert [group.label for group in buffer_groups(plan)] == ["MLP activations"]
+    memory = dataclasses.replace(fitting.memory, temporaries=buffers)
+    groups = buffer_groups(dataclasses.replace(fitting, row_length=4096, memory=memory))
+    assert [group.label for group in groups] == ["MLP activations", "gathered weights", "other"]
 
 
 def test_collectives_are_summed_by_kind_axes_and_network(fitting):

@@ -13,6 +13,7 @@ from janus_jax.parallel.hlo_memory import Buffer
 from janus_jax.parallel.plan.result import Plan
 
 _DTYPES = {"bf16": "bfloat16", "f32": "float32", "f16": "float16"}
+_FETCHED = re.compile("dynamic_index_in_dim|all_gather")
 _SCOPES = re.compile(r"jvp\(\w*\)")  # the scope in which a derivative begins, whatever follows
 
 
@@ -85,6 +86,7 @@ class _Known:
     vocabulary: set[int]
     feed_forward: set[int]
     hidden: int
+    lengths: set[int]  # of rows, whole or split
     remat: str
 
     @classmethod
@@ -108,6 +110,7 @@ class _Known:
             of("embedding", 0),
             of("layers.mlp.gate", -1),
             known["final_norm"].shape[0] if "final_norm" in known else 0,
+            {plan.row_length // size for size in (1, *plan.mesh.values())},
             plan.remat,
         )
 
@@ -124,10 +127,9 @@ class _Known:
                 return "saved activations of all layers"
             if self.hidden in dims[1:]:  # else its first dimension is one of heads, as many as layers
                 return "saved block inputs"
-        if shape in self.gathered and not re.search(r"(mlp|attention)/.*->.*/dot_general", name):
+        # Where rows are as long as a weight is wide, activations have the shapes of weights.
+        if shape in self.gathered and (not self.lengths.intersection(shape) or _FETCHED.search(name)):
             return "gathered weights"
-        if shape in self.gathered and dims[0] == 1 and len(dims) == len(shape) + 1:
-            return "gathered weights"  # started within the product that it overlaps with
         if self.vocabulary.intersection(dims):
             return "embedding, logits and head"
         if "/mlp/" in name or self.feed_forward.intersection(dims):
