@@ -6,10 +6,12 @@ and then: the groups are an estimate, as the buffers themselves are.
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Sequence
 
 from janus_jax.parallel.hlo_memory import Buffer
+from janus_jax.parallel.mesh import DEFAULT_RULES
 from janus_jax.parallel.plan.result import Plan
 
 _DTYPES = {"bf16": "bfloat16", "f32": "float32", "f16": "float16"}
@@ -110,7 +112,7 @@ class _Known:
             of("embedding", 0),
             of("layers.mlp.gate", -1),
             known["final_norm"].shape[0] if "final_norm" in known else 0,
-            {plan.row_length // size for size in (1, *plan.mesh.values())},
+            {plan.row_length, plan.row_length // math.prod(plan.mesh.get(axis, 1) for axis in DEFAULT_RULES["length"])},
             plan.remat,
         )
 
