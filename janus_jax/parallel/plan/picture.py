@@ -138,8 +138,10 @@ def _bounds(axis: Any, plan: Plan) -> None:
     axis.set(
         yticks=range(len(finite)),
         xlim=(0, 1.35 * longest),
-        xlabel="seconds, each by itself at its peak: a bound, not a promise",
+        xlabel="each by itself at its peak: a bound, not a promise",
     )
+    axis.locator_params(axis="x", nbins=5)
+    axis.xaxis.set_major_formatter(lambda value, _: seconds(value))
     axis.set_yticklabels([RESOURCES[part] for part in bound.parts])
     axis.invert_yaxis()
     axis.set_title(
