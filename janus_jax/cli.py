@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from janus_jax import __version__, cli_convert, cli_inspect
+from janus_jax import __version__, cli_convert, cli_inspect, cli_plan
 from janus_jax.cli_outputs import require_writable
 from janus_jax.errors import ConfigError, JanusError, LostPeerError
 
@@ -216,6 +216,9 @@ def train(
     summary = train(loaded, options)
     if runtime.is_main():
         _print_summary(summary)
+
+
+app.command("plan", epilog=cli_plan.EPILOG)(cli_plan.plan)
 
 
 @config_app.callback()

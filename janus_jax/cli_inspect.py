@@ -1,14 +1,13 @@
 """`janus data inspect`: its options; the work is in `janus_jax/inspect/`."""
 
-import os
 import re
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from janus_jax.cli_outputs import require_file
 from janus_jax.errors import ConfigError
 
 EPILOG = (
@@ -52,7 +51,7 @@ def data_inspect(
     """Show what training will see: packed rows, lengths, fill, repeats, bias. Exits with 2 if an example is broken."""
     for name, path in (("--html", html), ("--json", json)):
         if path is not None:
-            _require_file(name, path)
+            require_file(name, path)
     wanted = None if slots is None else _slots(slots)
     from janus_jax.inspect.report import Shown, inspect
     from janus_jax.inspect.views import DirectoryOptions
@@ -74,14 +73,3 @@ def _slots(text: str) -> range:
     if not found or int(found[1]) > int(found[2]):
         raise ConfigError(f"--slots {text}: allowed: FIRST-LAST, like 200-240")
     return range(int(found[1]), int(found[2]) + 1)
-
-
-def _require_file(name: str, path: Path) -> None:
-    """Refuses a file that cannot be written, before any work is done for it; one that is there is replaced."""
-    folder = path.parent
-    if path.is_dir() or not folder.is_dir():
-        raise ConfigError(f"{name} {path}: {'is a directory' if path.is_dir() else f'{folder} is no directory'}")
-    try:
-        os.rmdir(tempfile.mkdtemp(prefix=".janus.", dir=folder))
-    except OSError as error:
-        raise ConfigError(f"{name} {path}: cannot be written: {error.strerror}") from error

@@ -36,3 +36,14 @@ def require_writable(name: str, path: str | os.PathLike[str], *, empty: bool = F
         os.rmdir(tempfile.mkdtemp(prefix=".janus.", dir=existing))
     except OSError as error:
         raise ConfigError(f"{name} {path}: cannot be written: {existing}: {error.strerror}") from error
+
+
+def require_file(name: str, path: Path) -> None:
+    """Refuses a file that cannot be written, before any work is done for it; one that is there is replaced."""
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir():
+        raise ConfigError(f"{name} {path}: {'is a directory' if path.is_dir() else f'{folder} is no directory'}")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".janus.", dir=folder))
+    except OSError as error:
+        raise ConfigError(f"{name} {path}: cannot be written: {error.strerror}") from error

@@ -1,6 +1,7 @@
 """The `janus` command: what it loads, what it hands on, and how a user's mistakes end."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from janus_jax import __version__, cli
 from janus_jax.checkpoint.report import Report
 from janus_jax.demo.stages import STAGES
 from janus_jax.errors import DataError, LostPeerError
+from tests.parallel.test_plan_report import a_plan
 from tests.test_config import SMALL
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +44,13 @@ def janus(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["train", "--help"], ["data", "inspect", "--help"], ["config", "show", "configs/demo_dpo.yaml"]],
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["data", "inspect", "--help"],
+        ["plan", "--help"],
+        ["config", "show", "configs/demo_dpo.yaml"],
+    ],
 )
 def test_help_and_config_load_no_heavy_module(arguments):
     code = (
@@ -55,7 +63,17 @@ def test_help_and_config_load_no_heavy_module(arguments):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-COMMANDS = ["demo", "data build", "data inspect", "train", "convert from-hf", "convert to-hf", "config show", "doctor"]
+COMMANDS = [
+    "demo",
+    "data build",
+    "data inspect",
+    "train",
+    "convert from-hf",
+    "convert to-hf",
+    "config show",
+    "doctor",
+    "plan",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -192,6 +210,43 @@ def test_the_demo_offers_the_stages_that_it_has(janus):
     assert "Invalid value for '--objective'" in told and f"'ppo' is not one of {allowed}." in told
 
 
+def test_a_plan_is_printed_drawn_and_written(janus, small, tmp_path):
+    found = a_plan()
+    with mock.patch("janus_jax.parallel.plan.plan", autospec=True, return_value=found) as plan:
+        options = "--topology v5litepod-16 --slices 2 --json plan.json --png plan.png --dump-hlo hlo"
+        code, out, err = janus("plan", small, *options.split(), "batch.rows=2")
+    (config, topology), named = plan.call_args
+    assert (config.batch.rows, topology) == (2, "v5litepod-16")
+    assert named == {"num_slices": 2, "chips": None, "dump_hlo": Path("hlo")}
+    assert (code, err) == (0, "") and out.startswith("FITS: ") and "list prices of 20" in " ".join(out.split())
+    assert out.endswith("wrote plan.json\nwrote plan.png\nwrote hlo\n")
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert written == json.loads(json.dumps(found.to_json()))
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_does_not_fit_exits_with_3_and_is_written_all_the_same(janus, small, tmp_path):
+    endless = dataclasses.replace(a_plan().bound, dcn_s=float("inf"), tokens_per_s=0.0)
+    found = dataclasses.replace(a_plan(), fits=False, reason="too much", bound=endless)
+    with mock.patch("janus_jax.parallel.plan.plan", autospec=True, return_value=found):
+        code, out, err = janus("plan", small, "--topology", "v4-8", "--json", "plan.json")
+    assert (code, err) == (3, "") and out.startswith("DOES NOT FIT 2 x v5litepod-16: too much\n")
+    written = json.loads((tmp_path / "plan.json").read_text(), parse_constant=pytest.fail)
+    assert not written["fits"] and written["bound"]["dcn_s"] is None
+
+
+def test_plan_takes_no_accelerator_of_this_machine():
+    code = (
+        "import sys, janus_jax.cli as cli\n"
+        "sys.argv = 'janus plan configs/sft_65k.yaml --topology v4-8 --explain final_norm'.split()\n"
+        "try:\n    cli.main()\nexcept SystemExit as done:\n    assert not done.code\n"
+        "import jax\nassert jax.devices()[0].platform == 'cpu'"
+    )
+    env = {**os.environ, "JAX_PLATFORMS": "tpu"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("mesh data 1 x fsdp 4")
+
+
 # Mistakes
 
 
@@ -225,6 +280,18 @@ def test_the_demo_offers_the_stages_that_it_has(janus):
         ("data build --kind sft --source x --out /proc/janus/x", "--out /proc/janus/x: cannot be written: /proc"),
         ("convert from-hf hf full", "DST full: exists and is not empty"),
         ("convert to-hf run new --max-shard-size huge", "--max-shard-size huge: allowed: a size like 5GB or 500MB"),
+        ("plan small.yaml --topology v5litepod-15", "slice 'v5litepod-15': v5e has none of that size; near to it"),
+        ("plan none.yaml --topology v4-8", "none.yaml: cannot be read"),
+        ("plan small.yaml --topology v4-8 --json full", "--json full: is a directory"),
+        ("plan small.yaml --topology v4-8 --png no/plan.png", "--png no/plan.png: no is no directory"),
+        ("plan small.yaml --topology v4-8 --png plan.jpg", "--png plan.jpg: allowed: a name that ends with .png"),
+        ("plan small.yaml --topology v4-8 --dump-hlo small.yaml", "--dump-hlo small.yaml: cannot be written"),
+        ("plan small.yaml --topology v4-8 --chips no.yaml", "no.yaml: cannot be read"),
+        ("plan small.yaml --topology v4-8 --explain x --json y", "--json y: allowed: only without --explain"),
+        (
+            "plan small.yaml --topology cpu:8 --explain final_nrom",
+            "--explain final_nrom: no parameter; near to it: fin",
+        ),
         ("demo --model nowhere", "--model nowhere: is no directory; allowed: a Hugging Face model directory"),
     ],
 )
@@ -241,6 +308,8 @@ def test_a_mistake_is_one_line_exit_2_and_leaves_nothing_behind(janus, small, tm
 def test_usage_mistakes_exit_2(janus):
     assert janus("data", "build", "--kind", "ppo", "--source", "x", "--out", "y")[0] == 2
     assert janus("train")[0] == 2
+    assert janus("plan", "x.yaml")[0] == 2  # of which slice?
+    assert janus("plan", "x.yaml", "--topology", "v4-8", "--slices", 0)[0] == 2
 
 
 def test_an_error_ends_with_its_own_exit_code_and_no_traceback(janus, small, monkeypatch):

@@ -20,7 +20,7 @@ from janus_jax.parallel.hlo import MeshLayout, collectives
 from janus_jax.parallel.hlo_findings import warnings
 from janus_jax.parallel.hlo_memory import peak
 from janus_jax.parallel.plan.inputs import Inputs, find_inputs
-from janus_jax.parallel.plan.result import Memory, Plan
+from janus_jax.parallel.plan.result import Memory, Parameter, Plan
 from janus_jax.parallel.topology import devices, find_slice, load_chips
 from janus_jax.training.optimizer import Schedule
 from janus_jax.training.program import Program, build_program
@@ -105,6 +105,7 @@ def plan(
         compile_s=seconds,
         program_sha256=hashlib.sha256(text.encode()).hexdigest(),
         versions=_versions(),
+        parameters=_parameters(program.abstract_params(program.params_dtype)),
     )
 
 
@@ -157,6 +158,12 @@ def _dump(directory: Path, lowered: str, compiled: str) -> None:
     (directory / "lowered.mlir").write_text(lowered, encoding="utf-8")
     if compiled:
         (directory / "compiled.hlo").write_text(compiled, encoding="utf-8")
+
+
+def _parameters(tree: Any) -> dict[str, Parameter]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    return {name: Parameter(leaf.shape, leaf.sharding.shard_shape(leaf.shape)) for name, leaf in named.items()}
 
 
 def _local_bytes(tree: Any) -> int:

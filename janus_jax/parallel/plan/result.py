@@ -27,6 +27,14 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
+class Parameter:
+    """Sizes of one parameter."""
+
+    shape: tuple[int, ...]
+    on_device: tuple[int, ...]  # of the piece that one device has
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """One step of one configuration on one slice, or several alike."""
 
@@ -54,6 +62,7 @@ class Plan:
     compile_s: float
     program_sha256: str  # of what was lowered: that of the trainer's own step
     versions: dict[str, str]
+    parameters: dict[str, Parameter] = dataclasses.field(default_factory=dict)
 
     @property
     def rows_per_device(self) -> float:

@@ -1,0 +1,116 @@
+"""`janus plan`: its options; the work is in `janus_jax/parallel/plan/`."""
+
+import contextlib
+import json as json_module
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from janus_jax.cli_outputs import require_file, require_writable
+from janus_jax.errors import ConfigError
+
+EPILOG = "Example: janus plan configs/sft_65k.yaml --topology v5litepod-16 batch.rows=64 --png plan.png"
+DOES_NOT_FIT = 3
+
+
+def plan(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="YAML file; data and weights that it names need not be here.")
+    ],
+    topology: Annotated[
+        str, typer.Option(metavar="NAME", help="Slice: v5litepod-16, v4-32, a shape like v5p:4x4x12, or cpu:8.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Changes to keys of CONFIG, like mesh.tensor=2.", show_default=False),
+    ] = None,
+    slices: Annotated[int, typer.Option(min=1, help="So many alike, over the data centre's network.")] = 1,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the numbers as JSON.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture of memory and time.")] = None,
+    dump_hlo: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the program, as lowered and as compiled.")
+    ] = None,
+    chips: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML with figures and prices that differ from the package's.")
+    ] = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PARAM", help="Compile nothing; say how this parameter, or all below this prefix, is split."
+        ),
+    ] = None,
+) -> None:
+    """Compile the training step of CONFIG for a slice that is not here: does it fit, what bounds it, what does it cost.
+
+    Exits with 3 if it does not fit. Needs a minute or two, no TPU and no weights.
+    """
+    outputs = {"--json": json, "--png": png, "--dump-hlo": dump_hlo}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        if explain is not None:
+            raise ConfigError(f"{name} {path}: allowed: only without --explain, which compiles nothing")
+        if name == "--dump-hlo":
+            require_writable(name, path)
+        else:
+            require_file(name, path)
+    if png is not None and png.suffix.lower() != ".png":
+        raise ConfigError(f"--png {png}: allowed: a name that ends with .png")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # or a TPU of this machine would be taken from whoever trains on it
+    from janus_jax.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    for advice in loaded.advice():
+        print(f"note: {advice}", file=sys.stderr)
+    if explain is not None:
+        from janus_jax.parallel.plan.explaining import explained
+
+        print(explained(loaded, topology, explain, num_slices=slices))
+        return
+    from janus_jax.parallel.plan import plan as compile_plan
+    from janus_jax.parallel.plan.text import show
+    from janus_jax.parallel.topology import load_chips
+
+    as_of = load_chips(chips).as_of
+    with _patience(f"compiling for {topology}"):
+        found = compile_plan(loaded, topology, num_slices=slices, chips=chips, dump_hlo=dump_hlo)
+    show(found, prices_of=as_of)
+    if json is not None:
+        json.write_text(json_module.dumps(_finite(found.to_json()), indent=1) + "\n", encoding="utf-8")
+    if png is not None:
+        from janus_jax.parallel.plan.picture import picture
+
+        picture(found, png)
+    for path in (json, png, dump_hlo):
+        if path is not None:
+            print(f"wrote {path}")
+    if not found.fits:
+        raise typer.Exit(DOES_NOT_FIT)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity, which is the time over a network that is not there."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def _patience(what: str) -> Iterator[None]:
+    """A moving line on stderr if that is a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(re.sub(r"\[", r"\\[", f"{what}: a minute or two")):
+        yield
