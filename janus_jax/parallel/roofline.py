@@ -32,9 +32,12 @@ class Recompute:
 
 REMAT: Mapping[str, Recompute] = {
     "none": Recompute(),
+    "dots": Recompute(scores=2, values=1),
     "full": Recompute(projections=1, scores=2, values=1),
+    "offload": Recompute(projections=1, scores=2, values=1),
 }
-"""By `remat:` of a configuration. `full` repeats a layer as far as its gradients need it."""
+"""By `remat:` of a configuration. `full` repeats a layer as far as its gradients need it, `dots` what is no product
+with weights: attention."""
 
 
 @dataclasses.dataclass(frozen=True)
