@@ -21,7 +21,7 @@ from janus_jax.parallel.topology import Slice, find_slice, load_chips
 _KINDS = ("remat", "microbatches", "moments", "mesh", "offload")
 """What may change, cheapest first."""
 
-_SAME_KEY = {"remat", "offload"}
+_MICROBATCHES = "batch.microbatches"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Suggestion:
 class _Change:
     kind: str
     values: dict[str, Any]
+    besides: str | None = None  # another kind that it changes as well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,8 @@ class _Attempt:
     estimate: Estimate
 
     @property
-    def kinds(self) -> frozenset[str]:
-        return frozenset(change.kind for change in self.changes)
+    def kinds(self) -> set[str]:
+        return {kind for change in self.changes for kind in (change.kind, change.besides) if kind is not None}
 
     @property
     def order(self) -> tuple[Any, ...]:
@@ -70,7 +71,8 @@ def suggestions(
     planner: Callable[..., Plan] = plan,
 ) -> Iterator[Suggestion]:
     """Changes of one or two keys with which the step fits, cheapest first, each as soon as it is compiled; of three if
-    no two are enough. A mesh counts as one key.
+    no two are enough. A mesh, with its microbatches, counts
+    as one key.
 
     Nothing is suggested that changes as much as another suggestion and more. What an estimate calls hopeless is not
     compiled; one that does not fit takes seconds, one that does a minute and more.
@@ -127,11 +129,12 @@ def _attempts(
     measure: Callable[..., Estimate],
 ) -> Iterator[_Attempt]:
     """All that training would accept of so many changes of different keys."""
-    for chosen in itertools.combinations(singles, together):
-        kinds = {change.kind for change in chosen}
-        if len(kinds) < together or kinds >= _SAME_KEY:
-            continue
+    of_kind = {kind: [single for single in singles if single.kind == kind] for kind in _KINDS}
+    kinds = itertools.combinations(_KINDS, together)
+    for chosen in itertools.chain.from_iterable(itertools.product(*(of_kind[kind] for kind in some)) for some in kinds):
         values = functools.reduce(operator.or_, (change.values for change in chosen), {})
+        if len(values) < sum(len(change.values) for change in chosen):  # two say something of the same key
+            continue
         try:
             made = changed(config, values)
             yield _Attempt(chosen, values, made, measure(made, found=inputs(made)))
@@ -144,17 +147,19 @@ def _singles(config: RunConfig, of: Slice, num_slices: int, inputs: InputsOfBatc
         yield _Change("remat", {"remat": "full"})
     count = of.devices * num_slices
     here = _sizes(config, count)
-    for batch in batches(config, 1, None, inputs):  # those that this mesh does not allow may suit another
-        if batch["batch.microbatches"] > config.batch.microbatches:
-            yield _Change("microbatches", batch)
+    more = [{}]  # those that this mesh does not allow may suit another
+    more += [each for each in batches(config, 1, None, inputs) if each[_MICROBATCHES] > config.batch.microbatches]
+    for batch in more[1:]:
+        yield _Change("microbatches", batch)
     if config.optimizer.moments == "float32":
         yield _Change("moments", {"optimizer.moments": "bfloat16"})
     for mesh in mesh_shapes(count, num_slices):
-        if mesh != here:
-            differing = {f"mesh.{axis}": size for axis, size in mesh.items() if size != here.get(axis)}
-            yield _Change("mesh", differing)
+        differing = {f"mesh.{axis}": size for axis, size in mesh.items() if size != here.get(axis)}
+        # With fewer shards of rows a device has more of them, unless it takes them one after the other.
+        for batch in more if differing else ():
+            yield _Change("mesh", differing | batch, "microbatches" if batch else None)
     if config.remat != "offload":
-        yield _Change("offload", {"remat": "offload"})
+        yield _Change("offload", {"remat": "offload"}, None if config.remat == "full" else "remat")
 
 
 def _sizes(config: RunConfig, count: int) -> dict[str, int]:
@@ -179,4 +184,4 @@ def _cost(config: RunConfig, base: Estimate | None, attempt: _Attempt) -> str:
         if slower > 0.005:
             words["remat"] += f" ({slower:.0%} more operations)"
         words["mesh"] += f", {found.ici_s:.2f} s of it a step in place of {was.ici_s:.2f} by estimate"
-    return "; ".join(words[change.kind] for change in attempt.changes)
+    return "; ".join(words[kind] for kind in _KINDS if kind in attempt.kinds)
