@@ -69,7 +69,8 @@ def test_three_changes_where_no_two_are_enough():
     assert [each.changes for each in suggested] == [
         ("batch.microbatches=4", "optimizer.moments=bfloat16", "remat=offload")
     ]
-    assert suggested[0].cost.count("; ") == 3  # microbatches cost nothing in mathematics, and say so
+    for words in ("the same mathematics", "bfloat16, rounded at random", "host's memory"):
+        assert words in suggested[0].cost
 
 
 def test_the_hopeless_is_not_compiled_and_tries_are_counted():
