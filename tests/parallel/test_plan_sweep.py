@@ -50,6 +50,8 @@ COMPILED = [
     ("v5litepod-16", recipe("dpo"), 5.059, 8.307),
     ("v5litepod-16", recipe("sft_65k", "mesh.tensor=4", "batch.microbatches=8"), 5.060, 10.986),
     ("v5litepod-16", recipe("sft_65k", *ONE_ROW, "remat=offload"), 5.058, 9.100),
+    ("v5litepod-8", recipe("sft_65k", NARROW, "remat=offload", "batch.microbatches=4"), 6.745, 15.157),
+    ("v4-32", recipe("sft_65k", "batch.rows=16", "mesh.tensor=2", "mesh.context=2"), 10.117, 19.898),
     ("v5p-16", recipe("sft_65k", "remat=dots", "batch.microbatches=4"), 10.117, 39.117),
 ]
 """Slice, configuration, GiB of arguments, GiB at the peak: of the program as libtpu 0.0.50 compiled it."""
@@ -63,10 +65,11 @@ REFUSED = [
 
 @pytest.mark.parametrize(("topology", "config", "arguments", "peak"), COMPILED)
 def test_estimates_are_near_what_was_compiled(topology, config, arguments, peak):
-    found, usable = estimate(config, find_slice(topology)), load_chips().chips["v5e"].usable_hbm_bytes_per_device
+    of = find_slice(topology)
+    found, usable = estimate(config, of), load_chips().chips[of.family].usable_hbm_bytes_per_device
     assert found.arguments / 2**30 == pytest.approx(arguments, abs=2e-3)
     assert found.bytes / 2**30 == pytest.approx(peak, rel=MARGIN - 1)
-    assert peak > 15 or not found.is_hopeless(usable)
+    assert not found.is_hopeless(usable)
 
 
 @pytest.mark.parametrize(("topology", "config", "asked"), REFUSED)
