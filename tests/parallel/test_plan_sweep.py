@@ -52,6 +52,7 @@ COMPILED = [
     ("v5litepod-16", recipe("sft_65k", *ONE_ROW, "remat=offload"), 5.058, 9.100),
     ("v5litepod-8", recipe("sft_65k", NARROW, "remat=offload", "batch.microbatches=4"), 6.745, 15.157),
     ("v4-32", recipe("sft_65k", "batch.rows=16", "mesh.tensor=2", "mesh.context=2"), 10.117, 19.898),
+    ("v5p-32", recipe("sft_65k", *ONE_ROW, "remat=none"), 5.058, 80.875),
     ("v5p-16", recipe("sft_65k", "remat=dots", "batch.microbatches=4"), 10.117, 39.117),
 ]
 """Slice, configuration, GiB of arguments, GiB at the peak: of the program as libtpu 0.0.50 compiled it."""

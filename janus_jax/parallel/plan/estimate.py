@@ -164,7 +164,8 @@ class _Shares:
         products = 2 * width + heads + self._keys() + 2 * wide
         if remat == "dots":
             return products * self.compute
-        return (products + heads + 4 * width + 2 * wide) * self.compute
+        # The rest is elementwise, of norms and rotations in float32.
+        return (products + 3 * heads + 8 * width + 4 * wide) * self.compute
 
 
 def _bound(config: RunConfig, here: _Shares, of: Slice, num_slices: int, chip: Chip) -> roofline.Bound:
