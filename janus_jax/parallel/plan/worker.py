@@ -1,0 +1,51 @@
+"""One cell of a sweep in a process of its own: a job as JSON on stdin, its result as one line of JSON in a file.
+
+What a compiler leaves in memory, or a crash of it, ends with the process. The result appears by a rename, so that what
+is there is whole, also where the sweep that asked for it is gone.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from janus_jax.config import RunConfig
+from janus_jax.errors import ConfigError, ConversionError, DataError, first_line
+from janus_jax.parallel.plan.compiling import plan
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    print(json.dumps(work(job)))
+
+
+def work(job: dict[str, Any]) -> dict[str, Any]:
+    """`{plan: ...}`, or `{error: ...}`; kept in `job["path"]` unless the error says something of this machine."""
+    config = RunConfig.model_validate(job["config"])
+    try:
+        found = plan(config, job["topology"], num_slices=job["num_slices"], chips=job["chips"])
+    except (ConfigError, DataError, ConversionError) as error:
+        return {"error": str(error)}
+    except jax.errors.JaxRuntimeError as error:  # such as a kernel that the compiler refuses
+        result: dict[str, Any] = {"error": first_line(error)}
+    else:
+        result = {"plan": found.to_json()}
+    keep(Path(job["path"]), result)
+    return result
+
+
+def keep(path: Path, result: dict[str, Any]) -> None:
+    """Writes one line, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(json.dumps(result) + "\n")
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    main()
