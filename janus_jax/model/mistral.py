@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from janus_jax.model import head
 from janus_jax.model.attention import Layout, attention
 from janus_jax.model.config import ModelConfig
+from janus_jax.model.layers import rematerialized
 from janus_jax.model.splash import Splash, splash_attention
 from janus_jax.model.vocabulary import embed
 from janus_jax.parallel.mesh import NOWHERE, Placement
@@ -39,7 +40,6 @@ with weights, its input, or its input in the memory of the host."""
 _BLOCK_INPUT = "block_input"
 _POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": None,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=[_BLOCK_INPUT],
@@ -150,13 +150,18 @@ class Mistral(nnx.Module):
             x = embed(self.embedding[...], tokens, dtype=compute.dtype, place=compute.place)
         block, weights = nnx.split(self.layers)
 
-        def body(x: Array, layer: nnx.State) -> tuple[Array, None]:
-            x = checkpoint_name(x, _BLOCK_INPUT)
-            return nnx.merge(block, layer)(x, layout, self.config, compute), None
+        def one(layer: nnx.State, x: Array, layout: Layout) -> Array:
+            return nnx.merge(block, layer)(x, layout, self.config, compute)
 
-        if compute.remat != "none":
-            body = jax.checkpoint(body, prevent_cse=False, policy=_POLICIES[compute.remat])
-        x, _ = jax.lax.scan(body, x, weights)
+        def body(x: Array, layer: nnx.State) -> tuple[Array, None]:
+            return one(layer, checkpoint_name(x, _BLOCK_INPUT), layout), None
+
+        if compute.remat == "full":
+            x = rematerialized(one, weights, x, layout)
+        else:
+            if compute.remat != "none":
+                body = jax.checkpoint(body, prevent_cse=False, policy=_POLICIES[compute.remat])
+            x, _ = jax.lax.scan(body, x, weights)
         return rms_norm(x, self.final_norm[...], self.config.rms_norm_eps)
 
     def head(self) -> Array:
