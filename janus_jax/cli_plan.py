@@ -45,6 +45,15 @@ def plan(
             metavar="PARAM", help="Compile nothing; say how this parameter, or all below this prefix, is split."
         ),
     ] = None,
+    tries: Annotated[
+        int, typer.Option(min=0, help="If it does not fit: programs to compile in search of changes that do.")
+    ] = 12,
+    sweep: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Instead: meshes, microbatches, remat and moments; compile the N likeliest."
+        ),
+    ] = None,
 ) -> None:
     """Compile the training step of CONFIG for a slice that is not here: does it fit, what bounds it, what does it cost.
 
@@ -73,6 +82,11 @@ def plan(
 
         print(explained(loaded, topology, explain, num_slices=slices))
         return
+    if sweep is not None:
+        if dump_hlo is not None:
+            raise ConfigError(f"--dump-hlo {dump_hlo}: allowed: only without --sweep")
+        _sweep(loaded, topology, slices, chips, sweep, json, png)
+        return
     from janus_jax.parallel.plan import plan as compile_plan
     from janus_jax.parallel.plan.text import show
     from janus_jax.parallel.topology import load_chips
@@ -87,11 +101,58 @@ def plan(
         from janus_jax.parallel.plan.picture import picture
 
         picture(found, png)
-    for path in (json, png, dump_hlo):
+    _wrote(json, png, dump_hlo)
+    if not found.fits:
+        if tries:
+            _suggest(loaded, topology, slices, chips, tries, found)
+        raise typer.Exit(DOES_NOT_FIT)
+
+
+def _suggest(config: Any, topology: str, slices: int, chips: Path | None, tries: int, failed: Any) -> None:
+    """Changes that do fit, each as soon as it is found."""
+    from janus_jax.parallel.plan.fit import suggestions
+
+    print("\nwhat would fit, each of them compiled, cheapest first:", flush=True)
+    there_are = False
+    for each in suggestions(config, topology, slices, failed, chips=chips, tries=tries):
+        there_are, memory = True, each.plan.memory
+        print(f"  {' '.join(each.changes)}\n    {memory.needed / 2**30:.2f} GiB; {each.cost}", flush=True)
+    if not there_are:
+        print(f"  nothing among {tries} likely changes; a larger slice, or shorter rows")
+
+
+def _sweep(
+    config: Any, topology: str, slices: int, chips: Path | None, limit: int, json: Path | None, png: Path | None
+) -> None:
+    from janus_jax.parallel.plan.sweep import sweep
+
+    def report(cell: Any) -> None:
+        print(f"{cell.status}: {' '.join(cell.changes)}", file=sys.stderr, flush=True)
+
+    cells = sweep(config, topology, slices, chips=chips, limit=limit, report=report)
+    shown = [cell for cell in cells if cell.plan is not None or cell.status == "too large"]
+    for cell in shown:
+        needed = "" if cell.peak is None else f"{cell.peak / 2**30:6.2f} GiB"
+        rate = "" if cell.tokens_per_s is None else f"{cell.tokens_per_s:12,.0f} tokens/s at the bound"
+        print(f"{cell.status:<10}{needed:>12}{rate}  {' '.join(cell.changes)}")
+    rest = len(cells) - len(shown)
+    print(f"{rest:,} more: not compiled, because an estimate says that they cannot fit, or that others are faster")
+    if json is not None:
+        text = json_module.dumps([_finite(cell.to_json()) for cell in cells], indent=1)
+        json.write_text(text + "\n", encoding="utf-8")
+    if png is not None:
+        from janus_jax.parallel.plan.front import plot
+
+        plot(cells, png)
+    _wrote(json, png)
+    if not any(cell.status == "fits" for cell in cells):
+        raise typer.Exit(DOES_NOT_FIT)
+
+
+def _wrote(*paths: Path | None) -> None:
+    for path in paths:
         if path is not None:
             print(f"wrote {path}")
-    if not found.fits:
-        raise typer.Exit(DOES_NOT_FIT)
 
 
 def _finite(value: Any) -> Any:

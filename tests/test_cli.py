@@ -14,6 +14,8 @@ from janus_jax import __version__, cli
 from janus_jax.checkpoint.report import Report
 from janus_jax.demo.stages import STAGES
 from janus_jax.errors import DataError, LostPeerError
+from janus_jax.parallel.plan.fit import Suggestion
+from janus_jax.parallel.plan.sweep import Cell
 from tests.parallel.test_plan_report import a_plan
 from tests.test_config import SMALL
 
@@ -229,10 +231,51 @@ def test_what_does_not_fit_exits_with_3_and_is_written_all_the_same(janus, small
     endless = dataclasses.replace(a_plan().bound, dcn_s=float("inf"), tokens_per_s=0.0)
     found = dataclasses.replace(a_plan(), fits=False, reason="too much", bound=endless)
     with mock.patch("janus_jax.parallel.plan.plan", autospec=True, return_value=found):
-        code, out, err = janus("plan", small, "--topology", "v4-8", "--json", "plan.json")
+        code, out, err = janus("plan", small, "--topology", "v4-8", "--json", "plan.json", "--tries", 0)
     assert (code, err) == (3, "") and out.startswith("DOES NOT FIT 2 x v5litepod-16: too much\n")
     written = json.loads((tmp_path / "plan.json").read_text(), parse_constant=pytest.fail)
     assert not written["fits"] and written["bound"]["dcn_s"] is None
+
+
+def test_what_would_fit_is_said_as_it_is_found(janus, small):
+    failed = dataclasses.replace(a_plan(), fits=False, reason="too much")
+    found = [Suggestion(("remat=full",), "blocks are computed a second time", a_plan())]
+    with (
+        mock.patch("janus_jax.parallel.plan.plan", autospec=True, return_value=failed),
+        mock.patch("janus_jax.parallel.plan.fit.suggestions", autospec=True) as suggestions,
+    ):
+        suggestions.return_value = iter(found)
+        code, out, _ = janus("plan", small, "--topology", "v4-8", "--tries", 5)
+        assert code == 3 and suggestions.call_args[1]["tries"] == 5
+        assert "  remat=full\n" in out and out.endswith("GiB; blocks are computed a second time\n")
+        suggestions.return_value = iter([])
+        assert "nothing among 12 likely changes" in janus("plan", small, "--topology", "v4-8")[1]
+        suggestions.reset_mock()
+        assert janus("plan", small, "--topology", "v4-8", "--tries", 0)[0] == 3
+        suggestions.assert_not_called()
+
+
+def test_a_sweep_lists_what_was_compiled_and_counts_the_rest(janus, small, tmp_path):
+    common = {"mesh": {"fsdp": 8}, "rows_per_device": 1.0, "microbatches": 1, "moments": "float32"}
+    compiled = json.loads(json.dumps(a_plan().to_json(), default=str))
+    cells = [
+        Cell(("mesh.fsdp=8",), remat="full", estimated_bytes=1, status="fits", plan=compiled, **common),
+        Cell(("mesh.fsdp=4",), remat="none", estimated_bytes=9, status="too large", reason="more", **common),
+        Cell(("mesh.fsdp=2",), remat="none", estimated_bytes=99, status="hopeless", reason="much more", **common),
+    ]
+    with mock.patch("janus_jax.parallel.plan.sweep.sweep", autospec=True, return_value=cells) as sweep:
+        code, out, err = janus("plan", small, "--topology", "v4-8", "--sweep", 2, "--json", "sweep.json")
+    assert (code, err) == (0, "") and sweep.call_args[1]["limit"] == 2
+    first, second, rest, wrote = out.splitlines()
+    assert first.startswith("fits ") and first.endswith("tokens/s at the bound  mesh.fsdp=8")
+    assert second.startswith("too large") and rest.startswith("1 more: not compiled") and wrote == "wrote sweep.json"
+    assert [cell["status"] for cell in json.loads((tmp_path / "sweep.json").read_text())] == [
+        "fits",
+        "too large",
+        "hopeless",
+    ]
+    with mock.patch("janus_jax.parallel.plan.sweep.sweep", autospec=True, return_value=cells[1:]):
+        assert janus("plan", small, "--topology", "v4-8", "--sweep", 2)[0] == 3
 
 
 def test_plan_takes_no_accelerator_of_this_machine():
