@@ -74,3 +74,30 @@ def proxy(bucket, bucket_server, monkeypatch):
     _reach(between.url, monkeypatch)
     yield between
     between.close()
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A configuration in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    from tests.test_config import SMALL
+
+    (tmp_path / "small.yaml").write_text(SMALL)
+    return "small.yaml"
+
+
+@pytest.fixture
+def janus(monkeypatch, capsys):
+    """Runs the command in this process; returns (exit code, stdout, stderr)."""
+    import sys
+
+    from janus_jax import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["janus", *map(str, arguments)])
+        with pytest.raises(SystemExit) as done:
+            cli.main()
+        out, err = capsys.readouterr()
+        return done.value.code or 0, out, err
+
+    return run

@@ -1,7 +1,6 @@
 """The `janus` command: what it loads, what it hands on, and how a user's mistakes end."""
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -10,38 +9,13 @@ from unittest import mock
 
 import pytest
 
-from janus_jax import __version__, cli
+from janus_jax import __version__
 from janus_jax.checkpoint.report import Report
 from janus_jax.demo.stages import STAGES
 from janus_jax.errors import DataError, LostPeerError
-from janus_jax.parallel.plan.fit import Suggestion
-from janus_jax.parallel.plan.sweep import Cell
-from tests.parallel.test_plan_report import a_plan
-from tests.test_config import SMALL
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ["jax", "tensorflow", "torch", "transformers", "orbax", "flax"]
-
-
-@pytest.fixture
-def small(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "small.yaml").write_text(SMALL)
-    return "small.yaml"
-
-
-@pytest.fixture
-def janus(monkeypatch, capsys):
-    """Runs the command in this process; returns (exit code, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["janus", *map(str, arguments)])
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-        out, err = capsys.readouterr()
-        return done.value.code or 0, out, err
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -210,87 +184,6 @@ def test_the_demo_offers_the_stages_that_it_has(janus):
     told = " ".join(err.replace("\u2502", " ").split())
     allowed = ", ".join(f"'{name}'" for name in STAGES)
     assert "Invalid value for '--objective'" in told and f"'ppo' is not one of {allowed}." in told
-
-
-def test_a_plan_is_printed_drawn_and_written(janus, small, tmp_path):
-    found = a_plan()
-    with mock.patch("janus_jax.parallel.plan.plan", autospec=True, return_value=found) as plan:
-        options = "--topology v5litepod-16 --slices 2 --json plan.json --png plan.png --dump-hlo hlo"
-        code, out, err = janus("plan", small, *options.split(), "batch.rows=2")
-    (config, topology), named = plan.call_args
-    assert (config.batch.rows, topology) == (2, "v5litepod-16")
-    assert named == {"num_slices": 2, "chips": None, "dump_hlo": Path("hlo")}
-    assert (code, err) == (0, "") and out.startswith("FITS: ") and "list prices of 20" in " ".join(out.split())
-    assert out.endswith("wrote plan.json\nwrote plan.png\nwrote hlo\n")
-    written = json.loads((tmp_path / "plan.json").read_text())
-    assert written == json.loads(json.dumps(found.to_json()))
-    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_what_does_not_fit_exits_with_3_and_is_written_all_the_same(janus, small, tmp_path):
-    endless = dataclasses.replace(a_plan().bound, dcn_s=float("inf"), tokens_per_s=0.0)
-    found = dataclasses.replace(a_plan(), fits=False, reason="too much", bound=endless)
-    with mock.patch("janus_jax.parallel.plan.plan", autospec=True, return_value=found):
-        code, out, err = janus("plan", small, "--topology", "v4-8", "--json", "plan.json", "--tries", 0)
-    assert (code, err) == (3, "") and out.startswith("DOES NOT FIT 2 x v5litepod-16: too much\n")
-    written = json.loads((tmp_path / "plan.json").read_text(), parse_constant=pytest.fail)
-    assert not written["fits"] and written["bound"]["dcn_s"] is None
-
-
-def test_what_would_fit_is_said_as_it_is_found(janus, small):
-    failed = dataclasses.replace(a_plan(), fits=False, reason="too much")
-    found = [Suggestion(("remat=full",), "blocks are computed a second time", a_plan())]
-    with (
-        mock.patch("janus_jax.parallel.plan.plan", autospec=True, return_value=failed),
-        mock.patch("janus_jax.parallel.plan.fit.suggestions", autospec=True) as suggestions,
-    ):
-        suggestions.return_value = iter(found)
-        code, out, _ = janus("plan", small, "--topology", "v4-8", "--tries", 5)
-        assert code == 3 and suggestions.call_args[1]["tries"] == 5
-        assert "  remat=full\n" in out and out.endswith("GiB; blocks are computed a second time\n")
-        suggestions.return_value = iter([])
-        assert "nothing among 12 likely changes" in janus("plan", small, "--topology", "v4-8")[1]
-        suggestions.reset_mock()
-        assert janus("plan", small, "--topology", "v4-8", "--tries", 0)[0] == 3
-        suggestions.assert_not_called()
-
-
-def test_a_sweep_lists_what_was_compiled_and_counts_the_rest(janus, small, tmp_path):
-    common = {"mesh": {"fsdp": 8}, "rows_per_device": 1.0, "microbatches": 1, "moments": "float32"}
-    compiled = json.loads(json.dumps(a_plan().to_json(), default=str))
-    cells = [
-        Cell(("mesh.fsdp=8",), remat="full", estimated_bytes=1, status="fits", plan=compiled, **common),
-        Cell(("mesh.fsdp=4",), remat="none", estimated_bytes=9, status="too large", reason="more", **common),
-        Cell(("mesh.fsdp=2",), remat="none", estimated_bytes=99, status="hopeless", reason="much more", **common),
-    ]
-    with mock.patch("janus_jax.parallel.plan.sweep.sweep", autospec=True, return_value=cells) as sweep:
-        code, out, err = janus("plan", small, "--topology", "v4-8", "--sweep", 2, "--json", "sweep.json")
-    assert (code, err) == (0, "") and sweep.call_args[1]["limit"] == 2
-    first, second, rest, wrote = out.splitlines()
-    assert first.startswith("fits ") and first.endswith("tokens/s at the bound  mesh.fsdp=8")
-    assert second.startswith("too large") and rest.startswith("1 more: not compiled") and wrote == "wrote sweep.json"
-    assert [cell["status"] for cell in json.loads((tmp_path / "sweep.json").read_text())] == [
-        "fits",
-        "too large",
-        "hopeless",
-    ]
-    with mock.patch("janus_jax.parallel.plan.sweep.sweep", autospec=True, return_value=cells[1:]):
-        assert janus("plan", small, "--topology", "v4-8", "--sweep", 2)[0] == 3
-
-
-def test_plan_takes_no_accelerator_of_this_machine():
-    code = (
-        "import sys, janus_jax.cli as cli\n"
-        "sys.argv = 'janus plan configs/sft_65k.yaml --topology v4-8 --explain final_norm'.split()\n"
-        "try:\n    cli.main()\nexcept SystemExit as done:\n    assert not done.code\n"
-        "import jax\nassert jax.devices()[0].platform == 'cpu'"
-    )
-    env = {**os.environ, "JAX_PLATFORMS": "tpu"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("mesh data 1 x fsdp 4")
-
-
-# Mistakes
 
 
 @pytest.mark.parametrize(
