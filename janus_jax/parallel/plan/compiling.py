@@ -104,7 +104,7 @@ def plan(
         usd_per_hour=price,
         compile_s=seconds,
         program_sha256=hashlib.sha256(text.encode()).hexdigest(),
-        versions=_versions(),
+        versions=versions(),
         parameters=_parameters(program.abstract_params(program.params_dtype)),
     )
 
@@ -225,7 +225,7 @@ def _spread(config: RunConfig, mesh: Any, program: Program) -> roofline.Spread:
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     return dict(_installed("jax", "jaxlib", "libtpu"))
 
 

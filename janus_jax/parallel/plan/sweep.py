@@ -24,7 +24,7 @@ from janus_jax.config import RunConfig
 from janus_jax.errors import ConfigError
 from janus_jax.parallel.plan.changes import changed, overrides
 from janus_jax.parallel.plan.choices import Axes, InputsOfBatches, choices
-from janus_jax.parallel.plan.compiling import _versions
+from janus_jax.parallel.plan.compiling import versions
 from janus_jax.parallel.plan.estimate import Estimate, estimate
 from janus_jax.parallel.plan.inputs import Inputs
 from janus_jax.parallel.topology import Slice, devices, find_slice, load_chips
@@ -200,7 +200,7 @@ def _key(cell: _Candidate, of: Slice, num_slices: int, chip: Any) -> str:
         [dataclasses.asdict(found.model), dataclasses.asdict(found.shape), found.shared_slots, found.total_steps],
         [found.steps_per_epoch, found.tokens_per_step, found.segment, found.assumed],
         [dataclasses.asdict(of), num_slices, None if chip is None else chip.model_dump()],
-        [_versions(), _code()],
+        [versions(), _code()],
     ]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
