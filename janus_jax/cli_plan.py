@@ -77,6 +77,8 @@ def plan(
     loaded = load_config(config, overrides or [])
     for advice in loaded.advice():
         print(f"note: {advice}", file=sys.stderr)
+    if explain is not None and sweep is not None:
+        raise ConfigError("--sweep, --explain: allowed: one of them")
     if explain is not None:
         from janus_jax.parallel.plan.explaining import explained
 
@@ -118,7 +120,7 @@ def _suggest(config: Any, topology: str, slices: int, chips: Path | None, tries:
         there_are, memory = True, each.plan.memory
         print(f"  {' '.join(each.changes)}\n    {memory.needed / 2**30:.2f} GiB; {each.cost}", flush=True)
     if not there_are:
-        print(f"  nothing among {tries} likely changes; a larger slice, or shorter rows")
+        print(f"  nothing likely (at most {tries} changes are compiled); a larger slice, or shorter rows")
 
 
 def _sweep(
@@ -130,11 +132,12 @@ def _sweep(
         print(f"{cell.status}: {' '.join(cell.changes)}", file=sys.stderr, flush=True)
 
     cells = sweep(config, topology, slices, chips=chips, limit=limit, report=report)
-    shown = [cell for cell in cells if cell.plan is not None or cell.status == "too large"]
+    shown = [cell for cell in cells if cell.status in ("fits", "too large", "failed")]
     for cell in shown:
         needed = "" if cell.peak is None else f"{cell.peak / 2**30:6.2f} GiB"
         rate = "" if cell.tokens_per_s is None else f"{cell.tokens_per_s:12,.0f} tokens/s at the bound"
-        print(f"{cell.status:<10}{needed:>12}{rate}  {' '.join(cell.changes)}")
+        why = f": {cell.reason}" if cell.status == "failed" else ""
+        print(f"{cell.status:<10}{needed:>12}{rate}  {' '.join(cell.changes)}{why}")
     rest = len(cells) - len(shown)
     print(f"{rest:,} more: not compiled, because an estimate says that they cannot fit, or that others are faster")
     if json is not None:

@@ -54,7 +54,7 @@ def test_what_would_fit_is_said_as_it_is_found(janus, small):
         assert code == 3 and suggestions.call_args[1]["tries"] == 5
         assert "  remat=full\n" in out and out.endswith("GiB; blocks are computed a second time\n")
         suggestions.return_value = iter([])
-        assert "nothing among 12 likely changes" in janus("plan", small, "--topology", "v4-8")[1]
+        assert "nothing likely (at most 12 changes" in janus("plan", small, "--topology", "v4-8")[1]
         suggestions.reset_mock()
         assert janus("plan", small, "--topology", "v4-8", "--tries", 0)[0] == 3
         suggestions.assert_not_called()

@@ -76,12 +76,14 @@ def build_mesh(shape: MeshShape, devices: list[Any] | None = None) -> Mesh:
     sizes = tuple(dataclasses.astuple(resolved))
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in chosen})
+    # Or axes of the mesh would have to be products of whole axes of a v4's, v5p's or v6e's network.
+    split = {"allow_split_physical_axes": True}
     if slices == 1:
-        return jax.make_mesh(sizes, AXES, axis_types=auto, devices=chosen)
+        return Mesh(mesh_utils.create_device_mesh(sizes, chosen, **split), AXES, axis_types=auto)
     if resolved.data % slices:
         raise ConfigError(f"mesh.data={resolved.data}: there are {slices} slices; allowed: a multiple of {slices}")
     inner, outer = (resolved.data // slices, *sizes[1:]), (slices, *(1,) * (len(AXES) - 1))
-    return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, chosen), AXES, axis_types=auto)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, chosen, **split), AXES, axis_types=auto)
 
 
 def merge_rules(overrides: Mapping[str, str | list[str] | None] | None) -> Rules:

@@ -100,10 +100,10 @@ def prepare(config: RunConfig) -> Setup:
     dataset, held_out = open_training(config), open_held_out(config)
     source = None if config.init.from_ is None else open_source(config.init.from_)
     objective = config.build_objective()
-    model = _model(config, source, objective)
+    model = model_to_train(config, None if source is None else source.config, objective)
     for examples in filter(None, (dataset, held_out)):
         for built in examples.parts:
-            _check_fits(model, built, config)
+            check_fits(model, built, config)
     reference = None if config.reference.from_ is None else open_source(config.reference.from_)
     if reference is not None and reference.config.head != model.head:
         raise ConfigError(f"reference.from={config.reference.from_}: is a reward model; allowed: a language model")
@@ -143,13 +143,19 @@ def prepare(config: RunConfig) -> Setup:
     )
 
 
-def _model(config: RunConfig, source: Source | None, objective: Objective) -> ModelConfig:
-    """The shape to train: of the weights to start from, or of `model`, with the head that the objective reads."""
-    if source is None:
+def model_to_train(config: RunConfig, stored: ModelConfig | None, objective: Objective) -> ModelConfig:
+    """The shape to train: of the weights to start from, or of `model`, with the head that the objective reads.
+
+    Args:
+        stored: of `init.from`.
+    Raises:
+        ConfigError: they are a reward model's, and the objective needs the vocabulary's head.
+    """
+    if stored is None:
         assert config.model is not None
         found = config.model.build()
     else:
-        found = source.config
+        found = stored
         if found.head == "value" and objective.head == "lm":
             raise ConfigError(
                 f"init.from={config.init.from_}: is a reward model, without a head over the vocabulary; objective "
@@ -158,7 +164,8 @@ def _model(config: RunConfig, source: Source | None, objective: Objective) -> Mo
     return dataclasses.replace(found, head=objective.head)
 
 
-def _check_fits(model: ModelConfig, dataset: TokenizedDataset, config: RunConfig) -> None:
+def check_fits(model: ModelConfig, dataset: TokenizedDataset, config: RunConfig) -> None:
+    """Raises ConfigError where a data set has ids, or sequences, that the model has no room for."""
     vocab = dataset.manifest.tokenizer["vocab_size"]
     if vocab > model.vocab_size:
         raise ConfigError(

@@ -101,6 +101,13 @@ def test_shared_slots_are_those_of_the_fullest_row(data, tmp_path):
         ("cpu:8", {"mesh": {"fsdp": 3}}, "needs 12 devices, but there are 8"),
         ("cpu:8", {"mesh": {"data": 1, "fsdp": 1, "tensor": 8}}, r"does not divide kv_heads"),
         ("cpu:8", {"batch": {"rows": 4}}, "do not divide over 4 row shards"),
+        ("cpu:8", {"eval": {"rows": 3}}, r"eval.rows: 3 rows .* do not divide over 4 row shards"),
+        (
+            "cpu:8",
+            {"batch": {"max_sequence_length": 64}, "model": {"max_position_embeddings": 32}},
+            "is more than the mo",
+        ),
+        ("cpu:8", {"model": {"vocab_size": 50}}, "its tokenizer has 96 ids"),
         ("cpu:8", {"precision": {"attention": "splash"}}, "precision.attention=splash: cannot be"),
     ],
 )

@@ -16,6 +16,7 @@ import pytest
 
 from janus_jax.errors import ConfigError
 from janus_jax.parallel import topology
+from janus_jax.parallel.mesh import MeshShape, build_mesh
 from janus_jax.parallel.topology import devices, find_slice, load_chips
 from tests.parallel.compilers import needs_libtpu
 
@@ -191,3 +192,22 @@ def test_mistakes_in_a_users_table_name_file_key_and_value(tmp_path, text, said)
     with pytest.raises(ConfigError) as refused:
         load_chips(tmp_path / "mine.yaml")
     assert said in str(refused.value) and "mine.yaml" in str(refused.value)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("name", "slices", "shape"),
+    [
+        ("v5p-128", 1, (1, 8, 8, 1)),
+        ("v6e-16", 1, (1, 8, 2, 1)),
+        ("v4-32", 1, (2, 2, 2, 2)),
+        ("v5e-16", 2, (2, 8, 2, 1)),
+    ],
+)
+def test_meshes_may_split_the_axes_of_the_network(name, slices, shape):
+    """And `data` alone goes from slice to slice."""
+    found = devices(find_slice(name), slices)
+    mesh = build_mesh(MeshShape(*shape), found)
+    assert mesh.devices.shape == shape and set(mesh.devices.flat) == set(found)
+    for replica in mesh.devices:
+        assert len({getattr(device, "slice_index", 0) for device in replica.flat}) == 1

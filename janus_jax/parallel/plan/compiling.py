@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from janus_jax.config import RunConfig
+from janus_jax.errors import ConfigError, first_line
 from janus_jax.parallel import mesh as meshes
 from janus_jax.parallel import roofline
 from janus_jax.parallel.hlo import MeshLayout, collectives
@@ -46,6 +47,8 @@ def plan(
     Raises:
         ConfigError: unknown slice, no libtpu, or a mesh, rows or rules that training would refuse.
         DataError, ConversionError: as training would.
+
+    The evaluation step is not compiled: with `eval.rows` above the rows of a microbatch it may need more.
     """
     of, table = find_slice(topology), load_chips(chips)
     found = find_inputs(config, of.devices * num_slices)
@@ -59,7 +62,7 @@ def plan(
             compiled, reason = lowered.compile(), None
         except jax.errors.JaxRuntimeError as error:
             if _OUT_OF_MEMORY not in str(error):
-                raise
+                raise ConfigError(f"{topology}: XLA refuses the program: {first_line(error)}") from error
             compiled, reason = None, _translated(str(error))
         seconds = time.perf_counter() - begun
     hlo = "" if compiled is None else compiled.as_text()
@@ -117,6 +120,8 @@ def program_of(config: RunConfig, found: Inputs, mesh: Any) -> Program:
     """
     rules = meshes.merge_rules(config.sharding)
     meshes.check_rows(found.shape.rows, mesh, rules, "batch.rows")
+    if config.eval.every_steps is not None and config.eval.rows is not None:
+        meshes.check_rows(config.eval.rows, mesh, rules, "eval.rows")
     schedule = Schedule(
         learning_rate=config.schedule.learning_rate,
         total_steps=found.total_steps,

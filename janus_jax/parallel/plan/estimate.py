@@ -92,6 +92,8 @@ class _Shares:
         mesh: Any = jax.sharding.AbstractMesh(dataclasses.astuple(shape), meshes.AXES)
         rules = meshes.merge_rules(config.sharding)
         meshes.check_rows(found.shape.rows, mesh, rules, "batch.rows")
+        if config.eval.every_steps is not None and config.eval.rows is not None:
+            meshes.check_rows(config.eval.rows, mesh, rules, "eval.rows")
         if found.shape.row_length % meshes.shards(mesh, rules, "length"):
             raise ConfigError(f"batch.row_length={found.shape.row_length} does not divide over the shards of length")
         specs = param_specs(found.model, jnp.dtype(config.params_dtype))

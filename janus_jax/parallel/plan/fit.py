@@ -71,8 +71,7 @@ def suggestions(
     planner: Callable[..., Plan] = plan,
 ) -> Iterator[Suggestion]:
     """Changes of one or two keys with which the step fits, cheapest first, each as soon as it is compiled; of three if
-    no two are enough. A mesh, with its microbatches, counts
-    as one key.
+    no two are enough. A mesh, with its microbatches, counts as one key.
 
     Nothing is suggested that changes as much as another suggestion and more. What an estimate calls hopeless is not
     compiled; one that does not fit takes seconds, one that does a minute and more.
@@ -112,7 +111,7 @@ def suggestions(
             tries -= 1
             try:
                 compiled = planner(attempt.config, topology, num_slices=num_slices, chips=chips)
-            except ConfigError:  # such as a kernel that cannot be on this mesh
+            except ConfigError:  # such as a kernel that the compiler refuses
                 continue
             if compiled.fits:
                 found.append(attempt)

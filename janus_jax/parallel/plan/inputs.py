@@ -13,6 +13,7 @@ from janus_jax.objectives import Objective
 from janus_jax.parallel import mesh as meshes
 from janus_jax.training.inputs import open_held_out, row_plan
 from janus_jax.training.program import BatchShape
+from janus_jax.training.setup import check_fits, model_to_train
 
 SLOTS_PER_PAIR, SLOTS_PER_EXAMPLE, SHARED_SHARE = 1560, 900, 0.24
 """Of rows like the Multifaceted Collection's: prompts of 330 tokens and responses of 520 in the median."""
@@ -45,7 +46,7 @@ def find_inputs(config: RunConfig, devices: int) -> Inputs:
     """
     assumed: list[str] = []
     objective = config.build_objective()
-    model = dataclasses.replace(_model(config, assumed), head=objective.head)
+    model = model_to_train(config, _stored(config, assumed), objective)
     sizes = meshes.MeshShape(**config.mesh.model_dump()).resolve(devices)
     rules = meshes.merge_rules(config.sharding)
     shards = math.prod(getattr(sizes, axis) for axis in rules.get("batch", ()))
@@ -60,11 +61,11 @@ def _is_here(config: RunConfig) -> bool:
     return all(is_url(part) or Path(part).expanduser().exists() for part in (*parts, *held_out) if part)
 
 
-def _model(config: RunConfig, assumed: list[str]) -> ModelConfig:
-    if config.init.from_ is None:
-        assert config.model is not None
-        return config.model.build()
+def _stored(config: RunConfig, assumed: list[str]) -> ModelConfig | None:
+    """The shape of the weights to start from; None: random ones."""
     path = config.init.from_
+    if path is None:
+        return None
     if is_url(path) or Path(path).expanduser().exists():
         return open_source(path).config
     assumed.append(f"init.from={path} is not on this machine: the shape of Mistral-7B-v0.2")
@@ -73,6 +74,9 @@ def _model(config: RunConfig, assumed: list[str]) -> ModelConfig:
 
 def _measured(config: RunConfig, rows: RowPlan, model: ModelConfig, objective: Objective, assumed: list[str]) -> Inputs:
     held_out = open_held_out(config)
+    for examples in filter(None, (rows.dataset, held_out)):
+        for built in examples.parts:
+            check_fits(model, built, config)
     shared = rows.most_shared_slots()
     if held_out is not None:
         per_micro = config.eval.rows or rows.rows // config.batch.microbatches

@@ -209,8 +209,8 @@ def _key(cell: _Candidate, of: Slice, num_slices: int, chip: Any) -> str:
 def _code() -> str:
     """Of this package's sources, which decide the program as much as its version does."""
     digest, root = hashlib.sha256(), Path(__file__).parents[2]
-    parts = ("model", "objectives", "parallel", "training")
-    for path in sorted(path for part in parts for path in root.glob(f"{part}/**/*.py")):
+    parts = ("model/**/", "objectives/**/", "parallel/**/", "training/**/", "data/", "")
+    for path in sorted(path for part in parts for path in root.glob(f"{part}*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
