@@ -114,9 +114,10 @@ class _Loop:
         self.setup, self.config, self.checkpoints, self.run_dir = setup, setup.config, checkpoints, run_dir
         self.resumed_from = checkpoints.latest_step()
         self._notify = self._console(writers)
-        for line in (*overlong_lines(setup.loader.fitted), f"attention: {setup.program.attention}"):
+        for line in overlong_lines(setup.loader.fitted):
             self._notify(line)
         self.state, self.position = self._start()
+        self._notify(f"attention: {setup.program.attention}")
         self.step = self.resumed_from or 0
         self._reference: Reference = Filled(self._reference_weights)
         if self.step < setup.total_steps:  # a finished run that is started once more compares with nothing

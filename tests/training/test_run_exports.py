@@ -145,7 +145,7 @@ def test_the_card_tells_the_recipe(run, tmp_path):
         "| began with | random weights |",
         "| batch | 8 packed rows a step, rows of 64 tokens, sequences of 32 |",
         "| schedule | cosine (learning_rate 0.003, warmup_steps 2, steps 6) |",
-        "| optimizer | adamw (b1 0.9, b2 0.999, eps 1e-08, weight_decay 0.0, clip_norm 1.0) |",
+        "| optimizer | adamw (b1 0.9, b2 0.999, eps 1e-08, weight_decay 0.0, clip_norm 1.0, moments float32) |",
         "| step | 6 |",
         f"| code | janus_jax {__version__}, jax ",
         "| random | dpo | 100 | chatml | separate | no | `random-dpo` |",
