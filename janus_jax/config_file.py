@@ -91,15 +91,16 @@ def _read_chain(path: str, below: list[str], problems: list[str]) -> Node:
     base_path = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(base.value)))
     if not os.path.isfile(base_path):
         raise ConfigError(f"{base.origin}: base = {base.value!r}: there is no file {base_path}")
-    return _merge(_read_chain(base_path, [*below, os.path.realpath(path)], problems), top)
+    return merge(_read_chain(base_path, [*below, os.path.realpath(path)], problems), top)
 
 
-def _merge(under: Node, over: Node) -> Node:
+def merge(under: Node, over: Node) -> Node:
+    """Mappings are merged key by key; anything else is replaced."""
     if not (isinstance(under.value, dict) and isinstance(over.value, dict)):
         return over
     merged = dict(under.value)
     for key, child in over.value.items():
-        merged[key] = _merge(merged[key], child) if key in merged else child
+        merged[key] = merge(merged[key], child) if key in merged else child
     return Node(merged, over.origin)
 
 

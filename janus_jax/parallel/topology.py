@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from janus_jax.config_file import Node, read_tree
+from janus_jax.config_file import merge, read_tree
 from janus_jax.config_report import join, problems
 from janus_jax.config_section import Section
 from janus_jax.errors import ConfigError, first_line
@@ -117,7 +117,7 @@ def load_chips(path: str | os.PathLike[str] | None = None) -> ChipTable:
         root, faults = read_tree(packaged)
     if path is not None:
         given, faults = read_tree(path)
-        root = _over(root, given)
+        root = merge(root, given)
         known = root.value["chips"].value
         for family, node in known.items() if isinstance(known, dict) else ():
             if family not in _SHAPES:
@@ -243,15 +243,6 @@ def _of_shape(name: str, family: str, sides: tuple[int, ...]) -> Slice:
 def _sizes(family: str) -> str:
     first, *others = names(family)
     return f"{first}, " + ", ".join("-" + each.rsplit("-", 1)[1] for each in others)
-
-
-def _over(under: Node, over: Node) -> Node:
-    if not (isinstance(under.value, dict) and isinstance(over.value, dict)):
-        return over
-    merged = dict(under.value)
-    for key, child in over.value.items():
-        merged[key] = _over(merged[key], child) if key in merged else child
-    return Node(merged, over.origin)
 
 
 def _simulated(of: Slice, num_slices: int) -> list[Any]:

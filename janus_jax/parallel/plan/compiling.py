@@ -20,7 +20,7 @@ from janus_jax.parallel import roofline
 from janus_jax.parallel.hlo import MeshLayout, collectives
 from janus_jax.parallel.hlo_findings import warnings
 from janus_jax.parallel.hlo_memory import peak
-from janus_jax.parallel.plan.inputs import Inputs, find_inputs
+from janus_jax.parallel.plan.inputs import Inputs, check_rows, find_inputs
 from janus_jax.parallel.plan.result import Memory, Parameter, Plan
 from janus_jax.parallel.topology import devices, find_slice, load_chips
 from janus_jax.training.optimizer import Schedule
@@ -119,9 +119,7 @@ def program_of(config: RunConfig, found: Inputs, mesh: Any) -> Program:
         ConfigError: as `build_program`, or rows do not divide.
     """
     rules = meshes.merge_rules(config.sharding)
-    meshes.check_rows(found.shape.rows, mesh, rules, "batch.rows")
-    if config.eval.every_steps is not None and config.eval.rows is not None:
-        meshes.check_rows(config.eval.rows, mesh, rules, "eval.rows")
+    check_rows(config, found, mesh, rules)
     schedule = Schedule(
         learning_rate=config.schedule.learning_rate,
         total_steps=found.total_steps,

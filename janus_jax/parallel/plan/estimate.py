@@ -17,7 +17,7 @@ from janus_jax.errors import ConfigError
 from janus_jax.model.mistral import param_specs
 from janus_jax.parallel import mesh as meshes
 from janus_jax.parallel import roofline
-from janus_jax.parallel.plan.inputs import Inputs, find_inputs
+from janus_jax.parallel.plan.inputs import Inputs, check_rows, find_inputs
 from janus_jax.parallel.topology import Chip, Slice, load_chips
 
 MARGIN = 1.15
@@ -91,9 +91,7 @@ class _Shares:
         shape = meshes.MeshShape(**config.mesh.model_dump()).resolve(devices)
         mesh: Any = jax.sharding.AbstractMesh(dataclasses.astuple(shape), meshes.AXES)
         rules = meshes.merge_rules(config.sharding)
-        meshes.check_rows(found.shape.rows, mesh, rules, "batch.rows")
-        if config.eval.every_steps is not None and config.eval.rows is not None:
-            meshes.check_rows(config.eval.rows, mesh, rules, "eval.rows")
+        check_rows(config, found, mesh, rules)
         if found.shape.row_length % meshes.shards(mesh, rules, "length"):
             raise ConfigError(f"batch.row_length={found.shape.row_length} does not divide over the shards of length")
         specs = param_specs(found.model, jnp.dtype(config.params_dtype))

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 from janus_jax.bucket import is_url
 from janus_jax.checkpoint.source import open_source
@@ -127,3 +128,10 @@ def _likely(config: RunConfig, shards: int, model: ModelConfig, objective: Objec
 def _shape(config: RunConfig, rows: int, max_segments: int) -> BatchShape:
     micro = config.batch.microbatches
     return BatchShape(micro, rows // micro, config.batch.row_length, max_segments)
+
+
+def check_rows(config: RunConfig, found: Inputs, mesh: Any, rules: meshes.Rules) -> None:
+    """Raises ConfigError where rows of training or evaluation do not divide over the mesh, as training would."""
+    meshes.check_rows(found.shape.rows, mesh, rules, "batch.rows")
+    if config.eval.every_steps is not None and config.eval.rows is not None:
+        meshes.check_rows(config.eval.rows, mesh, rules, "eval.rows")

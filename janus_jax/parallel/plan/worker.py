@@ -11,10 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from janus_jax.config import RunConfig
-from janus_jax.errors import ConfigError, ConversionError, DataError, first_line
+from janus_jax.errors import ConfigError, ConversionError, DataError
 from janus_jax.parallel.plan.compiling import plan
 
 
@@ -24,16 +22,13 @@ def main() -> None:
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """`{plan: ...}`, or `{error: ...}`; kept in `job["path"]` unless the error says something of this machine."""
+    """`{plan: ...}`, kept in `job["path"]`, or `{error: ...}`, which may be of this machine and is not kept."""
     config = RunConfig.model_validate(job["config"])
     try:
         found = plan(config, job["topology"], num_slices=job["num_slices"], chips=job["chips"])
     except (ConfigError, DataError, ConversionError) as error:
         return {"error": str(error)}
-    except jax.errors.JaxRuntimeError as error:  # such as a kernel that the compiler refuses
-        result: dict[str, Any] = {"error": first_line(error)}
-    else:
-        result = {"plan": found.to_json()}
+    result = {"plan": found.to_json()}
     keep(Path(job["path"]), result)
     return result
 
