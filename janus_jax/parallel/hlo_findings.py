@@ -1,4 +1,4 @@
-"""What in a compiled program deserves a look: waste that the compiler left, and the largest values that it makes."""
+"""What in a compiled program deserves a look: waste that the compiler left."""
 
 import dataclasses
 import math
@@ -13,7 +13,6 @@ from janus_jax.parallel.hlo_text import Computation, Instruction, Program, parse
 LARGE_BYTES = 16 << 20
 """Below this a finding is not worth a line."""
 
-_FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "constant")
 _VIEWS = ("get-tuple-element", "bitcast", "copy", "convert", "reshape")
 _REMATERIALIZATION = re.compile(
     r"Involuntary full rematerialization\..*? go from sharding (?P<source>\{.*?\}) to (?P<target>\{.*?\}) "
@@ -29,16 +28,6 @@ class Finding:
     bytes: int  # of the value on one device; with padding, those that are nothing but padding; 0 if not known
     op_name: str  # of the traced program, or of the argument; empty where the compiler does not say
     text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """A result that the program keeps in device memory for a while."""
-
-    bytes: int
-    shape: str
-    opcode: str
-    op_name: str
 
 
 def warnings(hlo_text: str, log: str = "", arguments: Any = None, large_bytes: int = LARGE_BYTES) -> list[Finding]:
@@ -63,32 +52,6 @@ def warnings(hlo_text: str, log: str = "", arguments: Any = None, large_bytes: i
         found += _padded(where, large_bytes)
         found += _sliced_reductions(program, where, large_bytes)
     return sorted(set(found), key=lambda each: (each.kind, -each.bytes, each.op_name))
-
-
-def largest_values(hlo_text: str, number: int = 10) -> list[Value]:
-    """The largest results that instructions write to device memory, with one line for equal ones.
-
-    What is computed, not what is alive at the moment of most memory: the text of a program does not say that.
-    Arguments, views of other values and what stays in on-chip memory are left out.
-    """
-    program = parse(hlo_text)
-    fused = {name for where in program.computations.values() for name in _fused(where)}
-    values = {
-        Value(each.bytes, each.shape, each.opcode, each.op_name)
-        for where in program.computations.values()
-        if where.name not in fused
-        for each in where.instructions.values()
-        if each.opcode not in _FREE and not each.opcode.endswith(("-start", "-update")) and "S(1)" not in each.shape
-    }
-    return sorted(values, key=lambda value: (-value.bytes, value.op_name, value.shape))[:number]
-
-
-def _fused(where: Computation) -> Iterator[str]:
-    for each in where.instructions.values():
-        if each.opcode == "fusion":
-            yield from each.called("calls")
-        elif each.opcode not in ("call", "while", "conditional"):
-            yield from each.called("to_apply")
 
 
 def _rematerialized(log: str, large_bytes: int) -> Iterator[Finding]:
