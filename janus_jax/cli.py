@@ -6,7 +6,6 @@ Exit codes are those of `janus_jax.errors`; an unwritable or occupied output is 
 import contextlib
 import dataclasses
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -15,8 +14,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from janus_jax import __version__, cli_convert, cli_inspect, cli_plan
+from janus_jax import __version__, cli_convert, cli_inspect, cli_plan, cli_timing
 from janus_jax.cli_outputs import require_writable
+from janus_jax.cli_runtime import Coordinator, Devices, NumProcesses, ProcessId, runtime_options
 from janus_jax.errors import ConfigError, JanusError, LostPeerError
 
 _settings: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
@@ -192,15 +192,13 @@ data_app.command("inspect", epilog=cli_inspect.EPILOG)(cli_inspect.data_inspect)
 def train(
     config: ConfigFile,
     overrides: Overrides = None,
-    coordinator: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Address of process 0, where nothing detects it (CPU, GPU).")
-    ] = None,
-    num_processes: Annotated[int | None, typer.Option(min=1, help="Processes in all.")] = None,
-    process_id: Annotated[int | None, typer.Option(min=0, help="Number of this process, from 0.")] = None,
-    devices: Annotated[int | None, typer.Option(min=1, help="CPU devices to simulate in this process.")] = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+    devices: Devices = None,
 ) -> None:
     """Train as CONFIG says. A run directory that holds checkpoints is resumed."""
-    _check_processes(coordinator, num_processes, process_id)
+    options = runtime_options(coordinator, num_processes, process_id, devices)
     from janus_jax.config import load_config
 
     loaded = load_config(config, overrides or [])
@@ -210,15 +208,13 @@ def train(
     from janus_jax.parallel import runtime
     from janus_jax.training.run import train
 
-    options = runtime.RuntimeOptions(
-        coordinator=coordinator, num_processes=num_processes, process_id=process_id, devices=devices
-    )
     summary = train(loaded, options)
     if runtime.is_main():
         _print_summary(summary)
 
 
 app.command("plan", epilog=cli_plan.EPILOG)(cli_plan.plan)
+app.command("time-step", epilog=cli_timing.EPILOG)(cli_timing.time_step)
 
 
 @config_app.callback()
@@ -243,16 +239,6 @@ def doctor() -> None:
     from janus_jax import doctor
 
     raise typer.Exit(doctor.show(doctor.report()))
-
-
-def _check_processes(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    given = [value is not None for value in (coordinator, num_processes, process_id)]
-    if any(given) and not all(given):
-        raise ConfigError("--coordinator, --num-processes and --process-id: allowed: all three or none of them")
-    if coordinator is not None and not re.fullmatch(r"\S+:[0-9]{1,5}", coordinator):
-        raise ConfigError(f"--coordinator {coordinator}: allowed: HOST:PORT, like 10.0.0.2:8476")
-    if num_processes is not None and process_id is not None and process_id >= num_processes:
-        raise ConfigError(f"--process-id {process_id}: allowed: 0 to {num_processes - 1} (--num-processes - 1)")
 
 
 @contextlib.contextmanager

@@ -1,8 +1,11 @@
 """Outputs of commands, refused before any work is done for them."""
 
+import json
+import math
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from janus_jax.errors import ConfigError
 
@@ -47,3 +50,16 @@ def require_file(name: str, path: Path) -> None:
         os.rmdir(tempfile.mkdtemp(prefix=".janus.", dir=folder))
     except OSError as error:
         raise ConfigError(f"{name} {path}: cannot be written: {error.strerror}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented; what is not finite, such as the time over a network that is not there, is null."""
+    path.write_text(json.dumps(_finite(value), indent=1) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

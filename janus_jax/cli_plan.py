@@ -1,8 +1,6 @@
 """`janus plan`: its options; the work is in `janus_jax/parallel/plan/`."""
 
 import contextlib
-import json as json_module
-import math
 import os
 import re
 import sys
@@ -12,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from janus_jax.cli_outputs import require_file, require_writable
+from janus_jax.cli_outputs import require_file, require_writable, write_json
 from janus_jax.errors import ConfigError
 
 EPILOG = "Example: janus plan configs/sft_65k.yaml --topology v5litepod-16 batch.rows=64 --png plan.png"
@@ -24,7 +22,13 @@ def plan(
         str, typer.Argument(metavar="CONFIG", help="YAML file; data and weights that it names need not be here.")
     ],
     topology: Annotated[
-        str, typer.Option(metavar="NAME", help="Slice: v5litepod-16, v4-32, a shape like v5p:4x4x12, or cpu:8.")
+        str,
+        typer.Option(
+            "--topology",
+            "--devices",
+            metavar="NAME",
+            help="Slice: v5litepod-16, v4-32, a shape like v5p:4x4x12; or cpu:8, simulated, which needs no libtpu.",
+        ),
     ],
     overrides: Annotated[
         list[str] | None,
@@ -98,7 +102,7 @@ def plan(
         found = compile_plan(loaded, topology, num_slices=slices, chips=chips, dump_hlo=dump_hlo)
     show(found, prices_of=as_of)
     if json is not None:
-        json.write_text(json_module.dumps(_finite(found.to_json()), indent=1) + "\n", encoding="utf-8")
+        write_json(json, found.to_json())
     if png is not None:
         from janus_jax.parallel.plan.picture import picture
 
@@ -135,14 +139,15 @@ def _sweep(
     shown = [cell for cell in cells if cell.status in ("fits", "too large", "failed")]
     for cell in shown:
         needed = "" if cell.peak is None else f"{cell.peak / 2**30:6.2f} GiB"
-        rate = "" if cell.tokens_per_s is None else f"{cell.tokens_per_s:12,.0f} tokens/s at the bound"
+        rate = ""
+        if cell.tokens_per_s and cell.serial_tokens_per_s:
+            rate = f"{cell.tokens_per_s:12,.0f} tokens/s at the bound, {cell.serial_tokens_per_s:11,.0f} in series"
         why = f": {cell.reason}" if cell.status == "failed" else ""
         print(f"{cell.status:<10}{needed:>12}{rate}  {' '.join(cell.changes)}{why}")
     rest = len(cells) - len(shown)
     print(f"{rest:,} more: not compiled, because an estimate says that they cannot fit, or that others are faster")
     if json is not None:
-        text = json_module.dumps([_finite(cell.to_json()) for cell in cells], indent=1)
-        json.write_text(text + "\n", encoding="utf-8")
+        write_json(json, [cell.to_json() for cell in cells])
     if png is not None:
         from janus_jax.parallel.plan.front import plot
 
@@ -158,23 +163,14 @@ def _wrote(*paths: Path | None) -> None:
             print(f"wrote {path}")
 
 
-def _finite(value: Any) -> Any:
-    """JSON knows no infinity, which is the time over a network that is not there."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 @contextlib.contextmanager
 def _patience(what: str) -> Iterator[None]:
     """A moving line on stderr if that is a terminal."""
     from rich.console import Console
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield
         return
-    with console.status(re.sub(r"\[", r"\\[", f"{what}: a minute or two")):
-        yield
+    with os.fdopen(os.dup(2), "w") as screen:  # the compiler's own words on stderr are put aside meanwhile
+        with Console(file=screen).status(re.sub(r"\[", r"\\[", f"{what}: a minute or two")):
+            yield

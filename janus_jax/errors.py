@@ -35,6 +35,12 @@ class StorageError(JanusError):
     exit_code = 14
 
 
+class OutOfMemoryError(JanusError):
+    """Devices, or this machine, have too little memory for what was asked: says how much was wanted, and by what."""
+
+    exit_code = 11
+
+
 class NonFiniteError(JanusError):
     """Loss or gradient became NaN or infinite: names the step and the value."""
 

@@ -72,7 +72,9 @@ def test_a_sweep_lists_what_was_compiled_and_counts_the_rest(janus, small, tmp_p
         code, out, err = janus("plan", small, "--topology", "v4-8", "--sweep", 2, "--json", "sweep.json")
     assert (code, err) == (0, "") and sweep.call_args[1]["limit"] == 2
     first, second, rest, wrote = out.splitlines()
-    assert first.startswith("fits ") and first.endswith("tokens/s at the bound  mesh.fsdp=8")
+    assert (
+        first.startswith("fits ") and "tokens/s at the bound, " in first and first.endswith(" in series  mesh.fsdp=8")
+    )
     assert second.startswith("too large") and rest.startswith("1 more: not compiled") and wrote == "wrote sweep.json"
     assert [cell["status"] for cell in json.loads((tmp_path / "sweep.json").read_text())] == [
         "fits",

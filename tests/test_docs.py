@@ -17,7 +17,14 @@ from janus_jax.parallel.mesh import AXES
 from tests.test_ladder import RUNS
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/design.md", "docs/weights_to_vllm.md", "tests/oracles/README.md", "configs/README.md"]
+PAGES = [
+    "README.md",
+    "docs/design.md",
+    "docs/weights_to_vllm.md",
+    "docs/slices.md",
+    "tests/oracles/README.md",
+    "configs/README.md",
+]
 RECIPES = sorted(f"configs/{path.name}" for path in RUNS)
 
 
@@ -60,10 +67,13 @@ def leaf(words: list[str]) -> tuple[Any, list[str]]:
     return command, words
 
 
-@pytest.mark.parametrize("page", ["README.md"])
-def test_every_command_parses(page):
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [("README.md", {"demo", "data", "train", "convert", "plan"}), ("docs/slices.md", {"plan", "time-step"})],
+)
+def test_every_command_parses(page, expected):
     commands = whole_commands(text(page))
-    assert {"demo", "data", "train", "convert"} <= {words[0] for words in commands}
+    assert expected <= {words[0] for words in commands}
     for words in commands:
         command, rest = leaf(words)
         given = command.make_context("janus", list(rest)).params

@@ -16,7 +16,7 @@ LARGE_BYTES = 16 << 20
 _VIEWS = ("get-tuple-element", "bitcast", "copy", "convert", "reshape")
 _REMATERIALIZATION = re.compile(
     r"Involuntary full rematerialization\..*? go from sharding (?P<source>\{.*?\}) to (?P<target>\{.*?\}) "
-    r"(?:.*?for HLO operation:? ?(?P<operation>.*))?"
+    r"(?:efficiently|without)(?:.*?for HLO operation:? ?(?P<operation>.*))?"
 )
 
 

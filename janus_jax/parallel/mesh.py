@@ -86,6 +86,21 @@ def build_mesh(shape: MeshShape, devices: list[Any] | None = None) -> Mesh:
     return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, chosen, **split), AXES, axis_types=auto)
 
 
+def adopt(mesh: Mesh) -> Mesh:
+    """Somebody's own mesh with the axes of this package: those that it lacks have size 1, devices stay where they are.
+
+    Raises:
+        ConfigError: it has an axis that is none of `AXES`.
+    """
+    unknown = [axis for axis in mesh.axis_names if axis not in AXES]
+    if unknown:
+        raise ConfigError(f"mesh: unknown axis {unknown[0]!r}; known are {', '.join(AXES)}")
+    there = [axis for axis in AXES if axis in mesh.axis_names]
+    ordered = mesh.devices.transpose([mesh.axis_names.index(axis) for axis in there])
+    sizes = [mesh.shape.get(axis, 1) for axis in AXES]
+    return Mesh(ordered.reshape(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
 def merge_rules(overrides: Mapping[str, str | list[str] | None] | None) -> Rules:
     """The default rules with a config's `sharding:` on top.
 

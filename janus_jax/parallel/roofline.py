@@ -147,6 +147,11 @@ class Bound:
         return max(self.parts.values())
 
     @property
+    def serial_seconds(self) -> float:
+        """All of them one after the other: what a step takes at these peaks if nothing overlaps."""
+        return sum(self.parts.values())
+
+    @property
     def limit(self) -> str:
         """Which resource sets the bound."""
         return max(self.parts, key=lambda part: self.parts[part])
@@ -275,7 +280,9 @@ def bound(
     parts = (
         flops.total / devices / peak,
         hbm_bytes / (chip.hbm_bytes_per_s / of.devices_per_chip),
-        _seconds(ici_bytes, ici_bytes_per_s(of, chip)),
+        0.0
+        if of.chips == 1
+        else _seconds(ici_bytes, ici_bytes_per_s(of, chip)),  # what stays on a chip goes over no link
         _seconds(dcn_bytes, dcn),
     )
     seconds = max(parts)

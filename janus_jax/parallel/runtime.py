@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from janus_jax import errors
-from janus_jax.errors import ConfigError, LostPeerError, first_line
+from janus_jax.errors import ConfigError, LostPeerError, OutOfMemoryError, first_line
 
 BARRIER_TIMEOUT_S = 600
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
@@ -178,6 +178,21 @@ def broadcast(name: str, value: Any, timeout_s: int = BARRIER_TIMEOUT_S) -> Any:
     found = json.loads(client.blocking_key_value_get(f"{name}/value", timeout_s * 1000))
     barrier(f"{name}/read", timeout_s)  # the name may be used again
     return found
+
+
+@contextlib.contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """Raises OutOfMemoryError where JAX does not get the memory that it asks for inside."""
+    import jax
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"{what}: {first_line(error)}; to find what fits: janus plan CONFIG --topology SLICE"
+        ) from error
 
 
 def _said(error: Exception) -> str:

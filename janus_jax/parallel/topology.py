@@ -1,6 +1,7 @@
 """TPU slices by their Google Cloud names: what they consist of, what libtpu calls them, and their chips' figures."""
 
 import atexit
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -11,6 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib import resources
 from typing import Annotated, Any
 
@@ -42,6 +44,8 @@ _DEVICES = {"v2": 2, "v3": 2, "tpu7x": 2}
 """JAX devices of a chip, where it is not one."""
 _RING = {"v2": 16, "v3": 32, "v5e": 16, "v6e": 16}
 """Sides of a 2D slice close to a ring at the side of a whole pod. 3D slices close if made of whole 4x4x4 cubes."""
+_KINDS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
+"""What JAX calls devices, where that is not `TPU` and the family."""
 _PREFIX = {"v5e": "v5litepod"}
 _ALIAS = {"v5litepod": "v5e", "v5lite": "v5e", "v5": "v5p"}
 
@@ -168,6 +172,24 @@ def find_slice(name: str) -> Slice:
         f"slice {name!r}: {family} has none of that size; near to it: {', '.join(near)}; allowed: {_sizes(family)} "
         f"(numbers count {unit}), or a shape in chips, like {family}:{_SHAPES[family].split()[2]}"
     )
+
+
+def slice_of(here: Sequence[Any]) -> tuple[Slice, int]:
+    """The slice that running devices are, and how many alike. For devices of no known slice it is `PLATFORM:COUNT`, of
+    which there are no figures."""
+    first, count = here[0], len({getattr(device, "slice_index", 0) for device in here})
+    family = _KINDS.get(first.device_kind, first.device_kind.removeprefix("TPU "))
+    if family in _SHAPES:
+        axes = len(_SHAPES[family].split()[0].split("x"))
+        corners = [[device.coords[axis] for device in here] for axis in range(axes)]
+        shape = "x".join(str(max(places) - min(places) + 1) for places in corners)
+        shapes = dict(zip(_SHAPES[family].split(), names(family), strict=True))
+        with contextlib.suppress(ConfigError):
+            found = find_slice(shapes.get(shape, f"{family}:{shape}"))
+            if found.devices * count == len(here):
+                return found, count
+    hosts = len({device.process_index for device in here})
+    return Slice(f"{first.platform}:{len(here)}", first.platform, len(here), 1, hosts, None), 1
 
 
 def names(family: str) -> list[str]:

@@ -85,7 +85,8 @@ def train(
     with storage.no_empty_leftovers(directory):  # weights are read after it is made, and may be bad
         checkpoints = Checkpoints(directory, keep=config.checkpoint.keep)
         with contextlib.closing(checkpoints), contextlib.closing(_Loop(setup, checkpoints, run_dir, writers)) as loop:
-            return loop.run(until_step, started)
+            with runtime.memory_for(f"training on {len(jax.devices())} devices"):
+                return loop.run(until_step, started)
 
 
 def _local_run_dir(config: RunConfig) -> Path:

@@ -8,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from janus_jax.config import RunConfig
 from janus_jax.errors import ConfigError
@@ -32,6 +33,32 @@ def data(tmp_path_factory):
 
 def trained(root, tmp_path, kind, **sections) -> RunConfig:
     return config(root, tmp_path / "run", kind, **sections)
+
+
+def test_a_mesh_of_ones_own_is_planned_and_timed(data, tmp_path):
+    """Axes in another order and devices in another one, sizes that the configuration does not have."""
+    run = trained(data, tmp_path, "sft", mesh=MESHES["fsdp"])
+    here = np.asarray(jax.devices())
+    same = Mesh(here.reshape(2, 4).T, ("fsdp", "tensor"))
+    found = plan(run, "cpu:8", mesh=same)
+    assert found.mesh == {"data": 1, "fsdp": 4, "tensor": 2, "context": 1}
+    sizes = {"mesh": {"data": 1, "fsdp": 4, "tensor": 2}}
+    usual = plan(trained(data, tmp_path, "sft", **sizes), "cpu:8")
+    assert found.memory.arguments == usual.memory.arguments and found.mesh == usual.mesh
+    assert found.program_sha256 == usual.program_sha256  # lowered; only where its parts run differs
+    assert time_step(run, mesh=same, steps=1).plan.mesh == found.mesh
+    turned = Mesh(here.reshape(2, 4), ("tensor", "fsdp"))
+    assert plan(run, "cpu:8", mesh=turned).memory.arguments == found.memory.arguments
+
+
+@pytest.mark.parametrize(
+    ("axes", "count", "message"),
+    [(("fsdp", "model"), 8, "unknown axis 'model'; known are data, fsdp"), (("fsdp", "tensor"), 4, "its 4 devices")],
+)
+def test_a_mesh_of_ones_own_has_known_axes_and_all_devices(axes, count, message, data, tmp_path):
+    own = Mesh(np.asarray(jax.devices()[:count]).reshape(-1, 2), axes)
+    with pytest.raises(ConfigError, match=message):
+        plan(trained(data, tmp_path, "sft"), "cpu:8", mesh=own)
 
 
 def sha256(lowered) -> str:
@@ -124,9 +151,11 @@ def test_the_planner_needs_neither_tensorflow_nor_a_second_jax(tmp_path):
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_a_step_is_timed_on_the_devices_that_are_here(kind, data, tmp_path):
     found = time_step(trained(data, tmp_path, kind), steps=3)
-    assert (found.devices, len(found.seconds)) == (8, 3) and found.mesh["tensor"] == 2
-    assert found.compile_s > 0 and found.tokens_per_s == found.tokens_per_step / found.median_s
+    assert (found.devices, len(found.seconds)) == (8, 3) and found.plan.mesh["tensor"] == 2
+    assert found.tokens_per_s == found.tokens_per_step / found.median_s and found.mfu is None
     assert 0 < found.tokens_per_step <= 8 * 64
+    planned = plan(trained(data, tmp_path, kind), "cpu:8")
+    assert planned.memory.needed == found.plan.memory.needed and planned.flops == found.plan.flops
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])

@@ -150,9 +150,10 @@ class Compiler:
         config = job["config"]
         peak = 2**30 * (8 + len(self.jobs))
         seconds = {"none": 1.0, "dots": 1.1, "full": 1.3, "offload": 1.3}[config["remat"]]
-        bound = {"compute_s": seconds, "hbm_s": 0.1, "ici_s": 0.1, "dcn_s": 0.0, "tokens_per_s": 1e5 / seconds}
+        bound = {"serial_seconds": seconds + 0.2, "tokens_per_s": 1e5 / seconds}
         fits = config["optimizer"]["moments"] == "bfloat16"
         result = {"plan": {"fits": fits, "reason": None, "bound": bound, "memory": {"needed": peak, "usable": 2**34}}}
+        result["plan"]["tokens_per_step"] = 1e5
         sweeping.Path(job["path"]).parent.mkdir(exist_ok=True)
         keep(sweeping.Path(job["path"]), result)
         return result
@@ -204,7 +205,8 @@ def test_cells_are_ranked_and_what_was_left_out_is_said(tmp_path):
     by_status = {status: [cell for cell in cells if cell.status == status] for status in ("fits", "too large")}
     assert sum(map(len, by_status.values())) == len(compiler.jobs) == 8
     for some in by_status.values():
-        assert [cell.seconds_per_token for cell in some] == sorted(cell.seconds_per_token for cell in some)
+        speeds = [cell.serial_tokens_per_s for cell in some]
+        assert speeds == sorted(speeds, reverse=True)
     assert [cell.status for cell in cells[:8]] == sorted(
         (cell.status for cell in cells[:8]), key=["fits", "too large"].index
     )
@@ -259,7 +261,8 @@ def test_a_process_that_dies_fails_its_cell_alone(tmp_path):
 
 
 def cell(peak, speed, status="fits", remat="full") -> Cell:
-    found = {"memory": {"needed": peak * 2**30, "usable": 16 * 2**30}, "bound": {"tokens_per_s": speed}}
+    bound = {"tokens_per_s": 2 * speed, "serial_seconds": 100 / speed}
+    found = {"memory": {"needed": peak * 2**30, "usable": 16 * 2**30}, "bound": bound, "tokens_per_step": 100}
     return Cell((), {"data": 1, "fsdp": 8, "tensor": 2, "context": 1}, 1, 1, remat, "float32", 0, status, plan=found)
 
 

@@ -231,6 +231,18 @@ def test_what_cannot_be_sent_takes_for_ever():
     assert bound(StepFlops(1, 0), 1, 0, 1, tokens=1, of=find_slice("v3-8"), chip=CHIPS["v3"]).dcn_s == math.inf
 
 
+def test_what_stays_on_a_chip_needs_no_link():
+    """Two dies of one chip."""
+    found = bound(StepFlops(1e18, 0), 1, 1e12, 0, tokens=1, of=find_slice("tpu7x-2"), chip=CHIPS["tpu7x"])
+    assert found.ici_s == 0 and found.tokens_per_s > 0
+
+
+def test_if_nothing_overlaps_all_parts_add_up():
+    found = bound(StepFlops(1e15, 0), 1e9, 1e9, 0, tokens=1, of=find_slice("v5e-16"), chip=CHIPS["v5e"])
+    assert found.serial_seconds == pytest.approx(found.compute_s + found.hbm_s + found.ici_s)
+    assert found.serial_seconds > found.seconds
+
+
 def test_mistral_on_sixteen_v5e_is_bound_by_compute():
     """The published recipe's step on a v5e-16: 4.0e14 operations a device with whole rows of attention halved."""
     work = Workload(MISTRAL, rows=16, length=8192, recompute=REMAT["full"])

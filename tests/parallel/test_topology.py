@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +97,24 @@ def test_libtpu_knows_every_name(family):
         found = devices(of)
         assert len(found) == of.devices, name
         assert len({device.process_index for device in found}) == of.hosts, name
+
+
+@needs_libtpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_devices_say_what_slice_they_are(family):
+    for name in topology.names(family):
+        assert topology.slice_of(devices(find_slice(name))) == (find_slice(name), 1)
+    several = find_slice(topology.names(family)[1])
+    assert topology.slice_of(devices(several, 3)) == (several, 3)
+
+
+def test_other_devices_are_a_slice_without_figures():
+    assert topology.slice_of(jax.devices()) == (find_slice("cpu:8"), 1)
+    device = SimpleNamespace(device_kind="NVIDIA H200", platform="gpu", process_index=0)
+    found, count = topology.slice_of([device, device])
+    assert (found.name, found.devices, found.topology, count) == ("gpu:2", 2, None, 1)
+    part = SimpleNamespace(device_kind="TPU v4", platform="tpu", process_index=0, coords=(1, 0, 0))  # one chip of four
+    assert topology.slice_of([part])[0].name == "v4:1x1x1"
 
 
 @needs_libtpu

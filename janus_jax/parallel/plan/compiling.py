@@ -1,5 +1,7 @@
 """Lowers the trainer's step for a mesh of any slice, has XLA compile it, and reads what came out."""
 
+import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import math
@@ -12,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from janus_jax.config import RunConfig
 from janus_jax.errors import ConfigError, first_line
@@ -20,9 +23,11 @@ from janus_jax.parallel import roofline
 from janus_jax.parallel.hlo import MeshLayout, collectives
 from janus_jax.parallel.hlo_findings import warnings
 from janus_jax.parallel.hlo_memory import peak
+from janus_jax.parallel.plan.changes import changed
 from janus_jax.parallel.plan.inputs import Inputs, check_rows, find_inputs
+from janus_jax.parallel.plan.log import compiler_log
 from janus_jax.parallel.plan.result import Memory, Parameter, Plan
-from janus_jax.parallel.topology import devices, find_slice, load_chips
+from janus_jax.parallel.topology import ChipTable, Slice, devices, find_slice, load_chips
 from janus_jax.training.optimizer import Schedule
 from janus_jax.training.program import Program, build_program
 
@@ -34,6 +39,7 @@ def plan(
     topology: str,
     *,
     num_slices: int = 1,
+    mesh: Mesh | None = None,
     chips: str | os.PathLike[str] | None = None,
     dump_hlo: str | os.PathLike[str] | None = None,
 ) -> Plan:
@@ -42,6 +48,8 @@ def plan(
     Args:
         topology: Google Cloud's name (`v5litepod-16`, `v4-32`), a shape (`v5e:4x4`), or `cpu:8` for simulated devices.
         num_slices: alike, connected over the data centre's network.
+        mesh: all their devices (`topology.devices`) laid out by the caller, over axes of `mesh.AXES`; in place of the
+            sizes in `config.mesh` and the order that suits the hardware.
         chips: YAML with figures and prices that differ from the package's (`load_chips`).
         dump_hlo: directory for the program before and after compilation.
     Raises:
@@ -51,23 +59,70 @@ def plan(
     The evaluation step is not compiled: with `eval.rows` above the rows of a microbatch it may need more.
     """
     of, table = find_slice(topology), load_chips(chips)
+    config, mesh = lay_out(config, devices(of, num_slices), mesh)
     found = find_inputs(config, of.devices * num_slices)
-    mesh = meshes.build_mesh(meshes.MeshShape(**config.mesh.model_dump()), devices(of, num_slices))
     program = program_of(config, found, mesh)
     with _no_cache():
-        lowered = lower(program, found)
-        text = lowered.as_text()
-        begun = time.perf_counter()
+        step = compile_step(program, _arguments(program, found), topology)
+    if dump_hlo is not None:
+        _dump(Path(dump_hlo), step.lowered, step.hlo)
+    return describe(config, found, program, step, of, table, num_slices)
+
+
+def lay_out(config: RunConfig, here: list[Any], own: Mesh | None) -> tuple[RunConfig, Mesh]:
+    """The mesh that a configuration asks of devices; or the caller's own, and the configuration with its sizes.
+
+    Raises:
+        ConfigError: sizes that do not multiply to the devices; other devices, or an unknown axis, in the caller's.
+    """
+    if own is None:
+        return config, meshes.build_mesh(meshes.MeshShape(**config.mesh.model_dump()), here)
+    mesh = meshes.adopt(own)
+    if set(mesh.devices.flat) != set(here):
+        raise ConfigError(f"mesh: its {mesh.devices.size} devices are not the {len(here)} of the slices")
+    return changed(config, {f"mesh.{axis}": size for axis, size in mesh.shape.items()}), mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """The training step before and after compilation."""
+
+    lowered: str
+    executable: Any | None  # None: the compiler ran out of memory
+    reason: str | None  # how it says so
+    seconds: float  # of compiling
+    log: str  # what the compiler wrote meanwhile
+
+    @functools.cached_property
+    def hlo(self) -> str:
+        return "" if self.executable is None else self.executable.as_text()
+
+
+def compile_step(program: Program, arguments: Any, where: str) -> CompiledStep:
+    """Lowers and compiles the training step for arrays, or their shapes.
+
+    Args:
+        where: names the devices in an error.
+    Raises:
+        ConfigError: the compiler refuses the program, not for want of memory.
+    """
+    lowered = program.train.lower(*arguments)
+    text, begun = lowered.as_text(), time.perf_counter()
+    with compiler_log() as log:
         try:
-            compiled, reason = lowered.compile(), None
+            executable, reason = lowered.compile(), None
         except jax.errors.JaxRuntimeError as error:
             if _OUT_OF_MEMORY not in str(error):
-                raise ConfigError(f"{topology}: XLA refuses the program: {first_line(error)}") from error
-            compiled, reason = None, _translated(str(error))
-        seconds = time.perf_counter() - begun
-    hlo = "" if compiled is None else compiled.as_text()
-    if dump_hlo is not None:
-        _dump(Path(dump_hlo), text, hlo)
+                raise ConfigError(f"{where}: XLA refuses the program: {first_line(error)}") from error
+            executable, reason = None, _translated(str(error))
+    return CompiledStep(text, executable, reason, time.perf_counter() - begun, log())
+
+
+def describe(
+    config: RunConfig, found: Inputs, program: Program, step: CompiledStep, of: Slice, table: ChipTable, num_slices: int
+) -> Plan:
+    """What a compiled step of so many slices says; compiles nothing."""
+    mesh, compiled, reason, hlo = program.mesh, step.executable, step.reason, step.hlo
     chip = None if of.topology is None else table.chips[of.family]
     usable = None if chip is None else chip.usable_hbm_bytes_per_device
     memory = _memory(config, program, found, compiled, hlo, usable)
@@ -99,14 +154,14 @@ def plan(
         reason=reason,
         memory=memory,
         collectives=tuple(moved),
-        findings=tuple(warnings(hlo, arguments=_arguments(program, found)) if hlo else ()),
+        findings=tuple(warnings(hlo, step.log, _arguments(program, found)) if hlo else ()),
         flops=flops,
         bound=bound,
         tokens_per_step=found.tokens_per_step,
         steps_per_epoch=found.steps_per_epoch,
         usd_per_hour=price,
-        compile_s=seconds,
-        program_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        compile_s=step.seconds,
+        program_sha256=hashlib.sha256(step.lowered.encode()).hexdigest(),
         versions=versions(),
         parameters=_parameters(program.abstract_params(program.params_dtype)),
     )
@@ -127,11 +182,6 @@ def program_of(config: RunConfig, found: Inputs, mesh: Any) -> Program:
         name=config.schedule.name,
     )
     return build_program(config, found.model, found.objective, mesh, rules, schedule, shared_slots=found.shared_slots)
-
-
-def lower(program: Program, found: Inputs) -> Any:
-    """The training step for abstract arguments."""
-    return program.train.lower(*_arguments(program, found))
 
 
 def _arguments(program: Program, found: Inputs) -> tuple[Any, Any]:

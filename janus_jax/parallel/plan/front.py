@@ -8,7 +8,7 @@ from janus_jax.parallel.plan.sweep import Cell
 
 def pareto(cells: Iterable[Cell]) -> list[Cell]:
     """Of those that fit: no other needs less memory and is as fast, or is faster and needs no more."""
-    fitting = [cell for cell in cells if cell.status == "fits" and cell.peak and cell.tokens_per_s]
+    fitting = [cell for cell in cells if cell.status == "fits" and cell.peak and cell.serial_tokens_per_s]
     front: list[Cell] = []
     for cell in sorted(fitting, key=lambda each: (_gib(each), -_speed(each))):
         if not front or _speed(cell) > _speed(front[-1]):
@@ -17,10 +17,10 @@ def pareto(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def plot(cells: Iterable[Cell], path: str | os.PathLike[str]) -> None:
-    """Peak memory against tokens per second at the bound, with the Pareto front, as a PNG."""
+    """Peak memory against tokens per second if nothing overlaps, with the Pareto front, as a PNG."""
     from matplotlib.figure import Figure
 
-    shown = [cell for cell in cells if cell.status in ("fits", "too large") and cell.peak and cell.tokens_per_s]
+    shown = [cell for cell in cells if cell.status in ("fits", "too large") and cell.peak and cell.serial_tokens_per_s]
     front = pareto(shown)
     figure = Figure(figsize=(9, 6), layout="constrained")
     chart = figure.subplots()
@@ -40,7 +40,7 @@ def plot(cells: Iterable[Cell], path: str | os.PathLike[str]) -> None:
     if usable:
         chart.axvline(usable / 2**30, color="grey", lw=1)
     chart.set_xlabel("peak memory of a device, GiB (grey: usable)")
-    chart.set_ylabel("tokens/s at the bound; a run is slower")
+    chart.set_ylabel("tokens/s if nothing overlaps, at peaks that no run reaches")
     if shown:
         chart.legend(fontsize=8)
     figure.savefig(path, dpi=120, format="png")
@@ -51,7 +51,7 @@ def _gib(cell: Cell) -> float:
 
 
 def _speed(cell: Cell) -> float:
-    return cell.tokens_per_s or 0.0
+    return cell.serial_tokens_per_s or 0.0
 
 
 def _mesh(sizes: dict[str, int]) -> str:

@@ -1,6 +1,7 @@
-"""What a plan says."""
+"""What a plan says, and what was measured beside it."""
 
 import dataclasses
+import statistics
 from typing import Any
 
 from janus_jax.parallel.hlo import Collective
@@ -87,5 +88,43 @@ class Plan:
         found = dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
         found["memory"]["needed"] = self.memory.needed
         if self.bound is not None:
-            found["bound"] |= {"seconds": self.bound.seconds, "limit": self.bound.limit}
+            derived = ("seconds", "serial_seconds", "limit")
+            found["bound"] |= {name: getattr(self.bound, name) for name in derived}
         return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds of steps, after those that compile and warm up, and what the plan says of the same program."""
+
+    plan: Plan
+    device: str  # as JAX names its kind
+    devices: int
+    tokens_per_step: int  # in the made-up rows
+    seconds: tuple[float, ...]
+    held_bytes: int | None  # at most, as a device reports it; None: it reports nothing
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens_per_step / self.median_s
+
+    @property
+    def flops_per_s(self) -> float:
+        """That the model asks for, of one device; what is recomputed is left out."""
+        return self.plan.flops.model / self.devices / self.median_s
+
+    @property
+    def mfu(self) -> float | None:
+        """Share of the device's peak; None without a figure of that."""
+        bound = self.plan.bound
+        return None if bound is None else bound.mfu * bound.seconds / self.median_s
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers and texts; what `--json` writes."""
+        derived = ("median_s", "tokens_per_s", "flops_per_s", "mfu")
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return plain | {name: getattr(self, name) for name in derived} | {"plan": self.plan.to_json()}

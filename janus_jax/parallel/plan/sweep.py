@@ -1,7 +1,7 @@
 """Which mesh, rows per device, remat and moments: every cell that could be, estimated, the best of them compiled.
 
     cells = sweep(load_config("configs/sft_65k.yaml"), "v5litepod-16", limit=12)
-    print(cells[0].changes, cells[0].seconds_per_token)
+    print(cells[0].changes, cells[0].serial_tokens_per_s)
 
 Each cell is compiled in a process of its own and its result kept, so that a sweep that was ended goes on where it was.
 """
@@ -63,12 +63,16 @@ class Cell:
         return None if self.plan is None or self.plan["bound"] is None else self.plan["bound"]["tokens_per_s"]
 
     @property
-    def seconds_per_token(self) -> float | None:
-        return 1 / self.tokens_per_s if self.tokens_per_s else None
+    def serial_tokens_per_s(self) -> float | None:
+        """Likewise, but nothing overlaps: what cells are ranked by. The bound alone would make equals of all meshes
+        that are limited by computing, however much they send besides."""
+        if self.plan is None or self.plan["bound"] is None:
+            return None
+        return self.plan["tokens_per_step"] / self.plan["bound"]["serial_seconds"]
 
     def to_json(self) -> dict[str, Any]:
         """Numbers and texts; what `--json` writes."""
-        derived = ("peak", "tokens_per_s", "seconds_per_token")
+        derived = ("peak", "tokens_per_s", "serial_tokens_per_s")
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
 
 
@@ -152,11 +156,11 @@ class _Candidate:
     estimate: Estimate
 
     def order(self, usable: int | None) -> tuple[Any, ...]:
-        """What probably fits, by time for a token; of equals what is asked of the host, and other resources, least."""
+        """What probably fits, by time for a token; of equals what is asked of the host, and memory, least."""
         bound, config = self.estimate.bound, self.config
-        seconds = (0.0, 0.0) if bound is None else (1 / bound.tokens_per_s, sum(bound.parts.values()))
+        seconds = 0.0 if bound is None else bound.serial_seconds / self.found.tokens_per_step
         over = usable is not None and self.estimate.bytes > usable
-        return over, *_equals(config.remat, config.optimizer.moments, *seconds), self.estimate.bytes
+        return over, *_equals(config.remat, config.optimizer.moments, seconds), self.estimate.bytes
 
     def as_cell(self, given: RunConfig, status: Status, reason: str | None = None, **more: Any) -> Cell:
         plain = given.model_dump(mode="json", by_alias=True)
@@ -288,13 +292,12 @@ def _workers() -> int:
 
 def _rank(cell: Cell) -> tuple[Any, ...]:
     """Cells without a bound stay in the order of their estimates."""
-    rank, bound = _RANKS.index(cell.status), (cell.plan or {}).get("bound")
-    if bound is None:
+    rank, speed = _RANKS.index(cell.status), cell.serial_tokens_per_s
+    if not speed:
         return (rank, float("inf"))
-    together = sum(bound[part] for part in ("compute_s", "hbm_s", "ici_s", "dcn_s"))
-    return rank, *_equals(cell.remat, cell.moments, 1 / bound["tokens_per_s"], together), cell.peak
+    return rank, *_equals(cell.remat, cell.moments, 1 / speed), cell.peak
 
 
-def _equals(remat: str, moments: str, seconds: float, together: float) -> tuple[Any, ...]:
+def _equals(remat: str, moments: str, seconds: float) -> tuple[Any, ...]:
     """Seconds to three digits; then what no bound counts: transfers to the host, then rounded moments."""
-    return float(f"{seconds:.3g}"), remat == "offload", moments != "float32", together
+    return float(f"{seconds:.3g}"), remat == "offload", moments != "float32"

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 
 from rich import box
 from rich.console import Console
@@ -10,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from janus_jax.parallel.plan.grouping import buffer_groups, traffic_groups
-from janus_jax.parallel.plan.result import Plan
+from janus_jax.parallel.plan.result import Plan, Timing
+from janus_jax.parallel.topology import CPU
 
 CAVEAT = (
     "A bound, not a promise: collectives are taken to overlap with computing, and every unit to run at its peak "
@@ -29,13 +31,22 @@ def show(plan: Plan, console: Console | None = None, *, prices_of: str | None = 
     Args:
         prices_of: the day of the prices in `Plan.usd_per_hour`.
     """
+    _printed(console, lambda where: _show(plan, where, prices_of))
+
+
+def show_timing(timing: Timing, console: Console | None = None) -> None:
+    """Prints what was measured beside what the plan says."""
+    _printed(console, lambda where: _show_timing(timing, where))
+
+
+def _printed(console: Console | None, to: Callable[[Console], None]) -> None:
     console = console or Console(markup=False, highlight=False, emoji=False)
     console.width = min(console.width, _WIDEST)
     if console.is_terminal:
-        _show(plan, console, prices_of)
+        to(console)
         return
     with console.capture() as captured:
-        _show(plan, console, prices_of)
+        to(console)
     console.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))  # rich fills lines up
 
 
@@ -96,7 +107,8 @@ def _compiled(plan: Plan, console: Console) -> None:
     devices = of.devices * times
     chips = f"{of.chips * times:,} chips, {devices:,} devices, {_counted(of.hosts * times, 'host')}"
     if of.topology is None:
-        chips = f"{devices:,} simulated devices of this machine: no TPU, so that there is no bound on time"
+        what = "simulated devices of this machine" if of.family == CPU else f"devices, {of.family}"
+        chips = f"{devices:,} {what}: no TPU, so that there is no bound on time"
     shape = "" if of.topology is None else f" ({of.topology})"
     each = f"{plan.rows_per_device:g} {'row' if plan.rows_per_device == 1 else 'rows'}"
     micro = f", {each} a device"
@@ -206,10 +218,44 @@ def _time(plan: Plan, console: Console, prices_of: str | None) -> None:
         console.print()
         tokens = f"{bound.tokens_per_s:,.0f} tokens/s, MFU {100 * bound.mfu:.1f} %"
         _line(console, "bound", f"{seconds(bound.seconds)} a step, {tokens}, by {RESOURCES[bound.limit]}")
+        _line(console, "in series", f"{seconds(bound.serial_seconds)} a step, if nothing overlapped")
     if plan.of.topology is not None:
         _line(console, "epoch", _epoch(plan, prices_of))
     if bound is not None:
         console.print(CAVEAT, style="dim")
+
+
+def _show_timing(timing: Timing, console: Console) -> None:
+    plan, bound = timing.plan, timing.plan.bound
+    fastest, slowest = min(timing.seconds), max(timing.seconds)
+    steps = _counted(len(timing.seconds), "step")
+    console.print(
+        Text(f"MEASURED on {timing.devices} x {timing.device}: {seconds(timing.median_s)} a step"), style="bold"
+    )
+    console.print()
+    _compiled(plan, console)
+    table = _table("", ">measured", ">plan", "")
+
+    def row(label: str, measured: str, planned: str | None, note: str) -> None:
+        table.add_row(label, measured, planned or "", note if planned else "")
+
+    serial = bound and seconds(bound.serial_seconds)
+    row("a step", seconds(timing.median_s), bound and seconds(bound.seconds), f"at the bound; {serial} in series")
+    row("tokens/s", f"{timing.tokens_per_s:,.0f}", bound and f"{bound.tokens_per_s:,.0f}", "at the bound")
+    row("work of a device", f"{operations(timing.flops_per_s)}/s", None, "")
+    if bound is not None and timing.mfu is not None:
+        row("MFU", f"{timing.mfu:.1%}", f"{bound.mfu:.1%}", "at the bound")
+    held = "not told" if timing.held_bytes is None else size(timing.held_bytes)
+    row("memory of a device", held, size(plan.memory.needed or 0), "the compiler's")
+    console.print(table)
+    console.print()
+    spread = f"median of {steps}, {seconds(fastest)} to {seconds(slowest)}, after one that is left out"
+    rows = f"rows are made up, {timing.tokens_per_step:,} tokens a step; weights are random"
+    _line(console, "measured", f"{spread}; {rows}")
+    if timing.held_bytes is not None:
+        _line(console, "memory", "the most that the process held on a device, also while it made weights and moments")
+    if bound is None:
+        _line(console, "bound", f"none: there are no figures of {plan.of.name}")
 
 
 def _epoch(plan: Plan, prices_of: str | None) -> str:

@@ -1,84 +1,77 @@
-"""The training step run and timed on whatever devices are here, on made-up rows."""
+"""The training step run and timed on whatever devices are here, on made-up rows, beside its plan."""
 
 import contextlib
-import dataclasses
 import os
-import statistics
 import time
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from janus_jax.batch import Batch
 from janus_jax.config import RunConfig
 from janus_jax.data.example import Example
 from janus_jax.data.rows import RowFormat, pack
+from janus_jax.errors import OutOfMemoryError
 from janus_jax.model.mistral import init_params
-from janus_jax.parallel import mesh as meshes
-from janus_jax.parallel.plan.compiling import program_of
+from janus_jax.parallel import runtime
+from janus_jax.parallel.plan.compiling import compile_step, describe, lay_out, program_of
 from janus_jax.parallel.plan.inputs import SHARED_SHARE, Inputs, find_inputs
+from janus_jax.parallel.plan.result import Timing
+from janus_jax.parallel.topology import load_chips, slice_of
 
 
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Seconds of steps, after those that compile and warm up."""
-
-    device: str
-    devices: int
-    mesh: dict[str, int]
-    attention: str
-    seconds: tuple[float, ...]
-    compile_s: float
-    tokens_per_step: float
-    peak_bytes: int | None  # that a device reports; None: it reports nothing
-
-    @property
-    def median_s(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.tokens_per_step / self.median_s
-
-
-def time_step(config: RunConfig, *, steps: int = 5, trace: str | os.PathLike[str] | None = None) -> Timing:
-    """Times the step of `config` with random weights on all devices of this process.
+def time_step(
+    config: RunConfig,
+    *,
+    mesh: Mesh | None = None,
+    steps: int = 5,
+    trace: str | os.PathLike[str] | None = None,
+    chips: str | os.PathLike[str] | None = None,
+) -> Timing:
+    """Times the step of `config` with random weights on all devices of all processes.
 
     Args:
+        mesh: as for `plan`.
         steps: that are timed, each until its results are there.
         trace: directory for an xprof trace of them.
+        chips: as for `plan`.
     Raises:
         ConfigError, DataError, ConversionError: as training would.
+        OutOfMemoryError: the step, or what it is given, takes more memory than there is.
     """
-    devices = jax.devices()
+    devices, table = jax.devices(), load_chips(chips)
+    of, num_slices = slice_of(devices)
+    config, mesh = lay_out(config, devices, mesh)
     found = find_inputs(config, len(devices))
-    mesh = meshes.build_mesh(meshes.MeshShape(**config.mesh.model_dump()))
     program = program_of(config, found, mesh)
-    shardings = program.state_shardings.params
-    make = jax.jit(lambda key: init_params(found.model, key, program.params_dtype), out_shardings=shardings)
-    state = program.init(make(jax.random.key(config.run.seed)))
     batch, tokens = made_up_batch(found, config.batch.share_prompts)
-    batch = jax.tree.map(jax.device_put, batch, program.batch_shardings)
-    begun = time.perf_counter()
-    step = program.train.lower(state, batch).compile()
-    compile_s = time.perf_counter() - begun
-    state = jax.block_until_ready(step(state, batch))[0]
-    seconds = []
-    with contextlib.nullcontext() if trace is None else jax.profiler.trace(os.fspath(trace)):
-        for _ in range(steps):
-            begun = time.perf_counter()
-            state, *_ = jax.block_until_ready(step(state, batch))
-            seconds.append(time.perf_counter() - begun)
-    statistics_of = devices[0].memory_stats() or {}
+    with runtime.memory_for(f"weights and moments on {of.name}"):
+        shardings = program.state_shardings.params
+        make = jax.jit(lambda key: init_params(found.model, key, program.params_dtype), out_shardings=shardings)
+        state = program.init(make(jax.random.key(config.run.seed)))
+        batch = jax.tree.map(jax.device_put, batch, program.batch_shardings)
+    step = compile_step(program, (state, batch), of.name)
+    if step.executable is None:
+        raise OutOfMemoryError(f"{of.name}: {step.reason}")
+    planned = describe(config, found, program, step, of, table, num_slices)
+    run, seconds = step.executable, []
+    with runtime.memory_for(f"a step on {of.name}"):
+        state = jax.block_until_ready(run(state, batch))[0]
+        with contextlib.nullcontext() if trace is None else jax.profiler.trace(os.fspath(trace)):
+            for number in range(steps):
+                begun = time.perf_counter()
+                with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                    state, *_ = jax.block_until_ready(run(state, batch))
+                seconds.append(time.perf_counter() - begun)
+    reported = devices[0].memory_stats() if devices[0].process_index == jax.process_index() else None
     return Timing(
+        plan=planned,
         device=devices[0].device_kind,
         devices=len(devices),
-        mesh=dict(mesh.shape),
-        attention=program.attention,
+        tokens_per_step=tokens,
         seconds=tuple(seconds),
-        compile_s=compile_s,
-        tokens_per_step=float(tokens),
-        peak_bytes=statistics_of.get("peak_bytes_in_use"),
+        held_bytes=(reported or {}).get("peak_bytes_in_use"),
     )
 
 

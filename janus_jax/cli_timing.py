@@ -1,0 +1,63 @@
+"""`janus time-step`: its options; the work is in `janus_jax/parallel/plan/timing.py`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from janus_jax.cli_outputs import require_file, require_writable, write_json
+from janus_jax.cli_runtime import Coordinator, Devices, NumProcesses, ProcessId, runtime_options
+
+EPILOG = "Example: janus time-step configs/sft_65k.yaml --trace trace    (on every host of a slice)"
+
+
+def time_step(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="YAML file; data and weights that it names need not be here.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Changes to keys of CONFIG, like mesh.tensor=2.", show_default=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="To time, after one that is not.")] = 5,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a trace of these steps for xprof or TensorBoard.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the numbers as JSON.")] = None,
+    chips: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML with figures that differ from the package's.")
+    ] = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+    devices: Devices = None,
+) -> None:
+    """Run the training step of CONFIG on the devices that are here, with random weights and made-up rows, and time it.
+
+    What the compiler and arithmetic say of the same program stands beside what was measured.
+    """
+    options = runtime_options(coordinator, num_processes, process_id, devices)
+    if trace is not None:
+        require_writable("--trace", trace)
+    if json is not None:
+        require_file("--json", json)
+    from janus_jax.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    for advice in loaded.advice():
+        print(f"note: {advice}", file=sys.stderr)
+    from janus_jax.parallel import runtime
+
+    runtime.start(options)
+    from janus_jax.parallel.plan.text import show_timing
+    from janus_jax.parallel.plan.timing import time_step
+
+    found = time_step(loaded, steps=steps, trace=trace, chips=chips)
+    if not runtime.is_main():
+        return
+    show_timing(found)
+    for path in filter(None, (json, trace)):
+        if path is json:
+            write_json(path, found.to_json())
+        print(f"wrote {path}")
