@@ -80,10 +80,15 @@ def build_mesh(shape: MeshShape, devices: list[Any] | None = None) -> Mesh:
     split = {"allow_split_physical_axes": True}
     if slices == 1:
         return Mesh(mesh_utils.create_device_mesh(sizes, chosen, **split), AXES, axis_types=auto)
-    if resolved.data % slices:
-        raise ConfigError(f"mesh.data={resolved.data}: there are {slices} slices; allowed: a multiple of {slices}")
+    check_slices(resolved, slices)
     inner, outer = (resolved.data // slices, *sizes[1:]), (slices, *(1,) * (len(AXES) - 1))
     return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, chosen, **split), AXES, axis_types=auto)
+
+
+def check_slices(sizes: MeshShape, slices: int) -> None:
+    """Raises ConfigError where the axis of replicas does not divide over slices, which a slow network connects."""
+    if sizes.data % slices:
+        raise ConfigError(f"mesh.data={sizes.data}: there are {slices} slices; allowed: a multiple of {slices}")
 
 
 def adopt(mesh: Mesh) -> Mesh:

@@ -143,6 +143,20 @@ def test_what_cannot_be_trained_cannot_be_planned(topology, changes, message, da
         plan(trained(data, tmp_path, "sft", **changes), topology)
 
 
+def test_evaluation_of_more_rows_counts(data, tmp_path):
+    """Its own program on top of the moments, against what the trainer compiles."""
+    run = trained(data, tmp_path, "sft", eval={"every_steps": 1, "rows": 512})
+    found = plan(run, "cpu:8")
+    setup = prepare(run)
+    params, batch = setup.initial_params("float32"), next(iter(setup.eval_loader.batches())).batch
+    analysis = setup.program.evaluate.lower(params, batch).compile().memory_analysis()
+    alone = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+    assert found.memory.evaluation == alone + found.memory.arguments["moments"]
+    assert found.memory.needed == found.memory.evaluation > found.memory.peak
+    fewer = plan(trained(data, tmp_path, "sft", eval={"every_steps": 1, "rows": 4}), "cpu:8")
+    assert fewer.memory.evaluation is None and fewer.memory.needed == fewer.memory.peak == found.memory.peak
+
+
 def test_the_planner_needs_neither_tensorflow_nor_a_second_jax(tmp_path):
     code = "import sys, janus_jax.parallel.plan; sys.exit('tensorflow' in sys.modules or 'seqio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

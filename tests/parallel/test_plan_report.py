@@ -127,6 +127,15 @@ def cells(lines: list[str], label: str) -> str:
     return " ".join(found.removeprefix(label).split())
 
 
+def test_what_evaluation_needs_is_told(fitting):
+    memory = dataclasses.replace(fitting.memory, evaluation=13 * GIB)
+    lines = printed(dataclasses.replace(fitting, memory=memory))
+    assert lines[0].startswith("FITS: 13.00 of 15.75 GiB") and cells(lines, "evaluation").startswith(
+        "13.00 all that it"
+    )
+    assert cells(lines, "needed") == "13.00"
+
+
 def test_the_verdict_is_the_first_line_and_every_figure_is_the_plans(fitting):
     lines = printed(fitting)
     assert lines[0] == "FITS: 12.00 of 15.75 GiB on each device of 2 x v5litepod-16, 3.75 GiB free"
@@ -199,7 +208,9 @@ def test_simulated_devices_are_said_to_be_no_tpu(simulated):
 
 def test_without_data_there_is_no_epoch_and_without_a_price_no_cost(fitting):
     none = printed(dataclasses.replace(fitting, steps_per_epoch=None))
-    assert cells(none, "epoch:").startswith("no epoch to count, as the data are not here; 38.40 USD")
+    said = " ".join(" ".join(none).split())
+    assert "no epoch to count, as the data are not here; 1,000 steps take 1.11 hours, 42.67 USD at the bound" in said
+    assert cells(none, "in series:") == "5.62 s a step, if nothing overlapped"
     free = printed(dataclasses.replace(fitting, usd_per_hour=None))
     assert cells(free, "epoch:") == "900 steps, 1.00 hours at the bound; no price for this chip"
 
@@ -344,5 +355,7 @@ def test_explain_names_the_nearest_of_an_unknown_parameter(name, near):
 
 
 def test_explain_refuses_what_training_would():
+    with pytest.raises(ConfigError, match=r"mesh.data=1: there are 2 slices; allowed: a multiple of 2"):
+        explained(load_config("configs/sft_65k.yaml", []), "v5litepod-16", "embedding", num_slices=2)
     with pytest.raises(ConfigError, match=r"tensor=16 does not divide kv_heads=8 of parameter layers\.attention\.k"):
         explained(load_config("configs/sft_65k.yaml", ["mesh.tensor=16"]), "v5litepod-16", "embedding")

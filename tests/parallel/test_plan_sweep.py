@@ -8,11 +8,11 @@ import pytest
 from janus_jax.config import RunConfig, load_config
 from janus_jax.errors import ConfigError
 from janus_jax.parallel import mesh as meshes
-from janus_jax.parallel.plan import plan
+from janus_jax.parallel.plan import plan, worker
 from janus_jax.parallel.plan import sweep as sweeping
 from janus_jax.parallel.plan.changes import changed
 from janus_jax.parallel.plan.choices import Axes, mesh_shapes
-from janus_jax.parallel.plan.compiling import program_of
+from janus_jax.parallel.plan.compiling import Refused, program_of
 from janus_jax.parallel.plan.estimate import MARGIN, estimate
 from janus_jax.parallel.plan.front import pareto, plot
 from janus_jax.parallel.plan.inputs import find_inputs
@@ -252,6 +252,24 @@ def test_processes_compile_and_results_stay(tmp_path):
     assert cell.peak > sum(cell.plan["memory"]["arguments"].values()) and cell.tokens_per_s is None
     (again,) = sweep(config, "cpu:2", axes=narrow, cache=tmp_path, workers=1)
     assert again == dataclasses.replace(cell, was_known=True)
+
+
+def test_what_xla_refuses_is_known_afterwards(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(worker, "plan", refuse)
+    plain = tiny().model_dump(mode="json", by_alias=True)
+    for error, known in ((Refused("XLA refuses the program: x"), True), (ConfigError("no libtpu"), False)):
+        path = tmp_path / type(error).__name__
+        job = {"config": plain, "topology": "cpu:2", "num_slices": 1, "chips": None, "path": str(path)}
+        assert worker.work(job) == {"error": str(error)} and path.exists() == known
+        assert sweeping._read(path) == ({"error": str(error)} if known else None)
+
+
+def test_axes_that_a_mesh_leaves_out_have_one_device(tmp_path):
+    some = run(tmp_path, Compiler(), axes=Axes(meshes=({"fsdp": 16},), remat=("full",)))
+    assert {tuple(cell.mesh.items()) for cell in some} == {(("data", 1), ("fsdp", 16), ("tensor", 1), ("context", 1))}
 
 
 def test_a_process_that_dies_fails_its_cell_alone(tmp_path):

@@ -17,7 +17,7 @@ from janus_jax.parallel.plan.inputs import Inputs, find_inputs
 class Axes:
     """What a sweep varies. The global batch stays as it is configured unless `rows_per_device` cannot make it up."""
 
-    meshes: tuple[dict[str, int], ...] | None = None  # None: all that training would accept
+    meshes: tuple[dict[str, int], ...] | None = None  # axes left out have size 1; None: all that training would accept
     rows_per_device: tuple[int, ...] | None = None  # of a microbatch; None: all that make up the global batch
     remat: tuple[str, ...] = ("none", "dots", "full", "offload")
     moments: tuple[str, ...] = ("float32", "bfloat16")
@@ -73,7 +73,8 @@ def choices(
     config: RunConfig, count: int, num_slices: int, axes: Axes, inputs: InputsOfBatches
 ) -> Iterator[dict[str, Any]]:
     """Values of all keys that a sweep sets; training need not accept them all."""
-    for mesh in axes.meshes or mesh_shapes(count, num_slices):
+    for given in axes.meshes or mesh_shapes(count, num_slices):
+        mesh = dict.fromkeys(meshes.AXES, 1) | given
         sizes = {f"mesh.{axis}": size for axis, size in mesh.items()}
         here = changed(config, sizes)
         split = math.prod(mesh[axis] for axis in meshes.merge_rules(config.sharding)["batch"])

@@ -22,11 +22,11 @@ from janus_jax.parallel import mesh as meshes
 from janus_jax.parallel import roofline
 from janus_jax.parallel.hlo import MeshLayout, collectives
 from janus_jax.parallel.hlo_findings import warnings
-from janus_jax.parallel.hlo_memory import peak
 from janus_jax.parallel.plan.changes import changed
 from janus_jax.parallel.plan.inputs import Inputs, check_rows, find_inputs
 from janus_jax.parallel.plan.log import compiler_log
-from janus_jax.parallel.plan.result import Memory, Parameter, Plan
+from janus_jax.parallel.plan.memory import memory_of
+from janus_jax.parallel.plan.result import Parameter, Plan
 from janus_jax.parallel.topology import ChipTable, Slice, devices, find_slice, load_chips
 from janus_jax.training.optimizer import Schedule
 from janus_jax.training.program import Program, build_program
@@ -56,17 +56,19 @@ def plan(
         ConfigError: unknown slice, no libtpu, or a mesh, rows or rules that training would refuse.
         DataError, ConversionError: as training would.
 
-    The evaluation step is not compiled: with `eval.rows` above the rows of a microbatch it may need more.
+    The evaluation step is compiled as well where it takes more rows at a time than the training step.
     """
     of, table = find_slice(topology), load_chips(chips)
     config, mesh = lay_out(config, devices(of, num_slices), mesh)
     found = find_inputs(config, of.devices * num_slices)
     program = program_of(config, found, mesh)
     with _no_cache():
-        step = compile_step(program, _arguments(program, found), topology)
+        step = compile_step(program.train, _arguments(program, found), topology)
+        larger = _evaluation(config, found, program)
+        evaluation = None if larger is None else compile_step(program.evaluate, larger, topology)
     if dump_hlo is not None:
         _dump(Path(dump_hlo), step.lowered, step.hlo)
-    return describe(config, found, program, step, of, table, num_slices)
+    return describe(config, found, program, step, of, table, num_slices, evaluation)
 
 
 def lay_out(config: RunConfig, here: list[Any], own: Mesh | None) -> tuple[RunConfig, Mesh]:
@@ -85,7 +87,7 @@ def lay_out(config: RunConfig, here: list[Any], own: Mesh | None) -> tuple[RunCo
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-    """The training step before and after compilation."""
+    """The training step, or that of evaluation, before and after compilation."""
 
     lowered: str
     executable: Any | None  # None: the compiler ran out of memory
@@ -98,36 +100,51 @@ class CompiledStep:
         return "" if self.executable is None else self.executable.as_text()
 
 
-def compile_step(program: Program, arguments: Any, where: str) -> CompiledStep:
-    """Lowers and compiles the training step for arrays, or their shapes.
+class Refused(ConfigError):
+    """XLA does not compile a program, and never will."""
+
+
+def compile_step(jitted: Any, arguments: Any, where: str) -> CompiledStep:
+    """Lowers and compiles a step for arrays, or their shapes.
 
     Args:
         where: names the devices in an error.
     Raises:
-        ConfigError: the compiler refuses the program, not for want of memory.
+        Refused: the compiler does not take the program, not for want of memory.
     """
-    lowered = program.train.lower(*arguments)
+    lowered = jitted.lower(*arguments)
     text, begun = lowered.as_text(), time.perf_counter()
     with compiler_log() as log:
         try:
             executable, reason = lowered.compile(), None
         except jax.errors.JaxRuntimeError as error:
             if _OUT_OF_MEMORY not in str(error):
-                raise ConfigError(f"{where}: XLA refuses the program: {first_line(error)}") from error
+                raise Refused(f"{where}: XLA refuses the program: {first_line(error)}") from error
             executable, reason = None, _translated(str(error))
     return CompiledStep(text, executable, reason, time.perf_counter() - begun, log())
 
 
 def describe(
-    config: RunConfig, found: Inputs, program: Program, step: CompiledStep, of: Slice, table: ChipTable, num_slices: int
+    config: RunConfig,
+    found: Inputs,
+    program: Program,
+    step: CompiledStep,
+    of: Slice,
+    table: ChipTable,
+    num_slices: int,
+    evaluation: CompiledStep | None = None,
 ) -> Plan:
     """What a compiled step of so many slices says; compiles nothing."""
-    mesh, compiled, reason, hlo = program.mesh, step.executable, step.reason, step.hlo
+    mesh, reason, hlo = program.mesh, step.reason, step.hlo
+    if reason is None and evaluation is not None and evaluation.reason is not None:
+        reason = f"evaluation, eval.rows={config.eval.rows}: {evaluation.reason}"
     chip = None if of.topology is None else table.chips[of.family]
     usable = None if chip is None else chip.usable_hbm_bytes_per_device
-    memory = _memory(config, program, found, compiled, hlo, usable)
+    evaluated = None if evaluation is None else evaluation.executable
+    memory = memory_of(config, program, found, step.executable, hlo, usable, evaluated)
     if reason is None and usable is not None and memory.needed is not None and memory.needed > usable:
-        reason = f"the step needs {memory.needed / 2**30:.2f} GiB and {usable / 2**30:.2f} GiB are usable"
+        which = "evaluation" if (memory.evaluation or 0) > (memory.peak or 0) else "the step"
+        reason = f"{which} needs {memory.needed / 2**30:.2f} GiB and {usable / 2**30:.2f} GiB are usable"
     moved = collectives(hlo, MeshLayout.of(mesh)) if hlo else []
     work, spread = _work(config, found, mesh), _spread(config, mesh, program)
     flops = roofline.training_flops(work)
@@ -188,6 +205,15 @@ def _arguments(program: Program, found: Inputs) -> tuple[Any, Any]:
     return program.abstract_state(), program.abstract_batch(found.shape)
 
 
+def _evaluation(config: RunConfig, found: Inputs, program: Program) -> tuple[Any, Any] | None:
+    """What evaluation takes; None where the training step, which keeps more, has as many rows at a time."""
+    rows = config.eval.rows
+    if config.eval.every_steps is None or rows is None or rows <= found.shape.rows:
+        return None
+    shape = dataclasses.replace(found.shape, microbatches=1, rows=rows)
+    return program.abstract_state().params, program.abstract_batch(shape)
+
+
 class _no_cache:
     """JAX's persistent cache can write programs of other machines, not read them, and warns about it."""
 
@@ -217,39 +243,6 @@ def _parameters(tree: Any) -> dict[str, Parameter]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
     return {name: Parameter(leaf.shape, leaf.sharding.shard_shape(leaf.shape)) for name, leaf in named.items()}
-
-
-def _local_bytes(tree: Any) -> int:
-    leaves = jax.tree.leaves(tree)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-
-
-def _memory(config: RunConfig, program: Program, found: Inputs, compiled: Any, hlo: str, usable: int | None) -> Memory:
-    state, batch = _arguments(program, found)
-    arguments = {
-        "parameters": _local_bytes(state.params),
-        "moments": _local_bytes(state.optimizer),
-        "batch": _local_bytes(batch),
-    }
-    kept = 0
-    if found.objective.needs_reference and config.reference.mode == "online":
-        kept = _local_bytes(program.abstract_params(program.functions.compute.dtype))
-    if compiled is None:
-        return Memory(usable, arguments, None, (), 0, kept)
-    at_peak = peak(hlo)
-    needed = _peak(compiled.memory_analysis(), usable)
-    if config.remat == "offload":  # the compiler's figure may be that of the host's memory
-        needed = min(needed, compiled.memory_analysis().argument_size_in_bytes + at_peak.bytes)
-    return Memory(usable, arguments, needed, at_peak.buffers, at_peak.bytes, kept)
-
-
-def _peak(analysis: Any, usable: int | None) -> int:
-    """Of a TPU's compiler its own figure: arguments and temp do not add up to it, because memory is used twice. XLA's
-    for CPUs leaves temporaries out of its."""
-    if usable is not None:
-        return analysis.peak_memory_in_bytes
-    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + outputs
 
 
 def _work(config: RunConfig, found: Inputs, mesh: Any) -> roofline.Workload:

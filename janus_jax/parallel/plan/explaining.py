@@ -11,7 +11,7 @@ from janus_jax.config import RunConfig
 from janus_jax.errors import ConfigError
 from janus_jax.model.mistral import ParamSpec, param_specs
 from janus_jax.parallel import mesh as meshes
-from janus_jax.parallel.plan.inputs import find_inputs
+from janus_jax.parallel.plan.inputs import find_model
 from janus_jax.parallel.topology import find_slice
 
 _GIB = 2**30
@@ -28,7 +28,8 @@ def explained(config: RunConfig, topology: str, name: str, *, num_slices: int = 
     rules = meshes.merge_rules(config.sharding)
     shape = {axis: getattr(sizes, axis) for axis in meshes.AXES}
     mesh = jax.sharding.AbstractMesh(tuple(shape.values()), meshes.AXES)
-    specs = param_specs(find_inputs(config, devices).model, jnp.dtype(config.params_dtype))
+    meshes.check_slices(sizes, num_slices)
+    specs = param_specs(find_model(config)[0], jnp.dtype(config.params_dtype))
     shardings = meshes.param_shardings(specs, mesh, rules)  # pyright: ignore[reportArgumentType]
     leaves = jax.tree_util.tree_leaves_with_path(specs, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))
     found = {_name(path): spec for path, spec in leaves}

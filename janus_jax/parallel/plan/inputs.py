@@ -46,14 +46,23 @@ def find_inputs(config: RunConfig, devices: int) -> Inputs:
         ConfigError, DataError, ConversionError: as training would.
     """
     assumed: list[str] = []
-    objective = config.build_objective()
-    model = model_to_train(config, _stored(config, assumed), objective)
+    model, objective = find_model(config, assumed)
     sizes = meshes.MeshShape(**config.mesh.model_dump()).resolve(devices)
     rules = meshes.merge_rules(config.sharding)
     shards = math.prod(getattr(sizes, axis) for axis in rules.get("batch", ()))
     if _is_here(config):
         return _measured(config, row_plan(config, row_shards=shards), model, objective, assumed)
     return _likely(config, shards, model, objective, assumed)
+
+
+def find_model(config: RunConfig, assumed: list[str] | None = None) -> tuple[ModelConfig, Objective]:
+    """What is trained, with what; tells `assumed` what is not here.
+
+    Raises:
+        ConfigError, ConversionError: as training would.
+    """
+    objective = config.build_objective()
+    return model_to_train(config, _stored(config, [] if assumed is None else assumed), objective), objective
 
 
 def _is_here(config: RunConfig) -> bool:

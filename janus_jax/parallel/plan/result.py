@@ -21,10 +21,11 @@ class Memory:
     temporaries: tuple[Buffer, ...]  # beside the arguments, at that moment; an estimate
     estimated_temporaries: int  # their sum, which should be about peak - arguments
     kept_besides: int = 0  # what a run holds on the device that the step does not take: an online reference
+    evaluation: int | None = None  # with the moments that wait; None: not compiled, it takes no more rows than the step
 
     @property
     def needed(self) -> int | None:
-        return None if self.peak is None else self.peak + self.kept_besides
+        return None if self.peak is None else max(self.peak, self.evaluation or 0) + self.kept_besides
 
 
 @dataclasses.dataclass(frozen=True)

@@ -197,7 +197,18 @@ def _too_much(found: Estimate, usable: int | None) -> str:
 def _key(cell: _Candidate, of: Slice, num_slices: int, chip: Any) -> str:
     """Of all that decides a plan, without lowering it: the shapes, what is configured, slice, code and compiler."""
     config, found = cell.config, cell.found
-    sections = ("objective", "optimizer", "schedule", "mesh", "sharding", "precision", "remat", "batch", "compat")
+    sections = (
+        "objective",
+        "optimizer",
+        "schedule",
+        "mesh",
+        "sharding",
+        "precision",
+        "remat",
+        "batch",
+        "compat",
+        "eval",
+    )
     written = config.model_dump(mode="json", by_alias=True)
     values = [
         {name: written[name] for name in sections} | {"reference": config.reference.mode},

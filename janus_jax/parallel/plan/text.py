@@ -140,6 +140,8 @@ def _memory(plan: Plan, console: Console) -> None:
         row(label, count, "exact")
     if memory.kept_besides:
         row("reference", memory.kept_besides, "kept beside the step; exact")
+    if memory.evaluation is not None:
+        row("evaluation", memory.evaluation, "all that it needs, moments included; not at the same time as the rest")
     if memory.needed is not None and memory.peak is not None:
         row("temporaries", memory.peak - arguments, "the compiler's: its peak without the above")
         row("needed", memory.needed, style="bold")
@@ -263,7 +265,12 @@ def _epoch(plan: Plan, prices_of: str | None) -> str:
     if plan.usd_per_hour is not None:
         price = f"{plan.usd_per_hour:,.2f} USD an hour on demand, list prices of {prices_of or 'no stated day'}"
     if plan.steps_per_epoch is None:
-        return f"no epoch to count, as the data are not here; {price}"
+        hours = None if plan.bound is None else plan.bound.seconds * 1000 / 3600
+        some = ""
+        if hours is not None and math.isfinite(hours):
+            cost = "" if plan.usd_per_hour is None else f", {plan.usd_per_hour * hours:,.2f} USD"
+            some = f"; 1,000 steps take {hours:,.2f} hours{cost} at the bound"
+        return f"no epoch to count, as the data are not here{some}; {price}"
     if plan.hours_per_epoch is None:
         return f"{plan.steps_per_epoch:,} steps; {price}"
     cost = "" if plan.usd_per_epoch is None else f", {plan.usd_per_epoch:,.2f} USD"

@@ -51,7 +51,7 @@ def time_step(
         make = jax.jit(lambda key: init_params(found.model, key, program.params_dtype), out_shardings=shardings)
         state = program.init(make(jax.random.key(config.run.seed)))
         batch = jax.tree.map(jax.device_put, batch, program.batch_shardings)
-    step = compile_step(program, (state, batch), of.name)
+    step = compile_step(program.train, (state, batch), of.name)
     if step.executable is None:
         raise OutOfMemoryError(f"{of.name}: {step.reason}")
     planned = describe(config, found, program, step, of, table, num_slices)

@@ -13,7 +13,7 @@ from typing import Any
 
 from janus_jax.config import RunConfig
 from janus_jax.errors import ConfigError, ConversionError, DataError
-from janus_jax.parallel.plan.compiling import plan
+from janus_jax.parallel.plan.compiling import Refused, plan
 
 
 def main() -> None:
@@ -22,13 +22,15 @@ def main() -> None:
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """`{plan: ...}`, kept in `job["path"]`, or `{error: ...}`, which may be of this machine and is not kept."""
+    """`{plan: ...}` or `{error: ...}`, kept in `job["path"]` but for errors that may be of this machine."""
     config = RunConfig.model_validate(job["config"])
     try:
         found = plan(config, job["topology"], num_slices=job["num_slices"], chips=job["chips"])
+        result = {"plan": found.to_json()}
+    except Refused as error:
+        result = {"error": str(error)}
     except (ConfigError, DataError, ConversionError) as error:
         return {"error": str(error)}
-    result = {"plan": found.to_json()}
     keep(Path(job["path"]), result)
     return result
 
