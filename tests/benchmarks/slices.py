@@ -148,7 +148,7 @@ def table(lines: list[list[str]]) -> str:
 def write(name: str, text: str) -> None:
     """Puts a table between its marks in the page."""
     page = PAGE.read_text(encoding="utf-8")
-    marks = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
+    marks = rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)"
     assert re.search(marks, page, re.DOTALL), name
     PAGE.write_text(re.sub(marks, lambda m: m[1] + text + m[2], page, flags=re.DOTALL), encoding="utf-8")
 
