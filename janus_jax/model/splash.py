@@ -57,6 +57,8 @@ def why_not(
     Args:
         longest: tokens of the longest sequence, a prompt with one of its branches.
     """
+    if place.device_kind in ("TPU v2", "TPU v3"):
+        return f"kernels of a {place.device_kind} multiply no bfloat16"
     parts, q_shards, kv_shards = (place.shards(axis) for axis in ("length", "q_heads", "kv_heads"))
     if row_length % (LANES * parts):
         return f"rows of {row_length} slots are no multiple of {LANES * parts} ({LANES} on each of {parts} devices)"

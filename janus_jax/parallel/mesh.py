@@ -181,6 +181,11 @@ class Placement:
         """Of the mesh's devices: `tpu` also where a TPU program is compiled without a TPU."""
         return None if self.mesh is None else self.mesh.devices.flat[0].platform
 
+    @property
+    def device_kind(self) -> str | None:
+        """What JAX calls them, such as `TPU v4`."""
+        return None if self.mesh is None else self.mesh.devices.flat[0].device_kind
+
     def sharding(self, axes: tuple[str | None, ...]) -> NamedSharding:
         """Of an array with these logical axes; needs a mesh."""
         assert self.mesh is not None

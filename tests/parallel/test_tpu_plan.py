@@ -3,6 +3,11 @@
 They need libtpu (pip install 'janus_jax[tpu]'), and are skipped without it.
 """
 
+import contextlib
+
+import pytest
+
+from janus_jax.errors import ConfigError
 from janus_jax.parallel.plan import plan
 from tests.parallel.compilers import needs_libtpu
 from tests.training.test_run import config
@@ -37,6 +42,17 @@ def test_a_small_model_on_v5e(tmp_path):
     assert moved and all(axes == ("fsdp",) for _, axes in moved if axes)
     assert not [each for each in found.findings if each.kind == "all-reduce" and "head" in each.op_name]
     assert 0 < found.bound.seconds < 1 and 0 < found.bound.mfu <= 1
+
+
+@pytest.mark.parametrize("name", ["v2-8", "v3-8", "tpu7x-2"])
+def test_attention_is_the_kernels_where_the_chip_has_one(name, tmp_path):
+    found = plan(run(tmp_path, mesh={"data": 1, "fsdp": -1, "tensor": 1}), name)
+    old = name != "tpu7x-2"
+    assert found.fits and found.attention.startswith("plain JAX (kernels of a TPU v" if old else "splash kernel")
+    assert found.bound.tokens_per_s > 0
+    with contextlib.nullcontext() if not old else pytest.raises(ConfigError, match="multiply no bfloat16; allowed"):
+        settings = {"compute": "bfloat16", "attention": "splash"}
+        plan(run(tmp_path, mesh={"data": 1, "fsdp": -1, "tensor": 1}, precision=settings), name)
 
 
 def test_pairs_on_two_slices_send_their_gradients_over_the_network(tmp_path):
