@@ -145,6 +145,10 @@ class RowPlan:
         """Batches in the first `epochs` epochs."""
         return sum(self.steps(epoch) for epoch in range(epochs))
 
+    def tokens(self, epoch: int) -> int:
+        """Slots that the examples of an epoch fill; of a mixture those that are drawn, as often as they are."""
+        return int(self.fitted.slots[self._drawn(epoch)].sum())
+
     def example_ids(self, position: Position) -> np.ndarray:
         """Numbers of the examples in the batch at `position`; nothing is read."""
         return self.fitted.index[np.concatenate(self.members(position))]

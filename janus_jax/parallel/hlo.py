@@ -303,9 +303,7 @@ def _groups(text: str, attributes: str, devices: int) -> list[list[int]]:
         return groups or [list(range(devices))]
     if text.startswith("["):
         return _iota(text).tolist()
-    found = re.search(
-        r"replica_groups=@?mesh\[(.*?)\](?:, device_ids=\(([^)]*(?:\([^)]*\))?)\))? \{(.*?)\}", attributes
-    )
+    found = _MESH_GROUPS.search(attributes)
     if found is None:
         raise ValueError(f"replica_groups of a form that is not known: {text}")
     sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", found.group(1))}

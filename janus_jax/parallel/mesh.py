@@ -236,14 +236,18 @@ def row_shards(mesh: Mesh, rules: Rules) -> int:
     return shards(mesh, rules, "batch")
 
 
-def check_rows(rows: int, mesh: Mesh, rules: Rules, key: str) -> None:
-    """Raises ConfigError when `rows` rows of a microbatch do not divide over the row shards."""
+def check_rows(rows: int, mesh: Mesh, rules: Rules, key: str, microbatches: int = 1) -> None:
+    """Raises ConfigError when `rows` rows of a microbatch do not divide over the row shards.
+
+    Args:
+        microbatches: among which what `key` says is divided.
+    """
     parts = row_shards(mesh, rules)
     if rows % parts:
         axes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in rules.get("batch", ()))
         raise ConfigError(
             f"{key}: {rows} rows in a microbatch do not divide over {parts} row shards ({axes}); use a multiple of "
-            f"{parts}, fewer microbatches, or give devices to mesh.tensor or mesh.context instead"
+            f"{parts * microbatches}, fewer microbatches, or give devices to mesh.tensor or mesh.context instead"
         )
 
 

@@ -101,14 +101,16 @@ class Flops:
 
 @dataclasses.dataclass(frozen=True)
 class StepFlops:
-    """Operations of a step of the whole mesh: what the model asks for, and what is done again to save memory."""
+    """Operations of a step of the whole mesh: what the model asks for, what is done again to save memory, and what a
+    reference takes that scores the batch before the step."""
 
     model: float
     recomputed: float
+    reference: float = 0
 
     @property
     def total(self) -> float:
-        return self.model + self.recomputed
+        return self.model + self.recomputed + self.reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,6 +267,7 @@ def bound(
     of: Slice,
     chip: Chip,
     num_slices: int = 1,
+    repeated: float = 1,
 ) -> Bound:
     """The least time of a step.
 
@@ -273,12 +276,13 @@ def bound(
         hbm_bytes, ici_bytes, dcn_bytes: of one device; the latter two what it sends (`Collective.wire_bytes`). All
             links of a chip are taken to work at once, so that real collectives, along one axis, take longer.
         tokens: of the whole step.
+        repeated: by how many devices each operation is done, where rules do not divide the work over all.
     """
     devices = of.devices * num_slices
     peak = chip.peak_bf16_flops / of.devices_per_chip
     dcn = None if chip.dcn_bytes_per_s is None else chip.dcn_bytes_per_s / of.devices_per_chip
     parts = (
-        flops.total / devices / peak,
+        flops.total * repeated / devices / peak,
         hbm_bytes / (chip.hbm_bytes_per_s / of.devices_per_chip),
         0.0
         if of.chips == 1

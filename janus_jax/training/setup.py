@@ -64,10 +64,10 @@ class Setup:
         if chosen is not None and chosen.step != step:
             assert path is not None
             chosen = open_source(path, step)
-        dtype = self.program.functions.compute.dtype
-        if self.reference is not None:
+        dtype, kept = self.program.functions.compute.dtype, jnp.dtype(self.config.params_dtype)
+        if self.reference is not None or jnp.promote_types(dtype, kept) == kept:
             return self._load(chosen, dtype)
-        initial = self._load(chosen, jnp.dtype(self.config.params_dtype))  # rounded as the policy's are
+        initial = self._load(chosen, kept)  # rounded as the policy's are
         return jax.tree.map(lambda leaf: leaf.astype(dtype), initial)
 
     def _load(self, source: Source | None, dtype: Any) -> Params:
@@ -79,12 +79,32 @@ class Setup:
         init = functools.partial(init_params, self.model, dtype=jnp.dtype(self.config.params_dtype))
         key = jax.random.key(self.config.run.seed)
         if source is None:
-            params = jax.jit(init, out_shardings=shardings)(key)
-            return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+            make = jax.jit(
+                lambda key: jax.tree.map(lambda leaf: leaf.astype(dtype), init(key)), out_shardings=shardings
+            )
+            return make(key)
         specs = param_specs(source.config, dtype)
         body = source.load(dtype=dtype, shardings=meshes.param_shardings(specs, self.program.mesh, self.program.rules))
         head = jax.jit(lambda key: init(key)["value_head"].astype(dtype), out_shardings=shardings["value_head"])(key)
         return {name: body[name] if name in body else head for name in shardings}
+
+
+def open_reference_source(config: RunConfig, model: ModelConfig) -> Source | None:
+    """What `reference.from` names; None without it.
+
+    Raises:
+        ConfigError: a model of another shape than the trained one, or a reward model.
+        ConversionError: it cannot be read.
+    """
+    path = config.reference.from_
+    if path is None:
+        return None
+    found = open_source(path)
+    if found.config.head != model.head:
+        raise ConfigError(f"reference.from={path}: is a reward model; allowed: a language model")
+    if found.config != model:
+        raise ConfigError(f"reference.from={path}: {found.config} is not the shape of the trained {model}")
+    return found
 
 
 @staging.naming_urls()
@@ -104,12 +124,7 @@ def prepare(config: RunConfig) -> Setup:
     for examples in filter(None, (dataset, held_out)):
         for built in examples.parts:
             check_fits(model, built, config)
-    reference = None if config.reference.from_ is None else open_source(config.reference.from_)
-    if reference is not None and reference.config.head != model.head:
-        raise ConfigError(f"reference.from={config.reference.from_}: is a reward model; allowed: a language model")
-    if reference is not None and reference.config != model:
-        found = f"{reference.config} is not the shape of the trained {model}"
-        raise ConfigError(f"reference.from={config.reference.from_}: {found}")
+    reference = open_reference_source(config, model)
 
     sizes = meshes.MeshShape(**config.mesh.model_dump())
     mesh = meshes.build_mesh(sizes)

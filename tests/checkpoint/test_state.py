@@ -1,5 +1,6 @@
 """Training state on disk: any mesh, any Orbax, whole steps only."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -218,3 +219,21 @@ def test_two_processes_save_and_one_restores(tmp_path):
     save_hf(params, CONFIG, tmp_path / "here")
     assert read_tensors(tmp_path / "export") == read_tensors(tmp_path / "here")
     assert_same_bits(open_source(tmp_path / "run").load(), params)
+
+
+def test_saving_cuts_nothing_out_on_the_devices(tmp_path, monkeypatch):
+    """With replicas Orbax would by default: a part of the state on top of it, on devices that a step fills."""
+    from orbax.checkpoint._src.serialization import replica_slices
+
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()).reshape(2, 4), ("data", "fsdp"))
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    params = {"w": jax.device_put(np.arange(8 * 1024, dtype=np.float32).reshape(8, 1024), where)}
+    cut, original = [], replica_slices.ReplicaSlice.data
+    monkeypatch.setattr(replica_slices.ReplicaSlice, "data", lambda self: cut.append(self.slice_args) or original(self))
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", keep=1)) as checkpoints:
+        checkpoints.save(1, params=params, optimizer={"mu": params}, data={}, meta={})
+        checkpoints.wait()
+        assert cut and set(cut) == {None}
+        shape = {"w": jax.ShapeDtypeStruct((8, 1024), np.float32, sharding=where)}
+        found, *_ = checkpoints.restore(1, params=shape, optimizer={"mu": shape})
+    assert np.array_equal(found["w"], params["w"])

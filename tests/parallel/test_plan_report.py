@@ -68,6 +68,7 @@ def a_plan() -> Plan:
         rows=64,
         row_length=8192,
         microbatches=2,
+        row_shards=32,
         attention="splash kernel",
         assumed=("the data are not on this machine [at all]",),
         fits=True,

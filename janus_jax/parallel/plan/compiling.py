@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from janus_jax.config import RunConfig
 from janus_jax.errors import ConfigError, first_line
 from janus_jax.parallel import mesh as meshes
-from janus_jax.parallel import roofline
 from janus_jax.parallel.hlo import MeshLayout, collectives
 from janus_jax.parallel.hlo_findings import warnings
+from janus_jax.parallel.plan.bounds import step_bound, step_flops, ways_of
 from janus_jax.parallel.plan.changes import changed
 from janus_jax.parallel.plan.inputs import Inputs, check_rows, find_inputs
 from janus_jax.parallel.plan.log import compiler_log
@@ -62,10 +62,9 @@ def plan(
     config, mesh = lay_out(config, devices(of, num_slices), mesh)
     found = find_inputs(config, of.devices * num_slices)
     program = program_of(config, found, mesh)
-    with _no_cache():
-        step = compile_step(program.train, _arguments(program, found), topology)
-        larger = _evaluation(config, found, program)
-        evaluation = None if larger is None else compile_step(program.evaluate, larger, topology)
+    step = compile_step(program.train, _arguments(program, found), topology)
+    larger = _evaluation(config, found, program)
+    evaluation = None if larger is None else compile_step(program.evaluate, larger, topology)
     if dump_hlo is not None:
         _dump(Path(dump_hlo), step.lowered, step.hlo)
     return describe(config, found, program, step, of, table, num_slices, evaluation)
@@ -114,7 +113,7 @@ def compile_step(jitted: Any, arguments: Any, where: str) -> CompiledStep:
     """
     lowered = jitted.lower(*arguments)
     text, begun = lowered.as_text(), time.perf_counter()
-    with compiler_log() as log:
+    with compiler_log() as log, _no_cache():
         try:
             executable, reason = lowered.compile(), None
         except jax.errors.JaxRuntimeError as error:
@@ -133,27 +132,41 @@ def describe(
     table: ChipTable,
     num_slices: int,
     evaluation: CompiledStep | None = None,
+    *,
+    scores: bool = True,
 ) -> Plan:
-    """What a compiled step of so many slices says; compiles nothing."""
+    """What a compiled step of so many slices says; compiles nothing.
+
+    Args:
+        scores: whether an online reference counts, as it does in training.
+    """
     mesh, reason, hlo = program.mesh, step.reason, step.hlo
     if reason is None and evaluation is not None and evaluation.reason is not None:
         reason = f"evaluation, eval.rows={config.eval.rows}: {evaluation.reason}"
     chip = None if of.topology is None else table.chips[of.family]
     usable = None if chip is None else chip.usable_hbm_bytes_per_device
     evaluated = None if evaluation is None else evaluation.executable
-    memory = memory_of(config, program, found, step.executable, hlo, usable, evaluated)
+    memory = memory_of(config, program, found, step.executable, hlo, usable, evaluated, scores=scores)
     if reason is None and usable is not None and memory.needed is not None and memory.needed > usable:
         which = "evaluation" if (memory.evaluation or 0) > (memory.peak or 0) else "the step"
         reason = f"{which} needs {memory.needed / 2**30:.2f} GiB and {usable / 2**30:.2f} GiB are usable"
     moved = collectives(hlo, MeshLayout.of(mesh)) if hlo else []
-    work, spread = _work(config, found, mesh), _spread(config, mesh, program)
-    flops = roofline.training_flops(work)
-    bound = None
+    ways, bound = ways_of(mesh, program.rules), None
     if chip is not None and hlo:
         ici, dcn = (sum(each.wire_bytes for each in moved if each.over_dcn == over) for over in (False, True))
-        traffic = roofline.training_traffic(work, spread).total
-        step_tokens = round(found.tokens_per_step)
-        bound = roofline.bound(flops, traffic, ici, dcn, tokens=step_tokens, of=of, chip=chip, num_slices=num_slices)
+        bound = step_bound(
+            config,
+            found,
+            ways=ways,
+            parameter_shards=_pieces(program),
+            devices=mesh.devices.size,
+            ici_bytes=ici,
+            dcn_bytes=dcn,
+            of=of,
+            chip=chip,
+            num_slices=num_slices,
+            scores=scores,
+        )
     price = None if chip is None or chip.usd_on_demand is None else chip.usd_on_demand * of.chips * num_slices
     return Plan(
         of=of,
@@ -165,6 +178,7 @@ def describe(
         rows=found.shape.rows * found.shape.microbatches,
         row_length=found.shape.row_length,
         microbatches=found.shape.microbatches,
+        row_shards=ways["batch"],
         attention=program.attention,
         assumed=found.assumed,
         fits=reason is None,
@@ -172,7 +186,7 @@ def describe(
         memory=memory,
         collectives=tuple(moved),
         findings=tuple(warnings(hlo, step.log, _arguments(program, found)) if hlo else ()),
-        flops=flops,
+        flops=step_flops(config, found, scores=scores),
         bound=bound,
         tokens_per_step=found.tokens_per_step,
         steps_per_epoch=found.steps_per_epoch,
@@ -210,19 +224,25 @@ def _evaluation(config: RunConfig, found: Inputs, program: Program) -> tuple[Any
     rows = config.eval.rows
     if config.eval.every_steps is None or rows is None or rows <= found.shape.rows:
         return None
-    shape = dataclasses.replace(found.shape, microbatches=1, rows=rows)
+    segments = found.held_out_segments or found.shape.max_segments
+    shape = dataclasses.replace(found.shape, microbatches=1, rows=rows, max_segments=segments)
     return program.abstract_state().params, program.abstract_batch(shape)
 
 
 class _no_cache:
-    """JAX's persistent cache can write programs of other machines, not read them, and warns about it."""
+    """JAX's persistent cache can write programs of other machines, not read them, and warns about it; and of a program
+    that comes from it the compiler neither says anything nor takes the time that it takes."""
 
     def __enter__(self) -> None:
         self._before = getattr(jax.config, _CACHE)
-        jax.config.update(_CACHE, False)
+        self._set(False)
 
     def __exit__(self, *_: object) -> None:
-        jax.config.update(_CACHE, self._before)
+        self._set(self._before)
+
+    def _set(self, used: bool) -> None:
+        jax.config.update(_CACHE, used)
+        compilation_cache.reset_cache()  # JAX asks once for a process whether it is used
 
 
 def _translated(error: str) -> str:
@@ -245,30 +265,12 @@ def _parameters(tree: Any) -> dict[str, Parameter]:
     return {name: Parameter(leaf.shape, leaf.sharding.shard_shape(leaf.shape)) for name, leaf in named.items()}
 
 
-def _work(config: RunConfig, found: Inputs, mesh: Any) -> roofline.Workload:
-    return roofline.Workload(
-        model=found.model,
-        rows=found.shape.rows * found.shape.microbatches,
-        length=found.shape.row_length,
-        microbatches=found.shape.microbatches,
-        recompute=roofline.REMAT[config.remat],
-        segment=round(found.segment),
-    )
-
-
-def _spread(config: RunConfig, mesh: Any, program: Program) -> roofline.Spread:
+def _pieces(program: Program) -> int:
+    """Into how many a weight of the layers is cut."""
     weight = program.state_shardings.params["layers"]["mlp"]["gate"]
     model = program.functions.model
     shape = (model.num_layers, model.hidden_size, model.intermediate_size)
-    pieces = math.prod(shape) // math.prod(weight.shard_shape(shape))
-    return roofline.Spread(
-        devices=mesh.devices.size,
-        parameter_shards=pieces,
-        tensor=meshes.shards(mesh, program.rules, "mlp"),
-        parameter_bytes=program.params_dtype.itemsize,
-        compute_bytes=program.functions.compute.dtype.itemsize,
-        moment_bytes=2 * jnp.dtype(config.optimizer.moments).itemsize,
-    )
+    return math.prod(shape) // math.prod(weight.shard_shape(shape))
 
 
 def versions() -> dict[str, str]:

@@ -17,7 +17,8 @@ from janus_jax.errors import ConfigError
 from janus_jax.model.mistral import param_specs
 from janus_jax.parallel import mesh as meshes
 from janus_jax.parallel import roofline
-from janus_jax.parallel.plan.inputs import Inputs, check_rows, find_inputs
+from janus_jax.parallel.plan.bounds import step_bound, ways_of
+from janus_jax.parallel.plan.inputs import Inputs, check_rows, find_inputs, online_reference
 from janus_jax.parallel.topology import Chip, Slice, load_chips
 
 MARGIN = 1.15
@@ -60,13 +61,11 @@ def estimate(
     if chip is None and of.topology is not None:
         chip = load_chips().chips[of.family]
     here = _Shares.of(config, of.devices * num_slices, found)
-    held_twice = 0
-    if here.found.objective.needs_reference and config.reference.mode == "online":
-        held_twice = here.whole * here.compute
+    kept_besides = here.whole * here.compute if online_reference(config, here.found) else 0
     return Estimate(
         arguments=here.arguments(jnp.dtype(config.optimizer.moments).itemsize),
         temporaries=round(here.temporaries(config.remat)),
-        kept_besides=held_twice,
+        kept_besides=kept_besides,
         bound=None if chip is None else _bound(config, here, of, num_slices, chip),
         rows_per_device=here.rows,
     )
@@ -102,7 +101,7 @@ class _Shares:
             shardings,
             is_leaf=lambda leaf: hasattr(leaf, "axes"),
         )
-        ways = {axis: meshes.shards(mesh, rules, axis) for axis in meshes.DEFAULT_RULES}
+        ways = ways_of(mesh, rules)
         row = empty_batch(1, found.shape.row_length, found.shape.max_segments)
         slots = row.tokens.nbytes * sum(leaf.shape == row.tokens.shape for leaf in jax.tree.leaves(row))
         segments = sum(leaf.nbytes for leaf in jax.tree.leaves(row)) - slots
@@ -140,7 +139,7 @@ class _Shares:
         gradients = self.layers * min(self.parameter, compute) + (self.whole - self.layers) * self.parameter
         summed = self.whole * 4 if self.found.shape.microbatches > 1 else 0
         gathered = 1.5 * self.layers * self.ways["embed"] / model.num_layers * compute
-        keys = 4 * self.rows * self.found.shape.row_length * self._keys() * compute if self.ways["length"] > 1 else 0
+        keys = self.rows * self.found.shape.row_length * self._keys() * compute if self.ways["length"] > 1 else 0
         block = self.tokens * (4 * wide + 9 * width) * compute + gathered + keys
         head = 0.0
         if model.head == "lm":
@@ -170,26 +169,9 @@ class _Shares:
 
 def _bound(config: RunConfig, here: _Shares, of: Slice, num_slices: int, chip: Chip) -> roofline.Bound:
     found, model, ways, compute = here.found, here.found.model, here.ways, here.compute
-    recompute = roofline.REMAT[config.remat]
     micro = found.shape.microbatches
-    work = roofline.Workload(
-        model=model,
-        rows=found.shape.rows * micro,
-        length=found.shape.row_length,
-        microbatches=micro,
-        recompute=recompute,
-        segment=round(found.segment),
-    )
     split = ways["embed"] * ways["mlp"]
-    spread = roofline.Spread(
-        devices=here.devices,
-        parameter_shards=split,
-        tensor=ways["mlp"],
-        parameter_bytes=here.parameter,
-        compute_bytes=compute,
-        moment_bytes=2 * jnp.dtype(config.optimizer.moments).itemsize,
-    )
-    again = 1 if recompute.projections else 0
+    again = 1 if roofline.REMAT[config.remat].projections else 0
     used = here.layers * ways["embed"] * compute  # of all layers, where they are used
     gathers = (3 + again) * used * _others(ways["embed"])  # forward, backward, gradients
     replicas = here.devices // split
@@ -198,13 +180,14 @@ def _bound(config: RunConfig, here: _Shares, of: Slice, num_slices: int, chip: C
     keys = here.rows * found.shape.row_length * here._keys() * compute * model.num_layers
     ici = micro * (gathers + alike + sums + (3 + again) * keys * _others(ways["length"]))
     dcn = micro * 2 * here.whole * compute * _others(num_slices)
-    traffic = roofline.training_traffic(work, spread).total
-    return roofline.bound(
-        roofline.training_flops(work),
-        traffic,
-        ici,
-        dcn,
-        tokens=round(found.tokens_per_step),
+    return step_bound(
+        config,
+        found,
+        ways=ways,
+        parameter_shards=split,
+        devices=here.devices,
+        ici_bytes=ici,
+        dcn_bytes=dcn,
         of=of,
         chip=chip,
         num_slices=num_slices,

@@ -14,7 +14,7 @@ from janus_jax.objectives import Objective
 from janus_jax.parallel import mesh as meshes
 from janus_jax.training.inputs import open_held_out, row_plan
 from janus_jax.training.program import BatchShape
-from janus_jax.training.setup import check_fits, model_to_train
+from janus_jax.training.setup import check_fits, model_to_train, open_reference_source
 
 SLOTS_PER_PAIR, SLOTS_PER_EXAMPLE, SHARED_SHARE = 1560, 900, 0.24
 """Of rows like the Multifaceted Collection's: prompts of 330 tokens and responses of 520 in the median."""
@@ -35,6 +35,7 @@ class Inputs:
     tokens_per_step: float  # that rows hold; the rest of the slots is padding
     segment: float  # slots of an example
     assumed: tuple[str, ...]
+    held_out_segments: int | None = None  # most in a row of evaluation; None: as in training
 
 
 def find_inputs(config: RunConfig, devices: int) -> Inputs:
@@ -61,14 +62,25 @@ def find_model(config: RunConfig, assumed: list[str] | None = None) -> tuple[Mod
     Raises:
         ConfigError, ConversionError: as training would.
     """
-    objective = config.build_objective()
-    return model_to_train(config, _stored(config, [] if assumed is None else assumed), objective), objective
+    objective, assumed = config.build_objective(), [] if assumed is None else assumed
+    model = model_to_train(config, _stored(config, assumed), objective)
+    path = config.reference.from_
+    if path is not None and _exists(path):
+        open_reference_source(config, model)
+    elif path is not None:
+        assumed.append(f"reference.from={path} is not on this machine: the shape of the trained model")
+    return model, objective
 
 
 def _is_here(config: RunConfig) -> bool:
     parts = [config.data.dir] if config.data.dir is not None else [part.dir for part in config.data.mixture or ()]
     held_out = [config.data.eval_dir] if config.data.eval_dir and config.eval.every_steps else []
-    return all(is_url(part) or Path(part).expanduser().exists() for part in (*parts, *held_out) if part)
+    return all(_exists(part) for part in (*parts, *held_out) if part)
+
+
+def _exists(path: str) -> bool:
+    """What is in a bucket is taken to be there."""
+    return is_url(path) or Path(path).expanduser().exists()
 
 
 def _stored(config: RunConfig, assumed: list[str]) -> ModelConfig | None:
@@ -76,7 +88,7 @@ def _stored(config: RunConfig, assumed: list[str]) -> ModelConfig | None:
     path = config.init.from_
     if path is None:
         return None
-    if is_url(path) or Path(path).expanduser().exists():
+    if _exists(path):
         return open_source(path).config
     assumed.append(f"init.from={path} is not on this machine: the shape of Mistral-7B-v0.2")
     return PRESETS["mistral-7b"]
@@ -87,16 +99,15 @@ def _measured(config: RunConfig, rows: RowPlan, model: ModelConfig, objective: O
     for examples in filter(None, (rows.dataset, held_out)):
         for built in examples.parts:
             check_fits(model, built, config)
-    shared = rows.most_shared_slots()
+    shared, held_segments = rows.most_shared_slots(), None
     if held_out is not None:
         per_micro = config.eval.rows or rows.rows // config.batch.microbatches
         settings = dataclasses.replace(rows.settings, rows=per_micro, examples=None, microbatches=1, keep_together=1)
         form = {"branches": objective.branches, "head": objective.head}
-        shared = max(
-            shared, RowPlan(held_out, settings, shuffle=False, seed=config.run.seed, **form).most_shared_slots()
-        )
+        held = RowPlan(held_out, settings, shuffle=False, seed=config.run.seed, **form)
+        shared, held_segments = max(shared, held.most_shared_slots()), held.max_segments
     per_epoch = rows.steps(0)
-    tokens = float(rows.fitted.slots.sum())
+    tokens = float(rows.tokens(0))
     return Inputs(
         model,
         objective,
@@ -105,8 +116,9 @@ def _measured(config: RunConfig, rows: RowPlan, model: ModelConfig, objective: O
         config.schedule.steps or rows.total_steps(config.schedule.epochs or 1),
         per_epoch,
         tokens / max(1, per_epoch),
-        tokens / max(1, len(rows.fitted.slots)),
+        tokens / max(1, len(rows.dataset.draw(rows.fitted.index, rows.seed, 0))),
         tuple(assumed),
+        held_segments,
     )
 
 
@@ -139,8 +151,13 @@ def _shape(config: RunConfig, rows: int, max_segments: int) -> BatchShape:
     return BatchShape(micro, rows // micro, config.batch.row_length, max_segments)
 
 
+def online_reference(config: RunConfig, found: Inputs) -> bool:
+    """Whether frozen weights stay on the devices and score every batch."""
+    return found.objective.needs_reference and config.reference.mode == "online"
+
+
 def check_rows(config: RunConfig, found: Inputs, mesh: Any, rules: meshes.Rules) -> None:
     """Raises ConfigError where rows of training or evaluation do not divide over the mesh, as training would."""
-    meshes.check_rows(found.shape.rows, mesh, rules, "batch.rows")
+    meshes.check_rows(found.shape.rows, mesh, rules, "batch.rows", found.shape.microbatches)
     if config.eval.every_steps is not None and config.eval.rows is not None:
         meshes.check_rows(config.eval.rows, mesh, rules, "eval.rows")

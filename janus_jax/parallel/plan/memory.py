@@ -7,7 +7,7 @@ import jax
 
 from janus_jax.config import RunConfig
 from janus_jax.parallel.hlo_memory import peak
-from janus_jax.parallel.plan.inputs import Inputs
+from janus_jax.parallel.plan.inputs import Inputs, online_reference
 from janus_jax.parallel.plan.result import Memory
 from janus_jax.training.program import Program
 
@@ -20,6 +20,8 @@ def memory_of(
     hlo: str,
     usable: int | None,
     evaluation: Any = None,
+    *,
+    scores: bool = True,
 ) -> Memory:
     """Bytes on one device.
 
@@ -27,6 +29,7 @@ def memory_of(
         compiled: the training step, None if the compiler ran out of memory; `hlo` is its text.
         usable: what the device has; None: it is simulated.
         evaluation: the compiled evaluation step, where it might need more.
+        scores: whether the weights of an online reference are kept besides.
     """
     state, batch = program.abstract_state(), program.abstract_batch(found.shape)
     arguments = {
@@ -35,16 +38,27 @@ def memory_of(
         "batch": _local_bytes(batch),
     }
     kept = 0
-    if found.objective.needs_reference and config.reference.mode == "online":
+    if scores and online_reference(config, found):
         kept = _local_bytes(program.abstract_params(program.functions.compute.dtype))
     if compiled is None:
         return Memory(usable, arguments, None, (), 0, kept)
     at_peak = peak(hlo)
-    needed = _peak(compiled.memory_analysis(), usable)
-    if config.remat == "offload":  # the compiler's figure may be that of the host's memory
-        needed = min(needed, compiled.memory_analysis().argument_size_in_bytes + at_peak.bytes)
+    analysis = compiled.memory_analysis()
+    told, ours = _peak(analysis, usable), analysis.argument_size_in_bytes + at_peak.bytes
+    is_ours = config.remat == "offload" and ours < told
     held_out = None if evaluation is None else _peak(evaluation.memory_analysis(), usable) + arguments["moments"]
-    return Memory(usable, arguments, needed, at_peak.buffers, at_peak.bytes, kept, held_out)
+    programs = [] if usable is None else filter(None, (compiled, evaluation))
+    return Memory(
+        usable,
+        arguments,
+        peak=ours if is_ours else told,
+        temporaries=at_peak.buffers,
+        estimated_temporaries=at_peak.bytes,
+        kept_besides=kept,
+        evaluation=held_out,
+        code=sum(each.memory_analysis().generated_code_size_in_bytes for each in programs),
+        peak_is_estimate=is_ours,
+    )
 
 
 def _local_bytes(tree: Any) -> int:

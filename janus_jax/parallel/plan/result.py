@@ -21,11 +21,13 @@ class Memory:
     temporaries: tuple[Buffer, ...]  # beside the arguments, at that moment; an estimate
     estimated_temporaries: int  # their sum, which should be about peak - arguments
     kept_besides: int = 0  # what a run holds on the device that the step does not take: an online reference
-    evaluation: int | None = None  # with the moments that wait; None: not compiled, it takes no more rows than the step
+    evaluation: int | None = None  # with the moments that wait; None: it takes no more rows than the step, or failed
+    code: int = 0  # of the programs themselves
+    peak_is_estimate: bool = False  # with `offload` the compiler's figure may be that of the host's memory
 
     @property
     def needed(self) -> int | None:
-        return None if self.peak is None else max(self.peak, self.evaluation or 0) + self.kept_besides
+        return None if self.peak is None else max(self.peak, self.evaluation or 0) + self.kept_besides + self.code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Plan:
     rows: int  # of a step, over all devices
     row_length: int
     microbatches: int
+    row_shards: int  # devices, or groups of them, that have rows of their own
     attention: str
     assumed: tuple[str, ...]
     fits: bool
@@ -68,8 +71,8 @@ class Plan:
 
     @property
     def rows_per_device(self) -> float:
-        """Of a microbatch."""
-        return self.rows / self.microbatches / (self.of.devices * self.num_slices)
+        """Of a microbatch; those that share a row's heads, width or length have the same ones."""
+        return self.rows / self.microbatches / self.row_shards
 
     @property
     def hours_per_epoch(self) -> float | None:

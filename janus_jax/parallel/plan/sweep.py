@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -215,7 +216,7 @@ def _key(cell: _Candidate, of: Slice, num_slices: int, chip: Any) -> str:
         [dataclasses.asdict(found.model), dataclasses.asdict(found.shape), found.shared_slots, found.total_steps],
         [found.steps_per_epoch, found.tokens_per_step, found.segment, found.assumed],
         [dataclasses.asdict(of), num_slices, None if chip is None else chip.model_dump()],
-        [versions(), _code()],
+        [versions(), importlib.metadata.version("optax"), os.environ.get("LIBTPU_INIT_ARGS"), _code()],
     ]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -232,9 +233,10 @@ def _code() -> str:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) and found.keys() & {"plan", "error"} else None
 
 
 def _job(cell: _Candidate, topology: str, num_slices: int, chips: str | os.PathLike[str] | None, path: Path) -> Job:

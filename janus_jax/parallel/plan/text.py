@@ -23,6 +23,7 @@ RESOURCES = {"compute": "compute", "hbm": "HBM", "ici": "ICI", "dcn": "DCN"}
 _SHOWN = 10
 _WIDEST = 100
 _LABEL = 11
+_TOLD = "the compiler's: its peak without the above"
 
 
 def show(plan: Plan, console: Console | None = None, *, prices_of: str | None = None) -> None:
@@ -143,7 +144,10 @@ def _memory(plan: Plan, console: Console) -> None:
     if memory.evaluation is not None:
         row("evaluation", memory.evaluation, "all that it needs, moments included; not at the same time as the rest")
     if memory.needed is not None and memory.peak is not None:
-        row("temporaries", memory.peak - arguments, "the compiler's: its peak without the above")
+        told = "estimated: the compiler's figure may be of the host" if memory.peak_is_estimate else _TOLD
+        row("temporaries", memory.peak - arguments, told)
+        if memory.code:
+            row("code", memory.code, "of the programs themselves; exact")
         row("needed", memory.needed, style="bold")
     else:
         row("needed", arguments + memory.kept_besides, "and temporaries: the compiler gave up, see above")
@@ -163,6 +167,10 @@ def _memory(plan: Plan, console: Console) -> None:
         count = sum(group.count for group in rest)
         table.add_row("more", f"{sum(group.bytes for group in rest) / unit:,.2f}", f"{count:,}", "")
     console.print(table)
+    if memory.peak_is_estimate:
+        console.print("An estimate from the program's text.", style="dim")
+        console.print()
+        return
     estimate, real = memory.estimated_temporaries / unit, (memory.peak - arguments) / unit
     text = f"An estimate from the program's text: {estimate:,.2f} {name} in all, where the compiler says {real:,.2f}."
     console.print(text, style="dim")
@@ -206,6 +214,7 @@ def _findings(plan: Plan, console: Console) -> None:
 def _time(plan: Plan, console: Console, prices_of: str | None) -> None:
     flops, bound = plan.flops, plan.bound
     again = f", {operations(flops.recomputed)} recomputed to save memory" if flops.recomputed else ""
+    again += f", {operations(flops.reference)} of the reference that scores each batch" if flops.reference else ""
     _line(console, "work", f"{operations(flops.model)} a step that the model asks for{again}")
     if bound is None:
         reason = "simulated devices are no TPU" if plan.of.topology is None else "there is no program"
@@ -248,7 +257,7 @@ def _show_timing(timing: Timing, console: Console) -> None:
     if bound is not None and timing.mfu is not None:
         row("MFU", f"{timing.mfu:.1%}", f"{bound.mfu:.1%}", "at the bound")
     held = "not told" if timing.held_bytes is None else size(timing.held_bytes)
-    row("memory of a device", held, size(plan.memory.needed or 0), "the compiler's")
+    row("memory of a device", held, size(plan.memory.peak or 0), "the compiler's")
     console.print(table)
     console.print()
     spread = f"median of {steps}, {seconds(fastest)} to {seconds(slowest)}, after one that is left out"

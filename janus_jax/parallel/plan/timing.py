@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from janus_jax.batch import Batch
 from janus_jax.config import RunConfig
 from janus_jax.data.example import Example
 from janus_jax.data.rows import RowFormat, pack
-from janus_jax.errors import OutOfMemoryError
+from janus_jax.errors import ConfigError, OutOfMemoryError
 from janus_jax.model.mistral import init_params
 from janus_jax.parallel import runtime
 from janus_jax.parallel.plan.compiling import compile_step, describe, lay_out, program_of
@@ -40,21 +41,26 @@ def time_step(
         ConfigError, DataError, ConversionError: as training would.
         OutOfMemoryError: the step, or what it is given, takes more memory than there is.
     """
-    devices, table = jax.devices(), load_chips(chips)
-    of, num_slices = slice_of(devices)
-    config, mesh = lay_out(config, devices, mesh)
-    found = find_inputs(config, len(devices))
-    program = program_of(config, found, mesh)
-    batch, tokens = made_up_batch(found, config.batch.share_prompts)
+    with runtime.agreement("time-step"):  # what follows would wait for ever for a process that found bad input
+        devices, table = jax.devices(), load_chips(chips)
+        of, num_slices = slice_of(devices)
+        config, mesh = lay_out(config, devices, mesh)
+        found = find_inputs(config, len(devices))
+        program = program_of(config, found, mesh)
+        batch, tokens = made_up_batch(found, config.batch.share_prompts)
+    with runtime.agreement("time-step/inputs"):  # or programs would be of different shapes
+        here = repr((found.model, found.shape, found.shared_slots, found.total_steps, found.tokens_per_step))
+        if (of_main := runtime.broadcast("time-step/found", here)) != here:
+            raise ConfigError(f"data or weights on this host are not those of process 0: {here}; there {of_main}")
     with runtime.memory_for(f"weights and moments on {of.name}"):
         shardings = program.state_shardings.params
         make = jax.jit(lambda key: init_params(found.model, key, program.params_dtype), out_shardings=shardings)
         state = program.init(make(jax.random.key(config.run.seed)))
-        batch = jax.tree.map(jax.device_put, batch, program.batch_shardings)
+        batch = jax.tree.map(_placed, batch, program.batch_shardings)
     step = compile_step(program.train, (state, batch), of.name)
     if step.executable is None:
         raise OutOfMemoryError(f"{of.name}: {step.reason}")
-    planned = describe(config, found, program, step, of, table, num_slices)
+    planned = describe(config, found, program, step, of, table, num_slices, scores=False)
     run, seconds = step.executable, []
     with runtime.memory_for(f"a step on {of.name}"):
         state = jax.block_until_ready(run(state, batch))[0]
@@ -64,19 +70,24 @@ def time_step(
                 with jax.profiler.StepTraceAnnotation("train", step_num=number):
                     state, *_ = jax.block_until_ready(run(state, batch))
                 seconds.append(time.perf_counter() - begun)
-    reported = devices[0].memory_stats() if devices[0].process_index == jax.process_index() else None
+    reported = [stats["peak_bytes_in_use"] for device in mesh.local_devices if (stats := device.memory_stats())]
     return Timing(
         plan=planned,
         device=devices[0].device_kind,
         devices=len(devices),
         tokens_per_step=tokens,
         seconds=tuple(seconds),
-        held_bytes=(reported or {}).get("peak_bytes_in_use"),
+        held_bytes=max(reported, default=None),
     )
 
 
+def _placed(x: np.ndarray, sharding: Any) -> jax.Array:
+    """Without `device_put`, which sends every array around to compare what processes have."""
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
 def made_up_batch(found: Inputs, share_prompts: bool) -> tuple[Batch, int]:
-    """Rows of random ids, as full as examples of the usual length make them, and how many slots hold a token.
+    """Rows of random ids, together as full as those of training, and how many slots hold a token.
 
     Returns:
         numpy batch [M, B, L], tokens.
@@ -84,8 +95,12 @@ def made_up_batch(found: Inputs, share_prompts: bool) -> tuple[Batch, int]:
     shape, rng = found.shape, np.random.default_rng(0)
     form = RowFormat(found.objective.head, found.objective.branches, share_prompts)
     slots = int(min(found.segment, shape.row_length))
-    prompt = max(1, int(SHARED_SHARE * slots))
-    response = max(1, (slots - prompt) // form.branches - 1)
+    most = max(1, min(shape.max_segments, shape.row_length // slots))
+    prompt = max(1, int(SHARED_SHARE * slots) // (1 if share_prompts else form.branches))
+    if share_prompts and form.branches == 2:  # with more than the program has copies for, attention is NaN
+        prompt = min(prompt, 1 + found.shared_slots // most)
+    without = int(form.slots(np.asarray([[prompt, 0, 0]], np.int32))[0])
+    response = max(1, (slots - without) // form.branches)
 
     def ids(count: int) -> np.ndarray:
         return rng.integers(3, found.model.vocab_size, count).astype(np.int32)
@@ -94,9 +109,10 @@ def made_up_batch(found: Inputs, share_prompts: bool) -> tuple[Batch, int]:
         rejected = ids(response) if form.branches == 2 else None
         return Example(prompt=ids(prompt), chosen=ids(response), rejected=rejected, margin=0.0)
 
-    lengths = np.asarray([[prompt, response, response if form.branches == 2 else 0]], np.int32)
-    each = max(1, min(shape.max_segments, shape.row_length // int(form.slots(lengths)[0])))
-    rows = [[example() for _ in range(each)] for _ in range(shape.rows * shape.microbatches)]
+    # As many as a step of training has: of a number of examples some rows may stay empty.
+    share, more = divmod(max(1, round(found.tokens_per_step / slots)), shape.rows * shape.microbatches)
+    counts = [min(most, share + (row < more)) for row in range(shape.rows * shape.microbatches)]
+    rows = [[example() for _ in range(count)] for count in counts]
     packed = pack(rows, row_length=shape.row_length, max_segments=shape.max_segments, form=form)
     tokens = int((packed.segment > 0).sum())
     return jax.tree.map(lambda x: x.reshape(shape.microbatches, shape.rows, *x.shape[1:]), packed), tokens
