@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from janus_jax.cli_outputs import require_file, require_writable, write_json
+from janus_jax.cli_runtime import interruptibly
 from janus_jax.errors import ConfigError
 
 EPILOG = "Example: janus plan configs/sft_65k.yaml --topology v5litepod-16 batch.rows=64 --png plan.png"
@@ -22,14 +23,13 @@ def plan(
         str, typer.Argument(metavar="CONFIG", help="YAML file; data and weights that it names need not be here.")
     ],
     topology: Annotated[
-        str,
-        typer.Option(
-            "--topology",
-            "--devices",
-            metavar="NAME",
-            help="Slice: v5litepod-16, v4-32, a shape like v5p:4x4x12; or cpu:8, simulated, which needs no libtpu.",
-        ),
-    ],
+        str | None,
+        typer.Option(metavar="NAME", help="Slice: v5litepod-16, v4-32, a shape like v5p:4x4x12, or cpu:8."),
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(metavar="cpu:N", help="Instead of --topology: so many simulated devices; needs no libtpu."),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Changes to keys of CONFIG, like mesh.tensor=2.", show_default=False),
@@ -63,6 +63,7 @@ def plan(
 
     Exits with 3 if it does not fit. Needs a minute or two, no TPU and no weights.
     """
+    topology = _where(topology, devices)
     outputs = {"--json": json, "--png": png, "--dump-hlo": dump_hlo}
     for name, path in outputs.items():
         if path is None:
@@ -75,6 +76,8 @@ def plan(
             require_file(name, path)
     if png is not None and png.suffix.lower() != ".png":
         raise ConfigError(f"--png {png}: allowed: a name that ends with .png")
+    if png is not None and sweep is not None and topology.startswith("cpu"):
+        raise ConfigError(f"--png {png}: allowed: for a sweep of TPU slices, whose times it shows")
     os.environ["JAX_PLATFORMS"] = "cpu"  # or a TPU of this machine would be taken from whoever trains on it
     from janus_jax.config import load_config
 
@@ -99,7 +102,7 @@ def plan(
 
     as_of = load_chips(chips).as_of
     with _patience(f"compiling for {topology}"):
-        found = compile_plan(loaded, topology, num_slices=slices, chips=chips, dump_hlo=dump_hlo)
+        found = interruptibly(lambda: compile_plan(loaded, topology, num_slices=slices, chips=chips, dump_hlo=dump_hlo))
     show(found, prices_of=as_of)
     if json is not None:
         write_json(json, found.to_json())
@@ -114,17 +117,36 @@ def plan(
         raise typer.Exit(DOES_NOT_FIT)
 
 
+def _where(topology: str | None, devices: str | None) -> str:
+    if (topology is None) == (devices is None):
+        raise ConfigError("--topology, --devices: allowed: exactly one of them")
+    if topology is not None:
+        return topology
+    if devices is None or not re.fullmatch(r"(cpu[:-])?[1-9]\d*", devices):
+        raise ConfigError(f"--devices {devices}: allowed: cpu:N, like cpu:8; a TPU slice is named by --topology")
+    return devices if devices.startswith("cpu") else f"cpu:{devices}"
+
+
 def _suggest(config: Any, topology: str, slices: int, chips: Path | None, tries: int, failed: Any) -> None:
     """Changes that do fit, each as soon as it is found."""
     from janus_jax.parallel.plan.fit import suggestions
 
     print("\nwhat would fit, each of them compiled, cheapest first:", flush=True)
-    there_are = False
-    for each in suggestions(config, topology, slices, failed, chips=chips, tries=tries):
+    there_are, tried = False, 0
+
+    def report(changes: tuple[str, ...], fits: bool) -> None:
+        nonlocal tried
+        tried += 1
+        if not fits:
+            print(f"tried, does not fit: {' '.join(changes)}", file=sys.stderr, flush=True)
+
+    found = suggestions(config, topology, slices, failed, chips=chips, tries=tries, report=report)
+    while (each := interruptibly(lambda: next(found, None))) is not None:
         there_are, memory = True, each.plan.memory
         print(f"  {' '.join(each.changes)}\n    {memory.needed / 2**30:.2f} GiB; {each.cost}", flush=True)
     if not there_are:
-        print(f"  nothing likely (at most {tries} changes are compiled); a larger slice, or shorter rows")
+        more = f"; --tries {2 * tries} looks farther" if tried >= tries else ""
+        print(f"  nothing: {tried} changes were compiled{more}; a larger slice, or shorter rows")
 
 
 def _sweep(
@@ -145,7 +167,7 @@ def _sweep(
         why = f": {cell.reason}" if cell.status == "failed" else ""
         print(f"{cell.status:<10}{needed:>12}{rate}  {' '.join(cell.changes)}{why}")
     rest = len(cells) - len(shown)
-    print(f"{rest:,} more: not compiled, because an estimate says that they cannot fit, or that others are faster")
+    print(f"{rest:,} more: not compiled, because by estimate they cannot fit, or others are better")
     if json is not None:
         write_json(json, [cell.to_json() for cell in cells])
     if png is not None:

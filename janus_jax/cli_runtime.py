@@ -1,7 +1,9 @@
 """Options of commands that run on devices: processes, and simulated devices."""
 
+import concurrent.futures
 import re
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -14,6 +16,19 @@ Coordinator = Annotated[
 NumProcesses = Annotated[int | None, typer.Option(min=1, help="Processes in all.")]
 ProcessId = Annotated[int | None, typer.Option(min=0, help="Number of this process, from 0.")]
 Devices = Annotated[int | None, typer.Option(min=1, help="CPU devices to simulate in this process.")]
+
+
+T = TypeVar("T")
+
+
+def interruptibly(work: Callable[[], T]) -> T:
+    """What `work` returns. It runs in a thread of its own, because a compiler would keep signals from the main one for
+    minutes."""
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        return pool.submit(work).result()
+    finally:
+        pool.shutdown(wait=False)
 
 
 def runtime_options(

@@ -38,10 +38,6 @@ def time_step(
     What the compiler and arithmetic say of the same program stands beside what was measured.
     """
     options = runtime_options(coordinator, num_processes, process_id, devices)
-    if trace is not None:
-        require_writable("--trace", trace)
-    if json is not None:
-        require_file("--json", json)
     from janus_jax.config import load_config
 
     loaded = load_config(config, overrides or [])
@@ -50,6 +46,11 @@ def time_step(
     from janus_jax.parallel import runtime
 
     runtime.start(options)
+    with runtime.agreement("outputs"):
+        if trace is not None:
+            require_writable("--trace", trace)
+        if json is not None and runtime.writes():
+            require_file("--json", json)
     from janus_jax.parallel.plan.text import show_timing
     from janus_jax.parallel.plan.timing import time_step
 
@@ -57,7 +58,8 @@ def time_step(
     if not runtime.is_main():
         return
     show_timing(found)
-    for path in filter(None, (json, trace)):
-        if path is json:
-            write_json(path, found.to_json())
-        print(f"wrote {path}")
+    if json is not None:
+        write_json(json, found.to_json())
+        print(f"wrote {json}")
+    if trace is not None:
+        print(f"wrote {trace}")

@@ -54,7 +54,18 @@ def test_what_would_fit_is_said_as_it_is_found(janus, small):
         assert code == 3 and suggestions.call_args[1]["tries"] == 5
         assert "  remat=full\n" in out and out.endswith("GiB; blocks are computed a second time\n")
         suggestions.return_value = iter([])
-        assert "nothing likely (at most 12 changes" in janus("plan", small, "--topology", "v4-8")[1]
+        assert "  nothing: 0 changes were compiled; a larger slice" in janus("plan", small, "--topology", "v4-8")[1]
+
+        def tried(*_, report, tries, **__):
+            for number in range(tries):
+                report((f"mesh.fsdp={number}",), False)
+            return iter([])
+
+        suggestions.side_effect = tried
+        _, out, err = janus("plan", small, "--topology", "v4-8", "--tries", 2)
+        assert "nothing: 2 changes were compiled; --tries 4 looks farther" in out
+        assert err == "tried, does not fit: mesh.fsdp=0\ntried, does not fit: mesh.fsdp=1\n"
+        suggestions.side_effect = None
         suggestions.reset_mock()
         assert janus("plan", small, "--topology", "v4-8", "--tries", 0)[0] == 3
         suggestions.assert_not_called()
@@ -95,6 +106,49 @@ def test_plan_takes_no_accelerator_of_this_machine():
     env = {**os.environ, "JAX_PLATFORMS": "tpu"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("mesh data 1 x fsdp 4")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "--topology, --devices: allowed: exactly one of them"),
+        (("--topology", "v4-8", "--devices", 8), "--topology, --devices: allowed: exactly one of them"),
+        (("--devices", "v4-8"), "--devices v4-8: allowed: cpu:N, like cpu:8"),
+        (("--devices", "0"), "--devices 0: allowed: cpu:N"),
+        (("--devices", 8, "--sweep", 1, "--png", "x.png"), "--png x.png: allowed: for a sweep of TPU slices"),
+        (("--topology", "v5litepod-256", "--slices", 100000), "25,600,000 devices in all; allowed: at most 32,768"),
+        (("--topology", "v3-32", "--slices", 2), "2 of them: v3 does not work in several slices"),
+        (("--topology", "v4-8", "--slices", 2), "mesh.data=1: there are 2 slices; allowed: a multiple of 2"),
+    ],
+)
+def test_where_it_shall_be_planned_for_is_clear_at_once(options, message, janus, small, tmp_path):
+    with mock.patch("janus_jax.parallel.plan.compiling.devices", side_effect=AssertionError("asked for devices")):
+        code, out, err = janus("plan", small, *options, "mesh.data=1")
+    assert (code, out) == (2, "") and err.startswith("error: ") and message in err
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(("given", "expected"), [("cpu:4", "cpu:4"), ("4", "cpu:4"), ("cpu-2", "cpu-2")])
+def test_simulated_devices_have_an_option_of_their_own(given, expected, janus, small):
+    with mock.patch("janus_jax.parallel.plan.plan", autospec=True, return_value=a_plan()) as plan:
+        assert janus("plan", small, "--devices", given)[0] == 0
+    assert plan.call_args[0][1] == expected
+
+
+def test_a_signal_ends_a_plan_that_compiles():
+    """At once, though the compiler holds the process."""
+    code = (
+        "import os, signal, sys, threading, time, janus_jax.cli as cli\n"
+        "from janus_jax.cli_runtime import interruptibly\n"
+        "signal.signal(signal.SIGTERM, cli._interrupt)\n"
+        "threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()\n"
+        "begun = time.time()\n"
+        "try:\n    interruptibly(lambda: time.sleep(60))\n"
+        "except cli._Interrupted:\n    print('ended', time.time() - begun < 30, flush=True)\n"
+        "os._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert done.stdout == "ended True\n"
 
 
 # Mistakes

@@ -96,6 +96,13 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def writes() -> bool:
+    """As `is_main`, but asks for no devices where there is one process."""
+    import jax
+
+    return not jax.distributed.is_initialized() or is_main()
+
+
 def barrier(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> None:
     """Waits until every process is here.
 

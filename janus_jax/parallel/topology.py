@@ -26,6 +26,9 @@ from janus_jax.errors import ConfigError, first_line
 CPU = "cpu"
 """Family of simulated devices, `cpu:8`."""
 
+MOST_DEVICES = 32_768
+"""More than the largest pod has; descriptions of more would fill the memory of this machine first."""
+
 _V5E = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
 _V4 = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x12 8x8x16 8x16x16"
 _SHAPES = {
@@ -147,6 +150,8 @@ def find_slice(name: str) -> Slice:
     if cpu:
         count = int(cpu.group(1))
         return Slice(f"{CPU}:{count}", CPU, count, 1, 1, None)
+    if text.startswith(CPU):
+        raise ConfigError(f"slice {name!r}: allowed: cpu:DEVICES, like cpu:8")
     written = re.fullmatch(r"([a-z0-9]+)([:-])(\d+(?:x\d+)*)", text)
     family = _ALIAS.get(written.group(1), written.group(1)) if written else ""
     if written is None or family not in _SHAPES:
@@ -196,6 +201,17 @@ def names(family: str) -> list[str]:
     """Accelerator types of a family, smallest first."""
     sizes = [math.prod(int(side) for side in shape.split("x")) for shape in _SHAPES[family].split()]
     return [f"{_PREFIX.get(family, family)}-{size * _NAME_COUNTS[family]}" for size in sizes]
+
+
+def check_count(of: Slice, num_slices: int, table: ChipTable) -> None:
+    """Raises ConfigError for more devices than there are of any chip, or slices of a chip that knows one alone."""
+    chip = None if of.topology is None else table.chips[of.family]
+    if num_slices > 1 and chip is not None and chip.dcn_bytes_per_s_per_host is None:
+        raise ConfigError(f"slice {of.name}: {num_slices} of them: {of.family} does not work in several slices")
+    if of.devices * num_slices > MOST_DEVICES:
+        raise ConfigError(
+            f"slice {of.name}: {of.devices * num_slices:,} devices in all; allowed: at most {MOST_DEVICES:,}"
+        )
 
 
 def devices(of: Slice, num_slices: int = 1) -> list[Any]:

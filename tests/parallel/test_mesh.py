@@ -79,6 +79,13 @@ def test_rows_that_do_not_divide_name_the_way_out():
         meshes.check_rows(12, mesh, DEFAULT_RULES, "batch.rows")
 
 
+def test_the_multiple_that_is_named_is_one_of_all_microbatches():
+    mesh = build_mesh(MeshShape(2, 4, 1, 1))
+    with pytest.raises(ConfigError, match="use a multiple of 16, fewer microbatches"):
+        meshes.check_rows(12, mesh, DEFAULT_RULES, "batch.rows", 2)
+    meshes.check_rows(16, mesh, DEFAULT_RULES, "batch.rows", 2)
+
+
 def test_unknown_names_in_rules_are_refused():
     with pytest.raises(ConfigError, match=r"sharding\.heads: unknown logical axis"):
         merge_rules({"heads": "tensor"})

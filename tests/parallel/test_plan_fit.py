@@ -88,6 +88,20 @@ def test_a_step_that_fits_needs_no_change():
     assert found(recipe(), planner=planner, failed=SimpleNamespace(fits=True)) == [] and planner.tried == []
 
 
+def test_an_evaluation_that_is_too_large_is_made_smaller_first():
+    planner, seen = Planner(), []
+    failed = SimpleNamespace(fits=False, memory=SimpleNamespace(evaluation_is_most=True))
+    run = recipe("sft_65k", "eval.rows=512", "eval.every_steps=10", "remat=full", "mesh.tensor=2")
+    first, *others = found(run, planner=planner, failed=failed, report=lambda *told: seen.append(told))
+    assert first.changes == ("eval.rows=null",) and others == [] and planner.tried[0].eval.rows is None
+    assert seen == [(("eval.rows=null",), True)]
+
+
+def test_an_online_reference_can_score_before_the_first_step():
+    first, *_ = found(recipe("dpo", "reference.mode=online", "remat=full"))
+    assert first.changes == ("reference.mode=precompute",) and "before the first step" in first.cost
+
+
 def test_meshes_are_suggested_in_full():
     """Wide microbatches of a pair objective, whose rows no microbatch divides further."""
     config = recipe("dpo", "mesh.data=16", "mesh.fsdp=1", "mesh.tensor=1")

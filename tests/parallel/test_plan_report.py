@@ -9,16 +9,13 @@ import matplotlib.image
 import pytest
 from rich.console import Console
 
-from janus_jax.config import load_config
-from janus_jax.errors import ConfigError
 from janus_jax.parallel.hlo import Collective
 from janus_jax.parallel.hlo_findings import Finding
 from janus_jax.parallel.hlo_memory import Buffer
-from janus_jax.parallel.plan.explaining import explained
 from janus_jax.parallel.plan.grouping import buffer_groups, traffic_groups
 from janus_jax.parallel.plan.picture import _apart, picture
-from janus_jax.parallel.plan.result import Memory, Parameter, Plan
-from janus_jax.parallel.plan.text import operations, seconds, show, size
+from janus_jax.parallel.plan.result import Memory, Parameter, Plan, Timing
+from janus_jax.parallel.plan.text import operations, seconds, show, show_timing, size
 from janus_jax.parallel.roofline import Bound, StepFlops
 from janus_jax.parallel.topology import find_slice
 
@@ -126,6 +123,46 @@ def cells(lines: list[str], label: str) -> str:
     """The line that begins with a label, without it and with single spaces."""
     (found,) = [line for line in lines if line.startswith(label)]
     return " ".join(found.removeprefix(label).split())
+
+
+def test_what_lies_beside_the_step_is_told(fitting):
+    memory = dataclasses.replace(fitting.memory, code=GIB, kept_besides=GIB // 2, peak_is_estimate=True)
+    lines = printed(dataclasses.replace(fitting, memory=memory, flops=StepFlops(1e15, 0, 2e15)))
+    assert cells(lines, "code") == "1.00 of the programs themselves; exact"
+    assert cells(lines, "needed") == "13.50" and "estimated" in cells(lines, "temporaries")
+    assert not any("where the compiler says" in line for line in lines)
+    assert "2.00 PFLOP of the reference" in " ".join(" ".join(lines).split())
+    failed = dataclasses.replace(fitting.memory, evaluation_failed=True)
+    lines = printed(dataclasses.replace(fitting, fits=False, reason="evaluation", memory=failed))
+    assert cells(lines, "evaluation") == "more than there is: the compiler gave up"
+    assert not any(line.startswith("free") for line in lines)
+
+
+def timed(plan: Plan, **more: object) -> list[str]:
+    values = {"device": "TPU v5 lite", "devices": 32, "tokens_per_step": 256000, "held_bytes": 13 * GIB, **more}
+    file = io.StringIO()
+    console = Console(file=file, width=80, markup=False, highlight=False, emoji=False)
+    show_timing(Timing(plan=plan, seconds=(9.0, 8.0, 8.5), **values), console)  # type: ignore[arg-type]
+    return file.getvalue().splitlines()
+
+
+def test_what_was_measured_stands_beside_the_plan(fitting):
+    lines = timed(fitting)
+    assert lines[0] == "MEASURED on 32 x TPU v5 lite: 8.5 s a step"
+    assert cells(lines, "a step") == "8.5 s 4 s at the bound; 5.62 s in series"
+    assert cells(lines, "tokens/s") == "30,118 64,000 at the bound"
+    assert cells(lines, "work of a device") == "44.12 TFLOP/s"  # 1.2e16 / 32 / 8.5
+    assert cells(lines, "MFU") == "37.6% 80.0% at the bound"  # 0.8 * 4 / 8.5
+    assert cells(lines, "memory of a device") == "13.00 GiB 12.00 GiB the compiler's"
+    said = " ".join(" ".join(lines).split())
+    assert "median of 3 steps, 8 s to 9 s" in said and "while it made weights and moments" in said
+
+
+def test_without_figures_only_what_was_measured_is_shown(simulated):
+    lines = timed(simulated, device="cpu", devices=8, held_bytes=None)
+    assert cells(lines, "a step") == "8.5 s" and not any(line.startswith("MFU") for line in lines)
+    assert cells(lines, "memory of a device").startswith("not told ")
+    assert "none: there are no figures of cpu:8" in lines[-1]
 
 
 def test_what_evaluation_needs_is_told(fitting):
@@ -314,49 +351,3 @@ def test_what_json_gets_can_be_written_and_has_the_derived_figures(fitting):
         "shape": [4096],
         "on_device": [256],
     }
-
-
-# --explain
-
-
-def test_explain_says_axes_rules_pieces_and_copies():
-    config = load_config("configs/sft_65k.yaml", ["mesh.data=2", "mesh.tensor=4"])
-    text = explained(config, "v5litepod-16", "layers.mlp")
-    head, down, gate, up = text.split("\n\n")
-    assert head == "mesh data 2 x fsdp 2 x tensor 4 x context 1, 16 devices"
-    assert [part.split()[0] for part in (down, gate, up)] == [f"layers.mlp.{name}" for name in ("down", "gate", "up")]
-    lines = [" ".join(line.split()) for line in gate.splitlines()]
-    assert lines == [
-        "layers.mlp.gate float32 32 x 4,096 x 14,336",
-        "logical axis size sharding rule on a device",
-        "layers 32 none 32",
-        "embed 4,096 fsdp (2) 2,048",
-        "mlp 14,336 tensor (4) 3,584",
-        "on a device: 32 x 2,048 x 3,584, 0.88 GiB of 7.00 GiB; two moments in float32: 1.75 GiB",
-        "replicated: each of 8 pieces lies on 2 devices, along data (2)",
-    ]
-
-
-def test_explain_knows_what_is_whole_everywhere_and_what_is_nowhere_twice():
-    config = load_config("configs/sft_65k.yaml", ["sharding.embed=null"])
-    assert "replicated: the whole of it lies on 16 devices, along fsdp (16)" in explained(
-        config, "v5litepod-16", "final_norm"
-    )
-    config = load_config("configs/sft_65k.yaml", [])
-    assert "16 pieces, each on one device: nothing is replicated" in explained(config, "v5litepod-16", "embedding")
-
-
-@pytest.mark.parametrize(
-    ("name", "near"),
-    [("layers.mlp.gat", "layers.mlp.gate"), ("gate", "layers.mlp.gate"), ("layer", "layers"), ("%", "allowed: ")],
-)
-def test_explain_names_the_nearest_of_an_unknown_parameter(name, near):
-    with pytest.raises(ConfigError, match=f"--explain {name}: no parameter; .*{near}"):
-        explained(load_config("configs/sft_65k.yaml", []), "v5litepod-16", name)
-
-
-def test_explain_refuses_what_training_would():
-    with pytest.raises(ConfigError, match=r"mesh.data=1: there are 2 slices; allowed: a multiple of 2"):
-        explained(load_config("configs/sft_65k.yaml", []), "v5litepod-16", "embedding", num_slices=2)
-    with pytest.raises(ConfigError, match=r"tensor=16 does not divide kv_heads=8 of parameter layers\.attention\.k"):
-        explained(load_config("configs/sft_65k.yaml", ["mesh.tensor=16"]), "v5litepod-16", "embedding")

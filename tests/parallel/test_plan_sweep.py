@@ -16,6 +16,7 @@ from janus_jax.parallel.plan.compiling import Refused, program_of
 from janus_jax.parallel.plan.estimate import MARGIN, estimate
 from janus_jax.parallel.plan.front import pareto, plot
 from janus_jax.parallel.plan.inputs import find_inputs
+from janus_jax.parallel.plan.key import code
 from janus_jax.parallel.plan.sweep import Cell, sweep
 from janus_jax.parallel.plan.worker import keep
 from janus_jax.parallel.topology import devices, find_slice, load_chips
@@ -262,7 +263,9 @@ def test_what_xla_refuses_is_known_afterwards(tmp_path, monkeypatch):
     plain = tiny().model_dump(mode="json", by_alias=True)
     for error, known in ((Refused("XLA refuses the program: x"), True), (ConfigError("no libtpu"), False)):
         path = tmp_path / type(error).__name__
-        job = {"config": plain, "topology": "cpu:2", "num_slices": 1, "chips": None, "path": str(path)}
+        job = {"config": plain, "topology": "cpu:2", "num_slices": 1, "chips": None, "code": code(), "path": str(path)}
+        assert worker.work(job | {"code": "of before"})["error"].startswith("the sources have changed")
+        assert not path.exists()
         assert worker.work(job) == {"error": str(error)} and path.exists() == known
         assert sweeping._read(path) == ({"error": str(error)} if known else None)
 

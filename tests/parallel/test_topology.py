@@ -79,7 +79,7 @@ def test_sides_of_whole_pods_and_cubes_close_to_rings(name, wrap):
         ("v5elitepod-16", ["near to it: v5litepod-16"]),
         ("v5p:3x4x4", ["3x4x4", "whole hosts"]),
         ("v5e:4x4x4", ["2 sides"]),
-        ("cpu:0", ["unknown"]),
+        ("cpu:0", ["allowed: cpu:DEVICES"]),
         ("", ["unknown"]),
     ],
 )

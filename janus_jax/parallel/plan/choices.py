@@ -49,6 +49,10 @@ def batches(
         inputs: of a configuration on this mesh; asked where a batch is a number of examples.
     """
     rows, examples = config.batch.rows, config.batch.examples
+    if config.compat.token_mean == "per_microbatch":  # they decide what is computed
+        if wanted is None or inputs(config).shape.rows / split in wanted:
+            yield {"batch.microbatches": config.batch.microbatches}
+        return
     if rows is not None and wanted is not None:
         for each in wanted:
             micro = max(1, round(rows / (each * split)))

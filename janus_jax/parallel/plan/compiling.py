@@ -23,11 +23,11 @@ from janus_jax.parallel.hlo import MeshLayout, collectives
 from janus_jax.parallel.hlo_findings import warnings
 from janus_jax.parallel.plan.bounds import step_bound, step_flops, ways_of
 from janus_jax.parallel.plan.changes import changed
-from janus_jax.parallel.plan.inputs import Inputs, check_rows, find_inputs
+from janus_jax.parallel.plan.inputs import Inputs, check_layout, check_rows, find_inputs
 from janus_jax.parallel.plan.log import compiler_log
 from janus_jax.parallel.plan.memory import memory_of
 from janus_jax.parallel.plan.result import Parameter, Plan
-from janus_jax.parallel.topology import ChipTable, Slice, devices, find_slice, load_chips
+from janus_jax.parallel.topology import ChipTable, Slice, check_count, devices, find_slice, load_chips
 from janus_jax.training.optimizer import Schedule
 from janus_jax.training.program import Program, build_program
 
@@ -59,12 +59,15 @@ def plan(
     The evaluation step is compiled as well where it takes more rows at a time than the training step.
     """
     of, table = find_slice(topology), load_chips(chips)
+    check_count(of, num_slices, table)
+    if mesh is None:
+        check_layout(config, of.devices * num_slices, num_slices)
     config, mesh = lay_out(config, devices(of, num_slices), mesh)
     found = find_inputs(config, of.devices * num_slices)
     program = program_of(config, found, mesh)
-    step = compile_step(program.train, _arguments(program, found), topology)
-    larger = _evaluation(config, found, program)
-    evaluation = None if larger is None else compile_step(program.evaluate, larger, topology)
+    on_tpu, larger = of.topology is not None, _evaluation(config, found, program)
+    step = compile_step(program.train, _arguments(program, found), topology, on_tpu=on_tpu)
+    evaluation = None if larger is None else compile_step(program.evaluate, larger, topology, on_tpu=on_tpu)
     if dump_hlo is not None:
         _dump(Path(dump_hlo), step.lowered, step.hlo)
     return describe(config, found, program, step, of, table, num_slices, evaluation)
@@ -103,17 +106,18 @@ class Refused(ConfigError):
     """XLA does not compile a program, and never will."""
 
 
-def compile_step(jitted: Any, arguments: Any, where: str) -> CompiledStep:
+def compile_step(jitted: Any, arguments: Any, where: str, *, on_tpu: bool) -> CompiledStep:
     """Lowers and compiles a step for arrays, or their shapes.
 
     Args:
         where: names the devices in an error.
+        on_tpu: whether it is libtpu that compiles, which does not write to stderr what it has to say of a program.
     Raises:
         Refused: the compiler does not take the program, not for want of memory.
     """
     lowered = jitted.lower(*arguments)
     text, begun = lowered.as_text(), time.perf_counter()
-    with compiler_log() as log, _no_cache():
+    with compiler_log(aside=not on_tpu) as log, _no_cache():
         try:
             executable, reason = lowered.compile(), None
         except jax.errors.JaxRuntimeError as error:
@@ -141,14 +145,16 @@ def describe(
         scores: whether an online reference counts, as it does in training.
     """
     mesh, reason, hlo = program.mesh, step.reason, step.hlo
-    if reason is None and evaluation is not None and evaluation.reason is not None:
+    too_much = evaluation is not None and evaluation.reason is not None
+    if reason is None and evaluation is not None and too_much:
         reason = f"evaluation, eval.rows={config.eval.rows}: {evaluation.reason}"
     chip = None if of.topology is None else table.chips[of.family]
     usable = None if chip is None else chip.usable_hbm_bytes_per_device
     evaluated = None if evaluation is None else evaluation.executable
     memory = memory_of(config, program, found, step.executable, hlo, usable, evaluated, scores=scores)
+    memory = dataclasses.replace(memory, evaluation_failed=too_much)
     if reason is None and usable is not None and memory.needed is not None and memory.needed > usable:
-        which = "evaluation" if (memory.evaluation or 0) > (memory.peak or 0) else "the step"
+        which = "evaluation" if memory.evaluation_is_most else "the step"
         reason = f"{which} needs {memory.needed / 2**30:.2f} GiB and {usable / 2**30:.2f} GiB are usable"
     moved = collectives(hlo, MeshLayout.of(mesh)) if hlo else []
     ways, bound = ways_of(mesh, program.rules), None

@@ -18,7 +18,7 @@ from janus_jax.parallel.plan.estimate import Estimate, estimate
 from janus_jax.parallel.plan.result import Plan
 from janus_jax.parallel.topology import Slice, find_slice, load_chips
 
-_KINDS = ("remat", "microbatches", "moments", "mesh", "offload")
+_KINDS = ("reference", "remat", "microbatches", "moments", "mesh", "offload")
 """What may change, cheapest first."""
 
 _MICROBATCHES = "batch.microbatches"
@@ -69,6 +69,7 @@ def suggestions(
     enough: int = 3,
     tries: int = 12,
     planner: Callable[..., Plan] = plan,
+    report: Callable[[tuple[str, ...], bool], None] | None = None,
 ) -> Iterator[Suggestion]:
     """Changes of one or two keys with which the step fits, cheapest first, each as soon as it is compiled; of three if
     no two are enough. A mesh, with its microbatches, counts as one key.
@@ -81,12 +82,22 @@ def suggestions(
         enough: suggestions at most.
         tries: programs at most that are compiled.
         planner: compiles, in place of `plan`.
+        report: called with the overrides of each program that was compiled, and whether it fits.
     Raises:
         ConfigError: unknown slice, no libtpu.
         DataError, ConversionError: as training would.
     """
     if failed is not None and failed.fits:
         return
+    if failed is not None and failed.memory.evaluation_is_most:
+        smaller = changed(config, {"eval.rows": None})
+        compiled = planner(smaller, topology, num_slices=num_slices, chips=chips)
+        if report is not None:
+            report(("eval.rows=null",), compiled.fits)
+        if compiled.fits:
+            yield Suggestion(("eval.rows=null",), "evaluation takes as many rows at a time as training", compiled)
+            return
+        config, tries = smaller, tries - 1
     of = find_slice(topology)
     chip = None if of.topology is None else load_chips(chips).chips[of.family]
     usable = None if chip is None else chip.usable_hbm_bytes_per_device
@@ -106,16 +117,19 @@ def suggestions(
         for attempt in sorted(attempts, key=operator.attrgetter("order")):
             if any(before.kinds <= attempt.kinds for before in found):
                 continue
-            if len(found) == enough or tries == 0:
+            if len(found) == enough or tries <= 0:
                 return
             tries -= 1
             try:
                 compiled = planner(attempt.config, topology, num_slices=num_slices, chips=chips)
             except ConfigError:  # such as a kernel that the compiler refuses
                 continue
+            changes = tuple(overrides(attempt.values))
+            if report is not None:
+                report(changes, compiled.fits)
             if compiled.fits:
                 found.append(attempt)
-                yield Suggestion(tuple(overrides(attempt.values)), _cost(config, base, attempt), compiled)
+                yield Suggestion(changes, _cost(config, base, attempt), compiled)
         if together == 2 and found:
             return
 
@@ -142,6 +156,8 @@ def _attempts(
 
 
 def _singles(config: RunConfig, of: Slice, num_slices: int, inputs: InputsOfBatches) -> Iterator[_Change]:
+    if config.reference.mode == "online":
+        yield _Change("reference", {"reference.mode": "precompute"})
     if config.remat in ("none", "dots"):
         yield _Change("remat", {"remat": "full"})
     count = of.devices * num_slices
@@ -171,6 +187,7 @@ def _sizes(config: RunConfig, count: int) -> dict[str, int]:
 def _cost(config: RunConfig, base: Estimate | None, attempt: _Attempt) -> str:
     found, was = attempt.estimate.bound, None if base is None else base.bound
     words = {
+        "reference": "the same mathematics; the reference scores all examples before the first step",
         "remat": "blocks are computed a second time in the backward pass",
         "microbatches": f"the same mathematics; weights come together {attempt.config.batch.microbatches} times a step "
         f"in place of {config.batch.microbatches}",

@@ -156,6 +156,11 @@ def online_reference(config: RunConfig, found: Inputs) -> bool:
     return found.objective.needs_reference and config.reference.mode == "online"
 
 
+def check_layout(config: RunConfig, devices: int, num_slices: int) -> None:
+    """Raises ConfigError where the mesh does not suit so many devices and slices; none of them need be there."""
+    meshes.check_slices(meshes.MeshShape(**config.mesh.model_dump()).resolve(devices), num_slices)
+
+
 def check_rows(config: RunConfig, found: Inputs, mesh: Any, rules: meshes.Rules) -> None:
     """Raises ConfigError where rows of training or evaluation do not divide over the mesh, as training would."""
     meshes.check_rows(found.shape.rows, mesh, rules, "batch.rows", found.shape.microbatches)

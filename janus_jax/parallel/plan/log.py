@@ -12,13 +12,18 @@ _KNOWN = "Involuntary full rematerialization"
 
 
 @contextlib.contextmanager
-def compiler_log() -> Iterator[Callable[[], str]]:
-    """Yields what gives, afterwards, all that was logged meanwhile: on stderr by XLA for CPUs and GPUs, in a file of
-    $TPU_LOG_DIR by libtpu. Other lines on stderr, of whatever thread, appear there at the end."""
+def compiler_log(*, aside: bool = True) -> Iterator[Callable[[], str]]:
+    """Yields what gives, afterwards, all that was logged meanwhile: on stderr by XLA for CPUs and GPUs, in a file by
+    libtpu.
+
+    Args:
+        aside: look at stderr too. What else is written there meanwhile, by whatever thread, appears at the end, and not
+            at all if the compiler takes the process with it.
+    """
     told: list[str] = []
     file = _libtpu_log()
     before = 0 if file is None else file.stat().st_size
-    with _stderr_aside(told):
+    with _stderr_aside(told) if aside else contextlib.nullcontext():
         yield lambda: "".join(told)
     if (file := _libtpu_log()) is not None:
         with file.open(encoding="utf-8", errors="replace") as log:
@@ -55,7 +60,7 @@ def _flush() -> None:
 
 
 def _libtpu_log() -> Path | None:
-    directory = os.environ.get("TPU_LOG_DIR", "")
+    directory = os.environ.get("TPU_LOG_DIR", "/tmp/tpu_logs")  # its own default
     if not os.path.isdir(directory):
         return None
     return next(Path(directory).glob(f"tpu_driver.*.WARNING.*.{os.getpid()}"), None)

@@ -21,9 +21,14 @@ class Memory:
     temporaries: tuple[Buffer, ...]  # beside the arguments, at that moment; an estimate
     estimated_temporaries: int  # their sum, which should be about peak - arguments
     kept_besides: int = 0  # what a run holds on the device that the step does not take: an online reference
-    evaluation: int | None = None  # with the moments that wait; None: it takes no more rows than the step, or failed
+    evaluation: int | None = None  # with the moments that wait; None: it takes no more rows than the step, or too much
+    evaluation_failed: bool = False  # the compiler ran out of memory
     code: int = 0  # of the programs themselves
     peak_is_estimate: bool = False  # with `offload` the compiler's figure may be that of the host's memory
+
+    @property
+    def evaluation_is_most(self) -> bool:
+        return self.evaluation_failed or (self.evaluation or 0) > (self.peak or 0)
 
     @property
     def needed(self) -> int | None:

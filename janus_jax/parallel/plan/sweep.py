@@ -10,8 +10,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -25,10 +23,10 @@ from janus_jax.config import RunConfig
 from janus_jax.errors import ConfigError
 from janus_jax.parallel.plan.changes import changed, overrides
 from janus_jax.parallel.plan.choices import Axes, InputsOfBatches, choices
-from janus_jax.parallel.plan.compiling import versions
 from janus_jax.parallel.plan.estimate import Estimate, estimate
 from janus_jax.parallel.plan.inputs import Inputs
-from janus_jax.parallel.topology import Slice, devices, find_slice, load_chips
+from janus_jax.parallel.plan.key import code, key
+from janus_jax.parallel.topology import check_count, devices, find_slice, load_chips
 
 BYTES_PER_WORKER = 2 * 2**30
 """What compiling a step of a 7B model takes on the host."""
@@ -78,7 +76,7 @@ class Cell:
 
 
 Job = dict[str, Any]
-"""`config`, `topology`, `num_slices`, `chips`, and the `path` of its result."""
+"""`config`, `topology`, `num_slices`, `chips`, the `code` that it is for, and the `path` of its result."""
 
 
 def sweep(
@@ -108,6 +106,7 @@ def sweep(
         DataError, ConversionError: as training would.
     """
     axes, of = axes or Axes(), find_slice(topology)
+    check_count(of, num_slices, load_chips(chips))
     chip = None if of.topology is None else load_chips(chips).chips[of.family]
     usable = None if chip is None else chip.usable_hbm_bytes_per_device
     finder, cells = InputsOfBatches(of.devices * num_slices), []
@@ -130,7 +129,7 @@ def sweep(
         *(cell.as_cell(config, "left out", f"{limit} others have better estimates") for cell in rest),
     ]
     directory = Path(cache) if cache is not None else staging.cache() / "plans"
-    paths = [directory / f"{_key(cell, of, num_slices, chip)}.json" for cell in chosen]
+    paths = [directory / f"{key(cell.config, cell.found, of, num_slices, chip)}.json" for cell in chosen]
     missing = []
     for cell, path in zip(chosen, paths, strict=True):
         known = _read(path)
@@ -195,42 +194,6 @@ def _too_much(found: Estimate, usable: int | None) -> str:
     return f"about {found.bytes / 2**30:.1f} GiB by estimate, and {(usable or 0) / 2**30:.2f} are usable"
 
 
-def _key(cell: _Candidate, of: Slice, num_slices: int, chip: Any) -> str:
-    """Of all that decides a plan, without lowering it: the shapes, what is configured, slice, code and compiler."""
-    config, found = cell.config, cell.found
-    sections = (
-        "objective",
-        "optimizer",
-        "schedule",
-        "mesh",
-        "sharding",
-        "precision",
-        "remat",
-        "batch",
-        "compat",
-        "eval",
-    )
-    written = config.model_dump(mode="json", by_alias=True)
-    values = [
-        {name: written[name] for name in sections} | {"reference": config.reference.mode},
-        [dataclasses.asdict(found.model), dataclasses.asdict(found.shape), found.shared_slots, found.total_steps],
-        [found.steps_per_epoch, found.tokens_per_step, found.segment, found.assumed],
-        [dataclasses.asdict(of), num_slices, None if chip is None else chip.model_dump()],
-        [versions(), importlib.metadata.version("optax"), os.environ.get("LIBTPU_INIT_ARGS"), _code()],
-    ]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-@functools.cache
-def _code() -> str:
-    """Of this package's sources, which decide the program as much as its version does."""
-    digest, root = hashlib.sha256(), Path(__file__).parents[2]
-    parts = ("model/**/", "objectives/**/", "parallel/**/", "training/**/", "data/", "")
-    for path in sorted(path for part in parts for path in root.glob(f"{part}*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -242,7 +205,14 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _job(cell: _Candidate, topology: str, num_slices: int, chips: str | os.PathLike[str] | None, path: Path) -> Job:
     written = cell.config.model_dump(mode="json", by_alias=True)
     given = None if chips is None else os.fspath(chips)
-    return {"config": written, "topology": topology, "num_slices": num_slices, "chips": given, "path": str(path)}
+    return {
+        "config": written,
+        "topology": topology,
+        "num_slices": num_slices,
+        "chips": given,
+        "code": code(),
+        "path": str(path),
+    }
 
 
 @contextlib.contextmanager

@@ -141,6 +141,8 @@ def _memory(plan: Plan, console: Console) -> None:
         row(label, count, "exact")
     if memory.kept_besides:
         row("reference", memory.kept_besides, "kept beside the step; exact")
+    if memory.evaluation_failed:
+        table.add_row("evaluation", "", "more than there is: the compiler gave up")
     if memory.evaluation is not None:
         row("evaluation", memory.evaluation, "all that it needs, moments included; not at the same time as the rest")
     if memory.needed is not None and memory.peak is not None:
@@ -153,7 +155,7 @@ def _memory(plan: Plan, console: Console) -> None:
         row("needed", arguments + memory.kept_besides, "and temporaries: the compiler gave up, see above")
     if memory.usable is not None:
         row("usable", memory.usable, "what libtpu gives a program")
-        if memory.needed is not None:
+        if memory.needed is not None and not memory.evaluation_failed:
             row("free" if memory.needed <= memory.usable else "lacking", abs(memory.usable - memory.needed))
     console.print(table)
     console.print()

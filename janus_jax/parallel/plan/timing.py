@@ -57,7 +57,7 @@ def time_step(
         make = jax.jit(lambda key: init_params(found.model, key, program.params_dtype), out_shardings=shardings)
         state = program.init(make(jax.random.key(config.run.seed)))
         batch = jax.tree.map(_placed, batch, program.batch_shardings)
-    step = compile_step(program.train, (state, batch), of.name)
+    step = compile_step(program.train, (state, batch), of.name, on_tpu=devices[0].platform == "tpu")
     if step.executable is None:
         raise OutOfMemoryError(f"{of.name}: {step.reason}")
     planned = describe(config, found, program, step, of, table, num_slices, scores=False)

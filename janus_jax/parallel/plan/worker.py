@@ -14,6 +14,7 @@ from typing import Any
 from janus_jax.config import RunConfig
 from janus_jax.errors import ConfigError, ConversionError, DataError
 from janus_jax.parallel.plan.compiling import Refused, plan
+from janus_jax.parallel.plan.key import code
 
 
 def main() -> None:
@@ -23,6 +24,8 @@ def main() -> None:
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
     """`{plan: ...}` or `{error: ...}`, kept in `job["path"]` but for errors that may be of this machine."""
+    if job["code"] != code():  # edited since the sweep began: the name of its result is not this program's
+        return {"error": "the sources have changed since the sweep began; start it again"}
     config = RunConfig.model_validate(job["config"])
     try:
         found = plan(config, job["topology"], num_slices=job["num_slices"], chips=job["chips"])
