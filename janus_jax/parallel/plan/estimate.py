@@ -136,6 +136,8 @@ class _Shares:
         width = model.hidden_size
         kept = model.num_layers * self.tokens * self._kept(remat)
         copy = self.layers * compute if self.parameter > compute else 0
+        if remat == "full" and self.found.shape.microbatches == 1:
+            copy = 0  # gradients of layers take the place of what the layers computed with (model/layers.py)
         gradients = self.layers * min(self.parameter, compute) + (self.whole - self.layers) * self.parameter
         summed = self.whole * 4 if self.found.shape.microbatches > 1 else 0
         gathered = 1.5 * self.layers * self.ways["embed"] / model.num_layers * compute
