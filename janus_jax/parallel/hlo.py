@@ -94,7 +94,7 @@ class Collective:
     is_async: bool  # started and awaited apart, so that other work may run meanwhile
     over_dcn: bool
     op_name: str  # of the traced program; empty where the compiler dropped it
-    count_is_certain: bool = True  # false: inside a loop whose length depends on data
+    count_is_certain: bool = True  # false: in a loop whose length, or a branch whose choice, depends on data
 
 
 def collectives(hlo_text: str, layout: MeshLayout) -> list[Collective]:
@@ -174,7 +174,9 @@ class _Walk:
         if code == "conditional":
             names = [*each.called("branch_computations"), *each.called("true_computation")]
             branches = [self._inner(name, None) for name in [*names, *each.called("false_computation")]]
-            return max(branches, key=lambda inner: sum(one.wire_bytes for one in inner), default=[])
+            most = max(branches, key=lambda inner: sum(one.wire_bytes for one in inner), default=[])
+            alike = len({tuple(sorted((one.kind, one.axes, one.wire_bytes) for one in inner)) for inner in branches}) < 2
+            return [_times(one, 1, alike) for one in most]
         if code == "fusion":
             return self._fusion(where, each, known, chains)
         if code in ("call", "call-start", "async-start", "custom-call"):
@@ -361,4 +363,4 @@ def _megascale_groups(attributes: str) -> tuple[list[list[int]], int]:
     return groups, max(map(len, groups), default=1)
 
 
-__all__ = ["KINDS", "Collective", "MeshLayout", "collectives", "shape_bytes"]
+__all__ = ["KINDS", "Collective", "MeshLayout", "collectives"]

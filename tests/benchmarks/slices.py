@@ -73,6 +73,7 @@ class Count:
         self.left = most
         self.seen: set[tuple[Any, ...]] = set()
         self.estimates: dict[tuple[Any, ...], float] = {}  # over what the compiler found
+        self.rows: dict[Wanted, list[str]] = {}
 
     def take(self, wanted: Wanted, cells: list[Cell]) -> None:
         compiled = [cell for cell in cells if cell.status in ("fits", "too large", "failed")]
@@ -86,6 +87,8 @@ class Count:
 
 def row(wanted: Wanted, count: Count) -> list[str]:
     """One line of a table."""
+    if wanted in count.rows:
+        return count.rows[wanted]
     config = load_config(f"configs/{wanted.recipe}.yaml", list(wanted.changes))
     axes = Axes(remat=wanted.remat, moments=(wanted.moments,))
     known: list[Cell] = []
@@ -97,7 +100,7 @@ def row(wanted: Wanted, count: Count) -> list[str]:
         if known[0].status == "fits":
             break
     cells = known or sweep(config, wanted.topology, wanted.num_slices, axes, limit=0)
-    said = _said(config, wanted, cells)
+    said = count.rows[wanted] = _said(config, wanted, cells)
     print(" | ".join(said), file=sys.stderr, flush=True)
     return said
 

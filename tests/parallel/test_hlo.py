@@ -245,3 +245,19 @@ def test_what_comes_after_a_kernel_in_a_loop_counts():
         ("all-reduce", ("tensor",), False): [layers, layers * size, layers * size],
         ("all-gather", ("fsdp",), False): [layers, layers * size, layers * size // 2],
     }
+
+
+def test_what_a_branch_sends_is_an_upper_bound_and_said_to_be_uncertain():
+    def branch(x, other):
+        def body(c, i):
+            return lax.cond(i % 2 == 0, lambda c: lax.psum(jnp.tanh(c), "fsdp"), other, c), None
+
+        return lax.scan(body, x, jnp.arange(6))[0]
+
+    mesh = on("cpu:8", (1, 4, 2))
+    some = read(lambda x: branch(x, jnp.cos), mesh, out_spec=P(None, "tensor"))
+    assert [(each.kind, each.count, each.count_is_certain) for each in some if each.wire_bytes] == [
+        ("all-reduce", 6, False)
+    ]
+    both = read(lambda x: branch(x, lambda c: lax.psum(jnp.cos(c), "fsdp")), mesh, out_spec=P(None, "tensor"))
+    assert {each.count_is_certain for each in both} == {True} and sum(each.count for each in both) == 6
