@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax.parallel.hlo_text import Computation, Environment, Instruction, Program, parse, shape_bytes
+from janus_jax.parallel.hlo_text import Computation, Environment, Instruction, Program, parse
 
 KINDS = (
     "all-gather",
@@ -175,7 +175,9 @@ class _Walk:
             names = [*each.called("branch_computations"), *each.called("true_computation")]
             branches = [self._inner(name, None) for name in [*names, *each.called("false_computation")]]
             most = max(branches, key=lambda inner: sum(one.wire_bytes for one in inner), default=[])
-            alike = len({tuple(sorted((one.kind, one.axes, one.wire_bytes) for one in inner)) for inner in branches}) < 2
+            alike = (
+                len({tuple(sorted((one.kind, one.axes, one.wire_bytes) for one in inner)) for inner in branches}) < 2
+            )
             return [_times(one, 1, alike) for one in most]
         if code == "fusion":
             return self._fusion(where, each, known, chains)
