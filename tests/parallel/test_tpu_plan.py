@@ -44,10 +44,10 @@ def test_a_small_model_on_v5e(tmp_path):
     assert 0 < found.bound.seconds < 1 and 0 < found.bound.mfu <= 1
 
 
-@pytest.mark.parametrize("name", ["v2-8", "v3-8", "tpu7x-2"])
+@pytest.mark.parametrize("name", ["v2-8", "v3-8", "v4-8"])
 def test_attention_is_the_kernels_where_the_chip_has_one(name, tmp_path):
     found = plan(run(tmp_path, mesh={"data": 1, "fsdp": -1, "tensor": 1}), name)
-    old = name != "tpu7x-2"
+    old = name != "v4-8"
     assert found.fits and found.attention.startswith("plain JAX (kernels of a TPU v" if old else "splash kernel")
     assert found.bound.tokens_per_s > 0
     with contextlib.nullcontext() if not old else pytest.raises(ConfigError, match="multiply no bfloat16; allowed"):
