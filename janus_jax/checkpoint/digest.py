@@ -45,13 +45,18 @@ class Digests:
 def tensors(source: Source) -> Iterator[tuple[KeyEntry, np.ndarray]]:
     """Every tensor of a model in the order of the key table, in the stored dtype; one is read ahead in a thread."""
     entries = key_table(source.config)
-    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tensors") as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tensors")
+    try:
         ahead = pool.submit(source.read, entries[0])
         for entry, following in zip(entries, [*entries[1:], None], strict=True):
             block = ahead.result()
             if following is not None:
                 ahead = pool.submit(source.read, following)
             yield entry, block
+    finally:
+        # The garbage collector ends what nobody read to its end, perhaps in a thread that is just being started and
+        # holds a lock without which no thread can be waited for.
+        pool.shutdown(wait=False)
 
 
 @dataclasses.dataclass(frozen=True)

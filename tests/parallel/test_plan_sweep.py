@@ -44,15 +44,20 @@ def recipe(name="sft_65k", *overrides) -> RunConfig:
 
 
 ONE_ROW, TWO_ROWS = ("batch.rows=16", "batch.microbatches=1"), ("batch.rows=32", "batch.microbatches=1")
-NARROW = "optimizer.moments=bfloat16"
+NARROW, DOTS = "optimizer.moments=bfloat16", "remat=dots"
 COMPILED = [
-    ("v5litepod-16", recipe("sft_65k", *ONE_ROW), 5.058, 10.706),
-    ("v5litepod-16", recipe("sft_65k", *TWO_ROWS), 5.059, 14.446),
+    ("v5litepod-16", recipe("sft_65k", *ONE_ROW), 5.058, 9.893),
+    ("v5litepod-16", recipe("sft_65k", *TWO_ROWS), 5.059, 13.709),
     ("v5litepod-16", recipe("dpo"), 5.059, 8.307),
     ("v5litepod-16", recipe("sft_65k", "mesh.tensor=4", "batch.microbatches=8"), 5.060, 10.986),
     ("v5litepod-16", recipe("sft_65k", *ONE_ROW, "remat=offload"), 5.058, 9.100),
     ("v5litepod-8", recipe("sft_65k", NARROW, "remat=offload", "batch.microbatches=4"), 6.745, 15.157),
     ("v4-32", recipe("sft_65k", "batch.rows=16", "mesh.tensor=2", "mesh.context=2"), 10.117, 19.898),
+    ("v5litepod-16", recipe("rm", "batch.microbatches=1"), 4.967, 13.649),
+    ("v5litepod-16", recipe("orpo", "mesh.fsdp=2", "mesh.tensor=8", "batch.microbatches=2", DOTS), 5.060, 14.814),
+    ("v5litepod-64", recipe("sft_65k", *TWO_ROWS, "mesh.tensor=2", DOTS), 1.265, 14.723),
+    ("v5litepod-8", recipe("sft_65k", "batch.rows=8", "batch.microbatches=1", "remat=offload"), 10.117, 15.058),
+    ("v6e-16", recipe("dpo", "mesh.fsdp=4", "mesh.tensor=4", DOTS), 5.059, 15.642),
     ("v5p-32", recipe("sft_65k", *ONE_ROW, "remat=none"), 5.058, 80.875),
     ("v5p-16", recipe("sft_65k", "remat=dots", "batch.microbatches=4"), 10.117, 39.117),
 ]
