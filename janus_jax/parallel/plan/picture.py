@@ -10,7 +10,13 @@ from janus_jax.parallel.plan.result import Plan
 from janus_jax.parallel.plan.text import RESOURCES, operations, seconds, size, verdict
 
 # Okabe and Ito's palette, told apart by the colour-blind; arguments are hatched, so that no pair rests on colour alone.
-_ARGUMENTS = {"parameters": "#0072B2", "moments": "#56B4E9", "batch": "#999999", "reference": "#333333"}
+_ARGUMENTS = {
+    "parameters": "#0072B2",
+    "moments": "#56B4E9",
+    "batch": "#999999",
+    "reference": "#333333",
+    "code": "#777777",
+}
 _TEMPORARIES = ("#E69F00", "#F0E442", "#009E73", "#CC79A7", "#D55E00")
 _OTHER, _FREE, _LIMIT = "#BBBBBB", "#FFFFFF", "#D55E00"
 _GROUPS = len(_TEMPORARIES)
@@ -56,6 +62,8 @@ def _parts(plan: Plan) -> list[tuple[str, float, str, str]]:
     ]
     if memory.kept_besides:
         parts.append(("reference", memory.kept_besides, _ARGUMENTS["reference"], "//"))
+    if memory.code:
+        parts.append(("code", memory.code, _ARGUMENTS["code"], "//"))
     if memory.peak is None:
         return parts
     temporary = max(0, memory.peak - sum(memory.arguments.values()))
