@@ -41,6 +41,7 @@ def plot(cells: Iterable[Cell], path: str | os.PathLike[str]) -> None:
         chart.axvline(usable / 2**30, color="grey", lw=1)
     chart.set_xlabel("peak memory of a device, GiB (grey: usable)")
     chart.set_ylabel("tokens/s if nothing overlaps, at peaks that no run reaches")
+    chart.yaxis.set_major_formatter("{x:,.0f}")
     if shown:
         chart.legend(fontsize=8)
     figure.savefig(path, dpi=120, format="png")
