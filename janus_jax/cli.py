@@ -16,7 +16,15 @@ import typer
 
 from janus_jax import __version__, cli_convert, cli_inspect, cli_plan, cli_timing
 from janus_jax.cli_outputs import require_writable
-from janus_jax.cli_runtime import Coordinator, Devices, NumProcesses, ProcessId, runtime_options
+from janus_jax.cli_runtime import (
+    ConfigFile,
+    Coordinator,
+    Devices,
+    NumProcesses,
+    Overrides,
+    ProcessId,
+    runtime_options,
+)
 from janus_jax.errors import ConfigError, JanusError, LostPeerError
 
 _settings: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
@@ -28,12 +36,6 @@ config_app = typer.Typer(help="Look at run configurations.", **_settings)
 app.add_typer(data_app, name="data")
 app.add_typer(cli_convert.app, name="convert")
 app.add_typer(config_app, name="config")
-
-_OVERRIDES_HELP = "Changes to single keys, like batch.rows=4 or init.from=runs/sft; values are YAML."
-ConfigFile = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="YAML file; paths in it start at the working directory.")
-]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=_OVERRIDES_HELP, show_default=False)]
 
 
 def main() -> None:

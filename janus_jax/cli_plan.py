@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from janus_jax.cli_outputs import require_file, require_writable, write_json
-from janus_jax.cli_runtime import interruptibly
+from janus_jax.cli_runtime import ConfigAlone, Overrides, interruptibly
 from janus_jax.errors import ConfigError
 
 EPILOG = "Example: janus plan configs/sft_65k.yaml --topology v5litepod-16 batch.rows=64 --png plan.png"
@@ -19,9 +19,7 @@ DOES_NOT_FIT = 3
 
 
 def plan(
-    config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="YAML file; data and weights that it names need not be here.")
-    ],
+    config: ConfigAlone,
     topology: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Slice: v5litepod-16, v4-32, a shape like v5p:4x4x12, or cpu:8."),
@@ -30,10 +28,7 @@ def plan(
         str | None,
         typer.Option(metavar="cpu:N", help="Instead of --topology: so many simulated devices; needs no libtpu."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Changes to keys of CONFIG, like mesh.tensor=2.", show_default=False),
-    ] = None,
+    overrides: Overrides = None,
     slices: Annotated[int, typer.Option(min=1, help="So many alike, over the data centre's network.")] = 1,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the numbers as JSON.")] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture of memory and time.")] = None,

@@ -1,4 +1,4 @@
-"""Options of commands that run on devices: processes, and simulated devices."""
+"""What several commands take: configurations, changes to them, processes and simulated devices."""
 
 import concurrent.futures
 import re
@@ -10,6 +10,20 @@ import typer
 from janus_jax.errors import ConfigError
 from janus_jax.parallel.runtime import RuntimeOptions
 
+ConfigFile = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="YAML file; paths in it start at the working directory.")
+]
+ConfigAlone = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="YAML file; data and weights that it names need not be here.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Changes to single keys, like batch.rows=4 or init.from=runs/sft; values are YAML.",
+        show_default=False,
+    ),
+]
 Coordinator = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Address of process 0, where nothing detects it (CPU, GPU).")
 ]

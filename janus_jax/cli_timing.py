@@ -7,19 +7,22 @@ from typing import Annotated
 import typer
 
 from janus_jax.cli_outputs import require_file, require_writable, write_json
-from janus_jax.cli_runtime import Coordinator, Devices, NumProcesses, ProcessId, runtime_options
+from janus_jax.cli_runtime import (
+    ConfigAlone,
+    Coordinator,
+    Devices,
+    NumProcesses,
+    Overrides,
+    ProcessId,
+    runtime_options,
+)
 
 EPILOG = "Example: janus time-step configs/sft_65k.yaml --trace trace    (on every host of a slice)"
 
 
 def time_step(
-    config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="YAML file; data and weights that it names need not be here.")
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Changes to keys of CONFIG, like mesh.tensor=2.", show_default=False),
-    ] = None,
+    config: ConfigAlone,
+    overrides: Overrides = None,
     steps: Annotated[int, typer.Option(min=1, help="To time, after one that is not.")] = 5,
     trace: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write a trace of these steps for xprof or TensorBoard.")

@@ -175,10 +175,8 @@ class _Walk:
             names = [*each.called("branch_computations"), *each.called("true_computation")]
             branches = [self._inner(name, None) for name in [*names, *each.called("false_computation")]]
             most = max(branches, key=lambda inner: sum(one.wire_bytes for one in inner), default=[])
-            alike = (
-                len({tuple(sorted((one.kind, one.axes, one.wire_bytes) for one in inner)) for inner in branches}) < 2
-            )
-            return [_times(one, 1, alike) for one in most]
+            sent = {tuple(sorted((one.kind, one.axes, one.wire_bytes) for one in inner)) for inner in branches}
+            return [_times(one, 1, len(sent) < 2) for one in most]
         if code == "fusion":
             return self._fusion(where, each, known, chains)
         if code in ("call", "call-start", "async-start", "custom-call"):

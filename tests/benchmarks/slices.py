@@ -1,6 +1,6 @@
 """The 7B recipes on TPU slices: a mesh to begin with, its memory and its bounds. Writes the tables of docs/slices.md.
 
-    python -m tests.benchmarks.slices            # needs libtpu; about an hour on two cores, none of it on a TPU
+    python -m tests.benchmarks.slices            # needs libtpu; about half an hour on two cores
 
 Each cell is a sweep over meshes, microbatches and remat: all are estimated, the likeliest compiled until one fits. What
 was compiled is kept ($JANUS_CACHE), so that a run that was ended goes on where it was. Moments are float32 unless the

@@ -16,7 +16,7 @@ from janus_jax.parallel.plan.compiling import Refused, program_of
 from janus_jax.parallel.plan.estimate import MARGIN, estimate
 from janus_jax.parallel.plan.front import pareto, plot
 from janus_jax.parallel.plan.inputs import find_inputs
-from janus_jax.parallel.plan.key import code
+from janus_jax.parallel.plan.key import code, key
 from janus_jax.parallel.plan.sweep import Cell, sweep
 from janus_jax.parallel.plan.worker import keep
 from janus_jax.parallel.topology import devices, find_slice, load_chips
@@ -203,6 +203,17 @@ def test_what_another_program_would_be_is_compiled_again(tmp_path):
     compiler = Compiler()
     run(tmp_path, compiler, recipe("sft_65k", "run.dir=elsewhere", "logging.every_steps=7"), axes=axes)
     assert compiler.jobs == []
+
+
+@pytest.mark.parametrize("name", ["LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION"])
+def test_flags_of_the_compiler_are_part_of_what_is_known(name, monkeypatch):
+    run = recipe()
+    of, found = find_slice("v5litepod-16"), find_inputs(run, 16)
+    names = []
+    for value in ("--one", "--other", "--one"):
+        monkeypatch.setenv(name, value)
+        names.append(key(run, found, of, 1, None))
+    assert names[0] == names[2] != names[1]
 
 
 def test_cells_are_ranked_and_what_was_left_out_is_said(tmp_path):

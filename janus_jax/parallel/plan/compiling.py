@@ -65,9 +65,10 @@ def plan(
     config, mesh = lay_out(config, devices(of, num_slices), mesh)
     found = find_inputs(config, of.devices * num_slices)
     program = program_of(config, found, mesh)
-    on_tpu, larger = of.topology is not None, _evaluation(config, found, program)
+    on_tpu, evaluation = of.topology is not None, None
     step = compile_step(program.train, _arguments(program, found), topology, on_tpu=on_tpu)
-    evaluation = None if larger is None else compile_step(program.evaluate, larger, topology, on_tpu=on_tpu)
+    if step.executable is not None and (larger := _evaluation(config, found, program)) is not None:
+        evaluation = compile_step(program.evaluate, larger, topology, on_tpu=on_tpu)
     if dump_hlo is not None:
         _dump(Path(dump_hlo), step.lowered, step.hlo)
     return describe(config, found, program, step, of, table, num_slices, evaluation)
@@ -145,14 +146,14 @@ def describe(
         scores: whether an online reference counts, as it does in training.
     """
     mesh, reason, hlo = program.mesh, step.reason, step.hlo
-    too_much = evaluation is not None and evaluation.reason is not None
-    if reason is None and evaluation is not None and too_much:
-        reason = f"evaluation, eval.rows={config.eval.rows}: {evaluation.reason}"
+    too_much = None if evaluation is None else evaluation.reason
+    if reason is None and too_much is not None:
+        reason = f"evaluation, eval.rows={config.eval.rows}: {too_much}"
     chip = None if of.topology is None else table.chips[of.family]
     usable = None if chip is None else chip.usable_hbm_bytes_per_device
     evaluated = None if evaluation is None else evaluation.executable
     memory = memory_of(config, program, found, step.executable, hlo, usable, evaluated, scores=scores)
-    memory = dataclasses.replace(memory, evaluation_failed=too_much)
+    memory = dataclasses.replace(memory, evaluation_failed=too_much is not None)
     if reason is None and usable is not None and memory.needed is not None and memory.needed > usable:
         which = "evaluation" if memory.evaluation_is_most else "the step"
         reason = f"{which} needs {memory.needed / 2**30:.2f} GiB and {usable / 2**30:.2f} GiB are usable"

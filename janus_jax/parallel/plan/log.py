@@ -60,7 +60,7 @@ def _flush() -> None:
 
 
 def _libtpu_log() -> Path | None:
-    directory = os.environ.get("TPU_LOG_DIR", "/tmp/tpu_logs")  # its own default
+    directory = os.environ.get("TPU_LOG_DIR") or os.path.join(tempfile.gettempdir(), "tpu_logs")  # libtpu's own default
     if not os.path.isdir(directory):
         return None
     return next(Path(directory).glob(f"tpu_driver.*.WARNING.*.{os.getpid()}"), None)

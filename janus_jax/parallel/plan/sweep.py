@@ -106,8 +106,9 @@ def sweep(
         DataError, ConversionError: as training would.
     """
     axes, of = axes or Axes(), find_slice(topology)
-    check_count(of, num_slices, load_chips(chips))
-    chip = None if of.topology is None else load_chips(chips).chips[of.family]
+    table = load_chips(chips)
+    check_count(of, num_slices, table)
+    chip = None if of.topology is None else table.chips[of.family]
     usable = None if chip is None else chip.usable_hbm_bytes_per_device
     finder, cells = InputsOfBatches(of.devices * num_slices), []
     problem: ConfigError | None = None
