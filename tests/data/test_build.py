@@ -245,9 +245,12 @@ def test_a_worker_that_is_killed_ends_the_build_with_its_reason(tmp_path):
 
 
 def children(pid: int) -> list[int]:
-    return [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
+    """Processes that this one's threads started; a thread may end while it is asked."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def command(pid: int) -> bytes:
