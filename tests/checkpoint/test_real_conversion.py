@@ -2,7 +2,7 @@
 
 Slow; wants JANUS_SMOLLM2, a Hugging Face directory of the model (tests/test_real_data.py says how to make it):
 
-    JANUS_SMOLLM2=DIR pytest -m slow tests/checkpoint/test_real_conversion.py -s
+    JANUS_SMOLLM2=DIR pytest -n 0 -m slow tests/checkpoint/test_real_conversion.py -s
 """
 
 import json

@@ -14,18 +14,15 @@ from tests.training.test_run import config
 from tests.training_examples import random_examples, write_dataset
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def course(request, tmp_path_factory):
     """(directory, what each process found) of several processes."""
     directory = tmp_path_factory.mktemp("processes")
     save_hf(random_params(SMALL), SMALL, directory / "hf", max_shard_size=several_processes.LIMIT)
     port = processes.free_port()
-    commands = (
-        ["-m", "tests.checkpoint.several_processes", port, i, request.param, directory] for i in range(request.param)
-    )
-    ended = processes.launch(*commands)
-    assert [code for code, _ in ended] == [0] * request.param, "\n\n".join(output for _, output in ended)
-    return directory, [json.loads((directory / f"{i}.json").read_text()) for i in range(request.param)]
+    module, count = "tests.checkpoint.several_processes", request.param
+    processes.run(*(["-m", module, port, i, count, directory] for i in range(count)))
+    return directory, [json.loads((directory / f"{i}.json").read_text()) for i in range(count)]
 
 
 @pytest.mark.parametrize("mesh", several_processes.MESHES)
@@ -93,8 +90,7 @@ def test_the_export_of_a_run_of_two_processes_is_its_last_step(tmp_path):
     )
     (tmp_path / "configs.json").write_text(json.dumps({"sft": (recipe.model_dump(mode="json", by_alias=True), 1)}))
     port = processes.free_port()
-    ended = processes.launch(*(["-m", "tests.training.processes", "train", port, i, tmp_path] for i in range(2)))
-    assert [code for code, _ in ended] == [0, 0], "\n\n".join(output for _, output in ended)
+    processes.run(*(["-m", "tests.training.processes", "train", port, i, tmp_path] for i in range(2)))
     export = tmp_path / "run" / "exports" / "1"
     assert len([*export.glob("*.safetensors")]) > 2 and (export / "tokenizer.json").exists()
     assert check(tmp_path / "run", export) == []

@@ -21,6 +21,7 @@ from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import param_specs
 from janus_jax.parallel.mesh import MeshShape, build_mesh, merge_rules, param_shardings
 from tests.checkpoint.models import assert_same_bits, random_params, read_tensors
+from tests.training import processes
 
 CONFIG = ModelConfig(
     vocab_size=64,
@@ -205,9 +206,8 @@ def test_a_stacked_leaf_is_stored_one_layer_a_chunk(tmp_path):
 
 def test_two_processes_save_and_one_restores(tmp_path):
     """Two processes of four devices write a step and an export; this one process of eight reads the same values."""
-    from tests.checkpoint import two_processes
-
-    two_processes.launch(tmp_path)
+    port = processes.free_port()
+    processes.run(*(["-m", "tests.checkpoint.two_processes", port, i, tmp_path] for i in range(2)))
     mesh = build_mesh(MeshShape(2, 2, 2))
     params, optimizer = placed_state(mesh)
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=1)

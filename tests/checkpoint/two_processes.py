@@ -1,45 +1,13 @@
 """What each of two processes of four simulated devices does for test_state.py: save a step and an export, load both."""
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
-TIMEOUT_S = 300
-
-
-def launch(directory: Path) -> None:
-    """Runs both processes; raises with their output if one fails."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    env["PYTHONPATH"] = str(Path(__file__).parents[2])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.checkpoint.two_processes", str(port), str(i), str(directory)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n\n".join(outputs)
-
 
 def main(port: str, process: str, directory: Path) -> None:
-    import jax
+    from janus_jax.parallel import runtime
 
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
-
+    runtime.start(runtime.RuntimeOptions(f"127.0.0.1:{port}", 2, int(process), 4))
     from janus_jax.checkpoint.hf import load_hf, save_hf
     from janus_jax.checkpoint.source import open_source
     from janus_jax.checkpoint.state import Checkpoints

@@ -1,4 +1,4 @@
-"""What each of several processes does for test_processes.py, and how they are started."""
+"""How tests start several processes, and what each of them does for test_processes.py."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 BARRIER_TIMEOUT_S = 3
 
 
@@ -19,12 +19,13 @@ def launch(*commands: Sequence[object]) -> list[tuple[int, str]]:
 
     A process that hangs is killed after `TIMEOUT_S` and has code -9.
     """
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    env["XLA_FLAGS"] = "--xla_backend_optimization_level=1"  # JAX counts devices by the option of the runtime
-    env["PYTHONPATH"] = str(Path(__file__).parents[2])
     processes = [
         subprocess.Popen(
-            [sys.executable, *map(str, command)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, *map(str, command)],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for command in commands
     ]
@@ -38,6 +39,19 @@ def launch(*commands: Sequence[object]) -> list[tuple[int, str]]:
             output = process.communicate()[0]
         ended.append((process.returncode, output))
     return ended
+
+
+def run(*commands: Sequence[object]) -> None:
+    """`launch` of processes none of which may fail."""
+    ended = launch(*commands)
+    assert [code for code, _ in ended] == [0] * len(commands), "\n\n".join(output for _, output in ended)
+
+
+def environment() -> dict[str, str]:
+    """That of the tests, without their number of devices: a process of its own has an option for that."""
+    flags = os.environ["XLA_FLAGS"].split()
+    own = " ".join(flag for flag in flags if "device_count" not in flag)
+    return {**os.environ, "XLA_FLAGS": own, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def free_port() -> int:

@@ -32,8 +32,7 @@ def trained(tmp_path_factory):
         configs[kind] = (recipe.model_dump(mode="json", by_alias=True), STOP)
     (root / "configs.json").write_text(json.dumps(configs))
     port = processes.free_port()
-    ended = processes.launch(*(["-m", "tests.training.processes", "train", port, i, root] for i in range(2)))
-    assert [code for code, _ in ended] == [0, 0], "\n\n".join(output for _, output in ended)
+    processes.run(*(["-m", "tests.training.processes", "train", port, i, root] for i in range(2)))
     return root
 
 
