@@ -204,13 +204,16 @@ def train(
     from janus_jax.config import load_config
 
     loaded = load_config(config, overrides or [])
-    require_writable("run.dir", loaded.run.dir)
     for advice in loaded.advice():
         print(f"note: {advice}", file=sys.stderr)
     from janus_jax.parallel import runtime
+
+    runtime.start(options)
+    with runtime.agreement("outputs"):  # a host on which a disk is missing would leave the others waiting
+        require_writable("run.dir", loaded.run.dir)
     from janus_jax.training.run import train
 
-    summary = train(loaded, options)
+    summary = train(loaded)
     if runtime.is_main():
         _print_summary(summary)
 

@@ -76,11 +76,15 @@ def test_advice_goes_to_stderr_so_that_stdout_stays_yaml(janus, small):
 
 
 def test_train_gets_the_configuration_and_the_processes(janus, small):
-    with mock.patch("janus_jax.training.run.train", autospec=True) as train:
+    with (
+        mock.patch("janus_jax.training.run.train", autospec=True) as train,
+        mock.patch("janus_jax.parallel.runtime.start", autospec=True) as start,
+    ):
         arguments = ["--coordinator", "h:81", "--num-processes", 2, "--process-id", 1, "--devices", 4]
         assert janus("train", small, "batch.rows=2", *arguments)[0] == 0
-    (config, options), _ = train.call_args
+    (config,), _ = train.call_args
     assert config.batch.rows == 2
+    (options,), _ = start.call_args
     assert (options.coordinator, options.num_processes, options.process_id, options.devices) == ("h:81", 2, 1, 4)
 
 

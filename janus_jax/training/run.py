@@ -76,8 +76,8 @@ def train(
     """
     runtime.start(options or runtime.RuntimeOptions())
     started = time.perf_counter()
-    run_dir = _local_run_dir(config)
     with runtime.agreement("setup"):  # what follows would wait for ever for a process that found bad input
+        run_dir = _local_run_dir(config)
         setup = prepare(config)
         directory = run_dir / "checkpoints"
         if not committed_steps(absolute(directory)):  # of a run that goes on, what else does not fit is said first

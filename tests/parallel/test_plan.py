@@ -8,11 +8,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from janus_jax.config import RunConfig
 from janus_jax.errors import ConfigError
 from janus_jax.parallel.plan import plan
+from janus_jax.parallel.plan.compiling import compile_step
 from janus_jax.parallel.plan.inputs import find_inputs
 from janus_jax.parallel.plan.timing import made_up_batch, time_step
 from janus_jax.training.setup import prepare
@@ -98,6 +100,31 @@ def test_bfloat16_moments_are_half_as_large(data, tmp_path):
         "moments"
     ]
     assert narrow == pytest.approx(wide / 2, rel=0.01)
+
+
+def test_compiled_programs_are_neither_taken_from_jax_s_cache_nor_left_there(tmp_path):
+    """The compiler says nothing of a program that comes from there."""
+    compilation_cache.reset_cache()
+    values = {"jax_compilation_cache_dir": str(tmp_path), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in values}
+    try:
+        for name, value in values.items():
+            jax.config.update(name, value)
+        triple, fourfold = jax.jit(lambda x: x * 3), jax.jit(lambda x: x * 4)
+        triple.lower(1.0).compile()
+        (entry,) = tmp_path.glob("*-cache")
+        entry.write_bytes(b"not a program")
+        for function in (triple, fourfold):
+            jax.clear_caches()
+            assert compile_step(function, (1.0,), "cpu:8", on_tpu=False).executable is not None
+            assert list(tmp_path.glob("*-cache")) == [entry] and entry.read_bytes() == b"not a program"
+        jax.clear_caches()
+        with pytest.warns(UserWarning, match="compilation cache entry"):  # afterwards it is in use again
+            triple.lower(1.0).compile()
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def test_what_is_not_here_is_assumed_and_said(data, tmp_path):

@@ -82,13 +82,20 @@ def test_a_process_left_alone_at_a_barrier_ends_with_13_and_says_where():
     )
 
 
-def test_bad_input_at_one_of_two_processes_ends_both_with_its_code(trained, tmp_path):
-    port, commands = processes.free_port(), []
-    for i, kind in enumerate(("sft", "nowhere")):
-        recipe = config(trained, tmp_path / "run", data={"dir": str(trained / kind)}, schedule=SCHEDULE)
-        (tmp_path / f"{kind}.yaml").write_text(to_yaml(recipe))
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("data.dir=DIR/nowhere", "DIR/nowhere: no such directory; `janus data build` makes one\n"),
+        ("run.dir=DIR/recipe.yaml/run", "run.dir DIR/recipe.yaml/run: cannot be written: DIR/recipe.yaml is a file\n"),
+        ("run.dir=DIR/sft", "run.dir=DIR/sft: holds manifest.json: a data set or a model, not a run\n"),
+    ],
+)
+def test_bad_input_at_one_of_two_processes_ends_both_with_its_code(mistake, message, trained, tmp_path):
+    port, both = processes.free_port(), []
+    (trained / "recipe.yaml").write_text(to_yaml(config(trained, tmp_path / "run", schedule=SCHEDULE)))
+    for i, own in enumerate(([], [mistake.replace("DIR", str(trained))])):
         flags = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", 2, "--process-id", i, "--devices", 4]
-        commands.append(["-m", "janus_jax.cli", "train", tmp_path / f"{kind}.yaml", *flags])
-    message = f"{trained / 'nowhere'}: no such directory; `janus data build` makes one\n"
-    assert processes.launch(*commands) == [(2, f"error: process 1: {message}"), (2, f"error: {message}")]
+        both.append(["-m", "janus_jax.cli", "train", trained / "recipe.yaml", *own, *flags])
+    message = message.replace("DIR", str(trained))
+    assert processes.launch(*both) == [(2, f"error: process 1: {message}"), (2, f"error: {message}")]
     assert not (tmp_path / "run").exists()
