@@ -131,7 +131,11 @@ def test_bytes_that_are_not_utf8(tmp_path):
         ("a.jsonl", b"\0" * 64, "1: not valid JSON, the last line of the file, which may be cut off"),
         ("a.jsonl.gz", b"", "is empty; at least one row is needed"),
         ("a.jsonl.gz", b'{"system": "s"}', "not a whole gzip file, read up to row 0: Not a gzipped file"),
-        ("a.json.gz", gzip.compress(b"[]")[:-3], "not a whole gzip file, read up to row 0: Compressed file ended"),
+        (
+            "a.json.gz",
+            gzip.compress(b"[]", mtime=0)[:-3],
+            "not a whole gzip file, read up to row 0: Compressed file ended",
+        ),
         ("a.csv", b"system,prompt", "unknown file type '.csv'; allowed: .jsonl, .json, .parquet, .jsonl.gz, .json.gz"),
         ("a.csv.gz", b"system,prompt", "unknown file type '.csv.gz'; allowed: .jsonl"),
     ],
