@@ -29,6 +29,13 @@ def test_no_python_file_is_longer_than_400_lines():
     assert {name: count for name, count in lines.items() if count > LONGEST_FILE} == {}
 
 
+def test_no_line_of_prose_is_longer_than_120_characters():
+    pages = [ROOT / name for name in tracked() if name.endswith(".md")]
+    lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    drawn = ("|", "    ")  # tables and indented code are as wide as they are
+    assert pages and [line for line in lines if len(line) > 120 and not line.startswith(drawn)] == []
+
+
 def _python_files() -> list[str]:
     return [name for name in tracked() if name.endswith(".py") and (ROOT / name).exists()]
 
