@@ -33,13 +33,12 @@ def server(root: Path) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        for _ in range(200):
-            assert process.poll() is None, "the server ended"
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/storage/v1/b"):
+        deadline = time.monotonic() + 120
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline, "the server does not answer"
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/storage/v1/b", timeout=10):
                 break
             time.sleep(0.05)
-        else:
-            raise AssertionError("the server does not answer")
         yield url
     finally:
         process.kill()

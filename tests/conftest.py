@@ -28,6 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402 (reads the environment)
 
 SHAPED = tuple(
@@ -37,6 +38,12 @@ SHAPED = tuple(
 """Modules whose annotations of shapes are checked at each call."""
 
 install_import_hook(SHAPED, "beartype.beartype")
+
+# The same examples in every run, and as much time for each as a busy machine takes.
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

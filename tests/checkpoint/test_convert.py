@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -215,7 +216,9 @@ from_hf(sys.argv[1] + "/hf", sys.argv[1] + "/converted")
 to_hf(sys.argv[1] + "/converted", sys.argv[1] + "/back")
 assert not {"tensorflow", "torch", "transformers"} & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}  # another process may be writing there
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "" and done.stderr == ""
 
 

@@ -28,7 +28,7 @@ MIDDLING = dataclasses.replace(
     SMALL, num_layers=12, hidden_size=256, intermediate_size=1024, vocab_size=512, head_dim=64, sliding_window=None
 )
 WAYS = {"from-hf": (from_hf, "hf"), "to-hf": (to_hf, "orbax")}
-TIMEOUT_S = 120
+TIMEOUT_S = 600
 
 
 @pytest.fixture(scope="module")

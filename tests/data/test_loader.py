@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import os
 import subprocess
 import sys
 import threading
@@ -225,7 +226,7 @@ def test_without_shuffling_the_seed_changes_nothing(data):
 
 
 @MODES
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(start=st.integers(0, 15))
 def test_reading_from_any_position_continues_the_sequence(data, unit, start):
     """Batches number start, start + 1, ... of several epochs, whether or not an epoch ends between."""
@@ -361,7 +362,12 @@ batches = loader.batches()
 print(next(batches).examples)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"},  # another process may be writing there
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert int(done.stdout) > 0

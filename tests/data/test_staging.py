@@ -156,7 +156,7 @@ def test_processes_that_start_together_make_one_copy(url, local, tmp_path, proxy
     code = f"from janus_jax.data import staging as data_staging; print(data_staging.dataset({url!r}, 'train'))"
     commands = [[sys.executable, "-c", code]] * 3
     running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for command in commands]
-    places = {process.communicate(timeout=60)[0].strip() for process in running}
+    places = {process.communicate(timeout=300)[0].strip() for process in running}
     assert [process.returncode for process in running] == [0, 0, 0] and len(places) == 1
     assert set(tree(Path(places.pop()))) == {name for name in tree(local) if name[:5] not in ("valid", "tfds/")}
     assert len([path for _, path in proxy.requests if "lengths.npy" in path and "alt=media" in path]) == 1
@@ -277,7 +277,7 @@ with staging.output(sys.argv[1], MANIFEST, kill) as directory:
 def test_an_upload_that_was_killed_is_no_data_set_and_the_next_one_succeeds(bucket, done, tmp_path):
     place = f"{bucket}/new"
     environment = {**os.environ, "TMPDIR": str(tmp_path)}  # what the killed one leaves is removed with it
-    ended = subprocess.run([sys.executable, "-c", KILLED, place, str(done)], cwd=ROOT, timeout=60, env=environment)
+    ended = subprocess.run([sys.executable, "-c", KILLED, place, str(done)], cwd=ROOT, timeout=300, env=environment)
     assert ended.returncode == -signal.SIGKILL
     left = tree(place)
     assert staging.MARKER in left and "manifest.json" not in left and len(left) > done

@@ -143,7 +143,7 @@ def test_packed_logits_equal_each_example_alone():
             assert_within(ours, alone[0][single.segment[0] == 1])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 1000), st.permutations(range(6)), st.sampled_from([(3, 1), (4, 2), (6, 3)]))
 def test_order_rows_and_microbatches_change_nothing(seed, order, split):
     rows, microbatches = split

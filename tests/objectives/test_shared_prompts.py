@@ -105,7 +105,7 @@ def test_shared_prompts_equal_whole_sequences_under_accumulation_and_mesh(name):
     assert_within((loss, grads), apart)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 1000), st.permutations(range(6)), st.sampled_from([(3, 1, True), (8, 4, True), (12, 2, False)]))
 @pytest.mark.parametrize("name", ["dpo", "orpo of prompts", "rm"])
 def test_order_padding_rows_and_microbatches_change_nothing(name, seed, order, split):

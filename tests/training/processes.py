@@ -10,8 +10,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-TIMEOUT_S = 300
-BARRIER_TIMEOUT_S = 3
+TIMEOUT_S = 600
+BARRIER_TIMEOUT_S = 8
+
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = iter(range(20_000 + 1000 * (_WORKER % 12) + os.getpid() % 900, 32_000))
+"""Of this process, below those that systems give to outgoing connections (on Linux from 32768)."""
 
 
 def launch(*commands: Sequence[object]) -> list[tuple[int, str]]:
@@ -55,10 +59,12 @@ def environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """A port that nobody listens on now, and that no outgoing connection and no other test will take."""
+    for port in _PORTS:
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 @dataclasses.dataclass

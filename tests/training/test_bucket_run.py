@@ -72,7 +72,7 @@ def test_wrong_data_end_the_command_in_one_line_that_names_the_url(bucket, tmp_p
             env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=300,
         )
         assert done.returncode == code and done.stderr.startswith(message), done.stderr
         assert done.stderr.count(directory) == 1 and done.stderr.count(f"{tmp_path}/cache/data/") == (code == 2)

@@ -234,7 +234,7 @@ def test_the_reference_leaves_memory_before_the_first_step(data, tmp_path, monke
     half = {"precision": {"compute": "bfloat16"}, "eval": {"every_steps": None}}
     train(config(data, tmp_path / "run", **half), writers=(), until_step=1)
     during, after = held  # the pass over the reference, and training
-    assert during > before and after == before
+    assert during > before >= after
 
 
 @pytest.fixture(scope="module")
