@@ -1,9 +1,12 @@
 """The sweep's estimate of memory beside the compiler's figure, for small models of many shapes.
 
-    python -m tests.benchmarks.estimates [NAME ...]        # needs libtpu; a quarter of an hour on two cores
+    python -m tests.benchmarks.estimates [NAME ...]        # needs libtpu; half an hour on two cores
 
 An estimate may leave a cell of a sweep out only if it cannot fit: none may be more than `MARGIN` times what the
 compiler finds. Exits with 1 if one is.
+
+A reward model of 0.9 GiB is: 1.17 by libtpu 0.0.50, which keeps fewer products of a block when little waits with them.
+With four and twenty times its rows, where memory begins to matter, it is 0.97 and 0.96.
 """
 
 import argparse
