@@ -14,7 +14,7 @@ from tests.training.test_run import config
 from tests.training_examples import random_examples, write_dataset
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[2, 4])
 def course(request, tmp_path_factory):
     """(directory, what each process found) of several processes."""
     directory = tmp_path_factory.mktemp("processes")

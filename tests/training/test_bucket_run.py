@@ -1,6 +1,5 @@
 """A run whose data lie in a bucket is the run on a local copy of them."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from janus_jax.checkpoint.convert import from_hf, to_hf
 from janus_jax.checkpoint.source import open_source
 from janus_jax.errors import ConfigError
 from janus_jax.training.run import train
+from tests.training import processes
 from tests.training.test_run import SIX_STEPS, assert_equal, config, final_params, lines
 from tests.training_examples import random_examples, write_dataset
 
@@ -69,7 +69,7 @@ def test_wrong_data_end_the_command_in_one_line_that_names_the_url(bucket, tmp_p
         done = subprocess.run(
             [sys.executable, "-m", "janus_jax.cli", *command, "--devices", "8"],
             cwd=ROOT,
-            env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+            env=processes.environment(),
             capture_output=True,
             text=True,
             timeout=300,
