@@ -33,7 +33,14 @@ from jaxtyping import install_import_hook  # noqa: E402 (reads the environment)
 
 SHAPED = tuple(
     f"janus_jax.{name}"
-    for name in ("demo.accuracy", "model", "objectives", "training.fingerprint", "training.optimizer", "training.step")
+    for name in (
+        "evaluation.pairs",
+        "model",
+        "objectives",
+        "training.fingerprint",
+        "training.optimizer",
+        "training.step",
+    )
 )
 """Modules whose annotations of shapes are checked at each call."""
 
@@ -49,7 +56,7 @@ settings.load_profile("suite")
 @pytest.fixture(scope="session")
 def bucket_server(tmp_path_factory):
     """URL of a server of gs:// on this machine."""
-    from tests.buckets import server
+    from tests.support.buckets import server
 
     with server(tmp_path_factory.mktemp("buckets")) as url:
         yield url
@@ -77,7 +84,7 @@ def bucket(bucket_server, tmp_path, monkeypatch):
 @pytest.fixture
 def proxy(bucket, bucket_server, monkeypatch):
     """Between the client and the server: what was asked, and answers that a test may bend."""
-    from tests.buckets import Proxy
+    from tests.support.buckets import Proxy
 
     between = Proxy(bucket_server)
     _reach(between.url, monkeypatch)
@@ -89,7 +96,7 @@ def proxy(bucket, bucket_server, monkeypatch):
 def small(tmp_path, monkeypatch):
     """A configuration in an empty working directory."""
     monkeypatch.chdir(tmp_path)
-    from tests.test_config import SMALL
+    from tests.config.test_config import SMALL
 
     (tmp_path / "small.yaml").write_text(SMALL)
     return "small.yaml"
@@ -100,12 +107,12 @@ def janus(monkeypatch, capsys):
     """Runs the command in this process; returns (exit code, stdout, stderr)."""
     import sys
 
-    from janus_jax import cli
+    from janus_jax.cli.main import main
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["janus", *map(str, arguments)])
         with pytest.raises(SystemExit) as done:
-            cli.main()
+            main()
         out, err = capsys.readouterr()
         return done.value.code or 0, out, err
 

@@ -10,10 +10,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from janus_jax import __version__, staging
-from janus_jax.checkpoint.card import model_card
+from janus_jax import __version__
+from janus_jax.checkpoint.conversion_report import Report, Timer, Verify, check_verify
 from janus_jax.checkpoint.digest import Difference, compare
-from janus_jax.checkpoint.hf_write import (
+from janus_jax.checkpoint.hf.card import model_card
+from janus_jax.checkpoint.hf.keys import Layout, key_table
+from janus_jax.checkpoint.hf.write import (
     Companions,
     check_layout,
     export_dtype,
@@ -22,12 +24,11 @@ from janus_jax.checkpoint.hf_write import (
     write_companions,
     write_tensors,
 )
-from janus_jax.checkpoint.keys import Layout, key_table
-from janus_jax.checkpoint.report import Report, Timer, Verify, check_verify
+from janus_jax.checkpoint.item import ItemWriter
 from janus_jax.checkpoint.source import Source, open_source
-from janus_jax.checkpoint.stream import ItemWriter
-from janus_jax.data.template import get_template
 from janus_jax.errors import ConversionError
+from janus_jax.storage import staging
+from janus_jax.text.template import get_template
 
 _LAST_OF_HF, _LAST_OF_CONVERTED = "config.json", "meta/metadata"
 """Files without which nobody takes a directory for a model: an upload ends with them."""
@@ -141,6 +142,6 @@ def _size(source: Source, dtype: np.dtype) -> int:
 
 def _open_tokenizer(directory: str) -> Any:
     """With a tokenizer.json there, all its files go along; from a sentencepiece model alone the rest is made."""
-    from janus_jax.data.tokenizer import HFTokenizer, load_tokenizer
+    from janus_jax.text.tokenizer import HFTokenizer, load_tokenizer
 
     return HFTokenizer(directory) if (Path(directory) / "tokenizer.json").is_file() else load_tokenizer(directory)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from janus_jax.checkpoint.keys import KeyEntry, key_table
+from janus_jax.checkpoint.hf.keys import KeyEntry, key_table
 from janus_jax.checkpoint.source import Source
 from janus_jax.errors import ConversionError
 

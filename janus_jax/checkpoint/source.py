@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax import staging
-from janus_jax.bucket import BucketPath
-from janus_jax.checkpoint.facts import Facts
-from janus_jax.checkpoint.hf import HFDirectory
-from janus_jax.checkpoint.hub import is_wanted, local_copy
-from janus_jax.checkpoint.keys import KeyEntry, Layout, leaves, nest
-from janus_jax.checkpoint.keys import Path as ParamPath
+from janus_jax.checkpoint.hf.facts import Facts
+from janus_jax.checkpoint.hf.hub import is_wanted, local_copy
+from janus_jax.checkpoint.hf.keys import KeyEntry, Layout, leaves, nest
+from janus_jax.checkpoint.hf.keys import Path as ParamPath
+from janus_jax.checkpoint.hf.read import HFDirectory
+from janus_jax.checkpoint.item import ItemReader
 from janus_jax.checkpoint.state import (
     check_tree,
     committed_steps,
@@ -26,11 +25,12 @@ from janus_jax.checkpoint.state import (
     step_directory,
     stored_leaves,
 )
-from janus_jax.checkpoint.stream import ItemReader
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, param_specs
-from janus_jax.storage import Place, as_path, place
+from janus_jax.storage import staging
+from janus_jax.storage.bucket import BucketPath
+from janus_jax.storage.local import Place, as_path, place
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 

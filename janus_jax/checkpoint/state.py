@@ -12,13 +12,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from janus_jax import staging
-from janus_jax.bucket import BucketPath
-from janus_jax.checkpoint import stream
-from janus_jax.checkpoint.keys import nest
-from janus_jax.checkpoint.stream import CHUNK_BYTES, first_line
+from janus_jax.checkpoint.hf.keys import nest
+from janus_jax.checkpoint.item import CHUNK_BYTES, ItemReader, restore_blocks, tensorstore_message
 from janus_jax.errors import ConversionError, StorageError
-from janus_jax.storage import Place, absolute
+from janus_jax.storage import staging
+from janus_jax.storage.bucket import BucketPath
+from janus_jax.storage.local import Place, absolute
 
 ITEMS = ("params", "optimizer", "data", "meta")
 _COMMITTED = "commit_success.txt"  # Orbax writes it last
@@ -94,8 +93,8 @@ class Checkpoints:
             restored = self._manager.restore(step, args=arguments)
         except Exception as error:  # Orbax has no class of its own for damaged files
             raise ConversionError(
-                f"{directory}: is damaged and cannot be restored: {first_line(error)}; move it away to go on from an "
-                "older step"
+                f"{directory}: is damaged and cannot be restored: {tensorstore_message(error)}; move it "
+                "away to go on from an older step"
             ) from error
         params, optimizer, data, meta = (restored[item] for item in ITEMS)
         return params, optimizer, data, meta
@@ -188,7 +187,7 @@ def restore_item(item: Place, abstract: Any) -> Any:
     """
     check_tree(item, abstract)
     if isinstance(item, BucketPath):
-        return stream.restore(item, abstract)
+        return restore_blocks(item, abstract)
 
     def how(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
         if leaf.sharding is None:
@@ -199,7 +198,7 @@ def restore_item(item: Place, abstract: Any) -> Any:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(absolute(item), item=abstract, restore_args=jax.tree.map(how, abstract))
     except Exception as error:  # as above
-        said = first_line(error).partition(" See full TensorStore")[0]  # the rest is an object's address
+        said = tensorstore_message(error).partition(" See full TensorStore")[0]  # the rest is an object's address
         raise ConversionError(f"{item}: is damaged and cannot be read: {said}") from error
 
 
@@ -207,13 +206,13 @@ def stored_leaves(item: Place) -> dict[str, Any]:
     """{path/of/leaf: metadata with shape and dtype} of an item."""
     if isinstance(item, BucketPath) or item.name == "params":
         # Orbax opens all leaves at once, and where one is damaged the others print that their event loop is closed
-        return _named(nest(stream.ItemReader(item).leaves()))
+        return _named(nest(ItemReader(item).leaves()))
     try:
         return _named(
             ocp.PyTreeCheckpointHandler().metadata(absolute(item)).tree
         )  # a Checkpointer would warn of its own file
     except (OSError, ValueError) as error:
-        raise ConversionError(f"{item}: not an Orbax item, or a damaged one: {first_line(error)}") from error
+        raise ConversionError(f"{item}: not an Orbax item, or a damaged one: {tensorstore_message(error)}") from error
 
 
 def _named(tree: Any) -> dict[str, Any]:

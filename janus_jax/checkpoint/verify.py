@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax.checkpoint.keys import KeyEntry, cpu_device, key_table, nest
+from janus_jax.checkpoint.hf.keys import KeyEntry, cpu_device, key_table, nest
 from janus_jax.checkpoint.source import Source
 from janus_jax.model.attention import Layout
 from janus_jax.model.config import ModelConfig

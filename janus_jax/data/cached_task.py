@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from janus_jax.data.dataset import Examples
-from janus_jax.data.quiet_imports import import_seqio
+from janus_jax.data.tensorflow_quietly import import_seqio
 
 _EXAMPLES_AT_ONCE = 64
 

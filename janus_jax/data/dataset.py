@@ -22,11 +22,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from janus_jax.data.boundary import BOUNDARIES, Boundary
 from janus_jax.data.example import Example
 from janus_jax.data.schema import KINDS
-from janus_jax.data.template import BOUNDARIES, Boundary, Template, get_template
-from janus_jax.data.tokenizer import Tokenizer, load_tokenizer
 from janus_jax.errors import DataError, first_line
+from janus_jax.text.template import Template, get_template
+from janus_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT_VERSION = 1
 

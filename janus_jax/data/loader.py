@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from janus_jax.batch import Batch
 from janus_jax.data.dataset import Examples
-from janus_jax.data.plan import START, BatchSettings, Position, RowPlan
+from janus_jax.data.epoch import START, BatchSettings, Position, RowPlan
 from janus_jax.parallel import mesh as meshes
 
 _LOOKAHEAD = 2

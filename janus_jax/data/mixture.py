@@ -13,9 +13,9 @@ import numpy as np
 
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.example import Example
-from janus_jax.data.template import Template
-from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import ConfigError, DataError
+from janus_jax.text.template import Template
+from janus_jax.text.tokenizer import Tokenizer
 
 
 class Mixture:

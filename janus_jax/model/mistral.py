@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from janus_jax.model import head
 from janus_jax.model.attention import Layout, attention
 from janus_jax.model.config import ModelConfig
-from janus_jax.model.layers import rematerialized
+from janus_jax.model.remat_scan import rematerialized
 from janus_jax.model.splash import Splash, splash_attention
 from janus_jax.model.vocabulary import embed
 from janus_jax.parallel.mesh import NOWHERE, Placement

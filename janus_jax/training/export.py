@@ -4,14 +4,14 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from janus_jax.checkpoint.card import model_card
-from janus_jax.checkpoint.hf_write import export_dtype, save_hf
-from janus_jax.checkpoint.report import VERIFY, Report, read_report, run_digest
+from janus_jax.checkpoint.conversion_report import VERIFY, Report, read_report, run_digest
+from janus_jax.checkpoint.hf.card import model_card
+from janus_jax.checkpoint.hf.write import export_dtype, save_hf
 from janus_jax.checkpoint.source import Source, open_source
-from janus_jax.config import ExportSection
+from janus_jax.config.run import ExportSection
 from janus_jax.errors import ConfigError
 from janus_jax.model.mistral import Params
-from janus_jax.parallel import runtime
+from janus_jax.parallel import processes
 from janus_jax.training.setup import Setup
 
 
@@ -51,7 +51,7 @@ def export_step(run_dir: Path, setup: Setup, step: int, params: Params, notify: 
         card=model_card(setup.model, dtype, facts=source.facts, meta=source.meta, step=step, layout=wanted.layout),
         verify=functools.partial(report.finish, source),
     )
-    if runtime.is_main():  # the others have verified nothing
+    if processes.is_main():  # the others have verified nothing
         notify(f"{out}: {report}")
     return out
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from janus_jax.errors import ConfigError
-from janus_jax.storage import write_whole
+from janus_jax.storage.local import write_whole
 
 Values = Mapping[str, float]
 

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.batch import Batch, empty_batch
-from janus_jax.config import RunConfig
+from janus_jax.config.run import RunConfig
 from janus_jax.data.loader import batch_shardings
 from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig

@@ -11,15 +11,15 @@ import jax
 import numpy as np
 
 from janus_jax.batch import Batch
+from janus_jax.data.epoch import Position
 from janus_jax.data.loader import LoadedBatch, Loader
-from janus_jax.data.plan import Position
 from janus_jax.errors import ConfigError, NonFiniteError, StorageError
 from janus_jax.model.mistral import Params
-from janus_jax.parallel import runtime
-from janus_jax.storage import absolute
+from janus_jax.parallel import processes
+from janus_jax.storage.local import absolute
 from janus_jax.training.fingerprint import model_fingerprint
+from janus_jax.training.reference_store import Identity, Sidecar
 from janus_jax.training.setup import Setup
-from janus_jax.training.sidecar import Identity, Sidecar
 
 _SAVE_EVERY_S = 30.0
 
@@ -111,16 +111,16 @@ def open_reference(
         fingerprint = model_fingerprint(setup.model, params)
         _check_known(setup, fingerprint, known)
         return Online(score, params, fingerprint)
-    with runtime.agreement("reference sidecars"):
+    with processes.agreement("reference sidecars"):
         opened = [(_open(setup, name, loader, known), loader) for name, loader in _loaders(setup)]
     params, fingerprint = None, known
     for sidecar, _ in opened:
         sidecar.logps = _of_main(sidecar.logps)
     if known is None or any(sidecar.missing(loader.examples_read()).any() for sidecar, loader in opened):
-        with runtime.agreement("reference weights"):
+        with processes.agreement("reference weights"):
             params = load(kept=False)
         fingerprint = model_fingerprint(setup.model, params)
-        with runtime.agreement("reference model"):
+        with processes.agreement("reference model"):
             _check_known(setup, fingerprint, known)
             for sidecar, _ in opened:
                 sidecar.require_model(fingerprint)
@@ -169,8 +169,8 @@ def _precompute(sidecar: Sidecar, loader: Loader, score: Callable[[Batch], jax.A
     wanted = loader.examples_read()
     total, began, saved = len(wanted), time.monotonic(), time.monotonic()
     failure: StorageError | None = None
-    with runtime.agreement(f"reference {sidecar.name} begins"):
-        if runtime.is_main():
+    with processes.agreement(f"reference {sidecar.name} begins"):
+        if processes.is_main():
             sidecar.save()  # a directory that cannot be written is found before the pass
     if there := total - int(sidecar.missing(wanted).sum()):
         notify(f"reference: {there:,} of {total:,} {sidecar.name} pairs were scored before; going on")
@@ -185,15 +185,15 @@ def _precompute(sidecar: Sidecar, loader: Loader, score: Callable[[Batch], jax.A
         sidecar.logps[ids[valid]] = logps[valid]
         if (now := time.monotonic()) - saved >= _SAVE_EVERY_S:
             saved = now
-            if runtime.is_main():
+            if processes.is_main():
                 try:
                     sidecar.save()
                 except StorageError as error:  # the others are on their way into the next batch: said at the end
                     failure = error
             done = total - int(sidecar.missing(wanted).sum())
             notify(f"reference: {done:,} of {total:,} {sidecar.name} pairs scored, {now - began:,.0f} s")
-    with runtime.agreement(f"reference {sidecar.name}"):
-        if runtime.is_main():
+    with processes.agreement(f"reference {sidecar.name}"):
+        if processes.is_main():
             sidecar.save()
     if failure is not None:
         notify(f"{failure} (meanwhile; the last attempt went well)")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.batch import Batch
-from janus_jax.checkpoint.hf import load_hf
+from janus_jax.checkpoint.hf.read import load_hf
 from janus_jax.data.example import Example
 from janus_jax.data.rows import RowFormat, default_max_segments, fit, pack, plan_rows
 from janus_jax.errors import ConversionError, DataError

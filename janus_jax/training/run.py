@@ -12,20 +12,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from janus_jax import __version__, storage
-from janus_jax.checkpoint.facts import Facts
+from janus_jax import __version__
+from janus_jax.checkpoint.hf.facts import Facts
 from janus_jax.checkpoint.state import Checkpoints, committed_steps
-from janus_jax.config import RunConfig, to_yaml
-from janus_jax.data.plan import Position
+from janus_jax.config.run import RunConfig, to_yaml
+from janus_jax.data.epoch import Position
+from janus_jax.data.from_config import describe, overlong_lines
 from janus_jax.errors import ConfigError, NonFiniteError
 from janus_jax.objectives import metric_values
 from janus_jax.objectives.reward import reward_spread
-from janus_jax.parallel import runtime
-from janus_jax.staging import naming_urls
-from janus_jax.storage import absolute, atomic_directory, write_whole
+from janus_jax.parallel import processes
+from janus_jax.storage.local import absolute, atomic_directory, no_empty_leftovers, write_whole
+from janus_jax.storage.staging import naming_urls
 from janus_jax.training import metrics
 from janus_jax.training.export import export_step
-from janus_jax.training.inputs import describe, overlong_lines
 from janus_jax.training.reference import Filled, Reference, check_stale, open_reference
 from janus_jax.training.setup import Setup, prepare
 from janus_jax.training.step import TrainState
@@ -59,7 +59,7 @@ class Summary:
 @naming_urls()
 def train(
     config: RunConfig,
-    options: runtime.RuntimeOptions | None = None,
+    options: processes.RuntimeOptions | None = None,
     *,
     until_step: int | None = None,
     writers: Sequence[metrics.Writer] | None = None,
@@ -74,18 +74,18 @@ def train(
     Raises:
         JanusError: bad input (2), non-finite loss (12), lost peer (13), storage (14).
     """
-    runtime.start(options or runtime.RuntimeOptions())
+    processes.start(options or processes.RuntimeOptions())
     started = time.perf_counter()
-    with runtime.agreement("setup"):  # what follows would wait for ever for a process that found bad input
+    with processes.agreement("setup"):  # what follows would wait for ever for a process that found bad input
         run_dir = _local_run_dir(config)
         setup = prepare(config)
         directory = run_dir / "checkpoints"
         if not committed_steps(absolute(directory)):  # of a run that goes on, what else does not fit is said first
             check_stale(setup)
-    with storage.no_empty_leftovers(directory):  # weights are read after it is made, and may be bad
+    with no_empty_leftovers(directory):  # weights are read after it is made, and may be bad
         checkpoints = Checkpoints(directory, keep=config.checkpoint.keep)
         with contextlib.closing(checkpoints), contextlib.closing(_Loop(setup, checkpoints, run_dir, writers)) as loop:
-            with runtime.memory_for(f"training on {len(jax.devices())} devices"):
+            with processes.memory_for(f"training on {len(jax.devices())} devices"):
                 return loop.run(until_step, started)
 
 
@@ -130,7 +130,7 @@ class _Loop:
                 known=self._reference_weights,
                 notify=self._notify,
             )
-        with runtime.agreement("writers"):
+        with processes.agreement("writers"):
             self.fan = metrics.Fan(self._writers(writers))
         # Of a run that was killed after its last checkpoint, what it wrote before is all there is to report.
         records = metrics.last_records(self.run_dir / "metrics.jsonl") if self.step == setup.total_steps else {}
@@ -214,7 +214,7 @@ class _Loop:
         return Facts(reward=reward, base_model=None if source is None else source.facts.base_model)
 
     def _writers(self, extra: Sequence[metrics.Writer] | None) -> list[metrics.Writer]:
-        if not runtime.is_main():
+        if not processes.is_main():
             return []
         self.run_dir.mkdir(parents=True, exist_ok=True)
         write_whole(self.run_dir / "config.yaml", to_yaml(self.config))
@@ -283,7 +283,7 @@ class _Loop:
             export_dir=None if export is None else str(export),
         )
         path = self.run_dir / "summary.json"
-        if runtime.is_main() and (fills or not path.exists()):  # a finished run started once more did nothing
+        if processes.is_main() and (fills or not path.exists()):  # a finished run started once more did nothing
             write_whole(path, json.dumps(metrics.finite(dataclasses.asdict(summary)), indent=1) + "\n")
         return summary
 
@@ -293,7 +293,7 @@ class _Loop:
     @staticmethod
     def _console(writers: Sequence[metrics.Writer] | None) -> Callable[[str], None]:
         """Lines on the console, where the numbers go there too."""
-        return print if writers is None and runtime.is_main() else lambda text: None
+        return print if writers is None and processes.is_main() else lambda text: None
 
     def _require_finite(self, scalars: dict[str, jax.Array]) -> dict[str, float]:
         values = {name: float(value) for name, value in scalars.items()}

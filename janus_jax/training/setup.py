@@ -8,17 +8,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from janus_jax import staging
 from janus_jax.checkpoint.source import Source, open_source
-from janus_jax.config import RunConfig
+from janus_jax.config.run import RunConfig
 from janus_jax.data.dataset import Examples, TokenizedDataset
+from janus_jax.data.from_config import batch_settings, open_held_out, open_training
 from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, init_params, param_specs
 from janus_jax.objectives import Objective
 from janus_jax.parallel import mesh as meshes
-from janus_jax.training.inputs import batch_settings, open_held_out, open_training
+from janus_jax.storage import staging
 from janus_jax.training.optimizer import Schedule
 from janus_jax.training.program import Program, build_program, wants_splash
 

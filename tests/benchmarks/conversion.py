@@ -24,10 +24,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from janus_jax.checkpoint.hf_write import Companions, sync_tree, write_companions, write_tensors
-from janus_jax.checkpoint.keys import key_table
-from janus_jax.data.tokenizer import load_tokenizer
+from janus_jax.checkpoint.hf.keys import key_table
+from janus_jax.checkpoint.hf.write import Companions, sync_tree, write_companions, write_tensors
 from janus_jax.model.config import PRESETS, ModelConfig
+from janus_jax.text.tokenizer import load_tokenizer
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SHARD_BYTES = 5 * 10**9

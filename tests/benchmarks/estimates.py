@@ -16,10 +16,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from janus_jax.config import RunConfig
-from janus_jax.parallel.plan import plan
-from janus_jax.parallel.plan.estimate import MARGIN, estimate
-from janus_jax.parallel.topology import find_slice
+from janus_jax.config.run import RunConfig
+from janus_jax.planning import plan
+from janus_jax.planning.chips.slices import find_slice
+from janus_jax.planning.search.estimate import MARGIN, estimate
 
 GIB = 2**30
 _SMALL = {"num_layers": 2, "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 2048}

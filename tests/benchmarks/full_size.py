@@ -79,7 +79,7 @@ def _proportional_bytes(pid: int) -> int:
 def plan_and_read(directory: str, batches: int) -> dict[str, Any]:
     """Opens the data set, plans all epochs, reads batches as a host of one process does."""
     from janus_jax.data.dataset import TokenizedDataset
-    from janus_jax.data.plan import START, BatchSettings, Position, RowPlan
+    from janus_jax.data.epoch import START, BatchSettings, Position, RowPlan
 
     clock = time.perf_counter()
     dataset = TokenizedDataset(directory)
@@ -114,8 +114,8 @@ def plan_and_read(directory: str, batches: int) -> dict[str, Any]:
 def resume(directory: str) -> dict[str, Any]:
     """What a resumed run does before its first step: open, plan, bring one batch of the third epoch to devices."""
     from janus_jax.data.dataset import TokenizedDataset
+    from janus_jax.data.epoch import BatchSettings, Position
     from janus_jax.data.loader import Loader
-    from janus_jax.data.plan import BatchSettings, Position
     from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh
 
     mesh = build_mesh(MeshShape())
@@ -195,7 +195,17 @@ def run(rows: int, scratch: Path, batches: int) -> dict[str, Any]:
     size = write_parquet(scratch / "raw", rows)
     print(f"{rows:,} rows, {size / 1e9:.2f} GB of columns, written in {time.perf_counter() - clock:.0f} s", flush=True)
     data, processes = scratch / "data", len(os.sched_getaffinity(0))
-    command = [sys.executable, "-m", "janus_jax.cli", "data", "build", "--kind", "sft", "--source", scratch / "raw"]
+    command = [
+        sys.executable,
+        "-m",
+        "janus_jax.cli.main",
+        "data",
+        "build",
+        "--kind",
+        "sft",
+        "--source",
+        scratch / "raw",
+    ]
     seconds, peak, _ = peak_of([*map(str, command), "--out", str(data), "--processes", str(processes)])
     split = json.loads((data / "manifest.json").read_text())["splits"]["train"]
     built = {"build_s": seconds, "build_peak_bytes": peak.bytes, "stored_bytes": sum(split["files"].values())}

@@ -17,14 +17,14 @@ _BATCHES = 16
 
 
 def main() -> None:
-    from janus_jax.parallel import runtime
+    from janus_jax.parallel import processes
 
-    runtime.start(runtime.RuntimeOptions(devices=8))
+    processes.start(processes.RuntimeOptions(devices=8))
     import jax
 
-    from janus_jax.config import load_config
-    from janus_jax.data.build import build
-    from janus_jax.data.plan import Position
+    from janus_jax.config.run import load_config
+    from janus_jax.data.build.pipeline import build
+    from janus_jax.data.epoch import Position
     from janus_jax.data.sample import write_sample
     from janus_jax.training.setup import prepare
 
@@ -36,7 +36,7 @@ def main() -> None:
             overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
             overrides += ["init.from=null", "model={preset: tiny}", "mesh={data: 2, fsdp: 2, tensor: 2}"]
             overrides += ["eval.every_steps=null", "schedule.epochs=2"]
-            setup = prepare(load_config("janus_jax/demo/dpo.yaml", overrides))
+            setup = prepare(load_config("janus_jax/cli/demo/dpo.yaml", overrides))
             # Layers of six times the usual weights: those of a fresh model hardly change what they are given.
             params = jax.tree.map(lambda leaf: 6 * leaf if leaf.ndim > 2 else leaf, setup.initial_params(dtype))
             score = jax.jit(setup.program.functions.reference)

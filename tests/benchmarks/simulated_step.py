@@ -14,20 +14,21 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.repository import ROOT
+
 STEPS = 12
 
 
 def measure(keep: bool, data: Path) -> float:
     """Seconds of a step in this process: the median of `STEPS`, after one that compiles."""
-    from janus_jax.parallel import runtime
+    from janus_jax.parallel import processes
 
     if not keep:
-        runtime._keep_freed_memory = lambda: None
-    runtime.start(runtime.RuntimeOptions(devices=8))
+        processes._keep_freed_memory = lambda: None
+    processes.start(processes.RuntimeOptions(devices=8))
     import jax
 
-    from janus_jax.config import load_config
+    from janus_jax.config.run import load_config
     from janus_jax.training.setup import prepare
 
     changes = ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", f"data.dir={data}"]
@@ -51,7 +52,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.measure == "kept", arguments.data)))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        from janus_jax.data.build import build
+        from janus_jax.data.build.pipeline import build
         from janus_jax.data.sample import write_sample
 
         data = Path(scratch) / "data"

@@ -10,20 +10,20 @@ cell says otherwise, and batches those of the recipe. Cells without `compiled` a
 import dataclasses
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from janus_jax.config import load_config
-from janus_jax.parallel.plan.changes import changed
-from janus_jax.parallel.plan.choices import Axes
-from janus_jax.parallel.plan.compiling import versions
-from janus_jax.parallel.plan.estimate import estimate
-from janus_jax.parallel.plan.sweep import Cell, sweep
-from janus_jax.parallel.topology import find_slice, load_chips
+from janus_jax.config.changes import changed
+from janus_jax.config.run import load_config
+from janus_jax.planning.chips.slices import find_slice, load_chips
+from janus_jax.planning.compile import versions
+from janus_jax.planning.search.candidates import Axes
+from janus_jax.planning.search.estimate import estimate
+from janus_jax.planning.search.sweep import Cell, sweep
+from tests.support.repository import ROOT
 
-PAGE = Path(__file__).parents[2] / "docs" / "slices.md"
+PAGE = ROOT / "docs" / "slices.md"
 GIB = 2**30
 MOST_COMPILED, TRIES = 24, 2
 SLICES = ("v5litepod-16", "v5litepod-64", "v5litepod-256", "v4-32", "v5p-8", "v5p-16", "v6e-16", "v6e-64")

@@ -41,8 +41,8 @@ SETTINGS = (
 def ours() -> tuple[int, int]:
     """Bytes of arguments, and of all at the peak."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from janus_jax.config import load_config
-    from janus_jax.parallel.plan import plan
+    from janus_jax.config.run import load_config
+    from janus_jax.planning import plan
 
     changes = ["batch.rows=16", "batch.microbatches=1", "batch.row_length=8192", "batch.max_sequence_length=8192"]
     memory = plan(load_config("configs/sft_65k.yaml", changes), "v5litepod-16").memory

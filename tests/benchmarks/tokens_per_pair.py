@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from janus_jax.data.rows import RowFormat, default_max_segments, fit, plan_rows
-from tests.real_rows import real_rows
+from tests.support.real_rows import real_rows
 
 SEQUENCE, ROW = 2048, 4096
 PADDED = 2 * SEQUENCE
@@ -57,7 +57,7 @@ def count(lengths: np.ndarray, *, share_prompts: bool) -> Count:
 
 def built_lengths(rows: Path, scratch: Path) -> np.ndarray:
     """Lengths of the training split of rows on disk."""
-    from janus_jax.data.build import build
+    from janus_jax.data.build.pipeline import build
     from janus_jax.data.dataset import TokenizedDataset
 
     build(rows, scratch, kind="dpo")

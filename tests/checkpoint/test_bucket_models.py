@@ -17,22 +17,23 @@ import numpy as np
 import pytest
 from etils import epath
 
-from janus_jax import bucket as buckets
-from janus_jax import cli, staging
-from janus_jax.bucket import BucketPath, Prefix
-from janus_jax.checkpoint import stream
+from janus_jax.checkpoint import item
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
-from janus_jax.checkpoint.hf import save_hf
-from janus_jax.checkpoint.keys import leaves, nest
+from janus_jax.checkpoint.hf.keys import leaves, nest
+from janus_jax.checkpoint.hf.read import save_hf
 from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import Checkpoints, restore_item
-from janus_jax.data.tokenizer import load_tokenizer
+from janus_jax.cli.main import main
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.mistral import param_specs
 from janus_jax.parallel.mesh import MeshShape, build_mesh, merge_rules, param_shardings
-from tests.checkpoint.models import SMALL, assert_same_bits, random_params
+from janus_jax.storage import bucket as buckets
+from janus_jax.storage import staging
+from janus_jax.storage.bucket import BucketPath, Prefix
+from janus_jax.text.tokenizer import load_tokenizer
+from tests.support.models import SMALL, assert_same_bits, random_params
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).parents[2]
 REPORT = "conversion_report.json"  # its clocks and its source differ
 
 
@@ -82,7 +83,7 @@ def janus(monkeypatch, capfd, *arguments):
     """(exit code, stdout, stderr) of the command."""
     monkeypatch.setattr(sys, "argv", ["janus", *map(str, arguments)])
     with pytest.raises(SystemExit) as done:
-        cli.main()
+        main()
     out, error = capfd.readouterr()
     return done.value.code or 0, out, re.sub(r"[IE]\d{4} .*google_auth_provider.*\n", "", error)  # tensorstore's log
 
@@ -182,7 +183,7 @@ def test_weights_are_placed_on_a_mesh_and_come_over_the_network_once(dtype, run,
 @pytest.mark.parametrize("chunk", [200, 700, 64 << 20])
 @pytest.mark.parametrize("mesh", [MeshShape(2, 2, 2), MeshShape(1, 8, 1)], ids=["222", "8"])
 def test_what_is_restored_by_blocks_is_what_orbax_restores(chunk, mesh, tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "CHUNK_BYTES", chunk)  # down to a few rows of a layer
+    monkeypatch.setattr(item, "CHUNK_BYTES", chunk)  # down to a few rows of a layer
     params = random_params(SMALL)
     save_hf(params, SMALL, tmp_path / "hf")
     from_hf(tmp_path / "hf", tmp_path / "converted", verify="none")
@@ -195,7 +196,7 @@ def test_what_is_restored_by_blocks_is_what_orbax_restores(chunk, mesh, tmp_path
             for path, spec in leaves(specs).items()
         }
     )
-    ours = stream.restore(epath.Path(tmp_path / "converted" / "params"), abstract)
+    ours = item.restore(epath.Path(tmp_path / "converted" / "params"), abstract)
     theirs = restore_item(epath.Path(tmp_path / "converted" / "params"), abstract)
     assert_same_bits(ours, theirs)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
@@ -291,7 +292,7 @@ def test_a_step_that_is_not_whole_is_no_model(run):
 
 KILLED = """
 import os, signal, sys
-from janus_jax.bucket import Prefix
+from janus_jax.storage.bucket import Prefix
 from janus_jax.checkpoint.convert import from_hf, to_hf
 upload = Prefix.upload
 def kill(prefix, directory, names, done):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from tests.checkpoint.continuations import ENOUGH, NEW_TOKENS, PROMPTS_ENOUGH, TIE, Continuation, proven
+from tests.support.continuations import ENOUGH, NEW_TOKENS, PROMPTS_ENOUGH, TIE, Continuation, proven
 
 TOKENS = list(range(NEW_TOKENS))
 CLEAR = Continuation("text", [1], TOKENS, [0.0] * NEW_TOKENS, [1.0] * NEW_TOKENS, ended=False)

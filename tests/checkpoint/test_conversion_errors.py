@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from janus_jax import cli
 from janus_jax.checkpoint import convert
 from janus_jax.checkpoint.convert import from_hf
-from janus_jax.checkpoint.hf import save_hf
+from janus_jax.checkpoint.hf.read import save_hf
 from janus_jax.checkpoint.state import Checkpoints
-from tests.checkpoint.models import SMALL, random_params
+from janus_jax.cli.main import main
+from tests.support.models import SMALL, random_params
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 
@@ -35,7 +35,7 @@ def refused(arguments, parts, root, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["janus", "convert", *map(str, arguments)])
     before = contents(root)
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main()
     out, error = capsys.readouterr()
     assert (caught.value.code, out) == (2, "")
     assert error.startswith("error: ") and error.count("\n") == 1 and len(error) < 600, error

@@ -15,15 +15,15 @@ import pytest
 import transformers
 
 from janus_jax.checkpoint.convert import from_hf, to_hf
-from janus_jax.checkpoint.hf import read_model_config, save_hf
+from janus_jax.checkpoint.hf.read import read_model_config, save_hf
 from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import Checkpoints
-from janus_jax.data.template import CHATML
-from janus_jax.data.tokenizer import load_tokenizer
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.mistral import param_specs
 from janus_jax.parallel.mesh import MeshShape, build_mesh, merge_rules, param_shardings
-from tests.checkpoint.models import SMALL, assert_same_bits, random_params, read_tensors
+from janus_jax.text.template import CHATML
+from janus_jax.text.tokenizer import load_tokenizer
+from tests.support.models import SMALL, assert_same_bits, random_params, read_tensors
 
 TIED = dataclasses.replace(SMALL, tie_embeddings=True)
 

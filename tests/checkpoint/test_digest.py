@@ -4,8 +4,8 @@ import threading
 from types import SimpleNamespace
 
 from janus_jax.checkpoint.digest import tensors
-from janus_jax.checkpoint.keys import key_table
-from tests.checkpoint.models import SMALL
+from janus_jax.checkpoint.hf.keys import key_table
+from tests.support.models import SMALL
 
 
 def test_a_reader_that_is_given_up_waits_for_no_thread():

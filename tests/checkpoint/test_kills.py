@@ -10,20 +10,19 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
-from janus_jax.checkpoint.hf import save_hf
-from janus_jax.config import to_yaml
+from janus_jax.checkpoint.hf.read import save_hf
+from janus_jax.config.run import to_yaml
 from janus_jax.errors import ConversionError, StorageError
-from tests.checkpoint.models import SMALL, random_params
-from tests.checkpoint.several_processes import limited_file_size
+from tests.checkpoint.hf.several_processes import limited_file_size
+from tests.support.models import SMALL, random_params
+from tests.support.repository import ROOT
+from tests.support.training_examples import random_examples, write_dataset
 from tests.training.test_run import config
-from tests.training_examples import random_examples, write_dataset
 
-ROOT = Path(__file__).parents[2]
 MIDDLING = dataclasses.replace(
     SMALL, num_layers=12, hidden_size=256, intermediate_size=1024, vocab_size=512, head_dim=64, sliding_window=None
 )

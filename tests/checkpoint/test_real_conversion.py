@@ -1,6 +1,6 @@
 """SmolLM2-135M through conversion: every bit comes back, and three programs continue texts alike.
 
-Slow; wants JANUS_SMOLLM2, a Hugging Face directory of the model (tests/test_real_data.py says how to make it):
+Slow; wants JANUS_SMOLLM2, a Hugging Face directory of the model (tests/data/test_real_data.py says how to make it):
 
     JANUS_SMOLLM2=DIR pytest -n 0 -m slow tests/checkpoint/test_real_conversion.py -s
 """
@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from janus_jax.checkpoint.conversion_report import REPORT
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
-from janus_jax.checkpoint.hf import load_hf
-from janus_jax.checkpoint.report import REPORT
+from janus_jax.checkpoint.hf.read import load_hf
 from janus_jax.model.attention import Layout
 from janus_jax.model.mistral import Compute, logits
-from tests.checkpoint.continuations import NEW_TOKENS, by_transformers, proven
-from tests.checkpoint.models import read_tensors
+from tests.support.continuations import NEW_TOKENS, by_transformers, proven
+from tests.support.models import read_tensors
 
 pytestmark = pytest.mark.slow
 

@@ -13,15 +13,15 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from janus_jax.checkpoint.hf import save_hf
+from janus_jax.checkpoint.hf.read import save_hf
 from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import CHUNK_BYTES, Checkpoints
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import param_specs
 from janus_jax.parallel.mesh import MeshShape, build_mesh, merge_rules, param_shardings
-from tests.checkpoint.models import assert_same_bits, random_params, read_tensors
-from tests.training import processes
+from tests.support import processes
+from tests.support.models import assert_same_bits, random_params, read_tensors
 
 CONFIG = ModelConfig(
     vocab_size=64,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 
 def main(port: str, process: str, directory: Path) -> None:
-    from janus_jax.parallel import runtime
+    from janus_jax.parallel import processes
 
-    runtime.start(runtime.RuntimeOptions(f"127.0.0.1:{port}", 2, int(process), 4))
-    from janus_jax.checkpoint.hf import load_hf, save_hf
+    processes.start(processes.RuntimeOptions(f"127.0.0.1:{port}", 2, int(process), 4))
+    from janus_jax.checkpoint.hf.read import load_hf, save_hf
     from janus_jax.checkpoint.source import open_source
     from janus_jax.checkpoint.state import Checkpoints
     from janus_jax.errors import JanusError

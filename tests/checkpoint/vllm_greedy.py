@@ -3,7 +3,7 @@
     python -m tests.checkpoint.vllm_greedy --export DIR --venv DIR
 
 The environment is made if it is not there (CPU build of vLLM, some GB); both programs compute in float32. For a real
-model, tests/test_real_data.py says how to make SmolLM2-135M as a Hugging Face directory; what to export of it:
+model, tests/data/test_real_data.py says how to make SmolLM2-135M as a Hugging Face directory; what to export of it:
 
     janus convert from-hf smollm2 orbax
     janus convert to-hf orbax export
@@ -27,7 +27,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.checkpoint.continuations import (
+from tests.support.continuations import (
     ENOUGH,
     NEW_TOKENS,
     PROMPTS_ENOUGH,

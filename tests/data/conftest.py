@@ -42,7 +42,7 @@ def pair_rows() -> list[dict]:
 
 @pytest.fixture(scope="session")
 def sft_build(tmp_path_factory) -> Built:
-    from janus_jax.data.build import build
+    from janus_jax.data.build.pipeline import build
 
     root = tmp_path_factory.mktemp("sft")
     rows = sft_rows()
@@ -54,7 +54,7 @@ def sft_build(tmp_path_factory) -> Built:
 
 @pytest.fixture(scope="session")
 def dpo_build(tmp_path_factory) -> Built:
-    from janus_jax.data.build import build
+    from janus_jax.data.build.pipeline import build
 
     root = tmp_path_factory.mktemp("dpo")
     source = write_lines(root / "rows.jsonl", pair_rows())

@@ -9,7 +9,7 @@ import seqio
 from janus_jax.data.cached_task import cached_task
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.mixture import Mixture
-from tests.training_examples import random_examples, write_dataset
+from tests.support.training_examples import random_examples, write_dataset
 
 SIZES = (20, 8)
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_jax.data.dataset import TokenizedDataset
+from janus_jax.data.epoch import BatchSettings, Position
 from janus_jax.data.loader import Loader
-from janus_jax.data.plan import BatchSettings, Position
 from janus_jax.data.rows import pack
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh
-from tests.training_examples import random_examples, write_dataset
+from tests.support.repository import ROOT
+from tests.support.training_examples import random_examples, write_dataset
 
 EXAMPLES = 61
 ROWS = BatchSettings(row_length=40, max_sequence_length=18, rows=8, microbatches=2)  # 18 < 24, the longest
@@ -354,7 +354,7 @@ def test_a_reader_left_open_lets_the_interpreter_end_quietly(data):
     code = f"""
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.loader import Loader
-from janus_jax.data.plan import BatchSettings
+from janus_jax.data.epoch import BatchSettings
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh
 dataset = TokenizedDataset({str(data["sft"].directory)!r}, "train")
 loader = Loader(dataset, BatchSettings(40, 40, rows=8), mesh=build_mesh(MeshShape()), rules=DEFAULT_RULES, branches=1)
@@ -363,7 +363,7 @@ print(next(batches).examples)
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"},  # another process may be writing there
         capture_output=True,
         text=True,

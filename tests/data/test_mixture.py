@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_jax.data.dataset import TokenizedDataset
+from janus_jax.data.epoch import START, BatchSettings, Position, RowPlan
 from janus_jax.data.loader import Loader
 from janus_jax.data.mixture import Mixture, stream
-from janus_jax.data.plan import START, BatchSettings, Position, RowPlan
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh
-from tests.training_examples import random_examples, write_dataset
+from tests.support.training_examples import random_examples, write_dataset
 
 SIZES = (41, 17, 23)
 WEIGHTS = (0.72, 0.14, 0.14)

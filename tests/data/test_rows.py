@@ -11,8 +11,8 @@ from janus_jax.data.example import Example
 from janus_jax.data.rows import default_max_segments, fit, pack, plan_groups, plan_rows, rows_for_groups
 from janus_jax.errors import DataError
 from tests.benchmarks.tokens_per_pair import PADDED, count, stated_lengths
-from tests.real_rows import real_rows
-from tests.training_examples import random_examples
+from tests.support.real_rows import real_rows
+from tests.support.training_examples import random_examples
 
 
 def test_a_pair_is_laid_out_as_the_contract_draws_it():

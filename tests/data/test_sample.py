@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 
-from janus_jax.data.readers import read_rows
+from janus_jax.data.build.readers import read_rows
 from janus_jax.data.sample import SPLITS, ordered_pairs, sample_path, sample_rows, write_sample
 from janus_jax.data.schema import KINDS, PREFERENCE_KEYS
 from janus_jax.errors import DataError

@@ -8,7 +8,7 @@ from janus_jax.model.head import token_logps
 from janus_jax.objectives.scores import branch_scores
 from janus_jax.training.optimizer import Schedule
 from tests.conftest import SHAPED
-from tests.house.repository import ROOT, tracked
+from tests.support.repository import ROOT, tracked
 
 
 def test_every_module_that_annotates_shapes_is_checked():

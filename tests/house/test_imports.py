@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from tests.house.repository import ROOT, tool, tracked
+from tests.support.repository import ROOT, tool, tracked
 
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
 

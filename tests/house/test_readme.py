@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from tests.house.repository import ROOT, tracked
+from tests.support.repository import ROOT, tracked
 
 
 def tree_block(readme: str) -> list[str]:

@@ -7,7 +7,7 @@ import tomllib
 import pytest
 from packaging.requirements import Requirement
 
-from tests.house.repository import ROOT, tool, tracked
+from tests.support.repository import ROOT, tool, tracked
 
 LONGEST_FILE = 400
 

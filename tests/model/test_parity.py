@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
-from janus_jax.checkpoint.hf import load_hf
-from janus_jax.checkpoint.keys import key_table, leaves
+from janus_jax.checkpoint.hf.keys import key_table, leaves
+from janus_jax.checkpoint.hf.read import load_hf
 from janus_jax.model import attention as attention_module
 from janus_jax.model import head as head_module
 from janus_jax.model.attention import Layout

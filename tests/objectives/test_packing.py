@@ -18,7 +18,7 @@ from janus_jax.model.mistral import Compute, Remat, hidden_states, init_params, 
 from janus_jax.objectives import DPO, SFT
 from janus_jax.training.optimizer import AdamW, Schedule
 from janus_jax.training.step import StepFunctions
-from tests.training_examples import TINY, random_examples
+from tests.support.training_examples import TINY, random_examples
 
 FULL = Compute(dtype=jnp.float32)
 ROW = 128

@@ -17,7 +17,7 @@ from janus_jax.parallel import mesh as meshes
 from janus_jax.training.optimizer import AdamW, Schedule
 from janus_jax.training.step import StepFunctions
 from tests.objectives.test_packing import assert_within, micro_axis, rows_of, with_reference
-from tests.training_examples import TINY, random_examples
+from tests.support.training_examples import TINY, random_examples
 
 OBJECTIVES = {
     "dpo": DPO(beta=0.5),

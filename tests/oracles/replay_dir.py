@@ -82,7 +82,7 @@ def replay(
     Raises:
         DataError: the objective cannot be replayed from such batches.
     """
-    from janus_jax.checkpoint.hf import load_hf
+    from janus_jax.checkpoint.hf.read import load_hf
     from janus_jax.training import replay as entry
 
     directory, steps, log = recording.directory, recording.steps, recording.log

@@ -12,7 +12,7 @@ from janus_jax.objectives import DPO, SFT
 from janus_jax.parallel import mesh as meshes
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh, merge_rules, param_shardings, partition_spec
 from tests.objectives.test_packing import ROW, assert_within, functions, micro_axis, rows_of, with_reference
-from tests.training_examples import TINY, random_examples
+from tests.support.training_examples import TINY, random_examples
 
 
 @pytest.fixture(scope="module", params=["sft", "dpo"])

@@ -3,21 +3,19 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
-from janus_jax.bucket import Prefix
 from janus_jax.checkpoint.convert import from_hf, to_hf
 from janus_jax.checkpoint.source import open_source
 from janus_jax.errors import ConfigError
+from janus_jax.storage.bucket import Prefix
 from janus_jax.training.run import train
-from tests.training import processes
+from tests.support import processes
+from tests.support.repository import ROOT
+from tests.support.training_examples import random_examples, write_dataset
 from tests.training.test_run import SIX_STEPS, assert_equal, config, final_params, lines
-from tests.training_examples import random_examples, write_dataset
-
-ROOT = Path(__file__).parents[2]
 
 
 def measured(run):

@@ -13,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax import cli
-from janus_jax.checkpoint.hf_write import save_hf
-from janus_jax.config import RunConfig
+from janus_jax.checkpoint.hf.write import save_hf
+from janus_jax.cli.main import main
+from janus_jax.config.run import RunConfig
 from janus_jax.data.sample import write_sample
 from janus_jax.errors import ConfigError
 from janus_jax.model.mistral import Compute
 from janus_jax.training.run import train
 from janus_jax.training.setup import prepare
-from tests.checkpoint.models import random_params
-from tests.training_examples import TINY, random_examples, write_dataset
+from tests.support.models import random_params
+from tests.support.training_examples import TINY, random_examples, write_dataset
 
 
 def config(root, name, run, **changes):
@@ -73,7 +73,7 @@ def test_data_of_the_other_boundary_is_refused_with_the_command_that_builds_it_r
     def janus(line: str) -> None:
         monkeypatch.setattr("sys.argv", shlex.split(line))
         with pytest.raises(SystemExit) as done:
-            cli.main()
+            main()
         assert not done.value.code, capsys.readouterr().err
 
     write_sample("sft", "my rows")

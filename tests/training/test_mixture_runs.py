@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from janus_jax.checkpoint.source import open_source
-from janus_jax.config import RunConfig, load_config
+from janus_jax.config.run import RunConfig, load_config
+from janus_jax.data.from_config import open_held_out
 from janus_jax.errors import ConfigError, DataError
-from janus_jax.training.inputs import open_held_out
 from janus_jax.training.run import train
-from tests.training_examples import random_examples, write_dataset
+from tests.support.training_examples import random_examples, write_dataset
 
 MODEL = {"preset": "tiny", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "head_dim": 8}
 SIZES = (31, 9, 14)

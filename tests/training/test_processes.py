@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from janus_jax.config import to_yaml
+from janus_jax.config.run import to_yaml
 from janus_jax.training.run import train
-from tests.training import processes
+from tests.support import processes
+from tests.support.training_examples import random_examples, write_dataset
 from tests.training.test_run import config, losses
-from tests.training_examples import random_examples, write_dataset
 
 STOP, STEPS = 4, 6
 SCHEDULE = {"epochs": None, "steps": STEPS}
@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
         configs[kind] = (recipe.model_dump(mode="json", by_alias=True), STOP)
     (root / "configs.json").write_text(json.dumps(configs))
     port = processes.free_port()
-    processes.run(*(["-m", "tests.training.processes", "train", port, i, root] for i in range(2)))
+    processes.run(*(["-m", "tests.support.processes", "train", port, i, root] for i in range(2)))
     return root
 
 
@@ -74,7 +74,7 @@ def _lines(run):
 
 def test_a_process_left_alone_at_a_barrier_ends_with_13_and_says_where():
     port = processes.free_port()
-    alone, gone = processes.launch(*(["-m", "tests.training.processes", "wait", port, i] for i in range(2)))
+    alone, gone = processes.launch(*(["-m", "tests.support.processes", "wait", port, i] for i in range(2)))
     assert gone == (0, "")
     assert alone[0] == 13, alone[1]
     assert alone[1].startswith(

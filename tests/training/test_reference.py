@@ -12,7 +12,7 @@ import pytest
 
 from janus_jax.checkpoint.convert import to_hf
 from janus_jax.checkpoint.state import stored_leaves
-from janus_jax.config import RunConfig
+from janus_jax.config.run import RunConfig
 from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError, ConversionError, DataError, NonFiniteError
 from janus_jax.model.config import ModelConfig
@@ -20,9 +20,9 @@ from janus_jax.model.mistral import init_params, param_specs
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh, param_shardings
 from janus_jax.training import reference
 from janus_jax.training.fingerprint import model_fingerprint, weights_fingerprint
+from janus_jax.training.reference_store import Identity
 from janus_jax.training.run import train
-from janus_jax.training.sidecar import Identity
-from tests.training_examples import TINY, random_examples, write_dataset
+from tests.support.training_examples import TINY, random_examples, write_dataset
 
 MODEL = {"preset": "tiny", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "head_dim": 8}
 STEPS_PER_EPOCH = 5
@@ -253,7 +253,7 @@ def test_a_model_that_was_exchanged_under_a_run_does_not_become_its_reference(da
     train(mine, writers=(), until_step=2)
     other = init_params(ModelConfig(**json.loads(_meta(run))["model"]), jax.random.key(9))
     shutil.rmtree(model)
-    from janus_jax.checkpoint.hf import save_hf
+    from janus_jax.checkpoint.hf.read import save_hf
 
     save_hf(other, ModelConfig(**json.loads(_meta(run))["model"]), model)
     if mode == "precompute":

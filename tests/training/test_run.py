@@ -8,11 +8,11 @@ import pytest
 
 from janus_jax.checkpoint.convert import to_hf
 from janus_jax.checkpoint.source import open_source
-from janus_jax.config import RunConfig
-from janus_jax.data.template import CHATML
+from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError, ConversionError, DataError, NonFiniteError
+from janus_jax.text.template import CHATML
 from janus_jax.training.run import train
-from tests.training_examples import random_examples, write_dataset
+from tests.support.training_examples import random_examples, write_dataset
 
 MODEL = {"preset": "tiny", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "head_dim": 8}
 

@@ -11,15 +11,15 @@ import yaml
 from safetensors.numpy import load_file
 
 from janus_jax import __version__
-from janus_jax.checkpoint import hf_write
+from janus_jax.checkpoint.conversion_report import REPORT
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
-from janus_jax.checkpoint.report import REPORT
-from janus_jax.data.template import CHATML
+from janus_jax.checkpoint.hf import write
 from janus_jax.errors import ConfigError, ConversionError
 from janus_jax.objectives.reward import reward_spread
+from janus_jax.text.template import CHATML
 from janus_jax.training.run import train
+from tests.support.training_examples import random_examples, write_dataset
 from tests.training.test_run import config
-from tests.training_examples import random_examples, write_dataset
 
 HELD_OUT = random_examples(9, pairs=True, seed=2)
 
@@ -65,7 +65,7 @@ def test_an_export_that_is_not_its_checkpoint_is_not_kept(tmp_path, monkeypatch)
     write_dataset(tmp_path / "sft", {"train": random_examples(20, pairs=False, seed=1)}, kind="sft")
     wanted = {"hf": True, "verify": "digest"}
     settings = {"schedule": {"epochs": None, "steps": 1}, "eval": {"every_steps": None}, "export": wanted}
-    write_file = hf_write.write_file
+    write_file = write.write_file
 
     def flip(directory, file, *arguments):
         write_file(directory, file, *arguments)
@@ -73,7 +73,7 @@ def test_an_export_that_is_not_its_checkpoint_is_not_kept(tmp_path, monkeypatch)
         content[-3] ^= 1
         (directory / file.name).write_bytes(content)
 
-    monkeypatch.setattr(hf_write, "write_file", flip)
+    monkeypatch.setattr(write, "write_file", flip)
     with pytest.raises(ConversionError, match=r"tensor lm_head.weight is not what was written; nothing is kept"):
         train(config(tmp_path, tmp_path / "run", **settings), writers=())
     assert not (tmp_path / "run" / "exports").exists()

@@ -1,0 +1,181 @@
+"""README.md of an exported model: what it is, how to ask it, and what it came from."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import yaml
+
+from janus_jax import __version__
+from janus_jax.checkpoint.hf.facts import Facts
+from janus_jax.checkpoint.hf.keys import VALUE_HEADS, Layout, key_table
+from janus_jax.model.config import ModelConfig
+from janus_jax.text.template import get_template
+
+_CONVERTED = "<!-- janus_jax: conversion -->"
+_NOTE = re.compile(rf"{_CONVERTED}\n\nThe weights were written in .*\n")
+"""What an earlier conversion wrote; what stands around it is the users'."""
+_OBJECTIVES = {
+    "sft": "supervised fine-tuning",
+    "dpo": "direct preference optimisation",
+    "simpo": "SimPO",
+    "orpo": "ORPO",
+    "rm": "reward modelling",
+}
+
+
+def model_card(
+    config: ModelConfig,
+    dtype: Any,
+    *,
+    facts: Facts,
+    meta: Mapping[str, Any],
+    step: int | None,
+    layout: Layout = "transformers",
+) -> str:
+    """Markdown with the front matter that the hub reads.
+
+    A model that no run here trained keeps the card that it came with, which may hold its licence, and gets a note.
+
+    Args:
+        dtype: of the stored tensors.
+        meta: what the run says of itself; empty without a run.
+        step: of the run.
+    """
+    run = meta.get("config")
+    note = f"{_CONVERTED}\n\nThe weights were written in {np.dtype(dtype).name} by janus_jax {__version__}"
+    note += " in OpenRLHF's layout.\n" if config.head == "value" and layout == "openrlhf" else ".\n"
+    if run is None and facts.card is not None:
+        return f"{_NOTE.sub('', facts.card).rstrip()}\n\n{note}"
+    value = config.head == "value"
+    kind = "reward model" if value else "language model"
+    objective = ((run or {}).get("objective") or {}).get("name")
+    tags = ["janus_jax", "mistral", *([objective] if objective else []), *(["reward-model"] if value else [])]
+    front = {
+        **({"base_model": facts.base_model} if facts.base_model else {}),
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification" if value else "text-generation",
+        "tags": tags,
+    }
+    trained = f", trained by {_OBJECTIVES.get(objective, objective)}" if objective else ""
+    parts = [
+        f"---\n{_yaml(front)}---\n",
+        f"# A Mistral-shaped {kind}{trained}\n",
+        _table(_shape(config, dtype)),
+        _use(config, meta, facts, layout),
+    ]
+    if run:
+        parts += ["## How it was made\n", _table(_recipe(meta, run, step)), _data(meta)]
+        parts += [f"The whole configuration:\n\n```yaml\n{_yaml(run)}```\n"]
+    return "\n".join(part for part in [*parts, note] if part)
+
+
+def _shape(config: ModelConfig, dtype: Any) -> list[tuple[str, Any]]:
+    count = sum(int(np.prod(entry.shape, dtype=np.int64)) for entry in key_table(config))
+    window = "none" if config.sliding_window is None else config.sliding_window
+    heads = f"{config.num_layers} layers, width {config.hidden_size}, {config.num_heads} heads, {config.num_kv_heads} "
+    return [
+        ("parameters", f"{count:,}, stored in {np.dtype(dtype).name}"),
+        ("shape", f"{heads}key/value heads, vocabulary {config.vocab_size}"),
+        ("positions", f"{config.max_position_embeddings}, RoPE base {config.rope_theta:g}, sliding window {window}"),
+    ]
+
+
+def _use(config: ModelConfig, meta: Mapping[str, Any], facts: Facts, layout: Layout) -> str:
+    parts = []
+    name = meta.get("template")
+    if name:
+        form = get_template(name)
+        texts = (form.prompt_text("{system}", "{instruction}"), form.prompt_text("", "{instruction}"))
+        parts.append("## Prompts\n\nBOS, then the text below with a system message, or without one:\n")
+        parts += [f"{_fenced(text)}\n" for text in texts]
+        parts.append(
+            f"The response follows (template `{name}`), and EOS ends it: so `apply_chat_template` writes it.\n"
+        )
+    if config.head == "value":
+        head = VALUE_HEADS[layout]
+        parts.append("## The reward\n")
+        parts.append(
+            f"It is what the linear head `{head}` makes of the last hidden state at the last token, the EOS after the "
+            "response. Put it there: a tokenizer that is called on plain text does not.\n"
+        )
+        if layout == "openrlhf":
+            parts.append("OpenRLHF reads the directory (`get_llm_for_sequence_regression(..., 'reward')`).\n")
+        else:
+            parts.append("`AutoModelForSequenceClassification` reads the directory; the reward is its one logit.\n")
+        if "mean" in facts.reward:
+            parts.append(
+                f"Over both responses of held-out pairs it has mean {facts.reward['mean']:.6g} and standard deviation "
+                f"{facts.reward['std']:.6g}. Head and weights are as trained: a normalised reward is "
+                "r' = (r - mean) / std.\n"
+            )
+    return "\n".join(parts)
+
+
+def _recipe(meta: Mapping[str, Any], run: Mapping[str, Any], step: int | None) -> list[tuple[str, Any]]:
+    """Rows of what decided the weights; a section that an older run does not have is left out."""
+    rows: list[tuple[str, Any]] = []
+    if objective := run.get("objective"):
+        rows.append(("objective", _settings(objective)))
+    rows.append(("began with", (run.get("init") or {}).get("from") or "random weights"))
+    if meta.get("reference_weights"):
+        rows.append(("reference", (run.get("reference") or {}).get("from") or "the weights that it began with"))
+    if batch := run.get("batch"):
+        unit = f"{batch['examples']} examples" if batch.get("examples") else f"{batch.get('rows')} packed rows"
+        lengths = f"rows of {batch.get('row_length')} tokens, sequences of {batch.get('max_sequence_length')}"
+        rows.append(("batch", f"{unit} a step, {lengths}"))
+    for name in ("schedule", "optimizer"):
+        if section := run.get(name):
+            rows.append((name, _settings(section)))
+    if precision := run.get("precision"):
+        rows.append(("precision", f"computed in {precision.get('compute')}"))
+    if compat := run.get("compat"):
+        rows.append(("compatibility", _settings(compat, named=False)))
+    rows += [("step", step), ("seed", (run.get("run") or {}).get("seed"))]
+    rows.append(("code", f"janus_jax {meta.get('janus_jax')}, jax {meta.get('jax')}"))
+    return [row for row in rows if row[1] is not None]
+
+
+def _data(meta: Mapping[str, Any]) -> str:
+    parts = meta.get("data") or []
+    rows = [
+        (
+            part["source"],
+            part["kind"],
+            part["examples"],
+            part["template"],
+            part["boundary"],
+            "no" if part["derived"] is None else _settings(part["derived"], named=False),
+            f"`{part['fingerprint']}`",
+        )
+        for part in parts
+    ]
+    table = _table(rows, ("data", "kind", "examples", "template", "token boundary", "derived", "fingerprint"))
+    tokenizer = (meta.get("tokenizer") or {}).get("fingerprint")
+    said = f"Fingerprint of all training data: `{meta.get('data_fingerprint')}`."
+    return f"{table if rows else ''}\n{said}" + (f" Tokenizer: `{tokenizer}`.\n" if tokenizer else "\n")
+
+
+def _settings(values: Mapping[str, Any], *, named: bool = True) -> str:
+    """`name (key value, ...)`, keys without a value left out."""
+    rest = ", ".join(f"{key} {value}" for key, value in values.items() if key != "name" and value is not None)
+    return f"{values['name']} ({rest})" if named and rest else values["name"] if named else rest
+
+
+def _table(rows: Sequence[Sequence[Any]], head: Sequence[str] = ("", "")) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    """Paths and names are other people's texts: they may not end a cell."""
+    return re.sub(r"\s+", " ", str(value)).replace("|", "\\|")
+
+
+def _fenced(text: str) -> str:
+    return f"```text\n{text}\n```"
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)

@@ -1,0 +1,256 @@
+"""`config.json` of a Hugging Face directory to and from `ModelConfig`, in the spellings of transformers 4 and 5."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from janus_jax.checkpoint.hf.keys import VALUE_HEADS, Layout
+from janus_jax.errors import ConversionError
+from janus_jax.model.config import Head, ModelConfig
+
+# What transformers assumes where config.json is silent (MistralConfig, LlamaConfig).
+_MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
+_LLAMA = {"num_key_value_heads": None, "max_position_embeddings": 2048}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "MistralForCausalLM": _MISTRAL,
+    "LlamaForCausalLM": _LLAMA,
+    "MistralForSequenceClassification": _MISTRAL,
+    "LlamaForSequenceClassification": _LLAMA,
+}
+_MODEL_TYPES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
+_MODEL_NAMES: dict[Head, str] = {"lm": "MistralForCausalLM", "value": "MistralForSequenceClassification"}
+_OPENRLHF_NAMES = ("LLMForSequenceRegression", "RewardModel")
+"""What OpenRLHF called its reward models; `save_pretrained` writes the name of the class. The first was in use when
+Janus-RM was trained. Neither is a class of transformers, nor does OpenRLHF look at the name when it reads."""
+_DEFAULT_THETA = 10000.0
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ConversionError: the file is missing, unreadable, not JSON or not an object; names the file and line.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConversionError(f"{file}: no such file") from None
+    except json.JSONDecodeError as error:
+        raise ConversionError(f"{file}:{error.lineno}: not valid JSON: {error.msg}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConversionError(f"{file}: cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ConversionError(f"{file}: holds a JSON {type(value).__name__}; an object is needed")
+    return value
+
+
+def read_model_config(directory: str | Path) -> ModelConfig:
+    """The architecture of a Mistral- or Llama-shaped Hugging Face directory.
+
+    Raises:
+        ConversionError: no such file, another architecture, or a feature that this model lacks; names file and key.
+    """
+    file = Path(os.path.expanduser(directory)) / "config.json"
+    if not file.parent.is_dir():
+        raise ConversionError(f"{file.parent}: no such directory")
+    return _Reader(file, read_json(file)).model_config()
+
+
+class _Reader:
+    """config.json with accessors whose errors name file, key, value and what is allowed."""
+
+    def __init__(self, file: Path, raw: dict[str, Any]):
+        self.file, self.raw = file, raw
+        self.architecture = self._architecture()
+
+    def refuse(self, key: str, allowed: str) -> ConversionError:
+        return ConversionError(f"{self.file}: {key}={json.dumps(self.raw.get(key))}: {allowed}")
+
+    def _architecture(self) -> str:
+        names = self.raw.get("architectures")
+        if not names:
+            name = _MODEL_TYPES.get(str(self.raw.get("model_type")))
+            if name is None:
+                raise self.refuse("model_type", f"allowed: {', '.join(_MODEL_TYPES)}")
+            return name
+        allowed = (*_DEFAULTS, *_OPENRLHF_NAMES)
+        if not isinstance(names, list) or len(names) != 1 or names[0] not in allowed:
+            raise self.refuse("architectures", f"allowed: {' or '.join(json.dumps([name]) for name in allowed)}")
+        if names[0] in _OPENRLHF_NAMES and self.raw.get("model_type") not in _MODEL_TYPES:
+            raise self.refuse("model_type", f"allowed: {', '.join(_MODEL_TYPES)}")
+        kind = self.raw.get("model_type")
+        if names[0] in _DEFAULTS and kind is not None and not names[0].lower().startswith(str(kind)):
+            raise self.refuse("model_type", f"it is not that of architectures={json.dumps(names)}")
+        return names[0]
+
+    @property
+    def head(self) -> Head:
+        classifier = self.architecture.endswith("ForSequenceClassification")
+        return "value" if classifier or self.architecture in _OPENRLHF_NAMES else "lm"
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        name = self.architecture
+        return _DEFAULTS[_MODEL_TYPES[self.raw["model_type"]] if name in _OPENRLHF_NAMES else name]
+
+    def labels(self) -> int:
+        """How many numbers a classifier gives; transformers assumes two."""
+        labels = self.raw.get("id2label")
+        return len(labels) if isinstance(labels, dict) else self.raw.get("num_labels", 2)
+
+    def number(self, key: str, kind: type[int] | type[float], default: Any = ...) -> Any:
+        value: Any = self.raw.get(key, default)
+        if value is ...:
+            raise ConversionError(f"{self.file}: {key} is missing; a positive number is needed")
+        if value is None and default is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < math.inf:
+            raise self.refuse(key, f"a positive {'whole number' if kind is int else 'number'} is needed")
+        return kind(value)
+
+    def rope_theta(self) -> float:
+        thetas = {}
+        for key in ("rope_parameters", "rope_scaling"):
+            group = self.raw.get(key)
+            if group is None:
+                continue
+            kind = group.get("rope_type", group.get("type", "default")) if isinstance(group, dict) else None
+            if kind != "default" or any(isinstance(value, dict) for value in group.values()):
+                raise self.refuse(key, 'only rotary embeddings without scaling are supported (rope_type "default")')
+            if group.get("partial_rotary_factor", 1.0) != 1.0:
+                raise self.refuse(key, "partial_rotary_factor must be 1")
+            if "rope_theta" in group:
+                thetas[key] = group["rope_theta"]
+        if self.raw.get("rope_theta") is not None:
+            thetas["rope_theta"] = self.raw["rope_theta"]
+        for key, theta in thetas.items():
+            if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
+                raise self.refuse(key, "rope_theta must be a positive number")
+        if len(set(thetas.values())) > 1:
+            raise ConversionError(f"{self.file}: rope_theta differs between {', '.join(thetas)}: {thetas}")
+        return float(next(iter(thetas.values()), _DEFAULT_THETA))
+
+    def check_features(self) -> None:
+        for key in ("attention_bias", "mlp_bias", "quantization_config"):
+            if self.raw.get(key):
+                raise self.refuse(key, "not supported; the model has no biases and no quantised weights")
+        if self.raw.get("hidden_act", "silu") not in ("silu", "swish"):
+            raise self.refuse("hidden_act", 'only "silu" is supported')
+        if self.raw.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise self.refuse("partial_rotary_factor", "must be 1")
+        if isinstance(kinds := self.raw.get("layer_types"), list) and len(set(kinds)) > 1:
+            raise self.refuse("layer_types", "all layers must be of one kind")
+        if self.architecture.endswith("ForSequenceClassification") and (labels := self.labels()) != 1:
+            raise ConversionError(
+                f"{self.file}: {self.architecture} with {labels} labels (id2label): a reward model has one"
+            )
+        if not isinstance(self.raw.get("tie_word_embeddings", False), bool):
+            raise self.refuse("tie_word_embeddings", "true or false is needed")
+
+    def model_config(self) -> ModelConfig:
+        self.check_features()
+        defaults = self.defaults
+        width, heads = self.number("hidden_size", int), self.number("num_attention_heads", int)
+        head_dim = self.number("head_dim", int, None)
+        if head_dim is None and width % heads:
+            raise self.refuse("hidden_size", f"must be a multiple of num_attention_heads={heads} without head_dim")
+        kv_heads = self.raw.get("num_key_value_heads", defaults["num_key_value_heads"])
+        window = None  # Llama has none, whatever the file says
+        if "sliding_window" in defaults and self.raw.get("sliding_window", ...) is not None:
+            window = self.number("sliding_window", int, defaults["sliding_window"])
+        try:
+            return ModelConfig(
+                vocab_size=self.number("vocab_size", int),
+                hidden_size=width,
+                intermediate_size=self.number("intermediate_size", int),
+                num_layers=self.number("num_hidden_layers", int),
+                num_heads=heads,
+                num_kv_heads=heads if kv_heads is None else self.number("num_key_value_heads", int, kv_heads),
+                head_dim=head_dim or width // heads,
+                rope_theta=self.rope_theta(),
+                rms_norm_eps=self.number("rms_norm_eps", float, 1e-6),
+                sliding_window=window,
+                tie_embeddings=self.raw.get("tie_word_embeddings", False),
+                max_position_embeddings=self.number(
+                    "max_position_embeddings", int, defaults["max_position_embeddings"]
+                ),
+                initializer_range=self.number("initializer_range", float, 0.02),
+                head=self.head,
+            )
+        except ValueError as error:
+            raise ConversionError(f"{self.file}: {error}") from error
+
+
+def hf_config(
+    config: ModelConfig,
+    dtype: Any,
+    *,
+    bos_id: int | None = 1,
+    eos_id: int | list[int] | None = 2,
+    pad_id: int | None = None,
+    layout: Layout = "transformers",
+    reward: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """config.json of `MistralForCausalLM`, with what both transformers 4 (and runtimes that follow it: rope_theta at
+    the top, torch_dtype) and transformers 5 (rope_parameters, dtype) read. `dtype` is that of the stored tensors.
+
+    A reward model is a `MistralForSequenceClassification` of one label. Its reward stands at the last token that is not
+    `pad_token_id`, which therefore must not be EOS; it is `pad_id`, or if that will not do, 0, `<unk>`, which
+    sentencepiece never ends a text with. In OpenRLHF's layout the class and the head have OpenRLHF's names.
+
+    Args:
+        reward: `mean` and `std` of a reward model's rewards, as OpenRLHF keeps them there, and its `normalize_reward`.
+    """
+    name = jnp.dtype(dtype).name
+    told: dict[str, Any] = {} if pad_id is None else {"pad_token_id": pad_id}
+    if config.head == "value":
+        told = {
+            "id2label": {"0": "reward"},
+            "label2id": {"reward": 0},
+            "pad_token_id": _reward_pad(config, eos_id, pad_id),
+            **{key: value for key, value in (reward or {}).items() if key != "normalize_reward"},
+        }
+    architecture = _MODEL_NAMES[config.head]
+    if config.head == "value" and layout == "openrlhf":
+        architecture = _OPENRLHF_NAMES[0]
+        head = VALUE_HEADS[layout].removesuffix(".weight")
+        # Later versions ask for the head's name; older ones know the one, and fail without normalize_reward.
+        told |= {"value_head_prefix": head, "normalize_reward": bool((reward or {}).get("normalize_reward"))}
+    return {
+        "architectures": [architecture],
+        "model_type": "mistral",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_position_embeddings,
+        "initializer_range": config.initializer_range,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "sliding_window": config.sliding_window,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": config.tie_embeddings,
+        "use_cache": True,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
+        "torch_dtype": name,
+        "dtype": name,
+        **told,
+    }
+
+
+def _reward_pad(config: ModelConfig, eos_id: int | list[int] | None, pad_id: int | None) -> int:
+    ends = eos_id if isinstance(eos_id, list) else [eos_id]
+    if pad_id is not None and 0 <= pad_id < config.vocab_size and pad_id not in ends:
+        return pad_id
+    return next(i for i in range(len(ends) + 1) if i not in ends)

@@ -1,0 +1,89 @@
+"""What a model directory says beside architecture and weights, and what therefore travels with a conversion."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from janus_jax.checkpoint.hf.config import read_json
+from janus_jax.errors import ConversionError
+
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+CARD = "README.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """They are no part of the architecture: two models of one shape may differ in all of them."""
+
+    token_ids: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Those of `TOKEN_IDS` that config.json has: an id, a list of them (EOS), or null."""
+    generation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """generation_config.json."""
+    reward: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of a reward model: `mean` and `std` of its rewards on held-out pairs, `normalize_reward`; OpenRLHF's names."""
+    base_model: str | None = None
+    """Id on the hub of the model that it is, or that its training began with."""
+    card: str | None = None
+    """README.md of a Hugging Face directory."""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Facts":
+        """The reverse; what an older version did not write is empty.
+
+        Raises:
+            TypeError: not what `to_json` gives.
+        """
+        return cls(**(values or {}))
+
+    @classmethod
+    def of_directory(cls, directory: Path, *, reward: bool, base_model: str | None = None) -> "Facts":
+        """Reads config.json, generation_config.json and README.md of a Hugging Face directory.
+
+        Args:
+            reward: the directory holds a reward model.
+            base_model: its id, if it comes from the hub.
+        Raises:
+            ConversionError: a file is not JSON, or a value is of the wrong kind; names file and key.
+        """
+        config = directory / "config.json"
+        raw = read_json(config)
+        for name in TOKEN_IDS:
+            if not _is_id(raw.get(name), several=name == "eos_token_id"):
+                raise ConversionError(f"{config}: {name}={json.dumps(raw[name])}: allowed: a token id or null")
+        generation = directory / "generation_config.json"
+        card = directory / CARD
+        return cls(
+            token_ids={name: raw[name] for name in TOKEN_IDS if name in raw},
+            generation=read_json(generation) if generation.is_file() else {},
+            reward=_statistics(config, raw) if reward else {},
+            base_model=base_model,
+            card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
+        )
+
+
+def _is_id(value: Any, *, several: bool) -> bool:
+    if several and isinstance(value, list):
+        return bool(value) and all(_is_id(one, several=False) and one is not None for one in value)
+    return value is None or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def _statistics(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    found = {name: raw[name] for name in ("mean", "std", "normalize_reward") if raw.get(name) is not None}
+    if ("mean" in found) != ("std" in found):
+        raise ConversionError(f"{file}: mean and std of the rewards: one is there without the other")
+    for name in ("mean", "std"):
+        value = found.get(name, 1.0)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or (name == "std" and value <= 0):
+            needed = "a finite number" if name == "mean" else "a positive number"
+            raise ConversionError(f"{file}: {name}={json.dumps(value)}: {needed} is needed (statistics of the rewards)")
+    if not isinstance(found.get("normalize_reward", False), bool):
+        raise ConversionError(
+            f"{file}: normalize_reward={json.dumps(found['normalize_reward'])}: allowed: true or false"
+        )
+    return found

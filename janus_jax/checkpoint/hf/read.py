@@ -1,0 +1,213 @@
+"""Hugging Face directories: read Mistral- and Llama-shaped ones into parameters, write ones that others load."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from janus_jax.checkpoint.hf.config import hf_config, read_json, read_model_config
+from janus_jax.checkpoint.hf.keys import LAYOUTS, VALUE_HEADS, KeyEntry, Layout, contiguous, key_table, leaves, nest
+from janus_jax.checkpoint.hf.keys import Path as ParamPath
+from janus_jax.checkpoint.hf.write import save_hf
+from janus_jax.errors import ConversionError
+from janus_jax.model.config import ModelConfig
+from janus_jax.model.mistral import Params, param_specs
+
+__all__ = ["HFDirectory", "hf_config", "load_hf", "read_model_config", "save_hf"]
+
+_DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
+_DERIVED_SUFFIX = "rotary_emb.inv_freq"  # a buffer that old Llama files store; it follows from rope_theta
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class HFDirectory:
+    """A model directory whose headers are checked: every tensor there, none too many, shapes and dtypes right.
+
+    Raises:
+        ConversionError: names the file and the tensor or key; no tensor has been read by then.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(os.path.expanduser(directory))
+        files = [*self.directory.glob("*.safetensors"), *self.directory.glob("*.json")]
+        self._stamps = {file: _stamp(file) for file in files}
+        config = read_model_config(self.directory)
+        stored = _headers(self.directory)
+        # OpenRLHF's own head says that it is a reward model, whatever class config.json names.
+        self.layout: Layout = "openrlhf" if VALUE_HEADS["openrlhf"] in stored else "transformers"
+        self.config = dataclasses.replace(config, head="value") if self.layout == "openrlhf" else config
+        self.entries = key_table(self.config, self.layout)
+        self.stored_dtype = _check(self.directory, self.config, self.entries, stored)
+        self._stored = stored
+        self._open: dict[Path, Any] = {}
+
+    def read(self, path: ParamPath, dtype: Any, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """The block `index` (unit-step slices; None: all) of a parameter, read from as little of the files as holds it.
+
+        Raises:
+            ConversionError: a value is NaN or infinite; names file and tensor.
+        """
+        entries = [entry for entry in self.entries if entry.path == path]
+        if entries[0].layer is None:
+            full = (slice(None),) * len(entries[0].shape)
+            return self._read(entries[0], full if index is None else index).astype(dtype, copy=False)
+        full = (slice(None),) * (1 + len(entries[0].shape))
+        layers, *rest = full if index is None else index
+        chosen = entries[layers]
+        first = self._read(chosen[0], tuple(rest)).astype(dtype, copy=False)
+        if len(chosen) == 1:
+            return first[None]
+        out = np.empty((len(chosen), *first.shape), dtype)
+        out[0] = first
+        for i, entry in enumerate(chosen[1:], start=1):
+            out[i] = self._read(entry, tuple(rest))
+        return out
+
+    def require_unchanged(self) -> None:
+        """Raises ConversionError where a file is another one than when this was made, or was written to."""
+        for file, stamp in self._stamps.items():
+            if _stamp(file) != stamp:
+                raise ConversionError(f"{file}: was changed while it was read; nothing is kept")
+
+    def load(self, dtype: Any, shardings: Any = None) -> Params:
+        """All parameters: numpy arrays, or jax arrays where `shardings` (a tree like the parameters) says."""
+        placed = None if shardings is None else leaves(shardings)
+        flat: dict[ParamPath, Any] = {}
+        for path, spec in leaves(param_specs(self.config, dtype)).items():
+            if placed is None:
+                flat[path] = self.read(path, dtype)
+            else:
+                read = _once(lambda index, path=path: self.read(path, dtype, index))
+                flat[path] = jax.make_array_from_callback(spec.shape, placed[path], read)
+        return nest(flat)
+
+    def _read(self, entry: KeyEntry, index: tuple[slice, ...]) -> np.ndarray:
+        file = self._stored[entry.key].file
+        if file not in self._open:
+            self._open[file] = safe_open(file, framework="np")
+        tensor = self._open[file].get_slice(entry.key)
+        block = contiguous(entry.from_torch(lambda box: tensor[box], index))
+        if not np.isfinite(block).all():
+            raise ConversionError(f"{file}: tensor {entry.key} holds NaN or infinite values")
+        return block
+
+
+def _stamp(file: Path) -> tuple[int, ...] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def load_hf(directory: str | Path, *, dtype: Any = jnp.float32, shardings: Any = None) -> tuple[ModelConfig, Params]:
+    """Parameters of a Hugging Face directory as jax arrays.
+
+    Args:
+        dtype: of the parameters; None keeps the stored one.
+        shardings: tree of shardings like the parameters (meshes over several processes too: each process reads the
+            parts that its devices hold); None puts everything on the default device.
+
+    Raises:
+        ConversionError: names file and tensor or key. Everything but the values is checked before the first read.
+    """
+    source = HFDirectory(directory)
+    dtype = jnp.dtype(source.stored_dtype if dtype is None else dtype)
+    params = source.load(dtype, shardings)
+    return source.config, params if shardings is not None else jax.tree.map(jnp.asarray, params)
+
+
+def _once(read: Callable[[tuple[slice, ...]], np.ndarray]) -> Callable[[Any], np.ndarray]:
+    """Reads a block once, however many devices hold a copy of it."""
+    blocks: dict[tuple[tuple[int | None, int | None], ...], np.ndarray] = {}
+
+    def cached(index: tuple[slice, ...]) -> np.ndarray:
+        key = tuple((part.start, part.stop) for part in index)
+        if key not in blocks:
+            blocks[key] = read(index)
+        return blocks[key]
+
+    return cached
+
+
+def _headers(directory: Path) -> dict[str, _Stored]:
+    """Where each tensor of a directory lies, from the headers of its files."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file():
+        return _header(single)
+    if not index.is_file():
+        found = sorted(
+            file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in directory.glob(pattern)
+        )
+        hint = f"; {found[0]} is not read: save the model with safetensors first" if found else ""
+        if (directory / "adapter_model.safetensors").is_file():
+            hint = "; adapter_model.safetensors is an adapter: merge it into its base model first"
+        raise ConversionError(f"{directory}: neither {single.name} nor {index.name} is there{hint}")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ConversionError(f"{index}: weight_map must be an object of tensor name to file name")
+    stored: dict[str, _Stored] = {}
+    for name in sorted(set(weight_map.values())):
+        file = directory / name
+        if not file.is_file():
+            key = next(key for key, value in weight_map.items() if value == name)
+            raise ConversionError(f"{file}: missing; {index.name} says that it holds {key}")
+        header = _header(file)
+        for key in (key for key, value in weight_map.items() if value == name and key not in header):
+            raise ConversionError(f"{file}: tensor {key} is missing; {index.name} says that it is there")
+        if twice := next((key for key in header if weight_map.get(key) != name), None):
+            raise ConversionError(f"{file}: tensor {twice} is not in {index.name} for this file")
+        stored |= header
+    return stored
+
+
+def _header(file: Path) -> dict[str, _Stored]:
+    try:
+        with safe_open(file, framework="np") as tensors:
+            parts = {key: tensors.get_slice(key) for key in tensors.keys()}
+            return {key: _Stored(file, tuple(part.get_shape()), part.get_dtype()) for key, part in parts.items()}
+    except (SafetensorError, OSError) as error:
+        raise ConversionError(f"{file}: not a whole safetensors file: {error}") from error
+
+
+def _check(directory: Path, config: ModelConfig, entries: list[KeyEntry], stored: dict[str, _Stored]) -> np.dtype:
+    """Compares the tensors there with those expected; returns their common dtype (float32 where they differ)."""
+    for entry in entries:
+        found = stored.get(entry.key)
+        if found is None:
+            hint = ""
+            if entry.key == "lm_head.weight":
+                hint = "; a model without it needs tie_word_embeddings=true in config.json"
+            if entry.path == ("value_head",):
+                hint = f"; a reward model has {' or '.join(VALUE_HEADS[layout] for layout in LAYOUTS)}"
+            raise ConversionError(f"{directory}: tensor {entry.key} is missing{hint}")
+        if found.shape != entry.torch_shape:
+            raise ConversionError(
+                f"{found.file}: tensor {entry.key} has shape {list(found.shape)}; config.json asks for "
+                f"{list(entry.torch_shape)}"
+            )
+        if found.dtype not in _DTYPES:
+            raise ConversionError(
+                f"{found.file}: tensor {entry.key} has dtype {found.dtype}; allowed: {', '.join(_DTYPES)}"
+            )
+    known = {entry.key for entry in entries}
+    for key, found in stored.items():
+        if key not in known and not key.endswith(_DERIVED_SUFFIX):
+            tied = key == "lm_head.weight" and config.tie_embeddings
+            hint = "tie_word_embeddings=true in config.json excludes it" if tied else "the architecture has no such one"
+            raise ConversionError(f"{found.file}: tensor {key} is not expected: {hint}")
+    dtypes = {_DTYPES[stored[entry.key].dtype] for entry in entries}
+    return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)

@@ -1,0 +1,268 @@
+"""The params item of a checkpoint, read and written a block at a time: no more of a model in memory than that.
+
+Orbax itself saves and restores whole leaves, and a stacked leaf of a 7B model is 4 to 8 GB. What it writes is plain:
+zarr arrays in one OCDBT store, with a few JSON files beside it. So the skeleton of an item (those files, every leaf as
+a single element) is saved by Orbax, whichever version is installed; then each leaf gets its real shape, and its blocks,
+through tensorstore, as Orbax would have written them. Stock Orbax restores the result.
+"""
+
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from etils import epath
+
+from janus_jax.checkpoint.hf.keys import Path, leaves, nest
+from janus_jax.errors import ConversionError, JanusError, StorageError
+from janus_jax.model.config import ModelConfig
+from janus_jax.model.mistral import param_specs
+from janus_jax.storage import bucket
+from janus_jax.storage.bucket import BucketPath
+from janus_jax.storage.local import Place, absolute, refusal
+
+CHUNK_BYTES = 64 << 20
+"""Upper bound of one stored chunk. Chunks of a stacked leaf hold one layer (or a part): reading a 32 MB layer of a
+1 GiB leaf then takes 63 MB of memory, instead of 2 GB for the whole leaf."""
+
+
+_REFUSALS = (
+    "ABORTED",
+    "UNAVAILABLE",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "DEADLINE_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+)
+"""What tensorstore says of a service; everything else it says of what is stored."""
+
+_SLOWEST = 1 << 18  # bytes/s; who sends fewer is taken for one who does not send
+_TREE_BYTES = 4 << 20  # for what OCDBT says of where chunks lie, which it would fetch again for each of them
+
+
+class ItemReader:
+    """Blocks of the leaves of an item, here or on gs://, in the dtypes in which they are stored.
+
+    Raises:
+        ConversionError: no such item, or a leaf that cannot be opened or read.
+        StorageError: gs:// refuses, or is not to be reached for `bucket.RETRY_S`.
+    """
+
+    def __init__(self, item: Place):
+        self._item = item
+        self._ocdbt = (item / "manifest.ocdbt").exists()
+        try:
+            metadata = json.loads((item / "_METADATA").read_text())
+            self._driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+            trees = metadata["tree_metadata"].values()
+            self._paths = [tuple(part["key"] for part in leaf["key_metadata"]) for leaf in trees]
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise ConversionError(f"{item}: not an Orbax item, or a damaged one: {error}") from error
+        self._context = _context() if isinstance(item, BucketPath) else ts.Context()
+        self._open: dict[Path, Any] = {}
+
+    def leaves(self) -> dict[Path, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of all leaves."""
+        return {path: jax.ShapeDtypeStruct(self.shape(path), self.dtype(path)) for path in self._paths}
+
+    def dtype(self, path: Path) -> np.dtype:
+        """Of a leaf."""
+        return self._leaf(path).dtype.numpy_dtype
+
+    def shape(self, path: Path) -> tuple[int, ...]:
+        """Of a leaf."""
+        return tuple(self._leaf(path).shape)
+
+    def read(self, path: Path, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """The block `index` (unit-step slices; None: all) of a leaf."""
+        return self._result(path, self._start(path, index))
+
+    def rows(self, path: Path, start: int, stop: int, index: tuple[slice, ...]) -> Iterator[tuple[int, np.ndarray]]:
+        """The block `index` of what follows the first axis, for `start` to `stop` of that, in pieces of one row of
+        chunks; each with the number at which it begins. One is on its way while another is used."""
+        rows = self._leaf(path).chunk_layout.read_chunk.shape[0]
+        cuts = [start, *range((start // rows + 1) * rows, stop, rows), stop]
+        ahead = None
+        for at, end in itertools.pairwise(cuts):
+            following = at, self._start(path, (slice(at, end), *index))
+            if ahead is not None:
+                yield ahead[0], self._result(path, ahead[1])
+            ahead = following
+        if ahead is not None:
+            yield ahead[0], self._result(path, ahead[1])
+
+    def _start(self, path: Path, index: tuple[slice, ...] | None) -> tuple[Any, int]:
+        leaf = self._leaf(path)
+        wanted = leaf if index is None else leaf[index]
+        return wanted.read(), wanted.size * wanted.dtype.numpy_dtype.itemsize
+
+    def _result(self, path: Path, started: tuple[Any, int]) -> Any:
+        future, size = started
+        limit = 3 * bucket.RETRY_S + size / _SLOWEST if isinstance(self._item, BucketPath) else None
+        try:
+            return future.result(timeout=limit)
+        except (ValueError, OSError) as error:
+            raise self._unread(path, error) from error
+
+    def _leaf(self, path: Path) -> Any:
+        if path not in self._open:
+            try:
+                store = _kvstore(self._item, path, ocdbt=self._ocdbt)
+                # What is not there is missing, not zero; Orbax stores zeros too.
+                spec = {"driver": self._driver, "kvstore": store, "fill_missing_data_reads": False}
+                opening = ts.open(spec, open=True, read=True, context=self._context)
+            except (ValueError, OSError) as error:
+                raise self._unread(path, error) from error
+            self._open[path] = self._result(path, (opening, 0))
+        return self._open[path]
+
+    def _unread(self, path: Path, error: Exception) -> JanusError:
+        if isinstance(self._item, BucketPath):
+            if isinstance(error, TimeoutError):
+                return StorageError(f"{self._item}: {'/'.join(path)} cannot be read: the service does not answer")
+            if str(error).startswith(_REFUSALS):
+                reason = re.sub(r"^.*gs://\S+: ", "", _said(error))[:300]
+                return StorageError(f"{self._item}: {'/'.join(path)} cannot be read: {reason}")
+        return ConversionError(
+            f"{self._item}: {'/'.join(path)} is damaged and cannot be read: {tensorstore_message(error)}"
+        )
+
+
+def restore_blocks(item: Place, abstract: Any) -> Any:
+    """The tree of arrays that `abstract` (ShapeDtypeStructs) says, as `state.restore_item`. Of what is stored a process
+    reads each chunk that its devices need once, and keeps no more than its part of one leaf and two rows of chunks."""
+    reader = ItemReader(item)
+    return nest({path: _restore_leaf(reader, path, leaf) for path, leaf in leaves(abstract).items()})
+
+
+def _restore_leaf(reader: ItemReader, path: Path, leaf: jax.ShapeDtypeStruct) -> Any:
+    if leaf.sharding is None:
+        boxes = {tuple((0, size) for size in leaf.shape)}
+    else:
+        boxes = {
+            _box(index, leaf.shape) for index in leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+        }
+    blocks = {box: np.empty([stop - start for start, stop in box], leaf.dtype) for box in boxes}
+    hull = [(min(start for start, _ in axis), max(stop for _, stop in axis)) for axis in zip(*boxes, strict=True)]
+    others = tuple(slice(*axis) for axis in hull[1:])
+    for at, piece in reader.rows(path, *hull[0], others):
+        for box, block in blocks.items():
+            first, last = max(at, box[0][0]), min(at + len(piece), box[0][1])
+            inner = tuple(slice(a - low, b - low) for (a, b), (low, _) in zip(box[1:], hull[1:], strict=True))
+            if first < last:
+                block[first - box[0][0] : last - box[0][0]] = piece[(slice(first - at, last - at), *inner)]
+    if leaf.sharding is None:
+        return next(iter(blocks.values()))
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: blocks[_box(index, leaf.shape)])
+
+
+def _box(index: Any, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+
+
+def _context() -> Any:
+    """Requests to gs:// are repeated for about `bucket.RETRY_S`: nine times, after pauses of 1, 2, 4 and 6 times 8."""
+    unit = bucket.RETRY_S / 60
+    retries = {"max_retries": 9, "initial_delay": f"{unit * 1000:.0f}ms", "max_delay": f"{unit * 8000:.0f}ms"}
+    return ts.Context({"gcs_request_retries": retries, "cache_pool#ocdbt": {"total_bytes_limit": _TREE_BYTES}})
+
+
+class ItemWriter:
+    """Writes the params item of a model, block by block; what was not written when `close` returns is missing.
+
+    Args:
+        item: directory to make, local or gs://.
+    Raises:
+        StorageError: it cannot be written.
+    """
+
+    def __init__(self, item: epath.Path, config: ModelConfig, dtype: np.dtype):
+        self._item = item
+        self._specs = leaves(param_specs(config, dtype))
+        skeleton = nest({path: np.zeros((1,) * len(spec.shape), dtype) for path, spec in self._specs.items()})
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            checkpointer.save(item, args=ocp.args.StandardSave(skeleton))
+        self._leaves = {path: self._create(path, spec.shape, np.dtype(dtype)) for path, spec in self._specs.items()}
+        self._pending: list[Any] = []
+
+    def write(self, path: Path, layer: int | None, block: np.ndarray) -> None:
+        """A leaf, or one layer of a stacked one. At most two blocks are on their way when this returns.
+
+        Args:
+            block: of the leaf's shape, without the layer axis if `layer` is given; not to be changed afterwards.
+        """
+        leaf = self._leaves[path]
+        target = leaf if layer is None else leaf[layer]
+        assert tuple(target.shape) == block.shape, (path, layer, block.shape)
+        self._wait(1)
+        self._pending.append(target.write(block))
+
+    def close(self) -> None:
+        """Returns when everything is written."""
+        self._wait(0)
+
+    def _wait(self, left: int) -> None:
+        while len(self._pending) > left:
+            try:
+                self._pending.pop(0).result()
+            except (ValueError, OSError) as error:
+                raise StorageError(f"{self._item}: cannot be written: {refusal(error)}") from error
+
+    def _create(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        stacked = self._specs[path].axes[0] == "layers"
+        metadata = {
+            "shape": list(shape),
+            "chunks": chunk_shape(shape, dtype.itemsize, stacked=stacked),
+            "dtype": ts.dtype(dtype).name if dtype.name == "bfloat16" else dtype.str,
+            "compressor": None,  # trained weights hardly shrink, and Orbax's zstd takes as long as all the rest
+            "dimension_separator": ".",
+            "fill_value": None,
+            "order": "C",
+        }
+        spec = {"driver": "zarr", "kvstore": _kvstore(self._item, path, ocdbt=True), "metadata": metadata}
+        spec["store_data_equal_to_fill_value"] = True
+        try:
+            return ts.open(spec, create=True, delete_existing=True).result()
+        except (ValueError, OSError) as error:
+            raise StorageError(f"{self._item}: cannot be written: {refusal(error)}") from error
+
+
+def chunk_shape(shape: tuple[int, ...], itemsize: int, *, stacked: bool) -> list[int]:
+    """Chunks of at most `CHUNK_BYTES`, cut along the leading axes; of a stacked leaf each is of one layer."""
+    chunk = [1, *shape[1:]] if stacked else list(shape)
+    for axis in range(len(chunk)):
+        while chunk[axis] > 1 and math.prod(chunk) * itemsize > CHUNK_BYTES:
+            chunk[axis] = -(-chunk[axis] // 2)
+    return chunk
+
+
+def tensorstore_message(error: Exception) -> str:
+    """What happened, without tensorstore's account of where."""
+    return _said(error)[:300] or type(error).__name__
+
+
+def _said(error: Exception) -> str:
+    text = re.split(r" \[(?:tensorstore_spec|source locations|http_\w+|curl_code)", str(error))[0].strip()
+    return text.partition("\n")[0]
+
+
+def _kvstore(item: Place, path: Path, *, ocdbt: bool) -> dict[str, Any]:
+    name = ".".join(path) + "/"
+    base = os.fspath(absolute(item))
+    remote = bucket.is_url(base)
+    if not ocdbt:
+        return _plain(f"{base}/{name}") if remote else {"driver": "file", "path": f"{base}/{name}"}
+    if not remote:  # a path, not a file:// URL, in which %, ?, # and | have meanings
+        return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{base}/"}, "path": name}
+    return {"driver": "ocdbt", "base": f"{base}/", "path": name, "cache_pool": "cache_pool#ocdbt"}
+
+
+def _plain(url: str) -> dict[str, Any]:
+    return ts.KvStore.Spec(url).to_json()

@@ -1,0 +1,153 @@
+"""`janus demo`: the whole job on one machine, from rows to two Hugging Face directories, and what came of it."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from janus_jax.cli.demo.stages import STAGES, largest_mesh
+from janus_jax.errors import ConfigError
+
+_CONFIGS = Path(__file__).parent
+_AT_THE_END = 10**9
+"""Steps between evaluations of a real model, which take longer than all of a short training."""
+_REPLAYED_STEPS = 3
+"""Steps at the end of SFT that are run twice: once going on, once resumed from disk."""
+
+
+def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objective: str = "dpo") -> None:
+    """Builds data, trains SFT and then preferences, resumes, exports, re-reads, and prints a table.
+
+    Args:
+        model: Hugging Face directory to start from; None: a small model with random weights.
+        steps: optimizer steps of each stage; None: what the demo's configs say.
+        out: directory for everything; runs of an earlier demo in it are replaced.
+        devices: CPU devices to simulate.
+        objective: how preferences are learned, a name in STAGES.
+    Raises:
+        ConfigError: `out` holds something that no demo wrote.
+    """
+    started = time.perf_counter()
+    console = Console()
+    out = Path(os.path.expanduser(out))
+    from janus_jax.parallel import processes
+
+    processes.start(processes.RuntimeOptions(devices=devices))
+    from janus_jax.checkpoint.source import open_source
+    from janus_jax.cli.demo import figures, report
+    from janus_jax.config.run import load_config
+    from janus_jax.evaluation.pairs import pair_accuracies
+    from janus_jax.model.config import PRESETS
+    from janus_jax.text.tokenizer import load_tokenizer
+    from janus_jax.training.run import train
+
+    stage = STAGES[objective]
+    shape = PRESETS["tiny"] if model is None else open_source(model).config
+    mesh = largest_mesh(shape, devices)
+    load_tokenizer(model)  # bad input is found before anything is written
+    _clear(out)
+    console.rule("[bold]1. Data: the embedded Multifaceted sample -> TFDS -> seqio Task -> token ids")
+    data = {kind: _build(kind, model, out, console) for kind in ("sft", stage.name)}
+
+    mesh_text = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
+    console.rule(f"[bold]2. SFT of {'random weights' if model is None else model} on a mesh of {mesh_text}")
+    common = [f"mesh.{axis}={size}" for axis, size in mesh.items()]
+    shards = mesh["data"] * mesh["fsdp"]
+    sft_changes = [
+        *common,
+        *_steps(steps),
+        _path("run.dir", out / "sft"),
+        _path("data.dir", data["sft"]),
+        f"batch.rows={-(-4 // shards) * shards}",
+    ]
+    if model is not None:
+        sft_changes += ["model=null", _path("init.from", model), "schedule.learning_rate=1.0e-5", "remat=full"]
+        sft_changes += [f"eval.every_steps={_AT_THE_END}"]
+    sft = load_config(_CONFIGS / "sft.yaml", sft_changes)
+    total = _total_steps(sft)
+    stop = max(1, total - _REPLAYED_STEPS)
+    sft = load_config(_CONFIGS / "sft.yaml", [*sft_changes, f"checkpoint.every_steps={stop}", "checkpoint.keep=9"])
+    with figures.Bar(console, "SFT", total) as bar:
+        sft_summary = train(sft, writers=[bar])
+    console.rule(f"[bold]3. Resume: step {stop} from disk again, {total - stop} steps, in a run of its own")
+    resumed = report.prove_resume(sft, stop, out / "resumed")
+    console.print(f"losses and final weights {'bit-equal' if resumed else '[red]DIFFER'}")
+
+    console.rule(f"[bold]4. {stage.course}")
+    changes = [
+        *common,
+        *_steps(steps),
+        _path("run.dir", out / stage.name),
+        _path("data.dir", data[stage.name]),
+        _path("init.from", out / "sft"),
+    ]
+    if model is not None:
+        changes += ["schedule.learning_rate=5.0e-6", "remat=full", "eval.every_steps=null"]
+        changes += ["batch.examples=6", "batch.row_length=512"]  # one prompt a step: a real model is slow here
+    preference = load_config(_CONFIGS / f"{stage.name}.yaml", changes)
+    with figures.Bar(console, stage.label, _total_steps(preference), stage.margin[0]) as bar:
+        preference_summary = train(preference, writers=[bar])
+
+    console.rule("[bold]5. What came of it")
+    held_out_batches = None if model is None else 2
+    accuracies = pair_accuracies(
+        preference, preference_summary.step, kinds=report.held_out_kinds(), held_out_batches=held_out_batches
+    )
+    exports = {name: report.compare_export(config) for name, config in (("sft", sft), (stage.name, preference))}
+    picture = figures.curves(out / "sft", out / stage.name, stage, out / "curves.png")
+    results = report.Results(
+        stage=stage,
+        sft=sft_summary,
+        preference=preference_summary,
+        unigram=report.unigram(sft),
+        accuracies=accuracies,
+        resumed=resumed,
+        export_errors=exports,
+        picture=picture,
+        seconds=time.perf_counter() - started,
+    )
+    report.show(console, results, out, devices)
+    (out / "summary.json").write_text(results.as_json())
+    if not resumed or not results.exports_equal:
+        raise RuntimeError("the resumed run or an export differs from the run; this is a bug")
+
+
+def _clear(out: Path) -> None:
+    marker = out / ".janus-demo"
+    if out.exists() and any(out.iterdir()) and not marker.exists():
+        raise ConfigError(f"--out {out}: holds files that no demo wrote; choose another directory")
+    for name in ("data", "rows", "sft", *STAGES, "resumed"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+
+
+def _build(kind: str, model: Path | None, out: Path, console: Console) -> Path:
+    from janus_jax.data.build.pipeline import build
+    from janus_jax.data.sample import write_sample
+
+    rows = write_sample(kind, out / "rows" / kind)
+    manifest = build(rows, out / "data" / kind, kind=kind, tokenizer=model)
+    counts = ", ".join(f"{s.examples} {name} examples ({s.tokens:,} tokens)" for name, s in manifest.splits.items())
+    console.print(f"{kind}: {counts} in {out / 'data' / kind}", highlight=False)
+    return out / "data" / kind
+
+
+def _path(key: str, path: Path) -> str:
+    return f"{key}={json.dumps(str(path))}"  # values are YAML, to which a name may mean something
+
+
+def _steps(steps: int | None) -> list[str]:
+    if steps is None:
+        return []
+    return ["schedule.epochs=null", f"schedule.steps={steps}", f"eval.every_steps={max(1, steps // 2)}"]
+
+
+def _total_steps(config: Any) -> int:
+    from janus_jax.training.setup import prepare
+
+    return prepare(config).total_steps

@@ -1,0 +1,184 @@
+"""The `janus` command. Each subcommand imports what it needs when it runs, so that `janus --help` is instant.
+
+Exit codes are those of `janus_jax.errors`; an unwritable or occupied output is found before any work and exits with 2.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from janus_jax import __version__
+from janus_jax.cli import convert, data, plan, time_step
+from janus_jax.cli.arguments import (
+    ConfigFile,
+    Coordinator,
+    Devices,
+    NumProcesses,
+    Overrides,
+    ProcessId,
+    runtime_options,
+)
+from janus_jax.cli.outputs import require_writable
+from janus_jax.errors import ConfigError, JanusError, LostPeerError
+
+_settings: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
+app = typer.Typer(
+    help="Post-training (SFT, preferences, rewards) of Mistral-shaped models on sharded JAX meshes.", **_settings
+)
+config_app = typer.Typer(help="Look at run configurations.", **_settings)
+app.add_typer(data.app, name="data")
+app.add_typer(convert.app, name="convert")
+app.add_typer(config_app, name="config")
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake becomes `error: ...` on stderr and its exit code, never a traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    sys.unraisablehook = _again_if_interrupted
+    try:
+        app()
+    except JanusError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, LostPeerError):
+            from janus_jax.parallel import processes
+
+            processes.leave(error.exit_code)
+        sys.exit(error.exit_code)
+    except _Interrupted as stop:
+        print("interrupted" if stop.signal == signal.SIGINT else "terminated", file=sys.stderr, flush=True)
+        os._exit(
+            128 + stop.signal
+        )  # threads of XLA and TensorFlow that still work would crash an interpreter that goes down
+
+
+class _Interrupted(BaseException):
+    """Instead of KeyboardInterrupt, which typer answers with exit code 1; cleans up just as well."""
+
+    def __init__(self, number: int):
+        self.signal = number
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise _Interrupted(number)
+
+
+def _again_if_interrupted(unraisable: Any) -> None:
+    """Python drops what is raised in a finalizer or in a callback of the garbage collector (JAX has one)."""
+    if isinstance(stop := unraisable.exc_value, _Interrupted):
+        signal.signal(signal.SIGALRM, lambda number, frame: _interrupt(stop.signal, frame))
+        signal.setitimer(signal.ITIMER_REAL, 0.05)  # until it meets code that can be interrupted
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"janus_jax {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog="Example: janus demo --out my-demo; then look at my-demo, and start from real weights with --model."
+)
+def demo(
+    model: Annotated[
+        Path | None, typer.Option(help="Hugging Face directory to start from, instead of random weights.")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=2, help="Optimizer steps of each stage, instead of its own; the last is run twice."),
+    ] = None,
+    out: Annotated[str, typer.Option(help="Directory for everything that the demo writes.")] = "janus-demo",
+    devices: Annotated[int, typer.Option(min=1, help="CPU devices to simulate.")] = 8,
+    objective: Annotated[
+        Literal["dpo", "orpo", "rm"],
+        typer.Option(help="How preferences are learned after SFT: DPO, ORPO, or a reward model of them."),
+    ] = "dpo",
+) -> None:
+    """Run the whole job on this machine: build data, SFT, preferences, resume, export, compare; needs no network."""
+    if model is not None and not model.is_dir():
+        raise ConfigError(f"--model {model}: is no directory; allowed: a Hugging Face model directory")
+    require_writable("--out", out)
+    from janus_jax.cli import demo
+
+    demo.run(model=model, steps=steps, out=Path(out), devices=devices, objective=objective)
+
+
+@app.command(epilog="Example: janus train configs/demo_sft.yaml --devices 8 schedule.epochs=null schedule.steps=20")
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+    devices: Devices = None,
+) -> None:
+    """Train as CONFIG says. A run directory that holds checkpoints is resumed."""
+    options = runtime_options(coordinator, num_processes, process_id, devices)
+    from janus_jax.config.run import load_config
+
+    loaded = load_config(config, overrides or [])
+    for advice in loaded.advice():
+        print(f"note: {advice}", file=sys.stderr)
+    from janus_jax.parallel import processes
+
+    processes.start(options)
+    with processes.agreement("outputs"):  # a host on which a disk is missing would leave the others waiting
+        require_writable("run.dir", loaded.run.dir)
+    from janus_jax.training.run import train
+
+    summary = train(loaded)
+    if processes.is_main():
+        _print_summary(summary)
+
+
+app.command("plan", epilog=plan.EPILOG)(plan.plan)
+app.command("time-step", epilog=time_step.EPILOG)(time_step.time_step)
+
+
+@config_app.callback()
+def _config() -> None:
+    pass
+
+
+@config_app.command("show", epilog="Example: janus config show configs/sft_65k.yaml mesh.tensor=4")
+def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print the resolved configuration: bases merged, overrides applied, every default written out."""
+    from janus_jax.config.run import load_config, to_yaml
+
+    loaded = load_config(config, overrides or [])
+    print(to_yaml(loaded), end="")
+    for advice in loaded.advice():
+        print(f"note: {advice}", file=sys.stderr)
+
+
+@app.command(epilog="Example: janus doctor")
+def doctor() -> None:
+    """Report versions, devices, and what is missing for TPU, GPU and gs://. Exits with 2 if a requirement fails."""
+    from janus_jax.cli import doctor
+
+    raise typer.Exit(doctor.show(doctor.report()))
+
+
+def _print_summary(summary: Any) -> None:
+    already = " (it was there already)" if summary.resumed_from == summary.step else ""
+    print(f"{summary.run_dir}: step {summary.step} of {summary.total_steps}{already}")
+    for what, count in summary.overlong.items():
+        if count:
+            print(f"batch.max_sequence_length, batch.row_length: {count} over-long training examples {what}")
+    if summary.export_dir:
+        print(f"{summary.export_dir}: Hugging Face directory")

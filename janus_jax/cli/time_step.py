@@ -1,0 +1,68 @@
+"""`janus time-step`: its options; the work is in `janus_jax/planning/timing.py`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from janus_jax.cli.arguments import (
+    ConfigAlone,
+    Coordinator,
+    Devices,
+    NumProcesses,
+    Overrides,
+    ProcessId,
+    runtime_options,
+)
+from janus_jax.cli.outputs import require_file, require_writable, write_json
+
+EPILOG = "Example: janus time-step configs/sft_65k.yaml --trace trace    (on every host of a slice)"
+
+
+def time_step(
+    config: ConfigAlone,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="To time, after one that is not.")] = 5,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a trace of these steps for xprof or TensorBoard.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the numbers as JSON.")] = None,
+    chips: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML with figures that differ from the package's.")
+    ] = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+    devices: Devices = None,
+) -> None:
+    """Run the training step of CONFIG on the devices that are here, with random weights and made-up rows, and time it.
+
+    What the compiler and arithmetic say of the same program stands beside what was measured.
+    """
+    options = runtime_options(coordinator, num_processes, process_id, devices)
+    from janus_jax.config.run import load_config
+
+    loaded = load_config(config, overrides or [])
+    for advice in loaded.advice():
+        print(f"note: {advice}", file=sys.stderr)
+    from janus_jax.parallel import processes
+
+    processes.start(options)
+    with processes.agreement("outputs"):
+        if trace is not None:
+            require_writable("--trace", trace)
+        if json is not None and processes.writes():
+            require_file("--json", json)
+    from janus_jax.planning.report.text import show_timing
+    from janus_jax.planning.timing import time_step
+
+    found = time_step(loaded, steps=steps, trace=trace, chips=chips)
+    if not processes.is_main():
+        return
+    show_timing(found)
+    if json is not None:
+        write_json(json, found.to_json())
+        print(f"wrote {json}")
+    if trace is not None:
+        print(f"wrote {trace}")

@@ -1,0 +1,35 @@
+"""A configuration with some keys changed, as `load_config` with overrides would give it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from janus_jax.config.rules import conflicts
+from janus_jax.config.run import RunConfig
+from janus_jax.errors import ConfigError
+
+
+def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """The configuration with dotted keys at other values.
+
+    Raises:
+        ConfigError: the values contradict each other, or a key takes no such value.
+    """
+    values = config.model_dump(mode="json", by_alias=True)
+    for key, value in changes.items():
+        *parents, name = key.split(".")
+        section = values
+        for parent in parents:
+            section = section[parent]
+        section[name] = value
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        texts = [text for _, text in conflicts(values)] or [each["msg"] for each in error.errors()]
+        raise ConfigError(f"{', '.join(overrides(changes))}: {'; '.join(texts)}") from error
+
+
+def overrides(changes: Mapping[str, Any]) -> list[str]:
+    """As they are written on a command line."""
+    return [f"{key}={value}" for key, value in changes.items()]

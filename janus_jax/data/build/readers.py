@@ -1,0 +1,278 @@
+"""Rows out of JSONL, JSON and Parquet files, directories of them, and data sets of the Hugging Face hub.
+
+JSONL and Parquet are streamed: memory follows the largest row, not the file. Every error names FILE:ROW, rows counted
+from 1 (the line number, in JSONL).
+"""
+
+import gzip
+import json
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from janus_jax.data.build.published import published_row
+from janus_jax.data.schema import COLUMNS_READ, NoPreferenceError, Row, RowError, check_kind, parse_row
+from janus_jax.errors import DataError, first_line
+from janus_jax.storage import staging
+from janus_jax.storage.bucket import is_url
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
+HUB_ALIASES = {
+    "kaist-ai/Multifaceted-Collection-SFT": "kaist-ai/Multifaceted-Collection",
+    "kaist-ai/Multifaceted-Collection-SFT-65k": "kaist-ai/Multifaceted-Collection-small",
+}
+"""Ids that published configurations still name -> the ids under which the data lies today."""
+
+_SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+_NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_NOT_PAIRS = {"Anthropic/hh-rlhf": "red-team-attempts"}
+"""Hub id -> a folder of it whose rows are something else."""
+
+_LONGEST_LINE_BYTES = 64 << 20
+_LARGEST_JSON_BYTES = 1 << 30  # read whole
+_PARQUET_ROWS = 32  # rows decoded at a time; a published row is about 6 kB
+_LARGE_ROW_BYTES = 64 << 10  # from here on one at a time
+
+
+def find_splits(source: str | os.PathLike[str]) -> dict[str, list[Path]]:
+    """Split name -> files, of a file (split "train"), a directory, either of them on gs://, or a hub id (OWNER/NAME).
+
+    A directory's files belong to the split that their name begins with (`train-00000-of-00003.parquet`,
+    `validation.jsonl`) or that their folder is named after; if no file says so, all are "train".
+
+    Raises:
+        DataError: nothing is there, nothing in it can be read, or some files name a split and others do not.
+    """
+    text = os.fspath(source)
+    if is_url(text):
+        return find_splits(staging.files(text, wanted=lambda name: name.endswith(SUFFIXES)))
+    path = Path(os.path.expanduser(text))
+    if path.is_file():
+        _check_suffix(path)
+        return {"train": [path]}
+    if path.is_dir():
+        return _directory_splits(path)
+    looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.startswith(".")
+    if not looks_like_id or _suffix(path) in SUFFIXES or path.parent.is_dir():
+        raise DataError(f"{text}: no such file or directory")
+    return _directory_splits(_download(text), leave_out=_NOT_PAIRS.get(text))
+
+
+def read_rows(
+    files: str | os.PathLike[str] | Sequence[Path],
+    kind: str,
+    *,
+    skip_bad: bool = False,
+    dropped: Counter[str] | None = None,
+) -> Iterator[Row]:
+    """Checked rows of one file or several, in order, read as they are asked for.
+
+    Args:
+        skip_bad: Leave bad rows out instead of stopping at the first; files that cannot be read still stop.
+        dropped: Counts rows left out, by reason (the `reason` of RowError). A pair without a preference (two answers
+            of the same score) is left out and counted whatever `skip_bad` says: its file is sound.
+
+    Raises:
+        DataError: "FILE:ROW: ..." for a bad row; "FILE: ..." for an empty or unreadable file, or if no row was usable.
+    """
+    check_kind(kind)
+    paths = [Path(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
+    for path in paths:
+        _check_suffix(path)
+    return _read(paths, kind, skip_bad, Counter() if dropped is None else dropped)
+
+
+def _read(paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str]) -> Iterator[Row]:
+    kept = 0
+    for path in paths:
+        seen = 0
+        for name, raw in _raw_rows(path):
+            seen += 1
+            try:
+                if isinstance(raw, RowError):
+                    raise raw
+                row = published_row(raw, kind) or parse_row(raw, kind)
+            except RowError as error:
+                if not skip_bad and not isinstance(error, NoPreferenceError):
+                    raise RowError(error.reason, f"{path}:{name}: {error}") from None
+                dropped[error.reason] += 1
+                continue
+            kept += 1
+            yield row
+        if not seen:
+            raise DataError(f"{path}: is empty; at least one row is needed")
+    if not kept:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
+        raise DataError(f"{', '.join(map(str, paths))}: no usable row, all {dropped.total()} were dropped ({reasons})")
+
+
+def _raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """(row name, value) of each row; the value is a RowError where the row could not be decoded."""
+    reader = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}[_suffix(path).removesuffix(".gz")]
+    name = "0"
+    try:
+        for name, raw in reader(path):
+            yield name, raw
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: not a whole gzip file, read up to row {name}: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or first_line(error)}") from error
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    number = 0
+    with _open(path) as lines:
+        while line := lines.readline(_LONGEST_LINE_BYTES):
+            number += 1
+            if len(line) == _LONGEST_LINE_BYTES and not line.endswith(b"\n"):
+                while (rest := lines.readline(_LONGEST_LINE_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                yield str(number), RowError("too_long", f"a line of more than {_LONGEST_LINE_BYTES >> 20} MiB")
+                continue
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if line.strip():
+                yield str(number), _parse_json(line)
+
+
+def _parse_json(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return RowError("bad_encoding", _not_utf8(error))
+    except (ValueError, RecursionError) as error:
+        shown = ascii(line[:60].decode("utf-8", "replace"))
+        whole = "" if line.endswith(b"\n") else ", the last line of the file, which may be cut off"
+        return RowError("bad_json", f"not valid JSON{whole}: {error}; the line begins {shown}")
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """A list of rows, or an object of rows keyed by id as in the first release of the bench."""
+    try:
+        with _open(path) as file:
+            content = file.read(_LARGEST_JSON_BYTES + 1)
+        if len(content) > _LARGEST_JSON_BYTES:  # gzipped, it may be far more than the file
+            raise DataError(f"{path}: holds more than {_LARGEST_JSON_BYTES >> 20} MiB; a file as large must be .jsonl")
+        value = json.loads(content.decode("utf-8-sig") or "[]")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: {_not_utf8(error)}") from error
+    except (ValueError, RecursionError) as error:
+        hint = "; a file with one object a line must be named .jsonl" if "Extra data" in str(error) else ""
+        raise DataError(f"{path}: not valid JSON: {error}{hint}") from error
+    if isinstance(value, dict) and all(isinstance(row, dict) for row in value.values()):
+        for number, (key, row) in enumerate(value.items(), 1):
+            yield f"{number} (id {ascii(key)[:40]})", row
+    elif isinstance(value, list):
+        yield from ((str(number), row) for number, row in enumerate(value, 1))
+    else:
+        raise DataError(f"{path}: holds {ascii(value)[:60]}; allowed: a list of rows, or an object of rows keyed by id")
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        # buffered and not read ahead: by default a row group is read whole, whatever the number of rows asked for
+        how = {"buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True}
+        with pyarrow.parquet.ParquetFile(path, **how) as file:
+            names = file.schema_arrow.names
+            columns = [name for name in names if name in COLUMNS_READ]
+            for name in columns:
+                if columns.count(name) > 1:
+                    raise DataError(f"{path}: has more than one column {name!r}; keep one")
+            unread = dict.fromkeys(names)  # messages name them
+            for group in range(file.num_row_groups):
+                rows, size = file.metadata.row_group(group).num_rows, file.metadata.row_group(group).total_byte_size
+                at_a_time = _PARQUET_ROWS if size < rows * _LARGE_ROW_BYTES else 1
+                for batch in file.iter_batches(at_a_time, [group], columns, use_threads=False):
+                    for index in range(batch.num_rows):
+                        number += 1
+                        yield str(number), _parquet_row(batch, index, unread)
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        where = f", rows after {number} cannot be read" if number else ""
+        raise DataError(f"{path}: not a whole Parquet file{where}: {first_line(error)}") from error
+
+
+def _parquet_row(batch: Any, index: int, unread: dict[str, None]) -> Any:
+    try:
+        return unread | {name: column[index].as_py() for name, column in zip(batch.schema.names, batch, strict=True)}
+    except UnicodeDecodeError as error:
+        return RowError("bad_encoding", _not_utf8(error))
+    except (ValueError, OverflowError) as error:  # times that Python cannot hold
+        return RowError("wrong_type", f"holds what cannot be decoded: {first_line(error)}")
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
+
+
+def _check_suffix(path: Path) -> None:
+    if _suffix(path) not in SUFFIXES:
+        raise DataError(f"{path}: unknown file type {_suffix(path)!r}; allowed: {', '.join(SUFFIXES)}")
+
+
+def _suffix(path: Path) -> str:
+    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+
+
+def _directory_splits(directory: Path, *, leave_out: str | None = None) -> dict[str, list[Path]]:
+    found = [
+        path
+        for path in sorted(directory.rglob("*"))
+        if _suffix(path) in SUFFIXES
+        and path.name not in _NOT_ROWS
+        and path.is_file()
+        and not any(part.startswith(".") or part == leave_out for part in path.relative_to(directory).parts)
+    ]
+    if not found:
+        raise DataError(f"{directory}: holds no {', '.join(SUFFIXES)} file")
+    splits: dict[str, list[Path]] = {}
+    unnamed = []
+    for path in found:
+        name = _split_name(path.stem) or (_split_name(path.parent.name) if path.parent != directory else None)
+        if name is None:
+            unnamed.append(path)
+        else:
+            splits.setdefault(name, []).append(path)
+    if not splits:
+        return {"train": found}
+    if unnamed:
+        raise DataError(
+            f"{unnamed[0]}: cannot tell its split, while other files of {directory} name theirs; "
+            f"begin its name with {', '.join(_SPLIT_NAMES)}, or name the files one by one"
+        )
+    return splits
+
+
+def _split_name(name: str) -> str | None:
+    return _SPLIT_NAMES.get(re.split(r"[-_.]", name, maxsplit=1)[0])
+
+
+def _download(hub_id: str) -> Path:
+    import huggingface_hub
+
+    name = HUB_ALIASES.get(hub_id, hub_id)
+    try:
+        wanted = [f"*{suffix}" for suffix in SUFFIXES]
+        unwanted = [f"{_NOT_PAIRS[name]}/*"] if name in _NOT_PAIRS else None
+        snapshot = huggingface_hub.snapshot_download(
+            name, repo_type="dataset", allow_patterns=wanted, ignore_patterns=unwanted
+        )
+        return Path(snapshot)
+    except Exception as error:  # no network shows as many types, of httpx, of the hub's client and of the system
+        reason = first_line(error)
+        raise DataError(
+            f"{hub_id}: no such file here, and the data set {name} could not be fetched from the Hugging Face hub: "
+            f"{reason}; without network, give the path of a copy"
+        ) from error

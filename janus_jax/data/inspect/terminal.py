@@ -1,0 +1,256 @@
+"""The report on a terminal: 80 columns will do, and colours only repeat what labels say."""
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from janus_jax.data.inspect.facts import PartFacts, RowFacts, SplitFacts
+from janus_jax.data.inspect.rows import CHOSEN, EOS, PADDING, PROMPT, REJECTED, Segment, ShownRow
+from janus_jax.data.inspect.token_text import MORE_BYTES, Pieces, visible
+from janus_jax.data.inspect.wording import (
+    bias_lines,
+    border_lines,
+    count_lines,
+    counted,
+    lengths_note,
+    overlap_lines,
+    percent,
+    repeat_lines,
+    row_lines,
+)
+from janus_jax.data.statistics import Histogram
+
+STYLES = {PADDING: "dim", PROMPT: "cyan", CHOSEN: "green", REJECTED: "magenta", EOS: "bold yellow"}
+MARKS = {PADDING: ".", PROMPT: "p", CHOSEN: "c", REJECTED: "r", EOS: "e"}
+
+_MARGIN = 10
+_SEGMENTS = 2
+_FIRST_LINES, _LAST_LINES = 4, 2
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def show_row(console: Console, row: ShownRow, pieces: Pieces, slots: range | None, full: bool) -> None:
+    """A row: its layout, the texts of its first examples (or of all), and slots as a table."""
+    step = "" if row.step is None else f", step {row.step}"
+    console.rule(f"row {row.number} of epoch {row.epoch}{step}", align="left", style="dim")
+    length = len(row.tokens)
+    examples = "1 example" if len(row.segments) == 1 else f"{len(row.segments)} examples"
+    console.print(f"{row.used:,} of {length:,} slots hold a token ({percent(row.used / length)}); {examples}")
+    if not row.used:
+        console.print("all of it is padding")
+        return
+    _print_strip(console, row)
+    shown = row.segments if full else row.segments[:_SEGMENTS]
+    for segment in shown:
+        _print_segment(console, row, segment, full)
+    if len(shown) < len(row.segments):
+        more = counted(len(row.segments) - len(shown), "more example")
+        console.print(f"{more} in this row: --full shows all of it, --html too")
+    console.print()
+    _print_slots(
+        console, row, pieces, list(slots or []) or _border_slots(next(one for one in row.segments if one.parts))
+    )
+    console.print()
+
+
+def _print_strip(console: Console, row: ShownRow) -> None:
+    """The row's layout on one line, a character for many slots; a bar stands where an example begins."""
+    width, length = console.width, len(row.tokens)
+    width = min(width, length)
+    starts = {segment.start * width // length for segment in row.segments if segment.start}
+    strip = Text()
+    for at in range(width):
+        role = int(row.roles[at * length // width])
+        strip.append("|" if at in starts else MARKS[role], style="bold" if at in starts else STYLES[role])
+    console.print(strip)
+    names = [f"{MARKS[role]} {name}" for role, name in enumerate(row.names) if name and role not in (EOS, PADDING)]
+    console.print(Text(f"{'  '.join(names)}  . padding  | next example", style="dim"))
+
+
+def _print_segment(console: Console, row: ShownRow, segment: Segment, full: bool) -> None:
+    console.print()
+    console.print(Text(f"example {segment.example} of {segment.dataset}", style="bold"))
+    console.print(Text(segment.described(row.names), style="dim"))
+    for part in segment.parts:
+        again = part.role == PROMPT and part.branch > 0
+        label = "again" if again else row.names[part.role]
+        tokens = [
+            Text(visible(row.texts[at]), STYLES[part.role] + (" underline" if at % 2 else ""))
+            for at in range(part.start, part.end)
+        ]
+        _print_part(console, label, tokens, STYLES[part.role], full)
+        if part.end - 1 in segment.ends:
+            said = Text(f"</s> is the target of slot {part.end - 1}", STYLES[EOS])
+            _print_part(console, "eos", [said], STYLES[EOS], full)
+
+
+def _print_part(console: Console, label: str, tokens: list[Text], style: str, full: bool) -> None:
+    lines = _lines(tokens, console.width - _MARGIN)
+    left_out = 0 if full else max(0, len(lines) - _FIRST_LINES - _LAST_LINES)
+    if left_out > 1:
+        lines[_FIRST_LINES:-_LAST_LINES] = [Text(f"... {left_out} lines left out ...", style="dim")]
+    for number, line in enumerate(lines):
+        console.print(Text(f"{label if not number else '':<{_MARGIN}}", style=style) + line, soft_wrap=True)
+
+
+def _lines(tokens: list[Text], width: int) -> list[Text]:
+    """Lines that end at newlines and otherwise between tokens; a token that is longer than a line is folded."""
+    lines, room = [Text()], width
+    for token in tokens:
+        size = token.cell_len
+        if size > room and size <= width:
+            lines.append(Text())
+            room = width
+        for character in token.plain:
+            cells = cell_len(character)
+            if cells > room:
+                lines.append(Text())
+                room = width
+            lines[-1].append(character, token.style)
+            room -= cells
+            if character == "↵":
+                lines.append(Text())
+                room = width
+    return lines if lines[-1].plain or len(lines) == 1 else lines[:-1]
+
+
+def _border_slots(segment: Segment) -> list[int]:
+    """The slots on both sides of the borders of an example."""
+    near = {
+        at
+        for part in segment.parts
+        for border in (part.start, part.end)
+        for at in range(border - 2, border + 2)
+        if segment.start <= at < segment.end
+    }
+    return sorted(near)
+
+
+def _print_slots(console: Console, row: ShownRow, pieces: Pieces, slots: list[int]) -> None:
+    table = _table()
+    for name in ("slot", "token", "", "target", "", "weight", "position", "segment", "branch"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True, max_width=None if name else 12)
+    before = None
+    for at in slots:
+        if not 0 <= at < len(row.tokens):
+            continue
+        if before is not None and at > before + 1:
+            table.add_row("...")
+        before = at
+        there = row.segment[at] > 0
+        target = visible(pieces.one(int(row.targets[at])))
+        table.add_row(
+            str(at),
+            str(row.tokens[at]),
+            Text(visible(row.texts[at]) if there else "padding", STYLES[int(row.roles[at])]),
+            str(row.targets[at]),
+            Text(target if there else "", "bold" if row.weights[at] else "dim"),
+            f"{row.weights[at]:g}",
+            str(row.position[at]),
+            str(row.segment[at]),
+            str(row.branch[at]),
+        )
+    console.print(table)
+
+
+def show_legend(console: Console) -> None:
+    """What the marks in texts mean."""
+    console.print(
+        f"Texts: · space, ↵ newline, → tab, {MORE_BYTES} a further byte of the character before;\n"
+        "every other token is underlined. again: prompt tokens at the start of a branch.\n"
+        "Examples, rows, slots and epochs are counted from 0.",
+        style="dim",
+        soft_wrap=True,
+    )
+    console.print()
+
+
+def show_facts(console: Console, facts: SplitFacts) -> None:
+    """All numbers of a split."""
+    console.rule(Text(facts.title), style="bold")
+    template = visible(facts.template, " ")
+    console.print(f"objective {facts.objective}   template {template}   token boundary {facts.boundary}")
+    for note in facts.notes:
+        console.print(f"note: {note}", style="yellow")
+    _heading(console, "Rows")
+    for line in row_lines(facts):
+        console.print(line)
+    _print_histogram(console, facts.rows)
+    if facts.shares:
+        _print_shares(console, facts)
+    for part in [*facts.parts, facts.whole] if facts.parts else [facts.whole]:
+        _print_part_facts(console, part, f"all parts of {facts.split}" if part is facts.whole and facts.parts else "")
+    for line in overlap_lines(facts):
+        console.print(line)
+
+
+def _print_part_facts(console: Console, part: PartFacts, name: str) -> None:
+    _heading(console, f"Examples: {name or part.name}")
+    for line in count_lines(part):
+        console.print(visible(line, " "))
+    console.print(lengths_note(part), style="dim")
+    table = _table()
+    for column in ("tokens", "mean", "least", "5%", "25%", "50%", "75%", "95%", "99%", "most"):
+        table.add_column(column, justify="left" if column == "tokens" else "right", no_wrap=True)
+    spreads = dict(part.lengths)
+    if part.bias is not None:
+        spreads["chosen - rejected"] = part.bias.difference
+    for column, spread in spreads.items():
+        values = (spread.least, spread.p05, spread.p25, spread.median, spread.p75, spread.p95, spread.p99, spread.most)
+        table.add_row(column, f"{spread.mean:.1f}", *(f"{value:.0f}" for value in values))
+    console.print(table)
+    histograms = dict(part.histograms)
+    if part.bias is not None:
+        histograms["chosen - rejected"] = part.bias.histogram
+    for column, histogram in histograms.items():
+        console.print(f"{column:<17} {_sparkline(histogram)}")
+    lines = [
+        *bias_lines(part.bias),
+        *repeat_lines(part.repeats),
+        *border_lines(part.borders),
+    ]
+    for line in lines:
+        console.print(visible(line, " "))
+
+
+def _print_shares(console: Console, facts: SplitFacts) -> None:
+    _heading(console, f"Shares of epoch {facts.rows.epoch}")
+    table = _table()
+    for column in ("part", "weight", "fit", "read", "examples", "tokens", "passes"):
+        table.add_column(column, justify="left" if column == "part" else "right", overflow="fold")
+    for share in facts.shares:
+        weight = "-" if share.weight is None else percent(share.weight)
+        counts = (f"{share.fit:,}", f"{share.read:,}", percent(share.examples), percent(share.tokens))
+        table.add_row(Text(share.name), weight, *counts, f"{share.passes:.2f}")
+    console.print(table)
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print()
+    console.print(Text(text, style="bold"))
+
+
+def _print_histogram(console: Console, rows: RowFacts) -> None:
+    """Rows by their fill, without empty bins."""
+    fills = rows.fills
+    most = max(fills.counts)
+    for number, count in enumerate(fills.counts):
+        if count:
+            span = f"{fills.width * number:.0f}-{fills.width * (number + 1):.0f} %"
+            console.print(f"  {span:>10} {'█' * max(round(40 * count / most), 1)} {count:,}")
+
+
+def _sparkline(histogram: Histogram) -> str:
+    """Bars of a histogram on one line between the values at its ends."""
+    most = max(histogram.counts) or 1
+    bars = "".join(_BARS[-(-count * (len(_BARS) - 1) // most)] for count in histogram.counts)
+    end = histogram.start + histogram.width * len(histogram.counts)
+    outside = histogram.before + histogram.beyond
+    more = f", {outside:,} outside" if outside else ""
+    return f"{histogram.start:>6.0f} {bars} {end:.0f} tokens{more}"

@@ -1,0 +1,89 @@
+"""The checked rows of a data set (DIR/tfds) without TensorFlow.
+
+A record is a serialized tf.train.Example, of which only the texts are wanted. In protobuf's wire format:
+Example { Features 1 { map entry 1 { key 1, Feature 2 { BytesList 1 { value 1 } } } } }.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from janus_jax.data.build.tfds_builder import NAME, VERSION
+from janus_jax.data.dataset import TokenizedDataset
+from janus_jax.data.schema import Row
+from janus_jax.errors import DataError, first_line
+
+
+def read_texts(dataset: TokenizedDataset, numbers: Sequence[int]) -> list[Row]:
+    """Rows of the example numbers given, in their order.
+
+    Raises:
+        DataError: the rows are not there, are not as many as the examples, or cannot be read.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    folder = dataset.directory / "tfds" / NAME / VERSION
+    files = sorted(folder.glob(f"{NAME}-{dataset.split}.array_record-*"))
+    try:
+        readers = [ArrayRecordReader(str(file)) for file in files]
+        counts = [reader.num_records() for reader in readers]
+        if sum(counts) != len(dataset):
+            raise DataError(f"{folder}: {sum(counts)} rows of split {dataset.split}, {len(dataset)} examples")
+        rows = []
+        for number in numbers:
+            file = 0
+            while number >= counts[file]:
+                number -= counts[file]
+                file += 1
+            rows.append(_row(readers[file].read([number])[0], dataset.kind))
+        return rows
+    except (RuntimeError, ValueError, OSError, IndexError, KeyError) as error:
+        raise DataError(f"{folder}: cannot be read: {first_line(error)}") from error
+
+
+def _row(record: bytes, kind: str) -> Row:
+    found = {}
+    for features in _messages(record, 1):
+        for entry in _messages(features, 1):
+            (key,), values = _messages(entry, 1), _messages(entry, 2)
+            texts = [text for value in values for listed in _messages(value, 1) for text in _messages(listed, 1)]
+            found[key.decode()] = texts
+    system, prompt, chosen, rejected = (
+        found[name][0].decode("utf-8") if found[name] else "" for name in ("system", "prompt", "chosen", "rejected")
+    )
+    return Row(system, prompt, chosen, None if kind == "sft" else rejected)
+
+
+def _messages(data: bytes, wanted: int) -> list[bytes]:
+    """Values of the length-delimited field `wanted`."""
+    return [value for number, value in _fields(data) if number == wanted]
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(number, value) of every field; values of fixed width and varints, which are not wanted, come empty."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        number, kind = key >> 3, key & 7
+        if kind == 2:
+            size, at = _varint(data, at)
+            if at + size > len(data):
+                raise ValueError("a field is longer than its record")
+            yield number, data[at : at + size]
+            at += size
+        elif kind == 0:
+            _, at = _varint(data, at)
+            yield number, b""
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+            yield number, b""
+        else:
+            raise ValueError(f"wire type {kind} is none of tf.train.Example")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at

@@ -1,0 +1,118 @@
+"""How often a trained model prefers the chosen response, on pairs that it saw and on pairs that it did not."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from janus_jax.batch import Batch
+from janus_jax.checkpoint.source import open_source
+from janus_jax.config.run import RunConfig
+from janus_jax.data.statistics import wilson_interval
+from janus_jax.model.mistral import Params
+from janus_jax.objectives import PairObjective
+from janus_jax.training.setup import prepare
+
+_TRAINING_BATCHES = 8
+"""Batches of training pairs that are scored again at the end, spread over the epoch: what a model saw last, or with the
+highest learning rate, it remembers best."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """How often the chosen response is preferred, with a 95 % Wilson interval; beside it shares of the same pairs, ties
+    being half."""
+
+    right: int
+    pairs: int
+    longer_wins: float  # how often the chosen response is the longer one
+    # Of the weights that training began from, and how often the margin is larger than theirs. None where these are the
+    # reference: they prefer nothing, and every margin is one over theirs.
+    at_start: float | None
+    margin_grew: float | None
+
+    @property
+    def value(self) -> float:
+        return self.right / self.pairs
+
+    def interval(self) -> tuple[float, float]:
+        """Wilson's, 95 %."""
+        return wilson_interval(self.right, self.pairs)
+
+
+def pair_accuracies(
+    config: RunConfig,
+    trained_steps: int,
+    *,
+    kinds: Mapping[str, Bool[np.ndarray, " E"]] | None = None,
+    held_out_batches: int | None = None,
+) -> dict[str, Accuracy]:
+    """Accuracy of a run's last weights by the objective's own margins, on training pairs and on held-out pairs.
+
+    Args:
+        trained_steps: training pairs are those of the first epoch's first steps, as many as this.
+        kinds: name of a group of held-out pairs -> which they are; None: all in one group, "held-out pairs".
+        held_out_batches: most batches of held-out pairs to score; None: all.
+    Returns:
+        "training pairs", then each group that has a scored pair.
+    """
+    setup = prepare(config.model_copy(update={"eval": config.eval.model_copy(update={"every_steps": 1})}))
+    objective, functions = setup.objective, setup.program.functions
+    assert isinstance(objective, PairObjective) and setup.eval_loader is not None
+
+    @jax.jit
+    def margins_of(params: Params, batch: Batch) -> Float[Array, "M B S"]:
+        return jax.lax.map(lambda micro: objective.margins(functions.scores(params, micro), micro), batch)
+
+    reference, reference_logps = setup.reference_params(setup.reference_step), jax.jit(functions.reference)
+    weights = {
+        "trained": open_source(config.run.dir).load(dtype=jnp.float32, shardings=setup.program.state_shardings.params)
+    }
+    if reference is None:
+        weights["at start"] = setup.initial_params(jnp.float32)
+    found: dict[str, Accuracy] = {}
+    for split, loader in (("training", setup.loader), ("held out", setup.eval_loader)):
+        margins: dict[str, dict[int, float]] = {name: {} for name in weights}
+        steps = range(loader.steps(0))
+        if split == "training":
+            steps = steps[:trained_steps]
+        most = _TRAINING_BATCHES if split == "training" else held_out_batches or len(steps)
+        steps = steps[:: -(-len(steps) // most)]
+        for number, loaded in enumerate(itertools.islice(loader.epoch(), steps[-1] + 1)):
+            if number not in steps:
+                continue
+            batch = loaded.batch
+            if reference is not None:
+                batch = dataclasses.replace(batch, reference_logps=reference_logps(reference, batch))
+            valid = jax.device_get(batch.valid)
+            ids = jax.device_get(batch.example_id)[valid].tolist()
+            for name, params in weights.items():
+                margins[name].update(zip(ids, jax.device_get(margins_of(params, batch))[valid].tolist(), strict=True))
+        lengths = loader.dataset.lengths
+        if split == "training":
+            found["training pairs"] = _accuracy(margins, lengths, list(margins["trained"]))
+        else:
+            for name, mask in (kinds or {"held-out pairs": np.ones(len(lengths), bool)}).items():
+                found[name] = _accuracy(margins, lengths, np.flatnonzero(mask).tolist())
+    return {name: accuracy for name, accuracy in found.items() if accuracy.pairs}
+
+
+def _accuracy(margins: dict[str, dict[int, float]], lengths: np.ndarray, ids: list[int]) -> Accuracy:
+    trained, start = margins["trained"], margins.get("at start")
+    ids = [example for example in ids if example in trained]
+    return Accuracy(
+        right=sum(trained[example] > 0 for example in ids),
+        pairs=len(ids),
+        longer_wins=_share([int(lengths[example, 1]) - int(lengths[example, 2]) for example in ids]),
+        at_start=None if start is None else _share([start[example] for example in ids]),
+        margin_grew=None if start is None else _share([trained[example] - start[example] for example in ids]),
+    )
+
+
+def _share(differences: list[int] | list[float]) -> float:
+    """How often a difference is positive, ties being half."""
+    return float(np.mean(np.sign(differences or [0]) / 2 + 0.5))

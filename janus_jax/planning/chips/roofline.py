@@ -1,0 +1,312 @@
+"""The least time a step can take: floating-point operations and bytes from the shape of the model alone.
+
+What compilers report counts a loop's body once and a kernel as nothing, so it is not used. A product of [m, k] and
+[k, n] is 2 m k n operations; norms, softmax and other elementwise work are left out, as is usual (Kaplan et al. 2020,
+arXiv:2001.08361, table 1; Hoffmann et al. 2022, arXiv:2203.15556, appendix F). For a token, with N parameters in
+products, a training step is 6 N and attention on top: forward 2 N, backward twice that.
+
+Model FLOPs utilisation (MFU) follows Chowdhery et al. 2022 (PaLM, arXiv:2204.02311, appendix B): operations that the
+model asks for, without recomputation, over what the chips could do in the time. PaLM counts attention over the whole
+row; here a query's keys are those that a causal mask leaves it, so an MFU here is the lower one.
+
+Letters: D width, F feed-forward width, V vocabulary, N query heads, K key/value heads, H head dimension.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from janus_jax.model.config import ModelConfig
+from janus_jax.planning.chips.slices import Chip, Slice
+
+
+@dataclasses.dataclass(frozen=True)
+class Recompute:
+    """What is kept of the forward pass, and how often the backward pass does parts of it again."""
+
+    projections: float = 0  # all products of a layer but the last: q, k, v, o, gate, up
+    down: float = 0  # the last, whose result no gradient needs
+    scores: float = 1  # q k^T: attention keeps no scores, whatever the policy
+    values: float = 0  # weights times v
+    head: float = 1  # logits: the head keeps none, whatever the policy
+    kept: Literal["all", "products", "input"] = "all"  # of a layer, as far as its gradients need it
+    on_host: bool = False  # where that lies until then
+
+
+REMAT: Mapping[str, Recompute] = {
+    "none": Recompute(),
+    "dots": Recompute(scores=2, values=1, kept="products"),
+    "full": Recompute(projections=1, scores=2, values=1, kept="input"),
+    "offload": Recompute(projections=1, scores=2, values=1, kept="input", on_host=True),
+}
+"""By `remat:` of a configuration. `full` repeats a layer as far as its gradients need it, `dots` what lies between its
+products with weights, which is attention and elementwise work. Kernels are repeated as plain attention is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """One optimizer step, or one pass of scoring, of the whole mesh."""
+
+    model: ModelConfig
+    rows: int
+    length: int
+    microbatches: int = 1
+    recompute: Recompute = REMAT["none"]
+    segment: int | None = None  # tokens of one example, that see no others; None: rows are one example
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+    @property
+    def keys(self) -> float:
+        """Keys that a query sees on average."""
+        return keys_per_query(min(self.segment or self.length, self.length), self.model.sliding_window)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """How arrays lie over devices, and in how many bytes."""
+
+    devices: int
+    parameter_shards: int  # pieces of each parameter at rest: fsdp x tensor
+    tensor: int = 1  # of these, pieces in use too; activations of heads and feed-forward are split likewise
+    parameter_bytes: int = 4
+    compute_bytes: int = 2
+    moment_bytes: int = 8  # both of AdamW
+    gradient_bytes: int | None = None  # of the layers; None: as they are computed, in bfloat16 2
+
+    @property
+    def layer_gradient_bytes(self) -> int:
+        """Those of embedding and head are as wide as the parameters."""
+        if self.gradient_bytes is not None:
+            return self.gradient_bytes
+        return min(self.compute_bytes, self.parameter_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """Operations of the whole mesh."""
+
+    projections: float
+    down: float
+    scores: float
+    values: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        return sum(dataclasses.astuple(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFlops:
+    """Operations of a step of the whole mesh: what the model asks for, what is done again to save memory, and what a
+    reference takes that scores the batch before the step."""
+
+    model: float
+    recomputed: float
+    reference: float = 0
+
+    @property
+    def total(self) -> float:
+        return self.model + self.recomputed + self.reference
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Bytes that one device must read from and write to HBM in a step. Real programs move more.
+
+    `host` is none of HBM: what goes to the host's memory and back. No table has the bandwidth of that way, so that it
+    is in no bound.
+    """
+
+    weights: float  # read once for each pass over the layers of a microbatch
+    gradients: float
+    optimizer: float  # parameters and moments, read and written
+    activations: float  # kept for the backward pass: written, read back
+    host: float = 0
+
+    @property
+    def total(self) -> float:
+        """Of HBM."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """The least seconds of a step by each resource, as if all ran at its peak and beside each other."""
+
+    compute_s: float
+    hbm_s: float
+    ici_s: float
+    dcn_s: float
+    mfu: float  # model FLOPs over the peak, at the bound
+    tokens_per_s: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.parts.values())
+
+    @property
+    def serial_seconds(self) -> float:
+        """All of them one after the other: what a step takes at these peaks if nothing overlaps."""
+        return sum(self.parts.values())
+
+    @property
+    def limit(self) -> str:
+        """Which resource sets the bound."""
+        return max(self.parts, key=lambda part: self.parts[part])
+
+    @property
+    def parts(self) -> dict[str, float]:
+        return {"compute": self.compute_s, "hbm": self.hbm_s, "ici": self.ici_s, "dcn": self.dcn_s}
+
+
+def parameters(model: ModelConfig) -> int:
+    """All of them: L (2 D + D H (2 N + 2 K) + 3 D F) + D + V D + the head, V D unless tied or D for rewards."""
+    head = model.hidden_size if model.head == "value" else 0 if model.tie_embeddings else _vocabulary(model)
+    return _layers(model) + model.hidden_size + _vocabulary(model) + head
+
+
+def keys_per_query(length: int, window: int | None = None) -> float:
+    """Average keys under a causal mask: (T + 1) / 2, or with a sliding window W < T: W - W (W - 1) / (2 T)."""
+    width = length if window is None else min(window, length)
+    return width - width * (width - 1) / (2 * length)
+
+
+def forward_flops(work: Workload) -> Flops:
+    """For a token: 2 L (D H (2 N + 2 K) + 2 D F), 2 L D F, twice 2 L N H keys, and 2 D V (2 D for rewards)."""
+    model, tokens = work.model, work.tokens
+    heads = model.num_heads * model.head_dim
+    width, layers = model.hidden_size, model.num_layers
+    attention = width * (2 * heads + 2 * model.num_kv_heads * model.head_dim)
+    wide = width * model.intermediate_size
+    outputs = 1 if model.head == "value" else model.vocab_size
+    scores = 2.0 * layers * heads * work.keys * tokens
+    return Flops(
+        projections=2.0 * layers * (attention + 2 * wide) * tokens,
+        down=2.0 * layers * wide * tokens,
+        scores=scores,
+        values=scores,
+        head=2.0 * width * outputs * tokens,
+    )
+
+
+def training_flops(work: Workload) -> StepFlops:
+    """Three times the forward pass (a product has two gradients, each as large), and what is recomputed."""
+    once = forward_flops(work)
+    times = dataclasses.replace(work.recompute, head=0) if work.model.head == "value" else work.recompute
+    return StepFlops(3 * once.total, sum(flops * getattr(times, part) for part, flops in vars(once).items()))
+
+
+def inference_flops(work: Workload) -> StepFlops:
+    """A forward pass alone, such as that of a reference."""
+    return StepFlops(forward_flops(work).total, 0)
+
+
+def training_traffic(work: Workload, spread: Spread) -> Traffic:
+    """Bytes of a device, at least.
+
+    - weights: those of the layers, in the compute dtype, split by `tensor` only, for the forward pass, the backward
+      pass and recomputation, of each microbatch; the head three times, its logits being recomputed always.
+    - gradients: written and read once. Those of several microbatches are summed in float32: a read and a write more
+      for each beyond the first.
+    - optimizer: parameters and moments read and written, where they lie.
+    - activations: for each token and layer its input (D); of `products` also the results of q, k, v, o, gate and up
+      (D, (N + 2 K) H, 2 F); of `all` also what else the gradients of products need (in sum 3 D, (2 N + 2 K) H, 3 F).
+      Written and read; on the way to the host and back once more each.
+    - host: the same, once each way.
+    """
+    model, recompute = work.model, work.recompute
+    passes = 2 + (1 if recompute.projections else 0)
+    used = passes * _layers(model) + (1 if model.head == "value" else 3) * _head(model)
+    blocks = _layers(model) + model.hidden_size  # and the final norm
+    widths = (spread.layer_gradient_bytes, spread.parameter_bytes) if work.microbatches == 1 else (4, 4)
+    gradients = blocks * widths[0] + (parameters(model) - blocks) * widths[1]
+    heads, kv_heads = model.num_heads * model.head_dim, 2 * model.num_kv_heads * model.head_dim
+    whole, split = {
+        "input": (1, 0),
+        "products": (2, heads + kv_heads + 2 * model.intermediate_size),
+        "all": (4, 2 * heads + kv_heads + 3 * model.intermediate_size),
+    }[recompute.kept]
+    tokens = work.tokens * spread.tensor / spread.devices
+    kept = tokens * model.num_layers * (whole * model.hidden_size + split / spread.tensor) * spread.compute_bytes
+    return Traffic(
+        weights=work.microbatches * used * spread.compute_bytes / spread.tensor,
+        gradients=gradients / spread.parameter_shards * 2 * work.microbatches,
+        optimizer=parameters(model) / spread.parameter_shards * 2 * (spread.parameter_bytes + spread.moment_bytes),
+        activations=(4 if recompute.on_host else 2) * kept,
+        host=2 * kept if recompute.on_host else 0,
+    )
+
+
+def inference_traffic(work: Workload, spread: Spread) -> Traffic:
+    """Weights read once for each microbatch; nothing is kept."""
+    used = _layers(work.model) + _head(work.model)
+    return Traffic(work.microbatches * used * spread.compute_bytes / spread.tensor, 0, 0, 0)
+
+
+def ici_bytes_per_s(of: Slice, chip: Chip) -> float:
+    """What a device of this slice can send to others of it: along a side of two chips there is one link, along a longer
+    one two, along none a side of one."""
+    if of.topology is None:
+        return 0.0
+    sides = [int(side) for side in of.topology.split(":")[1].split("x")]
+    links = min(chip.ici_links, sum(min(side - 1, 2) for side in sides))
+    return links * chip.ici_bytes_per_s_per_link / of.devices_per_chip
+
+
+def bound(
+    flops: StepFlops,
+    hbm_bytes: float,
+    ici_bytes: float,
+    dcn_bytes: float,
+    *,
+    tokens: int,
+    of: Slice,
+    chip: Chip,
+    num_slices: int = 1,
+    repeated: float = 1,
+) -> Bound:
+    """The least time of a step.
+
+    Args:
+        flops: of the whole mesh.
+        hbm_bytes, ici_bytes, dcn_bytes: of one device; the latter two what it sends (`Collective.wire_bytes`). All
+            links of a chip are taken to work at once, so that real collectives, along one axis, take longer.
+        tokens: of the whole step.
+        repeated: by how many devices each operation is done, where rules do not divide the work over all.
+    """
+    devices = of.devices * num_slices
+    peak = chip.peak_bf16_flops / of.devices_per_chip
+    dcn = None if chip.dcn_bytes_per_s is None else chip.dcn_bytes_per_s / of.devices_per_chip
+    parts = (
+        flops.total * repeated / devices / peak,
+        hbm_bytes / (chip.hbm_bytes_per_s / of.devices_per_chip),
+        0.0
+        if of.chips == 1
+        else _seconds(ici_bytes, ici_bytes_per_s(of, chip)),  # what stays on a chip goes over no link
+        _seconds(dcn_bytes, dcn),
+    )
+    seconds = max(parts)
+    return Bound(*parts, mfu=flops.model / devices / peak / seconds, tokens_per_s=tokens / seconds)
+
+
+def _seconds(sent: float, per_second: float | None) -> float:
+    if sent == 0:
+        return 0.0
+    return sent / per_second if per_second else float("inf")
+
+
+def _layers(model: ModelConfig) -> int:
+    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    return model.num_layers * model.hidden_size * (2 + heads + 3 * model.intermediate_size)
+
+
+def _vocabulary(model: ModelConfig) -> int:
+    return model.vocab_size * model.hidden_size
+
+
+def _head(model: ModelConfig) -> int:
+    return model.hidden_size if model.head == "value" else _vocabulary(model)

@@ -1,0 +1,316 @@
+"""TPU slices by their Google Cloud names: what they consist of, what libtpu calls them, and their chips' figures."""
+
+import atexit
+import contextlib
+import dataclasses
+import difflib
+import functools
+import importlib.util
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib import resources
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from janus_jax.config.mistakes import join, problems
+from janus_jax.config.section import Section
+from janus_jax.config.yaml_file import merge, read_tree
+from janus_jax.errors import ConfigError, first_line
+
+CPU = "cpu"
+"""Family of simulated devices, `cpu:8`."""
+
+MOST_DEVICES = 32_768
+"""More than the largest pod has; descriptions of more would fill the memory of this machine first."""
+
+_V5E = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
+_V4 = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x12 8x8x16 8x16x16"
+_SHAPES = {
+    "v2": "2x2 4x4 8x8 8x16 16x16",
+    "v3": "2x2 4x4 4x8 8x8 8x16 16x16 16x32 32x32",
+    "v4": f"{_V4} 12x16x16",
+    "v5e": _V5E,
+    "v5p": f"{_V4} 16x16x16 16x16x24",
+    "v6e": _V5E,
+    "tpu7x": f"1x1x1 {_V4} 16x16x16 16x16x24 16x16x36",
+}
+"""Shapes in chips that Google Cloud offers, those of cloud.google.com/tpu/docs. Others are written as FAMILY:AxBxC."""
+_NAME_COUNTS = {"v2": 2, "v3": 2, "v4": 2, "v5e": 1, "v5p": 2, "v6e": 1, "tpu7x": 2}
+"""What the number in a name counts for each chip: chips of v5e and v6e, TensorCores of the others."""
+_DEVICES = {"v2": 2, "v3": 2, "tpu7x": 2}
+"""JAX devices of a chip, where it is not one."""
+_RING = {"v2": 16, "v3": 32, "v5e": 16, "v6e": 16}
+"""Sides of a 2D slice close to a ring at the side of a whole pod. 3D slices close if made of whole 4x4x4 cubes."""
+_KINDS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
+"""What JAX calls devices, where that is not `TPU` and the family."""
+_PREFIX = {"v5e": "v5litepod"}
+_ALIAS = {"v5litepod": "v5e", "v5lite": "v5e", "v5": "v5p"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Chips that one fast network connects, and how to ask libtpu for them."""
+
+    name: str
+    family: str
+    chips: int
+    devices_per_chip: int
+    hosts: int
+    topology: str | None  # libtpu's name, `v5e:4x4`; None: simulated
+    chip_config_name: str | None = None  # v4: `megacore`, or each of its two cores would be a device
+    wrap: tuple[bool, bool, bool] | None = None  # which sides close to a ring; None: libtpu's own choice
+    chips_per_host_bounds: tuple[int, int, int] | None = None
+
+    @property
+    def devices(self) -> int:
+        return self.chips * self.devices_per_chip
+
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class Chip(Section):
+    """Figures of one chip; of one device where it says so."""
+
+    tensor_cores: Count
+    devices: Count
+    chips_per_host: Count  # that share `dcn_bytes_per_s_per_host`
+    peak_bf16_flops: Positive
+    hbm_gib: Positive
+    usable_hbm_gib_per_device: Positive
+    hbm_bytes_per_s: Positive
+    ici_links: Count
+    ici_bytes_per_s_per_link: Positive  # in one direction; the other has the same
+    dcn_bytes_per_s_per_host: Positive | None  # in one direction; None: no several slices
+    usd_on_demand: Positive | None  # per chip and hour
+    usd_spot: Positive | None
+
+    @property
+    def usable_hbm_bytes_per_device(self) -> int:
+        return round(self.usable_hbm_gib_per_device * 2**30)
+
+    @property
+    def ici_bytes_per_s(self) -> float:
+        """What all links of a chip send together."""
+        return self.ici_links * self.ici_bytes_per_s_per_link
+
+    @property
+    def dcn_bytes_per_s(self) -> float | None:
+        """A chip's share of its host's network."""
+        return None if self.dcn_bytes_per_s_per_host is None else self.dcn_bytes_per_s_per_host / self.chips_per_host
+
+
+class ChipTable(Section):
+    """Chips by family, and the day of their prices."""
+
+    as_of: str
+    chips: dict[str, Chip]
+
+
+def load_chips(path: str | os.PathLike[str] | None = None) -> ChipTable:
+    """The package's table, with the keys that a user's file gives on top of it: prices alone, for instance.
+
+    Raises:
+        ConfigError: the file cannot be read, or names file, line, key and value of each mistake.
+    """
+    with resources.as_file(resources.files("janus_jax.planning.chips") / "chips.yaml") as packaged:
+        root, faults = read_tree(packaged)
+    if path is not None:
+        given, faults = read_tree(path)
+        root = merge(root, given)
+        known = root.value["chips"].value
+        for family, node in known.items() if isinstance(known, dict) else ():
+            if family not in _SHAPES:
+                faults.append(f"{node.origin}: chips.{family}: unknown family; allowed: {', '.join(_SHAPES)}")
+    try:
+        table = ChipTable.model_validate(root.plain())
+    except ValidationError as error:
+        faults += problems(error, root, ChipTable.model_json_schema())
+        table = None
+    if faults or table is None:
+        raise ConfigError(join(os.fspath(path or "chips.yaml"), faults))
+    return table
+
+
+def find_slice(name: str) -> Slice:
+    """The slice of a Google Cloud accelerator type (`v5litepod-16`, `v4-32`), shape (`v5p:4x4x12`) or `cpu:8`.
+
+    Raises:
+        ConfigError: no such slice; names the nearest and the sizes of the family, or all families.
+    """
+    text = name.strip().lower()
+    cpu = re.fullmatch(r"cpu[:-]([1-9]\d{0,4})", text)
+    if cpu:
+        count = int(cpu.group(1))
+        return Slice(f"{CPU}:{count}", CPU, count, 1, 1, None)
+    if text.startswith(CPU):
+        raise ConfigError(f"slice {name!r}: allowed: cpu:DEVICES, like cpu:8")
+    written = re.fullmatch(r"([a-z0-9]+)([:-])(\d+(?:x\d+)*)", text)
+    family = _ALIAS.get(written.group(1), written.group(1)) if written else ""
+    if written is None or family not in _SHAPES:
+        everything = [each for known in _SHAPES for each in names(known)]
+        near = difflib.get_close_matches(text, everything, 3, 0.5)
+        raise ConfigError(
+            f"slice {name!r}: unknown{'; near to it: ' + ', '.join(near) if near else ''}; allowed: "
+            + "; ".join(_sizes(known) for known in _SHAPES)
+            + "; FAMILY:SHAPE, like v5p:4x4x12; cpu:DEVICES"
+        )
+    size = written.group(3)
+    if written.group(2) == ":" or "x" in size:
+        return _of_shape(name, family, tuple(int(side) for side in size.split("x")))
+    for shape in _SHAPES[family].split():
+        sides = tuple(int(side) for side in shape.split("x"))
+        if math.prod(sides) * _NAME_COUNTS[family] == int(size):
+            return _of_shape(f"{_PREFIX.get(family, family)}-{size}", family, sides)
+    counts = {each: int(each.rsplit("-", 1)[1]) for each in names(family)}
+    near = sorted(counts, key=lambda each: abs(math.log(counts[each] / max(int(size), 1))))[:2]
+    near.sort(key=lambda each: counts[each])
+    unit = "chips" if _NAME_COUNTS[family] == 1 else "TensorCores, two a chip"
+    raise ConfigError(
+        f"slice {name!r}: {family} has none of that size; near to it: {', '.join(near)}; allowed: {_sizes(family)} "
+        f"(numbers count {unit}), or a shape in chips, like {family}:{_SHAPES[family].split()[2]}"
+    )
+
+
+def slice_of(here: Sequence[Any]) -> tuple[Slice, int]:
+    """The slice that running devices are, and how many alike. For devices of no known slice it is `PLATFORM:COUNT`, of
+    which there are no figures."""
+    first, count = here[0], len({getattr(device, "slice_index", 0) for device in here})
+    family = _KINDS.get(first.device_kind, first.device_kind.removeprefix("TPU "))
+    if family in _SHAPES:
+        axes = len(_SHAPES[family].split()[0].split("x"))
+        corners = [[device.coords[axis] for device in here] for axis in range(axes)]
+        shape = "x".join(str(max(places) - min(places) + 1) for places in corners)
+        shapes = dict(zip(_SHAPES[family].split(), names(family), strict=True))
+        with contextlib.suppress(ConfigError):
+            found = find_slice(shapes.get(shape, f"{family}:{shape}"))
+            if found.devices * count == len(here):
+                return found, count
+    hosts = len({device.process_index for device in here})
+    return Slice(f"{first.platform}:{len(here)}", first.platform, len(here), 1, hosts, None), 1
+
+
+def names(family: str) -> list[str]:
+    """Accelerator types of a family, smallest first."""
+    sizes = [math.prod(int(side) for side in shape.split("x")) for shape in _SHAPES[family].split()]
+    return [f"{_PREFIX.get(family, family)}-{size * _NAME_COUNTS[family]}" for size in sizes]
+
+
+def check_count(of: Slice, num_slices: int, table: ChipTable) -> None:
+    """Raises ConfigError for more devices than there are of any chip, or slices of a chip that knows one alone."""
+    chip = None if of.topology is None else table.chips[of.family]
+    if num_slices > 1 and chip is not None and chip.dcn_bytes_per_s_per_host is None:
+        raise ConfigError(f"slice {of.name}: {num_slices} of them: {of.family} does not work in several slices")
+    if of.devices * num_slices > MOST_DEVICES:
+        raise ConfigError(
+            f"slice {of.name}: {of.devices * num_slices:,} devices in all; allowed: at most {MOST_DEVICES:,}"
+        )
+
+
+def devices(of: Slice, num_slices: int = 1) -> list[Any]:
+    """JAX devices of as many such slices, one slice after the other, for compiling; nothing can be run on them.
+
+    libtpu describes the hardware and compiles for it on any machine, in several processes at once. What it reads from
+    the environment is set here where the user has not set it, before it is loaded: without that it looks for a TPU,
+    complains that there is none, and lets no second process in.
+
+    Raises:
+        ConfigError: libtpu is not installed, or does not know the slice.
+    """
+    if num_slices < 1:
+        raise ConfigError(f"num_slices = {num_slices}: allowed: a whole number from 1")
+    if of.topology is None:
+        return _simulated(of, num_slices)
+    if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+        raise ConfigError(f"slice {of.name}: compiling for TPUs needs libtpu: pip install 'janus_jax[tpu]'")
+    _prepare_environment()
+    from jax.experimental import topologies
+
+    options = {
+        "chip_config_name": of.chip_config_name,
+        "wrap": of.wrap,
+        "chips_per_host_bounds": of.chips_per_host_bounds,
+        "num_slices": num_slices if num_slices > 1 else None,
+    }
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=of.topology, **given).devices
+    except Exception as error:  # of XLA, of several types
+        raise ConfigError(f"slice {of.name}: libtpu does not take {of.topology}: {first_line(error)}") from error
+    if len(found) != of.devices * num_slices:
+        raise ConfigError(f"slice {of.name}: libtpu gives {len(found)} devices, expected {of.devices * num_slices}")
+    return sorted(found, key=lambda device: getattr(device, "slice_index", 0))
+
+
+def _of_shape(name: str, family: str, sides: tuple[int, ...]) -> Slice:
+    shape = "x".join(map(str, sides))
+    dimensions = len(_SHAPES[family].split()[0].split("x"))
+    bounds = (1, 1, 1) if math.prod(sides) == 1 else (2, 4, 1) if sides == (2, 4) else (2, 2, 1)
+    full = (*sides, 1, 1)[:3]
+    if len(sides) != dimensions or any(side < 1 or side % bound for side, bound in zip(full, bounds, strict=True)):
+        raise ConfigError(
+            f"slice {name!r}: {shape} is no shape of {family}; allowed: {dimensions} sides of chips in whole hosts of "
+            f"2x2, like {', '.join(_SHAPES[family].split()[1:4])}"
+        )
+    if dimensions == 2:
+        closed = (sides[0] == _RING[family], sides[1] == _RING[family], False)
+        wrap = closed if any(closed) else None
+    else:
+        wrap = (True, True, True) if all(side % 4 == 0 for side in sides) else None
+    chips = math.prod(sides)
+    return Slice(
+        name=name,
+        family=family,
+        chips=chips,
+        devices_per_chip=_DEVICES.get(family, 1),
+        hosts=chips // math.prod(bounds),
+        topology=f"{family}:{shape}",
+        chip_config_name="megacore" if family == "v4" else None,
+        wrap=wrap,
+        chips_per_host_bounds=bounds,
+    )
+
+
+def _sizes(family: str) -> str:
+    first, *others = names(family)
+    return f"{first}, " + ", ".join("-" + each.rsplit("-", 1)[1] for each in others)
+
+
+def _simulated(of: Slice, num_slices: int) -> list[Any]:
+    import jax
+
+    if num_slices > 1:
+        raise ConfigError(f"slice {of.name}: simulated devices are one slice; num_slices = {num_slices}")
+    try:
+        jax.config.update("jax_num_cpu_devices", of.devices)
+    except RuntimeError:  # JAX has started: what it has must do
+        pass
+    found = jax.devices(CPU)
+    if len(found) < of.devices:
+        raise ConfigError(f"slice {of.name}: JAX has already started with {len(found)} CPU devices")
+    return found[: of.devices]
+
+
+def _prepare_environment() -> None:
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")  # any: it need not be what is compiled for
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    if "TPU_LOG_DIR" not in os.environ:
+        os.environ["TPU_LOG_DIR"] = _log_directory()
+    if "jax" not in sys.modules:
+        os.environ.setdefault("JAX_PLATFORMS", CPU)
+
+
+@functools.cache
+def _log_directory() -> str:
+    directory = tempfile.mkdtemp(prefix="janus_jax_libtpu_")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory

@@ -1,0 +1,168 @@
+"""The shapes of a run's step without its data and weights; what is not here is assumed, and said."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from janus_jax.checkpoint.source import open_source
+from janus_jax.config.run import RunConfig
+from janus_jax.data.epoch import RowPlan
+from janus_jax.data.from_config import open_held_out, row_plan
+from janus_jax.model.config import PRESETS, ModelConfig
+from janus_jax.objectives import Objective
+from janus_jax.parallel import mesh as meshes
+from janus_jax.storage.bucket import is_url
+from janus_jax.training.program import BatchShape
+from janus_jax.training.setup import check_fits, model_to_train, open_reference_source
+
+SLOTS_PER_PAIR, SLOTS_PER_EXAMPLE, SHARED_SHARE = 1560, 900, 0.24
+"""Of rows like the Multifaceted Collection's: prompts of 330 tokens and responses of 520 in the median."""
+
+_STEPS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What decides the program, beside configuration and mesh."""
+
+    model: ModelConfig
+    objective: Objective
+    shape: BatchShape
+    shared_slots: int
+    total_steps: int
+    steps_per_epoch: int | None  # None: no data to count
+    tokens_per_step: float  # that rows hold; the rest of the slots is padding
+    segment: float  # slots of an example
+    assumed: tuple[str, ...]
+    held_out_segments: int | None = None  # most in a row of evaluation; None: as in training
+
+
+def find_inputs(config: RunConfig, devices: int) -> Inputs:
+    """What `prepare` finds in data and weights, or what is likely where they are not on this machine.
+
+    Args:
+        devices: of the mesh.
+    Raises:
+        ConfigError, DataError, ConversionError: as training would.
+    """
+    assumed: list[str] = []
+    model, objective = find_model(config, assumed)
+    sizes = meshes.MeshShape(**config.mesh.model_dump()).resolve(devices)
+    rules = meshes.merge_rules(config.sharding)
+    shards = math.prod(getattr(sizes, axis) for axis in rules.get("batch", ()))
+    if _is_here(config):
+        return _measured(config, row_plan(config, row_shards=shards), model, objective, assumed)
+    return _likely(config, shards, model, objective, assumed)
+
+
+def find_model(config: RunConfig, assumed: list[str] | None = None) -> tuple[ModelConfig, Objective]:
+    """What is trained, with what; tells `assumed` what is not here.
+
+    Raises:
+        ConfigError, ConversionError: as training would.
+    """
+    objective, assumed = config.build_objective(), [] if assumed is None else assumed
+    model = model_to_train(config, _stored(config, assumed), objective)
+    path = config.reference.from_
+    if path is not None and _exists(path):
+        open_reference_source(config, model)
+    elif path is not None:
+        assumed.append(f"reference.from={path} is not on this machine: the shape of the trained model")
+    return model, objective
+
+
+def _is_here(config: RunConfig) -> bool:
+    parts = [config.data.dir] if config.data.dir is not None else [part.dir for part in config.data.mixture or ()]
+    held_out = [config.data.eval_dir] if config.data.eval_dir and config.eval.every_steps else []
+    return all(_exists(part) for part in (*parts, *held_out) if part)
+
+
+def _exists(path: str) -> bool:
+    """What is in a bucket is taken to be there."""
+    return is_url(path) or Path(path).expanduser().exists()
+
+
+def _stored(config: RunConfig, assumed: list[str]) -> ModelConfig | None:
+    """The shape of the weights to start from; None: random ones."""
+    path = config.init.from_
+    if path is None:
+        return None
+    if _exists(path):
+        return open_source(path).config
+    assumed.append(f"init.from={path} is not on this machine: the shape of Mistral-7B-v0.2")
+    return PRESETS["mistral-7b"]
+
+
+def _measured(config: RunConfig, rows: RowPlan, model: ModelConfig, objective: Objective, assumed: list[str]) -> Inputs:
+    held_out = open_held_out(config)
+    for examples in filter(None, (rows.dataset, held_out)):
+        for built in examples.parts:
+            check_fits(model, built, config)
+    shared, held_segments = rows.most_shared_slots(), None
+    if held_out is not None:
+        per_micro = config.eval.rows or rows.rows // config.batch.microbatches
+        settings = dataclasses.replace(rows.settings, rows=per_micro, examples=None, microbatches=1, keep_together=1)
+        form = {"branches": objective.branches, "head": objective.head}
+        held = RowPlan(held_out, settings, shuffle=False, seed=config.run.seed, **form)
+        shared, held_segments = max(shared, held.most_shared_slots()), held.max_segments
+    per_epoch = rows.steps(0)
+    tokens = float(rows.tokens(0))
+    return Inputs(
+        model,
+        objective,
+        _shape(config, rows.rows, rows.max_segments),
+        shared,
+        config.schedule.steps or rows.total_steps(config.schedule.epochs or 1),
+        per_epoch,
+        tokens / max(1, per_epoch),
+        tokens / max(1, len(rows.dataset.draw(rows.fitted.index, rows.seed, 0))),
+        tuple(assumed),
+        held_segments,
+    )
+
+
+def _likely(config: RunConfig, shards: int, model: ModelConfig, objective: Objective, assumed: list[str]) -> Inputs:
+    batch, pairs = config.batch, objective.branches == 2
+    slots = min(SLOTS_PER_PAIR if pairs else SLOTS_PER_EXAMPLE, batch.row_length)
+    assumed.append(f"the data are not on this machine: {slots:,} slots an example, rows 98 % full, no epoch to count")
+    if batch.rows is not None:
+        rows, tokens = batch.rows, 0.98 * batch.rows * batch.row_length
+    else:
+        assert batch.examples is not None
+        each = max(1, batch.row_length // slots)
+        multiple = batch.microbatches * shards
+        rows = -(-batch.examples // each)
+        rows = -(-rows // multiple) * multiple
+        tokens = batch.examples * slots
+        assumed.append(f"batch.examples={batch.examples} take {rows} rows")
+    cap = batch.max_segments or max(1, math.ceil(3 * batch.row_length / slots))
+    shared = 0
+    if pairs and batch.share_prompts:
+        shared = min(batch.row_length, math.ceil(2 * SHARED_SHARE * batch.row_length))
+        assumed.append(f"no row has more than {shared:,} slots of shared prompts")
+    steps = config.schedule.steps or _STEPS
+    shape = _shape(config, rows, cap)
+    return Inputs(model, objective, shape, shared, steps, None, float(tokens), float(slots), tuple(assumed))
+
+
+def _shape(config: RunConfig, rows: int, max_segments: int) -> BatchShape:
+    micro = config.batch.microbatches
+    return BatchShape(micro, rows // micro, config.batch.row_length, max_segments)
+
+
+def online_reference(config: RunConfig, found: Inputs) -> bool:
+    """Whether frozen weights stay on the devices and score every batch."""
+    return found.objective.needs_reference and config.reference.mode == "online"
+
+
+def check_layout(config: RunConfig, devices: int, num_slices: int) -> None:
+    """Raises ConfigError where the mesh does not suit so many devices and slices; none of them need be there."""
+    meshes.check_slices(meshes.MeshShape(**config.mesh.model_dump()).resolve(devices), num_slices)
+
+
+def check_rows(config: RunConfig, found: Inputs, mesh: Any, rules: meshes.Rules) -> None:
+    """Raises ConfigError where rows of training or evaluation do not divide over the mesh, as training would."""
+    meshes.check_rows(found.shape.rows, mesh, rules, "batch.rows", found.shape.microbatches)
+    if config.eval.every_steps is not None and config.eval.rows is not None:
+        meshes.check_rows(config.eval.rows, mesh, rules, "eval.rows")

@@ -1,0 +1,287 @@
+"""Which mesh, rows per device, remat and moments: every cell that could be, estimated, the best of them compiled.
+
+    cells = sweep(load_config("configs/sft_65k.yaml"), "v5litepod-16", limit=12)
+    print(cells[0].changes, cells[0].serial_tokens_per_s)
+
+Each cell is compiled in a process of its own and its result kept, so that a sweep that was ended goes on where it was.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from janus_jax.config.changes import changed, overrides
+from janus_jax.config.run import RunConfig
+from janus_jax.errors import ConfigError
+from janus_jax.planning.chips.slices import check_count, devices, find_slice, load_chips
+from janus_jax.planning.inputs import Inputs
+from janus_jax.planning.search.cache_key import code, key
+from janus_jax.planning.search.candidates import Axes, InputsOfBatches, choices
+from janus_jax.planning.search.estimate import Estimate, estimate
+from janus_jax.storage import staging
+
+BYTES_PER_WORKER = 2 * 2**30
+"""What compiling a step of a 7B model takes on the host."""
+
+Status = Literal["fits", "too large", "hopeless", "left out", "failed"]
+_RANKS: tuple[Status, ...] = ("fits", "too large", "failed", "left out", "hopeless")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One configuration of a sweep, and what was found."""
+
+    changes: tuple[str, ...]  # overrides that make it of the given configuration
+    mesh: dict[str, int]
+    rows_per_device: float
+    microbatches: int
+    remat: str
+    moments: str
+    estimated_bytes: int
+    status: Status
+    reason: str | None = None  # why it does not fit, or was not compiled
+    plan: dict[str, Any] | None = None  # `Plan.to_json` of what was compiled
+    was_known: bool = False  # from an earlier sweep
+
+    @property
+    def peak(self) -> int | None:
+        """Bytes that a device needs; compiled, not estimated."""
+        return None if self.plan is None else self.plan["memory"]["needed"]
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Of the whole mesh, at the bound."""
+        return None if self.plan is None or self.plan["bound"] is None else self.plan["bound"]["tokens_per_s"]
+
+    @property
+    def serial_tokens_per_s(self) -> float | None:
+        """Likewise, but nothing overlaps: what cells are ranked by. The bound alone would make equals of all meshes
+        that are limited by computing, however much they send besides."""
+        if self.plan is None or self.plan["bound"] is None:
+            return None
+        return self.plan["tokens_per_step"] / self.plan["bound"]["serial_seconds"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers and texts; what `--json` writes."""
+        derived = ("peak", "tokens_per_s", "serial_tokens_per_s")
+        return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
+
+
+Job = dict[str, Any]
+"""`config`, `topology`, `num_slices`, `chips`, the `code` that it is for, and the `path` of its result."""
+
+
+def sweep(
+    config: RunConfig,
+    topology: str,
+    num_slices: int = 1,
+    axes: Axes | None = None,
+    *,
+    chips: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    workers: int | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    report: Callable[[Cell], None] | None = None,
+    run: Callable[[Job], dict[str, Any]] | None = None,
+) -> list[Cell]:
+    """All cells, those that fit first and fastest first; what does not fit or was not compiled says why.
+
+    Args:
+        chips: as for `plan`.
+        limit: cells at most to compile, those with the best estimates; those that are known already count as well.
+        workers: processes that compile at once; null: as cores and memory allow.
+        cache: directory of results; null: `plans` in $JANUS_CACHE.
+        report: called with each cell that was compiled, as soon as it is.
+        run: compiles one job, in place of a process.
+    Raises:
+        ConfigError: unknown slice, no libtpu, or no cell that training would accept.
+        DataError, ConversionError: as training would.
+    """
+    axes, of = axes or Axes(), find_slice(topology)
+    table = load_chips(chips)
+    check_count(of, num_slices, table)
+    chip = None if of.topology is None else table.chips[of.family]
+    usable = None if chip is None else chip.usable_hbm_bytes_per_device
+    finder, cells = InputsOfBatches(of.devices * num_slices), []
+    problem: ConfigError | None = None
+    for changes in choices(config, of.devices * num_slices, num_slices, axes, finder):
+        try:
+            made = changed(config, changes)
+            found = finder(made)
+            cells.append(_Candidate(changes, made, found, estimate(made, of, num_slices, chip=chip, found=found)))
+        except ConfigError as error:
+            problem = problem or error
+    if not cells:
+        raise problem or ConfigError(f"{topology}: no mesh and microbatches divide the rows of this configuration")
+    cells.sort(key=lambda cell: cell.order(usable))
+    hopeless = [cell for cell in cells if cell.estimate.is_hopeless(usable)]
+    possible = [cell for cell in cells if not cell.estimate.is_hopeless(usable)]
+    chosen, rest = possible[:limit], possible[len(possible[:limit]) :]
+    done = [
+        *(cell.as_cell(config, "hopeless", _too_much(cell.estimate, usable)) for cell in hopeless),
+        *(cell.as_cell(config, "left out", f"{limit} others have better estimates") for cell in rest),
+    ]
+    directory = Path(cache) if cache is not None else staging.cache() / "plans"
+    paths = [directory / f"{key(cell.config, cell.found, of, num_slices, chip)}.json" for cell in chosen]
+    missing = []
+    for cell, path in zip(chosen, paths, strict=True):
+        known = _read(path)
+        if known is None:
+            missing.append((cell, path))
+        else:
+            done.append(cell.as_compiled(config, known, was_known=True))
+    if missing and run is None:
+        devices(of, num_slices)  # raises at once what every process would
+    jobs = [(cell, _job(cell, topology, num_slices, chips, path)) for cell, path in missing]
+    with _results(jobs, run, workers or _workers()) as results:
+        for cell, result in results:
+            done.append(cell.as_compiled(config, result))
+            if report is not None:
+                report(done[-1])
+    return sorted(done, key=_rank)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+    changes: dict[str, Any]
+    config: RunConfig
+    found: Inputs
+    estimate: Estimate
+
+    def order(self, usable: int | None) -> tuple[Any, ...]:
+        """What probably fits, by time for a token; of equals what is asked of the host, and memory, least."""
+        bound, config = self.estimate.bound, self.config
+        seconds = 0.0 if bound is None else bound.serial_seconds / self.found.tokens_per_step
+        over = usable is not None and self.estimate.bytes > usable
+        return over, *_equals(config.remat, config.optimizer.moments, seconds), self.estimate.bytes
+
+    def as_cell(self, given: RunConfig, status: Status, reason: str | None = None, **more: Any) -> Cell:
+        plain = given.model_dump(mode="json", by_alias=True)
+        differing = {key: value for key, value in self.changes.items() if _at(plain, key) != value}
+        return Cell(
+            changes=tuple(overrides(differing)),
+            mesh=self.config.mesh.model_dump(),
+            rows_per_device=self.estimate.rows_per_device,
+            microbatches=self.found.shape.microbatches,
+            remat=self.config.remat,
+            moments=self.config.optimizer.moments,
+            estimated_bytes=self.estimate.bytes,
+            status=status,
+            reason=reason,
+            **more,
+        )
+
+    def as_compiled(self, given: RunConfig, result: dict[str, Any], *, was_known: bool = False) -> Cell:
+        found = result.get("plan")
+        if found is None:
+            return self.as_cell(given, "failed", result["error"], was_known=was_known)
+        status: Status = "fits" if found["fits"] else "too large"
+        return self.as_cell(given, status, found["reason"], plan=found, was_known=was_known)
+
+
+def _at(values: Any, key: str) -> Any:
+    return functools.reduce(lambda node, part: node[part], key.split("."), values)
+
+
+def _too_much(found: Estimate, usable: int | None) -> str:
+    return f"about {found.bytes / 2**30:.1f} GiB by estimate, and {(usable or 0) / 2**30:.2f} are usable"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.keys() & {"plan", "error"} else None
+
+
+def _job(cell: _Candidate, topology: str, num_slices: int, chips: str | os.PathLike[str] | None, path: Path) -> Job:
+    written = cell.config.model_dump(mode="json", by_alias=True)
+    given = None if chips is None else os.fspath(chips)
+    return {
+        "config": written,
+        "topology": topology,
+        "num_slices": num_slices,
+        "chips": given,
+        "code": code(),
+        "path": str(path),
+    }
+
+
+@contextlib.contextmanager
+def _results(
+    jobs: list[tuple[_Candidate, Job]], run: Callable[[Job], dict[str, Any]] | None, workers: int
+) -> Iterator[Iterator[tuple[_Candidate, dict[str, Any]]]]:
+    """Results as they come. Whoever leaves early ends the processes."""
+    running = _Processes()
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    futures = {pool.submit(run or running, job): cell for cell, job in jobs}
+    try:
+        yield ((futures[future], future.result()) for future in concurrent.futures.as_completed(futures))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        running.end()
+
+
+class _Processes:
+    """Runs jobs in processes of their own."""
+
+    def __init__(self) -> None:
+        self.alive: set[subprocess.Popen[str]] = set()
+        self.ended = False
+
+    def __call__(self, job: Job) -> dict[str, Any]:
+        paths = os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in sys.path))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "janus_jax.planning.search.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths},
+            text=True,
+        )
+        self.alive.add(process)
+        if self.ended:
+            process.kill()
+        out, err = process.communicate(json.dumps(job))
+        self.alive.discard(process)
+        if process.returncode:
+            last = err.strip().splitlines()[-1:] or ["no word of why"]
+            return {"error": f"the process ended with code {process.returncode}: {last[0]}"}
+        return json.loads(out.splitlines()[-1])
+
+    def end(self) -> None:
+        self.ended = True
+        for process in list(self.alive):
+            process.kill()
+
+
+def _workers() -> int:
+    """As many as there are cores, and memory for."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return 1
+    return max(1, min(os.cpu_count() or 1, available // BYTES_PER_WORKER))
+
+
+def _rank(cell: Cell) -> tuple[Any, ...]:
+    """Cells without a bound stay in the order of their estimates."""
+    rank, speed = _RANKS.index(cell.status), cell.serial_tokens_per_s
+    if not speed:
+        return (rank, float("inf"))
+    return rank, *_equals(cell.remat, cell.moments, 1 / speed), cell.peak
+
+
+def _equals(remat: str, moments: str, seconds: float) -> tuple[Any, ...]:
+    """Seconds to three digits; then what no bound counts: transfers to the host, then rounded moments."""
+    return float(f"{seconds:.3g}"), remat == "offload", moments != "float32"

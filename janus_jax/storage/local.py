@@ -1,0 +1,195 @@
+"""Local and gs:// paths behind one interface, and writes that are whole or absent."""
+
+import contextlib
+import errno
+import fcntl
+import glob
+import os
+import re
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+from janus_jax.errors import ConfigError, JanusError, StorageError, first_line
+from janus_jax.storage.bucket import BucketPath, is_url
+
+Place = epath.Path | BucketPath
+"""Where something is read. epath reads gs:// too, through TensorFlow or gcsfs, with their errors and without an end."""
+
+
+def place(path: str | os.PathLike[str]) -> Place:
+    """A local path (`~` expanded), or what lies at a gs:// URL."""
+    return BucketPath(path) if is_url(path) else as_path(path)
+
+
+def as_path(path: str | os.PathLike[str]) -> epath.Path:
+    """A path object for a local path (`~` expanded) or a gs:// URL."""
+    text = os.fspath(path)
+    return epath.Path(text) if "://" in text else epath.Path(os.path.expanduser(text))
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+    """As `as_path`, a local path made absolute: Orbax asks for it."""
+    return as_path(path) if "://" in os.fspath(path) else epath.Path(_absolute(path))
+
+
+def require_free(path: str | os.PathLike[str]) -> None:
+    """What `atomic_directory` checks, for a refusal before long work.
+
+    Raises:
+        ConfigError: `path` is a URL.
+        StorageError: `path` exists and is not an empty directory.
+    """
+    if "://" in os.fspath(path):
+        raise ConfigError(f"{os.fspath(path)}: allowed: a local or mounted directory, not a URL")
+    final = _absolute(path)
+    if final.is_symlink():
+        raise StorageError(f"{final}: is a symbolic link; allowed: a directory to make, or an empty one")
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise StorageError(f"{final}: exists and is not empty; choose another directory or remove it")
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields an empty local directory beside `path`; renames it to `path` on success, removes it on any failure.
+
+    What a killed process left (`.NAME.*.incomplete`) is removed by the next one of the same host that writes `path`.
+
+    Raises:
+        StorageError: `path` holds something, at the beginning or at the end, or its parent cannot be written.
+    """
+    require_free(path)
+    final = _absolute(path)
+    made = [parent for parent in (final.parent, *final.parent.parents) if not parent.exists()]
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(final)
+        temporary, lock = _locked_temporary(final)
+    except OSError as error:
+        _remove_empty(made)
+        raise StorageError(f"{final}: cannot be written: {error.strerror or error}") from error
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        require_free(final)  # somebody may have filled it meanwhile
+        try:
+            temporary.rename(final)
+        except OSError as error:
+            raise StorageError(f"{final}: cannot be written: {error.strerror or error}") from error
+        _sync(final.parent)
+    except BaseException as error:
+        _remove_tree(temporary)
+        _remove_empty(made)
+        if isinstance(error, Exception) and _is_refusal(error):
+            raise StorageError(f"{final}: cannot be written: {refusal(error)}") from error
+        if isinstance(error, JanusError) and os.fspath(temporary) in str(error):  # a name that nobody gave
+            raise type(error)(str(error).replace(os.fspath(temporary), os.fspath(final))) from error
+        raise
+    finally:
+        os.close(lock)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replaces a text file at once: readers, and a kill at any moment, find the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.incomplete")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise
+
+
+@contextlib.contextmanager
+def no_empty_leftovers(path: str | os.PathLike[str]) -> Iterator[None]:
+    """On any failure, removes `path` and its parents as far as they were not there before and hold nothing."""
+    final = _absolute(path)
+    made = [place for place in (final, *final.parents) if not place.exists()]
+    try:
+        yield
+    except BaseException:
+        _remove_empty(made)
+        raise
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
+
+
+def refusal(error: Exception) -> str:
+    """What the operating system said, in its words; tensorstore tells its number behind names of inner files."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    return first_line(error)
+
+
+def _temporary_prefix(final: Path) -> str:
+    """With the host's name: a lock says nothing about processes of another host, on file systems that keep it local."""
+    return f".{final.name}.{socket.gethostname()}."
+
+
+def _locked_temporary(final: Path) -> tuple[Path, int]:
+    """A new directory beside `final`, and the descriptor that holds its lock for as long as this process lives."""
+    while True:
+        temporary = Path(tempfile.mkdtemp(prefix=_temporary_prefix(final), suffix=".incomplete", dir=final.parent))
+        lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+        with contextlib.suppress(OSError):  # a file system without locks: its leftovers are not removed either
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if temporary.exists():  # nobody took it for a leftover before it was locked
+            return temporary, lock
+        os.close(lock)
+
+
+def _remove_leftovers(final: Path) -> None:
+    """Removes the temporary directories for `final` whose processes are dead: their locks can be had."""
+    for leftover in final.parent.glob(f"{glob.escape(_temporary_prefix(final))}*.incomplete"):
+        with contextlib.suppress(OSError):  # locked, gone meanwhile, or where nothing can be locked
+            lock = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover)
+            finally:
+                os.close(lock)
+
+
+def _sync(directory: Path) -> None:
+    """Returns when the names in a directory are on the disk, where the file system can promise that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """A full or failing disk. TensorFlow, tensorstore and ArrayRecord say so in words alone."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+        return True
+    signs = ("RESOURCE_EXHAUSTED", "No space left", "File too large", "Disk quota", "Read-only file system")
+    if isinstance(error, OSError) and error.errno is None and " requested and " in str(error):  # numpy's short write
+        return True
+    return not isinstance(error, JanusError) and any(sign in str(error) for sign in signs)
+
+
+def _remove_tree(directory: Path) -> None:
+    for _ in range(20):  # threads of whoever failed may still be writing into it
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        time.sleep(0.1)
+
+
+def _remove_empty(directories: list[Path]) -> None:
+    for directory in directories:  # innermost first; those that hold something stay
+        with contextlib.suppress(OSError):
+            directory.rmdir()

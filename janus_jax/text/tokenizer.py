@@ -1,0 +1,330 @@
+"""Text to token ids: the embedded 32k Mistral sentencepiece model, or the tokenizer of any Hugging Face directory.
+
+A tokenizer here never makes a special id out of text: a literal `<s>` or `</s>` that a user wrote stays text. BOS and
+EOS are put by the template alone.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from janus_jax.errors import DataError, first_line
+from janus_jax.storage import staging
+from janus_jax.storage.bucket import is_url
+
+EMBEDDED = Path(__file__).parent / "assets" / "tokenizer" / "tokenizer.model"
+"""The Mistral v0.1/v0.2 sentencepiece model: 32000 pieces, bos 1, eos 2, unk 0 (NOTICE next to it)."""
+
+HF_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+"""Files of a Hugging Face directory that belong to its tokenizer."""
+
+_BESIDE_MODEL = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+"""Of these, what a sentencepiece model came with: its pad token and chat template."""
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What data code asks of a tokenizer. `bos_id` is None where no BOS is to be put, `unk_id` where there is none."""
+
+    bos_id: int | None
+    eos_id: int
+    unk_id: int | None
+    vocab_size: int
+    """One more than the largest id."""
+    fingerprint: str
+    """sha256 over everything that decides the ids."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone: no BOS, no EOS, no special id whatever the text says."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids, special ids left out."""
+        ...
+
+    def save(self, directory: str | Path) -> None:
+        """Writes files from which `load_tokenizer(directory)` gives an equal tokenizer."""
+        ...
+
+
+class SentencePieceTokenizer:
+    """A sentencepiece model file. Control symbols are not part of its text alphabet, so text cannot name them."""
+
+    def __init__(self, path: str | Path):
+        import sentencepiece
+
+        self.path = Path(path)
+        content = self.path.read_bytes()
+        self.processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self.processor.LoadFromSerializedProto(content)
+        except RuntimeError as error:
+            raise DataError(f"{path}: not a sentencepiece model") from error
+        self.bos_id: int | None = _id_or_none(self.processor.bos_id())
+        self.unk_id: int | None = _id_or_none(self.processor.unk_id())
+        self.eos_id: int = self.processor.eos_id()
+        if self.eos_id < 0:
+            raise DataError(f"{path}: has no end-of-sequence piece")
+        self.vocab_size: int = self.processor.vocab_size()
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        return self.processor.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.processor.decode([int(i) for i in ids])
+
+    def save(self, directory: str | Path) -> None:
+        _copy([self.path], directory, {self.path.name: "tokenizer.model"})
+        _copy([self.path.parent / name for name in _BESIDE_MODEL], directory)
+
+
+class HFTokenizer:
+    """`tokenizer.json` of a Hugging Face directory, read with the `tokenizers` library.
+
+    Special tokens in text stay text: `encode_special_tokens` makes the library split them like any other text. It
+    covers the tokens marked `special`; an added token that is not (some models add words that way) keeps its own id.
+
+    BOS and EOS are what tokenizer_config.json, special_tokens_map.json or config.json declare, in this order. A
+    tokenizer_config.json that says `add_bos_token: false` is believed: the model was trained without, `bos_id` is None.
+    """
+
+    def __init__(self, directory: str | Path):
+        import tokenizers
+
+        self.directory = Path(directory)
+        path = self.directory / "tokenizer.json"
+        content = path.read_bytes()
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(f"{path}: not a tokenizers file: {first_line(error)}") from error
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        special = {name: _special_id(self.directory, name, ids) for name in ("bos", "eos", "unk")}
+        if special["eos"] is None:
+            raise DataError(
+                f"{directory}: no end-of-sequence token: give eos_token in tokenizer_config.json or "
+                f"special_tokens_map.json, or eos_token_id in config.json"
+            )
+        if _read_json(self.directory / "tokenizer_config.json").get("add_bos_token") is False:
+            special["bos"] = None
+        self.bos_id, self.unk_id = special["bos"], special["unk"]
+        self.eos_id: int = special["eos"]
+        self.vocab_size = max(ids.values()) + 1
+        self.fingerprint = hashlib.sha256(content + json.dumps([self.bos_id, self.eos_id]).encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def save(self, directory: str | Path) -> None:
+        target = Path(directory)
+        _copy([self.directory / name for name in HF_FILES], target)
+        # What config.json alone declared is kept as token names: that file also describes a model, so it stays out.
+        declared = {**_read_json(target / "special_tokens_map.json"), **_read_json(target / "tokenizer_config.json")}
+        special = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id}
+        missing = {
+            key: self._tokenizer.id_to_token(i)
+            for key, i in special.items()
+            if i is not None and declared.get(key) is None
+        }
+        if missing:
+            path = target / "special_tokens_map.json"
+            path.write_text(
+                json.dumps(_read_json(path) | missing, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+
+
+def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
+    """The embedded tokenizer (None), or that of a directory (gs:// too) with tokenizer.json or tokenizer.model.
+
+    Where both lie, the sentencepiece file is used if tokenizer.json declares the same number of ids, BOS and EOS
+    (sentencepiece is what tokenizer.json imitates); otherwise tokens were added, and tokenizer.json knows them.
+
+    Raises:
+        DataError: no such directory, neither file in it, or a file that cannot be read.
+    """
+    if path is None:
+        return SentencePieceTokenizer(EMBEDDED)
+    if is_url(path):
+        path = staging.files(os.fspath(path), wanted=lambda name: name in (*HF_FILES, "config.json"))
+    directory = Path(os.path.expanduser(path))
+    if not directory.is_dir():
+        raise DataError(f"tokenizer {path}: no such directory; give one with tokenizer.json or tokenizer.model")
+    has_json, has_model = (directory / "tokenizer.json").is_file(), (directory / "tokenizer.model").is_file()
+    if not has_json and not has_model:
+        raise DataError(f"tokenizer {path}: holds neither tokenizer.json nor tokenizer.model")
+    if not has_json:
+        found = SentencePieceTokenizer(directory / "tokenizer.model")
+        _refuse_added(directory / "added_tokens.json", found)
+        return found
+    declared = HFTokenizer(directory)
+    if has_model:
+        try:
+            reference = SentencePieceTokenizer(directory / "tokenizer.model")
+        except DataError:
+            return declared  # Llama 3 ships a tiktoken file under this name
+        if _shape(reference) == _shape(declared):
+            return reference
+    return declared
+
+
+def save_hf_tokenizer(
+    tokenizer: Tokenizer, directory: str | Path, *, chat_template: str | None = None, pad_id: int | None = None
+) -> None:
+    """Writes the tokenizer's files into `directory`, which is made if it is not there.
+
+    A tokenizer that came from a Hugging Face directory is copied. A sentencepiece model is written as tokenizer.model
+    and as an equal tokenizer.json with its config files (pad is EOS, unless a file beside it said otherwise). Others
+    turn a literal `<s>` in a text into id 1; on text without such literals they give the same ids as sentencepiece.
+
+    Args:
+        chat_template: Jinja text, the `chat_template` of the data's Template. None: what the tokenizer came with.
+        pad_id: of the token that is written as the pad token; None leaves it as it is said above, or in the directory.
+    """
+    target = Path(directory)
+    tokenizer.save(target)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        _write_from_sentencepiece(tokenizer, target)
+    elif not isinstance(tokenizer, HFTokenizer):
+        raise TypeError(f"no Hugging Face form of {type(tokenizer).__name__}")
+    if chat_template is not None:
+        path = target / "tokenizer_config.json"
+        _write_json(path, _read_json(path) | {"chat_template": chat_template})
+        # transformers prefers this file over the key; older readers know the key alone
+        (target / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    if pad_id is not None:
+        from tokenizers import Tokenizer as RustTokenizer
+
+        pad_token = RustTokenizer.from_file(str(target / "tokenizer.json")).id_to_token(pad_id)
+        for path in (target / "tokenizer_config.json", target / "special_tokens_map.json"):
+            _write_json(path, _read_json(path) | {"pad_token": pad_token})
+
+
+def _shape(tokenizer: Tokenizer) -> tuple[int, int | None, int]:
+    return tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id
+
+
+def _special_id(directory: Path, name: str, ids: dict[str, int]) -> int | None:
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = _read_json(directory / file).get(f"{name}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if token is not None:
+            if token not in ids:
+                raise DataError(f"{directory / file}: {name}_token {token!r} is not in tokenizer.json")
+            return ids[token]
+    declared = _read_json(directory / "config.json").get(f"{name}_token_id")
+    if isinstance(declared, list):  # Llama 3 style: several ends; the first is the main one
+        declared = declared[0] if declared else None
+    if declared is not None and declared not in ids.values():
+        raise DataError(f"{directory / 'config.json'}: {name}_token_id {declared!r} is not in tokenizer.json")
+    return declared
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds a {type(value).__name__}, an object is needed")
+    return value
+
+
+def _refuse_added(path: Path, tokenizer: SentencePieceTokenizer) -> None:
+    added = [token for token, i in _read_json(path).items() if not isinstance(i, int) or i >= tokenizer.vocab_size]
+    if added:
+        raise DataError(
+            f"{path}: adds {', '.join(map(repr, added[:3]))}, which tokenizer.model does not know; allowed: a "
+            "directory with a tokenizer.json that has them too (transformers' save_pretrained writes one)"
+        )
+
+
+def _copy(files: Sequence[Path], directory: str | Path, names: dict[str, str] | None = None) -> None:
+    target = Path(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        destination = target / (names or {}).get(file.name, file.name)
+        if file.is_file() and file.resolve() != destination.resolve():
+            shutil.copyfile(file, destination)
+
+
+def _id_or_none(token_id: int) -> int | None:
+    return token_id if token_id >= 0 else None
+
+
+def _write_from_sentencepiece(tokenizer: SentencePieceTokenizer, target: Path) -> None:
+    """tokenizer.json with byte fallback and merges ranked by piece score; a pre-tokenizer would break spaces."""
+    from tokenizers import AddedToken, decoders, normalizers, processors
+    from tokenizers import Tokenizer as RustTokenizer
+    from tokenizers.models import BPE
+    from transformers.convert_slow_tokenizer import generate_merges
+
+    processor = tokenizer.processor
+    pieces = [processor.id_to_piece(i) for i in range(tokenizer.vocab_size)]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    scores = {piece: processor.get_score(i) for i, piece in enumerate(pieces)}
+    special = {
+        f"{name}_token": pieces[i]
+        for name, i in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id), ("unk", tokenizer.unk_id))
+        if i is not None
+    }
+    model = BPE(
+        vocabulary,
+        generate_merges(vocabulary, scores),
+        unk_token=special.get("unk_token"),
+        fuse_unk=True,
+        byte_fallback=True,
+        dropout=None,
+    )
+    rust = RustTokenizer(model)
+    rust.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    rust.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    rust.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special.values()])
+    if tokenizer.bos_id is not None:
+        bos = special["bos_token"]
+        rust.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.bos_id)]
+        )
+    rust.save(str(target / "tokenizer.json"))
+    beside = {**_read_json(target / "special_tokens_map.json"), **_read_json(target / "tokenizer_config.json")}
+    pad = beside.get("pad_token") if beside else special["eos_token"]
+    special |= {} if pad is None else {"pad_token": pad}
+    _write_json(target / "special_tokens_map.json", special)
+    _write_json(
+        target / "tokenizer_config.json",
+        special
+        | {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_bos_token": tokenizer.bos_id is not None,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            **{key: beside[key] for key in ("chat_template",) if key in beside},
+        },
+    )
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

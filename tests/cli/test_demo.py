@@ -1,0 +1,77 @@
+"""`janus demo` end to end on a model of a few weights: what each second stage leaves and claims."""
+
+import json
+
+import pytest
+
+from janus_jax.checkpoint.hf.read import read_model_config, save_hf
+from janus_jax.cli import demo
+from janus_jax.evaluation.pairs import Accuracy
+from janus_jax.model.config import ModelConfig
+from janus_jax.text.tokenizer import load_tokenizer
+from tests.support.models import random_params
+
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A Hugging Face directory with the embedded tokenizer's vocabulary."""
+    config = ModelConfig(
+        vocab_size=32000,
+        hidden_size=16,
+        intermediate_size=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        initializer_range=0.3,
+    )
+    out = tmp_path_factory.mktemp("model") / "hf"
+    save_hf(random_params(config), config, out, tokenizer=load_tokenizer())
+    return out
+
+
+@pytest.mark.parametrize(
+    ("objective", "label", "head", "exported", "metric"),
+    [
+        ("orpo", "ORPO", "lm", "logits", "log_odds"),
+        ("rm", "RM", "value", "logits, rewards", "rewards/margins"),
+    ],
+)
+def test_each_second_stage_is_trained_exported_and_told_of(
+    model, objective, label, head, exported, metric, tmp_path, capsys
+):
+    out = tmp_path / "demo"
+    demo.run(model=model, steps=STEPS, out=out, devices=8, objective=objective)
+    told = capsys.readouterr().out
+    assert f"{label} accuracy, training" in told and f"exported {exported}" in told and "DPO" not in told
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["resumed"] is True and summary[objective]["step"] == STEPS
+    assert summary[objective]["train"][metric] is not None
+    assert summary["export_errors"].keys() == {"sft", objective}
+    assert max(summary["export_errors"].values()) <= 1e-4
+    assert read_model_config(out / objective / "exports" / str(STEPS)).head == head
+    trained, *held_out = summary["accuracies"].values()
+    # Whole prompts: each response is chosen as often as it is rejected, so neither side is the longer one.
+    assert trained["pairs"] == 6 * STEPS and trained["longer_wins"] == 0.5
+    assert held_out and all(accuracy["pairs"] for accuracy in held_out)
+    for accuracy in (trained, *held_out):
+        assert (
+            0 <= accuracy["right"] <= accuracy["pairs"]
+            and 0 <= accuracy["at_start"] <= 1
+            and 0 <= accuracy["margin_grew"] <= 1
+        )
+    assert (out / "curves.png").stat().st_size > 10_000
+
+
+def test_wilson_intervals_are_the_published_ones():
+    """Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20 and 1 of 29."""
+    published = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
+    for (right, pairs), interval in published.items():
+        assert Accuracy(right, pairs, 0.5, None, None).interval() == pytest.approx(interval, abs=1e-4)

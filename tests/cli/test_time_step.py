@@ -1,0 +1,72 @@
+"""The command `janus time-step`, on the devices of the tests."""
+
+import json
+
+import jax
+import pytest
+
+from janus_jax.planning import timing
+from tests.support import processes
+
+
+def test_a_step_is_timed_beside_its_plan(janus, small, tmp_path):
+    options = ("--devices", 8, "--steps", 2, "--json", "times.json", "--trace", "trace")
+    code, out, err = janus("time-step", small, *options)
+    assert (code, err) == (0, "") and out.startswith("MEASURED on 8 x cpu: ")
+    words = " ".join(out.split())
+    assert "median of 2 steps" in words and "the compiler's" in words and "no figures of cpu:8" in words
+    assert out.endswith("wrote times.json\nwrote trace\n") and list(tmp_path.glob("trace/**/*.xplane.pb"))
+    found = json.loads((tmp_path / "times.json").read_text())
+    assert len(found["seconds"]) == 2 and found["devices"] == 8 == found["plan"]["of"]["chips"]
+    assert found["tokens_per_s"] == pytest.approx(found["tokens_per_step"] / found["median_s"])
+    assert found["flops_per_s"] == pytest.approx(found["plan"]["flops"]["model"] / 8 / found["median_s"])
+    assert found["mfu"] is None and found["plan"]["memory"]["needed"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--coordinator", "10.0.0.2:1"), "--coordinator, --num-processes and --process-id: allowed: all three"),
+        (("--trace", "small.yaml/trace"), "--trace small.yaml/trace: cannot be written"),
+        (("--json", "none/times.json"), "--json none/times.json: none is no directory"),
+        (("batch.rows=0",), "batch.rows = 0"),
+        (("mesh.fsdp=3",), "needs"),
+        (("--chips", "none.yaml"), "none.yaml"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(arguments, message, janus, small, monkeypatch):
+    monkeypatch.setattr(timing, "compile_step", pytest.fail)
+    code, out, err = janus("time-step", small, "--devices", 8, *arguments)
+    assert (code, out) == (2, "") and err.startswith("error: ") and message in err
+
+
+def test_too_little_memory_says_so(janus, small, monkeypatch):
+    def too_much(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nand a list")
+
+    monkeypatch.setattr(timing, "init_params", too_much)
+    code, out, err = janus("time-step", small, "--devices", 8)
+    assert (code, out) == (11, "") and err.startswith("error: weights and moments on cpu:8: RESOURCE_EXHAUSTED: ")
+    assert err.endswith("Out of memory allocating 99 bytes.; to find what fits: janus plan CONFIG --topology SLICE\n")
+
+
+def commands(directory, *options):
+    """`janus time-step` in two processes of four devices each; the second also has its own options."""
+    port, both = processes.free_port(), []
+    for i, own in enumerate(options):
+        flags = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", 2, "--process-id", i, "--devices", 4]
+        both.append(["-m", "janus_jax.cli", "time-step", directory / "small.yaml", "--steps", 1, *flags, *own])
+    return both
+
+
+def test_two_processes_time_one_step_together(small, tmp_path):
+    written = ("--json", tmp_path / "times.json")
+    first, second = processes.launch(*commands(tmp_path, written, ("--json", tmp_path / "none" / "times.json")))
+    assert first[0] == second[0] == 0, first[1] + second[1]
+    assert "MEASURED on 8 x cpu: " in first[1] and "MEASURED" not in second[1] and "wrote" not in second[1]
+    assert json.loads((tmp_path / "times.json").read_text())["devices"] == 8
+
+
+def test_a_mistake_of_one_process_ends_both(small, tmp_path):
+    first, second = processes.launch(*commands(tmp_path, (), ("--chips", tmp_path / "none.yaml")))
+    assert first[0] == second[0] == 2 and first[1].startswith("error: process 1: ") and "none.yaml" in second[1]

@@ -1,0 +1,305 @@
+"""Files of every kind into rows, and FILE:ROW for what cannot be read."""
+
+import gzip
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from janus_jax.data.build import readers
+from janus_jax.data.build.readers import HUB_ALIASES, find_splits, read_rows
+from janus_jax.data.schema import Row
+from janus_jax.errors import DataError
+
+ROWS = [{"system": "Be brief.", "prompt": f"Why {i}?", "output": f"Because of {i}."} for i in range(5)]
+EXPECTED = [Row("Be brief.", f"Why {i}?", f"Because of {i}.") for i in range(5)]
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, write_batch_size=100)  # pages of so many rows
+    elif path.suffix == ".gz":
+        plain = write(path.with_suffix(""), rows)
+        path.write_bytes(gzip.compress(plain.read_bytes(), compresslevel=1))
+        plain.unlink()
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        write_jsonl(path, rows)
+    return path
+
+
+def refusal(path: Path, kind: str = "sft", **options) -> str:
+    with pytest.raises(DataError) as caught:
+        list(read_rows(path, kind, **options))
+    message = str(caught.value)
+    assert message.startswith(str(path)) and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("suffix", readers.SUFFIXES)
+def test_every_file_type_gives_the_same_rows(tmp_path, suffix):
+    assert list(read_rows(write(tmp_path / f"rows{suffix}", ROWS), "sft")) == EXPECTED
+
+
+def test_json_keyed_by_id_as_in_the_first_bench_release(tmp_path):
+    path = tmp_path / "bench.json"
+    rows = {
+        str(7 * i): {
+            "id": 7 * i,
+            "system_prompt": row["system"],
+            "user_prompt": row["prompt"],
+            "reference_answer": row["output"],
+        }
+        for i, row in enumerate(ROWS)
+    }
+    path.write_text(json.dumps(rows))
+    assert list(read_rows(path, "sft")) == EXPECTED
+    rows["14"]["reference_answer"] = ""
+    path.write_text(json.dumps(rows))
+    assert f"{path}:3 (id '14'): column 'output' is empty" in refusal(path)
+
+
+def test_parquet_message_lists_as_published(tmp_path):
+    message = pa.list_(pa.struct([("content", pa.string()), ("role", pa.string())]))
+    columns = {
+        "system": pa.array(["Be brief."]),
+        "prompt": pa.array(["Why?"]),
+        "chosen": pa.array(
+            [[{"content": "Why?", "role": "user"}, {"content": "So.", "role": "assistant"}]], type=message
+        ),
+        "rejected": pa.array(
+            [[{"content": "Why?", "role": "user"}, {"content": "No.", "role": "assistant"}]], type=message
+        ),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    assert list(read_rows(tmp_path / "p.parquet", "orpo")) == [Row("Be brief.", "Why?", "So.", "No.")]
+
+
+def test_row_numbers_count_lines_and_blank_lines_are_passed_over(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\ufeff" + json.dumps(ROWS[0]) + "\n\n" + json.dumps(ROWS[1] | {"output": ""}) + "\n")
+    assert refusal(path).startswith(f"{path}:3: column 'output' is empty")
+
+
+def test_parquet_row_numbers_go_on_over_batches(tmp_path):
+    rows = [ROWS[0]] * 700 + [ROWS[0] | {"prompt": ""}]
+    assert refusal(write(tmp_path / "rows.parquet", rows)).startswith(f"{tmp_path}/rows.parquet:701: column 'prompt'")
+
+
+def test_truncated_json_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[1])[:30])
+    message = refusal(path)
+    assert message.startswith(f"{path}:2: not valid JSON, the last line of the file, which may be cut off")
+    assert 'the line begins \'{"system": "Be brief."' in message
+
+
+def test_bytes_that_are_not_utf8(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(json.dumps(ROWS[0]).encode() + b'\n{"system": "caf\xe9"}\n')
+    assert refusal(path) == f"{path}:2: not UTF-8: byte 0xe9 at position 16"
+
+    text = pa.array([b"fine", b"caf\xe9"], pa.binary()).view(pa.string())
+    table = pa.table({"system": pa.array(["s", "s"]), "prompt": pa.array(["p", "p"]), "output": text})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    assert refusal(tmp_path / "rows.parquet").startswith(f"{tmp_path}/rows.parquet:2: not UTF-8: byte 0xe9")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b"", "is empty; at least one row is needed"),
+        ("a.jsonl", b"\n\n", "is empty; at least one row is needed"),
+        ("a.json", b"", "is empty; at least one row is needed"),
+        ("a.json", b"[]", "is empty; at least one row is needed"),
+        ("a.json", b'[{"system": "s"', "not valid JSON"),
+        ("a.json", b'{"system": "s", "prompt": "p", "output": "o"}', "allowed: a list of rows, or an object of rows"),
+        ("a.json", b'{"a": 1}\n{"a": 2}\n', "a file with one object a line must be named .jsonl"),
+        ("a.parquet", b"PAR1 and no more", "not a whole Parquet file"),
+        ("a.jsonl", b"[" * 100_000, "1: not valid JSON"),
+        ("a.jsonl", b"\0" * 64, "1: not valid JSON, the last line of the file, which may be cut off"),
+        ("a.jsonl.gz", b"", "is empty; at least one row is needed"),
+        ("a.jsonl.gz", b'{"system": "s"}', "not a whole gzip file, read up to row 0: Not a gzipped file"),
+        (
+            "a.json.gz",
+            gzip.compress(b"[]", mtime=0)[:-3],
+            "not a whole gzip file, read up to row 0: Compressed file ended",
+        ),
+        ("a.csv", b"system,prompt", "unknown file type '.csv'; allowed: .jsonl, .json, .parquet, .jsonl.gz, .json.gz"),
+        ("a.csv.gz", b"system,prompt", "unknown file type '.csv.gz'; allowed: .jsonl"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path, name, content, words):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert words in refusal(path)
+
+
+ONE = {"system": ["s"], "prompt": ["p"], "output": ["o"]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({}, ": is empty; at least one row is needed"),
+        ({name: pa.array([], pa.string()) for name in ONE}, ": is empty; at least one row is needed"),
+        (
+            {"a": [1], "b": [2]},
+            ":1: column 'system' (or system_prompt) is missing; kind sft needs system, prompt, output ",
+        ),
+        (ONE | {"output": [b"o"]}, ":1: column 'output' must be a string, found bytes b'o'"),
+        (ONE | {"output": pa.array([1 << 62], pa.timestamp("ns"))}, ":1: holds what cannot be decoded: Nanosecond"),
+        (ONE | {"output": pa.array([None], pa.string())}, ":1: column 'output' (or reference_answer) is null"),
+    ],
+)
+def test_parquet_without_rows_or_text(tmp_path, columns, words):
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    assert refusal(tmp_path / "rows.parquet").startswith(f"{tmp_path}/rows.parquet{words}")
+
+
+def test_columns_of_no_meaning_may_be_of_any_type_and_twice(tmp_path):
+    path = tmp_path / "rows.parquet"
+    odd = [pa.array([1 << 62], pa.timestamp("ns")), pa.array([b"caf\xe9"]).view(pa.string()), pa.array([1])]
+    pq.write_table(pa.table([*ONE.values(), *odd], names=[*ONE, "time", "text", "text"]), path)
+    assert list(read_rows(path, "sft")) == [Row("s", "p", "o")]
+    pq.write_table(pa.table([*ONE.values(), ["other"]], names=[*ONE, "output"]), path)
+    assert refusal(path) == f"{path}: has more than one column 'output'; keep one"
+
+
+def test_answers_with_scores_read_from_parquet(tmp_path):
+    question = {"dataset": "eli5", "full_text": "Why?"}
+    row = {"question": question, "answer_0": "So.", "score_0": -0.3, "answer_1": "Thus.", "score_1": 0.3}
+    path = write(tmp_path / "rows.parquet", [row | {"tokens_0": {"prefix": [1], "completion": [2]}}])
+    assert list(read_rows(path, "rm")) == [Row("", "Why?", "Thus.", "So.")]
+
+
+def test_skip_bad_drops_and_counts_by_reason(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    bad = [ROWS[0] | {"output": ""}, ROWS[0] | {"output": 3}, {"system": "s"}, ROWS[0] | {"prompt": " "}]
+    write_jsonl(path, [ROWS[0], *bad, *ROWS[1:]])
+    with path.open("ab") as file:
+        file.write(b'{"system": "cut o')
+    dropped: Counter[str] = Counter()
+    assert list(read_rows(path, "sft", skip_bad=True, dropped=dropped)) == EXPECTED
+    assert dropped == {"empty_field": 2, "wrong_type": 1, "missing_field": 1, "bad_json": 1}
+
+
+def test_nothing_left_after_skipping_is_an_error(tmp_path):
+    path = write(tmp_path / "rows.jsonl", ROWS)
+    message = refusal(path, "dpo", skip_bad=True)
+    assert "no usable row, all 5 were dropped (missing_field 5)" in message
+
+
+def test_kind_and_file_type_are_checked_before_reading(tmp_path):
+    with pytest.raises(DataError, match="'ppo': unknown"):
+        read_rows(tmp_path / "absent.jsonl", "ppo")
+    with pytest.raises(DataError, match="unknown file type"):
+        read_rows(tmp_path / "absent.txt", "sft")
+    assert "cannot be read: No such file" in refusal(tmp_path / "absent.jsonl")
+
+
+def test_single_file_is_the_train_split(tmp_path):
+    path = write(tmp_path / "validation.jsonl", ROWS)
+    assert find_splits(path) == {"train": [path]}
+
+
+def test_directory_splits_follow_file_names(tmp_path):
+    names = [
+        "data/train-00000-of-00002.parquet",
+        "data/train-00001-of-00002.parquet",
+        "data/test-00000-of-00001.parquet",
+    ]
+    for name in ["dataset_info.json", ".cache/train.jsonl", "README.md", *names]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert find_splits(str(tmp_path)) == {
+        "test": [tmp_path / names[2]],
+        "train": [tmp_path / names[0], tmp_path / names[1]],
+    }
+
+
+def test_directory_without_split_names_is_all_train(tmp_path):
+    paths = [write(tmp_path / name, ROWS) for name in ("part1.jsonl", "part2.parquet")]
+    splits = find_splits(tmp_path)
+    assert splits == {"train": paths}
+    assert list(read_rows(splits["train"], "sft")) == EXPECTED * 2
+
+
+def test_split_folders_and_names_of_validation(tmp_path):
+    paths = [write_jsonl(tmp_path / name, ROWS) for name in ("dev/a.jsonl", "train/a.jsonl")]
+    assert find_splits(tmp_path) == {"validation": [paths[0]], "train": [paths[1]]}
+
+
+def test_directory_with_a_stray_file_is_refused(tmp_path):
+    for name in ("train.jsonl", "extra.jsonl"):
+        write(tmp_path / name, ROWS)
+    with pytest.raises(DataError, match=r"extra\.jsonl: cannot tell its split"):
+        find_splits(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["absent.jsonl", "./absent", "absent/rows.jsonl", "/absent/rows", "a/b/c"])
+def test_missing_paths_are_not_taken_for_hub_ids(source, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    with pytest.raises(DataError, match=f"^{source}: no such file or directory$"):
+        find_splits(source)
+
+
+def test_empty_directory_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"holds no \.jsonl, \.json, \.parquet, \.jsonl\.gz, \.json\.gz file"):
+        find_splits(tmp_path)
+
+
+def test_hub_id_is_fetched_under_its_present_name(tmp_path, monkeypatch):
+    write(tmp_path / "train-00000-of-00001.parquet", ROWS)
+    asked = []
+
+    def snapshot(name, *, repo_type, allow_patterns, ignore_patterns):
+        assert "*.parquet" in allow_patterns and ignore_patterns is None
+        asked.append((name, repo_type))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    splits = find_splits("kaist-ai/Multifaceted-Collection-SFT-65k")
+    assert asked == [("kaist-ai/Multifaceted-Collection-small", "dataset")]
+    assert list(read_rows(splits["train"], "sft")) == EXPECTED
+    assert set(HUB_ALIASES.values()) == {"kaist-ai/Multifaceted-Collection", "kaist-ai/Multifaceted-Collection-small"}
+
+
+def test_hub_id_offline_says_what_to_do(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError) as caught:
+        find_splits("janus-test-owner/no-such-data")
+    assert "could not be fetched from the Hugging Face hub" in str(caught.value)
+    assert "without network, give the path of a copy" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif("JANUS_REAL_DATA" not in os.environ, reason="JANUS_REAL_DATA names no folder of published rows")
+def test_published_rows_of_all_printed_releases_read(tmp_path):
+    blocks = json.loads((Path(os.environ["JANUS_REAL_DATA"]) / "multifaceted_rows.json").read_text())
+    sft = blocks["5529fba:README.md#1"]
+    assert list(read_rows(write(tmp_path / "sft.jsonl", [sft]), "sft")) == [
+        Row(sft["system"], sft["instruction"], sft["output"])
+    ]
+    (tmp_path / "first.json").write_text(json.dumps(blocks["5529fba:README.md#3"]))
+    first = blocks["5529fba:README.md#3"]["468"]
+    (row,) = read_rows(tmp_path / "first.json", "sft")
+    assert (row.system, row.prompt, row.chosen) == (
+        first["system_prompt"],
+        first["user_prompt"],
+        first["reference_answer"],
+    )
+    bench = blocks["HEAD:README.md#0"]
+    (row,) = read_rows(write(tmp_path / "bench.jsonl", [bench]), "sft")
+    assert (row.prompt, row.chosen) == (bench["prompt"], bench["reference_answer"])

@@ -1,0 +1,75 @@
+"""The TFDS build: its metadata, its order at any size, and errors of the rows it reads."""
+
+import json
+
+import numpy as np
+import pytest
+
+from janus_jax.data.build import tfds_builder
+from janus_jax.data.build.tfds_builder import read_builder, write_rows
+from janus_jax.data.schema import Row
+from janus_jax.errors import DataError
+
+PREFERENCES = tuple(
+    {"dimension": name, "subdimension": "Tone", "preference": "Warm", "description": f"It is {name}."}
+    for name in ("style", "background_knowledge", "informativeness", "harmlessness")
+)
+
+
+def rows(count: int):
+    return [
+        Row(
+            f"Be {i}.",
+            f"Why {i}\0?",
+            f"So {i} 😀.",
+            None if i % 2 else "No.",
+            "nectar",
+            "sharegpt",
+            PREFERENCES[: i % 5],
+            None if i % 3 else i / 4,
+        )
+        for i in range(count)
+    ]
+
+
+def fields(row: dict) -> Row:
+    """A TFDS example as the Row it was made of."""
+    texts = {key: row[key].decode() for key in ("system", "prompt", "chosen", "main_source", "original_source")}
+    sets = row["preference_set"]
+    preferences = tuple(
+        {key: sets[key][i].decode() for key in ("dimension", "subdimension", "preference", "description")}
+        for i in range(len(sets["dimension"]))
+    )
+    margin = None if np.isnan(row["margin"]) else float(row["margin"])
+    return Row(**texts, rejected=row["rejected"].decode() or None, preference_set=preferences, margin=margin)
+
+
+def test_rows_come_back_whole_and_in_order_from_the_files_alone(tmp_path):
+    write_rows({"train": lambda: iter(rows(40)), "validation": lambda: iter(rows(3))}, tmp_path)
+    builder = read_builder(tmp_path)
+    assert [fields(row) for row in builder.as_data_source("train")] == rows(40)
+    assert [fields(row) for row in builder.as_data_source("validation")] == rows(3)
+
+
+def test_metadata_names_version_format_and_counts(tmp_path):
+    write_rows({"train": lambda: iter(rows(7))}, tmp_path)
+    info = json.loads((tmp_path / "janus_rows" / "1.0.0" / "dataset_info.json").read_text())
+    assert (info["name"], info["version"], info["fileFormat"]) == ("janus_rows", "1.0.0", "array_record")
+    assert [(split["name"], split["shardLengths"]) for split in info["splits"]] == [("train", ["7"])]
+    assert {path.name for path in tmp_path.iterdir()} == {"janus_rows"}
+
+
+def test_many_files_keep_the_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds_builder, "_ROWS_PER_FILE", 70)
+    write_rows({"train": lambda: (Row("", f"{i}", "x" * 100) for i in range(300))}, tmp_path)
+    assert [int(row["prompt"]) for row in read_builder(tmp_path).as_data_source("train")] == list(range(300))
+    assert len(list(tmp_path.rglob("*train*"))) == 5
+
+
+def test_errors_of_the_rows_come_through_as_they_are(tmp_path):
+    def broken():
+        yield rows(1)[0]
+        raise DataError("rows.jsonl:2: column 'output' is empty")
+
+    with pytest.raises(DataError, match=r"^rows.jsonl:2: column 'output' is empty$"):
+        write_rows({"train": broken}, tmp_path)

@@ -1,0 +1,95 @@
+"""Rows are read without TensorFlow; where a text would be cut otherwise, it is told."""
+
+import json
+
+import numpy as np
+import pytest
+
+from janus_jax.data.build.pipeline import build
+from janus_jax.data.dataset import TokenizedDataset
+from janus_jax.data.inspect.boundary_check import check_borders
+from janus_jax.data.inspect.texts import read_texts
+from janus_jax.errors import DataError
+from tests.data.conftest import pair_rows, write_lines
+
+
+@pytest.mark.parametrize("name", ["sft_build", "dpo_build"])
+def test_the_rows_read_are_the_rows_written(request, name):
+    built = request.getfixturevalue(name)
+    numbers = [4, 0, 2, 1, 3]
+    rows = read_texts(TokenizedDataset(built.directory), numbers)
+    for row, number in zip(rows, numbers, strict=True):
+        system, prompt, chosen, rejected = built.texts[number]
+        assert (row.system, row.prompt, row.chosen) == (system, prompt, chosen)
+        assert row.rejected == (None if name == "sft_build" else rejected)
+
+
+def test_rows_that_are_not_there_are_told(write):
+    dataset = TokenizedDataset(write("sft", train=[("What?", "So.")]))
+    with pytest.raises(DataError, match="0 rows of split train, 1 examples"):
+        read_texts(dataset, [0])
+    found = check_borders(dataset, np.arange(1))
+    assert found.checked == 0 and "0 rows of split train" in found.why_not
+
+
+def test_damaged_rows_are_told(tmp_path, write):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    directory = write("sft", train=[("What?", "So.")])
+    folder = directory / "tfds" / "janus_rows" / "1.0.0"
+    folder.mkdir(parents=True)
+    for record in (b"\x0a\xff\x01", b"\x0b", b"", b"\x0a\x80"):
+        writer = ArrayRecordWriter(str(folder / "janus_rows-train.array_record-00000-of-00001"), "group_size:1")
+        writer.write(record)
+        writer.close()
+        with pytest.raises(DataError, match="cannot be read"):
+            read_texts(TokenizedDataset(directory), [0])
+
+
+def test_separate_texts_are_cut_as_stored_with_a_space_and_not_without(dpo_build, tokenizer):
+    dataset = TokenizedDataset(dpo_build.directory)
+    found = check_borders(dataset, np.arange(5))
+    assert (found.checked, found.of, found.other_rows, found.prompt_alone) == (5, 5, 0, 0)
+    form = dataset.template()
+    differ = {" ": 0, "": 0}
+    for example, (system, prompt, *responses) in zip(dataset.read(range(5)), dpo_build.texts, strict=True):
+        for between in differ:
+            wholes = [tokenizer.encode(form.prompt_text(system, prompt) + between + text) for text in responses]
+            stored = [
+                np.concatenate([example.prompt[1:], ids[:-1]]).tolist() for ids in (example.chosen, example.rejected)
+            ]
+            differ[between] += wholes != stored
+    assert (found.with_space, found.without_space) == (differ[" "], differ[""])
+    assert found.without_space == 5 > found.with_space
+    first = next(one for one in found.shown if one.form == "without space")
+    assert first.example == 0 and "]|·Y" in first.stored and "]|Y" in first.otherwise
+
+
+def test_joint_texts_are_cut_as_stored_and_a_server_would_cut_some_prompts_otherwise(tmp_path, tokenizer):
+    """`]` and `(` are one piece of the vocabulary: the prompt of such a pair ends before them."""
+    rows = pair_rows()
+    rows[1] |= {"chosen": "(first)", "rejected": "(second)"}
+    assert tokenizer.processor.id_to_piece(tokenizer.encode("a](")[-1]) == "]("
+    source = write_lines(tmp_path / "rows.jsonl", rows)
+    build(source, tmp_path / "data", kind="dpo", boundary="joint")
+    found = check_borders(TokenizedDataset(tmp_path / "data"), np.arange(5))
+    assert (found.checked, found.without_space, found.prompt_alone) == (5, 0, 1)
+    assert [one.example for one in found.shown if one.form == "prompt alone"] == [1]
+
+
+def test_rows_that_do_not_give_the_stored_ids_are_not_judged(dpo_build, tmp_path):
+    """A manifest that names another template: then nothing can be said of borders."""
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(dpo_build.directory, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"template": "chatml"}))
+    found = check_borders(TokenizedDataset(copy), np.arange(5))
+    assert (found.other_rows, found.with_space, found.without_space, found.prompt_alone) == (5, 0, 0, 0)
+
+
+def test_a_sample_is_spread_over_the_examples_given(dpo_build):
+    found = check_borders(TokenizedDataset(dpo_build.directory), np.array([0, 2, 4]), sample=2)
+    assert (found.checked, found.of) == (2, 3)
+    assert {one.example for one in found.shown} == {0, 4}

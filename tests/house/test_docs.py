@@ -1,0 +1,207 @@
+"""What README and docs say: commands, files, links, tables and quoted messages are those of the code."""
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from janus_jax import errors
+from janus_jax.batch import Batch
+from janus_jax.cli.main import app
+from janus_jax.config.run import RunConfig, load_config
+from janus_jax.errors import ConfigError
+from janus_jax.parallel.mesh import AXES
+from tests.config.test_ladder import RUNS
+from tests.support.repository import ROOT
+
+PAGES = [
+    "README.md",
+    "docs/design.md",
+    "docs/weights_to_vllm.md",
+    "docs/slices.md",
+    "tests/oracles/README.md",
+    "configs/README.md",
+]
+RECIPES = sorted(f"configs/{path.name}" for path in RUNS)
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+# Commands
+
+
+def whole_commands(markdown: str) -> list[list[str]]:
+    """Arguments of each `janus ...` in indented or fenced code, without prompt, comment or trailing `&`."""
+    found = []
+    for line in code_lines(markdown).splitlines():
+        if re.search(r"(?:^\s*|&& )janus ", line):
+            parts = shlex.join(shlex.split(line, comments=True)).removesuffix("'&'").split("'&&'")
+            found += [shlex.split(part)[1:] for part in parts if part.split()[:1] == ["janus"]]
+    return found
+
+
+def code_lines(markdown: str) -> str:
+    fenced = re.findall(r"^```[^\n]*\n(.*?)^```", markdown, re.MULTILINE | re.DOTALL)
+    indented = re.findall(r"^ {4}.*$", markdown, re.MULTILINE)
+    return "\n".join([*fenced, *indented])
+
+
+def mentions(markdown: str) -> list[list[str]]:
+    """Words of each `janus ...` in inline code or in the comments of a recipe, which may leave arguments out."""
+    inline = re.findall(r"`(janus [^`]*)`", markdown)
+    comments = re.findall(r"^#.*?\b(janus (?:demo|data|train|convert)\b[^`;(]*?)(?:\s{2,}.*)?$", markdown, re.MULTILINE)
+    return [found.split()[1:] for found in inline + comments]
+
+
+def leaf(words: list[str]) -> tuple[Any, list[str]]:
+    """The subcommand that the first words name, and the words after them."""
+    command = typer.main.get_command(app)
+    while hasattr(command, "commands") and words and not words[0].startswith("-"):
+        assert words[0] in command.commands, f"janus has no command {words[0]!r}"
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [("README.md", {"demo", "data", "train", "convert", "plan"}), ("docs/slices.md", {"plan", "time-step"})],
+)
+def test_every_command_parses(page, expected):
+    commands = whole_commands(text(page))
+    assert expected <= {words[0] for words in commands}
+    for words in commands:
+        command, rest = leaf(words)
+        given = command.make_context("janus", list(rest)).params
+        if "config" in given:
+            load_config(ROOT / given["config"], given["overrides"] or [])
+
+
+@pytest.mark.parametrize("page", [*PAGES, *RECIPES])
+def test_every_mention_of_a_command_names_one_that_is_there(page):
+    for words in mentions(text(page)):
+        command, rest = leaf(words)
+        options = {name for parameter in command.params for name in parameter.opts}
+        assert [word for word in rest if word.startswith("-") and word.split("=")[0] not in options] == [], words
+
+
+def test_the_finders_see_what_is_wrong():
+    page = "    janus train a.yaml x=1 & # c\n\n```\n. a && janus data build --kind sft\n```\nsee `janus nothing`\n"
+    assert sorted(whole_commands(page)) == [["data", "build", "--kind", "sft"], ["train", "a.yaml", "x=1"]]
+    assert mentions(page) == [["nothing"]]
+    with pytest.raises(AssertionError, match="no command 'nothing'"):
+        leaf(["nothing"])
+    assert mentions("#   command  janus train x.yaml          (on every host)") == [["train", "x.yaml"]]
+
+
+def test_the_two_commands_are_those_that_ci_runs():
+    commands = ["pip install -e . && janus demo", "pip install -e '.[test]' && pytest"]
+    script = text(".ci/run")
+    for command in commands:
+        assert re.search(rf"^    {re.escape(command)}\b", text("README.md"), re.MULTILINE)
+        install, use = map(re.escape, command.split(" && "))
+        assert re.search(rf"^stage {install}\n(?:.*\n)*?(?:stage )?{use}\b", script, re.MULTILINE)
+
+
+# Files and links
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_relative_link_resolves(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", text(page)):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (ROOT / page).parent / file if file else ROOT / page
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, target
+
+
+@pytest.mark.parametrize("page", [*PAGES, *RECIPES])
+def test_every_file_that_is_named_exists(page):
+    named = re.findall(r"\b((?:configs|docs|tests|janus_jax)/[\w/.-]+\.(?:yaml|py|md|jsonl))", text(page))
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_the_readme_lists_every_recipe():
+    assert set(re.findall(r"^\| \[(configs/[^\]]+)\]", text("README.md"), re.MULTILINE)) == set(RECIPES)
+
+
+# Tables of the design
+
+
+def rows(section: str) -> list[list[str]]:
+    """Cells of the table in a section of docs/design.md, header left out."""
+    body = re.search(rf"^##+ {section}\n(.*?)(?=^## |\Z)", text("docs/design.md"), re.MULTILINE | re.DOTALL)
+    assert body, section
+    lines = [line for line in body[1].splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_batch_table_has_the_fields_of_a_batch():
+    assert [name.strip("`") for name, *_ in rows("Batch contract")] == [f.name for f in dataclasses.fields(Batch)]
+
+
+def test_the_configuration_table_has_the_sections_and_keys():
+    table = {name.strip("`"): set(re.findall(r"`([a-z_0-9]+)`", keys)) for name, keys in rows("Configuration")}
+    assert list(table) == list(RunConfig.model_fields)
+    for name, field in RunConfig.model_fields.items():
+        section = field.annotation
+        if name == "model" or not hasattr(section, "model_fields"):  # a preset, choices, tables: described in words
+            continue
+        keys = {inner.alias or key for key, inner in section.model_fields.items()}
+        assert keys <= table[name], name
+
+
+def test_the_mesh_table_has_the_axes():
+    assert tuple(axis.strip("`") for axis, *_ in rows("Mesh")) == AXES
+
+
+def test_the_exit_codes_are_those_of_the_errors():
+    table = {int(code): set(re.findall(r"`(\w+)`", names)) for code, _, names in rows("Exit codes")}
+    raised: dict[int, set[str]] = {}
+    for name, value in vars(errors).items():
+        if isinstance(value, type) and value is not errors.JanusError:
+            raised.setdefault(value.exit_code, set()).add(name)
+    assert {code: names for code, names in table.items() if names} == raised
+
+
+def test_the_map_of_modules_is_whole():
+    listed = [name.strip("`") for name, _ in rows("Where each thing lives")]
+    package = ROOT / "janus_jax"
+    there = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
+    assert sorted(listed) == sorted(there)
+
+
+# Messages that the README quotes
+
+
+def test_the_quoted_report_is_what_mistakes_get(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(
+        "run: {dir: runs/mine}\nmodel: {preset: tiny}\ndata: {dir: data/mine}\n"
+        "batch: {rows: 8, row_length: 1024, max_seqence_length: 512}\nobjective: {name: sft}\n"
+        "schedule: {name: cosine, learning_rate: fast, epochs: 1}\n"
+    )
+    with pytest.raises(ConfigError) as report:
+        load_config("mine.yaml")
+    quoted = "".join(f"    {line}\n" for line in f"error: {report.value}".splitlines())
+    assert quoted in text("README.md")
+
+
+def test_the_quoted_bad_row_is_what_it_gets(tmp_path, monkeypatch):
+    from janus_jax.data.build.readers import read_rows
+
+    monkeypatch.chdir(tmp_path)
+    good = '{"system": "", "prompt": "p", "output": "o"}\n'
+    Path("rows.jsonl").write_text(good * 3 + '{"system": "x", "prompt": "y"}\n')
+    with pytest.raises(errors.DataError) as error:
+        list(read_rows("rows.jsonl", "sft"))
+    assert f"    error: {error.value}\n" in text("README.md")

@@ -1,0 +1,160 @@
+"""Layers whose gradients take the place of their weights: the numbers of a plain scan, in less memory."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.data.rows import RowFormat, pack
+from janus_jax.model import mistral
+from janus_jax.model.attention import Layout
+from janus_jax.model.mistral import Compute, hidden_states, init_params, param_specs
+from janus_jax.model.remat_scan import rematerialized
+from janus_jax.model.splash import Splash
+from janus_jax.objectives import DPO, SFT, RewardModel
+from janus_jax.parallel.mesh import (
+    DEFAULT_RULES,
+    NOWHERE,
+    MeshShape,
+    Placement,
+    batch_sharding,
+    build_mesh,
+    param_shardings,
+)
+from tests.objectives.test_packing import ROW, assert_within, functions, micro_axis, rows_of, with_reference
+from tests.support.training_examples import TINY, random_examples
+
+DEEP = dataclasses.replace(TINY, num_layers=3)
+TIED = dataclasses.replace(DEEP, tie_embeddings=True)
+VALUE = dataclasses.replace(DEEP, head="value")
+EXACT = 1e-6
+
+CASES = {
+    "one device": (SFT(), DEEP, None, 1, "bfloat16"),
+    "pairs, tied, microbatches": (DPO(), TIED, None, 2, "float32"),
+    "values, rows and heads": (RewardModel(), VALUE, (4, 1, 2, 1), 1, "float32"),
+    "widths, microbatches": (SFT(), DEEP, (2, 4, 1, 1), 2, "bfloat16"),
+    "pairs, widths, heads, length": (DPO(), DEEP, (1, 2, 2, 2), 1, "bfloat16"),
+}
+
+
+def plain(block, weights, x, told):
+    """What jax differentiates by itself."""
+    return jax.lax.scan(lambda x, layer: (block(layer, x, told), None), x, weights)[0]
+
+
+def recomputed(block, weights, x, told):
+    return plain(jax.checkpoint(block, prevent_cse=False), weights, x, told)
+
+
+@pytest.fixture
+def by_jax(monkeypatch):
+    """A function that calls another with layers that jax differentiates, and makes sure that it has used them."""
+
+    def call(f):
+        used = []
+
+        def spied(*args):
+            used.append(args)
+            return recomputed(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(mistral, "rematerialized", spied)
+            result = f()
+        assert used
+        return result
+
+    return call
+
+
+def batch_of(objective, microbatches):
+    pairs = objective.branches == 2
+    examples = random_examples(16, pairs=pairs, seed=3)
+    form = RowFormat(objective.head, objective.branches)
+    rows = pack(rows_of(examples, 16), row_length=ROW, max_segments=4, form=form)
+    return micro_axis(with_reference(rows), microbatches)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_are_those_that_jax_finds(name, by_jax):
+    objective, config, sizes, microbatches, dtype = CASES[name]
+    place = NOWHERE if sizes is None else Placement(build_mesh(MeshShape(*sizes)), DEFAULT_RULES)
+    params, batch, out = init_params(config, jax.random.key(0)), batch_of(objective, microbatches), None
+    if place.mesh is not None:
+        shardings = param_shardings(param_specs(config), place.mesh, DEFAULT_RULES)
+        params = jax.device_put(params, shardings)
+        batch = jax.device_put(batch, batch_sharding(place.mesh, DEFAULT_RULES, (None, "batch")))
+        out = (None, shardings, None)
+
+    def gradients():
+        step = functions(objective, config, Compute(dtype=dtype, remat="full", place=place))
+        return jax.jit(step.gradients, out_shardings=out)(params, batch)
+
+    found, expected = gradients(), by_jax(gradients)
+    layers = jax.tree.leaves(found[1]["layers"])
+    assert [leaf.dtype for leaf in layers] == [leaf.dtype for leaf in jax.tree.leaves(expected[1]["layers"])]
+    assert all(np.asarray(leaf, np.float32).any(axis=tuple(range(1, leaf.ndim))).all() for leaf in layers)
+    assert_within(*jax.tree.map(lambda x: np.asarray(x, np.float32), (found, expected)), tolerance=EXACT)
+
+
+@pytest.mark.parametrize(("kept", "compute"), [("float32", "bfloat16"), ("bfloat16", "bfloat16")])
+def test_gradients_have_the_dtype_of_the_parameters(kept, compute, by_jax):
+    """Differentiated from the parameters themselves, whether or not they are what the blocks multiply with."""
+    params = init_params(DEEP, jax.random.key(0), kept)
+    batch = jax.tree.map(lambda x: jnp.asarray(x[0]), batch_of(SFT(), 1))
+    layout = Layout(batch.segment, batch.branch, batch.position)
+
+    def gradients():
+        return jax.jit(jax.value_and_grad(lambda params: loss(params)))(params)
+
+    def loss(params):
+        hidden = hidden_states(DEEP, params, batch.tokens, layout, Compute(dtype=compute, remat="full"))
+        return jnp.square(hidden.astype(jnp.float32)).mean()
+
+    found, expected = gradients(), by_jax(gradients)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found[1])} == {jnp.dtype(kept)}
+    assert_within(*jax.tree.map(lambda x: np.asarray(x, np.float32), (found, expected)), tolerance=EXACT)
+
+
+def test_the_kernel_for_tpus_runs_in_the_backward_loop(by_jax):
+    """On a mesh, where it is a program of its own on each device; its steps are constants of the loop's body."""
+    config = dataclasses.replace(DEEP, num_heads=2, num_kv_heads=2, head_dim=64)
+    place = Placement(build_mesh(MeshShape(2, 2, 2, 1)), DEFAULT_RULES)
+    examples = random_examples(8, pairs=True, seed=3)
+    batch = micro_axis(with_reference(pack(rows_of(examples, 4), row_length=ROW, max_segments=4)))
+    shardings = param_shardings(param_specs(config), place.mesh, DEFAULT_RULES)
+    params = jax.device_put(init_params(config, jax.random.key(0)), shardings)
+    compute = Compute(dtype="float32", remat="full", place=place, splash=Splash(copies=ROW, interpret=True))
+
+    def gradients():
+        return jax.jit(functions(DPO(), config, compute).gradients)(params, batch)
+
+    assert_within(gradients(), by_jax(gradients), tolerance=EXACT)
+
+
+def test_without_gradients_it_is_a_plain_scan():
+    weights, x = jnp.ones((3, 4, 4)), jnp.ones((2, 4))
+
+    def program(run):
+        jitted = jax.jit(lambda weights, x: run(_dense, weights, x, ()))
+        return jitted.lower(weights, x).compile().as_text().partition("ENTRY")[2].count("dynamic-update-slice")
+
+    assert program(rematerialized) == program(plain) == 0
+
+
+def test_gradients_take_the_place_of_weights():
+    """Of weights that end with the backward pass, 16 times as many bytes as all activations."""
+    weights, x = jnp.ones((64, 128, 128)), jnp.ones((1, 128))
+
+    def temporary(run):
+        jitted = jax.jit(jax.grad(lambda weights, x: run(_dense, weights, x, ()).sum()), donate_argnums=0)
+        return jitted.lower(weights, x).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(recomputed) >= weights.nbytes
+    assert temporary(rematerialized) <= weights.nbytes / 8
+
+
+def _dense(layer, x, told):
+    return jnp.tanh(x @ layer)

@@ -1,0 +1,50 @@
+"""How a parameter is split, said without compiling anything."""
+
+import pytest
+
+from janus_jax.config.run import load_config
+from janus_jax.errors import ConfigError
+from janus_jax.planning.report.explain import explained
+
+
+def test_explain_says_axes_rules_pieces_and_copies():
+    config = load_config("configs/sft_65k.yaml", ["mesh.data=2", "mesh.tensor=4"])
+    text = explained(config, "v5litepod-16", "layers.mlp")
+    head, down, gate, up = text.split("\n\n")
+    assert head == "mesh data 2 x fsdp 2 x tensor 4 x context 1, 16 devices"
+    assert [part.split()[0] for part in (down, gate, up)] == [f"layers.mlp.{name}" for name in ("down", "gate", "up")]
+    lines = [" ".join(line.split()) for line in gate.splitlines()]
+    assert lines == [
+        "layers.mlp.gate float32 32 x 4,096 x 14,336",
+        "logical axis size sharding rule on a device",
+        "layers 32 none 32",
+        "embed 4,096 fsdp (2) 2,048",
+        "mlp 14,336 tensor (4) 3,584",
+        "on a device: 32 x 2,048 x 3,584, 0.88 GiB of 7.00 GiB; two moments in float32: 1.75 GiB",
+        "replicated: each of 8 pieces lies on 2 devices, along data (2)",
+    ]
+
+
+def test_explain_knows_what_is_whole_everywhere_and_what_is_nowhere_twice():
+    config = load_config("configs/sft_65k.yaml", ["sharding.embed=null"])
+    assert "replicated: the whole of it lies on 16 devices, along fsdp (16)" in explained(
+        config, "v5litepod-16", "final_norm"
+    )
+    config = load_config("configs/sft_65k.yaml", [])
+    assert "16 pieces, each on one device: nothing is replicated" in explained(config, "v5litepod-16", "embedding")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("layers.mlp.gat", "layers.mlp.gate"), ("gate", "layers.mlp.gate"), ("layer", "layers"), ("%", "allowed: ")],
+)
+def test_explain_names_the_nearest_of_an_unknown_parameter(name, near):
+    with pytest.raises(ConfigError, match=f"--explain {name}: no parameter; .*{near}"):
+        explained(load_config("configs/sft_65k.yaml", []), "v5litepod-16", name)
+
+
+def test_explain_refuses_what_training_would():
+    with pytest.raises(ConfigError, match=r"mesh.data=1: there are 2 slices; allowed: a multiple of 2"):
+        explained(load_config("configs/sft_65k.yaml", []), "v5litepod-16", "embedding", num_slices=2)
+    with pytest.raises(ConfigError, match=r"tensor=16 does not divide kv_heads=8 of parameter layers\.attention\.k"):
+        explained(load_config("configs/sft_65k.yaml", ["mesh.tensor=16"]), "v5litepod-16", "embedding")

@@ -1,0 +1,102 @@
+"""What the planner takes from data and configuration is what the trainer has."""
+
+import pytest
+
+from janus_jax.errors import ConfigError, ConversionError
+from janus_jax.planning import bounds, compile
+from janus_jax.planning.chips.slices import devices, find_slice, load_chips
+from janus_jax.planning.inputs import find_inputs
+from janus_jax.planning.search.candidates import InputsOfBatches, batches
+from janus_jax.training.setup import prepare
+from tests.planning.test_plan import data, trained  # noqa: F401 (data is a fixture)
+from tests.support.models import random_params
+from tests.support.training_examples import random_examples, write_dataset
+
+
+@pytest.mark.parametrize("rows", [64, 16])
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_the_planned_evaluation_is_the_one_that_the_trainer_runs(kind, rows, data, tmp_path):  # noqa: F811
+    """Lowered for a real batch: held-out rows may hold more or fewer examples than those of training."""
+    write_dataset(tmp_path / "short", {"validation": random_examples(80, pairs=kind == "dpo", seed=5)}, kind=kind)
+    for eval_dir in (None, str(tmp_path / "short")):
+        run = trained(data, tmp_path, kind, eval={"every_steps": 1, "rows": rows}, data={"eval_dir": eval_dir})
+        setup = prepare(run)
+        batch = next(iter(setup.eval_loader.batches(steps=1))).batch
+        real = setup.program.evaluate.lower(setup.program.abstract_state().params, batch).as_text()
+        config, mesh = compile.lay_out(run, devices(find_slice("cpu:8")), None)
+        found = find_inputs(config, 8)
+        program = compile.program_of(config, found, mesh)
+        planned = compile._evaluation(config, found, program)
+        assert planned is not None and program.evaluate.lower(*planned).as_text() == real
+
+
+@pytest.mark.parametrize("examples", [20, 300, None])
+def test_tokens_of_a_mixture_are_those_that_are_drawn(examples, tmp_path):
+    for name, count in (("a", 150), ("b", 150)):
+        write_dataset(tmp_path / name, {"train": random_examples(count, pairs=False, seed=len(name))}, kind="sft")
+    parts = [{"dir": str(tmp_path / name), "weight": weight} for name, weight in (("a", 1.0), ("b", 9.0))]
+    mixed = {"dir": None, "mixture": parts, "examples": examples}
+    run = trained(tmp_path, tmp_path, "sft", data=mixed, eval={"every_steps": None})
+    found, loader = find_inputs(run, 8), prepare(run).loader
+    steps = loader.steps(0)
+    held = sum(int((loaded.batch.segment > 0).sum()) for loaded in loader.batches(steps=steps))
+    assert found.steps_per_epoch == steps and found.tokens_per_step == pytest.approx(held / steps)
+    assert found.tokens_per_step <= 8 * 64
+
+
+@pytest.mark.parametrize("wrong", ["missing", "other"])
+def test_a_reference_that_training_refuses_is_refused(wrong, data, tmp_path):  # noqa: F811
+    path = tmp_path / "reference"
+    if wrong == "other":
+        from janus_jax.checkpoint.hf.read import save_hf
+        from tests.checkpoint.test_state import CONFIG
+
+        save_hf(random_params(CONFIG), CONFIG, path)
+    else:
+        path.mkdir()
+    run = trained(data, tmp_path, "dpo", reference={"from": str(path)})
+    with pytest.raises((ConfigError, ConversionError)) as refused:
+        prepare(run)
+    with pytest.raises(type(refused.value)) as planned:
+        find_inputs(run, 8)
+    assert str(planned.value) == str(refused.value)
+    elsewhere = trained(data, tmp_path, "dpo", reference={"from": str(tmp_path / "gone")})
+    assert "is not on this machine: the shape of the trained model" in find_inputs(elsewhere, 8).assumed[-1]
+
+
+def test_a_reference_that_scores_each_batch_costs_a_forward_pass(data, tmp_path):  # noqa: F811
+    """A third of what the model asks for: two operations a parameter and token where training has six."""
+    bound = {}
+    for mode in ("precompute", "online"):
+        run = trained(data, tmp_path, "dpo", reference={"mode": mode})
+        found = find_inputs(run, 8)
+        flops = bounds.step_flops(run, found)
+        assert flops.reference == (pytest.approx(flops.model / 3) if mode == "online" else 0)
+        assert bounds.step_flops(run, found, scores=False).reference == 0
+        bound[mode] = bounds.step_bound(run, found, **places(batch=4, length=1, mlp=2))
+        assert bound[mode].compute_s == pytest.approx(flops.total / 8 / 197e12)
+    assert bound["online"].hbm_s > bound["precompute"].hbm_s
+
+
+def test_work_that_rules_do_not_divide_is_done_by_every_device(data, tmp_path):  # noqa: F811
+    run = trained(data, tmp_path, "sft")
+    found = find_inputs(run, 8)
+    whole, half = (bounds.step_bound(run, found, **places(batch=4, length=1, mlp=mlp)) for mlp in (2, 1))
+    assert half.compute_s == pytest.approx(2 * whole.compute_s)
+
+
+def places(**ways):
+    of = find_slice("v5litepod-8")
+    named = {"embed": 2, "q_heads": 2, "kv_heads": 2, "vocab": 2, "head_dim": 1, "layers": 1, **ways}
+    common = {"devices": 8, "parameter_shards": 4, "ici_bytes": 0.0, "dcn_bytes": 0.0, "num_slices": 1}
+    return {"ways": named, "of": of, "chip": load_chips().chips["v5e"], **common}
+
+
+def test_microbatches_stay_where_they_decide_what_is_computed(data, tmp_path):  # noqa: F811
+    run = trained(data, tmp_path, "sft", compat={"token_mean": "per_microbatch"}, batch={"microbatches": 2})
+    inputs = InputsOfBatches(8)
+    assert list(batches(run, 4, None, inputs)) == [{"batch.microbatches": 2}]
+    rows = inputs(run).shape.rows
+    assert list(batches(run, 4, (rows // 4,), inputs)) == [{"batch.microbatches": 2}]
+    assert list(batches(run, 4, (rows,), inputs)) == []
+    assert len(list(batches(trained(data, tmp_path, "sft"), 4, None, inputs))) > 1

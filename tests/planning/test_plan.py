@@ -1,0 +1,210 @@
+"""A plan is of the trainer's own step, and what it says of memory and shapes is what the trainer has."""
+
+import hashlib
+import itertools
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
+
+from janus_jax.config.run import RunConfig
+from janus_jax.errors import ConfigError
+from janus_jax.planning import plan
+from janus_jax.planning.compile import compile_step
+from janus_jax.planning.inputs import find_inputs
+from janus_jax.planning.timing import made_up_batch, time_step
+from janus_jax.training.setup import prepare
+from tests.support.training_examples import random_examples, write_dataset
+from tests.training.test_run import config
+
+MESHES = {"fsdp": {}, "all axes": {"data": 1, "fsdp": 2, "tensor": 2, "context": 2}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for kind in ("sft", "dpo"):
+        splits = {"train": random_examples(60, pairs=kind == "dpo", seed=1)}
+        write_dataset(root / kind, splits | {"validation": random_examples(9, pairs=kind == "dpo", seed=2)}, kind=kind)
+    return root
+
+
+def trained(root, tmp_path, kind, **sections) -> RunConfig:
+    return config(root, tmp_path / "run", kind, **sections)
+
+
+def test_a_mesh_of_ones_own_is_planned_and_timed(data, tmp_path):
+    """Axes in another order and devices in another one, sizes that the configuration does not have."""
+    run = trained(data, tmp_path, "sft", mesh=MESHES["fsdp"])
+    here = np.asarray(jax.devices())
+    same = Mesh(here.reshape(2, 4).T, ("fsdp", "tensor"))
+    found = plan(run, "cpu:8", mesh=same)
+    assert found.mesh == {"data": 1, "fsdp": 4, "tensor": 2, "context": 1}
+    sizes = {"mesh": {"data": 1, "fsdp": 4, "tensor": 2}}
+    usual = plan(trained(data, tmp_path, "sft", **sizes), "cpu:8")
+    assert found.memory.arguments == usual.memory.arguments and found.mesh == usual.mesh
+    assert found.program_sha256 == usual.program_sha256  # lowered; only where its parts run differs
+    assert time_step(run, mesh=same, steps=1).plan.mesh == found.mesh
+    turned = Mesh(here.reshape(2, 4), ("tensor", "fsdp"))
+    assert plan(run, "cpu:8", mesh=turned).memory.arguments == found.memory.arguments
+
+
+@pytest.mark.parametrize(
+    ("axes", "count", "message"),
+    [(("fsdp", "model"), 8, "unknown axis 'model'; known are data, fsdp"), (("fsdp", "tensor"), 4, "its 4 devices")],
+)
+def test_a_mesh_of_ones_own_has_known_axes_and_all_devices(axes, count, message, data, tmp_path):
+    own = Mesh(np.asarray(jax.devices()[:count]).reshape(-1, 2), axes)
+    with pytest.raises(ConfigError, match=message):
+        plan(trained(data, tmp_path, "sft"), "cpu:8", mesh=own)
+
+
+def sha256(lowered) -> str:
+    return hashlib.sha256(lowered.as_text().encode()).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("mesh", MESHES)
+def test_the_planned_program_is_the_one_that_the_trainer_runs(kind, mesh, data, tmp_path):
+    """Lowered on its own, from what `prepare` finds, for the real state and a real batch."""
+    run = trained(data, tmp_path, kind, mesh=MESHES[mesh])
+    setup = prepare(run)
+    state = setup.program.init(setup.initial_params("float32"))
+    batch = next(iter(setup.loader.batches(steps=1))).batch
+    found = plan(run, "cpu:8")
+    assert found.program_sha256 == sha256(setup.program.train.lower(state, batch))
+    assert found.steps_per_epoch == setup.loader.steps(0) and found.assumed == ()
+    on_first = {
+        name: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+        for name, tree in (("parameters", state.params), ("moments", state.optimizer), ("batch", batch))
+    }
+    assert found.memory.arguments == on_first
+    assert found.memory.peak is not None and found.memory.peak > sum(on_first.values())
+    assert found.fits and found.bound is None and found.memory.usable is None
+
+
+def test_another_rate_or_mesh_is_another_program(data, tmp_path):
+    one = plan(trained(data, tmp_path, "sft"), "cpu:8")
+    steps = {"epochs": None, "steps": 6, "warmup_steps": 2, "learning_rate": 1e-3}
+    for other in ({"schedule": steps}, {"mesh": MESHES["all axes"]}, {"optimizer": {"moments": "bfloat16"}}):
+        assert plan(trained(data, tmp_path, "sft", **other), "cpu:8").program_sha256 != one.program_sha256
+
+
+def test_bfloat16_moments_are_half_as_large(data, tmp_path):
+    wide = plan(trained(data, tmp_path, "sft"), "cpu:8").memory.arguments["moments"]
+    narrow = plan(trained(data, tmp_path, "sft", optimizer={"moments": "bfloat16"}), "cpu:8").memory.arguments[
+        "moments"
+    ]
+    assert narrow == pytest.approx(wide / 2, rel=0.01)
+
+
+def test_compiled_programs_are_neither_taken_from_jax_s_cache_nor_left_there(tmp_path):
+    """The compiler says nothing of a program that comes from there."""
+    compilation_cache.reset_cache()
+    values = {"jax_compilation_cache_dir": str(tmp_path), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in values}
+    try:
+        for name, value in values.items():
+            jax.config.update(name, value)
+        triple, fourfold = jax.jit(lambda x: x * 3), jax.jit(lambda x: x * 4)
+        triple.lower(1.0).compile()
+        (entry,) = tmp_path.glob("*-cache")
+        entry.write_bytes(b"not a program")
+        for function in (triple, fourfold):
+            jax.clear_caches()
+            assert compile_step(function, (1.0,), "cpu:8", on_tpu=False).executable is not None
+            assert list(tmp_path.glob("*-cache")) == [entry] and entry.read_bytes() == b"not a program"
+        jax.clear_caches()
+        with pytest.warns(UserWarning, match="compilation cache entry"):  # afterwards it is in use again
+            triple.lower(1.0).compile()
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def test_what_is_not_here_is_assumed_and_said(data, tmp_path):
+    run = trained(data, tmp_path, "dpo", data={"dir": "nowhere"}, batch={"rows": None, "examples": 12})
+    found = find_inputs(run, 8)
+    assert found.steps_per_epoch is None and found.shape.rows % 8 == 0 and found.shared_slots > 0
+    assert any("data are not on this machine" in text for text in found.assumed)
+    away = run.model_copy(update={"model": None, "init": type(run.init).model_validate({"from": "runs/away"})})
+    assert any(text.startswith("init.from=runs/away is not on this machine") for text in find_inputs(away, 8).assumed)
+    assert find_inputs(away, 8).model.num_layers == 32
+
+
+def test_shared_slots_are_those_of_the_fullest_row(data, tmp_path):
+    """Known from the plan of rows: counted here in the rows themselves."""
+    run = trained(data, tmp_path, "dpo")
+    setup, most = prepare(run), 0
+    for loader in (setup.loader, setup.eval_loader):
+        for loaded in itertools.chain(*(loader.epoch(number) for number in range(loader.epochs or 1))):
+            shared = (loaded.batch.segment > 0) & (loaded.batch.branch == 0)
+            most = max(most, int(shared.sum(-1).max()))
+    assert find_inputs(run, 8).shared_slots == most > 0
+
+
+@pytest.mark.parametrize(
+    ("topology", "changes", "message"),
+    [
+        ("v5e-17", {}, "v5e-17"),
+        ("cpu:8", {"mesh": {"fsdp": 3}}, "needs 12 devices, but there are 8"),
+        ("cpu:8", {"mesh": {"data": 1, "fsdp": 1, "tensor": 8}}, r"does not divide kv_heads"),
+        ("cpu:8", {"batch": {"rows": 4}}, "do not divide over 4 row shards"),
+        ("cpu:8", {"eval": {"rows": 3}}, r"eval.rows: 3 rows .* do not divide over 4 row shards"),
+        (
+            "cpu:8",
+            {"batch": {"max_sequence_length": 64}, "model": {"max_position_embeddings": 32}},
+            "is more than the mo",
+        ),
+        ("cpu:8", {"model": {"vocab_size": 50}}, "its tokenizer has 96 ids"),
+        ("cpu:8", {"precision": {"attention": "splash"}}, "precision.attention=splash: cannot be"),
+    ],
+)
+def test_what_cannot_be_trained_cannot_be_planned(topology, changes, message, data, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        plan(trained(data, tmp_path, "sft", **changes), topology)
+
+
+def test_evaluation_of_more_rows_counts(data, tmp_path):
+    """Its own program on top of the moments, against what the trainer compiles."""
+    run = trained(data, tmp_path, "sft", eval={"every_steps": 1, "rows": 512})
+    found = plan(run, "cpu:8")
+    setup = prepare(run)
+    params, batch = setup.initial_params("float32"), next(iter(setup.eval_loader.batches())).batch
+    analysis = setup.program.evaluate.lower(params, batch).compile().memory_analysis()
+    alone = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+    assert found.memory.evaluation == alone + found.memory.arguments["moments"]
+    assert found.memory.needed == found.memory.evaluation > found.memory.peak
+    fewer = plan(trained(data, tmp_path, "sft", eval={"every_steps": 1, "rows": 4}), "cpu:8")
+    assert fewer.memory.evaluation is None and fewer.memory.needed == fewer.memory.peak == found.memory.peak
+
+
+def test_the_planner_needs_neither_tensorflow_nor_a_second_jax(tmp_path):
+    code = "import sys, janus_jax.planning; sys.exit('tensorflow' in sys.modules or 'seqio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_a_step_is_timed_on_the_devices_that_are_here(kind, data, tmp_path):
+    found = time_step(trained(data, tmp_path, kind), steps=3)
+    assert (found.devices, len(found.seconds)) == (8, 3) and found.plan.mesh["tensor"] == 2
+    assert found.tokens_per_s == found.tokens_per_step / found.median_s and found.mfu is None
+    assert 0 < found.tokens_per_step <= 8 * 64
+    planned = plan(trained(data, tmp_path, kind), "cpu:8")
+    assert planned.memory.needed == found.plan.memory.needed and planned.flops == found.plan.flops
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_made_up_rows_are_like_those_of_the_data(kind, data, tmp_path):
+    inputs = find_inputs(trained(data, tmp_path, kind), 8)
+    batch, tokens = made_up_batch(inputs, True)
+    assert batch.tokens.shape == (inputs.shape.microbatches, inputs.shape.rows, inputs.shape.row_length)
+    assert tokens == (batch.segment > 0).sum() and set(np.unique(batch.branch)) == set(range(3 if kind == "dpo" else 2))
+    assert (batch.tokens < inputs.model.vocab_size).all()
+    assert abs(tokens - inputs.tokens_per_step) <= 0.1 * inputs.tokens_per_step
+    assert kind == "sft" or ((batch.segment > 0) & (batch.branch == 0)).sum(-1).max() <= inputs.shared_slots

@@ -1,0 +1,164 @@
+"""Directories that are whole or absent."""
+
+import contextlib
+import errno
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from janus_jax.errors import StorageError
+from janus_jax.storage.local import as_path, atomic_directory, require_free, write_whole
+from tests.support.repository import ROOT
+
+
+def tree(root: Path) -> dict[str, str | None]:
+    """Everything below `root`: contents of files, None for directories."""
+    return {str(p.relative_to(root)): p.read_text() if p.is_file() else None for p in sorted(root.rglob("*"))}
+
+
+def test_a_finished_directory_is_there_whole_and_nothing_beside_it(tmp_path):
+    with atomic_directory(tmp_path / "a" / "b") as directory:
+        (directory / "x").write_text("1")
+        assert not (tmp_path / "a" / "b").exists()  # nothing to be seen before the end
+        assert directory.parent == tmp_path / "a"  # on the same file system, so that renaming is one act
+    assert tree(tmp_path) == {"a": None, "a/b": None, "a/b/x": "1"}
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_nothing_is_left_of_a_directory_that_failed(tmp_path, error):
+    with pytest.raises(error), atomic_directory(tmp_path / "a" / "b" / "c") as directory:
+        (directory / "x").write_text("1")
+        raise error
+    assert tree(tmp_path) == {}
+
+
+def test_parents_that_were_there_or_got_another_child_stay(tmp_path):
+    (tmp_path / "old").mkdir()
+    with pytest.raises(ValueError), atomic_directory(tmp_path / "old" / "new" / "c"):
+        (tmp_path / "old" / "new" / "other").write_text("2")
+        raise ValueError
+    assert tree(tmp_path) == {"old": None, "old/new": None, "old/new/other": "2"}
+
+
+@pytest.mark.parametrize("there", ["directory", "file"])
+def test_what_is_there_is_refused_and_kept(tmp_path, there):
+    target = tmp_path / "out"
+    if there == "file":
+        target.write_text("mine")
+    else:
+        target.mkdir()
+        (target / "x").write_text("mine")
+    before = tree(tmp_path)
+    with pytest.raises(StorageError, match="out: exists and is not empty"):
+        require_free(target)
+    with pytest.raises(StorageError, match="out: exists and is not empty") as refused, atomic_directory(target):
+        raise AssertionError("entered")
+    assert refused.value.exit_code == 14
+    assert tree(tmp_path) == before
+
+
+def test_an_empty_directory_is_taken(tmp_path):
+    (tmp_path / "out").mkdir()
+    require_free(tmp_path / "out")
+    with atomic_directory(tmp_path / "out") as directory:
+        (directory / "x").write_text("1")
+    assert tree(tmp_path) == {"out": None, "out/x": "1"}
+
+
+def test_a_target_filled_meanwhile_by_another_is_not_lost(tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(StorageError, match="out: exists and is not empty"), atomic_directory(target) as directory:
+        (directory / "x").write_text("ours")
+        target.mkdir()
+        (target / "x").write_text("theirs")
+    assert tree(tmp_path) == {"out": None, "out/x": "theirs"}
+
+
+def test_a_parent_that_is_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file/out: cannot be written: File exists"):
+        with atomic_directory(tmp_path / "file" / "out"):
+            raise AssertionError("entered")
+    assert tree(tmp_path) == {"file": ""}
+
+
+def test_paths_below_home_and_relative_ones_are_meant(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with atomic_directory("~/home"), atomic_directory(os.path.join("here", "x")):
+        pass
+    assert tree(tmp_path) == {"here": None, "here/x": None, "home": None}
+    assert as_path("~/home").is_dir()
+
+
+def test_bucket_urls_stay_urls():
+    assert str(as_path("gs://bucket/a/~b")) == "gs://bucket/a/~b"
+
+
+def test_a_text_is_replaced_at_once(tmp_path):
+    write_whole(tmp_path / "a.json", "old")
+    write_whole(tmp_path / "a.json", "new")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "new")]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("File too large")])
+def test_a_full_disk_is_a_storage_error_whoever_says_it(tmp_path, error):
+    with pytest.raises(StorageError, match="out: cannot be written: "), atomic_directory(tmp_path / "out") as directory:
+        (directory / "part").touch()
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+WRITER = """
+import sys, time
+from janus_jax.storage.local import atomic_directory
+with atomic_directory(sys.argv[1]) as directory:
+    (directory / "part").touch()
+    print(directory, flush=True)
+    time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def writer(target):
+    """A process that is writing `target`: yields its directory; killed at the end."""
+    command = [sys.executable, "-c", WRITER, str(target)]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            assert process.stdout is not None
+            yield Path(process.stdout.readline().rstrip("\n"))
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("name", ["out", "[ab]*"])
+def test_what_a_killed_process_left_is_removed_by_the_next_for_the_same_target(tmp_path, name):
+    with writer(tmp_path / name) as left:
+        pass
+    assert (left / "part").exists()
+    # a lock may say nothing about processes of another host; other targets are none of its business
+    others = [left.name.replace(f"{socket.gethostname()}.", "elsewhere."), left.name.replace(f".{name}.", ".a.", 1)]
+    for other in others:
+        (tmp_path / other).mkdir()
+    with atomic_directory(tmp_path / name) as directory:
+        (directory / "x").touch()
+    assert {path.name for path in tmp_path.iterdir()} == {name, *others}
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path):
+    with writer(tmp_path / "out") as at_work:
+        with atomic_directory(tmp_path / "out") as directory:
+            assert directory != at_work
+        assert (at_work / "part").exists()
+
+
+def test_a_refusal_names_the_directory_that_was_asked_for(tmp_path):
+    with pytest.raises(StorageError) as told, atomic_directory(tmp_path / "out") as directory:
+        raise StorageError(f"{directory}/part: cannot be written")
+    assert str(told.value) == f"{tmp_path}/out/part: cannot be written"

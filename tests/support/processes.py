@@ -1,0 +1,139 @@
+"""How tests start several processes, and what each of them does for test_processes.py."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.support.repository import ROOT
+
+TIMEOUT_S = 600
+BARRIER_TIMEOUT_S = 8
+
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = iter(range(20_000 + 1000 * (_WORKER % 12) + os.getpid() % 900, 32_000))
+"""Of this process, below those that systems give to outgoing connections (on Linux from 32768)."""
+
+
+def launch(*commands: Sequence[object]) -> list[tuple[int, str]]:
+    """Runs each command in a Python process of four devices; (exit code, what it printed) of each.
+
+    A process that hangs is killed after `TIMEOUT_S` and has code -9.
+    """
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for command in commands
+    ]
+    ended = []
+    for process in processes:
+        try:
+            output = process.communicate(timeout=TIMEOUT_S)[0]
+        except subprocess.TimeoutExpired:
+            for other in processes:
+                other.kill()
+            output = process.communicate()[0]
+        ended.append((process.returncode, output))
+    return ended
+
+
+def run(*commands: Sequence[object]) -> None:
+    """`launch` of processes none of which may fail."""
+    ended = launch(*commands)
+    assert [code for code, _ in ended] == [0] * len(commands), "\n\n".join(output for _, output in ended)
+
+
+def environment() -> dict[str, str]:
+    """That of the tests, without their number of devices: a process of its own has an option for that."""
+    flags = os.environ["XLA_FLAGS"].split()
+    own = " ".join(flag for flag in flags if "device_count" not in flag)
+    return {**os.environ, "XLA_FLAGS": own, "PYTHONPATH": str(ROOT)}
+
+
+def free_port() -> int:
+    """A port that nobody listens on now, and that no outgoing connection and no other test will take."""
+    for port in _PORTS:
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+@dataclasses.dataclass
+class Rows:
+    """One step's position and the examples that this process read for it."""
+
+    epoch: int
+    row: int
+    examples: list[int]
+
+
+@contextlib.contextmanager
+def noting_rows(split: str = "train") -> Iterator[list[Rows]]:
+    """Yields a list that grows by what loaders of `split` read to train on."""
+    from janus_jax.data.loader import Loader
+
+    read, noted = Loader._load, []
+
+    def noting(self, position):
+        local, loaded = read(self, position)
+        trains = self.form.branches == 1 or self.reference_logps is not None  # not the pass that scores the reference
+        if self.dataset.split == split and trains:
+            ids = local.example_id[local.valid].tolist()
+            noted.append(Rows(position.epoch, position.row, sorted(ids)))
+        return local, loaded
+
+    Loader._load = noting
+    try:
+        yield noted
+    finally:
+        Loader._load = read
+
+
+def train(port: str, process: str, directory: str) -> None:
+    """Trains every config of DIRECTORY/configs.json until its step; notes rows in DIRECTORY/rows.NAME.PROCESS.json."""
+    from janus_jax.config.run import RunConfig
+    from janus_jax.parallel.processes import RuntimeOptions
+    from janus_jax.training import run
+
+    options = RuntimeOptions(coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=int(process), devices=4)
+    for name, (config, until_step) in json.loads((Path(directory) / "configs.json").read_text()).items():
+        with noting_rows() as rows:
+            summary = run.train(RunConfig.model_validate(config), options, until_step=until_step, writers=())
+        assert summary.step == until_step
+        noted = [dataclasses.asdict(row) for row in rows]
+        (Path(directory) / f"rows.{name}.{process}.json").write_text(json.dumps(noted))
+
+
+def wait(port: str, process: str) -> None:
+    """Process 0 waits at a barrier to which process 1 never comes."""
+    from janus_jax.errors import LostPeerError
+    from janus_jax.parallel import processes
+
+    processes.start(
+        processes.RuntimeOptions(coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=int(process), devices=1)
+    )
+    for _ in range(2):  # a name may be used again
+        with processes.agreement("both", TIMEOUT_S):
+            pass
+    if process == "1":
+        os._exit(0)  # without a word
+    try:
+        processes.barrier("alone", BARRIER_TIMEOUT_S)
+    except LostPeerError as error:
+        print(f"error: {error}")
+        processes.leave(error.exit_code)
+
+
+if __name__ == "__main__":
+    {"train": train, "wait": wait}[sys.argv[1]](*sys.argv[2:])
