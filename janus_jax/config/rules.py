@@ -1,14 +1,12 @@
 """Rules between the keys of a configuration, judged on values that may be wrong in other ways too."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from janus_jax.config.objectives import OBJECTIVES, objectives_with
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 LOGICAL_AXES = ("embed", "q_heads", "kv_heads", "head_dim", "mlp", "vocab", "layers", "batch", "length")
-PAIR_OBJECTIVES = ("dpo", "simpo", "orpo", "rm")
-REFERENCE_OBJECTIVES = ("dpo",)
-VALUE_OBJECTIVES = ("rm",)
-UNSMOOTHED_LOSSES = ("ipo", "hinge")
 
 
 def conflicts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -68,39 +66,7 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"mesh.{rest[0]}",
             f"mesh.{' and mesh.'.join(rest)} are -1; allowed: one axis at most takes all remaining devices",
         )
-    objective = get("objective", "name", str)
-    smoothing, loss = get("objective", "label_smoothing", float), get("objective", "loss", str)
-    if smoothing and loss in UNSMOOTHED_LOSSES:
-        yield (
-            "objective.label_smoothing",
-            f"objective.label_smoothing = {smoothing}: loss {loss} has none; allowed: 0",
-        )
-    online = get("reference", "mode", str) == "online"
-    if online and given("reference", "dir"):
-        yield "reference.dir", "reference.dir is given, but reference.mode = 'online' stores nothing; allowed: null"
-    if objective and objective not in REFERENCE_OBJECTIVES:
-        for key in given("reference", "from", "dir") + ["reference.mode"] * online:
-            value = config["reference"][key.partition(".")[2]]
-            yield key, f"{key} = {value!r}: objective {objective} has no reference; allowed: null"
-    if objective and objective not in VALUE_OBJECTIVES and (layout := get("export", "layout", str)) == "openrlhf":
-        yield (
-            "export.layout",
-            f"export.layout = {layout!r}: objective {objective} trains no reward model; allowed: transformers",
-        )
-    if objective and get("compat", "overlong_pairs", str) == "zero_grad":
-        if objective not in PAIR_OBJECTIVES or objective in VALUE_OBJECTIVES:
-            fitting = ", ".join(name for name in PAIR_OBJECTIVES if name not in VALUE_OBJECTIVES)
-            yield (
-                "compat.overlong_pairs",
-                f"compat.overlong_pairs = 'zero_grad': objective {objective} cannot do without responses; it is for "
-                f"{fitting}",
-            )
-        elif (policy := get("batch", "overlong", str)) not in (None, "drop"):
-            yield (
-                "batch.overlong",
-                f"batch.overlong = {policy!r} and compat.overlong_pairs = 'zero_grad' contradict each other; allowed: "
-                "one of them, the other 'drop'",
-            )
+    yield from _objective_conflicts(config, get, given)
     steps = get("profile", "steps", list) or get("profile", "steps", tuple) or []
     if len(steps) == 2 and all(isinstance(step, int) for step in steps) and steps[0] > steps[1]:
         yield "profile.steps", f"profile.steps = {list(steps)}: allowed: [first, last] with first <= last"
@@ -122,3 +88,41 @@ def _data_conflicts(data: Any, keep_together: int | None) -> Iterator[tuple[str,
         )
     if parts and keep_together and keep_together > 1:
         yield "batch.keep_together", f"batch.keep_together = {keep_together}: allowed with data.mixture: 1"
+
+
+def _objective_conflicts(
+    config: Mapping[str, Any],
+    get: Callable[[str, str, type], Any],
+    given: Callable[..., list[str]],
+) -> Iterator[tuple[str, str]]:
+    online = get("reference", "mode", str) == "online"
+    if online and given("reference", "dir"):
+        yield "reference.dir", "reference.dir is given, but reference.mode = 'online' stores nothing; allowed: null"
+    name = get("objective", "name", str)
+    if name not in OBJECTIVES:  # pydantic names the ones that exist
+        return
+    objective = OBJECTIVES[name]
+    yield from objective.conflicts(config["objective"])
+    if not objective.needs_reference:
+        for key in given("reference", "from", "dir") + ["reference.mode"] * online:
+            value = config["reference"][key.partition(".")[2]]
+            yield key, f"{key} = {value!r}: objective {name} has no reference; allowed: null"
+    if objective.head != "value" and (layout := get("export", "layout", str)) == "openrlhf":
+        yield (
+            "export.layout",
+            f"export.layout = {layout!r}: objective {name} trains no reward model; allowed: transformers",
+        )
+    if get("compat", "overlong_pairs", str) == "zero_grad":
+        can = objectives_with(lambda section: section.branches == 2 and section.head == "lm")
+        if name not in can:
+            yield (
+                "compat.overlong_pairs",
+                f"compat.overlong_pairs = 'zero_grad': objective {name} cannot do without responses; it is for "
+                f"{', '.join(can)}",
+            )
+        elif (policy := get("batch", "overlong", str)) not in (None, "drop"):
+            yield (
+                "batch.overlong",
+                f"batch.overlong = {policy!r} and compat.overlong_pairs = 'zero_grad' contradict each other; allowed: "
+                "one of them, the other 'drop'",
+            )

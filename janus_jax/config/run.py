@@ -20,14 +20,13 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, ValidationError
 
 from janus_jax.config import mistakes, yaml_file
-from janus_jax.config.objectives import DPOSection, ObjectiveSection
-from janus_jax.config.rules import LOGICAL_AXES, MESH_AXES, PAIR_OBJECTIVES, conflicts
+from janus_jax.config.objectives import AnyObjective
+from janus_jax.config.rules import LOGICAL_AXES, MESH_AXES, conflicts
 from janus_jax.config.section import SIZE, Section
 from janus_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from janus_jax.model.config import ModelConfig
-    from janus_jax.objectives import Objective
 
 Path = Annotated[str, StringConstraints(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -268,7 +267,7 @@ class RunConfig(Section):
     model: ModelSection | None = None
     data: DataSection
     batch: BatchSection
-    objective: ObjectiveSection
+    objective: AnyObjective
     reference: ReferenceSection = ReferenceSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection
@@ -292,10 +291,6 @@ class RunConfig(Section):
             raise PydanticCustomError("conflict", "{found}", {"found": "; ".join(found)})
         return self
 
-    def build_objective(self) -> "Objective":
-        """The objective, with the normaliser that compat.token_mean says."""
-        return self.objective.build(normaliser=self.compat.token_mean)
-
     @property
     def params_dtype(self) -> Literal["float32", "bfloat16"]:
         """In which the trained weights are kept."""
@@ -303,16 +298,13 @@ class RunConfig(Section):
 
     def advice(self) -> list[str]:
         """What can run and is still probably not meant, one sentence each."""
-        batch, found = self.batch, []
-        chosen = self.objective
-        if isinstance(chosen, DPOSection) and chosen.loss == "robust" and not chosen.label_smoothing:
-            found.append("objective.loss = robust without objective.label_smoothing is the sigmoid loss")
-        if self.objective.name in PAIR_OBJECTIVES and batch.row_length < 2 * batch.max_sequence_length:
-            found.append(
+        batch, sentences = self.batch, list(self.objective.advice())
+        if self.objective.branches == 2 and batch.row_length < 2 * batch.max_sequence_length:
+            sentences.append(
                 f"batch.row_length = {batch.row_length} is less than twice batch.max_sequence_length = "
                 f"{batch.max_sequence_length}: long pairs do not fit into a row and fall to batch.overlong"
             )
-        return found
+        return sentences
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> RunConfig:

@@ -12,6 +12,7 @@ from janus_jax.data.epoch import BatchSettings, RowPlan
 from janus_jax.data.mixture import Mixture
 from janus_jax.data.rows import Fitted
 from janus_jax.errors import ConfigError
+from janus_jax.objectives import build_objective
 
 
 def open_training(config: RunConfig) -> Examples:
@@ -56,7 +57,7 @@ def row_plan(config: RunConfig, *, row_shards: int = 1) -> RowPlan:
     Raises:
         ConfigError, DataError: as training would.
     """
-    objective = config.build_objective()
+    objective = build_objective(config)
     return RowPlan(
         open_training(config),
         batch_settings(config),

@@ -1,16 +1,16 @@
-"""Objectives: pure maths over branch scores, as small frozen dataclasses.
+"""Objectives: pure maths over branch scores.
 
-An objective states what it needs (`head`, `branches` per segment, `needs_reference`), which counts its terms are
-divided by (`denominators`), how those are taken (`normaliser`) and which metrics make up its loss (`loss_terms`). The
-step and the loop know nothing else of it.
+An objective is its section in `config/objectives.py` (keys, defaults, facts such as `head` and `branches`), and a class
+here that inherits the section and adds the maths: what its terms are divided by (`denominators`), which metrics make up
+its loss (`loss_terms`), and the loss itself. The step and the loop know nothing else of it.
 
 KTO (Ethayarajh et al. 2024) is left out on purpose: its baseline, the mean KL of mismatched pairs, needs a forward pass
 of its own before the loss, which none of these has.
 """
 
-from janus_jax.objectives.dpo import DPO
-from janus_jax.objectives.orpo import ORPO
-from janus_jax.objectives.reward import RewardModel
+import importlib
+
+from janus_jax.config.run import RunConfig
 from janus_jax.objectives.scores import (
     BranchScores,
     Metrics,
@@ -19,19 +19,20 @@ from janus_jax.objectives.scores import (
     branch_scores,
     metric_values,
 )
-from janus_jax.objectives.sft import SFT
-from janus_jax.objectives.simpo import SimPO
 
 __all__ = [
-    "DPO",
-    "ORPO",
-    "SFT",
     "BranchScores",
     "Metrics",
     "Objective",
     "PairObjective",
-    "RewardModel",
-    "SimPO",
     "branch_scores",
+    "build_objective",
     "metric_values",
 ]
+
+
+def build_objective(config: RunConfig) -> Objective:
+    """The objective of a run, normalised as `compat.token_mean` says."""
+    section = config.objective
+    module, _, name = section.implementation.partition(":")
+    return getattr(importlib.import_module(module), name)(**section.model_dump(), normaliser=config.compat.token_mean)

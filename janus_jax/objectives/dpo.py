@@ -1,14 +1,12 @@
 """Direct preference optimisation and its variants."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from janus_jax.batch import Batch
-from janus_jax.model.config import Head
+from janus_jax.config.objectives import DPOSection
 from janus_jax.objectives.pairs import (
     add_sft_term,
     hinge_loss,
@@ -17,23 +15,17 @@ from janus_jax.objectives.pairs import (
     preference_terms,
     robust_loss,
 )
-from janus_jax.objectives.scores import BranchScores, Metrics, Normaliser, chosen_tokens, pair_count
+from janus_jax.objectives.scores import BranchScores, Metrics, PairObjective, chosen_tokens, pair_count
 
-DPOLoss = Literal["sigmoid", "ipo", "hinge", "robust"]
-
-_OF_MARGIN: dict[DPOLoss, Callable[[Array, float], Array]] = {
+_LOSSES: dict[str, Callable[[Array, float], Array]] = {
     "sigmoid": logistic_loss,
     "hinge": hinge_loss,
     "robust": robust_loss,
 }
-"""Losses of beta * delta; ipo is one of delta itself."""
-
-SMOOTHED_LOSSES = ("sigmoid", "robust")
-"""Losses that `label_smoothing` means something to."""
+"""Losses of beta * delta; ipo is a loss of delta itself."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DPO:
+class DPO(DPOSection, PairObjective):
     """The DPO family: a loss of how much more than the reference the policy prefers the chosen response.
 
         delta = [log p(c) - log ref(c)] - [log p(r) - log ref(r)]
@@ -42,43 +34,16 @@ class DPO:
         sigmoid   f = -(1 - e) log sigmoid(beta delta) - e log sigmoid(-beta delta)
         hinge     f = max(0, 1 - beta delta)
         robust    f = [-(1 - e) log sigmoid(beta delta) + e log sigmoid(-beta delta)] / (1 - 2 e)
-        ipo       f = (delta - 1 / (2 beta))^2 with per-token means
+        ipo       f = (delta - 1 / (2 beta))^2 with per-token means, as its authors confirmed to TRL
+
+    with e = label_smoothing. The keys of `DPOSection` are its arguments; a value out of range is a ValueError.
 
     Sources: sigmoid Rafailov et al. 2023 eq. 7; hinge Zhao et al. 2023; robust Chowdhury et al. 2024 eq. 7; ipo Azar
     et al. 2023 eq. 17. Equal to TRL 1.16 (`loss_type` of the same name; `sigmoid_norm` with `length_normalised`;
     `["sigmoid", "sft"]` with `loss_weights` for the SFT term), and for label smoothing of `sigmoid` to TRL 0.8.6.
     Log-probs are sums over response tokens, EOS included; the reference comes with the batch, as numbers. A response
     without tokens has log-prob 0 under both, and its pair still counts.
-
-    Args:
-        beta: strength of the KL constraint (TRL and, by its silence, the published Janus run use 0.1).
-        loss: f above.
-        label_smoothing: e, the probability that a label is wrong, in [0, 1/2).
-        length_normalised: take per-token means for log-probs (ipo always does, as its authors confirmed to TRL).
-        sft_weight: weight of the NLL of chosen responses, averaged over their tokens.
-        normaliser: see `Normaliser`.
-
-    Raises:
-        ValueError: a value out of its range, or label smoothing of a loss that has none.
     """
-
-    name: Literal["dpo"] = "dpo"
-    beta: float = 0.1
-    loss: DPOLoss = "sigmoid"
-    label_smoothing: float = 0.0
-    length_normalised: bool = False
-    sft_weight: float = 0.0
-    normaliser: Normaliser = "global"
-
-    head: ClassVar[Head] = "lm"
-    branches: ClassVar[int] = 2
-    needs_reference: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.beta <= 0 or self.sft_weight < 0 or not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"{self}: beta > 0, sft_weight >= 0 and 0 <= label_smoothing < 0.5 are needed")
-        if self.label_smoothing and self.loss not in SMOOTHED_LOSSES:
-            raise ValueError(f"{self}: {self.loss} knows no label smoothing")
 
     @property
     def loss_terms(self) -> Mapping[str, float]:
@@ -106,7 +71,7 @@ class DPO:
         if self.loss == "ipo":
             losses = jnp.square(delta - 1 / (2 * self.beta))
         else:
-            losses = _OF_MARGIN[self.loss](self.beta * delta, self.label_smoothing)
+            losses = _LOSSES[self.loss](self.beta * delta, self.label_smoothing)
         total = (losses * valid).sum()
         metrics = pair_metrics(total, self.beta * ratios, scores.sums, valid)
         return add_sft_term(total / denominators["pairs"], metrics, scores, self.sft_weight, denominators["tokens"])

@@ -1,21 +1,19 @@
 """Odds ratio preference optimisation: SFT and preference in one stage, without a reference."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from janus_jax.batch import Batch
-from janus_jax.model.config import Head
+from janus_jax.config.objectives import ORPOSection
 from janus_jax.objectives.pairs import pair_metrics
 from janus_jax.objectives.scores import (
     BranchScores,
     Metrics,
-    Normaliser,
+    PairObjective,
     chosen_tokens,
     pair_count,
     prompt_targets,
@@ -25,8 +23,7 @@ _CERTAIN = -1e-7
 """Mean log-probs are kept below this: of a response predicted with certainty the odds would be infinite."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ORPO:
+class ORPO(ORPOSection, PairObjective):
     """NLL of the chosen response and a penalty on the odds of the rejected one (Hong et al. 2024, eqs. 4, 6 and 7).
 
         p     = exp(mean_t log p(y_t)) of a response, odds = p / (1 - p)
@@ -35,28 +32,7 @@ class ORPO:
     Equal to TRL 1.16's ORPOTrainer (trl.experimental.orpo) with `nll: prompt_and_response`, which is what that trainer
     does: there the chosen sequence's NLL runs over its prompt too. A response without tokens has even odds, so that its
     pair counts and carries no gradient of the response it lacks.
-
-    Args:
-        beta: weight of the odds ratio term (lambda in the paper, `orpo_alpha` in axolotl: 0.1).
-        nll: over which tokens of the chosen sequence the NLL is averaged.
-        normaliser: see `Normaliser`.
-
-    Raises:
-        ValueError: beta is negative.
     """
-
-    name: Literal["orpo"] = "orpo"
-    beta: float = 0.1
-    nll: Literal["response", "prompt_and_response"] = "response"
-    normaliser: Normaliser = "global"
-
-    head: ClassVar[Head] = "lm"
-    branches: ClassVar[int] = 2
-    needs_reference: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.beta < 0:
-            raise ValueError(f"{self}: beta >= 0 is needed")
 
     @property
     def loss_terms(self) -> Mapping[str, float]:

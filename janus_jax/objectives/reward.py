@@ -1,22 +1,19 @@
 """Reward modelling on pairs."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from janus_jax.batch import Batch
-from janus_jax.model.config import Head
+from janus_jax.config.objectives import RMSection
 from janus_jax.objectives.pairs import pair_metrics
-from janus_jax.objectives.scores import BranchScores, Metrics, Normaliser, pair_count
+from janus_jax.objectives.scores import BranchScores, Metrics, PairObjective, pair_count
 
 
-@dataclasses.dataclass(frozen=True)
-class RewardModel:
+class RewardModel(RMSection, PairObjective):
     """Bradley-Terry loss on the rewards that a bias-free value head reads at the last token of each response.
 
         L = mean over pairs of [ -log sigmoid(r(c) - r(r) - margin)  +  center_weight * (r(c) + r(r))^2 ]
@@ -24,26 +21,7 @@ class RewardModel:
     The margin (Touvron et al. 2023, eq. 2) comes with the data and is 0 where it has none; centring is of Eisenstein et
     al. 2023. Equal to TRL 1.16's RewardTrainer (`center_rewards_coefficient`) and, without centring, to OpenRLHF's
     `PairWiseLoss`, which trained Janus-RM.
-
-    Args:
-        center_weight: pull of the rewards towards zero (TRL suggests 0.01, the published run had none).
-        normaliser: see `Normaliser`.
-
-    Raises:
-        ValueError: center_weight is negative.
     """
-
-    name: Literal["rm"] = "rm"
-    center_weight: float = 0.0
-    normaliser: Normaliser = "global"
-
-    head: ClassVar[Head] = "value"
-    branches: ClassVar[int] = 2
-    needs_reference: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.center_weight < 0:
-            raise ValueError(f"{self}: center_weight >= 0 is needed")
 
     @property
     def loss_terms(self) -> Mapping[str, float]:
@@ -63,7 +41,7 @@ class RewardModel:
     ) -> tuple[Float[Array, ""], Metrics]:
         """Loss share and metrics; `rewards/accuracies` is how often the chosen response has the higher reward.
 
-        `rewards/squares` is the mean square of single rewards: with their mean it gives the spread (`reward_spread`).
+        `rewards/squares` is the mean square of single rewards; `reward_statistics` reads it.
         """
         valid = batch.valid.astype(jnp.float32)
         chosen, rejected = scores.sums[..., 0], scores.sums[..., 1]
@@ -79,16 +57,15 @@ class RewardModel:
             metrics["center_loss"] = (center, valid.sum())
         return share, metrics
 
+    def reward_statistics(self, evaluation: Mapping[str, float], pairs: int) -> dict[str, float]:
+        """`mean` and `std` of all rewards of an evaluation, chosen and rejected alike, from the means over its pairs.
 
-def reward_spread(values: Mapping[str, float], pairs: int) -> dict[str, float]:
-    """`mean` and `std` of all rewards of an evaluation, chosen and rejected alike, from the means over its pairs.
-
-    OpenRLHF keeps these two in the config.json of a reward model (std: the unbiased estimate, at least 1e-8). Empty
-    where a reward was not finite.
-    """
-    mean = (values["rewards/chosen"] + values["rewards/rejected"]) / 2
-    if not math.isfinite(mean + values["rewards/squares"]):
-        return {}
-    count = 2 * pairs
-    variance = max(0.0, values["rewards/squares"] - mean**2) * count / (count - 1)
-    return {"mean": mean, "std": max(math.sqrt(variance), 1e-8)}
+        OpenRLHF keeps these two in the config.json of a reward model (std: the unbiased estimate, at least 1e-8). Empty
+        if a reward was not finite.
+        """
+        mean = (evaluation["rewards/chosen"] + evaluation["rewards/rejected"]) / 2
+        if not math.isfinite(mean + evaluation["rewards/squares"]):
+            return {}
+        rewards = 2 * pairs
+        variance = max(0.0, evaluation["rewards/squares"] - mean**2) * rewards / (rewards - 1)
+        return {"mean": mean, "std": max(math.sqrt(variance), 1e-8)}

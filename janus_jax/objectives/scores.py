@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from janus_jax.batch import BRANCHES, Batch
-from janus_jax.model.config import Head
+from janus_jax.config.objectives import ObjectiveSection
 
 Normaliser = Literal["global", "per_microbatch"]
 """`global`: denominators counted over the whole global batch, so microbatches, hosts and meshes change nothing.
@@ -38,48 +38,44 @@ class BranchScores:
         return self.sums / jnp.maximum(self.tokens, 1)
 
 
-@runtime_checkable
-class Objective(Protocol):
-    """What the step asks of an objective."""
+class Objective(ObjectiveSection):
+    """What the step and the loop ask of an objective: its section's keys and facts, and this maths."""
 
-    head: ClassVar[Head]  # lm: log-probs of tokens · value: one reward a branch
-    branches: ClassVar[int]  # branches that each segment must have: 1 response, or 2 for pairs
-    needs_reference: ClassVar[bool]  # batch.reference_logps must be filled
-
-    @property
-    def name(self) -> str:
-        """As in a config's `objective.name`."""
-        ...
-
-    @property
-    def normaliser(self) -> Normaliser:
-        """How microbatches are averaged."""
-        ...
+    normaliser: Normaliser = "global"
 
     @property
     def loss_terms(self) -> Mapping[str, float]:
-        """Names of the metrics whose weighted sum is the loss, with their weights."""
-        ...
+        """Name -> weight of the metrics whose weighted sum is the loss."""
+        raise NotImplementedError
 
     def denominators(self, batch: Batch) -> dict[str, Float[Array, ""]]:
-        """The counts that the objective divides by, over the given rows."""
-        ...
+        """The counts that the loss terms are divided by, over the given rows."""
+        raise NotImplementedError
 
     def __call__(
         self, scores: BranchScores, batch: Batch, denominators: dict[str, Float[Array, ""]]
     ) -> tuple[Float[Array, ""], Metrics]:
         """This microbatch's share of the loss, and its metrics."""
-        ...
+        raise NotImplementedError
+
+    def reward_statistics(self, evaluation: Mapping[str, float], pairs: int) -> dict[str, float]:
+        """What a held-out evaluation says of the rewards, to be stored with the weights; empty where there are none.
+
+        Args:
+            evaluation: means over all held-out pairs.
+            pairs: their number.
+        """
+        del evaluation, pairs
+        return {}
 
 
-@runtime_checkable
-class PairObjective(Objective, Protocol):
-    """An objective over pairs, which can also be asked for its opinion of each one."""
+class PairObjective(Objective):
+    """An objective over pairs: it also says how far it prefers each chosen response."""
 
     def margins(self, scores: BranchScores, batch: Batch) -> Float[Array, "B S"]:
         """How far each chosen response is preferred to the rejected one, in what the objective compares; positive is
         right, 0 a tie."""
-        ...
+        raise NotImplementedError
 
 
 def branch_scores(values: Float[Array, "B L"], batch: Batch) -> BranchScores:

@@ -1,18 +1,15 @@
 """Supervised fine-tuning on responses."""
 
-import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Literal
 
 from jaxtyping import Array, Float
 
 from janus_jax.batch import Batch
-from janus_jax.model.config import Head
-from janus_jax.objectives.scores import BranchScores, Metrics, Normaliser, chosen_tokens
+from janus_jax.config.objectives import SFTSection
+from janus_jax.objectives.scores import BranchScores, Metrics, Objective, chosen_tokens
 
 
-@dataclasses.dataclass(frozen=True)
-class SFT:
+class SFT(SFTSection, Objective):
     """Token mean of the negative log-likelihood of responses, EOS included, prompts excluded.
 
         L = - sum_t w_t log p(target_t) / sum_t w_t
@@ -20,13 +17,6 @@ class SFT:
     `normaliser: global` counts tokens over all microbatches and hosts (TRL 1.16 SFTTrainer with
     `average_tokens_across_devices`); `per_microbatch` averages microbatch means (axolotl of April 2024, as Janus ran).
     """
-
-    name: Literal["sft"] = "sft"
-    normaliser: Normaliser = "global"
-
-    head: ClassVar[Head] = "lm"
-    branches: ClassVar[int] = 1
-    needs_reference: ClassVar[bool] = False
 
     @property
     def loss_terms(self) -> Mapping[str, float]:

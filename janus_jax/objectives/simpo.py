@@ -1,20 +1,17 @@
 """Simple preference optimisation: DPO without a reference."""
 
-import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from janus_jax.batch import Batch
-from janus_jax.model.config import Head
+from janus_jax.config.objectives import SimPOSection
 from janus_jax.objectives.pairs import add_sft_term, logistic_loss, pair_metrics, preference_terms
-from janus_jax.objectives.scores import BranchScores, Metrics, Normaliser, chosen_tokens, pair_count
+from janus_jax.objectives.scores import BranchScores, Metrics, PairObjective, chosen_tokens, pair_count
 
 
-@dataclasses.dataclass(frozen=True)
-class SimPO:
+class SimPO(SimPOSection, PairObjective):
     """Length-normalised log-probs with a target margin (Meng et al. 2024, eq. 6).
 
         d = mean_t log p(c_t) - mean_t log p(r_t)
@@ -22,32 +19,7 @@ class SimPO:
 
     with label smoothing e as in `logistic_loss`. Equal to TRL 1.16's CPOTrainer with `loss_type="simpo"`,
     `simpo_gamma=gamma` and `cpo_alpha=sft_weight` (TRL's own default of cpo_alpha is 1, the paper has no such term).
-
-    Args:
-        beta: scale of the margin (the paper: 2.0 to 2.5 for Mistral).
-        gamma: target reward margin, in units of beta * d.
-        label_smoothing: the probability that a label is wrong, in [0, 1/2).
-        sft_weight: weight of the NLL of chosen responses.
-        normaliser: see `Normaliser`.
-
-    Raises:
-        ValueError: a value out of its range.
     """
-
-    name: Literal["simpo"] = "simpo"
-    beta: float = 2.0
-    gamma: float = 1.0
-    label_smoothing: float = 0.0
-    sft_weight: float = 0.0
-    normaliser: Normaliser = "global"
-
-    head: ClassVar[Head] = "lm"
-    branches: ClassVar[int] = 2
-    needs_reference: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.beta <= 0 or self.gamma < 0 or self.sft_weight < 0 or not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"{self}: beta > 0, gamma, sft_weight >= 0 and 0 <= label_smoothing < 0.5 are needed")
 
     @property
     def loss_terms(self) -> Mapping[str, float]:

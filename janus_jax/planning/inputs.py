@@ -10,7 +10,7 @@ from janus_jax.config.run import RunConfig
 from janus_jax.data.epoch import RowPlan
 from janus_jax.data.from_config import open_held_out, row_plan
 from janus_jax.model.config import PRESETS, ModelConfig
-from janus_jax.objectives import Objective
+from janus_jax.objectives import Objective, build_objective
 from janus_jax.parallel import mesh as meshes
 from janus_jax.storage.bucket import is_url
 from janus_jax.training.program import BatchShape
@@ -62,7 +62,7 @@ def find_model(config: RunConfig, assumed: list[str] | None = None) -> tuple[Mod
     Raises:
         ConfigError, ConversionError: as training would.
     """
-    objective, assumed = config.build_objective(), [] if assumed is None else assumed
+    objective, assumed = build_objective(config), [] if assumed is None else assumed
     model = model_to_train(config, _stored(config, assumed), objective)
     path = config.reference.from_
     if path is not None and _exists(path):

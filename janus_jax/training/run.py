@@ -20,7 +20,6 @@ from janus_jax.data.epoch import Position
 from janus_jax.data.from_config import describe, overlong_lines
 from janus_jax.errors import ConfigError, NonFiniteError
 from janus_jax.objectives import metric_values
-from janus_jax.objectives.reward import reward_spread
 from janus_jax.parallel import processes
 from janus_jax.storage.local import absolute, atomic_directory, no_empty_leftovers, write_whole
 from janus_jax.storage.staging import naming_urls
@@ -209,8 +208,8 @@ class _Loop:
         """What is known of the weights of this step. Token ids are those of the tokenizer that goes along."""
         source, held_out = self.setup.source, self.setup.eval_loader
         reward = {}
-        if self.setup.model.head == "value" and held_out is not None and self._evaluated_at == self.step:
-            reward = reward_spread(self.last_eval, len(held_out.fitted.index))
+        if held_out is not None and self._evaluated_at == self.step:
+            reward = self.setup.objective.reward_statistics(self.last_eval, len(held_out.fitted.index))
         return Facts(reward=reward, base_model=None if source is None else source.facts.base_model)
 
     def _writers(self, extra: Sequence[metrics.Writer] | None) -> list[metrics.Writer]:

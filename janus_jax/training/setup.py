@@ -16,7 +16,7 @@ from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, init_params, param_specs
-from janus_jax.objectives import Objective
+from janus_jax.objectives import Objective, build_objective
 from janus_jax.parallel import mesh as meshes
 from janus_jax.storage import staging
 from janus_jax.training.optimizer import Schedule
@@ -119,7 +119,7 @@ def prepare(config: RunConfig) -> Setup:
     """
     dataset, held_out = open_training(config), open_held_out(config)
     source = None if config.init.from_ is None else open_source(config.init.from_)
-    objective = config.build_objective()
+    objective = build_objective(config)
     model = model_to_train(config, None if source is None else source.config, objective)
     for examples in filter(None, (dataset, held_out)):
         for built in examples.parts:

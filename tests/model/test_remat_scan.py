@@ -13,7 +13,9 @@ from janus_jax.model.attention import Layout
 from janus_jax.model.mistral import Compute, hidden_states, init_params, param_specs
 from janus_jax.model.remat_scan import rematerialized
 from janus_jax.model.splash import Splash
-from janus_jax.objectives import DPO, SFT, RewardModel
+from janus_jax.objectives.dpo import DPO
+from janus_jax.objectives.reward import RewardModel
+from janus_jax.objectives.sft import SFT
 from janus_jax.parallel.mesh import (
     DEFAULT_RULES,
     NOWHERE,

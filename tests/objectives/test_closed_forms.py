@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from janus_jax.data.rows import pack
-from janus_jax.objectives import DPO, ORPO, SFT, BranchScores, PairObjective, RewardModel, SimPO, metric_values
-from janus_jax.objectives.orpo import log_odds
+from janus_jax.objectives import BranchScores, PairObjective, metric_values
+from janus_jax.objectives.dpo import DPO
+from janus_jax.objectives.orpo import ORPO, log_odds
+from janus_jax.objectives.reward import RewardModel
+from janus_jax.objectives.sft import SFT
+from janus_jax.objectives.simpo import SimPO
 
 VALID = np.array([[True, True, False], [True, False, True]])
 

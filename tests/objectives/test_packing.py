@@ -15,7 +15,8 @@ from janus_jax.batch import Batch
 from janus_jax.data.rows import pack
 from janus_jax.model.attention import Layout
 from janus_jax.model.mistral import Compute, Remat, hidden_states, init_params, logits, param_specs
-from janus_jax.objectives import DPO, SFT
+from janus_jax.objectives.dpo import DPO
+from janus_jax.objectives.sft import SFT
 from janus_jax.training.optimizer import AdamW, Schedule
 from janus_jax.training.step import StepFunctions
 from tests.support.training_examples import TINY, random_examples

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from janus_jax.data.rows import RowFormat, pack
 from janus_jax.model.mistral import Compute, init_params, param_specs
-from janus_jax.objectives import DPO, ORPO, RewardModel, SimPO
+from janus_jax.objectives.dpo import DPO
+from janus_jax.objectives.orpo import ORPO
+from janus_jax.objectives.reward import RewardModel
+from janus_jax.objectives.simpo import SimPO
 from janus_jax.parallel import mesh as meshes
 from janus_jax.training.optimizer import AdamW, Schedule
 from janus_jax.training.step import StepFunctions

@@ -23,7 +23,12 @@ from typing import Any
 import numpy as np
 
 from janus_jax.errors import DataError, JanusError
-from janus_jax.objectives import DPO, ORPO, SFT, Objective, RewardModel, SimPO
+from janus_jax.objectives import Objective
+from janus_jax.objectives.dpo import DPO
+from janus_jax.objectives.orpo import ORPO
+from janus_jax.objectives.reward import RewardModel
+from janus_jax.objectives.sft import SFT
+from janus_jax.objectives.simpo import SimPO
 from janus_jax.training.optimizer import AdamW, Schedule
 from tests.oracles import recordings
 

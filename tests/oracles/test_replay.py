@@ -11,7 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from janus_jax.errors import DataError
-from janus_jax.objectives import DPO, SFT, Objective, SimPO
+from janus_jax.objectives import Objective
+from janus_jax.objectives.dpo import DPO
+from janus_jax.objectives.sft import SFT
+from janus_jax.objectives.simpo import SimPO
 from janus_jax.training import replay as entry
 from janus_jax.training.optimizer import AdamW, Schedule
 from tests.oracles import recordings, replay_dir

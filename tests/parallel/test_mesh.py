@@ -8,7 +8,8 @@ import pytest
 from janus_jax.data.rows import pack
 from janus_jax.errors import ConfigError
 from janus_jax.model.mistral import Compute, init_params, param_specs
-from janus_jax.objectives import DPO, SFT
+from janus_jax.objectives.dpo import DPO
+from janus_jax.objectives.sft import SFT
 from janus_jax.parallel import mesh as meshes
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh, merge_rules, param_shardings, partition_spec
 from tests.objectives.test_packing import ROW, assert_within, functions, micro_axis, rows_of, with_reference

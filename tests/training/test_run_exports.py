@@ -15,7 +15,7 @@ from janus_jax.checkpoint.conversion_report import REPORT
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
 from janus_jax.checkpoint.hf import write
 from janus_jax.errors import ConfigError, ConversionError
-from janus_jax.objectives.reward import reward_spread
+from janus_jax.objectives.reward import RewardModel
 from janus_jax.text.template import CHATML
 from janus_jax.training.run import train
 from tests.support.training_examples import random_examples, write_dataset
@@ -122,11 +122,11 @@ def test_spread_of_rewards_in_closed_form():
         "rewards/rejected": rewards[:, 1].mean(),
         "rewards/squares": np.square(rewards).mean(),
     }
-    found = reward_spread(values, pairs=3)
+    found = RewardModel().reward_statistics(values, pairs=3)
     assert found["mean"] == pytest.approx(rewards.mean()) and found["std"] == pytest.approx(rewards.std(ddof=1))
     same = {"rewards/chosen": 2.0, "rewards/rejected": 2.0, "rewards/squares": 4.0}
-    assert reward_spread(same, pairs=2) == {"mean": 2.0, "std": 1e-8}  # nothing divides by zero
-    assert reward_spread({**same, "rewards/chosen": float("nan")}, pairs=2) == {}
+    assert RewardModel().reward_statistics(same, pairs=2) == {"mean": 2.0, "std": 1e-8}  # nothing divides by zero
+    assert RewardModel().reward_statistics({**same, "rewards/chosen": float("nan")}, pairs=2) == {}
 
 
 def test_the_card_tells_the_recipe(run, tmp_path):

@@ -13,6 +13,7 @@ from janus_jax.data.epoch import BatchSettings, Position, RowPlan
 from janus_jax.data.from_config import batch_settings, open_held_out, row_plan
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.model.config import Head
+from janus_jax.objectives import build_objective
 from janus_jax.storage.bucket import is_url
 
 ROWS_ENDINGS = (".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
@@ -119,7 +120,7 @@ def _views_of_config(config: RunConfig, split: str | None) -> list[View]:
     views = [_training_view(config)]
     held_out = open_held_out(config)
     if held_out is not None:
-        objective, settings = config.build_objective(), batch_settings(config)
+        objective, settings = build_objective(config), batch_settings(config)
         rows = config.eval.rows or views[0].plan.rows // settings.microbatches
         settings = dataclasses.replace(settings, rows=rows, examples=None, microbatches=1, keep_together=1)
         plan = RowPlan(
@@ -134,7 +135,7 @@ def _views_of_config(config: RunConfig, split: str | None) -> list[View]:
 
 
 def _training_view(config: RunConfig) -> View:
-    plan, objective = row_plan(config), config.build_objective()
+    plan, objective = row_plan(config), build_objective(config)
     notes = []
     if config.batch.examples is not None:
         notes.append("batch.examples: how many rows a step takes depends on the mesh; shown are the fewest")
