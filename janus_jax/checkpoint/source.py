@@ -16,15 +16,15 @@ from janus_jax.checkpoint.hf.keys import KeyEntry, Layout, leaves, nest
 from janus_jax.checkpoint.hf.keys import Path as ParamPath
 from janus_jax.checkpoint.hf.read import HFDirectory
 from janus_jax.checkpoint.item import ItemReader
-from janus_jax.checkpoint.state import (
-    check_tree,
+from janus_jax.checkpoint.run_dir import (
+    RunDir,
     committed_steps,
+    find_checkpoints,
+    has_params,
     is_committed,
-    read_json_item,
-    restore_item,
     step_directory,
-    stored_leaves,
 )
+from janus_jax.checkpoint.state import check_tree, read_json_item, restore_item, stored_leaves
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, param_specs
@@ -110,14 +110,11 @@ def open_source(path: str | os.PathLike[str], step: int | None = None) -> Source
     if (directory / "config.json").exists():
         _refuse_step(directory, step, "a Hugging Face directory")
         return _from_hf(directory, hub_id)
-    for run, steps in ((directory, directory / "checkpoints"), (directory.parent, directory)):
-        if found := committed_steps(steps):
-            return _from_orbax(step_directory(steps, found[-1] if step is None else step), [run])
-    if (directory / "params").is_dir() and (directory / "meta").is_dir():
-        if (directory / "optimizer").is_dir() and not is_committed(directory):
-            raise ConversionError(f"{directory}: a step that was not written to its end")
+    if checkpoints := find_checkpoints(directory):
+        return _from_orbax(step_directory(checkpoints, committed_steps(checkpoints)[-1] if step is None else step))
+    if has_params(directory):
         _refuse_step(directory, step, "a single step")
-        return _from_orbax(directory, [directory, directory.parent.parent])
+        return _from_orbax(directory)
     raise ConversionError(
         f"{directory}: holds no model; looked for config.json (a Hugging Face directory), checkpoints/<step> that is "
         "whole (a run), params and meta (a step or a converted directory)"
@@ -162,7 +159,7 @@ def _from_hf(directory: Place, hub_id: str | None) -> Source:
     )
 
 
-def _from_orbax(directory: Place, roots: Sequence[Place]) -> Source:
+def _from_orbax(directory: Place) -> Source:
     meta = read_json_item(directory / "meta")
     try:
         config = ModelConfig(**meta["model"])
@@ -172,7 +169,7 @@ def _from_orbax(directory: Place, roots: Sequence[Place]) -> Source:
         facts = Facts.from_json(meta.get("facts"))
     except TypeError as error:
         raise ConversionError(f"{directory / 'meta'}: facts: {error}; a later version wrote it") from error
-    places: list[Place] = [root / "tokenizer" for root in roots]
+    places = [directory / "tokenizer", RunDir.of_step(directory).tokenizer]  # of a converted directory, of a run
     data = meta.get("config", {}).get("data", {}).get("dir") if isinstance(meta.get("config"), dict) else None
     if data and "://" not in data:  # a bucket is not asked for what the run has a copy of
         places.append(as_path(data) / "tokenizer")

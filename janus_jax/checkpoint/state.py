@@ -14,13 +14,11 @@ from jax.experimental import multihost_utils
 
 from janus_jax.checkpoint.hf.keys import nest
 from janus_jax.checkpoint.item import CHUNK_BYTES, ItemReader, restore_blocks, tensorstore_message
+from janus_jax.checkpoint.run_dir import ITEMS, committed_steps, is_committed, step_directory
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.storage import staging
 from janus_jax.storage.bucket import BucketPath
 from janus_jax.storage.local import Place, absolute
-
-ITEMS = ("params", "optimizer", "data", "meta")
-_COMMITTED = "commit_success.txt"  # Orbax writes it last
 
 
 class Checkpoints:
@@ -128,33 +126,6 @@ def _write_whole_pieces() -> None:
         ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
     finally:
         log.setLevel(level)
-
-
-def committed_steps(directory: Place) -> list[int]:
-    """Steps under `directory` that were written to their end, ascending. A step without its commit mark or without
-    one of its items (an interrupted deletion or copy) does not count."""
-    if not directory.is_dir():
-        return []
-    steps = [path for path in directory.iterdir() if path.name.isdecimal() and is_committed(path)]
-    return sorted(int(path.name) for path in steps)
-
-
-def is_committed(step: Place) -> bool:
-    """True for a whole step directory."""
-    return (step / _COMMITTED).exists() and all((step / item).is_dir() for item in ITEMS)
-
-
-def step_directory(directory: Place, step: int) -> Place:
-    """The directory of a committed step.
-
-    Raises:
-        ConversionError: no such step; names those there.
-    """
-    steps = committed_steps(directory)
-    if step not in steps:
-        there = ", ".join(map(str, steps)) or "none"
-        raise ConversionError(f"{directory}: no step {step}; steps there: {there}")
-    return directory / str(step)
 
 
 def save_args(tree: Any) -> ocp.args.StandardSave:

@@ -152,7 +152,7 @@ def test_a_run_and_its_steps_are_read_where_they_lie(place, step, run, tmp_path)
 def test_of_a_run_a_step_can_be_chosen(run, tmp_path):
     to_hf(run, tmp_path / "out", step=2)
     assert_same_bits(open_source(tmp_path / "out").load(), times(2))
-    with pytest.raises(ConversionError, match=f"^{run}/checkpoints: no step 3; steps there: 2, 4$"):
+    with pytest.raises(ConversionError, match=f"^{run}/checkpoints: no step 3; existing steps: 2, 4$"):
         open_source(run, 3)
     with pytest.raises(ConversionError, match=f"^{run}/checkpoints/2: step=4 can only be chosen of a run"):
         open_source(f"{run}/checkpoints/2", 4)
@@ -283,7 +283,10 @@ def test_a_step_that_is_not_whole_is_no_model(run):
     prefix = Prefix(f"{run}/checkpoints/4")
     prefix.delete([prefix.find("commit_success.txt")])
     assert open_source(run).step == 2
-    with pytest.raises(ConversionError, match=f"^{run}/checkpoints/4: a step that was not written to its end$"):
+    with pytest.raises(
+        ConversionError,
+        match=f"^{run}/checkpoints/4: this step is incomplete: its write, copy or deletion was interrupted$",
+    ):
         open_source(f"{run}/checkpoints/4")
 
 

@@ -147,7 +147,7 @@ def test_what_holds_no_model_is_refused(run, tmp_path):
         open_source(tmp_path / "none")
     with pytest.raises(ConversionError, match=r"config.json.*checkpoints/<step>.*params and meta"):
         open_source(tmp_path)
-    with pytest.raises(ConversionError, match="no step 3; steps there: 2, 4"):
+    with pytest.raises(ConversionError, match="no step 3; existing steps: 2, 4"):
         open_source(run, step=3)
     with pytest.raises(ConversionError, match="step=2 can only be chosen of a run"):
         open_source(run / "checkpoints" / "4", step=2)

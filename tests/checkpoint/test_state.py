@@ -134,7 +134,7 @@ def test_only_whole_steps_are_listed(run):
     (whole / "commit_success.txt").unlink()  # never committed
     checkpoints = Checkpoints(run / "checkpoints", keep=2)
     assert checkpoints.latest_step() == 3
-    with pytest.raises(ConversionError, match="no step 7; steps there: 3"):
+    with pytest.raises(ConversionError, match="no step 7; existing steps: 3"):
         checkpoints.restore(7, params={}, optimizer={})
     params, optimizer = placed_state(build_mesh(MeshShape(1, 8, 1)))
     checkpoints.save(7, params=params, optimizer=optimizer, data={}, meta=META)  # the number is free again

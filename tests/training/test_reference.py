@@ -295,7 +295,7 @@ def test_a_reference_that_is_gone_is_needed_online_only(data, run, published, tm
         if mode == "precompute":
             train(mine, writers=(), until_step=3)
             continue
-        with pytest.raises(ConversionError, match="no step 10; steps there: 11"):
+        with pytest.raises(ConversionError, match="no step 10; existing steps: 11"):
             train(mine, writers=(), until_step=3)
 
 

@@ -1,0 +1,124 @@
+"""The entries of a run directory: their names, their paths, and which of its steps are whole."""
+
+import dataclasses
+from pathlib import Path
+from typing import Generic, TypeVar, cast
+
+from janus_jax.errors import ConversionError
+from janus_jax.storage.local import Place
+
+P = TypeVar("P", bound=Path | Place)
+
+ITEMS = ("params", "optimizer", "data", "meta")
+"""The Orbax items of a step. A converted directory has params and meta only."""
+_COMMITTED = "commit_success.txt"  # Orbax writes it last
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDir(Generic[P]):
+    """A run directory, local or on gs://. Its entries have the type of `path`; none of them needs to exist."""
+
+    path: P
+
+    @classmethod
+    def of_step(cls, step: P) -> "RunDir[P]":
+        """The run that a step directory (RUN/checkpoints/STEP) belongs to."""
+        return cls(cast(P, step.parent.parent))
+
+    @property
+    def config(self) -> P:
+        """The whole configuration, as YAML."""
+        return self._entry("config.yaml")
+
+    @property
+    def tokenizer(self) -> P:
+        """A copy of the data set's tokenizer: the run can be exported after the data set is deleted."""
+        return self._entry("tokenizer")
+
+    @property
+    def metrics(self) -> P:
+        """One JSON object per line."""
+        return self._entry("metrics.jsonl")
+
+    @property
+    def tensorboard(self) -> P:
+        return self._entry("tensorboard")
+
+    @property
+    def checkpoints(self) -> P:
+        """One directory per step, named by its number."""
+        return self._entry("checkpoints")
+
+    @property
+    def exports(self) -> P:
+        """Hugging Face directories, one per exported step, named by its number."""
+        return self._entry("exports")
+
+    @property
+    def reference(self) -> P:
+        """Precomputed log-probs of the reference model, unless `reference.dir` names another place."""
+        return self._entry("reference")
+
+    @property
+    def profile(self) -> P:
+        return self._entry("profile")
+
+    @property
+    def summary(self) -> P:
+        """How the run ended, as JSON."""
+        return self._entry("summary.json")
+
+    def export(self, step: int) -> P:
+        """The Hugging Face directory of a step."""
+        return cast(P, self.exports / str(step))
+
+    def committed_steps(self) -> list[int]:
+        """See the function `committed_steps`."""
+        return committed_steps(self.checkpoints)
+
+    def _entry(self, name: str) -> P:
+        return cast(P, self.path / name)
+
+
+def committed_steps(checkpoints: Path | Place) -> list[int]:
+    """Whole steps below a directory of checkpoints, ascending. A step without its commit mark or without one of its
+    items (an interrupted deletion or copy) does not count."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal() and is_committed(path))
+
+
+def is_committed(step: Path | Place) -> bool:
+    """Whether a step directory is whole."""
+    return (step / _COMMITTED).exists() and all((step / item).is_dir() for item in ITEMS)
+
+
+def step_directory(checkpoints: P, step: int) -> P:
+    """The directory of a committed step.
+
+    Raises:
+        ConversionError: the step does not exist; names those that do.
+    """
+    steps = committed_steps(checkpoints)
+    if step not in steps:
+        raise ConversionError(f"{checkpoints}: no step {step}; existing steps: {', '.join(map(str, steps)) or 'none'}")
+    return cast(P, checkpoints / str(step))
+
+
+def find_checkpoints(directory: P) -> P | None:
+    """RUN/checkpoints where `directory` is a run, `directory` where it is such a directory of checkpoints itself; None
+    where neither has a whole step."""
+    return next((place for place in (RunDir(directory).checkpoints, directory) if committed_steps(place)), None)
+
+
+def has_params(directory: Path | Place) -> bool:
+    """Whether a directory is a step, or what `janus convert from-hf` writes.
+
+    Raises:
+        ConversionError: it is a step that is not whole.
+    """
+    if not ((directory / "params").is_dir() and (directory / "meta").is_dir()):
+        return False
+    if (directory / "optimizer").is_dir() and not is_committed(directory):
+        raise ConversionError(f"{directory}: this step is incomplete: its write, copy or deletion was interrupted")
+    return True
