@@ -1,7 +1,6 @@
 """Training state on disk: Orbax steps with the items params, optimizer, data (JSON) and meta (JSON)."""
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -37,10 +36,10 @@ class Checkpoints:
             if jax.process_index() == 0:
                 _set_aside(self.directory)
             _sync("checkpoints are listed")
-            _write_whole_pieces()
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+                handler_registry=_handlers(),
             )
 
     def latest_step(self) -> int | None:
@@ -82,8 +81,8 @@ class Checkpoints:
         for name, abstract in (("params", params), ("optimizer", optimizer)):
             check_tree(directory / name, abstract)
         arguments = ocp.args.Composite(
-            params=ocp.args.StandardRestore(params),
-            optimizer=ocp.args.StandardRestore(optimizer),
+            params=_restore_args(params),
+            optimizer=_restore_args(optimizer),
             data=ocp.args.JsonRestore(),
             meta=ocp.args.JsonRestore(),
         )
@@ -116,19 +115,24 @@ class Checkpoints:
             self._manager.close()
 
 
-def _write_whole_pieces() -> None:
-    """Has Orbax save what lies on devices as it lies there. By default replicas share the writing, each cutting its
-    part out on the device: with two that takes half a state more memory than the steps of the run."""
-    handler, log = ocp.type_handlers.ArrayHandler(use_replica_parallel=False), logging.getLogger("absl")
-    level = log.level
-    log.setLevel(logging.ERROR)  # that a handler takes another's place is meant
-    try:
-        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
-    finally:
-        log.setLevel(level)
+def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+    """Handlers that save arrays as they lie on the devices.
+
+    By default Orbax has replicas share the writing. Each cuts its part out on the device, which with two replicas takes
+    half a state more memory than the steps of the run.
+    """
+
+    def arrays() -> ocp.PyTreeCheckpointHandler:
+        handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+        types = ocp.type_handlers.create_type_handler_registry((jax.Array, handler))
+        return ocp.PyTreeCheckpointHandler(type_handler_registry=types)
+
+    return ocp.handlers.create_default_handler_registry(
+        params=arrays(), optimizer=arrays(), data=ocp.JsonCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
+    )
 
 
-def save_args(tree: Any) -> ocp.args.StandardSave:
+def save_args(tree: Any) -> ocp.args.PyTreeSave:
     """Orbax arguments that store `tree` in chunks of at most `CHUNK_BYTES`, one layer each where layers are stacked."""
 
     def chunks(path: tuple[Any, ...], leaf: Any) -> ocp.SaveArgs:
@@ -136,7 +140,11 @@ def save_args(tree: Any) -> ocp.args.StandardSave:
         stacked = np.ndim(leaf) > 1 and any(getattr(key, "key", None) == "layers" for key in path)
         return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if stacked else ())
 
-    return ocp.args.StandardSave(tree, save_args=jax.tree_util.tree_map_with_path(chunks, tree))
+    return ocp.args.PyTreeSave(tree, save_args=jax.tree_util.tree_map_with_path(chunks, tree))
+
+
+def _restore_args(abstract: Any) -> ocp.args.PyTreeRestore:
+    return ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
 
 
 def read_json_item(item: Place) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def test_what_is_restored_by_blocks_is_what_orbax_restores(chunk, mesh, tmp_path
             for path, spec in leaves(specs).items()
         }
     )
-    ours = item.restore(epath.Path(tmp_path / "converted" / "params"), abstract)
+    ours = item.restore_blocks(epath.Path(tmp_path / "converted" / "params"), abstract)
     theirs = restore_item(epath.Path(tmp_path / "converted" / "params"), abstract)
     assert_same_bits(ours, theirs)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
