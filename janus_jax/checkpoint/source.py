@@ -77,7 +77,7 @@ class Source:
         dtype = self._dtype(dtype)
         if shardings is None:
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            shardings = jax.tree.map(lambda _: device, param_specs(self.config, dtype), is_leaf=_is_spec)
+            shardings = jax.tree.map(lambda _: device, param_specs(self.config, dtype))
         return self._load(dtype, shardings)
 
     def load_host(self, *, dtype: Any = None) -> Params:
@@ -197,7 +197,3 @@ def _tokenizer(places: Sequence[Place]) -> str | None:
         if any((found / name).exists() for name in _TOKENIZER_FILES):
             return str(staging.files(found.url, is_wanted, "models") if isinstance(found, BucketPath) else found)
     return None
-
-
-def _is_spec(leaf: Any) -> bool:
-    return hasattr(leaf, "axes")

@@ -51,7 +51,7 @@ _POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class ParamSpec:
-    """Shape, dtype and logical axis names of one parameter."""
+    """Shape, dtype and logical axis names of one parameter; a leaf to `jax.tree`."""
 
     shape: tuple[int, ...]
     dtype: Any

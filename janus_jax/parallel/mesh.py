@@ -163,7 +163,7 @@ def param_shardings(specs: Any, mesh: Mesh, rules: Rules) -> Any:
                 )
         return NamedSharding(mesh, partition)
 
-    return jax.tree_util.tree_map_with_path(sharding, specs, is_leaf=lambda leaf: hasattr(leaf, "axes"))
+    return jax.tree_util.tree_map_with_path(sharding, specs)
 
 
 @dataclasses.dataclass(frozen=True)

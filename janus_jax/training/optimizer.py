@@ -51,11 +51,7 @@ class AdamW:
 
     def transformation(self, schedule: Callable[[Any], Any], specs: Any) -> optax.GradientTransformation:
         """The optax transformation for parameters described by `specs` (a tree of `ParamSpec`)."""
-        decayed = jax.tree.map(
-            lambda spec: len([axis for axis in spec.axes if axis != "layers"]) > 1,
-            specs,
-            is_leaf=lambda leaf: hasattr(leaf, "axes"),
-        )
+        decayed = jax.tree.map(lambda spec: len([axis for axis in spec.axes if axis != "layers"]) > 1, specs)
         return optax.chain(
             _scale_by_adam(self.b1, self.b2, self.eps, jnp.dtype(self.moments)),
             optax.add_decayed_weights(self.weight_decay, mask=decayed),

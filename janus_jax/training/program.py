@@ -182,11 +182,7 @@ def _choose_attention(
 
 
 def _param_shapes(functions: StepFunctions, dtype: Any) -> Any:
-    return jax.tree.map(
-        lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype),
-        param_specs(functions.model, dtype),
-        is_leaf=lambda leaf: hasattr(leaf, "axes"),
-    )
+    return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype), param_specs(functions.model, dtype))
 
 
 def _state_shapes(functions: StepFunctions, dtype: Any) -> TrainState:

@@ -38,9 +38,7 @@ META = {"model": {**CONFIG.__dict__}, "config": {"run": {"seed": 3}}}
 
 def transformation():
     """An optax state with everything odd: empty states, masks, counters, a moment per parameter."""
-    mask = jax.tree.map(
-        lambda spec: len(spec.shape) > 2, param_specs(CONFIG), is_leaf=lambda leaf: hasattr(leaf, "axes")
-    )
+    mask = jax.tree.map(lambda spec: len(spec.shape) > 2, param_specs(CONFIG))
     return optax.chain(
         optax.clip(1.0),
         optax.scale_by_adam(),

@@ -95,12 +95,7 @@ class _Shares:
             raise ConfigError(f"batch.row_length={found.shape.row_length} does not divide over the shards of length")
         specs = param_specs(found.model, jnp.dtype(config.params_dtype))
         shardings = meshes.param_shardings(specs, mesh, rules)
-        sizes = jax.tree.map(
-            lambda spec, sharding: math.prod(sharding.shard_shape(spec.shape)),
-            specs,
-            shardings,
-            is_leaf=lambda leaf: hasattr(leaf, "axes"),
-        )
+        sizes = jax.tree.map(lambda spec, sharding: math.prod(sharding.shard_shape(spec.shape)), specs, shardings)
         ways = ways_of(mesh, rules)
         row = empty_batch(1, found.shape.row_length, found.shape.max_segments)
         slots = row.tokens.nbytes * sum(leaf.shape == row.tokens.shape for leaf in jax.tree.leaves(row))

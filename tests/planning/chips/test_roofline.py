@@ -42,7 +42,7 @@ CHIPS = load_chips().chips
     ],
 )
 def test_parameters_are_those_of_the_model(model):
-    leaves = jax.tree.leaves(param_specs(model), is_leaf=lambda leaf: hasattr(leaf, "axes"))
+    leaves = jax.tree.leaves(param_specs(model))
     assert parameters(model) == sum(math.prod(leaf.shape) for leaf in leaves)
 
 
@@ -104,11 +104,7 @@ def xla_flops(f, *arguments):
 
 def layer_of(kind, rows, length):
     """One layer under a policy, and the shapes of what it takes."""
-    weights = jax.tree.map(
-        lambda spec: jax.ShapeDtypeStruct(spec.shape[1:], jnp.float32),
-        param_specs(LAYER)["layers"],
-        is_leaf=lambda leaf: hasattr(leaf, "axes"),
-    )
+    weights = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape[1:], jnp.float32), param_specs(LAYER)["layers"])
     x = jax.ShapeDtypeStruct((rows, length, LAYER.hidden_size), jnp.float32)
     at = jax.ShapeDtypeStruct((rows, length), jnp.int32)
 
