@@ -14,7 +14,7 @@ import numpy as np
 from janus_jax import __version__
 from janus_jax.checkpoint.digest import Digests, require_one_config, tensors
 from janus_jax.checkpoint.hf.keys import KeyEntry, Layout, key_table
-from janus_jax.checkpoint.source import Source, open_source
+from janus_jax.checkpoint.stored_model import StoredModel, open_model
 from janus_jax.errors import ConversionError
 
 Verify = Literal["none", "digest", "logits"]
@@ -46,7 +46,7 @@ class Report:
     janus_jax: str = __version__
 
     @classmethod
-    def of(cls, source: Source, dtype: np.dtype, verify: Verify, layout: Layout | None = None) -> "Report":
+    def of(cls, source: StoredModel, dtype: np.dtype, verify: Verify, layout: Layout | None = None) -> "Report":
         """A report in which nothing is done yet.
 
         Args:
@@ -65,7 +65,7 @@ class Report:
             "" if self.tokenizer else "; without a tokenizer: none is there"
         )
 
-    def tensors(self, source: Source) -> Iterator[tuple[KeyEntry, np.ndarray]]:
+    def tensors(self, source: StoredModel) -> Iterator[tuple[KeyEntry, np.ndarray]]:
         """The tensors of the source; their digests, as they will be stored, are noted."""
         digests = Digests(self.sha256)
         for entry, block in tensors(source):
@@ -73,21 +73,21 @@ class Report:
                 digests.note(entry, block, np.dtype(self.dtype))
             yield entry, block
 
-    def finish(self, source: Source, directory: Path) -> None:
+    def finish(self, source: StoredModel, directory: Path) -> None:
         """Verifies what was written and writes the report beside it.
 
         Raises:
             ConversionError: a tensor, a key of the model config or the logits are not those of the source; names which.
         """
         if self.verify != "none":
-            self._verify(source, open_source(directory))
+            self._verify(source, open_model(directory))
         source.require_unchanged()
         if self.layout is not None and self.sha256:  # as the files call them
             names = (entry.key for entry in key_table(source.config, self.layout))
             self.sha256 = dict(zip(names, self.sha256.values(), strict=True))
         (directory / REPORT).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
 
-    def _verify(self, source: Source, written: Source) -> None:
+    def _verify(self, source: StoredModel, written: StoredModel) -> None:
         with Timer(self, "digests"):
             if not self.sha256:  # others wrote it
                 for _ in self.tensors(source):
@@ -109,7 +109,7 @@ def check_verify(verify: str) -> None:
         raise ConversionError(f"verify={verify}: allowed: {', '.join(reversed(VERIFY))}")
 
 
-def run_digest(source: Source) -> str | None:
+def run_digest(source: StoredModel) -> str | None:
     """sha256 of what a run says of itself in the step's meta; None for anything else."""
     if not source.meta.get("config"):
         return None

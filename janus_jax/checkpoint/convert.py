@@ -12,7 +12,7 @@ from etils import epath
 
 from janus_jax import __version__
 from janus_jax.checkpoint.conversion_report import Report, Timer, Verify, check_verify
-from janus_jax.checkpoint.digest import Difference, compare
+from janus_jax.checkpoint.digest import TensorDifference, compare
 from janus_jax.checkpoint.hf.card import model_card
 from janus_jax.checkpoint.hf.keys import Layout, key_table
 from janus_jax.checkpoint.hf.write import (
@@ -25,7 +25,7 @@ from janus_jax.checkpoint.hf.write import (
     write_tensors,
 )
 from janus_jax.checkpoint.item import ItemWriter
-from janus_jax.checkpoint.source import Source, open_source
+from janus_jax.checkpoint.stored_model import StoredModel, open_model
 from janus_jax.errors import ConversionError
 from janus_jax.storage import staging
 from janus_jax.text.template import get_template
@@ -51,7 +51,7 @@ def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, verify:
     """
     check_verify(verify)
     staging.require_free(dst)  # before a download
-    source = open_source(src)
+    source = open_model(src)
     if source.layout is None:
         raise ConversionError(f"{source.path}: not a Hugging Face directory: config.json is not there")
     tokenizer = None if source.tokenizer_directory is None else _open_tokenizer(source.tokenizer_directory)
@@ -105,7 +105,7 @@ def to_hf(
     check_verify(verify)
     staging.require_free(dst)
     limit = parse_size(max_shard_size)
-    source = open_source(src, step)
+    source = open_model(src, step)
     check_layout(source.config, layout)
     target = export_dtype(source.stored_dtype if dtype is None else dtype)
     tokenizer = None if source.tokenizer_directory is None else _open_tokenizer(source.tokenizer_directory)
@@ -125,18 +125,18 @@ def to_hf(
 
 
 @staging.naming_urls()
-def check(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[Difference]:
+def check(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[TensorDifference]:
     """Tensors in which two models differ; empty where they are bit for bit the same.
 
     Args:
-        a, b: anything that holds a model (`open_source`).
+        a, b: anything that holds a model (`open_model`).
     Raises:
         ConversionError: one holds no model, or they have different shapes.
     """
-    return compare(open_source(a), open_source(b))
+    return compare(open_model(a), open_model(b))
 
 
-def _size(source: Source, dtype: np.dtype) -> int:
+def _size(source: StoredModel, dtype: np.dtype) -> int:
     return sum(math.prod(entry.shape) for entry in key_table(source.config)) * dtype.itemsize
 
 

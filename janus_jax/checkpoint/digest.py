@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from janus_jax.checkpoint.hf.keys import KeyEntry, key_table
-from janus_jax.checkpoint.source import Source
+from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.errors import ConversionError
 
 
@@ -31,7 +31,7 @@ class Digests:
         with np.errstate(over="ignore"):  # whoever stores it refuses it
             self.by_key[entry.key] = digest(block.astype(dtype, copy=False))
 
-    def require(self, written: Source) -> None:
+    def require(self, written: StoredModel) -> None:
         """Reads a model again and compares.
 
         Raises:
@@ -42,7 +42,7 @@ class Digests:
                 raise ConversionError(f"{written.path}: tensor {entry.key} is not what was written; nothing is kept")
 
 
-def tensors(source: Source) -> Iterator[tuple[KeyEntry, np.ndarray]]:
+def tensors(source: StoredModel) -> Iterator[tuple[KeyEntry, np.ndarray]]:
     """Every tensor of a model in the order of the key table, in the stored dtype; one is read ahead in a thread."""
     entries = key_table(source.config)
     pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tensors")
@@ -60,7 +60,7 @@ def tensors(source: Source) -> Iterator[tuple[KeyEntry, np.ndarray]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
+class TensorDifference:
     """Two tensors of one name that are not bit for bit the same."""
 
     key: str
@@ -73,14 +73,14 @@ class Difference:
         return f"{self.key}: {dtypes}largest difference {self.largest:.3g}, {self.relative:.2g} of the largest value"
 
 
-def require_one_config(ours: Source, theirs: Source) -> None:
+def require_one_config(ours: StoredModel, theirs: StoredModel) -> None:
     """Raises ConversionError where what two models say of themselves differs; names the keys."""
     a, b = dataclasses.asdict(ours.config), dataclasses.asdict(theirs.config)
     if said := "; ".join(f"{key} {a[key]!r} and {b[key]!r}" for key in a if a[key] != b[key]):
         raise ConversionError(f"{ours.path} and {theirs.path} hold models of different shape: {said}")
 
 
-def compare(ours: Source, theirs: Source) -> list[Difference]:
+def compare(ours: StoredModel, theirs: StoredModel) -> list[TensorDifference]:
     """Tensors that differ between two models of one shape, in values or dtype.
 
     Raises:
@@ -94,18 +94,18 @@ def compare(ours: Source, theirs: Source) -> list[Difference]:
         a, b = one.astype(np.float32), other.astype(np.float32)
         largest = float(np.abs(a - b).max())
         found.append(
-            Difference(
+            TensorDifference(
                 entry.key, largest, largest / max(float(np.abs(a).max()), 1e-30), (one.dtype.name, other.dtype.name)
             )
         )
     return found
 
 
-def _rewards(ours: Source, theirs: Source) -> Iterator[Difference]:
+def _rewards(ours: StoredModel, theirs: StoredModel) -> Iterator[TensorDifference]:
     """Where a normalised reward (r - mean) / std would be another."""
     a, b = ours.facts.reward, theirs.facts.reward
     for key in ("mean", "std"):
         one, other = a.get(key), b.get(key)
         if one != other:
             largest = abs(one - other) if one is not None and other is not None else math.inf
-            yield Difference(f"config.json's {key} ({one} and {other})", largest, math.inf)
+            yield TensorDifference(f"config.json's {key} ({one} and {other})", largest, math.inf)

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from janus_jax.checkpoint.hf.keys import Path, leaves, nest
+from janus_jax.checkpoint.hf.keys import KeyPath, leaves, nest
 from janus_jax.errors import ConversionError, JanusError, StorageError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import param_specs
@@ -66,25 +66,25 @@ class ItemReader:
         except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
             raise ConversionError(f"{item}: not an Orbax item, or a damaged one: {error}") from error
         self._context = _context() if isinstance(item, BucketPath) else ts.Context()
-        self._open: dict[Path, Any] = {}
+        self._open: dict[KeyPath, Any] = {}
 
-    def leaves(self) -> dict[Path, jax.ShapeDtypeStruct]:
+    def leaves(self) -> dict[KeyPath, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of all leaves."""
         return {path: jax.ShapeDtypeStruct(self.shape(path), self.dtype(path)) for path in self._paths}
 
-    def dtype(self, path: Path) -> np.dtype:
+    def dtype(self, path: KeyPath) -> np.dtype:
         """Of a leaf."""
         return self._leaf(path).dtype.numpy_dtype
 
-    def shape(self, path: Path) -> tuple[int, ...]:
+    def shape(self, path: KeyPath) -> tuple[int, ...]:
         """Of a leaf."""
         return tuple(self._leaf(path).shape)
 
-    def read(self, path: Path, index: tuple[slice, ...] | None = None) -> np.ndarray:
+    def read(self, path: KeyPath, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """The block `index` (unit-step slices; None: all) of a leaf."""
         return self._result(path, self._start(path, index))
 
-    def rows(self, path: Path, start: int, stop: int, index: tuple[slice, ...]) -> Iterator[tuple[int, np.ndarray]]:
+    def rows(self, path: KeyPath, start: int, stop: int, index: tuple[slice, ...]) -> Iterator[tuple[int, np.ndarray]]:
         """The block `index` of what follows the first axis, for `start` to `stop` of that, in pieces of one row of
         chunks; each with the number at which it begins. One is on its way while another is used."""
         rows = self._leaf(path).chunk_layout.read_chunk.shape[0]
@@ -98,12 +98,12 @@ class ItemReader:
         if ahead is not None:
             yield ahead[0], self._result(path, ahead[1])
 
-    def _start(self, path: Path, index: tuple[slice, ...] | None) -> tuple[Any, int]:
+    def _start(self, path: KeyPath, index: tuple[slice, ...] | None) -> tuple[Any, int]:
         leaf = self._leaf(path)
         wanted = leaf if index is None else leaf[index]
         return wanted.read(), wanted.size * wanted.dtype.numpy_dtype.itemsize
 
-    def _result(self, path: Path, started: tuple[Any, int]) -> Any:
+    def _result(self, path: KeyPath, started: tuple[Any, int]) -> Any:
         future, size = started
         limit = 3 * bucket.RETRY_S + size / _SLOWEST if isinstance(self._item, BucketPath) else None
         try:
@@ -111,7 +111,7 @@ class ItemReader:
         except (ValueError, OSError) as error:
             raise self._unread(path, error) from error
 
-    def _leaf(self, path: Path) -> Any:
+    def _leaf(self, path: KeyPath) -> Any:
         if path not in self._open:
             try:
                 store = _kvstore(self._item, path, ocdbt=self._ocdbt)
@@ -123,7 +123,7 @@ class ItemReader:
             self._open[path] = self._result(path, (opening, 0))
         return self._open[path]
 
-    def _unread(self, path: Path, error: Exception) -> JanusError:
+    def _unread(self, path: KeyPath, error: Exception) -> JanusError:
         if isinstance(self._item, BucketPath):
             if isinstance(error, TimeoutError):
                 return StorageError(f"{self._item}: {'/'.join(path)} cannot be read: the service does not answer")
@@ -142,7 +142,7 @@ def restore_blocks(item: Place, abstract: Any) -> Any:
     return nest({path: _restore_leaf(reader, path, leaf) for path, leaf in leaves(abstract).items()})
 
 
-def _restore_leaf(reader: ItemReader, path: Path, leaf: jax.ShapeDtypeStruct) -> Any:
+def _restore_leaf(reader: ItemReader, path: KeyPath, leaf: jax.ShapeDtypeStruct) -> Any:
     if leaf.sharding is None:
         boxes = {tuple((0, size) for size in leaf.shape)}
     else:
@@ -192,7 +192,7 @@ class ItemWriter:
         self._leaves = {path: self._create(path, spec.shape, np.dtype(dtype)) for path, spec in self._specs.items()}
         self._pending: list[Any] = []
 
-    def write(self, path: Path, layer: int | None, block: np.ndarray) -> None:
+    def write(self, path: KeyPath, layer: int | None, block: np.ndarray) -> None:
         """A leaf, or one layer of a stacked one. At most two blocks are on their way when this returns.
 
         Args:
@@ -215,7 +215,7 @@ class ItemWriter:
             except (ValueError, OSError) as error:
                 raise StorageError(f"{self._item}: cannot be written: {refusal(error)}") from error
 
-    def _create(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    def _create(self, path: KeyPath, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         stacked = self._specs[path].axes[0] == "layers"
         metadata = {
             "shape": list(shape),
@@ -253,7 +253,7 @@ def _said(error: Exception) -> str:
     return text.partition("\n")[0]
 
 
-def _kvstore(item: Place, path: Path, *, ocdbt: bool) -> dict[str, Any]:
+def _kvstore(item: Place, path: KeyPath, *, ocdbt: bool) -> dict[str, Any]:
     name = ".".join(path) + "/"
     base = os.fspath(absolute(item))
     remote = bucket.is_url(base)

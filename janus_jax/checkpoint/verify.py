@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.checkpoint.hf.keys import KeyEntry, cpu_device, key_table, nest
-from janus_jax.checkpoint.source import Source
+from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.model.attention import Layout
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Compute, one_layer, rms_norm
@@ -18,7 +18,7 @@ _HEAD_ROWS = 4096
 """Rows of the vocabulary whose logits are computed at a time."""
 
 
-def largest_logit_difference(ours: Source, theirs: Source) -> float:
+def largest_logit_difference(ours: StoredModel, theirs: StoredModel) -> float:
     """Largest absolute difference of float32 logits, or rewards, on random tokens; NaN where they overflow unlike.
 
     Weights are read in their stored dtypes and multiplied in float32, so equal weights give exactly zero.
@@ -32,7 +32,7 @@ def largest_logit_difference(ours: Source, theirs: Source) -> float:
     return float(np.max([0.0 if np.array_equal(a, b, equal_nan=True) else np.abs(a - b).max() for a, b in blocks]))
 
 
-def outputs(source: Source, tokens: np.ndarray) -> list[np.ndarray]:
+def outputs(source: StoredModel, tokens: np.ndarray) -> list[np.ndarray]:
     """Blocks of [T, V] logits along V, or one [T, 1] of rewards, in float32.
 
     Args:
@@ -59,7 +59,7 @@ def outputs(source: Source, tokens: np.ndarray) -> list[np.ndarray]:
 
 
 def _head(
-    config: ModelConfig, source: Source, table: dict[Any, KeyEntry], x: jax.Array, tied: np.ndarray | None
+    config: ModelConfig, source: StoredModel, table: dict[Any, KeyEntry], x: jax.Array, tied: np.ndarray | None
 ) -> list[np.ndarray]:
     if config.head == "value":
         columns = source.read(table[("value_head",), None])

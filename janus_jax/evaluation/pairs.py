@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from janus_jax.batch import Batch
-from janus_jax.checkpoint.source import open_source
+from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.config.run import RunConfig
 from janus_jax.data.statistics import wilson_interval
 from janus_jax.model.mistral import Params
@@ -70,7 +70,7 @@ def pair_accuracies(
 
     reference, reference_logps = setup.reference_params(setup.reference_step), jax.jit(functions.reference)
     weights = {
-        "trained": open_source(config.run.dir).load(dtype=jnp.float32, shardings=setup.program.state_shardings.params)
+        "trained": open_model(config.run.dir).load(dtype=jnp.float32, shardings=setup.program.state_shardings.params)
     }
     if reference is None:
         weights["at start"] = setup.initial_params(jnp.float32)

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from janus_jax.checkpoint.source import open_source
+from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.config.run import RunConfig
 from janus_jax.data.epoch import RowPlan
 from janus_jax.data.from_config import open_held_out, row_plan
@@ -89,7 +89,7 @@ def _stored(config: RunConfig, assumed: list[str]) -> ModelConfig | None:
     if path is None:
         return None
     if _exists(path):
-        return open_source(path).config
+        return open_model(path).config
     assumed.append(f"init.from={path} is not on this machine: the shape of Mistral-7B-v0.2")
     return PRESETS["mistral-7b"]
 

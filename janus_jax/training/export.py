@@ -7,7 +7,7 @@ from pathlib import Path
 from janus_jax.checkpoint.conversion_report import VERIFY, Report, read_report, run_digest
 from janus_jax.checkpoint.hf.card import model_card
 from janus_jax.checkpoint.hf.write import export_dtype, save_hf
-from janus_jax.checkpoint.source import Source, open_source
+from janus_jax.checkpoint.stored_model import StoredModel, open_model
 from janus_jax.config.run import ExportSection
 from janus_jax.errors import ConfigError
 from janus_jax.model.mistral import Params
@@ -32,7 +32,7 @@ def export_step(run_dir: Path, setup: Setup, step: int, params: Params, notify: 
     wanted = setup.config.export
     out = run_dir / "exports" / str(step)
     dtype = export_dtype(wanted.dtype or setup.config.params_dtype)
-    source = open_source(run_dir, step)  # what a conversion of it says, this says; Orbax wants all processes for this
+    source = open_model(run_dir, step)  # what a conversion of it says, this says; Orbax wants all processes for this
     if out.exists() and any(out.iterdir()):  # a finished run started once more
         _require_suitable(out, source, dtype.name, wanted)
         return out
@@ -56,9 +56,9 @@ def export_step(run_dir: Path, setup: Setup, step: int, params: Params, notify: 
     return out
 
 
-def _require_suitable(out: Path, source: Source, dtype: str, wanted: ExportSection) -> None:
+def _require_suitable(out: Path, source: StoredModel, dtype: str, wanted: ExportSection) -> None:
     """Refuses an export that is there and is not what this run would write."""
-    there, report = open_source(out), read_report(out)
+    there, report = open_model(out), read_report(out)
     if report.get("run_sha256") not in (None, run_digest(source)):
         raise ConfigError(
             f"export.hf=true: {out} is there already, of another run; remove it or choose another run.dir"

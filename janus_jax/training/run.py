@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from janus_jax import __version__
-from janus_jax.checkpoint.hf.facts import Facts
+from janus_jax.checkpoint.hf.facts import ModelFacts
 from janus_jax.checkpoint.state import Checkpoints, committed_steps
 from janus_jax.config.run import RunConfig, to_yaml
 from janus_jax.data.epoch import Position
@@ -204,13 +204,13 @@ class _Loop:
             "facts": self._facts().to_json(),
         }
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> ModelFacts:
         """What is known of the weights of this step. Token ids are those of the tokenizer that goes along."""
         source, held_out = self.setup.source, self.setup.eval_loader
         reward = {}
         if held_out is not None and self._evaluated_at == self.step:
             reward = self.setup.objective.reward_statistics(self.last_eval, len(held_out.fitted.index))
-        return Facts(reward=reward, base_model=None if source is None else source.facts.base_model)
+        return ModelFacts(reward=reward, base_model=None if source is None else source.facts.base_model)
 
     def _writers(self, extra: Sequence[metrics.Writer] | None) -> list[metrics.Writer]:
         if not processes.is_main():

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from janus_jax.checkpoint.source import Source, open_source
+from janus_jax.checkpoint.stored_model import StoredModel, open_model
 from janus_jax.config.run import RunConfig
 from janus_jax.data.dataset import Examples, TokenizedDataset
 from janus_jax.data.from_config import batch_settings, open_held_out, open_training
@@ -35,8 +35,8 @@ class Setup:
     total_steps: int
     loader: Loader
     eval_loader: Loader | None
-    source: Source | None
-    reference: Source | None  # what reference.from says; None: as source, or the random weights
+    source: StoredModel | None
+    reference: StoredModel | None  # what reference.from says; None: as source, or the random weights
 
     def initial_params(self, dtype: Any) -> Params:
         """The weights that a fresh run begins from: `init.from`, or random ones of `run.seed`."""
@@ -63,14 +63,14 @@ class Setup:
         )
         if chosen is not None and chosen.step != step:
             assert path is not None
-            chosen = open_source(path, step)
+            chosen = open_model(path, step)
         dtype, kept = self.program.functions.compute.dtype, jnp.dtype(self.config.params_dtype)
         if self.reference is not None or jnp.promote_types(dtype, kept) == kept:
             return self._load(chosen, dtype)
         initial = self._load(chosen, kept)  # rounded as the policy's are
         return jax.tree.map(lambda leaf: leaf.astype(dtype), initial)
 
-    def _load(self, source: Source | None, dtype: Any) -> Params:
+    def _load(self, source: StoredModel | None, dtype: Any) -> Params:
         """All parameters of the source, or random ones; of a language model that becomes a reward model all but the
         vocabulary's head, and a random value head."""
         shardings = self.program.state_shardings.params
@@ -89,7 +89,7 @@ class Setup:
         return {name: body[name] if name in body else head for name in shardings}
 
 
-def open_reference_source(config: RunConfig, model: ModelConfig) -> Source | None:
+def open_reference_source(config: RunConfig, model: ModelConfig) -> StoredModel | None:
     """What `reference.from` names; None without it.
 
     Raises:
@@ -99,7 +99,7 @@ def open_reference_source(config: RunConfig, model: ModelConfig) -> Source | Non
     path = config.reference.from_
     if path is None:
         return None
-    found = open_source(path)
+    found = open_model(path)
     if found.config.head != model.head:
         raise ConfigError(f"reference.from={path}: is a reward model; allowed: a language model")
     if found.config != model:
@@ -118,7 +118,7 @@ def prepare(config: RunConfig) -> Setup:
         StorageError: data or weights on gs:// that cannot be read.
     """
     dataset, held_out = open_training(config), open_held_out(config)
-    source = None if config.init.from_ is None else open_source(config.init.from_)
+    source = None if config.init.from_ is None else open_model(config.init.from_)
     objective = build_objective(config)
     model = model_to_train(config, None if source is None else source.config, objective)
     for examples in filter(None, (dataset, held_out)):

@@ -21,8 +21,8 @@ from janus_jax.checkpoint import item
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
 from janus_jax.checkpoint.hf.keys import leaves, nest
 from janus_jax.checkpoint.hf.read import save_hf
-from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import Checkpoints, restore_item
+from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.cli.main import main
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.mistral import param_specs
@@ -106,7 +106,7 @@ def test_from_a_bucket_to_a_bucket_and_back_is_what_local_conversions_give(
     assert "consolidated" not in asked.replace("uploadType", "") and "training.log" not in asked
     bodies = [path for method, path in proxy.requests if method in ("POST", "DELETE")]
     assert ".janus-upload.json" in bodies[-1] and "uploadType" in bodies[-2]
-    assert open_source(f"{bucket}/converted").config == SMALL
+    assert open_model(f"{bucket}/converted").config == SMALL
     assert check(f"{bucket}/converted", hf) == check(f"{bucket}/converted", tmp_path / "converted") == []
     report = json.loads(Prefix(f"{bucket}/converted").read(Prefix(f"{bucket}/converted").find(REPORT)))
     assert report["source"] == f"{bucket}/hf" and report["largest_logit_difference"] == 0
@@ -122,9 +122,9 @@ def test_from_a_bucket_to_a_bucket_and_back_is_what_local_conversions_give(
 
 def test_a_directory_is_fetched_once_and_anew_when_it_changed(hf, bucket, proxy):
     url = upload(hf, f"{bucket}/hf")
-    first = open_source(url)
+    first = open_model(url)
     asked = len(proxy.requests)
-    assert open_source(url).tokenizer_directory == first.tokenizer_directory
+    assert open_model(url).tokenizer_directory == first.tokenizer_directory
     assert not [path for _, path in proxy.requests[asked:] if "alt=media" in path]
     prefix = Prefix(url)
     config = prefix.find("config.json")
@@ -133,12 +133,12 @@ def test_a_directory_is_fetched_once_and_anew_when_it_changed(hf, bucket, proxy)
         prefix.read(config).replace(b'"rms_norm_eps": 1e-05', b'"rms_norm_eps": 1e-06'),
         config.generation,
     )
-    assert open_source(url).config == dataclasses.replace(SMALL, rms_norm_eps=1e-6) != first.config
+    assert open_model(url).config == dataclasses.replace(SMALL, rms_norm_eps=1e-6) != first.config
 
 
 @pytest.mark.parametrize("place, step", [("", 4), ("/checkpoints", 4), ("/checkpoints/2", 2), ("/checkpoints/4", 4)])
 def test_a_run_and_its_steps_are_read_where_they_lie(place, step, run, tmp_path):
-    source = open_source(f"{run}{place}")
+    source = open_model(f"{run}{place}")
     assert (source.path, source.step, source.config) == (f"{run}/checkpoints/{step}", step, SMALL)
     assert_same_bits(source.load(), times(step))
     assert (
@@ -151,16 +151,16 @@ def test_a_run_and_its_steps_are_read_where_they_lie(place, step, run, tmp_path)
 
 def test_of_a_run_a_step_can_be_chosen(run, tmp_path):
     to_hf(run, tmp_path / "out", step=2)
-    assert_same_bits(open_source(tmp_path / "out").load(), times(2))
+    assert_same_bits(open_model(tmp_path / "out").load(), times(2))
     with pytest.raises(ConversionError, match=f"^{run}/checkpoints: no step 3; existing steps: 2, 4$"):
-        open_source(run, 3)
+        open_model(run, 3)
     with pytest.raises(ConversionError, match=f"^{run}/checkpoints/2: step=4 can only be chosen of a run"):
-        open_source(f"{run}/checkpoints/2", 4)
+        open_model(f"{run}/checkpoints/2", 4)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_weights_are_placed_on_a_mesh_and_come_over_the_network_once(dtype, run, proxy):
-    source = open_source(run)
+    source = open_model(run)
     arrived = []
 
     def note(method, path, answer):
@@ -232,7 +232,7 @@ def test_a_damaged_directory_is_named_by_its_url_and_leaves_nothing(hf, bucket, 
 
 def test_weights_that_are_cut_or_gone_are_damage_and_a_refusal_is_not(run, tmp_path, proxy, monkeypatch):
     monkeypatch.setattr(buckets, "RETRY_S", 1.2)
-    source = open_source(run)
+    source = open_model(run)
 
     def refuse(status):
         body = b'{"error": {"message": "not today"}}'
@@ -244,7 +244,7 @@ def test_weights_that_are_cut_or_gone_are_damage_and_a_refusal_is_not(run, tmp_p
         (lambda method, path, answer: None if "%2Fd%2F" in path else answer, "CURL error"),
     ):
         proxy.rule = rule
-        for attempt in (source.load_host, lambda: open_source(run), lambda: to_hf(run, tmp_path / "out")):
+        for attempt in (source.load_host, lambda: open_model(run), lambda: to_hf(run, tmp_path / "out")):
             with pytest.raises(
                 StorageError, match=rf"^{run}/checkpoints/4/params: \S+ cannot be read: .*{reason}"
             ) as told:
@@ -268,7 +268,7 @@ def test_weights_that_are_cut_or_gone_are_damage_and_a_refusal_is_not(run, tmp_p
 
 
 def test_a_service_that_does_not_answer_is_not_waited_for_without_end(run, proxy, monkeypatch):
-    source = open_source(run)
+    source = open_model(run)
     monkeypatch.setattr(buckets, "RETRY_S", 0.1)
     silent = threading.Event()
     proxy.rule = lambda method, path, answer: (silent.wait(20), answer)[1] if "%2Fd%2F" in path else answer
@@ -282,12 +282,12 @@ def test_a_service_that_does_not_answer_is_not_waited_for_without_end(run, proxy
 def test_a_step_that_is_not_whole_is_no_model(run):
     prefix = Prefix(f"{run}/checkpoints/4")
     prefix.delete([prefix.find("commit_success.txt")])
-    assert open_source(run).step == 2
+    assert open_model(run).step == 2
     with pytest.raises(
         ConversionError,
         match=f"^{run}/checkpoints/4: this step is incomplete: its write, copy or deletion was interrupted$",
     ):
-        open_source(f"{run}/checkpoints/4")
+        open_model(f"{run}/checkpoints/4")
 
 
 # ---- writing
@@ -317,7 +317,7 @@ def test_an_upload_that_was_killed_is_no_model_and_the_next_one_succeeds(which, 
     left = tree(place)
     assert staging.MARKER in left and last not in left and len(left) > 3  # all but the last file
     with pytest.raises(ConversionError, match=f"^{place}: holds no model: an upload to it has not come to its end$"):
-        open_source(place)
+        open_model(place)
     convert(hf, place, verify="none")
     assert last in tree(place) and staging.MARKER not in tree(place)
     assert check(place, hf) == []

@@ -16,8 +16,8 @@ import transformers
 
 from janus_jax.checkpoint.convert import from_hf, to_hf
 from janus_jax.checkpoint.hf.read import read_model_config, save_hf
-from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import Checkpoints
+from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.mistral import param_specs
 from janus_jax.parallel.mesh import MeshShape, build_mesh, merge_rules, param_shardings
@@ -68,7 +68,7 @@ def test_to_hf_takes_the_newest_step_or_the_given_one(run, tmp_path):
     to_hf(run, tmp_path / "second", step=2)
     to_hf(run / "checkpoints" / "2", tmp_path / "direct")
     for name, step in (("newest", 4), ("second", 2), ("direct", 2)):
-        assert_same_bits(open_source(tmp_path / name).load(), times(step))
+        assert_same_bits(open_model(tmp_path / name).load(), times(step))
 
 
 def test_relative_paths_do(run, tmp_path, monkeypatch):
@@ -76,14 +76,14 @@ def test_relative_paths_do(run, tmp_path, monkeypatch):
     to_hf("run", "out")
     from_hf("out", "converted")
     for name in ("run", "run/checkpoints/4", "out", "converted"):
-        assert_same_bits(open_source(name).load(), times(4))
+        assert_same_bits(open_model(name).load(), times(4))
 
 
 def test_to_hf_casts_when_asked(run, tmp_path):
     to_hf(run, tmp_path / "out", dtype="bfloat16")
     expected = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), times(4))
-    assert open_source(tmp_path / "out").stored_dtype == jnp.bfloat16
-    assert_same_bits(open_source(tmp_path / "out").load(), expected)
+    assert open_model(tmp_path / "out").stored_dtype == jnp.bfloat16
+    assert_same_bits(open_model(tmp_path / "out").load(), expected)
 
 
 def test_the_tokenizer_travels(tmp_path):
@@ -97,7 +97,7 @@ def test_the_tokenizer_travels(tmp_path):
     chat = [{"role": "user", "content": "hello  there\n"}]
     assert before("a  b\nc").input_ids == after("a  b\nc").input_ids
     assert before.apply_chat_template(chat, tokenize=False) == after.apply_chat_template(chat, tokenize=False)
-    assert open_source(tmp_path / "converted").tokenizer_directory == str(tmp_path / "converted" / "tokenizer")
+    assert open_model(tmp_path / "converted").tokenizer_directory == str(tmp_path / "converted" / "tokenizer")
     generation = json.loads((tmp_path / "back" / "generation_config.json").read_text())
     assert (generation["bos_token_id"], generation["eos_token_id"]) == (1, 2)
 
@@ -119,10 +119,10 @@ def test_a_run_finds_the_tokenizer_of_its_data(tmp_path):
     checkpoints.save(1, params=random_params(SMALL), optimizer={"n": jnp.int32(0)}, data={}, meta=meta)
     checkpoints.close()
     for path in ("run", "run/checkpoints", "run/checkpoints/1"):
-        assert open_source(tmp_path / path).tokenizer_directory == str(tmp_path / "data" / "tokenizer")
+        assert open_model(tmp_path / path).tokenizer_directory == str(tmp_path / "data" / "tokenizer")
     load_tokenizer().save(tmp_path / "run" / "tokenizer")  # its own comes first
     for path in ("run", "run/checkpoints", "run/checkpoints/1"):
-        assert open_source(tmp_path / path).tokenizer_directory == str(tmp_path / "run" / "tokenizer")
+        assert open_model(tmp_path / path).tokenizer_directory == str(tmp_path / "run" / "tokenizer")
 
 
 @pytest.mark.parametrize("kind", ["hf", "converted", "run", "step"])
@@ -130,7 +130,7 @@ def test_every_source_loads_on_a_mesh_and_in_a_dtype(kind, run, tmp_path):
     save_hf(times(4), SMALL, tmp_path / "hf")
     from_hf(tmp_path / "hf", tmp_path / "converted")
     path = {"hf": tmp_path / "hf", "converted": tmp_path / "converted", "run": run, "step": run / "checkpoints" / "4"}
-    source = open_source(path[kind])
+    source = open_model(path[kind])
     assert source.config == SMALL and source.stored_dtype == np.float32
     specs = param_specs(SMALL)
     shardings = param_shardings(specs, build_mesh(MeshShape(2, 2, 2)), merge_rules({}))
@@ -144,16 +144,16 @@ def test_every_source_loads_on_a_mesh_and_in_a_dtype(kind, run, tmp_path):
 
 def test_what_holds_no_model_is_refused(run, tmp_path):
     with pytest.raises(ConversionError, match="none: no such directory"):
-        open_source(tmp_path / "none")
+        open_model(tmp_path / "none")
     with pytest.raises(ConversionError, match=r"config.json.*checkpoints/<step>.*params and meta"):
-        open_source(tmp_path)
+        open_model(tmp_path)
     with pytest.raises(ConversionError, match="no step 3; existing steps: 2, 4"):
-        open_source(run, step=3)
+        open_model(run, step=3)
     with pytest.raises(ConversionError, match="step=2 can only be chosen of a run"):
-        open_source(run / "checkpoints" / "4", step=2)
+        open_model(run / "checkpoints" / "4", step=2)
     save_hf(random_params(SMALL), SMALL, tmp_path / "hf")
     with pytest.raises(ConversionError, match="step=2 can only be chosen of a run"):
-        open_source(tmp_path / "hf", step=2)
+        open_model(tmp_path / "hf", step=2)
     with pytest.raises(ConversionError, match=r"config\.json is not there"):
         from_hf(run, tmp_path / "out")
 
@@ -165,14 +165,14 @@ def test_a_damaged_step_is_refused(run):
     for damaged in ("{", json.dumps({"model": {"vocab_size": 3}}), json.dumps({}), "[]"):
         meta.write_text(damaged)
         with pytest.raises(ConversionError, match="4/meta"):
-            open_source(run)
+            open_model(run)
     meta.write_text(text.replace('"vocab_size": 80', '"vocab_size": 81'))
     with pytest.raises(ConversionError, match=r"4/params: embedding has shape \[80, 16\]; needed: \[81, 16\]"):
-        open_source(run).load()
+        open_model(run).load()
     meta.write_text(text)
     shutil.rmtree(step / "params")
     with pytest.raises(ConversionError, match="params"):
-        open_source(step)
+        open_model(step)
 
 
 @pytest.mark.parametrize("convert", [from_hf, to_hf])
@@ -232,8 +232,8 @@ def test_a_hub_id_is_taken_from_the_hubs_cache(tmp_path, monkeypatch):
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    assert open_source("somebody/janus").config == SMALL
+    assert open_model("somebody/janus").config == SMALL
     monkeypatch.chdir(tmp_path)
     (tmp_path / "somebody").mkdir()
     with pytest.raises(ConversionError, match=r"^somebody/janus: no such directory$"):
-        open_source("somebody/janus")
+        open_model("somebody/janus")

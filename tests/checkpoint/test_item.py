@@ -22,7 +22,7 @@ from janus_jax.checkpoint.hf import write as hf_write
 from janus_jax.checkpoint.hf.keys import contiguous, key_table, leaves
 from janus_jax.checkpoint.hf.read import save_hf
 from janus_jax.checkpoint.item import ItemReader, ItemWriter, chunk_shape
-from janus_jax.checkpoint.source import open_source
+from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.errors import ConversionError
 from janus_jax.model.attention import Layout
 from janus_jax.model.mistral import Compute, logits, token_values
@@ -93,7 +93,7 @@ def test_layer_by_layer_a_model_says_what_it_says_whole(config, dtype, tmp_path)
     params = random_params(config, dtype)
     save_hf(params, config, tmp_path / "hf")
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, 20).astype(np.int32)
-    found = np.concatenate(verify.outputs(open_source(tmp_path / "hf"), tokens), axis=-1)
+    found = np.concatenate(verify.outputs(open_model(tmp_path / "hf"), tokens), axis=-1)
     places = jnp.arange(20, dtype=jnp.int32)[None]
     layout = Layout(jnp.ones_like(places), jnp.ones_like(places), places)
     exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
@@ -180,7 +180,7 @@ def test_logits_that_differ_are_found_where_digests_are_not_asked(tmp_path):
     save_hf(params, SMALL, tmp_path / "a")
     params["layers"]["mlp_norm"] = params["layers"]["mlp_norm"].at[1, 3].add(0.1)
     save_hf(params, SMALL, tmp_path / "b")
-    a, b = (open_source(tmp_path / name) for name in "ab")
+    a, b = (open_model(tmp_path / name) for name in "ab")
     assert verify.largest_logit_difference(a, a) == 0
     assert verify.largest_logit_difference(a, b) > 1e-3
 

@@ -14,8 +14,8 @@ import pytest
 from etils import epath
 
 from janus_jax.checkpoint.hf.read import save_hf
-from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import CHUNK_BYTES, Checkpoints
+from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import param_specs
@@ -216,7 +216,7 @@ def test_two_processes_save_and_one_restores(tmp_path):
     assert data == {"epoch": 0, "row": 40}
     save_hf(params, CONFIG, tmp_path / "here")
     assert read_tensors(tmp_path / "export") == read_tensors(tmp_path / "here")
-    assert_same_bits(open_source(tmp_path / "run").load(), params)
+    assert_same_bits(open_model(tmp_path / "run").load(), params)
 
 
 def test_saving_cuts_nothing_out_on_the_devices(tmp_path, monkeypatch):

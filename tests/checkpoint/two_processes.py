@@ -9,8 +9,8 @@ def main(port: str, process: str, directory: Path) -> None:
 
     processes.start(processes.RuntimeOptions(f"127.0.0.1:{port}", 2, int(process), 4))
     from janus_jax.checkpoint.hf.read import load_hf, save_hf
-    from janus_jax.checkpoint.source import open_source
     from janus_jax.checkpoint.state import Checkpoints
+    from janus_jax.checkpoint.stored_model import open_model
     from janus_jax.errors import JanusError
     from janus_jax.model.mistral import param_specs
     from janus_jax.parallel.mesh import MeshShape, build_mesh, merge_rules, param_shardings
@@ -36,7 +36,7 @@ def main(port: str, process: str, directory: Path) -> None:
         raise AssertionError("a directory that holds something was written over")
     shardings = param_shardings(param_specs(CONFIG), mesh, merge_rules({}))
     same_shards(load_hf(directory / "export", shardings=shardings)[1], params)
-    same_shards(open_source(directory / "run").load(shardings=shardings), params)
+    same_shards(open_model(directory / "run").load(shardings=shardings), params)
 
 
 def same_shards(ours, theirs) -> None:

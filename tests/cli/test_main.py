@@ -160,9 +160,9 @@ def test_conversions_get_their_options(janus, tmp_path):
 
 
 def test_a_comparison_exits_with_2_where_models_differ(janus):
-    from janus_jax.checkpoint.digest import Difference
+    from janus_jax.checkpoint.digest import TensorDifference
 
-    found = [Difference(f"tensor.{number}", 0.5, number / 100) for number in range(30)]
+    found = [TensorDifference(f"tensor.{number}", 0.5, number / 100) for number in range(30)]
     with mock.patch("janus_jax.checkpoint.convert.check", autospec=True) as check:
         check.return_value = []
         assert janus("convert", "check", "a", "b")[:2] == (0, "a and b: the same model, bit for bit\n")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from janus_jax.checkpoint.convert import from_hf, to_hf
-from janus_jax.checkpoint.source import open_source
+from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.errors import ConfigError
 from janus_jax.storage.bucket import Prefix
 from janus_jax.training.run import train
@@ -42,7 +42,7 @@ def test_a_run_on_a_bucket_is_bit_for_bit_the_local_one(bucket, tmp_path, monkey
     shutil.rmtree(tmp_path / "far" / "tokenizer")
     with monkeypatch.context() as away:  # a run that is opened for its weights does not ask for its data
         away.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
-        assert open_source(tmp_path / "far").tokenizer_directory is None
+        assert open_model(tmp_path / "far").tokenizer_directory is None
     with pytest.raises(ConfigError, match=rf"^data\.dir={url}: .* --tokenizer {url}/tokenizer --out {url}_joint$"):
         train(config(tmp_path, tmp_path / "far", compat={"token_boundary": "joint"}, **changed), writers=())
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax.checkpoint.source import open_source
+from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.config.run import RunConfig, load_config
 from janus_jax.data.from_config import open_held_out
 from janus_jax.errors import ConfigError, DataError
@@ -75,7 +75,7 @@ def test_a_stopped_run_resumes_bit_for_bit_inside_and_at_the_end_of_an_epoch(par
     resumed = train(config(mixture(parts, 2, 1, 1), tmp_path / "run"), writers=())
     assert resumed.resumed_from == stop
     assert losses(tmp_path / "run") == losses(whole)
-    ours, theirs = (jax.tree.leaves(open_source(run).load_host()) for run in (tmp_path / "run", whole))
+    ours, theirs = (jax.tree.leaves(open_model(run).load_host()) for run in (tmp_path / "run", whole))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a, b)
     (position,) = (tmp_path / "run" / "checkpoints" / "9" / "data").rglob("metadata")

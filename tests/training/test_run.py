@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from janus_jax.checkpoint.convert import to_hf
-from janus_jax.checkpoint.source import open_source
+from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError, ConversionError, DataError, NonFiniteError
 from janus_jax.text.template import CHATML
@@ -59,7 +59,7 @@ def losses(run):
 
 
 def final_params(run):
-    return open_source(run).load_host()
+    return open_model(run).load_host()
 
 
 def assert_equal(a, b):

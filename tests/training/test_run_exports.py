@@ -164,7 +164,8 @@ def test_a_later_stage_knows_the_base_model_of_the_first(run, tmp_path, monkeypa
     root = run.parent
     shutil.copytree(run / "exports" / "6", tmp_path / "snapshot")
     monkeypatch.setattr(
-        "janus_jax.checkpoint.source.local_copy", lambda path: str(tmp_path / "snapshot") if path == "a/b" else path
+        "janus_jax.checkpoint.stored_model.local_copy",
+        lambda path: str(tmp_path / "snapshot") if path == "a/b" else path,
     )
     from_hf("a/b", tmp_path / "base")
     settings = {"model": None, "schedule": {"epochs": None, "steps": 6}, "eval": {"every_steps": None}}

@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 
 from janus_jax import __version__
-from janus_jax.checkpoint.hf.facts import Facts
+from janus_jax.checkpoint.hf.facts import ModelFacts
 from janus_jax.checkpoint.hf.keys import VALUE_HEADS, Layout, key_table
 from janus_jax.model.config import ModelConfig
 from janus_jax.text.template import get_template
@@ -29,7 +29,7 @@ def model_card(
     config: ModelConfig,
     dtype: Any,
     *,
-    facts: Facts,
+    facts: ModelFacts,
     meta: Mapping[str, Any],
     step: int | None,
     layout: Layout = "transformers",
@@ -82,7 +82,7 @@ def _shape(config: ModelConfig, dtype: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def _use(config: ModelConfig, meta: Mapping[str, Any], facts: Facts, layout: Layout) -> str:
+def _use(config: ModelConfig, meta: Mapping[str, Any], facts: ModelFacts, layout: Layout) -> str:
     parts = []
     name = meta.get("template")
     if name:

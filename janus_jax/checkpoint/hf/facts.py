@@ -14,7 +14,7 @@ CARD = "README.md"
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class ModelFacts:
     """They are no part of the architecture: two models of one shape may differ in all of them."""
 
     token_ids: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -32,7 +32,7 @@ class Facts:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, values: Any) -> "Facts":
+    def from_json(cls, values: Any) -> "ModelFacts":
         """The reverse; what an older version did not write is empty.
 
         Raises:
@@ -41,7 +41,7 @@ class Facts:
         return cls(**(values or {}))
 
     @classmethod
-    def of_directory(cls, directory: Path, *, reward: bool, base_model: str | None = None) -> "Facts":
+    def of_directory(cls, directory: Path, *, reward: bool, base_model: str | None = None) -> "ModelFacts":
         """Reads config.json, generation_config.json and README.md of a Hugging Face directory.
 
         Args:

@@ -15,7 +15,7 @@ from janus_jax.errors import ConversionError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import ParamSpec, param_specs
 
-Path = tuple[str, ...]
+KeyPath = tuple[str, ...]
 Axes = tuple[tuple[int, ...], ...]
 
 Layout = Literal["transformers", "openrlhf"]
@@ -24,7 +24,7 @@ Layout = Literal["transformers", "openrlhf"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 VALUE_HEADS: dict[Layout, str] = {"transformers": "score.weight", "openrlhf": "value_head.weight"}
 
-_TABLE: dict[Path, tuple[str, Axes]] = {
+_TABLE: dict[KeyPath, tuple[str, Axes]] = {
     # parameter path: (torch name, for each torch axis the parameter axes folded into it; the layer axis not counted)
     ("embedding",): ("model.embed_tokens.weight", ((0,), (1,))),  # [V, D]
     ("layers", "attention_norm"): ("input_layernorm.weight", ((0,),)),  # [D]
@@ -47,7 +47,7 @@ class KeyEntry:
     """One Hugging Face tensor and the parameter, or the layer of a stacked parameter, that it is."""
 
     key: str
-    path: Path
+    path: KeyPath
     layer: int | None  # index on the leading axis of the parameter; None: the parameter is not stacked
     shape: tuple[int, ...]  # of the parameter, without the layer axis
     axes: Axes
@@ -98,15 +98,15 @@ def cpu_device() -> Any:
         return None
 
 
-def leaves(tree: dict[str, Any], prefix: Path = ()) -> dict[Path, Any]:
+def leaves(tree: dict[str, Any], prefix: KeyPath = ()) -> dict[KeyPath, Any]:
     """Flattens nested dicts to {path: leaf}, in insertion order."""
-    flat: dict[Path, Any] = {}
+    flat: dict[KeyPath, Any] = {}
     for name, node in tree.items():
         flat |= leaves(node, (*prefix, name)) if isinstance(node, dict) else {(*prefix, name): node}
     return flat
 
 
-def nest(flat: dict[Path, Any]) -> dict[str, Any]:
+def nest(flat: dict[KeyPath, Any]) -> dict[str, Any]:
     """The reverse of `leaves`."""
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
@@ -119,7 +119,7 @@ def nest(flat: dict[Path, Any]) -> dict[str, Any]:
 
 def key_table(config: ModelConfig, layout: Layout = "transformers") -> list[KeyEntry]:
     """All tensors of a model directory in the order of the forward pass (a tied model has no `lm_head.weight`)."""
-    specs: dict[Path, ParamSpec] = leaves(param_specs(config))
+    specs: dict[KeyPath, ParamSpec] = leaves(param_specs(config))
     if unknown := sorted("/".join(path) for path in specs if path not in _TABLE):
         raise ConversionError(f"parameters without a Hugging Face key: {', '.join(unknown)}")
     rows = {path: (row, specs[path]) for path, row in _TABLE.items() if path in specs}

@@ -13,8 +13,17 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from janus_jax.checkpoint.hf.config import hf_config, read_json, read_model_config
-from janus_jax.checkpoint.hf.keys import LAYOUTS, VALUE_HEADS, KeyEntry, Layout, contiguous, key_table, leaves, nest
-from janus_jax.checkpoint.hf.keys import Path as ParamPath
+from janus_jax.checkpoint.hf.keys import (
+    LAYOUTS,
+    VALUE_HEADS,
+    KeyEntry,
+    KeyPath,
+    Layout,
+    contiguous,
+    key_table,
+    leaves,
+    nest,
+)
 from janus_jax.checkpoint.hf.write import save_hf
 from janus_jax.errors import ConversionError
 from janus_jax.model.config import ModelConfig
@@ -54,7 +63,7 @@ class HFDirectory:
         self._stored = stored
         self._open: dict[Path, Any] = {}
 
-    def read(self, path: ParamPath, dtype: Any, index: tuple[slice, ...] | None = None) -> np.ndarray:
+    def read(self, path: KeyPath, dtype: Any, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """The block `index` (unit-step slices; None: all) of a parameter, read from as little of the files as holds it.
 
         Raises:
@@ -85,7 +94,7 @@ class HFDirectory:
     def load(self, dtype: Any, shardings: Any = None) -> Params:
         """All parameters: numpy arrays, or jax arrays where `shardings` (a tree like the parameters) says."""
         placed = None if shardings is None else leaves(shardings)
-        flat: dict[ParamPath, Any] = {}
+        flat: dict[KeyPath, Any] = {}
         for path, spec in leaves(param_specs(self.config, dtype)).items():
             if placed is None:
                 flat[path] = self.read(path, dtype)

@@ -55,7 +55,7 @@ def shared_directory(path: str | os.PathLike[str], timeout_s: int = processes.BA
                 raise type(error)(str(error).replace(os.fspath(directory), os.fspath(absolute(path)))) from error
 
 
-def on_process(leaf: Any, layer: int | None, process: int) -> np.ndarray | None:
+def gather_on_process(leaf: Any, layer: int | None, process: int) -> np.ndarray | None:
     """A parameter, or one layer of a stacked one, on the host of `process`; None on the others.
 
     Collective where the parameter is spread over processes: all of them call it, in one order.

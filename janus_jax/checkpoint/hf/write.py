@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.checkpoint.hf.config import hf_config
-from janus_jax.checkpoint.hf.facts import CARD, Facts
-from janus_jax.checkpoint.hf.keys import LAYOUTS, KeyEntry, Layout, key_table, leaves
-from janus_jax.checkpoint.hf.keys import Path as ParamPath
-from janus_jax.checkpoint.hf.shared_directory import on_process, shared_directory
+from janus_jax.checkpoint.hf.facts import CARD, ModelFacts
+from janus_jax.checkpoint.hf.keys import LAYOUTS, KeyEntry, KeyPath, Layout, key_table, leaves
+from janus_jax.checkpoint.hf.shared_directory import gather_on_process, shared_directory
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, param_specs
@@ -40,7 +39,7 @@ class Companions:
     """A `janus_jax.text.tokenizer` tokenizer whose files go in; it gives the bos and eos ids that `facts` does not."""
     chat_template: str | None = None
     """Jinja text of the form that was trained; see `save_hf_tokenizer` for what None does."""
-    facts: Facts = dataclasses.field(default_factory=Facts)
+    facts: ModelFacts = dataclasses.field(default_factory=ModelFacts)
     layout: Layout = "transformers"
     card: str | None = None
     """README.md."""
@@ -55,7 +54,7 @@ def save_hf(
     max_shard_size: int | str = "5GB",
     tokenizer: Any = None,
     chat_template: str | None = None,
-    facts: Facts | None = None,
+    facts: ModelFacts | None = None,
     layout: Layout = "transformers",
     card: str | None = None,
     verify: Callable[[Path], None] | None = None,
@@ -81,7 +80,7 @@ def save_hf(
     dtype = export_dtype(flat["embedding",].dtype if dtype is None else dtype)
     limit = parse_size(max_shard_size)
     check_layout(config, layout)
-    companions = Companions(tokenizer, chat_template, facts or Facts(), layout, card)
+    companions = Companions(tokenizer, chat_template, facts or ModelFacts(), layout, card)
     files = plan_files(config, dtype, limit, layout)
     size = sum(_count(entry) for file in files for entry in file.entries) * dtype.itemsize
     with shared_directory(out, processes.BARRIER_TIMEOUT_S + size // _SLOWEST) as directory:
@@ -106,7 +105,7 @@ def _refusals(out: str | os.PathLike[str]) -> Iterator[None]:
         raise StorageError(f"{os.fspath(out)}: cannot be written: {error.strerror or error}") from error
 
 
-def _write_own_files(directory: Path, files: "list[TensorFile]", dtype: np.dtype, flat: dict[ParamPath, Any]) -> None:
+def _write_own_files(directory: Path, files: "list[TensorFile]", dtype: np.dtype, flat: dict[KeyPath, Any]) -> None:
     """The files of this process: each process in turn has one, so that they write side by side."""
     arriving = _arriving(files, flat)
     try:
@@ -118,7 +117,7 @@ def _write_own_files(directory: Path, files: "list[TensorFile]", dtype: np.dtype
                 pass
 
 
-def _arriving(files: "list[TensorFile]", flat: dict[ParamPath, Any]) -> Iterator[np.ndarray]:
+def _arriving(files: "list[TensorFile]", flat: dict[KeyPath, Any]) -> Iterator[np.ndarray]:
     """The tensors of this process's files, one at a time; all processes take part in bringing each to its owner."""
     count, this = jax.process_count(), jax.process_index()
     for first in range(0, len(files), count):
@@ -126,7 +125,7 @@ def _arriving(files: "list[TensorFile]", flat: dict[ParamPath, Any]) -> Iterator
             mine = block = None  # nothing is kept of the tensor before
             for owner, entry in enumerate(turn):
                 if entry is not None:
-                    block = on_process(flat[entry.path], entry.layer, owner)
+                    block = gather_on_process(flat[entry.path], entry.layer, owner)
                     mine = block if owner == this else mine
             if mine is not None:
                 yield mine

@@ -37,7 +37,7 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
     from janus_jax.parallel import processes
 
     processes.start(processes.RuntimeOptions(devices=devices))
-    from janus_jax.checkpoint.source import open_source
+    from janus_jax.checkpoint.stored_model import open_model
     from janus_jax.cli.demo import figures, report
     from janus_jax.config.run import load_config
     from janus_jax.evaluation.pairs import pair_accuracies
@@ -46,7 +46,7 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
     from janus_jax.training.run import train
 
     stage = STAGES[objective]
-    shape = PRESETS["tiny"] if model is None else open_source(model).config
+    shape = PRESETS["tiny"] if model is None else open_model(model).config
     mesh = largest_mesh(shape, devices)
     load_tokenizer(model)  # bad input is found before anything is written
     _clear(out)

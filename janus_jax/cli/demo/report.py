@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from janus_jax.checkpoint.hf.read import load_hf
-from janus_jax.checkpoint.source import open_source
+from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.cli.demo.stages import Stage
 from janus_jax.config.run import RunConfig
 from janus_jax.data.dataset import TokenizedDataset
@@ -115,7 +115,7 @@ def prove_resume(config: RunConfig, step: int, scratch: Path) -> bool:
     }
     train(config.model_copy(update=changed), writers=[])
     ours, theirs = (_losses(run) for run in (scratch, original))
-    weights = (jax.tree.leaves(open_source(run).load_host()) for run in (scratch, original))
+    weights = (jax.tree.leaves(open_model(run).load_host()) for run in (scratch, original))
     equal = all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))
     return bool(ours) and all(theirs[at] == loss for at, loss in ours.items()) and equal
 
@@ -128,7 +128,7 @@ def _losses(run: Path) -> dict[int, float]:
 def compare_export(config: RunConfig) -> float:
     """Largest difference between a run's last checkpoint and its exported directory on held-out responses: of logits,
     or of rewards, which stand at the last token."""
-    source = open_source(config.run.dir)
+    source = open_model(config.run.dir)
     exported = sorted((Path(config.run.dir) / "exports").iterdir(), key=lambda path: int(path.name))[-1]
     model, theirs = load_hf(exported)
     ours = source.load(dtype=jnp.float32)

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from janus_jax import __version__
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
 from janus_jax.checkpoint.hf.read import load_hf, save_hf
-from janus_jax.checkpoint.source import open_source
 from janus_jax.checkpoint.state import Checkpoints
+from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.errors import DataError
 from janus_jax.model.mistral import param_specs
 from janus_jax.text.template import MISTRAL_INST
@@ -148,7 +148,7 @@ def test_sharded_half_precision_sources_keep_every_bit(dtype, window, tmp_path):
     for directory in both_ways(tmp_path / "hf", tmp_path):
         assert read_tensors(directory) == before
         assert read(directory)["sliding_window"] == window
-    assert open_source(tmp_path / "converted").config.sliding_window == window
+    assert open_model(tmp_path / "converted").config.sliding_window == window
     assert check(tmp_path / "hf", tmp_path / "converted") == []
 
 
@@ -207,7 +207,8 @@ def test_a_model_without_a_card_gets_one(tmp_path):
 def test_the_hub_id_of_a_source_is_the_base_model(tmp_path, monkeypatch):
     save_hf(random_params(SMALL), SMALL, tmp_path / "snapshot")
     monkeypatch.setattr(
-        "janus_jax.checkpoint.source.local_copy", lambda path: str(tmp_path / "snapshot") if path == "a/b" else path
+        "janus_jax.checkpoint.stored_model.local_copy",
+        lambda path: str(tmp_path / "snapshot") if path == "a/b" else path,
     )
     from_hf("a/b", tmp_path / "converted")
     to_hf(tmp_path / "converted", tmp_path / "back")

@@ -11,7 +11,7 @@ import torch
 import transformers
 from jax.sharding import NamedSharding, PartitionSpec
 
-from janus_jax.checkpoint.hf.facts import Facts
+from janus_jax.checkpoint.hf.facts import ModelFacts
 from janus_jax.checkpoint.hf.keys import key_table
 from janus_jax.checkpoint.hf.read import hf_config, load_hf, read_model_config, save_hf
 from janus_jax.checkpoint.hf.write import parse_size
@@ -116,7 +116,7 @@ def test_dtypes_are_cast_once(tmp_path):
 @pytest.mark.parametrize("config", [SMALL, TIED])
 def test_transformers_loads_what_we_write_with_equal_logits(config, tmp_path):
     params = random_params(config)
-    save_hf(params, config, tmp_path / "out", max_shard_size="6KB", facts=Facts(generation={"max_new_tokens": 7}))
+    save_hf(params, config, tmp_path / "out", max_shard_size="6KB", facts=ModelFacts(generation={"max_new_tokens": 7}))
     model, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     assert model.generation_config.max_new_tokens == 7

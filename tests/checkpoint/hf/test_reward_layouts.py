@@ -13,10 +13,10 @@ from transformers.models.mistral.modeling_mistral import MistralPreTrainedModel
 
 from janus_jax.checkpoint.conversion_report import REPORT
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
-from janus_jax.checkpoint.hf.facts import Facts
+from janus_jax.checkpoint.hf.facts import ModelFacts
 from janus_jax.checkpoint.hf.keys import key_table
 from janus_jax.checkpoint.hf.read import load_hf, save_hf
-from janus_jax.checkpoint.source import open_source
+from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.cli.main import main
 from janus_jax.errors import ConversionError
 from tests.checkpoint.hf.test_reward_export import EOS, LENGTHS, MODELS, our_reward, texts
@@ -118,7 +118,7 @@ def test_what_openrlhf_wrote_is_read_and_gives_its_rewards(tmp_path):
     with torch.no_grad():
         expected = model(tokens, mask).numpy()
     from_hf(tmp_path / "theirs", tmp_path / "converted")
-    source = open_source(tmp_path / "converted")
+    source = open_model(tmp_path / "converted")
     assert source.config == REWARD
     found = np.array([our_reward(REWARD, source.load(), ids) for ids in rows])
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
@@ -149,7 +149,7 @@ def test_there_and_back_keeps_bits_and_statistics(way, tmp_path):
 
 def test_rewards_that_would_be_normalised_otherwise_are_told_apart(tmp_path):
     for name, mean in (("a", 0.75), ("b", 5.0)):
-        save_hf(random_params(REWARD), REWARD, tmp_path / name, facts=Facts(reward={"mean": mean, "std": 2.5}))
+        save_hf(random_params(REWARD), REWARD, tmp_path / name, facts=ModelFacts(reward={"mean": mean, "std": 2.5}))
     (found,) = check(tmp_path / "a", tmp_path / "b")
     assert str(found).startswith("config.json's mean (0.75 and 5.0): largest difference 4.25")
 

@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax.checkpoint.hf.facts import Facts
+from janus_jax.checkpoint.hf.facts import ModelFacts
 from janus_jax.checkpoint.hf.hub import is_wanted, local_copy
-from janus_jax.checkpoint.hf.keys import KeyEntry, Layout, leaves, nest
-from janus_jax.checkpoint.hf.keys import Path as ParamPath
+from janus_jax.checkpoint.hf.keys import KeyEntry, KeyPath, Layout, leaves, nest
 from janus_jax.checkpoint.hf.read import HFDirectory
 from janus_jax.checkpoint.item import ItemReader
 from janus_jax.checkpoint.run_dir import (
@@ -36,7 +35,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class StoredModel:
     """A model on disk or gs://; nothing but its description is read until `load`."""
 
     path: str
@@ -46,8 +45,8 @@ class Source:
     step: int | None  # of the run that it is a checkpoint of
     template: str | None  # name of the form that it was trained on, where a run says so
     _load: Callable[[np.dtype, Any], Params]
-    _block: Callable[[ParamPath, tuple[slice, ...] | None], np.ndarray]
-    facts: Facts = dataclasses.field(default_factory=Facts)
+    _block: Callable[[KeyPath, tuple[slice, ...] | None], np.ndarray]
+    facts: ModelFacts = dataclasses.field(default_factory=ModelFacts)
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What a run says of itself (`_meta` in training/run.py); empty for a Hugging Face directory."""
     layout: Layout | None = None
@@ -88,7 +87,7 @@ class Source:
         return jnp.dtype(self.stored_dtype if dtype is None else dtype)
 
 
-def open_source(path: str | os.PathLike[str], step: int | None = None) -> Source:
+def open_model(path: str | os.PathLike[str], step: int | None = None) -> StoredModel:
     """Finds out what `path` is.
 
     Args:
@@ -134,17 +133,17 @@ def _refuse_step(directory: Place, step: int | None, what: str) -> None:
         raise ConversionError(f"{directory}: step={step} can only be chosen of a run directory; this is {what}")
 
 
-def _from_hf(directory: Place, hub_id: str | None) -> Source:
+def _from_hf(directory: Place, hub_id: str | None) -> StoredModel:
     here = Path(staging.files(directory.url, is_wanted, "models") if isinstance(directory, BucketPath) else directory)
     hf = HFDirectory(here)
 
-    def block(path: ParamPath, index: tuple[slice, ...] | None) -> np.ndarray:
+    def block(path: KeyPath, index: tuple[slice, ...] | None) -> np.ndarray:
         return hf.read(path, hf.stored_dtype, index)
 
-    facts = Facts.of_directory(here, reward=hf.config.head == "value", base_model=hub_id)
+    facts = ModelFacts.of_directory(here, reward=hf.config.head == "value", base_model=hub_id)
     tokenizer = _tokenizer([as_path(here)])
     name = str(directory)
-    return Source(
+    return StoredModel(
         name,
         hf.config,
         hf.stored_dtype,
@@ -159,14 +158,14 @@ def _from_hf(directory: Place, hub_id: str | None) -> Source:
     )
 
 
-def _from_orbax(directory: Place) -> Source:
+def _from_orbax(directory: Place) -> StoredModel:
     meta = read_json_item(directory / "meta")
     try:
         config = ModelConfig(**meta["model"])
     except (KeyError, TypeError, ValueError) as error:
         raise ConversionError(f"{directory / 'meta'}: model: not a model config: {error!r}") from error
     try:
-        facts = Facts.from_json(meta.get("facts"))
+        facts = ModelFacts.from_json(meta.get("facts"))
     except TypeError as error:
         raise ConversionError(f"{directory / 'meta'}: facts: {error}; a later version wrote it") from error
     places = [directory / "tokenizer", RunDir.of_step(directory).tokenizer]  # of a converted directory, of a run
@@ -188,7 +187,7 @@ def _from_orbax(directory: Place) -> Source:
     step = int(directory.name) if is_committed(directory) and directory.name.isdecimal() else None
     reader = ItemReader(directory / "params")
     template, tokenizer = meta.get("template"), _tokenizer(places)
-    return Source(str(directory), config, dtype, tokenizer, step, template, read, reader.read, facts, meta)
+    return StoredModel(str(directory), config, dtype, tokenizer, step, template, read, reader.read, facts, meta)
 
 
 def _tokenizer(places: Sequence[Place]) -> str | None:
