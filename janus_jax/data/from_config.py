@@ -50,6 +50,17 @@ def batch_settings(config: RunConfig) -> BatchSettings:
     return dataclasses.replace(BatchSettings(**config.batch.model_dump()), overlong=policy)
 
 
+def eval_batch_settings(config: RunConfig, training_rows: int) -> BatchSettings:
+    """The batch unit of evaluation: one microbatch of `eval.rows` rows, or of as many as training's microbatches have.
+
+    Args:
+        training_rows: rows of a training batch, all microbatches together.
+    """
+    settings = batch_settings(config)
+    rows = config.eval.rows or training_rows // settings.microbatches
+    return dataclasses.replace(settings, rows=rows, examples=None, microbatches=1, keep_together=1)
+
+
 def row_plan(config: RunConfig, *, row_shards: int = 1) -> RowPlan:
     """The rows of a run's training split. Where a batch is a number of examples, how many rows it takes depends on
     the mesh; without devices it is the fewest.

@@ -8,7 +8,7 @@ from typing import Any
 from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.config.run import RunConfig
 from janus_jax.data.epoch import RowPlan
-from janus_jax.data.from_config import open_held_out, row_plan
+from janus_jax.data.from_config import eval_batch_settings, open_held_out, row_plan
 from janus_jax.model.config import PRESETS, ModelConfig
 from janus_jax.objectives import Objective, build_objective
 from janus_jax.parallel import mesh as meshes
@@ -101,8 +101,7 @@ def _measured(config: RunConfig, rows: RowPlan, model: ModelConfig, objective: O
             check_fits(model, built, config)
     shared, held_segments = rows.most_shared_slots(), None
     if held_out is not None:
-        per_micro = config.eval.rows or rows.rows // config.batch.microbatches
-        settings = dataclasses.replace(rows.settings, rows=per_micro, examples=None, microbatches=1, keep_together=1)
+        settings = eval_batch_settings(config, rows.rows)
         form = {"branches": objective.branches, "head": objective.head}
         held = RowPlan(held_out, settings, shuffle=False, seed=config.run.seed, **form)
         shared, held_segments = max(shared, held.most_shared_slots()), held.max_segments
