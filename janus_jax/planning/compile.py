@@ -28,8 +28,7 @@ from janus_jax.planning.hlo.findings import warnings
 from janus_jax.planning.inputs import Inputs, check_layout, check_rows, find_inputs
 from janus_jax.planning.memory import memory_of
 from janus_jax.planning.result import Parameter, Plan
-from janus_jax.training.optimizer import Schedule
-from janus_jax.training.program import Program, build_program
+from janus_jax.training.program import Program, build_program, build_schedule
 
 _OUT_OF_MEMORY, _CACHE = "RESOURCE_EXHAUSTED", "jax_enable_compilation_cache"
 
@@ -213,12 +212,7 @@ def program_of(config: RunConfig, found: Inputs, mesh: Any) -> Program:
     """
     rules = meshes.merge_rules(config.sharding)
     check_rows(config, found, mesh, rules)
-    schedule = Schedule(
-        learning_rate=config.schedule.learning_rate,
-        total_steps=found.total_steps,
-        warmup_steps=config.schedule.warmup_steps,
-        name=config.schedule.name,
-    )
+    schedule = build_schedule(config, found.total_steps)
     return build_program(config, found.model, found.objective, mesh, rules, schedule, shared_slots=found.shared_slots)
 
 

@@ -98,6 +98,12 @@ class Program:
         return _with_shardings(shapes, self.batch_shardings)
 
 
+def build_schedule(config: RunConfig, total_steps: int) -> Schedule:
+    """The learning rates of `schedule:` in a configuration."""
+    section = config.schedule
+    return Schedule(section.learning_rate, total_steps, section.warmup_steps, section.name)
+
+
 def build_program(
     config: RunConfig,
     model: ModelConfig,

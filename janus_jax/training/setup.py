@@ -20,7 +20,7 @@ from janus_jax.objectives import Objective, build_objective
 from janus_jax.parallel import mesh as meshes
 from janus_jax.storage import staging
 from janus_jax.training.optimizer import Schedule
-from janus_jax.training.program import Program, build_program, wants_splash
+from janus_jax.training.program import Program, build_program, build_schedule, wants_splash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,12 +135,7 @@ def prepare(config: RunConfig) -> Setup:
     else:
         assert config.schedule.epochs is not None
         total_steps = loader.total_steps(config.schedule.epochs)
-    schedule = Schedule(
-        learning_rate=config.schedule.learning_rate,
-        total_steps=total_steps,
-        warmup_steps=config.schedule.warmup_steps,
-        name=config.schedule.name,
-    )
+    schedule = build_schedule(config, total_steps)
     loaders = [loader] if eval_loader is None else [loader, eval_loader]
     shared = max(each.most_shared_slots() for each in loaders) if wants_splash(config, mesh) else 0
     program = build_program(config, model, objective, mesh, rules, schedule, shared_slots=shared)
