@@ -13,6 +13,7 @@ import typer
 from janus_jax.cli.arguments import ConfigAlone, Overrides, interruptibly
 from janus_jax.cli.outputs import require_file, require_writable, write_json
 from janus_jax.errors import ConfigError
+from janus_jax.parallel.environment import use_cpu_only
 
 EPILOG = "Example: janus plan configs/sft_65k.yaml --topology v5litepod-16 batch.rows=64 --png plan.png"
 DOES_NOT_FIT = 3
@@ -73,7 +74,7 @@ def plan(
         raise ConfigError(f"--png {png}: allowed: a name that ends with .png")
     if png is not None and sweep is not None and topology.startswith("cpu"):
         raise ConfigError(f"--png {png}: allowed: for a sweep of TPU slices, whose times it shows")
-    os.environ["JAX_PLATFORMS"] = "cpu"  # or a TPU of this machine would be taken from whoever trains on it
+    use_cpu_only()
     from janus_jax.config.run import load_config
 
     loaded = load_config(config, overrides or [])

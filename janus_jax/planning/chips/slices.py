@@ -1,17 +1,12 @@
 """TPU slices by their Google Cloud names: what they consist of, what libtpu calls them, and their chips' figures."""
 
-import atexit
 import contextlib
 import dataclasses
 import difflib
-import functools
 import importlib.util
 import math
 import os
 import re
-import shutil
-import sys
-import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from typing import Annotated, Any
@@ -22,6 +17,7 @@ from janus_jax.config.mistakes import join, problems
 from janus_jax.config.section import Section
 from janus_jax.config.yaml_file import merge, read_tree
 from janus_jax.errors import ConfigError, first_line
+from janus_jax.parallel.environment import use_libtpu_as_compiler
 
 CPU = "cpu"
 """Family of simulated devices, `cpu:8`."""
@@ -217,9 +213,7 @@ def check_count(of: Slice, num_slices: int, table: ChipTable) -> None:
 def devices(of: Slice, num_slices: int = 1) -> list[Any]:
     """JAX devices of as many such slices, one slice after the other, for compiling; nothing can be run on them.
 
-    libtpu describes the hardware and compiles for it on any machine, in several processes at once. What it reads from
-    the environment is set here where the user has not set it, before it is loaded: without that it looks for a TPU,
-    complains that there is none, and lets no second process in.
+    libtpu describes the hardware and compiles for it on any machine, in several processes at once.
 
     Raises:
         ConfigError: libtpu is not installed, or does not know the slice.
@@ -230,7 +224,7 @@ def devices(of: Slice, num_slices: int = 1) -> list[Any]:
         return _simulated(of, num_slices)
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise ConfigError(f"slice {of.name}: compiling for TPUs needs libtpu: pip install 'janus_jax[tpu]'")
-    _prepare_environment()
+    use_libtpu_as_compiler()
     from jax.experimental import topologies
 
     options = {
@@ -296,21 +290,3 @@ def _simulated(of: Slice, num_slices: int) -> list[Any]:
     if len(found) < of.devices:
         raise ConfigError(f"slice {of.name}: JAX has already started with {len(found)} CPU devices")
     return found[: of.devices]
-
-
-def _prepare_environment() -> None:
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")  # any: it need not be what is compiled for
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    if "TPU_LOG_DIR" not in os.environ:
-        os.environ["TPU_LOG_DIR"] = _log_directory()
-    if "jax" not in sys.modules:
-        os.environ.setdefault("JAX_PLATFORMS", CPU)
-
-
-@functools.cache
-def _log_directory() -> str:
-    directory = tempfile.mkdtemp(prefix="janus_jax_libtpu_")
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return directory
