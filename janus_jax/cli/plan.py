@@ -83,9 +83,9 @@ def plan(
     if explain is not None and sweep is not None:
         raise ConfigError("--sweep, --explain: allowed: one of them")
     if explain is not None:
-        from janus_jax.planning.report.explain import explained
+        from janus_jax.planning.report.explain import explain_parameters
 
-        print(explained(loaded, topology, explain, num_slices=slices))
+        print(explain_parameters(loaded, topology, explain, num_slices=slices))
         return
     if sweep is not None:
         if dump_hlo is not None:

@@ -42,12 +42,12 @@ def step_bound(
     config: RunConfig,
     found: Inputs,
     *,
-    ways: Mapping[str, int],
+    shards: Mapping[str, int],
     parameter_shards: int,
     devices: int,
     ici_bytes: float,
     dcn_bytes: float,
-    of: Slice,
+    target: Slice,
     chip: Chip,
     num_slices: int,
     scores: bool = True,
@@ -55,38 +55,38 @@ def step_bound(
     """The least time of a step.
 
     Args:
-        ways: into how many parts each logical axis is split.
+        shards: number of shards of each logical axis.
         parameter_shards: pieces of a weight of the layers.
         devices: of the mesh.
         ici_bytes, dcn_bytes: sent by a device in the training step alone.
         scores: as for `step_flops`.
     """
     work = workload(config, found)
-    spread = roofline.Spread(
+    sharding = roofline.Sharding(
         devices=devices,
         parameter_shards=parameter_shards,
-        tensor=ways["mlp"],
+        tensor=shards["mlp"],
         parameter_bytes=jnp.dtype(config.params_dtype).itemsize,
         compute_bytes=jnp.dtype(config.precision.compute).itemsize,
         moment_bytes=2 * jnp.dtype(config.optimizer.moments).itemsize,
     )
-    traffic = roofline.training_traffic(work, spread).total
+    traffic = roofline.training_hbm_traffic(work, sharding).total
     if scores and online_reference(config, found):
-        traffic += roofline.inference_traffic(work, spread).total
-    shares = math.prod(ways[axis] for axis in ("batch", "length", "mlp"))
+        traffic += roofline.inference_hbm_traffic(work, sharding).total
+    shares = math.prod(shards[axis] for axis in ("batch", "length", "mlp"))
     return roofline.bound(
         step_flops(config, found, scores=scores),
         traffic,
         ici_bytes,
         dcn_bytes,
         tokens=round(found.tokens_per_step),
-        of=of,
+        target=target,
         chip=chip,
         num_slices=num_slices,
         repeated=devices / shares,
     )
 
 
-def ways_of(mesh: Any, rules: meshes.Rules) -> dict[str, int]:
+def shards_by_axis(mesh: Any, rules: meshes.Rules) -> dict[str, int]:
     """Into how many parts each logical axis is split."""
     return {axis: meshes.shards(mesh, rules, axis) for axis in meshes.DEFAULT_RULES}

@@ -20,10 +20,10 @@ from janus_jax.config.changes import changed
 from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError, first_line
 from janus_jax.parallel import mesh as meshes
-from janus_jax.planning.bounds import step_bound, step_flops, ways_of
+from janus_jax.planning.bounds import shards_by_axis, step_bound, step_flops
 from janus_jax.planning.chips.slices import ChipTable, Slice, check_count, devices, find_slice, load_chips
 from janus_jax.planning.compiler_log import compiler_log
-from janus_jax.planning.hlo.collectives import MeshLayout, collectives
+from janus_jax.planning.hlo.collectives import MeshPositions, collectives
 from janus_jax.planning.hlo.findings import warnings
 from janus_jax.planning.inputs import Inputs, check_layout, check_rows, find_inputs
 from janus_jax.planning.memory import memory_of
@@ -57,23 +57,23 @@ def plan(
 
     The evaluation step is compiled as well where it takes more rows at a time than the training step.
     """
-    of, table = find_slice(topology), load_chips(chips)
-    check_count(of, num_slices, table)
+    target, table = find_slice(topology), load_chips(chips)
+    check_count(target, num_slices, table)
     if mesh is None:
-        check_layout(config, of.devices * num_slices, num_slices)
-    config, mesh = lay_out(config, devices(of, num_slices), mesh)
-    found = find_inputs(config, of.devices * num_slices)
+        check_layout(config, target.devices * num_slices, num_slices)
+    config, mesh = resolve_mesh(config, devices(target, num_slices), mesh)
+    found = find_inputs(config, target.devices * num_slices)
     program = program_of(config, found, mesh)
-    on_tpu, evaluation = of.topology is not None, None
+    on_tpu, evaluation = target.topology is not None, None
     step = compile_step(program.train, _arguments(program, found), topology, on_tpu=on_tpu)
     if step.executable is not None and (larger := _evaluation(config, found, program)) is not None:
         evaluation = compile_step(program.evaluate, larger, topology, on_tpu=on_tpu)
     if dump_hlo is not None:
         _dump(Path(dump_hlo), step.lowered, step.hlo)
-    return describe(config, found, program, step, of, table, num_slices, evaluation)
+    return describe(config, found, program, step, target, table, num_slices, evaluation)
 
 
-def lay_out(config: RunConfig, here: list[Any], own: Mesh | None) -> tuple[RunConfig, Mesh]:
+def resolve_mesh(config: RunConfig, here: list[Any], own: Mesh | None) -> tuple[RunConfig, Mesh]:
     """The mesh that a configuration asks of devices; or the caller's own, and the configuration with its sizes.
 
     Raises:
@@ -132,7 +132,7 @@ def describe(
     found: Inputs,
     program: Program,
     step: CompiledStep,
-    of: Slice,
+    target: Slice,
     table: ChipTable,
     num_slices: int,
     evaluation: CompiledStep | None = None,
@@ -148,7 +148,7 @@ def describe(
     too_much = None if evaluation is None else evaluation.reason
     if reason is None and too_much is not None:
         reason = f"evaluation, eval.rows={config.eval.rows}: {too_much}"
-    chip = None if of.topology is None else table.chips[of.family]
+    chip = None if target.topology is None else table.chips[target.family]
     usable = None if chip is None else chip.usable_hbm_bytes_per_device
     evaluated = None if evaluation is None else evaluation.executable
     memory = memory_of(config, program, found, step.executable, hlo, usable, evaluated, scores=scores)
@@ -156,26 +156,26 @@ def describe(
     if reason is None and usable is not None and memory.needed is not None and memory.needed > usable:
         which = "evaluation" if memory.evaluation_is_most else "the step"
         reason = f"{which} needs {memory.needed / 2**30:.2f} GiB and {usable / 2**30:.2f} GiB are usable"
-    moved = collectives(hlo, MeshLayout.of(mesh)) if hlo else []
-    ways, bound = ways_of(mesh, program.rules), None
+    moved = collectives(hlo, MeshPositions.of(mesh)) if hlo else []
+    shards, bound = shards_by_axis(mesh, program.rules), None
     if chip is not None and hlo:
         ici, dcn = (sum(each.wire_bytes for each in moved if each.over_dcn == over) for over in (False, True))
         bound = step_bound(
             config,
             found,
-            ways=ways,
+            shards=shards,
             parameter_shards=_pieces(program),
             devices=mesh.devices.size,
             ici_bytes=ici,
             dcn_bytes=dcn,
-            of=of,
+            target=target,
             chip=chip,
             num_slices=num_slices,
             scores=scores,
         )
-    price = None if chip is None or chip.usd_on_demand is None else chip.usd_on_demand * of.chips * num_slices
+    price = None if chip is None or chip.usd_on_demand is None else chip.usd_on_demand * target.chips * num_slices
     return Plan(
-        of=of,
+        target=target,
         num_slices=num_slices,
         mesh=dict(mesh.shape),
         objective=found.objective.name,
@@ -184,7 +184,7 @@ def describe(
         rows=found.shape.rows * found.shape.microbatches,
         row_length=found.shape.row_length,
         microbatches=found.shape.microbatches,
-        row_shards=ways["batch"],
+        row_shards=shards["batch"],
         attention=program.attention,
         assumed=found.assumed,
         fits=reason is None,

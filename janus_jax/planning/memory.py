@@ -54,7 +54,7 @@ def memory_of(
         peak=ours if is_ours else told,
         temporaries=at_peak.buffers,
         estimated_temporaries=at_peak.bytes,
-        kept_besides=kept,
+        reference=kept,
         evaluation=held_out,
         code=sum(each.memory_analysis().generated_code_size_in_bytes for each in programs),
         peak_is_estimate=is_ours,

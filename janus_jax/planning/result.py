@@ -20,7 +20,7 @@ class Memory:
     peak: int | None  # all of it at the worst moment, by the compiler; None: it did not get so far
     temporaries: tuple[Buffer, ...]  # beside the arguments, at that moment; an estimate
     estimated_temporaries: int  # their sum, which should be about peak - arguments
-    kept_besides: int = 0  # what a run holds on the device that the step does not take: an online reference
+    reference: int = 0  # what a run holds on the device that the step does not take: an online reference
     evaluation: int | None = None  # with the moments that wait; None: it takes no more rows than the step, or too much
     evaluation_failed: bool = False  # the compiler ran out of memory
     code: int = 0  # of the programs themselves
@@ -32,7 +32,7 @@ class Memory:
 
     @property
     def needed(self) -> int | None:
-        return None if self.peak is None else max(self.peak, self.evaluation or 0) + self.kept_besides + self.code
+        return None if self.peak is None else max(self.peak, self.evaluation or 0) + self.reference + self.code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Parameter:
 class Plan:
     """One step of one configuration on one slice, or several alike."""
 
-    of: Slice
+    target: Slice
     num_slices: int
     mesh: dict[str, int]
     objective: str

@@ -16,8 +16,8 @@ from janus_jax.data.rows import RowFormat, pack
 from janus_jax.errors import ConfigError, OutOfMemoryError
 from janus_jax.model.mistral import init_params
 from janus_jax.parallel import processes
-from janus_jax.planning.chips.slices import load_chips, slice_of
-from janus_jax.planning.compile import compile_step, describe, lay_out, program_of
+from janus_jax.planning.chips.slices import detect_slice, load_chips
+from janus_jax.planning.compile import compile_step, describe, program_of, resolve_mesh
 from janus_jax.planning.inputs import SHARED_SHARE, Inputs, find_inputs
 from janus_jax.planning.result import Timing
 
@@ -43,8 +43,8 @@ def time_step(
     """
     with processes.agreement("time-step"):  # what follows would wait for ever for a process that found bad input
         devices, table = jax.devices(), load_chips(chips)
-        of, num_slices = slice_of(devices)
-        config, mesh = lay_out(config, devices, mesh)
+        target, num_slices = detect_slice(devices)
+        config, mesh = resolve_mesh(config, devices, mesh)
         found = find_inputs(config, len(devices))
         program = program_of(config, found, mesh)
         batch, tokens = made_up_batch(found, config.batch.share_prompts)
@@ -52,17 +52,17 @@ def time_step(
         here = repr((found.model, found.shape, found.shared_slots, found.total_steps, found.tokens_per_step))
         if (of_main := processes.broadcast("time-step/found", here)) != here:
             raise ConfigError(f"data or weights on this host are not those of process 0: {here}; there {of_main}")
-    with processes.memory_for(f"weights and moments on {of.name}"):
+    with processes.memory_for(f"weights and moments on {target.name}"):
         shardings = program.state_shardings.params
         make = jax.jit(lambda key: init_params(found.model, key, program.params_dtype), out_shardings=shardings)
         state = program.init(make(jax.random.key(config.run.seed)))
         batch = jax.tree.map(_placed, batch, program.batch_shardings)
-    step = compile_step(program.train, (state, batch), of.name, on_tpu=devices[0].platform == "tpu")
+    step = compile_step(program.train, (state, batch), target.name, on_tpu=devices[0].platform == "tpu")
     if step.executable is None:
-        raise OutOfMemoryError(f"{of.name}: {step.reason}")
-    planned = describe(config, found, program, step, of, table, num_slices, scores=False)
+        raise OutOfMemoryError(f"{target.name}: {step.reason}")
+    planned = describe(config, found, program, step, target, table, num_slices, scores=False)
     run, seconds = step.executable, []
-    with processes.memory_for(f"a step on {of.name}"):
+    with processes.memory_for(f"a step on {target.name}"):
         state = jax.block_until_ready(run(state, batch))[0]
         with contextlib.nullcontext() if trace is None else jax.profiler.trace(os.fspath(trace)):
             for number in range(steps):

@@ -18,7 +18,7 @@ from janus_jax.config.changes import changed
 from janus_jax.config.run import load_config
 from janus_jax.planning.chips.slices import find_slice, load_chips
 from janus_jax.planning.compile import versions
-from janus_jax.planning.search.candidates import Axes
+from janus_jax.planning.search.candidates import SearchSpace
 from janus_jax.planning.search.estimate import estimate
 from janus_jax.planning.search.sweep import Cell, sweep
 from tests.support.repository import ROOT
@@ -90,7 +90,7 @@ def row(wanted: Wanted, count: Count) -> list[str]:
     if wanted in count.rows:
         return count.rows[wanted]
     config = load_config(f"configs/{wanted.recipe}.yaml", list(wanted.changes))
-    axes = Axes(remat=wanted.remat, moments=(wanted.moments,))
+    axes = SearchSpace(remat=wanted.remat, moments=(wanted.moments,))
     known: list[Cell] = []
     for limit in range(1, TRIES + 1) if wanted.compiled else ():
         if count.left <= 0:
@@ -106,8 +106,8 @@ def row(wanted: Wanted, count: Count) -> list[str]:
 
 
 def _said(config: Any, wanted: Wanted, cells: list[Cell]) -> list[str]:
-    of = find_slice(wanted.topology)
-    usable = (load_chips().chips[of.family].usable_hbm_bytes_per_device or 0) / GIB
+    target = find_slice(wanted.topology)
+    usable = (load_chips().chips[target.family].usable_hbm_bytes_per_device or 0) / GIB
     name = wanted.topology if wanted.num_slices == 1 else f"{wanted.num_slices} x {wanted.topology}"
     asked = " ".join(wanted.changes)
     fitting = [cell for cell in cells if cell.status == "fits"]
@@ -123,7 +123,7 @@ def _said(config: Any, wanted: Wanted, cells: list[Cell]) -> list[str]:
         if cell.status == "hopeless":
             return [wanted.recipe, name, asked, "none: too large", f"of {usable:.2f}", "", "", how]
         made = changed(config, dict(_parsed(each) for each in cell.changes))
-        bound = estimate(made, of, wanted.num_slices).bound
+        bound = estimate(made, target, wanted.num_slices).bound
         assert bound is not None
         tokens = bound.tokens_per_s * bound.seconds
         needs, mfu = f"about {cell.estimated_bytes / GIB:.1f}", bound.mfu

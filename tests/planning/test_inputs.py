@@ -6,7 +6,7 @@ from janus_jax.errors import ConfigError, ConversionError
 from janus_jax.planning import bounds, compile
 from janus_jax.planning.chips.slices import devices, find_slice, load_chips
 from janus_jax.planning.inputs import find_inputs
-from janus_jax.planning.search.candidates import InputsOfBatches, batches
+from janus_jax.planning.search.candidates import InputsCache, batches
 from janus_jax.training.setup import prepare
 from tests.planning.test_plan import data, trained  # noqa: F401 (data is a fixture)
 from tests.support.models import random_params
@@ -23,7 +23,7 @@ def test_the_planned_evaluation_is_the_one_that_the_trainer_runs(kind, rows, dat
         setup = prepare(run)
         batch = next(iter(setup.eval_loader.batches(steps=1))).batch
         real = setup.program.evaluate.lower(setup.program.abstract_state().params, batch).as_text()
-        config, mesh = compile.lay_out(run, devices(find_slice("cpu:8")), None)
+        config, mesh = compile.resolve_mesh(run, devices(find_slice("cpu:8")), None)
         found = find_inputs(config, 8)
         program = compile.program_of(config, found, mesh)
         planned = compile._evaluation(config, found, program)
@@ -86,15 +86,15 @@ def test_work_that_rules_do_not_divide_is_done_by_every_device(data, tmp_path): 
 
 
 def places(**ways):
-    of = find_slice("v5litepod-8")
+    target = find_slice("v5litepod-8")
     named = {"embed": 2, "q_heads": 2, "kv_heads": 2, "vocab": 2, "head_dim": 1, "layers": 1, **ways}
     common = {"devices": 8, "parameter_shards": 4, "ici_bytes": 0.0, "dcn_bytes": 0.0, "num_slices": 1}
-    return {"ways": named, "of": of, "chip": load_chips().chips["v5e"], **common}
+    return {"shards": named, "target": target, "chip": load_chips().chips["v5e"], **common}
 
 
 def test_microbatches_stay_where_they_decide_what_is_computed(data, tmp_path):  # noqa: F811
     run = trained(data, tmp_path, "sft", compat={"token_mean": "per_microbatch"}, batch={"microbatches": 2})
-    inputs = InputsOfBatches(8)
+    inputs = InputsCache(8)
     assert list(batches(run, 4, None, inputs)) == [{"batch.microbatches": 2}]
     rows = inputs(run).shape.rows
     assert list(batches(run, 4, (rows // 4,), inputs)) == [{"batch.microbatches": 2}]

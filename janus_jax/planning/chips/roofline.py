@@ -65,7 +65,7 @@ class Workload:
 
 
 @dataclasses.dataclass(frozen=True)
-class Spread:
+class Sharding:
     """How arrays lie over devices, and in how many bytes."""
 
     devices: int
@@ -114,7 +114,7 @@ class StepFlops:
 
 
 @dataclasses.dataclass(frozen=True)
-class Traffic:
+class HbmTraffic:
     """Bytes that one device must read from and write to HBM in a step. Real programs move more.
 
     `host` is none of HBM: what goes to the host's memory and back. No table has the bandwidth of that way, so that it
@@ -205,7 +205,7 @@ def inference_flops(work: Workload) -> StepFlops:
     return StepFlops(forward_flops(work).total, 0)
 
 
-def training_traffic(work: Workload, spread: Spread) -> Traffic:
+def training_hbm_traffic(work: Workload, sharding: Sharding) -> HbmTraffic:
     """Bytes of a device, at least.
 
     - weights: those of the layers, in the compute dtype, split by `tensor` only, for the forward pass, the backward
@@ -222,7 +222,7 @@ def training_traffic(work: Workload, spread: Spread) -> Traffic:
     passes = 2 + (1 if recompute.projections else 0)
     used = passes * _layers(model) + (1 if model.head == "value" else 3) * _head(model)
     blocks = _layers(model) + model.hidden_size  # and the final norm
-    widths = (spread.layer_gradient_bytes, spread.parameter_bytes) if work.microbatches == 1 else (4, 4)
+    widths = (sharding.layer_gradient_bytes, sharding.parameter_bytes) if work.microbatches == 1 else (4, 4)
     gradients = blocks * widths[0] + (parameters(model) - blocks) * widths[1]
     heads, kv_heads = model.num_heads * model.head_dim, 2 * model.num_kv_heads * model.head_dim
     whole, split = {
@@ -230,31 +230,34 @@ def training_traffic(work: Workload, spread: Spread) -> Traffic:
         "products": (2, heads + kv_heads + 2 * model.intermediate_size),
         "all": (4, 2 * heads + kv_heads + 3 * model.intermediate_size),
     }[recompute.kept]
-    tokens = work.tokens * spread.tensor / spread.devices
-    kept = tokens * model.num_layers * (whole * model.hidden_size + split / spread.tensor) * spread.compute_bytes
-    return Traffic(
-        weights=work.microbatches * used * spread.compute_bytes / spread.tensor,
-        gradients=gradients / spread.parameter_shards * 2 * work.microbatches,
-        optimizer=parameters(model) / spread.parameter_shards * 2 * (spread.parameter_bytes + spread.moment_bytes),
+    tokens = work.tokens * sharding.tensor / sharding.devices
+    kept = tokens * model.num_layers * (whole * model.hidden_size + split / sharding.tensor) * sharding.compute_bytes
+    return HbmTraffic(
+        weights=work.microbatches * used * sharding.compute_bytes / sharding.tensor,
+        gradients=gradients / sharding.parameter_shards * 2 * work.microbatches,
+        optimizer=parameters(model)
+        / sharding.parameter_shards
+        * 2
+        * (sharding.parameter_bytes + sharding.moment_bytes),
         activations=(4 if recompute.on_host else 2) * kept,
         host=2 * kept if recompute.on_host else 0,
     )
 
 
-def inference_traffic(work: Workload, spread: Spread) -> Traffic:
+def inference_hbm_traffic(work: Workload, sharding: Sharding) -> HbmTraffic:
     """Weights read once for each microbatch; nothing is kept."""
     used = _layers(work.model) + _head(work.model)
-    return Traffic(work.microbatches * used * spread.compute_bytes / spread.tensor, 0, 0, 0)
+    return HbmTraffic(work.microbatches * used * sharding.compute_bytes / sharding.tensor, 0, 0, 0)
 
 
-def ici_bytes_per_s(of: Slice, chip: Chip) -> float:
+def ici_bytes_per_s(target: Slice, chip: Chip) -> float:
     """What a device of this slice can send to others of it: along a side of two chips there is one link, along a longer
     one two, along none a side of one."""
-    if of.topology is None:
+    if target.topology is None:
         return 0.0
-    sides = [int(side) for side in of.topology.split(":")[1].split("x")]
+    sides = [int(side) for side in target.topology.split(":")[1].split("x")]
     links = min(chip.ici_links, sum(min(side - 1, 2) for side in sides))
-    return links * chip.ici_bytes_per_s_per_link / of.devices_per_chip
+    return links * chip.ici_bytes_per_s_per_link / target.devices_per_chip
 
 
 def bound(
@@ -264,7 +267,7 @@ def bound(
     dcn_bytes: float,
     *,
     tokens: int,
-    of: Slice,
+    target: Slice,
     chip: Chip,
     num_slices: int = 1,
     repeated: float = 1,
@@ -278,15 +281,15 @@ def bound(
         tokens: of the whole step.
         repeated: by how many devices each operation is done, where rules do not divide the work over all.
     """
-    devices = of.devices * num_slices
-    peak = chip.peak_bf16_flops / of.devices_per_chip
-    dcn = None if chip.dcn_bytes_per_s is None else chip.dcn_bytes_per_s / of.devices_per_chip
+    devices = target.devices * num_slices
+    peak = chip.peak_bf16_flops / target.devices_per_chip
+    dcn = None if chip.dcn_bytes_per_s is None else chip.dcn_bytes_per_s / target.devices_per_chip
     parts = (
         flops.total * repeated / devices / peak,
-        hbm_bytes / (chip.hbm_bytes_per_s / of.devices_per_chip),
+        hbm_bytes / (chip.hbm_bytes_per_s / target.devices_per_chip),
         0.0
-        if of.chips == 1
-        else _seconds(ici_bytes, ici_bytes_per_s(of, chip)),  # what stays on a chip goes over no link
+        if target.chips == 1
+        else _seconds(ici_bytes, ici_bytes_per_s(target, chip)),  # what stays on a chip goes over no link
         _seconds(dcn_bytes, dcn),
     )
     seconds = max(parts)

@@ -151,7 +151,7 @@ def find_slice(name: str) -> Slice:
     written = re.fullmatch(r"([a-z0-9]+)([:-])(\d+(?:x\d+)*)", text)
     family = _ALIAS.get(written.group(1), written.group(1)) if written else ""
     if written is None or family not in _SHAPES:
-        everything = [each for known in _SHAPES for each in names(known)]
+        everything = [each for known in _SHAPES for each in accelerator_types(known)]
         near = difflib.get_close_matches(text, everything, 3, 0.5)
         raise ConfigError(
             f"slice {name!r}: unknown{'; near to it: ' + ', '.join(near) if near else ''}; allowed: "
@@ -165,7 +165,7 @@ def find_slice(name: str) -> Slice:
         sides = tuple(int(side) for side in shape.split("x"))
         if math.prod(sides) * _NAME_COUNTS[family] == int(size):
             return _of_shape(f"{_PREFIX.get(family, family)}-{size}", family, sides)
-    counts = {each: int(each.rsplit("-", 1)[1]) for each in names(family)}
+    counts = {each: int(each.rsplit("-", 1)[1]) for each in accelerator_types(family)}
     near = sorted(counts, key=lambda each: abs(math.log(counts[each] / max(int(size), 1))))[:2]
     near.sort(key=lambda each: counts[each])
     unit = "chips" if _NAME_COUNTS[family] == 1 else "TensorCores, two a chip"
@@ -175,7 +175,7 @@ def find_slice(name: str) -> Slice:
     )
 
 
-def slice_of(here: Sequence[Any]) -> tuple[Slice, int]:
+def detect_slice(here: Sequence[Any]) -> tuple[Slice, int]:
     """The slice that running devices are, and how many alike. For devices of no known slice it is `PLATFORM:COUNT`, of
     which there are no figures."""
     first, count = here[0], len({getattr(device, "slice_index", 0) for device in here})
@@ -184,7 +184,7 @@ def slice_of(here: Sequence[Any]) -> tuple[Slice, int]:
         axes = len(_SHAPES[family].split()[0].split("x"))
         corners = [[device.coords[axis] for device in here] for axis in range(axes)]
         shape = "x".join(str(max(places) - min(places) + 1) for places in corners)
-        shapes = dict(zip(_SHAPES[family].split(), names(family), strict=True))
+        shapes = dict(zip(_SHAPES[family].split(), accelerator_types(family), strict=True))
         with contextlib.suppress(ConfigError):
             found = find_slice(shapes.get(shape, f"{family}:{shape}"))
             if found.devices * count == len(here):
@@ -193,24 +193,24 @@ def slice_of(here: Sequence[Any]) -> tuple[Slice, int]:
     return Slice(f"{first.platform}:{len(here)}", first.platform, len(here), 1, hosts, None), 1
 
 
-def names(family: str) -> list[str]:
+def accelerator_types(family: str) -> list[str]:
     """Accelerator types of a family, smallest first."""
     sizes = [math.prod(int(side) for side in shape.split("x")) for shape in _SHAPES[family].split()]
     return [f"{_PREFIX.get(family, family)}-{size * _NAME_COUNTS[family]}" for size in sizes]
 
 
-def check_count(of: Slice, num_slices: int, table: ChipTable) -> None:
+def check_count(target: Slice, num_slices: int, table: ChipTable) -> None:
     """Raises ConfigError for more devices than there are of any chip, or slices of a chip that knows one alone."""
-    chip = None if of.topology is None else table.chips[of.family]
+    chip = None if target.topology is None else table.chips[target.family]
     if num_slices > 1 and chip is not None and chip.dcn_bytes_per_s_per_host is None:
-        raise ConfigError(f"slice {of.name}: {num_slices} of them: {of.family} does not work in several slices")
-    if of.devices * num_slices > MOST_DEVICES:
+        raise ConfigError(f"slice {target.name}: {num_slices} of them: {target.family} does not work in several slices")
+    if target.devices * num_slices > MOST_DEVICES:
         raise ConfigError(
-            f"slice {of.name}: {of.devices * num_slices:,} devices in all; allowed: at most {MOST_DEVICES:,}"
+            f"slice {target.name}: {target.devices * num_slices:,} devices in all; allowed: at most {MOST_DEVICES:,}"
         )
 
 
-def devices(of: Slice, num_slices: int = 1) -> list[Any]:
+def devices(target: Slice, num_slices: int = 1) -> list[Any]:
     """JAX devices of as many such slices, one slice after the other, for compiling; nothing can be run on them.
 
     libtpu describes the hardware and compiles for it on any machine, in several processes at once.
@@ -220,26 +220,30 @@ def devices(of: Slice, num_slices: int = 1) -> list[Any]:
     """
     if num_slices < 1:
         raise ConfigError(f"num_slices = {num_slices}: allowed: a whole number from 1")
-    if of.topology is None:
-        return _simulated(of, num_slices)
+    if target.topology is None:
+        return _simulated(target, num_slices)
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
-        raise ConfigError(f"slice {of.name}: compiling for TPUs needs libtpu: pip install 'janus_jax[tpu]'")
+        raise ConfigError(f"slice {target.name}: compiling for TPUs needs libtpu: pip install 'janus_jax[tpu]'")
     use_libtpu_as_compiler()
     from jax.experimental import topologies
 
     options = {
-        "chip_config_name": of.chip_config_name,
-        "wrap": of.wrap,
-        "chips_per_host_bounds": of.chips_per_host_bounds,
+        "chip_config_name": target.chip_config_name,
+        "wrap": target.wrap,
+        "chips_per_host_bounds": target.chips_per_host_bounds,
         "num_slices": num_slices if num_slices > 1 else None,
     }
     given = {key: value for key, value in options.items() if value is not None}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=of.topology, **given).devices
+        found = topologies.get_topology_desc(platform="tpu", topology_name=target.topology, **given).devices
     except Exception as error:  # of XLA, of several types
-        raise ConfigError(f"slice {of.name}: libtpu does not take {of.topology}: {first_line(error)}") from error
-    if len(found) != of.devices * num_slices:
-        raise ConfigError(f"slice {of.name}: libtpu gives {len(found)} devices, expected {of.devices * num_slices}")
+        raise ConfigError(
+            f"slice {target.name}: libtpu does not take {target.topology}: {first_line(error)}"
+        ) from error
+    if len(found) != target.devices * num_slices:
+        raise ConfigError(
+            f"slice {target.name}: libtpu gives {len(found)} devices, expected {target.devices * num_slices}"
+        )
     return sorted(found, key=lambda device: getattr(device, "slice_index", 0))
 
 
@@ -273,20 +277,20 @@ def _of_shape(name: str, family: str, sides: tuple[int, ...]) -> Slice:
 
 
 def _sizes(family: str) -> str:
-    first, *others = names(family)
+    first, *others = accelerator_types(family)
     return f"{first}, " + ", ".join("-" + each.rsplit("-", 1)[1] for each in others)
 
 
-def _simulated(of: Slice, num_slices: int) -> list[Any]:
+def _simulated(target: Slice, num_slices: int) -> list[Any]:
     import jax
 
     if num_slices > 1:
-        raise ConfigError(f"slice {of.name}: simulated devices are one slice; num_slices = {num_slices}")
+        raise ConfigError(f"slice {target.name}: simulated devices are one slice; num_slices = {num_slices}")
     try:
-        jax.config.update("jax_num_cpu_devices", of.devices)
+        jax.config.update("jax_num_cpu_devices", target.devices)
     except RuntimeError:  # JAX has started: what it has must do
         pass
     found = jax.devices(CPU)
-    if len(found) < of.devices:
-        raise ConfigError(f"slice {of.name}: JAX has already started with {len(found)} CPU devices")
-    return found[: of.devices]
+    if len(found) < target.devices:
+        raise ConfigError(f"slice {target.name}: JAX has already started with {len(found)} CPU devices")
+    return found[: target.devices]

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax.planning.hlo.text import Computation, Environment, Instruction, Program, parse
+from janus_jax.planning.hlo.text import Computation, Environment, HloModule, Instruction, parse
 
 KINDS = (
     "all-gather",
@@ -53,14 +53,14 @@ _SLICE_ID = 100_000  # megascale numbers devices slice * 100000 + position, slic
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshLayout:
+class MeshPositions:
     """Mesh axes in order, with the slice of each position of the flattened mesh (empty: one slice)."""
 
     axes: Mapping[str, int]
     slices: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, mesh: Any) -> "MeshLayout":
+    def of(cls, mesh: Any) -> "MeshPositions":
         """Of a `jax.sharding.Mesh`."""
         slices = tuple(getattr(device, "slice_index", 0) or 0 for device in mesh.devices.flat)
         return cls(dict(mesh.shape), slices if len(set(slices)) > 1 else ())
@@ -97,7 +97,7 @@ class Collective:
     count_is_certain: bool = True  # false: in a loop whose length, or a branch whose choice, depends on data
 
 
-def collectives(hlo_text: str, layout: MeshLayout) -> list[Collective]:
+def collectives(hlo_text: str, layout: MeshPositions) -> list[Collective]:
     """What a run of the program executes, loops multiplied out, largest first.
 
     Of a conditional the branch that sends most counts. Copies of an instruction in several executed computations (first
@@ -134,8 +134,8 @@ def collectives(hlo_text: str, layout: MeshLayout) -> list[Collective]:
 
 @dataclasses.dataclass(frozen=True)
 class _Walk:
-    program: Program
-    layout: MeshLayout
+    program: HloModule
+    layout: MeshPositions
 
     @functools.cached_property
     def started(self) -> set[tuple[str | None, ...]]:
@@ -363,4 +363,4 @@ def _megascale_groups(attributes: str) -> tuple[list[list[int]], int]:
     return groups, max(map(len, groups), default=1)
 
 
-__all__ = ["KINDS", "Collective", "MeshLayout", "collectives"]
+__all__ = ["KINDS", "Collective", "MeshPositions", "collectives"]

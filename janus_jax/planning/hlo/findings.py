@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import jax
 
-from janus_jax.planning.hlo.text import Computation, Instruction, Program, parse, shape_bytes
+from janus_jax.planning.hlo.text import Computation, HloModule, Instruction, parse, shape_bytes
 
 LARGE_BYTES = 16 << 20
 """Below this a finding is not worth a line."""
@@ -103,7 +103,7 @@ def _dims(each: Instruction) -> str:
     return each.shape.split("{")[0]
 
 
-def _sliced_reductions(program: Program, where: Computation, large_bytes: int) -> Iterator[Finding]:
+def _sliced_reductions(program: HloModule, where: Computation, large_bytes: int) -> Iterator[Finding]:
     for each in where.instructions.values():
         if each.opcode not in ("all-reduce", "all-reduce-done") or each.bytes < large_bytes:
             continue
@@ -113,7 +113,7 @@ def _sliced_reductions(program: Program, where: Computation, large_bytes: int) -
             yield Finding("all-reduce", each.bytes, each.op_name, text)
 
 
-def _read_sizes(program: Program, where: Computation, each: Instruction, outer: Any = None) -> int | None:
+def _read_sizes(program: HloModule, where: Computation, each: Instruction, outer: Any = None) -> int | None:
     """Bytes that readers slice out of a value, None if one of them reads it whole.
 
     Args:

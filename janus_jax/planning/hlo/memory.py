@@ -17,7 +17,15 @@ from functools import reduce
 from operator import getitem
 from typing import Any
 
-from janus_jax.planning.hlo.text import Computation, Instruction, Program, parse, shape_memory, shape_tree, tiled_bytes
+from janus_jax.planning.hlo.text import (
+    Computation,
+    HloModule,
+    Instruction,
+    parse,
+    shape_memory,
+    shape_tree,
+    tiled_bytes,
+)
 
 DEVICE, ON_CHIP, HOST = 0, 1, 5
 """Memories, as S(number) in layouts names them."""
@@ -70,7 +78,7 @@ def peak(hlo_text: str, memory: int = DEVICE) -> Peak:
 
 
 class _Play:
-    def __init__(self, program: Program, memory: int):
+    def __init__(self, program: HloModule, memory: int):
         self.program, self.memory = program, memory
         self.buffers: list[Buffer] = []
         self.live: set[int] = set()

@@ -100,7 +100,7 @@ class Computation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class HloModule:
     """A whole module."""
 
     computations: dict[str, Computation]
@@ -182,7 +182,7 @@ class Program:
         return environment
 
 
-def parse(text: str) -> Program:
+def parse(text: str) -> HloModule:
     """Reads what `compiled.as_text()` gives.
 
     Raises:
@@ -208,7 +208,7 @@ def parse(text: str) -> Program:
     partitions = re.search(r"num_partitions=(\d+)", text.split("\n", 1)[0])
     replicas = re.search(r"replica_count=(\d+)", text.split("\n", 1)[0])
     devices = math.prod(int(found.group(1)) for found in (partitions, replicas) if found)
-    return Program(computations, computations[entry], devices)
+    return HloModule(computations, computations[entry], devices)
 
 
 def shape_bytes(shape: str) -> int:

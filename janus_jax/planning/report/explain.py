@@ -17,7 +17,7 @@ from janus_jax.planning.inputs import find_model
 _GIB = 2**30
 
 
-def explained(config: RunConfig, topology: str, name: str, *, num_slices: int = 1) -> str:
+def explain_parameters(config: RunConfig, topology: str, name: str, *, num_slices: int = 1) -> str:
     """Logical axes, rules, mesh axes and bytes of a parameter, or of all whose names begin with `name.`.
 
     Raises:

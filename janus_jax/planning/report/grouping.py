@@ -20,7 +20,7 @@ _SCOPES = re.compile(r"jvp\(\w*\)")  # the scope in which a derivative begins, w
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class BufferGroup:
     """Buffers that are alive at the peak for the same purpose."""
 
     label: str
@@ -30,7 +30,7 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class Traffic:
+class CollectiveTraffic:
     """Collectives of a kind along the same axes, in a step."""
 
     kind: str
@@ -46,7 +46,7 @@ class Traffic:
         return "DCN" if self.over_dcn else "ICI"
 
 
-def buffer_groups(plan: Plan) -> list[Group]:
+def buffer_groups(plan: Plan) -> list[BufferGroup]:
     """Largest first."""
     known = _Known.of(plan)
     members: dict[str, list[Buffer]] = {}
@@ -54,19 +54,19 @@ def buffer_groups(plan: Plan) -> list[Group]:
         if each.bytes:
             members.setdefault(known.label(each), []).append(each)
     groups = [
-        Group(label, sum(each.bytes for each in same), len(same), max(same, key=lambda each: each.bytes).shape)
+        BufferGroup(label, sum(each.bytes for each in same), len(same), max(same, key=lambda each: each.bytes).shape)
         for label, same in members.items()
     ]
     return sorted(groups, key=lambda group: -group.bytes)
 
 
-def traffic_groups(plan: Plan) -> list[Traffic]:
+def collective_traffic(plan: Plan) -> list[CollectiveTraffic]:
     """Most bytes first."""
     members: dict[tuple, list] = {}
     for each in plan.collectives:
         members.setdefault((each.kind, each.axes, each.over_dcn), []).append(each)
     groups = [
-        Traffic(
+        CollectiveTraffic(
             *key,
             count=sum(each.count for each in same),
             wire_bytes=sum(each.wire_bytes for each in same),

@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from janus_jax.planning.report.grouping import buffer_groups, traffic_groups
+from janus_jax.planning.report.grouping import buffer_groups, collective_traffic
 from janus_jax.planning.report.text import RESOURCES, operations, seconds, size, verdict
 from janus_jax.planning.result import Plan
 
@@ -60,8 +60,8 @@ def _parts(plan: Plan) -> list[tuple[str, float, str, str]]:
     parts: list[tuple[str, float, str, str]] = [
         (label, count, _ARGUMENTS.get(label, _OTHER), "//") for label, count in memory.arguments.items()
     ]
-    if memory.kept_besides:
-        parts.append(("reference", memory.kept_besides, _ARGUMENTS["reference"], "//"))
+    if memory.reference:
+        parts.append(("reference", memory.reference, _ARGUMENTS["reference"], "//"))
     if memory.code:
         parts.append(("code", memory.code, _ARGUMENTS["code"], "//"))
     if memory.peak is None:
@@ -131,7 +131,9 @@ def _bounds(axis: Any, plan: Plan) -> None:
     bound = plan.bound
     if bound is None:
         why = (
-            "simulated devices are no TPU" if plan.of.topology is None else "the compiler gave up: there is no program"
+            "simulated devices are no TPU"
+            if plan.target.topology is None
+            else "the compiler gave up: there is no program"
         )
         _empty(axis, "Least time of a step", f"no bound: {why}")
         return
@@ -161,7 +163,7 @@ def _bounds(axis: Any, plan: Plan) -> None:
 
 
 def _collectives(axis: Any, plan: Plan) -> None:
-    groups = [group for group in traffic_groups(plan) if group.wire_bytes]
+    groups = [group for group in collective_traffic(plan) if group.wire_bytes]
     if not groups:
         none = "there is no program" if plan.memory.peak is None else "nothing is sent"
         _empty(axis, "Sent by a device in a step", none)
@@ -176,7 +178,7 @@ def _collectives(axis: Any, plan: Plan) -> None:
         edge = {"edgecolor": "black", "linewidth": 0.6, "height": 0.6}
         axis.barh(row, group.async_bytes, color=colour, **edge)
         axis.barh(row, blocking, left=group.async_bytes, color=colour, hatch="xx", **edge)
-        over = f" over {group.network}" if plan.of.topology else ""
+        over = f" over {group.network}" if plan.target.topology else ""
         axis.text(group.wire_bytes, row, f" {size(group.wire_bytes)}{over}, {group.count:,} times", va="center")
     axis.set(yticks=range(len(rows)), xlim=(0, 1.9 * most), xticks=[])
     axis.set_yticklabels([label for label, _ in rows], fontsize=9)

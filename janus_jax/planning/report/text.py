@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from janus_jax.planning.chips.slices import CPU
-from janus_jax.planning.report.grouping import buffer_groups, traffic_groups
+from janus_jax.planning.report.grouping import buffer_groups, collective_traffic
 from janus_jax.planning.result import Plan, Timing
 
 CAVEAT = (
@@ -67,11 +67,11 @@ def _show(plan: Plan, console: Console, prices_of: str | None) -> None:
 def verdict(plan: Plan) -> str:
     """Whether it fits, in one sentence."""
     memory, slices = plan.memory, "" if plan.num_slices == 1 else f"{plan.num_slices} x "
-    where = f"each device of {slices}{plan.of.name}"
+    where = f"each device of {slices}{plan.target.name}"
     if not plan.fits:
-        return f"DOES NOT FIT {slices}{plan.of.name}: {plan.reason}"
+        return f"DOES NOT FIT {slices}{plan.target.name}: {plan.reason}"
     if memory.usable is None or memory.needed is None:
-        return f"COMPILES for {slices}{plan.of.name}, which is simulated: no TPU, no limit of memory, no bound"
+        return f"COMPILES for {slices}{plan.target.name}, which is simulated: no TPU, no limit of memory, no bound"
     free = size(memory.usable - memory.needed)
     return f"FITS: {memory.needed / 2**30:.2f} of {memory.usable / 2**30:.2f} GiB on {where}, {free} free"
 
@@ -104,19 +104,19 @@ def _unit(count: float) -> tuple[int, str]:
 
 
 def _compiled(plan: Plan, console: Console) -> None:
-    of, times = plan.of, plan.num_slices
-    devices = of.devices * times
-    chips = f"{of.chips * times:,} chips, {devices:,} devices, {_counted(of.hosts * times, 'host')}"
-    if of.topology is None:
-        what = "simulated devices of this machine" if of.family == CPU else f"devices, {of.family}"
+    target, times = plan.target, plan.num_slices
+    devices = target.devices * times
+    chips = f"{target.chips * times:,} chips, {devices:,} devices, {_counted(target.hosts * times, 'host')}"
+    if target.topology is None:
+        what = "simulated devices of this machine" if target.family == CPU else f"devices, {target.family}"
         chips = f"{devices:,} {what}: no TPU, so that there is no bound on time"
-    shape = "" if of.topology is None else f" ({of.topology})"
+    shape = "" if target.topology is None else f" ({target.topology})"
     each = f"{plan.rows_per_device:g} {'row' if plan.rows_per_device == 1 else 'rows'}"
     micro = f", {each} a device"
     if plan.microbatches > 1:
         micro = f" in {plan.microbatches} microbatches, {each} of each on a device"
     rows = f"{plan.rows:,} rows of {plan.row_length:,} slots{micro}"
-    _line(console, "slice", f"{'' if times == 1 else f'{times} x '}{of.name}{shape}: {chips}")
+    _line(console, "slice", f"{'' if times == 1 else f'{times} x '}{target.name}{shape}: {chips}")
     _line(console, "mesh", " x ".join(f"{axis} {count}" for axis, count in plan.mesh.items()))
     _line(console, "step", f"{plan.objective}, {rows}")
     _line(console, "memory", f"remat {plan.remat}, moments {plan.moments}")
@@ -139,8 +139,8 @@ def _memory(plan: Plan, console: Console) -> None:
 
     for label, count in memory.arguments.items():
         row(label, count, "exact")
-    if memory.kept_besides:
-        row("reference", memory.kept_besides, "kept beside the step; exact")
+    if memory.reference:
+        row("reference", memory.reference, "kept beside the step; exact")
     if memory.evaluation_failed:
         table.add_row("evaluation", "", "more than there is: the compiler gave up")
     if memory.evaluation is not None:
@@ -152,7 +152,7 @@ def _memory(plan: Plan, console: Console) -> None:
             row("code", memory.code, "of the programs themselves; exact")
         row("needed", memory.needed, style="bold")
     else:
-        row("needed", arguments + memory.kept_besides, "and temporaries: the compiler gave up, see above")
+        row("needed", arguments + memory.reference, "and temporaries: the compiler gave up, see above")
     if memory.usable is not None:
         row("usable", memory.usable, "what libtpu gives a program")
         if memory.needed is not None and not memory.evaluation_failed:
@@ -180,7 +180,7 @@ def _memory(plan: Plan, console: Console) -> None:
 
 
 def _collectives(plan: Plan, console: Console) -> None:
-    groups = traffic_groups(plan)
+    groups = collective_traffic(plan)
     if not groups:
         console.print("collectives: none")
         console.print()
@@ -191,12 +191,12 @@ def _collectives(plan: Plan, console: Console) -> None:
         share = group.async_bytes / group.wire_bytes if group.wire_bytes else 0
         count = f"{group.count:,}" if group.is_certain else f"~{group.count:,}"
         axes = " ".join(group.axes) or "none"
-        network = group.network if plan.of.topology else "simulated"
+        network = group.network if plan.target.topology else "simulated"
         table.add_row(group.kind, axes, network, count, f"{group.wire_bytes / unit:,.2f}", _share(share))
     console.print(table)
     dcn = sum(group.wire_bytes for group in groups if group.over_dcn)
     total = sum(group.wire_bytes for group in groups)
-    slow = f", {size(dcn) if dcn else 'nothing'} of it over DCN" if plan.of.topology else ""
+    slow = f", {size(dcn) if dcn else 'nothing'} of it over DCN" if plan.target.topology else ""
     console.print(f"Each device sends {size(total)} a step{slow}.", style="dim")
     console.print()
 
@@ -219,7 +219,7 @@ def _time(plan: Plan, console: Console, prices_of: str | None) -> None:
     again += f", {operations(flops.reference)} of the reference that scores each batch" if flops.reference else ""
     _line(console, "work", f"{operations(flops.model)} a step that the model asks for{again}")
     if bound is None:
-        reason = "simulated devices are no TPU" if plan.of.topology is None else "there is no program"
+        reason = "simulated devices are no TPU" if plan.target.topology is None else "there is no program"
         _line(console, "bound", f"none: {reason}")
     else:
         console.print()
@@ -232,7 +232,7 @@ def _time(plan: Plan, console: Console, prices_of: str | None) -> None:
         tokens = f"{bound.tokens_per_s:,.0f} tokens/s, MFU {100 * bound.mfu:.1f} %"
         _line(console, "bound", f"{seconds(bound.seconds)} a step, {tokens}, by {RESOURCES[bound.limit]}")
         _line(console, "in series", f"{seconds(bound.serial_seconds)} a step, if nothing overlapped")
-    if plan.of.topology is not None:
+    if plan.target.topology is not None:
         _line(console, "epoch", _epoch(plan, prices_of))
     if bound is not None:
         console.print(CAVEAT, style="dim")
@@ -268,7 +268,7 @@ def _show_timing(timing: Timing, console: Console) -> None:
     if timing.held_bytes is not None:
         _line(console, "memory", "the most that the process held on a device, also while it made weights and moments")
     if bound is None:
-        _line(console, "bound", f"none: there are no figures of {plan.of.name}")
+        _line(console, "bound", f"none: there are no figures of {plan.target.name}")
 
 
 def _epoch(plan: Plan, prices_of: str | None) -> str:

@@ -21,13 +21,13 @@ _NO_PART_OF_IT = ("checkpoint", "cli", "evaluation", "storage", "text")
 """Parts of the package that no program depends on."""
 
 
-def key(config: RunConfig, found: Inputs, of: Slice, num_slices: int, chip: Chip | None) -> str:
+def key(config: RunConfig, found: Inputs, target: Slice, num_slices: int, chip: Chip | None) -> str:
     """Of the shapes, what is configured, slice, code and compiler; nothing is lowered for it."""
     written = config.model_dump(mode="json", by_alias=True)
     values = [
         {name: written[name] for name in _SECTIONS} | {"reference": config.reference.mode},
         dataclasses.asdict(found) | {"objective": found.objective.name},
-        [dataclasses.asdict(of), num_slices, None if chip is None else chip.model_dump()],
+        [dataclasses.asdict(target), num_slices, None if chip is None else chip.model_dump()],
         [versions(), {name: importlib.metadata.version(name) for name in ("flax", "optax")}, code()],
         {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)},
     ]

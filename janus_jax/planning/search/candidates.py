@@ -14,7 +14,7 @@ from janus_jax.planning.inputs import Inputs, find_inputs
 
 
 @dataclasses.dataclass(frozen=True)
-class Axes:
+class SearchSpace:
     """What a sweep varies. The global batch stays as it is configured unless `rows_per_device` cannot make it up."""
 
     meshes: tuple[dict[str, int], ...] | None = None  # axes left out have size 1; None: all that training would accept
@@ -23,7 +23,7 @@ class Axes:
     moments: tuple[str, ...] = ("float32", "bfloat16")
 
 
-class InputsOfBatches:
+class InputsCache:
     """`find_inputs`, once for each batch: with data at hand it lays out the rows of an epoch."""
 
     def __init__(self, count: int):
@@ -74,7 +74,7 @@ def batches(
 
 
 def choices(
-    config: RunConfig, count: int, num_slices: int, axes: Axes, inputs: InputsOfBatches
+    config: RunConfig, count: int, num_slices: int, axes: SearchSpace, inputs: InputsCache
 ) -> Iterator[dict[str, Any]]:
     """Values of all keys that a sweep sets; training need not accept them all."""
     for given in axes.meshes or mesh_shapes(count, num_slices):

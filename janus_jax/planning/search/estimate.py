@@ -16,7 +16,7 @@ from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError
 from janus_jax.model.mistral import param_specs
 from janus_jax.parallel import mesh as meshes
-from janus_jax.planning.bounds import step_bound, ways_of
+from janus_jax.planning.bounds import shards_by_axis, step_bound
 from janus_jax.planning.chips import roofline
 from janus_jax.planning.chips.slices import Chip, Slice, load_chips
 from janus_jax.planning.inputs import Inputs, check_rows, find_inputs, online_reference
@@ -33,21 +33,21 @@ class Estimate:
 
     arguments: int  # parameters, moments, batch; exact
     temporaries: int
-    kept_besides: int
+    reference: int
     bound: roofline.Bound | None  # None: a simulated device
     rows_per_device: float  # of a microbatch
 
     @property
     def bytes(self) -> int:
         """What the step needs; compare with `Memory.needed`."""
-        return self.arguments + self.temporaries + self.kept_besides
+        return self.arguments + self.temporaries + self.reference
 
     def is_hopeless(self, usable: int | None) -> bool:
         return usable is not None and self.bytes / MARGIN > usable
 
 
 def estimate(
-    config: RunConfig, of: Slice, num_slices: int = 1, *, chip: Chip | None = None, found: Inputs | None = None
+    config: RunConfig, target: Slice, num_slices: int = 1, *, chip: Chip | None = None, found: Inputs | None = None
 ) -> Estimate:
     """The estimate of one configuration on so many slices; needs no devices and compiles nothing.
 
@@ -58,15 +58,15 @@ def estimate(
         ConfigError: a mesh, rows or rules that training would refuse.
         DataError, ConversionError: as training would.
     """
-    if chip is None and of.topology is not None:
-        chip = load_chips().chips[of.family]
-    here = _Shares.of(config, of.devices * num_slices, found)
-    kept_besides = here.whole * here.compute if online_reference(config, here.found) else 0
+    if chip is None and target.topology is not None:
+        chip = load_chips().chips[target.family]
+    here = _Shares.of(config, target.devices * num_slices, found)
+    reference = here.whole * here.compute if online_reference(config, here.found) else 0
     return Estimate(
         arguments=here.arguments(jnp.dtype(config.optimizer.moments).itemsize),
         temporaries=round(here.temporaries(config.remat)),
-        kept_besides=kept_besides,
-        bound=None if chip is None else _bound(config, here, of, num_slices, chip),
+        reference=reference,
+        bound=None if chip is None else _bound(config, here, target, num_slices, chip),
         rows_per_device=here.rows,
     )
 
@@ -77,7 +77,7 @@ class _Shares:
 
     found: Inputs
     devices: int
-    ways: dict[str, int]  # logical axis -> shards
+    shards: dict[str, int]  # logical axis -> shards
     whole: int  # parameters at rest
     layers: int  # those of layers
     batch: int  # bytes
@@ -96,30 +96,30 @@ class _Shares:
         specs = param_specs(found.model, jnp.dtype(config.params_dtype))
         shardings = meshes.param_shardings(specs, mesh, rules)
         sizes = jax.tree.map(lambda spec, sharding: math.prod(sharding.shard_shape(spec.shape)), specs, shardings)
-        ways = ways_of(mesh, rules)
+        shards = shards_by_axis(mesh, rules)
         row = empty_batch(1, found.shape.row_length, found.shape.max_segments)
         slots = row.tokens.nbytes * sum(leaf.shape == row.tokens.shape for leaf in jax.tree.leaves(row))
         segments = sum(leaf.nbytes for leaf in jax.tree.leaves(row)) - slots
-        rows = found.shape.rows * found.shape.microbatches / ways["batch"]
+        rows = found.shape.rows * found.shape.microbatches / shards["batch"]
         return cls(
             found,
             devices,
-            ways,
+            shards,
             whole=sum(jax.tree.leaves(sizes)),
             layers=sum(jax.tree.leaves(sizes["layers"])),
-            batch=round(rows * (slots / ways["length"] + segments)),
+            batch=round(rows * (slots / shards["length"] + segments)),
             parameter=jnp.dtype(config.params_dtype).itemsize,
             compute=jnp.dtype(config.precision.compute).itemsize,
         )
 
     @property
     def rows(self) -> float:
-        return self.found.shape.rows / self.ways["batch"]
+        return self.found.shape.rows / self.shards["batch"]
 
     @property
     def tokens(self) -> float:
         """Of a microbatch."""
-        return self.rows * self.found.shape.row_length / self.ways["length"]
+        return self.rows * self.found.shape.row_length / self.shards["length"]
 
     def arguments(self, moment_bytes: int) -> int:
         return self.whole * (self.parameter + 2 * moment_bytes) + self.batch
@@ -127,7 +127,7 @@ class _Shares:
     def temporaries(self, remat: str) -> float:
         """The most of three moments: backward through a block, the head, the update."""
         model, compute = self.found.model, self.compute
-        wide = model.intermediate_size / self.ways["mlp"]
+        wide = model.intermediate_size / self.shards["mlp"]
         width = model.hidden_size
         kept = model.num_layers * self.tokens * self._kept(remat)
         copy = self.layers * compute if self.parameter > compute else 0
@@ -135,24 +135,24 @@ class _Shares:
             copy = 0  # gradients of layers take the place of what the layers computed with (model/remat_scan.py)
         gradients = self.layers * min(self.parameter, compute) + (self.whole - self.layers) * self.parameter
         summed = self.whole * 4 if self.found.shape.microbatches > 1 else 0
-        gathered = 1.5 * self.layers * self.ways["embed"] / model.num_layers * compute
-        keys = self.rows * self.found.shape.row_length * self._keys() * compute if self.ways["length"] > 1 else 0
+        gathered = 1.5 * self.layers * self.shards["embed"] / model.num_layers * compute
+        keys = self.rows * self.found.shape.row_length * self._keys() * compute if self.shards["length"] > 1 else 0
         block = self.tokens * (4 * wide + 9 * width) * compute + gathered + keys
         head = 0.0
         if model.head == "lm":
-            head = width * model.vocab_size / self.ways["vocab"] * (4 + compute) + _CHUNK_BYTES
+            head = width * model.vocab_size / self.shards["vocab"] * (4 + compute) + _CHUNK_BYTES
             head += self.tokens * width * (compute + 4)
         return max(kept + copy + block + gradients + summed, kept + copy + head + summed, self.whole * 4)
 
     def _keys(self) -> float:
         model = self.found.model
-        return 2 * model.num_kv_heads * model.head_dim / self.ways["kv_heads"]
+        return 2 * model.num_kv_heads * model.head_dim / self.shards["kv_heads"]
 
     def _kept(self, remat: str) -> float:
         """Bytes of a token and layer that wait for the backward pass."""
         model, width = self.found.model, self.found.model.hidden_size
-        heads = model.num_heads * model.head_dim / self.ways["q_heads"]
-        wide = model.intermediate_size / self.ways["mlp"]
+        heads = model.num_heads * model.head_dim / self.shards["q_heads"]
+        wide = model.intermediate_size / self.shards["mlp"]
         if remat == "offload":
             return 2 * width / model.num_layers * self.compute  # on their way
         if remat == "full":
@@ -164,28 +164,28 @@ class _Shares:
         return (products + 3 * heads + 8 * width + 4 * wide) * self.compute
 
 
-def _bound(config: RunConfig, here: _Shares, of: Slice, num_slices: int, chip: Chip) -> roofline.Bound:
-    found, model, ways, compute = here.found, here.found.model, here.ways, here.compute
+def _bound(config: RunConfig, here: _Shares, target: Slice, num_slices: int, chip: Chip) -> roofline.Bound:
+    found, model, shards, compute = here.found, here.found.model, here.shards, here.compute
     micro = found.shape.microbatches
-    split = ways["embed"] * ways["mlp"]
+    split = shards["embed"] * shards["mlp"]
     again = 1 if roofline.REMAT[config.remat].projections else 0
-    used = here.layers * ways["embed"] * compute  # of all layers, where they are used
-    gathers = (3 + again) * used * _others(ways["embed"])  # forward, backward, gradients
+    used = here.layers * shards["embed"] * compute  # of all layers, where they are used
+    gathers = (3 + again) * used * _others(shards["embed"])  # forward, backward, gradients
     replicas = here.devices // split
     alike = 2 * here.whole * compute * _others(replicas)
-    sums = (4 + again) * 2 * _others(ways["mlp"]) * here.tokens * model.hidden_size * compute * model.num_layers
+    sums = (4 + again) * 2 * _others(shards["mlp"]) * here.tokens * model.hidden_size * compute * model.num_layers
     keys = here.rows * found.shape.row_length * here._keys() * compute * model.num_layers
-    ici = micro * (gathers + alike + sums + (3 + again) * keys * _others(ways["length"]))
+    ici = micro * (gathers + alike + sums + (3 + again) * keys * _others(shards["length"]))
     dcn = micro * 2 * here.whole * compute * _others(num_slices)
     return step_bound(
         config,
         found,
-        ways=ways,
+        shards=shards,
         parameter_shards=split,
         devices=here.devices,
         ici_bytes=ici,
         dcn_bytes=dcn,
-        of=of,
+        target=target,
         chip=chip,
         num_slices=num_slices,
     )

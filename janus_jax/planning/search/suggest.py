@@ -15,7 +15,7 @@ from janus_jax.parallel import mesh as meshes
 from janus_jax.planning.chips.slices import Slice, find_slice, load_chips
 from janus_jax.planning.compile import plan
 from janus_jax.planning.result import Plan
-from janus_jax.planning.search.candidates import InputsOfBatches, batches, mesh_shapes
+from janus_jax.planning.search.candidates import InputsCache, batches, mesh_shapes
 from janus_jax.planning.search.estimate import Estimate, estimate
 
 _KINDS = ("reference", "remat", "microbatches", "moments", "mesh", "offload")
@@ -98,16 +98,16 @@ def suggestions(
             yield Suggestion(("eval.rows=null",), "evaluation takes as many rows at a time as training", compiled)
             return
         config, tries = smaller, tries - 1
-    of = find_slice(topology)
-    chip = None if of.topology is None else load_chips(chips).chips[of.family]
+    target = find_slice(topology)
+    chip = None if target.topology is None else load_chips(chips).chips[target.family]
     usable = None if chip is None else chip.usable_hbm_bytes_per_device
-    inputs = InputsOfBatches(of.devices * num_slices)
-    measure = functools.partial(estimate, of=of, num_slices=num_slices, chip=chip)
+    inputs = InputsCache(target.devices * num_slices)
+    measure = functools.partial(estimate, target=target, num_slices=num_slices, chip=chip)
     try:
         base = measure(config, found=inputs(config))
     except ConfigError:  # rows that do not divide: another mesh may help
         base = None
-    singles, found = list(_singles(config, of, num_slices, inputs)), list[_Attempt]()
+    singles, found = list(_singles(config, target, num_slices, inputs)), list[_Attempt]()
     for together in (1, 2, 3):
         attempts = [
             attempt
@@ -138,7 +138,7 @@ def _attempts(
     config: RunConfig,
     singles: list[_Change],
     together: int,
-    inputs: InputsOfBatches,
+    inputs: InputsCache,
     measure: Callable[..., Estimate],
 ) -> Iterator[_Attempt]:
     """All that training would accept of so many changes of different keys."""
@@ -155,12 +155,12 @@ def _attempts(
             continue
 
 
-def _singles(config: RunConfig, of: Slice, num_slices: int, inputs: InputsOfBatches) -> Iterator[_Change]:
+def _singles(config: RunConfig, target: Slice, num_slices: int, inputs: InputsCache) -> Iterator[_Change]:
     if config.reference.mode == "online":
         yield _Change("reference", {"reference.mode": "precompute"})
     if config.remat in ("none", "dots"):
         yield _Change("remat", {"remat": "full"})
-    count = of.devices * num_slices
+    count = target.devices * num_slices
     here = _sizes(config, count)
     more = [{}]  # those that this mesh does not allow may suit another
     more += [each for each in batches(config, 1, None, inputs) if each[_MICROBATCHES] > config.batch.microbatches]

@@ -24,7 +24,7 @@ from janus_jax.errors import ConfigError
 from janus_jax.planning.chips.slices import check_count, devices, find_slice, load_chips
 from janus_jax.planning.inputs import Inputs
 from janus_jax.planning.search.cache_key import code, key
-from janus_jax.planning.search.candidates import Axes, InputsOfBatches, choices
+from janus_jax.planning.search.candidates import InputsCache, SearchSpace, choices
 from janus_jax.planning.search.estimate import Estimate, estimate
 from janus_jax.storage import staging
 
@@ -83,7 +83,7 @@ def sweep(
     config: RunConfig,
     topology: str,
     num_slices: int = 1,
-    axes: Axes | None = None,
+    axes: SearchSpace | None = None,
     *,
     chips: str | os.PathLike[str] | None = None,
     limit: int | None = None,
@@ -105,18 +105,18 @@ def sweep(
         ConfigError: unknown slice, no libtpu, or no cell that training would accept.
         DataError, ConversionError: as training would.
     """
-    axes, of = axes or Axes(), find_slice(topology)
+    axes, target = axes or SearchSpace(), find_slice(topology)
     table = load_chips(chips)
-    check_count(of, num_slices, table)
-    chip = None if of.topology is None else table.chips[of.family]
+    check_count(target, num_slices, table)
+    chip = None if target.topology is None else table.chips[target.family]
     usable = None if chip is None else chip.usable_hbm_bytes_per_device
-    finder, cells = InputsOfBatches(of.devices * num_slices), []
+    finder, cells = InputsCache(target.devices * num_slices), []
     problem: ConfigError | None = None
-    for changes in choices(config, of.devices * num_slices, num_slices, axes, finder):
+    for changes in choices(config, target.devices * num_slices, num_slices, axes, finder):
         try:
             made = changed(config, changes)
             found = finder(made)
-            cells.append(_Candidate(changes, made, found, estimate(made, of, num_slices, chip=chip, found=found)))
+            cells.append(_Candidate(changes, made, found, estimate(made, target, num_slices, chip=chip, found=found)))
         except ConfigError as error:
             problem = problem or error
     if not cells:
@@ -130,7 +130,7 @@ def sweep(
         *(cell.as_cell(config, "left out", f"{limit} others have better estimates") for cell in rest),
     ]
     directory = Path(cache) if cache is not None else staging.cache() / "plans"
-    paths = [directory / f"{key(cell.config, cell.found, of, num_slices, chip)}.json" for cell in chosen]
+    paths = [directory / f"{key(cell.config, cell.found, target, num_slices, chip)}.json" for cell in chosen]
     missing = []
     for cell, path in zip(chosen, paths, strict=True):
         known = _read(path)
@@ -139,7 +139,7 @@ def sweep(
         else:
             done.append(cell.as_compiled(config, known, was_known=True))
     if missing and run is None:
-        devices(of, num_slices)  # raises at once what every process would
+        devices(target, num_slices)  # raises at once what every process would
     jobs = [(cell, _job(cell, topology, num_slices, chips, path)) for cell, path in missing]
     with _results(jobs, run, workers or _workers()) as results:
         for cell, result in results:

@@ -13,18 +13,18 @@ from janus_jax.model.config import PRESETS, ModelConfig
 from janus_jax.model.mistral import Compute, Remat, one_layer, param_specs
 from janus_jax.planning.chips.roofline import (
     REMAT,
-    Spread,
+    Sharding,
     StepFlops,
     Workload,
     bound,
     forward_flops,
     ici_bytes_per_s,
     inference_flops,
-    inference_traffic,
+    inference_hbm_traffic,
     keys_per_query,
     parameters,
     training_flops,
-    training_traffic,
+    training_hbm_traffic,
 )
 from janus_jax.planning.chips.slices import find_slice, load_chips
 
@@ -122,7 +122,7 @@ def test_what_a_policy_keeps_of_a_layer_is_what_jax_keeps(kind):
     residuals = jax.tree.leaves(jax.eval_shape(lambda *given: jax.vjp(layer, *given)[1], *arguments))
     kept = [leaf for leaf in residuals if leaf.shape[:2] == (rows, length) and leaf.dtype == jnp.float32]
     work = Workload(LAYER, rows, length, recompute=REMAT[kind])
-    traffic = training_traffic(work, Spread(devices=1, parameter_shards=1, compute_bytes=4))
+    traffic = training_hbm_traffic(work, Sharding(devices=1, parameter_shards=1, compute_bytes=4))
     assert traffic.activations == 2 * sum(4 * leaf.size for leaf in kept)
 
 
@@ -159,33 +159,33 @@ def test_traffic_of_a_step():
     model = dataclasses.replace(LAYER, num_layers=3)
     layers, head = 3 * 512 * (2 + 20 * 64 + 3 * 1536), 512 * 64
     total = layers + 2 * head + 512
-    spread = Spread(devices=8, parameter_shards=4, tensor=2)  # bfloat16 gradients of the layers and the final norm
+    sharding = Sharding(devices=8, parameter_shards=4, tensor=2)  # bfloat16 gradients of the layers and the final norm
     work = Workload(model, rows=8, length=128, microbatches=2, recompute=REMAT["full"])
-    traffic = training_traffic(work, spread)
+    traffic = training_hbm_traffic(work, sharding)
     assert traffic.weights == 2 * (3 * layers + 3 * head) * 2 / 2
     assert traffic.gradients == total / 4 * 4 * 2 * 2
     assert traffic.optimizer == total / 4 * (2 * 4 + 2 * 8)
     tokens = 8 * 128 / (8 / 2)
     assert traffic.activations == 2 * tokens * 3 * 512 * 2
-    kept = training_traffic(dataclasses.replace(work, recompute=REMAT["none"]), spread)
+    kept = training_hbm_traffic(dataclasses.replace(work, recompute=REMAT["none"]), sharding)
     assert kept.activations == 2 * tokens * 3 * (4 * 512 + (20 * 64 + 3 * 1536) / 2) * 2
     assert kept.weights == 2 * (2 * layers + 3 * head) * 2 / 2
     assert traffic.total == traffic.weights + traffic.gradients + traffic.optimizer + traffic.activations
-    once = training_traffic(dataclasses.replace(work, microbatches=1), spread)
+    once = training_hbm_traffic(dataclasses.replace(work, microbatches=1), sharding)
     assert once.gradients == 2 * (2 * (layers + 512) + 4 * 2 * head) / 4
-    wide = dataclasses.replace(spread, compute_bytes=4)
-    assert training_traffic(dataclasses.replace(work, microbatches=1), wide).gradients == 2 * 4 * total / 4
-    narrow = dataclasses.replace(spread, parameter_bytes=2, compute_bytes=4)
-    assert training_traffic(dataclasses.replace(work, microbatches=1), narrow).gradients == 2 * 2 * total / 4
-    stated = dataclasses.replace(spread, gradient_bytes=4)
-    assert training_traffic(dataclasses.replace(work, microbatches=1), stated).gradients == 2 * 4 * total / 4
-    dots = training_traffic(dataclasses.replace(work, recompute=REMAT["dots"]), spread)
+    wide = dataclasses.replace(sharding, compute_bytes=4)
+    assert training_hbm_traffic(dataclasses.replace(work, microbatches=1), wide).gradients == 2 * 4 * total / 4
+    narrow = dataclasses.replace(sharding, parameter_bytes=2, compute_bytes=4)
+    assert training_hbm_traffic(dataclasses.replace(work, microbatches=1), narrow).gradients == 2 * 2 * total / 4
+    stated = dataclasses.replace(sharding, gradient_bytes=4)
+    assert training_hbm_traffic(dataclasses.replace(work, microbatches=1), stated).gradients == 2 * 4 * total / 4
+    dots = training_hbm_traffic(dataclasses.replace(work, recompute=REMAT["dots"]), sharding)
     assert dots.activations == 2 * tokens * 3 * (2 * 512 + (12 * 64 + 2 * 1536) / 2) * 2
     assert (dots.weights, dots.host) == (kept.weights, 0)
-    offload = training_traffic(dataclasses.replace(work, recompute=REMAT["offload"]), spread)
+    offload = training_hbm_traffic(dataclasses.replace(work, recompute=REMAT["offload"]), sharding)
     assert (offload.activations, offload.host) == (2 * traffic.activations, traffic.activations)
     assert offload.total == traffic.total + traffic.activations  # the way to the host is none of HBM
-    scoring = inference_traffic(work, spread)
+    scoring = inference_hbm_traffic(work, sharding)
     assert (scoring.weights, scoring.total) == (2 * (layers + head), 2 * (layers + head))
 
 
@@ -194,14 +194,14 @@ def test_traffic_of_a_step():
     [("v5e-1", 0), ("v5e-4", 2), ("v5e-8", 3), ("v5e-16", 4), ("v4-16", 3), ("v4-32", 4), ("v5p-128", 6)],
 )
 def test_links_are_those_that_lead_somewhere(name, links):
-    of = find_slice(name)
-    assert ici_bytes_per_s(of, CHIPS[of.family]) == links * CHIPS[of.family].ici_bytes_per_s_per_link
+    target = find_slice(name)
+    assert ici_bytes_per_s(target, CHIPS[target.family]) == links * CHIPS[target.family].ici_bytes_per_s_per_link
 
 
 def test_the_slowest_part_is_the_bound():
-    of, chip = find_slice("v5e-16"), CHIPS["v5e"]
+    target, chip = find_slice("v5e-16"), CHIPS["v5e"]
     flops = StepFlops(model=16 * 197e12, recomputed=16 * 197e12 / 3)  # a second for the model, a third for the rest
-    common = {"tokens": 131072, "of": of, "chip": chip}
+    common = {"tokens": 131072, "target": target, "chip": chip}
     found = bound(flops, 819e9, 100e9, 0, **common)
     assert (found.limit, found.seconds) == ("compute", pytest.approx(4 / 3))
     assert (found.hbm_s, found.ici_s, found.dcn_s) == (pytest.approx(1), pytest.approx(0.5), 0)
@@ -214,27 +214,27 @@ def test_the_slowest_part_is_the_bound():
 
 def test_more_slices_and_two_devices_a_chip():
     flops = StepFlops(1e18, 0)
-    two = bound(flops, 1, 0, 0, tokens=1, of=find_slice("v6e-8"), chip=CHIPS["v6e"], num_slices=2)
+    two = bound(flops, 1, 0, 0, tokens=1, target=find_slice("v6e-8"), chip=CHIPS["v6e"], num_slices=2)
     assert two.compute_s == pytest.approx(1e18 / 16 / 918e12)
     dual = find_slice("tpu7x-8")
-    found = bound(flops, 7380e9, 0, 0, tokens=1, of=dual, chip=CHIPS["tpu7x"])
+    found = bound(flops, 7380e9, 0, 0, tokens=1, target=dual, chip=CHIPS["tpu7x"])
     assert found.compute_s == pytest.approx(1e18 / 4 / 2307e12)
     assert found.hbm_s == pytest.approx(2)  # half the chip's bandwidth each
     assert ici_bytes_per_s(dual, CHIPS["tpu7x"]) == 2 * 100e9 / 2
 
 
 def test_what_cannot_be_sent_takes_for_ever():
-    assert bound(StepFlops(1, 0), 1, 0, 1, tokens=1, of=find_slice("v3-8"), chip=CHIPS["v3"]).dcn_s == math.inf
+    assert bound(StepFlops(1, 0), 1, 0, 1, tokens=1, target=find_slice("v3-8"), chip=CHIPS["v3"]).dcn_s == math.inf
 
 
 def test_what_stays_on_a_chip_needs_no_link():
     """Two dies of one chip."""
-    found = bound(StepFlops(1e18, 0), 1, 1e12, 0, tokens=1, of=find_slice("tpu7x-2"), chip=CHIPS["tpu7x"])
+    found = bound(StepFlops(1e18, 0), 1, 1e12, 0, tokens=1, target=find_slice("tpu7x-2"), chip=CHIPS["tpu7x"])
     assert found.ici_s == 0 and found.tokens_per_s > 0
 
 
 def test_if_nothing_overlaps_all_parts_add_up():
-    found = bound(StepFlops(1e15, 0), 1e9, 1e9, 0, tokens=1, of=find_slice("v5e-16"), chip=CHIPS["v5e"])
+    found = bound(StepFlops(1e15, 0), 1e9, 1e9, 0, tokens=1, target=find_slice("v5e-16"), chip=CHIPS["v5e"])
     assert found.serial_seconds == pytest.approx(found.compute_s + found.hbm_s + found.ici_s)
     assert found.serial_seconds > found.seconds
 
@@ -245,6 +245,8 @@ def test_mistral_on_sixteen_v5e_is_bound_by_compute():
     per_device = training_flops(work).model / 16
     six_n = 6 * (7_241_732_096 - 32000 * 4096) * 8192 + 6 * 32 * 8192**2 * 4096
     assert per_device == pytest.approx(six_n, rel=1e-3)
-    traffic = training_traffic(work, Spread(devices=16, parameter_shards=16)).total
-    found = bound(training_flops(work), traffic, 0, 0, tokens=work.tokens, of=find_slice("v5e-16"), chip=CHIPS["v5e"])
+    traffic = training_hbm_traffic(work, Sharding(devices=16, parameter_shards=16)).total
+    found = bound(
+        training_flops(work), traffic, 0, 0, tokens=work.tokens, target=find_slice("v5e-16"), chip=CHIPS["v5e"]
+    )
     assert found.limit == "compute" and 0.7 < found.mfu < 0.8

@@ -92,29 +92,29 @@ def test_a_name_that_is_none_is_refused_with_what_is_near(name, said):
 @needs_libtpu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_libtpu_knows_every_name(family):
-    for name in slices.names(family):
-        of = find_slice(name)
-        found = devices(of)
-        assert len(found) == of.devices, name
-        assert len({device.process_index for device in found}) == of.hosts, name
+    for name in slices.accelerator_types(family):
+        target = find_slice(name)
+        found = devices(target)
+        assert len(found) == target.devices, name
+        assert len({device.process_index for device in found}) == target.hosts, name
 
 
 @needs_libtpu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_devices_say_what_slice_they_are(family):
-    for name in slices.names(family):
-        assert slices.slice_of(devices(find_slice(name))) == (find_slice(name), 1)
-    several = find_slice(slices.names(family)[1])
-    assert slices.slice_of(devices(several, 3)) == (several, 3)
+    for name in slices.accelerator_types(family):
+        assert slices.detect_slice(devices(find_slice(name))) == (find_slice(name), 1)
+    several = find_slice(slices.accelerator_types(family)[1])
+    assert slices.detect_slice(devices(several, 3)) == (several, 3)
 
 
 def test_other_devices_are_a_slice_without_figures():
-    assert slices.slice_of(jax.devices()) == (find_slice("cpu:8"), 1)
+    assert slices.detect_slice(jax.devices()) == (find_slice("cpu:8"), 1)
     device = SimpleNamespace(device_kind="NVIDIA H200", platform="gpu", process_index=0)
-    found, count = slices.slice_of([device, device])
+    found, count = slices.detect_slice([device, device])
     assert (found.name, found.devices, found.topology, count) == ("gpu:2", 2, None, 1)
     part = SimpleNamespace(device_kind="TPU v4", platform="tpu", process_index=0, coords=(1, 0, 0))  # one chip of four
-    assert slices.slice_of([part])[0].name == "v4:1x1x1"
+    assert slices.detect_slice([part])[0].name == "v4:1x1x1"
 
 
 @needs_libtpu
@@ -126,8 +126,8 @@ def test_slices_come_one_after_the_other():
 @needs_libtpu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_usable_memory_is_what_the_compiler_says(family):
-    of = find_slice(next(name for name in slices.names(family) if find_slice(name).chips == 4))
-    where = jax.sharding.SingleDeviceSharding(devices(of)[0])
+    target = find_slice(next(name for name in slices.accelerator_types(family) if find_slice(name).chips == 4))
+    where = jax.sharding.SingleDeviceSharding(devices(target)[0])
     too_large = jax.ShapeDtypeStruct((400_000, 400_000), jnp.float32, sharding=where)
     with pytest.raises(jax.errors.JaxRuntimeError) as refused:
         jax.jit(lambda x: x + 1).lower(too_large).compile()
@@ -135,8 +135,8 @@ def test_usable_memory_is_what_the_compiler_says(family):
     chip = load_chips().chips[family]
     # Versions of libtpu differ in the last digit, and the table has the lower.
     assert said and round(float(said.group(1)) - chip.usable_hbm_gib_per_device, 2) in (0, 0.01)
-    assert chip.usable_hbm_gib_per_device * of.devices_per_chip <= chip.hbm_gib
-    assert of.devices_per_chip == chip.devices and slices._NAME_COUNTS[family] == chip.tensor_cores
+    assert chip.usable_hbm_gib_per_device * target.devices_per_chip <= chip.hbm_gib
+    assert target.devices_per_chip == chip.devices and slices._NAME_COUNTS[family] == chip.tensor_cores
 
 
 @needs_libtpu

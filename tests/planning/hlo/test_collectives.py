@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from janus_jax.planning.chips.slices import devices, find_slice
-from janus_jax.planning.hlo.collectives import MeshLayout, collectives
+from janus_jax.planning.hlo.collectives import MeshPositions, collectives
 from janus_jax.planning.hlo.findings import warnings
 from tests.support.compilers import needs_libtpu
 
@@ -41,7 +41,7 @@ def read(f, mesh, spec=ROWS, shape=None, out_spec=None):
     if shape is None:
         rows, columns = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"]
         shape = (BLOCK[0] * rows, BLOCK[1] * columns)
-    return collectives(compiled(f, mesh, spec, shape, out_spec).as_text(), MeshLayout.of(mesh))
+    return collectives(compiled(f, mesh, spec, shape, out_spec).as_text(), MeshPositions.of(mesh))
 
 
 def table(found):
@@ -190,7 +190,7 @@ def test_gathers_that_run_beside_products_count_once_and_peeled_iterations_too(n
     )
     off = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}  # gathers stay gathers
     text = lowered.compile(compiler_options=off).as_text()
-    listed = collectives(text, MeshLayout.of(mesh))
+    listed = collectives(text, MeshPositions.of(mesh))
     assert any(each.kind == "all-gather" and each.is_async for each in listed)
     found, weight = table(listed), 2 * width * wide
     # Forward two gathers a layer; backward the first weight again (to recompute) and the second (for its gradient).
@@ -216,7 +216,7 @@ def test_products_in_windows_count_every_step_of_their_rings():
     out = NamedSharding(mesh, P("fsdp"))
     text = jax.jit(lambda x, w: jnp.sin(x @ w), out_shardings=out).lower(x, w).compile().as_text()
     assert "windowed_dot_general" in text
-    ((key, (count, result, _)),) = table(collectives(text, MeshLayout.of(mesh))).items()
+    ((key, (count, result, _)),) = table(collectives(text, MeshPositions.of(mesh))).items()
     assert key == ("collective-permute", ("fsdp",), False)
     shard = 2 * 2048 * 8192 // 16
     # 8 iterations of a step either way, and one shard ahead of them: a ring of 16 needs 15 steps at least.
@@ -241,7 +241,7 @@ def test_what_comes_after_a_kernel_in_a_loop_counts():
     text = compiled(lambda x: lax.scan(layer, x, None, length=layers)[0], mesh, P(), (heads, length, width)).as_text()
     size = 4 * heads * length * width
     assert "}}, metadata" in "".join(line for line in text.splitlines() if line.startswith("}}"))
-    assert table(collectives(text, MeshLayout.of(mesh))) == {
+    assert table(collectives(text, MeshPositions.of(mesh))) == {
         ("all-reduce", ("tensor",), False): [layers, layers * size, layers * size],
         ("all-gather", ("fsdp",), False): [layers, layers * size, layers * size // 2],
     }

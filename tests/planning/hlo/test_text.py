@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from janus_jax.planning.hlo.collectives import MeshLayout, collectives
+from janus_jax.planning.hlo.collectives import MeshPositions, collectives
 from janus_jax.planning.hlo.text import parse, shape_memory, shape_tree, tiled_bytes
 
 
@@ -41,7 +41,7 @@ def reduce(groups, name="r", root=True):
     ],
 )
 def test_groups_are_read_in_every_syntax(groups, axes):
-    text, layout = program(reduce(groups)), MeshLayout({"fsdp": 4, "tensor": 2})
+    text, layout = program(reduce(groups)), MeshPositions({"fsdp": 4, "tensor": 2})
     if axes is None:
         with pytest.raises(ValueError, match="not known"):
             collectives(text, layout)
@@ -81,21 +81,21 @@ def loop(condition, step, start):
 )
 def test_loops_run_as_often_as_their_counters_say(condition, step, start, expected):
     computations, body = loop(condition, step, start)
-    (found,) = collectives(program(body, computations=computations), MeshLayout({"fsdp": 8}))
+    (found,) = collectives(program(body, computations=computations), MeshPositions({"fsdp": 8}))
     assert (found.count, found.count_is_certain) == expected
 
 
 def test_a_limit_that_comes_from_outside_the_loop_is_found():
     computations, body = loop(("k", "LT"), 1, "constant(0)")
     computations = computations.replace("%k = s32[] constant(12)", "%k = s32[] get-tuple-element(%c), index=1")
-    (found,) = collectives(program(body, computations=computations), MeshLayout({"fsdp": 8}))
+    (found,) = collectives(program(body, computations=computations), MeshPositions({"fsdp": 8}))
     assert (found.count, found.count_is_certain) == (30, True)
 
 
 def test_a_stated_trip_count_goes_first():
     computations, body = loop(("k", "LT"), 1, "custom-call()")
     body = body.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
-    (found,) = collectives(program(body, computations=computations), MeshLayout({"fsdp": 8}))
+    (found,) = collectives(program(body, computations=computations), MeshPositions({"fsdp": 8}))
     assert (found.count, found.count_is_certain) == (7, True)
 
 
@@ -111,7 +111,7 @@ def test_a_kernels_metadata_with_line_breaks_is_part_of_its_instruction():
     sent = reduce("{}", root=False)
     computations = computations.replace(sent, f'{KERNEL}{sent}, metadata={{op_name="jit(f)/psum"}}')
     text = program(body, computations=computations)
-    (found,) = collectives(text, MeshLayout({"fsdp": 8}))
+    (found,) = collectives(text, MeshPositions({"fsdp": 8}))
     assert (found.count, found.count_is_certain, found.op_name) == (12, True, "jit(f)/psum")
     kernel = parse(text).computations["body"].instructions["splash"]
     assert (kernel.op_name, kernel.attribute("custom_call_target")) == ("jit(f)/splash", '"tpu_custom_call"')
@@ -132,7 +132,7 @@ def test_of_a_conditional_the_branch_that_sends_most_counts():
         for name, groups in (("few", "{{0,1},{2,3},{4,5},{6,7}}"), ("many", "{}"))
     )
     body = "  ROOT %c = f32[64]{0} conditional(%p, %p, %p), branch_computations={%few, %many}"
-    (found,) = collectives(program(body, computations=branches), MeshLayout({"fsdp": 4, "tensor": 2}))
+    (found,) = collectives(program(body, computations=branches), MeshPositions({"fsdp": 4, "tensor": 2}))
     assert (found.axes, found.count) == (("fsdp", "tensor"), 1)
 
 
@@ -157,7 +157,7 @@ def test_parts_of_an_asynchronous_gather_are_one_and_another_gather_is_another()
         fusions(dict(zip(names, chains, strict=True))) + "\n  ROOT %z = f32[64]{0} copy(%p)",
         computations="".join(chain(part, chain_id) for part, chain_id in chains.items()),
     )
-    found = collectives(text, MeshLayout({"fsdp": 8}))
+    found = collectives(text, MeshPositions({"fsdp": 8}))
     assert {each.is_async: (each.count, each.wire_bytes) for each in found} == {
         True: (2, 2 * 7 * 256),
         False: (1, 7 * 256),  # a fusion of its own, not of a chain
@@ -175,7 +175,7 @@ def test_parts_inside_a_loop_belong_to_the_start_outside_of_it(started, count):
     computations = "".join(chain(name, "7") for name in names) + computations
     if started:
         body = fusions({"async-collective-start.5": "start"}) + "\n" + body
-    (found,) = collectives(program(body, computations=computations), MeshLayout({"fsdp": 8}))
+    (found,) = collectives(program(body, computations=computations), MeshPositions({"fsdp": 8}))
     assert (found.kind, found.count, found.is_async) == ("all-gather", count, True)
 
 
@@ -186,7 +186,7 @@ def test_an_all_reduce_that_is_fused_with_its_slice_is_a_reduce_scatter():
         "  ROOT %d = f32[8]{0} dynamic-slice(%r, %o), dynamic_slice_sizes={8}\n}\n\n"
     )
     body = "  %f = f32[8]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1\n  ROOT %z = f32[64]{0} copy(%p)"
-    (found,) = collectives(program(body, computations=fused), MeshLayout({"fsdp": 8}))
+    (found,) = collectives(program(body, computations=fused), MeshPositions({"fsdp": 8}))
     assert (found.kind, found.result_bytes, found.wire_bytes) == ("reduce-scatter", 32, 7 * 32)
 
 
@@ -203,7 +203,7 @@ def test_ragged_and_generic_asynchronous_forms():
         "  %rs = (f32[64]{0}, f32[64]{0}) all-reduce-start(%p), replica_groups=[2,4]<=[8], to_apply=%add\n"
         "  ROOT %z = f32[64]{0} all-reduce-done(%rs)"
     )
-    found = collectives(program(body, computations=inner), MeshLayout({"fsdp": 2, "tensor": 4}))
+    found = collectives(program(body, computations=inner), MeshPositions({"fsdp": 2, "tensor": 4}))
     assert [(each.kind, each.result_bytes, each.wire_bytes, each.is_async) for each in found] == [
         ("all-reduce", 256, 2 * 256 * 3 // 4, True),
         ("ragged-all-to-all", 512, 256, True),
@@ -212,6 +212,6 @@ def test_ragged_and_generic_asynchronous_forms():
 
 def test_a_mesh_of_another_size_is_refused():
     with pytest.raises(ValueError, match="for 8 devices"):
-        collectives(program(reduce("{}")), MeshLayout({"fsdp": 4}))
+        collectives(program(reduce("{}")), MeshPositions({"fsdp": 4}))
     with pytest.raises(ValueError, match="no ENTRY"):
-        collectives("HloModule m", MeshLayout({"fsdp": 8}))
+        collectives("HloModule m", MeshPositions({"fsdp": 8}))

@@ -4,12 +4,12 @@ import pytest
 
 from janus_jax.config.run import load_config
 from janus_jax.errors import ConfigError
-from janus_jax.planning.report.explain import explained
+from janus_jax.planning.report.explain import explain_parameters
 
 
 def test_explain_says_axes_rules_pieces_and_copies():
     config = load_config("configs/sft_65k.yaml", ["mesh.data=2", "mesh.tensor=4"])
-    text = explained(config, "v5litepod-16", "layers.mlp")
+    text = explain_parameters(config, "v5litepod-16", "layers.mlp")
     head, down, gate, up = text.split("\n\n")
     assert head == "mesh data 2 x fsdp 2 x tensor 4 x context 1, 16 devices"
     assert [part.split()[0] for part in (down, gate, up)] == [f"layers.mlp.{name}" for name in ("down", "gate", "up")]
@@ -27,11 +27,13 @@ def test_explain_says_axes_rules_pieces_and_copies():
 
 def test_explain_knows_what_is_whole_everywhere_and_what_is_nowhere_twice():
     config = load_config("configs/sft_65k.yaml", ["sharding.embed=null"])
-    assert "replicated: the whole of it lies on 16 devices, along fsdp (16)" in explained(
+    assert "replicated: the whole of it lies on 16 devices, along fsdp (16)" in explain_parameters(
         config, "v5litepod-16", "final_norm"
     )
     config = load_config("configs/sft_65k.yaml", [])
-    assert "16 pieces, each on one device: nothing is replicated" in explained(config, "v5litepod-16", "embedding")
+    assert "16 pieces, each on one device: nothing is replicated" in explain_parameters(
+        config, "v5litepod-16", "embedding"
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,11 +42,11 @@ def test_explain_knows_what_is_whole_everywhere_and_what_is_nowhere_twice():
 )
 def test_explain_names_the_nearest_of_an_unknown_parameter(name, near):
     with pytest.raises(ConfigError, match=f"--explain {name}: no parameter; .*{near}"):
-        explained(load_config("configs/sft_65k.yaml", []), "v5litepod-16", name)
+        explain_parameters(load_config("configs/sft_65k.yaml", []), "v5litepod-16", name)
 
 
 def test_explain_refuses_what_training_would():
     with pytest.raises(ConfigError, match=r"mesh.data=1: there are 2 slices; allowed: a multiple of 2"):
-        explained(load_config("configs/sft_65k.yaml", []), "v5litepod-16", "embedding", num_slices=2)
+        explain_parameters(load_config("configs/sft_65k.yaml", []), "v5litepod-16", "embedding", num_slices=2)
     with pytest.raises(ConfigError, match=r"tensor=16 does not divide kv_heads=8 of parameter layers\.attention\.k"):
-        explained(load_config("configs/sft_65k.yaml", ["mesh.tensor=16"]), "v5litepod-16", "embedding")
+        explain_parameters(load_config("configs/sft_65k.yaml", ["mesh.tensor=16"]), "v5litepod-16", "embedding")

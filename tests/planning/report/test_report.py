@@ -14,7 +14,7 @@ from janus_jax.planning.chips.slices import find_slice
 from janus_jax.planning.hlo.collectives import Collective
 from janus_jax.planning.hlo.findings import Finding
 from janus_jax.planning.hlo.memory import Buffer
-from janus_jax.planning.report.grouping import buffer_groups, traffic_groups
+from janus_jax.planning.report.grouping import buffer_groups, collective_traffic
 from janus_jax.planning.report.picture import _apart, picture
 from janus_jax.planning.report.text import operations, seconds, show, show_timing, size
 from janus_jax.planning.result import Memory, Parameter, Plan, Timing
@@ -56,7 +56,7 @@ def a_plan() -> Plan:
     arguments = {"parameters": 2 * GIB, "moments": 4 * GIB, "batch": 3 << 20}
     temporaries = 6 * GIB - (3 << 20)
     return Plan(
-        of=find_slice("v5litepod-16"),
+        target=find_slice("v5litepod-16"),
         num_slices=2,
         mesh={"data": 2, "fsdp": 16, "tensor": 1, "context": 1},
         objective="sft",
@@ -108,7 +108,7 @@ def too_large(fitting) -> Plan:
 def simulated(fitting) -> Plan:
     memory = dataclasses.replace(fitting.memory, usable=None)
     return dataclasses.replace(
-        fitting, of=find_slice("cpu:8"), num_slices=1, memory=memory, bound=None, usd_per_hour=None
+        fitting, target=find_slice("cpu:8"), num_slices=1, memory=memory, bound=None, usd_per_hour=None
     )
 
 
@@ -126,7 +126,7 @@ def cells(lines: list[str], label: str) -> str:
 
 
 def test_what_lies_beside_the_step_is_told(fitting):
-    memory = dataclasses.replace(fitting.memory, code=GIB, kept_besides=GIB // 2, peak_is_estimate=True)
+    memory = dataclasses.replace(fitting.memory, code=GIB, reference=GIB // 2, peak_is_estimate=True)
     lines = printed(dataclasses.replace(fitting, memory=memory, flops=StepFlops(1e15, 0, 2e15)))
     assert cells(lines, "code") == "1.00 of the programs themselves; exact"
     assert cells(lines, "needed") == "13.50" and "estimated" in cells(lines, "temporaries")
@@ -229,7 +229,7 @@ def test_a_plan_that_the_compiler_gave_up_has_no_figures_that_it_does_not_know(t
 
 
 def test_a_step_that_compiles_and_does_not_fit_says_what_is_lacking(fitting):
-    memory = dataclasses.replace(fitting.memory, kept_besides=5 * GIB)
+    memory = dataclasses.replace(fitting.memory, reference=5 * GIB)
     lines = printed(dataclasses.replace(fitting, fits=False, reason="17 of 15.75", memory=memory))
     assert lines[0].startswith("DOES NOT FIT")
     assert cells(lines, "reference") == "5.00 kept beside the step; exact"
@@ -280,7 +280,7 @@ def test_rows_as_long_as_the_model_is_wide_do_not_make_activations_weights(fitti
 
 
 def test_collectives_are_summed_by_kind_axes_and_network(fitting):
-    first, second = traffic_groups(fitting)
+    first, second = collective_traffic(fitting)
     assert (first.count, first.wire_bytes, first.async_bytes, first.network) == (66, 4 * GIB, 3 * GIB, "ICI")
     assert (second.axes, second.network, second.is_certain) == (("data",), "DCN", False)
 

@@ -16,7 +16,7 @@ from janus_jax.planning.inputs import find_inputs
 from janus_jax.planning.search import sweep as sweeping
 from janus_jax.planning.search import worker
 from janus_jax.planning.search.cache_key import code, key
-from janus_jax.planning.search.candidates import Axes, mesh_shapes
+from janus_jax.planning.search.candidates import SearchSpace, mesh_shapes
 from janus_jax.planning.search.estimate import MARGIN, estimate
 from janus_jax.planning.search.pareto import pareto, plot
 from janus_jax.planning.search.sweep import Cell, sweep
@@ -73,8 +73,8 @@ REFUSED = [
 
 @pytest.mark.parametrize(("topology", "config", "arguments", "peak"), COMPILED)
 def test_estimates_are_near_what_was_compiled(topology, config, arguments, peak):
-    of = find_slice(topology)
-    found, usable = estimate(config, of), load_chips().chips[of.family].usable_hbm_bytes_per_device
+    target = find_slice(topology)
+    found, usable = estimate(config, target), load_chips().chips[target.family].usable_hbm_bytes_per_device
     assert found.arguments / 2**30 == pytest.approx(arguments, abs=2e-3)
     assert found.bytes / 2**30 == pytest.approx(peak, rel=MARGIN - 1)
     assert not found.is_hopeless(usable)
@@ -109,13 +109,13 @@ def test_arguments_are_exact(changes):
 
 def test_estimates_refuse_what_training_refuses():
     """Of all meshes of eight devices, by the trainer's own program."""
-    of = find_slice("cpu:8")
+    target = find_slice("cpu:8")
     accepted = []
     for sizes in mesh_shapes(8):
         config, outcomes = tiny(mesh=sizes), []
-        mesh = meshes.build_mesh(meshes.MeshShape(**sizes), devices(of))
+        mesh = meshes.build_mesh(meshes.MeshShape(**sizes), devices(target))
         for attempt in (
-            lambda config=config: estimate(config, of),
+            lambda config=config: estimate(config, target),
             lambda config=config, mesh=mesh: program_of(config, find_inputs(config, 8), mesh),
         ):
             try:
@@ -131,10 +131,8 @@ def test_estimates_refuse_what_training_refuses():
 
 def test_an_online_reference_is_counted():
     with_it = recipe("dpo", "reference.mode=online")
-    kept = estimate(with_it, find_slice("v5litepod-16")).kept_besides
-    assert (
-        kept / 2**30 == pytest.approx(0.843, abs=1e-3) and not estimate(recipe("dpo"), find_slice("v4-32")).kept_besides
-    )
+    kept = estimate(with_it, find_slice("v5litepod-16")).reference
+    assert kept / 2**30 == pytest.approx(0.843, abs=1e-3) and not estimate(recipe("dpo"), find_slice("v4-32")).reference
 
 
 def test_meshes_are_all_factorisations():
@@ -187,7 +185,9 @@ def test_a_sweep_that_was_ended_goes_on_where_it_was(tmp_path):
 
 
 def test_what_another_program_would_be_is_compiled_again(tmp_path):
-    axes = Axes(meshes=({"data": 1, "fsdp": 16, "tensor": 1, "context": 1},), remat=("full",), moments=("bfloat16",))
+    axes = SearchSpace(
+        meshes=({"data": 1, "fsdp": 16, "tensor": 1, "context": 1},), remat=("full",), moments=("bfloat16",)
+    )
     for times, (config, options) in enumerate(
         [
             (recipe(), {}),
@@ -209,11 +209,11 @@ def test_what_another_program_would_be_is_compiled_again(tmp_path):
 @pytest.mark.parametrize("name", ["LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION"])
 def test_flags_of_the_compiler_are_part_of_what_is_known(name, monkeypatch):
     run = recipe()
-    of, found = find_slice("v5litepod-16"), find_inputs(run, 16)
+    target, found = find_slice("v5litepod-16"), find_inputs(run, 16)
     names = []
     for value in ("--one", "--other", "--one"):
         monkeypatch.setenv(name, value)
-        names.append(key(run, found, of, 1, None))
+        names.append(key(run, found, target, 1, None))
     assert names[0] == names[2] != names[1]
 
 
@@ -247,22 +247,22 @@ def test_overrides_of_a_cell_make_its_configuration(tmp_path):
 
 
 def test_rows_per_device_that_are_asked_for(tmp_path):
-    cells = run(tmp_path, Compiler(), axes=Axes(rows_per_device=(3,), remat=("full",)), limit=0)
+    cells = run(tmp_path, Compiler(), space=SearchSpace(rows_per_device=(3,), remat=("full",)), limit=0)
     assert {cell.rows_per_device for cell in cells} == {3}
     everything = run(tmp_path, Compiler(), recipe("dpo"), limit=0)
     assert len({cell.rows_per_device for cell in everything}) > 1
-    some = run(tmp_path, Compiler(), recipe("dpo"), axes=Axes(rows_per_device=(1,)), limit=0)
+    some = run(tmp_path, Compiler(), recipe("dpo"), space=SearchSpace(rows_per_device=(1,)), limit=0)
     assert {cell.rows_per_device for cell in some} == {1}
 
 
 def test_no_cell_at_all_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="kv_heads"):
-        run(tmp_path, Compiler(), axes=Axes(meshes=({"data": 1, "fsdp": 1, "tensor": 16, "context": 1},)))
+        run(tmp_path, Compiler(), space=SearchSpace(meshes=({"data": 1, "fsdp": 1, "tensor": 16, "context": 1},)))
 
 
 def test_processes_compile_and_results_stay(tmp_path):
     """For real, on simulated devices."""
-    config, axes = tiny(), Axes(meshes=({"data": 1, "fsdp": 2, "tensor": 1, "context": 1},), remat=("full",))
+    config, axes = tiny(), SearchSpace(meshes=({"data": 1, "fsdp": 2, "tensor": 1, "context": 1},), remat=("full",))
     narrow = dataclasses.replace(axes, moments=("bfloat16",), rows_per_device=(2,))
     (cell,) = sweep(config, "cpu:2", axes=narrow, cache=tmp_path, workers=1)
     assert cell.status == "fits" and cell.reason is None and not cell.was_known
@@ -288,7 +288,7 @@ def test_what_xla_refuses_is_known_afterwards(tmp_path, monkeypatch):
 
 
 def test_axes_that_a_mesh_leaves_out_have_one_device(tmp_path):
-    some = run(tmp_path, Compiler(), axes=Axes(meshes=({"fsdp": 16},), remat=("full",)))
+    some = run(tmp_path, Compiler(), space=SearchSpace(meshes=({"fsdp": 16},), remat=("full",)))
     assert {tuple(cell.mesh.items()) for cell in some} == {(("data", 1), ("fsdp", 16), ("tensor", 1), ("context", 1))}
 
 
