@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from janus_jax.config.objectives import OBJECTIVES, objectives_with
-
-MESH_AXES = ("data", "fsdp", "tensor", "context")
-LOGICAL_AXES = ("embed", "q_heads", "kv_heads", "head_dim", "mlp", "vocab", "layers", "batch", "length")
+from janus_jax.parallel.axes import AXES
 
 
 def conflicts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -58,7 +56,7 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     together, examples = get("batch", "keep_together", int), get("batch", "examples", int)
     if together and together > 1 and (not examples or examples % together):
         yield "batch.keep_together", f"batch.keep_together = {together}: allowed: a divisor of batch.examples"
-    rest = [axis for axis in MESH_AXES if get("mesh", axis, int) == -1]
+    rest = [axis for axis in AXES if get("mesh", axis, int) == -1]
     fsdp_by_default = isinstance(config.get("mesh"), Mapping) and "fsdp" not in config["mesh"]
     rest += ["fsdp (its default)"] if fsdp_by_default and rest else []
     if len(rest) > 1:

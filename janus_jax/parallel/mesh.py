@@ -1,6 +1,6 @@
 """Mesh axes, the table of sharding rules, and everything that follows from the two.
 
-The names of mesh axes appear in this module only; the rest of the package speaks of logical axes.
+Only this module and `axes` know the names of mesh axes; the rest of the package speaks of logical axes.
 """
 
 import dataclasses
@@ -13,54 +13,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.errors import ConfigError
-
-AXES = ("data", "fsdp", "tensor", "context")
-"""data: replicas · fsdp: parameters and rows sharded · tensor: heads, mlp and vocab sharded · context: length."""
-
-Rules = Mapping[str, tuple[str, ...]]
-"""Logical axis -> mesh axes. A logical axis that is absent is replicated."""
-
-DEFAULT_RULES: Rules = {
-    "batch": ("data", "fsdp"),
-    "length": ("context",),
-    "embed": ("fsdp",),
-    "q_heads": ("tensor",),
-    "kv_heads": ("tensor",),
-    "mlp": ("tensor",),
-    "vocab": ("tensor",),
-    "head_dim": (),
-    "layers": (),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshShape:
-    """Sizes of the mesh axes; one may be -1, the devices that the others leave."""
-
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
-    context: int = 1
-
-    def resolve(self, devices: int) -> "MeshShape":
-        """The shape with -1 filled in.
-
-        Raises:
-            ConfigError: the sizes do not multiply to `devices`.
-        """
-        sizes = dataclasses.asdict(self)
-        open_axes = [axis for axis, size in sizes.items() if size == -1]
-        fixed = math.prod(size for size in sizes.values() if size != -1)
-        text = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
-        if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-            raise ConfigError(f"mesh: {text}: sizes are positive, and at most one is -1")
-        if open_axes:
-            if devices % fixed:
-                raise ConfigError(f"mesh: {text} does not divide {devices} devices")
-            sizes[open_axes[0]] = devices // fixed
-        elif fixed != devices:
-            raise ConfigError(f"mesh: {text} needs {fixed} devices, but there are {devices}")
-        return MeshShape(**sizes)
+from janus_jax.parallel.axes import AXES, DEFAULT_RULES, MeshShape, Rules
 
 
 def build_mesh(shape: MeshShape, devices: list[Any] | None = None) -> Mesh:
