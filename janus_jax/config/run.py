@@ -24,8 +24,6 @@ from janus_jax.config.sections import (
     ExportSection,
     InitSection,
     LoggingSection,
-    LogicalAxis,
-    MeshAxes,
     MeshSection,
     ModelSection,
     OptimizerSection,
@@ -34,9 +32,9 @@ from janus_jax.config.sections import (
     ReferenceSection,
     RunSection,
     ScheduleSection,
+    Sharding,
 )
 from janus_jax.errors import ConfigError
-from janus_jax.parallel.axes import LOGICAL_AXES
 
 
 class RunConfig(Section):
@@ -52,10 +50,8 @@ class RunConfig(Section):
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection
     mesh: MeshSection = MeshSection()
-    sharding: dict[LogicalAxis, MeshAxes] = Field(
-        default_factory=dict, json_schema_extra={"propertyNames": {"enum": list(LOGICAL_AXES)}}
-    )
-    """Rules that differ from the default: the mesh axes that split each logical axis of arrays."""
+    sharding: Sharding = Field(default_factory=dict)
+    """The mesh axes that split each logical axis of an array. A key that you leave out keeps its default."""
     precision: PrecisionSection = PrecisionSection()
     remat: Literal["none", "dots", "full", "offload"] = "none"
     """What each block keeps of the forward pass for the backward pass, which computes the rest again. none:

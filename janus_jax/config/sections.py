@@ -14,7 +14,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from janus_jax.config.section import SIZE, Section
-from janus_jax.parallel.axes import AXES, LOGICAL_AXES, MeshShape
+from janus_jax.parallel.axes import AXES, DEFAULT_RULES, LOGICAL_AXES, MeshShape
 
 if TYPE_CHECKING:
     from janus_jax.model.config import ModelConfig
@@ -109,7 +109,7 @@ class DataSection(Section):
     mixture: list[MixturePart] | None = Field(default=None, min_length=1)
     """Several data sets that are read as one."""
     examples: Count | None = None
-    """Number of examples in an epoch of a mixture with weights. null: as many as fit without repeating any."""
+    """Number of examples in an epoch of a mixture with weights. null: the most that repeats none."""
     split: str = "train"
     """Split to train on."""
     eval_dir: PathText | None = None
@@ -124,7 +124,7 @@ class BatchSection(Section):
     rows: Count | None = None
     """Packed rows in a batch; a multiple of `microbatches`. Give either `rows` or `examples`."""
     examples: Count | None = None
-    """Examples in a batch, spread over as few rows as always suffice."""
+    """Examples in a batch. It gets the fewest rows that hold every batch of the run."""
     row_length: Count
     """Tokens in a packed row."""
     max_sequence_length: Count
@@ -233,12 +233,22 @@ def _mesh_axes(value: Any) -> str | tuple[str, ...] | None:
     return tuple(value) if isinstance(value, list) else value
 
 
-LogicalAxis = Annotated[str, AfterValidator(_logical_axis)]
-MeshAxes = Annotated[
-    Any,  # str | tuple[str, ...] | None
-    PlainValidator(_mesh_axes),
-    WithJsonSchema({"allowed": f"a mesh axis ({', '.join(AXES)}), a list of them, or null for none"}),
+Sharding = Annotated[
+    dict[Annotated[str, AfterValidator(_logical_axis)], Annotated[Any, PlainValidator(_mesh_axes)]],
+    WithJsonSchema(
+        {
+            "properties": {
+                axis: {
+                    "allowed": f"a mesh axis ({', '.join(AXES)}), a list of them, or null for none",
+                    "default": axes[0] if len(axes) == 1 else list(axes) or None,
+                    "description": LOGICAL_AXES[axis],
+                }
+                for axis, axes in DEFAULT_RULES.items()
+            }
+        }
+    ),
 ]
+"""Logical axis -> mesh axis, several of them, or None."""
 
 
 class PrecisionSection(Section):
@@ -247,8 +257,8 @@ class PrecisionSection(Section):
     compute: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of activations."""
     attention: Literal["auto", "splash", "reference"] = "auto"
-    """auto: the splash kernel on TPUs where rows and window allow it, plain JAX elsewhere. splash: always the kernel.
-    reference: always plain JAX."""
+    """auto: the splash kernel on TPUs where rows and window allow it, plain JAX elsewhere. splash: the kernel, or an
+    error where it cannot run. reference: plain JAX."""
 
 
 class EvalSection(Section):

@@ -24,7 +24,17 @@ DEFAULT_RULES: Rules = {
     "head_dim": (),
     "layers": (),
 }
-LOGICAL_AXES = tuple(DEFAULT_RULES)
+LOGICAL_AXES = {
+    "batch": "Rows of a batch.",
+    "length": "Slots of a row.",
+    "embed": "Width of the residual stream.",
+    "q_heads": "Query heads.",
+    "kv_heads": "Key and value heads.",
+    "head_dim": "Width of a head.",
+    "mlp": "Width of the feed-forward layers.",
+    "vocab": "Token ids.",
+    "layers": "Transformer blocks.",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,7 +140,7 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ("batch.rows=2.5", "batch.rows = 2.5: allowed: a whole number >= 1 or null"),
         ("schedule.learning_rate=.nan", "schedule.learning_rate = .nan: allowed: a number > 0"),
         ("optimizer.b2=1", "optimizer.b2 = 1: allowed: a number >= 0 and < 1"),
-        ("run.dir=7", 'run.dir = 7: allowed: text, not empty (write it in quotes: "...")'),
+        ("run.dir=7", 'run.dir = 7: allowed: non-empty text (write it in quotes: "...")'),
         ("run=null", "run = null: allowed: a section with the keys dir, seed"),
         ("mesh.fsdp=0", "mesh.fsdp = 0: allowed: a whole number >= 1, or -1 for all devices that the other axes leave"),
         (

@@ -171,8 +171,8 @@ def test_a_part_that_is_none_is_named(parts, tmp_path):
         ("mixture: [{dir: a, weight: -1}]", "data.mixture.0.weight = -1: allowed: a number > 0"),
         ("mixture: [{dir: a, weight: .nan}]", "data.mixture.0.weight = .nan: allowed: a number > 0 or null"),
         ("mixture: [a]", "data.mixture.0 = a: allowed: a section with the keys dir, weight"),
-        ("mixture: []", "data.mixture = []: allowed: a list, not empty, of which each is a section"),
-        ("mixture: a", "data.mixture = a: allowed: a list, not empty, of which each is a section"),
+        ("mixture: []", "data.mixture = []: allowed: a list with at least one item, each a section"),
+        ("mixture: a", "data.mixture = a: allowed: a list with at least one item, each a section"),
     ],
 )
 def test_a_mixture_that_is_written_wrongly_is_said_with_its_line(data, message, tmp_path):

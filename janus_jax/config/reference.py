@@ -1,0 +1,127 @@
+"""The page of every key, made from the schema of `RunConfig`:
+
+python -m janus_jax.config.reference > docs/configuration.md
+"""
+
+import dataclasses
+import textwrap
+from collections.abc import Iterator
+
+from janus_jax.config.mistakes import Schema, allowed, choices, forms, resolve
+from janus_jax.config.run import RunConfig
+from janus_jax.config.yaml_file import shorten
+
+INTRODUCTION = """\
+# Configuration
+
+A run is described by one YAML file. `janus config show FILE` prints it with every default written out.
+
+    base: base_7b.yaml                  # read first; this file is merged over it
+    run: {dir: runs/mine}
+    init: {from: models/Mistral-7B-v0.2}
+    data: {dir: data/mine}
+    batch: {rows: 32, row_length: 8192, max_sequence_length: 8192}
+    objective: {name: sft}
+    schedule: {learning_rate: 5e-6, epochs: 4}
+
+**Bases.** `base:` names another file, relative to this one; it may have a base too. A section is merged over the same
+section of the base, key by key. Any other value replaces the one in the base.
+
+**Overrides.** `janus train FILE batch.rows=16 'mesh={fsdp: 4, tensor: 2}'` changes keys on top of the file. The value
+is YAML, and it replaces what the file has, even a whole section. The last override of a key wins.
+
+**null.** `key: null` unsets what a base has set. Each key that allows null says what it means.
+
+**Paths.** Relative paths start at the working directory. Only `base:` is relative to its file.
+
+**YAML.** Values follow the core rules of YAML 1.2: `5e-6` is a number, and `no`, `on` and `2024-05-01` are text.
+Duplicate keys, aliases (`*name`) and tags (`!name`) are refused.
+
+**Mistakes.** All mistakes of a file, its bases and the overrides come in one report, before the run starts. Each
+takes one line: the file and line (or the override), the key, its value, and what is allowed.
+
+You must give `run.dir`, `batch`, `objective` and `schedule`, one of `init.from` and `model`, and one of `data.dir` and
+`data.mixture`. All other keys have defaults.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """A key of a configuration, described in words."""
+
+    name: str
+    allowed: str
+    default: str
+    meaning: str
+
+
+def page() -> str:
+    """docs/configuration.md."""
+    schema = RunConfig.model_json_schema()
+    return "\n".join([INTRODUCTION, *(_section(name, node, schema) for name, node in schema["properties"].items())])
+
+
+def keys() -> Iterator[Key]:
+    """All keys, those of each form of `objective` too."""
+    schema = RunConfig.model_json_schema()
+    for name, node in schema["properties"].items():
+        yield from _keys(name, node, schema)
+        for reference in forms(node).values():
+            yield from _keys(name, {"$ref": reference}, schema)
+
+
+def _section(name: str, node: Schema, schema: Schema) -> str:
+    parts = [f"## {name}\n"]
+    inner = next((choice for choice in choices(resolve(node, schema), schema) if "properties" in choice), node)
+    if "properties" in inner:
+        parts.append(_prose(_meaning(inner)))
+    parts.append(_table(_keys(name, node, schema)))
+    for form, reference in forms(node).items():
+        described = resolve({"$ref": reference}, schema)
+        parts.append(f"### {name}: {{name: {form}}}\n\n{_prose(_meaning(described))}")
+        parts.append(_table(_keys(name, described, schema)))
+    return "\n".join(part for part in parts if part)
+
+
+def _keys(name: str, node: Schema, schema: Schema) -> Iterator[Key]:
+    """The key itself; of a section the keys in it; of a list of sections both."""
+    node = resolve(node, schema)
+    for choice in choices(node, schema):
+        if "properties" in choice:
+            for key, child in choice["properties"].items():
+                if child.get("const") is None or "default" in child:  # not the `name` of a form: it has a row already
+                    yield from _keys(f"{name}.{key}", child | _default(key, choice), schema)
+            return
+    if forms(node):
+        yield Key(f"{name}.name", " | ".join(forms(node)), "required", "Chooses the keys below.")
+        return
+    default = "required" if node.get("required") else f"`{shorten(node.get('default'))}`"
+    yield Key(name, allowed(node, schema), default, _meaning(node))
+    for choice in choices(node, schema):
+        if "$ref" in choice.get("items", {}):
+            yield from _keys(f"{name}.N", choice["items"], schema)
+
+
+def _default(key: str, section: Schema) -> Schema:
+    return {"required": True} if key in section.get("required", []) else {}
+
+
+def _meaning(node: Schema) -> str:
+    return " ".join(node.get("description", "").split())
+
+
+def _prose(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False) + "\n" if text else ""
+
+
+def _table(rows: Iterator[Key]) -> str:
+    lines = [f"| `{key.name}` | {_cell(key.allowed)} | {_cell(key.default)} | {_cell(key.meaning)} |" for key in rows]
+    return "\n".join(["| key | allowed | default | meaning |", "|---|---|---|---|", *lines, ""]) if lines else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(page(), end="")
