@@ -10,6 +10,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from janus_jax.config.sections import OptimizerSection
+
+_DEFAULTS = OptimizerSection()
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
@@ -41,12 +45,12 @@ class Schedule:
 class AdamW:
     """Decoupled weight decay (Loshchilov & Hutter 2019) on matrices; norm weights are not decayed (transformers)."""
 
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
-    moments: Literal["float32", "bfloat16"] = "float32"
+    b1: float = _DEFAULTS.b1
+    b2: float = _DEFAULTS.b2
+    eps: float = _DEFAULTS.eps
+    weight_decay: float = _DEFAULTS.weight_decay
+    clip_norm: float | None = _DEFAULTS.clip_norm
+    moments: Literal["float32", "bfloat16"] = _DEFAULTS.moments
     """Kept as; computed in float32 either way, and rounded to bfloat16 up or down at random."""
 
     def transformation(self, schedule: Callable[[Any], Any], specs: Any) -> optax.GradientTransformation:
