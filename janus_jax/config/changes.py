@@ -1,4 +1,4 @@
-"""A configuration with some keys changed, as `load_config` with overrides would give it."""
+"""Changes to a configuration that is loaded already, by dotted keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,10 @@ from janus_jax.errors import ConfigError
 
 
 def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """The configuration with dotted keys at other values.
+    """The configuration with other values at some dotted keys.
 
     Raises:
-        ConfigError: the values contradict each other, or a key takes no such value.
+        ConfigError: keys contradict each other, or a key does not allow its value.
     """
     values = config.model_dump(mode="json", by_alias=True)
     for key, value in changes.items():
@@ -26,10 +26,10 @@ def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        texts = [text for _, text in conflicts(values)] or [each["msg"] for each in error.errors()]
+        texts = [text for _, text in conflicts(values)] or [detail["msg"] for detail in error.errors()]
         raise ConfigError(f"{', '.join(overrides(changes))}: {'; '.join(texts)}") from error
 
 
 def overrides(changes: Mapping[str, Any]) -> list[str]:
-    """As they are written on a command line."""
+    """The changes as arguments of a command line."""
     return [f"{key}={value}" for key, value in changes.items()]

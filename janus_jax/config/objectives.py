@@ -116,7 +116,7 @@ class DPOSection(ObjectiveSection):
         """ipo and hinge have no label smoothing."""
         smoothing, loss = values.get("label_smoothing"), values.get("loss")
         if isinstance(smoothing, float) and smoothing and loss in ("ipo", "hinge"):
-            sentence = f"objective.label_smoothing = {smoothing}: loss {loss} has none; allowed: 0"
+            sentence = f"objective.label_smoothing = {smoothing}: loss {loss} has no label smoothing; allowed: 0"
             yield "objective.label_smoothing", sentence
 
     def advice(self) -> Iterator[str]:

@@ -172,13 +172,13 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ("schedule.steps=5", "schedule.epochs and schedule.steps are both given; allowed: one of them, the other null"),
         ("batch.max_sequence_length=300", "batch.max_sequence_length = 300: allowed: at most batch.row_length = 256"),
         ("batch.microbatches=3", "batch.microbatches = 3: allowed: a divisor of batch.rows = 8"),
-        ("mesh={data: -1, fsdp: 1, tensor: -1}", "mesh.data and mesh.tensor are -1; allowed: one axis at most"),
-        ("mesh={data: -1}", "mesh.data and mesh.fsdp (its default) are -1; allowed: one axis at most"),
+        ("mesh={data: -1, fsdp: 1, tensor: -1}", "mesh.data and mesh.tensor are -1; allowed: -1 on one axis at most"),
+        ("mesh={data: -1}", "mesh.data and mesh.fsdp (its default) are -1; allowed: -1 on one axis at most"),
         ("reference.from=x", "reference.from = 'x': objective sft has no reference; allowed: null"),
-        ("reference.mode=online", "reference.mode = 'online': objective sft has no reference; allowed: null"),
+        ("reference.mode=online", "reference.mode = 'online': objective sft has no reference; allowed: precompute"),
         (
             "objective={name: dpo, loss: ipo, label_smoothing: 0.1}",
-            "objective.label_smoothing = 0.1: loss ipo has none; allowed: 0",
+            "objective.label_smoothing = 0.1: loss ipo has no label smoothing; allowed: 0",
         ),
         (
             "objective={name: dpo, label_smoothing: 0.5}",
@@ -186,7 +186,7 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ),
         (
             "compat={overlong_pairs: zero_grad}",
-            "compat.overlong_pairs = 'zero_grad': objective sft cannot do without responses; it is for dpo, simpo, ",
+            "compat.overlong_pairs = 'zero_grad': objective sft needs responses; allowed with: dpo, simpo, orpo",
         ),
     ],
 )

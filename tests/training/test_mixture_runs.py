@@ -139,11 +139,11 @@ def test_other_parts_in_the_same_places_are_other_data(parts, whole, tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"mixture": [{"dir": "a", "weight": 1}, {"dir": "b"}]}, "b has no weight and others have"),
+        ({"mixture": [{"dir": "a", "weight": 1}, {"dir": "b"}]}, "b has no weight, but other parts have"),
         ({"mixture": [{"dir": "a"}], "dir": "b"}, "data.dir and data.mixture are both given"),
         ({}, "neither data.dir nor data.mixture is given"),
-        ({"dir": "a", "examples": 5}, "data.examples = 5: allowed with the weights of data.mixture only"),
-        ({"mixture": [{"dir": "a"}], "examples": 5}, "data.examples = 5: allowed with the weights"),
+        ({"dir": "a", "examples": 5}, "data.examples = 5: allowed only with weights in data.mixture"),
+        ({"mixture": [{"dir": "a"}], "examples": 5}, "data.examples = 5: allowed only with weights"),
         ({"mixture": [{"dir": "a", "weight": 0}]}, "greater than 0"),
         ({"mixture": []}, "at least 1 item"),
     ],
