@@ -1,13 +1,14 @@
 """YAML files as plain data that remembers where each value was written.
 
-Read by YAML 1.2's core rules, which differ from PyYAML's own where configurations get hurt: `5e-6` is a number, `no`,
-`on` and `2024-05-01` are text, `010` is ten. Refused with file and line: duplicate keys, aliases and tags.
+Scalars follow the core rules of YAML 1.2. PyYAML's own rules differ where it hurts: here `5e-6` is a number, `no`, `on`
+and `2024-05-01` are text, and `010` is ten. Duplicate keys, aliases and tags are refused with file and line. (The YAML
+1.2 mode of ruamel.yaml reads `2024-05-01` as a date and `1_000` as a number, so it would need these rules too.)
 """
 
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import yaml
@@ -17,7 +18,7 @@ from janus_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """A value and its origin, `file:line` or `override 'a.b=c'`; a mapping holds dict[str, Node], a list list[Node]."""
+    """A value and its origin, `file:line` or `override 'a.b=c'`. The children of a mapping or list are Nodes too."""
 
     value: Any
     origin: str
@@ -29,7 +30,7 @@ class Node:
         return [child.plain() for child in self.value] if isinstance(self.value, list) else self.value
 
     def origin_of(self, path: Iterable[str | int]) -> str:
-        """Where `path` was written, or else the innermost part of it that was."""
+        """Where the value at `path` was written, or else the innermost section on the way to it."""
         node = self
         for part in path:
             if isinstance(node.value, dict) and part in node.value:
@@ -42,15 +43,15 @@ class Node:
 
 
 def read_tree(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> tuple[Node, list[str]]:
-    """Reads a file with its chain of `base:` files beneath it and `a.b=value` overrides on top of it.
+    """Reads a file merged over its chain of `base:` files, and applies `a.b=value` overrides.
 
-    A mapping in a file is merged into that of its base key by key; anything else, and every override, replaces.
+    A mapping is merged over the same mapping of the base, key by key. Any other value, and every override, replaces.
 
     Returns:
-        The merged root mapping without `base`, and problems that do not stop the reading (one line each).
+        The merged root mapping without `base`, and one line for each problem that does not stop the reading.
 
     Raises:
-        ConfigError: a file cannot be read, is not YAML, or the chain of bases runs in a circle.
+        ConfigError: a file cannot be read or is not YAML, or the chain of bases is a circle.
     """
     problems: list[str] = []
     root = _read_chain(os.fspath(path), [], problems)
@@ -60,13 +61,13 @@ def read_tree(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> tu
 
 
 def dump(values: dict[str, Any]) -> str:
-    """YAML text that `read_tree` reads back to the same values, and so do YAML 1.1 readers."""
+    """YAML text that `read_tree` and YAML 1.1 readers both read back to the same values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _read_chain(path: str, below: list[str], problems: list[str]) -> Node:
-    if os.path.realpath(path) in below:
-        raise ConfigError(f"{path}: base: the files refer to each other in a circle; a chain of bases must end")
+def _read_chain(path: str, opened: list[str], problems: list[str]) -> Node:
+    if os.path.realpath(path) in opened:
+        raise ConfigError(f"{path}: base: the files name each other in a circle; a chain of bases must end")
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
@@ -90,12 +91,12 @@ def _read_chain(path: str, below: list[str], problems: list[str]) -> Node:
         return top
     base_path = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(base.value)))
     if not os.path.isfile(base_path):
-        raise ConfigError(f"{base.origin}: base = {base.value!r}: there is no file {base_path}")
-    return merge(_read_chain(base_path, [*below, os.path.realpath(path)], problems), top)
+        raise ConfigError(f"{base.origin}: base = {base.value!r}: file not found: {base_path}")
+    return merge(_read_chain(base_path, [*opened, os.path.realpath(path)], problems), top)
 
 
 def merge(under: Node, over: Node) -> Node:
-    """Mappings are merged key by key; anything else is replaced."""
+    """`over` merged over `under`: mappings key by key; any other value replaces."""
     if not (isinstance(under.value, dict) and isinstance(over.value, dict)):
         return over
     merged = dict(under.value)
@@ -112,25 +113,27 @@ def _override(root: Node, text: str, problems: list[str]) -> Node:
         problems.append(f"{origin}: allowed: key=value with a dotted key, like batch.rows=4")
         return root
     if path == ["base"]:
-        problems.append(f"{origin}: base can be given in a file only")
+        problems.append(f"{origin}: base is allowed in files only")
         return root
     try:
         parsed = _parse(value, origin, problems, lines=False, path=tuple(path))
     except ConfigError as error:
         problems.append(str(error))
         return root
-    return _set(root, path, Node(parsed.value, origin), origin, problems)
+    return _set(root, path, 0, Node(parsed.value, origin), problems)
 
 
-def _set(node: Node, path: list[str], value: Node, origin: str, problems: list[str]) -> Node:
-    if not path:
+def _set(node: Node, path: list[str], depth: int, value: Node, problems: list[str]) -> Node:
+    """`node`, which is at the first `depth` parts of `path`, with `value` at the rest of it."""
+    if depth == len(path):
         return value
     if node.value is not None and not isinstance(node.value, dict):
-        problems.append(f"{origin}: {shorten(node.plain())} is a value, not a section that could hold {path[0]!r}")
+        key = ".".join(path[:depth])
+        problems.append(f"{value.origin}: {key} = {shorten(node.plain())} is not a section with a key {path[depth]!r}")
         return node
     children = node.value or {}
-    child = children.get(path[0], Node(None, origin))
-    return Node({**children, path[0]: _set(child, path[1:], value, origin, problems)}, node.origin)
+    child = children.get(path[depth], Node(None, value.origin))
+    return Node({**children, path[depth]: _set(child, path, depth + 1, value, problems)}, node.origin)
 
 
 def _parse(text: str, name: str, problems: list[str], *, lines: bool = True, path: tuple[str, ...] = ()) -> Node:
@@ -149,21 +152,20 @@ def _parse(text: str, name: str, problems: list[str], *, lines: bool = True, pat
     return _convert(document, path, lambda node: f"{name}:{node.start_mark.line + 1}" if lines else name, problems)
 
 
-def _convert(node: yaml.Node, path: tuple[str, ...], origin: Any, problems: list[str]) -> Node:
-    here, key_here = origin(node), ".".join(path)
+def _convert(node: yaml.Node, path: tuple[str, ...], origin: Callable[[yaml.Node], str], problems: list[str]) -> Node:
+    here, key = origin(node), ".".join(path)
     if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
         children: dict[str, Node] = {}
         for key_node, value_node in node.value:
-            place = origin(key_node)
+            place, name = origin(key_node), key_node.value
             if not isinstance(key_node, yaml.ScalarNode):
-                problems.append(f"{place}: {key_here}: a key must be a plain word")
-                continue
-            key = key_node.value
-            inner = (*path, key)
-            if key in children:
-                problems.append(f"{place}: {'.'.join(inner)}: duplicate key, given before at {children[key].origin}")
+                problems.append(f"{place}: {f'{key}: ' if key else ''}a key must be a plain word")
+            elif name in children:
+                problems.append(
+                    f"{place}: {'.'.join((*path, name))}: duplicate key, given before at {children[name].origin}"
+                )
             else:
-                children[key] = Node(_convert(value_node, inner, origin, problems).value, place)
+                children[name] = Node(_convert(value_node, (*path, name), origin, problems).value, place)
         return Node(children, here)
     if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
         items = [_convert(item, (*path, str(index)), origin, problems) for index, item in enumerate(node.value)]
@@ -171,14 +173,13 @@ def _convert(node: yaml.Node, path: tuple[str, ...], origin: Any, problems: list
     try:
         return Node(_SCALARS[node.tag](node.value), here)
     except (KeyError, ValueError):
-        problems.append(
-            f"{here}: {key_here} = {shorten(node.value)}: tags and values of this kind are not read ({node.tag})"
-        )
+        value = f" = {shorten(node.value)}" if isinstance(node, yaml.ScalarNode) else ""
+        problems.append(f"{here}: {key}{value}: the tag {node.tag} is not supported; write the value without a tag")
         return Node(None, here)
 
 
 def shorten(value: Any) -> str:
-    """`value` as YAML would write it on one line, at most 60 characters."""
+    """`value` as YAML on one line, cut to 60 characters."""
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**6)
     text = text.removesuffix("\n").removesuffix("\n...").strip()
     return text if len(text) <= 60 else text[:57] + "..."
@@ -224,20 +225,20 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             raise yaml.MarkedYAMLError(
-                problem="aliases (*name) are not read; share values with base:", problem_mark=mark
+                problem="aliases (*name) are not supported; share values through base:", problem_mark=mark
             )
         return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's own rules and the core rules together decide what must be quoted, so that both kinds of reader agree."""
+    """Quotes whatever PyYAML's own rules or the core rules would not read as text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """Quotes with escapes where PyYAML would fold: U+0085 that it folds is not what it reads back."""
+    """Escapes characters that do not print: PyYAML would fold U+0085 and read back something else."""
     style = None if text.isprintable() else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
