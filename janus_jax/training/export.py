@@ -8,7 +8,7 @@ from janus_jax.checkpoint.conversion_report import VERIFY, Report, read_report, 
 from janus_jax.checkpoint.hf.card import model_card
 from janus_jax.checkpoint.hf.write import export_dtype, save_hf
 from janus_jax.checkpoint.stored_model import StoredModel, open_model
-from janus_jax.config.run import ExportSection
+from janus_jax.config.sections import ExportSection
 from janus_jax.errors import ConfigError
 from janus_jax.model.mistral import Params
 from janus_jax.parallel import processes
