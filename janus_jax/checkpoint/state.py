@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from janus_jax.checkpoint.hf.keys import nest
 from janus_jax.checkpoint.item import CHUNK_BYTES, ItemReader, restore_blocks, tensorstore_message
 from janus_jax.checkpoint.run_dir import ITEMS, committed_steps, is_committed, step_directory
-from janus_jax.errors import ConversionError, StorageError
+from janus_jax.errors import ConversionError, StorageError, first_line
 from janus_jax.storage import staging
 from janus_jax.storage.bucket import BucketPath
 from janus_jax.storage.local import Place, absolute
@@ -233,5 +233,5 @@ def _storage_errors(path: epath.Path, what: str) -> Iterator[None]:
         raise StorageError(f"{path}: {what}: {error.strerror or error}") from error
     except ValueError as error:  # tensorstore reports a full or failing disk this way
         if any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "No space")):
-            raise StorageError(f"{path}: {what}: {str(error).splitlines()[0]}") from error
+            raise StorageError(f"{path}: {what}: {first_line(error)}") from error
         raise

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from janus_jax.cli.arguments import ConfigAlone, Overrides, interruptibly
-from janus_jax.cli.outputs import require_file, require_writable, write_json
+from janus_jax.cli.outputs import require_file, require_writable
 from janus_jax.errors import ConfigError
 from janus_jax.parallel.environment import use_cpu_only
 
@@ -101,6 +101,8 @@ def plan(
         found = interruptibly(lambda: compile_plan(loaded, topology, num_slices=slices, chips=chips, dump_hlo=dump_hlo))
     show(found, prices_of=as_of)
     if json is not None:
+        from janus_jax.storage.local import write_json
+
         write_json(json, found.to_json())
     if png is not None:
         from janus_jax.planning.report.picture import picture
@@ -165,6 +167,8 @@ def _sweep(
     rest = len(cells) - len(shown)
     print(f"{rest:,} more: not compiled, because by estimate they cannot fit, or others are better")
     if json is not None:
+        from janus_jax.storage.local import write_json
+
         write_json(json, [cell.to_json() for cell in cells])
     if png is not None:
         from janus_jax.planning.search.pareto import plot

@@ -15,7 +15,7 @@ from janus_jax.cli.arguments import (
     ProcessId,
     runtime_options,
 )
-from janus_jax.cli.outputs import require_file, require_writable, write_json
+from janus_jax.cli.outputs import require_file, require_writable
 
 EPILOG = "Example: janus time-step configs/sft_65k.yaml --trace trace    (on every host of a slice)"
 
@@ -62,6 +62,8 @@ def time_step(
         return
     show_timing(found)
     if json is not None:
+        from janus_jax.storage.local import write_json
+
         write_json(json, found.to_json())
         print(f"wrote {json}")
     if trace is not None:

@@ -1,22 +1,28 @@
-"""Local and gs:// paths behind one interface, and writes that are whole or absent."""
+"""Local and gs:// paths behind one interface; files and directories that are written whole or not at all."""
 
 import contextlib
 import errno
 import fcntl
 import glob
+import json
+import math
 import os
 import re
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from etils import epath
 
 from janus_jax.errors import ConfigError, JanusError, StorageError, first_line
 from janus_jax.storage.bucket import BucketPath, is_url
+
+_NOT_A_URL = "allowed: a local or mounted directory, not a URL"
 
 Place = epath.Path | BucketPath
 """Where something is read. epath reads gs:// too, through TensorFlow or gcsfs, with their errors and without an end."""
@@ -45,13 +51,42 @@ def require_free(path: str | os.PathLike[str]) -> None:
         ConfigError: `path` is a URL.
         StorageError: `path` exists and is not an empty directory.
     """
-    if "://" in os.fspath(path):
-        raise ConfigError(f"{os.fspath(path)}: allowed: a local or mounted directory, not a URL")
+    if is_url(path):
+        raise ConfigError(f"{os.fspath(path)}: {_NOT_A_URL}")
+    if reason := occupied(path):
+        raise StorageError(f"{_absolute(path)}: {reason}")
+
+
+def occupied(path: str | os.PathLike[str]) -> str | None:
+    """Why `atomic_directory` would refuse a local path, or None."""
     final = _absolute(path)
     if final.is_symlink():
-        raise StorageError(f"{final}: is a symbolic link; allowed: a directory to make, or an empty one")
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise StorageError(f"{final}: exists and is not empty; choose another directory or remove it")
+        return "is a symbolic link; allowed: a directory to make, or an empty one"
+    try:
+        if final.exists() and (not final.is_dir() or any(final.iterdir())):
+            return "exists and is not empty; choose another directory or remove it"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None
+
+
+def unwritable(path: str | os.PathLike[str]) -> str | None:
+    """Why nothing can be written to a directory, existing or new, or None.
+
+    Makes and removes an entry in the nearest existing directory: permission bits say little to root, and nothing about
+    read-only file systems.
+    """
+    if is_url(path):
+        return _NOT_A_URL
+    target = _absolute(path)
+    existing = next(parent for parent in (target, *target.parents) if parent.exists())
+    if not existing.is_dir():
+        return f"cannot be written: {existing} is a file"
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".janus.", dir=existing))
+    except OSError as error:
+        return f"cannot be written: {existing}: {error.strerror}"
+    return None
 
 
 @contextlib.contextmanager
@@ -94,17 +129,55 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.close(lock)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replaces a text file at once: readers, and a kill at any moment, find the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.incomplete")
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Yields a file that replaces `path` on success and is removed on any failure.
+
+    Readers find the old content or the new one, also after a kill or a power cut. A device or pipe is written directly.
+    """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    target = Path(os.path.realpath(path))  # a link stays, and its file is replaced
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.incomplete")  # no other writer's
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file as `whole_file` does.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    try:
+        with whole_file(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `finite(value)` as indented JSON with `write_whole`."""
+    write_whole(path, json.dumps(finite(value), indent=1) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

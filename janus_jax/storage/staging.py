@@ -83,9 +83,9 @@ def naming_urls() -> Iterator[None]:
         raise
 
 
-def occupied(url: str) -> str | None:
-    """Why an upload to a URL would be refused, or None."""
-    return _survey(Prefix(url)).refusal
+def occupied(out: str | os.PathLike[str]) -> str | None:
+    """Why `output` would refuse a path or URL, or None."""
+    return _survey(Prefix(out)).refusal if is_url(out) else local.occupied(out)
 
 
 def require_free(out: str | os.PathLike[str]) -> None:
@@ -96,7 +96,7 @@ def require_free(out: str | os.PathLike[str]) -> None:
     """
     if not is_url(out):
         local.require_free(out)
-    elif reason := occupied(os.fspath(out)):
+    elif reason := occupied(out):
         raise StorageError(f"{os.fspath(out)}: {reason}")
 
 

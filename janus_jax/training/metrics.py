@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from janus_jax.errors import ConfigError
-from janus_jax.storage.local import write_whole
+from janus_jax.storage.local import finite, write_whole
 
 Values = Mapping[str, float]
 
@@ -44,13 +44,6 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
-
-
-def finite(value: Any) -> Any:
-    """A JSON value with null for NaN and infinity."""
-    if isinstance(value, Mapping):
-        return {key: finite(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def last_records(path: Path) -> dict[str, dict[str, float]]:

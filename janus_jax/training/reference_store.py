@@ -11,8 +11,6 @@ One file, replaced at once: numbers never lie beside the description of others, 
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import numpy as np
 
 from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError, DataError, StorageError
+from janus_jax.storage.local import whole_file
 
 FORMAT_VERSION = 1
 """Raised when the same weights and tokens would give other numbers, as after a mended attention."""
@@ -119,18 +118,8 @@ class Sidecar:
         """
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                dir=self._file.parent, prefix=f".{self.name}.", suffix=".incomplete", delete=False
-            ) as file:
-                try:
-                    np.savez(file, logps=self.logps, identity=json.dumps(dataclasses.asdict(self.identity)))
-                    file.flush()
-                    os.fsync(file.fileno())
-                    os.chmod(file.name, 0o644)
-                    os.replace(file.name, self._file)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
+            with whole_file(self._file) as file:
+                np.savez(file, logps=self.logps, identity=json.dumps(dataclasses.asdict(self.identity)))
         except OSError as error:
             raise StorageError(f"{self._file}: cannot be written: {error.strerror or error}") from error
 

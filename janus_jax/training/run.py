@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from janus_jax.data.from_config import describe, overlong_lines
 from janus_jax.errors import ConfigError, NonFiniteError
 from janus_jax.objectives import metric_values
 from janus_jax.parallel import processes
-from janus_jax.storage.local import absolute, atomic_directory, no_empty_leftovers, write_whole
+from janus_jax.storage.local import absolute, atomic_directory, no_empty_leftovers, unwritable, write_json, write_whole
 from janus_jax.storage.staging import naming_urls
 from janus_jax.training import metrics
 from janus_jax.training.export import export_step
@@ -89,8 +88,8 @@ def train(
 
 
 def _local_run_dir(config: RunConfig) -> Path:
-    if "://" in config.run.dir:
-        raise ConfigError(f"run.dir={config.run.dir}: allowed: a local or mounted directory")
+    if reason := unwritable(config.run.dir):
+        raise ConfigError(f"run.dir={config.run.dir}: {reason}")
     path = Path(absolute(config.run.dir))
     if other := [name for name in _OF_OTHERS if (path / name).exists()]:
         raise ConfigError(f"run.dir={config.run.dir}: holds {other[0]}: a data set or a model, not a run")
@@ -283,7 +282,7 @@ class _Loop:
         )
         path = self.run_dir / "summary.json"
         if processes.is_main() and (fills or not path.exists()):  # a finished run started once more did nothing
-            write_whole(path, json.dumps(metrics.finite(dataclasses.asdict(summary)), indent=1) + "\n")
+            write_json(path, dataclasses.asdict(summary))
         return summary
 
     def _due(self, every: int | None, last: int) -> bool:

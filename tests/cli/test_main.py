@@ -222,7 +222,7 @@ def test_the_demo_offers_the_stages_that_it_has(janus):
         ("plan small.yaml --topology v5litepod-15", "slice 'v5litepod-15': v5e has none of that size; near to it"),
         ("plan none.yaml --topology v4-8", "none.yaml: cannot be read"),
         ("plan small.yaml --topology v4-8 --json full", "--json full: is a directory"),
-        ("plan small.yaml --topology v4-8 --png no/plan.png", "--png no/plan.png: no is no directory"),
+        ("plan small.yaml --topology v4-8 --png no/plan.png", "--png no/plan.png: no is not a directory"),
         ("plan small.yaml --topology v4-8 --png plan.jpg", "--png plan.jpg: allowed: a name that ends with .png"),
         ("plan small.yaml --topology v4-8 --dump-hlo small.yaml", "--dump-hlo small.yaml: cannot be written"),
         ("plan small.yaml --topology v4-8 --chips no.yaml", "no.yaml: cannot be read"),

@@ -28,7 +28,7 @@ def test_a_step_is_timed_beside_its_plan(janus, small, tmp_path):
     [
         (("--coordinator", "10.0.0.2:1"), "--coordinator, --num-processes and --process-id: allowed: all three"),
         (("--trace", "small.yaml/trace"), "--trace small.yaml/trace: cannot be written"),
-        (("--json", "none/times.json"), "--json none/times.json: none is no directory"),
+        (("--json", "none/times.json"), "--json none/times.json: none is not a directory"),
         (("batch.rows=0",), "batch.rows = 0"),
         (("mesh.fsdp=3",), "needs"),
         (("--chips", "none.yaml"), "none.yaml"),

@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import json
+import math
 import os
 import socket
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from janus_jax.errors import StorageError
-from janus_jax.storage.local import as_path, atomic_directory, require_free, write_whole
+from janus_jax.storage.local import as_path, atomic_directory, require_free, whole_file, write_json, write_whole
 from tests.support.repository import ROOT
 
 
@@ -103,7 +105,31 @@ def test_bucket_urls_stay_urls():
 def test_a_text_is_replaced_at_once(tmp_path):
     write_whole(tmp_path / "a.json", "old")
     write_whole(tmp_path / "a.json", "new")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "new")]
+    assert tree(tmp_path) == {"a.json": "new"}
+    with pytest.raises(ValueError), whole_file(tmp_path / "a.json") as file:
+        file.write(b"half")
+        raise ValueError
+    assert tree(tmp_path) == {"a.json": "new"}
+
+
+def test_a_link_stays_and_a_device_is_written_directly(tmp_path):
+    (tmp_path / "a.json").write_text("old")
+    (tmp_path / "link").symlink_to("a.json")
+    (tmp_path / "null").symlink_to(os.devnull)
+    for name in ("link", "null"):
+        write_whole(tmp_path / name, "new")
+        assert (tmp_path / name).is_symlink()
+    assert (tmp_path / "a.json").read_text() == "new" and Path(os.devnull).is_char_device()
+
+
+def test_a_text_that_cannot_be_written_is_refused_by_its_name(tmp_path):
+    with pytest.raises(StorageError, match=rf"^{tmp_path}/none/a\.json: cannot be written: No such file or directory$"):
+        write_whole(tmp_path / "none" / "a.json", "new")
+
+
+def test_what_json_does_not_have_is_null(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [math.nan, (1.0, -math.inf)], "b": {"c": 2}})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [None, [1.0, None]], "b": {"c": 2}}
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("File too large")])

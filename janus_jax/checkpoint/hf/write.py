@@ -22,6 +22,7 @@ from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, param_specs
 from janus_jax.parallel import processes
+from janus_jax.storage.local import whole_file
 
 _SAFETENSORS_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -267,8 +268,7 @@ def write_file(directory: Path, file: TensorFile, dtype: np.dtype, blocks: Itera
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = directory / f".{file.name}.incomplete"
-    with temporary.open("wb") as stream:
+    with whole_file(directory / file.name) as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for entry in file.entries:
             tensor = _as_stored(entry, next(blocks), dtype)
@@ -276,9 +276,6 @@ def write_file(directory: Path, file: TensorFile, dtype: np.dtype, blocks: Itera
                 raise ConversionError(f"tensor {entry.key} holds NaN or infinite values in {dtype.name}: not exported")
             stream.write(tensor.reshape(-1).view(np.uint8).data)
             del tensor  # not in memory beside the next one
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.rename(directory / file.name)
 
 
 def write_companions(directory: Path, config: ModelConfig, dtype: np.dtype, companions: Companions) -> None:

@@ -1,7 +1,6 @@
 """`janus data inspect`: open, read once, show, judge."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from janus_jax.data.inspect.scan import Scan
 from janus_jax.data.inspect.token_text import Pieces, visible
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.storage import staging
-from janus_jax.storage.local import write_whole
+from janus_jax.storage.local import write_json, write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +70,7 @@ def inspect(
     # files first: whoever pipes the text away early has them
     if shown.json is not None:
         values = {"target": target, "splits": [dataclasses.asdict(one) for one in facts]}
-        write_whole(shown.json, json.dumps(values, indent=1) + "\n")
+        write_json(shown.json, values)
     if shown.html is not None:
         write_whole(shown.html, page(target, facts, rows, pieces))
     if rows:

@@ -5,9 +5,7 @@ is there is whole, also where the sweep that asked for it is gone.
 """
 
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError, ConversionError, DataError
 from janus_jax.planning.compile import Refused, plan
 from janus_jax.planning.search.cache_key import code
+from janus_jax.storage.local import write_whole
 
 
 def main() -> None:
@@ -41,10 +40,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 def keep(path: Path, result: dict[str, Any]) -> None:
     """Writes one line, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(json.dumps(result) + "\n")
-    os.replace(partial, path)
+    write_whole(path, json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

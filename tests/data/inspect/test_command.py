@@ -184,7 +184,7 @@ def test_rows_and_slots_are_chosen(inspect, write):
         ("data --row-length 8 --max-sequence-length 9", "--max-sequence-length 9: allowed: at most --row-length, 8"),
         ("data --row-length 4", "data: none of 1 examples fits"),
         ("data --objective sft", "data: holds pairs (kind dpo), but the objective reads single responses"),
-        ("data --html no/p.html", "--html no/p.html: no is no directory"),
+        ("data --html no/p.html", "--html no/p.html: no is not a directory"),
         ("data --json data", "--json data: is a directory"),
         ("run.yaml --row-length 9", "--row-length: allowed with a data set only"),
         ("run.yaml --split test", "--split test: the configuration reads train"),
