@@ -57,24 +57,25 @@ class Loader(RowPlan):
     def __init__(self, dataset: Examples, settings: BatchSettings, *, mesh: Mesh, rules: meshes.Rules, **options: Any):
         super().__init__(dataset, settings, row_shards=meshes.row_shards(mesh, rules), **options)
         meshes.check_rows(self.rows // settings.microbatches, mesh, rules, "batch.rows")
-        self.reference_logps: np.ndarray | None = None
-        """[E, 2] float32 by example number; where it is set, batches come with them."""
-
         self._shardings = batch_shardings(mesh, rules)
         self._local = self._local_rows()
 
-    def batches(self, start: Position = START, steps: int | None = None) -> Generator[LoadedBatch, None, None]:
+    def batches(
+        self, start: Position = START, steps: int | None = None, *, reference_logps: np.ndarray | None = None
+    ) -> Generator[LoadedBatch, None, None]:
         """`steps` batches from `start` on, or endlessly many; planned, read and packed ahead in a thread.
 
+        Args:
+            reference_logps: [E, 2] float32 by example number, for the field of that name; None leaves zeros in it.
         Raises:
             DataError: `start` is not where a batch begins, or a record cannot be read.
         """
         positions = itertools.islice(self.positions(start), steps)
         pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="loader")
-        ahead = collections.deque(pool.submit(self._load_next, positions) for _ in range(_LOOKAHEAD))
+        ahead = collections.deque(pool.submit(self._load_next, positions, reference_logps) for _ in range(_LOOKAHEAD))
         try:
             while (found := ahead.popleft().result()) is not None:
-                ahead.append(pool.submit(self._load_next, positions))
+                ahead.append(pool.submit(self._load_next, positions, reference_logps))
                 local, loaded = found
                 yield dataclasses.replace(loaded, batch=self._globalize(local))
         finally:
@@ -82,13 +83,15 @@ class Loader(RowPlan):
                 future.cancel()
             pool.shutdown(wait=False)  # a generator left to the end of the interpreter can no longer join a thread
 
-    def epoch(self, epoch: int = 0) -> Generator[LoadedBatch, None, None]:
-        """The batches of one epoch, each once."""
-        return self.batches(Position(epoch, 0), self.steps(epoch))
+    def epoch(self, epoch: int = 0, *, reference_logps: np.ndarray | None = None) -> Generator[LoadedBatch, None, None]:
+        """The batches of one epoch, each once. Args as `batches`."""
+        return self.batches(Position(epoch, 0), self.steps(epoch), reference_logps=reference_logps)
 
-    def _load_next(self, positions: Iterator[Position]) -> tuple[Batch, LoadedBatch] | None:
+    def _load_next(
+        self, positions: Iterator[Position], reference_logps: np.ndarray | None
+    ) -> tuple[Batch, LoadedBatch] | None:
         position = next(positions, None)
-        return None if position is None else self._load(position)
+        return None if position is None else self._load(position, reference_logps)
 
     def _local_rows(self) -> np.ndarray:
         """Rows of a microbatch that devices of this process hold, ascending."""
@@ -99,15 +102,15 @@ class Loader(RowPlan):
             needed.update(range(*index[1].indices(shape[1])))
         return np.asarray(sorted(needed))
 
-    def _load(self, position: Position) -> tuple[Batch, LoadedBatch]:
+    def _load(self, position: Position, reference_logps: np.ndarray | None) -> tuple[Batch, LoadedBatch]:
         """Packs this process's rows of the batch at `position`, as numpy [M, local rows, ...]."""
         members = self.members(position)
         per_micro = self.rows // self.settings.microbatches
         packed = self.read(
             [members[m * per_micro + row] for m in range(self.settings.microbatches) for row in self._local]
         )
-        if self.reference_logps is not None:
-            packed.reference_logps[packed.valid] = self.reference_logps[packed.example_id[packed.valid]]
+        if reference_logps is not None:
+            packed.reference_logps[packed.valid] = reference_logps[packed.example_id[packed.valid]]
         local = jax.tree.map(lambda x: x.reshape(self.settings.microbatches, len(self._local), *x.shape[1:]), packed)
         everything = np.concatenate(members)
         tokens = int(self.fitted.slots[everything].sum())

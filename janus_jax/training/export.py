@@ -7,6 +7,7 @@ from pathlib import Path
 from janus_jax.checkpoint.conversion_report import VERIFY, Report, read_report, run_digest
 from janus_jax.checkpoint.hf.card import model_card
 from janus_jax.checkpoint.hf.write import export_dtype, save_hf
+from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.checkpoint.stored_model import StoredModel, open_model
 from janus_jax.config.sections import ExportSection
 from janus_jax.errors import ConfigError
@@ -15,7 +16,7 @@ from janus_jax.parallel import processes
 from janus_jax.training.setup import Setup
 
 
-def export_step(run_dir: Path, setup: Setup, step: int, params: Params, notify: Callable[[str], None]) -> Path:
+def export_step(run: RunDir[Path], setup: Setup, step: int, params: Params, notify: Callable[[str], None]) -> Path:
     """Writes RUN/exports/STEP, each process some of its files, and compares it with the checkpoint of that step.
 
     Args:
@@ -30,9 +31,9 @@ def export_step(run_dir: Path, setup: Setup, step: int, params: Params, notify: 
         StorageError: it cannot be written.
     """
     wanted = setup.config.export
-    out = run_dir / "exports" / str(step)
+    out = run.export(step)
     dtype = export_dtype(wanted.dtype or setup.config.params_dtype)
-    source = open_model(run_dir, step)  # what a conversion of it says, this says; Orbax wants all processes for this
+    source = open_model(run.path, step)  # what a conversion of it says, this says; Orbax wants all processes for this
     if out.exists() and any(out.iterdir()):  # a finished run started once more
         _require_suitable(out, source, dtype.name, wanted)
         return out

@@ -119,7 +119,7 @@ def _short(value: float) -> str:
     return f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.2e}"
 
 
-class Fan:
+class MetricsLog:
     """Writes to several writers, with the time between train records as tokens/s."""
 
     def __init__(self, writers: Sequence[Writer]):
@@ -142,10 +142,10 @@ class Fan:
         elapsed = time.perf_counter() - self._since
         rates = {"tokens_per_s": self._tokens / elapsed, "data_wait": self._waited_s / elapsed} if timed else {}
         self.write("train", step, {**values, **rates})
-        self.restart()
+        self.restart_clock()
         return [rates["tokens_per_s"]] if timed else []
 
-    def restart(self) -> None:
+    def restart_clock(self) -> None:
         """Starts the clock anew: what came before (compiling, evaluation, saving) is not training time."""
         self._since, self._tokens, self._waited_s = time.perf_counter(), 0, 0.0
 

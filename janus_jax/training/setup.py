@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from janus_jax.checkpoint.stored_model import StoredModel, open_model
 from janus_jax.config.run import RunConfig
 from janus_jax.data.dataset import Examples, TokenizedDataset
-from janus_jax.data.from_config import batch_settings, open_held_out, open_training
+from janus_jax.data.from_config import batch_settings, eval_batch_settings, open_held_out, open_training
 from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig
@@ -137,7 +137,7 @@ def prepare(config: RunConfig) -> Setup:
         total_steps = loader.total_steps(config.schedule.epochs)
     schedule = build_schedule(config, total_steps)
     loaders = [loader] if eval_loader is None else [loader, eval_loader]
-    shared = max(each.most_shared_slots() for each in loaders) if wants_splash(config, mesh) else 0
+    shared = max(loader.most_shared_slots() for loader in loaders) if wants_splash(config, mesh) else 0
     program = build_program(config, model, objective, mesh, rules, schedule, shared_slots=shared)
     return Setup(
         config=config,
@@ -203,7 +203,7 @@ def _loaders(
     loader = Loader(dataset, settings, epochs=config.schedule.epochs or 0, steps=config.schedule.steps or 0, **common)
     if held_out is None:
         return loader, None
-    rows = config.eval.rows or loader.rows // settings.microbatches
-    meshes.check_rows(rows, mesh, rules, "eval.rows")
-    eval_settings = dataclasses.replace(settings, rows=rows, examples=None, microbatches=1, keep_together=1)
+    eval_settings = eval_batch_settings(config, loader.rows)
+    assert eval_settings.rows is not None
+    meshes.check_rows(eval_settings.rows, mesh, rules, "eval.rows")
     return loader, Loader(held_out, eval_settings, shuffle=False, **common)

@@ -1,0 +1,204 @@
+"""What happens beside the steps of a run: profile, watch for NaN, log, evaluate, save, export.
+
+A hook is a small object with the methods of `Hook`. The loop in `run.py` lists the hooks in one place and calls them in
+that order; a hook reads and changes the `Run` and knows no other hook.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from janus_jax.checkpoint.run_dir import RunDir
+from janus_jax.checkpoint.state import Checkpoints
+from janus_jax.data.epoch import Position
+from janus_jax.data.loader import LoadedBatch
+from janus_jax.errors import NonFiniteError
+from janus_jax.objectives import metric_values
+from janus_jax.training.export import export_step
+from janus_jax.training.metrics import MetricsLog
+from janus_jax.training.reference import Reference
+from janus_jax.training.resume import step_meta
+from janus_jax.training.setup import Setup
+from janus_jax.training.step import TrainState
+
+Due = Callable[[int], bool]
+"""Whether something is to happen after a step, which is counted from 1."""
+
+
+@dataclasses.dataclass
+class Run:
+    """A run between two steps."""
+
+    setup: Setup
+    dir: RunDir[Path]
+    checkpoints: Checkpoints
+    reference: Reference
+    metrics: MetricsLog
+    print: Callable[[str], None]  # shows a line on the console of the main process
+    state: TrainState
+    position: Position  # where the next batch begins
+    step: int  # finished optimizer steps
+    train_record: dict[str, float]  # the last one written
+    eval_record: dict[str, float]
+    evaluated_step: int | None = None  # the step that eval_record is of, if this process evaluated
+    fills: list[float] = dataclasses.field(default_factory=list)
+    tokens_per_s: list[float] = dataclasses.field(default_factory=list)
+    export: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one optimizer step gave."""
+
+    loaded: LoadedBatch
+    scalars: dict[str, jax.Array]  # loss, grad_norm
+    totals: Any  # the objective's metrics, each (total, count)
+    first: bool  # it was compiled: its time says nothing
+
+
+class Hook:
+    """Does nothing; a hook overrides what it needs."""
+
+    def before_step(self, run: Run) -> None:
+        """Before the next batch is taken."""
+
+    def after_step(self, run: Run, step: Step) -> None:
+        """After step `run.step`; the devices may still be working on it."""
+
+    def at_end(self, run: Run) -> None:
+        """After the last step of this process; not called when an error ends the run."""
+
+
+def every(steps: int | None, last: int) -> Due:
+    """Due at multiples of `steps` (None: never) and at the `last` step."""
+    return lambda step: step == last or (steps is not None and step % steps == 0)
+
+
+@dataclasses.dataclass
+class Profile(Hook):
+    """Writes an xprof trace of the steps `first` to `last`, counted from 1."""
+
+    first: int
+    last: int
+    active: bool = False
+
+    def before_step(self, run: Run) -> None:
+        if not self.active and self.first <= run.step + 1 <= self.last:
+            jax.profiler.start_trace(str(run.dir.profile))
+            self.active = True
+
+    def after_step(self, run: Run, step: Step) -> None:
+        if self.active and run.step >= self.last:
+            self.at_end(run)
+
+    def at_end(self, run: Run) -> None:
+        if self.active:
+            jax.block_until_ready(run.state)
+            jax.profiler.stop_trace()
+            self.active = False
+            run.metrics.restart_clock()
+
+
+@dataclasses.dataclass(frozen=True)
+class RequireFinite(Hook):
+    """Ends the run at a loss or gradient that is not finite, before such weights push good checkpoints out.
+
+    It waits for the devices, so it looks only at steps after which something waits anyway.
+
+    Raises:
+        NonFiniteError: names the step and the newest checkpoint.
+    """
+
+    due: Due
+
+    def after_step(self, run: Run, step: Step) -> None:
+        if not self.due(run.step):
+            return
+        for name, value in step.scalars.items():
+            if not math.isfinite(float(value)):
+                run.checkpoints.wait()
+                raise NonFiniteError(
+                    f"step {run.step}: {name} is {float(value)}; the newest checkpoint is of step "
+                    f"{run.checkpoints.latest_step()}; lower schedule.learning_rate or look at the data of this step"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class LogMetrics(Hook):
+    """Writes train records, with tokens/s since the last one."""
+
+    due: Due
+
+    def after_step(self, run: Run, step: Step) -> None:
+        if self.due(run.step):
+            loader = run.setup.loader
+            run.train_record = {
+                **metric_values(step.totals, run.setup.objective),
+                **{name: float(value) for name, value in step.scalars.items()},
+                "learning_rate": float(run.setup.schedule(run.step - 1)),
+                "epoch": loader.epochs_before(step.loaded.position),
+                "fill": step.loaded.fill,
+                "tokens": step.loaded.tokens,
+            }
+            run.tokens_per_s += run.metrics.train(run.step, run.train_record, timed=not step.first)
+        if step.first:
+            jax.block_until_ready(step.scalars)
+            run.metrics.restart_clock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate(Hook):
+    """Reads every held-out example once. Totals and counts add up, so batch size and hosts change nothing."""
+
+    due: Due
+
+    def after_step(self, run: Run, step: Step) -> None:
+        loader, reference = run.setup.eval_loader, run.reference
+        if loader is None or not self.due(run.step):
+            return
+        totals: dict[str, np.ndarray] = {}
+        for number, loaded in enumerate(loader.epoch(reference_logps=reference.held_out_logps)):
+            batch = reference.fill(loaded.batch, held_out=number)
+            metrics = jax.device_get(run.setup.program.evaluate(run.state.params, batch))
+            for name, pair in metrics.items():
+                totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+        run.eval_record, run.evaluated_step = metric_values(totals, run.setup.objective), run.step
+        run.metrics.write("eval", run.step, run.eval_record)
+        run.metrics.restart_clock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Save(Hook):
+    """Saves checkpoints, in the background; the run ends when the last one is committed."""
+
+    due: Due
+
+    def after_step(self, run: Run, step: Step) -> None:
+        if not self.due(run.step):
+            return
+        evaluation = run.eval_record if run.evaluated_step == run.step else None
+        run.checkpoints.save(
+            run.step,
+            params=run.state.params,
+            optimizer=run.state.optimizer,
+            data=dataclasses.asdict(run.position),
+            meta=step_meta(run.setup, run.reference, evaluation),
+        )
+        run.metrics.restart_clock()
+
+    def at_end(self, run: Run) -> None:
+        run.checkpoints.wait()
+
+
+@dataclasses.dataclass(frozen=True)
+class Export(Hook):
+    """Writes the Hugging Face directory of a finished run."""
+
+    def at_end(self, run: Run) -> None:
+        if run.step == run.setup.total_steps:
+            run.export = export_step(run.dir, run.setup, run.step, run.state.params, run.print)

@@ -1,0 +1,150 @@
+"""Where a run begins, and what a checkpoint says of its run, so that only the same run goes on from it."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from janus_jax import __version__
+from janus_jax.checkpoint.hf.facts import ModelFacts
+from janus_jax.checkpoint.state import Checkpoints
+from janus_jax.config.run import RunConfig
+from janus_jax.data.epoch import Position
+from janus_jax.data.from_config import describe
+from janus_jax.errors import ConfigError
+from janus_jax.training.reference import Reference
+from janus_jax.training.setup import Setup
+from janus_jax.training.step import TrainState
+
+_MAY_CHANGE = ("base", "mesh", "sharding", "remat", "eval", "checkpoint", "export", "logging", "profile")
+"""Sections that may change when a run is resumed: they do not decide what is computed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+    """The state that a process starts from."""
+
+    state: TrainState
+    position: Position
+    resumed_from: int | None  # the checkpoint's step; None at the beginning of a run
+    reference_step: int | None  # the step of the run that the reference comes from, when this run began
+    reference_weights: str | None  # fingerprint of the reference, when this run began; None at the beginning
+
+    @property
+    def step(self) -> int:
+        """Finished optimizer steps."""
+        return self.resumed_from or 0
+
+
+def begin(setup: Setup, checkpoints: Checkpoints) -> Beginning:
+    """The state to train from. Collective: call it on every process.
+
+    1. The newest checkpoint of the run directory, whatever `init` says. 2. Else the weights of `init.from`. 3. Else
+    random weights. The optimizer of a new run starts at zero.
+
+    Raises:
+        ConfigError: the checkpoint is of a run with another configuration, model or data.
+        ConversionError: checkpoint or weights cannot be read.
+    """
+    step = checkpoints.latest_step()
+    if step is None:
+        params = setup.initial_params(setup.config.params_dtype)
+        return Beginning(setup.program.init(params), Position(), None, setup.reference_step, None)
+    meta = checkpoints.meta(step)
+    require_same_run(setup, meta)
+    abstract = setup.program.abstract_state()
+    params, optimizer, data, _ = checkpoints.restore(step, params=abstract.params, optimizer=abstract.optimizer)
+    return Beginning(
+        TrainState(params, optimizer),
+        Position(epoch=data["epoch"], row=data["row"]),
+        step,
+        meta.get("reference_step"),
+        meta.get("reference_weights"),
+    )
+
+
+def step_meta(setup: Setup, reference: Reference, evaluation: dict[str, float] | None) -> dict[str, Any]:
+    """What a step's item `meta` says of its run and its weights.
+
+    Args:
+        evaluation: the held-out means of these very weights, if there are any.
+    """
+    source, dataset, held_out = setup.source, setup.loader.dataset, setup.eval_loader
+    reward = {}
+    if evaluation is not None and held_out is not None:
+        reward = setup.objective.reward_statistics(evaluation, len(held_out.fitted.index))
+    facts = ModelFacts(reward=reward, base_model=None if source is None else source.facts.base_model)
+    return {
+        "format_version": 1,
+        "janus_jax": __version__,
+        "jax": jax.__version__,
+        "model": dataclasses.asdict(setup.model),
+        "config": _stored_config(setup.config),
+        "data_fingerprint": dataset.fingerprint,
+        "tokenizer": dataset.parts[0].manifest.tokenizer,
+        "reference_step": reference.step,
+        "reference_weights": reference.weights,
+        "template": dataset.template().name,
+        "data": [describe(part) for part in dataset.parts],
+        "facts": facts.to_json(),
+    }
+
+
+def require_same_run(setup: Setup, meta: dict[str, Any]) -> None:
+    """Refuses to go on from a checkpoint of another run. Directories may have moved: data is known by its fingerprint.
+
+    Raises:
+        ConfigError: names each key that differs, with both values.
+    """
+    config = setup.config
+    saved, now = (_without_places(values) for values in (meta["config"], _stored_config(config)))
+    differences = [
+        f"{key} = {before}, not {after}"
+        for section in now
+        if section not in _MAY_CHANGE
+        for key, before, after in _differences(section, saved.get(section), now[section])
+    ]
+    if differences:
+        raise ConfigError(
+            f"run.dir={config.run.dir}: holds a run with {'; '.join(differences)} as this config says; choose "
+            "another run.dir (init.from can take the weights over)"
+        )
+    model = dataclasses.asdict(setup.model)  # of init.from's own config, which may have been edited since
+    if differences := [f"{key[1:]} = {a}, not {b}" for key, a, b in _differences("", meta["model"], model)]:
+        raise ConfigError(
+            f"init.from={config.init.from_}: its model differs from the one that the run in run.dir={config.run.dir} "
+            f"began with: {'; '.join(differences)}; put that model back, or choose another run.dir"
+        )
+    dataset = setup.loader.dataset
+    if meta["data_fingerprint"] != dataset.fingerprint:
+        raise ConfigError(
+            f"run.dir={config.run.dir}: holds a run on other data than {dataset.name} has now "
+            f"(fingerprint {meta['data_fingerprint'][:16]}, not {dataset.fingerprint[:16]}); "
+            "put that data back, or choose another run.dir"
+        )
+
+
+def _stored_config(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", by_alias=True)
+
+
+def _without_places(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration without its directories; of a mixture the weights stay."""
+    config = config | {name: {k: v for k, v in config[name].items() if k != "dir"} for name in ("run", "reference")}
+    mixture = config["data"].get("mixture")
+    weights = None if mixture is None else [part["weight"] for part in mixture]
+    data = {key: value for key, value in config["data"].items() if key != "dir"}
+    return config | {"data": data | {"mixture": weights}}
+
+
+def _differences(name: str, before: Any, after: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, with both values."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        if before.get("name") != after.get("name"):  # another kind of thing: its other keys are others too
+            yield f"{name}.name", before.get("name"), after.get("name")
+            return
+        for key in {**before, **after}:
+            yield from _differences(f"{name}.{key}", before.get(key), after.get(key))
+    elif before != after:
+        yield name, before, after
