@@ -77,7 +77,7 @@ class RunConfig(Section):
         return "bfloat16" if self.compat.bfloat16_weights else "float32"
 
     def advice(self) -> list[str]:
-        """What can run and is still probably not meant, one sentence each."""
+        """Settings that can run but are probably not intended, one sentence each."""
         batch, sentences = self.batch, list(self.objective.advice())
         if self.objective.branches == 2 and batch.row_length < 2 * batch.max_sequence_length:
             sentences.append(

@@ -1,4 +1,4 @@
-"""Configurations: what YAML means here, what is refused and how, and that every file in configs/ resolves."""
+"""Configurations: how YAML is read, and how mistakes are reported."""
 
 import re
 import subprocess
@@ -83,7 +83,7 @@ def test_overrides_win_and_the_last_one_counts(small):
     assert config.batch.rows == 16 and config.schedule.steps == 3 and config.schedule.epochs is None
 
 
-def test_an_override_makes_the_sections_it_needs(small):
+def test_an_override_creates_the_section_it_needs(small):
     assert load_config(small, ["eval.every_steps=5"]).eval.every_steps == 5
 
 
@@ -99,7 +99,7 @@ def test_bases_merge_deeply_and_are_relative_to_the_file(tmp_path, monkeypatch):
     assert config.model.build().hidden_size == 128
 
 
-def test_a_mistake_in_a_base_is_reported_where_it_stands(tmp_path):
+def test_a_mistake_in_a_base_is_reported_with_its_file(tmp_path):
     (tmp_path / "root.yaml").write_text(SMALL.replace("rows: 8", "rows: 0"))
     (tmp_path / "top.yaml").write_text("base: root.yaml\n")
     assert complaint(tmp_path / "top.yaml").startswith(f"{tmp_path / 'root.yaml'}:5: batch.rows = 0: allowed")
@@ -211,8 +211,8 @@ def test_all_mistakes_of_a_file_come_in_one_report_with_their_lines(tmp_path):
     )
     lines = complaint(path, "optimizer.b1=2").splitlines()
     assert lines[0] == f"{path}: 9 errors"
-    found = sorted(re.sub(r"^\s*\S*bad\.yaml:(\d+): ([\w.]+).*", r"\1 \2", line) for line in lines[1:])
-    assert found == sorted(
+    reported = sorted(re.sub(r"^\s*\S*bad\.yaml:(\d+): ([\w.]+).*", r"\1 \2", line) for line in lines[1:])
+    assert reported == sorted(
         [
             "1 run.sed",
             "3 neither",
@@ -239,7 +239,7 @@ def test_all_mistakes_of_a_file_come_in_one_report_with_their_lines(tmp_path):
         (b"[" * 5000, "nested too deeply"),
     ],
 )
-def test_a_file_that_is_no_configuration_gets_one_line(tmp_path, content, expected):
+def test_a_file_that_is_not_a_configuration_gets_one_line(tmp_path, content, expected):
     path = tmp_path / "broken.yaml"
     path.write_bytes(content)
     message = complaint(path)

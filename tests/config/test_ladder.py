@@ -1,4 +1,4 @@
-"""The files in configs/: every run resolves, and what configs/README.md and the headers say of them adds up."""
+"""The files in configs/: every run resolves, and the figures in configs/README.md and the headers follow from them."""
 
 import dataclasses
 import math
@@ -48,15 +48,15 @@ def test_every_run_states_its_command(path):
 
 
 @pytest.mark.parametrize("path", BASES, ids=lambda path: path.stem)
-def test_a_base_is_one_and_no_run(path):
+def test_a_base_is_used_and_is_not_a_run(path):
     assert any(f"base: {path.name}\n" in run.read_text() for run in RUNS)
     with pytest.raises(ConfigError, match=r"data: missing"):
         load_config(path)
 
 
 def test_nothing_else_lies_in_configs():
-    there = {path for path in CONFIGS.rglob("*") if path.is_file()}
-    assert there == {*RUNS, *BASES, CONFIGS / "README.md"}
+    files = {path for path in CONFIGS.rglob("*") if path.is_file()}
+    assert files == {*RUNS, *BASES, CONFIGS / "README.md"}
 
 
 # The recipe
@@ -78,9 +78,9 @@ PUBLISHED = {
 def test_hyperparameters_are_the_published_ones(path):
     config = load_config(path)
     batch, schedule, optimizer = config.batch, config.schedule, config.optimizer
-    found = (config.objective.name, batch.rows or batch.examples, batch.max_sequence_length, schedule.learning_rate)
-    found += (schedule.epochs, schedule.warmup_steps, optimizer.b2, batch.overlong, config.init.from_)
-    assert found == PUBLISHED[path.stem]
+    recipe = (config.objective.name, batch.rows or batch.examples, batch.max_sequence_length, schedule.learning_rate)
+    recipe += (schedule.epochs, schedule.warmup_steps, optimizer.b2, batch.overlong, config.init.from_)
+    assert recipe == PUBLISHED[path.stem]
     assert (schedule.name, optimizer.b1, optimizer.eps) == ("cosine", 0.9, 1e-8)
     assert (optimizer.weight_decay, optimizer.clip_norm) == (0.0, 1.0)
     assert (config.precision.compute, config.remat, config.run.seed) == ("bfloat16", "full", 42)
@@ -90,7 +90,7 @@ def test_hyperparameters_are_the_published_ones(path):
         assert config.objective.beta == 0.1
 
 
-def test_the_published_runs_are_all_there():
+def test_every_published_run_has_a_file():
     assert {path.stem for path in PAPER} == set(PUBLISHED)
 
 
@@ -104,12 +104,12 @@ HELPFUL = {
     "tasksource/oasst1_pairwise_rlhf_reward": "plain",
     "openai/webgpt_comparisons": "mistral-inst",
 }
-"""The sets of the second reward model and the template of each (OpenRLHF's key handling)."""
+"""The data sets of the second reward model, and the template of each (OpenRLHF's key handling)."""
 
 
 @every_run_of_the_paper
-def test_what_comes_before_a_run_is_what_it_reads(path):
-    """The data that its header builds and the run that its header names."""
+def test_a_run_reads_what_its_header_builds(path):
+    """The data that the header builds, and the weights of the run that it names."""
     config, text = load_config(path), "\n".join(comments(path))
     known = {f"kaist-ai/{row['id on the hub (kaist-ai/...)']}": "mistral-inst" for row in table("rows")} | HELPFUL
     parts = [config.data.dir] if config.data.mixture is None else [part.dir for part in config.data.mixture]
@@ -144,7 +144,7 @@ EXPECTED_COMPAT = {
 
 
 @every_run_of_the_paper
-def test_the_keys_that_come_nearest_to_what_was_published_load(path, tmp_path):
+def test_the_keys_closest_to_the_published_run_load(path, tmp_path):
     last = path.read_text().split("\n\n")[-1]
     keys = "".join(f"{line.removeprefix('#   ')}\n" for line in last.splitlines() if line.startswith("#   "))
     assert (yaml.safe_load(keys) or {}).get("compat") == EXPECTED_COMPAT[path.stem]
@@ -155,7 +155,7 @@ def test_the_keys_that_come_nearest_to_what_was_published_load(path, tmp_path):
     config = load_config(tmp_path / "published.yaml")
     assert config.compat.model_dump(include=EXPECTED_COMPAT[path.stem].keys()) == EXPECTED_COMPAT[path.stem]
     rows = config.batch.rows or config.batch.examples
-    if config.compat.token_mean == "per_microbatch":  # of the rows that a device had at a time
+    if config.compat.token_mean == "per_microbatch":  # the published microbatch of one device
         assert rows // config.batch.microbatches == (2 if config.objective.name == "sft" else 1)
         assert (rows // config.batch.microbatches) % config.mesh.fsdp == 0
 
@@ -177,7 +177,7 @@ def small_world(tmp_path_factory):
 
 @every_run_of_the_paper
 def test_a_run_is_ready_to_start_on_small_weights_and_data(path, small_world):
-    """All but weights, data and the split of the evaluation stays as the file says, on eight devices."""
+    """On eight devices, with everything but weights, data and the evaluation split as in the file."""
     from janus_jax.training.setup import prepare
 
     stated = load_config(path)
@@ -216,12 +216,12 @@ def number(text: str) -> float:
 
 def test_the_table_of_runs_follows_from_rows_lengths_and_files():
     data = {row["data"]: row for row in table("rows")}
-    found = {}
+    runs = set()
     for row in table("steps"):
         name = re.fullmatch(r"\[(\w+)\.yaml\]\(\1\.yaml\)", row["config"])[1]
         config = load_config(CONFIGS / f"{name}.yaml")
-        batch, epochs, of = config.batch, config.schedule.epochs, data[row["data"]]
-        rows, length = number(of["rows"]), number(of["tokens a row"])
+        batch, epochs, source = config.batch, config.schedule.epochs, data[row["data"]]
+        rows, length = number(source["rows"]), number(source["tokens a row"])
         if batch.rows:
             unit, step_tokens = f"{batch.rows} rows of {batch.row_length:,}", batch.rows * batch.row_length
             steps = epochs * math.ceil(rows * length / step_tokens)
@@ -236,15 +236,15 @@ def test_the_table_of_runs_follows_from_rows_lengths_and_files():
         assert row["tokens a step"] == (f"{step_tokens:,.0f}" if known else "?")
         assert row["tokens"] == (f"{tokens / 1e6:.1f} M" if known else "?")
         assert row["FLOPs"] == (f"{6 * PARAMETERS * tokens:.2e}".replace("e+", "e") if known else "?")
-        found[name] = steps
-        (said,) = [line for line in comments(CONFIGS / f"{name}.yaml") if line.startswith("expect")]
-        numbers = dict(reversed(pair) for pair in re.findall(r"([0-9]+) (in all|steps)", said))
+        runs.add(name)
+        (expected,) = [line for line in comments(CONFIGS / f"{name}.yaml") if line.startswith("expect")]
+        numbers = dict(reversed(pair) for pair in re.findall(r"([0-9]+) (in all|steps)", expected))
         assert float(numbers["steps"]) == pytest.approx(steps / epochs, rel=0.005)
         assert float(numbers.get("in all", steps)) == pytest.approx(steps, rel=0.005)
         assert ("in all" in numbers) == (epochs > 1)
         if config.objective.name == "rm":  # 3 % of the steps
             assert config.schedule.warmup_steps == math.ceil(0.03 * steps)
-    assert set(found) == set(PUBLISHED)
+    assert runs == set(PUBLISHED)
 
 
 def test_lengths_follow_from_published_steps_and_bytes():
@@ -263,7 +263,7 @@ def test_lengths_follow_from_published_steps_and_bytes():
         assert whole == prompt + 2 * response_
 
 
-def test_what_is_said_of_shared_prompts_follows_from_the_lengths():
+def test_the_tokens_saved_by_shared_prompts_follow_from_the_lengths():
     prompt, response = (number(table("rows")[-2][key]) for key in ("prompt", "response"))
     shared, copied = prompt + 2 * response, 2 * (prompt + response)
     text = " ".join((CONFIGS / "README.md").read_text().split())
@@ -282,6 +282,6 @@ def test_the_switches_are_those_of_the_configuration():
         assert getattr(changed, key) != getattr(compat, key)
 
 
-def test_old_names_of_data_sets_lead_to_those_of_the_table():
+def test_old_names_of_data_sets_lead_to_names_in_the_table():
     known = {row["id on the hub (kaist-ai/...)"] for row in table("rows")}
     assert {name.removeprefix("kaist-ai/") for name in HUB_ALIASES.values()} <= known
