@@ -66,8 +66,8 @@ def keys() -> Iterator[Key]:
     schema = RunConfig.model_json_schema()
     for name, node in schema["properties"].items():
         yield from _keys(name, node, schema)
-        for reference in forms(node).values():
-            yield from _keys(name, {"$ref": reference}, schema)
+        for form in forms(node).values():
+            yield from _form_keys(name, form, schema)
 
 
 def _section(name: str, node: Schema, schema: Schema) -> str:
@@ -79,7 +79,7 @@ def _section(name: str, node: Schema, schema: Schema) -> str:
     for form, reference in forms(node).items():
         described = resolve({"$ref": reference}, schema)
         parts.append(f"### {name}: {{name: {form}}}\n\n{_prose(_meaning(described))}")
-        parts.append(_table(_keys(name, described, schema)))
+        parts.append(_table(_form_keys(name, reference, schema)) or "It has no other keys.\n")
     return "\n".join(part for part in parts if part)
 
 
@@ -89,11 +89,11 @@ def _keys(name: str, node: Schema, schema: Schema) -> Iterator[Key]:
     for choice in choices(node, schema):
         if "properties" in choice:
             for key, child in choice["properties"].items():
-                if child.get("const") is None or "default" in child:  # not the `name` of a form: it has a row already
-                    yield from _keys(f"{name}.{key}", child | _default(key, choice), schema)
+                required = {"required": True} if key in choice.get("required", []) else {}
+                yield from _keys(f"{name}.{key}", child | required, schema)
             return
     if forms(node):
-        yield Key(f"{name}.name", " | ".join(forms(node)), "required", "Chooses the keys below.")
+        yield Key(f"{name}.name", " | ".join(forms(node)), "required", "Chooses one of the tables of keys below.")
         return
     default = "required" if node.get("required") else f"`{shorten(node.get('default'))}`"
     yield Key(name, allowed(node, schema), default, _meaning(node))
@@ -102,8 +102,9 @@ def _keys(name: str, node: Schema, schema: Schema) -> Iterator[Key]:
             yield from _keys(f"{name}.N", choice["items"], schema)
 
 
-def _default(key: str, section: Schema) -> Schema:
-    return {"required": True} if key in section.get("required", []) else {}
+def _form_keys(name: str, reference: str, schema: Schema) -> Iterator[Key]:
+    """The keys of one form of a section; `name`, which chooses the form, has a row before."""
+    return (key for key in _keys(name, {"$ref": reference}, schema) if key.name != f"{name}.name")
 
 
 def _meaning(node: Schema) -> str:
