@@ -117,7 +117,7 @@ def _find(schema: Schema, location: Location) -> Schema:
             node = next((choice["items"] for choice in choices(node, schema) if "items" in choice), {})
         else:
             section = next((choice for choice in choices(node, schema) if "properties" in choice), {})
-            node = section.get("properties", {}).get(part) or {}
+            node = section.get("properties", {}).get(part) or node.get("additionalProperties") or {}
         node = resolve(node if isinstance(node, Mapping) else {}, schema)
     return node
 
