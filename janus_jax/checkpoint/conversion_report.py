@@ -1,4 +1,4 @@
-"""What a conversion or an export did, and whether its result says what its source says."""
+"""conversion_report.json: what a conversion or an export did, and how its result was verified."""
 
 import dataclasses
 import hashlib
@@ -25,48 +25,53 @@ REPORT = "conversion_report.json"
 
 @dataclasses.dataclass
 class Report:
-    """conversion_report.json in the directory that was written."""
+    """The content of conversion_report.json, which lies in the written directory."""
 
     source: str
     step: int | None
     model: dict[str, Any]
     stored_dtype: str  # of the source
-    dtype: str  # of what was written
+    dtype: str  # of the written tensors
     verify: Verify
-    layout: Layout | None = None  # of a Hugging Face directory that was written
+    layout: Layout | None = None  # of a written Hugging Face directory
     sha256: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Of every tensor that was written, by Hugging Face key (`digest.digest`); empty with verify none."""
+    """Digest (`digest.digest`) of every written tensor, by Hugging Face key; empty with verify=none."""
     largest_logit_difference: float | None = None
-    """Between source and result, with verify logits; 0 is expected where the dtype stays."""
+    """Between source and result, with verify=logits. It is 0 unless the dtype changes."""
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     tokenizer: bool = True
-    """One went along."""
+    """Whether the tokenizer was written too."""
     run_sha256: str | None = None
-    """Of what a run says of itself (configuration, data, step): which run's step the source is."""
+    """Identifies the run and step of the source: digest of its configuration, data and step (`run_digest`)."""
     janus_jax: str = __version__
 
     @classmethod
     def of(cls, source: StoredModel, dtype: np.dtype, verify: Verify, layout: Layout | None = None) -> "Report":
-        """A report in which nothing is done yet.
+        """The report of a conversion that has not begun.
 
         Args:
-            dtype: of what will be written.
+            dtype: of the tensors to write.
         """
-        model = dataclasses.asdict(source.config)
-        found = cls(source.path, source.step, model, source.stored_dtype.name, np.dtype(dtype).name, verify, layout)
-        there = source.tokenizer_directory is not None
-        return dataclasses.replace(found, tokenizer=there, run_sha256=run_digest(source))
+        return cls(
+            source=source.path,
+            step=source.step,
+            model=dataclasses.asdict(source.config),
+            stored_dtype=source.stored_dtype.name,
+            dtype=np.dtype(dtype).name,
+            verify=verify,
+            layout=layout,
+            tokenizer=source.tokenizer_directory is not None,
+            run_sha256=run_digest(source),
+        )
 
     def __str__(self) -> str:
         verified = {"none": "not verified", "digest": "every tensor compared"}.get(self.verify)
         if verified is None:
             verified = f"every tensor compared, largest difference of logits {self.largest_logit_difference:.3g}"
-        return f"written in {self.dtype}; {verified}" + (
-            "" if self.tokenizer else "; without a tokenizer: none is there"
-        )
+        return f"written in {self.dtype}; {verified}{'' if self.tokenizer else '; no tokenizer: the source has none'}"
 
     def tensors(self, source: StoredModel) -> Iterator[tuple[KeyEntry, np.ndarray]]:
-        """The tensors of the source; their digests, as they will be stored, are noted."""
+        """Yields the tensors of the source and records their digests in the dtype to write."""
         digests = Digests(self.sha256)
         for entry, block in tensors(source):
             if self.verify != "none":
@@ -74,59 +79,59 @@ class Report:
             yield entry, block
 
     def finish(self, source: StoredModel, directory: Path) -> None:
-        """Verifies what was written and writes the report beside it.
+        """Verifies the written directory and writes the report into it.
 
         Raises:
-            ConversionError: a tensor, a key of the model config or the logits are not those of the source; names which.
+            ConversionError: a tensor, a key of the model config or the logits differ from the source; names which.
         """
         if self.verify != "none":
             self._verify(source, open_model(directory))
         source.require_unchanged()
-        if self.layout is not None and self.sha256:  # as the files call them
+        if self.layout is not None and self.sha256:  # under the keys that the files use
             names = (entry.key for entry in key_table(source.config, self.layout))
             self.sha256 = dict(zip(names, self.sha256.values(), strict=True))
         (directory / REPORT).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
 
     def _verify(self, source: StoredModel, written: StoredModel) -> None:
         with Timer(self, "digests"):
-            if not self.sha256:  # others wrote it
+            if not self.sha256:  # an export at the end of a run does not pass through `tensors`
                 for _ in self.tensors(source):
                     pass
-            require_one_config(source, written)  # digests say nothing of rope_theta, the window or epsilon
+            require_one_config(source, written)  # digests do not cover rope_theta, the window or epsilon
             Digests(self.sha256).require(written)
         if self.verify == "logits":
             from janus_jax.checkpoint.verify import largest_logit_difference
 
             with Timer(self, "logits"):
-                found = self.largest_logit_difference = largest_logit_difference(source, written)
-            if not math.isfinite(found) or (found and self.dtype == self.stored_dtype):
-                raise ConversionError(f"{written.path}: its logits differ by {found:.3g} from those of {source.path}")
+                difference = self.largest_logit_difference = largest_logit_difference(source, written)
+            if not math.isfinite(difference) or (difference and self.dtype == self.stored_dtype):
+                raise ConversionError(f"{written.path}: logits differ by {difference:.3g} from those of {source.path}")
 
 
 def check_verify(verify: str) -> None:
-    """Raises ConversionError for a way to verify that there is not."""
+    """Raises ConversionError if `verify` is not one of VERIFY."""
     if verify not in VERIFY:
         raise ConversionError(f"verify={verify}: allowed: {', '.join(reversed(VERIFY))}")
 
 
 def run_digest(source: StoredModel) -> str | None:
-    """sha256 of what a run says of itself in the step's meta; None for anything else."""
+    """sha256 of a step's `meta` item; None for a model that is not a step of a run."""
     if not source.meta.get("config"):
         return None
     return hashlib.sha256(json.dumps(source.meta, sort_keys=True).encode()).hexdigest()
 
 
 def read_report(directory: Path) -> dict[str, Any]:
-    """conversion_report.json of a directory; empty where there is none."""
+    """conversion_report.json of a directory; empty if it does not exist or cannot be read."""
     try:
-        found = json.loads((directory / REPORT).read_text(encoding="utf-8"))
+        report = json.loads((directory / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return report if isinstance(report, dict) else {}
 
 
 class Timer:
-    """Notes the seconds of a block in a report."""
+    """Context manager that records the seconds of its block in a report."""
 
     def __init__(self, report: Report, name: str):
         self._report, self._name = report, name

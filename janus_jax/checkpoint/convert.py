@@ -1,4 +1,4 @@
-"""`janus convert`: Hugging Face directories to Orbax and back, one tensor of a layer at a time, then verified."""
+"""`janus convert`: Hugging Face directories to Orbax and back, one tensor at a time, then verified."""
 
 import dataclasses
 import math
@@ -31,29 +31,30 @@ from janus_jax.storage import staging
 from janus_jax.text.template import get_template
 
 _LAST_OF_HF, _LAST_OF_CONVERTED = "config.json", "meta/metadata"
-"""Files without which nobody takes a directory for a model: an upload ends with them."""
+"""An upload writes these files last: without them, no reader takes the directory for a model."""
 
 
 @staging.naming_urls()
 def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, verify: Verify = "logits") -> Report:
     """Writes DST/{params, meta, tokenizer} from a Hugging Face directory or hub id, in the stored dtype.
 
-    `params` is the Orbax item that checkpoints have too, so `init.from` takes DST; any Orbax reads it.
+    `params` is an Orbax item like that of a checkpoint, so `init.from` accepts DST. Stock Orbax reads it.
 
     Args:
-        src, dst: on this machine or gs://.
-        verify: `digest` reads the result once more and compares every tensor; `logits` also runs both models, layer by
-            layer, and compares what they say.
+        src, dst: local or on gs://.
+        verify: `digest` reads the result again and compares every tensor; `logits` also runs both models, layer by
+            layer, and compares their outputs.
 
     Raises:
-        ConversionError: SRC is not such a directory, or is damaged; names file and tensor. Or the result is not SRC.
-        StorageError: DST holds something or cannot be written, or gs:// refuses.
+        ConversionError: SRC is not a Hugging Face directory, or is damaged (names file and tensor), or the result
+            differs from SRC.
+        StorageError: DST is not empty or cannot be written, or gs:// refuses access.
     """
     check_verify(verify)
     staging.require_free(dst)  # before a download
     source = open_model(src)
     if source.layout is None:
-        raise ConversionError(f"{source.path}: not a Hugging Face directory: config.json is not there")
+        raise ConversionError(f"{source.path}: not a Hugging Face directory: it has no config.json")
     tokenizer = None if source.tokenizer_directory is None else _open_tokenizer(source.tokenizer_directory)
     staging.require_room(dst, _size(source, source.stored_dtype))
     with staging.output(dst, _LAST_OF_CONVERTED) as directory:
@@ -89,18 +90,19 @@ def to_hf(
     verify: Verify = "logits",
     layout: Layout = "transformers",
 ) -> Report:
-    """Writes a Hugging Face directory from a run (its newest step, or `step`), a step, a converted one or a hub id.
+    """Writes a Hugging Face directory from any stored model (`open_model`).
 
     Args:
-        src, dst: on this machine or gs://.
-        dtype: of the tensors: float32, bfloat16 or float16; None keeps the stored one.
-        max_shard_size: bytes, or text as "5GB".
-        verify: as `from_hf`; after a cast, digests are of the cast tensors.
-        layout: of a reward model, who shall read it: `transformers` (`MistralForSequenceClassification`) or `openrlhf`.
+        src, dst: local or on gs://.
+        dtype: of the tensors: float32, bfloat16 or float16; None keeps the stored dtype.
+        max_shard_size: bytes, or text like "5GB".
+        step: which step of a run; None: the newest.
+        verify: as in `from_hf`; after a cast, digests are those of the cast tensors.
+        layout: which library reads a reward model: `transformers` (`MistralForSequenceClassification`) or `openrlhf`.
 
     Raises:
-        ConversionError: SRC holds no model, or an argument is wrong, or the result is not SRC.
-        StorageError: DST holds something or cannot be written, or gs:// refuses.
+        ConversionError: SRC holds no model, or an argument is wrong, or the result differs from SRC.
+        StorageError: DST is not empty or cannot be written, or gs:// refuses access.
     """
     check_verify(verify)
     staging.require_free(dst)
@@ -126,12 +128,13 @@ def to_hf(
 
 @staging.naming_urls()
 def check(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[TensorDifference]:
-    """Tensors in which two models differ; empty where they are bit for bit the same.
+    """Tensors in which two models differ; empty if the models are bit for bit the same.
 
     Args:
-        a, b: anything that holds a model (`open_model`).
+        a, b: any stored models (`open_model`).
+
     Raises:
-        ConversionError: one holds no model, or they have different shapes.
+        ConversionError: one path holds no model, or the models have different shapes.
     """
     return compare(open_model(a), open_model(b))
 
@@ -141,7 +144,7 @@ def _size(source: StoredModel, dtype: np.dtype) -> int:
 
 
 def _open_tokenizer(directory: str) -> Any:
-    """With a tokenizer.json there, all its files go along; from a sentencepiece model alone the rest is made."""
+    """If tokenizer.json exists, `save` copies all files; from a sentencepiece model alone it creates the others."""
     from janus_jax.text.tokenizer import HFTokenizer, load_tokenizer
 
     return HFTokenizer(directory) if (Path(directory) / "tokenizer.json").is_file() else load_tokenizer(directory)

@@ -1,4 +1,4 @@
-"""Digests of tensors: what was read, what was written, whether two directories hold the same model."""
+"""Digests of tensors, and comparison of two stored models."""
 
 import concurrent.futures
 import dataclasses
@@ -15,57 +15,57 @@ from janus_jax.errors import ConversionError
 
 def digest(block: np.ndarray) -> str:
     """sha256 over dtype, shape and C-order bytes of a tensor in the layout of the parameter."""
-    found = hashlib.sha256(f"{block.dtype.name}{block.shape}".encode())
-    found.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
-    return found.hexdigest()
+    sha256 = hashlib.sha256(f"{block.dtype.name}{block.shape}".encode())
+    sha256.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+    return sha256.hexdigest()
 
 
 class Digests:
-    """Remembers digests of tensors by Hugging Face key, in a dict that is given."""
+    """Digests of tensors by Hugging Face key, kept in the caller's dict."""
 
     def __init__(self, by_key: dict[str, str]):
         self.by_key = by_key
 
     def note(self, entry: KeyEntry, block: np.ndarray, dtype: np.dtype) -> None:
-        """Notes a tensor as it will be stored in `dtype`."""
-        with np.errstate(over="ignore"):  # whoever stores it refuses it
+        """Records the digest of a tensor as `dtype` will store it."""
+        with np.errstate(over="ignore"):  # the writer refuses a tensor that overflows
             self.by_key[entry.key] = digest(block.astype(dtype, copy=False))
 
     def require(self, written: StoredModel) -> None:
-        """Reads a model again and compares.
+        """Reads a model again and compares its digests with the recorded ones.
 
         Raises:
-            ConversionError: a tensor is not what was noted; names it.
+            ConversionError: a tensor has another digest; names it.
         """
         for entry, block in tensors(written):
             if digest(block) != self.by_key[entry.key]:
                 raise ConversionError(f"{written.path}: tensor {entry.key} is not what was written; nothing is kept")
 
 
-def tensors(source: StoredModel) -> Iterator[tuple[KeyEntry, np.ndarray]]:
-    """Every tensor of a model in the order of the key table, in the stored dtype; one is read ahead in a thread."""
-    entries = key_table(source.config)
+def tensors(model: StoredModel) -> Iterator[tuple[KeyEntry, np.ndarray]]:
+    """Every tensor of a model in the order of the key table, in the stored dtype. A thread reads one tensor ahead."""
+    entries = key_table(model.config)
     pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tensors")
     try:
-        ahead = pool.submit(source.read, entries[0])
+        ahead = pool.submit(model.read, entries[0])
         for entry, following in zip(entries, [*entries[1:], None], strict=True):
             block = ahead.result()
             if following is not None:
-                ahead = pool.submit(source.read, following)
+                ahead = pool.submit(model.read, following)
             yield entry, block
     finally:
-        # The garbage collector ends what nobody read to its end, perhaps in a thread that is just being started and
-        # holds a lock without which no thread can be waited for.
+        # If the caller stops early, the garbage collector runs this line, perhaps in a thread that is just starting and
+        # holds the lock that waiting for a thread needs. So do not wait.
         pool.shutdown(wait=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorDifference:
-    """Two tensors of one name that are not bit for bit the same."""
+    """How two tensors of one name differ."""
 
     key: str
-    largest: float  # absolute difference of values; 0 where only dtypes or signs of zeros differ
-    relative: float  # of the tensor's largest absolute value
+    largest: float  # absolute difference of values; 0 if only dtypes or signs of zeros differ
+    relative: float  # `largest` divided by the tensor's largest absolute value
     dtypes: tuple[str, str] = ("", "")
 
     def __str__(self) -> str:
@@ -74,10 +74,10 @@ class TensorDifference:
 
 
 def require_one_config(ours: StoredModel, theirs: StoredModel) -> None:
-    """Raises ConversionError where what two models say of themselves differs; names the keys."""
+    """Raises ConversionError if the configs of two models differ; names the keys."""
     a, b = dataclasses.asdict(ours.config), dataclasses.asdict(theirs.config)
-    if said := "; ".join(f"{key} {a[key]!r} and {b[key]!r}" for key in a if a[key] != b[key]):
-        raise ConversionError(f"{ours.path} and {theirs.path} hold models of different shape: {said}")
+    if different := "; ".join(f"{key} {a[key]!r} and {b[key]!r}" for key in a if a[key] != b[key]):
+        raise ConversionError(f"{ours.path} and {theirs.path} hold models of different shape: {different}")
 
 
 def compare(ours: StoredModel, theirs: StoredModel) -> list[TensorDifference]:
@@ -87,22 +87,19 @@ def compare(ours: StoredModel, theirs: StoredModel) -> list[TensorDifference]:
         ConversionError: the models have different shapes, or a tensor cannot be read.
     """
     require_one_config(ours, theirs)
-    found = [*_rewards(ours, theirs)] if ours.config.head == "value" else []
+    differences = [*_reward_statistics(ours, theirs)] if ours.config.head == "value" else []
     for (entry, one), (_, other) in zip(tensors(ours), tensors(theirs), strict=True):
         if one.dtype == other.dtype and digest(one) == digest(other):
             continue
         a, b = one.astype(np.float32), other.astype(np.float32)
         largest = float(np.abs(a - b).max())
-        found.append(
-            TensorDifference(
-                entry.key, largest, largest / max(float(np.abs(a).max()), 1e-30), (one.dtype.name, other.dtype.name)
-            )
-        )
-    return found
+        relative = largest / max(float(np.abs(a).max()), 1e-30)
+        differences.append(TensorDifference(entry.key, largest, relative, (one.dtype.name, other.dtype.name)))
+    return differences
 
 
-def _rewards(ours: StoredModel, theirs: StoredModel) -> Iterator[TensorDifference]:
-    """Where a normalised reward (r - mean) / std would be another."""
+def _reward_statistics(ours: StoredModel, theirs: StoredModel) -> Iterator[TensorDifference]:
+    """Differences of mean and std, which change the normalised reward (r - mean) / std."""
     a, b = ours.facts.reward, theirs.facts.reward
     for key in ("mean", "std"):
         one, other = a.get(key), b.get(key)

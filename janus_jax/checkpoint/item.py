@@ -1,9 +1,9 @@
-"""The params item of a checkpoint, read and written a block at a time: no more of a model in memory than that.
+"""The params item of a checkpoint, read and written one block at a time, so that memory never holds a whole leaf.
 
-Orbax itself saves and restores whole leaves, and a stacked leaf of a 7B model is 4 to 8 GB. What it writes is plain:
-zarr arrays in one OCDBT store, with a few JSON files beside it. So the skeleton of an item (those files, every leaf as
-a single element) is saved by Orbax, whichever version is installed; then each leaf gets its real shape, and its blocks,
-through tensorstore, as Orbax would have written them. Stock Orbax restores the result.
+Orbax itself saves and restores whole leaves, and a stacked leaf of a 7B model is 4 to 8 GB. Its format is plain: zarr
+arrays in one OCDBT store, with a few JSON files beside it. So the installed Orbax saves the skeleton of an item: those
+files, and every leaf as a single element. Then tensorstore gives each leaf its real shape and its blocks, as Orbax
+would have written them. Stock Orbax restores the result.
 """
 
 import itertools
@@ -29,9 +29,8 @@ from janus_jax.storage.bucket import BucketPath
 from janus_jax.storage.local import Place, absolute, refusal
 
 CHUNK_BYTES = 64 << 20
-"""Upper bound of one stored chunk. Chunks of a stacked leaf hold one layer (or a part): reading a 32 MB layer of a
-1 GiB leaf then takes 63 MB of memory, instead of 2 GB for the whole leaf."""
-
+"""Upper bound of one stored chunk. A chunk of a stacked leaf holds one layer, or a part of it: reading a 32 MB layer of
+a 1 GiB leaf then takes 63 MB of memory, instead of 2 GB for the whole leaf."""
 
 _REFUSALS = (
     "ABORTED",
@@ -41,18 +40,18 @@ _REFUSALS = (
     "DEADLINE_EXCEEDED",
     "RESOURCE_EXHAUSTED",
 )
-"""What tensorstore says of a service; everything else it says of what is stored."""
+"""How tensorstore's errors about the service begin. All its other errors are about the stored data."""
 
-_SLOWEST = 1 << 18  # bytes/s; who sends fewer is taken for one who does not send
-_TREE_BYTES = 4 << 20  # for what OCDBT says of where chunks lie, which it would fetch again for each of them
+_SLOWEST = 1 << 18  # bytes/s; a slower service counts as one that does not answer
+_TREE_BYTES = 4 << 20  # cache of OCDBT's index, which it would otherwise fetch again for every chunk
 
 
 class ItemReader:
-    """Blocks of the leaves of an item, here or on gs://, in the dtypes in which they are stored.
+    """Blocks of the leaves of an item, local or on gs://, in their stored dtypes.
 
     Raises:
-        ConversionError: no such item, or a leaf that cannot be opened or read.
-        StorageError: gs:// refuses, or is not to be reached for `bucket.RETRY_S`.
+        ConversionError: the item does not exist, or a leaf cannot be opened or read.
+        StorageError: gs:// refuses access, or cannot be reached for `bucket.RETRY_S`.
     """
 
     def __init__(self, item: Place):
@@ -73,11 +72,9 @@ class ItemReader:
         return {path: jax.ShapeDtypeStruct(self.shape(path), self.dtype(path)) for path in self._paths}
 
     def dtype(self, path: KeyPath) -> np.dtype:
-        """Of a leaf."""
         return self._leaf(path).dtype.numpy_dtype
 
     def shape(self, path: KeyPath) -> tuple[int, ...]:
-        """Of a leaf."""
         return tuple(self._leaf(path).shape)
 
     def read(self, path: KeyPath, index: tuple[slice, ...] | None = None) -> np.ndarray:
@@ -85,13 +82,13 @@ class ItemReader:
         return self._result(path, self._start(path, index))
 
     def rows(self, path: KeyPath, start: int, stop: int, index: tuple[slice, ...]) -> Iterator[tuple[int, np.ndarray]]:
-        """The block `index` of what follows the first axis, for `start` to `stop` of that, in pieces of one row of
-        chunks; each with the number at which it begins. One is on its way while another is used."""
-        rows = self._leaf(path).chunk_layout.read_chunk.shape[0]
-        cuts = [start, *range((start // rows + 1) * rows, stop, rows), stop]
+        """Yields `leaf[start:stop, *index]` in pieces along the first axis, each one row of chunks high, with the
+        index at which the piece begins. The next piece is read while the caller uses this one."""
+        height = self._leaf(path).chunk_layout.read_chunk.shape[0]
+        cuts = [start, *range((start // height + 1) * height, stop, height), stop]
         ahead = None
-        for at, end in itertools.pairwise(cuts):
-            following = at, self._start(path, (slice(at, end), *index))
+        for first, end in itertools.pairwise(cuts):
+            following = first, self._start(path, (slice(first, end), *index))
             if ahead is not None:
                 yield ahead[0], self._result(path, ahead[1])
             ahead = following
@@ -100,8 +97,8 @@ class ItemReader:
 
     def _start(self, path: KeyPath, index: tuple[slice, ...] | None) -> tuple[Any, int]:
         leaf = self._leaf(path)
-        wanted = leaf if index is None else leaf[index]
-        return wanted.read(), wanted.size * wanted.dtype.numpy_dtype.itemsize
+        block = leaf if index is None else leaf[index]
+        return block.read(), block.size * block.dtype.numpy_dtype.itemsize
 
     def _result(self, path: KeyPath, started: tuple[Any, int]) -> Any:
         future, size = started
@@ -109,26 +106,26 @@ class ItemReader:
         try:
             return future.result(timeout=limit)
         except (ValueError, OSError) as error:
-            raise self._unread(path, error) from error
+            raise self._read_error(path, error) from error
 
     def _leaf(self, path: KeyPath) -> Any:
         if path not in self._open:
             try:
                 store = _kvstore(self._item, path, ocdbt=self._ocdbt)
-                # What is not there is missing, not zero; Orbax stores zeros too.
+                # Orbax stores zeros too, so a chunk that does not exist is missing, not zero.
                 spec = {"driver": self._driver, "kvstore": store, "fill_missing_data_reads": False}
                 opening = ts.open(spec, open=True, read=True, context=self._context)
             except (ValueError, OSError) as error:
-                raise self._unread(path, error) from error
+                raise self._read_error(path, error) from error
             self._open[path] = self._result(path, (opening, 0))
         return self._open[path]
 
-    def _unread(self, path: KeyPath, error: Exception) -> JanusError:
+    def _read_error(self, path: KeyPath, error: Exception) -> JanusError:
         if isinstance(self._item, BucketPath):
             if isinstance(error, TimeoutError):
                 return StorageError(f"{self._item}: {'/'.join(path)} cannot be read: the service does not answer")
             if str(error).startswith(_REFUSALS):
-                reason = re.sub(r"^.*gs://\S+: ", "", _said(error))[:300]
+                reason = re.sub(r"^.*gs://\S+: ", "", _first_part(error))[:300]
                 return StorageError(f"{self._item}: {'/'.join(path)} cannot be read: {reason}")
         return ConversionError(
             f"{self._item}: {'/'.join(path)} is damaged and cannot be read: {tensorstore_message(error)}"
@@ -136,8 +133,10 @@ class ItemReader:
 
 
 def restore_blocks(item: Place, abstract: Any) -> Any:
-    """The tree of arrays that `abstract` (ShapeDtypeStructs) says, as `state.restore_item`. Of what is stored a process
-    reads each chunk that its devices need once, and keeps no more than its part of one leaf and two rows of chunks."""
+    """Arrays of an item, as `state.restore_item` returns them.
+
+    A process reads each chunk that its devices need once. Beside its part of one leaf it keeps two rows of chunks.
+    """
     reader = ItemReader(item)
     return nest({path: _restore_leaf(reader, path, leaf) for path, leaf in leaves(abstract).items()})
 
@@ -152,12 +151,12 @@ def _restore_leaf(reader: ItemReader, path: KeyPath, leaf: jax.ShapeDtypeStruct)
     blocks = {box: np.empty([stop - start for start, stop in box], leaf.dtype) for box in boxes}
     hull = [(min(start for start, _ in axis), max(stop for _, stop in axis)) for axis in zip(*boxes, strict=True)]
     others = tuple(slice(*axis) for axis in hull[1:])
-    for at, piece in reader.rows(path, *hull[0], others):
+    for begin, piece in reader.rows(path, *hull[0], others):
         for box, block in blocks.items():
-            first, last = max(at, box[0][0]), min(at + len(piece), box[0][1])
+            first, last = max(begin, box[0][0]), min(begin + len(piece), box[0][1])
             inner = tuple(slice(a - low, b - low) for (a, b), (low, _) in zip(box[1:], hull[1:], strict=True))
             if first < last:
-                block[first - box[0][0] : last - box[0][0]] = piece[(slice(first - at, last - at), *inner)]
+                block[first - box[0][0] : last - box[0][0]] = piece[(slice(first - begin, last - begin), *inner)]
     if leaf.sharding is None:
         return next(iter(blocks.values()))
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: blocks[_box(index, leaf.shape)])
@@ -168,19 +167,20 @@ def _box(index: Any, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
 
 
 def _context() -> Any:
-    """Requests to gs:// are repeated for about `bucket.RETRY_S`: nine times, after pauses of 1, 2, 4 and 6 times 8."""
+    """Retries requests to gs:// for about `bucket.RETRY_S`: nine times, after 1, 2, 4 and six times 8 units."""
     unit = bucket.RETRY_S / 60
     retries = {"max_retries": 9, "initial_delay": f"{unit * 1000:.0f}ms", "max_delay": f"{unit * 8000:.0f}ms"}
     return ts.Context({"gcs_request_retries": retries, "cache_pool#ocdbt": {"total_bytes_limit": _TREE_BYTES}})
 
 
 class ItemWriter:
-    """Writes the params item of a model, block by block; what was not written when `close` returns is missing.
+    """Writes the params item of a model, block by block. Blocks that you do not write are missing from the item.
 
     Args:
-        item: directory to make, local or gs://.
+        item: the directory to create, local or gs://.
+
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the item cannot be written.
     """
 
     def __init__(self, item: epath.Path, config: ModelConfig, dtype: np.dtype):
@@ -193,10 +193,10 @@ class ItemWriter:
         self._pending: list[Any] = []
 
     def write(self, path: KeyPath, layer: int | None, block: np.ndarray) -> None:
-        """A leaf, or one layer of a stacked one. At most two blocks are on their way when this returns.
+        """Starts to write a leaf, or one layer of a stacked leaf. At most two writes are pending when this returns.
 
         Args:
-            block: of the leaf's shape, without the layer axis if `layer` is given; not to be changed afterwards.
+            block: has the leaf's shape, without the layer axis if `layer` is given. Do not change it afterwards.
         """
         leaf = self._leaves[path]
         target = leaf if layer is None else leaf[layer]
@@ -221,7 +221,7 @@ class ItemWriter:
             "shape": list(shape),
             "chunks": chunk_shape(shape, dtype.itemsize, stacked=stacked),
             "dtype": ts.dtype(dtype).name if dtype.name == "bfloat16" else dtype.str,
-            "compressor": None,  # trained weights hardly shrink, and Orbax's zstd takes as long as all the rest
+            "compressor": None,  # trained weights hardly shrink, and Orbax's zstd takes as long as everything else
             "dimension_separator": ".",
             "fill_value": None,
             "order": "C",
@@ -235,7 +235,7 @@ class ItemWriter:
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int, *, stacked: bool) -> list[int]:
-    """Chunks of at most `CHUNK_BYTES`, cut along the leading axes; of a stacked leaf each is of one layer."""
+    """Chunks of at most `CHUNK_BYTES`, cut along the leading axes. A chunk of a stacked leaf holds one layer."""
     chunk = [1, *shape[1:]] if stacked else list(shape)
     for axis in range(len(chunk)):
         while chunk[axis] > 1 and math.prod(chunk) * itemsize > CHUNK_BYTES:
@@ -244,11 +244,11 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int, *, stacked: bool) -> list
 
 
 def tensorstore_message(error: Exception) -> str:
-    """What happened, without tensorstore's account of where."""
-    return _said(error)[:300] or type(error).__name__
+    """The first part of tensorstore's message, without its list of specs and source locations."""
+    return _first_part(error)[:300] or type(error).__name__
 
 
-def _said(error: Exception) -> str:
+def _first_part(error: Exception) -> str:
     text = re.split(r" \[(?:tensorstore_spec|source locations|http_\w+|curl_code)", str(error))[0].strip()
     return text.partition("\n")[0]
 
@@ -259,7 +259,7 @@ def _kvstore(item: Place, path: KeyPath, *, ocdbt: bool) -> dict[str, Any]:
     remote = bucket.is_url(base)
     if not ocdbt:
         return _plain(f"{base}/{name}") if remote else {"driver": "file", "path": f"{base}/{name}"}
-    if not remote:  # a path, not a file:// URL, in which %, ?, # and | have meanings
+    if not remote:  # a path, not a file:// URL: in a URL %, ?, # and | have meanings
         return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{base}/"}, "path": name}
     return {"driver": "ocdbt", "base": f"{base}/", "path": name, "cache_pool": "cache_pool#ocdbt"}
 

@@ -21,7 +21,7 @@ from janus_jax.storage.local import Place, absolute
 
 
 class Checkpoints:
-    """Saves and restores steps under one directory, on every process at once; keeps the newest `keep`.
+    """Saves and restores steps in one directory and keeps the newest `keep`. Call it on every process.
 
     The layout is plain Orbax: `ocp.CheckpointManager(directory).restore(...)` reads it without this package.
 
@@ -50,14 +50,15 @@ class Checkpoints:
         return None if latest < 0 else latest
 
     def save(self, step: int, *, params: Any, optimizer: Any, data: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-        """Writes a step. Returns when the arrays are copied to the host (they may be donated then); see `wait`.
+        """Starts to write a step. Returns when the arrays are copied to the host and may be donated; see `wait`.
 
         Args:
-            params, optimizer: any pytrees of jax arrays; the latter any optax state.
+            params: any pytree of jax arrays.
+            optimizer: any optax state.
             data, meta: JSON objects, the same on every process.
 
         Raises:
-            StorageError: this or the previous write failed.
+            StorageError: this write or the previous one failed.
         """
         arguments = ocp.args.Composite(
             params=save_args(params),
@@ -72,10 +73,10 @@ class Checkpoints:
         """(params, optimizer, data, meta) of a step.
 
         Args:
-            params, optimizer: trees of `jax.ShapeDtypeStruct` with shardings: of any mesh and process count.
+            params, optimizer: trees of `jax.ShapeDtypeStruct` with shardings, of any mesh and number of processes.
 
         Raises:
-            ConversionError: no such step, a damaged one, or trees of other names or shapes than the stored ones.
+            ConversionError: the step does not exist or is damaged, or its names or shapes differ from the trees'.
         """
         directory = step_directory(self.directory, step)
         for name, abstract in (("params", params), ("optimizer", optimizer)):
@@ -90,27 +91,27 @@ class Checkpoints:
             restored = self._manager.restore(step, args=arguments)
         except Exception as error:  # Orbax has no class of its own for damaged files
             raise ConversionError(
-                f"{directory}: is damaged and cannot be restored: {tensorstore_message(error)}; move it "
-                "away to go on from an older step"
+                f"{directory}: is damaged and cannot be restored: {tensorstore_message(error)}; move it away to "
+                "continue from an older step"
             ) from error
         params, optimizer, data, meta = (restored[item] for item in ITEMS)
         return params, optimizer, data, meta
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What `save` was given as meta."""
+        """The `meta` that `save` wrote."""
         return read_json_item(step_directory(self.directory, step) / "meta")
 
     def wait(self) -> None:
         """Returns when every save is committed.
 
         Raises:
-            StorageError: one failed.
+            StorageError: a save failed.
         """
         with _storage_errors(self.directory, "a checkpoint could not be written"):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, then lets go of threads."""
+        """Waits for every save, then ends Orbax's threads."""
         with _storage_errors(self.directory, "a checkpoint could not be written"):
             self._manager.close()
 
@@ -133,10 +134,10 @@ def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
 
 
 def save_args(tree: Any) -> ocp.args.PyTreeSave:
-    """Orbax arguments that store `tree` in chunks of at most `CHUNK_BYTES`, one layer each where layers are stacked."""
+    """Orbax arguments that store `tree` in chunks of at most `CHUNK_BYTES`, one layer each if layers are stacked."""
 
     def chunks(path: tuple[Any, ...], leaf: Any) -> ocp.SaveArgs:
-        # Orbax cuts a shard axis down to single entries, whatever their size: right for layers, not for a vocabulary.
+        # Orbax cuts a shard axis into single entries, whatever their size: right for layers, wrong for a vocabulary.
         stacked = np.ndim(leaf) > 1 and any(getattr(key, "key", None) == "layers" for key in path)
         return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if stacked else ())
 
@@ -149,47 +150,47 @@ def _restore_args(abstract: Any) -> ocp.args.PyTreeRestore:
 
 def read_json_item(item: Place) -> dict[str, Any]:
     """A JSON item of a step or converted directory."""
-    here = staging.files(item.url, lambda name: True, "models") if isinstance(item, BucketPath) else item
+    local = staging.files(item.url, lambda name: True, "models") if isinstance(item, BucketPath) else item
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(absolute(here))
+            return checkpointer.restore(absolute(local))
     except (OSError, ValueError) as error:
         raise ConversionError(f"{item}: cannot be read: {error}") from error
 
 
 def restore_item(item: Place, abstract: Any) -> Any:
-    """Arrays of a `params` item as `abstract` (ShapeDtypeStructs) says: jax arrays where it has a sharding, numpy
-    arrays otherwise; cast to its dtypes.
+    """Arrays of a `params` item, cast to the dtypes of `abstract`.
+
+    Args:
+        abstract: tree of ShapeDtypeStructs. A leaf with a sharding becomes a jax array, any other a numpy array.
 
     Raises:
-        ConversionError: other names or shapes than the stored ones.
+        ConversionError: the stored names or shapes differ from those of `abstract`, or the item is damaged.
     """
     check_tree(item, abstract)
     if isinstance(item, BucketPath):
         return restore_blocks(item, abstract)
 
-    def how(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+    def leaf_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
         if leaf.sharding is None:
             return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
         return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(absolute(item), item=abstract, restore_args=jax.tree.map(how, abstract))
-    except Exception as error:  # as above
-        said = tensorstore_message(error).partition(" See full TensorStore")[0]  # the rest is an object's address
-        raise ConversionError(f"{item}: is damaged and cannot be read: {said}") from error
+            return checkpointer.restore(absolute(item), item=abstract, restore_args=jax.tree.map(leaf_args, abstract))
+    except Exception as error:  # Orbax has no class of its own for damaged files
+        reason = tensorstore_message(error).partition(" See full TensorStore")[0]  # the rest is an object's address
+        raise ConversionError(f"{item}: is damaged and cannot be read: {reason}") from error
 
 
 def stored_leaves(item: Place) -> dict[str, Any]:
     """{path/of/leaf: metadata with shape and dtype} of an item."""
     if isinstance(item, BucketPath) or item.name == "params":
-        # Orbax opens all leaves at once, and where one is damaged the others print that their event loop is closed
+        # Orbax opens all leaves at once: if one is damaged, the others print that their event loop is closed.
         return _named(nest(ItemReader(item).leaves()))
-    try:
-        return _named(
-            ocp.PyTreeCheckpointHandler().metadata(absolute(item)).tree
-        )  # a Checkpointer would warn of its own file
+    try:  # not through a Checkpointer, which warns that the item lacks a metadata file
+        return _named(ocp.PyTreeCheckpointHandler().metadata(absolute(item)).tree)
     except (OSError, ValueError) as error:
         raise ConversionError(f"{item}: not an Orbax item, or a damaged one: {tensorstore_message(error)}") from error
 
@@ -200,18 +201,18 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def check_tree(item: Place, abstract: Any) -> None:
-    """Raises ConversionError where names or shapes of an item are not those of `abstract`; no array is read."""
-    stored, wanted = stored_leaves(item), _named(abstract)
-    for name in sorted(stored.keys() ^ wanted.keys()):
-        side = "is stored but not asked for" if name in stored else "is asked for but not stored"
-        raise ConversionError(f"{item}: {name} {side}: another model or optimizer than this one wrote it")
-    for name, leaf in wanted.items():
+    """Raises ConversionError if names or shapes of an item differ from those of `abstract`. Reads no array."""
+    stored, needed = stored_leaves(item), _named(abstract)
+    for name in sorted(stored.keys() ^ needed.keys()):
+        state = "is stored but not needed" if name in stored else "is needed but not stored"
+        raise ConversionError(f"{item}: {name} {state}: another model or optimizer wrote this checkpoint")
+    for name, leaf in needed.items():
         if tuple(stored[name].shape) != tuple(leaf.shape):
             raise ConversionError(f"{item}: {name} has shape {list(stored[name].shape)}; needed: {list(leaf.shape)}")
 
 
 def _set_aside(directory: epath.Path) -> None:
-    """Renames steps that are not whole, so that they neither block a save of the same number nor count as kept."""
+    """Renames incomplete steps, so that they neither block a save of the same number nor count as kept."""
     for path in list(directory.iterdir()):
         if path.name.isdecimal() and not is_committed(path):
             target = directory / f"{path.name}.incomplete"
@@ -226,12 +227,12 @@ def _sync(name: str) -> None:
 
 
 @contextlib.contextmanager
-def _storage_errors(path: epath.Path, what: str) -> Iterator[None]:
+def _storage_errors(path: epath.Path, failure: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{path}: {what}: {error.strerror or error}") from error
+        raise StorageError(f"{path}: {failure}: {error.strerror or error}") from error
     except ValueError as error:  # tensorstore reports a full or failing disk this way
         if any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "No space")):
-            raise StorageError(f"{path}: {what}: {first_line(error)}") from error
+            raise StorageError(f"{path}: {failure}: {first_line(error)}") from error
         raise

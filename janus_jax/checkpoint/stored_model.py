@@ -1,4 +1,4 @@
-"""Whatever holds a model: a Hugging Face directory, a run, one of its steps, or a converted directory."""
+"""Models on disk or gs://: a Hugging Face directory, a run, a step of a run, or a converted directory."""
 
 import dataclasses
 import os
@@ -36,29 +36,29 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 @dataclasses.dataclass(frozen=True)
 class StoredModel:
-    """A model on disk or gs://; nothing but its description is read until `load`."""
+    """A model on disk or gs://. Only its description is read until you call `read` or `load`."""
 
     path: str
     config: ModelConfig
     stored_dtype: np.dtype
     tokenizer_directory: str | None
-    step: int | None  # of the run that it is a checkpoint of
-    template: str | None  # name of the form that it was trained on, where a run says so
+    step: int | None  # of the run; None for anything but a step
+    template: str | None  # name of the chat template it was trained with, if a run records one
     _load: Callable[[np.dtype, Any], Params]
     _block: Callable[[KeyPath, tuple[slice, ...] | None], np.ndarray]
     facts: ModelFacts = dataclasses.field(default_factory=ModelFacts)
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What a run says of itself (`_meta` in training/run.py); empty for a Hugging Face directory."""
+    """The run's description of itself (the `meta` item of a step); empty for a Hugging Face directory."""
     layout: Layout | None = None
-    """Of a Hugging Face directory; None for anything else."""
+    """The layout of a Hugging Face directory; None for anything else."""
     require_unchanged: Callable[[], None] = lambda: None
-    """Raises ConversionError where files are others than when it was opened; steps of runs are never written again."""
+    """Raises ConversionError if a file has changed since `open_model`. Steps of runs never change."""
 
     def read(self, entry: KeyEntry) -> np.ndarray:
-        """One tensor of the key table in the layout of the parameter (without the layer axis), in the stored dtype.
+        """One tensor of the key table, in the parameter's layout without the layer axis, in the stored dtype.
 
         Raises:
-            ConversionError: it is damaged, or (in a Hugging Face directory) holds NaN or infinity.
+            ConversionError: the tensor is damaged, or (in a Hugging Face directory) holds NaN or infinity.
         """
         index = (
             None if entry.layer is None else (slice(entry.layer, entry.layer + 1), *(slice(None),) * len(entry.shape))
@@ -70,8 +70,8 @@ class StoredModel:
         """Parameters as jax arrays.
 
         Args:
-            dtype: of the parameters; None keeps the stored one.
-            shardings: tree of shardings like the parameters, on any mesh; None: the default device.
+            dtype: of the parameters; None keeps the stored dtype.
+            shardings: tree of shardings with the parameters' structure, on any mesh; None: the default device.
         """
         dtype = self._dtype(dtype)
         if shardings is None:
@@ -80,7 +80,7 @@ class StoredModel:
         return self._load(dtype, shardings)
 
     def load_host(self, *, dtype: Any = None) -> Params:
-        """Parameters as numpy arrays; no device holds any of it."""
+        """Parameters as numpy arrays, in host memory only."""
         return self._load(self._dtype(dtype), None)
 
     def _dtype(self, dtype: Any) -> np.dtype:
@@ -88,16 +88,16 @@ class StoredModel:
 
 
 def open_model(path: str | os.PathLike[str], step: int | None = None) -> StoredModel:
-    """Finds out what `path` is.
+    """Opens the model at `path`.
 
     Args:
-        path: a Hugging Face directory or hub id, a run directory (its newest step, or `step`), a step directory, or
-            what `convert from-hf` wrote; all but ids on gs:// too.
-        step: of a run directory.
+        path: a Hugging Face directory or hub id, a run directory, a step directory, or a directory that
+            `janus convert from-hf` wrote. All but hub ids may be on gs://.
+        step: which step of a run directory; None: the newest.
 
     Raises:
-        ConversionError: none of these, or a damaged one; says what was looked for.
-        StorageError: gs:// has nothing there, refuses, or is not to be reached.
+        ConversionError: `path` is none of these, or is damaged.
+        StorageError: gs:// has nothing there, refuses access, or cannot be reached.
     """
     local = local_copy(path)
     hub_id = None if local == os.fspath(path) else os.fspath(path)
@@ -115,8 +115,8 @@ def open_model(path: str | os.PathLike[str], step: int | None = None) -> StoredM
         _refuse_step(directory, step, "a single step")
         return _from_orbax(directory)
     raise ConversionError(
-        f"{directory}: holds no model; looked for config.json (a Hugging Face directory), checkpoints/<step> that is "
-        "whole (a run), params and meta (a step or a converted directory)"
+        f"{directory}: holds no model; looked for config.json (a Hugging Face directory), a complete checkpoints/STEP "
+        "(a run), params and meta (a step or a converted directory)"
     )
 
 
@@ -125,34 +125,32 @@ def _check_listing(directory: BucketPath) -> None:
     if not names:
         raise StorageError(f"{directory}: cannot be read: no such object, and nothing below it")
     if staging.MARKER in names and staging.is_cut_off(directory.url, lambda name: (directory / name).exists()):
-        raise ConversionError(f"{directory}: holds no model: an upload to it has not come to its end")
+        raise ConversionError(f"{directory}: holds no model: an upload to it is incomplete")
 
 
-def _refuse_step(directory: Place, step: int | None, what: str) -> None:
+def _refuse_step(directory: Place, step: int | None, kind: str) -> None:
     if step is not None:
-        raise ConversionError(f"{directory}: step={step} can only be chosen of a run directory; this is {what}")
+        raise ConversionError(f"{directory}: step={step} can only be chosen for a run directory; this is {kind}")
 
 
 def _from_hf(directory: Place, hub_id: str | None) -> StoredModel:
-    here = Path(staging.files(directory.url, is_wanted, "models") if isinstance(directory, BucketPath) else directory)
-    hf = HFDirectory(here)
+    local = _local_copy(directory)
+    hf = HFDirectory(local)
 
     def block(path: KeyPath, index: tuple[slice, ...] | None) -> np.ndarray:
         return hf.read(path, hf.stored_dtype, index)
 
-    facts = ModelFacts.of_directory(here, reward=hf.config.head == "value", base_model=hub_id)
-    tokenizer = _tokenizer([as_path(here)])
-    name = str(directory)
+    facts = ModelFacts.of_directory(local, reward=hf.config.head == "value", base_model=hub_id)
     return StoredModel(
-        name,
-        hf.config,
-        hf.stored_dtype,
-        tokenizer,
-        None,
-        None,
-        hf.load,
-        block,
-        facts,
+        path=str(directory),
+        config=hf.config,
+        stored_dtype=hf.stored_dtype,
+        tokenizer_directory=_tokenizer([as_path(local)]),
+        step=None,
+        template=None,
+        _load=hf.load,
+        _block=block,
+        facts=facts,
         layout=hf.layout,
         require_unchanged=hf.require_unchanged,
     )
@@ -167,10 +165,12 @@ def _from_orbax(directory: Place) -> StoredModel:
     try:
         facts = ModelFacts.from_json(meta.get("facts"))
     except TypeError as error:
-        raise ConversionError(f"{directory / 'meta'}: facts: {error}; a later version wrote it") from error
+        raise ConversionError(
+            f"{directory / 'meta'}: facts: {error}; a later version of janus_jax wrote this"
+        ) from error
     places = [directory / "tokenizer", RunDir.of_step(directory).tokenizer]  # of a converted directory, of a run
     data = meta.get("config", {}).get("data", {}).get("dir") if isinstance(meta.get("config"), dict) else None
-    if data and "://" not in data:  # a bucket is not asked for what the run has a copy of
+    if data and "://" not in data:  # not from a bucket: the run has its own copy
         places.append(as_path(data) / "tokenizer")
     check_tree(directory / "params", param_specs(config))
     dtypes = {np.dtype(leaf.dtype) for leaf in stored_leaves(directory / "params").values()}
@@ -184,15 +184,27 @@ def _from_orbax(directory: Place) -> StoredModel:
         }
         return restore_item(directory / "params", nest(abstract))
 
-    step = int(directory.name) if is_committed(directory) and directory.name.isdecimal() else None
-    reader = ItemReader(directory / "params")
-    template, tokenizer = meta.get("template"), _tokenizer(places)
-    return StoredModel(str(directory), config, dtype, tokenizer, step, template, read, reader.read, facts, meta)
+    return StoredModel(
+        path=str(directory),
+        config=config,
+        stored_dtype=dtype,
+        tokenizer_directory=_tokenizer(places),
+        step=int(directory.name) if is_committed(directory) and directory.name.isdecimal() else None,
+        template=meta.get("template"),
+        _load=read,
+        _block=ItemReader(directory / "params").read,
+        facts=facts,
+        meta=meta,
+    )
+
+
+def _local_copy(directory: Place) -> Path:
+    return Path(staging.files(directory.url, is_wanted, "models") if isinstance(directory, BucketPath) else directory)
 
 
 def _tokenizer(places: Sequence[Place]) -> str | None:
-    """The first place that has one; of gs:// a copy."""
-    for found in places:
-        if any((found / name).exists() for name in _TOKENIZER_FILES):
-            return str(staging.files(found.url, is_wanted, "models") if isinstance(found, BucketPath) else found)
+    """The first of these directories that holds a tokenizer; a local copy if it is on gs://."""
+    for directory in places:
+        if any((directory / name).exists() for name in _TOKENIZER_FILES):
+            return str(_local_copy(directory))
     return None

@@ -154,7 +154,7 @@ def test_of_a_run_a_step_can_be_chosen(run, tmp_path):
     assert_same_bits(open_model(tmp_path / "out").load(), times(2))
     with pytest.raises(ConversionError, match=f"^{run}/checkpoints: no step 3; existing steps: 2, 4$"):
         open_model(run, 3)
-    with pytest.raises(ConversionError, match=f"^{run}/checkpoints/2: step=4 can only be chosen of a run"):
+    with pytest.raises(ConversionError, match=f"^{run}/checkpoints/2: step=4 can only be chosen for a run"):
         open_model(f"{run}/checkpoints/2", 4)
 
 
@@ -316,7 +316,7 @@ def test_an_upload_that_was_killed_is_no_model_and_the_next_one_succeeds(which, 
     assert subprocess.run(command, cwd=ROOT, timeout=300, env=environment).returncode == -signal.SIGKILL
     left = tree(place)
     assert staging.MARKER in left and last not in left and len(left) > 3  # all but the last file
-    with pytest.raises(ConversionError, match=f"^{place}: holds no model: an upload to it has not come to its end$"):
+    with pytest.raises(ConversionError, match=f"^{place}: holds no model: an upload to it is incomplete$"):
         open_model(place)
     convert(hf, place, verify="none")
     assert last in tree(place) and staging.MARKER not in tree(place)

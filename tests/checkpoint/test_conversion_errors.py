@@ -137,7 +137,7 @@ def broken_config(directory):
 
 def broken_generation_config(directory):
     (directory / "generation_config.json").write_text("[]")
-    return [directory / "generation_config.json", "an object is needed"]
+    return [directory / "generation_config.json", "allowed: an object"]
 
 
 def bad_ids(directory):
@@ -207,7 +207,7 @@ def other_vocabulary(step):
 
 def other_head(step):
     edit_meta(step, tie_embeddings=True)
-    return [step / "params", "lm_head is stored but not asked for"]
+    return [step / "params", "lm_head is stored but not needed"]
 
 
 def no_meta(step):

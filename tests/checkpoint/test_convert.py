@@ -149,12 +149,12 @@ def test_what_holds_no_model_is_refused(run, tmp_path):
         open_model(tmp_path)
     with pytest.raises(ConversionError, match="no step 3; existing steps: 2, 4"):
         open_model(run, step=3)
-    with pytest.raises(ConversionError, match="step=2 can only be chosen of a run"):
+    with pytest.raises(ConversionError, match="step=2 can only be chosen for a run"):
         open_model(run / "checkpoints" / "4", step=2)
     save_hf(random_params(SMALL), SMALL, tmp_path / "hf")
-    with pytest.raises(ConversionError, match="step=2 can only be chosen of a run"):
+    with pytest.raises(ConversionError, match="step=2 can only be chosen for a run"):
         open_model(tmp_path / "hf", step=2)
-    with pytest.raises(ConversionError, match=r"config\.json is not there"):
+    with pytest.raises(ConversionError, match=r"it has no config\.json"):
         from_hf(run, tmp_path / "out")
 
 
@@ -203,7 +203,7 @@ def test_a_failed_conversion_leaves_nothing(run, tmp_path):
 
 
 def test_a_hub_id_without_network_is_one_clear_line(tmp_path):
-    with pytest.raises(ConversionError, match=r"^nobody/nothing: no such directory, and not to be had .* hub: .+$"):
+    with pytest.raises(ConversionError, match=r"^nobody/nothing: no such .* could not be downloaded .* hub: .+$"):
         from_hf("nobody/nothing", tmp_path / "out")
 
 

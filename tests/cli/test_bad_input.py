@@ -169,7 +169,7 @@ CONVERSIONS = [
     ("from-hf model /proc/janus/new", "DST /proc/janus/new: cannot be written: /proc: No such file"),
     ("from-hf model s3://b/new", "DST s3://b/new: allowed: a local or mounted directory, or gs://BUCKET/PATH"),
     ("to-hf data new", "data: holds no model"),
-    ("to-hf model new --step 3", "model: step=3 can only be chosen of a run directory"),
+    ("to-hf model new --step 3", "model: step=3 can only be chosen for a run directory"),
 ]
 OTHERS = [
     ("demo --out run.yaml/demo", "--out run.yaml/demo: cannot be written: {place}/run.yaml is a file"),

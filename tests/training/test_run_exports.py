@@ -142,8 +142,8 @@ def test_the_card_tells_the_recipe(run, tmp_path):
     for line in (
         "# A Mistral-shaped reward model, trained by reward modelling",
         "| objective | rm (center_weight 0.0) |",
-        "| began with | random weights |",
-        "| batch | 8 packed rows a step, rows of 64 tokens, sequences of 32 |",
+        "| initial weights | random |",
+        "| batch | 8 packed rows per step, rows of 64 tokens, sequences up to 32 tokens |",
         "| schedule | cosine (learning_rate 0.003, warmup_steps 2, steps 6) |",
         "| optimizer | adamw (b1 0.9, b2 0.999, eps 1e-08, weight_decay 0.0, clip_norm 1.0, moments float32) |",
         "| step | 6 |",
@@ -178,4 +178,4 @@ def test_a_later_stage_knows_the_base_model_of_the_first(run, tmp_path, monkeypa
     to_hf(tmp_path / "second", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "a/b"
-    assert f"| began with | {tmp_path / 'first'} |" in card
+    assert f"| initial weights | {tmp_path / 'first'} |" in card

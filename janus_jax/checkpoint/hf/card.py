@@ -1,4 +1,4 @@
-"""README.md of an exported model: what it is, how to ask it, and what it came from."""
+"""README.md of an exported model: what it is, how to prompt it, and how it was trained."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from janus_jax.text.template import get_template
 
 _CONVERTED = "<!-- janus_jax: conversion -->"
 _NOTE = re.compile(rf"{_CONVERTED}\n\nThe weights were written in .*\n")
-"""What an earlier conversion wrote; what stands around it is the users'."""
+"""The note of an earlier conversion. Everything around it belongs to the users."""
 _OBJECTIVES = {
     "sft": "supervised fine-tuning",
     "dpo": "direct preference optimisation",
@@ -34,13 +34,13 @@ def model_card(
     step: int | None,
     layout: Layout = "transformers",
 ) -> str:
-    """Markdown with the front matter that the hub reads.
+    """The card in Markdown, with the front matter that the hub reads.
 
-    A model that no run here trained keeps the card that it came with, which may hold its licence, and gets a note.
+    A model that was only converted keeps its own card, which may hold its licence, and gets a note.
 
     Args:
         dtype: of the stored tensors.
-        meta: what the run says of itself; empty without a run.
+        meta: the `meta` item of the run's step; empty without a run.
         step: of the run.
     """
     run = meta.get("config")
@@ -66,18 +66,18 @@ def model_card(
         _use(config, meta, facts, layout),
     ]
     if run:
-        parts += ["## How it was made\n", _table(_recipe(meta, run, step)), _data(meta)]
-        parts += [f"The whole configuration:\n\n```yaml\n{_yaml(run)}```\n"]
+        parts += ["## Training\n", _table(_recipe(meta, run, step)), _data(meta)]
+        parts += [f"The complete configuration:\n\n```yaml\n{_yaml(run)}```\n"]
     return "\n".join(part for part in [*parts, note] if part)
 
 
 def _shape(config: ModelConfig, dtype: Any) -> list[tuple[str, Any]]:
     count = sum(int(np.prod(entry.shape, dtype=np.int64)) for entry in key_table(config))
     window = "none" if config.sliding_window is None else config.sliding_window
-    heads = f"{config.num_layers} layers, width {config.hidden_size}, {config.num_heads} heads, {config.num_kv_heads} "
+    body = f"{config.num_layers} layers, hidden size {config.hidden_size}, {config.num_heads} heads"
     return [
         ("parameters", f"{count:,}, stored in {np.dtype(dtype).name}"),
-        ("shape", f"{heads}key/value heads, vocabulary {config.vocab_size}"),
+        ("shape", f"{body}, {config.num_kv_heads} key/value heads, vocabulary {config.vocab_size}"),
         ("positions", f"{config.max_position_embeddings}, RoPE base {config.rope_theta:g}, sliding window {window}"),
     ]
 
@@ -86,45 +86,45 @@ def _use(config: ModelConfig, meta: Mapping[str, Any], facts: ModelFacts, layout
     parts = []
     name = meta.get("template")
     if name:
-        form = get_template(name)
-        texts = (form.prompt_text("{system}", "{instruction}"), form.prompt_text("", "{instruction}"))
-        parts.append("## Prompts\n\nBOS, then the text below with a system message, or without one:\n")
-        parts += [f"{_fenced(text)}\n" for text in texts]
-        parts.append(
-            f"The response follows (template `{name}`), and EOS ends it: so `apply_chat_template` writes it.\n"
-        )
+        template = get_template(name)
+        parts.append(f"## Prompt format\n\nThe model was trained with the template `{name}`. With a system message:\n")
+        parts.append(f"{_fenced(template.prompt_text('{system}', '{instruction}'))}\n")
+        parts.append("Without one:\n")
+        parts.append(f"{_fenced(template.prompt_text('', '{instruction}'))}\n")
+        parts.append("BOS precedes the prompt. The response follows it and ends with EOS. ")
+        parts[-1] += "`apply_chat_template` writes this format.\n"
     if config.head == "value":
         head = VALUE_HEADS[layout]
-        parts.append("## The reward\n")
+        parts.append("## Reward\n")
         parts.append(
-            f"It is what the linear head `{head}` makes of the last hidden state at the last token, the EOS after the "
-            "response. Put it there: a tokenizer that is called on plain text does not.\n"
+            f"The linear head `{head}` computes the reward from the last hidden state at the last token, which must be "
+            "the EOS after the response. Append EOS yourself: a tokenizer does not add it to plain text.\n"
         )
         if layout == "openrlhf":
-            parts.append("OpenRLHF reads the directory (`get_llm_for_sequence_regression(..., 'reward')`).\n")
+            parts.append("Load the model with OpenRLHF's `get_llm_for_sequence_regression(..., 'reward')`.\n")
         else:
-            parts.append("`AutoModelForSequenceClassification` reads the directory; the reward is its one logit.\n")
+            parts.append("Load the model with `AutoModelForSequenceClassification`: the reward is its only logit.\n")
         if "mean" in facts.reward:
             parts.append(
-                f"Over both responses of held-out pairs it has mean {facts.reward['mean']:.6g} and standard deviation "
-                f"{facts.reward['std']:.6g}. Head and weights are as trained: a normalised reward is "
-                "r' = (r - mean) / std.\n"
+                f"Over both responses of held-out pairs the rewards have mean {facts.reward['mean']:.6g} and standard "
+                f"deviation {facts.reward['std']:.6g}. The weights give rewards as trained; for normalised rewards "
+                "compute r' = (r - mean) / std.\n"
             )
     return "\n".join(parts)
 
 
 def _recipe(meta: Mapping[str, Any], run: Mapping[str, Any], step: int | None) -> list[tuple[str, Any]]:
-    """Rows of what decided the weights; a section that an older run does not have is left out."""
+    """Table rows of everything that determined the weights. Skips sections that an older run does not have."""
     rows: list[tuple[str, Any]] = []
     if objective := run.get("objective"):
         rows.append(("objective", _settings(objective)))
-    rows.append(("began with", (run.get("init") or {}).get("from") or "random weights"))
+    rows.append(("initial weights", (run.get("init") or {}).get("from") or "random"))
     if meta.get("reference_weights"):
-        rows.append(("reference", (run.get("reference") or {}).get("from") or "the weights that it began with"))
+        rows.append(("reference model", (run.get("reference") or {}).get("from") or "the initial weights"))
     if batch := run.get("batch"):
         unit = f"{batch['examples']} examples" if batch.get("examples") else f"{batch.get('rows')} packed rows"
-        lengths = f"rows of {batch.get('row_length')} tokens, sequences of {batch.get('max_sequence_length')}"
-        rows.append(("batch", f"{unit} a step, {lengths}"))
+        lengths = f"rows of {batch.get('row_length')} tokens, sequences up to {batch.get('max_sequence_length')} tokens"
+        rows.append(("batch", f"{unit} per step, {lengths}"))
     for name in ("schedule", "optimizer"):
         if section := run.get(name):
             rows.append((name, _settings(section)))
@@ -153,12 +153,13 @@ def _data(meta: Mapping[str, Any]) -> str:
     ]
     table = _table(rows, ("data", "kind", "examples", "template", "token boundary", "derived", "fingerprint"))
     tokenizer = (meta.get("tokenizer") or {}).get("fingerprint")
-    said = f"Fingerprint of all training data: `{meta.get('data_fingerprint')}`."
-    return f"{table if rows else ''}\n{said}" + (f" Tokenizer: `{tokenizer}`.\n" if tokenizer else "\n")
+    fingerprints = f"Fingerprint of all training data: `{meta.get('data_fingerprint')}`."
+    fingerprints += f" Tokenizer: `{tokenizer}`.\n" if tokenizer else "\n"
+    return f"{table if rows else ''}\n{fingerprints}"
 
 
 def _settings(values: Mapping[str, Any], *, named: bool = True) -> str:
-    """`name (key value, ...)`, keys without a value left out."""
+    """`name (key value, ...)` without the keys whose value is None."""
     rest = ", ".join(f"{key} {value}" for key, value in values.items() if key != "name" and value is not None)
     return f"{values['name']} ({rest})" if named and rest else values["name"] if named else rest
 
@@ -169,7 +170,7 @@ def _table(rows: Sequence[Sequence[Any]], head: Sequence[str] = ("", "")) -> str
 
 
 def _cell(value: Any) -> str:
-    """Paths and names are other people's texts: they may not end a cell."""
+    """A value on one line. Escapes |, which in a path or name would end the cell."""
     return re.sub(r"\s+", " ", str(value)).replace("|", "\\|")
 
 

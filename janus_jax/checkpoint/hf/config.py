@@ -13,7 +13,7 @@ from janus_jax.checkpoint.hf.keys import VALUE_HEADS, Layout
 from janus_jax.errors import ConversionError
 from janus_jax.model.config import Head, ModelConfig
 
-# What transformers assumes where config.json is silent (MistralConfig, LlamaConfig).
+# Values that transformers assumes for keys missing from config.json (MistralConfig, LlamaConfig).
 _MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
 _LLAMA = {"num_key_value_heads": None, "max_position_embeddings": 2048}
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -25,8 +25,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 _MODEL_TYPES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
 _MODEL_NAMES: dict[Head, str] = {"lm": "MistralForCausalLM", "value": "MistralForSequenceClassification"}
 _OPENRLHF_NAMES = ("LLMForSequenceRegression", "RewardModel")
-"""What OpenRLHF called its reward models; `save_pretrained` writes the name of the class. The first was in use when
-Janus-RM was trained. Neither is a class of transformers, nor does OpenRLHF look at the name when it reads."""
+"""Class names of OpenRLHF's reward models, as `save_pretrained` writes them. The first was in use when Janus-RM was
+trained. transformers has neither class, and OpenRLHF ignores the name when it reads."""
 _DEFAULT_THETA = 10000.0
 
 
@@ -45,7 +45,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConversionError(f"{file}: cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise ConversionError(f"{file}: holds a JSON {type(value).__name__}; an object is needed")
+        raise ConversionError(f"{file}: holds a JSON {type(value).__name__}; allowed: an object")
     return value
 
 
@@ -53,7 +53,8 @@ def read_model_config(directory: str | Path) -> ModelConfig:
     """The architecture of a Mistral- or Llama-shaped Hugging Face directory.
 
     Raises:
-        ConversionError: no such file, another architecture, or a feature that this model lacks; names file and key.
+        ConversionError: the file is missing, or it names another architecture or a feature that this model lacks;
+            names file and key.
     """
     file = Path(os.path.expanduser(directory)) / "config.json"
     if not file.parent.is_dir():
@@ -62,7 +63,7 @@ def read_model_config(directory: str | Path) -> ModelConfig:
 
 
 class _Reader:
-    """config.json with accessors whose errors name file, key, value and what is allowed."""
+    """config.json, with accessors whose errors name the file, the key, its value and the allowed values."""
 
     def __init__(self, file: Path, raw: dict[str, Any]):
         self.file, self.raw = file, raw
@@ -85,7 +86,7 @@ class _Reader:
             raise self.refuse("model_type", f"allowed: {', '.join(_MODEL_TYPES)}")
         kind = self.raw.get("model_type")
         if names[0] in _DEFAULTS and kind is not None and not names[0].lower().startswith(str(kind)):
-            raise self.refuse("model_type", f"it is not that of architectures={json.dumps(names)}")
+            raise self.refuse("model_type", f"does not match architectures={json.dumps(names)}")
         return names[0]
 
     @property
@@ -99,18 +100,18 @@ class _Reader:
         return _DEFAULTS[_MODEL_TYPES[self.raw["model_type"]] if name in _OPENRLHF_NAMES else name]
 
     def labels(self) -> int:
-        """How many numbers a classifier gives; transformers assumes two."""
+        """Number of outputs of a classifier; transformers assumes two."""
         labels = self.raw.get("id2label")
         return len(labels) if isinstance(labels, dict) else self.raw.get("num_labels", 2)
 
     def number(self, key: str, kind: type[int] | type[float], default: Any = ...) -> Any:
         value: Any = self.raw.get(key, default)
         if value is ...:
-            raise ConversionError(f"{self.file}: {key} is missing; a positive number is needed")
+            raise ConversionError(f"{self.file}: {key} is missing; allowed: a positive number")
         if value is None and default is None:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < math.inf:
-            raise self.refuse(key, f"a positive {'whole number' if kind is int else 'number'} is needed")
+            raise self.refuse(key, f"allowed: a positive {'whole number' if kind is int else 'number'}")
         return kind(value)
 
     def rope_theta(self) -> float:
@@ -121,7 +122,7 @@ class _Reader:
                 continue
             kind = group.get("rope_type", group.get("type", "default")) if isinstance(group, dict) else None
             if kind != "default" or any(isinstance(value, dict) for value in group.values()):
-                raise self.refuse(key, 'only rotary embeddings without scaling are supported (rope_type "default")')
+                raise self.refuse(key, 'allowed: rotary embeddings without scaling (rope_type "default")')
             if group.get("partial_rotary_factor", 1.0) != 1.0:
                 raise self.refuse(key, "partial_rotary_factor must be 1")
             if "rope_theta" in group:
@@ -140,17 +141,17 @@ class _Reader:
             if self.raw.get(key):
                 raise self.refuse(key, "not supported; the model has no biases and no quantised weights")
         if self.raw.get("hidden_act", "silu") not in ("silu", "swish"):
-            raise self.refuse("hidden_act", 'only "silu" is supported')
+            raise self.refuse("hidden_act", 'allowed: "silu"')
         if self.raw.get("partial_rotary_factor") not in (None, 1, 1.0):
             raise self.refuse("partial_rotary_factor", "must be 1")
         if isinstance(kinds := self.raw.get("layer_types"), list) and len(set(kinds)) > 1:
             raise self.refuse("layer_types", "all layers must be of one kind")
         if self.architecture.endswith("ForSequenceClassification") and (labels := self.labels()) != 1:
             raise ConversionError(
-                f"{self.file}: {self.architecture} with {labels} labels (id2label): a reward model has one"
+                f"{self.file}: {self.architecture} has {labels} labels (id2label); allowed: 1, the reward"
             )
         if not isinstance(self.raw.get("tie_word_embeddings", False), bool):
-            raise self.refuse("tie_word_embeddings", "true or false is needed")
+            raise self.refuse("tie_word_embeddings", "allowed: true or false")
 
     def model_config(self) -> ModelConfig:
         self.check_features()
@@ -158,9 +159,9 @@ class _Reader:
         width, heads = self.number("hidden_size", int), self.number("num_attention_heads", int)
         head_dim = self.number("head_dim", int, None)
         if head_dim is None and width % heads:
-            raise self.refuse("hidden_size", f"must be a multiple of num_attention_heads={heads} without head_dim")
+            raise self.refuse("hidden_size", f"without head_dim it must be a multiple of num_attention_heads={heads}")
         kv_heads = self.raw.get("num_key_value_heads", defaults["num_key_value_heads"])
-        window = None  # Llama has none, whatever the file says
+        window = None  # Llama has no window, even if the file gives one
         if "sliding_window" in defaults and self.raw.get("sliding_window", ...) is not None:
             window = self.number("sliding_window", int, defaults["sliding_window"])
         try:
@@ -196,20 +197,21 @@ def hf_config(
     layout: Layout = "transformers",
     reward: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """config.json of `MistralForCausalLM`, with what both transformers 4 (and runtimes that follow it: rope_theta at
-    the top, torch_dtype) and transformers 5 (rope_parameters, dtype) read. `dtype` is that of the stored tensors.
+    """config.json of `MistralForCausalLM`, with the keys of transformers 4 and runtimes that follow it (rope_theta at
+    the top, torch_dtype) and those of transformers 5 (rope_parameters, dtype).
 
-    A reward model is a `MistralForSequenceClassification` of one label. Its reward stands at the last token that is not
-    `pad_token_id`, which therefore must not be EOS; it is `pad_id`, or if that will not do, 0, `<unk>`, which
-    sentencepiece never ends a text with. In OpenRLHF's layout the class and the head have OpenRLHF's names.
+    A reward model is a `MistralForSequenceClassification` with one label. Its reward is read at the last token that is
+    not `pad_token_id`, so that id must not be EOS: it is `pad_id` if that is allowed, otherwise 0 (`<unk>`), with which
+    sentencepiece never ends a text. In OpenRLHF's layout the class and the head have OpenRLHF's names.
 
     Args:
-        reward: `mean` and `std` of a reward model's rewards, as OpenRLHF keeps them there, and its `normalize_reward`.
+        dtype: of the stored tensors.
+        reward: `mean` and `std` of a reward model's rewards, and `normalize_reward`, under OpenRLHF's keys.
     """
     name = jnp.dtype(dtype).name
-    told: dict[str, Any] = {} if pad_id is None else {"pad_token_id": pad_id}
+    extra: dict[str, Any] = {} if pad_id is None else {"pad_token_id": pad_id}
     if config.head == "value":
-        told = {
+        extra = {
             "id2label": {"0": "reward"},
             "label2id": {"reward": 0},
             "pad_token_id": _reward_pad(config, eos_id, pad_id),
@@ -219,8 +221,8 @@ def hf_config(
     if config.head == "value" and layout == "openrlhf":
         architecture = _OPENRLHF_NAMES[0]
         head = VALUE_HEADS[layout].removesuffix(".weight")
-        # Later versions ask for the head's name; older ones know the one, and fail without normalize_reward.
-        told |= {"value_head_prefix": head, "normalize_reward": bool((reward or {}).get("normalize_reward"))}
+        # Later versions need the head's name. Older ones know one name only, and fail without normalize_reward.
+        extra |= {"value_head_prefix": head, "normalize_reward": bool((reward or {}).get("normalize_reward"))}
     return {
         "architectures": [architecture],
         "model_type": "mistral",
@@ -245,7 +247,7 @@ def hf_config(
         "eos_token_id": eos_id,
         "torch_dtype": name,
         "dtype": name,
-        **told,
+        **extra,
     }
 
 

@@ -1,4 +1,4 @@
-"""What a model directory says beside architecture and weights, and what therefore travels with a conversion."""
+"""Metadata of a model beside its architecture and weights, which every conversion keeps."""
 
 import dataclasses
 import json
@@ -15,16 +15,17 @@ CARD = "README.md"
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """They are no part of the architecture: two models of one shape may differ in all of them."""
+    """Metadata that is not part of the architecture: two models of one shape may differ in all of it."""
 
     token_ids: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Those of `TOKEN_IDS` that config.json has: an id, a list of them (EOS), or null."""
+    """Keys of `TOKEN_IDS` that config.json has: an id, a list of ids (EOS only), or null."""
     generation: dict[str, Any] = dataclasses.field(default_factory=dict)
     """generation_config.json."""
     reward: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Of a reward model: `mean` and `std` of its rewards on held-out pairs, `normalize_reward`; OpenRLHF's names."""
+    """Reward statistics of a reward model under OpenRLHF's keys: `mean` and `std` of its rewards on held-out pairs, and
+    `normalize_reward`."""
     base_model: str | None = None
-    """Id on the hub of the model that it is, or that its training began with."""
+    """Hub id of the model itself, or of the model that its training began with."""
     card: str | None = None
     """README.md of a Hugging Face directory."""
 
@@ -33,10 +34,10 @@ class ModelFacts:
 
     @classmethod
     def from_json(cls, values: Any) -> "ModelFacts":
-        """The reverse; what an older version did not write is empty.
+        """The reverse of `to_json`. Fields that an older version did not write are empty.
 
         Raises:
-            TypeError: not what `to_json` gives.
+            TypeError: an unknown field.
         """
         return cls(**(values or {}))
 
@@ -47,6 +48,7 @@ class ModelFacts:
         Args:
             reward: the directory holds a reward model.
             base_model: its id, if it comes from the hub.
+
         Raises:
             ConversionError: a file is not JSON, or a value is of the wrong kind; names file and key.
         """
@@ -60,7 +62,7 @@ class ModelFacts:
         return cls(
             token_ids={name: raw[name] for name in TOKEN_IDS if name in raw},
             generation=read_json(generation) if generation.is_file() else {},
-            reward=_statistics(config, raw) if reward else {},
+            reward=_reward_statistics(config, raw) if reward else {},
             base_model=base_model,
             card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
         )
@@ -72,18 +74,17 @@ def _is_id(value: Any, *, several: bool) -> bool:
     return value is None or (isinstance(value, int) and not isinstance(value, bool))
 
 
-def _statistics(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
-    found = {name: raw[name] for name in ("mean", "std", "normalize_reward") if raw.get(name) is not None}
-    if ("mean" in found) != ("std" in found):
-        raise ConversionError(f"{file}: mean and std of the rewards: one is there without the other")
+def _reward_statistics(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    statistics = {name: raw[name] for name in ("mean", "std", "normalize_reward") if raw.get(name) is not None}
+    if ("mean" in statistics) != ("std" in statistics):
+        present, missing = ("mean", "std") if "mean" in statistics else ("std", "mean")
+        raise ConversionError(f"{file}: {present} without {missing}: reward statistics need both")
     for name in ("mean", "std"):
-        value = found.get(name, 1.0)
+        value = statistics.get(name, 1.0)
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not number or (name == "std" and value <= 0):
-            needed = "a finite number" if name == "mean" else "a positive number"
-            raise ConversionError(f"{file}: {name}={json.dumps(value)}: {needed} is needed (statistics of the rewards)")
-    if not isinstance(found.get("normalize_reward", False), bool):
-        raise ConversionError(
-            f"{file}: normalize_reward={json.dumps(found['normalize_reward'])}: allowed: true or false"
-        )
-    return found
+            allowed = "a finite number" if name == "mean" else "a positive number"
+            raise ConversionError(f"{file}: {name}={json.dumps(value)}: allowed: {allowed} (reward statistics)")
+    if not isinstance(normalize := statistics.get("normalize_reward", False), bool):
+        raise ConversionError(f"{file}: normalize_reward={json.dumps(normalize)}: allowed: true or false")
+    return statistics

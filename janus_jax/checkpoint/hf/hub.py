@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub, by their ids."""
+"""Downloads models of the Hugging Face hub by their ids."""
 
 import fnmatch
 import os
@@ -9,23 +9,23 @@ from janus_jax.errors import ConversionError, first_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "merges.txt", "README.md"]
-_DUPLICATES = ["consolidated*", "*/*"]  # the same weights once more, in another naming
+_DUPLICATES = ["consolidated*", "*/*"]  # the same weights under other names
 
 
 def is_wanted(name: str) -> bool:
-    """Whether a file of a model's repository is one that is read."""
+    """Whether this package reads a file of this name in a model's repository."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in _FILES) and not any(
         fnmatch.fnmatchcase(name, pattern) for pattern in _DUPLICATES
     )
 
 
 def local_copy(source: str | os.PathLike[str]) -> str:
-    """A path as it is; an id (OWNER/NAME) downloaded into the hub's cache, from which it is taken the next time.
+    """A path unchanged; for a hub id (OWNER/NAME), the directory in the hub's cache, downloaded if necessary.
 
-    What begins with a folder that is here is a path, also when nothing is there.
+    A name below an existing folder is a path, even if nothing exists at that path.
 
     Raises:
-        ConversionError: an id that the hub does not give, or no network.
+        ConversionError: the model could not be downloaded.
     """
     name = os.fspath(source)
     path = Path(os.path.expanduser(name))
@@ -44,5 +44,5 @@ def local_copy(source: str | os.PathLike[str]) -> str:
     ) as error:
         reason = first_line(error)
         raise ConversionError(
-            f"{name}: no such directory, and not to be had from the Hugging Face hub: {reason}"
+            f"{name}: no such directory, and could not be downloaded from the Hugging Face hub: {reason}"
         ) from error

@@ -1,6 +1,6 @@
-"""The key table: which Hugging Face tensor holds which part of which parameter, and how its axes map.
+"""The key table: for each Hugging Face tensor, the parameter or layer that it stores, and how its axes map.
 
-One table drives both directions. It derives from `param_specs`, so a parameter that has no row here is an error.
+One table drives both directions. It is derived from `param_specs`, so a parameter without an entry here is an error.
 """
 
 import dataclasses
@@ -16,16 +16,17 @@ from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import ParamSpec, param_specs
 
 KeyPath = tuple[str, ...]
+"""Names that lead to a leaf of a parameter tree."""
 Axes = tuple[tuple[int, ...], ...]
 
 Layout = Literal["transformers", "openrlhf"]
-"""Who else reads a directory. They differ in reward models alone: in the name of the head, and in config.json."""
+"""The library that a directory is written for. They differ only for reward models: head name and config.json."""
 
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 VALUE_HEADS: dict[Layout, str] = {"transformers": "score.weight", "openrlhf": "value_head.weight"}
 
 _TABLE: dict[KeyPath, tuple[str, Axes]] = {
-    # parameter path: (torch name, for each torch axis the parameter axes folded into it; the layer axis not counted)
+    # key path: (torch name, for each torch axis the parameter axes folded into it, without the layer axis)
     ("embedding",): ("model.embed_tokens.weight", ((0,), (1,))),  # [V, D]
     ("layers", "attention_norm"): ("input_layernorm.weight", ((0,),)),  # [D]
     ("layers", "attention", "q"): ("self_attn.q_proj.weight", ((1, 2), (0,))),  # [D, N, H] <-> [N*H, D]
@@ -44,11 +45,11 @@ _TABLE: dict[KeyPath, tuple[str, Axes]] = {
 
 @dataclasses.dataclass(frozen=True)
 class KeyEntry:
-    """One Hugging Face tensor and the parameter, or the layer of a stacked parameter, that it is."""
+    """One Hugging Face tensor, and the parameter or the layer of a stacked parameter that it stores."""
 
     key: str
     path: KeyPath
-    layer: int | None  # index on the leading axis of the parameter; None: the parameter is not stacked
+    layer: int | None  # index on the leading axis of the parameter; None if the parameter is not stacked
     shape: tuple[int, ...]  # of the parameter, without the layer axis
     axes: Axes
 
@@ -63,10 +64,10 @@ class KeyEntry:
         return contiguous(array.transpose(order)).reshape(self.torch_shape)
 
     def from_torch(self, read: Callable[[tuple[slice, ...]], np.ndarray], index: tuple[slice, ...]) -> np.ndarray:
-        """The block `index` (unit-step slices over `shape`) of the parameter, through reads of the torch tensor.
+        """The block `index` (unit-step slices over `shape`) of the parameter, read from the torch tensor.
 
-        `read` takes slices over `torch_shape`. Of axes folded together only the outer one is cut while reading, so
-        the read is a box of the tensor; the inner ones are cut in memory.
+        `read` takes slices over `torch_shape`. Where several axes are folded into one, reading cuts the outer axis
+        only, so that it reads a box of the tensor. The inner axes are cut in memory.
         """
         bounds = [part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)]
         box, folded = [], []
@@ -83,7 +84,7 @@ class KeyEntry:
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:
-    """The array in C order. JAX puts a transposed one in order four times faster than numpy does."""
+    """The array in C order. JAX reorders a transposed array four times faster than numpy."""
     if array.flags.c_contiguous or array.ndim < 2:
         return np.ascontiguousarray(array)
     cpu = cpu_device()
@@ -91,7 +92,7 @@ def contiguous(array: np.ndarray) -> np.ndarray:
 
 
 def cpu_device() -> Any:
-    """JAX's, or None where JAX_PLATFORMS names others only."""
+    """JAX's CPU device, or None if JAX_PLATFORMS excludes it."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
@@ -99,7 +100,7 @@ def cpu_device() -> Any:
 
 
 def leaves(tree: dict[str, Any], prefix: KeyPath = ()) -> dict[KeyPath, Any]:
-    """Flattens nested dicts to {path: leaf}, in insertion order."""
+    """Flattens nested dicts to {key path: leaf}, in insertion order."""
     flat: dict[KeyPath, Any] = {}
     for name, node in tree.items():
         flat |= leaves(node, (*prefix, name)) if isinstance(node, dict) else {(*prefix, name): node}
@@ -129,7 +130,7 @@ def key_table(config: ModelConfig, layout: Layout = "transformers") -> list[KeyE
         if path not in stacked:
             key = VALUE_HEADS[layout] if path == ("value_head",) else name
             table.append(KeyEntry(key, path, None, spec.shape, axes))
-        elif path == next(iter(stacked)):  # where the first stacked parameter stands, all layers go in
+        elif path == next(iter(stacked)):  # all layers go in at the position of the first stacked parameter
             for layer in range(config.num_layers):
                 for inner, ((inner_name, inner_axes), inner_spec) in stacked.items():
                     key = f"model.layers.{layer}.{inner_name}"

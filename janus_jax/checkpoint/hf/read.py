@@ -1,4 +1,4 @@
-"""Hugging Face directories: read Mistral- and Llama-shaped ones into parameters, write ones that others load."""
+"""Reads Mistral- and Llama-shaped Hugging Face directories into parameters. Also the import path of `save_hf`."""
 
 import dataclasses
 import os
@@ -43,10 +43,10 @@ class _Stored:
 
 
 class HFDirectory:
-    """A model directory whose headers are checked: every tensor there, none too many, shapes and dtypes right.
+    """A model directory with checked headers: no tensor missing or unexpected, all shapes and dtypes right.
 
     Raises:
-        ConversionError: names the file and the tensor or key; no tensor has been read by then.
+        ConversionError: a check fails; names the file and the tensor or key. No tensor is read before.
     """
 
     def __init__(self, directory: str | Path):
@@ -55,7 +55,7 @@ class HFDirectory:
         self._stamps = {file: _stamp(file) for file in files}
         config = read_model_config(self.directory)
         stored = _headers(self.directory)
-        # OpenRLHF's own head says that it is a reward model, whatever class config.json names.
+        # A head of OpenRLHF's name makes it a reward model, whatever class config.json names.
         self.layout: Layout = "openrlhf" if VALUE_HEADS["openrlhf"] in stored else "transformers"
         self.config = dataclasses.replace(config, head="value") if self.layout == "openrlhf" else config
         self.entries = key_table(self.config, self.layout)
@@ -64,7 +64,7 @@ class HFDirectory:
         self._open: dict[Path, Any] = {}
 
     def read(self, path: KeyPath, dtype: Any, index: tuple[slice, ...] | None = None) -> np.ndarray:
-        """The block `index` (unit-step slices; None: all) of a parameter, read from as little of the files as holds it.
+        """The block `index` (unit-step slices; None: all) of a parameter. Reads only that part of the files.
 
         Raises:
             ConversionError: a value is NaN or infinite; names file and tensor.
@@ -86,13 +86,13 @@ class HFDirectory:
         return out
 
     def require_unchanged(self) -> None:
-        """Raises ConversionError where a file is another one than when this was made, or was written to."""
+        """Raises ConversionError if a file has been replaced or written to since this object was created."""
         for file, stamp in self._stamps.items():
             if _stamp(file) != stamp:
                 raise ConversionError(f"{file}: was changed while it was read; nothing is kept")
 
     def load(self, dtype: Any, shardings: Any = None) -> Params:
-        """All parameters: numpy arrays, or jax arrays where `shardings` (a tree like the parameters) says."""
+        """All parameters as numpy arrays, or with `shardings` (a tree like the parameters) as jax arrays."""
         placed = None if shardings is None else leaves(shardings)
         flat: dict[KeyPath, Any] = {}
         for path, spec in leaves(param_specs(self.config, dtype)).items():
@@ -116,31 +116,31 @@ class HFDirectory:
 
 def _stamp(file: Path) -> tuple[int, ...] | None:
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def load_hf(directory: str | Path, *, dtype: Any = jnp.float32, shardings: Any = None) -> tuple[ModelConfig, Params]:
     """Parameters of a Hugging Face directory as jax arrays.
 
     Args:
-        dtype: of the parameters; None keeps the stored one.
-        shardings: tree of shardings like the parameters (meshes over several processes too: each process reads the
-            parts that its devices hold); None puts everything on the default device.
+        dtype: of the parameters; None keeps the stored dtype.
+        shardings: tree of shardings like the parameters. On a mesh over several processes each process reads the parts
+            that its devices hold. None puts everything on the default device.
 
     Raises:
         ConversionError: names file and tensor or key. Everything but the values is checked before the first read.
     """
-    source = HFDirectory(directory)
-    dtype = jnp.dtype(source.stored_dtype if dtype is None else dtype)
-    params = source.load(dtype, shardings)
-    return source.config, params if shardings is not None else jax.tree.map(jnp.asarray, params)
+    hf = HFDirectory(directory)
+    dtype = jnp.dtype(hf.stored_dtype if dtype is None else dtype)
+    params = hf.load(dtype, shardings)
+    return hf.config, params if shardings is not None else jax.tree.map(jnp.asarray, params)
 
 
 def _once(read: Callable[[tuple[slice, ...]], np.ndarray]) -> Callable[[Any], np.ndarray]:
-    """Reads a block once, however many devices hold a copy of it."""
+    """Caches `read`, so that a block is read once however many devices hold a copy of it."""
     blocks: dict[tuple[tuple[int | None, int | None], ...], np.ndarray] = {}
 
     def cached(index: tuple[slice, ...]) -> np.ndarray:
@@ -153,18 +153,18 @@ def _once(read: Callable[[tuple[slice, ...]], np.ndarray]) -> Callable[[Any], np
 
 
 def _headers(directory: Path) -> dict[str, _Stored]:
-    """Where each tensor of a directory lies, from the headers of its files."""
+    """File, shape and dtype of each tensor of a directory, from the headers of its files."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file():
         return _header(single)
     if not index.is_file():
-        found = sorted(
+        others = sorted(
             file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in directory.glob(pattern)
         )
-        hint = f"; {found[0]} is not read: save the model with safetensors first" if found else ""
+        hint = f"; {others[0]} is not read: save the model with safetensors first" if others else ""
         if (directory / "adapter_model.safetensors").is_file():
             hint = "; adapter_model.safetensors is an adapter: merge it into its base model first"
-        raise ConversionError(f"{directory}: neither {single.name} nor {index.name} is there{hint}")
+        raise ConversionError(f"{directory}: neither {single.name} nor {index.name} is present{hint}")
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ConversionError(f"{index}: weight_map must be an object of tensor name to file name")
@@ -173,12 +173,12 @@ def _headers(directory: Path) -> dict[str, _Stored]:
         file = directory / name
         if not file.is_file():
             key = next(key for key, value in weight_map.items() if value == name)
-            raise ConversionError(f"{file}: missing; {index.name} says that it holds {key}")
+            raise ConversionError(f"{file}: missing; {index.name} lists {key} in it")
         header = _header(file)
         for key in (key for key, value in weight_map.items() if value == name and key not in header):
-            raise ConversionError(f"{file}: tensor {key} is missing; {index.name} says that it is there")
-        if twice := next((key for key in header if weight_map.get(key) != name), None):
-            raise ConversionError(f"{file}: tensor {twice} is not in {index.name} for this file")
+            raise ConversionError(f"{file}: tensor {key} is missing; {index.name} lists it in this file")
+        if unlisted := next((key for key in header if weight_map.get(key) != name), None):
+            raise ConversionError(f"{file}: tensor {unlisted} is in this file, but {index.name} does not list it here")
         stored |= header
     return stored
 
@@ -193,30 +193,30 @@ def _header(file: Path) -> dict[str, _Stored]:
 
 
 def _check(directory: Path, config: ModelConfig, entries: list[KeyEntry], stored: dict[str, _Stored]) -> np.dtype:
-    """Compares the tensors there with those expected; returns their common dtype (float32 where they differ)."""
+    """Compares stored tensors with expected ones; returns their common dtype (float32 if they have several)."""
     for entry in entries:
-        found = stored.get(entry.key)
-        if found is None:
+        tensor = stored.get(entry.key)
+        if tensor is None:
             hint = ""
             if entry.key == "lm_head.weight":
                 hint = "; a model without it needs tie_word_embeddings=true in config.json"
             if entry.path == ("value_head",):
                 hint = f"; a reward model has {' or '.join(VALUE_HEADS[layout] for layout in LAYOUTS)}"
             raise ConversionError(f"{directory}: tensor {entry.key} is missing{hint}")
-        if found.shape != entry.torch_shape:
+        if tensor.shape != entry.torch_shape:
             raise ConversionError(
-                f"{found.file}: tensor {entry.key} has shape {list(found.shape)}; config.json asks for "
+                f"{tensor.file}: tensor {entry.key} has shape {list(tensor.shape)}; config.json asks for "
                 f"{list(entry.torch_shape)}"
             )
-        if found.dtype not in _DTYPES:
+        if tensor.dtype not in _DTYPES:
             raise ConversionError(
-                f"{found.file}: tensor {entry.key} has dtype {found.dtype}; allowed: {', '.join(_DTYPES)}"
+                f"{tensor.file}: tensor {entry.key} has dtype {tensor.dtype}; allowed: {', '.join(_DTYPES)}"
             )
     known = {entry.key for entry in entries}
-    for key, found in stored.items():
+    for key, tensor in stored.items():
         if key not in known and not key.endswith(_DERIVED_SUFFIX):
             tied = key == "lm_head.weight" and config.tie_embeddings
-            hint = "tie_word_embeddings=true in config.json excludes it" if tied else "the architecture has no such one"
-            raise ConversionError(f"{found.file}: tensor {key} is not expected: {hint}")
+            hint = "tie_word_embeddings=true in config.json excludes it" if tied else "not part of the architecture"
+            raise ConversionError(f"{tensor.file}: tensor {key} is not expected: {hint}")
     dtypes = {_DTYPES[stored[entry.key].dtype] for entry in entries}
     return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)

@@ -1,7 +1,7 @@
-"""A directory that several processes write together, and tensors that are brought to one of them.
+"""A directory that several processes write together, and tensors gathered on one of them.
 
 JAX has no transfer from all processes to one that works on every backend: a computation leaves its result on every
-device that takes part. So a tensor goes to all devices slice by slice, and only the process that wants it keeps the
+device that takes part. So a tensor goes to all devices slice by slice, and only the destination process keeps the
 slices. The others hold one slice at a time, however large the tensor is.
 """
 
@@ -22,18 +22,19 @@ from janus_jax.parallel import processes
 from janus_jax.storage.local import absolute, atomic_directory
 
 SLICE_BYTES = 16 << 20
-"""Of a tensor that goes to all devices at a time."""
+"""Upper bound of one slice."""
 
 
 @contextlib.contextmanager
 def shared_directory(path: str | os.PathLike[str], timeout_s: int = processes.BARRIER_TIMEOUT_S) -> Iterator[Path]:
-    """`atomic_directory` for all processes at once: it appears when all have left it well, else on none.
+    """`atomic_directory` for all processes: the directory appears if every process leaves the block without an error.
 
     Args:
-        timeout_s: how long one may fill it when the others are done.
+        timeout_s: how long a process may still write after another has finished.
+
     Raises:
-        StorageError: as `atomic_directory`, or some process does not see what process 0 made.
-        Exception: what this or another process met inside (`runtime.agreement`).
+        StorageError: as `atomic_directory`, or a process does not see the directory that process 0 made.
+        Exception: the error of this or another process inside the block (`processes.agreement`).
     """
     if jax.process_count() == 1:
         with atomic_directory(path) as directory:
@@ -51,31 +52,31 @@ def shared_directory(path: str | os.PathLike[str], timeout_s: int = processes.BA
         with processes.agreement("shared_directory/filled", timeout_s):
             try:
                 yield directory
-            except JanusError as error:  # which all processes will tell, by the name that the user gave
+            except JanusError as error:  # all processes report it, so it names the user's path, not the temporary one
                 raise type(error)(str(error).replace(os.fspath(directory), os.fspath(absolute(path)))) from error
 
 
 def gather_on_process(leaf: Any, layer: int | None, process: int) -> np.ndarray | None:
-    """A parameter, or one layer of a stacked one, on the host of `process`; None on the others.
+    """A parameter, or one layer of a stacked parameter, as a numpy array on `process`; None on the others.
 
-    Collective where the parameter is spread over processes: all of them call it, in one order.
+    If the parameter is spread over processes, this is a collective: all of them must call it in the same order.
 
     Args:
         leaf: numpy or jax array.
         layer: index on the leading axis; None: the whole parameter.
     """
+    is_destination = jax.process_index() == process
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-        wanted = jax.process_index() == process
-        return np.asarray(leaf if layer is None else leaf[layer]) if wanted else None
+        return np.asarray(leaf if layer is None else leaf[layer]) if is_destination else None
     stacked = layer is not None
     shape, shard = leaf.shape[stacked:], leaf.sharding.shard_shape(leaf.shape)[stacked:]
-    out = np.empty(shape, leaf.dtype) if jax.process_index() == process else None
+    out = np.empty(shape, leaf.dtype) if is_destination else None
     axis = int(np.argmax(shard))
     length = shard[axis]
     size = max(1, min(length, length * SLICE_BYTES // (math.prod(shape) * leaf.dtype.itemsize)))
     cut = _cutter(leaf.sharding, axis, length, size, stacked)
     for start in range(0, length, size):
-        start = min(start, length - size)  # the last one overlaps, so that one program makes all
+        start = min(start, length - size)  # the last slice overlaps, so that one program cuts all of them
         part = jax.block_until_ready(cut(leaf, layer or 0, start))
         if out is not None:
             places = (slice(None),) * (axis + 1) + (slice(start, start + size),)
@@ -84,16 +85,13 @@ def gather_on_process(leaf: Any, layer: int | None, process: int) -> np.ndarray 
 
 
 def _by_shard(array: Any, axis: int, length: int) -> Any:
-    """A view in which `axis` is two: which shard, and where in it."""
+    """A view with `axis` split in two: the shard, and the index within it."""
     return array.reshape(*array.shape[:axis], array.shape[axis] // length, length, *array.shape[axis + 1 :])
 
 
 @functools.lru_cache(maxsize=256)
 def _cutter(sharding: Any, axis: int, length: int, size: int, stacked: bool) -> Any:
-    """A program that puts `size` indices of every shard of `axis` on all devices.
-
-    It cuts within the shards, where the data lie, before anything is sent.
-    """
+    """A program that puts `size` indices of every shard of `axis` on all devices. It cuts before it sends."""
 
     def cut(leaf: jax.Array, layer: int, start: int) -> jax.Array:
         tensor = jax.lax.dynamic_index_in_dim(leaf, layer, 0, keepdims=False) if stacked else leaf

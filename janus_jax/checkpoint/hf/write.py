@@ -1,4 +1,4 @@
-"""Writes a Hugging Face directory: config, sharded safetensors, generation config and tokenizer, whole or absent."""
+"""Writes a Hugging Face directory: config, sharded safetensors, generation config, tokenizer and model card."""
 
 import contextlib
 import dataclasses
@@ -29,17 +29,17 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 _SLOWEST = 5 * 10**6
-"""Bytes a second at which process 0 may verify, while the others wait: two cores do 7B at 60 MB/s from their disk."""
+"""Bytes per second at which process 0 must verify while the others wait. Two cores verify 7B at 60 MB/s from disk."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Companions:
-    """What a directory holds beside its weights."""
+    """Everything in a directory beside its weights."""
 
     tokenizer: Any = None
-    """A `janus_jax.text.tokenizer` tokenizer whose files go in; it gives the bos and eos ids that `facts` does not."""
+    """A `janus_jax.text.tokenizer` tokenizer. Its BOS and EOS ids apply where `facts` has none."""
     chat_template: str | None = None
-    """Jinja text of the form that was trained; see `save_hf_tokenizer` for what None does."""
+    """Jinja text of the template that the model was trained with; for None see `save_hf_tokenizer`."""
     facts: ModelFacts = dataclasses.field(default_factory=ModelFacts)
     layout: Layout = "transformers"
     card: str | None = None
@@ -63,19 +63,19 @@ def save_hf(
     """Writes `params` as a directory that transformers, vllm and mistralrs load. Call it on every process.
 
     Args:
-        params: numpy or jax arrays. Every tensor goes to the process that writes its file; files take turns over
-            the processes, each of which holds one tensor of its own and a slice of another's.
-        out: must be absent or empty, on a file system that all processes share; it appears whole, or not at all.
-        dtype: of the stored tensors (float32, bfloat16 or float16); None keeps that of the parameters.
-        max_shard_size: bytes, or text as "5GB", "200MB"; a larger tensor gets a file of its own.
+        params: numpy or jax arrays. The processes take turns in writing files. Each holds one tensor of its own file
+            and a slice of a tensor for another process.
+        out: absent or empty, on a file system that all processes share. It appears complete, or not at all.
+        dtype: of the stored tensors (float32, bfloat16 or float16); None keeps the parameters' dtype.
+        max_shard_size: bytes, or text like "5GB" or "200MB". A larger tensor gets a file of its own.
         tokenizer, chat_template, facts, layout, card: see `Companions`.
-        verify: looks at the whole directory, on process 0, before it appears; what it raises leaves nothing.
+        verify: called on process 0 with the complete directory before it appears. If it raises, nothing remains.
 
     Raises:
-        ConversionError: parameters that are not those of `config`, or that are NaN or infinite (also by the cast), or
-            another layout for a language model.
-        StorageError: `out` holds something or cannot be written.
-        JanusError: what another process met.
+        ConversionError: parameters do not fit `config`, are NaN or infinite (perhaps only after the cast), or `layout`
+            is not allowed for this model.
+        StorageError: `out` is not empty or cannot be written.
+        JanusError: the error of another process.
     """
     flat = _check_params(params, config)
     dtype = export_dtype(flat["embedding",].dtype if dtype is None else dtype)
@@ -85,21 +85,21 @@ def save_hf(
     files = plan_files(config, dtype, limit, layout)
     size = sum(_count(entry) for file in files for entry in file.entries) * dtype.itemsize
     with shared_directory(out, processes.BARRIER_TIMEOUT_S + size // _SLOWEST) as directory:
-        with processes.agreement("export/tensors"), _refusals(out):
+        with processes.agreement("export/tensors"), _os_errors(out):
             _write_own_files(directory, files, dtype, flat)
-        with _refusals(out):
+        with _os_errors(out):
             if processes.is_main():
                 write_index(directory, files, dtype)
                 write_companions(directory, config, dtype, companions)
         if verify is not None and processes.is_main():
             verify(directory)
-        with _refusals(out):
+        with _os_errors(out):
             if processes.is_main():
                 sync_tree(directory)
 
 
 @contextlib.contextmanager
-def _refusals(out: str | os.PathLike[str]) -> Iterator[None]:
+def _os_errors(out: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -107,23 +107,23 @@ def _refusals(out: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _write_own_files(directory: Path, files: "list[TensorFile]", dtype: np.dtype, flat: dict[KeyPath, Any]) -> None:
-    """The files of this process: each process in turn has one, so that they write side by side."""
+    """Writes this process's files. The processes take turns file by file, so that all write at the same time."""
     arriving = _arriving(files, flat)
     try:
         for file in files[jax.process_index() :: jax.process_count()]:
             write_file(directory, file, dtype, arriving)
     finally:
-        if jax.process_count() > 1:  # the others' files need what this one holds, whatever befell it
+        if jax.process_count() > 1:  # even after an error: the others' files need this process's parts
             for _ in arriving:
                 pass
 
 
 def _arriving(files: "list[TensorFile]", flat: dict[KeyPath, Any]) -> Iterator[np.ndarray]:
-    """The tensors of this process's files, one at a time; all processes take part in bringing each to its owner."""
+    """The tensors of this process's files, one at a time. All processes take part in every transfer."""
     count, this = jax.process_count(), jax.process_index()
     for first in range(0, len(files), count):
         for turn in itertools.zip_longest(*(file.entries for file in files[first : first + count])):
-            mine = block = None  # nothing is kept of the tensor before
+            mine = block = None  # free the previous tensor
             for owner, entry in enumerate(turn):
                 if entry is not None:
                     block = gather_on_process(flat[entry.path], entry.layer, owner)
@@ -133,10 +133,10 @@ def _arriving(files: "list[TensorFile]", flat: dict[KeyPath, Any]) -> Iterator[n
 
 
 def export_dtype(dtype: Any) -> np.dtype:
-    """The dtype of a name or dtype-like.
+    """The numpy dtype of a name or dtype-like.
 
     Raises:
-        ConversionError: safetensors directories are not written in it.
+        ConversionError: it is not a dtype for export.
     """
     try:
         name = jnp.dtype(dtype).name
@@ -148,11 +148,11 @@ def export_dtype(dtype: Any) -> np.dtype:
 
 
 def check_layout(config: ModelConfig, layout: str) -> None:
-    """Raises ConversionError for a layout that there is not, or that a language model does not have."""
+    """Raises ConversionError for an unknown layout, or for OpenRLHF's layout of a language model."""
     if layout not in LAYOUTS:
         raise ConversionError(f"layout={layout}: allowed: {', '.join(LAYOUTS)}")
     if config.head == "lm" and layout != "transformers":
-        raise ConversionError(f"layout={layout}: is for reward models; this is a language model: allowed: transformers")
+        raise ConversionError(f"layout={layout}: is for reward models; allowed for a language model: transformers")
 
 
 def parse_size(size: int | str) -> int:
@@ -165,15 +165,15 @@ def parse_size(size: int | str) -> int:
     factor = _UNITS.get(match[2].upper()) if match else None
     if not match or factor is None or float(match[1]) * factor < 1:
         raise ConversionError(
-            f'max_shard_size={size!r}: a positive number of bytes is needed, as 5000000, "200MB", "5GB"'
+            f'max_shard_size={size!r}: allowed: a positive number of bytes, like 5000000, "200MB" or "5GB"'
         )
     return int(float(match[1]) * factor)
 
 
 def _check_params(params: Params, config: ModelConfig) -> dict[tuple[str, ...], Any]:
     flat, specs = leaves(params), leaves(param_specs(config))
-    if missing := sorted("/".join(path) for path in specs.keys() ^ flat.keys()):
-        raise ConversionError(f"parameters do not fit the model config: {', '.join(missing)} missing or not expected")
+    if unmatched := sorted("/".join(path) for path in specs.keys() ^ flat.keys()):
+        raise ConversionError(f"parameters do not fit the model config: {', '.join(unmatched)} missing or unexpected")
     for path, leaf in flat.items():
         if leaf.shape != specs[path].shape:
             raise ConversionError(f"parameter {'/'.join(path)} has shape {leaf.shape}; needed: {specs[path].shape}")
@@ -182,14 +182,14 @@ def _check_params(params: Params, config: ModelConfig) -> dict[tuple[str, ...], 
 
 @dataclasses.dataclass(frozen=True)
 class TensorFile:
-    """A safetensors file of a model: its name, and the tensors in it in their order."""
+    """A safetensors file of a model: its name, and its tensors in order."""
 
     name: str
     entries: list[KeyEntry]
 
 
 def plan_files(config: ModelConfig, dtype: np.dtype, limit: int, layout: Layout = "transformers") -> list[TensorFile]:
-    """The tensors of the key table, in its order, in files of at most `limit` bytes (or one tensor)."""
+    """Distributes the key table's tensors, in order, over files of at most `limit` bytes (or one larger tensor)."""
     shards: list[list[KeyEntry]] = [[]]
     filled = 0
     for entry in key_table(config, layout):
@@ -218,14 +218,15 @@ def write_tensors(
     blocks: Iterator[np.ndarray],
     layout: Layout = "transformers",
 ) -> None:
-    """Writes the safetensors files of a model, and their index last if they are several.
+    """Writes the safetensors files of a model and, if there are several, their index last.
 
     Args:
         dtype: of the stored tensors.
-        limit: bytes in a file.
-        blocks: each tensor of the key table in its order, in the layout of the parameter, of any dtype.
+        limit: bytes per file.
+        blocks: the tensors in the order of the key table, in the layout of the parameter, of any dtype.
+
     Raises:
-        ConversionError: a tensor holds NaN or infinity, or does once it is cast.
+        ConversionError: a tensor holds NaN or infinity, perhaps only after the cast.
     """
     files = plan_files(config, dtype, limit, layout)
     for file in files:
@@ -234,7 +235,7 @@ def write_tensors(
 
 
 def write_index(directory: Path, files: list[TensorFile], dtype: np.dtype) -> None:
-    """Writes which tensor is in which file, where there are several files."""
+    """Writes the index of tensors and files, if there are several files."""
     if len(files) == 1:
         return
     count = sum(_count(entry) for file in files for entry in file.entries)
@@ -244,17 +245,17 @@ def write_index(directory: Path, files: list[TensorFile], dtype: np.dtype) -> No
 
 
 def _as_stored(entry: KeyEntry, block: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    with np.errstate(over="ignore"):  # the writer names a tensor that overflows
+    with np.errstate(over="ignore"):  # the writer raises an error that names a tensor that overflows
         return entry.to_torch(block).astype(dtype, copy=False)
 
 
 def write_file(directory: Path, file: TensorFile, dtype: np.dtype, blocks: Iterator[np.ndarray]) -> None:
-    """Writes one file; it has its name when all of it is on the disk. Takes the file's tensors from `blocks`.
+    """Writes one file with the next tensors of `blocks`, one at a time. It gets its name when all of it is on disk.
 
-    The format: 8 bytes of header length, a JSON header padded to 8 bytes, the raw tensors. Holds one at a time.
+    The format: 8 bytes of header length, a JSON header padded to 8 bytes, the raw tensors.
 
     Raises:
-        ConversionError: a tensor holds NaN or infinity, or does once it is cast.
+        ConversionError: a tensor holds NaN or infinity, perhaps only after the cast.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -275,16 +276,16 @@ def write_file(directory: Path, file: TensorFile, dtype: np.dtype, blocks: Itera
             if not np.isfinite(tensor).all():
                 raise ConversionError(f"tensor {entry.key} holds NaN or infinite values in {dtype.name}: not exported")
             stream.write(tensor.reshape(-1).view(np.uint8).data)
-            del tensor  # not in memory beside the next one
+            del tensor  # free it before the next one is read
 
 
 def write_companions(directory: Path, config: ModelConfig, dtype: np.dtype, companions: Companions) -> None:
     """Writes everything but the weights: config.json, generation_config.json, tokenizer files, model card."""
     tokenizer, facts = companions.tokenizer, companions.facts
     ids = {} if tokenizer is None else {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    ids |= facts.token_ids  # of a model that others made: it may have several ends, or pad with what it was trained on
-    told = {key.removesuffix("_token_id") + "_id": value for key, value in ids.items()}
-    model = hf_config(config, dtype, layout=companions.layout, reward=facts.reward, **told)
+    ids |= facts.token_ids  # a model from elsewhere may have several EOS ids, or a padding id it was trained with
+    arguments = {key.removesuffix("_token_id") + "_id": value for key, value in ids.items()}
+    model = hf_config(config, dtype, layout=companions.layout, reward=facts.reward, **arguments)
     if tokenizer is not None:
         from janus_jax.text.tokenizer import save_hf_tokenizer
 
@@ -294,16 +295,16 @@ def write_companions(directory: Path, config: ModelConfig, dtype: np.dtype, comp
         (directory / CARD).write_text(companions.card, encoding="utf-8")
     if config.head == "lm":  # a reward model generates nothing
         _write_json(directory / "generation_config.json", _generation(model, facts.generation))
-    _write_json(directory / "config.json", model)  # last: without it a directory is no model
+    _write_json(directory / "config.json", model)  # last: without it, no reader takes the directory for a model
 
 
-def _generation(model: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model's makers said, or else no more than the ids: how to sample is for the one who asks."""
+def _generation(model: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, Any]:
+    """generation_config.json: the original's settings and the ids. Without an original, how to sample is left open."""
     eos = model["eos_token_id"]
     ids = {name: model[name] for name in ("bos_token_id", "eos_token_id")}
     pad = model.get("pad_token_id", eos[0] if isinstance(eos, list) else eos)
-    own = {name: value for name, value in told.items() if name != "transformers_version"}  # it did not write this file
-    return {**ids, **({} if pad is None else {"pad_token_id": pad}), **own}
+    settings = {name: value for name, value in original.items() if name != "transformers_version"}  # not its writer
+    return {**ids, **({} if pad is None else {"pad_token_id": pad}), **settings}
 
 
 def _write_json(file: Path, value: Any) -> None:
@@ -311,7 +312,7 @@ def _write_json(file: Path, value: Any) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """Returns when everything below a directory is on the disk."""
+    """Returns when everything below a directory is on disk."""
     for path in (*directory.rglob("*"), directory):
         descriptor = os.open(path, os.O_RDONLY)
         try:

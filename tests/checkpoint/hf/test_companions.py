@@ -201,7 +201,7 @@ def test_a_model_without_a_card_gets_one(tmp_path):
     }  # fmt: skip
     count = sum(np.prod(spec.shape) for spec in jax.tree.leaves(param_specs(SMALL)))
     assert f"| parameters | {count:,}, stored in bfloat16 |" in body
-    assert "How it was made" not in body
+    assert "## Training" not in body
 
 
 def test_the_hub_id_of_a_source_is_the_base_model(tmp_path, monkeypatch):
@@ -223,5 +223,5 @@ def test_a_run_that_says_little_gets_the_card_that_this_allows(tmp_path):
     checkpoints.close()
     to_hf(tmp_path / "run", tmp_path / "out")
     body = front_matter(tmp_path / "out")[1]
-    assert "| began with | x\\| y |\n| step | 7 |" in body
+    assert "| initial weights | x\\| y |\n| step | 7 |" in body
     assert yaml.safe_load(body.partition("```yaml\n")[2].partition("```")[0]) == meta["config"]

@@ -210,10 +210,10 @@ def test_a_language_model_has_no_such_layout(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"mean": 1.0}, "mean and std of the rewards: one is there without the other"),
-        ({"mean": "x", "std": 1.0}, 'mean="x": a finite number is needed'),
-        ({"mean": 0.0, "std": 0}, "std=0: a positive number is needed"),
-        ({"mean": float("nan"), "std": 1.0}, "mean=NaN: a finite number is needed"),
+        ({"mean": 1.0}, "mean without std: reward statistics need both"),
+        ({"mean": "x", "std": 1.0}, 'mean="x": allowed: a finite number'),
+        ({"mean": 0.0, "std": 0}, "std=0: allowed: a positive number"),
+        ({"mean": float("nan"), "std": 1.0}, "mean=NaN: allowed: a finite number"),
         ({"normalize_reward": "yes"}, 'normalize_reward="yes": allowed: true or false'),
         ({"pad_token_id": "<pad>"}, 'pad_token_id="<pad>": allowed: a token id or null'),
         ({"model_type": "gpt2"}, 'model_type="gpt2": allowed: mistral, llama'),
