@@ -145,7 +145,7 @@ def test_every_source_loads_on_a_mesh_and_in_a_dtype(kind, run, tmp_path):
 def test_what_holds_no_model_is_refused(run, tmp_path):
     with pytest.raises(ConversionError, match="none: no such directory"):
         open_model(tmp_path / "none")
-    with pytest.raises(ConversionError, match=r"config.json.*checkpoints/<step>.*params and meta"):
+    with pytest.raises(ConversionError, match=r"config.json.*checkpoints/STEP.*params and meta"):
         open_model(tmp_path)
     with pytest.raises(ConversionError, match="no step 3; existing steps: 2, 4"):
         open_model(run, step=3)

@@ -41,15 +41,15 @@ def shared_directory(path: str | os.PathLike[str], timeout_s: int = processes.BA
             yield directory
         return
     with processes.agreement("shared_directory", timeout_s), contextlib.ExitStack() as stack:
-        made = ""
-        with processes.agreement("shared_directory/made"):
+        created = ""
+        with processes.agreement("shared_directory/created"):
             if processes.is_main():
-                made = os.fspath(stack.enter_context(atomic_directory(path)))
-        directory = Path(processes.broadcast("shared_directory/path", made))
-        with processes.agreement("shared_directory/found"):
+                created = os.fspath(stack.enter_context(atomic_directory(path)))
+        directory = Path(processes.broadcast("shared_directory/path", created))
+        with processes.agreement("shared_directory/visible"):
             if not directory.is_dir():
                 raise StorageError(f"{os.fspath(path)}: not on a file system that all processes share")
-        with processes.agreement("shared_directory/filled", timeout_s):
+        with processes.agreement("shared_directory/written", timeout_s):
             try:
                 yield directory
             except JanusError as error:  # all processes report it, so it names the user's path, not the temporary one
