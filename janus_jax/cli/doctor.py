@@ -1,6 +1,6 @@
-"""What this machine has and what it lacks: packages, devices, room, and the way to TPU, GPU and gs://.
+"""`janus doctor`: checks packages, devices, disk, memory, and access to TPUs, GPUs and gs://.
 
-Nothing is contacted: credentials are looked for as files, never read or tried.
+It contacts no service. It looks for credential files but never reads or tries them.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ Status = Literal["ok", "missing", "warn"]
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One finding. `missing` means a requirement that is absent or out of range; `warn` something that may be fine."""
+    """One result. `missing`: a requirement is absent or out of range. `warn`: possibly fine."""
 
     name: str
     status: Status
@@ -33,7 +33,7 @@ class Check:
 
 
 def report() -> list[Check]:
-    """All findings. Starts JAX's backend, so run it where no other process holds the accelerator."""
+    """All checks. Starts JAX's backend, so no other process may hold the accelerator."""
     python_range, requirements = declared()
     return [
         python(python_range),
@@ -48,14 +48,14 @@ def report() -> list[Check]:
 
 
 def show(checks: Iterable[Check]) -> int:
-    """Prints a table; returns the exit code, 2 if a requirement is not met."""
+    """Prints a table. Returns the exit code: 2 if a requirement is missing, otherwise 0."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     checks = list(checks)
     colours = {"ok": "green", "warn": "yellow", "missing": "bold red"}
-    table = Table("what", "status", "found", "what to do", box=None, pad_edge=False)
+    table = Table("check", "status", "result", "what to do", box=None, pad_edge=False)
     for check in checks:
         table.add_row(
             *map(Text, (check.name,)), Text(check.status, colours[check.status]), check.detail, Text(check.hint)
@@ -63,14 +63,14 @@ def show(checks: Iterable[Check]) -> int:
     Console().print(table)
     missing = [check.name for check in checks if check.status == "missing"]
     if missing:
-        print(f"not usable yet: {', '.join(missing)}", file=sys.stderr)
+        print(f"missing: {', '.join(missing)}", file=sys.stderr)
     return 2 if missing else 0
 
 
 def declared() -> tuple[str, list[str]]:
-    """The Python range and the requirements (extras left out) of this package, from its sources or its installation."""
+    """This package's Python range and requirements without extras, from its sources or its installation."""
     sources = Path(__file__).parents[2] / "pyproject.toml"
-    if sources.is_file():  # newer than the metadata of an editable installation
+    if sources.is_file():  # more recent than the metadata of an editable installation
         project = tomllib.loads(sources.read_text(encoding="utf-8"))["project"]
         if project["name"] == "janus_jax":
             return project["requires-python"], project["dependencies"]
@@ -81,14 +81,16 @@ def declared() -> tuple[str, list[str]]:
 
 def python(allowed: str) -> Check:
     """The interpreter against `requires-python`."""
-    found = ".".join(map(str, sys.version_info[:3]))
-    if Version(found) in SpecifierSet(allowed):
-        return Check("python", "ok", f"{found} ({allowed})")
-    return Check("python", "missing", f"{found}, needs {allowed}", "make a virtual environment with a newer Python")
+    version = ".".join(map(str, sys.version_info[:3]))
+    if Version(version) in SpecifierSet(allowed):
+        return Check("python", "ok", f"{version} ({allowed})")
+    return Check(
+        "python", "missing", f"{version}, needs {allowed}", "create a virtual environment with a supported Python"
+    )
 
 
 def packages(requirements: Iterable[str]) -> list[Check]:
-    """Each requirement against what is installed; those that do not apply to this platform are left out."""
+    """Each requirement against the installed version. Skips requirements of other platforms."""
     checks = []
     for requirement in map(Requirement, requirements):
         if requirement.marker and not requirement.marker.evaluate():
@@ -112,39 +114,44 @@ def devices() -> Check:
     try:
         import jax
 
-        found = jax.devices()
-    except Exception as error:  # whatever the backend says, the other findings are still wanted
+        available = jax.devices()
+    except Exception as error:  # whatever the backend raises, the other checks still run
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return Check(
-            "jax devices", "missing", reason[:200], "see the lines below; JAX_PLATFORMS=cpu leaves accelerators out"
+            "jax devices", "missing", reason[:200], "see the checks below; JAX_PLATFORMS=cpu ignores accelerators"
         )
-    kinds = ", ".join(sorted({device.device_kind for device in found}))
-    return Check("jax devices", "ok", f"{len(found)} x {found[0].platform} ({kinds})")
+    kinds = ", ".join(sorted({device.device_kind for device in available}))
+    return Check("jax devices", "ok", f"{len(available)} x {available[0].platform} ({kinds})")
 
 
 def tpu(dev: Path = Path("/dev")) -> Check:
-    """libtpu, wanted where the machine has TPU chips."""
+    """libtpu, which TPU chips need."""
     chips = sorted(dev.glob("accel[0-9]*")) or sorted(dev.glob("vfio/[0-9]*"))
     if importlib.util.find_spec("libtpu"):
         detail = f"libtpu {importlib.metadata.version('libtpu')}, {len(chips)} chips in {dev}"
-        return Check("tpu", "ok" if chips else "warn", detail, "" if chips else "fine for compiling; no TPU is here")
+        return Check(
+            "tpu",
+            "ok" if chips else "warn",
+            detail,
+            "" if chips else "enough to compile for TPUs; this machine has none",
+        )
     hint = "pip install 'janus_jax[tpu]'"
     if chips:
         return Check("tpu", "warn", f"{len(chips)} chips in {dev}, but no libtpu", hint)
-    return Check("tpu", "warn", "no chips, no libtpu", f"only on a TPU VM: {hint}")
+    return Check("tpu", "warn", "no chips, no libtpu", f"needed on a TPU VM: {hint}")
 
 
 def gpu(dev: Path = Path("/dev")) -> Check:
-    """JAX's CUDA plugin, wanted where the machine has NVIDIA GPUs."""
+    """JAX's CUDA plugin, which NVIDIA GPUs need."""
     cards = sorted(dev.glob("nvidia[0-9]*"))
     plugins = [name for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if importlib.util.find_spec(name)]
     if plugins:
         detail = f"{', '.join(plugins)}, {len(cards)} cards in {dev}"
-        return Check("gpu", "ok" if cards else "warn", detail, "" if cards else "no NVIDIA GPU is here")
+        return Check("gpu", "ok" if cards else "warn", detail, "" if cards else "this machine has no NVIDIA GPU")
     hint = "pip install 'janus_jax[cuda12]'"
     if cards:
         return Check("gpu", "warn", f"{len(cards)} cards in {dev}, but no CUDA plugin for JAX", hint)
-    return Check("gpu", "warn", "no cards, no CUDA plugin", f"only with an NVIDIA GPU: {hint}")
+    return Check("gpu", "warn", "no cards, no CUDA plugin", f"needed with an NVIDIA GPU: {hint}")
 
 
 def google_storage(product_name: Path = Path("/sys/class/dmi/id/product_name")) -> Check:
@@ -159,21 +166,25 @@ def google_storage(product_name: Path = Path("/sys/class/dmi/id/product_name")) 
     if named:
         if os.path.isfile(named):
             return Check("gs://", "ok", "credentials: GOOGLE_APPLICATION_CREDENTIALS")
-        return Check("gs://", "warn", f"GOOGLE_APPLICATION_CREDENTIALS = {named}: no such file", "correct or unset it")
+        return Check(
+            "gs://", "warn", f"GOOGLE_APPLICATION_CREDENTIALS = {named}: file not found", "correct or unset it"
+        )
     folder = os.environ.get("CLOUDSDK_CONFIG") or os.path.expanduser("~/.config/gcloud")
     if os.path.isfile(os.path.join(folder, "application_default_credentials.json")):
         return Check("gs://", "ok", "credentials: application default")
     if product_name.is_file() and "Google" in product_name.read_text(errors="replace"):
         return Check("gs://", "ok", "credentials: the service account of this Google VM")
-    return Check("gs://", "warn", "no credentials found", "only for gs:// paths: gcloud auth application-default login")
+    return Check(
+        "gs://", "warn", "no credentials found", "needed for gs:// paths: gcloud auth application-default login"
+    )
 
 
 def disk(directory: Path) -> Check:
-    """Free room where runs are written by default."""
+    """Free space in the directory where runs are written by default."""
     free = shutil.disk_usage(directory).free / GIB
     if free >= 10:
         return Check("disk", "ok", f"{free:.0f} GiB free in {directory}")
-    return Check("disk", "warn", f"{free:.1f} GiB free in {directory}", "checkpoints of a 7B model take 80 GiB each")
+    return Check("disk", "warn", f"{free:.1f} GiB free in {directory}", "a checkpoint of a 7B model takes 80 GiB")
 
 
 def memory() -> Check:
@@ -181,5 +192,5 @@ def memory() -> Check:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     detail = f"{total:.0f} GiB, {os.cpu_count()} cores"
     return (
-        Check("memory", "ok", detail) if total >= 7 else Check("memory", "warn", detail, "the demo wants about 8 GiB")
+        Check("memory", "ok", detail) if total >= 7 else Check("memory", "warn", detail, "the demo needs about 8 GiB")
     )

@@ -1,4 +1,4 @@
-"""`janus plan`: its options; the work is in `janus_jax/planning/`."""
+"""The options of `janus plan`. `janus_jax/planning/` does the work."""
 
 import contextlib
 import os
@@ -23,49 +23,52 @@ def plan(
     config: ConfigAlone,
     topology: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Slice: v5litepod-16, v4-32, a shape like v5p:4x4x12, or cpu:8."),
+        typer.Option(metavar="NAME", help="TPU slice: v5litepod-16, v4-32, a shape like v5p:4x4x12, or cpu:8."),
     ] = None,
     devices: Annotated[
         str | None,
-        typer.Option(metavar="cpu:N", help="Instead of --topology: so many simulated devices; needs no libtpu."),
+        typer.Option(metavar="cpu:N", help="Simulate N devices, without libtpu, instead of --topology."),
     ] = None,
     overrides: Overrides = None,
-    slices: Annotated[int, typer.Option(min=1, help="So many alike, over the data centre's network.")] = 1,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the numbers as JSON.")] = None,
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture of memory and time.")] = None,
+    slices: Annotated[
+        int, typer.Option(min=1, help="Number of identical slices, connected by the data centre's network.")
+    ] = 1,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all figures as JSON.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw memory and time.")] = None,
     dump_hlo: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the program, as lowered and as compiled.")
+        Path | None, typer.Option(metavar="DIR", help="Write the lowered and the compiled program.")
     ] = None,
     chips: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML with figures and prices that differ from the package's.")
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML file whose chip figures and prices override the package's."),
     ] = None,
     explain: Annotated[
         str | None,
         typer.Option(
-            metavar="PARAM", help="Compile nothing; say how this parameter, or all below this prefix, is split."
+            metavar="PARAM", help="Show how a parameter, or all below a prefix, is sharded. Compiles nothing."
         ),
     ] = None,
     tries: Annotated[
-        int, typer.Option(min=0, help="If it does not fit: programs to compile in search of changes that do.")
+        int, typer.Option(min=0, help="If it does not fit: compile up to this many changes to find some that fit.")
     ] = 12,
     sweep: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Instead: meshes, microbatches, remat and moments; compile the N likeliest."
+            min=1, metavar="N", help="Search meshes, microbatches, remat and moments; compile the N best estimates."
         ),
     ] = None,
 ) -> None:
-    """Compile the training step of CONFIG for a slice that is not here: does it fit, what bounds it, what does it cost.
+    """Compile the training step of CONFIG for a TPU slice: does it fit, what limits its speed, what does it cost?
 
-    Exits with 3 if it does not fit. Needs a minute or two, no TPU and no weights.
+    Needs no TPU, no weights and no data. Takes a minute or two. Exits with 3 if the step does not fit.
     """
-    topology = _where(topology, devices)
+    topology = _chosen_topology(topology, devices)
     outputs = {"--json": json, "--png": png, "--dump-hlo": dump_hlo}
     for name, path in outputs.items():
         if path is None:
             continue
         if explain is not None:
-            raise ConfigError(f"{name} {path}: allowed: only without --explain, which compiles nothing")
+            raise ConfigError(f"{name} {path}: not allowed with --explain, which compiles nothing")
         if name == "--dump-hlo":
             require_writable(name, path)
         else:
@@ -73,7 +76,7 @@ def plan(
     if png is not None and png.suffix.lower() != ".png":
         raise ConfigError(f"--png {png}: allowed: a name that ends with .png")
     if png is not None and sweep is not None and topology.startswith("cpu"):
-        raise ConfigError(f"--png {png}: allowed: for a sweep of TPU slices, whose times it shows")
+        raise ConfigError(f"--png {png}: not allowed for a sweep of simulated devices, which have no times to draw")
     use_cpu_only()
     from janus_jax.config.run import load_config
 
@@ -81,7 +84,7 @@ def plan(
     for advice in loaded.advice():
         print(f"note: {advice}", file=sys.stderr)
     if explain is not None and sweep is not None:
-        raise ConfigError("--sweep, --explain: allowed: one of them")
+        raise ConfigError("--sweep, --explain: allowed: only one of them")
     if explain is not None:
         from janus_jax.planning.report.explain import explain_parameters
 
@@ -89,7 +92,7 @@ def plan(
         return
     if sweep is not None:
         if dump_hlo is not None:
-            raise ConfigError(f"--dump-hlo {dump_hlo}: allowed: only without --sweep")
+            raise ConfigError(f"--dump-hlo {dump_hlo}: not allowed with --sweep")
         _sweep(loaded, topology, slices, chips, sweep, json, png)
         return
     from janus_jax.planning import plan as compile_plan
@@ -97,54 +100,56 @@ def plan(
     from janus_jax.planning.report.text import show
 
     as_of = load_chips(chips).as_of
-    with _patience(f"compiling for {topology}"):
-        found = interruptibly(lambda: compile_plan(loaded, topology, num_slices=slices, chips=chips, dump_hlo=dump_hlo))
-    show(found, prices_of=as_of)
+    with _progress(f"compiling for {topology}"):
+        planned = interruptibly(
+            lambda: compile_plan(loaded, topology, num_slices=slices, chips=chips, dump_hlo=dump_hlo)
+        )
+    show(planned, prices_of=as_of)
     if json is not None:
         from janus_jax.storage.local import write_json
 
-        write_json(json, found.to_json())
+        write_json(json, planned.to_json())
     if png is not None:
         from janus_jax.planning.report.picture import picture
 
-        picture(found, png)
-    _wrote(json, png, dump_hlo)
-    if not found.fits:
+        picture(planned, png)
+    _print_written(json, png, dump_hlo)
+    if not planned.fits:
         if tries:
-            _suggest(loaded, topology, slices, chips, tries, found)
+            _suggest(loaded, topology, slices, chips, tries, planned)
         raise typer.Exit(DOES_NOT_FIT)
 
 
-def _where(topology: str | None, devices: str | None) -> str:
+def _chosen_topology(topology: str | None, devices: str | None) -> str:
     if (topology is None) == (devices is None):
         raise ConfigError("--topology, --devices: allowed: exactly one of them")
     if topology is not None:
         return topology
     if devices is None or not re.fullmatch(r"(cpu[:-])?[1-9]\d*", devices):
-        raise ConfigError(f"--devices {devices}: allowed: cpu:N, like cpu:8; a TPU slice is named by --topology")
+        raise ConfigError(f"--devices {devices}: allowed: cpu:N, like cpu:8; use --topology for a TPU slice")
     return devices if devices.startswith("cpu") else f"cpu:{devices}"
 
 
 def _suggest(config: Any, topology: str, slices: int, chips: Path | None, tries: int, failed: Any) -> None:
-    """Changes that do fit, each as soon as it is found."""
+    """Prints changes that make the step fit, as they are found."""
     from janus_jax.planning.search.suggest import suggestions
 
-    print("\nwhat would fit, each of them compiled, cheapest first:", flush=True)
-    there_are, tried = False, 0
+    print("\nchanges that make the step fit (each was compiled), cheapest first:", flush=True)
+    any_fits, tried = False, 0
 
     def report(changes: tuple[str, ...], fits: bool) -> None:
         nonlocal tried
         tried += 1
         if not fits:
-            print(f"tried, does not fit: {' '.join(changes)}", file=sys.stderr, flush=True)
+            print(f"does not fit: {' '.join(changes)}", file=sys.stderr, flush=True)
 
-    found = suggestions(config, topology, slices, failed, chips=chips, tries=tries, report=report)
-    while (each := interruptibly(lambda: next(found, None))) is not None:
-        there_are, memory = True, each.plan.memory
-        print(f"  {' '.join(each.changes)}\n    {memory.needed / 2**30:.2f} GiB; {each.cost}", flush=True)
-    if not there_are:
-        more = f"; --tries {2 * tries} looks farther" if tried >= tries else ""
-        print(f"  nothing: {tried} changes were compiled{more}; a larger slice, or shorter rows")
+    fitting = suggestions(config, topology, slices, failed, chips=chips, tries=tries, report=report)
+    while (suggestion := interruptibly(lambda: next(fitting, None))) is not None:
+        any_fits, memory = True, suggestion.plan.memory
+        print(f"  {' '.join(suggestion.changes)}\n    {memory.needed / 2**30:.2f} GiB; {suggestion.cost}", flush=True)
+    if not any_fits:
+        more = f"--tries {2 * tries}, " if tried >= tries else ""
+        print(f"  none: compiled {tried} changes; try {more}a larger slice or shorter rows")
 
 
 def _sweep(
@@ -162,10 +167,10 @@ def _sweep(
         rate = ""
         if cell.tokens_per_s and cell.serial_tokens_per_s:
             rate = f"{cell.tokens_per_s:12,.0f} tokens/s at the bound, {cell.serial_tokens_per_s:11,.0f} in series"
-        why = f": {cell.reason}" if cell.status == "failed" else ""
-        print(f"{cell.status:<10}{needed:>12}{rate}  {' '.join(cell.changes)}{why}")
+        reason = f": {cell.reason}" if cell.status == "failed" else ""
+        print(f"{cell.status:<10}{needed:>12}{rate}  {' '.join(cell.changes)}{reason}")
     rest = len(cells) - len(shown)
-    print(f"{rest:,} more: not compiled, because by estimate they cannot fit, or others are better")
+    print(f"{rest:,} more: not compiled; by estimate they cannot fit or others are better")
     if json is not None:
         from janus_jax.storage.local import write_json
 
@@ -174,25 +179,25 @@ def _sweep(
         from janus_jax.planning.search.pareto import plot
 
         plot(cells, png)
-    _wrote(json, png)
+    _print_written(json, png)
     if not any(cell.status == "fits" for cell in cells):
         raise typer.Exit(DOES_NOT_FIT)
 
 
-def _wrote(*paths: Path | None) -> None:
+def _print_written(*paths: Path | None) -> None:
     for path in paths:
         if path is not None:
             print(f"wrote {path}")
 
 
 @contextlib.contextmanager
-def _patience(what: str) -> Iterator[None]:
-    """A moving line on stderr if that is a terminal."""
+def _progress(activity: str) -> Iterator[None]:
+    """Shows a spinner if stderr is a terminal."""
     from rich.console import Console
 
     if not sys.stderr.isatty():
         yield
         return
-    with os.fdopen(os.dup(2), "w") as screen:  # the compiler's own words on stderr are put aside meanwhile
-        with Console(file=screen).status(re.sub(r"\[", r"\\[", f"{what}: a minute or two")):
+    with os.fdopen(os.dup(2), "w") as screen:  # file descriptor 2 is redirected while the compiler runs
+        with Console(file=screen).status(re.sub(r"\[", r"\\[", f"{activity}: a minute or two")):
             yield

@@ -1,4 +1,4 @@
-"""`janus time-step`: its options; the work is in `janus_jax/planning/timing.py`."""
+"""The options of `janus time-step`. `janus_jax/planning/timing.py` does the work."""
 
 import sys
 from pathlib import Path
@@ -17,28 +17,28 @@ from janus_jax.cli.arguments import (
 )
 from janus_jax.cli.outputs import require_file, require_writable
 
-EPILOG = "Example: janus time-step configs/sft_65k.yaml --trace trace    (on every host of a slice)"
+EPILOG = "Example, on every host of a slice: janus time-step configs/sft_65k.yaml --trace trace"
 
 
 def time_step(
     config: ConfigAlone,
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(min=1, help="To time, after one that is not.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to time, after one warm-up step.")] = 5,
     trace: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write a trace of these steps for xprof or TensorBoard.")
+        Path | None, typer.Option(metavar="DIR", help="Write a trace of the timed steps, for xprof or TensorBoard.")
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the numbers as JSON.")] = None,
     chips: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML with figures that differ from the package's.")
+        Path | None, typer.Option(metavar="FILE", help="YAML file whose chip figures override the package's.")
     ] = None,
     coordinator: Coordinator = None,
     num_processes: NumProcesses = None,
     process_id: ProcessId = None,
     devices: Devices = None,
 ) -> None:
-    """Run the training step of CONFIG on the devices that are here, with random weights and made-up rows, and time it.
+    """Time the training step of CONFIG on this machine's devices, with random weights and made-up rows.
 
-    What the compiler and arithmetic say of the same program stands beside what was measured.
+    Prints the measured figures beside the plan of the same program.
     """
     options = runtime_options(coordinator, num_processes, process_id, devices)
     from janus_jax.config.run import load_config
@@ -57,14 +57,14 @@ def time_step(
     from janus_jax.planning.report.text import show_timing
     from janus_jax.planning.timing import time_step
 
-    found = time_step(loaded, steps=steps, trace=trace, chips=chips)
+    timing = time_step(loaded, steps=steps, trace=trace, chips=chips)
     if not processes.is_main():
         return
-    show_timing(found)
+    show_timing(timing)
     if json is not None:
         from janus_jax.storage.local import write_json
 
-        write_json(json, found.to_json())
+        write_json(json, timing.to_json())
         print(f"wrote {json}")
     if trace is not None:
         print(f"wrote {trace}")

@@ -1,6 +1,6 @@
-"""Mesh axes, the table of sharding rules, and everything that follows from the two.
+"""Mesh axes, sharding rules from logical axes to mesh axes, and the shardings that follow from them.
 
-Only this module and `axes` know the names of mesh axes; the rest of the package speaks of logical axes.
+The model and the loader use logical axes only. Configurations and the planner name mesh axes too; `axes` owns the names.
 """
 
 import dataclasses
@@ -17,19 +17,19 @@ from janus_jax.parallel.axes import AXES, DEFAULT_RULES, MeshShape, Rules
 
 
 def build_mesh(shape: MeshShape, devices: list[Any] | None = None) -> Mesh:
-    """A mesh over all devices (or the given ones), in the order that suits the hardware's topology.
+    """A mesh over all devices, or the given ones, in an order that suits the hardware's topology.
 
-    Several slices are replicas, or groups of them: only `data` goes over the slow network between slices.
+    Each slice holds whole replicas: only `data` spans slices, which a slow network connects.
 
     Raises:
-        ConfigError: the sizes do not multiply to the devices, or slices are more than `data` divides over.
+        ConfigError: the sizes do not multiply to the devices, or `data` does not divide over the slices.
     """
     chosen = jax.devices() if devices is None else devices
     resolved = shape.resolve(len(chosen))
     sizes = tuple(dataclasses.astuple(resolved))
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in chosen})
-    # Or axes of the mesh would have to be products of whole axes of a v4's, v5p's or v6e's network.
+    # Otherwise mesh axes would have to be products of whole axes of a v4's, v5p's or v6e's network.
     split = {"allow_split_physical_axes": True}
     if slices == 1:
         return Mesh(mesh_utils.create_device_mesh(sizes, chosen, **split), AXES, axis_types=auto)
@@ -39,28 +39,28 @@ def build_mesh(shape: MeshShape, devices: list[Any] | None = None) -> Mesh:
 
 
 def check_slices(sizes: MeshShape, slices: int) -> None:
-    """Raises ConfigError where the axis of replicas does not divide over slices, which a slow network connects."""
+    """Raises ConfigError if `data`, the only axis that spans slices, does not divide over them."""
     if sizes.data % slices:
-        raise ConfigError(f"mesh.data={sizes.data}: there are {slices} slices; allowed: a multiple of {slices}")
+        raise ConfigError(f"mesh.data={sizes.data}: allowed with {slices} slices: a multiple of {slices}")
 
 
 def adopt(mesh: Mesh) -> Mesh:
-    """Somebody's own mesh with the axes of this package: those that it lacks have size 1, devices stay where they are.
+    """A caller's mesh with all of `AXES`. Missing axes get size 1; devices stay where they are.
 
     Raises:
-        ConfigError: it has an axis that is none of `AXES`.
+        ConfigError: the mesh has an axis that is not in `AXES`.
     """
     unknown = [axis for axis in mesh.axis_names if axis not in AXES]
     if unknown:
-        raise ConfigError(f"mesh: unknown axis {unknown[0]!r}; known are {', '.join(AXES)}")
-    there = [axis for axis in AXES if axis in mesh.axis_names]
-    ordered = mesh.devices.transpose([mesh.axis_names.index(axis) for axis in there])
+        raise ConfigError(f"mesh: unknown axis {unknown[0]!r}; allowed: {', '.join(AXES)}")
+    present = [axis for axis in AXES if axis in mesh.axis_names]
+    ordered = mesh.devices.transpose([mesh.axis_names.index(axis) for axis in present])
     sizes = [mesh.shape.get(axis, 1) for axis in AXES]
     return Mesh(ordered.reshape(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
 def merge_rules(overrides: Mapping[str, str | list[str] | None] | None) -> Rules:
-    """The default rules with a config's `sharding:` on top.
+    """The default rules, overridden by a configuration's `sharding:`.
 
     Raises:
         ConfigError: unknown logical axis or mesh axis.
@@ -68,20 +68,20 @@ def merge_rules(overrides: Mapping[str, str | list[str] | None] | None) -> Rules
     rules = dict(DEFAULT_RULES)
     for logical, target in (overrides or {}).items():
         if logical not in rules:
-            raise ConfigError(f"sharding.{logical}: unknown logical axis; known are {', '.join(rules)}")
+            raise ConfigError(f"sharding.{logical}: unknown logical axis; allowed: {', '.join(rules)}")
         axes = () if target is None else (target,) if isinstance(target, str) else tuple(target)
         unknown = [axis for axis in axes if axis not in AXES]
         if unknown:
-            raise ConfigError(f"sharding.{logical}: unknown mesh axis {unknown[0]!r}; known are {', '.join(AXES)}")
+            raise ConfigError(f"sharding.{logical}: unknown mesh axis {unknown[0]!r}; allowed: {', '.join(AXES)}")
         rules[logical] = axes
     return rules
 
 
 def partition_spec(axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
-    """Mesh axes of each dimension.
+    """The mesh axes of each dimension of an array.
 
     Raises:
-        ConfigError: two dimensions of one array would use the same mesh axis.
+        ConfigError: two dimensions would use the same mesh axis.
     """
     parts, used = [], set()
     for logical in axes:
@@ -100,7 +100,7 @@ def param_shardings(specs: Any, mesh: Mesh, rules: Rules) -> Any:
     """A NamedSharding for each `ParamSpec` of the tree.
 
     Raises:
-        ConfigError: a sharded dimension does not divide; names parameter, logical axis, size and mesh axes.
+        ConfigError: a dimension does not divide over its shards; names parameter, logical axis, size and mesh axes.
     """
 
     def sharding(path: tuple[Any, ...], spec: Any) -> NamedSharding:
@@ -121,9 +121,9 @@ def param_shardings(specs: Any, mesh: Mesh, rules: Rules) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where arrays of logical axes lie on a mesh: what the model is told, which knows no mesh axes.
+    """Maps logical axes to a mesh for the model, which knows no mesh axes.
 
-    Without a mesh everything is on one device, and nothing is said about it.
+    Without a mesh everything is on one device and nothing is constrained.
     """
 
     mesh: Mesh | None = None
@@ -131,36 +131,36 @@ class Placement:
 
     @property
     def platform(self) -> str | None:
-        """Of the mesh's devices: `tpu` also where a TPU program is compiled without a TPU."""
+        """Platform of the mesh's devices; `tpu` also if a TPU program is compiled without a TPU."""
         return None if self.mesh is None else self.mesh.devices.flat[0].platform
 
     @property
     def device_kind(self) -> str | None:
-        """What JAX calls them, such as `TPU v4`."""
+        """JAX's name for the kind of device, such as `TPU v4`."""
         return None if self.mesh is None else self.mesh.devices.flat[0].device_kind
 
     def sharding(self, axes: tuple[str | None, ...]) -> NamedSharding:
-        """Of an array with these logical axes; needs a mesh."""
+        """The sharding of an array with these logical axes. Needs a mesh."""
         assert self.mesh is not None
         return NamedSharding(self.mesh, partition_spec(axes, self.rules))
 
     def constrain(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        """Pins an array's logical axes to the mesh."""
+        """Constrains an array to the sharding of its logical axes."""
         return x if self.mesh is None else jax.lax.with_sharding_constraint(x, self.sharding(axes))
 
     def shards(self, *axes: str) -> int:
-        """How many ways logical axes are split together."""
+        """Number of shards of several logical axes together."""
         return 1 if self.mesh is None else math.prod(shards(self.mesh, self.rules, axis) for axis in axes)
 
     def names(self, *axes: str) -> tuple[str, ...]:
-        """The mesh axes of logical axes, for collectives inside `map`; none without a mesh."""
+        """The mesh axes of logical axes, for collectives inside `map`. Empty without a mesh."""
         return () if self.mesh is None else tuple(name for axis in axes for name in self.rules.get(axis, ()))
 
     def map(self, f: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
-        """`f` run on every device with its shards alone; collectives in it are its own affair.
+        """`f`, run on every device on its own shards (`jax.shard_map`). `f` does its own collectives.
 
         Args:
-            in_axes, out_axes: logical axes of each argument and result, as in `sharding`; trees of tuples.
+            in_axes, out_axes: trees of tuples with the logical axes of each argument and result.
         """
         if self.mesh is None:
             return f
@@ -176,24 +176,26 @@ class Placement:
 
 
 NOWHERE = Placement()
-"""Without a mesh."""
+"""The placement without a mesh."""
 
 
 def shards(mesh: Mesh, rules: Rules, axis: str) -> int:
-    """How many ways a logical axis is split."""
+    """Number of shards of a logical axis."""
     return math.prod(mesh.shape[name] for name in rules.get(axis, ()))
 
 
 def row_shards(mesh: Mesh, rules: Rules) -> int:
-    """How many ways the rows of a batch are split."""
+    """Number of shards of a batch's rows."""
     return shards(mesh, rules, "batch")
 
 
 def check_rows(rows: int, mesh: Mesh, rules: Rules, key: str, microbatches: int = 1) -> None:
-    """Raises ConfigError when `rows` rows of a microbatch do not divide over the row shards.
+    """Raises ConfigError if the rows of a microbatch do not divide over the row shards.
 
     Args:
-        microbatches: among which what `key` says is divided.
+        rows: rows of a microbatch.
+        key: the configuration key that sets the rows of all microbatches.
+        microbatches: their number.
     """
     parts = row_shards(mesh, rules)
     if rows % parts:
@@ -205,5 +207,5 @@ def check_rows(rows: int, mesh: Mesh, rules: Rules, key: str, microbatches: int 
 
 
 def batch_sharding(mesh: Mesh, rules: Rules, logical: tuple[str | None, ...]) -> NamedSharding:
-    """Sharding of a batch field, e.g. (None, 'batch', 'length') for [M, B, L]."""
+    """The sharding of a batch field, such as (None, 'batch', 'length') for [M, B, L]."""
     return NamedSharding(mesh, partition_spec(logical, rules))

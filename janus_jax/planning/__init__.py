@@ -1,10 +1,10 @@
-"""`janus plan`: the exact training step, compiled for a TPU slice that is not here; whether it fits, what it does.
+"""`janus plan`: compiles the exact training step for a TPU slice, without the slice, and reports memory and time.
 
 from janus_jax.config.run import load_config
 from janus_jax.planning import plan
 
-found = plan(load_config("configs/sft_65k.yaml", ["mesh.tensor=2"]), "v5litepod-64")
-print(found.fits, found.memory.peak / 2**30, found.bound.seconds)
+result = plan(load_config("configs/sft_65k.yaml", ["mesh.tensor=2"]), "v5litepod-64")
+print(result.fits, result.memory.peak / 2**30, result.bound.seconds)
 """
 
 from janus_jax.planning.compile import plan

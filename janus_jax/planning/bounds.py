@@ -1,4 +1,4 @@
-"""Operations of a step and the least time that they need, of what a run does besides as well."""
+"""Operations of a configured step and the least time that it takes, an online reference included."""
 
 import math
 from collections.abc import Mapping
@@ -13,34 +13,34 @@ from janus_jax.planning.chips.slices import Chip, Slice
 from janus_jax.planning.inputs import Inputs, online_reference
 
 
-def workload(config: RunConfig, found: Inputs) -> roofline.Workload:
-    """What a step computes."""
+def workload(config: RunConfig, inputs: Inputs) -> roofline.Workload:
+    """The step as the roofline model sees it."""
     return roofline.Workload(
-        model=found.model,
-        rows=found.shape.rows * found.shape.microbatches,
-        length=found.shape.row_length,
-        microbatches=found.shape.microbatches,
+        model=inputs.model,
+        rows=inputs.shape.rows * inputs.shape.microbatches,
+        length=inputs.shape.row_length,
+        microbatches=inputs.shape.microbatches,
         recompute=roofline.REMAT[config.remat],
-        segment=round(found.segment),
+        segment=round(inputs.segment),
     )
 
 
-def step_flops(config: RunConfig, found: Inputs, *, scores: bool = True) -> roofline.StepFlops:
-    """Operations of the whole mesh.
+def step_flops(config: RunConfig, inputs: Inputs, *, scores: bool = True) -> roofline.StepFlops:
+    """Operations of one step on the whole mesh.
 
     Args:
         scores: whether an online reference scores the batch of each step, as it does in training.
     """
-    work = workload(config, found)
+    work = workload(config, inputs)
     flops = roofline.training_flops(work)
-    if scores and online_reference(config, found):
+    if scores and online_reference(config, inputs):
         return roofline.StepFlops(flops.model, flops.recomputed, roofline.inference_flops(work).model)
     return flops
 
 
 def step_bound(
     config: RunConfig,
-    found: Inputs,
+    inputs: Inputs,
     *,
     shards: Mapping[str, int],
     parameter_shards: int,
@@ -56,12 +56,12 @@ def step_bound(
 
     Args:
         shards: number of shards of each logical axis.
-        parameter_shards: pieces of a weight of the layers.
-        devices: of the mesh.
-        ici_bytes, dcn_bytes: sent by a device in the training step alone.
+        parameter_shards: number of shards of a layer's weight.
+        devices: number of devices of the mesh.
+        ici_bytes, dcn_bytes: bytes that one device sends in the training step, without the reference.
         scores: as for `step_flops`.
     """
-    work = workload(config, found)
+    work = workload(config, inputs)
     sharding = roofline.Sharding(
         devices=devices,
         parameter_shards=parameter_shards,
@@ -71,22 +71,22 @@ def step_bound(
         moment_bytes=2 * jnp.dtype(config.optimizer.moments).itemsize,
     )
     traffic = roofline.training_hbm_traffic(work, sharding).total
-    if scores and online_reference(config, found):
+    if scores and online_reference(config, inputs):
         traffic += roofline.inference_hbm_traffic(work, sharding).total
-    shares = math.prod(shards[axis] for axis in ("batch", "length", "mlp"))
+    parts = math.prod(shards[axis] for axis in ("batch", "length", "mlp"))
     return roofline.bound(
-        step_flops(config, found, scores=scores),
+        step_flops(config, inputs, scores=scores),
         traffic,
         ici_bytes,
         dcn_bytes,
-        tokens=round(found.tokens_per_step),
+        tokens=round(inputs.tokens_per_step),
         target=target,
         chip=chip,
         num_slices=num_slices,
-        repeated=devices / shares,
+        repeated=devices / parts,
     )
 
 
 def shards_by_axis(mesh: Any, rules: meshes.Rules) -> dict[str, int]:
-    """Into how many parts each logical axis is split."""
+    """Number of shards of each logical axis."""
     return {axis: meshes.shards(mesh, rules, axis) for axis in meshes.DEFAULT_RULES}

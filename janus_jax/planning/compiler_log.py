@@ -1,4 +1,4 @@
-"""What XLA's compilers write beside a program: some of their warnings stand nowhere else."""
+"""Captures what XLA's compilers log. Some of their warnings appear nowhere else."""
 
 import contextlib
 import os
@@ -8,32 +8,32 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _KNOWN = "Involuntary full rematerialization"
-"""Becomes a finding of the plan, and is not printed besides."""
+"""Lines with this text become findings of the plan, so they are not printed as well."""
 
 
 @contextlib.contextmanager
-def compiler_log(*, aside: bool = True) -> Iterator[Callable[[], str]]:
-    """Yields what gives, afterwards, all that was logged meanwhile: on stderr by XLA for CPUs and GPUs, in a file by
-    libtpu.
+def compiler_log(*, capture_stderr: bool = True) -> Iterator[Callable[[], str]]:
+    """Yields a function that, after the block, returns what was logged in it. XLA for CPUs and GPUs logs to stderr,
+    libtpu to a file.
 
     Args:
-        aside: look at stderr too. What else is written there meanwhile, by whatever thread, appears at the end, and not
-            at all if the compiler takes the process with it.
+        capture_stderr: whether to capture stderr too. Whatever any thread writes there appears at the end of the block,
+            and not at all if the compiler crashes the process.
     """
-    told: list[str] = []
+    captured: list[str] = []
     file = _libtpu_log()
     before = 0 if file is None else file.stat().st_size
-    with _stderr_aside(told) if aside else contextlib.nullcontext():
-        yield lambda: "".join(told)
+    with _captured_stderr(captured) if capture_stderr else contextlib.nullcontext():
+        yield lambda: "".join(captured)
     if (file := _libtpu_log()) is not None:
         with file.open(encoding="utf-8", errors="replace") as log:
             log.seek(before)
-            told.append(log.read())
+            captured.append(log.read())
 
 
 @contextlib.contextmanager
-def _stderr_aside(told: list[str]) -> Iterator[None]:
-    """The file descriptor goes to a temporary file meanwhile, since C++ writes there."""
+def _captured_stderr(captured: list[str]) -> Iterator[None]:
+    """Redirects the file descriptor to a temporary file, since C++ writes to it."""
     try:
         kept = os.dup(2)
     except OSError:  # closed
@@ -49,8 +49,8 @@ def _stderr_aside(told: list[str]) -> Iterator[None]:
             os.dup2(kept, 2)
             os.close(kept)
             file.seek(0)
-            told.append(file.read().decode(errors="replace"))
-            lines = told[-1].splitlines(keepends=True)
+            captured.append(file.read().decode(errors="replace"))
+            lines = captured[-1].splitlines(keepends=True)
             os.write(2, "".join(line for line in lines if _KNOWN not in line).encode())
 
 
@@ -60,7 +60,7 @@ def _flush() -> None:
 
 
 def _libtpu_log() -> Path | None:
-    directory = os.environ.get("TPU_LOG_DIR") or os.path.join(tempfile.gettempdir(), "tpu_logs")  # libtpu's own default
+    directory = os.environ.get("TPU_LOG_DIR") or os.path.join(tempfile.gettempdir(), "tpu_logs")  # libtpu's default
     if not os.path.isdir(directory):
         return None
     return next(Path(directory).glob(f"tpu_driver.*.WARNING.*.{os.getpid()}"), None)

@@ -1,4 +1,4 @@
-"""The shapes of a run's step without its data and weights; what is not here is assumed, and said."""
+"""The shapes of a run's step. Data and weights that are not on this machine are assumed, and the plan lists what is."""
 
 import dataclasses
 import math
@@ -17,32 +17,32 @@ from janus_jax.training.program import BatchShape
 from janus_jax.training.setup import check_fits, model_to_train, open_reference_source
 
 SLOTS_PER_PAIR, SLOTS_PER_EXAMPLE, SHARED_SHARE = 1560, 900, 0.24
-"""Of rows like the Multifaceted Collection's: prompts of 330 tokens and responses of 520 in the median."""
+"""For rows like those of the Multifaceted Collection: median prompts of 330 tokens, median responses of 520."""
 
 _STEPS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What decides the program, beside configuration and mesh."""
+    """What determines the program, besides configuration and mesh."""
 
     model: ModelConfig
     objective: Objective
     shape: BatchShape
     shared_slots: int
     total_steps: int
-    steps_per_epoch: int | None  # None: no data to count
-    tokens_per_step: float  # that rows hold; the rest of the slots is padding
-    segment: float  # slots of an example
+    steps_per_epoch: int | None  # None: no data set
+    tokens_per_step: float  # slots that are not padding
+    segment: float  # slots per example
     assumed: tuple[str, ...]
-    held_out_segments: int | None = None  # most in a row of evaluation; None: as in training
+    held_out_segments: int | None = None  # most segments in a row of evaluation; None: as in training
 
 
 def find_inputs(config: RunConfig, devices: int) -> Inputs:
-    """What `prepare` finds in data and weights, or what is likely where they are not on this machine.
+    """What `prepare` finds in data and weights, or likely values if they are not on this machine.
 
     Args:
-        devices: of the mesh.
+        devices: number of devices of the mesh.
     Raises:
         ConfigError, DataError, ConversionError: as training would.
     """
@@ -57,7 +57,7 @@ def find_inputs(config: RunConfig, devices: int) -> Inputs:
 
 
 def find_model(config: RunConfig, assumed: list[str] | None = None) -> tuple[ModelConfig, Objective]:
-    """What is trained, with what; tells `assumed` what is not here.
+    """The trained model and its objective. Appends to `assumed` what is not on this machine.
 
     Raises:
         ConfigError, ConversionError: as training would.
@@ -68,7 +68,9 @@ def find_model(config: RunConfig, assumed: list[str] | None = None) -> tuple[Mod
     if path is not None and _exists(path):
         open_reference_source(config, model)
     elif path is not None:
-        assumed.append(f"reference.from={path} is not on this machine: the shape of the trained model")
+        assumed.append(
+            f"reference.from={path} is not on this machine; the reference has the shape of the trained model"
+        )
     return model, objective
 
 
@@ -79,18 +81,18 @@ def _is_here(config: RunConfig) -> bool:
 
 
 def _exists(path: str) -> bool:
-    """What is in a bucket is taken to be there."""
+    """Whether a path exists. Objects in buckets are assumed to exist."""
     return is_url(path) or Path(path).expanduser().exists()
 
 
 def _stored(config: RunConfig, assumed: list[str]) -> ModelConfig | None:
-    """The shape of the weights to start from; None: random ones."""
+    """The shape of the initial weights; None: random weights."""
     path = config.init.from_
     if path is None:
         return None
     if _exists(path):
         return open_model(path).config
-    assumed.append(f"init.from={path} is not on this machine: the shape of Mistral-7B-v0.2")
+    assumed.append(f"init.from={path} is not on this machine; the model has the shape of Mistral-7B-v0.2")
     return PRESETS["mistral-7b"]
 
 
@@ -124,14 +126,14 @@ def _measured(config: RunConfig, rows: RowPlan, model: ModelConfig, objective: O
 def _likely(config: RunConfig, shards: int, model: ModelConfig, objective: Objective, assumed: list[str]) -> Inputs:
     batch, pairs = config.batch, objective.branches == 2
     slots = min(SLOTS_PER_PAIR if pairs else SLOTS_PER_EXAMPLE, batch.row_length)
-    assumed.append(f"the data are not on this machine: {slots:,} slots an example, rows 98 % full, no epoch to count")
+    assumed.append(f"the data set is not on this machine; examples take {slots:,} slots, rows are 98 % full")
     if batch.rows is not None:
         rows, tokens = batch.rows, 0.98 * batch.rows * batch.row_length
     else:
         assert batch.examples is not None
-        each = max(1, batch.row_length // slots)
+        per_row = max(1, batch.row_length // slots)
         multiple = batch.microbatches * shards
-        rows = -(-batch.examples // each)
+        rows = -(-batch.examples // per_row)
         rows = -(-rows // multiple) * multiple
         tokens = batch.examples * slots
         assumed.append(f"batch.examples={batch.examples} take {rows} rows")
@@ -139,7 +141,7 @@ def _likely(config: RunConfig, shards: int, model: ModelConfig, objective: Objec
     shared = 0
     if pairs and batch.share_prompts:
         shared = min(batch.row_length, math.ceil(2 * SHARED_SHARE * batch.row_length))
-        assumed.append(f"no row has more than {shared:,} slots of shared prompts")
+        assumed.append(f"rows have at most {shared:,} slots of shared prompts")
     steps = config.schedule.steps or _STEPS
     shape = _shape(config, rows, cap)
     return Inputs(model, objective, shape, shared, steps, None, float(tokens), float(slots), tuple(assumed))
@@ -150,18 +152,18 @@ def _shape(config: RunConfig, rows: int, max_segments: int) -> BatchShape:
     return BatchShape(micro, rows // micro, config.batch.row_length, max_segments)
 
 
-def online_reference(config: RunConfig, found: Inputs) -> bool:
-    """Whether frozen weights stay on the devices and score every batch."""
-    return found.objective.needs_reference and config.reference.mode == "online"
+def online_reference(config: RunConfig, inputs: Inputs) -> bool:
+    """Whether a frozen reference stays on the devices and scores every batch."""
+    return inputs.objective.needs_reference and config.reference.mode == "online"
 
 
-def check_layout(config: RunConfig, devices: int, num_slices: int) -> None:
-    """Raises ConfigError where the mesh does not suit so many devices and slices; none of them need be there."""
+def check_mesh(config: RunConfig, devices: int, num_slices: int) -> None:
+    """Raises ConfigError if the configured mesh does not suit the number of devices and slices."""
     meshes.check_slices(meshes.MeshShape(**config.mesh.model_dump()).resolve(devices), num_slices)
 
 
-def check_rows(config: RunConfig, found: Inputs, mesh: Any, rules: meshes.Rules) -> None:
-    """Raises ConfigError where rows of training or evaluation do not divide over the mesh, as training would."""
-    meshes.check_rows(found.shape.rows, mesh, rules, "batch.rows", found.shape.microbatches)
+def check_rows(config: RunConfig, inputs: Inputs, mesh: Any, rules: meshes.Rules) -> None:
+    """Raises ConfigError if rows of training or evaluation do not divide over the mesh, as training would."""
+    meshes.check_rows(inputs.shape.rows, mesh, rules, "batch.rows", inputs.shape.microbatches)
     if config.eval.every_steps is not None and config.eval.rows is not None:
         meshes.check_rows(config.eval.rows, mesh, rules, "eval.rows")

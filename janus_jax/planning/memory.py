@@ -1,4 +1,4 @@
-"""What lies on a device while a compiled step runs, and while held-out rows are evaluated."""
+"""Memory of one device during a compiled training step and during evaluation."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ from janus_jax.training.program import Program
 def memory_of(
     config: RunConfig,
     program: Program,
-    found: Inputs,
+    inputs: Inputs,
     compiled: Any,
     hlo: str,
     usable: int | None,
@@ -26,38 +26,39 @@ def memory_of(
     """Bytes on one device.
 
     Args:
-        compiled: the training step, None if the compiler ran out of memory; `hlo` is its text.
-        usable: what the device has; None: it is simulated.
-        evaluation: the compiled evaluation step, where it might need more.
-        scores: whether the weights of an online reference are kept besides.
+        compiled: the training step, None if the compiler ran out of memory.
+        hlo: its text.
+        usable: bytes that a program can use; None: simulated device.
+        evaluation: the compiled evaluation step, if it might need more than the training step.
+        scores: whether the weights of an online reference stay on the device.
     """
-    state, batch = program.abstract_state(), program.abstract_batch(found.shape)
+    state, batch = program.abstract_state(), program.abstract_batch(inputs.shape)
     arguments = {
         "parameters": _local_bytes(state.params),
         "moments": _local_bytes(state.optimizer),
         "batch": _local_bytes(batch),
     }
-    kept = 0
-    if scores and online_reference(config, found):
-        kept = _local_bytes(program.abstract_params(program.functions.compute.dtype))
+    reference = 0
+    if scores and online_reference(config, inputs):
+        reference = _local_bytes(program.abstract_params(program.functions.compute.dtype))
     if compiled is None:
-        return Memory(usable, arguments, None, (), 0, kept)
+        return Memory(usable, arguments, None, (), 0, reference)
     at_peak = peak(hlo)
     analysis = compiled.memory_analysis()
-    told, ours = _peak(analysis, usable), analysis.argument_size_in_bytes + at_peak.bytes
-    is_ours = config.remat == "offload" and ours < told
+    reported, estimated = _peak(analysis, usable), analysis.argument_size_in_bytes + at_peak.bytes
+    is_estimate = config.remat == "offload" and estimated < reported
     held_out = None if evaluation is None else _peak(evaluation.memory_analysis(), usable) + arguments["moments"]
-    programs = [] if usable is None else filter(None, (compiled, evaluation))
+    executables = [] if usable is None else filter(None, (compiled, evaluation))
     return Memory(
         usable,
         arguments,
-        peak=ours if is_ours else told,
+        peak=estimated if is_estimate else reported,
         temporaries=at_peak.buffers,
         estimated_temporaries=at_peak.bytes,
-        reference=kept,
+        reference=reference,
         evaluation=held_out,
-        code=sum(each.memory_analysis().generated_code_size_in_bytes for each in programs),
-        peak_is_estimate=is_ours,
+        code=sum(executable.memory_analysis().generated_code_size_in_bytes for executable in executables),
+        peak_is_estimate=is_estimate,
     )
 
 
@@ -67,8 +68,8 @@ def _local_bytes(tree: Any) -> int:
 
 
 def _peak(analysis: Any, usable: int | None) -> int:
-    """Of a TPU's compiler its own figure: arguments and temp do not add up to it, because memory is used twice. XLA's
-    for CPUs leaves temporaries out of its."""
+    """Peak bytes. The TPU compiler reports a peak, which is less than arguments plus temp because buffers share memory.
+    The CPU compiler's peak leaves temporaries out, so it is summed here."""
     if usable is not None:
         return analysis.peak_memory_in_bytes
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes

@@ -1,4 +1,4 @@
-"""What a plan says, and what was measured beside it."""
+"""The results: `Plan` of a compiled step, `Timing` of a measured one."""
 
 import dataclasses
 import statistics
@@ -15,16 +15,16 @@ from janus_jax.planning.hlo.memory import Buffer
 class Memory:
     """Bytes on one device."""
 
-    usable: int | None  # None: a simulated device
-    arguments: dict[str, int]  # parameters, moments, batch, ...; exact
-    peak: int | None  # all of it at the worst moment, by the compiler; None: it did not get so far
-    temporaries: tuple[Buffer, ...]  # beside the arguments, at that moment; an estimate
+    usable: int | None  # None: simulated device
+    arguments: dict[str, int]  # parameters, moments, batch; exact
+    peak: int | None  # arguments and temporaries at the worst moment, from the compiler; None: it gave up
+    temporaries: tuple[Buffer, ...]  # live at that moment; an estimate
     estimated_temporaries: int  # their sum, which should be about peak - arguments
-    reference: int = 0  # what a run holds on the device that the step does not take: an online reference
-    evaluation: int | None = None  # with the moments that wait; None: it takes no more rows than the step, or too much
-    evaluation_failed: bool = False  # the compiler ran out of memory
-    code: int = 0  # of the programs themselves
-    peak_is_estimate: bool = False  # with `offload` the compiler's figure may be that of the host's memory
+    reference: int = 0  # weights of an online reference, which are not arguments of the step
+    evaluation: int | None = None  # peak, idle moments included; None: needs no more rows than the step, or did not fit
+    evaluation_failed: bool = False  # the compiler ran out of memory on evaluation
+    code: int = 0  # the compiled programs
+    peak_is_estimate: bool = False  # with `offload` the compiler's figure may be for host memory
 
     @property
     def evaluation_is_most(self) -> bool:
@@ -37,15 +37,15 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """Sizes of one parameter."""
+    """Shape of one parameter."""
 
     shape: tuple[int, ...]
-    on_device: tuple[int, ...]  # of the piece that one device has
+    on_device: tuple[int, ...]  # shape of one shard
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One step of one configuration on one slice, or several alike."""
+    """One step of one configuration on one slice, or on several identical ones."""
 
     target: Slice
     num_slices: int
@@ -53,14 +53,14 @@ class Plan:
     objective: str
     remat: str
     moments: str
-    rows: int  # of a step, over all devices
+    rows: int  # per step, all devices together
     row_length: int
     microbatches: int
-    row_shards: int  # devices, or groups of them, that have rows of their own
+    row_shards: int  # number of parts that the rows are split into
     attention: str
     assumed: tuple[str, ...]
     fits: bool
-    reason: str | None  # why it does not
+    reason: str | None  # why it does not fit
     memory: Memory
     collectives: tuple[Collective, ...]
     findings: tuple[Finding, ...]
@@ -70,18 +70,18 @@ class Plan:
     steps_per_epoch: int | None
     usd_per_hour: float | None
     compile_s: float
-    program_sha256: str  # of what was lowered: that of the trainer's own step
+    program_sha256: str  # of the lowered program, which is the trainer's own
     versions: dict[str, str]
     parameters: dict[str, Parameter] = dataclasses.field(default_factory=dict)
 
     @property
     def rows_per_device(self) -> float:
-        """Of a microbatch; those that share a row's heads, width or length have the same ones."""
+        """Rows of a microbatch per row shard. The devices of a shard split heads, width or length of these rows."""
         return self.rows / self.microbatches / self.row_shards
 
     @property
     def hours_per_epoch(self) -> float | None:
-        """At the bound; a run takes longer."""
+        """Hours at the bound. A run takes longer."""
         if self.bound is None or self.steps_per_epoch is None:
             return None
         return self.bound.seconds * self.steps_per_epoch / 3600
@@ -92,26 +92,26 @@ class Plan:
         return None if hours is None or self.usd_per_hour is None else hours * self.usd_per_hour
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers and texts, bytes and seconds; what `--json` writes."""
+        """What `--json` writes; bytes and seconds."""
         derived = ("rows_per_device", "hours_per_epoch", "usd_per_epoch")
-        found = dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
-        found["memory"]["needed"] = self.memory.needed
+        values = dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
+        values["memory"]["needed"] = self.memory.needed
         if self.bound is not None:
             derived = ("seconds", "serial_seconds", "limit")
-            found["bound"] |= {name: getattr(self.bound, name) for name in derived}
-        return found
+            values["bound"] |= {name: getattr(self.bound, name) for name in derived}
+        return values
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of steps, after those that compile and warm up, and what the plan says of the same program."""
+    """Seconds per step after compilation and one warm-up step, and the plan of the same program."""
 
     plan: Plan
-    device: str  # as JAX names its kind
+    device: str  # JAX's `device_kind`
     devices: int
-    tokens_per_step: int  # in the made-up rows
+    tokens_per_step: int  # of the made-up rows
     seconds: tuple[float, ...]
-    held_bytes: int | None  # at most, as a device reports it; None: it reports nothing
+    held_bytes: int | None  # highest peak that a device reports; None: devices do not report it
 
     @property
     def median_s(self) -> float:
@@ -123,17 +123,17 @@ class Timing:
 
     @property
     def flops_per_s(self) -> float:
-        """That the model asks for, of one device; what is recomputed is left out."""
+        """The model's operations per second on one device, without recomputation."""
         return self.plan.flops.model / self.devices / self.median_s
 
     @property
     def mfu(self) -> float | None:
-        """Share of the device's peak; None without a figure of that."""
+        """Model FLOPs utilisation; None without figures for the device."""
         bound = self.plan.bound
         return None if bound is None else bound.mfu * bound.seconds / self.median_s
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers and texts; what `--json` writes."""
+        """What `--json` writes."""
         derived = ("median_s", "tokens_per_s", "flops_per_s", "mfu")
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return plain | {name: getattr(self, name) for name in derived} | {"plan": self.plan.to_json()}

@@ -1,4 +1,4 @@
-"""The training step run and timed on whatever devices are here, on made-up rows, beside its plan."""
+"""Runs and times the training step on this machine's devices, with made-up rows, beside its plan."""
 
 import contextlib
 import os
@@ -30,46 +30,46 @@ def time_step(
     trace: str | os.PathLike[str] | None = None,
     chips: str | os.PathLike[str] | None = None,
 ) -> Timing:
-    """Times the step of `config` with random weights on all devices of all processes.
+    """Times the training step of `config`, with random weights, on all devices of all processes.
 
     Args:
         mesh: as for `plan`.
-        steps: that are timed, each until its results are there.
-        trace: directory for an xprof trace of them.
+        steps: number of timed steps. Each ends when its results are ready.
+        trace: directory for an xprof trace of these steps.
         chips: as for `plan`.
     Raises:
         ConfigError, DataError, ConversionError: as training would.
-        OutOfMemoryError: the step, or what it is given, takes more memory than there is.
+        OutOfMemoryError: the step or its arguments do not fit into memory.
     """
-    with processes.agreement("time-step"):  # what follows would wait for ever for a process that found bad input
+    with processes.agreement("time-step"):  # later code would wait for ever for a process with bad input
         devices, table = jax.devices(), load_chips(chips)
         target, num_slices = detect_slice(devices)
         config, mesh = resolve_mesh(config, devices, mesh)
-        found = find_inputs(config, len(devices))
-        program = program_of(config, found, mesh)
-        batch, tokens = made_up_batch(found, config.batch.share_prompts)
-    with processes.agreement("time-step/inputs"):  # or programs would be of different shapes
-        here = repr((found.model, found.shape, found.shared_slots, found.total_steps, found.tokens_per_step))
-        if (of_main := processes.broadcast("time-step/found", here)) != here:
-            raise ConfigError(f"data or weights on this host are not those of process 0: {here}; there {of_main}")
+        inputs = find_inputs(config, len(devices))
+        program = program_of(config, inputs, mesh)
+        batch, tokens = made_up_batch(inputs, config.batch.share_prompts)
+    with processes.agreement("time-step/inputs"):  # processes must not compile different shapes
+        here = repr((inputs.model, inputs.shape, inputs.shared_slots, inputs.total_steps, inputs.tokens_per_step))
+        if (main := processes.broadcast("time-step/inputs", here)) != here:
+            raise ConfigError(f"data or weights on this host differ from those of process 0: {here} here, {main} there")
     with processes.memory_for(f"weights and moments on {target.name}"):
         shardings = program.state_shardings.params
-        make = jax.jit(lambda key: init_params(found.model, key, program.params_dtype), out_shardings=shardings)
+        make = jax.jit(lambda key: init_params(inputs.model, key, program.params_dtype), out_shardings=shardings)
         state = program.init(make(jax.random.key(config.run.seed)))
         batch = jax.tree.map(_placed, batch, program.batch_shardings)
     step = compile_step(program.train, (state, batch), target.name, on_tpu=devices[0].platform == "tpu")
     if step.executable is None:
         raise OutOfMemoryError(f"{target.name}: {step.reason}")
-    planned = describe(config, found, program, step, target, table, num_slices, scores=False)
+    planned = describe(config, inputs, program, step, target, table, num_slices, scores=False)
     run, seconds = step.executable, []
     with processes.memory_for(f"a step on {target.name}"):
         state = jax.block_until_ready(run(state, batch))[0]
         with contextlib.nullcontext() if trace is None else jax.profiler.trace(os.fspath(trace)):
             for number in range(steps):
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 with jax.profiler.StepTraceAnnotation("train", step_num=number):
                     state, *_ = jax.block_until_ready(run(state, batch))
-                seconds.append(time.perf_counter() - begun)
+                seconds.append(time.perf_counter() - start)
     reported = [stats["peak_bytes_in_use"] for device in mesh.local_devices if (stats := device.memory_stats())]
     return Timing(
         plan=planned,
@@ -82,35 +82,35 @@ def time_step(
 
 
 def _placed(x: np.ndarray, sharding: Any) -> jax.Array:
-    """Without `device_put`, which sends every array around to compare what processes have."""
+    """`device_put` would send every array to all processes to compare them."""
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
-def made_up_batch(found: Inputs, share_prompts: bool) -> tuple[Batch, int]:
-    """Rows of random ids, together as full as those of training, and how many slots hold a token.
+def made_up_batch(inputs: Inputs, share_prompts: bool) -> tuple[Batch, int]:
+    """Rows of random ids that are as full as those of training.
 
     Returns:
-        numpy batch [M, B, L], tokens.
+        A numpy batch [M, B, L] and the number of its slots that hold a token.
     """
-    shape, rng = found.shape, np.random.default_rng(0)
-    form = RowFormat(found.objective.head, found.objective.branches, share_prompts)
-    slots = int(min(found.segment, shape.row_length))
+    shape, rng = inputs.shape, np.random.default_rng(0)
+    form = RowFormat(inputs.objective.head, inputs.objective.branches, share_prompts)
+    slots = int(min(inputs.segment, shape.row_length))
     most = max(1, min(shape.max_segments, shape.row_length // slots))
     prompt = max(1, int(SHARED_SHARE * slots) // (1 if share_prompts else form.branches))
-    if share_prompts and form.branches == 2:  # with more than the program has copies for, attention is NaN
-        prompt = min(prompt, 1 + found.shared_slots // most)
+    if share_prompts and form.branches == 2:  # more than the program has copies for makes attention NaN
+        prompt = min(prompt, 1 + inputs.shared_slots // most)
     without = int(form.slots(np.asarray([[prompt, 0, 0]], np.int32))[0])
     response = max(1, (slots - without) // form.branches)
 
     def ids(count: int) -> np.ndarray:
-        return rng.integers(3, found.model.vocab_size, count).astype(np.int32)
+        return rng.integers(3, inputs.model.vocab_size, count).astype(np.int32)
 
     def example() -> Example:
         rejected = ids(response) if form.branches == 2 else None
         return Example(prompt=ids(prompt), chosen=ids(response), rejected=rejected, margin=0.0)
 
-    # As many as a step of training has: of a number of examples some rows may stay empty.
-    share, more = divmod(max(1, round(found.tokens_per_step / slots)), shape.rows * shape.microbatches)
+    # As many examples as a training step has; with `batch.examples` some rows may stay empty.
+    share, more = divmod(max(1, round(inputs.tokens_per_step / slots)), shape.rows * shape.microbatches)
     counts = [min(most, share + (row < more)) for row in range(shape.rows * shape.microbatches)]
     rows = [[example() for _ in range(count)] for count in counts]
     packed = pack(rows, row_length=shape.row_length, max_segments=shape.max_segments, form=form)

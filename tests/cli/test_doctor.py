@@ -92,4 +92,4 @@ def test_only_an_unmet_requirement_makes_the_exit_code_2(capsys):
     out, err = capsys.readouterr()
     assert "b[x]" in out and err == ""
     assert doctor.show([*fine, Check("c", "missing", "not installed")]) == 2
-    assert capsys.readouterr().err == "not usable yet: c\n"
+    assert capsys.readouterr().err == "missing: c\n"

@@ -1,4 +1,4 @@
-"""The command `janus plan`: options, outputs and exit codes; what a plan is made of is tested in tests/parallel."""
+"""The command `janus plan`: options, outputs and exit codes; tests/planning tests the plan itself."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ def test_what_would_fit_is_said_as_it_is_found(janus, small):
         assert code == 3 and suggestions.call_args[1]["tries"] == 5
         assert "  remat=full\n" in out and out.endswith("GiB; blocks are computed a second time\n")
         suggestions.return_value = iter([])
-        assert "  nothing: 0 changes were compiled; a larger slice" in janus("plan", small, "--topology", "v4-8")[1]
+        assert "  none: compiled 0 changes; try a larger slice" in janus("plan", small, "--topology", "v4-8")[1]
 
         def tried(*_, report, tries, **__):
             for number in range(tries):
@@ -62,8 +62,8 @@ def test_what_would_fit_is_said_as_it_is_found(janus, small):
 
         suggestions.side_effect = tried
         _, out, err = janus("plan", small, "--topology", "v4-8", "--tries", 2)
-        assert "nothing: 2 changes were compiled; --tries 4 looks farther" in out
-        assert err == "tried, does not fit: mesh.fsdp=0\ntried, does not fit: mesh.fsdp=1\n"
+        assert "none: compiled 2 changes; try --tries 4, a larger slice" in out
+        assert err == "does not fit: mesh.fsdp=0\ndoes not fit: mesh.fsdp=1\n"
         suggestions.side_effect = None
         suggestions.reset_mock()
         assert janus("plan", small, "--topology", "v4-8", "--tries", 0)[0] == 3
@@ -114,10 +114,10 @@ def test_plan_takes_no_accelerator_of_this_machine():
         (("--topology", "v4-8", "--devices", 8), "--topology, --devices: allowed: exactly one of them"),
         (("--devices", "v4-8"), "--devices v4-8: allowed: cpu:N, like cpu:8"),
         (("--devices", "0"), "--devices 0: allowed: cpu:N"),
-        (("--devices", 8, "--sweep", 1, "--png", "x.png"), "--png x.png: allowed: for a sweep of TPU slices"),
+        (("--devices", 8, "--sweep", 1, "--png", "x.png"), "--png x.png: not allowed for a sweep of simulated devices"),
         (("--topology", "v5litepod-256", "--slices", 100000), "25,600,000 devices in all; allowed: at most 32,768"),
-        (("--topology", "v3-32", "--slices", 2), "2 of them: v3 does not work in several slices"),
-        (("--topology", "v4-8", "--slices", 2), "mesh.data=1: there are 2 slices; allowed: a multiple of 2"),
+        (("--topology", "v3-32", "--slices", 2), "2 x v3-32: v3 supports a single slice only"),
+        (("--topology", "v4-8", "--slices", 2), "mesh.data=1: allowed with 2 slices: a multiple of 2"),
     ],
 )
 def test_where_it_shall_be_planned_for_is_clear_at_once(options, message, janus, small, tmp_path):

@@ -14,7 +14,7 @@ def test_a_step_is_timed_beside_its_plan(janus, small, tmp_path):
     code, out, err = janus("time-step", small, *options)
     assert (code, err) == (0, "") and out.startswith("MEASURED on 8 x cpu: ")
     words = " ".join(out.split())
-    assert "median of 2 steps" in words and "the compiler's" in words and "no figures of cpu:8" in words
+    assert "median of 2 steps" in words and "the compiler's" in words and "no figures for cpu:8" in words
     assert out.endswith("wrote times.json\nwrote trace\n") and list(tmp_path.glob("trace/**/*.xplane.pb"))
     found = json.loads((tmp_path / "times.json").read_text())
     assert len(found["seconds"]) == 2 and found["devices"] == 8 == found["plan"]["target"]["chips"]

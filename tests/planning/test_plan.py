@@ -55,7 +55,7 @@ def test_a_mesh_of_ones_own_is_planned_and_timed(data, tmp_path):
 
 @pytest.mark.parametrize(
     ("axes", "count", "message"),
-    [(("fsdp", "model"), 8, "unknown axis 'model'; known are data, fsdp"), (("fsdp", "tensor"), 4, "its 4 devices")],
+    [(("fsdp", "model"), 8, "unknown axis 'model'; allowed: data, fsdp"), (("fsdp", "tensor"), 4, "its 4 devices")],
 )
 def test_a_mesh_of_ones_own_has_known_axes_and_all_devices(axes, count, message, data, tmp_path):
     own = Mesh(np.asarray(jax.devices()[:count]).reshape(-1, 2), axes)
@@ -131,7 +131,7 @@ def test_what_is_not_here_is_assumed_and_said(data, tmp_path):
     run = trained(data, tmp_path, "dpo", data={"dir": "nowhere"}, batch={"rows": None, "examples": 12})
     found = find_inputs(run, 8)
     assert found.steps_per_epoch is None and found.shape.rows % 8 == 0 and found.shared_slots > 0
-    assert any("data are not on this machine" in text for text in found.assumed)
+    assert any("data set is not on this machine" in text for text in found.assumed)
     away = run.model_copy(update={"model": None, "init": type(run.init).model_validate({"from": "runs/away"})})
     assert any(text.startswith("init.from=runs/away is not on this machine") for text in find_inputs(away, 8).assumed)
     assert find_inputs(away, 8).model.num_layers == 32

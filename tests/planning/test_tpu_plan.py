@@ -70,5 +70,5 @@ def test_what_does_not_fit_says_by_how_much(tmp_path):
     large = MODEL | {"num_layers": 32, "hidden_size": 4096, "intermediate_size": 14336, "num_heads": 32}
     found = plan(run(tmp_path, model=large | {"num_kv_heads": 8}), "v5litepod-4")
     assert not found.fits and found.memory.peak is None and found.bound is None
-    assert "15.75G are usable" in found.reason
+    assert "only 15.75G is usable" in found.reason
     assert sum(found.memory.arguments.values()) > found.memory.usable

@@ -1,13 +1,13 @@
-"""The least time a step can take: floating-point operations and bytes from the shape of the model alone.
+"""The least time a step can take, from operations and bytes that follow from the shape of the model.
 
-What compilers report counts a loop's body once and a kernel as nothing, so it is not used. A product of [m, k] and
-[k, n] is 2 m k n operations; norms, softmax and other elementwise work are left out, as is usual (Kaplan et al. 2020,
-arXiv:2001.08361, table 1; Hoffmann et al. 2022, arXiv:2203.15556, appendix F). For a token, with N parameters in
-products, a training step is 6 N and attention on top: forward 2 N, backward twice that.
+Compilers' own counts are not used: they count a loop's body once and a kernel as nothing. A product of [m, k] and
+[k, n] is 2 m k n operations; norms, softmax and other elementwise work are left out, as usual (Kaplan et al. 2020,
+arXiv:2001.08361, table 1; Hoffmann et al. 2022, arXiv:2203.15556, appendix F). With N parameters in products,
+a training step takes 6 N operations per token plus attention: forward 2 N, backward twice that.
 
-Model FLOPs utilisation (MFU) follows Chowdhery et al. 2022 (PaLM, arXiv:2204.02311, appendix B): operations that the
-model asks for, without recomputation, over what the chips could do in the time. PaLM counts attention over the whole
-row; here a query's keys are those that a causal mask leaves it, so an MFU here is the lower one.
+Model FLOPs utilisation (MFU) follows Chowdhery et al. 2022 (PaLM, arXiv:2204.02311, appendix B): operations of
+the model, without recomputation, over what the chips could do in that time. PaLM counts attention over the whole row.
+Here a query counts only the keys that a causal mask leaves, so this MFU is lower.
 
 Letters: D width, F feed-forward width, V vocabulary, N query heads, K key/value heads, H head dimension.
 """
@@ -22,15 +22,15 @@ from janus_jax.planning.chips.slices import Chip, Slice
 
 @dataclasses.dataclass(frozen=True)
 class Recompute:
-    """What is kept of the forward pass, and how often the backward pass does parts of it again."""
+    """What is kept of the forward pass, and how often the backward pass repeats its parts."""
 
-    projections: float = 0  # all products of a layer but the last: q, k, v, o, gate, up
-    down: float = 0  # the last, whose result no gradient needs
+    projections: float = 0  # all products of a layer except the last: q, k, v, o, gate, up
+    down: float = 0  # the last product, whose result no gradient needs
     scores: float = 1  # q k^T: attention keeps no scores, whatever the policy
     values: float = 0  # weights times v
     head: float = 1  # logits: the head keeps none, whatever the policy
-    kept: Literal["all", "products", "input"] = "all"  # of a layer, as far as its gradients need it
-    on_host: bool = False  # where that lies until then
+    kept: Literal["all", "products", "input"] = "all"  # of each layer, as far as its gradients need it
+    on_host: bool = False  # whether host memory keeps it
 
 
 REMAT: Mapping[str, Recompute] = {
@@ -39,20 +39,20 @@ REMAT: Mapping[str, Recompute] = {
     "full": Recompute(projections=1, scores=2, values=1, kept="input"),
     "offload": Recompute(projections=1, scores=2, values=1, kept="input", on_host=True),
 }
-"""By `remat:` of a configuration. `full` repeats a layer as far as its gradients need it, `dots` what lies between its
-products with weights, which is attention and elementwise work. Kernels are repeated as plain attention is."""
+"""By `remat:` of a configuration. `full` repeats a layer as far as its gradients need it. `dots` repeats what lies
+between products with weights: attention and elementwise work. A kernel is repeated like plain attention."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """One optimizer step, or one pass of scoring, of the whole mesh."""
+    """One optimizer step, or one scoring pass, on the whole mesh."""
 
     model: ModelConfig
     rows: int
     length: int
     microbatches: int = 1
     recompute: Recompute = REMAT["none"]
-    segment: int | None = None  # tokens of one example, that see no others; None: rows are one example
+    segment: int | None = None  # tokens of one example; attention stays within it. None: a row is one example
 
     @property
     def tokens(self) -> int:
@@ -60,25 +60,25 @@ class Workload:
 
     @property
     def keys(self) -> float:
-        """Keys that a query sees on average."""
+        """Average number of keys that a query sees."""
         return keys_per_query(min(self.segment or self.length, self.length), self.model.sliding_window)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sharding:
-    """How arrays lie over devices, and in how many bytes."""
+    """How arrays are split over devices, and bytes per element."""
 
     devices: int
-    parameter_shards: int  # pieces of each parameter at rest: fsdp x tensor
-    tensor: int = 1  # of these, pieces in use too; activations of heads and feed-forward are split likewise
+    parameter_shards: int  # shards of each parameter at rest: fsdp x tensor
+    tensor: int = 1  # shards in use; activations of heads and feed-forward are split the same way
     parameter_bytes: int = 4
     compute_bytes: int = 2
-    moment_bytes: int = 8  # both of AdamW
-    gradient_bytes: int | None = None  # of the layers; None: as they are computed, in bfloat16 2
+    moment_bytes: int = 8  # both AdamW moments together
+    gradient_bytes: int | None = None  # of the layers; None: the narrower of compute and parameters
 
     @property
     def layer_gradient_bytes(self) -> int:
-        """Those of embedding and head are as wide as the parameters."""
+        """Gradients of embedding and head are as wide as the parameters."""
         if self.gradient_bytes is not None:
             return self.gradient_bytes
         return min(self.compute_bytes, self.parameter_bytes)
@@ -86,7 +86,7 @@ class Sharding:
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """Operations of the whole mesh."""
+    """Forward operations on the whole mesh."""
 
     projections: float
     down: float
@@ -101,8 +101,8 @@ class Flops:
 
 @dataclasses.dataclass(frozen=True)
 class StepFlops:
-    """Operations of a step of the whole mesh: what the model asks for, what is done again to save memory, and what a
-    reference takes that scores the batch before the step."""
+    """Operations per step on the whole mesh: of the model, recomputed to save memory, and of the reference that scores
+    the batch before the step."""
 
     model: float
     recomputed: float
@@ -117,11 +117,11 @@ class StepFlops:
 class HbmTraffic:
     """Bytes that one device must read from and write to HBM in a step. Real programs move more.
 
-    `host` is none of HBM: what goes to the host's memory and back. No table has the bandwidth of that way, so that it
-    is in no bound.
+    `host` counts bytes to and from host memory. It is not part of HBM traffic, nor of any bound: no table has the
+    bandwidth of that link.
     """
 
-    weights: float  # read once for each pass over the layers of a microbatch
+    weights: float  # read once per pass over the layers, for each microbatch
     gradients: float
     optimizer: float  # parameters and moments, read and written
     activations: float  # kept for the backward pass: written, read back
@@ -129,13 +129,13 @@ class HbmTraffic:
 
     @property
     def total(self) -> float:
-        """Of HBM."""
+        """Bytes of HBM."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """The least seconds of a step by each resource, as if all ran at its peak and beside each other."""
+    """The least seconds per step for each resource, if each runs at its peak and all overlap."""
 
     compute_s: float
     hbm_s: float
@@ -150,12 +150,12 @@ class Bound:
 
     @property
     def serial_seconds(self) -> float:
-        """All of them one after the other: what a step takes at these peaks if nothing overlaps."""
+        """Seconds per step at these peaks if nothing overlaps."""
         return sum(self.parts.values())
 
     @property
     def limit(self) -> str:
-        """Which resource sets the bound."""
+        """The resource that sets the bound."""
         return max(self.parts, key=lambda part: self.parts[part])
 
     @property
@@ -164,7 +164,7 @@ class Bound:
 
 
 def parameters(model: ModelConfig) -> int:
-    """All of them: L (2 D + D H (2 N + 2 K) + 3 D F) + D + V D + the head, V D unless tied or D for rewards."""
+    """Their number: L (2 D + D H (2 N + 2 K) + 3 D F) + D + V D + the head, V D unless tied or D for rewards."""
     head = model.hidden_size if model.head == "value" else 0 if model.tie_embeddings else _vocabulary(model)
     return _layers(model) + model.hidden_size + _vocabulary(model) + head
 
@@ -176,7 +176,7 @@ def keys_per_query(length: int, window: int | None = None) -> float:
 
 
 def forward_flops(work: Workload) -> Flops:
-    """For a token: 2 L (D H (2 N + 2 K) + 2 D F), 2 L D F, twice 2 L N H keys, and 2 D V (2 D for rewards)."""
+    """Per token: 2 L (D H (2 N + 2 K) + 2 D F), 2 L D F, twice 2 L N H keys, and 2 D V (2 D for rewards)."""
     model, tokens = work.model, work.tokens
     heads = model.num_heads * model.head_dim
     width, layers = model.hidden_size, model.num_layers
@@ -194,34 +194,34 @@ def forward_flops(work: Workload) -> Flops:
 
 
 def training_flops(work: Workload) -> StepFlops:
-    """Three times the forward pass (a product has two gradients, each as large), and what is recomputed."""
+    """Three times the forward pass (a product has two gradients, each as costly), plus recomputation."""
     once = forward_flops(work)
     times = dataclasses.replace(work.recompute, head=0) if work.model.head == "value" else work.recompute
     return StepFlops(3 * once.total, sum(flops * getattr(times, part) for part, flops in vars(once).items()))
 
 
 def inference_flops(work: Workload) -> StepFlops:
-    """A forward pass alone, such as that of a reference."""
+    """A forward pass alone, as for a reference."""
     return StepFlops(forward_flops(work).total, 0)
 
 
 def training_hbm_traffic(work: Workload, sharding: Sharding) -> HbmTraffic:
-    """Bytes of a device, at least.
+    """The least bytes that one device moves.
 
-    - weights: those of the layers, in the compute dtype, split by `tensor` only, for the forward pass, the backward
-      pass and recomputation, of each microbatch; the head three times, its logits being recomputed always.
-    - gradients: written and read once. Those of several microbatches are summed in float32: a read and a write more
-      for each beyond the first.
-    - optimizer: parameters and moments read and written, where they lie.
-    - activations: for each token and layer its input (D); of `products` also the results of q, k, v, o, gate and up
-      (D, (N + 2 K) H, 2 F); of `all` also what else the gradients of products need (in sum 3 D, (2 N + 2 K) H, 3 F).
-      Written and read; on the way to the host and back once more each.
-    - host: the same, once each way.
+    - weights: the layers' weights in the compute dtype, split by `tensor` only, for each microbatch's forward pass,
+      backward pass and recomputation. The head three times, because its logits are always recomputed.
+    - gradients: written and read once. Several microbatches are summed in float32: one more read and write for each
+      beyond the first.
+    - optimizer: parameters and moments, sharded as at rest, read and written.
+    - activations: per token and layer its input (D); for `products` also the results of q, k, v, o, gate and up
+      (D, (N + 2 K) H, 2 F); for `all` also what else the gradients of products need (in sum 3 D, (2 N + 2 K) H, 3 F).
+      Written and read; with `offload` one more read and write for the transfer to the host and back.
+    - host: the offloaded activations, once each way.
     """
     model, recompute = work.model, work.recompute
     passes = 2 + (1 if recompute.projections else 0)
     used = passes * _layers(model) + (1 if model.head == "value" else 3) * _head(model)
-    blocks = _layers(model) + model.hidden_size  # and the final norm
+    blocks = _layers(model) + model.hidden_size  # with the final norm
     widths = (sharding.layer_gradient_bytes, sharding.parameter_bytes) if work.microbatches == 1 else (4, 4)
     gradients = blocks * widths[0] + (parameters(model) - blocks) * widths[1]
     heads, kv_heads = model.num_heads * model.head_dim, 2 * model.num_kv_heads * model.head_dim
@@ -231,28 +231,26 @@ def training_hbm_traffic(work: Workload, sharding: Sharding) -> HbmTraffic:
         "all": (4, 2 * heads + kv_heads + 3 * model.intermediate_size),
     }[recompute.kept]
     tokens = work.tokens * sharding.tensor / sharding.devices
+    state_bytes = sharding.parameter_bytes + sharding.moment_bytes
     kept = tokens * model.num_layers * (whole * model.hidden_size + split / sharding.tensor) * sharding.compute_bytes
     return HbmTraffic(
         weights=work.microbatches * used * sharding.compute_bytes / sharding.tensor,
         gradients=gradients / sharding.parameter_shards * 2 * work.microbatches,
-        optimizer=parameters(model)
-        / sharding.parameter_shards
-        * 2
-        * (sharding.parameter_bytes + sharding.moment_bytes),
+        optimizer=parameters(model) / sharding.parameter_shards * 2 * state_bytes,
         activations=(4 if recompute.on_host else 2) * kept,
         host=2 * kept if recompute.on_host else 0,
     )
 
 
 def inference_hbm_traffic(work: Workload, sharding: Sharding) -> HbmTraffic:
-    """Weights read once for each microbatch; nothing is kept."""
+    """Weights are read once per microbatch; nothing is kept."""
     used = _layers(work.model) + _head(work.model)
     return HbmTraffic(work.microbatches * used * sharding.compute_bytes / sharding.tensor, 0, 0, 0)
 
 
 def ici_bytes_per_s(target: Slice, chip: Chip) -> float:
-    """What a device of this slice can send to others of it: along a side of two chips there is one link, along a longer
-    one two, along none a side of one."""
+    """Bytes per second that a device can send within its slice. A chip has two links along a side of three or more
+    chips, one along a side of two, none along a side of one."""
     if target.topology is None:
         return 0.0
     sides = [int(side) for side in target.topology.split(":")[1].split("x")]
@@ -275,11 +273,12 @@ def bound(
     """The least time of a step.
 
     Args:
-        flops: of the whole mesh.
-        hbm_bytes, ici_bytes, dcn_bytes: of one device; the latter two what it sends (`Collective.wire_bytes`). All
-            links of a chip are taken to work at once, so that real collectives, along one axis, take longer.
-        tokens: of the whole step.
-        repeated: by how many devices each operation is done, where rules do not divide the work over all.
+        flops: operations of the whole mesh.
+        hbm_bytes: HBM traffic of one device.
+        ici_bytes, dcn_bytes: bytes that one device sends (`Collective.wire_bytes`). All links of a chip are assumed to
+            work at once; real collectives run along one axis and take longer.
+        tokens: tokens of the whole step.
+        repeated: number of devices that do each operation, if rules do not divide the work over all devices.
     """
     devices = target.devices * num_slices
     peak = chip.peak_bf16_flops / target.devices_per_chip
@@ -287,9 +286,8 @@ def bound(
     parts = (
         flops.total * repeated / devices / peak,
         hbm_bytes / (chip.hbm_bytes_per_s / target.devices_per_chip),
-        0.0
-        if target.chips == 1
-        else _seconds(ici_bytes, ici_bytes_per_s(target, chip)),  # what stays on a chip goes over no link
+        # Transfers between the devices of a single chip use no link.
+        0.0 if target.chips == 1 else _seconds(ici_bytes, ici_bytes_per_s(target, chip)),
         _seconds(dcn_bytes, dcn),
     )
     seconds = max(parts)

@@ -1,4 +1,4 @@
-"""TPU slices by their Google Cloud names: what they consist of, what libtpu calls them, and their chips' figures."""
+"""TPU slices by Google Cloud name: their chips and hosts, libtpu's names for them, and the figures of each chip."""
 
 import contextlib
 import dataclasses
@@ -20,10 +20,10 @@ from janus_jax.errors import ConfigError, first_line
 from janus_jax.parallel.environment import use_libtpu_as_compiler
 
 CPU = "cpu"
-"""Family of simulated devices, `cpu:8`."""
+"""Family of simulated devices, as in `cpu:8`."""
 
 MOST_DEVICES = 32_768
-"""More than the largest pod has; descriptions of more would fill the memory of this machine first."""
+"""More than the largest pod has. Descriptions of more devices could fill this machine's memory."""
 
 _V5E = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
 _V4 = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x12 8x8x16 8x16x16"
@@ -36,22 +36,22 @@ _SHAPES = {
     "v6e": _V5E,
     "tpu7x": f"1x1x1 {_V4} 16x16x16 16x16x24 16x16x36",
 }
-"""Shapes in chips that Google Cloud offers, those of cloud.google.com/tpu/docs. Others are written as FAMILY:AxBxC."""
+"""Shapes in chips that Google Cloud offers (cloud.google.com/tpu/docs). Other shapes are written as FAMILY:AxBxC."""
 _NAME_COUNTS = {"v2": 2, "v3": 2, "v4": 2, "v5e": 1, "v5p": 2, "v6e": 1, "tpu7x": 2}
-"""What the number in a name counts for each chip: chips of v5e and v6e, TensorCores of the others."""
+"""What a name's number counts per chip: the chip for v5e and v6e, TensorCores for the others."""
 _DEVICES = {"v2": 2, "v3": 2, "tpu7x": 2}
-"""JAX devices of a chip, where it is not one."""
+"""JAX devices per chip, if not one."""
 _RING = {"v2": 16, "v3": 32, "v5e": 16, "v6e": 16}
-"""Sides of a 2D slice close to a ring at the side of a whole pod. 3D slices close if made of whole 4x4x4 cubes."""
+"""Side length at which a side of a 2D slice closes to a ring. 3D slices close if made of whole 4x4x4 cubes."""
 _KINDS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
-"""What JAX calls devices, where that is not `TPU` and the family."""
+"""JAX's `device_kind`, if it is not `TPU` and the family."""
 _PREFIX = {"v5e": "v5litepod"}
 _ALIAS = {"v5litepod": "v5e", "v5lite": "v5e", "v5": "v5p"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Chips that one fast network connects, and how to ask libtpu for them."""
+    """Chips connected by one fast network, and the options that describe them to libtpu."""
 
     name: str
     family: str
@@ -59,7 +59,7 @@ class Slice:
     devices_per_chip: int
     hosts: int
     topology: str | None  # libtpu's name, `v5e:4x4`; None: simulated
-    chip_config_name: str | None = None  # v4: `megacore`, or each of its two cores would be a device
+    chip_config_name: str | None = None  # v4: `megacore`, which makes one device of its two cores
     wrap: tuple[bool, bool, bool] | None = None  # which sides close to a ring; None: libtpu's own choice
     chips_per_host_bounds: tuple[int, int, int] | None = None
 
@@ -73,18 +73,18 @@ Count = Annotated[int, Field(gt=0)]
 
 
 class Chip(Section):
-    """Figures of one chip; of one device where it says so."""
+    """Figures of one chip, or of one device where the name says so."""
 
     tensor_cores: Count
     devices: Count
-    chips_per_host: Count  # that share `dcn_bytes_per_s_per_host`
+    chips_per_host: Count  # they share `dcn_bytes_per_s_per_host`
     peak_bf16_flops: Positive
     hbm_gib: Positive
     usable_hbm_gib_per_device: Positive
     hbm_bytes_per_s: Positive
     ici_links: Count
-    ici_bytes_per_s_per_link: Positive  # in one direction; the other has the same
-    dcn_bytes_per_s_per_host: Positive | None  # in one direction; None: no several slices
+    ici_bytes_per_s_per_link: Positive  # in each direction
+    dcn_bytes_per_s_per_host: Positive | None  # in each direction; None: supports a single slice only
     usd_on_demand: Positive | None  # per chip and hour
     usd_spot: Positive | None
 
@@ -94,7 +94,7 @@ class Chip(Section):
 
     @property
     def ici_bytes_per_s(self) -> float:
-        """What all links of a chip send together."""
+        """Bytes per second of all links of a chip together."""
         return self.ici_links * self.ici_bytes_per_s_per_link
 
     @property
@@ -104,25 +104,25 @@ class Chip(Section):
 
 
 class ChipTable(Section):
-    """Chips by family, and the day of their prices."""
+    """Chips by family, and the date of their prices."""
 
     as_of: str
     chips: dict[str, Chip]
 
 
 def load_chips(path: str | os.PathLike[str] | None = None) -> ChipTable:
-    """The package's table, with the keys that a user's file gives on top of it: prices alone, for instance.
+    """The package's table, with the keys of a user's file on top; the file may hold prices alone, for instance.
 
     Raises:
-        ConfigError: the file cannot be read, or names file, line, key and value of each mistake.
+        ConfigError: the file cannot be read or has mistakes; names file, line, key and value of each.
     """
     with resources.as_file(resources.files("janus_jax.planning.chips") / "chips.yaml") as packaged:
         root, faults = read_tree(packaged)
     if path is not None:
-        given, faults = read_tree(path)
-        root = merge(root, given)
-        known = root.value["chips"].value
-        for family, node in known.items() if isinstance(known, dict) else ():
+        overrides, faults = read_tree(path)
+        root = merge(root, overrides)
+        chips = root.value["chips"].value
+        for family, node in chips.items() if isinstance(chips, dict) else ():
             if family not in _SHAPES:
                 faults.append(f"{node.origin}: chips.{family}: unknown family; allowed: {', '.join(_SHAPES)}")
     try:
@@ -136,10 +136,10 @@ def load_chips(path: str | os.PathLike[str] | None = None) -> ChipTable:
 
 
 def find_slice(name: str) -> Slice:
-    """The slice of a Google Cloud accelerator type (`v5litepod-16`, `v4-32`), shape (`v5p:4x4x12`) or `cpu:8`.
+    """The slice named by a Google Cloud accelerator type (`v5litepod-16`, `v4-32`), shape (`v5p:4x4x12`) or `cpu:8`.
 
     Raises:
-        ConfigError: no such slice; names the nearest and the sizes of the family, or all families.
+        ConfigError: unknown slice; names the nearest and the sizes of the family, or all families.
     """
     text = name.strip().lower()
     cpu = re.fullmatch(r"cpu[:-]([1-9]\d{0,4})", text)
@@ -148,78 +148,79 @@ def find_slice(name: str) -> Slice:
         return Slice(f"{CPU}:{count}", CPU, count, 1, 1, None)
     if text.startswith(CPU):
         raise ConfigError(f"slice {name!r}: allowed: cpu:DEVICES, like cpu:8")
-    written = re.fullmatch(r"([a-z0-9]+)([:-])(\d+(?:x\d+)*)", text)
-    family = _ALIAS.get(written.group(1), written.group(1)) if written else ""
-    if written is None or family not in _SHAPES:
-        everything = [each for known in _SHAPES for each in accelerator_types(known)]
+    match = re.fullmatch(r"([a-z0-9]+)([:-])(\d+(?:x\d+)*)", text)
+    family = _ALIAS.get(match.group(1), match.group(1)) if match else ""
+    if match is None or family not in _SHAPES:
+        everything = [name for known in _SHAPES for name in accelerator_types(known)]
         near = difflib.get_close_matches(text, everything, 3, 0.5)
         raise ConfigError(
-            f"slice {name!r}: unknown{'; near to it: ' + ', '.join(near) if near else ''}; allowed: "
+            f"slice {name!r}: unknown{'; nearest: ' + ', '.join(near) if near else ''}; allowed: "
             + "; ".join(_sizes(known) for known in _SHAPES)
             + "; FAMILY:SHAPE, like v5p:4x4x12; cpu:DEVICES"
         )
-    size = written.group(3)
-    if written.group(2) == ":" or "x" in size:
+    size = match.group(3)
+    if match.group(2) == ":" or "x" in size:
         return _of_shape(name, family, tuple(int(side) for side in size.split("x")))
     for shape in _SHAPES[family].split():
         sides = tuple(int(side) for side in shape.split("x"))
         if math.prod(sides) * _NAME_COUNTS[family] == int(size):
             return _of_shape(f"{_PREFIX.get(family, family)}-{size}", family, sides)
-    counts = {each: int(each.rsplit("-", 1)[1]) for each in accelerator_types(family)}
-    near = sorted(counts, key=lambda each: abs(math.log(counts[each] / max(int(size), 1))))[:2]
-    near.sort(key=lambda each: counts[each])
-    unit = "chips" if _NAME_COUNTS[family] == 1 else "TensorCores, two a chip"
+    counts = {type_: int(type_.rsplit("-", 1)[1]) for type_ in accelerator_types(family)}
+    near = sorted(counts, key=lambda type_: abs(math.log(counts[type_] / max(int(size), 1))))[:2]
+    near.sort(key=lambda type_: counts[type_])
+    unit = "chips" if _NAME_COUNTS[family] == 1 else "TensorCores, two per chip"
     raise ConfigError(
-        f"slice {name!r}: {family} has none of that size; near to it: {', '.join(near)}; allowed: {_sizes(family)} "
+        f"slice {name!r}: {family} has no slice of that size; nearest: {', '.join(near)}; allowed: {_sizes(family)} "
         f"(numbers count {unit}), or a shape in chips, like {family}:{_SHAPES[family].split()[2]}"
     )
 
 
-def detect_slice(here: Sequence[Any]) -> tuple[Slice, int]:
-    """The slice that running devices are, and how many alike. For devices of no known slice it is `PLATFORM:COUNT`, of
-    which there are no figures."""
-    first, count = here[0], len({getattr(device, "slice_index", 0) for device in here})
+def detect_slice(devices: Sequence[Any]) -> tuple[Slice, int]:
+    """The slice of running devices, and the number of such slices. Devices of no known slice become `PLATFORM:COUNT`,
+    which has no figures."""
+    first, count = devices[0], len({getattr(device, "slice_index", 0) for device in devices})
     family = _KINDS.get(first.device_kind, first.device_kind.removeprefix("TPU "))
     if family in _SHAPES:
         axes = len(_SHAPES[family].split()[0].split("x"))
-        corners = [[device.coords[axis] for device in here] for axis in range(axes)]
-        shape = "x".join(str(max(places) - min(places) + 1) for places in corners)
+        coordinates = [[device.coords[axis] for device in devices] for axis in range(axes)]
+        shape = "x".join(str(max(places) - min(places) + 1) for places in coordinates)
         shapes = dict(zip(_SHAPES[family].split(), accelerator_types(family), strict=True))
         with contextlib.suppress(ConfigError):
-            found = find_slice(shapes.get(shape, f"{family}:{shape}"))
-            if found.devices * count == len(here):
-                return found, count
-    hosts = len({device.process_index for device in here})
-    return Slice(f"{first.platform}:{len(here)}", first.platform, len(here), 1, hosts, None), 1
+            target = find_slice(shapes.get(shape, f"{family}:{shape}"))
+            if target.devices * count == len(devices):
+                return target, count
+    hosts = len({device.process_index for device in devices})
+    return Slice(f"{first.platform}:{len(devices)}", first.platform, len(devices), 1, hosts, None), 1
 
 
 def accelerator_types(family: str) -> list[str]:
-    """Accelerator types of a family, smallest first."""
+    """The accelerator types of a family, smallest first."""
     sizes = [math.prod(int(side) for side in shape.split("x")) for shape in _SHAPES[family].split()]
     return [f"{_PREFIX.get(family, family)}-{size * _NAME_COUNTS[family]}" for size in sizes]
 
 
 def check_count(target: Slice, num_slices: int, table: ChipTable) -> None:
-    """Raises ConfigError for more devices than there are of any chip, or slices of a chip that knows one alone."""
+    """Raises ConfigError for too many devices, or for several slices of a chip that supports one."""
     chip = None if target.topology is None else table.chips[target.family]
     if num_slices > 1 and chip is not None and chip.dcn_bytes_per_s_per_host is None:
-        raise ConfigError(f"slice {target.name}: {num_slices} of them: {target.family} does not work in several slices")
+        raise ConfigError(f"{num_slices} x {target.name}: {target.family} supports a single slice only")
     if target.devices * num_slices > MOST_DEVICES:
         raise ConfigError(
-            f"slice {target.name}: {target.devices * num_slices:,} devices in all; allowed: at most {MOST_DEVICES:,}"
+            f"{num_slices} x {target.name}: {target.devices * num_slices:,} devices in all; "
+            f"allowed: at most {MOST_DEVICES:,}"
         )
 
 
 def devices(target: Slice, num_slices: int = 1) -> list[Any]:
-    """JAX devices of as many such slices, one slice after the other, for compiling; nothing can be run on them.
+    """JAX devices of `num_slices` slices, slice by slice. Programs can be compiled for them, not run.
 
     libtpu describes the hardware and compiles for it on any machine, in several processes at once.
 
     Raises:
-        ConfigError: libtpu is not installed, or does not know the slice.
+        ConfigError: libtpu is not installed or does not know the slice.
     """
     if num_slices < 1:
-        raise ConfigError(f"num_slices = {num_slices}: allowed: a whole number from 1")
+        raise ConfigError(f"num_slices = {num_slices}: allowed: a whole number, at least 1")
     if target.topology is None:
         return _simulated(target, num_slices)
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
@@ -233,18 +234,16 @@ def devices(target: Slice, num_slices: int = 1) -> list[Any]:
         "chips_per_host_bounds": target.chips_per_host_bounds,
         "num_slices": num_slices if num_slices > 1 else None,
     }
-    given = {key: value for key, value in options.items() if value is not None}
+    options = {key: value for key, value in options.items() if value is not None}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=target.topology, **given).devices
-    except Exception as error:  # of XLA, of several types
+        described = topologies.get_topology_desc(platform="tpu", topology_name=target.topology, **options).devices
+    except Exception as error:  # XLA raises several types
+        raise ConfigError(f"slice {target.name}: libtpu refuses {target.topology}: {first_line(error)}") from error
+    if len(described) != target.devices * num_slices:
         raise ConfigError(
-            f"slice {target.name}: libtpu does not take {target.topology}: {first_line(error)}"
-        ) from error
-    if len(found) != target.devices * num_slices:
-        raise ConfigError(
-            f"slice {target.name}: libtpu gives {len(found)} devices, expected {target.devices * num_slices}"
+            f"slice {target.name}: libtpu has {len(described)} devices, expected {target.devices * num_slices}"
         )
-    return sorted(found, key=lambda device: getattr(device, "slice_index", 0))
+    return sorted(described, key=lambda device: getattr(device, "slice_index", 0))
 
 
 def _of_shape(name: str, family: str, sides: tuple[int, ...]) -> Slice:
@@ -254,7 +253,7 @@ def _of_shape(name: str, family: str, sides: tuple[int, ...]) -> Slice:
     full = (*sides, 1, 1)[:3]
     if len(sides) != dimensions or any(side < 1 or side % bound for side, bound in zip(full, bounds, strict=True)):
         raise ConfigError(
-            f"slice {name!r}: {shape} is no shape of {family}; allowed: {dimensions} sides of chips in whole hosts of "
+            f"slice {name!r}: {shape} is not a shape of {family}; allowed: {dimensions} sides in chips, whole hosts of "
             f"2x2, like {', '.join(_SHAPES[family].split()[1:4])}"
         )
     if dimensions == 2:
@@ -278,19 +277,19 @@ def _of_shape(name: str, family: str, sides: tuple[int, ...]) -> Slice:
 
 def _sizes(family: str) -> str:
     first, *others = accelerator_types(family)
-    return f"{first}, " + ", ".join("-" + each.rsplit("-", 1)[1] for each in others)
+    return f"{first}, " + ", ".join("-" + type_.rsplit("-", 1)[1] for type_ in others)
 
 
 def _simulated(target: Slice, num_slices: int) -> list[Any]:
     import jax
 
     if num_slices > 1:
-        raise ConfigError(f"slice {target.name}: simulated devices are one slice; num_slices = {num_slices}")
+        raise ConfigError(f"slice {target.name}: simulated devices are a single slice; num_slices = {num_slices}")
     try:
         jax.config.update("jax_num_cpu_devices", target.devices)
-    except RuntimeError:  # JAX has started: what it has must do
+    except RuntimeError:  # JAX has started with a fixed number of devices
         pass
-    found = jax.devices(CPU)
-    if len(found) < target.devices:
-        raise ConfigError(f"slice {target.name}: JAX has already started with {len(found)} CPU devices")
-    return found[: target.devices]
+    simulated = jax.devices(CPU)
+    if len(simulated) < target.devices:
+        raise ConfigError(f"slice {target.name}: JAX has already started with {len(simulated)} CPU devices")
+    return simulated[: target.devices]

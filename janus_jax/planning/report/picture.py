@@ -1,4 +1,4 @@
-"""A plan as one picture: what fills a device's memory, what bounds a step, what is sent."""
+"""Draws a plan: what fills a device's memory, what bounds a step, what each device sends."""
 
 import math
 import textwrap
@@ -9,7 +9,7 @@ from janus_jax.planning.report.grouping import buffer_groups, collective_traffic
 from janus_jax.planning.report.text import RESOURCES, operations, seconds, size, verdict
 from janus_jax.planning.result import Plan
 
-# Okabe and Ito's palette, told apart by the colour-blind; arguments are hatched, so that no pair rests on colour alone.
+# Okabe and Ito's palette, which colour-blind readers can tell apart. Hatching also sets arguments apart.
 _ARGUMENTS = {
     "parameters": "#0072B2",
     "moments": "#56B4E9",
@@ -49,13 +49,12 @@ def _title(plan: Plan) -> str:
     mesh = " x ".join(f"{axis} {count}" for axis, count in plan.mesh.items() if count > 1) or "one device"
     micro = f" in {plan.microbatches} microbatches" if plan.microbatches > 1 else ""
     batch = f"{plan.rows:,} rows of {plan.row_length:,} slots{micro}"
-    said = "\n".join(textwrap.wrap(verdict(plan), _WIDTH, max_lines=2))
-    what = "\n".join(textwrap.wrap(f"{plan.objective}, mesh {mesh}, {batch}, remat {plan.remat}", _WIDTH, max_lines=2))
-    return f"{said}\n{what}"
+    lines = (verdict(plan), f"{plan.objective}, mesh {mesh}, {batch}, remat {plan.remat}")
+    return "\n".join("\n".join(textwrap.wrap(line, _WIDTH, max_lines=2)) for line in lines)
 
 
 def _parts(plan: Plan) -> list[tuple[str, float, str, str]]:
-    """Of the bar, from below: label, bytes, colour, hatch. An estimate splits what the compiler calls temporary."""
+    """Label, bytes, colour and hatch of each part of the bar, from below. Temporaries are split by estimate."""
     memory = plan.memory
     parts: list[tuple[str, float, str, str]] = [
         (label, count, _ARGUMENTS.get(label, _OTHER), "//") for label, count in memory.arguments.items()
@@ -90,7 +89,7 @@ def _memory(axis: Any, plan: Plan) -> None:
         labels.append((bottom + count / 2, f"{label}  {size(count)}"))
         bottom += count
     if memory.peak is None:
-        labels.append((bottom, "temporaries: more than there is room for"))
+        labels.append((bottom, "temporaries: more than the free memory"))
     for (at, text), shown in zip(labels, _apart([at for at, _ in labels], 0.052 * top), strict=True):
         axis.plot([0.4, 0.52, 0.6], [at, shown, shown], color="black", linewidth=0.6, clip_on=False)
         axis.text(0.63, shown, text, va="center")
@@ -99,8 +98,8 @@ def _memory(axis: Any, plan: Plan) -> None:
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
         axis.text(0, usable + 0.018 * top, f"usable {size(usable)}", va="bottom", ha="center", weight="bold", bbox=box)
     unit, name = (2**30, "GiB") if top >= 2**30 else (2**20, "MiB")
-    axis.set(xlim=(-0.5, 2.35), ylim=(0, 1.07 * top), xticks=[], ylabel=f"{name} on one device")
-    axis.set_title("Memory of a device" if usable is None else "HBM of a device", loc="left")
+    axis.set(xlim=(-0.5, 2.35), ylim=(0, 1.07 * top), xticks=[], ylabel=f"{name} per device")
+    axis.set_title("Memory per device" if usable is None else "HBM per device", loc="left")
     axis.yaxis.set_major_locator(_locator(unit, top))
     axis.yaxis.set_major_formatter(lambda value, _: f"{value / unit:g}")
     axis.spines[["top", "right", "bottom"]].set_visible(False)
@@ -115,7 +114,7 @@ def _locator(unit: int, top: float) -> Any:
 
 
 def _apart(places: list[float], least: float) -> list[float]:
-    """Places in rising order, moved as little as upward and then downward sweeps need for a least distance."""
+    """Moves ascending places to at least `least` apart, in one upward and one downward sweep."""
     shown: list[float] = []
     for place in places:
         shown.append(max(place, shown[-1] + least) if shown else max(place, least / 2))
@@ -130,12 +129,8 @@ def _apart(places: list[float], least: float) -> list[float]:
 def _bounds(axis: Any, plan: Plan) -> None:
     bound = plan.bound
     if bound is None:
-        why = (
-            "simulated devices are no TPU"
-            if plan.target.topology is None
-            else "the compiler gave up: there is no program"
-        )
-        _empty(axis, "Least time of a step", f"no bound: {why}")
+        reason = "the devices are simulated" if plan.target.topology is None else "the compiler gave up"
+        _empty(axis, "Least time per step", f"no bound: {reason}")
         return
     finite = [value if math.isfinite(value) else 0 for value in bound.parts.values()]
     longest = max([*finite, 1e-9])
@@ -148,15 +143,15 @@ def _bounds(axis: Any, plan: Plan) -> None:
     axis.set(
         yticks=range(len(finite)),
         xlim=(0, 1.35 * longest),
-        xlabel="each by itself at its peak: a bound, not a promise",
+        xlabel="each resource on its own, at its peak: a bound, not a promise",
     )
     axis.locator_params(axis="x", nbins=5)
     axis.xaxis.set_major_formatter(lambda value, _: seconds(value))
     axis.set_yticklabels([RESOURCES[part] for part in bound.parts])
     axis.invert_yaxis()
     axis.set_title(
-        f"Least time of a step: {seconds(bound.seconds)}, MFU {100 * bound.mfu:.0f} %\n"
-        f"{bound.tokens_per_s:,.0f} tokens/s, {operations(plan.flops.total)} a step",
+        f"Least time per step: {seconds(bound.seconds)}, MFU {100 * bound.mfu:.0f} %\n"
+        f"{bound.tokens_per_s:,.0f} tokens/s, {operations(plan.flops.total)} per step",
         loc="left",
     )
     axis.spines[["top", "right"]].set_visible(False)
@@ -165,8 +160,8 @@ def _bounds(axis: Any, plan: Plan) -> None:
 def _collectives(axis: Any, plan: Plan) -> None:
     groups = [group for group in collective_traffic(plan) if group.wire_bytes]
     if not groups:
-        none = "there is no program" if plan.memory.peak is None else "nothing is sent"
-        _empty(axis, "Sent by a device in a step", none)
+        reason = "unknown: the compiler gave up" if plan.memory.peak is None else "nothing"
+        _empty(axis, "Sent per device and step", reason)
         return
     total = size(sum(group.wire_bytes for group in groups))
     rest = groups[_ROWS:]
@@ -183,9 +178,9 @@ def _collectives(axis: Any, plan: Plan) -> None:
     axis.set(yticks=range(len(rows)), xlim=(0, 1.9 * most), xticks=[])
     axis.set_yticklabels([label for label, _ in rows], fontsize=9)
     axis.invert_yaxis()
-    more = f"; {len(rest)} smaller left out" if rest else ""
+    more = f", {len(rest)} smaller not shown" if rest else ""
     axis.set_title(
-        f"Sent by a device in a step: {total}{more}\nplain: asynchronous; hatched: computing waits", loc="left"
+        f"Sent per device and step: {total}{more}\nplain: asynchronous; hatched: computing waits", loc="left"
     )
     axis.spines[["top", "right", "bottom"]].set_visible(False)
 

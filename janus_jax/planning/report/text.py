@@ -1,4 +1,4 @@
-"""A plan on a terminal: 80 columns will do, and colours only repeat what words say."""
+"""Prints plans and timings on a terminal, at most 80 columns wide when piped. Colours only repeat what words say."""
 
 import math
 import re
@@ -15,40 +15,40 @@ from janus_jax.planning.report.grouping import buffer_groups, collective_traffic
 from janus_jax.planning.result import Plan, Timing
 
 CAVEAT = (
-    "A bound, not a promise: collectives are taken to overlap with computing, and every unit to run at its peak "
-    "without a pause. A run takes longer."
+    "A bound, not a promise: it assumes that collectives overlap with computing and that every unit runs at its "
+    "peak without a pause. A run takes longer."
 )
 RESOURCES = {"compute": "compute", "hbm": "HBM", "ici": "ICI", "dcn": "DCN"}
 
 _SHOWN = 10
 _WIDEST = 100
 _LABEL = 11
-_TOLD = "the compiler's: its peak without the above"
+_TEMPORARIES = "the compiler's peak minus the arguments above"
 
 
 def show(plan: Plan, console: Console | None = None, *, prices_of: str | None = None) -> None:
     """Prints a plan, its verdict first.
 
     Args:
-        prices_of: the day of the prices in `Plan.usd_per_hour`.
+        prices_of: the date of the prices in `Plan.usd_per_hour`.
     """
-    _printed(console, lambda where: _show(plan, where, prices_of))
+    _print(console, lambda output: _show(plan, output, prices_of))
 
 
 def show_timing(timing: Timing, console: Console | None = None) -> None:
-    """Prints what was measured beside what the plan says."""
-    _printed(console, lambda where: _show_timing(timing, where))
+    """Prints measured figures beside those of the plan."""
+    _print(console, lambda output: _show_timing(timing, output))
 
 
-def _printed(console: Console | None, to: Callable[[Console], None]) -> None:
+def _print(console: Console | None, write: Callable[[Console], None]) -> None:
     console = console or Console(markup=False, highlight=False, emoji=False)
     console.width = min(console.width, _WIDEST)
     if console.is_terminal:
-        to(console)
+        write(console)
         return
     with console.capture() as captured:
-        to(console)
-    console.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))  # rich fills lines up
+        write(console)
+    console.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))  # rich pads lines
 
 
 def _show(plan: Plan, console: Console, prices_of: str | None) -> None:
@@ -57,7 +57,8 @@ def _show(plan: Plan, console: Console, prices_of: str | None) -> None:
     _compiled(plan, console)
     _memory(plan, console)
     if plan.memory.peak is None:
-        console.print("The compiler gave up: there is no program whose collectives, findings or time could be told.")
+        console.print("The compiler gave up, so collectives, findings and time are unknown.")
+        console.print()
     else:
         _collectives(plan, console)
         _findings(plan, console)
@@ -65,31 +66,31 @@ def _show(plan: Plan, console: Console, prices_of: str | None) -> None:
 
 
 def verdict(plan: Plan) -> str:
-    """Whether it fits, in one sentence."""
+    """One sentence: does the step fit?"""
     memory, slices = plan.memory, "" if plan.num_slices == 1 else f"{plan.num_slices} x "
     where = f"each device of {slices}{plan.target.name}"
     if not plan.fits:
         return f"DOES NOT FIT {slices}{plan.target.name}: {plan.reason}"
     if memory.usable is None or memory.needed is None:
-        return f"COMPILES for {slices}{plan.target.name}, which is simulated: no TPU, no limit of memory, no bound"
+        return f"COMPILES for {slices}{plan.target.name}: simulated devices have no memory limit and no bound on time"
     free = size(memory.usable - memory.needed)
     return f"FITS: {memory.needed / 2**30:.2f} of {memory.usable / 2**30:.2f} GiB on {where}, {free} free"
 
 
 def size(count: float) -> str:
-    """Bytes with a unit that suits them."""
+    """Bytes in KiB, MiB or GiB."""
     unit, name = _unit(count)
     return f"{count / unit:,.2f} {name}"
 
 
 def operations(count: float) -> str:
-    """Floating-point operations with a prefix that suits them."""
+    """Floating-point operations with an SI prefix."""
     step = min(max(int(math.log10(max(count, 1)) // 3), 0), 6)
     return f"{count / 1000**step:.2f} {' kMGTPE'[step].strip()}FLOP"
 
 
 def seconds(value: float) -> str:
-    """Three digits and a unit."""
+    """Three significant digits, in seconds or milliseconds."""
     if not math.isfinite(value):
         return "no figure"
     if value == 0:
@@ -108,23 +109,21 @@ def _compiled(plan: Plan, console: Console) -> None:
     devices = target.devices * times
     chips = f"{target.chips * times:,} chips, {devices:,} devices, {_counted(target.hosts * times, 'host')}"
     if target.topology is None:
-        what = "simulated devices of this machine" if target.family == CPU else f"devices, {target.family}"
-        chips = f"{devices:,} {what}: no TPU, so that there is no bound on time"
+        kind = "simulated devices" if target.family == CPU else f"{target.family} devices"
+        chips = f"{devices:,} {kind}"
     shape = "" if target.topology is None else f" ({target.topology})"
-    each = f"{plan.rows_per_device:g} {'row' if plan.rows_per_device == 1 else 'rows'}"
-    micro = f", {each} a device"
-    if plan.microbatches > 1:
-        micro = f" in {plan.microbatches} microbatches, {each} of each on a device"
-    rows = f"{plan.rows:,} rows of {plan.row_length:,} slots{micro}"
+    per_device = f"{plan.rows_per_device:g} {'row' if plan.rows_per_device == 1 else 'rows'} per device"
+    split = f" in {plan.microbatches} microbatches of {per_device}" if plan.microbatches > 1 else f", {per_device}"
+    rows = f"{plan.rows:,} rows of {plan.row_length:,} slots{split}"
     _line(console, "slice", f"{'' if times == 1 else f'{times} x '}{target.name}{shape}: {chips}")
     _line(console, "mesh", " x ".join(f"{axis} {count}" for axis, count in plan.mesh.items()))
     _line(console, "step", f"{plan.objective}, {rows}")
     _line(console, "memory", f"remat {plan.remat}, moments {plan.moments}")
     _line(console, "attention", plan.attention)
     versions = ", ".join(f"{name} {version}" for name, version in plan.versions.items())
-    _line(console, "compiled", f"in {plan.compile_s:.0f} s by {versions}; program {plan.program_sha256[:12]}")
-    for each in plan.assumed:
-        _line(console, "assumed", each)
+    _line(console, "compiled", f"in {plan.compile_s:.0f} s with {versions}; program {plan.program_sha256[:12]}")
+    for assumption in plan.assumed:
+        _line(console, "assumed", assumption)
     console.print()
 
 
@@ -132,7 +131,7 @@ def _memory(plan: Plan, console: Console) -> None:
     memory = plan.memory
     arguments = sum(memory.arguments.values())
     unit, name = _unit(memory.usable or memory.needed or arguments)
-    table = _table("HBM of a device" if memory.usable else "memory of a device", f">{name}", "")
+    table = _table("HBM per device" if memory.usable else "memory per device", f">{name}", "")
 
     def row(label: str, count: float, note: str = "", style: str = "") -> None:
         table.add_row(label, f"{count / unit:,.2f}", note, style=style)
@@ -140,29 +139,29 @@ def _memory(plan: Plan, console: Console) -> None:
     for label, count in memory.arguments.items():
         row(label, count, "exact")
     if memory.reference:
-        row("reference", memory.reference, "kept beside the step; exact")
+        row("reference", memory.reference, "weights of the online reference; exact")
     if memory.evaluation_failed:
-        table.add_row("evaluation", "", "more than there is: the compiler gave up")
+        table.add_row("evaluation", "", "more than a device has; the compiler gave up")
     if memory.evaluation is not None:
-        row("evaluation", memory.evaluation, "all that it needs, moments included; not at the same time as the rest")
+        row("evaluation", memory.evaluation, "its own total, moments included; not added to the step's")
     if memory.needed is not None and memory.peak is not None:
-        told = "estimated: the compiler's figure may be of the host" if memory.peak_is_estimate else _TOLD
-        row("temporaries", memory.peak - arguments, told)
+        host = "estimated; the compiler's figure may be for host memory"
+        row("temporaries", memory.peak - arguments, host if memory.peak_is_estimate else _TEMPORARIES)
         if memory.code:
-            row("code", memory.code, "of the programs themselves; exact")
+            row("code", memory.code, "the compiled programs; exact")
         row("needed", memory.needed, style="bold")
     else:
-        row("needed", arguments + memory.reference, "and temporaries: the compiler gave up, see above")
+        row("needed", arguments + memory.reference, "plus temporaries; the compiler gave up, see above")
     if memory.usable is not None:
-        row("usable", memory.usable, "what libtpu gives a program")
+        row("usable", memory.usable, "what libtpu lets a program use")
         if memory.needed is not None and not memory.evaluation_failed:
-            row("free" if memory.needed <= memory.usable else "lacking", abs(memory.usable - memory.needed))
+            row("free" if memory.needed <= memory.usable else "missing", abs(memory.usable - memory.needed))
     console.print(table)
     console.print()
     groups = buffer_groups(plan)
     if memory.peak is None or not groups:
         return
-    table = _table("alive at the peak", f">{name}", ">buffers", "largest")
+    table = _table("live at the peak", f">{name}", ">buffers", "largest")
     for group in groups[:_SHOWN]:
         table.add_row(group.label, f"{group.bytes / unit:,.2f}", f"{group.count:,}", group.largest)
     if rest := groups[_SHOWN:]:
@@ -170,11 +169,11 @@ def _memory(plan: Plan, console: Console) -> None:
         table.add_row("more", f"{sum(group.bytes for group in rest) / unit:,.2f}", f"{count:,}", "")
     console.print(table)
     if memory.peak_is_estimate:
-        console.print("An estimate from the program's text.", style="dim")
+        console.print("Estimated from the program's text.", style="dim")
         console.print()
         return
-    estimate, real = memory.estimated_temporaries / unit, (memory.peak - arguments) / unit
-    text = f"An estimate from the program's text: {estimate:,.2f} {name} in all, where the compiler says {real:,.2f}."
+    estimate, reported = memory.estimated_temporaries / unit, (memory.peak - arguments) / unit
+    text = f"Estimated from the program's text: {estimate:,.2f} {name} in total; the compiler reports {reported:,.2f}."
     console.print(text, style="dim")
     console.print()
 
@@ -186,7 +185,7 @@ def _collectives(plan: Plan, console: Console) -> None:
         console.print()
         return
     unit, name = _unit(max(group.wire_bytes for group in groups))
-    table = _table("collectives of a step", "along", "over", ">count", f">{name} sent", ">async")
+    table = _table("collectives per step", "mesh axes", "network", ">count", f">{name} sent", ">async")
     for group in groups:
         share = group.async_bytes / group.wire_bytes if group.wire_bytes else 0
         count = f"{group.count:,}" if group.is_certain else f"~{group.count:,}"
@@ -196,42 +195,43 @@ def _collectives(plan: Plan, console: Console) -> None:
     console.print(table)
     dcn = sum(group.wire_bytes for group in groups if group.over_dcn)
     total = sum(group.wire_bytes for group in groups)
-    slow = f", {size(dcn) if dcn else 'nothing'} of it over DCN" if plan.target.topology else ""
-    console.print(f"Each device sends {size(total)} a step{slow}.", style="dim")
+    slow = f", {size(dcn) if dcn else 'none'} of it over DCN" if plan.target.topology else ""
+    console.print(f"Each device sends {size(total)} per step{slow}.", style="dim")
     console.print()
 
 
 def _findings(plan: Plan, console: Console) -> None:
     if not plan.findings:
         console.print("findings: none")
-    for each in plan.findings[:_SHOWN]:
-        where = f" in {_brief(each.op_name)}" if each.op_name else ""
-        many = f"{size(each.bytes)}, " if each.bytes else ""
-        _line(console, "warning", f"{each.kind}{where}: {many}{each.text}", "yellow")
+    for finding in plan.findings[:_SHOWN]:
+        place = f" in {_brief(finding.op_name)}" if finding.op_name else ""
+        amount = f"{size(finding.bytes)}, " if finding.bytes else ""
+        _line(console, "warning", f"{finding.kind}{place}: {amount}{finding.text}", "yellow")
     if len(plan.findings) > _SHOWN:
-        console.print(f"and {len(plan.findings) - _SHOWN} more: --json has them all")
+        console.print(f"and {len(plan.findings) - _SHOWN} more; --json writes all of them")
     console.print()
 
 
 def _time(plan: Plan, console: Console, prices_of: str | None) -> None:
     flops, bound = plan.flops, plan.bound
-    again = f", {operations(flops.recomputed)} recomputed to save memory" if flops.recomputed else ""
-    again += f", {operations(flops.reference)} of the reference that scores each batch" if flops.reference else ""
-    _line(console, "work", f"{operations(flops.model)} a step that the model asks for{again}")
+    work = f"{operations(flops.model)} per step for the model"
+    work += f", {operations(flops.recomputed)} recomputed to save memory" if flops.recomputed else ""
+    work += f", {operations(flops.reference)} for the reference that scores each batch" if flops.reference else ""
+    _line(console, "work", work)
     if bound is None:
-        reason = "simulated devices are no TPU" if plan.target.topology is None else "there is no program"
+        reason = "the devices are simulated" if plan.target.topology is None else "the compiler gave up"
         _line(console, "bound", f"none: {reason}")
     else:
         console.print()
-        table = _table("least time of a step", ">by itself", "")
+        table = _table("least time per step", ">on its own", "")
         for part, value in bound.parts.items():
-            note = "<- limits" if part == bound.limit else "" if value else "not used"
+            note = "<- limits the step" if part == bound.limit else "" if value else "not used"
             table.add_row(RESOURCES[part], seconds(value), note)
         console.print(table)
         console.print()
         tokens = f"{bound.tokens_per_s:,.0f} tokens/s, MFU {100 * bound.mfu:.1f} %"
-        _line(console, "bound", f"{seconds(bound.seconds)} a step, {tokens}, by {RESOURCES[bound.limit]}")
-        _line(console, "in series", f"{seconds(bound.serial_seconds)} a step, if nothing overlapped")
+        _line(console, "bound", f"{seconds(bound.seconds)} per step, {tokens}, limited by {RESOURCES[bound.limit]}")
+        _line(console, "in series", f"{seconds(bound.serial_seconds)} per step if nothing overlaps")
     if plan.target.topology is not None:
         _line(console, "epoch", _epoch(plan, prices_of))
     if bound is not None:
@@ -243,7 +243,7 @@ def _show_timing(timing: Timing, console: Console) -> None:
     fastest, slowest = min(timing.seconds), max(timing.seconds)
     steps = _counted(len(timing.seconds), "step")
     console.print(
-        Text(f"MEASURED on {timing.devices} x {timing.device}: {seconds(timing.median_s)} a step"), style="bold"
+        Text(f"MEASURED on {timing.devices} x {timing.device}: {seconds(timing.median_s)} per step"), style="bold"
     )
     console.print()
     _compiled(plan, console)
@@ -253,35 +253,34 @@ def _show_timing(timing: Timing, console: Console) -> None:
         table.add_row(label, measured, planned or "", note if planned else "")
 
     serial = bound and seconds(bound.serial_seconds)
-    row("a step", seconds(timing.median_s), bound and seconds(bound.seconds), f"at the bound; {serial} in series")
+    row("step", seconds(timing.median_s), bound and seconds(bound.seconds), f"at the bound; {serial} in series")
     row("tokens/s", f"{timing.tokens_per_s:,.0f}", bound and f"{bound.tokens_per_s:,.0f}", "at the bound")
-    row("work of a device", f"{operations(timing.flops_per_s)}/s", None, "")
+    row("work per device", f"{operations(timing.flops_per_s)}/s", None, "")
     if bound is not None and timing.mfu is not None:
         row("MFU", f"{timing.mfu:.1%}", f"{bound.mfu:.1%}", "at the bound")
-    held = "not told" if timing.held_bytes is None else size(timing.held_bytes)
-    row("memory of a device", held, size(plan.memory.peak or 0), "the compiler's")
+    held = "not reported" if timing.held_bytes is None else size(timing.held_bytes)
+    row("memory per device", held, size(plan.memory.peak or 0), "the compiler's")
     console.print(table)
     console.print()
-    spread = f"median of {steps}, {seconds(fastest)} to {seconds(slowest)}, after one that is left out"
-    rows = f"rows are made up, {timing.tokens_per_step:,} tokens a step; weights are random"
-    _line(console, "measured", f"{spread}; {rows}")
+    times = f"median of {steps}, {seconds(fastest)} to {seconds(slowest)}, after one warm-up step"
+    _line(console, "measured", f"{times}; random weights, made-up rows with {timing.tokens_per_step:,} tokens per step")
     if timing.held_bytes is not None:
-        _line(console, "memory", "the most that the process held on a device, also while it made weights and moments")
+        _line(console, "memory", "the process's peak on a device, including while it made weights and moments")
     if bound is None:
-        _line(console, "bound", f"none: there are no figures of {plan.target.name}")
+        _line(console, "bound", f"none: no figures for {plan.target.name}")
 
 
 def _epoch(plan: Plan, prices_of: str | None) -> str:
     price = "no price for this chip"
     if plan.usd_per_hour is not None:
-        price = f"{plan.usd_per_hour:,.2f} USD an hour on demand, list prices of {prices_of or 'no stated day'}"
+        price = f"{plan.usd_per_hour:,.2f} USD per hour on demand, list prices of {prices_of or 'an unknown date'}"
     if plan.steps_per_epoch is None:
         hours = None if plan.bound is None else plan.bound.seconds * 1000 / 3600
-        some = ""
+        thousand = ""
         if hours is not None and math.isfinite(hours):
             cost = "" if plan.usd_per_hour is None else f", {plan.usd_per_hour * hours:,.2f} USD"
-            some = f"; 1,000 steps take {hours:,.2f} hours{cost} at the bound"
-        return f"no epoch to count, as the data are not here{some}; {price}"
+            thousand = f"; 1,000 steps take {hours:,.2f} hours{cost} at the bound"
+        return f"its length is unknown without the data set{thousand}; {price}"
     if plan.hours_per_epoch is None:
         return f"{plan.steps_per_epoch:,} steps; {price}"
     cost = "" if plan.usd_per_epoch is None else f", {plan.usd_per_epoch:,.2f} USD"
@@ -297,7 +296,7 @@ def _table(*headers: str) -> Table:
 
 
 def _line(console: Console, label: str, text: str, style: str = "") -> None:
-    """A label and its text, which goes on below itself."""
+    """A label, and its text in a column of its own."""
     grid = Table.grid(padding=0)
     grid.add_column(width=_LABEL, no_wrap=True)
     grid.add_column()
@@ -314,6 +313,6 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _brief(op_name: str) -> str:
-    """The last two parts of an operation's name; an argument's name whole."""
+    """The last two parts of an operation's name, or the whole name of an argument."""
     parts = re.sub(r"\\+'", "'", op_name).split("/")
     return "/".join(parts[-2:])

@@ -1,4 +1,4 @@
-"""What decides a plan, as one name for it: results of a sweep are kept under it."""
+"""A hash of everything that determines a plan. A sweep caches its results under it."""
 
 import dataclasses
 import functools
@@ -15,29 +15,29 @@ from janus_jax.planning.inputs import Inputs
 
 _SECTIONS = ("objective", "optimizer", "schedule", "mesh", "sharding", "precision", "remat", "batch", "compat", "eval")
 _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "TPU_LIBRARY_PATH", "JAX_ENABLE_", "JAX_DEFAULT_")
-"""How the names of those begin that change what is compiled."""
+"""Prefixes of environment variables that change what is compiled."""
 
-_NO_PART_OF_IT = ("checkpoint", "cli", "evaluation", "storage", "text")
-"""Parts of the package that no program depends on."""
+_UNRELATED = ("checkpoint", "cli", "evaluation", "storage", "text")
+"""Parts of the package that do not affect a program."""
 
 
-def key(config: RunConfig, found: Inputs, target: Slice, num_slices: int, chip: Chip | None) -> str:
-    """Of the shapes, what is configured, slice, code and compiler; nothing is lowered for it."""
+def cache_key(config: RunConfig, inputs: Inputs, target: Slice, num_slices: int, chip: Chip | None) -> str:
+    """Hash of shapes, configuration, slice, code and compiler. Nothing is lowered for it."""
     written = config.model_dump(mode="json", by_alias=True)
     values = [
         {name: written[name] for name in _SECTIONS} | {"reference": config.reference.mode},
-        dataclasses.asdict(found) | {"objective": found.objective.name},
+        dataclasses.asdict(inputs) | {"objective": inputs.objective.name},
         [dataclasses.asdict(target), num_slices, None if chip is None else chip.model_dump()],
-        [versions(), {name: importlib.metadata.version(name) for name in ("flax", "optax")}, code()],
+        [versions(), {name: importlib.metadata.version(name) for name in ("flax", "optax")}, code_hash()],
         {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)},
     ]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 @functools.cache
-def code() -> str:
-    """Of this package's sources, which decide the program as much as its version does."""
+def code_hash() -> str:
+    """Hash of this package's sources."""
     digest, root = hashlib.sha256(), Path(__file__).parents[2]
-    for path in sorted(path for path in root.rglob("*.py") if path.relative_to(root).parts[0] not in _NO_PART_OF_IT):
+    for path in sorted(path for path in root.rglob("*.py") if path.relative_to(root).parts[0] not in _UNRELATED):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

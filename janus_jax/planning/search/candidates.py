@@ -1,4 +1,4 @@
-"""What a sweep can vary: meshes, microbatches, remat and moments that go together with a configuration."""
+"""The meshes, microbatches, remat policies and moments that suit a configuration."""
 
 import dataclasses
 import functools
@@ -15,82 +15,85 @@ from janus_jax.planning.inputs import Inputs, find_inputs
 
 @dataclasses.dataclass(frozen=True)
 class SearchSpace:
-    """What a sweep varies. The global batch stays as it is configured unless `rows_per_device` cannot make it up."""
+    """What a sweep varies. The global batch stays as configured unless `rows_per_device` cannot add up to it."""
 
-    meshes: tuple[dict[str, int], ...] | None = None  # axes left out have size 1; None: all that training would accept
-    rows_per_device: tuple[int, ...] | None = None  # of a microbatch; None: all that make up the global batch
+    meshes: tuple[dict[str, int], ...] | None = None  # missing axes have size 1; None: all that training would accept
+    rows_per_device: tuple[int, ...] | None = None  # of a microbatch; None: all that add up to the global batch
     remat: tuple[str, ...] = ("none", "dots", "full", "offload")
     moments: tuple[str, ...] = ("float32", "bfloat16")
 
 
 class InputsCache:
-    """`find_inputs`, once for each batch: with data at hand it lays out the rows of an epoch."""
+    """`find_inputs`, called once per batch because it packs the rows of an epoch if it has data."""
 
-    def __init__(self, count: int):
-        self.count, self.known = count, {}
+    def __init__(self, devices: int):
+        self.devices, self.known = devices, {}
 
     def __call__(self, config: RunConfig) -> Inputs:
-        sizes = meshes.MeshShape(**config.mesh.model_dump()).resolve(self.count)
+        sizes = meshes.MeshShape(**config.mesh.model_dump()).resolve(self.devices)
         rules = meshes.merge_rules(config.sharding)
         key = config.batch.model_dump_json(), *(getattr(sizes, axis) for axis in rules["batch"])
         if key not in self.known:
-            self.known[key] = find_inputs(config, self.count)
+            self.known[key] = find_inputs(config, self.devices)
         return self.known[key]
 
 
 def batches(
-    config: RunConfig, split: int, wanted: tuple[int, ...] | None, inputs: Callable[[RunConfig], Inputs]
+    config: RunConfig,
+    row_shards: int,
+    rows_per_device: tuple[int, ...] | None,
+    inputs_of: Callable[[RunConfig], Inputs],
 ) -> Iterator[dict[str, Any]]:
-    """Microbatches, and rows where those wanted on a device do not make up the configured number.
+    """Changes of microbatches; also of rows, if `rows_per_device` does not add up to the configured number.
 
     Args:
-        split: how many ways rows are split.
-        wanted: rows on a device; None: any.
-        inputs: of a configuration on this mesh; asked where a batch is a number of examples.
+        row_shards: number of parts that rows are split into.
+        rows_per_device: allowed rows per device; None: any.
+        inputs_of: returns the inputs of a configuration on this mesh; called if a batch is a number of examples.
     """
     rows, examples = config.batch.rows, config.batch.examples
-    if config.compat.token_mean == "per_microbatch":  # they decide what is computed
-        if wanted is None or inputs(config).shape.rows / split in wanted:
+    if config.compat.token_mean == "per_microbatch":  # microbatches change the result
+        if rows_per_device is None or inputs_of(config).shape.rows / row_shards in rows_per_device:
             yield {"batch.microbatches": config.batch.microbatches}
         return
-    if rows is not None and wanted is not None:
-        for each in wanted:
-            micro = max(1, round(rows / (each * split)))
-            yield {"batch.rows": each * split * micro, "batch.microbatches": micro}
+    if rows is not None and rows_per_device is not None:
+        for per_device in rows_per_device:
+            micro = max(1, round(rows / (per_device * row_shards)))
+            yield {"batch.rows": per_device * row_shards * micro, "batch.microbatches": micro}
     elif rows is not None:
-        for micro in range(1, rows // split + 1):
-            if rows % (micro * split) == 0:
+        for micro in range(1, rows // row_shards + 1):
+            if rows % (micro * row_shards) == 0:
                 yield {"batch.microbatches": micro}
     elif examples is not None:
         whole = None
         for micro in (2**power for power in range(examples.bit_length())):
             changes = {"batch.microbatches": micro}
-            shape = inputs(changed(config, changes)).shape
+            shape = inputs_of(changed(config, changes)).shape
             whole = whole or shape.rows
-            if shape.rows * micro > whole:  # rows would lie empty
+            if shape.rows * micro > whole:  # some rows would be empty
                 break
-            if wanted is None or shape.rows / split in wanted:
+            if rows_per_device is None or shape.rows / row_shards in rows_per_device:
                 yield changes
 
 
 def choices(
-    config: RunConfig, count: int, num_slices: int, axes: SearchSpace, inputs: InputsCache
+    config: RunConfig, devices: int, num_slices: int, space: SearchSpace, inputs: InputsCache
 ) -> Iterator[dict[str, Any]]:
-    """Values of all keys that a sweep sets; training need not accept them all."""
-    for given in axes.meshes or mesh_shapes(count, num_slices):
+    """Values of the keys that a sweep sets. Training may refuse some of them."""
+    for given in space.meshes or mesh_shapes(devices, num_slices):
         mesh = dict.fromkeys(meshes.AXES, 1) | given
         sizes = {f"mesh.{axis}": size for axis, size in mesh.items()}
-        here = changed(config, sizes)
-        split = math.prod(mesh[axis] for axis in meshes.merge_rules(config.sharding)["batch"])
-        for batch in batches(here, split, axes.rows_per_device, inputs):
-            for remat, moments in itertools.product(axes.remat, axes.moments):
+        on_mesh = changed(config, sizes)
+        row_shards = math.prod(mesh[axis] for axis in meshes.merge_rules(config.sharding)["batch"])
+        for batch in batches(on_mesh, row_shards, space.rows_per_device, inputs):
+            for remat, moments in itertools.product(space.remat, space.moments):
                 yield sizes | batch | {"remat": remat, "optimizer.moments": moments}
 
 
-def mesh_shapes(count: int, num_slices: int = 1) -> Iterator[dict[str, int]]:
-    """All ways to lay devices out; over several slices only the first axis may go."""
-    divisors = [size for size in range(1, count + 1) if count % size == 0]
+def mesh_shapes(devices: int, num_slices: int = 1) -> Iterator[dict[str, int]]:
+    """All mesh shapes. Only the first axis may span several slices."""
+    divisors = [size for size in range(1, devices + 1) if devices % size == 0]
     for some in itertools.product(divisors, repeat=len(meshes.AXES) - 1):
-        rest = functools.reduce(lambda left, size: left // size if left % size == 0 else 0, some, count)
+        rest = functools.reduce(lambda left, size: left // size if left % size == 0 else 0, some, devices)
         if rest and rest % num_slices == 0:
             yield dict(zip(meshes.AXES, (rest, *some), strict=True))

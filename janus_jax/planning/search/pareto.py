@@ -1,4 +1,4 @@
-"""What a sweep found, with the cells that no other beats in both memory and speed, as a picture too."""
+"""The cells of a sweep that no other beats in both memory and speed, and a plot of them."""
 
 import os
 from collections.abc import Iterable
@@ -7,17 +7,17 @@ from janus_jax.planning.search.sweep import Cell
 
 
 def pareto(cells: Iterable[Cell]) -> list[Cell]:
-    """Of those that fit: no other needs less memory and is as fast, or is faster and needs no more."""
+    """Fitting cells on the Pareto front: no other is at least as fast with less memory, or faster with no more."""
     fitting = [cell for cell in cells if cell.status == "fits" and cell.peak and cell.serial_tokens_per_s]
     front: list[Cell] = []
-    for cell in sorted(fitting, key=lambda each: (_gib(each), -_speed(each))):
+    for cell in sorted(fitting, key=lambda cell: (_gib(cell), -_speed(cell))):
         if not front or _speed(cell) > _speed(front[-1]):
             front.append(cell)
     return front
 
 
 def plot(cells: Iterable[Cell], path: str | os.PathLike[str]) -> None:
-    """Peak memory against tokens per second if nothing overlaps, with the Pareto front, as a PNG."""
+    """Writes a PNG: peak memory against tokens per second if nothing overlaps, and the Pareto front."""
     from matplotlib.figure import Figure
 
     shown = [cell for cell in cells if cell.status in ("fits", "too large") and cell.peak and cell.serial_tokens_per_s]
@@ -39,8 +39,8 @@ def plot(cells: Iterable[Cell], path: str | os.PathLike[str]) -> None:
     usable = next((cell.plan["memory"]["usable"] for cell in shown if cell.plan), None)
     if usable:
         chart.axvline(usable / 2**30, color="grey", lw=1)
-    chart.set_xlabel("peak memory of a device, GiB (grey: usable)")
-    chart.set_ylabel("tokens/s if nothing overlaps, at peaks that no run reaches")
+    chart.set_xlabel("peak memory per device, GiB (grey line: usable)")
+    chart.set_ylabel("tokens/s if nothing overlaps and every unit runs at its peak")
     chart.yaxis.set_major_formatter("{x:,.0f}")
     if shown:
         chart.legend(fontsize=8)

@@ -1,4 +1,4 @@
-"""Changes with which a step does fit that does not, each of them compiled before it is named."""
+"""Finds changes that make an oversized step fit. Each is compiled before it is suggested."""
 
 import dataclasses
 import functools
@@ -19,17 +19,17 @@ from janus_jax.planning.search.candidates import InputsCache, batches, mesh_shap
 from janus_jax.planning.search.estimate import Estimate, estimate
 
 _KINDS = ("reference", "remat", "microbatches", "moments", "mesh", "offload")
-"""What may change, cheapest first."""
+"""Kinds of changes, cheapest first."""
 
 _MICROBATCHES = "batch.microbatches"
 
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-    """A change with which the step fits."""
+    """A change that makes the step fit."""
 
     changes: tuple[str, ...]  # overrides
-    cost: str  # what it costs, for a user to read
+    cost: str  # what the change costs, in words for the user
     plan: Plan
 
 
@@ -37,7 +37,7 @@ class Suggestion:
 class _Change:
     kind: str
     values: dict[str, Any]
-    besides: str | None = None  # another kind that it changes as well
+    second_kind: str | None = None  # another kind that it changes as well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +49,14 @@ class _Attempt:
 
     @property
     def kinds(self) -> set[str]:
-        return {kind for change in self.changes for kind in (change.kind, change.besides) if kind is not None}
+        return {kind for change in self.changes for kind in (change.kind, change.second_kind) if kind is not None}
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """One change before two, cheap ones first, and of one kind what sends least and repeats least."""
-        dear = tuple(sorted((_KINDS.index(change.kind) for change in self.changes), reverse=True))
+        """Few changes first, then cheap kinds, then the least time for sending and recomputing."""
+        ranks = tuple(sorted((_KINDS.index(change.kind) for change in self.changes), reverse=True))
         bound = self.estimate.bound
-        return len(self.changes), dear, 0.0 if bound is None else round(sum(bound.parts.values()), 2)
+        return len(self.changes), ranks, 0.0 if bound is None else round(sum(bound.parts.values()), 2)
 
 
 def suggestions(
@@ -71,20 +71,20 @@ def suggestions(
     planner: Callable[..., Plan] = plan,
     report: Callable[[tuple[str, ...], bool], None] | None = None,
 ) -> Iterator[Suggestion]:
-    """Changes of one or two keys with which the step fits, cheapest first, each as soon as it is compiled; of three if
-    no two are enough. A mesh, with its microbatches, counts as one key.
+    """Yields changes of one or two keys that make the step fit, cheapest first, as soon as each is compiled. Changes
+    three keys if two are not enough. A mesh, with its microbatches, counts as one key.
 
-    Nothing is suggested that changes as much as another suggestion and more. What an estimate calls hopeless is not
-    compiled; one that does not fit takes seconds, one that does a minute and more.
+    A suggestion never contains all changes of an earlier one. Changes that are hopeless by estimate are not compiled.
+    Compiling takes seconds if the step does not fit, a minute or more if it does.
 
     Args:
-        failed: the plan of `config`; nothing is suggested if it fits.
-        enough: suggestions at most.
-        tries: programs at most that are compiled.
-        planner: compiles, in place of `plan`.
-        report: called with the overrides of each program that was compiled, and whether it fits.
+        failed: the plan of `config`; if it fits, nothing is suggested.
+        enough: maximum number of suggestions.
+        tries: maximum number of programs to compile.
+        planner: compiles in place of `plan`.
+        report: called after each compilation with the overrides and whether they fit.
     Raises:
-        ConfigError: unknown slice, no libtpu.
+        ConfigError: unknown slice, or libtpu is missing.
         DataError, ConversionError: as training would.
     """
     if failed is not None and failed.fits:
@@ -95,7 +95,7 @@ def suggestions(
         if report is not None:
             report(("eval.rows=null",), compiled.fits)
         if compiled.fits:
-            yield Suggestion(("eval.rows=null",), "evaluation takes as many rows at a time as training", compiled)
+            yield Suggestion(("eval.rows=null",), "evaluation takes as many rows at a time as training does", compiled)
             return
         config, tries = smaller, tries - 1
     target = find_slice(topology)
@@ -104,10 +104,10 @@ def suggestions(
     inputs = InputsCache(target.devices * num_slices)
     measure = functools.partial(estimate, target=target, num_slices=num_slices, chip=chip)
     try:
-        base = measure(config, found=inputs(config))
-    except ConfigError:  # rows that do not divide: another mesh may help
+        base = measure(config, inputs=inputs(config))
+    except ConfigError:  # rows do not divide over this mesh; another may suit
         base = None
-    singles, found = list(_singles(config, target, num_slices, inputs)), list[_Attempt]()
+    singles, fitting = list(_singles(config, target, num_slices, inputs)), list[_Attempt]()
     for together in (1, 2, 3):
         attempts = [
             attempt
@@ -115,22 +115,22 @@ def suggestions(
             if (base is None or attempt.estimate.bytes < base.bytes) and not attempt.estimate.is_hopeless(usable)
         ]
         for attempt in sorted(attempts, key=operator.attrgetter("order")):
-            if any(before.kinds <= attempt.kinds for before in found):
+            if any(earlier.kinds <= attempt.kinds for earlier in fitting):
                 continue
-            if len(found) == enough or tries <= 0:
+            if len(fitting) == enough or tries <= 0:
                 return
             tries -= 1
             try:
                 compiled = planner(attempt.config, topology, num_slices=num_slices, chips=chips)
-            except ConfigError:  # such as a kernel that the compiler refuses
+            except ConfigError:  # for instance, the compiler refuses a kernel
                 continue
             changes = tuple(overrides(attempt.values))
             if report is not None:
                 report(changes, compiled.fits)
             if compiled.fits:
-                found.append(attempt)
+                fitting.append(attempt)
                 yield Suggestion(changes, _cost(config, base, attempt), compiled)
-        if together == 2 and found:
+        if together == 2 and fitting:
             return
 
 
@@ -141,16 +141,16 @@ def _attempts(
     inputs: InputsCache,
     measure: Callable[..., Estimate],
 ) -> Iterator[_Attempt]:
-    """All that training would accept of so many changes of different keys."""
+    """All combinations of `together` changes of different kinds that training would accept."""
     of_kind = {kind: [single for single in singles if single.kind == kind] for kind in _KINDS}
     kinds = itertools.combinations(_KINDS, together)
     for chosen in itertools.chain.from_iterable(itertools.product(*(of_kind[kind] for kind in some)) for some in kinds):
         values = functools.reduce(operator.or_, (change.values for change in chosen), {})
-        if len(values) < sum(len(change.values) for change in chosen):  # two say something of the same key
+        if len(values) < sum(len(change.values) for change in chosen):  # two changes set the same key
             continue
         try:
             made = changed(config, values)
-            yield _Attempt(chosen, values, made, measure(made, found=inputs(made)))
+            yield _Attempt(chosen, values, made, measure(made, inputs=inputs(made)))
         except ConfigError:
             continue
 
@@ -160,44 +160,43 @@ def _singles(config: RunConfig, target: Slice, num_slices: int, inputs: InputsCa
         yield _Change("reference", {"reference.mode": "precompute"})
     if config.remat in ("none", "dots"):
         yield _Change("remat", {"remat": "full"})
-    count = target.devices * num_slices
-    here = _sizes(config, count)
-    more = [{}]  # those that this mesh does not allow may suit another
-    more += [each for each in batches(config, 1, None, inputs) if each[_MICROBATCHES] > config.batch.microbatches]
-    for batch in more[1:]:
+    devices = target.devices * num_slices
+    current = _mesh_sizes(config, devices)
+    finer = [batch for batch in batches(config, 1, None, inputs) if batch[_MICROBATCHES] > config.batch.microbatches]
+    for batch in finer:  # a batch that this mesh does not allow may suit another mesh
         yield _Change("microbatches", batch)
     if config.optimizer.moments == "float32":
         yield _Change("moments", {"optimizer.moments": "bfloat16"})
-    for mesh in mesh_shapes(count, num_slices):
-        differing = {f"mesh.{axis}": size for axis, size in mesh.items() if size != here.get(axis)}
-        # With fewer shards of rows a device has more of them, unless it takes them one after the other.
-        for batch in more if differing else ():
+    for mesh in mesh_shapes(devices, num_slices):
+        differing = {f"mesh.{axis}": size for axis, size in mesh.items() if size != current.get(axis)}
+        # With fewer row shards a device has more rows at once, unless there are more microbatches.
+        for batch in ({}, *finer) if differing else ():
             yield _Change("mesh", differing | batch, "microbatches" if batch else None)
     if config.remat != "offload":
         yield _Change("offload", {"remat": "offload"}, None if config.remat == "full" else "remat")
 
 
-def _sizes(config: RunConfig, count: int) -> dict[str, int]:
+def _mesh_sizes(config: RunConfig, devices: int) -> dict[str, int]:
     try:
-        return dataclasses.asdict(meshes.MeshShape(**config.mesh.model_dump()).resolve(count))
+        return dataclasses.asdict(meshes.MeshShape(**config.mesh.model_dump()).resolve(devices))
     except ConfigError:
         return {}
 
 
 def _cost(config: RunConfig, base: Estimate | None, attempt: _Attempt) -> str:
-    found, was = attempt.estimate.bound, None if base is None else base.bound
+    after, before = attempt.estimate.bound, None if base is None else base.bound
     words = {
         "reference": "the same mathematics; the reference scores all examples before the first step",
-        "remat": "blocks are computed a second time in the backward pass",
-        "microbatches": f"the same mathematics; weights come together {attempt.config.batch.microbatches} times a step "
-        f"in place of {config.batch.microbatches}",
-        "moments": "another optimizer than configured, if little: moments are kept in bfloat16, rounded at random",
-        "mesh": "the same mathematics; chips send each other other things",
-        "offload": "inputs of blocks go to the host's memory and back, which the bound does not count",
+        "remat": "the backward pass recomputes each block",
+        "microbatches": "the same mathematics; weights are gathered "
+        f"{attempt.config.batch.microbatches} times per step instead of {config.batch.microbatches}",
+        "moments": "a slightly different optimizer: moments are kept in bfloat16, rounded at random",
+        "mesh": "the same mathematics; other traffic between chips",
+        "offload": "inputs of blocks go to host memory and back, which the bound does not count",
     }
-    if found is not None and was is not None:
-        slower = found.compute_s / was.compute_s - 1
+    if after is not None and before is not None:
+        slower = after.compute_s / before.compute_s - 1
         if slower > 0.005:
             words["remat"] += f" ({slower:.0%} more operations)"
-        words["mesh"] += f", {found.ici_s:.2f} s of it a step in place of {was.ici_s:.2f} by estimate"
+        words["mesh"] += f", by estimate {after.ici_s:.2f} s per step instead of {before.ici_s:.2f}"
     return "; ".join(words[kind] for kind in _KINDS if kind in attempt.kinds)

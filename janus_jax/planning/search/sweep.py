@@ -1,9 +1,9 @@
-"""Which mesh, rows per device, remat and moments: every cell that could be, estimated, the best of them compiled.
+"""Searches meshes, rows per device, remat and moments: estimates every possible cell and compiles the best.
 
     cells = sweep(load_config("configs/sft_65k.yaml"), "v5litepod-16", limit=12)
     print(cells[0].changes, cells[0].serial_tokens_per_s)
 
-Each cell is compiled in a process of its own and its result kept, so that a sweep that was ended goes on where it was.
+Each cell is compiled in its own process and its result is cached, so an interrupted sweep continues where it stopped.
 """
 
 import concurrent.futures
@@ -23,13 +23,13 @@ from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError
 from janus_jax.planning.chips.slices import check_count, devices, find_slice, load_chips
 from janus_jax.planning.inputs import Inputs
-from janus_jax.planning.search.cache_key import code, key
+from janus_jax.planning.search.cache_key import cache_key, code_hash
 from janus_jax.planning.search.candidates import InputsCache, SearchSpace, choices
 from janus_jax.planning.search.estimate import Estimate, estimate
 from janus_jax.storage import staging
 
 BYTES_PER_WORKER = 2 * 2**30
-"""What compiling a step of a 7B model takes on the host."""
+"""Host memory to compile a step of a 7B model."""
 
 Status = Literal["fits", "too large", "hopeless", "left out", "failed"]
 _RANKS: tuple[Status, ...] = ("fits", "too large", "failed", "left out", "hopeless")
@@ -37,9 +37,9 @@ _RANKS: tuple[Status, ...] = ("fits", "too large", "failed", "left out", "hopele
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One configuration of a sweep, and what was found."""
+    """One configuration of a sweep and its result."""
 
-    changes: tuple[str, ...]  # overrides that make it of the given configuration
+    changes: tuple[str, ...]  # overrides of the given configuration
     mesh: dict[str, int]
     rows_per_device: float
     microbatches: int
@@ -47,43 +47,43 @@ class Cell:
     moments: str
     estimated_bytes: int
     status: Status
-    reason: str | None = None  # why it does not fit, or was not compiled
-    plan: dict[str, Any] | None = None  # `Plan.to_json` of what was compiled
+    reason: str | None = None  # why it does not fit or was not compiled
+    plan: dict[str, Any] | None = None  # `Plan.to_json`, if compiled
     was_known: bool = False  # from an earlier sweep
 
     @property
     def peak(self) -> int | None:
-        """Bytes that a device needs; compiled, not estimated."""
+        """Bytes that a device needs, from the compiler."""
         return None if self.plan is None else self.plan["memory"]["needed"]
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Of the whole mesh, at the bound."""
+        """Tokens per second of the whole mesh, at the bound."""
         return None if self.plan is None or self.plan["bound"] is None else self.plan["bound"]["tokens_per_s"]
 
     @property
     def serial_tokens_per_s(self) -> float | None:
-        """Likewise, but nothing overlaps: what cells are ranked by. The bound alone would make equals of all meshes
-        that are limited by computing, however much they send besides."""
+        """Tokens per second if nothing overlaps. Cells are ranked by it: at the bound, all meshes that are limited by
+        compute are equal, however much they send."""
         if self.plan is None or self.plan["bound"] is None:
             return None
         return self.plan["tokens_per_step"] / self.plan["bound"]["serial_seconds"]
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers and texts; what `--json` writes."""
+        """What `--json` writes."""
         derived = ("peak", "tokens_per_s", "serial_tokens_per_s")
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
 
 
 Job = dict[str, Any]
-"""`config`, `topology`, `num_slices`, `chips`, the `code` that it is for, and the `path` of its result."""
+"""`config`, `topology`, `num_slices`, `chips`, the hash of the `code`, and the `path` of the result."""
 
 
 def sweep(
     config: RunConfig,
     topology: str,
     num_slices: int = 1,
-    axes: SearchSpace | None = None,
+    space: SearchSpace | None = None,
     *,
     chips: str | os.PathLike[str] | None = None,
     limit: int | None = None,
@@ -92,35 +92,38 @@ def sweep(
     report: Callable[[Cell], None] | None = None,
     run: Callable[[Job], dict[str, Any]] | None = None,
 ) -> list[Cell]:
-    """All cells, those that fit first and fastest first; what does not fit or was not compiled says why.
+    """All cells: first those that fit, fastest first. The others say why they do not fit or were not compiled.
 
     Args:
         chips: as for `plan`.
-        limit: cells at most to compile, those with the best estimates; those that are known already count as well.
-        workers: processes that compile at once; null: as cores and memory allow.
-        cache: directory of results; null: `plans` in $JANUS_CACHE.
-        report: called with each cell that was compiled, as soon as it is.
-        run: compiles one job, in place of a process.
+        limit: maximum number of cells to compile, best estimates first. Cached results count.
+        workers: number of processes that compile at once; None: as many as cores and memory allow.
+        cache: directory of results; None: `plans` in $JANUS_CACHE.
+        report: called with each cell as soon as it is compiled.
+        run: compiles one job in place of a process.
     Raises:
-        ConfigError: unknown slice, no libtpu, or no cell that training would accept.
+        ConfigError: unknown slice, libtpu is missing, or training would accept no cell.
         DataError, ConversionError: as training would.
     """
-    axes, target = axes or SearchSpace(), find_slice(topology)
+    space, target = space or SearchSpace(), find_slice(topology)
     table = load_chips(chips)
     check_count(target, num_slices, table)
     chip = None if target.topology is None else table.chips[target.family]
     usable = None if chip is None else chip.usable_hbm_bytes_per_device
-    finder, cells = InputsCache(target.devices * num_slices), []
+    inputs_of, cells = InputsCache(target.devices * num_slices), []
     problem: ConfigError | None = None
-    for changes in choices(config, target.devices * num_slices, num_slices, axes, finder):
+    for changes in choices(config, target.devices * num_slices, num_slices, space, inputs_of):
         try:
-            made = changed(config, changes)
-            found = finder(made)
-            cells.append(_Candidate(changes, made, found, estimate(made, target, num_slices, chip=chip, found=found)))
+            variant = changed(config, changes)
+            inputs = inputs_of(variant)
+            estimated = estimate(variant, target, num_slices, chip=chip, inputs=inputs)
+            cells.append(_Candidate(changes, variant, inputs, estimated))
         except ConfigError as error:
             problem = problem or error
     if not cells:
-        raise problem or ConfigError(f"{topology}: no mesh and microbatches divide the rows of this configuration")
+        raise problem or ConfigError(
+            f"{topology}: the rows of this configuration divide over no mesh and number of microbatches"
+        )
     cells.sort(key=lambda cell: cell.order(usable))
     hopeless = [cell for cell in cells if cell.estimate.is_hopeless(usable)]
     possible = [cell for cell in cells if not cell.estimate.is_hopeless(usable)]
@@ -130,7 +133,8 @@ def sweep(
         *(cell.as_cell(config, "left out", f"{limit} others have better estimates") for cell in rest),
     ]
     directory = Path(cache) if cache is not None else staging.cache() / "plans"
-    paths = [directory / f"{key(cell.config, cell.found, target, num_slices, chip)}.json" for cell in chosen]
+    keys = [cache_key(cell.config, cell.inputs, target, num_slices, chip) for cell in chosen]
+    paths = [directory / f"{key}.json" for key in keys]
     missing = []
     for cell, path in zip(chosen, paths, strict=True):
         known = _read(path)
@@ -139,7 +143,7 @@ def sweep(
         else:
             done.append(cell.as_compiled(config, known, was_known=True))
     if missing and run is None:
-        devices(target, num_slices)  # raises at once what every process would
+        devices(target, num_slices)  # fails here rather than in every process
     jobs = [(cell, _job(cell, topology, num_slices, chips, path)) for cell, path in missing]
     with _results(jobs, run, workers or _workers()) as results:
         for cell, result in results:
@@ -153,13 +157,13 @@ def sweep(
 class _Candidate:
     changes: dict[str, Any]
     config: RunConfig
-    found: Inputs
+    inputs: Inputs
     estimate: Estimate
 
     def order(self, usable: int | None) -> tuple[Any, ...]:
-        """What probably fits, by time for a token; of equals what is asked of the host, and memory, least."""
+        """Cells that probably fit first; then by time per token, load of the host, and memory."""
         bound, config = self.estimate.bound, self.config
-        seconds = 0.0 if bound is None else bound.serial_seconds / self.found.tokens_per_step
+        seconds = 0.0 if bound is None else bound.serial_seconds / self.inputs.tokens_per_step
         over = usable is not None and self.estimate.bytes > usable
         return over, *_equals(config.remat, config.optimizer.moments, seconds), self.estimate.bytes
 
@@ -170,7 +174,7 @@ class _Candidate:
             changes=tuple(overrides(differing)),
             mesh=self.config.mesh.model_dump(),
             rows_per_device=self.estimate.rows_per_device,
-            microbatches=self.found.shape.microbatches,
+            microbatches=self.inputs.shape.microbatches,
             remat=self.config.remat,
             moments=self.config.optimizer.moments,
             estimated_bytes=self.estimate.bytes,
@@ -180,27 +184,28 @@ class _Candidate:
         )
 
     def as_compiled(self, given: RunConfig, result: dict[str, Any], *, was_known: bool = False) -> Cell:
-        found = result.get("plan")
-        if found is None:
+        plan = result.get("plan")
+        if plan is None:
             return self.as_cell(given, "failed", result["error"], was_known=was_known)
-        status: Status = "fits" if found["fits"] else "too large"
-        return self.as_cell(given, status, found["reason"], plan=found, was_known=was_known)
+        status: Status = "fits" if plan["fits"] else "too large"
+        return self.as_cell(given, status, plan["reason"], plan=plan, was_known=was_known)
 
 
 def _at(values: Any, key: str) -> Any:
     return functools.reduce(lambda node, part: node[part], key.split("."), values)
 
 
-def _too_much(found: Estimate, usable: int | None) -> str:
-    return f"about {found.bytes / 2**30:.1f} GiB by estimate, and {(usable or 0) / 2**30:.2f} are usable"
+def _too_much(estimated: Estimate, usable: int | None) -> str:
+    needed, available = estimated.bytes / 2**30, (usable or 0) / 2**30
+    return f"needs about {needed:.1f} GiB by estimate but only {available:.2f} GiB is usable"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.keys() & {"plan", "error"} else None
+    return result if isinstance(result, dict) and result.keys() & {"plan", "error"} else None
 
 
 def _job(cell: _Candidate, topology: str, num_slices: int, chips: str | os.PathLike[str] | None, path: Path) -> Job:
@@ -211,7 +216,7 @@ def _job(cell: _Candidate, topology: str, num_slices: int, chips: str | os.PathL
         "topology": topology,
         "num_slices": num_slices,
         "chips": given,
-        "code": code(),
+        "code": code_hash(),
         "path": str(path),
     }
 
@@ -220,7 +225,7 @@ def _job(cell: _Candidate, topology: str, num_slices: int, chips: str | os.PathL
 def _results(
     jobs: list[tuple[_Candidate, Job]], run: Callable[[Job], dict[str, Any]] | None, workers: int
 ) -> Iterator[Iterator[tuple[_Candidate, dict[str, Any]]]]:
-    """Results as they come. Whoever leaves early ends the processes."""
+    """Yields results as they arrive. Leaving the block ends the processes."""
     running = _Processes()
     pool = concurrent.futures.ThreadPoolExecutor(workers)
     futures = {pool.submit(run or running, job): cell for cell, job in jobs}
@@ -232,7 +237,7 @@ def _results(
 
 
 class _Processes:
-    """Runs jobs in processes of their own."""
+    """Runs each job in its own process."""
 
     def __init__(self) -> None:
         self.alive: set[subprocess.Popen[str]] = set()
@@ -254,7 +259,7 @@ class _Processes:
         out, err = process.communicate(json.dumps(job))
         self.alive.discard(process)
         if process.returncode:
-            last = err.strip().splitlines()[-1:] or ["no word of why"]
+            last = err.strip().splitlines()[-1:] or ["it printed no reason"]
             return {"error": f"the process ended with code {process.returncode}: {last[0]}"}
         return json.loads(out.splitlines()[-1])
 
@@ -265,7 +270,7 @@ class _Processes:
 
 
 def _workers() -> int:
-    """As many as there are cores, and memory for."""
+    """As many as cores and memory allow."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -275,7 +280,7 @@ def _workers() -> int:
 
 
 def _rank(cell: Cell) -> tuple[Any, ...]:
-    """Cells without a bound stay in the order of their estimates."""
+    """Sorts by status, then speed. Cells without a bound stay in the order of their estimates."""
     rank, speed = _RANKS.index(cell.status), cell.serial_tokens_per_s
     if not speed:
         return (rank, float("inf"))
@@ -283,5 +288,5 @@ def _rank(cell: Cell) -> tuple[Any, ...]:
 
 
 def _equals(remat: str, moments: str, seconds: float) -> tuple[Any, ...]:
-    """Seconds to three digits; then what no bound counts: transfers to the host, then rounded moments."""
+    """Seconds to three digits, then costs that no bound counts: transfers to the host, then rounded moments."""
     return float(f"{seconds:.3g}"), remat == "offload", moments != "float32"

@@ -76,7 +76,7 @@ def test_sides_of_whole_pods_and_cubes_close_to_rings(name, wrap):
         ("v4-12", ["v4-8, v4-16", "TensorCores"]),
         ("v4-0", ["v4-8"]),
         ("v9-8", ["unknown", "v2-8, -32", "tpu7x-2, -8", "cpu:DEVICES"]),
-        ("v5elitepod-16", ["near to it: v5litepod-16"]),
+        ("v5elitepod-16", ["nearest: v5litepod-16"]),
         ("v5p:3x4x4", ["3x4x4", "whole hosts"]),
         ("v5e:4x4x4", ["2 sides"]),
         ("cpu:0", ["allowed: cpu:DEVICES"]),
@@ -173,7 +173,7 @@ def test_simulated_devices_are_those_of_this_process():
     assert devices(find_slice("cpu:8")) == jax.devices("cpu")
     with pytest.raises(ConfigError, match="already started with 8"):
         devices(find_slice("cpu:9"))
-    with pytest.raises(ConfigError, match="one slice"):
+    with pytest.raises(ConfigError, match="single slice"):
         devices(find_slice("cpu:4"), num_slices=2)
 
 

@@ -16,24 +16,22 @@ def test_explain_says_axes_rules_pieces_and_copies():
     lines = [" ".join(line.split()) for line in gate.splitlines()]
     assert lines == [
         "layers.mlp.gate float32 32 x 4,096 x 14,336",
-        "logical axis size sharding rule on a device",
+        "logical axis size sharding rule per device",
         "layers 32 none 32",
         "embed 4,096 fsdp (2) 2,048",
         "mlp 14,336 tensor (4) 3,584",
-        "on a device: 32 x 2,048 x 3,584, 0.88 GiB of 7.00 GiB; two moments in float32: 1.75 GiB",
-        "replicated: each of 8 pieces lies on 2 devices, along data (2)",
+        "per device: 32 x 2,048 x 3,584, 0.88 GiB of 7.00 GiB; two moments in float32: 1.75 GiB",
+        "replicated: each of 8 shards lies on 2 devices, along data (2)",
     ]
 
 
 def test_explain_knows_what_is_whole_everywhere_and_what_is_nowhere_twice():
     config = load_config("configs/sft_65k.yaml", ["sharding.embed=null"])
-    assert "replicated: the whole of it lies on 16 devices, along fsdp (16)" in explain_parameters(
+    assert "replicated: the whole parameter lies on 16 devices, along fsdp (16)" in explain_parameters(
         config, "v5litepod-16", "final_norm"
     )
     config = load_config("configs/sft_65k.yaml", [])
-    assert "16 pieces, each on one device: nothing is replicated" in explain_parameters(
-        config, "v5litepod-16", "embedding"
-    )
+    assert "not replicated: 16 shards, each on one device" in explain_parameters(config, "v5litepod-16", "embedding")
 
 
 @pytest.mark.parametrize(
@@ -41,12 +39,12 @@ def test_explain_knows_what_is_whole_everywhere_and_what_is_nowhere_twice():
     [("layers.mlp.gat", "layers.mlp.gate"), ("gate", "layers.mlp.gate"), ("layer", "layers"), ("%", "allowed: ")],
 )
 def test_explain_names_the_nearest_of_an_unknown_parameter(name, near):
-    with pytest.raises(ConfigError, match=f"--explain {name}: no parameter; .*{near}"):
+    with pytest.raises(ConfigError, match=f"--explain {name}: unknown parameter; .*{near}"):
         explain_parameters(load_config("configs/sft_65k.yaml", []), "v5litepod-16", name)
 
 
 def test_explain_refuses_what_training_would():
-    with pytest.raises(ConfigError, match=r"mesh.data=1: there are 2 slices; allowed: a multiple of 2"):
+    with pytest.raises(ConfigError, match=r"mesh.data=1: allowed with 2 slices: a multiple of 2"):
         explain_parameters(load_config("configs/sft_65k.yaml", []), "v5litepod-16", "embedding", num_slices=2)
     with pytest.raises(ConfigError, match=r"tensor=16 does not divide kv_heads=8 of parameter layers\.attention\.k"):
         explain_parameters(load_config("configs/sft_65k.yaml", ["mesh.tensor=16"]), "v5litepod-16", "embedding")

@@ -128,13 +128,13 @@ def cells(lines: list[str], label: str) -> str:
 def test_what_lies_beside_the_step_is_told(fitting):
     memory = dataclasses.replace(fitting.memory, code=GIB, reference=GIB // 2, peak_is_estimate=True)
     lines = printed(dataclasses.replace(fitting, memory=memory, flops=StepFlops(1e15, 0, 2e15)))
-    assert cells(lines, "code") == "1.00 of the programs themselves; exact"
+    assert cells(lines, "code") == "1.00 the compiled programs; exact"
     assert cells(lines, "needed") == "13.50" and "estimated" in cells(lines, "temporaries")
-    assert not any("where the compiler says" in line for line in lines)
-    assert "2.00 PFLOP of the reference" in " ".join(" ".join(lines).split())
+    assert not any("the compiler reports" in line for line in lines)
+    assert "2.00 PFLOP for the reference" in " ".join(" ".join(lines).split())
     failed = dataclasses.replace(fitting.memory, evaluation_failed=True)
     lines = printed(dataclasses.replace(fitting, fits=False, reason="evaluation", memory=failed))
-    assert cells(lines, "evaluation") == "more than there is: the compiler gave up"
+    assert cells(lines, "evaluation") == "more than a device has; the compiler gave up"
     assert not any(line.startswith("free") for line in lines)
 
 
@@ -148,28 +148,28 @@ def timed(plan: Plan, **more: object) -> list[str]:
 
 def test_what_was_measured_stands_beside_the_plan(fitting):
     lines = timed(fitting)
-    assert lines[0] == "MEASURED on 32 x TPU v5 lite: 8.5 s a step"
-    assert cells(lines, "a step") == "8.5 s 4 s at the bound; 5.62 s in series"
+    assert lines[0] == "MEASURED on 32 x TPU v5 lite: 8.5 s per step"
+    assert cells(lines, "step ") == "8.5 s 4 s at the bound; 5.62 s in series"
     assert cells(lines, "tokens/s") == "30,118 64,000 at the bound"
-    assert cells(lines, "work of a device") == "44.12 TFLOP/s"  # 1.2e16 / 32 / 8.5
+    assert cells(lines, "work per device") == "44.12 TFLOP/s"  # 1.2e16 / 32 / 8.5
     assert cells(lines, "MFU") == "37.6% 80.0% at the bound"  # 0.8 * 4 / 8.5
-    assert cells(lines, "memory of a device") == "13.00 GiB 12.00 GiB the compiler's"
+    assert cells(lines, "memory per device") == "13.00 GiB 12.00 GiB the compiler's"
     said = " ".join(" ".join(lines).split())
     assert "median of 3 steps, 8 s to 9 s" in said and "while it made weights and moments" in said
 
 
 def test_without_figures_only_what_was_measured_is_shown(simulated):
     lines = timed(simulated, device="cpu", devices=8, held_bytes=None)
-    assert cells(lines, "a step") == "8.5 s" and not any(line.startswith("MFU") for line in lines)
-    assert cells(lines, "memory of a device").startswith("not told ")
-    assert "none: there are no figures of cpu:8" in lines[-1]
+    assert cells(lines, "step ") == "8.5 s" and not any(line.startswith("MFU") for line in lines)
+    assert cells(lines, "memory per device").startswith("not reported ")
+    assert "none: no figures for cpu:8" in lines[-1]
 
 
 def test_what_evaluation_needs_is_told(fitting):
     memory = dataclasses.replace(fitting.memory, evaluation=13 * GIB)
     lines = printed(dataclasses.replace(fitting, memory=memory))
     assert lines[0].startswith("FITS: 13.00 of 15.75 GiB") and cells(lines, "evaluation").startswith(
-        "13.00 all that it"
+        "13.00 its own total"
     )
     assert cells(lines, "needed") == "13.00"
 
@@ -180,30 +180,30 @@ def test_the_verdict_is_the_first_line_and_every_figure_is_the_plans(fitting):
     expected = {
         "slice:": "2 x v5litepod-16 (v5e:4x4): 32 chips, 32 devices, 8 hosts",
         "mesh:": "data 2 x fsdp 16 x tensor 1 x context 1",
-        "step:": "sft, 64 rows of 8,192 slots in 2 microbatches, 1 row of each on a",
+        "step:": "sft, 64 rows of 8,192 slots in 2 microbatches of 1 row per device",
         "memory:": "remat full, moments float32",
         "assumed:": "the data are not on this machine [at all]",
         "parameters": "2.00 exact",
         "moments": "4.00 exact",
         "batch": "0.00 exact",
-        "temporaries": "6.00 the compiler's: its peak without the above",
+        "temporaries": "6.00 the compiler's peak minus the arguments above",
         "needed": "12.00",
-        "usable": "15.75 what libtpu gives a program",
+        "usable": "15.75 what libtpu lets a program use",
         "free": "3.75",
         "saved block inputs": "2.00 1 bf16[32,1,8192,4096]",
         "all-gather": "fsdp ICI 66 4.00 75 %",
         "all-reduce": "data DCN ~1 0.50 none",
-        "Each device sends": "4.50 GiB a step, 0.50 GiB of it over DCN.",
+        "Each device sends": "4.50 GiB per step, 0.50 GiB of it over DCN.",
         "warning:": "padding in mlp/dot: 64.00 MiB, f32[7] is filled up to f32[8]",
-        "compute": "4 s <- limits",
+        "compute": "4 s <- limits the step",
         "HBM  ": "125 ms",
         "DCN": "1 s",
-        "bound:": "4 s a step, 64,000 tokens/s, MFU 80.0 %, by compute",
-        "epoch:": "900 steps, 1.00 hours, 38.40 USD at the bound; 38.40 USD an hour on",
+        "bound:": "4 s per step, 64,000 tokens/s, MFU 80.0 %, limited by compute",
+        "epoch:": "900 steps, 1.00 hours, 38.40 USD at the bound; 38.40 USD per hour on",
     }
     assert {label: cells(lines, label) for label in expected} == expected
     text = " ".join(" ".join(lines).split())
-    assert "12.00 PFLOP a step that the model asks for, 3.00 PFLOP recomputed" in text
+    assert "12.00 PFLOP per step for the model, 3.00 PFLOP recomputed" in text
     assert "list prices of 2025-11" in text and "A bound, not a promise" in text
 
 
@@ -223,23 +223,23 @@ def test_a_plan_that_the_compiler_gave_up_has_no_figures_that_it_does_not_know(t
     lines = printed(too_large)
     assert lines[0] == "DOES NOT FIT 2 x v5litepod-16: the step needs 38.2G"
     text = "\n".join(lines)
-    assert cells(lines, "needed") == "6.00 and temporaries: the compiler gave up, see above"
-    assert cells(lines, "bound:") == "none: there is no program"
-    assert "collectives of a step" not in text and "findings: none" not in text and "alive" not in text
+    assert cells(lines, "needed") == "6.00 plus temporaries; the compiler gave up, see above"
+    assert cells(lines, "bound:") == "none: the compiler gave up"
+    assert "collectives per step" not in text and "findings: none" not in text and "live at" not in text
 
 
 def test_a_step_that_compiles_and_does_not_fit_says_what_is_lacking(fitting):
     memory = dataclasses.replace(fitting.memory, reference=5 * GIB)
     lines = printed(dataclasses.replace(fitting, fits=False, reason="17 of 15.75", memory=memory))
     assert lines[0].startswith("DOES NOT FIT")
-    assert cells(lines, "reference") == "5.00 kept beside the step; exact"
-    assert cells(lines, "needed") == "17.00" and cells(lines, "lacking") == "1.25"
+    assert cells(lines, "reference") == "5.00 weights of the online reference; exact"
+    assert cells(lines, "needed") == "17.00" and cells(lines, "missing") == "1.25"
 
 
 def test_simulated_devices_are_said_to_be_no_tpu(simulated):
     lines = printed(simulated)
-    assert lines[0] == "COMPILES for cpu:8, which is simulated: no TPU, no limit of memory, no bound"
-    assert cells(lines, "bound:") == "none: simulated devices are no TPU"
+    assert lines[0] == "COMPILES for cpu:8: simulated devices have no memory limit and no bound on time"
+    assert cells(lines, "bound:") == "none: the devices are simulated"
     assert [line for line in lines if line.startswith(("epoch", "usable", "free"))] == []
     assert "ICI" not in "".join(lines)
 
@@ -247,8 +247,8 @@ def test_simulated_devices_are_said_to_be_no_tpu(simulated):
 def test_without_data_there_is_no_epoch_and_without_a_price_no_cost(fitting):
     none = printed(dataclasses.replace(fitting, steps_per_epoch=None))
     said = " ".join(" ".join(none).split())
-    assert "no epoch to count, as the data are not here; 1,000 steps take 1.11 hours, 42.67 USD at the bound" in said
-    assert cells(none, "in series:") == "5.62 s a step, if nothing overlapped"
+    assert "its length is unknown without the data set; 1,000 steps take 1.11 hours, 42.67 USD at the bound" in said
+    assert cells(none, "in series:") == "5.62 s per step if nothing overlaps"
     free = printed(dataclasses.replace(fitting, usd_per_hour=None))
     assert cells(free, "epoch:") == "900 steps, 1.00 hours at the bound; no price for this chip"
 

@@ -11,16 +11,16 @@ from janus_jax.errors import ConfigError
 from janus_jax.parallel import mesh as meshes
 from janus_jax.planning import plan
 from janus_jax.planning.chips.slices import devices, find_slice, load_chips
-from janus_jax.planning.compile import Refused, program_of
+from janus_jax.planning.compile import ProgramRefused, program_of
 from janus_jax.planning.inputs import find_inputs
 from janus_jax.planning.search import sweep as sweeping
 from janus_jax.planning.search import worker
-from janus_jax.planning.search.cache_key import code, key
+from janus_jax.planning.search.cache_key import cache_key, code_hash
 from janus_jax.planning.search.candidates import SearchSpace, mesh_shapes
 from janus_jax.planning.search.estimate import MARGIN, estimate
 from janus_jax.planning.search.pareto import pareto, plot
 from janus_jax.planning.search.sweep import Cell, sweep
-from janus_jax.planning.search.worker import keep
+from janus_jax.planning.search.worker import write_result
 from tests.support.repository import ROOT
 
 MODEL = {"preset": "tiny", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8}
@@ -160,7 +160,7 @@ class Compiler:
         result = {"plan": {"fits": fits, "reason": None, "bound": bound, "memory": {"needed": peak, "usable": 2**34}}}
         result["plan"]["tokens_per_step"] = 1e5
         sweeping.Path(job["path"]).parent.mkdir(exist_ok=True)
-        keep(sweeping.Path(job["path"]), result)
+        write_result(sweeping.Path(job["path"]), result)
         return result
 
 
@@ -185,7 +185,7 @@ def test_a_sweep_that_was_ended_goes_on_where_it_was(tmp_path):
 
 
 def test_what_another_program_would_be_is_compiled_again(tmp_path):
-    axes = SearchSpace(
+    space = SearchSpace(
         meshes=({"data": 1, "fsdp": 16, "tensor": 1, "context": 1},), remat=("full",), moments=("bfloat16",)
     )
     for times, (config, options) in enumerate(
@@ -199,10 +199,10 @@ def test_what_another_program_would_be_is_compiled_again(tmp_path):
         1,
     ):
         compiler = Compiler()
-        run(tmp_path, compiler, config, axes=axes, **options)
+        run(tmp_path, compiler, config, space=space, **options)
         assert len(compiler.jobs) == 2 and len(list(tmp_path.glob("*.json"))) == 2 * times
     compiler = Compiler()
-    run(tmp_path, compiler, recipe("sft_65k", "run.dir=elsewhere", "logging.every_steps=7"), axes=axes)
+    run(tmp_path, compiler, recipe("sft_65k", "run.dir=elsewhere", "logging.every_steps=7"), space=space)
     assert compiler.jobs == []
 
 
@@ -213,7 +213,7 @@ def test_flags_of_the_compiler_are_part_of_what_is_known(name, monkeypatch):
     names = []
     for value in ("--one", "--other", "--one"):
         monkeypatch.setenv(name, value)
-        names.append(key(run, found, target, 1, None))
+        names.append(cache_key(run, found, target, 1, None))
     assert names[0] == names[2] != names[1]
 
 
@@ -262,13 +262,13 @@ def test_no_cell_at_all_is_an_error(tmp_path):
 
 def test_processes_compile_and_results_stay(tmp_path):
     """For real, on simulated devices."""
-    config, axes = tiny(), SearchSpace(meshes=({"data": 1, "fsdp": 2, "tensor": 1, "context": 1},), remat=("full",))
-    narrow = dataclasses.replace(axes, moments=("bfloat16",), rows_per_device=(2,))
-    (cell,) = sweep(config, "cpu:2", axes=narrow, cache=tmp_path, workers=1)
+    config, space = tiny(), SearchSpace(meshes=({"data": 1, "fsdp": 2, "tensor": 1, "context": 1},), remat=("full",))
+    narrow = dataclasses.replace(space, moments=("bfloat16",), rows_per_device=(2,))
+    (cell,) = sweep(config, "cpu:2", space=narrow, cache=tmp_path, workers=1)
     assert cell.status == "fits" and cell.reason is None and not cell.was_known
     assert cell.plan["mesh"]["fsdp"] == 2 and cell.microbatches == cell.plan["microbatches"] == 2
     assert cell.peak > sum(cell.plan["memory"]["arguments"].values()) and cell.tokens_per_s is None
-    (again,) = sweep(config, "cpu:2", axes=narrow, cache=tmp_path, workers=1)
+    (again,) = sweep(config, "cpu:2", space=narrow, cache=tmp_path, workers=1)
     assert again == dataclasses.replace(cell, was_known=True)
 
 
@@ -278,12 +278,19 @@ def test_what_xla_refuses_is_known_afterwards(tmp_path, monkeypatch):
 
     monkeypatch.setattr(worker, "plan", refuse)
     plain = tiny().model_dump(mode="json", by_alias=True)
-    for error, known in ((Refused("XLA refuses the program: x"), True), (ConfigError("no libtpu"), False)):
+    for error, known in ((ProgramRefused("XLA refuses the program: x"), True), (ConfigError("no libtpu"), False)):
         path = tmp_path / type(error).__name__
-        job = {"config": plain, "topology": "cpu:2", "num_slices": 1, "chips": None, "code": code(), "path": str(path)}
-        assert worker.work(job | {"code": "of before"})["error"].startswith("the sources have changed")
+        job = {
+            "config": plain,
+            "topology": "cpu:2",
+            "num_slices": 1,
+            "chips": None,
+            "code": code_hash(),
+            "path": str(path),
+        }
+        assert worker.run_job(job | {"code": "of before"})["error"].startswith("the sources have changed")
         assert not path.exists()
-        assert worker.work(job) == {"error": str(error)} and path.exists() == known
+        assert worker.run_job(job) == {"error": str(error)} and path.exists() == known
         assert sweeping._read(path) == ({"error": str(error)} if known else None)
 
 
