@@ -1,6 +1,7 @@
 """Mesh axes, sharding rules from logical axes to mesh axes, and the shardings that follow from them.
 
-The model and the loader use logical axes only. Configurations and the planner name mesh axes too; `axes` owns the names.
+The model and the loader use logical axes only. Configurations and the planner name mesh axes too;
+`axes` owns the names.
 """
 
 import dataclasses

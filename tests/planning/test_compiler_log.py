@@ -46,7 +46,7 @@ def test_a_full_copy_is_found_and_not_printed(where):
     assert (
         kind == "rematerialization" and int(size) >= 4 * 64 * 4096 * 512 // 8 and name.endswith("sharding_constraint")
     )
-    assert "goes from sharding {" in text and text.endswith("} through a full copy")
+    assert "is resharded from {" in text and text.endswith("} through a full copy")
     assert rest == ["end", "end"]
 
 

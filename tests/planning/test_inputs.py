@@ -61,10 +61,7 @@ def test_a_reference_that_training_refuses_is_refused(wrong, data, tmp_path):  #
         find_inputs(run, 8)
     assert str(planned.value) == str(refused.value)
     elsewhere = trained(data, tmp_path, "dpo", reference={"from": str(tmp_path / "gone")})
-    assert (
-        "is not on this machine: the reference has the shape of the trained model"
-        in find_inputs(elsewhere, 8).assumed[-1]
-    )
+    assert find_inputs(elsewhere, 8).assumed[-1].endswith("the reference has the shape of the trained model")
 
 
 def test_a_reference_that_scores_each_batch_costs_a_forward_pass(data, tmp_path):  # noqa: F811

@@ -1,4 +1,4 @@
-"""What in a compiled program deserves a look: waste that the compiler left."""
+"""Finds waste of memory or time in a compiled program."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ import jax
 from janus_jax.planning.hlo.text import Computation, HloModule, Instruction, parse, shape_bytes
 
 LARGE_BYTES = 16 << 20
-"""Below this a finding is not worth a line."""
+"""Smaller findings are not reported."""
 
 _VIEWS = ("get-tuple-element", "bitcast", "copy", "convert", "reshape")
 _REMATERIALIZATION = re.compile(
@@ -22,36 +22,36 @@ _REMATERIALIZATION = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that costs memory or time without need."""
+    """One waste of memory or time."""
 
     kind: Literal["rematerialization", "replicated", "all-reduce", "padding"]
-    bytes: int  # of the value on one device; with padding, those that are nothing but padding; 0 if not known
-    op_name: str  # of the traced program, or of the argument; empty where the compiler does not say
+    bytes: int  # of the value on one device, or of the padding alone; 0 if unknown
+    op_name: str  # of the traced program, or the argument's name; empty if the compiler does not say
     text: str
 
 
 def warnings(hlo_text: str, log: str = "", arguments: Any = None, large_bytes: int = LARGE_BYTES) -> list[Finding]:
-    """Findings, largest first within each kind; the same thing at several places is one finding.
+    """Findings, largest first within each kind. Identical findings are merged.
 
-    - rematerialization: the compiler's own warning that it re-shards a value through a full copy of it on every device.
-      It stands in the log (stderr) of compiling, not in the program.
-    - replicated: an argument that lies whole on each of several devices. Not every JAX writes it into programs.
-    - all-reduce: every reader of an all-reduce takes a slice of it alone, so that a reduce-scatter would do with half
-      the traffic and a fraction of the memory.
-    - padding: a dimension that does not divide by its shards was filled up.
+    - rematerialization: the compiler warns that it reshards a value through a full copy on every device. The warning
+      is in the compiler's log (stderr), not in the program.
+    - replicated: an argument lies whole on each of several devices. Some versions of JAX leave this out of programs.
+    - all-reduce: every reader of an all-reduce takes only a slice of it. A reduce-scatter would need half the traffic
+      and a fraction of the memory.
+    - padding: a dimension that does not divide by its shards was padded.
 
     Args:
         hlo_text: `compiled.as_text()`.
         log: what the compiler wrote while compiling.
-        arguments: what the program was lowered with, a tree of arrays or shapes with shardings.
-        large_bytes: what is smaller is left out.
+        arguments: the arguments that the program was lowered with: a tree of arrays or shapes with shardings.
+        large_bytes: smaller findings are left out.
     """
-    program = parse(hlo_text)
-    found = [*_rematerialized(log, large_bytes), *_replicated(arguments, large_bytes)]
-    for where in program.computations.values():
-        found += _padded(where, large_bytes)
-        found += _sliced_reductions(program, where, large_bytes)
-    return sorted(set(found), key=lambda each: (each.kind, -each.bytes, each.op_name))
+    module = parse(hlo_text)
+    findings = [*_rematerialized(log, large_bytes), *_replicated(arguments, large_bytes)]
+    for where in module.computations.values():
+        findings += _padded(where, large_bytes)
+        findings += _sliced_reductions(module, where, large_bytes)
+    return sorted(set(findings), key=lambda finding: (finding.kind, -finding.bytes, finding.op_name))
 
 
 def _rematerialized(log: str, large_bytes: int) -> Iterator[Finding]:
@@ -63,78 +63,84 @@ def _rematerialized(log: str, large_bytes: int) -> Iterator[Finding]:
         if size and size < large_bytes:
             continue
         name = re.search(r'op_name="([^"]*)"', operation)
-        what = f"a value {shape}" if shape else "a value"
-        text = f"{what} goes from sharding {match.group('source')} to {match.group('target')} through a full copy"
+        subject = f"a value {shape}" if shape else "a value"
+        text = f"{subject} is resharded from {match.group('source')} to {match.group('target')} through a full copy"
         yield Finding("rematerialization", size, name.group(1) if name else "", text)
 
 
 def _replicated(arguments: Any, large_bytes: int) -> Iterator[Finding]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(arguments):
-        where = getattr(leaf, "sharding", None)
+        sharding = getattr(leaf, "sharding", None)
         size = math.prod(leaf.shape) * leaf.dtype.itemsize
-        if where is not None and where.is_fully_replicated and where.num_devices > 1 and size >= large_bytes:
+        if sharding is not None and sharding.is_fully_replicated and sharding.num_devices > 1 and size >= large_bytes:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
-            text = f"argument {leaf.dtype}{list(leaf.shape)} lies whole on each of {where.num_devices} devices"
+            text = f"argument {leaf.dtype}{list(leaf.shape)} lies whole on each of {sharding.num_devices} devices"
             yield Finding("replicated", size, name, text)
 
 
 def _padded(where: Computation, large_bytes: int) -> Iterator[Finding]:
-    pads = [each for each in where.instructions.values() if each.opcode == "pad"]
-    # Two values side by side are also written as the sum or maximum of one padded behind and one padded in front.
-    halves = {_dims(each) for each in pads if not _only_behind(each)}
-    for each in pads:
-        name = each.op_name.rsplit("/", 1)[-1]
-        if each.bytes < large_bytes or name in ("", "pad"):  # the model's own, the compiler's
+    pads = [instruction for instruction in where.instructions.values() if instruction.opcode == "pad"]
+    # The compiler may write a concatenation as the sum or maximum of one value padded behind and one padded in front.
+    halves = {_dims(instruction) for instruction in pads if not _only_behind(instruction)}
+    for instruction in pads:
+        name = instruction.op_name.rsplit("/", 1)[-1]
+        if instruction.bytes < large_bytes or name in ("", "pad"):  # padding by the model or by the compiler
             continue
-        if _dims(each) in halves or not _only_behind(each) or each.operands[0] not in where.instructions:
+        if (
+            _dims(instruction) in halves
+            or not _only_behind(instruction)
+            or instruction.operands[0] not in where.instructions
+        ):
             continue
-        source = where.instructions[each.operands[0]]
-        sizes = [shape_bytes(re.sub(r"^\w+", "s8", one.shape)) for one in (source, each)]  # dtypes may differ
-        added = each.bytes * (sizes[1] - sizes[0]) // sizes[1]
-        yield Finding("padding", added, each.op_name, f"{source.shape} is filled up to {each.shape}")
+        source = where.instructions[instruction.operands[0]]
+        sizes = [shape_bytes(re.sub(r"^\w+", "s8", one.shape)) for one in (source, instruction)]  # dtypes may differ
+        added = instruction.bytes * (sizes[1] - sizes[0]) // sizes[1]
+        yield Finding("padding", added, instruction.op_name, f"{source.shape} is padded to {instruction.shape}")
 
 
-def _only_behind(each: Instruction) -> bool:
-    edges = [part.split("_") for part in (each.attribute("padding") or "").split("x")]
+def _only_behind(instruction: Instruction) -> bool:
+    edges = [part.split("_") for part in (instruction.attribute("padding") or "").split("x")]
     return all(edge[0] == "0" and len(edge) == 2 for edge in edges)
 
 
-def _dims(each: Instruction) -> str:
-    return each.shape.split("{")[0]
+def _dims(instruction: Instruction) -> str:
+    return instruction.shape.split("{")[0]
 
 
-def _sliced_reductions(program: HloModule, where: Computation, large_bytes: int) -> Iterator[Finding]:
-    for each in where.instructions.values():
-        if each.opcode not in ("all-reduce", "all-reduce-done") or each.bytes < large_bytes:
+def _sliced_reductions(module: HloModule, where: Computation, large_bytes: int) -> Iterator[Finding]:
+    for instruction in where.instructions.values():
+        if instruction.opcode not in ("all-reduce", "all-reduce-done") or instruction.bytes < large_bytes:
             continue
-        sliced = None if each.is_root else _read_sizes(program, where, each)
-        if sliced is not None and sliced * 2 <= each.bytes:
-            text = f"all-reduce of {each.shape}, of which {sliced} bytes are read: a reduce-scatter would do"
-            yield Finding("all-reduce", each.bytes, each.op_name, text)
+        sliced = None if instruction.is_root else _read_sizes(module, where, instruction)
+        if sliced is not None and sliced * 2 <= instruction.bytes:
+            text = (
+                f"all-reduce of {instruction.shape}, but only {sliced} bytes are read; a reduce-scatter would suffice"
+            )
+            yield Finding("all-reduce", instruction.bytes, instruction.op_name, text)
 
 
-def _read_sizes(program: HloModule, where: Computation, each: Instruction, outer: Any = None) -> int | None:
-    """Bytes that readers slice out of a value, None if one of them reads it whole.
+def _read_sizes(module: HloModule, where: Computation, instruction: Instruction, outer: Any = None) -> int | None:
+    """Bytes that readers slice out of a value; None if a reader takes all of it.
 
     Args:
-        outer: inside a fusion, where that stands: (computation, instruction, its own outer).
+        outer: inside a fusion, the place of the fusion: (computation, instruction, its own outer).
     """
-    users = where.users[each.name]
-    if each.is_root:
-        if outer is None or each.opcode not in _VIEWS:
+    users = where.users[instruction.name]
+    if instruction.is_root:
+        if outer is None or instruction.opcode not in _VIEWS:
             return None
-        return _read_sizes(program, *outer)
+        return _read_sizes(module, *outer)
     total = 0 if users else None
     for user in users:
         inner = None
-        if user.opcode == "dynamic-slice" and user.operands[0] == each.name:
+        if user.opcode == "dynamic-slice" and user.operands[0] == instruction.name:
             inner = user.bytes
         elif user.opcode in _VIEWS:
-            inner = _read_sizes(program, where, user, outer)
-        elif user.opcode == "fusion" and user.operands.count(each.name) == 1:
-            called = program.computations[user.called("calls")[0]]
-            parameter = called.instructions[called.parameters[user.operands.index(each.name)]]
-            inner = _read_sizes(program, called, parameter, (where, user, outer))
+            inner = _read_sizes(module, where, user, outer)
+        elif user.opcode == "fusion" and user.operands.count(instruction.name) == 1:
+            called = module.computations[user.called("calls")[0]]
+            parameter = called.instructions[called.parameters[user.operands.index(instruction.name)]]
+            inner = _read_sizes(module, called, parameter, (where, user, outer))
         if inner is None or total is None:
             return None
         total += inner

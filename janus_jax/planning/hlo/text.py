@@ -1,4 +1,4 @@
-"""The text of a compiled program as computations and instructions, and how often its loops run."""
+"""Parses the text of a compiled program into computations and instructions, and counts how often its loops run."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from typing import Any
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-<>]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-<>]+) = ")
 _END = re.compile(r"^\}(, execution_thread=.*)?$")
-"""Of a computation. The metadata of a kernel has line breaks, and a line of it may begin with braces too."""
+"""The end of a computation. Kernel metadata has line breaks, and its lines may begin with a brace too."""
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,<= ]*)\]")
 _LAYOUT = re.compile(r"^\w+\[([\d,<= ]*)\]\{([\d,]*)(?::T\(([\d,]+)\))?")
 _MOST_ITERATIONS = 1 << 16
@@ -35,7 +35,7 @@ _COMPARISONS: dict[str, Callable[[int, int], bool]] = {
 }
 
 Environment = Callable[[int, tuple[int, ...]], int | None]
-"""Number of parameter, path inside it -> its value, where that is known."""
+"""Maps a parameter's number and a path inside it to its value; None if unknown."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,25 +46,25 @@ class Instruction:
     shape: str
     opcode: str
     operands: tuple[str, ...]
-    inner: str  # what stands between the parentheses
-    attributes: str  # what comes after them
+    inner: str  # the text between the parentheses
+    attributes: str  # the text after them
     is_root: bool
 
     @property
     def bytes(self) -> int:
-        """Of the result, all elements of a tuple together."""
+        """Bytes of the result, all elements of a tuple together."""
         return shape_bytes(self.shape)
 
     @property
     def op_name(self) -> str:
-        """Where in the traced program it comes from; empty where the compiler does not say."""
-        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
-        return found.group(1) if found else ""
+        """Its place in the traced program; empty if the compiler does not say."""
+        match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
+        return match.group(1) if match else ""
 
     def attribute(self, name: str) -> str | None:
-        """`name=value` after the operands, up to the next comma outside of braces, brackets and quotes."""
-        found = re.search(rf"(?:^|[,{{] ?){re.escape(name)}=", self.attributes)
-        return None if found is None else _balanced(self.attributes[found.end() :])
+        """The value of `name=value` after the operands, up to the next comma outside braces, brackets and quotes."""
+        match = re.search(rf"(?:^|[,{{] ?){re.escape(name)}=", self.attributes)
+        return None if match is None else _balanced(self.attributes[match.end() :])
 
     def called(self, name: str) -> list[str]:
         """Names of the computations that attribute `name` refers to."""
@@ -81,70 +81,74 @@ class Computation:
 
     @functools.cached_property
     def root(self) -> Instruction:
-        return next(each for each in reversed(self.instructions.values()) if each.is_root)
+        return next(instruction for instruction in reversed(self.instructions.values()) if instruction.is_root)
 
     @functools.cached_property
     def parameters(self) -> dict[int, str]:
         """Names of the parameters by their numbers."""
-        return {int(each.inner): each.name for each in self.instructions.values() if each.opcode == "parameter"}
+        return {
+            int(instruction.inner): instruction.name
+            for instruction in self.instructions.values()
+            if instruction.opcode == "parameter"
+        }
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Who reads each instruction's result."""
-        found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
-        for each in self.instructions.values():
-            for operand in set(each.operands):
-                if operand in found:
-                    found[operand].append(each)
-        return found
+        """The instructions that read each instruction's result."""
+        readers: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
+        for instruction in self.instructions.values():
+            for operand in set(instruction.operands):
+                if operand in readers:
+                    readers[operand].append(instruction)
+        return readers
 
 
 @dataclasses.dataclass(frozen=True)
 class HloModule:
-    """A whole module."""
+    """A compiled program."""
 
     computations: dict[str, Computation]
     entry: Computation
-    partitions: int  # devices that its ids count
+    partitions: int  # number of devices that its ids count
 
     def resolve(self, where: Computation, name: str, known: Environment, path: tuple[int, ...] = ()) -> int | None:
-        """The value of a scalar that does not depend on data: constants, arithmetic on them, and what carries them
-        through tuples, fusions and loops. None where it does."""
-        each = where.instructions.get(name)
-        if each is None:
+        """The value of a scalar; None if it depends on data. Follows constants and arithmetic on them through tuples,
+        fusions and loops."""
+        instruction = where.instructions.get(name)
+        if instruction is None:
             return None
-        code, operands = each.opcode, each.operands
+        code, operands = instruction.opcode, instruction.operands
         if code == "constant":
-            return int(each.inner) if re.fullmatch(r"-?\d+", each.inner) else None
+            return int(instruction.inner) if re.fullmatch(r"-?\d+", instruction.inner) else None
         if code == "parameter":
-            return known(int(each.inner), path)
+            return known(int(instruction.inner), path)
         if code == "get-tuple-element":
-            return self.resolve(where, operands[0], known, (int(each.attribute("index") or 0), *path))
+            return self.resolve(where, operands[0], known, (int(instruction.attribute("index") or 0), *path))
         if code == "tuple":
             return self.resolve(where, operands[path[0]], known, path[1:]) if path else None
         if code in _SAME:
             return self.resolve(where, operands[0], known, path)
         if code in ("fusion", "call"):
-            inner = self.computations[each.called("calls" if code == "fusion" else "to_apply")[0]]
+            inner = self.computations[instruction.called("calls" if code == "fusion" else "to_apply")[0]]
             return self.resolve(inner, inner.root.name, lambda k, p: self.resolve(where, operands[k], known, p), path)
         if code == "while":
-            body = self.computations[each.called("body")[0]]
+            body = self.computations[instruction.called("body")[0]]
             return self.resolve(where, operands[0], known, path) if path and _unchanged(body, path[0]) else None
         if code == "compare" or code in _ARITHMETIC:
             values = [self.resolve(where, operand, known) for operand in operands]
             if len(values) != 2 or values[0] is None or values[1] is None:
                 return None
             if code == "compare":
-                return int(_COMPARISONS[each.attribute("direction") or ""](values[0], values[1]))
+                return int(_COMPARISONS[instruction.attribute("direction") or ""](values[0], values[1]))
             return _ARITHMETIC[code](values[0], values[1])
         return None
 
     def trips(self, where: Computation, loop: Instruction, known: Environment) -> tuple[int, bool]:
         """How often a loop's body runs, and whether that is certain.
 
-        What the compiler wrote down (`known_trip_count`), or else by running the loop's counter: TPU programs have
-        first iterations peeled off and counters that advance by two. Where the counter depends on data, the largest
-        constant of the condition, uncertain.
+        The count is the compiler's `known_trip_count`, or comes from running the loop's counter: TPU programs peel
+        first iterations off and have counters that advance by two. If the counter depends on data, the count is the
+        largest constant of the condition, and uncertain.
         """
         stated = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if stated:
@@ -169,11 +173,13 @@ class HloModule:
                 break
             if not goes_on:
                 return iteration, True
-        constants = [int(each.inner) for each in condition.instructions.values() if _is_whole(each)]
+        constants = [
+            int(instruction.inner) for instruction in condition.instructions.values() if _is_whole(instruction)
+        ]
         return max([1, *constants]), False
 
     def inside(self, where: Computation, loop: Instruction, known: Environment) -> Environment:
-        """What is known of parameters inside a loop's body: what every iteration leaves as it was."""
+        """Known values of parameters inside a loop's body: those that no iteration changes."""
         body = self.computations[loop.called("body")[0]]
 
         def environment(_: int, path: tuple[int, ...]) -> int | None:
@@ -183,21 +189,23 @@ class HloModule:
 
 
 def parse(text: str) -> HloModule:
-    """Reads what `compiled.as_text()` gives.
+    """Parses `compiled.as_text()`.
 
     Raises:
-        ValueError: there is no program in the text.
+        ValueError: the text holds no program.
     """
     computations: dict[str, Computation] = {}
     entry, name = None, ""
-    current: list[str] | None = None  # instructions, what is broken over several lines joined
+    current: list[str] | None = None  # instructions, with their continuation lines joined
     for line in text.splitlines():
         opening = _COMPUTATION.match(line) if line and not line[0].isspace() else None
         if opening:
             name, current = opening.group(2), []
             entry = name if opening.group(1) else entry
         elif _END.match(line) and current is not None:
-            computations[name] = Computation(name, {each.name: each for each in map(_instruction, current)})
+            computations[name] = Computation(
+                name, {instruction.name: instruction for instruction in map(_instruction, current)}
+            )
             current = None
         elif current is not None and _INSTRUCTION.match(line):
             current.append(line)
@@ -207,12 +215,12 @@ def parse(text: str) -> HloModule:
         raise ValueError("not the text of a compiled program: no ENTRY computation")
     partitions = re.search(r"num_partitions=(\d+)", text.split("\n", 1)[0])
     replicas = re.search(r"replica_count=(\d+)", text.split("\n", 1)[0])
-    devices = math.prod(int(found.group(1)) for found in (partitions, replicas) if found)
+    devices = math.prod(int(count.group(1)) for count in (partitions, replicas) if count)
     return HloModule(computations, computations[entry], devices)
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of an array or of all arrays of a tuple, without the padding of tiles."""
+    """Bytes of an array, or of all arrays of a tuple, without tile padding."""
     total = 0
     for kind, dims in _ARRAY.findall(shape):
         sizes = [int(dim.strip().lstrip("<=")) for dim in dims.split(",") if dim.strip()]
@@ -221,27 +229,27 @@ def shape_bytes(shape: str) -> int:
 
 
 def tiled_bytes(shape: str) -> int:
-    """Bytes of an array with its last dimensions in memory filled up to whole tiles."""
-    found = _LAYOUT.match(shape)
+    """Bytes of an array whose last dimensions in memory are padded to whole tiles."""
+    match = _LAYOUT.match(shape)
     plain = shape_bytes(shape)
-    if plain == 0 or found is None or not found.group(3):
+    if plain == 0 or match is None or not match.group(3):
         return plain
-    sizes = [int(size.strip().lstrip("<=")) for size in found.group(1).split(",") if size.strip()]
-    tile = [int(side) for side in found.group(3).split(",")]
-    physical = [1] * len(tile) + [sizes[int(axis)] for axis in reversed(found.group(2).split(",")) if axis]
+    sizes = [int(size.strip().lstrip("<=")) for size in match.group(1).split(",") if size.strip()]
+    tile = [int(side) for side in match.group(3).split(",")]
+    physical = [1] * len(tile) + [sizes[int(axis)] for axis in reversed(match.group(2).split(",")) if axis]
     last = physical[-len(tile) :]
     filled = math.prod(-(-size // side) * side for size, side in zip(last, tile, strict=True))
     return plain * filled // math.prod(last)
 
 
 def shape_memory(shape: str) -> int:
-    """Number of the memory that an array lies in: 0 the device's, 1 the chip's, 5 the host's."""
-    found = re.search(r"S\((\d+)\)", shape)
-    return int(found.group(1)) if found else 0
+    """The number of the memory that holds an array: 0 device, 1 on-chip, 5 host."""
+    match = re.search(r"S\((\d+)\)", shape)
+    return int(match.group(1)) if match else 0
 
 
 def shape_tree(shape: str) -> Any:
-    """A shape like (f32[2]{0}, (s32[], f32[3]{0})) as nested tuples of texts."""
+    """A shape like (f32[2]{0}, (s32[], f32[3]{0})) as nested tuples of strings."""
     if not shape.startswith("("):
         return shape
     parts, depth, start = [], 0, 1
@@ -260,8 +268,8 @@ def shape_tree(shape: str) -> Any:
 def _bits(kind: str) -> int:
     if kind == "pred":
         return 8
-    found = re.match(r"(?:bf|[sufc])(\d+)", kind)
-    return int(found.group(1)) if found else 0  # tokens and opaque values have no size
+    match = re.match(r"(?:bf|[sufc])(\d+)", kind)
+    return int(match.group(1)) if match else 0  # tokens and opaque values have no size
 
 
 def _instruction(line: str) -> Instruction:
@@ -283,10 +291,10 @@ def _instruction(line: str) -> Instruction:
 
 def _closing(text: str, start: int) -> int:
     depth = 0
-    for found in re.finditer(r"[()]", text[start:]):
-        depth += 1 if found.group() == "(" else -1
+    for bracket in re.finditer(r"[()]", text[start:]):
+        depth += 1 if bracket.group() == "(" else -1
         if depth == 0:
-            return start + found.start()
+            return start + bracket.start()
     return len(text) - 1
 
 
@@ -309,17 +317,17 @@ def _balanced(text: str) -> str:
 
 
 def _unchanged(body: Computation, index: int) -> bool:
-    """Whether an iteration hands this element of the loop's state on as it got it."""
+    """Whether an iteration leaves this element of the loop's state unchanged."""
     root = body.root
     if root.opcode != "tuple" or index >= len(root.operands):
         return False
-    each = body.instructions.get(root.operands[index])
-    while each is not None and each.opcode in _SAME:
-        each = body.instructions.get(each.operands[0])
-    if each is None or each.opcode != "get-tuple-element" or each.attribute("index") != str(index):
+    instruction = body.instructions.get(root.operands[index])
+    while instruction is not None and instruction.opcode in _SAME:
+        instruction = body.instructions.get(instruction.operands[0])
+    if instruction is None or instruction.opcode != "get-tuple-element" or instruction.attribute("index") != str(index):
         return False
-    return body.instructions[each.operands[0]].opcode == "parameter"
+    return body.instructions[instruction.operands[0]].opcode == "parameter"
 
 
-def _is_whole(each: Instruction) -> bool:
-    return each.opcode == "constant" and re.fullmatch(r"\d+", each.inner) is not None
+def _is_whole(instruction: Instruction) -> bool:
+    return instruction.opcode == "constant" and re.fullmatch(r"\d+", instruction.inner) is not None

@@ -60,8 +60,8 @@ def _parameter(
     numbers, pieces = math.prod(local), math.prod(spec.shape) // math.prod(local)
     itemsize = jnp.dtype(spec.dtype).itemsize
     yield (
-        f"  per device: {_times(local)}, {size(numbers * itemsize)} of {size(math.prod(spec.shape) * itemsize)}; "
-        f"two moments in {moments}: {size(2 * moments.itemsize * numbers)}"
+        f"  per device: {_times(local)}, {size(numbers * itemsize)} of {size(math.prod(spec.shape) * itemsize)}\n"
+        f"  two moments in {moments}: {size(2 * moments.itemsize * numbers)} per device"
     )
     copies = math.prod(mesh.values()) // pieces
     idle = [f"{axis} ({count})" for axis, count in mesh.items() if axis not in used and count > 1]

@@ -41,13 +41,13 @@ def reduce(groups, name="r", root=True):
     ],
 )
 def test_groups_are_read_in_every_syntax(groups, axes):
-    text, layout = program(reduce(groups)), MeshPositions({"fsdp": 4, "tensor": 2})
+    text, positions = program(reduce(groups)), MeshPositions({"fsdp": 4, "tensor": 2})
     if axes is None:
-        with pytest.raises(ValueError, match="not known"):
-            collectives(text, layout)
+        with pytest.raises(ValueError, match="unknown form"):
+            collectives(text, positions)
         return
-    (found,) = collectives(text, layout)
-    size = math.prod(layout.axes[axis] for axis in axes)
+    (found,) = collectives(text, positions)
+    size = math.prod(positions.axes[axis] for axis in axes)
     assert (found.axes, found.wire_bytes) == (axes, 2 * 256 * (size - 1) // size)
 
 

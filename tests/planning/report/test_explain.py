@@ -20,7 +20,8 @@ def test_explain_says_axes_rules_pieces_and_copies():
         "layers 32 none 32",
         "embed 4,096 fsdp (2) 2,048",
         "mlp 14,336 tensor (4) 3,584",
-        "per device: 32 x 2,048 x 3,584, 0.88 GiB of 7.00 GiB; two moments in float32: 1.75 GiB",
+        "per device: 32 x 2,048 x 3,584, 0.88 GiB of 7.00 GiB",
+        "two moments in float32: 1.75 GiB per device",
         "replicated: each of 8 shards lies on 2 devices, along data (2)",
     ]
 
