@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from janus_jax.data.schema import Row, check_kind
+from janus_jax.data.schema import Record, check_kind
 from janus_jax.errors import DataError
 from janus_jax.text.template import Template
 from janus_jax.text.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ def encode_response(template: Template, tokenizer: Tokenizer, response: str) -> 
 
 
 def encode_example(
-    template: Template, tokenizer: Tokenizer, row: Row, kind: str, boundary: Boundary = "separate"
+    template: Template, tokenizer: Tokenizer, row: Record, kind: str, boundary: Boundary = "separate"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Ids of a row: prompt [n], chosen [c] (the response, for sft), rejected [r] or None (sft); all int32.
 
@@ -64,7 +64,7 @@ def encode_example(
 
 
 def _encode_joint(
-    template: Template, tokenizer: Tokenizer, row: Row, alone: np.ndarray, texts: list[str]
+    template: Template, tokenizer: Tokenizer, row: Record, alone: np.ndarray, texts: list[str]
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Prompt and responses, cut from the ids of prompt + response.
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax.data.dataset import Examples
+from janus_jax.data.dataset import Dataset
 from janus_jax.data.tensorflow_quietly import import_seqio
 
 _EXAMPLES_AT_ONCE = 64
 
 
-def cached_task(examples: Examples) -> Any:
+def cached_task(examples: Dataset) -> Any:
     """A `seqio.Task` over one split of a built data set, or over a mixture; not registered anywhere.
 
     Its features are int32 ids of any length: `prompt`, `chosen` (the response, for sft) and, for pairs, `rejected`, BOS
@@ -38,7 +38,7 @@ def cached_task(examples: Examples) -> Any:
     )
 
 
-def _source(examples: Examples, names: tuple[str, ...]) -> Any:
+def _source(examples: Dataset, names: tuple[str, ...]) -> Any:
     seqio = import_seqio()
     import tensorflow as tf
 

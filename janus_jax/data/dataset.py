@@ -128,7 +128,7 @@ class Manifest:
             raise DataError(f"{path}: not a data set manifest: {error}") from error
 
 
-class Examples(Protocol):
+class Dataset(Protocol):
     """Tokenized examples by number: one built split, or several read as one (mixture.py)."""
 
     name: str

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from janus_jax.batch import Batch
-from janus_jax.data.dataset import Examples
+from janus_jax.data.dataset import Dataset
 from janus_jax.data.example import Example
 from janus_jax.data.rows import (
     OverlongPolicy,
     RowFormat,
+    assign_rows,
+    assign_steps,
     default_max_segments,
     fit,
     pack,
-    plan_groups,
-    plan_rows,
-    rows_for_groups,
+    rows_per_step,
 )
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.model.config import Head
@@ -54,7 +54,7 @@ START = Position()
 """The beginning of the first epoch."""
 
 
-class RowPlan:
+class PackedEpochs:
     """Which examples lie in which row of which batch, and the packed rows themselves.
 
     Args:
@@ -72,7 +72,7 @@ class RowPlan:
 
     def __init__(
         self,
-        dataset: Examples,
+        dataset: Dataset,
         settings: BatchSettings,
         *,
         branches: int,
@@ -110,7 +110,7 @@ class RowPlan:
             if self.rows % micro:
                 raise ConfigError(f"batch.rows={self.rows} is not a multiple of batch.microbatches={micro}")
         else:
-            self.rows = rows_for_groups(
+            self.rows = rows_per_step(
                 [self.fitted.slots[self._drawn(epoch)] for epoch in range(self.epochs)],
                 examples=settings.examples,
                 row_length=settings.row_length,
@@ -233,7 +233,7 @@ class RowPlan:
         slots = self.fitted.slots[drawn]
         common = {"row_length": self.settings.row_length, "max_segments": self.max_segments, "seed": self.seed}
         if self.settings.examples is not None:
-            steps = plan_groups(
+            steps = assign_steps(
                 slots,
                 examples=self.settings.examples,
                 epoch=epoch,
@@ -247,7 +247,7 @@ class RowPlan:
                     f"batch.examples={self.settings.examples}; raise batch.row_length"
                 )
         else:
-            rows = plan_rows(slots, epoch=epoch, shuffle=self.shuffle, **common)
+            rows = assign_rows(slots, epoch=epoch, shuffle=self.shuffle, **common)
             empty = np.zeros(0, np.int64)
             steps = [
                 rows[at : at + self.rows] + [empty] * (self.rows - len(rows[at : at + self.rows]))

@@ -7,15 +7,15 @@ from typing import Any
 
 from janus_jax.config.run import RunConfig
 from janus_jax.data import fetch
-from janus_jax.data.dataset import Examples, TokenizedDataset
-from janus_jax.data.epoch import BatchSettings, RowPlan
+from janus_jax.data.dataset import Dataset, TokenizedDataset
+from janus_jax.data.epoch import BatchSettings, PackedEpochs
 from janus_jax.data.mixture import Mixture
-from janus_jax.data.rows import Fitted
+from janus_jax.data.rows import FittedExamples
 from janus_jax.errors import ConfigError
 from janus_jax.objectives import build_objective
 
 
-def open_training(config: RunConfig) -> Examples:
+def open_training(config: RunConfig) -> Dataset:
     """What is trained on: `data.dir`, or the parts of `data.mixture`.
 
     Raises:
@@ -32,7 +32,7 @@ def open_training(config: RunConfig) -> Examples:
     return Mixture(parts, weights or None, data.examples)
 
 
-def open_held_out(config: RunConfig) -> Examples | None:
+def open_held_out(config: RunConfig) -> Dataset | None:
     """What is evaluated on; None without evaluation. Raises as `open_training`."""
     data = config.data
     if config.eval.every_steps is None:
@@ -61,7 +61,7 @@ def eval_batch_settings(config: RunConfig, training_rows: int) -> BatchSettings:
     return dataclasses.replace(settings, rows=rows, examples=None, microbatches=1, keep_together=1)
 
 
-def row_plan(config: RunConfig, *, row_shards: int = 1) -> RowPlan:
+def packed_epochs(config: RunConfig, *, row_shards: int = 1) -> PackedEpochs:
     """The rows of a run's training split. Where a batch is a number of examples, how many rows it takes depends on
     the mesh; without devices it is the fewest.
 
@@ -69,7 +69,7 @@ def row_plan(config: RunConfig, *, row_shards: int = 1) -> RowPlan:
         ConfigError, DataError: as training would.
     """
     objective = build_objective(config)
-    return RowPlan(
+    return PackedEpochs(
         open_training(config),
         batch_settings(config),
         branches=objective.branches,
@@ -81,7 +81,7 @@ def row_plan(config: RunConfig, *, row_shards: int = 1) -> RowPlan:
     )
 
 
-def overlong_lines(fitted: Fitted) -> list[str]:
+def overlong_lines(fitted: FittedExamples) -> list[str]:
     """What the over-long policy did to the training split, where it did something."""
     counts = {"dropped": fitted.dropped, "truncated": fitted.truncated, "left without responses": fitted.zeroed}
     total = len(fitted.index) + fitted.dropped

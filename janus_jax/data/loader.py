@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from janus_jax.batch import Batch
-from janus_jax.data.dataset import Examples
-from janus_jax.data.epoch import START, BatchSettings, Position, RowPlan
+from janus_jax.data.dataset import Dataset
+from janus_jax.data.epoch import START, BatchSettings, PackedEpochs, Position
 from janus_jax.parallel import mesh as meshes
 
 _LOOKAHEAD = 2
@@ -41,20 +41,20 @@ def batch_shardings(mesh: Mesh, rules: meshes.Rules) -> Batch:
     return Batch(**fields)
 
 
-class Loader(RowPlan):
+class Loader(PackedEpochs):
     """Reads the rows of a plan, epoch after epoch, as global batches.
 
     The plan of an epoch is a pure function of lengths, seed and epoch, so every host knows all of it and reads only
     the rows that its own devices hold: the sequence of global batches does not depend on hosts or mesh.
 
     Args:
-        options: those of `RowPlan`.
+        options: those of `PackedEpochs`.
     Raises:
         ConfigError: rows do not divide over microbatches or row shards.
-        DataError: as `RowPlan`.
+        DataError: as `PackedEpochs`.
     """
 
-    def __init__(self, dataset: Examples, settings: BatchSettings, *, mesh: Mesh, rules: meshes.Rules, **options: Any):
+    def __init__(self, dataset: Dataset, settings: BatchSettings, *, mesh: Mesh, rules: meshes.Rules, **options: Any):
         super().__init__(dataset, settings, row_shards=meshes.row_shards(mesh, rules), **options)
         meshes.check_rows(self.rows // settings.microbatches, mesh, rules, "batch.rows")
         self._shardings = batch_shardings(mesh, rules)

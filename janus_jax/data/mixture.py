@@ -19,7 +19,7 @@ from janus_jax.text.tokenizer import Tokenizer
 
 
 class Mixture:
-    """Built splits one after the other, of which an epoch reads stated shares; `dataset.Examples` says how it is used.
+    """Built splits one after the other, of which an epoch reads stated shares; `dataset.Dataset` says how it is used.
 
     Args:
         parts: at least one; example numbers go on from part to part.

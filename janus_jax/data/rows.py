@@ -42,7 +42,7 @@ class RowFormat:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitted:
+class FittedExamples:
     """Examples that fit, and what became of the others."""
 
     index: np.ndarray  # [F] int64 example numbers that are read
@@ -62,7 +62,7 @@ def fit(
     keep_together: int = 1,
     name: str = "data",
     form: RowFormat | None = None,
-) -> Fitted:
+) -> FittedExamples:
     """Applies the policy for examples longer than `max_sequence_length` (prompt + longer branch) or than a row.
 
     `truncate` cuts responses from the right, EOS first, and drops only examples whose prompt leaves no room.
@@ -127,7 +127,7 @@ def fit(
         )
     index = np.flatnonzero(~bad)
     truncated = int((kept[index] != lengths[index])[~zeroed[index]].any(1).sum())
-    return Fitted(
+    return FittedExamples(
         index,
         kept[index],
         form.slots(kept[index]),
@@ -137,7 +137,7 @@ def fit(
     )
 
 
-def default_max_segments(fitted: Fitted, row_length: int) -> int:
+def default_max_segments(fitted: FittedExamples, row_length: int) -> int:
     """A static cap that rows rarely reach: three times the average number of examples that a row holds.
 
     Twice the average cost 1.4 % of the slots where many examples are short (0.979 instead of 0.993 full).
@@ -147,7 +147,7 @@ def default_max_segments(fitted: Fitted, row_length: int) -> int:
     return int(max(1, min(most, np.ceil(3 * row_length / slots.mean()))))
 
 
-def plan_rows(
+def assign_rows(
     slots: np.ndarray, *, row_length: int, max_segments: int, seed: int, epoch: int, shuffle: bool = True
 ) -> list[np.ndarray]:
     """Rows of an epoch as arrays of positions in `slots`: shuffled, best-fit-decreasing within blocks, rows shuffled.
@@ -182,7 +182,7 @@ def _best_fit_decreasing(block: np.ndarray, slots: np.ndarray, capacity: int, ca
     return [np.asarray(row) for row in members]
 
 
-def plan_groups(
+def assign_steps(
     slots: np.ndarray,
     *,
     examples: int,
@@ -221,7 +221,7 @@ def plan_groups(
     return steps
 
 
-def rows_for_groups(
+def rows_per_step(
     epochs: Sequence[np.ndarray],
     *,
     examples: int,
@@ -241,7 +241,7 @@ def rows_for_groups(
     rows = multiple
     for epoch, slots in enumerate(epochs):
         while True:
-            plan = plan_groups(
+            plan = assign_steps(
                 slots,
                 examples=examples,
                 row_length=row_length,

@@ -25,7 +25,7 @@ def sample_path(split: str) -> Path:
     return _DIRECTORY / f"{split}.jsonl"
 
 
-def sample_rows(split: str) -> list[dict[str, Any]]:
+def sample_records(split: str) -> list[dict[str, Any]]:
     """The rows of a split as they stand in its file."""
     with sample_path(split).open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
@@ -58,7 +58,7 @@ def write_sample(kind: str, directory: str | os.PathLike[str]) -> dict[str, Path
     target.mkdir(parents=True, exist_ok=True)
     files = {}
     for split in SPLITS:
-        rows = sample_rows(split)
+        rows = sample_records(split)
         if kind != "sft":
             rows = ordered_pairs(rows)
         if kind == "rm":

@@ -1,4 +1,4 @@
-"""Published row schemas and their validation: one raw row (a mapping) in, one checked `Row` out.
+"""Published row schemas and their validation: one raw row (a mapping) in, one checked `Record` out.
 
 | kind      | columns (in brackets: names in other releases)                                       |
 |-----------|--------------------------------------------------------------------------------------|
@@ -51,7 +51,7 @@ COLUMNS_READ = frozenset(name for names in ALIASES.values() for name in names) |
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Record:
     """One checked row, the same for all kinds.
 
     sft: `chosen` is the output, `rejected` is None. rm: `prompt` is the whole input, `system` is empty.
@@ -68,7 +68,7 @@ class Row:
     """Of a pair: by how much chosen is better."""
 
 
-class RowError(DataError):
+class RecordError(DataError):
     """A row that cannot be used. `reason` is the short name under which dropped rows are counted."""
 
     def __init__(self, reason: str, message: str):
@@ -76,7 +76,7 @@ class RowError(DataError):
         self.reason = reason
 
 
-class NoPreferenceError(RowError):
+class NoPreferenceError(RecordError):
     """A sound row that prefers neither response: it is left out and counted, and nothing is wrong with its file."""
 
 
@@ -86,20 +86,20 @@ def check_kind(kind: str) -> None:
         raise DataError(f"kind {kind!r}: unknown; allowed: {', '.join(KINDS)}")
 
 
-def parse_row(raw: Any, kind: str) -> Row:
+def parse_record(raw: Any, kind: str) -> Record:
     """The checked row.
 
     Raises:
-        RowError: a column is missing, empty or of a wrong type; a message list is malformed or contradicts the
+        RecordError: a column is missing, empty or of a wrong type; a message list is malformed or contradicts the
             columns; chosen and rejected are equal; text is not valid Unicode. Names column, value, what is allowed.
     """
     check_kind(kind)
     if not isinstance(raw, Mapping):
-        raise RowError("wrong_type", f"a row must be an object with columns, found {shown(raw)}")
+        raise RecordError("wrong_type", f"a row must be an object with columns, found {shown(raw)}")
     if kind == "sft":
         system = text(_column(raw, "system", kind), "system", may_be_empty=True)
         prompt = text(_column(raw, "prompt", kind), "prompt")
-        return Row(system, prompt, text(_column(raw, "output", kind), "output"), **_sources(raw))
+        return Record(system, prompt, text(_column(raw, "output", kind), "output"), **_sources(raw))
 
     sides = {name: _response(_column(raw, name, kind), name) for name in ("chosen", "rejected")}
     if kind == "rm":
@@ -109,12 +109,12 @@ def parse_row(raw: Any, kind: str) -> Row:
     return pair(raw, system, prompt, sides["chosen"]["assistant"], sides["rejected"]["assistant"])
 
 
-def pair(raw: Mapping[str, Any], system: str, prompt: str, chosen: str, rejected: str) -> Row:
-    """The row of two checked responses, with sources and margin from `raw`. Raises RowError if they are equal."""
+def pair(raw: Mapping[str, Any], system: str, prompt: str, chosen: str, rejected: str) -> Record:
+    """The row of two checked responses, with sources and margin from `raw`. Raises RecordError if they are equal."""
     if chosen.strip() == rejected.strip():
-        raise RowError("identical_responses", f"chosen and rejected are equal ({shown(chosen)}); they must differ")
+        raise RecordError("identical_responses", f"chosen and rejected are equal ({shown(chosen)}); they must differ")
     margin = None if raw.get("margin") is None else number(raw["margin"], "margin")
-    return Row(system, prompt, chosen, rejected, **_sources(raw), margin=margin)
+    return Record(system, prompt, chosen, rejected, **_sources(raw), margin=margin)
 
 
 def _sources(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _column(raw: Mapping[str, Any], column: str, kind: str, *, required: bool = 
     """The column's value under whichever of its names the row has; None is as good as absent."""
     names = [name for name in ALIASES[column] if raw.get(name) is not None]
     if len(names) > 1 and any(raw[name] != raw[names[0]] for name in names):
-        raise RowError("ambiguous_columns", f"columns {' and '.join(names)} mean the same and differ; keep one")
+        raise RecordError("ambiguous_columns", f"columns {' and '.join(names)} mean the same and differ; keep one")
     if names:
         return raw[names[0]]
     if not required:
@@ -140,7 +140,7 @@ def _column(raw: Mapping[str, Any], column: str, kind: str, *, required: bool = 
     fits = [other for other in KINDS if _has_all(raw, other)]
     looks = f"; these are the columns of kind {' or '.join(fits)}" if fits else ""
     state = "is null" if any(name in raw for name in ALIASES[column]) else "is missing"
-    raise RowError(
+    raise RecordError(
         "missing_field",
         f"column {column!r}{also} {state}; kind {kind} needs {', '.join(COLUMNS[kind])}{hint}; found: {there}{looks}",
     )
@@ -155,21 +155,23 @@ def _response(value: Any, column: str) -> dict[str, str]:
     if isinstance(value, str):
         return {"assistant": text(value, column)}
     if not isinstance(value, list):
-        raise RowError("wrong_type", f"column {column!r} must be a string or a list of messages, found {shown(value)}")
+        raise RecordError(
+            "wrong_type", f"column {column!r} must be a string or a list of messages, found {shown(value)}"
+        )
     allowed = "allowed: an optional system, an optional user, then one assistant message, each {role, content}"
     roles: dict[str, str] = {}
     for number, message in enumerate(value, 1):
         where = f"column {column!r}, message {number}"
         if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-            raise RowError("bad_messages", f"{where} is {shown(message)}; {allowed}")
+            raise RecordError("bad_messages", f"{where} is {shown(message)}; {allowed}")
         role = message["role"]
         if role not in ("system", "user", "assistant"):
-            raise RowError("bad_messages", f"{where} has role {shown(role)}; {allowed}")
+            raise RecordError("bad_messages", f"{where} has role {shown(role)}; {allowed}")
         if role in roles:
-            raise RowError("bad_messages", f"{where} is a second {role} message; {allowed}")
+            raise RecordError("bad_messages", f"{where} is a second {role} message; {allowed}")
         roles[role] = text(message["content"], where, may_be_empty=role == "system")
     if list(roles) != [role for role in ("system", "user", "assistant") if role in roles] or "assistant" not in roles:
-        raise RowError("bad_messages", f"column {column!r} has the roles {', '.join(roles) or 'none'}; {allowed}")
+        raise RecordError("bad_messages", f"column {column!r} has the roles {', '.join(roles) or 'none'}; {allowed}")
     return roles
 
 
@@ -182,26 +184,26 @@ def _agreed(raw: Mapping[str, Any], column: str, role: str, sides: dict[str, dic
     (first, said), *others = found.items()
     for name, other in others:
         if other.strip() != said.strip():
-            raise RowError(
+            raise RecordError(
                 "bad_messages", f"{name} ({shown(other)}) differs from {first} ({shown(said)}); they must agree"
             )
     return said
 
 
 def text(value: Any, column: str, *, may_be_empty: bool = False) -> str:
-    """The value of a column of text. Raises RowError: no string, not valid Unicode, or nothing in it to be seen."""
+    """The value of a column of text. Raises RecordError: no string, not valid Unicode, or nothing in it to be seen."""
     where = column if column.startswith("column") else f"column {column!r}"
     if not isinstance(value, str):
-        raise RowError("wrong_type", f"{where} must be a string, found {shown(value)}")
+        raise RecordError("wrong_type", f"{where} must be a string, found {shown(value)}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         bad = ascii(value[error.start])
-        raise RowError(
+        raise RecordError(
             "bad_encoding", f"{where} holds {bad} at character {error.start + 1}, not valid Unicode"
         ) from error
     if not may_be_empty and not value.replace("\0", " ").strip():
-        raise RowError("empty_field", f"{where} is empty ({value[:20]!r}); text is needed")
+        raise RecordError("empty_field", f"{where} is empty ({value[:20]!r}); text is needed")
     return value
 
 
@@ -211,10 +213,10 @@ def _optional_text(raw: Mapping[str, Any], column: str) -> str:
 
 
 def number(value: Any, column: str) -> float:
-    """The value of a column of numbers. Raises RowError for anything that float32 does not hold."""
+    """The value of a column of numbers. Raises RecordError for anything that float32 does not hold."""
     # compared before it is converted: a whole number of JSON may be too long for any float
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST_NUMBER:
-        raise RowError("wrong_type", f"column {column!r} must be a finite number (float32), found {shown(value)}")
+        raise RecordError("wrong_type", f"column {column!r} must be a finite number (float32), found {shown(value)}")
     return float(value)
 
 
@@ -222,7 +224,7 @@ def _preference_set(value: Any) -> tuple[dict[str, str], ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-        raise RowError("wrong_type", f"column 'preference_set' must be a list of objects, found {shown(value)}")
+        raise RecordError("wrong_type", f"column 'preference_set' must be a list of objects, found {shown(value)}")
     return tuple({key: _optional_text(item, key) for key in PREFERENCE_KEYS} for item in value)
 
 

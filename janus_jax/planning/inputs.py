@@ -7,8 +7,8 @@ from typing import Any
 
 from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.config.run import RunConfig
-from janus_jax.data.epoch import RowPlan
-from janus_jax.data.from_config import eval_batch_settings, open_held_out, row_plan
+from janus_jax.data.epoch import PackedEpochs
+from janus_jax.data.from_config import eval_batch_settings, open_held_out, packed_epochs
 from janus_jax.model.config import PRESETS, ModelConfig
 from janus_jax.objectives import Objective, build_objective
 from janus_jax.parallel import mesh as meshes
@@ -52,7 +52,7 @@ def find_inputs(config: RunConfig, devices: int) -> Inputs:
     rules = meshes.merge_rules(config.sharding)
     shards = math.prod(getattr(sizes, axis) for axis in rules.get("batch", ()))
     if _is_here(config):
-        return _measured(config, row_plan(config, row_shards=shards), model, objective, assumed)
+        return _measured(config, packed_epochs(config, row_shards=shards), model, objective, assumed)
     return _likely(config, shards, model, objective, assumed)
 
 
@@ -96,7 +96,9 @@ def _stored(config: RunConfig, assumed: list[str]) -> ModelConfig | None:
     return PRESETS["mistral-7b"]
 
 
-def _measured(config: RunConfig, rows: RowPlan, model: ModelConfig, objective: Objective, assumed: list[str]) -> Inputs:
+def _measured(
+    config: RunConfig, rows: PackedEpochs, model: ModelConfig, objective: Objective, assumed: list[str]
+) -> Inputs:
     held_out = open_held_out(config)
     for examples in filter(None, (rows.dataset, held_out)):
         for built in examples.parts:
@@ -105,7 +107,7 @@ def _measured(config: RunConfig, rows: RowPlan, model: ModelConfig, objective: O
     if held_out is not None:
         settings = eval_batch_settings(config, rows.rows)
         form = {"branches": objective.branches, "head": objective.head}
-        held = RowPlan(held_out, settings, shuffle=False, seed=config.run.seed, **form)
+        held = PackedEpochs(held_out, settings, shuffle=False, seed=config.run.seed, **form)
         shared, held_segments = max(shared, held.most_shared_slots()), held.max_segments
     per_epoch = rows.steps(0)
     tokens = float(rows.tokens(0))

@@ -13,7 +13,7 @@ import numpy as np
 from janus_jax.batch import Batch
 from janus_jax.checkpoint.hf.read import load_hf
 from janus_jax.data.example import Example
-from janus_jax.data.rows import RowFormat, default_max_segments, fit, pack, plan_rows
+from janus_jax.data.rows import RowFormat, assign_rows, default_max_segments, fit, pack
 from janus_jax.errors import ConversionError, DataError
 from janus_jax.model.mistral import Compute, Params, param_specs
 from janus_jax.objectives import Objective, metric_values
@@ -146,7 +146,7 @@ def _pack_steps(steps: list[list[list[Example]]], form: RowFormat, row_length: i
     )
 
     def plan(micro: list[Example]) -> list[np.ndarray]:
-        return plan_rows(form.slots(_lengths(micro)), row_length=length, max_segments=cap, seed=seed, epoch=0)
+        return assign_rows(form.slots(_lengths(micro)), row_length=length, max_segments=cap, seed=seed, epoch=0)
 
     plans = [[plan(micro) for micro in step] for step in steps]
     rows = max(len(p) for step in plans for p in step)

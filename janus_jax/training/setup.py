@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from janus_jax.checkpoint.stored_model import StoredModel, open_model
 from janus_jax.config.run import RunConfig
-from janus_jax.data.dataset import Examples, TokenizedDataset
+from janus_jax.data.dataset import Dataset, TokenizedDataset
 from janus_jax.data.from_config import batch_settings, eval_batch_settings, open_held_out, open_training
 from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError
@@ -191,8 +191,8 @@ def check_fits(model: ModelConfig, dataset: TokenizedDataset, config: RunConfig)
 
 def _loaders(
     config: RunConfig,
-    dataset: Examples,
-    held_out: Examples | None,
+    dataset: Dataset,
+    held_out: Dataset | None,
     mesh: Mesh,
     rules: meshes.Rules,
     objective: Objective,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax.data.sample import SPLITS, sample_rows
+from janus_jax.data.sample import SPLITS, sample_records
 
 _CHARACTERS_A_TOKEN = 3.9
 """Of the words below, in the embedded tokenizer."""
@@ -77,6 +77,6 @@ def write_parquet(directory: Path, count: int, *, files: int = 3, seed: int = 0)
 
 def _words(rng: np.random.Generator) -> str:
     """9 MB of the embedded sample's words in random order."""
-    texts = [row[column] for split in SPLITS for row in sample_rows(split) for column in ("system", "output")]
+    texts = [row[column] for split in SPLITS for row in sample_records(split) for column in ("system", "output")]
     words = np.array(re.findall(r"\S+", " ".join(texts)))
     return " ".join(rng.choice(words, 1_400_000).tolist())

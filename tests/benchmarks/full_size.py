@@ -79,14 +79,14 @@ def _proportional_bytes(pid: int) -> int:
 def plan_and_read(directory: str, batches: int) -> dict[str, Any]:
     """Opens the data set, plans all epochs, reads batches as a host of one process does."""
     from janus_jax.data.dataset import TokenizedDataset
-    from janus_jax.data.epoch import START, BatchSettings, Position, RowPlan
+    from janus_jax.data.epoch import START, BatchSettings, PackedEpochs, Position
 
     clock = time.perf_counter()
     dataset = TokenizedDataset(directory)
     opened = time.perf_counter() - clock
     settings = BatchSettings(row_length=ROW_LENGTH, max_sequence_length=ROW_LENGTH, rows=BATCH_ROWS)
     clock = time.perf_counter()
-    plan = RowPlan(dataset, settings, branches=1, epochs=EPOCHS)
+    plan = PackedEpochs(dataset, settings, branches=1, epochs=EPOCHS)
     steps = plan.total_steps(EPOCHS)
     planned = time.perf_counter() - clock
 

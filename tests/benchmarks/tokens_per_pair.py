@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from janus_jax.data.rows import RowFormat, default_max_segments, fit, plan_rows
+from janus_jax.data.rows import RowFormat, assign_rows, default_max_segments, fit
 from tests.support.real_rows import real_rows
 
 SEQUENCE, ROW = 2048, 4096
@@ -51,7 +51,7 @@ def count(lengths: np.ndarray, *, share_prompts: bool) -> Count:
     form = RowFormat("lm", 2, share_prompts)
     fitted = fit(lengths, row_length=ROW, max_sequence_length=SEQUENCE, overlong="drop", form=form)
     cap = default_max_segments(fitted, ROW)
-    rows = plan_rows(fitted.slots, row_length=ROW, max_segments=cap, seed=0, epoch=0)
+    rows = assign_rows(fitted.slots, row_length=ROW, max_segments=cap, seed=0, epoch=0)
     return Count(len(fitted.index), fitted.dropped, len(rows), float(fitted.slots.sum()) / (ROW * len(rows)))
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_jax.data.dataset import TokenizedDataset
-from janus_jax.data.epoch import START, BatchSettings, Position, RowPlan
+from janus_jax.data.epoch import START, BatchSettings, PackedEpochs, Position
 from janus_jax.data.loader import Loader
 from janus_jax.data.mixture import Mixture, stream
 from janus_jax.errors import ConfigError, DataError
@@ -33,11 +33,11 @@ def parts(tmp_path_factory) -> list[TokenizedDataset]:
     return [TokenizedDataset(root / str(number)) for number in range(len(SIZES))]
 
 
-def plan_of(examples, unit=ROWS, **options) -> RowPlan:
-    return RowPlan(examples, unit, branches=2, **{"seed": 7, "epochs": 6, **options})
+def plan_of(examples, unit=ROWS, **options) -> PackedEpochs:
+    return PackedEpochs(examples, unit, branches=2, **{"seed": 7, "epochs": 6, **options})
 
 
-def epoch_ids(plan: RowPlan, epoch: int) -> list[int]:
+def epoch_ids(plan: PackedEpochs, epoch: int) -> list[int]:
     positions = [Position(epoch, step * plan.unit) for step in range(plan.steps(epoch))]
     return [int(i) for position in positions for i in plan.example_ids(position)]
 

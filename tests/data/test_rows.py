@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_jax.data.example import Example
-from janus_jax.data.rows import default_max_segments, fit, pack, plan_groups, plan_rows, rows_for_groups
+from janus_jax.data.rows import assign_rows, assign_steps, default_max_segments, fit, pack, rows_per_step
 from janus_jax.errors import DataError
 from tests.benchmarks.tokens_per_pair import PADDED, count, stated_lengths
 from tests.support.real_rows import real_rows
@@ -55,7 +55,7 @@ def test_an_example_that_is_dropped_takes_those_it_belongs_with():
     assert fitted.index.tolist() == [0, 1, 2, 3, 4, 5, 9, 10, 11, 12, 13] and fitted.dropped == 3
     rows = {"examples": 6, "row_length": 32, "max_segments": 8, "seed": 0, "keep_together": 3}
     for epoch in range(4):
-        steps = plan_groups(fitted.slots, epoch=epoch, rows=6, **rows)
+        steps = assign_steps(fitted.slots, epoch=epoch, rows=6, **rows)
         found = [fitted.index[np.concatenate(step).astype(int)] // 3 for step in steps]
         assert all(set(a.tolist()).isdisjoint(b.tolist()) for a, b in itertools.combinations(found, 2))
     with pytest.raises(DataError, match="keep_together=14"):
@@ -68,10 +68,10 @@ def test_an_example_that_is_dropped_takes_those_it_belongs_with():
 @given(sizes, st.integers(0, 5), st.integers(0, 5), st.integers(1, 9))
 def test_a_plan_reads_each_example_once_and_overfills_no_row(slots, seed, epoch, cap):
     slots = np.asarray(slots)
-    rows = plan_rows(slots, row_length=64, max_segments=cap, seed=seed, epoch=epoch)
+    rows = assign_rows(slots, row_length=64, max_segments=cap, seed=seed, epoch=epoch)
     assert sorted(np.concatenate(rows).tolist()) == list(range(len(slots)))
     assert all(slots[row].sum() <= 64 and 0 < len(row) <= cap for row in rows)
-    again = plan_rows(slots, row_length=64, max_segments=cap, seed=seed, epoch=epoch)
+    again = assign_rows(slots, row_length=64, max_segments=cap, seed=seed, epoch=epoch)
     assert all(np.array_equal(a, b) for a, b in zip(rows, again, strict=True))
 
 
@@ -80,10 +80,10 @@ def test_a_plan_reads_each_example_once_and_overfills_no_row(slots, seed, epoch,
 def test_example_batches_hold_exactly_that_many(slots, examples, multiple):
     slots = np.asarray(slots)
     settings_ = {"examples": examples, "row_length": 64, "max_segments": 8, "seed": 3}
-    rows = rows_for_groups([slots] * 2, multiple=multiple, **settings_)
+    rows = rows_per_step([slots] * 2, multiple=multiple, **settings_)
     assert rows % multiple == 0
     for epoch in range(2):
-        steps = plan_groups(slots, epoch=epoch, rows=rows, **settings_)
+        steps = assign_steps(slots, epoch=epoch, rows=rows, **settings_)
         counts = [sum(map(len, step)) for step in steps]
         assert counts[:-1] == [examples] * (len(steps) - 1) and 0 < counts[-1] <= examples
         assert all(len(step) == rows for step in steps)
@@ -94,10 +94,10 @@ def test_example_batches_hold_exactly_that_many(slots, examples, multiple):
 def test_neighbours_that_are_kept_together_meet_in_one_step():
     slots = np.full(33, 5)
     common = {"examples": 12, "row_length": 20, "max_segments": 8, "seed": 1, "keep_together": 6}
-    rows = rows_for_groups([slots] * 3, multiple=1, **common)
+    rows = rows_per_step([slots] * 3, multiple=1, **common)
     orders = []
     for epoch in range(3):
-        steps = [np.concatenate(step) for step in plan_groups(slots, epoch=epoch, rows=rows, **common)]
+        steps = [np.concatenate(step) for step in assign_steps(slots, epoch=epoch, rows=rows, **common)]
         assert sorted(np.concatenate(steps).tolist()) == list(range(33))
         for step in steps[:-1]:
             assert all(set(range(6 * b, 6 * b + 6)) & set(range(33)) <= set(step.tolist()) for b in set(step // 6))
@@ -109,7 +109,7 @@ def fill_and_rows(lengths, *, row_length, longest):
     """The share of row slots that hold a token, and the rows of an epoch as lists of slots."""
     fitted = fit(lengths, row_length=row_length, max_sequence_length=longest, overlong="drop")
     cap = default_max_segments(fitted, row_length)
-    rows = plan_rows(fitted.slots, row_length=row_length, max_segments=cap, seed=0, epoch=0)
+    rows = assign_rows(fitted.slots, row_length=row_length, max_segments=cap, seed=0, epoch=0)
     return fitted.slots.sum() / (row_length * len(rows)), [fitted.slots[row] for row in rows]
 
 

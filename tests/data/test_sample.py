@@ -8,13 +8,13 @@ from fractions import Fraction
 
 import pytest
 
-from janus_jax.data.build.readers import read_rows
-from janus_jax.data.sample import SPLITS, ordered_pairs, sample_path, sample_rows, write_sample
+from janus_jax.data.build.readers import read_records
+from janus_jax.data.sample import SPLITS, ordered_pairs, sample_path, sample_records, write_sample
 from janus_jax.data.schema import KINDS, PREFERENCE_KEYS
 from janus_jax.errors import DataError
 
 DIMENSIONS = ["style", "background_knowledge", "informativeness", "harmlessness"]
-EMBEDDED = {split: sample_rows(split) for split in SPLITS}
+EMBEDDED = {split: sample_records(split) for split in SPLITS}
 FIXTURE = [
     {"system": f"{voice} on {prompt}", "prompt": prompt, "output": f"{voice}: {prompt} {'so ' * length}"}
     for prompt, lengths in (("Why rain?", (3, 9, 1)), ("Why snow?", (4, 4, 2)))
@@ -77,7 +77,7 @@ def test_written_sample_reads_back_as_its_kind(kind, tmp_path):
     files = write_sample(kind, tmp_path / kind)
     assert list(files) == list(SPLITS)
     for split, path in files.items():
-        rows, source = list(read_rows(path, kind)), EMBEDDED[split]
+        rows, source = list(read_records(path, kind)), EMBEDDED[split]
         assert len(rows) == len(source) * (1 if kind == "sft" else 2)
         by_output = {row["output"]: row for row in source}
         for row in rows:

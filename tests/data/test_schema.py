@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from janus_jax.data.schema import Row, RowError, parse_row
+from janus_jax.data.schema import Record, RecordError, parse_record
 
 SFT = {"system": "Be brief.", "prompt": "Why?", "output": "So."}
 PAIR = {"system": "Be brief.", "prompt": "Why?", "chosen": "So.", "rejected": "Never mind."}
@@ -27,7 +27,7 @@ def messages(text: str, *, user: str | None = None, system: str | None = None) -
     ],
 )
 def test_sft_rows_of_all_releases_read_the_same(raw):
-    assert parse_row(raw, "sft") == Row("Be brief.", "Why?", "So.")
+    assert parse_record(raw, "sft") == Record("Be brief.", "Why?", "So.")
 
 
 @pytest.mark.parametrize("kind", ["dpo", "orpo"])
@@ -44,32 +44,32 @@ def test_sft_rows_of_all_releases_read_the_same(raw):
     ],
 )
 def test_pairs_of_all_releases_read_the_same(kind, raw):
-    assert parse_row(raw, kind) == Row("Be brief.", "Why?", "So.", "Never mind.")
+    assert parse_record(raw, kind) == Record("Be brief.", "Why?", "So.", "Never mind.")
 
 
 def test_reward_model_rows_keep_the_joined_input_as_prompt():
-    assert parse_row(RM, "rm") == Row("", "Be brief.\nWhy?", "So.", "Never mind.")
+    assert parse_record(RM, "rm") == Record("", "Be brief.\nWhy?", "So.", "Never mind.")
 
 
 def test_sources_and_preference_set_are_kept():
     preference = {"dimension": "style", "subdimension": "Tone", "preference": "Warm", "description": "It is warm."}
     raw = SFT | {"main_source": "nectar", "original_source": "sharegpt", "preference_set": [preference] * 4}
-    row = parse_row(raw, "sft")
+    row = parse_record(raw, "sft")
     assert (row.main_source, row.original_source, row.preference_set) == ("nectar", "sharegpt", (preference,) * 4)
 
 
 @pytest.mark.parametrize(("raw", "kind"), [(PAIR, "dpo"), (PAIR, "orpo"), (RM, "rm")])
 def test_pairs_may_have_a_margin(raw, kind):
-    assert [parse_row(raw | {"margin": m}, kind).margin for m in (2, -0.5, 0, None)] == [2.0, -0.5, 0.0, None]
-    assert parse_row(raw, kind).margin is None
+    assert [parse_record(raw | {"margin": m}, kind).margin for m in (2, -0.5, 0, None)] == [2.0, -0.5, 0.0, None]
+    assert parse_record(raw, kind).margin is None
 
 
 def test_single_responses_have_no_margin_to_read():
-    assert parse_row(SFT | {"margin": "wide"}, "sft").margin is None
+    assert parse_record(SFT | {"margin": "wide"}, "sft").margin is None
 
 
 def test_empty_system_is_a_system():
-    assert parse_row(SFT | {"system": ""}, "sft").system == ""
+    assert parse_record(SFT | {"system": ""}, "sft").system == ""
 
 
 BAD = [
@@ -116,22 +116,22 @@ BAD = [
 
 @pytest.mark.parametrize(("kind", "raw", "reason", "words"), BAD)
 def test_bad_rows_are_refused_with_reason_and_value(kind, raw, reason, words):
-    with pytest.raises(RowError) as caught:
-        parse_row(raw, kind)
+    with pytest.raises(RecordError) as caught:
+        parse_record(raw, kind)
     assert words in str(caught.value)
     assert caught.value.reason == reason
     assert "\n" not in str(caught.value)
 
 
 def test_sft_rows_given_as_pairs_are_told_apart():
-    with pytest.raises(RowError) as caught:
-        parse_row(SFT, "dpo")
+    with pytest.raises(RecordError) as caught:
+        parse_record(SFT, "dpo")
     message = str(caught.value)
     assert "column 'chosen' (or chosen_response) is missing" in message
     assert "found: system, prompt, output; these are the columns of kind sft" in message
 
 
 def test_a_long_value_is_shortened():
-    with pytest.raises(RowError) as caught:
-        parse_row(PAIR | {"chosen": "x" * 5000, "rejected": "x" * 5000}, "dpo")
+    with pytest.raises(RecordError) as caught:
+        parse_record(PAIR | {"chosen": "x" * 5000, "rejected": "x" * 5000}, "dpo")
     assert len(str(caught.value)) < 200

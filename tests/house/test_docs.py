@@ -197,11 +197,11 @@ def test_the_quoted_report_is_what_mistakes_get(tmp_path, monkeypatch):
 
 
 def test_the_quoted_bad_row_is_what_it_gets(tmp_path, monkeypatch):
-    from janus_jax.data.build.readers import read_rows
+    from janus_jax.data.build.readers import read_records
 
     monkeypatch.chdir(tmp_path)
     good = '{"system": "", "prompt": "p", "output": "o"}\n'
     Path("rows.jsonl").write_text(good * 3 + '{"system": "x", "prompt": "y"}\n')
     with pytest.raises(errors.DataError) as error:
-        list(read_rows("rows.jsonl", "sft"))
+        list(read_records("rows.jsonl", "sft"))
     assert f"    error: {error.value}\n" in text("README.md")

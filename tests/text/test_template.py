@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from janus_jax.data.boundary import encode_example, encode_prompt
-from janus_jax.data.sample import sample_rows
-from janus_jax.data.schema import Row
+from janus_jax.data.sample import sample_records
+from janus_jax.data.schema import Record
 from janus_jax.errors import DataError
 from janus_jax.text.template import CHATML, MISTRAL_INST, PLAIN, get_template
 from janus_jax.text.tokenizer import load_tokenizer
@@ -25,7 +25,7 @@ def tokenizer():
 
 @pytest.mark.parametrize("case", EXAMPLES, ids=lambda case: case["name"])
 def test_ids_equal_mistral_common(tokenizer, case):
-    row = Row(case["system"], case["instruction"], case["response"])
+    row = Record(case["system"], case["instruction"], case["response"])
     prompt, chosen, rejected = encode_example(MISTRAL_INST, tokenizer, row, "sft")
     assert prompt.tolist() == case["prompt_ids"]
     assert chosen.tolist() == case["response_ids"]
@@ -36,7 +36,7 @@ def test_ids_equal_mistral_common(tokenizer, case):
 @pytest.mark.parametrize("kind", ["dpo", "orpo", "rm"])
 def test_pairs_encode_both_responses_like_single_ones(tokenizer, kind):
     first, second = EXAMPLES[0], EXAMPLES[8]
-    row = Row(first["system"], first["instruction"], first["response"], second["response"])
+    row = Record(first["system"], first["instruction"], first["response"], second["response"])
     prompt, chosen, rejected = encode_example(MISTRAL_INST, tokenizer, row, kind)
     assert prompt.tolist() == first["prompt_ids"]
     assert chosen.tolist() == first["response_ids"]
@@ -44,7 +44,7 @@ def test_pairs_encode_both_responses_like_single_ones(tokenizer, kind):
 
 
 def test_bos_and_eos_stand_once_whatever_the_text_says(tokenizer):
-    row = Row("<s>", "</s> <s>", "</s>", "<s> </s>")
+    row = Record("<s>", "</s> <s>", "</s>", "<s> </s>")
     prompt, chosen, rejected = encode_example(MISTRAL_INST, tokenizer, row, "dpo")
     assert [i for i in prompt if i in (1, 2)] == [1] and prompt[0] == 1
     for response in (chosen, rejected):
@@ -65,7 +65,7 @@ def test_braces_in_user_text_are_not_placeholders():
 
 
 def test_chatml_is_the_published_text_as_ordinary_pieces(tokenizer):
-    row = Row("Be brief.", "Why?", "So.", "No.")
+    row = Record("Be brief.", "Why?", "So.", "No.")
     prompt, chosen, rejected = encode_example(CHATML, tokenizer, row, "orpo")
     text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     assert prompt.tolist() == [1, *tokenizer.encode(text)]
@@ -76,7 +76,9 @@ def test_chatml_is_the_published_text_as_ordinary_pieces(tokenizer):
 def test_plain_adds_nothing(tokenizer):
     assert PLAIN.prompt_text("", "\n\nHuman: Why?\n\nAssistant:") == "\n\nHuman: Why?\n\nAssistant:"
     assert PLAIN.prompt_text("Be brief.", "Why?") == "Be brief.\nWhy?"
-    prompt, chosen, _ = encode_example(PLAIN, tokenizer, Row("", "\n\nHuman: Why?\n\nAssistant:", "So.", "No."), "rm")
+    prompt, chosen, _ = encode_example(
+        PLAIN, tokenizer, Record("", "\n\nHuman: Why?\n\nAssistant:", "So.", "No."), "rm"
+    )
     assert [*prompt, *chosen] == [1, *tokenizer.encode("\n\nHuman: Why?\n\nAssistant: So."), 2]
 
 
@@ -84,9 +86,9 @@ def test_unknown_template_and_kind_and_missing_rejected_are_refused(tokenizer):
     with pytest.raises(DataError, match="'llama': unknown; allowed: mistral-inst, chatml, plain"):
         get_template("llama")
     with pytest.raises(DataError, match="'ppo': unknown; allowed: sft, dpo, orpo, rm"):
-        encode_example(MISTRAL_INST, tokenizer, Row("", "a", "b"), "ppo")
+        encode_example(MISTRAL_INST, tokenizer, Record("", "a", "b"), "ppo")
     with pytest.raises(DataError, match="kind dpo needs a rejected response"):
-        encode_example(MISTRAL_INST, tokenizer, Row("", "a", "b"), "dpo")
+        encode_example(MISTRAL_INST, tokenizer, Record("", "a", "b"), "dpo")
 
 
 # --- One text or two: where the prompt ends
@@ -125,7 +127,7 @@ TRICKY = [
 
 
 def test_the_two_boundaries_part_the_published_example_as_the_published_trainers_did(tokenizer):
-    row = Row("", "Name a poster.", "Revolutionary", "Rev")
+    row = Record("", "Name a poster.", "Revolutionary", "Rev")
     for boundary, chosen in {"separate": ["▁Revolution", "ary"], "joint": ["Rev", "olution", "ary"]}.items():
         prompt, response, _ = encode_example(MISTRAL_INST, tokenizer, row, "dpo", boundary)
         assert pieces(tokenizer, prompt)[-1] == "]"
@@ -136,14 +138,14 @@ def test_the_two_boundaries_part_the_published_example_as_the_published_trainers
 @pytest.mark.parametrize("other", ["So.", ".", ")"])
 @pytest.mark.parametrize("response", TRICKY)
 def test_joint_pairs_are_cut_as_trl_cuts_them(tokenizer, template, response, other):
-    got = encode_example(template, tokenizer, Row("Be brief.", "Why?", response, other), "dpo", "joint")
+    got = encode_example(template, tokenizer, Record("Be brief.", "Why?", response, other), "dpo", "joint")
     responses = [template.response_text(text) for text in (response, other)]
     prompt, expected = by_the_rule_of_trl(tokenizer, template.prompt_text("Be brief.", "Why?"), responses)
     assert [part.tolist() for part in got] == [prompt, *expected]
 
 
 def test_a_response_that_merges_into_the_prompt_takes_the_token_along_for_both(tokenizer):
-    row = Row("", "Why?", ")x", "So.")
+    row = Record("", "Why?", ")x", "So.")
     prompt, chosen, rejected = encode_example(MISTRAL_INST, tokenizer, row, "dpo", "joint")
     assert pieces(tokenizer, prompt)[-2:] == ["/", "INST"]
     assert pieces(tokenizer, chosen) == ["])", "x", "</s>"]
@@ -153,7 +155,7 @@ def test_a_response_that_merges_into_the_prompt_takes_the_token_along_for_both(t
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=4, max_size=4))
 def test_joint_ids_are_those_of_the_whole_text(tokenizer, texts):
     system, instruction, chosen, rejected = texts
-    row = Row(system, instruction, chosen, rejected)
+    row = Record(system, instruction, chosen, rejected)
     prompt, *responses = encode_example(MISTRAL_INST, tokenizer, row, "dpo", "joint")
     form = MISTRAL_INST.prompt_text(system, instruction)
     alone = encode_prompt(MISTRAL_INST, tokenizer, system, instruction)
@@ -168,9 +170,9 @@ def test_joint_ids_are_those_of_the_whole_text(tokenizer, texts):
 
 def test_separate_ids_are_those_of_one_text_with_a_space_on_every_row_of_the_sample(tokenizer):
     """Why `separate` also stands for trainers that put a space after `[/INST]` and tokenize once."""
-    for row in sample_rows("train"):
+    for row in sample_records("train"):
         prompt, response, _ = encode_example(
-            MISTRAL_INST, tokenizer, Row(row["system"], row["prompt"], row["output"]), "sft"
+            MISTRAL_INST, tokenizer, Record(row["system"], row["prompt"], row["output"]), "sft"
         )
         text = f"{MISTRAL_INST.prompt_text(row['system'], row['prompt'])} {row['output']}"
         assert [*prompt, *response] == [1, *tokenizer.encode(text), 2]
@@ -178,7 +180,7 @@ def test_separate_ids_are_those_of_one_text_with_a_space_on_every_row_of_the_sam
 
 def test_a_boundary_that_is_none_is_refused(tokenizer):
     with pytest.raises(DataError, match="'joined': unknown; allowed: separate, joint"):
-        encode_example(MISTRAL_INST, tokenizer, Row("", "a", "b"), "sft", "joined")
+        encode_example(MISTRAL_INST, tokenizer, Record("", "a", "b"), "sft", "joined")
 
 
 def test_a_prompt_of_which_no_token_is_left_is_refused(tokenizer):
@@ -189,4 +191,4 @@ def test_a_prompt_of_which_no_token_is_left_is_refused(tokenizer):
             return [len(text)]
 
     with pytest.raises(DataError, match="merges all of the prompt"):
-        encode_example(MISTRAL_INST, OneIdAText(), Row("", "a", "b"), "sft", "joint")
+        encode_example(MISTRAL_INST, OneIdAText(), Record("", "a", "b"), "sft", "joint")

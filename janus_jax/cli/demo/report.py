@@ -16,7 +16,7 @@ from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.cli.demo.stages import Stage
 from janus_jax.config.run import RunConfig
 from janus_jax.data.dataset import TokenizedDataset
-from janus_jax.data.sample import sample_rows
+from janus_jax.data.sample import sample_records
 from janus_jax.evaluation.pairs import Accuracy
 from janus_jax.model.attention import Layout
 from janus_jax.model.mistral import Compute, Params, logits, token_values
@@ -91,8 +91,8 @@ def _responses(dataset: TokenizedDataset) -> np.ndarray:
 
 def held_out_kinds() -> dict[str, np.ndarray]:
     """The held-out pairs by whether all preferences of their instruction occur in training."""
-    known = {p["preference"] for row in sample_rows("train") for p in row["preference_set"]}
-    rows = sample_rows("validation")
+    known = {p["preference"] for row in sample_records("train") for p in row["preference_set"]}
+    rows = sample_records("validation")
     seen: dict[str, bool] = {}
     for row in rows:
         every = all(p["preference"] in known for p in row["preference_set"])

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from janus_jax.data.build.readers import read_rows
-from janus_jax.data.schema import KINDS, Row
+from janus_jax.data.build.readers import read_records
+from janus_jax.data.schema import KINDS, Record
 from janus_jax.errors import DataError
 
 PAIR_KINDS = tuple(kind for kind in KINDS if kind != "sft")
@@ -36,17 +36,17 @@ class Derivation:
 
 def read_kind(
     files: Sequence[Path], kind: str, *, derive: Derivation | None, scratch: Path, skip_bad: bool, dropped: Counter[str]
-) -> Iterator[Row]:
+) -> Iterator[Record]:
     """Checked rows of a kind, read as they stand or, with `derive`, drawn from rows of kind sft."""
     if derive is None:
-        return read_rows(files, kind, skip_bad=skip_bad, dropped=dropped)
-    rows = read_rows(files, "sft", skip_bad=skip_bad, dropped=dropped)
+        return read_records(files, kind, skip_bad=skip_bad, dropped=dropped)
+    rows = read_records(files, "sft", skip_bad=skip_bad, dropped=dropped)
     return derive_pairs(rows, kind, seed=derive.seed, all_pairs=derive.all_pairs, scratch=scratch, dropped=dropped)
 
 
 def derive_pairs(
-    rows: Iterable[Row], kind: str, *, seed: int, all_pairs: bool, scratch: Path, dropped: Counter[str]
-) -> Iterator[Row]:
+    rows: Iterable[Record], kind: str, *, seed: int, all_pairs: bool, scratch: Path, dropped: Counter[str]
+) -> Iterator[Record]:
     """Pairs from checked rows of kind sft, in the order of the first row of each instruction.
 
     Memory holds digests alone (about 100 bytes a row, 200 an instruction); the rows wait in a file. The pairs of an
@@ -67,7 +67,9 @@ def derive_pairs(
     return _derive(rows, kind, Derivation(seed, all_pairs), scratch, dropped)
 
 
-def _derive(rows: Iterable[Row], kind: str, how: Derivation, scratch: Path, dropped: Counter[str]) -> Iterator[Row]:
+def _derive(
+    rows: Iterable[Record], kind: str, how: Derivation, scratch: Path, dropped: Counter[str]
+) -> Iterator[Record]:
     from array_record.python.array_record_module import ArrayRecordReader
 
     before = dropped.copy()
@@ -100,7 +102,7 @@ class _Line:
     number: int = dataclasses.field(compare=False)
 
 
-def _spool(rows: Iterable[Row], path: Path) -> Iterator[tuple[bytes, list[_Line]]]:
+def _spool(rows: Iterable[Record], path: Path) -> Iterator[tuple[bytes, list[_Line]]]:
     """Writes the rows into `path` and returns, for each instruction, its digest and the lines of its rows."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -164,16 +166,16 @@ def _drawn(instruction: bytes, lines: list[_Line], how: Derivation, dropped: Cou
         yield able[place].number, rejected[number % len(rejected)].number
 
 
-def _pair(chosen: Row, rejected: Row, kind: str) -> Row:
+def _pair(chosen: Record, rejected: Record, kind: str) -> Record:
     row = dataclasses.replace(chosen, rejected=rejected.chosen)
     if kind != "rm":
         return row
     return dataclasses.replace(row, system="", prompt=f"{row.system}\n{row.prompt}" if row.system else row.prompt)
 
 
-def _load(record: bytes) -> Row:
+def _load(record: bytes) -> Record:
     values = json.loads(record)
-    return Row(**values | {"preference_set": tuple(values["preference_set"])})
+    return Record(**values | {"preference_set": tuple(values["preference_set"])})
 
 
 def _digest(text: str) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from janus_jax.data.boundary import Boundary, encode_example
-from janus_jax.data.schema import Row
+from janus_jax.data.schema import Record
 from janus_jax.errors import JanusError
 from janus_jax.text.template import Template
 from janus_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -39,7 +39,7 @@ class Encoder:
         """Raises DataError where prompt and response cannot be told apart (boundary joint)."""
         parts: list[np.ndarray] = []
         for system, prompt, chosen, rejected in texts:
-            row = Row(system, prompt, chosen, None if self.kind == "sft" else rejected)
+            row = Record(system, prompt, chosen, None if self.kind == "sft" else rejected)
             encoded = encode_example(self.template, self.tokenizer, row, self.kind, self.boundary)
             parts += [part for part in encoded if part is not None]
         lengths = np.asarray([len(part) for part in parts], np.int32).reshape(len(texts), -1)

@@ -19,7 +19,7 @@ from janus_jax.data.build.encode import Encoded, Encoder, Texts, encoding
 from janus_jax.data.build.readers import find_splits
 from janus_jax.data.dataset import SPLIT_NAME, Manifest, Split, fingerprint_of, histogram, id_dtype
 from janus_jax.data.fetch import MANIFEST
-from janus_jax.data.schema import Row, check_kind
+from janus_jax.data.schema import Record, check_kind
 from janus_jax.errors import DataError, JanusError, first_line
 from janus_jax.storage import staging
 from janus_jax.text.template import get_template
@@ -82,13 +82,13 @@ def build(
     dropped: dict[str, Counter[str]] = {name: Counter() for name in files}
 
     with staging.output(out, MANIFEST, progress) as directory:
-        from janus_jax.data.build.tfds_builder import write_rows
+        from janus_jax.data.build.tfds_builder import write_records
 
         readers = {
             name: functools.partial(_rows, name, paths, kind, skip_bad, dropped[name], progress, derive, directory)
             for name, paths in files.items()
         }
-        builder = write_rows(readers, directory / "tfds")
+        builder = write_records(readers, directory / "tfds")
         tokenizer.save(directory / "tokenizer")
         encoder = Encoder(kind, form, boundary, tokenizer)
         written = _tokenize(builder, encoder, directory, processes, progress)
@@ -154,7 +154,7 @@ def _rows(
     progress: Progress | None,
     derive: Derivation | None,
     scratch: Path,
-) -> Iterator[Row]:
+) -> Iterator[Record]:
     done = 0
     for row in read_kind(paths, kind, derive=derive, scratch=scratch, skip_bad=skip_bad, dropped=dropped):
         yield row

@@ -1,4 +1,4 @@
-"""Pairs that other projects published in columns of their own: one raw row in, one checked `Row` out.
+"""Pairs that other projects published in columns of their own: one raw row in, one checked `Record` out.
 
 | data set                               | columns, by which a row is known                           |
 |----------------------------------------|------------------------------------------------------------|
@@ -14,20 +14,20 @@ before the response, and the ids, tokenized apart, are those of the whole transc
 from collections.abc import Mapping
 from typing import Any
 
-from janus_jax.data.schema import NoPreferenceError, Row, RowError, number, pair, shown, text
+from janus_jax.data.schema import NoPreferenceError, Record, RecordError, number, pair, shown, text
 
 _TURNS = ("\n\nHuman:", "\n\nAssistant:")
 _OASST = ("lang", "parent_id", "prompt", "chosen", "rejected")
 _WEBGPT = ("question", "answer_0", "answer_1", "score_0", "score_1")
 
 
-def published_row(raw: Any, kind: str) -> Row | None:
+def published_record(raw: Any, kind: str) -> Record | None:
     """The checked row; None if the row is not of these sets, or `kind` is not one of pairs.
 
     Raises:
         NoPreferenceError: both answers have the same score.
-        RowError: a column is of a wrong type or empty, the sides of a transcript share no prompt, or the responses are
-            equal. Names column, value, what is allowed.
+        RecordError: a column has a wrong type or is empty, the two transcripts share no prompt, or the responses are
+            equal. The message names column, value and what is allowed.
     """
     if kind == "sft" or not isinstance(raw, Mapping):
         return None
@@ -42,14 +42,14 @@ def published_row(raw: Any, kind: str) -> Row | None:
     return None
 
 
-def _transcripts(raw: Mapping[str, Any]) -> Row:
+def _transcripts(raw: Mapping[str, Any]) -> Record:
     """The prompt is what both sides say up to the last place where the assistant's turn begins for both."""
     chosen, rejected = (text(raw[column], column) for column in ("chosen", "rejected"))
     mark = _TURNS[1]
     parting = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
     start = chosen[: min(len(chosen), len(rejected)) if parting is None else parting].rfind(mark)
     if start < 0:
-        raise RowError(
+        raise RecordError(
             "no_shared_prompt",
             f"columns 'chosen' ({shown(chosen)}) and 'rejected' ({shown(rejected)}) share no beginning up to "
             f"{mark!r}; both must be transcripts that begin with the same prompt",
@@ -64,11 +64,11 @@ def _after(response: str, column: str) -> str:
     return text(response.removeprefix(" "), f"column {column!r} after its last shared {_TURNS[1]!r}")
 
 
-def _oasst(raw: Mapping[str, Any]) -> Row:
+def _oasst(raw: Mapping[str, Any]) -> Record:
     """As OpenRLHF writes its turns, to the letter: marks within a user's text are replaced too."""
     prompt, chosen, rejected = (text(raw[column], column) for column in ("prompt", "chosen", "rejected"))
     if not prompt.startswith("prompter:"):
-        raise RowError(
+        raise RecordError(
             "bad_prompt",
             f"column 'prompt' must begin with 'prompter:', as the turns of this set do; found {shown(prompt)}",
         )
@@ -76,7 +76,7 @@ def _oasst(raw: Mapping[str, Any]) -> Row:
     return pair(raw, "", f"{turns}\nAssistant:", chosen, rejected)
 
 
-def _webgpt(raw: Mapping[str, Any]) -> Row:
+def _webgpt(raw: Mapping[str, Any]) -> Record:
     scores = [number(raw[column], column) for column in ("score_0", "score_1")]
     if scores[0] == scores[1]:
         raise NoPreferenceError(
@@ -84,7 +84,7 @@ def _webgpt(raw: Mapping[str, Any]) -> Row:
         )
     question = raw["question"]
     if not isinstance(question, Mapping) or "full_text" not in question:
-        raise RowError("wrong_type", f"column 'question' must be an object with full_text, found {shown(question)}")
+        raise RecordError("wrong_type", f"column 'question' must be an object with full_text, found {shown(question)}")
     prompt = text(question["full_text"], "question.full_text")
     answers = [text(raw[column], column) for column in ("answer_0", "answer_1")]
     better = int(scores[1] > scores[0])

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from janus_jax.data.build.published import published_row
-from janus_jax.data.schema import COLUMNS_READ, NoPreferenceError, Row, RowError, check_kind, parse_row
+from janus_jax.data.build.published import published_record
+from janus_jax.data.schema import COLUMNS_READ, NoPreferenceError, Record, RecordError, check_kind, parse_record
 from janus_jax.errors import DataError, first_line
 from janus_jax.storage import staging
 from janus_jax.storage.bucket import is_url
@@ -62,18 +62,18 @@ def find_splits(source: str | os.PathLike[str]) -> dict[str, list[Path]]:
     return _directory_splits(_download(text), leave_out=_NOT_PAIRS.get(text))
 
 
-def read_rows(
+def read_records(
     files: str | os.PathLike[str] | Sequence[Path],
     kind: str,
     *,
     skip_bad: bool = False,
     dropped: Counter[str] | None = None,
-) -> Iterator[Row]:
+) -> Iterator[Record]:
     """Checked rows of one file or several, in order, read as they are asked for.
 
     Args:
         skip_bad: Leave bad rows out instead of stopping at the first; files that cannot be read still stop.
-        dropped: Counts rows left out, by reason (the `reason` of RowError). A pair without a preference (two answers
+        dropped: Counts rows left out, by reason (the `reason` of RecordError). A pair without a preference (two answers
             of the same score) is left out and counted whatever `skip_bad` says: its file is sound.
 
     Raises:
@@ -86,19 +86,19 @@ def read_rows(
     return _read(paths, kind, skip_bad, Counter() if dropped is None else dropped)
 
 
-def _read(paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str]) -> Iterator[Row]:
+def _read(paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str]) -> Iterator[Record]:
     kept = 0
     for path in paths:
         seen = 0
         for name, raw in _raw_rows(path):
             seen += 1
             try:
-                if isinstance(raw, RowError):
+                if isinstance(raw, RecordError):
                     raise raw
-                row = published_row(raw, kind) or parse_row(raw, kind)
-            except RowError as error:
+                row = published_record(raw, kind) or parse_record(raw, kind)
+            except RecordError as error:
                 if not skip_bad and not isinstance(error, NoPreferenceError):
-                    raise RowError(error.reason, f"{path}:{name}: {error}") from None
+                    raise RecordError(error.reason, f"{path}:{name}: {error}") from None
                 dropped[error.reason] += 1
                 continue
             kept += 1
@@ -111,7 +111,7 @@ def _read(paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str]) -
 
 
 def _raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(row name, value) of each row; the value is a RowError where the row could not be decoded."""
+    """(row name, value) of each row; the value is a RecordError where the row could not be decoded."""
     reader = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}[_suffix(path).removesuffix(".gz")]
     name = "0"
     try:
@@ -135,7 +135,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
             if len(line) == _LONGEST_LINE_BYTES and not line.endswith(b"\n"):
                 while (rest := lines.readline(_LONGEST_LINE_BYTES)) and not rest.endswith(b"\n"):
                     pass
-                yield str(number), RowError("too_long", f"a line of more than {_LONGEST_LINE_BYTES >> 20} MiB")
+                yield str(number), RecordError("too_long", f"a line of more than {_LONGEST_LINE_BYTES >> 20} MiB")
                 continue
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if line.strip():
@@ -146,11 +146,11 @@ def _parse_json(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return RowError("bad_encoding", _not_utf8(error))
+        return RecordError("bad_encoding", _not_utf8(error))
     except (ValueError, RecursionError) as error:
         shown = ascii(line[:60].decode("utf-8", "replace"))
         whole = "" if line.endswith(b"\n") else ", the last line of the file, which may be cut off"
-        return RowError("bad_json", f"not valid JSON{whole}: {error}; the line begins {shown}")
+        return RecordError("bad_json", f"not valid JSON{whole}: {error}; the line begins {shown}")
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -208,9 +208,9 @@ def _parquet_row(batch: Any, index: int, unread: dict[str, None]) -> Any:
     try:
         return unread | {name: column[index].as_py() for name, column in zip(batch.schema.names, batch, strict=True)}
     except UnicodeDecodeError as error:
-        return RowError("bad_encoding", _not_utf8(error))
+        return RecordError("bad_encoding", _not_utf8(error))
     except (ValueError, OverflowError) as error:  # times that Python cannot hold
-        return RowError("wrong_type", f"holds what cannot be decoded: {first_line(error)}")
+        return RecordError("wrong_type", f"holds what cannot be decoded: {first_line(error)}")
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:

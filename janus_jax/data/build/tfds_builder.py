@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax.data.schema import PREFERENCE_KEYS, Row
+from janus_jax.data.schema import PREFERENCE_KEYS, Record
 from janus_jax.data.tensorflow_quietly import import_tfds
 
 NAME = "janus_rows"
@@ -27,7 +27,7 @@ _ROWS_AT_ONCE = 64
 """Between two writes of the metadata; a published row is about 6 kB, but one may be megabytes."""
 
 
-def write_rows(splits: Mapping[str, Callable[[], Iterator[Row]]], data_dir: Path) -> Any:
+def write_records(splits: Mapping[str, Callable[[], Iterator[Record]]], data_dir: Path) -> Any:
     """Writes the rows of each split below `data_dir` and returns the builder, ready to read.
 
     Nothing is written elsewhere, nothing is downloaded, and memory does not grow with the rows.
@@ -74,7 +74,7 @@ def _features(tfds: Any) -> Any:
     )
 
 
-def _fields(row: Row) -> dict[str, Any]:
+def _fields(row: Record) -> dict[str, Any]:
     return {
         "system": row.system,
         "prompt": row.prompt,
@@ -87,7 +87,7 @@ def _fields(row: Row) -> dict[str, Any]:
     }
 
 
-def _batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+def _batched(rows: Iterable[Record], size: int) -> Iterator[list[Record]]:
     source = iter(rows)
     while batch := list(itertools.islice(source, size)):
         yield batch

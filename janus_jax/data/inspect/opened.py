@@ -9,8 +9,8 @@ import numpy as np
 from janus_jax.config.run import RunConfig, load_config
 from janus_jax.data import fetch
 from janus_jax.data.dataset import Manifest, TokenizedDataset
-from janus_jax.data.epoch import BatchSettings, Position, RowPlan
-from janus_jax.data.from_config import batch_settings, open_held_out, row_plan
+from janus_jax.data.epoch import BatchSettings, PackedEpochs, Position
+from janus_jax.data.from_config import batch_settings, open_held_out, packed_epochs
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.model.config import Head
 from janus_jax.objectives import build_objective
@@ -42,7 +42,7 @@ class View:
 
     role: str
     """training, held out, or split (of a bare data set)."""
-    plan: RowPlan
+    plan: PackedEpochs
     objective: str
     epochs: int | None
     """That a run begins; None of a bare data set."""
@@ -111,7 +111,7 @@ def _views_of_directory(directory: str, options: DirectoryOptions, split: str | 
         dataset = TokenizedDataset(fetch.dataset(directory, name), name)
         dataset.name = directory  # and not that of a copy
         branches = 1 if objective == "sft" else 2
-        plan = RowPlan(dataset, settings, branches=branches, head=HEAD_OF_OBJECTIVE[objective])
+        plan = PackedEpochs(dataset, settings, branches=branches, head=HEAD_OF_OBJECTIVE[objective])
         views.append(View("split", plan, objective, epochs=None))
     return views
 
@@ -123,7 +123,7 @@ def _views_of_config(config: RunConfig, split: str | None) -> list[View]:
         objective, settings = build_objective(config), batch_settings(config)
         rows = config.eval.rows or views[0].plan.rows // settings.microbatches
         settings = dataclasses.replace(settings, rows=rows, examples=None, microbatches=1, keep_together=1)
-        plan = RowPlan(
+        plan = PackedEpochs(
             held_out, settings, branches=objective.branches, head=objective.head, seed=config.run.seed, shuffle=False
         )
         views.append(View("held out", plan, objective.name, epochs=1))
@@ -135,7 +135,7 @@ def _views_of_config(config: RunConfig, split: str | None) -> list[View]:
 
 
 def _training_view(config: RunConfig) -> View:
-    plan, objective = row_plan(config), build_objective(config)
+    plan, objective = packed_epochs(config), build_objective(config)
     notes = []
     if config.batch.examples is not None:
         notes.append("batch.examples: how many rows a step takes depends on the mesh; shown are the fewest")

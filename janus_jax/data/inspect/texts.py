@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 
 from janus_jax.data.build.tfds_builder import NAME, VERSION
 from janus_jax.data.dataset import TokenizedDataset
-from janus_jax.data.schema import Row
+from janus_jax.data.schema import Record
 from janus_jax.errors import DataError, first_line
 
 
-def read_texts(dataset: TokenizedDataset, numbers: Sequence[int]) -> list[Row]:
+def read_texts(dataset: TokenizedDataset, numbers: Sequence[int]) -> list[Record]:
     """Rows of the example numbers given, in their order.
 
     Raises:
@@ -39,7 +39,7 @@ def read_texts(dataset: TokenizedDataset, numbers: Sequence[int]) -> list[Row]:
         raise DataError(f"{folder}: cannot be read: {first_line(error)}") from error
 
 
-def _row(record: bytes, kind: str) -> Row:
+def _row(record: bytes, kind: str) -> Record:
     found = {}
     for features in _messages(record, 1):
         for entry in _messages(features, 1):
@@ -49,7 +49,7 @@ def _row(record: bytes, kind: str) -> Row:
     system, prompt, chosen, rejected = (
         found[name][0].decode("utf-8") if found[name] else "" for name in ("system", "prompt", "chosen", "rejected")
     )
-    return Row(system, prompt, chosen, None if kind == "sft" else rejected)
+    return Record(system, prompt, chosen, None if kind == "sft" else rejected)
 
 
 def _messages(data: bytes, wanted: int) -> list[bytes]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from janus_jax.data.build import readers
-from janus_jax.data.build.readers import find_splits, read_rows
+from janus_jax.data.build.readers import find_splits, read_records
 from janus_jax.errors import DataError
 from tests.data.build.test_readers import EXPECTED, ROWS, refusal, write
 
@@ -25,7 +25,7 @@ def test_a_cut_gzip_file_names_the_last_row_that_could_be_read(tmp_path, skip_ba
     with pytest.raises(
         DataError, match=r"rows\.jsonl\.gz: not a whole gzip file, read up to row (9..): Compressed file"
     ):
-        taken.extend(read_rows(path, "sft", skip_bad=skip_bad))
+        taken.extend(read_records(path, "sft", skip_bad=skip_bad))
 
 
 def test_a_line_without_end_is_passed_over_and_not_held(tmp_path, monkeypatch):
@@ -37,7 +37,7 @@ def test_a_line_without_end_is_passed_over_and_not_held(tmp_path, monkeypatch):
     dropped: Counter[str] = Counter()
     tracemalloc.start()
     try:
-        assert list(read_rows(path, "sft", skip_bad=True, dropped=dropped)) == EXPECTED
+        assert list(read_records(path, "sft", skip_bad=True, dropped=dropped)) == EXPECTED
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
@@ -97,7 +97,7 @@ def test_any_damage_to_parquet_is_a_refusal_or_other_text(tmp_path, compression)
             bad[draw.randrange(len(bad))] = draw.randrange(256)
         path.write_bytes(bad)
         try:
-            assert len(list(read_rows(path, "sft", skip_bad=True))) <= 300
+            assert len(list(read_records(path, "sft", skip_bad=True))) <= 300
         except DataError as error:
             assert str(error).startswith(str(path)) and "\n" not in str(error)
             refused += 1
@@ -111,11 +111,11 @@ def test_files_of_a_directory_may_differ_and_the_odd_one_is_named(tmp_path):
     write(tmp_path / "train-3.parquet", [row | {"more": 1} for row in ROWS])
     files = find_splits(tmp_path)["train"]
     with pytest.raises(DataError, match=r"train-1\.parquet:1: column 'system' \(or system_prompt\) is missing"):
-        list(read_rows(files, "sft"))
+        list(read_records(files, "sft"))
     with pytest.raises(DataError, match=r"train-2\.parquet:1: column 'output' must be a string, found list \['Because"):
-        list(read_rows(files[2:], "sft"))
+        list(read_records(files[2:], "sft"))
     dropped: Counter[str] = Counter()
-    assert list(read_rows(files, "sft", skip_bad=True, dropped=dropped)) == EXPECTED * 2
+    assert list(read_records(files, "sft", skip_bad=True, dropped=dropped)) == EXPECTED * 2
     assert dropped == {"missing_field": 5, "wrong_type": 5}
 
 
@@ -143,11 +143,11 @@ def test_rows_of_megabytes_are_held_a_few_at_a_time(tmp_path, suffix):
 
 def peak_bytes(path: Path, expected: int) -> int:
     """The most that reading `path` holds, in Python's memory and in Arrow's."""
-    next(iter(read_rows(path, "sft")))  # imports happen here
+    next(iter(read_records(path, "sft")))  # imports happen here
     before, arrow, count = pa.total_allocated_bytes(), 0, 0
     tracemalloc.start()
     try:
-        for _ in read_rows(path, "sft"):
+        for _ in read_records(path, "sft"):
             count += 1
             arrow = max(arrow, pa.total_allocated_bytes() - before)
         assert count == expected

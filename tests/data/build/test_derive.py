@@ -11,25 +11,25 @@ import pytest
 
 from janus_jax.data.build.derive import Derivation, derive_pairs
 from janus_jax.data.build.pipeline import build
-from janus_jax.data.build.readers import read_rows
+from janus_jax.data.build.readers import read_records
 from janus_jax.data.dataset import Manifest, TokenizedDataset
-from janus_jax.data.sample import ordered_pairs, sample_path, sample_rows
-from janus_jax.data.schema import Row
+from janus_jax.data.sample import ordered_pairs, sample_path, sample_records
+from janus_jax.data.schema import Record
 from janus_jax.errors import DataError
 
 PREFERENCE = {"dimension": "style", "subdimension": "Tone", "preference": "Warm", "description": "It is warm."}
 VOICES = ("Pirate", "Poet", "Expert")
 
 
-def collection(instructions: int) -> list[Row]:
+def collection(instructions: int) -> list[Record]:
     return [
-        Row(f"{voice} on {i}", f"Why {i}?", f"{voice}: so {i}.", None, f"main {voice}", f"{i}", (PREFERENCE,))
+        Record(f"{voice} on {i}", f"Why {i}?", f"{voice}: so {i}.", None, f"main {voice}", f"{i}", (PREFERENCE,))
         for i in range(instructions)
         for voice in VOICES
     ]
 
 
-def derived(rows, scratch: Path, kind="dpo", *, seed=0, all_pairs=False) -> tuple[list[Row], Counter[str]]:
+def derived(rows, scratch: Path, kind="dpo", *, seed=0, all_pairs=False) -> tuple[list[Record], Counter[str]]:
     dropped: Counter[str] = Counter()
     pairs = list(derive_pairs(rows, kind, seed=seed, all_pairs=all_pairs, scratch=scratch, dropped=dropped))
     assert list(scratch.iterdir()) == []
@@ -68,7 +68,7 @@ def test_each_ordered_pair_is_drawn_about_as_often(tmp_path):
 @pytest.mark.parametrize("all_pairs", [False, True])
 def test_pairs_depend_on_seed_and_content_and_not_on_the_order_of_rows(tmp_path, all_pairs):
     rows = collection(40)
-    repeated = Row(rows[0].system, rows[0].prompt, rows[0].chosen + " ", None, "another source")
+    repeated = Record(rows[0].system, rows[0].prompt, rows[0].chosen + " ", None, "another source")
     shuffled = random.Random(1).sample([*rows, repeated], len(rows) + 1)
     pairs, dropped = derived([*rows, repeated], tmp_path, all_pairs=all_pairs)
     assert dropped == {"repeated_row": 1}
@@ -86,16 +86,16 @@ def test_pairs_depend_on_seed_and_content_and_not_on_the_order_of_rows(tmp_path,
 
 
 def test_all_pairs_of_the_sample_are_its_ordered_pairs(tmp_path):
-    rows = list(read_rows(sample_path("train"), "sft"))
+    rows = list(read_records(sample_path("train"), "sft"))
     pairs, _ = derived(rows, tmp_path, all_pairs=True)
-    expected = {(p["system"], p["prompt"], p["chosen"], p["rejected"]) for p in ordered_pairs(sample_rows("train"))}
+    expected = {(p["system"], p["prompt"], p["chosen"], p["rejected"]) for p in ordered_pairs(sample_records("train"))}
     assert len(pairs) == len(expected) == 384
     assert {(p.system, p.prompt, p.chosen, p.rejected) for p in pairs} == expected
     assert all(len({p.prompt for p in pairs[start : start + 6]}) == 1 for start in range(0, 384, 6))
 
 
 def test_reward_model_prompts_are_system_and_instruction_in_one(tmp_path):
-    rows = [Row("Be brief.", "Why?", "So."), Row("", "Why?", "Because of that.")]
+    rows = [Record("Be brief.", "Why?", "So."), Record("", "Why?", "Because of that.")]
     pairs, _ = derived(rows, tmp_path, "rm", all_pairs=True)
     assert {(pair.system, pair.prompt, pair.chosen, pair.rejected) for pair in pairs} == {
         ("", "Be brief.\nWhy?", "So.", "Because of that."),
@@ -106,19 +106,19 @@ def test_reward_model_prompts_are_system_and_instruction_in_one(tmp_path):
 def test_what_gives_no_pair_is_dropped_by_reason(tmp_path):
     rows = [
         *collection(1),
-        Row("a", "single?", "one"),
-        Row("a", "repeated?", "one"),
-        Row("a", "repeated?", "one"),
-        Row("a", "equal?", "same"),
-        Row("b", "equal?", "same "),
-        Row("a", "one system?", "this"),
-        Row("a", "one system?", "that"),
-        Row("a", "two of one system?", "this"),
-        Row("a", "two of one system?", "that"),
-        Row("b", "two of one system?", "other"),
-        Row("a", "two of three equal?", "same"),
-        Row("b", "two of three equal?", "same"),
-        Row("c", "two of three equal?", "other"),
+        Record("a", "single?", "one"),
+        Record("a", "repeated?", "one"),
+        Record("a", "repeated?", "one"),
+        Record("a", "equal?", "same"),
+        Record("b", "equal?", "same "),
+        Record("a", "one system?", "this"),
+        Record("a", "one system?", "that"),
+        Record("a", "two of one system?", "this"),
+        Record("a", "two of one system?", "that"),
+        Record("b", "two of one system?", "other"),
+        Record("a", "two of three equal?", "same"),
+        Record("b", "two of three equal?", "same"),
+        Record("c", "two of three equal?", "other"),
     ]
     pairs, dropped = derived(rows, tmp_path, all_pairs=True)
     assert dropped == {
@@ -143,7 +143,7 @@ def test_single_responses_cannot_be_derived(tmp_path):
 def test_memory_does_not_grow_with_the_text(tmp_path):
     def rows():
         for i in range(3000):
-            yield Row(f"{i % 3} {i}", f"Why {i % 1000}?", f"{i} " + "x" * 8000)  # an instruction's rows lie far apart
+            yield Record(f"{i % 3} {i}", f"Why {i % 1000}?", f"{i} " + "x" * 8000)  # those of an instruction lie apart
 
     list(
         derive_pairs(
@@ -173,7 +173,7 @@ def test_a_build_derives_each_split_and_says_so(tmp_path):
     data = TokenizedDataset(tmp_path / "data")
     decode = data.tokenizer().decode
     (tmp_path / "scratch").mkdir()
-    pairs, _ = derived(read_rows(source, "sft"), tmp_path / "scratch", "rm", seed=3)
+    pairs, _ = derived(read_records(source, "sft"), tmp_path / "scratch", "rm", seed=3)
     for pair, example in zip(pairs, data.read(range(len(data))), strict=True):
         texts = [decode(ids) for ids in (example.prompt[1:], example.chosen[:-1], example.rejected[:-1])]
         assert texts == [f"[INST] {pair.prompt} [/INST]", pair.chosen, pair.rejected]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from janus_jax.data.boundary import encode_example
-from janus_jax.data.build.published import published_row
-from janus_jax.data.build.readers import find_splits, read_rows
-from janus_jax.data.schema import NoPreferenceError, Row, RowError
+from janus_jax.data.build.published import published_record
+from janus_jax.data.build.readers import find_splits, read_records
+from janus_jax.data.schema import NoPreferenceError, Record, RecordError
 from janus_jax.errors import DataError
 from janus_jax.text.template import MISTRAL_INST, PLAIN
 from janus_jax.text.tokenizer import load_tokenizer
@@ -45,13 +45,13 @@ def tokenizer():
 
 @pytest.mark.parametrize("kind", PAIR_KINDS)
 def test_each_set_is_known_by_its_columns(kind):
-    assert published_row(HH, kind) == Row("", ASKED, "Vapour rises.", "No idea.")
-    assert published_row(OASST, kind) == Row(
+    assert published_record(HH, kind) == Record("", ASKED, "Vapour rises.", "No idea.")
+    assert published_record(OASST, kind) == Record(
         "", "\nHuman: Why rain?\nAssistant: Clouds.\nHuman: Why clouds?\nAssistant:", "Vapour rises.", "No idea."
     )
-    assert published_row(WEBGPT, kind) == Row("", "Why clouds?", "Vapour rises [1].", "No idea.")
+    assert published_record(WEBGPT, kind) == Record("", "Why clouds?", "Vapour rises [1].", "No idea.")
     swapped = WEBGPT | {"score_0": 1, "score_1": -1}
-    assert published_row(swapped, kind) == Row("", "Why clouds?", "No idea.", "Vapour rises [1].")
+    assert published_record(swapped, kind) == Record("", "Why clouds?", "No idea.", "Vapour rises [1].")
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,11 @@ def test_each_set_is_known_by_its_columns(kind):
     ],
 )
 def test_rows_of_our_own_columns_are_left_alone(raw):
-    assert [published_row(raw, kind) for kind in PAIR_KINDS] == [None] * 3
+    assert [published_record(raw, kind) for kind in PAIR_KINDS] == [None] * 3
 
 
 def test_single_responses_are_not_made_of_pairs():
-    assert [published_row(raw, "sft") for raw in ROWS.values()] == [None] * 3
+    assert [published_record(raw, "sft") for raw in ROWS.values()] == [None] * 3
 
 
 def test_transcripts_that_part_early_share_the_prompt_up_to_their_last_common_turn():
@@ -82,10 +82,12 @@ def test_transcripts_that_part_early_share_the_prompt_up_to_their_last_common_tu
         f"{early} Clouds.\n\nHuman: Why?\n\nAssistant: Heat.",
         f"{early} Clear.\n\nHuman: ?\n\nAssistant: Er.",
     )
-    row = published_row({"chosen": chosen, "rejected": rejected}, "rm")
-    assert row == Row("", early, "Clouds.\n\nHuman: Why?\n\nAssistant: Heat.", "Clear.\n\nHuman: ?\n\nAssistant: Er.")
+    row = published_record({"chosen": chosen, "rejected": rejected}, "rm")
+    assert row == Record(
+        "", early, "Clouds.\n\nHuman: Why?\n\nAssistant: Heat.", "Clear.\n\nHuman: ?\n\nAssistant: Er."
+    )
     # one side goes on where the other ends
-    row = published_row(
+    row = published_record(
         {"chosen": f"{ASKED} Heat.", "rejected": f"{ASKED} Heat.\n\nHuman: So?\n\nAssistant: Yes."}, "rm"
     )
     assert row is not None
@@ -93,7 +95,7 @@ def test_transcripts_that_part_early_share_the_prompt_up_to_their_last_common_tu
 
 
 def test_one_space_alone_is_taken_from_a_transcript():
-    row = published_row({"chosen": f"{ASKED}   - so \n", "rejected": f"{ASKED}No."}, "dpo")
+    row = published_record({"chosen": f"{ASKED}   - so \n", "rejected": f"{ASKED}No."}, "dpo")
     assert row is not None
     assert (row.chosen, row.rejected) == ("  - so \n", "No.")
 
@@ -128,8 +130,8 @@ BAD = [
 
 @pytest.mark.parametrize(("raw", "reason", "words"), BAD)
 def test_bad_rows_are_refused_with_reason_and_value(raw, reason, words):
-    with pytest.raises(RowError) as caught:
-        published_row(raw, "rm")
+    with pytest.raises(RecordError) as caught:
+        published_record(raw, "rm")
     assert not isinstance(caught.value, NoPreferenceError)
     assert caught.value.reason == reason
     assert words in str(caught.value) and "\n" not in str(caught.value)
@@ -148,7 +150,7 @@ def test_ids_are_those_of_the_whole_text_as_openrlhf_tokenizes_it(tokenizer):
         "webgpt": [f"[INST] Why clouds? [/INST] {answer}" for answer in (WEBGPT["answer_1"], WEBGPT["answer_0"])],
     }
     for name, wholes in texts.items():
-        row = published_row(ROWS[name], "rm")
+        row = published_record(ROWS[name], "rm")
         assert row is not None
         template = MISTRAL_INST if name == "webgpt" else PLAIN
         prompt, *responses = encode_example(template, tokenizer, row, "rm")
@@ -163,11 +165,11 @@ def test_ties_are_counted_and_do_not_stop_a_build(tmp_path):
     tie = WEBGPT | {"score_0": 0.0, "score_1": 0.0, "answer_0": ""}
     path.write_text("".join(json.dumps(row) + "\n" for row in (tie, WEBGPT, tie)))
     dropped: Counter[str] = Counter()
-    assert [row.prompt for row in read_rows(path, "rm", dropped=dropped)] == ["Why clouds?"]
+    assert [row.prompt for row in read_records(path, "rm", dropped=dropped)] == ["Why clouds?"]
     assert dropped == {"tie": 2}
     path.write_text(json.dumps(tie) + "\n")
     with pytest.raises(DataError, match=r"no usable row, all 1 were dropped \(tie 1\)"):
-        list(read_rows(path, "rm"))
+        list(read_records(path, "rm"))
 
 
 def hub_copy(root: Path) -> Path:
@@ -201,7 +203,7 @@ def test_the_hub_id_of_transcripts_leaves_out_what_are_no_pairs(tmp_path, monkey
         "test": ["harmless-base/test.jsonl.gz"],
         "train": ["harmless-base/train.jsonl.gz", "helpful-base/train.jsonl.gz"],
     }
-    assert list(read_rows(splits["train"], "rm")) == [Row("", ASKED, "Vapour rises.", "No idea.")] * 2
+    assert list(read_records(splits["train"], "rm")) == [Record("", ASKED, "Vapour rises.", "No idea.")] * 2
 
 
 @pytest.mark.skipif("JANUS_REAL_DATA" not in os.environ, reason="JANUS_REAL_DATA names no folder of published rows")
@@ -220,8 +222,8 @@ def test_real_conversations_part_where_their_last_responses_begin(tmp_path, toke
     path = tmp_path / "train.jsonl.gz"
     with gzip.open(path, "wt") as lines:
         lines.writelines(json.dumps({"chosen": a, "rejected": b}) + "\n" for a, b in wholes)
-    rows = list(read_rows(path, "rm"))
-    assert rows == [Row("", turn, row["chosen"], row["rejected"]) for turn, row in zip(turns, given, strict=True)]
+    rows = list(read_records(path, "rm"))
+    assert rows == [Record("", turn, row["chosen"], row["rejected"]) for turn, row in zip(turns, given, strict=True)]
     assert len(rows) == 400
     for row, texts in zip(rows[::8], wholes[::8], strict=True):
         prompt, *responses = encode_example(PLAIN, tokenizer, row, "rm")

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from janus_jax.data.build import readers
-from janus_jax.data.build.readers import HUB_ALIASES, find_splits, read_rows
-from janus_jax.data.schema import Row
+from janus_jax.data.build.readers import HUB_ALIASES, find_splits, read_records
+from janus_jax.data.schema import Record
 from janus_jax.errors import DataError
 
 ROWS = [{"system": "Be brief.", "prompt": f"Why {i}?", "output": f"Because of {i}."} for i in range(5)]
-EXPECTED = [Row("Be brief.", f"Why {i}?", f"Because of {i}.") for i in range(5)]
+EXPECTED = [Record("Be brief.", f"Why {i}?", f"Because of {i}.") for i in range(5)]
 
 
 def write_jsonl(path: Path, rows: list) -> Path:
@@ -41,7 +41,7 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 def refusal(path: Path, kind: str = "sft", **options) -> str:
     with pytest.raises(DataError) as caught:
-        list(read_rows(path, kind, **options))
+        list(read_records(path, kind, **options))
     message = str(caught.value)
     assert message.startswith(str(path)) and "\n" not in message
     return message
@@ -49,7 +49,7 @@ def refusal(path: Path, kind: str = "sft", **options) -> str:
 
 @pytest.mark.parametrize("suffix", readers.SUFFIXES)
 def test_every_file_type_gives_the_same_rows(tmp_path, suffix):
-    assert list(read_rows(write(tmp_path / f"rows{suffix}", ROWS), "sft")) == EXPECTED
+    assert list(read_records(write(tmp_path / f"rows{suffix}", ROWS), "sft")) == EXPECTED
 
 
 def test_json_keyed_by_id_as_in_the_first_bench_release(tmp_path):
@@ -64,7 +64,7 @@ def test_json_keyed_by_id_as_in_the_first_bench_release(tmp_path):
         for i, row in enumerate(ROWS)
     }
     path.write_text(json.dumps(rows))
-    assert list(read_rows(path, "sft")) == EXPECTED
+    assert list(read_records(path, "sft")) == EXPECTED
     rows["14"]["reference_answer"] = ""
     path.write_text(json.dumps(rows))
     assert f"{path}:3 (id '14'): column 'output' is empty" in refusal(path)
@@ -83,7 +83,7 @@ def test_parquet_message_lists_as_published(tmp_path):
         ),
     }
     pq.write_table(pa.table(columns), tmp_path / "p.parquet")
-    assert list(read_rows(tmp_path / "p.parquet", "orpo")) == [Row("Be brief.", "Why?", "So.", "No.")]
+    assert list(read_records(tmp_path / "p.parquet", "orpo")) == [Record("Be brief.", "Why?", "So.", "No.")]
 
 
 def test_row_numbers_count_lines_and_blank_lines_are_passed_over(tmp_path):
@@ -172,7 +172,7 @@ def test_columns_of_no_meaning_may_be_of_any_type_and_twice(tmp_path):
     path = tmp_path / "rows.parquet"
     odd = [pa.array([1 << 62], pa.timestamp("ns")), pa.array([b"caf\xe9"]).view(pa.string()), pa.array([1])]
     pq.write_table(pa.table([*ONE.values(), *odd], names=[*ONE, "time", "text", "text"]), path)
-    assert list(read_rows(path, "sft")) == [Row("s", "p", "o")]
+    assert list(read_records(path, "sft")) == [Record("s", "p", "o")]
     pq.write_table(pa.table([*ONE.values(), ["other"]], names=[*ONE, "output"]), path)
     assert refusal(path) == f"{path}: has more than one column 'output'; keep one"
 
@@ -181,7 +181,7 @@ def test_answers_with_scores_read_from_parquet(tmp_path):
     question = {"dataset": "eli5", "full_text": "Why?"}
     row = {"question": question, "answer_0": "So.", "score_0": -0.3, "answer_1": "Thus.", "score_1": 0.3}
     path = write(tmp_path / "rows.parquet", [row | {"tokens_0": {"prefix": [1], "completion": [2]}}])
-    assert list(read_rows(path, "rm")) == [Row("", "Why?", "Thus.", "So.")]
+    assert list(read_records(path, "rm")) == [Record("", "Why?", "Thus.", "So.")]
 
 
 def test_skip_bad_drops_and_counts_by_reason(tmp_path):
@@ -191,7 +191,7 @@ def test_skip_bad_drops_and_counts_by_reason(tmp_path):
     with path.open("ab") as file:
         file.write(b'{"system": "cut o')
     dropped: Counter[str] = Counter()
-    assert list(read_rows(path, "sft", skip_bad=True, dropped=dropped)) == EXPECTED
+    assert list(read_records(path, "sft", skip_bad=True, dropped=dropped)) == EXPECTED
     assert dropped == {"empty_field": 2, "wrong_type": 1, "missing_field": 1, "bad_json": 1}
 
 
@@ -203,9 +203,9 @@ def test_nothing_left_after_skipping_is_an_error(tmp_path):
 
 def test_kind_and_file_type_are_checked_before_reading(tmp_path):
     with pytest.raises(DataError, match="'ppo': unknown"):
-        read_rows(tmp_path / "absent.jsonl", "ppo")
+        read_records(tmp_path / "absent.jsonl", "ppo")
     with pytest.raises(DataError, match="unknown file type"):
-        read_rows(tmp_path / "absent.txt", "sft")
+        read_records(tmp_path / "absent.txt", "sft")
     assert "cannot be read: No such file" in refusal(tmp_path / "absent.jsonl")
 
 
@@ -233,7 +233,7 @@ def test_directory_without_split_names_is_all_train(tmp_path):
     paths = [write(tmp_path / name, ROWS) for name in ("part1.jsonl", "part2.parquet")]
     splits = find_splits(tmp_path)
     assert splits == {"train": paths}
-    assert list(read_rows(splits["train"], "sft")) == EXPECTED * 2
+    assert list(read_records(splits["train"], "sft")) == EXPECTED * 2
 
 
 def test_split_folders_and_names_of_validation(tmp_path):
@@ -272,7 +272,7 @@ def test_hub_id_is_fetched_under_its_present_name(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     splits = find_splits("kaist-ai/Multifaceted-Collection-SFT-65k")
     assert asked == [("kaist-ai/Multifaceted-Collection-small", "dataset")]
-    assert list(read_rows(splits["train"], "sft")) == EXPECTED
+    assert list(read_records(splits["train"], "sft")) == EXPECTED
     assert set(HUB_ALIASES.values()) == {"kaist-ai/Multifaceted-Collection", "kaist-ai/Multifaceted-Collection-small"}
 
 
@@ -289,17 +289,17 @@ def test_hub_id_offline_says_what_to_do(monkeypatch):
 def test_published_rows_of_all_printed_releases_read(tmp_path):
     blocks = json.loads((Path(os.environ["JANUS_REAL_DATA"]) / "multifaceted_rows.json").read_text())
     sft = blocks["5529fba:README.md#1"]
-    assert list(read_rows(write(tmp_path / "sft.jsonl", [sft]), "sft")) == [
-        Row(sft["system"], sft["instruction"], sft["output"])
+    assert list(read_records(write(tmp_path / "sft.jsonl", [sft]), "sft")) == [
+        Record(sft["system"], sft["instruction"], sft["output"])
     ]
     (tmp_path / "first.json").write_text(json.dumps(blocks["5529fba:README.md#3"]))
     first = blocks["5529fba:README.md#3"]["468"]
-    (row,) = read_rows(tmp_path / "first.json", "sft")
+    (row,) = read_records(tmp_path / "first.json", "sft")
     assert (row.system, row.prompt, row.chosen) == (
         first["system_prompt"],
         first["user_prompt"],
         first["reference_answer"],
     )
     bench = blocks["HEAD:README.md#0"]
-    (row,) = read_rows(write(tmp_path / "bench.jsonl", [bench]), "sft")
+    (row,) = read_records(write(tmp_path / "bench.jsonl", [bench]), "sft")
     assert (row.prompt, row.chosen) == (bench["prompt"], bench["reference_answer"])

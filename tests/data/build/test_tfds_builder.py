@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from janus_jax.data.build import tfds_builder
-from janus_jax.data.build.tfds_builder import read_builder, write_rows
-from janus_jax.data.schema import Row
+from janus_jax.data.build.tfds_builder import read_builder, write_records
+from janus_jax.data.schema import Record
 from janus_jax.errors import DataError
 
 PREFERENCES = tuple(
@@ -18,7 +18,7 @@ PREFERENCES = tuple(
 
 def rows(count: int):
     return [
-        Row(
+        Record(
             f"Be {i}.",
             f"Why {i}\0?",
             f"So {i} 😀.",
@@ -32,8 +32,8 @@ def rows(count: int):
     ]
 
 
-def fields(row: dict) -> Row:
-    """A TFDS example as the Row it was made of."""
+def fields(row: dict) -> Record:
+    """A TFDS example as the Record it was made of."""
     texts = {key: row[key].decode() for key in ("system", "prompt", "chosen", "main_source", "original_source")}
     sets = row["preference_set"]
     preferences = tuple(
@@ -41,18 +41,18 @@ def fields(row: dict) -> Row:
         for i in range(len(sets["dimension"]))
     )
     margin = None if np.isnan(row["margin"]) else float(row["margin"])
-    return Row(**texts, rejected=row["rejected"].decode() or None, preference_set=preferences, margin=margin)
+    return Record(**texts, rejected=row["rejected"].decode() or None, preference_set=preferences, margin=margin)
 
 
 def test_rows_come_back_whole_and_in_order_from_the_files_alone(tmp_path):
-    write_rows({"train": lambda: iter(rows(40)), "validation": lambda: iter(rows(3))}, tmp_path)
+    write_records({"train": lambda: iter(rows(40)), "validation": lambda: iter(rows(3))}, tmp_path)
     builder = read_builder(tmp_path)
     assert [fields(row) for row in builder.as_data_source("train")] == rows(40)
     assert [fields(row) for row in builder.as_data_source("validation")] == rows(3)
 
 
 def test_metadata_names_version_format_and_counts(tmp_path):
-    write_rows({"train": lambda: iter(rows(7))}, tmp_path)
+    write_records({"train": lambda: iter(rows(7))}, tmp_path)
     info = json.loads((tmp_path / "janus_rows" / "1.0.0" / "dataset_info.json").read_text())
     assert (info["name"], info["version"], info["fileFormat"]) == ("janus_rows", "1.0.0", "array_record")
     assert [(split["name"], split["shardLengths"]) for split in info["splits"]] == [("train", ["7"])]
@@ -61,7 +61,7 @@ def test_metadata_names_version_format_and_counts(tmp_path):
 
 def test_many_files_keep_the_order(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_builder, "_ROWS_PER_FILE", 70)
-    write_rows({"train": lambda: (Row("", f"{i}", "x" * 100) for i in range(300))}, tmp_path)
+    write_records({"train": lambda: (Record("", f"{i}", "x" * 100) for i in range(300))}, tmp_path)
     assert [int(row["prompt"]) for row in read_builder(tmp_path).as_data_source("train")] == list(range(300))
     assert len(list(tmp_path.rglob("*train*"))) == 5
 
@@ -72,4 +72,4 @@ def test_errors_of_the_rows_come_through_as_they_are(tmp_path):
         raise DataError("rows.jsonl:2: column 'output' is empty")
 
     with pytest.raises(DataError, match=r"^rows.jsonl:2: column 'output' is empty$"):
-        write_rows({"train": broken}, tmp_path)
+        write_records({"train": broken}, tmp_path)

@@ -10,7 +10,7 @@ import yaml
 
 from janus_jax.config.run import load_config
 from janus_jax.data.dataset import TokenizedDataset
-from janus_jax.data.epoch import BatchSettings, Position, RowPlan
+from janus_jax.data.epoch import BatchSettings, PackedEpochs, Position
 from janus_jax.data.inspect.facts import SplitFacts, scan_parts, split_facts
 from janus_jax.data.inspect.opened import DirectoryOptions, View, open_views
 from janus_jax.data.inspect.token_text import Pieces
@@ -28,7 +28,7 @@ def facts_of_directory(directory, **options) -> SplitFacts:
 
 
 def view_of(directory, settings: BatchSettings, **options) -> View:
-    return View("split", RowPlan(TokenizedDataset(directory), settings, **{"branches": 2} | options), "dpo", None)
+    return View("split", PackedEpochs(TokenizedDataset(directory), settings, **{"branches": 2} | options), "dpo", None)
 
 
 SETTINGS = BatchSettings(row_length=64, max_sequence_length=32, rows=1)

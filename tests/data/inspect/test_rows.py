@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from janus_jax.data.dataset import TokenizedDataset
-from janus_jax.data.epoch import BatchSettings, RowPlan
+from janus_jax.data.epoch import BatchSettings, PackedEpochs
 from janus_jax.data.inspect.opened import DirectoryOptions, View, open_views
 from janus_jax.data.inspect.rows import CHOSEN, EOS, PADDING, PROMPT, REJECTED, show_rows
 from janus_jax.data.inspect.token_text import MORE_BYTES, Pieces, beginning, visible
@@ -59,7 +59,7 @@ def test_parts_cover_every_slot_once(write, tokenizer):
 def test_whole_copies_of_a_prompt_are_prompt_in_each_branch(write, tokenizer):
     dataset = TokenizedDataset(write("dpo", train=TEXTS[:1]))
     settings = BatchSettings(64, 64, rows=1, share_prompts=False)
-    view = View("split", RowPlan(dataset, settings, branches=2), "dpo", None)
+    view = View("split", PackedEpochs(dataset, settings, branches=2), "dpo", None)
     row = show_rows(view, 0, [0], Pieces(tokenizer))[0]
     for branch in (1, 2):
         assert text_of(row, row.segments[0], PROMPT, branch) == "<s> What is rain?"
