@@ -1,9 +1,9 @@
-"""Token ids of an example, and where its prompt ends and a response begins: the token boundary.
+"""Token ids of an example, and the token boundary: where its prompt ends and a response begins.
 
-- `separate`: each is tokenized by itself. A sentencepiece model that adds a leading space mark gives the response the
-  first token of `[/INST] response`.
-- `joint`: prompt and response are tokenized as one text, without a space between them; the first token of
-  `[/INST]response`, and where pieces merge across the border, the prompt ends before them.
+- `separate`: prompt and response are tokenized separately. With a sentencepiece model that adds a leading space mark,
+  the response starts with the first token of `[/INST] response`.
+- `joint`: prompt and response are tokenized as one text, without a space between them. The response starts with the
+  first token of `[/INST]response`; where a piece spans the boundary, the prompt ends before that piece.
 
 BOS stands once at the start of the prompt, EOS at the end of each response, both as ids.
 """
@@ -18,7 +18,6 @@ from janus_jax.text.template import Template
 from janus_jax.text.tokenizer import Tokenizer
 
 Boundary = Literal["separate", "joint"]
-
 
 BOUNDARIES: tuple[Boundary, ...] = get_args(Boundary)
 
@@ -41,38 +40,38 @@ def encode_response(template: Template, tokenizer: Tokenizer, response: str) -> 
 
 
 def encode_example(
-    template: Template, tokenizer: Tokenizer, row: Record, kind: str, boundary: Boundary = "separate"
+    template: Template, tokenizer: Tokenizer, record: Record, kind: str, boundary: Boundary = "separate"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Ids of a row: prompt [n], chosen [c] (the response, for sft), rejected [r] or None (sft); all int32.
+    """Ids of a record: prompt [n], chosen [c] (the response, for sft), rejected [r] or None (sft); all int32.
 
-    A reward-model row (kind rm) holds system message and instruction joined in its prompt already.
+    The prompt of a reward-model record (kind rm) already joins system message and instruction.
     """
     check_kind(kind)
     check_boundary(boundary)
-    if kind != "sft" and row.rejected is None:
-        raise DataError(f"kind {kind} needs a rejected response, the row has none")
-    texts = [row.chosen] if kind == "sft" or row.rejected is None else [row.chosen, row.rejected]
-    prompt = encode_prompt(template, tokenizer, row.system, row.prompt)
+    if kind != "sft" and record.rejected is None:
+        raise DataError(f"kind {kind} needs a rejected response, but the record has none")
+    texts = [record.chosen] if kind == "sft" or record.rejected is None else [record.chosen, record.rejected]
+    prompt = encode_prompt(template, tokenizer, record.system, record.prompt)
     if boundary == "separate":
         responses = [encode_response(template, tokenizer, text) for text in texts]
     else:
-        prompt, responses = _encode_joint(template, tokenizer, row, prompt, texts)
-    if not len(prompt):  # without BOS; no slot would predict the response's first token
-        text = template.prompt_text(row.system, row.prompt)
-        raise DataError(f"the tokenizer makes no token of the prompt {text[:40]!r}")
+        prompt, responses = _encode_joint(template, tokenizer, record, prompt, texts)
+    if not len(prompt):  # possible without BOS; no slot would predict the response's first token
+        text = template.prompt_text(record.system, record.prompt)
+        raise DataError(f"the tokenizer turns the prompt {text[:40]!r} into no tokens; at least one is needed")
     return prompt, responses[0], responses[1] if len(responses) == 2 else None
 
 
 def _encode_joint(
-    template: Template, tokenizer: Tokenizer, row: Record, alone: np.ndarray, texts: list[str]
+    template: Template, tokenizer: Tokenizer, record: Record, alone: np.ndarray, texts: list[str]
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Prompt and responses, cut from the ids of prompt + response.
 
-    The prompt is what its ids `alone` and the ids of all wholes begin with, so that the responses of a pair share it
-    and nothing of a response is in it. TRL 0.8.6 goes back by one token at most; so does this wherever at most one
-    token of the prompt merges with a response.
+    The prompt is the longest common prefix of `alone` (the ids of the prompt by itself) and the ids of each prompt +
+    response. So both responses of a pair share it, and it contains nothing of a response. TRL 0.8.6 goes back by at
+    most one token; the result is the same wherever at most one token of the prompt merges with a response.
     """
-    form = template.prompt_text(row.system, row.prompt)
+    form = template.prompt_text(record.system, record.prompt)
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     wholes = [
         np.asarray([*bos, *tokenizer.encode(form + template.response_text(text)), tokenizer.eos_id], np.int32)
@@ -80,7 +79,7 @@ def _encode_joint(
     ]
     shared = len(alone)
     for whole in wholes:
-        length = min(shared, len(whole) - 1)  # EOS is never the prompt's
+        length = min(shared, len(whole) - 1)  # EOS never belongs to the prompt
         differ = np.flatnonzero(alone[:length] != whole[:length])
         shared = int(differ[0]) if len(differ) else length
     if not shared:

@@ -1,6 +1,7 @@
-"""The embedded sample: instructions with three system messages and responses each, in the published SFT schema.
+"""The embedded sample: instructions, each with three system messages and responses, in the published SFT schema.
 
-main_source, original_source, preference_set (one preference for each of the four dimensions), system, prompt, output.
+Columns: main_source, original_source, preference_set (one preference per dimension, four in all), system, prompt,
+output.
 """
 
 import itertools
@@ -26,21 +27,22 @@ def sample_path(split: str) -> Path:
 
 
 def sample_records(split: str) -> list[dict[str, Any]]:
-    """The rows of a split as they stand in its file."""
+    """The raw records of a split."""
     with sample_path(split).open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
-def ordered_pairs(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Preference rows from SFT rows: every ordered pair (a, b) of the responses to one prompt.
+def ordered_pairs(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Pairs from SFT records: every ordered pair (a, b) of the responses to one prompt.
 
-    System message and preferences are those of a, chosen is its response, rejected the response of b. Each response is
-    chosen as often as it is rejected, against the same others: what sees only the response scores exactly one half, and
-    more than that takes the system message. Three responses give six pairs; prompts keep their order.
+    System message and preferences come from a, chosen is the response of a, rejected the response of b. Each response
+    is chosen as often as it is rejected, against the same others: a model that sees only the response is right in
+    exactly half of the pairs, and must read the system message to do better. Three responses give six pairs; prompts
+    keep their order.
     """
     by_prompt: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_prompt.setdefault(row["prompt"], []).append(row)
+    for record in records:
+        by_prompt.setdefault(record["prompt"], []).append(record)
     return [
         {key: value for key, value in a.items() if key != "output"} | {"chosen": a["output"], "rejected": b["output"]}
         for group in by_prompt.values()
@@ -49,24 +51,24 @@ def ordered_pairs(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write_sample(kind: str, directory: str | os.PathLike[str]) -> dict[str, Path]:
-    """Writes train.jsonl and validation.jsonl in the columns of `kind`; returns split -> file, as `build` takes it.
+    """Writes train.jsonl and validation.jsonl in the columns of `kind`; returns split -> file, the `source` of `build`.
 
-    sft: the rows as they are. dpo, orpo: all ordered pairs. rm: the same, system message and prompt joined in `input`.
+    sft: the records unchanged. dpo, orpo: all ordered pairs. rm: the same, system message and prompt joined in `input`.
     """
     check_kind(kind)
     target = Path(os.path.expanduser(directory))
     target.mkdir(parents=True, exist_ok=True)
     files = {}
     for split in SPLITS:
-        rows = sample_records(split)
+        records = sample_records(split)
         if kind != "sft":
-            rows = ordered_pairs(rows)
+            records = ordered_pairs(records)
         if kind == "rm":
-            rows = [
-                {"input": f"{row['system']}\n{row['prompt']}", "chosen": row["chosen"], "rejected": row["rejected"]}
-                for row in rows
+            records = [
+                {"input": f"{pair['system']}\n{pair['prompt']}", "chosen": pair["chosen"], "rejected": pair["rejected"]}
+                for pair in records
             ]
         files[split] = target / f"{split}.jsonl"
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         files[split].write_text("".join(lines), encoding="utf-8")
     return files

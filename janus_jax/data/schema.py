@@ -1,4 +1,4 @@
-"""Published row schemas and their validation: one raw row (a mapping) in, one checked `Record` out.
+"""Schemas of published records and their validation: one raw record (a mapping) in, one checked `Record` out.
 
 | kind      | columns (in brackets: names in other releases)                                       |
 |-----------|--------------------------------------------------------------------------------------|
@@ -6,12 +6,12 @@
 | dpo, orpo | system, prompt, chosen (chosen_response), rejected (rejected_response)               |
 | rm        | input (system message and instruction in one text), chosen, rejected                 |
 
-chosen and rejected are strings or message lists, [{role, content}, ...], of which the assistant's content is taken.
+chosen and rejected are strings, or message lists [{role, content}, ...] whose assistant message is the response.
 
 A pair may have a margin, a number: by how much the chosen response is better. Pairs without one have margin 0.
 
-main_source, original_source and preference_set are kept where they are; other columns are ignored. Reading files is
-`readers.py`; pairs that other projects published in columns of their own are `published.py`.
+main_source, original_source and preference_set are kept if present; other columns are ignored. `build/readers.py` reads
+files; `build/published.py` reads pairs that other projects published in columns of their own.
 """
 
 import dataclasses
@@ -33,8 +33,7 @@ ALIASES = {
 }
 """Column -> the names it has had in published releases."""
 
-_LARGEST_NUMBER = 3.4e38
-"""Numbers are kept in float32."""
+_LARGEST_NUMBER = 3.4e38  # numbers are stored as float32
 
 COLUMNS = {
     "sft": ("system", "prompt", "output"),
@@ -47,12 +46,12 @@ COLUMNS_READ = frozenset(name for names in ALIASES.values() for name in names) |
     *("main_source", "original_source", "preference_set", "margin"),
     *("question", "answer_0", "answer_1", "score_0", "score_1", "lang", "parent_id"),
 }
-"""All columns that are ever looked into, here and in published.py."""
+"""All columns that this module or published.py reads."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One checked row, the same for all kinds.
+    """One checked record, the same for all kinds.
 
     sft: `chosen` is the output, `rejected` is None. rm: `prompt` is the whole input, `system` is empty.
     """
@@ -65,11 +64,11 @@ class Record:
     original_source: str = ""
     preference_set: tuple[dict[str, str], ...] = ()
     margin: float | None = None
-    """Of a pair: by how much chosen is better."""
+    """By how much chosen is better; None where the record has no margin."""
 
 
 class RecordError(DataError):
-    """A row that cannot be used. `reason` is the short name under which dropped rows are counted."""
+    """A record that cannot be used. `reason` is the short name under which dropped records are counted."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
@@ -77,7 +76,7 @@ class RecordError(DataError):
 
 
 class NoPreferenceError(RecordError):
-    """A sound row that prefers neither response: it is left out and counted, and nothing is wrong with its file."""
+    """A valid record that prefers neither response: it is left out and counted, but its file is not at fault."""
 
 
 def check_kind(kind: str) -> None:
@@ -87,15 +86,16 @@ def check_kind(kind: str) -> None:
 
 
 def parse_record(raw: Any, kind: str) -> Record:
-    """The checked row.
+    """Checks one raw record.
 
     Raises:
-        RecordError: a column is missing, empty or of a wrong type; a message list is malformed or contradicts the
-            columns; chosen and rejected are equal; text is not valid Unicode. Names column, value, what is allowed.
+        RecordError: a column is missing, empty or has a wrong type; a message list is malformed or contradicts the
+            columns; chosen and rejected are equal; text is not valid Unicode. The message names column, value and what
+            is allowed.
     """
     check_kind(kind)
     if not isinstance(raw, Mapping):
-        raise RecordError("wrong_type", f"a row must be an object with columns, found {shown(raw)}")
+        raise RecordError("wrong_type", f"a record must be an object with columns, found {shown(raw)}")
     if kind == "sft":
         system = text(_column(raw, "system", kind), "system", may_be_empty=True)
         prompt = text(_column(raw, "prompt", kind), "prompt")
@@ -110,7 +110,7 @@ def parse_record(raw: Any, kind: str) -> Record:
 
 
 def pair(raw: Mapping[str, Any], system: str, prompt: str, chosen: str, rejected: str) -> Record:
-    """The row of two checked responses, with sources and margin from `raw`. Raises RecordError if they are equal."""
+    """The record of two checked responses, with sources and margin from `raw`. Raises RecordError if they are equal."""
     if chosen.strip() == rejected.strip():
         raise RecordError("identical_responses", f"chosen and rejected are equal ({shown(chosen)}); they must differ")
     margin = None if raw.get("margin") is None else number(raw["margin"], "margin")
@@ -126,23 +126,23 @@ def _sources(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _column(raw: Mapping[str, Any], column: str, kind: str, *, required: bool = True) -> Any:
-    """The column's value under whichever of its names the row has; None is as good as absent."""
+    """The column's value under whichever of its names the record uses; null counts as absent."""
     names = [name for name in ALIASES[column] if raw.get(name) is not None]
     if len(names) > 1 and any(raw[name] != raw[names[0]] for name in names):
-        raise RecordError("ambiguous_columns", f"columns {' and '.join(names)} mean the same and differ; keep one")
+        raise RecordError("ambiguous_columns", f"columns {' and '.join(names)} mean the same but differ; keep one")
     if names:
         return raw[names[0]]
     if not required:
         return None
-    there = ", ".join(str(name) for name in raw) or "nothing"
+    present = ", ".join(str(name) for name in raw) or "nothing"
     also = "" if len(ALIASES[column]) == 1 else f" (or {', '.join(ALIASES[column][1:])})"
-    hint = " (an empty string will do)" if column == "system" else ""
+    hint = " (system may be empty)" if column == "system" else ""
     fits = [other for other in KINDS if _has_all(raw, other)]
     looks = f"; these are the columns of kind {' or '.join(fits)}" if fits else ""
     state = "is null" if any(name in raw for name in ALIASES[column]) else "is missing"
     raise RecordError(
         "missing_field",
-        f"column {column!r}{also} {state}; kind {kind} needs {', '.join(COLUMNS[kind])}{hint}; found: {there}{looks}",
+        f"column {column!r}{also} {state}; kind {kind} needs {', '.join(COLUMNS[kind])}{hint}; found: {present}{looks}",
     )
 
 
@@ -151,7 +151,7 @@ def _has_all(raw: Mapping[str, Any], kind: str) -> bool:
 
 
 def _response(value: Any, column: str) -> dict[str, str]:
-    """Role -> text of a response column: the assistant's text, and system and user where a message list has them."""
+    """Role -> text of a response column: assistant, and system and user if a message list has them."""
     if isinstance(value, str):
         return {"assistant": text(value, column)}
     if not isinstance(value, list):
@@ -176,22 +176,22 @@ def _response(value: Any, column: str) -> dict[str, str]:
 
 
 def _agreed(raw: Mapping[str, Any], column: str, role: str, sides: dict[str, dict[str, str]], kind: str) -> str:
-    """The column's text; where the row lacks it, the message with `role`. All that are there must say the same."""
-    found = {f"the {role} message of {name!r}": roles[role] for name, roles in sides.items() if role in roles}
-    value = _column(raw, column, kind, required=not found)
+    """The column's text, or without the column the text of the messages with `role`. They must all agree."""
+    texts = {f"the {role} message of {name!r}": roles[role] for name, roles in sides.items() if role in roles}
+    value = _column(raw, column, kind, required=not texts)
     if value is not None:
-        found = {f"column {column!r}": text(value, column, may_be_empty=column == "system")} | found
-    (first, said), *others = found.items()
+        texts = {f"column {column!r}": text(value, column, may_be_empty=column == "system")} | texts
+    (first_name, first), *others = texts.items()
     for name, other in others:
-        if other.strip() != said.strip():
+        if other.strip() != first.strip():
             raise RecordError(
-                "bad_messages", f"{name} ({shown(other)}) differs from {first} ({shown(said)}); they must agree"
+                "bad_messages", f"{name} ({shown(other)}) differs from {first_name} ({shown(first)}); they must agree"
             )
-    return said
+    return first
 
 
 def text(value: Any, column: str, *, may_be_empty: bool = False) -> str:
-    """The value of a column of text. Raises RecordError: no string, not valid Unicode, or nothing in it to be seen."""
+    """The value of a text column. Raises RecordError if it is not a string, not valid Unicode, or blank."""
     where = column if column.startswith("column") else f"column {column!r}"
     if not isinstance(value, str):
         raise RecordError("wrong_type", f"{where} must be a string, found {shown(value)}")
@@ -200,7 +200,7 @@ def text(value: Any, column: str, *, may_be_empty: bool = False) -> str:
     except UnicodeEncodeError as error:
         bad = ascii(value[error.start])
         raise RecordError(
-            "bad_encoding", f"{where} holds {bad} at character {error.start + 1}, not valid Unicode"
+            "bad_encoding", f"{where} holds {bad} at character {error.start + 1}, which is not valid Unicode"
         ) from error
     if not may_be_empty and not value.replace("\0", " ").strip():
         raise RecordError("empty_field", f"{where} is empty ({value[:20]!r}); text is needed")
@@ -213,8 +213,8 @@ def _optional_text(raw: Mapping[str, Any], column: str) -> str:
 
 
 def number(value: Any, column: str) -> float:
-    """The value of a column of numbers. Raises RecordError for anything that float32 does not hold."""
-    # compared before it is converted: a whole number of JSON may be too long for any float
+    """The value of a number column. Raises RecordError if float32 cannot hold it."""
+    # compare before converting: an integer in JSON may be too large for any float
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST_NUMBER:
         raise RecordError("wrong_type", f"column {column!r} must be a finite number (float32), found {shown(value)}")
     return float(value)
@@ -229,6 +229,6 @@ def _preference_set(value: Any) -> tuple[dict[str, str], ...]:
 
 
 def shown(value: Any) -> str:
-    """Type and beginning of a value, on one line; ASCII so that any terminal prints it."""
+    """Type and start of a value, on one line; ASCII so that any terminal can print it."""
     printed = ascii(value[:80] if isinstance(value, str | bytes) else value)  # a value may be megabytes long
     return f"{type(value).__name__} {printed if len(printed) <= 80 else printed[:77] + '...'}"

@@ -1,7 +1,7 @@
-"""Checked rows as a TFDS data set: ArrayRecord files in source order, written as the rows come.
+"""Checked records as a TFDS data set: ArrayRecord files in source order, written as the records arrive.
 
 TFDS's `GeneratorBasedBuilder` sorts what it writes, in 1 GB of memory; its `SequentialWriter` keeps the order and holds
-a few rows. TensorFlow is imported inside functions alone: it takes seconds, and most commands do without.
+a few records. Functions import TensorFlow, not the module: that import takes seconds, and most commands do not need it.
 """
 
 import itertools
@@ -18,22 +18,26 @@ from janus_jax.data.tensorflow_quietly import import_tfds
 NAME = "janus_rows"
 VERSION = "1.0.0"
 
-_DESCRIPTION = """System message, prompt and one or two responses per row.
+TEXTS = ("system", "prompt", "chosen", "rejected")
+"""Fields of a stored record that are tokenized."""
 
-`rejected` is empty where there is one response, `margin` is NaN where the row has none.
+_SOURCES = ("main_source", "original_source")
+_DESCRIPTION = """System message, prompt and one or two responses per record.
+
+`rejected` is empty where there is one response, `margin` is NaN where the record has none.
 """
-_ROWS_PER_FILE = 1 << 16
-_ROWS_AT_ONCE = 64
-"""Between two writes of the metadata; a published row is about 6 kB, but one may be megabytes."""
+_RECORDS_PER_FILE = 1 << 16
+_RECORDS_AT_ONCE = 64
+"""Records between two writes of the metadata; a published record is about 6 kB, but one may be megabytes."""
 
 
 def write_records(splits: Mapping[str, Callable[[], Iterator[Record]]], data_dir: Path) -> Any:
-    """Writes the rows of each split below `data_dir` and returns the builder, ready to read.
+    """Writes the records of each split below `data_dir` and returns the builder, ready to read.
 
-    Nothing is written elsewhere, nothing is downloaded, and memory does not grow with the rows.
+    It writes nowhere else, downloads nothing, and its memory does not grow with the number of records.
 
     Raises:
-        DataError: what reading the rows raises.
+        DataError: raised while reading the records.
     """
     tfds = import_tfds()
     directory = data_dir / NAME / VERSION
@@ -44,50 +48,36 @@ def write_records(splits: Mapping[str, Callable[[], Iterator[Record]]], data_dir
     info = tfds.core.DatasetInfo(
         builder=identity, description=_DESCRIPTION, features=_features(tfds), disable_shuffling=True
     )
-    writer = tfds.core.SequentialWriter(info, _ROWS_PER_FILE, file_format="array_record")
+    writer = tfds.core.SequentialWriter(info, _RECORDS_PER_FILE, file_format="array_record")
     writer.initialize_splits(list(splits))
     for name, read in splits.items():
-        for rows in _batched(read(), _ROWS_AT_ONCE):
-            writer.add_examples({name: [_fields(row) for row in rows]})
+        for records in _batched(read(), _RECORDS_AT_ONCE):
+            writer.add_examples({name: [_fields(record) for record in records]})
         writer.close_splits([name])
     return read_builder(data_dir)
 
 
 def read_builder(data_dir: Path) -> Any:
-    """The builder of a data set written before, read from its own metadata."""
+    """The builder of a data set on disk, read from its own metadata."""
     return import_tfds().builder_from_directory(os.fspath(data_dir / NAME / VERSION))
 
 
 def _features(tfds: Any) -> Any:
     text = tfds.features.Text()
+    preferences = tfds.features.Sequence({key: tfds.features.Text() for key in PREFERENCE_KEYS})
     return tfds.features.FeaturesDict(
-        {
-            "system": text,
-            "prompt": text,
-            "chosen": text,
-            "rejected": text,
-            "main_source": text,
-            "original_source": text,
-            "preference_set": tfds.features.Sequence({key: tfds.features.Text() for key in PREFERENCE_KEYS}),
-            "margin": np.float32,
-        }
+        dict.fromkeys((*TEXTS, *_SOURCES), text) | {"preference_set": preferences, "margin": np.float32}
     )
 
 
-def _fields(row: Record) -> dict[str, Any]:
-    return {
-        "system": row.system,
-        "prompt": row.prompt,
-        "chosen": row.chosen,
-        "rejected": row.rejected or "",
-        "main_source": row.main_source,
-        "original_source": row.original_source,
-        "preference_set": list(row.preference_set),
-        "margin": np.nan if row.margin is None else row.margin,
+def _fields(record: Record) -> dict[str, Any]:
+    return {name: getattr(record, name) or "" for name in (*TEXTS, *_SOURCES)} | {
+        "preference_set": list(record.preference_set),
+        "margin": np.nan if record.margin is None else record.margin,
     }
 
 
-def _batched(rows: Iterable[Record], size: int) -> Iterator[list[Record]]:
-    source = iter(rows)
+def _batched(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    source = iter(records)
     while batch := list(itertools.islice(source, size)):
         yield batch
