@@ -1,12 +1,12 @@
-"""A built data set: token ids by random access, and the lengths from which an epoch is planned. No TensorFlow here.
+"""A built data set: token ids with random access, and the lengths from which an epoch is packed. No TensorFlow here.
 
-DIR/manifest.json                            what it is; a directory without it is not a data set
+DIR/manifest.json                            describes the data set; a directory without it is not a data set
 DIR/tokenizer/                               the tokenizer that made the ids
-DIR/tfds/                                    the checked rows as text, a TFDS data set
+DIR/tfds/                                    the checked records as text, a TFDS data set
 DIR/SPLIT/lengths.npy                        [E, 3] int32: tokens of prompt, chosen, rejected
-DIR/SPLIT/margins.npy                        [E] float32, there if any row of the split had a margin
-DIR/SPLIT/tokens-00000-of-00004.array_record one record per example: its ids in this order, little-endian, of the type
-                                             that the manifest says (`ids`)
+DIR/SPLIT/margins.npy                        [E] float32; present if any record of the split has a margin
+DIR/SPLIT/tokens-00000-of-00004.array_record one entry per example: the ids of prompt, chosen, rejected, little-endian,
+                                             in the manifest's type (`ids`)
 """
 
 import bisect
@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from janus_jax.data.boundary import BOUNDARIES, Boundary
-from janus_jax.data.example import Example
+from janus_jax.data.example import TOKEN_FEATURES, Example
 from janus_jax.data.schema import KINDS
 from janus_jax.errors import DataError, first_line
 from janus_jax.text.template import Template, get_template
@@ -31,36 +31,39 @@ from janus_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT_VERSION = 1
 
+MANIFEST = "manifest.json"
+"""Written and uploaded last: a directory or bucket without it is not a data set."""
+
 SPLIT_NAME = r"[a-z][a-z0-9_]*"
-"""What a split may be called. Names become folders, of the cache too: of a manifest they are checked as well."""
+"""Allowed names of splits. They become folders, also in the cache, so names in a manifest are checked too."""
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
-    """How ids of a vocabulary are stored: two bytes each where that is enough."""
+    """The type in which ids are stored: two bytes where the vocabulary allows it."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<i4")
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """What one split holds; `dropped` counts rows left out while building, by reason."""
+    """What one split holds; `dropped` counts the records that the build left out, by reason."""
 
     examples: int
     tokens: int
     dropped: dict[str, int]
-    margins: int = 0  # examples that came with a margin
+    margins: int = 0  # examples with a margin
     lengths: dict[str, list[int]] | None = None  # see `histogram`
-    files: dict[str, int] | None = None  # name of each file: its bytes
+    files: dict[str, int] | None = None  # file name -> bytes
     fingerprint: str = ""  # sha256 over lengths, token ids and margins
 
 
 def histogram(lengths: np.ndarray) -> dict[str, list[int]]:
-    """How many examples are how long, in tokens: part -> counts between neighbouring `edges`, the last one open.
+    """Histogram of lengths in tokens: part -> counts between neighbouring `edges`; the last bin is open.
 
     Args:
         lengths: [E, 3] tokens of prompt, chosen, rejected.
     """
     edges = [0, *(1 << power for power in range(4, 16))]
-    parts = {"prompt": lengths[:, 0], "chosen": lengths[:, 1], "rejected": lengths[:, 2]}
+    parts: dict[str, np.ndarray] = dict(zip(TOKEN_FEATURES, lengths.T, strict=True))
     if not lengths[:, 2].any():
         del parts["rejected"]
     parts["longest"] = lengths[:, 0] + lengths[:, 1:].max(1, initial=0)
@@ -69,7 +72,7 @@ def histogram(lengths: np.ndarray) -> dict[str, list[int]]:
 
 
 def fingerprint_of(splits: Mapping[str, Split]) -> str:
-    """sha256 over the fingerprints of all splits."""
+    """The sha256 of the fingerprints of all splits."""
     return hashlib.sha256(repr(sorted((name, s.fingerprint) for name, s in splits.items())).encode()).hexdigest()
 
 
@@ -83,20 +86,18 @@ class Manifest:
     tokenizer: dict[str, Any]  # fingerprint, vocab_size, bos, eos
     splits: dict[str, Split]
     fingerprint: str  # sha256 over token ids, lengths and margins of all splits
-    boundary: Boundary = "separate"  # builds from before there was a choice do not say
+    boundary: Boundary = "separate"  # older builds lack the key
     ids: str = "<i4"  # numpy's name of the type of stored ids
-    derived: dict[str, Any] | None = None  # seed and all_pairs, where pairs were drawn from SFT rows
+    derived: dict[str, Any] | None = None  # seed and all_pairs, if pairs were drawn from SFT records
     format_version: int = FORMAT_VERSION
 
     def save(self, directory: Path) -> None:
-        (directory / "manifest.json").write_text(
-            json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8"
-        )
+        (directory / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, directory: Path) -> "Manifest":
-        """Raises DataError if there is none, it is not readable, or it is of another format version."""
-        path = directory / "manifest.json"
+        """Raises DataError if the manifest is missing, cannot be read, or has another format version."""
+        path = directory / MANIFEST
         try:
             if not path.is_file():
                 state = (
@@ -106,7 +107,7 @@ class Manifest:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values["format_version"] != FORMAT_VERSION:
                 version = values["format_version"]
-                raise DataError(f"{path}: format_version {version!r}, this version reads {FORMAT_VERSION}; build again")
+                raise DataError(f"{path}: format_version {version!r}; allowed: {FORMAT_VERSION}; build again")
             values["splits"] = {name: Split(**split) for name, split in values["splits"].items()}
             for name in values["splits"]:
                 if not re.fullmatch(SPLIT_NAME, name):
@@ -132,7 +133,7 @@ class Dataset(Protocol):
     """Tokenized examples by number: one built split, or several read as one (mixture.py)."""
 
     name: str
-    """As messages call it."""
+    """Its name in messages."""
     split: str
     lengths: np.ndarray  # [E, 3] int32 tokens of prompt, chosen, rejected
     margins: np.ndarray  # [E] float32
@@ -145,7 +146,7 @@ class Dataset(Protocol):
 
     @property
     def parts(self) -> Sequence["TokenizedDataset"]:
-        """The built splits that the examples lie in."""
+        """The built splits that hold the examples."""
         ...
 
     @property
@@ -154,11 +155,11 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: Iterable[int]) -> list[Example]:
-        """Examples of the numbers given, in their order."""
+        """The examples with these numbers, in this order."""
         ...
 
     def draw(self, index: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-        """Which of the examples `index` (ascending numbers) an epoch reads: [N] int64 positions in `index`."""
+        """The examples that an epoch reads among `index` (ascending example numbers): [N] int64 indices into it."""
         ...
 
     def tokenizer(self) -> Tokenizer: ...
@@ -167,10 +168,10 @@ class Dataset(Protocol):
 
 
 class TokenizedDataset:
-    """One split of a built data set. Reading is by example number and safe from several threads.
+    """One split of a built data set. Several threads may read at once.
 
     Raises:
-        DataError: `directory` is not a build, it has no such split, or its files contradict each other.
+        DataError: `directory` is not a built data set, lacks the split, or its files contradict each other.
     """
 
     def __init__(self, directory: str | os.PathLike[str], split: str = "train"):
@@ -178,15 +179,14 @@ class TokenizedDataset:
 
         self.directory = Path(os.path.expanduser(directory))
         self.name = str(self.directory)
-        """As messages call it."""
+        """Its name in messages."""
         self.split = split
         self.manifest = Manifest.load(self.directory)
         self._id_dtype = np.dtype(self.manifest.ids)
         if split not in self.manifest.splits:
-            there = ", ".join(self.manifest.splits)
             raise DataError(
-                f"{self.directory}: has no split {split!r}; there are: {there} (data.split, data.eval_split; "
-                "eval.every_steps=null evaluates nothing)"
+                f"{self.directory}: has no split {split!r}; there are: {', '.join(self.manifest.splits)} (data.split, "
+                "data.eval_split; eval.every_steps=null evaluates nothing)"
             )
         folder = self.directory / split
         self.lengths = self._load("lengths.npy", np.dtype(np.int32), 3)
@@ -200,7 +200,7 @@ class TokenizedDataset:
         """[E] float32 reward margins, zeros where the data has none."""
 
         files = sorted(folder.glob("tokens-*.array_record"))
-        # no read-ahead and no threads of its own: examples are read one by one, in the order of a plan
+        # no read-ahead and no reader threads: examples are read one by one, in the order of the packed rows
         options = "readahead_buffer_size:0,max_parallelism:0"
         try:
             self._readers = [ArrayRecordReader(str(file), options) for file in files]
@@ -218,17 +218,16 @@ class TokenizedDataset:
             )
         if (self.lengths[:, 0] <= 0).any():
             first = int(np.argmax(self.lengths[:, 0] <= 0))
-            raise DataError(f"{folder}: example {first} has a prompt without a token; build again")
+            raise DataError(f"{folder}: example {first} has a prompt without tokens; build again")
         self._check_sizes(folder)
 
     @property
     def parts(self) -> Sequence["TokenizedDataset"]:
-        """Itself."""
         return (self,)
 
     @property
     def kind(self) -> str:
-        """sft, dpo, orpo or rm."""
+        """Kind of data: sft, dpo, orpo or rm."""
         return self.manifest.kind
 
     @property
@@ -238,61 +237,61 @@ class TokenizedDataset:
 
     @property
     def tokenizer_fingerprint(self) -> str:
-        """Of the tokenizer that made the ids."""
+        """The fingerprint of the tokenizer that made the ids."""
         return self.manifest.tokenizer["fingerprint"]
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the ids. Raises DataError if its files were changed since."""
+        """The tokenizer that made the ids. Raises DataError if its files changed since the build."""
         tokenizer = load_tokenizer(self.directory / "tokenizer")
         if tokenizer.fingerprint != self.manifest.tokenizer["fingerprint"]:
             raise DataError(f"{self.directory / 'tokenizer'}: is not the tokenizer of the build (fingerprints differ)")
         return tokenizer
 
     def template(self) -> Template:
-        """The form that prompts and responses have."""
+        """The template of prompts and responses."""
         return get_template(self.manifest.template)
 
     def read(self, indices: Iterable[int]) -> list[Example]:
-        """Examples of the numbers given, in their order.
+        """The examples with these numbers, in this order.
 
         Raises:
             IndexError: a number is not in [0, E).
-            DataError: a record does not have the length that lengths.npy says.
+            DataError: stored ids cannot be read, or have another length than in lengths.npy.
         """
-        wanted = [int(index) for index in indices]
+        numbers = [int(index) for index in indices]
         by_file: dict[int, list[int]] = {}
-        for place, index in enumerate(wanted):
+        for place, index in enumerate(numbers):
             if not 0 <= index < len(self):
                 raise IndexError(f"example {index} of {len(self)} in {self.directory}, split {self.split}")
             by_file.setdefault(bisect.bisect_right(self._ends, index), []).append(place)
-        records: dict[int, bytes] = {}
+        stored: dict[int, bytes] = {}
         with self._lock:
-            for number, places in by_file.items():
-                start = self._ends[number - 1] if number else 0
+            for file, places in by_file.items():
+                start = self._ends[file - 1] if file else 0
                 try:
-                    read = self._readers[number].read([wanted[place] - start for place in places])
+                    ids = self._readers[file].read([numbers[place] - start for place in places])
                 except (RuntimeError, ValueError, OSError) as error:
                     reason = first_line(error)
-                    raise DataError(f"{self._files[number]}: cannot be read: {reason}; build again") from error
-                records.update(zip(places, read, strict=True))
-        return [self._example(index, records[place]) for place, index in enumerate(wanted)]
+                    raise DataError(f"{self._files[file]}: cannot be read: {reason}; build again") from error
+                stored.update(zip(places, ids, strict=True))
+        return [self._example(index, stored[place]) for place, index in enumerate(numbers)]
 
     def draw(self, index: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-        """[N] int64: every epoch reads every example of `index` once."""
+        """Every epoch reads every example of `index` once."""
         del seed, epoch
         return np.arange(len(index))
 
-    def _example(self, index: int, record: bytes) -> Example:
+    def _example(self, index: int, stored: bytes) -> Example:
         prompt, chosen, rejected = self.lengths[index].tolist()
-        if len(record) != self._id_dtype.itemsize * (prompt + chosen + rejected):
+        if len(stored) != self._id_dtype.itemsize * (prompt + chosen + rejected):
             raise DataError(
-                f"{self.directory / self.split}: example {index} has {len(record)} bytes of ids, lengths.npy says "
-                f"{prompt} + {chosen} + {rejected} tokens; build again"
+                f"{self.directory / self.split}: example {index} has {len(stored)} bytes of ids, but lengths.npy "
+                f"has {prompt} + {chosen} + {rejected} tokens; build again"
             )
-        ids = np.frombuffer(record, self._id_dtype).astype(np.int32)
+        ids = np.frombuffer(stored, self._id_dtype).astype(np.int32)
         return Example(
             prompt=ids[:prompt],
             chosen=ids[prompt : prompt + chosen],
@@ -302,11 +301,11 @@ class TokenizedDataset:
         )
 
     def _check_sizes(self, folder: Path) -> None:
-        """Of files that were exchanged or cut the size differs, most of the time; reading them all would take long."""
-        for name, size in (self.manifest.splits[self.split].files or {}).items():
-            found = (folder / name).stat().st_size if (folder / name).is_file() else None
-            if found != size:
-                state = "is missing" if found is None else f"has {found} bytes, manifest.json says {size}"
+        """Finds most files that were replaced or cut, without the time that reading all of them would take."""
+        for name, expected in (self.manifest.splits[self.split].files or {}).items():
+            size = (folder / name).stat().st_size if (folder / name).is_file() else None
+            if size != expected:
+                state = "is missing" if size is None else f"has {size} bytes, but manifest.json says {expected}"
                 raise DataError(f"{folder / name}: {state}; build again")
 
     def _load(self, name: str, dtype: np.dtype, columns: int | None = None) -> np.ndarray:

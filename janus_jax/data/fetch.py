@@ -1,39 +1,36 @@
-"""gs:// for data: a built data set copied here, as far as it is read.
+"""Built data sets on gs://: copies the parts that a run reads.
 
     CACHE/data/KEY/      manifest.json, tokenizer/, SPLIT/
 
-KEY is a hash of the URL and of the manifest, so that a second run asks for the manifest alone (`storage/staging.py`).
+KEY is a hash of the URL and the manifest, so a second run downloads the manifest alone (`storage/staging.py`).
 """
 
 import functools
 import os
 from pathlib import Path
 
-from janus_jax.data.dataset import Manifest
+from janus_jax.data.dataset import MANIFEST, Manifest
 from janus_jax.errors import StorageError
 from janus_jax.storage.bucket import Object, Prefix, is_url
 from janus_jax.storage.staging import MARKER, cache, place_of, stage
 
-MANIFEST = "manifest.json"
-"""Uploaded last: without it nothing is taken for a data set."""
-
 
 def dataset(directory: str, split: str) -> Path:
-    """A built data set with what reading one split takes: a path as it is, a gs:// URL as its copy here.
+    """The local directory of a built data set: `directory` itself, or for a gs:// URL a copy with this split.
 
     Raises:
-        StorageError: there is no manifest, or something that belongs to the split cannot be read.
+        StorageError: the manifest is missing, or a part of the split cannot be read.
     """
     if not is_url(directory):
         return Path(os.path.expanduser(directory))
     prefix = Prefix(directory)
     try:
-        found, content = _manifest(prefix)
+        manifest, content = _manifest(prefix)
     except StorageError as error:
         copies = [
             place.parent for place in cache().glob("data/*/.url") if place.read_text(encoding="utf-8") == prefix.url
         ]
-        hint = f"; read before, and still a copy of what was there then: {copies[0]}" if copies else ""
+        hint = f"; a copy from an earlier run is in {copies[0]}" if copies else ""
         raise StorageError(f"{error}{hint}") from error
     place = place_of("data", prefix.url, content)
 
@@ -45,12 +42,12 @@ def dataset(directory: str, split: str) -> Path:
         if not objects:
             raise StorageError(f"{prefix.url_of(part)}: cannot be read: no such object; upload the data set again")
         prefix.below(part).download(objects, new)
-        if prefix.find(MANIFEST) != found:
+        if prefix.find(MANIFEST) != manifest:
             raise StorageError(f"{prefix.url}: was replaced while it was read; start again")
 
     stage(place, prefix.url, describe)
     parts = ["tokenizer"]
-    if split in Manifest.load(place).splits:  # otherwise the reader says what there is
+    if split in Manifest.load(place).splits:  # otherwise `TokenizedDataset` names the existing splits
         parts.append(split)
     for part in parts:
         stage(place / part, None, functools.partial(fill, part))
@@ -58,8 +55,8 @@ def dataset(directory: str, split: str) -> Path:
 
 
 def _manifest(prefix: Prefix) -> tuple[Object, bytes]:
-    found = prefix.find(MANIFEST)
-    if found is not None:
-        return found, prefix.read(found)
-    state = "an upload to it has not come to its end" if prefix.find(MARKER) else "`janus data build` makes a data set"
+    manifest = prefix.find(MANIFEST)
+    if manifest is not None:
+        return manifest, prefix.read(manifest)
+    state = "an upload to it has not finished" if prefix.find(MARKER) else "`janus data build` makes a data set"
     raise StorageError(f"{prefix.url_of(MANIFEST)}: cannot be read: no such object; {state}")

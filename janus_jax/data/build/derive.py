@@ -1,8 +1,8 @@
-"""Preference rows from rows of the SFT collection, whose instructions each have several system messages and responses.
+"""Pairs from the SFT collection, where each instruction has several system messages and responses.
 
-The paper's rule: of each instruction one system message is chosen, its response is the chosen one, and the response to
-one of the others is rejected. What is drawn depends on the seed, the instruction and the contents of its rows, not on
-where the rows stand.
+The paper's rule: draw one system message of an instruction; its response is chosen, and the response to one of the
+others is rejected. The draw depends on the seed, the instruction and the contents of its records, not on the order of
+the records.
 """
 
 import array
@@ -27,74 +27,75 @@ _DIGEST_BYTES = 16
 
 @dataclasses.dataclass(frozen=True)
 class Derivation:
-    """How pairs are drawn from the rows of an instruction."""
+    """How pairs are drawn from the records of an instruction."""
 
     seed: int = 0
     all_pairs: bool = False
-    """Every ordered pair of responses to different system messages, instead of one drawn pair an instruction."""
+    """Every ordered pair of responses to different system messages, instead of one drawn pair per instruction."""
 
 
 def read_kind(
     files: Sequence[Path], kind: str, *, derive: Derivation | None, scratch: Path, skip_bad: bool, dropped: Counter[str]
 ) -> Iterator[Record]:
-    """Checked rows of a kind, read as they stand or, with `derive`, drawn from rows of kind sft."""
+    """Checked records of a kind, read directly or, with `derive`, drawn from records of kind sft."""
     if derive is None:
         return read_records(files, kind, skip_bad=skip_bad, dropped=dropped)
-    rows = read_records(files, "sft", skip_bad=skip_bad, dropped=dropped)
-    return derive_pairs(rows, kind, seed=derive.seed, all_pairs=derive.all_pairs, scratch=scratch, dropped=dropped)
+    records = read_records(files, "sft", skip_bad=skip_bad, dropped=dropped)
+    return derive_pairs(records, kind, seed=derive.seed, all_pairs=derive.all_pairs, scratch=scratch, dropped=dropped)
 
 
 def derive_pairs(
-    rows: Iterable[Record], kind: str, *, seed: int, all_pairs: bool, scratch: Path, dropped: Counter[str]
+    records: Iterable[Record], kind: str, *, seed: int, all_pairs: bool, scratch: Path, dropped: Counter[str]
 ) -> Iterator[Record]:
-    """Pairs from checked rows of kind sft, in the order of the first row of each instruction.
+    """Draws pairs from checked records of kind sft, in the order of each instruction's first record.
 
-    Memory holds digests alone (about 100 bytes a row, 200 an instruction); the rows wait in a file. The pairs of an
-    instruction are neighbours, ordered by content. System message, preferences and sources are those of the chosen
-    side; a reward model's prompt is system message and instruction in one text.
+    Memory holds digests only (about 100 bytes per record, 200 per instruction); a file holds the records. The pairs of
+    an instruction are neighbours, ordered by content. System message, preferences and sources come from the chosen
+    side; the prompt of a reward model joins system message and instruction.
 
     Args:
-        rows: In any order; a row that repeats another's system message and response counts once.
+        records: In any order; records with the same instruction, system message and response count once.
         kind: dpo, orpo or rm.
-        scratch: A directory that exists; the file in it is gone when the iterator ends.
-        dropped: Counts repeated rows, and instructions without two system messages of different responses, by reason.
+        scratch: An existing directory for the file, which is deleted when the iterator ends.
+        dropped: Counts by reason: repeated records, and instructions without two system messages whose responses
+            differ.
 
     Raises:
-        DataError: `kind` is not one of pairs, or no instruction gives a pair.
+        DataError: `kind` is not a kind of pairs, or no instruction gives a pair.
     """
     if kind not in PAIR_KINDS:
         raise DataError(f"kind {kind!r}: cannot be derived; allowed: {', '.join(PAIR_KINDS)}")
-    return _derive(rows, kind, Derivation(seed, all_pairs), scratch, dropped)
+    return _derive(records, kind, Derivation(seed, all_pairs), scratch, dropped)
 
 
 def _derive(
-    rows: Iterable[Record], kind: str, how: Derivation, scratch: Path, dropped: Counter[str]
+    records: Iterable[Record], kind: str, derivation: Derivation, scratch: Path, dropped: Counter[str]
 ) -> Iterator[Record]:
     from array_record.python.array_record_module import ArrayRecordReader
 
     before = dropped.copy()
     with tempfile.TemporaryDirectory(dir=scratch, prefix="derive.") as directory:
-        path = Path(directory) / "rows.array_record"
-        instructions = _spool(rows, path)
+        path = Path(directory) / "records.array_record"
+        instructions = _spool(records, path)
         reader = ArrayRecordReader(str(path))
-        # an instruction has few rows, and each is in several of its ordered pairs
+        # an instruction has few records, and each is in several of its ordered pairs
         read = lru_cache(maxsize=4)(lambda number: _load(reader.read([number])[0]))
-        given = 0
+        pairs = 0
         try:
-            for instruction, lines in instructions:
-                for chosen, rejected in _drawn(instruction, lines, how, dropped):
-                    given += 1
+            for instruction, digests in instructions:
+                for chosen, rejected in _draw(instruction, digests, derivation, dropped):
+                    pairs += 1
                     yield _pair(read(chosen), read(rejected), kind)
         finally:
             reader.close()
-    if not given:
+    if not pairs:
         reasons = ", ".join(f"{reason} {count}" for reason, count in (dropped - before).items())
         raise DataError(f"no pair can be derived: {reasons}; an instruction needs responses to two system messages")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
-class _Line:
-    """A row as digests; `number` says where it waits."""
+class _Digests:
+    """A record as digests; `number` is its place in the file."""
 
     system: bytes
     response: bytes
@@ -102,20 +103,20 @@ class _Line:
     number: int = dataclasses.field(compare=False)
 
 
-def _spool(rows: Iterable[Record], path: Path) -> Iterator[tuple[bytes, list[_Line]]]:
-    """Writes the rows into `path` and returns, for each instruction, its digest and the lines of its rows."""
+def _spool(records: Iterable[Record], path: Path) -> Iterator[tuple[bytes, list[_Digests]]]:
+    """Writes the records into `path`; returns the digest of each instruction with the digests of its records."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    first: dict[bytes, int] = {}  # instruction -> its place
+    first: dict[bytes, int] = {}  # digest of an instruction -> its rank by first record
     places, digests = array.array("q"), bytearray()
-    writer = ArrayRecordWriter(str(path), "group_size:1,snappy")  # one record a group: random access
+    writer = ArrayRecordWriter(str(path), "group_size:1,snappy")  # groups of one for random access
     try:
-        for row in rows:
-            places.append(first.setdefault(_digest(row.prompt), len(first)))
-            record = json.dumps(vars(row), ensure_ascii=False)
-            # responses that differ in outer blanks alone are equal, as they are where pairs are checked
-            digests += _digest(row.system) + _digest(row.chosen.strip()) + _digest(record)
-            writer.write(record.encode())
+        for record in records:
+            places.append(first.setdefault(_digest(record.prompt), len(first)))
+            stored = json.dumps(vars(record), ensure_ascii=False)
+            # responses that differ only in outer blanks are equal, as in `schema.pair`
+            digests += _digest(record.system) + _digest(record.chosen.strip()) + _digest(stored)
+            writer.write(stored.encode())
     finally:
         writer.close()
     return _by_instruction(list(first), places, bytes(digests))
@@ -123,32 +124,34 @@ def _spool(rows: Iterable[Record], path: Path) -> Iterator[tuple[bytes, list[_Li
 
 def _by_instruction(
     instructions: list[bytes], places: "array.array[int]", digests: bytes
-) -> Iterator[tuple[bytes, list[_Line]]]:
-    def line(number: int) -> _Line:
+) -> Iterator[tuple[bytes, list[_Digests]]]:
+    def of_record(number: int) -> _Digests:
         starts = [(3 * number + i) * _DIGEST_BYTES for i in range(3)]
         system, response, whole = (digests[start : start + _DIGEST_BYTES] for start in starts)
-        return _Line(system, response, whole, number)
+        return _Digests(system, response, whole, number)
 
     by_place = sorted(range(len(places)), key=places.__getitem__)
     for place, numbers in itertools.groupby(by_place, key=places.__getitem__):
-        yield instructions[place], [line(number) for number in numbers]
+        yield instructions[place], [of_record(number) for number in numbers]
 
 
-def _drawn(instruction: bytes, lines: list[_Line], how: Derivation, dropped: Counter[str]) -> Iterator[tuple[int, int]]:
-    """(chosen, rejected) row numbers; reasons for dropping are counted."""
-    # of rows that repeat each other, the same one stays wherever they stand
-    distinct = sorted({(line.system, line.response): line for line in sorted(lines, reverse=True)}.values())
-    if len(distinct) < len(lines):
-        dropped["repeated_row"] += len(lines) - len(distinct)
-    systems = Counter(line.system for line in distinct)
-    responses = Counter(line.response for line in distinct)
-    # a line shares its system message or its response with so many, itself among both
-    able = [line for line in distinct if systems[line.system] + responses[line.response] - 1 < len(distinct)]
+def _draw(
+    instruction: bytes, records: list[_Digests], derivation: Derivation, dropped: Counter[str]
+) -> Iterator[tuple[int, int]]:
+    """(chosen, rejected) record numbers of an instruction's pairs; counts reasons for dropping."""
+    # of records that repeat each other, the same one stays in any order
+    distinct = sorted({(record.system, record.response): record for record in sorted(records, reverse=True)}.values())
+    if len(distinct) < len(records):
+        dropped["repeated_row"] += len(records) - len(distinct)
+    systems = Counter(record.system for record in distinct)
+    responses = Counter(record.response for record in distinct)
+    # a partner shares neither system message nor response; the record itself is in both counts
+    paired = [one for one in distinct if systems[one.system] + responses[one.response] - 1 < len(distinct)]
 
-    def others(chosen: _Line) -> list[_Line]:
-        return [line for line in distinct if line.system != chosen.system and line.response != chosen.response]
+    def partners(chosen: _Digests) -> list[_Digests]:
+        return [one for one in distinct if one.system != chosen.system and one.response != chosen.response]
 
-    if not able:
+    if not paired:
         if len(distinct) == 1:
             reason = "instruction_with_one_response"
         elif len(responses) == 1:
@@ -156,25 +159,25 @@ def _drawn(instruction: bytes, lines: list[_Line], how: Derivation, dropped: Cou
         else:
             reason = "instruction_with_one_system"
         dropped[reason] += 1
-    elif how.all_pairs:
-        yield from ((chosen.number, rejected.number) for chosen in able for rejected in others(chosen))
+    elif derivation.all_pairs:
+        yield from ((chosen.number, rejected.number) for chosen in paired for rejected in partners(chosen))
     else:
-        # from 256 bits, of which two choices take a few: no bias that could be seen
-        number = int.from_bytes(hashlib.sha256(f"{how.seed} ".encode() + instruction).digest())
-        number, place = divmod(number, len(able))
-        rejected = others(able[place])
-        yield able[place].number, rejected[number % len(rejected)].number
+        # two choices use a few of 256 bits, so the bias of the remainders is negligible
+        number = int.from_bytes(hashlib.sha256(f"{derivation.seed} ".encode() + instruction).digest())
+        number, place = divmod(number, len(paired))
+        rejected = partners(paired[place])
+        yield paired[place].number, rejected[number % len(rejected)].number
 
 
 def _pair(chosen: Record, rejected: Record, kind: str) -> Record:
-    row = dataclasses.replace(chosen, rejected=rejected.chosen)
+    pair = dataclasses.replace(chosen, rejected=rejected.chosen)
     if kind != "rm":
-        return row
-    return dataclasses.replace(row, system="", prompt=f"{row.system}\n{row.prompt}" if row.system else row.prompt)
+        return pair
+    return dataclasses.replace(pair, system="", prompt=f"{pair.system}\n{pair.prompt}" if pair.system else pair.prompt)
 
 
-def _load(record: bytes) -> Record:
-    values = json.loads(record)
+def _load(stored: bytes) -> Record:
+    values = json.loads(stored)
     return Record(**values | {"preference_set": tuple(values["preference_set"])})
 
 

@@ -1,4 +1,4 @@
-"""Rows to token ids, many at a time, in this process or in several. No TensorFlow, no JAX: a worker takes 60 MB."""
+"""Records to token ids, many at a time, in one or several processes. No TensorFlow, no JAX: a worker takes 60 MB."""
 
 import contextlib
 import dataclasses
@@ -18,17 +18,17 @@ from janus_jax.text.template import Template
 from janus_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 Texts = Sequence[tuple[str, str, str, str]]
-"""system, prompt, chosen, rejected of each row."""
+"""System, prompt, chosen and rejected of each record."""
 
 Encoded = tuple[np.ndarray, np.ndarray]
-"""[rows, parts] int32 lengths of prompt, chosen and, for pairs, rejected; and all ids, one after the other, int32."""
+"""Lengths [records, parts] int32 of prompt, chosen and, for pairs, rejected; then all ids concatenated, int32."""
 
 Encode = Callable[[Texts], Encoded]
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Token ids of rows of one kind."""
+    """Turns records of one kind into token ids."""
 
     kind: str
     template: Template
@@ -36,11 +36,11 @@ class Encoder:
     tokenizer: Tokenizer
 
     def __call__(self, texts: Texts) -> Encoded:
-        """Raises DataError where prompt and response cannot be told apart (boundary joint)."""
+        """Raises DataError if no token of a prompt is left (see `encode_example`)."""
         parts: list[np.ndarray] = []
         for system, prompt, chosen, rejected in texts:
-            row = Record(system, prompt, chosen, None if self.kind == "sft" else rejected)
-            encoded = encode_example(self.template, self.tokenizer, row, self.kind, self.boundary)
+            record = Record(system, prompt, chosen, None if self.kind == "sft" else rejected)
+            encoded = encode_example(self.template, self.tokenizer, record, self.kind, self.boundary)
             parts += [part for part in encoded if part is not None]
         lengths = np.asarray([len(part) for part in parts], np.int32).reshape(len(texts), -1)
         return lengths, np.concatenate(parts).astype(np.int32)
@@ -48,10 +48,12 @@ class Encoder:
 
 @contextlib.contextmanager
 def encoding(encoder: Encoder, tokenizer_directory: Path, processes: int) -> Iterator[Encode]:
-    """Yields what encodes rows: here with one process, otherwise in workers; callers on several threads keep them busy.
+    """Yields a function that encodes records: in this process if `processes` is 1, otherwise in that many workers.
+
+    Call it from several threads to keep the workers busy.
 
     Args:
-        tokenizer_directory: where the encoder's tokenizer lies, for the workers.
+        tokenizer_directory: from which workers load the encoder's tokenizer.
     """
     if processes == 1:
         yield encoder
@@ -77,8 +79,10 @@ def encoding(encoder: Encoder, tokenizer_directory: Path, processes: int) -> Ite
 
 
 class _Worker:
-    """A process with a pipe of its own, of which it alone has the other end: whichever side dies, the other sees it at
-    once. (Workers of an executor share a pipe; one that is killed while it writes leaves all waiting for the rest.)"""
+    """A process with its own pipe. If one side dies, the other notices at once.
+
+    The workers of an executor share a pipe: one that is killed while it writes leaves all others waiting.
+    """
 
     def __init__(self, encoder: Encoder, tokenizer_directory: Path):
         context = multiprocessing.get_context("spawn")  # TensorFlow's threads do not survive a fork
@@ -91,12 +95,14 @@ class _Worker:
     def encode(self, texts: Texts) -> Encoded:
         try:
             self._connection.send(texts)
-            found = self._connection.recv()
+            answer = self._connection.recv()
         except (EOFError, OSError) as error:
-            raise JanusError("a tokenizing process ended on its own (killed for memory?); fewer take less") from error
-        if isinstance(found, Exception):
-            raise found
-        return found
+            raise JanusError(
+                "a tokenizing process ended on its own (killed for memory?); use fewer processes"
+            ) from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def close(self) -> None:
         self._connection.close()
@@ -105,14 +111,14 @@ class _Worker:
 
 
 def _serve(connection: Connection, settings: tuple[str, Template, Boundary], tokenizer_directory: Path) -> None:
-    """Answers with what texts are encoded to, or why they cannot be, until nobody asks."""
+    """Answers texts with their ids or with an error, until the other side closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     encoder = Encoder(*settings, load_tokenizer(tokenizer_directory))
     with contextlib.suppress(EOFError, OSError):
         while True:
             texts = connection.recv()
             try:
-                found: Encoded | Exception = encoder(texts)
+                answer: Encoded | Exception = encoder(texts)
             except Exception as error:
-                found = error if isinstance(error, JanusError) else RuntimeError(f"{type(error).__name__}: {error}")
-            connection.send(found)
+                answer = error if isinstance(error, JanusError) else RuntimeError(f"{type(error).__name__}: {error}")
+            connection.send(answer)

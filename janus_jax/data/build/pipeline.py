@@ -1,4 +1,4 @@
-"""From published rows to a data set of token ids: check, write TFDS, run the seqio Task once, store the ids."""
+"""From published records to a data set of token ids: check, write TFDS, run the seqio Task once, store the ids."""
 
 import contextlib
 import dataclasses
@@ -17,8 +17,8 @@ from janus_jax.data.boundary import Boundary, check_boundary
 from janus_jax.data.build.derive import Derivation, read_kind
 from janus_jax.data.build.encode import Encoded, Encoder, Texts, encoding
 from janus_jax.data.build.readers import find_splits
-from janus_jax.data.dataset import SPLIT_NAME, Manifest, Split, fingerprint_of, histogram, id_dtype
-from janus_jax.data.fetch import MANIFEST
+from janus_jax.data.dataset import MANIFEST, SPLIT_NAME, Manifest, Split, fingerprint_of, histogram, id_dtype
+from janus_jax.data.example import TOKEN_FEATURES
 from janus_jax.data.schema import Record, check_kind
 from janus_jax.errors import DataError, JanusError, first_line
 from janus_jax.storage import staging
@@ -27,14 +27,13 @@ from janus_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 Source = str | os.PathLike[str]
 Progress = Callable[[str, str, int, int | None], None]
-"""Called with split, phase ("read" or "tokenize"), rows done, rows in all (None while reading: nobody knows yet). An
-upload at the end calls it with "files", "upload", files done, files in all."""
+"""Called with split, phase ("read" or "tokenize"), records done, total records (None while reading, which does not know
+it yet). An upload at the end calls it with "files", "upload", files done, total files."""
 
 _EXAMPLES_PER_FILE = 1 << 16
 _PROGRESS_EVERY = 256
-_MANY_ROWS = 5000
-"""That take longer to tokenize than processes to start."""
-_RESERVED = ("all", "tfds", "tokenizer")  # TFDS's name for the union, and our own folders
+_MANY_RECORDS = 5000  # from here on, tokenizing in one process takes longer than starting several
+_RESERVED = ("all", "tfds", "tokenizer")  # TFDS's name for the union, and folders of a data set
 
 
 @staging.naming_urls()
@@ -52,30 +51,30 @@ def build(
     processes: int | None = 1,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Writes a data set that `TokenizedDataset` reads, whole or not at all, with memory bounded.
+    """Writes a data set for `TokenizedDataset`, in bounded memory. If it fails, it leaves nothing behind.
 
     Args:
-        source: A JSONL, JSON or Parquet file (split "train"), a directory of them, a Hugging Face id, or one of
-            these per split name; files and directories may lie on gs://.
-        out: Directory or gs:// URL to make; it must be absent or empty.
+        source: A JSONL, JSON or Parquet file (split "train"), a directory of them, a Hugging Face id, or a mapping from
+            split names to these; files and directories may be on gs://.
+        out: Directory or gs:// URL to write; new or empty.
         kind: sft, dpo, orpo or rm: which columns are read (schema.py).
-        tokenizer: A directory or a Tokenizer; None is the embedded Mistral one.
+        tokenizer: A directory or a Tokenizer; None: the embedded Mistral tokenizer.
         template: A name in template.TEMPLATES.
-        boundary: Whether prompt and response are tokenized apart or as one text (template.py).
-        skip_bad: Drop bad rows and count them instead of stopping.
-        derive: Read rows of kind sft and draw pairs of `kind` from them (derive.py).
-        splits: Which splits of the source to build; None means all.
-        processes: That tokenize; None: one, or one a core where there are many rows. More than one import the caller's
-            main module, which must then call this below `if __name__ == "__main__":`.
-        progress: Told about rows read and tokenized.
+        boundary: Tokenize prompt and response separately or as one text (boundary.py).
+        skip_bad: Drop and count bad records instead of stopping.
+        derive: Read records of kind sft and draw pairs of `kind` from them (derive.py).
+        splits: Splits of the source to build; None: all.
+        processes: Tokenizing processes; None: 1, or one per core for large sources. With more than 1, each imports the
+            caller's main module, which must then call this below `if __name__ == "__main__":`.
+        progress: Receives the progress of reading, tokenizing and uploading.
 
     Raises:
-        DataError: an argument that is not allowed, or rows that cannot be used (FILE:ROW); nothing is left behind.
-        StorageError: `out` holds something or cannot be written.
+        DataError: an argument is not allowed, or a record (FILE:RECORD) cannot be used.
+        StorageError: `out` is not empty or cannot be written.
     """
     check_kind(kind)
-    form = get_template(template)
     check_boundary(boundary)
+    prompt_template = get_template(template)
     if tokenizer is None or isinstance(tokenizer, str | os.PathLike):
         tokenizer = load_tokenizer(tokenizer)  # type: ignore[reportArgumentType]
     files = _files_of_splits(source, splits)
@@ -85,14 +84,14 @@ def build(
         from janus_jax.data.build.tfds_builder import write_records
 
         readers = {
-            name: functools.partial(_rows, name, paths, kind, skip_bad, dropped[name], progress, derive, directory)
+            name: functools.partial(_records, name, paths, kind, skip_bad, dropped[name], progress, derive, directory)
             for name, paths in files.items()
         }
         builder = write_records(readers, directory / "tfds")
         tokenizer.save(directory / "tokenizer")
-        encoder = Encoder(kind, form, boundary, tokenizer)
-        written = _tokenize(builder, encoder, directory, processes, progress)
-        written = {name: dataclasses.replace(split, dropped=dict(dropped[name])) for name, split in written.items()}
+        encoder = Encoder(kind, prompt_template, boundary, tokenizer)
+        tokenized = _tokenize(builder, encoder, directory, processes, progress)
+        written = {name: dataclasses.replace(split, dropped=dict(dropped[name])) for name, split in tokenized.items()}
         manifest = Manifest(
             kind=kind,
             template=template,
@@ -122,21 +121,21 @@ def _files_of_splits(source: Source | Mapping[str, Source], only: Sequence[str] 
         if not re.fullmatch(SPLIT_NAME, name) or name in _RESERVED:
             raise DataError(f"split name {name!r}: allowed: lower case letters, digits and _, except {_RESERVED}")
     if not files:
-        raise DataError("no source was given for any split")
+        raise DataError("no source was given; at least one split needs a source")
     for name in only or ():
         if name not in files:
-            raise DataError(f"split {name!r}: {_source_name(source)} has {', '.join(files)}")
+            raise DataError(f"split {name!r}: not in {_source_name(source)}, which has {', '.join(files)}")
     return {name: paths for name, paths in files.items() if only is None or name in only}
 
 
 def _files_of_one(split: str, source: Source) -> list[Path]:
-    """A source named for one split: its files of that split, or all if it has only one."""
-    found = find_splits(source)
-    if len(found) == 1:
-        return next(iter(found.values()))
-    if split not in found:
-        raise DataError(f"split {split!r}: {os.fspath(source)} holds the splits {', '.join(found)} and not this one")
-    return found[split]
+    """The files of a source that was given for one split: those of that split, or all if the source has only one."""
+    files = find_splits(source)
+    if len(files) == 1:
+        return next(iter(files.values()))
+    if split not in files:
+        raise DataError(f"split {split!r}: not in {os.fspath(source)}, which has {', '.join(files)}")
+    return files[split]
 
 
 def _source_name(source: Source | Mapping[str, Source]) -> str:
@@ -145,7 +144,7 @@ def _source_name(source: Source | Mapping[str, Source]) -> str:
     return os.fspath(source)
 
 
-def _rows(
+def _records(
     split: str,
     paths: list[Path],
     kind: str,
@@ -156,8 +155,8 @@ def _rows(
     scratch: Path,
 ) -> Iterator[Record]:
     done = 0
-    for row in read_kind(paths, kind, derive=derive, scratch=scratch, skip_bad=skip_bad, dropped=dropped):
-        yield row
+    for record in read_kind(paths, kind, derive=derive, scratch=scratch, skip_bad=skip_bad, dropped=dropped):
+        yield record
         done += 1
         if progress and done % _PROGRESS_EVERY == 0:
             progress(split, "read", done, None)
@@ -168,19 +167,19 @@ def _rows(
 def _tokenize(
     builder: Any, encoder: Encoder, directory: Path, processes: int | None, progress: Progress | None
 ) -> dict[str, Split]:
-    """Runs the seqio Task over every split and writes what comes out."""
+    """Runs the seqio Task over every split and writes the token ids."""
     from janus_jax.data.build.task import make_task
 
     if processes is None:
-        rows = sum(info.num_examples for info in builder.info.splits.values())
-        processes = len(os.sched_getaffinity(0)) if rows >= _MANY_ROWS else 1
+        records = sum(info.num_examples for info in builder.info.splits.values())
+        processes = len(os.sched_getaffinity(0)) if records >= _MANY_RECORDS else 1
     failures: list[JanusError] = []
     with encoding(encoder, directory / "tokenizer", processes) as encode:
 
         def noting(texts: Texts) -> Encoded:
             try:
                 return encode(texts)
-            except JanusError as error:  # TensorFlow makes an error of its own of it
+            except JanusError as error:  # kept, because TensorFlow replaces it by its own error
                 failures.append(error)
                 raise
             except Exception as error:
@@ -201,7 +200,7 @@ def _tokenize(
 def _write_split(
     folder: Path, split: str, task: Any, examples: int, dtype: np.dtype, progress: Progress | None
 ) -> Split:
-    """Writes token files, lengths and, if any row has one, margins of a split."""
+    """Writes token files, lengths and, if any record has one, margins of a split."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     folder.mkdir()
@@ -215,9 +214,9 @@ def _write_split(
         for parts, batch_margins in _batches(dataset):
             for example in zip(*parts, strict=True):
                 if done % _EXAMPLES_PER_FILE == 0:
-                    stack.close()  # the file before
+                    stack.close()  # closes the previous file
                     name = f"tokens-{done // _EXAMPLES_PER_FILE:05d}-of-{files:05d}.array_record"
-                    # one record a group: random access; ids hardly shrink further, and readers should not wait
+                    # groups of one for random access; uncompressed, because ids hardly shrink and readers must be fast
                     writer = ArrayRecordWriter(str(folder / name), "group_size:1,uncompressed")
                     stack.callback(writer.close)
                 lengths[done, : len(example)] = [len(part) for part in example]
@@ -230,11 +229,11 @@ def _write_split(
             if progress:
                 progress(split, "tokenize", done, examples)
     if done != examples:
-        raise RuntimeError(f"split {split}: the task gave {done} examples of {examples}")
+        raise RuntimeError(f"split {split}: the task returned {done} of {examples} examples")
     np.save(folder / "lengths.npy", lengths)
     with_margin = int(np.isfinite(margins).sum())
     if with_margin:
-        margins = np.nan_to_num(margins)  # 0 for rows without one
+        margins = np.nan_to_num(margins)  # 0 for records without one
         np.save(folder / "margins.npy", margins)
         digest.update(margins.astype("<f4").tobytes())
     return Split(
@@ -249,8 +248,8 @@ def _write_split(
 
 
 def _batches(dataset: Any) -> Iterator[tuple[list[list[np.ndarray]], np.ndarray | None]]:
-    """Examples of the task, some at a time: of each part (prompt, chosen, rejected) the ids, and margins of pairs."""
+    """Yields batches of the task's examples: ids of each token feature, and margins of pairs."""
     for batch in dataset.ragged_batch(_PROGRESS_EVERY):
-        ragged = [batch[name] for name in ("prompt", "chosen", "rejected") if name in batch]
+        ragged = [batch[name] for name in TOKEN_FEATURES if name in batch]
         parts = [np.split(part.flat_values.numpy(), part.row_splits.numpy()[1:-1]) for part in ragged]
         yield parts, batch["margin"].numpy() if "margin" in batch else None

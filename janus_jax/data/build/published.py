@@ -1,16 +1,17 @@
-"""Pairs that other projects published in columns of their own: one raw row in, one checked `Record` out.
+"""Pairs that other projects published in columns of their own: one raw record in, one checked `Record` out.
 
-| data set                               | columns, by which a row is known                           |
+| data set                               | columns that identify its records                          |
 |----------------------------------------|------------------------------------------------------------|
 | Anthropic/hh-rlhf                      | chosen, rejected: whole transcripts, and no prompt         |
 | tasksource/oasst1_pairwise_rlhf_reward | lang, parent_id, prompt, chosen, rejected                  |
 | openai/webgpt_comparisons              | question {full_text}, answer_0, answer_1, score_0, score_1 |
 
-They are the same for all kinds of pairs and have no system message. Transcripts mark their turns by themselves and want
-the template `plain`. The space that follows the last mark belongs to neither text: a sentencepiece tokenizer puts it
-before the response, and the ids, tokenized apart, are those of the whole transcript.
+They read the same for all kinds of pairs and have no system message. Transcripts mark their own turns, so they need the
+template `plain`. The space after the last mark belongs to neither prompt nor response: a sentencepiece tokenizer adds
+it before the response, so tokenizing both separately gives the ids of the whole transcript.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ _WEBGPT = ("question", "answer_0", "answer_1", "score_0", "score_1")
 
 
 def published_record(raw: Any, kind: str) -> Record | None:
-    """The checked row; None if the row is not of these sets, or `kind` is not one of pairs.
+    """The checked record; None if it is from none of these data sets, or `kind` is not a kind of pairs.
 
     Raises:
         NoPreferenceError: both answers have the same score.
@@ -35,24 +36,23 @@ def published_record(raw: Any, kind: str) -> Record | None:
         return _webgpt(raw)
     if all(column in raw for column in _OASST) and raw.get("system") is None:
         return _oasst(raw)
-    alone = all(raw.get(column) is None for column in ("system", "prompt", "instruction", "input"))
+    no_prompt = all(raw.get(column) is None for column in ("system", "prompt", "instruction", "input"))
     sides = [raw.get(column) for column in ("chosen", "rejected")]
-    if alone and all(isinstance(side, str) and any(turn in side for turn in _TURNS) for side in sides):
+    if no_prompt and all(isinstance(side, str) and any(turn in side for turn in _TURNS) for side in sides):
         return _transcripts(raw)
     return None
 
 
 def _transcripts(raw: Mapping[str, Any]) -> Record:
-    """The prompt is what both sides say up to the last place where the assistant's turn begins for both."""
+    """The prompt ends with the last start of an assistant's turn in the common prefix of both transcripts."""
     chosen, rejected = (text(raw[column], column) for column in ("chosen", "rejected"))
     mark = _TURNS[1]
-    parting = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
-    start = chosen[: min(len(chosen), len(rejected)) if parting is None else parting].rfind(mark)
+    start = os.path.commonprefix([chosen, rejected]).rfind(mark)  # noqa: RUF071 (by character is right here)
     if start < 0:
         raise RecordError(
             "no_shared_prompt",
-            f"columns 'chosen' ({shown(chosen)}) and 'rejected' ({shown(rejected)}) share no beginning up to "
-            f"{mark!r}; both must be transcripts that begin with the same prompt",
+            f"columns 'chosen' ({shown(chosen)}) and 'rejected' ({shown(rejected)}) have no common prefix up to "
+            f"{mark!r}; both must be transcripts that start with the same prompt",
         )
     end = start + len(mark)
     sides = [_after(side[end:], column) for side, column in ((chosen, "chosen"), (rejected, "rejected"))]
@@ -60,17 +60,17 @@ def _transcripts(raw: Mapping[str, Any]) -> Record:
 
 
 def _after(response: str, column: str) -> str:
-    """What follows the last mark, without the one space that the tokenizer gives back."""
+    """The text after the last mark, without the one space that the tokenizer adds back."""
     return text(response.removeprefix(" "), f"column {column!r} after its last shared {_TURNS[1]!r}")
 
 
 def _oasst(raw: Mapping[str, Any]) -> Record:
-    """As OpenRLHF writes its turns, to the letter: marks within a user's text are replaced too."""
+    """Writes turns exactly as OpenRLHF does: it also replaces marks inside a user's text."""
     prompt, chosen, rejected = (text(raw[column], column) for column in ("prompt", "chosen", "rejected"))
     if not prompt.startswith("prompter:"):
         raise RecordError(
             "bad_prompt",
-            f"column 'prompt' must begin with 'prompter:', as the turns of this set do; found {shown(prompt)}",
+            f"column 'prompt' must begin with 'prompter:', as all prompts of this data set do; found {shown(prompt)}",
         )
     turns = prompt.replace("prompter:", "\nHuman: ").replace("assistant:", "\nAssistant: ")
     return pair(raw, "", f"{turns}\nAssistant:", chosen, rejected)

@@ -1,7 +1,7 @@
-"""Rows out of JSONL, JSON and Parquet files, directories of them, and data sets of the Hugging Face hub.
+"""Reads records from JSONL, JSON and Parquet files, directories of them, and data sets of the Hugging Face hub.
 
-JSONL and Parquet are streamed: memory follows the largest row, not the file. Every error names FILE:ROW, rows counted
-from 1 (the line number, in JSONL).
+JSONL and Parquet are streamed: memory depends on the largest record, not on the file. Every error names FILE:RECORD,
+where records count from 1 (in JSONL: the line number).
 """
 
 import gzip
@@ -25,27 +25,27 @@ HUB_ALIASES = {
     "kaist-ai/Multifaceted-Collection-SFT": "kaist-ai/Multifaceted-Collection",
     "kaist-ai/Multifaceted-Collection-SFT-65k": "kaist-ai/Multifaceted-Collection-small",
 }
-"""Ids that published configurations still name -> the ids under which the data lies today."""
+"""Ids in published configurations -> the ids under which the hub has the data today."""
 
 _SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
-_NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_NOT_RECORDS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _NOT_PAIRS = {"Anthropic/hh-rlhf": "red-team-attempts"}
-"""Hub id -> a folder of it whose rows are something else."""
+"""Hub id -> a folder in it whose records are not pairs."""
 
 _LONGEST_LINE_BYTES = 64 << 20
-_LARGEST_JSON_BYTES = 1 << 30  # read whole
-_PARQUET_ROWS = 32  # rows decoded at a time; a published row is about 6 kB
-_LARGE_ROW_BYTES = 64 << 10  # from here on one at a time
+_LARGEST_JSON_BYTES = 1 << 30  # .json files are read whole
+_PARQUET_RECORDS = 32  # records decoded at a time; a published record is about 6 kB
+_LARGE_RECORD_BYTES = 64 << 10  # records of this average size or more are decoded one at a time
 
 
 def find_splits(source: str | os.PathLike[str]) -> dict[str, list[Path]]:
-    """Split name -> files, of a file (split "train"), a directory, either of them on gs://, or a hub id (OWNER/NAME).
+    """Split name -> files. The source is a file (split "train") or a directory, local or on gs://, or a hub id.
 
-    A directory's files belong to the split that their name begins with (`train-00000-of-00003.parquet`,
-    `validation.jsonl`) or that their folder is named after; if no file says so, all are "train".
+    In a directory, the start of a file's name (`train-00000-of-00003.parquet`, `validation.jsonl`) or the name of its
+    folder gives its split. If no file names a split, all are "train".
 
     Raises:
-        DataError: nothing is there, nothing in it can be read, or some files name a split and others do not.
+        DataError: the source does not exist, holds no readable file, or some files name a split and others do not.
     """
     text = os.fspath(source)
     if is_url(text):
@@ -69,15 +69,16 @@ def read_records(
     skip_bad: bool = False,
     dropped: Counter[str] | None = None,
 ) -> Iterator[Record]:
-    """Checked rows of one file or several, in order, read as they are asked for.
+    """Iterates over the checked records of one or several files, in order.
 
     Args:
-        skip_bad: Leave bad rows out instead of stopping at the first; files that cannot be read still stop.
-        dropped: Counts rows left out, by reason (the `reason` of RecordError). A pair without a preference (two answers
-            of the same score) is left out and counted whatever `skip_bad` says: its file is sound.
+        skip_bad: Drop bad records instead of stopping at the first; an unreadable file still stops the iteration.
+        dropped: Counts dropped records by reason (the `reason` of RecordError). A pair without a preference (two
+            answers with the same score) is always dropped and counted: its file is not at fault.
 
     Raises:
-        DataError: "FILE:ROW: ..." for a bad row; "FILE: ..." for an empty or unreadable file, or if no row was usable.
+        DataError: "FILE:RECORD: ..." for a bad record; "FILE: ..." for an empty or unreadable file, or if no record is
+            usable.
     """
     check_kind(kind)
     paths = [Path(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
@@ -90,35 +91,38 @@ def _read(paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str]) -
     kept = 0
     for path in paths:
         seen = 0
-        for name, raw in _raw_rows(path):
+        for name, raw in _raw_records(path):
             seen += 1
             try:
                 if isinstance(raw, RecordError):
                     raise raw
-                row = published_record(raw, kind) or parse_record(raw, kind)
+                record = published_record(raw, kind) or parse_record(raw, kind)
             except RecordError as error:
                 if not skip_bad and not isinstance(error, NoPreferenceError):
                     raise RecordError(error.reason, f"{path}:{name}: {error}") from None
                 dropped[error.reason] += 1
                 continue
             kept += 1
-            yield row
+            yield record
         if not seen:
-            raise DataError(f"{path}: is empty; at least one row is needed")
+            raise DataError(f"{path}: is empty; at least one record is needed")
     if not kept:
         reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
-        raise DataError(f"{', '.join(map(str, paths))}: no usable row, all {dropped.total()} were dropped ({reasons})")
+        raise DataError(
+            f"{', '.join(map(str, paths))}: no usable record, all {dropped.total()} were dropped ({reasons})"
+        )
 
 
-def _raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(row name, value) of each row; the value is a RecordError where the row could not be decoded."""
-    reader = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}[_suffix(path).removesuffix(".gz")]
+def _raw_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """(name, value) of each record; the value is a RecordError if the record cannot be decoded."""
+    readers = {".jsonl": _jsonl_records, ".json": _json_records, ".parquet": _parquet_records}
+    reader = readers[_suffix(path).removesuffix(".gz")]
     name = "0"
     try:
         for name, raw in reader(path):
             yield name, raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: not a whole gzip file, read up to row {name}: {error}") from error
+        raise DataError(f"{path}: not a whole gzip file, read up to record {name}: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or first_line(error)}") from error
 
@@ -127,7 +131,7 @@ def _open(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _jsonl_records(path: Path) -> Iterator[tuple[str, Any]]:
     number = 0
     with _open(path) as lines:
         while line := lines.readline(_LONGEST_LINE_BYTES):
@@ -148,69 +152,72 @@ def _parse_json(line: bytes) -> Any:
     except UnicodeDecodeError as error:
         return RecordError("bad_encoding", _not_utf8(error))
     except (ValueError, RecursionError) as error:
-        shown = ascii(line[:60].decode("utf-8", "replace"))
-        whole = "" if line.endswith(b"\n") else ", the last line of the file, which may be cut off"
-        return RecordError("bad_json", f"not valid JSON{whole}: {error}; the line begins {shown}")
+        start = ascii(line[:60].decode("utf-8", "replace"))
+        cut = "" if line.endswith(b"\n") else ", the last line of the file, which may be cut off"
+        return RecordError("bad_json", f"not valid JSON{cut}: {error}; the line begins {start}")
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """A list of rows, or an object of rows keyed by id as in the first release of the bench."""
+def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Reads a list of records, or an object of records keyed by id as in the first release of the bench."""
     try:
         with _open(path) as file:
             content = file.read(_LARGEST_JSON_BYTES + 1)
-        if len(content) > _LARGEST_JSON_BYTES:  # gzipped, it may be far more than the file
-            raise DataError(f"{path}: holds more than {_LARGEST_JSON_BYTES >> 20} MiB; a file as large must be .jsonl")
+        if len(content) > _LARGEST_JSON_BYTES:  # a gzip file may unpack to far more than its size
+            raise DataError(f"{path}: holds more than {_LARGEST_JSON_BYTES >> 20} MiB; larger data must be .jsonl")
         value = json.loads(content.decode("utf-8-sig") or "[]")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: {_not_utf8(error)}") from error
     except (ValueError, RecursionError) as error:
-        hint = "; a file with one object a line must be named .jsonl" if "Extra data" in str(error) else ""
+        hint = "; a file with one object per line must be named .jsonl" if "Extra data" in str(error) else ""
         raise DataError(f"{path}: not valid JSON: {error}{hint}") from error
-    if isinstance(value, dict) and all(isinstance(row, dict) for row in value.values()):
-        for number, (key, row) in enumerate(value.items(), 1):
-            yield f"{number} (id {ascii(key)[:40]})", row
+    if isinstance(value, dict) and all(isinstance(record, dict) for record in value.values()):
+        for number, (key, record) in enumerate(value.items(), 1):
+            yield f"{number} (id {ascii(key)[:40]})", record
     elif isinstance(value, list):
-        yield from ((str(number), row) for number, row in enumerate(value, 1))
+        yield from ((str(number), record) for number, record in enumerate(value, 1))
     else:
-        raise DataError(f"{path}: holds {ascii(value)[:60]}; allowed: a list of rows, or an object of rows keyed by id")
+        raise DataError(
+            f"{path}: holds {ascii(value)[:60]}; allowed: a list of records, or an object of records keyed by id"
+        )
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _parquet_records(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
-        # buffered and not read ahead: by default a row group is read whole, whatever the number of rows asked for
-        how = {"buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True}
-        with pyarrow.parquet.ParquetFile(path, **how) as file:
+        # buffered, without read-ahead: by default pyarrow reads a whole row group even for a few records
+        options = {"buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True}
+        with pyarrow.parquet.ParquetFile(path, **options) as file:
             names = file.schema_arrow.names
             columns = [name for name in names if name in COLUMNS_READ]
             for name in columns:
                 if columns.count(name) > 1:
                     raise DataError(f"{path}: has more than one column {name!r}; keep one")
-            unread = dict.fromkeys(names)  # messages name them
+            unread = dict.fromkeys(names)  # messages list all columns
             for group in range(file.num_row_groups):
-                rows, size = file.metadata.row_group(group).num_rows, file.metadata.row_group(group).total_byte_size
-                at_a_time = _PARQUET_ROWS if size < rows * _LARGE_ROW_BYTES else 1
+                metadata = file.metadata.row_group(group)
+                records, size = metadata.num_rows, metadata.total_byte_size
+                at_a_time = _PARQUET_RECORDS if size < records * _LARGE_RECORD_BYTES else 1
                 for batch in file.iter_batches(at_a_time, [group], columns, use_threads=False):
                     for index in range(batch.num_rows):
                         number += 1
-                        yield str(number), _parquet_row(batch, index, unread)
+                        yield str(number), _parquet_record(batch, index, unread)
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        where = f", rows after {number} cannot be read" if number else ""
+        where = f", records after {number} cannot be read" if number else ""
         raise DataError(f"{path}: not a whole Parquet file{where}: {first_line(error)}") from error
 
 
-def _parquet_row(batch: Any, index: int, unread: dict[str, None]) -> Any:
+def _parquet_record(batch: Any, index: int, unread: dict[str, None]) -> Any:
     try:
         return unread | {name: column[index].as_py() for name, column in zip(batch.schema.names, batch, strict=True)}
     except UnicodeDecodeError as error:
         return RecordError("bad_encoding", _not_utf8(error))
-    except (ValueError, OverflowError) as error:  # times that Python cannot hold
-        return RecordError("wrong_type", f"holds what cannot be decoded: {first_line(error)}")
+    except (ValueError, OverflowError) as error:  # a time that Python cannot represent
+        return RecordError("wrong_type", f"holds a value that cannot be decoded: {first_line(error)}")
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
@@ -227,30 +234,30 @@ def _suffix(path: Path) -> str:
 
 
 def _directory_splits(directory: Path, *, leave_out: str | None = None) -> dict[str, list[Path]]:
-    found = [
+    files = [
         path
         for path in sorted(directory.rglob("*"))
         if _suffix(path) in SUFFIXES
-        and path.name not in _NOT_ROWS
+        and path.name not in _NOT_RECORDS
         and path.is_file()
         and not any(part.startswith(".") or part == leave_out for part in path.relative_to(directory).parts)
     ]
-    if not found:
+    if not files:
         raise DataError(f"{directory}: holds no {', '.join(SUFFIXES)} file")
     splits: dict[str, list[Path]] = {}
     unnamed = []
-    for path in found:
+    for path in files:
         name = _split_name(path.stem) or (_split_name(path.parent.name) if path.parent != directory else None)
         if name is None:
             unnamed.append(path)
         else:
             splits.setdefault(name, []).append(path)
     if not splits:
-        return {"train": found}
+        return {"train": files}
     if unnamed:
         raise DataError(
-            f"{unnamed[0]}: cannot tell its split, while other files of {directory} name theirs; "
-            f"begin its name with {', '.join(_SPLIT_NAMES)}, or name the files one by one"
+            f"{unnamed[0]}: names no split, but other files of {directory} do; start its name with one of "
+            f"{', '.join(_SPLIT_NAMES)}, or pass the files one by one"
         )
     return splits
 
@@ -264,15 +271,16 @@ def _download(hub_id: str) -> Path:
 
     name = HUB_ALIASES.get(hub_id, hub_id)
     try:
-        wanted = [f"*{suffix}" for suffix in SUFFIXES]
-        unwanted = [f"{_NOT_PAIRS[name]}/*"] if name in _NOT_PAIRS else None
         snapshot = huggingface_hub.snapshot_download(
-            name, repo_type="dataset", allow_patterns=wanted, ignore_patterns=unwanted
+            name,
+            repo_type="dataset",
+            allow_patterns=[f"*{suffix}" for suffix in SUFFIXES],
+            ignore_patterns=[f"{_NOT_PAIRS[name]}/*"] if name in _NOT_PAIRS else None,
         )
         return Path(snapshot)
-    except Exception as error:  # no network shows as many types, of httpx, of the hub's client and of the system
+    except Exception as error:  # without network, httpx, the hub's client and the system raise many types
         reason = first_line(error)
         raise DataError(
-            f"{hub_id}: no such file here, and the data set {name} could not be fetched from the Hugging Face hub: "
+            f"{hub_id}: no such file here, and the data set {name} could not be downloaded from the Hugging Face hub: "
             f"{reason}; without network, give the path of a copy"
         ) from error

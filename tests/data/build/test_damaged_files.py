@@ -23,7 +23,7 @@ def test_a_cut_gzip_file_names_the_last_row_that_could_be_read(tmp_path, skip_ba
     path.write_bytes(path.read_bytes()[:-20])
     taken = []
     with pytest.raises(
-        DataError, match=r"rows\.jsonl\.gz: not a whole gzip file, read up to row (9..): Compressed file"
+        DataError, match=r"rows\.jsonl\.gz: not a whole gzip file, read up to record (9..): Compressed file"
     ):
         taken.extend(read_records(path, "sft", skip_bad=skip_bad))
 
@@ -50,7 +50,7 @@ def test_a_json_file_too_large_to_be_held_is_refused(tmp_path, monkeypatch):
     path.write_bytes(gzip.compress(b" " * (64 << 20) + b"[]"))
     tracemalloc.start()
     try:
-        assert refusal(path) == f"{path}: holds more than 1 MiB; a file as large must be .jsonl"
+        assert refusal(path) == f"{path}: holds more than 1 MiB; larger data must be .jsonl"
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
@@ -83,7 +83,7 @@ def test_a_damaged_page_names_the_rows_before_it(tmp_path, options, words):
     whole[middle : middle + 40] = bytes(byte ^ 0xFF for byte in whole[middle : middle + 40])
     path.write_bytes(whole)
     message = refusal(path)
-    assert message.startswith(f"{path}: not a whole Parquet file, rows after 200 cannot be read: ")
+    assert message.startswith(f"{path}: not a whole Parquet file, records after 200 cannot be read: ")
     assert words in message
 
 

@@ -104,7 +104,7 @@ BAD = [
     (
         HH | {"rejected": "\n\nHuman: Else?\n\nAssistant: No."},
         "no_shared_prompt",
-        "share no beginning up to '\\n\\nAss",
+        "have no common prefix up to '\\n\\nAss",
     ),
     (
         HH | {"chosen": f"{ASKED}  \n"},
@@ -168,7 +168,7 @@ def test_ties_are_counted_and_do_not_stop_a_build(tmp_path):
     assert [row.prompt for row in read_records(path, "rm", dropped=dropped)] == ["Why clouds?"]
     assert dropped == {"tie": 2}
     path.write_text(json.dumps(tie) + "\n")
-    with pytest.raises(DataError, match=r"no usable row, all 1 were dropped \(tie 1\)"):
+    with pytest.raises(DataError, match=r"no usable record, all 1 were dropped \(tie 1\)"):
         list(read_records(path, "rm"))
 
 

@@ -119,22 +119,22 @@ def test_bytes_that_are_not_utf8(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.jsonl", b"", "is empty; at least one row is needed"),
-        ("a.jsonl", b"\n\n", "is empty; at least one row is needed"),
-        ("a.json", b"", "is empty; at least one row is needed"),
-        ("a.json", b"[]", "is empty; at least one row is needed"),
+        ("a.jsonl", b"", "is empty; at least one record is needed"),
+        ("a.jsonl", b"\n\n", "is empty; at least one record is needed"),
+        ("a.json", b"", "is empty; at least one record is needed"),
+        ("a.json", b"[]", "is empty; at least one record is needed"),
         ("a.json", b'[{"system": "s"', "not valid JSON"),
-        ("a.json", b'{"system": "s", "prompt": "p", "output": "o"}', "allowed: a list of rows, or an object of rows"),
-        ("a.json", b'{"a": 1}\n{"a": 2}\n', "a file with one object a line must be named .jsonl"),
+        ("a.json", b'{"system": "s", "prompt": "p", "output": "o"}', "allowed: a list of records, or an object of records"),
+        ("a.json", b'{"a": 1}\n{"a": 2}\n', "a file with one object per line must be named .jsonl"),
         ("a.parquet", b"PAR1 and no more", "not a whole Parquet file"),
         ("a.jsonl", b"[" * 100_000, "1: not valid JSON"),
         ("a.jsonl", b"\0" * 64, "1: not valid JSON, the last line of the file, which may be cut off"),
-        ("a.jsonl.gz", b"", "is empty; at least one row is needed"),
-        ("a.jsonl.gz", b'{"system": "s"}', "not a whole gzip file, read up to row 0: Not a gzipped file"),
+        ("a.jsonl.gz", b"", "is empty; at least one record is needed"),
+        ("a.jsonl.gz", b'{"system": "s"}', "not a whole gzip file, read up to record 0: Not a gzipped file"),
         (
             "a.json.gz",
             gzip.compress(b"[]", mtime=0)[:-3],
-            "not a whole gzip file, read up to row 0: Compressed file ended",
+            "not a whole gzip file, read up to record 0: Compressed file ended",
         ),
         ("a.csv", b"system,prompt", "unknown file type '.csv'; allowed: .jsonl, .json, .parquet, .jsonl.gz, .json.gz"),
         ("a.csv.gz", b"system,prompt", "unknown file type '.csv.gz'; allowed: .jsonl"),
@@ -152,14 +152,14 @@ ONE = {"system": ["s"], "prompt": ["p"], "output": ["o"]}
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({}, ": is empty; at least one row is needed"),
-        ({name: pa.array([], pa.string()) for name in ONE}, ": is empty; at least one row is needed"),
+        ({}, ": is empty; at least one record is needed"),
+        ({name: pa.array([], pa.string()) for name in ONE}, ": is empty; at least one record is needed"),
         (
             {"a": [1], "b": [2]},
             ":1: column 'system' (or system_prompt) is missing; kind sft needs system, prompt, output ",
         ),
         (ONE | {"output": [b"o"]}, ":1: column 'output' must be a string, found bytes b'o'"),
-        (ONE | {"output": pa.array([1 << 62], pa.timestamp("ns"))}, ":1: holds what cannot be decoded: Nanosecond"),
+        (ONE | {"output": pa.array([1 << 62], pa.timestamp("ns"))}, ":1: holds a value that cannot be decoded: Nanosecond"),
         (ONE | {"output": pa.array([None], pa.string())}, ":1: column 'output' (or reference_answer) is null"),
     ],
 )
@@ -198,7 +198,7 @@ def test_skip_bad_drops_and_counts_by_reason(tmp_path):
 def test_nothing_left_after_skipping_is_an_error(tmp_path):
     path = write(tmp_path / "rows.jsonl", ROWS)
     message = refusal(path, "dpo", skip_bad=True)
-    assert "no usable row, all 5 were dropped (missing_field 5)" in message
+    assert "no usable record, all 5 were dropped (missing_field 5)" in message
 
 
 def test_kind_and_file_type_are_checked_before_reading(tmp_path):
@@ -244,7 +244,7 @@ def test_split_folders_and_names_of_validation(tmp_path):
 def test_directory_with_a_stray_file_is_refused(tmp_path):
     for name in ("train.jsonl", "extra.jsonl"):
         write(tmp_path / name, ROWS)
-    with pytest.raises(DataError, match=r"extra\.jsonl: cannot tell its split"):
+    with pytest.raises(DataError, match=r"extra\.jsonl: names no split"):
         find_splits(tmp_path)
 
 
@@ -280,7 +280,7 @@ def test_hub_id_offline_says_what_to_do(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError) as caught:
         find_splits("janus-test-owner/no-such-data")
-    assert "could not be fetched from the Hugging Face hub" in str(caught.value)
+    assert "could not be downloaded from the Hugging Face hub" in str(caught.value)
     assert "without network, give the path of a copy" in str(caught.value)
     assert "\n" not in str(caught.value)
 
