@@ -114,12 +114,12 @@ def check(code: int, out: str, err: str, message: str) -> None:
 BUILDS = [  # kind and source; what the line says
     ("sft", "cut.jsonl", "cut.jsonl:2: not valid JSON"),
     ("dpo", "cut_pairs.jsonl", "cut_pairs.jsonl:3: not valid JSON"),
-    ("sft", "cut.jsonl.gz", "cut.jsonl.gz: not a whole gzip file, read up to row 2: Compressed file ended"),
+    ("sft", "cut.jsonl.gz", "cut.jsonl.gz: not a whole gzip file, read up to record 2: Compressed file ended"),
     ("sft", "cut.parquet", "cut.parquet: not a whole Parquet file: Parquet magic bytes not found in footer"),
     ("sft", "list.parquet", "list.parquet:1: column 'output' must be a string, found list ['So.', 'So.']"),
     ("sft", "nul.jsonl", "nul.jsonl:1: column 'output' is empty ('\\x00\\x00'); text is needed"),
     ("rm", "parted.jsonl", "parted.jsonl:1: columns 'chosen' (str '\\n\\nHuman: chosen?"),
-    ("dpo", "tie.jsonl", "tie.jsonl: no usable row, all 1 were dropped (tie 1)"),
+    ("dpo", "tie.jsonl", "tie.jsonl: no usable record, all 1 were dropped (tie 1)"),
     ("sft", "column.jsonl", "column.jsonl:3: column 'output' (or reference_answer) is missing; kind sft needs system, "
      "prompt, output; found: system, prompt, response"),
     ("dpo", "rows.jsonl", "rows.jsonl:1: column 'chosen' (or chosen_response) is missing"),

@@ -281,7 +281,7 @@ def test_an_upload_that_was_killed_is_no_data_set_and_the_next_one_succeeds(buck
     assert ended.returncode == -signal.SIGKILL
     left = tree(place)
     assert staging.MARKER in left and "manifest.json" not in left and len(left) > done
-    with pytest.raises(StorageError, match=r"manifest\.json: cannot be read: .*; an upload to it has not come to its"):
+    with pytest.raises(StorageError, match=r"manifest\.json: cannot be read: .*; an upload to it has not finished"):
         data_staging.dataset(place, "train")
     with staging.output(place, MANIFEST) as directory:
         fill(directory, count=2)
