@@ -1,4 +1,4 @@
-"""The rows of a split, epoch after epoch, as a pure function of lengths, seed and settings; numpy alone, no devices."""
+"""The packed rows of each epoch, as a pure function of lengths, seed and settings. Numpy only, no devices."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from janus_jax.model.config import Head
 
 @dataclasses.dataclass(frozen=True)
 class BatchSettings:
-    """The batch unit: `rows` packed rows, or exactly `examples` examples over as few rows as always suffice."""
+    """The batch unit: `rows` packed rows, or exactly `examples` examples in the fewest rows that hold every step."""
 
     row_length: int
     max_sequence_length: int
@@ -40,10 +40,10 @@ class BatchSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """Where the next batch begins; with the data set and the settings this is the whole state of the reader.
+    """Where the next batch begins. With the data set and the settings, this is the whole state of the reader.
 
-    `row` counts rows of the epoch's plan, or examples where a batch is so many examples: how many rows hold them
-    depends on the mesh, which examples they are does not.
+    `row` counts rows of the epoch, or examples if `BatchSettings.examples` is set: the number of rows depends on the
+    mesh, but which examples a batch holds does not.
     """
 
     epoch: int = 0
@@ -55,16 +55,16 @@ START = Position()
 
 
 class PackedEpochs:
-    """Which examples lie in which row of which batch, and the packed rows themselves.
+    """Assigns the examples of each epoch to rows and batches, and packs the rows.
 
     Args:
-        branches: responses that the objective reads of each example, 1 or 2.
-        head: what it reads of them, which decides how they lie in a row.
-        seed: of the order.
-        epochs, steps: how far a run will read, whole epochs or batches (the larger counts); it settles how many rows
+        branches: responses per example that the objective reads, 1 or 2.
+        head: the head that the objective reads; it decides how examples are laid out in a row.
+        seed: seed of the order.
+        epochs, steps: how far a run reads, in epochs and in batches (the larger counts); this decides how many rows
             `batch.examples` takes.
-        shuffle: False makes the same rows in every epoch: each block of the data set in its order, packed by length.
-        row_shards: over which rows of a microbatch divide.
+        shuffle: False makes the same rows in every epoch: blocks in the order of the data set, packed by length.
+        row_shards: number of shards that the rows of a microbatch are divided over.
     Raises:
         ConfigError: rows do not divide over microbatches.
         DataError: the split does not suit the objective, or no example fits.
@@ -102,7 +102,7 @@ class PackedEpochs:
             form=self.form,
         )
         self.max_segments = settings.max_segments or default_max_segments(self.fitted, settings.row_length)
-        self._plan = functools.lru_cache(maxsize=2)(self._plan_epoch)
+        self._packed = functools.lru_cache(maxsize=2)(self._pack_epoch)
         micro = settings.microbatches
         if settings.examples is None:
             assert settings.rows is not None
@@ -122,12 +122,12 @@ class PackedEpochs:
 
     @property
     def unit(self) -> int:
-        """Rows, or examples, from one batch's position to the next."""
+        """Rows (or examples) from one batch's position to the next."""
         return self.settings.examples or self.rows
 
     @functools.cached_property
     def epochs(self) -> int:
-        """Epochs that the run begins."""
+        """Number of epochs that the run begins."""
         epochs, steps = self._run
         count = 0
         while count < epochs or steps > 0:
@@ -136,32 +136,32 @@ class PackedEpochs:
         return count
 
     def steps(self, epoch: int) -> int:
-        """Batches in an epoch; the last may hold rows of padding, so that nothing is left out."""
+        """Batches in an epoch. The last may hold rows of padding, so that no example is left out."""
         if self.settings.examples is not None:
             return -(-len(self._drawn(epoch)) // self.settings.examples)
-        return len(self._plan(epoch))
+        return len(self._packed(epoch))
 
     def total_steps(self, epochs: int) -> int:
         """Batches in the first `epochs` epochs."""
         return sum(self.steps(epoch) for epoch in range(epochs))
 
     def tokens(self, epoch: int) -> int:
-        """Slots that the examples of an epoch fill; of a mixture those that are drawn, as often as they are."""
+        """Slots that the examples of an epoch fill; an example that a mixture draws twice counts twice."""
         return int(self.fitted.slots[self._drawn(epoch)].sum())
 
     def example_ids(self, position: Position) -> np.ndarray:
-        """Numbers of the examples in the batch at `position`; nothing is read."""
+        """The numbers of the examples in the batch at `position`. Reads no data."""
         return self.fitted.index[np.concatenate(self.members(position))]
 
     def examples_read(self) -> np.ndarray:
-        """Numbers of the examples that the run reads at least once, ascending."""
+        """The numbers of the examples that the run reads at least once, ascending."""
         read = np.zeros(len(self.fitted.index), bool)
         epochs, left = self._run
         for epoch in range(self.epochs):
             if epoch < epochs or left >= self.steps(epoch):
                 read[self._drawn(epoch)] = True
-            else:  # the run ends inside this one
-                for step in self._plan(epoch)[:left]:
+            else:  # the run ends inside this epoch
+                for step in self._packed(epoch)[:left]:
                     read[np.concatenate(step)] = True
             left -= self.steps(epoch)
             if read.all():
@@ -169,29 +169,29 @@ class PackedEpochs:
         return self.fitted.index[read]
 
     def most_shared_slots(self) -> int:
-        """The most slots of prompts shared by two branches that any row of the run has; 0 without such prompts."""
+        """The most slots of shared prompts in any row of the run; 0 if branches do not share prompts."""
         if self.form.branches < 2 or not self.form.share_prompts:
             return 0
         shared = self.fitted.lengths[:, 0] - 1
-        rows = (row for epoch in range(max(1, self.epochs)) for step in self._plan(epoch) for row in step)
+        rows = (row for epoch in range(max(1, self.epochs)) for step in self._packed(epoch) for row in step)
         return max((int(shared[row].sum()) for row in rows), default=0)
 
     def after(self, position: Position) -> Position:
-        """Where the batch after the one at `position` begins."""
+        """The position of the batch after the one at `position`."""
         row = position.row + self.unit
         if row >= self.steps(position.epoch) * self.unit:
             return Position(position.epoch + 1, 0)
         return Position(position.epoch, row)
 
     def epochs_before(self, position: Position) -> float:
-        """How many epochs, and parts of one, lie before `position`."""
+        """Epochs before `position`; a partial epoch counts as a fraction."""
         return position.epoch + position.row / (self.steps(position.epoch) * self.unit)
 
     def positions(self, start: Position = START) -> Iterator[Position]:
-        """Where batches begin, from `start` on, without end.
+        """Iterates over the positions of batches from `start` on, without end.
 
         Raises:
-            DataError: `start` is not where a batch begins.
+            DataError: no batch begins at `start`.
         """
         if start.row % self.unit:
             unit = "rows" if self.settings.examples is None else "examples"
@@ -206,29 +206,29 @@ class PackedEpochs:
             start = self.after(start)
 
     def members(self, position: Position) -> list[np.ndarray]:
-        """The batch at `position`: for each of its rows, positions in `fitted`."""
-        return self._plan(position.epoch)[position.row // self.unit]
+        """The rows of the batch at `position`, each as indices into `fitted`."""
+        return self._packed(position.epoch)[position.row // self.unit]
 
     def read(self, rows: Sequence[np.ndarray]) -> Batch:
-        """Those rows packed, [rows, ...] in numpy.
+        """Reads and packs these rows: [rows, ...] in numpy.
 
         Args:
-            rows: for each row, positions in `fitted`; an empty one makes a row of padding.
+            rows: indices into `fitted` for each row; an empty array makes a row of padding.
         Raises:
-            DataError: a record cannot be read.
+            DataError: stored ids cannot be read.
         """
-        wanted = np.unique(np.concatenate(rows)) if rows else np.zeros(0, np.int64)
-        examples = self.dataset.read(self.fitted.index[wanted])
-        found = {at: self._cut(example, at) for at, example in zip(wanted.tolist(), examples, strict=True)}
-        members = [[found[int(at)] for at in row] for row in rows]
+        needed = np.unique(np.concatenate(rows)) if rows else np.zeros(0, np.int64)
+        examples = self.dataset.read(self.fitted.index[needed])
+        cut = {i: self._cut(example, i) for i, example in zip(needed.tolist(), examples, strict=True)}
+        members = [[cut[int(i)] for i in row] for row in rows]
         return pack(members, row_length=self.settings.row_length, max_segments=self.max_segments, form=self.form)
 
     def _drawn(self, epoch: int) -> np.ndarray:
-        """Positions in `fitted` of the examples that an epoch reads."""
+        """Indices into `fitted` of the examples that an epoch reads."""
         return self.dataset.draw(self.fitted.index, self.seed, epoch)
 
-    def _plan_epoch(self, epoch: int) -> list[list[np.ndarray]]:
-        """Batches of an epoch, each `self.rows` arrays of positions in `fitted`."""
+    def _pack_epoch(self, epoch: int) -> list[list[np.ndarray]]:
+        """The batches of an epoch, each `self.rows` arrays of indices into `fitted`."""
         drawn = self._drawn(epoch)
         slots = self.fitted.slots[drawn]
         common = {"row_length": self.settings.row_length, "max_segments": self.max_segments, "seed": self.seed}
@@ -249,14 +249,13 @@ class PackedEpochs:
         else:
             rows = assign_rows(slots, epoch=epoch, shuffle=self.shuffle, **common)
             empty = np.zeros(0, np.int64)
-            steps = [
-                rows[at : at + self.rows] + [empty] * (self.rows - len(rows[at : at + self.rows]))
-                for at in range(0, len(rows), self.rows)
-            ]
+            rows += [empty] * (-len(rows) % self.rows)
+            steps = [rows[at : at + self.rows] for at in range(0, len(rows), self.rows)]
         return [[drawn[row] for row in step] for step in steps]
 
-    def _cut(self, example: Example, at: int) -> Example:
-        prompt, chosen, rejected = self.fitted.lengths[at]
+    def _cut(self, example: Example, i: int) -> Example:
+        """The example with the lengths of number `i` in `fitted`."""
+        prompt, chosen, rejected = self.fitted.lengths[i]
         return dataclasses.replace(
             example,
             prompt=example.prompt[:prompt],
@@ -265,7 +264,7 @@ class PackedEpochs:
         )
 
     def _cut_response(self, ids: np.ndarray, length: int) -> np.ndarray:
-        """The first `length` ids. A reward is read at EOS, which therefore stays last (as OpenRLHF does)."""
+        """The first `length` ids. Rewards are read at EOS, so with a value head EOS stays last (as in OpenRLHF)."""
         if self.form.head == "lm" or length in (0, len(ids)):
             return ids[:length]
         return np.concatenate([ids[: length - 1], ids[-1:]])

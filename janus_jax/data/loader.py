@@ -1,4 +1,4 @@
-"""Global batches on a mesh: the same rows in the same order on any number of hosts, read ahead in a thread."""
+"""Global batches on a mesh: the same rows in the same order on any number of hosts, loaded ahead in a thread."""
 
 import collections
 import concurrent.futures
@@ -17,19 +17,19 @@ from janus_jax.data.epoch import START, BatchSettings, PackedEpochs, Position
 from janus_jax.parallel import mesh as meshes
 
 _LOOKAHEAD = 2
-"""Batches that are read and packed while the devices work."""
+"""Batches that a thread reads and packs while the devices work."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedBatch:
-    """A global batch on devices, and what the plan knows about it without asking any device."""
+    """A global batch on devices, and what is known about it without reading from a device."""
 
     batch: Batch  # jax.Arrays [M, B, L] and [M, B, S]
     position: Position  # where this batch begins
     next_position: Position
     examples: int
     tokens: int  # slots that hold a token
-    fill: float  # the share of slots that hold a token
+    fill: float  # fraction of slots that hold a token
 
 
 def batch_shardings(mesh: Mesh, rules: meshes.Rules) -> Batch:
@@ -42,16 +42,16 @@ def batch_shardings(mesh: Mesh, rules: meshes.Rules) -> Batch:
 
 
 class Loader(PackedEpochs):
-    """Reads the rows of a plan, epoch after epoch, as global batches.
+    """Loads packed epochs as global batches.
 
-    The plan of an epoch is a pure function of lengths, seed and epoch, so every host knows all of it and reads only
-    the rows that its own devices hold: the sequence of global batches does not depend on hosts or mesh.
+    Which examples are in which row is a pure function of lengths, seed and epoch. So every host knows all rows and
+    reads only those of its own devices, and the sequence of global batches does not depend on hosts or mesh.
 
     Args:
-        options: those of `PackedEpochs`.
+        options: arguments of `PackedEpochs`.
     Raises:
         ConfigError: rows do not divide over microbatches or row shards.
-        DataError: as `PackedEpochs`.
+        DataError: see `PackedEpochs`.
     """
 
     def __init__(self, dataset: Dataset, settings: BatchSettings, *, mesh: Mesh, rules: meshes.Rules, **options: Any):
@@ -63,25 +63,25 @@ class Loader(PackedEpochs):
     def batches(
         self, start: Position = START, steps: int | None = None, *, reference_logps: np.ndarray | None = None
     ) -> Generator[LoadedBatch, None, None]:
-        """`steps` batches from `start` on, or endlessly many; planned, read and packed ahead in a thread.
+        """Yields `steps` batches from `start` on, without end if None. A thread reads and packs ahead.
 
         Args:
             reference_logps: [E, 2] float32 by example number, for the field of that name; None leaves zeros in it.
         Raises:
-            DataError: `start` is not where a batch begins, or a record cannot be read.
+            DataError: no batch begins at `start`, or stored ids cannot be read.
         """
         positions = itertools.islice(self.positions(start), steps)
         pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="loader")
         ahead = collections.deque(pool.submit(self._load_next, positions, reference_logps) for _ in range(_LOOKAHEAD))
         try:
-            while (found := ahead.popleft().result()) is not None:
+            while (next_batch := ahead.popleft().result()) is not None:
                 ahead.append(pool.submit(self._load_next, positions, reference_logps))
-                local, loaded = found
+                local, loaded = next_batch
                 yield dataclasses.replace(loaded, batch=self._globalize(local))
         finally:
             for future in ahead:
                 future.cancel()
-            pool.shutdown(wait=False)  # a generator left to the end of the interpreter can no longer join a thread
+            pool.shutdown(wait=False)  # waiting would fail for a generator that is closed at interpreter exit
 
     def epoch(self, epoch: int = 0, *, reference_logps: np.ndarray | None = None) -> Generator[LoadedBatch, None, None]:
         """The batches of one epoch, each once. Args as `batches`."""
@@ -94,7 +94,7 @@ class Loader(PackedEpochs):
         return None if position is None else self._load(position, reference_logps)
 
     def _local_rows(self) -> np.ndarray:
-        """Rows of a microbatch that devices of this process hold, ascending."""
+        """The rows of a microbatch on this process's devices, ascending."""
         shape = (self.settings.microbatches, self.rows // self.settings.microbatches, self.settings.row_length)
         needed: set[int] = set()
         for index in self._shardings.tokens.addressable_devices_indices_map(shape).values():

@@ -1,9 +1,9 @@
-"""Several built splits read as one, in stated shares.
+"""Several built splits read as one, in given shares.
 
-A mixture draws without chance. Of part k with E examples that fit, epoch e reads the places e * n to (e + 1) * n of
-an endless stream: the part over and over, shuffled anew each time (`stream`). n is the part's share of an epoch, the
-same in every epoch. So shares are exact, no example of a part comes a second time before all others came, and what an
-epoch reads is a pure function of seed and epoch: nothing is stored, and any place can be computed by itself.
+A mixture has no random state. Each part is an endless stream: the part's fitting examples over and over, shuffled anew
+each time (`stream`). Epoch e reads the places e * n to (e + 1) * n of the stream, where n is the part's share of an
+epoch, the same in every epoch. So shares are exact, no example of a part repeats before all others were read, and what
+an epoch reads is a pure function of seed and epoch.
 """
 
 import hashlib
@@ -19,15 +19,14 @@ from janus_jax.text.tokenizer import Tokenizer
 
 
 class Mixture:
-    """Built splits one after the other, of which an epoch reads stated shares; `dataset.Dataset` says how it is used.
+    """Concatenated built splits; an epoch reads a share of each. Implements `dataset.Dataset`.
 
     Args:
-        parts: at least one; example numbers go on from part to part.
-        weights: of each part, any positive numbers; None: every epoch reads every example once.
-        examples: an epoch reads; None: as many as the weights allow without reading one twice.
+        parts: at least one; example numbers continue from part to part.
+        weights: a positive number per part; None: every epoch reads every example once.
+        examples: number of examples in an epoch; None: as many as the weights allow without repeats.
     Raises:
-        DataError: parts have different tokenizers, or pairs and single responses.
-        ConfigError: a weight is so small that an epoch reads nothing of its part.
+        DataError: parts have different tokenizers, or some hold pairs and others single responses.
     """
 
     def __init__(
@@ -40,11 +39,13 @@ class Mixture:
         first = self.parts[0]
         for part in self.parts[1:]:
             if part.tokenizer_fingerprint != first.tokenizer_fingerprint:
-                raise DataError(f"{part.name}: was built with another tokenizer than {first.name}; a mixture needs one")
+                raise DataError(
+                    f"{part.name}: was built with another tokenizer than {first.name}; all parts need the same"
+                )
             if (part.kind == "sft") != (first.kind == "sft"):
                 raise DataError(
-                    f"{part.name}: holds kind {part.kind}, {first.name} kind {first.kind}; a mixture is of pairs or of "
-                    "single responses"
+                    f"{part.name}: holds kind {part.kind}, {first.name} kind {first.kind}; a mixture holds pairs or "
+                    "single responses, not both"
                 )
         self._weights = None if weights is None else np.asarray(weights, np.float64) / np.sum(weights)
         self._examples = examples
@@ -56,12 +57,12 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over those of the parts. Shares are not in it: they are no property of the examples."""
+        """sha256 over the fingerprints of the parts. Shares are left out: they do not change the examples."""
         return hashlib.sha256(",".join(part.fingerprint for part in self.parts).encode()).hexdigest()
 
     @property
     def tokenizer_fingerprint(self) -> str:
-        """That of all parts."""
+        """The tokenizer fingerprint, which all parts share."""
         return self.parts[0].tokenizer_fingerprint
 
     def __len__(self) -> int:
@@ -72,30 +73,30 @@ class Mixture:
         return self.parts[0].tokenizer()
 
     def template(self) -> Template:
-        """That of the first part: what an exported model is told to expect."""
+        """The template of the first part, which exported models use."""
         return self.parts[0].template()
 
     def read(self, indices: Iterable[int]) -> list[Example]:
-        """Examples of the numbers given, in their order.
+        """The examples with these numbers, in this order.
 
         Raises:
             IndexError: a number is not in [0, E).
-            DataError: a record cannot be read.
+            DataError: stored ids cannot be read.
         """
-        wanted = np.asarray(list(indices), np.int64)
-        if ((wanted < 0) | (wanted >= len(self))).any():
-            raise IndexError(f"examples {wanted.tolist()} of {len(self)} in {self.name}")
-        found: dict[int, Example] = {}
-        of = self._part_of(wanted)
+        numbers = np.asarray(list(indices), np.int64)
+        if ((numbers < 0) | (numbers >= len(self))).any():
+            raise IndexError(f"examples {numbers.tolist()} of {len(self)} in {self.name}")
+        examples: dict[int, Example] = {}
+        part_numbers = self._part_of(numbers)
         for number, part in enumerate(self.parts):
-            places = np.flatnonzero(of == number)
+            places = np.flatnonzero(part_numbers == number)
             start = int(self._starts[number])
-            for place, example in zip(places.tolist(), part.read(wanted[places] - start), strict=True):
-                found[place] = example.numbered(start + example.example_id)
-        return [found[place] for place in range(len(wanted))]
+            for place, example in zip(places.tolist(), part.read(numbers[places] - start), strict=True):
+                examples[place] = example.numbered(start + example.example_id)
+        return [examples[place] for place in range(len(numbers))]
 
     def draw(self, index: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-        """[N] int64 positions in `index` that an epoch reads, part after part."""
+        """[N] int64 indices into `index` that an epoch reads, part after part."""
         if self._weights is None:
             return np.arange(len(index))
         sizes = np.bincount(self._part_of(index), minlength=len(self.parts))
@@ -108,11 +109,11 @@ class Mixture:
         return np.concatenate(drawn)
 
     def counts(self, sizes: np.ndarray) -> list[int]:
-        """How many examples of each part an epoch reads, where `sizes` fit: shares by largest remainder.
+        """Examples per epoch of each part, by largest remainder; `sizes` are the parts' fitting examples.
 
         Raises:
-            DataError: of some part nothing fits.
-            ConfigError: of some part an epoch reads nothing.
+            DataError: no example of a part fits.
+            ConfigError: an epoch reads no example of a part.
         """
         assert self._weights is not None
         for part, size in zip(self.parts, sizes, strict=True):
@@ -140,7 +141,7 @@ class Mixture:
 
 
 def stream(size: int, start: int, count: int, *, seed: int, part: int) -> np.ndarray:
-    """[count] int64: places `start` to `start + count` of the endless stream over range(size), each pass shuffled.
+    """[count] int64: places `start` to `start + count` of an endless stream of shuffled passes over range(size).
 
     Place p is element p mod size of the permutation of (seed, part, p // size).
     """

@@ -1,4 +1,4 @@
-"""The row plan of an epoch, a pure function of lengths and seed, and the packing of examples into rows."""
+"""Which examples share a row, as a pure function of lengths and seed, and the packing of examples into rows."""
 
 import bisect
 import dataclasses
@@ -15,18 +15,19 @@ from janus_jax.model.config import Head
 OverlongPolicy = Literal["drop", "truncate", "error", "zero_grad"]
 
 _BLOCK = 2048
-"""Examples packed together: large enough for rows over 99 % full, small enough that order stays random."""
+"""Examples that are packed together: enough for rows over 99 % full, few enough to keep the order random."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RowFormat:
-    """How an example lies in a row.
+    """How an example is laid out in a row.
 
     Args:
-        head: `value` feeds every branch whole, because a reward is read at its last token; `lm` feeds all but the last.
-        branches: that an example has, 1 or 2.
-        share_prompts: False gives each branch a copy of the whole prompt, as trainers of padded pairs do; scores are
-            the same, slots are more.
+        head: `value` feeds every branch whole, because a reward is read at its last token; `lm` leaves out the last
+            token.
+        branches: responses of an example, 1 or 2.
+        share_prompts: False gives each branch a copy of the whole prompt, as trainers of padded pairs do; the scores
+            are the same, but it takes more slots.
     """
 
     head: Head = "lm"
@@ -34,8 +35,8 @@ class RowFormat:
     share_prompts: bool = True
 
     def slots(self, lengths: np.ndarray) -> np.ndarray:
-        """[E] row slots that examples of lengths [E, 3] take: the shared prompt, then the last prompt token (unshared:
-        all of them) with each branch."""
+        """Row slots [E] of examples of lengths [E, 3]: the shared prompt, then each branch with the last prompt token
+        (unshared: with all of them)."""
         shared = lengths[:, 0] - 1 if self.share_prompts else np.zeros(len(lengths), np.int32)
         own = lengths[:, 0] - shared - (self.head == "lm")
         return shared + self.branches * own + lengths[:, 1:].sum(1)
@@ -43,11 +44,11 @@ class RowFormat:
 
 @dataclasses.dataclass(frozen=True)
 class FittedExamples:
-    """Examples that fit, and what became of the others."""
+    """The examples that fit, and counts of the others."""
 
-    index: np.ndarray  # [F] int64 example numbers that are read
+    index: np.ndarray  # [F] int64 their example numbers
     lengths: np.ndarray  # [F, 3] int32 tokens of prompt, chosen, rejected after truncation
-    slots: np.ndarray  # [F] row slots that each takes
+    slots: np.ndarray  # [F] row slots
     dropped: int
     truncated: int
     zeroed: int = 0  # kept without their responses
@@ -63,18 +64,20 @@ def fit(
     name: str = "data",
     form: RowFormat | None = None,
 ) -> FittedExamples:
-    """Applies the policy for examples longer than `max_sequence_length` (prompt + longer branch) or than a row.
+    """Applies the policy for over-long examples.
+
+    An example is over-long if prompt + longer branch exceed `max_sequence_length`, or if it needs more than a row.
 
     `truncate` cuts responses from the right, EOS first, and drops only examples whose prompt leaves no room.
-    `zero_grad` keeps pairs of which nothing but one token of the prompt is left: they count and teach nothing.
+    `zero_grad` keeps one prompt token of an over-long pair: the pair counts but teaches nothing.
 
     Args:
         lengths: [E, 3] tokens of prompt, chosen and rejected (0 without a rejected branch).
-        form: how examples lie in a row; None: log-probs with shared prompts, branches as the lengths have them.
-        keep_together: examples 0 to n - 1, n to 2n - 1, ... of the data set are read in one step or not at all: one
-            that must be dropped takes its neighbours with it, for without it they would no longer cancel out.
+        form: how examples are laid out; None: head `lm` with shared prompts, as many branches as the lengths have.
+        keep_together: examples 0 to n - 1, n to 2n - 1, ... of the data set are read in one step or not at all. A
+            dropped example takes its neighbours with it, because without it they no longer cancel out.
     Raises:
-        DataError: policy `error` and some example is over-long, or nothing is left.
+        DataError: the policy is `error` and an example is over-long, or no example is left.
     """
     lengths = np.asarray(lengths, np.int32)
     form = form or RowFormat(branches=2 if lengths[:, 2].any() else 1)
@@ -84,7 +87,7 @@ def fit(
     if overlong == "truncate":
         room = np.maximum(max_sequence_length - prompt, 0)
         kept[:, 1:] = np.minimum(branches, room[:, None])
-        # Both branches of a pair must also fit one row: the longer one gives way first.
+        # both branches of a pair must also fit in one row: cut the longer one first
         excess = np.maximum(form.slots(kept) - row_length, 0)
         gap = kept[:, 1] - kept[:, 2]
         from_longer = np.minimum(excess, np.abs(gap))
@@ -104,9 +107,9 @@ def fit(
     if overlong == "error" and bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise DataError(
-            f"{name}: {int(bad.sum())} of {len(lengths)} examples are over-long, the first is row {first + 1} "
+            f"{name}: {int(bad.sum())} of {len(lengths)} examples are over-long, the first is example {first} "
             f"(prompt {prompt[first]}, responses {branches[first].tolist()} tokens; max_sequence_length "
-            f"{max_sequence_length}, row_length {row_length}); set batch.overlong to drop or truncate, or raise them"
+            f"{max_sequence_length}, row_length {row_length}); set batch.overlong to drop or truncate, or raise the limits"
         )
     if bad.all():
         raise DataError(
@@ -122,7 +125,7 @@ def fit(
     bad = np.bincount(block, weights=bad).astype(bool)[block]
     if bad.all():
         raise DataError(
-            f"{name}: every block of batch.keep_together={keep_together} neighbours holds an example that is over-long "
+            f"{name}: every block of batch.keep_together={keep_together} neighbours holds an over-long example "
             f"(max_sequence_length {max_sequence_length}, row_length {row_length})"
         )
     index = np.flatnonzero(~bad)
@@ -138,11 +141,11 @@ def fit(
 
 
 def default_max_segments(fitted: FittedExamples, row_length: int) -> int:
-    """A static cap that rows rarely reach: three times the average number of examples that a row holds.
+    """A static cap that rows rarely reach: three times the average number of examples in a row.
 
-    Twice the average cost 1.4 % of the slots where many examples are short (0.979 instead of 0.993 full).
+    Twice the average wasted 1.4 % of the slots where many examples are short (0.979 instead of 0.993 full).
     """
-    slots = fitted.slots[fitted.slots > 0]  # pairs without responses take none, and as many fit as the cap allows
+    slots = fitted.slots[fitted.slots > 0]  # pairs without responses take no slot; a row holds up to the cap of them
     most = row_length // max(1, int(slots.min()))
     return int(max(1, min(most, np.ceil(3 * row_length / slots.mean()))))
 
@@ -150,9 +153,10 @@ def default_max_segments(fitted: FittedExamples, row_length: int) -> int:
 def assign_rows(
     slots: np.ndarray, *, row_length: int, max_segments: int, seed: int, epoch: int, shuffle: bool = True
 ) -> list[np.ndarray]:
-    """Rows of an epoch as arrays of positions in `slots`: shuffled, best-fit-decreasing within blocks, rows shuffled.
+    """The rows of an epoch as arrays of indices into `slots`.
 
-    Shuffling rows afterwards keeps long and short rows mixed: the plan introduces no length curriculum.
+    Shuffles the examples, packs best-fit-decreasing within blocks, and shuffles the rows. The second shuffle mixes long
+    and short rows, so that lengths follow no curriculum.
     """
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(slots)) if shuffle else np.arange(len(slots))
@@ -195,15 +199,16 @@ def assign_steps(
 ) -> list[list[np.ndarray]] | None:
     """Steps of exactly `examples` examples (the last may have fewer), each balanced over `rows` rows.
 
-    Longest first onto the least loaded row that has room. Shuffled are blocks of `keep_together` neighbours, which
-    `fit` left whole: where a prompt's pairs (a over b, b over a, ...) meet in one step, what they say of the responses
-    alone cancels out.
-    None when some step does not fit into `rows` rows.
+    The longest examples come first, onto the least loaded row with room. The shuffle moves blocks of `keep_together`
+    neighbours, which `fit` left whole: if all pairs of a prompt (a over b, b over a, ...) are in one step, preferences
+    for a response by itself cancel out.
+
+    Returns None if a step does not fit into `rows` rows.
     """
     whole, rest = divmod(len(slots), keep_together)
     blocks = np.random.default_rng((seed, epoch)).permutation(whole)
     order = (blocks[:, None] * keep_together + np.arange(keep_together)).ravel()
-    order = np.concatenate([order, np.arange(len(slots) - rest, len(slots))])  # a part of a block would part others
+    order = np.concatenate([order, np.arange(len(slots) - rest, len(slots))])  # an incomplete block would split others
     steps = []
     for start in range(0, len(order), examples):
         group = order[start : start + examples]
@@ -234,14 +239,14 @@ def rows_per_step(
     """The fewest rows, a multiple of `multiple`, that hold every step of all epochs.
 
     Args:
-        epochs: of each epoch the slots that its examples take.
+        epochs: for each epoch, the slots of its examples.
     Raises:
-        ConfigError: not even one row per example would do (an example is longer than a row).
+        ConfigError: not even one row per example is enough, because an example is longer than a row.
     """
     rows = multiple
     for epoch, slots in enumerate(epochs):
         while True:
-            plan = assign_steps(
+            steps = assign_steps(
                 slots,
                 examples=examples,
                 row_length=row_length,
@@ -251,7 +256,7 @@ def rows_per_step(
                 rows=rows,
                 keep_together=keep_together,
             )
-            if plan is not None:
+            if steps is not None:
                 break
             if rows >= examples + multiple:
                 raise ConfigError(f"batch.examples={examples}: examples do not fit rows of row_length={row_length}")
@@ -262,10 +267,10 @@ def rows_per_step(
 def pack(
     rows: Sequence[Sequence[Example]], *, row_length: int, max_segments: int, form: RowFormat | None = None
 ) -> Batch:
-    """Numpy rows of the batch contract, one per list of examples; an empty list makes a row of padding.
+    """Rows of the batch contract in numpy, one per list of examples; an empty list makes a row of padding.
 
     Args:
-        form: how examples lie in a row; of it, `branches` is each example's own. None: log-probs with shared prompts.
+        form: how examples are laid out; None: head `lm` with shared prompts. Its `branches` is not used.
 
     Raises:
         DataError: a row's examples need more than `row_length` slots or `max_segments` segments.

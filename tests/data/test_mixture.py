@@ -33,13 +33,13 @@ def parts(tmp_path_factory) -> list[TokenizedDataset]:
     return [TokenizedDataset(root / str(number)) for number in range(len(SIZES))]
 
 
-def plan_of(examples, unit=ROWS, **options) -> PackedEpochs:
+def packed_of(examples, unit=ROWS, **options) -> PackedEpochs:
     return PackedEpochs(examples, unit, branches=2, **{"seed": 7, "epochs": 6, **options})
 
 
-def epoch_ids(plan: PackedEpochs, epoch: int) -> list[int]:
-    positions = [Position(epoch, step * plan.unit) for step in range(plan.steps(epoch))]
-    return [int(i) for position in positions for i in plan.example_ids(position)]
+def epoch_ids(packed: PackedEpochs, epoch: int) -> list[int]:
+    positions = [Position(epoch, step * packed.unit) for step in range(packed.steps(epoch))]
+    return [int(i) for position in positions for i in packed.example_ids(position)]
 
 
 # --- What is drawn
@@ -58,19 +58,19 @@ def test_a_stream_is_one_sequence_of_permutations_wherever_it_is_begun(size, sta
 
 @UNITS
 def test_every_epoch_has_the_stated_shares_exactly(parts, unit):
-    plan = plan_of(Mixture(parts, WEIGHTS, 100), unit)
+    packed = packed_of(Mixture(parts, WEIGHTS, 100), unit)
     for epoch in range(3):
-        found = epoch_ids(plan, epoch)
+        found = epoch_ids(packed, epoch)
         of = np.searchsorted(np.cumsum(SIZES), found, side="right")
         assert np.bincount(of).tolist() == [72, 14, 14]
-    assert epoch_ids(plan, 0) != epoch_ids(plan, 1)
+    assert epoch_ids(packed, 0) != epoch_ids(packed, 1)
 
 
 def test_no_example_comes_again_before_all_others_of_its_part(parts):
-    plan = plan_of(Mixture(parts, WEIGHTS, 100))
+    packed = packed_of(Mixture(parts, WEIGHTS, 100))
     counts = collections.Counter()
     for epoch in range(6):
-        counts.update(epoch_ids(plan, epoch))
+        counts.update(epoch_ids(packed, epoch))
         ends = np.cumsum((0, *SIZES))
         for start, end in itertools.pairwise(ends.tolist()):
             seen = [counts[i] for i in range(start, end)]
@@ -87,16 +87,16 @@ def test_shares_are_within_one_example_of_the_weights(parts, weights, examples):
 
 
 def test_without_a_size_an_epoch_repeats_nothing_and_is_as_long_as_that_allows(parts):
-    plan = plan_of(Mixture(parts, [2, 1, 1]))
-    found = epoch_ids(plan, 0)
+    packed = packed_of(Mixture(parts, [2, 1, 1]))
+    found = epoch_ids(packed, 0)
     assert len(found) == len(set(found)) == 34 + 17 + 17
-    assert len(epoch_ids(plan_of(Mixture(parts, SIZES)), 0)) == sum(SIZES)
+    assert len(epoch_ids(packed_of(Mixture(parts, SIZES)), 0)) == sum(SIZES)
 
 
 def test_without_weights_every_epoch_reads_every_example_once(parts):
-    plan = plan_of(Mixture(parts))
+    packed = packed_of(Mixture(parts))
     for epoch in (0, 1):
-        assert sorted(epoch_ids(plan, epoch)) == list(range(sum(SIZES)))
+        assert sorted(epoch_ids(packed, epoch)) == list(range(sum(SIZES)))
 
 
 def test_examples_are_those_of_the_parts(parts):
@@ -113,29 +113,29 @@ def test_examples_are_those_of_the_parts(parts):
 
 def test_dropped_examples_change_no_share(parts):
     """Shares are of what is read: over-long examples leave a part smaller, and it is repeated sooner."""
-    plan = plan_of(Mixture(parts, WEIGHTS, 100), dataclasses.replace(ROWS, max_sequence_length=18))
-    assert plan.fitted.dropped > 10
-    of = np.searchsorted(np.cumsum(SIZES), epoch_ids(plan, 1), side="right")
+    packed = packed_of(Mixture(parts, WEIGHTS, 100), dataclasses.replace(ROWS, max_sequence_length=18))
+    assert packed.fitted.dropped > 10
+    of = np.searchsorted(np.cumsum(SIZES), epoch_ids(packed, 1), side="right")
     assert np.bincount(of).tolist() == [72, 14, 14]
 
 
 def test_a_run_of_a_part_of_the_mixture_says_what_it_reads(parts):
-    plan = plan_of(Mixture(parts, [2, 1, 1], 20), epochs=2)
-    read = set(epoch_ids(plan, 0)) | set(epoch_ids(plan, 1))
-    assert plan.examples_read().tolist() == sorted(read)
+    packed = packed_of(Mixture(parts, [2, 1, 1], 20), epochs=2)
+    read = set(epoch_ids(packed, 0)) | set(epoch_ids(packed, 1))
+    assert packed.examples_read().tolist() == sorted(read)
     assert len(read) < sum(SIZES)
 
 
 @UNITS
 def test_a_run_that_ends_inside_an_epoch_reads_what_its_batches_hold(parts, unit):
     mixture = Mixture(parts, WEIGHTS, 60)
-    per_epoch = plan_of(mixture, unit).steps(0)
+    per_epoch = packed_of(mixture, unit).steps(0)
     for steps in (1, per_epoch, per_epoch + 2):
-        plan = plan_of(mixture, unit, epochs=0, steps=steps)
-        positions = itertools.islice(plan.positions(), steps)
-        expected = sorted({int(i) for position in positions for i in plan.example_ids(position)})
-        assert plan.examples_read().tolist() == expected
-        assert plan.epochs == -(-steps // per_epoch)
+        packed = packed_of(mixture, unit, epochs=0, steps=steps)
+        positions = itertools.islice(packed.positions(), steps)
+        expected = sorted({int(i) for position in positions for i in packed.example_ids(position)})
+        assert packed.examples_read().tolist() == expected
+        assert packed.epochs == -(-steps // per_epoch)
 
 
 # --- One sequence, resumed anywhere
@@ -145,14 +145,14 @@ def test_a_run_that_ends_inside_an_epoch_reads_what_its_batches_hold(parts, unit
 @given(data=st.data())
 @settings(max_examples=25)
 def test_any_hosts_resume_anywhere_with_the_rows_that_one_host_reads(parts, unit, data):
-    """Random (epoch, batch, hosts): the hosts' rows together are the single host's, from a new plan each."""
-    whole = plan_of(Mixture(parts, WEIGHTS, 60), unit)
+    """Random (epoch, batch, hosts): the hosts' rows together are the single host's, from a new `PackedEpochs` each."""
+    whole = packed_of(Mixture(parts, WEIGHTS, 60), unit)
     epoch = data.draw(st.integers(0, 5))
     position = Position(epoch, data.draw(st.integers(0, whole.steps(epoch) - 1)) * whole.unit)
     hosts = data.draw(st.sampled_from([1, 2, 4, 8]))
     expected = whole.read(whole.members(position))
     for host in range(hosts):
-        alone = plan_of(Mixture(parts, WEIGHTS, 60), unit)
+        alone = packed_of(Mixture(parts, WEIGHTS, 60), unit)
         mine = alone.read(alone.members(position)[host::hosts])
         for field in dataclasses.fields(mine):
             np.testing.assert_array_equal(getattr(mine, field.name), getattr(expected, field.name)[host::hosts])
@@ -179,7 +179,7 @@ def test_batches_on_a_mesh_go_on_from_any_position_over_epochs(parts, unit):
 
 def test_parts_that_do_not_go_together_are_refused(parts, tmp_path):
     write_dataset(tmp_path / "sft", {"train": random_examples(5, pairs=False)}, kind="sft")
-    with pytest.raises(DataError, match=r"sft: holds kind sft, .* kind rm; a mixture is of pairs or of single"):
+    with pytest.raises(DataError, match=r"sft: holds kind sft, .* kind rm; a mixture holds pairs or single"):
         Mixture([parts[0], TokenizedDataset(tmp_path / "sft")])
     other = write_dataset(tmp_path / "other", {"train": random_examples(5, pairs=True)}, kind="rm")
     manifest = (other / "manifest.json").read_text()
@@ -190,4 +190,4 @@ def test_parts_that_do_not_go_together_are_refused(parts, tmp_path):
 
 def test_a_part_of_which_nothing_would_be_read_is_refused(parts):
     with pytest.raises(ConfigError, match=r"an epoch of 20 examples reads none of .*/1; raise its weight"):
-        plan_of(Mixture(parts, [1, 0.001, 1], 20)).steps(0)
+        packed_of(Mixture(parts, [1, 0.001, 1], 20)).steps(0)

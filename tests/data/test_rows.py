@@ -1,4 +1,4 @@
-"""The row plan and the packer against the batch contract."""
+"""The assignment of examples to rows, and the packer against the batch contract."""
 
 import itertools
 
@@ -66,7 +66,7 @@ def test_an_example_that_is_dropped_takes_those_it_belongs_with():
 
 @settings(max_examples=60)
 @given(sizes, st.integers(0, 5), st.integers(0, 5), st.integers(1, 9))
-def test_a_plan_reads_each_example_once_and_overfills_no_row(slots, seed, epoch, cap):
+def test_an_epoch_reads_each_example_once_and_overfills_no_row(slots, seed, epoch, cap):
     slots = np.asarray(slots)
     rows = assign_rows(slots, row_length=64, max_segments=cap, seed=seed, epoch=epoch)
     assert sorted(np.concatenate(rows).tolist()) == list(range(len(slots)))
@@ -133,7 +133,7 @@ def test_real_rows_pack_tightly(tmp_path):
 
 
 @pytest.mark.parametrize(("row_length", "columns"), [(8192, [1, 1, 0]), (4096, [1, 1, 1])], ids=["sft", "pairs"])
-def test_the_plan_makes_no_curriculum_of_lengths(row_length, columns):
+def test_rows_make_no_curriculum_of_lengths(row_length, columns):
     """Rows do not get shorter, fuller or emptier along an epoch. What chance does to n rows is within 3 / sqrt(n)."""
     _, rows = fill_and_rows(stated_lengths(60_000) * columns, row_length=row_length, longest=row_length // 2)
     number = np.arange(len(rows))
@@ -151,7 +151,7 @@ def test_each_overlong_policy_does_what_it_says():
     cut = fit(lengths, row_length=16, max_sequence_length=16, overlong="truncate")
     assert cut.lengths.tolist() == [[4, 4, 0], [4, 12, 0], [15, 1, 0]]
     assert (cut.dropped, cut.truncated) == (0, 2)
-    with pytest.raises(DataError, match="row 2"):
+    with pytest.raises(DataError, match="the first is example 1"):
         fit(lengths, row_length=16, max_sequence_length=16, overlong="error")
     with pytest.raises(DataError, match="none of 1"):
         fit(lengths[1:2], row_length=16, max_sequence_length=16, overlong="drop")

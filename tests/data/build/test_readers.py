@@ -124,7 +124,11 @@ def test_bytes_that_are_not_utf8(tmp_path):
         ("a.json", b"", "is empty; at least one record is needed"),
         ("a.json", b"[]", "is empty; at least one record is needed"),
         ("a.json", b'[{"system": "s"', "not valid JSON"),
-        ("a.json", b'{"system": "s", "prompt": "p", "output": "o"}', "allowed: a list of records, or an object of records"),
+        (
+            "a.json",
+            b'{"system": "s", "prompt": "p", "output": "o"}',
+            "allowed: a list of records, or an object of records",
+        ),
         ("a.json", b'{"a": 1}\n{"a": 2}\n', "a file with one object per line must be named .jsonl"),
         ("a.parquet", b"PAR1 and no more", "not a whole Parquet file"),
         ("a.jsonl", b"[" * 100_000, "1: not valid JSON"),
@@ -159,7 +163,10 @@ ONE = {"system": ["s"], "prompt": ["p"], "output": ["o"]}
             ":1: column 'system' (or system_prompt) is missing; kind sft needs system, prompt, output ",
         ),
         (ONE | {"output": [b"o"]}, ":1: column 'output' must be a string, found bytes b'o'"),
-        (ONE | {"output": pa.array([1 << 62], pa.timestamp("ns"))}, ":1: holds a value that cannot be decoded: Nanosecond"),
+        (
+            ONE | {"output": pa.array([1 << 62], pa.timestamp("ns"))},
+            ":1: holds a value that cannot be decoded: Nanosecond",
+        ),
         (ONE | {"output": pa.array([None], pa.string())}, ":1: column 'output' (or reference_answer) is null"),
     ],
 )
