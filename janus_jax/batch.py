@@ -1,7 +1,7 @@
 """The batch contract: packed rows with shared prompts, read by every objective.
 
 A row holds several *segments* (examples) back to back. A segment is a shared prompt without its last token, then
-its *branches* (one response, or chosen and rejected), each beginning with that last prompt token:
+its *branches* (one response, or chosen and rejected), each starting with that last prompt token:
 
     row      | p0 .. p(n-2) | p(n-1) c0 c1 .. | p(n-1) r0 r1 .. | next segment ... | pad
     targets  |  (weight 0)  | c0 c1 ..  </s>  | r0 r1 ..  </s>  |
@@ -9,9 +9,9 @@ its *branches* (one response, or chosen and rejected), each beginning with that 
     branch   |      0       |        1        |        2        |
     position | 0 ..  n-2    | n-1 ..          | n-1 ..          | 0 ..
 
-so that each target's predictor is the slot it stands on, and nothing is derived by shifting. Slots of the prompt hold
-their targets too, for objectives that also learn prompts. A reward model reads a number off each branch's last token
-instead of predicting tokens, so there every branch is fed whole, with the weight on its last slot alone:
+So each slot predicts its own target, and nothing is derived by shifting. Prompt slots hold targets too, for objectives
+that also learn prompts. A reward model reads a number at each branch's last token instead of predicting tokens, so
+every branch is fed whole, with weight on its last slot only:
 
     row      | p0 .. p(n-2) | p(n-1) c0 c1 .. </s> | p(n-1) r0 r1 .. </s> | next segment ... | pad
     weights  |  0 ..     0  | 0      0  0  ..  1   | 0      0  0  ..  1   |
@@ -24,13 +24,13 @@ import jax
 import numpy as np
 
 BRANCHES = 2
-"""Branches that a segment can have: 1 is the response or chosen, 2 is rejected; 0 marks the shared prompt."""
+"""Branches of a segment: 1 is the response or chosen, 2 is rejected (0 marks the shared prompt)."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Rows ready for a step. Arrays are numpy on the host, jax.Array on devices; B may have leading axes."""
+    """Rows for one step. Arrays are numpy on the host, jax.Array on devices; B may have leading axes."""
 
     tokens: Any  # [B, L] int32   input token
     targets: Any  # [B, L] int32   token to predict at this slot
@@ -38,14 +38,14 @@ class Batch:
     segment: Any  # [B, L] int32   1.. within the row, 0 = padding
     branch: Any  # [B, L] int32   0 = shared prompt, 1 = response or chosen, 2 = rejected
     position: Any  # [B, L] int32   position in the example's own sequence, for RoPE
-    example_id: Any  # [B, S] int32   row number in the built data set, -1 where there is no segment
-    valid: Any  # [B, S] bool    a segment is here
-    margin: Any  # [B, S] float32 reward margin of the pair, 0 where there is none
+    example_id: Any  # [B, S] int32   example number in the built data set, -1 without a segment
+    valid: Any  # [B, S] bool    True where there is a segment
+    margin: Any  # [B, S] float32 reward margin of the pair, 0 without one
     reference_logps: Any  # [B, S, 2] float32 summed log-probs under the reference, zeros until filled
 
 
 def empty_batch(rows: int, row_length: int, max_segments: int) -> Batch:
-    """All-padding numpy rows: [rows, row_length] and [rows, max_segments]."""
+    """Rows of padding in numpy: [rows, row_length] and [rows, max_segments]."""
 
     def slots(dtype: type) -> np.ndarray:
         return np.zeros((rows, row_length), dtype)

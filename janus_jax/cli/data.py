@@ -1,4 +1,4 @@
-"""`janus data`: its commands; the work is in `janus_jax/data/build/` and `janus_jax/data/inspect/`."""
+"""The commands of `janus data`; `janus_jax/data/build/` and `janus_jax/data/inspect/` do the work."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from janus_jax.cli.outputs import require_writable
 from janus_jax.errors import ConfigError
 
 app = typer.Typer(
-    help="Build data sets from published rows, and look into them.",
+    help="Build data sets from JSONL, JSON or Parquet records, and inspect them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,36 +28,44 @@ def data_build(
         str, typer.Option(help="JSONL, JSON or Parquet file, a directory of them (gs:// too), or a Hugging Face id.")
     ],
     out: Annotated[str, typer.Option(help="Directory or gs:// URL to write; new or empty.")],
-    kind: Annotated[Literal["sft", "dpo", "orpo", "rm"] | None, typer.Option(help="What the rows are for.")] = None,
+    kind: Annotated[
+        Literal["sft", "dpo", "orpo", "rm"] | None,
+        typer.Option(help="Kind of data, which decides the columns that are read."),
+    ] = None,
     derive: Annotated[
         Literal["dpo", "orpo", "rm"] | None,
-        typer.Option(help="Instead of --kind: the rows are SFT rows, and pairs of this kind are drawn from them."),
+        typer.Option(help="Instead of --kind: draw pairs of this kind from SFT records."),
     ] = None,
     all_pairs: Annotated[
-        bool, typer.Option("--all-pairs", help="With --derive: every ordered pair of an instruction, not one.")
+        bool, typer.Option("--all-pairs", help="With --derive: make every ordered pair of an instruction, not one.")
     ] = False,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="With --derive: of the draw (there is none for all pairs); without it 0.")
+        int | None,
+        typer.Option(min=0, help="With --derive: seed of the draw (default: 0). Has no effect with --all-pairs."),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Directory with tokenizer.model or tokenizer.json; without it Mistral's, 32k.")
+        str | None, typer.Option(help="Directory with tokenizer.model or tokenizer.json (default: Mistral, 32k ids).")
     ] = None,
     template: Annotated[str, typer.Option(help="Prompt template: mistral-inst, chatml or plain.")] = "mistral-inst",
     boundary: Annotated[
         Literal["separate", "joint"],
-        typer.Option(help="Tokenize prompt and response apart, or as one text; training must say the same."),
+        typer.Option(
+            help="Tokenize prompt and response separately or as one text; same as compat.token_boundary in training."
+        ),
     ] = "separate",
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Drop and count bad rows instead of stopping.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Drop and count bad records instead of stopping.")
+    ] = False,
     validation_source: Annotated[
-        str | None, typer.Option(help="Held-out rows, the split 'validation', instead of those of --source.")
+        str | None, typer.Option(help="Source of the split 'validation'; --source then gives only the split 'train'.")
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="That tokenize; without it one, or one a core where rows are many.")
+        int | None, typer.Option(min=1, help="Tokenizing processes (default: 1, or one per core for large sources).")
     ] = None,
 ) -> None:
-    """Validate published rows, apply the template, tokenize once, and store token ids for random access."""
-    wanted = kind or derive
-    if wanted is None or (kind and derive):
+    """Check records, apply the template, tokenize once, and store token ids for random access."""
+    built_kind = kind or derive
+    if built_kind is None or (kind and derive):
         raise ConfigError("--kind, --derive: allowed: exactly one of them")
     if derive is None and (all_pairs or seed is not None):
         raise ConfigError(f"{'--all-pairs' if all_pairs else '--seed'}: allowed: only with --derive")
@@ -73,7 +81,7 @@ def data_build(
         manifest = build(
             sources,
             out,
-            kind=wanted,
+            kind=built_kind,
             tokenizer=tokenizer,
             template=template,
             boundary=boundary,
@@ -87,7 +95,7 @@ def data_build(
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, str, int, int | None], None]]:
-    """Yields what takes (split, phase, rows done, rows in all); shows bars on stderr if that is a terminal."""
+    """Yields a callback for (split, phase, records done, total records); shows bars if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -1,4 +1,4 @@
-"""The examples and the rows of a configuration. Files are read, no device is asked for."""
+"""The data sets and packed rows of a configuration. Reads files, uses no devices."""
 
 import dataclasses
 import re
@@ -16,12 +16,12 @@ from janus_jax.objectives import build_objective
 
 
 def open_training(config: RunConfig) -> Dataset:
-    """What is trained on: `data.dir`, or the parts of `data.mixture`.
+    """The training data: `data.dir`, or the mixture of the parts of `data.mixture`.
 
     Raises:
-        DataError: something is not a built data set, or does not go with the others.
-        StorageError: data on gs:// that cannot be copied here.
-        ConfigError: it was built with another token boundary than `compat.token_boundary`.
+        DataError: a directory is not a built data set, or the parts do not match.
+        StorageError: data on gs:// cannot be copied to this machine.
+        ConfigError: the data was built with another token boundary than `compat.token_boundary`.
     """
     data = config.data
     if data.dir is not None:
@@ -33,7 +33,7 @@ def open_training(config: RunConfig) -> Dataset:
 
 
 def open_held_out(config: RunConfig) -> Dataset | None:
-    """What is evaluated on; None without evaluation. Raises as `open_training`."""
+    """The evaluation data; None without evaluation. Raises the errors of `open_training`."""
     data = config.data
     if config.eval.every_steps is None:
         return None
@@ -45,7 +45,7 @@ def open_held_out(config: RunConfig) -> Dataset | None:
 
 
 def batch_settings(config: RunConfig) -> BatchSettings:
-    """The batch unit, with the policy for over-long examples that `compat` may change."""
+    """The batch unit; `compat.overlong_pairs` may change its policy for over-long examples."""
     policy = "zero_grad" if config.compat.overlong_pairs == "zero_grad" else config.batch.overlong
     return dataclasses.replace(BatchSettings(**config.batch.model_dump()), overlong=policy)
 
@@ -62,11 +62,12 @@ def eval_batch_settings(config: RunConfig, training_rows: int) -> BatchSettings:
 
 
 def packed_epochs(config: RunConfig, *, row_shards: int = 1) -> PackedEpochs:
-    """The rows of a run's training split. Where a batch is a number of examples, how many rows it takes depends on
-    the mesh; without devices it is the fewest.
+    """The packed rows of a run's training split.
+
+    If a batch is a number of examples, its number of rows is a multiple of `row_shards`, which depends on the mesh.
 
     Raises:
-        ConfigError, DataError: as training would.
+        ConfigError, DataError: the errors that training would raise.
     """
     objective = build_objective(config)
     return PackedEpochs(
@@ -82,22 +83,21 @@ def packed_epochs(config: RunConfig, *, row_shards: int = 1) -> PackedEpochs:
 
 
 def overlong_lines(fitted: FittedExamples) -> list[str]:
-    """What the over-long policy did to the training split, where it did something."""
+    """One line per effect that the over-long policy had on the training split."""
     counts = {"dropped": fitted.dropped, "truncated": fitted.truncated, "left without responses": fitted.zeroed}
     total = len(fitted.index) + fitted.dropped
     return [
         f"batch.max_sequence_length, batch.row_length: {count:,} of {total:,} training examples are over-long and "
-        f"{what}; `janus data inspect` shows their lengths"
-        for what, count in counts.items()
+        f"{effect}; `janus data inspect` shows their lengths"
+        for effect, count in counts.items()
         if count
     ]
 
 
 def describe(part: TokenizedDataset) -> dict[str, Any]:
-    """What an exported model says of a data set that it was trained on."""
-    manifest = part.manifest
-    told = {name: getattr(manifest, name) for name in ("source", "kind", "template", "boundary", "derived")}
-    return {**told, "fingerprint": part.fingerprint, "examples": len(part)}
+    """The facts about a training data set that an exported model states."""
+    facts = {name: getattr(part.manifest, name) for name in ("source", "kind", "template", "boundary", "derived")}
+    return {**facts, "fingerprint": part.fingerprint, "examples": len(part)}
 
 
 def _open(key: str, directory: str, split: str, config: RunConfig) -> TokenizedDataset:
@@ -107,22 +107,33 @@ def _open(key: str, directory: str, split: str, config: RunConfig) -> TokenizedD
 
 
 def _check_boundary(key: str, dataset: TokenizedDataset, config: RunConfig) -> None:
-    """Ids that are cut differently are other data: nothing converts them, so the message says how to build them."""
-    wanted, manifest, directory = config.compat.token_boundary, dataset.manifest, dataset.directory
-    if manifest.boundary == wanted:
-        return
-    held_out = re.fullmatch(r"train=(.*), validation=(.*)", manifest.source)
-    train, *others = held_out.groups() if held_out else (manifest.source,)
-    derived = manifest.derived
-    options = {"kind": manifest.kind} if derived is None else {"derive": manifest.kind, "seed": str(derived["seed"])}
-    options |= {"source": train, "template": manifest.template, "boundary": wanted}
-    options |= {"tokenizer": f"{directory}/tokenizer", "out": f"{directory}_{wanted}"}
-    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-    arguments += ["--all-pairs"] * bool(derived and derived["all_pairs"])
-    arguments += ["--skip-bad"] * any(split.dropped for split in manifest.splits.values())
-    arguments += [part for source in others for part in ("--validation-source", source)]
-    command = shlex.join(["janus", "data", "build", *arguments])
-    raise ConfigError(
-        f"{key}={directory}: was built with token boundary {manifest.boundary}, but compat.token_boundary={wanted}; "
-        f"set that to {manifest.boundary}, or build the data anew: {command}"
-    )
+    """Nothing converts ids from one token boundary to the other, so the error says how to build the data again."""
+    built, required = dataset.manifest.boundary, config.compat.token_boundary
+    if built != required:
+        raise ConfigError(
+            f"{key}={dataset.directory}: was built with token boundary {built}, but compat.token_boundary={required}; "
+            f"set that to {built}, or build the data again: {_build_command(dataset, required)}"
+        )
+
+
+def _build_command(dataset: TokenizedDataset, boundary: str) -> str:
+    """The command that builds the same data set with another token boundary."""
+    manifest, directory, derived = dataset.manifest, dataset.directory, dataset.manifest.derived
+    sources = re.fullmatch(r"(?:train=)?(.*?)(?:, validation=(.*))?", manifest.source, re.DOTALL)
+    assert sources is not None
+    options = {
+        "--kind" if derived is None else "--derive": manifest.kind,
+        "--seed": None if derived is None else str(derived["seed"]),
+        "--source": sources[1],
+        "--validation-source": sources[2],
+        "--template": manifest.template,
+        "--boundary": boundary,
+        "--tokenizer": f"{directory}/tokenizer",
+        "--out": f"{directory}_{boundary}",
+    }
+    flags = {
+        "--all-pairs": derived is not None and derived["all_pairs"],
+        "--skip-bad": any(split.dropped for split in manifest.splits.values()),
+    }
+    words = [word for name, value in options.items() if value is not None for word in (name, value)]
+    return shlex.join(["janus", "data", "build", *words, *(name for name, given in flags.items() if given)])

@@ -109,7 +109,7 @@ def fit(
         raise DataError(
             f"{name}: {int(bad.sum())} of {len(lengths)} examples are over-long, the first is example {first} "
             f"(prompt {prompt[first]}, responses {branches[first].tolist()} tokens; max_sequence_length "
-            f"{max_sequence_length}, row_length {row_length}); set batch.overlong to drop or truncate, or raise the limits"
+            f"{max_sequence_length}, row_length {row_length}); set batch.overlong to drop or truncate, or raise a limit"
         )
     if bad.all():
         raise DataError(

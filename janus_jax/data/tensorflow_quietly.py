@@ -1,4 +1,4 @@
-"""TensorFlow's family, imported when it is needed, silently, and kept off accelerators, which belong to JAX."""
+"""Imports TensorFlow, TFDS and seqio on demand and without noise, and keeps them off accelerators, which JAX uses."""
 
 import contextlib
 import os
@@ -9,15 +9,17 @@ from typing import Any
 
 
 def import_tfds() -> Any:
-    """The `tensorflow_datasets` module, its progress bars off."""
+    """The `tensorflow_datasets` module, without progress bars."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     with _stderr_kept_back():
         import tensorflow as tf
         import tensorflow_datasets as tfds
 
-        for platform in ("GPU", "TPU"):  # looks for devices, and complains of missing drivers
-            with contextlib.suppress(ValueError, RuntimeError):  # TensorFlow ran before us: its caller chose devices
+        for platform in ("GPU", "TPU"):  # this looks for devices and complains about missing drivers
+            with contextlib.suppress(
+                ValueError, RuntimeError
+            ):  # TensorFlow is already running: its caller chose devices
                 tf.config.set_visible_devices([], platform)
     tf.get_logger().setLevel("ERROR")
     tfds.disable_progress_bar()
@@ -34,9 +36,9 @@ def import_seqio() -> Any:
 
 @contextlib.contextmanager
 def _stderr_kept_back() -> Iterator[None]:
-    """Shows what is written to file descriptor 2 only if the block fails.
+    """Holds back what is written to file descriptor 2, and shows it only if the block fails.
 
-    TensorFlow's C++ parts write lines about missing CUDA drivers while they load, before any log level is read.
+    While they load, TensorFlow's C++ parts write lines about missing CUDA drivers before they read any log level.
     """
     with tempfile.TemporaryFile() as kept:
         sys.stderr.flush()

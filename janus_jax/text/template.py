@@ -1,4 +1,4 @@
-"""How system message, instruction and response become text: the templates."""
+"""Templates: how system message, instruction and response become text."""
 
 import dataclasses
 
@@ -9,21 +9,21 @@ from janus_jax.errors import DataError
 class Template:
     """How system message, instruction and response become text.
 
-    An empty system message takes `prompt_without_system`: the text then starts with the instruction, without the
-    newline that would part the two.
+    With an empty system message, `prompt_without_system` applies: the text then starts with the instruction, without
+    the newline that separates the two.
 
-    The texts of the user are put in as they are: nothing in them is stripped, escaped or read as a placeholder.
+    The user's texts are inserted unchanged: nothing in them is stripped, escaped or read as a placeholder.
     """
 
     name: str
     prompt: str
-    """With `{system}` and `{instruction}`."""
+    """Contains `{system}` and `{instruction}`."""
     prompt_without_system: str
-    """With `{instruction}`."""
+    """Contains `{instruction}`."""
     response: str
-    """With `{response}`; EOS follows as an id, it is not part of the text."""
+    """Contains `{response}`. EOS follows as an id and is not part of the text."""
     chat_template: str
-    """The same form in Jinja over `messages`, `bos_token`, `eos_token`, for exported tokenizers."""
+    """The same template in Jinja over `messages`, `bos_token`, `eos_token`, for exported tokenizers."""
 
     def prompt_text(self, system: str, instruction: str) -> str:
         form = self.prompt if system else self.prompt_without_system
@@ -56,7 +56,7 @@ MISTRAL_INST = Template(
         "{%- endfor -%}"
     ),
 )
-"""The paper's SFT form (its configuration files and inference code): no <<SYS>>, the system text is the first lines."""
+"""The paper's SFT template (from its configuration and inference code): no <<SYS>>, the system text comes first."""
 
 CHATML = Template(
     name="chatml",
@@ -72,7 +72,7 @@ CHATML = Template(
         "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
     ),
 )
-"""ChatML as plain text, as the published DPO and ORPO runs had it: no special tokens were added to the vocabulary."""
+"""ChatML as plain text, as in the published DPO and ORPO runs: the vocabulary has no special tokens for it."""
 
 PLAIN = Template(
     name="plain",
@@ -91,8 +91,8 @@ PLAIN = Template(
         "{%- if turns | length == 2 -%}{{- ' ' + turns[1]['content'] + eos_token -}}{%- endif -%}"
     ),
 )
-"""No marks at all, for prompts that bring their own ("\\n\\nHuman: ...\\n\\nAssistant:"). Exported tokenizers take one
-prompt and one response: how further turns would be marked is for the data to say."""
+"""No marks, for prompts that bring their own ("\\n\\nHuman: ...\\n\\nAssistant:"). Exported tokenizers take one prompt
+and one response, because only the data knows how it marks further turns."""
 
 TEMPLATES = {template.name: template for template in (MISTRAL_INST, CHATML, PLAIN)}
 

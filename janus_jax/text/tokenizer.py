@@ -1,7 +1,7 @@
 """Text to token ids: the embedded 32k Mistral sentencepiece model, or the tokenizer of any Hugging Face directory.
 
-A tokenizer here never makes a special id out of text: a literal `<s>` or `</s>` that a user wrote stays text. BOS and
-EOS are put by the template alone.
+These tokenizers never turn text into a special id: a literal `<s>` or `</s>` that a user wrote stays text. Only the
+data code adds BOS and EOS (`data/boundary.py`).
 """
 
 import hashlib
@@ -29,15 +29,15 @@ HF_FILES = (
     "merges.txt",
     "tokenizer.model",
 )
-"""Files of a Hugging Face directory that belong to its tokenizer."""
+"""Tokenizer files of a Hugging Face directory."""
 
 _BESIDE_MODEL = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-"""Of these, what a sentencepiece model came with: its pad token and chat template."""
+"""Tokenizer files that may accompany a sentencepiece model, with its pad token and chat template."""
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What data code asks of a tokenizer. `bos_id` is None where no BOS is to be put, `unk_id` where there is none."""
+    """The interface that data code uses. `bos_id` is None if no BOS is added, `unk_id` if the vocabulary has none."""
 
     bos_id: int | None
     eos_id: int
@@ -45,23 +45,23 @@ class Tokenizer(Protocol):
     vocab_size: int
     """One more than the largest id."""
     fingerprint: str
-    """sha256 over everything that decides the ids."""
+    """sha256 over everything that affects the ids."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone: no BOS, no EOS, no special id whatever the text says."""
+        """Ids of the text only: no BOS, no EOS, and no special id, whatever the text contains."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids, special ids left out."""
+        """Text of the ids without special ids."""
         ...
 
     def save(self, directory: str | Path) -> None:
-        """Writes files from which `load_tokenizer(directory)` gives an equal tokenizer."""
+        """Writes files from which `load_tokenizer(directory)` makes an equal tokenizer."""
         ...
 
 
 class SentencePieceTokenizer:
-    """A sentencepiece model file. Control symbols are not part of its text alphabet, so text cannot name them."""
+    """A sentencepiece model file. Its text pieces exclude control symbols, so no text can produce them."""
 
     def __init__(self, path: str | Path):
         import sentencepiece
@@ -96,10 +96,10 @@ class HFTokenizer:
     """`tokenizer.json` of a Hugging Face directory, read with the `tokenizers` library.
 
     Special tokens in text stay text: `encode_special_tokens` makes the library split them like any other text. It
-    covers the tokens marked `special`; an added token that is not (some models add words that way) keeps its own id.
+    covers the tokens marked `special`. Other added tokens keep their own ids (some models add words that way).
 
-    BOS and EOS are what tokenizer_config.json, special_tokens_map.json or config.json declare, in this order. A
-    tokenizer_config.json that says `add_bos_token: false` is believed: the model was trained without, `bos_id` is None.
+    tokenizer_config.json, special_tokens_map.json or config.json declare BOS and EOS; the first that does counts. With
+    `add_bos_token: false` in tokenizer_config.json, the model was trained without BOS, so `bos_id` is None.
     """
 
     def __init__(self, directory: str | Path):
@@ -119,8 +119,8 @@ class HFTokenizer:
         special = {name: _special_id(self.directory, name, ids) for name in ("bos", "eos", "unk")}
         if special["eos"] is None:
             raise DataError(
-                f"{directory}: no end-of-sequence token: give eos_token in tokenizer_config.json or "
-                f"special_tokens_map.json, or eos_token_id in config.json"
+                f"{directory}: has no end-of-sequence token; set eos_token in tokenizer_config.json or "
+                "special_tokens_map.json, or eos_token_id in config.json"
             )
         if _read_json(self.directory / "tokenizer_config.json").get("add_bos_token") is False:
             special["bos"] = None
@@ -138,7 +138,7 @@ class HFTokenizer:
     def save(self, directory: str | Path) -> None:
         target = Path(directory)
         _copy([self.directory / name for name in HF_FILES], target)
-        # What config.json alone declared is kept as token names: that file also describes a model, so it stays out.
+        # config.json also describes a model, so it is not copied: tokens that only it declares are saved by name
         declared = {**_read_json(target / "special_tokens_map.json"), **_read_json(target / "tokenizer_config.json")}
         special = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id}
         missing = {
@@ -156,11 +156,11 @@ class HFTokenizer:
 def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
     """The embedded tokenizer (None), or that of a directory (gs:// too) with tokenizer.json or tokenizer.model.
 
-    Where both lie, the sentencepiece file is used if tokenizer.json declares the same number of ids, BOS and EOS
-    (sentencepiece is what tokenizer.json imitates); otherwise tokens were added, and tokenizer.json knows them.
+    If a directory has both files, tokenizer.model is used if tokenizer.json has the same number of ids, BOS and EOS
+    (then it only imitates tokenizer.model). Otherwise tokens were added, which only tokenizer.json knows.
 
     Raises:
-        DataError: no such directory, neither file in it, or a file that cannot be read.
+        DataError: the directory does not exist, has neither file, or a file cannot be read.
     """
     if path is None:
         return SentencePieceTokenizer(EMBEDDED)
@@ -168,14 +168,16 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
         path = staging.files(os.fspath(path), wanted=lambda name: name in (*HF_FILES, "config.json"))
     directory = Path(os.path.expanduser(path))
     if not directory.is_dir():
-        raise DataError(f"tokenizer {path}: no such directory; give one with tokenizer.json or tokenizer.model")
+        raise DataError(
+            f"tokenizer {path}: no such directory; allowed: a directory with tokenizer.json or tokenizer.model"
+        )
     has_json, has_model = (directory / "tokenizer.json").is_file(), (directory / "tokenizer.model").is_file()
     if not has_json and not has_model:
         raise DataError(f"tokenizer {path}: holds neither tokenizer.json nor tokenizer.model")
     if not has_json:
-        found = SentencePieceTokenizer(directory / "tokenizer.model")
-        _refuse_added(directory / "added_tokens.json", found)
-        return found
+        tokenizer = SentencePieceTokenizer(directory / "tokenizer.model")
+        _refuse_added(directory / "added_tokens.json", tokenizer)
+        return tokenizer
     declared = HFTokenizer(directory)
     if has_model:
         try:
@@ -190,22 +192,23 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
 def save_hf_tokenizer(
     tokenizer: Tokenizer, directory: str | Path, *, chat_template: str | None = None, pad_id: int | None = None
 ) -> None:
-    """Writes the tokenizer's files into `directory`, which is made if it is not there.
+    """Writes the tokenizer's files into `directory`, which is created if needed.
 
-    A tokenizer that came from a Hugging Face directory is copied. A sentencepiece model is written as tokenizer.model
-    and as an equal tokenizer.json with its config files (pad is EOS, unless a file beside it said otherwise). Others
-    turn a literal `<s>` in a text into id 1; on text without such literals they give the same ids as sentencepiece.
+    A tokenizer from a Hugging Face directory is copied. A sentencepiece model is written as tokenizer.model and as an
+    equivalent tokenizer.json with its config files (the pad token is EOS unless a file beside the model names one).
+    Other programs that read them turn a literal `<s>` in a text into id 1; on text without such literals they give the
+    same ids as sentencepiece.
 
     Args:
-        chat_template: Jinja text, the `chat_template` of the data's Template. None: what the tokenizer came with.
-        pad_id: of the token that is written as the pad token; None leaves it as it is said above, or in the directory.
+        chat_template: Jinja text, the `chat_template` of the data's Template. None: that of the tokenizer itself.
+        pad_id: id of the pad token. None: EOS or the tokenizer's own pad token, as above.
     """
     target = Path(directory)
     tokenizer.save(target)
     if isinstance(tokenizer, SentencePieceTokenizer):
         _write_from_sentencepiece(tokenizer, target)
     elif not isinstance(tokenizer, HFTokenizer):
-        raise TypeError(f"no Hugging Face form of {type(tokenizer).__name__}")
+        raise TypeError(f"{type(tokenizer).__name__} cannot be written as Hugging Face files")
     if chat_template is not None:
         path = target / "tokenizer_config.json"
         _write_json(path, _read_json(path) | {"chat_template": chat_template})
@@ -232,7 +235,7 @@ def _special_id(directory: Path, name: str, ids: dict[str, int]) -> int | None:
                 raise DataError(f"{directory / file}: {name}_token {token!r} is not in tokenizer.json")
             return ids[token]
     declared = _read_json(directory / "config.json").get(f"{name}_token_id")
-    if isinstance(declared, list):  # Llama 3 style: several ends; the first is the main one
+    if isinstance(declared, list):  # Llama 3 style: several EOS ids; the first is the main one
         declared = declared[0] if declared else None
     if declared is not None and declared not in ids.values():
         raise DataError(f"{directory / 'config.json'}: {name}_token_id {declared!r} is not in tokenizer.json")
@@ -247,7 +250,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON: {first_line(error)}") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path}: holds a {type(value).__name__}, an object is needed")
+        raise DataError(f"{path}: holds a {type(value).__name__}, but must hold an object")
     return value
 
 
@@ -256,7 +259,7 @@ def _refuse_added(path: Path, tokenizer: SentencePieceTokenizer) -> None:
     if added:
         raise DataError(
             f"{path}: adds {', '.join(map(repr, added[:3]))}, which tokenizer.model does not know; allowed: a "
-            "directory with a tokenizer.json that has them too (transformers' save_pretrained writes one)"
+            "directory whose tokenizer.json has them too (transformers' save_pretrained writes one)"
         )
 
 
@@ -274,7 +277,7 @@ def _id_or_none(token_id: int) -> int | None:
 
 
 def _write_from_sentencepiece(tokenizer: SentencePieceTokenizer, target: Path) -> None:
-    """tokenizer.json with byte fallback and merges ranked by piece score; a pre-tokenizer would break spaces."""
+    """Writes tokenizer.json with byte fallback and merges ranked by piece score; a pre-tokenizer would break spaces."""
     from tokenizers import AddedToken, decoders, normalizers, processors
     from tokenizers import Tokenizer as RustTokenizer
     from tokenizers.models import BPE
