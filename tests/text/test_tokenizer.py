@@ -185,7 +185,7 @@ def test_an_exported_plain_template_takes_one_prompt_and_one_response(embedded, 
     response = encode_response(PLAIN, embedded, "Yeast.").tolist()
     assert apply([*turns, answer], return_dict=False) == prompt + response
     for bad in ([*turns, answer, turns[-1]], [answer], [*turns, turns[-1]]):
-        with pytest.raises(Exception, match="no marks part turns here"):
+        with pytest.raises(Exception, match="no marks between turns"):
             apply(bad, tokenize=False)
 
 
