@@ -30,7 +30,7 @@ def dataset(directory: str, split: str) -> Path:
         copies = [
             place.parent for place in cache().glob("data/*/.url") if place.read_text(encoding="utf-8") == prefix.url
         ]
-        hint = f"; a copy from an earlier run is in {copies[0]}" if copies else ""
+        hint = f"; a copy from an earlier run, perhaps outdated: {copies[0]}" if copies else ""
         raise StorageError(f"{error}{hint}") from error
     place = place_of("data", prefix.url, content)
 

@@ -1,4 +1,4 @@
-"""Two small data sets, built once: sft with a validation split and one bad row, and pairs."""
+"""Two small data sets, built once: sft with a validation split and one bad record, and pairs."""
 
 import dataclasses
 import json
@@ -25,18 +25,18 @@ class Built:
     texts: list[tuple[str, str, str, str]]  # system, prompt, chosen, rejected of the train split
 
 
-def write_lines(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def write_lines(path: Path, records: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 
 
-def sft_rows() -> list[dict]:
+def sft_records() -> list[dict]:
     keys = ("system", "prompt", "output")
     sources = {"main_source": "nectar", "original_source": "sharegpt", "preference_set": [PREFERENCE] * 4}
     return [dict(zip(keys, texts[:3], strict=True)) | sources for texts in TEXTS]
 
 
-def pair_rows() -> list[dict]:
+def pair_records() -> list[dict]:
     return [dict(zip(("system", "prompt", "chosen", "rejected"), texts, strict=True)) for texts in TEXTS]
 
 
@@ -45,9 +45,9 @@ def sft_build(tmp_path_factory) -> Built:
     from janus_jax.data.build.pipeline import build
 
     root = tmp_path_factory.mktemp("sft")
-    rows = sft_rows()
-    train = write_lines(root / "rows.jsonl", [rows[0], rows[0] | {"output": ""}, *rows[1:]])
-    held = write_lines(root / "held.jsonl", rows[1:3])
+    records = sft_records()
+    train = write_lines(root / "rows.jsonl", [records[0], records[0] | {"output": ""}, *records[1:]])
+    held = write_lines(root / "held.jsonl", records[1:3])
     manifest = build({"train": train, "validation": held}, root / "data", kind="sft", skip_bad=True)
     return Built(root / "data", manifest, TEXTS)
 
@@ -57,5 +57,5 @@ def dpo_build(tmp_path_factory) -> Built:
     from janus_jax.data.build.pipeline import build
 
     root = tmp_path_factory.mktemp("dpo")
-    source = write_lines(root / "rows.jsonl", pair_rows())
+    source = write_lines(root / "rows.jsonl", pair_records())
     return Built(root / "data", build(source, root / "data", kind="dpo"), TEXTS)

@@ -36,22 +36,22 @@ def accuracy(pairs: list[dict], score: Callable[[str], float]) -> Fraction:
     return Fraction(sum(2 if sign > 0 else 1 if sign == 0 else 0 for sign in signs), 2 * len(signs))
 
 
-def preferences(row: dict) -> set[tuple[str, str]]:
-    return {(item["dimension"], item["preference"]) for item in row["preference_set"]}
+def preferences(record: dict) -> set[tuple[str, str]]:
+    return {(item["dimension"], item["preference"]) for item in record["preference_set"]}
 
 
 def instructions_of_preferences(split: str) -> dict[tuple[str, str], set[str]]:
     found: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for row in EMBEDDED[split]:
-        for preference in preferences(row):
-            found[preference].add(row["prompt"])
+    for record in EMBEDDED[split]:
+        for preference in preferences(record):
+            found[preference].add(record["prompt"])
     return found
 
 
 def test_all_ordered_pairs_of_three_responses():
     pairs = ordered_pairs(FIXTURE)
     assert len(pairs) == 12
-    outputs = {row["output"]: row for row in FIXTURE}
+    outputs = {record["output"]: record for record in FIXTURE}
     for pair in pairs:
         chosen, rejected = outputs[pair["chosen"]], outputs[pair["rejected"]]
         assert pair["system"] == chosen["system"] and chosen is not rejected
@@ -77,14 +77,14 @@ def test_written_sample_reads_back_as_its_kind(kind, tmp_path):
     files = write_sample(kind, tmp_path / kind)
     assert list(files) == list(SPLITS)
     for split, path in files.items():
-        rows, source = list(read_records(path, kind)), EMBEDDED[split]
-        assert len(rows) == len(source) * (1 if kind == "sft" else 2)
-        by_output = {row["output"]: row for row in source}
-        for row in rows:
-            chosen = by_output[row.chosen]
+        records, source = list(read_records(path, kind)), EMBEDDED[split]
+        assert len(records) == len(source) * (1 if kind == "sft" else 2)
+        by_output = {record["output"]: record for record in source}
+        for record in records:
+            chosen = by_output[record.chosen]
             prompt = f"{chosen['system']}\n{chosen['prompt']}" if kind == "rm" else chosen["prompt"]
-            assert row.prompt == prompt
-            assert row.system == ("" if kind == "rm" else chosen["system"])
+            assert record.prompt == prompt
+            assert record.system == ("" if kind == "rm" else chosen["system"])
 
 
 def test_unknown_split_is_refused():
@@ -93,46 +93,48 @@ def test_unknown_split_is_refused():
 
 
 @pytest.mark.parametrize(("split", "least"), [("train", 60), ("validation", 12)])
-def test_three_different_rows_for_each_of_enough_instructions(split, least):
-    rows = EMBEDDED[split]
-    counts = Counter(row["prompt"] for row in rows)
+def test_three_different_records_for_each_of_enough_instructions(split, least):
+    records = EMBEDDED[split]
+    counts = Counter(record["prompt"] for record in records)
     assert len(counts) >= least
     assert set(counts.values()) == {3}
-    assert len({row["output"] for row in rows}) == len({row["system"] for row in rows}) == len(rows)
+    assert (
+        len({record["output"] for record in records}) == len({record["system"] for record in records}) == len(records)
+    )
 
 
 def test_validation_instructions_are_unseen_in_train():
-    train, validation = ({row["prompt"] for row in EMBEDDED[split]} for split in SPLITS)
+    train, validation = ({record["prompt"] for record in EMBEDDED[split]} for split in SPLITS)
     assert not train & validation
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_rows_have_the_published_columns_and_one_preference_per_dimension(split):
+def test_records_have_the_published_columns_and_one_preference_per_dimension(split):
     columns = ["main_source", "original_source", "preference_set", "system", "prompt", "output"]
     for line in sample_path(split).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        assert list(row) == columns
-        assert [item["dimension"] for item in row["preference_set"]] == DIMENSIONS
-        for item in row["preference_set"]:
+        record = json.loads(line)
+        assert list(record) == columns
+        assert [item["dimension"] for item in record["preference_set"]] == DIMENSIONS
+        for item in record["preference_set"]:
             assert tuple(item) == PREFERENCE_KEYS
             assert all(value.strip() for value in item.values())
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_responses_have_60_to_200_words(split):
-    lengths = [len(row["output"].split()) for row in EMBEDDED[split]]
+    lengths = [len(record["output"].split()) for record in EMBEDDED[split]]
     assert 60 <= min(lengths) and max(lengths) <= 200
 
 
 def test_no_eight_words_of_a_response_stand_under_another_instruction():
     seen: dict[tuple[str, ...], str] = {}
     shared = []
-    for row in EMBEDDED["train"] + EMBEDDED["validation"]:
-        words = re.findall(r"[a-z0-9']+", row["output"].lower())
+    for record in EMBEDDED["train"] + EMBEDDED["validation"]:
+        words = re.findall(r"[a-z0-9']+", record["output"].lower())
         for start in range(len(words) - 7):
             gram = tuple(words[start : start + 8])
-            if seen.setdefault(gram, row["prompt"]) != row["prompt"]:
-                shared.append((" ".join(gram), row["prompt"], seen[gram]))
+            if seen.setdefault(gram, record["prompt"]) != record["prompt"]:
+                shared.append((" ".join(gram), record["prompt"], seen[gram]))
     assert len(seen) > 10_000
     assert shared == []
 
@@ -146,7 +148,7 @@ def test_validation_has_recurring_and_unseen_preferences():
     train = instructions_of_preferences("train")
     often = {name for name, prompts in train.items() if len(prompts) >= 5}
     per_prompt: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for row in EMBEDDED["validation"]:
-        per_prompt[row["prompt"]] |= preferences(row)
+    for record in EMBEDDED["validation"]:
+        per_prompt[record["prompt"]] |= preferences(record)
     assert sum(found <= often for found in per_prompt.values()) >= 4
     assert sum(not found & set(train) for found in per_prompt.values()) >= 4

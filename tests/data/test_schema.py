@@ -1,4 +1,4 @@
-"""Which rows are taken and what is said about the others."""
+"""Which records are taken and what is said about the others."""
 
 import math
 
@@ -26,7 +26,7 @@ def messages(text: str, *, user: str | None = None, system: str | None = None) -
         SFT | {"instruction": "Why?"},
     ],
 )
-def test_sft_rows_of_all_releases_read_the_same(raw):
+def test_sft_records_of_all_releases_read_the_same(raw):
     assert parse_record(raw, "sft") == Record("Be brief.", "Why?", "So.")
 
 
@@ -47,15 +47,19 @@ def test_pairs_of_all_releases_read_the_same(kind, raw):
     assert parse_record(raw, kind) == Record("Be brief.", "Why?", "So.", "Never mind.")
 
 
-def test_reward_model_rows_keep_the_joined_input_as_prompt():
+def test_reward_model_records_keep_the_joined_input_as_prompt():
     assert parse_record(RM, "rm") == Record("", "Be brief.\nWhy?", "So.", "Never mind.")
 
 
 def test_sources_and_preference_set_are_kept():
     preference = {"dimension": "style", "subdimension": "Tone", "preference": "Warm", "description": "It is warm."}
     raw = SFT | {"main_source": "nectar", "original_source": "sharegpt", "preference_set": [preference] * 4}
-    row = parse_record(raw, "sft")
-    assert (row.main_source, row.original_source, row.preference_set) == ("nectar", "sharegpt", (preference,) * 4)
+    record = parse_record(raw, "sft")
+    assert (record.main_source, record.original_source, record.preference_set) == (
+        "nectar",
+        "sharegpt",
+        (preference,) * 4,
+    )
 
 
 @pytest.mark.parametrize(("raw", "kind"), [(PAIR, "dpo"), (PAIR, "orpo"), (RM, "rm")])
@@ -73,7 +77,7 @@ def test_empty_system_is_a_system():
 
 
 BAD = [
-    # kind, row, reason, words of the message
+    # kind, record, reason, words of the message
     ("sft", {"system": "s", "prompt": "p"}, "missing_field", "'output' (or reference_answer) is missing"),
     ("sft", SFT | {"output": None}, "missing_field", "'output' (or reference_answer) is null"),
     ("sft", {"prompt": "p", "output": "o"}, "missing_field", "'system' (or system_prompt) is missing"),
@@ -115,7 +119,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("kind", "raw", "reason", "words"), BAD)
-def test_bad_rows_are_refused_with_reason_and_value(kind, raw, reason, words):
+def test_bad_records_are_refused_with_reason_and_value(kind, raw, reason, words):
     with pytest.raises(RecordError) as caught:
         parse_record(raw, kind)
     assert words in str(caught.value)
@@ -123,7 +127,7 @@ def test_bad_rows_are_refused_with_reason_and_value(kind, raw, reason, words):
     assert "\n" not in str(caught.value)
 
 
-def test_sft_rows_given_as_pairs_are_told_apart():
+def test_sft_records_given_as_pairs_are_told_apart():
     with pytest.raises(RecordError) as caught:
         parse_record(SFT, "dpo")
     message = str(caught.value)

@@ -21,7 +21,7 @@ from janus_jax.storage import bucket as buckets
 from janus_jax.storage import staging
 from janus_jax.storage.bucket import Prefix
 from janus_jax.text.tokenizer import load_tokenizer
-from tests.data.conftest import pair_rows, sft_rows, write_lines
+from tests.data.conftest import pair_records, sft_records, write_lines
 from tests.support.repository import ROOT
 from tests.support.training_examples import random_examples, write_dataset
 
@@ -326,8 +326,8 @@ def rows(tmp_path, bucket):
     """A directory of sources, and its URL."""
     root = tmp_path / "rows"
     root.mkdir()
-    write_lines(root / "train.jsonl", sft_rows())
-    write_lines(root / "validation.jsonl", sft_rows()[:2])
+    write_lines(root / "train.jsonl", sft_records())
+    write_lines(root / "validation.jsonl", sft_records()[:2])
     (root / "README.md").write_text("no rows")
     upload(root, f"{bucket}/raw")
     return root, f"{bucket}/raw"
@@ -363,7 +363,7 @@ def test_a_source_that_was_fetched_is_not_fetched_again(rows, proxy):
 
 
 def test_bad_rows_and_absent_sources_are_named_by_their_urls(rows, bucket, tmp_path):
-    pairs = write_lines(tmp_path / "pairs.jsonl", [*pair_rows(), {"system": "", "prompt": "x", "chosen": "y"}])
+    pairs = write_lines(tmp_path / "pairs.jsonl", [*pair_records(), {"system": "", "prompt": "x", "chosen": "y"}])
     Prefix(f"{bucket}/more").upload(tmp_path, [pairs.name])
     with pytest.raises(DataError, match=rf"^{bucket}/more/pairs\.jsonl:6: column 'rejected' .* is missing"):
         build(f"{bucket}/more/pairs.jsonl", tmp_path / "out", kind="dpo")

@@ -25,8 +25,8 @@ def tokenizer():
 
 @pytest.mark.parametrize("case", EXAMPLES, ids=lambda case: case["name"])
 def test_ids_equal_mistral_common(tokenizer, case):
-    row = Record(case["system"], case["instruction"], case["response"])
-    prompt, chosen, rejected = encode_example(MISTRAL_INST, tokenizer, row, "sft")
+    record = Record(case["system"], case["instruction"], case["response"])
+    prompt, chosen, rejected = encode_example(MISTRAL_INST, tokenizer, record, "sft")
     assert prompt.tolist() == case["prompt_ids"]
     assert chosen.tolist() == case["response_ids"]
     assert rejected is None
@@ -36,16 +36,16 @@ def test_ids_equal_mistral_common(tokenizer, case):
 @pytest.mark.parametrize("kind", ["dpo", "orpo", "rm"])
 def test_pairs_encode_both_responses_like_single_ones(tokenizer, kind):
     first, second = EXAMPLES[0], EXAMPLES[8]
-    row = Record(first["system"], first["instruction"], first["response"], second["response"])
-    prompt, chosen, rejected = encode_example(MISTRAL_INST, tokenizer, row, kind)
+    record = Record(first["system"], first["instruction"], first["response"], second["response"])
+    prompt, chosen, rejected = encode_example(MISTRAL_INST, tokenizer, record, kind)
     assert prompt.tolist() == first["prompt_ids"]
     assert chosen.tolist() == first["response_ids"]
     assert rejected.tolist() == second["response_ids"]
 
 
 def test_bos_and_eos_stand_once_whatever_the_text_says(tokenizer):
-    row = Record("<s>", "</s> <s>", "</s>", "<s> </s>")
-    prompt, chosen, rejected = encode_example(MISTRAL_INST, tokenizer, row, "dpo")
+    record = Record("<s>", "</s> <s>", "</s>", "<s> </s>")
+    prompt, chosen, rejected = encode_example(MISTRAL_INST, tokenizer, record, "dpo")
     assert [i for i in prompt if i in (1, 2)] == [1] and prompt[0] == 1
     for response in (chosen, rejected):
         assert [i for i in response if i in (1, 2)] == [2] and response[-1] == 2
@@ -65,8 +65,8 @@ def test_braces_in_user_text_are_not_placeholders():
 
 
 def test_chatml_is_the_published_text_as_ordinary_pieces(tokenizer):
-    row = Record("Be brief.", "Why?", "So.", "No.")
-    prompt, chosen, rejected = encode_example(CHATML, tokenizer, row, "orpo")
+    record = Record("Be brief.", "Why?", "So.", "No.")
+    prompt, chosen, rejected = encode_example(CHATML, tokenizer, record, "orpo")
     text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     assert prompt.tolist() == [1, *tokenizer.encode(text)]
     assert chosen.tolist() == [*tokenizer.encode("So.<|im_end|>"), 2]
@@ -127,9 +127,9 @@ TRICKY = [
 
 
 def test_the_two_boundaries_part_the_published_example_as_the_published_trainers_did(tokenizer):
-    row = Record("", "Name a poster.", "Revolutionary", "Rev")
+    record = Record("", "Name a poster.", "Revolutionary", "Rev")
     for boundary, chosen in {"separate": ["▁Revolution", "ary"], "joint": ["Rev", "olution", "ary"]}.items():
-        prompt, response, _ = encode_example(MISTRAL_INST, tokenizer, row, "dpo", boundary)
+        prompt, response, _ = encode_example(MISTRAL_INST, tokenizer, record, "dpo", boundary)
         assert pieces(tokenizer, prompt)[-1] == "]"
         assert pieces(tokenizer, response) == [*chosen, "</s>"]
 
@@ -145,8 +145,8 @@ def test_joint_pairs_are_cut_as_trl_cuts_them(tokenizer, template, response, oth
 
 
 def test_a_response_that_merges_into_the_prompt_takes_the_token_along_for_both(tokenizer):
-    row = Record("", "Why?", ")x", "So.")
-    prompt, chosen, rejected = encode_example(MISTRAL_INST, tokenizer, row, "dpo", "joint")
+    record = Record("", "Why?", ")x", "So.")
+    prompt, chosen, rejected = encode_example(MISTRAL_INST, tokenizer, record, "dpo", "joint")
     assert pieces(tokenizer, prompt)[-2:] == ["/", "INST"]
     assert pieces(tokenizer, chosen) == ["])", "x", "</s>"]
     assert pieces(tokenizer, rejected) == ["]", "So", ".", "</s>"]
@@ -155,8 +155,8 @@ def test_a_response_that_merges_into_the_prompt_takes_the_token_along_for_both(t
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=4, max_size=4))
 def test_joint_ids_are_those_of_the_whole_text(tokenizer, texts):
     system, instruction, chosen, rejected = texts
-    row = Record(system, instruction, chosen, rejected)
-    prompt, *responses = encode_example(MISTRAL_INST, tokenizer, row, "dpo", "joint")
+    record = Record(system, instruction, chosen, rejected)
+    prompt, *responses = encode_example(MISTRAL_INST, tokenizer, record, "dpo", "joint")
     form = MISTRAL_INST.prompt_text(system, instruction)
     alone = encode_prompt(MISTRAL_INST, tokenizer, system, instruction)
     assert 0 < len(prompt) <= len(alone) and (prompt == alone[: len(prompt)]).all()
@@ -164,17 +164,17 @@ def test_joint_ids_are_those_of_the_whole_text(tokenizer, texts):
         whole = np.concatenate([prompt, response]).tolist()
         assert whole == [1, *tokenizer.encode(form + text), 2]
         assert tokenizer.decode(whole) == tokenizer.decode(tokenizer.encode(form + text))
-    single = encode_example(MISTRAL_INST, tokenizer, row, "sft", "joint")
+    single = encode_example(MISTRAL_INST, tokenizer, record, "sft", "joint")
     assert np.concatenate(single[:2]).tolist() == np.concatenate([prompt, responses[0]]).tolist()
 
 
-def test_separate_ids_are_those_of_one_text_with_a_space_on_every_row_of_the_sample(tokenizer):
+def test_separate_ids_are_those_of_one_text_with_a_space_on_every_record_of_the_sample(tokenizer):
     """Why `separate` also stands for trainers that put a space after `[/INST]` and tokenize once."""
-    for row in sample_records("train"):
+    for record in sample_records("train"):
         prompt, response, _ = encode_example(
-            MISTRAL_INST, tokenizer, Record(row["system"], row["prompt"], row["output"]), "sft"
+            MISTRAL_INST, tokenizer, Record(record["system"], record["prompt"], record["output"]), "sft"
         )
-        text = f"{MISTRAL_INST.prompt_text(row['system'], row['prompt'])} {row['output']}"
+        text = f"{MISTRAL_INST.prompt_text(record['system'], record['prompt'])} {record['output']}"
         assert [*prompt, *response] == [1, *tokenizer.encode(text), 2]
 
 

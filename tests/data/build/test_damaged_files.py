@@ -1,4 +1,4 @@
-"""Files that are cut, damaged, uneven or of huge rows: refused or counted, by name, and never held whole."""
+"""Files that are cut, damaged, uneven or of huge records: refused or counted, by name, and never held whole."""
 
 import gzip
 import json
@@ -14,12 +14,12 @@ import pytest
 from janus_jax.data.build import readers
 from janus_jax.data.build.readers import find_splits, read_records
 from janus_jax.errors import DataError
-from tests.data.build.test_readers import EXPECTED, ROWS, refusal, write
+from tests.data.build.test_readers import EXPECTED, RECORDS, refusal, write
 
 
 @pytest.mark.parametrize("skip_bad", [False, True])
-def test_a_cut_gzip_file_names_the_last_row_that_could_be_read(tmp_path, skip_bad):
-    path = write(tmp_path / "rows.jsonl.gz", [row | {"n": i} for i, row in enumerate(ROWS * 200)])
+def test_a_cut_gzip_file_names_the_last_record_that_could_be_read(tmp_path, skip_bad):
+    path = write(tmp_path / "rows.jsonl.gz", [record | {"n": i} for i, record in enumerate(RECORDS * 200)])
     path.write_bytes(path.read_bytes()[:-20])
     taken = []
     with pytest.raises(
@@ -31,7 +31,7 @@ def test_a_cut_gzip_file_names_the_last_row_that_could_be_read(tmp_path, skip_ba
 def test_a_line_without_end_is_passed_over_and_not_held(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "_LONGEST_LINE_BYTES", 1 << 20)
     path = tmp_path / "rows.jsonl.gz"
-    lines = [json.dumps(row).encode() + b"\n" for row in ROWS]
+    lines = [json.dumps(record).encode() + b"\n" for record in RECORDS]
     path.write_bytes(gzip.compress(lines[0] + b"\0" * (20 << 20) + b"\n" + b"".join(lines[1:]) + b"x" * (20 << 20)))
     assert refusal(path).startswith(f"{path}:2: a line of more than 1 MiB")
     dropped: Counter[str] = Counter()
@@ -57,9 +57,9 @@ def test_a_json_file_too_large_to_be_held_is_refused(tmp_path, monkeypatch):
 
 
 def damaged(path: Path, **options) -> bytes:
-    """A sound file of 300 rows in three row groups, written to `path`."""
-    rows = [{"system": f"s{i}", "prompt": f"p{i}", "output": f"o{i} " * 9} for i in range(300)]
-    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=100, use_dictionary=False, **options)
+    """A sound file of 300 records in three row groups, written to `path`."""
+    records = [{"system": f"s{i}", "prompt": f"p{i}", "output": f"o{i} " * 9} for i in range(300)]
+    pq.write_table(pa.Table.from_pylist(records), path, row_group_size=100, use_dictionary=False, **options)
     return path.read_bytes()
 
 
@@ -75,7 +75,7 @@ def test_a_parquet_file_cut_in_half_is_refused(tmp_path, skip_bad):
     [({"compression": "snappy"}, "snappy"), ({"compression": "none", "write_page_checksum": True}, "CRC")],
     ids=["compressed", "checksums"],
 )
-def test_a_damaged_page_names_the_rows_before_it(tmp_path, options, words):
+def test_a_damaged_page_names_the_records_before_it(tmp_path, options, words):
     path = tmp_path / "rows.parquet"
     whole = bytearray(damaged(path, **options))
     chunk = pq.ParquetFile(path).metadata.row_group(2).column(2)
@@ -105,10 +105,12 @@ def test_any_damage_to_parquet_is_a_refusal_or_other_text(tmp_path, compression)
 
 
 def test_files_of_a_directory_may_differ_and_the_odd_one_is_named(tmp_path):
-    write(tmp_path / "train-0.parquet", ROWS)
-    write(tmp_path / "train-1.parquet", [{"prompt": row["prompt"], "output": row["output"]} for row in ROWS])
-    write(tmp_path / "train-2.parquet", [row | {"output": [row["output"]]} for row in ROWS])
-    write(tmp_path / "train-3.parquet", [row | {"more": 1} for row in ROWS])
+    write(tmp_path / "train-0.parquet", RECORDS)
+    write(
+        tmp_path / "train-1.parquet", [{"prompt": record["prompt"], "output": record["output"]} for record in RECORDS]
+    )
+    write(tmp_path / "train-2.parquet", [record | {"output": [record["output"]]} for record in RECORDS])
+    write(tmp_path / "train-3.parquet", [record | {"more": 1} for record in RECORDS])
     files = find_splits(tmp_path)["train"]
     with pytest.raises(DataError, match=r"train-1\.parquet:1: column 'system' \(or system_prompt\) is missing"):
         list(read_records(files, "sft"))
@@ -121,24 +123,28 @@ def test_files_of_a_directory_may_differ_and_the_odd_one_is_named(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
 def test_reading_takes_far_less_memory_than_the_file(tmp_path, suffix):
-    rows = [ROWS[0] | {"output": f"{i} " + "x" * 4000} for i in range(6000)]
-    path = write(tmp_path / f"rows{suffix}", rows)
-    text_bytes = sum(len(row["output"]) for row in rows)
-    del rows
+    records = [RECORDS[0] | {"output": f"{i} " + "x" * 4000} for i in range(6000)]
+    path = write(tmp_path / f"rows{suffix}", records)
+    text_bytes = sum(len(record["output"]) for record in records)
+    del records
     assert peak_bytes(path, 6000) < text_bytes / 4
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
-def test_rows_of_megabytes_are_held_a_few_at_a_time(tmp_path, suffix):
-    row_bytes = 2_000_000
-    rows = [ROWS[0] | {"output": f"{i} " + random.Random(i).randbytes(row_bytes // 2).hex()} for i in range(12)]
-    if suffix == ".parquet":  # in one row group; a page, which holds one row here, is the least that can be decoded
+def test_records_of_megabytes_are_held_a_few_at_a_time(tmp_path, suffix):
+    record_bytes = 2_000_000
+    records = [
+        RECORDS[0] | {"output": f"{i} " + random.Random(i).randbytes(record_bytes // 2).hex()} for i in range(12)
+    ]
+    if suffix == ".parquet":  # in one row group; a page, which holds one record here, is the least that can be decoded
         path = tmp_path / "rows.parquet"
-        pq.write_table(pa.Table.from_pylist(rows), path, write_batch_size=1, compression="none", use_dictionary=False)
+        pq.write_table(
+            pa.Table.from_pylist(records), path, write_batch_size=1, compression="none", use_dictionary=False
+        )
     else:
-        path = write(tmp_path / f"rows{suffix}", rows)
-    del rows
-    assert peak_bytes(path, 12) < 6 * row_bytes
+        path = write(tmp_path / f"rows{suffix}", records)
+    del records
+    assert peak_bytes(path, 12) < 6 * record_bytes
 
 
 def peak_bytes(path: Path, expected: int) -> int:

@@ -1,4 +1,4 @@
-"""Pairs from SFT rows: by the published rule, the same for every order of the rows, in little memory."""
+"""Pairs from SFT records: by the published rule, the same for every order of the records, in little memory."""
 
 import itertools
 import json
@@ -29,17 +29,17 @@ def collection(instructions: int) -> list[Record]:
     ]
 
 
-def derived(rows, scratch: Path, kind="dpo", *, seed=0, all_pairs=False) -> tuple[list[Record], Counter[str]]:
+def derived(records, scratch: Path, kind="dpo", *, seed=0, all_pairs=False) -> tuple[list[Record], Counter[str]]:
     dropped: Counter[str] = Counter()
-    pairs = list(derive_pairs(rows, kind, seed=seed, all_pairs=all_pairs, scratch=scratch, dropped=dropped))
+    pairs = list(derive_pairs(records, kind, seed=seed, all_pairs=all_pairs, scratch=scratch, dropped=dropped))
     assert list(scratch.iterdir()) == []
     return pairs, dropped
 
 
 def test_one_pair_an_instruction_chosen_with_its_system_rejected_from_another(tmp_path):
-    rows = collection(50)
-    pairs, dropped = derived(rows, tmp_path)
-    by_response = {row.chosen: row for row in rows}
+    records = collection(50)
+    pairs, dropped = derived(records, tmp_path)
+    by_response = {record.chosen: record for record in records}
     assert [pair.prompt for pair in pairs] == [f"Why {i}?" for i in range(50)]
     assert not dropped
     for pair in pairs:
@@ -66,28 +66,28 @@ def test_each_ordered_pair_is_drawn_about_as_often(tmp_path):
 
 
 @pytest.mark.parametrize("all_pairs", [False, True])
-def test_pairs_depend_on_seed_and_content_and_not_on_the_order_of_rows(tmp_path, all_pairs):
-    rows = collection(40)
-    repeated = Record(rows[0].system, rows[0].prompt, rows[0].chosen + " ", None, "another source")
-    shuffled = random.Random(1).sample([*rows, repeated], len(rows) + 1)
-    pairs, dropped = derived([*rows, repeated], tmp_path, all_pairs=all_pairs)
+def test_pairs_depend_on_seed_and_content_and_not_on_the_order_of_records(tmp_path, all_pairs):
+    records = collection(40)
+    repeated = Record(records[0].system, records[0].prompt, records[0].chosen + " ", None, "another source")
+    shuffled = random.Random(1).sample([*records, repeated], len(records) + 1)
+    pairs, dropped = derived([*records, repeated], tmp_path, all_pairs=all_pairs)
     assert dropped == {"repeated_row": 1}
-    for order in (shuffled, [repeated, *rows][::-1], [repeated, *rows]):
-        place = {prompt: i for i, prompt in enumerate(dict.fromkeys(row.prompt for row in order))}
+    for order in (shuffled, [repeated, *records][::-1], [repeated, *records]):
+        place = {prompt: i for i, prompt in enumerate(dict.fromkeys(record.prompt for record in order))}
         others, _ = derived(order, tmp_path, all_pairs=all_pairs)
         assert others == sorted(pairs, key=lambda pair: place[pair.prompt])  # stable: neighbours keep their order
-    assert derived([*rows, repeated], tmp_path, all_pairs=all_pairs)[0] == pairs
+    assert derived([*records, repeated], tmp_path, all_pairs=all_pairs)[0] == pairs
     if not all_pairs:
         # the draw of one instruction does not move when others come or go
-        assert derived([row for row in rows if row.prompt != "Why 7?"], tmp_path)[0] == [
-            pair for pair in derived(rows, tmp_path)[0] if pair.prompt != "Why 7?"
+        assert derived([record for record in records if record.prompt != "Why 7?"], tmp_path)[0] == [
+            pair for pair in derived(records, tmp_path)[0] if pair.prompt != "Why 7?"
         ]
-        assert derived(rows, tmp_path, seed=1)[0] != derived(rows, tmp_path)[0]
+        assert derived(records, tmp_path, seed=1)[0] != derived(records, tmp_path)[0]
 
 
 def test_all_pairs_of_the_sample_are_its_ordered_pairs(tmp_path):
-    rows = list(read_records(sample_path("train"), "sft"))
-    pairs, _ = derived(rows, tmp_path, all_pairs=True)
+    records = list(read_records(sample_path("train"), "sft"))
+    pairs, _ = derived(records, tmp_path, all_pairs=True)
     expected = {(p["system"], p["prompt"], p["chosen"], p["rejected"]) for p in ordered_pairs(sample_records("train"))}
     assert len(pairs) == len(expected) == 384
     assert {(p.system, p.prompt, p.chosen, p.rejected) for p in pairs} == expected
@@ -95,8 +95,8 @@ def test_all_pairs_of_the_sample_are_its_ordered_pairs(tmp_path):
 
 
 def test_reward_model_prompts_are_system_and_instruction_in_one(tmp_path):
-    rows = [Record("Be brief.", "Why?", "So."), Record("", "Why?", "Because of that.")]
-    pairs, _ = derived(rows, tmp_path, "rm", all_pairs=True)
+    records = [Record("Be brief.", "Why?", "So."), Record("", "Why?", "Because of that.")]
+    pairs, _ = derived(records, tmp_path, "rm", all_pairs=True)
     assert {(pair.system, pair.prompt, pair.chosen, pair.rejected) for pair in pairs} == {
         ("", "Be brief.\nWhy?", "So.", "Because of that."),
         ("", "Why?", "Because of that.", "So."),
@@ -104,7 +104,7 @@ def test_reward_model_prompts_are_system_and_instruction_in_one(tmp_path):
 
 
 def test_what_gives_no_pair_is_dropped_by_reason(tmp_path):
-    rows = [
+    records = [
         *collection(1),
         Record("a", "single?", "one"),
         Record("a", "repeated?", "one"),
@@ -120,7 +120,7 @@ def test_what_gives_no_pair_is_dropped_by_reason(tmp_path):
         Record("b", "two of three equal?", "same"),
         Record("c", "two of three equal?", "other"),
     ]
-    pairs, dropped = derived(rows, tmp_path, all_pairs=True)
+    pairs, dropped = derived(records, tmp_path, all_pairs=True)
     assert dropped == {
         "repeated_row": 1,
         "instruction_with_one_response": 2,
@@ -131,7 +131,7 @@ def test_what_gives_no_pair_is_dropped_by_reason(tmp_path):
     with pytest.raises(
         DataError, match="no pair can be derived: instruction_with_one_response 1; an instruction needs"
     ):
-        derived(rows[3:4], tmp_path)
+        derived(records[3:4], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -141,18 +141,18 @@ def test_single_responses_cannot_be_derived(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_text(tmp_path):
-    def rows():
+    def records():
         for i in range(3000):
             yield Record(f"{i % 3} {i}", f"Why {i % 1000}?", f"{i} " + "x" * 8000)  # those of an instruction lie apart
 
     list(
         derive_pairs(
-            itertools.islice(rows(), 1001), "dpo", seed=0, all_pairs=False, scratch=tmp_path, dropped=Counter()
+            itertools.islice(records(), 1001), "dpo", seed=0, all_pairs=False, scratch=tmp_path, dropped=Counter()
         )
     )
     tracemalloc.start()
     try:
-        pairs = derive_pairs(rows(), "dpo", seed=0, all_pairs=False, scratch=tmp_path, dropped=Counter())
+        pairs = derive_pairs(records(), "dpo", seed=0, all_pairs=False, scratch=tmp_path, dropped=Counter())
         assert sum(1 for _ in pairs) == 1000
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -163,8 +163,8 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
 def test_a_build_derives_each_split_and_says_so(tmp_path):
     source = tmp_path / "rows.jsonl"
     with source.open("w") as lines:
-        for row in collection(8):
-            lines.write(json.dumps({"system": row.system, "prompt": row.prompt, "output": row.chosen}) + "\n")
+        for record in collection(8):
+            lines.write(json.dumps({"system": record.system, "prompt": record.prompt, "output": record.chosen}) + "\n")
         lines.write(json.dumps({"system": "", "prompt": "Alone?", "output": "Yes."}) + "\n")
     manifest = build(source, tmp_path / "data", kind="rm", derive=Derivation(seed=3))
     assert manifest == Manifest.load(tmp_path / "data")

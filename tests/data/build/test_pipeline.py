@@ -1,4 +1,4 @@
-"""A build holds exactly the ids of its rows, whole or not at all."""
+"""A build holds exactly the ids of its records, whole or not at all."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from janus_jax.data.build.pipeline import build
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.errors import DataError, JanusError, StorageError
 from janus_jax.text.tokenizer import load_tokenizer
-from tests.data.conftest import TEXTS, pair_rows, sft_rows, write_lines
+from tests.data.conftest import TEXTS, pair_records, sft_records, write_lines
 from tests.support.repository import ROOT
 
 
@@ -30,7 +30,7 @@ def expected_ids(system: str, prompt: str, *responses: str) -> list[list[int]]:
     return [[1, *encode(text)], *([*encode(response), 2] for response in responses)]
 
 
-def test_sft_build_holds_the_ids_of_its_rows_in_order(sft_build):
+def test_sft_build_holds_the_ids_of_its_records_in_order(sft_build):
     data = TokenizedDataset(sft_build.directory, "train")
     for example, (system, prompt, output, _) in zip(data.read(range(5)), sft_build.texts, strict=True):
         assert [example.prompt.tolist(), example.chosen.tolist()] == expected_ids(system, prompt, output)
@@ -47,8 +47,8 @@ def test_dpo_build_holds_prompt_chosen_and_rejected(dpo_build):
 
 
 def test_rm_build_takes_the_joined_input_as_prompt(tmp_path):
-    rows = [{"input": f"{s}\n{p}", "chosen": c, "rejected": r} for s, p, c, r in TEXTS]
-    build(write_lines(tmp_path / "rm.jsonl", rows), tmp_path / "out", kind="rm")
+    records = [{"input": f"{s}\n{p}", "chosen": c, "rejected": r} for s, p, c, r in TEXTS]
+    build(write_lines(tmp_path / "rm.jsonl", records), tmp_path / "out", kind="rm")
     examples = TokenizedDataset(tmp_path / "out").read([0, 2])
     for example, index in zip(examples, (0, 2), strict=True):
         assert example.prompt.tolist() == expected_ids(*TEXTS[index])[0]
@@ -85,22 +85,21 @@ def test_stored_files_are_as_documented(dpo_build):
 def test_text_is_kept_as_a_tfds_data_set(sft_build):
     from janus_jax.data.build.tfds_builder import read_builder
 
-    rows = read_builder(sft_build.directory / "tfds").as_data_source("train")
-    assert [row["prompt"].decode() for row in rows] == [texts[1] for texts in TEXTS]
+    records = read_builder(sft_build.directory / "tfds").as_data_source("train")
+    assert [record["prompt"].decode() for record in records] == [texts[1] for texts in TEXTS]
 
 
 def test_fingerprint_follows_the_ids_alone(dpo_build, tmp_path):
     (tmp_path / "elsewhere").mkdir()
-    rows = pair_rows()
-    again = build(write_lines(tmp_path / "elsewhere" / "x.jsonl", rows), tmp_path / "same", kind="orpo")
+    again = build(write_lines(tmp_path / "elsewhere" / "x.jsonl", pair_records()), tmp_path / "same", kind="orpo")
     assert again.fingerprint == dpo_build.manifest.fingerprint
-    other = build(write_lines(tmp_path / "y.jsonl", rows[::-1]), tmp_path / "reversed", kind="dpo")
+    other = build(write_lines(tmp_path / "y.jsonl", pair_records()[::-1]), tmp_path / "reversed", kind="dpo")
     assert other.fingerprint != dpo_build.manifest.fingerprint
 
 
 def test_many_files_of_tokens_read_like_one(dpo_build, tmp_path, monkeypatch):
     monkeypatch.setattr(build_module, "_EXAMPLES_PER_FILE", 2)
-    manifest = build(write_lines(tmp_path / "rows.jsonl", pair_rows()), tmp_path / "out", kind="dpo")
+    manifest = build(write_lines(tmp_path / "rows.jsonl", pair_records()), tmp_path / "out", kind="dpo")
     names = sorted(path.name for path in (tmp_path / "out" / "train").glob("tokens*"))
     assert names == [f"tokens-0000{i}-of-00003.array_record" for i in range(3)]
     assert manifest.fingerprint == dpo_build.manifest.fingerprint
@@ -116,7 +115,7 @@ def test_another_tokenizer_and_template_are_used_and_kept(tmp_path):
 
     directory = byte_level_directory(tmp_path / "tokenizer")
     (directory / "tokenizer_config.json").write_text('{"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}')
-    source = write_lines(tmp_path / "rows.jsonl", sft_rows())
+    source = write_lines(tmp_path / "rows.jsonl", sft_records())
     manifest = build(source, tmp_path / "out", kind="sft", tokenizer=directory, template="chatml")
     assert (manifest.template, manifest.tokenizer["bos"], manifest.tokenizer["eos"]) == ("chatml", 1, 2)
     data = TokenizedDataset(tmp_path / "out")
@@ -128,7 +127,7 @@ def test_splits_of_a_directory_and_a_choice_of_them(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     for name in ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "test.jsonl"):
-        write_lines(source / name, sft_rows()[:2])
+        write_lines(source / name, sft_records()[:2])
     assert {name: s.examples for name, s in build(source, tmp_path / "a", kind="sft").splits.items()} == {
         "test": 2,
         "train": 4,
@@ -138,25 +137,25 @@ def test_splits_of_a_directory_and_a_choice_of_them(tmp_path):
         build(source, tmp_path / "c", kind="sft", splits=["validation"])
 
 
-def test_progress_ends_at_the_number_of_rows(tmp_path):
+def test_progress_ends_at_the_number_of_records(tmp_path):
     calls = []
-    source = write_lines(tmp_path / "rows.jsonl", sft_rows())
+    source = write_lines(tmp_path / "rows.jsonl", sft_records())
     build(source, tmp_path / "out", kind="sft", progress=lambda *args: calls.append(args))
     assert calls == [("train", "read", 5, 5), ("train", "tokenize", 5, 5)]
 
 
 def test_a_joint_build_holds_joint_ids_and_says_so(dpo_build, tmp_path):
-    rows = [row | {"chosen": ")" + row["chosen"]} for row in pair_rows()]
-    manifest = build(write_lines(tmp_path / "rows.jsonl", rows), tmp_path / "out", kind="dpo", boundary="joint")
+    records = [record | {"chosen": ")" + record["chosen"]} for record in pair_records()]
+    manifest = build(write_lines(tmp_path / "rows.jsonl", records), tmp_path / "out", kind="dpo", boundary="joint")
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["boundary"] == manifest.boundary == "joint"
     assert dpo_build.manifest.boundary == "separate"
     tokenizer = load_tokenizer()
-    for example, row in zip(TokenizedDataset(tmp_path / "out").read(range(5)), rows, strict=True):
-        prompt, *_ = expected_ids(row["system"], row["prompt"])
+    for example, record in zip(TokenizedDataset(tmp_path / "out").read(range(5)), records, strict=True):
+        prompt, *_ = expected_ids(record["system"], record["prompt"])
         text = tokenizer.decode(prompt)
         assert example.prompt.tolist() == prompt[:-1]  # "]" has merged with ")"
         for part, column in ((example.chosen, "chosen"), (example.rejected, "rejected")):
-            assert [*example.prompt, *part] == [1, *tokenizer.encode(text + row[column]), 2]
+            assert [*example.prompt, *part] == [1, *tokenizer.encode(text + record[column]), 2]
 
 
 def test_lengths_are_counted_in_the_manifest(dpo_build):
@@ -172,8 +171,8 @@ def test_lengths_are_counted_in_the_manifest(dpo_build):
 
 
 def test_several_processes_build_the_very_same(tmp_path):
-    rows = [row | {"prompt": f"{number}. {row['prompt']}"} for number in range(60) for row in pair_rows()]
-    source = write_lines(tmp_path / "rows.jsonl", rows)
+    records = [pair | {"prompt": f"{number}. {pair['prompt']}"} for number in range(60) for pair in pair_records()]
+    source = write_lines(tmp_path / "rows.jsonl", records)
     for name, processes in (("one", 1), ("three", 3)):
         build(source, tmp_path / name, kind="dpo", boundary="joint", processes=processes)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
@@ -193,17 +192,22 @@ def test_what_a_worker_refuses_is_said_as_it_is(tmp_path, processes):
     model = tokenizers.models.WordLevel(words, unk_token="<unk>")
     tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer" / "tokenizer.json"))
     (tmp_path / "tokenizer" / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-    source = write_lines(tmp_path / "rows.jsonl", pair_rows())
+    source = write_lines(tmp_path / "rows.jsonl", pair_records())
     options = {"kind": "dpo", "boundary": "joint", "tokenizer": tmp_path / "tokenizer"}
     with pytest.raises(DataError, match=r"^boundary joint: the tokenizer merges all of the prompt"):
         build(source, tmp_path / "out", processes=processes, **options)
     assert not (tmp_path / "out").exists()
 
 
+def many_long_records(directory: Path, times: int) -> Path:
+    records = [record | {"output": record["output"] * 40} for record in sft_records()]
+    return write_lines(directory / "rows.jsonl", records * times)
+
+
 @pytest.mark.parametrize("phase", ["read", "tokenize"])
 def test_a_killed_build_leaves_nothing_that_looks_like_one(tmp_path, phase):
     """SIGKILL in either phase, workers running: the place stays free, no process stays behind, the next build works."""
-    source = write_lines(tmp_path / "rows.jsonl", [row | {"output": row["output"] * 40} for row in sft_rows()] * 300)
+    source = many_long_records(tmp_path, 300)
     code = f"""
 import os, signal
 from janus_jax.data.build.pipeline import build
@@ -228,11 +232,11 @@ if __name__ == "__main__":
         TokenizedDataset(tmp_path / "out")
     left = [path for path in tmp_path.iterdir() if path.name.startswith(".out.")]
     assert len(left) == 1 and not (left[0] / "manifest.json").exists()
-    build(write_lines(tmp_path / "few.jsonl", sft_rows()), tmp_path / "out", kind="sft")
+    build(write_lines(tmp_path / "few.jsonl", sft_records()), tmp_path / "out", kind="sft")
 
 
 def test_a_worker_that_is_killed_ends_the_build_with_its_reason(tmp_path):
-    source = write_lines(tmp_path / "rows.jsonl", [row | {"output": row["output"] * 40} for row in sft_rows()] * 300)
+    source = many_long_records(tmp_path, 300)
     here, killed = os.getpid(), []
 
     def kill(split, phase, done, total):
@@ -260,7 +264,7 @@ def command(pid: int) -> bytes:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_command_that_is_stopped_cleans_up_and_leaves_no_process(tmp_path, number):
-    source = write_lines(tmp_path / "rows.jsonl", [row | {"output": row["output"] * 40} for row in sft_rows()] * 2000)
+    source = many_long_records(tmp_path, 2000)
     words = f"data build --kind sft --source {source} --out {tmp_path / 'out'} --processes 2".split()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = subprocess.Popen([sys.executable, "-m", "janus_jax.cli", *words], env=environment, start_new_session=True)
@@ -292,19 +296,19 @@ def group_members(group: int):
 MARGINS = [0.5, None, 3, -2.25, None]
 
 
-def test_margins_are_stored_with_zero_where_a_row_has_none(tmp_path):
-    rows = [row | ({} if m is None else {"margin": m}) for row, m in zip(pair_rows(), MARGINS, strict=True)]
+def test_margins_are_stored_with_zero_where_a_record_has_none(tmp_path):
+    records = [record | ({} if m is None else {"margin": m}) for record, m in zip(pair_records(), MARGINS, strict=True)]
     sources = {
-        "train": write_lines(tmp_path / "a.jsonl", rows),
-        "validation": write_lines(tmp_path / "b.jsonl", rows[1:2]),
+        "train": write_lines(tmp_path / "a.jsonl", records),
+        "validation": write_lines(tmp_path / "b.jsonl", records[1:2]),
     }
     manifest = build(sources, tmp_path / "out", kind="dpo")
     data = TokenizedDataset(tmp_path / "out")
     assert data.margins.tolist() == [0.5, 0, 3, -2.25, 0] and data.margins.dtype == np.float32
     assert [example.margin for example in data.read([3, 0])] == [-2.25, 0.5]
     assert not (tmp_path / "out" / "validation" / "margins.npy").exists()
-    rows[0]["margin"] = 0.75
-    other = build(sources | {"train": write_lines(tmp_path / "c.jsonl", rows)}, tmp_path / "other", kind="dpo")
+    records[0]["margin"] = 0.75
+    other = build(sources | {"train": write_lines(tmp_path / "c.jsonl", records)}, tmp_path / "other", kind="dpo")
     assert other.fingerprint != manifest.fingerprint
 
 
@@ -319,14 +323,14 @@ def test_a_margin_of_parquet_is_read(tmp_path):
     import pyarrow
     import pyarrow.parquet
 
-    rows = [row | {"margin": m} for row, m in zip(pair_rows(), MARGINS, strict=True)]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    records = [record | {"margin": m} for record, m in zip(pair_records(), MARGINS, strict=True)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "rows.parquet")
     build(tmp_path / "rows.parquet", tmp_path / "out", kind="orpo")
     assert TokenizedDataset(tmp_path / "out").margins.tolist() == [0.5, 0, 3, -2.25, 0]
 
 
 def bad_builds(root: Path):
-    good = write_lines(root / "good.jsonl", sft_rows())
+    good = write_lines(root / "good.jsonl", sft_records())
     cut = root / "cut.jsonl"
     cut.write_text(good.read_text()[:-20])
     yield {"source": cut, "kind": "sft"}, "cut.jsonl:5: not valid JSON"
@@ -336,11 +340,8 @@ def bad_builds(root: Path):
     yield {"source": {"train": good, "validation": root / "empty.jsonl"}, "kind": "sft"}, "empty.jsonl: is empty"
     yield {"source": root / "absent.jsonl", "kind": "sft"}, "absent.jsonl: no such file or directory"
     yield {"source": good, "kind": "ppo"}, "'ppo': unknown"
-    pairs = write_lines(root / "pairs.jsonl", [pair_rows()[0], pair_rows()[1] | {"margin": "big"}])
-    yield (
-        {"source": pairs, "kind": "dpo"},
-        "pairs.jsonl:2: column 'margin' must be a finite number (float32), found str",
-    )
+    pairs = write_lines(root / "pairs.jsonl", [pair_records()[0], pair_records()[1] | {"margin": "big"}])
+    yield {"source": pairs, "kind": "dpo"}, "pairs.jsonl:2: column 'margin' must be a finite number (float32), found"
     yield {"source": good, "kind": "sft", "boundary": "joined"}, "boundary 'joined': unknown; allowed: separate, joint"
     yield {"source": good, "kind": "sft", "template": "llama"}, "'llama': unknown"
     yield {"source": good, "kind": "sft", "tokenizer": root / "absent"}, "no such directory"
@@ -360,7 +361,7 @@ def test_bad_input_gives_one_line_and_leaves_nothing(tmp_path):
 
 
 def test_a_directory_that_holds_something_is_refused(tmp_path):
-    source = write_lines(tmp_path / "rows.jsonl", sft_rows())
+    source = write_lines(tmp_path / "rows.jsonl", sft_records())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(StorageError, match="exists and is not empty"):
@@ -368,8 +369,8 @@ def test_a_directory_that_holds_something_is_refused(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_a_build_is_silent_and_leaves_rows_nowhere_else(tmp_path):
-    source = write_lines(tmp_path / "rows.jsonl", sft_rows())
+def test_a_build_is_silent_and_leaves_records_nowhere_else(tmp_path):
+    source = write_lines(tmp_path / "rows.jsonl", sft_records())
     (tmp_path / "home").mkdir()
     code = "import sys; from janus_jax.data.build.pipeline import build; build(sys.argv[1], sys.argv[2], kind='sft')"
     environment = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
@@ -383,7 +384,7 @@ def test_a_build_is_silent_and_leaves_rows_nowhere_else(tmp_path):
     )
     assert (done.stdout, done.stderr) == ("", "")
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "home", "out"}
-    # TensorFlow's family leaves files of its own where it is imported (keras.json, autograph); none holds a row
+    # TensorFlow's family leaves files of its own where it is imported (keras.json, autograph); none holds a record
     left = [path for path in (tmp_path / "home").rglob("*") if path.is_file() and b"bread" in path.read_bytes()]
     assert left == []
     assert not list((tmp_path / "home").rglob("*tensorflow_datasets*"))

@@ -1,4 +1,4 @@
-"""The three sets of the published reward model's second stage: which row becomes which pair, and with which ids."""
+"""The three sets of the published reward model's second stage: which record becomes which pair, and with which ids."""
 
 import gzip
 import json
@@ -35,7 +35,7 @@ WEBGPT = {
     "answer_1": "Vapour rises [1].",
     "score_1": 0.5,
 }
-ROWS = {"hh": HH, "oasst": OASST, "webgpt": WEBGPT}
+RECORDS = {"hh": HH, "oasst": OASST, "webgpt": WEBGPT}
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +68,12 @@ def test_each_set_is_known_by_its_columns(kind):
         ["Why?"],
     ],
 )
-def test_rows_of_our_own_columns_are_left_alone(raw):
+def test_records_of_our_own_columns_are_left_alone(raw):
     assert [published_record(raw, kind) for kind in PAIR_KINDS] == [None] * 3
 
 
 def test_single_responses_are_not_made_of_pairs():
-    assert [published_record(raw, "sft") for raw in ROWS.values()] == [None] * 3
+    assert [published_record(raw, "sft") for raw in RECORDS.values()] == [None] * 3
 
 
 def test_transcripts_that_part_early_share_the_prompt_up_to_their_last_common_turn():
@@ -82,22 +82,22 @@ def test_transcripts_that_part_early_share_the_prompt_up_to_their_last_common_tu
         f"{early} Clouds.\n\nHuman: Why?\n\nAssistant: Heat.",
         f"{early} Clear.\n\nHuman: ?\n\nAssistant: Er.",
     )
-    row = published_record({"chosen": chosen, "rejected": rejected}, "rm")
-    assert row == Record(
+    record = published_record({"chosen": chosen, "rejected": rejected}, "rm")
+    assert record == Record(
         "", early, "Clouds.\n\nHuman: Why?\n\nAssistant: Heat.", "Clear.\n\nHuman: ?\n\nAssistant: Er."
     )
     # one side goes on where the other ends
-    row = published_record(
+    record = published_record(
         {"chosen": f"{ASKED} Heat.", "rejected": f"{ASKED} Heat.\n\nHuman: So?\n\nAssistant: Yes."}, "rm"
     )
-    assert row is not None
-    assert (row.prompt, row.chosen, row.rejected) == (ASKED, "Heat.", "Heat.\n\nHuman: So?\n\nAssistant: Yes.")
+    assert record is not None
+    assert (record.prompt, record.chosen, record.rejected) == (ASKED, "Heat.", "Heat.\n\nHuman: So?\n\nAssistant: Yes.")
 
 
 def test_one_space_alone_is_taken_from_a_transcript():
-    row = published_record({"chosen": f"{ASKED}   - so \n", "rejected": f"{ASKED}No."}, "dpo")
-    assert row is not None
-    assert (row.chosen, row.rejected) == ("  - so \n", "No.")
+    record = published_record({"chosen": f"{ASKED}   - so \n", "rejected": f"{ASKED}No."}, "dpo")
+    assert record is not None
+    assert (record.chosen, record.rejected) == ("  - so \n", "No.")
 
 
 BAD = [
@@ -129,7 +129,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("raw", "reason", "words"), BAD)
-def test_bad_rows_are_refused_with_reason_and_value(raw, reason, words):
+def test_bad_records_are_refused_with_reason_and_value(raw, reason, words):
     with pytest.raises(RecordError) as caught:
         published_record(raw, "rm")
     assert not isinstance(caught.value, NoPreferenceError)
@@ -150,10 +150,10 @@ def test_ids_are_those_of_the_whole_text_as_openrlhf_tokenizes_it(tokenizer):
         "webgpt": [f"[INST] Why clouds? [/INST] {answer}" for answer in (WEBGPT["answer_1"], WEBGPT["answer_0"])],
     }
     for name, wholes in texts.items():
-        row = published_record(ROWS[name], "rm")
-        assert row is not None
+        record = published_record(RECORDS[name], "rm")
+        assert record is not None
         template = MISTRAL_INST if name == "webgpt" else PLAIN
-        prompt, *responses = encode_example(template, tokenizer, row, "rm")
+        prompt, *responses = encode_example(template, tokenizer, record, "rm")
         assert [[*prompt, *response] for response in responses] == [[1, *tokenizer.encode(w), 2] for w in wholes], name
 
 
@@ -163,9 +163,9 @@ def test_ids_are_those_of_the_whole_text_as_openrlhf_tokenizes_it(tokenizer):
 def test_ties_are_counted_and_do_not_stop_a_build(tmp_path):
     path = tmp_path / "rows.jsonl"
     tie = WEBGPT | {"score_0": 0.0, "score_1": 0.0, "answer_0": ""}
-    path.write_text("".join(json.dumps(row) + "\n" for row in (tie, WEBGPT, tie)))
+    path.write_text("".join(json.dumps(record) + "\n" for record in (tie, WEBGPT, tie)))
     dropped: Counter[str] = Counter()
-    assert [row.prompt for row in read_records(path, "rm", dropped=dropped)] == ["Why clouds?"]
+    assert [record.prompt for record in read_records(path, "rm", dropped=dropped)] == ["Why clouds?"]
     assert dropped == {"tie": 2}
     path.write_text(json.dumps(tie) + "\n")
     with pytest.raises(DataError, match=r"no usable record, all 1 were dropped \(tie 1\)"):
@@ -175,7 +175,7 @@ def test_ties_are_counted_and_do_not_stop_a_build(tmp_path):
 def hub_copy(root: Path) -> Path:
     """Files as they lie in Anthropic/hh-rlhf."""
     attempt = {"min_harmlessness_score_transcript": -0.1, "transcript": HH["chosen"], "tags": []}
-    for name, row in {
+    for name, record in {
         "harmless-base/train": HH,
         "harmless-base/test": HH,
         "helpful-base/train": HH,
@@ -183,7 +183,7 @@ def hub_copy(root: Path) -> Path:
     }.items():
         path = root / f"{name}.jsonl.gz"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(gzip.compress((json.dumps(row) + "\n").encode()))
+        path.write_bytes(gzip.compress((json.dumps(record) + "\n").encode()))
     return root
 
 
@@ -206,25 +206,27 @@ def test_the_hub_id_of_transcripts_leaves_out_what_are_no_pairs(tmp_path, monkey
     assert list(read_records(splits["train"], "rm")) == [Record("", ASKED, "Vapour rises.", "No idea.")] * 2
 
 
-@pytest.mark.skipif("JANUS_REAL_DATA" not in os.environ, reason="JANUS_REAL_DATA names no folder of published rows")
+@pytest.mark.skipif("JANUS_REAL_DATA" not in os.environ, reason="JANUS_REAL_DATA names no folder of published records")
 def test_real_conversations_part_where_their_last_responses_begin(tmp_path, tokenizer):
     """The file holds turns, prompt and responses apart; the published form is written from them."""
     file = Path(os.environ["JANUS_REAL_DATA"]) / "hh_harmless_part.jsonl"
     given = [json.loads(line) for line in file.read_text().splitlines()]
     roles = {"user": "Human", "assistant": "Assistant"}
     turns = [
-        "".join(f"\n\n{roles[turn['role']]}: {turn['content']}" for turn in row["messages"]) + "\n\nAssistant:"
-        for row in given
+        "".join(f"\n\n{roles[turn['role']]}: {turn['content']}" for turn in record["messages"]) + "\n\nAssistant:"
+        for record in given
     ]
     wholes = [
-        [f"{turn} {row[side]}" for side in ("chosen", "rejected")] for turn, row in zip(turns, given, strict=True)
+        [f"{turn} {record[side]}" for side in ("chosen", "rejected")] for turn, record in zip(turns, given, strict=True)
     ]
     path = tmp_path / "train.jsonl.gz"
     with gzip.open(path, "wt") as lines:
         lines.writelines(json.dumps({"chosen": a, "rejected": b}) + "\n" for a, b in wholes)
-    rows = list(read_records(path, "rm"))
-    assert rows == [Record("", turn, row["chosen"], row["rejected"]) for turn, row in zip(turns, given, strict=True)]
-    assert len(rows) == 400
-    for row, texts in zip(rows[::8], wholes[::8], strict=True):
-        prompt, *responses = encode_example(PLAIN, tokenizer, row, "rm")
+    records = list(read_records(path, "rm"))
+    assert records == [
+        Record("", turn, record["chosen"], record["rejected"]) for turn, record in zip(turns, given, strict=True)
+    ]
+    assert len(records) == 400
+    for record, texts in zip(records[::8], wholes[::8], strict=True):
+        prompt, *responses = encode_example(PLAIN, tokenizer, record, "rm")
         assert [[*prompt, *response] for response in responses] == [[1, *tokenizer.encode(t), 2] for t in texts]

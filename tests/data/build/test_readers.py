@@ -1,4 +1,4 @@
-"""Files of every kind into rows, and FILE:ROW for what cannot be read."""
+"""Files of every kind into records, and FILE:ROW for what cannot be read."""
 
 import gzip
 import json
@@ -15,27 +15,27 @@ from janus_jax.data.build.readers import HUB_ALIASES, find_splits, read_records
 from janus_jax.data.schema import Record
 from janus_jax.errors import DataError
 
-ROWS = [{"system": "Be brief.", "prompt": f"Why {i}?", "output": f"Because of {i}."} for i in range(5)]
+RECORDS = [{"system": "Be brief.", "prompt": f"Why {i}?", "output": f"Because of {i}."} for i in range(5)]
 EXPECTED = [Record("Be brief.", f"Why {i}?", f"Because of {i}.") for i in range(5)]
 
 
-def write_jsonl(path: Path, rows: list) -> Path:
+def write_jsonl(path: Path, records: list) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 
 
-def write(path: Path, rows: list[dict]) -> Path:
+def write(path: Path, records: list[dict]) -> Path:
     if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path, write_batch_size=100)  # pages of so many rows
+        pq.write_table(pa.Table.from_pylist(records), path, write_batch_size=100)  # pages of so many records
     elif path.suffix == ".gz":
-        plain = write(path.with_suffix(""), rows)
+        plain = write(path.with_suffix(""), records)
         path.write_bytes(gzip.compress(plain.read_bytes(), compresslevel=1))
         plain.unlink()
     elif path.suffix == ".json":
-        path.write_text(json.dumps(rows))
+        path.write_text(json.dumps(records))
     else:
-        write_jsonl(path, rows)
+        write_jsonl(path, records)
     return path
 
 
@@ -48,25 +48,25 @@ def refusal(path: Path, kind: str = "sft", **options) -> str:
 
 
 @pytest.mark.parametrize("suffix", readers.SUFFIXES)
-def test_every_file_type_gives_the_same_rows(tmp_path, suffix):
-    assert list(read_records(write(tmp_path / f"rows{suffix}", ROWS), "sft")) == EXPECTED
+def test_every_file_type_gives_the_same_records(tmp_path, suffix):
+    assert list(read_records(write(tmp_path / f"rows{suffix}", RECORDS), "sft")) == EXPECTED
 
 
 def test_json_keyed_by_id_as_in_the_first_bench_release(tmp_path):
     path = tmp_path / "bench.json"
-    rows = {
+    records = {
         str(7 * i): {
             "id": 7 * i,
-            "system_prompt": row["system"],
-            "user_prompt": row["prompt"],
-            "reference_answer": row["output"],
+            "system_prompt": record["system"],
+            "user_prompt": record["prompt"],
+            "reference_answer": record["output"],
         }
-        for i, row in enumerate(ROWS)
+        for i, record in enumerate(RECORDS)
     }
-    path.write_text(json.dumps(rows))
+    path.write_text(json.dumps(records))
     assert list(read_records(path, "sft")) == EXPECTED
-    rows["14"]["reference_answer"] = ""
-    path.write_text(json.dumps(rows))
+    records["14"]["reference_answer"] = ""
+    path.write_text(json.dumps(records))
     assert f"{path}:3 (id '14'): column 'output' is empty" in refusal(path)
 
 
@@ -86,20 +86,22 @@ def test_parquet_message_lists_as_published(tmp_path):
     assert list(read_records(tmp_path / "p.parquet", "orpo")) == [Record("Be brief.", "Why?", "So.", "No.")]
 
 
-def test_row_numbers_count_lines_and_blank_lines_are_passed_over(tmp_path):
+def test_record_numbers_count_lines_and_blank_lines_are_passed_over(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text("\ufeff" + json.dumps(ROWS[0]) + "\n\n" + json.dumps(ROWS[1] | {"output": ""}) + "\n")
+    path.write_text("\ufeff" + json.dumps(RECORDS[0]) + "\n\n" + json.dumps(RECORDS[1] | {"output": ""}) + "\n")
     assert refusal(path).startswith(f"{path}:3: column 'output' is empty")
 
 
-def test_parquet_row_numbers_go_on_over_batches(tmp_path):
-    rows = [ROWS[0]] * 700 + [ROWS[0] | {"prompt": ""}]
-    assert refusal(write(tmp_path / "rows.parquet", rows)).startswith(f"{tmp_path}/rows.parquet:701: column 'prompt'")
+def test_parquet_record_numbers_go_on_over_batches(tmp_path):
+    records = [RECORDS[0]] * 700 + [RECORDS[0] | {"prompt": ""}]
+    assert refusal(write(tmp_path / "rows.parquet", records)).startswith(
+        f"{tmp_path}/rows.parquet:701: column 'prompt'"
+    )
 
 
 def test_truncated_json_line(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[1])[:30])
+    path.write_text(json.dumps(RECORDS[0]) + "\n" + json.dumps(RECORDS[1])[:30])
     message = refusal(path)
     assert message.startswith(f"{path}:2: not valid JSON, the last line of the file, which may be cut off")
     assert 'the line begins \'{"system": "Be brief."' in message
@@ -107,7 +109,7 @@ def test_truncated_json_line(tmp_path):
 
 def test_bytes_that_are_not_utf8(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(json.dumps(ROWS[0]).encode() + b'\n{"system": "caf\xe9"}\n')
+    path.write_bytes(json.dumps(RECORDS[0]).encode() + b'\n{"system": "caf\xe9"}\n')
     assert refusal(path) == f"{path}:2: not UTF-8: byte 0xe9 at position 16"
 
     text = pa.array([b"fine", b"caf\xe9"], pa.binary()).view(pa.string())
@@ -170,7 +172,7 @@ ONE = {"system": ["s"], "prompt": ["p"], "output": ["o"]}
         (ONE | {"output": pa.array([None], pa.string())}, ":1: column 'output' (or reference_answer) is null"),
     ],
 )
-def test_parquet_without_rows_or_text(tmp_path, columns, words):
+def test_parquet_without_records_or_text(tmp_path, columns, words):
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
     assert refusal(tmp_path / "rows.parquet").startswith(f"{tmp_path}/rows.parquet{words}")
 
@@ -186,15 +188,15 @@ def test_columns_of_no_meaning_may_be_of_any_type_and_twice(tmp_path):
 
 def test_answers_with_scores_read_from_parquet(tmp_path):
     question = {"dataset": "eli5", "full_text": "Why?"}
-    row = {"question": question, "answer_0": "So.", "score_0": -0.3, "answer_1": "Thus.", "score_1": 0.3}
-    path = write(tmp_path / "rows.parquet", [row | {"tokens_0": {"prefix": [1], "completion": [2]}}])
+    record = {"question": question, "answer_0": "So.", "score_0": -0.3, "answer_1": "Thus.", "score_1": 0.3}
+    path = write(tmp_path / "rows.parquet", [record | {"tokens_0": {"prefix": [1], "completion": [2]}}])
     assert list(read_records(path, "rm")) == [Record("", "Why?", "Thus.", "So.")]
 
 
 def test_skip_bad_drops_and_counts_by_reason(tmp_path):
     path = tmp_path / "rows.jsonl"
-    bad = [ROWS[0] | {"output": ""}, ROWS[0] | {"output": 3}, {"system": "s"}, ROWS[0] | {"prompt": " "}]
-    write_jsonl(path, [ROWS[0], *bad, *ROWS[1:]])
+    bad = [RECORDS[0] | {"output": ""}, RECORDS[0] | {"output": 3}, {"system": "s"}, RECORDS[0] | {"prompt": " "}]
+    write_jsonl(path, [RECORDS[0], *bad, *RECORDS[1:]])
     with path.open("ab") as file:
         file.write(b'{"system": "cut o')
     dropped: Counter[str] = Counter()
@@ -203,7 +205,7 @@ def test_skip_bad_drops_and_counts_by_reason(tmp_path):
 
 
 def test_nothing_left_after_skipping_is_an_error(tmp_path):
-    path = write(tmp_path / "rows.jsonl", ROWS)
+    path = write(tmp_path / "rows.jsonl", RECORDS)
     message = refusal(path, "dpo", skip_bad=True)
     assert "no usable record, all 5 were dropped (missing_field 5)" in message
 
@@ -217,7 +219,7 @@ def test_kind_and_file_type_are_checked_before_reading(tmp_path):
 
 
 def test_single_file_is_the_train_split(tmp_path):
-    path = write(tmp_path / "validation.jsonl", ROWS)
+    path = write(tmp_path / "validation.jsonl", RECORDS)
     assert find_splits(path) == {"train": [path]}
 
 
@@ -237,20 +239,20 @@ def test_directory_splits_follow_file_names(tmp_path):
 
 
 def test_directory_without_split_names_is_all_train(tmp_path):
-    paths = [write(tmp_path / name, ROWS) for name in ("part1.jsonl", "part2.parquet")]
+    paths = [write(tmp_path / name, RECORDS) for name in ("part1.jsonl", "part2.parquet")]
     splits = find_splits(tmp_path)
     assert splits == {"train": paths}
     assert list(read_records(splits["train"], "sft")) == EXPECTED * 2
 
 
 def test_split_folders_and_names_of_validation(tmp_path):
-    paths = [write_jsonl(tmp_path / name, ROWS) for name in ("dev/a.jsonl", "train/a.jsonl")]
+    paths = [write_jsonl(tmp_path / name, RECORDS) for name in ("dev/a.jsonl", "train/a.jsonl")]
     assert find_splits(tmp_path) == {"validation": [paths[0]], "train": [paths[1]]}
 
 
 def test_directory_with_a_stray_file_is_refused(tmp_path):
     for name in ("train.jsonl", "extra.jsonl"):
-        write(tmp_path / name, ROWS)
+        write(tmp_path / name, RECORDS)
     with pytest.raises(DataError, match=r"extra\.jsonl: names no split"):
         find_splits(tmp_path)
 
@@ -268,7 +270,7 @@ def test_empty_directory_is_refused(tmp_path):
 
 
 def test_hub_id_is_fetched_under_its_present_name(tmp_path, monkeypatch):
-    write(tmp_path / "train-00000-of-00001.parquet", ROWS)
+    write(tmp_path / "train-00000-of-00001.parquet", RECORDS)
     asked = []
 
     def snapshot(name, *, repo_type, allow_patterns, ignore_patterns):
@@ -292,8 +294,8 @@ def test_hub_id_offline_says_what_to_do(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif("JANUS_REAL_DATA" not in os.environ, reason="JANUS_REAL_DATA names no folder of published rows")
-def test_published_rows_of_all_printed_releases_read(tmp_path):
+@pytest.mark.skipif("JANUS_REAL_DATA" not in os.environ, reason="JANUS_REAL_DATA names no folder of published records")
+def test_published_records_of_all_printed_releases_read(tmp_path):
     blocks = json.loads((Path(os.environ["JANUS_REAL_DATA"]) / "multifaceted_rows.json").read_text())
     sft = blocks["5529fba:README.md#1"]
     assert list(read_records(write(tmp_path / "sft.jsonl", [sft]), "sft")) == [
@@ -301,12 +303,12 @@ def test_published_rows_of_all_printed_releases_read(tmp_path):
     ]
     (tmp_path / "first.json").write_text(json.dumps(blocks["5529fba:README.md#3"]))
     first = blocks["5529fba:README.md#3"]["468"]
-    (row,) = read_records(tmp_path / "first.json", "sft")
-    assert (row.system, row.prompt, row.chosen) == (
+    (record,) = read_records(tmp_path / "first.json", "sft")
+    assert (record.system, record.prompt, record.chosen) == (
         first["system_prompt"],
         first["user_prompt"],
         first["reference_answer"],
     )
     bench = blocks["HEAD:README.md#0"]
-    (row,) = read_records(write(tmp_path / "bench.jsonl", [bench]), "sft")
-    assert (row.prompt, row.chosen) == (bench["prompt"], bench["reference_answer"])
+    (record,) = read_records(write(tmp_path / "bench.jsonl", [bench]), "sft")
+    assert (record.prompt, record.chosen) == (bench["prompt"], bench["reference_answer"])

@@ -38,7 +38,7 @@ def test_features_are_ids_with_bos_and_eos_once(task):
         assert example["rejected"].tolist() == [*tokenizer.encode(rejected), 2]
 
 
-def test_rows_come_in_source_order(task):
+def test_records_come_in_source_order(task):
     assert prompts(task, shuffle=False) == EXPECTED
 
 
@@ -48,7 +48,7 @@ def test_shuffling_follows_the_seed_and_loses_nothing(task):
     assert sorted(first) == sorted(EXPECTED)
 
 
-def test_shards_part_the_rows(task):
+def test_shards_part_the_records(task):
     import seqio
 
     shards = [prompts(task, shuffle=False, shard_info=seqio.ShardInfo(index=i, num_shards=2)) for i in range(2)]

@@ -1,4 +1,4 @@
-"""The TFDS build: its metadata, its order at any size, and errors of the rows it reads."""
+"""The TFDS build: its metadata, its order at any size, and errors of the records it reads."""
 
 import json
 
@@ -16,7 +16,7 @@ PREFERENCES = tuple(
 )
 
 
-def rows(count: int):
+def records(count: int):
     return [
         Record(
             f"Be {i}.",
@@ -32,27 +32,27 @@ def rows(count: int):
     ]
 
 
-def fields(row: dict) -> Record:
+def fields(record: dict) -> Record:
     """A TFDS example as the Record it was made of."""
-    texts = {key: row[key].decode() for key in ("system", "prompt", "chosen", "main_source", "original_source")}
-    sets = row["preference_set"]
+    texts = {key: record[key].decode() for key in ("system", "prompt", "chosen", "main_source", "original_source")}
+    sets = record["preference_set"]
     preferences = tuple(
         {key: sets[key][i].decode() for key in ("dimension", "subdimension", "preference", "description")}
         for i in range(len(sets["dimension"]))
     )
-    margin = None if np.isnan(row["margin"]) else float(row["margin"])
-    return Record(**texts, rejected=row["rejected"].decode() or None, preference_set=preferences, margin=margin)
+    margin = None if np.isnan(record["margin"]) else float(record["margin"])
+    return Record(**texts, rejected=record["rejected"].decode() or None, preference_set=preferences, margin=margin)
 
 
-def test_rows_come_back_whole_and_in_order_from_the_files_alone(tmp_path):
-    write_records({"train": lambda: iter(rows(40)), "validation": lambda: iter(rows(3))}, tmp_path)
+def test_records_come_back_whole_and_in_order_from_the_files_alone(tmp_path):
+    write_records({"train": lambda: iter(records(40)), "validation": lambda: iter(records(3))}, tmp_path)
     builder = read_builder(tmp_path)
-    assert [fields(row) for row in builder.as_data_source("train")] == rows(40)
-    assert [fields(row) for row in builder.as_data_source("validation")] == rows(3)
+    assert [fields(record) for record in builder.as_data_source("train")] == records(40)
+    assert [fields(record) for record in builder.as_data_source("validation")] == records(3)
 
 
 def test_metadata_names_version_format_and_counts(tmp_path):
-    write_records({"train": lambda: iter(rows(7))}, tmp_path)
+    write_records({"train": lambda: iter(records(7))}, tmp_path)
     info = json.loads((tmp_path / "janus_rows" / "1.0.0" / "dataset_info.json").read_text())
     assert (info["name"], info["version"], info["fileFormat"]) == ("janus_rows", "1.0.0", "array_record")
     assert [(split["name"], split["shardLengths"]) for split in info["splits"]] == [("train", ["7"])]
@@ -62,13 +62,13 @@ def test_metadata_names_version_format_and_counts(tmp_path):
 def test_many_files_keep_the_order(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_builder, "_RECORDS_PER_FILE", 70)
     write_records({"train": lambda: (Record("", f"{i}", "x" * 100) for i in range(300))}, tmp_path)
-    assert [int(row["prompt"]) for row in read_builder(tmp_path).as_data_source("train")] == list(range(300))
+    assert [int(record["prompt"]) for record in read_builder(tmp_path).as_data_source("train")] == list(range(300))
     assert len(list(tmp_path.rglob("*train*"))) == 5
 
 
-def test_errors_of_the_rows_come_through_as_they_are(tmp_path):
+def test_errors_of_the_records_come_through_as_they_are(tmp_path):
     def broken():
-        yield rows(1)[0]
+        yield records(1)[0]
         raise DataError("rows.jsonl:2: column 'output' is empty")
 
     with pytest.raises(DataError, match=r"^rows.jsonl:2: column 'output' is empty$"):

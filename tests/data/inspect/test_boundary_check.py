@@ -10,7 +10,7 @@ from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.inspect.boundary_check import check_borders
 from janus_jax.data.inspect.texts import read_texts
 from janus_jax.errors import DataError
-from tests.data.conftest import pair_rows, write_lines
+from tests.data.conftest import pair_records, write_lines
 
 
 @pytest.mark.parametrize("name", ["sft_build", "dpo_build"])
@@ -67,7 +67,7 @@ def test_separate_texts_are_cut_as_stored_with_a_space_and_not_without(dpo_build
 
 def test_joint_texts_are_cut_as_stored_and_a_server_would_cut_some_prompts_otherwise(tmp_path, tokenizer):
     """`]` and `(` are one piece of the vocabulary: the prompt of such a pair ends before them."""
-    rows = pair_rows()
+    rows = pair_records()
     rows[1] |= {"chosen": "(first)", "rejected": "(second)"}
     assert tokenizer.processor.id_to_piece(tokenizer.encode("a](")[-1]) == "]("
     source = write_lines(tmp_path / "rows.jsonl", rows)
