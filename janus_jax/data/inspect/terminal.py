@@ -1,25 +1,18 @@
 """The report on a terminal: 80 columns will do, and colours only repeat what labels say."""
 
+from collections.abc import Iterable
+
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from janus_jax.data.inspect import wording
 from janus_jax.data.inspect.facts import PartFacts, RowFacts, SplitFacts
 from janus_jax.data.inspect.rows import CHOSEN, EOS, PADDING, PROMPT, REJECTED, Segment, ShownRow
 from janus_jax.data.inspect.token_text import MORE_BYTES, Pieces, visible
-from janus_jax.data.inspect.wording import (
-    bias_lines,
-    border_lines,
-    count_lines,
-    counted,
-    lengths_note,
-    overlap_lines,
-    percent,
-    repeat_lines,
-    row_lines,
-)
 from janus_jax.data.statistics import Histogram
 
 STYLES = {PADDING: "dim", PROMPT: "cyan", CHOSEN: "green", REJECTED: "magenta", EOS: "bold yellow"}
@@ -36,8 +29,8 @@ def show_row(console: Console, row: ShownRow, pieces: Pieces, slots: range | Non
     step = "" if row.step is None else f", step {row.step}"
     console.rule(f"row {row.number} of epoch {row.epoch}{step}", align="left", style="dim")
     length = len(row.tokens)
-    examples = "1 example" if len(row.segments) == 1 else f"{len(row.segments)} examples"
-    console.print(f"{row.used:,} of {length:,} slots hold a token ({percent(row.used / length)}); {examples}")
+    share, examples = wording.percent(row.used / length), wording.counted(len(row.segments), "example")
+    console.print(f"{row.used:,} of {length:,} slots hold a token ({share}); {examples}")
     if not row.used:
         console.print("all of it is padding")
         return
@@ -46,7 +39,7 @@ def show_row(console: Console, row: ShownRow, pieces: Pieces, slots: range | Non
     for segment in shown:
         _print_segment(console, row, segment, full)
     if len(shown) < len(row.segments):
-        more = counted(len(row.segments) - len(shown), "more example")
+        more = wording.counted(len(row.segments) - len(shown), "more example")
         console.print(f"{more} in this row: --full shows all of it, --html too")
     console.print()
     _print_slots(
@@ -175,55 +168,38 @@ def show_facts(console: Console, facts: SplitFacts) -> None:
     for note in facts.notes:
         console.print(f"note: {note}", style="yellow")
     _heading(console, "Rows")
-    for line in row_lines(facts):
-        console.print(line)
+    _print_statements(console, wording.row_lines(facts))
     _print_histogram(console, facts.rows)
     if facts.shares:
-        _print_shares(console, facts)
-    for part in [*facts.parts, facts.whole] if facts.parts else [facts.whole]:
-        _print_part_facts(console, part, f"all parts of {facts.split}" if part is facts.whole and facts.parts else "")
-    for line in overlap_lines(facts):
-        console.print(line)
+        _heading(console, f"Shares of epoch {facts.rows.epoch}")
+        _print_table(console, wording.shares_table(facts.shares))
+    for name, part in wording.named_parts(facts).items():
+        _print_part_facts(console, part, name)
+    _print_statements(console, wording.overlap_lines(facts))
 
 
 def _print_part_facts(console: Console, part: PartFacts, name: str) -> None:
-    _heading(console, f"Examples: {name or part.name}")
-    for line in count_lines(part):
-        console.print(visible(line, " "))
-    console.print(lengths_note(part), style="dim")
-    table = _table()
-    for column in ("tokens", "mean", "least", "5%", "25%", "50%", "75%", "95%", "99%", "most"):
-        table.add_column(column, justify="left" if column == "tokens" else "right", no_wrap=True)
-    spreads = dict(part.lengths)
-    if part.bias is not None:
-        spreads["chosen - rejected"] = part.bias.difference
-    for column, spread in spreads.items():
-        values = (spread.least, spread.p05, spread.p25, spread.median, spread.p75, spread.p95, spread.p99, spread.most)
-        table.add_row(column, f"{spread.mean:.1f}", *(f"{value:.0f}" for value in values))
-    console.print(table)
-    histograms = dict(part.histograms)
-    if part.bias is not None:
-        histograms["chosen - rejected"] = part.bias.histogram
-    for column, histogram in histograms.items():
+    _heading(console, f"Examples: {name}")
+    _print_statements(console, wording.part_lines(part))
+    console.print(wording.lengths_note(part), style="dim")
+    _print_table(console, wording.lengths_table(part))
+    for column, histogram in wording.histograms(part).items():
         console.print(f"{column:<17} {_sparkline(histogram)}")
-    lines = [
-        *bias_lines(part.bias),
-        *repeat_lines(part.repeats),
-        *border_lines(part.borders),
-    ]
-    for line in lines:
-        console.print(visible(line, " "))
 
 
-def _print_shares(console: Console, facts: SplitFacts) -> None:
-    _heading(console, f"Shares of epoch {facts.rows.epoch}")
+def _print_statements(console: Console, statements: Iterable[wording.Statement]) -> None:
+    for statement in statements:
+        console.print(Text(visible(statement.text, " ")))
+        for detail in statement.details:
+            console.print(Padding(Text(visible(detail, " ")), (0, 0, 0, 2), expand=False))
+
+
+def _print_table(console: Console, content: wording.Table) -> None:
     table = _table()
-    for column in ("part", "weight", "fit", "read", "examples", "tokens", "passes"):
-        table.add_column(column, justify="left" if column == "part" else "right", overflow="fold")
-    for share in facts.shares:
-        weight = "-" if share.weight is None else percent(share.weight)
-        counts = (f"{share.fit:,}", f"{share.read:,}", percent(share.examples), percent(share.tokens))
-        table.add_row(Text(share.name), weight, *counts, f"{share.passes:.2f}")
+    for number, column in enumerate(content.columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in content.rows:
+        table.add_row(*map(Text, row))
     console.print(table)
 
 
