@@ -53,7 +53,7 @@ class Mixture:
         self.split, self.kind = first.split, first.kind
         self.lengths = np.concatenate([part.lengths for part in self.parts])
         self.margins = np.concatenate([part.margins for part in self.parts])
-        self._starts = np.cumsum([0] + [len(part) for part in self.parts])
+        self.starts = np.cumsum([0] + [len(part) for part in self.parts])
 
     @property
     def fingerprint(self) -> str:
@@ -87,10 +87,10 @@ class Mixture:
         if ((numbers < 0) | (numbers >= len(self))).any():
             raise IndexError(f"examples {numbers.tolist()} of {len(self)} in {self.name}")
         examples: dict[int, Example] = {}
-        part_numbers = self._part_of(numbers)
+        part_numbers = self.part_of(numbers)
         for number, part in enumerate(self.parts):
             places = np.flatnonzero(part_numbers == number)
-            start = int(self._starts[number])
+            start = int(self.starts[number])
             for place, example in zip(places.tolist(), part.read(numbers[places] - start), strict=True):
                 examples[place] = example.numbered(start + example.example_id)
         return [examples[place] for place in range(len(numbers))]
@@ -99,7 +99,7 @@ class Mixture:
         """[N] int64 indices into `index` that an epoch reads, part after part."""
         if self._weights is None:
             return np.arange(len(index))
-        sizes = np.bincount(self._part_of(index), minlength=len(self.parts))
+        sizes = np.bincount(self.part_of(index), minlength=len(self.parts))
         starts = np.concatenate([[0], np.cumsum(sizes)])
         counts = self.counts(sizes)
         drawn = [
@@ -136,8 +136,9 @@ class Mixture:
                 )
         return counts.tolist()
 
-    def _part_of(self, index: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self._starts, index, side="right") - 1
+    def part_of(self, index: np.ndarray) -> np.ndarray:
+        """The part's number for each example number."""
+        return np.searchsorted(self.starts, index, side="right") - 1
 
 
 def stream(size: int, start: int, count: int, *, seed: int, part: int) -> np.ndarray:
