@@ -1,4 +1,4 @@
-"""Numbers of numbers: quantiles, histograms, intervals."""
+"""Quantiles, histograms and confidence intervals."""
 
 import dataclasses
 import math
@@ -9,40 +9,40 @@ _BINS = 24
 
 
 @dataclasses.dataclass(frozen=True)
-class Spread:
-    """Mean and quantiles; zeros of nothing."""
+class Quantiles:
+    """Mean and quantiles; all 0 if there are no values."""
 
     count: int
     mean: float
-    least: float
+    min: float
     p05: float
     p25: float
     median: float
     p75: float
     p95: float
     p99: float
-    most: float
+    max: float
 
     @classmethod
-    def of(cls, values: np.ndarray) -> "Spread":
+    def of(cls, values: np.ndarray) -> "Quantiles":
         if not len(values):
             return cls(0, *[0.0] * 9)
-        found = np.quantile(values, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1])
-        return cls(len(values), float(np.mean(values)), *map(float, found))
+        quantiles = np.quantile(values, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1])
+        return cls(len(values), float(np.mean(values)), *map(float, quantiles))
 
 
 @dataclasses.dataclass(frozen=True)
 class Histogram:
-    """Counts of bins of one width: bin i holds values from `start + i * width` on, up to the next bin.
+    """Counts in bins of equal width; bin i holds values in [start + i * width, start + (i + 1) * width).
 
-    Bins leave out 1 % of the values on either side at most, so that outliers do not squeeze all others into one.
+    At most 1 % of the values at either end are outside, so that outliers do not squeeze the rest into one bin.
     """
 
     start: float
     width: float
     counts: list[int]
-    before: int
-    beyond: int
+    below: int
+    above: int
     unit: str
 
     @classmethod
@@ -57,7 +57,7 @@ class Histogram:
 
     @classmethod
     def with_bins(cls, values: np.ndarray, unit: str, start: float, width: float, number: int) -> "Histogram":
-        """Bins as stated."""
+        """`number` bins from `start` on."""
         bins = np.floor((values - start) / width).astype(np.int64)
         inside = (bins >= 0) & (bins < number)
         counts = np.bincount(bins[inside], minlength=number).tolist()
@@ -65,7 +65,7 @@ class Histogram:
 
 
 def _round_width(width: float) -> float:
-    """The next of 1, 2, 5, 10, 20, 50, ..."""
+    """The smallest of 1, 2, 5, 10, 20, 50, ... that is not below `width`."""
     if width <= 1:
         return 1.0
     power = 10.0 ** math.floor(math.log10(width))
@@ -73,8 +73,8 @@ def _round_width(width: float) -> float:
 
 
 def wilson_interval(right: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Of a share, 95 % by default (Wilson 1927). It takes the cases for independent of each other."""
+    """Confidence interval of the share `right / count` of independent cases, 95 % by default (Wilson 1927)."""
     p = right / count
     centre = p + z * z / (2 * count)
-    spread = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    return (centre - spread) / (1 + z * z / count), (centre + spread) / (1 + z * z / count)
+    radius = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
+    return (centre - radius) / (1 + z * z / count), (centre + radius) / (1 + z * z / count)

@@ -1,6 +1,6 @@
-"""Whether prompt and response, tokenized as one text, would be cut as they are stored.
+"""Whether tokenizing prompt and response as one text gives the stored ids.
 
-Looked at are texts from the checked rows (DIR/tfds), not texts decoded from ids: decoding may lose what is asked for.
+The texts come from the checked records (DIR/tfds) and not from decoded ids, which may lose the very difference.
 """
 
 import dataclasses
@@ -10,93 +10,95 @@ import numpy as np
 from janus_jax.data.boundary import encode_example
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.inspect.texts import read_texts
-from janus_jax.data.inspect.token_text import Pieces, visible
+from janus_jax.data.inspect.token_text import TokenDecoder, visible
 from janus_jax.errors import DataError
 
 SAMPLE = 200
-_SHOWN = 2
-_AROUND = 4
+_NAMED = 2
+"""How many differing examples are named for each way to tokenize."""
+_CONTEXT = (2, 4)
+"""Tokens shown before, and from, the first that differs."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
-    """An example that would be cut otherwise: pieces where the ids part, at the border of prompt and response."""
+class BoundaryDifference:
+    """An example whose ids differ, with the texts of the tokens where they do."""
 
-    form: str
-    """How it was tokenized: with space, without space, prompt alone."""
+    tokenization: str
+    """prompt alone, with space, or without space."""
     example: int
     stored: str
-    otherwise: str
+    other: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Borders:
-    """Counts of sampled examples; a pair counts if any of its two texts differs."""
+class BoundaryCheck:
+    """Counts of sampled examples; a pair counts if either of its texts differs."""
 
     boundary: str
-    """As it was built."""
+    """--boundary of the build."""
     checked: int
-    of: int
-    why_not: str
-    """Reason if nothing could be checked."""
-    other_rows: int
-    """Examples whose row, tokenized as the manifest says, does not give the stored ids; not counted below."""
+    examples: int
+    skipped_because: str
+    """Why nothing could be checked, or empty."""
+    not_reproduced: int
+    """Examples whose text, tokenized as the manifest says, does not give the stored ids; not counted below."""
     prompt_alone: int
-    """The prompt tokenized alone, as a server does it, gives other ids than those of the row."""
+    """The prompt tokenized alone, as a server does, differs."""
     with_space: int
-    """Differ as one text with a space between, as chat templates of such tokenizers write it."""
+    """One text with a space between, as chat templates of such tokenizers write it, differs."""
     without_space: int
-    """Differ as one text without a space between, as --boundary joint tokenizes."""
-    shown: list[Difference]
-    """The first few of each form."""
+    """One text without a space between, as --boundary joint tokenizes, differs."""
+    differences: list[BoundaryDifference]
+    """The first few of each tokenization."""
 
 
-def check_borders(dataset: TokenizedDataset, index: np.ndarray, sample: int = SAMPLE) -> Borders:
-    """Takes up to `sample` of the examples `index` (numbers in the split), evenly spread."""
-    taken = index[np.unique(np.linspace(0, len(index) - 1, min(sample, len(index))).astype(np.int64))]
+def check_boundary(dataset: TokenizedDataset, index: np.ndarray, sample: int = SAMPLE) -> BoundaryCheck:
+    """Checks up to `sample` of the examples `index` (numbers in the split), evenly spaced."""
+    sampled = index[np.unique(np.linspace(0, len(index) - 1, min(sample, len(index))).astype(np.int64))]
     try:
-        rows = read_texts(dataset, taken.tolist())
+        records = read_texts(dataset, sampled.tolist())
     except DataError as error:
-        return Borders(dataset.manifest.boundary, 0, len(index), str(error), 0, 0, 0, 0, [])
-    tokenizer, form, manifest = dataset.tokenizer(), dataset.template(), dataset.manifest
-    pieces = Pieces(tokenizer)
+        return BoundaryCheck(dataset.manifest.boundary, 0, len(index), str(error), 0, 0, 0, 0, [])
+    tokenizer, template, manifest = dataset.tokenizer(), dataset.template(), dataset.manifest
+    decoder = TokenDecoder(tokenizer)
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    differ: dict[str, list[Difference]] = {"prompt alone": [], "with space": [], "without space": []}
+    differences: dict[str, list[BoundaryDifference]] = {"prompt alone": [], "with space": [], "without space": []}
     between = {"with space": " ", "without space": ""}
-    other = 0
-    for number, row, example in zip(taken.tolist(), rows, dataset.read(taken), strict=True):
+    not_reproduced = 0
+    for number, record, example in zip(sampled.tolist(), records, dataset.read(sampled), strict=True):
         stored = [example.chosen] if example.rejected is None else [example.chosen, example.rejected]
-        made = encode_example(form, tokenizer, row, manifest.kind, manifest.boundary)
-        ours = [example.prompt, *stored]
-        theirs = [ids for ids in made if ids is not None]
-        if len(ours) != len(theirs) or not all(map(np.array_equal, ours, theirs)):
-            other += 1
+        encoded = encode_example(template, tokenizer, record, manifest.kind, manifest.boundary)
+        reproduced = [ids for ids in encoded if ids is not None]
+        if len(reproduced) != 1 + len(stored) or not all(map(np.array_equal, [example.prompt, *stored], reproduced)):
+            not_reproduced += 1
             continue
-        prompt = form.prompt_text(row.system, row.prompt)
-        texts = [form.response_text(text) for text in (row.chosen, row.rejected) if text is not None]
-        cuts = [("prompt alone", example.prompt.tolist(), [*bos, *tokenizer.encode(prompt)])]
+        prompt = template.prompt_text(record.system, record.prompt)
+        texts = [template.response_text(text) for text in (record.chosen, record.rejected) if text is not None]
+        compared = [("prompt alone", example.prompt.tolist(), [*bos, *tokenizer.encode(prompt)])]
         for name, space in between.items():
             for ids, text in zip(stored, texts, strict=True):
                 whole = [*bos, *tokenizer.encode(prompt + space + text), tokenizer.eos_id]
-                cuts.append((name, [*example.prompt.tolist(), *ids.tolist()], whole))
-        for name, here, there in cuts:
-            if here != there and not (differ[name] and differ[name][-1].example == number):
-                differ[name].append(_difference(name, number, pieces, here, there))
-    counts = [len(found) for found in differ.values()]
-    return Borders(
+                compared.append((name, [*example.prompt.tolist(), *ids.tolist()], whole))
+        for name, ids, others in compared:
+            if ids != others and not (differences[name] and differences[name][-1].example == number):
+                differences[name].append(_difference(name, number, decoder, ids, others))
+    return BoundaryCheck(
         manifest.boundary,
-        len(taken),
+        len(sampled),
         len(index),
         "",
-        other,
-        *counts,
-        shown=[one for found in differ.values() for one in found[:_SHOWN]],
+        not_reproduced,
+        *map(len, differences.values()),
+        differences=[difference for named in differences.values() for difference in named[:_NAMED]],
     )
 
 
-def _difference(form: str, number: int, pieces: Pieces, stored: list[int], there: list[int]) -> Difference:
-    pairs = zip(stored, there, strict=False)
-    at = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(stored), len(there)))
-    span = slice(max(0, at - 2), at + _AROUND)
-    shown = ("|".join(visible(piece) for piece in pieces.run(ids[span])) for ids in (stored, there))
-    return Difference(form, number, *shown)
+def _difference(
+    tokenization: str, example: int, decoder: TokenDecoder, stored: list[int], other: list[int]
+) -> BoundaryDifference:
+    pairs = zip(stored, other, strict=False)
+    first = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(stored), len(other)))
+    span = slice(max(0, first - _CONTEXT[0]), first + _CONTEXT[1])
+    texts = ("|".join(map(visible, decoder.tokens(ids[span]))) for ids in (stored, other))
+    return BoundaryDifference(tokenization, example, *texts)

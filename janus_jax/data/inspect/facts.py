@@ -1,132 +1,131 @@
-"""The numbers of a split: what is read and what is not, lengths, fill, repeats, bias, and what is wrong."""
+"""The numbers of a split: examples read and dropped, lengths, fill, duplicates, length bias, and broken examples."""
 
 import dataclasses
 
 import numpy as np
 
-from janus_jax.data.dataset import TokenizedDataset
-from janus_jax.data.inspect.boundary_check import Borders, check_borders
-from janus_jax.data.inspect.opened import View
+from janus_jax.data.dataset import Dataset
+from janus_jax.data.inspect.boundary_check import BoundaryCheck, check_boundary
+from janus_jax.data.inspect.opened import OpenedSplit
 from janus_jax.data.inspect.scan import Scan, scan
-from janus_jax.data.inspect.token_text import Pieces, beginning
-from janus_jax.data.statistics import Histogram, Spread, wilson_interval
+from janus_jax.data.inspect.token_text import TokenDecoder, beginning
+from janus_jax.data.statistics import Histogram, Quantiles, wilson_interval
 
 _NAMED = 3
-"""Mistakes and repeated prompts that are named; the others are counted."""
+"""How many broken examples and repeated prompts are named; the rest are counted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LengthBias:
-    """Of pairs, on the tokens that are read: how far length alone tells chosen from rejected."""
+    """How well length alone tells chosen from rejected, on the tokens that are read."""
 
     pairs: int
     longer: int
     shorter: int
     equal: int
-    difference: Spread  # chosen minus rejected, tokens
+    difference: Quantiles  # chosen minus rejected, tokens
     histogram: Histogram
     longer_wins: float
-    """Accuracy of "the longer one is chosen", equal lengths being half."""
+    """Accuracy of "the longer response is chosen"; equal lengths count half."""
     interval: tuple[float, float]
     """95 %, as if pairs were independent of each other."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Repeats:
-    """Exact repeats among the examples that fit, by digests of ids."""
+class Duplicates:
+    """Exact duplicates among the usable examples, by digests of ids."""
 
     examples: int
-    prompts: int
-    """Different ones."""
-    times: dict[int, int]
-    """How often a prompt occurs: how many prompts do."""
-    most: list[tuple[int, str]]
-    """The prompts that occur most often: how often, how they begin."""
+    distinct_prompts: int
+    prompts_by_count: dict[int, int]
+    """Number of examples with the same prompt -> number of such prompts."""
+    most_repeated: list[tuple[int, str]]
+    """The most frequent prompts: how often each occurs, and how it begins."""
     responses: int
-    """Examples whose prompt and response (chosen) both occurred before."""
-    wholes: int
-    """Pairs that occurred before, rejected included."""
-    reversed: int
-    """Pairs that are there the other way round too."""
+    """Examples that repeat an earlier prompt and response (chosen)."""
+    pairs: int
+    """Pairs that repeat an earlier prompt, chosen and rejected."""
+    swapped: int
+    """Pairs that also occur with chosen and rejected swapped."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Why an example must not be trained on."""
+    """A reason why examples must not be trained on."""
 
-    what: str
+    fault: str
     count: int
-    where: str
-    """The first of them: data set, split, example, its text's beginning."""
+    examples: str
+    """The first of them: data set, split, number and how the prompt begins."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PartFacts:
-    """Of one built split, or of all parts of a mixture together."""
+    """Numbers of one built split, or of all parts of a mixture together."""
 
     name: str
     examples: int
     tokens: int
     dropped_while_building: dict[str, int]
-    fit: int
+    usable: int
+    """Examples that the length limits and batch.overlong leave."""
     dropped: int
     truncated: int
     zeroed: int
-    lengths: dict[str, Spread]
+    lengths: dict[str, Quantiles]
     histograms: dict[str, Histogram]
-    bias: LengthBias | None
-    repeats: Repeats
+    length_bias: LengthBias | None
+    duplicates: Duplicates
     eos_inside: int
-    """Examples with EOS inside a response, before its end: text that ends twice."""
-    empty: int
-    """Examples with a response that is nothing but EOS."""
-    borders: Borders | None
-    """None of a mixture as a whole: its parts have theirs."""
+    """Examples with EOS inside a response, before its end."""
+    only_eos: int
+    """Examples with a response of EOS alone."""
+    boundary_check: BoundaryCheck | None
+    """None for a mixture as a whole; each part has its own."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What an epoch reads of a part of a mixture."""
+    """What an epoch reads of one part of a mixture."""
 
     name: str
     weight: float | None
-    """As stated, all parts together making 1."""
-    fit: int
+    """As configured, normalized to a sum of 1."""
+    usable: int
     read: int
     examples: float
-    """Of the epoch's examples."""
+    """Share of the epoch's examples."""
     tokens: float
-    """Of the epoch's slots that hold a token."""
+    """Share of the epoch's slots that hold a token."""
     passes: float
     """How often the epoch goes through the part."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RowFacts:
-    """Of the rows of an epoch."""
+    """Numbers of an epoch's rows; fill and examples per row leave out rows of padding."""
 
     epoch: int
     steps: int | None
-    """None of a bare data set, which has no batches."""
+    """None without a configuration, which has no batches."""
     rows_per_step: int
     row_length: int
     max_sequence_length: int
     max_segments: int
     rows: int
-    """That hold anything."""
     padding_rows: int
+    """Not counted in `rows`."""
     examples: int
-    fill: float
-    """Mean over rows that hold anything."""
-    fills: Histogram
+    mean_fill: float
+    fill_histogram: Histogram
     padding: float
     """Share of all slots of the epoch, rows of padding included."""
-    examples_per_row: Spread
+    examples_per_row: Quantiles
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitFacts:
-    """Everything about a split but its rows themselves."""
+    """All numbers of a split."""
 
     title: str
     role: str
@@ -138,96 +137,84 @@ class SplitFacts:
     overlong: str
     notes: list[str]
     rows: RowFacts
-    whole: PartFacts
+    total: PartFacts
     parts: list[PartFacts]
-    """Of a mixture; empty otherwise."""
+    """Parts of a mixture; empty for a single data set."""
     shares: list[Share]
     epochs: int | None
-    read_ever: int
+    examples_read: int
     """Examples that a run reads at least once."""
     problems: list[Problem]
-    first: str = ""
-    """Title of the split that is shown first, of the others."""
-    prompts_also_in_first: int | None = None
-    """Examples whose prompt is in that one too."""
+    first_title: str = ""
+    """Title of the first split shown, in the splits after it."""
+    prompts_in_first: int | None = None
+    """Examples whose prompt also occurs in that split."""
 
 
-def scan_parts(view: View) -> list[Scan]:
+def scan_parts(opened: OpenedSplit) -> list[Scan]:
     """One pass over the ids of each part."""
-    return [scan(part) for part in view.plan.dataset.parts]
+    return [scan(part) for part in opened.mixture.parts]
 
 
-def split_facts(view: View, scans: list[Scan], epoch: int, pieces: Pieces) -> SplitFacts:
+def split_facts(opened: OpenedSplit, scans: list[Scan], epoch: int, decoder: TokenDecoder) -> SplitFacts:
     """All numbers of a split."""
-    plan, parts = view.plan, view.plan.dataset.parts
-    of = view.part_of(plan.fitted.index)
-    several = len(parts) > 1
-    each = [_part_facts(view, part.name, part, scans[n], of == n, n, pieces) for n, part in enumerate(parts)]
-    if several:
-        whole = _part_facts(view, plan.dataset.name, None, Scan.join(scans), np.ones(len(of), bool), None, pieces)
-    else:
-        whole = each[0]
-    rows = view.rows(epoch)
-    manifest = parts[0].manifest
-    ever = plan.examples_read() if view.role == "training" else plan.fitted.index
+    packed, parts = opened.packed, opened.mixture.parts
+    joined = Scan.join(scans)
+    is_mixture = len(parts) > 1
+    rows = opened.rows(epoch)
+    read = packed.examples_read() if opened.role == "training" else packed.fitted.index
     return SplitFacts(
-        title=view.title,
-        role=view.role,
-        split=view.split,
-        kind=plan.dataset.kind,
-        objective=view.objective,
-        boundary=manifest.boundary,
+        title=opened.title,
+        role=opened.role,
+        split=opened.split,
+        kind=packed.dataset.kind,
+        objective=opened.objective,
+        boundary=parts[0].manifest.boundary,
         template=", ".join(dict.fromkeys(part.manifest.template for part in parts)),
-        overlong=plan.settings.overlong,
-        notes=list(view.notes),
-        rows=_row_facts(view, rows, epoch),
-        whole=whole,
-        parts=each if several else [],
-        shares=_shares(view, rows, of) if several else [],
-        epochs=view.epochs,
-        read_ever=len(ever),
-        problems=_problems(view, Scan.join(scans), ever, pieces),
+        overlong=packed.settings.overlong,
+        notes=list(opened.notes),
+        rows=_row_facts(opened, rows, epoch),
+        total=_part_facts(opened, None if is_mixture else 0, joined, decoder),
+        parts=[_part_facts(opened, part, scans[part], decoder) for part in range(len(parts))] if is_mixture else [],
+        shares=_shares(opened, rows) if is_mixture else [],
+        epochs=opened.epochs,
+        examples_read=len(read),
+        problems=_problems(opened, joined, read, decoder),
     )
 
 
-def _part_facts(
-    view: View,
-    name: str,
-    part: TokenizedDataset | None,
-    scanned: Scan,
-    mine: np.ndarray,
-    number: int | None,
-    pieces: Pieces,
-) -> PartFacts:
-    """Of one part, or of all (None); `mine` says which positions in `fitted` are of it."""
-    dataset, fitted = view.plan.dataset, view.plan.fitted
-    start = 0 if number is None else int(view.starts[number])
-    stored = dataset.lengths if part is None else part.lengths
-    index, kept = fitted.index[mine] - start, fitted.lengths[mine]
+def _part_facts(opened: OpenedSplit, part: int | None, scanned: Scan, decoder: TokenDecoder) -> PartFacts:
+    """Numbers of the part with that number, or of all parts together."""
+    mixture, fitted, branches = opened.mixture, opened.packed.fitted, opened.packed.form.branches
+    dataset: Dataset = mixture if part is None else mixture.parts[part]
+    start = 0 if part is None else int(mixture.starts[part])
+    chosen = np.ones(len(fitted.index), bool) if part is None else mixture.part_of(fitted.index) == part
+    stored = dataset.lengths
+    index, kept = fitted.index[chosen] - start, fitted.lengths[chosen]
     zeroed = _zeroed(kept, stored[index])
-    names = ("prompt", "response") if view.plan.form.branches == 1 else ("prompt", "chosen", "rejected")
-    columns = {column: stored[:, place] for place, column in enumerate(names)}
-    columns["prompt + longer" if len(names) == 3 else "prompt + response"] = stored[:, 0] + stored[:, 1:].max(1)
-    building: dict[str, int] = {}
-    for one in dataset.parts if part is None else [part]:
-        for reason, count in one.manifest.splits[one.split].dropped.items():
-            building[reason] = building.get(reason, 0) + count
+    names = ("prompt", "response") if branches == 1 else ("prompt", "chosen", "rejected")
+    columns = {name: stored[:, column] for column, name in enumerate(names)}
+    columns["prompt + response" if branches == 1 else "prompt + longer"] = stored[:, 0] + stored[:, 1:].max(1)
+    dropped: dict[str, int] = {}
+    for built in dataset.parts:
+        for reason, count in built.manifest.splits[built.split].dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + count
     return PartFacts(
-        name=name,
+        name=dataset.name,
         examples=len(stored),
         tokens=int(stored.sum()),
-        dropped_while_building=building,
-        fit=len(index),
+        dropped_while_building=dropped,
+        usable=len(index),
         dropped=len(stored) - len(index),
         truncated=int(((kept != stored[index]).any(1) & ~zeroed).sum()),
         zeroed=int(zeroed.sum()),
-        lengths={column: Spread.of(values) for column, values in columns.items()},
-        histograms={column: Histogram.of(values, "tokens") for column, values in columns.items()},
-        bias=_bias(kept[~zeroed]) if view.plan.form.branches == 2 else None,
-        repeats=_repeats(view, scanned, index, start, pieces),
+        lengths={name: Quantiles.of(values) for name, values in columns.items()},
+        histograms={name: Histogram.of(values, "tokens") for name, values in columns.items()},
+        length_bias=_length_bias(kept[~zeroed]) if branches == 2 else None,
+        duplicates=_duplicates(dataset, branches, scanned, index, decoder),
         eos_inside=int(scanned.eos_inside[index].sum()),
-        empty=int((stored[index, 1 : 1 + view.plan.form.branches] == 1).any(1).sum()),
-        borders=None if part is None else check_borders(part, index),
+        only_eos=int((stored[index, 1 : 1 + branches] == 1).any(1).sum()),
+        boundary_check=None if part is None else check_boundary(mixture.parts[part], index),
     )
 
 
@@ -236,7 +223,7 @@ def _zeroed(kept: np.ndarray, stored: np.ndarray) -> np.ndarray:
     return (kept[:, 1:] == 0).all(1) & (stored[:, 1:] > 0).any(1)
 
 
-def _bias(lengths: np.ndarray) -> LengthBias | None:
+def _length_bias(lengths: np.ndarray) -> LengthBias | None:
     difference = lengths[:, 1].astype(np.int64) - lengths[:, 2]
     if not len(difference):
         return None
@@ -248,101 +235,104 @@ def _bias(lengths: np.ndarray) -> LengthBias | None:
         longer=longer,
         shorter=shorter,
         equal=equal,
-        difference=Spread.of(difference),
+        difference=Quantiles.of(difference),
         histogram=Histogram.of(difference, "tokens"),
         longer_wins=right / len(difference),
         interval=wilson_interval(right, len(difference)),
     )
 
 
-def _repeats(view: View, scanned: Scan, index: np.ndarray, start: int, pieces: Pieces) -> Repeats:
+def _duplicates(dataset: Dataset, branches: int, scanned: Scan, index: np.ndarray, decoder: TokenDecoder) -> Duplicates:
     prompts, first, counts = np.unique(scanned.digests[index, 0], return_index=True, return_counts=True)
-    times, how_many = np.unique(counts, return_counts=True)
+    times, prompts_with = np.unique(counts, return_counts=True)
     ranked = np.argsort(-counts, kind="stable")[:_NAMED]
     named = [place for place in ranked.tolist() if counts[place] > 1]
-    texts = view.plan.dataset.read(start + index[first[named]]) if named else []
-    pairs, wholes = scanned.pairs[index], scanned.wholes[index]
-    double = view.plan.form.branches == 2
-    return Repeats(
+    examples = dataset.read(index[first[named]]) if named else []
+    with_chosen, with_both = scanned.with_chosen[index], scanned.with_both[index]
+    return Duplicates(
         examples=len(index),
-        prompts=len(prompts),
-        times=dict(zip(times.tolist(), how_many.tolist(), strict=True)),
-        most=[(int(counts[p]), beginning(pieces.text(one.prompt))) for p, one in zip(named, texts, strict=True)],
-        responses=len(pairs) - len(np.unique(pairs)),
-        wholes=len(wholes) - len(np.unique(wholes)) if double else 0,
-        reversed=int(np.isin(scanned.reversed_wholes[index], wholes).sum()) if double else 0,
+        distinct_prompts=len(prompts),
+        prompts_by_count=dict(zip(times.tolist(), prompts_with.tolist(), strict=True)),
+        most_repeated=[
+            (int(counts[place]), beginning(decoder.text(example.prompt)))
+            for place, example in zip(named, examples, strict=True)
+        ],
+        responses=len(with_chosen) - len(np.unique(with_chosen)),
+        pairs=len(with_both) - len(np.unique(with_both)) if branches == 2 else 0,
+        swapped=int(np.isin(scanned.with_both_swapped[index], with_both).sum()) if branches == 2 else 0,
     )
 
 
-def _row_facts(view: View, rows: list[np.ndarray], epoch: int) -> RowFacts:
-    plan, length = view.plan, view.plan.settings.row_length
+def _row_facts(opened: OpenedSplit, rows: list[np.ndarray], epoch: int) -> RowFacts:
+    packed, length = opened.packed, opened.packed.settings.row_length
     sizes = np.array([len(row) for row in rows])
-    used = np.array([int(plan.fitted.slots[row].sum()) for row in rows])
-    there = sizes > 0
-    fill = used[there] / length
+    used = np.array([int(packed.fitted.slots[row].sum()) for row in rows])
+    filled = sizes > 0
+    fill = used[filled] / length
     return RowFacts(
         epoch=epoch,
-        steps=None if view.epochs is None else plan.steps(epoch),
-        rows_per_step=plan.rows,
+        steps=None if opened.epochs is None else packed.steps(epoch),
+        rows_per_step=packed.rows,
         row_length=length,
-        max_sequence_length=plan.settings.max_sequence_length,
-        max_segments=plan.max_segments,
-        rows=int(there.sum()),
-        padding_rows=int((~there).sum()),
+        max_sequence_length=packed.settings.max_sequence_length,
+        max_segments=packed.max_segments,
+        rows=int(filled.sum()),
+        padding_rows=int((~filled).sum()),
         examples=int(sizes.sum()),
-        fill=float(fill.mean()),
-        fills=Histogram.with_bins(np.minimum(fill * 100, 99.999), "% of the row", 0, 5, 20),  # full rows: the last bin
+        mean_fill=float(fill.mean()),
+        fill_histogram=Histogram.with_bins(
+            np.minimum(fill * 100, 99.999), "% of the row", 0, 5, 20
+        ),  # 100 % in the last bin
         padding=1 - float(used.sum()) / (length * len(rows)),
-        examples_per_row=Spread.of(sizes[there]),
+        examples_per_row=Quantiles.of(sizes[filled]),
     )
 
 
-def _shares(view: View, rows: list[np.ndarray], of: np.ndarray) -> list[Share]:
-    read, parts = np.concatenate(rows), view.plan.dataset.parts
-    counts = np.bincount(of[read], minlength=len(parts))
-    slots = np.bincount(of[read], weights=view.plan.fitted.slots[read], minlength=len(parts))
-    fits = np.bincount(of, minlength=len(parts))
-    weights = None if view.weights is None else np.array(view.weights) / np.sum(view.weights)
+def _shares(opened: OpenedSplit, rows: list[np.ndarray]) -> list[Share]:
+    read, parts = np.concatenate(rows), opened.mixture.parts
+    part_of = opened.mixture.part_of(opened.packed.fitted.index)
+    counts = np.bincount(part_of[read], minlength=len(parts))
+    slots = np.bincount(part_of[read], weights=opened.packed.fitted.slots[read], minlength=len(parts))
+    usable = np.bincount(part_of, minlength=len(parts))
+    weights = None if opened.weights is None else np.array(opened.weights) / np.sum(opened.weights)
     return [
         Share(
             name=part.name,
             weight=None if weights is None else float(weights[n]),
-            fit=int(fits[n]),
+            usable=int(usable[n]),
             read=int(counts[n]),
             examples=float(counts[n] / counts.sum()),
             tokens=float(slots[n] / slots.sum()),
-            passes=float(counts[n] / max(1, fits[n])),
+            passes=float(counts[n] / max(1, usable[n])),
         )
         for n, part in enumerate(parts)
     ]
 
 
-def _problems(view: View, scanned: Scan, read: np.ndarray, pieces: Pieces) -> list[Problem]:
-    """Of the examples that are read: what makes training on them wrong in silence."""
-    plan, branches = view.plan, view.plan.form.branches
-    place = np.searchsorted(plan.fitted.index, read)
-    kept, stored = plan.fitted.lengths[place], plan.dataset.lengths[read]
+def _problems(opened: OpenedSplit, scanned: Scan, read: np.ndarray, decoder: TokenDecoder) -> list[Problem]:
+    """What makes training on the examples `read` wrong without an error."""
+    packed, branches = opened.packed, opened.packed.form.branches
+    place = np.searchsorted(packed.fitted.index, read)
+    kept, stored = packed.fitted.lengths[place], packed.dataset.lengths[read]
     zeroed = _zeroed(kept, stored)
     responses = kept[:, 1 : 1 + branches]
-    cut = responses < stored[:, 1 : 1 + branches]
-    if plan.form.head == "value":
-        cut = np.zeros_like(cut)  # there EOS stays last whatever is cut
+    truncated = responses < stored[:, 1 : 1 + branches]
+    if packed.form.head == "value":
+        truncated = np.zeros_like(truncated)  # truncation keeps EOS last
     ends = scanned.ends[read][:, :branches]
-    found = {
-        "a response without a token: its weights are all zero": (responses == 0).any(1) & ~zeroed,
-        "a response that does not end with EOS": (~ends & ~cut & (responses > 0)).any(1) & ~zeroed,
-        "a prompt that does not begin with BOS": scanned.bos_missing[read],
+    faults = {
+        "response without tokens (all its weights are 0)": (responses == 0).any(1) & ~zeroed,
+        "response that does not end with EOS": (~ends & ~truncated & (responses > 0)).any(1) & ~zeroed,
+        "prompt that does not begin with BOS": scanned.bos_missing[read],
         "more than one BOS": scanned.bos_again[read],
     }
-    return [_problem(view, what, read[bad], pieces) for what, bad in found.items() if bad.any()]
+    return [_problem(opened, fault, read[broken], decoder) for fault, broken in faults.items() if broken.any()]
 
 
-def _problem(view: View, what: str, examples: np.ndarray, pieces: Pieces) -> Problem:
+def _problem(opened: OpenedSplit, fault: str, examples: np.ndarray, decoder: TokenDecoder) -> Problem:
     named = []
-    for number in examples[:_NAMED].tolist():
-        at = int(view.part_of(np.array([number]))[0])
-        example = view.plan.dataset.read([number])[0]
-        text = beginning(pieces.text(example.prompt))
-        part = view.plan.dataset.parts[at]
-        named.append(f"{part.name}, split {part.split}, example {number - int(view.starts[at])} ({text})")
-    return Problem(what, len(examples), "; ".join(named))
+    for example in examples[:_NAMED].tolist():
+        part, number = opened.locate(example)
+        text = beginning(decoder.text(part.read([number])[0].prompt))
+        named.append(f"{part.name}, split {part.split}, example {number} ({text})")
+    return Problem(fault, len(examples), "; ".join(named))

@@ -1,8 +1,10 @@
-"""What is looked at: splits of a built data set, or those that a run configuration reads, each with its row plan."""
+"""Opens the splits of a built data set, or those that a run configuration reads, packed as training packs them."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,136 +12,145 @@ from janus_jax.config.run import RunConfig, load_config
 from janus_jax.data import fetch
 from janus_jax.data.dataset import Manifest, TokenizedDataset
 from janus_jax.data.epoch import BatchSettings, PackedEpochs, Position
-from janus_jax.data.from_config import batch_settings, open_held_out, packed_epochs
+from janus_jax.data.from_config import eval_batch_settings, open_held_out, packed_epochs
+from janus_jax.data.mixture import Mixture
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.model.config import Head
 from janus_jax.objectives import build_objective
 from janus_jax.storage.bucket import is_url
 
-ROWS_ENDINGS = (".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
-OBJECTIVE_OF_KIND = {"sft": "sft", "dpo": "dpo", "orpo": "dpo", "rm": "rm"}
-"""Pairs lie in rows in one way whatever is learned of their log-probs, so that of DPO stands for all of them."""
+RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
+DEFAULT_OBJECTIVE = {"sft": "sft", "dpo": "dpo", "orpo": "dpo", "rm": "rm"}
+"""Every objective on log-probs of pairs packs them alike, so DPO stands for all of them."""
 
-HEAD_OF_OBJECTIVE: dict[str, Head] = {"sft": "lm", "dpo": "lm", "rm": "value"}
+
+class _Packing(NamedTuple):
+    branches: int
+    head: Head
+    row_length: int
+
+
+_PACKINGS = {"sft": _Packing(1, "lm", 8192), "dpo": _Packing(2, "lm", 4096), "rm": _Packing(2, "value", 4096)}
+"""How each objective packs a data set that is opened without a configuration."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DirectoryOptions:
-    """How the rows of a bare data set are made, which a configuration would say."""
+    """How to pack a data set that is opened without a configuration."""
 
     row_length: int | None = None
     max_sequence_length: int | None = None
     objective: str | None = None
 
     def given(self) -> list[str]:
-        """Options that are not left to their defaults, as the command line calls them."""
+        """The options that were set, by their names on the command line."""
         return [f"--{name.replace('_', '-')}" for name, value in dataclasses.asdict(self).items() if value is not None]
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
-    """One split as it is read: in training, in evaluation, or by itself."""
+class OpenedSplit:
+    """One split, packed as it is read in training, in evaluation, or without a configuration."""
 
     role: str
-    """training, held out, or split (of a bare data set)."""
-    plan: PackedEpochs
+    """training, held out, or split (opened without a configuration)."""
+    packed: PackedEpochs
     objective: str
     epochs: int | None
-    """That a run begins; None of a bare data set."""
+    """Epochs that the run starts; None without a configuration."""
     weights: tuple[float, ...] | None = None
-    """Of a mixture's parts, as they are stated."""
+    """Weights of a mixture's parts, as configured."""
     notes: tuple[str, ...] = ()
 
     @property
     def split(self) -> str:
-        return self.plan.dataset.split
+        return self.packed.dataset.split
 
     @property
     def title(self) -> str:
-        """As headings call it."""
+        """For headings and messages."""
         role = "" if self.role == "split" else f" ({self.role})"
-        return f"{self.plan.dataset.name}, split {self.split}{role}"
+        return f"{self.packed.dataset.name}, split {self.split}{role}"
 
     def rows(self, epoch: int) -> list[np.ndarray]:
-        """All rows of an epoch, step after step: positions in `plan.fitted`; an empty one is a row of padding."""
-        starts = (Position(epoch, step * self.plan.unit) for step in range(self.plan.steps(epoch)))
-        return [row for start in starts for row in self.plan.members(start)]
+        """All rows of an epoch in the order of steps, as positions in `packed.fitted`; a row of padding is empty."""
+        starts = (Position(epoch, step * self.packed.unit) for step in range(self.packed.steps(epoch)))
+        return [row for start in starts for row in self.packed.members(start)]
 
-    def part_of(self, index: np.ndarray) -> np.ndarray:
-        """Number of the part that each example number of the whole lies in."""
-        return np.searchsorted(self.starts, index, side="right") - 1
+    @functools.cached_property
+    def mixture(self) -> Mixture:
+        """The data set as a mixture; a single one is its only part."""
+        dataset = self.packed.dataset
+        return dataset if isinstance(dataset, Mixture) else Mixture(dataset.parts)
 
-    @property
-    def starts(self) -> np.ndarray:
-        """Example number of the whole at which each part begins, and the number of all."""
-        return np.cumsum([0] + [len(part) for part in self.plan.dataset.parts])
+    def locate(self, example: int) -> tuple[TokenizedDataset, int]:
+        """The part that an example of the whole data set lies in, and its number there."""
+        number = int(self.mixture.part_of(np.array([example]))[0])
+        return self.mixture.parts[number], example - int(self.mixture.starts[number])
 
 
-def open_views(
+def open_splits(
     target: str, overrides: Sequence[str] = (), options: DirectoryOptions | None = None, split: str | None = None
-) -> list[View]:
+) -> list[OpenedSplit]:
     """The splits of a built data set (a directory) or of a configuration (a file).
 
     Raises:
-        ConfigError: options that do not go with the target, or a configuration that training would refuse.
-        DataError: data that training would refuse.
-        StorageError: data on gs:// that cannot be copied here.
+        ConfigError: an option does not apply to the target, or training would reject the configuration.
+        DataError: training would reject the data.
+        StorageError: data on gs:// cannot be copied to this machine.
     """
     options = options or DirectoryOptions()
     if is_url(target) or Path(target).expanduser().is_dir():
         if overrides:
-            raise ConfigError(f"{overrides[0]}: {target} is a directory; allowed: KEY=VALUE with a configuration only")
-        return _views_of_directory(target, options, split)
-    if target.endswith(ROWS_ENDINGS) and Path(target).expanduser().is_file():
-        raise DataError(f"{target}: holds rows, not yet a data set; `janus data build` makes one of them")
+            raise ConfigError(f"{overrides[0]}: {target} is a directory; KEY=VALUE needs a configuration")
+        return _directory_splits(target, options, split)
+    if target.endswith(RECORD_SUFFIXES) and Path(target).expanduser().is_file():
+        raise DataError(f"{target}: is a file of records, not a built data set; build one with `janus data build`")
     if given := options.given():
-        raise ConfigError(f"{given[0]}: allowed with a data set only; change the configuration, like batch.rows=4")
-    return _views_of_config(load_config(target, overrides), split)
+        raise ConfigError(f"{given[0]}: allowed with a data set only; override keys instead, like batch.rows=4")
+    return _config_splits(load_config(target, overrides), split)
 
 
-def _views_of_directory(directory: str, options: DirectoryOptions, split: str | None) -> list[View]:
+def _directory_splits(directory: str, options: DirectoryOptions, split: str | None) -> list[OpenedSplit]:
     manifest = Manifest.load(fetch.dataset(directory, split or "train"))
-    objective = options.objective or OBJECTIVE_OF_KIND[manifest.kind]
-    row_length = options.row_length or (8192 if objective == "sft" else 4096)
-    longest = options.max_sequence_length or (row_length if objective == "sft" else max(1, row_length // 2))
-    if longest > row_length:
-        raise ConfigError(f"--max-sequence-length {longest}: allowed: at most --row-length, {row_length}")
-    settings = BatchSettings(row_length, longest, rows=1)
+    objective = options.objective or DEFAULT_OBJECTIVE[manifest.kind]
+    branches, head, row_length = _PACKINGS[objective]
+    row_length = options.row_length or row_length
+    max_length = options.max_sequence_length or max(1, row_length // branches)
+    if max_length > row_length:
+        raise ConfigError(f"--max-sequence-length {max_length}: allowed: at most --row-length, {row_length}")
+    settings = BatchSettings(row_length, max_length, rows=1)
     names = list(manifest.splits) if split is None else [split]
-    views = []
+    splits = []
     for name in names:
         dataset = TokenizedDataset(fetch.dataset(directory, name), name)
-        dataset.name = directory  # and not that of a copy
-        branches = 1 if objective == "sft" else 2
-        plan = PackedEpochs(dataset, settings, branches=branches, head=HEAD_OF_OBJECTIVE[objective])
-        views.append(View("split", plan, objective, epochs=None))
-    return views
+        dataset.name = directory  # the URL, not the directory of its local copy
+        packed = PackedEpochs(dataset, settings, branches=branches, head=head)
+        splits.append(OpenedSplit("split", packed, objective, epochs=None))
+    return splits
 
 
-def _views_of_config(config: RunConfig, split: str | None) -> list[View]:
-    views = [_training_view(config)]
+def _config_splits(config: RunConfig, split: str | None) -> list[OpenedSplit]:
+    splits = [_training_split(config)]
     held_out = open_held_out(config)
     if held_out is not None:
-        objective, settings = build_objective(config), batch_settings(config)
-        rows = config.eval.rows or views[0].plan.rows // settings.microbatches
-        settings = dataclasses.replace(settings, rows=rows, examples=None, microbatches=1, keep_together=1)
-        plan = PackedEpochs(
+        objective, settings = build_objective(config), eval_batch_settings(config, splits[0].packed.rows)
+        packed = PackedEpochs(
             held_out, settings, branches=objective.branches, head=objective.head, seed=config.run.seed, shuffle=False
         )
-        views.append(View("held out", plan, objective.name, epochs=1))
-    found = [view for view in views if split in (None, view.split)]
-    if not found:
-        there = ", ".join(dict.fromkeys(view.split for view in views))
-        raise ConfigError(f"--split {split}: the configuration reads {there}")
-    return found
+        splits.append(OpenedSplit("held out", packed, objective.name, epochs=1))
+    chosen = [opened for opened in splits if split in (None, opened.split)]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(opened.split for opened in splits))
+        raise ConfigError(f"--split {split}: the configuration reads {names}")
+    return chosen
 
 
-def _training_view(config: RunConfig) -> View:
-    plan, objective = packed_epochs(config), build_objective(config)
+def _training_split(config: RunConfig) -> OpenedSplit:
+    packed, objective = packed_epochs(config), build_objective(config)
     notes = []
     if config.batch.examples is not None:
-        notes.append("batch.examples: how many rows a step takes depends on the mesh; shown are the fewest")
+        notes.append("batch.examples: the number of rows per step depends on the mesh; the smallest is shown")
     if getattr(objective, "nll", None) == "prompt_and_response":
-        notes.append("objective.nll = prompt_and_response: the targets of the chosen sequence's prompt count too")
-    stated = [part.weight for part in config.data.mixture or () if part.weight is not None]
-    return View("training", plan, objective.name, plan.epochs, tuple(stated) or None, tuple(notes))
+        notes.append("objective.nll = prompt_and_response: prompt tokens of the chosen sequence are targets too")
+    weights = [part.weight for part in config.data.mixture or () if part.weight is not None]
+    return OpenedSplit("training", packed, objective.name, packed.epochs, tuple(weights) or None, tuple(notes))

@@ -1,4 +1,4 @@
-"""`janus data inspect`: open, read once, show, judge."""
+"""`janus data inspect`: opens the splits, reads them once, and writes the report with its verdict."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,21 +8,21 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from janus_jax.data.inspect import terminal
+from janus_jax.data.inspect import terminal, wording
 from janus_jax.data.inspect.facts import SplitFacts, scan_parts, split_facts
-from janus_jax.data.inspect.opened import DirectoryOptions, open_views
+from janus_jax.data.inspect.opened import DirectoryOptions, open_splits
 from janus_jax.data.inspect.page import page
-from janus_jax.data.inspect.rows import show_rows
+from janus_jax.data.inspect.rows import annotate_rows
 from janus_jax.data.inspect.scan import Scan
-from janus_jax.data.inspect.token_text import Pieces, visible
+from janus_jax.data.inspect.token_text import TokenDecoder, visible
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.storage import staging
 from janus_jax.storage.local import write_json, write_whole
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
-    """What is wanted of the rows, and where the report goes."""
+class ReportOptions:
+    """Which rows to show, and where to write the report."""
 
     rows: int = 2
     row: int | None = None
@@ -40,61 +40,56 @@ def inspect(
     *,
     options: DirectoryOptions | None = None,
     split: str | None = None,
-    shown: Shown | None = None,
+    report: ReportOptions | None = None,
     console: Console | None = None,
 ) -> list[SplitFacts]:
-    """Shows what training will see of a built data set or of a configuration; no device is asked for anything.
+    """Shows what training will see of a built data set or of a configuration, without any device.
 
     Raises:
-        ConfigError: a configuration or an option that cannot be used.
-        DataError: data that cannot be used; after everything was shown, also examples that must not be trained on.
+        ConfigError: the configuration or an option cannot be used.
+        DataError: the data cannot be used or, after the whole report, holds examples that must not be trained on.
     """
-    shown, console = shown or Shown(), console or Console(markup=False, highlight=False, emoji=False)
-    views = open_views(target, overrides, options, split)
-    first = views[0]
-    length = first.plan.settings.row_length
-    if shown.slots is not None and shown.slots.stop > length:
-        asked = f"{shown.slots.start}-{shown.slots.stop - 1}"
-        raise ConfigError(f"--slots {asked}: a row of {first.title} has slots 0 to {length - 1}")
-    pieces = Pieces(first.plan.dataset.tokenizer())
-    epochs = [shown.epoch if view.role != "held out" else 0 for view in views]  # held-out rows are those of epoch 0
-    numbers = list(range(min(shown.rows, len(first.rows(shown.epoch))))) if shown.row is None else [shown.row]
-    rows = show_rows(first, shown.epoch, numbers, pieces)
-    scans = [scan_parts(view) for view in views]
-    facts = [split_facts(view, scan, epoch, pieces) for view, scan, epoch in zip(views, scans, epochs, strict=True)]
-    digests = [Scan.join(scan).digests[view.plan.fitted.index, 0] for view, scan in zip(views, scans, strict=True)]
-    for at in range(1, len(facts)):
-        known = int(np.isin(digests[at], digests[0]).sum())
-        facts[at] = dataclasses.replace(facts[at], prompts_also_in_first=known, first=facts[0].title)
+    report, console = report or ReportOptions(), console or Console(markup=False, highlight=False, emoji=False)
+    splits = open_splits(target, overrides, options, split)
+    first = splits[0]
+    length = first.packed.settings.row_length
+    if report.slots is not None and report.slots.stop > length:
+        slots = f"{report.slots.start}-{report.slots.stop - 1}"
+        raise ConfigError(f"--slots {slots}: a row of {first.title} has slots 0 to {length - 1}")
+    decoder = TokenDecoder(first.packed.dataset.tokenizer())
+    shown = range(min(report.rows, len(first.rows(report.epoch)))) if report.row is None else [report.row]
+    rows = annotate_rows(first, report.epoch, shown, decoder)
+    results: list[SplitFacts] = []
+    prompts: list[np.ndarray] = []
+    for opened in splits:
+        scans = scan_parts(opened)
+        epoch = 0 if opened.role == "held out" else report.epoch  # every evaluation reads the rows of epoch 0
+        facts = split_facts(opened, scans, epoch, decoder)
+        prompts.append(Scan.join(scans).digests[opened.packed.fitted.index, 0])
+        if results:
+            shared = int(np.isin(prompts[-1], prompts[0]).sum())
+            facts = dataclasses.replace(facts, prompts_in_first=shared, first_title=results[0].title)
+        results.append(facts)
 
-    # files first: whoever pipes the text away early has them
-    if shown.json is not None:
-        values = {"target": target, "splits": [dataclasses.asdict(one) for one in facts]}
-        write_json(shown.json, values)
-    if shown.html is not None:
-        write_whole(shown.html, page(target, facts, rows, pieces))
+    # Files come first: they are complete even if a pipe closes early.
+    if report.json is not None:
+        values = {"target": target, "splits": [dataclasses.asdict(facts) for facts in results]}
+        write_json(report.json, values)
+    if report.html is not None:
+        write_whole(report.html, page(target, results, rows, decoder))
     if rows:
         console.rule(Text(first.title), style="bold")
         terminal.show_legend(console)
     for row in rows:
-        terminal.show_row(console, row, pieces, shown.slots, shown.full)
-    for one in facts:
-        terminal.show_facts(console, one)
-    console.print()
-    for what, file in (("numbers", shown.json), ("page", shown.html)):
+        terminal.show_row(console, row, decoder, report.slots, report.full)
+    for facts in results:
+        terminal.show_facts(console, facts)
+    for name, file in (("numbers", report.json), ("page", report.html)):
         if file is not None:
-            console.print(Text(f"{what}: {file}"), soft_wrap=True)
-    _judge(console, facts)
-    return facts
-
-
-def _judge(console: Console, facts: list[SplitFacts]) -> None:
-    found = [problem for one in facts for problem in one.problems]
-    if found:
-        lines = [f"{problem.what}: {problem.count:,}, the first {visible(problem.where, ' ')}" for problem in found]
-        raise DataError("examples that must not be trained on: " + "; ".join(lines))
-    read = sum(one.read_ever for one in facts)
-    console.print(
-        f"nothing wrong in {read:,} examples: responses with tokens, EOS at their ends, BOS once where there is one",
-        style="bold green",
-    )
+            console.print(Text(f"{name}: {file}"), soft_wrap=True)
+    problems = [problem for facts in results for problem in facts.problems]
+    if problems:
+        faults = [f"{wording.counted(p.count, 'example')} with {p.fault}: {p.examples}" for p in problems]
+        raise DataError("examples that must not be trained on: " + visible("; ".join(faults), " "))
+    console.print(wording.no_problems(results), style="bold green")
+    return results

@@ -1,24 +1,25 @@
-"""Packed rows as they are shown: what each slot is, and the pieces of text that its ids stand for."""
+"""Packed rows with the role and the text of each slot."""
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
 from janus_jax.batch import Batch
-from janus_jax.data.inspect.opened import View
-from janus_jax.data.inspect.token_text import Pieces
+from janus_jax.data.inspect.opened import OpenedSplit
+from janus_jax.data.inspect.token_text import TokenDecoder
 from janus_jax.errors import ConfigError
 
 ROLES = ("padding", "prompt", "chosen", "rejected", "eos")
-"""Of slots, by number; the only response of SFT has the role of a chosen one."""
+"""Roles of slots by number; the response of SFT has the role `chosen`."""
 
 PADDING, PROMPT, CHOSEN, REJECTED, EOS = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """Neighbouring slots of one role and branch, of one segment."""
+class Span:
+    """Neighbouring slots of a segment with one role and branch."""
 
     role: int
     branch: int
@@ -30,30 +31,32 @@ class Part:
 class Segment:
     """An example in a row."""
 
-    number: int  # among those of its row
+    number: int  # in its row
     dataset: str
     example: int  # number in its split
-    lengths: tuple[int, int, int]  # tokens of prompt, chosen, rejected as they are read
-    cut: bool  # batch.overlong changed them
+    lengths: tuple[int, int, int]  # tokens of prompt, chosen, rejected that are read
+    shortened: bool  # by batch.overlong
     margin: float
     start: int
     end: int
-    parts: list[Part]
-    ends: list[int]
-    """Slots whose target is the EOS of a response: it is predicted there, and not fed (lm head)."""
+    spans: list[Span]
+    eos_targets: list[int]
+    """Slots whose target is the EOS of a response, which the lm head predicts and never reads."""
 
-    def described(self, names: tuple[str, ...]) -> str:
-        """Where it lies, and how long it is."""
+    def description(self, role_names: tuple[str, ...]) -> str:
+        """Slots and lengths."""
         prompt, chosen, rejected = self.lengths
-        lengths = f"prompt {prompt} + {names[CHOSEN]} {chosen}" + (f" + rejected {rejected}" if names[REJECTED] else "")
-        where = f"slots {self.start}-{self.end - 1}" if self.end > self.start else "no slots: it has no responses"
+        lengths = f"prompt {prompt} + {role_names[CHOSEN]} {chosen}"
+        if role_names[REJECTED]:
+            lengths += f" + rejected {rejected}"
+        slots = f"slots {self.start}-{self.end - 1}" if self.end > self.start else "no slots: it has no responses"
         margin = f", margin {self.margin:g}" if self.margin else ""
-        return f"{where}; {lengths} tokens{margin}{', cut by batch.overlong' if self.cut else ''}"
+        return f"{slots}; {lengths} tokens{margin}{', shortened by batch.overlong' if self.shortened else ''}"
 
 
 @dataclasses.dataclass(frozen=True)
-class ShownRow:
-    """One row of an epoch: fields of the batch contract, [L] each, and how to read them."""
+class AnnotatedRow:
+    """One row of an epoch: fields of the batch contract, [L] each, with roles and texts."""
 
     number: int
     epoch: int
@@ -66,10 +69,10 @@ class ShownRow:
     position: np.ndarray
     roles: np.ndarray
     texts: list[str]
-    """Of each slot's token; empty for padding."""
+    """Text of each slot's token; empty for padding."""
     segments: list[Segment]
-    names: tuple[str, ...]
-    """Of the roles: a response is called so where there is one only."""
+    role_names: tuple[str, ...]
+    """ROLES as a reader knows them: the response of SFT is called that."""
 
     @property
     def used(self) -> int:
@@ -77,43 +80,42 @@ class ShownRow:
         return int((self.segment > 0).sum())
 
 
-def show_rows(view: View, epoch: int, numbers: list[int], pieces: Pieces) -> list[ShownRow]:
+def annotate_rows(opened: OpenedSplit, epoch: int, numbers: Sequence[int], decoder: TokenDecoder) -> list[AnnotatedRow]:
     """Rows of an epoch by number.
 
     Raises:
-        ConfigError: there is no row of that number.
+        ConfigError: the epoch has no row of that number.
         DataError: a record cannot be read.
     """
-    rows = view.rows(epoch)
+    rows = opened.rows(epoch)
     for number in numbers:
         if not 0 <= number < len(rows):
-            raise ConfigError(f"--row {number}: {view.title} has rows 0 to {len(rows) - 1} in epoch {epoch}")
-    return [_shown(view, epoch, number, rows[number], pieces) for number in numbers]
+            raise ConfigError(f"--row {number}: {opened.title} has rows 0 to {len(rows) - 1} in epoch {epoch}")
+    return [_annotate(opened, epoch, number, rows[number], decoder) for number in numbers]
 
 
-def _shown(view: View, epoch: int, number: int, members: np.ndarray, pieces: Pieces) -> ShownRow:
-    plan, fitted = view.plan, view.plan.fitted
-    batch = plan.read([members])
-    eos = plan.dataset.parts[0].manifest.tokenizer["eos"]
+def _annotate(opened: OpenedSplit, epoch: int, number: int, members: np.ndarray, decoder: TokenDecoder) -> AnnotatedRow:
+    packed, fitted = opened.packed, opened.packed.fitted
+    batch = packed.read([members])
+    eos = packed.dataset.parts[0].manifest.tokenizer["eos"]
     tokens, targets, weights, segment, branch, position = (
         getattr(batch, name)[0] for name in ("tokens", "targets", "weights", "segment", "branch", "position")
     )
-    # A branch begins with prompt tokens: the last one, or all of them where prompts are not shared.
+    # A branch begins with prompt tokens: the last one, or all of them if prompts are not shared.
     prompts = np.append(fitted.lengths[members, 0], 0)[segment - 1]
     roles = np.where(segment == 0, PADDING, np.where(position < prompts, PROMPT, branch + PROMPT))
-    if plan.form.head == "value":
+    if packed.form.head == "value":
         roles[(weights > 0) & (tokens == eos)] = EOS
     texts = [""] * len(tokens)
     segments = []
     for place, at in enumerate(members.tolist()):
-        found = _segment(view, at, place, batch, roles, eos)
-        for part in found.parts:
-            texts[part.start : part.end] = pieces.run(tokens[part.start : part.end])
-        segments.append(found)
-    return ShownRow(
+        segments.append(_segment(opened, at, place, batch, roles, eos))
+        for span in segments[-1].spans:
+            texts[span.start : span.end] = decoder.tokens(tokens[span.start : span.end])
+    return AnnotatedRow(
         number,
         epoch,
-        None if view.epochs is None else number // plan.rows,
+        None if opened.epochs is None else number // packed.rows,
         tokens,
         targets,
         weights,
@@ -123,36 +125,36 @@ def _shown(view: View, epoch: int, number: int, members: np.ndarray, pieces: Pie
         roles,
         texts,
         segments,
-        names=ROLES if plan.form.branches == 2 else ("padding", "prompt", "response", "", "eos"),
+        role_names=ROLES if packed.form.branches == 2 else ("padding", "prompt", "response", "", "eos"),
     )
 
 
-def _segment(view: View, at: int, place: int, batch: Batch, roles: np.ndarray, eos: int) -> Segment:
-    fitted, parts = view.plan.fitted, view.plan.dataset.parts
+def _segment(opened: OpenedSplit, at: int, place: int, batch: Batch, roles: np.ndarray, eos: int) -> Segment:
+    fitted = opened.packed.fitted
     index = int(fitted.index[at])
-    part = int(view.part_of(np.array([index]))[0])
+    part, example = opened.locate(index)
     slots = np.flatnonzero(batch.segment[0] == place + 1)
     start, end = (int(slots[0]), int(slots[-1]) + 1) if len(slots) else (0, 0)
     inside = slice(start, end)
     changes = np.diff(roles[inside]) + 10 * np.diff(batch.branch[0, inside])
-    borders = [0, *(np.flatnonzero(changes) + 1).tolist(), end - start]
-    found = [
-        Part(int(roles[start + a]), int(batch.branch[0, start + a]), start + a, start + b)
-        for a, b in itertools.pairwise(borders)
+    edges = [0, *(np.flatnonzero(changes) + 1).tolist(), end - start]
+    spans = [
+        Span(int(roles[start + a]), int(batch.branch[0, start + a]), start + a, start + b)
+        for a, b in itertools.pairwise(edges)
         if a < b
     ]
-    counts = batch.weights[0, inside] > 0
-    last = (batch.targets[0, inside] == eos) & counts & (view.plan.form.head == "lm")
+    learned = batch.weights[0, inside] > 0
+    last = (batch.targets[0, inside] == eos) & learned & (opened.packed.form.head == "lm")
     kept = tuple(fitted.lengths[at].tolist())
     return Segment(
         number=place,
-        dataset=parts[part].name,
-        example=index - int(view.starts[part]),
+        dataset=part.name,
+        example=example,
         lengths=(kept[0], kept[1], kept[2]),
-        cut=kept != tuple(view.plan.dataset.lengths[index].tolist()),
+        shortened=kept != tuple(opened.packed.dataset.lengths[index].tolist()),
         margin=float(batch.margin[0, place]),
         start=start,
         end=end,
-        parts=found,
-        ends=(start + np.flatnonzero(last)).tolist(),
+        spans=spans,
+        eos_targets=(start + np.flatnonzero(last)).tolist(),
     )

@@ -1,4 +1,4 @@
-"""One pass over all ids of a built split: what stands at the borders of each example, and digests of its texts."""
+"""One pass over all ids of a built split: BOS and EOS of each example, and digests of its texts."""
 
 import dataclasses
 import hashlib
@@ -12,37 +12,37 @@ _BLOCK = 4096
 """Examples read at once: a few MB."""
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-"""An odd number that spreads digests over 64 bits when two are made one."""
+"""An odd 64-bit multiplier to combine two digests."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """Facts of each stored example, [E]; `_ends` of a response that is not there are True."""
+    """Facts of each stored example, [E]."""
 
     bos_missing: np.ndarray  # bool: the tokenizer has a BOS, and the prompt does not begin with it
-    bos_again: np.ndarray  # bool: it stands in the example a second time
-    ends: np.ndarray  # [E, 2] bool: chosen, rejected end with EOS
-    eos_inside: np.ndarray  # bool: EOS stands in a response before its end
+    bos_again: np.ndarray  # bool: BOS occurs at another place in the example
+    ends: np.ndarray  # [E, 2] bool: chosen, rejected end with EOS; True for an empty response
+    eos_inside: np.ndarray  # bool: EOS occurs in a response before its end
     digests: np.ndarray  # [E, 3] uint64 of prompt, chosen, rejected
 
     @property
-    def pairs(self) -> np.ndarray:
+    def with_chosen(self) -> np.ndarray:
         """[E] uint64: digests of prompt with chosen (or response)."""
         return self.digests[:, 0] * _MIX + self.digests[:, 1]
 
     @property
-    def wholes(self) -> np.ndarray:
+    def with_both(self) -> np.ndarray:
         """[E] uint64: digests of prompt with chosen and rejected."""
-        return self.pairs * _MIX + self.digests[:, 2]
+        return self.with_chosen * _MIX + self.digests[:, 2]
 
     @property
-    def reversed_wholes(self) -> np.ndarray:
-        """[E] uint64: `wholes` with chosen and rejected exchanged."""
+    def with_both_swapped(self) -> np.ndarray:
+        """[E] uint64: `with_both` with chosen and rejected swapped."""
         return (self.digests[:, 0] * _MIX + self.digests[:, 2]) * _MIX + self.digests[:, 1]
 
     @classmethod
     def join(cls, scans: "list[Scan]") -> "Scan":
-        """Those of several parts as one."""
+        """Facts of several parts in one."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: np.concatenate([getattr(scan, name) for scan in scans]) for name in names})
 
@@ -61,7 +61,10 @@ def scan(dataset: TokenizedDataset) -> Scan:
 def _scan_block(dataset: TokenizedDataset, block: range, bos: int | None, eos: int) -> Scan:
     examples = dataset.read(block)
     nothing = np.zeros(0, np.int32)
-    texts = [(one.prompt, one.chosen, nothing if one.rejected is None else one.rejected) for one in examples]
+    texts = [
+        (example.prompt, example.chosen, nothing if example.rejected is None else example.rejected)
+        for example in examples
+    ]
     ids = np.concatenate([*itertools.chain.from_iterable(texts), nothing])
     lengths = dataset.lengths[block.start : block.stop].astype(np.int64)
     ends = np.cumsum(lengths.ravel()).reshape(-1, 3)
@@ -73,8 +76,8 @@ def _scan_block(dataset: TokenizedDataset, block: range, bos: int | None, eos: i
 
     last = np.ones((len(block), 2), bool)
     for branch in (1, 2):
-        there = lengths[:, branch] > 0
-        last[there, branch - 1] = ids[ends[there, branch] - 1] == eos
+        present = lengths[:, branch] > 0
+        last[present, branch - 1] = ids[ends[present, branch] - 1] == eos
     ended = last & (lengths[:, 1:] > 0)
     eos_at = ids == eos
     inside = count(eos_at, 1) + count(eos_at, 2) > ended.sum(1)
@@ -83,10 +86,10 @@ def _scan_block(dataset: TokenizedDataset, block: range, bos: int | None, eos: i
     else:
         bos_at = ids == bos
         missing = np.ones(len(block), bool)
-        begun = lengths[:, 0] > 0
-        missing[begun] = ids[starts[begun, 0]] != bos
+        has_prompt = lengths[:, 0] > 0
+        missing[has_prompt] = ids[starts[has_prompt, 0]] != bos
         again = count(bos_at, 0) - ~missing > 0
-        if bos != eos:  # else it ends responses
+        if bos != eos:  # otherwise it also ends responses
             again |= (count(bos_at, 1) + count(bos_at, 2)) > 0
-    digests = b"".join(hashlib.blake2b(text.tobytes(), digest_size=8).digest() for one in texts for text in one)
+    digests = b"".join(hashlib.blake2b(text.tobytes(), digest_size=8).digest() for example in texts for text in example)
     return Scan(missing, again, last, inside, np.frombuffer(digests, np.uint64).reshape(-1, 3))

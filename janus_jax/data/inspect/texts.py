@@ -1,6 +1,6 @@
-"""The checked rows of a data set (DIR/tfds) without TensorFlow.
+"""Reads the checked records of a data set (DIR/tfds) without TensorFlow.
 
-A record is a serialized tf.train.Example, of which only the texts are wanted. In protobuf's wire format:
+Each is a serialized tf.train.Example, of which only the texts are read. In protobuf's wire format:
 Example { Features 1 { map entry 1 { key 1, Feature 2 { BytesList 1 { value 1 } } } } }.
 """
 
@@ -13,10 +13,10 @@ from janus_jax.errors import DataError, first_line
 
 
 def read_texts(dataset: TokenizedDataset, numbers: Sequence[int]) -> list[Record]:
-    """Rows of the example numbers given, in their order.
+    """Records of the examples `numbers`, in that order.
 
     Raises:
-        DataError: the rows are not there, are not as many as the examples, or cannot be read.
+        DataError: records are missing, do not match the number of examples, or cannot be read.
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
@@ -26,39 +26,39 @@ def read_texts(dataset: TokenizedDataset, numbers: Sequence[int]) -> list[Record
         readers = [ArrayRecordReader(str(file)) for file in files]
         counts = [reader.num_records() for reader in readers]
         if sum(counts) != len(dataset):
-            raise DataError(f"{folder}: {sum(counts)} rows of split {dataset.split}, {len(dataset)} examples")
-        rows = []
+            raise DataError(f"{folder}: {sum(counts)} records of split {dataset.split} for {len(dataset)} examples")
+        records = []
         for number in numbers:
             file = 0
             while number >= counts[file]:
                 number -= counts[file]
                 file += 1
-            rows.append(_row(readers[file].read([number])[0], dataset.kind))
-        return rows
+            records.append(_record(readers[file].read([number])[0], dataset.kind))
+        return records
     except (RuntimeError, ValueError, OSError, IndexError, KeyError) as error:
         raise DataError(f"{folder}: cannot be read: {first_line(error)}") from error
 
 
-def _row(record: bytes, kind: str) -> Record:
-    found = {}
-    for features in _messages(record, 1):
+def _record(data: bytes, kind: str) -> Record:
+    texts = {}
+    for features in _messages(data, 1):
         for entry in _messages(features, 1):
             (key,), values = _messages(entry, 1), _messages(entry, 2)
-            texts = [text for value in values for listed in _messages(value, 1) for text in _messages(listed, 1)]
-            found[key.decode()] = texts
+            lists = [bytes_list for value in values for bytes_list in _messages(value, 1)]
+            texts[key.decode()] = [text for bytes_list in lists for text in _messages(bytes_list, 1)]
     system, prompt, chosen, rejected = (
-        found[name][0].decode("utf-8") if found[name] else "" for name in ("system", "prompt", "chosen", "rejected")
+        texts[name][0].decode("utf-8") if texts[name] else "" for name in ("system", "prompt", "chosen", "rejected")
     )
     return Record(system, prompt, chosen, None if kind == "sft" else rejected)
 
 
-def _messages(data: bytes, wanted: int) -> list[bytes]:
-    """Values of the length-delimited field `wanted`."""
-    return [value for number, value in _fields(data) if number == wanted]
+def _messages(data: bytes, field: int) -> list[bytes]:
+    """Values of the length-delimited field with that number."""
+    return [value for number, value in _fields(data) if number == field]
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(number, value) of every field; values of fixed width and varints, which are not wanted, come empty."""
+    """(number, value) of every field; values of varints and of fixed width are left empty."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -76,7 +76,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
             at += 8 if kind == 1 else 4
             yield number, b""
         else:
-            raise ValueError(f"wire type {kind} is none of tf.train.Example")
+            raise ValueError(f"wire type {kind} does not occur in tf.train.Example")
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

@@ -3,14 +3,14 @@
 import dataclasses
 from collections.abc import Iterator
 
-from janus_jax.data.inspect.boundary_check import Borders
-from janus_jax.data.inspect.facts import LengthBias, PartFacts, Repeats, Share, SplitFacts
+from janus_jax.data.inspect.boundary_check import BoundaryCheck
+from janus_jax.data.inspect.facts import Duplicates, LengthBias, PartFacts, Share, SplitFacts
 from janus_jax.data.statistics import Histogram
 
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """A sentence, and the list that belongs to it."""
+    """A sentence with a list of details."""
 
     text: str
     details: tuple[str, ...] = ()
@@ -18,58 +18,72 @@ class Statement:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Cells as text; the first column names the row."""
+    """Cells as text; the first column names the line."""
 
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
 
 
 def percent(share: float) -> str:
-    """A share with one decimal; what is not all or nothing does not look like it."""
-    shown = f"{share * 100:.1f} %"
-    if shown == "100.0 %" and share < 1:
+    """A share with one decimal; only exact shares show as 0.0 % and 100.0 %."""
+    text = f"{share * 100:.1f} %"
+    if text == "100.0 %" and share < 1:
         return "> 99.9 %"
-    return "< 0.1 %" if shown == "0.0 %" and share > 0 else shown
+    return "< 0.1 %" if text == "0.0 %" and share > 0 else text
 
 
-def counted(number: int, one: str, many: str = "") -> str:
-    """A number with its noun."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural unless the number is 1."""
+    return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 
-def row_lines(facts: SplitFacts) -> Iterator[Statement]:
+def no_problems(splits: list[SplitFacts]) -> str:
+    """The verdict if no example is broken."""
+    examples = counted(sum(facts.examples_read for facts in splits), "example")
+    return (
+        f"No problems in {examples}: every response has tokens and, unless truncated, ends with EOS; BOS occurs once, "
+        "at the start, if the tokenizer has one."
+    )
+
+
+def row_statements(facts: SplitFacts) -> Iterator[Statement]:
     """Rows and steps of the epoch."""
-    rows = facts.rows
+    rows, per_row = facts.rows, facts.rows.examples_per_row
     yield Statement(
-        f"{counted(rows.rows, 'row')} of {rows.row_length:,} slots in epoch {rows.epoch}, "
-        f"{counted(rows.examples, 'example')}; at most {rows.max_sequence_length:,} tokens a sequence"
+        f"epoch {rows.epoch}: {counted(rows.rows, 'row')} of {rows.row_length:,} slots, "
+        f"{counted(rows.examples, 'example')}; up to {rows.max_sequence_length:,} tokens per sequence"
     )
     if rows.steps is not None:
-        yield Statement(f"{counted(rows.steps, 'step')} of {counted(rows.rows_per_step, 'row')} each an epoch")
+        yield Statement(f"{counted(rows.steps, 'step')} per epoch, {counted(rows.rows_per_step, 'row')} per step")
     if facts.epochs is not None and facts.role == "training":
         yield Statement(
-            f"{counted(facts.epochs, 'epoch')} begun by the run: it reads {facts.read_ever:,} of "
-            f"{counted(facts.whole.examples, 'example')} at least once"
+            f"the run starts {counted(facts.epochs, 'epoch')} and reads {facts.examples_read:,} of "
+            f"{counted(facts.total.examples, 'example')} at least once"
         )
-    per = rows.examples_per_row
-    yield Statement(f"examples a row: mean {per.mean:.1f}, {per.least:.0f} to {per.most:.0f} (cap {rows.max_segments})")
-    filled = f" ({counted(rows.padding_rows, 'row')} of padding)" if rows.padding_rows else ""
-    yield Statement(f"mean fill of a row {percent(rows.fill)}; padding {percent(rows.padding)} of all slots{filled}")
+    yield Statement(
+        f"examples per row: mean {per_row.mean:.1f}, min {per_row.min:.0f}, max {per_row.max:.0f}, "
+        f"limit {rows.max_segments:,}"
+    )
+    empty = f", with {counted(rows.padding_rows, 'empty row')}" if rows.padding_rows else ""
+    yield Statement(
+        f"mean fill of a row {percent(rows.mean_fill)}; padding {percent(rows.padding)} of all slots{empty}"
+    )
 
 
-def overlap_lines(facts: SplitFacts) -> Iterator[Statement]:
-    """Prompts that an earlier split has too."""
-    if facts.prompts_also_in_first is not None:
+def overlap_statements(facts: SplitFacts) -> Iterator[Statement]:
+    """How many prompts also occur in the first split."""
+    if facts.prompts_in_first is not None:
         yield Statement(
-            f"{facts.prompts_also_in_first:,} of {facts.whole.fit:,} have a prompt that is also in {facts.first}"
+            f"overlap: {facts.prompts_in_first:,} of {counted(facts.total.usable, 'example')} "
+            f"{'has' if facts.total.usable == 1 else 'have'} a prompt that also occurs in {facts.first_title}"
         )
 
 
 def named_parts(facts: SplitFacts) -> dict[str, PartFacts]:
-    """The parts of a mixture and their total, or the one data set, by name."""
+    """The parts of a mixture and their total, or the single data set, by name."""
     if not facts.parts:
-        return {facts.whole.name: facts.whole}
-    return {part.name: part for part in facts.parts} | {f"all parts of {facts.split}": facts.whole}
+        return {facts.total.name: facts.total}
+    return {part.name: part for part in facts.parts} | {f"all parts of {facts.split}": facts.total}
 
 
 def shares_table(shares: list[Share]) -> Table:
@@ -78,7 +92,7 @@ def shares_table(shares: list[Share]) -> Table:
         (
             share.name,
             "-" if share.weight is None else percent(share.weight),
-            f"{share.fit:,}",
+            f"{share.usable:,}",
             f"{share.read:,}",
             percent(share.examples),
             percent(share.tokens),
@@ -86,117 +100,109 @@ def shares_table(shares: list[Share]) -> Table:
         )
         for share in shares
     ]
-    return Table(("part", "weight", "fit", "read", "examples", "tokens", "passes"), rows)
+    return Table(("part", "weight", "usable", "read", "of examples", "of tokens", "passes"), rows)
 
 
-def part_lines(part: PartFacts) -> Iterator[Statement]:
-    """What is read, length bias, repeats and the token boundary."""
-    yield from count_lines(part)
-    yield from bias_lines(part.bias)
-    yield repeat_line(part.repeats)
-    yield from border_lines(part.borders)
-
-
-def count_lines(part: PartFacts) -> Iterator[Statement]:
-    """What is read and what is not."""
+def part_statements(part: PartFacts) -> Iterator[Statement]:
+    """What is read, length bias, duplicates and the token boundary."""
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in part.dropped_while_building.items()) or "none"
-    yield Statement(f"{counted(part.examples, 'example')}, {part.tokens:,} tokens; dropped while building: {dropped}")
     yield Statement(
-        f"{part.fit:,} fit; over-long: {part.dropped:,} dropped, {part.truncated:,} truncated, "
+        f"{counted(part.examples, 'example')}, {part.tokens:,} tokens; dropped by `janus data build`: {dropped}"
+    )
+    yield Statement(
+        f"{part.usable:,} usable; overlong: {part.dropped:,} dropped, {part.truncated:,} truncated, "
         f"{part.zeroed:,} left without responses"
     )
-    if part.empty:
-        yield Statement(f"note: {counted(part.empty, 'example')} with a response that is nothing but EOS")
+    if part.only_eos:
+        yield Statement(f"note: {counted(part.only_eos, 'example')} with a response of EOS alone")
     if part.eos_inside:
         yield Statement(f"note: {counted(part.eos_inside, 'example')} with EOS inside a response, before its end")
+    if part.length_bias:
+        yield bias_statement(part.length_bias)
+    yield duplicates_statement(part.duplicates)
+    if part.boundary_check:
+        yield boundary_statement(part.boundary_check)
 
 
 def lengths_note(part: PartFacts) -> str:
-    """Whose lengths the table has."""
-    bias = "; chosen - rejected: of those that fit, as they are read" if part.bias else ""
-    return f"Tokens of all examples as they were built{bias}."
+    """Which examples the lengths are those of."""
+    bias = "; chosen - rejected: of usable pairs, as read" if part.length_bias else ""
+    return f"Tokens of all examples as built{bias}."
 
 
 def lengths_table(part: PartFacts) -> Table:
     """Mean and quantiles of lengths in tokens."""
-    spreads = part.lengths | ({"chosen - rejected": part.bias.difference} if part.bias else {})
+    lengths = part.lengths | ({"chosen - rejected": part.length_bias.difference} if part.length_bias else {})
     rows = [
-        (name, f"{s.mean:,.1f}", *(f"{q:,.0f}" for q in (s.least, s.p05, s.p25, s.median, s.p75, s.p95, s.p99, s.most)))
-        for name, s in spreads.items()
+        (name, f"{q.mean:,.1f}", *(f"{n:,.0f}" for n in (q.min, q.p05, q.p25, q.median, q.p75, q.p95, q.p99, q.max)))
+        for name, q in lengths.items()
     ]
-    return Table(("tokens", "mean", "least", "5%", "25%", "50%", "75%", "95%", "99%", "most"), rows)
+    return Table(("tokens", "mean", "min", "5%", "25%", "50%", "75%", "95%", "99%", "max"), rows)
 
 
 def histograms(part: PartFacts) -> dict[str, Histogram]:
     """Histograms of the lengths in `lengths_table`."""
-    return part.histograms | ({"chosen - rejected": part.bias.histogram} if part.bias else {})
+    return part.histograms | ({"chosen - rejected": part.length_bias.histogram} if part.length_bias else {})
 
 
-def bias_lines(bias: LengthBias | None) -> Iterator[Statement]:
-    """How far length tells chosen from rejected."""
-    if bias is None:
-        return
+def bias_statement(bias: LengthBias) -> Statement:
+    """How well length alone tells chosen from rejected."""
     low, high = bias.interval
     verdict = "no better than chance" if low <= 0.5 <= high else "length alone tells them apart"
-    yield Statement(
+    return Statement(
         f"length bias: chosen is longer in {bias.longer:,} of {counted(bias.pairs, 'pair')} "
         f"({percent(bias.longer / bias.pairs)}), shorter in {bias.shorter:,}, equal in {bias.equal:,}",
         (
-            f'"the longer one is chosen" would be right on {percent(bias.longer_wins)} '
+            f"choosing the longer response is right in {percent(bias.longer_wins)} "
             f"(95 % interval {low * 100:.1f}-{high * 100:.1f} %): {verdict}",
         ),
     )
 
 
-def repeat_line(repeats: Repeats) -> Statement:
-    """What occurs more than once, and the prompts that do so most often."""
-    again = {times: count for times, count in repeats.times.items() if times > 1}
-    examples = counted(repeats.examples, "example")
-    text = f"repeats: no prompt occurs twice among {examples}"
-    if again:
-        listed = ", ".join(f"{count:,} occur {times} times" for times, count in list(again.items())[:8])
-        more = f" and {len(again) - 8} more counts" if len(again) > 8 else ""
-        text = f"repeats: {repeats.prompts:,} different prompts in {examples}; {listed}{more}"
-    details = [f"{times:,} times: {text}" for times, text in repeats.most]
-    if repeats.responses:
+def duplicates_statement(duplicates: Duplicates) -> Statement:
+    """How many prompts and responses repeat, and the most frequent prompts."""
+    repeated = {times: prompts for times, prompts in duplicates.prompts_by_count.items() if times > 1}
+    examples = counted(duplicates.examples, "example")
+    summary = f"duplicates: no prompt occurs twice in {examples}"
+    if repeated:
+        counts = ", ".join(f"{prompts:,} occur {times} times" for times, prompts in list(repeated.items())[:8])
+        more = f" and {len(repeated) - 8} more counts" if len(repeated) > 8 else ""
+        summary = f"duplicates: {duplicates.distinct_prompts:,} distinct prompts in {examples}; {counts}{more}"
+    details = [f"{times:,} times: {text}" for times, text in duplicates.most_repeated]
+    if duplicates.responses:
+        details.append(f"{counted(duplicates.responses, 'repeat')} of an earlier prompt and response (chosen)")
+    if duplicates.pairs:
+        details.append(f"{counted(duplicates.pairs, 'repeat')} of an earlier pair, rejected included")
+    if duplicates.swapped:
         details.append(
-            f"{counted(repeats.responses, 'example')} with a prompt and response (chosen) that occurred before"
+            f"{counted(duplicates.swapped, 'pair')} contradicted by another with chosen and rejected swapped"
         )
-    if repeats.wholes:
-        details.append(f"{counted(repeats.wholes, 'pair')} that occurred before, rejected included")
-    if repeats.reversed:
-        details.append(
-            f"{counted(repeats.reversed, 'pair')} that stand the other way round too: they contradict each other"
-        )
-    return Statement(text, tuple(details))
+    return Statement(summary, tuple(details))
 
 
-def border_lines(borders: Borders | None) -> Iterator[Statement]:
-    """How the border of prompt and response would be cut otherwise."""
-    if borders is None:
-        return
-    if borders.why_not:
-        yield Statement(f"token boundary: not checked: {borders.why_not}")
-        return
-    what = "all" if borders.checked == borders.of else f"{borders.checked:,} of"
-    built = "apart" if borders.boundary == "separate" else "as one text without a space"
+def boundary_statement(check: BoundaryCheck) -> Statement:
+    """How often another way to tokenize gives other ids at the boundary of prompt and response."""
+    if check.skipped_because:
+        return Statement(f"token boundary: not checked: {check.skipped_because}")
+    checked = "" if check.checked == check.examples else f"{check.checked:,} of "
+    built = "separately" if check.boundary == "separate" else "as one text without a space"
     details = [
-        f"{borders.prompt_alone:,} where the prompt is tokenized alone, as a server does",
-        f"{borders.with_space:,} as one text with a space between prompt and response",
-        f"{borders.without_space:,} as one text without a space",
+        f"{check.prompt_alone:,} with the prompt tokenized alone, as a server does",
+        f"{check.with_space:,} as one text with a space between prompt and response",
+        f"{check.without_space:,} as one text without a space",
     ]
-    if borders.other_rows:
+    if check.not_reproduced:
         details.append(
-            f"{borders.other_rows:,} could not be judged: their texts in tfds/, tokenized as the manifest says, do "
-            "not give the stored ids"
+            f"{check.not_reproduced:,} not compared: their texts in tfds/, tokenized as the manifest says, do not give "
+            "the stored ids"
         )
-    for one in borders.shown:
+    for one in check.differences:
         details += [
             f"example {one.example}, stored: {one.stored}",
-            f"example {one.example}, {one.form}: {one.otherwise}",
+            f"example {one.example}, {one.tokenization}: {one.other}",
         ]
-    yield Statement(
-        f"token boundary: prompt and response were tokenized {built}; on the texts of {what} "
-        f"{counted(borders.of, 'example')} this is cut otherwise:",
+    return Statement(
+        f"token boundary: prompt and response were tokenized {built}; {checked}"
+        f"{counted(check.examples, 'example')} checked. Ids would differ in:",
         tuple(details),
     )

@@ -7,7 +7,7 @@ import pytest
 
 from janus_jax.data.build.pipeline import build
 from janus_jax.data.dataset import TokenizedDataset
-from janus_jax.data.inspect.boundary_check import check_borders
+from janus_jax.data.inspect.boundary_check import check_boundary
 from janus_jax.data.inspect.texts import read_texts
 from janus_jax.errors import DataError
 from tests.data.conftest import pair_records, write_lines
@@ -26,10 +26,10 @@ def test_the_rows_read_are_the_rows_written(request, name):
 
 def test_rows_that_are_not_there_are_told(write):
     dataset = TokenizedDataset(write("sft", train=[("What?", "So.")]))
-    with pytest.raises(DataError, match="0 rows of split train, 1 examples"):
+    with pytest.raises(DataError, match="0 records of split train for 1 examples"):
         read_texts(dataset, [0])
-    found = check_borders(dataset, np.arange(1))
-    assert found.checked == 0 and "0 rows of split train" in found.why_not
+    check = check_boundary(dataset, np.arange(1))
+    assert check.checked == 0 and "0 records of split train" in check.skipped_because
 
 
 def test_damaged_rows_are_told(tmp_path, write):
@@ -48,8 +48,8 @@ def test_damaged_rows_are_told(tmp_path, write):
 
 def test_separate_texts_are_cut_as_stored_with_a_space_and_not_without(dpo_build, tokenizer):
     dataset = TokenizedDataset(dpo_build.directory)
-    found = check_borders(dataset, np.arange(5))
-    assert (found.checked, found.of, found.other_rows, found.prompt_alone) == (5, 5, 0, 0)
+    check = check_boundary(dataset, np.arange(5))
+    assert (check.checked, check.examples, check.not_reproduced, check.prompt_alone) == (5, 5, 0, 0)
     form = dataset.template()
     differ = {" ": 0, "": 0}
     for example, (system, prompt, *responses) in zip(dataset.read(range(5)), dpo_build.texts, strict=True):
@@ -59,10 +59,10 @@ def test_separate_texts_are_cut_as_stored_with_a_space_and_not_without(dpo_build
                 np.concatenate([example.prompt[1:], ids[:-1]]).tolist() for ids in (example.chosen, example.rejected)
             ]
             differ[between] += wholes != stored
-    assert (found.with_space, found.without_space) == (differ[" "], differ[""])
-    assert found.without_space == 5 > found.with_space
-    first = next(one for one in found.shown if one.form == "without space")
-    assert first.example == 0 and "]|·Y" in first.stored and "]|Y" in first.otherwise
+    assert (check.with_space, check.without_space) == (differ[" "], differ[""])
+    assert check.without_space == 5 > check.with_space
+    first = next(one for one in check.differences if one.tokenization == "without space")
+    assert first.example == 0 and "]|·Y" in first.stored and "]|Y" in first.other
 
 
 def test_joint_texts_are_cut_as_stored_and_a_server_would_cut_some_prompts_otherwise(tmp_path, tokenizer):
@@ -72,9 +72,9 @@ def test_joint_texts_are_cut_as_stored_and_a_server_would_cut_some_prompts_other
     assert tokenizer.processor.id_to_piece(tokenizer.encode("a](")[-1]) == "]("
     source = write_lines(tmp_path / "rows.jsonl", rows)
     build(source, tmp_path / "data", kind="dpo", boundary="joint")
-    found = check_borders(TokenizedDataset(tmp_path / "data"), np.arange(5))
-    assert (found.checked, found.without_space, found.prompt_alone) == (5, 0, 1)
-    assert [one.example for one in found.shown if one.form == "prompt alone"] == [1]
+    check = check_boundary(TokenizedDataset(tmp_path / "data"), np.arange(5))
+    assert (check.checked, check.without_space, check.prompt_alone) == (5, 0, 1)
+    assert [one.example for one in check.differences if one.tokenization == "prompt alone"] == [1]
 
 
 def test_rows_that_do_not_give_the_stored_ids_are_not_judged(dpo_build, tmp_path):
@@ -85,11 +85,11 @@ def test_rows_that_do_not_give_the_stored_ids_are_not_judged(dpo_build, tmp_path
     shutil.copytree(dpo_build.directory, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(manifest | {"template": "chatml"}))
-    found = check_borders(TokenizedDataset(copy), np.arange(5))
-    assert (found.other_rows, found.with_space, found.without_space, found.prompt_alone) == (5, 0, 0, 0)
+    check = check_boundary(TokenizedDataset(copy), np.arange(5))
+    assert (check.not_reproduced, check.with_space, check.without_space, check.prompt_alone) == (5, 0, 0, 0)
 
 
 def test_a_sample_is_spread_over_the_examples_given(dpo_build):
-    found = check_borders(TokenizedDataset(dpo_build.directory), np.array([0, 2, 4]), sample=2)
-    assert (found.checked, found.of) == (2, 3)
-    assert {one.example for one in found.shown} == {0, 4}
+    check = check_boundary(TokenizedDataset(dpo_build.directory), np.array([0, 2, 4]), sample=2)
+    assert (check.checked, check.examples) == (2, 3)
+    assert {one.example for one in check.differences} == {0, 4}

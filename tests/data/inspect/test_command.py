@@ -68,7 +68,7 @@ def test_no_device_is_asked_for_and_no_tensorflow_is_loaded(write, config_of):
             [sys.executable, "-c", code, str(target)], capture_output=True, text=True, env=environment, cwd=ROOT
         )
         assert done.returncode == 0, done.stderr
-        assert "nothing wrong in 10 examples" in done.stdout and done.stdout.endswith("no backend\n")
+        assert "No problems in 10 examples" in done.stdout and done.stdout.endswith("no backend\n")
 
 
 @pytest.mark.parametrize("what", BROKEN)
@@ -77,7 +77,7 @@ def test_a_broken_example_ends_with_2_and_its_name(inspect, write, tmp_path, wha
     code, out, err = inspect(directory, "--html", tmp_path / "p.html", "--json", tmp_path / "n.json")
     assert code == 2 and err.count("\n") == 1 and err.startswith("error: examples that must not be trained on: ")
     assert what in err and f"{directory}, split validation, example 2 (" in err
-    assert "nothing wrong" not in out and f"page: {tmp_path / 'p.html'}" in out.replace("\n", "")
+    assert "No problems" not in out and f"page: {tmp_path / 'p.html'}" in out.replace("\n", "")
     numbers = json.loads((tmp_path / "n.json").read_text())
     assert [len(split["problems"]) for split in numbers["splits"]] == [0, 1]
     assert inspect(directory, "--split", "train")[0] == 0
@@ -92,8 +92,8 @@ def test_it_reads_on_80_columns_without_colours(inspect, dpo_build):
     code, out, err = inspect(dpo_build.directory, "--full")
     assert (code, err) == (0, "") and "\x1b" not in out
     assert max(map(cell_len, out.splitlines())) <= 80
-    labels = [line.split()[0] for line in out.splitlines() if re.match(r"(prompt|again|chosen|rejected|eos) +\S", line)]
-    example = ["prompt", "again", "chosen", "eos", "again", "rejected", "eos"]
+    labels = [line.split()[0] for line in out.splitlines() if re.match(r"(prompt|chosen|rejected|eos) +\S", line)]
+    example = ["prompt", "prompt", "chosen", "eos", "prompt", "rejected", "eos"]
     assert labels[: 7 * 5] == example * 5  # and then the table of lengths
     text = "".join(line[10:] for line in out.splitlines())
     assert "Yeast·makes·gas." in text and "Vapour·freezes·❄" in text and "A·start·mark·</s>,·it·is·text·here." in text
@@ -128,9 +128,9 @@ def test_the_configuration_decides_what_is_read(inspect, write, config_of):
     numbers = json.loads((directory / "n.json").read_text())
     train, held_out = numbers["splits"]
     assert code == 0 and (train["role"], held_out["role"]) == ("training", "held out")
-    assert (train["whole"]["fit"], train["whole"]["dropped"], train["rows"]["row_length"]) == (30, 1, 64)
-    assert (train["rows"]["steps"], train["epochs"], train["read_ever"]) == (-(-train["rows"]["rows"] // 2), 1, 30)
-    assert held_out["prompts_also_in_first"] == 4 and "4 of 4 have a prompt that is also in" in out
+    assert (train["total"]["usable"], train["total"]["dropped"], train["rows"]["row_length"]) == (30, 1, 64)
+    assert (train["rows"]["steps"], train["epochs"], train["examples_read"]) == (-(-train["rows"]["rows"] // 2), 1, 30)
+    assert held_out["prompts_in_first"] == 4 and "4 of 4 examples have a prompt that also occurs in" in out
     assert (
         "1 dropped" in out
         and "0 dropped" in inspect(config, "batch.row_length=256", "batch.max_sequence_length=128")[1]
@@ -143,7 +143,7 @@ def test_pairs_that_lost_their_responses_on_purpose_are_shown_so(inspect, write,
     config = config_of(write("dpo", train=[long, long, GOOD]), compat={"overlong_pairs": "zero_grad"})
     code, out, _ = inspect(config, "--full", "--html", tmp_path / "page.html")
     assert code == 0 and "0 dropped, 0 truncated, 2 left without responses" in out
-    assert out.count("no slots: it has no responses; prompt 1 + chosen 0 + rejected 0 tokens, cut by") == 2
+    assert out.count("no slots: it has no responses; prompt 1 + chosen 0 + rejected 0 tokens,") == 2
     ids = re.findall(r' id="([^"]+)"', (tmp_path / "page.html").read_text())
     assert len(set(ids)) == len(ids)
 
@@ -177,7 +177,7 @@ def test_rows_and_slots_are_chosen(inspect, write):
         (".", ".: is not a built data set: it has no manifest.json"),
         ("data --split test", "data: has no split 'test'; there are: train"),
         ("data --row 5", "--row 5: data, split train has rows 0 to 0 in epoch 0"),
-        ("data batch.rows=2", "batch.rows=2: data is a directory"),
+        ("data batch.rows=2", "batch.rows=2: data is a directory; KEY=VALUE needs a configuration"),
         ("data --slots 3", "--slots 3: allowed: FIRST-LAST, like 200-240"),
         ("data --slots 4090-4096", "--slots 4090-4096: a row of data, split train has slots 0 to 4095"),
         ("data --slots 9-3", "--slots 9-3: allowed: FIRST-LAST"),
@@ -205,5 +205,5 @@ def test_a_data_set_in_a_bucket_is_read_from_its_copy(inspect, write, bucket):
     files = (path for path in directory.rglob("*") if path.is_file())
     Prefix(f"{bucket}/pairs").upload(directory, [path.relative_to(directory).as_posix() for path in files])
     code, out, err = inspect(f"{bucket}/pairs")
-    assert (code, err) == (0, "") and "nothing wrong in 3 examples" in out
+    assert (code, err) == (0, "") and "No problems in 3 examples" in out
     assert f"example 0 of {bucket}/pairs" in out and "cache" not in out.split("token boundary")[0]

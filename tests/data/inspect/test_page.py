@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from janus_jax.data.inspect.report import Shown, inspect
-from janus_jax.data.inspect.token_text import Pieces
+from janus_jax.data.inspect.report import ReportOptions, inspect
+from janus_jax.data.inspect.token_text import TokenDecoder
 
 HOSTILE = "</script><img src=x onerror=alert(1)>'\"&amp;<!-- </style> ]]> {{7*7}}"
 VOID = {"meta", "br", "wbr", "img", "hr", "input", "link"}
@@ -50,7 +50,7 @@ class Page(html.parser.HTMLParser):
 def page_of(tmp_path, capsys):
     def make(directory, **shown) -> tuple[Page, str]:
         file = tmp_path / "page.html"
-        inspect(str(directory), shown=Shown(html=file, **shown))
+        inspect(str(directory), report=ReportOptions(html=file, **shown))
         text = file.read_text(encoding="utf-8")
         return Page(text), text
 
@@ -71,14 +71,14 @@ def test_a_hostile_text_stays_text(write, page_of):
 
 def test_a_hostile_piece_of_the_vocabulary_stays_text(write, page_of, monkeypatch):
     """No piece of the embedded vocabulary ends a script by itself; one of another may."""
-    one = Pieces.one
-    monkeypatch.setattr(Pieces, "one", lambda self, id: HOSTILE if id == 2 else one(self, id))
+    token = TokenDecoder.token
+    monkeypatch.setattr(TokenDecoder, "token", lambda self, id: HOSTILE if id == 2 else token(self, id))
     page, text = page_of(write("sft", train=[("What?", "So.")]))
     assert not page.of("img") and text.count("</script>") == 2
     block = next(piece for element, piece in page.texts if element == "script")
     assert "<" not in block
     rows = json.loads(block)
-    assert rows["pieces"]["2"] == HOSTILE.replace(" ", "·")
+    assert rows["token_texts"]["2"] == HOSTILE.replace(" ", "·")
 
 
 def test_the_name_of_a_directory_is_escaped_too(write, page_of):
@@ -113,7 +113,9 @@ def test_every_slot_has_its_numbers(write, page_of):
     fed = [classes for classes in slots if classes and "target" not in classes]
     assert len(fed) == len(row["tokens"]) == len(row["segment"]) and len(slots) - len(fed) == 4
     assert [classes == "prompt" for classes in fed].count(False) == sum(row["weights"]) - 4
-    assert rows["pieces"]["2"] == "</s>" and set(rows["pieces"]) == {str(i) for i in row["tokens"] + row["targets"]}
+    assert rows["token_texts"]["2"] == "</s>" and set(rows["token_texts"]) == {
+        str(i) for i in row["tokens"] + row["targets"]
+    }
 
 
 def test_histograms_have_axes_and_units(write, page_of):
@@ -131,7 +133,7 @@ def test_histograms_have_axes_and_units(write, page_of):
 def test_a_verdict_that_is_bad_is_on_the_page(write, tmp_path, capsys):
     file = tmp_path / "page.html"
     with pytest.raises(Exception, match="must not be trained on"):
-        inspect(str(write("sft", train=[("<i>?", [])])), shown=Shown(html=file))
+        inspect(str(write("sft", train=[("<i>?", [])])), report=ReportOptions(html=file))
     page = Page(file.read_text(encoding="utf-8"))
-    assert any("Do not train on this yet" in piece for _, piece in page.texts)
-    assert any("its weights are all zero: 1 example of" in piece for _, piece in page.texts)
+    assert any("Do not train on this data" in piece for _, piece in page.texts)
+    assert any("1 example with response without tokens" in piece for _, piece in page.texts)

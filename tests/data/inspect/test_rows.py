@@ -9,28 +9,28 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.epoch import BatchSettings, PackedEpochs
-from janus_jax.data.inspect.opened import DirectoryOptions, View, open_views
-from janus_jax.data.inspect.rows import CHOSEN, EOS, PADDING, PROMPT, REJECTED, show_rows
-from janus_jax.data.inspect.token_text import MORE_BYTES, Pieces, beginning, visible
+from janus_jax.data.inspect.opened import DirectoryOptions, OpenedSplit, open_splits
+from janus_jax.data.inspect.rows import CHOSEN, EOS, PADDING, PROMPT, REJECTED, annotate_rows
+from janus_jax.data.inspect.token_text import MORE_BYTES, TokenDecoder, beginning, visible
 from janus_jax.errors import ConfigError
 from janus_jax.text.tokenizer import HFTokenizer
 
 TEXTS = [("What is rain?", "Water  that\n falls 🐇.", "Sun."), ("Why?", "So.", "No, not so.")]
 
 
-def row_of(directory, pieces, **options):
-    view = open_views(str(directory), options=DirectoryOptions(row_length=64, **options))[0]
-    return show_rows(view, 0, [0], pieces)[0]
+def row_of(directory, decoder, **options):
+    opened = open_splits(str(directory), options=DirectoryOptions(row_length=64, **options))[0]
+    return annotate_rows(opened, 0, [0], decoder)[0]
 
 
 def text_of(row, segment, role, branch) -> str:
-    parts = [part for part in segment.parts if part.role == role and part.branch == branch]
+    parts = [part for part in segment.spans if part.role == role and part.branch == branch]
     return "".join(text for part in parts for text in row.texts[part.start : part.end] if text != MORE_BYTES)
 
 
 @pytest.mark.parametrize("kind", ["dpo", "rm"])
 def test_each_part_reads_as_the_text_that_went_in(write, tokenizer, kind):
-    row = row_of(write(kind, train=TEXTS), Pieces(tokenizer))
+    row = row_of(write(kind, train=TEXTS), TokenDecoder(tokenizer))
     assert {segment.example for segment in row.segments} == {0, 1}
     for segment in row.segments:
         prompt, chosen, rejected = TEXTS[segment.example]
@@ -38,18 +38,18 @@ def test_each_part_reads_as_the_text_that_went_in(write, tokenizer, kind):
         assert shared + last == "<s> " + prompt and last == text_of(row, segment, PROMPT, 2) == "?"
         assert text_of(row, segment, CHOSEN, 1) == " " + chosen
         assert text_of(row, segment, REJECTED, 2) == " " + rejected
-        ends = [part for part in segment.parts if part.role == EOS]
+        ends = [part for part in segment.spans if part.role == EOS]
         if kind == "dpo":  # the end is predicted, on the last slot of each branch
-            assert not ends and [int(row.targets[at]) for at in segment.ends] == [2, 2]
-            assert all(row.weights[at] == 1 for at in segment.ends)
+            assert not ends and [int(row.targets[at]) for at in segment.eos_targets] == [2, 2]
+            assert all(row.weights[at] == 1 for at in segment.eos_targets)
         else:  # it is fed, and the reward is read there
-            assert [row.texts[part.start] for part in ends] == ["</s>", "</s>"] and segment.ends == []
+            assert [row.texts[part.start] for part in ends] == ["</s>", "</s>"] and segment.eos_targets == []
             assert all(row.weights[part.start] == 1 for part in ends)
 
 
 def test_parts_cover_every_slot_once(write, tokenizer):
-    row = row_of(write("dpo", train=TEXTS), Pieces(tokenizer))
-    slots = [at for segment in row.segments for part in segment.parts for at in range(part.start, part.end)]
+    row = row_of(write("dpo", train=TEXTS), TokenDecoder(tokenizer))
+    slots = [at for segment in row.segments for part in segment.spans for at in range(part.start, part.end)]
     assert slots == list(range(row.used)) and row.used == int((row.segment > 0).sum()) < 64
     assert (row.roles[row.used :] == PADDING).all() and set(row.texts[row.used :]) == {""}
     for before, after in itertools.pairwise(row.segments):
@@ -59,22 +59,22 @@ def test_parts_cover_every_slot_once(write, tokenizer):
 def test_whole_copies_of_a_prompt_are_prompt_in_each_branch(write, tokenizer):
     dataset = TokenizedDataset(write("dpo", train=TEXTS[:1]))
     settings = BatchSettings(64, 64, rows=1, share_prompts=False)
-    view = View("split", PackedEpochs(dataset, settings, branches=2), "dpo", None)
-    row = show_rows(view, 0, [0], Pieces(tokenizer))[0]
+    opened = OpenedSplit("split", PackedEpochs(dataset, settings, branches=2), "dpo", None)
+    row = annotate_rows(opened, 0, [0], TokenDecoder(tokenizer))[0]
     for branch in (1, 2):
         assert text_of(row, row.segments[0], PROMPT, branch) == "<s> What is rain?"
     assert text_of(row, row.segments[0], PROMPT, 0) == ""
 
 
 def test_a_single_response_is_no_chosen_one(write, tokenizer):
-    row = row_of(write("sft", train=[texts[:2] for texts in TEXTS]), Pieces(tokenizer))
-    assert row.names[CHOSEN] == "response" and not (row.roles == REJECTED).any()
+    row = row_of(write("sft", train=[texts[:2] for texts in TEXTS]), TokenDecoder(tokenizer))
+    assert row.role_names[CHOSEN] == "response" and not (row.roles == REJECTED).any()
 
 
 def test_a_row_that_is_not_there_is_refused(write, tokenizer):
-    view = open_views(str(write("dpo", train=TEXTS)))[0]
+    opened = open_splits(str(write("dpo", train=TEXTS)))[0]
     with pytest.raises(ConfigError, match=r"--row 1: .* has rows 0 to 0 in epoch 4"):
-        show_rows(view, 4, [1], Pieces(tokenizer))
+        annotate_rows(opened, 4, [1], TokenDecoder(tokenizer))
 
 
 def byte_level(directory) -> HFTokenizer:
@@ -92,7 +92,7 @@ def byte_level(directory) -> HFTokenizer:
 def test_pieces_join_to_the_text(tokenizer, tmp_path, text, kind):
     chosen = tokenizer if kind == "sentencepiece" else byte_level(tmp_path)
     ids = chosen.encode(text)
-    found = Pieces(chosen).run(ids)
+    found = TokenDecoder(chosen).tokens(ids)
     assert len(found) == len(ids)
     assert "".join(piece for piece in found if piece != MORE_BYTES) == (" " if kind == "sentencepiece" else "") + text
 
@@ -100,12 +100,12 @@ def test_pieces_join_to_the_text(tokenizer, tmp_path, text, kind):
 def test_bytes_that_are_no_character_are_shown_by_their_ids(tmp_path):
     tokenizer = byte_level(tmp_path)
     rabbit = tokenizer.encode("🐇")
-    found = Pieces(tokenizer).run([*rabbit[:2], *rabbit, *tokenizer.encode("a")])
+    found = TokenDecoder(tokenizer).tokens([*rabbit[:2], *rabbit, *tokenizer.encode("a")])
     assert found == [f"<{rabbit[0]}>", f"<{rabbit[1]}>", "🐇", *[MORE_BYTES] * 3, "a"]
 
 
 def test_ids_without_text_have_names(tokenizer):
-    assert Pieces(tokenizer).run([1, 0, 2, 40000]) == ["<s>", "<unk>", "</s>", "<40000>"]
+    assert TokenDecoder(tokenizer).tokens([1, 0, 2, 40000]) == ["<s>", "<unk>", "</s>", "<40000>"]
 
 
 def test_what_would_steer_a_terminal_is_shown_by_its_number():
@@ -120,8 +120,8 @@ def test_beginnings_say_that_they_go_on():
 
 
 def test_fields_are_those_of_the_packed_row(write, tokenizer):
-    view = open_views(str(write("dpo", train=TEXTS)))[0]
-    row = show_rows(view, 0, [0], Pieces(tokenizer))[0]
-    batch = view.plan.read(view.rows(0))
+    opened = open_splits(str(write("dpo", train=TEXTS)))[0]
+    row = annotate_rows(opened, 0, [0], TokenDecoder(tokenizer))[0]
+    batch = opened.packed.read(opened.rows(0))
     for name in ("tokens", "targets", "weights", "segment", "branch", "position"):
         np.testing.assert_array_equal(getattr(row, name), getattr(batch, name)[0])

@@ -1,5 +1,5 @@
 "use strict";
-// Slots of each row lie in a JSON block; a text's elements are its slots, in order from data-start on.
+// The JSON block holds the slots of each row. The elements of a text are its slots in order, from data-start on.
 const rows = JSON.parse(document.getElementById("rows").textContent);
 const panel = document.getElementById("slot");
 let chosen = null;
@@ -12,17 +12,17 @@ function slotOf(element) {
 function show(element) {
   const row = rows.rows[Number(element.closest("[data-row]").dataset.row)];
   const at = slotOf(element);
-  const name = (id) => `${id} ${JSON.stringify(rows.pieces[id] ?? "")}`;
+  const name = (id) => `${id} ${JSON.stringify(rows.token_texts[id] ?? "")}`;
   const facts = {
     slot: at, token: name(row.tokens[at]), target: name(row.targets[at]), weight: row.weights[at],
     position: row.position[at], segment: row.segment[at], branch: row.branch[at],
   };
   const list = document.createElement("dl");
   for (const [key, value] of Object.entries(facts)) {
-    const item = document.createElement("div"), term = document.createElement("dt"), said = document.createElement("dd");
+    const item = document.createElement("div"), term = document.createElement("dt"), shown = document.createElement("dd");
     term.textContent = key;
-    said.textContent = String(value);
-    item.append(term, said);
+    shown.textContent = String(value);
+    item.append(term, shown);
     list.append(item);
   }
   panel.replaceChildren(list);
