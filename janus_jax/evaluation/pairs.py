@@ -1,4 +1,4 @@
-"""How often a trained model prefers the chosen response, on pairs that it saw and on pairs that it did not."""
+"""How often a trained model prefers the chosen response, on training pairs and on held-out pairs."""
 
 import dataclasses
 import itertools
@@ -18,29 +18,29 @@ from janus_jax.objectives import PairObjective
 from janus_jax.training.setup import prepare
 
 _TRAINING_BATCHES = 8
-"""Batches of training pairs that are scored again at the end, spread over the epoch: what a model saw last, or with the
-highest learning rate, it remembers best."""
+"""Batches of training pairs to score, spread over the epoch: a model remembers best what it saw last, or with the
+highest learning rate."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """How often the chosen response is preferred, with a 95 % Wilson interval; beside it shares of the same pairs, ties
-    being half."""
+    """How often the chosen response is preferred, with baselines on the same pairs in which ties count half."""
 
     right: int
     pairs: int
-    longer_wins: float  # how often the chosen response is the longer one
-    # Of the weights that training began from, and how often the margin is larger than theirs. None where these are the
-    # reference: they prefer nothing, and every margin is one over theirs.
+    longer_wins: float
+    """How often the chosen response is the longer one."""
     at_start: float | None
+    """Accuracy of the weights that training began from; None if they are the reference, whose margins are all 0."""
     margin_grew: float | None
+    """How often the margin is larger than that of those weights."""
 
     @property
     def value(self) -> float:
         return self.right / self.pairs
 
     def interval(self) -> tuple[float, float]:
-        """Wilson's, 95 %."""
+        """Wilson's 95 % interval."""
         return wilson_interval(self.right, self.pairs)
 
 
@@ -51,14 +51,14 @@ def pair_accuracies(
     kinds: Mapping[str, Bool[np.ndarray, " E"]] | None = None,
     held_out_batches: int | None = None,
 ) -> dict[str, Accuracy]:
-    """Accuracy of a run's last weights by the objective's own margins, on training pairs and on held-out pairs.
+    """Accuracy of a run's last weights, by the margins of its objective.
 
     Args:
-        trained_steps: training pairs are those of the first epoch's first steps, as many as this.
-        kinds: name of a group of held-out pairs -> which they are; None: all in one group, "held-out pairs".
-        held_out_batches: most batches of held-out pairs to score; None: all.
+        trained_steps: number of steps of the first epoch whose pairs count as training pairs.
+        kinds: name of a group of held-out pairs -> mask of its pairs; None for one group, "held-out pairs".
+        held_out_batches: limit of held-out batches to score; None for all.
     Returns:
-        "training pairs", then each group that has a scored pair.
+        "training pairs", then the groups with at least one scored pair.
     """
     setup = prepare(config.model_copy(update={"eval": config.eval.model_copy(update={"every_steps": 1})}))
     objective, functions = setup.objective, setup.program.functions
@@ -74,16 +74,16 @@ def pair_accuracies(
     }
     if reference is None:
         weights["at start"] = setup.initial_params(jnp.float32)
-    found: dict[str, Accuracy] = {}
+    accuracies: dict[str, Accuracy] = {}
     for split, loader in (("training", setup.loader), ("held out", setup.eval_loader)):
         margins: dict[str, dict[int, float]] = {name: {} for name in weights}
         steps = range(loader.steps(0))
         if split == "training":
             steps = steps[:trained_steps]
-        most = _TRAINING_BATCHES if split == "training" else held_out_batches or len(steps)
-        steps = steps[:: -(-len(steps) // most)]
-        for number, loaded in enumerate(itertools.islice(loader.epoch(), steps[-1] + 1)):
-            if number not in steps:
+        limit = _TRAINING_BATCHES if split == "training" else held_out_batches or len(steps)
+        steps = steps[:: -(-len(steps) // limit)]
+        for step, loaded in enumerate(itertools.islice(loader.epoch(), steps[-1] + 1)):
+            if step not in steps:
                 continue
             batch = loaded.batch
             if reference is not None:
@@ -94,11 +94,11 @@ def pair_accuracies(
                 margins[name].update(zip(ids, jax.device_get(margins_of(params, batch))[valid].tolist(), strict=True))
         lengths = loader.dataset.lengths
         if split == "training":
-            found["training pairs"] = _accuracy(margins, lengths, list(margins["trained"]))
+            accuracies["training pairs"] = _accuracy(margins, lengths, list(margins["trained"]))
         else:
             for name, mask in (kinds or {"held-out pairs": np.ones(len(lengths), bool)}).items():
-                found[name] = _accuracy(margins, lengths, np.flatnonzero(mask).tolist())
-    return {name: accuracy for name, accuracy in found.items() if accuracy.pairs}
+                accuracies[name] = _accuracy(margins, lengths, np.flatnonzero(mask).tolist())
+    return {name: accuracy for name, accuracy in accuracies.items() if accuracy.pairs}
 
 
 def _accuracy(margins: dict[str, dict[int, float]], lengths: np.ndarray, ids: list[int]) -> Accuracy:
@@ -114,5 +114,5 @@ def _accuracy(margins: dict[str, dict[int, float]], lengths: np.ndarray, ids: li
 
 
 def _share(differences: list[int] | list[float]) -> float:
-    """How often a difference is positive, ties being half."""
+    """How often a difference is positive; ties count half."""
     return float(np.mean(np.sign(differences or [0]) / 2 + 0.5))

@@ -175,7 +175,7 @@ OTHERS = [
     ("demo --out run.yaml/demo", "--out run.yaml/demo: cannot be written: {place}/run.yaml is a file"),
     ("demo --out gs://bucket/demo", "--out gs://bucket/demo: allowed: a local or mounted directory, not a URL"),
     ("demo --out new --model model", "tokenizer model: holds neither tokenizer.json nor tokenizer.model"),
-    ("demo --out data", "--out data: holds files that no demo wrote"),
+    ("demo --out data", "--out data: contains files that are not from a demo"),
     ("demo --out new --model no_weights", "no_weights: neither model.safetensors nor"),
     ("data build --kind sft --source rows.jsonl --out data", "--out data: exists and is not empty"),
     ("data build --kind sft --source rows.jsonl --out s3://b/x", "--out s3://b/x: allowed: a local or mounted "

@@ -1,4 +1,4 @@
-"""`janus demo`: the whole job on one machine, from rows to two Hugging Face directories, and what came of it."""
+"""`janus demo`: the whole job on one machine, from records to two Hugging Face directories and a table of results."""
 
 import json
 import os
@@ -13,23 +13,23 @@ from janus_jax.cli.demo.stages import STAGES, largest_mesh
 from janus_jax.errors import ConfigError
 
 _CONFIGS = Path(__file__).parent
-_AT_THE_END = 10**9
-"""Steps between evaluations of a real model, which take longer than all of a short training."""
-_REPLAYED_STEPS = 3
-"""Steps at the end of SFT that are run twice: once going on, once resumed from disk."""
+_ONLY_AT_THE_END = 10**9
+"""Steps between evaluations of a real model: one evaluation takes longer than a short training."""
+_REPEATED_STEPS = 3
+"""Steps at the end of SFT that run twice: in the run itself, and resumed from a checkpoint."""
 
 
 def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objective: str = "dpo") -> None:
-    """Builds data, trains SFT and then preferences, resumes, exports, re-reads, and prints a table.
+    """Builds data, trains SFT and then on preferences, resumes, exports, compares, and prints a table.
 
     Args:
-        model: Hugging Face directory to start from; None: a small model with random weights.
-        steps: optimizer steps of each stage; None: what the demo's configs say.
-        out: directory for everything; runs of an earlier demo in it are replaced.
+        model: Hugging Face directory to start from; None for a small model with random weights.
+        steps: optimizer steps of each stage; None for those of the demo's configurations.
+        out: directory for all output; an earlier demo in it is replaced.
         devices: CPU devices to simulate.
-        objective: how preferences are learned, a name in STAGES.
+        objective: the stage after SFT, a name in STAGES.
     Raises:
-        ConfigError: `out` holds something that no demo wrote.
+        ConfigError: `out` contains files that are not from a demo.
     """
     started = time.perf_counter()
     console = Console()
@@ -48,7 +48,7 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
     stage = STAGES[objective]
     shape = PRESETS["tiny"] if model is None else open_model(model).config
     mesh = largest_mesh(shape, devices)
-    load_tokenizer(model)  # bad input is found before anything is written
+    load_tokenizer(model)  # fails on bad input before anything is written
     _clear(out)
     console.rule("[bold]1. Data: the embedded Multifaceted sample -> TFDS -> seqio Task -> token ids")
     data = {kind: _build(kind, model, out, console) for kind in ("sft", stage.name)}
@@ -66,18 +66,18 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
     ]
     if model is not None:
         sft_changes += ["model=null", _path("init.from", model), "schedule.learning_rate=1.0e-5", "remat=full"]
-        sft_changes += [f"eval.every_steps={_AT_THE_END}"]
+        sft_changes += [f"eval.every_steps={_ONLY_AT_THE_END}"]
     sft = load_config(_CONFIGS / "sft.yaml", sft_changes)
     total = _total_steps(sft)
-    stop = max(1, total - _REPLAYED_STEPS)
+    stop = max(1, total - _REPEATED_STEPS)
     sft = load_config(_CONFIGS / "sft.yaml", [*sft_changes, f"checkpoint.every_steps={stop}", "checkpoint.keep=9"])
     with figures.Bar(console, "SFT", total) as bar:
         sft_summary = train(sft, writers=[bar])
-    console.rule(f"[bold]3. Resume: step {stop} from disk again, {total - stop} steps, in a run of its own")
+    console.rule(f"[bold]3. Resume: the last {total - stop} steps again, from the checkpoint of step {stop}")
     resumed = report.prove_resume(sft, stop, out / "resumed")
     console.print(f"losses and final weights {'bit-equal' if resumed else '[red]DIFFER'}")
 
-    console.rule(f"[bold]4. {stage.course}")
+    console.rule(f"[bold]4. {stage.description}")
     changes = [
         *common,
         *_steps(steps),
@@ -92,7 +92,7 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
     with figures.Bar(console, stage.label, _total_steps(preference), stage.margin[0]) as bar:
         preference_summary = train(preference, writers=[bar])
 
-    console.rule("[bold]5. What came of it")
+    console.rule("[bold]5. Results")
     held_out_batches = None if model is None else 2
     accuracies = pair_accuracies(
         preference, preference_summary.step, kinds=report.held_out_kinds(), held_out_batches=held_out_batches
@@ -119,8 +119,8 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
 def _clear(out: Path) -> None:
     marker = out / ".janus-demo"
     if out.exists() and any(out.iterdir()) and not marker.exists():
-        raise ConfigError(f"--out {out}: holds files that no demo wrote; choose another directory")
-    for name in ("data", "rows", "sft", *STAGES, "resumed"):
+        raise ConfigError(f"--out {out}: contains files that are not from a demo; choose another directory")
+    for name in ("data", "records", "sft", *STAGES, "resumed"):
         shutil.rmtree(out / name, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     marker.touch()
@@ -130,15 +130,15 @@ def _build(kind: str, model: Path | None, out: Path, console: Console) -> Path:
     from janus_jax.data.build.pipeline import build
     from janus_jax.data.sample import write_sample
 
-    rows = write_sample(kind, out / "rows" / kind)
-    manifest = build(rows, out / "data" / kind, kind=kind, tokenizer=model)
+    records = write_sample(kind, out / "records" / kind)
+    manifest = build(records, out / "data" / kind, kind=kind, tokenizer=model)
     counts = ", ".join(f"{s.examples} {name} examples ({s.tokens:,} tokens)" for name, s in manifest.splits.items())
     console.print(f"{kind}: {counts} in {out / 'data' / kind}", highlight=False)
     return out / "data" / kind
 
 
 def _path(key: str, path: Path) -> str:
-    return f"{key}={json.dumps(str(path))}"  # values are YAML, to which a name may mean something
+    return f"{key}={json.dumps(str(path))}"  # quoted: as YAML a path may be another type
 
 
 def _steps(steps: int | None) -> list[str]:

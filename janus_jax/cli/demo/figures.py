@@ -1,4 +1,4 @@
-"""What the demo shows while it runs, and the picture that it leaves."""
+"""The demo's progress bars and its picture of the curves."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,10 @@ from janus_jax.training.metrics import Values
 
 
 class Bar:
-    """A progress bar that takes the loop's records; held-out records are printed above it."""
+    """A progress bar that writes the loop's metrics; held-out ones are printed above it."""
 
     def __init__(self, console: Console, name: str, total: int, margin: str | None = None):
-        """`margin` names the metric that is shown beside the loss, with the accuracy."""
+        """`margin` names a metric to show after the loss, together with the accuracy."""
         self._console, self._margin = console, margin
         self._progress = Progress(
             TextColumn(f"[bold]{name}"),
@@ -46,7 +46,7 @@ class Bar:
 
 
 def _numbers(values: Values, margin: str | None) -> str:
-    """Short enough that a bar fits into 80 columns."""
+    """Metrics, short enough for a bar in 80 columns."""
     parts = [f"loss {values['loss']:.3f}"]
     if margin is not None:
         parts += [f"margin {values[margin]:+.2f}", f"acc. {values['rewards/accuracies']:.2f}"]
@@ -58,14 +58,14 @@ def _numbers(values: Values, margin: str | None) -> str:
 
 
 def curves(sft: Path, preference: Path, stage: Stage, out: Path) -> Path:
-    """A PNG with the loss of SFT, and what `stage` shows of the second run."""
+    """Draws a PNG: the loss of SFT, and the metrics of `stage` that it lists as panels."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     panels = [(sft, "loss", "SFT: nats per response token")]
-    panels += [(preference, metric, f"{stage.label}: {what}") for metric, what in stage.panels]
+    panels += [(preference, metric, f"{stage.label}: {title}") for metric, title in stage.panels]
     figure, axes = plt.subplots(1, len(panels), figsize=(16, 3.6), layout="constrained")
     for axis, (run, name, title) in zip(axes, panels, strict=True):
         records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

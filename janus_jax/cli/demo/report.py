@@ -1,4 +1,4 @@
-"""The demo's claims: measured on what the runs left on disk, with intervals and baselines beside them."""
+"""The demo's claims, measured on the files of its runs, with intervals and baselines."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from janus_jax.training.run import Summary, train
 
 EXPORT_TOLERANCE = 1e-4
 _COMPARED_EXAMPLES = 3
-"""Held-out examples on which checkpoint and export are compared."""
+"""Held-out examples to compare checkpoint and export on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Unigram:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """Everything that the closing table shows."""
+    """What the closing table shows."""
 
     stage: Stage
     sft: Summary
@@ -52,7 +52,7 @@ class Results:
     seconds: float
 
     def as_json(self) -> str:
-        """The table as JSON, the stages under their names."""
+        """The results as JSON, each stage under its name."""
         values = dataclasses.asdict(self)
         del values["stage"]
         stages = {"sft": values.pop("sft"), self.stage.name: values.pop("preference")}
@@ -60,24 +60,24 @@ class Results:
 
     @property
     def exports_equal(self) -> bool:
-        """False for NaN too."""
+        """Whether all exports agree with their runs; False for NaN."""
         return all(error <= EXPORT_TOLERANCE for error in self.export_errors.values())
 
 
 def unigram(config: RunConfig) -> Unigram:
-    """Fitted on the training split of an SFT data set; add-k smoothing with the k that suits the held-out text best."""
+    """Fits a unigram model on the training split, with add-k smoothing and the k that is best on the held-out split."""
     splits = [_open(config, split) for split in (config.data.split, config.data.eval_split)]
-    counts, held = (np.bincount(_responses(dataset)) for dataset in splits)
+    train_counts, held_out_counts = (np.bincount(_responses(dataset)) for dataset in splits)
     full = np.zeros((2, splits[0].manifest.tokenizer["vocab_size"]))
-    full[0, : len(counts)], full[1, : len(held)] = counts, held
-    own = full[0][full[0] > 0] / full[0].sum()
+    full[0, : len(train_counts)], full[1, : len(held_out_counts)] = train_counts, held_out_counts
+    shares = full[0][full[0] > 0] / full[0].sum()
 
     def cross_entropy(k: float) -> float:
         logp = np.log(full[0] + k) - np.log((full[0] + k).sum())
         return float(-(full[1] * logp).sum() / full[1].sum())
 
     best = min(cross_entropy(k) for k in np.geomspace(1e-4, 10, 40))
-    return Unigram(entropy=float(-(own * np.log(own)).sum()), held_out=best)
+    return Unigram(entropy=float(-(shares * np.log(shares)).sum()), held_out=best)
 
 
 def _open(config: RunConfig, split: str) -> TokenizedDataset:
@@ -90,14 +90,14 @@ def _responses(dataset: TokenizedDataset) -> np.ndarray:
 
 
 def held_out_kinds() -> dict[str, np.ndarray]:
-    """The held-out pairs by whether all preferences of their instruction occur in training."""
+    """Masks of the held-out pairs by whether all preferences of their instruction occur in training."""
     known = {p["preference"] for row in sample_records("train") for p in row["preference_set"]}
     rows = sample_records("validation")
     seen: dict[str, bool] = {}
     for row in rows:
-        every = all(p["preference"] in known for p in row["preference_set"])
-        seen[row["prompt"]] = seen.get(row["prompt"], True) and every
-    mask = np.repeat([seen[prompt] for prompt in seen], 6)  # six ordered pairs a prompt, prompts in their order
+        known_here = all(p["preference"] in known for p in row["preference_set"])
+        seen[row["prompt"]] = seen.get(row["prompt"], True) and known_here
+    mask = np.repeat([seen[prompt] for prompt in seen], 6)  # six ordered pairs per prompt, in the order of prompts
     return {
         "unseen instructions, recurring preferences": mask,
         "unseen instructions, unseen preferences": ~mask,
@@ -105,7 +105,7 @@ def held_out_kinds() -> dict[str, np.ndarray]:
 
 
 def prove_resume(config: RunConfig, step: int, scratch: Path) -> bool:
-    """Resumes a copy of the run from `step` and compares losses and final weights bit for bit with the original."""
+    """Resumes a copy of the run from `step`; returns whether losses and final weights are bit-equal to the run's."""
     original = Path(config.run.dir)
     shutil.copytree(original / "checkpoints" / str(step), scratch / "checkpoints" / str(step))
     changed = {
@@ -126,8 +126,8 @@ def _losses(run: Path) -> dict[int, float]:
 
 
 def compare_export(config: RunConfig) -> float:
-    """Largest difference between a run's last checkpoint and its exported directory on held-out responses: of logits,
-    or of rewards, which stand at the last token."""
+    """Largest difference between a run's last checkpoint and its export on held-out responses: in logits, or in the
+    reward at the last token."""
     source = open_model(config.run.dir)
     exported = sorted((Path(config.run.dir) / "exports").iterdir(), key=lambda path: int(path.name))[-1]
     model, theirs = load_hf(exported)
@@ -135,7 +135,7 @@ def compare_export(config: RunConfig) -> float:
     compute = Compute(dtype=jnp.float32)
 
     @jax.jit
-    def says(params: Params, tokens: jax.Array, layout: Layout, last: jax.Array) -> jax.Array:
+    def outputs(params: Params, tokens: jax.Array, layout: Layout, last: jax.Array) -> jax.Array:
         if model.head == "value":
             return token_values(model, params, tokens, layout, compute)[0, last]
         return logits(model, params, tokens, layout, compute)
@@ -147,64 +147,66 @@ def compare_export(config: RunConfig) -> float:
     errors = []
     for row in rows:
         tokens = jnp.asarray(np.pad(row, (0, length - len(row))))[None]  # one length: compiled once
-        there = (jnp.arange(length, dtype=jnp.int32) < len(row)).astype(jnp.int32)[None]
-        layout = Layout(there, there, jnp.arange(length, dtype=jnp.int32)[None])
-        a, b = (says(params, tokens, layout, jnp.int32(len(row) - 1)) for params in (ours, theirs))
+        present = (jnp.arange(length, dtype=jnp.int32) < len(row)).astype(jnp.int32)[None]
+        layout = Layout(present, present, jnp.arange(length, dtype=jnp.int32)[None])
+        a, b = (outputs(params, tokens, layout, jnp.int32(len(row) - 1)) for params in (ours, theirs))
         errors.append(jnp.abs(a - b).max())
     return float(np.max(errors))  # NaN stays NaN
 
 
 def show(console: Console, results: Results, out: Path, devices: int) -> None:
-    """The closing table, where everything lies, and what to type next."""
-    table = Table("claim", "measured", "beside it", title="janus demo", title_justify="left", show_lines=False)
+    """Prints the table, the directories, and commands to try next."""
+    table = Table("claim", "measured", "for comparison", title="janus demo", title_justify="left", show_lines=False)
     stage, sft, preference, uni = results.stage, results.sft, results.preference, results.unigram
     loss = sft.evaluation["loss"]
     table.add_row(
-        "SFT held-out loss, nats a token",
+        "SFT held-out loss, nats per token",
         f"{loss:.3f}",
-        f"unigram fitted on training responses: {uni.held_out:.3f} on held-out ({loss - uni.held_out:+.3f}), "
-        f"{uni.entropy:.3f} its own entropy ({loss - uni.entropy:+.3f})",
+        f"unigram model of the training responses: {uni.held_out:.3f} on held-out ones ({loss - uni.held_out:+.3f}), "
+        f"entropy {uni.entropy:.3f} ({loss - uni.entropy:+.3f})",
     )
     for name, accuracy in results.accuracies.items():
         low, high = accuracy.interval()
         start = ""
         if accuracy.at_start is not None:
-            start = f"at the start {accuracy.at_start:.2f}, margin grew on {accuracy.margin_grew:.2f}; "
+            start = f"at the start {accuracy.at_start:.2f}, margin grew in {accuracy.margin_grew:.2f}; "
         table.add_row(
             f"{stage.label} accuracy, {name}",
             f"{accuracy.value:.3f}",
-            f"n {accuracy.pairs}, 95 % {low:.2f}-{high:.2f}; {start}longer wins {accuracy.longer_wins:.2f}; "
-            "response alone 0.50",
+            f"n {accuracy.pairs}, 95 % interval {low:.2f}-{high:.2f}; {start}"
+            f"baselines: longer response {accuracy.longer_wins:.2f}, response alone 0.50",
         )
     if (after := preference.evaluation.get("nll_loss")) is not None:
         table.add_row(
-            f"{stage.label} held-out loss, nats a token",
+            f"{stage.label} held-out loss, nats per token",
             f"{after:.3f}",
-            f"chosen responses, which are those of SFT: {after - loss:+.3f} since",
+            f"on the chosen responses, as in SFT: {after - loss:+.3f} since SFT",
         )
-    metric, what, beside = stage.margin
-    table.add_row(f"{stage.label} {what}", f"{preference.train[metric]:+.3f}", f"last batch; {beside}")
+    metric, title, start = stage.margin
+    table.add_row(f"{stage.label} {title}", f"{preference.train[metric]:+.3f}", f"last batch; {start}")
     table.add_row("resumed run", "bit-equal" if results.resumed else "DIFFERS", "losses and final weights of SFT")
     table.add_row(
         f"exported {stage.exported}",
         f"{max(results.export_errors.values()):.1e}",
-        f"largest difference from the run, both stages; allowed {EXPORT_TOLERANCE:.0e}",
+        f"largest difference from the run, both stages; allowed: {EXPORT_TOLERANCE:.0e}",
     )
     pair = f"SFT / {stage.label}"
-    table.add_row("packing fill", f"{sft.fill:.2f} / {preference.fill:.2f}", f"{pair}, slots of rows that hold tokens")
+    table.add_row(
+        "packing fill", f"{sft.fill:.2f} / {preference.fill:.2f}", f"{pair}, share of slots that hold a token"
+    )
     speeds = f"{sft.tokens_per_s:,.0f} / {preference.tokens_per_s:,.0f}"
     table.add_row("tokens/s", speeds, f"{pair}, median step, this CPU")
-    table.add_row("time", f"{results.seconds:.0f} s", "everything, imports and compiling included")
+    table.add_row("time", f"{results.seconds:.0f} s", "in total, with imports and compilation")
     console.print(table)
     places = Table.grid(padding=(0, 2))
-    for path, what in (
-        (out / "data", "token ids, TFDS rows, tokenizer"),
+    for path, content in (
+        (out / "data", "token ids, TFDS records, tokenizer"),
         (out / "sft", "run: config.yaml, metrics.jsonl, tensorboard/, checkpoints/ (Orbax), exports/ (Hugging Face)"),
         (out / stage.name, f"the same for {stage.label}"),
         (results.picture, "curves"),
         (out / "summary.json", "this table as JSON"),
     ):
-        places.add_row(str(path), what)
+        places.add_row(str(path), content)
     console.print(places)
     console.print(
         "\n[bold]Next[/bold]\n"
@@ -212,7 +214,7 @@ def show(console: Console, results: Results, out: Path, devices: int) -> None:
         f"  janus train {out / 'sft' / 'config.yaml'} run.dir={out / 'mine'} schedule.epochs=2 schedule.steps=null "
         f"--devices {devices}\n"
         f"  janus convert to-hf {out / stage.name} {out / 'hf'} --dtype bfloat16\n"
-        "  janus data build --kind sft --source YOUR_ROWS.jsonl --out data/mine\n"
+        "  janus data build --kind sft --source YOUR_RECORDS.jsonl --out data/mine\n"
         "  janus demo --model A_MISTRAL_OR_LLAMA_DIRECTORY",
         highlight=False,
         soft_wrap=True,

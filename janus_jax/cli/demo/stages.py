@@ -1,4 +1,4 @@
-"""The stages that the demo offers after SFT, and the mesh that they run on."""
+"""The demo's stages after SFT, and the mesh for all stages."""
 
 import dataclasses
 import itertools
@@ -10,20 +10,20 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One way to learn preferences, after the SFT run and from its weights."""
+    """One way to learn preferences, from the weights of the SFT run."""
 
     name: str
-    """Of its configuration (`NAME.yaml`), of the kind of its rows and of its directories."""
+    """Names its configuration (`NAME.yaml`), the kind of its data and its directories."""
     label: str
-    """In progress bars, table and picture."""
-    course: str
-    """What it does, for the console."""
+    """Name in progress bars, table and picture."""
+    description: str
+    """Heading on the console."""
     panels: tuple[tuple[str, str], ...]
-    """Metrics that the picture shows, with what they are."""
+    """Metrics in the picture, with their titles."""
     exported: str
-    """What checkpoints and exports of both stages are compared by."""
+    """The outputs in which checkpoints and exports are compared."""
     margin: tuple[str, str, str]
-    """The metric of how far the chosen response is preferred, what it is, and what it is at the start."""
+    """The metric for the preference of chosen over rejected, its title, and its value at the start."""
 
 
 _ACCURACY = ("rewards/accuracies", "accuracy")
@@ -34,7 +34,7 @@ STAGES = {
         Stage(
             name="dpo",
             label="DPO",
-            course="DPO from it, against its own log-probs, on all ordered pairs",
+            description="DPO of the SFT model, which is also the reference, on all ordered pairs",
             panels=(("loss", "loss"), ("rewards/margins", "reward margin"), _ACCURACY),
             exported="logits",
             margin=("rewards/margins", "reward margin", "0 at the start"),
@@ -42,27 +42,27 @@ STAGES = {
         Stage(
             name="orpo",
             label="ORPO",
-            course="ORPO from it, without a reference, on all ordered pairs",
+            description="ORPO of the SFT model, without a reference, on all ordered pairs",
             panels=(("nll_loss", "nats per chosen token"), ("log_odds", "difference of log odds"), _ACCURACY),
             exported="logits",
-            margin=("log_odds", "difference of log odds", "that of the SFT weights at the start"),
+            margin=("log_odds", "difference of log odds", "at the start that of the SFT model"),
         ),
         Stage(
             name="rm",
             label="RM",
-            course="Reward model from it, all but its head, on all ordered pairs",
+            description="Reward model from the SFT model with a new head, on all ordered pairs",
             panels=(("loss", "loss"), ("rewards/margins", "reward margin"), _ACCURACY),
             exported="logits, rewards",
-            margin=("rewards/margins", "reward margin", "that of a random value head at the start"),
+            margin=("rewards/margins", "reward margin", "at the start that of a random value head"),
         ),
     )
 }
 
 
 def largest_mesh(model: "ModelConfig", devices: int) -> dict[str, int]:
-    """Sizes of data, fsdp and tensor, whose product is `devices`, that divide the model.
+    """Sizes of data, fsdp and tensor that multiply to `devices` and divide the model.
 
-    Among them the one with the most axes above 1, then the evenest: 8 devices become 2 x 2 x 2 where heads divide.
+    Preferred are most axes above 1, then the most even sizes: 8 devices become 2 x 2 x 2 if the heads divide.
     """
 
     def divides(fsdp: int, tensor: int) -> bool:

@@ -321,9 +321,9 @@ def _problems(opened: OpenedSplit, scanned: Scan, read: np.ndarray, decoder: Tok
         truncated = np.zeros_like(truncated)  # truncation keeps EOS last
     ends = scanned.ends[read][:, :branches]
     faults = {
-        "response without tokens (all its weights are 0)": (responses == 0).any(1) & ~zeroed,
-        "response that does not end with EOS": (~ends & ~truncated & (responses > 0)).any(1) & ~zeroed,
-        "prompt that does not begin with BOS": scanned.bos_missing[read],
+        "a response without a token (all its weights are 0)": (responses == 0).any(1) & ~zeroed,
+        "a response that does not end with EOS": (~ends & ~truncated & (responses > 0)).any(1) & ~zeroed,
+        "a prompt that does not begin with BOS": scanned.bos_missing[read],
         "more than one BOS": scanned.bos_again[read],
     }
     return [_problem(opened, fault, read[broken], decoder) for fault, broken in faults.items() if broken.any()]

@@ -233,7 +233,7 @@ def test_parts_of_a_text_are_not_taken_for_each_other(write):
 
 GOOD = ("What?", "Yes.", "No.")
 BROKEN = {
-    "response without tokens": ("What?", "Yes.", []),
+    "a response without a token": ("What?", "Yes.", []),
     "does not end with EOS": ("What?", [50, 51], "No."),
     "does not begin with BOS": ([50, 51], "Yes.", "No."),
     "more than one BOS": ([1, 1, 50], "Yes.", "No."),
@@ -284,7 +284,7 @@ def test_what_was_cut_need_not_end_with_eos_unless_a_reward_is_read_there(write,
     directory = write("dpo", train=[GOOD, ("What?", [50] * 60, "No.")])
     opened = view_of(directory, dataclasses.replace(SETTINGS, overlong="truncate"), head=head)
     assert [problem.fault for problem in facts_of(opened).problems] == (
-        [] if head == "lm" else ["response that does not end with EOS"]
+        [] if head == "lm" else ["a response that does not end with EOS"]
     )
 
 
@@ -355,5 +355,5 @@ def test_the_verdict_on_weights_is_that_of_the_packed_rows(tmp_path, head):
                 if not learned:
                     empty.add(example)
     assert len(empty) == 12
-    problem = next(problem for problem in facts_of(opened).problems if "without tokens" in problem.fault)
+    problem = next(problem for problem in facts_of(opened).problems if "without a token" in problem.fault)
     assert problem.count == 12 and f"example {min(empty)} (" in problem.examples

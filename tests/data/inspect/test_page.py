@@ -136,4 +136,4 @@ def test_a_verdict_that_is_bad_is_on_the_page(write, tmp_path, capsys):
         inspect(str(write("sft", train=[("<i>?", [])])), report=ReportOptions(html=file))
     page = Page(file.read_text(encoding="utf-8"))
     assert any("Do not train on this data" in piece for _, piece in page.texts)
-    assert any("1 example with response without tokens" in piece for _, piece in page.texts)
+    assert any("1 example with a response without a token" in piece for _, piece in page.texts)
