@@ -39,13 +39,13 @@ def model(tmp_path_factory):
         ("rm", "RM", "value", "logits, rewards", "rewards/margins"),
     ],
 )
-def test_each_second_stage_is_trained_exported_and_told_of(
+def test_each_second_stage_is_trained_exported_and_printed(
     model, objective, label, head, exported, metric, tmp_path, capsys
 ):
     out = tmp_path / "demo"
     demo.run(model=model, steps=STEPS, out=out, devices=8, objective=objective)
-    told = capsys.readouterr().out
-    assert f"{label} accuracy, training" in told and f"exported {exported}" in told and "DPO" not in told
+    printed = capsys.readouterr().out
+    assert f"{label} accuracy, training" in printed and f"exported {exported}" in printed and "DPO" not in printed
     summary = json.loads((out / "summary.json").read_text())
     assert summary["resumed"] is True and summary[objective]["step"] == STEPS
     assert summary[objective]["train"][metric] is not None
