@@ -1,24 +1,48 @@
-"""Errors that a user can act on. Each carries the exit code of the `janus` command.
+"""Errors that a user can act on. Each has the exit code of the `janus` command.
 
 0 done · 1 internal error · 2 bad input · 3 does not fit · 10 preempted, saved · 11 out of memory ·
 12 non-finite · 13 lost peer · 14 storage · 130 interrupted · 143 terminated.
 """
 
+import os
+
 
 class JanusError(Exception):
-    """Base of all errors with a message meant for the user, shown without a traceback."""
+    """Base of all errors with a message meant for the user, shown without a traceback.
+
+    Args:
+        parts: the places where something is wrong, if any (a path, a URL, FILE:ROW), then what is wrong. They are
+            joined when they are shown, so a place can be renamed until then.
+    """
 
     exit_code = 1
 
+    def __init__(self, *parts: str | os.PathLike[str]):
+        super().__init__(*parts)
+
+    def __str__(self) -> str:
+        return ": ".join(map(str, self.args))
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """All parts but the last."""
+        return tuple(map(str, self.args[:-1]))
+
+    def rename(self, directory: str | os.PathLike[str], name: str | os.PathLike[str]) -> None:
+        """Calls `directory`, and every place below it, by another name."""
+        old, new = os.fspath(directory), os.fspath(name)
+        places = (new + place[len(old) :] if f"{place}/".startswith(f"{old}/") else place for place in self.places)
+        self.args = (*places, *self.args[-1:])
+
 
 class ConfigError(JanusError):
-    """A configuration, flag or mesh that cannot be run: names the key, the value and what is allowed."""
+    """A configuration, flag or mesh that cannot run: names the key, the value and what is allowed."""
 
     exit_code = 2
 
 
 class DataError(JanusError):
-    """Input rows or data sets that cannot be used: names the file and the 1-based row."""
+    """Records or data sets that cannot be used: names the file and the record, counted from 1."""
 
     exit_code = 2
 
@@ -36,7 +60,7 @@ class StorageError(JanusError):
 
 
 class OutOfMemoryError(JanusError):
-    """Devices, or this machine, have too little memory for what was asked: says how much was wanted, and by what."""
+    """Devices, or this machine, have too little memory: says how much was needed, and for what."""
 
     exit_code = 11
 
@@ -48,12 +72,12 @@ class NonFiniteError(JanusError):
 
 
 class LostPeerError(JanusError):
-    """Another process did not reach a barrier in time: names the barrier and the time-out."""
+    """Another process did not reach a barrier in time: names the barrier and the timeout."""
 
     exit_code = 13
 
 
 def first_line(error: object) -> str:
-    """The first line of what an error says, or its name if it says nothing."""
+    """The first line of an error's message, or the error's type if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
