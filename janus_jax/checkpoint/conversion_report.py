@@ -105,7 +105,7 @@ class Report:
             with Timer(self, "logits"):
                 difference = self.largest_logit_difference = largest_logit_difference(source, written)
             if not math.isfinite(difference) or (difference and self.dtype == self.stored_dtype):
-                raise ConversionError(f"{written.path}: logits differ by {difference:.3g} from those of {source.path}")
+                raise ConversionError(written.path, f"logits differ by {difference:.3g} from those of {source.path}")
 
 
 def check_verify(verify: str) -> None:

@@ -54,7 +54,7 @@ def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, verify:
     staging.require_free(dst)  # before a download
     source = open_model(src)
     if source.layout is None:
-        raise ConversionError(f"{source.path}: not a Hugging Face directory: it has no config.json")
+        raise ConversionError(source.path, "not a Hugging Face directory: it has no config.json")
     tokenizer = None if source.tokenizer_directory is None else _open_tokenizer(source.tokenizer_directory)
     staging.require_room(dst, _size(source, source.stored_dtype))
     with staging.output(dst, _LAST_OF_CONVERTED) as directory:

@@ -39,7 +39,7 @@ class Digests:
         """
         for entry, block in tensors(written):
             if digest(block) != self.by_key[entry.key]:
-                raise ConversionError(f"{written.path}: tensor {entry.key} is not what was written; nothing is kept")
+                raise ConversionError(written.path, f"tensor {entry.key} is not what was written; nothing is kept")
 
 
 def tensors(model: StoredModel) -> Iterator[tuple[KeyEntry, np.ndarray]]:

@@ -63,7 +63,7 @@ class ItemReader:
             trees = metadata["tree_metadata"].values()
             self._paths = [tuple(part["key"] for part in leaf["key_metadata"]) for leaf in trees]
         except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-            raise ConversionError(f"{item}: not an Orbax item, or a damaged one: {error}") from error
+            raise ConversionError(item, f"not an Orbax item, or a damaged one: {error}") from error
         self._context = _context() if isinstance(item, BucketPath) else ts.Context()
         self._open: dict[KeyPath, Any] = {}
 
@@ -123,12 +123,12 @@ class ItemReader:
     def _read_error(self, path: KeyPath, error: Exception) -> JanusError:
         if isinstance(self._item, BucketPath):
             if isinstance(error, TimeoutError):
-                return StorageError(f"{self._item}: {'/'.join(path)} cannot be read: the service does not answer")
+                return StorageError(self._item, f"{'/'.join(path)} cannot be read: the service does not answer")
             if str(error).startswith(_REFUSALS):
                 reason = re.sub(r"^.*gs://\S+: ", "", _first_part(error))[:300]
-                return StorageError(f"{self._item}: {'/'.join(path)} cannot be read: {reason}")
+                return StorageError(self._item, f"{'/'.join(path)} cannot be read: {reason}")
         return ConversionError(
-            f"{self._item}: {'/'.join(path)} is damaged and cannot be read: {tensorstore_message(error)}"
+            self._item, f"{'/'.join(path)} is damaged and cannot be read: {tensorstore_message(error)}"
         )
 
 
@@ -213,7 +213,7 @@ class ItemWriter:
             try:
                 self._pending.pop(0).result()
             except (ValueError, OSError) as error:
-                raise StorageError(f"{self._item}: cannot be written: {refusal(error)}") from error
+                raise StorageError(self._item, f"cannot be written: {refusal(error)}") from error
 
     def _create(self, path: KeyPath, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         stacked = self._specs[path].axes[0] == "layers"
@@ -231,7 +231,7 @@ class ItemWriter:
         try:
             return ts.open(spec, create=True, delete_existing=True).result()
         except (ValueError, OSError) as error:
-            raise StorageError(f"{self._item}: cannot be written: {refusal(error)}") from error
+            raise StorageError(self._item, f"cannot be written: {refusal(error)}") from error
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int, *, stacked: bool) -> list[int]:

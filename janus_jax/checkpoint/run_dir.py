@@ -101,7 +101,7 @@ def step_directory(checkpoints: P, step: int) -> P:
     """
     steps = committed_steps(checkpoints)
     if step not in steps:
-        raise ConversionError(f"{checkpoints}: no step {step}; existing steps: {', '.join(map(str, steps)) or 'none'}")
+        raise ConversionError(checkpoints, f"no step {step}; existing steps: {', '.join(map(str, steps)) or 'none'}")
     return cast(P, checkpoints / str(step))
 
 
@@ -120,5 +120,5 @@ def has_params(directory: Path | Place) -> bool:
     if not ((directory / "params").is_dir() and (directory / "meta").is_dir()):
         return False
     if (directory / "optimizer").is_dir() and not is_committed(directory):
-        raise ConversionError(f"{directory}: this step is incomplete: its write, copy or deletion was interrupted")
+        raise ConversionError(directory, "this step is incomplete: its write, copy or deletion was interrupted")
     return True

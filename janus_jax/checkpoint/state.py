@@ -91,8 +91,9 @@ class Checkpoints:
             restored = self._manager.restore(step, args=arguments)
         except Exception as error:  # Orbax has no class of its own for damaged files
             raise ConversionError(
-                f"{directory}: is damaged and cannot be restored: {tensorstore_message(error)}; move it away to "
-                "continue from an older step"
+                directory,
+                f"is damaged and cannot be restored: {tensorstore_message(error)}; move it away to "
+                "continue from an older step",
             ) from error
         params, optimizer, data, meta = (restored[item] for item in ITEMS)
         return params, optimizer, data, meta
@@ -155,7 +156,7 @@ def read_json_item(item: Place) -> dict[str, Any]:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             return checkpointer.restore(absolute(local))
     except (OSError, ValueError) as error:
-        raise ConversionError(f"{item}: cannot be read: {error}") from error
+        raise ConversionError(item, f"cannot be read: {error}") from error
 
 
 def restore_item(item: Place, abstract: Any) -> Any:
@@ -181,7 +182,7 @@ def restore_item(item: Place, abstract: Any) -> Any:
             return checkpointer.restore(absolute(item), item=abstract, restore_args=jax.tree.map(leaf_args, abstract))
     except Exception as error:  # Orbax has no class of its own for damaged files
         reason = tensorstore_message(error).partition(" See full TensorStore")[0]  # the rest is an object's address
-        raise ConversionError(f"{item}: is damaged and cannot be read: {reason}") from error
+        raise ConversionError(item, f"is damaged and cannot be read: {reason}") from error
 
 
 def stored_leaves(item: Place) -> dict[str, Any]:
@@ -192,7 +193,7 @@ def stored_leaves(item: Place) -> dict[str, Any]:
     try:  # not through a Checkpointer, which warns that the item lacks a metadata file
         return _named(ocp.PyTreeCheckpointHandler().metadata(absolute(item)).tree)
     except (OSError, ValueError) as error:
-        raise ConversionError(f"{item}: not an Orbax item, or a damaged one: {tensorstore_message(error)}") from error
+        raise ConversionError(item, f"not an Orbax item, or a damaged one: {tensorstore_message(error)}") from error
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -205,10 +206,10 @@ def check_tree(item: Place, abstract: Any) -> None:
     stored, needed = stored_leaves(item), _named(abstract)
     for name in sorted(stored.keys() ^ needed.keys()):
         state = "is stored but not needed" if name in stored else "is needed but not stored"
-        raise ConversionError(f"{item}: {name} {state}: another model or optimizer wrote this checkpoint")
+        raise ConversionError(item, f"{name} {state}: another model or optimizer wrote this checkpoint")
     for name, leaf in needed.items():
         if tuple(stored[name].shape) != tuple(leaf.shape):
-            raise ConversionError(f"{item}: {name} has shape {list(stored[name].shape)}; needed: {list(leaf.shape)}")
+            raise ConversionError(item, f"{name} has shape {list(stored[name].shape)}; needed: {list(leaf.shape)}")
 
 
 def _set_aside(directory: epath.Path) -> None:
@@ -231,8 +232,8 @@ def _storage_errors(path: epath.Path, failure: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{path}: {failure}: {error.strerror or error}") from error
+        raise StorageError(path, f"{failure}: {error.strerror or error}") from error
     except ValueError as error:  # tensorstore reports a full or failing disk this way
         if any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "No space")):
-            raise StorageError(f"{path}: {failure}: {first_line(error)}") from error
+            raise StorageError(path, f"{failure}: {first_line(error)}") from error
         raise

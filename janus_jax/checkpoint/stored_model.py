@@ -105,7 +105,7 @@ def open_model(path: str | os.PathLike[str], step: int | None = None) -> StoredM
     if isinstance(directory, BucketPath):
         _check_listing(directory)
     elif not directory.is_dir():
-        raise ConversionError(f"{directory}: no such directory")
+        raise ConversionError(directory, "no such directory")
     if (directory / "config.json").exists():
         _refuse_step(directory, step, "a Hugging Face directory")
         return _from_hf(directory, hub_id)
@@ -115,22 +115,23 @@ def open_model(path: str | os.PathLike[str], step: int | None = None) -> StoredM
         _refuse_step(directory, step, "a single step")
         return _from_orbax(directory)
     raise ConversionError(
-        f"{directory}: holds no model; looked for config.json (a Hugging Face directory), a complete checkpoints/STEP "
-        "(a run), params and meta (a step or a converted directory)"
+        directory,
+        "holds no model; looked for config.json (a Hugging Face directory), a complete checkpoints/STEP "
+        "(a run), params and meta (a step or a converted directory)",
     )
 
 
 def _check_listing(directory: BucketPath) -> None:
     names = [child.name for child in directory.iterdir()]
     if not names:
-        raise StorageError(f"{directory}: cannot be read: no such object, and nothing below it")
+        raise StorageError(directory, "cannot be read: no such object, and nothing below it")
     if staging.MARKER in names and staging.is_cut_off(directory.url, lambda name: (directory / name).exists()):
-        raise ConversionError(f"{directory}: holds no model: an upload to it is incomplete")
+        raise ConversionError(directory, "holds no model: an upload to it is incomplete")
 
 
 def _refuse_step(directory: Place, step: int | None, kind: str) -> None:
     if step is not None:
-        raise ConversionError(f"{directory}: step={step} can only be chosen for a run directory; this is {kind}")
+        raise ConversionError(directory, f"step={step} can only be chosen for a run directory; this is {kind}")
 
 
 def _from_hf(directory: Place, hub_id: str | None) -> StoredModel:
@@ -161,13 +162,11 @@ def _from_orbax(directory: Place) -> StoredModel:
     try:
         config = ModelConfig(**meta["model"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ConversionError(f"{directory / 'meta'}: model: not a model config: {error!r}") from error
+        raise ConversionError(directory / "meta", f"model: not a model config: {error!r}") from error
     try:
         facts = ModelFacts.from_json(meta.get("facts"))
     except TypeError as error:
-        raise ConversionError(
-            f"{directory / 'meta'}: facts: {error}; a later version of janus_jax wrote this"
-        ) from error
+        raise ConversionError(directory / "meta", f"facts: {error}; a later version of janus_jax wrote this") from error
     places = [directory / "tokenizer", RunDir.of_step(directory).tokenizer]  # of a converted directory, of a run
     data = meta.get("config", {}).get("data", {}).get("dir") if isinstance(meta.get("config"), dict) else None
     if data and "://" not in data:  # not from a bucket: the run has its own copy

@@ -103,11 +103,11 @@ class Manifest:
                 state = (
                     "is not a built data set: it has no manifest.json" if directory.is_dir() else "no such directory"
                 )
-                raise DataError(f"{directory}: {state}; `janus data build` makes one")
+                raise DataError(directory, f"{state}; `janus data build` makes one")
             values = json.loads(path.read_text(encoding="utf-8"))
             if values["format_version"] != FORMAT_VERSION:
                 version = values["format_version"]
-                raise DataError(f"{path}: format_version {version!r}; allowed: {FORMAT_VERSION}; build again")
+                raise DataError(path, f"format_version {version!r}; allowed: {FORMAT_VERSION}; build again")
             values["splits"] = {name: Split(**split) for name, split in values["splits"].items()}
             for name in values["splits"]:
                 if not re.fullmatch(SPLIT_NAME, name):
@@ -124,9 +124,9 @@ class Manifest:
                     raise ValueError(f"split {name!r}: files {split.files!r}, dropped {split.dropped!r}")
             return manifest
         except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+            raise DataError(path, f"cannot be read: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: not a data set manifest: {error}") from error
+            raise DataError(path, f"not a data set manifest: {error}") from error
 
 
 class Dataset(Protocol):
@@ -185,8 +185,9 @@ class TokenizedDataset:
         self._id_dtype = np.dtype(self.manifest.ids)
         if split not in self.manifest.splits:
             raise DataError(
-                f"{self.directory}: has no split {split!r}; there are: {', '.join(self.manifest.splits)} (data.split, "
-                "data.eval_split; eval.every_steps=null evaluates nothing)"
+                self.directory,
+                f"has no split {split!r}; there are: {', '.join(self.manifest.splits)} (data.split, "
+                "data.eval_split; eval.every_steps=null evaluates nothing)",
             )
         folder = self.directory / split
         self.lengths = self._load("lengths.npy", np.dtype(np.int32), 3)
@@ -206,19 +207,20 @@ class TokenizedDataset:
             self._readers = [ArrayRecordReader(str(file), options) for file in files]
             counts = [reader.num_records() for reader in self._readers]
         except (RuntimeError, ValueError, OSError) as error:  # a damaged file
-            raise DataError(f"{folder}: token files cannot be read: {first_line(error)}; build again") from error
+            raise DataError(folder, f"token files cannot be read: {first_line(error)}; build again") from error
         self._files = files
         self._ends = np.cumsum(counts).tolist()
         self._lock = threading.Lock()
         expected = self.manifest.splits[split].examples
         if not sum(counts) == examples == len(self.margins) == expected:
             raise DataError(
-                f"{folder}: manifest, lengths.npy, margins and token files disagree: {expected}, {examples}, "
-                f"{len(self.margins)}, {sum(counts)} examples; build again"
+                folder,
+                f"manifest, lengths.npy, margins and token files disagree: {expected}, {examples}, "
+                f"{len(self.margins)}, {sum(counts)} examples; build again",
             )
         if (self.lengths[:, 0] <= 0).any():
             first = int(np.argmax(self.lengths[:, 0] <= 0))
-            raise DataError(f"{folder}: example {first} has a prompt without tokens; build again")
+            raise DataError(folder, f"example {first} has a prompt without tokens; build again")
         self._check_sizes(folder)
 
     @property
@@ -247,7 +249,7 @@ class TokenizedDataset:
         """The tokenizer that made the ids. Raises DataError if its files changed since the build."""
         tokenizer = load_tokenizer(self.directory / "tokenizer")
         if tokenizer.fingerprint != self.manifest.tokenizer["fingerprint"]:
-            raise DataError(f"{self.directory / 'tokenizer'}: is not the tokenizer of the build (fingerprints differ)")
+            raise DataError(self.directory / "tokenizer", "is not the tokenizer of the build (fingerprints differ)")
         return tokenizer
 
     def template(self) -> Template:
@@ -275,7 +277,7 @@ class TokenizedDataset:
                     ids = self._readers[file].read([numbers[place] - start for place in places])
                 except (RuntimeError, ValueError, OSError) as error:
                     reason = first_line(error)
-                    raise DataError(f"{self._files[file]}: cannot be read: {reason}; build again") from error
+                    raise DataError(self._files[file], f"cannot be read: {reason}; build again") from error
                 stored.update(zip(places, ids, strict=True))
         return [self._example(index, stored[place]) for place, index in enumerate(numbers)]
 
@@ -288,8 +290,9 @@ class TokenizedDataset:
         prompt, chosen, rejected = self.lengths[index].tolist()
         if len(stored) != self._id_dtype.itemsize * (prompt + chosen + rejected):
             raise DataError(
-                f"{self.directory / self.split}: example {index} has {len(stored)} bytes of ids, but lengths.npy "
-                f"has {prompt} + {chosen} + {rejected} tokens; build again"
+                self.directory / self.split,
+                f"example {index} has {len(stored)} bytes of ids, but lengths.npy "
+                f"has {prompt} + {chosen} + {rejected} tokens; build again",
             )
         ids = np.frombuffer(stored, self._id_dtype).astype(np.int32)
         return Example(
@@ -306,16 +309,16 @@ class TokenizedDataset:
             size = (folder / name).stat().st_size if (folder / name).is_file() else None
             if size != expected:
                 state = "is missing" if size is None else f"has {size} bytes, but manifest.json says {expected}"
-                raise DataError(f"{folder / name}: {state}; build again")
+                raise DataError(folder / name, f"{state}; build again")
 
     def _load(self, name: str, dtype: np.dtype, columns: int | None = None) -> np.ndarray:
         path = self.directory / self.split / name
         try:
             array = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: cannot be read: {first_line(error)}; build again") from error
+            raise DataError(path, f"cannot be read: {first_line(error)}; build again") from error
         shape = array.shape[1:] if array.ndim else None
         if array.dtype != dtype or shape != (() if columns is None else (columns,)):
             needed = f"{dtype} [examples{'' if columns is None else f', {columns}'}]"
-            raise DataError(f"{path}: is {array.dtype} {list(array.shape)}, must be {needed}; build again")
+            raise DataError(path, f"is {array.dtype} {list(array.shape)}, must be {needed}; build again")
         return array

@@ -88,8 +88,9 @@ class PackedEpochs:
         pairs = bool((dataset.lengths[:, 2] > 0).any())
         if pairs != (branches == 2):
             raise DataError(
-                f"{dataset.name}: holds {'pairs' if pairs else 'single responses'} (kind {dataset.kind}), but the "
-                f"objective reads {'pairs' if branches == 2 else 'single responses'}; build it with the right --kind"
+                dataset.name,
+                f"holds {'pairs' if pairs else 'single responses'} (kind {dataset.kind}), but the "
+                f"objective reads {'pairs' if branches == 2 else 'single responses'}; build it with the right --kind",
             )
         self.form = RowFormat(head, branches, settings.share_prompts)
         self.fitted = fit(
@@ -243,8 +244,9 @@ class PackedEpochs:
             )
             if steps is None:
                 raise DataError(
-                    f"{self.dataset.name}: epoch {epoch} needs more than {self.rows} rows for "
-                    f"batch.examples={self.settings.examples}; raise batch.row_length"
+                    self.dataset.name,
+                    f"epoch {epoch} needs more than {self.rows} rows for "
+                    f"batch.examples={self.settings.examples}; raise batch.row_length",
                 )
         else:
             rows = assign_rows(slots, epoch=epoch, shuffle=self.shuffle, **common)

@@ -40,10 +40,10 @@ def dataset(directory: str, split: str) -> Path:
     def fill(part: str, new: Path) -> None:
         objects = prefix.below(part).list()
         if not objects:
-            raise StorageError(f"{prefix.url_of(part)}: cannot be read: no such object; upload the data set again")
+            raise StorageError(prefix.url_of(part), "cannot be read: no such object; upload the data set again")
         prefix.below(part).download(objects, new)
         if prefix.find(MANIFEST) != manifest:
-            raise StorageError(f"{prefix.url}: was replaced while it was read; start again")
+            raise StorageError(prefix.url, "was replaced while it was read; start again")
 
     stage(place, prefix.url, describe)
     parts = ["tokenizer"]
@@ -59,4 +59,4 @@ def _manifest(prefix: Prefix) -> tuple[Object, bytes]:
     if manifest is not None:
         return manifest, prefix.read(manifest)
     state = "an upload to it has not finished" if prefix.find(MARKER) else "`janus data build` makes a data set"
-    raise StorageError(f"{prefix.url_of(MANIFEST)}: cannot be read: no such object; {state}")
+    raise StorageError(prefix.url_of(MANIFEST), f"cannot be read: no such object; {state}")

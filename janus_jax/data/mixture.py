@@ -40,12 +40,13 @@ class Mixture:
         for part in self.parts[1:]:
             if part.tokenizer_fingerprint != first.tokenizer_fingerprint:
                 raise DataError(
-                    f"{part.name}: was built with another tokenizer than {first.name}; all parts need the same"
+                    part.name, f"was built with another tokenizer than {first.name}; all parts need the same"
                 )
             if (part.kind == "sft") != (first.kind == "sft"):
                 raise DataError(
-                    f"{part.name}: holds kind {part.kind}, {first.name} kind {first.kind}; a mixture holds pairs or "
-                    "single responses, not both"
+                    part.name,
+                    f"holds kind {part.kind}, {first.name} kind {first.kind}; a mixture holds pairs or "
+                    "single responses, not both",
                 )
         self._weights = None if weights is None else np.asarray(weights, np.float64) / np.sum(weights)
         self._examples = examples
@@ -118,7 +119,7 @@ class Mixture:
         assert self._weights is not None
         for part, size in zip(self.parts, sizes, strict=True):
             if not size:
-                raise DataError(f"{part.name}: none of its {len(part)} examples fits (batch.max_sequence_length)")
+                raise DataError(part.name, f"none of its {len(part)} examples fits (batch.max_sequence_length)")
         if self._examples is None:
             total = int(np.min(np.floor(sizes / self._weights + 1e-9)))
             exact = np.minimum(self._weights * total, sizes)

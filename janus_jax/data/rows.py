@@ -107,26 +107,30 @@ def fit(
     if overlong == "error" and bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise DataError(
-            f"{name}: {int(bad.sum())} of {len(lengths)} examples are over-long, the first is example {first} "
+            name,
+            f"{int(bad.sum())} of {len(lengths)} examples are over-long, the first is example {first} "
             f"(prompt {prompt[first]}, responses {branches[first].tolist()} tokens; max_sequence_length "
-            f"{max_sequence_length}, row_length {row_length}); set batch.overlong to drop or truncate, or raise a limit"
+            f"{max_sequence_length}, row_length {row_length}); set batch.overlong to drop or truncate, or raise a limit",
         )
     if bad.all():
         raise DataError(
-            f"{name}: none of {len(lengths)} examples fits max_sequence_length {max_sequence_length} and row_length "
-            f"{row_length}; the shortest takes {int((prompt + branches.max(1)).min())} tokens"
+            name,
+            f"none of {len(lengths)} examples fits max_sequence_length {max_sequence_length} and row_length "
+            f"{row_length}; the shortest takes {int((prompt + branches.max(1)).min())} tokens",
         )
     if zeroed.all():
         raise DataError(
-            f"{name}: all {len(lengths)} pairs are over-long (max_sequence_length {max_sequence_length}, row_length "
-            f"{row_length}): without their responses nothing would be learned"
+            name,
+            f"all {len(lengths)} pairs are over-long (max_sequence_length {max_sequence_length}, row_length "
+            f"{row_length}): without their responses nothing would be learned",
         )
     block = np.arange(len(bad)) // keep_together
     bad = np.bincount(block, weights=bad).astype(bool)[block]
     if bad.all():
         raise DataError(
-            f"{name}: every block of batch.keep_together={keep_together} neighbours holds an over-long example "
-            f"(max_sequence_length {max_sequence_length}, row_length {row_length})"
+            name,
+            f"every block of batch.keep_together={keep_together} neighbours holds an over-long example "
+            f"(max_sequence_length {max_sequence_length}, row_length {row_length})",
         )
     index = np.flatnonzero(~bad)
     truncated = int((kept[index] != lengths[index])[~zeroed[index]].any(1).sum())

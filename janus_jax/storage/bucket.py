@@ -116,7 +116,7 @@ class Prefix:
         _several(lambda found: self._download(found, directory / _safe(found.name, self.url)), objects)
         for found in objects:
             if not (directory / found.name).is_file():  # by who takes it for a leftover, where locks end at the host
-                raise StorageError(f"{directory / found.name}: was removed while it was copied; start again")
+                raise StorageError(directory / found.name, "was removed while it was copied; start again")
 
     def write(self, name: str, content: bytes, generation: int = 0) -> int:
         """Writes an object in the place of that of a generation (0: none may be there). Returns the new generation."""
@@ -179,14 +179,15 @@ class Prefix:
     def _described(self, blob: Any) -> Object:
         name = blob.name.removeprefix(self.path).removeprefix("/")
         if blob.content_encoding == "gzip":  # the service unpacks it: neither size nor checksum would be of what comes
-            raise StorageError(f"{self.url_of(name)}: is stored with Content-Encoding gzip; upload it without")
+            raise StorageError(self.url_of(name), "is stored with Content-Encoding gzip; upload it without")
         return Object(name, int(blob.size), blob.crc32c, int(blob.generation))
 
     def _require_same(self, wanted: Object, there: Object, operation: str) -> None:
         if not there.same_content(wanted):
             raise StorageError(
-                f"{self.url_of(wanted.name)}: was not {operation} whole: {there.size} bytes with crc32c {there.crc32c} "
-                f"came out, not {wanted.size} with {wanted.crc32c}"
+                self.url_of(wanted.name),
+                f"was not {operation} whole: {there.size} bytes with crc32c {there.crc32c} "
+                f"came out, not {wanted.size} with {wanted.crc32c}",
             )
 
     def _require_bucket(self) -> None:
@@ -205,11 +206,11 @@ class Prefix:
         try:
             yield
         except (*remote, storage.InvalidResponse, storage.DataCorruption) as error:
-            raise StorageError(f"{url}: cannot be {operation}: {self._reason(error)}") from error
+            raise StorageError(url, f"cannot be {operation}: {self._reason(error)}") from error
         except OSError as error:  # of the file here that is read or written
             place = error.filename or path
             reason = f"{place}: {error.strerror}" if place else first_line(error)
-            raise StorageError(f"{url}: cannot be {operation}: {reason}") from error
+            raise StorageError(url, f"cannot be {operation}: {reason}") from error
 
     def _reason(self, error: Exception) -> str:
         from google.api_core import exceptions as api
@@ -374,7 +375,7 @@ def _local_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read or written: {error.strerror or error}") from error
+        raise StorageError(path, f"cannot be read or written: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ def require_free(path: str | os.PathLike[str]) -> None:
     if is_url(path):
         raise ConfigError(f"{os.fspath(path)}: {_NOT_A_URL}")
     if reason := occupied(path):
-        raise StorageError(f"{_absolute(path)}: {reason}")
+        raise StorageError(_absolute(path), f"{reason}")
 
 
 def occupied(path: str | os.PathLike[str]) -> str | None:
@@ -107,7 +107,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary, lock = _locked_temporary(final)
     except OSError as error:
         _remove_empty(made)
-        raise StorageError(f"{final}: cannot be written: {error.strerror or error}") from error
+        raise StorageError(final, f"cannot be written: {error.strerror or error}") from error
     try:
         temporary.chmod(0o755)
         yield temporary
@@ -115,13 +115,13 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             temporary.rename(final)
         except OSError as error:
-            raise StorageError(f"{final}: cannot be written: {error.strerror or error}") from error
+            raise StorageError(final, f"cannot be written: {error.strerror or error}") from error
         _sync(final.parent)
     except BaseException as error:
         _remove_tree(temporary)
         _remove_empty(made)
         if isinstance(error, Exception) and _is_refusal(error):
-            raise StorageError(f"{final}: cannot be written: {refusal(error)}") from error
+            raise StorageError(final, f"cannot be written: {refusal(error)}") from error
         if isinstance(error, JanusError) and os.fspath(temporary) in str(error):  # a name that nobody gave
             raise type(error)(str(error).replace(os.fspath(temporary), os.fspath(final))) from error
         raise
@@ -163,7 +163,7 @@ def write_whole(path: Path, text: str) -> None:
         with whole_file(path) as file:
             file.write(text.encode())
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise StorageError(path, f"cannot be written: {error.strerror or error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -59,7 +59,7 @@ def files(url: str, wanted: Callable[[str], bool], kind: Literal["models", "sour
     else:
         name, objects = "", prefix.list()
         if not objects:
-            raise StorageError(f"{prefix.url}: cannot be read: no such object, and nothing below it")
+            raise StorageError(prefix.url, "cannot be read: no such object, and nothing below it")
         objects = [found for found in objects if wanted(found.name)]
     place = place_of(kind, prefix.url, repr(objects).encode())
     stage(place, prefix.url, lambda new: prefix.download(objects, new))
@@ -97,7 +97,7 @@ def require_free(out: str | os.PathLike[str]) -> None:
     if not is_url(out):
         local.require_free(out)
     elif reason := occupied(out):
-        raise StorageError(f"{os.fspath(out)}: {reason}")
+        raise StorageError(os.fspath(out), f"{reason}")
 
 
 def require_room(out: str | os.PathLike[str], size: int) -> None:
@@ -113,7 +113,7 @@ def require_room(out: str | os.PathLike[str], size: int) -> None:
         sizes = (
             f"{size / 1e9:.1f} GB are made in {here} before they are uploaded, and {left / 1e9:.1f} GB are free there"
         )
-        raise StorageError(f"{os.fspath(out)}: {sizes}; set TMPDIR to a directory that has room")
+        raise StorageError(os.fspath(out), f"{sizes}; set TMPDIR to a directory that has room")
     if size >= WORTH_A_WORD:
         print(f"{os.fspath(out)}: made in {here} first, {size / 1e9:.1f} GB", file=sys.stderr, flush=True)
 
@@ -154,13 +154,13 @@ class _Upload:
         self.prefix, self.last = prefix, last
         refusal, marker, their_last, leftovers = _survey(prefix)
         if refusal is not None:
-            raise StorageError(f"{prefix.url}: {refusal}")
+            raise StorageError(prefix.url, f"{refusal}")
         self._names = [found.name for found in leftovers]
         self._id = uuid.uuid4().hex  # so that no two uploads write the same marker
         self._generation = 0 if marker is None else marker.generation
         self._claim()
         if any(prefix.find(name) for name in {last, their_last}):  # it came between the look and the claim
-            raise StorageError(f"{prefix.url}: somebody else writes there at the same time; choose another place")
+            raise StorageError(prefix.url, "somebody else writes there at the same time; choose another place")
         prefix.delete(leftovers)
 
     def run(self, directory: Path, progress: Progress | None) -> None:
@@ -178,13 +178,13 @@ class _Upload:
         self.prefix.upload(directory, others, count)
         now = {found.name: found for found in self.prefix.list()}
         if set(now) != {*others, MARKER} or now[MARKER].generation != self._generation:
-            raise StorageError(f"{self.prefix.url}: somebody else writes there at the same time; choose another place")
+            raise StorageError(self.prefix.url, "somebody else writes there at the same time; choose another place")
         self.prefix.upload(directory, [self.last], lambda done: count(len(there)))
         marker = self.prefix.find(MARKER)  # who takes over claims, then looks for our last: one of us sees the other
         if marker is None or marker.generation != self._generation:
             if (ours := self.prefix.find(self.last)) is not None:
                 self.prefix.delete([ours])
-            raise StorageError(f"{self.prefix.url}: somebody else writes there at the same time; choose another place")
+            raise StorageError(self.prefix.url, "somebody else writes there at the same time; choose another place")
         with contextlib.suppress(StorageError):  # all is there; readers do not look at the marker
             self.prefix.delete([now[MARKER]])
 
@@ -287,7 +287,7 @@ def _turn(place: Path) -> Iterator[None]:
         place.parent.mkdir(parents=True, exist_ok=True)
         lock = (place.parent / f".{place.name}.lock").open("w")
     except OSError as error:
-        raise StorageError(f"{place.parent}: cannot be written (JANUS_CACHE): {error.strerror or error}") from error
+        raise StorageError(place.parent, f"cannot be written (JANUS_CACHE): {error.strerror or error}") from error
     with lock:
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)

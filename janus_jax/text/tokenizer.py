@@ -72,12 +72,12 @@ class SentencePieceTokenizer:
         try:
             self.processor.LoadFromSerializedProto(content)
         except RuntimeError as error:
-            raise DataError(f"{path}: not a sentencepiece model") from error
+            raise DataError(path, "not a sentencepiece model") from error
         self.bos_id: int | None = _id_or_none(self.processor.bos_id())
         self.unk_id: int | None = _id_or_none(self.processor.unk_id())
         self.eos_id: int = self.processor.eos_id()
         if self.eos_id < 0:
-            raise DataError(f"{path}: has no end-of-sequence piece")
+            raise DataError(path, "has no end-of-sequence piece")
         self.vocab_size: int = self.processor.vocab_size()
         self.fingerprint = hashlib.sha256(content).hexdigest()
 
@@ -111,7 +111,7 @@ class HFTokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
         except Exception as error:  # the library raises bare Exception
-            raise DataError(f"{path}: not a tokenizers file: {first_line(error)}") from error
+            raise DataError(path, f"not a tokenizers file: {first_line(error)}") from error
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -119,8 +119,9 @@ class HFTokenizer:
         special = {name: _special_id(self.directory, name, ids) for name in ("bos", "eos", "unk")}
         if special["eos"] is None:
             raise DataError(
-                f"{directory}: has no end-of-sequence token; set eos_token in tokenizer_config.json or "
-                "special_tokens_map.json, or eos_token_id in config.json"
+                directory,
+                "has no end-of-sequence token; set eos_token in tokenizer_config.json or "
+                "special_tokens_map.json, or eos_token_id in config.json",
             )
         if _read_json(self.directory / "tokenizer_config.json").get("add_bos_token") is False:
             special["bos"] = None
@@ -232,13 +233,13 @@ def _special_id(directory: Path, name: str, ids: dict[str, int]) -> int | None:
         token = token.get("content") if isinstance(token, dict) else token
         if token is not None:
             if token not in ids:
-                raise DataError(f"{directory / file}: {name}_token {token!r} is not in tokenizer.json")
+                raise DataError(directory / file, f"{name}_token {token!r} is not in tokenizer.json")
             return ids[token]
     declared = _read_json(directory / "config.json").get(f"{name}_token_id")
     if isinstance(declared, list):  # Llama 3 style: several EOS ids; the first is the main one
         declared = declared[0] if declared else None
     if declared is not None and declared not in ids.values():
-        raise DataError(f"{directory / 'config.json'}: {name}_token_id {declared!r} is not in tokenizer.json")
+        raise DataError(directory / "config.json", f"{name}_token_id {declared!r} is not in tokenizer.json")
     return declared
 
 
@@ -248,9 +249,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {first_line(error)}") from error
+        raise DataError(path, f"not valid JSON: {first_line(error)}") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path}: holds a {type(value).__name__}, but must hold an object")
+        raise DataError(path, f"holds a {type(value).__name__}, but must hold an object")
     return value
 
 
@@ -258,8 +259,9 @@ def _refuse_added(path: Path, tokenizer: SentencePieceTokenizer) -> None:
     added = [token for token, i in _read_json(path).items() if not isinstance(i, int) or i >= tokenizer.vocab_size]
     if added:
         raise DataError(
-            f"{path}: adds {', '.join(map(repr, added[:3]))}, which tokenizer.model does not know; allowed: a "
-            "directory whose tokenizer.json has them too (transformers' save_pretrained writes one)"
+            path,
+            f"adds {', '.join(map(repr, added[:3]))}, which tokenizer.model does not know; allowed: a "
+            "directory whose tokenizer.json has them too (transformers' save_pretrained writes one)",
         )
 
 

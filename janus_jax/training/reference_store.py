@@ -99,7 +99,7 @@ class ReferenceStore:
             store._refuse_other(identity, store.identity)
             if logps.shape != store.logps.shape or logps.dtype != np.float32:
                 size = list(store.logps.shape)
-                raise DataError(f"{store._file}: holds {logps.dtype} {list(logps.shape)}, not float32 {size}")
+                raise DataError(store._file, f"holds {logps.dtype} {list(logps.shape)}, not float32 {size}")
             store.identity, store.logps = identity, logps
         return store
 
@@ -148,14 +148,14 @@ class ReferenceStore:
             with whole_file(self._file) as file:
                 np.savez(file, logps=self.logps, identity=json.dumps(dataclasses.asdict(self.identity)))
         except OSError as error:
-            raise StorageError(f"{self._file}: cannot be written: {error.strerror or error}") from error
+            raise StorageError(self._file, f"cannot be written: {error.strerror or error}") from error
 
     def _read(self) -> tuple[Identity, np.ndarray]:
         try:
             with np.load(self._file, allow_pickle=False) as stored:
                 return Identity(**json.loads(str(stored["identity"]))), stored["logps"]
         except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self._file}: cannot be read: {error}; remove it, to have it made again") from error
+            raise DataError(self._file, f"cannot be read: {error}; remove it, to have it made again") from error
 
     def _refuse_other(self, stored: Identity, expected: Identity) -> None:
         if differences := stored.differences(expected):

@@ -39,13 +39,13 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConversionError(f"{file}: no such file") from None
+        raise ConversionError(file, "no such file") from None
     except json.JSONDecodeError as error:
-        raise ConversionError(f"{file}:{error.lineno}: not valid JSON: {error.msg}") from error
+        raise ConversionError(f"{file}:{error.lineno}", f"not valid JSON: {error.msg}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConversionError(f"{file}: cannot be read: {error}") from error
+        raise ConversionError(file, f"cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise ConversionError(f"{file}: holds a JSON {type(value).__name__}; allowed: an object")
+        raise ConversionError(file, f"holds a JSON {type(value).__name__}; allowed: an object")
     return value
 
 
@@ -58,7 +58,7 @@ def read_model_config(directory: str | Path) -> ModelConfig:
     """
     file = Path(os.path.expanduser(directory)) / "config.json"
     if not file.parent.is_dir():
-        raise ConversionError(f"{file.parent}: no such directory")
+        raise ConversionError(file.parent, "no such directory")
     return _Reader(file, read_json(file)).model_config()
 
 
@@ -70,7 +70,7 @@ class _Reader:
         self.architecture = self._architecture()
 
     def refuse(self, key: str, allowed: str) -> ConversionError:
-        return ConversionError(f"{self.file}: {key}={json.dumps(self.raw.get(key))}: {allowed}")
+        return ConversionError(self.file, f"{key}={json.dumps(self.raw.get(key))}: {allowed}")
 
     def _architecture(self) -> str:
         names = self.raw.get("architectures")
@@ -107,7 +107,7 @@ class _Reader:
     def number(self, key: str, kind: type[int] | type[float], default: Any = ...) -> Any:
         value: Any = self.raw.get(key, default)
         if value is ...:
-            raise ConversionError(f"{self.file}: {key} is missing; allowed: a positive number")
+            raise ConversionError(self.file, f"{key} is missing; allowed: a positive number")
         if value is None and default is None:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < math.inf:
@@ -133,7 +133,7 @@ class _Reader:
             if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
                 raise self.refuse(key, "rope_theta must be a positive number")
         if len(set(thetas.values())) > 1:
-            raise ConversionError(f"{self.file}: rope_theta differs between {', '.join(thetas)}: {thetas}")
+            raise ConversionError(self.file, f"rope_theta differs between {', '.join(thetas)}: {thetas}")
         return float(next(iter(thetas.values()), _DEFAULT_THETA))
 
     def check_features(self) -> None:
@@ -148,7 +148,7 @@ class _Reader:
             raise self.refuse("layer_types", "all layers must be of one kind")
         if self.architecture.endswith("ForSequenceClassification") and (labels := self.labels()) != 1:
             raise ConversionError(
-                f"{self.file}: {self.architecture} has {labels} labels (id2label); allowed: 1, the reward"
+                self.file, f"{self.architecture} has {labels} labels (id2label); allowed: 1, the reward"
             )
         if not isinstance(self.raw.get("tie_word_embeddings", False), bool):
             raise self.refuse("tie_word_embeddings", "allowed: true or false")
@@ -184,7 +184,7 @@ class _Reader:
                 head=self.head,
             )
         except ValueError as error:
-            raise ConversionError(f"{self.file}: {error}") from error
+            raise ConversionError(self.file, f"{error}") from error
 
 
 def hf_config(

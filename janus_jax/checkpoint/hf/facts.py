@@ -56,7 +56,7 @@ class ModelFacts:
         raw = read_json(config)
         for name in TOKEN_IDS:
             if not _is_id(raw.get(name), several=name == "eos_token_id"):
-                raise ConversionError(f"{config}: {name}={json.dumps(raw[name])}: allowed: a token id or null")
+                raise ConversionError(config, f"{name}={json.dumps(raw[name])}: allowed: a token id or null")
         generation = directory / "generation_config.json"
         card = directory / CARD
         return cls(
@@ -78,13 +78,13 @@ def _reward_statistics(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
     statistics = {name: raw[name] for name in ("mean", "std", "normalize_reward") if raw.get(name) is not None}
     if ("mean" in statistics) != ("std" in statistics):
         present, missing = ("mean", "std") if "mean" in statistics else ("std", "mean")
-        raise ConversionError(f"{file}: {present} without {missing}: reward statistics need both")
+        raise ConversionError(file, f"{present} without {missing}: reward statistics need both")
     for name in ("mean", "std"):
         value = statistics.get(name, 1.0)
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not number or (name == "std" and value <= 0):
             allowed = "a finite number" if name == "mean" else "a positive number"
-            raise ConversionError(f"{file}: {name}={json.dumps(value)}: allowed: {allowed} (reward statistics)")
+            raise ConversionError(file, f"{name}={json.dumps(value)}: allowed: {allowed} (reward statistics)")
     if not isinstance(normalize := statistics.get("normalize_reward", False), bool):
-        raise ConversionError(f"{file}: normalize_reward={json.dumps(normalize)}: allowed: true or false")
+        raise ConversionError(file, f"normalize_reward={json.dumps(normalize)}: allowed: true or false")
     return statistics

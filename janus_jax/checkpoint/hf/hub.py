@@ -44,5 +44,5 @@ def local_copy(source: str | os.PathLike[str]) -> str:
     ) as error:
         reason = first_line(error)
         raise ConversionError(
-            f"{name}: no such directory, and could not be downloaded from the Hugging Face hub: {reason}"
+            name, f"no such directory, and could not be downloaded from the Hugging Face hub: {reason}"
         ) from error

@@ -89,7 +89,7 @@ class HFDirectory:
         """Raises ConversionError if a file has been replaced or written to since this object was created."""
         for file, stamp in self._stamps.items():
             if _stamp(file) != stamp:
-                raise ConversionError(f"{file}: was changed while it was read; nothing is kept")
+                raise ConversionError(file, "was changed while it was read; nothing is kept")
 
     def load(self, dtype: Any, shardings: Any = None) -> Params:
         """All parameters as numpy arrays, or with `shardings` (a tree like the parameters) as jax arrays."""
@@ -110,7 +110,7 @@ class HFDirectory:
         tensor = self._open[file].get_slice(entry.key)
         block = contiguous(entry.from_torch(lambda box: tensor[box], index))
         if not np.isfinite(block).all():
-            raise ConversionError(f"{file}: tensor {entry.key} holds NaN or infinite values")
+            raise ConversionError(file, f"tensor {entry.key} holds NaN or infinite values")
         return block
 
 
@@ -164,21 +164,21 @@ def _headers(directory: Path) -> dict[str, _Stored]:
         hint = f"; {others[0]} is not read: save the model with safetensors first" if others else ""
         if (directory / "adapter_model.safetensors").is_file():
             hint = "; adapter_model.safetensors is an adapter: merge it into its base model first"
-        raise ConversionError(f"{directory}: neither {single.name} nor {index.name} is present{hint}")
+        raise ConversionError(directory, f"neither {single.name} nor {index.name} is present{hint}")
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ConversionError(f"{index}: weight_map must be an object of tensor name to file name")
+        raise ConversionError(index, "weight_map must be an object of tensor name to file name")
     stored: dict[str, _Stored] = {}
     for name in sorted(set(weight_map.values())):
         file = directory / name
         if not file.is_file():
             key = next(key for key, value in weight_map.items() if value == name)
-            raise ConversionError(f"{file}: missing; {index.name} lists {key} in it")
+            raise ConversionError(file, f"missing; {index.name} lists {key} in it")
         header = _header(file)
         for key in (key for key, value in weight_map.items() if value == name and key not in header):
-            raise ConversionError(f"{file}: tensor {key} is missing; {index.name} lists it in this file")
+            raise ConversionError(file, f"tensor {key} is missing; {index.name} lists it in this file")
         if unlisted := next((key for key in header if weight_map.get(key) != name), None):
-            raise ConversionError(f"{file}: tensor {unlisted} is in this file, but {index.name} does not list it here")
+            raise ConversionError(file, f"tensor {unlisted} is in this file, but {index.name} does not list it here")
         stored |= header
     return stored
 
@@ -189,7 +189,7 @@ def _header(file: Path) -> dict[str, _Stored]:
             parts = {key: tensors.get_slice(key) for key in tensors.keys()}
             return {key: _Stored(file, tuple(part.get_shape()), part.get_dtype()) for key, part in parts.items()}
     except (SafetensorError, OSError) as error:
-        raise ConversionError(f"{file}: not a whole safetensors file: {error}") from error
+        raise ConversionError(file, f"not a whole safetensors file: {error}") from error
 
 
 def _check(directory: Path, config: ModelConfig, entries: list[KeyEntry], stored: dict[str, _Stored]) -> np.dtype:
@@ -202,21 +202,21 @@ def _check(directory: Path, config: ModelConfig, entries: list[KeyEntry], stored
                 hint = "; a model without it needs tie_word_embeddings=true in config.json"
             if entry.path == ("value_head",):
                 hint = f"; a reward model has {' or '.join(VALUE_HEADS[layout] for layout in LAYOUTS)}"
-            raise ConversionError(f"{directory}: tensor {entry.key} is missing{hint}")
+            raise ConversionError(directory, f"tensor {entry.key} is missing{hint}")
         if tensor.shape != entry.torch_shape:
             raise ConversionError(
-                f"{tensor.file}: tensor {entry.key} has shape {list(tensor.shape)}; config.json asks for "
-                f"{list(entry.torch_shape)}"
+                tensor.file,
+                f"tensor {entry.key} has shape {list(tensor.shape)}; config.json asks for {list(entry.torch_shape)}",
             )
         if tensor.dtype not in _DTYPES:
             raise ConversionError(
-                f"{tensor.file}: tensor {entry.key} has dtype {tensor.dtype}; allowed: {', '.join(_DTYPES)}"
+                tensor.file, f"tensor {entry.key} has dtype {tensor.dtype}; allowed: {', '.join(_DTYPES)}"
             )
     known = {entry.key for entry in entries}
     for key, tensor in stored.items():
         if key not in known and not key.endswith(_DERIVED_SUFFIX):
             tied = key == "lm_head.weight" and config.tie_embeddings
             hint = "tie_word_embeddings=true in config.json excludes it" if tied else "not part of the architecture"
-            raise ConversionError(f"{tensor.file}: tensor {key} is not expected: {hint}")
+            raise ConversionError(tensor.file, f"tensor {key} is not expected: {hint}")
     dtypes = {_DTYPES[stored[entry.key].dtype] for entry in entries}
     return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)

@@ -48,7 +48,7 @@ def shared_directory(path: str | os.PathLike[str], timeout_s: int = processes.BA
         directory = Path(processes.broadcast("shared_directory/path", created))
         with processes.agreement("shared_directory/visible"):
             if not directory.is_dir():
-                raise StorageError(f"{os.fspath(path)}: not on a file system that all processes share")
+                raise StorageError(os.fspath(path), "not on a file system that all processes share")
         with processes.agreement("shared_directory/written", timeout_s):
             try:
                 yield directory

@@ -103,7 +103,7 @@ def _os_errors(out: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{os.fspath(out)}: cannot be written: {error.strerror or error}") from error
+        raise StorageError(os.fspath(out), f"cannot be written: {error.strerror or error}") from error
 
 
 def _write_own_files(directory: Path, files: "list[TensorFile]", dtype: np.dtype, flat: dict[KeyPath, Any]) -> None:

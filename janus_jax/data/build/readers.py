@@ -58,7 +58,7 @@ def find_splits(source: str | os.PathLike[str]) -> dict[str, list[Path]]:
         return _directory_splits(path)
     looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.startswith(".")
     if not looks_like_id or _suffix(path) in SUFFIXES or path.parent.is_dir():
-        raise DataError(f"{text}: no such file or directory")
+        raise DataError(text, "no such file or directory")
     return _directory_splits(_download(text), leave_out=_NOT_PAIRS.get(text))
 
 
@@ -105,12 +105,10 @@ def _read(paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str]) -
             kept += 1
             yield record
         if not seen:
-            raise DataError(f"{path}: is empty; at least one record is needed")
+            raise DataError(path, "is empty; at least one record is needed")
     if not kept:
         reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
-        raise DataError(
-            f"{', '.join(map(str, paths))}: no usable record, all {dropped.total()} were dropped ({reasons})"
-        )
+        raise DataError(", ".join(map(str, paths)), f"no usable record, all {dropped.total()} were dropped ({reasons})")
 
 
 def _raw_records(path: Path) -> Iterator[tuple[str, Any]]:
@@ -122,9 +120,9 @@ def _raw_records(path: Path) -> Iterator[tuple[str, Any]]:
         for name, raw in reader(path):
             yield name, raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: not a whole gzip file, read up to record {name}: {error}") from error
+        raise DataError(path, f"not a whole gzip file, read up to record {name}: {error}") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or first_line(error)}") from error
+        raise DataError(path, f"cannot be read: {error.strerror or first_line(error)}") from error
 
 
 def _open(path: Path) -> BinaryIO:
@@ -163,13 +161,13 @@ def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
         with _open(path) as file:
             content = file.read(_LARGEST_JSON_BYTES + 1)
         if len(content) > _LARGEST_JSON_BYTES:  # a gzip file may unpack to far more than its size
-            raise DataError(f"{path}: holds more than {_LARGEST_JSON_BYTES >> 20} MiB; larger data must be .jsonl")
+            raise DataError(path, f"holds more than {_LARGEST_JSON_BYTES >> 20} MiB; larger data must be .jsonl")
         value = json.loads(content.decode("utf-8-sig") or "[]")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: {_not_utf8(error)}") from error
+        raise DataError(path, f"{_not_utf8(error)}") from error
     except (ValueError, RecursionError) as error:
         hint = "; a file with one object per line must be named .jsonl" if "Extra data" in str(error) else ""
-        raise DataError(f"{path}: not valid JSON: {error}{hint}") from error
+        raise DataError(path, f"not valid JSON: {error}{hint}") from error
     if isinstance(value, dict) and all(isinstance(record, dict) for record in value.values()):
         for number, (key, record) in enumerate(value.items(), 1):
             yield f"{number} (id {ascii(key)[:40]})", record
@@ -177,7 +175,7 @@ def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
         yield from ((str(number), record) for number, record in enumerate(value, 1))
     else:
         raise DataError(
-            f"{path}: holds {ascii(value)[:60]}; allowed: a list of records, or an object of records keyed by id"
+            path, f"holds {ascii(value)[:60]}; allowed: a list of records, or an object of records keyed by id"
         )
 
 
@@ -194,7 +192,7 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, Any]]:
             columns = [name for name in names if name in COLUMNS_READ]
             for name in columns:
                 if columns.count(name) > 1:
-                    raise DataError(f"{path}: has more than one column {name!r}; keep one")
+                    raise DataError(path, f"has more than one column {name!r}; keep one")
             unread = dict.fromkeys(names)  # messages list all columns
             for group in range(file.num_row_groups):
                 metadata = file.metadata.row_group(group)
@@ -208,7 +206,7 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, Any]]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         where = f", records after {number} cannot be read" if number else ""
-        raise DataError(f"{path}: not a whole Parquet file{where}: {first_line(error)}") from error
+        raise DataError(path, f"not a whole Parquet file{where}: {first_line(error)}") from error
 
 
 def _parquet_record(batch: Any, index: int, unread: dict[str, None]) -> Any:
@@ -226,7 +224,7 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 def _check_suffix(path: Path) -> None:
     if _suffix(path) not in SUFFIXES:
-        raise DataError(f"{path}: unknown file type {_suffix(path)!r}; allowed: {', '.join(SUFFIXES)}")
+        raise DataError(path, f"unknown file type {_suffix(path)!r}; allowed: {', '.join(SUFFIXES)}")
 
 
 def _suffix(path: Path) -> str:
@@ -243,7 +241,7 @@ def _directory_splits(directory: Path, *, leave_out: str | None = None) -> dict[
         and not any(part.startswith(".") or part == leave_out for part in path.relative_to(directory).parts)
     ]
     if not files:
-        raise DataError(f"{directory}: holds no {', '.join(SUFFIXES)} file")
+        raise DataError(directory, f"holds no {', '.join(SUFFIXES)} file")
     splits: dict[str, list[Path]] = {}
     unnamed = []
     for path in files:
@@ -256,8 +254,9 @@ def _directory_splits(directory: Path, *, leave_out: str | None = None) -> dict[
         return {"train": files}
     if unnamed:
         raise DataError(
-            f"{unnamed[0]}: names no split, but other files of {directory} do; start its name with one of "
-            f"{', '.join(_SPLIT_NAMES)}, or pass the files one by one"
+            unnamed[0],
+            f"names no split, but other files of {directory} do; start its name with one of "
+            f"{', '.join(_SPLIT_NAMES)}, or pass the files one by one",
         )
     return splits
 
@@ -281,6 +280,7 @@ def _download(hub_id: str) -> Path:
     except Exception as error:  # without network, httpx, the hub's client and the system raise many types
         reason = first_line(error)
         raise DataError(
-            f"{hub_id}: no such file here, and the data set {name} could not be downloaded from the Hugging Face hub: "
-            f"{reason}; without network, give the path of a copy"
+            hub_id,
+            f"no such file here, and the data set {name} could not be downloaded from the Hugging Face hub: "
+            f"{reason}; without network, give the path of a copy",
         ) from error

@@ -104,7 +104,7 @@ def open_splits(
             raise ConfigError(f"{overrides[0]}: {target} is a directory; KEY=VALUE needs a configuration")
         return _directory_splits(target, options, split)
     if target.endswith(RECORD_SUFFIXES) and Path(target).expanduser().is_file():
-        raise DataError(f"{target}: is a file of records, not a built data set; build one with `janus data build`")
+        raise DataError(target, "is a file of records, not a built data set; build one with `janus data build`")
     if given := options.given():
         raise ConfigError(f"{given[0]}: allowed with a data set only; override keys instead, like batch.rows=4")
     return _config_splits(load_config(target, overrides), split)

@@ -26,7 +26,7 @@ def read_texts(dataset: TokenizedDataset, numbers: Sequence[int]) -> list[Record
         readers = [ArrayRecordReader(str(file)) for file in files]
         counts = [reader.num_records() for reader in readers]
         if sum(counts) != len(dataset):
-            raise DataError(f"{folder}: {sum(counts)} records of split {dataset.split} for {len(dataset)} examples")
+            raise DataError(folder, f"{sum(counts)} records of split {dataset.split} for {len(dataset)} examples")
         records = []
         for number in numbers:
             file = 0
@@ -36,7 +36,7 @@ def read_texts(dataset: TokenizedDataset, numbers: Sequence[int]) -> list[Record
             records.append(_record(readers[file].read([number])[0], dataset.kind))
         return records
     except (RuntimeError, ValueError, OSError, IndexError, KeyError) as error:
-        raise DataError(f"{folder}: cannot be read: {first_line(error)}") from error
+        raise DataError(folder, f"cannot be read: {first_line(error)}") from error
 
 
 def _record(data: bytes, kind: str) -> Record:
