@@ -77,7 +77,7 @@ def require_one_config(ours: StoredModel, theirs: StoredModel) -> None:
     """Raises ConversionError if the configs of two models differ; names the keys."""
     a, b = dataclasses.asdict(ours.config), dataclasses.asdict(theirs.config)
     if different := "; ".join(f"{key} {a[key]!r} and {b[key]!r}" for key in a if a[key] != b[key]):
-        raise ConversionError(f"{ours.path} and {theirs.path} hold models of different shape: {different}")
+        raise ConversionError(ours.path, theirs.path, f"models of different shape: {different}")
 
 
 def compare(ours: StoredModel, theirs: StoredModel) -> list[TensorDifference]:

@@ -1,4 +1,4 @@
-"""What several commands take: configurations, changes to them, processes and simulated devices."""
+"""Arguments that several commands share: configurations, overrides, processes and simulated devices."""
 
 import concurrent.futures
 import re
@@ -11,23 +11,24 @@ from janus_jax.errors import ConfigError
 from janus_jax.parallel.processes import RuntimeOptions
 
 ConfigFile = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="YAML file; paths in it start at the working directory.")
+    str, typer.Argument(metavar="CONFIG", help="YAML file; relative paths in it start at the working directory.")
 ]
 ConfigAlone = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="YAML file; data and weights that it names need not be here.")
+    str, typer.Argument(metavar="CONFIG", help="YAML file; its data and weights need not exist here.")
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Changes to single keys, like batch.rows=4 or init.from=runs/sft; values are YAML.",
+        help="Overrides of single keys, like batch.rows=4 or init.from=runs/sft; values are YAML.",
         show_default=False,
     ),
 ]
 Coordinator = Annotated[
-    str | None, typer.Option(metavar="HOST:PORT", help="Address of process 0, where nothing detects it (CPU, GPU).")
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Address of process 0, where JAX cannot detect it (CPU, GPU)."),
 ]
-NumProcesses = Annotated[int | None, typer.Option(min=1, help="Processes in all.")]
+NumProcesses = Annotated[int | None, typer.Option(min=1, help="Number of processes.")]
 ProcessId = Annotated[int | None, typer.Option(min=0, help="Number of this process, from 0.")]
 Devices = Annotated[int | None, typer.Option(min=1, help="CPU devices to simulate in this process.")]
 
@@ -36,8 +37,7 @@ T = TypeVar("T")
 
 
 def interruptibly(work: Callable[[], T]) -> T:
-    """What `work` returns. It runs in a thread of its own, because a compiler would keep signals from the main one for
-    minutes."""
+    """Returns `work()`, run in another thread: in the main thread, a compiler would hold back signals for minutes."""
     pool = concurrent.futures.ThreadPoolExecutor(1)
     try:
         return pool.submit(work).result()
@@ -48,7 +48,7 @@ def interruptibly(work: Callable[[], T]) -> T:
 def runtime_options(
     coordinator: str | None, num_processes: int | None, process_id: int | None, devices: int | None
 ) -> RuntimeOptions:
-    """Raises ConfigError where they do not go together."""
+    """Raises ConfigError if the options contradict each other."""
     given = [value is not None for value in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
         raise ConfigError("--coordinator, --num-processes and --process-id: allowed: all three or none of them")

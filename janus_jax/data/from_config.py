@@ -102,6 +102,7 @@ def describe(part: TokenizedDataset) -> dict[str, Any]:
 
 def _open(key: str, directory: str, split: str, config: RunConfig) -> TokenizedDataset:
     dataset = TokenizedDataset(fetch.dataset(directory, split), split)
+    dataset.name = directory  # and not that of a copy
     _check_boundary(key, dataset, config)
     return dataset
 
@@ -111,14 +112,14 @@ def _check_boundary(key: str, dataset: TokenizedDataset, config: RunConfig) -> N
     built, required = dataset.manifest.boundary, config.compat.token_boundary
     if built != required:
         raise ConfigError(
-            f"{key}={dataset.directory}: was built with token boundary {built}, but compat.token_boundary={required}; "
+            f"{key}={dataset.name}: was built with token boundary {built}, but compat.token_boundary={required}; "
             f"set that to {built}, or build the data again: {_build_command(dataset, required)}"
         )
 
 
 def _build_command(dataset: TokenizedDataset, boundary: str) -> str:
     """The command that builds the same data set with another token boundary."""
-    manifest, directory, derived = dataset.manifest, dataset.directory, dataset.manifest.derived
+    manifest, directory, derived = dataset.manifest, dataset.name, dataset.manifest.derived
     sources = re.fullmatch(r"(?:train=)?(.*?)(?:, validation=(.*))?", manifest.source, re.DOTALL)
     assert sources is not None
     options = {

@@ -70,8 +70,8 @@ class Record:
 class RecordError(DataError):
     """A record that cannot be used. `reason` is the short name under which dropped records are counted."""
 
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
+    def __init__(self, reason: str, *parts: str):
+        super().__init__(*parts)
         self.reason = reason
 
 

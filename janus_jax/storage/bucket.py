@@ -1,6 +1,6 @@
-"""Objects below a gs:// URL: listed, read and written whole, checksums compared, never asked for without an end.
+"""Lists, reads and writes whole objects below a gs:// URL. Checksums are compared, and every request ends.
 
-google.cloud.storage is imported when a bucket is first needed.
+google.cloud.storage is imported when a bucket is first used.
 """
 
 import base64
@@ -19,184 +19,184 @@ from typing import Any, TypeVar
 from janus_jax.errors import ConfigError, StorageError, first_line
 
 RETRY_S = 60.0
-"""For how long a request that fails is tried again, with growing pauses. Each chunk of a file is a request."""
+"""How long a failing request is retried, with growing pauses. Each chunk of a file is a request."""
 
 CHUNK_BYTES = 16 << 20
 _CONNECT_S, _READ_S = 10, 60
 _FILES_AT_ONCE = 8
-WORTH_A_WORD = 256 << 20
-"""Bytes whose way is worth a line to the user."""
+LARGE_BYTES = 256 << 20
+"""A transfer of at least this size is announced to the user."""
 
 _T = TypeVar("_T")
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
-    """Whether this is a URL, of whatever kind, and no path of this machine."""
+    """Whether this is a URL of any kind, not a local path."""
     return "://" in os.fspath(path)
 
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-    """What a listing says of one object."""
+    """One object, as in a listing."""
 
     name: str  # below the URL that was listed
     size: int
-    crc32c: str  # big-endian, base64: as the service writes it
-    generation: int  # another one after every write
+    crc32c: str  # big-endian, base64, as the service writes it
+    generation: int  # changes with every write
 
     def same_content(self, other: "Object") -> bool:
-        """Equal sizes and checksums."""
+        """Whether sizes and checksums are equal."""
         return (self.size, self.crc32c) == (other.size, other.crc32c)
 
 
 class Prefix:
-    """All objects whose names begin with a gs:// URL and a slash, under what follows.
+    """All objects below a gs:// URL, named by what follows the URL and a slash.
 
-    Every method raises StorageError, which names URL and operation, where the service refuses, is not to be reached for
-    `RETRY_S`, or gives something else than it announced.
+    Every method raises StorageError, which names URL and operation, if the service refuses, cannot be reached for
+    `RETRY_S`, or sends other content than it announced.
     """
 
     def __init__(self, url: str | os.PathLike[str]):
         self.url = os.fspath(url).rstrip("/")
-        found = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]+)((?:/[^/]+)*)", self.url)
-        if not found or {".", ".."} & set(found[2].split("/")):
-            raise ConfigError(f"{os.fspath(url)}: allowed: a local path, or gs://BUCKET/PATH")
-        self.path = found[2][1:]
-        """Within the bucket; empty for all of it."""
-        with self._asking(self.url, "opened"):
+        match = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]+)((?:/[^/]+)*)", self.url)
+        if not match or {".", ".."} & set(match[2].split("/")):
+            raise ConfigError(os.fspath(url), "allowed: a local path, or gs://BUCKET/PATH")
+        self.path = match[2][1:]
+        """Within the bucket; empty for the whole bucket."""
+        with self._service_errors(self.url, "opened"):
             from google.cloud import storage
             from google.cloud.storage.retry import DEFAULT_RETRY
 
-            with _quiet("google.auth"):  # it warns of each attempt to reach a metadata server
-                client = storage.Client(project=None)  # type: ignore[reportArgumentType]  (None: of no project)
-        self._bucket = client.bucket(found[1])
+            with _quiet("google.auth"):  # it warns at each attempt to reach a metadata server
+                client = storage.Client(project=None)  # type: ignore[reportArgumentType]  (None: no project)
+        self._bucket = client.bucket(match[1])
         self._options: dict[str, Any] = {
             "retry": DEFAULT_RETRY.with_timeout(RETRY_S).with_delay(initial=1.0, maximum=8.0, multiplier=2.0),
             "timeout": (_CONNECT_S, _READ_S),
         }
 
     def url_of(self, name: str) -> str:
-        """The URL of an object below this one; of the empty name this one itself."""
+        """The URL of an object below this one; for the empty name, this URL itself."""
         return f"{self.url}/{name}" if name else self.url
 
     def below(self, folder: str) -> "Prefix":
-        """What lies in a folder of this prefix."""
+        """A folder of this prefix."""
         other = copy.copy(self)
-        other.url, other.path = self.url_of(folder), self._full(folder)
+        other.url, other.path = self.url_of(folder), self._object_name(folder)
         return other
 
     def list(self) -> list[Object]:
-        """Everything below, by name; placeholders of folders left out."""
-        with self._asking(self.url, "listed"):
+        """All objects below, sorted by name, without placeholders of folders."""
+        with self._service_errors(self.url, "listed"):
             blobs = list(self._bucket.list_blobs(prefix=f"{self.path}/" if self.path else None, **self._options))
-        found = (self._described(blob) for blob in blobs if not blob.name.endswith("/"))
-        return sorted(found, key=lambda one: one.name)
+        items = (self._object_of_blob(blob) for blob in blobs if not blob.name.endswith("/"))
+        return sorted(items, key=lambda item: item.name)
 
     def find(self, name: str) -> Object | None:
-        """One object, or None. The empty name is the URL itself, read as an object."""
-        with self._asking(self.url_of(name), "read"):
-            blob = self._bucket.get_blob(self._full(name), **self._options)
+        """One object, or None. The empty name stands for the URL itself, read as an object."""
+        with self._service_errors(self.url_of(name), "read"):
+            blob = self._bucket.get_blob(self._object_name(name), **self._options)
             if blob is None:
                 self._require_bucket()
-        return None if blob is None else self._described(blob)
+        return None if blob is None else self._object_of_blob(blob)
 
-    def read(self, found: Object) -> bytes:
-        """The content of a small object, in the generation that was found."""
-        with self._asking(self.url_of(found.name), "read"):
-            blob = self._bucket.blob(self._full(found.name))
-            content = blob.download_as_bytes(if_generation_match=found.generation, **self._options)
-        self._require_same(found, described(found.name, content), "read")
+    def read(self, item: Object) -> bytes:
+        """The content of a small object, in the given generation."""
+        with self._service_errors(self.url_of(item.name), "read"):
+            blob = self._bucket.blob(self._object_name(item.name))
+            content = blob.download_as_bytes(if_generation_match=item.generation, **self._options)
+        self._require_same(item, object_of(item.name, content), "read")
         return content
 
     def download(self, objects: Iterable[Object], directory: Path) -> None:
-        """Writes objects as files below `directory`, several at once. Says so where that will take a while."""
+        """Writes objects as files below `directory`, several at once. Announces large transfers."""
         objects = list(objects)
-        if (size := sum(found.size for found in objects)) >= WORTH_A_WORD:
+        if (size := sum(item.size for item in objects)) >= LARGE_BYTES:
             print(f"{self.url}: fetching {len(objects)} files, {size / 1e9:.1f} GB", file=sys.stderr, flush=True)
-        _several(lambda found: self._download(found, directory / _safe(found.name, self.url)), objects)
-        for found in objects:
-            if not (directory / found.name).is_file():  # by who takes it for a leftover, where locks end at the host
-                raise StorageError(directory / found.name, "was removed while it was copied; start again")
+        _in_threads(lambda item: self._download(item, directory / _safe(item.name, self.url)), objects)
+        for item in objects:
+            if not (directory / item.name).is_file():  # another host took it for a leftover: its locks end there
+                raise StorageError(directory / item.name, "was removed while it was copied; start again")
 
     def write(self, name: str, content: bytes, generation: int = 0) -> int:
-        """Writes an object in the place of that of a generation (0: none may be there). Returns the new generation."""
+        """Replaces the object of a generation (0: the object must not exist). Returns the new generation."""
         return self._written(
-            described(name, content),
+            object_of(name, content),
             lambda blob, **options: blob.upload_from_string(content, **options),
             generation,
         ).generation
 
     def upload(self, directory: Path, names: Iterable[str], done: Callable[[int], None] = lambda count: None) -> None:
-        """Writes files below `directory` as objects that are not there yet, several at once; counts them to `done`."""
-        _several(lambda name: self._upload(directory / name, name), names, done)
+        """Writes files below `directory` as new objects, several at once. Calls `done` with the number so far."""
+        _in_threads(lambda name: self._upload(directory / name, name), names, done)
 
     def delete(self, objects: Iterable[Object]) -> None:
-        """Removes objects; those that are gone, or were written anew since they were listed, are let be."""
-        _several(self._delete, objects)
+        """Removes objects, except those that were removed or rewritten since they were listed."""
+        _in_threads(self._delete, objects)
 
-    def _download(self, found: Object, path: Path) -> None:
+    def _download(self, item: Object, path: Path) -> None:
         with _local_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        if found.size:  # an empty object has no range of bytes that could be asked for
-            with self._asking(self.url_of(found.name), "read", path):
-                blob = self._bucket.blob(self._full(found.name), chunk_size=CHUNK_BYTES)
-                blob.download_to_filename(str(path), if_generation_match=found.generation, **self._options)
+        if item.size:  # an empty object has no range of bytes to request
+            with self._service_errors(self.url_of(item.name), "read", path):
+                blob = self._bucket.blob(self._object_name(item.name), chunk_size=CHUNK_BYTES)
+                blob.download_to_filename(str(path), if_generation_match=item.generation, **self._options)
         with _local_errors(path):
-            there = _described_file(found.name, path)  # the client compares no checksums of chunks
-        self._require_same(found, there, "read")
+            actual = _object_of_file(item.name, path)  # the client does not compare checksums of chunks
+        self._require_same(item, actual, "read")
 
     def _upload(self, path: Path, name: str) -> None:
         with _local_errors(path):
-            wanted = _described_file(name, path)
-        self._written(wanted, lambda blob, **options: blob.upload_from_filename(str(path), **options), 0)
+            expected = _object_of_file(name, path)
+        self._written(expected, lambda blob, **options: blob.upload_from_filename(str(path), **options), 0)
 
-    def _written(self, wanted: Object, send: Callable[..., None], generation: int) -> Object:
+    def _written(self, expected: Object, send: Callable[..., None], generation: int) -> Object:
         from google.api_core.exceptions import PreconditionFailed
 
-        with self._asking(self.url_of(wanted.name), "written"):
-            blob = self._bucket.blob(self._full(wanted.name), chunk_size=CHUNK_BYTES)
+        with self._service_errors(self.url_of(expected.name), "written"):
+            blob = self._bucket.blob(self._object_name(expected.name), chunk_size=CHUNK_BYTES)
             try:
                 send(blob, if_generation_match=generation, checksum="crc32c", **self._options)
-                there = self._described(blob)
-            except PreconditionFailed:  # also where a first attempt arrived and its answer was lost
-                there = self.find(wanted.name)
-                if there is None or not there.same_content(wanted):
+                actual = self._object_of_blob(blob)
+            except PreconditionFailed:  # also if a first attempt arrived and its answer was lost
+                actual = self.find(expected.name)
+                if actual is None or not actual.same_content(expected):
                     raise
-        self._require_same(wanted, there, "written")
-        return there
+        self._require_same(expected, actual, "written")
+        return actual
 
-    def _delete(self, found: Object) -> None:
+    def _delete(self, item: Object) -> None:
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
-        with self._asking(self.url_of(found.name), "deleted"), contextlib.suppress(NotFound, PreconditionFailed):
-            blob = self._bucket.blob(self._full(found.name))
-            blob.delete(if_generation_match=found.generation, **self._options)
+        with self._service_errors(self.url_of(item.name), "deleted"), contextlib.suppress(NotFound, PreconditionFailed):
+            blob = self._bucket.blob(self._object_name(item.name))
+            blob.delete(if_generation_match=item.generation, **self._options)
 
-    def _full(self, name: str) -> str:
+    def _object_name(self, name: str) -> str:
         return "/".join(part for part in (self.path, name) if part)
 
-    def _described(self, blob: Any) -> Object:
+    def _object_of_blob(self, blob: Any) -> Object:
         name = blob.name.removeprefix(self.path).removeprefix("/")
-        if blob.content_encoding == "gzip":  # the service unpacks it: neither size nor checksum would be of what comes
+        if blob.content_encoding == "gzip":  # the service unpacks it: size and checksum would not match
             raise StorageError(self.url_of(name), "is stored with Content-Encoding gzip; upload it without")
         return Object(name, int(blob.size), blob.crc32c, int(blob.generation))
 
-    def _require_same(self, wanted: Object, there: Object, operation: str) -> None:
-        if not there.same_content(wanted):
+    def _require_same(self, expected: Object, actual: Object, operation: str) -> None:
+        if not actual.same_content(expected):
             raise StorageError(
-                self.url_of(wanted.name),
-                f"was not {operation} whole: {there.size} bytes with crc32c {there.crc32c} "
-                f"came out, not {wanted.size} with {wanted.crc32c}",
+                self.url_of(expected.name),
+                f"was not {operation} whole: {actual.size} bytes with crc32c {actual.crc32c} "
+                f"came out, not {expected.size} with {expected.crc32c}",
             )
 
     def _require_bucket(self) -> None:
-        """Answers of objects do not tell a bucket that is not there from an object that is not there."""
+        """Raises NotFound if the bucket does not exist; answers about objects do not tell which is missing."""
         list(self._bucket.list_blobs(max_results=1, **self._options))
 
     @contextlib.contextmanager
-    def _asking(self, url: str, operation: str, path: Path | None = None) -> Iterator[None]:
-        """Turns whatever the client, the network or the service say into one StorageError."""
+    def _service_errors(self, url: str, operation: str, path: Path | None = None) -> Iterator[None]:
+        """Turns every error of the client, the network or the service into one StorageError."""
         import requests
         from google.api_core import exceptions as api
         from google.auth.exceptions import GoogleAuthError
@@ -207,10 +207,10 @@ class Prefix:
             yield
         except (*remote, storage.InvalidResponse, storage.DataCorruption) as error:
             raise StorageError(url, f"cannot be {operation}: {self._reason(error)}") from error
-        except OSError as error:  # of the file here that is read or written
+        except OSError as error:  # of the local file
             place = error.filename or path
-            reason = f"{place}: {error.strerror}" if place else first_line(error)
-            raise StorageError(url, f"cannot be {operation}: {reason}") from error
+            reason = (place, error.strerror or first_line(error)) if place else (first_line(error),)
+            raise StorageError(url, f"cannot be {operation}", *reason) from error
 
     def _reason(self, error: Exception) -> str:
         from google.api_core import exceptions as api
@@ -222,28 +222,28 @@ class Prefix:
                 return "no such object"
             except api.NotFound:
                 return f"no such bucket: {self._bucket.name}"
-            except Exception:  # what is asked beside the question must not hide the answer to it
+            except Exception:  # this extra request must not hide the first error
                 return "no such bucket or object"
         if isinstance(error, api.Forbidden):
-            return f"permission denied: {_said(error)}"
+            return f"permission denied: {_service_message(error)}"
         if isinstance(error, api.PreconditionFailed):
             return "somebody else writes it at the same time"
         if isinstance(error, api.GoogleAPICallError):
-            return f"the service answers {error.code}: {_said(error)}"
+            return f"the service answers {error.code}: {_service_message(error)}"
         if isinstance(error, api.RetryError):
-            cause = _said(error.cause) if error.cause is not None else first_line(error)
+            cause = _service_message(error.cause) if error.cause is not None else first_line(error)
             return f"given up after attempts for up to {RETRY_S:g} s: {cause}"
         if isinstance(error, DefaultCredentialsError):
             return f"no credentials: {first_line(error)}"
         if isinstance(error, GoogleAuthError):
             return f"credentials are not accepted: {first_line(error)}"
-        return _said(error).removesuffix(":")
+        return _service_message(error).removesuffix(":")
 
 
 class BucketPath:
-    """A place on gs:// with as much of a path's interface as reading takes. What lies below it is listed once.
+    """A place on gs:// with the part of a path's interface that reading needs. It is listed once.
 
-    Whatever asks raises StorageError as `Prefix` does.
+    Methods that ask the service raise StorageError, as those of `Prefix` do.
     """
 
     def __init__(self, url: str | os.PathLike[str], tree: "_Tree | None" = None):
@@ -266,19 +266,19 @@ class BucketPath:
 
     @property
     def parent(self) -> "BucketPath":
-        """One up, and asked anew where it was not listed; of a bucket itself."""
+        """One level up, listed anew if it was not listed yet; for a bucket, the bucket itself."""
         above = self.url.rpartition("/")[0]
         known = self._known is not None and f"{above}/".startswith(f"{self._known.url}/")
         return self if above == "gs:/" else BucketPath(above, self._known if known else None)
 
     def exists(self) -> bool:
-        """Whether an object is here, or something below."""
+        """Whether this is an object, or has objects below it."""
         if self._known is None and Prefix(self.url).path and Prefix(self.url).find("") is not None:
             return True
         return self.is_dir() or self.url in self._tree().files
 
     def is_dir(self) -> bool:
-        """Whether something is below."""
+        """Whether this has objects below it."""
         return self.url in self._tree().folders
 
     def iterdir(self) -> Iterator["BucketPath"]:
@@ -289,13 +289,13 @@ class BucketPath:
         """The content of a small object.
 
         Raises:
-            FileNotFoundError: there is none.
-            UnicodeDecodeError: it is no text.
+            FileNotFoundError: the object does not exist.
+            UnicodeDecodeError: it is not UTF-8.
         """
         prefix = Prefix(self.url)
-        if (found := prefix.find("")) is None:
+        if (item := prefix.find("")) is None:
             raise FileNotFoundError(f"{self.url}: no such object")
-        return prefix.read(found).decode()
+        return prefix.read(item).decode()
 
     def _tree(self) -> "_Tree":
         if self._known is None:
@@ -304,11 +304,11 @@ class BucketPath:
 
 
 class _Tree:
-    """What lies below a URL, as URLs of objects, and of folders with the names directly in them."""
+    """The objects below a URL: their URLs, and for each folder's URL the names directly in it."""
 
     def __init__(self, url: str):
         self.url = url
-        self.files = {f"{url}/{found.name}" for found in Prefix(url).list()}
+        self.files = {f"{url}/{item.name}" for item in Prefix(url).list()}
         self.folders: dict[str, set[str]] = {}
         for file in self.files:
             above, _, name = file.rpartition("/")
@@ -317,8 +317,13 @@ class _Tree:
                 above, _, name = above.rpartition("/")
 
 
-def _several(work: Callable[[_T], None], items: Iterable[_T], done: Callable[[int], None] = lambda count: None) -> None:
-    """`work` on all items in a few threads; the first error ends it."""
+def _in_threads(
+    work: Callable[[_T], None], items: Iterable[_T], done: Callable[[int], None] = lambda count: None
+) -> None:
+    """Does `work` on all items in a few threads; the first error ends it.
+
+    The client's transfer_manager would start all other items after an error, and reports no progress.
+    """
     pool, finished = ThreadPoolExecutor(_FILES_AT_ONCE), False
     try:
         for count, future in enumerate(as_completed([pool.submit(work, item) for item in items]), 1):
@@ -328,44 +333,44 @@ def _several(work: Callable[[_T], None], items: Iterable[_T], done: Callable[[in
     except Exception:
         finished = True
         raise
-    finally:  # an interrupt (no Exception) does not wait for files that are under way
+    finally:  # an interrupt (not an Exception) does not wait for files in transfer
         pool.shutdown(wait=finished, cancel_futures=True)
 
 
 def _safe(name: str, url: str) -> str:
-    """An object's name that stays below a directory when it becomes a path."""
+    """Refuses an object's name that would lead out of the directory if it became a path."""
     if {"", ".", ".."} & set(name.split("/")) or "\0" in name:
         raise StorageError(f"{url}/{name}: cannot be a file: its name would lead elsewhere; rename the object")
     return name
 
 
-def described(name: str, content: bytes) -> Object:
-    """An object of this content, as a listing would say it; of no generation."""
+def object_of(name: str, content: bytes) -> Object:
+    """The listing's entry for this content, without a generation."""
     import google_crc32c
 
-    return Object(name, len(content), _text(google_crc32c.Checksum(content)), 0)
+    return Object(name, len(content), _base64(google_crc32c.Checksum(content)), 0)
 
 
-def _described_file(name: str, path: Path) -> Object:
+def _object_of_file(name: str, path: Path) -> Object:
     import google_crc32c
 
     checksum = google_crc32c.Checksum()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             checksum.update(block)
-        return Object(name, file.tell(), _text(checksum), 0)
+        return Object(name, file.tell(), _base64(checksum), 0)
 
 
-def _text(checksum: Any) -> str:
+def _base64(checksum: Any) -> str:
     return base64.b64encode(checksum.digest()).decode()
 
 
-def _said(error: Any) -> str:
-    """The service's own sentence, where the answer has one."""
+def _service_message(error: Any) -> str:
+    """The service's own message, if its answer has one."""
     try:
         return first_line(error.response.json()["error"]["message"])
-    except (AttributeError, ValueError, KeyError, TypeError, RuntimeError):  # no answer, another form, read already
-        if error.args and (reason := getattr(error.args[0], "reason", None)):  # of a connection; its wrapping is long
+    except (AttributeError, ValueError, KeyError, TypeError, RuntimeError):  # no answer, another form, or already read
+        if error.args and (reason := getattr(error.args[0], "reason", None)):  # connection errors wrap their reason
             return first_line(reason)
         return first_line(re.sub(r"^(\d+ )?[A-Z]+ https?://\S+: ", "", str(error)))
 

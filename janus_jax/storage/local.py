@@ -25,34 +25,34 @@ from janus_jax.storage.bucket import BucketPath, is_url
 _NOT_A_URL = "allowed: a local or mounted directory, not a URL"
 
 Place = epath.Path | BucketPath
-"""Where something is read. epath reads gs:// too, through TensorFlow or gcsfs, with their errors and without an end."""
+"""A place to read. epath reads gs:// too, through TensorFlow or gcsfs, but with their errors and without a timeout."""
 
 
 def place(path: str | os.PathLike[str]) -> Place:
-    """A local path (`~` expanded), or what lies at a gs:// URL."""
+    """A local path (`~` expanded), or a place on gs://."""
     return BucketPath(path) if is_url(path) else as_path(path)
 
 
 def as_path(path: str | os.PathLike[str]) -> epath.Path:
     """A path object for a local path (`~` expanded) or a gs:// URL."""
     text = os.fspath(path)
-    return epath.Path(text) if "://" in text else epath.Path(os.path.expanduser(text))
+    return epath.Path(text if is_url(text) else os.path.expanduser(text))
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
-    """As `as_path`, a local path made absolute: Orbax asks for it."""
-    return as_path(path) if "://" in os.fspath(path) else epath.Path(_absolute(path))
+    """Like `as_path`, with a local path made absolute, as Orbax requires."""
+    return as_path(path) if is_url(path) else epath.Path(_absolute(path))
 
 
 def require_free(path: str | os.PathLike[str]) -> None:
-    """What `atomic_directory` checks, for a refusal before long work.
+    """Does the checks of `atomic_directory` early, before long work.
 
     Raises:
         ConfigError: `path` is a URL.
         StorageError: `path` exists and is not an empty directory.
     """
     if is_url(path):
-        raise ConfigError(f"{os.fspath(path)}: {_NOT_A_URL}")
+        raise ConfigError(os.fspath(path), _NOT_A_URL)
     if reason := occupied(path):
         raise StorageError(_absolute(path), f"{reason}")
 
@@ -93,14 +93,15 @@ def unwritable(path: str | os.PathLike[str]) -> str | None:
 def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields an empty local directory beside `path`; renames it to `path` on success, removes it on any failure.
 
-    What a killed process left (`.NAME.*.incomplete`) is removed by the next one of the same host that writes `path`.
+    A killed process leaves `.NAME.*.incomplete`; the next process of the same host that writes `path` removes it.
 
     Raises:
         StorageError: `path` holds something, at the beginning or at the end, or its parent cannot be written.
+        JanusError: an error raised inside; its places in the temporary directory are renamed to `path`.
     """
     require_free(path)
     final = _absolute(path)
-    made = [parent for parent in (final.parent, *final.parent.parents) if not parent.exists()]
+    made = _missing(final.parent)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(final)
@@ -111,7 +112,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         temporary.chmod(0o755)
         yield temporary
-        require_free(final)  # somebody may have filled it meanwhile
+        require_free(final)  # another process may have filled it in the meantime
         try:
             temporary.rename(final)
         except OSError as error:
@@ -122,8 +123,8 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         _remove_empty(made)
         if isinstance(error, Exception) and _is_refusal(error):
             raise StorageError(final, f"cannot be written: {refusal(error)}") from error
-        if isinstance(error, JanusError) and os.fspath(temporary) in str(error):  # a name that nobody gave
-            raise type(error)(str(error).replace(os.fspath(temporary), os.fspath(final))) from error
+        if isinstance(error, JanusError):
+            error.rename(temporary, final)  # the name that the user gave
         raise
     finally:
         os.close(lock)
@@ -182,9 +183,8 @@ def finite(value: Any) -> Any:
 
 @contextlib.contextmanager
 def no_empty_leftovers(path: str | os.PathLike[str]) -> Iterator[None]:
-    """On any failure, removes `path` and its parents as far as they were not there before and hold nothing."""
-    final = _absolute(path)
-    made = [place for place in (final, *final.parents) if not place.exists()]
+    """On any failure, removes `path` and those parents that are new and empty."""
+    made = _missing(_absolute(path))
     try:
         yield
     except BaseException:
@@ -192,12 +192,17 @@ def no_empty_leftovers(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
+def _missing(directory: Path) -> list[Path]:
+    """A directory and its parents that do not exist, innermost first."""
+    return [path for path in (directory, *directory.parents) if not path.exists()]
+
+
 def _absolute(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
 
 
 def refusal(error: Exception) -> str:
-    """What the operating system said, in its words; tensorstore tells its number behind names of inner files."""
+    """The operating system's message; tensorstore gives only its number, after names of inner files."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if code := re.search(r"os_error_code='(\d+)'", str(error)):
@@ -206,26 +211,26 @@ def refusal(error: Exception) -> str:
 
 
 def _temporary_prefix(final: Path) -> str:
-    """With the host's name: a lock says nothing about processes of another host, on file systems that keep it local."""
+    """Includes the host's name: some file systems keep locks local, so a lock says nothing about other hosts."""
     return f".{final.name}.{socket.gethostname()}."
 
 
 def _locked_temporary(final: Path) -> tuple[Path, int]:
-    """A new directory beside `final`, and the descriptor that holds its lock for as long as this process lives."""
+    """A new directory beside `final`, and the descriptor that holds its lock while this process lives."""
     while True:
         temporary = Path(tempfile.mkdtemp(prefix=_temporary_prefix(final), suffix=".incomplete", dir=final.parent))
         lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
-        with contextlib.suppress(OSError):  # a file system without locks: its leftovers are not removed either
+        with contextlib.suppress(OSError):  # without locks, leftovers are not removed either
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if temporary.exists():  # nobody took it for a leftover before it was locked
+        if temporary.exists():  # no process took it for a leftover before it was locked
             return temporary, lock
         os.close(lock)
 
 
 def _remove_leftovers(final: Path) -> None:
-    """Removes the temporary directories for `final` whose processes are dead: their locks can be had."""
+    """Removes the temporary directories for `final` that no living process has locked."""
     for leftover in final.parent.glob(f"{glob.escape(_temporary_prefix(final))}*.incomplete"):
-        with contextlib.suppress(OSError):  # locked, gone meanwhile, or where nothing can be locked
+        with contextlib.suppress(OSError):  # locked, already removed, or no locks here
             lock = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -235,7 +240,7 @@ def _remove_leftovers(final: Path) -> None:
 
 
 def _sync(directory: Path) -> None:
-    """Returns when the names in a directory are on the disk, where the file system can promise that."""
+    """Returns when the names in a directory are on disk, if the file system can promise that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -245,7 +250,7 @@ def _sync(directory: Path) -> None:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """A full or failing disk. TensorFlow, tensorstore and ArrayRecord say so in words alone."""
+    """Whether the disk is full or failing, which TensorFlow, tensorstore and ArrayRecord report only in words."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
         return True
     signs = ("RESOURCE_EXHAUSTED", "No space left", "File too large", "Disk quota", "Read-only file system")
@@ -255,7 +260,7 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _remove_tree(directory: Path) -> None:
-    for _ in range(20):  # threads of whoever failed may still be writing into it
+    for _ in range(20):  # threads of the failed writer may still write into it
         shutil.rmtree(directory, ignore_errors=True)
         if not directory.exists():
             return
@@ -263,6 +268,6 @@ def _remove_tree(directory: Path) -> None:
 
 
 def _remove_empty(directories: list[Path]) -> None:
-    for directory in directories:  # innermost first; those that hold something stay
+    for directory in directories:  # innermost first; directories that hold something stay
         with contextlib.suppress(OSError):
             directory.rmdir()

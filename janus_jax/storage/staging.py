@@ -1,12 +1,12 @@
-"""What lies on gs:// copied here to be read, and directories made here and uploaded, whole or not at all.
+"""Copies of gs:// content to read locally, and directories that are made locally and uploaded, whole or not at all.
 
     CACHE/data/KEY/      a built data set (`data/fetch.py`)
     CACHE/models/KEY/    a Hugging Face directory, a tokenizer or the description of a checkpoint
-    CACHE/sources/KEY/   files of a source of rows, a tokenizer
-    CACHE/*/KEY/.url     which URL it is a copy of
+    CACHE/sources/KEY/   files of a source of records, a tokenizer
+    CACHE/*/KEY/.url     the URL of the copy
 
-CACHE is $JANUS_CACHE, or ~/.cache/janus_jax. KEY is a hash of the URL and of what lies there: the manifest of a data
-set, the listing of anything else. So a copy is never stale. All of it may be removed while nothing runs.
+CACHE is $JANUS_CACHE, or ~/.cache/janus_jax. KEY is a hash of the URL and of its content: a data set's manifest, or the
+listing of anything else. So a copy is never stale. You can remove all of CACHE while nothing runs.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -26,30 +25,30 @@ from typing import Literal, NamedTuple
 from janus_jax import __version__
 from janus_jax.errors import ConfigError, ConversionError, DataError, StorageError
 from janus_jax.storage import local
-from janus_jax.storage.bucket import WORTH_A_WORD, Object, Prefix, is_url
+from janus_jax.storage.bucket import LARGE_BYTES, Object, Prefix, is_url
 
 MARKER = ".janus-upload.json"
-"""Written before all else, with the names of what will follow; deleted after the file that is uploaded last."""
+"""Uploaded first, with the names of the files that will follow; deleted after the last file is uploaded."""
 
-_LAST = "manifest.json"  # of uploads whose marker does not say: once there were data sets only
-_COPY = " (read from the copy "
+_LAST = "manifest.json"  # for markers that do not say, of versions that uploaded only data sets
 
 Progress = Callable[[str, str, int, int | None], None]
-"""Called with "files", "upload", files done, files in all."""
+"""Called with "files", "upload", the number of files done and in all."""
 
 
 def cache() -> Path:
-    """Where copies lie."""
+    """The directory of all copies."""
     return Path(os.path.abspath(os.path.expanduser(os.environ.get("JANUS_CACHE") or "~/.cache/janus_jax")))
 
 
-def files(url: str, wanted: Callable[[str], bool], kind: Literal["models", "sources"] = "sources") -> Path:
-    """A copy of one object, or of the wanted ones below a URL (by their names there).
+def files(url: str, select: Callable[[str], bool], kind: Literal["models", "sources"] = "sources") -> Path:
+    """A local copy of one object, or of the selected objects below a URL.
 
     Args:
-        kind: which folder of the cache it belongs to.
+        select: called with each name below the URL; True to copy it.
+        kind: the folder of the cache.
     Raises:
-        StorageError: there is nothing, or it cannot be read.
+        StorageError: there is nothing at the URL, or it cannot be read.
     """
     prefix = Prefix(url)
     single = prefix.find("") if prefix.path else None
@@ -60,7 +59,7 @@ def files(url: str, wanted: Callable[[str], bool], kind: Literal["models", "sour
         name, objects = "", prefix.list()
         if not objects:
             raise StorageError(prefix.url, "cannot be read: no such object, and nothing below it")
-        objects = [found for found in objects if wanted(found.name)]
+        objects = [item for item in objects if select(item.name)]
     place = place_of(kind, prefix.url, repr(objects).encode())
     stage(place, prefix.url, lambda new: prefix.download(objects, new))
     return place / name
@@ -68,19 +67,27 @@ def files(url: str, wanted: Callable[[str], bool], kind: Literal["models", "sour
 
 @contextlib.contextmanager
 def naming_urls() -> Iterator[None]:
-    """Inside, errors about data and models that name a copy name its URL instead, which is what the user knows."""
+    """Inside, an error in a copy names the copy's URL instead, which is the name that the user knows."""
     try:
         yield
     except (ConfigError, ConversionError, DataError) as error:
-        pattern = rf"{re.escape(str(cache()))}/(data|models|sources)/[0-9a-f]{{32}}"
-        copies = {found[0]: found[1] for found in re.finditer(pattern, str(error))}
-        if copies and _COPY not in str(error):  # not told by an inner one of these already
-            told = re.sub(pattern, lambda found: _url_of(Path(found[0])), str(error))
-            kind = {DataError: "data", ConversionError: "models"}.get(type(error))
-            if of_kind := [copy for copy in copies if copies[copy] == kind]:
-                told += f"{_COPY}{of_kind[0]}; if that was damaged here, remove it)"
-            error.args = (told,)
+        kind = {DataError: "data", ConversionError: "models"}.get(type(error))
+        for copy in {copy for place in error.places if (copy := _copy_of(place))}:
+            error.rename(copy, _url_of(copy))
+            if copy.parent.name == kind:
+                hint = f" (read from the copy {copy}; if that was damaged here, remove it)"
+                error.args = (*error.places, f"{error.args[-1]}{hint}")
         raise
+
+
+def _copy_of(place: str) -> Path | None:
+    """The copy in which a place lies."""
+    root = cache()
+    try:
+        kind, key, *_ = Path(place).relative_to(root).parts
+    except ValueError:
+        return None
+    return root / kind / key
 
 
 def occupied(out: str | os.PathLike[str]) -> str | None:
@@ -89,7 +96,7 @@ def occupied(out: str | os.PathLike[str]) -> str | None:
 
 
 def require_free(out: str | os.PathLike[str]) -> None:
-    """What `output` checks, for a refusal before long work.
+    """Does the checks of `output` early, before long work.
 
     Raises:
         StorageError: `out` holds something.
@@ -101,10 +108,10 @@ def require_free(out: str | os.PathLike[str]) -> None:
 
 
 def require_room(out: str | os.PathLike[str], size: int) -> None:
-    """Says that an output on gs:// is made here first, where it is large.
+    """Announces that a large output on gs:// is made locally first.
 
     Raises:
-        StorageError: the temporary directory has less than `size` bytes left.
+        StorageError: the temporary directory has less than `size` bytes free.
     """
     if not is_url(out):
         return
@@ -113,17 +120,17 @@ def require_room(out: str | os.PathLike[str], size: int) -> None:
         sizes = (
             f"{size / 1e9:.1f} GB are made in {here} before they are uploaded, and {left / 1e9:.1f} GB are free there"
         )
-        raise StorageError(os.fspath(out), f"{sizes}; set TMPDIR to a directory that has room")
-    if size >= WORTH_A_WORD:
+        raise StorageError(os.fspath(out), f"{sizes}; set TMPDIR to a directory with more room")
+    if size >= LARGE_BYTES:
         print(f"{os.fspath(out)}: made in {here} first, {size / 1e9:.1f} GB", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def output(out: str | os.PathLike[str], last: str, progress: Progress | None = None) -> Iterator[Path]:
-    """As `local.atomic_directory`; what was made for a gs:// URL is uploaded at the end.
+    """Like `local.atomic_directory`; for a gs:// URL, yields a temporary directory and uploads it at the end.
 
     Args:
-        last: the file without which readers take the directory for nothing: it is uploaded after all others.
+        last: the file that makes the directory valid for readers; it is uploaded after all others.
     Raises:
         StorageError: `out` holds something, or cannot be written.
     """
@@ -138,87 +145,87 @@ def output(out: str | os.PathLike[str], last: str, progress: Progress | None = N
                 yield directory
             upload.run(Path(scratch) / "new", progress)
         except Exception:
-            with contextlib.suppress(StorageError):  # a bucket that is gone; the next attempt finds the marker
+            with contextlib.suppress(StorageError):  # the bucket cannot be reached; the next attempt finds the marker
                 upload.undo()
             raise
 
 
 class _Upload:
-    """A directory on its way to a prefix. Until its last file is there nobody takes it for what it will be.
+    """A directory that is uploaded to a prefix. Readers ignore it until its last file is there.
 
-    The marker claims the prefix. Who finds one without its last file takes it over with what was uploaded so far; an
-    upload that was only believed dead sees the marker changed, and gives up.
+    The marker claims the prefix. An upload that finds a marker without its last file takes the prefix over, with
+    everything uploaded so far. If the earlier upload is still alive, it sees that the marker changed and gives up.
     """
 
     def __init__(self, prefix: Prefix, last: str):
         self.prefix, self.last = prefix, last
         refusal, marker, their_last, leftovers = _survey(prefix)
         if refusal is not None:
-            raise StorageError(prefix.url, f"{refusal}")
-        self._names = [found.name for found in leftovers]
-        self._id = uuid.uuid4().hex  # so that no two uploads write the same marker
+            raise StorageError(prefix.url, refusal)
+        self._names = [item.name for item in leftovers]
+        self._id = uuid.uuid4().hex  # no two uploads write the same marker
         self._generation = 0 if marker is None else marker.generation
         self._claim()
-        if any(prefix.find(name) for name in {last, their_last}):  # it came between the look and the claim
+        if any(prefix.find(name) for name in {last, their_last}):  # it came between the survey and the claim
             raise StorageError(prefix.url, "somebody else writes there at the same time; choose another place")
         prefix.delete(leftovers)
 
     def run(self, directory: Path, progress: Progress | None) -> None:
         """Uploads everything."""
-        there = [path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file()]
-        others = [name for name in there if name != self.last]
-        assert len(others) < len(there)  # whoever names a last file writes it
-        self._names = there
+        names = [path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file()]
+        others = [name for name in names if name != self.last]
+        assert len(others) < len(names)  # the caller that names a last file writes it
+        self._names = names
         self._claim()
 
         def count(done: int) -> None:
             if progress is not None:
-                progress("files", "upload", done, len(there))
+                progress("files", "upload", done, len(names))
 
         self.prefix.upload(directory, others, count)
-        now = {found.name: found for found in self.prefix.list()}
+        now = {item.name: item for item in self.prefix.list()}
         if set(now) != {*others, MARKER} or now[MARKER].generation != self._generation:
             raise StorageError(self.prefix.url, "somebody else writes there at the same time; choose another place")
-        self.prefix.upload(directory, [self.last], lambda done: count(len(there)))
-        marker = self.prefix.find(MARKER)  # who takes over claims, then looks for our last: one of us sees the other
+        self.prefix.upload(directory, [self.last], lambda done: count(len(names)))
+        marker = self.prefix.find(MARKER)  # another upload claims, then looks for our last file
         if marker is None or marker.generation != self._generation:
             if (ours := self.prefix.find(self.last)) is not None:
                 self.prefix.delete([ours])
             raise StorageError(self.prefix.url, "somebody else writes there at the same time; choose another place")
-        with contextlib.suppress(StorageError):  # all is there; readers do not look at the marker
+        with contextlib.suppress(StorageError):  # the upload is whole; readers ignore the marker
             self.prefix.delete([now[MARKER]])
 
     def undo(self) -> None:
-        """Removes what was uploaded, unless the prefix has been taken over; its last file first, the marker last."""
-        now = {found.name: found for found in self.prefix.list()}
+        """Removes what was uploaded, its last file first and the marker last, unless the prefix was taken over."""
+        now = {item.name: item for item in self.prefix.list()}
         if MARKER in now and now[MARKER].generation == self._generation:
             self.prefix.delete([now[name] for name in (self.last,) if name in now])
             self.prefix.delete([now[name] for name in self._names if name in now and name != self.last])
             self.prefix.delete([now[MARKER]])
 
     def _claim(self) -> None:
-        told = {"janus_jax": __version__, "id": self._id, "last": self.last, "files": self._names}
-        content = json.dumps(told, indent=1) + "\n"
+        marker = {"janus_jax": __version__, "id": self._id, "last": self.last, "files": self._names}
+        content = json.dumps(marker, indent=1) + "\n"
         self._generation = self.prefix.write(MARKER, content.encode(), self._generation)
 
 
 class _Survey(NamedTuple):
-    """What lies where something shall be uploaded."""
+    """What an upload finds at its prefix."""
 
     refusal: str | None = None
     marker: Object | None = None
-    last: str = _LAST  # of the upload that wrote the marker
+    last: str = _LAST  # the last file of the upload that wrote the marker
     leftovers: Sequence[Object] = ()
 
 
 def _survey(prefix: Prefix) -> _Survey:
-    objects = {found.name: found for found in prefix.list()}
+    objects = {item.name: item for item in prefix.list()}
     marker = objects.pop(MARKER, None)
     files: list[str] = []
     last = _LAST
     if marker is not None:
         try:
-            files, last = _told(prefix.read(marker))
+            files, last = _read_marker(prefix.read(marker))
         except (ValueError, KeyError, TypeError):
             return _Survey(f"holds a {MARKER} that no upload wrote; choose another place or remove it")
     foreign = [name for name in objects if name == last or name not in files]
@@ -227,45 +234,45 @@ def _survey(prefix: Prefix) -> _Survey:
     return _Survey(None, marker, last, list(objects.values()))
 
 
-def is_cut_off(url: str, is_there: Callable[[str], bool]) -> bool:
-    """Whether the marker below a URL is of an upload that has not come to its last file.
+def is_cut_off(url: str, exists: Callable[[str], bool]) -> bool:
+    """Whether there is a marker below a URL, of an upload without its last file.
 
     Args:
-        is_there: tells it of a name below the URL.
+        exists: whether a name below the URL exists.
     """
     prefix = Prefix(url)
     if (marker := prefix.find(MARKER)) is None:
         return False
     try:
-        return not is_there(_told(prefix.read(marker))[1])
+        return not exists(_read_marker(prefix.read(marker))[1])
     except (ValueError, KeyError, TypeError):
         return False
 
 
-def _told(marker: bytes) -> tuple[list[str], str]:
-    """The names and the last file of the upload that wrote a marker."""
+def _read_marker(marker: bytes) -> tuple[list[str], str]:
+    """The file names and the last file in a marker."""
     value = json.loads(marker)
     return list(value["files"]), value.get("last", _LAST)
 
 
 def place_of(kind: str, url: str, content: bytes) -> Path:
-    """Where the copy of a URL lies, by what is there now."""
+    """The directory for a copy of a URL whose content (or listing) is this."""
     return cache() / kind / hashlib.sha256(url.encode() + b"\0" + content).hexdigest()[:32]
 
 
-def _renamed(found: Object, name: str) -> Object:
-    return Object(name, found.size, found.crc32c, found.generation)
+def _renamed(item: Object, name: str) -> Object:
+    return Object(name, item.size, item.crc32c, item.generation)
 
 
 def _url_of(place: Path) -> str:
     try:
         return (place / ".url").read_text(encoding="utf-8")
-    except OSError:  # removed meanwhile
+    except OSError:  # removed in the meantime
         return str(place)
 
 
 def stage(place: Path, url: str | None, fill: Callable[[Path], None]) -> None:
-    """Makes a directory of the cache, if it is not there, whole or not at all. Processes of one machine take turns."""
+    """Makes a directory of the cache if it is missing, whole or not at all. Processes of one machine take turns."""
     if place.is_dir():
         return
     with _turn(place):
@@ -277,7 +284,7 @@ def stage(place: Path, url: str | None, fill: Callable[[Path], None]) -> None:
                     (new / ".url").write_text(url, encoding="utf-8")
                 fill(new)
         except StorageError:
-            if not place.is_dir():  # where locks do nothing, somebody else may have been first
+            if not place.is_dir():  # without locks, another process may have been first
                 raise
 
 
@@ -291,7 +298,7 @@ def _turn(place: Path) -> Iterator[None]:
     with lock:
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for leftover in place.parent.glob(f".{place.name}.*.incomplete"):  # of a process that was killed
+            for leftover in place.parent.glob(f".{place.name}.*.incomplete"):  # left by a killed process
                 shutil.rmtree(leftover, ignore_errors=True)
-        # Some network file systems have no locks: then everyone copies, and the first one's copy stays.
+        # Some network file systems have no locks: then every process copies, and the first copy stays.
         yield

@@ -166,8 +166,9 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
     if path is None:
         return SentencePieceTokenizer(EMBEDDED)
     if is_url(path):
-        path = staging.files(os.fspath(path), wanted=lambda name: name in (*HF_FILES, "config.json"))
-    directory = Path(os.path.expanduser(path))
+        directory = staging.files(os.fspath(path), select=lambda name: name in (*HF_FILES, "config.json"))
+    else:
+        directory = Path(os.path.expanduser(path))
     if not directory.is_dir():
         raise DataError(
             f"tokenizer {path}: no such directory; allowed: a directory with tokenizer.json or tokenizer.model"

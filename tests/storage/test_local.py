@@ -186,5 +186,5 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path):
 
 def test_a_refusal_names_the_directory_that_was_asked_for(tmp_path):
     with pytest.raises(StorageError) as told, atomic_directory(tmp_path / "out") as directory:
-        raise StorageError(f"{directory}/part: cannot be written")
+        raise StorageError(directory / "part", "cannot be written")
     assert str(told.value) == f"{tmp_path}/out/part: cannot be written"

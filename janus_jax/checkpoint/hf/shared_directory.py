@@ -52,8 +52,9 @@ def shared_directory(path: str | os.PathLike[str], timeout_s: int = processes.BA
         with processes.agreement("shared_directory/written", timeout_s):
             try:
                 yield directory
-            except JanusError as error:  # all processes report it, so it names the user's path, not the temporary one
-                raise type(error)(str(error).replace(os.fspath(directory), os.fspath(absolute(path)))) from error
+            except JanusError as error:
+                error.rename(directory, absolute(path))  # the name that the user gave, in the messages of all processes
+                raise
 
 
 def gather_on_process(leaf: Any, layer: int | None, process: int) -> np.ndarray | None:

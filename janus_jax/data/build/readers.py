@@ -49,7 +49,7 @@ def find_splits(source: str | os.PathLike[str]) -> dict[str, list[Path]]:
     """
     text = os.fspath(source)
     if is_url(text):
-        return find_splits(staging.files(text, wanted=lambda name: name.endswith(SUFFIXES)))
+        return find_splits(staging.files(text, select=lambda name: name.endswith(SUFFIXES)))
     path = Path(os.path.expanduser(text))
     if path.is_file():
         _check_suffix(path)
@@ -99,7 +99,7 @@ def _read(paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str]) -
                 record = published_record(raw, kind) or parse_record(raw, kind)
             except RecordError as error:
                 if not skip_bad and not isinstance(error, NoPreferenceError):
-                    raise RecordError(error.reason, f"{path}:{name}: {error}") from None
+                    raise RecordError(error.reason, f"{path}:{name}", str(error)) from None
                 dropped[error.reason] += 1
                 continue
             kept += 1
@@ -108,7 +108,7 @@ def _read(paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str]) -
             raise DataError(path, "is empty; at least one record is needed")
     if not kept:
         reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
-        raise DataError(", ".join(map(str, paths)), f"no usable record, all {dropped.total()} were dropped ({reasons})")
+        raise DataError(os.path.commonpath(paths), f"no usable record, all {dropped.total()} were dropped ({reasons})")
 
 
 def _raw_records(path: Path) -> Iterator[tuple[str, Any]]:
@@ -255,7 +255,7 @@ def _directory_splits(directory: Path, *, leave_out: str | None = None) -> dict[
     if unnamed:
         raise DataError(
             unnamed[0],
-            f"names no split, but other files of {directory} do; start its name with one of "
+            f"names no split, but other files beside it do; start its name with one of "
             f"{', '.join(_SPLIT_NAMES)}, or pass the files one by one",
         )
     return splits

@@ -67,7 +67,7 @@ def refuse(directory: Path) -> None:
     """A verification that finds something."""
     from janus_jax.errors import ConversionError
 
-    raise ConversionError(f"{directory}: tensor x is not what was written")
+    raise ConversionError(directory, "tensor x is not what was written")
 
 
 def shardings(shape: tuple[int, int, int]) -> Any:
