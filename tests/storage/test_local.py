@@ -47,10 +47,10 @@ def test_parents_that_were_there_or_got_another_child_stay(tmp_path):
     assert tree(tmp_path) == {"old": None, "old/new": None, "old/new/other": "2"}
 
 
-@pytest.mark.parametrize("there", ["directory", "file"])
-def test_what_is_there_is_refused_and_kept(tmp_path, there):
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_what_is_there_is_refused_and_kept(tmp_path, kind):
     target = tmp_path / "out"
-    if there == "file":
+    if kind == "file":
         target.write_text("mine")
     else:
         target.mkdir()
@@ -185,6 +185,6 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path):
 
 
 def test_a_refusal_names_the_directory_that_was_asked_for(tmp_path):
-    with pytest.raises(StorageError) as told, atomic_directory(tmp_path / "out") as directory:
+    with pytest.raises(StorageError) as refused, atomic_directory(tmp_path / "out") as directory:
         raise StorageError(directory / "part", "cannot be written")
-    assert str(told.value) == f"{tmp_path}/out/part: cannot be written"
+    assert str(refused.value) == f"{tmp_path}/out/part: cannot be written"

@@ -72,8 +72,8 @@ def test_a_split_is_copied_once_with_what_it_takes_and_no_more(url, local, tmp_p
     assert ["manifest.json" in path for path in objects] == [True, True]  # what it is, and its content
     assert data_staging.dataset(url, "validation") == place
     assert tree(place) == {name: content for name, content in tree(local).items() if not name.startswith("tfds/")}
-    there = TokenizedDataset(place, "validation")
-    for one, other in zip(there.read(range(9)), TokenizedDataset(local, "validation").read(range(9)), strict=True):
+    copied = TokenizedDataset(place, "validation")
+    for one, other in zip(copied.read(range(9)), TokenizedDataset(local, "validation").read(range(9)), strict=True):
         np.testing.assert_array_equal(one.chosen, other.chosen)
 
 
@@ -207,14 +207,14 @@ def fill(directory, count=12):
 
 
 def test_an_upload_is_whole_and_its_manifest_comes_last(bucket, proxy, tmp_path):
-    told = []
-    with staging.output(f"{bucket}/new", MANIFEST, lambda *now: told.append(now)) as directory:
+    calls = []
+    with staging.output(f"{bucket}/new", MANIFEST, lambda *now: calls.append(now)) as directory:
         fill(directory)
         expected = tree(directory)
     assert tree(f"{bucket}/new") == expected and not directory.exists()
     written = [path for method, path in proxy.requests if method == "POST"]
     assert len(written) == 12 + 2 + 1  # the marker, its list of files, files, the manifest
-    assert told == [("files", "upload", done, 13) for done in range(1, 14)]
+    assert calls == [("files", "upload", done, 13) for done in range(1, 14)]
     bodies = [path for method, path in proxy.requests if method in ("POST", "DELETE")]
     assert ".janus-upload.json" in bodies[-1] and "uploadType" in bodies[-2]
 
