@@ -49,9 +49,11 @@ def time_step(
         program = program_of(config, inputs, mesh)
         batch, tokens = made_up_batch(inputs, config.batch.share_prompts)
     with processes.agreement("time-step/inputs"):  # processes must not compile different shapes
-        here = repr((inputs.model, inputs.shape, inputs.shared_slots, inputs.total_steps, inputs.tokens_per_step))
-        if (main := processes.broadcast("time-step/inputs", here)) != here:
-            raise ConfigError(f"data or weights on this host differ from those of process 0: {here} here, {main} there")
+        shapes = repr((inputs.model, inputs.shape, inputs.shared_slots, inputs.total_steps, inputs.tokens_per_step))
+        if (main := processes.broadcast("time-step/shapes", shapes)) != shapes:
+            raise ConfigError(
+                f"data or weights on this host differ from those of process 0: {shapes} here, {main} there"
+            )
     with processes.memory_for(f"weights and moments on {target.name}"):
         shardings = program.state_shardings.params
         make = jax.jit(lambda key: init_params(inputs.model, key, program.params_dtype), out_shardings=shardings)
