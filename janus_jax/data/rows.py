@@ -109,8 +109,9 @@ def fit(
         raise DataError(
             name,
             f"{int(bad.sum())} of {len(lengths)} examples are over-long, the first is example {first} "
-            f"(prompt {prompt[first]}, responses {branches[first].tolist()} tokens; max_sequence_length "
-            f"{max_sequence_length}, row_length {row_length}); set batch.overlong to drop or truncate, or raise a limit",
+            f"(prompt {prompt[first]}, responses {branches[first].tolist()} tokens; "
+            f"max_sequence_length {max_sequence_length}, row_length {row_length}); "
+            "set batch.overlong to drop or truncate, or raise a limit",
         )
     if bad.all():
         raise DataError(
