@@ -136,6 +136,16 @@ def test_every_file_that_is_named_exists(page):
     assert [name for name in missing if Path(name).name not in GENERATED] == []
 
 
+def test_modules_and_names_in_the_design_exist():
+    design, package = text("docs/design.md"), ROOT / "janus_jax"
+    modules = {name for name in re.findall(r"`([\w/]+/\w+\.py)`", design) if "NAME" not in name}
+    assert [name for name in modules if not (package / name).is_file() and not (ROOT / name).is_file()] == []
+    for module, name in re.findall(r"`([\w/]+\.py)`(?:,| \()\s*`([\w.]+)`", design):
+        for part in name.split("."):
+            defined = rf"^ *(def|class) {part}\b|^{part}\b.* = "
+            assert re.search(defined, (package / module).read_text(encoding="utf-8"), re.MULTILINE), (module, name)
+
+
 def test_every_recipe_is_linked_from_the_page_of_recipes():
     linked = re.findall(r"\]\(([\w.-]+\.yaml)\)", text("configs/README.md"))
     assert {f"configs/{name}" for name in linked} >= set(RECIPES)
