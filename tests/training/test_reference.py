@@ -211,7 +211,7 @@ def test_an_identity_is_compared_whole():
     assert base.differences(base) == [] and base.differences(replace(base, model="")) == []
 
 
-def test_a_damaged_sidecar_is_named(data, run, tmp_path):
+def test_a_damaged_file_of_log_probs_is_named(data, run, tmp_path):
     copy = shutil.copytree(run / "reference", tmp_path / "reference")
     whole = (copy / "train.npz").read_bytes()
     for content in (whole[:100], whole[:-30], b"", b"{}"):
@@ -224,9 +224,9 @@ def test_the_reference_leaves_memory_before_the_first_step(data, tmp_path, monke
     held = []
     original = Loader.batches
 
-    def noting(self, *arguments):
+    def noting(self, *arguments, **options):
         held.append(sum(leaf.nbytes for leaf in jax.live_arrays() if leaf.dtype == jnp.bfloat16))
-        return original(self, *arguments)
+        return original(self, *arguments, **options)
 
     gc.collect()
     before = sum(leaf.nbytes for leaf in jax.live_arrays() if leaf.dtype == jnp.bfloat16)
@@ -259,7 +259,7 @@ def test_a_model_that_was_exchanged_under_a_run_does_not_become_its_reference(da
     if mode == "precompute":
         train(mine, writers=(), until_step=3)  # the numbers are there: the weights are not asked
         shutil.rmtree(tmp_path / "run" / "reference")
-    with pytest.raises(ConfigError, match=r"init\.from=.*model: it is not the model that this run began with"):
+    with pytest.raises(ConfigError, match=r"init\.from=.*model: is not the model that this run began with"):
         train(mine, writers=(), until_step=4)
 
 
@@ -273,7 +273,7 @@ def test_a_run_does_not_go_on_under_another_config_of_its_model(data, published,
         described["rope_theta"] = value["rope_theta"]
     (model / "config.json").write_text(json.dumps(described | {key: value}))
     name = {"rope_parameters": "rope_theta"}.get(key, key)
-    with pytest.raises(ConfigError, match=rf"init\.from=.*model: the run .* has a model with {name} = .*, not 5"):
+    with pytest.raises(ConfigError, match=rf"init\.from=.*: its model differs from .*: {name} = .*, not 5"):
         train(mine, writers=(), until_step=2)
 
 

@@ -10,19 +10,13 @@ import yaml
 from janus_jax import __version__
 from janus_jax.checkpoint.hf.facts import ModelFacts
 from janus_jax.checkpoint.hf.keys import VALUE_HEADS, Layout, key_table
+from janus_jax.config.objectives import OBJECTIVES
 from janus_jax.model.config import ModelConfig
 from janus_jax.text.template import get_template
 
 _CONVERTED = "<!-- janus_jax: conversion -->"
 _NOTE = re.compile(rf"{_CONVERTED}\n\nThe weights were written in .*\n")
 """The note of an earlier conversion. Everything around it belongs to the users."""
-_OBJECTIVES = {
-    "sft": "supervised fine-tuning",
-    "dpo": "direct preference optimisation",
-    "simpo": "SimPO",
-    "orpo": "ORPO",
-    "rm": "reward modelling",
-}
 
 
 def model_card(
@@ -58,7 +52,8 @@ def model_card(
         "pipeline_tag": "text-classification" if value else "text-generation",
         "tags": tags,
     }
-    trained = f", trained by {_OBJECTIVES.get(objective, objective)}" if objective else ""
+    title = OBJECTIVES[objective].title if objective in OBJECTIVES else objective
+    trained = f", trained by {title}" if title else ""
     parts = [
         f"---\n{_yaml(front)}---\n",
         f"# A Mistral-shaped {kind}{trained}\n",
