@@ -38,6 +38,7 @@ SHAPED = tuple(
         "model",
         "objectives",
         "training.fingerprint",
+        "training.hashing",
         "training.optimizer",
         "training.step",
     )

@@ -7,11 +7,12 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from janus_jax.parallel.environment import silence_tensorflow
+
 
 def import_tfds() -> Any:
     """The `tensorflow_datasets` module, without progress bars."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    silence_tensorflow()
     with _stderr_kept_back():
         import tensorflow as tf
         import tensorflow_datasets as tfds

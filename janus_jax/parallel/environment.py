@@ -1,11 +1,19 @@
-"""Environment variables that must be set before JAX or libtpu starts. Importing this module does not import JAX."""
+"""The process-wide state that this package sets: environment variables, JAX's platform and devices, malloc.
+
+Everything here must be set before JAX, libtpu or TensorFlow starts. Importing this module imports none of them. The
+table in docs/design.md says who calls what.
+"""
 
 import atexit
+import contextlib
+import ctypes
 import functools
 import os
 import shutil
 import sys
 import tempfile
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 
 
 def use_cpu_only() -> None:
@@ -26,6 +34,49 @@ def use_libtpu_as_compiler() -> None:
         os.environ["TPU_LOG_DIR"] = _log_directory()
     if "jax" not in sys.modules:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def simulate_devices(count: int) -> None:
+    """Has JAX simulate CPU devices in this process.
+
+    Raises:
+        RuntimeError: JAX has already started.
+    """
+    import jax
+
+    _keep_freed_memory()
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "--xla_cpu_collective_call_terminate_timeout_seconds" not in flags:
+        # Many simulated devices share few cores: a slow peer is late, not lost.
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_collective_call_terminate_timeout_seconds=600".strip()
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count)
+
+
+def use_gloo_on_cpu() -> None:
+    """Has CPU devices of several processes talk through gloo; without it they cannot."""
+    import jax
+
+    if jax.config.jax_platforms == "cpu":  # pyright: ignore[reportAttributeAccessIssue] (made at run time)
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+
+
+def silence_tensorflow() -> None:
+    """Keeps TensorFlow and gRPC from logging below errors. Values that the user has set stay."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep freed memory for the next allocation, in one heap for all threads.
+
+    XLA's CPU devices ask for their temporary buffers anew at every step. By default the kernel maps and zeroes them
+    page by page and takes them back afterwards, a fifth of a small step (tests/benchmarks/simulated_step.py).
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+            mallopt(parameter, value)
 
 
 @functools.cache

@@ -1,7 +1,6 @@
 """Processes: how they find each other, agree, and wait for each other."""
 
 import contextlib
-import ctypes
 import dataclasses
 import importlib.util
 import json
@@ -13,9 +12,9 @@ from typing import Any, NoReturn
 
 from janus_jax import errors
 from janus_jax.errors import ConfigError, LostPeerError, OutOfMemoryError, first_line
+from janus_jax.parallel import environment
 
 BARRIER_TIMEOUT_S = 600
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +43,7 @@ def start(options: RuntimeOptions) -> None:
     if jax.distributed.is_initialized():
         return
     if options.coordinator is not None:
-        if jax.config.jax_platforms == "cpu":  # pyright: ignore[reportAttributeAccessIssue] (made at run time)
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        environment.use_gloo_on_cpu()
         try:
             jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
         except RuntimeError as error:
@@ -55,33 +53,13 @@ def start(options: RuntimeOptions) -> None:
 
 
 def _simulate(devices: int) -> None:
-    import jax
-
-    _keep_freed_memory()
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "--xla_cpu_collective_call_terminate_timeout_seconds" not in flags:
-        # Many simulated devices share few cores: a slow peer is late, not lost.
-        flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-        os.environ["XLA_FLAGS"] = flags.strip()
     try:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", devices)
+        environment.simulate_devices(devices)
     except RuntimeError as error:
+        import jax
+
         if len(jax.local_devices(backend="cpu")) != devices:
             raise ConfigError(f"--devices {devices}: JAX has already started with another number") from error
-
-
-def _keep_freed_memory() -> None:
-    """Has glibc keep freed memory for the next allocation, in one heap for all threads.
-
-    XLA's CPU devices ask for their temporary buffers anew at every step. By default these are mapped from the kernel,
-    page by page and zeroed, and given back afterwards, which takes a fifth of a small step
-    (tests/benchmarks/simulated_step.py).
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
-            mallopt(parameter, value)
 
 
 def _on_tpu_vm() -> bool:
@@ -113,12 +91,10 @@ def barrier(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> None:
 
     if jax.process_count() == 1:
         return
-    from jax._src import distributed  # the public sync_global_devices has no time-out
+    import orbax.checkpoint as ocp  # its barrier has a time-out; JAX's public one has none
 
-    client = distributed.global_state.client
-    assert client is not None  # there are several processes
     try:
-        client.wait_at_barrier(name, timeout_in_ms=timeout_s * 1000)
+        ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=timeout_s * 1000)
     except jax.errors.JaxRuntimeError as error:
         raise LostPeerError(
             f"process {jax.process_index()} of {jax.process_count()} waited at barrier {name!r} in vain (time-out "
@@ -140,10 +116,7 @@ def agreement(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> Iterator[None]:
     if not jax.distributed.is_initialized():  # asked in this way, JAX does not look for devices yet
         yield
         return
-    from jax._src import distributed
-
-    client, failure = distributed.global_state.client, None
-    assert client is not None  # there are several processes
+    client, failure = _key_value_store(), None
     try:
         yield
     except LostPeerError:  # nobody to agree with
@@ -175,16 +148,26 @@ def broadcast(name: str, value: Any, timeout_s: int = BARRIER_TIMEOUT_S) -> Any:
 
     if jax.process_count() == 1:
         return value
-    from jax._src import distributed
-
-    client = distributed.global_state.client
-    assert client is not None  # there are several processes
+    client = _key_value_store()
     if is_main():
         client.key_value_set(f"{name}/value", json.dumps(value), allow_overwrite=True)
     barrier(f"{name}/set", timeout_s)
     found = json.loads(client.blocking_key_value_get(f"{name}/value", timeout_s * 1000))
     barrier(f"{name}/read", timeout_s)  # the name may be used again
     return found
+
+
+def _key_value_store() -> Any:
+    """The coordinator's store: it needs no devices and has a time-out.
+
+    Neither JAX nor Orbax offers it publicly. What they offer goes through the devices' collectives, which a failing
+    process may never reach.
+    """
+    from jax._src import distributed
+
+    client = distributed.global_state.client
+    assert client is not None  # there are several processes
+    return client
 
 
 @contextlib.contextmanager

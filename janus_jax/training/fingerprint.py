@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
 from janus_jax.model.config import ModelConfig
+from janus_jax.training.hashing import element_index, mix
 
 _SEEDS = (0x9E3779B1, 0x85EBCA77)
 _BITS = {2: jnp.uint16, 4: jnp.uint32}
@@ -43,14 +44,5 @@ def weights_fingerprint(params: Any) -> str:
 
 def _checksums(leaf: Array) -> UInt32[Array, "2"]:
     bits = jax.lax.bitcast_convert_type(leaf, _BITS[leaf.dtype.itemsize]).astype(jnp.uint32)
-    place = jnp.zeros(leaf.shape, jnp.uint32)
-    for axis, size in enumerate(leaf.shape):
-        place = place * jnp.uint32(size % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-    return jnp.stack([_mix(bits ^ _mix(place + jnp.uint32(seed))).sum(dtype=jnp.uint32) for seed in _SEEDS])
-
-
-def _mix(x: Array) -> Array:
-    """The finaliser of MurmurHash3: each bit of the input reaches all of the output."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
+    place = element_index(leaf.shape)
+    return jnp.stack([mix(bits ^ mix(place + jnp.uint32(seed))).sum(dtype=jnp.uint32) for seed in _SEEDS])

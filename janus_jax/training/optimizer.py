@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float
 
 from janus_jax.config.sections import OptimizerSection
+from janus_jax.training.hashing import element_index, mix
 
 _DEFAULTS = OptimizerSection()
 
@@ -104,26 +105,10 @@ def _round(tree: Any, step: Array, salt: int) -> Any:
     rounded = []
     for number, leaf in enumerate(leaves):
         seed = step.astype(jnp.uint32) * jnp.uint32(0x9E3779B9) + jnp.uint32(2 * number + salt) * jnp.uint32(0x85EBCA6B)
-        chance = _hash(_index(leaf.shape) ^ _hash(seed)) >> 16
+        chance = mix(element_index(leaf.shape) ^ mix(seed)) >> 16
         bits = (jax.lax.bitcast_convert_type(leaf, jnp.uint32) + chance) & jnp.uint32(0xFFFF0000)
         rounded.append(jax.lax.bitcast_convert_type(bits, jnp.float32).astype(jnp.bfloat16))
     return jax.tree.unflatten(structure, rounded)
-
-
-def _index(shape: tuple[int, ...]) -> Array:
-    """Number of each element in C order, modulo 2^32."""
-    index = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape)):
-        stride = math.prod(shape[axis + 1 :]) % 2**32
-        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
-    return index
-
-
-def _hash(x: Array) -> Array:
-    """The finaliser of MurmurHash3: every bit of the result depends on every bit of x."""
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        x = (x ^ (x >> shift)) * jnp.uint32(factor)
-    return x ^ (x >> 16)
 
 
 def clip(grads: Any, max_norm: float | None) -> tuple[Any, Float[Array, ""]]:

@@ -21,10 +21,10 @@ STEPS = 12
 
 def measure(keep: bool, data: Path) -> float:
     """Seconds of a step in this process: the median of `STEPS`, after one that compiles."""
-    from janus_jax.parallel import processes
+    from janus_jax.parallel import environment, processes
 
     if not keep:
-        processes._keep_freed_memory = lambda: None
+        environment._keep_freed_memory = lambda: None
     processes.start(processes.RuntimeOptions(devices=8))
     import jax
 

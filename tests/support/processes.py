@@ -85,9 +85,9 @@ def noting_rows(split: str = "train") -> Iterator[list[Rows]]:
 
     read, noted = Loader._load, []
 
-    def noting(self, position):
-        local, loaded = read(self, position)
-        trains = self.form.branches == 1 or self.reference_logps is not None  # not the pass that scores the reference
+    def noting(self, position, reference_logps):
+        local, loaded = read(self, position, reference_logps)
+        trains = self.form.branches == 1 or reference_logps is not None  # not the pass that scores the reference
         if self.dataset.split == split and trains:
             ids = local.example_id[local.valid].tolist()
             noted.append(Rows(position.epoch, position.row, sorted(ids)))
