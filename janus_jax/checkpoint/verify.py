@@ -9,7 +9,7 @@ import numpy as np
 
 from janus_jax.checkpoint.hf.keys import KeyEntry, cpu_device, key_table, nest
 from janus_jax.checkpoint.stored_model import StoredModel
-from janus_jax.model.attention import Layout
+from janus_jax.model.attention import Slots
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Compute, one_layer, rms_norm
 
@@ -41,7 +41,7 @@ def outputs(model: StoredModel, tokens: np.ndarray) -> list[np.ndarray]:
     config = model.config
     table = {(entry.path, entry.layer): entry for entry in key_table(config)}
     places = jnp.arange(len(tokens), dtype=jnp.int32)[None]
-    layout = Layout(jnp.ones_like(places), jnp.ones_like(places), places)
+    layout = Slots(jnp.ones_like(places), jnp.ones_like(places), places)
 
     with jax.default_device(cpu_device()):
         embedding = model.read(table[("embedding",), None])
@@ -70,7 +70,7 @@ def _head(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _layer(config: ModelConfig, weights: Any, x: jax.Array, layout: Layout) -> jax.Array:
+def _layer(config: ModelConfig, weights: Any, x: jax.Array, layout: Slots) -> jax.Array:
     return one_layer(config, weights, x, layout, Compute(dtype=jnp.float32))
 
 

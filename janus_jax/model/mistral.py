@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from janus_jax.model import head
-from janus_jax.model.attention import Layout, attention
+from janus_jax.model.attention import Slots, attention
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.remat_scan import rematerialized
 from janus_jax.model.splash import Splash, splash_attention
@@ -78,21 +78,21 @@ class Attention(nnx.Module):
         self.v = declare((layers, n.hidden_size, n.num_kv_heads, n.head_dim), "layers embed kv_heads head_dim")
         self.o = declare((layers, n.num_heads, n.head_dim, n.hidden_size), "layers q_heads head_dim embed")
 
-    def __call__(self, x: Array, layout: Layout, config: ModelConfig, compute: Compute) -> Array:
+    def __call__(self, x: Array, slots: Slots, config: ModelConfig, compute: Compute) -> Array:
         def heads(weight: nnx.Param, axis: str) -> Array:
             projected = jnp.einsum("bld,dnh->blnh", x, weight[...].astype(x.dtype))
             return compute.place.constrain(projected, ("batch", "length", axis, "head_dim"))
 
         with jax.named_scope("attention"):
-            q = rotary(heads(self.q, "q_heads"), layout.position, config.rope_theta)
-            k = rotary(heads(self.k, "kv_heads"), layout.position, config.rope_theta)
+            q = rotary(heads(self.q, "q_heads"), slots.position, config.rope_theta)
+            k = rotary(heads(self.k, "kv_heads"), slots.position, config.rope_theta)
             v, window, kernel = heads(self.v, "kv_heads"), config.sliding_window, compute.splash
             if kernel is None:
                 shards = compute.place.shards("batch", "kv_heads")
-                out = attention(q, k, v, layout, window=window, shards=shards)
+                out = attention(q, k, v, slots, window=window, shards=shards)
             else:
                 options = dataclasses.asdict(kernel)
-                out = splash_attention(q, k, v, layout, window=window, place=compute.place, **options)
+                out = splash_attention(q, k, v, slots, window=window, place=compute.place, **options)
             out = compute.place.constrain(out, ("batch", "length", "q_heads", "head_dim"))
             return jnp.einsum("blnh,nhd->bld", out, self.o[...].astype(x.dtype))
 
@@ -123,8 +123,8 @@ class Block(nnx.Module):
         self.mlp_norm = declare((config.num_layers, config.hidden_size), "layers embed", ones=True)
         self.mlp = MLP(config, declare)
 
-    def __call__(self, x: Array, layout: Layout, config: ModelConfig, compute: Compute) -> Array:
-        x = x + self.attention(rms_norm(x, self.attention_norm[...], config.rms_norm_eps), layout, config, compute)
+    def __call__(self, x: Array, slots: Slots, config: ModelConfig, compute: Compute) -> Array:
+        x = x + self.attention(rms_norm(x, self.attention_norm[...], config.rms_norm_eps), slots, config, compute)
         x = x + self.mlp(rms_norm(x, self.mlp_norm[...], config.rms_norm_eps), compute)
         return compute.place.constrain(x, ("batch", "length", None))
 
@@ -144,20 +144,20 @@ class Mistral(nnx.Module):
         elif not config.tie_embeddings:
             self.lm_head = declare((config.hidden_size, config.vocab_size), "embed vocab")
 
-    def __call__(self, tokens: Array, layout: Layout, compute: Compute) -> Array:
+    def __call__(self, tokens: Array, slots: Slots, compute: Compute) -> Array:
         """Final hidden states [B, L, D] in the compute dtype."""
         with jax.named_scope("embed"):
             x = embed(self.embedding[...], tokens, dtype=compute.dtype, place=compute.place)
         block, weights = nnx.split(self.layers)
 
-        def one(layer: nnx.State, x: Array, layout: Layout) -> Array:
-            return nnx.merge(block, layer)(x, layout, self.config, compute)
+        def one(layer: nnx.State, x: Array, slots: Slots) -> Array:
+            return nnx.merge(block, layer)(x, slots, self.config, compute)
 
         def body(x: Array, layer: nnx.State) -> tuple[Array, None]:
-            return one(layer, checkpoint_name(x, _BLOCK_INPUT), layout), None
+            return one(layer, checkpoint_name(x, _BLOCK_INPUT), slots), None
 
         if compute.remat == "full":
-            x = rematerialized(one, weights, x, layout)
+            x = rematerialized(one, weights, x, slots)
         else:
             if compute.remat != "none":
                 body = jax.checkpoint(body, prevent_cse=False, policy=_POLICIES[compute.remat])
@@ -165,7 +165,7 @@ class Mistral(nnx.Module):
         return rms_norm(x, self.final_norm[...], self.config.rms_norm_eps)
 
     def head(self) -> Array:
-        """[D, V]: the language-model head, or the embedding turned round when tied."""
+        """[D, V]: the language-model head, or the transposed embedding if tied."""
         return self.embedding[...].T if self.config.tie_embeddings else self.lm_head[...]
 
 
@@ -194,7 +194,7 @@ def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> 
 
 
 def rotary(x: Float[Array, "B L N H"], position: Int[Array, "B L"], theta: float) -> Float[Array, "B L N H"]:
-    """Rotary embedding in the half-split layout of Hugging Face checkpoints; angles in float32, because bfloat16
+    """Rotary embedding in the half-split order of Hugging Face checkpoints; angles in float32, because bfloat16
     cannot tell neighbouring positions apart beyond 256."""
     half = x.shape[-1] // 2
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -230,9 +230,9 @@ def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> Pa
 
 
 def one_layer(
-    config: ModelConfig, weights: Params, x: Float[Array, "B L D"], layout: Layout, compute: Compute
+    config: ModelConfig, weights: Params, x: Float[Array, "B L D"], slots: Slots, compute: Compute
 ) -> Float[Array, "B L D"]:
-    """What a single layer makes of hidden states, for whoever holds no more than one.
+    """Runs a single layer, for a caller that holds the weights of one layer at a time.
 
     Args:
         weights: as `params["layers"]`, without the leading axis.
@@ -240,7 +240,7 @@ def one_layer(
     graph, abstract = nnx.split(_abstract_block(config))
     state = jax.tree.map(lambda leaf: leaf, abstract)
     nnx.replace_by_pure_dict(state, weights)
-    return nnx.merge(graph, state)(x, layout, config, compute)
+    return nnx.merge(graph, state)(x, slots, config, compute)
 
 
 @functools.cache
@@ -256,17 +256,17 @@ def _bind(config: ModelConfig, params: Params) -> Mistral:
 
 
 def hidden_states(
-    config: ModelConfig, params: Params, tokens: Int[Array, "B L"], layout: Layout, compute: Compute
+    config: ModelConfig, params: Params, tokens: Int[Array, "B L"], slots: Slots, compute: Compute
 ) -> Float[Array, "B L D"]:
     """Final hidden states of packed rows."""
-    return _bind(config, params)(tokens, layout, compute)
+    return _bind(config, params)(tokens, slots, compute)
 
 
 def working_params(params: Params, dtype: Any) -> Params:
-    """Parameters as the blocks use them: those of layers and the final norm no wider than the compute dtype.
+    """Parameters as the blocks use them: layers and final norm in the compute dtype, unless they are narrower.
 
-    Gradients with respect to these are what the backward pass computes, in the dtype in which it does; the float32 ones
-    of the parameters are the same numbers in twice the memory.
+    The backward pass computes gradients of these, in that dtype. Gradients of the float32 parameters would be the same
+    numbers in twice the memory.
     """
 
     def narrow(leaf: Array) -> Array:
@@ -280,21 +280,21 @@ def token_logps(
     params: Params,
     tokens: Int[Array, "B L"],
     targets: Int[Array, "B L"],
-    layout: Layout,
+    slots: Slots,
     compute: Compute,
 ) -> Float[Array, "B L"]:
     """log p(target | what the slot sees) at each slot, float32; logits are never whole."""
     model = _bind(config, params)
     with jax.named_scope("head"):
-        return head.token_logps(model(tokens, layout, compute), model.head(), targets, place=compute.place)
+        return head.token_logps(model(tokens, slots, compute), model.head(), targets, place=compute.place)
 
 
 def token_values(
-    config: ModelConfig, params: Params, tokens: Int[Array, "B L"], layout: Layout, compute: Compute
+    config: ModelConfig, params: Params, tokens: Int[Array, "B L"], slots: Slots, compute: Compute
 ) -> Float[Array, "B L"]:
     """The value head's number at each slot, multiplied and summed in float32."""
     model = _bind(config, params)
-    hidden = model(tokens, layout, compute).astype(jnp.float32)
+    hidden = model(tokens, slots, compute).astype(jnp.float32)
     with jax.named_scope("head"):
         # Accelerators multiply float32 in fewer bits by default, which would round rewards and the head itself.
         weight, exact = model.value_head[...].astype(jnp.float32), jax.lax.Precision.HIGHEST
@@ -306,19 +306,19 @@ def token_scalars(
     params: Params,
     tokens: Int[Array, "B L"],
     targets: Int[Array, "B L"],
-    layout: Layout,
+    slots: Slots,
     compute: Compute,
 ) -> Float[Array, "B L"]:
-    """What the model's head says of each slot, float32: `token_logps`, or `token_values` of a reward model."""
+    """The output of the model's head at each slot, float32: `token_logps`, or `token_values` of a reward model."""
     if config.head == "value":
-        return token_values(config, params, tokens, layout, compute)
-    return token_logps(config, params, tokens, targets, layout, compute)
+        return token_values(config, params, tokens, slots, compute)
+    return token_logps(config, params, tokens, targets, slots, compute)
 
 
 def logits(
-    config: ModelConfig, params: Params, tokens: Int[Array, "B L"], layout: Layout, compute: Compute
+    config: ModelConfig, params: Params, tokens: Int[Array, "B L"], slots: Slots, compute: Compute
 ) -> Float[Array, "B L V"]:
     """Whole logits in float32, for comparisons and short generations; training uses `token_logps`."""
     model = _bind(config, params)
-    x = model(tokens, layout, compute)
+    x = model(tokens, slots, compute)
     return jnp.einsum("bld,dv->blv", x, model.head().astype(x.dtype), preferred_element_type=jnp.float32)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from janus_jax.model.attention import Layout
+from janus_jax.model.attention import Slots
 from janus_jax.parallel.mesh import NOWHERE, Placement
 
 LANES = 128
@@ -83,7 +83,7 @@ def splash_attention(
     q: Float[Array, "B L N H"],
     k: Float[Array, "B L K H"],
     v: Float[Array, "B L K H"],
-    layout: Layout,
+    slots: Slots,
     *,
     window: int | None,
     copies: int,
@@ -115,11 +115,11 @@ def splash_attention(
     local = functools.partial(
         _local, tree=tree, copies=copies, group=q.shape[2] // k.shape[2], kv_heads=k.shape[2], place=place
     )
-    slots = ("batch", "length")
-    queries, keys = (*slots, "q_heads", None), (*slots, "kv_heads", None)
+    tokens = ("batch", "length")
+    queries, keys = (*tokens, "q_heads", None), (*tokens, "kv_heads", None)
     steps = [(None, "length", None) if leaf.ndim == 3 else ("length",) for leaf in kernel]
-    mapped = place.map(local, in_axes=(queries, keys, keys, slots, slots, steps), out_axes=queries)
-    return mapped(q, k, v, layout.segment, layout.branch, kernel)
+    mapped = place.map(local, in_axes=(queries, keys, keys, tokens, tokens, steps), out_axes=queries)
+    return mapped(q, k, v, slots.segment, slots.branch, kernel)
 
 
 def _local(
@@ -203,8 +203,8 @@ def _extend_forward(x: Array, taken: Array, rank: Array) -> tuple[Array, Array]:
 def _extend_backward(rank: Array, gradient: Array) -> tuple[Array, None, None]:
     copies = gradient.shape[1] - rank.shape[1]
     copied, own = gradient[:, :copies], gradient[:, copies:]
-    found = (rank < copies)[:, :, None, None]
-    return own + jnp.where(found, _take(copied, jnp.minimum(rank, copies - 1)), 0), None, None
+    is_copied = (rank < copies)[:, :, None, None]
+    return own + jnp.where(is_copied, _take(copied, jnp.minimum(rank, copies - 1)), 0), None, None
 
 
 _extend.defvjp(_extend_forward, _extend_backward)

@@ -25,8 +25,8 @@ def apart(place: Placement) -> tuple[str, ...]:
 
 def _gathers(place: Placement, axes: tuple[str, ...]) -> list[tuple[int, tuple[str, ...]]]:
     """Dimensions of a parameter that come together, with their mesh axes."""
-    found = [(dim, place.names(axis)) for dim, axis in enumerate(axes) if axis != "vocab" or not apart(place)]
-    return [(dim, names) for dim, names in found if names]
+    dimensions = [(dim, place.names(axis)) for dim, axis in enumerate(axes) if axis != "vocab" or not apart(place)]
+    return [(dim, names) for dim, names in dimensions if names]
 
 
 def together(shard: Array, place: Placement, axes: tuple[str, ...]) -> Array:

@@ -1,4 +1,4 @@
-"""The Hugging Face directory that a finished run writes by itself: what a conversion of its last step would give."""
+"""The Hugging Face directory that a finished run writes: the same as a conversion of its last step."""
 
 import functools
 from collections.abc import Callable
@@ -20,36 +20,36 @@ def export_step(run: RunDir[Path], setup: Setup, step: int, params: Params, noti
     """Writes RUN/exports/STEP, each process some of its files, and compares it with the checkpoint of that step.
 
     Args:
-        step: one that was saved.
-        params: of that step.
-        notify: told what was verified.
+        step: a saved step.
+        params: its parameters.
+        notify: gets a line about what was verified.
     Returns:
         The directory.
     Raises:
-        ConfigError: it is there already, in another dtype or layout.
-        ConversionError: it is not what the checkpoint holds; nothing is left then.
+        ConfigError: it exists already, in another dtype or layout, or of another run.
+        ConversionError: it differs from the checkpoint; nothing is left then.
         StorageError: it cannot be written.
     """
-    wanted = setup.config.export
+    section = setup.config.export
     out = run.export(step)
-    dtype = export_dtype(wanted.dtype or setup.config.params_dtype)
-    source = open_model(run.path, step)  # what a conversion of it says, this says; Orbax wants all processes for this
+    dtype = export_dtype(section.dtype or setup.config.params_dtype)
+    source = open_model(run.path, step)  # facts and card as in a conversion; Orbax needs all processes here
     if out.exists() and any(out.iterdir()):  # a finished run started once more
-        _require_suitable(out, source, dtype.name, wanted)
+        _require_suitable(out, source, dtype.name, section)
         return out
     dataset = setup.loader.dataset
-    report = Report.of(source, dtype, wanted.verify, wanted.layout)
+    report = Report.of(source, dtype, section.verify, section.layout)
     save_hf(
         params,
         setup.model,
         out,
         dtype=dtype,
-        max_shard_size=wanted.max_shard_size,
+        max_shard_size=section.max_shard_size,
         tokenizer=dataset.tokenizer(),
         chat_template=dataset.template().chat_template,
         facts=source.facts,
-        layout=wanted.layout,
-        card=model_card(setup.model, dtype, facts=source.facts, meta=source.meta, step=step, layout=wanted.layout),
+        layout=section.layout,
+        card=model_card(setup.model, dtype, facts=source.facts, meta=source.meta, step=step, layout=section.layout),
         verify=functools.partial(report.finish, source),
     )
     if processes.is_main():  # the others have verified nothing
@@ -57,18 +57,16 @@ def export_step(run: RunDir[Path], setup: Setup, step: int, params: Params, noti
     return out
 
 
-def _require_suitable(out: Path, source: StoredModel, dtype: str, wanted: ExportSection) -> None:
-    """Refuses an export that is there and is not what this run would write."""
-    there, report = open_model(out), read_report(out)
+def _require_suitable(out: Path, source: StoredModel, dtype: str, section: ExportSection) -> None:
+    """Refuses an existing export that this run would not write."""
+    existing, report = open_model(out), read_report(out)
     if report.get("run_sha256") not in (None, run_digest(source)):
-        raise ConfigError(
-            f"export.hf=true: {out} is there already, of another run; remove it or choose another run.dir"
-        )
+        raise ConfigError(f"export.hf=true: {out} exists already, of another run; remove it or choose another run.dir")
     verified = report.get("verify", "none")
-    for key, value, found, suits in (
-        ("dtype", dtype, there.stored_dtype.name, dtype == there.stored_dtype.name),
-        ("layout", wanted.layout, there.layout, wanted.layout == there.layout),
-        ("verify", wanted.verify, verified, verified in VERIFY[VERIFY.index(wanted.verify) :]),
+    for key, value, stored, suits in (
+        ("dtype", dtype, existing.stored_dtype.name, dtype == existing.stored_dtype.name),
+        ("layout", section.layout, existing.layout, section.layout == existing.layout),
+        ("verify", section.verify, verified, verified in VERIFY[VERIFY.index(section.verify) :]),
     ):
         if not suits:
-            raise ConfigError(f"export.{key}={value}: {out} is there already, in {found}; remove it or leave the key")
+            raise ConfigError(f"export.{key}={value}: {out} exists already, in {stored}; remove it or leave the key")

@@ -1,4 +1,4 @@
-"""From a configuration to everything a loop needs; all that can be wrong with it is found here, before any step."""
+"""From a configuration to everything that the loop needs. Mistakes are found here, before any step."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from janus_jax.training.program import Program, build_program, build_schedule, w
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What a run computes with; nothing here holds weights."""
+    """What a run computes with, without any weights."""
 
     config: RunConfig
     model: ModelConfig
@@ -36,7 +36,7 @@ class Setup:
     loader: Loader
     eval_loader: Loader | None
     source: StoredModel | None
-    reference: StoredModel | None  # what reference.from says; None: as source, or the random weights
+    reference: StoredModel | None  # reference.from; None: the initial weights
 
     def initial_params(self, dtype: Any) -> Params:
         """The weights that a fresh run begins from: `init.from`, or random ones of `run.seed`."""
@@ -44,35 +44,33 @@ class Setup:
 
     @property
     def reference_step(self) -> int | None:
-        """The step that the reference is of, where it comes from a run that may go on."""
+        """The step of the run that the reference comes from, since that run may go on; None if it comes from no run."""
         source = self.reference or self.source
         return None if source is None else source.step
 
     def reference_params(self, step: int | None) -> Params | None:
-        """The frozen reference, kept in the compute dtype, to which every use casts it anyway; None without need.
+        """The frozen reference in the compute dtype, to which every use casts it anyway; None if none is needed.
 
         Args:
-            step: `reference_step` when the run began; its reference does not change if that run has gone on since.
+            step: `reference_step` when this run began: the reference stays the same if the other run has gone on.
         """
         if not self.objective.needs_reference:
             return None
-        chosen, path = (
-            (self.source, self.config.init.from_)
-            if self.reference is None
-            else (self.reference, self.config.reference.from_)
-        )
-        if chosen is not None and chosen.step != step:
+        model, path = self.source, self.config.init.from_
+        if self.reference is not None:
+            model, path = self.reference, self.config.reference.from_
+        if model is not None and model.step != step:
             assert path is not None
-            chosen = open_model(path, step)
+            model = open_model(path, step)
         dtype, kept = self.program.functions.compute.dtype, jnp.dtype(self.config.params_dtype)
         if self.reference is not None or jnp.promote_types(dtype, kept) == kept:
-            return self._load(chosen, dtype)
-        initial = self._load(chosen, kept)  # rounded as the policy's are
+            return self._load(model, dtype)
+        initial = self._load(model, kept)  # rounded as the policy's are
         return jax.tree.map(lambda leaf: leaf.astype(dtype), initial)
 
     def _load(self, source: StoredModel | None, dtype: Any) -> Params:
-        """All parameters of the source, or random ones; of a language model that becomes a reward model all but the
-        vocabulary's head, and a random value head."""
+        """The parameters of the source, or random ones. A language model that becomes a reward model gives all but its
+        head; the value head is random."""
         shardings = self.program.state_shardings.params
         if source is not None and source.config == self.model:
             return source.load(dtype=dtype, shardings=shardings)
@@ -90,7 +88,7 @@ class Setup:
 
 
 def open_reference_source(config: RunConfig, model: ModelConfig) -> StoredModel | None:
-    """What `reference.from` names; None without it.
+    """The model that `reference.from` names; None without it.
 
     Raises:
         ConfigError: a model of another shape than the trained one, or a reward model.
@@ -99,19 +97,19 @@ def open_reference_source(config: RunConfig, model: ModelConfig) -> StoredModel 
     path = config.reference.from_
     if path is None:
         return None
-    found = open_model(path)
-    if found.config.head != model.head:
+    reference = open_model(path)
+    if reference.config.head != model.head:
         raise ConfigError(f"reference.from={path}: is a reward model; allowed: a language model")
-    if found.config != model:
-        raise ConfigError(f"reference.from={path}: {found.config} is not the shape of the trained {model}")
-    return found
+    if reference.config != model:
+        raise ConfigError(f"reference.from={path}: {reference.config} is not the shape of the trained {model}")
+    return reference
 
 
 @staging.naming_urls()
 def prepare(config: RunConfig) -> Setup:
     """Checks data, weights, mesh and batch against each other and builds the step functions.
 
-    Files are looked at before devices are asked for.
+    Files are checked before any device is used.
 
     Raises:
         ConfigError, DataError, ConversionError: with the key or file, the value and what is allowed.
@@ -154,28 +152,26 @@ def prepare(config: RunConfig) -> Setup:
 
 
 def model_to_train(config: RunConfig, stored: ModelConfig | None, objective: Objective) -> ModelConfig:
-    """The shape to train: of the weights to start from, or of `model`, with the head that the objective reads.
+    """The shape to train: that of the weights to start from, or of `model:`, with the head that the objective reads.
 
     Args:
-        stored: of `init.from`.
+        stored: the shape of `init.from`; None without it.
     Raises:
-        ConfigError: they are a reward model's, and the objective needs the vocabulary's head.
+        ConfigError: init.from is a reward model, and the objective needs a head over the vocabulary.
     """
     if stored is None:
         assert config.model is not None
-        found = config.model.build()
-    else:
-        found = stored
-        if found.head == "value" and objective.head == "lm":
-            raise ConfigError(
-                f"init.from={config.init.from_}: is a reward model, without a head over the vocabulary; objective "
-                f"{objective.name} needs one"
-            )
-    return dataclasses.replace(found, head=objective.head)
+        stored = config.model.build()
+    elif stored.head == "value" and objective.head == "lm":
+        raise ConfigError(
+            f"init.from={config.init.from_}: is a reward model, without a head over the vocabulary; objective "
+            f"{objective.name} needs one"
+        )
+    return dataclasses.replace(stored, head=objective.head)
 
 
 def check_fits(model: ModelConfig, dataset: TokenizedDataset, config: RunConfig) -> None:
-    """Raises ConfigError where a data set has ids, or sequences, that the model has no room for."""
+    """Raises ConfigError if a data set has ids or sequences that the model has no room for."""
     vocab = dataset.manifest.tokenizer["vocab_size"]
     if vocab > model.vocab_size:
         raise ConfigError(

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float
 
 from janus_jax.batch import Batch
-from janus_jax.model.attention import Layout
+from janus_jax.model.attention import Slots
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Compute, Params, token_scalars, working_params
 from janus_jax.objectives import BranchScores, Metrics, Objective, branch_scores
@@ -41,11 +41,11 @@ class StepFunctions:
 
     def scores(self, params: Params, batch: Batch) -> BranchScores:
         """Branch scores of one microbatch [B, L]."""
-        layout = Layout(batch.segment, batch.branch, batch.position)
+        slots = Slots(batch.segment, batch.branch, batch.position)
         # Asked for float32, accelerators would still multiply in fewer bits unless told not to.
         exact = "highest" if jnp.dtype(self.compute.dtype) == jnp.float32 else "default"
         with jax.default_matmul_precision(exact):
-            scalars = token_scalars(self.model, params, batch.tokens, batch.targets, layout, self.compute)
+            scalars = token_scalars(self.model, params, batch.tokens, batch.targets, slots, self.compute)
         return branch_scores(scalars, batch)
 
     def reference(self, params: Params, batch: Batch) -> Float[Array, "M B S 2"]:

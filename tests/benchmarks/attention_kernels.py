@@ -33,7 +33,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from janus_jax.model import splash  # noqa: E402
-from janus_jax.model.attention import Layout, attention, visible  # noqa: E402
+from janus_jax.model.attention import Slots, attention, visible  # noqa: E402
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, Placement, build_mesh  # noqa: E402
 
 HEADS, KV_HEADS, HEAD_DIM, CHIPS = 32, 8, 128, 4
@@ -49,32 +49,32 @@ SHAPES = ((4096, 1024), (4096, 2048), (8192, 0))
 Attend = Callable[..., Any]
 
 
-def rule(q: Any, k: Any, v: Any, layout: Layout, *, copies: int, place: Placement) -> Any:
+def rule(q: Any, k: Any, v: Any, layout: Slots, *, copies: int, place: Placement) -> Any:
     """The reference: the rule in XLA, in blocks."""
     return attention(q, k, v, layout, shards=place.shards("batch"))
 
 
-def ours(q: Any, k: Any, v: Any, layout: Layout, *, copies: int, place: Placement) -> Any:
+def ours(q: Any, k: Any, v: Any, layout: Slots, *, copies: int, place: Placement) -> Any:
     """The kernel that training uses on TPUs."""
     return splash.splash_attention(q, k, v, layout, window=None, copies=copies, place=place)
 
 
 def tokamax_attention(
-    q: Any, k: Any, v: Any, layout: Layout, *, copies: int, place: Placement, implementation: str
+    q: Any, k: Any, v: Any, layout: Slots, *, copies: int, place: Placement, implementation: str
 ) -> Any:
     """tokamax's public function with the rule as a mask."""
     import tokamax
 
-    def local(q: Any, k: Any, v: Any, layout: Layout) -> Any:
+    def local(q: Any, k: Any, v: Any, layout: Slots) -> Any:
         mask = visible(layout, layout, None)[:, None]
         return tokamax.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
 
     slots = ("batch", None)
     x = (*slots, None, None)
-    return place.map(local, in_axes=(x, x, x, Layout(slots, slots, slots)), out_axes=x)(q, k, v, layout)
+    return place.map(local, in_axes=(x, x, x, Slots(slots, slots, slots)), out_axes=x)(q, k, v, layout)
 
 
-def tokamax_splash(q: Any, k: Any, v: Any, layout: Layout, *, copies: int, place: Placement) -> Any:
+def tokamax_splash(q: Any, k: Any, v: Any, layout: Slots, *, copies: int, place: Placement) -> Any:
     """tokamax's splash kernel, which is not public, in the place of jax's."""
     from tokamax._src.ops.experimental.tpu.splash_attention import base
     from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_kernel as kernels
@@ -120,13 +120,13 @@ def compiled(attend: Attend, place: Placement, length: int, copies: int) -> tupl
     kv = array((CHIPS, length, KV_HEADS, HEAD_DIM), (*slots, "kv_heads", None))
     field = array((CHIPS, length), slots, jnp.int32)
 
-    def step(q: Any, k: Any, v: Any, cotangent: Any, layout: Layout) -> Any:
+    def step(q: Any, k: Any, v: Any, cotangent: Any, layout: Slots) -> Any:
         out, pull = jax.vjp(lambda *qkv: attend(*qkv, layout, copies=copies, place=place), q, k, v)
         return out, *pull(cotangent)
 
     begun = time.perf_counter()
     try:
-        program = jax.jit(step).lower(q, kv, kv, q, Layout(field, field, field)).compile()
+        program = jax.jit(step).lower(q, kv, kv, q, Slots(field, field, field)).compile()
     except Exception as error:  # a kernel that does not compile is a row of the table
         return None, time.perf_counter() - begun, f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"
     return program.memory_analysis().temp_size_in_bytes / 2**30, time.perf_counter() - begun, ""

@@ -24,7 +24,7 @@ from janus_jax.checkpoint.hf.read import save_hf
 from janus_jax.checkpoint.item import ItemReader, ItemWriter, chunk_shape
 from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.errors import ConversionError
-from janus_jax.model.attention import Layout
+from janus_jax.model.attention import Slots
 from janus_jax.model.mistral import Compute, logits, token_values
 from tests.support.models import SMALL, assert_same_bits, random_params
 from tests.support.repository import ROOT
@@ -95,7 +95,7 @@ def test_layer_by_layer_a_model_says_what_it_says_whole(config, dtype, tmp_path)
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, 20).astype(np.int32)
     found = np.concatenate(verify.outputs(open_model(tmp_path / "hf"), tokens), axis=-1)
     places = jnp.arange(20, dtype=jnp.int32)[None]
-    layout = Layout(jnp.ones_like(places), jnp.ones_like(places), places)
+    layout = Slots(jnp.ones_like(places), jnp.ones_like(places), places)
     exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     compute = Compute(dtype=jnp.float32)
     if config.head == "value":

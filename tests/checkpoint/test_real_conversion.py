@@ -16,7 +16,7 @@ import pytest
 from janus_jax.checkpoint.conversion_report import REPORT
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
 from janus_jax.checkpoint.hf.read import load_hf
-from janus_jax.model.attention import Layout
+from janus_jax.model.attention import Slots
 from janus_jax.model.mistral import Compute, logits
 from tests.support.continuations import NEW_TOKENS, by_transformers, proven
 from tests.support.models import read_tensors
@@ -58,7 +58,7 @@ def greedy(directory: Path, ids: list[int]) -> list[int]:
     config, params = load_hf(directory)
     length = len(ids) + NEW_TOKENS
     places = jnp.arange(length, dtype=jnp.int32)[None]
-    layout = Layout(jnp.ones_like(places), jnp.ones_like(places), places)
+    layout = Slots(jnp.ones_like(places), jnp.ones_like(places), places)
     compute = Compute(dtype=jnp.float32)
     step = jax.jit(lambda params, tokens, last: logits(config, params, tokens, layout, compute)[0, last].argmax())
     found = list(ids)

@@ -206,12 +206,12 @@ def our_logits(directory: Path, ids: list[int]) -> np.ndarray:
     import jax.numpy as jnp
 
     from janus_jax.checkpoint.hf.read import load_hf
-    from janus_jax.model.attention import Layout
+    from janus_jax.model.attention import Slots
     from janus_jax.model.mistral import Compute, logits
 
     config, params = load_hf(directory)
     position = jnp.arange(len(ids), dtype=jnp.int32)[None]
-    layout = Layout(jnp.ones_like(position), jnp.zeros_like(position), position)
+    layout = Slots(jnp.ones_like(position), jnp.zeros_like(position), position)
     return np.asarray(logits(config, params, jnp.asarray([ids], jnp.int32), layout, Compute(dtype=jnp.float32))[0])
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.model.attention import Layout, attention, visible
+from janus_jax.model.attention import Slots, attention, visible
 
 
 def packed_row(rng, length):
@@ -38,7 +38,7 @@ def sees(query, key, window):
 def test_visible_equals_the_rule_slot_by_slot(window):
     row = packed_row(np.random.default_rng(0), 96)
     assert set(row[:, 1]) == {0, 1, 2} and (row[:, 0] == 0).any()
-    layout = Layout(*(jnp.asarray(row[None, :, i]) for i in range(3)))
+    layout = Slots(*(jnp.asarray(row[None, :, i]) for i in range(3)))
     expected = np.array([[sees(query, key, window) for key in row] for query in row])
     np.testing.assert_array_equal(np.asarray(visible(layout, layout, window))[0], expected)
 
@@ -50,7 +50,7 @@ def test_attention_equals_softmax_over_the_visible_keys_only(window):
     row = packed_row(rng, length)
     q = rng.normal(size=(1, length, heads, head_dim)).astype(np.float32)
     k, v = (rng.normal(size=(1, length, kv_heads, head_dim)).astype(np.float32) for _ in "kv")
-    layout = Layout(*(jnp.asarray(row[None, :, i]) for i in range(3)))
+    layout = Slots(*(jnp.asarray(row[None, :, i]) for i in range(3)))
     out = np.asarray(attention(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), layout, window=window))
     assert np.isfinite(out).all()
     for i in np.flatnonzero(row[:, 0]):
@@ -74,5 +74,5 @@ def test_one_layer_at_length_8192_stays_under_1_5_gib(dtype):
         return attention(q, k, v, layout).astype(jnp.float32).sum()
 
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
-    memory = step.lower(q, kv, kv, Layout(field, field, field)).compile().memory_analysis()
+    memory = step.lower(q, kv, kv, Slots(field, field, field)).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 1.5 * 2**30

@@ -11,7 +11,7 @@ from janus_jax.checkpoint.hf.keys import key_table, leaves
 from janus_jax.checkpoint.hf.read import load_hf
 from janus_jax.model import attention as attention_module
 from janus_jax.model import head as head_module
-from janus_jax.model.attention import Layout
+from janus_jax.model.attention import Slots
 from janus_jax.model.mistral import Compute, logits, token_logps
 
 ROWS, LENGTH, VOCAB = 2, 40, 97
@@ -84,7 +84,7 @@ def compare(model, directory):
     config, params = load_hf(directory)
     inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
     position = jnp.broadcast_to(jnp.arange(LENGTH, dtype=jnp.int32), (ROWS, LENGTH))
-    layout = Layout(jnp.ones_like(position), jnp.zeros_like(position), position)
+    layout = Slots(jnp.ones_like(position), jnp.zeros_like(position), position)
     compute = Compute(dtype=jnp.float32)
     close(jax.jit(lambda p: logits(config, p, inputs, layout, compute))(params), their_logits.detach(), "logits")
 

@@ -9,7 +9,7 @@ import pytest
 
 from janus_jax.data.rows import RowFormat, pack
 from janus_jax.model import mistral
-from janus_jax.model.attention import Layout
+from janus_jax.model.attention import Slots
 from janus_jax.model.mistral import Compute, hidden_states, init_params, param_specs
 from janus_jax.model.remat_scan import rematerialized
 from janus_jax.model.splash import Splash
@@ -106,7 +106,7 @@ def test_gradients_have_the_dtype_of_the_parameters(kept, compute, by_jax):
     """Differentiated from the parameters themselves, whether or not they are what the blocks multiply with."""
     params = init_params(DEEP, jax.random.key(0), kept)
     batch = jax.tree.map(lambda x: jnp.asarray(x[0]), batch_of(SFT(), 1))
-    layout = Layout(batch.segment, batch.branch, batch.position)
+    layout = Slots(batch.segment, batch.branch, batch.position)
 
     def gradients():
         return jax.jit(jax.value_and_grad(lambda params: loss(params)))(params)

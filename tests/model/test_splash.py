@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from janus_jax.data.example import Example
 from janus_jax.data.rows import RowFormat, pack
 from janus_jax.model import splash
-from janus_jax.model.attention import Layout, attention, visible
+from janus_jax.model.attention import Slots, attention, visible
 from janus_jax.model.splash import splash_attention, why_not
 from janus_jax.parallel.mesh import DEFAULT_RULES, NOWHERE, MeshShape, Placement, build_mesh, merge_rules
 
@@ -29,7 +29,7 @@ def layout_of(rows, form, length=LENGTH):
 
     examples = [[Example(ids(p), ids(c), None if r is None else ids(r)) for p, c, r in row] for row in rows]
     batch = pack(examples, row_length=length, max_segments=64, form=form)
-    return Layout(batch.segment, batch.branch, batch.position)
+    return Slots(batch.segment, batch.branch, batch.position)
 
 
 def gradients(window, copies, place=NOWHERE):
@@ -56,7 +56,7 @@ def check(layout, *, window=None, copies=COPIES, heads=(4, 2), head_dim=HEAD_DIM
     real = (layout.segment > 0)[:, :, None, None]
     q, weights = (rng.normal(size=(rows, length, heads[0], head_dim)).astype(np.float32) for _ in range(2))
     k, v = (rng.normal(size=(rows, length, heads[1], head_dim)).astype(np.float32) for _ in range(2))
-    layout = Layout(*map(jnp.asarray, layout))
+    layout = Slots(*map(jnp.asarray, layout))
     compiled = on_one_device(window, copies) if place.mesh is None else gradients(window, copies, place)
     ours = compiled(q, k, v, real * weights, layout)
     theirs = on_one_device(window, None)(q, k, v, real * weights, layout)
@@ -157,7 +157,7 @@ def test_a_block_is_computed_where_the_rule_lets_a_query_see_a_key_of_it_and_now
     length, block, copies = 512, 128, 256
     layout = layout_of([[(129, 100, 156), (65, 30, 34)]], PAIRS, length)
     assert (layout.segment > 0).all()
-    layout = Layout(*map(jnp.asarray, layout))
+    layout = Slots(*map(jnp.asarray, layout))
     seen = np.asarray(visible(layout, layout, None))[0]
     shared, rejected = np.asarray(layout.branch[0] == 0), np.asarray(layout.branch[0] == 2)
     expected = np.zeros((length, copies + length), bool)
@@ -183,7 +183,7 @@ def test_a_block_is_computed_where_the_rule_lets_a_query_see_a_key_of_it_and_now
 @pytest.mark.parametrize("copies", [0, 128])
 def test_rows_with_more_shared_slots_than_copies_say_so(copies):
     """The first row has too many; the answer would look right and be wrong."""
-    layout = Layout(*map(jnp.asarray, layout_of([[(150, 60, 60)], [], [(60, 90, None)]], PAIRS)))
+    layout = Slots(*map(jnp.asarray, layout_of([[(150, 60, 60)], [], [(60, 90, None)]], PAIRS)))
     q, k, v = (jnp.ones((3, LENGTH, heads, HEAD_DIM)) for heads in (4, 2, 2))
     out = splash_attention(q, k, v, layout, window=None, copies=copies, interpret=True)
     assert np.isnan(out[0]).all() and np.isfinite(out[1:]).all()
@@ -192,12 +192,12 @@ def test_rows_with_more_shared_slots_than_copies_say_so(copies):
 def test_bfloat16_is_as_near_to_float32_as_the_rule_is():
     """The scale is multiplied in float32 and then rounded, scores and softmax stay float32."""
     rng = np.random.default_rng(0)
-    layout = Layout(*map(jnp.asarray, layout_of([[(120, 100, 110)]], PAIRS)))
+    layout = Slots(*map(jnp.asarray, layout_of([[(120, 100, 110)]], PAIRS)))
     real = (layout.segment > 0)[:, :, None, None]
     q, k, v = (jnp.asarray(rng.normal(size=(1, LENGTH, heads, HEAD_DIM)), jnp.bfloat16) for heads in (4, 2, 2))
     exact = attention(*(x.astype(jnp.float32) for x in (q, k, v)), layout)
     rule = attention(q, k, v, layout)
-    kernel = functools.partial(splash_attention, layout=layout, window=None, copies=COPIES, interpret=True)
+    kernel = functools.partial(splash_attention, slots=layout, window=None, copies=COPIES, interpret=True)
     ours = jax.jit(kernel)(q, k, v)
     assert ours.dtype == jnp.bfloat16
 

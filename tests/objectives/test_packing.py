@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from janus_jax.batch import Batch
 from janus_jax.data.rows import pack
-from janus_jax.model.attention import Layout
+from janus_jax.model.attention import Slots
 from janus_jax.model.mistral import Compute, Remat, hidden_states, init_params, logits, param_specs
 from janus_jax.objectives.dpo import DPO
 from janus_jax.objectives.sft import SFT
@@ -83,7 +83,7 @@ def score_alone(config):
     """
 
     def score(params, tokens, targets, counted):
-        layout = Layout(jnp.ones((1, LONGEST), jnp.int32), jnp.ones((1, LONGEST), jnp.int32), jnp.arange(LONGEST)[None])
+        layout = Slots(jnp.ones((1, LONGEST), jnp.int32), jnp.ones((1, LONGEST), jnp.int32), jnp.arange(LONGEST)[None])
         logp = jax.nn.log_softmax(logits(config, params, tokens[None], layout, FULL)[0])
         return jnp.where(counted, logp[jnp.arange(LONGEST), targets], 0).sum()
 
@@ -133,7 +133,7 @@ def test_packed_logits_equal_each_example_alone():
 
     def run(rows):
         batch = pack(rows, row_length=2 * ROW, max_segments=8)
-        layout = Layout(*map(jnp.asarray, (batch.segment, batch.branch, batch.position)))
+        layout = Slots(*map(jnp.asarray, (batch.segment, batch.branch, batch.position)))
         return batch, np.asarray(logits(TINY, params, jnp.asarray(batch.tokens), layout, FULL))
 
     batch, together = run([examples[:3], examples[3:]])
@@ -189,6 +189,6 @@ def test_bfloat16_compute_stays_near_float32_and_scores_stay_float32():
     full = functions(SFT()).scores(params, batch)
     assert half.sums.dtype == jnp.float32
     np.testing.assert_allclose(half.sums, full.sums, rtol=0.02, atol=0.05)
-    layout = Layout(batch.segment, batch.branch, batch.position)
+    layout = Slots(batch.segment, batch.branch, batch.position)
     hidden = hidden_states(TINY, params, batch.tokens, layout, Compute(dtype=jnp.bfloat16))
     assert hidden.dtype == jnp.bfloat16

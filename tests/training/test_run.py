@@ -184,7 +184,7 @@ def test_a_finished_run_started_again_changes_nothing(data, tmp_path):
     assert json.loads(before)["run_dir"].endswith("/NaNdir")
     train(config(data, run, schedule=SIX_STEPS, export={"hf": True}), writers=())
     assert (run / "summary.json").read_text() == before
-    with pytest.raises(ConfigError, match=r"export.dtype=bfloat16: .* is there already, in float32"):
+    with pytest.raises(ConfigError, match=r"export.dtype=bfloat16: .* exists already, in float32"):
         train(config(data, run, schedule=SIX_STEPS, export={"hf": True, "dtype": "bfloat16"}), writers=())
 
 

@@ -93,7 +93,7 @@ def test_the_export_of_an_earlier_run_is_not_taken_for_that_of_this_one(tmp_path
     for _ in range(2):
         train(settings(), writers=())
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    with pytest.raises(ConfigError, match=r"exports/1 is there already, of another run; remove it"):
+    with pytest.raises(ConfigError, match=r"exports/1 exists already, of another run; remove it"):
         train(settings(learning_rate=0.5), writers=())
 
 

@@ -18,7 +18,7 @@ from janus_jax.config.run import RunConfig
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.sample import sample_records
 from janus_jax.evaluation.pairs import Accuracy
-from janus_jax.model.attention import Layout
+from janus_jax.model.attention import Slots
 from janus_jax.model.mistral import Compute, Params, logits, token_values
 from janus_jax.training.run import Summary, train
 
@@ -135,7 +135,7 @@ def compare_export(config: RunConfig) -> float:
     compute = Compute(dtype=jnp.float32)
 
     @jax.jit
-    def outputs(params: Params, tokens: jax.Array, layout: Layout, last: jax.Array) -> jax.Array:
+    def outputs(params: Params, tokens: jax.Array, layout: Slots, last: jax.Array) -> jax.Array:
         if model.head == "value":
             return token_values(model, params, tokens, layout, compute)[0, last]
         return logits(model, params, tokens, layout, compute)
@@ -148,7 +148,7 @@ def compare_export(config: RunConfig) -> float:
     for row in rows:
         tokens = jnp.asarray(np.pad(row, (0, length - len(row))))[None]  # one length: compiled once
         present = (jnp.arange(length, dtype=jnp.int32) < len(row)).astype(jnp.int32)[None]
-        layout = Layout(present, present, jnp.arange(length, dtype=jnp.int32)[None])
+        layout = Slots(present, present, jnp.arange(length, dtype=jnp.int32)[None])
         a, b = (outputs(params, tokens, layout, jnp.int32(len(row) - 1)) for params in (ours, theirs))
         errors.append(jnp.abs(a - b).max())
     return float(np.max(errors))  # NaN stays NaN

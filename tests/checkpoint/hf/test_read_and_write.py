@@ -15,7 +15,7 @@ from janus_jax.checkpoint.hf.facts import ModelFacts
 from janus_jax.checkpoint.hf.keys import key_table
 from janus_jax.checkpoint.hf.read import hf_config, load_hf, read_model_config, save_hf
 from janus_jax.checkpoint.hf.write import parse_size
-from janus_jax.model.attention import Layout
+from janus_jax.model.attention import Slots
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Compute, logits, param_specs
 from janus_jax.parallel.mesh import MeshShape, build_mesh, merge_rules, param_shardings
@@ -28,7 +28,7 @@ TIED = dataclasses.replace(SMALL, tie_embeddings=True, sliding_window=None)
 def our_logits(config, params, tokens):
     tokens = jnp.asarray(tokens, jnp.int32)
     position = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    layout = Layout(jnp.ones_like(position), jnp.zeros_like(position), position)
+    layout = Slots(jnp.ones_like(position), jnp.zeros_like(position), position)
     return np.asarray(logits(config, params, tokens, layout, Compute(dtype=jnp.float32)))
 
 

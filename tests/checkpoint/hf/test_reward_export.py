@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from janus_jax.checkpoint.hf.read import load_hf, save_hf
-from janus_jax.model.attention import Layout
+from janus_jax.model.attention import Slots
 from janus_jax.model.mistral import Compute, token_values
 from janus_jax.text.tokenizer import HFTokenizer, load_tokenizer, save_hf_tokenizer
 from tests.support.models import SMALL, assert_same_bits, random_params
@@ -36,7 +36,7 @@ def our_reward(model, params, ids):
     """Of one text by itself, without padding."""
     tokens = jnp.asarray(ids, jnp.int32)[None]
     one = jnp.ones_like(tokens)
-    layout = Layout(one, one, jnp.arange(len(ids), dtype=jnp.int32)[None])
+    layout = Slots(one, one, jnp.arange(len(ids), dtype=jnp.int32)[None])
     return float(token_values(model, params, tokens, layout, Compute(dtype=jnp.float32))[0, -1])
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from janus_jax.model.attention import Layout
+from janus_jax.model.attention import Slots
 from janus_jax.model.config import PRESETS, ModelConfig
 from janus_jax.model.mistral import Compute, Remat, one_layer, param_specs
 from janus_jax.planning.chips.roofline import (
@@ -109,7 +109,7 @@ def layer_of(kind, rows, length):
     at = jax.ShapeDtypeStruct((rows, length), jnp.int32)
 
     def layer(weights, x, at):
-        return one_layer(LAYER, weights, x, Layout(at, at, at), Compute(dtype=jnp.float32))
+        return one_layer(LAYER, weights, x, Slots(at, at, at), Compute(dtype=jnp.float32))
 
     policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None, "offload": None}
     return jax.checkpoint(layer, policy=policies[kind]) if kind in policies else layer, (weights, x, at)
