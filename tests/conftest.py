@@ -1,4 +1,4 @@
-"""Set before JAX starts, for every test: eight simulated CPU devices, quick compiling, checked annotations."""
+"""For every test, set before JAX starts: eight simulated CPU devices, quick compiling, checked annotations."""
 
 import atexit
 import os
@@ -10,13 +10,13 @@ from importlib.metadata import version
 _FLAGS = (
     "--xla_force_host_platform_device_count=8",
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
-    # Tests compile more than they run: a third of the time that the defaults take.
+    # Tests compile more than they run: these two flags make them take a third of the time.
     "--xla_backend_optimization_level=0",
     "--xla_cpu_prefer_vector_width=128",
 )
-if version("jaxlib").startswith("0.10."):  # later ones do not know the flag, and end at flags that they do not know
-    _FLAGS += ("--xla_cpu_use_fusion_emitters=false",)  # compiles in 0.6 times the time again
-_COMPILED = tempfile.mkdtemp(prefix="janus_jax_compiled_")  # what one test compiled, the next need not compile again
+if version("jaxlib").startswith("0.10."):  # later versions abort at a flag that they do not know
+    _FLAGS += ("--xla_cpu_use_fusion_emitters=false",)  # compiling takes 0.6 of the time
+_COMPILED = tempfile.mkdtemp(prefix="janus_jax_compiled_")  # tests share what they compile
 atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
 
 os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
@@ -31,23 +31,11 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402 (reads the environment)
 
-SHAPED = tuple(
-    f"janus_jax.{name}"
-    for name in (
-        "evaluation.pairs",
-        "model",
-        "objectives",
-        "training.fingerprint",
-        "training.hashing",
-        "training.optimizer",
-        "training.step",
-    )
-)
-"""Modules whose annotations of shapes are checked at each call."""
+from tests.support.repository import SHAPED  # noqa: E402
 
 install_import_hook(SHAPED, "beartype.beartype")
 
-# The same examples in every run, and as much time for each as a busy machine takes.
+# The same random examples in every run, and no deadline, which a busy machine would miss.
 settings.register_profile(
     "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -56,7 +44,7 @@ settings.load_profile("suite")
 
 @pytest.fixture(scope="session")
 def bucket_server(tmp_path_factory):
-    """URL of a server of gs:// on this machine."""
+    """URL of a bucket server on this machine."""
     from tests.support.buckets import server
 
     with server(tmp_path_factory.mktemp("buckets")) as url:
@@ -64,7 +52,7 @@ def bucket_server(tmp_path_factory):
 
 
 def _reach(url, monkeypatch):
-    """Both clients, Google's and tensorstore's."""
+    """Points both clients, Google's and tensorstore's, to `url`."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
     monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
     monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "any")
@@ -72,7 +60,7 @@ def _reach(url, monkeypatch):
 
 @pytest.fixture
 def bucket(bucket_server, tmp_path, monkeypatch):
-    """gs:// URL of an empty bucket, with a cache of its own."""
+    """gs:// URL of an empty bucket; the test has a cache of its own."""
     from google.cloud import storage
 
     _reach(bucket_server, monkeypatch)
@@ -84,7 +72,7 @@ def bucket(bucket_server, tmp_path, monkeypatch):
 
 @pytest.fixture
 def proxy(bucket, bucket_server, monkeypatch):
-    """Between the client and the server: what was asked, and answers that a test may bend."""
+    """Between client and server: notes requests, and changes answers as the test says."""
     from tests.support.buckets import Proxy
 
     between = Proxy(bucket_server)
@@ -97,9 +85,9 @@ def proxy(bucket, bucket_server, monkeypatch):
 def small(tmp_path, monkeypatch):
     """A configuration in an empty working directory."""
     monkeypatch.chdir(tmp_path)
-    from tests.config.test_config import SMALL
+    from tests.support.run_configs import SMALLEST_YAML
 
-    (tmp_path / "small.yaml").write_text(SMALL)
+    (tmp_path / "small.yaml").write_text(SMALLEST_YAML)
     return "small.yaml"
 
 

@@ -20,8 +20,8 @@ from janus_jax.errors import ConversionError, StorageError
 from tests.checkpoint.hf.several_processes import limited_file_size
 from tests.support.models import SMALL, random_params
 from tests.support.repository import ROOT
+from tests.support.run_configs import run_config
 from tests.support.training_examples import random_examples, write_dataset
-from tests.training.test_run import config
 
 MIDDLING = dataclasses.replace(
     SMALL, num_layers=12, hidden_size=256, intermediate_size=1024, vocab_size=512, head_dim=64, sliding_window=None
@@ -143,7 +143,7 @@ def test_a_conversion_killed_at_any_moment_is_whole_or_absent(way, sources, tmp_
 def test_a_run_killed_during_its_export_is_finished_by_the_next_start(tmp_path):
     write_dataset(tmp_path / "sft", {"train": random_examples(20, pairs=False, seed=1)}, kind="sft")
     model = {"preset": "tiny", "vocab_size": 96, "hidden_size": 256, "intermediate_size": 1024, "num_layers": 6}
-    recipe = config(
+    recipe = run_config(
         tmp_path,
         tmp_path / "run",
         model=model,

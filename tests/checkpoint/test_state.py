@@ -17,52 +17,10 @@ from janus_jax.checkpoint.hf.read import save_hf
 from janus_jax.checkpoint.state import CHUNK_BYTES, Checkpoints
 from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.errors import ConversionError, StorageError
-from janus_jax.model.config import ModelConfig
-from janus_jax.model.mistral import param_specs
-from janus_jax.parallel.mesh import MeshShape, build_mesh, merge_rules, param_shardings
+from janus_jax.parallel.mesh import MeshShape, build_mesh
 from tests.support import processes
 from tests.support.models import assert_same_bits, random_params, read_tensors
-
-CONFIG = ModelConfig(
-    vocab_size=64,
-    hidden_size=16,
-    intermediate_size=32,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    initializer_range=0.3,
-)
-META = {"model": {**CONFIG.__dict__}, "config": {"run": {"seed": 3}}}
-
-
-def transformation():
-    """An optax state with everything odd: empty states, masks, counters, a moment per parameter."""
-    mask = jax.tree.map(lambda spec: len(spec.shape) > 2, param_specs(CONFIG))
-    return optax.chain(
-        optax.clip(1.0),
-        optax.scale_by_adam(),
-        optax.masked(optax.trace(0.9), mask),
-        optax.add_decayed_weights(0.1, mask=mask),
-        optax.scale_by_schedule(optax.constant_schedule(0.5)),
-    )
-
-
-def placed_state(mesh, params=None):
-    """Parameters on a mesh and an optimizer state after one update, moments lying like their parameters.
-
-    Every value is made element by element, so that it is the same on any mesh.
-    """
-    shardings = param_shardings(param_specs(CONFIG), mesh, merge_rules({}))
-    params = jax.device_put(params or random_params(CONFIG), shardings)
-    tx = transformation()
-    with jax.set_mesh(mesh):
-        optimizer = jax.jit(lambda p: tx.update(jax.tree.map(lambda x: x / 2, p), tx.init(p), p)[1])(params)
-    return params, optimizer
-
-
-def abstract(tree):
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+from tests.support.states import STATE_META, STATE_MODEL, abstract, placed_state
 
 
 def assert_same_tree(ours, theirs):
@@ -79,7 +37,7 @@ def run(tmp_path):
     params, optimizer = placed_state(build_mesh(MeshShape(1, 8, 1)))
     for step in (3, 7):
         scaled = jax.tree.map(lambda leaf, step=step: leaf * step, params)
-        checkpoints.save(step, params=scaled, optimizer=optimizer, data={"epoch": 1, "row": step}, meta=META)
+        checkpoints.save(step, params=scaled, optimizer=optimizer, data={"epoch": 1, "row": step}, meta=STATE_META)
     checkpoints.close()
     return tmp_path / "run"
 
@@ -99,7 +57,7 @@ def test_state_of_one_mesh_restores_on_another(run):
         assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
     assert len(found["lm_head"].sharding.device_set) == 8
     assert data == {"epoch": 1, "row": 7}
-    assert meta == json.loads(json.dumps(META))
+    assert meta == json.loads(json.dumps(STATE_META))
 
 
 def test_stock_orbax_restores_without_this_package(run):
@@ -119,7 +77,7 @@ print(step, found.data["row"], found.meta["config"]["run"]["seed"], found.params
     done = subprocess.run(
         [sys.executable, "-c", script, str(run / "checkpoints")], capture_output=True, text=True, check=True
     )
-    total = float((np.asarray(random_params(CONFIG)["embedding"]) * 7).astype(np.float64).sum())
+    total = float((np.asarray(random_params(STATE_MODEL)["embedding"]) * 7).astype(np.float64).sum())
     *start, last = done.stdout.split(maxsplit=7)
     assert " ".join(start) == "7 7 3 (2, 16, 4, 8)"
     assert float(last) == total
@@ -135,7 +93,7 @@ def test_only_whole_steps_are_listed(run):
     with pytest.raises(ConversionError, match="no step 7; existing steps: 3"):
         checkpoints.restore(7, params={}, optimizer={})
     params, optimizer = placed_state(build_mesh(MeshShape(1, 8, 1)))
-    checkpoints.save(7, params=params, optimizer=optimizer, data={}, meta=META)  # the number is free again
+    checkpoints.save(7, params=params, optimizer=optimizer, data={}, meta=STATE_META)  # the number is free again
     checkpoints.wait()
     assert checkpoints.latest_step() == 7
     checkpoints.close()
@@ -144,7 +102,7 @@ def test_only_whole_steps_are_listed(run):
 def test_the_newest_steps_are_kept(run):
     checkpoints = Checkpoints(run / "checkpoints", keep=2)
     params, optimizer = placed_state(build_mesh(MeshShape(1, 8, 1)))
-    checkpoints.save(8, params=params, optimizer=optimizer, data={}, meta=META)
+    checkpoints.save(8, params=params, optimizer=optimizer, data={}, meta=STATE_META)
     checkpoints.close()
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["7", "8"]
 
@@ -154,7 +112,7 @@ def test_arrays_may_be_donated_while_a_save_is_under_way(tmp_path):
     params, optimizer = placed_state(build_mesh(MeshShape(1, 8, 1)))
     expected = jax.device_get(params)
     wanted = abstract(params), abstract(optimizer)
-    checkpoints.save(1, params=params, optimizer=optimizer, data={}, meta=META)
+    checkpoints.save(1, params=params, optimizer=optimizer, data={}, meta=STATE_META)
     jax.block_until_ready(jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0)(params))
     checkpoints.wait()
     found, *_ = checkpoints.restore(1, params=wanted[0], optimizer=wanted[1])
@@ -214,7 +172,7 @@ def test_two_processes_save_and_one_restores(tmp_path):
     assert_same_tree(found, params)
     assert_same_tree(found_optimizer, placed_state(build_mesh(MeshShape(1, 8, 1)))[1])
     assert data == {"epoch": 0, "row": 40}
-    save_hf(params, CONFIG, tmp_path / "here")
+    save_hf(params, STATE_MODEL, tmp_path / "here")
     assert read_tensors(tmp_path / "export") == read_tensors(tmp_path / "here")
     assert_same_bits(open_model(tmp_path / "run").load(), params)
 

@@ -14,12 +14,12 @@ def main(port: str, process: str, directory: Path) -> None:
     from janus_jax.errors import JanusError
     from janus_jax.model.mistral import param_specs
     from janus_jax.parallel.mesh import MeshShape, build_mesh, merge_rules, param_shardings
-    from tests.checkpoint.test_state import CONFIG, META, abstract, placed_state
+    from tests.support.states import STATE_META, STATE_MODEL, abstract, placed_state
 
     mesh = build_mesh(MeshShape(1, 8, 1))
     params, optimizer = placed_state(mesh)
     checkpoints = Checkpoints(directory / "run" / "checkpoints", keep=1)
-    checkpoints.save(5, params=params, optimizer=optimizer, data={"epoch": 0, "row": 40}, meta=META)
+    checkpoints.save(5, params=params, optimizer=optimizer, data={"epoch": 0, "row": 40}, meta=STATE_META)
     checkpoints.wait()
     assert checkpoints.latest_step() == 5
     found, found_optimizer, *_ = checkpoints.restore(5, params=abstract(params), optimizer=abstract(optimizer))
@@ -27,14 +27,14 @@ def main(port: str, process: str, directory: Path) -> None:
     same_shards(found_optimizer, optimizer)
     checkpoints.close()
 
-    save_hf(params, CONFIG, directory / "export", max_shard_size="6KB")
+    save_hf(params, STATE_MODEL, directory / "export", max_shard_size="6KB")
     try:
-        save_hf(params, CONFIG, directory / "export")
+        save_hf(params, STATE_MODEL, directory / "export")
     except JanusError:
         pass  # the refusal of process 0 reaches both, and neither waits for the other
     else:
         raise AssertionError("a directory that holds something was written over")
-    shardings = param_shardings(param_specs(CONFIG), mesh, merge_rules({}))
+    shardings = param_shardings(param_specs(STATE_MODEL), mesh, merge_rules({}))
     same_shards(load_hf(directory / "export", shardings=shardings)[1], params)
     same_shards(open_model(directory / "run").load(shardings=shardings), params)
 

@@ -12,12 +12,12 @@ import pytest
 
 from janus_jax.planning.search.suggest import Suggestion
 from janus_jax.planning.search.sweep import Cell
-from tests.planning.report.test_report import a_plan
+from tests.support.plans import example_plan
 from tests.support.repository import ROOT
 
 
 def test_a_plan_is_printed_drawn_and_written(janus, small, tmp_path):
-    found = a_plan()
+    found = example_plan()
     with mock.patch("janus_jax.planning.plan", autospec=True, return_value=found) as plan:
         options = "--topology v5litepod-16 --slices 2 --json plan.json --png plan.png --dump-hlo hlo"
         code, out, err = janus("plan", small, *options.split(), "batch.rows=2")
@@ -32,8 +32,8 @@ def test_a_plan_is_printed_drawn_and_written(janus, small, tmp_path):
 
 
 def test_what_does_not_fit_exits_with_3_and_is_written_all_the_same(janus, small, tmp_path):
-    endless = dataclasses.replace(a_plan().bound, dcn_s=float("inf"), tokens_per_s=0.0)
-    found = dataclasses.replace(a_plan(), fits=False, reason="too much", bound=endless)
+    endless = dataclasses.replace(example_plan().bound, dcn_s=float("inf"), tokens_per_s=0.0)
+    found = dataclasses.replace(example_plan(), fits=False, reason="too much", bound=endless)
     with mock.patch("janus_jax.planning.plan", autospec=True, return_value=found):
         code, out, err = janus("plan", small, "--topology", "v4-8", "--json", "plan.json", "--tries", 0)
     assert (code, err) == (3, "") and out.startswith("DOES NOT FIT 2 x v5litepod-16: too much\n")
@@ -42,8 +42,8 @@ def test_what_does_not_fit_exits_with_3_and_is_written_all_the_same(janus, small
 
 
 def test_what_would_fit_is_said_as_it_is_found(janus, small):
-    failed = dataclasses.replace(a_plan(), fits=False, reason="too much")
-    found = [Suggestion(("remat=full",), "blocks are computed a second time", a_plan())]
+    failed = dataclasses.replace(example_plan(), fits=False, reason="too much")
+    found = [Suggestion(("remat=full",), "blocks are computed a second time", example_plan())]
     with (
         mock.patch("janus_jax.planning.plan", autospec=True, return_value=failed),
         mock.patch("janus_jax.planning.search.suggest.suggestions", autospec=True) as suggestions,
@@ -72,7 +72,7 @@ def test_what_would_fit_is_said_as_it_is_found(janus, small):
 
 def test_a_sweep_lists_what_was_compiled_and_counts_the_rest(janus, small, tmp_path):
     common = {"mesh": {"fsdp": 8}, "rows_per_device": 1.0, "microbatches": 1, "moments": "float32"}
-    compiled = json.loads(json.dumps(a_plan().to_json(), default=str))
+    compiled = json.loads(json.dumps(example_plan().to_json(), default=str))
     cells = [
         Cell(("mesh.fsdp=8",), remat="full", estimated_bytes=1, status="fits", plan=compiled, **common),
         Cell(("mesh.fsdp=4",), remat="none", estimated_bytes=9, status="too large", reason="more", **common),
@@ -129,7 +129,7 @@ def test_where_it_shall_be_planned_for_is_clear_at_once(options, message, janus,
 
 @pytest.mark.parametrize(("given", "expected"), [("cpu:4", "cpu:4"), ("4", "cpu:4"), ("cpu-2", "cpu-2")])
 def test_simulated_devices_have_an_option_of_their_own(given, expected, janus, small):
-    with mock.patch("janus_jax.planning.plan", autospec=True, return_value=a_plan()) as plan:
+    with mock.patch("janus_jax.planning.plan", autospec=True, return_value=example_plan()) as plan:
         assert janus("plan", small, "--devices", given)[0] == 0
     assert plan.call_args[0][1] == expected
 

@@ -10,24 +10,13 @@ from hypothesis import strategies as st
 
 from janus_jax.config.run import RunConfig, load_config, to_yaml
 from janus_jax.errors import ConfigError
-
-SMALL = """\
-run: {dir: out}
-model: {preset: tiny}
-data: {dir: data/sft}
-batch:
-  rows: 8
-  row_length: 256
-  max_sequence_length: 128
-objective: {name: sft}
-schedule: {name: cosine, learning_rate: 5e-6, epochs: 1}
-"""
+from tests.support.run_configs import SMALLEST_YAML
 
 
 @pytest.fixture
 def small(tmp_path):
     path = tmp_path / "small.yaml"
-    path.write_text(SMALL)
+    path.write_text(SMALLEST_YAML)
     return path
 
 
@@ -89,7 +78,7 @@ def test_an_override_creates_the_section_it_needs(small):
 
 def test_bases_merge_deeply_and_are_relative_to_the_file(tmp_path, monkeypatch):
     (tmp_path / "shared").mkdir()
-    (tmp_path / "shared" / "root.yaml").write_text(SMALL)
+    (tmp_path / "shared" / "root.yaml").write_text(SMALLEST_YAML)
     (tmp_path / "shared" / "middle.yaml").write_text("base: root.yaml\nbatch: {rows: 2, microbatches: 2}\n")
     (tmp_path / "top.yaml").write_text("base: shared/middle.yaml\nbatch: {rows: 4}\nmodel: {num_layers: 7}\n")
     monkeypatch.chdir(tmp_path / "shared")
@@ -100,7 +89,7 @@ def test_bases_merge_deeply_and_are_relative_to_the_file(tmp_path, monkeypatch):
 
 
 def test_a_mistake_in_a_base_is_reported_with_its_file(tmp_path):
-    (tmp_path / "root.yaml").write_text(SMALL.replace("rows: 8", "rows: 0"))
+    (tmp_path / "root.yaml").write_text(SMALLEST_YAML.replace("rows: 8", "rows: 0"))
     (tmp_path / "top.yaml").write_text("base: root.yaml\n")
     assert complaint(tmp_path / "top.yaml").startswith(f"{tmp_path / 'root.yaml'}:5: batch.rows = 0: allowed")
 
@@ -286,7 +275,7 @@ def test_resolved_yaml_names_every_key_and_no_base(small, tmp_path):
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1), rate=st.floats(1e-12, 1e6))
 def test_any_text_and_number_survives_a_round_trip(tmp_path_factory, text, rate):
     directory = tmp_path_factory.mktemp("trip")
-    (directory / "small.yaml").write_text(SMALL)
+    (directory / "small.yaml").write_text(SMALLEST_YAML)
     config = load_config(directory / "small.yaml")
     values = config.model_dump(by_alias=True)
     values["run"]["dir"], values["schedule"]["learning_rate"] = text, rate

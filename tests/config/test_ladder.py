@@ -13,12 +13,9 @@ from janus_jax.config.run import load_config, to_yaml
 from janus_jax.data.build.readers import HUB_ALIASES
 from janus_jax.errors import ConfigError
 from tests.support.models import random_params
-from tests.support.repository import ROOT
+from tests.support.run_configs import BASES, CONFIGS, RUNS
 from tests.support.training_examples import TINY
 
-CONFIGS = ROOT / "configs"
-BASES = sorted(CONFIGS.glob("base_*.yaml"))
-RUNS = sorted(set(CONFIGS.glob("*.yaml")) - set(BASES))
 PAPER = [path for path in RUNS if not path.stem.startswith("demo_")]
 PARAMETERS = 7.24e9
 

@@ -7,8 +7,7 @@ from jaxtyping import TypeCheckError
 from janus_jax.model.head import token_logps
 from janus_jax.objectives.scores import branch_scores
 from janus_jax.training.optimizer import Schedule
-from tests.conftest import SHAPED
-from tests.support.repository import ROOT, tracked
+from tests.support.repository import ROOT, SHAPED, tracked
 
 
 def test_every_module_that_annotates_shapes_is_checked():

@@ -15,8 +15,8 @@ from janus_jax.cli.main import app
 from janus_jax.config.run import load_config
 from janus_jax.errors import ConfigError
 from janus_jax.parallel.mesh import AXES
-from tests.config.test_ladder import RUNS
 from tests.support.repository import ROOT
+from tests.support.run_configs import RUNS
 
 PAGES = [
     "README.md",

@@ -8,18 +8,20 @@ from janus_jax.planning.chips.slices import devices, find_slice, load_chips
 from janus_jax.planning.inputs import find_inputs
 from janus_jax.planning.search.candidates import InputsCache, batches
 from janus_jax.training.setup import prepare
-from tests.planning.test_plan import data, trained  # noqa: F401 (data is a fixture)
 from tests.support.models import random_params
+from tests.support.run_configs import run_config
 from tests.support.training_examples import random_examples, write_dataset
 
 
 @pytest.mark.parametrize("rows", [64, 16])
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_the_planned_evaluation_is_the_one_that_the_trainer_runs(kind, rows, data, tmp_path):  # noqa: F811
+def test_the_planned_evaluation_is_the_one_that_the_trainer_runs(kind, rows, data, tmp_path):
     """Lowered for a real batch: held-out rows may hold more or fewer examples than those of training."""
     write_dataset(tmp_path / "short", {"validation": random_examples(80, pairs=kind == "dpo", seed=5)}, kind=kind)
     for eval_dir in (None, str(tmp_path / "short")):
-        run = trained(data, tmp_path, kind, eval={"every_steps": 1, "rows": rows}, data={"eval_dir": eval_dir})
+        run = run_config(
+            data, tmp_path / "run", kind, eval={"every_steps": 1, "rows": rows}, data={"eval_dir": eval_dir}
+        )
         setup = prepare(run)
         batch = next(iter(setup.eval_loader.batches(steps=1))).batch
         real = setup.program.evaluate.lower(setup.program.abstract_state().params, batch).as_text()
@@ -36,7 +38,7 @@ def test_tokens_of_a_mixture_are_those_that_are_drawn(examples, tmp_path):
         write_dataset(tmp_path / name, {"train": random_examples(count, pairs=False, seed=len(name))}, kind="sft")
     parts = [{"dir": str(tmp_path / name), "weight": weight} for name, weight in (("a", 1.0), ("b", 9.0))]
     mixed = {"dir": None, "mixture": parts, "examples": examples}
-    run = trained(tmp_path, tmp_path, "sft", data=mixed, eval={"every_steps": None})
+    run = run_config(tmp_path, tmp_path / "run", "sft", data=mixed, eval={"every_steps": None})
     found, loader = find_inputs(run, 8), prepare(run).loader
     steps = loader.steps(0)
     held = sum(int((loaded.batch.segment > 0).sum()) for loaded in loader.batches(steps=steps))
@@ -45,30 +47,30 @@ def test_tokens_of_a_mixture_are_those_that_are_drawn(examples, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", ["missing", "other"])
-def test_a_reference_that_training_refuses_is_refused(wrong, data, tmp_path):  # noqa: F811
+def test_a_reference_that_training_refuses_is_refused(wrong, data, tmp_path):
     path = tmp_path / "reference"
     if wrong == "other":
         from janus_jax.checkpoint.hf.read import save_hf
-        from tests.checkpoint.test_state import CONFIG
+        from tests.support.states import STATE_MODEL
 
-        save_hf(random_params(CONFIG), CONFIG, path)
+        save_hf(random_params(STATE_MODEL), STATE_MODEL, path)
     else:
         path.mkdir()
-    run = trained(data, tmp_path, "dpo", reference={"from": str(path)})
+    run = run_config(data, tmp_path / "run", "dpo", reference={"from": str(path)})
     with pytest.raises((ConfigError, ConversionError)) as refused:
         prepare(run)
     with pytest.raises(type(refused.value)) as planned:
         find_inputs(run, 8)
     assert str(planned.value) == str(refused.value)
-    elsewhere = trained(data, tmp_path, "dpo", reference={"from": str(tmp_path / "gone")})
+    elsewhere = run_config(data, tmp_path / "run", "dpo", reference={"from": str(tmp_path / "gone")})
     assert find_inputs(elsewhere, 8).assumed[-1].endswith("the reference has the shape of the trained model")
 
 
-def test_a_reference_that_scores_each_batch_costs_a_forward_pass(data, tmp_path):  # noqa: F811
+def test_a_reference_that_scores_each_batch_costs_a_forward_pass(data, tmp_path):
     """A third of what the model asks for: two operations a parameter and token where training has six."""
     bound = {}
     for mode in ("precompute", "online"):
-        run = trained(data, tmp_path, "dpo", reference={"mode": mode})
+        run = run_config(data, tmp_path / "run", "dpo", reference={"mode": mode})
         found = find_inputs(run, 8)
         flops = bounds.step_flops(run, found)
         assert flops.reference == (pytest.approx(flops.model / 3) if mode == "online" else 0)
@@ -78,8 +80,8 @@ def test_a_reference_that_scores_each_batch_costs_a_forward_pass(data, tmp_path)
     assert bound["online"].hbm_s > bound["precompute"].hbm_s
 
 
-def test_work_that_rules_do_not_divide_is_done_by_every_device(data, tmp_path):  # noqa: F811
-    run = trained(data, tmp_path, "sft")
+def test_work_that_rules_do_not_divide_is_done_by_every_device(data, tmp_path):
+    run = run_config(data, tmp_path / "run", "sft")
     found = find_inputs(run, 8)
     whole, half = (bounds.step_bound(run, found, **places(batch=4, length=1, mlp=mlp)) for mlp in (2, 1))
     assert half.compute_s == pytest.approx(2 * whole.compute_s)
@@ -92,11 +94,11 @@ def places(**ways):
     return {"shards": named, "target": target, "chip": load_chips().chips["v5e"], **common}
 
 
-def test_microbatches_stay_where_they_decide_what_is_computed(data, tmp_path):  # noqa: F811
-    run = trained(data, tmp_path, "sft", compat={"token_mean": "per_microbatch"}, batch={"microbatches": 2})
+def test_microbatches_stay_where_they_decide_what_is_computed(data, tmp_path):
+    run = run_config(data, tmp_path / "run", "sft", compat={"token_mean": "per_microbatch"}, batch={"microbatches": 2})
     inputs = InputsCache(8)
     assert list(batches(run, 4, None, inputs)) == [{"batch.microbatches": 2}]
     rows = inputs(run).shape.rows
     assert list(batches(run, 4, (rows // 4,), inputs)) == [{"batch.microbatches": 2}]
     assert list(batches(run, 4, (rows,), inputs)) == []
-    assert len(list(batches(trained(data, tmp_path, "sft"), 4, None, inputs))) > 1
+    assert len(list(batches(run_config(data, tmp_path / "run", "sft"), 4, None, inputs))) > 1

@@ -5,13 +5,13 @@ import re
 import pytest
 
 import janus_jax.config.run
-from tests.planning.test_plan import data, trained  # noqa: F401 (data is a fixture)
 from tests.support.repository import ROOT
+from tests.support.run_configs import run_config
 
 PAGE = ROOT / "docs" / "slices.md"
 
 
-def test_the_example_of_a_mesh_of_ones_own_runs(data, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_the_example_of_a_mesh_of_ones_own_runs(data, tmp_path, monkeypatch, capsys):
     lines = re.findall(r"^ {4}(.*)$|^()$", PAGE.read_text(encoding="utf-8").split("## A mesh of your own")[1], re.M)
     code = "\n".join(first for first, _ in lines).split("janus time-step")[0]
     assert 15 <= len(code.strip().splitlines()) <= 22
@@ -20,7 +20,7 @@ def test_the_example_of_a_mesh_of_ones_own_runs(data, tmp_path, monkeypatch, cap
     def load(path, changes):
         seen.append((path, tuple(changes)))
         rules = dict(change.removeprefix("sharding.").split("=") for change in changes)
-        return trained(data, tmp_path, "sft", sharding=dict.fromkeys(rules))
+        return run_config(data, tmp_path / "run", "sft", sharding=dict.fromkeys(rules))
 
     monkeypatch.setattr(janus_jax.config.run, "load_config", load)
     for real, simulated in (('"v5litepod-16"', '"cpu:8"'), ("reshape(4, 4)", "reshape(4, 2)"), ("chips.T", "chips")):

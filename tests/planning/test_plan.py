@@ -11,41 +11,26 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
-from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError
 from janus_jax.planning import plan
 from janus_jax.planning.compile import compile_step
 from janus_jax.planning.inputs import find_inputs
 from janus_jax.planning.timing import made_up_batch, time_step
 from janus_jax.training.setup import prepare
-from tests.support.training_examples import random_examples, write_dataset
-from tests.training.test_run import config
+from tests.support.run_configs import run_config
 
 MESHES = {"fsdp": {}, "all axes": {"data": 1, "fsdp": 2, "tensor": 2, "context": 2}}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    for kind in ("sft", "dpo"):
-        splits = {"train": random_examples(60, pairs=kind == "dpo", seed=1)}
-        write_dataset(root / kind, splits | {"validation": random_examples(9, pairs=kind == "dpo", seed=2)}, kind=kind)
-    return root
-
-
-def trained(root, tmp_path, kind, **sections) -> RunConfig:
-    return config(root, tmp_path / "run", kind, **sections)
-
-
 def test_a_mesh_of_ones_own_is_planned_and_timed(data, tmp_path):
     """Axes in another order and devices in another one, sizes that the configuration does not have."""
-    run = trained(data, tmp_path, "sft", mesh=MESHES["fsdp"])
+    run = run_config(data, tmp_path / "run", "sft", mesh=MESHES["fsdp"])
     here = np.asarray(jax.devices())
     same = Mesh(here.reshape(2, 4).T, ("fsdp", "tensor"))
     found = plan(run, "cpu:8", mesh=same)
     assert found.mesh == {"data": 1, "fsdp": 4, "tensor": 2, "context": 1}
     sizes = {"mesh": {"data": 1, "fsdp": 4, "tensor": 2}}
-    usual = plan(trained(data, tmp_path, "sft", **sizes), "cpu:8")
+    usual = plan(run_config(data, tmp_path / "run", "sft", **sizes), "cpu:8")
     assert found.memory.arguments == usual.memory.arguments and found.mesh == usual.mesh
     assert found.program_sha256 == usual.program_sha256  # lowered; only where its parts run differs
     assert time_step(run, mesh=same, steps=1).plan.mesh == found.mesh
@@ -60,7 +45,7 @@ def test_a_mesh_of_ones_own_is_planned_and_timed(data, tmp_path):
 def test_a_mesh_of_ones_own_has_known_axes_and_all_devices(axes, count, message, data, tmp_path):
     own = Mesh(np.asarray(jax.devices()[:count]).reshape(-1, 2), axes)
     with pytest.raises(ConfigError, match=message):
-        plan(trained(data, tmp_path, "sft"), "cpu:8", mesh=own)
+        plan(run_config(data, tmp_path / "run", "sft"), "cpu:8", mesh=own)
 
 
 def sha256(lowered) -> str:
@@ -71,7 +56,7 @@ def sha256(lowered) -> str:
 @pytest.mark.parametrize("mesh", MESHES)
 def test_the_planned_program_is_the_one_that_the_trainer_runs(kind, mesh, data, tmp_path):
     """Lowered on its own, from what `prepare` finds, for the real state and a real batch."""
-    run = trained(data, tmp_path, kind, mesh=MESHES[mesh])
+    run = run_config(data, tmp_path / "run", kind, mesh=MESHES[mesh])
     setup = prepare(run)
     state = setup.program.init(setup.initial_params("float32"))
     batch = next(iter(setup.loader.batches(steps=1))).batch
@@ -88,17 +73,17 @@ def test_the_planned_program_is_the_one_that_the_trainer_runs(kind, mesh, data, 
 
 
 def test_another_rate_or_mesh_is_another_program(data, tmp_path):
-    one = plan(trained(data, tmp_path, "sft"), "cpu:8")
+    one = plan(run_config(data, tmp_path / "run", "sft"), "cpu:8")
     steps = {"epochs": None, "steps": 6, "warmup_steps": 2, "learning_rate": 1e-3}
     for other in ({"schedule": steps}, {"mesh": MESHES["all axes"]}, {"optimizer": {"moments": "bfloat16"}}):
-        assert plan(trained(data, tmp_path, "sft", **other), "cpu:8").program_sha256 != one.program_sha256
+        assert plan(run_config(data, tmp_path / "run", "sft", **other), "cpu:8").program_sha256 != one.program_sha256
 
 
 def test_bfloat16_moments_are_half_as_large(data, tmp_path):
-    wide = plan(trained(data, tmp_path, "sft"), "cpu:8").memory.arguments["moments"]
-    narrow = plan(trained(data, tmp_path, "sft", optimizer={"moments": "bfloat16"}), "cpu:8").memory.arguments[
-        "moments"
-    ]
+    wide = plan(run_config(data, tmp_path / "run", "sft"), "cpu:8").memory.arguments["moments"]
+    narrow = plan(
+        run_config(data, tmp_path / "run", "sft", optimizer={"moments": "bfloat16"}), "cpu:8"
+    ).memory.arguments["moments"]
     assert narrow == pytest.approx(wide / 2, rel=0.01)
 
 
@@ -128,7 +113,7 @@ def test_compiled_programs_are_neither_taken_from_jax_s_cache_nor_left_there(tmp
 
 
 def test_what_is_not_here_is_assumed_and_said(data, tmp_path):
-    run = trained(data, tmp_path, "dpo", data={"dir": "nowhere"}, batch={"rows": None, "examples": 12})
+    run = run_config(data, tmp_path / "run", "dpo", data={"dir": "nowhere"}, batch={"rows": None, "examples": 12})
     found = find_inputs(run, 8)
     assert found.steps_per_epoch is None and found.shape.rows % 8 == 0 and found.shared_slots > 0
     assert any("data set is not on this machine" in text for text in found.assumed)
@@ -139,7 +124,7 @@ def test_what_is_not_here_is_assumed_and_said(data, tmp_path):
 
 def test_shared_slots_are_those_of_the_fullest_row(data, tmp_path):
     """Known from the plan of rows: counted here in the rows themselves."""
-    run = trained(data, tmp_path, "dpo")
+    run = run_config(data, tmp_path / "run", "dpo")
     setup, most = prepare(run), 0
     for loader in (setup.loader, setup.eval_loader):
         for loaded in itertools.chain(*(loader.epoch(number) for number in range(loader.epochs or 1))):
@@ -167,12 +152,12 @@ def test_shared_slots_are_those_of_the_fullest_row(data, tmp_path):
 )
 def test_what_cannot_be_trained_cannot_be_planned(topology, changes, message, data, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        plan(trained(data, tmp_path, "sft", **changes), topology)
+        plan(run_config(data, tmp_path / "run", "sft", **changes), topology)
 
 
 def test_evaluation_of_more_rows_counts(data, tmp_path):
     """Its own program on top of the moments, against what the trainer compiles."""
-    run = trained(data, tmp_path, "sft", eval={"every_steps": 1, "rows": 512})
+    run = run_config(data, tmp_path / "run", "sft", eval={"every_steps": 1, "rows": 512})
     found = plan(run, "cpu:8")
     setup = prepare(run)
     params, batch = setup.initial_params("float32"), next(iter(setup.eval_loader.batches())).batch
@@ -180,7 +165,7 @@ def test_evaluation_of_more_rows_counts(data, tmp_path):
     alone = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
     assert found.memory.evaluation == alone + found.memory.arguments["moments"]
     assert found.memory.needed == found.memory.evaluation > found.memory.peak
-    fewer = plan(trained(data, tmp_path, "sft", eval={"every_steps": 1, "rows": 4}), "cpu:8")
+    fewer = plan(run_config(data, tmp_path / "run", "sft", eval={"every_steps": 1, "rows": 4}), "cpu:8")
     assert fewer.memory.evaluation is None and fewer.memory.needed == fewer.memory.peak == found.memory.peak
 
 
@@ -191,17 +176,17 @@ def test_the_planner_needs_neither_tensorflow_nor_a_second_jax(tmp_path):
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_a_step_is_timed_on_the_devices_that_are_here(kind, data, tmp_path):
-    found = time_step(trained(data, tmp_path, kind), steps=3)
+    found = time_step(run_config(data, tmp_path / "run", kind), steps=3)
     assert (found.devices, len(found.seconds)) == (8, 3) and found.plan.mesh["tensor"] == 2
     assert found.tokens_per_s == found.tokens_per_step / found.median_s and found.mfu is None
     assert 0 < found.tokens_per_step <= 8 * 64
-    planned = plan(trained(data, tmp_path, kind), "cpu:8")
+    planned = plan(run_config(data, tmp_path / "run", kind), "cpu:8")
     assert planned.memory.needed == found.plan.memory.needed and planned.flops == found.plan.flops
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_made_up_rows_are_like_those_of_the_data(kind, data, tmp_path):
-    inputs = find_inputs(trained(data, tmp_path, kind), 8)
+    inputs = find_inputs(run_config(data, tmp_path / "run", kind), 8)
     batch, tokens = made_up_batch(inputs, True)
     assert batch.tokens.shape == (inputs.shape.microbatches, inputs.shape.rows, inputs.shape.row_length)
     assert tokens == (batch.segment > 0).sum() and set(np.unique(batch.branch)) == set(range(3 if kind == "dpo" else 2))

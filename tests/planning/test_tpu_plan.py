@@ -10,7 +10,7 @@ import pytest
 from janus_jax.errors import ConfigError
 from janus_jax.planning import plan
 from tests.support.compilers import needs_libtpu
-from tests.training.test_run import config
+from tests.support.run_configs import run_config
 
 pytestmark = needs_libtpu
 
@@ -27,7 +27,7 @@ def run(tmp_path, kind="sft", **changes):
         "remat": "full",
         "eval": {"every_steps": None},
     }
-    return config(tmp_path, tmp_path / "run", kind, **{**values, **changes})
+    return run_config(tmp_path, tmp_path / "run", kind, **{**values, **changes})
 
 
 def test_a_small_model_on_v5e(tmp_path):

@@ -21,7 +21,8 @@ from janus_jax.storage import bucket as buckets
 from janus_jax.storage import staging
 from janus_jax.storage.bucket import Prefix
 from janus_jax.text.tokenizer import load_tokenizer
-from tests.data.conftest import pair_records, sft_records, write_lines
+from tests.support.buckets import fill
+from tests.support.records import pair_records, sft_records, write_records
 from tests.support.repository import ROOT
 from tests.support.training_examples import random_examples, write_dataset
 
@@ -199,13 +200,6 @@ def test_a_cache_that_cannot_be_written_is_said(url, tmp_path, monkeypatch):
 # ---- writing
 
 
-def fill(directory, count=12):
-    (directory / "train").mkdir()
-    for number in range(count):
-        (directory / "train" / f"part-{number:02d}").write_bytes(bytes([number]) * (number + 1))
-    (directory / "manifest.json").write_text("{}")
-
-
 def test_an_upload_is_whole_and_its_manifest_comes_last(bucket, proxy, tmp_path):
     calls = []
     with staging.output(f"{bucket}/new", MANIFEST, lambda *now: calls.append(now)) as directory:
@@ -264,7 +258,8 @@ def test_an_upload_that_breaks_off_removes_what_it_wrote(bucket, proxy, monkeypa
 KILLED = """
 import os, signal, sys
 from janus_jax.storage import staging
-from tests.storage.test_staging import MANIFEST, fill
+from janus_jax.data.fetch import MANIFEST
+from tests.support.buckets import fill
 def kill(split, phase, done, total):
     if done == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -326,8 +321,8 @@ def rows(tmp_path, bucket):
     """A directory of sources, and its URL."""
     root = tmp_path / "rows"
     root.mkdir()
-    write_lines(root / "train.jsonl", sft_records())
-    write_lines(root / "validation.jsonl", sft_records()[:2])
+    write_records(root / "train.jsonl", sft_records())
+    write_records(root / "validation.jsonl", sft_records()[:2])
     (root / "README.md").write_text("no rows")
     upload(root, f"{bucket}/raw")
     return root, f"{bucket}/raw"
@@ -363,7 +358,7 @@ def test_a_source_that_was_fetched_is_not_fetched_again(rows, proxy):
 
 
 def test_bad_rows_and_absent_sources_are_named_by_their_urls(rows, bucket, tmp_path):
-    pairs = write_lines(tmp_path / "pairs.jsonl", [*pair_records(), {"system": "", "prompt": "x", "chosen": "y"}])
+    pairs = write_records(tmp_path / "pairs.jsonl", [*pair_records(), {"system": "", "prompt": "x", "chosen": "y"}])
     Prefix(f"{bucket}/more").upload(tmp_path, [pairs.name])
     with pytest.raises(DataError, match=rf"^{bucket}/more/pairs\.jsonl:6: column 'rejected' .* is missing"):
         build(f"{bucket}/more/pairs.jsonl", tmp_path / "out", kind="dpo")

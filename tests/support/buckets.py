@@ -1,4 +1,4 @@
-"""A bucket server on this machine, and one before it that misbehaves as a test wants."""
+"""A bucket server on this machine, a proxy that misbehaves as a test wants, and files to upload."""
 
 import contextlib
 import http.client
@@ -46,7 +46,7 @@ def server(root: Path) -> Iterator[str]:
 
 
 class Proxy:
-    """Between the client and the server: notes every request, and bends answers by `rule`."""
+    """Between the client and the server: notes every request and changes answers by `rule`."""
 
     def __init__(self, target: str):
         self.requests: list[tuple[str, str]] = []
@@ -95,3 +95,11 @@ class Proxy:
         """Stops listening."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def fill(directory: Path, count: int = 12) -> None:
+    """Writes `count` unequal files and a manifest, as a data set has them."""
+    (directory / "train").mkdir()
+    for number in range(count):
+        (directory / "train" / f"part-{number:02d}").write_bytes(bytes([number]) * (number + 1))
+    (directory / "manifest.json").write_text("{}")

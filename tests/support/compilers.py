@@ -1,4 +1,4 @@
-"""Which compilers are here. JANUS_TPU_COMPILER=required: what needs libtpu fails without it, and is not skipped."""
+"""Which compilers are installed. With JANUS_TPU_COMPILER=required, tests that need libtpu fail without it."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Texts that a real model continues greedily in several programs, and when their tokens count as the same."""
+"""Prompts that several programs continue greedily with a real model, and when their tokens count as equal."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ PROMPTS = (
     "A list of European capitals:\n",
 )
 NEW_TOKENS, ENOUGH, TIE = 24, 20, 1e-3
-ROUNDING = TIE / 2  # of two logits; differences above it are more than what a tie is allowed for
+ROUNDING = TIE / 2  # each of two logits may move so far before a gap of TIE closes
 PROMPTS_ENOUGH = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Continuation:
-    """What transformers makes of a prompt, the yardstick for others."""
+    """How transformers continues a prompt; others are measured by it."""
 
     text: str
     prompt: Sequence[int]
@@ -39,21 +39,21 @@ class Continuation:
 
     @property
     def enough(self) -> bool:
-        """Is this one of the prompts that prove something?"""
+        """Long enough to prove something."""
         return self.clear >= ENOUGH or (self.ended and self.clear == len(self.tokens))
 
     def agrees(self, tokens: Sequence[int]) -> bool:
-        """Does another program's continuation have the same tokens, as far as they are clear?"""
+        """True where another program has the same tokens, as far as they are clear."""
         return list(tokens[: self.clear]) == list(self.tokens[: self.clear])
 
     def difference(self, logps: Sequence[float]) -> float:
-        """The largest between log-probs of the clear tokens: sees what leaves the best token the best."""
+        """Largest difference between log-probs of the clear tokens: shows faults that leave the best token the best."""
         pairs = zip(self.logps[: self.clear], logps, strict=False)
         return max((abs(ours - theirs) for ours, theirs in pairs), default=0.0)
 
 
 def proven(expected: Sequence[Continuation], found: Sequence[Sequence[int]]) -> bool:
-    """No continuation differs where it is clear, and enough of them are clear for long enough."""
+    """True if no continuation differs where it is clear, and enough are clear for long enough."""
     same = all(one.agrees(tokens) for one, tokens in zip(expected, found, strict=True))
     return same and sum(one.enough for one in expected) >= PROMPTS_ENOUGH
 

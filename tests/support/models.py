@@ -1,4 +1,4 @@
-"""Small models and files that the tests of this folder share."""
+"""The small model of conversions, parameters for it, and model files read without the library."""
 
 import json
 import struct
@@ -60,8 +60,8 @@ def read_safetensors(file: Path) -> dict[str, tuple[str, list[int], bytes]]:
 
 
 def read_tensors(directory: Path) -> dict[str, tuple[str, list[int], bytes]]:
-    """All tensors of a directory's files."""
-    found: dict[str, tuple[str, list[int], bytes]] = {}
+    """The tensors of all files in a directory."""
+    tensors: dict[str, tuple[str, list[int], bytes]] = {}
     for file in sorted(directory.glob("*.safetensors")):
-        found |= read_safetensors(file)
-    return found
+        tensors |= read_safetensors(file)
+    return tensors

@@ -1,4 +1,4 @@
-"""How tests start several processes, and what each of them does for test_processes.py."""
+"""Starts several processes, and what each of them does for test_processes.py and test_bucket_run.py."""
 
 import contextlib
 import dataclasses
@@ -17,11 +17,11 @@ BARRIER_TIMEOUT_S = 8
 
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _PORTS = iter(range(20_000 + 1000 * (_WORKER % 12) + os.getpid() % 900, 32_000))
-"""Of this process, below those that systems give to outgoing connections (on Linux from 32768)."""
+"""Ports for this process alone, below those of outgoing connections (on Linux from 32768)."""
 
 
 def launch(*commands: Sequence[object]) -> list[tuple[int, str]]:
-    """Runs each command in a Python process of four devices; (exit code, what it printed) of each.
+    """Runs each command in a Python process of four devices; returns (exit code, output) of each.
 
     A process that hangs is killed after `TIMEOUT_S` and has code -9.
     """
@@ -48,20 +48,20 @@ def launch(*commands: Sequence[object]) -> list[tuple[int, str]]:
 
 
 def run(*commands: Sequence[object]) -> None:
-    """`launch` of processes none of which may fail."""
+    """As `launch`; fails if one of the processes does."""
     ended = launch(*commands)
     assert [code for code, _ in ended] == [0] * len(commands), "\n\n".join(output for _, output in ended)
 
 
 def environment() -> dict[str, str]:
-    """That of the tests, without their number of devices: a process of its own has an option for that."""
+    """The environment of the tests without their number of devices, which a process sets for itself."""
     flags = os.environ["XLA_FLAGS"].split()
     own = " ".join(flag for flag in flags if "device_count" not in flag)
     return {**os.environ, "XLA_FLAGS": own, "PYTHONPATH": str(ROOT)}
 
 
 def free_port() -> int:
-    """A port that nobody listens on now, and that no outgoing connection and no other test will take."""
+    """A port that is free and that neither an outgoing connection nor another test takes."""
     for port in _PORTS:
         with contextlib.suppress(OSError), socket.socket() as free:
             free.bind(("127.0.0.1", port))
@@ -83,10 +83,10 @@ def noting_rows(split: str = "train") -> Iterator[list[Rows]]:
     """Yields a list that grows by what loaders of `split` read to train on."""
     from janus_jax.data.loader import Loader
 
-    read, noted = Loader._load, []
+    load, noted = Loader._load, []
 
     def noting(self, position, reference_logps):
-        local, loaded = read(self, position, reference_logps)
+        local, loaded = load(self, position, reference_logps)
         trains = self.form.branches == 1 or reference_logps is not None  # not the pass that scores the reference
         if self.dataset.split == split and trains:
             ids = local.example_id[local.valid].tolist()
@@ -97,7 +97,7 @@ def noting_rows(split: str = "train") -> Iterator[list[Rows]]:
     try:
         yield noted
     finally:
-        Loader._load = read
+        Loader._load = load
 
 
 def train(port: str, process: str, directory: str) -> None:

@@ -1,4 +1,4 @@
-"""Rows that nobody here wrote: BiGGen Bench prompts and answers, from the directory that JANUS_REAL_DATA names."""
+"""Real records: BiGGen Bench prompts and answers, from the directory that JANUS_REAL_DATA names."""
 
 import dataclasses
 import json

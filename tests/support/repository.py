@@ -5,6 +5,16 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+SHAPED = (
+    "janus_jax.evaluation.pairs",
+    "janus_jax.model",
+    "janus_jax.objectives",
+    "janus_jax.training.fingerprint",
+    "janus_jax.training.hashing",
+    "janus_jax.training.optimizer",
+    "janus_jax.training.step",
+)
+"""Modules whose annotations of shapes are checked at each call."""
 
 
 def tracked() -> list[str]:

@@ -1,4 +1,4 @@
-"""Random tiny models and examples shared by tests."""
+"""`TINY`, the model of training, random examples, and data sets of them."""
 
 from pathlib import Path
 

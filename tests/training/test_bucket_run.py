@@ -14,13 +14,14 @@ from janus_jax.storage.bucket import Prefix
 from janus_jax.training.run import train
 from tests.support import processes
 from tests.support.repository import ROOT
+from tests.support.run_configs import SIX_STEPS, run_config
+from tests.support.runs import assert_equal_trees, final_params, metric_lines
 from tests.support.training_examples import random_examples, write_dataset
-from tests.training.test_run import SIX_STEPS, assert_equal, config, final_params, lines
 
 
 def measured(run):
     """Records without their clocks."""
-    return [{k: v for k, v in line.items() if k not in ("tokens_per_s", "data_wait")} for line in lines(run)]
+    return [{k: v for k, v in line.items() if k not in ("tokens_per_s", "data_wait")} for line in metric_lines(run)]
 
 
 def test_a_run_on_a_bucket_is_bit_for_bit_the_local_one(bucket, tmp_path, monkeypatch):
@@ -30,13 +31,13 @@ def test_a_run_on_a_bucket_is_bit_for_bit_the_local_one(bucket, tmp_path, monkey
     url = f"{bucket}/data/sft"
     Prefix(url).upload(local, names)
 
-    train(config(tmp_path, tmp_path / "local", schedule=SIX_STEPS), writers=())
+    train(run_config(tmp_path, tmp_path / "local", schedule=SIX_STEPS), writers=())
     changed = {"schedule": SIX_STEPS, "data": {"dir": url}}
-    stopped = train(config(tmp_path, tmp_path / "far", **changed), until_step=3, writers=())
-    resumed = train(config(tmp_path, tmp_path / "far", **changed), writers=())
+    stopped = train(run_config(tmp_path, tmp_path / "far", **changed), until_step=3, writers=())
+    resumed = train(run_config(tmp_path, tmp_path / "far", **changed), writers=())
     assert (stopped.step, resumed.resumed_from, resumed.step) == (3, 3, 6)
     assert measured(tmp_path / "far") == measured(tmp_path / "local")
-    assert_equal(final_params(tmp_path / "far"), final_params(tmp_path / "local"))
+    assert_equal_trees(final_params(tmp_path / "far"), final_params(tmp_path / "local"))
     assert yaml.safe_load((tmp_path / "far" / "config.yaml").read_text())["data"]["dir"] == url
     assert (tmp_path / "far" / "tokenizer" / "tokenizer.model").is_file()
     shutil.rmtree(tmp_path / "far" / "tokenizer")
@@ -44,7 +45,7 @@ def test_a_run_on_a_bucket_is_bit_for_bit_the_local_one(bucket, tmp_path, monkey
         away.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
         assert open_model(tmp_path / "far").tokenizer_directory is None
     with pytest.raises(ConfigError, match=rf"^data\.dir={url}: .* --tokenizer {url}/tokenizer --out {url}_joint$"):
-        train(config(tmp_path, tmp_path / "far", compat={"token_boundary": "joint"}, **changed), writers=())
+        train(run_config(tmp_path, tmp_path / "far", compat={"token_boundary": "joint"}, **changed), writers=())
 
 
 def test_wrong_data_end_the_command_in_one_line_that_names_the_url(bucket, tmp_path):
@@ -81,13 +82,13 @@ def test_wrong_data_end_the_command_in_one_line_that_names_the_url(bucket, tmp_p
 def test_a_run_from_weights_in_a_bucket_is_the_run_from_local_ones(kind, bucket, tmp_path):
     local = write_dataset(tmp_path / "sft", {"train": random_examples(30, pairs=False, seed=1)}, kind="sft")
     few = {"data": {"dir": str(local)}, "schedule": {"epochs": None, "steps": 2}, "eval": {"every_steps": None}}
-    train(config(tmp_path, tmp_path / "first", **few), writers=())
+    train(run_config(tmp_path, tmp_path / "first", **few), writers=())
     to_hf(tmp_path / "first", tmp_path / "hf", verify="none")
     convert = {"hf": to_hf, "converted": from_hf}[kind]
     convert(tmp_path / "hf", f"{bucket}/weights", verify="none")
     for name, start in (("local", str(tmp_path / "hf")), ("far", f"{bucket}/weights")):
-        train(config(tmp_path, tmp_path / name, **few, model=None, init={"from": start}), writers=())
+        train(run_config(tmp_path, tmp_path / name, **few, model=None, init={"from": start}), writers=())
     assert measured(tmp_path / "far") == measured(tmp_path / "local")
-    assert_equal(final_params(tmp_path / "far"), final_params(tmp_path / "local"))
+    assert_equal_trees(final_params(tmp_path / "far"), final_params(tmp_path / "local"))
     copied = [path.name for path in (tmp_path / "cache").rglob("*.safetensors")]
     assert len(copied) == (kind == "hf")

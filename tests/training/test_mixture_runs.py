@@ -12,9 +12,9 @@ from janus_jax.config.run import RunConfig, load_config
 from janus_jax.data.from_config import open_held_out
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.training.run import train
+from tests.support.run_configs import ONE_LAYER
 from tests.support.training_examples import random_examples, write_dataset
 
-MODEL = {"preset": "tiny", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "head_dim": 8}
 SIZES = (31, 9, 14)
 BATCH = {"examples": 8, "row_length": 64, "max_sequence_length": 32, "microbatches": 2}
 SCHEDULE = {"name": "constant", "learning_rate": 1e-2, "warmup_steps": 1, "epochs": 3}
@@ -38,7 +38,7 @@ def mixture(parts, *weights, examples=24):
 def config(data, run, **changes):
     values = {
         "run": {"dir": str(run), "seed": 3},
-        "model": MODEL,
+        "model": ONE_LAYER,
         "data": data,
         "batch": BATCH,
         "objective": {"name": "dpo"},

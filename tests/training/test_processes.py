@@ -9,8 +9,9 @@ import pytest
 from janus_jax.config.run import to_yaml
 from janus_jax.training.run import train
 from tests.support import processes
+from tests.support.run_configs import run_config
+from tests.support.runs import losses
 from tests.support.training_examples import random_examples, write_dataset
-from tests.training.test_run import config, losses
 
 STOP, STEPS = 4, 6
 SCHEDULE = {"epochs": None, "steps": STEPS}
@@ -28,7 +29,7 @@ def trained(tmp_path_factory):
             "validation": random_examples(9, pairs=kind == "dpo", seed=2),
         }
         write_dataset(root / kind, splits, kind=kind)
-        recipe = config(root, root / f"run_{kind}", kind, schedule=SCHEDULE, **changes)
+        recipe = run_config(root, root / f"run_{kind}", kind, schedule=SCHEDULE, **changes)
         configs[kind] = (recipe.model_dump(mode="json", by_alias=True), STOP)
     (root / "configs.json").write_text(json.dumps(configs))
     port = processes.free_port()
@@ -39,7 +40,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_and_one_resumes_as_if_one_had_trained_all_along(trained, tmp_path, kind):
     with processes.noting_rows() as expected:
-        whole = train(config(trained, tmp_path, kind, schedule=SCHEDULE, **KINDS[kind]), writers=())
+        whole = train(run_config(trained, tmp_path, kind, schedule=SCHEDULE, **KINDS[kind]), writers=())
     assert expected[0].epoch == 0 and expected[-1].epoch > 0  # an epoch ends on the way
 
     parts = [
@@ -52,7 +53,7 @@ def test_two_processes_train_and_one_resumes_as_if_one_had_trained_all_along(tra
     run = trained / f"run_{kind}"
     stopped_evaluation = [line for line in _lines(run) if line["kind"] == "eval"]
     with processes.noting_rows() as rest:
-        resumed = train(config(trained, run, kind, schedule=SCHEDULE, **KINDS[kind]), writers=())
+        resumed = train(run_config(trained, run, kind, schedule=SCHEDULE, **KINDS[kind]), writers=())
     assert resumed.resumed_from == STOP
     assert joined + rest == expected
     assert [*losses(run)] == [*losses(tmp_path)] == [*range(1, STEPS + 1)]
@@ -92,7 +93,7 @@ def test_a_process_left_alone_at_a_barrier_ends_with_13_and_says_where():
 )
 def test_bad_input_at_one_of_two_processes_ends_both_with_its_code(mistake, message, trained, tmp_path):
     port, both = processes.free_port(), []
-    (trained / "recipe.yaml").write_text(to_yaml(config(trained, tmp_path / "run", schedule=SCHEDULE)))
+    (trained / "recipe.yaml").write_text(to_yaml(run_config(trained, tmp_path / "run", schedule=SCHEDULE)))
     for i, own in enumerate(([], [mistake.replace("DIR", str(trained))])):
         flags = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", 2, "--process-id", i, "--devices", 4]
         both.append(["-m", "janus_jax.cli", "train", trained / "recipe.yaml", *own, *flags])

@@ -22,9 +22,9 @@ from janus_jax.training import reference
 from janus_jax.training.fingerprint import model_fingerprint, weights_fingerprint
 from janus_jax.training.reference_store import Identity
 from janus_jax.training.run import train
+from tests.support.run_configs import ONE_LAYER
 from tests.support.training_examples import TINY, random_examples, write_dataset
 
-MODEL = {"preset": "tiny", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "head_dim": 8}
 STEPS_PER_EPOCH = 5
 
 
@@ -41,7 +41,7 @@ def data(tmp_path_factory):
 def config(data, run, /, **changes):
     values = {
         "run": {"dir": str(run), "seed": 3},
-        "model": MODEL,
+        "model": ONE_LAYER,
         "data": {"dir": str(data)},
         "batch": {"examples": 8, "row_length": 64, "max_sequence_length": 32, "microbatches": 2},
         "objective": {"name": "dpo"},
@@ -101,7 +101,7 @@ def test_the_first_epoch_is_bit_equal_to_online_scores_and_later_ones_are_within
     assert len(ours) == 2 * STEPS_PER_EPOCH
     assert ours[:STEPS_PER_EPOCH] == theirs[:STEPS_PER_EPOCH]
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
-    assert ours[0] == pytest.approx(np.log(2), rel=1e-6) and abs(ours[-1] - np.log(2)) > 1e-2
+    assert ours[0] == pytest.approx(np.log(2), rel=1e-5) and abs(ours[-1] - np.log(2)) > 1e-2
     np.testing.assert_allclose(losses(run, "eval"), losses(tmp_path / "online", "eval"), rtol=1e-5)
     assert not (tmp_path / "online" / "reference").exists()
 

@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 
 from janus_jax.checkpoint.convert import to_hf
-from janus_jax.checkpoint.stored_model import open_model
-from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError, ConversionError, DataError, NonFiniteError
 from janus_jax.text.template import CHATML
 from janus_jax.training.run import train
+from tests.support.run_configs import SIX_STEPS, run_config
+from tests.support.runs import assert_equal_trees, final_params, losses, metric_lines
 from tests.support.training_examples import random_examples, write_dataset
-
-MODEL = {"preset": "tiny", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "head_dim": 8}
 
 
 @pytest.fixture(scope="module")
@@ -29,95 +27,57 @@ def data(tmp_path_factory):
     return root
 
 
-SIX_STEPS = {"epochs": None, "steps": 6}  # the same in several tests, so that they compile it once
-
-
-def config(root, run, kind="sft", **changes):
-    values = {
-        "run": {"dir": str(run), "seed": 3},
-        "model": MODEL,
-        "data": {"dir": str(root / kind)},
-        "batch": {"rows": 8, "row_length": 64, "max_sequence_length": 32, "microbatches": 2},
-        "objective": {"name": kind},
-        "schedule": {"name": "cosine", "learning_rate": 3e-3, "warmup_steps": 2, "epochs": 3},
-        "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
-        "precision": {"compute": "float32"},
-        "eval": {"every_steps": 4},
-        "logging": {"tensorboard": False},
-    }
-    for key, value in changes.items():
-        values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
-    return RunConfig.model_validate(values)
-
-
-def lines(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(run):
-    return {line["step"]: line["loss"] for line in lines(run) if line["kind"] == "train"}
-
-
-def final_params(run):
-    return open_model(run).load_host()
-
-
-def assert_equal(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
-
-
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_a_stopped_run_resumes_bit_for_bit(data, tmp_path, kind):
     batch = {"rows": None, "examples": 10} if kind == "dpo" else {}
-    whole = train(config(data, tmp_path / "whole", kind, batch=batch), writers=())
+    whole = train(run_config(data, tmp_path / "whole", kind, batch=batch), writers=())
     assert whole.step == whole.total_steps > 6
-    stopped = train(config(data, tmp_path / "parts", kind, batch=batch), until_step=5, writers=())
+    stopped = train(run_config(data, tmp_path / "parts", kind, batch=batch), until_step=5, writers=())
     assert stopped.step == 5
-    resumed = train(config(data, tmp_path / "parts", kind, batch=batch), writers=())
+    resumed = train(run_config(data, tmp_path / "parts", kind, batch=batch), writers=())
     assert resumed.resumed_from == 5
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
-    assert_equal(final_params(tmp_path / "parts"), final_params(tmp_path / "whole"))
+    assert_equal_trees(final_params(tmp_path / "parts"), final_params(tmp_path / "whole"))
     assert resumed.evaluation == whole.evaluation
 
 
 def test_training_lowers_the_loss_and_dpo_starts_at_log_2_from_its_own_weights(data, tmp_path):
-    sft = train(config(data, tmp_path / "sft", schedule={"epochs": 12, "learning_rate": 1e-2}), writers=())
+    sft = train(run_config(data, tmp_path / "sft", schedule={"epochs": 12, "learning_rate": 1e-2}), writers=())
     curve = losses(tmp_path / "sft")
     assert curve[sft.step] < 0.7 * curve[1]
-    preferred = config(
+    preferred = run_config(
         data, tmp_path / "dpo", "dpo", model=None, init={"from": str(tmp_path / "sft")}, schedule={"epochs": 10}
     )
     dpo = train(preferred, writers=())
-    first = lines(tmp_path / "dpo")[0]
+    first = metric_lines(tmp_path / "dpo")[0]
     assert first["loss"] == pytest.approx(np.log(2), rel=1e-5)
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert dpo.train["rewards/accuracies"] > 0.9 and dpo.train["rewards/margins"] > 0.1
 
 
 def test_another_mesh_and_microbatching_give_the_same_curve(data, tmp_path):
-    train(config(data, tmp_path / "a", schedule=SIX_STEPS), writers=())
+    train(run_config(data, tmp_path / "a", schedule=SIX_STEPS), writers=())
     other = {"mesh": {"data": 1, "fsdp": 8, "tensor": 1}, "batch": {"microbatches": 1}}
-    train(config(data, tmp_path / "b", schedule=SIX_STEPS, **other), writers=())
+    train(run_config(data, tmp_path / "b", schedule=SIX_STEPS, **other), writers=())
     a, b = losses(tmp_path / "a"), losses(tmp_path / "b")
     np.testing.assert_allclose([*a.values()], [*b.values()], rtol=1e-5)
 
 
 def test_a_run_may_move_to_another_mesh_but_not_to_another_recipe(data, tmp_path):
-    train(config(data, tmp_path / "run", schedule=SIX_STEPS), until_step=2, writers=())
+    train(run_config(data, tmp_path / "run", schedule=SIX_STEPS), until_step=2, writers=())
     with pytest.raises(ConfigError, match=r"holds a run with optimizer.b2 = 0.999, not 0.9 .*choose another run\.dir"):
-        train(config(data, tmp_path / "run", schedule=SIX_STEPS, optimizer={"b2": 0.9}), writers=())
+        train(run_config(data, tmp_path / "run", schedule=SIX_STEPS, optimizer={"b2": 0.9}), writers=())
     with pytest.raises(ConfigError, match=r"holds a run with schedule.name = cosine, not linear as this config says"):
         other = {"name": "linear", "learning_rate": 1.0, **SIX_STEPS}
-        train(config(data, tmp_path / "run", schedule=other), writers=())
-    moved = config(data, tmp_path / "run", schedule=SIX_STEPS, mesh={"data": 4, "fsdp": 1, "tensor": 2})
+        train(run_config(data, tmp_path / "run", schedule=other), writers=())
+    moved = run_config(data, tmp_path / "run", schedule=SIX_STEPS, mesh={"data": 4, "fsdp": 1, "tensor": 2})
     assert train(moved, writers=()).step == 6
 
 
 def test_held_out_evaluation_does_not_depend_on_its_batch(data, tmp_path):
     steps = {"epochs": None, "steps": 2}
-    a = train(config(data, tmp_path / "a", "dpo", schedule=steps, eval={"rows": 4}), writers=())
-    b = train(config(data, tmp_path / "b", "dpo", schedule=steps, eval={"rows": 16}), writers=())
+    a = train(run_config(data, tmp_path / "a", "dpo", schedule=steps, eval={"rows": 4}), writers=())
+    b = train(run_config(data, tmp_path / "b", "dpo", schedule=steps, eval={"rows": 16}), writers=())
     assert a.evaluation["loss"] == pytest.approx(b.evaluation["loss"], rel=1e-5)
     assert a.evaluation["rewards/accuracies"] * 9 == pytest.approx(round(a.evaluation["rewards/accuracies"] * 9))
 
@@ -125,7 +85,7 @@ def test_held_out_evaluation_does_not_depend_on_its_batch(data, tmp_path):
 def test_a_loss_that_explodes_stops_the_run_with_its_step(data, tmp_path):
     hot = {"learning_rate": 1e30, "warmup_steps": 1, "epochs": 4, "name": "constant"}
     with pytest.raises(NonFiniteError, match=r"step [0-9]+: ") as caught:
-        train(config(data, tmp_path / "run", schedule=hot), writers=())
+        train(run_config(data, tmp_path / "run", schedule=hot), writers=())
     assert caught.value.exit_code == 12
 
 
@@ -133,7 +93,7 @@ def test_exports_speak_the_form_of_the_data(data, tmp_path):
     """The data of these tests are chatml; what a run exports by itself and what is converted of it later agree."""
     from transformers import AutoTokenizer
 
-    setup = config(
+    setup = run_config(
         data, tmp_path / "run", schedule={**SIX_STEPS, "steps": 1}, export={"hf": True}, eval={"every_steps": None}
     )
     exported = train(setup, writers=()).export_dir
@@ -149,12 +109,12 @@ def test_weights_that_are_not_finite_never_push_out_good_ones(data, tmp_path):
     schedule = {"epochs": None, "steps": 6, "learning_rate": 1e30, "name": "constant", "warmup_steps": 0}
     changes = {"schedule": schedule, "checkpoint": {"every_steps": 1}, "logging": {"every_steps": 100}}
     with pytest.raises(NonFiniteError, match=r"step 2: .*newest checkpoint is of step 1"):
-        train(config(data, tmp_path / "run", **changes))
+        train(run_config(data, tmp_path / "run", **changes))
     assert np.isfinite(jax.tree.leaves(final_params(tmp_path / "run"))[0]).all()
 
 
 def test_the_reference_stays_what_it_was_when_its_run_goes_on(data, tmp_path):
-    sft = config(data, tmp_path / "sft", schedule=SIX_STEPS, checkpoint={"keep": 9})
+    sft = run_config(data, tmp_path / "sft", schedule=SIX_STEPS, checkpoint={"keep": 9})
     train(sft, writers=(), until_step=3)
     dpo = {
         "model": None,
@@ -162,42 +122,42 @@ def test_the_reference_stays_what_it_was_when_its_run_goes_on(data, tmp_path):
         "schedule": SIX_STEPS,
         "reference": {"mode": "online"},
     }
-    train(config(data, tmp_path / "whole", "dpo", **dpo), writers=())
-    train(config(data, tmp_path / "parts", "dpo", **dpo), writers=(), until_step=3)
+    train(run_config(data, tmp_path / "whole", "dpo", **dpo), writers=())
+    train(run_config(data, tmp_path / "parts", "dpo", **dpo), writers=(), until_step=3)
     train(sft, writers=())  # now its newest step is another one
-    train(config(data, tmp_path / "parts", "dpo", **dpo), writers=())
+    train(run_config(data, tmp_path / "parts", "dpo", **dpo), writers=())
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
 def test_the_reference_is_the_initial_policy_whatever_the_parameters_are_kept_in(data, tmp_path):
-    train(config(data, tmp_path / "sft", schedule=SIX_STEPS), writers=())
+    train(run_config(data, tmp_path / "sft", schedule=SIX_STEPS), writers=())
     start = {"model": None, "init": {"from": str(tmp_path / "sft")}, "schedule": {"epochs": None, "steps": 1}}
     rest = {"compat": {"bfloat16_weights": True}, "eval": {"every_steps": None}}
-    dpo = train(config(data, tmp_path / "dpo", "dpo", **start, **rest), writers=())
+    dpo = train(run_config(data, tmp_path / "dpo", "dpo", **start, **rest), writers=())
     assert (dpo.train["rewards/margins"], dpo.train["rewards/accuracies"]) == (0, 0)
 
 
 def test_a_finished_run_started_again_changes_nothing(data, tmp_path):
     run = tmp_path / "NaNdir"
-    train(config(data, run, schedule=SIX_STEPS, export={"hf": True}), writers=())
+    train(run_config(data, run, schedule=SIX_STEPS, export={"hf": True}), writers=())
     before = (run / "summary.json").read_text()
     assert json.loads(before)["run_dir"].endswith("/NaNdir")
-    train(config(data, run, schedule=SIX_STEPS, export={"hf": True}), writers=())
+    train(run_config(data, run, schedule=SIX_STEPS, export={"hf": True}), writers=())
     assert (run / "summary.json").read_text() == before
     with pytest.raises(ConfigError, match=r"export.dtype=bfloat16: .* exists already, in float32"):
-        train(config(data, run, schedule=SIX_STEPS, export={"hf": True, "dtype": "bfloat16"}), writers=())
+        train(run_config(data, run, schedule=SIX_STEPS, export={"hf": True, "dtype": "bfloat16"}), writers=())
 
 
 def test_a_damaged_checkpoint_is_named(data, tmp_path):
-    train(config(data, tmp_path / "run", schedule=SIX_STEPS), writers=(), until_step=2)
+    train(run_config(data, tmp_path / "run", schedule=SIX_STEPS), writers=(), until_step=2)
     for file in (tmp_path / "run" / "checkpoints" / "2" / "params").rglob("d/*"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(ConversionError, match=r"checkpoints/2.* damaged"):
-        train(config(data, tmp_path / "run", schedule=SIX_STEPS), writers=())
+        train(run_config(data, tmp_path / "run", schedule=SIX_STEPS), writers=())
 
 
 def test_profile_steps_leave_a_trace(data, tmp_path):
-    train(config(data, tmp_path / "run", schedule=SIX_STEPS, profile={"steps": [2, 3]}), writers=())
+    train(run_config(data, tmp_path / "run", schedule=SIX_STEPS, profile={"steps": [2, 3]}), writers=())
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
@@ -216,5 +176,5 @@ def test_profile_steps_leave_a_trace(data, tmp_path):
 )
 def test_what_cannot_run_is_refused_before_anything_is_written(data, tmp_path, changes, error, message):
     with pytest.raises(error, match=message):
-        train(config(data, tmp_path / "run", **changes), writers=())
+        train(run_config(data, tmp_path / "run", **changes), writers=())
     assert not (tmp_path / "run").exists()

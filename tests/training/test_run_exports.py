@@ -18,8 +18,8 @@ from janus_jax.errors import ConfigError, ConversionError
 from janus_jax.objectives.reward import RewardModel
 from janus_jax.text.template import CHATML
 from janus_jax.training.run import train
+from tests.support.run_configs import run_config
 from tests.support.training_examples import random_examples, write_dataset
-from tests.training.test_run import config
 
 HELD_OUT = random_examples(9, pairs=True, seed=2)
 
@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     examples = {"train": random_examples(100, pairs=True, seed=1), "validation": HELD_OUT}
     write_dataset(root / "dpo", examples, kind="dpo")
     settings = {"schedule": {"epochs": None, "steps": 6}, "export": {"hf": True}, "checkpoint": {"every_steps": 5}}
-    train(config(root, root / "run", "dpo", objective={"name": "rm"}, **settings), writers=())
+    train(run_config(root, root / "run", "dpo", objective={"name": "rm"}, **settings), writers=())
     return root / "run"
 
 
@@ -75,10 +75,10 @@ def test_an_export_that_is_not_its_checkpoint_is_not_kept(tmp_path, monkeypatch)
 
     monkeypatch.setattr(write, "write_file", flip)
     with pytest.raises(ConversionError, match=r"tensor lm_head.weight is not what was written; nothing is kept"):
-        train(config(tmp_path, tmp_path / "run", **settings), writers=())
+        train(run_config(tmp_path, tmp_path / "run", **settings), writers=())
     assert not (tmp_path / "run" / "exports").exists()
     monkeypatch.undo()
-    train(config(tmp_path, tmp_path / "run", **settings), writers=())  # makes up for it
+    train(run_config(tmp_path, tmp_path / "run", **settings), writers=())  # makes up for it
     report = read(tmp_path / "run" / "exports" / "1", REPORT)
     assert report["verify"] == "digest" and report["largest_logit_difference"] is None and report["sha256"]
 
@@ -88,7 +88,7 @@ def test_the_export_of_an_earlier_run_is_not_taken_for_that_of_this_one(tmp_path
 
     def settings(**schedule):
         steps = {"epochs": None, "steps": 1, "warmup_steps": 0, **schedule}
-        return config(tmp_path, tmp_path / "run", schedule=steps, eval={"every_steps": None}, export={"hf": True})
+        return run_config(tmp_path, tmp_path / "run", schedule=steps, eval={"every_steps": None}, export={"hf": True})
 
     for _ in range(2):
         train(settings(), writers=())
@@ -171,7 +171,7 @@ def test_a_later_stage_knows_the_base_model_of_the_first(run, tmp_path, monkeypa
     settings = {"model": None, "schedule": {"epochs": None, "steps": 6}, "eval": {"every_steps": None}}
     for start, name in ((tmp_path / "base", "first"), (tmp_path / "first", "second")):
         train(
-            config(root, tmp_path / name, "dpo", objective={"name": "rm"}, init={"from": str(start)}, **settings),
+            run_config(root, tmp_path / name, "dpo", objective={"name": "rm"}, init={"from": str(start)}, **settings),
             until_step=1,
             writers=(),
         )

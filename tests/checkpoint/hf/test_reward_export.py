@@ -3,47 +3,21 @@
 import dataclasses
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
 
 from janus_jax.checkpoint.hf.read import load_hf, save_hf
-from janus_jax.model.attention import Slots
-from janus_jax.model.mistral import Compute, token_values
 from janus_jax.text.tokenizer import HFTokenizer, load_tokenizer, save_hf_tokenizer
 from tests.support.models import SMALL, assert_same_bits, random_params
-
-EOS, LENGTHS = 2, (3, 17, 9, 1)
-MODELS = {
-    "window": dataclasses.replace(SMALL, head="value"),
-    "tied": dataclasses.replace(SMALL, head="value", tie_embeddings=True, sliding_window=None),
-}
+from tests.support.reward_models import LENGTHS, REWARD_MODELS, our_reward, reward_texts
 
 
-def texts(vocab_size):
-    """Token ids of unequal lengths that end in EOS; id 0, which pads, and EOS occur inside too."""
-    rng = np.random.default_rng(0)
-    found = [rng.integers(0, vocab_size, length) for length in LENGTHS]
-    found[1][[4, 7, 15]] = [0, EOS, 0]
-    for ids in found:
-        ids[-1] = EOS
-    return found
-
-
-def our_reward(model, params, ids):
-    """Of one text by itself, without padding."""
-    tokens = jnp.asarray(ids, jnp.int32)[None]
-    one = jnp.ones_like(tokens)
-    layout = Slots(one, one, jnp.arange(len(ids), dtype=jnp.int32)[None])
-    return float(token_values(model, params, tokens, layout, Compute(dtype=jnp.float32))[0, -1])
-
-
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", REWARD_MODELS)
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_transformers_gives_the_same_rewards_on_a_padded_batch(name, side, tmp_path):
-    model = MODELS[name]
+    model = REWARD_MODELS[name]
     params = random_params(model)
     save_hf(params, model, tmp_path / "out")
     theirs, report = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -51,7 +25,7 @@ def test_transformers_gives_the_same_rewards_on_a_padded_batch(name, side, tmp_p
     )
     assert isinstance(theirs, transformers.MistralForSequenceClassification)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
-    rows = texts(model.vocab_size)
+    rows = reward_texts(model.vocab_size)
     tokens, mask = np.full((2, len(rows), max(LENGTHS)), theirs.config.pad_token_id)
     mask[:] = 0
     for row, (ids, length) in enumerate(zip(rows, LENGTHS, strict=True)):
@@ -64,12 +38,12 @@ def test_transformers_gives_the_same_rewards_on_a_padded_batch(name, side, tmp_p
     assert np.abs(found[:, 0] - ours).max() <= 1e-4 * np.abs(ours).max()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", REWARD_MODELS)
 def test_a_reward_model_comes_back_from_its_directory_bit_for_bit(name, tmp_path):
-    params = random_params(MODELS[name])
-    save_hf(params, MODELS[name], tmp_path / "out", max_shard_size="6KB")
+    params = random_params(REWARD_MODELS[name])
+    save_hf(params, REWARD_MODELS[name], tmp_path / "out", max_shard_size="6KB")
     model, loaded = load_hf(tmp_path / "out")
-    assert model == MODELS[name]
+    assert model == REWARD_MODELS[name]
     assert_same_bits(loaded, params)
     described = json.loads((tmp_path / "out" / "config.json").read_text())
     assert described["architectures"] == ["MistralForSequenceClassification"]

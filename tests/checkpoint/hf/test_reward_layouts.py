@@ -19,8 +19,8 @@ from janus_jax.checkpoint.hf.read import load_hf, save_hf
 from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.cli.main import main
 from janus_jax.errors import ConversionError
-from tests.checkpoint.hf.test_reward_export import EOS, LENGTHS, MODELS, our_reward, texts
 from tests.support.models import SMALL, assert_same_bits, random_params, read_tensors
+from tests.support.reward_models import EOS, LENGTHS, REWARD_MODELS, our_reward, reward_texts
 
 REWARD = dataclasses.replace(SMALL, head="value")
 STATISTICS = {"mean": 0.75, "std": 2.5}
@@ -92,10 +92,10 @@ def test_a_layout_renames_one_key():
     assert key_table(SMALL) == key_table(SMALL, "openrlhf")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", REWARD_MODELS)
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_torch_gives_the_same_rewards_through_both_heads(name, side, tmp_path):
-    model, rows = MODELS[name], texts(MODELS[name].vocab_size)
+    model, rows = REWARD_MODELS[name], reward_texts(REWARD_MODELS[name].vocab_size)
     params = random_params(model)
     save_hf(params, model, tmp_path / "score")
     to_hf(tmp_path / "score", tmp_path / "value", layout="openrlhf")
@@ -113,7 +113,7 @@ def test_torch_gives_the_same_rewards_through_both_heads(name, side, tmp_path):
 
 def test_what_openrlhf_wrote_is_read_and_gives_its_rewards(tmp_path):
     model = theirs(tmp_path, **STATISTICS, normalize_reward=False)
-    rows = texts(REWARD.vocab_size)
+    rows = reward_texts(REWARD.vocab_size)
     tokens, mask = padded(rows, EOS, "left")  # it pads with EOS, on the left
     with torch.no_grad():
         expected = model(tokens, mask).numpy()

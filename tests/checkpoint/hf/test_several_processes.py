@@ -10,8 +10,8 @@ from janus_jax.checkpoint.hf.read import save_hf
 from tests.checkpoint.hf import several_processes
 from tests.support import processes
 from tests.support.models import SMALL, random_params
+from tests.support.run_configs import run_config
 from tests.support.training_examples import random_examples, write_dataset
-from tests.training.test_run import config
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -81,7 +81,7 @@ def test_mistakes_leave_nothing_and_do_not_hinder_the_next_export(course):
 
 def test_the_export_of_a_run_of_two_processes_is_its_last_step(tmp_path):
     write_dataset(tmp_path / "sft", {"train": random_examples(20, pairs=False, seed=1)}, kind="sft")
-    recipe = config(
+    recipe = run_config(
         tmp_path,
         tmp_path / "run",
         schedule={"epochs": None, "steps": 1, "warmup_steps": 0},

@@ -14,12 +14,12 @@ import pytest
 from janus_jax.data.build import readers
 from janus_jax.data.build.readers import find_splits, read_records
 from janus_jax.errors import DataError
-from tests.data.build.test_readers import EXPECTED, RECORDS, refusal, write
+from tests.support.records import QUESTIONS, READ_QUESTIONS, refusal, write_records
 
 
 @pytest.mark.parametrize("skip_bad", [False, True])
 def test_a_cut_gzip_file_names_the_last_record_that_could_be_read(tmp_path, skip_bad):
-    path = write(tmp_path / "rows.jsonl.gz", [record | {"n": i} for i, record in enumerate(RECORDS * 200)])
+    path = write_records(tmp_path / "rows.jsonl.gz", [record | {"n": i} for i, record in enumerate(QUESTIONS * 200)])
     path.write_bytes(path.read_bytes()[:-20])
     taken = []
     with pytest.raises(
@@ -31,13 +31,13 @@ def test_a_cut_gzip_file_names_the_last_record_that_could_be_read(tmp_path, skip
 def test_a_line_without_end_is_passed_over_and_not_held(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "_LONGEST_LINE_BYTES", 1 << 20)
     path = tmp_path / "rows.jsonl.gz"
-    lines = [json.dumps(record).encode() + b"\n" for record in RECORDS]
+    lines = [json.dumps(record).encode() + b"\n" for record in QUESTIONS]
     path.write_bytes(gzip.compress(lines[0] + b"\0" * (20 << 20) + b"\n" + b"".join(lines[1:]) + b"x" * (20 << 20)))
     assert refusal(path).startswith(f"{path}:2: a line of more than 1 MiB")
     dropped: Counter[str] = Counter()
     tracemalloc.start()
     try:
-        assert list(read_records(path, "sft", skip_bad=True, dropped=dropped)) == EXPECTED
+        assert list(read_records(path, "sft", skip_bad=True, dropped=dropped)) == READ_QUESTIONS
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
@@ -105,26 +105,26 @@ def test_any_damage_to_parquet_is_a_refusal_or_other_text(tmp_path, compression)
 
 
 def test_files_of_a_directory_may_differ_and_the_odd_one_is_named(tmp_path):
-    write(tmp_path / "train-0.parquet", RECORDS)
-    write(
-        tmp_path / "train-1.parquet", [{"prompt": record["prompt"], "output": record["output"]} for record in RECORDS]
+    write_records(tmp_path / "train-0.parquet", QUESTIONS)
+    write_records(
+        tmp_path / "train-1.parquet", [{"prompt": record["prompt"], "output": record["output"]} for record in QUESTIONS]
     )
-    write(tmp_path / "train-2.parquet", [record | {"output": [record["output"]]} for record in RECORDS])
-    write(tmp_path / "train-3.parquet", [record | {"more": 1} for record in RECORDS])
+    write_records(tmp_path / "train-2.parquet", [record | {"output": [record["output"]]} for record in QUESTIONS])
+    write_records(tmp_path / "train-3.parquet", [record | {"more": 1} for record in QUESTIONS])
     files = find_splits(tmp_path)["train"]
     with pytest.raises(DataError, match=r"train-1\.parquet:1: column 'system' \(or system_prompt\) is missing"):
         list(read_records(files, "sft"))
     with pytest.raises(DataError, match=r"train-2\.parquet:1: column 'output' must be a string, found list \['Because"):
         list(read_records(files[2:], "sft"))
     dropped: Counter[str] = Counter()
-    assert list(read_records(files, "sft", skip_bad=True, dropped=dropped)) == EXPECTED * 2
+    assert list(read_records(files, "sft", skip_bad=True, dropped=dropped)) == READ_QUESTIONS * 2
     assert dropped == {"missing_field": 5, "wrong_type": 5}
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
 def test_reading_takes_far_less_memory_than_the_file(tmp_path, suffix):
-    records = [RECORDS[0] | {"output": f"{i} " + "x" * 4000} for i in range(6000)]
-    path = write(tmp_path / f"rows{suffix}", records)
+    records = [QUESTIONS[0] | {"output": f"{i} " + "x" * 4000} for i in range(6000)]
+    path = write_records(tmp_path / f"rows{suffix}", records)
     text_bytes = sum(len(record["output"]) for record in records)
     del records
     assert peak_bytes(path, 6000) < text_bytes / 4
@@ -134,7 +134,7 @@ def test_reading_takes_far_less_memory_than_the_file(tmp_path, suffix):
 def test_records_of_megabytes_are_held_a_few_at_a_time(tmp_path, suffix):
     record_bytes = 2_000_000
     records = [
-        RECORDS[0] | {"output": f"{i} " + random.Random(i).randbytes(record_bytes // 2).hex()} for i in range(12)
+        QUESTIONS[0] | {"output": f"{i} " + random.Random(i).randbytes(record_bytes // 2).hex()} for i in range(12)
     ]
     if suffix == ".parquet":  # in one row group; a page, which holds one record here, is the least that can be decoded
         path = tmp_path / "rows.parquet"
@@ -142,7 +142,7 @@ def test_records_of_megabytes_are_held_a_few_at_a_time(tmp_path, suffix):
             pa.Table.from_pylist(records), path, write_batch_size=1, compression="none", use_dictionary=False
         )
     else:
-        path = write(tmp_path / f"rows{suffix}", records)
+        path = write_records(tmp_path / f"rows{suffix}", records)
     del records
     assert peak_bytes(path, 12) < 6 * record_bytes
 

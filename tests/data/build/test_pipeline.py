@@ -19,7 +19,7 @@ from janus_jax.data.build.pipeline import build
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.errors import DataError, JanusError, StorageError
 from janus_jax.text.tokenizer import load_tokenizer
-from tests.data.conftest import TEXTS, pair_records, sft_records, write_lines
+from tests.support.records import TEXTS, pair_records, sft_records, write_records
 from tests.support.repository import ROOT
 
 
@@ -48,7 +48,7 @@ def test_dpo_build_holds_prompt_chosen_and_rejected(dpo_build):
 
 def test_rm_build_takes_the_joined_input_as_prompt(tmp_path):
     records = [{"input": f"{s}\n{p}", "chosen": c, "rejected": r} for s, p, c, r in TEXTS]
-    build(write_lines(tmp_path / "rm.jsonl", records), tmp_path / "out", kind="rm")
+    build(write_records(tmp_path / "rm.jsonl", records), tmp_path / "out", kind="rm")
     examples = TokenizedDataset(tmp_path / "out").read([0, 2])
     for example, index in zip(examples, (0, 2), strict=True):
         assert example.prompt.tolist() == expected_ids(*TEXTS[index])[0]
@@ -91,15 +91,15 @@ def test_text_is_kept_as_a_tfds_data_set(sft_build):
 
 def test_fingerprint_follows_the_ids_alone(dpo_build, tmp_path):
     (tmp_path / "elsewhere").mkdir()
-    again = build(write_lines(tmp_path / "elsewhere" / "x.jsonl", pair_records()), tmp_path / "same", kind="orpo")
+    again = build(write_records(tmp_path / "elsewhere" / "x.jsonl", pair_records()), tmp_path / "same", kind="orpo")
     assert again.fingerprint == dpo_build.manifest.fingerprint
-    other = build(write_lines(tmp_path / "y.jsonl", pair_records()[::-1]), tmp_path / "reversed", kind="dpo")
+    other = build(write_records(tmp_path / "y.jsonl", pair_records()[::-1]), tmp_path / "reversed", kind="dpo")
     assert other.fingerprint != dpo_build.manifest.fingerprint
 
 
 def test_many_files_of_tokens_read_like_one(dpo_build, tmp_path, monkeypatch):
     monkeypatch.setattr(build_module, "_EXAMPLES_PER_FILE", 2)
-    manifest = build(write_lines(tmp_path / "rows.jsonl", pair_records()), tmp_path / "out", kind="dpo")
+    manifest = build(write_records(tmp_path / "rows.jsonl", pair_records()), tmp_path / "out", kind="dpo")
     names = sorted(path.name for path in (tmp_path / "out" / "train").glob("tokens*"))
     assert names == [f"tokens-0000{i}-of-00003.array_record" for i in range(3)]
     assert manifest.fingerprint == dpo_build.manifest.fingerprint
@@ -111,11 +111,11 @@ def test_many_files_of_tokens_read_like_one(dpo_build, tmp_path, monkeypatch):
 
 
 def test_another_tokenizer_and_template_are_used_and_kept(tmp_path):
-    from tests.text.test_tokenizer import byte_level_directory
+    from tests.support.tokenizers import byte_level_directory
 
     directory = byte_level_directory(tmp_path / "tokenizer")
     (directory / "tokenizer_config.json").write_text('{"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}')
-    source = write_lines(tmp_path / "rows.jsonl", sft_records())
+    source = write_records(tmp_path / "rows.jsonl", sft_records())
     manifest = build(source, tmp_path / "out", kind="sft", tokenizer=directory, template="chatml")
     assert (manifest.template, manifest.tokenizer["bos"], manifest.tokenizer["eos"]) == ("chatml", 1, 2)
     data = TokenizedDataset(tmp_path / "out")
@@ -127,7 +127,7 @@ def test_splits_of_a_directory_and_a_choice_of_them(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     for name in ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "test.jsonl"):
-        write_lines(source / name, sft_records()[:2])
+        write_records(source / name, sft_records()[:2])
     assert {name: s.examples for name, s in build(source, tmp_path / "a", kind="sft").splits.items()} == {
         "test": 2,
         "train": 4,
@@ -139,14 +139,14 @@ def test_splits_of_a_directory_and_a_choice_of_them(tmp_path):
 
 def test_progress_ends_at_the_number_of_records(tmp_path):
     calls = []
-    source = write_lines(tmp_path / "rows.jsonl", sft_records())
+    source = write_records(tmp_path / "rows.jsonl", sft_records())
     build(source, tmp_path / "out", kind="sft", progress=lambda *args: calls.append(args))
     assert calls == [("train", "read", 5, 5), ("train", "tokenize", 5, 5)]
 
 
 def test_a_joint_build_holds_joint_ids_and_says_so(dpo_build, tmp_path):
     records = [record | {"chosen": ")" + record["chosen"]} for record in pair_records()]
-    manifest = build(write_lines(tmp_path / "rows.jsonl", records), tmp_path / "out", kind="dpo", boundary="joint")
+    manifest = build(write_records(tmp_path / "rows.jsonl", records), tmp_path / "out", kind="dpo", boundary="joint")
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["boundary"] == manifest.boundary == "joint"
     assert dpo_build.manifest.boundary == "separate"
     tokenizer = load_tokenizer()
@@ -172,7 +172,7 @@ def test_lengths_are_counted_in_the_manifest(dpo_build):
 
 def test_several_processes_build_the_very_same(tmp_path):
     records = [pair | {"prompt": f"{number}. {pair['prompt']}"} for number in range(60) for pair in pair_records()]
-    source = write_lines(tmp_path / "rows.jsonl", records)
+    source = write_records(tmp_path / "rows.jsonl", records)
     for name, processes in (("one", 1), ("three", 3)):
         build(source, tmp_path / name, kind="dpo", boundary="joint", processes=processes)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
@@ -192,7 +192,7 @@ def test_what_a_worker_refuses_is_said_as_it_is(tmp_path, processes):
     model = tokenizers.models.WordLevel(words, unk_token="<unk>")
     tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer" / "tokenizer.json"))
     (tmp_path / "tokenizer" / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-    source = write_lines(tmp_path / "rows.jsonl", pair_records())
+    source = write_records(tmp_path / "rows.jsonl", pair_records())
     options = {"kind": "dpo", "boundary": "joint", "tokenizer": tmp_path / "tokenizer"}
     with pytest.raises(DataError, match=r"^boundary joint: the tokenizer merges all of the prompt"):
         build(source, tmp_path / "out", processes=processes, **options)
@@ -201,7 +201,7 @@ def test_what_a_worker_refuses_is_said_as_it_is(tmp_path, processes):
 
 def many_long_records(directory: Path, times: int) -> Path:
     records = [record | {"output": record["output"] * 40} for record in sft_records()]
-    return write_lines(directory / "rows.jsonl", records * times)
+    return write_records(directory / "rows.jsonl", records * times)
 
 
 @pytest.mark.parametrize("phase", ["read", "tokenize"])
@@ -232,7 +232,7 @@ if __name__ == "__main__":
         TokenizedDataset(tmp_path / "out")
     left = [path for path in tmp_path.iterdir() if path.name.startswith(".out.")]
     assert len(left) == 1 and not (left[0] / "manifest.json").exists()
-    build(write_lines(tmp_path / "few.jsonl", sft_records()), tmp_path / "out", kind="sft")
+    build(write_records(tmp_path / "few.jsonl", sft_records()), tmp_path / "out", kind="sft")
 
 
 def test_a_worker_that_is_killed_ends_the_build_with_its_reason(tmp_path):
@@ -299,8 +299,8 @@ MARGINS = [0.5, None, 3, -2.25, None]
 def test_margins_are_stored_with_zero_where_a_record_has_none(tmp_path):
     records = [record | ({} if m is None else {"margin": m}) for record, m in zip(pair_records(), MARGINS, strict=True)]
     sources = {
-        "train": write_lines(tmp_path / "a.jsonl", records),
-        "validation": write_lines(tmp_path / "b.jsonl", records[1:2]),
+        "train": write_records(tmp_path / "a.jsonl", records),
+        "validation": write_records(tmp_path / "b.jsonl", records[1:2]),
     }
     manifest = build(sources, tmp_path / "out", kind="dpo")
     data = TokenizedDataset(tmp_path / "out")
@@ -308,7 +308,7 @@ def test_margins_are_stored_with_zero_where_a_record_has_none(tmp_path):
     assert [example.margin for example in data.read([3, 0])] == [-2.25, 0.5]
     assert not (tmp_path / "out" / "validation" / "margins.npy").exists()
     records[0]["margin"] = 0.75
-    other = build(sources | {"train": write_lines(tmp_path / "c.jsonl", records)}, tmp_path / "other", kind="dpo")
+    other = build(sources | {"train": write_records(tmp_path / "c.jsonl", records)}, tmp_path / "other", kind="dpo")
     assert other.fingerprint != manifest.fingerprint
 
 
@@ -330,7 +330,7 @@ def test_a_margin_of_parquet_is_read(tmp_path):
 
 
 def bad_builds(root: Path):
-    good = write_lines(root / "good.jsonl", sft_records())
+    good = write_records(root / "good.jsonl", sft_records())
     cut = root / "cut.jsonl"
     cut.write_text(good.read_text()[:-20])
     yield {"source": cut, "kind": "sft"}, "cut.jsonl:5: not valid JSON"
@@ -340,7 +340,7 @@ def bad_builds(root: Path):
     yield {"source": {"train": good, "validation": root / "empty.jsonl"}, "kind": "sft"}, "empty.jsonl: is empty"
     yield {"source": root / "absent.jsonl", "kind": "sft"}, "absent.jsonl: no such file or directory"
     yield {"source": good, "kind": "ppo"}, "'ppo': unknown"
-    pairs = write_lines(root / "pairs.jsonl", [pair_records()[0], pair_records()[1] | {"margin": "big"}])
+    pairs = write_records(root / "pairs.jsonl", [pair_records()[0], pair_records()[1] | {"margin": "big"}])
     yield {"source": pairs, "kind": "dpo"}, "pairs.jsonl:2: column 'margin' must be a finite number (float32), found"
     yield {"source": good, "kind": "sft", "boundary": "joined"}, "boundary 'joined': unknown; allowed: separate, joint"
     yield {"source": good, "kind": "sft", "template": "llama"}, "'llama': unknown"
@@ -361,7 +361,7 @@ def test_bad_input_gives_one_line_and_leaves_nothing(tmp_path):
 
 
 def test_a_directory_that_holds_something_is_refused(tmp_path):
-    source = write_lines(tmp_path / "rows.jsonl", sft_records())
+    source = write_records(tmp_path / "rows.jsonl", sft_records())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(StorageError, match="exists and is not empty"):
@@ -370,7 +370,7 @@ def test_a_directory_that_holds_something_is_refused(tmp_path):
 
 
 def test_a_build_is_silent_and_leaves_records_nowhere_else(tmp_path):
-    source = write_lines(tmp_path / "rows.jsonl", sft_records())
+    source = write_records(tmp_path / "rows.jsonl", sft_records())
     (tmp_path / "home").mkdir()
     code = "import sys; from janus_jax.data.build.pipeline import build; build(sys.argv[1], sys.argv[2], kind='sft')"
     environment = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}

@@ -14,42 +14,12 @@ from janus_jax.data.build import readers
 from janus_jax.data.build.readers import HUB_ALIASES, find_splits, read_records
 from janus_jax.data.schema import Record
 from janus_jax.errors import DataError
-
-RECORDS = [{"system": "Be brief.", "prompt": f"Why {i}?", "output": f"Because of {i}."} for i in range(5)]
-EXPECTED = [Record("Be brief.", f"Why {i}?", f"Because of {i}.") for i in range(5)]
-
-
-def write_jsonl(path: Path, records: list) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
-
-def write(path: Path, records: list[dict]) -> Path:
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(records), path, write_batch_size=100)  # pages of so many records
-    elif path.suffix == ".gz":
-        plain = write(path.with_suffix(""), records)
-        path.write_bytes(gzip.compress(plain.read_bytes(), compresslevel=1))
-        plain.unlink()
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(records))
-    else:
-        write_jsonl(path, records)
-    return path
-
-
-def refusal(path: Path, kind: str = "sft", **options) -> str:
-    with pytest.raises(DataError) as caught:
-        list(read_records(path, kind, **options))
-    message = str(caught.value)
-    assert message.startswith(str(path)) and "\n" not in message
-    return message
+from tests.support.records import QUESTIONS, READ_QUESTIONS, refusal, write_json_lines, write_records
 
 
 @pytest.mark.parametrize("suffix", readers.SUFFIXES)
 def test_every_file_type_gives_the_same_records(tmp_path, suffix):
-    assert list(read_records(write(tmp_path / f"rows{suffix}", RECORDS), "sft")) == EXPECTED
+    assert list(read_records(write_records(tmp_path / f"rows{suffix}", QUESTIONS), "sft")) == READ_QUESTIONS
 
 
 def test_json_keyed_by_id_as_in_the_first_bench_release(tmp_path):
@@ -61,10 +31,10 @@ def test_json_keyed_by_id_as_in_the_first_bench_release(tmp_path):
             "user_prompt": record["prompt"],
             "reference_answer": record["output"],
         }
-        for i, record in enumerate(RECORDS)
+        for i, record in enumerate(QUESTIONS)
     }
     path.write_text(json.dumps(records))
-    assert list(read_records(path, "sft")) == EXPECTED
+    assert list(read_records(path, "sft")) == READ_QUESTIONS
     records["14"]["reference_answer"] = ""
     path.write_text(json.dumps(records))
     assert f"{path}:3 (id '14'): column 'output' is empty" in refusal(path)
@@ -88,20 +58,20 @@ def test_parquet_message_lists_as_published(tmp_path):
 
 def test_record_numbers_count_lines_and_blank_lines_are_passed_over(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text("\ufeff" + json.dumps(RECORDS[0]) + "\n\n" + json.dumps(RECORDS[1] | {"output": ""}) + "\n")
+    path.write_text("\ufeff" + json.dumps(QUESTIONS[0]) + "\n\n" + json.dumps(QUESTIONS[1] | {"output": ""}) + "\n")
     assert refusal(path).startswith(f"{path}:3: column 'output' is empty")
 
 
 def test_parquet_record_numbers_go_on_over_batches(tmp_path):
-    records = [RECORDS[0]] * 700 + [RECORDS[0] | {"prompt": ""}]
-    assert refusal(write(tmp_path / "rows.parquet", records)).startswith(
+    records = [QUESTIONS[0]] * 700 + [QUESTIONS[0] | {"prompt": ""}]
+    assert refusal(write_records(tmp_path / "rows.parquet", records)).startswith(
         f"{tmp_path}/rows.parquet:701: column 'prompt'"
     )
 
 
 def test_truncated_json_line(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps(RECORDS[0]) + "\n" + json.dumps(RECORDS[1])[:30])
+    path.write_text(json.dumps(QUESTIONS[0]) + "\n" + json.dumps(QUESTIONS[1])[:30])
     message = refusal(path)
     assert message.startswith(f"{path}:2: not valid JSON, the last line of the file, which may be cut off")
     assert 'the line begins \'{"system": "Be brief."' in message
@@ -109,7 +79,7 @@ def test_truncated_json_line(tmp_path):
 
 def test_bytes_that_are_not_utf8(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(json.dumps(RECORDS[0]).encode() + b'\n{"system": "caf\xe9"}\n')
+    path.write_bytes(json.dumps(QUESTIONS[0]).encode() + b'\n{"system": "caf\xe9"}\n')
     assert refusal(path) == f"{path}:2: not UTF-8: byte 0xe9 at position 16"
 
     text = pa.array([b"fine", b"caf\xe9"], pa.binary()).view(pa.string())
@@ -189,23 +159,23 @@ def test_columns_of_no_meaning_may_be_of_any_type_and_twice(tmp_path):
 def test_answers_with_scores_read_from_parquet(tmp_path):
     question = {"dataset": "eli5", "full_text": "Why?"}
     record = {"question": question, "answer_0": "So.", "score_0": -0.3, "answer_1": "Thus.", "score_1": 0.3}
-    path = write(tmp_path / "rows.parquet", [record | {"tokens_0": {"prefix": [1], "completion": [2]}}])
+    path = write_records(tmp_path / "rows.parquet", [record | {"tokens_0": {"prefix": [1], "completion": [2]}}])
     assert list(read_records(path, "rm")) == [Record("", "Why?", "Thus.", "So.")]
 
 
 def test_skip_bad_drops_and_counts_by_reason(tmp_path):
     path = tmp_path / "rows.jsonl"
-    bad = [RECORDS[0] | {"output": ""}, RECORDS[0] | {"output": 3}, {"system": "s"}, RECORDS[0] | {"prompt": " "}]
-    write_jsonl(path, [RECORDS[0], *bad, *RECORDS[1:]])
+    bad = [QUESTIONS[0] | {"output": ""}, QUESTIONS[0] | {"output": 3}, {"system": "s"}, QUESTIONS[0] | {"prompt": " "}]
+    write_json_lines(path, [QUESTIONS[0], *bad, *QUESTIONS[1:]])
     with path.open("ab") as file:
         file.write(b'{"system": "cut o')
     dropped: Counter[str] = Counter()
-    assert list(read_records(path, "sft", skip_bad=True, dropped=dropped)) == EXPECTED
+    assert list(read_records(path, "sft", skip_bad=True, dropped=dropped)) == READ_QUESTIONS
     assert dropped == {"empty_field": 2, "wrong_type": 1, "missing_field": 1, "bad_json": 1}
 
 
 def test_nothing_left_after_skipping_is_an_error(tmp_path):
-    path = write(tmp_path / "rows.jsonl", RECORDS)
+    path = write_records(tmp_path / "rows.jsonl", QUESTIONS)
     message = refusal(path, "dpo", skip_bad=True)
     assert "no usable record, all 5 were dropped (missing_field 5)" in message
 
@@ -219,7 +189,7 @@ def test_kind_and_file_type_are_checked_before_reading(tmp_path):
 
 
 def test_single_file_is_the_train_split(tmp_path):
-    path = write(tmp_path / "validation.jsonl", RECORDS)
+    path = write_records(tmp_path / "validation.jsonl", QUESTIONS)
     assert find_splits(path) == {"train": [path]}
 
 
@@ -239,20 +209,20 @@ def test_directory_splits_follow_file_names(tmp_path):
 
 
 def test_directory_without_split_names_is_all_train(tmp_path):
-    paths = [write(tmp_path / name, RECORDS) for name in ("part1.jsonl", "part2.parquet")]
+    paths = [write_records(tmp_path / name, QUESTIONS) for name in ("part1.jsonl", "part2.parquet")]
     splits = find_splits(tmp_path)
     assert splits == {"train": paths}
-    assert list(read_records(splits["train"], "sft")) == EXPECTED * 2
+    assert list(read_records(splits["train"], "sft")) == READ_QUESTIONS * 2
 
 
 def test_split_folders_and_names_of_validation(tmp_path):
-    paths = [write_jsonl(tmp_path / name, RECORDS) for name in ("dev/a.jsonl", "train/a.jsonl")]
+    paths = [write_json_lines(tmp_path / name, QUESTIONS) for name in ("dev/a.jsonl", "train/a.jsonl")]
     assert find_splits(tmp_path) == {"validation": [paths[0]], "train": [paths[1]]}
 
 
 def test_directory_with_a_stray_file_is_refused(tmp_path):
     for name in ("train.jsonl", "extra.jsonl"):
-        write(tmp_path / name, RECORDS)
+        write_records(tmp_path / name, QUESTIONS)
     with pytest.raises(DataError, match=r"extra\.jsonl: names no split"):
         find_splits(tmp_path)
 
@@ -270,7 +240,7 @@ def test_empty_directory_is_refused(tmp_path):
 
 
 def test_hub_id_is_fetched_under_its_present_name(tmp_path, monkeypatch):
-    write(tmp_path / "train-00000-of-00001.parquet", RECORDS)
+    write_records(tmp_path / "train-00000-of-00001.parquet", QUESTIONS)
     asked = []
 
     def snapshot(name, *, repo_type, allow_patterns, ignore_patterns):
@@ -281,7 +251,7 @@ def test_hub_id_is_fetched_under_its_present_name(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     splits = find_splits("kaist-ai/Multifaceted-Collection-SFT-65k")
     assert asked == [("kaist-ai/Multifaceted-Collection-small", "dataset")]
-    assert list(read_records(splits["train"], "sft")) == EXPECTED
+    assert list(read_records(splits["train"], "sft")) == READ_QUESTIONS
     assert set(HUB_ALIASES.values()) == {"kaist-ai/Multifaceted-Collection", "kaist-ai/Multifaceted-Collection-small"}
 
 
@@ -298,7 +268,7 @@ def test_hub_id_offline_says_what_to_do(monkeypatch):
 def test_published_records_of_all_printed_releases_read(tmp_path):
     blocks = json.loads((Path(os.environ["JANUS_REAL_DATA"]) / "multifaceted_rows.json").read_text())
     sft = blocks["5529fba:README.md#1"]
-    assert list(read_records(write(tmp_path / "sft.jsonl", [sft]), "sft")) == [
+    assert list(read_records(write_records(tmp_path / "sft.jsonl", [sft]), "sft")) == [
         Record(sft["system"], sft["instruction"], sft["output"])
     ]
     (tmp_path / "first.json").write_text(json.dumps(blocks["5529fba:README.md#3"]))
@@ -310,5 +280,5 @@ def test_published_records_of_all_printed_releases_read(tmp_path):
         first["reference_answer"],
     )
     bench = blocks["HEAD:README.md#0"]
-    (record,) = read_records(write(tmp_path / "bench.jsonl", [bench]), "sft")
+    (record,) = read_records(write_records(tmp_path / "bench.jsonl", [bench]), "sft")
     assert (record.prompt, record.chosen) == (bench["prompt"], bench["reference_answer"])

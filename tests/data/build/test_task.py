@@ -8,7 +8,7 @@ from janus_jax.data.build.task import make_task
 from janus_jax.data.build.tfds_builder import read_builder
 from janus_jax.text.template import MISTRAL_INST
 from janus_jax.text.tokenizer import load_tokenizer
-from tests.data.conftest import TEXTS
+from tests.support.records import TEXTS
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import pytest
 
 from janus_jax.data.example import Example
 from janus_jax.text.tokenizer import Tokenizer, load_tokenizer
-from tests.data.conftest import dpo_build, sft_build  # noqa: F401 (fixtures)
 from tests.support.training_examples import write_dataset
 
 BOS, EOS = 1, 2

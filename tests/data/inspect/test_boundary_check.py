@@ -10,7 +10,7 @@ from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.inspect.boundary_check import check_boundary
 from janus_jax.data.inspect.texts import read_texts
 from janus_jax.errors import DataError
-from tests.data.conftest import pair_records, write_lines
+from tests.support.records import pair_records, write_records
 
 
 @pytest.mark.parametrize("name", ["sft_build", "dpo_build"])
@@ -67,10 +67,10 @@ def test_separate_texts_are_cut_as_stored_with_a_space_and_not_without(dpo_build
 
 def test_joint_texts_are_cut_as_stored_and_a_server_would_cut_some_prompts_otherwise(tmp_path, tokenizer):
     """`]` and `(` are one piece of the vocabulary: the prompt of such a pair ends before them."""
-    rows = pair_records()
-    rows[1] |= {"chosen": "(first)", "rejected": "(second)"}
+    records = pair_records()
+    records[1] |= {"chosen": "(first)", "rejected": "(second)"}
     assert tokenizer.processor.id_to_piece(tokenizer.encode("a](")[-1]) == "]("
-    source = write_lines(tmp_path / "rows.jsonl", rows)
+    source = write_records(tmp_path / "rows.jsonl", records)
     build(source, tmp_path / "data", kind="dpo", boundary="joint")
     check = check_boundary(TokenizedDataset(tmp_path / "data"), np.arange(5))
     assert (check.checked, check.without_space, check.prompt_alone) == (5, 0, 1)

@@ -13,7 +13,7 @@ from rich.cells import cell_len
 
 from janus_jax.cli.main import main
 from janus_jax.storage.bucket import Prefix
-from tests.data.inspect.test_facts import BROKEN, GOOD
+from tests.support.broken_examples import BROKEN_EXAMPLES, GOOD_EXAMPLE
 from tests.support.repository import ROOT
 
 
@@ -51,7 +51,7 @@ def config_of(tmp_path):
 
 def test_no_device_is_asked_for_and_no_tensorflow_is_loaded(write, config_of):
     """With a platform that is not there, anything that starts a backend fails."""
-    directory = write("dpo", train=[GOOD] * 9, validation=[GOOD])
+    directory = write("dpo", train=[GOOD_EXAMPLE] * 9, validation=[GOOD_EXAMPLE])
     config = config_of(directory, eval={"every_steps": 1})
     code = (
         "import sys, janus_jax.cli.main as cli\n"
@@ -71,9 +71,9 @@ def test_no_device_is_asked_for_and_no_tensorflow_is_loaded(write, config_of):
         assert "No problems in 10 examples" in done.stdout and done.stdout.endswith("no backend\n")
 
 
-@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize("what", BROKEN_EXAMPLES)
 def test_a_broken_example_ends_with_2_and_its_name(inspect, write, tmp_path, what):
-    directory = write("dpo", train=[GOOD], validation=[GOOD, GOOD, BROKEN[what]])
+    directory = write("dpo", train=[GOOD_EXAMPLE], validation=[GOOD_EXAMPLE, GOOD_EXAMPLE, BROKEN_EXAMPLES[what]])
     code, out, err = inspect(directory, "--html", tmp_path / "p.html", "--json", tmp_path / "n.json")
     assert code == 2 and err.count("\n") == 1 and err.startswith("error: examples that must not be trained on: ")
     assert what in err and f"{directory}, split validation, example 2 (" in err
@@ -84,8 +84,8 @@ def test_a_broken_example_ends_with_2_and_its_name(inspect, write, tmp_path, wha
 
 
 def test_several_kinds_of_mistakes_are_all_named(inspect, write):
-    code, _, err = inspect(write("dpo", train=[GOOD, *BROKEN.values()]))
-    assert code == 2 and all(what in err for what in BROKEN)
+    code, _, err = inspect(write("dpo", train=[GOOD_EXAMPLE, *BROKEN_EXAMPLES.values()]))
+    assert code == 2 and all(what in err for what in BROKEN_EXAMPLES)
 
 
 def test_it_reads_on_80_columns_without_colours(inspect, dpo_build):
@@ -121,7 +121,7 @@ def test_a_hostile_text_does_not_reach_the_terminal(inspect, write):
 
 def test_the_configuration_decides_what_is_read(inspect, write, config_of):
     long = ("What?", "word " * 40, "No.")
-    directory = write("dpo", train=[GOOD] * 30 + [long], validation=[GOOD] * 4)
+    directory = write("dpo", train=[GOOD_EXAMPLE] * 30 + [long], validation=[GOOD_EXAMPLE] * 4)
     assert "0 dropped" in inspect(directory)[1]
     config = config_of(directory, eval={"every_steps": 5})
     code, out, _ = inspect(config, "--json", directory / "n.json")
@@ -140,7 +140,7 @@ def test_the_configuration_decides_what_is_read(inspect, write, config_of):
 
 def test_pairs_that_lost_their_responses_on_purpose_are_shown_so(inspect, write, config_of, tmp_path):
     long = ("What?", "word " * 40, "No.")
-    config = config_of(write("dpo", train=[long, long, GOOD]), compat={"overlong_pairs": "zero_grad"})
+    config = config_of(write("dpo", train=[long, long, GOOD_EXAMPLE]), compat={"overlong_pairs": "zero_grad"})
     code, out, _ = inspect(config, "--full", "--html", tmp_path / "page.html")
     assert code == 0 and "0 dropped, 0 truncated, 2 left without responses" in out
     assert out.count("no slots: it has no responses; prompt 1 + chosen 0 + rejected 0 tokens,") == 2
@@ -150,16 +150,16 @@ def test_pairs_that_lost_their_responses_on_purpose_are_shown_so(inspect, write,
 
 def test_the_kind_decides_how_a_directory_is_read(inspect, write):
     for kind, objective in (("sft", "sft"), ("orpo", "dpo"), ("rm", "rm")):
-        texts = [GOOD[:2] if kind == "sft" else GOOD]
+        texts = [GOOD_EXAMPLE[:2] if kind == "sft" else GOOD_EXAMPLE]
         _, out, _ = inspect(write(kind, name=kind, train=texts))
         assert f"objective {objective} " in out
         assert ("8,192 slots" if kind == "sft" else "4,096 slots") in out
         assert ("</s> is the target of slot" in out) == (kind != "rm")
-    assert "objective rm " in inspect(write("dpo", train=[GOOD]), "--objective", "rm")[1]
+    assert "objective rm " in inspect(write("dpo", train=[GOOD_EXAMPLE]), "--objective", "rm")[1]
 
 
 def test_rows_and_slots_are_chosen(inspect, write):
-    directory = write("dpo", train=[GOOD] * 40)
+    directory = write("dpo", train=[GOOD_EXAMPLE] * 40)
     options = [directory, "--row-length", 32]
     out = inspect(*options, "--rows", 3)[1]
     assert re.findall(r"^row (\d+) of epoch 0", out, re.MULTILINE) == ["0", "1", "2"]
@@ -192,7 +192,7 @@ def test_rows_and_slots_are_chosen(inspect, write):
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(inspect, write, config_of, tmp_path, monkeypatch, arguments, expected):
-    config_of(write("dpo", train=[GOOD]))
+    config_of(write("dpo", train=[GOOD_EXAMPLE]))
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     code, out, err = inspect(*arguments.split())
@@ -201,7 +201,7 @@ def test_a_mistake_is_one_line_and_exit_2(inspect, write, config_of, tmp_path, m
 
 
 def test_a_data_set_in_a_bucket_is_read_from_its_copy(inspect, write, bucket):
-    directory = write("dpo", train=[GOOD], validation=[GOOD] * 2)
+    directory = write("dpo", train=[GOOD_EXAMPLE], validation=[GOOD_EXAMPLE] * 2)
     files = (path for path in directory.rglob("*") if path.is_file())
     Prefix(f"{bucket}/pairs").upload(directory, [path.relative_to(directory).as_posix() for path in files])
     code, out, err = inspect(f"{bucket}/pairs")

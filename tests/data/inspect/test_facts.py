@@ -16,6 +16,7 @@ from janus_jax.data.inspect.opened import DirectoryOptions, OpenedSplit, open_sp
 from janus_jax.data.inspect.token_text import TokenDecoder
 from janus_jax.data.statistics import Histogram, Quantiles, wilson_interval
 from janus_jax.training.setup import prepare
+from tests.support.broken_examples import BROKEN_EXAMPLES, GOOD_EXAMPLE
 from tests.support.training_examples import random_examples, write_dataset
 
 
@@ -231,19 +232,11 @@ def test_parts_of_a_text_are_not_taken_for_each_other(write):
 
 # --- What must not be trained on
 
-GOOD = ("What?", "Yes.", "No.")
-BROKEN = {
-    "a response without a token": ("What?", "Yes.", []),
-    "does not end with EOS": ("What?", [50, 51], "No."),
-    "does not begin with BOS": ([50, 51], "Yes.", "No."),
-    "more than one BOS": ([1, 1, 50], "Yes.", "No."),
-}
 
-
-@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize("what", BROKEN_EXAMPLES)
 @pytest.mark.parametrize("kind", ["dpo", "rm"])
 def test_a_broken_example_is_found_wherever_it_stands(write, what, kind):
-    directory = write(kind, train=[GOOD] * 5000 + [BROKEN[what], GOOD])
+    directory = write(kind, train=[GOOD_EXAMPLE] * 5000 + [BROKEN_EXAMPLES[what], GOOD_EXAMPLE])
     (problem,) = facts_of_directory(directory).problems
     assert what in problem.fault and problem.count == 1
     assert f"{directory}, split train, example 5000 (" in problem.examples
@@ -263,12 +256,12 @@ def test_a_tokenizer_without_bos_needs_none(write):
 
 
 def test_good_examples_have_no_problem(write):
-    facts = facts_of_directory(write("dpo", train=[GOOD] * 3 + [("a", "", "b")]))
+    facts = facts_of_directory(write("dpo", train=[GOOD_EXAMPLE] * 3 + [("a", "", "b")]))
     assert facts.problems == [] and facts.total.only_eos == 1  # a response of EOS alone has a token to learn
 
 
 def test_a_policy_that_cuts_or_zeroes_on_purpose_is_no_mistake(write):
-    directory = write("dpo", train=[GOOD, ("What?", "word " * 60, "No.")])
+    directory = write("dpo", train=[GOOD_EXAMPLE, ("What?", "word " * 60, "No.")])
     for overlong in ("truncate", "zero_grad"):
         opened = view_of(directory, dataclasses.replace(SETTINGS, overlong=overlong))
         facts = facts_of(opened)
@@ -281,7 +274,7 @@ def test_a_policy_that_cuts_or_zeroes_on_purpose_is_no_mistake(write):
 
 @pytest.mark.parametrize("head", ["lm", "value"])
 def test_what_was_cut_need_not_end_with_eos_unless_a_reward_is_read_there(write, head):
-    directory = write("dpo", train=[GOOD, ("What?", [50] * 60, "No.")])
+    directory = write("dpo", train=[GOOD_EXAMPLE, ("What?", [50] * 60, "No.")])
     opened = view_of(directory, dataclasses.replace(SETTINGS, overlong="truncate"), head=head)
     assert [problem.fault for problem in facts_of(opened).problems] == (
         [] if head == "lm" else ["a response that does not end with EOS"]
@@ -289,7 +282,7 @@ def test_what_was_cut_need_not_end_with_eos_unless_a_reward_is_read_there(write,
 
 
 def test_an_example_that_is_not_read_breaks_nothing(write):
-    directory = write("dpo", train=[GOOD, ("What?", [50] * 60, "No.")])
+    directory = write("dpo", train=[GOOD_EXAMPLE, ("What?", [50] * 60, "No.")])
     assert facts_of(view_of(directory, SETTINGS)).problems == []
     assert facts_of_directory(directory).problems
 
@@ -297,7 +290,7 @@ def test_an_example_that_is_not_read_breaks_nothing(write):
 def test_eos_inside_a_response_is_noted(write):
     whole = facts_of_directory(write("sft", train=[("What?", [50, 2, 51, 2]), ("What?", "Yes."), ("a", [2, 2])])).total
     assert whole.eos_inside == 2
-    rejected = [GOOD, ("What?", "Yes.", [50, 2, 51, 2])]
+    rejected = [GOOD_EXAMPLE, ("What?", "Yes.", [50, 2, 51, 2])]
     assert facts_of_directory(write("dpo", "pairs", train=rejected)).total.eos_inside == 1
 
 

@@ -18,6 +18,7 @@ from janus_jax.planning.chips.slices import devices, find_slice
 from janus_jax.planning.hlo.collectives import MeshPositions, collectives
 from janus_jax.planning.hlo.findings import warnings
 from tests.support.compilers import needs_libtpu
+from tests.support.hlo import compiled_shard_map
 
 BLOCK = (128, 256)
 BYTES = 4 * math.prod(BLOCK)
@@ -28,12 +29,6 @@ def on(slice_name, shape, axes=("data", "fsdp", "tensor"), num_slices=1):
     return Mesh(found.reshape(shape), axes)
 
 
-def compiled(f, mesh, spec, shape, out_spec=None):
-    x = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
-    out = spec if out_spec is None else out_spec
-    return jax.jit(jax.shard_map(f, mesh=mesh, in_specs=spec, out_specs=out, check_vma=False)).lower(x).compile()
-
-
 ROWS = P(("data", "fsdp"), "tensor")
 
 
@@ -41,7 +36,7 @@ def read(f, mesh, spec=ROWS, shape=None, out_spec=None):
     if shape is None:
         rows, columns = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"]
         shape = (BLOCK[0] * rows, BLOCK[1] * columns)
-    return collectives(compiled(f, mesh, spec, shape, out_spec).as_text(), MeshPositions.of(mesh))
+    return collectives(compiled_shard_map(f, mesh, spec, shape, out_spec).as_text(), MeshPositions.of(mesh))
 
 
 def table(found):
@@ -238,7 +233,9 @@ def test_what_comes_after_a_kernel_in_a_loop_counts():
         return lax.all_gather(mean[:1], "fsdp", tiled=True), None
 
     mesh = on("v5e-4", (1, 2, 2))
-    text = compiled(lambda x: lax.scan(layer, x, None, length=layers)[0], mesh, P(), (heads, length, width)).as_text()
+    text = compiled_shard_map(
+        lambda x: lax.scan(layer, x, None, length=layers)[0], mesh, P(), (heads, length, width)
+    ).as_text()
     size = 4 * heads * length * width
     assert "}}, metadata" in "".join(line for line in text.splitlines() if line.startswith("}}"))
     assert table(collectives(text, MeshPositions.of(mesh))) == {

@@ -8,8 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from janus_jax.planning.hlo.findings import warnings
-from tests.planning.hlo.test_collectives import compiled
-from tests.planning.hlo.test_text import program, reduce
+from tests.support.hlo import all_reduce_text, compiled_shard_map, module_text
 
 
 def test_a_reduction_of_which_only_slices_are_read_is_found():
@@ -19,10 +18,10 @@ def test_a_reduction_of_which_only_slices_are_read_is_found():
         whole = lax.psum(jnp.sin(x), "x")
         return lax.dynamic_slice_in_dim(whole * 1, lax.axis_index("x") * 64, 64, 0)
 
-    text = compiled(sliced, mesh, P(), (512, 1024), P("x")).as_text()
+    text = compiled_shard_map(sliced, mesh, P(), (512, 1024), P("x")).as_text()
     (found,) = [each for each in warnings(text, large_bytes=1 << 20) if each.kind == "all-reduce"]
     assert found.bytes == 4 * 512 * 1024 and found.op_name.endswith("psum")
-    whole = compiled(lambda x: lax.psum(jnp.sin(x), "x"), mesh, P("x"), (4096, 1024), P()).as_text()
+    whole = compiled_shard_map(lambda x: lax.psum(jnp.sin(x), "x"), mesh, P("x"), (4096, 1024), P()).as_text()
     assert warnings(whole, large_bytes=1 << 20) == []
 
 
@@ -53,11 +52,11 @@ LOG = (
 
 
 def test_the_compilers_warning_of_full_copies_is_read_from_its_log():
-    (found,) = warnings(program(reduce("{}")), LOG + LOG)
+    (found,) = warnings(module_text(all_reduce_text("{}")), LOG + LOG)
     assert (found.kind, found.bytes, found.op_name) == (
         "rematerialization",
         2 * 4096 * 8192,
         "jit(train)/mlp/dot_general",
     )
     assert "{devices=[1,8,1]<=[8]}" in found.text
-    assert warnings(program(reduce("{}")), LOG, large_bytes=1 << 30) == []
+    assert warnings(module_text(all_reduce_text("{}")), LOG, large_bytes=1 << 30) == []

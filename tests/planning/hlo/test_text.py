@@ -6,19 +6,7 @@ import pytest
 
 from janus_jax.planning.hlo.collectives import MeshPositions, collectives
 from janus_jax.planning.hlo.text import parse, shape_memory, shape_tree, tiled_bytes
-
-
-def program(body, *, computations="", partitions=8):
-    """Text of a module with a given ENTRY."""
-    head = f"HloModule m, is_scheduled=true, num_partitions={partitions}\n\n"
-    return (
-        f"{head}{computations}\nENTRY %main (p: f32[64]) -> f32[64] {{\n  %p = f32[64]{{0}} parameter(0)\n{body}\n}}\n"
-    )
-
-
-def reduce(groups, name="r", root=True):
-    start = "ROOT " if root else ""
-    return f"  {start}%{name} = f32[64]{{0}} all-reduce(%p), channel_id=1, replica_groups={groups}, to_apply=%add"
+from tests.support.hlo import all_reduce_text, module_text
 
 
 @pytest.mark.parametrize(
@@ -41,7 +29,7 @@ def reduce(groups, name="r", root=True):
     ],
 )
 def test_groups_are_read_in_every_syntax(groups, axes):
-    text, positions = program(reduce(groups)), MeshPositions({"fsdp": 4, "tensor": 2})
+    text, positions = module_text(all_reduce_text(groups)), MeshPositions({"fsdp": 4, "tensor": 2})
     if axes is None:
         with pytest.raises(ValueError, match="unknown form"):
             collectives(text, positions)
@@ -58,7 +46,7 @@ def loop(condition, step, start):
         f"  ROOT %t = pred[] compare(%i, %{condition[0]}), direction={condition[1]}\n}}\n\n"
         "%body (b: (s32[], s32[])) -> (s32[], s32[]) {\n  %b = (s32[], s32[]) parameter(0)\n"
         "  %i2 = s32[] get-tuple-element(%b), index=0\n  %n = s32[] get-tuple-element(%b), index=1\n"
-        f"  %one = s32[] constant({step})\n  %p = f32[64]{{0}} constant({{...}})\n{reduce('{}', root=False)}\n"
+        f"  %one = s32[] constant({step})\n  %p = f32[64]{{0}} constant({{...}})\n{all_reduce_text('{}', root=False)}\n"
         f"  %next = s32[] add(%i2, %one)\n  ROOT %out = (s32[], s32[]) tuple(%next, %n)\n}}\n",
         f"  %from = s32[] {start}\n  %limit = s32[] constant(30)\n  %s = (s32[], s32[]) tuple(%from, %limit)\n"
         "  %w = (s32[], s32[]) while(%s), condition=%cond, body=%body\n"
@@ -81,21 +69,21 @@ def loop(condition, step, start):
 )
 def test_loops_run_as_often_as_their_counters_say(condition, step, start, expected):
     computations, body = loop(condition, step, start)
-    (found,) = collectives(program(body, computations=computations), MeshPositions({"fsdp": 8}))
+    (found,) = collectives(module_text(body, computations=computations), MeshPositions({"fsdp": 8}))
     assert (found.count, found.count_is_certain) == expected
 
 
 def test_a_limit_that_comes_from_outside_the_loop_is_found():
     computations, body = loop(("k", "LT"), 1, "constant(0)")
     computations = computations.replace("%k = s32[] constant(12)", "%k = s32[] get-tuple-element(%c), index=1")
-    (found,) = collectives(program(body, computations=computations), MeshPositions({"fsdp": 8}))
+    (found,) = collectives(module_text(body, computations=computations), MeshPositions({"fsdp": 8}))
     assert (found.count, found.count_is_certain) == (30, True)
 
 
 def test_a_stated_trip_count_goes_first():
     computations, body = loop(("k", "LT"), 1, "custom-call()")
     body = body.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
-    (found,) = collectives(program(body, computations=computations), MeshPositions({"fsdp": 8}))
+    (found,) = collectives(module_text(body, computations=computations), MeshPositions({"fsdp": 8}))
     assert (found.count, found.count_is_certain) == (7, True)
 
 
@@ -108,9 +96,9 @@ KERNEL = """  %splash = f32[64]{0} custom-call(%p), custom_call_target="tpu_cust
 def test_a_kernels_metadata_with_line_breaks_is_part_of_its_instruction():
     """Splash attention's is; one of its lines begins like the end of a computation."""
     computations, body = loop(("k", "LT"), 1, "constant(0)")
-    sent = reduce("{}", root=False)
+    sent = all_reduce_text("{}", root=False)
     computations = computations.replace(sent, f'{KERNEL}{sent}, metadata={{op_name="jit(f)/psum"}}')
-    text = program(body, computations=computations)
+    text = module_text(body, computations=computations)
     (found,) = collectives(text, MeshPositions({"fsdp": 8}))
     assert (found.count, found.count_is_certain, found.op_name) == (12, True, "jit(f)/psum")
     kernel = parse(text).computations["body"].instructions["splash"]
@@ -128,11 +116,11 @@ def test_arrays_take_whole_tiles_of_their_memory():
 
 def test_of_a_conditional_the_branch_that_sends_most_counts():
     branches = "".join(
-        f"%{name} (p{name}: f32[64]) -> f32[64] {{\n  %p = f32[64]{{0}} parameter(0)\n{reduce(groups)}\n}}\n\n"
+        f"%{name} (p{name}: f32[64]) -> f32[64] {{\n  %p = f32[64]{{0}} parameter(0)\n{all_reduce_text(groups)}\n}}\n\n"
         for name, groups in (("few", "{{0,1},{2,3},{4,5},{6,7}}"), ("many", "{}"))
     )
     body = "  ROOT %c = f32[64]{0} conditional(%p, %p, %p), branch_computations={%few, %many}"
-    (found,) = collectives(program(body, computations=branches), MeshPositions({"fsdp": 4, "tensor": 2}))
+    (found,) = collectives(module_text(body, computations=branches), MeshPositions({"fsdp": 4, "tensor": 2}))
     assert (found.axes, found.count) == (("fsdp", "tensor"), 1)
 
 
@@ -153,7 +141,7 @@ def fusions(parts):
 def test_parts_of_an_asynchronous_gather_are_one_and_another_gather_is_another():
     chains = {"start": "0", "async_collective_fusion.1": "0", "done": "0", "second": "1", "plain": "0"}
     names = ["async-collective-start", "fusion", "async-collective-done", "async-collective-start.1", "fusion.2"]
-    text = program(
+    text = module_text(
         fusions(dict(zip(names, chains, strict=True))) + "\n  ROOT %z = f32[64]{0} copy(%p)",
         computations="".join(chain(part, chain_id) for part, chain_id in chains.items()),
     )
@@ -170,23 +158,23 @@ def test_parts_inside_a_loop_belong_to_the_start_outside_of_it(started, count):
     computations, body = loop(("k", "LT"), 1, "constant(0)")
     part = "  %fusion.3 = f32[512]{0} fusion(%p), kind=kOutput, calls=%async_collective_fusion.3\n"
     part += "  %fusion.4 = f32[512]{0} fusion(%p), kind=kOutput, calls=%async_collective_fusion.4"
-    computations = computations.replace(reduce("{}", root=False), part)
+    computations = computations.replace(all_reduce_text("{}", root=False), part)
     names = ["async_collective_fusion.3", "async_collective_fusion.4", *(["start"] if started else [])]
     computations = "".join(chain(name, "7") for name in names) + computations
     if started:
         body = fusions({"async-collective-start.5": "start"}) + "\n" + body
-    (found,) = collectives(program(body, computations=computations), MeshPositions({"fsdp": 8}))
+    (found,) = collectives(module_text(body, computations=computations), MeshPositions({"fsdp": 8}))
     assert (found.kind, found.count, found.is_async) == ("all-gather", count, True)
 
 
 def test_an_all_reduce_that_is_fused_with_its_slice_is_a_reduce_scatter():
     fused = (
         f"%all-reduce-scatter.1 (p: f32[64]) -> f32[8] {{\n  %p = f32[64]{{0}} parameter(0)\n"
-        f"{reduce('{}', root=False)}\n  %o = s32[] constant(0)\n"
+        f"{all_reduce_text('{}', root=False)}\n  %o = s32[] constant(0)\n"
         "  ROOT %d = f32[8]{0} dynamic-slice(%r, %o), dynamic_slice_sizes={8}\n}\n\n"
     )
     body = "  %f = f32[8]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1\n  ROOT %z = f32[64]{0} copy(%p)"
-    (found,) = collectives(program(body, computations=fused), MeshPositions({"fsdp": 8}))
+    (found,) = collectives(module_text(body, computations=fused), MeshPositions({"fsdp": 8}))
     assert (found.kind, found.result_bytes, found.wire_bytes) == ("reduce-scatter", 32, 7 * 32)
 
 
@@ -203,7 +191,7 @@ def test_ragged_and_generic_asynchronous_forms():
         "  %rs = (f32[64]{0}, f32[64]{0}) all-reduce-start(%p), replica_groups=[2,4]<=[8], to_apply=%add\n"
         "  ROOT %z = f32[64]{0} all-reduce-done(%rs)"
     )
-    found = collectives(program(body, computations=inner), MeshPositions({"fsdp": 2, "tensor": 4}))
+    found = collectives(module_text(body, computations=inner), MeshPositions({"fsdp": 2, "tensor": 4}))
     assert [(each.kind, each.result_bytes, each.wire_bytes, each.is_async) for each in found] == [
         ("all-reduce", 256, 2 * 256 * 3 // 4, True),
         ("ragged-all-to-all", 512, 256, True),
@@ -212,6 +200,6 @@ def test_ragged_and_generic_asynchronous_forms():
 
 def test_a_mesh_of_another_size_is_refused():
     with pytest.raises(ValueError, match="for 8 devices"):
-        collectives(program(reduce("{}")), MeshPositions({"fsdp": 4}))
+        collectives(module_text(all_reduce_text("{}")), MeshPositions({"fsdp": 4}))
     with pytest.raises(ValueError, match="no ENTRY"):
         collectives("HloModule m", MeshPositions({"fsdp": 8}))

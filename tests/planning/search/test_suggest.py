@@ -9,7 +9,7 @@ from janus_jax.errors import ConfigError
 from janus_jax.planning.chips.slices import find_slice, load_chips
 from janus_jax.planning.search.estimate import MARGIN, estimate
 from janus_jax.planning.search.suggest import suggestions
-from tests.planning.search.test_sweep import recipe
+from tests.support.run_configs import recipe
 
 USABLE = load_chips().chips["v5e"].usable_hbm_bytes_per_device
 

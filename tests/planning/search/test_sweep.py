@@ -6,7 +6,7 @@ import math
 import pytest
 
 from janus_jax.config.changes import changed
-from janus_jax.config.run import RunConfig, load_config
+from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError
 from janus_jax.parallel import mesh as meshes
 from janus_jax.planning import plan
@@ -21,7 +21,7 @@ from janus_jax.planning.search.estimate import MARGIN, estimate
 from janus_jax.planning.search.pareto import pareto, plot
 from janus_jax.planning.search.sweep import Cell, sweep
 from janus_jax.planning.search.worker import write_result
-from tests.support.repository import ROOT
+from tests.support.run_configs import recipe
 
 MODEL = {"preset": "tiny", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8}
 
@@ -38,10 +38,6 @@ def tiny(**changes) -> RunConfig:
         **changes,
     }
     return RunConfig.model_validate(values)
-
-
-def recipe(name="sft_65k", *overrides) -> RunConfig:
-    return load_config(ROOT / f"configs/{name}.yaml", overrides)
 
 
 ONE_ROW, TWO_ROWS = ("batch.rows=16", "batch.microbatches=1"), ("batch.rows=32", "batch.microbatches=1")
