@@ -22,6 +22,7 @@ PAGES = [
     "README.md",
     "configs/README.md",
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+    "tests/README.md",
     "tests/oracles/README.md",
 ]
 RECIPES = sorted(f"configs/{path.name}" for path in RUNS)
