@@ -25,6 +25,18 @@ def test_tensorflow_is_imported_in_functions_of_data_only():
     assert wrong == []
 
 
+def test_no_test_imports_another():
+    """What two tests use lies in tests/support, and fixtures in a conftest.py."""
+    wrong = [
+        f"{name}:{line}"
+        for name in tracked()
+        if name.startswith("tests/") and name.endswith(".py") and (ROOT / name).exists()
+        for line, module, _ in _imports((ROOT / name).read_text(encoding="utf-8"))
+        if module.startswith("tests.") and module.split(".")[-1].startswith(("test_", "conftest"))
+    ]
+    assert wrong == []
+
+
 def test_the_finder_of_imports_tells_functions_from_modules():
     source = "import seqio\ndef f():\n    from tensorflow.io import gfile\nclass C:\n    import torch\n"
     assert sorted(_imports(source)) == [(1, "seqio", False), (3, "tensorflow.io", True), (5, "torch", False)]

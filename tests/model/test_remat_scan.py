@@ -25,13 +25,13 @@ from janus_jax.parallel.mesh import (
     build_mesh,
     param_shardings,
 )
-from tests.objectives.test_packing import ROW, assert_within, functions, micro_axis, rows_of, with_reference
+from tests.support.packed import ROW_LENGTH, in_microbatches, rows_of, step_functions, with_reference
+from tests.support.tolerances import assert_within
 from tests.support.training_examples import TINY, random_examples
 
 DEEP = dataclasses.replace(TINY, num_layers=3)
 TIED = dataclasses.replace(DEEP, tie_embeddings=True)
 VALUE = dataclasses.replace(DEEP, head="value")
-EXACT = 1e-6
 
 CASES = {
     "one device": (SFT(), DEEP, None, 1, "bfloat16"),
@@ -75,8 +75,8 @@ def batch_of(objective, microbatches):
     pairs = objective.branches == 2
     examples = random_examples(16, pairs=pairs, seed=3)
     form = RowFormat(objective.head, objective.branches)
-    rows = pack(rows_of(examples, 16), row_length=ROW, max_segments=4, form=form)
-    return micro_axis(with_reference(rows), microbatches)
+    rows = pack(rows_of(examples, 16), row_length=ROW_LENGTH, max_segments=4, form=form)
+    return in_microbatches(with_reference(rows), microbatches)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -91,14 +91,14 @@ def test_values_and_gradients_are_those_that_jax_finds(name, by_jax):
         out = (None, shardings, None)
 
     def gradients():
-        step = functions(objective, config, Compute(dtype=dtype, remat="full", place=place))
+        step = step_functions(objective, config, Compute(dtype=dtype, remat="full", place=place))
         return jax.jit(step.gradients, out_shardings=out)(params, batch)
 
     found, expected = gradients(), by_jax(gradients)
     layers = jax.tree.leaves(found[1]["layers"])
     assert [leaf.dtype for leaf in layers] == [leaf.dtype for leaf in jax.tree.leaves(expected[1]["layers"])]
     assert all(np.asarray(leaf, np.float32).any(axis=tuple(range(1, leaf.ndim))).all() for leaf in layers)
-    assert_within(*jax.tree.map(lambda x: np.asarray(x, np.float32), (found, expected)), tolerance=EXACT)
+    assert_within(found, expected)
 
 
 @pytest.mark.parametrize(("kept", "compute"), [("float32", "bfloat16"), ("bfloat16", "bfloat16")])
@@ -117,7 +117,7 @@ def test_gradients_have_the_dtype_of_the_parameters(kept, compute, by_jax):
 
     found, expected = gradients(), by_jax(gradients)
     assert {leaf.dtype for leaf in jax.tree.leaves(found[1])} == {jnp.dtype(kept)}
-    assert_within(*jax.tree.map(lambda x: np.asarray(x, np.float32), (found, expected)), tolerance=EXACT)
+    assert_within(found, expected)
 
 
 def test_the_kernel_for_tpus_runs_in_the_backward_loop(by_jax):
@@ -125,15 +125,15 @@ def test_the_kernel_for_tpus_runs_in_the_backward_loop(by_jax):
     config = dataclasses.replace(DEEP, num_heads=2, num_kv_heads=2, head_dim=64)
     place = Placement(build_mesh(MeshShape(2, 2, 2, 1)), DEFAULT_RULES)
     examples = random_examples(8, pairs=True, seed=3)
-    batch = micro_axis(with_reference(pack(rows_of(examples, 4), row_length=ROW, max_segments=4)))
+    batch = in_microbatches(with_reference(pack(rows_of(examples, 4), row_length=ROW_LENGTH, max_segments=4)))
     shardings = param_shardings(param_specs(config), place.mesh, DEFAULT_RULES)
     params = jax.device_put(init_params(config, jax.random.key(0)), shardings)
-    compute = Compute(dtype="float32", remat="full", place=place, splash=Splash(copies=ROW, interpret=True))
+    compute = Compute(dtype="float32", remat="full", place=place, splash=Splash(copies=ROW_LENGTH, interpret=True))
 
     def gradients():
-        return jax.jit(functions(DPO(), config, compute).gradients)(params, batch)
+        return jax.jit(step_functions(DPO(), config, compute).gradients)(params, batch)
 
-    assert_within(gradients(), by_jax(gradients), tolerance=EXACT)
+    assert_within(gradients(), by_jax(gradients))
 
 
 def test_without_gradients_it_is_a_plain_scan():

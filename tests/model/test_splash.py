@@ -15,8 +15,8 @@ from janus_jax.model import splash
 from janus_jax.model.attention import Slots, attention, visible
 from janus_jax.model.splash import splash_attention, why_not
 from janus_jax.parallel.mesh import DEFAULT_RULES, NOWHERE, MeshShape, Placement, build_mesh, merge_rules
+from tests.support.tolerances import float32_bound
 
-TOLERANCE = 2e-6  # 9e-7 was the worst; the two sum in different orders
 LENGTH, COPIES, HEAD_DIM = 384, 128, 128  # three blocks of queries, four of keys
 PAIRS, APART, REWARD = (RowFormat("lm", 2), RowFormat("lm", 2, share_prompts=False), RowFormat("value", 2))
 
@@ -60,11 +60,13 @@ def check(layout, *, window=None, copies=COPIES, heads=(4, 2), head_dim=HEAD_DIM
     compiled = on_one_device(window, copies) if place.mesh is None else gradients(window, copies, place)
     ours = compiled(q, k, v, real * weights, layout)
     theirs = on_one_device(window, None)(q, k, v, real * weights, layout)
+    # A score is a sum over the head; a key's gradient one over the queries of all heads that share the key.
+    tolerance = float32_bound(head_dim + length * heads[0] // heads[1])
     for name, a, b in zip(("output", "q", "k", "v"), ours, theirs, strict=True):
         assert np.isfinite(a).all(), f"{name}: not finite"
         used = real if name == "output" else 1
         error, size = np.abs((a - b) * used).max(), np.abs(b * used).max()
-        assert error <= TOLERANCE * size, f"{name}: {error} of {size}"
+        assert error <= tolerance * size, f"{name}: {error} of {size}"
 
 
 @pytest.mark.parametrize(
@@ -204,6 +206,7 @@ def test_bfloat16_is_as_near_to_float32_as_the_rule_is():
     def error(x):
         return float(jnp.sqrt(jnp.mean(jnp.square((x.astype(jnp.float32) - exact) * real))))
 
+    # Root mean squares of 200,000 roundings to bfloat16: the order of float32 sums hardly moves their ratio, 0.947.
     assert error(ours) <= error(rule)
 
 

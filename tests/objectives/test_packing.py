@@ -11,59 +11,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus_jax.batch import Batch
 from janus_jax.data.rows import pack
 from janus_jax.model.attention import Slots
-from janus_jax.model.mistral import Compute, Remat, hidden_states, init_params, logits, param_specs
+from janus_jax.model.mistral import Compute, Remat, hidden_states, init_params, logits
 from janus_jax.objectives.dpo import DPO
 from janus_jax.objectives.sft import SFT
-from janus_jax.training.optimizer import AdamW, Schedule
-from janus_jax.training.step import StepFunctions
+from tests.support.packed import FLOAT32, ROW_LENGTH, in_microbatches, rows_of, step_functions, with_reference
+from tests.support.tolerances import assert_within
 from tests.support.training_examples import TINY, random_examples
 
-FULL = Compute(dtype=jnp.float32)
-ROW = 128
 
-
-def functions(objective, config=TINY, compute=FULL):
-    transformation = AdamW().transformation(Schedule(1e-3, 10), param_specs(config))
-    return StepFunctions(config, objective, compute, transformation)
-
-
-def rows_of(examples, rows):
-    """Round robin over `rows` rows, always in the same order within a row."""
-    return [examples[i::rows] for i in range(rows)]
-
-
-def with_reference(batch: Batch) -> Batch:
-    """Reference log-probs that depend on the example alone, so packing cannot change them."""
-    ids = batch.example_id.astype(np.float32)
-    reference = np.stack([np.sin(ids), np.cos(ids)], -1) * batch.valid[..., None]
-    return dataclasses.replace(batch, reference_logps=reference.astype(np.float32))
-
-
-def micro_axis(batch: Batch, microbatches: int = 1) -> Batch:
-    return jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
-
-
-def assert_within(ours, theirs, tolerance=1e-5):
-    """max|a - b| <= T max|b| for each tensor."""
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
-        a, b = np.asarray(a), np.asarray(b)
-        error = np.abs(a - b).max()
-        assert error <= tolerance * np.abs(b).max(), f"{jax.tree_util.keystr(path)}: {error} of {np.abs(b).max()}"
-
-
-def loss_and_gradients(objective, examples, rows, config=TINY, compute=FULL, microbatches=1):
-    packed = pack(rows_of(examples, rows), row_length=ROW, max_segments=8)
-    batch = micro_axis(with_reference(packed), microbatches)
+def loss_and_gradients(objective, examples, rows, config=TINY, compute=FLOAT32, microbatches=1):
+    packed = pack(rows_of(examples, rows), row_length=ROW_LENGTH, max_segments=8)
+    batch = in_microbatches(with_reference(packed), microbatches)
     loss, grads, _ = compiled(objective, config, compute)(params_of(config), batch)
     return loss, grads
 
 
 @functools.cache
 def compiled(objective, config, compute):
-    return jax.jit(functions(objective, config, compute).gradients)
+    return jax.jit(step_functions(objective, config, compute).gradients)
 
 
 @functools.cache
@@ -84,7 +51,7 @@ def score_alone(config):
 
     def score(params, tokens, targets, counted):
         layout = Slots(jnp.ones((1, LONGEST), jnp.int32), jnp.ones((1, LONGEST), jnp.int32), jnp.arange(LONGEST)[None])
-        logp = jax.nn.log_softmax(logits(config, params, tokens[None], layout, FULL)[0])
+        logp = jax.nn.log_softmax(logits(config, params, tokens[None], layout, FLOAT32)[0])
         return jnp.where(counted, logp[jnp.arange(LONGEST), targets], 0).sum()
 
     return jax.jit(jax.value_and_grad(score))
@@ -132,9 +99,9 @@ def test_packed_logits_equal_each_example_alone():
     examples = random_examples(6, pairs=True, seed=2)
 
     def run(rows):
-        batch = pack(rows, row_length=2 * ROW, max_segments=8)
+        batch = pack(rows, row_length=2 * ROW_LENGTH, max_segments=8)
         layout = Slots(*map(jnp.asarray, (batch.segment, batch.branch, batch.position)))
-        return batch, np.asarray(logits(TINY, params, jnp.asarray(batch.tokens), layout, FULL))
+        return batch, np.asarray(logits(TINY, params, jnp.asarray(batch.tokens), layout, FLOAT32))
 
     batch, together = run([examples[:3], examples[3:]])
     for row in range(2):
@@ -184,9 +151,9 @@ def test_per_microbatch_is_the_mean_of_microbatch_means():
 def test_bfloat16_compute_stays_near_float32_and_scores_stay_float32():
     examples = random_examples(4, pairs=False, seed=8)
     params = init_params(dataclasses.replace(TINY, initializer_range=0.05), jax.random.key(0))
-    batch = jax.tree.map(jnp.asarray, pack(rows_of(examples, 2), row_length=ROW, max_segments=8))
-    half = functions(SFT(), compute=Compute(dtype=jnp.bfloat16)).scores(params, batch)
-    full = functions(SFT()).scores(params, batch)
+    batch = jax.tree.map(jnp.asarray, pack(rows_of(examples, 2), row_length=ROW_LENGTH, max_segments=8))
+    half = step_functions(SFT(), compute=Compute(dtype=jnp.bfloat16)).scores(params, batch)
+    full = step_functions(SFT()).scores(params, batch)
     assert half.sums.dtype == jnp.float32
     np.testing.assert_allclose(half.sums, full.sums, rtol=0.02, atol=0.05)
     layout = Slots(batch.segment, batch.branch, batch.position)

@@ -17,9 +17,8 @@ from janus_jax.objectives.orpo import ORPO
 from janus_jax.objectives.reward import RewardModel
 from janus_jax.objectives.simpo import SimPO
 from janus_jax.parallel import mesh as meshes
-from janus_jax.training.optimizer import AdamW, Schedule
-from janus_jax.training.step import StepFunctions
-from tests.objectives.test_packing import assert_within, micro_axis, rows_of, with_reference
+from tests.support.packed import in_microbatches, rows_of, step_functions, with_reference
+from tests.support.tolerances import assert_within
 from tests.support.training_examples import TINY, random_examples
 
 OBJECTIVES = {
@@ -42,10 +41,8 @@ def params_of(config):
 
 
 @functools.cache
-def compiled(objective, config, remat="none"):
-    compute = Compute(dtype=jnp.float32, remat=remat)
-    transformation = AdamW().transformation(Schedule(1e-3, 10), param_specs(config))
-    return jax.jit(StepFunctions(config, objective, compute, transformation).gradients)
+def compiled(objective, config):
+    return jax.jit(step_functions(objective, config).gradients)
 
 
 def model_of(objective, **changes):
@@ -55,7 +52,7 @@ def model_of(objective, **changes):
 def packed(objective, examples, rows, *, shared, microbatches=1):
     form = RowFormat(objective.head, 2, share_prompts=shared)
     batch = pack(rows_of(examples, rows), row_length=ROW, max_segments=8, form=form)
-    return micro_axis(with_reference(batch), microbatches)
+    return in_microbatches(with_reference(batch), microbatches)
 
 
 def loss_and_gradients(objective, examples, rows, *, shared, microbatches=1, config=None):
@@ -94,17 +91,13 @@ def test_shared_prompts_equal_whole_sequences_under_accumulation_and_mesh(name):
     assert_within(accumulated, apart)
 
     mesh, rules = meshes.build_mesh(meshes.MeshShape(data=2, fsdp=2, tensor=2)), meshes.DEFAULT_RULES
-    specs = param_specs(config)
-    compute = Compute(
-        dtype=jnp.float32,
-        place=meshes.Placement(mesh, rules),
-    )
-    functions = StepFunctions(config, objective, compute, AdamW().transformation(Schedule(1e-3, 10), specs))
-    placed = jax.tree.map(jax.device_put, params_of(config), meshes.param_shardings(specs, mesh, rules))
+    step = step_functions(objective, config, Compute(dtype=jnp.float32, place=meshes.Placement(mesh, rules)))
+    shardings = meshes.param_shardings(param_specs(config), mesh, rules)
+    placed = jax.tree.map(jax.device_put, params_of(config), shardings)
     batch = packed(objective, examples, rows=8, shared=True, microbatches=2)
     slots = meshes.batch_sharding(mesh, rules, (None, "batch", "length"))
     batch = jax.tree.map(lambda x: jax.device_put(x, slots if x.shape[-1] == ROW else None), batch)
-    loss, grads, _ = jax.jit(functions.gradients)(placed, batch)
+    loss, grads, _ = jax.jit(step.gradients)(placed, batch)
     assert_within((loss, grads), apart)
 
 
@@ -191,8 +184,8 @@ def test_a_pad_id_that_is_eos_loses_no_eos():
     assert batch.weights.sum() == sum(len(e.chosen) + len(e.rejected) for e in examples)
     changed = dataclasses.replace(batch, tokens=np.where(batch.segment > 0, batch.tokens, 77))
     objective = OBJECTIVES["dpo"]
-    run = compiled(objective, TINY)
-    assert_within(run(params_of(TINY), micro_axis(changed))[:2], run(params_of(TINY), micro_axis(batch))[:2], 1e-7)
+    found, expected = (compiled(objective, TINY)(params_of(TINY), in_microbatches(b))[:2] for b in (changed, batch))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_a_reward_is_read_at_the_last_token_and_margins_are_used():

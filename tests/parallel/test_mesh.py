@@ -12,7 +12,8 @@ from janus_jax.objectives.dpo import DPO
 from janus_jax.objectives.sft import SFT
 from janus_jax.parallel import mesh as meshes
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh, merge_rules, param_shardings, partition_spec
-from tests.objectives.test_packing import ROW, assert_within, functions, micro_axis, rows_of, with_reference
+from tests.support.packed import ROW_LENGTH, in_microbatches, rows_of, step_functions, with_reference
+from tests.support.tolerances import assert_within
 from tests.support.training_examples import TINY, random_examples
 
 
@@ -20,9 +21,9 @@ from tests.support.training_examples import TINY, random_examples
 def case(request):
     objective = SFT() if request.param == "sft" else DPO()
     examples = random_examples(20, pairs=objective.branches == 2, seed=3)
-    batch = micro_axis(with_reference(pack(rows_of(examples, 16), row_length=ROW, max_segments=4)), 2)
+    batch = in_microbatches(with_reference(pack(rows_of(examples, 16), row_length=ROW_LENGTH, max_segments=4)), 2)
     params = init_params(TINY, jax.random.key(0))
-    loss, grads, _ = jax.jit(functions(objective).gradients)(params, batch)
+    loss, grads, _ = jax.jit(step_functions(objective).gradients)(params, batch)
     return objective, batch, params, (loss, grads)
 
 
@@ -33,7 +34,7 @@ def test_loss_and_gradients_are_the_same_on_every_mesh(case, shape):
     shardings = param_shardings(param_specs(TINY), mesh, DEFAULT_RULES)
     rows = meshes.batch_sharding(mesh, DEFAULT_RULES, (None, "batch"))
     compute = Compute(dtype="float32", place=meshes.Placement(mesh, DEFAULT_RULES))
-    step = jax.jit(functions(objective, compute=compute).gradients, out_shardings=(None, shardings, None))
+    step = jax.jit(step_functions(objective, compute=compute).gradients, out_shardings=(None, shardings, None))
     loss, grads, _ = step(jax.device_put(params, shardings), jax.device_put(batch, rows))
     assert_within((loss, grads), expected)
 

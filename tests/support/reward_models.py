@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax.model.attention import Layout
+from janus_jax.model.attention import Slots
 from janus_jax.model.mistral import Compute, token_values
 from tests.support.models import SMALL
 
@@ -31,5 +31,5 @@ def our_reward(model, params, ids):
     """The reward of one text by itself, without padding."""
     tokens = jnp.asarray(ids, jnp.int32)[None]
     one = jnp.ones_like(tokens)
-    layout = Layout(one, one, jnp.arange(len(ids), dtype=jnp.int32)[None])
+    layout = Slots(one, one, jnp.arange(len(ids), dtype=jnp.int32)[None])
     return float(token_values(model, params, tokens, layout, Compute(dtype=jnp.float32))[0, -1])

@@ -8,6 +8,7 @@ import pytest
 from janus_jax.model.mistral import ParamSpec
 from janus_jax.training import optimizer
 from janus_jax.training.optimizer import AdamW
+from tests.support.tolerances import assert_within, float32_bound
 
 
 @pytest.mark.parametrize(("b1", "b2"), [(0.9, 0.999), (0.9, 0.95), (0.0, 0.9999)])
@@ -23,7 +24,8 @@ def test_adam_keeps_float32_precision_from_the_first_step_on(b1, b2):
         gradient = gradient.astype(np.float64)
         mean, square = b1 * mean + (1 - b1) * gradient, b2 * square + (1 - b2) * gradient**2
         expected = -mean / (1 - b1**step) / (np.sqrt(square / (1 - b2**step)) + 1e-8)
-        assert np.abs(np.asarray(updates["w"]) - expected).max() <= 1e-6 * np.abs(expected).max()
+        # Three roundings of each moment a step, six to scale: 1.4e-6 at first, where the fault above would show.
+        assert_within(updates["w"], expected, float32_bound(3 * step + 6))
 
 
 def run(moments, gradients, b2=0.999, shape=(64, 64)):
