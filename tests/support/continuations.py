@@ -52,9 +52,9 @@ class Continuation:
         return max((abs(ours - theirs) for ours, theirs in pairs), default=0.0)
 
 
-def proven(expected: Sequence[Continuation], found: Sequence[Sequence[int]]) -> bool:
+def proven(expected: Sequence[Continuation], others: Sequence[Sequence[int]]) -> bool:
     """True if no continuation differs where it is clear, and enough are clear for long enough."""
-    same = all(one.agrees(tokens) for one, tokens in zip(expected, found, strict=True))
+    same = all(one.agrees(tokens) for one, tokens in zip(expected, others, strict=True))
     return same and sum(one.enough for one in expected) >= PROMPTS_ENOUGH
 
 

@@ -71,7 +71,7 @@ def example_plan() -> Plan:
             arguments=arguments,
             peak=6 * GIB + (3 << 20) + temporaries,
             temporaries=BUFFERS,
-            estimated_temporaries=sum(each.bytes for each in BUFFERS),
+            estimated_temporaries=sum(buffer.bytes for buffer in BUFFERS),
         ),
         collectives=COLLECTIVES,
         findings=(Finding("padding", 64 << 20, "jit(train)/mlp/dot", "f32[7] is filled up to f32[8]"),),

@@ -26,11 +26,11 @@ def real_rows(root: Path) -> Rows | None:
     if "JANUS_REAL_DATA" not in os.environ:
         return None
     file = Path(os.environ["JANUS_REAL_DATA"]) / "biggen_bench_part.jsonl"
-    found = Rows([json.loads(line) for line in file.read_text().splitlines()], root / "sft.jsonl", root / "dpo.jsonl")
-    with found.sft.open("w") as sft, found.dpo.open("w") as dpo:
-        for i, row in enumerate(found.raw):
+    rows = Rows([json.loads(line) for line in file.read_text().splitlines()], root / "sft.jsonl", root / "dpo.jsonl")
+    with rows.sft.open("w") as sft, rows.dpo.open("w") as dpo:
+        for i, row in enumerate(rows.raw):
             given = {"system": row["system_prompt"], "prompt": row["input"]}
             sft.write(json.dumps(given | {"output": row["reference_answer"]}) + "\n")
-            pair = {"chosen": row["reference_answer"], "rejected": found.rejected(i)}
+            pair = {"chosen": row["reference_answer"], "rejected": rows.rejected(i)}
             dpo.write(json.dumps(given | pair) + "\n")
-    return found
+    return rows
