@@ -96,14 +96,14 @@ def test_hosts_read_disjoint_rows_that_make_the_whole(data, monkeypatch, unit, h
     whole = make(data, unit)
     per_micro = whole.rows // unit.microbatches
     positions = list(itertools.islice(whole.positions(), 7))
-    expected = [whole._load(position)[0] for position in positions]
+    expected = [whole._load(position, None)[0] for position in positions]
     parts, read = [], []
     for host in range(hosts):
         local = np.arange(per_micro)[host::hosts]
         monkeypatch.setattr(Loader, "_local_rows", lambda self, local=local: local)
         mine = make(data, unit)
         monkeypatch.setattr(mine, "dataset", Spy(data["dpo"], read))
-        parts.append((local, [mine._load(position)[0] for position in positions]))
+        parts.append((local, [mine._load(position, None)[0] for position in positions]))
     for number, batch in enumerate(expected):
         joined = jax.tree.map(np.zeros_like, batch)
         for local, batches in parts:

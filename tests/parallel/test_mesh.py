@@ -64,9 +64,9 @@ def test_a_dimension_that_does_not_divide_is_named_with_its_size():
     ("shape", "message"),
     [
         (MeshShape(3, 1, 1, 1), "needs 3 devices, but there are 8"),
-        (MeshShape(-1, 3, 1, 1), "8 devices do not divide by 3"),
-        (MeshShape(-1, -1, 1, 1), "-1 for at most one"),
-        (MeshShape(0, 8, 1, 1), "allowed: positive sizes"),
+        (MeshShape(-1, 3, 1, 1), "fsdp=3 .* does not divide 8 devices"),
+        (MeshShape(-1, -1, 1, 1), "at most one is -1"),
+        (MeshShape(0, 8, 1, 1), "data=0 .*: sizes are positive"),
     ],
 )
 def test_a_mesh_that_does_not_match_the_devices_is_refused(shape, message):
