@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from janus_jax.errors import DataError, JanusError
 from janus_jax.objectives import Objective
@@ -206,14 +207,15 @@ def objective_of(name: str, **settings: Any) -> Objective:
         DataError: it has no such setting, or not such a value.
     """
     default = TRL_DEFAULTS[name]
-    known = [field.name for field in dataclasses.fields(default) if field.name != "name"]
+    known = sorted({*type(default).model_fields} - {"name"})
     for setting in settings:
         if setting not in known:
             raise DataError(f"{name} has no setting {setting}; it has {', '.join(known)}")
     try:
-        return dataclasses.replace(default, **settings)
-    except ValueError as error:
-        raise DataError(str(error)) from error
+        return type(default)(**{**default.model_dump(), **settings})
+    except ValidationError as error:
+        details = error.errors()
+        raise DataError("; ".join(": ".join([*map(str, one["loc"]), one["msg"]]) for one in details)) from error
 
 
 SETTINGS: dict[str, dict[str, Any]] = {  # of objectives: how each is read from the command line

@@ -228,11 +228,11 @@ def test_the_command_refuses_damaged_files(file, named, tmp_path, capsys):
     [
         ("sft", "--beta 0.3", "sft has no setting beta; it has normaliser"),
         ("orpo", "--loss ipo", "orpo has no setting loss; it has beta, nll, normaliser"),
-        ("dpo", "--label-smoothing 0.7", "label_smoothing < 0.5"),
-        ("dpo", "--loss hinge --label-smoothing 0.1", "hinge knows no label smoothing"),
+        ("dpo", "--label-smoothing 0.7", "label_smoothing: Input should be less than 0.5"),
+        ("dpo", "--loss hinge --label-smoothing 0.1", "loss hinge has no label smoothing"),
         ("sft", "--objective dpo", "layout sft replay sft; not dpo"),
         ("rm", "--objective simpo", "layout rm replay rm; not simpo"),
-        ("orpo", "--objective rm", "a reward model has one"),
+        ("orpo", "--objective rm", "2 labels (id2label); allowed: 1, the reward"),
     ],
 )
 def test_the_command_refuses_what_does_not_fit(name, flags, message, capsys):
