@@ -25,8 +25,7 @@ Overrides = Annotated[
     ),
 ]
 Coordinator = Annotated[
-    str | None,
-    typer.Option(metavar="HOST:PORT", help="Address of process 0, where JAX cannot detect it (CPU, GPU)."),
+    str | None, typer.Option(metavar="HOST:PORT", help="Address of process 0, where JAX cannot detect it (CPU, GPU).")
 ]
 NumProcesses = Annotated[int | None, typer.Option(min=1, help="Number of processes.")]
 ProcessId = Annotated[int | None, typer.Option(min=0, help="Number of this process, from 0.")]

@@ -26,8 +26,7 @@ def plan(
         typer.Option(metavar="NAME", help="TPU slice: v5litepod-16, v4-32, a shape like v5p:4x4x12, or cpu:8."),
     ] = None,
     devices: Annotated[
-        str | None,
-        typer.Option(metavar="cpu:N", help="Simulate N devices, without libtpu, instead of --topology."),
+        str | None, typer.Option(metavar="cpu:N", help="Simulate N devices, without libtpu, instead of --topology.")
     ] = None,
     overrides: Overrides = None,
     slices: Annotated[

@@ -105,10 +105,7 @@ def _mesh_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     if open_axes and "fsdp" not in config["mesh"]:
         open_axes.append("fsdp (its default)")
     if len(open_axes) > 1:
-        yield (
-            f"mesh.{open_axes[0]}",
-            f"mesh.{' and mesh.'.join(open_axes)} are -1; allowed: -1 on one axis at most",
-        )
+        yield (f"mesh.{open_axes[0]}", f"mesh.{' and mesh.'.join(open_axes)} are -1; allowed: -1 on one axis at most")
 
 
 def _objective_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:

@@ -30,10 +30,7 @@ class Mixture:
     """
 
     def __init__(
-        self,
-        parts: Sequence[TokenizedDataset],
-        weights: Sequence[float] | None = None,
-        examples: int | None = None,
+        self, parts: Sequence[TokenizedDataset], weights: Sequence[float] | None = None, examples: int | None = None
     ):
         self.parts: Sequence[TokenizedDataset] = tuple(parts)
         first = self.parts[0]

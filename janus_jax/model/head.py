@@ -20,11 +20,7 @@ _HIDDEN, _HEAD = (*TOKENS, None), ("embed", "vocab")
 
 
 def token_logps(
-    hidden: Float[Array, "B L D"],
-    head: Float[Array, "D V"],
-    targets: Int[Array, "B L"],
-    *,
-    place: Placement = NOWHERE,
+    hidden: Float[Array, "B L D"], head: Float[Array, "D V"], targets: Int[Array, "B L"], *, place: Placement = NOWHERE
 ) -> Float[Array, "B L"]:
     """log softmax(hidden @ head)[target] at each slot, in float32.
 

@@ -11,24 +11,9 @@ of its own before the loss, which none of these has.
 import importlib
 
 from janus_jax.config.run import RunConfig
-from janus_jax.objectives.scores import (
-    BranchScores,
-    Metrics,
-    Objective,
-    PairObjective,
-    branch_scores,
-    metric_values,
-)
+from janus_jax.objectives.scores import BranchScores, Metrics, Objective, PairObjective, branch_scores, metric_values
 
-__all__ = [
-    "BranchScores",
-    "Metrics",
-    "Objective",
-    "PairObjective",
-    "branch_scores",
-    "build_objective",
-    "metric_values",
-]
+__all__ = ["BranchScores", "Metrics", "Objective", "PairObjective", "branch_scores", "build_objective", "metric_values"]
 
 
 def build_objective(config: RunConfig) -> Objective:

@@ -10,14 +10,7 @@ from jaxtyping import Array, Float
 from janus_jax.batch import Batch
 from janus_jax.config.objectives import ORPOSection
 from janus_jax.objectives.pairs import pair_metrics
-from janus_jax.objectives.scores import (
-    BranchScores,
-    Metrics,
-    PairObjective,
-    chosen_tokens,
-    pair_count,
-    prompt_targets,
-)
+from janus_jax.objectives.scores import BranchScores, Metrics, PairObjective, chosen_tokens, pair_count, prompt_targets
 
 _CERTAIN = -1e-7
 """Mean log-probs are kept below this: of a response predicted with certainty the odds would be infinite."""
@@ -73,8 +66,6 @@ def log_odds(logp: Float[Array, "*S"]) -> Float[Array, "*S"]:
     small = logp < -math.log(2)
     # Each form sees only what it is meant for: the one that is not taken must not turn the gradient into NaN.
     log1mexp = jnp.where(
-        small,
-        jnp.log1p(-jnp.exp(jnp.where(small, logp, -1.0))),
-        jnp.log(-jnp.expm1(jnp.where(small, -0.5, logp))),
+        small, jnp.log1p(-jnp.exp(jnp.where(small, logp, -1.0))), jnp.log(-jnp.expm1(jnp.where(small, -0.5, logp)))
     )
     return logp - log1mexp

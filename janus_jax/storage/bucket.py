@@ -121,9 +121,7 @@ class Prefix:
     def write(self, name: str, content: bytes, generation: int = 0) -> int:
         """Replaces the object of a generation (0: the object must not exist). Returns the new generation."""
         return self._written(
-            object_of(name, content),
-            lambda blob, **options: blob.upload_from_string(content, **options),
-            generation,
+            object_of(name, content), lambda blob, **options: blob.upload_from_string(content, **options), generation
         ).generation
 
     def upload(self, directory: Path, names: Iterable[str], done: Callable[[int], None] = lambda count: None) -> None:

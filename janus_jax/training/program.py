@@ -134,12 +134,7 @@ def build_program(
     functions = StepFunctions(
         model=model,
         objective=objective,
-        compute=Compute(
-            dtype=jnp.dtype(config.precision.compute),
-            remat=config.remat,
-            place=place,
-            splash=splash,
-        ),
+        compute=Compute(dtype=jnp.dtype(config.precision.compute), remat=config.remat, place=place, splash=splash),
         transformation=adamw.transformation(schedule, specs),
         clip_norm=adamw.clip_norm,
     )

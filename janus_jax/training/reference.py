@@ -101,12 +101,7 @@ def check_stale(setup: Setup) -> None:
 
 
 def open_reference(
-    setup: Setup,
-    *,
-    initial: Params | None,
-    step: int | None,
-    known: str | None,
-    notify: Callable[[str], None],
+    setup: Setup, *, initial: Params | None, step: int | None, known: str | None, notify: Callable[[str], None]
 ) -> Reference:
     """What the run compares with. Collective: call it on every process.
 

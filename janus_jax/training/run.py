@@ -19,18 +19,7 @@ from janus_jax.parallel import processes
 from janus_jax.storage.local import absolute, atomic_directory, no_empty_leftovers, unwritable, write_json, write_whole
 from janus_jax.storage.staging import naming_urls
 from janus_jax.training import metrics
-from janus_jax.training.hooks import (
-    Evaluate,
-    Export,
-    Hook,
-    LogMetrics,
-    Profile,
-    RequireFinite,
-    Run,
-    Save,
-    Step,
-    every,
-)
+from janus_jax.training.hooks import Evaluate, Export, Hook, LogMetrics, Profile, RequireFinite, Run, Save, Step, every
 from janus_jax.training.reference import Precomputed, check_stale, open_reference
 from janus_jax.training.resume import begin
 from janus_jax.training.setup import Setup, prepare

@@ -186,12 +186,7 @@ def check_fits(model: ModelConfig, dataset: TokenizedDataset, config: RunConfig)
 
 
 def _loaders(
-    config: RunConfig,
-    dataset: Dataset,
-    held_out: Dataset | None,
-    mesh: Mesh,
-    rules: meshes.Rules,
-    objective: Objective,
+    config: RunConfig, dataset: Dataset, held_out: Dataset | None, mesh: Mesh, rules: meshes.Rules, objective: Objective
 ) -> tuple[Loader, Loader | None]:
     settings = batch_settings(config)
     common: dict[str, Any] = {"mesh": mesh, "rules": rules, "branches": objective.branches, "head": objective.head}

@@ -130,8 +130,7 @@ def test_the_hinge_holds_back_some_pairs():
 
 
 @pytest.mark.parametrize(
-    ("name", "wrong"),
-    [("dpo_accumulated_window", {"settings": {"beta": 0.1}}), ("sft", {"schedule": "linear"})],
+    ("name", "wrong"), [("dpo_accumulated_window", {"settings": {"beta": 0.1}}), ("sft", {"schedule": "linear"})]
 )
 def test_a_replay_with_a_wrong_setting_fails(name, wrong, tmp_path):
     worst = replay(copy_of(name, tmp_path), dataclasses.replace(CASES[name], **wrong))

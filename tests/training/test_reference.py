@@ -31,10 +31,7 @@ STEPS_PER_EPOCH = 5
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("pairs")
-    splits = {
-        "train": random_examples(40, pairs=True, seed=1),
-        "validation": random_examples(9, pairs=True, seed=2),
-    }
+    splits = {"train": random_examples(40, pairs=True, seed=1), "validation": random_examples(9, pairs=True, seed=2)}
     return write_dataset(root / "dpo", splits, kind="dpo")
 
 

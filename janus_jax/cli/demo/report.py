@@ -98,10 +98,7 @@ def held_out_kinds() -> dict[str, np.ndarray]:
         known_here = all(p["preference"] in known for p in row["preference_set"])
         seen[row["prompt"]] = seen.get(row["prompt"], True) and known_here
     mask = np.repeat([seen[prompt] for prompt in seen], 6)  # six ordered pairs per prompt, in the order of prompts
-    return {
-        "unseen instructions, recurring preferences": mask,
-        "unseen instructions, unseen preferences": ~mask,
-    }
+    return {"unseen instructions, recurring preferences": mask, "unseen instructions, unseen preferences": ~mask}
 
 
 def prove_resume(config: RunConfig, step: int, scratch: Path) -> bool:

@@ -135,11 +135,7 @@ def suggestions(
 
 
 def _attempts(
-    config: RunConfig,
-    singles: list[_Change],
-    together: int,
-    inputs: InputsCache,
-    measure: Callable[..., Estimate],
+    config: RunConfig, singles: list[_Change], together: int, inputs: InputsCache, measure: Callable[..., Estimate]
 ) -> Iterator[_Attempt]:
     """All combinations of `together` changes of different kinds that training would accept."""
     of_kind = {kind: [single for single in singles if single.kind == kind] for kind in _KINDS}
