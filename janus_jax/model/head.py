@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from janus_jax.model.vocabulary import TOKENS, apart, part_start, sum_apart, together
+from janus_jax.model.vocabulary import TOKENS, gather, scatter_sum, vocab_axes, vocab_start
 from janus_jax.parallel.mesh import NOWHERE, Placement
 
 _LOGITS_PER_CHUNK = 1 << 24
@@ -29,7 +29,7 @@ def token_logps(
     come together once, in the dtype of `hidden`; its gradient is summed over chunks in float32 and sent out once.
     """
     ins = (_HIDDEN, _HEAD, TOKENS)
-    kept = (TOKENS, (*TOKENS, "vocab" if apart(place) else None))  # logsumexp, and logits of a single chunk
+    kept = (TOKENS, (*TOKENS, "vocab" if vocab_axes(place) else None))  # logsumexp, and logits of a single chunk
 
     def forward(hidden: Array, head: Array, targets: Array) -> tuple[Array, Any]:
         single = _chunk(place, hidden.shape[0], head.shape[1]) >= hidden.shape[1] // place.shards("length")
@@ -50,8 +50,8 @@ def token_logps(
 
 def _chunk(place: Placement, rows: int, vocab: int) -> int:
     """Slots of a row whose logits a device holds together; `rows` and `vocab` are those of all devices."""
-    ways = place.shards("batch") * (place.shards("vocab") if apart(place) else 1)
-    slots = max(1, _LOGITS_PER_CHUNK * ways // (rows * vocab))
+    shards = place.shards("batch") * (place.shards("vocab") if vocab_axes(place) else 1)
+    slots = max(1, _LOGITS_PER_CHUNK * shards // (rows * vocab))
     return slots if slots < _LANES else slots - slots % _LANES
 
 
@@ -68,12 +68,12 @@ def _precision(x: Array) -> jax.lax.Precision | None:
 
 def _is_target(targets: Array, size: int, place: Placement) -> Array:
     """[b, c, size]: which id of this device's part of the vocabulary is the target."""
-    return part_start(place, size) + jnp.arange(size, dtype=jnp.int32) == targets[..., None]
+    return vocab_start(place, size) + jnp.arange(size, dtype=jnp.int32) == targets[..., None]
 
 
 def _forward(x: Array, shard: Array, targets: Array, *, place: Placement, single: bool) -> tuple[Array, ...]:
     """Log-probs [b, l], logsumexp [b, l] and, of a single chunk, the logits [b, l, V]."""
-    head, names = together(shard.astype(x.dtype), place, _HEAD), apart(place)
+    head, names = gather(shard.astype(x.dtype), place, _HEAD), vocab_axes(place)
 
     def chunk(args: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         x, targets = args
@@ -99,7 +99,7 @@ def _backward(
     x: Array, shard: Array, targets: Array, g: Array, logsumexp: Array, *logits: Array, place: Placement
 ) -> tuple[Array, Array]:
     """Cotangents of x [b, l, D] and of this device's shard of the head."""
-    head, names = together(shard.astype(x.dtype), place, _HEAD), apart(place)
+    head, names = gather(shard.astype(x.dtype), place, _HEAD), vocab_axes(place)
 
     def chunk(total: Array, args: tuple[Array, ...]) -> tuple[Array, Array]:
         x, targets, g, logsumexp, *logits = args
@@ -120,7 +120,7 @@ def _backward(
         total, dx = jax.lax.scan(chunk, zeros, tuple(_split(arg, slots) for arg in args))
         dx = _join(dx, x.shape[1])
     # The blocks' backward pass waits for the sum, or its parts would be in memory all the while.
-    return jax.lax.optimization_barrier((dx, sum_apart(total, place, _HEAD).astype(shard.dtype)))
+    return jax.lax.optimization_barrier((dx, scatter_sum(total, place, _HEAD).astype(shard.dtype)))
 
 
 def _chunk_here(x: Array, head: Array) -> int:

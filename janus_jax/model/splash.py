@@ -41,7 +41,7 @@ class Splash:
     interpret: bool = False
 
 
-def why_not(
+def unsupported_reason(
     *,
     row_length: int,
     heads: int,
@@ -95,7 +95,7 @@ def splash_attention(
     Args:
         copies: the most shared slots (branch 0) that a row has; 0 where no row has a rejected branch behind a shared
             prompt. They are rounded up to whole blocks. With more the result is the same, with fewer it is NaN.
-        window: ignored with copies, where `why_not` says if it may be.
+        window: ignored with copies, where `unsupported_reason` says if it may be.
         interpret: run the kernel's program by XLA, anywhere and slowly.
     Returns:
         as `attention` where there is a segment. Padding slots get finite, unused values.

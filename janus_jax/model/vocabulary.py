@@ -1,8 +1,8 @@
-"""The two matrices that are as wide as the vocabulary, on a mesh: how their parts come together, and gradients apart.
+"""Embedding and head on a mesh: how shards of matrices as wide as the vocabulary are gathered, and gradients scattered.
 
-Left to the compiler, the whole float32 gradient of each would be summed on every device. Here each device sums what its
-own tokens say, and devices exchange the sums so that each is left with the part of the parameter that it keeps. The
-functions below run inside `Placement.map`.
+XLA would sum the whole float32 gradient of each on every device. Here each device sums over its own tokens, and devices
+exchange the sums, so that each ends with the shard of the gradient whose parameters it holds. The functions below run
+inside `Placement.map`.
 """
 
 from typing import Any
@@ -17,27 +17,27 @@ TOKENS = ("batch", "length")
 """Logical axes of token slots."""
 
 
-def apart(place: Placement) -> tuple[str, ...]:
-    """Mesh axes over which every device can work on its part of the vocabulary: they split no tokens."""
+def vocab_axes(place: Placement) -> tuple[str, ...]:
+    """Mesh axes that split the vocabulary but no tokens: each device works on its own part of the vocabulary."""
     names = place.names("vocab")
     return () if set(names) & set(place.names(*TOKENS)) else names
 
 
 def _gathers(place: Placement, axes: tuple[str, ...]) -> list[tuple[int, tuple[str, ...]]]:
-    """Dimensions of a parameter that come together, with their mesh axes."""
-    dimensions = [(dim, place.names(axis)) for dim, axis in enumerate(axes) if axis != "vocab" or not apart(place)]
+    """Dimensions of a parameter to gather, with their mesh axes."""
+    dimensions = [(dim, place.names(axis)) for dim, axis in enumerate(axes) if axis != "vocab" or not vocab_axes(place)]
     return [(dim, names) for dim, names in dimensions if names]
 
 
-def together(shard: Array, place: Placement, axes: tuple[str, ...]) -> Array:
-    """A parameter from its shards: whole but for the vocabulary, where that is `apart`."""
+def gather(shard: Array, place: Placement, axes: tuple[str, ...]) -> Array:
+    """The parameter from its shards; split over the vocabulary alone, if there are `vocab_axes`."""
     for dim, names in _gathers(place, axes):
         shard = jax.lax.all_gather(shard, names, axis=dim, tiled=True)
     return shard
 
 
-def sum_apart(gradient: Array, place: Placement, axes: tuple[str, ...]) -> Array:
-    """The shard of the gradient of a parameter that was brought `together`, summed over all tokens."""
+def scatter_sum(gradient: Array, place: Placement, axes: tuple[str, ...]) -> Array:
+    """The shard of the gradient of a parameter after `gather`, summed over all tokens."""
     remaining = list(place.names(*TOKENS))
     for dim, names in _gathers(place, axes):
         for name in names:  # the first is the major one
@@ -52,17 +52,17 @@ def sum_apart(gradient: Array, place: Placement, axes: tuple[str, ...]) -> Array
 
 
 def _reduce_scatter(x: Array, name: str, dim: int) -> Array:
-    """`psum_scatter` as an exchange of parts and a sum. The TPU compiler would make the other an all-reduce of which
-    everyone takes a slice much later, and hold the whole until then: 0.5 GiB of a 7B model's head."""
-    ways = jax.lax.axis_size(name)
+    """`psum_scatter` as an all-to-all and a sum. The TPU compiler turns `psum_scatter` into an all-reduce whose
+    slice is taken much later, and holds the whole until then: 0.5 GiB of a 7B model's head."""
+    shards = jax.lax.axis_size(name)
     parts = jax.lax.all_to_all(x, name, dim, dim, tiled=True)
-    shape = (*x.shape[:dim], ways, x.shape[dim] // ways, *x.shape[dim + 1 :])
+    shape = (*x.shape[:dim], shards, x.shape[dim] // shards, *x.shape[dim + 1 :])
     return parts.reshape(shape).sum(dim)
 
 
-def part_start(place: Placement, size: int) -> Array:
+def vocab_start(place: Placement, size: int) -> Array:
     """First id of this device's part of the vocabulary, `size` ids long."""
-    names = apart(place)
+    names = vocab_axes(place)
     return (jax.lax.axis_index(names) if names else jnp.int32(0)) * size
 
 
@@ -71,12 +71,12 @@ def embed(
 ) -> Float[Array, "B L D"]:
     """table[tokens] in `dtype`; the gradient is summed in float32.
 
-    Where widths and rows are sharded over the same devices, the table stays where it is: every device looks up its
-    widths for the rows of all, and rows are exchanged for widths. So goes the gradient back.
+    Where widths and rows are sharded over the same devices, the table is not gathered: every device looks up its widths
+    for the rows of all, and devices exchange rows for widths. The gradient takes the same way back.
     """
     axes = ("vocab", "embed")
     exchanged = place.names("embed")
-    if not set(exchanged) <= set(place.names("batch")) or apart(place) != place.names("vocab"):
+    if not set(exchanged) <= set(place.names("batch")) or vocab_axes(place) != place.names("vocab"):
         exchanged = ()
 
     def local(shard: Array, tokens: Array) -> tuple[Array, Array]:
@@ -84,14 +84,14 @@ def embed(
         if exchanged:
             tokens = jax.lax.all_gather(tokens, exchanged, axis=0, tiled=True)
         else:
-            shard = together(shard, place, axes)
-        return shard, tokens - part_start(place, shard.shape[0])
+            shard = gather(shard, place, axes)
+        return shard, tokens - vocab_start(place, shard.shape[0])
 
     def look_up(shard: Array, tokens: Array) -> Array:
         part, ids = local(shard, tokens)
         here = (ids >= 0) & (ids < part.shape[0])
         x = jnp.where(here[..., None], part.at[ids].get(mode="clip").astype(dtype), 0)
-        if names := apart(place):
+        if names := vocab_axes(place):
             x = jax.lax.psum(x, names)
         return jax.lax.all_to_all(x, exchanged, 0, 2, tiled=True) if exchanged else x
 
@@ -102,7 +102,7 @@ def embed(
         ids = jnp.where(ids < 0, part.shape[0], ids)  # negative ids would count from the end
         total = jnp.zeros((part.shape[0], g.shape[-1]), jnp.float32).at[ids].add(g.astype(jnp.float32), mode="drop")
         if not exchanged:
-            return sum_apart(total, place, axes).astype(shard.dtype)
+            return scatter_sum(total, place, axes).astype(shard.dtype)
         rest = tuple(name for name in place.names(*TOKENS) if name not in exchanged)
         return (jax.lax.psum(total, rest) if rest else total).astype(shard.dtype)
 

@@ -123,12 +123,12 @@ def agreement(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> Iterator[None]:
         raise
     except Exception as error:
         failure = error
-    outcome = None if failure is None else [type(failure).__name__, _said(failure)]
+    outcome = None if failure is None else [type(failure).__name__, _describe(failure)]
     client.key_value_set(f"{name}/{jax.process_index()}", json.dumps(outcome), allow_overwrite=True)
     try:
         barrier(name, timeout_s)
     except LostPeerError as lost:  # its end may be why this one failed, or the other way round: both are told
-        raise lost if failure is None else LostPeerError(f"{lost}; before that: {_said(failure)}") from failure
+        raise lost if failure is None else LostPeerError(f"{lost}; before that: {_describe(failure)}") from failure
     if failure is not None:
         raise failure
     for process in range(jax.process_count()):
@@ -139,7 +139,7 @@ def agreement(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> Iterator[None]:
 
 
 def broadcast(name: str, value: Any, timeout_s: int = BARRIER_TIMEOUT_S) -> Any:
-    """What process 0 gave as `value` (JSON types), on every process.
+    """Returns process 0's `value` (JSON types) on every process.
 
     Raises:
         LostPeerError: some process ended or did not come; end with `leave` then.
@@ -152,9 +152,9 @@ def broadcast(name: str, value: Any, timeout_s: int = BARRIER_TIMEOUT_S) -> Any:
     if is_main():
         client.key_value_set(f"{name}/value", json.dumps(value), allow_overwrite=True)
     barrier(f"{name}/set", timeout_s)
-    found = json.loads(client.blocking_key_value_get(f"{name}/value", timeout_s * 1000))
+    received = json.loads(client.blocking_key_value_get(f"{name}/value", timeout_s * 1000))
     barrier(f"{name}/read", timeout_s)  # the name may be used again
-    return found
+    return received
 
 
 def _key_value_store() -> Any:
@@ -185,7 +185,7 @@ def memory_for(what: str) -> Iterator[None]:
         ) from error
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return str(error) if isinstance(error, errors.JanusError) else f"{type(error).__name__}: {error}"
 
 

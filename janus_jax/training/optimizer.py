@@ -81,12 +81,12 @@ def _scale_by_adam(b1: float, b2: float, eps: float, dtype: Any) -> optax.Gradie
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         wide = state._replace(mu=_cast(state.mu, jnp.float32), nu=_cast(state.nu, jnp.float32))
-        found: Any = adam.update(updates, wide, params)[1]
-        mean, square = correction(b1, found.count), correction(b2, found.count)
-        scaled = jax.tree.map(lambda m, v: m / mean / (jnp.sqrt(v / square) + eps), found.mu, found.nu)
+        new: Any = adam.update(updates, wide, params)[1]
+        mean, square = correction(b1, new.count), correction(b2, new.count)
+        scaled = jax.tree.map(lambda m, v: m / mean / (jnp.sqrt(v / square) + eps), new.mu, new.nu)
         if dtype != jnp.float32:
-            found = found._replace(mu=_round(found.mu, found.count, 0), nu=_round(found.nu, found.count, 1))
-        return scaled, found
+            new = new._replace(mu=_round(new.mu, new.count, 0), nu=_round(new.nu, new.count, 1))
+        return scaled, new
 
     return optax.GradientTransformation(init, update)
 

@@ -15,7 +15,7 @@ from janus_jax.data.loader import batch_shardings
 from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import ACTIVATION_AXES, Compute, param_specs
-from janus_jax.model.splash import Splash, why_not
+from janus_jax.model.splash import Splash, unsupported_reason
 from janus_jax.objectives import Objective
 from janus_jax.parallel import mesh as meshes
 from janus_jax.training.optimizer import AdamW, Schedule
@@ -163,7 +163,7 @@ def _choose_attention(
     if not wants_splash(config, place.mesh):
         reason = "precision.attention" if wanted == "reference" else f"devices are {place.platform}"
         return None, f"plain JAX ({reason})"
-    reason = why_not(
+    reason = unsupported_reason(
         row_length=config.batch.row_length,
         heads=model.num_heads,
         kv_heads=model.num_kv_heads,

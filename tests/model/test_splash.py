@@ -13,7 +13,7 @@ from janus_jax.data.example import Example
 from janus_jax.data.rows import RowFormat, pack
 from janus_jax.model import splash
 from janus_jax.model.attention import Slots, attention, visible
-from janus_jax.model.splash import splash_attention, why_not
+from janus_jax.model.splash import splash_attention, unsupported_reason
 from janus_jax.parallel.mesh import DEFAULT_RULES, NOWHERE, MeshShape, Placement, build_mesh, merge_rules
 from tests.support.tolerances import float32_bound
 
@@ -149,7 +149,7 @@ def test_rows_heads_and_length_on_a_mesh_change_nothing(shape, heads, window, ov
     rows = [[(60, 200, None), (20, 150, None)], [(5, 490, None)]] if window else LONG_ROWS
     layout = layout_of(rows, PAIRS, length=512)
     numbers = {"heads": heads[0], "kv_heads": heads[1], "head_dim": HEAD_DIM}
-    reason = why_not(row_length=512, **numbers, window=window, copies=copies, longest=512, place=place)
+    reason = unsupported_reason(row_length=512, **numbers, window=window, copies=copies, longest=512, place=place)
     assert reason is None
     check(layout, window=window, copies=copies, heads=heads, place=place)
 
@@ -235,7 +235,7 @@ FITTING = {"row_length": 4096, "heads": 32, "kv_heads": 8, "head_dim": 128, "win
 )
 def test_what_the_kernel_cannot_do_is_said_in_words(changes, shape, overrides, words):
     place = Placement(build_mesh(MeshShape(*shape)), merge_rules(overrides) if overrides else DEFAULT_RULES)
-    reason = why_not(**{**FITTING, **changes}, longest=2048, place=place)
+    reason = unsupported_reason(**{**FITTING, **changes}, longest=2048, place=place)
     assert (reason is None) == (words is None), reason
     if words is not None:
         with pytest.raises(ValueError, match=words):
