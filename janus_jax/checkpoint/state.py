@@ -152,9 +152,9 @@ def _restore_args(abstract: Any) -> ocp.args.PyTreeRestore:
 def read_json_item(item: Place) -> dict[str, Any]:
     """A JSON item of a step or converted directory."""
     local = staging.files(item.url, lambda name: True, "models") if isinstance(item, BucketPath) else item
+    handler: Any = ocp.JsonCheckpointHandler()  # not through a Checkpointer, which waits for all processes
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(absolute(local))
+        return handler.restore(absolute(local))
     except (OSError, ValueError) as error:
         raise ConversionError(item, f"cannot be read: {error}") from error
 
@@ -178,8 +178,8 @@ def restore_item(item: Place, abstract: Any) -> Any:
         return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(absolute(item), item=abstract, restore_args=jax.tree.map(leaf_args, abstract))
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            return handler.restore(absolute(item), item=abstract, restore_args=jax.tree.map(leaf_args, abstract))
     except Exception as error:  # Orbax has no class of its own for damaged files
         reason = tensorstore_message(error).partition(" See full TensorStore")[0]  # the rest is an object's address
         raise ConversionError(item, f"is damaged and cannot be read: {reason}") from error

@@ -33,7 +33,7 @@ def export_step(run: RunDir[Path], setup: Setup, step: int, params: Params, noti
     section = setup.config.export
     out = run.export(step)
     dtype = export_dtype(section.dtype or setup.config.params_dtype)
-    source = open_model(run.path, step)  # facts and card as in a conversion; Orbax needs all processes here
+    source = open_model(run.path, step)  # facts and card as in a conversion
     if out.exists() and any(out.iterdir()):  # a finished run started once more
         _require_suitable(out, source, dtype.name, section)
         return out

@@ -125,8 +125,7 @@ def open_reference(
         store.share()
     weights = known
     if known is None or any(store.missing() for store in stores):
-        with processes.agreement("reference weights"):
-            params = _weights(setup, initial, step)
+        params = _weights(setup, initial, step)
         weights = _check_known(setup, params, known)
         for store in stores:
             store.require_model(weights)
@@ -157,7 +156,8 @@ def _weights(setup: Setup, initial: Params | None, step: int | None) -> Params:
     """The reference in the compute dtype. The initial weights serve themselves while no step has changed them."""
     if initial is not None and setup.reference is None:
         return jax.tree.map(lambda leaf: leaf.astype(setup.program.functions.compute.dtype), initial)
-    params = setup.reference_params(step)
+    with processes.agreement("reference weights"):
+        params = setup.reference_params(step)
     assert params is not None
     return params
 

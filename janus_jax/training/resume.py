@@ -13,6 +13,7 @@ from janus_jax.config.run import RunConfig
 from janus_jax.data.epoch import Position
 from janus_jax.data.from_config import describe
 from janus_jax.errors import ConfigError
+from janus_jax.parallel import processes
 from janus_jax.training.reference import Reference
 from janus_jax.training.setup import Setup
 from janus_jax.training.step import TrainState
@@ -49,7 +50,8 @@ def begin(setup: Setup, checkpoints: Checkpoints) -> Beginning:
     """
     step = checkpoints.latest_step()
     if step is None:
-        params = setup.initial_params(setup.config.params_dtype)
+        with processes.agreement("initial weights"):
+            params = setup.initial_params(setup.config.params_dtype)
         return Beginning(setup.program.init(params), Position(), None, setup.reference_step, None)
     meta = checkpoints.meta(step)
     require_same_run(setup, meta)

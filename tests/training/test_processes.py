@@ -93,7 +93,8 @@ def test_a_process_left_alone_at_a_barrier_ends_with_13_and_says_where():
 )
 def test_bad_input_at_one_of_two_processes_ends_both_with_its_code(mistake, message, trained, tmp_path):
     port, both = processes.free_port(), []
-    (trained / "recipe.yaml").write_text(to_yaml(run_config(trained, tmp_path / "run", schedule=SCHEDULE)))
+    weights = {"model": None, "init": {"from": str(trained / "run_sft")}}  # the other process reads them meanwhile
+    (trained / "recipe.yaml").write_text(to_yaml(run_config(trained, tmp_path / "run", schedule=SCHEDULE, **weights)))
     for i, own in enumerate(([], [mistake.replace("DIR", str(trained))])):
         flags = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", 2, "--process-id", i, "--devices", 4]
         both.append(["-m", "janus_jax.cli", "train", trained / "recipe.yaml", *own, *flags])
