@@ -56,7 +56,7 @@ class Loader(PackedEpochs):
 
     def __init__(self, dataset: Dataset, settings: BatchSettings, *, mesh: Mesh, rules: meshes.Rules, **options: Any):
         super().__init__(dataset, settings, row_shards=meshes.row_shards(mesh, rules), **options)
-        meshes.check_rows(self.rows // settings.microbatches, mesh, rules, "batch.rows")
+        meshes.check_rows(self.rows // settings.microbatches, mesh, rules, "batch.rows", settings.microbatches)
         self._shardings = batch_shardings(mesh, rules)
         self._local = self._local_rows()
 
@@ -74,10 +74,9 @@ class Loader(PackedEpochs):
         pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="loader")
         ahead = collections.deque(pool.submit(self._load_next, positions, reference_logps) for _ in range(_LOOKAHEAD))
         try:
-            while (next_batch := ahead.popleft().result()) is not None:
+            while (loaded := ahead.popleft().result()) is not None:
                 ahead.append(pool.submit(self._load_next, positions, reference_logps))
-                local, loaded = next_batch
-                yield dataclasses.replace(loaded, batch=self._globalize(local))
+                yield dataclasses.replace(loaded, batch=self._globalize(loaded.batch))
         finally:
             for future in ahead:
                 future.cancel()
@@ -87,9 +86,7 @@ class Loader(PackedEpochs):
         """The batches of one epoch, each once. Args as `batches`."""
         return self.batches(Position(epoch, 0), self.steps(epoch), reference_logps=reference_logps)
 
-    def _load_next(
-        self, positions: Iterator[Position], reference_logps: np.ndarray | None
-    ) -> tuple[Batch, LoadedBatch] | None:
+    def _load_next(self, positions: Iterator[Position], reference_logps: np.ndarray | None) -> LoadedBatch | None:
         position = next(positions, None)
         return None if position is None else self._load(position, reference_logps)
 
@@ -102,8 +99,8 @@ class Loader(PackedEpochs):
             needed.update(range(*index[1].indices(shape[1])))
         return np.asarray(sorted(needed))
 
-    def _load(self, position: Position, reference_logps: np.ndarray | None) -> tuple[Batch, LoadedBatch]:
-        """Packs this process's rows of the batch at `position`, as numpy [M, local rows, ...]."""
+    def _load(self, position: Position, reference_logps: np.ndarray | None) -> LoadedBatch:
+        """The batch at `position` with this process's rows only, as numpy [M, local rows, ...]."""
         members = self.members(position)
         per_micro = self.rows // self.settings.microbatches
         packed = self.read(
@@ -114,7 +111,7 @@ class Loader(PackedEpochs):
         local = jax.tree.map(lambda x: x.reshape(self.settings.microbatches, len(self._local), *x.shape[1:]), packed)
         everything = np.concatenate(members)
         tokens = int(self.fitted.slots[everything].sum())
-        return local, LoadedBatch(
+        return LoadedBatch(
             batch=local,
             position=position,
             next_position=self.after(position),

@@ -86,12 +86,12 @@ def noting_rows(split: str = "train") -> Iterator[list[Rows]]:
     load, noted = Loader._load, []
 
     def noting(self, position, reference_logps):
-        local, loaded = load(self, position, reference_logps)
+        loaded = load(self, position, reference_logps)
         trains = self.form.branches == 1 or reference_logps is not None  # not the pass that scores the reference
         if self.dataset.split == split and trains:
-            ids = local.example_id[local.valid].tolist()
+            ids = loaded.batch.example_id[loaded.batch.valid].tolist()
             noted.append(Rows(position.epoch, position.row, sorted(ids)))
-        return local, loaded
+        return loaded
 
     Loader._load = noting
     try:
