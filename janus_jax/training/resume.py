@@ -18,7 +18,7 @@ from janus_jax.training.reference import Reference
 from janus_jax.training.setup import Setup
 from janus_jax.training.step import TrainState
 
-_MAY_CHANGE = ("base", "mesh", "sharding", "remat", "eval", "checkpoint", "export", "logging", "profile")
+_MAY_CHANGE = ("mesh", "sharding", "remat", "eval", "checkpoint", "export", "logging", "profile")
 """Sections that may change when a run is resumed: they do not decide what is computed."""
 
 
@@ -132,11 +132,11 @@ def _stored_config(config: RunConfig) -> dict[str, Any]:
 
 
 def _without_places(config: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration without its directories; of a mixture the weights stay."""
+    """A stored configuration without its directories and held-out data; of a mixture the weights stay."""
     config = config | {name: {k: v for k, v in config[name].items() if k != "dir"} for name in ("run", "reference")}
     mixture = config["data"].get("mixture")
     weights = None if mixture is None else [part["weight"] for part in mixture]
-    data = {key: value for key, value in config["data"].items() if key != "dir"}
+    data = {k: v for k, v in config["data"].items() if k not in ("dir", "eval_dir", "eval_split")}
     return config | {"data": data | {"mixture": weights}}
 
 

@@ -70,7 +70,13 @@ def test_a_run_may_move_to_another_mesh_but_not_to_another_recipe(data, tmp_path
     with pytest.raises(ConfigError, match=r"holds a run with schedule.name = cosine, not linear as this config says"):
         other = {"name": "linear", "learning_rate": 1.0, **SIX_STEPS}
         train(run_config(data, tmp_path / "run", schedule=other), writers=())
-    moved = run_config(data, tmp_path / "run", schedule=SIX_STEPS, mesh={"data": 4, "fsdp": 1, "tensor": 2})
+    moved = run_config(
+        data,
+        tmp_path / "run",
+        schedule=SIX_STEPS,
+        mesh={"data": 4, "fsdp": 1, "tensor": 2},
+        data={"eval_dir": str(data / "sft"), "eval_split": "train"},
+    )
     assert train(moved, writers=()).step == 6
 
 
