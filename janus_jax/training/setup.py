@@ -175,8 +175,9 @@ def check_fits(model: ModelConfig, dataset: TokenizedDataset, config: RunConfig)
     vocab = dataset.manifest.tokenizer["vocab_size"]
     if vocab > model.vocab_size:
         raise ConfigError(
-            f"data.dir={dataset.directory}: its tokenizer has {vocab} ids, but the model's vocab_size is "
-            f"{model.vocab_size}; build the data with the model's own tokenizer (janus data build --tokenizer)"
+            dataset.name,
+            f"its tokenizer has {vocab} ids, but the model's vocab_size is {model.vocab_size}; build the data with the "
+            "model's own tokenizer (janus data build --tokenizer)",
         )
     if config.batch.max_sequence_length > model.max_position_embeddings:
         raise ConfigError(
