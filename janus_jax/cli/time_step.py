@@ -52,7 +52,7 @@ def time_step(
     with processes.agreement("outputs"):
         if trace is not None:
             require_writable("--trace", trace)
-        if json is not None and processes.writes():
+        if json is not None and processes.is_main():
             require_file("--json", json)
     from janus_jax.planning.report.text import show_timing
     from janus_jax.planning.timing import time_step

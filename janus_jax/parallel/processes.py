@@ -68,17 +68,10 @@ def _on_tpu_vm() -> bool:
 
 
 def is_main() -> bool:
-    """True in the one process that writes logs and single files."""
+    """True in the one process that writes logs and single files. Asks for no devices where there is one process."""
     import jax
 
-    return jax.process_index() == 0
-
-
-def writes() -> bool:
-    """As `is_main`, but asks for no devices where there is one process."""
-    import jax
-
-    return not jax.distributed.is_initialized() or is_main()
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def barrier(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> None:
@@ -123,12 +116,12 @@ def agreement(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> Iterator[None]:
         raise
     except Exception as error:
         failure = error
-    outcome = None if failure is None else [type(failure).__name__, _describe(failure)]
+    outcome = None if failure is None else [type(failure).__name__, _message(failure)]
     client.key_value_set(f"{name}/{jax.process_index()}", json.dumps(outcome), allow_overwrite=True)
     try:
         barrier(name, timeout_s)
     except LostPeerError as lost:  # its end may be why this one failed, or the other way round: both are told
-        raise lost if failure is None else LostPeerError(f"{lost}; before that: {_describe(failure)}") from failure
+        raise lost if failure is None else LostPeerError(f"{lost}; before that: {_message(failure)}") from failure
     if failure is not None:
         raise failure
     for process in range(jax.process_count()):
@@ -152,9 +145,9 @@ def broadcast(name: str, value: Any, timeout_s: int = BARRIER_TIMEOUT_S) -> Any:
     if is_main():
         client.key_value_set(f"{name}/value", json.dumps(value), allow_overwrite=True)
     barrier(f"{name}/set", timeout_s)
-    received = json.loads(client.blocking_key_value_get(f"{name}/value", timeout_s * 1000))
+    shared = json.loads(client.blocking_key_value_get(f"{name}/value", timeout_s * 1000))
     barrier(f"{name}/read", timeout_s)  # the name may be used again
-    return received
+    return shared
 
 
 def _key_value_store() -> Any:
@@ -185,7 +178,7 @@ def memory_for(what: str) -> Iterator[None]:
         ) from error
 
 
-def _describe(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) if isinstance(error, errors.JanusError) else f"{type(error).__name__}: {error}"
 
 
