@@ -33,7 +33,7 @@ class StepFunctions:
     objective: Objective
     compute: Compute
     transformation: optax.GradientTransformation
-    clip_norm: float | None = 1.0
+    clip_norm: float | None
 
     def init(self, params: Params) -> TrainState:
         """Optimizer state for fresh parameters; what they are made from is float32, whatever the parameters."""

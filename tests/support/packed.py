@@ -19,7 +19,7 @@ ROW_LENGTH = 128
 def step_functions(objective, config=TINY, compute=FLOAT32) -> StepFunctions:
     """With an optimizer whose settings no test reads."""
     transformation = AdamW().transformation(Schedule(1e-3, 10), param_specs(config))
-    return StepFunctions(config, objective, compute, transformation)
+    return StepFunctions(config, objective, compute, transformation, clip_norm=None)
 
 
 def rows_of(examples, rows: int) -> list:
