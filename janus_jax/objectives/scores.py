@@ -1,7 +1,7 @@
 """From one scalar per token to one score per branch, and the interface of an objective."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -121,16 +121,14 @@ def pair_count(batch: Batch) -> Float[Array, ""]:
     return batch.valid.astype(jnp.float32).sum()
 
 
-def metric_values(
-    metrics: Mapping[str, Any], objective: Objective, to_host: Callable[[Any], Any] = jax.device_get
-) -> dict[str, float]:
+def metric_values(metrics: Mapping[str, Any], objective: Objective) -> dict[str, float]:
     """Quotients of (total, count) as Python floats, nan where the count is zero, and `loss`, their weighted sum.
 
     A loss of one term is not listed a second time under the term's own name.
     """
     values = {
         name: float(total) / float(count) if float(count) else float("nan")
-        for name, (total, count) in to_host(metrics).items()
+        for name, (total, count) in jax.device_get(metrics).items()
     }
     terms = objective.loss_terms
     loss = sum(weight * values[name] for name, weight in terms.items())
