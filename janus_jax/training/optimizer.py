@@ -81,12 +81,12 @@ def _scale_by_adam(b1: float, b2: float, eps: float, dtype: Any) -> optax.Gradie
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         wide = state._replace(mu=_cast(state.mu, jnp.float32), nu=_cast(state.nu, jnp.float32))
-        new: Any = adam.update(updates, wide, params)[1]
-        mean, square = correction(b1, new.count), correction(b2, new.count)
-        scaled = jax.tree.map(lambda m, v: m / mean / (jnp.sqrt(v / square) + eps), new.mu, new.nu)
+        updated: Any = adam.update(updates, wide, params)[1]
+        mean, square = correction(b1, updated.count), correction(b2, updated.count)
+        scaled = jax.tree.map(lambda m, v: m / mean / (jnp.sqrt(v / square) + eps), updated.mu, updated.nu)
         if dtype != jnp.float32:
-            new = new._replace(mu=_round(new.mu, new.count, 0), nu=_round(new.nu, new.count, 1))
-        return scaled, new
+            updated = updated._replace(mu=_round(updated.mu, updated.count, 0), nu=_round(updated.nu, updated.count, 1))
+        return scaled, updated
 
     return optax.GradientTransformation(init, update)
 
