@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,12 +60,12 @@ def _step_of(line: str) -> float:
 
 
 class TensorBoard:
-    """Event files, written without TensorFlow. On resume, readers drop what came after `resumed_at`."""
+    """Event files, written without TensorFlow. Readers drop what an earlier process wrote after `resumed_at`."""
 
     def __init__(self, directory: Path, resumed_at: int = 0):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=resumed_at + 1 if resumed_at else None)
+        self._writer = SummaryWriter(str(directory), purge_step=resumed_at + 1)
 
     def write(self, kind: str, step: int, values: Values) -> None:
         for name, value in values.items():
@@ -107,7 +106,7 @@ class Console:
 
     def write(self, kind: str, step: int, values: Values) -> None:
         text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
-        print(f"{kind:5s} {step:>6d}/{self._total}  {text}", file=sys.stdout, flush=True)
+        print(f"{kind:5s} {step:>6d}/{self._total}  {text}", flush=True)
 
     def close(self) -> None:
         pass
