@@ -113,10 +113,8 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(0o755)
         yield temporary
         require_free(final)  # another process may have filled it in the meantime
-        try:
+        with writing(final):
             temporary.rename(final)
-        except OSError as error:
-            raise StorageError(final, f"cannot be written: {error.strerror or error}") from error
         _sync(final.parent)
     except BaseException as error:
         _remove_tree(temporary)
@@ -154,17 +152,23 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Inside, what the operating system refuses becomes a StorageError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(path, f"cannot be written: {error.strerror or error}") from error
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a text file as `whole_file` does.
 
     Raises:
         StorageError: it cannot be written.
     """
-    try:
-        with whole_file(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise StorageError(path, f"cannot be written: {error.strerror or error}") from error
+    with writing(path), whole_file(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

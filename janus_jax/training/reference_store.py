@@ -20,9 +20,9 @@ import jax
 import numpy as np
 
 from janus_jax.data.loader import Loader
-from janus_jax.errors import ConfigError, DataError, StorageError
+from janus_jax.errors import ConfigError, DataError
 from janus_jax.parallel import processes
-from janus_jax.storage.local import whole_file
+from janus_jax.storage.local import whole_file, writing
 
 FORMAT_VERSION = 1
 """Raised when the same weights and tokens would give other numbers, as after a mended attention."""
@@ -143,12 +143,10 @@ class ReferenceStore:
         """
         if not processes.is_main():
             return
-        try:
+        with writing(self._file):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(self._file) as file:
                 np.savez(file, logps=self.logps, identity=json.dumps(dataclasses.asdict(self.identity)))
-        except OSError as error:
-            raise StorageError(self._file, f"cannot be written: {error.strerror or error}") from error
 
     def _read(self) -> tuple[Identity, np.ndarray]:
         try:

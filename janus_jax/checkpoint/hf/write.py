@@ -1,6 +1,5 @@
 """Writes a Hugging Face directory: config, sharded safetensors, generation config, tokenizer and model card."""
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -18,11 +17,11 @@ from janus_jax.checkpoint.hf.config import hf_config
 from janus_jax.checkpoint.hf.facts import CARD, ModelFacts
 from janus_jax.checkpoint.hf.keys import LAYOUTS, KeyEntry, KeyPath, Layout, key_table, leaves
 from janus_jax.checkpoint.hf.shared_directory import gather_on_process, shared_directory
-from janus_jax.errors import ConversionError, StorageError
+from janus_jax.errors import ConversionError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, param_specs
 from janus_jax.parallel import processes
-from janus_jax.storage.local import whole_file
+from janus_jax.storage.local import whole_file, writing
 
 _SAFETENSORS_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -85,25 +84,17 @@ def save_hf(
     files = plan_files(config, dtype, limit, layout)
     size = sum(_count(entry) for file in files for entry in file.entries) * dtype.itemsize
     with shared_directory(out, processes.BARRIER_TIMEOUT_S + size // _SLOWEST) as directory:
-        with processes.agreement("export/tensors"), _os_errors(out):
+        with processes.agreement("export/tensors"), writing(out):
             _write_own_files(directory, files, dtype, flat)
-        with _os_errors(out):
+        with writing(out):
             if processes.is_main():
                 write_index(directory, files, dtype)
                 write_companions(directory, config, dtype, companions)
         if verify is not None and processes.is_main():
             verify(directory)
-        with _os_errors(out):
+        with writing(out):
             if processes.is_main():
                 sync_tree(directory)
-
-
-@contextlib.contextmanager
-def _os_errors(out: str | os.PathLike[str]) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(os.fspath(out), f"cannot be written: {error.strerror or error}") from error
 
 
 def _write_own_files(directory: Path, files: "list[TensorFile]", dtype: np.dtype, flat: dict[KeyPath, Any]) -> None:
