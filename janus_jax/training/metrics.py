@@ -1,5 +1,6 @@
 """Where numbers go: JSON lines, TensorBoard, wandb, the console. Only the main process writes."""
 
+import importlib.util
 import json
 import math
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from janus_jax.errors import ConfigError
-from janus_jax.storage.local import finite, write_whole
+from janus_jax.storage.local import finite, write_whole, writing
 
 Values = Mapping[str, float]
 
@@ -29,20 +30,27 @@ class JsonLines:
     """Appends `{"kind": ..., "step": ..., name: value}` lines; NaN and infinity become null.
 
     On resume, lines of steps after `resumed_at` are dropped: they belong to a future that is run again.
+
+    Raises:
+        StorageError: the file cannot be written.
     """
 
     def __init__(self, path: Path, resumed_at: int = 0):
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_at]
             write_whole(path, "".join(f"{line}\n" for line in kept))
-        self._file = path.open("a")
+        self._path = path
+        with writing(path):
+            self._file = path.open("a")
 
     def write(self, kind: str, step: int, values: Values) -> None:
-        self._file.write(json.dumps({"kind": kind, "step": step, **finite(values)}) + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps({"kind": kind, "step": step, **finite(values)}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
 
 
 def last_records(path: Path) -> dict[str, dict[str, float]]:
@@ -75,18 +83,18 @@ class TensorBoard:
         self._writer.close()
 
 
-class Wandb:
-    """Weights & Biases, when the config asks for it.
+def require_wandb() -> None:
+    """Raises ConfigError if wandb is not installed."""
+    if importlib.util.find_spec("wandb") is None:
+        raise ConfigError("logging.wandb=true: wandb is not installed; pip install 'janus_jax[wandb]'")
 
-    Raises:
-        ConfigError: wandb is not installed.
-    """
+
+class Wandb:
+    """Weights & Biases, when the config asks for it; see `require_wandb`."""
 
     def __init__(self, directory: Path, config: Mapping[str, Any]):
-        try:
-            import wandb  # pyright: ignore[reportMissingImports] (an extra)
-        except ImportError as error:
-            raise ConfigError("logging.wandb=true: wandb is not installed; pip install 'janus_jax[wandb]'") from error
+        import wandb  # pyright: ignore[reportMissingImports] (an extra)
+
         self._run = wandb.init(dir=str(directory), config=dict(config), name=directory.name, resume="allow")
 
     def write(self, kind: str, step: int, values: Values) -> None:

@@ -68,6 +68,8 @@ def train(
     started = time.perf_counter()
     with processes.agreement("setup"):  # what follows would wait for ever for a process that found bad input
         run_dir = _open_run_dir(config)
+        if config.logging.wandb and processes.is_main():
+            metrics.require_wandb()
         setup = prepare(config)
         if not run_dir.committed_steps():  # a run that goes on has other mistakes, to be reported first
             check_stale(setup)
