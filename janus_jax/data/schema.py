@@ -43,10 +43,9 @@ COLUMNS = {
 }
 
 COLUMNS_READ = frozenset(name for names in ALIASES.values() for name in names) | {
-    *("main_source", "original_source", "preference_set", "margin"),
-    *("question", "answer_0", "answer_1", "score_0", "score_1", "lang", "parent_id"),
+    *("main_source", "original_source", "preference_set", "margin")
 }
-"""All columns that this module or published.py reads."""
+"""All columns that this module reads."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,9 @@ _TURNS = ("\n\nHuman:", "\n\nAssistant:")
 _OASST = ("lang", "parent_id", "prompt", "chosen", "rejected")
 _WEBGPT = ("question", "answer_0", "answer_1", "score_0", "score_1")
 
+PUBLISHED_COLUMNS = frozenset((*_OASST, *_WEBGPT))
+"""All columns that this module reads, beside those of `schema.COLUMNS_READ`."""
+
 
 def published_record(raw: Any, kind: str) -> Record | None:
     """The checked record; None if it is from none of these data sets, or `kind` is not a kind of pairs.

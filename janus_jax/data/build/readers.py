@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from janus_jax.data.build.published import published_record
+from janus_jax.data.build.published import PUBLISHED_COLUMNS, published_record
 from janus_jax.data.schema import COLUMNS_READ, NoPreferenceError, Record, RecordError, check_kind, parse_record
 from janus_jax.errors import DataError, first_line
 from janus_jax.storage import staging
@@ -189,7 +189,7 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, Any]]:
         options = {"buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True}
         with pyarrow.parquet.ParquetFile(path, **options) as file:
             names = file.schema_arrow.names
-            columns = [name for name in names if name in COLUMNS_READ]
+            columns = [name for name in names if name in COLUMNS_READ | PUBLISHED_COLUMNS]
             for name in columns:
                 if columns.count(name) > 1:
                     raise DataError(path, f"has more than one column {name!r}; keep one")
