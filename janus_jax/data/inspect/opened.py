@@ -4,10 +4,10 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from janus_jax.config.objectives import OBJECTIVES
 from janus_jax.config.run import RunConfig, load_config
 from janus_jax.data import fetch
 from janus_jax.data.dataset import Manifest, TokenizedDataset
@@ -15,23 +15,15 @@ from janus_jax.data.epoch import BatchSettings, PackedEpochs, Position
 from janus_jax.data.from_config import eval_batch_settings, open_held_out, packed_epochs
 from janus_jax.data.mixture import Mixture
 from janus_jax.errors import ConfigError, DataError
-from janus_jax.model.config import Head
 from janus_jax.objectives import build_objective
 from janus_jax.storage.bucket import is_url
 
 RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
-DEFAULT_OBJECTIVE = {"sft": "sft", "dpo": "dpo", "orpo": "dpo", "rm": "rm"}
-"""Every objective on log-probs of pairs packs them alike, so DPO stands for all of them."""
+_OBJECTIVES = {"sft": "sft", "dpo": "dpo", "orpo": "dpo", "rm": "rm"}
+"""Kind of data -> objective. Every objective on log-probs of pairs packs them alike, so DPO stands for all of them."""
 
-
-class _Packing(NamedTuple):
-    branches: int
-    head: Head
-    row_length: int
-
-
-_PACKINGS = {"sft": _Packing(1, "lm", 8192), "dpo": _Packing(2, "lm", 4096), "rm": _Packing(2, "value", 4096)}
-"""How each objective packs a data set that is opened without a configuration."""
+_ROW_LENGTHS = {1: 8192, 2: 4096}
+"""Branches of an example -> slots of a row, for a data set that is opened without a configuration."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +104,9 @@ def open_splits(
 
 def _directory_splits(directory: str, options: DirectoryOptions, split: str | None) -> list[OpenedSplit]:
     manifest = Manifest.load(fetch.dataset(directory, split or "train"))
-    objective = options.objective or DEFAULT_OBJECTIVE[manifest.kind]
-    branches, head, row_length = _PACKINGS[objective]
-    row_length = options.row_length or row_length
+    objective = options.objective or _OBJECTIVES[manifest.kind]
+    branches, head = OBJECTIVES[objective].branches, OBJECTIVES[objective].head
+    row_length = options.row_length or _ROW_LENGTHS[branches]
     max_length = options.max_sequence_length or max(1, row_length // branches)
     if max_length > row_length:
         raise ConfigError(f"--max-sequence-length {max_length}: allowed: at most --row-length, {row_length}")
