@@ -11,16 +11,16 @@ from janus_jax.errors import ConfigError
 from janus_jax.parallel.processes import RuntimeOptions
 
 ConfigFile = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="YAML file; relative paths in it start at the working directory.")
+    str, typer.Argument(metavar="CONFIG", help="YAML file. Relative paths in it start at the working directory.")
 ]
 ConfigAlone = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="YAML file; its data and weights need not exist here.")
+    str, typer.Argument(metavar="CONFIG", help="YAML file. Its data and weights need not exist here.")
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Overrides of single keys, like batch.rows=4 or init.from=runs/sft; values are YAML.",
+        help="Changes to single keys, like batch.rows=4 or init.from=runs/sft. Values are YAML.",
         show_default=False,
     ),
 ]

@@ -21,7 +21,7 @@ _MAX_LISTED = 20
 
 _Verification = Annotated[
     Literal["logits", "digest", "none"],
-    typer.Option(help="digest: read the result again and compare every tensor. logits: also run both models."),
+    typer.Option(help="digest: read the result again and compare every tensor. logits: also run both. none: no check."),
 ]
 
 
@@ -30,13 +30,13 @@ def convert_from_hf(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="Mistral or Llama model: Hugging Face directory, local or gs://, or hub id."
+            metavar="SRC", help="Mistral or Llama model: a Hugging Face directory (local or gs://) or a hub id."
         ),
     ],
     target: Annotated[str, typer.Argument(metavar="DST", help="Directory or gs:// URL to write; new or empty.")],
     verify: _Verification = "logits",
 ) -> None:
-    """Convert a Hugging Face directory to a checkpoint for init.from."""
+    """Convert a Hugging Face model for init.from. On a slice, each host then reads only the parts that it needs."""
     require_writable("DST", target, empty=True, buckets=True)
     from janus_jax.checkpoint.convert import from_hf
 
@@ -59,7 +59,7 @@ def convert_to_hf(
     verify: _Verification = "logits",
     layout: Annotated[
         Literal["transformers", "openrlhf"],
-        typer.Option(help="Library to load a reward model with. It decides the head's name and config.json."),
+        typer.Option(help="For reward models: library that loads the export. Decides the head's name and config.json."),
     ] = "transformers",
 ) -> None:
     """Export a model as a Hugging Face directory: config, safetensors, tokenizer, model card."""
@@ -79,7 +79,7 @@ def convert_check(
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="The model to compare it with, in any of these forms.")],
 ) -> None:
-    """Compare two models tensor by tensor. The exit code is 2 if they are not bit for bit the same."""
+    """Compare two models tensor by tensor. Exits with 2 if they are not equal bit for bit."""
     from janus_jax.checkpoint.convert import check
     from janus_jax.errors import ConversionError
 

@@ -25,45 +25,45 @@ app = typer.Typer(
 )
 def data_build(
     source: Annotated[
-        str, typer.Option(help="JSONL, JSON or Parquet file, a directory of them (gs:// too), or a Hugging Face id.")
+        str, typer.Option(help="JSONL, JSON or Parquet file, a directory of them, a gs:// URL of either, or a hub id.")
     ],
     out: Annotated[str, typer.Option(help="Directory or gs:// URL to write; new or empty.")],
     kind: Annotated[
         Literal["sft", "dpo", "orpo", "rm"] | None,
-        typer.Option(help="Kind of data, which decides the columns that are read."),
+        typer.Option(help="Kind of data to build. It decides which columns are read."),
     ] = None,
     derive: Annotated[
         Literal["dpo", "orpo", "rm"] | None,
         typer.Option(help="Instead of --kind: draw pairs of this kind from SFT records."),
     ] = None,
     all_pairs: Annotated[
-        bool, typer.Option("--all-pairs", help="With --derive: make every ordered pair of an instruction, not one.")
+        bool, typer.Option("--all-pairs", help="With --derive: make every ordered pair, not one per instruction.")
     ] = False,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="With --derive: seed of the draw (default: 0). Has no effect with --all-pairs."),
+        typer.Option(min=0, help="With --derive: seed of the draw. Default: 0. Has no effect with --all-pairs."),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Directory with tokenizer.model or tokenizer.json (default: Mistral, 32k ids).")
+        str | None, typer.Option(help="Directory with tokenizer.model or tokenizer.json. Default: Mistral, 32k ids.")
     ] = None,
     template: Annotated[str, typer.Option(help="Prompt template: mistral-inst, chatml or plain.")] = "mistral-inst",
     boundary: Annotated[
         Literal["separate", "joint"],
         typer.Option(
-            help="Tokenize prompt and response separately or as one text; same as compat.token_boundary in training."
+            help="Tokenize prompt and response separately, or as one text. compat.token_boundary must say the same."
         ),
     ] = "separate",
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Drop and count bad records instead of stopping.")
     ] = False,
     validation_source: Annotated[
-        str | None, typer.Option(help="Source of the split 'validation'; --source then gives only the split 'train'.")
+        str | None, typer.Option(help="Source of the split 'validation'. --source then gives only the split 'train'.")
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Tokenizing processes (default: 1, or one per core for large sources).")
+        int | None, typer.Option(min=1, help="Processes that tokenize. Default: 1, or one per core for large sources.")
     ] = None,
 ) -> None:
-    """Check records, apply the template, tokenize once, and store token ids for random access."""
+    """Check records, apply the prompt template, tokenize, and write a data set for training."""
     built_kind = kind or derive
     if built_kind is None or (kind and derive):
         raise ConfigError("--kind, --derive: allowed: exactly one of them")

@@ -28,28 +28,28 @@ def data_inspect(
     ] = None,
     max_sequence_length: Annotated[
         int | None,
-        typer.Option(min=1, help="With DIR: limit of prompt + response. Default: a row, or half a row for pairs."),
+        typer.Option(min=1, help="With DIR: longest prompt with one response. Default: row length, half for pairs."),
     ] = None,
     objective: Annotated[
         Literal["sft", "dpo", "rm"] | None,
-        typer.Option(help="With DIR: pack as this objective does. Default: by the kind of the data, dpo for orpo."),
+        typer.Option(help="With DIR: pack as this objective does. Default: the kind of the data (for orpo: dpo)."),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Show this split only. Default: all of DIR, or all that CONFIG reads.")
     ] = None,
     epoch: Annotated[int, typer.Option(min=0, help="Epoch whose rows are shown, counted from 0.")] = 0,
-    rows: Annotated[int, typer.Option(min=0, help="Number of rows to show, from the first on.")] = 2,
+    rows: Annotated[int, typer.Option(min=0, help="Number of rows to show, from the first.")] = 2,
     row: Annotated[int | None, typer.Option(min=0, help="Show this row only, counted from 0.")] = None,
     slots: Annotated[
         str | None,
-        typer.Option(metavar="FIRST-LAST", help="Slots to list. Default: those where the first example's parts meet."),
+        typer.Option(metavar="FIRST-LAST", help="Slots to list. Default: where the first example's parts meet."),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Show all examples of a row, with their whole text.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the report to this file as one self-contained page.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the numbers to this file as JSON.")] = None,
 ) -> None:
-    """Show what training will see: packed rows, lengths, fill, duplicates, length bias. Exits with 2 if an example must
-    not be trained on."""
+    """Show what training will read: packed rows, lengths, fill, duplicates, length bias. Exits with 2 if an example is
+    broken."""
     for name, path in (("--html", html), ("--json", json)):
         if path is not None:
             require_file(name, path)

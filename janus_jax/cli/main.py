@@ -27,9 +27,9 @@ from janus_jax.errors import ConfigError, JanusError, LostPeerError
 
 _settings: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
 app = typer.Typer(
-    help="Post-training (SFT, preferences, rewards) of Mistral-shaped models on sharded JAX meshes.", **_settings
+    help="Post-train models of Mistral and Llama shape in JAX: SFT, preference pairs, reward models.", **_settings
 )
-config_app = typer.Typer(help="Look at run configurations.", **_settings)
+config_app = typer.Typer(help="Show run configurations.", **_settings)
 app.add_typer(data.app, name="data")
 app.add_typer(convert.app, name="convert")
 app.add_typer(config_app, name="config")
@@ -91,25 +91,23 @@ def _root(
     pass
 
 
-@app.command(
-    epilog="Example: janus demo --out my-demo; then look at my-demo, and start from real weights with --model."
-)
+@app.command(epilog="Example: janus demo --out my-demo")
 def demo(
     model: Annotated[
         Path | None, typer.Option(help="Hugging Face directory to start from, instead of random weights.")
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=2, help="Optimizer steps of each stage, instead of its own; the last is run twice."),
+        typer.Option(min=2, help="Optimizer steps of each stage. Default: SFT 75, DPO 32, ORPO 40, reward model 64."),
     ] = None,
     out: Annotated[str, typer.Option(help="Directory for everything that the demo writes.")] = "janus-demo",
     devices: Annotated[int, typer.Option(min=1, help="CPU devices to simulate.")] = 8,
     objective: Annotated[
         Literal["dpo", "orpo", "rm"],
-        typer.Option(help="How preferences are learned after SFT: DPO, ORPO, or a reward model of them."),
+        typer.Option(help="What to train after SFT: DPO, ORPO, or a reward model."),
     ] = "dpo",
 ) -> None:
-    """Run the whole job on this machine: build data, SFT, preferences, resume, export, compare; needs no network."""
+    """Run the whole job on this machine: build data, train, resume, export, compare. Needs no network."""
     if model is not None and not model.is_dir():
         raise ConfigError(f"--model {model}: is no directory; allowed: a Hugging Face model directory")
     require_writable("--out", out)
@@ -127,7 +125,7 @@ def train(
     process_id: ProcessId = None,
     devices: Devices = None,
 ) -> None:
-    """Train as CONFIG says. A run directory that holds checkpoints is resumed."""
+    """Train as CONFIG says, or resume if the run directory holds checkpoints."""
     options = runtime_options(coordinator, num_processes, process_id, devices)
     from janus_jax.config.run import load_config
 
@@ -157,7 +155,7 @@ def _config() -> None:
 
 @config_app.command("show", epilog="Example: janus config show configs/sft_65k.yaml mesh.tensor=4")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Print the resolved configuration: bases merged, overrides applied, every default written out."""
+    """Print CONFIG in full: base files merged, overrides applied, every default written out."""
     from janus_jax.config.run import load_config, to_yaml
 
     loaded = load_config(config, overrides or [])

@@ -23,7 +23,7 @@ def plan(
     config: ConfigAlone,
     topology: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="TPU slice: v5litepod-16, v4-32, a shape like v5p:4x4x12, or cpu:8."),
+        typer.Option(metavar="NAME", help="TPU slice: a name (v5litepod-16), a shape (v5p:4x4x12), or cpu:8."),
     ] = None,
     devices: Annotated[
         str | None, typer.Option(metavar="cpu:N", help="Simulate N devices, without libtpu, instead of --topology.")
@@ -33,9 +33,9 @@ def plan(
         int, typer.Option(min=1, help="Number of identical slices, connected by the data centre's network.")
     ] = 1,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all figures as JSON.")] = None,
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw memory and time.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw memory and time as a picture.")] = None,
     dump_hlo: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the lowered and the compiled program.")
+        Path | None, typer.Option(metavar="DIR", help="Write the program before and after compiling.")
     ] = None,
     chips: Annotated[
         Path | None,
@@ -44,11 +44,11 @@ def plan(
     explain: Annotated[
         str | None,
         typer.Option(
-            metavar="PARAM", help="Show how a parameter, or all below a prefix, is sharded. Compiles nothing."
+            metavar="PARAM", help="Show how the parameters with this name or prefix are sharded. Compiles nothing."
         ),
     ] = None,
     tries: Annotated[
-        int, typer.Option(min=0, help="If it does not fit: compile up to this many changes to find some that fit.")
+        int, typer.Option(min=0, help="If the step does not fit: try up to this many changes to find some that fit.")
     ] = 12,
     sweep: Annotated[
         int | None,
@@ -59,7 +59,7 @@ def plan(
 ) -> None:
     """Compile the training step of CONFIG for a TPU slice: does it fit, what limits its speed, what does it cost?
 
-    Needs no TPU, no weights and no data. Takes a minute or two. Exits with 3 if the step does not fit.
+    Needs no TPU, no weights and no data. Takes one to three minutes. Exits with 3 if the step does not fit.
     """
     topology = _chosen_topology(topology, devices)
     outputs = {"--json": json, "--png": png, "--dump-hlo": dump_hlo}
