@@ -150,9 +150,10 @@ def _parse_json(line: bytes) -> Any:
     except UnicodeDecodeError as error:
         return RecordError("bad_encoding", _not_utf8(error))
     except (ValueError, RecursionError) as error:
-        start = ascii(line[:60].decode("utf-8", "replace"))
+        start = ascii(line[:60].decode("utf-8", "replace").rstrip())
         cut = "" if line.endswith(b"\n") else ", the last line of the file, which may be cut off"
-        return RecordError("bad_json", f"not valid JSON{cut}: {error}; the line begins {start}")
+        reason = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
+        return RecordError("bad_json", f"not valid JSON{cut}: {reason}; the line begins {start}")
 
 
 def _json_records(path: Path) -> Iterator[tuple[str, Any]]:

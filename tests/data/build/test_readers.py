@@ -74,7 +74,12 @@ def test_truncated_json_line(tmp_path):
     path.write_text(json.dumps(QUESTIONS[0]) + "\n" + json.dumps(QUESTIONS[1])[:30])
     message = refusal(path)
     assert message.startswith(f"{path}:2: not valid JSON, the last line of the file, which may be cut off")
-    assert 'the line begins \'{"system": "Be brief."' in message
+    assert "at character " in message and 'the line begins \'{"system": "Be brief."' in message
+    path.write_text(json.dumps(QUESTIONS[0]) + '\n{"system": }\n')
+    assert (
+        refusal(path)
+        == f"{path}:2: not valid JSON: Expecting value at character 12; the line begins '{{\"system\": }}'"
+    )
 
 
 def test_bytes_that_are_not_utf8(tmp_path):
