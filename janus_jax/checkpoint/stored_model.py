@@ -105,7 +105,7 @@ def open_model(path: str | os.PathLike[str], step: int | None = None) -> StoredM
     if isinstance(directory, BucketPath):
         _check_listing(directory)
     elif not directory.is_dir():
-        raise ConversionError(directory, "no such directory")
+        raise ConversionError(directory, "is a file, not a directory" if directory.exists() else "no such directory")
     if (directory / "config.json").exists():
         _refuse_step(directory, step, "a Hugging Face directory")
         return _from_hf(directory, hub_id)

@@ -78,9 +78,7 @@ def _read_chain(path: str, opened: list[str], problems: list[str]) -> Node:
     parsed = _parse(text, path, problems)
     top = Node({}, path) if parsed.value is None else Node(parsed.value, path)
     if not isinstance(top.value, dict):
-        raise ConfigError(
-            f"{parsed.origin}: {shorten(parsed.plain())}: a configuration is a mapping of `key: value` lines"
-        )
+        raise ConfigError(f"{parsed.origin}: {shorten(parsed.plain())}: allowed: `key: value` lines")
     base = top.value.pop("base", None)
     if base is None or base.value is None:
         return top

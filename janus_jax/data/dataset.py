@@ -186,8 +186,8 @@ class TokenizedDataset:
         if split not in self.manifest.splits:
             raise DataError(
                 self.directory,
-                f"has no split {split!r}; there are: {', '.join(self.manifest.splits)} (data.split, "
-                "data.eval_split; eval.every_steps=null evaluates nothing)",
+                f"has no split {split!r}; there are: {', '.join(self.manifest.splits)} (data.split and "
+                "data.eval_split choose one; eval.every_steps=null turns evaluation off)",
             )
         folder = self.directory / split
         self.lengths = self._load("lengths.npy", np.dtype(np.int32), 3)

@@ -220,7 +220,7 @@ def test_all_mistakes_of_a_file_come_in_one_report_with_their_lines(tmp_path):
     ("content", "expected"),
     [
         (b"run: {dir: out\nbatch: 3\n", ":2: not YAML"),
-        (b"- a\n- b\n", ":1: [a, b]: a configuration is a mapping"),
+        (b"- a\n- b\n", ":1: [a, b]: allowed: `key: value` lines"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
         (b"run: *other\n", ":1: not YAML: aliases (*name) are not supported; share values through base:"),
         (b"a: 1\n---\nb: 2\n", "not YAML"),
