@@ -1,6 +1,7 @@
 """Where a run begins, and what a checkpoint says of its run, so that only the same run goes on from it."""
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,7 +103,7 @@ def require_same_run(setup: Setup, meta: dict[str, Any]) -> None:
     config = setup.config
     saved, now = (_without_places(values) for values in (meta["config"], _stored_config(config)))
     differences = [
-        f"{key} = {before}, not {after}"
+        f"{key} = {_shown(before)}, not {_shown(after)}"
         for section in now
         if section not in _MAY_CHANGE
         for key, before, after in _differences(section, saved.get(section), now[section])
@@ -125,6 +126,13 @@ def require_same_run(setup: Setup, meta: dict[str, Any]) -> None:
             f"(fingerprint {meta['data_fingerprint'][:16]}, not {dataset.fingerprint[:16]}); "
             "put that data back, or choose another run.dir"
         )
+
+
+def _shown(value: Any) -> str:
+    """A value as a configuration file writes it; a section without its unset keys."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shown(part)}" for key, part in value.items() if part is not None) + "}"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _stored_config(config: RunConfig) -> dict[str, Any]:

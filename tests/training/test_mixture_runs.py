@@ -118,7 +118,7 @@ def test_held_out_are_all_examples_of_all_parts(parts, tmp_path):
     [
         (lambda parts: mixture(parts, 1, 1, 1), r"holds a run with data.mixture = \[2.0, 1.0, 1.0\], not \[1.0, 1.0"),
         (lambda parts: mixture(parts, 2, 1, 1, examples=32), r"holds a run with data.examples = 24, not 32"),
-        (lambda parts: {"dir": str(parts / "0")}, r"holds a run with data.mixture = \[2.0, 1.0, 1.0\], not None"),
+        (lambda parts: {"dir": str(parts / "0")}, r"holds a run with data.mixture = \[2.0, 1.0, 1.0\], not null"),
     ],
 )
 def test_a_run_does_not_go_on_with_other_shares(parts, whole, data, message):
