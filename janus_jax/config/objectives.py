@@ -101,7 +101,7 @@ class DPOSection(ObjectiveSection):
     needs_reference = True
     name: Literal["dpo"] = "dpo"
     beta: Positive = 0.1
-    """Strength of the KL constraint (TRL and, by its silence, the published Janus run use 0.1)."""
+    """How strongly the policy is held to the reference. 0.1 is TRL's default; the published Janus run sets none."""
     loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
     """Loss of the margin between the chosen and the rejected response."""
     label_smoothing: Smoothing = 0.0
@@ -164,7 +164,7 @@ class RMSection(ObjectiveSection):
     head = "value"
     name: Literal["rm"] = "rm"
     center_weight: Weight = 0.0
-    """Pull of the rewards towards zero (TRL suggests 0.01; the published run had none)."""
+    """How strongly rewards are pulled towards zero. TRL suggests 0.01; the published run had none."""
 
 
 def objectives_with(condition: Callable[[type[ObjectiveSection]], bool]) -> list[str]:

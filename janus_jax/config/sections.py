@@ -117,7 +117,7 @@ class BatchSection(Section):
     rows: Count | None = None
     """Packed rows in a batch; a multiple of `microbatches`. Give either `rows` or `examples`."""
     examples: Count | None = None
-    """Examples in a batch. It gets the fewest rows that hold every batch of the run."""
+    """Examples in a batch. All batches of a run get the same number of rows, the fewest that suffice."""
     row_length: Count
     """Tokens in a packed row."""
     max_sequence_length: Count
@@ -127,7 +127,7 @@ class BatchSection(Section):
     max_segments: Count | None = None
     """Most examples in a row. null: three times the average number that a row holds."""
     keep_together: Count = 1
-    """With `examples`: number of neighbours in the data set that stay in one step, such as all pairs of one prompt.
+    """With `examples`: number of neighbours in the data set that stay in one batch, such as all pairs of one prompt.
     If one of them is dropped, so are the others."""
     share_prompts: bool = True
     """For pairs. true: store and compute a prompt once for both responses. false: once for each, for comparison."""
@@ -280,7 +280,7 @@ class ExportSection(Section):
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the exported weights. null: the type in which the run keeps them."""
     layout: Literal["transformers", "openrlhf"] = "transformers"
-    """Whose names a reward model's head and config.json use. openrlhf is for reward models only."""
+    """Library whose names a reward model's head and config.json use. openrlhf is for reward models only."""
     verify: Literal["logits", "digest", "none"] = "logits"
     """How to compare the export with the checkpoint before it appears. digest: every tensor. logits: every tensor,
     and the logits of both models."""
@@ -316,8 +316,8 @@ class CompatSection(Section):
     when to use them."""
 
     token_boundary: Literal["separate", "joint"] = "separate"
-    """Whether prompt and response are tokenized apart or as one text. It must be how the data was built
-    (`janus data build --boundary`)."""
+    """Whether prompt and response are tokenized apart or as one text. It must match how the data was
+    built (`janus data build --boundary`)."""
     overlong_pairs: Literal["drop", "zero_grad"] = "drop"
     """zero_grad: pairs longer than `batch.max_sequence_length` lose both responses, and still count in the mean."""
     token_mean: Literal["global", "per_microbatch"] = "global"
