@@ -15,8 +15,10 @@ Between slices the same holds with g slices. A transfer between slices (`send` a
 collective of the kind that it names. Collectives inside the slices that follow it are listed separately.
 """
 
+import collections
 import dataclasses
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -96,6 +98,23 @@ class Collective:
     op_name: str  # of the traced program; empty if the compiler dropped it
     count_is_certain: bool = True  # False: inside a loop or branch that depends on data
 
+    def times(self, trips: int, certain: bool = True) -> "Collective":
+        """`trips` runs of it, as in a loop."""
+        return dataclasses.replace(
+            self,
+            count=self.count * trips,
+            result_bytes=self.result_bytes * trips,
+            wire_bytes=self.wire_bytes * trips,
+            count_is_certain=self.count_is_certain and certain,
+        )
+
+    @property
+    def once(self) -> "Collective":
+        """One of its executions."""
+        count = max(self.count, 1)
+        one = {"count": 1, "result_bytes": self.result_bytes // count, "wire_bytes": self.wire_bytes // count}
+        return dataclasses.replace(self, **one)
+
 
 def collectives(hlo_text: str, positions: MeshPositions) -> list[Collective]:
     """All collectives of a run, loops multiplied out, largest first.
@@ -114,29 +133,10 @@ def collectives(hlo_text: str, positions: MeshPositions) -> list[Collective]:
     devices = len(positions.by_slice[0]) if positions.slices else math.prod(positions.axes.values())
     if module.partitions not in (devices, devices * len(positions.by_slice)):
         raise ValueError(f"a program for {module.partitions} devices does not suit the mesh {dict(positions.axes)}")
-    executed = _Walk(module, positions).walk(module.entry, lambda _, __: None)
-    merged: dict[tuple[Any, ...], list[Collective]] = {}
-    for collective in executed:
-        size = (collective.result_bytes // max(collective.count, 1), collective.wire_bytes // max(collective.count, 1))
-        key = (
-            collective.kind,
-            collective.axes,
-            collective.is_async,
-            collective.over_dcn,
-            collective.op_name,
-            collective.count_is_certain,
-            size,
-        )
-        merged.setdefault(key, []).append(collective)
-    sums = [
-        dataclasses.replace(
-            same[0],
-            count=sum(collective.count for collective in same),
-            result_bytes=sum(collective.result_bytes for collective in same),
-            wire_bytes=sum(collective.wire_bytes for collective in same),
-        )
-        for same in merged.values()
-    ]
+    counts: collections.Counter[Collective] = collections.Counter()
+    for collective in _Walk(module, positions).walk(module.entry, lambda _, __: None):
+        counts[collective.once] += collective.count
+    sums = [once.times(count) for once, count in counts.items()]
     return sorted(sums, key=lambda collective: (-collective.wire_bytes, collective.kind, collective.op_name))
 
 
@@ -148,24 +148,16 @@ class _Walk:
     @functools.cached_property
     def started(self) -> set[tuple[str | None, ...]]:
         """Chains of asynchronous collectives with a start instruction."""
-        computations = self.module.computations
-        fusions = [
-            instruction
-            for where in computations.values()
-            for instruction in where.instructions.values()
-            if instruction.opcode == "fusion"
-        ]
+        fusions = self.module.of_opcode("fusion")
         starts = [instruction.called("calls")[0] for instruction in fusions if instruction.name.startswith(_START)]
-        inside = [one for name in starts for one in computations[name].instructions.values()]
+        inside = [one for name in starts for one in self.module.computations[name].instructions.values()]
         return {_chain(one) for one in inside if one.opcode in KINDS}
 
     def walk(self, where: Computation, known: Environment) -> list[Collective]:
         """The collectives of one execution of a computation."""
-        executed: list[Collective] = []
         chains: set[tuple[Any, ...]] = set()
-        for instruction in where.instructions.values():
-            executed += self._instruction(where, instruction, known, chains)
-        return executed
+        executed = (self._instruction(where, one, known, chains) for one in where.instructions.values())
+        return list(itertools.chain.from_iterable(executed))
 
     def _instruction(
         self, where: Computation, instruction: Instruction, known: Environment, chains: set[tuple[Any, ...]]
@@ -181,13 +173,13 @@ class _Walk:
             trips, certain = self.module.trips(where, instruction, known)
             body = self.module.computations[instruction.called("body")[0]]
             inner = self.walk(body, self.module.inside(where, instruction, known))
-            return [_times(one, trips, certain) for one in inner]
+            return [one.times(trips, certain) for one in inner]
         if code == "conditional":
             names = [*instruction.called("branch_computations"), *instruction.called("true_computation")]
             branches = [self._inner(name, None) for name in [*names, *instruction.called("false_computation")]]
             most = max(branches, key=lambda inner: sum(one.wire_bytes for one in inner), default=[])
             sent = {tuple(sorted((one.kind, one.axes, one.wire_bytes) for one in inner)) for inner in branches}
-            return [_times(one, 1, len(sent) < 2) for one in most]
+            return [one.times(1, len(sent) < 2) for one in most]
         if code == "fusion":
             return self._fusion(where, instruction, known, chains)
         if code in ("call", "call-start", "async-start", "custom-call"):
@@ -199,14 +191,10 @@ class _Walk:
 
     def _inner(self, name: str, caller: tuple[Computation, Instruction, Environment] | None) -> list[Collective]:
         def known(k: int, path: tuple[int, ...]) -> int | None:
-            if caller is None:
+            if caller is None or k >= len(caller[1].operands):
                 return None
             where, instruction, outer = caller
-            return (
-                self.module.resolve(where, instruction.operands[k], outer, path)
-                if k < len(instruction.operands)
-                else None
-            )
+            return self.module.resolve(where, instruction.operands[k], outer, path)
 
         return self.walk(self.module.computations[name], known)
 
@@ -246,13 +234,11 @@ class _Walk:
             groups = [list(pair) for pair in zip(numbers[::2], numbers[1::2], strict=True) if pair[0] != pair[1]]
             size = 2 if groups else 1
         else:
-            groups = _groups(
-                instruction.attribute("replica_groups") or "{}", instruction.attributes, self.module.partitions
-            )
+            text = instruction.attribute("replica_groups") or "{}"
+            groups = _groups(text, instruction.attributes, self.module.partitions)
             size = max(map(len, groups))
-        return self._made(
-            instruction, kind, operand, groups, size, is_async=instruction.opcode.endswith("-start"), result=result
-        )
+        is_async = instruction.opcode.endswith("-start")
+        return self._made(instruction, kind, operand, groups, size, is_async=is_async, result=result)
 
     def _between_slices(self, where: Computation, instruction: Instruction) -> list[Collective]:
         transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
@@ -283,11 +269,9 @@ class _Walk:
             groups = [[self.positions.by_slice[0][i] for i in group] for group in groups]
         slices = self.positions.slices
         over_dcn = bool(slices) and any(len({slices[i] for i in group}) > 1 for group in groups)
-        results, wires = _bytes(kind, operand, size)
-        axes = self.positions.along(groups)
-        return Collective(
-            kind, axes, 1, results if result is None else result, wires, is_async, over_dcn, instruction.op_name
-        )
+        result_bytes, wires = _bytes(kind, operand, size)
+        result_bytes, axes = result_bytes if result is None else result, self.positions.along(groups)
+        return Collective(kind, axes, 1, result_bytes, wires, is_async, over_dcn, instruction.op_name)
 
 
 def _bytes(kind: str, operand: int, size: int) -> tuple[int, int]:
@@ -306,22 +290,8 @@ def _bytes(kind: str, operand: int, size: int) -> tuple[int, int]:
 def _chain(instruction: Instruction) -> tuple[str | None, ...]:
     """A key that the parts of one asynchronous collective share."""
     chain = re.search(r'chain_id="([^"]*)"', instruction.attributes)
-    return (
-        instruction.opcode,
-        instruction.attribute("channel_id"),
-        instruction.attribute("replica_groups"),
-        chain and chain.group(1),
-    )
-
-
-def _times(collective: Collective, trips: int, certain: bool) -> Collective:
-    return dataclasses.replace(
-        collective,
-        count=collective.count * trips,
-        result_bytes=collective.result_bytes * trips,
-        wire_bytes=collective.wire_bytes * trips,
-        count_is_certain=collective.count_is_certain and certain,
-    )
+    channel, groups = instruction.attribute("channel_id"), instruction.attribute("replica_groups")
+    return instruction.opcode, channel, groups, chain and chain.group(1)
 
 
 def _groups(text: str, attributes: str, devices: int) -> list[list[int]]:
@@ -335,10 +305,7 @@ def _groups(text: str, attributes: str, devices: int) -> list[list[int]]:
     if match is None:
         raise ValueError(f"replica_groups of an unknown form: {text}")
     sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", match.group(1))}
-    listed = match.group(2) or ""
-    ids = np.arange(math.prod(sizes.values()))
-    if listed:
-        ids = _listed(listed)
+    ids = _listed(match.group(2)) if match.group(2) else np.arange(math.prod(sizes.values()))
     # A group may use a factor of an axis: 'x':(4)2 is a factor of 2 below a factor of 4. So split axes into factors.
     used = re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", match.group(3))
     shape, chosen = [], []
@@ -387,6 +354,3 @@ def _megascale_groups(attributes: str) -> tuple[list[list[int]], int]:
         return [[slice_ * _SLICE_ID + i for slice_ in slices] for i in range(first, last + 1)], len(slices)
     groups = [[int(i) for i in re.findall(r"\d+", part)] for part in re.findall(r"\{([\d,\->]+)\}", text)]
     return groups, max(map(len, groups), default=1)
-
-
-__all__ = ["KINDS", "Collective", "MeshPositions", "collectives"]

@@ -84,15 +84,11 @@ def _padded(where: Computation, large_bytes: int) -> Iterator[Finding]:
     halves = {_dims(instruction) for instruction in pads if not _only_behind(instruction)}
     for instruction in pads:
         name = instruction.op_name.rsplit("/", 1)[-1]
+        source = where.instructions.get(instruction.operands[0])
         if instruction.bytes < large_bytes or name in ("", "pad"):  # padding by the model or by the compiler
             continue
-        if (
-            _dims(instruction) in halves
-            or not _only_behind(instruction)
-            or instruction.operands[0] not in where.instructions
-        ):
+        if source is None or _dims(instruction) in halves or not _only_behind(instruction):
             continue
-        source = where.instructions[instruction.operands[0]]
         sizes = [shape_bytes(re.sub(r"^\w+", "s8", one.shape)) for one in (source, instruction)]  # dtypes may differ
         added = instruction.bytes * (sizes[1] - sizes[0]) // sizes[1]
         yield Finding("padding", added, instruction.op_name, f"{source.shape} is padded to {instruction.shape}")

@@ -18,15 +18,8 @@ from functools import reduce
 from operator import getitem
 from typing import Any
 
-from janus_jax.planning.hlo.text import (
-    Computation,
-    HloModule,
-    Instruction,
-    parse,
-    shape_memory,
-    shape_tree,
-    tiled_bytes,
-)
+from janus_jax.planning.hlo import text
+from janus_jax.planning.hlo.text import Computation, HloModule, Instruction
 
 DEVICE, ON_CHIP, HOST = 0, 1, 5
 """Numbers of memories, as in S(number) of layouts."""
@@ -66,19 +59,13 @@ def peak(hlo_text: str, memory: int = DEVICE) -> Peak:
     Raises:
         ValueError: the text holds no program.
     """
-    simulation = _Simulation(parse(hlo_text), memory)
-    entry, everywhere = simulation.module.entry, simulation.module.computations.values()
-    for instruction in (
-        instruction
-        for where in everywhere
-        for instruction in where.instructions.values()
-        if instruction.opcode == "constant"
-    ):
-        simulation.hold(_leaves(simulation.new(instruction)), instruction)
+    module = text.parse(hlo_text)
+    simulation, entry = _Simulation(module, memory), module.entry
+    for constant in module.of_opcode("constant"):
+        simulation.hold(_leaves(simulation.new(constant)), constant)
     constants = simulation.bytes
-    arguments = [
-        simulation.new(entry.instructions[name], counted=False) for _, name in sorted(entry.parameters.items())
-    ]
+    parameters = [entry.instructions[name] for _, name in sorted(entry.parameters.items())]
+    arguments = [simulation.new(parameter, counted=False) for parameter in parameters]
     donated = [result for result, _, _ in _aliased(hlo_text.split("\n", 1)[0], "input_output_alias")]
     fixed = constants + simulation.run(entry, arguments, donated)
     held = sorted((simulation.buffers[number] for number in simulation.at_peak), key=lambda buffer: -buffer.bytes)
@@ -104,11 +91,11 @@ class _Simulation:
             alias = (aliases or {}).get(next(numbers))
             if alias is not None:
                 return alias
-            size = tiled_bytes(shape) if counted and shape_memory(shape) == self.memory else 0
+            size = text.tiled_bytes(shape) if counted and text.shape_memory(shape) == self.memory else 0
             self.buffers.append(Buffer(size, shape.partition("{")[0], instruction.op_name))
             return len(self.buffers) - 1
 
-        return make(shape_tree(instruction.shape))
+        return make(text.shape_tree(instruction.shape))
 
     def run(self, where: Computation, parameters: list[Tree], donated: list[tuple[int, ...]]) -> int:
         """Simulates a computation and frees its buffers afterwards.
@@ -221,13 +208,13 @@ class _Simulation:
             self.live.remove(number)
 
 
-def _aliased(text: str, attribute: str) -> list[tuple[tuple[int, ...], int, tuple[int, ...]]]:
+def _aliased(line: str, attribute: str) -> list[tuple[tuple[int, ...], int, tuple[int, ...]]]:
     """Parses `attribute={ {0}: (1, {}), ...}`: paths of results, numbers of operands or arguments, paths in these."""
 
-    def path(text: str) -> tuple[int, ...]:
-        return tuple(map(int, re.findall(r"\d+", text)))
+    def path(numbers: str) -> tuple[int, ...]:
+        return tuple(map(int, re.findall(r"\d+", numbers)))
 
-    aliases = _ALIASED.findall(text.partition(f"{attribute}={{")[2])
+    aliases = _ALIASED.findall(line.partition(f"{attribute}={{")[2])
     return [(path(result), int(number), path(inner)) for result, number, inner in aliases]
 
 

@@ -5,7 +5,7 @@ import functools
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-<>]+) \(.*\{\s*$")
@@ -24,14 +24,6 @@ _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
     "minimum": min,
     "and": operator.and_,
     "or": operator.or_,
-}
-_COMPARISONS: dict[str, Callable[[int, int], bool]] = {
-    "LT": operator.lt,
-    "LE": operator.le,
-    "GT": operator.gt,
-    "GE": operator.ge,
-    "EQ": operator.eq,
-    "NE": operator.ne,
 }
 
 Environment = Callable[[int, tuple[int, ...]], int | None]
@@ -64,7 +56,7 @@ class Instruction:
     def attribute(self, name: str) -> str | None:
         """The value of `name=value` after the operands, up to the next comma outside braces, brackets and quotes."""
         match = re.search(rf"(?:^|[,{{] ?){re.escape(name)}=", self.attributes)
-        return None if match is None else _balanced(self.attributes[match.end() :])
+        return None if match is None else next(_parts(self.attributes[match.end() :]))
 
     def called(self, name: str) -> list[str]:
         """Names of the computations that attribute `name` refers to."""
@@ -111,6 +103,13 @@ class HloModule:
     entry: Computation
     partitions: int  # number of devices that its ids count
 
+    def of_opcode(self, opcode: str) -> list[Instruction]:
+        """All instructions with this opcode."""
+        everywhere = (
+            instruction for where in self.computations.values() for instruction in where.instructions.values()
+        )
+        return [instruction for instruction in everywhere if instruction.opcode == opcode]
+
     def resolve(self, where: Computation, name: str, known: Environment, path: tuple[int, ...] = ()) -> int | None:
         """The value of a scalar; None if it depends on data. Follows constants and arithmetic on them through tuples,
         fusions and loops."""
@@ -139,7 +138,8 @@ class HloModule:
             if len(values) != 2 or values[0] is None or values[1] is None:
                 return None
             if code == "compare":
-                return int(_COMPARISONS[instruction.attribute("direction") or ""](values[0], values[1]))
+                direction = instruction.attribute("direction") or ""  # LT, LE, ...: as in `operator`
+                return int(getattr(operator, direction.lower())(values[0], values[1]))
             return _ARITHMETIC[code](values[0], values[1])
         return None
 
@@ -173,10 +173,8 @@ class HloModule:
                 break
             if not goes_on:
                 return iteration, True
-        constants = [
-            int(instruction.inner) for instruction in condition.instructions.values() if _is_whole(instruction)
-        ]
-        return max([1, *constants]), False
+        constants = [one.inner for one in condition.instructions.values() if one.opcode == "constant"]
+        return max([1, *(int(text) for text in constants if re.fullmatch(r"\d+", text))]), False
 
     def inside(self, where: Computation, loop: Instruction, known: Environment) -> Environment:
         """Known values of parameters inside a loop's body: those that no iteration changes."""
@@ -203,9 +201,7 @@ def parse(text: str) -> HloModule:
             name, current = opening.group(2), []
             entry = name if opening.group(1) else entry
         elif _END.match(line) and current is not None:
-            computations[name] = Computation(
-                name, {instruction.name: instruction for instruction in map(_instruction, current)}
-            )
+            computations[name] = Computation(name, {made.name: made for made in map(_instruction, current)})
             current = None
         elif current is not None and _INSTRUCTION.match(line):
             current.append(line)
@@ -213,10 +209,8 @@ def parse(text: str) -> HloModule:
             current[-1] += f"\n{line}"
     if entry is None or entry not in computations:
         raise ValueError("not the text of a compiled program: no ENTRY computation")
-    partitions = re.search(r"num_partitions=(\d+)", text.split("\n", 1)[0])
-    replicas = re.search(r"replica_count=(\d+)", text.split("\n", 1)[0])
-    devices = math.prod(int(count.group(1)) for count in (partitions, replicas) if count)
-    return HloModule(computations, computations[entry], devices)
+    counts = re.findall(r"(?:num_partitions|replica_count)=(\d+)", text.split("\n", 1)[0])
+    return HloModule(computations, computations[entry], math.prod(map(int, counts)))
 
 
 def shape_bytes(shape: str) -> int:
@@ -252,17 +246,8 @@ def shape_tree(shape: str) -> Any:
     """A shape like (f32[2]{0}, (s32[], f32[3]{0})) as nested tuples of strings."""
     if not shape.startswith("("):
         return shape
-    parts, depth, start = [], 0, 1
-    for index, letter in enumerate(shape):
-        if letter in "([{":
-            depth += 1
-        elif letter in ")]}":
-            depth -= 1
-        if (letter == "," and depth == 1) or (depth == 0 and index == len(shape) - 1):
-            part = re.sub(r"/\*.*?\*/", "", shape[start:index]).strip()
-            parts += [shape_tree(part)] if part else []
-            start = index + 1
-    return tuple(parts)
+    parts = (re.sub(r"/\*.*?\*/", "", part).strip() for part in _parts(shape[1:]))
+    return tuple(shape_tree(part) for part in parts if part)
 
 
 def _bits(kind: str) -> int:
@@ -298,8 +283,9 @@ def _closing(text: str, start: int) -> int:
     return len(text) - 1
 
 
-def _balanced(text: str) -> str:
-    depth, quoted = 0, False
+def _parts(text: str) -> Iterator[str]:
+    """Splits at commas outside braces, brackets and quotes, up to the first bracket that `text` does not open."""
+    depth, start, quoted = 0, 0, False
     for index, letter in enumerate(text):
         if letter == '"' and text[index - 1 : index] != "\\":
             quoted = not quoted
@@ -310,10 +296,12 @@ def _balanced(text: str) -> str:
         elif letter in ")]}":
             depth -= 1
             if depth < 0:
-                return text[:index]
+                yield text[start:index]
+                return
         elif letter == "," and depth == 0:
-            return text[:index]
-    return text
+            yield text[start:index]
+            start = index + 1
+    yield text[start:]
 
 
 def _unchanged(body: Computation, index: int) -> bool:
@@ -327,7 +315,3 @@ def _unchanged(body: Computation, index: int) -> bool:
     if instruction is None or instruction.opcode != "get-tuple-element" or instruction.attribute("index") != str(index):
         return False
     return body.instructions[instruction.operands[0]].opcode == "parameter"
-
-
-def _is_whole(instruction: Instruction) -> bool:
-    return instruction.opcode == "constant" and re.fullmatch(r"\d+", instruction.inner) is not None
