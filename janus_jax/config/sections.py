@@ -210,6 +210,10 @@ class MeshSection(Section):
     context: MeshSize = MeshShape.context
     """Ways to split the length of rows."""
 
+    @property
+    def shape(self) -> MeshShape:
+        return MeshShape(**self.model_dump())
+
 
 def _logical_axis(name: str) -> str:
     if name not in LOGICAL_AXES:

@@ -1,5 +1,6 @@
 """Lowers and compiles the trainer's step for a mesh on any slice and reads the result."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -25,7 +26,7 @@ from janus_jax.planning.chips.slices import ChipTable, Slice, check_count, devic
 from janus_jax.planning.compiler_log import compiler_log
 from janus_jax.planning.hlo.collectives import MeshPositions, collectives
 from janus_jax.planning.hlo.findings import warnings
-from janus_jax.planning.inputs import Inputs, check_mesh, check_rows, find_inputs
+from janus_jax.planning.inputs import Inputs, check_rows, find_inputs
 from janus_jax.planning.memory import memory_of
 from janus_jax.planning.result import Parameter, Plan
 from janus_jax.training.program import Program, build_program, build_schedule
@@ -60,7 +61,7 @@ def plan(
     target, table = find_slice(topology), load_chips(chips)
     check_count(target, num_slices, table)
     if mesh is None:
-        check_mesh(config, target.devices * num_slices, num_slices)
+        meshes.check_slices(config.mesh.shape.resolve(target.devices * num_slices), num_slices)
     config, mesh = resolve_mesh(config, devices(target, num_slices), mesh)
     inputs = find_inputs(config, target.devices * num_slices)
     program = program_of(config, inputs, mesh)
@@ -80,7 +81,7 @@ def resolve_mesh(config: RunConfig, devices: list[Any], own: Mesh | None) -> tup
         ConfigError: sizes do not multiply to the devices, or the caller's mesh has other devices or an unknown axis.
     """
     if own is None:
-        return config, meshes.build_mesh(meshes.MeshShape(**config.mesh.model_dump()), devices)
+        return config, meshes.build_mesh(config.mesh.shape, devices)
     mesh = meshes.adopt(own)
     if set(mesh.devices.flat) != set(devices):
         raise ConfigError(f"mesh: its {mesh.devices.size} devices are not the {len(devices)} devices of the slices")
@@ -148,7 +149,7 @@ def describe(
     evaluation_reason = None if evaluation is None else evaluation.reason
     if reason is None and evaluation_reason is not None:
         reason = f"evaluation, eval.rows={config.eval.rows}: {evaluation_reason}"
-    chip = None if target.topology is None else table.chips[target.family]
+    chip = table.chip(target)
     usable = None if chip is None else chip.usable_hbm_bytes_per_device
     evaluated = None if evaluation is None else evaluation.executable
     memory = memory_of(config, program, inputs, step.executable, hlo, usable, evaluated, scores=scores)
@@ -159,9 +160,7 @@ def describe(
     transfers = collectives(hlo, MeshPositions.of(mesh)) if hlo else []
     shards, bound = shards_by_axis(mesh, program.rules), None
     if chip is not None and hlo:
-        ici, dcn = (
-            sum(transfer.wire_bytes for transfer in transfers if transfer.over_dcn == over) for over in (False, True)
-        )
+        ici, dcn = (sum(sent.wire_bytes for sent in transfers if sent.over_dcn == over) for over in (False, True))
         bound = step_bound(
             config,
             inputs,
@@ -234,20 +233,21 @@ def _evaluation(config: RunConfig, inputs: Inputs, program: Program) -> tuple[An
     return program.abstract_state().params, program.abstract_batch(shape)
 
 
-class _no_cache:
+@contextlib.contextmanager
+def _no_cache() -> Iterator[None]:
     """Turns JAX's persistent compilation cache off. It cannot read programs for other machines back, and warns about
     them; and a cached program has neither compiler warnings nor a compile time."""
+    before = getattr(jax.config, _CACHE)
+    try:
+        _set_cache(False)
+        yield
+    finally:
+        _set_cache(before)
 
-    def __enter__(self) -> None:
-        self._before = getattr(jax.config, _CACHE)
-        self._set(False)
 
-    def __exit__(self, *_: object) -> None:
-        self._set(self._before)
-
-    def _set(self, enabled: bool) -> None:
-        jax.config.update(_CACHE, enabled)
-        compilation_cache.reset_cache()  # or JAX keeps its first answer for the whole process
+def _set_cache(enabled: bool) -> None:
+    jax.config.update(_CACHE, enabled)
+    compilation_cache.reset_cache()  # or JAX keeps its first answer for the whole process
 
 
 def _memory_message(error: str) -> str:
@@ -279,12 +279,9 @@ def _layer_shards(program: Program) -> int:
 
 
 def versions() -> dict[str, str]:
-    return dict(_installed("jax", "jaxlib", "libtpu"))
-
-
-def _installed(*names: str) -> Iterator[tuple[str, str]]:
-    for name in names:
-        try:
-            yield name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    """Versions of JAX and its compilers, as far as they are installed."""
+    installed = {}
+    for name in ("jax", "jaxlib", "libtpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[name] = importlib.metadata.version(name)
+    return installed

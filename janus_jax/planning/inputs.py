@@ -48,7 +48,7 @@ def find_inputs(config: RunConfig, devices: int) -> Inputs:
     """
     assumed: list[str] = []
     model, objective = find_model(config, assumed)
-    sizes = meshes.MeshShape(**config.mesh.model_dump()).resolve(devices)
+    sizes = config.mesh.shape.resolve(devices)
     rules = meshes.merge_rules(config.sharding)
     shards = math.prod(getattr(sizes, axis) for axis in rules.get("batch", ()))
     if _is_here(config):
@@ -68,9 +68,8 @@ def find_model(config: RunConfig, assumed: list[str] | None = None) -> tuple[Mod
     if path is not None and _exists(path):
         open_reference_source(config, model)
     elif path is not None:
-        assumed.append(
-            f"reference.from={path} is not on this machine; the reference has the shape of the trained model"
-        )
+        shape = "the reference has the shape of the trained model"
+        assumed.append(f"reference.from={path} is not on this machine; {shape}")
     return model, objective
 
 
@@ -109,8 +108,7 @@ def _measured(
         form = {"branches": objective.branches, "head": objective.head}
         held = PackedEpochs(held_out, settings, shuffle=False, seed=config.run.seed, **form)
         shared, held_segments = max(shared, held.most_shared_slots()), held.max_segments
-    per_epoch = rows.steps(0)
-    tokens = float(rows.tokens(0))
+    per_epoch, tokens = rows.steps(0), float(rows.tokens(0))
     return Inputs(
         model,
         objective,
@@ -157,11 +155,6 @@ def _shape(config: RunConfig, rows: int, max_segments: int) -> BatchShape:
 def online_reference(config: RunConfig, inputs: Inputs) -> bool:
     """Whether a frozen reference stays on the devices and scores every batch."""
     return inputs.objective.needs_reference and config.reference.mode == "online"
-
-
-def check_mesh(config: RunConfig, devices: int, num_slices: int) -> None:
-    """Raises ConfigError if the configured mesh does not suit the number of devices and slices."""
-    meshes.check_slices(meshes.MeshShape(**config.mesh.model_dump()).resolve(devices), num_slices)
 
 
 def check_rows(config: RunConfig, inputs: Inputs, mesh: Any, rules: meshes.Rules) -> None:

@@ -124,8 +124,7 @@ def prepare(config: RunConfig) -> Setup:
             check_fits(model, built, config)
     reference = open_reference_source(config, model)
 
-    sizes = meshes.MeshShape(**config.mesh.model_dump())
-    mesh = meshes.build_mesh(sizes)
+    mesh = meshes.build_mesh(config.mesh.shape)
     rules = meshes.merge_rules(config.sharding)
     loader, eval_loader = _loaders(config, dataset, held_out, mesh, rules, objective)
     if config.schedule.steps is not None:

@@ -109,6 +109,10 @@ class ChipTable(Section):
     as_of: str
     chips: dict[str, Chip]
 
+    def chip(self, target: Slice) -> Chip | None:
+        """The figures of a slice's chips; None for simulated devices, which have none."""
+        return None if target.topology is None else self.chips[target.family]
+
 
 def load_chips(path: str | os.PathLike[str] | None = None) -> ChipTable:
     """The package's table, with the keys of a user's file on top; the file may hold prices alone, for instance.
@@ -142,14 +146,12 @@ def find_slice(name: str) -> Slice:
         ConfigError: unknown slice; names the nearest and the sizes of the family, or all families.
     """
     text = name.strip().lower()
-    cpu = re.fullmatch(r"cpu[:-]([1-9]\d{0,4})", text)
-    if cpu:
-        count = int(cpu.group(1))
-        return Slice(f"{CPU}:{count}", CPU, count, 1, 1, None)
+    if cpu := re.fullmatch(r"cpu[:-]([1-9]\d{0,4})", text):
+        return Slice(f"{CPU}:{cpu[1]}", CPU, int(cpu[1]), 1, 1, None)
     if text.startswith(CPU):
         raise ConfigError(f"slice {name!r}: allowed: cpu:DEVICES, like cpu:8")
-    match = re.fullmatch(r"([a-z0-9]+)([:-])(\d+(?:x\d+)*)", text)
-    family = _ALIAS.get(match.group(1), match.group(1)) if match else ""
+    match = re.fullmatch(r"(?P<family>[a-z0-9]+)(?P<mark>[:-])(?P<size>\d+(?:x\d+)*)", text)
+    family = _ALIAS.get(match["family"], match["family"]) if match else ""
     if match is None or family not in _SHAPES:
         everything = [name for known in _SHAPES for name in accelerator_types(known)]
         near = difflib.get_close_matches(text, everything, 3, 0.5)
@@ -158,13 +160,12 @@ def find_slice(name: str) -> Slice:
             + "; ".join(_sizes(known) for known in _SHAPES)
             + "; FAMILY:SHAPE, like v5p:4x4x12; cpu:DEVICES"
         )
-    size = match.group(3)
-    if match.group(2) == ":" or "x" in size:
-        return _of_shape(name, family, tuple(int(side) for side in size.split("x")))
+    size = match["size"]
+    if match["mark"] == ":" or "x" in size:
+        return _of_shape(name, family, _sides(size))
     for shape in _SHAPES[family].split():
-        sides = tuple(int(side) for side in shape.split("x"))
-        if math.prod(sides) * _NAME_COUNTS[family] == int(size):
-            return _of_shape(f"{_PREFIX.get(family, family)}-{size}", family, sides)
+        if math.prod(_sides(shape)) * _NAME_COUNTS[family] == int(size):
+            return _of_shape(f"{_PREFIX.get(family, family)}-{size}", family, _sides(shape))
     counts = {type_: int(type_.rsplit("-", 1)[1]) for type_ in accelerator_types(family)}
     near = sorted(counts, key=lambda type_: abs(math.log(counts[type_] / max(int(size), 1))))[:2]
     near.sort(key=lambda type_: counts[type_])
@@ -181,8 +182,7 @@ def detect_slice(devices: Sequence[Any]) -> tuple[Slice, int]:
     first, count = devices[0], len({getattr(device, "slice_index", 0) for device in devices})
     family = _KINDS.get(first.device_kind, first.device_kind.removeprefix("TPU "))
     if family in _SHAPES:
-        axes = len(_SHAPES[family].split()[0].split("x"))
-        coordinates = [[device.coords[axis] for device in devices] for axis in range(axes)]
+        coordinates = [[device.coords[axis] for device in devices] for axis in range(_dimensions(family))]
         shape = "x".join(str(max(places) - min(places) + 1) for places in coordinates)
         shapes = dict(zip(_SHAPES[family].split(), accelerator_types(family), strict=True))
         with contextlib.suppress(ConfigError):
@@ -195,20 +195,17 @@ def detect_slice(devices: Sequence[Any]) -> tuple[Slice, int]:
 
 def accelerator_types(family: str) -> list[str]:
     """The accelerator types of a family, smallest first."""
-    sizes = [math.prod(int(side) for side in shape.split("x")) for shape in _SHAPES[family].split()]
+    sizes = [math.prod(_sides(shape)) for shape in _SHAPES[family].split()]
     return [f"{_PREFIX.get(family, family)}-{size * _NAME_COUNTS[family]}" for size in sizes]
 
 
 def check_count(target: Slice, num_slices: int, table: ChipTable) -> None:
     """Raises ConfigError for too many devices, or for several slices of a chip that supports one."""
-    chip = None if target.topology is None else table.chips[target.family]
+    chip = table.chip(target)
     if num_slices > 1 and chip is not None and chip.dcn_bytes_per_s_per_host is None:
         raise ConfigError(f"{num_slices} x {target.name}: {target.family} supports a single slice only")
-    if target.devices * num_slices > MOST_DEVICES:
-        raise ConfigError(
-            f"{num_slices} x {target.name}: {target.devices * num_slices:,} devices in all; "
-            f"allowed: at most {MOST_DEVICES:,}"
-        )
+    if (count := target.devices * num_slices) > MOST_DEVICES:
+        raise ConfigError(f"{num_slices} x {target.name}: {count:,} devices in all; allowed: at most {MOST_DEVICES:,}")
 
 
 def devices(target: Slice, num_slices: int = 1) -> list[Any]:
@@ -248,7 +245,7 @@ def devices(target: Slice, num_slices: int = 1) -> list[Any]:
 
 def _of_shape(name: str, family: str, sides: tuple[int, ...]) -> Slice:
     shape = "x".join(map(str, sides))
-    dimensions = len(_SHAPES[family].split()[0].split("x"))
+    dimensions = _dimensions(family)
     bounds = (1, 1, 1) if math.prod(sides) == 1 else (2, 4, 1) if sides == (2, 4) else (2, 2, 1)
     full = (*sides, 1, 1)[:3]
     if len(sides) != dimensions or any(side < 1 or side % bound for side, bound in zip(full, bounds, strict=True)):
@@ -275,6 +272,14 @@ def _of_shape(name: str, family: str, sides: tuple[int, ...]) -> Slice:
     )
 
 
+def _sides(shape: str) -> tuple[int, ...]:
+    return tuple(int(side) for side in shape.split("x"))
+
+
+def _dimensions(family: str) -> int:
+    return len(_sides(_SHAPES[family].split()[0]))
+
+
 def _sizes(family: str) -> str:
     first, *others = accelerator_types(family)
     return f"{first}, " + ", ".join("-" + type_.rsplit("-", 1)[1] for type_ in others)
@@ -285,10 +290,8 @@ def _simulated(target: Slice, num_slices: int) -> list[Any]:
 
     if num_slices > 1:
         raise ConfigError(f"slice {target.name}: simulated devices are a single slice; num_slices = {num_slices}")
-    try:
+    with contextlib.suppress(RuntimeError):  # JAX has started with a fixed number of devices
         jax.config.update("jax_num_cpu_devices", target.devices)
-    except RuntimeError:  # JAX has started with a fixed number of devices
-        pass
     simulated = jax.devices(CPU)
     if len(simulated) < target.devices:
         raise ConfigError(f"slice {target.name}: JAX has already started with {len(simulated)} CPU devices")

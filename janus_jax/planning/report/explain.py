@@ -23,7 +23,7 @@ def explain_parameters(config: RunConfig, topology: str, name: str, *, num_slice
         ConfigError: unknown slice or parameter (the message names the nearest), or mesh or rules do not suit the model.
     """
     devices = find_slice(topology).devices * num_slices
-    sizes = meshes.MeshShape(**config.mesh.model_dump()).resolve(devices)
+    sizes = config.mesh.shape.resolve(devices)
     rules = meshes.merge_rules(config.sharding)
     shape = {axis: getattr(sizes, axis) for axis in meshes.AXES}
     mesh = jax.sharding.AbstractMesh(tuple(shape.values()), meshes.AXES)

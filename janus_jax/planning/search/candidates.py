@@ -30,7 +30,7 @@ class InputsCache:
         self.devices, self.known = devices, {}
 
     def __call__(self, config: RunConfig) -> Inputs:
-        sizes = meshes.MeshShape(**config.mesh.model_dump()).resolve(self.devices)
+        sizes = config.mesh.shape.resolve(self.devices)
         rules = meshes.merge_rules(config.sharding)
         key = config.batch.model_dump_json(), *(getattr(sizes, axis) for axis in rules["batch"])
         if key not in self.known:

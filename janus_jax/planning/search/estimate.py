@@ -58,8 +58,7 @@ def estimate(
         ConfigError: training would refuse mesh, rows or rules.
         DataError, ConversionError: as training would.
     """
-    if chip is None and target.topology is not None:
-        chip = load_chips().chips[target.family]
+    chip = chip or load_chips().chip(target)
     share = _DeviceShare.of(config, target.devices * num_slices, inputs)
     reference = share.whole * share.compute if online_reference(config, share.inputs) else 0
     return Estimate(
@@ -87,7 +86,7 @@ class _DeviceShare:
     @classmethod
     def of(cls, config: RunConfig, devices: int, inputs: Inputs | None) -> "_DeviceShare":
         inputs = inputs or find_inputs(config, devices)
-        shape = meshes.MeshShape(**config.mesh.model_dump()).resolve(devices)
+        shape = config.mesh.shape.resolve(devices)
         mesh: Any = jax.sharding.AbstractMesh(dataclasses.astuple(shape), meshes.AXES)
         rules = meshes.merge_rules(config.sharding)
         check_rows(config, inputs, mesh, rules)

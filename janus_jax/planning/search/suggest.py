@@ -11,7 +11,6 @@ from typing import Any
 from janus_jax.config.changes import changed, overrides
 from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError
-from janus_jax.parallel import mesh as meshes
 from janus_jax.planning.chips.slices import Slice, find_slice, load_chips
 from janus_jax.planning.compile import plan
 from janus_jax.planning.result import Plan
@@ -99,7 +98,7 @@ def suggestions(
             return
         config, tries = smaller, tries - 1
     target = find_slice(topology)
-    chip = None if target.topology is None else load_chips(chips).chips[target.family]
+    chip = load_chips(chips).chip(target)
     usable = None if chip is None else chip.usable_hbm_bytes_per_device
     inputs = InputsCache(target.devices * num_slices)
     measure = functools.partial(estimate, target=target, num_slices=num_slices, chip=chip)
@@ -174,7 +173,7 @@ def _singles(config: RunConfig, target: Slice, num_slices: int, inputs: InputsCa
 
 def _mesh_sizes(config: RunConfig, devices: int) -> dict[str, int]:
     try:
-        return dataclasses.asdict(meshes.MeshShape(**config.mesh.model_dump()).resolve(devices))
+        return dataclasses.asdict(config.mesh.shape.resolve(devices))
     except ConfigError:
         return {}
 

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -108,7 +109,7 @@ def sweep(
     space, target = space or SearchSpace(), find_slice(topology)
     table = load_chips(chips)
     check_count(target, num_slices, table)
-    chip = None if target.topology is None else table.chips[target.family]
+    chip = table.chip(target)
     usable = None if chip is None else chip.usable_hbm_bytes_per_device
     inputs_of, cells = InputsCache(target.devices * num_slices), []
     problem: ConfigError | None = None
@@ -125,26 +126,24 @@ def sweep(
             f"{topology}: the rows of this configuration divide over no mesh and number of microbatches"
         )
     cells.sort(key=lambda cell: cell.order(usable))
-    hopeless = [cell for cell in cells if cell.estimate.is_hopeless(usable)]
-    possible = [cell for cell in cells if not cell.estimate.is_hopeless(usable)]
-    chosen, rest = possible[:limit], possible[len(possible[:limit]) :]
-    done = [
-        *(cell.as_cell(config, "hopeless", _too_much(cell.estimate, usable)) for cell in hopeless),
-        *(cell.as_cell(config, "left out", f"{limit} others have better estimates") for cell in rest),
-    ]
     directory = Path(cache) if cache is not None else staging.cache() / "plans"
-    keys = [cache_key(cell.config, cell.inputs, target, num_slices, chip) for cell in chosen]
-    paths = [directory / f"{key}.json" for key in keys]
-    missing = []
-    for cell, path in zip(chosen, paths, strict=True):
-        known = _read(path)
-        if known is None:
-            missing.append((cell, path))
+    job = {"topology": topology, "num_slices": num_slices, "chips": chips and os.fspath(chips), "code": code_hash()}
+    done, jobs, chosen = [], [], 0
+    for cell in cells:
+        if cell.estimate.is_hopeless(usable):
+            done.append(cell.as_cell(config, "hopeless", _too_much(cell.estimate, usable)))
+        elif chosen == limit:
+            done.append(cell.as_cell(config, "left out", f"{limit} others have better estimates"))
         else:
-            done.append(cell.as_compiled(config, known, was_known=True))
-    if missing and run is None:
+            chosen += 1
+            path = directory / f"{cache_key(cell.config, cell.inputs, target, num_slices, chip)}.json"
+            if (known := _read(path)) is not None:
+                done.append(cell.as_compiled(config, known, was_known=True))
+            else:
+                written = cell.config.model_dump(mode="json", by_alias=True)
+                jobs.append((cell, job | {"config": written, "path": str(path)}))
+    if jobs and run is None:
         devices(target, num_slices)  # fails here rather than in every process
-    jobs = [(cell, _job(cell, topology, num_slices, chips, path)) for cell, path in missing]
     with _results(jobs, run, workers or _workers()) as results:
         for cell, result in results:
             done.append(cell.as_compiled(config, result))
@@ -187,7 +186,7 @@ class _Candidate:
         plan = result.get("plan")
         if plan is None:
             return self.as_cell(given, "failed", result["error"], was_known=was_known)
-        status: Status = "fits" if plan["fits"] else "too large"
+        status = "fits" if plan["fits"] else "too large"
         return self.as_cell(given, status, plan["reason"], plan=plan, was_known=was_known)
 
 
@@ -206,19 +205,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return result if isinstance(result, dict) and result.keys() & {"plan", "error"} else None
-
-
-def _job(cell: _Candidate, topology: str, num_slices: int, chips: str | os.PathLike[str] | None, path: Path) -> Job:
-    written = cell.config.model_dump(mode="json", by_alias=True)
-    given = None if chips is None else os.fspath(chips)
-    return {
-        "config": written,
-        "topology": topology,
-        "num_slices": num_slices,
-        "chips": given,
-        "code": code_hash(),
-        "path": str(path),
-    }
 
 
 @contextlib.contextmanager
@@ -272,11 +258,10 @@ class _Processes:
 def _workers() -> int:
     """As many as cores and memory allow."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
+        kib = re.search(r"^MemAvailable: +(\d+)", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
         return 1
-    return max(1, min(os.cpu_count() or 1, available // BYTES_PER_WORKER))
+    return 1 if kib is None else max(1, min(os.cpu_count() or 1, int(kib[1]) * 1024 // BYTES_PER_WORKER))
 
 
 def _rank(cell: Cell) -> tuple[Any, ...]:
