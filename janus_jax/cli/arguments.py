@@ -2,13 +2,17 @@
 
 import concurrent.futures
 import re
+import sys
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from janus_jax.errors import ConfigError
 from janus_jax.parallel.processes import RuntimeOptions
+
+if TYPE_CHECKING:
+    from janus_jax.config.run import RunConfig
 
 ConfigFile = Annotated[
     str, typer.Argument(metavar="CONFIG", help="YAML file. Relative paths in it start at the working directory.")
@@ -31,8 +35,17 @@ NumProcesses = Annotated[int | None, typer.Option(min=1, help="Number of process
 ProcessId = Annotated[int | None, typer.Option(min=0, help="Number of this process, from 0.")]
 Devices = Annotated[int | None, typer.Option(min=1, help="CPU devices to simulate in this process.")]
 
-
 T = TypeVar("T")
+
+
+def load(config: str, overrides: list[str] | None) -> "RunConfig":
+    """The configuration of a command. Prints its advice to stderr."""
+    from janus_jax.config.run import load_config
+
+    loaded = load_config(config, overrides or [])
+    for advice in loaded.advice():
+        print(f"note: {advice}", file=sys.stderr)
+    return loaded
 
 
 def interruptibly(work: Callable[[], T]) -> T:

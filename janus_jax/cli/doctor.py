@@ -57,9 +57,7 @@ def show(checks: Iterable[Check]) -> int:
     colours = {"ok": "green", "warn": "yellow", "missing": "bold red"}
     table = Table("check", "status", "result", "what to do", box=None, pad_edge=False)
     for check in checks:
-        table.add_row(
-            *map(Text, (check.name,)), Text(check.status, colours[check.status]), check.detail, Text(check.hint)
-        )
+        table.add_row(Text(check.name), Text(check.status, colours[check.status]), check.detail, Text(check.hint))
     Console().print(table)
     missing = [check.name for check in checks if check.status == "missing"]
     if missing:
@@ -84,9 +82,8 @@ def python(allowed: str) -> Check:
     version = ".".join(map(str, sys.version_info[:3]))
     if Version(version) in SpecifierSet(allowed):
         return Check("python", "ok", f"{version} ({allowed})")
-    return Check(
-        "python", "missing", f"{version}, needs {allowed}", "create a virtual environment with a supported Python"
-    )
+    hint = "create a virtual environment with a supported Python"
+    return Check("python", "missing", f"{version}, needs {allowed}", hint)
 
 
 def packages(requirements: Iterable[str]) -> list[Check]:
@@ -100,12 +97,11 @@ def packages(requirements: Iterable[str]) -> list[Check]:
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            checks.append(Check(name, "missing", f"not installed, needs {allowed}", hint))
-            continue
-        if requirement.specifier.contains(version, prereleases=True):
+            version = None
+        if version is not None and requirement.specifier.contains(version, prereleases=True):
             checks.append(Check(name, "ok", f"{version} ({allowed})"))
         else:
-            checks.append(Check(name, "missing", f"{version}, needs {allowed}", hint))
+            checks.append(Check(name, "missing", f"{version or 'not installed'}, needs {allowed}", hint))
     return checks
 
 
@@ -117,9 +113,8 @@ def devices() -> Check:
         available = jax.devices()
     except Exception as error:  # whatever the backend raises, the other checks still run
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return Check(
-            "jax devices", "missing", reason[:200], "see the checks below; JAX_PLATFORMS=cpu ignores accelerators"
-        )
+        hint = "see the checks below; JAX_PLATFORMS=cpu ignores accelerators"
+        return Check("jax devices", "missing", reason[:200], hint)
     kinds = ", ".join(sorted({device.device_kind for device in available}))
     return Check("jax devices", "ok", f"{len(available)} x {available[0].platform} ({kinds})")
 
@@ -129,12 +124,8 @@ def tpu(dev: Path = Path("/dev")) -> Check:
     chips = sorted(dev.glob("accel[0-9]*")) or sorted(dev.glob("vfio/[0-9]*"))
     if importlib.util.find_spec("libtpu"):
         detail = f"libtpu {importlib.metadata.version('libtpu')}, {len(chips)} chips in {dev}"
-        return Check(
-            "tpu",
-            "ok" if chips else "warn",
-            detail,
-            "" if chips else "enough to compile for TPUs; this machine has none",
-        )
+        hint = "" if chips else "enough to compile for TPUs; this machine has none"
+        return Check("tpu", "ok" if chips else "warn", detail, hint)
     hint = "pip install 'janus_jax[tpu]'"
     if chips:
         return Check("tpu", "warn", f"{len(chips)} chips in {dev}, but no libtpu", hint)
@@ -166,17 +157,15 @@ def google_storage(product_name: Path = Path("/sys/class/dmi/id/product_name")) 
     if named:
         if os.path.isfile(named):
             return Check("gs://", "ok", "credentials: GOOGLE_APPLICATION_CREDENTIALS")
-        return Check(
-            "gs://", "warn", f"GOOGLE_APPLICATION_CREDENTIALS = {named}: file not found", "correct or unset it"
-        )
+        detail = f"GOOGLE_APPLICATION_CREDENTIALS = {named}: file not found"
+        return Check("gs://", "warn", detail, "correct or unset it")
     folder = os.environ.get("CLOUDSDK_CONFIG") or os.path.expanduser("~/.config/gcloud")
     if os.path.isfile(os.path.join(folder, "application_default_credentials.json")):
         return Check("gs://", "ok", "credentials: application default")
     if product_name.is_file() and "Google" in product_name.read_text(errors="replace"):
         return Check("gs://", "ok", "credentials: the service account of this Google VM")
-    return Check(
-        "gs://", "warn", "no credentials found", "needed for gs:// paths: gcloud auth application-default login"
-    )
+    hint = "needed for gs:// paths: gcloud auth application-default login"
+    return Check("gs://", "warn", "no credentials found", hint)
 
 
 def disk(directory: Path) -> Check:
@@ -191,6 +180,6 @@ def memory() -> Check:
     """Main memory and cores."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     detail = f"{total:.0f} GiB, {os.cpu_count()} cores"
-    return (
-        Check("memory", "ok", detail) if total >= 7 else Check("memory", "warn", detail, "the demo needs about 8 GiB")
-    )
+    if total >= 7:
+        return Check("memory", "ok", detail)
+    return Check("memory", "warn", detail, "the demo needs about 8 GiB")

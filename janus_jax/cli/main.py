@@ -12,16 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from janus_jax import __version__
-from janus_jax.cli import convert, data, plan, time_step
-from janus_jax.cli.arguments import (
-    ConfigFile,
-    Coordinator,
-    Devices,
-    NumProcesses,
-    Overrides,
-    ProcessId,
-    runtime_options,
-)
+from janus_jax.cli import arguments, convert, data, plan, time_step
 from janus_jax.cli.outputs import require_writable
 from janus_jax.errors import ConfigError, JanusError, LostPeerError
 
@@ -118,20 +109,16 @@ def demo(
 
 @app.command(epilog="Example: janus train configs/demo_sft.yaml --devices 8 schedule.epochs=null schedule.steps=20")
 def train(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    coordinator: Coordinator = None,
-    num_processes: NumProcesses = None,
-    process_id: ProcessId = None,
-    devices: Devices = None,
+    config: arguments.ConfigFile,
+    overrides: arguments.Overrides = None,
+    coordinator: arguments.Coordinator = None,
+    num_processes: arguments.NumProcesses = None,
+    process_id: arguments.ProcessId = None,
+    devices: arguments.Devices = None,
 ) -> None:
     """Train as CONFIG says, or resume if the run directory holds checkpoints."""
-    options = runtime_options(coordinator, num_processes, process_id, devices)
-    from janus_jax.config.run import load_config
-
-    loaded = load_config(config, overrides or [])
-    for advice in loaded.advice():
-        print(f"note: {advice}", file=sys.stderr)
+    options = arguments.runtime_options(coordinator, num_processes, process_id, devices)
+    loaded = arguments.load(config, overrides)
     from janus_jax.parallel import processes
 
     processes.start(options)
@@ -154,14 +141,11 @@ def _config() -> None:
 
 
 @config_app.command("show", epilog="Example: janus config show configs/sft_65k.yaml mesh.tensor=4")
-def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
+def config_show(config: arguments.ConfigFile, overrides: arguments.Overrides = None) -> None:
     """Print CONFIG in full: base files merged, overrides applied, every default written out."""
-    from janus_jax.config.run import load_config, to_yaml
+    from janus_jax.config.run import to_yaml
 
-    loaded = load_config(config, overrides or [])
-    print(to_yaml(loaded), end="")
-    for advice in loaded.advice():
-        print(f"note: {advice}", file=sys.stderr)
+    print(to_yaml(arguments.load(config, overrides)), end="")
 
 
 @app.command(epilog="Example: janus doctor")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from janus_jax.cli.arguments import ConfigAlone, Overrides, interruptibly
+from janus_jax.cli.arguments import ConfigAlone, Overrides, interruptibly, load
 from janus_jax.cli.outputs import require_file, require_writable
 from janus_jax.errors import ConfigError
 from janus_jax.parallel.environment import use_cpu_only
@@ -64,24 +64,16 @@ def plan(
     topology = _chosen_topology(topology, devices)
     outputs = {"--json": json, "--png": png, "--dump-hlo": dump_hlo}
     for name, path in outputs.items():
-        if path is None:
-            continue
-        if explain is not None:
+        if path is not None and explain is not None:
             raise ConfigError(f"{name} {path}: not allowed with --explain, which compiles nothing")
-        if name == "--dump-hlo":
-            require_writable(name, path)
-        else:
-            require_file(name, path)
+        if path is not None:
+            (require_writable if name == "--dump-hlo" else require_file)(name, path)
     if png is not None and png.suffix.lower() != ".png":
         raise ConfigError(f"--png {png}: allowed: a name that ends with .png")
     if png is not None and sweep is not None and topology.startswith("cpu"):
         raise ConfigError(f"--png {png}: not allowed for a sweep of simulated devices, which have no times to draw")
     use_cpu_only()
-    from janus_jax.config.run import load_config
-
-    loaded = load_config(config, overrides or [])
-    for advice in loaded.advice():
-        print(f"note: {advice}", file=sys.stderr)
+    loaded = load(config, overrides)
     if explain is not None and sweep is not None:
         raise ConfigError("--sweep, --explain: allowed: only one of them")
     if explain is not None:
@@ -100,9 +92,8 @@ def plan(
 
     as_of = load_chips(chips).as_of
     with _progress(f"compiling for {topology}"):
-        planned = interruptibly(
-            lambda: compile_plan(loaded, topology, num_slices=slices, chips=chips, dump_hlo=dump_hlo)
-        )
+        options = {"num_slices": slices, "chips": chips, "dump_hlo": dump_hlo}
+        planned = interruptibly(lambda: compile_plan(loaded, topology, **options))
     show(planned, prices_of=as_of)
     if json is not None:
         from janus_jax.storage.local import write_json

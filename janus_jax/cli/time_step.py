@@ -1,28 +1,19 @@
 """The options of `janus time-step`. `janus_jax/planning/timing.py` does the work."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from janus_jax.cli.arguments import (
-    ConfigAlone,
-    Coordinator,
-    Devices,
-    NumProcesses,
-    Overrides,
-    ProcessId,
-    runtime_options,
-)
+from janus_jax.cli import arguments
 from janus_jax.cli.outputs import require_file, require_writable
 
 EPILOG = "Example, on every host of a slice: janus time-step configs/sft_65k.yaml --trace trace"
 
 
 def time_step(
-    config: ConfigAlone,
-    overrides: Overrides = None,
+    config: arguments.ConfigAlone,
+    overrides: arguments.Overrides = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps to time, after one warm-up step.")] = 5,
     trace: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write a trace of the timed steps, for xprof or TensorBoard.")
@@ -31,21 +22,17 @@ def time_step(
     chips: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML file whose chip figures override the package's.")
     ] = None,
-    coordinator: Coordinator = None,
-    num_processes: NumProcesses = None,
-    process_id: ProcessId = None,
-    devices: Devices = None,
+    coordinator: arguments.Coordinator = None,
+    num_processes: arguments.NumProcesses = None,
+    process_id: arguments.ProcessId = None,
+    devices: arguments.Devices = None,
 ) -> None:
     """Time the training step of CONFIG on this machine's devices, with random weights and made-up rows.
 
     Prints the measured figures beside the plan of the same program.
     """
-    options = runtime_options(coordinator, num_processes, process_id, devices)
-    from janus_jax.config.run import load_config
-
-    loaded = load_config(config, overrides or [])
-    for advice in loaded.advice():
-        print(f"note: {advice}", file=sys.stderr)
+    options = arguments.runtime_options(coordinator, num_processes, process_id, devices)
+    loaded = arguments.load(config, overrides)
     from janus_jax.parallel import processes
 
     processes.start(options)

@@ -27,7 +27,7 @@ def build_mesh(shape: MeshShape, devices: list[Any] | None = None) -> Mesh:
     """
     chosen = jax.devices() if devices is None else devices
     resolved = shape.resolve(len(chosen))
-    sizes = tuple(dataclasses.astuple(resolved))
+    sizes = dataclasses.astuple(resolved)
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in chosen})
     # Otherwise mesh axes would have to be products of whole axes of a v4's, v5p's or v6e's network.
@@ -87,8 +87,7 @@ def partition_spec(axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
     parts, used = [], set()
     for logical in axes:
         mesh_axes = () if logical is None else rules.get(logical, ())
-        clash = used.intersection(mesh_axes)
-        if clash:
+        if clash := used.intersection(mesh_axes):
             raise ConfigError(
                 f"sharding: axes {axes} map two dimensions to mesh axis {clash.pop()!r}; change the rule of {logical!r}"
             )
@@ -106,13 +105,11 @@ def param_shardings(specs: Any, mesh: Mesh, rules: Rules) -> Any:
 
     def sharding(path: tuple[Any, ...], spec: Any) -> NamedSharding:
         partition = partition_spec(spec.axes, rules)
-        for logical, size, part in zip(spec.axes, spec.shape, partition, strict=True):
-            mesh_axes = () if part is None else (part,) if isinstance(part, str) else part
-            shards = math.prod(mesh.shape[axis] for axis in mesh_axes)
-            if size % shards:
+        for logical, size in zip(spec.axes, spec.shape, strict=True):
+            if size % (parts := shards(mesh, rules, logical)):
                 name = jax.tree_util.keystr(path, simple=True, separator=".")
                 raise ConfigError(
-                    f"mesh: {'*'.join(mesh_axes)}={shards} does not divide {logical}={size} of parameter {name}; "
+                    f"mesh: {'*'.join(rules[logical])}={parts} does not divide {logical}={size} of parameter {name}; "
                     f"choose a divisor or set sharding.{logical}"
                 )
         return NamedSharding(mesh, partition)
@@ -141,7 +138,8 @@ class Placement:
         return None if self.mesh is None else self.mesh.devices.flat[0].device_kind
 
     def sharding(self, axes: tuple[str | None, ...]) -> NamedSharding:
-        """The sharding of an array with these logical axes. Needs a mesh."""
+        """The sharding of an array with these logical axes, such as (None, 'batch', 'length') for [M, B, L]. Needs a
+        mesh."""
         assert self.mesh is not None
         return NamedSharding(self.mesh, partition_spec(axes, self.rules))
 
@@ -205,8 +203,3 @@ def check_rows(rows: int, mesh: Mesh, rules: Rules, key: str, microbatches: int 
             f"{key}: {rows} rows in a microbatch do not divide over {parts} row shards ({axes}); use a multiple of "
             f"{parts * microbatches}, fewer microbatches, or give devices to mesh.tensor or mesh.context instead"
         )
-
-
-def batch_sharding(mesh: Mesh, rules: Rules, logical: tuple[str | None, ...]) -> NamedSharding:
-    """The sharding of a batch field, such as (None, 'batch', 'length') for [M, B, L]."""
-    return NamedSharding(mesh, partition_spec(logical, rules))

@@ -56,13 +56,10 @@ def _title(plan: Plan) -> str:
 def _parts(plan: Plan) -> list[tuple[str, float, str, str]]:
     """Label, bytes, colour and hatch of each part of the bar, from below. Temporaries are split by estimate."""
     memory = plan.memory
+    exact = memory.arguments | {"reference": memory.reference, "code": memory.code}
     parts: list[tuple[str, float, str, str]] = [
-        (label, count, _ARGUMENTS.get(label, _OTHER), "//") for label, count in memory.arguments.items()
+        (label, count, _ARGUMENTS.get(label, _OTHER), "//") for label, count in exact.items() if count
     ]
-    if memory.reference:
-        parts.append(("reference", memory.reference, _ARGUMENTS["reference"], "//"))
-    if memory.code:
-        parts.append(("code", memory.code, _ARGUMENTS["code"], "//"))
     if memory.peak is None:
         return parts
     temporary = max(0, memory.peak - sum(memory.arguments.values()))

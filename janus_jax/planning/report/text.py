@@ -52,13 +52,11 @@ def _print(console: Console | None, write: Callable[[Console], None]) -> None:
 
 
 def _show(plan: Plan, console: Console, prices_of: str | None) -> None:
-    console.print(Text(verdict(plan), style="bold green" if plan.fits else "bold red"))
-    console.print()
+    console.print(f"{verdict(plan)}\n", style="bold green" if plan.fits else "bold red")
     _compiled(plan, console)
     _memory(plan, console)
     if plan.memory.peak is None:
-        console.print("The compiler gave up, so collectives, findings and time are unknown.")
-        console.print()
+        console.print("The compiler gave up, so collectives, findings and time are unknown.\n")
     else:
         _collectives(plan, console)
         _findings(plan, console)
@@ -67,14 +65,13 @@ def _show(plan: Plan, console: Console, prices_of: str | None) -> None:
 
 def verdict(plan: Plan) -> str:
     """One sentence: does the step fit?"""
-    memory, slices = plan.memory, "" if plan.num_slices == 1 else f"{plan.num_slices} x "
-    where = f"each device of {slices}{plan.target.name}"
+    memory, name = plan.memory, f"{'' if plan.num_slices == 1 else f'{plan.num_slices} x '}{plan.target.name}"
     if not plan.fits:
-        return f"DOES NOT FIT {slices}{plan.target.name}: {plan.reason}"
+        return f"DOES NOT FIT {name}: {plan.reason}"
     if memory.usable is None or memory.needed is None:
-        return f"COMPILES for {slices}{plan.target.name}: simulated devices have no memory limit and no bound on time"
-    free = size(memory.usable - memory.needed)
-    return f"FITS: {memory.needed / 2**30:.2f} of {memory.usable / 2**30:.2f} GiB on {where}, {free} free"
+        return f"COMPILES for {name}: simulated devices have no memory limit and no bound on time"
+    free, needed = size(memory.usable - memory.needed), f"{memory.needed / 2**30:.2f} of {memory.usable / 2**30:.2f}"
+    return f"FITS: {needed} GiB on each device of {name}, {free} free"
 
 
 def size(count: float) -> str:
@@ -169,20 +166,17 @@ def _memory(plan: Plan, console: Console) -> None:
         table.add_row("more", f"{sum(group.bytes for group in rest) / unit:,.2f}", f"{count:,}", "")
     console.print(table)
     if memory.peak_is_estimate:
-        console.print("Estimated from the program's text.", style="dim")
-        console.print()
+        console.print("Estimated from the program's text.\n", style="dim")
         return
     estimate, reported = memory.estimated_temporaries / unit, (memory.peak - arguments) / unit
     text = f"Estimated from the program's text: {estimate:,.2f} {name} in total; the compiler reports {reported:,.2f}."
-    console.print(text, style="dim")
-    console.print()
+    console.print(f"{text}\n", style="dim")
 
 
 def _collectives(plan: Plan, console: Console) -> None:
     groups = collective_traffic(plan)
     if not groups:
-        console.print("collectives: none")
-        console.print()
+        console.print("collectives: none\n")
         return
     unit, name = _unit(max(group.wire_bytes for group in groups))
     table = _table("collectives per step", "mesh axes", "network", ">count", f">{name} sent", ">async")
@@ -196,8 +190,7 @@ def _collectives(plan: Plan, console: Console) -> None:
     dcn = sum(group.wire_bytes for group in groups if group.over_dcn)
     total = sum(group.wire_bytes for group in groups)
     slow = f", {size(dcn) if dcn else 'none'} of it over DCN" if plan.target.topology else ""
-    console.print(f"Each device sends {size(total)} per step{slow}.", style="dim")
-    console.print()
+    console.print(f"Each device sends {size(total)} per step{slow}.\n", style="dim")
 
 
 def _findings(plan: Plan, console: Console) -> None:
@@ -242,10 +235,8 @@ def _show_timing(timing: Timing, console: Console) -> None:
     plan, bound = timing.plan, timing.plan.bound
     fastest, slowest = min(timing.seconds), max(timing.seconds)
     steps = _counted(len(timing.seconds), "step")
-    console.print(
-        Text(f"MEASURED on {timing.devices} x {timing.device}: {seconds(timing.median_s)} per step"), style="bold"
-    )
-    console.print()
+    median = seconds(timing.median_s)
+    console.print(f"MEASURED on {timing.devices} x {timing.device}: {median} per step\n", style="bold")
     _compiled(plan, console)
     table = _table("", ">measured", ">plan", "")
 
@@ -253,7 +244,7 @@ def _show_timing(timing: Timing, console: Console) -> None:
         table.add_row(label, measured, planned or "", note if planned else "")
 
     serial = bound and seconds(bound.serial_seconds)
-    row("step", seconds(timing.median_s), bound and seconds(bound.seconds), f"at the bound; {serial} in series")
+    row("step", median, bound and seconds(bound.seconds), f"at the bound; {serial} in series")
     row("tokens/s", f"{timing.tokens_per_s:,.0f}", bound and f"{bound.tokens_per_s:,.0f}", "at the bound")
     row("work per device", f"{operations(timing.flops_per_s)}/s", None, "")
     if bound is not None and timing.mfu is not None:
@@ -314,5 +305,4 @@ def _counted(count: int, noun: str) -> str:
 
 def _brief(op_name: str) -> str:
     """The last two parts of an operation's name, or the whole name of an argument."""
-    parts = re.sub(r"\\+'", "'", op_name).split("/")
-    return "/".join(parts[-2:])
+    return "/".join(re.sub(r"\\+'", "'", op_name).split("/")[-2:])
