@@ -4,7 +4,7 @@ import concurrent.futures
 import re
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -13,6 +13,9 @@ from janus_jax.parallel.processes import RuntimeOptions
 
 if TYPE_CHECKING:
     from janus_jax.config.run import RunConfig
+
+SETTINGS: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
+"""Of every group of commands."""
 
 ConfigFile = Annotated[
     str, typer.Argument(metavar="CONFIG", help="YAML file. Relative paths in it start at the working directory.")

@@ -5,15 +5,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from janus_jax.cli.arguments import SETTINGS
 from janus_jax.cli.outputs import require_writable
 from janus_jax.config.section import SIZE
 from janus_jax.errors import ConfigError
 
 app = typer.Typer(
-    help="Convert models between Hugging Face directories and Orbax checkpoints, and compare them.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    help="Convert models between Hugging Face directories and Orbax checkpoints, and compare them.", **SETTINGS
 )
 
 _MAX_LISTED = 20

@@ -8,15 +8,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from janus_jax.cli import inspect
+from janus_jax.cli.arguments import SETTINGS
 from janus_jax.cli.outputs import require_writable
 from janus_jax.errors import ConfigError
 
-app = typer.Typer(
-    help="Build data sets from JSONL, JSON or Parquet records, and inspect them.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(help="Build data sets from JSONL, JSON or Parquet records, and inspect them.", **SETTINGS)
 
 
 @app.command(

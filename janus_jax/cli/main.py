@@ -16,11 +16,11 @@ from janus_jax.cli import arguments, convert, data, plan, time_step
 from janus_jax.cli.outputs import require_writable
 from janus_jax.errors import ConfigError, JanusError, LostPeerError
 
-_settings: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
 app = typer.Typer(
-    help="Post-train models of Mistral and Llama shape in JAX: SFT, preference pairs, reward models.", **_settings
+    help="Post-train models of Mistral and Llama shape in JAX: SFT, preference pairs, reward models.",
+    **arguments.SETTINGS,
 )
-config_app = typer.Typer(help="Show run configurations.", **_settings)
+config_app = typer.Typer(help="Show run configurations.", **arguments.SETTINGS)
 app.add_typer(data.app, name="data")
 app.add_typer(convert.app, name="convert")
 app.add_typer(config_app, name="config")

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,7 +68,8 @@ def plan(
         if path is not None and explain is not None:
             raise ConfigError(f"{name} {path}: not allowed with --explain, which compiles nothing")
         if path is not None:
-            (require_writable if name == "--dump-hlo" else require_file)(name, path)
+            require = require_writable if name == "--dump-hlo" else require_file
+            require(name, path)
     if png is not None and png.suffix.lower() != ".png":
         raise ConfigError(f"--png {png}: allowed: a name that ends with .png")
     if png is not None and sweep is not None and topology.startswith("cpu"):
@@ -92,8 +94,8 @@ def plan(
 
     as_of = load_chips(chips).as_of
     with _progress(f"compiling for {topology}"):
-        options = {"num_slices": slices, "chips": chips, "dump_hlo": dump_hlo}
-        planned = interruptibly(lambda: compile_plan(loaded, topology, **options))
+        compiling = partial(compile_plan, loaded, topology, num_slices=slices, chips=chips, dump_hlo=dump_hlo)
+        planned = interruptibly(compiling)
     show(planned, prices_of=as_of)
     if json is not None:
         from janus_jax.storage.local import write_json

@@ -1,5 +1,6 @@
 """How a parameter is sharded and by which rules. Nothing is compiled: shapes and rules suffice."""
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ def explain_parameters(config: RunConfig, topology: str, name: str, *, num_slice
     devices = find_slice(topology).devices * num_slices
     sizes = config.mesh.shape.resolve(devices)
     rules = meshes.merge_rules(config.sharding)
-    shape = {axis: getattr(sizes, axis) for axis in meshes.AXES}
+    shape = dataclasses.asdict(sizes)
     mesh = jax.sharding.AbstractMesh(tuple(shape.values()), meshes.AXES)
     meshes.check_slices(sizes, num_slices)
     specs = param_specs(find_model(config)[0], jnp.dtype(config.params_dtype))
@@ -33,15 +34,14 @@ def explain_parameters(config: RunConfig, topology: str, name: str, *, num_slice
     leaves = jax.tree_util.tree_leaves_with_path(specs, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))
     named = {_name(path): spec for path, spec in leaves}
     sharding_of = {_name(path): sharding for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)}
-    chosen = [known for known in named if known == name or known.startswith(f"{name}.")]
+    chosen = {known: spec for known, spec in named.items() if known == name or known.startswith(f"{name}.")}
     if not chosen:
         raise ConfigError(_unknown(name, list(named)))
     moments = jnp.dtype(config.optimizer.moments)
     head = f"mesh {' x '.join(f'{axis} {count}' for axis, count in shape.items())}, {devices:,} devices"
     parts = [
         "\n".join(_parameter(known, spec, sharding_of[known].shard_shape(spec.shape), shape, rules, moments))
-        for known, spec in named.items()
-        if known in chosen
+        for known, spec in chosen.items()
     ]
     return "\n\n".join([head, *parts])
 

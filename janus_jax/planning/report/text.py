@@ -52,7 +52,7 @@ def _print(console: Console | None, write: Callable[[Console], None]) -> None:
 
 
 def _show(plan: Plan, console: Console, prices_of: str | None) -> None:
-    console.print(f"{verdict(plan)}\n", style="bold green" if plan.fits else "bold red")
+    console.print(Text(f"{verdict(plan)}\n", style="bold green" if plan.fits else "bold red"))
     _compiled(plan, console)
     _memory(plan, console)
     if plan.memory.peak is None:
@@ -236,7 +236,7 @@ def _show_timing(timing: Timing, console: Console) -> None:
     fastest, slowest = min(timing.seconds), max(timing.seconds)
     steps = _counted(len(timing.seconds), "step")
     median = seconds(timing.median_s)
-    console.print(f"MEASURED on {timing.devices} x {timing.device}: {median} per step\n", style="bold")
+    console.print(Text(f"MEASURED on {timing.devices} x {timing.device}: {median} per step\n"), style="bold")
     _compiled(plan, console)
     table = _table("", ">measured", ">plan", "")
 
