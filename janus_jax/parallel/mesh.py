@@ -138,8 +138,7 @@ class Placement:
         return None if self.mesh is None else self.mesh.devices.flat[0].device_kind
 
     def sharding(self, axes: tuple[str | None, ...]) -> NamedSharding:
-        """The sharding of an array with these logical axes, such as (None, 'batch', 'length') for [M, B, L]. Needs a
-        mesh."""
+        """The sharding of an array with these logical axes. Needs a mesh."""
         assert self.mesh is not None
         return NamedSharding(self.mesh, partition_spec(axes, self.rules))
 
@@ -203,3 +202,8 @@ def check_rows(rows: int, mesh: Mesh, rules: Rules, key: str, microbatches: int 
             f"{key}: {rows} rows in a microbatch do not divide over {parts} row shards ({axes}); use a multiple of "
             f"{parts * microbatches}, fewer microbatches, or give devices to mesh.tensor or mesh.context instead"
         )
+
+
+def batch_sharding(mesh: Mesh, rules: Rules, logical: tuple[str | None, ...]) -> NamedSharding:
+    """The sharding of a batch field, such as (None, 'batch', 'length') for [M, B, L]."""
+    return NamedSharding(mesh, partition_spec(logical, rules))

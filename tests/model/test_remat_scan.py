@@ -16,7 +16,15 @@ from janus_jax.model.splash import Splash
 from janus_jax.objectives.dpo import DPO
 from janus_jax.objectives.reward import RewardModel
 from janus_jax.objectives.sft import SFT
-from janus_jax.parallel.mesh import DEFAULT_RULES, NOWHERE, MeshShape, Placement, build_mesh, param_shardings
+from janus_jax.parallel.mesh import (
+    DEFAULT_RULES,
+    NOWHERE,
+    MeshShape,
+    Placement,
+    batch_sharding,
+    build_mesh,
+    param_shardings,
+)
 from tests.support.packed import ROW_LENGTH, in_microbatches, rows_of, step_functions, with_reference
 from tests.support.tolerances import assert_within
 from tests.support.training_examples import TINY, random_examples
@@ -79,7 +87,7 @@ def test_values_and_gradients_are_those_that_jax_finds(name, by_jax):
     if place.mesh is not None:
         shardings = param_shardings(param_specs(config), place.mesh, DEFAULT_RULES)
         params = jax.device_put(params, shardings)
-        batch = jax.device_put(batch, place.sharding((None, "batch")))
+        batch = jax.device_put(batch, batch_sharding(place.mesh, DEFAULT_RULES, (None, "batch")))
         out = (None, shardings, None)
 
     def gradients():

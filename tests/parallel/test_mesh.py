@@ -32,7 +32,7 @@ def test_loss_and_gradients_are_the_same_on_every_mesh(case, shape):
     objective, batch, params, expected = case
     mesh = build_mesh(MeshShape(*shape))
     shardings = param_shardings(param_specs(TINY), mesh, DEFAULT_RULES)
-    rows = meshes.Placement(mesh, DEFAULT_RULES).sharding((None, "batch"))
+    rows = meshes.batch_sharding(mesh, DEFAULT_RULES, (None, "batch"))
     compute = Compute(dtype="float32", place=meshes.Placement(mesh, DEFAULT_RULES))
     step = jax.jit(step_functions(objective, compute=compute).gradients, out_shardings=(None, shardings, None))
     loss, grads, _ = step(jax.device_put(params, shardings), jax.device_put(batch, rows))
