@@ -94,8 +94,7 @@ def demo(
     out: Annotated[str, typer.Option(help="Directory for everything that the demo writes.")] = "janus-demo",
     devices: Annotated[int, typer.Option(min=1, help="CPU devices to simulate.")] = 8,
     objective: Annotated[
-        Literal["dpo", "orpo", "rm"],
-        typer.Option(help="What to train after SFT: DPO, ORPO, or a reward model."),
+        Literal["dpo", "orpo", "rm"], typer.Option(help="What to train after SFT: DPO, ORPO, or a reward model.")
     ] = "dpo",
 ) -> None:
     """Run the whole job on this machine: build data, train, resume, export, compare. Needs no network."""

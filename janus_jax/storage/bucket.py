@@ -49,6 +49,15 @@ class Object:
         return (self.size, self.crc32c) == (other.size, other.crc32c)
 
 
+@contextlib.contextmanager
+def os_errors(path: str | os.PathLike[str], failure: str = "cannot be written") -> Iterator[None]:
+    """Turns an OSError inside into a StorageError: PATH, the failure, and the operating system's message."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(path, f"{failure}: {error.strerror or error}") from error
+
+
 class Prefix:
     """All objects below a gs:// URL, named by what follows the URL and a slash.
 
@@ -133,19 +142,19 @@ class Prefix:
         _in_threads(self._delete, objects)
 
     def _download(self, item: Object, path: Path) -> None:
-        with _local_errors(path):
+        with os_errors(path, "cannot be read or written"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         if item.size:  # an empty object has no range of bytes to request
             with self._service_errors(self.url_of(item.name), "read", path):
                 blob = self._bucket.blob(self._object_name(item.name), chunk_size=CHUNK_BYTES)
                 blob.download_to_filename(str(path), if_generation_match=item.generation, **self._options)
-        with _local_errors(path):
+        with os_errors(path, "cannot be read or written"):
             actual = _object_of_file(item.name, path)  # the client does not compare checksums of chunks
         self._require_same(item, actual, "read")
 
     def _upload(self, path: Path, name: str) -> None:
-        with _local_errors(path):
+        with os_errors(path, "cannot be read or written"):
             expected = _object_of_file(name, path)
         self._written(expected, lambda blob, **options: blob.upload_from_filename(str(path), **options), 0)
 
@@ -371,14 +380,6 @@ def _service_message(error: Any) -> str:
         if error.args and (reason := getattr(error.args[0], "reason", None)):  # connection errors wrap their reason
             return first_line(reason)
         return first_line(re.sub(r"^(\d+ )?[A-Z]+ https?://\S+: ", "", str(error)))
-
-
-@contextlib.contextmanager
-def _local_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(path, f"cannot be read or written: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

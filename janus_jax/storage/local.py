@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from janus_jax.errors import ConfigError, JanusError, StorageError, first_line
-from janus_jax.storage.bucket import BucketPath, is_url
+from janus_jax.storage.bucket import BucketPath, is_url, os_errors
 
 _NOT_A_URL = "allowed: a local or mounted directory, not a URL"
 
@@ -101,31 +101,28 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     require_free(path)
     final = _absolute(path)
-    made = _missing(final.parent)
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(final)
-        temporary, lock = _locked_temporary(final)
-    except OSError as error:
-        _remove_empty(made)
-        raise StorageError(final, f"cannot be written: {error.strerror or error}") from error
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        require_free(final)  # another process may have filled it in the meantime
-        with writing(final):
-            temporary.rename(final)
-        _sync(final.parent)
-    except BaseException as error:
-        _remove_tree(temporary)
-        _remove_empty(made)
-        if isinstance(error, Exception) and _is_refusal(error):
-            raise StorageError(final, f"cannot be written: {refusal(error)}") from error
-        if isinstance(error, JanusError):
-            error.rename(temporary, final)  # the name that the user gave
-        raise
-    finally:
-        os.close(lock)
+    with no_empty_leftovers(final.parent):
+        with os_errors(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(final)
+            temporary, lock = _locked_temporary(final)
+        try:
+            temporary.chmod(0o755)
+            yield temporary
+            require_free(final)  # another process may have filled it in the meantime
+            with os_errors(final):
+                temporary.rename(final)
+            with contextlib.suppress(OSError):  # the new name is on disk, if the file system can promise that
+                sync(final.parent)
+        except BaseException as error:
+            _remove_tree(temporary)
+            if isinstance(error, Exception) and _is_refusal(error):
+                raise StorageError(final, f"cannot be written: {refusal(error)}") from error
+            if isinstance(error, JanusError):
+                error.rename(temporary, final)  # the name that the user gave
+            raise
+        finally:
+            os.close(lock)
 
 
 @contextlib.contextmanager
@@ -152,22 +149,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-@contextlib.contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Inside, what the operating system refuses becomes a StorageError that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(path, f"cannot be written: {error.strerror or error}") from error
-
-
 def write_whole(path: Path, text: str) -> None:
     """Writes a text file as `whole_file` does.
 
     Raises:
         StorageError: it cannot be written.
     """
-    with writing(path), whole_file(path) as file:
+    with os_errors(path), whole_file(path) as file:
         file.write(text.encode())
 
 
@@ -188,17 +176,15 @@ def finite(value: Any) -> Any:
 @contextlib.contextmanager
 def no_empty_leftovers(path: str | os.PathLike[str]) -> Iterator[None]:
     """On any failure, removes `path` and those parents that are new and empty."""
-    made = _missing(_absolute(path))
+    directory = _absolute(path)
+    missing = [place for place in (directory, *directory.parents) if not place.exists()]
     try:
         yield
     except BaseException:
-        _remove_empty(made)
+        for place in missing:  # innermost first; directories that hold something stay
+            with contextlib.suppress(OSError):
+                place.rmdir()
         raise
-
-
-def _missing(directory: Path) -> list[Path]:
-    """A directory and its parents that do not exist, innermost first."""
-    return [path for path in (directory, *directory.parents) if not path.exists()]
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
@@ -243,14 +229,13 @@ def _remove_leftovers(final: Path) -> None:
                 os.close(lock)
 
 
-def _sync(directory: Path) -> None:
-    """Returns when the names in a directory are on disk, if the file system can promise that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def sync(path: Path) -> None:
+    """Returns when a file's content, or the names in a directory, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -269,9 +254,3 @@ def _remove_tree(directory: Path) -> None:
         if not directory.exists():
             return
         time.sleep(0.1)
-
-
-def _remove_empty(directories: list[Path]) -> None:
-    for directory in directories:  # innermost first; directories that hold something stay
-        with contextlib.suppress(OSError):
-            directory.rmdir()

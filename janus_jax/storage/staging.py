@@ -10,6 +10,7 @@ listing of anything else. So a copy is never stale. You can remove all of CACHE 
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -25,7 +26,7 @@ from typing import Literal, NamedTuple
 from janus_jax import __version__
 from janus_jax.errors import ConfigError, ConversionError, DataError, StorageError
 from janus_jax.storage import local
-from janus_jax.storage.bucket import LARGE_BYTES, Object, Prefix, is_url
+from janus_jax.storage.bucket import LARGE_BYTES, Object, Prefix, is_url, os_errors
 
 MARKER = ".janus-upload.json"
 """Uploaded first, with the names of the files that will follow; deleted after the last file is uploaded."""
@@ -51,10 +52,9 @@ def files(url: str, select: Callable[[str], bool], kind: Literal["models", "sour
         StorageError: there is nothing at the URL, or it cannot be read.
     """
     prefix = Prefix(url)
-    single = prefix.find("") if prefix.path else None
-    if single is not None:
+    if prefix.path and (single := prefix.find("")) is not None:
         parent, _, name = prefix.url.rpartition("/")
-        prefix, objects = Prefix(parent), [_renamed(single, name)]
+        prefix, objects = Prefix(parent), [dataclasses.replace(single, name=name)]
     else:
         name, objects = "", prefix.list()
         if not objects:
@@ -73,7 +73,8 @@ def naming_urls() -> Iterator[None]:
     except (ConfigError, ConversionError, DataError) as error:
         kind = {DataError: "data", ConversionError: "models"}.get(type(error))
         for copy in {copy for place in error.places if (copy := _copy_of(place))}:
-            error.rename(copy, _url_of(copy))
+            with contextlib.suppress(OSError):  # removed in the meantime
+                error.rename(copy, (copy / ".url").read_text(encoding="utf-8"))
             if copy.parent.name == kind:
                 hint = f" (read from the copy {copy}; if that was damaged here, remove it)"
                 error.args = (*error.places, f"{error.args[-1]}{hint}")
@@ -117,10 +118,9 @@ def require_room(out: str | os.PathLike[str], size: int) -> None:
         return
     here = tempfile.gettempdir()
     if (left := shutil.disk_usage(here).free) < size:
-        sizes = (
-            f"{size / 1e9:.1f} GB are made in {here} before they are uploaded, and {left / 1e9:.1f} GB are free there"
-        )
-        raise StorageError(os.fspath(out), f"{sizes}; set TMPDIR to a directory with more room")
+        needed = f"{size / 1e9:.1f} GB are made in {here} before they are uploaded"
+        free = f"{left / 1e9:.1f} GB are free there; set TMPDIR to a directory with more room"
+        raise StorageError(os.fspath(out), f"{needed}, and {free}")
     if size >= LARGE_BYTES:
         print(f"{os.fspath(out)}: made in {here} first, {size / 1e9:.1f} GB", file=sys.stderr, flush=True)
 
@@ -167,7 +167,7 @@ class _Upload:
         self._generation = 0 if marker is None else marker.generation
         self._claim()
         if any(prefix.find(name) for name in {last, their_last}):  # it came between the survey and the claim
-            raise StorageError(prefix.url, "somebody else writes there at the same time; choose another place")
+            raise self._collision()
         prefix.delete(leftovers)
 
     def run(self, directory: Path, progress: Progress | None) -> None:
@@ -185,13 +185,13 @@ class _Upload:
         self.prefix.upload(directory, others, count)
         now = {item.name: item for item in self.prefix.list()}
         if set(now) != {*others, MARKER} or now[MARKER].generation != self._generation:
-            raise StorageError(self.prefix.url, "somebody else writes there at the same time; choose another place")
+            raise self._collision()
         self.prefix.upload(directory, [self.last], lambda done: count(len(names)))
         marker = self.prefix.find(MARKER)  # another upload claims, then looks for our last file
         if marker is None or marker.generation != self._generation:
             if (ours := self.prefix.find(self.last)) is not None:
                 self.prefix.delete([ours])
-            raise StorageError(self.prefix.url, "somebody else writes there at the same time; choose another place")
+            raise self._collision()
         with contextlib.suppress(StorageError):  # the upload is whole; readers ignore the marker
             self.prefix.delete([now[MARKER]])
 
@@ -202,6 +202,9 @@ class _Upload:
             self.prefix.delete([now[name] for name in (self.last,) if name in now])
             self.prefix.delete([now[name] for name in self._names if name in now and name != self.last])
             self.prefix.delete([now[MARKER]])
+
+    def _collision(self) -> StorageError:
+        return StorageError(self.prefix.url, "somebody else writes there at the same time; choose another place")
 
     def _claim(self) -> None:
         marker = {"janus_jax": __version__, "id": self._id, "last": self.last, "files": self._names}
@@ -220,14 +223,11 @@ class _Survey(NamedTuple):
 
 def _survey(prefix: Prefix) -> _Survey:
     objects = {item.name: item for item in prefix.list()}
-    marker = objects.pop(MARKER, None)
-    files: list[str] = []
-    last = _LAST
-    if marker is not None:
-        try:
-            files, last = _read_marker(prefix.read(marker))
-        except (ValueError, KeyError, TypeError):
+    files, last = [], _LAST
+    if (marker := objects.pop(MARKER, None)) is not None:
+        if (content := _read_marker(prefix, marker)) is None:
             return _Survey(f"holds a {MARKER} that no upload wrote; choose another place or remove it")
+        files, last = content
     foreign = [name for name in objects if name == last or name not in files]
     if foreign:
         return _Survey(f"exists and is not empty (it holds {foreign[0]}); choose another place or remove it")
@@ -241,34 +241,23 @@ def is_cut_off(url: str, exists: Callable[[str], bool]) -> bool:
         exists: whether a name below the URL exists.
     """
     prefix = Prefix(url)
-    if (marker := prefix.find(MARKER)) is None:
-        return False
+    marker = prefix.find(MARKER)
+    content = None if marker is None else _read_marker(prefix, marker)
+    return content is not None and not exists(content[1])
+
+
+def _read_marker(prefix: Prefix, marker: Object) -> tuple[list[str], str] | None:
+    """The file names and the last file in a marker; None if no upload wrote it."""
     try:
-        return not exists(_read_marker(prefix.read(marker))[1])
+        value = json.loads(prefix.read(marker))
+        return list(value["files"]), value.get("last", _LAST)
     except (ValueError, KeyError, TypeError):
-        return False
-
-
-def _read_marker(marker: bytes) -> tuple[list[str], str]:
-    """The file names and the last file in a marker."""
-    value = json.loads(marker)
-    return list(value["files"]), value.get("last", _LAST)
+        return None
 
 
 def place_of(kind: str, url: str, content: bytes) -> Path:
     """The directory for a copy of a URL whose content (or listing) is this."""
     return cache() / kind / hashlib.sha256(url.encode() + b"\0" + content).hexdigest()[:32]
-
-
-def _renamed(item: Object, name: str) -> Object:
-    return Object(name, item.size, item.crc32c, item.generation)
-
-
-def _url_of(place: Path) -> str:
-    try:
-        return (place / ".url").read_text(encoding="utf-8")
-    except OSError:  # removed in the meantime
-        return str(place)
 
 
 def stage(place: Path, url: str | None, fill: Callable[[Path], None]) -> None:
@@ -290,11 +279,9 @@ def stage(place: Path, url: str | None, fill: Callable[[Path], None]) -> None:
 
 @contextlib.contextmanager
 def _turn(place: Path) -> Iterator[None]:
-    try:
+    with os_errors(place.parent, "cannot be written (JANUS_CACHE)"):
         place.parent.mkdir(parents=True, exist_ok=True)
         lock = (place.parent / f".{place.name}.lock").open("w")
-    except OSError as error:
-        raise StorageError(place.parent, f"cannot be written (JANUS_CACHE): {error.strerror or error}") from error
     with lock:
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from janus_jax.errors import ConfigError
-from janus_jax.storage.local import finite, write_whole, writing
+from janus_jax.storage.bucket import os_errors
+from janus_jax.storage.local import finite, write_whole
 
 Values = Mapping[str, float]
 
@@ -40,16 +41,16 @@ class JsonLines:
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_at]
             write_whole(path, "".join(f"{line}\n" for line in kept))
         self._path = path
-        with writing(path):
+        with os_errors(path):
             self._file = path.open("a")
 
     def write(self, kind: str, step: int, values: Values) -> None:
-        with writing(self._path):
+        with os_errors(self._path):
             self._file.write(json.dumps({"kind": kind, "step": step, **finite(values)}) + "\n")
             self._file.flush()
 
     def close(self) -> None:
-        with writing(self._path):
+        with os_errors(self._path):
             self._file.close()
 
 

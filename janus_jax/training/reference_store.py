@@ -22,7 +22,8 @@ import numpy as np
 from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.parallel import processes
-from janus_jax.storage.local import whole_file, writing
+from janus_jax.storage.bucket import os_errors
+from janus_jax.storage.local import whole_file
 
 FORMAT_VERSION = 1
 """Raised when the same weights and tokens would give other numbers, as after a mended attention."""
@@ -143,7 +144,7 @@ class ReferenceStore:
         """
         if not processes.is_main():
             return
-        with writing(self._file):
+        with os_errors(self._file):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(self._file) as file:
                 np.savez(file, logps=self.logps, identity=json.dumps(dataclasses.asdict(self.identity)))

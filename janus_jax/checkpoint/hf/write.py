@@ -21,7 +21,8 @@ from janus_jax.errors import ConversionError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, param_specs
 from janus_jax.parallel import processes
-from janus_jax.storage.local import whole_file, writing
+from janus_jax.storage.bucket import os_errors
+from janus_jax.storage.local import sync, whole_file
 
 _SAFETENSORS_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -84,16 +85,15 @@ def save_hf(
     files = plan_files(config, dtype, limit, layout)
     size = sum(_count(entry) for file in files for entry in file.entries) * dtype.itemsize
     with shared_directory(out, processes.BARRIER_TIMEOUT_S + size // _SLOWEST) as directory:
-        with processes.agreement("export/tensors"), writing(out):
+        with processes.agreement("export/tensors"), os_errors(out):
             _write_own_files(directory, files, dtype, flat)
-        with writing(out):
-            if processes.is_main():
+        if processes.is_main():
+            with os_errors(out):
                 write_index(directory, files, dtype)
                 write_companions(directory, config, dtype, companions)
-        if verify is not None and processes.is_main():
-            verify(directory)
-        with writing(out):
-            if processes.is_main():
+            if verify is not None:
+                verify(directory)
+            with os_errors(out):
                 sync_tree(directory)
 
 
@@ -305,8 +305,4 @@ def _write_json(file: Path, value: Any) -> None:
 def sync_tree(directory: Path) -> None:
     """Returns when everything below a directory is on disk."""
     for path in (*directory.rglob("*"), directory):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)
