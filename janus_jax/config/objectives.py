@@ -5,7 +5,7 @@
 configuration imports no JAX.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args
 
 from pydantic import Field, GetCoreSchemaHandler, model_validator
@@ -165,8 +165,3 @@ class RMSection(ObjectiveSection):
     name: Literal["rm"] = "rm"
     center_weight: Weight = 0.0
     """How strongly rewards are pulled towards zero. TRL suggests 0.01; the published run had none."""
-
-
-def objectives_with(condition: Callable[[type[ObjectiveSection]], bool]) -> list[str]:
-    """Names of the objectives whose facts satisfy the condition, in their order of registration."""
-    return [name for name, section in OBJECTIVES.items() if condition(section)]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from janus_jax.config.objectives import OBJECTIVES, objectives_with
+from janus_jax.config.objectives import OBJECTIVES
 from janus_jax.parallel.axes import AXES
 
 Conflict = tuple[str, str]
@@ -19,6 +19,10 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     yield from _mesh_conflicts(config)
     yield from _objective_conflicts(config)
     yield from _profile_conflicts(config)
+
+
+def _refuse(key: str, value: Any, reason: str) -> Conflict:
+    return key, f"{key} = {value!r}: {reason}"
 
 
 def _get(config: Mapping[str, Any], section: str, key: str, kind: type) -> Any:
@@ -37,31 +41,22 @@ def _given(config: Mapping[str, Any], section: str, *keys: str) -> list[str]:
 def _start_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     weights, model = _get(config, "init", "from", str), config.get("model")
     if weights and model is not None:
-        yield (
-            "init.from",
-            f"model and init.from = {weights!r} are both given; allowed: one of them (model=null or init.from=null)",
-        )
+        sentence = f"model and init.from = {weights!r} are both given"
+        yield "init.from", f"{sentence}; allowed: one of them (model=null or init.from=null)"
     if not _given(config, "init", "from") and model is None:
-        yield (
-            "model",
-            "neither init.from nor model is given; allowed: weights to start from, or a model for random weights",
-        )
+        sentence = "neither init.from nor model is given"
+        yield "model", f"{sentence}; allowed: weights to start from, or a model for random weights"
 
 
 def _alternative_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
-    for section, one, other in (
-        ("batch", "rows", "examples"),
-        ("schedule", "epochs", "steps"),
-        ("data", "dir", "mixture"),
-    ):
+    alternatives = {"batch": ("rows", "examples"), "schedule": ("epochs", "steps"), "data": ("dir", "mixture")}
+    for section, (one, other) in alternatives.items():
         keys = _given(config, section, one, other)
         if len(keys) == 2:
             yield keys[1], f"{keys[0]} and {keys[1]} are both given; allowed: one of them, the other null"
         elif isinstance(config.get(section), Mapping) and not keys:
-            yield (
-                f"{section}.{one}",
-                f"neither {section}.{one} nor {section}.{other} is given; allowed: exactly one of them",
-            )
+            sentence = f"neither {section}.{one} nor {section}.{other} is given; allowed: exactly one of them"
+            yield f"{section}.{one}", sentence
 
 
 def _data_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
@@ -78,26 +73,20 @@ def _data_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
             f"data.mixture: {bare} has no weight, but other parts have; allowed: weights for all parts or for none",
         )
     if data.get("examples") is not None and not any(weighted):
-        yield (
-            "data.examples",
-            f"data.examples = {data['examples']!r}: allowed only with weights in data.mixture, otherwise null",
-        )
+        yield _refuse("data.examples", data["examples"], "allowed only with weights in data.mixture, otherwise null")
     if parts and together and together > 1:
-        yield "batch.keep_together", f"batch.keep_together = {together}: allowed with data.mixture: 1"
+        yield _refuse("batch.keep_together", together, "allowed with data.mixture: 1")
 
 
 def _batch_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     keys = ("row_length", "max_sequence_length", "rows", "examples", "microbatches", "keep_together")
     length, sequence, rows, examples, microbatches, together = (_get(config, "batch", key, int) for key in keys)
     if length and sequence and sequence > length:
-        yield (
-            "batch.max_sequence_length",
-            f"batch.max_sequence_length = {sequence}: allowed: at most batch.row_length = {length}",
-        )
+        yield _refuse("batch.max_sequence_length", sequence, f"allowed: at most batch.row_length = {length}")
     if rows and microbatches and microbatches > 0 and rows % microbatches:
-        yield "batch.microbatches", f"batch.microbatches = {microbatches}: allowed: a divisor of batch.rows = {rows}"
+        yield _refuse("batch.microbatches", microbatches, f"allowed: a divisor of batch.rows = {rows}")
     if together and together > 1 and (not examples or examples % together):
-        yield "batch.keep_together", f"batch.keep_together = {together}: allowed: a divisor of batch.examples"
+        yield _refuse("batch.keep_together", together, "allowed: a divisor of batch.examples")
 
 
 def _mesh_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
@@ -105,7 +94,7 @@ def _mesh_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     if open_axes and "fsdp" not in config["mesh"]:
         open_axes.append("fsdp (its default)")
     if len(open_axes) > 1:
-        yield (f"mesh.{open_axes[0]}", f"mesh.{' and mesh.'.join(open_axes)} are -1; allowed: -1 on one axis at most")
+        yield f"mesh.{open_axes[0]}", f"mesh.{' and mesh.'.join(open_axes)} are -1; allowed: -1 on one axis at most"
 
 
 def _objective_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
@@ -120,34 +109,23 @@ def _objective_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     if not objective.needs_reference:
         for key in _given(config, "reference", "from", "dir"):
             value = config["reference"][key.partition(".")[2]]
-            yield key, f"{key} = {value!r}: objective {name} has no reference; allowed: null"
+            yield _refuse(key, value, f"objective {name} has no reference; allowed: null")
         if online:
-            yield (
-                "reference.mode",
-                f"reference.mode = 'online': objective {name} has no reference; allowed: precompute, the default",
-            )
+            reason = f"objective {name} has no reference; allowed: precompute, the default"
+            yield _refuse("reference.mode", "online", reason)
     if objective.head != "value" and (layout := _get(config, "export", "layout", str)) == "openrlhf":
-        yield (
-            "export.layout",
-            f"export.layout = {layout!r}: objective {name} trains no reward model; allowed: transformers",
-        )
+        yield _refuse("export.layout", layout, f"objective {name} trains no reward model; allowed: transformers")
     if _get(config, "compat", "overlong_pairs", str) == "zero_grad":
-        fitting = objectives_with(lambda section: section.branches == 2 and section.head == "lm")
+        fitting = [other for other, section in OBJECTIVES.items() if section.branches == 2 and section.head == "lm"]
         if name not in fitting:
-            yield (
-                "compat.overlong_pairs",
-                f"compat.overlong_pairs = 'zero_grad': objective {name} needs responses; allowed with: "
-                f"{', '.join(fitting)}",
-            )
+            reason = f"objective {name} needs responses; allowed with: {', '.join(fitting)}"
+            yield _refuse("compat.overlong_pairs", "zero_grad", reason)
         elif (policy := _get(config, "batch", "overlong", str)) not in (None, "drop"):
-            yield (
-                "batch.overlong",
-                f"batch.overlong = {policy!r} and compat.overlong_pairs = 'zero_grad' contradict each other; allowed: "
-                "one of them, the other 'drop'",
-            )
+            sentence = f"batch.overlong = {policy!r} and compat.overlong_pairs = 'zero_grad' contradict each other"
+            yield "batch.overlong", f"{sentence}; allowed: one of them, the other 'drop'"
 
 
 def _profile_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     steps = _get(config, "profile", "steps", list) or _get(config, "profile", "steps", tuple) or []
     if len(steps) == 2 and all(isinstance(step, int) for step in steps) and steps[0] > steps[1]:
-        yield "profile.steps", f"profile.steps = {list(steps)}: allowed: [first, last] with first <= last"
+        yield _refuse("profile.steps", list(steps), "allowed: [first, last] with first <= last")

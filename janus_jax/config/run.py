@@ -11,58 +11,39 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError, ValidationError
 
-from janus_jax.config import mistakes, yaml_file
+from janus_jax.config import mistakes, sections, yaml_file
 from janus_jax.config.objectives import AnyObjective
 from janus_jax.config.rules import conflicts
 from janus_jax.config.section import Section
-from janus_jax.config.sections import (
-    BatchSection,
-    CheckpointSection,
-    CompatSection,
-    DataSection,
-    EvalSection,
-    ExportSection,
-    InitSection,
-    LoggingSection,
-    MeshSection,
-    ModelSection,
-    OptimizerSection,
-    PrecisionSection,
-    ProfileSection,
-    ReferenceSection,
-    RunSection,
-    ScheduleSection,
-    Sharding,
-)
 from janus_jax.errors import ConfigError
 
 
 class RunConfig(Section):
     """Everything that decides what a run computes and where it writes."""
 
-    run: RunSection
-    init: InitSection = InitSection()
-    model: ModelSection | None = None
-    data: DataSection
-    batch: BatchSection
+    run: sections.RunSection
+    init: sections.InitSection = sections.InitSection()
+    model: sections.ModelSection | None = None
+    data: sections.DataSection
+    batch: sections.BatchSection
     objective: AnyObjective
-    reference: ReferenceSection = ReferenceSection()
-    optimizer: OptimizerSection = OptimizerSection()
-    schedule: ScheduleSection
-    mesh: MeshSection = MeshSection()
-    sharding: Sharding = Field(default_factory=dict)
+    reference: sections.ReferenceSection = sections.ReferenceSection()
+    optimizer: sections.OptimizerSection = sections.OptimizerSection()
+    schedule: sections.ScheduleSection
+    mesh: sections.MeshSection = sections.MeshSection()
+    sharding: sections.Sharding = Field(default_factory=dict)
     """The mesh axes that split each logical axis of an array. A key that you leave out keeps its default."""
-    precision: PrecisionSection = PrecisionSection()
+    precision: sections.PrecisionSection = sections.PrecisionSection()
     remat: Literal["none", "dots", "full", "offload"] = "none"
     """What each block keeps of the forward pass for the backward pass, which computes the rest again. none:
     everything. dots: products with weights. full: the block's input only. offload: the block's input, in the memory
     of the host."""
-    eval: EvalSection = EvalSection()
-    checkpoint: CheckpointSection = CheckpointSection()
-    export: ExportSection = ExportSection()
-    logging: LoggingSection = LoggingSection()
-    profile: ProfileSection = ProfileSection()
-    compat: CompatSection = CompatSection()
+    eval: sections.EvalSection = sections.EvalSection()
+    checkpoint: sections.CheckpointSection = sections.CheckpointSection()
+    export: sections.ExportSection = sections.ExportSection()
+    logging: sections.LoggingSection = sections.LoggingSection()
+    profile: sections.ProfileSection = sections.ProfileSection()
+    compat: sections.CompatSection = sections.CompatSection()
 
     @model_validator(mode="after")
     def _keys_agree(self) -> "RunConfig":

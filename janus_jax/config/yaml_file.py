@@ -8,7 +8,7 @@ and `2024-05-01` are text, and `010` is ten. Duplicate keys, aliases and tags ar
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import yaml
@@ -183,19 +183,11 @@ def shorten(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _number(text: str) -> float:
-    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-
-
-def _integer(text: str) -> int:
-    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-
-
 _SCALARS: dict[str, Any] = {
     "tag:yaml.org,2002:null": lambda text: None,
     "tag:yaml.org,2002:bool": lambda text: text.lower() == "true",
-    "tag:yaml.org,2002:int": _integer,
-    "tag:yaml.org,2002:float": _number,
+    "tag:yaml.org,2002:int": lambda text: int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)),
+    "tag:yaml.org,2002:float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
     "tag:yaml.org,2002:str": str,
 }
 
@@ -209,11 +201,6 @@ _CORE_RULES = [  # YAML 1.2.2, section 10.3.2; the first that matches wins
         list("-+0123456789."),
     ),
 ]
-
-
-def _core_resolvers() -> Iterator[tuple[str, re.Pattern[str], list[str]]]:
-    for tag, pattern, first in _CORE_RULES:
-        yield f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})\Z"), first
 
 
 class _Loader(yaml.SafeLoader):
@@ -242,6 +229,6 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _represent_text)
-for _tag, _pattern, _first in _core_resolvers():
-    _Loader.add_implicit_resolver(_tag, _pattern, _first)
-    _Dumper.add_implicit_resolver(_tag, _pattern, _first)
+for _tag, _pattern, _first in _CORE_RULES:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})\Z"), _first)
