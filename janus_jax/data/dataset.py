@@ -14,15 +14,15 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from janus_jax.data.boundary import BOUNDARIES, Boundary
+from janus_jax.data.boundary import Boundary
 from janus_jax.data.example import TOKEN_FEATURES, Example
 from janus_jax.data.schema import KINDS
 from janus_jax.errors import DataError, first_line
@@ -46,6 +46,8 @@ def id_dtype(vocab_size: int) -> np.dtype:
 @dataclasses.dataclass(frozen=True)
 class Split:
     """What one split holds; `dropped` counts the records that the build left out, by reason."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     examples: int
     tokens: int
@@ -80,11 +82,13 @@ def fingerprint_of(splits: Mapping[str, Split]) -> str:
 class Manifest:
     """manifest.json of a built data set."""
 
-    kind: str
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    kind: Annotated[str, Field(pattern=f"^({'|'.join(KINDS)})$")]
     template: str
     source: str
     tokenizer: dict[str, Any]  # fingerprint, vocab_size, bos, eos
-    splits: dict[str, Split]
+    splits: dict[Annotated[str, Field(pattern=f"^{SPLIT_NAME}$")], Split]
     fingerprint: str  # sha256 over token ids, lengths and margins of all splits
     boundary: Boundary = "separate"  # older builds lack the key
     ids: str = "<i4"  # numpy's name of the type of stored ids
@@ -100,32 +104,25 @@ class Manifest:
         path = directory / MANIFEST
         try:
             if not path.is_file():
-                state = (
-                    "is not a built data set: it has no manifest.json" if directory.is_dir() else "no such directory"
-                )
+                state = "is not a built data set: it has no manifest.json"
+                state = state if directory.is_dir() else "no such directory"
                 raise DataError(directory, f"{state}; `janus data build` makes one")
             values = json.loads(path.read_text(encoding="utf-8"))
-            if values["format_version"] != FORMAT_VERSION:
-                version = values["format_version"]
+            if (version := values["format_version"]) != FORMAT_VERSION:
                 raise DataError(path, f"format_version {version!r}; allowed: {FORMAT_VERSION}; build again")
-            values["splits"] = {name: Split(**split) for name, split in values["splits"].items()}
-            for name in values["splits"]:
-                if not re.fullmatch(SPLIT_NAME, name):
-                    raise ValueError(f"split name {name!r}")
-            manifest = cls(**values)
-            if manifest.kind not in KINDS or manifest.boundary not in BOUNDARIES:
-                raise ValueError(f"kind {manifest.kind!r}, boundary {manifest.boundary!r}")
+            manifest = TypeAdapter(cls).validate_python(values)
             np.dtype(manifest.ids)
             tokenizer = manifest.tokenizer
             if not (isinstance(tokenizer["fingerprint"], str) and isinstance(tokenizer["vocab_size"], int)):
                 raise ValueError(f"tokenizer {tokenizer!r}")
-            for name, split in manifest.splits.items():
-                if not isinstance(split.files or {}, dict) or not isinstance(split.dropped, dict):
-                    raise ValueError(f"split {name!r}: files {split.files!r}, dropped {split.dropped!r}")
             return manifest
         except OSError as error:
             raise DataError(path, f"cannot be read: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValidationError as error:
+            first = error.errors()[0]
+            key, value = ".".join(map(str, first["loc"])), ascii(first["input"])[:80]
+            raise DataError(path, f"not a data set manifest: {key} = {value}: {first['msg']}") from error
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(path, f"not a data set manifest: {error}") from error
 
 
@@ -135,22 +132,16 @@ class Dataset(Protocol):
     name: str
     """Its name in messages."""
     split: str
+    kind: str
+    fingerprint: str
+    tokenizer_fingerprint: str
     lengths: np.ndarray  # [E, 3] int32 tokens of prompt, chosen, rejected
     margins: np.ndarray  # [E] float32
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def fingerprint(self) -> str: ...
 
     @property
     def parts(self) -> Sequence["TokenizedDataset"]:
         """The built splits that hold the examples."""
         ...
-
-    @property
-    def tokenizer_fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -182,6 +173,12 @@ class TokenizedDataset:
         """Its name in messages."""
         self.split = split
         self.manifest = Manifest.load(self.directory)
+        self.kind = self.manifest.kind
+        """Kind of data: sft, dpo, orpo or rm."""
+        self.fingerprint = self.manifest.fingerprint
+        """sha256 over token ids, lengths and margins of all splits."""
+        self.tokenizer_fingerprint: str = self.manifest.tokenizer["fingerprint"]
+        """The fingerprint of the tokenizer that made the ids."""
         self._id_dtype = np.dtype(self.manifest.ids)
         if split not in self.manifest.splits:
             raise DataError(
@@ -227,28 +224,13 @@ class TokenizedDataset:
     def parts(self) -> Sequence["TokenizedDataset"]:
         return (self,)
 
-    @property
-    def kind(self) -> str:
-        """Kind of data: sft, dpo, orpo or rm."""
-        return self.manifest.kind
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 over token ids, lengths and margins of all splits."""
-        return self.manifest.fingerprint
-
-    @property
-    def tokenizer_fingerprint(self) -> str:
-        """The fingerprint of the tokenizer that made the ids."""
-        return self.manifest.tokenizer["fingerprint"]
-
     def __len__(self) -> int:
         return len(self.lengths)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids. Raises DataError if its files changed since the build."""
         tokenizer = load_tokenizer(self.directory / "tokenizer")
-        if tokenizer.fingerprint != self.manifest.tokenizer["fingerprint"]:
+        if tokenizer.fingerprint != self.tokenizer_fingerprint:
             raise DataError(self.directory / "tokenizer", "is not the tokenizer of the build (fingerprints differ)")
         return tokenizer
 

@@ -48,20 +48,12 @@ class Mixture:
         self._weights = None if weights is None else np.asarray(weights, np.float64) / np.sum(weights)
         self._examples = examples
         self.name = ", ".join(part.name for part in self.parts)
-        self.split, self.kind = first.split, first.kind
+        self.split, self.kind, self.tokenizer_fingerprint = first.split, first.kind, first.tokenizer_fingerprint
+        self.fingerprint = hashlib.sha256(",".join(part.fingerprint for part in self.parts).encode()).hexdigest()
+        """sha256 over the fingerprints of the parts. Shares are left out: they do not change the examples."""
         self.lengths = np.concatenate([part.lengths for part in self.parts])
         self.margins = np.concatenate([part.margins for part in self.parts])
         self.starts = np.cumsum([0] + [len(part) for part in self.parts])
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 over the fingerprints of the parts. Shares are left out: they do not change the examples."""
-        return hashlib.sha256(",".join(part.fingerprint for part in self.parts).encode()).hexdigest()
-
-    @property
-    def tokenizer_fingerprint(self) -> str:
-        """The tokenizer fingerprint, which all parts share."""
-        return self.parts[0].tokenizer_fingerprint
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -42,6 +42,7 @@ def read_texts(dataset: TokenizedDataset, numbers: Sequence[int]) -> list[Record
 def _record(data: bytes, kind: str) -> Record:
     from tensorflow_datasets.proto import tf_example_pb2
 
-    features = dict(tf_example_pb2.Example.FromString(data).features.feature)  # a KeyError for a missing one
+    example = tf_example_pb2.Example.FromString(data)  # type: ignore[reportAttributeAccessIssue]  (made at import)
+    features = dict(example.features.feature)  # a missing name is a KeyError
     system, prompt, chosen, rejected = (b"".join(features[name].bytes_list.value).decode("utf-8") for name in TEXTS)
     return Record(system, prompt, chosen, None if kind == "sft" else rejected)
