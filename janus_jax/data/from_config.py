@@ -103,18 +103,13 @@ def describe(part: TokenizedDataset) -> dict[str, Any]:
 def _open(key: str, directory: str, split: str, config: RunConfig) -> TokenizedDataset:
     dataset = TokenizedDataset(fetch.dataset(directory, split), split)
     dataset.name = directory  # and not that of a copy
-    _check_boundary(key, dataset, config)
-    return dataset
-
-
-def _check_boundary(key: str, dataset: TokenizedDataset, config: RunConfig) -> None:
-    """Nothing converts ids from one token boundary to the other, so the error says how to build the data again."""
     built, required = dataset.manifest.boundary, config.compat.token_boundary
-    if built != required:
+    if built != required:  # nothing converts ids from one boundary to the other
         raise ConfigError(
-            f"{key}={dataset.name}: was built with token boundary {built}, but compat.token_boundary={required}; "
+            f"{key}={directory}: was built with token boundary {built}, but compat.token_boundary={required}; "
             f"set that to {built}, or build the data again: {_build_command(dataset, required)}"
         )
+    return dataset
 
 
 def _build_command(dataset: TokenizedDataset, boundary: str) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from janus_jax.data.dataset import Dataset
 from janus_jax.data.inspect.boundary_check import BoundaryCheck, check_boundary
 from janus_jax.data.inspect.opened import OpenedSplit
-from janus_jax.data.inspect.scan import Scan, scan
+from janus_jax.data.inspect.scan import Scan
 from janus_jax.data.inspect.token_text import TokenDecoder, beginning
 from janus_jax.data.statistics import Histogram, Quantiles, wilson_interval
 
@@ -149,11 +149,6 @@ class SplitFacts:
     """Title of the first split shown, in the splits after it."""
     prompts_in_first: int | None = None
     """Examples whose prompt also occurs in that split."""
-
-
-def scan_parts(opened: OpenedSplit) -> list[Scan]:
-    """One pass over the ids of each part."""
-    return [scan(part) for part in opened.mixture.parts]
 
 
 def split_facts(opened: OpenedSplit, scans: list[Scan], epoch: int, decoder: TokenDecoder) -> SplitFacts:

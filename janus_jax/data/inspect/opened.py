@@ -22,9 +22,6 @@ RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
 _OBJECTIVES = {"sft": "sft", "dpo": "dpo", "orpo": "dpo", "rm": "rm"}
 """Kind of data -> objective. Every objective on log-probs of pairs packs them alike, so DPO stands for all of them."""
 
-_ROW_LENGTHS = {1: 8192, 2: 4096}
-"""Branches of an example -> slots of a row, for a data set that is opened without a configuration."""
-
 
 @dataclasses.dataclass(frozen=True)
 class DirectoryOptions:
@@ -106,7 +103,7 @@ def _directory_splits(directory: str, options: DirectoryOptions, split: str | No
     manifest = Manifest.load(fetch.dataset(directory, split or "train"))
     objective = options.objective or _OBJECTIVES[manifest.kind]
     branches, head = OBJECTIVES[objective].branches, OBJECTIVES[objective].head
-    row_length = options.row_length or _ROW_LENGTHS[branches]
+    row_length = options.row_length or 8192 // branches
     max_length = options.max_sequence_length or max(1, row_length // branches)
     if max_length > row_length:
         raise ConfigError(f"--max-sequence-length {max_length}: allowed: at most --row-length, {row_length}")

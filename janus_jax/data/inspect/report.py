@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.text import Text
 
 from janus_jax.data.inspect import terminal, wording
-from janus_jax.data.inspect.facts import SplitFacts, scan_parts, split_facts
+from janus_jax.data.inspect.facts import SplitFacts, split_facts
 from janus_jax.data.inspect.opened import DirectoryOptions, open_splits
 from janus_jax.data.inspect.page import page
 from janus_jax.data.inspect.rows import annotate_rows
-from janus_jax.data.inspect.scan import Scan
+from janus_jax.data.inspect.scan import Scan, scan
 from janus_jax.data.inspect.token_text import TokenDecoder, visible
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.storage import staging
@@ -62,7 +62,7 @@ def inspect(
     results: list[SplitFacts] = []
     prompts: list[np.ndarray] = []
     for opened in splits:
-        scans = scan_parts(opened)
+        scans = [scan(part) for part in opened.mixture.parts]
         epoch = 0 if opened.role == "held out" else report.epoch  # every evaluation reads the rows of epoch 0
         facts = split_facts(opened, scans, epoch, decoder)
         prompts.append(Scan.join(scans).digests[opened.packed.fitted.index, 0])

@@ -11,8 +11,9 @@ import yaml
 from janus_jax.config.run import load_config
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.epoch import BatchSettings, PackedEpochs, Position
-from janus_jax.data.inspect.facts import SplitFacts, scan_parts, split_facts
+from janus_jax.data.inspect.facts import SplitFacts, split_facts
 from janus_jax.data.inspect.opened import DirectoryOptions, OpenedSplit, open_splits
+from janus_jax.data.inspect.scan import scan
 from janus_jax.data.inspect.token_text import TokenDecoder
 from janus_jax.data.statistics import Histogram, Quantiles, wilson_interval
 from janus_jax.training.setup import prepare
@@ -21,7 +22,8 @@ from tests.support.training_examples import random_examples, write_dataset
 
 
 def facts_of(opened: OpenedSplit, epoch: int = 0) -> SplitFacts:
-    return split_facts(opened, scan_parts(opened), epoch, TokenDecoder(opened.packed.dataset.tokenizer()))
+    scans = [scan(part) for part in opened.mixture.parts]
+    return split_facts(opened, scans, epoch, TokenDecoder(opened.packed.dataset.tokenizer()))
 
 
 def facts_of_directory(directory, **options) -> SplitFacts:
