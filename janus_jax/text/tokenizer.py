@@ -73,9 +73,9 @@ class SentencePieceTokenizer:
             self.processor.LoadFromSerializedProto(content)
         except RuntimeError as error:
             raise DataError(path, "not a sentencepiece model") from error
-        self.bos_id: int | None = _id_or_none(self.processor.bos_id())
-        self.unk_id: int | None = _id_or_none(self.processor.unk_id())
-        self.eos_id: int = self.processor.eos_id()
+        bos, unk, self.eos_id = self.processor.bos_id(), self.processor.unk_id(), int(self.processor.eos_id())
+        self.bos_id = bos if bos >= 0 else None  # -1: the model has none
+        self.unk_id = unk if unk >= 0 else None
         if self.eos_id < 0:
             raise DataError(path, "has no end-of-sequence piece")
         self.vocab_size: int = self.processor.vocab_size()
@@ -88,8 +88,8 @@ class SentencePieceTokenizer:
         return self.processor.decode([int(i) for i in ids])
 
     def save(self, directory: str | Path) -> None:
-        _copy([self.path], directory, {self.path.name: "tokenizer.model"})
-        _copy([self.path.parent / name for name in _BESIDE_MODEL], directory)
+        beside = {self.path.parent / name: name for name in _BESIDE_MODEL}
+        _copy({self.path: "tokenizer.model", **beside}, directory)
 
 
 class HFTokenizer:
@@ -138,7 +138,7 @@ class HFTokenizer:
 
     def save(self, directory: str | Path) -> None:
         target = Path(directory)
-        _copy([self.directory / name for name in HF_FILES], target)
+        _copy({self.directory / name: name for name in HF_FILES}, target)
         # config.json also describes a model, so it is not copied: tokens that only it declares are saved by name
         declared = {**_read_json(target / "special_tokens_map.json"), **_read_json(target / "tokenizer_config.json")}
         special = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id}
@@ -149,9 +149,7 @@ class HFTokenizer:
         }
         if missing:
             path = target / "special_tokens_map.json"
-            path.write_text(
-                json.dumps(_read_json(path) | missing, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            _write_json(path, _read_json(path) | missing)
 
 
 def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
@@ -185,7 +183,7 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
             reference = SentencePieceTokenizer(directory / "tokenizer.model")
         except DataError:
             return declared  # Llama 3 ships a tiktoken file under this name
-        if _shape(reference) == _shape(declared):
+        if all(getattr(reference, fact) == getattr(declared, fact) for fact in ("vocab_size", "bos_id", "eos_id")):
             return reference
     return declared
 
@@ -221,10 +219,6 @@ def save_hf_tokenizer(
         pad_token = RustTokenizer.from_file(str(target / "tokenizer.json")).id_to_token(pad_id)
         for path in (target / "tokenizer_config.json", target / "special_tokens_map.json"):
             _write_json(path, _read_json(path) | {"pad_token": pad_token})
-
-
-def _shape(tokenizer: Tokenizer) -> tuple[int, int | None, int]:
-    return tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id
 
 
 def _special_id(directory: Path, name: str, ids: dict[str, int]) -> int | None:
@@ -265,17 +259,14 @@ def _refuse_added(path: Path, tokenizer: SentencePieceTokenizer) -> None:
         )
 
 
-def _copy(files: Sequence[Path], directory: str | Path, names: dict[str, str] | None = None) -> None:
+def _copy(files: dict[Path, str], directory: str | Path) -> None:
+    """Copies the files that exist under their new names."""
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        destination = target / (names or {}).get(file.name, file.name)
+    for file, name in files.items():
+        destination = target / name
         if file.is_file() and file.resolve() != destination.resolve():
             shutil.copyfile(file, destination)
-
-
-def _id_or_none(token_id: int) -> int | None:
-    return token_id if token_id >= 0 else None
 
 
 def _write_from_sentencepiece(tokenizer: SentencePieceTokenizer, target: Path) -> None:

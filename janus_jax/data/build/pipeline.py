@@ -83,11 +83,19 @@ def build(
     with staging.output(out, MANIFEST, progress) as directory:
         from janus_jax.data.build.tfds_builder import write_records
 
-        readers = {
-            name: functools.partial(_records, name, paths, kind, skip_bad, dropped[name], progress, derive, directory)
-            for name, paths in files.items()
-        }
-        builder = write_records(readers, directory / "tfds")
+        def records(split: str) -> Iterator[Record]:
+            done = 0
+            checked = read_kind(
+                files[split], kind, derive=derive, scratch=directory, skip_bad=skip_bad, dropped=dropped[split]
+            )
+            for done, record in enumerate(checked, 1):
+                yield record
+                if progress and done % _PROGRESS_EVERY == 0:
+                    progress(split, "read", done, None)
+            if progress:
+                progress(split, "read", done, done)
+
+        builder = write_records({name: functools.partial(records, name) for name in files}, directory / "tfds")
         tokenizer.save(directory / "tokenizer")
         encoder = Encoder(kind, prompt_template, boundary, tokenizer)
         tokenized = _tokenize(builder, encoder, directory, processes, progress)
@@ -142,26 +150,6 @@ def _source_name(source: Source | Mapping[str, Source]) -> str:
     if isinstance(source, Mapping):
         return ", ".join(f"{name}={os.fspath(one)}" for name, one in source.items())
     return os.fspath(source)
-
-
-def _records(
-    split: str,
-    paths: list[Path],
-    kind: str,
-    skip_bad: bool,
-    dropped: Counter[str],
-    progress: Progress | None,
-    derive: Derivation | None,
-    scratch: Path,
-) -> Iterator[Record]:
-    done = 0
-    for record in read_kind(paths, kind, derive=derive, scratch=scratch, skip_bad=skip_bad, dropped=dropped):
-        yield record
-        done += 1
-        if progress and done % _PROGRESS_EVERY == 0:
-            progress(split, "read", done, None)
-    if progress:
-        progress(split, "read", done, done)
 
 
 def _tokenize(

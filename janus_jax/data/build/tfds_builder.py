@@ -6,7 +6,7 @@ a few records. Functions import TensorFlow, not the module: that import takes se
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,15 @@ def write_records(splits: Mapping[str, Callable[[], Iterator[Record]]], data_dir
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=NAME, version=tfds.core.Version(VERSION), data_dir=os.fspath(directory), module_name=__name__
     )
-    info = tfds.core.DatasetInfo(
-        builder=identity, description=_DESCRIPTION, features=_features(tfds), disable_shuffling=True
-    )
+    preferences = tfds.features.Sequence({key: tfds.features.Text() for key in PREFERENCE_KEYS})
+    features = dict.fromkeys((*TEXTS, *_SOURCES), tfds.features.Text())
+    features = tfds.features.FeaturesDict(features | {"preference_set": preferences, "margin": np.float32})
+    info = tfds.core.DatasetInfo(builder=identity, description=_DESCRIPTION, features=features, disable_shuffling=True)
     writer = tfds.core.SequentialWriter(info, _RECORDS_PER_FILE, file_format="array_record")
     writer.initialize_splits(list(splits))
     for name, read in splits.items():
-        for records in _batched(read(), _RECORDS_AT_ONCE):
+        source = iter(read())
+        while records := list(itertools.islice(source, _RECORDS_AT_ONCE)):
             writer.add_examples({name: [_fields(record) for record in records]})
         writer.close_splits([name])
     return read_builder(data_dir)
@@ -62,22 +64,8 @@ def read_builder(data_dir: Path) -> Any:
     return import_tfds().builder_from_directory(os.fspath(data_dir / NAME / VERSION))
 
 
-def _features(tfds: Any) -> Any:
-    text = tfds.features.Text()
-    preferences = tfds.features.Sequence({key: tfds.features.Text() for key in PREFERENCE_KEYS})
-    return tfds.features.FeaturesDict(
-        dict.fromkeys((*TEXTS, *_SOURCES), text) | {"preference_set": preferences, "margin": np.float32}
-    )
-
-
 def _fields(record: Record) -> dict[str, Any]:
     return {name: getattr(record, name) or "" for name in (*TEXTS, *_SOURCES)} | {
         "preference_set": list(record.preference_set),
         "margin": np.nan if record.margin is None else record.margin,
     }
-
-
-def _batched(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
-    source = iter(records)
-    while batch := list(itertools.islice(source, size)):
-        yield batch
