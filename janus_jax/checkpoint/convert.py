@@ -11,19 +11,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from janus_jax import __version__
-from janus_jax.checkpoint.conversion_report import Report, Timer, Verify, check_verify
+from janus_jax.checkpoint.conversion_report import Report, Verify, check_verify
 from janus_jax.checkpoint.digest import TensorDifference, compare
+from janus_jax.checkpoint.hf import write
 from janus_jax.checkpoint.hf.card import model_card
 from janus_jax.checkpoint.hf.keys import Layout, key_table
-from janus_jax.checkpoint.hf.write import (
-    Companions,
-    check_layout,
-    export_dtype,
-    parse_size,
-    sync_tree,
-    write_companions,
-    write_tensors,
-)
 from janus_jax.checkpoint.item import ItemWriter
 from janus_jax.checkpoint.stored_model import StoredModel, open_model
 from janus_jax.errors import ConversionError
@@ -61,7 +53,7 @@ def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, verify:
         report = Report.of(source, source.stored_dtype, verify)
         if tokenizer is not None:
             tokenizer.save(directory / "tokenizer")
-        with Timer(report, "convert"):
+        with report.timed("convert"):
             writer = ItemWriter(epath.Path(directory) / "params", source.config, source.stored_dtype)
             for entry, block in report.tensors(source):
                 writer.write(entry.path, entry.layer, block)
@@ -70,12 +62,12 @@ def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, verify:
                 "format_version": 1,
                 "janus_jax": __version__,
                 "model": dataclasses.asdict(source.config),
-                "facts": source.facts.to_json(),
+                "facts": dataclasses.asdict(source.facts),
             }
             with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
                 checkpointer.save(directory / "meta", args=ocp.args.JsonSave(meta))
         report.finish(source, directory)
-        sync_tree(directory)
+        write.sync_tree(directory)
     return report
 
 
@@ -106,23 +98,23 @@ def to_hf(
     """
     check_verify(verify)
     staging.require_free(dst)
-    limit = parse_size(max_shard_size)
+    limit = write.parse_size(max_shard_size)
     source = open_model(src, step)
-    check_layout(source.config, layout)
-    target = export_dtype(source.stored_dtype if dtype is None else dtype)
+    write.check_layout(source.config, layout)
+    target = write.export_dtype(source.stored_dtype if dtype is None else dtype)
     tokenizer = None if source.tokenizer_directory is None else _open_tokenizer(source.tokenizer_directory)
     chat_template = None if source.template is None else get_template(source.template).chat_template
     card = model_card(source.config, target, facts=source.facts, meta=source.meta, step=source.step, layout=layout)
     report = Report.of(source, target, verify, layout)
     staging.require_room(dst, _size(source, target))
     with staging.output(dst, _LAST_OF_HF) as directory:
-        with Timer(report, "convert"):
+        with report.timed("convert"):
             blocks = (block for _, block in report.tensors(source))
-            write_tensors(directory, source.config, target, limit, blocks, layout)
-            companions = Companions(tokenizer, chat_template, source.facts, layout, card)
-            write_companions(directory, source.config, target, companions)
+            write.write_tensors(directory, source.config, target, limit, blocks, layout)
+            companions = write.Companions(tokenizer, chat_template, source.facts, layout, card)
+            write.write_companions(directory, source.config, target, companions)
         report.finish(source, directory)
-        sync_tree(directory)
+        write.sync_tree(directory)
     return report
 
 

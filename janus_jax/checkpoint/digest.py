@@ -20,28 +20,6 @@ def digest(block: np.ndarray) -> str:
     return sha256.hexdigest()
 
 
-class Digests:
-    """Digests of tensors by Hugging Face key, kept in the caller's dict."""
-
-    def __init__(self, by_key: dict[str, str]):
-        self.by_key = by_key
-
-    def note(self, entry: KeyEntry, block: np.ndarray, dtype: np.dtype) -> None:
-        """Records the digest of a tensor as `dtype` will store it."""
-        with np.errstate(over="ignore"):  # the writer refuses a tensor that overflows
-            self.by_key[entry.key] = digest(block.astype(dtype, copy=False))
-
-    def require(self, written: StoredModel) -> None:
-        """Reads a model again and compares its digests with the recorded ones.
-
-        Raises:
-            ConversionError: a tensor has another digest; names it.
-        """
-        for entry, block in tensors(written):
-            if digest(block) != self.by_key[entry.key]:
-                raise ConversionError(written.path, f"tensor {entry.key} is not what was written; nothing is kept")
-
-
 def tensors(model: StoredModel) -> Iterator[tuple[KeyEntry, np.ndarray]]:
     """Every tensor of a model in the order of the key table, in the stored dtype. A thread reads one tensor ahead."""
     entries = key_table(model.config)

@@ -86,14 +86,11 @@ class ItemReader:
         index at which the piece begins. The next piece is read while the caller uses this one."""
         height = self._leaf(path).chunk_layout.read_chunk.shape[0]
         cuts = [start, *range((start // height + 1) * height, stop, height), stop]
-        ahead = None
-        for first, end in itertools.pairwise(cuts):
-            following = first, self._start(path, (slice(first, end), *index))
-            if ahead is not None:
-                yield ahead[0], self._result(path, ahead[1])
-            ahead = following
-        if ahead is not None:
-            yield ahead[0], self._result(path, ahead[1])
+        pieces = ((a, self._start(path, (slice(a, b), *index))) for a, b in itertools.pairwise(cuts))
+        ahead = next(pieces, None)
+        while ahead is not None:
+            (first, started), ahead = ahead, next(pieces, None)
+            yield first, self._result(path, started)
 
     def _start(self, path: KeyPath, index: tuple[slice, ...] | None) -> tuple[Any, int]:
         leaf = self._leaf(path)
@@ -258,11 +255,8 @@ def _kvstore(item: Place, path: KeyPath, *, ocdbt: bool) -> dict[str, Any]:
     base = os.fspath(absolute(item))
     remote = bucket.is_url(base)
     if not ocdbt:
-        return _plain(f"{base}/{name}") if remote else {"driver": "file", "path": f"{base}/{name}"}
+        whole = f"{base}/{name}"
+        return ts.KvStore.Spec(whole).to_json() if remote else {"driver": "file", "path": whole}
     if not remote:  # a path, not a file:// URL: in a URL %, ?, # and | have meanings
         return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{base}/"}, "path": name}
     return {"driver": "ocdbt", "base": f"{base}/", "path": name, "cache_pool": "cache_pool#ocdbt"}
-
-
-def _plain(url: str) -> dict[str, Any]:
-    return ts.KvStore.Spec(url).to_json()

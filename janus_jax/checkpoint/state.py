@@ -16,7 +16,7 @@ from janus_jax.checkpoint.item import CHUNK_BYTES, ItemReader, restore_blocks, t
 from janus_jax.checkpoint.run_dir import ITEMS, committed_steps, is_committed, step_directory
 from janus_jax.errors import ConversionError, StorageError, first_line
 from janus_jax.storage import staging
-from janus_jax.storage.bucket import BucketPath
+from janus_jax.storage.bucket import BucketPath, os_errors
 from janus_jax.storage.local import Place, absolute
 
 
@@ -35,7 +35,7 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
                 _set_aside(self.directory)
-            _sync("checkpoints are listed")
+            multihost_utils.sync_global_devices("checkpoints are listed")
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
@@ -222,17 +222,11 @@ def _set_aside(directory: epath.Path) -> None:
             path.rename(target)
 
 
-def _sync(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
 @contextlib.contextmanager
 def _storage_errors(path: epath.Path, failure: str) -> Iterator[None]:
     try:
-        yield
-    except OSError as error:
-        raise StorageError(path, f"{failure}: {error.strerror or error}") from error
+        with os_errors(path, failure):
+            yield
     except ValueError as error:  # tensorstore reports a full or failing disk this way
         if any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "No space")):
             raise StorageError(path, f"{failure}: {first_line(error)}") from error

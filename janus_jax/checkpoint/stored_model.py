@@ -10,19 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from janus_jax.checkpoint import run_dir
 from janus_jax.checkpoint.hf.facts import ModelFacts
 from janus_jax.checkpoint.hf.hub import is_wanted, local_copy
 from janus_jax.checkpoint.hf.keys import KeyEntry, KeyPath, Layout, leaves, nest
 from janus_jax.checkpoint.hf.read import HFDirectory
 from janus_jax.checkpoint.item import ItemReader
-from janus_jax.checkpoint.run_dir import (
-    RunDir,
-    committed_steps,
-    find_checkpoints,
-    has_params,
-    is_committed,
-    step_directory,
-)
 from janus_jax.checkpoint.state import check_tree, read_json_item, restore_item, stored_leaves
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.config import ModelConfig
@@ -109,9 +102,10 @@ def open_model(path: str | os.PathLike[str], step: int | None = None) -> StoredM
     if (directory / "config.json").exists():
         _refuse_step(directory, step, "a Hugging Face directory")
         return _from_hf(directory, hub_id)
-    if checkpoints := find_checkpoints(directory):
-        return _from_orbax(step_directory(checkpoints, committed_steps(checkpoints)[-1] if step is None else step))
-    if has_params(directory):
+    if checkpoints := run_dir.find_checkpoints(directory):
+        step = run_dir.committed_steps(checkpoints)[-1] if step is None else step
+        return _from_orbax(run_dir.step_directory(checkpoints, step))
+    if run_dir.has_params(directory):
         _refuse_step(directory, step, "a single step")
         return _from_orbax(directory)
     raise ConversionError(
@@ -137,11 +131,6 @@ def _refuse_step(directory: Place, step: int | None, kind: str) -> None:
 def _from_hf(directory: Place, hub_id: str | None) -> StoredModel:
     local = _local_copy(directory)
     hf = HFDirectory(local)
-
-    def block(path: KeyPath, index: tuple[slice, ...] | None) -> np.ndarray:
-        return hf.read(path, hf.stored_dtype, index)
-
-    facts = ModelFacts.of_directory(local, reward=hf.config.head == "value", base_model=hub_id)
     return StoredModel(
         path=str(directory),
         config=hf.config,
@@ -150,8 +139,8 @@ def _from_hf(directory: Place, hub_id: str | None) -> StoredModel:
         step=None,
         template=None,
         _load=hf.load,
-        _block=block,
-        facts=facts,
+        _block=lambda path, index: hf.read(path, hf.stored_dtype, index),
+        facts=ModelFacts.of_directory(local, reward=hf.config.head == "value", base_model=hub_id),
         layout=hf.layout,
         require_unchanged=hf.require_unchanged,
     )
@@ -164,10 +153,11 @@ def _from_orbax(directory: Place) -> StoredModel:
     except (KeyError, TypeError, ValueError) as error:
         raise ConversionError(directory / "meta", f"model: not a model config: {error!r}") from error
     try:
-        facts = ModelFacts.from_json(meta.get("facts"))
+        facts = ModelFacts(**(meta.get("facts") or {}))  # what an older version did not write stays empty
     except TypeError as error:
         raise ConversionError(directory / "meta", f"facts: {error}; a later version of janus_jax wrote this") from error
-    places = [directory / "tokenizer", RunDir.of_step(directory).tokenizer]  # of a converted directory, of a run
+    # of a converted directory, of a run
+    places = [directory / "tokenizer", run_dir.RunDir.of_step(directory).tokenizer]
     data = meta.get("config", {}).get("data", {}).get("dir") if isinstance(meta.get("config"), dict) else None
     if data and "://" not in data:  # not from a bucket: the run has its own copy
         places.append(as_path(data) / "tokenizer")
@@ -188,7 +178,7 @@ def _from_orbax(directory: Place) -> StoredModel:
         config=config,
         stored_dtype=dtype,
         tokenizer_directory=_tokenizer(places),
-        step=int(directory.name) if is_committed(directory) and directory.name.isdecimal() else None,
+        step=int(directory.name) if run_dir.is_committed(directory) and directory.name.isdecimal() else None,
         template=meta.get("template"),
         _load=read,
         _block=ItemReader(directory / "params").read,

@@ -90,7 +90,7 @@ def step_meta(setup: Setup, reference: Reference, evaluation: dict[str, float] |
         "reference_weights": reference.weights,
         "template": dataset.template().name,
         "data": [describe(part) for part in dataset.parts],
-        "facts": facts.to_json(),
+        "facts": dataclasses.asdict(facts),
     }
 
 

@@ -29,18 +29,6 @@ class ModelFacts:
     card: str | None = None
     """README.md of a Hugging Face directory."""
 
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Any) -> "ModelFacts":
-        """The reverse of `to_json`. Fields that an older version did not write are empty.
-
-        Raises:
-            TypeError: an unknown field.
-        """
-        return cls(**(values or {}))
-
     @classmethod
     def of_directory(cls, directory: Path, *, reward: bool, base_model: str | None = None) -> "ModelFacts":
         """Reads config.json, generation_config.json and README.md of a Hugging Face directory.

@@ -70,11 +70,12 @@ class HFDirectory:
             ConversionError: a value is NaN or infinite; names file and tensor.
         """
         entries = [entry for entry in self.entries if entry.path == path]
-        if entries[0].layer is None:
-            full = (slice(None),) * len(entries[0].shape)
-            return self._read(entries[0], full if index is None else index).astype(dtype, copy=False)
-        full = (slice(None),) * (1 + len(entries[0].shape))
-        layers, *rest = full if index is None else index
+        stacked = entries[0].layer is not None
+        if index is None:
+            index = (slice(None),) * (stacked + len(entries[0].shape))
+        if not stacked:
+            return self._read(entries[0], index).astype(dtype, copy=False)
+        layers, *rest = index
         chosen = entries[layers]
         first = self._read(chosen[0], tuple(rest)).astype(dtype, copy=False)
         if len(chosen) == 1:
