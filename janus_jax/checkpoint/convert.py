@@ -18,16 +18,18 @@ from janus_jax.checkpoint.hf.card import model_card
 from janus_jax.checkpoint.hf.keys import Layout, key_table
 from janus_jax.checkpoint.item import ItemWriter
 from janus_jax.checkpoint.stored_model import StoredModel, open_model
+from janus_jax.config.sections import ExportSection
 from janus_jax.errors import ConversionError
 from janus_jax.storage import staging
 from janus_jax.text.template import get_template
 
+_DEFAULTS = ExportSection()
 _LAST_OF_HF, _LAST_OF_CONVERTED = "config.json", "meta/metadata"
 """An upload writes these files last: without them, no reader takes the directory for a model."""
 
 
 @staging.naming_urls()
-def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, verify: Verify = "logits") -> Report:
+def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, verify: Verify = _DEFAULTS.verify) -> Report:
     """Writes DST/{params, meta, tokenizer} from a Hugging Face directory or hub id, in the stored dtype.
 
     `params` is an Orbax item like that of a checkpoint, so `init.from` accepts DST. Stock Orbax reads it.
@@ -77,10 +79,10 @@ def to_hf(
     dst: str | os.PathLike[str],
     *,
     dtype: Any = None,
-    max_shard_size: int | str = "5GB",
+    max_shard_size: int | str = _DEFAULTS.max_shard_size,
     step: int | None = None,
-    verify: Verify = "logits",
-    layout: Layout = "transformers",
+    verify: Verify = _DEFAULTS.verify,
+    layout: Layout = _DEFAULTS.layout,
 ) -> Report:
     """Writes a Hugging Face directory from any stored model (`open_model`).
 

@@ -8,12 +8,14 @@ import typer
 from janus_jax.cli.arguments import SETTINGS
 from janus_jax.cli.outputs import require_writable
 from janus_jax.config.section import SIZE
+from janus_jax.config.sections import ExportSection
 from janus_jax.errors import ConfigError
 
 app = typer.Typer(
     help="Convert models between Hugging Face directories and Orbax checkpoints, and compare them.", **SETTINGS
 )
 
+_DEFAULTS = ExportSection()
 _MAX_LISTED = 20
 """Tensors that `convert check` lists, the most different first."""
 
@@ -32,7 +34,7 @@ def convert_from_hf(
         ),
     ],
     target: Annotated[str, typer.Argument(metavar="DST", help="Directory or gs:// URL to write; new or empty.")],
-    verify: _Verification = "logits",
+    verify: _Verification = _DEFAULTS.verify,
 ) -> None:
     """Convert a Hugging Face model for init.from. On a slice, each host then reads only the parts that it needs."""
     require_writable("DST", target, empty=True, buckets=True)
@@ -52,13 +54,13 @@ def convert_to_hf(
     ] = None,
     max_shard_size: Annotated[
         str, typer.Option(help="Upper limit for one safetensors file, like 5GB or 500MB.")
-    ] = "5GB",
+    ] = _DEFAULTS.max_shard_size,
     step: Annotated[int | None, typer.Option(min=0, help="Step of the run. Default: the newest.")] = None,
-    verify: _Verification = "logits",
+    verify: _Verification = _DEFAULTS.verify,
     layout: Annotated[
         Literal["transformers", "openrlhf"],
         typer.Option(help="For reward models: library that loads the export. Decides the head's name and config.json."),
-    ] = "transformers",
+    ] = _DEFAULTS.layout,
 ) -> None:
     """Export a model as a Hugging Face directory: config, safetensors, tokenizer, model card."""
     if not re.fullmatch(SIZE, max_shard_size):

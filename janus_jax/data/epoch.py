@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from janus_jax.batch import Batch
+from janus_jax.config.sections import BatchSection
 from janus_jax.data.dataset import Dataset
 from janus_jax.data.example import Example
 from janus_jax.data.rows import (
@@ -22,6 +23,8 @@ from janus_jax.data.rows import (
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.model.config import Head
 
+_DEFAULTS = BatchSection(row_length=1, max_sequence_length=1)  # the lengths have none
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchSettings:
@@ -29,13 +32,13 @@ class BatchSettings:
 
     row_length: int
     max_sequence_length: int
-    rows: int | None = None
-    examples: int | None = None
-    microbatches: int = 1
-    max_segments: int | None = None
-    keep_together: int = 1
-    share_prompts: bool = True
-    overlong: OverlongPolicy = "drop"
+    rows: int | None = _DEFAULTS.rows
+    examples: int | None = _DEFAULTS.examples
+    microbatches: int = _DEFAULTS.microbatches
+    max_segments: int | None = _DEFAULTS.max_segments
+    keep_together: int = _DEFAULTS.keep_together
+    share_prompts: bool = _DEFAULTS.share_prompts
+    overlong: OverlongPolicy = _DEFAULTS.overlong
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from janus_jax.checkpoint.hf.config import hf_config
 from janus_jax.checkpoint.hf.facts import CARD, ModelFacts
 from janus_jax.checkpoint.hf.keys import LAYOUTS, KeyEntry, KeyPath, Layout, key_table, leaves
 from janus_jax.checkpoint.hf.shared_directory import gather_on_process, shared_directory
+from janus_jax.config.sections import ExportSection
 from janus_jax.errors import ConversionError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, param_specs
@@ -52,7 +53,7 @@ def save_hf(
     out: str | os.PathLike[str],
     *,
     dtype: Any = None,
-    max_shard_size: int | str = "5GB",
+    max_shard_size: int | str = ExportSection().max_shard_size,
     tokenizer: Any = None,
     chat_template: str | None = None,
     facts: ModelFacts | None = None,
