@@ -4,7 +4,9 @@
 12 non-finite · 13 lost peer · 14 storage · 130 interrupted · 143 terminated.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 
 class JanusError(Exception):
@@ -33,6 +35,16 @@ class JanusError(Exception):
         old, new = os.fspath(directory), os.fspath(name)
         places = (new + place[len(old) :] if f"{place}/".startswith(f"{old}/") else place for place in self.places)
         self.args = (*places, *self.args[-1:])
+
+
+@contextlib.contextmanager
+def named(key: str) -> Iterator[None]:
+    """Inside, errors begin with the key of the configuration that named the place."""
+    try:
+        yield
+    except JanusError as error:
+        error.args = (key, *error.args)
+        raise
 
 
 class ConfigError(JanusError):

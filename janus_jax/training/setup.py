@@ -13,7 +13,7 @@ from janus_jax.config.run import RunConfig
 from janus_jax.data.dataset import Dataset, TokenizedDataset
 from janus_jax.data.from_config import batch_settings, eval_batch_settings, open_held_out, open_training
 from janus_jax.data.loader import Loader
-from janus_jax.errors import ConfigError
+from janus_jax.errors import ConfigError, named
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, init_params, param_specs
 from janus_jax.objectives import Objective, build_objective
@@ -97,7 +97,8 @@ def open_reference_source(config: RunConfig, model: ModelConfig) -> StoredModel 
     path = config.reference.from_
     if path is None:
         return None
-    reference = open_model(path)
+    with named("reference.from"):
+        reference = open_model(path)
     if reference.config.head != model.head:
         raise ConfigError(f"reference.from={path}: is a reward model; allowed: a language model")
     if reference.config != model:
@@ -116,7 +117,10 @@ def prepare(config: RunConfig) -> Setup:
         StorageError: data or weights on gs:// that cannot be read.
     """
     dataset, held_out = open_training(config), open_held_out(config)
-    source = None if config.init.from_ is None else open_model(config.init.from_)
+    source = None
+    if config.init.from_ is not None:
+        with named("init.from"):
+            source = open_model(config.init.from_)
     objective = build_objective(config)
     model = model_to_train(config, None if source is None else source.config, objective)
     for examples in filter(None, (dataset, held_out)):
