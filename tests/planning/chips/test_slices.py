@@ -203,7 +203,7 @@ def test_bandwidths_add_up_to_the_documented_sums():
         ("chips: {v9: {hbm_gib: 1}}", "chips.v9: unknown family; allowed: v2, v3"),
         ("chips: 3", "chips = 3"),
         ("chips: {v5e: {hbm_gib: null}}", "chips.v5e.hbm_gib"),
-        ("[1]", "mapping"),
+        ("[1]", "allowed: `key: value` lines"),
     ],
 )
 def test_mistakes_in_a_users_table_name_file_key_and_value(tmp_path, text, said):
