@@ -234,6 +234,7 @@ Sharding = Annotated[
     dict[Annotated[str, AfterValidator(_logical_axis)], Annotated[Any, PlainValidator(_mesh_axes)]],
     WithJsonSchema(
         {
+            "type": "object",
             "properties": {
                 axis: {
                     "allowed": f"a mesh axis ({', '.join(AXES)}), a list of them, or null for none",
@@ -241,7 +242,7 @@ Sharding = Annotated[
                     "description": LOGICAL_AXES[axis],
                 }
                 for axis, axes in DEFAULT_RULES.items()
-            }
+            },
         }
     ),
 ]

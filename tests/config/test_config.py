@@ -121,6 +121,11 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ("learning_rate=1", "learning_rate: unknown key; did you mean 'schedule.learning_rate'?"),
         ("compat.old=1", "compat.old: unknown key; allowed: token_boundary, overlong_pairs, token_mean, "),
         ("objective.beta=1", "objective.beta: unknown key; allowed: name"),
+        (
+            "sharding=null",
+            "sharding = null: allowed: a section with the keys batch, length, embed, q_heads, kv_heads, ",
+        ),
+        ("sharding=[1]", "allowed: a section with the keys batch, length, embed, q_heads, kv_heads, "),
         ("objective.name=ppo", f"objective.name = ppo: allowed: {NAMES}"),
         ("objective={}", f"objective.name: missing; allowed: {NAMES}"),
         ("objective={name: dpo, beta: 0}", "objective.beta = 0: allowed: a number > 0"),
