@@ -230,19 +230,19 @@ def _mesh_axes(value: Any) -> str | tuple[str, ...] | None:
     return tuple(value) if isinstance(value, list) else value
 
 
+_MESH_AXES = {"allowed": f"a mesh axis ({', '.join(AXES)}), a list of them, or null for none"}
+
 Sharding = Annotated[
     dict[Annotated[str, AfterValidator(_logical_axis)], Annotated[Any, PlainValidator(_mesh_axes)]],
     WithJsonSchema(
         {
             "type": "object",
             "properties": {
-                axis: {
-                    "allowed": f"a mesh axis ({', '.join(AXES)}), a list of them, or null for none",
-                    "default": axes[0] if len(axes) == 1 else list(axes) or None,
-                    "description": LOGICAL_AXES[axis],
-                }
+                axis: _MESH_AXES
+                | {"default": axes[0] if len(axes) == 1 else list(axes) or None, "description": LOGICAL_AXES[axis]}
                 for axis, axes in DEFAULT_RULES.items()
             },
+            "additionalProperties": _MESH_AXES,  # a wrong value of an unknown axis has its words too
         }
     ),
 ]

@@ -1,5 +1,6 @@
 """Configurations: how YAML is read, and how mistakes are reported."""
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -125,7 +126,7 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
             "sharding=null",
             "sharding = null: allowed: a section with the keys batch, length, embed, q_heads, kv_heads, ",
         ),
-        ("sharding=[1]", "allowed: a section with the keys batch, length, embed, q_heads, kv_heads, "),
+        ("sharding=[1]", "sharding = [1]: allowed: a section with the keys batch, length, embed, q_heads, kv_heads, "),
         ("objective.name=ppo", f"objective.name = ppo: allowed: {NAMES}"),
         ("objective={}", f"objective.name: missing; allowed: {NAMES}"),
         ("objective={name: dpo, beta: 0}", "objective.beta = 0: allowed: a number > 0"),
@@ -187,6 +188,13 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
 def test_each_mistake_is_one_line_that_names_override_value_and_rule(small, override, expected):
     message = complaint(small, override)
     assert "\n" not in message and message.startswith(f"override '{override}': {expected}")
+
+
+@pytest.mark.parametrize("value", ["null", "3", "[1]", "text", "{a: 1}", "{}"])
+@pytest.mark.parametrize("section", RunConfig.model_fields)
+def test_no_section_of_a_wrong_form_ends_in_a_traceback(small, section, value):
+    with contextlib.suppress(ConfigError):
+        load_config(small, [f"{section}={value}"])
 
 
 def test_all_mistakes_of_a_file_come_in_one_report_with_their_lines(tmp_path):
