@@ -173,9 +173,9 @@ def test_the_mesh_table_has_the_axes():
 def test_the_exit_codes_are_those_of_the_errors():
     table = {int(code): set(re.findall(r"`(\w+)`", names)) for code, _, names in rows("Exit codes", "docs/training.md")}
     raised: dict[int, set[str]] = {}
-    for name, value in vars(errors).items():
-        if isinstance(value, type) and value is not errors.JanusError:
-            raised.setdefault(value.exit_code, set()).add(name)
+    for error in errors.JanusError.__subclasses__():
+        if error.__module__ == errors.__name__:
+            raised.setdefault(error.exit_code, set()).add(error.__name__)
     assert {code: names for code, names in table.items() if names} == raised
 
 
