@@ -1,5 +1,6 @@
 """From one scalar per token to one score per branch, and the interface of an objective."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -38,25 +39,25 @@ class BranchScores:
         return self.sums / jnp.maximum(self.tokens, 1)
 
 
-class Objective(ObjectiveSection):
+class Objective(ObjectiveSection, abc.ABC):
     """What the step and the loop ask of an objective: its section's keys and facts, and this maths."""
 
     normaliser: Normaliser = "global"
 
     @property
+    @abc.abstractmethod
     def loss_terms(self) -> Mapping[str, float]:
         """Name -> weight of the metrics whose weighted sum is the loss."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def denominators(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         """The counts that the loss terms are divided by, over the given rows."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def __call__(
         self, scores: BranchScores, batch: Batch, denominators: dict[str, Float[Array, ""]]
     ) -> tuple[Float[Array, ""], Metrics]:
         """This microbatch's share of the loss, and its metrics."""
-        raise NotImplementedError
 
     def reward_statistics(self, evaluation: Mapping[str, float], pairs: int) -> dict[str, float]:
         """What a held-out evaluation says of the rewards, to be stored with the weights; empty where there are none.
@@ -72,10 +73,10 @@ class Objective(ObjectiveSection):
 class PairObjective(Objective):
     """An objective over pairs: it also says how far it prefers each chosen response."""
 
+    @abc.abstractmethod
     def margins(self, scores: BranchScores, batch: Batch) -> Float[Array, "B S"]:
         """How far each chosen response is preferred to the rejected one, in what the objective compares; positive is
         right, 0 a tie."""
-        raise NotImplementedError
 
 
 def branch_scores(values: Float[Array, "B L"], batch: Batch) -> BranchScores:

@@ -168,8 +168,8 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
     else:
         directory = Path(os.path.expanduser(path))
     if not directory.is_dir():
-        found = "is a file" if directory.exists() else "no such directory"
-        raise DataError(f"tokenizer {path}: {found}; allowed: a directory with tokenizer.json or tokenizer.model")
+        reason = "is a file" if directory.exists() else "no such directory"
+        raise DataError(f"tokenizer {path}: {reason}; allowed: a directory with tokenizer.json or tokenizer.model")
     has_json, has_model = (directory / "tokenizer.json").is_file(), (directory / "tokenizer.model").is_file()
     if not has_json and not has_model:
         raise DataError(f"tokenizer {path}: holds neither tokenizer.json nor tokenizer.model")

@@ -216,7 +216,7 @@ def test_the_quoted_bad_row_is_what_it_gets(tmp_path, monkeypatch):
 def test_the_whole_configuration_of_the_training_page_loads(tmp_path):
     (block,) = re.findall(r"^```yaml\n(.*?)^```", text("docs/training.md"), re.MULTILINE | re.DOTALL)
     (tmp_path / "mine.yaml").write_text(block)
-    load_config(tmp_path / "mine.yaml")
+    assert load_config(tmp_path / "mine.yaml").objective.name in block
 
 
 @pytest.mark.parametrize("page", PAGES)
