@@ -17,6 +17,7 @@ from janus_jax.checkpoint.digest import digest, require_one_config, tensors
 from janus_jax.checkpoint.hf.keys import KeyEntry, Layout, key_table
 from janus_jax.checkpoint.stored_model import StoredModel, open_model
 from janus_jax.errors import ConversionError
+from janus_jax.text.served import CONVERSATIONS, check_served, read_conversations
 
 Verify = Literal["none", "digest", "logits"]
 VERIFY = get_args(Verify)
@@ -42,6 +43,9 @@ class Report:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     tokenizer: bool = True
     """Whether the tokenizer was written too."""
+    served: dict[str, Any] | None = None
+    """Conversations of the training data that transformers reads from the written files as they were trained; None
+    without such data or a chat template."""
     run_sha256: str | None = None
     """Identifies the run and step of the source: digest of its configuration, data and step (`run_digest`)."""
     janus_jax: str = __version__
@@ -69,7 +73,12 @@ class Report:
         verified = {"none": "not verified", "digest": "every tensor compared"}.get(self.verify)
         if verified is None:
             verified = f"every tensor compared, largest difference of logits {self.largest_logit_difference:.3g}"
-        return f"written in {self.dtype}; {verified}{'' if self.tokenizer else '; no tokenizer: the source has none'}"
+        parts = [f"written in {self.dtype}", verified]
+        if not self.tokenizer:
+            parts.append("no tokenizer: the source has none")
+        if self.served is not None:
+            parts.append(f"{self.served['checked']} conversations read by transformers as they were trained")
+        return "; ".join(parts)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -92,6 +101,8 @@ class Report:
         Raises:
             ConversionError: a tensor, a key of the model config or the logits differ from the source; names which.
         """
+        if self.layout is not None:
+            self.served = _check_served(source, directory)
         if self.verify != "none":
             self._verify(source, open_model(directory))
         source.require_unchanged()
@@ -116,6 +127,16 @@ class Report:
                 difference = self.largest_logit_difference = largest_logit_difference(source, written)
             if not math.isfinite(difference) or (difference and self.dtype == self.stored_dtype):
                 raise ConversionError(written.path, f"logits differ by {difference:.3g} from those of {source.path}")
+
+
+def _check_served(source: StoredModel, directory: Path) -> dict[str, Any] | None:
+    chat = source.chat_format()
+    if chat is None or source.tokenizer_directory is None:
+        return None
+    conversations = list(read_conversations(Path(source.tokenizer_directory) / CONVERSATIONS))
+    if not conversations:
+        return None
+    return dataclasses.asdict(check_served(directory, chat, conversations, whole=source.config.head == "value"))
 
 
 def check_verify(verify: str) -> None:

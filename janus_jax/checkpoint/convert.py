@@ -21,7 +21,6 @@ from janus_jax.checkpoint.stored_model import StoredModel, open_model
 from janus_jax.config.sections import ExportSection
 from janus_jax.errors import ConversionError
 from janus_jax.storage import staging
-from janus_jax.text.template import get_template
 
 _DEFAULTS = ExportSection()
 _LAST_OF_HF, _LAST_OF_CONVERTED = "config.json", "meta/metadata"
@@ -105,15 +104,19 @@ def to_hf(
     write.check_layout(source.config, layout)
     target = write.export_dtype(source.stored_dtype if dtype is None else dtype)
     tokenizer = None if source.tokenizer_directory is None else _open_tokenizer(source.tokenizer_directory)
-    chat_template = None if source.template is None else get_template(source.template).chat_template
-    card = model_card(source.config, target, facts=source.facts, meta=source.meta, step=source.step, layout=layout)
+    chat = source.chat_format()
+    card = model_card(
+        source.config, target, facts=source.facts, meta=source.meta, step=source.step, layout=layout, chat=chat
+    )
     report = Report.of(source, target, verify, layout)
     staging.require_room(dst, _size(source, target))
     with staging.output(dst, _LAST_OF_HF) as directory:
         with report.timed("convert"):
             blocks = (block for _, block in report.tensors(source))
             write.write_tensors(directory, source.config, target, limit, blocks, layout)
-            companions = write.Companions(tokenizer, chat_template, source.facts, layout, card)
+            companions = write.Companions(
+                tokenizer, None if chat is None else chat.chat_template, source.facts, layout, card
+            )
             write.write_companions(directory, source.config, target, companions)
         report.finish(source, directory)
         write.sync_tree(directory)

@@ -23,6 +23,9 @@ from janus_jax.model.mistral import Params, param_specs
 from janus_jax.storage import staging
 from janus_jax.storage.bucket import BucketPath
 from janus_jax.storage.local import Place, as_path, place
+from janus_jax.text.chat_format import ChatFormat
+from janus_jax.text.template import get_template
+from janus_jax.text.tokenizer import load_tokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
@@ -46,6 +49,22 @@ class StoredModel:
     """The layout of a Hugging Face directory; None for anything else."""
     require_unchanged: Callable[[], None] = lambda: None
     """Raises ConversionError if a file has changed since `open_model`. Steps of runs never change."""
+
+    def chat_format(self) -> ChatFormat | None:
+        """How training wrote and tokenized conversations; None without a run or a tokenizer.
+
+        Raises:
+            DataError: the tokenizer's files are damaged.
+        """
+        if self.template is None or self.tokenizer_directory is None:
+            return None
+        data = (self.meta.get("data") or [{}])[0]
+        return ChatFormat(
+            get_template(self.template),
+            load_tokenizer(self.tokenizer_directory),
+            boundary=data.get("boundary", "separate"),
+            marks=data.get("marks", ()),  # older data spelled all as text
+        )
 
     def read(self, entry: KeyEntry) -> np.ndarray:
         """One tensor of the key table, in the parameter's layout without the layer axis, in the stored dtype.

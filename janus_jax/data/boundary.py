@@ -14,12 +14,15 @@ import numpy as np
 
 from janus_jax.data.schema import Record, check_kind
 from janus_jax.errors import DataError
-from janus_jax.text.template import Template
-from janus_jax.text.tokenizer import Tokenizer
+from janus_jax.text.chat_format import ChatFormat
 
 Boundary = Literal["separate", "joint"]
 
 BOUNDARIES: tuple[Boundary, ...] = get_args(Boundary)
+
+
+class PromptError(DataError):
+    """No token of a prompt is left."""
 
 
 def check_boundary(boundary: str) -> None:
@@ -28,42 +31,32 @@ def check_boundary(boundary: str) -> None:
         raise DataError(f"boundary {boundary!r}: unknown; allowed: {', '.join(BOUNDARIES)}")
 
 
-def encode_prompt(template: Template, tokenizer: Tokenizer, system: str, instruction: str) -> np.ndarray:
-    """[n] int32 ids of the prompt, BOS first (if the tokenizer has one)."""
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    return np.asarray(bos + tokenizer.encode(template.prompt_text(system, instruction)), np.int32)
-
-
-def encode_response(template: Template, tokenizer: Tokenizer, response: str) -> np.ndarray:
-    """[m] int32 ids of the response, EOS last."""
-    return np.asarray([*tokenizer.encode(template.response_text(response)), tokenizer.eos_id], np.int32)
-
-
-def encode_example(
-    template: Template, tokenizer: Tokenizer, record: Record, kind: str, boundary: Boundary = "separate"
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def encode_example(chat: ChatFormat, record: Record, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Ids of a record: prompt [n], chosen [c] (the response, for sft), rejected [r] or None (sft); all int32.
 
     The prompt of a reward-model record (kind rm) already joins system message and instruction.
+
+    Raises:
+        DataError: no token of the prompt is left, or the record lacks a response.
     """
     check_kind(kind)
-    check_boundary(boundary)
+    check_boundary(chat.boundary)
     if kind != "sft" and record.rejected is None:
         raise DataError(f"kind {kind} needs a rejected response, but the record has none")
     texts = [record.chosen] if kind == "sft" or record.rejected is None else [record.chosen, record.rejected]
-    prompt = encode_prompt(template, tokenizer, record.system, record.prompt)
-    if boundary == "separate":
-        responses = [encode_response(template, tokenizer, text) for text in texts]
+    prompt = np.asarray(chat.encode_prompt(record.system, record.prompt), np.int32)
+    if chat.boundary == "separate":
+        responses = [np.asarray(chat.encode_response(text), np.int32) for text in texts]
     else:
-        prompt, responses = _encode_joint(template, tokenizer, record, prompt, texts)
+        prompt, responses = _encode_joint(chat, record, prompt, texts)
     if not len(prompt):  # possible without BOS; no slot would predict the response's first token
-        text = template.prompt_text(record.system, record.prompt)
-        raise DataError(f"the tokenizer turns the prompt {text[:40]!r} into no tokens; at least one is needed")
+        text = chat.text(record.system, record.prompt)
+        raise PromptError(f"the tokenizer turns the prompt {text[:40]!r} into no tokens; at least one is needed")
     return prompt, responses[0], responses[1] if len(responses) == 2 else None
 
 
 def _encode_joint(
-    template: Template, tokenizer: Tokenizer, record: Record, alone: np.ndarray, texts: list[str]
+    chat: ChatFormat, record: Record, alone: np.ndarray, texts: list[str]
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Prompt and responses, cut from the ids of prompt + response.
 
@@ -71,17 +64,13 @@ def _encode_joint(
     response. So both responses of a pair share it, and it contains nothing of a response. TRL 0.8.6 goes back by at
     most one token; the result is the same wherever at most one token of the prompt merges with a response.
     """
-    form = template.prompt_text(record.system, record.prompt)
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    wholes = [
-        np.asarray([*bos, *tokenizer.encode(form + template.response_text(text)), tokenizer.eos_id], np.int32)
-        for text in texts
-    ]
+    wholes = [np.asarray(chat.encode_whole(record.system, record.prompt, text), np.int32) for text in texts]
     shared = len(alone)
     for whole in wholes:
         length = min(shared, len(whole) - 1)  # EOS never belongs to the prompt
         differ = np.flatnonzero(alone[:length] != whole[:length])
         shared = int(differ[0]) if len(differ) else length
     if not shared:
-        raise DataError(f"boundary joint: the tokenizer merges all of the prompt {form[:40]!r} with its response")
+        text = chat.text(record.system, record.prompt)
+        raise PromptError(f"boundary joint: the tokenizer merges all of the prompt {text[:40]!r} with its response")
     return alone[:shared], [whole[shared:] for whole in wholes]

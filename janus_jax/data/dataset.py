@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -26,7 +26,9 @@ from janus_jax.data.boundary import Boundary
 from janus_jax.data.example import TOKEN_FEATURES, Example
 from janus_jax.data.schema import KINDS
 from janus_jax.errors import DataError, first_line
-from janus_jax.text.template import Template, get_template
+from janus_jax.text.chat_format import ChatFormat
+from janus_jax.text.served import CONVERSATIONS, Conversation, read_conversations
+from janus_jax.text.template import get_template
 from janus_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT_VERSION = 1
@@ -93,6 +95,10 @@ class Manifest:
     boundary: Boundary = "separate"  # older builds lack the key
     ids: str = "<i4"  # numpy's name of the type of stored ids
     derived: dict[str, Any] | None = None  # seed and all_pairs, if pairs were drawn from SFT records
+    marks: list[str] = dataclasses.field(
+        default_factory=list
+    )  # of the template, written as control tokens; older builds spelled all as text
+    served: dict[str, Any] | None = None  # how many conversations a server was seen to read as training does
     format_version: int = FORMAT_VERSION
 
     def save(self, directory: Path) -> None:
@@ -155,7 +161,9 @@ class Dataset(Protocol):
 
     def tokenizer(self) -> Tokenizer: ...
 
-    def template(self) -> Template: ...
+    def conversations(self) -> Iterator[Conversation]: ...
+
+    def chat_format(self) -> ChatFormat: ...
 
 
 class TokenizedDataset:
@@ -234,9 +242,15 @@ class TokenizedDataset:
             raise DataError(self.directory / "tokenizer", "is not the tokenizer of the build (fingerprints differ)")
         return tokenizer
 
-    def template(self) -> Template:
-        """The template of prompts and responses."""
-        return get_template(self.manifest.template)
+    def chat_format(self) -> ChatFormat:
+        """How prompts and responses were written and tokenized."""
+        manifest = self.manifest
+        template = get_template(manifest.template)
+        return ChatFormat(template, self.tokenizer(), boundary=manifest.boundary, marks=manifest.marks)
+
+    def conversations(self) -> Iterator[Conversation]:
+        """Some examples as text and ids; none in older data sets."""
+        return read_conversations(self.directory / "tokenizer" / CONVERSATIONS)
 
     def read(self, indices: Iterable[int]) -> list[Example]:
         """The examples with these numbers, in this order.

@@ -96,7 +96,8 @@ def overlong_lines(fitted: FittedExamples) -> list[str]:
 
 def describe(part: TokenizedDataset) -> dict[str, Any]:
     """The facts about a training data set that an exported model states."""
-    facts = {name: getattr(part.manifest, name) for name in ("source", "kind", "template", "boundary", "derived")}
+    names = ("source", "kind", "template", "boundary", "marks", "derived")
+    facts = {name: getattr(part.manifest, name) for name in names}
     return {**facts, "fingerprint": part.fingerprint, "examples": len(part)}
 
 

@@ -7,14 +7,17 @@ an epoch reads is a pure function of seed and epoch.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.example import Example
 from janus_jax.errors import ConfigError, DataError
-from janus_jax.text.template import Template
+from janus_jax.text.chat_format import ChatFormat
+from janus_jax.text.served import Conversation
 from janus_jax.text.tokenizer import Tokenizer
 
 
@@ -62,9 +65,18 @@ class Mixture:
         """The tokenizer that made the ids of all parts."""
         return self.parts[0].tokenizer()
 
-    def template(self) -> Template:
-        """The template of the first part, which exported models use."""
-        return self.parts[0].template()
+    def chat_format(self) -> ChatFormat:
+        """That of the first part, which exported models use."""
+        return self.parts[0].chat_format()
+
+    def conversations(self) -> Iterator[Conversation]:
+        """Those of the parts that were written and tokenized as the first was."""
+
+        def facts(part: TokenizedDataset) -> tuple[Any, ...]:
+            return part.manifest.template, part.manifest.boundary, part.manifest.marks
+
+        alike = (part for part in self.parts if facts(part) == facts(self.parts[0]))
+        return itertools.chain.from_iterable(part.conversations() for part in alike)
 
     def read(self, indices: Iterable[int]) -> list[Example]:
         """The examples with these numbers, in this order.

@@ -64,6 +64,8 @@ class Record:
     preference_set: tuple[dict[str, str], ...] = ()
     margin: float | None = None
     """By how much chosen is better; None where the record has no margin."""
+    place: str = dataclasses.field(default="", compare=False)
+    """FILE:RECORD, for messages."""
 
 
 class RecordError(DataError):

@@ -1,4 +1,8 @@
-"""Templates: how system message, instruction and response become text."""
+"""Templates: how system message, instruction and response become text.
+
+A template is declared once, as parts. `ChatFormat` (chat_format.py) binds it to a tokenizer: training ids and the chat
+template of exported tokenizers both come from these parts.
+"""
 
 import dataclasses
 
@@ -7,89 +11,62 @@ from janus_jax.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """How system message, instruction and response become text.
-
-    With an empty system message, `prompt_without_system` applies: the text then starts with the instruction, without
-    the newline that separates the two.
+    """A prompt is `begin`, `system` (left out if the system message is empty), `user` and `generation`, in this order.
+    A response is its text and `end`; EOS follows as an id.
 
     The user's texts are inserted unchanged: nothing in them is stripped, escaped or read as a placeholder.
     """
 
     name: str
-    prompt: str
-    """Contains `{system}` and `{instruction}`."""
-    prompt_without_system: str
+    begin: str
+    """Before the system message of the first user turn, and before every other user turn."""
+    system: str
+    """Contains `{system}`."""
+    user: str
     """Contains `{instruction}`."""
-    response: str
-    """Contains `{response}`. EOS follows as an id and is not part of the text."""
-    chat_template: str
-    """The same template in Jinja over `messages`, `bos_token`, `eos_token`, for exported tokenizers."""
+    generation: str
+    """The last part of a prompt: where the model begins to write."""
+    end: str
+    """After a response, before EOS."""
+    between: str = ""
+    """Between EOS and the next user turn of a conversation."""
+    marks: tuple[str, ...] = ()
+    """The marks that some tokenizers know as control tokens."""
+    several_turns: bool = True
 
     def prompt_text(self, system: str, instruction: str) -> str:
-        form = self.prompt if system else self.prompt_without_system
-        return form.format(system=system, instruction=instruction)
+        user = self.user.format(instruction=instruction)
+        return self.begin + (self.system.format(system=system) if system else "") + user + self.generation
 
     def response_text(self, response: str) -> str:
-        return self.response.format(response=response)
+        return response + self.end
 
 
 MISTRAL_INST = Template(
     name="mistral-inst",
-    prompt="[INST] {system}\n{instruction} [/INST]",
-    prompt_without_system="[INST] {instruction} [/INST]",
-    response="{response}",
-    chat_template=(
-        "{%- if messages and messages[0]['role'] == 'system' -%}"
-        "{%- set system = messages[0]['content'] -%}{%- set turns = messages[1:] -%}"
-        "{%- else -%}"
-        "{%- set system = '' -%}{%- set turns = messages -%}"
-        "{%- endif -%}"
-        "{{- bos_token -}}"
-        "{%- for message in turns -%}"
-        "{%- if message['role'] == 'user' -%}"
-        "{{- '[INST] ' + (system + '\\n' if loop.first and system else '') + message['content'] + ' [/INST]' -}}"
-        "{%- elif message['role'] == 'assistant' -%}"
-        "{{- ' ' + message['content'] + eos_token -}}"
-        "{%- else -%}"
-        "{{- raise_exception('roles are system (first only), user and assistant') -}}"
-        "{%- endif -%}"
-        "{%- endfor -%}"
-    ),
+    begin="[INST] ",
+    system="{system}\n",
+    user="{instruction} [/INST]",
+    generation="",
+    end="",
+    marks=("[INST]", "[/INST]"),
 )
 """The paper's SFT template (from its configuration and inference code): no <<SYS>>, the system text comes first."""
 
 CHATML = Template(
     name="chatml",
-    prompt="<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n",
-    prompt_without_system="<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n",
-    response="{response}<|im_end|>",
-    chat_template=(
-        "{{- bos_token -}}"
-        "{%- for message in messages -%}"
-        "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' -}}"
-        "{{- eos_token if message['role'] == 'assistant' else '\\n' -}}"
-        "{%- endfor -%}"
-        "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
-    ),
+    begin="",
+    system="<|im_start|>system\n{system}<|im_end|>\n",
+    user="<|im_start|>user\n{instruction}<|im_end|>\n",
+    generation="<|im_start|>assistant\n",
+    end="<|im_end|>",
+    between="\n",
+    marks=("<|im_start|>", "<|im_end|>"),
 )
-"""ChatML as plain text, as in the published DPO and ORPO runs: the vocabulary has no special tokens for it."""
+"""ChatML. The published DPO and ORPO runs spell it as plain text: their vocabulary has no control tokens for it."""
 
 PLAIN = Template(
-    name="plain",
-    prompt="{system}\n{instruction}",
-    prompt_without_system="{instruction}",
-    response="{response}",
-    chat_template=(
-        "{%- set system = messages[0]['content'] if messages and messages[0]['role'] == 'system' else '' -%}"
-        "{%- set turns = messages[1:] if messages and messages[0]['role'] == 'system' else messages -%}"
-        "{%- if not turns or turns | length > 2 or turns[0]['role'] != 'user'"
-        " or (turns | length == 2 and turns[1]['role'] != 'assistant') -%}"
-        "{{- raise_exception('template plain has no marks between turns: write a conversation as the text of one "
-        "user message; allowed: system (optional), user, assistant (optional)') -}}"
-        "{%- endif -%}"
-        "{{- bos_token + (system + '\n' if system else '') + turns[0]['content'] -}}"
-        "{%- if turns | length == 2 -%}{{- ' ' + turns[1]['content'] + eos_token -}}{%- endif -%}"
-    ),
+    name="plain", begin="", system="{system}\n", user="{instruction}", generation="", end="", several_turns=False
 )
 """No marks, for prompts that bring their own ("\\n\\nHuman: ...\\n\\nAssistant:"). Exported tokenizers take one prompt
 and one response, because only the data knows how it marks further turns."""

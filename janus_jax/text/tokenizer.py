@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -55,9 +55,31 @@ class Tokenizer(Protocol):
         """Text of the ids without special ids."""
         ...
 
+    def control_id(self, token: str) -> int | None:
+        """The id of a token that is not made of text: a control token or an added one; None if it is neither."""
+        ...
+
+    def with_marks(self, marks: Sequence[str]) -> "Reader":
+        """Reads texts as this tokenizer does, where `stand_in(i)` is the control token `marks[i]`.
+
+        The marks themselves, spelled in a text, are text.
+        """
+        ...
+
     def save(self, directory: str | Path) -> None:
         """Writes files from which `load_tokenizer(directory)` makes an equal tokenizer."""
         ...
+
+
+class Reader(Protocol):
+    """Reads texts."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+def stand_in(number: int) -> str:
+    """What stands for a control token in a text: Unicode noncharacters, which no text should hold."""
+    return f"\ufdd0{chr(0xFDD2 + number)}\ufdd1"
 
 
 class SentencePieceTokenizer:
@@ -87,6 +109,28 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self.processor.decode([int(i) for i in ids])
 
+    def control_id(self, token: str) -> int | None:
+        number = self.processor.piece_to_id(token)
+        if self.processor.id_to_piece(number) != token:
+            return None
+        piece = self._model().pieces[number]
+        return number if piece.type in (piece.CONTROL, piece.USER_DEFINED) else None
+
+    def with_marks(self, marks: Sequence[str]) -> "Reader":
+        """As the tokenizer.json of an export reads them, which servers use."""
+        from janus_jax.text.sentencepiece_json import tokenizer_json
+
+        stand_ins = {mark: stand_in(number) for number, mark in enumerate(marks)}
+        model = self._model()
+        for piece in model.pieces:
+            piece.piece = stand_ins.get(piece.piece, piece.piece)
+        return _RustReader(tokenizer_json(model.SerializeToString(), name=str(self.path)), stand_ins.values())
+
+    def _model(self) -> Any:
+        from sentencepiece import sentencepiece_model_pb2
+
+        return sentencepiece_model_pb2.ModelProto.FromString(self.path.read_bytes())  # type: ignore[reportAttributeAccessIssue]
+
     def save(self, directory: str | Path) -> None:
         beside = {self.path.parent / name: name for name in _BESIDE_MODEL}
         _copy({self.path: "tokenizer.model", **beside}, directory)
@@ -103,18 +147,14 @@ class HFTokenizer:
     """
 
     def __init__(self, directory: str | Path):
-        import tokenizers
-
         self.directory = Path(directory)
         path = self.directory / "tokenizer.json"
         content = path.read_bytes()
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+            self._content = content.decode("utf-8")
+            self._tokenizer = _rust_tokenizer(self._content)
         except Exception as error:  # the library raises bare Exception
             raise DataError(path, f"not a tokenizers file: {first_line(error)}") from error
-        self._tokenizer.encode_special_tokens = True
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
         special = {name: _special_id(self.directory, name, ids) for name in ("bos", "eos", "unk")}
         if special["eos"] is None:
@@ -136,6 +176,24 @@ class HFTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def control_id(self, token: str) -> int | None:
+        added = {str(one.content): number for number, one in self._tokenizer.get_added_tokens_decoder().items()}
+        return added.get(token)
+
+    def with_marks(self, marks: Sequence[str]) -> "Reader":
+        stand_ins = {mark: stand_in(number) for number, mark in enumerate(marks)}
+        description = json.loads(self._content)
+        for token in description["added_tokens"]:
+            token["content"] = stand_ins.get(token["content"], token["content"])
+        vocabulary = description["model"].get("vocab")
+        if isinstance(vocabulary, dict):
+            description["model"]["vocab"] = {
+                stand_ins.get(token, token): number for token, number in vocabulary.items()
+            }
+        elif vocabulary:  # of a unigram model
+            description["model"]["vocab"] = [[stand_ins.get(token, token), score] for token, score in vocabulary]
+        return _RustReader(json.dumps(description), stand_ins.values())
+
     def save(self, directory: str | Path) -> None:
         target = Path(directory)
         _copy({self.directory / name: name for name in HF_FILES}, target)
@@ -150,6 +208,30 @@ class HFTokenizer:
         if missing:
             path = target / "special_tokens_map.json"
             _write_json(path, _read_json(path) | missing)
+
+
+class _RustReader:
+    """A tokenizer.json in which some special tokens are read in texts; all other special tokens stay text."""
+
+    def __init__(self, content: str, tokens: Iterable[str]):
+        description, tokens = json.loads(content), set(tokens)
+        for added in description["added_tokens"]:
+            if added["content"] in tokens:
+                added["special"] = False
+        self._tokenizer = _rust_tokenizer(json.dumps(description))
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _rust_tokenizer(content: str) -> Any:
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_str(content)
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def load_tokenizer(path: str | Path | None = None) -> Tokenizer:

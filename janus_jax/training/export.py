@@ -38,6 +38,7 @@ def export_step(run: RunDir[Path], setup: Setup, step: int, params: Params, noti
         _require_suitable(out, source, dtype.name, section)
         return out
     dataset = setup.loader.dataset
+    chat = dataset.chat_format()
     report = Report.of(source, dtype, section.verify, section.layout)
     save_hf(
         params,
@@ -45,11 +46,13 @@ def export_step(run: RunDir[Path], setup: Setup, step: int, params: Params, noti
         out,
         dtype=dtype,
         max_shard_size=section.max_shard_size,
-        tokenizer=dataset.tokenizer(),
-        chat_template=dataset.template().chat_template,
+        tokenizer=chat.tokenizer,
+        chat_template=chat.chat_template,
         facts=source.facts,
         layout=section.layout,
-        card=model_card(setup.model, dtype, facts=source.facts, meta=source.meta, step=step, layout=section.layout),
+        card=model_card(
+            setup.model, dtype, facts=source.facts, meta=source.meta, step=step, layout=section.layout, chat=chat
+        ),
         verify=functools.partial(report.finish, source),
     )
     if processes.is_main():  # the others have verified nothing

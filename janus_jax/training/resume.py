@@ -88,7 +88,7 @@ def step_meta(setup: Setup, reference: Reference, evaluation: dict[str, float] |
         "tokenizer": dataset.parts[0].manifest.tokenizer,
         "reference_step": reference.step,
         "reference_weights": reference.weights,
-        "template": dataset.template().name,
+        "template": dataset.parts[0].manifest.template,
         "data": [describe(part) for part in dataset.parts],
         "facts": dataclasses.asdict(facts),
     }

@@ -18,6 +18,7 @@ from janus_jax.errors import ConfigError
 from janus_jax.parallel import processes
 from janus_jax.storage.local import absolute, atomic_directory, no_empty_leftovers, unwritable, write_json, write_whole
 from janus_jax.storage.staging import naming_urls
+from janus_jax.text.served import CONVERSATIONS, write_conversations
 from janus_jax.training import metrics
 from janus_jax.training.hooks import Evaluate, Export, Hook, LogMetrics, Profile, RequireFinite, Run, Save, Step, every
 from janus_jax.training.reference import Precomputed, check_stale, open_reference
@@ -182,6 +183,7 @@ def _writers(
     if not run_dir.tokenizer.exists():
         with atomic_directory(run_dir.tokenizer) as directory:
             setup.loader.dataset.tokenizer().save(directory)
+            write_conversations(directory / CONVERSATIONS, setup.loader.dataset.conversations())
     writers: list[metrics.Writer] = [metrics.JsonLines(run_dir.metrics, step)]
     if config.logging.tensorboard:
         writers.append(metrics.TensorBoard(run_dir.tensorboard, step))

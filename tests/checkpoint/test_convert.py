@@ -21,6 +21,7 @@ from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.mistral import param_specs
 from janus_jax.parallel.mesh import MeshShape, build_mesh, merge_rules, param_shardings
+from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.template import CHATML
 from janus_jax.text.tokenizer import load_tokenizer
 from tests.support.models import SMALL, assert_same_bits, random_params, read_tensors
@@ -89,7 +90,7 @@ def test_to_hf_casts_when_asked(run, tmp_path):
 def test_the_tokenizer_travels(tmp_path):
     """From a directory with tokenizer.json through a converted one to an export: the same ids."""
     config = dataclasses.replace(SMALL, vocab_size=32000)
-    template = CHATML.chat_template
+    template = ChatFormat(CHATML, load_tokenizer()).chat_template
     save_hf(random_params(config), config, tmp_path / "hf", tokenizer=load_tokenizer(), chat_template=template)
     from_hf(tmp_path / "hf", tmp_path / "converted")
     to_hf(tmp_path / "converted", tmp_path / "back")

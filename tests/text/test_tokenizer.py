@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from janus_jax.data.boundary import encode_prompt, encode_response
 from janus_jax.errors import DataError
+from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.template import CHATML, MISTRAL_INST, PLAIN
 from janus_jax.text.tokenizer import EMBEDDED, HFTokenizer, SentencePieceTokenizer, load_tokenizer, save_hf_tokenizer
 from tests.support.tokenizers import byte_level_directory
@@ -30,7 +30,7 @@ def exported(embedded, tmp_path_factory) -> Path:
     """The embedded tokenizer as files of an exported Mistral directory, config.json included."""
     directory = tmp_path_factory.mktemp("exported")
     (directory / "config.json").write_text('{"model_type": "mistral", "architectures": ["MistralForCausalLM"]}')
-    save_hf_tokenizer(embedded, directory, chat_template=MISTRAL_INST.chat_template)
+    save_hf_tokenizer(embedded, directory, chat_template=ChatFormat(MISTRAL_INST, embedded).chat_template)
     return directory
 
 
@@ -134,18 +134,18 @@ def test_transformers_puts_bos_once_and_pads_with_eos(auto):
 def test_exported_chat_template_gives_the_ids_of_training(auto, embedded, system):
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": "Why does\n bread rise?"})
-    prompt = encode_prompt(MISTRAL_INST, embedded, system, "Why does\n bread rise?").tolist()
+    prompt = ChatFormat(MISTRAL_INST, embedded).encode_prompt(system, "Why does\n bread rise?")
     assert auto.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == prompt
 
     messages.append({"role": "assistant", "content": "Yeast."})
-    response = encode_response(MISTRAL_INST, embedded, "Yeast.").tolist()
+    response = ChatFormat(MISTRAL_INST, embedded).encode_response("Yeast.")
     assert auto.apply_chat_template(messages, return_dict=False) == prompt + response
 
 
 def test_exported_chat_template_follows_the_template_of_the_data(embedded, tmp_path):
     from transformers import AutoTokenizer
 
-    save_hf_tokenizer(embedded, tmp_path, chat_template=CHATML.chat_template)
+    save_hf_tokenizer(embedded, tmp_path, chat_template=ChatFormat(CHATML, embedded).chat_template)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -156,15 +156,15 @@ def test_exported_chat_template_follows_the_template_of_the_data(embedded, tmp_p
 def test_an_exported_plain_template_takes_one_prompt_and_one_response(embedded, tmp_path, system):
     from transformers import AutoTokenizer
 
-    save_hf_tokenizer(embedded, tmp_path, chat_template=PLAIN.chat_template)
+    save_hf_tokenizer(embedded, tmp_path, chat_template=ChatFormat(PLAIN, embedded).chat_template)
     apply = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template
     asked = "\n\nHuman: Why does\n bread rise?\n\nAssistant:"
     turns = [{"role": "system", "content": system}] if system else []
     turns.append({"role": "user", "content": asked})
-    prompt = encode_prompt(PLAIN, embedded, system, asked).tolist()
+    prompt = ChatFormat(PLAIN, embedded).encode_prompt(system, asked)
     assert apply(turns, add_generation_prompt=True, return_dict=False) == prompt
     answer = {"role": "assistant", "content": "Yeast."}
-    response = encode_response(PLAIN, embedded, "Yeast.").tolist()
+    response = ChatFormat(PLAIN, embedded).encode_response("Yeast.")
     assert apply([*turns, answer], return_dict=False) == prompt + response
     for bad in ([*turns, answer, turns[-1]], [answer], [*turns, turns[-1]]):
         with pytest.raises(Exception, match="no marks between turns"):
@@ -202,7 +202,7 @@ def test_hf_add_bos_token_false_is_believed(tmp_path):
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = load_tokenizer(directory)
     assert tokenizer.bos_id is None
-    ids = encode_prompt(MISTRAL_INST, tokenizer, "", "the bread")
+    ids = ChatFormat(MISTRAL_INST, tokenizer).encode_prompt("", "the bread")
     assert tokenizer.decode(ids) == "[INST] the bread [/INST]"
 
 

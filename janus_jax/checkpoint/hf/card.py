@@ -12,7 +12,7 @@ from janus_jax.checkpoint.hf.facts import ModelFacts
 from janus_jax.checkpoint.hf.keys import VALUE_HEADS, Layout, key_table
 from janus_jax.config.objectives import OBJECTIVES
 from janus_jax.model.config import ModelConfig
-from janus_jax.text.template import get_template
+from janus_jax.text.chat_format import ChatFormat
 
 _CONVERTED = "<!-- janus_jax: conversion -->"
 _NOTE = re.compile(rf"{_CONVERTED}\n\nThe weights were written in .*\n")
@@ -27,6 +27,7 @@ def model_card(
     meta: Mapping[str, Any],
     step: int | None,
     layout: Layout = "transformers",
+    chat: ChatFormat | None = None,
 ) -> str:
     """The card in Markdown, with the front matter that the hub reads.
 
@@ -36,6 +37,7 @@ def model_card(
         dtype: of the stored tensors.
         meta: the `meta` item of the run's step; empty without a run.
         step: of the run.
+        chat: how training wrote conversations; None without a run.
     """
     run = meta.get("config")
     note = f"{_CONVERTED}\n\nThe weights were written in {np.dtype(dtype).name} by janus_jax {__version__}"
@@ -58,7 +60,7 @@ def model_card(
         f"---\n{_yaml(front)}---\n",
         f"# A Mistral-shaped {kind}{trained}\n",
         _table(_shape(config, dtype)),
-        _use(config, meta, facts, layout),
+        _use(config, chat, facts, layout),
     ]
     if run:
         parts += ["## Training\n", _table(_recipe(meta, run, step)), _data(meta)]
@@ -77,17 +79,8 @@ def _shape(config: ModelConfig, dtype: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def _use(config: ModelConfig, meta: Mapping[str, Any], facts: ModelFacts, layout: Layout) -> str:
-    parts = []
-    name = meta.get("template")
-    if name:
-        template = get_template(name)
-        parts.append(f"## Prompt format\n\nThe model was trained with the template `{name}`. With a system message:\n")
-        parts.append(f"{_fenced(template.prompt_text('{system}', '{instruction}'))}\n")
-        parts.append("Without one:\n")
-        parts.append(f"{_fenced(template.prompt_text('', '{instruction}'))}\n")
-        parts.append("BOS precedes the prompt. The response follows it and ends with EOS. ")
-        parts[-1] += "`apply_chat_template` writes this format.\n"
+def _use(config: ModelConfig, chat: ChatFormat | None, facts: ModelFacts, layout: Layout) -> str:
+    parts = [] if chat is None else [_prompt_format(chat)]
     if config.head == "value":
         head = VALUE_HEADS[layout]
         parts.append("## Reward\n")
@@ -106,6 +99,32 @@ def _use(config: ModelConfig, meta: Mapping[str, Any], facts: ModelFacts, layout
                 "compute r' = (r - mean) / std.\n"
             )
     return "\n".join(parts)
+
+
+def _prompt_format(chat: ChatFormat) -> str:
+    name, bos = chat.template.name, "" if chat.bos_id is None else "BOS precedes the prompt. "
+    marks = f"The marks {' and '.join(chat.marks)} are control tokens of the tokenizer. " if chat.marks else ""
+    return f"""## Prompt format
+
+The model was trained with the template `{name}`. With a system message:
+
+{_fenced(chat.text("{system}", "{instruction}"))}
+
+Without one:
+
+{_fenced(chat.text("", "{instruction}"))}
+
+{bos}{marks}The response follows it and ends with EOS. `apply_chat_template` writes this format:
+
+```python
+ids = tokenizer.apply_chat_template(
+    [{{"role": "system", "content": system}}, {{"role": "user", "content": instruction}}], add_generation_prompt=True
+)
+```
+
+Training read the name of a control token inside a user's text, such as `</s>`, as plain text. A server parses it as the
+token. Remove such names from texts that you do not trust.
+"""
 
 
 def _recipe(meta: Mapping[str, Any], run: Mapping[str, Any], step: int | None) -> list[tuple[str, Any]]:

@@ -113,10 +113,11 @@ def _spool(records: Iterable[Record], path: Path) -> Iterator[tuple[bytes, list[
     try:
         for record in records:
             places.append(first.setdefault(_digest(record.prompt), len(first)))
-            stored = json.dumps(vars(record), ensure_ascii=False)
+            values = vars(record)
+            content = json.dumps({name: value for name, value in values.items() if name != "place"}, ensure_ascii=False)
             # responses that differ only in outer blanks are equal, as in `schema.pair`
-            digests += _digest(record.system) + _digest(record.chosen.strip()) + _digest(stored)
-            writer.write(stored.encode())
+            digests += _digest(record.system) + _digest(record.chosen.strip()) + _digest(content)
+            writer.write(json.dumps(values, ensure_ascii=False).encode())
     finally:
         writer.close()
     return _by_instruction(list(first), places, bytes(digests))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import queue
 import signal
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from janus_jax.data.boundary import Boundary, encode_example
+from janus_jax.data.boundary import Boundary, PromptError, encode_example
 from janus_jax.data.schema import Record
 from janus_jax.errors import JanusError
+from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.template import Template
 from janus_jax.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -21,7 +23,16 @@ Texts = Sequence[tuple[str, str, str, str]]
 """System, prompt, chosen and rejected of each record."""
 
 Encoded = tuple[np.ndarray, np.ndarray]
-"""Lengths [records, parts] int32 of prompt, chosen and, for pairs, rejected; then all ids concatenated, int32."""
+"""Lengths [records, parts] int32 of prompt, chosen and, for pairs, rejected; then all ids concatenated, int32.
+
+A record that cannot be used has no prompt, and the place of its reason in `UNUSABLE` as its only other id."""
+
+UNUSABLE = (
+    ("prompt_without_tokens", "the tokenizer leaves no token of the prompt, or merges all of it with its response"),
+    ("response_without_tokens", "the tokenizer leaves no token of a response"),
+    ("equal_tokens", "the tokenizer turns both responses into the same tokens; they must differ"),
+)
+"""Reason, as it is counted, and explanation."""
 
 Encode = Callable[[Texts], Encoded]
 
@@ -36,14 +47,35 @@ class Encoder:
     tokenizer: Tokenizer
 
     def __call__(self, texts: Texts) -> Encoded:
-        """Raises DataError if no token of a prompt is left (see `encode_example`)."""
         parts: list[np.ndarray] = []
         for system, prompt, chosen, rejected in texts:
             record = Record(system, prompt, chosen, None if self.kind == "sft" else rejected)
-            encoded = encode_example(self.template, self.tokenizer, record, self.kind, self.boundary)
-            parts += [part for part in encoded if part is not None]
+            try:
+                encoded = [part for part in encode_example(self.chat, record, self.kind) if part is not None]
+                reason = self._reason(encoded)
+            except PromptError:
+                reason = 0
+            if reason is not None:
+                empty = np.zeros(0, np.int32)
+                encoded = [empty, np.asarray([reason], np.int32), *([] if self.kind == "sft" else [empty])]
+            parts += encoded
         lengths = np.asarray([len(part) for part in parts], np.int32).reshape(len(texts), -1)
         return lengths, np.concatenate(parts).astype(np.int32)
+
+    @functools.cached_property
+    def chat(self) -> ChatFormat:
+        return ChatFormat(self.template, self.tokenizer, boundary=self.boundary)
+
+    @functools.cached_property
+    def _empty(self) -> int:
+        """Tokens of a response without text."""
+        return 1 if self.boundary == "joint" else len(self.chat.encode_response(""))
+
+    def _reason(self, encoded: list[np.ndarray]) -> int | None:
+        """Why an example cannot be used: its number in `UNUSABLE`."""
+        if any(len(part) <= self._empty for part in encoded[1:]):
+            return 1
+        return 2 if len(encoded) == 3 and np.array_equal(encoded[1], encoded[2]) else None
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,13 +16,15 @@ import numpy as np
 
 from janus_jax.data.boundary import Boundary, check_boundary
 from janus_jax.data.build.derive import Derivation, read_kind
-from janus_jax.data.build.encode import Encoded, Encoder, Texts, encoding
+from janus_jax.data.build.encode import UNUSABLE, Encoded, Encoder, Texts, encoding
 from janus_jax.data.build.readers import find_splits
 from janus_jax.data.dataset import MANIFEST, SPLIT_NAME, Manifest, Split, fingerprint_of, histogram, id_dtype
 from janus_jax.data.example import TOKEN_FEATURES
-from janus_jax.data.schema import Record, check_kind
+from janus_jax.data.schema import Record, RecordError, check_kind
+from janus_jax.data.served import check_stored
 from janus_jax.errors import DataError, JanusError, first_line
 from janus_jax.storage import staging
+from janus_jax.text.served import control_pattern
 from janus_jax.text.template import get_template
 from janus_jax.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -83,22 +86,47 @@ def build(
     with staging.output(out, MANIFEST, progress) as directory:
         from janus_jax.data.build.tfds_builder import write_records
 
+        leave_out: dict[str, dict[int, int]] = {name: {} for name in files}
+        spelled = dict.fromkeys(files, 0)
+
         def records(split: str) -> Iterator[Record]:
-            done = 0
+            dropped[split].clear()
+            done = spelled[split] = 0
             checked = read_kind(
                 files[split], kind, derive=derive, scratch=directory, skip_bad=skip_bad, dropped=dropped[split]
             )
-            for done, record in enumerate(checked, 1):
+            for number, record in enumerate(checked):
+                if number in leave_out[split]:
+                    reason, explanation = UNUSABLE[leave_out[split][number]]
+                    if not skip_bad and reason != "equal_tokens":
+                        raise RecordError(reason, record.place or f"split {split}, record {number}", explanation)
+                    dropped[split][reason] += 1
+                    continue
+                texts = (record.system, record.prompt, record.chosen, record.rejected or "")
+                spelled[split] += control is not None and any(map(control.search, texts))
                 yield record
+                done += 1
                 if progress and done % _PROGRESS_EVERY == 0:
                     progress(split, "read", done, None)
+            if not done:
+                reasons = ", ".join(f"{reason} {count}" for reason, count in dropped[split].items())
+                raise DataError(_source_name(source), f"split {split}: no usable record, all were dropped ({reasons})")
             if progress:
                 progress(split, "read", done, done)
 
-        builder = write_records({name: functools.partial(records, name) for name in files}, directory / "tfds")
+        def write() -> tuple[dict[str, Split], dict[str, dict[int, int]]]:
+            builder = write_records({name: functools.partial(records, name) for name in files}, directory / "tfds")
+            return _tokenize(builder, encoder, directory, processes, progress)
+
         tokenizer.save(directory / "tokenizer")
         encoder = Encoder(kind, prompt_template, boundary, tokenizer)
-        tokenized = _tokenize(builder, encoder, directory, processes, progress)
+        control = control_pattern(tokenizer)
+        tokenized, unusable = write()
+        if any(unusable.values()):  # rare, so all is written again without these records
+            leave_out |= unusable
+            for name in ("tfds", *files):
+                shutil.rmtree(directory / name)
+            tokenized, _ = write()
         written = {name: dataclasses.replace(split, dropped=dict(dropped[name])) for name, split in tokenized.items()}
         manifest = Manifest(
             kind=kind,
@@ -115,7 +143,11 @@ def build(
             ids=id_dtype(tokenizer.vocab_size).str,
             derived=None if derive is None else dataclasses.asdict(derive),
             fingerprint=fingerprint_of(written),
+            marks=list(encoder.chat.marks),
         )
+        manifest.save(directory)
+        served = check_stored(directory, manifest, encoder.chat)
+        manifest = dataclasses.replace(manifest, served=served | {"control_text": sum(spelled.values())})
         manifest.save(directory)
     return manifest
 
@@ -154,8 +186,12 @@ def _source_name(source: Source | Mapping[str, Source]) -> str:
 
 def _tokenize(
     builder: Any, encoder: Encoder, directory: Path, processes: int | None, progress: Progress | None
-) -> dict[str, Split]:
-    """Runs the seqio Task over every split and writes the token ids."""
+) -> tuple[dict[str, Split], dict[str, dict[int, int]]]:
+    """Runs the seqio Task over every split and writes the token ids.
+
+    Returns:
+        The splits, and of each the records that cannot be used: their numbers and reasons (`UNUSABLE`).
+    """
     from janus_jax.data.build.task import make_task
 
     if processes is None:
@@ -177,18 +213,19 @@ def _tokenize(
         task = make_task(builder, kind=encoder.kind, tokenizer=encoder.tokenizer, encode=noting, parallel=2 * processes)
         dtype = id_dtype(encoder.tokenizer.vocab_size)
         try:
-            return {
+            written = {
                 name: _write_split(directory / name, name, task, info.num_examples, dtype, progress)
                 for name, info in builder.info.splits.items()
             }
+            return {name: one for name, (one, _) in written.items()}, {name: bad for name, (_, bad) in written.items()}
         except Exception as error:
             raise (failures or [error])[0] from None
 
 
 def _write_split(
     folder: Path, split: str, task: Any, examples: int, dtype: np.dtype, progress: Progress | None
-) -> Split:
-    """Writes token files, lengths and, if any record has one, margins of a split."""
+) -> tuple[Split, dict[int, int]]:
+    """Writes token files, lengths and, if any record has one, margins of a split; returns also unusable records."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     folder.mkdir()
@@ -198,6 +235,7 @@ def _write_split(
     files = -(-examples // _EXAMPLES_PER_FILE)
     dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
     done = 0
+    unusable: dict[int, int] = {}
     with contextlib.ExitStack() as stack:
         for parts, batch_margins in _batches(dataset):
             for example in zip(*parts, strict=True):
@@ -207,6 +245,8 @@ def _write_split(
                     # groups of one for random access; uncompressed, because ids hardly shrink and readers must be fast
                     writer = ArrayRecordWriter(str(folder / name), "group_size:1,uncompressed")
                     stack.callback(writer.close)
+                if not len(example[0]):
+                    unusable[done] = int(example[1][0])
                 lengths[done, : len(example)] = [len(part) for part in example]
                 ids = np.concatenate(example)
                 digest.update(lengths[done].astype("<i4").tobytes() + ids.astype("<i4").tobytes())
@@ -224,7 +264,7 @@ def _write_split(
         margins = np.nan_to_num(margins)  # 0 for records without one
         np.save(folder / "margins.npy", margins)
         digest.update(margins.astype("<f4").tobytes())
-    return Split(
+    split_facts = Split(
         examples,
         int(lengths.sum()),
         dropped={},
@@ -233,6 +273,7 @@ def _write_split(
         files={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
         fingerprint=digest.hexdigest(),
     )
+    return split_facts, unusable
 
 
 def _batches(dataset: Any) -> Iterator[tuple[list[list[np.ndarray]], np.ndarray | None]]:

@@ -4,6 +4,7 @@ JSONL and Parquet are streamed: memory depends on the largest record, not on the
 where records count from 1 (in JSONL: the line number).
 """
 
+import dataclasses
 import gzip
 import json
 import os
@@ -103,7 +104,7 @@ def _read(paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str]) -
                 dropped[error.reason] += 1
                 continue
             kept += 1
-            yield record
+            yield dataclasses.replace(record, place=f"{path}:{name}")
         if not seen:
             raise DataError(path, "is empty; at least one record is needed")
     if not kept:

@@ -9,8 +9,8 @@ import numpy as np
 
 from janus_jax.data.boundary import encode_example
 from janus_jax.data.dataset import TokenizedDataset
-from janus_jax.data.inspect.texts import read_texts
 from janus_jax.data.inspect.token_text import TokenDecoder, visible
+from janus_jax.data.texts import read_texts
 from janus_jax.errors import DataError
 
 SAMPLE = 200
@@ -60,25 +60,22 @@ def check_boundary(dataset: TokenizedDataset, index: np.ndarray, sample: int = S
         records = read_texts(dataset, sampled.tolist())
     except DataError as error:
         return BoundaryCheck(dataset.manifest.boundary, 0, len(index), str(error), 0, 0, 0, 0, [])
-    tokenizer, template, manifest = dataset.tokenizer(), dataset.template(), dataset.manifest
-    decoder = TokenDecoder(tokenizer)
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    manifest, chat = dataset.manifest, dataset.chat_format()
+    decoder = TokenDecoder(chat.tokenizer)
     differences: dict[str, list[BoundaryDifference]] = {"prompt alone": [], "with space": [], "without space": []}
     between = {"with space": " ", "without space": ""}
     not_reproduced = 0
     for number, record, example in zip(sampled.tolist(), records, dataset.read(sampled), strict=True):
         stored = [example.chosen] if example.rejected is None else [example.chosen, example.rejected]
-        encoded = encode_example(template, tokenizer, record, manifest.kind, manifest.boundary)
-        reproduced = [ids for ids in encoded if ids is not None]
+        reproduced = [ids for ids in encode_example(chat, record, manifest.kind) if ids is not None]
         if len(reproduced) != 1 + len(stored) or not all(map(np.array_equal, [example.prompt, *stored], reproduced)):
             not_reproduced += 1
             continue
-        prompt = template.prompt_text(record.system, record.prompt)
-        texts = [template.response_text(text) for text in (record.chosen, record.rejected) if text is not None]
-        compared = [("prompt alone", example.prompt.tolist(), [*bos, *tokenizer.encode(prompt)])]
+        texts = [text for text in (record.chosen, record.rejected) if text is not None]
+        compared = [("prompt alone", example.prompt.tolist(), chat.encode_prompt(record.system, record.prompt))]
         for name, space in between.items():
             for ids, text in zip(stored, texts, strict=True):
-                whole = [*bos, *tokenizer.encode(prompt + space + text), tokenizer.eos_id]
+                whole = chat.encode_whole(record.system, record.prompt, text, space)
                 compared.append((name, [*example.prompt.tolist(), *ids.tolist()], whole))
         for name, ids, others in compared:
             if ids != others and not (differences[name] and differences[name][-1].example == number):

@@ -19,6 +19,7 @@ from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.errors import DataError
 from janus_jax.model.mistral import param_specs
+from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.template import MISTRAL_INST
 from janus_jax.text.tokenizer import load_tokenizer
 from tests.support.models import SMALL, assert_same_bits, random_params, read_tensors
@@ -87,7 +88,7 @@ def test_what_nobody_said_is_the_tokenizers_and_greedy(tmp_path):
 def test_an_exported_tokenizer_gives_sentencepieces_ids(files, tmp_path):
     config = dataclasses.replace(SMALL, vocab_size=32000)
     reference = load_tokenizer()
-    template = MISTRAL_INST.chat_template
+    template = ChatFormat(MISTRAL_INST, reference).chat_template
     save_hf(random_params(config), config, tmp_path / "hf", tokenizer=reference, chat_template=template)
     if files == "tokenizer.model":
         (tmp_path / "hf" / "tokenizer.json").unlink()

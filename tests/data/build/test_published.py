@@ -13,6 +13,7 @@ from janus_jax.data.build.published import published_record
 from janus_jax.data.build.readers import find_splits, read_records
 from janus_jax.data.schema import NoPreferenceError, Record, RecordError
 from janus_jax.errors import DataError
+from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.template import MISTRAL_INST, PLAIN
 from janus_jax.text.tokenizer import load_tokenizer
 
@@ -153,7 +154,7 @@ def test_ids_are_those_of_the_whole_text_as_openrlhf_tokenizes_it(tokenizer):
         record = published_record(RECORDS[name], "rm")
         assert record is not None
         template = MISTRAL_INST if name == "webgpt" else PLAIN
-        prompt, *responses = encode_example(template, tokenizer, record, "rm")
+        prompt, *responses = encode_example(ChatFormat(template, tokenizer), record, "rm")
         assert [[*prompt, *response] for response in responses] == [[1, *tokenizer.encode(w), 2] for w in wholes], name
 
 
@@ -228,5 +229,5 @@ def test_real_conversations_part_where_their_last_responses_begin(tmp_path, toke
     ]
     assert len(records) == 400
     for record, texts in zip(records[::8], wholes[::8], strict=True):
-        prompt, *responses = encode_example(PLAIN, tokenizer, record, "rm")
+        prompt, *responses = encode_example(ChatFormat(PLAIN, tokenizer), record, "rm")
         assert [[*prompt, *response] for response in responses] == [[1, *tokenizer.encode(t), 2] for t in texts]

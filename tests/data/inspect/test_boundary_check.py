@@ -8,7 +8,7 @@ import pytest
 from janus_jax.data.build.pipeline import build
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.inspect.boundary_check import check_boundary
-from janus_jax.data.inspect.texts import read_texts
+from janus_jax.data.texts import read_texts
 from janus_jax.errors import DataError
 from tests.support.records import pair_records, write_records
 
@@ -50,7 +50,7 @@ def test_separate_texts_are_cut_as_stored_with_a_space_and_not_without(dpo_build
     dataset = TokenizedDataset(dpo_build.directory)
     check = check_boundary(dataset, np.arange(5))
     assert (check.checked, check.examples, check.not_reproduced, check.prompt_alone) == (5, 5, 0, 0)
-    form = dataset.template()
+    form = dataset.chat_format().template
     differ = {" ": 0, "": 0}
     for example, (system, prompt, *responses) in zip(dataset.read(range(5)), dpo_build.texts, strict=True):
         for between in differ:

@@ -1,0 +1,226 @@
+"""Whether a server reads a conversation as training did.
+
+transformers loads the tokenizer files of an export and applies their chat template, as servers do. The ids must be
+those that were stored for training.
+"""
+
+import dataclasses
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from janus_jax.errors import DataError, first_line
+from janus_jax.text.chat_format import ChatFormat
+from janus_jax.text.tokenizer import Tokenizer, load_tokenizer, save_hf_tokenizer
+
+CONVERSATIONS = "conversations.jsonl"
+"""Beside the tokenizer of a data set, a run or a converted directory: conversations with the ids of training."""
+
+SAMPLE = 256
+"""Conversations of a split that are compared."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """An example as text and as ids."""
+
+    name: str
+    """Split and number."""
+    system: str
+    prompt: str
+    responses: list[str]
+    prompt_ids: list[int]
+    response_ids: list[list[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedCheck:
+    """Counts of compared conversations."""
+
+    checked: int = 0
+    merged: int = 0
+    """Prompt and response as one text give other ids than apart, because tokens merge at their boundary."""
+    control_text: int = 0
+    """A text spells a control token: training read it as text, a server reads the token."""
+    example: tuple[str, str, str] | None = None
+    """Of the first merged one: its name, the stored tokens and the served ones around the boundary."""
+
+
+def control_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """What spells a control token of an exported tokenizer; None if it has none."""
+    with _exported(tokenizer, None) as directory:
+        server = _load(directory)
+    tokens = {str(token) for token in server.all_special_tokens}
+    tokens |= {str(token.content) for token in server.added_tokens_decoder.values() if token.special}
+    longest_first = sorted(filter(None, tokens), key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def check_built(chat: ChatFormat, conversations: Sequence[Conversation], *, whole: bool) -> ServedCheck:
+    """Compares conversations with what an export of `chat` would read. Raises DataError as `check_served` does."""
+    with _exported(chat.tokenizer, chat.chat_template) as directory:
+        return check_served(directory, chat, conversations, whole=whole)
+
+
+def check_served(
+    directory: Path, chat: ChatFormat, conversations: Iterable[Conversation], *, whole: bool
+) -> ServedCheck:
+    """Compares conversations with what the tokenizer files of a directory read.
+
+    The rendered text must be that of training, and so must the ids of every prompt (with `joint`: of the whole
+    conversation). Texts that spell a control token are compared with that parsing switched off.
+
+    Args:
+        whole: ids of the whole conversation must be equal too (reward models); otherwise those that merge at the
+            boundary are counted.
+    Raises:
+        DataError: names the conversation and shows both lists.
+    """
+    server = _load(directory)
+    control = control_pattern(chat.tokenizer)
+    again = ChatFormat(chat.template, load_tokenizer(directory), boundary=chat.boundary, marks=chat.marks)
+    counts = {"checked": 0, "merged": 0, "control_text": 0}
+    example = None
+    for one in conversations:
+        counts["checked"] += 1
+        messages = [{"role": "system", "content": one.system}] if one.system else []
+        messages.append({"role": "user", "content": one.prompt})
+        _require_text(server, chat, one, messages)
+        if control is not None and any(map(control.search, (one.system, one.prompt, *one.responses))):
+            counts["control_text"] += 1
+            _require_reading(server, again, one)
+            continue
+        if chat.boundary == "separate":
+            _require_ids(server, one, one.prompt_ids, _ids(server, messages, add_generation_prompt=True), "prompt")
+        merged = None
+        for response, stored in zip(one.responses, one.response_ids, strict=True):
+            served = _ids(server, [*messages, {"role": "assistant", "content": response}])
+            trained = one.prompt_ids + stored
+            if trained == served:
+                continue
+            start, end = _differing(trained, served)
+            if not start <= len(one.prompt_ids) <= end:
+                _require_ids(server, one, trained, served, "conversation")
+            longer = len(served) - len(trained)
+            merged = (
+                one.name,
+                _tokens(server, trained[max(0, start - 1) : end + 1]),
+                _tokens(server, served[max(0, start - 1) : end + longer + 1]),
+            )
+        if merged is None:
+            continue
+        if whole:
+            raise DataError(
+                one.name,
+                f"prompt and response as one text, as a reward model reads them, merge: {merged[1]} was built, "
+                f"{merged[2]} is served; build with --boundary joint and set compat.token_boundary: joint",
+            )
+        counts["merged"] += 1
+        example = example or merged
+    return ServedCheck(**counts, example=example)
+
+
+def _differing(trained: list[int], served: list[int]) -> tuple[int, int]:
+    """The span of `trained` outside the longest common beginning and end."""
+    shorter = min(len(trained), len(served))
+    start = next((i for i in range(shorter) if trained[i] != served[i]), shorter)
+    same = next((i for i in range(shorter - start) if trained[-1 - i] != served[-1 - i]), shorter - start)
+    return start, len(trained) - same
+
+
+def _require_text(server: Any, chat: ChatFormat, one: Conversation, messages: list[dict[str, str]]) -> None:
+    bos = "" if chat.bos_id is None else server.convert_ids_to_tokens(chat.bos_id)
+    eos = server.convert_ids_to_tokens(chat.tokenizer.eos_id)
+    written = [(_apply(server, messages, add_generation_prompt=True), bos + chat.text(one.system, one.prompt))]
+    for response in one.responses:
+        text = _apply(server, [*messages, {"role": "assistant", "content": response}])
+        written.append((text, bos + chat.text(one.system, one.prompt, response) + eos))
+    for text, expected in written:
+        if text != expected:
+            raise DataError(one.name, f"the exported chat template writes {text!r:.300}, not {expected!r:.300}")
+
+
+def _require_reading(server: Any, chat: ChatFormat, one: Conversation) -> None:
+    """Compares what the exported files read, with control tokens in texts left as text."""
+    for response, stored in zip(one.responses, one.response_ids, strict=True):
+        if chat.boundary == "joint":
+            read = chat.encode_whole(one.system, one.prompt, response)
+        else:
+            read = chat.encode_prompt(one.system, one.prompt) + chat.encode_response(response)
+        _require_ids(server, one, one.prompt_ids + stored, read, "conversation")
+
+
+def _require_ids(server: Any, one: Conversation, trained: list[int], served: list[int], what: str) -> None:
+    if trained == served:
+        return
+    start = max(0, _differing(trained, served)[0] - 1)
+    shown = [
+        f"{len(ids)} ids, from {start}: {ids[start : start + 7]} {_tokens(server, ids[start : start + 7])}"
+        for ids in (trained, served)
+    ]
+    raise DataError(
+        one.name,
+        f"a server would not read this {what} as it was tokenized for training; trained {shown[0]}; served {shown[1]}. "
+        "transformers reads the tokenizer's files in another way than tokenizer.json says: set tokenizer_class to "
+        "PreTrainedTokenizerFast in its tokenizer_config.json, or choose another --template",
+    )
+
+
+def _tokens(server: Any, ids: list[int]) -> str:
+    return "|".join(map(str, server.convert_ids_to_tokens(ids)))
+
+
+def _ids(server: Any, messages: list[dict[str, str]], **options: bool) -> list[int]:
+    return _apply(server, messages, tokenize=True, return_dict=False, **options)
+
+
+def _apply(server: Any, messages: list[dict[str, str]], *, tokenize: bool = False, **options: bool) -> Any:
+    try:
+        return server.apply_chat_template(messages, tokenize=tokenize, **options)
+    except Exception as error:  # of Jinja or of the tokenizer
+        raise DataError(f"the exported chat template fails: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _load(directory: Path) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise DataError(f"transformers cannot load the tokenizer as it would be exported: {reason}") from error
+
+
+class _exported(tempfile.TemporaryDirectory):
+    """A directory with the tokenizer files of an export."""
+
+    def __init__(self, tokenizer: Tokenizer, chat_template: str | None):
+        super().__init__(prefix="janus.served.")
+        save_hf_tokenizer(tokenizer, self.name, chat_template=chat_template)
+
+    def __enter__(self) -> Path:
+        return Path(super().__enter__())
+
+
+def write_conversations(path: Path, conversations: Iterable[Conversation]) -> None:
+    """One JSON line for each."""
+    lines = (json.dumps(dataclasses.asdict(one), ensure_ascii=False, separators=(",", ":")) for one in conversations)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def read_conversations(path: Path) -> Iterator[Conversation]:
+    """The conversations of a file; none if it does not exist, as beside older data sets.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if not path.is_file():
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+        try:
+            yield Conversation(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}:{number}", f"not a conversation: {first_line(error)}") from error
