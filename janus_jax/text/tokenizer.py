@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from janus_jax.errors import DataError, first_line
 from janus_jax.storage import staging
 from janus_jax.storage.bucket import is_url
+from janus_jax.text.sentencepiece_json import require_equal, tokenizer_json
 
 EMBEDDED = Path(__file__).parent / "assets" / "tokenizer" / "tokenizer.model"
 """The Mistral v0.1/v0.2 sentencepiece model: 32000 pieces, bos 1, eos 2, unk 0 (NOTICE next to it)."""
@@ -352,41 +353,16 @@ def _copy(files: dict[Path, str], directory: str | Path) -> None:
 
 
 def _write_from_sentencepiece(tokenizer: SentencePieceTokenizer, target: Path) -> None:
-    """Writes tokenizer.json with byte fallback and merges ranked by piece score; a pre-tokenizer would break spaces."""
-    from tokenizers import AddedToken, decoders, normalizers, processors
-    from tokenizers import Tokenizer as RustTokenizer
-    from tokenizers.models import BPE
-    from transformers.convert_slow_tokenizer import generate_merges
-
-    processor = tokenizer.processor
-    pieces = [processor.id_to_piece(i) for i in range(tokenizer.vocab_size)]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    scores = {piece: processor.get_score(i) for i, piece in enumerate(pieces)}
+    model, file = tokenizer.path.read_bytes(), target / "tokenizer.json"
+    content = tokenizer_json(model, name=str(tokenizer.path))
+    if model != EMBEDDED.read_bytes():  # a test compares that one
+        require_equal(model, content, name=str(tokenizer.path))
+    file.write_text(content, encoding="utf-8")
     special = {
-        f"{name}_token": pieces[i]
+        f"{name}_token": tokenizer.processor.id_to_piece(i)
         for name, i in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id), ("unk", tokenizer.unk_id))
         if i is not None
     }
-    model = BPE(
-        vocabulary,
-        generate_merges(vocabulary, scores),
-        unk_token=special.get("unk_token"),
-        fuse_unk=True,
-        byte_fallback=True,
-        dropout=None,
-    )
-    rust = RustTokenizer(model)
-    rust.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    rust.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    rust.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special.values()])
-    if tokenizer.bos_id is not None:
-        bos = special["bos_token"]
-        rust.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.bos_id)]
-        )
-    rust.save(str(target / "tokenizer.json"))
     beside = {**_read_json(target / "special_tokens_map.json"), **_read_json(target / "tokenizer_config.json")}
     pad = beside.get("pad_token") if beside else special["eos_token"]
     special |= {} if pad is None else {"pad_token": pad}
