@@ -4,21 +4,24 @@ Compared are `SentencePieceProcessor.encode(text)` and `tokenizers.Tokenizer.enc
 with `encode_special_tokens`: text never becomes a control piece. `require_equal` compares the two on many texts
 (`sentencepiece_corpus.py`), so a model that the library cannot imitate is refused, by name and with an example.
 
-Texts that are known to differ (`EXOTIC`) are no reason to refuse:
+These texts are known to differ, and are no reason to refuse. `require_equal` returns a note of each kind:
 
+- with a unigram model: runs such as "aaaaaaaa", where "aaa a" and "a aaa" have the same score. sentencepiece adds
+  scores as float32 and `tokenizers` as float64, so rounding decides.
 - three noncharacters (U+DFFFE, U+EFFFE, U+EFFFF), which steps of the normalizer use. Unicode keeps them out of text.
 - with an NFKC normalizer: decomposed letters of Todhri, Tulu-Tigalari, Dives Akuru, Gurung Khema and Kirat Rai.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 from janus_jax.errors import DataError, first_line
 from janus_jax.text import sentencepiece_normalizer as normalizer
 from janus_jax.text.sentencepiece_corpus import EXOTIC, corpus
-from janus_jax.text.sentencepiece_normalizer import SPACE, any_of, literal
+from janus_jax.text.sentencepiece_normalizer import SPACE, STAND_IN, any_of, literal, literal_class
 
 UNIGRAM, BPE = 1, 2
 """`model_type` of a trainer_spec"""
@@ -26,6 +29,10 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """`type` of a piece"""
 
 _BATCH = 4096
+_TIE = 1e-5  # sentencepiece adds scores as float32
+TIES = "segmentations of the same score"
+Difference = tuple[str, list[int], list[int]]
+"""A text, its ids from sentencepiece, its ids from tokenizer.json."""
 _REMEDY = "bring the tokenizer.json that the model was published with and put it beside tokenizer.model"
 
 
@@ -65,17 +72,18 @@ def tokenizer_json(model: bytes, *, name: str) -> str:
     return rust.to_str(pretty=True)
 
 
-def first_difference(
-    model: bytes, tokenizer_json: str, texts: Iterable[str]
-) -> tuple[str, list[int], list[int]] | None:
+def first_difference(model: bytes, tokenizer_json: str, texts: Iterable[str]) -> Difference | None:
     """The first text that the two encode differently, with its ids from sentencepiece and from tokenizer.json."""
+    return next(_differences(model, tokenizer_json, texts), None)
+
+
+def _differences(model: bytes, tokenizer_json: str, texts: Iterable[str]) -> Iterator[Difference]:
     encode, imitate = _encoders(model, tokenizer_json)
-    texts = iter(texts)
-    while batch := list(islice(texts, _BATCH)):
+    rest = iter(texts)
+    while batch := list(islice(rest, _BATCH)):
         for text, expected, got in zip(batch, encode(batch), imitate(batch), strict=True):
             if expected != got:
-                return text, expected, got
-    return None
+                yield text, expected, got
 
 
 def require_equal(model: bytes, tokenizer_json: str, *, name: str, texts: Iterable[str] | None = None) -> list[str]:
@@ -88,17 +96,14 @@ def require_equal(model: bytes, tokenizer_json: str, *, name: str, texts: Iterab
         texts: what to compare. None: `sentencepiece_corpus.corpus`.
 
     Returns:
-        A note for each kind of `EXOTIC` text that gets other ids. Empty if `texts` is given.
+        A note for each kind of text that gets other ids and is no reason to refuse.
 
     Raises:
         DataError: names a short text and its tokens from both.
     """
     proto = _parse(model, name)
     pieces = [piece.piece for piece in proto.pieces]
-    if texts is None:
-        difference, notes = _on_corpus(model, tokenizer_json)
-    else:
-        difference, notes = first_difference(model, tokenizer_json, texts), ()
+    difference, notes = _on_corpus(model, tokenizer_json) if texts is None else _worst(model, tokenizer_json, texts)
     if difference is not None:
         text = _shrunk(model, tokenizer_json, difference[0])
         _, expected, got = first_difference(model, tokenizer_json, [text]) or difference
@@ -114,11 +119,33 @@ def require_equal(model: bytes, tokenizer_json: str, *, name: str, texts: Iterab
 
 
 @functools.lru_cache(maxsize=2)  # one process often writes the same tokenizer twice
-def _on_corpus(model: bytes, tokenizer_json: str) -> tuple[tuple[str, list[int], list[int]] | None, Sequence[str]]:
+def _on_corpus(model: bytes, tokenizer_json: str) -> tuple[Difference | None, list[str]]:
     proto = _parse(model, "")
-    difference = first_difference(model, tokenizer_json, corpus([p.piece for p in proto.pieces], _symbols(proto)))
+    texts = corpus([piece.piece for piece in proto.pieces], _symbols(proto))
+    difference, notes = _worst(model, tokenizer_json, texts)
     exotic = {kind: first_difference(model, tokenizer_json, examples) for kind, examples in EXOTIC.items()}
-    return difference, [f"{kind}, such as {example[0]!r}" for kind, example in exotic.items() if example is not None]
+    return difference, notes + [f"{kind}, such as {example[0]!r}" for kind, example in exotic.items() if example]
+
+
+def _worst(model: bytes, tokenizer_json: str, texts: Iterable[str]) -> tuple[Difference | None, list[str]]:
+    """A difference that counts, and notes of those that do not."""
+    proto = _parse(model, "")
+    ties = list[str]()
+    for text, expected, got in _differences(model, tokenizer_json, texts):
+        if not _tie(proto, expected, got):
+            return (text, expected, got), []
+        ties.append(text)
+    return None, [f"{TIES}, such as {min(ties, key=len)!r}"] if ties else []
+
+
+def _tie(proto: Any, expected: list[int], got: list[int]) -> bool:
+    if proto.trainer_spec.model_type != UNIGRAM:
+        return False
+    only = [Counter(expected) - Counter(got), Counter(got) - Counter(expected)]  # the others have scores of their own
+    if any(proto.pieces[i].type not in (NORMAL, USER_DEFINED) for ids in only for i in ids):
+        return False
+    ours, theirs = (sum(proto.pieces[i].score for i in ids) for ids in (expected, got))
+    return abs(ours - theirs) <= _TIE * abs(ours)
 
 
 def _encoders(model: bytes, tokenizer_json: str) -> tuple[Any, Any]:
@@ -133,7 +160,7 @@ def _encoders(model: bytes, tokenizer_json: str) -> tuple[Any, Any]:
 
 
 def _shrunk(model: bytes, tokenizer_json: str, text: str) -> str:
-    """A part of the text that still differs, and that gets equal if any of its characters goes."""
+    """A part of the text that still differs, and that becomes equal if any of its characters goes."""
     encode, imitate = _encoders(model, tokenizer_json)
     size = len(text) // 2
     while size:
@@ -149,11 +176,12 @@ def _shrunk(model: bytes, tokenizer_json: str, text: str) -> str:
 
 
 def _parse(model: bytes, name: str) -> Any:
-    from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
 
     try:
-        SentencePieceProcessor().LoadFromSerializedProto(model)
-        return sentencepiece_model_pb2.ModelProto.FromString(model)
+        sentencepiece.SentencePieceProcessor().LoadFromSerializedProto(model)
+        return sentencepiece_model_pb2.ModelProto.FromString(model)  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:  # protobuf's own, or RuntimeError
         raise DataError(name, "not a sentencepiece model") from error
 
@@ -168,12 +196,18 @@ def _normalizer(proto: Any) -> Any:
 
     spec, space = proto.normalizer_spec, SPACE if proto.normalizer_spec.escape_whitespaces else " "
     steps = normalizer.steps(spec.precompiled_charsmap, _symbols(proto))
+    suffix = spec.add_dummy_prefix and proto.trainer_spec.treat_whitespace_as_suffix
+    end = STAND_IN if suffix else ""
+    if suffix:  # at first, for the charsmap may leave nothing of a text
+        steps.insert(0, normalizers.Replace(Regex(r"\z"), end))
     if spec.remove_extra_whitespaces:
-        steps.append(normalizers.Replace(Regex(rf"\A +| +(?= )|[ {space}]+\z"), ""))
-    if spec.add_dummy_prefix and proto.trainer_spec.treat_whitespace_as_suffix:
-        steps.append(normalizers.Replace(Regex(r"\z"), space))
-    elif spec.add_dummy_prefix:
-        # first where it can be: the charsmap may leave nothing of a text, and the prefix stays
+        steps.append(normalizers.Replace(Regex(rf"\A +| +(?= )|[ {space}]+(?={end}\z)"), ""))
+        if suffix:  # spaces alone are nothing, not even a suffix
+            blank = literal_class(normalizer.spaces(spec.precompiled_charsmap))
+            steps.insert(0, normalizers.Replace(Regex(rf"\A[{blank}]+\z"), ""))
+    if suffix:
+        steps.append(normalizers.Replace(end, space))
+    elif spec.add_dummy_prefix:  # at first if it may be, for the charsmap may leave nothing of a text
         steps.insert(len(steps) if spec.remove_extra_whitespaces else 0, normalizers.Prepend(space))
     if spec.escape_whitespaces:
         steps.append(normalizers.Replace(" ", SPACE))
@@ -246,33 +280,40 @@ def _unigram(proto: Any) -> tuple[Any, Any]:
     """The model and its pre-tokenizer, which breaks literal control pieces where no piece can span, or None."""
     from tokenizers import Regex, models, pre_tokenizers
 
-    scores = [piece.score for piece in proto.pieces if piece.type == NORMAL]
-    best = max(scores, default=0.0)
-    vocabulary = [
-        (piece.piece, piece.score if piece.type != USER_DEFINED else len(piece.piece.encode()) * best - 0.1)
-        for piece in proto.pieces
-    ]
     unk = next(i for i, piece in enumerate(proto.pieces) if piece.type == UNKNOWN)
-    core = models.Unigram(vocabulary, unk, proto.trainer_spec.byte_fallback)
+    core = models.Unigram([(piece.piece, piece.score) for piece in proto.pieces], unk, proto.trainer_spec.byte_fallback)
     breaks = _breaks(proto)
     return core, pre_tokenizers.Split(Regex("|".join(breaks)), "merged_with_previous") if breaks else None
 
 
 def _breaks(proto: Any) -> list[str]:
-    matched = [piece.piece for piece in proto.pieces if piece.type in (NORMAL, USER_DEFINED)]
-    pairs = {piece[i : i + 2] for piece in matched for i in range(len(piece) - 1)}
+    """Patterns of the start of reserved pieces that end where no other piece can reach across."""
+    holders = defaultdict(set)
+    for piece in proto.pieces:
+        if piece.type in (NORMAL, USER_DEFINED):
+            for pair in zip(piece.piece, piece.piece[1:], strict=False):
+                holders[pair].add(piece.piece)
     letters = {piece.piece for piece in proto.pieces if piece.type == NORMAL and len(piece.piece) == 1}
-    result = []
-    if proto.trainer_spec.byte_fallback and "<0" not in pairs:
-        result.append(r"<(?=0x[0-9A-F]{2}>)")
+    all_bytes = [r"<(?=0x[0-9A-F]{2}>)"] if proto.trainer_spec.byte_fallback and ("<", "0") not in holders else []
+    result = list(all_bytes)
     for piece in proto.pieces:
         text = piece.piece
-        if piece.type not in (UNKNOWN, CONTROL, BYTE) or (piece.type == BYTE and "<0" not in pairs):
+        if piece.type not in (UNKNOWN, CONTROL, BYTE) or (piece.type == BYTE and all_bytes):
             continue
         for i in range(1, len(text)):
+            # nothing may part two unknown characters, which are one id
             known = proto.trainer_spec.byte_fallback or text[i - 1] in letters or text[i] in letters
-            if known and text[i - 1 : i + 1] not in pairs:  # two unknown characters are one id if nothing parts them
+            if known and not any(_reaches(other, text, i) for other in holders[text[i - 1], text[i]]):
                 before = f"(?<={literal(text[: i - 1])})" if i > 1 else ""
                 result.append(f"{before}{literal(text[i - 1])}(?={literal(text[i:])})")
                 break
     return result
+
+
+def _reaches(other: str, text: str, place: int) -> bool:
+    """Whether `other` may overlap an occurrence of `text` on both sides of its `place`."""
+    for start in range(place - len(other) + 1, place):
+        first, last = max(start, 0), min(start + len(other), len(text))
+        if other[first - start : last - start] == text[first:last]:
+            return True
+    return False

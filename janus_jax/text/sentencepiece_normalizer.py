@@ -72,6 +72,11 @@ def rules(charsmap: bytes) -> dict[str, str]:
     return result
 
 
+def spaces(charsmap: bytes) -> list[str]:
+    """The characters that become a space."""
+    return [" ", *(source for source, target in _read(charsmap).single.items() if target == " ")] if charsmap else [" "]
+
+
 class _Charsmap(NamedTuple):
     single: dict[str, str]
     """Rules of single characters."""
@@ -95,7 +100,7 @@ def _read(charsmap: bytes) -> _Charsmap:
     unchanged = {source[-1] for source in odd if source[-1] in single}
     odd = _unlike_nfc(long, single, unchanged) if unchanged else odd
     joined = [source for source in long if source not in odd]
-    walled = _class({c for source in joined for c in source[1:]} | _extending())
+    walled = literal_class({c for source in joined for c in source[1:]} | _extending())
     return _Charsmap(single, odd, unchanged, walled, _inside(joined) if joined else "")
 
 
@@ -114,7 +119,8 @@ def steps(charsmap: bytes, symbols: Sequence[str] = ()) -> list[Any]:
     if inside:
         kept = "".join(f"(?<!{literal(symbol)}{WALL})" for symbol in symbols)
         walls.append(normalizers.Replace(Regex(WALL + kept + inside), DOOR))
-    joined = [normalizers.Replace(DOOR, ""), normalizers.NFC(), normalizers.Replace(WALL, "")]
+    nfc = [normalizers.Replace(DOOR, ""), normalizers.NFC()] if inside else []
+    joined = [*nfc, normalizers.Replace(WALL, "")]
     return [*before, *walls, *hidden, *_single_steps(single), *shown, *joined, *after]
 
 
@@ -160,12 +166,13 @@ def _single_steps(single: dict[str, str]) -> list[Any]:
     gone = [source for source, target in single.items() if not target]  # Precompiled panics if such a one comes first
     kept = {source: target for source, target in single.items() if target}
     return [
-        *([normalizers.Replace(Regex(f"[{_class(gone)}]"), "")] if gone else []),
+        *([normalizers.Replace(Regex(f"[{literal_class(gone)}]"), "")] if gone else []),
         *([normalizers.Precompiled(_compile(kept))] if kept else []),
     ]
 
 
 def _extending() -> set[str]:
+    """Characters but marks that extend a grapheme or that NFC joins to the one before."""
     ranges = [
         (0x200C, 0x200D),
         (0xE33, 0xE33),
@@ -197,7 +204,7 @@ def _inside(joined: list[str]) -> str:
                 groups[frozenset(first)][rest[1:]].add(rest[0])
         for first, rests in groups.items():
             for rest, following in rests.items():
-                ahead = f"[{_class(following)}]" + "".join(WALL + literal(c) for c in rest)
+                ahead = f"[{literal_class(following)}]" + "".join(WALL + literal(c) for c in rest)
                 alternatives.append((between, first, ahead))
     merged = defaultdict(set)  # the characters between, once more in groups
     for between, first, ahead in alternatives:
@@ -206,14 +213,15 @@ def _inside(joined: list[str]) -> str:
     for (size, first, ahead), betweens in merged.items():
         columns = [{b[i] for b in betweens} for i in range(size)]
         if len(betweens) == np.prod([len(c) for c in columns], dtype=int):  # all combinations
-            middles = ["".join(WALL + f"[{_class(c)}]" for c in columns)]
+            middles = ["".join(WALL + f"[{literal_class(c)}]" for c in columns)]
         else:
             middles = ["".join(WALL + literal(c) for c in between) for between in sorted(betweens)]
-        parts += [f"(?={ahead})(?<=[{_class(first)}]{middle}{WALL})" for middle in middles]
+        parts += [f"(?={ahead})(?<=[{literal_class(first)}]{middle}{WALL})" for middle in middles]
     return f"(?:{'|'.join(parts)})"
 
 
-def _class(characters: Iterable[str]) -> str:
+def literal_class(characters: Iterable[str]) -> str:
+    """The characters as they stand between brackets in a pattern."""
     codes = sorted(map(ord, characters))
     runs = [[i for _, i in run] for _, run in itertools.groupby(enumerate(codes), lambda pair: pair[1] - pair[0])]
     return "".join(f"\\x{{{run[0]:X}}}" + (f"-\\x{{{run[-1]:X}}}" if len(run) > 1 else "") for run in runs)
@@ -238,5 +246,6 @@ def _compile(single: dict[str, str]) -> bytes:
         hexed = [[" ".join(f"{ord(c):X}" for c in side) for side in rule] for rule in single.items()]
         path.write_text("".join(f"{source}\t{target}\n" for source, target in hexed))
         built = sentencepiece.SentencePieceNormalizer(rule_tsv=str(path))
-    proto = sentencepiece_model_pb2.ModelProto.FromString(built.serialized_model_proto())
+    model = built.serialized_model_proto()
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # pyright: ignore[reportAttributeAccessIssue]
     return proto.normalizer_spec.precompiled_charsmap
