@@ -113,6 +113,8 @@ def _print_manifest(manifest: Any, out: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from janus_jax.text.served import served_lines
+
     plain = dataclasses.asdict(manifest)
     title = Text(f"{plain['kind']} data in {out}")  # no markup: a path may hold brackets
     table = Table("split", "examples", "tokens", "dropped", title=title, title_justify="left")
@@ -125,6 +127,8 @@ def _print_manifest(manifest: Any, out: str) -> None:
         f"fingerprint {plain['fingerprint'][:16]}   template {plain['template']}   boundary {plain['boundary']}",
         highlight=False,
     )
+    for line in served_lines(plain["served"] or {}):
+        console.print(line, highlight=False, markup=False)
 
 
 app.command("inspect", epilog=inspect.EPILOG)(inspect.data_inspect)

@@ -33,6 +33,9 @@ class InitSection(Section):
     from_: PathText | None = Field(default=None, alias="from")
     """A Hugging Face directory or hub id, a run, one step of a run, or a converted directory; gs:// works too.
     null: random weights of the shape in `model`."""
+    allow_other_tokenizer: bool = False
+    """Train these weights on data that another tokenizer built. Without it such data is refused: its ids mean other
+    tokens to the model."""
 
 
 class ModelSection(Section):

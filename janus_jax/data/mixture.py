@@ -17,8 +17,19 @@ from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.example import Example
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.text.chat_format import ChatFormat
+from janus_jax.text.compare import difference
 from janus_jax.text.served import Conversation
 from janus_jax.text.tokenizer import Tokenizer
+
+
+def _other_tokenizer(first: TokenizedDataset, part: TokenizedDataset) -> str:
+    """How the tokenizers differ; empty if their ids mean the same."""
+    if part.tokenizer_fingerprint == first.tokenizer_fingerprint:
+        return ""
+    ends = [first.manifest.tokenizer[name] for name in ("bos", "eos")]
+    if ends != [part.manifest.tokenizer[name] for name in ("bos", "eos")]:
+        return "BOS and EOS differ"
+    return difference(first.tokenizer(), part.tokenizer(), [number for number in ends if number is not None])
 
 
 class Mixture:
@@ -38,9 +49,9 @@ class Mixture:
         self.parts: Sequence[TokenizedDataset] = tuple(parts)
         first = self.parts[0]
         for part in self.parts[1:]:
-            if part.tokenizer_fingerprint != first.tokenizer_fingerprint:
+            if reason := _other_tokenizer(first, part):
                 raise DataError(
-                    part.name, f"was built with another tokenizer than {first.name}; all parts need the same"
+                    part.name, f"was built with another tokenizer than {first.name}: {reason}; all parts need the same"
                 )
             if (part.kind == "sft") != (first.kind == "sft"):
                 raise DataError(

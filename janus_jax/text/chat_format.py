@@ -37,15 +37,21 @@ class ChatFormat:
         ids = {mark: tokenizer.control_id(mark) for mark in template.marks}
         self.template, self.tokenizer, self.boundary = template, tokenizer, boundary
         self.marks = tuple(mark for mark in template.marks if ids[mark] is not None) if marks is None else tuple(marks)
-        self._reader = tokenizer.with_marks(self.marks) if self.marks else tokenizer
         is_eos = template.end in self.marks and ids[template.end] == tokenizer.eos_id
         self.end = "" if is_eos else template.end
         """After a response: the template's `end`, unless that is the EOS token, which follows anyway."""
         first = next((mark for mark in self.marks if template.prompt_text("", "").startswith(mark)), None)
         self.bos_id = None if first and ids[first] == tokenizer.bos_id else tokenizer.bos_id
         """None if the tokenizer has no BOS, or if every prompt begins with it as a mark."""
+        self._stand_ins: dict[str, str] = {}
+        if self.marks or not tokenizer.ignores_control_tokens:  # then BOS and EOS are read where a server reads them
+            ends = [tokenizer.token(i) for i in (self.bos_id, tokenizer.eos_id) if i is not None]
+            known = [token for token in ends if token is not None and tokenizer.control_id(token) is not None]
+            tokens = dict.fromkeys((*self.marks, *known))
+            self._stand_ins = {token: stand_in(number) for number, token in enumerate(tokens)}
+        self._reader = tokenizer.with_marks(list(self._stand_ins)) if self._stand_ins else tokenizer
         self._written = dataclasses.replace(
-            template, **{name: self._stand_ins(getattr(template, name)) for name in _TEXTS}
+            template, **{name: self._with_stand_ins(getattr(template, name)) for name in _TEXTS}
         )
         self.space = self._space_before_response()
         """What the chat template writes between prompt and response: a space, or nothing."""
@@ -53,20 +59,18 @@ class ChatFormat:
     def encode_prompt(self, system: str, instruction: str) -> list[int]:
         """Ids of the prompt, BOS first (if there is one)."""
         self._require_no_stand_in(system, instruction)
-        bos = [] if self.bos_id is None else [self.bos_id]
-        return bos + self._reader.encode(self._written.prompt_text(system, instruction))
+        return self._encode(self.bos_id, self._written.prompt_text(system, instruction))
 
     def encode_response(self, response: str) -> list[int]:
         """Ids of the response, EOS last."""
         self._require_no_stand_in(response)
-        return [*self._reader.encode(response + self._stand_ins(self.end)), self.tokenizer.eos_id]
+        return self._encode(None, response + self._with_stand_ins(self.end), self.tokenizer.eos_id)
 
     def encode_whole(self, system: str, instruction: str, response: str, space: str = "") -> list[int]:
         """Ids of prompt, `space` and response as one text; BOS first, EOS last."""
         self._require_no_stand_in(system, instruction, response)
-        bos = [] if self.bos_id is None else [self.bos_id]
-        text = self._written.prompt_text(system, instruction) + space + response + self._stand_ins(self.end)
-        return [*bos, *self._reader.encode(text), self.tokenizer.eos_id]
+        text = self._written.prompt_text(system, instruction) + space + response + self._with_stand_ins(self.end)
+        return self._encode(self.bos_id, text, self.tokenizer.eos_id)
 
     def text(self, system: str, instruction: str, response: str | None = None) -> str:
         """What the chat template writes between BOS and EOS: the prompt, or the conversation."""
@@ -123,9 +127,20 @@ class ChatFormat:
             lines += [f"{{%- if add_generation_prompt -%}}{_output(_literal(template.generation))}{{%- endif -%}}"]
         return "".join(lines)
 
-    def _stand_ins(self, text: str) -> str:
-        for number, mark in enumerate(self.marks):
-            text = text.replace(mark, stand_in(number))
+    def _encode(self, bos_id: int | None, text: str, eos_id: int | None = None) -> list[int]:
+        """Ids of a text between BOS and EOS, where they are given."""
+        ids: list[list[int]] = [[], []]
+        for place, number in enumerate((bos_id, eos_id)):
+            token = None if number is None else self._stand_ins.get(self.tokenizer.token(number) or "")
+            if token is not None:
+                text = text + token if place else token + text
+            elif number is not None:
+                ids[place].append(number)
+        return ids[0] + self._reader.encode(text) + ids[1]
+
+    def _with_stand_ins(self, text: str) -> str:
+        for mark in self.marks:
+            text = text.replace(mark, self._stand_ins[mark])
         return text
 
     def _require_no_stand_in(self, *texts: str) -> None:

@@ -5,10 +5,11 @@ those that were stored for training.
 """
 
 import dataclasses
+import functools
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +50,22 @@ class ServedCheck:
     """Of the first merged one: its name, the stored tokens and the served ones around the boundary."""
 
 
-def control_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:
-    """What spells a control token of an exported tokenizer; None if it has none."""
-    with _exported(tokenizer, None) as directory:
-        server = _load(directory)
-    tokens = {str(token) for token in server.all_special_tokens}
-    tokens |= {str(token.content) for token in server.added_tokens_decoder.values() if token.special}
+def control_pattern(tokens: Iterable[str]) -> re.Pattern[str] | None:
+    """What spells one of the tokens; None without any."""
     longest_first = sorted(filter(None, tokens), key=lambda token: (-len(token), token))
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
-def check_built(chat: ChatFormat, conversations: Sequence[Conversation], *, whole: bool) -> ServedCheck:
+def check_built(chat: ChatFormat, conversations: Iterable[Conversation], *, whole: bool) -> ServedCheck:
     """Compares conversations with what an export of `chat` would read. Raises DataError as `check_served` does."""
-    with _exported(chat.tokenizer, chat.chat_template) as directory:
-        return check_served(directory, chat, conversations, whole=whole)
+    return _check(
+        _exported(_Export(chat.tokenizer.fingerprint, chat.chat_template, chat.tokenizer)), chat, conversations, whole
+    )
+
+
+def require_servable(chat: ChatFormat) -> None:
+    """Raises DataError if no tokenizer files can be written that transformers loads and that give the same ids."""
+    _exported(_Export(chat.tokenizer.fingerprint, chat.chat_template, chat.tokenizer))
 
 
 def check_served(
@@ -79,9 +82,49 @@ def check_served(
     Raises:
         DataError: names the conversation and shows both lists.
     """
-    server = _load(directory)
-    control = control_pattern(chat.tokenizer)
-    again = ChatFormat(chat.template, load_tokenizer(directory), boundary=chat.boundary, marks=chat.marks)
+    return _check(_Server.of(directory), chat, conversations, whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Server:
+    """The tokenizer files of a directory, as transformers and as training read them."""
+
+    transformers: Any
+    tokenizer: Tokenizer
+
+    @classmethod
+    def of(cls, directory: Path) -> "_Server":
+        import transformers
+
+        try:
+            loaded = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise DataError(f"transformers cannot load the tokenizer as it would be exported: {reason}") from error
+        return cls(loaded, load_tokenizer(directory))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Export:
+    """What determines the tokenizer files of an export."""
+
+    fingerprint: str
+    chat_template: str
+    tokenizer: Tokenizer = dataclasses.field(compare=False)
+
+
+@functools.lru_cache(maxsize=2)
+def _exported(export: _Export) -> _Server:
+    with tempfile.TemporaryDirectory(prefix="janus.served.") as directory:
+        save_hf_tokenizer(export.tokenizer, directory, chat_template=export.chat_template)
+        return _Server.of(Path(directory))
+
+
+def _check(loaded: _Server, chat: ChatFormat, conversations: Iterable[Conversation], whole: bool) -> ServedCheck:
+    server = loaded.transformers
+    added = (str(token.content) for token in server.added_tokens_decoder.values() if token.special)
+    control = control_pattern({*map(str, server.all_special_tokens), *added, *chat.marks})
+    again = ChatFormat(chat.template, loaded.tokenizer, boundary=chat.boundary, marks=chat.marks)
     counts = {"checked": 0, "merged": 0, "control_text": 0}
     example = None
     for one in conversations:
@@ -184,25 +227,22 @@ def _apply(server: Any, messages: list[dict[str, str]], *, tokenize: bool = Fals
         raise DataError(f"the exported chat template fails: {type(error).__name__}: {first_line(error)}") from error
 
 
-def _load(directory: Path) -> Any:
-    import transformers
-
-    try:
-        return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise DataError(f"transformers cannot load the tokenizer as it would be exported: {reason}") from error
-
-
-class _exported(tempfile.TemporaryDirectory):
-    """A directory with the tokenizer files of an export."""
-
-    def __init__(self, tokenizer: Tokenizer, chat_template: str | None):
-        super().__init__(prefix="janus.served.")
-        save_hf_tokenizer(tokenizer, self.name, chat_template=chat_template)
-
-    def __enter__(self) -> Path:
-        return Path(super().__enter__())
+def served_lines(check: Mapping[str, Any]) -> list[str]:
+    """What a check found, for people. `check` holds the fields of a `ServedCheck`, which a manifest keeps."""
+    if not check:
+        return []
+    lines = [f"{check['checked']:,} conversations: apply_chat_template of an export gives the ids of training"]
+    if check["merged"]:
+        name, trained, served = check["example"]
+        lines.append(
+            f"{check['merged']:,} of them but for the place where prompt and response merge: {name} is {trained} in "
+            f"training and {served} as one text"
+        )
+    if check["control_text"]:
+        lines.append(
+            f"{check['control_text']:,} records spell a control token: training reads it as text, a server as the token"
+        )
+    return lines
 
 
 def write_conversations(path: Path, conversations: Iterable[Conversation]) -> None:

@@ -7,7 +7,6 @@ data code adds BOS and EOS (`data/boundary.py`).
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,25 +14,11 @@ from typing import Any, Protocol, runtime_checkable
 from janus_jax.errors import DataError, first_line
 from janus_jax.storage import staging
 from janus_jax.storage.bucket import is_url
+from janus_jax.text.hf_files import BESIDE_MODEL, HF_FILES, MADE_OF, copy, made_of, read_json, write_json
 from janus_jax.text.sentencepiece_json import require_equal, tokenizer_json
 
 EMBEDDED = Path(__file__).parent / "assets" / "tokenizer" / "tokenizer.model"
 """The Mistral v0.1/v0.2 sentencepiece model: 32000 pieces, bos 1, eos 2, unk 0 (NOTICE next to it)."""
-
-HF_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
-"""Tokenizer files of a Hugging Face directory."""
-
-_BESIDE_MODEL = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-"""Tokenizer files that may accompany a sentencepiece model, with its pad token and chat template."""
 
 
 @runtime_checkable
@@ -47,6 +32,8 @@ class Tokenizer(Protocol):
     """One more than the largest id."""
     fingerprint: str
     """sha256 over everything that affects the ids."""
+    ignores_control_tokens: bool
+    """Text after a control token is read as at the start of a text."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text only: no BOS, no EOS, and no special id, whatever the text contains."""
@@ -58,6 +45,18 @@ class Tokenizer(Protocol):
 
     def control_id(self, token: str) -> int | None:
         """The id of a token that is not made of text: a control token or an added one; None if it is neither."""
+        ...
+
+    def control_tokens(self) -> list[str]:
+        """What a server reads as control tokens wherever a text spells it."""
+        ...
+
+    def vocabulary(self) -> dict[str, int]:
+        """The ids of all tokens but control tokens."""
+        ...
+
+    def token(self, number: int) -> str | None:
+        """The spelling of an id; None if there is no such id."""
         ...
 
     def with_marks(self, marks: Sequence[str]) -> "Reader":
@@ -86,11 +85,13 @@ def stand_in(number: int) -> str:
 class SentencePieceTokenizer:
     """A sentencepiece model file. Its text pieces exclude control symbols, so no text can produce them."""
 
+    ignores_control_tokens = True
+
     def __init__(self, path: str | Path):
         import sentencepiece
 
         self.path = Path(path)
-        content = self.path.read_bytes()
+        self.content = content = self.path.read_bytes()
         self.processor = sentencepiece.SentencePieceProcessor()
         try:
             self.processor.LoadFromSerializedProto(content)
@@ -117,6 +118,17 @@ class SentencePieceTokenizer:
         piece = self._model().pieces[number]
         return number if piece.type in (piece.CONTROL, piece.USER_DEFINED) else None
 
+    def control_tokens(self) -> list[str]:
+        return [piece.piece for piece in self._model().pieces if piece.type in (piece.CONTROL, piece.UNKNOWN)]
+
+    def vocabulary(self) -> dict[str, int]:
+        control = set(self.control_tokens())
+        pieces = map(self.processor.id_to_piece, range(self.vocab_size))
+        return {piece: number for number, piece in enumerate(pieces) if piece not in control}
+
+    def token(self, number: int) -> str | None:
+        return self.processor.id_to_piece(number) if number < self.vocab_size else None
+
     def with_marks(self, marks: Sequence[str]) -> "Reader":
         """As the tokenizer.json of an export reads them, which servers use."""
         from janus_jax.text.sentencepiece_json import tokenizer_json
@@ -130,11 +142,11 @@ class SentencePieceTokenizer:
     def _model(self) -> Any:
         from sentencepiece import sentencepiece_model_pb2
 
-        return sentencepiece_model_pb2.ModelProto.FromString(self.path.read_bytes())  # type: ignore[reportAttributeAccessIssue]
+        return sentencepiece_model_pb2.ModelProto.FromString(self.content)  # type: ignore[reportAttributeAccessIssue]
 
     def save(self, directory: str | Path) -> None:
-        beside = {self.path.parent / name: name for name in _BESIDE_MODEL}
-        _copy({self.path: "tokenizer.model", **beside}, directory)
+        beside = {self.path.parent / name: name for name in BESIDE_MODEL}
+        copy({self.path: "tokenizer.model", **beside}, directory)
 
 
 class HFTokenizer:
@@ -146,6 +158,8 @@ class HFTokenizer:
     tokenizer_config.json, special_tokens_map.json or config.json declare BOS and EOS; the first that does counts. With
     `add_bos_token: false` in tokenizer_config.json, the model was trained without BOS, so `bos_id` is None.
     """
+
+    ignores_control_tokens = False
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
@@ -164,7 +178,7 @@ class HFTokenizer:
                 "has no end-of-sequence token; set eos_token in tokenizer_config.json or "
                 "special_tokens_map.json, or eos_token_id in config.json",
             )
-        if _read_json(self.directory / "tokenizer_config.json").get("add_bos_token") is False:
+        if read_json(self.directory / "tokenizer_config.json").get("add_bos_token") is False:
             special["bos"] = None
         self.bos_id, self.unk_id = special["bos"], special["unk"]
         self.eos_id: int = special["eos"]
@@ -178,8 +192,19 @@ class HFTokenizer:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def control_id(self, token: str) -> int | None:
-        added = {str(one.content): number for number, one in self._tokenizer.get_added_tokens_decoder().items()}
+        added = {one.content: number for number, one in self._tokenizer.get_added_tokens_decoder().items()}
         return added.get(token)
+
+    def control_tokens(self) -> list[str]:
+        return [one.content for one in self._tokenizer.get_added_tokens_decoder().values() if one.special]
+
+    def vocabulary(self) -> dict[str, int]:
+        control = set(self.control_tokens())
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        return {token: number for token, number in vocabulary.items() if token not in control}
+
+    def token(self, number: int) -> str | None:
+        return self._tokenizer.id_to_token(number)
 
     def with_marks(self, marks: Sequence[str]) -> "Reader":
         stand_ins = {mark: stand_in(number) for number, mark in enumerate(marks)}
@@ -197,9 +222,9 @@ class HFTokenizer:
 
     def save(self, directory: str | Path) -> None:
         target = Path(directory)
-        _copy({self.directory / name: name for name in HF_FILES}, target)
+        copy({self.directory / name: name for name in HF_FILES}, target)
         # config.json also describes a model, so it is not copied: tokens that only it declares are saved by name
-        declared = {**_read_json(target / "special_tokens_map.json"), **_read_json(target / "tokenizer_config.json")}
+        declared = {**read_json(target / "special_tokens_map.json"), **read_json(target / "tokenizer_config.json")}
         special = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id}
         missing = {
             key: self._tokenizer.id_to_token(i)
@@ -208,7 +233,7 @@ class HFTokenizer:
         }
         if missing:
             path = target / "special_tokens_map.json"
-            _write_json(path, _read_json(path) | missing)
+            write_json(path, read_json(path) | missing)
 
 
 class _RustReader:
@@ -238,8 +263,8 @@ def _rust_tokenizer(content: str) -> Any:
 def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
     """The embedded tokenizer (None), or that of a directory (gs:// too) with tokenizer.json or tokenizer.model.
 
-    If a directory has both files, tokenizer.model is used if tokenizer.json has the same number of ids, BOS and EOS
-    (then it only imitates tokenizer.model). Otherwise tokens were added, which only tokenizer.json knows.
+    If a directory has both files, tokenizer.json is used, as servers do, unless `save_hf_tokenizer` made it of the
+    other one.
 
     Raises:
         DataError: the directory does not exist, has neither file, or a file cannot be read.
@@ -262,12 +287,9 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
         return tokenizer
     declared = HFTokenizer(directory)
     if has_model:
-        try:
-            reference = SentencePieceTokenizer(directory / "tokenizer.model")
-        except DataError:
-            return declared  # Llama 3 ships a tiktoken file under this name
-        if all(getattr(reference, fact) == getattr(declared, fact) for fact in ("vocab_size", "bos_id", "eos_id")):
-            return reference
+        written = read_json(directory / "tokenizer_config.json").get(MADE_OF, {})
+        if written == made_of(directory / "tokenizer.model", directory / "tokenizer.json"):
+            return SentencePieceTokenizer(directory / "tokenizer.model")
     return declared
 
 
@@ -293,7 +315,7 @@ def save_hf_tokenizer(
         raise TypeError(f"{type(tokenizer).__name__} cannot be written as Hugging Face files")
     if chat_template is not None:
         path = target / "tokenizer_config.json"
-        _write_json(path, _read_json(path) | {"chat_template": chat_template})
+        write_json(path, read_json(path) | {"chat_template": chat_template})
         # transformers prefers this file over the key; older readers know the key alone
         (target / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
     if pad_id is not None:
@@ -301,18 +323,18 @@ def save_hf_tokenizer(
 
         pad_token = RustTokenizer.from_file(str(target / "tokenizer.json")).id_to_token(pad_id)
         for path in (target / "tokenizer_config.json", target / "special_tokens_map.json"):
-            _write_json(path, _read_json(path) | {"pad_token": pad_token})
+            write_json(path, read_json(path) | {"pad_token": pad_token})
 
 
 def _special_id(directory: Path, name: str, ids: dict[str, int]) -> int | None:
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = _read_json(directory / file).get(f"{name}_token")
+        token = read_json(directory / file).get(f"{name}_token")
         token = token.get("content") if isinstance(token, dict) else token
         if token is not None:
             if token not in ids:
                 raise DataError(directory / file, f"{name}_token {token!r} is not in tokenizer.json")
             return ids[token]
-    declared = _read_json(directory / "config.json").get(f"{name}_token_id")
+    declared = read_json(directory / "config.json").get(f"{name}_token_id")
     if isinstance(declared, list):  # Llama 3 style: several EOS ids; the first is the main one
         declared = declared[0] if declared else None
     if declared is not None and declared not in ids.values():
@@ -320,20 +342,8 @@ def _special_id(directory: Path, name: str, ids: dict[str, int]) -> int | None:
     return declared
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(path, f"not valid JSON: {first_line(error)}") from error
-    if not isinstance(value, dict):
-        raise DataError(path, f"holds a {type(value).__name__}, but must hold an object")
-    return value
-
-
 def _refuse_added(path: Path, tokenizer: SentencePieceTokenizer) -> None:
-    added = [token for token, i in _read_json(path).items() if not isinstance(i, int) or i >= tokenizer.vocab_size]
+    added = [token for token, i in read_json(path).items() if not isinstance(i, int) or i >= tokenizer.vocab_size]
     if added:
         raise DataError(
             path,
@@ -342,18 +352,8 @@ def _refuse_added(path: Path, tokenizer: SentencePieceTokenizer) -> None:
         )
 
 
-def _copy(files: dict[Path, str], directory: str | Path) -> None:
-    """Copies the files that exist under their new names."""
-    target = Path(directory)
-    target.mkdir(parents=True, exist_ok=True)
-    for file, name in files.items():
-        destination = target / name
-        if file.is_file() and file.resolve() != destination.resolve():
-            shutil.copyfile(file, destination)
-
-
 def _write_from_sentencepiece(tokenizer: SentencePieceTokenizer, target: Path) -> None:
-    model, file = tokenizer.path.read_bytes(), target / "tokenizer.json"
+    model, file = tokenizer.content, target / "tokenizer.json"
     content = tokenizer_json(model, name=str(tokenizer.path))
     if model != EMBEDDED.read_bytes():  # a test compares that one
         require_equal(model, content, name=str(tokenizer.path))
@@ -363,11 +363,11 @@ def _write_from_sentencepiece(tokenizer: SentencePieceTokenizer, target: Path) -
         for name, i in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id), ("unk", tokenizer.unk_id))
         if i is not None
     }
-    beside = {**_read_json(target / "special_tokens_map.json"), **_read_json(target / "tokenizer_config.json")}
+    beside = {**read_json(target / "special_tokens_map.json"), **read_json(target / "tokenizer_config.json")}
     pad = beside.get("pad_token") if beside else special["eos_token"]
     special |= {} if pad is None else {"pad_token": pad}
-    _write_json(target / "special_tokens_map.json", special)
-    _write_json(
+    write_json(target / "special_tokens_map.json", special)
+    write_json(
         target / "tokenizer_config.json",
         special
         | {
@@ -375,10 +375,7 @@ def _write_from_sentencepiece(tokenizer: SentencePieceTokenizer, target: Path) -
             "add_bos_token": tokenizer.bos_id is not None,
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,
+            MADE_OF: made_of(tokenizer.path, file),
             **{key: beside[key] for key in ("chat_template",) if key in beside},
         },
     )
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

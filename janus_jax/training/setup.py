@@ -21,6 +21,7 @@ from janus_jax.parallel import mesh as meshes
 from janus_jax.storage import staging
 from janus_jax.training.optimizer import Schedule
 from janus_jax.training.program import Program, build_program, build_schedule, wants_splash
+from janus_jax.training.same_tokenizer import check_vocabulary, require_same_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +128,8 @@ def prepare(config: RunConfig) -> Setup:
         for built in examples.parts:
             check_fits(model, built, config)
     reference = open_reference_source(config, model)
+    for key, weights in (("init.from", source), ("reference.from", reference)):
+        require_same_tokenizer(key, weights, dataset, allow_other=config.init.allow_other_tokenizer)
 
     mesh = meshes.build_mesh(config.mesh.shape)
     rules = meshes.merge_rules(config.sharding)
@@ -175,13 +178,7 @@ def model_to_train(config: RunConfig, stored: ModelConfig | None, objective: Obj
 
 def check_fits(model: ModelConfig, dataset: TokenizedDataset, config: RunConfig) -> None:
     """Raises ConfigError if a data set has ids or sequences that the model has no room for."""
-    vocab = dataset.manifest.tokenizer["vocab_size"]
-    if vocab > model.vocab_size:
-        raise ConfigError(
-            dataset.name,
-            f"its tokenizer has {vocab} ids, but the model's vocab_size is {model.vocab_size}; build the data with the "
-            "model's own tokenizer (janus data build --tokenizer)",
-        )
+    check_vocabulary(model, dataset)
     if config.batch.max_sequence_length > model.max_position_embeddings:
         raise ConfigError(
             f"batch.max_sequence_length={config.batch.max_sequence_length} is more than the model's "

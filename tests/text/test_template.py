@@ -188,8 +188,12 @@ def test_a_boundary_that_is_none_is_refused(tokenizer):
 def test_a_prompt_of_which_no_token_is_left_is_refused(tokenizer):
     class OneIdAText:
         bos_id, eos_id = None, 2
+        ignores_control_tokens = True
 
         def control_id(self, token):
+            return None
+
+        def token(self, number):
             return None
 
         def encode(self, text):

@@ -24,7 +24,7 @@ from janus_jax.data.schema import Record, RecordError, check_kind
 from janus_jax.data.served import check_stored
 from janus_jax.errors import DataError, JanusError, first_line
 from janus_jax.storage import staging
-from janus_jax.text.served import control_pattern
+from janus_jax.text.served import control_pattern, require_servable
 from janus_jax.text.template import get_template
 from janus_jax.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -120,7 +120,8 @@ def build(
 
         tokenizer.save(directory / "tokenizer")
         encoder = Encoder(kind, prompt_template, boundary, tokenizer)
-        control = control_pattern(tokenizer)
+        require_servable(encoder.chat)  # now, and not when the weights are trained
+        control = control_pattern({*tokenizer.control_tokens(), *encoder.chat.marks})
         tokenized, unusable = write()
         if any(unusable.values()):  # rare, so all is written again without these records
             leave_out |= unusable

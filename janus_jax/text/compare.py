@@ -1,0 +1,36 @@
+"""Whether two tokenizers give the same ids, in all that data can use."""
+
+from collections.abc import Iterable
+
+from janus_jax.text.sentencepiece_corpus import corpus
+from janus_jax.text.tokenizer import Tokenizer
+
+_EVERY = 7
+"""Of the texts that are made of a vocabulary's tokens, one in so many is compared: the tokens are compared by name."""
+
+
+def difference(data: Tokenizer, weights: Tokenizer, control_ids: Iterable[int]) -> str:
+    """How the weights' tokenizer differs from the data's, in one phrase; empty if data cannot tell them apart.
+
+    Tokens that texts cannot become (a pad token, unused added tokens) may differ.
+
+    Args:
+        control_ids: the control tokens that the data uses: BOS, EOS, marks of its template.
+    """
+    if data.fingerprint == weights.fingerprint:
+        return ""
+    for number in control_ids:
+        if (ours := data.token(number)) != (theirs := weights.token(number)):
+            return f"id {number} is {ours!r} in the data and {theirs!r} in the model"
+    ours, theirs = data.vocabulary(), weights.vocabulary()
+    differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    if differing:
+        shown = ", ".join(
+            f"{token!r} is {ours.get(token, 'no token')} in the data, {theirs.get(token, 'no token')} in the model"
+            for token in differing[:2]
+        )
+        return f"{len(differing):,} tokens have other ids: {shown}"
+    for text in corpus(sorted(ours)[::_EVERY]):
+        if (ids := data.encode(text)) != (others := weights.encode(text)):
+            return f"the text {text[:40]!r} is {ids[:8]} in the data, {others[:8]} in the model"
+    return ""

@@ -1,0 +1,58 @@
+"""The files of a tokenizer in a Hugging Face directory."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from janus_jax.errors import DataError, first_line
+
+HF_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+"""Tokenizer files of a Hugging Face directory."""
+
+MADE_OF = "janus_jax_made_of"
+"""Key of tokenizer_config.json: the files that `save_hf_tokenizer` wrote of one sentencepiece model."""
+
+BESIDE_MODEL = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+"""Tokenizer files that may accompany a sentencepiece model, with its pad token and chat template."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(path, f"not valid JSON: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise DataError(path, f"holds a {type(value).__name__}, but must hold an object")
+    return value
+
+
+def copy(files: dict[Path, str], directory: str | Path) -> None:
+    """Copies the files that exist under their new names."""
+    target = Path(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    for file, name in files.items():
+        destination = target / name
+        if file.is_file() and file.resolve() != destination.resolve():
+            shutil.copyfile(file, destination)
+
+
+def made_of(*files: Path) -> dict[str, str]:
+    """Identifies tokenizer.model and the tokenizer.json that was made of it."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

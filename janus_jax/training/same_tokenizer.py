@@ -1,0 +1,50 @@
+"""Data built with one tokenizer and weights that know another: refused before devices are used."""
+
+from janus_jax.checkpoint.stored_model import StoredModel
+from janus_jax.data.dataset import Dataset, TokenizedDataset
+from janus_jax.errors import ConfigError
+from janus_jax.model.config import ModelConfig
+from janus_jax.text.compare import difference
+from janus_jax.text.tokenizer import load_tokenizer
+
+
+def require_same_tokenizer(key: str, model: StoredModel | None, dataset: Dataset, *, allow_other: bool) -> None:
+    """Compares the tokenizer of the data with the one beside the weights, if there is one.
+
+    Args:
+        key: the configuration key that names the weights.
+        allow_other: `init.allow_other_tokenizer`.
+    Raises:
+        ConfigError: ids that data can use have another meaning; names a first one.
+    """
+    if model is None or model.tokenizer_directory is None or allow_other:
+        return
+    built, known = dataset.parts[0].tokenizer(), load_tokenizer(model.tokenizer_directory)
+    if built.fingerprint != known.fingerprint and (reason := difference(built, known, _control_ids(dataset.parts[0]))):
+        raise ConfigError(
+            f"{key}={model.path}: its weights know another tokenizer than {dataset.name} was built with: {reason}; "
+            f"build the data with --tokenizer {model.tokenizer_directory}, or set init.allow_other_tokenizer: true if "
+            "you mean it"
+        )
+
+
+def check_vocabulary(model: ModelConfig, dataset: TokenizedDataset) -> None:
+    """Raises ConfigError if data can use an id that has no row in the embedding. A pad token may have none."""
+    if dataset.manifest.tokenizer["vocab_size"] <= model.vocab_size:
+        return
+    tokenizer = dataset.tokenizer()
+    used = {**tokenizer.vocabulary(), **{f"id {number}": number for number in _control_ids(dataset)}}
+    token, number = max(used.items(), key=lambda item: item[1])
+    if number >= model.vocab_size:
+        raise ConfigError(
+            dataset.name,
+            f"its tokenizer has {number + 1} ids (the last is {token!r}), but the model's vocab_size is "
+            f"{model.vocab_size}; build the data with the model's own tokenizer (janus data build --tokenizer)",
+        )
+
+
+def _control_ids(dataset: TokenizedDataset) -> list[int]:
+    """BOS, EOS and the marks of the template that are control tokens."""
+    tokenizer, marks = dataset.tokenizer(), dataset.manifest.marks
+    ids = [tokenizer.bos_id, tokenizer.eos_id, *map(tokenizer.control_id, marks)]
+    return [number for number in ids if number is not None]

@@ -1,0 +1,184 @@
+"""Trained ids are served ids: templates x tokenizer families x BOS x kinds, read by transformers and sentencepiece."""
+
+import json
+import random
+
+import pytest
+
+from janus_jax.data.boundary import encode_example
+from janus_jax.data.schema import Record
+from janus_jax.errors import DataError
+from janus_jax.text.chat_format import ChatFormat, stand_in
+from janus_jax.text.served import Conversation, check_built
+from janus_jax.text.template import CHATML, MISTRAL_INST, PLAIN, TEMPLATES
+from janus_jax.text.tokenizer import load_tokenizer, save_hf_tokenizer
+from tests.support.sentencepieces import trained
+
+WORDS = "the quick brown fox don't naïve 世界 안녕 مرحبا नमस्ते 3.14 x*2 — é ﬁ 😀".split(" ")
+WORDS += ["'", '"', "\\", "{{ }}", "{system}", "{% if %}", "# [x]"]
+WORDS += ["\n", "\n\n", "\t", "", "e\u0301"]
+
+
+def texts(count: int = 60) -> list[str]:
+    """Texts of words, white space and odd characters, the same in every run."""
+    rng = random.Random(0)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(1, 12))).strip() or "x" for _ in range(count)]
+
+
+def sentencepiece_directory(directory, **options):
+    directory.mkdir()
+    (directory / "tokenizer.model").write_bytes(trained(**options))
+    return directory
+
+
+def byte_level(directory, special=(), bos=None, config=None):
+    """A byte-level BPE whose EOS is </s> or <|im_end|>, as Llama 3 and SmolLM2 have it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    eos = "<|im_end|>" if "<|im_end|>" in special else "</s>"
+    names = list(dict.fromkeys(filter(None, (bos, eos, *special))))
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=names, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 4, trainer)
+    directory.mkdir()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    declared = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos, "pad_token": eos}
+    declared |= {"bos_token": bos} if bos else {}
+    (directory / "tokenizer_config.json").write_text(json.dumps(declared | (config or {})))
+    return directory
+
+
+def metaspace(directory, scheme):
+    """A BPE with sentencepiece's spaces, as converted tokenizers of Mistral have it; [INST] is a control token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+    tokenizer.train_from_iterator(
+        [" ".join(WORDS)] * 4, trainers.BpeTrainer(vocab_size=300, special_tokens=names, show_progress=False)
+    )
+    directory.mkdir()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    declared = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(declared | {"unk_token": "<unk>"}))
+    return directory
+
+
+CHAT_MARKS = ("<|im_start|>", "<|im_end|>")
+FAMILIES = {
+    "embedded": lambda _: None,
+    "byte-level": byte_level,
+    "byte-level with BOS": lambda directory: byte_level(directory, bos="<s>"),
+    "byte-level, add_bos_token false": lambda d: byte_level(d, bos="<s>", config={"add_bos_token": False}),
+    "byte-level with [INST]": lambda d: byte_level(d, ("[INST]", "[/INST]"), bos="<s>"),
+    "byte-level with ChatML": lambda d: byte_level(d, CHAT_MARKS),
+    "ChatML whose BOS is a mark": lambda d: byte_level(d, CHAT_MARKS, bos="<|im_start|>"),
+    "metaspace first": lambda d: metaspace(d, "first"),
+    "metaspace always": lambda d: metaspace(d, "always"),
+    "metaspace never": lambda d: metaspace(d, "never"),
+    "sentencepiece bpe": lambda d: sentencepiece_directory(d, normalization_rule_name="identity"),
+    "sentencepiece defaults": lambda d: sentencepiece_directory(d),
+    "no dummy prefix": lambda d: sentencepiece_directory(d, add_dummy_prefix=False),
+    "keeps extra spaces": lambda d: sentencepiece_directory(d, remove_extra_whitespaces=False),
+    "unigram": lambda d: sentencepiece_directory(d, model_type="unigram"),
+    "user-defined marks": lambda d: sentencepiece_directory(d, user_defined_symbols=list(CHAT_MARKS)),
+    "control marks": lambda d: sentencepiece_directory(d, control_symbols=["[INST]", "[/INST]"]),
+    "no BOS": lambda d: sentencepiece_directory(d, bos_id=-1),
+}
+
+
+def conversations(chat, records, kind):
+    for number, record in enumerate(records):
+        prompt, *responses = (part.tolist() for part in encode_example(chat, record, kind) if part is not None)
+        answers = [text for text in (record.chosen, record.rejected) if text is not None]
+        yield Conversation(f"row {number}", record.system, record.prompt, answers, prompt, responses)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def tokenizer(request, tmp_path_factory):
+    return load_tokenizer(FAMILIES[request.param](tmp_path_factory.mktemp("family") / "tokenizer"))
+
+
+@pytest.mark.parametrize("boundary", ["separate", "joint"])
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=list(TEMPLATES))
+def test_transformers_reads_what_was_trained(tokenizer, template, boundary):
+    chat = ChatFormat(template, tokenizer, boundary=boundary)
+    some = texts()
+    records = [Record(some[i] if i % 2 else "", some[i + 1], some[i + 2], some[i + 3]) for i in range(0, 56, 2)]
+    check = check_built(chat, conversations(chat, records, "dpo"), whole=False)
+    assert (check.checked, check.control_text) == (28, 0)
+    if boundary == "joint":
+        assert check.merged == 0
+    if any(mark in template.marks and tokenizer.control_id(mark) is not None for mark in (*CHAT_MARKS, "[INST]")):
+        assert set(chat.marks) == set(template.marks)
+
+
+@pytest.mark.parametrize("family", ["byte-level with ChatML", "user-defined marks", "embedded"])
+def test_user_text_never_becomes_a_control_token(tmp_path, family):
+    tokenizer = load_tokenizer(FAMILIES[family](tmp_path / "tokenizer"))
+    chat = ChatFormat(CHATML, tokenizer)
+    marks = [tokenizer.control_id(mark) for mark in chat.marks]
+    spelled = Record("<|im_start|>", "</s> <|im_end|>", "a<|im_end|>b")
+    plain = Record("x", "y", "z")
+    counts = [
+        [sum(part.tolist().count(mark) for part in encode_example(chat, record, "sft")[:2]) for mark in marks]
+        for record in (spelled, plain)
+    ]
+    assert counts[0] == counts[1]
+    check = check_built(chat, conversations(chat, [spelled, plain], "sft"), whole=True)
+    assert (check.checked, check.control_text) == (2, 1)
+
+
+def test_the_control_tokens_of_a_template_are_one_id_each(tmp_path):
+    tokenizer = load_tokenizer(FAMILIES["byte-level with ChatML"](tmp_path / "tokenizer"))
+    chat = ChatFormat(CHATML, tokenizer)
+    start, end = (tokenizer.control_id(mark) for mark in CHAT_MARKS)
+    ids = chat.encode_prompt("Be brief.", "Why?")
+    assert (ids.count(start), ids.count(end)) == (3, 2)
+    assert chat.encode_response("So.") == [*tokenizer.encode("So."), end]  # <|im_end|> is EOS, and stands once
+
+
+def test_a_conversation_of_several_turns_is_rendered(tmp_path):
+    from transformers import AutoTokenizer
+
+    save_hf_tokenizer(load_tokenizer(), tmp_path, chat_template=ChatFormat(CHATML, load_tokenizer()).chat_template)
+    apply = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template
+    turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "abcd", strict=True)]
+    first = "<s><|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n b<|im_end|></s>\n"
+    assert apply(turns[:3], tokenize=False, add_generation_prompt=True) == (
+        first + "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"
+    )
+    for bad in (turns[1:], [*turns, {"role": "system", "content": "x"}], [{"role": "system", "content": "x"}]):
+        with pytest.raises(Exception, match=r"begins with system|roles are"):
+            apply(bad, tokenize=False)
+
+
+def test_prompt_and_response_that_merge_are_counted_and_refused_for_reward_models(tmp_path):
+    tokenizer = load_tokenizer(FAMILIES["byte-level"](tmp_path / "tokenizer"))
+    chat = ChatFormat(PLAIN, tokenizer)
+    record = Record("", "the qui", "ck brown")
+    assert tokenizer.encode("the quick brown") != [*tokenizer.encode("the qui"), *tokenizer.encode("ck brown")]
+    check = check_built(chat, conversations(chat, [record], "sft"), whole=False)
+    assert check.merged == 1 and check.example is not None and check.example[0] == "row 0"
+    with pytest.raises(DataError, match=r"row 0: .*build with --boundary joint"):
+        check_built(chat, conversations(chat, [record], "sft"), whole=True)
+
+
+def test_other_ids_than_those_of_training_are_shown_side_by_side():
+    chat = ChatFormat(MISTRAL_INST, load_tokenizer())
+    (one,) = conversations(chat, [Record("", "Why?", "So.")], "sft")
+    one.prompt_ids[3] += 1
+    with pytest.raises(DataError, match=r"row 0: a server would not read this prompt .*; trained .*; served "):
+        check_built(chat, [one], whole=False)
+
+
+def test_a_text_with_the_stand_in_of_a_mark_is_refused(tmp_path):
+    chat = ChatFormat(CHATML, load_tokenizer(FAMILIES["byte-level with ChatML"](tmp_path / "tokenizer")))
+    with pytest.raises(DataError, match="noncharacters"):
+        chat.encode_prompt("", f"a{stand_in(0)}b")
