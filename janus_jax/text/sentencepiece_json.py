@@ -15,7 +15,7 @@ These texts are known to differ, and are no reason to refuse. `require_equal` re
 import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from janus_jax.errors import DataError, first_line
@@ -44,7 +44,8 @@ def tokenizer_json(model: bytes, *, name: str) -> str:
         name: the file's name, for errors.
 
     Raises:
-        DataError: not a sentencepiece model, or of a kind that `tokenizers` has not (word and char models).
+        DataError: not a sentencepiece model, or one that `tokenizers` cannot imitate (word and char models, more than
+            64 normalizer rules of one's own).
     """
     from tokenizers import AddedToken, Tokenizer, processors
 
@@ -122,7 +123,8 @@ def require_equal(model: bytes, tokenizer_json: str, *, name: str, texts: Iterab
 def _on_corpus(model: bytes, tokenizer_json: str) -> tuple[Difference | None, list[str]]:
     proto = _parse(model, "")
     texts = corpus([piece.piece for piece in proto.pieces], _symbols(proto))
-    difference, notes = _worst(model, tokenizer_json, texts)
+    rules = normalizer.examples(proto.normalizer_spec.precompiled_charsmap)
+    difference, notes = _worst(model, tokenizer_json, chain(texts, rules))
     exotic = {kind: first_difference(model, tokenizer_json, examples) for kind, examples in EXOTIC.items()}
     return difference, notes + [f"{kind}, such as {example[0]!r}" for kind, example in exotic.items() if example]
 

@@ -15,7 +15,7 @@ import itertools
 import struct
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +75,13 @@ def rules(charsmap: bytes) -> dict[str, str]:
 def spaces(charsmap: bytes) -> list[str]:
     """The characters that become a space."""
     return [" ", *(source for source, target in _read(charsmap).single.items() if target == " ")] if charsmap else [" "]
+
+
+def examples(charsmap: bytes) -> Iterator[str]:
+    """Texts for the rules that are not those of NFC."""
+    sources = list(_read(charsmap).odd) if charsmap else []
+    for source, other in zip(sources, reversed(sources), strict=True):
+        yield from (source, f"a{source}b", source + other, f"{other} {source}\u0301", source[:-1] + other)
 
 
 class _Charsmap(NamedTuple):
@@ -145,15 +152,21 @@ def _hide(unchanged: set[str]) -> tuple[list[Any], list[Any]]:
 
 
 def _stand_ins(odd: dict[str, str]) -> tuple[list[Any], list[Any]]:
-    """Steps that hide the sources behind a noncharacter and a private one, and steps that put the targets in place."""
+    """Steps that hide the sources behind a noncharacter and a private one, and steps that put the targets in place.
+
+    Raises:
+        ValueError: there are too many.
+    """
     from tokenizers import Regex, normalizers
 
+    if len(set(odd.values())) > MOST_STAND_INS:
+        raise ValueError(f"{len(odd)} normalizer rules need a step of their own; allowed: {MOST_STAND_INS}")
     targets = defaultdict(list)
     for source, target in odd.items():
         targets[target].append(source)
     before, after = [], []
     longest_first = sorted(targets.items(), key=lambda item: -max(map(len, item[1])))
-    for i, (target, sources) in enumerate(longest_first[:MOST_STAND_INS]):
+    for i, (target, sources) in enumerate(longest_first):
         hidden = STAND_IN + chr(0x10FF00 + i)
         before.append(normalizers.Replace(Regex(any_of(sources)), hidden))
         after.append(normalizers.Replace(hidden, target))
@@ -174,6 +187,7 @@ def _single_steps(single: dict[str, str]) -> list[Any]:
 def _extending() -> set[str]:
     """Characters but marks that extend a grapheme or that NFC joins to the one before."""
     ranges = [
+        (0x1161, 0x11FF),
         (0x200C, 0x200D),
         (0xE33, 0xE33),
         (0xEB3, 0xEB3),

@@ -107,6 +107,12 @@ def test_rules_of_ones_own_apply_longest_first(kind, tmp_path):
     assert [a for a, b in zip(expected, got, strict=True) if a != b and not tie(model, a, b)] == []
 
 
+def test_too_many_rules_of_ones_own_are_refused(tmp_path):
+    rules = {f"{a}{b}": f"{b}{a}" for a, b in itertools.permutations("abcdefghijk", 2)}
+    with pytest.raises(DataError, match=r"^here: cannot become a tokenizer.json: 110 normalizer rules need"):
+        tokenizer_json(trained(**replaced(rules, tmp_path)), name="here")
+
+
 @pytest.mark.parametrize("normalization", ["identity", "nmt_nfkc"])
 def test_symbols_of_spaces_and_line_ends(normalization):
     symbols = ["\n", "<\uff5cUser\uff5c>", "new york", "▁foo", *(["    "] if normalization == "identity" else [])]
