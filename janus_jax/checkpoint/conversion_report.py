@@ -14,6 +14,7 @@ import numpy as np
 
 from janus_jax import __version__
 from janus_jax.checkpoint.digest import digest, require_one_config, tensors
+from janus_jax.checkpoint.hf.files import TEMPLATES
 from janus_jax.checkpoint.hf.keys import KeyEntry, Layout, key_table
 from janus_jax.checkpoint.stored_model import StoredModel, open_model
 from janus_jax.errors import ConversionError
@@ -23,6 +24,7 @@ Verify = Literal["none", "digest", "logits"]
 VERIFY = get_args(Verify)
 """From the weakest to the strongest."""
 REPORT = "conversion_report.json"
+_MAX_NAMED = 5
 
 
 @dataclasses.dataclass
@@ -39,13 +41,18 @@ class Report:
     sha256: dict[str, str] = dataclasses.field(default_factory=dict)
     """Digest (`digest.digest`) of every written tensor, by Hugging Face key; empty with verify=none."""
     largest_logit_difference: float | None = None
-    """Between source and result, with verify=logits. It is 0 unless the dtype changes."""
+    """Between source and result, both computed by this package, with verify=logits. It is 0 unless the dtype changes.
+    It shows that the result holds the model that was read, not that another library computes the same from it."""
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     tokenizer: bool = True
     """Whether the tokenizer was written too."""
     served: dict[str, Any] | None = None
     """Conversations of the training data that transformers reads from the written files as they were trained; None
     without such data or a chat template."""
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What the source holds that is not written, and why: see `StoredModel.left_out`."""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What a user should know of the source."""
     run_sha256: str | None = None
     """Identifies the run and step of the source: digest of its configuration, data and step (`run_digest`)."""
     janus_jax: str = __version__
@@ -66,19 +73,25 @@ class Report:
             verify=verify,
             layout=layout,
             tokenizer=source.tokenizer_directory is not None,
+            left_out=_left_out(source, layout),
             run_sha256=run_digest(source),
         )
 
     def __str__(self) -> str:
         verified = {"none": "not verified", "digest": "every tensor compared"}.get(self.verify)
         if verified is None:
-            verified = f"every tensor compared, largest difference of logits {self.largest_logit_difference:.3g}"
+            difference = f"{self.largest_logit_difference:.3g}"
+            verified = f"every tensor compared, largest difference of logits {difference} (both computed by janus_jax)"
         parts = [f"written in {self.dtype}", verified]
-        if not self.tokenizer:
-            parts.append("no tokenizer: the source has none")
+        parts += [] if self.tokenizer else ["no tokenizer: the source has none"]
         if self.served is not None:
             parts.append(f"{self.served['checked']} conversations read by transformers as they were trained")
-        return "; ".join(parts)
+        names = [name for name in self.left_out if not name.startswith("config.json: ")]
+        names += [name for name in self.left_out if name.endswith("dropout")]
+        if names:
+            more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+            parts.append(f"left out: {', '.join(names[:_MAX_NAMED])}{more} ({REPORT} says why)")
+        return "; ".join([*parts, *self.notes])
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -137,6 +150,22 @@ def _check_served(source: StoredModel, directory: Path) -> dict[str, Any] | None
     if not conversations:
         return None
     return dataclasses.asdict(check_served(directory, chat, conversations, whole=source.config.head == "value"))
+
+
+def _left_out(source: StoredModel, layout: Layout | None) -> dict[str, str]:
+    """What the source has that will not be written, and why.
+
+    Args:
+        layout: of the Hugging Face directory to write; None for a converted directory, which keeps more.
+    """
+    reasons = dict(source.left_out)
+    if layout is not None:
+        if source.template is not None:
+            names = (name for name in source.facts.texts if name.startswith(f"{TEMPLATES}/"))
+            reasons |= dict.fromkeys(names, f"the model was trained with the template {source.template}")
+        if source.config.head == "value" and source.facts.generation:
+            reasons["generation_config.json"] = "a reward model generates no text"
+    return reasons
 
 
 def check_verify(verify: str) -> None:

@@ -36,7 +36,8 @@ def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, verify:
     Args:
         src, dst: local or on gs://.
         verify: `digest` reads the result again and compares every tensor; `logits` also runs both models, layer by
-            layer, and compares their outputs.
+            layer, with this package, and compares their outputs. That shows that the result is the model that was
+            read, not that another library computes the same.
 
     Raises:
         ConversionError: SRC is not a Hugging Face directory, or is damaged (names file and tensor), or the result
@@ -52,6 +53,7 @@ def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, verify:
     staging.require_room(dst, _size(source, source.stored_dtype))
     with staging.output(dst, _LAST_OF_CONVERTED) as directory:
         report = Report.of(source, source.stored_dtype, verify)
+        report.notes += _ids_without_a_row(source, tokenizer)
         if tokenizer is not None:
             tokenizer.save(directory / "tokenizer")
         with report.timed("convert"):
@@ -109,6 +111,7 @@ def to_hf(
         source.config, target, facts=source.facts, meta=source.meta, step=source.step, layout=layout, chat=chat
     )
     report = Report.of(source, target, verify, layout)
+    report.notes += _ids_without_a_row(source, tokenizer)
     staging.require_room(dst, _size(source, target))
     with staging.output(dst, _LAST_OF_HF) as directory:
         with report.timed("convert"):
@@ -138,6 +141,17 @@ def check(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[TensorDi
 
 def _size(source: StoredModel, dtype: np.dtype) -> int:
     return sum(math.prod(entry.shape) for entry in key_table(source.config)) * dtype.itemsize
+
+
+def _ids_without_a_row(source: StoredModel, tokenizer: Any) -> list[str]:
+    """A note if the tokenizer has more ids than the embedding rows, as an added pad token makes it."""
+    rows = source.config.vocab_size
+    if tokenizer is None or tokenizer.vocab_size <= rows:
+        return []
+    return [
+        f"the tokenizer has {tokenizer.vocab_size} ids, the embedding {rows} rows: tokens from id {rows} on cannot be "
+        "used; remove them from the tokenizer, or add rows with transformers' resize_token_embeddings"
+    ]
 
 
 def _open_tokenizer(directory: str) -> Any:

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.checkpoint import run_dir
-from janus_jax.checkpoint.hf.facts import ModelFacts
+from janus_jax.checkpoint.hf.config import read_json
+from janus_jax.checkpoint.hf.config_keys import ignored_keys
+from janus_jax.checkpoint.hf.facts import CARD, ModelFacts
+from janus_jax.checkpoint.hf.files import left_out, refuse_adapter
 from janus_jax.checkpoint.hf.hub import is_wanted, local_copy
 from janus_jax.checkpoint.hf.keys import KeyEntry, KeyPath, Layout, leaves, nest
 from janus_jax.checkpoint.hf.read import HFDirectory
@@ -24,10 +27,14 @@ from janus_jax.storage import staging
 from janus_jax.storage.bucket import BucketPath
 from janus_jax.storage.local import Place, as_path, place
 from janus_jax.text.chat_format import ChatFormat
+from janus_jax.text.hf_files import HF_FILES
 from janus_jax.text.template import get_template
 from janus_jax.text.tokenizer import load_tokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+_INDEX = "model.safetensors.index.json"
+_CONVERTED = ("params/", "meta/", "tokenizer/", "conversion_report.json")
+_REPORT = "conversion_report.json"  # each conversion writes its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +54,9 @@ class StoredModel:
     """The run's description of itself (the `meta` item of a step); empty for a Hugging Face directory."""
     layout: Layout | None = None
     """The layout of a Hugging Face directory; None for anything else."""
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What a directory holds that no conversion carries over, and why: names of files, of directories
+    (with a slash), `tensor NAME`, and `config.json: KEY`."""
     require_unchanged: Callable[[], None] = lambda: None
     """Raises ConversionError if a file has changed since `open_model`. Steps of runs never change."""
 
@@ -118,6 +128,7 @@ def open_model(path: str | os.PathLike[str], step: int | None = None) -> StoredM
         _check_listing(directory)
     elif not directory.is_dir():
         raise ConversionError(directory, "is a file, not a directory" if directory.exists() else "no such directory")
+    refuse_adapter(directory)
     if (directory / "config.json").exists():
         _refuse_step(directory, step, "a Hugging Face directory")
         return _from_hf(directory, hub_id)
@@ -150,17 +161,31 @@ def _refuse_step(directory: Place, step: int | None, kind: str) -> None:
 def _from_hf(directory: Place, hub_id: str | None) -> StoredModel:
     local = _local_copy(directory)
     hf = HFDirectory(local)
+    tokenizer = _tokenizer([as_path(local)])
+    used = {"config.json", "generation_config.json", CARD, _REPORT, *hf.weight_files}
+    used |= set() if "model.safetensors" in hf.weight_files else {_INDEX}
+    used |= set() if tokenizer is None else _copied_with(local)
+    keys = ignored_keys(
+        read_json(local / "config.json"),
+        reward=hf.config.head == "value",
+        generation_file=(local / "generation_config.json").is_file(),
+    )
     return StoredModel(
         path=str(directory),
         config=hf.config,
         stored_dtype=hf.stored_dtype,
-        tokenizer_directory=_tokenizer([as_path(local)]),
+        tokenizer_directory=tokenizer,
         step=None,
         template=None,
         _load=hf.load,
         _block=lambda path, index: hf.read(path, hf.stored_dtype, index),
         facts=ModelFacts.of_directory(local, reward=hf.config.head == "value", base_model=hub_id),
         layout=hf.layout,
+        left_out={
+            **left_out(directory, used),
+            **hf.left_out,
+            **{f"config.json: {key}": why for key, why in keys.items()},
+        },
         require_unchanged=hf.require_unchanged,
     )
 
@@ -203,11 +228,19 @@ def _from_orbax(directory: Place) -> StoredModel:
         _block=ItemReader(directory / "params").read,
         facts=facts,
         meta=meta,
+        left_out={} if meta.get("config") else left_out(directory, _CONVERTED),
     )
 
 
 def _local_copy(directory: Place) -> Path:
     return Path(staging.files(directory.url, is_wanted, "models") if isinstance(directory, BucketPath) else directory)
+
+
+def _copied_with(directory: Path) -> set[str]:
+    """Names of the tokenizer files that travel: with tokenizer.json all of them."""
+    if (directory / "tokenizer.json").is_file():
+        return {*HF_FILES}
+    return {name for name in HF_FILES if name not in ("vocab.json", "merges.txt")}
 
 
 def _tokenizer(places: Sequence[Place]) -> str | None:

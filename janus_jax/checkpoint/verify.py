@@ -1,4 +1,8 @@
-"""Runs two stored models on the same tokens and compares their outputs, with one layer in memory at a time."""
+"""Runs two stored models on the same tokens and compares their outputs, with one layer in memory at a time.
+
+Both are run by this package. What it reads wrongly from a config.json, it reads wrongly twice: only a comparison with
+another library, as the tests make it with transformers, can show that.
+"""
 
 import functools
 from typing import Any

@@ -77,7 +77,7 @@ def step_meta(setup: Setup, reference: Reference, evaluation: dict[str, float] |
     reward = {}
     if evaluation is not None and held_out is not None:
         reward = setup.objective.reward_statistics(evaluation, len(held_out.fitted.index))
-    facts = ModelFacts(reward=reward, base_model=None if source is None else source.facts.base_model)
+    facts = ModelFacts() if source is None else source.facts
     return {
         "format_version": 1,
         "janus_jax": __version__,
@@ -90,7 +90,7 @@ def step_meta(setup: Setup, reference: Reference, evaluation: dict[str, float] |
         "reference_weights": reference.weights,
         "template": dataset.parts[0].manifest.template,
         "data": [describe(part) for part in dataset.parts],
-        "facts": dataclasses.asdict(facts),
+        "facts": dataclasses.asdict(facts.after_training(reward)),
     }
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from janus_jax.checkpoint.hf.config_keys import check_keys
+from janus_jax.checkpoint.hf.files import damage
 from janus_jax.checkpoint.hf.keys import VALUE_HEADS, Layout
 from janus_jax.errors import ConversionError
 from janus_jax.model.config import Head, ModelConfig
@@ -28,6 +30,12 @@ _OPENRLHF_NAMES = ("LLMForSequenceRegression", "RewardModel")
 """Class names of OpenRLHF's reward models, as `save_pretrained` writes them. The first was in use when Janus-RM was
 trained. transformers has neither class, and OpenRLHF ignores the name when it reads."""
 _DEFAULT_THETA = 10000.0
+_ROPE_KEYS = ("rope_theta", "rope_type", "type", "partial_rotary_factor", "original_max_position_embeddings")
+_LAYER_KINDS = {
+    "full_attention": "full_attention",
+    "attention": "full_attention",  # an older name
+    "sliding_attention": "sliding_attention",
+}
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -41,6 +49,8 @@ def read_json(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConversionError(file, "no such file") from None
     except json.JSONDecodeError as error:
+        if (reason := damage(file)) is not None:
+            raise ConversionError(file, reason) from error
         raise ConversionError(f"{file}:{error.lineno}", f"not valid JSON: {error.msg}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConversionError(file, f"cannot be read: {error}") from error
@@ -115,7 +125,10 @@ class _Reader:
         return kind(value)
 
     def rope_theta(self) -> float:
-        thetas = {}
+        """transformers takes the first that it has of rope_scaling, rope_parameters and the key itself. A file in which
+        they differ is refused."""
+        top = self.raw.get("rope_theta")
+        thetas: dict[str, Any] = {} if top is None else {"rope_theta": top}
         for key in ("rope_parameters", "rope_scaling"):
             group = self.raw.get(key)
             if group is None:
@@ -123,12 +136,13 @@ class _Reader:
             kind = group.get("rope_type", group.get("type", "default")) if isinstance(group, dict) else None
             if kind != "default" or any(isinstance(value, dict) for value in group.values()):
                 raise self.refuse(key, 'allowed: rotary embeddings without scaling (rope_type "default")')
-            if group.get("partial_rotary_factor", 1.0) != 1.0:
-                raise self.refuse(key, "partial_rotary_factor must be 1")
-            if "rope_theta" in group:
-                thetas[key] = group["rope_theta"]
-        if self.raw.get("rope_theta") is not None:
-            thetas["rope_theta"] = self.raw["rope_theta"]
+            for name, value in group.items():
+                if name == "partial_rotary_factor" and value not in (None, 1):
+                    raise self.refuse(key, "partial_rotary_factor must be 1")
+                if name not in _ROPE_KEYS and value not in (None, 1):
+                    raise self.refuse(key, f"{name} is not supported; allowed: {', '.join(_ROPE_KEYS)}")
+            if group:
+                thetas[key] = group.get("rope_theta", _DEFAULT_THETA if top is None else top)
         for key, theta in thetas.items():
             if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
                 raise self.refuse(key, "rope_theta must be a positive number")
@@ -136,16 +150,53 @@ class _Reader:
             raise ConversionError(self.file, f"rope_theta differs between {', '.join(thetas)}: {thetas}")
         return float(next(iter(thetas.values()), _DEFAULT_THETA))
 
+    def sliding_window(self, layers: int) -> int | None:
+        """As transformers' AutoModel reads it. What its versions or other programs read in another way is refused."""
+        kinds = self.layer_kinds(layers)
+        if kinds == {"full_attention"}:  # transformers then reads a Mistral as a Ministral, and ignores the window
+            return None
+        default = self.defaults.get("sliding_window")
+        if default is None:
+            self.check_llama_window(kinds)
+            return None
+        if self.raw.get("sliding_window", default) is None:
+            if kinds:
+                raise self.refuse("sliding_window", "allowed with layer_types of sliding_attention: a number of slots")
+            return None
+        window: int = self.number("sliding_window", int, default)
+        for key, allowed in (("use_sliding_window", (None, True)), ("max_window_layers", (None, 0))):
+            if self.raw.get(key) not in allowed:
+                raise self.refuse(
+                    key, f"with sliding_window={window}, programs disagree on its meaning; remove one of these two keys"
+                )
+        return window
+
+    def check_llama_window(self, kinds: set[str]) -> None:
+        """transformers ignores a Llama's window, but not in the cache of generation. A long one changes nothing."""
+        window = self.raw.get("sliding_window")
+        longest = self.number("max_position_embeddings", int, self.defaults["max_position_embeddings"])
+        if window is not None and not (isinstance(window, int) and window >= longest):
+            raise self.refuse("sliding_window", f"a Llama has no window; allowed: null, or {longest} or more")
+        if kinds:
+            raise self.refuse("layer_types", 'a Llama has no window; allowed: "full_attention" for all layers')
+
+    def layer_kinds(self, layers: int) -> set[str]:
+        """The kinds of attention in layer_types: at most one; empty if the file names none."""
+        kinds = self.raw.get("layer_types")
+        if kinds is None:
+            return set()
+        if not isinstance(kinds, list) or len(kinds) != layers:
+            raise self.refuse("layer_types", f"allowed: a list with one entry per layer, {layers}")
+        if not all(isinstance(kind, str) and kind in _LAYER_KINDS for kind in kinds):
+            raise self.refuse("layer_types", f"allowed: {' or '.join(dict.fromkeys(_LAYER_KINDS.values()))}")
+        if len(names := {_LAYER_KINDS[kind] for kind in kinds}) > 1:
+            raise self.refuse("layer_types", "all layers must be of one kind")
+        return names
+
     def check_features(self) -> None:
-        for key in ("attention_bias", "mlp_bias", "quantization_config"):
-            if self.raw.get(key):
-                raise self.refuse(key, "not supported; the model has no biases and no quantised weights")
+        check_keys(self.file, self.raw)
         if self.raw.get("hidden_act", "silu") not in ("silu", "swish"):
             raise self.refuse("hidden_act", 'allowed: "silu"')
-        if self.raw.get("partial_rotary_factor") not in (None, 1, 1.0):
-            raise self.refuse("partial_rotary_factor", "must be 1")
-        if isinstance(kinds := self.raw.get("layer_types"), list) and len(set(kinds)) > 1:
-            raise self.refuse("layer_types", "all layers must be of one kind")
         if self.architecture.endswith("ForSequenceClassification") and (labels := self.labels()) != 1:
             raise ConversionError(
                 self.file, f"{self.architecture} has {labels} labels (id2label); allowed: 1, the reward"
@@ -161,21 +212,19 @@ class _Reader:
         if head_dim is None and width % heads:
             raise self.refuse("hidden_size", f"without head_dim it must be a multiple of num_attention_heads={heads}")
         kv_heads = self.raw.get("num_key_value_heads", defaults["num_key_value_heads"])
-        window = None  # Llama has no window, even if the file gives one
-        if "sliding_window" in defaults and self.raw.get("sliding_window", ...) is not None:
-            window = self.number("sliding_window", int, defaults["sliding_window"])
+        layers = self.number("num_hidden_layers", int)
         try:
             return ModelConfig(
                 vocab_size=self.number("vocab_size", int),
                 hidden_size=width,
                 intermediate_size=self.number("intermediate_size", int),
-                num_layers=self.number("num_hidden_layers", int),
+                num_layers=layers,
                 num_heads=heads,
                 num_kv_heads=heads if kv_heads is None else self.number("num_key_value_heads", int, kv_heads),
                 head_dim=head_dim or width // heads,
                 rope_theta=self.rope_theta(),
                 rms_norm_eps=self.number("rms_norm_eps", float, 1e-6),
-                sliding_window=window,
+                sliding_window=self.sliding_window(layers),
                 tie_embeddings=self.raw.get("tie_word_embeddings", False),
                 max_position_embeddings=self.number(
                     "max_position_embeddings", int, defaults["max_position_embeddings"]

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.checkpoint.hf.config import read_json
+from janus_jax.checkpoint.hf.config_keys import GENERATION
+from janus_jax.checkpoint.hf.files import read_texts
 from janus_jax.errors import ConversionError
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -20,7 +22,7 @@ class ModelFacts:
     token_ids: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Keys of `TOKEN_IDS` that config.json has: an id, a list of ids (EOS only), or null."""
     generation: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """generation_config.json."""
+    """generation_config.json; without it, the settings of generation that old files have in config.json."""
     reward: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Reward statistics of a reward model under OpenRLHF's keys: `mean` and `std` of its rewards on held-out pairs, and
     `normalize_reward`."""
@@ -28,10 +30,21 @@ class ModelFacts:
     """Hub id of the model itself, or of the model that its training began with."""
     card: str | None = None
     """README.md of a Hugging Face directory."""
+    texts: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Licences, notices and additional chat templates: name and content (`files.read_texts`)."""
+
+    def after_training(self, reward: dict[str, Any]) -> "ModelFacts":
+        """The facts of a model that training made from this one. Its special ids are those of the data's tokenizer.
+
+        Args:
+            reward: its own reward statistics; empty if it has none.
+        """
+        generation = {name: value for name, value in self.generation.items() if name not in TOKEN_IDS}
+        return ModelFacts(generation=generation, reward=reward, base_model=self.base_model, texts=self.texts)
 
     @classmethod
     def of_directory(cls, directory: Path, *, reward: bool, base_model: str | None = None) -> "ModelFacts":
-        """Reads config.json, generation_config.json and README.md of a Hugging Face directory.
+        """Reads config.json, generation_config.json, README.md and the licences of a Hugging Face directory.
 
         Args:
             reward: the directory holds a reward model.
@@ -45,14 +58,32 @@ class ModelFacts:
         for name in TOKEN_IDS:
             if not _is_id(raw.get(name), several=name == "eos_token_id"):
                 raise ConversionError(config, f"{name}={json.dumps(raw[name])}: allowed: a token id or null")
+            _require_row(config, name, raw)
         generation = directory / "generation_config.json"
         card = directory / CARD
         return cls(
             token_ids={name: raw[name] for name in TOKEN_IDS if name in raw},
-            generation=read_json(generation) if generation.is_file() else {},
+            generation=read_json(generation)
+            if generation.is_file()
+            else {name: value for name, value in raw.items() if name in GENERATION and value is not None},
             reward=_reward_statistics(config, raw) if reward else {},
             base_model=base_model,
             card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
+            texts=read_texts(directory),
+        )
+
+
+def _require_row(file: Path, name: str, raw: dict[str, Any]) -> None:
+    """Refuses an id beyond the embedding. transformers cannot load a model with such a padding id."""
+    ids = raw.get(name)
+    largest = max(ids, default=0) if isinstance(ids, list) else ids
+    vocabulary = raw.get("vocab_size")
+    if largest is not None and isinstance(vocabulary, int) and largest >= vocabulary:
+        raise ConversionError(
+            file,
+            f"{name}={json.dumps(ids)}: the embedding has no such row (vocab_size={vocabulary}); add rows with "
+            "transformers' resize_token_embeddings(len(tokenizer)) and save the model again, or, if the token is not "
+            "used, remove the key and the token",
         )
 
 

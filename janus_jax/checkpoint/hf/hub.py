@@ -5,18 +5,21 @@ import os
 import re
 from pathlib import Path
 
+from janus_jax.checkpoint.hf.files import is_text
 from janus_jax.errors import ConversionError, first_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "merges.txt", "README.md"]
 _DUPLICATES = ["consolidated*", "*/*"]  # the same weights under other names
+_LICENCES = ["LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*"]
+_OTHER_FOLDERS = ["consolidated*", "[!a]*/*", "a[!d]*/*"]
+"""Of the folders, the hub is asked for those that begin with "ad", for additional_chat_templates."""
 
 
 def is_wanted(name: str) -> bool:
     """Whether this package reads a file of this name in a model's repository."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _FILES) and not any(
-        fnmatch.fnmatchcase(name, pattern) for pattern in _DUPLICATES
-    )
+    wanted = any(fnmatch.fnmatchcase(name, pattern) for pattern in _FILES)
+    return is_text(name) or (wanted and not any(fnmatch.fnmatchcase(name, pattern) for pattern in _DUPLICATES))
 
 
 def local_copy(source: str | os.PathLike[str]) -> str:
@@ -34,7 +37,7 @@ def local_copy(source: str | os.PathLike[str]) -> str:
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return snapshot_download(name, allow_patterns=_FILES, ignore_patterns=_DUPLICATES)
+        return snapshot_download(name, allow_patterns=[*_FILES, *_LICENCES], ignore_patterns=_OTHER_FOLDERS)
     except (
         errors.HFValidationError,
         errors.HfHubHTTPError,

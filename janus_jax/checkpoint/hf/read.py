@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from janus_jax.checkpoint.hf.config import hf_config, read_json, read_model_config
+from janus_jax.checkpoint.hf.files import damage, refuse_adapter, require_whole, unfinished
 from janus_jax.checkpoint.hf.keys import (
     LAYOUTS,
     VALUE_HEADS,
@@ -28,11 +29,16 @@ from janus_jax.checkpoint.hf.write import save_hf
 from janus_jax.errors import ConversionError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, param_specs
+from janus_jax.storage.local import as_path
+from janus_jax.text.hf_files import HF_FILES
 
 __all__ = ["HFDirectory", "hf_config", "load_hf", "read_model_config", "save_hf"]
 
 _DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 _DERIVED_SUFFIX = "rotary_emb.inv_freq"  # a buffer that old Llama files store; it follows from rope_theta
+_DESCRIPTIONS = ("config.json", "generation_config.json", *(name for name in HF_FILES if not name.endswith(".jinja")))
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_ROWS_AT_A_TIME = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +59,19 @@ class HFDirectory:
         self.directory = Path(os.path.expanduser(directory))
         files = [*self.directory.glob("*.safetensors"), *self.directory.glob("*.json")]
         self._stamps = {file: _stamp(file) for file in files}
+        refuse_adapter(as_path(self.directory))
+        require_whole(self.directory, _DESCRIPTIONS)
         config = read_model_config(self.directory)
         stored = _headers(self.directory)
+        self.weight_files = sorted({tensor.file.name for tensor in stored.values()})
+        """Names of the safetensors files that are read."""
         # A head of OpenRLHF's name makes it a reward model, whatever class config.json names.
         self.layout: Layout = "openrlhf" if VALUE_HEADS["openrlhf"] in stored else "transformers"
         self.config = dataclasses.replace(config, head="value") if self.layout == "openrlhf" else config
         self.entries = key_table(self.config, self.layout)
         self.stored_dtype = _check(self.directory, self.config, self.entries, stored)
+        self.left_out = _left_out(self.config, stored, {entry.key for entry in self.entries})
+        """Tensors that are not parameters, under their names with `tensor` before, and the reason why they stay out."""
         self._stored = stored
         self._open: dict[Path, Any] = {}
 
@@ -162,7 +174,9 @@ def _headers(directory: Path) -> dict[str, _Stored]:
         others = sorted(
             file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in directory.glob(pattern)
         )
-        hint = f"; {others[0]} is not read: save the model with safetensors first" if others else ""
+        hint = f"; {others[0]} is not read: save the model with safetensors first" if others else unfinished(single)
+        if others and (reason := damage(directory / others[0])) is not None:
+            hint = f"; {others[0]} {reason}"
         if (directory / "adapter_model.safetensors").is_file():
             hint = "; adapter_model.safetensors is an adapter: merge it into its base model first"
         raise ConversionError(directory, f"neither {single.name} nor {index.name} is present{hint}")
@@ -174,7 +188,7 @@ def _headers(directory: Path) -> dict[str, _Stored]:
         file = directory / name
         if not file.is_file():
             key = next(key for key, value in weight_map.items() if value == name)
-            raise ConversionError(file, f"missing; {index.name} lists {key} in it")
+            raise ConversionError(file, f"missing; {index.name} lists {key} in it{unfinished(file)}")
         header = _header(file)
         for key in (key for key, value in weight_map.items() if value == name and key not in header):
             raise ConversionError(file, f"tensor {key} is missing; {index.name} lists it in this file")
@@ -190,6 +204,8 @@ def _header(file: Path) -> dict[str, _Stored]:
             parts = {key: tensors.get_slice(key) for key in tensors.keys()}
             return {key: _Stored(file, tuple(part.get_shape()), part.get_dtype()) for key, part in parts.items()}
     except (SafetensorError, OSError) as error:
+        if (reason := damage(file)) is not None:
+            raise ConversionError(file, reason) from error
         raise ConversionError(file, f"not a whole safetensors file: {error}") from error
 
 
@@ -213,11 +229,40 @@ def _check(directory: Path, config: ModelConfig, entries: list[KeyEntry], stored
             raise ConversionError(
                 tensor.file, f"tensor {entry.key} has dtype {tensor.dtype}; allowed: {', '.join(_DTYPES)}"
             )
-    known = {entry.key for entry in entries}
-    for key, tensor in stored.items():
-        if key not in known and not key.endswith(_DERIVED_SUFFIX):
-            tied = key == "lm_head.weight" and config.tie_embeddings
-            hint = "tie_word_embeddings=true in config.json excludes it" if tied else "not part of the architecture"
-            raise ConversionError(tensor.file, f"tensor {key} is not expected: {hint}")
     dtypes = {_DTYPES[stored[entry.key].dtype] for entry in entries}
     return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+
+
+def _left_out(config: ModelConfig, stored: dict[str, _Stored], known: set[str]) -> dict[str, str]:
+    """The tensors that are not in the key table but allowed, with the reason why nobody needs them."""
+    reasons = {}
+    for key, tensor in stored.items():
+        if key in known:
+            continue
+        if key.endswith(_DERIVED_SUFFIX):
+            reasons[f"tensor {key}"] = "follows from rope_theta"
+        elif key == _HEAD and config.tie_embeddings:
+            _require_equal(tensor, stored[_EMBEDDING])
+            reasons[f"tensor {key}"] = f"equal to {_EMBEDDING}, which is the head too (tie_word_embeddings)"
+        else:
+            raise ConversionError(tensor.file, f"tensor {key} is not expected: not part of the architecture")
+    return reasons
+
+
+def _require_equal(head: _Stored, embedding: _Stored) -> None:
+    """Compares the two tensors byte by byte, some rows at a time."""
+    equal = head.shape == embedding.shape and head.dtype == embedding.dtype
+    if equal:
+        with safe_open(head.file, framework="np") as a, safe_open(embedding.file, framework="np") as b:
+            rows, others = a.get_slice(_HEAD), b.get_slice(_EMBEDDING)
+            for start in range(0, head.shape[0], _ROWS_AT_A_TIME):
+                part = slice(start, min(start + _ROWS_AT_A_TIME, head.shape[0]))
+                if contiguous(rows[part]).tobytes() != contiguous(others[part]).tobytes():
+                    equal = False
+                    break
+    if not equal:
+        raise ConversionError(
+            head.file,
+            f"tensor {_HEAD} differs from {_EMBEDDING}, but config.json has tie_word_embeddings=true; set it to false "
+            f"if the model has a head of its own, otherwise remove the tensor",
+        )

@@ -15,6 +15,7 @@ import numpy as np
 
 from janus_jax.checkpoint.hf.config import hf_config
 from janus_jax.checkpoint.hf.facts import CARD, ModelFacts
+from janus_jax.checkpoint.hf.files import TEMPLATES, write_texts
 from janus_jax.checkpoint.hf.keys import LAYOUTS, KeyEntry, KeyPath, Layout, key_table, leaves
 from janus_jax.checkpoint.hf.shared_directory import gather_on_process, shared_directory
 from janus_jax.config.sections import ExportSection
@@ -272,7 +273,10 @@ def write_file(directory: Path, file: TensorFile, dtype: np.dtype, blocks: Itera
 
 
 def write_companions(directory: Path, config: ModelConfig, dtype: np.dtype, companions: Companions) -> None:
-    """Writes everything but the weights: config.json, generation_config.json, tokenizer files, model card."""
+    """Writes everything but the weights: config.json, generation_config.json, tokenizer files, model card, licences.
+
+    Additional chat templates go with the default one: a template of training replaces all of them.
+    """
     tokenizer, facts = companions.tokenizer, companions.facts
     ids = {} if tokenizer is None else {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     ids |= facts.token_ids  # a model from elsewhere may have several EOS ids, or a padding id it was trained with
@@ -285,6 +289,8 @@ def write_companions(directory: Path, config: ModelConfig, dtype: np.dtype, comp
         save_hf_tokenizer(tokenizer, directory, chat_template=companions.chat_template, pad_id=pad_id)
     if companions.card is not None:
         (directory / CARD).write_text(companions.card, encoding="utf-8")
+    replaced = companions.chat_template is not None
+    write_texts(directory, {k: v for k, v in facts.texts.items() if not (replaced and k.startswith(f"{TEMPLATES}/"))})
     if config.head == "lm":  # a reward model generates nothing
         _write_json(directory / "generation_config.json", _generation(model, facts.generation))
     _write_json(directory / "config.json", model)  # last: without it, no reader takes the directory for a model
