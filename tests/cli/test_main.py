@@ -154,7 +154,8 @@ def test_conversions_get_their_options(janus, tmp_path):
         code, told, _ = janus("convert", "from-hf", "hf", out)
         assert (code, told) == (
             0,
-            f"{out}: written in bfloat16; every tensor compared, largest difference of logits 0\n",
+            f"{out}: written in bfloat16; every tensor compared, "
+            "largest difference of logits 0 (both computed by janus_jax)\n",
         )
     from_hf.assert_called_once_with("hf", out, verify="logits")
 

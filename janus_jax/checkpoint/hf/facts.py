@@ -58,7 +58,8 @@ class ModelFacts:
         for name in TOKEN_IDS:
             if not _is_id(raw.get(name), several=name == "eos_token_id"):
                 raise ConversionError(config, f"{name}={json.dumps(raw[name])}: allowed: a token id or null")
-            _require_row(config, name, raw)
+            if not (reward and name == "pad_token_id"):  # a reward model gets another one, if it does not fit
+                _require_row(config, name, raw)
         generation = directory / "generation_config.json"
         card = directory / CARD
         return cls(

@@ -171,6 +171,24 @@ def test_logits_are_those_of_transformers(architecture, changes, tmp_path):
     assert ours.dtype == jnp.float32
 
 
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [("Mistral", {"sliding_window": 5, "layer_types": FULL}), ("Mistral", {"sliding_window": 5}), ("Llama", {})],
+)
+def test_rewards_are_those_of_transformers(architecture, changes, tmp_path):
+    now = {key: value for key, value in changes.items() if key != "layer_types"}
+    config = getattr(transformers, f"{architecture}Config")(**SHAPE, **now, num_labels=1, pad_token_id=0)
+    torch.manual_seed(0)
+    getattr(transformers, f"{architecture}ForSequenceClassification")(config).save_pretrained(tmp_path)
+    write(tmp_path, json.loads((tmp_path / "config.json").read_text()) | changes)
+    tokens = np.random.default_rng(0).integers(1, 80, 24).astype(np.int32)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(tokens).long()[None]).logits.item()
+    (ours,) = outputs(open_model(tmp_path), tokens)
+    assert ours[-1, 0] == pytest.approx(theirs, rel=1e-4)
+
+
 @pytest.mark.parametrize("config", [transformers.MistralConfig, transformers.LlamaConfig])
 @pytest.mark.parametrize("head", ["CausalLM", "SequenceClassification"])
 def test_each_key_of_transformers_is_known(config, head, tmp_path):

@@ -192,6 +192,7 @@ def test_spellings_of_config_json_mean_the_same(changes, tmp_path):
 def test_a_silent_config_json_means_what_transformers_takes_it_for(architecture, silent, tmp_path):
     raw = {"architectures": [f"{architecture}ForCausalLM"], "model_type": architecture.lower()}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
+    raw |= {"sliding_window": None} if architecture == "Llama" else {}
     config = write_config(tmp_path, **(raw | heads | {silent: ...}))
     theirs = transformers.AutoConfig.from_pretrained(tmp_path)
     assert config.head_dim == theirs.head_dim
