@@ -11,7 +11,7 @@ from janus_jax.errors import ConversionError, first_line
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "merges.txt", "README.md"]
 _DUPLICATES = ["consolidated*", "*/*"]  # the same weights under other names
-_LICENCES = ["LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*"]
+_LICENCES = ["[Ll][Ii][Cc][Ee][Nn][CcSs][Ee]*", "[Nn][Oo][Tt][Ii][Cc][Ee]*", "COPYING*", "USE_POLICY*"]
 _OTHER_FOLDERS = ["consolidated*", "[!a]*/*", "a[!d]*/*"]
 """Of the folders, the hub is asked for those that begin with "ad", for additional_chat_templates."""
 
