@@ -35,7 +35,8 @@ class ChatFormat:
         marks: Sequence[str] | None = None,
     ):
         ids = {mark: tokenizer.control_id(mark) for mark in template.marks}
-        self.template, self.tokenizer, self.boundary = template, tokenizer, boundary
+        self.template, self.tokenizer = template, tokenizer
+        self.boundary: Literal["separate", "joint"] = boundary
         self.marks = tuple(mark for mark in template.marks if ids[mark] is not None) if marks is None else tuple(marks)
         is_eos = template.end in self.marks and ids[template.end] == tokenizer.eos_id
         self.end = "" if is_eos else template.end
