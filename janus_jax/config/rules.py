@@ -14,6 +14,7 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     """Keys that contradict each other. Values of a wrong type are ignored here: pydantic reports them."""
     yield from _start_conflicts(config)
     yield from _alternative_conflicts(config)
+    yield from _schedule_conflicts(config)
     yield from _data_conflicts(config)
     yield from _batch_conflicts(config)
     yield from _mesh_conflicts(config)
@@ -57,6 +58,26 @@ def _alternative_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
         elif isinstance(config.get(section), Mapping) and not keys:
             sentence = f"neither {section}.{one} nor {section}.{other} is given; allowed: exactly one of them"
             yield f"{section}.{one}", sentence
+
+
+def _schedule_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
+    schedule = config.get("schedule")
+    if not isinstance(schedule, Mapping):
+        return
+    name, warmup = schedule.get("name"), _given(config, "schedule", "warmup_steps", "warmup_ratio")
+    if len(warmup) == 2:
+        yield warmup[1], f"{warmup[0]} and {warmup[1]} are both given; allowed: one of them, the other null"
+    elif not warmup and "warmup_steps" in schedule:
+        yield "schedule.warmup_steps", "schedule.warmup_steps = null: allowed only with schedule.warmup_ratio"
+    decay = _given(config, "schedule", "decay_steps", "decay_ratio", "decay_shape")
+    if name == "wsd" and len(set(decay) - {"schedule.decay_shape"}) != 1:
+        sentence = "schedule.name = 'wsd' needs a length of its decay; allowed: exactly one of"
+        yield "schedule.name", f"{sentence} schedule.decay_steps and schedule.decay_ratio"
+    for key in decay if name in ("cosine", "linear", "constant") else ():
+        yield _refuse(key, schedule[key.partition(".")[2]], f"allowed with schedule.name = {name!r}: null")
+    if name == "constant" and _given(config, "schedule", "min_rate_ratio"):
+        reason = "a constant rate does not fall; allowed: null"
+        yield _refuse("schedule.min_rate_ratio", schedule["min_rate_ratio"], reason)
 
 
 def _data_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:

@@ -1,6 +1,7 @@
 """The sections of a configuration. docs/configuration.md is generated from these fields and docstrings."""
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, StringConstraints, WithJsonSchema, model_validator
@@ -16,6 +17,7 @@ PathText = Annotated[str, StringConstraints(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class RunSection(Section):
@@ -172,19 +174,48 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
-    """Learning rate and length of the run. The rate warms up from 0, then falls to 0 at the end of the run (cosine,
-    linear) or stays (constant)."""
+    """Learning rate and length of the run. The rate warms up from 0. Then it falls until the end of the run (cosine,
+    linear), stays (constant), or stays and falls at the end (wsd: warm-up, stable, decay)."""
 
-    name: Literal["cosine", "linear", "constant"]
+    name: Literal["cosine", "linear", "constant", "wsd"]
     """Shape of the decay after the warm-up."""
     learning_rate: Positive
     """Peak learning rate."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 10
-    """Steps of linear warm-up; the first has rate 0."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = 10
+    """Steps of linear warm-up; the first has rate 0. null, if you give `warmup_ratio`."""
+    warmup_ratio: Share | None = None
+    """Share of the steps that warm up, rounded up to whole steps. null: `warmup_steps` counts."""
+    min_rate_ratio: Share | None = None
+    """Rate at the end of the decay, as a share of `learning_rate`; with wsd the warm-up begins there too. null: 0."""
+    decay_steps: Count | None = None
+    """For wsd: steps of decay at the end. Give either `decay_steps` or `decay_ratio`."""
+    decay_ratio: Share | None = None
+    """For wsd: share of the steps that decay, rounded up to whole steps."""
+    decay_shape: Literal["cosine", "linear", "1-sqrt"] | None = None
+    """For wsd: shape of the decay; 1-sqrt is one minus the square root of its progress. null: cosine."""
     epochs: Count | None = None
     """Epochs to train for. Give either `epochs` or `steps`."""
     steps: Count | None = None
     """Optimizer steps to train for."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ratio_replaces_the_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("warmup_ratio") is not None:
+            return {"warmup_steps": None, **values}
+        return values
+
+    def warmup(self, total_steps: int) -> int:
+        """Steps of warm-up of a run of `total_steps`."""
+        return self._whole(self.warmup_steps, self.warmup_ratio, total_steps)
+
+    def decay(self, total_steps: int) -> int:
+        """For wsd: steps of decay of a run of `total_steps`."""
+        return self._whole(self.decay_steps, self.decay_ratio, total_steps)
+
+    @staticmethod
+    def _whole(steps: int | None, ratio: float | None, total_steps: int) -> int:
+        return steps or 0 if ratio is None else math.ceil(total_steps * ratio)  # rounded as transformers does
 
 
 def _not_zero(value: int) -> int:

@@ -142,7 +142,8 @@ def _likely(config: RunConfig, shards: int, model: ModelConfig, objective: Objec
     if pairs and batch.share_prompts:
         shared = min(batch.row_length, math.ceil(2 * SHARED_SHARE * batch.row_length))
         assumed.append(f"rows have at most {shared:,} slots of shared prompts")
-    steps = config.schedule.steps or _STEPS
+    schedule = config.schedule
+    steps = schedule.steps or max(_STEPS, (schedule.warmup_steps or 0) + (schedule.decay_steps or 0))
     shape = _shape(config, rows, cap)
     return Inputs(model, objective, shape, shared, steps, None, float(tokens), float(slots), tuple(assumed))
 

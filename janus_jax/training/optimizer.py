@@ -18,27 +18,39 @@ _DEFAULTS = OptimizerSection()
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Learning rate by optimizer step, counted from 0.
+    """Learning rate by optimizer step, counted from 0; the numbers are those of transformers' schedules.
 
-    Linear warm-up from 0 over `warmup_steps` (so the first step has rate 0, as in transformers), then, over the
-    rest of `total_steps`: cosine 0.5 (1 + cos(pi t)) to 0, linear to 0, or constant.
+    Linear warm-up from 0 over `warmup_steps` (so the first step has rate 0), then, over the rest of `total_steps`, with
+    t from 0 to 1: cosine 0.5 (1 + cos(pi t)), linear 1 - t, or constant 1. `wsd` stays at 1 and falls over its last
+    `decay_steps`, in `decay_shape`. What falls, falls to `min_rate_ratio`; the warm-up of `wsd` begins there too.
     """
 
     learning_rate: float
     total_steps: int
     warmup_steps: int = 0
-    name: Literal["cosine", "linear", "constant"] = "cosine"
+    name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    min_rate_ratio: float = 0.0
+    decay_steps: int = 0
+    decay_shape: Literal["cosine", "linear", "1-sqrt"] = "cosine"
 
     def __call__(self, step: Any) -> Float[Array, ""]:
         """The rate for optimizer step `step`."""
         step = jnp.asarray(step).astype(jnp.float32)
+        shape, begin = self.name, self.warmup_steps
+        if self.name == "wsd":
+            shape, begin = self.decay_shape, self.total_steps - self.decay_steps
         warmup = jnp.minimum(step / max(1, self.warmup_steps), 1.0)
-        progress = jnp.clip((step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps), 0.0, 1.0)
+        progress = jnp.clip((step - begin) / max(1, self.total_steps - begin), 0.0, 1.0)
         decay = {
             "cosine": 0.5 * (1.0 + jnp.cos(math.pi * progress)),
             "linear": 1.0 - progress,
+            "1-sqrt": 1.0 - jnp.sqrt(progress),
             "constant": jnp.ones_like(progress),
-        }[self.name]
+        }[shape]
+        if self.min_rate_ratio:
+            decay = decay * (1.0 - self.min_rate_ratio) + self.min_rate_ratio
+            if self.name == "wsd":
+                warmup = warmup * (1.0 - self.min_rate_ratio) + self.min_rate_ratio
         return self.learning_rate * jnp.where(step < self.warmup_steps, warmup, decay)
 
 

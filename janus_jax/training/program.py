@@ -99,9 +99,27 @@ class Program:
 
 
 def build_schedule(config: RunConfig, total_steps: int) -> Schedule:
-    """The learning rates of `schedule:` in a configuration."""
+    """The learning rates of `schedule:` in a configuration.
+
+    Raises:
+        ConfigError: warm-up and decay together take more than `total_steps`.
+    """
     section = config.schedule
-    return Schedule(section.learning_rate, total_steps, section.warmup_steps, section.name)
+    warmup, decay = section.warmup(total_steps), section.decay(total_steps)
+    if decay and warmup + decay > total_steps:
+        raise ConfigError(
+            f"schedule: {warmup} steps of warm-up and {decay} of decay do not fit into {total_steps} steps; lower "
+            "schedule.decay_steps or decay_ratio, or warmup_steps or warmup_ratio"
+        )
+    return Schedule(
+        section.learning_rate,
+        total_steps,
+        warmup,
+        section.name,
+        min_rate_ratio=section.min_rate_ratio or 0.0,
+        decay_steps=decay,
+        decay_shape=section.decay_shape or "cosine",
+    )
 
 
 def build_program(

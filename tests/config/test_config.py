@@ -164,6 +164,21 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ("batch.examples=16", "batch.rows and batch.examples are both given; allowed: one of them, the other null"),
         ("batch.rows=null", "neither batch.rows nor batch.examples is given; allowed: exactly one of them"),
         ("schedule.steps=5", "schedule.epochs and schedule.steps are both given; allowed: one of them, the other null"),
+        (
+            "schedule={warmup_steps: 3, warmup_ratio: 0.1, name: cosine, learning_rate: 1, steps: 9}",
+            "schedule.warmup_steps and schedule.warmup_ratio are both given; allowed: one of them, the other null",
+        ),
+        ("schedule.warmup_steps=null", "schedule.warmup_steps = null: allowed only with schedule.warmup_ratio"),
+        ("schedule.warmup_ratio=2", "schedule.warmup_ratio = 2: allowed: a number >= 0 and <= 1 or null"),
+        (
+            "schedule.name=wsd",
+            "schedule.name = 'wsd' needs a length of its decay; allowed: exactly one of schedule.dec",
+        ),
+        ("schedule.decay_steps=4", "schedule.decay_steps = 4: allowed with schedule.name = 'cosine': null"),
+        (
+            "schedule={min_rate_ratio: 0.1, name: constant, learning_rate: 1, steps: 9}",
+            "schedule.min_rate_ratio = 0.1: a constant rate does not fall; allowed: null",
+        ),
         ("batch.max_sequence_length=300", "batch.max_sequence_length = 300: allowed: at most batch.row_length = 256"),
         ("batch.microbatches=3", "batch.microbatches = 3: allowed: a divisor of batch.rows = 8"),
         ("mesh={data: -1, fsdp: 1, tensor: -1}", "mesh.data and mesh.tensor are -1; allowed: -1 on one axis at most"),
