@@ -158,6 +158,8 @@ def doctor() -> None:
 def _print_summary(summary: Any) -> None:
     already = " (it was there already)" if summary.resumed_from == summary.step else ""
     print(f"{summary.run_dir}: step {summary.step} of {summary.total_steps}{already}")
+    if summary.ended.startswith("eval."):
+        print(summary.ended)
     for what, count in summary.overlong.items():
         if count:
             print(f"batch.max_sequence_length, batch.row_length: {count} over-long training examples {what}")

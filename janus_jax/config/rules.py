@@ -20,6 +20,7 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     yield from _mesh_conflicts(config)
     yield from _objective_conflicts(config)
     yield from _profile_conflicts(config)
+    yield from _stopping_conflicts(config)
 
 
 def _refuse(key: str, value: Any, reason: str) -> Conflict:
@@ -144,6 +145,20 @@ def _objective_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
         elif (policy := _get(config, "batch", "overlong", str)) not in (None, "drop"):
             sentence = f"batch.overlong = {policy!r} and compat.overlong_pairs = 'zero_grad' contradict each other"
             yield "batch.overlong", f"{sentence}; allowed: one of them, the other 'drop'"
+
+
+def _stopping_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
+    section, stop = config.get("eval"), _get(config, "eval", "stop_after", int)
+    if not isinstance(section, Mapping):
+        return
+    if stop and not _given(config, "eval", "every_steps"):
+        yield _refuse("eval.stop_after", stop, "allowed with eval.every_steps = null: null")
+    for key, default in (("stop_metric", "loss"), ("stop_min_change", 0)):
+        if not stop and section.get(key, default) != default:
+            yield _refuse(f"eval.{key}", section[key], f"allowed without eval.stop_after: {default}")
+    name, metric = _get(config, "objective", "name", str), section.get("stop_metric", "loss")
+    if stop and metric != "loss" and name in OBJECTIVES and OBJECTIVES[name].branches == 1:
+        yield _refuse("eval.stop_metric", metric, f"objective {name} has no pairs; allowed: loss")
 
 
 def _profile_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:

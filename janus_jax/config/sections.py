@@ -197,6 +197,10 @@ class ScheduleSection(Section):
     """Epochs to train for. Give either `epochs` or `steps`."""
     steps: Count | None = None
     """Optimizer steps to train for."""
+    extend: Literal["restart", "stretch", "constant"] | None = None
+    """How the run in `run.dir` goes on if `epochs` or `steps` are more than it had. restart: the added steps have a
+    schedule of their own, warm-up included. stretch: from the newest checkpoint on, the rates are those of a run that
+    had all steps from the beginning. constant: the last rate goes on. null: more steps are refused."""
 
     @model_validator(mode="before")
     @classmethod
@@ -300,6 +304,13 @@ class EvalSection(Section):
     """Steps between evaluations; the last step is always evaluated. null: no evaluation at all."""
     rows: Count | None = None
     """Rows in an evaluation batch. null: as many as in a microbatch of training."""
+    stop_after: Count | None = None
+    """End the run after this number of evaluations in a row that do not improve `stop_metric`. null: train to the
+    end."""
+    stop_metric: Literal["loss", "rewards/accuracies", "rewards/margins"] = "loss"
+    """Held-out metric that `stop_after` watches. The loss improves when it falls, the others when they rise."""
+    stop_min_change: Annotated[float, Field(ge=0)] = 0.0
+    """An improvement of at most this much does not count."""
 
 
 class CheckpointSection(Section):

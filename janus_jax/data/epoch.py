@@ -114,15 +114,25 @@ class PackedEpochs:
             if self.rows % micro:
                 raise ConfigError(f"batch.rows={self.rows} is not a multiple of batch.microbatches={micro}")
         else:
-            self.rows = rows_per_step(
-                [self.fitted.slots[self._drawn(epoch)] for epoch in range(self.epochs)],
-                examples=settings.examples,
-                row_length=settings.row_length,
-                max_segments=self.max_segments,
-                seed=seed,
-                multiple=micro * row_shards,
-                keep_together=settings.keep_together,
-            )
+            self._multiple = micro * row_shards
+            self.rows = self.rows_for(epochs, steps)
+
+    def rows_for(self, epochs: int, steps: int) -> int:
+        """Rows of a batch of `batch.examples` examples, the fewest that suffice for a run of this length.
+
+        Raises:
+            ConfigError: an example is longer than a row.
+        """
+        assert self.settings.examples is not None
+        return rows_per_step(
+            [self.fitted.slots[self._drawn(epoch)] for epoch in range(self._begun(epochs, steps))],
+            examples=self.settings.examples,
+            row_length=self.settings.row_length,
+            max_segments=self.max_segments,
+            seed=self.seed,
+            multiple=self._multiple,
+            keep_together=self.settings.keep_together,
+        )
 
     @property
     def unit(self) -> int:
@@ -132,7 +142,10 @@ class PackedEpochs:
     @functools.cached_property
     def epochs(self) -> int:
         """Number of epochs that the run begins."""
-        epochs, steps = self._run
+        return self._begun(*self._run)
+
+    def _begun(self, epochs: int, steps: int) -> int:
+        """Number of epochs that a run of this length begins."""
         count = 0
         while count < epochs or steps > 0:
             steps -= self.steps(count)

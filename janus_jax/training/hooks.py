@@ -1,4 +1,4 @@
-"""What happens beside the steps of a run: profile, watch for NaN, log, evaluate, save, export.
+"""What happens beside the steps of a run: profile, watch for NaN, log, evaluate, stop, save, export.
 
 A hook is a small object with the methods of `Hook`. The loop in `run.py` lists the hooks in one place and calls them in
 that order; a hook reads and changes the `Run` and knows no other hook.
@@ -15,6 +15,7 @@ import numpy as np
 
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.checkpoint.state import Checkpoints
+from janus_jax.config.sections import EvalSection
 from janus_jax.data.epoch import Position
 from janus_jax.data.loader import LoadedBatch
 from janus_jax.errors import NonFiniteError
@@ -25,6 +26,7 @@ from janus_jax.training.reference import Reference
 from janus_jax.training.resume import step_meta
 from janus_jax.training.setup import Setup
 from janus_jax.training.step import TrainState
+from janus_jax.training.stopping import Stopping
 
 Due = Callable[[int], bool]
 """Whether something is to happen after a step, which is counted from 1."""
@@ -49,6 +51,12 @@ class Run:
     fills: list[float] = dataclasses.field(default_factory=list)
     tokens_per_s: list[float] = dataclasses.field(default_factory=list)
     export: Path | None = None
+    stopping: Stopping | None = None  # with eval.stop_after
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run is to end here, or has ended here, before its last step."""
+        return self.stopping is not None and self.stopping.stopped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,13 +181,26 @@ class Evaluate(Hook):
 
 
 @dataclasses.dataclass(frozen=True)
+class StopEarly(Hook):
+    """Ends the run when a held-out metric no longer improves. Its numbers are global: all processes decide the same."""
+
+    section: EvalSection
+
+    def after_step(self, run: Run, step: Step) -> None:
+        if run.stopping is None or run.evaluated_step != run.step:
+            return
+        value = run.eval_record[run.stopping.metric]
+        run.stopping = run.stopping.evaluated(self.section, run.step, value)
+
+
+@dataclasses.dataclass(frozen=True)
 class Save(Hook):
     """Saves checkpoints, in the background; the run ends when the last one is committed."""
 
     due: Due
 
     def after_step(self, run: Run, step: Step) -> None:
-        if not self.due(run.step):
+        if not self.due(run.step) and not run.stopped:
             return
         evaluation = run.eval_record if run.evaluated_step == run.step else None
         run.checkpoints.save(
@@ -187,7 +208,7 @@ class Save(Hook):
             params=run.state.params,
             optimizer=run.state.optimizer,
             data=dataclasses.asdict(run.position),
-            meta=step_meta(run.setup, run.reference, evaluation),
+            meta=step_meta(run.setup, run.reference, evaluation, run.stopping),
         )
         run.metrics.restart_clock()
 
@@ -200,5 +221,5 @@ class Export(Hook):
     """Writes the Hugging Face directory of a finished run."""
 
     def at_end(self, run: Run) -> None:
-        if run.step == run.setup.total_steps:
+        if run.step == run.setup.total_steps or run.stopped:
             run.export = export_step(run.dir, run.setup, run.step, run.state.params, run.print)

@@ -55,6 +55,25 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
+class Extended:
+    """Rates by `before` until optimizer step `start`, then by `after`, whose first step is step `origin`."""
+
+    before: "Rates"
+    start: int
+    after: Schedule
+    origin: int
+
+    def __call__(self, step: Any) -> Float[Array, ""]:
+        """The rate for optimizer step `step`."""
+        step = jnp.asarray(step)
+        return jnp.where(step < self.start, self.before(step), self.after(step - self.origin))
+
+
+Rates = Schedule | Extended
+"""Learning rate by optimizer step."""
+
+
+@dataclasses.dataclass(frozen=True)
 class AdamW:
     """Decoupled weight decay (Loshchilov & Hutter 2019) on matrices; norm weights are not decayed (transformers)."""
 

@@ -18,7 +18,7 @@ from janus_jax.model.mistral import ACTIVATION_AXES, Compute, param_specs
 from janus_jax.model.splash import Splash, unsupported_reason
 from janus_jax.objectives import Objective
 from janus_jax.parallel import mesh as meshes
-from janus_jax.training.optimizer import AdamW, Schedule
+from janus_jax.training.optimizer import AdamW, Rates, Schedule
 from janus_jax.training.step import StepFunctions, TrainState
 
 
@@ -128,7 +128,7 @@ def build_program(
     objective: Objective,
     mesh: Mesh,
     rules: meshes.Rules,
-    schedule: Schedule,
+    schedule: Rates,
     *,
     shared_slots: int,
 ) -> Program:

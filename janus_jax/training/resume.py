@@ -2,22 +2,27 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
+from pydantic import ValidationError
 
 from janus_jax import __version__
 from janus_jax.checkpoint.hf.facts import ModelFacts
-from janus_jax.checkpoint.state import Checkpoints
+from janus_jax.checkpoint.run_dir import RunDir, step_directory
+from janus_jax.checkpoint.state import Checkpoints, latest_step, read_json_item
 from janus_jax.config.run import RunConfig
 from janus_jax.data.epoch import Position
 from janus_jax.data.from_config import describe
 from janus_jax.errors import ConfigError
 from janus_jax.parallel import processes
+from janus_jax.training.course import Course, Past
 from janus_jax.training.reference import Reference
 from janus_jax.training.setup import Setup
 from janus_jax.training.step import TrainState
+from janus_jax.training.stopping import Stopping
 
 _MAY_CHANGE = ("mesh", "sharding", "remat", "eval", "checkpoint", "export", "logging", "profile")
 """Sections that may change when a run is resumed: they do not decide what is computed."""
@@ -39,6 +44,22 @@ class Beginning:
         return self.resumed_from or 0
 
 
+def newest_checkpoint(config: RunConfig, run_dir: RunDir[Path]) -> Past | None:
+    """The checkpoint that the run goes on from; None if it begins. Collective: call it on every process.
+
+    Raises:
+        ConfigError: it is of a run with another configuration.
+        ConversionError: its item `meta` cannot be read.
+    """
+    step = latest_step(run_dir.checkpoints)
+    if step is None:
+        return None
+    with processes.agreement("newest checkpoint"):
+        past = Past(step, read_json_item(step_directory(run_dir.checkpoints, step) / "meta"))
+        _require_same_config(config, past.meta)
+        return past
+
+
 def begin(setup: Setup, checkpoints: Checkpoints) -> Beginning:
     """The state to train from. Collective: call it on every process.
 
@@ -49,12 +70,11 @@ def begin(setup: Setup, checkpoints: Checkpoints) -> Beginning:
         ConfigError: the checkpoint is of a run with another configuration, model or data.
         ConversionError: checkpoint or weights cannot be read.
     """
-    step = checkpoints.latest_step()
-    if step is None:
+    if setup.past is None:
         with processes.agreement("initial weights"):
             params = setup.initial_params(setup.config.params_dtype)
         return Beginning(setup.program.init(params), Position(), None, setup.reference_step, None)
-    meta = checkpoints.meta(step)
+    step, meta = setup.past.step, setup.past.meta
     require_same_run(setup, meta)
     abstract = setup.program.abstract_state()
     params, optimizer, data, _ = checkpoints.restore(step, params=abstract.params, optimizer=abstract.optimizer)
@@ -67,10 +87,24 @@ def begin(setup: Setup, checkpoints: Checkpoints) -> Beginning:
     )
 
 
-def step_meta(setup: Setup, reference: Reference, evaluation: dict[str, float] | None) -> dict[str, Any]:
+def stopping_state(setup: Setup) -> Stopping | None:
+    """How far the run is from stopping early; None without `eval.stop_after`. A run that stopped and is extended has
+    all its evaluations again."""
+    section, held_out, past = setup.config.eval, setup.eval_loader, setup.past
+    if section.stop_after is None or held_out is None:
+        return None
+    state = Stopping.resumed(section, held_out.dataset.fingerprint, None if past is None else past.meta.get("stopping"))
+    extended = past is not None and setup.course.extensions != (Course.of_meta(past.meta) or setup.course).extensions
+    return dataclasses.replace(state, stale=0, stopped=False) if state.stopped and extended else state
+
+
+def step_meta(
+    setup: Setup, reference: Reference, evaluation: dict[str, float] | None, stopping: Stopping | None
+) -> dict[str, Any]:
     """What a step's item `meta` says of its run and its weights.
 
     Args:
+        stopping: after this step.
         evaluation: the held-out means of these very weights, if there are any.
     """
     source, dataset, held_out = setup.source, setup.loader.dataset, setup.eval_loader
@@ -91,17 +125,19 @@ def step_meta(setup: Setup, reference: Reference, evaluation: dict[str, float] |
         "template": dataset.parts[0].manifest.template,
         "data": [describe(part) for part in dataset.parts],
         "facts": dataclasses.asdict(facts.after_training(reward)),
+        "course": dataclasses.asdict(setup.course),
+        "stopping": None if stopping is None else dataclasses.asdict(stopping),
     }
 
 
-def require_same_run(setup: Setup, meta: dict[str, Any]) -> None:
-    """Refuses to go on from a checkpoint of another run. Directories may have moved: data is known by its fingerprint.
+def _require_same_config(config: RunConfig, meta: Mapping[str, Any]) -> None:
+    """Refuses to go on from a checkpoint of another configuration. Directories may have moved, and `course_of` decides
+    about another length.
 
     Raises:
         ConfigError: names each key that differs, with both values.
     """
-    config = setup.config
-    saved, now = (_without_places(values) for values in (meta["config"], _stored_config(config)))
+    saved, now = (_comparable(values) for values in (_with_defaults(meta["config"]), _stored_config(config)))
     differences = [
         f"{key} = {_shown(before)}, not {_shown(after)}"
         for section in now
@@ -110,9 +146,18 @@ def require_same_run(setup: Setup, meta: dict[str, Any]) -> None:
     ]
     if differences:
         raise ConfigError(
-            f"run.dir={config.run.dir}: holds a run with {'; '.join(differences)} as this config says; choose "
-            "another run.dir (init.from can take the weights over)"
+            f"run.dir={config.run.dir}: holds a run with {'; '.join(differences)} as this config says; to train its "
+            f"weights on with other settings, choose another run.dir and set model=null init.from={config.run.dir}"
         )
+
+
+def require_same_run(setup: Setup, meta: Mapping[str, Any]) -> None:
+    """Refuses to go on from a checkpoint of another model or other data, which are known by their contents.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    config = setup.config
     model = dataclasses.asdict(setup.model)  # of init.from's own config, which may have been edited since
     if differences := [f"{key[1:]} = {a}, not {b}" for key, a, b in _differences("", meta["model"], model)]:
         raise ConfigError(
@@ -139,8 +184,18 @@ def _stored_config(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", by_alias=True)
 
 
-def _without_places(config: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration without its directories and held-out data; of a mixture the weights stay."""
+def _with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the keys that an older version did not have yet, which did what the defaults do."""
+    try:
+        return _stored_config(RunConfig.model_validate(stored))
+    except ValidationError:  # it has keys that are no more: they will differ
+        return stored
+
+
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration without its directories, held-out data and length; of a mixture the weights stay."""
+    length = ("steps", "epochs", "extend")
+    config = config | {"schedule": {k: v for k, v in config["schedule"].items() if k not in length}}
     config = config | {name: {k: v for k, v in config[name].items() if k != "dir"} for name in ("run", "reference")}
     mixture = config["data"].get("mixture")
     weights = None if mixture is None else [part["weight"] for part in mixture]

@@ -20,9 +20,21 @@ from janus_jax.storage.local import absolute, atomic_directory, no_empty_leftove
 from janus_jax.storage.staging import naming_urls
 from janus_jax.text.served import CONVERSATIONS, write_conversations
 from janus_jax.training import metrics
-from janus_jax.training.hooks import Evaluate, Export, Hook, LogMetrics, Profile, RequireFinite, Run, Save, Step, every
+from janus_jax.training.hooks import (
+    Evaluate,
+    Export,
+    Hook,
+    LogMetrics,
+    Profile,
+    RequireFinite,
+    Run,
+    Save,
+    Step,
+    StopEarly,
+    every,
+)
 from janus_jax.training.reference import Precomputed, check_stale, open_reference
-from janus_jax.training.resume import begin
+from janus_jax.training.resume import begin, newest_checkpoint, stopping_state
 from janus_jax.training.setup import Setup, prepare
 
 _NOT_A_RUN = ("manifest.json", "config.json", "params")
@@ -36,6 +48,7 @@ class Summary:
     run_dir: str
     step: int
     total_steps: int
+    ended: str  # finished, interrupted, or why it stopped early
     resumed_from: int | None
     train: dict[str, float]  # the last train record
     evaluation: dict[str, float]  # the last held-out record, empty without evaluation
@@ -67,12 +80,14 @@ def train(
     """
     processes.start(options or processes.RuntimeOptions())
     started = time.perf_counter()
-    with processes.agreement("setup"):  # what follows would wait for ever for a process that found bad input
+    with processes.agreement("run directory"):  # what follows would wait for ever for a process that found bad input
         run_dir = _open_run_dir(config)
         if config.logging.wandb and processes.is_main():
             metrics.require_wandb()
-        setup = prepare(config)
-        if not run_dir.committed_steps():  # a run that goes on has other mistakes, to be reported first
+    past = newest_checkpoint(config, run_dir)
+    with processes.agreement("setup"):
+        setup = prepare(config, past)
+        if past is None:  # a run that goes on has other mistakes, to be reported first
             check_stale(setup)
     with contextlib.ExitStack() as stack:
         stack.enter_context(no_empty_leftovers(run_dir.checkpoints))  # weights are read below, and may be bad
@@ -87,7 +102,7 @@ def train(
         hooks = _hooks(config, stop, setup.total_steps)
         batches = setup.loader.batches(run.position, max(0, stop - run.step), reference_logps=run.reference.train_logps)
         stack.enter_context(contextlib.closing(batches))
-        while run.step < stop:
+        while run.step < stop and not run.stopped:
             for hook in hooks:
                 hook.before_step(run)
             asked = time.perf_counter()
@@ -119,6 +134,7 @@ def _hooks(config: RunConfig, stop: int, total_steps: int) -> list[Hook]:
         RequireFinite(lambda step: log(step) or evaluate(step) or save(step)),
         LogMetrics(log),
         Evaluate(evaluate),
+        StopEarly(config.eval),
         Save(save),
     ]
     return [*hooks, Export()] if config.export.hf else hooks
@@ -142,7 +158,8 @@ def _start(
         show(line)
     beginning = begin(setup, checkpoints)
     show(f"attention: {setup.program.attention}")
-    finished = beginning.step == setup.total_steps
+    stopping = stopping_state(setup)
+    finished = beginning.step == setup.total_steps or (stopping is not None and stopping.stopped)
     if finished:  # nothing is compared any more
         reference = Precomputed(beginning.reference_step, beginning.reference_weights)
     else:
@@ -169,6 +186,7 @@ def _start(
         step=beginning.step,
         train_record=records.get("train", {}),
         eval_record=records.get("eval", {}),
+        stopping=stopping,
     )
     return run, beginning.resumed_from
 
@@ -198,6 +216,7 @@ def _summarize(run: Run, resumed_from: int | None, seconds: float) -> Summary:
         run_dir=str(run.dir.path),
         step=run.step,
         total_steps=run.setup.total_steps,
+        ended="finished" if run.step == run.setup.total_steps else str(run.stopping) if run.stopped else "interrupted",
         resumed_from=resumed_from,
         train=run.train_record,
         evaluation=run.eval_record,

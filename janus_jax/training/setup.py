@@ -19,8 +19,9 @@ from janus_jax.model.mistral import Params, init_params, param_specs
 from janus_jax.objectives import Objective, build_objective
 from janus_jax.parallel import mesh as meshes
 from janus_jax.storage import staging
-from janus_jax.training.optimizer import Schedule
-from janus_jax.training.program import Program, build_program, build_schedule, wants_splash
+from janus_jax.training.course import Course, Past, course_of
+from janus_jax.training.optimizer import Rates
+from janus_jax.training.program import Program, build_program, wants_splash
 from janus_jax.training.same_tokenizer import check_vocabulary, require_same_tokenizer
 
 
@@ -32,12 +33,18 @@ class Setup:
     model: ModelConfig
     objective: Objective
     program: Program
-    schedule: Schedule
-    total_steps: int
+    schedule: Rates
+    course: Course
     loader: Loader
     eval_loader: Loader | None
     source: StoredModel | None
     reference: StoredModel | None  # reference.from; None: the initial weights
+    past: Past | None  # the newest checkpoint of the run; None: it begins
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.course.total_steps
 
     def initial_params(self, dtype: Any) -> Params:
         """The weights that a fresh run begins from: `init.from`, or random ones of `run.seed`."""
@@ -108,11 +115,13 @@ def open_reference_source(config: RunConfig, model: ModelConfig) -> StoredModel 
 
 
 @staging.naming_urls()
-def prepare(config: RunConfig) -> Setup:
+def prepare(config: RunConfig, past: Past | None = None) -> Setup:
     """Checks data, weights, mesh and batch against each other and builds the step functions.
 
     Files are checked before any device is used.
 
+    Args:
+        past: the newest checkpoint of the run, to go on from; see `resume.require_same_config`.
     Raises:
         ConfigError, DataError, ConversionError: with the key or file, the value and what is allowed.
         StorageError: data or weights on gs:// that cannot be read.
@@ -134,12 +143,8 @@ def prepare(config: RunConfig) -> Setup:
     mesh = meshes.build_mesh(config.mesh.shape)
     rules = meshes.merge_rules(config.sharding)
     loader, eval_loader = _loaders(config, dataset, held_out, mesh, rules, objective)
-    if config.schedule.steps is not None:
-        total_steps = config.schedule.steps
-    else:
-        assert config.schedule.epochs is not None
-        total_steps = loader.total_steps(config.schedule.epochs)
-    schedule = build_schedule(config, total_steps)
+    course = course_of(config, loader, past)
+    schedule = course.rates(config)
     loaders = [loader] if eval_loader is None else [loader, eval_loader]
     shared = max(loader.most_shared_slots() for loader in loaders) if wants_splash(config, mesh) else 0
     program = build_program(config, model, objective, mesh, rules, schedule, shared_slots=shared)
@@ -149,11 +154,12 @@ def prepare(config: RunConfig) -> Setup:
         objective=objective,
         program=program,
         schedule=schedule,
-        total_steps=total_steps,
+        course=course,
         loader=loader,
         eval_loader=eval_loader,
         source=source,
         reference=reference,
+        past=past,
     )
 
 

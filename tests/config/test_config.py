@@ -164,6 +164,13 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ("batch.examples=16", "batch.rows and batch.examples are both given; allowed: one of them, the other null"),
         ("batch.rows=null", "neither batch.rows nor batch.examples is given; allowed: exactly one of them"),
         ("schedule.steps=5", "schedule.epochs and schedule.steps are both given; allowed: one of them, the other null"),
+        ("eval.stop_after=3", "eval.stop_after = 3: allowed with eval.every_steps = null: null"),
+        ("eval.stop_min_change=0.1", "eval.stop_min_change = 0.1: allowed without eval.stop_after: 0"),
+        (
+            "eval={every_steps: 1, stop_after: 3, stop_metric: rewards/margins}",
+            "eval.stop_metric = 'rewards/margins': objective sft has no pairs; allowed: loss",
+        ),
+        ("schedule.extend=longer", "schedule.extend = longer: allowed: restart | stretch | constant or null"),
         (
             "schedule={warmup_steps: 3, warmup_ratio: 0.1, name: cosine, learning_rate: 1, steps: 9}",
             "schedule.warmup_steps and schedule.warmup_ratio are both given; allowed: one of them, the other null",

@@ -1,0 +1,142 @@
+"""How many steps a run takes, as it was begun and as it was extended, and the learning rates that follow from it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from janus_jax.config.run import RunConfig
+from janus_jax.data.epoch import PackedEpochs
+from janus_jax.errors import ConfigError
+from janus_jax.training.optimizer import Extended, Rates, Schedule
+from janus_jax.training.program import build_schedule
+
+Rule = Literal["restart", "stretch", "constant"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Past:
+    """The newest checkpoint of the run directory: finished optimizer steps, and the item `meta`."""
+
+    step: int
+    meta: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Extension:
+    """More steps than the run had: `start` is the first step, counted from 0, whose rate is by the rule."""
+
+    start: int
+    total_steps: int
+    rule: Rule
+    rate: float | None = None  # the one that goes on, for `constant`
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """The steps of a run. A checkpoint's meta holds it, so that a stopped run goes on with the same rates."""
+
+    begun_with: int  # steps that the run had when it began
+    extensions: tuple[Extension, ...] = ()
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.extensions[-1].total_steps if self.extensions else self.begun_with
+
+    @classmethod
+    def of_meta(cls, meta: Mapping[str, Any]) -> "Course | None":
+        """The course that `step_meta` wrote; None in checkpoints of older versions."""
+        saved = meta.get("course")
+        if saved is None:
+            return None
+        return cls(saved["begun_with"], tuple(Extension(**extension) for extension in saved["extensions"]))
+
+    def rates(self, config: RunConfig) -> Rates:
+        """The learning rate of every step.
+
+        Raises:
+            ConfigError: warm-up and decay do not fit into the steps.
+        """
+        rates: Rates = build_schedule(config, self.begun_with)
+        for extension in self.extensions:
+            start, total = extension.start, extension.total_steps
+            if extension.rule == "restart":
+                rates = Extended(rates, start, build_schedule(config, total - start), origin=start)
+            elif extension.rule == "stretch":
+                rates = Extended(rates, start, build_schedule(config, total), origin=0)
+            else:
+                assert extension.rate is not None
+                rates = Extended(rates, start, Schedule(extension.rate, total, name="constant"), origin=0)
+        return rates
+
+
+def course_of(config: RunConfig, epochs: PackedEpochs, past: Past | None) -> Course:
+    """The course of a run that begins, goes on, or is extended because the configuration says more steps than before.
+
+    `restart` and `constant` begin where the run ends without them, at whatever step it was interrupted, so an extension
+    before the end and one after it give the same weights. `stretch` begins at the newest checkpoint.
+
+    Args:
+        epochs: the packed rows of the configuration.
+        past: the newest checkpoint, of the same run in everything but its length.
+    Raises:
+        ConfigError: fewer steps; more steps without `schedule.extend`, or that its rule or the batch does not allow.
+    """
+    section = config.schedule
+    total = section.steps or epochs.total_steps(section.epochs or 1)
+    if past is None:
+        return Course(total)
+    saved = past.meta["config"]["schedule"]
+    before = Course.of_meta(past.meta) or Course(saved["steps"] or epochs.total_steps(saved["epochs"]))
+    same_keys = (saved["steps"], saved["epochs"]) == (section.steps, section.epochs)
+    if same_keys or total == before.total_steps:
+        last = before.extensions[-1].rule if before.extensions else None
+        if None not in (last, section.extend) and section.extend != last:
+            raise ConfigError(
+                f"schedule.extend = {section.extend}: run.dir={config.run.dir} holds a run that was extended by "
+                f"{last} to {before.total_steps} steps; allowed: {last} or null, or more steps"
+            )
+        return before
+    stopped = bool((past.meta.get("stopping") or {}).get("stopped"))
+    end = past.step if stopped else before.total_steps
+    now = f"steps = {total}" if section.steps else f"epochs = {section.epochs} ({total} steps)"
+    holds = f"schedule.{now}: run.dir={config.run.dir} holds a run of {end} steps"
+    if total <= end:
+        done = "" if past.step == end else f", {past.step} of them done"
+        raise ConfigError(f"{holds}{done}; allowed: {end}, or more with schedule.extend; or choose another run.dir")
+    if section.extend is None:
+        raise ConfigError(
+            f"{holds}; set schedule.extend to restart, stretch or constant to go on with it, or choose another run.dir"
+        )
+    _require_rows(config, epochs, before.total_steps, holds)
+    return dataclasses.replace(
+        before, extensions=(*before.extensions, _extension(config, before, past, end, total, holds))
+    )
+
+
+def _extension(config: RunConfig, before: Course, past: Past, end: int, total: int, holds: str) -> Extension:
+    rule = config.schedule.extend
+    assert rule is not None
+    if rule == "restart" and (warmup := config.schedule.warmup(total - end)) >= total - end:
+        raise ConfigError(
+            f"{holds}; schedule.extend = restart: the warm-up of {warmup} steps takes all {total - end} added steps; "
+            "allowed: more steps, or stretch or constant"
+        )
+    if rule != "constant":
+        return Extension(past.step if rule == "stretch" else end, total, rule)
+    rate = float(before.rates(config)(end))
+    if rate == 0:
+        raise ConfigError(
+            f"{holds}; schedule.extend = constant: its rate ends at 0, and nothing would be learned; allowed: restart "
+            "or stretch (schedule.min_rate_ratio makes a new run end at another rate)"
+        )
+    return Extension(end, total, rule, rate)
+
+
+def _require_rows(config: RunConfig, epochs: PackedEpochs, steps: int, holds: str) -> None:
+    """Refuses added steps whose `batch.examples` need more rows than those before, as another program would."""
+    if config.batch.examples is not None and (rows := epochs.rows_for(0, steps)) != epochs.rows:
+        raise ConfigError(
+            f"{holds} with {rows} rows in a batch; batch.examples = {config.batch.examples} of the added steps need "
+            f"{epochs.rows} rows; choose another run.dir and take the weights over with init.from"
+        )
