@@ -44,7 +44,10 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The newest committed step; the same on every process."""
-        return latest_step(self.directory)
+        latest = max(committed_steps(self.directory), default=-1)
+        if jax.process_count() > 1:  # a slow file system may not show every process the same
+            latest = int(multihost_utils.broadcast_one_to_all(np.int32(latest)))
+        return None if latest < 0 else latest
 
     def save(self, step: int, *, params: Any, optimizer: Any, data: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         """Starts to write a step. Returns when the arrays are copied to the host and may be donated; see `wait`.
@@ -112,15 +115,6 @@ class Checkpoints:
         """Waits for every save, then ends Orbax's threads."""
         with _storage_errors(self.directory, "a checkpoint could not be written"):
             self._manager.close()
-
-
-def latest_step(directory: Place) -> int | None:
-    """The newest committed step in a directory of checkpoints; the same on every process. Collective."""
-    latest = max(committed_steps(directory), default=-1)
-    # Asked in this way, JAX does not look for devices. A slow file system may not show every process the same.
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
-        latest = int(multihost_utils.broadcast_one_to_all(np.int32(latest)))
-    return None if latest < 0 else latest
 
 
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:

@@ -12,12 +12,13 @@ from pydantic import ValidationError
 from janus_jax import __version__
 from janus_jax.checkpoint.hf.facts import ModelFacts
 from janus_jax.checkpoint.run_dir import RunDir, step_directory
-from janus_jax.checkpoint.state import Checkpoints, latest_step, read_json_item
+from janus_jax.checkpoint.state import Checkpoints, read_json_item
 from janus_jax.config.run import RunConfig
 from janus_jax.data.epoch import Position
 from janus_jax.data.from_config import describe
 from janus_jax.errors import ConfigError
 from janus_jax.parallel import processes
+from janus_jax.storage.local import as_path
 from janus_jax.training.course import Course, Past
 from janus_jax.training.reference import Reference
 from janus_jax.training.setup import Setup
@@ -44,20 +45,20 @@ class Beginning:
         return self.resumed_from or 0
 
 
-def newest_checkpoint(config: RunConfig, run_dir: RunDir[Path]) -> Past | None:
-    """The checkpoint that the run goes on from; None if it begins. Collective: call it on every process.
+def newest_checkpoint(run_dir: RunDir[Path]) -> Past | None:
+    """The checkpoint that the run goes on from, as process 0 sees it; None if it begins. Call it on every process.
 
     Raises:
-        ConfigError: it is of a run with another configuration.
         ConversionError: its item `meta` cannot be read.
     """
-    step = latest_step(run_dir.checkpoints)
-    if step is None:
-        return None
+    newest: tuple[int, dict[str, Any]] | None = None
     with processes.agreement("newest checkpoint"):
-        past = Past(step, read_json_item(step_directory(run_dir.checkpoints, step) / "meta"))
-        _require_same_config(config, past.meta)
-        return past
+        if processes.is_main() and (steps := run_dir.committed_steps()):
+            directory = step_directory(as_path(run_dir.checkpoints), steps[-1])
+            newest = steps[-1], read_json_item(directory / "meta")
+    if jax.distributed.is_initialized():  # otherwise no device is asked for yet
+        newest = processes.broadcast("newest checkpoint", newest)
+    return None if newest is None else Past(*newest)
 
 
 def begin(setup: Setup, checkpoints: Checkpoints) -> Beginning:
@@ -130,7 +131,7 @@ def step_meta(
     }
 
 
-def _require_same_config(config: RunConfig, meta: Mapping[str, Any]) -> None:
+def require_same_config(config: RunConfig, meta: Mapping[str, Any]) -> None:
     """Refuses to go on from a checkpoint of another configuration. Directories may have moved, and `course_of` decides
     about another length.
 

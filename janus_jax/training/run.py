@@ -34,7 +34,7 @@ from janus_jax.training.hooks import (
     every,
 )
 from janus_jax.training.reference import Precomputed, check_stale, open_reference
-from janus_jax.training.resume import begin, newest_checkpoint, stopping_state
+from janus_jax.training.resume import begin, newest_checkpoint, require_same_config, stopping_state
 from janus_jax.training.setup import Setup, prepare
 
 _NOT_A_RUN = ("manifest.json", "config.json", "params")
@@ -84,8 +84,10 @@ def train(
         run_dir = _open_run_dir(config)
         if config.logging.wandb and processes.is_main():
             metrics.require_wandb()
-    past = newest_checkpoint(config, run_dir)
+    past = newest_checkpoint(run_dir)
     with processes.agreement("setup"):
+        if past is not None:
+            require_same_config(config, past.meta)
         setup = prepare(config, past)
         if past is None:  # a run that goes on has other mistakes, to be reported first
             check_stale(setup)

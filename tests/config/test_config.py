@@ -170,7 +170,7 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
             "eval={every_steps: 1, stop_after: 3, stop_metric: rewards/margins}",
             "eval.stop_metric = 'rewards/margins': objective sft has no pairs; allowed: loss",
         ),
-        ("schedule.extend=longer", "schedule.extend = longer: allowed: restart | stretch | constant or null"),
+        ("schedule.extend=longer", "schedule.extend = longer: allowed: restart | stretch | constant | null"),
         (
             "schedule={warmup_steps: 3, warmup_ratio: 0.1, name: cosine, learning_rate: 1, steps: 9}",
             "schedule.warmup_steps and schedule.warmup_ratio are both given; allowed: one of them, the other null",

@@ -6,6 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
+from janus_jax.checkpoint.convert import to_hf
+from janus_jax.checkpoint.stored_model import open_model
+from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError
 from janus_jax.training.run import train
 from tests.support.run_configs import ONE_LAYER, run_config
@@ -99,6 +102,19 @@ def test_a_run_can_be_extended_twice_and_in_epochs(data, tmp_path, finished):
     assert go(data, run, steps=6).resumed_from == 6  # without the key it is finished, as it was
     assert go(data, run, steps=None, epochs=4, extend="constant").total_steps == 8
     np.testing.assert_allclose(rates(run), 1e-2 * np.asarray([*FIRST, 0, 1, 0.1, 0.1]), rtol=1e-6)
+    to_hf(run, tmp_path / "converted", verify="none")
+    card = (tmp_path / "converted/README.md").read_text()
+    assert "| extended | restart from step 4, to 6 steps |\n| extended | constant from step 6, to 8 steps |" in card
+
+
+def test_another_run_starts_from_a_step_and_the_message_says_how(data, tmp_path, finished):
+    with pytest.raises(ConfigError, match=rf"run\.dir and set model=null init\.from={finished}$"):
+        go(data, finished, steps=4, learning_rate=1.0)
+    start = {"model": None, "init": {"from": str(finished / "checkpoints/3")}}
+    values = config(data, tmp_path / "run", steps=2).model_dump(mode="json", by_alias=True) | start
+    train(RunConfig.model_validate(values), writers=(), until_step=1)  # the first step has rate 0
+    assert_equal_trees(open_model(tmp_path / "run", 1).load_host(), open_model(finished, 3).load_host())
+    assert metric_lines(tmp_path / "run")[0]["epoch"] == 0
 
 
 def test_a_checkpoint_of_an_older_version_goes_on(data, tmp_path, finished):

@@ -142,6 +142,8 @@ def _recipe(meta: Mapping[str, Any], run: Mapping[str, Any], step: int | None) -
     for name in ("schedule", "optimizer"):
         if section := run.get(name):
             rows.append((name, _settings(section)))
+    for part in (meta.get("course") or {}).get("extensions", ()):
+        rows.append(("extended", f"{part['rule']} from step {part['start']}, to {part['total_steps']} steps"))
     if precision := run.get("precision"):
         rows.append(("precision", f"computed in {precision.get('compute')}"))
     if compat := run.get("compat"):
