@@ -30,6 +30,9 @@ class Extension:
     rule: Rule
     rate: float | None = None  # the one that goes on, for `constant`
 
+    def __str__(self) -> str:
+        return f"{self.rule} from step {self.start}, to {self.total_steps} steps"
+
 
 @dataclasses.dataclass(frozen=True)
 class Course:
@@ -100,10 +103,14 @@ def course_of(config: RunConfig, epochs: PackedEpochs, past: Past | None) -> Cou
     stopped = bool((past.meta.get("stopping") or {}).get("stopped"))
     end = past.step if stopped else before.total_steps
     now = f"steps = {total}" if section.steps else f"epochs = {section.epochs} ({total} steps)"
-    holds = f"schedule.{now}: run.dir={config.run.dir} holds a run of {end} steps"
+    holds = f"schedule.{now}: run.dir={config.run.dir} holds a run of {before.total_steps} steps"
+    holds += f", which stopped early at step {end}" if stopped else ""
     if total <= end:
         done = "" if past.step == end else f", {past.step} of them done"
-        raise ConfigError(f"{holds}{done}; allowed: {end}, or more with schedule.extend; or choose another run.dir")
+        raise ConfigError(
+            f"{holds}{done}; allowed: {before.total_steps}, or with schedule.extend more than {end}; or choose another "
+            "run.dir"
+        )
     if section.extend is None:
         raise ConfigError(
             f"{holds}; set schedule.extend to restart, stretch or constant to go on with it, or choose another run.dir"

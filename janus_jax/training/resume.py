@@ -19,7 +19,7 @@ from janus_jax.data.from_config import describe
 from janus_jax.errors import ConfigError
 from janus_jax.parallel import processes
 from janus_jax.storage.local import as_path
-from janus_jax.training.course import Course, Past
+from janus_jax.training.course import Course, Extension, Past
 from janus_jax.training.reference import Reference
 from janus_jax.training.setup import Setup
 from janus_jax.training.step import TrainState
@@ -88,6 +88,15 @@ def begin(setup: Setup, checkpoints: Checkpoints) -> Beginning:
     )
 
 
+def new_extension(setup: Setup) -> Extension | None:
+    """The extension that this start makes; None if the newest checkpoint has them all."""
+    if setup.past is None:
+        return None
+    recorded = Course.of_meta(setup.past.meta)
+    known = 0 if recorded is None else len(recorded.extensions)
+    return setup.course.extensions[-1] if len(setup.course.extensions) > known else None
+
+
 def stopping_state(setup: Setup) -> Stopping | None:
     """How far the run is from stopping early; None without `eval.stop_after`. A run that stopped and is extended has
     all its evaluations again."""
@@ -95,8 +104,7 @@ def stopping_state(setup: Setup) -> Stopping | None:
     if section.stop_after is None or held_out is None:
         return None
     state = Stopping.resumed(section, held_out.dataset.fingerprint, None if past is None else past.meta.get("stopping"))
-    extended = past is not None and setup.course.extensions != (Course.of_meta(past.meta) or setup.course).extensions
-    return dataclasses.replace(state, stale=0, stopped=False) if state.stopped and extended else state
+    return dataclasses.replace(state, stale=0, stopped=False) if state.stopped and new_extension(setup) else state
 
 
 def step_meta(

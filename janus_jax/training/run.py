@@ -34,7 +34,7 @@ from janus_jax.training.hooks import (
     every,
 )
 from janus_jax.training.reference import Precomputed, check_stale, open_reference
-from janus_jax.training.resume import begin, newest_checkpoint, require_same_config, stopping_state
+from janus_jax.training.resume import begin, new_extension, newest_checkpoint, require_same_config, stopping_state
 from janus_jax.training.setup import Setup, prepare
 
 _NOT_A_RUN = ("manifest.json", "config.json", "params")
@@ -160,6 +160,8 @@ def _start(
         show(line)
     beginning = begin(setup, checkpoints)
     show(f"attention: {setup.program.attention}")
+    if extension := new_extension(setup):
+        show(f"schedule.extend: {extension}")
     stopping = stopping_state(setup)
     finished = beginning.step == setup.total_steps or (stopping is not None and stopping.stopped)
     if finished:  # nothing is compared any more

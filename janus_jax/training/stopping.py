@@ -49,5 +49,6 @@ class Stopping:
         return dataclasses.replace(self, **best, stale=stale, stopped=stale >= (section.stop_after or math.inf))
 
     def __str__(self) -> str:
-        best = "was never finite" if self.best is None else f"was best at step {self.best_step} ({self.best:.6g})"
-        return f"eval.stop_after: {self.metric} {best}, and has not improved in {self.stale} evaluations"
+        best = "it was never finite" if self.best is None else f"best {self.best:.6g} at step {self.best_step}"
+        count = f"{self.stale} evaluation{'s' if self.stale > 1 else ''} in a row"
+        return f"eval.stop_after: {count} did not improve {self.metric} enough; {best}"

@@ -65,9 +65,13 @@ def test_a_constant_rate_is_that_of_the_end(tmp_path):
         (
             60,
             {"steps": 50, "extend": "stretch"},
-            "of 100 steps, 60 of them done; allowed: 100, or more with schedule.ext",
+            "of 100 steps, 60 of them done; allowed: 100, or with schedule.extend mo",
         ),
-        (100, {"steps": 80, "extend": "stretch"}, "holds a run of 100 steps; allowed: 100, or more"),
+        (
+            100,
+            {"steps": 80, "extend": "stretch"},
+            "holds a run of 100 steps; allowed: 100, or with schedule.extend more tha",
+        ),
         (100, {"steps": 110, "extend": "restart"}, "warm-up of 10 steps takes all 10 added steps; allowed: more steps"),
         (
             100,
@@ -87,6 +91,14 @@ def test_a_rule_that_comes_too_late_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="extended by restart to 150 steps; allowed: restart or null, or more steps"):
         course(tmp_path, past, steps=150, extend="stretch")
     assert len(course(tmp_path, past, steps=200, extend="stretch").extensions) == 2
+
+
+def test_a_run_that_stopped_early_is_extended_from_there(tmp_path):
+    stopped = begun(tmp_path, 60, stopped=True)
+    message = "of 100 steps, which stopped early at step 60; allowed: 100, or with schedule.extend more than 60"
+    with pytest.raises(ConfigError, match=message):
+        course(tmp_path, stopped, steps=60, extend="stretch")
+    assert course(tmp_path, stopped, extend="stretch") == Course(100)  # the same length: it stays finished
 
 
 def test_added_steps_take_the_rows_of_the_others(tmp_path):
