@@ -64,6 +64,12 @@ def choices(node: Schema, schema: Schema) -> list[Schema]:
     return [resolve(choice, schema) for choice in node.get("anyOf", [node])]
 
 
+def takes_text(path: Sequence[str], schema: Schema) -> bool:
+    """Whether the key at a path takes any text, such as a directory, and not one of some words."""
+    texts = [choice for choice in choices(_find(schema, path), schema) if choice.get("type") == "string"]
+    return bool(texts) and not any("enum" in text or "const" in text for text in texts)
+
+
 def resolve(node: Schema, schema: Schema) -> Schema:
     """The part itself, where `node` is a reference to it."""
     while "$ref" in node:

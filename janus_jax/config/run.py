@@ -74,13 +74,14 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     Raises:
         ConfigError: every mistake in one message, each with its file:line or override, the value and what is allowed.
     """
-    root, problems = yaml_file.read_tree(path, overrides)
+    schema = RunConfig.model_json_schema()
+    root, problems = yaml_file.read_tree(path, overrides, takes_text=lambda key: mistakes.takes_text(key, schema))
     values = root.plain()
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         config = None
-        problems += mistakes.problems(error, root, RunConfig.model_json_schema())
+        problems += mistakes.problems(error, root, schema)
     problems += [f"{root.origin_of(key.split('.'))}: {text}" for key, text in conflicts(values)]
     if problems or config is None:
         raise ConfigError(mistakes.join(os.fspath(path), problems))

@@ -8,7 +8,7 @@ and `2024-05-01` are text, and `010` is ten. Duplicate keys, aliases and tags ar
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import yaml
@@ -42,11 +42,19 @@ class Node:
         return node.origin
 
 
-def read_tree(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> tuple[Node, list[str]]:
+def read_tree(
+    path: str | os.PathLike[str],
+    overrides: Iterable[str] = (),
+    *,
+    takes_text: Callable[[Sequence[str]], bool] = lambda path: False,
+) -> tuple[Node, list[str]]:
     """Reads a file merged over its chain of `base:` files, and applies `a.b=value` overrides.
 
     A mapping is merged over the same mapping of the base, key by key. Any other value, and every override, replaces.
 
+    Args:
+        takes_text: whether the key at a path takes any text. An override of such a key is not YAML: ` #`, `: ` and
+            brackets are parts of the text.
     Returns:
         The merged root mapping without `base`, and one line for each problem that does not stop the reading.
 
@@ -56,7 +64,7 @@ def read_tree(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> tu
     problems: list[str] = []
     root = _read_chain(os.fspath(path), [], problems)
     for text in overrides:
-        root = _override(root, text, problems)
+        root = _override(root, text, problems, takes_text)
     return root, problems
 
 
@@ -103,8 +111,8 @@ def merge(under: Node, over: Node) -> Node:
     return Node(merged, over.origin)
 
 
-def _override(root: Node, text: str, problems: list[str]) -> Node:
-    origin = f"override '{text}'"
+def _override(root: Node, text: str, problems: list[str], takes_text: Callable[[Sequence[str]], bool]) -> Node:
+    origin = f"override '{text}'" if text.isprintable() else f"override {text!r}"
     key, equals, value = text.partition("=")
     path = key.strip().split(".")
     if not equals or not all(re.fullmatch(r"\w+", part) for part in path):
@@ -114,11 +122,28 @@ def _override(root: Node, text: str, problems: list[str]) -> Node:
         problems.append(f"{origin}: base is allowed in files only")
         return root
     try:
-        parsed = _parse(value, origin, problems, lines=False, path=tuple(path))
+        if takes_text(path) and not re.match(_YAML_TEXT, value):
+            parsed = Node(_encodable(value, origin), origin)
+        else:
+            parsed = _parse(value, origin, problems, lines=False, path=tuple(path))
+            if str(parsed.plain()).count("#") < value.count("#"):
+                raise ConfigError(f"{origin}: YAML reads ` #` as a comment and drops the rest; put text in quotes")
     except ConfigError as error:
         problems.append(str(error))
         return root
     return _set(root, path, 0, Node(parsed.value, origin), problems)
+
+
+_YAML_TEXT = r"""\s*(['"!]|(~|null|Null|NULL|true|True|TRUE|false|False|FALSE|)\s*\Z)"""
+"""What is YAML in an override of a text too: quotes, a tag, and the words that are no text."""
+
+
+def _encodable(value: str, origin: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{origin}: is not UTF-8 text") from error
+    return value
 
 
 def _set(node: Node, path: list[str], depth: int, value: Node, problems: list[str]) -> Node:

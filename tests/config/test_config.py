@@ -79,6 +79,39 @@ def test_an_override_creates_the_section_it_needs(small):
     assert load_config(small, ["eval.every_steps=5"]).eval.every_steps == 5
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["runs/try #2", "#2", "runs/a: b", "a: b #c", "[v1]", "runs/[v1]", "{x}", "100%", "@x", "&x", "*x", "|", "> x", "- x"]
+    + ["`x`", "a'b", 'a"b', "123", "007", "1e-5", "0x10", "1_000", ".5", "on", "no", "2024-05-01", "12:30:00", "a=b"]
+    + ["runs/x ", " x", "a\nb", "a\n  b", "a\tb", "é ü 日本", "?", "? x", "-x", "x.", "...", "---", "~x", ", x"],
+)
+def test_an_override_of_a_text_takes_all_of_its_value(small, value):
+    config = load_config(small, ["model=null", *(f"{key}={value}" for key in ("run.dir", "init.from", "data.split"))])
+    assert (config.run.dir, config.init.from_, config.data.split) == (value, value, value)
+
+
+@pytest.mark.parametrize(("value", "text"), [("'a b'", "a b"), ('"a #b"', "a #b"), ("'it''s'", "it's"), ('"7"', "7")])
+def test_quotes_around_the_whole_text_of_an_override_are_yaml(small, value, text):
+    assert load_config(small, [f"run.dir={value}"]).run.dir == text
+
+
+@pytest.mark.parametrize("value", ["null", "~", "", " ", "true", "False"])
+def test_words_that_are_no_text_name_no_directory(small, value):
+    assert "run.dir = " in complaint(small, f"run.dir={value}")
+    assert load_config(small, ["data.eval_dir=x", "data.eval_dir=null"]).data.eval_dir is None
+
+
+@pytest.mark.parametrize(
+    "override", ["batch.rows=4 #8", "mesh={fsdp: 1} # one", "run.dir='a' # b", "remat=full # all", "batch.rows=#4"]
+)
+def test_an_override_that_yaml_would_cut_is_refused(small, override):
+    assert "comment" in complaint(small, override) and load_config(small, ["data.split='a #b'"]).data.split == "a #b"
+
+
+def test_an_override_that_no_file_can_hold_is_refused(small):
+    assert complaint(small, "run.dir=\udcff") == r"override 'run.dir=\udcff': is not UTF-8 text"
+
+
 def test_bases_merge_deeply_and_are_relative_to_the_file(tmp_path, monkeypatch):
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "root.yaml").write_text(SMALLEST_YAML)
@@ -134,7 +167,7 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ("batch.rows=2.5", "batch.rows = 2.5: allowed: a whole number >= 1 or null"),
         ("schedule.learning_rate=.nan", "schedule.learning_rate = .nan: allowed: a number > 0"),
         ("optimizer.b2=1", "optimizer.b2 = 1: allowed: a number >= 0 and < 1"),
-        ("run.dir=7", 'run.dir = 7: allowed: non-empty text (write it in quotes: "...")'),
+        ("run={dir: 7}", 'run.dir = 7: allowed: non-empty text (write it in quotes: "...")'),
         ("run=null", "run = null: allowed: a section with the keys dir, seed"),
         ("mesh.fsdp=0", "mesh.fsdp = 0: allowed: a whole number >= 1, or -1 for all devices that the other axes leave"),
         (
