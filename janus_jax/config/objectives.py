@@ -32,6 +32,8 @@ class ObjectiveSection(Section):
     """Responses of an example: 1, or 2 for pairs."""
     needs_reference: ClassVar[bool] = False
     """Whether a batch must bring the reference's log-probs."""
+    usual: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """Key -> the smallest and largest value that is not worth a note."""
 
     if TYPE_CHECKING:
 
@@ -99,6 +101,7 @@ class DPOSection(ObjectiveSection):
     implementation = "janus_jax.objectives.dpo:DPO"
     title = "direct preference optimisation"
     needs_reference = True
+    usual = {"beta": (0.001, 10), "sft_weight": (0, 10)}  # noqa: RUF012
     name: Literal["dpo"] = "dpo"
     beta: Positive = 0.1
     """How strongly the policy is held to the reference. 0.1 is TRL's default; the published Janus run sets none."""
@@ -131,6 +134,7 @@ class SimPOSection(ObjectiveSection):
 
     implementation = "janus_jax.objectives.simpo:SimPO"
     title = "SimPO"
+    usual = {"beta": (0.1, 50), "gamma": (0, 10), "sft_weight": (0, 10)}  # noqa: RUF012
     name: Literal["simpo"] = "simpo"
     beta: Positive = 2.0
     """Scale of the margin (the paper: 2.0 to 2.5 for Mistral)."""
@@ -148,6 +152,7 @@ class ORPOSection(ObjectiveSection):
 
     implementation = "janus_jax.objectives.orpo:ORPO"
     title = "ORPO"
+    usual = {"beta": (0.001, 2)}  # noqa: RUF012
     name: Literal["orpo"] = "orpo"
     beta: Weight = 0.1
     """Weight of the odds ratio term (lambda in the paper, `orpo_alpha` in axolotl)."""
@@ -162,6 +167,7 @@ class RMSection(ObjectiveSection):
     implementation = "janus_jax.objectives.reward:RewardModel"
     title = "reward modelling"
     head = "value"
+    usual = {"center_weight": (0, 1)}  # noqa: RUF012
     name: Literal["rm"] = "rm"
     center_weight: Weight = 0.0
     """How strongly rewards are pulled towards zero. TRL suggests 0.01; the published run had none."""

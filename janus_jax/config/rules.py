@@ -4,7 +4,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from janus_jax.config.objectives import OBJECTIVES
+from janus_jax.config.sections import ScheduleSection
 from janus_jax.parallel.axes import AXES
+
+SMALLEST_FLOAT32 = 1.1754944e-38
+"""The smallest normal number. Devices take smaller ones for 0."""
 
 Conflict = tuple[str, str]
 """The key to blame, and a sentence."""
@@ -21,6 +25,7 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     yield from _objective_conflicts(config)
     yield from _profile_conflicts(config)
     yield from _stopping_conflicts(config)
+    yield from _rate_conflicts(config)
 
 
 def _refuse(key: str, value: Any, reason: str) -> Conflict:
@@ -32,6 +37,11 @@ def _get(config: Mapping[str, Any], section: str, key: str, kind: type) -> Any:
     values = config.get(section)
     value = values.get(key) if isinstance(values, Mapping) else None
     return value if isinstance(value, kind) and not isinstance(value, bool) else None
+
+
+def _number(config: Mapping[str, Any], section: str, key: str) -> float | int | None:
+    value = _get(config, section, key, int)
+    return _get(config, section, key, float) if value is None else value
 
 
 def _given(config: Mapping[str, Any], section: str, *keys: str) -> list[str]:
@@ -165,3 +175,30 @@ def _profile_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     steps = _get(config, "profile", "steps", list) or _get(config, "profile", "steps", tuple) or []
     if len(steps) == 2 and all(isinstance(step, int) for step in steps) and steps[0] > steps[1]:
         yield _refuse("profile.steps", list(steps), "allowed: [first, last] with first <= last")
+
+
+def _rate_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
+    """Rates that leave no weight as it was, or every one."""
+    rate, decay = _number(config, "schedule", "learning_rate"), _number(config, "optimizer", "weight_decay")
+    if rate is not None and rate >= 1:
+        yield _refuse("schedule.learning_rate", rate, "allowed: < 1; a step of AdamW changes each weight by about it")
+    elif rate is not None and decay is not None and rate > 0 and rate * decay >= 1:
+        reason = f"allowed: < {1 / rate:g}; times schedule.learning_rate = {rate:g}, a step would remove whole weights"
+        yield _refuse("optimizer.weight_decay", decay, reason)
+    for section, key in (("schedule", "learning_rate"), ("optimizer", "eps")):
+        value = _number(config, section, key)
+        if value is not None and 0 < value < SMALLEST_FLOAT32:
+            yield _refuse(f"{section}.{key}", value, f"allowed: >= {SMALLEST_FLOAT32}; in float32 it is 0")
+    steps, warmup = (_get(config, "schedule", key, int) for key in ("steps", "warmup_steps"))
+    given = isinstance(config.get("schedule"), Mapping) and "warmup_steps" in config["schedule"]
+    warmup = warmup if given else ScheduleSection.model_fields["warmup_steps"].default
+    if steps == 1 and warmup:
+        yield "schedule.steps", no_rate(warmup)
+
+
+def no_rate(warmup_steps: int) -> str:
+    """What a run of one step with a warm-up is told."""
+    return (
+        f"schedule.warmup_steps = {warmup_steps}: the run has one step, and the first step of a warm-up has rate 0, so "
+        "nothing would be learned; set schedule.warmup_steps=0"
+    )

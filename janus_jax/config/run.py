@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError, ValidationError
 
-from janus_jax.config import mistakes, sections, yaml_file
+from janus_jax.config import advice, mistakes, sections, yaml_file
 from janus_jax.config.objectives import AnyObjective
 from janus_jax.config.rules import conflicts
 from janus_jax.config.section import Section
@@ -59,13 +59,16 @@ class RunConfig(Section):
 
     def advice(self) -> list[str]:
         """Settings that can run but are probably not intended, one sentence each."""
-        batch, sentences = self.batch, list(self.objective.advice())
-        if self.objective.branches == 2 and batch.row_length < 2 * batch.max_sequence_length:
-            sentences.append(
-                f"batch.row_length = {batch.row_length} is less than twice batch.max_sequence_length = "
-                f"{batch.max_sequence_length}: long pairs do not fit into a row and fall to batch.overlong"
-            )
-        return sentences
+        steps = self.schedule.steps
+        return [*advice.of_values(self), *([] if steps is None else self.step_advice(steps))]
+
+    def step_advice(self, steps: int, warmup_steps: int | None = None) -> list[str]:
+        """That part of the advice which needs the number of steps, given by `schedule.steps` or counted in the data.
+
+        Args:
+            warmup_steps: None: `schedule.warmup_steps`.
+        """
+        return list(advice.of_steps(self, steps, self.schedule.warmup_steps if warmup_steps is None else warmup_steps))
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> RunConfig:

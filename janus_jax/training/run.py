@@ -12,6 +12,7 @@ import numpy as np
 
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.checkpoint.state import Checkpoints
+from janus_jax.config.rules import no_rate
 from janus_jax.config.run import RunConfig, to_yaml
 from janus_jax.data.from_config import overlong_lines
 from janus_jax.errors import ConfigError
@@ -89,6 +90,8 @@ def train(
         if past is not None:
             require_same_config(config, past.meta)
         setup = prepare(config, past)
+        if setup.total_steps == 1 and not setup.schedule(0):
+            raise ConfigError(no_rate(setup.schedule.warmup_steps))
         if past is None:  # a run that goes on has other mistakes, to be reported first
             check_stale(setup)
     with contextlib.ExitStack() as stack:
@@ -158,6 +161,9 @@ def _start(
     show = print if writers is None and processes.is_main() else lambda line: None  # where the numbers go too
     for line in overlong_lines(setup.loader.fitted):
         show(line)
+    if setup.config.schedule.steps is None:  # otherwise whoever read the configuration knew
+        for note in setup.config.step_advice(setup.total_steps, setup.schedule.warmup_steps):
+            show(f"note: {note}")
     beginning = begin(setup, checkpoints)
     show(f"attention: {setup.program.attention}")
     if extension := new_extension(setup):

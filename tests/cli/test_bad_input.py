@@ -31,7 +31,7 @@ batch:
   row_length: 64
   max_sequence_length: 32
 objective: {name: sft}
-schedule: {name: cosine, learning_rate: 5e-6, steps: 2}
+schedule: {name: cosine, learning_rate: 5e-6, warmup_steps: 0, steps: 2}
 mesh: {data: 2, fsdp: 2, tensor: 2}
 precision: {compute: float32}
 """

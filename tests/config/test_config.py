@@ -52,7 +52,7 @@ def test_top_level_keys_are_the_agreed_ones():
     [("5e-6", 5e-6), ("1E2", 100.0), ("5.e-1", 0.5), (".5", 0.5), ("2", 2), ("010", 10), ("0x10", 16), ("0o17", 15)],
 )
 def test_numbers_are_read_by_yaml_1_2(small, text, value):
-    assert load_config(small, [f"schedule.learning_rate={text}"]).schedule.learning_rate == value
+    assert load_config(small, [f"optimizer.clip_norm={text}"]).optimizer.clip_norm == value
 
 
 @pytest.mark.parametrize("text", ["no", "on", "2024-05-01", "12:30:00", "1_000", "yes"])
@@ -70,7 +70,7 @@ def test_a_config_is_frozen(small):
 
 def test_overrides_win_and_the_last_one_counts(small):
     config = load_config(
-        small, ["batch.rows=4", "batch.rows=16", "schedule={name: linear, learning_rate: 1, steps: 3}"]
+        small, ["batch.rows=4", "batch.rows=16", "schedule={name: linear, learning_rate: 0.1, steps: 3}"]
     )
     assert config.batch.rows == 16 and config.schedule.steps == 3 and config.schedule.epochs is None
 
@@ -166,6 +166,13 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ("batch.rows=true", "batch.rows = true: allowed: a whole number >= 1 or null"),
         ("batch.rows=2.5", "batch.rows = 2.5: allowed: a whole number >= 1 or null"),
         ("schedule.learning_rate=.nan", "schedule.learning_rate = .nan: allowed: a number > 0"),
+        ("schedule.learning_rate=1e4", "schedule.learning_rate = 10000.0: allowed: < 1; a step of AdamW"),
+        ("schedule.learning_rate=1", "schedule.learning_rate = 1: allowed: < 1; a step of AdamW"),
+        ("schedule.learning_rate=0", "schedule.learning_rate = 0: allowed: a number > 0"),
+        ("schedule.learning_rate=1e-40", "schedule.learning_rate = 1e-40: allowed: >= 1.1754944e-38; in float32 it is"),
+        ("optimizer.eps=1e-40", "optimizer.eps = 1e-40: allowed: >= 1.1754944e-38; in float32 it is 0"),
+        ("optimizer.weight_decay=300000", "optimizer.weight_decay = 300000: allowed: < 200000; times schedule.lea"),
+        ("schedule={name: linear, learning_rate: 1e-5, steps: 1}", "schedule.warmup_steps = 10: the run has one step"),
         ("optimizer.b2=1", "optimizer.b2 = 1: allowed: a number >= 0 and < 1"),
         ("run={dir: 7}", 'run.dir = 7: allowed: non-empty text (write it in quotes: "...")'),
         ("run=null", "run = null: allowed: a section with the keys dir, seed"),
@@ -330,6 +337,61 @@ def test_short_rows_for_pairs_are_advised_against_not_refused(small):
     assert load_config(small, ["batch.max_sequence_length=200"]).advice() == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "note"),
+    [
+        (["schedule.learning_rate=0.05"], "schedule.learning_rate = 0.05 is unusual; usual values are 1e-08 to 0.01"),
+        (["schedule.learning_rate=1e-12"], "schedule.learning_rate = 1e-12 is unusual"),
+        (["schedule.epochs=1000"], "schedule.epochs = 1000 is unusual; usual values are 1 to 100"),
+        (["optimizer.weight_decay=3"], "optimizer.weight_decay = 3 is unusual; usual values are 0 to 0.5"),
+        (["optimizer.b1=0.995"], "optimizer.b1 = 0.995 is unusual"),
+        (["optimizer.b2=0.99999"], "optimizer.b2 = 0.99999 is unusual"),
+        (["optimizer.b1=0.99", "optimizer.b2=0.9"], "optimizer.b1 = 0.99 is larger than optimizer.b2 = 0.9"),
+        (["optimizer.eps=1"], "optimizer.eps = 1 is unusual"),
+        (["optimizer.clip_norm=1e6"], "optimizer.clip_norm = 1e+06 is unusual"),
+        (["objective={name: dpo, beta: 1e3}"], "objective.beta = 1000 is unusual; usual values are 0.001 to 10"),
+        (["objective={name: simpo, gamma: 100}"], "objective.gamma = 100 is unusual"),
+        (["objective={name: orpo, beta: 0}"], "objective.beta = 0 is unusual"),
+        (["objective={name: rm, center_weight: 9}"], "objective.center_weight = 9 is unusual"),
+        (["objective={name: dpo, loss: robust}"], "objective.loss = robust without objective.label_smoothing is"),
+        (["data.eval_dir=x"], "data.eval_dir = x has no effect: eval.every_steps is null"),
+        (["eval.rows=8"], "eval.rows = 8 has no effect: eval.every_steps is null"),
+        (["export.dtype=bfloat16"], "export.dtype = bfloat16 has no effect: export.hf is false"),
+    ],
+)
+def test_what_can_run_and_is_probably_not_meant_gets_a_note(small, overrides, note):
+    (advice,) = load_config(small, overrides).advice()
+    assert advice.startswith(note)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "note"),
+    [
+        (["schedule.warmup_steps=5"], "the warm-up, 5 steps, is as long as the run, which has 5 steps: the highest rate"),
+        (["schedule.warmup_steps=8"], "the warm-up, 8 steps, is longer than the run, which has 5 steps: the highest ra"),
+        (["eval.every_steps=6"], "eval.every_steps = 6 is longer than the run, which has 5 steps: only the last step is"),
+        (["checkpoint.every_steps=6"], "checkpoint.every_steps = 6 is longer than the run"),
+        (["logging.every_steps=6"], "logging.every_steps = 6 is longer than the run"),
+        (["profile.steps=[6, 9]"], "profile.steps = [6, 9]: step 9 is after the run, which has 5 steps: nothing is pro"),
+        (["profile.steps=[4, 9]"], "profile.steps = [4, 9]: step 9 is after the run, which has 5 steps: the profile en"),
+    ],
+)
+def test_what_the_number_of_steps_leaves_without_effect_gets_a_note(small, overrides, note):
+    known = load_config(small, ["schedule.epochs=null", "schedule.steps=5", "schedule.warmup_steps=0", *overrides])
+    (advice,) = known.advice()
+    assert advice.startswith(note)
+    counted = load_config(small, ["schedule.warmup_steps=0", *overrides])
+    assert counted.advice() == [] and counted.step_advice(5) == [advice] and counted.step_advice(100) == []
+
+
+def test_the_note_on_a_warm_up_names_the_rate_that_the_optimizer_reaches(small):
+    from janus_jax.training.optimizer import Schedule
+
+    config = load_config(small, ["schedule.epochs=null", "schedule.steps=4", "schedule.learning_rate=8e-6"])
+    highest = max(float(Schedule(8e-6, 4, 10)(step)) for step in range(4))
+    assert f"the highest rate is {highest:.3g}, not schedule.learning_rate = 8e-06" in config.advice()[0]
+
+
 # Writing
 
 
@@ -347,7 +409,7 @@ def test_any_text_and_number_survives_a_round_trip(tmp_path_factory, text, rate)
     (directory / "small.yaml").write_text(SMALLEST_YAML)
     config = load_config(directory / "small.yaml")
     values = config.model_dump(by_alias=True)
-    values["run"]["dir"], values["schedule"]["learning_rate"] = text, rate
+    values["run"]["dir"], values["optimizer"]["clip_norm"] = text, rate
     config = RunConfig.model_validate(values)
     (directory / "again.yaml").write_text(to_yaml(config), encoding="utf-8", newline="")
     assert load_config(directory / "again.yaml") == config

@@ -151,7 +151,7 @@ def test_pairs_that_are_too_long_count_in_the_mean_and_teach_nothing(data, tmp_p
 
 
 def test_a_run_says_how_many_pairs_taught_nothing(data, tmp_path):
-    changes = {"batch": {"max_sequence_length": LONGEST, "microbatches": 1}, "schedule": {"steps": 1}}
+    changes = {"batch": {"max_sequence_length": LONGEST, "microbatches": 1}, "schedule": {"steps": 1, "warmup_steps": 0}}
     compat = {"overlong_pairs": "zero_grad"}
     summary = train(config(data, "dpo", tmp_path / "run", compat=compat, **changes), writers=())
     assert summary.overlong == {"dropped": 0, "truncated": 0, "zeroed": len(over_long())}
@@ -170,7 +170,7 @@ def test_a_run_averages_the_means_of_its_microbatches_if_told_to(data, tmp_path)
             tmp_path / mean,
             objective={"name": "sft"},
             compat={"token_mean": mean},
-            schedule={"steps": 1},
+            schedule={"steps": 1, "warmup_steps": 0},
             batch={"row_length": 32},
         )
         train(changed, writers=())

@@ -106,7 +106,7 @@ def test_the_first_epoch_is_bit_equal_to_online_scores_and_later_ones_are_within
 def test_log_probs_do_not_depend_on_the_rows_that_they_were_computed_in(data, run, tmp_path):
     other = {"examples": None, "rows": 8, "microbatches": 1, "row_length": 96}
     changes = {
-        "schedule": {"epochs": None, "steps": 1},
+        "schedule": {"epochs": None, "steps": 1, "warmup_steps": 0},
         "mesh": {"data": 1, "fsdp": 8, "tensor": 1},
         "eval": {"rows": 8},
     }

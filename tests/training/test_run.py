@@ -68,7 +68,7 @@ def test_a_run_may_move_to_another_mesh_but_not_to_another_recipe(data, tmp_path
     with pytest.raises(ConfigError, match=r"holds a run with optimizer.b2 = 0.999, not 0.9 .*choose another run\.dir"):
         train(run_config(data, tmp_path / "run", schedule=SIX_STEPS, optimizer={"b2": 0.9}), writers=())
     with pytest.raises(ConfigError, match=r"holds a run with schedule.name = cosine, not linear as this config says"):
-        other = {"name": "linear", "learning_rate": 1.0, **SIX_STEPS}
+        other = {"name": "linear", "learning_rate": 0.5, **SIX_STEPS}
         train(run_config(data, tmp_path / "run", schedule=other), writers=())
     moved = run_config(
         data,
@@ -88,10 +88,29 @@ def test_held_out_evaluation_does_not_depend_on_its_batch(data, tmp_path):
     assert a.evaluation["rewards/accuracies"] * 9 == pytest.approx(round(a.evaluation["rewards/accuracies"] * 9))
 
 
+def test_a_warm_up_longer_than_the_counted_steps_is_noted_before_the_first_step(data, tmp_path, capsys):
+    long = run_config(data, tmp_path / "run", schedule={"epochs": 1, "warmup_steps": 500}, eval={"every_steps": None})
+    train(long, until_step=1)
+    before = capsys.readouterr().out.partition("train ")[0]
+    assert "note: the warm-up, 500 steps, is longer than the run, which has " in before
+
+
+def test_a_run_whose_every_rate_is_0_is_refused(data, tmp_path):
+    one_step = {"schedule": {"epochs": 1}, "batch": {"rows": 64}, "eval": {"every_steps": None}}
+    with pytest.raises(ConfigError, match=r"schedule.warmup_steps = 2: the run has one step.*schedule.warmup_steps=0"):
+        train(run_config(data, tmp_path / "run", **one_step), writers=())
+    assert not (tmp_path / "run").exists()
+
+
+def exploding(config):
+    """With a rate that no configuration may have."""
+    return config.model_copy(update={"schedule": config.schedule.model_copy(update={"learning_rate": 1e30})})
+
+
 def test_a_loss_that_explodes_stops_the_run_with_its_step(data, tmp_path):
-    hot = {"learning_rate": 1e30, "warmup_steps": 1, "epochs": 4, "name": "constant"}
+    hot = {"warmup_steps": 1, "epochs": 4, "name": "constant"}
     with pytest.raises(NonFiniteError, match=r"step [0-9]+: ") as caught:
-        train(run_config(data, tmp_path / "run", schedule=hot), writers=())
+        train(exploding(run_config(data, tmp_path / "run", schedule=hot)), writers=())
     assert caught.value.exit_code == 12
 
 
@@ -100,7 +119,7 @@ def test_exports_speak_the_form_of_the_data(data, tmp_path):
     from transformers import AutoTokenizer
 
     setup = run_config(
-        data, tmp_path / "run", schedule={**SIX_STEPS, "steps": 1}, export={"hf": True}, eval={"every_steps": None}
+        data, tmp_path / "run", schedule={**SIX_STEPS, "steps": 1, "warmup_steps": 0}, export={"hf": True}, eval={"every_steps": None}
     )
     exported = train(setup, writers=()).export_dir
     to_hf(tmp_path / "run", tmp_path / "converted")
@@ -112,10 +131,10 @@ def test_exports_speak_the_form_of_the_data(data, tmp_path):
 
 
 def test_weights_that_are_not_finite_never_push_out_good_ones(data, tmp_path):
-    schedule = {"epochs": None, "steps": 6, "learning_rate": 1e30, "name": "constant", "warmup_steps": 0}
+    schedule = {"epochs": None, "steps": 6, "name": "constant", "warmup_steps": 0}
     changes = {"schedule": schedule, "checkpoint": {"every_steps": 1}, "logging": {"every_steps": 100}}
     with pytest.raises(NonFiniteError, match=r"step 2: .*newest checkpoint is of step 1"):
-        train(run_config(data, tmp_path / "run", **changes))
+        train(exploding(run_config(data, tmp_path / "run", **changes)))
     assert np.isfinite(jax.tree.leaves(final_params(tmp_path / "run"))[0]).all()
 
 
@@ -137,7 +156,7 @@ def test_the_reference_stays_what_it_was_when_its_run_goes_on(data, tmp_path):
 
 def test_the_reference_is_the_initial_policy_whatever_the_parameters_are_kept_in(data, tmp_path):
     train(run_config(data, tmp_path / "sft", schedule=SIX_STEPS), writers=())
-    start = {"model": None, "init": {"from": str(tmp_path / "sft")}, "schedule": {"epochs": None, "steps": 1}}
+    start = {"model": None, "init": {"from": str(tmp_path / "sft")}, "schedule": {"epochs": None, "steps": 1, "warmup_steps": 0}}
     rest = {"compat": {"bfloat16_weights": True}, "eval": {"every_steps": None}}
     dpo = train(run_config(data, tmp_path / "dpo", "dpo", **start, **rest), writers=())
     assert (dpo.train["rewards/margins"], dpo.train["rewards/accuracies"]) == (0, 0)
