@@ -1,10 +1,13 @@
 """The entries of a run directory: their names, their paths, and which of its steps are whole."""
 
 import dataclasses
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from janus_jax.errors import ConversionError
+from janus_jax.storage.bucket import is_url
 from janus_jax.storage.local import Place
 
 P = TypeVar("P", bound=Path | Place)
@@ -12,6 +15,10 @@ P = TypeVar("P", bound=Path | Place)
 ITEMS = ("params", "optimizer", "data", "meta")
 """The Orbax items of a step. A converted directory has params and meta only."""
 _COMMITTED = "commit_success.txt"  # Orbax writes it last
+
+
+_WRITTEN = ("tokenizer", "tensorboard", "checkpoints", "exports", "reference", "profile")
+"""The directories of a run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +83,31 @@ class RunDir(Generic[P]):
         """See the function `committed_steps`."""
         return committed_steps(self.checkpoints)
 
+    def clash(self, inputs: Mapping[str, str | None]) -> str | None:
+        """Why a run here would write into what it reads, or delete it; None if it would not.
+
+        Args:
+            inputs: key of the configuration -> what it names: a path, a gs:// URL, a hub id, or None.
+        """
+        run = os.path.realpath(self.path)
+        written = [os.path.join(run, name) for name in _WRITTEN]
+        for key, name in inputs.items():
+            if name is None or is_url(name) or not os.path.exists(os.path.expanduser(name)):
+                continue
+            source = os.path.realpath(os.path.expanduser(name))
+            if _holds(source, run):
+                where = "is" if source == run else "lies in"
+                return f"{where} {key}={name}, which the run reads; choose another directory"
+            if any(_holds(place, source) for place in written):
+                return f"{key}={name} lies in it, where the run writes and deletes; choose another directory"
+        return None
+
     def _entry(self, name: str) -> P:
         return cast(P, self.path / name)
+
+
+def _holds(directory: str, path: str) -> bool:
+    return os.path.commonpath((directory, path)) == directory
 
 
 def committed_steps(checkpoints: Path | Place) -> list[int]:

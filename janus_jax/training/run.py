@@ -151,7 +151,12 @@ def _open_run_dir(config: RunConfig) -> RunDir[Path]:
     path = Path(absolute(config.run.dir))
     if others := [name for name in _NOT_A_RUN if (path / name).exists()]:
         raise ConfigError(f"run.dir={config.run.dir}: holds {others[0]}: a data set or a model, not a run")
-    return RunDir(path)
+    run_dir = RunDir(path)
+    data, inputs = config.data, {"init.from": config.init.from_, "reference.from": config.reference.from_}
+    inputs |= {f"data.mixture.{number}.dir": part.dir for number, part in enumerate(data.mixture or ())}
+    if reason := run_dir.clash({"data.dir": data.dir, "data.eval_dir": data.eval_dir, **inputs}):
+        raise ConfigError(f"run.dir={config.run.dir}: {reason}")
+    return run_dir
 
 
 def _start(

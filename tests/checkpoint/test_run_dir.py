@@ -57,3 +57,32 @@ def test_a_step_or_a_converted_directory_has_params(tmp_path):
     assert not has_params(write_step(tmp_path, 3, ("params",)))
     with pytest.raises(ConversionError, match="this step is incomplete"):
         has_params(write_step(tmp_path, 4, committed=False))
+
+
+@pytest.mark.parametrize(
+    ("run", "source", "reason"),
+    [
+        ("data", "data", "is data.dir="),
+        ("data/run", "data", "lies in data.dir="),
+        ("data/train/deep/run", "data", "lies in data.dir="),
+        ("link/run", "data", "lies in data.dir="),
+        ("data/../data/run", "data", "lies in data.dir="),
+        ("data/run", "data/", "lies in data.dir="),
+        ("run", "run/checkpoints/3", "lies in it, where the run writes"),
+        ("run", "run/exports/3", "lies in it, where the run writes"),
+        ("run", "to_checkpoints/3", "lies in it, where the run writes"),
+        ("run", "data", None),
+        ("data_run", "data", None),
+        ("run", "run/data", None),
+        ("absent/run", "absent", None),
+        ("run", "gs://bucket/run", None),
+    ],
+)
+def test_a_run_neither_lies_in_what_it_reads_nor_writes_over_it(tmp_path, monkeypatch, run, source, reason):
+    monkeypatch.chdir(tmp_path)
+    for directory in ("data/train", "run/checkpoints/3", "run/exports/3", "run/data"):
+        Path(directory).mkdir(parents=True)
+    Path("link").symlink_to("data")
+    Path("to_checkpoints").symlink_to("run/checkpoints")
+    found = RunDir(Path(run)).clash({"init.from": None, "data.dir": source})
+    assert (reason is None and found is None) or (reason is not None and found is not None and reason in found)

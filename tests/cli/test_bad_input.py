@@ -146,6 +146,8 @@ TRAINS = [  # configuration and overrides; what the line says
     ("run.yaml mesh.tensor=3", "mesh: data=2 x fsdp=2 x tensor=3 x context=1 needs 12 devices, but there are 8"),
     ("run.yaml mesh.data=1 mesh.fsdp=1 mesh.tensor=8", "mesh: tensor=8 does not divide kv_heads=2"),
     ("run.yaml batch.rows=6", "batch.rows: 6 rows in a microbatch do not divide over 4 row shards (data=2 x fsdp=2)"),
+    ("run.yaml run.dir=data/run", "run.dir=data/run: lies in data.dir=data, which the run reads"),
+    ("run.yaml run.dir=model/run", "run.dir=model/run: lies in init.from=model, which the run reads"),
     ("run.yaml data.dir=no_rows", "no_rows: is not a built data set"),
     ("run.yaml data.dir=absent", "absent: no such directory"),
     ("run.yaml data.dir=half_data", "half_data/train: manifest, lengths.npy, margins and token files disagree"),
