@@ -32,8 +32,10 @@ def require_writable(name: str, path: str | os.PathLike[str], *, empty: bool = F
 
 def require_file(name: str, path: Path) -> None:
     """Refuses an output file that cannot be written; an existing file is replaced."""
-    from janus_jax.storage.local import unwritable
+    from janus_jax.storage.local import unusable, unwritable
 
+    if reason := unusable(path):
+        raise ConfigError(f"{name} {path}: {reason}")
     if path.is_dir():
         raise ConfigError(f"{name} {path}: is a directory")
     if not path.parent.is_dir():

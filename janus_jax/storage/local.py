@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import glob
+import hashlib
 import json
 import math
 import os
@@ -22,10 +23,22 @@ from etils import epath
 from janus_jax.errors import ConfigError, JanusError, StorageError, first_line
 from janus_jax.storage.bucket import BucketPath, is_url, os_errors
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096 - 512
+"""In bytes, on Linux; the second leaves room for the files of a checkpoint."""
+
 _NOT_A_URL = "allowed: a local or mounted directory, not a URL"
 
 Place = epath.Path | BucketPath
 """A place to read. epath reads gs:// too, through TensorFlow or gcsfs, but with their errors and without a timeout."""
+
+
+class LiteralPath(type(epath.Path("/"))):
+    """A local path whose every character stands for itself. epath takes a whole path for a pattern in `glob`, so under a
+    directory like `[a]` Orbax would not find what it has just written, and leave a checkpoint that nothing reads."""
+
+    def glob(self, pattern: str) -> Iterator["LiteralPath"]:
+        for name in glob.iglob(pattern, root_dir=self):
+            yield self._new(self, name)
 
 
 def place(path: str | os.PathLike[str]) -> Place:
@@ -35,13 +48,12 @@ def place(path: str | os.PathLike[str]) -> Place:
 
 def as_path(path: str | os.PathLike[str]) -> epath.Path:
     """A path object for a local path (`~` expanded) or a gs:// URL."""
-    text = os.fspath(path)
-    return epath.Path(text if is_url(text) else os.path.expanduser(text))
+    return epath.Path(path) if is_url(path) else LiteralPath(os.path.expanduser(path))
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """Like `as_path`, with a local path made absolute, as Orbax requires."""
-    return as_path(path) if is_url(path) else epath.Path(_absolute(path))
+    return epath.Path(path) if is_url(path) else LiteralPath(_absolute(path))
 
 
 def require_free(path: str | os.PathLike[str]) -> None:
@@ -78,6 +90,8 @@ def unwritable(path: str | os.PathLike[str]) -> str | None:
     """
     if is_url(path):
         return _NOT_A_URL
+    if reason := unusable(path):
+        return reason
     target = _absolute(path)
     existing = next(parent for parent in (target, *target.parents) if parent.exists())
     if not existing.is_dir():
@@ -86,6 +100,26 @@ def unwritable(path: str | os.PathLike[str]) -> str | None:
         os.rmdir(tempfile.mkdtemp(prefix=".janus.", dir=existing))
     except OSError as error:
         return f"cannot be written: {existing}: {error.strerror}"
+    return None
+
+
+def unusable(path: str | os.PathLike[str]) -> str | None:
+    """Why a file system, or a library that writes checkpoints, does not take a local path; None if all take it."""
+    text = os.path.abspath(os.path.expanduser(os.fspath(path)))
+    if "\0" in text:
+        return "holds a NUL character; no path can"
+    try:
+        sizes = [len(part.encode()) for part in (text, *text.split("/"))]
+    except UnicodeEncodeError:
+        return "is not UTF-8 text"
+    if max(sizes[1:]) > _LONGEST_NAME:
+        return f"a name of {max(sizes[1:])} bytes is too long; allowed: at most {_LONGEST_NAME}"
+    if sizes[0] > _LONGEST_PATH:
+        return f"a path of {sizes[0]} bytes is too long; allowed: at most {_LONGEST_PATH}"
+    if "\\" in text:
+        return f"holds a backslash ({text}), which tensorstore takes for a slash; choose a path without one"
+    if found := re.search(r"^/(gs|s3|az|hf)(?=/|$)|gs:(?=/)", text):
+        return f"{found[0]} in {text} looks like a URL to Orbax; choose a path without it"
     return None
 
 
@@ -136,7 +170,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             yield file
         return
     target = Path(os.path.realpath(path))  # a link stays, and its file is replaced
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.incomplete")  # no other writer's
+    temporary = target.with_name(f".{_short(target.name)}.{uuid.uuid4().hex[:8]}.incomplete")  # no other writer's
     try:
         with temporary.open("xb") as file:
             yield file
@@ -202,7 +236,12 @@ def refusal(error: Exception) -> str:
 
 def _temporary_prefix(final: Path) -> str:
     """Includes the host's name: some file systems keep locks local, so a lock says nothing about other hosts."""
-    return f".{final.name}.{socket.gethostname()}."
+    return f".{_short(final.name)}.{socket.gethostname()}."
+
+
+def _short(name: str) -> str:
+    """The name, or a part and a hash of one to which nothing could be added."""
+    return name if len(name) < 50 else f"{name[:24]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def _locked_temporary(final: Path) -> tuple[Path, int]:

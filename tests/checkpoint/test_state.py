@@ -14,10 +14,12 @@ import pytest
 from etils import epath
 
 from janus_jax.checkpoint.hf.read import save_hf
+from janus_jax.checkpoint.item import ItemReader
 from janus_jax.checkpoint.state import CHUNK_BYTES, Checkpoints
 from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.parallel.mesh import MeshShape, build_mesh
+from janus_jax.storage.local import absolute
 from tests.support import processes
 from tests.support.models import assert_same_bits, random_params, read_tensors
 from tests.support.states import STATE_META, STATE_MODEL, abstract, placed_state
@@ -58,6 +60,18 @@ def test_state_of_one_mesh_restores_on_another(run):
     assert len(found["lm_head"].sharding.device_set) == 8
     assert data == {"epoch": 1, "row": 7}
     assert meta == json.loads(json.dumps(STATE_META))
+
+
+def test_a_path_is_no_pattern(tmp_path):
+    """Orbax merges what its processes wrote, and finds it by `glob`."""
+    directory = tmp_path / "[v1] *?#%41{}é'\"\n" / "run"
+    params, optimizer = {"w": jnp.arange(4.0)}, {"m": jnp.ones(3)}
+    with contextlib.closing(Checkpoints(directory, keep=1)) as checkpoints:
+        checkpoints.save(1, params=params, optimizer=optimizer, data={}, meta={})
+        checkpoints.wait()
+        found, *_ = checkpoints.restore(1, params=abstract(params), optimizer=abstract(optimizer))
+    assert_same_tree(found, params)
+    assert_same_tree(ItemReader(absolute(directory) / "1" / "params").read(("w",)), params["w"])
 
 
 def test_stock_orbax_restores_without_this_package(run):

@@ -11,9 +11,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from janus_jax.errors import StorageError
-from janus_jax.storage.local import as_path, atomic_directory, require_free, whole_file, write_json, write_whole
+from janus_jax.storage.local import (
+    absolute,
+    as_path,
+    atomic_directory,
+    require_free,
+    unwritable,
+    whole_file,
+    write_json,
+    write_whole,
+)
 from tests.support.repository import ROOT
 
 
@@ -188,3 +198,42 @@ def test_a_refusal_names_the_directory_that_was_asked_for(tmp_path):
     with pytest.raises(StorageError) as refused, atomic_directory(tmp_path / "out") as directory:
         raise StorageError(directory / "part", "cannot be written")
     assert str(refused.value) == f"{tmp_path}/out/part: cannot be written"
+
+
+NAMES = ["[a]", "*", "?", "a b", "a#b", "%41", "'", '"', "\n", "é日", "x.", "-x", "{a}", "a|b", "$H", "~", "x" * 255]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_character_of_a_path_stands_for_itself(tmp_path, name):
+    """Orbax finds its own files by `glob`, in paths that it has derived from the one that it got."""
+    assert unwritable(tmp_path / name) is None
+    with atomic_directory(tmp_path / name / name) as directory:
+        (directory / "part_1").mkdir()
+        (directory / "other").touch()
+    write_whole(tmp_path / name / "file", "1")
+    for path in (absolute(tmp_path / name), as_path(tmp_path / name)):
+        (found,) = (epath.Path(path) / name).glob("part_*")
+        assert os.fspath(found) == f"{tmp_path}/{name}/{name}/part_1" and [*found.parent.glob("absent*")] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("x" * 256, "a name of 256 bytes is too long; allowed: at most 255"),
+        ("é" * 128 + "/run", "a name of 256 bytes is too long; allowed: at most 255"),
+        ("/tmp/" + "x/" * 2000, "bytes is too long; allowed: at most 3584"),
+        ("a\\b", "holds a backslash"),
+        ("a\0b", "holds a NUL character"),
+        ("\udcff", "is not UTF-8 text"),
+        ("/gs/bucket", "/gs in /gs/bucket looks like a URL"),
+        ("/hf", "/hf in /hf looks like a URL"),
+        ("logs:/run", "gs: in "),
+    ],
+)
+def test_a_path_that_some_library_does_not_take_is_refused_before_any_work(path, reason):
+    assert reason in (unwritable(path) or "")
+
+
+def test_the_longest_file_name_can_be_written(tmp_path):
+    write_whole(tmp_path / ("y" * 255), "1")
+    assert (tmp_path / ("y" * 255)).read_text() == "1"
