@@ -62,3 +62,12 @@ def empty_batch(rows: int, row_length: int, max_segments: int) -> Batch:
         margin=np.zeros((rows, max_segments), np.float32),
         reference_logps=np.zeros((rows, max_segments, BRANCHES), np.float32),
     )
+
+
+def row_bytes(row_length: int, max_segments: int) -> int:
+    """Bytes of one row in all fields."""
+    slot, segment = (
+        sum(getattr(empty, field.name).nbytes for field in dataclasses.fields(Batch))
+        for empty in (empty_batch(1, 1, 0), empty_batch(1, 0, 1))
+    )
+    return row_length * slot + max_segments * segment

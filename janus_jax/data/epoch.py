@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from janus_jax.batch import Batch
+from janus_jax.batch import Batch, row_bytes
 from janus_jax.config.sections import BatchSection
 from janus_jax.data.dataset import Dataset
 from janus_jax.data.example import Example
@@ -22,8 +22,12 @@ from janus_jax.data.rows import (
 )
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.model.config import Head
+from janus_jax.parallel.host_memory import require_host_memory
 
 _DEFAULTS = BatchSection(row_length=1, max_sequence_length=1)  # the lengths have none
+
+_ROW_BYTES = 150
+"""Of the list of a packed row, without its examples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +72,9 @@ class PackedEpochs:
             `batch.examples` takes.
         shuffle: False makes the same rows in every epoch: blocks in the order of the data set, packed by length.
         row_shards: number of shards that the rows of a microbatch are divided over.
+        rows_key: the key that sets the number of rows.
     Raises:
-        ConfigError: rows do not divide over microbatches.
+        ConfigError: rows do not divide over microbatches, or their lists do not fit into this machine's memory.
         DataError: the split does not suit the objective, or no example fits.
     """
 
@@ -85,7 +90,13 @@ class PackedEpochs:
         steps: int = 0,
         shuffle: bool = True,
         row_shards: int = 1,
+        rows_key: str = "batch.rows",
     ):
+        micro = settings.microbatches
+        unit = (rows_key, settings.rows) if settings.examples is None else ("batch.examples", settings.examples)
+        self.keys = f"{unit[0]} = {unit[1]}, batch.microbatches = {micro}, batch.row_length = {settings.row_length}"
+        self.keys += "" if settings.max_segments is None else f", batch.max_segments = {settings.max_segments}"
+        require_host_memory((settings.rows or micro * row_shards) * _ROW_BYTES, self.keys, "the lists of rows")
         self.dataset, self.settings, self.seed, self.shuffle = dataset, settings, seed, shuffle
         self._run = (epochs, steps)
         pairs = bool((dataset.lengths[:, 2] > 0).any())
@@ -107,7 +118,6 @@ class PackedEpochs:
         )
         self.max_segments = settings.max_segments or default_max_segments(self.fitted, settings.row_length)
         self._packed = functools.lru_cache(maxsize=2)(self._pack_epoch)
-        micro = settings.microbatches
         if settings.examples is None:
             assert settings.rows is not None
             self.rows = settings.rows
@@ -234,6 +244,8 @@ class PackedEpochs:
         Raises:
             DataError: stored ids cannot be read.
         """
+        size = len(rows) * row_bytes(self.settings.row_length, self.max_segments)
+        require_host_memory(size, self.keys, f"{len(rows):,} rows")
         needed = np.unique(np.concatenate(rows)) if rows else np.zeros(0, np.int64)
         examples = self.dataset.read(self.fitted.index[needed])
         cut = {i: self._cut(example, i) for i, example in zip(needed.tolist(), examples, strict=True)}

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from janus_jax.batch import Batch
+from janus_jax.batch import Batch, row_bytes
 from janus_jax.data.dataset import Dataset
 from janus_jax.data.epoch import START, BatchSettings, PackedEpochs, Position
 from janus_jax.parallel import mesh as meshes
+from janus_jax.parallel.host_memory import require_host_memory
 
 _LOOKAHEAD = 2
 """Batches that a thread reads and packs while the devices work."""
@@ -50,7 +51,8 @@ class Loader(PackedEpochs):
     Args:
         options: arguments of `PackedEpochs`.
     Raises:
-        ConfigError: rows do not divide over microbatches or row shards.
+        ConfigError: rows do not divide over microbatches or row shards, or batches do not fit into this machine's
+            memory.
         DataError: see `PackedEpochs`.
     """
 
@@ -59,6 +61,13 @@ class Loader(PackedEpochs):
         meshes.check_rows(self.rows // settings.microbatches, mesh, rules, "batch.rows", settings.microbatches)
         self._shardings = batch_shardings(mesh, rules)
         self._local = self._local_rows()
+        require_host_memory(self.host_bytes, self.keys, f"{_LOOKAHEAD + 1} batches (the others are read ahead)")
+
+    @property
+    def host_bytes(self) -> int:
+        """Memory of this process for its rows of the batch in use and of those that are read ahead."""
+        rows = self.settings.microbatches * len(self._local)
+        return (_LOOKAHEAD + 1) * rows * row_bytes(self.settings.row_length, self.max_segments)
 
     def batches(
         self, start: Position = START, steps: int | None = None, *, reference_logps: np.ndarray | None = None

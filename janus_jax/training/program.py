@@ -92,7 +92,7 @@ class Program:
 
     def abstract_batch(self, shape: BatchShape) -> Batch:
         """Shapes, dtypes and shardings of a batch."""
-        rows = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, empty_batch(1, shape.row_length, shape.max_segments)))
+        rows = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, empty_batch(0, shape.row_length, shape.max_segments)))
         lead = (shape.microbatches, shape.rows)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape[1:]), leaf.dtype), rows)
         return _with_shardings(shapes, self.batch_shardings)

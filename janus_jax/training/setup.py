@@ -18,6 +18,7 @@ from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, init_params, param_specs
 from janus_jax.objectives import Objective, build_objective
 from janus_jax.parallel import mesh as meshes
+from janus_jax.parallel.host_memory import require_host_memory
 from janus_jax.storage import staging
 from janus_jax.training.course import Course, Past, course_of
 from janus_jax.training.optimizer import Rates
@@ -148,6 +149,7 @@ def prepare(config: RunConfig, past: Past | None = None) -> Setup:
     loaders = [loader] if eval_loader is None else [loader, eval_loader]
     shared = max(loader.most_shared_slots() for loader in loaders) if wants_splash(config, mesh) else 0
     program = build_program(config, model, objective, mesh, rules, schedule, shared_slots=shared)
+    _check_host_memory(config, model, program, loader)
     return Setup(
         config=config,
         model=model,
@@ -204,4 +206,20 @@ def _loaders(
     eval_settings = eval_batch_settings(config, loader.rows)
     assert eval_settings.rows is not None
     meshes.check_rows(eval_settings.rows, mesh, rules, "eval.rows")
-    return loader, Loader(held_out, eval_settings, shuffle=False, **common)
+    return loader, Loader(held_out, eval_settings, shuffle=False, rows_key="eval.rows", **common)
+
+
+def _check_host_memory(config: RunConfig, model: ModelConfig, program: Program, loader: Loader) -> None:
+    """Raises ConfigError if a step surely needs more memory than this machine has: with `remat: offload`, and where
+    devices are simulated, whose memory is this machine's."""
+    simulated = meshes.Placement(program.mesh).platform == "cpu"
+    if not simulated and config.remat != "offload":
+        return
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.abstract_state()))
+    kept = model.hidden_size  # of a slot, by each layer, for the backward pass
+    if config.remat in ("none", "dots"):
+        kept += model.head_dim * (model.num_heads + 2 * model.num_kv_heads) + 2 * model.intermediate_size
+    slots = loader.rows // loader.settings.microbatches * loader.settings.row_length
+    kept_bytes = slots * kept * model.num_layers * program.functions.compute.dtype.itemsize
+    mine = (kept_bytes + state * simulated) // jax.process_count()
+    require_host_memory(loader.host_bytes + mine, loader.keys, "weights, moments, batches and activations of a step")

@@ -196,6 +196,12 @@ def test_profile_steps_leave_a_trace(data, tmp_path):
         ({"mesh": {"tensor": 3}}, ConfigError, "needs 12 devices, but there are 8"),
         ({"mesh": {"data": 1, "fsdp": 1, "tensor": 8}}, ConfigError, "tensor=8 does not divide"),
         ({"batch": {"rows": 12}}, ConfigError, "batch.rows: 6 rows in a microbatch do not divide over 4"),
+        ({"batch": {"row_length": 10**10}}, ConfigError, r"batch.row_length = 10000000000: 3 batches .*but this machine"),
+        ({"batch": {"row_length": 10**8}}, ConfigError, r"batch.row_length = 100000000: .* take at least"),
+        ({"batch": {"rows": 8 * 10**9}}, ConfigError, r"batch.rows = 8000000000, .*: the lists of rows take"),
+        ({"batch": {"microbatches": 10**9, "rows": None, "examples": 8}}, ConfigError, r"batch.microbatches = 10000000"),
+        ({"batch": {"max_segments": 10**10}}, ConfigError, r"batch.max_segments = 10000000000: 3 batches"),
+        ({"eval": {"rows": 8 * 10**9}}, ConfigError, r"eval.rows = 8000000000, .*: the lists of rows take"),
         ({"model": {"max_position_embeddings": 16}}, ConfigError, "max_position_embeddings=16"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from janus_jax.batch import empty_batch
+from janus_jax.batch import row_bytes
 from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError
 from janus_jax.model.mistral import param_specs
@@ -97,9 +97,7 @@ class _DeviceShare:
         shardings = meshes.param_shardings(specs, mesh, rules)
         sizes = jax.tree.map(lambda spec, sharding: math.prod(sharding.shard_shape(spec.shape)), specs, shardings)
         shards = shards_by_axis(mesh, rules)
-        row = empty_batch(1, inputs.shape.row_length, inputs.shape.max_segments)
-        slots = row.tokens.nbytes * sum(leaf.shape == row.tokens.shape for leaf in jax.tree.leaves(row))
-        segments = sum(leaf.nbytes for leaf in jax.tree.leaves(row)) - slots
+        slots, segments = row_bytes(inputs.shape.row_length, 0), row_bytes(0, inputs.shape.max_segments)
         rows = inputs.shape.rows * inputs.shape.microbatches / shards["batch"]
         return cls(
             inputs,
