@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from janus_jax import __version__
 from janus_jax.checkpoint.conversion_report import Report, Verify, check_verify
@@ -21,6 +20,7 @@ from janus_jax.checkpoint.stored_model import StoredModel, open_model
 from janus_jax.config.sections import ExportSection
 from janus_jax.errors import ConversionError
 from janus_jax.storage import staging
+from janus_jax.storage.local import absolute
 
 _DEFAULTS = ExportSection()
 _LAST_OF_HF, _LAST_OF_CONVERTED = "config.json", "meta/metadata"
@@ -57,7 +57,7 @@ def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, verify:
         if tokenizer is not None:
             tokenizer.save(directory / "tokenizer")
         with report.timed("convert"):
-            writer = ItemWriter(epath.Path(directory) / "params", source.config, source.stored_dtype)
+            writer = ItemWriter(absolute(directory) / "params", source.config, source.stored_dtype)
             for entry, block in report.tensors(source):
                 writer.write(entry.path, entry.layer, block)
             writer.close()

@@ -56,9 +56,9 @@ def of_steps(config: "RunConfig", steps: int, warmup_steps: int) -> Iterator[str
     if steps <= warmup_steps:
         peak = config.schedule.learning_rate
         yield (
-            f"the warm-up, {warmup_steps:,} steps, is {'as long as' if steps == warmup_steps else 'longer than'} {run}: "
-            f"the highest rate is {peak * (steps - 1) / warmup_steps:.3g}, not schedule.learning_rate = {peak:g}; "
-            "set schedule.warmup_steps"
+            f"the warm-up, {warmup_steps:,} steps, is {'longer than' if steps < warmup_steps else 'as long as'} "
+            f"{run}: the highest rate is {peak * (steps - 1) / warmup_steps:.3g}, not schedule.learning_rate = "
+            f"{peak:g}; set schedule.warmup_steps"
         )
     lasts: tuple[tuple[str, Any, str], ...] = (
         ("eval", config.eval, "only the last step is evaluated"),

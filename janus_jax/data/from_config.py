@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 from janus_jax.config.run import RunConfig
@@ -11,8 +12,11 @@ from janus_jax.data.dataset import Dataset, TokenizedDataset
 from janus_jax.data.epoch import BatchSettings, PackedEpochs
 from janus_jax.data.mixture import Mixture
 from janus_jax.data.rows import FittedExamples
-from janus_jax.errors import ConfigError
+from janus_jax.errors import ConfigError, DataError
 from janus_jax.objectives import build_objective
+
+DEMO = "janus-demo"
+"""Where `janus demo` writes, unless told otherwise; its configurations read their data there."""
 
 
 def open_training(config: RunConfig) -> Dataset:
@@ -102,6 +106,12 @@ def describe(part: TokenizedDataset) -> dict[str, Any]:
 
 
 def _open(key: str, directory: str, split: str, config: RunConfig) -> TokenizedDataset:
+    first, *rest = Path(directory).parts
+    if first == DEMO and not Path(directory).exists():
+        flag = f" --objective {rest[-1]}" if rest and rest[-1] in ("orpo", "rm") else ""
+        raise DataError(
+            directory, f"no such directory; `janus demo{flag}` makes it, and other data are named by {key}=DIR"
+        )
     dataset = TokenizedDataset(fetch.dataset(directory, split), split)
     dataset.name = directory  # and not that of a copy
     built, required = dataset.manifest.boundary, config.compat.token_boundary

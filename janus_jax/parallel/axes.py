@@ -46,6 +46,11 @@ class MeshShape:
     tensor: int = 1
     context: int = 1
 
+    @property
+    def fixed(self) -> int:
+        """The product of the sizes that are not -1."""
+        return math.prod(size for size in dataclasses.astuple(self) if size != -1)
+
     def resolve(self, devices: int) -> "MeshShape":
         """The shape with -1 filled in.
 
@@ -54,14 +59,15 @@ class MeshShape:
         """
         sizes = dataclasses.asdict(self)
         open_axes = [axis for axis, size in sizes.items() if size == -1]
-        fixed = math.prod(size for size in sizes.values() if size != -1)
+        fixed, present = self.fixed, f"{devices} device{'s' * (devices != 1)}"
         text = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
         if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
             raise ConfigError(f"mesh: {text}: sizes are positive, and at most one is -1")
         if open_axes:
             if devices % fixed:
-                raise ConfigError(f"mesh: {text} does not divide {devices} devices")
+                raise ConfigError(f"mesh: {text} does not divide {present}")
             sizes[open_axes[0]] = devices // fixed
         elif fixed != devices:
-            raise ConfigError(f"mesh: {text} needs {fixed} devices, but there are {devices}")
+            count = f"is {devices}" if devices == 1 else f"are {devices}"
+            raise ConfigError(f"mesh: {text} needs {fixed} devices, but there {count}")
         return MeshShape(**sizes)

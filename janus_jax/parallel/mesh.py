@@ -26,7 +26,13 @@ def build_mesh(shape: MeshShape, devices: list[Any] | None = None) -> Mesh:
         ConfigError: the sizes do not multiply to the devices, or `data` does not divide over the slices.
     """
     chosen = jax.devices() if devices is None else devices
-    resolved = shape.resolve(len(chosen))
+    try:
+        resolved = shape.resolve(len(chosen))
+    except ConfigError as error:
+        wanted, processes = shape.fixed, jax.process_count()
+        if devices is not None or chosen[0].platform != "cpu" or wanted < 1 or wanted % processes:
+            raise
+        raise ConfigError(f"{error}; --devices {wanted // processes} simulates {wanted} devices on the CPU") from error
     sizes = dataclasses.astuple(resolved)
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in chosen})

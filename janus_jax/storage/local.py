@@ -33,8 +33,11 @@ Place = epath.Path | BucketPath
 
 
 class LiteralPath(type(epath.Path("/"))):
-    """A local path whose every character stands for itself. epath takes a whole path for a pattern in `glob`, so under a
-    directory like `[a]` Orbax would not find what it has just written, and leave a checkpoint that nothing reads."""
+    """A local path whose every character stands for itself.
+
+    In `glob`, epath takes the whole path for a pattern. Below a directory like `[a]`, Orbax would not find what it has
+    just written, and leave a checkpoint that nothing reads.
+    """
 
     def glob(self, pattern: str) -> Iterator["LiteralPath"]:
         for name in glob.iglob(pattern, root_dir=self):

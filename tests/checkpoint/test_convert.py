@@ -209,7 +209,7 @@ def test_a_hub_id_without_network_is_one_clear_line(tmp_path):
 
 
 def test_conversion_needs_neither_tensorflow_nor_torch_and_prints_nothing(tmp_path):
-    save_hf(random_params(SMALL), SMALL, tmp_path / "hf")
+    save_hf(random_params(SMALL), SMALL, tmp_path / "[v1]" / "hf")
     script = """
 import sys
 from janus_jax.checkpoint.convert import from_hf, to_hf
@@ -218,7 +218,7 @@ to_hf(sys.argv[1] + "/converted", sys.argv[1] + "/back")
 assert not {"tensorflow", "torch", "transformers"} & set(sys.modules)
 """
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}  # another process may be writing there
-    command = [sys.executable, "-c", script, str(tmp_path)]
+    command = [sys.executable, "-c", script, str(tmp_path / "[v1]")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "" and done.stderr == ""
 

@@ -79,12 +79,16 @@ def test_an_override_creates_the_section_it_needs(small):
     assert load_config(small, ["eval.every_steps=5"]).eval.every_steps == 5
 
 
-@pytest.mark.parametrize(
-    "value",
-    ["runs/try #2", "#2", "runs/a: b", "a: b #c", "[v1]", "runs/[v1]", "{x}", "100%", "@x", "&x", "*x", "|", "> x", "- x"]
-    + ["`x`", "a'b", 'a"b', "123", "007", "1e-5", "0x10", "1_000", ".5", "on", "no", "2024-05-01", "12:30:00", "a=b"]
-    + ["runs/x ", " x", "a\nb", "a\n  b", "a\tb", "é ü 日本", "?", "? x", "-x", "x.", "...", "---", "~x", ", x"],
-)
+# fmt: off
+TEXTS = [
+    "runs/try #2", "#2", "runs/a: b", "a: b #c", "[v1]", "runs/[v1]", "{x}", "100%", "@x", "&x", "*x", "|", "> x",
+    "`x`", "a'b", 'a"b', "123", "007", "1e-5", "0x10", "1_000", ".5", "on", "no", "2024-05-01", "12:30:00", "a=b",
+    "runs/x ", " x", "a\nb", "a\n  b", "a\tb", "é ü", "?", "? x", "-x", "x.", "...", "---", "~x", "- x", ", x",
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("value", TEXTS)
 def test_an_override_of_a_text_takes_all_of_its_value(small, value):
     config = load_config(small, ["model=null", *(f"{key}={value}" for key in ("run.dir", "init.from", "data.split"))])
     assert (config.run.dir, config.init.from_, config.data.split) == (value, value, value)
@@ -367,13 +371,28 @@ def test_what_can_run_and_is_probably_not_meant_gets_a_note(small, overrides, no
 @pytest.mark.parametrize(
     ("overrides", "note"),
     [
-        (["schedule.warmup_steps=5"], "the warm-up, 5 steps, is as long as the run, which has 5 steps: the highest rate"),
-        (["schedule.warmup_steps=8"], "the warm-up, 8 steps, is longer than the run, which has 5 steps: the highest ra"),
-        (["eval.every_steps=6"], "eval.every_steps = 6 is longer than the run, which has 5 steps: only the last step is"),
+        (
+            ["schedule.warmup_steps=5"],
+            "the warm-up, 5 steps, is as long as the run, which has 5 steps: the highest rate",
+        ),
+        (
+            ["schedule.warmup_steps=8"],
+            "the warm-up, 8 steps, is longer than the run, which has 5 steps: the highest ra",
+        ),
+        (
+            ["eval.every_steps=6"],
+            "eval.every_steps = 6 is longer than the run, which has 5 steps: only the last step is",
+        ),
         (["checkpoint.every_steps=6"], "checkpoint.every_steps = 6 is longer than the run"),
         (["logging.every_steps=6"], "logging.every_steps = 6 is longer than the run"),
-        (["profile.steps=[6, 9]"], "profile.steps = [6, 9]: step 9 is after the run, which has 5 steps: nothing is pro"),
-        (["profile.steps=[4, 9]"], "profile.steps = [4, 9]: step 9 is after the run, which has 5 steps: the profile en"),
+        (
+            ["profile.steps=[6, 9]"],
+            "profile.steps = [6, 9]: step 9 is after the run, which has 5 steps: nothing is pro",
+        ),
+        (
+            ["profile.steps=[4, 9]"],
+            "profile.steps = [4, 9]: step 9 is after the run, which has 5 steps: the profile en",
+        ),
     ],
 )
 def test_what_the_number_of_steps_leaves_without_effect_gets_a_note(small, overrides, note):

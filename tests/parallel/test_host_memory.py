@@ -12,7 +12,9 @@ from janus_jax.parallel.host_memory import host_memory, require_host_memory
 
 def test_what_fits_passes_and_the_rest_names_keys_need_and_machine():
     require_host_memory(host_memory(), "batch.rows = 2", "rows")
-    with pytest.raises(ConfigError, match=r"batch.rows = 2: rows take at least [\d,]+\.\d GiB of memory, but this mach"):
+    with pytest.raises(
+        ConfigError, match=r"batch.rows = 2: rows take at least [\d,]+\.\d GiB of memory, but this mach"
+    ):
         require_host_memory(host_memory() + 1, "batch.rows = 2", "rows")
 
 

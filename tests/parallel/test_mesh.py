@@ -63,8 +63,8 @@ def test_a_dimension_that_does_not_divide_is_named_with_its_size():
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        (MeshShape(3, 1, 1, 1), "needs 3 devices, but there are 8"),
-        (MeshShape(-1, 3, 1, 1), "fsdp=3 .* does not divide 8 devices"),
+        (MeshShape(3, 1, 1, 1), "needs 3 devices, but there are 8; --devices 3 simulates 3 devices on the CPU"),
+        (MeshShape(-1, 3, 1, 1), "fsdp=3 .* does not divide 8 devices; --devices 3 simulates"),
         (MeshShape(-1, -1, 1, 1), "at most one is -1"),
         (MeshShape(0, 8, 1, 1), "data=0 .*: sizes are positive"),
     ],
@@ -72,6 +72,9 @@ def test_a_dimension_that_does_not_divide_is_named_with_its_size():
 def test_a_mesh_that_does_not_match_the_devices_is_refused(shape, message):
     with pytest.raises(ConfigError, match=message):
         build_mesh(shape)
+    with pytest.raises(ConfigError) as caught:  # a plan's devices: no flag brings others
+        build_mesh(shape, jax.devices())
+    assert "--devices" not in str(caught.value)
 
 
 def test_rows_that_do_not_divide_name_the_way_out():

@@ -151,7 +151,10 @@ def test_pairs_that_are_too_long_count_in_the_mean_and_teach_nothing(data, tmp_p
 
 
 def test_a_run_says_how_many_pairs_taught_nothing(data, tmp_path):
-    changes = {"batch": {"max_sequence_length": LONGEST, "microbatches": 1}, "schedule": {"steps": 1, "warmup_steps": 0}}
+    changes = {
+        "batch": {"max_sequence_length": LONGEST, "microbatches": 1},
+        "schedule": {"steps": 1, "warmup_steps": 0},
+    }
     compat = {"overlong_pairs": "zero_grad"}
     summary = train(config(data, "dpo", tmp_path / "run", compat=compat, **changes), writers=())
     assert summary.overlong == {"dropped": 0, "truncated": 0, "zeroed": len(over_long())}

@@ -119,7 +119,11 @@ def test_exports_speak_the_form_of_the_data(data, tmp_path):
     from transformers import AutoTokenizer
 
     setup = run_config(
-        data, tmp_path / "run", schedule={**SIX_STEPS, "steps": 1, "warmup_steps": 0}, export={"hf": True}, eval={"every_steps": None}
+        data,
+        tmp_path / "run",
+        schedule={**SIX_STEPS, "steps": 1, "warmup_steps": 0},
+        export={"hf": True},
+        eval={"every_steps": None},
     )
     exported = train(setup, writers=()).export_dir
     to_hf(tmp_path / "run", tmp_path / "converted")
@@ -156,7 +160,11 @@ def test_the_reference_stays_what_it_was_when_its_run_goes_on(data, tmp_path):
 
 def test_the_reference_is_the_initial_policy_whatever_the_parameters_are_kept_in(data, tmp_path):
     train(run_config(data, tmp_path / "sft", schedule=SIX_STEPS), writers=())
-    start = {"model": None, "init": {"from": str(tmp_path / "sft")}, "schedule": {"epochs": None, "steps": 1, "warmup_steps": 0}}
+    start = {
+        "model": None,
+        "init": {"from": str(tmp_path / "sft")},
+        "schedule": {"epochs": None, "steps": 1, "warmup_steps": 0},
+    }
     rest = {"compat": {"bfloat16_weights": True}, "eval": {"every_steps": None}}
     dpo = train(run_config(data, tmp_path / "dpo", "dpo", **start, **rest), writers=())
     assert (dpo.train["rewards/margins"], dpo.train["rewards/accuracies"]) == (0, 0)
@@ -196,10 +204,18 @@ def test_profile_steps_leave_a_trace(data, tmp_path):
         ({"mesh": {"tensor": 3}}, ConfigError, "needs 12 devices, but there are 8"),
         ({"mesh": {"data": 1, "fsdp": 1, "tensor": 8}}, ConfigError, "tensor=8 does not divide"),
         ({"batch": {"rows": 12}}, ConfigError, "batch.rows: 6 rows in a microbatch do not divide over 4"),
-        ({"batch": {"row_length": 10**10}}, ConfigError, r"batch.row_length = 10000000000: 3 batches .*but this machine"),
+        (
+            {"batch": {"row_length": 10**10}},
+            ConfigError,
+            r"batch.row_length = 10000000000: 3 batches .*but this machine",
+        ),
         ({"batch": {"row_length": 10**8}}, ConfigError, r"batch.row_length = 100000000: .* take at least"),
         ({"batch": {"rows": 8 * 10**9}}, ConfigError, r"batch.rows = 8000000000, .*: the lists of rows take"),
-        ({"batch": {"microbatches": 10**9, "rows": None, "examples": 8}}, ConfigError, r"batch.microbatches = 10000000"),
+        (
+            {"batch": {"microbatches": 10**9, "rows": None, "examples": 8}},
+            ConfigError,
+            r"batch.microbatches = 10000000",
+        ),
         ({"batch": {"max_segments": 10**10}}, ConfigError, r"batch.max_segments = 10000000000: 3 batches"),
         ({"eval": {"rows": 8 * 10**9}}, ConfigError, r"eval.rows = 8000000000, .*: the lists of rows take"),
         ({"model": {"max_position_embeddings": 16}}, ConfigError, "max_position_embeddings=16"),

@@ -64,7 +64,11 @@ def test_an_export_that_is_not_its_checkpoint_is_not_kept(tmp_path, monkeypatch)
     """A bit that flips between device and disk."""
     write_dataset(tmp_path / "sft", {"train": random_examples(20, pairs=False, seed=1)}, kind="sft")
     wanted = {"hf": True, "verify": "digest"}
-    settings = {"schedule": {"epochs": None, "steps": 1, "warmup_steps": 0}, "eval": {"every_steps": None}, "export": wanted}
+    settings = {
+        "schedule": {"epochs": None, "steps": 1, "warmup_steps": 0},
+        "eval": {"every_steps": None},
+        "export": wanted,
+    }
     write_file = write.write_file
 
     def flip(directory, file, *arguments):

@@ -28,12 +28,15 @@ def local_copy(source: str | os.PathLike[str]) -> str:
     A name below an existing folder is a path, even if nothing exists at that path.
 
     Raises:
-        ConversionError: the model could not be downloaded.
+        ConversionError: the model could not be downloaded, or no path can have this name.
     """
     name = os.fspath(source)
     path = Path(os.path.expanduser(name))
-    if path.exists() or path.parent.is_dir() or not _HUB_ID.fullmatch(name):
-        return name
+    try:
+        if path.exists() or path.parent.is_dir() or not _HUB_ID.fullmatch(name):
+            return name
+    except OSError as error:  # a name that is too long
+        raise ConversionError(name, f"cannot be read: {error.strerror}") from error
     from huggingface_hub import errors, snapshot_download
 
     try:
