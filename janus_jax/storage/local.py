@@ -41,7 +41,7 @@ class LiteralPath(type(epath.Path("/"))):
 
     def glob(self, pattern: str) -> Iterator["LiteralPath"]:
         for name in glob.iglob(pattern, root_dir=self):
-            yield self._new(self, name)
+            yield type(self)(self, name)
 
 
 def place(path: str | os.PathLike[str]) -> Place:

@@ -156,7 +156,7 @@ TRAINS = [  # configuration and overrides; what the line says
     (f"{'x' * 256}.yaml", f"{'x' * 256}.yaml: cannot be read: File name too long"),
     ("run.yaml data.dir=janus-demo/data/sft", "janus-demo/data/sft: no such directory; `janus demo` makes it"),
     ("run.yaml data.dir=janus-demo/data/rm", "janus-demo/data/rm: no such directory; `janus demo --objective rm` "),
-    ("run.yaml schedule.steps=1 schedule.warmup_steps=1", "override 'schedule.steps=1': schedule.warmup_steps = 1: the"),
+    ("run.yaml schedule.steps=1 schedule.warmup_steps=1", "override 'schedule.steps=1': schedule.warmup_steps = 1:"),
     ("run.yaml batch.row_length=10000000000", "batch.rows = 8, batch.microbatches = 1, batch.row_length = 100"),
     ("run.yaml data.dir=no_rows", "no_rows: is not a built data set"),
     ("run.yaml data.dir=absent", "absent: no such directory"),
