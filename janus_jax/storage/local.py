@@ -91,8 +91,6 @@ def unwritable(path: str | os.PathLike[str]) -> str | None:
     Makes and removes an entry in the nearest existing directory: permission bits say little to root, and nothing about
     read-only file systems.
     """
-    if is_url(path):
-        return _NOT_A_URL
     if reason := unusable(path):
         return reason
     target = _absolute(path)
@@ -108,6 +106,8 @@ def unwritable(path: str | os.PathLike[str]) -> str | None:
 
 def unusable(path: str | os.PathLike[str]) -> str | None:
     """Why a file system, or a library that writes checkpoints, does not take a local path; None if all take it."""
+    if is_url(path):
+        return _NOT_A_URL
     text = os.path.abspath(os.path.expanduser(os.fspath(path)))
     if "\0" in text:
         return "holds a NUL character; no path can"

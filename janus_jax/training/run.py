@@ -17,7 +17,15 @@ from janus_jax.config.run import RunConfig, to_yaml
 from janus_jax.data.from_config import overlong_lines
 from janus_jax.errors import ConfigError
 from janus_jax.parallel import processes
-from janus_jax.storage.local import absolute, atomic_directory, no_empty_leftovers, unwritable, write_json, write_whole
+from janus_jax.storage.local import (
+    absolute,
+    atomic_directory,
+    no_empty_leftovers,
+    unusable,
+    unwritable,
+    write_json,
+    write_whole,
+)
 from janus_jax.storage.staging import naming_urls
 from janus_jax.text.served import CONVERSATIONS, write_conversations
 from janus_jax.training import metrics
@@ -148,6 +156,8 @@ def _hooks(config: RunConfig, stop: int, total_steps: int) -> list[Hook]:
 def _open_run_dir(config: RunConfig) -> RunDir[Path]:
     if reason := unwritable(config.run.dir):
         raise ConfigError(f"run.dir={config.run.dir}: {reason}")
+    if config.reference.dir is not None and (reason := unusable(config.reference.dir)):
+        raise ConfigError(f"reference.dir={config.reference.dir}: {reason}")
     path = Path(absolute(config.run.dir))
     if others := [name for name in _NOT_A_RUN if (path / name).exists()]:
         raise ConfigError(f"run.dir={config.run.dir}: holds {others[0]}: a data set or a model, not a run")

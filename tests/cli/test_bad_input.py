@@ -150,6 +150,7 @@ TRAINS = [  # configuration and overrides; what the line says
     ("run.yaml run.dir=model/run", "run.dir=model/run: lies in init.from=model, which the run reads"),
     (f"run.yaml run.dir={'x' * 256}", f"run.dir {'x' * 256}: a name of 256 bytes is too long; allowed: at most 255"),
     ("run.yaml run.dir=a\\\\b", "run.dir a\\\\b: holds a backslash"),
+    (f"run.yaml objective.name=dpo reference.dir={'x' * 256}", f"reference.dir={'x' * 256}: a name of 256 bytes is"),
     (f"run.yaml data.dir={'x' * 256}", f"{'x' * 256}"),
     (f"run.yaml init.from={'x' * 256}", f"init.from: {'x' * 256}: cannot be read: File"),
     (f"run.yaml data.eval_dir={'x' * 256} eval.every_steps=1", f"{'x' * 256}"),
