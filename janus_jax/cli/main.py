@@ -156,12 +156,16 @@ def doctor() -> None:
 
 
 def _print_summary(summary: Any) -> None:
+    from janus_jax.data.from_config import fit_lines
+
     already = " (it was there already)" if summary.resumed_from == summary.step else ""
     print(f"{summary.run_dir}: step {summary.step} of {summary.total_steps}{already}")
     if summary.ended.startswith("eval."):
         print(summary.ended)
-    for what, count in summary.overlong.items():
-        if count:
-            print(f"batch.max_sequence_length, batch.row_length: {count} over-long training examples {what}")
+    lines = fit_lines("training", summary.examples, summary.overlong, summary.left_out)
+    if summary.held_out:
+        lines += fit_lines("held-out", **summary.held_out)
+    for line in lines:
+        print(line)
     if summary.export_dir:
         print(f"{summary.export_dir}: Hugging Face directory")

@@ -1,4 +1,7 @@
-"""The packed rows of each epoch, as a pure function of lengths, seed and settings. Numpy only, no devices."""
+"""The packed rows of each epoch, as a pure function of lengths, seed and settings. Numpy only, no devices.
+
+Of the ids, one fact counts: which pairs have equal responses. Only pairs of equally long responses are read to know.
+"""
 
 import dataclasses
 import functools
@@ -23,6 +26,9 @@ from janus_jax.data.rows import (
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.model.config import Head
 from janus_jax.parallel.host_memory import require_host_memory
+
+_AT_ONCE = 4096
+"""Pairs that are read at once to compare their responses."""
 
 _DEFAULTS = BatchSection(row_length=1, max_sequence_length=1)  # the lengths have none
 
@@ -115,6 +121,7 @@ class PackedEpochs:
             keep_together=settings.keep_together,
             name=dataset.name,
             form=self.form,
+            equal=self._equal_responses if branches == 2 else None,
         )
         self.max_segments = settings.max_segments or default_max_segments(self.fitted, settings.row_length)
         self._packed = functools.lru_cache(maxsize=2)(self._pack_epoch)
@@ -251,6 +258,18 @@ class PackedEpochs:
         cut = {i: self._cut(example, i) for i, example in zip(needed.tolist(), examples, strict=True)}
         members = [[cut[int(i)] for i in row] for row in rows]
         return pack(members, row_length=self.settings.row_length, max_segments=self.max_segments, form=self.form)
+
+    def _equal_responses(self, index: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """[P] bool: whether the pairs `index`, cut to `lengths` [P, 3], have the same ids in both responses."""
+        equal = np.zeros(len(index), bool)
+        for start in range(0, len(index), _AT_ONCE):
+            for at, example in enumerate(self.dataset.read(index[start : start + _AT_ONCE]), start):
+                assert example.rejected is not None
+                chosen, rejected = (
+                    self._cut_response(ids, int(lengths[at, 1])) for ids in (example.chosen, example.rejected)
+                )
+                equal[at] = np.array_equal(chosen, rejected)
+        return equal
 
     def _drawn(self, epoch: int) -> np.ndarray:
         """Indices into `fitted` of the examples that an epoch reads."""

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +87,36 @@ def packed_epochs(config: RunConfig, *, row_shards: int = 1) -> PackedEpochs:
     )
 
 
-def overlong_lines(fitted: FittedExamples) -> list[str]:
-    """One line per effect that the over-long policy had on the training split."""
-    counts = {"dropped": fitted.dropped, "truncated": fitted.truncated, "left without responses": fitted.zeroed}
-    total = len(fitted.index) + fitted.dropped
+_OUTCOMES = {
+    "dropped": "{} are over-long and dropped; `janus data inspect` shows their lengths",
+    "truncated": "{} are over-long and truncated; `janus data inspect` shows their lengths",
+    "zeroed": "{} are over-long and left without responses; `janus data inspect` shows their lengths",
+    "equal_pairs": "{} are dropped: chosen and rejected have the same tokens, as they are read",
+    "keep_together": "{} are dropped: a neighbour in their block is",
+}
+
+
+def fit_counts(fitted: FittedExamples) -> dict[str, Any]:
+    """How many examples of a split are read, and what became of the over-long ones and of others left out."""
+    groups = {"overlong": ("dropped", "truncated", "zeroed"), "left_out": ("equal_pairs", "keep_together")}
+    counts = {group: {name: fitted.counts[name] for name in names} for group, names in groups.items()}
+    return {"examples": len(fitted.index), **counts}
+
+
+def fit_lines(role: str, examples: int, overlong: Mapping[str, int], left_out: Mapping[str, int]) -> list[str]:
+    """One line for each count of `fit_counts` that is not zero.
+
+    Args:
+        role: `training` or `held-out`.
+    """
+    total = examples + overlong["dropped"] + sum(left_out.values())
+    keys = dict.fromkeys(overlong, "batch.max_sequence_length, batch.row_length") | {
+        "equal_pairs": "equal pairs",
+        "keep_together": "batch.keep_together",
+    }
     return [
-        f"batch.max_sequence_length, batch.row_length: {count:,} of {total:,} training examples are over-long and "
-        f"{effect}; `janus data inspect` shows their lengths"
-        for effect, count in counts.items()
+        f"{keys[what]}: {_OUTCOMES[what].format(f'{count:,} of {total:,} {role} examples')}"
+        for what, count in {**overlong, **left_out}.items()
         if count
     ]
 

@@ -2,7 +2,9 @@
 
 import bisect
 import dataclasses
-from collections.abc import Sequence
+import enum
+import functools
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -42,16 +44,35 @@ class RowFormat:
         return shared + self.branches * own + lengths[:, 1:].sum(1)
 
 
+class Outcome(enum.IntEnum):
+    """What `fit` makes of an example. The values from DROPPED on are not read."""
+
+    WHOLE = 0
+    TRUNCATED = 1
+    ZEROED = 2  # over-long, kept without its responses
+    DROPPED = 3  # over-long
+    EQUAL_PAIRS = 4  # chosen and rejected have the same ids: the gradient is rounding, which Adam scales up to a step
+    KEEP_TOGETHER = 5  # a neighbour of its block is not read
+
+
+def outcome_counts(outcomes: np.ndarray) -> dict[str, int]:
+    """Number of examples by the name of their outcome, WHOLE left out: truncated, zeroed, ..."""
+    return {outcome.name.lower(): int((outcomes == outcome).sum()) for outcome in Outcome if outcome}
+
+
 @dataclasses.dataclass(frozen=True)
 class FittedExamples:
-    """The examples that fit, and counts of the others."""
+    """The examples that fit, and what became of the others."""
 
     index: np.ndarray  # [F] int64 their example numbers
     lengths: np.ndarray  # [F, 3] int32 tokens of prompt, chosen, rejected after truncation
     slots: np.ndarray  # [F] row slots
-    dropped: int
-    truncated: int
-    zeroed: int = 0  # kept without their responses
+    outcomes: np.ndarray  # [E] int8 an `Outcome` for each example of the data set
+
+    @functools.cached_property
+    def counts(self) -> dict[str, int]:
+        """`outcome_counts` of all examples."""
+        return outcome_counts(self.outcomes)
 
 
 def fit(
@@ -63,8 +84,9 @@ def fit(
     keep_together: int = 1,
     name: str = "data",
     form: RowFormat | None = None,
+    equal: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> FittedExamples:
-    """Applies the policy for over-long examples.
+    """Applies the policy for over-long examples, and leaves out pairs of equal responses.
 
     An example is over-long if prompt + longer branch exceed `max_sequence_length`, or if it needs more than a row.
 
@@ -76,14 +98,17 @@ def fit(
         form: how examples are laid out; None: head `lm` with shared prompts, as many branches as the lengths have.
         keep_together: examples 0 to n - 1, n to 2n - 1, ... of the data set are read in one step or not at all. A
             dropped example takes its neighbours with it, because without it they no longer cancel out.
+        equal: says [P] bool which of the pairs with these numbers [P] have equal responses when they are cut to these
+            lengths [P, 3]. It is asked only about pairs whose responses are equally long then. None: no pair has.
     Raises:
         DataError: the policy is `error` and an example is over-long, or no example is left.
     """
     lengths = np.asarray(lengths, np.int32)
     form = form or RowFormat(branches=2 if lengths[:, 2].any() else 1)
     prompt, branches = lengths[:, 0], lengths[:, 1:]
+    whole = prompt + branches.max(1)
+    limits = f"max_sequence_length {max_sequence_length}, row_length {row_length}"
     kept = lengths.copy()
-    zeroed = np.zeros(len(lengths), bool)
     if overlong == "truncate":
         room = np.maximum(max_sequence_length - prompt, 0)
         kept[:, 1:] = np.minimum(branches, room[:, None])
@@ -99,50 +124,68 @@ def fit(
         had = branches > 0
         bad = ((kept[:, 1:] <= 0) & had).any(1) | (prompt >= max_sequence_length)
     else:
-        whole = prompt + branches.max(1)
         bad = (whole > max_sequence_length) | (form.slots(lengths) > row_length)
+    outcomes = np.full(len(lengths), Outcome.WHOLE, np.int8)
+    outcomes[(kept != lengths).any(1)] = Outcome.TRUNCATED
+    outcomes[bad] = Outcome.DROPPED
     if overlong == "zero_grad":
-        zeroed, bad = bad, np.zeros(len(bad), bool)
-        kept[zeroed] = [1, 0, 0]
+        kept[bad] = [1, 0, 0]
+        outcomes[bad] = Outcome.ZEROED
+        if bad.all():
+            raise DataError(
+                name, f"all {len(bad)} pairs are over-long ({limits}): without their responses nothing would be learned"
+            )
     if overlong == "error" and bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise DataError(
             name,
             f"{int(bad.sum())} of {len(lengths)} examples are over-long, the first is example {first} "
-            f"(prompt {prompt[first]}, responses {branches[first].tolist()} tokens; "
-            f"max_sequence_length {max_sequence_length}, row_length {row_length}); "
+            f"(prompt {prompt[first]}, responses {branches[first].tolist()} tokens; {limits}); "
             "set batch.overlong to drop or truncate, or raise a limit",
         )
     if bad.all():
         raise DataError(
-            name,
-            f"none of {len(lengths)} examples fits max_sequence_length {max_sequence_length} and row_length "
-            f"{row_length}; the shortest takes {int((prompt + branches.max(1)).min())} tokens",
+            name, f"none of {len(lengths)} examples fits {limits}; the shortest takes {int(whole.min())} tokens"
         )
-    if zeroed.all():
+    if equal is not None:
+        alike = np.flatnonzero((outcomes < Outcome.ZEROED) & (kept[:, 1] == kept[:, 2]) & (kept[:, 1] > 0))
+        outcomes[alike[equal(alike, kept[alike])]] = Outcome.EQUAL_PAIRS
+        if (outcomes >= Outcome.ZEROED).all():
+            same = int((outcomes == Outcome.EQUAL_PAIRS).sum())
+            others = "" if same == len(lengths) else ", and the others are over-long"
+            raise DataError(
+                name,
+                f"in {same} of {len(lengths)} pairs chosen and rejected have the same tokens{others} ({limits}, "
+                f"batch.overlong {overlong}): nothing would be learned",
+            )
+    apart = np.arange(len(bad)) // keep_together
+    unread = outcomes >= Outcome.DROPPED
+    outcomes[np.bincount(apart, weights=unread).astype(bool)[apart] & ~unread] = Outcome.KEEP_TOGETHER
+    index = np.flatnonzero(outcomes < Outcome.DROPPED)
+    if not len(index):
+        needed = _shortest_block(whole, form.slots(lengths), outcomes != Outcome.EQUAL_PAIRS, keep_together)
         raise DataError(
             name,
-            f"all {len(lengths)} pairs are over-long (max_sequence_length {max_sequence_length}, row_length "
-            f"{row_length}): without their responses nothing would be learned",
+            f"every block of batch.keep_together={keep_together} neighbours holds an example that is dropped "
+            f"({limits}); {needed}",
         )
-    block = np.arange(len(bad)) // keep_together
-    bad = np.bincount(block, weights=bad).astype(bool)[block]
-    if bad.all():
-        raise DataError(
-            name,
-            f"every block of batch.keep_together={keep_together} neighbours holds an over-long example "
-            f"(max_sequence_length {max_sequence_length}, row_length {row_length})",
-        )
-    index = np.flatnonzero(~bad)
-    truncated = int((kept[index] != lengths[index])[~zeroed[index]].any(1).sum())
-    return FittedExamples(
-        index,
-        kept[index],
-        form.slots(kept[index]),
-        dropped=int(bad.sum()),
-        truncated=truncated,
-        zeroed=int(zeroed.sum()),
-    )
+    return FittedExamples(index, kept[index], form.slots(kept[index]), outcomes)
+
+
+def _shortest_block(whole: np.ndarray, slots: np.ndarray, possible: np.ndarray, size: int) -> str:
+    """The limits that leave at least one block of neighbours whole.
+
+    Args:
+        whole, slots: [E] tokens of prompt + longer branch, and row slots.
+        possible: [E] False for examples that no limit would keep.
+    """
+    starts = np.arange(0, len(whole), size)
+    longest = np.where(np.logical_and.reduceat(possible, starts), np.maximum.reduceat(whole, starts), np.inf)
+    if np.isinf(longest.min()):
+        return "with any limits, each has a pair in which chosen and rejected have the same tokens"
+    block = int(longest.argmin())
+    row = max(int(longest[block]), int(slots[block * size : (block + 1) * size].max()))
+    return f"the shortest block needs max_sequence_length {int(longest[block])} and row_length {row}"
 
 
 def default_max_segments(fitted: FittedExamples, row_length: int) -> int:

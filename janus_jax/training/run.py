@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.config.rules import no_rate
 from janus_jax.config.run import RunConfig, to_yaml
-from janus_jax.data.from_config import overlong_lines
+from janus_jax.data.from_config import fit_counts, fit_lines
 from janus_jax.errors import ConfigError
 from janus_jax.parallel import processes
 from janus_jax.storage.local import (
@@ -61,8 +62,10 @@ class Summary:
     resumed_from: int | None
     train: dict[str, float]  # the last train record
     evaluation: dict[str, float]  # the last held-out record, empty without evaluation
-    examples: int  # in the training split after the over-long policy
-    overlong: dict[str, int]
+    examples: int  # of the training split that are read
+    overlong: dict[str, int]  # dropped, truncated, zeroed
+    left_out: dict[str, int]  # dropped for another reason: equal_pairs, keep_together
+    held_out: dict[str, Any]  # examples, overlong and left_out of the held-out split, empty without evaluation
     seconds: float
     tokens_per_s: float  # median over steps without compilation
     fill: float  # mean share of row slots that hold tokens
@@ -174,8 +177,9 @@ def _start(
 ) -> tuple[Run, int | None]:
     """The run at its first step, or at its newest checkpoint, with the number of that step."""
     show = print if writers is None and processes.is_main() else lambda line: None  # where the numbers go too
-    for line in overlong_lines(setup.loader.fitted):
-        show(line)
+    for role, loader in (("training", setup.loader), ("held-out", setup.eval_loader)):
+        for line in fit_lines(role, **fit_counts(loader.fitted)) if loader else ():
+            show(line)
     if setup.config.schedule.steps is None:  # otherwise whoever read the configuration knew
         for note in setup.config.step_advice(setup.total_steps, setup.schedule.warmup_steps):
             show(f"note: {note}")
@@ -236,7 +240,7 @@ def _writers(
 
 
 def _summarize(run: Run, resumed_from: int | None, seconds: float) -> Summary:
-    fitted = run.setup.loader.fitted
+    held_out = run.setup.eval_loader
     summary = Summary(
         run_dir=str(run.dir.path),
         step=run.step,
@@ -245,8 +249,8 @@ def _summarize(run: Run, resumed_from: int | None, seconds: float) -> Summary:
         resumed_from=resumed_from,
         train=run.train_record,
         evaluation=run.eval_record,
-        examples=len(fitted.index),
-        overlong={what: getattr(fitted, what) for what in ("dropped", "truncated", "zeroed")},
+        **fit_counts(run.setup.loader.fitted),
+        held_out={} if held_out is None else fit_counts(held_out.fitted),
         seconds=seconds,
         tokens_per_s=float(np.median(run.tokens_per_s)) if run.tokens_per_s else math.nan,
         fill=float(np.mean(run.fills)) if run.fills else math.nan,

@@ -107,7 +107,7 @@ def plan_and_read(directory: str, batches: int) -> dict[str, Any]:
         "fill": float(plan.fitted.slots.sum()) / (len(rows) * ROW_LENGTH),
         "correlation": float(np.corrcoef(np.arange(len(rows)), lengths)[0, 1]),
         "read_tokens_per_s": tokens / seconds,
-        "dropped": plan.fitted.dropped,
+        "dropped": plan.fitted.counts["dropped"],
     }
 
 

@@ -52,7 +52,7 @@ def count(lengths: np.ndarray, *, share_prompts: bool) -> Count:
     fitted = fit(lengths, row_length=ROW, max_sequence_length=SEQUENCE, overlong="drop", form=form)
     cap = default_max_segments(fitted, ROW)
     rows = assign_rows(fitted.slots, row_length=ROW, max_segments=cap, seed=0, epoch=0)
-    return Count(len(fitted.index), fitted.dropped, len(rows), float(fitted.slots.sum()) / (ROW * len(rows)))
+    return Count(len(fitted.index), fitted.counts["dropped"], len(rows), float(fitted.slots.sum()) / (ROW * len(rows)))
 
 
 def built_lengths(rows: Path, scratch: Path) -> np.ndarray:

@@ -114,7 +114,7 @@ def test_examples_are_those_of_the_parts(parts):
 def test_dropped_examples_change_no_share(parts):
     """Shares are of what is read: over-long examples leave a part smaller, and it is repeated sooner."""
     packed = packed_of(Mixture(parts, WEIGHTS, 100), dataclasses.replace(ROWS, max_sequence_length=18))
-    assert packed.fitted.dropped > 10
+    assert packed.fitted.counts["dropped"] > 10
     of = np.searchsorted(np.cumsum(SIZES), epoch_ids(packed, 1), side="right")
     assert np.bincount(of).tolist() == [72, 14, 14]
 

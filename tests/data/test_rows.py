@@ -52,14 +52,17 @@ def test_an_example_that_is_dropped_takes_those_it_belongs_with():
     lengths[7, 1] = 30
     common = {"row_length": 32, "max_sequence_length": 16, "overlong": "drop"}
     fitted = fit(lengths, keep_together=3, **common)
-    assert fitted.index.tolist() == [0, 1, 2, 3, 4, 5, 9, 10, 11, 12, 13] and fitted.dropped == 3
+    assert fitted.index.tolist() == [0, 1, 2, 3, 4, 5, 9, 10, 11, 12, 13]
+    assert fitted.counts == {"truncated": 0, "zeroed": 0, "dropped": 1, "equal_pairs": 0, "keep_together": 2}
     rows = {"examples": 6, "row_length": 32, "max_segments": 8, "seed": 0, "keep_together": 3}
     for epoch in range(4):
         steps = assign_steps(fitted.slots, epoch=epoch, rows=6, **rows)
         found = [fitted.index[np.concatenate(step).astype(int)] // 3 for step in steps]
         assert all(set(a.tolist()).isdisjoint(b.tolist()) for a, b in itertools.combinations(found, 2))
-    with pytest.raises(DataError, match="keep_together=14"):
+    needed = "the shortest block needs max_sequence_length 34 and row_length 37"
+    with pytest.raises(DataError, match=f"keep_together=14 .*; {needed}$"):
         fit(lengths, keep_together=14, **common)
+    assert len(fit(lengths, row_length=37, max_sequence_length=34, overlong="drop", keep_together=14).index) == 14
     lengths[13, 1] = 30  # the last block is shorter
     assert fit(lengths, keep_together=3, **common).index.tolist() == [0, 1, 2, 3, 4, 5, 9, 10, 11]
 
@@ -147,10 +150,10 @@ def test_rows_make_no_curriculum_of_lengths(row_length, columns):
 def test_each_overlong_policy_does_what_it_says():
     lengths = np.array([[4, 4, 0], [4, 20, 0], [15, 4, 0]])
     dropped = fit(lengths, row_length=16, max_sequence_length=16, overlong="drop")
-    assert dropped.index.tolist() == [0] and (dropped.dropped, dropped.truncated) == (2, 0)
+    assert dropped.index.tolist() == [0] and (dropped.counts["dropped"], dropped.counts["truncated"]) == (2, 0)
     cut = fit(lengths, row_length=16, max_sequence_length=16, overlong="truncate")
     assert cut.lengths.tolist() == [[4, 4, 0], [4, 12, 0], [15, 1, 0]]
-    assert (cut.dropped, cut.truncated) == (0, 2)
+    assert (cut.counts["dropped"], cut.counts["truncated"]) == (0, 2)
     with pytest.raises(DataError, match="the first is example 1"):
         fit(lengths, row_length=16, max_sequence_length=16, overlong="error")
     with pytest.raises(DataError, match="none of 1"):
@@ -166,7 +169,53 @@ def test_truncated_pairs_fit_and_keep_both_responses(lengths):
     assert (fitted.lengths[:, 0] + fitted.lengths[:, 1:].max(1) <= 24).all()
     assert (fitted.lengths[:, 1:] > 0).all()
     assert (fitted.lengths <= lengths[fitted.index]).all()
-    assert len(fitted.index) + fitted.dropped == len(lengths)
+    assert len(fitted.index) + fitted.counts["dropped"] == len(lengths)
+
+
+def asked_about(answers):
+    """An `equal` that knows these pairs, and the list of the pairs that it was asked about."""
+    asked = []
+
+    def equal(index, lengths):
+        asked.extend(zip(index.tolist(), lengths.tolist(), strict=True))
+        return np.isin(index, answers)
+
+    return equal, asked
+
+
+def test_pairs_of_equal_responses_are_left_out_and_only_equally_long_ones_are_read():
+    lengths = np.array([[4, 3, 3], [4, 3, 2], [4, 9, 20], [4, 5, 5], [4, 20, 20], [15, 1, 1]])
+    limits = {"row_length": 20, "max_sequence_length": 10}
+    equal, asked = asked_about([2, 3])
+    cut = fit(lengths, overlong="truncate", equal=equal, **limits)
+    assert asked == [(0, [4, 3, 3]), (2, [4, 6, 6]), (3, [4, 5, 5]), (4, [4, 6, 6])]
+    assert cut.index.tolist() == [0, 1, 4]
+    assert cut.counts == {"truncated": 1, "zeroed": 0, "dropped": 1, "equal_pairs": 2, "keep_together": 0}
+    equal, asked = asked_about([3])
+    zeroed = fit(lengths, overlong="zero_grad", keep_together=2, equal=equal, **limits)
+    assert [example for example, _ in asked] == [0, 3]  # not those that are left without responses on purpose
+    assert zeroed.index.tolist() == [0, 1, 4, 5]
+    assert zeroed.counts == {"truncated": 0, "zeroed": 2, "dropped": 0, "equal_pairs": 1, "keep_together": 1}
+
+
+@pytest.mark.parametrize(
+    ("answers", "together", "message"),
+    [
+        ([0, 1], 1, "in 2 of 3 pairs chosen and rejected have the same tokens, and the others are over-long"),
+        ([0], 3, "keep_together=3 .* with any limits, each has a pair in which chosen and rejected have the same"),
+    ],
+)
+def test_nothing_is_left_beside_pairs_of_equal_responses(answers, together, message):
+    lengths = np.array([[4, 3, 3], [4, 3, 3], [4, 30, 3]])
+    with pytest.raises(DataError, match=message):
+        fit(
+            lengths,
+            row_length=20,
+            max_sequence_length=10,
+            overlong="drop",
+            keep_together=together,
+            equal=asked_about(answers)[0],
+        )
 
 
 def test_random_examples_have_both_kinds_of_length():

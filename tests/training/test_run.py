@@ -107,6 +107,24 @@ def exploding(config):
     return config.model_copy(update={"schedule": config.schedule.model_copy(update={"learning_rate": 1e30})})
 
 
+def test_a_run_says_which_examples_it_does_not_read(data, tmp_path, capsys):
+    """Of both splits, before the first step and in summary.json."""
+    summary = train(run_config(data, tmp_path / "run", batch={"max_sequence_length": 14}), until_step=0)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["held_out"] == summary.held_out
+    printed = capsys.readouterr().out.splitlines()
+    for split, role, count, read, overlong in (
+        ("train", "training", 100, summary.examples, summary.overlong),
+        ("validation", "held-out", 9, summary.held_out["examples"], summary.held_out["overlong"]),
+    ):
+        lengths = np.load(data / "sft" / split / "lengths.npy")
+        long = int((lengths.sum(1) > 14).sum())
+        assert 0 < long < count and (read, overlong["dropped"]) == (count - long, long)
+        line = (
+            f"batch.max_sequence_length, batch.row_length: {long} of {count} {role} examples are over-long and dropped"
+        )
+        assert [told for told in printed if told.startswith(line)]
+
+
 def test_a_loss_that_explodes_stops_the_run_with_its_step(data, tmp_path):
     hot = {"warmup_steps": 1, "epochs": 4, "name": "constant"}
     with pytest.raises(NonFiniteError, match=r"step [0-9]+: ") as caught:

@@ -9,6 +9,7 @@ from janus_jax.data.inspect.boundary_check import BoundaryCheck, check_boundary
 from janus_jax.data.inspect.opened import OpenedSplit
 from janus_jax.data.inspect.scan import Scan
 from janus_jax.data.inspect.token_text import TokenDecoder, beginning
+from janus_jax.data.rows import Outcome, outcome_counts
 from janus_jax.data.statistics import Histogram, Quantiles, wilson_interval
 
 _NAMED = 3
@@ -68,10 +69,15 @@ class PartFacts:
     tokens: int
     dropped_while_building: dict[str, int]
     usable: int
-    """Examples that the length limits and batch.overlong leave."""
+    """Examples that are read."""
     dropped: int
+    """Over-long ones, as `truncated` and `zeroed`."""
     truncated: int
     zeroed: int
+    equal_pairs: int
+    """Pairs that are dropped because chosen and rejected have the same tokens."""
+    keep_together: int
+    """Examples that are dropped because a neighbour in their block is."""
     lengths: dict[str, Quantiles]
     histograms: dict[str, Histogram]
     length_bias: LengthBias | None
@@ -186,7 +192,8 @@ def _part_facts(opened: OpenedSplit, part: int | None, scanned: Scan, decoder: T
     chosen = np.ones(len(fitted.index), bool) if part is None else mixture.part_of(fitted.index) == part
     stored = dataset.lengths
     index, kept = fitted.index[chosen] - start, fitted.lengths[chosen]
-    zeroed = _zeroed(kept, stored[index])
+    outcomes = fitted.outcomes[start : start + len(stored)]
+    zeroed = outcomes[index] == Outcome.ZEROED
     names = ("prompt", "response") if branches == 1 else ("prompt", "chosen", "rejected")
     columns = {name: stored[:, column] for column, name in enumerate(names)}
     columns["prompt + response" if branches == 1 else "prompt + longer"] = stored[:, 0] + stored[:, 1:].max(1)
@@ -200,9 +207,7 @@ def _part_facts(opened: OpenedSplit, part: int | None, scanned: Scan, decoder: T
         tokens=int(stored.sum()),
         dropped_while_building=dropped,
         usable=len(index),
-        dropped=len(stored) - len(index),
-        truncated=int(((kept != stored[index]).any(1) & ~zeroed).sum()),
-        zeroed=int(zeroed.sum()),
+        **outcome_counts(outcomes),
         lengths={name: Quantiles.of(values) for name, values in columns.items()},
         histograms={name: Histogram.of(values, "tokens") for name, values in columns.items()},
         length_bias=_length_bias(kept[~zeroed]) if branches == 2 else None,
@@ -211,11 +216,6 @@ def _part_facts(opened: OpenedSplit, part: int | None, scanned: Scan, decoder: T
         only_eos=int((stored[index, 1 : 1 + branches] == 1).any(1).sum()),
         boundary_check=None if part is None else check_boundary(mixture.parts[part], index),
     )
-
-
-def _zeroed(kept: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    """Pairs that `zero_grad` left without responses on purpose."""
-    return (kept[:, 1:] == 0).all(1) & (stored[:, 1:] > 0).any(1)
 
 
 def _length_bias(lengths: np.ndarray) -> LengthBias | None:
@@ -309,7 +309,7 @@ def _problems(opened: OpenedSplit, scanned: Scan, read: np.ndarray, decoder: Tok
     packed, branches = opened.packed, opened.packed.form.branches
     place = np.searchsorted(packed.fitted.index, read)
     kept, stored = packed.fitted.lengths[place], packed.dataset.lengths[read]
-    zeroed = _zeroed(kept, stored)
+    zeroed = packed.fitted.outcomes[read] == Outcome.ZEROED
     responses = kept[:, 1 : 1 + branches]
     truncated = responses < stored[:, 1 : 1 + branches]
     if packed.form.head == "value":

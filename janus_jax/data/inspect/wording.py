@@ -113,6 +113,14 @@ def part_statements(part: PartFacts) -> Iterator[Statement]:
         f"{part.usable:,} usable; overlong: {part.dropped:,} dropped, {part.truncated:,} truncated, "
         f"{part.zeroed:,} left without responses"
     )
+    if part.equal_pairs:
+        yield Statement(
+            f"{counted(part.equal_pairs, 'pair')} dropped: chosen and rejected have the same tokens, as they are read"
+        )
+    if part.keep_together:
+        yield Statement(
+            f"{counted(part.keep_together, 'example')} dropped by batch.keep_together: a neighbour in the block is"
+        )
     if part.only_eos:
         yield Statement(f"note: {counted(part.only_eos, 'example')} with a response of EOS alone")
     if part.eos_inside:
