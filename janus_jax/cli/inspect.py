@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from janus_jax.cli.outputs import require_file
+from janus_jax.data.inspect import thresholds
 from janus_jax.errors import ConfigError
 
 EPILOG = (
@@ -47,9 +48,17 @@ def data_inspect(
     full: Annotated[bool, typer.Option("--full", help="Show all examples of a row, with their whole text.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the report to this file as one self-contained page.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the numbers to this file as JSON.")] = None,
+    look_at: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND=SHARE,...",
+            help=f"Shares past which the verdict is LOOK AT THIS. Defaults: {thresholds.HELP}.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Show what training will read: packed rows, lengths, fill, duplicates, length bias. Exits with 2 if an example is
-    broken."""
+    """Show what training will read: packed rows, lengths, fill, duplicates, length bias. The verdict is WRONG (exit
+    code 2) if an example is broken, LOOK AT THIS if a share is past its threshold, else FINE."""
     for name, path in (("--html", html), ("--json", json)):
         if path is not None:
             require_file(name, path)
@@ -65,7 +74,7 @@ def data_inspect(
         overrides or [],
         options=DirectoryOptions(row_length, max_sequence_length, objective),
         split=split,
-        report=ReportOptions(rows, row, epoch, listed, full, html, json),
+        report=ReportOptions(rows, row, epoch, listed, full, html, json, tuple(look_at or ())),
     )
 
 

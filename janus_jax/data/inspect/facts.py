@@ -8,6 +8,7 @@ from janus_jax.data.dataset import Dataset
 from janus_jax.data.inspect.boundary_check import BoundaryCheck, check_boundary
 from janus_jax.data.inspect.opened import OpenedSplit
 from janus_jax.data.inspect.scan import Scan
+from janus_jax.data.inspect.thresholds import SHORT
 from janus_jax.data.inspect.token_text import TokenDecoder, beginning
 from janus_jax.data.rows import Outcome, outcome_counts
 from janus_jax.data.statistics import Histogram, Quantiles, wilson_interval
@@ -61,6 +62,20 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something to look at: nothing is broken, but a share is past its threshold."""
+
+    kind: str
+    """One of `thresholds.KINDS`."""
+    where: str
+    text: str
+    count: int
+    total: int
+    share: float
+    threshold: float
+
+
+@dataclasses.dataclass(frozen=True)
 class PartFacts:
     """Numbers of one built split, or of all parts of a mixture together."""
 
@@ -68,6 +83,8 @@ class PartFacts:
     examples: int
     tokens: int
     dropped_while_building: dict[str, int]
+    build_notes: dict[str, int]
+    """What the build noted of examples that it kept, with their number."""
     usable: int
     """Examples that are read."""
     dropped: int
@@ -86,6 +103,10 @@ class PartFacts:
     """Examples with EOS inside a response, before its end."""
     only_eos: int
     """Examples with a response of EOS alone."""
+    short: int
+    """Examples with a response of at most `thresholds.SHORT` tokens, as read."""
+    unknown: int
+    """Unknown tokens, in all examples."""
     boundary_check: BoundaryCheck | None
     """None for a mixture as a whole; each part has its own."""
 
@@ -123,6 +144,8 @@ class RowFacts:
     """Not counted in `rows`."""
     examples: int
     mean_fill: float
+    fill_of_others: float | None
+    """The mean without the emptiest row, which any data set has; None for a single row."""
     fill_histogram: Histogram
     padding: float
     """Share of all slots of the epoch, rows of padding included."""
@@ -151,6 +174,8 @@ class SplitFacts:
     examples_read: int
     """Examples that a run reads at least once."""
     problems: list[Problem]
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+    """Filled in by verdict.py."""
     first_title: str = ""
     """Title of the first split shown, in the splits after it."""
     prompts_in_first: int | None = None
@@ -197,15 +222,12 @@ def _part_facts(opened: OpenedSplit, part: int | None, scanned: Scan, decoder: T
     names = ("prompt", "response") if branches == 1 else ("prompt", "chosen", "rejected")
     columns = {name: stored[:, column] for column, name in enumerate(names)}
     columns["prompt + response" if branches == 1 else "prompt + longer"] = stored[:, 0] + stored[:, 1:].max(1)
-    dropped: dict[str, int] = {}
-    for built in dataset.parts:
-        for reason, count in built.manifest.splits[built.split].dropped.items():
-            dropped[reason] = dropped.get(reason, 0) + count
     return PartFacts(
         name=dataset.name,
         examples=len(stored),
         tokens=int(stored.sum()),
-        dropped_while_building=dropped,
+        dropped_while_building=_of_build(dataset, "dropped"),
+        build_notes=_of_build(dataset, "notes"),
         usable=len(index),
         **outcome_counts(outcomes),
         lengths={name: Quantiles.of(values) for name, values in columns.items()},
@@ -214,8 +236,19 @@ def _part_facts(opened: OpenedSplit, part: int | None, scanned: Scan, decoder: T
         duplicates=_duplicates(dataset, branches, scanned, index, decoder),
         eos_inside=int(scanned.eos_inside[index].sum()),
         only_eos=int((stored[index, 1 : 1 + branches] == 1).any(1).sum()),
+        short=int(((kept[:, 1 : 1 + branches] <= SHORT).any(1) & ~zeroed).sum()),
+        unknown=int(scanned.unknown.sum()),
         boundary_check=None if part is None else check_boundary(mixture.parts[part], index),
     )
+
+
+def _of_build(dataset: Dataset, counts: str) -> dict[str, int]:
+    """Counts that the manifests hold under that name, of all parts together. Older builds have no `notes`."""
+    total: dict[str, int] = {}
+    for built in dataset.parts:
+        for reason, count in (getattr(built.manifest.splits[built.split], counts, None) or {}).items():
+            total[reason] = total.get(reason, 0) + count
+    return total
 
 
 def _length_bias(lengths: np.ndarray) -> LengthBias | None:
@@ -275,6 +308,7 @@ def _row_facts(opened: OpenedSplit, rows: list[np.ndarray], epoch: int) -> RowFa
         padding_rows=int((~filled).sum()),
         examples=int(sizes.sum()),
         mean_fill=float(fill.mean()),
+        fill_of_others=float((fill.sum() - fill.min()) / (len(fill) - 1)) if len(fill) > 1 else None,
         fill_histogram=Histogram.with_bins(
             np.minimum(fill * 100, 99.999), "% of the row", 0, 5, 20
         ),  # 100 % in the last bin

@@ -14,7 +14,9 @@ from janus_jax.data.inspect.opened import DirectoryOptions, open_splits
 from janus_jax.data.inspect.page import page
 from janus_jax.data.inspect.rows import annotate_rows
 from janus_jax.data.inspect.scan import Scan, scan
+from janus_jax.data.inspect.thresholds import thresholds
 from janus_jax.data.inspect.token_text import TokenDecoder, visible
+from janus_jax.data.inspect.verdict import judged
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.storage import staging
 from janus_jax.storage.local import write_json, write_whole
@@ -31,6 +33,8 @@ class ReportOptions:
     full: bool = False
     html: Path | None = None
     json: Path | None = None
+    look_at: tuple[str, ...] = ()
+    """Thresholds other than the defaults, as `thresholds` takes them."""
 
 
 @staging.naming_urls()
@@ -50,31 +54,34 @@ def inspect(
         DataError: the data cannot be used or, after the whole report, holds examples that must not be trained on.
     """
     report, console = report or ReportOptions(), console or Console(markup=False, highlight=False, emoji=False)
+    limits = thresholds(report.look_at)
     splits = open_splits(target, overrides, options, split)
     first = splits[0]
     length = first.packed.settings.row_length
     if report.slots is not None and report.slots.stop > length:
         slots = f"{report.slots.start}-{report.slots.stop - 1}"
         raise ConfigError(f"--slots {slots}: a row of {first.title} has slots 0 to {length - 1}")
-    decoder = TokenDecoder(first.packed.dataset.tokenizer())
+    tokenizer = first.packed.dataset.tokenizer()
+    decoder = TokenDecoder(tokenizer)
     shown = range(min(report.rows, len(first.rows(report.epoch)))) if report.row is None else [report.row]
     rows = annotate_rows(first, report.epoch, shown, decoder)
     results: list[SplitFacts] = []
     prompts: list[np.ndarray] = []
     for opened in splits:
-        scans = [scan(part) for part in opened.mixture.parts]
+        scans = [scan(part, tokenizer.unk_id) for part in opened.mixture.parts]
         epoch = 0 if opened.role == "held out" else report.epoch  # every evaluation reads the rows of epoch 0
         facts = split_facts(opened, scans, epoch, decoder)
         prompts.append(Scan.join(scans).digests[opened.packed.fitted.index, 0])
         if results:
             shared = int(np.isin(prompts[-1], prompts[0]).sum())
             facts = dataclasses.replace(facts, prompts_in_first=shared, first_title=results[0].title)
-        results.append(facts)
+        results.append(judged(facts, limits))
+    verdicts = wording.verdicts(results)
 
     # Files come first: they are complete even if a pipe closes early.
     if report.json is not None:
-        values = {"target": target, "splits": [dataclasses.asdict(facts) for facts in results]}
-        write_json(report.json, values)
+        values = {"target": target, "verdict": verdicts[0].level, "thresholds": limits}
+        write_json(report.json, values | {"splits": [dataclasses.asdict(facts) for facts in results]})
     if report.html is not None:
         write_whole(report.html, page(target, results, rows, decoder))
     if rows:
@@ -87,9 +94,7 @@ def inspect(
     for name, file in (("numbers", report.json), ("page", report.html)):
         if file is not None:
             console.print(Text(f"{name}: {file}"), soft_wrap=True)
-    problems = [problem for facts in results for problem in facts.problems]
-    if problems:
-        faults = [f"{wording.counted(p.count, 'example')} with {p.fault}: {p.examples}" for p in problems]
-        raise DataError("examples that must not be trained on: " + visible("; ".join(faults), " "))
-    console.print(wording.no_problems(results), style="bold green")
+    terminal.show_verdicts(console, verdicts)
+    if verdicts[0].level == "wrong":
+        raise DataError("examples that must not be trained on: " + visible("; ".join(verdicts[0].lines), " "))
     return results

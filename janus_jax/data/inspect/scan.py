@@ -23,6 +23,7 @@ class Scan:
     bos_again: np.ndarray  # bool: BOS occurs at another place in the example
     ends: np.ndarray  # [E, 2] bool: chosen, rejected end with EOS; True for an empty response
     eos_inside: np.ndarray  # bool: EOS occurs in a response before its end
+    unknown: np.ndarray  # int: unknown tokens
     digests: np.ndarray  # [E, 3] uint64 of prompt, chosen, rejected
 
     @property
@@ -47,18 +48,20 @@ class Scan:
         return cls(**{name: np.concatenate([getattr(scan, name) for scan in scans]) for name in names})
 
 
-def scan(dataset: TokenizedDataset) -> Scan:
+def scan(dataset: TokenizedDataset, unknown: int | None = None) -> Scan:
     """Reads every example once.
 
+    Args:
+        unknown: the id of the unknown token, if the tokenizer has one.
     Raises:
         DataError: a record cannot be read.
     """
     bos, eos = dataset.manifest.tokenizer["bos"], dataset.manifest.tokenizer["eos"]
     blocks = [range(at, min(at + _BLOCK, len(dataset))) for at in range(0, len(dataset), _BLOCK)]
-    return Scan.join([_scan_block(dataset, block, bos, eos) for block in blocks])
+    return Scan.join([_scan_block(dataset, block, bos, eos, unknown) for block in blocks])
 
 
-def _scan_block(dataset: TokenizedDataset, block: range, bos: int | None, eos: int) -> Scan:
+def _scan_block(dataset: TokenizedDataset, block: range, bos: int | None, eos: int, unknown: int | None) -> Scan:
     examples = dataset.read(block)
     nothing = np.zeros(0, np.int32)
     texts = [
@@ -91,5 +94,7 @@ def _scan_block(dataset: TokenizedDataset, block: range, bos: int | None, eos: i
         again = count(bos_at, 0) - ~missing > 0
         if bos != eos:  # otherwise it also ends responses
             again |= (count(bos_at, 1) + count(bos_at, 2)) > 0
+    hits = np.zeros(len(ids), bool) if unknown in (None, bos, eos) else ids == unknown  # GPT-2 has one id for all three
+    unknowns = count(hits, 0) + count(hits, 1) + count(hits, 2)
     digests = b"".join(hashlib.blake2b(text.tobytes(), digest_size=8).digest() for example in texts for text in example)
-    return Scan(missing, again, last, inside, np.frombuffer(digests, np.uint64).reshape(-1, 3))
+    return Scan(missing, again, last, inside, unknowns, np.frombuffer(digests, np.uint64).reshape(-1, 3))

@@ -174,6 +174,15 @@ def show_facts(console: Console, facts: SplitFacts) -> None:
     console.print()
 
 
+def show_verdicts(console: Console, verdicts: Iterable[wording.Verdict]) -> None:
+    """The end of the report."""
+    for verdict in verdicts:
+        style = {"wrong": "red", "look at this": "yellow", "fine": "green"}[verdict.level]
+        console.print(Text(visible(verdict.title, " "), f"bold {style}"))
+        for line in verdict.lines:
+            console.print(Padding(Text(visible(line, " "), style), (0, 0, 0, 2), expand=False))
+
+
 def _print_part_facts(console: Console, part: PartFacts, name: str) -> None:
     _heading(console, f"Examples: {name}")
     _print_statements(console, wording.part_statements(part))

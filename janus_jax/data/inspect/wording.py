@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Literal
 
 from janus_jax.data.inspect.boundary_check import BoundaryCheck
 from janus_jax.data.inspect.facts import Duplicates, LengthBias, PartFacts, Share, SplitFacts
@@ -37,13 +38,37 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 
-def no_problems(splits: list[SplitFacts]) -> str:
-    """The verdict if no example is broken."""
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the report comes to, with one line for each thing."""
+
+    level: Literal["wrong", "look at this", "fine"]
+    title: str
+    lines: tuple[str, ...] = ()
+
+
+def verdicts(splits: list[SplitFacts]) -> list[Verdict]:
+    """The worst first. WRONG makes the command fail; FINE stands alone."""
+    problems = [problem for facts in splits for problem in facts.problems]
+    findings = [finding for facts in splits for finding in facts.findings]
     examples = counted(sum(facts.examples_read for facts in splits), "example")
-    return (
-        f"No problems in {examples}: every response has tokens and, unless truncated, ends with EOS; BOS occurs once, "
-        "at the start, if the tokenizer has one."
-    )
+    sound = "every response has tokens and, unless truncated, ends with EOS; BOS occurs once, at the start, if the "
+    sound += "tokenizer has one."
+    if not problems and not findings:
+        return [Verdict("fine", f"FINE: No problems in {examples}: {sound}")]
+    found = []
+    if problems:
+        lines = (f"{counted(one.count, 'example')} with {one.fault}: {one.examples}" for one in problems)
+        found.append(Verdict("wrong", "WRONG: Do not train on this data.", tuple(lines)))
+    if findings:
+        lines = (
+            f"{one.text} ({percent(one.share)}, threshold {one.kind}={one.threshold:g}), in {one.where}"
+            for one in findings
+        )
+        no_error = "" if problems else f" Nothing is broken in {examples}: {sound}"
+        title = f"LOOK AT THIS: {counted(len(findings), 'share')} past a threshold (--look-at sets it).{no_error}"
+        found.append(Verdict("look at this", title, tuple(lines)))
+    return found
 
 
 def row_statements(facts: SplitFacts) -> Iterator[Statement]:
@@ -121,6 +146,8 @@ def part_statements(part: PartFacts) -> Iterator[Statement]:
         yield Statement(
             f"{counted(part.keep_together, 'example')} dropped by batch.keep_together: a neighbour in the block is"
         )
+    for note, count in part.build_notes.items():
+        yield Statement(f"note of the build: {note}: {counted(count, 'example')}")
     if part.only_eos:
         yield Statement(f"note: {counted(part.only_eos, 'example')} with a response of EOS alone")
     if part.eos_inside:

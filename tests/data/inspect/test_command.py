@@ -68,7 +68,9 @@ def test_no_device_is_asked_for_and_no_tensorflow_is_loaded(write, config_of):
             [sys.executable, "-c", code, str(target)], capture_output=True, text=True, env=environment, cwd=ROOT
         )
         assert done.returncode == 0, done.stderr
-        assert "No problems in 10 examples" in done.stdout and done.stdout.endswith("no backend\n")
+        assert "Nothing is broken in 10 examples" in " ".join(done.stdout.split()) and done.stdout.endswith(
+            "no backend\n"
+        )
 
 
 @pytest.mark.parametrize("what", BROKEN_EXAMPLES)
@@ -79,8 +81,40 @@ def test_a_broken_example_ends_with_2_and_its_name(inspect, write, tmp_path, wha
     assert what in err and f"{directory}, split validation, example 2 (" in err
     assert "No problems" not in out and f"page: {tmp_path / 'p.html'}" in out.replace("\n", "")
     numbers = json.loads((tmp_path / "n.json").read_text())
-    assert [len(split["problems"]) for split in numbers["splits"]] == [0, 1]
+    assert [len(split["problems"]) for split in numbers["splits"]] == [0, 1] and numbers["verdict"] == "wrong"
+    assert "WRONG: Do not train on this data." in out
     assert inspect(directory, "--split", "train")[0] == 0
+
+
+def test_what_is_not_broken_but_past_a_threshold_is_to_be_looked_at(inspect, write, tmp_path):
+    long = ("Why?", "word " * 80, "No, I do not think so.")
+    pairs = [("What is it?", f"It is {n}." + " So it is, yes." * (n % 2), f"It is {n}, I say.") for n in range(20, 35)]
+    directory = write("dpo", train=[long, *pairs], validation=pairs[:1])
+    written = ["--json", tmp_path / "n.json", "--html", tmp_path / "p.html"]
+
+    def verdict(*options):
+        code, out, err = inspect(directory, "--row-length", 128, "--rows", 0, *options, *written)
+        assert (code, err) == (0, "")
+        numbers, page = json.loads((tmp_path / "n.json").read_text()), (tmp_path / "p.html").read_text()
+        return " ".join(out[out.rindex("page: ") :].split()), numbers, page
+
+    told, numbers, page = verdict()
+    assert "LOOK AT THIS: 3 shares past a threshold" in told and "FINE" not in told and "No problems" not in told
+    lines = [
+        f"1 of 16 examples: over-long and dropped (6.2 %, threshold dropped=0.01), in {directory}, split train",
+        "14 of 15 examples: with the prompt of an earlier one (93.3 %, threshold repeated_prompts=0.5), in ",
+        f"1 of 1 examples: the prompt also occurs in {directory}, split train (100.0 %, threshold held_out_in_train=0)",
+    ]
+    assert all(line in told.replace(" ", "").replace("\n", "") for line in (line.replace(" ", "") for line in lines))
+    assert numbers["verdict"] == "look at this" and numbers["thresholds"]["dropped"] == 0.01
+    kinds = [[finding["kind"] for finding in split["findings"]] for split in numbers["splits"]]
+    assert kinds == [["dropped", "repeated_prompts"], ["held_out_in_train"]]
+    assert '<div class="verdict look-at-this">' in page and all(line in page for line in lines)
+
+    options = ["--look-at", "dropped=0.1,repeated_prompts=1", "--look-at", "held_out_in_train=1"]
+    told, numbers, page = verdict(*options)
+    assert "FINE: No problems in 16 examples" in told and "LOOK" not in told and numbers["verdict"] == "fine"
+    assert '<div class="verdict fine">' in page
 
 
 def test_several_kinds_of_mistakes_are_all_named(inspect, write):
@@ -186,6 +220,7 @@ def test_rows_and_slots_are_chosen(inspect, write):
         ("data --objective sft", "data: holds pairs (kind dpo), but the objective reads single responses"),
         ("data --html no/p.html", "--html no/p.html: no is not a directory"),
         ("data --json data", "--json data: is a directory"),
+        ("data --look-at dropped=2", "--look-at dropped=2: allowed: a share from 0 to 1, like dropped=0.05"),
         ("run.yaml --row-length 9", "--row-length: allowed with a data set only"),
         ("run.yaml --split test", "--split test: the configuration reads train"),
         ("run.yaml batch.rows=0", "override 'batch.rows=0': batch.rows = 0: allowed: a whole number >= 1 or null"),
@@ -205,5 +240,5 @@ def test_a_data_set_in_a_bucket_is_read_from_its_copy(inspect, write, bucket):
     files = (path for path in directory.rglob("*") if path.is_file())
     Prefix(f"{bucket}/pairs").upload(directory, [path.relative_to(directory).as_posix() for path in files])
     code, out, err = inspect(f"{bucket}/pairs")
-    assert (code, err) == (0, "") and "No problems in 3 examples" in out
+    assert (code, err) == (0, "") and "Nothing is broken in 3 examples" in " ".join(out.split())
     assert f"example 0 of {bucket}/pairs" in out and "cache" not in out.split("token boundary")[0]

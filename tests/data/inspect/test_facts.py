@@ -22,7 +22,7 @@ from tests.support.training_examples import random_examples, write_dataset
 
 
 def facts_of(opened: OpenedSplit, epoch: int = 0) -> SplitFacts:
-    scans = [scan(part) for part in opened.mixture.parts]
+    scans = [scan(part, 0) for part in opened.mixture.parts]
     return split_facts(opened, scans, epoch, TokenDecoder(opened.packed.dataset.tokenizer()))
 
 
