@@ -1,7 +1,7 @@
 """Errors that a user can act on. Each has the exit code of the `janus` command.
 
 0 done · 1 internal error · 2 bad input · 3 does not fit · 10 preempted, saved · 11 out of memory ·
-12 non-finite · 13 lost peer · 14 storage · 130 interrupted · 143 terminated.
+12 non-finite · 13 lost peer · 14 storage · 130 interrupted · 141 closed pipe · 143 terminated.
 """
 
 import contextlib

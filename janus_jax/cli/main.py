@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -39,12 +39,27 @@ def main() -> None:
             from janus_jax.parallel import processes
 
             processes.leave(error.exit_code)
-        sys.exit(error.exit_code)
+        _leave(error.exit_code)
+    except SystemExit as done:  # typer and rich make one of a closed pipe, with code 1
+        _leave(_CLOSED_PIPE if isinstance(done.__context__, BrokenPipeError) else done.code)
     except _Interrupted as stop:
         print("interrupted" if stop.signal == signal.SIGINT else "terminated", file=sys.stderr, flush=True)
         os._exit(
             128 + stop.signal
         )  # threads of XLA and TensorFlow that still work would crash an interpreter that goes down
+
+
+_CLOSED_PIPE = 128 + signal.SIGPIPE
+
+
+def _leave(code: Any) -> NoReturn:
+    """Exits; without a message of Python's if the reader of stdout has gone, as `head` does."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or _CLOSED_PIPE
+    sys.exit(code)
 
 
 class _Interrupted(BaseException):

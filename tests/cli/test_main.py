@@ -302,3 +302,27 @@ def test_an_unexpected_error_shows_its_traceback_and_exits_1(small):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 1 and "Traceback" in done.stderr and done.stderr.endswith("division by zero\n")
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "print('x' * 10)",  # meets the closed pipe at the end, when the buffer is written
+        "print('x' * 10**5)",
+        "Console().print('x\\n' * 9999, soft_wrap=True)",
+        "typer.echo('x' * 10**5)",
+    ],
+)
+def test_a_reader_that_has_gone_ends_the_command_without_a_message(shown):
+    """As `janus ... | head` does."""
+    code = (
+        "import sys, typer\nfrom rich.console import Console\nfrom janus_jax.cli import main as cli\n"
+        f"cli.app.command('shown')(lambda: {shown})\n"
+        "sys.argv = ['janus', 'shown']\ncli.main()"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, env=environment)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
