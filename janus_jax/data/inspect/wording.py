@@ -147,7 +147,8 @@ def part_statements(part: PartFacts) -> Iterator[Statement]:
             f"{counted(part.keep_together, 'example')} dropped by batch.keep_together: a neighbour in the block is"
         )
     for note, count in part.build_notes.items():
-        yield Statement(f"note of the build: {note}: {counted(count, 'example')}")
+        if count:
+            yield Statement(f"note of the build: {note}: {counted(count, 'example')}")
     if part.only_eos:
         yield Statement(f"note: {counted(part.only_eos, 'example')} with a response of EOS alone")
     if part.eos_inside:
