@@ -192,7 +192,8 @@ def _rate_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     steps, warmup = (_get(config, "schedule", key, int) for key in ("steps", "warmup_steps"))
     given = isinstance(config.get("schedule"), Mapping) and "warmup_steps" in config["schedule"]
     warmup = warmup if given else ScheduleSection.model_fields["warmup_steps"].default
-    if steps == 1 and warmup:
+    lowest = _given(config, "schedule", "warmup_ratio", "min_rate_ratio")  # then whoever builds the schedule decides
+    if steps == 1 and warmup and not lowest:
         yield "schedule.steps", no_rate(warmup)
 
 

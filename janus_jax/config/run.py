@@ -62,13 +62,9 @@ class RunConfig(Section):
         steps = self.schedule.steps
         return [*advice.of_values(self), *([] if steps is None else self.step_advice(steps))]
 
-    def step_advice(self, steps: int, warmup_steps: int | None = None) -> list[str]:
-        """That part of the advice which needs the number of steps, given by `schedule.steps` or counted in the data.
-
-        Args:
-            warmup_steps: None: `schedule.warmup_steps`.
-        """
-        return list(advice.of_steps(self, steps, self.schedule.warmup_steps if warmup_steps is None else warmup_steps))
+    def step_advice(self, steps: int) -> list[str]:
+        """That part of the advice which needs the number of steps, given by `schedule.steps` or counted in the data."""
+        return list(advice.of_steps(self, steps, self.schedule.warmup(steps)))
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> RunConfig:

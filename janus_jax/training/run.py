@@ -102,7 +102,7 @@ def train(
             require_same_config(config, past.meta)
         setup = prepare(config, past)
         if setup.total_steps == 1 and not setup.schedule(0):
-            raise ConfigError(no_rate(setup.schedule.warmup_steps))
+            raise ConfigError(no_rate(config.schedule.warmup(1)))
         if past is None:  # a run that goes on has other mistakes, to be reported first
             check_stale(setup)
     with contextlib.ExitStack() as stack:
@@ -181,7 +181,7 @@ def _start(
         for line in fit_lines(role, **fit_counts(loader.fitted)) if loader else ():
             show(line)
     if setup.config.schedule.steps is None:  # otherwise whoever read the configuration knew
-        for note in setup.config.step_advice(setup.total_steps, setup.schedule.warmup_steps):
+        for note in setup.config.step_advice(setup.total_steps):
             show(f"note: {note}")
     beginning = begin(setup, checkpoints)
     show(f"attention: {setup.program.attention}")
