@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,11 @@ app = typer.Typer(help="Build data sets from JSONL, JSON or Parquet records, and
 )
 def data_build(
     source: Annotated[
-        str, typer.Option(help="JSONL, JSON or Parquet file, a directory of them, a gs:// URL of either, or a hub id.")
+        str,
+        typer.Option(
+            help="JSONL, JSON or Parquet file (JSONL and JSON also with .gz or .zst), a directory of them, a gs:// URL "
+            "of either, or a hub id."
+        ),
     ],
     out: Annotated[str, typer.Option(help="Directory or gs:// URL to write; new or empty.")],
     kind: Annotated[
@@ -30,14 +35,13 @@ def data_build(
     ] = None,
     derive: Annotated[
         Literal["dpo", "orpo", "rm"] | None,
-        typer.Option(help="Instead of --kind: draw pairs of this kind from SFT records."),
+        typer.Option(help="Instead of --kind: draw pairs of this kind from records of kind sft."),
     ] = None,
     all_pairs: Annotated[
         bool, typer.Option("--all-pairs", help="With --derive: make every ordered pair, not one per instruction.")
     ] = False,
     seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="With --derive: seed of the draw. Default: 0. Has no effect with --all-pairs."),
+        int | None, typer.Option(min=0, help="With --derive or --validation-fraction: seed of the draw. Default: 0.")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Directory with tokenizer.model or tokenizer.json. Default: Mistral, 32k ids.")
@@ -55,6 +59,13 @@ def data_build(
     validation_source: Annotated[
         str | None, typer.Option(help="Source of the split 'validation'. --source then gives only the split 'train'.")
     ] = None,
+    validation_fraction: Annotated[
+        float | None,
+        typer.Option(help="Share of the prompts of split 'train', above 0 and below 1, to move to split 'validation'."),
+    ] = None,
+    dedupe: Annotated[
+        bool, typer.Option("--dedupe", help="Drop and count records that repeat another of their split exactly.")
+    ] = False,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes that tokenize. Default: 1, or one per core for large sources.")
     ] = None,
@@ -63,8 +74,14 @@ def data_build(
     built_kind = kind or derive
     if built_kind is None or (kind and derive):
         raise ConfigError("--kind, --derive: allowed: exactly one of them")
-    if derive is None and (all_pairs or seed is not None):
-        raise ConfigError(f"{'--all-pairs' if all_pairs else '--seed'}: allowed: only with --derive")
+    if derive is None and all_pairs:
+        raise ConfigError("--all-pairs: allowed: only with --derive")
+    if derive is None and validation_fraction is None and seed is not None:
+        raise ConfigError("--seed: allowed: only with --derive or --validation-fraction")
+    if validation_fraction is not None and validation_source is not None:
+        raise ConfigError("--validation-fraction, --validation-source: allowed: at most one of them")
+    if validation_fraction is not None and not 0 < validation_fraction < 1:
+        raise ConfigError(f"--validation-fraction {validation_fraction:g}: allowed: more than 0 and less than 1")
     require_writable("--out", out, empty=True, buckets=True)
     from janus_jax.data.build.derive import Derivation
     from janus_jax.data.build.pipeline import build
@@ -84,6 +101,9 @@ def data_build(
             skip_bad=skip_bad,
             processes=processes,
             derive=Derivation(seed or 0, all_pairs) if derive else None,
+            dedupe=dedupe,
+            validation_fraction=validation_fraction,
+            validation_seed=0 if validation_fraction is None else seed or 0,
             progress=progress,
         )
     _print_manifest(manifest, out)
@@ -129,6 +149,32 @@ def _print_manifest(manifest: Any, out: str) -> None:
     )
     for line in served_lines(plain["served"] or {}):
         console.print(line, highlight=False, markup=False)
+    for line in _left_out(manifest):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _left_out(manifest: Any) -> Iterator[str]:
+    """Lines about what was not read, and about records that may be mistakes."""
+    from janus_jax.data.build.sources import listed
+    from janus_jax.data.notes import NOTES
+
+    if manifest.unread_files:
+        yield f"files not read: {listed(manifest.unread_files)}"
+    unread: Counter[str] = Counter()
+    for split in manifest.splits.values():
+        unread.update(split.unread or {})
+    by_count: dict[int, list[str]] = {}
+    for name, count in sorted(unread.items()):
+        by_count.setdefault(count, []).append(f"`{name if name.isprintable() else ascii(name)}`")
+    columns = []
+    for count, names in sorted(by_count.items(), reverse=True):
+        more = f" and {len(names) - 20:,} more" if len(names) > 20 else ""
+        columns.append(f"{', '.join(names[:20])}{more} ({count:,} record{'' if count == 1 else 's'})")
+    if columns:
+        yield f"columns not read: {', '.join(columns)}"
+    for name, split in manifest.splits.items():
+        for note, count in (split.notes or {}).items():
+            yield f"note: {count:,} of {split.examples:,} records of split {name} {NOTES.get(note, note)}"
 
 
 app.command("inspect", epilog=inspect.EPILOG)(inspect.data_inspect)

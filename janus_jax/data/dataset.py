@@ -47,7 +47,8 @@ def id_dtype(vocab_size: int) -> np.dtype:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """What one split holds; `dropped` counts the records that the build left out, by reason."""
+    """What one split holds; `dropped` counts the records that the build left out, by reason. Older builds lack the
+    later keys."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -58,6 +59,8 @@ class Split:
     lengths: dict[str, list[int]] | None = None  # see `histogram`
     files: dict[str, int] | None = None  # file name -> bytes
     fingerprint: str = ""  # sha256 over lengths, token ids and margins
+    notes: dict[str, int] | None = None  # note (notes.py) -> records
+    unread: dict[str, int] | None = None  # column that was not read -> records in which it holds a value
 
 
 def histogram(lengths: np.ndarray) -> dict[str, list[int]]:
@@ -100,6 +103,10 @@ class Manifest:
     )  # of the template, written as control tokens; older builds spelled all as text
     served: dict[str, Any] | None = None  # how many conversations a server was seen to read as training does
     format_version: int = FORMAT_VERSION
+    unread_files: dict[str, int] | None = None  # files of the source that were not read, by reason
+    dedupe: bool = False  # repeated records were left out
+    validation_fraction: float | None = None  # share of prompts that went to split validation
+    validation_seed: int = 0  # of that draw
 
     def save(self, directory: Path) -> None:
         (directory / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")

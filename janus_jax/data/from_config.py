@@ -149,13 +149,15 @@ def _open(key: str, directory: str, split: str, config: RunConfig) -> TokenizedD
 def _build_command(dataset: TokenizedDataset, boundary: str) -> str:
     """The command that builds the same data set with another token boundary."""
     manifest, directory, derived = dataset.manifest, dataset.name, dataset.manifest.derived
+    drawn = manifest.validation_seed if manifest.validation_fraction else None
     sources = re.fullmatch(r"(?:train=)?(.*?)(?:, validation=(.*))?", manifest.source, re.DOTALL)
     assert sources is not None
     options = {
         "--kind" if derived is None else "--derive": manifest.kind,
-        "--seed": None if derived is None else str(derived["seed"]),
+        "--seed": str(derived["seed"]) if derived else (None if drawn is None else str(drawn)),
         "--source": sources[1],
         "--validation-source": sources[2],
+        "--validation-fraction": manifest.validation_fraction and str(manifest.validation_fraction),
         "--template": manifest.template,
         "--boundary": boundary,
         "--tokenizer": f"{directory}/tokenizer",
@@ -163,6 +165,7 @@ def _build_command(dataset: TokenizedDataset, boundary: str) -> str:
     }
     flags = {
         "--all-pairs": derived is not None and derived["all_pairs"],
+        "--dedupe": manifest.dedupe,
         "--skip-bad": any(split.dropped for split in manifest.splits.values()),
     }
     words = [word for name, value in options.items() if value is not None for word in (name, value)]

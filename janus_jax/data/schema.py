@@ -6,18 +6,27 @@
 | dpo, orpo | system, prompt, chosen (chosen_response), rejected (rejected_response)               |
 | rm        | input (system message and instruction in one text), chosen, rejected                 |
 
-chosen and rejected are strings, or message lists [{role, content}, ...] whose assistant message is the response.
+system may be absent, null or empty. prompt, chosen and rejected are strings or message lists (messages.py). Instead of
+prompt and output, messages (conversations, conversation) may hold one exchange; beside chosen and rejected it may hold
+the prompt.
+
+Alpaca's input is text that belongs to the prompt: it follows the instruction after a newline, as LLaMA-Factory joins
+them. Without another prompt, input is the prompt. For rm, prompt and system are joined where there is no input.
 
 A pair may have a margin, a number: by how much the chosen response is better. Pairs without one have margin 0.
 
-main_source, original_source and preference_set are kept if present; other columns are ignored. `build/readers.py` reads
-files; `build/published.py` reads pairs that other projects published in columns of their own.
+main_source, original_source and preference_set are kept if present. `Columns.unread` (columns.py) names the other
+columns. `build/readers.py` reads files; `build/published.py` reads pairs that other projects published in columns of
+their own.
 """
 
 import dataclasses
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from janus_jax.data.columns import Columns, RecordError, filled, number, optional_text, shown, text
+from janus_jax.data.messages import is_messages, read_messages
 from janus_jax.errors import DataError
 
 KINDS = ("sft", "dpo", "orpo", "rm")
@@ -30,20 +39,20 @@ ALIASES = {
     "chosen": ("chosen", "chosen_response"),
     "rejected": ("rejected", "rejected_response"),
     "input": ("input",),
+    "messages": ("messages", "conversations", "conversation"),
 }
 """Column -> the names it has had in published releases."""
 
-_LARGEST_NUMBER = 3.4e38  # numbers are stored as float32
-
 COLUMNS = {
-    "sft": ("system", "prompt", "output"),
-    "dpo": ("system", "prompt", "chosen", "rejected"),
-    "orpo": ("system", "prompt", "chosen", "rejected"),
+    "sft": ("prompt", "output"),
+    "dpo": ("prompt", "chosen", "rejected"),
+    "orpo": ("prompt", "chosen", "rejected"),
     "rm": ("input", "chosen", "rejected"),
 }
+"""Kind -> the columns that its records need."""
 
 COLUMNS_READ = frozenset(name for names in ALIASES.values() for name in names) | {
-    *("main_source", "original_source", "preference_set", "margin")
+    *("main_source", "original_source", "preference_set", "margin", "history")
 }
 """All columns that this module reads."""
 
@@ -68,18 +77,6 @@ class Record:
     """FILE:RECORD, for messages."""
 
 
-class RecordError(DataError):
-    """A record that cannot be used. `reason` is the short name under which dropped records are counted."""
-
-    def __init__(self, reason: str, *parts: str):
-        super().__init__(*parts)
-        self.reason = reason
-
-
-class NoPreferenceError(RecordError):
-    """A valid record that prefers neither response: it is left out and counted, but its file is not at fault."""
-
-
 def check_kind(kind: str) -> None:
     """Raises DataError for a kind that is not in KINDS."""
     if kind not in KINDS:
@@ -87,149 +84,169 @@ def check_kind(kind: str) -> None:
 
 
 def parse_record(raw: Any, kind: str) -> Record:
-    """Checks one raw record.
+    """Checks one raw record. If it is a `Columns`, that notes what was read.
 
     Raises:
-        RecordError: a column is missing, empty or has a wrong type; a message list is malformed or contradicts the
-            columns; chosen and rejected are equal; text is not valid Unicode. The message names column, value and what
-            is allowed.
+        RecordError: a column is missing, empty or has a wrong type; messages are malformed, are more than one exchange
+            or contradict the columns; chosen and rejected are equal; text is not valid Unicode. The message names
+            column, value and what is allowed.
     """
     check_kind(kind)
     if not isinstance(raw, Mapping):
         raise RecordError("wrong_type", f"a record must be an object with columns, found {shown(raw)}")
-    if kind == "sft":
-        system = text(_column(raw, "system", kind), "system", may_be_empty=True)
-        prompt = text(_column(raw, "prompt", kind), "prompt")
-        return Record(system, prompt, text(_column(raw, "output", kind), "output"), **_sources(raw))
-
-    sides = {name: _response(_column(raw, name, kind), name) for name in ("chosen", "rejected")}
-    if kind == "rm":
-        system, prompt = "", _agreed(raw, "input", "user", sides, kind)
+    columns = raw if isinstance(raw, Columns) else Columns(raw)
+    if columns.has("history"):
+        raise RecordError(
+            "several_exchanges",
+            f"column 'history' holds earlier turns ({shown(columns['history'])}); a record is one exchange",
+        )
+    messages = next((name for name in ALIASES["messages"] if columns.has(name)), None)
+    if kind != "sft":
+        sides = {name: _response(columns, name, kind) for name in ("chosen", "rejected")}
+    elif messages is not None and not any(columns.has(name) for name in ALIASES["output"]):
+        sides = {messages: read_messages(columns, _only(columns, "messages", kind), "assistant")}
     else:
-        system, prompt = _agreed(raw, "system", "system", sides, kind), _agreed(raw, "prompt", "user", sides, kind)
-    return pair(raw, system, prompt, sides["chosen"]["assistant"], sides["rejected"]["assistant"])
+        sides = {"output": {"assistant": text(_column(columns, "output", kind), "output")}}
+
+    parts = _prompt(columns, kind, messages, required=not any("user" in roles for roles in sides.values())) | sides
+    system, prompt = _agreed(parts, "system") or "", _agreed(parts, "user", kind)
+    assert prompt is not None  # otherwise `_prompt` has raised
+    if kind == "sft":
+        (roles,) = sides.values()
+        return Record(system, prompt, roles["assistant"], **_sources(columns))
+    if kind == "rm":
+        whole = columns.has("input") and system.strip() in prompt  # input holds the system message too
+        system, prompt = "", prompt if whole else _joined(system, prompt)
+    return pair(columns, system, prompt, sides["chosen"]["assistant"], sides["rejected"]["assistant"])
 
 
 def pair(raw: Mapping[str, Any], system: str, prompt: str, chosen: str, rejected: str) -> Record:
     """The record of two checked responses, with sources and margin from `raw`. Raises RecordError if they are equal."""
-    if chosen.strip() == rejected.strip():
+    if chosen.strip() == rejected.strip() or _composed(chosen) == _composed(rejected):
         raise RecordError("identical_responses", f"chosen and rejected are equal ({shown(chosen)}); they must differ")
     margin = None if raw.get("margin") is None else number(raw["margin"], "margin")
     return Record(system, prompt, chosen, rejected, **_sources(raw), margin=margin)
 
 
+def _composed(response: str) -> str:
+    return unicodedata.normalize("NFC", response).strip()
+
+
 def _sources(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "main_source": _optional_text(raw, "main_source"),
-        "original_source": _optional_text(raw, "original_source"),
-        "preference_set": _preference_set(raw.get("preference_set")),
+        "main_source": optional_text(raw, "main_source"),
+        "original_source": optional_text(raw, "original_source"),
+        "preference_set": _preference_set(raw),
     }
 
 
-def _column(raw: Mapping[str, Any], column: str, kind: str, *, required: bool = True) -> Any:
+def _column(raw: Mapping[str, Any], column: str, kind: str) -> Any:
     """The column's value under whichever of its names the record uses; null counts as absent."""
-    names = [name for name in ALIASES[column] if raw.get(name) is not None]
-    if len(names) > 1 and any(raw[name] != raw[names[0]] for name in names):
-        raise RecordError("ambiguous_columns", f"columns {' and '.join(names)} mean the same but differ; keep one")
-    if names:
-        return raw[names[0]]
-    if not required:
-        return None
+    if name := _only(raw, column, kind):
+        return raw[name]
     present = ", ".join(str(name) for name in raw) or "nothing"
     also = "" if len(ALIASES[column]) == 1 else f" (or {', '.join(ALIASES[column][1:])})"
-    hint = " (system may be empty)" if column == "system" else ""
     fits = [other for other in KINDS if _has_all(raw, other)]
     looks = f"; these are the columns of kind {' or '.join(fits)}" if fits else ""
     state = "is null" if any(name in raw for name in ALIASES[column]) else "is missing"
     raise RecordError(
         "missing_field",
-        f"column {column!r}{also} {state}; kind {kind} needs {', '.join(COLUMNS[kind])}{hint}; found: {present}{looks}",
+        f"column {column!r}{also} {state}; kind {kind} needs {', '.join(COLUMNS[kind])}; found: {present}{looks}",
     )
 
 
+def _only(raw: Mapping[str, Any], column: str, kind: str) -> str:
+    """The name under which the record has the column; empty if it has none. Its values must agree."""
+    names = [name for name in ALIASES[column] if raw.get(name) is not None]
+    if len(names) > 1 and any(raw[name] != raw[names[0]] for name in names):
+        raise RecordError("ambiguous_columns", f"columns {' and '.join(names)} mean the same but differ; keep one")
+    return names[0] if names else ""
+
+
 def _has_all(raw: Mapping[str, Any], kind: str) -> bool:
-    return all(any(raw.get(name) is not None for name in ALIASES[column]) for column in COLUMNS[kind])
+    return all(any(filled(raw.get(name)) for name in ALIASES[column]) for column in COLUMNS[kind])
 
 
-def _response(value: Any, column: str) -> dict[str, str]:
+def _response(columns: Columns, column: str, kind: str) -> dict[str, str]:
     """Role -> text of a response column: assistant, and system and user if a message list has them."""
+    value = _column(columns, column, kind)
     if isinstance(value, str):
         return {"assistant": text(value, column)}
-    if not isinstance(value, list):
+    if not is_messages(value):
         raise RecordError(
             "wrong_type", f"column {column!r} must be a string or a list of messages, found {shown(value)}"
         )
-    allowed = "allowed: an optional system, an optional user, then one assistant message, each {role, content}"
-    roles: dict[str, str] = {}
-    for number, message in enumerate(value, 1):
-        where = f"column {column!r}, message {number}"
-        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-            raise RecordError("bad_messages", f"{where} is {shown(message)}; {allowed}")
-        role = message["role"]
-        if role not in ("system", "user", "assistant"):
-            raise RecordError("bad_messages", f"{where} has role {shown(role)}; {allowed}")
-        if role in roles:
-            raise RecordError("bad_messages", f"{where} is a second {role} message; {allowed}")
-        roles[role] = text(message["content"], where, may_be_empty=role == "system")
-    if list(roles) != [role for role in ("system", "user", "assistant") if role in roles] or "assistant" not in roles:
-        raise RecordError("bad_messages", f"column {column!r} has the roles {', '.join(roles) or 'none'}; {allowed}")
-    return roles
+    return read_messages(columns, _only(columns, column, kind), "assistant")
 
 
-def _agreed(raw: Mapping[str, Any], column: str, role: str, sides: dict[str, dict[str, str]], kind: str) -> str:
-    """The column's text, or without the column the text of the messages with `role`. They must all agree."""
-    texts = {f"the {role} message of {name!r}": roles[role] for name, roles in sides.items() if role in roles}
-    value = _column(raw, column, kind, required=not texts)
-    if value is not None:
-        texts = {f"column {column!r}": text(value, column, may_be_empty=column == "system")} | texts
-    (first_name, first), *others = texts.items()
-    for name, other in others:
-        if other.strip() != first.strip():
+def _prompt(columns: Columns, kind: str, messages: str | None, *, required: bool) -> dict[str, dict[str, str]]:
+    """Place -> role -> text of the columns that hold system message and prompt."""
+    name, parts = _only(columns, "prompt", kind), {}
+    if system := _only(columns, "system", kind):
+        parts["system"] = {"system": text(columns[system], "system", may_be_empty=True)}
+    more = columns.has("input")
+    if name and is_messages(columns[name]):
+        parts["prompt"] = read_messages(columns, name, "user")
+    elif name and not (more and not filled(columns[name])):
+        parts["prompt"] = {"user": text(columns[name], "prompt")}
+    elif more:
+        return parts | {"input": _input(columns)}
+    elif kind != "sft" and messages is not None and required:
+        return parts | {messages: read_messages(columns, _only(columns, "messages", kind), "user")}
+    elif required:
+        column = "input" if kind == "rm" else "prompt"
+        text(_column(columns, column, kind), column)  # raises
+    if more and "prompt" in parts:
+        system = _agreed(parts, "system") or ""
+        prompt, extra = parts["prompt"]["user"], _input(columns)["user"]
+        whole = extra.strip()
+        if kind == "rm" and prompt.strip() in whole:
+            return parts | {"prompt": {"user": extra}}
+        if whole not in (prompt.strip(), _joined(system, prompt).strip()):
+            parts["prompt"] |= {"user": f"{prompt}\n{extra}"}
+    return parts
+
+
+def _input(columns: Columns) -> dict[str, str]:
+    value = columns["input"]
+    return read_messages(columns, "input", "user") if is_messages(value) else {"user": text(value, "input")}
+
+
+def _joined(system: str, prompt: str) -> str:
+    """System message and prompt as one text, unless the text begins with the system message already."""
+    return prompt if prompt.lstrip().startswith(system.strip()) else f"{system}\n{prompt}"
+
+
+def _agreed(parts: dict[str, dict[str, str]], role: str, kind: str = "") -> str | None:
+    """The text of a role, which must be the same wherever a record has it; None without one."""
+    places = {name: roles for name, roles in parts.items() if roles.get(role, "").strip()}
+    if not places:
+        return None
+
+    def place(name: str) -> str:
+        return f"column {name!r}" if len(places[name]) == 1 else f"the {role} message of {name!r}"
+
+    first, *others = places
+    expected = places[first][role]
+    for name in others:
+        other = places[name][role]
+        # for rm, a column may hold in one text what messages hold in two
+        joined = _joined(places[name].get("system", ""), other) if kind == "rm" else other
+        if expected.strip() not in (other.strip(), joined.strip()):
             raise RecordError(
-                "bad_messages", f"{name} ({shown(other)}) differs from {first_name} ({shown(first)}); they must agree"
+                "bad_messages",
+                f"{place(name)} ({shown(other)}) differs from {place(first)} ({shown(expected)}); they must agree",
             )
-    return first
+    return expected
 
 
-def text(value: Any, column: str, *, may_be_empty: bool = False) -> str:
-    """The value of a text column. Raises RecordError if it is not a string, not valid Unicode, or blank."""
-    where = column if column.startswith("column") else f"column {column!r}"
-    if not isinstance(value, str):
-        raise RecordError("wrong_type", f"{where} must be a string, found {shown(value)}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        bad = ascii(value[error.start])
-        raise RecordError(
-            "bad_encoding", f"{where} holds {bad} at character {error.start + 1}, which is not valid Unicode"
-        ) from error
-    if not may_be_empty and not value.replace("\0", " ").strip():
-        raise RecordError("empty_field", f"{where} is empty ({value[:20]!r}); text is needed")
-    return value
-
-
-def _optional_text(raw: Mapping[str, Any], column: str) -> str:
-    value = raw.get(column)
-    return "" if value is None else text(value, column, may_be_empty=True)
-
-
-def number(value: Any, column: str) -> float:
-    """The value of a number column. Raises RecordError if float32 cannot hold it."""
-    # compare before converting: an integer in JSON may be too large for any float
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST_NUMBER:
-        raise RecordError("wrong_type", f"column {column!r} must be a finite number (float32), found {shown(value)}")
-    return float(value)
-
-
-def _preference_set(value: Any) -> tuple[dict[str, str], ...]:
+def _preference_set(raw: Mapping[str, Any]) -> tuple[dict[str, str], ...]:
+    value = raw.get("preference_set")
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
         raise RecordError("wrong_type", f"column 'preference_set' must be a list of objects, found {shown(value)}")
-    return tuple({key: _optional_text(item, key) for key in PREFERENCE_KEYS} for item in value)
-
-
-def shown(value: Any) -> str:
-    """Type and start of a value, on one line; ASCII so that any terminal can print it."""
-    printed = ascii(value[:80] if isinstance(value, str | bytes) else value)  # a value may be megabytes long
-    return f"{type(value).__name__} {printed if len(printed) <= 80 else printed[:77] + '...'}"
+    if isinstance(raw, Columns):
+        for item in value:
+            raw.ignore("preference_set", item, PREFERENCE_KEYS)
+    return tuple({key: optional_text(item, key) for key in PREFERENCE_KEYS} for item in value)

@@ -120,17 +120,18 @@ BUILDS = [  # kind and source; what the line says
     ("sft", "nul.jsonl", "nul.jsonl:1: column 'output' is empty ('\\x00\\x00'); text is needed"),
     ("rm", "parted.jsonl", "parted.jsonl:1: columns 'chosen' (str '\\n\\nHuman: chosen?"),
     ("dpo", "tie.jsonl", "tie.jsonl: no usable record, all 1 were dropped (tie 1)"),
-    ("sft", "column.jsonl", "column.jsonl:3: column 'output' (or reference_answer) is missing; kind sft needs system, "
+    ("sft", "column.jsonl", "column.jsonl:3: column 'output' (or reference_answer) is missing; kind sft needs "
      "prompt, output; found: system, prompt, response"),
     ("dpo", "rows.jsonl", "rows.jsonl:1: column 'chosen' (or chosen_response) is missing"),
     ("sft", "empty.jsonl", "empty.jsonl: is empty"),
-    ("sft", "no_rows", "no_rows: holds no .jsonl, .json, .parquet, .jsonl.gz, .json.gz file"),
+    ("sft", "no_rows", "no_rows: holds no file of records; allowed: .jsonl, .ndjson or .json (also with .gz "
+     "or .zst), .parquet"),
     ("sft", "blank.jsonl", "blank.jsonl:1: column 'output' is empty ('  '); text is needed"),
     ("sft", "number.jsonl", "number.jsonl:1: column 'prompt' must be a string, found int 7"),
     ("dpo", "same.jsonl", "same.jsonl:1: chosen and rejected are equal"),
     ("sft", "latin.jsonl", "latin.jsonl:1: not UTF-8: byte 0xf9 at position 28"),
-    ("sft", "run.yaml", "run.yaml: unknown file type '.yaml'; allowed: .jsonl, .json, .parquet, .jsonl.gz, "
-     ".json.gz"),
+    ("sft", "run.yaml", "run.yaml: unknown file type '.yaml'; allowed: .jsonl, .ndjson or .json (also with .gz "
+     "or .zst), .parquet"),
     ("sft", "absent.jsonl", "absent.jsonl: no such file or directory"),
     ("sft", "rows.jsonl --validation-source cut.jsonl", "cut.jsonl:2: not valid JSON"),
     ("sft", "rows.jsonl --template llama", "template 'llama': unknown; allowed: mistral-inst, chatml, plain"),

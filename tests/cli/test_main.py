@@ -104,6 +104,9 @@ def test_build_gets_one_source_or_one_for_each_split(janus, tmp_path):
             "boundary": "separate",
             "skip_bad": False,
             "derive": None,
+            "dedupe": False,
+            "validation_fraction": None,
+            "validation_seed": 0,
             "processes": None,
             "progress": mock.ANY,
         }
@@ -113,6 +116,10 @@ def test_build_gets_one_source_or_one_for_each_split(janus, tmp_path):
         assert janus(*f"data build --kind dpo --source a --boundary joint --out {out}".split())[0] == 0
         assert build.call_args.kwargs["boundary"] == "joint"
         assert janus(*f"data build --kind dpo --source a --boundary apart --out {out}".split())[0] == 2
+        words = "--validation-fraction 0.1 --seed 3 --dedupe"
+        assert janus(*f"data build --kind dpo --source a {words} --out {out}".split())[0] == 0
+        given = build.call_args.kwargs
+        assert (given["validation_fraction"], given["validation_seed"], given["dedupe"]) == (0.1, 3, True)
         for words, derive in {
             "": Derivation(0, False),
             "--seed 7": Derivation(7, False),
@@ -126,7 +133,9 @@ def test_build_prints_what_was_kept_and_what_was_dropped(janus, tmp_path):
     from janus_jax.data.dataset import Manifest, Split
 
     manifest = {field.name: "x" for field in dataclasses.fields(Manifest)}
-    manifest["splits"] = {"train": Split(examples=1234, tokens=5678901, dropped={"empty_field": 7})}
+    counts = {"notes": {"prompt_in_train": 3}, "unread": {"score": 1200, "id": 1234, "source": 1234}}
+    manifest["splits"] = {"train": Split(examples=1234, tokens=5678901, dropped={"empty_field": 7}, **counts)}
+    manifest["unread_files"] = {"of type .csv": 2}
 
     def build(*_: object, progress, **__: object) -> Manifest:
         progress("train", "read", 5, None)
@@ -137,6 +146,11 @@ def test_build_prints_what_was_kept_and_what_was_dropped(janus, tmp_path):
         code, out, err = janus(*f"data build --kind sft --source a --out {tmp_path / 'out'}".split())
     assert code == 0 and err == ""
     assert all(text in out for text in ("train", "1,234", "5,678,901", "7 empty_field"))
+    assert out.splitlines()[-3:] == [
+        "files not read: 2 of type .csv",
+        "columns not read: `id`, `source` (1,234 records), `score` (1,200 records)",
+        "note: 3 of 1,234 records of split train have a prompt that split train has too",
+    ]
 
 
 def test_conversions_get_their_options(janus, tmp_path):
@@ -214,7 +228,18 @@ def test_the_demo_offers_the_stages_that_it_has(janus):
         ),
         ("data build --source x --out new", "--kind, --derive: allowed: exactly one of them"),
         ("data build --kind dpo --derive dpo --source x --out new", "--kind, --derive: allowed: exactly one of them"),
-        ("data build --kind dpo --seed 0 --source x --out new", "--seed: allowed: only with --derive"),
+        (
+            "data build --kind dpo --seed 0 --source x --out new",
+            "--seed: allowed: only with --derive or --validation-fraction",
+        ),
+        (
+            "data build --kind dpo --validation-fraction 1 --source x --out new",
+            "--validation-fraction 1: allowed: more than 0 and less than 1",
+        ),
+        (
+            "data build --kind dpo --validation-fraction .1 --validation-source y --source x --out new",
+            "--validation-fraction, --validation-source: allowed: at most one of them",
+        ),
         ("data build --kind dpo --all-pairs --source x --out new", "--all-pairs: allowed: only with --derive"),
         ("data build --kind sft --source x --out small.yaml", "--out small.yaml: cannot be written"),
         ("data build --kind sft --source x --out /proc/janus/x", "--out /proc/janus/x: cannot be written: /proc"),

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from janus_jax.config.run import load_config, to_yaml
-from janus_jax.data.build.readers import HUB_ALIASES
+from janus_jax.data.build.sources import HUB_ALIASES
 from janus_jax.errors import ConfigError
 from tests.support.models import random_params
 from tests.support.run_configs import BASES, CONFIGS, RUNS

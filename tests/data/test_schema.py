@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from janus_jax.data.schema import Record, RecordError, parse_record
+from janus_jax.data.columns import Columns, RecordError
+from janus_jax.data.schema import Record, parse_record
 
 SFT = {"system": "Be brief.", "prompt": "Why?", "output": "So."}
 PAIR = {"system": "Be brief.", "prompt": "Why?", "chosen": "So.", "rejected": "Never mind."}
@@ -16,6 +17,11 @@ def messages(text: str, *, user: str | None = None, system: str | None = None) -
     return [{"content": content, "role": role} for role, content in turns if content is not None]
 
 
+def share_gpt(text: str, *, user: str | None = None, system: str | None = None) -> list[dict[str, str]]:
+    turns = [("system", system), ("human", user), ("gpt", text)]
+    return [{"from": role, "value": content} for role, content in turns if content is not None]
+
+
 @pytest.mark.parametrize(
     "raw",
     [
@@ -24,6 +30,18 @@ def messages(text: str, *, user: str | None = None, system: str | None = None) -
         {"id": 468, "system_prompt": "Be brief.", "user_prompt": "Why?", "reference_answer": "So."},
         SFT | {"instruction": None, "unknown_column": [1, 2]},
         SFT | {"instruction": "Why?"},
+        SFT | {"input": None, "history": []},
+        SFT | {"input": " ", "history": None},
+        {"system": "Be brief.", "input": "Why?", "output": "So."},
+        {"system": "Be brief.", "instruction": "", "input": "Why?", "output": "So."},
+        SFT | {"input": "Be brief.\nWhy?"},
+        {"messages": messages("So.", user="Why?", system="Be brief.")},
+        {"system": "Be brief.", "messages": messages("So.", user="Why?")},
+        {"system": "Be brief.", "prompt": "Why?", "messages": messages("So.", user="Why?")},
+        {"system": "", "conversations": share_gpt("So.", user="Why?", system="Be brief.")},
+        {"system": "Be brief.", "conversations": share_gpt("So.", user="Why?")},
+        {"conversation": [*messages("", system="Be brief.", user="Why?")[:2], *share_gpt("So.")]},
+        {"prompt": messages("", system="Be brief.", user="Why?")[:2], "output": "So."},
     ],
 )
 def test_sft_records_of_all_releases_read_the_same(raw):
@@ -41,6 +59,12 @@ def test_sft_records_of_all_releases_read_the_same(raw):
         PAIR | {"prompt": None, "chosen": messages("So.", user="Why?")},
         {"chosen": messages("So.", user="Why?", system="Be brief."), "rejected": messages("Never mind.", user="Why?")},
         PAIR | {"chosen": messages("So.", user="Why?\n")},
+        PAIR | {"prompt": messages("", user="Why?")[:1]},
+        PAIR | {"system": None, "prompt": messages("", system="Be brief.", user="Why?")[:2]},
+        PAIR | {"prompt": None, "messages": messages("", user="Why?")[:1]},
+        PAIR | {"prompt": None, "input": "Why?"},
+        PAIR | {"chosen": {"from": "gpt", "value": "So."}, "rejected": {"role": "assistant", "content": "Never mind."}},
+        PAIR | {"prompt": None, "conversations": share_gpt("", user="Why?")[:1]},
     ],
 )
 def test_pairs_of_all_releases_read_the_same(kind, raw):
@@ -49,6 +73,76 @@ def test_pairs_of_all_releases_read_the_same(kind, raw):
 
 def test_reward_model_records_keep_the_joined_input_as_prompt():
     assert parse_record(RM, "rm") == Record("", "Be brief.\nWhy?", "So.", "Never mind.")
+
+
+ULTRAFEEDBACK = {
+    "prompt": "Why?",
+    "prompt_id": "a1",
+    "chosen": messages("So.", user="Why?"),
+    "rejected": messages("Never mind.", user="Why?"),
+    "messages": messages("So.", user="Why?"),
+    "score_chosen": 8.5,
+    "score_rejected": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "record", "unread"),
+    [
+        ("sft", Record("", "Why?", "So."), {"chosen", "rejected", "prompt_id", "score_chosen", "score_rejected"}),
+        ("dpo", Record("", "Why?", "So.", "Never mind."), {"messages", "prompt_id", "score_chosen", "score_rejected"}),
+        ("rm", Record("", "Why?", "So.", "Never mind."), {"messages", "prompt_id", "score_chosen", "score_rejected"}),
+    ],
+)
+def test_ultrafeedback_reads_as_any_kind_and_names_what_is_not_read(kind, record, unread):
+    columns = Columns(ULTRAFEEDBACK)
+    assert (parse_record(columns, kind), columns.unread()) == (record, unread)
+
+
+@pytest.mark.parametrize(
+    ("raw", "prompt"),
+    [
+        ({"instruction": "Translate.", "input": "good morning"}, "Translate.\ngood morning"),
+        ({"instruction": "Translate.", "input": "Translate."}, "Translate."),
+        ({"prompt": "Translate.", "input": "good morning\n"}, "Translate.\ngood morning\n"),
+    ],
+)
+def test_the_input_of_alpaca_follows_the_instruction(raw, prompt):
+    """As in LLaMA-Factory: both, joined by a newline."""
+    assert parse_record(raw | {"output": "So."}, "sft") == Record("", prompt, "So.")
+    pair = {"chosen": "So.", "rejected": "No."}
+    assert parse_record(raw | pair, "dpo") == Record("", prompt, "So.", "No.")
+    assert parse_record(raw | pair, "rm") == Record("", prompt, "So.", "No.")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"system": "Be brief.", "prompt": "Why?"},
+        {"system": "Be brief.", "prompt": "Why?", "input": "Be brief.\nWhy?"},
+        {"system": "Be brief.", "input": "Why?"},
+        {"prompt": "Why?", "input": "Be brief.\nWhy?"},
+        {"prompt": messages("", system="Be brief.", user="Why?")[:2]},
+        {"chosen": messages("So.", system="Be brief.", user="Why?")},
+        {"input": "Be brief.\nWhy?", "chosen": messages("So.", system="Be brief.", user="Why?")},
+    ],
+)
+def test_reward_models_get_system_message_and_prompt_as_one_text(raw):
+    raw = {"chosen": "So.", "rejected": "No."} | raw
+    assert parse_record(raw, "rm") == Record("", "Be brief.\nWhy?", "So.", "No.")
+
+
+def test_an_input_that_wraps_system_message_and_prompt_is_taken_as_it_is():
+    raw = {"system": "Be brief.", "prompt": "Why?", "input": "System: Be brief. User: Why? Answer:"}
+    record = parse_record(raw | {"chosen": "So.", "rejected": "No."}, "rm")
+    assert record == Record("", raw["input"], "So.", "No.")
+
+
+def test_keys_of_messages_and_preferences_that_are_not_read_are_named():
+    spoken = [message | {"weight": 0, "name": ""} for message in messages("So.", user="Why?")]
+    columns = Columns({"messages": spoken, "preference_set": [{"dimension": "style", "level": 3}], "id": 7, "note": ""})
+    parse_record(columns, "sft")
+    assert columns.unread() == {"messages.weight", "preference_set.level", "id"}
 
 
 def test_sources_and_preference_set_are_kept():
@@ -72,16 +166,18 @@ def test_single_responses_have_no_margin_to_read():
     assert parse_record(SFT | {"margin": "wide"}, "sft").margin is None
 
 
-def test_empty_system_is_a_system():
-    assert parse_record(SFT | {"system": ""}, "sft").system == ""
+@pytest.mark.parametrize("raw", [SFT | {"system": ""}, SFT | {"system": None}, {"prompt": "Why?", "output": "So."}])
+def test_a_system_message_may_be_absent_null_or_empty(raw):
+    assert parse_record(raw, "sft") == Record("", "Why?", "So.")
 
+
+TWO = messages("So.", user="Why?") * 2
+INVISIBLE = ["\u200b", "\ufeff", "\u2060 \u00ad", "\t\x07", "\u3164", "\ufe0f\u200d", "\u2800", "\xa0\u3000"]
 
 BAD = [
     # kind, record, reason, words of the message
     ("sft", {"system": "s", "prompt": "p"}, "missing_field", "'output' (or reference_answer) is missing"),
     ("sft", SFT | {"output": None}, "missing_field", "'output' (or reference_answer) is null"),
-    ("sft", {"prompt": "p", "output": "o"}, "missing_field", "'system' (or system_prompt) is missing"),
-    ("sft", {"prompt": "p", "output": "o"}, "missing_field", "(system may be empty)"),
     ("sft", SFT | {"prompt": " \n"}, "empty_field", "'prompt' is empty (' \\n')"),
     ("sft", SFT | {"output": ""}, "empty_field", "'output' is empty"),
     ("sft", SFT | {"output": 42}, "wrong_type", "'output' must be a string, found int 42"),
@@ -115,7 +211,30 @@ BAD = [
         ]
     ],
     ("rm", RM | {"input": None}, "missing_field", "'input' is null"),
+    ("rm", RM | {"input": ""}, "empty_field", "'input' is empty"),
+    ("sft", SFT | {"history": [["Hi", "Hello"]]}, "several_exchanges", "column 'history' holds earlier turns"),
+    ("sft", {"messages": TWO}, "several_exchanges", "column 'messages' is a conversation of 4 messages"),
+    ("sft", {"messages": messages("", system="s")[:1] + TWO}, "several_exchanges", "a conversation of 4 messages"),
+    ("sft", {"conversations": share_gpt("So.", user="Why?") * 3}, "several_exchanges", "of 6 messages"),
+    ("dpo", PAIR | {"prompt": TWO[:3]}, "several_exchanges", "column 'prompt' is a conversation of 3 messages"),
+    ("dpo", PAIR | {"chosen": TWO}, "several_exchanges", "column 'chosen' is a conversation of 4 messages"),
+    ("sft", {"messages": messages("", user="Why?")[:1]}, "bad_messages", "'messages' has the roles user; allowed"),
+    ("sft", {"messages": messages("So.")}, "missing_field", "'prompt' (or instruction, user_prompt) is missing"),
+    ("sft", {"prompt": "When?", "messages": TWO[:2]}, "bad_messages", "differs from column 'prompt' (str 'When?')"),
+    ("sft", {"system": "s", "messages": messages("a", user="u", system="t")}, "bad_messages", "from column 'sys"),
+    ("dpo", PAIR | {"prompt": TWO[:2]}, "bad_messages", "'prompt' has the roles user, assistant"),
+    ("dpo", ULTRAFEEDBACK | {"prompt": "When?"}, "bad_messages", "differs from column 'prompt' (str 'When?')"),
+    ("rm", ULTRAFEEDBACK | {"prompt": "When?"}, "bad_messages", "differs from column 'prompt' (str 'When?')"),
+    ("dpo", PAIR | {"chosen": "caf\u00e9", "rejected": "cafe\u0301 "}, "identical_responses", "are equal"),
+    *[("sft", SFT | {"output": text}, "empty_field", "text is needed") for text in INVISIBLE],
+    *[("dpo", PAIR | {"prompt": text}, "empty_field", "column 'prompt'") for text in INVISIBLE],
+    ("dpo", PAIR | {"rejected": messages("\u200b")}, "empty_field", "message 1 holds only invisible characters"),
 ]
+
+
+@pytest.mark.parametrize("text", ["中", "😀", "❤\ufe0f", "é", "∑", "\u200bx", "0", "."])
+def test_text_with_anything_to_see_is_text(text):
+    assert parse_record(SFT | {"output": text}, "sft").chosen == text
 
 
 @pytest.mark.parametrize(("kind", "raw", "reason", "words"), BAD)

@@ -362,7 +362,7 @@ def test_bad_rows_and_absent_sources_are_named_by_their_urls(rows, bucket, tmp_p
     Prefix(f"{bucket}/more").upload(tmp_path, [pairs.name])
     with pytest.raises(DataError, match=rf"^{bucket}/more/pairs\.jsonl:6: column 'rejected' .* is missing"):
         build(f"{bucket}/more/pairs.jsonl", tmp_path / "out", kind="dpo")
-    with pytest.raises(DataError, match=rf"^{bucket}/more: holds no \.jsonl, \.json, \.parquet"):
+    with pytest.raises(DataError, match=rf"^{bucket}/more: holds no file of records; .* not read: 1 of type \.txt$"):
         Prefix(f"{bucket}/more").delete(Prefix(f"{bucket}/more").list())
         Prefix(f"{bucket}/more").write("x.txt", b"")
         build(f"{bucket}/more", tmp_path / "out", kind="dpo")

@@ -1,6 +1,5 @@
 """Records of source files: texts, files of every kind that hold them, and what a reader reports about a bad one."""
 
-import gzip
 import json
 from pathlib import Path
 
@@ -48,9 +47,10 @@ def write_records(path: Path, records: list[dict]) -> Path:
     """Writes a file of the kind that its suffix names."""
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(records), path, write_batch_size=100)  # several pages
-    elif path.suffix == ".gz":
+    elif path.suffix in (".gz", ".zst"):
         plain = write_records(path.with_suffix(""), records)
-        path.write_bytes(gzip.compress(plain.read_bytes(), compresslevel=1))
+        packed = pa.compress(plain.read_bytes(), "zstd" if path.suffix == ".zst" else "gzip", asbytes=True)
+        path.write_bytes(packed)
         plain.unlink()
     elif path.suffix == ".json":
         path.write_text(json.dumps(records))

@@ -12,11 +12,10 @@ import itertools
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from janus_jax.data.build.readers import read_records
 from janus_jax.data.schema import KINDS, Record
 from janus_jax.errors import DataError
 
@@ -34,14 +33,15 @@ class Derivation:
     """Every ordered pair of responses to different system messages, instead of one drawn pair per instruction."""
 
 
-def read_kind(
-    files: Sequence[Path], kind: str, *, derive: Derivation | None, scratch: Path, skip_bad: bool, dropped: Counter[str]
-) -> Iterator[Record]:
-    """Checked records of a kind, read directly or, with `derive`, drawn from records of kind sft."""
-    if derive is None:
-        return read_records(files, kind, skip_bad=skip_bad, dropped=dropped)
-    records = read_records(files, "sft", skip_bad=skip_bad, dropped=dropped)
-    return derive_pairs(records, kind, seed=derive.seed, all_pairs=derive.all_pairs, scratch=scratch, dropped=dropped)
+def for_pairs(records: Iterator[Record]) -> Iterator[Record]:
+    """The records; an error about one says that pairs are drawn from single responses."""
+    try:
+        yield from records
+    except DataError as error:
+        if getattr(error, "reason", "") == "missing_field" or "missing_field" in str(error):
+            hint = "--derive draws pairs from records of kind sft; if these are pairs already, use --kind instead"
+            error.args = (*error.places, f"{error.args[-1]}; {hint}")
+        raise
 
 
 def derive_pairs(

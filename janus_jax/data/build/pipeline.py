@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from janus_jax.data.boundary import Boundary, check_boundary
-from janus_jax.data.build.derive import Derivation, read_kind
+from janus_jax.data.build.derive import Derivation
 from janus_jax.data.build.encode import UNUSABLE, Encoded, Encoder, Texts, encoding
-from janus_jax.data.build.readers import find_splits
+from janus_jax.data.build.reading import Choice, Reading
+from janus_jax.data.build.sources import find_splits, refuse_shared_files
 from janus_jax.data.dataset import MANIFEST, SPLIT_NAME, Manifest, Split, fingerprint_of, histogram, id_dtype
 from janus_jax.data.example import TOKEN_FEATURES
 from janus_jax.data.schema import Record, RecordError, check_kind
@@ -50,6 +51,9 @@ def build(
     boundary: Boundary = "separate",
     skip_bad: bool = False,
     derive: Derivation | None = None,
+    dedupe: bool = False,
+    validation_fraction: float | None = None,
+    validation_seed: int = 0,
     splits: Sequence[str] | None = None,
     processes: int | None = 1,
     progress: Progress | None = None,
@@ -66,6 +70,9 @@ def build(
         boundary: Tokenize prompt and response separately or as one text (boundary.py).
         skip_bad: Drop and count bad records instead of stopping.
         derive: Read records of kind sft and draw pairs of `kind` from them (derive.py).
+        dedupe: Drop and count records that repeat another of their split in all texts and the margin.
+        validation_fraction: Share of the prompts of split train, above 0 and below 1, whose records become split
+            validation; None: none. The draw depends on `validation_seed` and the prompts, not on their order.
         splits: Splits of the source to build; None: all.
         processes: Tokenizing processes; None: 1, or one per core for large sources. With more than 1, each imports the
             caller's main module, which must then call this below `if __name__ == "__main__":`.
@@ -80,55 +87,58 @@ def build(
     prompt_template = get_template(template)
     if tokenizer is None or isinstance(tokenizer, str | os.PathLike):
         tokenizer = load_tokenizer(tokenizer)  # type: ignore[reportArgumentType]
-    files = _files_of_splits(source, splits)
-    dropped: dict[str, Counter[str]] = {name: Counter() for name in files}
+    choice = Choice(dedupe, validation_fraction, validation_seed)
+    unread: Counter[str] = Counter()
+    files = _files_of_splits(source, splits, unread)
+    refuse_shared_files(files)
 
     with staging.output(out, MANIFEST, progress) as directory:
         from janus_jax.data.build.tfds_builder import write_records
 
-        leave_out: dict[str, dict[int, int]] = {name: {} for name in files}
-        spelled = dict.fromkeys(files, 0)
+        leave_out: dict[str, dict[int, int]] = {}
 
-        def records(split: str) -> Iterator[Record]:
-            dropped[split].clear()
-            done = spelled[split] = 0
-            checked = read_kind(
-                files[split], kind, derive=derive, scratch=directory, skip_bad=skip_bad, dropped=dropped[split]
-            )
-            for number, record in enumerate(checked):
-                if number in leave_out[split]:
-                    reason, explanation = UNUSABLE[leave_out[split][number]]
-                    if not skip_bad and reason != "equal_tokens":
-                        raise RecordError(reason, record.place or f"split {split}, record {number}", explanation)
-                    dropped[split][reason] += 1
-                    continue
-                texts = (record.system, record.prompt, record.chosen, record.rejected or "")
-                spelled[split] += control is not None and any(map(control.search, texts))
-                yield record
-                done += 1
-                if progress and done % _PROGRESS_EVERY == 0:
-                    progress(split, "read", done, None)
-            if not done:
-                reasons = ", ".join(f"{reason} {count}" for reason, count in dropped[split].items())
-                raise DataError(_source_name(source), f"split {split}: no usable record, all were dropped ({reasons})")
-            if progress:
-                progress(split, "read", done, done)
+        def write() -> tuple[Reading, int, dict[str, Split], dict[str, dict[int, int]]]:
+            reading = Reading(files, kind, choice, derive=derive, skip_bad=skip_bad, scratch=directory)
+            spelled = 0
 
-        def write() -> tuple[dict[str, Split], dict[str, dict[int, int]]]:
-            builder = write_records({name: functools.partial(records, name) for name in files}, directory / "tfds")
-            return _tokenize(builder, encoder, directory, processes, progress)
+            def records(split: str) -> Iterator[Record]:
+                nonlocal spelled
+                done = 0
+                for number, record in enumerate(reading.records(split)):
+                    if number in leave_out.get(split, ()):
+                        reason, explanation = UNUSABLE[leave_out[split][number]]
+                        if not skip_bad and reason != "equal_tokens":
+                            raise RecordError(reason, record.place or f"split {split}, record {number}", explanation)
+                        reading.dropped[split][reason] += 1
+                        continue
+                    texts = (record.system, record.prompt, record.chosen, record.rejected or "")
+                    spelled += control is not None and any(map(control.search, texts))
+                    done += 1
+                    yield record
+                    if progress and done % _PROGRESS_EVERY == 0:
+                        progress(split, "read", done, None)
+                if not done:
+                    reasons = ", ".join(f"{reason} {count}" for reason, count in reading.dropped[split].items())
+                    raise DataError(_source_name(source), f"split {split}: no usable record ({reasons or 'none left'})")
+                if progress:
+                    progress(split, "read", done, done)
+
+            names = reading.splits
+            builder = write_records({name: functools.partial(records, name) for name in names}, directory / "tfds")
+            reading.compare()
+            return reading, spelled, *_tokenize(builder, encoder, directory, processes, progress)
 
         tokenizer.save(directory / "tokenizer")
         encoder = Encoder(kind, prompt_template, boundary, tokenizer)
         require_servable(encoder.chat)  # now, and not when the weights are trained
         control = control_pattern({*tokenizer.control_tokens(), *encoder.chat.marks})
-        tokenized, unusable = write()
+        reading, spelled, tokenized, unusable = write()
         if any(unusable.values()):  # rare, so all is written again without these records
-            leave_out |= unusable
-            for name in ("tfds", *files):
+            leave_out = unusable
+            for name in ("tfds", *reading.splits):
                 shutil.rmtree(directory / name)
-            tokenized, _ = write()
-        written = {name: dataclasses.replace(split, dropped=dict(dropped[name])) for name, split in tokenized.items()}
+            reading, spelled, tokenized, _ = write()
+        written = {name: dataclasses.replace(split, **reading.facts(name)) for name, split in tokenized.items()}
         manifest = Manifest(
             kind=kind,
             template=template,
@@ -145,19 +155,23 @@ def build(
             derived=None if derive is None else dataclasses.asdict(derive),
             fingerprint=fingerprint_of(written),
             marks=list(encoder.chat.marks),
+            unread_files=dict(sorted(unread.items())),
+            **dataclasses.asdict(choice),
         )
         manifest.save(directory)
         served = check_stored(directory, manifest, encoder.chat)
-        manifest = dataclasses.replace(manifest, served=served | {"control_text": sum(spelled.values())})
+        manifest = dataclasses.replace(manifest, served=served | {"control_text": spelled})
         manifest.save(directory)
     return manifest
 
 
-def _files_of_splits(source: Source | Mapping[str, Source], only: Sequence[str] | None) -> dict[str, list[Path]]:
+def _files_of_splits(
+    source: Source | Mapping[str, Source], only: Sequence[str] | None, unread: Counter[str]
+) -> dict[str, list[Path]]:
     if isinstance(source, Mapping):
-        files = {name: _files_of_one(name, one) for name, one in source.items()}
+        files = {name: _files_of_one(name, one, unread) for name, one in source.items()}
     else:
-        files = find_splits(source)
+        files = find_splits(source, unread)
     for name in files:
         if not re.fullmatch(SPLIT_NAME, name) or name in _RESERVED:
             raise DataError(f"split name {name!r}: allowed: lower case letters, digits and _, except {_RESERVED}")
@@ -169,13 +183,19 @@ def _files_of_splits(source: Source | Mapping[str, Source], only: Sequence[str] 
     return {name: paths for name, paths in files.items() if only is None or name in only}
 
 
-def _files_of_one(split: str, source: Source) -> list[Path]:
-    """The files of a source that was given for one split: those of that split, or all if the source has only one."""
-    files = find_splits(source)
-    if len(files) == 1:
+def _files_of_one(split: str, source: Source, unread: Counter[str]) -> list[Path]:
+    """The files of a source that was given for one split: those of that split, or all if the source has only one.
+
+    Held-out files are not trained on, even if they are all that the source has.
+    """
+    files = find_splits(source, unread)
+    if len(files) == 1 and (split != "train" or "train" in files):
         return next(iter(files.values()))
     if split not in files:
         raise DataError(f"split {split!r}: not in {os.fspath(source)}, which has {', '.join(files)}")
+    for name, paths in files.items():
+        if name != split:
+            unread[f"of split {name} in the source of split {split}"] += len(paths)
     return files[split]
 
 

@@ -15,7 +15,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from janus_jax.data.schema import NoPreferenceError, Record, RecordError, number, pair, shown, text
+from janus_jax.data.columns import Columns, NoPreferenceError, RecordError, number, shown, text
+from janus_jax.data.schema import Record, pair
 
 _TURNS = ("\n\nHuman:", "\n\nAssistant:")
 _OASST = ("lang", "parent_id", "prompt", "chosen", "rejected")
@@ -88,6 +89,8 @@ def _webgpt(raw: Mapping[str, Any]) -> Record:
     question = raw["question"]
     if not isinstance(question, Mapping) or "full_text" not in question:
         raise RecordError("wrong_type", f"column 'question' must be an object with full_text, found {shown(question)}")
+    if isinstance(raw, Columns):
+        raw.ignore("question", question, ("full_text",))
     prompt = text(question["full_text"], "question.full_text")
     answers = [text(raw[column], column) for column in ("answer_0", "answer_1")]
     better = int(scores[1] > scores[0])

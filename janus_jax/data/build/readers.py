@@ -1,4 +1,4 @@
-"""Reads records from JSONL, JSON and Parquet files, directories of them, and data sets of the Hugging Face hub.
+"""Reads records from JSONL, JSON and Parquet files. `sources.py` chooses the files.
 
 JSONL and Parquet are streamed: memory depends on the largest record, not on the file. Every error names FILE:RECORD,
 where records count from 1 (in JSONL: the line number).
@@ -6,61 +6,32 @@ where records count from 1 (in JSONL: the line number).
 
 import dataclasses
 import gzip
+import io
 import json
 import os
-import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from janus_jax.data.build.published import PUBLISHED_COLUMNS, published_record
-from janus_jax.data.schema import COLUMNS_READ, NoPreferenceError, Record, RecordError, check_kind, parse_record
+from janus_jax.data.columns import Columns, NoPreferenceError, RecordError
+from janus_jax.data.schema import COLUMNS_READ, Record, check_kind, parse_record
 from janus_jax.errors import DataError, first_line
-from janus_jax.storage import staging
-from janus_jax.storage.bucket import is_url
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
-HUB_ALIASES = {
-    "kaist-ai/Multifaceted-Collection-SFT": "kaist-ai/Multifaceted-Collection",
-    "kaist-ai/Multifaceted-Collection-SFT-65k": "kaist-ai/Multifaceted-Collection-small",
-}
-"""Ids in published configurations -> the ids under which the hub has the data today."""
+_TYPES = (".jsonl", ".ndjson", ".json")
+_PACKED = (".gz", ".zst")
+SUFFIXES = (*_TYPES, ".parquet", *(kind + packed for packed in _PACKED for kind in _TYPES))
+"""File types that are read; upper case counts too."""
 
-_SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
-_NOT_RECORDS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-_NOT_PAIRS = {"Anthropic/hh-rlhf": "red-team-attempts"}
-"""Hub id -> a folder in it whose records are not pairs."""
+ALLOWED = "allowed: .jsonl, .ndjson or .json (also with .gz or .zst), .parquet"
+"""For messages about other file types."""
 
 _LONGEST_LINE_BYTES = 64 << 20
 _LARGEST_JSON_BYTES = 1 << 30  # .json files are read whole
 _PARQUET_RECORDS = 32  # records decoded at a time; a published record is about 6 kB
 _LARGE_RECORD_BYTES = 64 << 10  # records of this average size or more are decoded one at a time
-
-
-def find_splits(source: str | os.PathLike[str]) -> dict[str, list[Path]]:
-    """Split name -> files. The source is a file (split "train") or a directory, local or on gs://, or a hub id.
-
-    In a directory, the start of a file's name (`train-00000-of-00003.parquet`, `validation.jsonl`) or the name of its
-    folder gives its split. If no file names a split, all are "train".
-
-    Raises:
-        DataError: the source does not exist, holds no readable file, or some files name a split and others do not.
-    """
-    text = os.fspath(source)
-    if is_url(text):
-        return find_splits(staging.files(text, select=lambda name: name.endswith(SUFFIXES)))
-    path = Path(os.path.expanduser(text))
-    if path.is_file():
-        _check_suffix(path)
-        return {"train": [path]}
-    if path.is_dir():
-        return _directory_splits(path)
-    looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.startswith(".")
-    if not looks_like_id or _suffix(path) in SUFFIXES or path.parent.is_dir():
-        raise DataError(text, "no such file or directory")
-    return _directory_splits(_download(text), leave_out=_NOT_PAIRS.get(text))
 
 
 def read_records(
@@ -69,6 +40,7 @@ def read_records(
     *,
     skip_bad: bool = False,
     dropped: Counter[str] | None = None,
+    unread: Counter[str] | None = None,
 ) -> Iterator[Record]:
     """Iterates over the checked records of one or several files, in order.
 
@@ -76,6 +48,7 @@ def read_records(
         skip_bad: Drop bad records instead of stopping at the first; an unreadable file still stops the iteration.
         dropped: Counts dropped records by reason (the `reason` of RecordError). A pair without a preference (two
             answers with the same score) is always dropped and counted: its file is not at fault.
+        unread: Counts records by columns that hold a value and are not read.
 
     Raises:
         DataError: "FILE:RECORD: ..." for a bad record; "FILE: ..." for an empty or unreadable file, or if no record is
@@ -84,11 +57,14 @@ def read_records(
     check_kind(kind)
     paths = [Path(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
     for path in paths:
-        _check_suffix(path)
-    return _read(paths, kind, skip_bad, Counter() if dropped is None else dropped)
+        check_type(path)
+    counts = (Counter() if counter is None else counter for counter in (dropped, unread))
+    return _read(paths, kind, skip_bad, *counts)
 
 
-def _read(paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str]) -> Iterator[Record]:
+def _read(
+    paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str], unread: Counter[str]
+) -> Iterator[Record]:
     kept = 0
     for path in paths:
         seen = 0
@@ -97,7 +73,7 @@ def _read(paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str]) -
             try:
                 if isinstance(raw, RecordError):
                     raise raw
-                record = published_record(raw, kind) or parse_record(raw, kind)
+                record = _checked(raw, kind, unread)
             except RecordError as error:
                 if not skip_bad and not isinstance(error, NoPreferenceError):
                     raise RecordError(error.reason, f"{path}:{name}", str(error)) from None
@@ -107,15 +83,29 @@ def _read(paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str]) -
             yield dataclasses.replace(record, place=f"{path}:{name}")
         if not seen:
             raise DataError(path, "is empty; at least one record is needed")
+        if file_type(path) == ".parquet":
+            unread.update(_unread_parquet_columns(path))
     if not kept:
         reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
         raise DataError(os.path.commonpath(paths), f"no usable record, all {dropped.total()} were dropped ({reasons})")
 
 
+def _checked(raw: Any, kind: str, unread: Counter[str]) -> Record:
+    if not isinstance(raw, Mapping):
+        return parse_record(raw, kind)  # raises
+    columns = Columns(raw)
+    if (record := published_record(columns, kind)) is None:
+        columns = Columns(raw)
+        record = parse_record(columns, kind)
+    unread.update(columns.unread())
+    return record
+
+
 def _raw_records(path: Path) -> Iterator[tuple[str, Any]]:
     """(name, value) of each record; the value is a RecordError if the record cannot be decoded."""
-    readers = {".jsonl": _jsonl_records, ".json": _json_records, ".parquet": _parquet_records}
-    reader = readers[_suffix(path).removesuffix(".gz")]
+    packed = file_type(path).endswith(_PACKED)
+    kind = os.path.splitext(file_type(path))[0] if packed else file_type(path)
+    reader = {".json": _json_records, ".parquet": _parquet_records}.get(kind, _jsonl_records)
     name = "0"
     try:
         for name, raw in reader(path):
@@ -123,11 +113,18 @@ def _raw_records(path: Path) -> Iterator[tuple[str, Any]]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(path, f"not a whole gzip file, read up to record {name}: {error}") from error
     except OSError as error:
+        if error.errno is None and file_type(path).endswith(".zst"):
+            raise DataError(path, f"not a whole zstd file, read up to record {name}: {first_line(error)}") from error
         raise DataError(path, f"cannot be read: {error.strerror or first_line(error)}") from error
 
 
 def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+    packed = path.suffix.lower()
+    if packed == ".zst":
+        import pyarrow
+
+        return cast(BinaryIO, io.BufferedReader(pyarrow.input_stream(path, compression="zstd")))
+    return cast(BinaryIO, gzip.open(path)) if packed == ".gz" else path.open("rb")
 
 
 def _jsonl_records(path: Path) -> Iterator[tuple[str, Any]]:
@@ -147,7 +144,8 @@ def _jsonl_records(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _parse_json(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8"))
+        value, twice = _decode(line.decode("utf-8"))
+        return _twice(twice[0]) if twice else value
     except UnicodeDecodeError as error:
         return RecordError("bad_encoding", _not_utf8(error))
     except (ValueError, RecursionError) as error:
@@ -157,6 +155,40 @@ def _parse_json(line: bytes) -> Any:
         return RecordError("bad_json", f"not valid JSON{cut}: {reason}; the line begins {start}")
 
 
+class _Twice(dict[str, Any]):
+    """An object that names a key twice."""
+
+    key = ""
+
+
+def _decode(content: str) -> tuple[Any, list[str]]:
+    """A JSON value, and the keys that an object in it names twice; such an object is a `_Twice`."""
+    keys: list[str] = []
+
+    def to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) == len(pairs):
+            return value
+        value = _Twice(value)
+        value.key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        keys.append(value.key)
+        return value
+
+    return json.loads(content, object_pairs_hook=to_object), keys
+
+
+def _key_twice(value: Any) -> str | None:
+    """The key that `value`, or an object in it, names twice."""
+    if isinstance(value, _Twice):
+        return value.key
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((key for key in map(_key_twice, inner) if key is not None), None)
+
+
+def _twice(key: str) -> RecordError:
+    return RecordError("duplicate_key", f"names the key {ascii(key)[:60]} twice; keep one")
+
+
 def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
     """Reads a list of records, or an object of records keyed by id as in the first release of the bench."""
     try:
@@ -164,21 +196,27 @@ def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
             content = file.read(_LARGEST_JSON_BYTES + 1)
         if len(content) > _LARGEST_JSON_BYTES:  # a gzip file may unpack to far more than its size
             raise DataError(path, f"holds more than {_LARGEST_JSON_BYTES >> 20} MiB; larger data must be .jsonl")
-        value = json.loads(content.decode("utf-8-sig") or "[]")
+        value, twice = _decode(content.decode("utf-8-sig") or "[]")
     except UnicodeDecodeError as error:
         raise DataError(path, f"{_not_utf8(error)}") from error
     except (ValueError, RecursionError) as error:
         hint = "; a file with one object per line must be named .jsonl" if "Extra data" in str(error) else ""
         raise DataError(path, f"not valid JSON: {error}{hint}") from error
     if isinstance(value, dict) and all(isinstance(record, dict) for record in value.values()):
-        for number, (key, record) in enumerate(value.items(), 1):
-            yield f"{number} (id {ascii(key)[:40]})", record
+        if isinstance(value, _Twice):
+            raise DataError(path, f"names the record {ascii(value.key)[:60]} twice; keep one")
+        records = (
+            (f"{number} (id {ascii(key)[:40]})", record) for number, (key, record) in enumerate(value.items(), 1)
+        )
     elif isinstance(value, list):
-        yield from ((str(number), record) for number, record in enumerate(value, 1))
+        records = ((str(number), record) for number, record in enumerate(value, 1))
     else:
         raise DataError(
             path, f"holds {ascii(value)[:60]}; allowed: a list of records, or an object of records keyed by id"
         )
+    for name, record in records:
+        key = _key_twice(record) if twice else None
+        yield name, record if key is None else _twice(key)
 
 
 def _parquet_records(path: Path) -> Iterator[tuple[str, Any]]:
@@ -220,69 +258,40 @@ def _parquet_record(batch: Any, index: int, unread: dict[str, None]) -> Any:
         return RecordError("wrong_type", f"holds a value that cannot be decoded: {first_line(error)}")
 
 
+def _unread_parquet_columns(file: Path) -> Counter[str]:
+    """Columns that are not read -> records in which they hold a value, as far as the file's statistics tell."""
+    import pyarrow.parquet
+
+    counts: Counter[str] = Counter()
+    metadata = pyarrow.parquet.read_metadata(file)
+    fields = metadata.schema.to_arrow_schema()
+    ours = COLUMNS_READ | PUBLISHED_COLUMNS | {field.name for field in fields if pyarrow.types.is_null(field.type)}
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        of_group: Counter[str] = Counter()
+        for column in map(group.column, range(group.num_columns)):
+            path, statistics = column.path_in_schema, column.statistics
+            name = max((name for name in fields.names if f"{path}.".startswith(f"{name}.")), key=len)
+            empty = statistics.null_count if statistics is not None and statistics.has_null_count else 0
+            if statistics is not None and statistics.has_min_max and statistics.min_raw == statistics.max_raw == b"":
+                empty = group.num_rows
+            if name not in ours:
+                # a list has more values than its file has records
+                of_group[name] = max(of_group[name], min(column.num_values - empty, group.num_rows))
+        counts.update(of_group)
+    return +counts
+
+
 def _not_utf8(error: UnicodeDecodeError) -> str:
     return f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
 
 
-def _check_suffix(path: Path) -> None:
-    if _suffix(path) not in SUFFIXES:
-        raise DataError(path, f"unknown file type {_suffix(path)!r}; allowed: {', '.join(SUFFIXES)}")
+def check_type(path: Path) -> None:
+    """Raises DataError for a file type that is not in SUFFIXES."""
+    if file_type(path) not in SUFFIXES:
+        raise DataError(path, f"unknown file type {file_type(path)!r}; {ALLOWED}")
 
 
-def _suffix(path: Path) -> str:
-    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-
-
-def _directory_splits(directory: Path, *, leave_out: str | None = None) -> dict[str, list[Path]]:
-    files = [
-        path
-        for path in sorted(directory.rglob("*"))
-        if _suffix(path) in SUFFIXES
-        and path.name not in _NOT_RECORDS
-        and path.is_file()
-        and not any(part.startswith(".") or part == leave_out for part in path.relative_to(directory).parts)
-    ]
-    if not files:
-        raise DataError(directory, f"holds no {', '.join(SUFFIXES)} file")
-    splits: dict[str, list[Path]] = {}
-    unnamed = []
-    for path in files:
-        name = _split_name(path.stem) or (_split_name(path.parent.name) if path.parent != directory else None)
-        if name is None:
-            unnamed.append(path)
-        else:
-            splits.setdefault(name, []).append(path)
-    if not splits:
-        return {"train": files}
-    if unnamed:
-        raise DataError(
-            unnamed[0],
-            f"names no split, but other files beside it do; start its name with one of "
-            f"{', '.join(_SPLIT_NAMES)}, or pass the files one by one",
-        )
-    return splits
-
-
-def _split_name(name: str) -> str | None:
-    return _SPLIT_NAMES.get(re.split(r"[-_.]", name, maxsplit=1)[0])
-
-
-def _download(hub_id: str) -> Path:
-    import huggingface_hub
-
-    name = HUB_ALIASES.get(hub_id, hub_id)
-    try:
-        snapshot = huggingface_hub.snapshot_download(
-            name,
-            repo_type="dataset",
-            allow_patterns=[f"*{suffix}" for suffix in SUFFIXES],
-            ignore_patterns=[f"{_NOT_PAIRS[name]}/*"] if name in _NOT_PAIRS else None,
-        )
-        return Path(snapshot)
-    except Exception as error:  # without network, httpx, the hub's client and the system raise many types
-        reason = first_line(error)
-        raise DataError(
-            hub_id,
-            f"no such file here, and the data set {name} could not be downloaded from the Hugging Face hub: "
-            f"{reason}; without network, give the path of a copy",
-        ) from error
+def file_type(path: Path) -> str:
+    """The suffix in lower case, with the one before it if that says what is packed: `.jsonl.gz`."""
+    suffix = path.suffix.lower()
+    return path.with_suffix("").suffix.lower() + suffix if suffix in _PACKED else suffix

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from janus_jax.data.build import readers
-from janus_jax.data.build.readers import find_splits, read_records
+from janus_jax.data.build.readers import read_records
+from janus_jax.data.build.sources import find_splits
 from janus_jax.errors import DataError
 from tests.support.records import QUESTIONS, READ_QUESTIONS, refusal, write_records
 
@@ -107,12 +108,12 @@ def test_any_damage_to_parquet_is_a_refusal_or_other_text(tmp_path, compression)
 def test_files_of_a_directory_may_differ_and_the_odd_one_is_named(tmp_path):
     write_records(tmp_path / "train-0.parquet", QUESTIONS)
     write_records(
-        tmp_path / "train-1.parquet", [{"prompt": record["prompt"], "output": record["output"]} for record in QUESTIONS]
+        tmp_path / "train-1.parquet", [{"system": record["system"], "output": record["output"]} for record in QUESTIONS]
     )
     write_records(tmp_path / "train-2.parquet", [record | {"output": [record["output"]]} for record in QUESTIONS])
     write_records(tmp_path / "train-3.parquet", [record | {"more": 1} for record in QUESTIONS])
     files = find_splits(tmp_path)["train"]
-    with pytest.raises(DataError, match=r"train-1\.parquet:1: column 'system' \(or system_prompt\) is missing"):
+    with pytest.raises(DataError, match=r"train-1\.parquet:1: column 'prompt' \(or .*\) is missing"):
         list(read_records(files, "sft"))
     with pytest.raises(DataError, match=r"train-2\.parquet:1: column 'output' must be a string, found list \['Because"):
         list(read_records(files[2:], "sft"))

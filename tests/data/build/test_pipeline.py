@@ -126,8 +126,8 @@ def test_another_tokenizer_and_template_are_used_and_kept(tmp_path):
 def test_splits_of_a_directory_and_a_choice_of_them(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "test.jsonl"):
-        write_records(source / name, sft_records()[:2])
+    for number, name in enumerate(("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "test.jsonl")):
+        write_records(source / name, sft_records()[number : number + 2])
     assert {name: s.examples for name, s in build(source, tmp_path / "a", kind="sft").splits.items()} == {
         "test": 2,
         "train": 4,

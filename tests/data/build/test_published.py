@@ -10,8 +10,10 @@ import pytest
 
 from janus_jax.data.boundary import encode_example
 from janus_jax.data.build.published import published_record
-from janus_jax.data.build.readers import find_splits, read_records
-from janus_jax.data.schema import NoPreferenceError, Record, RecordError
+from janus_jax.data.build.readers import read_records
+from janus_jax.data.build.sources import find_splits
+from janus_jax.data.columns import NoPreferenceError, RecordError
+from janus_jax.data.schema import Record
 from janus_jax.errors import DataError
 from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.template import MISTRAL_INST, PLAIN

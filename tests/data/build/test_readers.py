@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from janus_jax.data.build import readers
-from janus_jax.data.build.readers import HUB_ALIASES, find_splits, read_records
+from janus_jax.data.build.readers import read_records
 from janus_jax.data.schema import Record
 from janus_jax.errors import DataError
 from tests.support.records import QUESTIONS, READ_QUESTIONS, refusal, write_json_lines, write_records
@@ -117,7 +117,7 @@ def test_bytes_that_are_not_utf8(tmp_path):
             gzip.compress(b"[]", mtime=0)[:-3],
             "not a whole gzip file, read up to record 0: Compressed file ended",
         ),
-        ("a.csv", b"system,prompt", "unknown file type '.csv'; allowed: .jsonl, .json, .parquet, .jsonl.gz, .json.gz"),
+        ("a.csv", b"system,prompt", "unknown file type '.csv'; allowed: .jsonl, .ndjson or .json (also "),
         ("a.csv.gz", b"system,prompt", "unknown file type '.csv.gz'; allowed: .jsonl"),
     ],
 )
@@ -137,7 +137,7 @@ ONE = {"system": ["s"], "prompt": ["p"], "output": ["o"]}
         ({name: pa.array([], pa.string()) for name in ONE}, ": is empty; at least one record is needed"),
         (
             {"a": [1], "b": [2]},
-            ":1: column 'system' (or system_prompt) is missing; kind sft needs system, prompt, output ",
+            ":1: column 'output' (or reference_answer) is missing; kind sft needs prompt, output; found: a, b",
         ),
         (ONE | {"output": [b"o"]}, ":1: column 'output' must be a string, found bytes b'o'"),
         (
@@ -193,80 +193,48 @@ def test_kind_and_file_type_are_checked_before_reading(tmp_path):
     assert "cannot be read: No such file" in refusal(tmp_path / "absent.jsonl")
 
 
-def test_single_file_is_the_train_split(tmp_path):
-    path = write_records(tmp_path / "validation.jsonl", QUESTIONS)
-    assert find_splits(path) == {"train": [path]}
+@pytest.mark.parametrize(
+    "record",
+    [
+        '{"system": "", "prompt": "first", "prompt": "second", "output": "o"}',
+        '{"prompt": "p", "output": "o", "preference_set": [{"prompt": 1, "prompt": 1}]}',
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_a_key_that_stands_twice_makes_a_record_bad(tmp_path, record, suffix):
+    path, good = tmp_path / f"rows{suffix}", json.dumps(QUESTIONS[0])
+    path.write_text(f"{good}\n{record}\n" if suffix == ".jsonl" else f"[{good}, {record}]")
+    assert refusal(path) == f"{path}:2: names the key 'prompt' twice; keep one"
+    dropped: Counter[str] = Counter()
+    assert list(read_records(path, "sft", skip_bad=True, dropped=dropped)) == READ_QUESTIONS[:1]
+    assert dropped == {"duplicate_key": 1}
 
 
-def test_directory_splits_follow_file_names(tmp_path):
-    names = [
-        "data/train-00000-of-00002.parquet",
-        "data/train-00001-of-00002.parquet",
-        "data/test-00000-of-00001.parquet",
-    ]
-    for name in ["dataset_info.json", ".cache/train.jsonl", "README.md", *names]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("")
-    assert find_splits(str(tmp_path)) == {
-        "test": [tmp_path / names[2]],
-        "train": [tmp_path / names[0], tmp_path / names[1]],
-    }
+def test_an_id_that_stands_twice_is_refused(tmp_path):
+    path, record = tmp_path / "bench.json", json.dumps(QUESTIONS[0])
+    path.write_text(f'{{"7": {record}, "7": {record}}}')
+    assert refusal(path) == f"{path}: names the record '7' twice; keep one"
 
 
-def test_directory_without_split_names_is_all_train(tmp_path):
-    paths = [write_records(tmp_path / name, QUESTIONS) for name in ("part1.jsonl", "part2.parquet")]
-    splits = find_splits(tmp_path)
-    assert splits == {"train": paths}
-    assert list(read_records(splits["train"], "sft")) == READ_QUESTIONS * 2
+def test_a_zstd_file_of_several_frames_is_read_and_a_damaged_one_is_refused(tmp_path):
+    whole = write_records(tmp_path / "rows.jsonl.zst", QUESTIONS).read_bytes()
+    path = tmp_path / "ROWS.JSONL.ZST"
+    path.write_bytes(whole + whole)
+    assert list(read_records(path, "sft")) == READ_QUESTIONS * 2
+    path.write_bytes(whole[:-3])
+    assert "not a whole zstd file, read up to record 0: Truncated" in refusal(path)
+    path.write_bytes(b"{}")
+    assert "not a whole zstd file, read up to record 0: " in refusal(path, skip_bad=True)
 
 
-def test_split_folders_and_names_of_validation(tmp_path):
-    paths = [write_json_lines(tmp_path / name, QUESTIONS) for name in ("dev/a.jsonl", "train/a.jsonl")]
-    assert find_splits(tmp_path) == {"validation": [paths[0]], "train": [paths[1]]}
-
-
-def test_directory_with_a_stray_file_is_refused(tmp_path):
-    for name in ("train.jsonl", "extra.jsonl"):
-        write_records(tmp_path / name, QUESTIONS)
-    with pytest.raises(DataError, match=r"extra\.jsonl: names no split"):
-        find_splits(tmp_path)
-
-
-@pytest.mark.parametrize("source", ["absent.jsonl", "./absent", "absent/rows.jsonl", "/absent/rows", "a/b/c"])
-def test_missing_paths_are_not_taken_for_hub_ids(source, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
-    with pytest.raises(DataError, match=f"^{source}: no such file or directory$"):
-        find_splits(source)
-
-
-def test_empty_directory_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"holds no \.jsonl, \.json, \.parquet, \.jsonl\.gz, \.json\.gz file"):
-        find_splits(tmp_path)
-
-
-def test_hub_id_is_fetched_under_its_present_name(tmp_path, monkeypatch):
-    write_records(tmp_path / "train-00000-of-00001.parquet", QUESTIONS)
-    asked = []
-
-    def snapshot(name, *, repo_type, allow_patterns, ignore_patterns):
-        assert "*.parquet" in allow_patterns and ignore_patterns is None
-        asked.append((name, repo_type))
-        return str(tmp_path)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    splits = find_splits("kaist-ai/Multifaceted-Collection-SFT-65k")
-    assert asked == [("kaist-ai/Multifaceted-Collection-small", "dataset")]
-    assert list(read_records(splits["train"], "sft")) == READ_QUESTIONS
-    assert set(HUB_ALIASES.values()) == {"kaist-ai/Multifaceted-Collection", "kaist-ai/Multifaceted-Collection-small"}
-
-
-def test_hub_id_offline_says_what_to_do(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError) as caught:
-        find_splits("janus-test-owner/no-such-data")
-    assert "could not be downloaded from the Hugging Face hub" in str(caught.value)
-    assert "without network, give the path of a copy" in str(caught.value)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_columns_that_hold_values_and_are_not_read_are_counted(tmp_path, suffix):
+    more = {"score": 1.5, "tags": ["a", "b"], "blank": "", "gone": None, "output.raw": "x"}
+    records = [record | more | {"some": f"{i}" if i < 2 else None} for i, record in enumerate(QUESTIONS)]
+    unread: Counter[str] = Counter()
+    path = write_records(tmp_path / f"rows{suffix}", records)
+    assert list(read_records(path, "sft", unread=unread)) == READ_QUESTIONS
+    assert unread == {"score": 5, "tags": 5, "output.raw": 5, "some": 2}
 
 
 @pytest.mark.skipif("JANUS_REAL_DATA" not in os.environ, reason="JANUS_REAL_DATA names no folder of published records")

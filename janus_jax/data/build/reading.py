@@ -1,0 +1,107 @@
+"""The records of every split of a build, and what the build has to say about them."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from janus_jax.data.build.derive import Derivation, derive_pairs, for_pairs
+from janus_jax.data.build.readers import read_records
+from janus_jax.data.build.selection import Contents, HeldOut, without_repeats
+from janus_jax.data.notes import notes_of
+from janus_jax.data.schema import Record
+from janus_jax.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which records a build keeps."""
+
+    dedupe: bool = False
+    """Keep one of the records that repeat each other in all texts and the margin."""
+    validation_fraction: float | None = None
+    """Share of the prompts of split train whose records become split validation."""
+    validation_seed: int = 0
+    """Seed of that draw."""
+
+
+class Reading:
+    """Reads splits one after another and counts what it leaves out.
+
+    Args:
+        files: split name -> files.
+        scratch: a directory for files that are needed while reading.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, Sequence[Path]],
+        kind: str,
+        choice: Choice,
+        *,
+        derive: Derivation | None,
+        skip_bad: bool,
+        scratch: Path,
+    ):
+        fraction = choice.validation_fraction
+        if fraction is not None and not 0 < fraction < 1:
+            raise DataError(f"validation_fraction={fraction:g}: allowed: more than 0 and less than 1")
+        if fraction is not None and set(files) & {"validation"}:
+            raise DataError(f"validation_fraction={fraction:g}: the source has a split validation already")
+        if fraction is not None and "train" not in files:
+            raise DataError(f"validation_fraction={fraction:g}: the source has no split train to take it from")
+        self.splits = [*files, *(["validation"] if fraction is not None else [])]
+        self._files, self._kind, self._choice = dict(files), kind, choice
+        self._derive, self._skip_bad, self._scratch = derive, skip_bad, scratch
+        self._held_out: HeldOut | None = None
+        self._contents: dict[str, Contents] = {name: Contents() for name in self.splits}
+        self.dropped, self.unread, self.notes = ({name: Counter[str]() for name in self.splits} for _ in range(3))
+
+    def records(self, split: str) -> Iterator[Record]:
+        """The records of a split, read as they are asked for."""
+        dropped, choice = self.dropped[split], self._choice
+        drawn = split not in self._files
+        if choice.validation_fraction is not None and split in ("train", "validation"):
+            if self._held_out is None:
+                every = self._checked("train", Counter(), Counter())
+                self._held_out = HeldOut(every, choice.validation_fraction, choice.validation_seed)
+            held_out = self._held_out
+            # both splits read the files of train; what is wrong with those counts once
+            counters = (Counter[str](), Counter[str]()) if drawn else (dropped, self.unread[split])
+            records = (one for one in self._checked("train", *counters) if (one in held_out) == drawn)
+        else:
+            records = self._checked(split, dropped, self.unread[split])
+        if choice.dedupe:
+            records = without_repeats(records, dropped)
+        if self._derive is not None:
+            options = dataclasses.asdict(self._derive)
+            records = derive_pairs(records, self._kind, scratch=self._scratch, dropped=dropped, **options)
+        for record in records:
+            self._contents[split].add(record)
+            self.notes[split].update(notes_of(record))
+            yield record
+
+    def _checked(self, split: str, dropped: Counter[str], unread: Counter[str]) -> Iterator[Record]:
+        kind = self._kind if self._derive is None else "sft"
+        records = read_records(self._files[split], kind, skip_bad=self._skip_bad, dropped=dropped, unread=unread)
+        return records if self._derive is None else for_pairs(records)
+
+    def compare(self) -> None:
+        """Compares all splits with train, after they were read: counts prompts that train has too.
+
+        Raises:
+            DataError: a split holds the same records as train.
+        """
+        for split in self.splits if "train" in self.splits else ():
+            if split == "train":
+                continue
+            if self._contents[split].same(self._contents["train"]):
+                raise DataError(f"split {split}: holds the same records as split train; give it records of its own")
+            if shared := self._contents[split].prompts_in(self._contents["train"]):
+                self.notes[split]["prompt_in_train"] = shared
+
+    def facts(self, split: str) -> dict[str, Any]:
+        """Fields of `dataset.Split` that only reading knows."""
+        counts = {"dropped": self.dropped[split], "notes": self.notes[split], "unread": self.unread[split]}
+        return {name: dict(sorted(count.items())) for name, count in counts.items()}

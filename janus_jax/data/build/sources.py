@@ -1,0 +1,264 @@
+"""Which files of a source are read, and as which split. Files of a directory that are not read are counted."""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from janus_jax.data.build.readers import ALLOWED, SUFFIXES, check_type, file_type
+from janus_jax.errors import DataError, first_line
+from janus_jax.storage import staging
+from janus_jax.storage.bucket import is_url
+
+HUB_ALIASES = {
+    "kaist-ai/Multifaceted-Collection-SFT": "kaist-ai/Multifaceted-Collection",
+    "kaist-ai/Multifaceted-Collection-SFT-65k": "kaist-ai/Multifaceted-Collection-small",
+}
+"""Ids in published configurations -> the ids under which the hub has the data today."""
+
+_SPLIT_WORDS = (
+    dict.fromkeys(("train", "training"), "train")
+    | dict.fromkeys(("validation", "valid", "val", "dev", "development"), "validation")
+    | dict.fromkeys(("eval", "evaluation", "heldout", "holdout"), "validation")
+    | dict.fromkeys(("test", "testing"), "test")
+)
+_ABOUT_DATA = re.compile(r"readme|licen[cs]e|notice|citation|changelog|checksums?|md5sums?|sha256sums?|_success", re.I)
+_METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_NOT_PAIRS = {"Anthropic/hh-rlhf": "red-team-attempts"}
+"""Hub id -> a folder in it whose records are not pairs."""
+
+_SHARD = re.compile(r"(?<!\d)(\d+)([-_. ]?of[-_. ]?)(\d+)(?!\d)", re.I)
+_HASH = re.compile(r"-[0-9a-f]{16}(?=\.|$)")  # behind the numbers of shards that older versions of datasets wrote
+
+
+def find_splits(source: str | os.PathLike[str], unread: Counter[str] | None = None) -> dict[str, list[Path]]:
+    """Split name -> files. The source is a file (split "train") or a directory, local or on gs://, or a hub id.
+
+    In a directory, a word in a file's name (`train-00000-of-00003.parquet`, `rows_test.jsonl`) or in the name of its
+    folder gives its split. If no file names a split, all are "train".
+
+    Args:
+        unread: Counts the files of a directory that are not read, by reason.
+
+    Raises:
+        DataError: the source does not exist, holds no readable file, or lacks a file of a numbered set; a file names
+            two splits; or some files name a split and others do not.
+    """
+    unread = Counter() if unread is None else unread
+    text = os.fspath(source)
+    if is_url(text):
+        skipped: Counter[str] = Counter()
+
+        def select(name: str) -> bool:
+            reason = _why_unread(Path(name))
+            if reason:
+                skipped[reason] += 1
+            return reason is None
+
+        copy = staging.files(text, select)
+        unread.update(skipped)
+        return find_splits(copy, unread)
+    path = Path(os.path.expanduser(text))
+    if path.is_file():
+        check_type(path)
+        return {"train": [path]}
+    if path.is_dir():
+        return _directory_splits(path, unread)
+    looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.startswith(".")
+    if not looks_like_id or file_type(path) in SUFFIXES or path.parent.is_dir():
+        raise DataError(text, "no such file or directory")
+    return _directory_splits(_download(text), unread, leave_out=_NOT_PAIRS.get(text))
+
+
+def refuse_shared_files(splits: Mapping[str, Sequence[Path]]) -> None:
+    """Raises DataError if a training file is also a file of another split: itself, a link to it, or a copy."""
+    trained: dict[int, list[Path]] = {}
+    for path in splits.get("train", ()):
+        trained.setdefault(path.stat().st_size, []).append(path)
+    for split, paths in splits.items():
+        for path in paths if split != "train" else ():
+            for other in trained.get(path.stat().st_size, ()) if path.stat().st_size else ():
+                if path == other:
+                    what = "is"
+                elif path.samefile(other):
+                    what = f"is the same as {other},"
+                elif _digest(path) == _digest(other):
+                    what = f"has the same content as {other},"
+                else:
+                    continue
+                raise DataError(path, f"{what} a file of split train; split {split} needs records of its own")
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise DataError(path, f"cannot be read: {error.strerror or first_line(error)}") from error
+
+
+def _directory_splits(directory: Path, unread: Counter[str], *, leave_out: str | None = None) -> dict[str, list[Path]]:
+    files: list[Path] = []
+    for path in _walk(directory, unread):
+        inside = path.relative_to(directory)
+        if leave_out in inside.parts:
+            unread[f"of {leave_out}, which holds no pairs"] += 1
+        elif not path.is_file():
+            unread["that are pipes, sockets or devices"] += 1
+        elif (reason := _why_unread(inside)) is None:
+            files.append(path)
+        elif reason:
+            unread[reason] += 1
+    if not files:
+        beside = f"; files not read: {listed(unread)}" if unread else ""
+        raise DataError(directory, f"holds no file of records; {ALLOWED}{beside}")
+    files.sort()
+    _check_shards(files)
+    splits: dict[str, list[Path]] = {}
+    unnamed = []
+    for path in files:
+        if (name := _split_of(path, directory)) is None:
+            unnamed.append(path)
+        else:
+            splits.setdefault(name, []).append(path)
+    if not splits:
+        return {"train": files}
+    if unnamed:
+        raise DataError(
+            unnamed[0],
+            "names no split, but other files beside it do; put train, validation or test into its name, or give it as "
+            "a source of its own",
+        )
+    return splits
+
+
+def _walk(directory: Path, unread: Counter[str]) -> Iterator[Path]:
+    """All files below, through links too. What has several names comes once, a link after the file itself."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(error.filename, f"cannot be read: {error.strerror}") from error
+
+    seen: dict[str, Path] = {}
+    links: list[Path] = []
+
+    def walk(top: Path) -> Iterator[Path]:
+        for folder, folders, names in os.walk(top, onerror=refuse):
+            here = Path(folder)
+            seen[os.path.realpath(here)] = here
+            inner = [here / name for name in sorted(folders + names) if not name.startswith(".")]
+            links.extend(path for path in inner if path.is_symlink())
+            folders[:] = [path.name for path in inner if path.is_dir() and not path.is_symlink()]
+            for path in inner:
+                if not path.is_symlink() and not path.is_dir():
+                    seen[os.path.realpath(path)] = path
+                    yield path
+
+    yield from walk(directory)
+    while links:
+        path = links.pop(0)
+        if not path.exists():
+            raise DataError(path, f"is a link to {os.readlink(path)}, which does not exist")
+        first = seen.get(os.path.realpath(path))
+        if first is not None:
+            if _split_of(path, directory) != _split_of(first, directory):
+                raise DataError(path, f"is a link to {first}, but names another split")
+            unread["linked to what is read already"] += 1
+        elif path.is_dir():
+            yield from walk(path)
+        else:
+            seen[os.path.realpath(path)] = path
+            yield path
+
+
+def _why_unread(path: Path) -> str | None:
+    """None for a file of records; otherwise the reason, empty if there is nothing to say about the file."""
+    kind = file_type(path)
+    if any(part.startswith(".") for part in path.parts) or path.name in _METADATA:
+        return ""
+    if kind in SUFFIXES:
+        return None
+    if kind == ".md" or _ABOUT_DATA.match(path.name):
+        return ""
+    return f"of type {kind if kind.isprintable() else ascii(kind)}" if kind else "without a suffix"
+
+
+def listed(counts: Mapping[str, int], most: int = 12) -> str:
+    """`2 of type .csv, 1 of type .txt`."""
+    shown = [f"{count:,} {reason}" for reason, count in sorted(counts.items())]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more kinds" if len(shown) > most else "")
+
+
+def _check_shards(files: Sequence[Path]) -> None:
+    """Raises DataError if a numbered set (NAME-00000-of-00003) lacks a file or has one twice."""
+    sets: dict[tuple[Path, str, str], list[tuple[int, int, re.Match[str], Path]]] = {}
+    for path in files:
+        if shard := _SHARD.search(path.name):
+            kind = file_type(path)
+            rest = _HASH.sub("", path.name[shard.end() : len(path.name) - len(kind)])
+            number, total = int(shard[1]), int(shard[3])
+            sets.setdefault((path.parent, path.name[: shard.start()], rest), []).append((number, total, shard, path))
+    for shards in sets.values():
+        shards.sort(key=lambda shard: shard[:2])
+        number, total, match, first = shards[0]
+        for other_number, other_total, _, path in shards[1:]:
+            if other_total != total:
+                raise DataError(path, f"is one of {other_total} files, but {first.name} is one of {total}")
+            if other_number == number:
+                raise DataError(path, f"has the same number as {first.name}; keep one of them")
+            number, first = other_number, path
+        numbers = {shard[0] for shard in shards}
+        from_one = 0 not in numbers and total in numbers
+        wanted = range(from_one, total + from_one)
+        if strange := sorted(numbers - set(wanted)):
+            path = next(shard[3] for shard in shards if shard[0] == strange[0])
+            raise DataError(path, f"has number {strange[0]} of a set of {total}")
+        if missing := [number for number in wanted if number not in numbers]:
+            name = first.name
+            lacks = [f"{name[: match.start()]}{n:0{len(match[1])}d}{match[2]}{match[3]}" for n in missing[:3]]
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            plural = "are" if len(missing) > 1 else "is"
+            raise DataError(
+                first.parent, f"{', '.join(lacks)}{more} {plural} missing; {len(numbers)} of {total} files are here"
+            )
+
+
+def _split_of(path: Path, directory: Path) -> str | None:
+    """The split that the name of a file, or of the folders above it, says."""
+    inside = path.relative_to(directory)
+    parts = (*inside.parts[:-1], inside.name[: len(inside.name) - len(file_type(path))])
+    said = {split: part for part in parts for split in _splits_in(part)}
+    if len(said) > 1:
+        one, other = list(said)[:2]
+        raise DataError(path, f"names two splits, {one} and {other}; allowed: one of train, validation and test")
+    return next(iter(said), None)
+
+
+def _splits_in(name: str) -> set[str]:
+    """Splits that are words of a name: `rows_test`, `TestSet`, `train1`, `split=dev`; not `contest`."""
+    joined = re.sub(r"(?i)(held|hold)[-_. ]?out", "heldout", name)
+    words = (word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", joined))
+    stems = (re.sub(r"(?<=[a-z])(s|sets?|splits?|data)$", "", word) for word in words)
+    return {_SPLIT_WORDS[stem] for stem in stems if stem in _SPLIT_WORDS}
+
+
+def _download(hub_id: str) -> Path:
+    import huggingface_hub
+
+    name = HUB_ALIASES.get(hub_id, hub_id)
+    try:
+        snapshot = huggingface_hub.snapshot_download(
+            name,
+            repo_type="dataset",
+            allow_patterns=[f"*{suffix}" for suffix in SUFFIXES],
+            ignore_patterns=[f"{_NOT_PAIRS[name]}/*"] if name in _NOT_PAIRS else None,
+        )
+        return Path(snapshot)
+    except Exception as error:  # without network, httpx, the hub's client and the system raise many types
+        reason = first_line(error)
+        raise DataError(
+            hub_id,
+            f"no such file here, and the data set {name} could not be downloaded from the Hugging Face hub: "
+            f"{reason}; without network, give the path of a copy",
+        ) from error

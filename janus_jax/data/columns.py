@@ -1,0 +1,112 @@
+"""One record's columns: checks of single values, and which columns a reader used."""
+
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from janus_jax.errors import DataError
+
+_LARGEST_NUMBER = 3.4e38  # numbers are stored as float32
+
+_BLANK_LETTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | frozenset(
+    map(chr, range(0xFE00, 0xFE10))
+)
+"""Characters that show nothing, though Unicode counts them as letters, marks or symbols."""
+
+
+class RecordError(DataError):
+    """A record that cannot be used. `reason` is the short name under which dropped records are counted."""
+
+    def __init__(self, reason: str, *parts: str):
+        super().__init__(*parts)
+        self.reason = reason
+
+
+class NoPreferenceError(RecordError):
+    """A valid record that prefers neither response: it is left out and counted, but its file is not at fault."""
+
+
+class Columns(Mapping[str, Any]):
+    """A record that notes which of its columns are read."""
+
+    def __init__(self, raw: Mapping[str, Any]):
+        self._raw = raw
+        self._read: set[str] = set()
+        self._ignored: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._raw[name]
+        self._read.add(name)
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._raw  # asking whether there is a column is not reading it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def has(self, name: str) -> bool:
+        """Whether the column holds a value, without reading it."""
+        return filled(self._raw.get(name))
+
+    def ignore(self, column: str, value: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+        """Notes the keys of an object that are not read."""
+        self._ignored |= {f"{column}.{key}" for key, inner in value.items() if key not in keys and filled(inner)}
+
+    def unread(self) -> set[str]:
+        """Columns, and keys of objects in columns, that hold a value that was not read."""
+        return {
+            str(name) for name, value in self._raw.items() if name not in self._read and filled(value)
+        } | self._ignored
+
+
+def filled(value: Any) -> bool:
+    """Whether a value is more than null, blank text, or an empty list or object."""
+    value = value.strip() if isinstance(value, str) else value
+    return value is not None and value not in ("", [], {})
+
+
+def text(value: Any, column: str, *, may_be_empty: bool = False) -> str:
+    """The value of a text column. Raises RecordError if it is not a string, not valid Unicode, or shows nothing."""
+    where = column if column.startswith("column") else f"column {column!r}"
+    if not isinstance(value, str):
+        raise RecordError("wrong_type", f"{where} must be a string, found {shown(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        bad = ascii(value[error.start])
+        raise RecordError(
+            "bad_encoding", f"{where} holds {bad} at character {error.start + 1}, which is not valid Unicode"
+        ) from error
+    if not may_be_empty and not any(map(_visible, value)):
+        state = "holds only invisible characters" if value.replace("\0", " ").strip() else "is empty"
+        raise RecordError("empty_field", f"{where} {state} ({value[:20]!a}); text is needed")
+    return value
+
+
+def _visible(character: str) -> bool:
+    # C: control, format (zero width, byte order mark), private, unassigned; Z: spaces
+    return unicodedata.category(character)[0] not in "CZ" and character not in _BLANK_LETTERS
+
+
+def optional_text(raw: Mapping[str, Any], column: str) -> str:
+    """The value of a text column that may be absent, null or empty."""
+    value = raw.get(column)
+    return "" if value is None else text(value, column, may_be_empty=True)
+
+
+def number(value: Any, column: str) -> float:
+    """The value of a number column. Raises RecordError if float32 cannot hold it."""
+    # compare before converting: an integer in JSON may be too large for any float
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST_NUMBER:
+        raise RecordError("wrong_type", f"column {column!r} must be a finite number (float32), found {shown(value)}")
+    return float(value)
+
+
+def shown(value: Any) -> str:
+    """Type and start of a value, on one line; ASCII so that any terminal can print it."""
+    printed = ascii(value[:80] if isinstance(value, str | bytes) else value)  # a value may be megabytes long
+    return f"{type(value).__name__} {printed if len(printed) <= 80 else printed[:77] + '...'}"

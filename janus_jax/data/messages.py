@@ -1,0 +1,69 @@
+"""Lists of messages, as chat formats write them: [{role, content}, ...] or [{from, value}, ...]."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from janus_jax.data.columns import Columns, RecordError, filled, shown, text
+
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+"""Names of roles in the accepted formats -> role."""
+
+_KEYS = (("role", "content"), ("from", "value"))
+_ALLOWED = {
+    "assistant": "allowed: an optional system, an optional user, then one assistant message, each {role, content}",
+    "user": "allowed: an optional system, then one user message, each {role, content}",
+}
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a value is a list, or one message."""
+    return isinstance(value, list) or _keys(value) is not None
+
+
+def read_messages(raw: Columns, column: str, ends: Literal["assistant", "user"]) -> dict[str, str]:
+    """Role -> text of a column that holds a list of messages, or the last of them alone.
+
+    Args:
+        ends: role of the last message. The roles before it may be absent.
+
+    Raises:
+        RecordError: a message is malformed, or the messages are more than one exchange or in another order.
+    """
+    value, allowed = raw[column], _ALLOWED[ends]
+    turns: list[tuple[str, str, Any]] = []
+    for number, message in enumerate(value if isinstance(value, list) else [value], 1):
+        where = f"column {column!r}, message {number}"
+        keys = _keys(message)
+        if keys is None:
+            raise RecordError("bad_messages", f"{where} is {shown(message)}; {allowed}")
+        role = message[keys[0]]
+        if not isinstance(role, str) or role not in ROLES:
+            raise RecordError("bad_messages", f"{where} has role {shown(role)}; {allowed}")
+        raw.ignore(column, message, keys)
+        turns.append((ROLES[role], where, message[keys[1]]))
+    roles = [role for role, _, _ in turns]
+    spoken = roles[roles[:1] == ["system"] :]
+    if len(spoken) > 2 and "system" not in spoken and all(a != b for a, b in itertools.pairwise(spoken)):
+        raise RecordError(
+            "several_exchanges",
+            f"column {column!r} is a conversation of {len(spoken)} messages; a record is one exchange: {allowed[9:]}",
+        )
+    for number, role in enumerate(roles):
+        if role in roles[:number]:
+            raise RecordError("bad_messages", f"{turns[number][1]} is a second {role} message; {allowed}")
+    if roles[-1:] != [ends] or roles != [role for role in ("system", "user", "assistant") if role in roles]:
+        raise RecordError("bad_messages", f"column {column!r} has the roles {', '.join(roles) or 'none'}; {allowed}")
+    return {
+        role: "" if role == "system" and content is None else text(content, where, may_be_empty=role == "system")
+        for role, where, content in turns
+    }
+
+
+def _keys(message: Any) -> tuple[str, str] | None:
+    """The names of role and text in a message; None if it is no message."""
+    if not isinstance(message, Mapping):
+        return None
+    named = [keys for keys in _KEYS if all(key in message for key in keys)]
+    # a Parquet column has all keys in all messages, null where a message lacks them
+    return next((keys for keys in named if filled(message[keys[0]])), named[0] if named else None)

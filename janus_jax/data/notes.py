@@ -1,0 +1,30 @@
+"""What records hold that is allowed, but often a mistake: counted while building and inspecting, and said."""
+
+import re
+
+from janus_jax.data.schema import Record
+from janus_jax.text.template import TEMPLATES
+
+NOTES = {
+    "template_marks": "hold marks of a template, such as [INST] or </s>, which are trained as text; "
+    "was a template applied before?",
+    "prompt_in_train": "have a prompt that split train has too",
+}
+"""Note -> what the records do; after "N records"."""
+
+_OF_TEMPLATES = (mark for template in TEMPLATES.values() for mark in template.marks)
+_OF_OTHERS = (r"<\|[a-z_]{2,30}\|>", "<(?:<SYS>|start_of_turn)>")
+_MARKS = re.compile("|".join((*map(re.escape, sorted(set(_OF_TEMPLATES))), *_OF_OTHERS)))
+_STARTS, _ENDS = ("<s>", "<bos>"), ("</s>", "<eos>")
+
+
+def notes_of(record: Record) -> list[str]:
+    """The notes that one record gets."""
+    texts = [record.system, record.prompt, record.chosen, record.rejected or ""]
+    return ["template_marks"] if any(map(holds_marks, texts)) else []
+
+
+def holds_marks(text: str) -> bool:
+    """Whether a text holds a template's marks, begins with a BOS or ends with an EOS that is spelled out."""
+    ends = text.lstrip().startswith(_STARTS) or text.rstrip().endswith(_ENDS)
+    return ends or _MARKS.search(text) is not None

@@ -1,0 +1,170 @@
+"""Held-out shares, repeats, and what is said about the splits of a build."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from janus_jax.data.build.derive import Derivation
+from janus_jax.data.build.reading import Choice, Reading
+from janus_jax.data.schema import Record
+from janus_jax.errors import DataError
+from tests.support.records import QUESTIONS, write_json_lines
+
+ROWS = [{"prompt": f"Why {i % 40}?", "output": f"Because {i}.", "id": i} for i in range(100)]
+
+
+def reading(
+    path: Path, choice: Choice | None = None, kind: str = "sft", derive: Derivation | None = None, **more: Path
+):
+    files = {"train": [path]} | {name: [file] for name, file in more.items()}
+    return Reading(files, kind, choice or Choice(), derive=derive, skip_bad=True, scratch=path.parent)
+
+
+def read(one: Reading) -> dict[str, list[Record]]:
+    splits = {split: list(one.records(split)) for split in one.splits}
+    one.compare()
+    return splits
+
+
+def prompts(records: list[Record]) -> set[str]:
+    return {record.prompt for record in records}
+
+
+def test_a_share_of_the_prompts_is_held_out_with_all_their_records(tmp_path):
+    path = write_json_lines(tmp_path / "rows.jsonl", ROWS)
+    splits = read(reading(path, Choice(validation_fraction=0.25)))
+    assert len(prompts(splits["validation"])) == 10 and not prompts(splits["train"]) & prompts(splits["validation"])
+    assert sorted(record.chosen for records in splits.values() for record in records) == sorted(
+        row["output"] for row in ROWS
+    )
+
+
+def test_the_draw_depends_on_the_seed_and_not_on_the_order(tmp_path):
+    shuffled = random.Random(0).sample(ROWS, len(ROWS))
+    held = {
+        name: prompts(read(reading(write_json_lines(tmp_path / f"{name}.jsonl", rows), choice))["validation"])
+        for name, rows, choice in [
+            ("one", ROWS, Choice(validation_fraction=0.25)),
+            ("shuffled", shuffled, Choice(validation_fraction=0.25)),
+            ("other", ROWS, Choice(validation_fraction=0.25, validation_seed=1)),
+        ]
+    }
+    assert held["one"] == held["shuffled"] != held["other"]
+
+
+@pytest.mark.parametrize(("fraction", "held"), [(0.001, 1), (0.5, 20), (0.999, 39)])
+def test_both_sides_have_at_least_one_prompt(tmp_path, fraction, held):
+    path = write_json_lines(tmp_path / "rows.jsonl", ROWS)
+    assert len(prompts(read(reading(path, Choice(validation_fraction=fraction)))["validation"])) == held
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
+def test_other_fractions_are_refused(tmp_path, fraction):
+    with pytest.raises(DataError, match=r"^validation_fraction=.*: allowed: more than 0 and less than 1$"):
+        reading(tmp_path / "rows.jsonl", Choice(validation_fraction=fraction))
+
+
+def test_a_fraction_needs_two_prompts_and_no_other_validation(tmp_path):
+    path = write_json_lines(tmp_path / "rows.jsonl", QUESTIONS[:1] * 3)
+    choice = Choice(validation_fraction=0.5)
+    with pytest.raises(DataError, match="the records have one prompt only; two are needed"):
+        read(reading(path, choice))
+    with pytest.raises(DataError, match="the source has a split validation already"):
+        reading(path, choice, validation=path)
+
+
+def test_what_is_dropped_while_drawing_counts_once(tmp_path):
+    path = write_json_lines(tmp_path / "rows.jsonl", [*ROWS, {"prompt": "p"}, *ROWS[:10]])
+    one = reading(path, Choice(dedupe=True, validation_fraction=0.5))
+    splits = read(one)
+    assert sum(map(len, splits.values())) == 100
+    counts = {split: one.facts(split) for split in splits}
+    assert counts["train"]["dropped"].pop("missing_field") == 1
+    assert sum(facts["dropped"].pop("repeated_record") for facts in counts.values()) == 10
+    assert counts["train"]["unread"] == {"id": 110} and not counts["validation"]["unread"]
+
+
+def test_repeats_are_dropped_whatever_stands_in_other_columns(tmp_path):
+    rows = [*QUESTIONS, QUESTIONS[0] | {"id": 1}, QUESTIONS[1] | {"output": "Else."}]
+    one = reading(write_json_lines(tmp_path / "rows.jsonl", rows), Choice(dedupe=True))
+    assert len(read(one)["train"]) == 6 and one.facts("train")["dropped"] == {"repeated_record": 1}
+
+
+@pytest.mark.parametrize("kind", ["dpo", "rm"])
+def test_drawn_pairs_of_an_instruction_stay_on_one_side(tmp_path, kind):
+    rows = [{"system": f"s{j}", "prompt": f"Why {i}?", "output": f"{i}{j}"} for i in range(10) for j in range(3)]
+    path = write_json_lines(tmp_path / "rows.jsonl", rows)
+    one = reading(path, Choice(validation_fraction=0.3), kind, Derivation(all_pairs=True))
+    splits = read(one)
+    sides = [{record.prompt.rpartition("\n")[2] for record in splits[split]} for split in ("train", "validation")]
+    assert [len(side) for side in sides] == [7, 3] and not sides[0] & sides[1]
+    assert len(splits["validation"]) == 3 * 6
+
+
+def test_pairs_given_to_derive_are_told_what_it_reads(tmp_path):
+    path = write_json_lines(tmp_path / "rows.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
+    one = reading(path, kind="dpo", derive=Derivation())
+    words = "--derive draws pairs from records of kind sft; if these are pairs already, use --kind instead"
+    with pytest.raises(DataError, match=words):
+        read(one)
+
+
+def test_prompts_in_two_splits_are_counted(tmp_path):
+    train = write_json_lines(tmp_path / "train.jsonl", QUESTIONS)
+    changes = [{"output": "Else."}, {"prompt": "Why 1? "}, {"prompt": "When?"}]
+    held = [row | change for row, change in zip(QUESTIONS, changes, strict=False)]
+    one = reading(train, validation=write_json_lines(tmp_path / "held.jsonl", held))
+    read(one)
+    assert one.facts("validation")["notes"] == {"prompt_in_train": 2} and one.facts("train")["notes"] == {}
+
+
+def test_splits_of_the_same_records_are_refused(tmp_path):
+    train = write_json_lines(tmp_path / "train.jsonl", QUESTIONS)
+    other = write_json_lines(tmp_path / "other.jsonl", [row | {"id": 1} for row in QUESTIONS[::-1]])
+    with pytest.raises(DataError, match=r"^split test: holds the same records as split train"):
+        read(reading(train, test=other))
+
+
+def test_marks_are_noted(tmp_path):
+    rows = [*QUESTIONS, *(row | {"prompt": f"[INST] {row['prompt']} [/INST]"} for row in QUESTIONS[:2])]
+    one = reading(write_json_lines(tmp_path / "rows.jsonl", rows))
+    read(one)
+    assert one.facts("train")["notes"] == {"template_marks": 2}
+    assert dataclasses.asdict(Choice()) == {"dedupe": False, "validation_fraction": None, "validation_seed": 0}
+
+
+def test_a_build_says_what_it_did_and_an_older_manifest_still_loads(tmp_path):
+    from janus_jax.data.build.pipeline import build
+    from janus_jax.data.dataset import Manifest
+
+    write_json_lines(tmp_path / "source" / "rows.jsonl", [*ROWS, *ROWS[:3]])
+    (tmp_path / "source" / "notes.csv").write_text("a,b")
+    options = {"validation_fraction": 0.25, "validation_seed": 4, "dedupe": True}
+    manifest = build(tmp_path / "source", tmp_path / "out", kind="sft", **options)
+    assert Manifest.load(tmp_path / "out") == manifest
+    assert {name: getattr(manifest, name) for name in options} == options
+    assert manifest.unread_files == {"of type .csv": 1} and manifest.splits["train"].unread == {"id": 103}
+    assert {name: split.examples for name, split in manifest.splits.items()}.keys() == {"train", "validation"}
+    assert sum(split.examples for split in manifest.splits.values()) == 100
+    assert sum(split.dropped["repeated_record"] for split in manifest.splits.values() if split.dropped) == 3
+
+    stored = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    for name in ("unread_files", *options):
+        del stored[name]
+    for split in stored["splits"].values():
+        del split["notes"], split["unread"]
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(stored))
+    assert Manifest.load(tmp_path / "out").validation_fraction is None
+
+
+def test_held_out_files_of_a_source_are_not_trained_on(tmp_path):
+    """`--validation-source` leaves --source the split train."""
+    from janus_jax.data.build.pipeline import build
+
+    held, tests = (write_json_lines(tmp_path / name, QUESTIONS) for name in ("held.jsonl", "only/test.jsonl"))
+    with pytest.raises(DataError, match=r"^split 'train': not in .*only, which has test$"):
+        build({"train": tests.parent, "validation": held}, tmp_path / "out", kind="sft")
+    assert not (tmp_path / "out").exists()
