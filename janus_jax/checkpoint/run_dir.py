@@ -48,6 +48,11 @@ class RunDir(Generic[P]):
         return self._entry("metrics.jsonl")
 
     @property
+    def curves(self) -> P:
+        """The picture of `metrics`."""
+        return self._entry("curves.png")
+
+    @property
     def tensorboard(self) -> P:
         return self._entry("tensorboard")
 

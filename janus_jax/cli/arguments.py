@@ -41,14 +41,20 @@ Devices = Annotated[int | None, typer.Option(min=1, help="CPU devices to simulat
 T = TypeVar("T")
 
 
-def load(config: str, overrides: list[str] | None) -> "RunConfig":
-    """The configuration of a command. Prints its advice to stderr."""
+def load(config: str, overrides: list[str] | None, *, quiet: bool = False) -> "RunConfig":
+    """The configuration of a command. Prints its advice to stderr, unless `quiet`."""
     from janus_jax.config.run import load_config
 
     loaded = load_config(config, overrides or [])
-    for advice in loaded.advice():
-        print(f"note: {advice}", file=sys.stderr)
+    if not quiet:
+        advise(loaded)
     return loaded
+
+
+def advise(config: "RunConfig") -> None:
+    """Prints what a configuration makes one think of to stderr."""
+    for advice in config.advice():
+        print(f"note: {advice}", file=sys.stderr)
 
 
 def interruptibly(work: Callable[[], T]) -> T:

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from janus_jax import __version__
-from janus_jax.cli import arguments, convert, data, plan, time_step
+from janus_jax.cli import arguments, convert, data, plan, runs, time_step
 from janus_jax.cli.outputs import require_writable
 from janus_jax.errors import ConfigError, JanusError, LostPeerError
+from janus_jax.parallel.environment import quiet_libraries
 
 app = typer.Typer(
     help="Post-train models of Mistral and Llama shape in JAX: SFT, preference pairs, reward models.",
@@ -24,6 +25,7 @@ config_app = typer.Typer(help="Show run configurations.", **arguments.SETTINGS)
 app.add_typer(data.app, name="data")
 app.add_typer(convert.app, name="convert")
 app.add_typer(config_app, name="config")
+app.add_typer(runs.app, name="runs")
 
 
 def main() -> None:
@@ -94,7 +96,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    quiet_libraries()
 
 
 @app.command(epilog="Example: janus demo --out my-demo")
@@ -132,17 +134,21 @@ def train(
 ) -> None:
     """Train as CONFIG says, or resume if the run directory holds checkpoints."""
     options = arguments.runtime_options(coordinator, num_processes, process_id, devices)
-    loaded = arguments.load(config, overrides)
+    loaded = arguments.load(config, overrides, quiet=True)
     from janus_jax.parallel import processes
 
     processes.start(options)
+    if processes.is_main():
+        arguments.advise(loaded)
     with processes.agreement("outputs"):  # a host on which a disk is missing would leave the others waiting
         require_writable("run.dir", loaded.run.dir)
     from janus_jax.training.run import train
 
     summary = train(loaded)
     if processes.is_main():
-        _print_summary(summary)
+        from janus_jax.training.console import closing
+
+        print(*closing(summary, loaded.objective.head), sep="\n", flush=True)
 
 
 app.command("plan", epilog=plan.EPILOG)(plan.plan)
@@ -168,19 +174,3 @@ def doctor() -> None:
     from janus_jax.cli import doctor
 
     raise typer.Exit(doctor.show(doctor.report()))
-
-
-def _print_summary(summary: Any) -> None:
-    from janus_jax.data.from_config import fit_lines
-
-    already = " (it was there already)" if summary.resumed_from == summary.step else ""
-    print(f"{summary.run_dir}: step {summary.step} of {summary.total_steps}{already}")
-    if summary.ended.startswith("eval."):
-        print(summary.ended)
-    lines = fit_lines("training", summary.examples, summary.overlong, summary.left_out)
-    if summary.held_out:
-        lines += fit_lines("held-out", **summary.held_out)
-    for line in lines:
-        print(line)
-    if summary.export_dir:
-        print(f"{summary.export_dir}: Hugging Face directory")

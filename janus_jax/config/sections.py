@@ -302,6 +302,8 @@ class EvalSection(Section):
 
     every_steps: Count | None = None
     """Steps between evaluations; the last step is always evaluated. null: no evaluation at all."""
+    at_start: bool = True
+    """true: also evaluate before the first step, so that curves begin with the weights that the run starts from."""
     rows: Count | None = None
     """Rows in an evaluation batch. null: as many as in a microbatch of training."""
     stop_after: Count | None = None
@@ -345,6 +347,8 @@ class LoggingSection(Section):
 
     every_steps: Count = 1
     """Steps between records of training metrics."""
+    curves: bool = True
+    """true: draw `curves.png` in `run.dir` when the run ends or stops."""
     tensorboard: bool = True
     """true: also write TensorBoard events to `tensorboard` in `run.dir`."""
     wandb: bool = False

@@ -183,6 +183,12 @@ class PackedEpochs:
         """Slots that the examples of an epoch fill; an example that a mixture draws twice counts twice."""
         return int(self.fitted.slots[self._drawn(epoch)].sum())
 
+    def tokens_before(self, position: Position) -> int:
+        """Slots filled in all batches before `position`."""
+        whole = sum(self.tokens(epoch) for epoch in range(position.epoch))
+        batches = self._packed(position.epoch)[: position.row // self.unit] if position.row else []
+        return whole + sum(int(self.fitted.slots[row].sum()) for batch in batches for row in batch)
+
     def example_ids(self, position: Position) -> np.ndarray:
         """The numbers of the examples in the batch at `position`. Reads no data."""
         return self.fitted.index[np.concatenate(self.members(position))]
@@ -219,6 +225,8 @@ class PackedEpochs:
 
     def epochs_before(self, position: Position) -> float:
         """Epochs before `position`; a partial epoch counts as a fraction."""
+        if not position.row:  # a run that ends here need not pack another epoch
+            return float(position.epoch)
         return position.epoch + position.row / (self.steps(position.epoch) * self.unit)
 
     def positions(self, start: Position = START) -> Iterator[Position]:

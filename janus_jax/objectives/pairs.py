@@ -49,7 +49,7 @@ def add_sft_term(
 def pair_metrics(
     loss: Float[Array, ""], rewards: Float[Array, "B S 2"], scores: Float[Array, "B S 2"], valid: Float[Array, "B S"]
 ) -> Metrics:
-    """The metrics that TRL logs, under its names.
+    """The metrics that TRL logs, under its names, and the share of ties, which its accuracy counts as wrong.
 
     Args:
         loss: total over pairs, logged as `preference_loss`.
@@ -65,6 +65,7 @@ def pair_metrics(
         "rewards/rejected": (rejected.sum(), pairs),
         "rewards/margins": ((chosen - rejected).sum(), pairs),
         "rewards/accuracies": (((chosen > rejected) * valid).sum(), pairs),
+        "rewards/ties": (((chosen == rejected) * valid).sum(), pairs),
         "logps/chosen": ((scores[..., 0] * valid).sum(), pairs),
         "logps/rejected": ((scores[..., 1] * valid).sum(), pairs),
     }

@@ -8,12 +8,18 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import logging
 import os
 import shutil
 import sys
 import tempfile
+import warnings
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
+
+
+_TALKATIVE = ("orbax", "tensorflow", "tensorflow_datasets", "seqio", "transformers", "huggingface_hub", "matplotlib")
+"""Packages whose remarks are about themselves, not about the run."""
 
 
 def use_cpu_only() -> None:
@@ -59,12 +65,39 @@ def use_gloo_on_cpu() -> None:
 
     if jax.config.jax_platforms == "cpu":  # pyright: ignore[reportAttributeAccessIssue] (made at run time)
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        _keep_stdout_for_python()
 
 
 def silence_tensorflow() -> None:
     """Keeps TensorFlow and gRPC from logging below errors. Values that the user has set stay."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+def quiet_libraries() -> None:
+    """Keeps remarks of libraries off the console; their errors stay, and so does what JAX says of its devices.
+
+    Values that the user has set stay. Loads absl, whose logger must be of its own class.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import absl.logging  # noqa: F401  pyright: ignore[reportUnusedImport]
+
+    for name in ("absl", *_TALKATIVE):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=rf"({'|'.join(_TALKATIVE)})\b")
+
+
+def _keep_stdout_for_python() -> None:
+    """Has gloo's C++ code, which reports each connection on file descriptor 1, talk to nobody.
+
+    Python's own stdout goes on where it went.
+    """
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nobody, 1)
+    os.close(nobody)
 
 
 def _keep_freed_memory() -> None:

@@ -21,7 +21,7 @@ from janus_jax.data.loader import LoadedBatch
 from janus_jax.errors import NonFiniteError
 from janus_jax.objectives import metric_values
 from janus_jax.training.export import export_step
-from janus_jax.training.metrics import MetricsLog
+from janus_jax.training.metrics import MetricsLog, better
 from janus_jax.training.reference import Reference
 from janus_jax.training.resume import step_meta
 from janus_jax.training.setup import Setup
@@ -47,6 +47,7 @@ class Run:
     step: int  # finished optimizer steps
     train_record: dict[str, float]  # the last one written
     eval_record: dict[str, float]
+    best: dict[str, float]  # the held-out record with the smallest loss, and its step; empty without one
     evaluated_step: int | None = None  # the step that eval_record is of, if this process evaluated
     fills: list[float] = dataclasses.field(default_factory=list)
     tokens_per_s: list[float] = dataclasses.field(default_factory=list)
@@ -71,6 +72,9 @@ class Step:
 
 class Hook:
     """Does nothing; a hook overrides what it needs."""
+
+    def at_start(self, run: Run) -> None:
+        """Before the first step of a run; not called when the run resumes."""
 
     def before_step(self, run: Run) -> None:
         """Before the next batch is taken."""
@@ -149,9 +153,10 @@ class LogMetrics(Hook):
                 **metric_values(step.totals, run.setup.objective),
                 **{name: float(value) for name, value in step.scalars.items()},
                 "learning_rate": float(run.setup.schedule(run.step - 1)),
-                "epoch": loader.epochs_before(step.loaded.position),
+                "epoch": loader.epochs_before(run.position),
                 "fill": step.loaded.fill,
                 "tokens": step.loaded.tokens,
+                "examples": step.loaded.examples,
             }
             run.tokens_per_s += run.metrics.train(run.step, run.train_record, timed=not step.first)
         if step.first:
@@ -165,9 +170,17 @@ class Evaluate(Hook):
 
     due: Due
 
+    def at_start(self, run: Run) -> None:
+        if run.setup.config.eval.at_start:
+            self._evaluate(run)
+
     def after_step(self, run: Run, step: Step) -> None:
+        if self.due(run.step):
+            self._evaluate(run)
+
+    def _evaluate(self, run: Run) -> None:
         loader, reference = run.setup.eval_loader, run.reference
-        if loader is None or not self.due(run.step):
+        if loader is None:
             return
         totals: dict[str, np.ndarray] = {}
         for number, loaded in enumerate(loader.epoch(reference_logps=reference.held_out_logps)):
@@ -175,7 +188,9 @@ class Evaluate(Hook):
             metrics = jax.device_get(run.setup.program.evaluate(run.state.params, batch))
             for name, pair in metrics.items():
                 totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
-        run.eval_record, run.evaluated_step = metric_values(totals, run.setup.objective), run.step
+        record = {**metric_values(totals, run.setup.objective), "examples": len(loader.fitted.index)}
+        run.eval_record, run.evaluated_step = record, run.step
+        run.best = better(run.best, {"step": run.step, **record})
         run.metrics.write("eval", run.step, run.eval_record)
         run.metrics.restart_clock()
 

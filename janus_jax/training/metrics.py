@@ -1,4 +1,4 @@
-"""Where numbers go: JSON lines, TensorBoard, wandb, the console. Only the main process writes."""
+"""Where numbers go: JSON lines, TensorBoard, wandb. Only the main process writes."""
 
 import importlib.util
 import json
@@ -30,7 +30,8 @@ class Writer(Protocol):
 class JsonLines:
     """Appends `{"kind": ..., "step": ..., name: value}` lines; NaN and infinity become null.
 
-    On resume, lines of steps after `resumed_at` are dropped: they belong to a future that is run again.
+    On resume, lines of steps after `resumed_at` are dropped: they belong to a future that is run again. A run that
+    begins (0) begins its file anew.
 
     Raises:
         StorageError: the file cannot be written.
@@ -38,7 +39,8 @@ class JsonLines:
 
     def __init__(self, path: Path, resumed_at: int = 0):
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_at]
+            lines = path.read_text().splitlines() if resumed_at else []
+            kept = [line for line in lines if _step_of(line) <= resumed_at]
             write_whole(path, "".join(f"{line}\n" for line in kept))
         self._path = path
         with os_errors(path):
@@ -61,6 +63,21 @@ def last_records(path: Path) -> dict[str, dict[str, float]]:
     return {record.pop("kind"): {k: v for k, v in record.items() if k != "step"} for record in records}
 
 
+def best_record(path: Path, until_step: int) -> dict[str, float]:
+    """The held-out record with the smallest loss up to a step, as `better` returns it."""
+    best: dict[str, float] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        if _step_of(line) <= until_step and (record := json.loads(line)).pop("kind", None) == "eval":
+            best = better(best, record)
+    return best
+
+
+def better(best: dict[str, float], record: dict[str, float]) -> dict[str, float]:
+    """The record with the smaller loss, the earlier one at equal losses; empty if no loss is finite."""
+    loss, least = (math.inf if (v := r.get("loss")) is None or math.isnan(v) else v for r in (record, best))
+    return record if loss < least else best
+
+
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
@@ -74,7 +91,7 @@ class TensorBoard:
     def __init__(self, directory: Path, resumed_at: int = 0):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=resumed_at + 1)
+        self._writer = SummaryWriter(str(directory), purge_step=resumed_at + 1 if resumed_at else 0)
 
     def write(self, kind: str, step: int, values: Values) -> None:
         for name, value in values.items():
@@ -105,33 +122,15 @@ class Wandb:
         self._run.finish()
 
 
-class Console:
-    """One line a record, for terminals and log files."""
-
-    def __init__(self, total_steps: int, resumed_at: int = 0):
-        self._total = total_steps
-        if 0 < resumed_at < total_steps:
-            print(f"resumed at step {resumed_at} of {total_steps}", flush=True)
-
-    def write(self, kind: str, step: int, values: Values) -> None:
-        text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
-        print(f"{kind:5s} {step:>6d}/{self._total}  {text}", flush=True)
-
-    def close(self) -> None:
-        pass
-
-
-def _short(value: float) -> str:
-    if math.isfinite(value) and value == int(value) and abs(value) < 1e7:
-        return str(int(value))
-    return f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.2e}"
-
-
 class MetricsLog:
-    """Writes to several writers, with the time between train records as tokens/s."""
+    """Writes to several writers, with the time between train records as tokens/s.
 
-    def __init__(self, writers: Sequence[Writer]):
-        self._writers = list(writers)
+    Args:
+        mfu_per_rate: MFU at one token/s; None where it is not known.
+    """
+
+    def __init__(self, writers: Sequence[Writer], mfu_per_rate: float | None = None):
+        self._writers, self._mfu_per_rate = list(writers), mfu_per_rate
         self._since = time.perf_counter()
         self._tokens = 0
         self._waited_s = 0.0
@@ -142,13 +141,15 @@ class MetricsLog:
         self._waited_s += waited_s
 
     def train(self, step: int, values: Values, *, timed: bool = True) -> list[float]:
-        """A train record; `timed` adds tokens/s and the share of time spent waiting for data since the last one.
+        """A train record; `timed` adds tokens/s, the share of time spent waiting for data, and MFU since the last one.
 
         Returns:
             its tokens/s, if it has any. The caller has waited for the devices, so that the time is theirs.
         """
         elapsed = time.perf_counter() - self._since
         rates = {"tokens_per_s": self._tokens / elapsed, "data_wait": self._waited_s / elapsed} if timed else {}
+        if timed and self._mfu_per_rate is not None:
+            rates["mfu"] = rates["tokens_per_s"] * self._mfu_per_rate
         self.write("train", step, {**values, **rates})
         self.restart_clock()
         return [rates["tokens_per_s"]] if timed else []

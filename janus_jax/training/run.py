@@ -30,6 +30,8 @@ from janus_jax.storage.local import (
 from janus_jax.storage.staging import naming_urls
 from janus_jax.text.served import CONVERSATIONS, write_conversations
 from janus_jax.training import metrics
+from janus_jax.training.console import Console, opening
+from janus_jax.training.curves import draw_run
 from janus_jax.training.hooks import (
     Evaluate,
     Export,
@@ -46,6 +48,7 @@ from janus_jax.training.hooks import (
 from janus_jax.training.reference import Precomputed, check_stale, open_reference
 from janus_jax.training.resume import begin, new_extension, newest_checkpoint, require_same_config, stopping_state
 from janus_jax.training.setup import Setup, prepare
+from janus_jax.training.speed import mfu_per_rate
 
 _NOT_A_RUN = ("manifest.json", "config.json", "params")
 """What data sets, Hugging Face directories and converted directories hold, and runs do not."""
@@ -66,7 +69,9 @@ class Summary:
     overlong: dict[str, int]  # dropped, truncated, zeroed
     left_out: dict[str, int]  # dropped for another reason: equal_pairs, keep_together
     held_out: dict[str, Any]  # examples, overlong and left_out of the held-out split, empty without evaluation
+    best: dict[str, float]  # the held-out record with the smallest loss, and its step
     seconds: float
+    tokens: int  # slots that held a token in all steps since the run began
     tokens_per_s: float  # median over steps without compilation
     fill: float  # mean share of row slots that hold tokens
     export_dir: str | None
@@ -86,7 +91,7 @@ def train(
         config: the whole run.
         options: processes and simulated devices.
         until_step: save and stop after this step as if the run had been interrupted there.
-        writers: extra receivers of metrics; None prints lines to the console.
+        writers: extra receivers of metrics; None shows the run on the console.
     Raises:
         JanusError: bad input (2), out of memory (11), non-finite loss (12), lost peer (13), storage (14).
     """
@@ -113,11 +118,16 @@ def train(
         )
         run, resumed_from = _start(setup, run_dir, checkpoints, writers)
         stack.enter_context(contextlib.closing(run.metrics))
+        if config.logging.curves and processes.is_main():
+            stack.callback(draw_run, run)
 
         stop = setup.total_steps if until_step is None else min(setup.total_steps, until_step)
         hooks = _hooks(config, stop, setup.total_steps)
         batches = setup.loader.batches(run.position, max(0, stop - run.step), reference_logps=run.reference.train_logps)
         stack.enter_context(contextlib.closing(batches))
+        if resumed_from is None and stop:
+            for hook in hooks:
+                hook.at_start(run)
         while run.step < stop and not run.stopped:
             for hook in hooks:
                 hook.before_step(run)
@@ -176,7 +186,11 @@ def _start(
     setup: Setup, run_dir: RunDir[Path], checkpoints: Checkpoints, writers: Sequence[metrics.Writer] | None
 ) -> tuple[Run, int | None]:
     """The run at its first step, or at its newest checkpoint, with the number of that step."""
-    show = print if writers is None and processes.is_main() else lambda line: None  # where the numbers go too
+    console = Console() if writers is None and processes.is_main() else None
+    show = console.line if console else lambda line: None  # where the numbers go too
+    newest = None if setup.past is None else setup.past.step
+    for line in opening(setup, newest) if console else ():
+        show(line)
     for role, loader in (("training", setup.loader), ("held-out", setup.eval_loader)):
         for line in fit_lines(role, **fit_counts(loader.fitted)) if loader else ():
             show(line)
@@ -184,7 +198,6 @@ def _start(
         for note in setup.config.step_advice(setup.total_steps):
             show(f"note: {note}")
     beginning = begin(setup, checkpoints)
-    show(f"attention: {setup.program.attention}")
     if extension := new_extension(setup):
         show(f"schedule.extend: {extension}")
     stopping = stopping_state(setup)
@@ -199,8 +212,14 @@ def _start(
             known=beginning.reference_weights,
             notify=show,
         )
+    best = metrics.best_record(run_dir.metrics, beginning.step) if beginning.step else {}
     with processes.agreement("writers"):
-        log = metrics.MetricsLog(_writers(setup, run_dir, beginning.step, writers) if processes.is_main() else [])
+        extra = [console] if console else list(writers or ())
+        log = metrics.MetricsLog(
+            _writers(setup, run_dir, beginning.step, extra) if processes.is_main() else [], _mfu_per_rate(setup)
+        )
+    if console:
+        console.begin(setup.total_steps, beginning.step)
     # Of a run that was killed after its last checkpoint, its records are all there is to report.
     records = metrics.last_records(run_dir.metrics) if finished else {}
     run = Run(
@@ -216,13 +235,12 @@ def _start(
         train_record=records.get("train", {}),
         eval_record=records.get("eval", {}),
         stopping=stopping,
+        best=best,
     )
     return run, beginning.resumed_from
 
 
-def _writers(
-    setup: Setup, run_dir: RunDir[Path], step: int, extra: Sequence[metrics.Writer] | None
-) -> list[metrics.Writer]:
+def _writers(setup: Setup, run_dir: RunDir[Path], step: int, extra: Sequence[metrics.Writer]) -> list[metrics.Writer]:
     """Writes what a run directory holds from the beginning, and opens the writers of metrics."""
     config = setup.config
     run_dir.path.mkdir(parents=True, exist_ok=True)
@@ -236,7 +254,12 @@ def _writers(
         writers.append(metrics.TensorBoard(run_dir.tensorboard, step))
     if config.logging.wandb:
         writers.append(metrics.Wandb(run_dir.path, config.model_dump(mode="json", by_alias=True)))
-    return writers + (list(extra) if extra is not None else [metrics.Console(setup.total_steps, step)])
+    return [*writers, *extra]
+
+
+def _mfu_per_rate(setup: Setup) -> float | None:
+    devices = setup.program.mesh.devices
+    return mfu_per_rate(setup.model, setup.loader, devices.flat[0].device_kind, devices.size)
 
 
 def _summarize(run: Run, resumed_from: int | None, seconds: float) -> Summary:
@@ -251,7 +274,9 @@ def _summarize(run: Run, resumed_from: int | None, seconds: float) -> Summary:
         evaluation=run.eval_record,
         **fit_counts(run.setup.loader.fitted),
         held_out={} if held_out is None else fit_counts(held_out.fitted),
+        best=run.best,
         seconds=seconds,
+        tokens=run.setup.loader.tokens_before(run.position),
         tokens_per_s=float(np.median(run.tokens_per_s)) if run.tokens_per_s else math.nan,
         fill=float(np.mean(run.fills)) if run.fills else math.nan,
         export_dir=None if run.export is None else str(run.export),

@@ -13,6 +13,7 @@ from janus_jax.checkpoint.conversion_report import Report
 from janus_jax.cli.demo.stages import STAGES
 from janus_jax.errors import DataError, LostPeerError
 from tests.support.repository import ROOT
+from tests.support.runs import ended
 
 HEAVY = ["jax", "tensorflow", "torch", "transformers", "orbax", "flax"]
 
@@ -24,6 +25,7 @@ HEAVY = ["jax", "tensorflow", "torch", "transformers", "orbax", "flax"]
         ["train", "--help"],
         ["data", "inspect", "--help"],
         ["plan", "--help"],
+        ["runs", "plot", "--help"],
         ["config", "show", "configs/demo_dpo.yaml"],
     ],
 )
@@ -48,6 +50,7 @@ COMMANDS = [
     "config show",
     "doctor",
     "plan",
+    "runs plot",
 ]
 
 
@@ -76,7 +79,7 @@ def test_advice_goes_to_stderr_so_that_stdout_stays_yaml(janus, small):
 
 def test_train_gets_the_configuration_and_the_processes(janus, small):
     with (
-        mock.patch("janus_jax.training.run.train", autospec=True) as train,
+        mock.patch("janus_jax.training.run.train", autospec=True, return_value=ended()) as train,
         mock.patch("janus_jax.parallel.processes.start", autospec=True) as start,
     ):
         arguments = ["--coordinator", "h:81", "--num-processes", 2, "--process-id", 1, "--devices", 4]

@@ -58,7 +58,7 @@ def config(root, name, objective):
                 "objective": objective,
                 "schedule": {"name": "constant", "learning_rate": 1e-3, "steps": 2},
                 "precision": {"compute": "float32"},
-                "logging": {"tensorboard": False},
+                "logging": {"tensorboard": False, "curves": False},
                 "eval": {"every_steps": 2},
             }
         )

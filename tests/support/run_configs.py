@@ -44,7 +44,7 @@ def run_config(root, run, kind="sft", **changes) -> RunConfig:
         "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
         "precision": {"compute": "float32"},
         "eval": {"every_steps": 4},
-        "logging": {"tensorboard": False},
+        "logging": {"tensorboard": False, "curves": False},
     }
     for key, value in changes.items():
         values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value

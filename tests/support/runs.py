@@ -1,4 +1,4 @@
-"""What a run has left: its metrics and its parameters."""
+"""What a run has left: its metrics, its parameters and its summary."""
 
 import json
 
@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from janus_jax.checkpoint.stored_model import open_model
+from janus_jax.training.run import Summary
 
 
 def metric_lines(run):
@@ -18,6 +19,21 @@ def losses(run):
 
 def final_params(run):
     return open_model(run).load_host()
+
+
+def ended(**changes) -> Summary:
+    """The summary of a finished run of nine steps."""
+    values = {
+        "train": {},
+        "evaluation": {},
+        "best": {},
+        "examples": 1,
+        "overlong": {},
+        "tokens_per_s": 1.0,
+        "fill": 1.0,
+    }
+    values |= {"run_dir": "run", "step": 9, "total_steps": 9, "resumed_from": None, "export_dir": None}
+    return Summary(**{**values, "seconds": 3725.0, "tokens": 12345, **changes})
 
 
 def assert_equal_trees(a, b):

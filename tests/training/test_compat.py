@@ -36,7 +36,7 @@ def config(root, name, run, **changes):
         "schedule": {"name": "cosine", "learning_rate": 3e-3, "warmup_steps": 2, "steps": 4},
         "mesh": {"data": 8, "fsdp": 1, "tensor": 1},
         "precision": {"compute": "float32"},
-        "logging": {"tensorboard": False},
+        "logging": {"tensorboard": False, "curves": False},
     }
     for key, value in changes.items():
         values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value

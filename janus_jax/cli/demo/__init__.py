@@ -66,7 +66,7 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
     ]
     if model is not None:
         sft_changes += ["model=null", _path("init.from", model), "schedule.learning_rate=1.0e-5", "remat=full"]
-        sft_changes += [f"eval.every_steps={_ONLY_AT_THE_END}"]
+        sft_changes += [f"eval.every_steps={_ONLY_AT_THE_END}", "eval.at_start=false"]
     sft = load_config(_CONFIGS / "sft.yaml", sft_changes)
     total = _total_steps(sft)
     stop = max(1, total - _REPEATED_STEPS)

@@ -1,0 +1,248 @@
+"""What a person sees of a run: what it is about to do, how it goes, how it ended. No line is longer than `WIDTH`."""
+
+import math
+import os
+import shlex
+import sys
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import jax
+
+from janus_jax.checkpoint.run_dir import RunDir
+from janus_jax.model.mistral import param_specs
+from janus_jax.training.setup import Setup
+
+if TYPE_CHECKING:
+    import rich.console
+    from rich.progress import Progress, TaskID
+
+    from janus_jax.training.metrics import Values
+    from janus_jax.training.run import Summary
+
+WIDTH = 100
+"""Columns of a line. Only a quoted word of a command may be longer."""
+
+_INDENT = 11
+"""Columns of a heading: `attention: `."""
+
+_SHOWN = {
+    "train": ("loss", "rewards/accuracies", "grad_norm", "learning_rate", "tokens_per_s", "epoch", "mfu"),
+    "eval": ("loss", "rewards/accuracies", "rewards/margins", "examples"),
+    "bar": ("loss", "rewards/accuracies", "tokens_per_s", "mfu", "data_wait", "epoch"),
+}
+"""The metrics of a line, as far as they fit; all of them are in metrics.jsonl."""
+_NAMES = {
+    "rewards/accuracies": "acc",
+    "rewards/margins": "margin",
+    "grad_norm": "grad",
+    "learning_rate": "rate",
+    "tokens_per_s": "tok/s",
+    "mfu": "MFU",
+    "data_wait": "wait",
+    "examples": "n",
+}
+_FORMS = {
+    "rewards/accuracies": "{:.2f}",
+    "tokens_per_s": "{:,.0f}",
+    "mfu": "{:.2f}",
+    "data_wait": "{:.0%}",
+    "epoch": "{:.2f}",
+    "examples": "{:.0f}",
+}
+
+
+class Console:
+    """Shows a run on stdout: a bar on a terminal, elsewhere a line for each record."""
+
+    def __init__(self, file: TextIO | None = None):
+        self._file = file or sys.stdout
+        self._total = 0
+        self._rich: rich.console.Console | None = None
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if self._file.isatty() and os.environ.get("TERM") != "dumb":
+            from rich.console import Console as RichConsole
+
+            self._rich = RichConsole(file=self._file, highlight=False, markup=False, emoji=False)
+
+    def begin(self, total: int, done: int) -> None:
+        """Before the first step of this process, after `done` of `total` steps."""
+        self._total = total
+        if self._rich is None or done >= total:
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("train"),
+            BarColumn(bar_width=10),
+            MofNCompleteColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[numbers]}", markup=False),
+            console=self._rich,
+            refresh_per_second=2,
+            speed_estimate_period=3600,  # seconds: a step of a large model may take minutes
+        )
+        self._task = self._bar.add_task("train", total=total, completed=done, numbers="compiling")
+        self._bar.start()
+
+    def line(self, text: str) -> None:
+        """Shows a line, above the bar if there is one."""
+        for part in wrapped(text):
+            if self._rich is not None:
+                self._rich.print(part, soft_wrap=True)
+            else:
+                print(part, file=self._file, flush=True)
+
+    def write(self, kind: str, step: int, values: "Values") -> None:
+        """A record; a `Writer`."""
+        if self._bar is not None and self._task is not None and kind == "train":
+            self._bar.update(self._task, completed=step, numbers=_numbers("bar", values, WIDTH))
+        else:
+            self.line(record_line(kind, step, self._total, values))
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def record_line(kind: str, step: int, total: int, values: "Values") -> str:
+    """A record in one line of at most `WIDTH` columns."""
+    start = f"{kind:5s} {step:>{len(str(total))}d}/{total}  "
+    return start + _numbers(kind, values, WIDTH - len(start))
+
+
+def _numbers(kind: str, values: "Values", width: int) -> str:
+    text = ""
+    for name in _SHOWN[kind]:
+        if name in values:
+            digits = 2 if name == "learning_rate" else 4
+            value = _FORMS[name].format(values[name]) if name in _FORMS else _short(values[name], digits)
+            part = f"{'  ' if text else ''}{_NAMES.get(name, name)} {value}"
+            text += part if len(text) + len(part) <= width else ""
+    return text
+
+
+def _short(value: float, digits: int) -> str:
+    if (1e-3 <= abs(value) < 1e4 and digits > 2) or not value or not math.isfinite(value):
+        return f"{value:.{digits}g}"
+    return f"{value:.1e}"
+
+
+def wrapped(text: str, indent: int = 2) -> list[str]:
+    """Lines of at most `WIDTH` columns; further ones are indented. A longer word, such as a path, is broken."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False) or [""]
+
+
+def command(words: Iterable[str]) -> list[str]:
+    """A shell command in lines of at most `WIDTH` columns, to be copied as it is: a backslash joins them again."""
+    lines, room = [" "], WIDTH - 2
+    for word in map(shlex.quote, words):
+        if lines[-1].strip() and len(lines[-1]) + 1 + len(word) > room:
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {word}"
+        while len(lines[-1]) > room and "'" not in lines[-1]:  # in quotes a backslash is only itself
+            lines[-1:] = [lines[-1][:room] + "\\", lines[-1][room:]]
+    return lines
+
+
+def _headed(heading: str, text: str) -> list[str]:
+    lines = textwrap.wrap(text, WIDTH - _INDENT, break_on_hyphens=False) or [""]
+    starts = [f"{heading + ':':<{_INDENT}}"] + [" " * _INDENT] * (len(lines) - 1)
+    return [start + line for start, line in zip(starts, lines, strict=True)]
+
+
+def opening(setup: Setup, done: int | None) -> list[str]:
+    """What a run is about to do.
+
+    Args:
+        done: the newest checkpoint's step; None at the beginning of a run.
+    """
+    config, model, loader, total = setup.config, setup.model, setup.loader, setup.total_steps
+    count = sum(math.prod(spec.shape) for spec in jax.tree.leaves(param_specs(model)))
+    head = "reward head" if model.head == "value" else f"{model.vocab_size:,} token ids"
+    devices = setup.program.mesh.devices
+    axes = " x ".join(f"{axis} {size}" for axis, size in setup.program.mesh.shape.items() if size > 1)
+    hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    steps, tokens = loader.steps(0), loader.tokens(0)
+    slots = steps * loader.rows * loader.settings.row_length
+    micro = f" in {loader.settings.microbatches} microbatches" if loader.settings.microbatches > 1 else ""
+    examples = f"{loader.settings.examples} examples in " if loader.settings.examples else ""
+    reads = f"{examples}{loader.rows:,} rows of {loader.settings.row_length:,} slots{micro}, "
+    reads += f"{tokens / steps:,.0f} tokens, fill {tokens / slots:.2f}"
+    lines = {
+        "objective": setup.objective.name,
+        "model": f"{count:,} parameters, {_count(model.num_layers, 'layer')} of width {model.hidden_size:,}, {head}",
+        "devices": f"{devices.size} x {devices.flat[0].device_kind}{hosts}, mesh {axes or 'of one device'}",
+        "attention": setup.program.attention,
+        "data": f"{loader.dataset.name}: {_count(len(loader.fitted.index), 'example')}; a step reads {reads}",
+        "held out": _held_out(setup),
+        "steps": f"{total:,} ({_count(total / steps, 'epoch')} of {_count(steps, 'step')})",
+        "starts": _start(setup, done),
+        "writes": f"{config.run.dir}",
+    }
+    return [part for heading, text in lines.items() if text for part in _headed(heading, text)]
+
+
+def _count(number: float, noun: str) -> str:
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
+    return f"{shown} {noun}" if number == 1 else f"{shown} {noun}s"
+
+
+def _held_out(setup: Setup) -> str | None:
+    loader, section = setup.eval_loader, setup.config.eval
+    if loader is None:
+        return None
+    assert section.every_steps is not None
+    when = "before the first step, " if section.at_start else ""
+    when += f"every {_count(section.every_steps, 'step')} and at the end"
+    return f"{loader.dataset.name}: {_count(len(loader.fitted.index), 'example')}, {when}"
+
+
+def _start(setup: Setup, done: int | None) -> str:
+    if done is not None:
+        rest = "nothing is left to train" if done == setup.total_steps else "the run resumes"
+        return f"after step {done:,}, from its checkpoint in {setup.config.run.dir}: {rest}"
+    source = setup.config.init.from_
+    return f"from random weights (run.seed={setup.config.run.seed})" if source is None else f"from {source}"
+
+
+def closing(summary: "Summary", head: str) -> list[str]:
+    """How a run ended, and what to do next with a model of this head."""
+    run, export = _near(summary.run_dir), summary.export_dir and _near(summary.export_dir)
+    already = " (it was there already)" if summary.resumed_from == summary.step else ""
+    spent = f"{_duration(summary.seconds)}, {summary.tokens:,} tokens in all"
+    lines = wrapped(f"{summary.run_dir}: step {summary.step} of {summary.total_steps}{already}, {spent}")
+    if summary.best:
+        step = f"smallest held-out loss: step {int(summary.best['step'])}, "
+        lines.append(step + _numbers("eval", summary.best, WIDTH - len(step)))
+    curves = RunDir(Path(summary.run_dir)).curves
+    lines += wrapped(f"curves: {_near(str(curves))}") if curves.exists() else []
+    lines += wrapped(f"export: {export}: Hugging Face directory") if export else []
+    if summary.step < summary.total_steps:
+        return lines
+    if export is None:
+        words: list[Any] = ["janus", "convert", "to-hf", run, f"{run}-hf"]
+    elif head == "lm":
+        words = ["vllm", "serve", export]
+    else:
+        return [*lines, *wrapped("next: load the export with AutoModelForSequenceClassification of transformers")]
+    return [*lines, "next:", *command(words)]
+
+
+def _near(path: str) -> str:
+    """A path below the working directory without it."""
+    here = os.path.relpath(path)
+    return path if here.startswith("..") else here
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

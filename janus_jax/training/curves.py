@@ -1,0 +1,276 @@
+"""The curves of runs as one picture, drawn from metrics.jsonl alone."""
+
+import dataclasses
+import io
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from janus_jax.checkpoint.run_dir import RunDir
+from janus_jax.data.statistics import wilson_interval
+from janus_jax.errors import DataError
+from janus_jax.storage.bucket import os_errors
+from janus_jax.storage.local import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from janus_jax.training.hooks import Run
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, which colour-blind readers can tell apart. Markers tell held-out points apart as well."""
+_MARKERS = "osD^vPX"
+_ACCURACY, _TIES = "rewards/accuracies", "rewards/ties"
+_PANELS = {
+    "loss": "loss",
+    "rewards/margins": "reward margin",
+    _ACCURACY: "accuracy, a tie counts half",
+    "rewards/chosen": "reward of chosen responses",
+    "rewards/rejected": "reward of rejected responses",
+    "learning_rate": "learning rate",
+    "grad_norm": "gradient norm, before clipping",
+    "tokens_per_s": "tokens/s",
+}
+"""Metric -> title of its panel; a metric that no run has gets none."""
+_TOGETHER = ("rewards/chosen", "rewards/rejected")
+"""Panels with the same range."""
+_LABEL = 48
+"""Characters of a run's name in the legend; of a longer one, both ends."""
+_SMOOTHED_SHARE = 20
+"""A smoothed point is the mean of this part of all records, so that runs of any length look alike."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """The records of one run: kind -> metric -> (steps, values); a value that was not finite is nan."""
+
+    label: str
+    records: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
+
+    def points(self, kind: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of a metric; empty without any. A tie counts half in an accuracy."""
+        none = (np.zeros(0), np.zeros(0))
+        steps, values = self.records.get(kind, {}).get(metric, none)
+        ties = self.records.get(kind, {}).get(_TIES, none)[1]
+        return steps, values + ties / 2 if metric == _ACCURACY and len(ties) == len(values) else values
+
+    @property
+    def counted(self) -> str:
+        """The kind of record whose accuracies get an interval: held-out ones if there are any."""
+        return "eval" if len(self.points("eval", _ACCURACY)[0]) else "train"
+
+    def interval(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Steps, and the ends of the accuracies' 95 % intervals; of training, of the smoothed accuracy in one batch."""
+        steps, shares = self.points(self.counted, _ACCURACY)
+        counts = self.points(self.counted, "examples")[1]
+        if len(counts) != len(shares) or not np.isfinite(shares).all():
+            return np.zeros(0), np.zeros(0), np.zeros(0)
+        shares = shares if self.counted == "eval" else smooth(shares)
+        cases = [(share * n, int(n)) for share, n in zip(np.clip(shares, 0, 1), counts, strict=True)]
+        ends = [wilson_interval(right, n) if n > 0 else (0.0, 1.0) for right, n in cases]
+        return steps, np.asarray([low for low, _ in ends]), np.asarray([high for _, high in ends])
+
+
+def read_curves(directory: str | os.PathLike[str], label: str | None = None) -> Curves:
+    """The curves of a run directory.
+
+    Raises:
+        DataError: it has no metrics.jsonl, or a line of that is cut short or no record of metrics.
+    """
+    path = RunDir(Path(directory)).metrics
+    if not path.is_file():
+        what = "no such directory" if not Path(directory).is_dir() else "holds no metrics.jsonl, so it is no run"
+        raise DataError(directory, f"{what}; allowed: a run.dir of `janus train`")
+    with os_errors(path, "cannot be read"):
+        lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+    collected: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            kind, step = str(record.pop("kind")), int(record.pop("step"))
+            pairs = [(name, np.nan if value is None else float(value)) for name, value in record.items()]
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            last = (
+                " (it is the last one: the run was killed while it wrote, or is writing)"
+                if number == len(lines)
+                else ""
+            )
+            raise DataError(
+                f"{path}:{number}", f"is cut short or no record of metrics{last}; remove this line"
+            ) from error
+        for name, value in pairs:
+            collected.setdefault(kind, {}).setdefault(name, []).append((step, value))
+    if not any(name in collected.get(kind, {}) for kind in ("train", "eval") for name in _PANELS):
+        raise DataError(path, "holds no numbers to draw: no step was logged yet")
+    records = {
+        kind: {
+            name: (np.asarray([s for s, _ in points]), np.asarray([v for _, v in points]))
+            for name, points in of_kind.items()
+        }
+        for kind, of_kind in collected.items()
+    }
+    name = label or str(directory)
+    return Curves(name if len(name) <= _LABEL else f"{name[: _LABEL // 2]}...{name[-_LABEL // 2 :]}", records)
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """The mean of each value and those around it, a `_SMOOTHED_SHARE`-th of all; nan counts for nothing."""
+    reach = len(values) // _SMOOTHED_SHARE // 2 + (len(values) >= 8)
+    windows = [values[max(0, at - reach) : at + reach + 1] for at in range(len(values))]
+    return np.asarray(
+        [np.mean(window[np.isfinite(window)]) if np.isfinite(window).any() else np.nan for window in windows]
+    )
+
+
+def draw(runs: Sequence[Curves], path: Path) -> None:
+    """Writes a picture whole, in the format of the path's suffix: .png, .pdf or .svg.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    names = [
+        name for name in _PANELS if any(len(run.points(kind, name)[0]) for run in runs for kind in ("train", "eval"))
+    ]
+    columns = 2 if len(names) <= 4 else 3 if len(names) <= 6 else 4
+    rows = -(-len(names) // columns)
+    style: dict[Any, Any] = {"font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold"}
+    style |= {"axes.spines.top": False, "axes.spines.right": False}
+    with warnings.catch_warnings(action="ignore"), matplotlib.rc_context(style):
+        figure = Figure(figsize=(4.2 * columns, 0.7 + 2.9 * rows), dpi=110, layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).flat
+        for axis, name in zip(axes, names, strict=False):
+            _panel(axis, name, runs)
+        for axis in list(axes)[len(names) :]:
+            axis.set_axis_off()
+        shown = {name: axis for name, axis in zip(names, figure.axes, strict=False)}
+        _same_range([shown[name] for name in _TOGETHER if name in shown])
+        last = max(int(steps.max()) for run in runs for kind in run.records.values() for steps, _ in kind.values())
+        for axis in shown.values():
+            axis.set_xlim(-0.02 * last, 1.02 * last + 1e-9)
+        _legend(figure, runs, characters=50 * columns)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=path.suffix[1:], facecolor="white")
+    with os_errors(path), whole_file(path) as file:
+        file.write(buffer.getvalue())
+
+
+def draw_run(run: "Run") -> None:
+    """Draws curves.png of a run that ends or stops. A picture that cannot be drawn is reported, and ends nothing."""
+    if not run.fills:
+        return
+    try:
+        draw([read_curves(run.dir.path, run.dir.path.name)], run.dir.curves)
+    except Exception as error:  # whatever matplotlib raises: the run is worth more than its picture
+        run.print(f"note: {run.dir.curves} could not be drawn: {type(error).__name__}: {error}")
+
+
+def _panel(axis: "Axes", name: str, runs: Sequence[Curves]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    title = _PANELS[name]
+    for number, run in enumerate(runs):
+        colour, held_out, marker = _style(number, len(runs))
+        steps, values = run.points("train", name)
+        if name == "learning_rate":
+            axis.plot(steps, values, color=colour, linewidth=1.8)
+        elif len(steps):
+            axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
+            axis.plot(steps, smooth(values), color=colour, linewidth=1.8, marker="" if len(steps) > 1 else ".")
+        steps, values = run.points("eval", name)
+        if name == _ACCURACY:
+            at, low, high = run.interval()
+            axis.fill_between(
+                at, low, high, color=held_out if run.counted == "eval" else colour, alpha=0.15, linewidth=0
+            )
+        if len(steps):
+            edge = {"markeredgecolor": "white", "markeredgewidth": 0.7}
+            axis.plot(steps, values, linestyle="--", linewidth=1, color=held_out, marker=marker, markersize=6, **edge)
+    if name == _ACCURACY:
+        axis.axhline(0.5, color="#777777", linestyle=":", linewidth=1)
+        axis.set_ylim(-0.02, 1.02)
+        title += f"\n{_counts(runs)}, 95 % interval"
+    elif name in ("learning_rate", "tokens_per_s"):
+        axis.set_ylim(bottom=0)
+    elif name == "grad_norm":
+        _log_if_wide(axis, runs, name)
+    if name == "tokens_per_s":
+        axis.yaxis.set_major_formatter("{x:,.0f}")
+    axis.set_title(title, loc="left")
+    axis.set_xlabel("step")
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.grid(alpha=0.25)
+
+
+def _counts(runs: Sequence[Curves]) -> str:
+    """The numbers of pairs that accuracies are of, such as `held out n 48`."""
+    counts: dict[str, set[int]] = {}
+    for run in runs:
+        if len(run.points(run.counted, _ACCURACY)[0]):
+            counts.setdefault(run.counted, set()).update(int(n) for n in run.points(run.counted, "examples")[1])
+    names = {"eval": "held out n", "train": "a batch n"}
+    return ", ".join(
+        f"{names[kind]} {min(sizes):,}" + (f" to {max(sizes):,}" if len(sizes) > 1 else "")
+        for kind, sizes in counts.items()
+        if sizes
+    )
+
+
+def _log_if_wide(axis: "Axes", runs: Sequence[Curves], name: str) -> None:
+    values = np.concatenate([run.points("train", name)[1] for run in runs])
+    values = values[np.isfinite(values) & (values > 0)]
+    if len(values) and values.max() > 50 * values.min():
+        axis.set_yscale("log")
+
+
+def _same_range(axes: "Sequence[Axes]") -> None:
+    limits = [axis.get_ylim() for axis in axes]
+    for axis in axes:
+        axis.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def _style(number: int, runs: int) -> tuple[str, str, str]:
+    """Colour of training, colour of held-out points and their marker."""
+    colour = _COLOURS[number % len(_COLOURS)]
+    return colour, colour if runs > 1 else _COLOURS[1], _MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)]
+
+
+def _plain(label: str) -> str:
+    """A name that matplotlib takes for neither a formula nor hidden, whatever a directory is called."""
+    shown = "".join(c if c.isprintable() else "?" for c in label).replace("\\", "/").replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
+def _legend(figure: Any, runs: Sequence[Curves], characters: int) -> None:
+    from matplotlib.lines import Line2D
+
+    def entry(label: str, **style: Any) -> Line2D:
+        return Line2D([], [], label=_plain(label), **style)
+
+    first = _style(0, len(runs))
+    neutral = [first[0], first[1]] if len(runs) == 1 else ["#444444", "#444444"]
+    entries = [
+        entry("training batch", color=neutral[0], linewidth=0.8, alpha=0.5),
+        entry("smoothed", color=neutral[0], linewidth=1.8),
+    ]
+    if any(len(run.points("eval", "loss")[0]) for run in runs):
+        entries.append(entry("held out", color=neutral[1], linestyle="--", linewidth=1, marker=first[2]))
+    if len(runs) > 1:
+        styles = [_style(number, len(runs)) for number in range(len(runs))]
+        entries += [
+            entry(run.label, color=colour, linewidth=1.8, marker=marker)
+            for run, (colour, _, marker) in zip(runs, styles, strict=True)
+        ]
+    longest = max(len(str(item.get_label())) for item in entries)
+    columns = min(len(entries), max(1, characters // (longest + 8)))
+    title = _plain(runs[0].label) if len(runs) == 1 else None
+    figure.legend(
+        handles=entries, loc="outside upper left", ncols=columns, frameon=False, title=title, alignment="left"
+    )
