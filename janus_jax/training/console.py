@@ -219,13 +219,15 @@ def closing(summary: "Summary", head: str) -> list[str]:
     already = " (it was there already)" if summary.resumed_from == summary.step else ""
     spent = f"{_duration(summary.seconds)}, {summary.tokens:,} tokens in all"
     lines = wrapped(f"{summary.run_dir}: step {summary.step} of {summary.total_steps}{already}, {spent}")
+    if summary.step < summary.total_steps and summary.ended != "interrupted":
+        lines += wrapped(f"stopped early: {summary.ended}")
     if summary.best:
         step = f"smallest held-out loss: step {int(summary.best['step'])}, "
         lines.append(step + _numbers("eval", summary.best, WIDTH - len(step)))
     curves = RunDir(Path(summary.run_dir)).curves
     lines += wrapped(f"curves: {_near(str(curves))}") if curves.exists() else []
     lines += wrapped(f"export: {export}: Hugging Face directory") if export else []
-    if summary.step < summary.total_steps:
+    if summary.ended == "interrupted":
         return lines
     if export is None:
         words: list[Any] = ["janus", "convert", "to-hf", run, f"{run}-hf"]

@@ -47,6 +47,7 @@ from janus_jax.training.hooks import (
 )
 from janus_jax.training.reference import Precomputed, check_stale, open_reference
 from janus_jax.training.resume import begin, new_extension, newest_checkpoint, require_same_config, stopping_state
+from janus_jax.training.same_tokenizer import notes
 from janus_jax.training.setup import Setup, prepare
 from janus_jax.training.speed import mfu_per_rate
 
@@ -194,6 +195,8 @@ def _start(
     for role, loader in (("training", setup.loader), ("held-out", setup.eval_loader)):
         for line in fit_lines(role, **fit_counts(loader.fitted)) if loader else ():
             show(line)
+    for note in notes(setup.source, setup.loader.dataset):
+        show(f"note: {note}")
     if setup.config.schedule.steps is None:  # otherwise whoever read the configuration knew
         for note in setup.config.step_advice(setup.total_steps):
             show(f"note: {note}")

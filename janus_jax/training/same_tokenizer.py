@@ -1,4 +1,4 @@
-"""Data built with one tokenizer and weights that know another: refused before devices are used."""
+"""Data and weights that do not fit: another tokenizer, another template, ids that a server would not read."""
 
 from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.data.dataset import Dataset, TokenizedDataset
@@ -26,6 +26,39 @@ def require_same_tokenizer(key: str, model: StoredModel | None, dataset: Dataset
             f"build the data with --tokenizer {model.tokenizer_directory}, or set init.allow_other_tokenizer: true if "
             "you mean it"
         )
+
+
+def require_whole_ids(dataset: Dataset) -> None:
+    """Raises ConfigError if a reward model would be asked about other ids than these: it reads prompt and response as
+    one text."""
+    for part in dataset.parts:
+        check = part.manifest.served or {}
+        if merged := check.get("merged"):
+            name, trained, served = check["example"]
+            raise ConfigError(
+                part.name,
+                f"in {merged} of {check['checked']} compared conversations prompt and response merge if "
+                f"they are one text, as a reward model reads them ({name}: {trained} in training, {served} as one "
+                "text); build the data with --boundary joint and set compat.token_boundary: joint",
+            )
+
+
+def notes(model: StoredModel | None, dataset: Dataset) -> list[str]:
+    """What may be meant and changes what a served model reads, one sentence each."""
+    lines = [
+        f"{part.name} was built by an earlier version, and nobody compared its ids with what a server would read; "
+        "build it again to have that done"
+        for part in dataset.parts
+        if part.manifest.served is None
+    ]
+    templates = list(dict.fromkeys(part.manifest.template for part in dataset.parts))
+    if len(templates) > 1:
+        lines.append(f"the data has the templates {', '.join(templates)}; an export writes {templates[0]}")
+    if model is not None and model.template not in (None, templates[0]):
+        lines.append(
+            f"init.from={model.path} was trained with template {model.template}, the data was built with {templates[0]}"
+        )
+    return lines
 
 
 def check_vocabulary(model: ModelConfig, dataset: TokenizedDataset) -> None:

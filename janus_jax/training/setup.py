@@ -23,7 +23,7 @@ from janus_jax.storage import staging
 from janus_jax.training.course import Course, Past, course_of
 from janus_jax.training.optimizer import Rates
 from janus_jax.training.program import Program, build_program, wants_splash
-from janus_jax.training.same_tokenizer import check_vocabulary, require_same_tokenizer
+from janus_jax.training.same_tokenizer import check_vocabulary, require_same_tokenizer, require_whole_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +138,8 @@ def prepare(config: RunConfig, past: Past | None = None) -> Setup:
         for built in examples.parts:
             check_fits(model, built, config)
     reference = open_reference_source(config, model)
+    if model.head == "value":
+        require_whole_ids(dataset)
     for key, weights in (("init.from", source), ("reference.from", reference)):
         require_same_tokenizer(key, weights, dataset, allow_other=config.init.allow_other_tokenizer)
 

@@ -4,14 +4,18 @@ The texts come from the checked records (DIR/tfds) and not from decoded ids, whi
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from janus_jax.data.boundary import encode_example
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.inspect.token_text import TokenDecoder, visible
+from janus_jax.data.served import conversations_of
 from janus_jax.data.texts import read_texts
 from janus_jax.errors import DataError
+from janus_jax.text.chat_format import ChatFormat
+from janus_jax.text.served import check_built
 
 SAMPLE = 200
 _NAMED = 2
@@ -51,6 +55,10 @@ class BoundaryCheck:
     """One text without a space between, as --boundary joint tokenizes, differs."""
     differences: list[BoundaryDifference]
     """The first few of each tokenization."""
+    served: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Counts of `text.served.ServedCheck`: what a server reads from an export."""
+    not_served: str = ""
+    """Why a server would read an example in another way, or empty."""
 
 
 def check_boundary(dataset: TokenizedDataset, index: np.ndarray, sample: int = SAMPLE) -> BoundaryCheck:
@@ -80,6 +88,7 @@ def check_boundary(dataset: TokenizedDataset, index: np.ndarray, sample: int = S
         for name, ids, others in compared:
             if ids != others and not (differences[name] and differences[name][-1].example == number):
                 differences[name].append(_difference(name, number, decoder, ids, others))
+    served, not_served = _served(dataset, chat, sampled, not_reproduced)
     return BoundaryCheck(
         manifest.boundary,
         len(sampled),
@@ -87,8 +96,23 @@ def check_boundary(dataset: TokenizedDataset, index: np.ndarray, sample: int = S
         "",
         not_reproduced,
         *map(len, differences.values()),
-        differences=[difference for named in differences.values() for difference in named[:_NAMED]],
+        [difference for named in differences.values() for difference in named[:_NAMED]],
+        served,
+        not_served,
     )
+
+
+def _served(
+    dataset: TokenizedDataset, chat: ChatFormat, sampled: np.ndarray, not_reproduced: int
+) -> tuple[dict[str, Any], str]:
+    """What a server reads, and why that is not what was trained."""
+    if not_reproduced:  # then the texts say nothing of the ids
+        return {}, ""
+    try:
+        conversations = conversations_of(dataset, sampled)
+        return dataclasses.asdict(check_built(chat, conversations, whole=dataset.kind == "rm")), ""
+    except DataError as error:
+        return {}, str(error)
 
 
 def _difference(

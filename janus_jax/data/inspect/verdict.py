@@ -31,7 +31,13 @@ def _of_part(where: str, data: str, part: PartFacts, thresholds: Mapping[str, fl
     prompts = duplicates.examples - duplicates.distinct_prompts
     by_build = sum(part.dropped_while_building.values())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in part.dropped_while_building.items())
+    check = part.boundary_check
+    served = {} if check is None else check.served
+    compared, refused = (check.checked, check.not_served) if check is not None else (0, "")
     shares = [
+        ("not_served", int(bool(refused)), compared, refused),
+        ("merged", served.get("merged", 0), compared, "prompt and response merge if they are one text"),
+        ("control_text", served.get("control_text", 0), compared, "a text spells a control token; a server reads it"),
         ("dropped", part.dropped, built, "over-long and dropped"),
         ("dropped", part.keep_together, built, "dropped by batch.keep_together with a neighbour"),
         ("truncated", part.truncated, built, "over-long and truncated"),

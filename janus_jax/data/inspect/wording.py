@@ -7,6 +7,7 @@ from typing import Literal
 from janus_jax.data.inspect.boundary_check import BoundaryCheck
 from janus_jax.data.inspect.facts import Duplicates, LengthBias, PartFacts, Share, SplitFacts
 from janus_jax.data.statistics import Histogram
+from janus_jax.text.served import served_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +233,9 @@ def boundary_statement(check: BoundaryCheck) -> Statement:
             f"{check.not_reproduced:,} not compared: their texts in tfds/, tokenized as the manifest says, do not give "
             "the stored ids"
         )
+    details += served_lines(check.served)
+    if check.not_served:
+        details.append(f"not what a server reads: {check.not_served}")
     for one in check.differences:
         details += [
             f"example {one.example}, stored: {one.stored}",
