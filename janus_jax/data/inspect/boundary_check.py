@@ -96,9 +96,9 @@ def check_boundary(dataset: TokenizedDataset, index: np.ndarray, sample: int = S
         "",
         not_reproduced,
         *map(len, differences.values()),
-        [difference for named in differences.values() for difference in named[:_NAMED]],
-        served,
-        not_served,
+        differences=[difference for named in differences.values() for difference in named[:_NAMED]],
+        served=served,
+        not_served=not_served,
     )
 
 
