@@ -107,6 +107,7 @@ def to_hf(
     target = write.export_dtype(source.stored_dtype if dtype is None else dtype)
     tokenizer = None if source.tokenizer_directory is None else _open_tokenizer(source.tokenizer_directory)
     chat = source.chat_format()
+    template = None if source.template is None else "" if chat is None else chat.chat_template
     card = model_card(
         source.config, target, facts=source.facts, meta=source.meta, step=source.step, layout=layout, chat=chat
     )
@@ -117,9 +118,7 @@ def to_hf(
         with report.timed("convert"):
             blocks = (block for _, block in report.tensors(source))
             write.write_tensors(directory, source.config, target, limit, blocks, layout)
-            companions = write.Companions(
-                tokenizer, None if chat is None else chat.chat_template, source.facts, layout, card
-            )
+            companions = write.Companions(tokenizer, template, source.facts, layout, card)
             write.write_companions(directory, source.config, target, companions)
         report.finish(source, directory)
         write.sync_tree(directory)

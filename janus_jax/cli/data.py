@@ -148,7 +148,7 @@ def _print_manifest(manifest: Any, out: str) -> None:
         highlight=False,
     )
     for line in served_lines(plain["served"] or {}):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for line in _left_out(manifest):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

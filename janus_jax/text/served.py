@@ -240,7 +240,7 @@ def served_lines(check: Mapping[str, Any]) -> list[str]:
         )
     if check["control_text"]:
         lines.append(
-            f"{check['control_text']:,} records spell a control token: training reads it as text, a server as the token"
+            f"texts that spell a control token: {check['control_text']:,}; training reads text, a server the token"
         )
     return lines
 

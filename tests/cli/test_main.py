@@ -139,6 +139,7 @@ def test_build_prints_what_was_kept_and_what_was_dropped(janus, tmp_path):
     counts = {"notes": {"prompt_in_train": 3}, "unread": {"score": 1200, "id": 1234, "source": 1234}}
     manifest["splits"] = {"train": Split(examples=1234, tokens=5678901, dropped={"empty_field": 7}, **counts)}
     manifest["unread_files"] = {"of type .csv": 2}
+    manifest["served"] = {"checked": 256, "merged": 0, "control_text": 1, "example": None}
 
     def build(*_: object, progress, **__: object) -> Manifest:
         progress("train", "read", 5, None)
@@ -149,7 +150,9 @@ def test_build_prints_what_was_kept_and_what_was_dropped(janus, tmp_path):
         code, out, err = janus(*f"data build --kind sft --source a --out {tmp_path / 'out'}".split())
     assert code == 0 and err == ""
     assert all(text in out for text in ("train", "1,234", "5,678,901", "7 empty_field"))
-    assert out.splitlines()[-3:] == [
+    assert out.splitlines()[-5:] == [
+        "256 conversations: apply_chat_template of an export gives the ids of training",
+        "texts that spell a control token: 1; training reads text, a server the token",
         "files not read: 2 of type .csv",
         "columns not read: `id`, `source` (1,234 records), `score` (1,200 records)",
         "note: 3 of 1,234 records of split train have a prompt that split train has too",

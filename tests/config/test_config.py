@@ -216,7 +216,7 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ),
         ("schedule.extend=longer", "schedule.extend = longer: allowed: restart | stretch | constant | null"),
         (
-            "schedule={warmup_steps: 3, warmup_ratio: 0.1, name: cosine, learning_rate: 1, steps: 9}",
+            "schedule={warmup_steps: 3, warmup_ratio: 0.1, name: cosine, learning_rate: 0.1, steps: 9}",
             "schedule.warmup_steps and schedule.warmup_ratio are both given; allowed: one of them, the other null",
         ),
         ("schedule.warmup_steps=null", "schedule.warmup_steps = null: allowed only with schedule.warmup_ratio"),
@@ -227,7 +227,7 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ),
         ("schedule.decay_steps=4", "schedule.decay_steps = 4: allowed with schedule.name = 'cosine': null"),
         (
-            "schedule={min_rate_ratio: 0.1, name: constant, learning_rate: 1, steps: 9}",
+            "schedule={min_rate_ratio: 0.1, name: constant, learning_rate: 0.1, steps: 9}",
             "schedule.min_rate_ratio = 0.1: a constant rate does not fall; allowed: null",
         ),
         ("batch.max_sequence_length=300", "batch.max_sequence_length = 300: allowed: at most batch.row_length = 256"),

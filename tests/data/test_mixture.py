@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from janus_jax.data.loader import Loader
 from janus_jax.data.mixture import Mixture, stream
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh
+from janus_jax.text.tokenizer import load_tokenizer, save_hf_tokenizer
+from tests.support.tokenizers import byte_level_directory
 from tests.support.training_examples import random_examples, write_dataset
 
 SIZES = (41, 17, 23)
@@ -183,9 +186,25 @@ def test_parts_that_do_not_go_together_are_refused(parts, tmp_path):
         Mixture([parts[0], TokenizedDataset(tmp_path / "sft")])
     other = write_dataset(tmp_path / "other", {"train": random_examples(5, pairs=True)}, kind="rm")
     manifest = (other / "manifest.json").read_text()
-    (other / "manifest.json").write_text(manifest.replace(parts[0].tokenizer_fingerprint, "0" * 64))
-    with pytest.raises(DataError, match="other: was built with another tokenizer than"):
+    shutil.rmtree(other / "tokenizer")
+    directory = byte_level_directory(other / "tokenizer")
+    (directory / "tokenizer_config.json").write_text('{"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}')
+    fingerprint = load_tokenizer(directory).fingerprint
+    (other / "manifest.json").write_text(manifest.replace(parts[0].tokenizer_fingerprint, fingerprint))
+    with pytest.raises(DataError, match=r"other: was built with another tokenizer than .*: id 1 is '<s>' in the data"):
         Mixture([parts[0], TokenizedDataset(other)])
+
+
+def test_parts_whose_tokenizers_give_the_same_ids_go_together(parts, tmp_path):
+    """A tokenizer.model, and the tokenizer.json that an export has of it."""
+    other = write_dataset(tmp_path / "other", {"train": random_examples(5, pairs=True)}, kind="rm")
+    manifest = (other / "manifest.json").read_text()
+    save_hf_tokenizer(load_tokenizer(), other / "tokenizer")
+    (other / "tokenizer" / "tokenizer.model").unlink()
+    fingerprint = load_tokenizer(other / "tokenizer").fingerprint
+    assert fingerprint != parts[0].tokenizer_fingerprint
+    (other / "manifest.json").write_text(manifest.replace(parts[0].tokenizer_fingerprint, fingerprint))
+    assert len(Mixture([parts[0], TokenizedDataset(other)])) == SIZES[0] + 5
 
 
 def test_a_part_of_which_nothing_would_be_read_is_refused(parts):

@@ -29,6 +29,9 @@ def ended(**changes) -> Summary:
         "best": {},
         "examples": 1,
         "overlong": {},
+        "left_out": {},
+        "held_out": {},
+        "ended": "finished",
         "tokens_per_s": 1.0,
         "fill": 1.0,
     }

@@ -45,7 +45,7 @@ def test_a_run_on_a_bucket_is_bit_for_bit_the_local_one(bucket, tmp_path, monkey
         away.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
         assert open_model(tmp_path / "far").tokenizer_directory is None
     with pytest.raises(ConfigError, match=rf"^data\.dir={url}: .* --tokenizer {url}/tokenizer --out {url}_joint$"):
-        train(run_config(tmp_path, tmp_path / "far", compat={"token_boundary": "joint"}, **changed), writers=())
+        train(run_config(tmp_path, tmp_path / "other", compat={"token_boundary": "joint"}, **changed), writers=())
 
 
 def test_wrong_data_end_the_command_in_one_line_that_names_the_url(bucket, tmp_path):

@@ -82,7 +82,7 @@ def test_the_end_says_how_it_went_and_what_to_do_next():
     exported = closing(ended(run_dir="runs/x", export_dir="runs/x/exports/9"), "lm")
     assert exported[-2:] == ["next:", "  vllm serve runs/x/exports/9"]
     assert "AutoModelForSequenceClassification" in closing(ended(export_dir="e"), "value")[-1]
-    assert "next:" not in closing(ended(step=5), "lm")
+    assert "next:" not in closing(ended(step=5, ended="interrupted"), "lm")
     assert max(map(len, closing(ended(run_dir=LONG, export_dir=LONG), "lm"))) <= WIDTH
     long = closing(ended(run_dir=LONG), "lm")
     joined = "\n".join(long[long.index("next:") + 1 :]).replace("\\\n", "")

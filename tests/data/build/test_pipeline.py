@@ -396,7 +396,3 @@ def test_the_tfds_metadata_names_no_place_of_its_building(sft_build):
     root = str(sft_build.directory.parent)
     for path in (sft_build.directory / "tfds").rglob("*.json"):
         assert root not in path.read_text()
-
-
-def test_fingerprint_is_a_sha256(sft_build):
-    assert len(sft_build.manifest.fingerprint) == 64

@@ -6,6 +6,7 @@ import pytest
 
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.epoch import BatchSettings, PackedEpochs
+from janus_jax.data.inspect.boundary_check import BoundaryCheck
 from janus_jax.data.inspect.facts import SplitFacts, split_facts
 from janus_jax.data.inspect.opened import OpenedSplit
 from janus_jax.data.inspect.scan import scan
@@ -69,7 +70,23 @@ CASES = {
 
 
 def test_every_kind_has_its_case():
-    assert {name.split()[0] for name in CASES} == set(KINDS)
+    assert {name.split()[0] for name in CASES} | SERVED.keys() == set(KINDS)
+
+
+SERVED = {
+    "not_served": ({}, "train example 3: a server would not read this prompt", (1, 10)),
+    "merged": ({"checked": 10, "merged": 2, "control_text": 0, "example": ("train example 3", "a", "b")}, "", (2, 10)),
+    "control_text": ({"checked": 10, "merged": 0, "control_text": 3, "example": None}, "", (3, 10)),
+}
+
+
+@pytest.mark.parametrize("kind", SERVED)
+def test_what_a_server_would_read_in_another_way_is_pointed_at(write, kind):
+    counts, reason, expected = SERVED[kind]
+    facts = facts_of(write("dpo", train=GOOD))
+    check = BoundaryCheck("separate", 10, 10, "", 0, 0, 0, 0, [], served=counts, not_served=reason)
+    total = dataclasses.replace(facts.total, boundary_check=check)
+    assert findings(dataclasses.replace(facts, total=total)) == {kind: expected}
 
 
 @pytest.mark.parametrize("name", [name for name, (*_, expected) in CASES.items() if expected])
