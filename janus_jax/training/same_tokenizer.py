@@ -63,11 +63,12 @@ def notes(model: StoredModel | None, dataset: Dataset) -> list[str]:
 
 def check_vocabulary(model: ModelConfig, dataset: TokenizedDataset) -> None:
     """Raises ConfigError if data can use an id that has no row in the embedding. A pad token may have none."""
-    if dataset.manifest.tokenizer["vocab_size"] <= model.vocab_size:
+    built = dataset.manifest.tokenizer["vocab_size"]
+    if built <= model.vocab_size:
         return
     tokenizer = dataset.tokenizer()
     used = {**tokenizer.vocabulary(), **{f"id {number}": number for number in _control_ids(dataset)}}
-    token, number = max(used.items(), key=lambda item: item[1])
+    token, number = max((item for item in used.items() if item[1] < built), key=lambda item: item[1])
     if number >= model.vocab_size:
         raise ConfigError(
             dataset.name,

@@ -109,12 +109,12 @@ def test_a_run_can_be_extended_twice_and_in_epochs(data, tmp_path, finished):
 
 def test_another_run_starts_from_a_step_and_the_message_says_how(data, tmp_path, finished):
     with pytest.raises(ConfigError, match=rf"run\.dir and set model=null init\.from={finished}$"):
-        go(data, finished, steps=4, learning_rate=1.0)
+        go(data, finished, steps=4, learning_rate=0.5)
     start = {"model": None, "init": {"from": str(finished / "checkpoints/3")}}
     values = config(data, tmp_path / "run", steps=2).model_dump(mode="json", by_alias=True) | start
     train(RunConfig.model_validate(values), writers=(), until_step=1)  # the first step has rate 0
     assert_equal_trees(open_model(tmp_path / "run", 1).load_host(), open_model(finished, 3).load_host())
-    assert metric_lines(tmp_path / "run")[0]["epoch"] == 0
+    assert metric_lines(tmp_path / "run")[0]["epoch"] == 0.5  # which counts what was read
 
 
 def test_a_checkpoint_of_an_older_version_goes_on(data, tmp_path, finished):
