@@ -145,11 +145,10 @@ class ChatFormat:
         return text
 
     def _require_no_stand_in(self, *texts: str) -> None:
-        for number in range(len(self.marks)):
-            if any(stand_in(number) in text for text in texts):
+        for token, characters in self._stand_ins.items():
+            if any(characters in text for text in texts):
                 raise DataError(
-                    f"a text holds the Unicode noncharacters {stand_in(number)!a}, which stand for the mark "
-                    f"{self.marks[number]}; remove them"
+                    f"a text holds the Unicode noncharacters {characters!a}, which stand for {token}; remove them"
                 )
 
     def _space_before_response(self) -> str:

@@ -32,5 +32,7 @@ def difference(data: Tokenizer, weights: Tokenizer, control_ids: Iterable[int]) 
         return f"{len(differing):,} tokens have other ids: {shown}"
     for text in corpus(sorted(ours)[::_EVERY]):
         if (ids := data.encode(text)) != (others := weights.encode(text)):
-            return f"the text {text[:40]!r} is {ids[:8]} in the data, {others[:8]} in the model"
+            first = next((i for i, pair in enumerate(zip(ids, others, strict=False)) if pair[0] != pair[1]), 0)
+            shown = [[data.token(i) for i in some[first : first + 6]] for some in (ids, others)]
+            return f"the text {text[:40]!r} has, from token {first}, {shown[0]} in the data, {shown[1]} in the model"
     return ""

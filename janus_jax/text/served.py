@@ -15,10 +15,17 @@ from typing import Any
 
 from janus_jax.errors import DataError, first_line
 from janus_jax.text.chat_format import ChatFormat
+from janus_jax.text.sentencepiece_corpus import corpus
 from janus_jax.text.tokenizer import Tokenizer, load_tokenizer, save_hf_tokenizer
 
 CONVERSATIONS = "conversations.jsonl"
 """Beside the tokenizer of a data set, a run or a converted directory: conversations with the ids of training."""
+
+_MERGED = 16
+"""Tokens on either side of the boundary that may differ where prompt and response merge."""
+
+_EVERY = 7
+"""Of the texts that are made of a vocabulary's tokens, one in this many is compared."""
 
 SAMPLE = 256
 """Conversations of a split that are compared."""
@@ -117,7 +124,25 @@ class _Export:
 def _exported(export: _Export) -> _Server:
     with tempfile.TemporaryDirectory(prefix="janus.served.") as directory:
         save_hf_tokenizer(export.tokenizer, directory, chat_template=export.chat_template)
-        return _Server.of(Path(directory))
+        server = _Server.of(Path(directory))
+    if not export.tokenizer.ignores_control_tokens:  # of sentencepiece models, the tokenizer.json was compared
+        _require_same_reading(server.transformers, export.tokenizer)
+    return server
+
+
+def _require_same_reading(server: Any, tokenizer: Tokenizer) -> None:
+    """Raises DataError for a text that transformers reads in another way than training, on a large mixed corpus."""
+    texts = list(corpus(sorted(tokenizer.vocabulary())[::_EVERY]))
+    rust = server.backend_tokenizer
+    before, rust.encode_special_tokens = rust.encode_special_tokens, True
+    try:
+        read = [encoding.ids for encoding in rust.encode_batch(texts, add_special_tokens=False)]
+    finally:
+        rust.encode_special_tokens = before
+    for text, served in zip(texts, read, strict=True):
+        if (trained := tokenizer.encode(text)) != served and not any(map(text.count, tokenizer.control_tokens())):
+            one = Conversation(repr(text[:60]), "", "", [], [], [])
+            _require_ids(server, one, trained, served, "text")
 
 
 def _check(loaded: _Server, chat: ChatFormat, conversations: Iterable[Conversation], whole: bool) -> ServedCheck:
@@ -144,8 +169,10 @@ def _check(loaded: _Server, chat: ChatFormat, conversations: Iterable[Conversati
             trained = one.prompt_ids + stored
             if trained == served:
                 continue
-            start, end = _differing(trained, served)
-            if not start <= len(one.prompt_ids) <= end:
+            boundary = len(one.prompt_ids)
+            start, end = _differing(trained, served, boundary)
+            local = chat.boundary == "separate" and boundary - start <= _MERGED and end - boundary <= _MERGED
+            if not local:
                 _require_ids(server, one, trained, served, "conversation")
             longer = len(served) - len(trained)
             merged = (
@@ -166,10 +193,11 @@ def _check(loaded: _Server, chat: ChatFormat, conversations: Iterable[Conversati
     return ServedCheck(**counts, example=example)
 
 
-def _differing(trained: list[int], served: list[int]) -> tuple[int, int]:
-    """The span of `trained` outside the longest common beginning and end."""
+def _differing(trained: list[int], served: list[int], boundary: int | None = None) -> tuple[int, int]:
+    """The span of `trained` outside the longest common beginning, no longer than `boundary`, and end."""
     shorter = min(len(trained), len(served))
     start = next((i for i in range(shorter) if trained[i] != served[i]), shorter)
+    start = start if boundary is None else min(start, boundary)
     same = next((i for i in range(shorter - start) if trained[-1 - i] != served[-1 - i]), shorter - start)
     return start, len(trained) - same
 
@@ -207,8 +235,9 @@ def _require_ids(server: Any, one: Conversation, trained: list[int], served: lis
     raise DataError(
         one.name,
         f"a server would not read this {what} as it was tokenized for training; trained {shown[0]}; served {shown[1]}. "
-        "transformers reads the tokenizer's files in another way than tokenizer.json says: set tokenizer_class to "
-        "PreTrainedTokenizerFast in its tokenizer_config.json, or choose another --template",
+        "transformers reads the files in another way than tokenizer.json says. If tokenizer_config.json names another "
+        "tokenizer_class, set PreTrainedTokenizerFast; if it adds tokens that tokenizer.json lacks, use the directory "
+        "that transformers' save_pretrained writes; or choose another --template or --boundary",
     )
 
 

@@ -184,9 +184,10 @@ class HFTokenizer:
         self.eos_id: int = special["eos"]
         self.vocab_size = max(ids.values()) + 1
         self.fingerprint = hashlib.sha256(content + json.dumps([self.bos_id, self.eos_id]).encode()).hexdigest()
+        self._reader = self.with_marks(())
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._reader.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -207,18 +208,24 @@ class HFTokenizer:
         return self._tokenizer.id_to_token(number)
 
     def with_marks(self, marks: Sequence[str]) -> "Reader":
-        stand_ins = {mark: stand_in(number) for number, mark in enumerate(marks)}
+        """Other special tokens get a name that no text has: unigram and word models keep them in their vocabulary."""
+        names = {token: f"\ufdef{number}\ufdef" for number, token in enumerate(self.control_tokens())}
+        names |= {mark: stand_in(number) for number, mark in enumerate(marks)}
         description = json.loads(self._content)
         for token in description["added_tokens"]:
-            token["content"] = stand_ins.get(token["content"], token["content"])
-        vocabulary = description["model"].get("vocab")
+            token["content"] = names.get(token["content"], token["content"])
+        model = description["model"]
+        vocabulary = model.get("vocab")
         if isinstance(vocabulary, dict):
-            description["model"]["vocab"] = {
-                stand_ins.get(token, token): number for token, number in vocabulary.items()
-            }
+            model["vocab"] = {names.get(token, token): i for token, i in vocabulary.items()}
         elif vocabulary:  # of a unigram model
-            description["model"]["vocab"] = [[stand_ins.get(token, token), score] for token, score in vocabulary]
-        return _RustReader(json.dumps(description), stand_ins.values())
+            model["vocab"] = [[names.get(token, token), score] for token, score in vocabulary]
+        if model.get("unk_token"):
+            model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+        if model.get("merges"):
+            pairs = (pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"])
+            model["merges"] = [pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))]
+        return _RustReader(json.dumps(description), [stand_in(number) for number in range(len(marks))])
 
     def save(self, directory: str | Path) -> None:
         target = Path(directory)

@@ -4,8 +4,9 @@ from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.data.dataset import Dataset, TokenizedDataset
 from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig
+from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.compare import difference
-from janus_jax.text.tokenizer import load_tokenizer
+from janus_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 
 def require_same_tokenizer(key: str, model: StoredModel | None, dataset: Dataset, *, allow_other: bool) -> None:
@@ -20,12 +21,24 @@ def require_same_tokenizer(key: str, model: StoredModel | None, dataset: Dataset
     if model is None or model.tokenizer_directory is None or allow_other:
         return
     built, known = dataset.parts[0].tokenizer(), load_tokenizer(model.tokenizer_directory)
-    if built.fingerprint != known.fingerprint and (reason := difference(built, known, _control_ids(dataset.parts[0]))):
+    if built.fingerprint == known.fingerprint:
+        return
+    if reason := difference(built, known, _control_ids(dataset.parts[0])) or _other_prompt(dataset.parts[0], known):
         raise ConfigError(
             f"{key}={model.path}: its weights know another tokenizer than {dataset.name} was built with: {reason}; "
             f"build the data with --tokenizer {model.tokenizer_directory}, or set init.allow_other_tokenizer: true if "
             "you mean it"
         )
+
+
+def _other_prompt(dataset: TokenizedDataset, known: Tokenizer) -> str:
+    """How the weights' tokenizer reads a prompt of the data's template; empty if as the data's does."""
+    ours = dataset.chat_format()
+    theirs = ChatFormat(ours.template, known, boundary=ours.boundary, marks=ours.marks)
+    for system, text in (("", "Why?"), ("Be brief.", " Why \n so?")):
+        if (ids := ours.encode_prompt(system, text)) != (others := theirs.encode_prompt(system, text)):
+            return f"the prompt {ours.text(system, text)!r} is {ids[:6]}... in the data, {others[:6]}... for the model"
+    return ""
 
 
 def require_whole_ids(dataset: Dataset) -> None:

@@ -182,3 +182,55 @@ def test_a_text_with_the_stand_in_of_a_mark_is_refused(tmp_path):
     chat = ChatFormat(CHATML, load_tokenizer(FAMILIES["byte-level with ChatML"](tmp_path / "tokenizer")))
     with pytest.raises(DataError, match="noncharacters"):
         chat.encode_prompt("", f"a{stand_in(0)}b")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=list(TEMPLATES))
+def test_no_text_can_hold_the_stand_in_of_any_control_token(tmp_path, template, number):
+    tokenizer = load_tokenizer(FAMILIES["byte-level with BOS"](tmp_path / "tokenizer"))
+    chat = ChatFormat(template, tokenizer)
+    ends = (tokenizer.bos_id, tokenizer.eos_id)
+    try:
+        ids = chat.encode_prompt("", f"hi {stand_in(number)} x")
+    except DataError:
+        return
+    assert [ids.count(end) for end in ends] == [1, 0]
+
+
+def test_special_tokens_in_the_vocabulary_of_a_unigram_model_stay_text(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    pieces = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>", "<mask>")]
+    pieces += [(piece, -1.0 - i) for i, piece in enumerate(["▁", *"<>/admnpsukhtew"])]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>", "<mask>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>", "unk_token": "<unk>"}')
+    read = load_tokenizer(tmp_path)
+    assert not {0, 1, 2, 3} & set(read.encode("<pad> <mask> </s>"))
+    assert read.encode("the") == Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("the").ids
+
+
+def test_a_difference_far_from_the_boundary_is_no_merge():
+    chat = ChatFormat(PLAIN, load_tokenizer())
+    (one,) = conversations(chat, [Record("", "Why?", "So " * 40 + "it is.")], "sft")
+    one.response_ids[0][30] += 1
+    with pytest.raises(DataError, match="a server would not read this conversation"):
+        check_built(chat, [one], whole=False)
+
+
+def test_marks_that_merges_make_too_are_control_tokens(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.train_from_iterator(
+        ["[INST] [/INST] why </s> <s>"] * 20, trainers.BpeTrainer(vocab_size=200, show_progress=False)
+    )
+    tokenizer.add_special_tokens(["<s>", "</s>", "[INST]", "[/INST]"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    read = load_tokenizer(tmp_path)
+    assert ChatFormat(MISTRAL_INST, read).encode_prompt("", "why").count(read.control_id("[INST]")) == 1
+    assert read.control_id("[INST]") not in read.encode("[INST]")
