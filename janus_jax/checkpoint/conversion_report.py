@@ -85,7 +85,9 @@ class Report:
         parts = [f"written in {self.dtype}", verified]
         parts += [] if self.tokenizer else ["no tokenizer: the source has none"]
         if self.served is not None:
-            parts.append(f"{self.served['checked']} conversations read by transformers as they were trained")
+            checked, merged = self.served["checked"], self.served["merged"]
+            parts.append(f"transformers reads {checked} prompts as they were trained")
+            parts[-1] += f", and all but {merged} whole conversations" if merged else " and the whole conversations"
         names = [name for name in self.left_out if not name.startswith("config.json: ")]
         names += [name for name in self.left_out if name.endswith("dropout")]
         if names:

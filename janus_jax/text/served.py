@@ -260,12 +260,13 @@ def served_lines(check: Mapping[str, Any]) -> list[str]:
     """What a check found, for people. `check` holds the fields of a `ServedCheck`, which a manifest keeps."""
     if not check:
         return []
-    lines = [f"{check['checked']:,} conversations: apply_chat_template of an export gives the ids of training"]
-    if check["merged"]:
+    count, merged = check["checked"], check["merged"]
+    lines = [f"{count:,} conversations compared: apply_chat_template of an export gives the prompts' ids of training"]
+    if merged:
         name, trained, served = check["example"]
         lines.append(
-            f"{check['merged']:,} of them but for the place where prompt and response merge: {name} is {trained} in "
-            f"training and {served} as one text"
+            f"whole conversations have other ids in {merged:,} of {count:,}, where prompt and response merge: {name} "
+            f"is {trained} in training and {served} as one text (--boundary joint trains those)"
         )
     if check["control_text"]:
         lines.append(

@@ -1,5 +1,7 @@
 """Data and weights that do not fit: another tokenizer, another template, ids that a server would not read."""
 
+import shlex
+
 from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.data.dataset import Dataset, TokenizedDataset
 from janus_jax.errors import ConfigError
@@ -26,8 +28,8 @@ def require_same_tokenizer(key: str, model: StoredModel | None, dataset: Dataset
     if reason := difference(built, known, _control_ids(dataset.parts[0])) or _other_prompt(dataset.parts[0], known):
         raise ConfigError(
             f"{key}={model.path}: its weights know another tokenizer than {dataset.name} was built with: {reason}; "
-            f"build the data with --tokenizer {model.tokenizer_directory}, or set init.allow_other_tokenizer: true if "
-            "you mean it"
+            f"build the data with --tokenizer {shlex.quote(model.tokenizer_directory)}, or set "
+            "init.allow_other_tokenizer: true if you mean it"
         )
 
 

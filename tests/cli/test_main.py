@@ -151,7 +151,7 @@ def test_build_prints_what_was_kept_and_what_was_dropped(janus, tmp_path):
     assert code == 0 and err == ""
     assert all(text in out for text in ("train", "1,234", "5,678,901", "7 empty_field"))
     assert out.splitlines()[-5:] == [
-        "256 conversations: apply_chat_template of an export gives the ids of training",
+        "256 conversations compared: apply_chat_template of an export gives the prompts' ids of training",
         "texts that spell a control token: 1; training reads text, a server the token",
         "files not read: 2 of type .csv",
         "columns not read: `id`, `source` (1,234 records), `score` (1,200 records)",
