@@ -189,6 +189,7 @@ def _start(
     """The run at its first step, or at its newest checkpoint, with the number of that step."""
     console = Console() if writers is None and processes.is_main() else None
     show = console.line if console else lambda line: None  # where the numbers go too
+    beginning = begin(setup, checkpoints)  # weights that cannot be read are an error and nothing else
     newest = None if setup.past is None else setup.past.step
     for line in opening(setup, newest) if console else ():
         show(line)
@@ -200,7 +201,6 @@ def _start(
     if setup.config.schedule.steps is None:  # otherwise whoever read the configuration knew
         for note in setup.config.step_advice(setup.total_steps):
             show(f"note: {note}")
-    beginning = begin(setup, checkpoints)
     if extension := new_extension(setup):
         show(f"schedule.extend: {extension}")
     stopping = stopping_state(setup)
