@@ -2,11 +2,8 @@
 
 from collections.abc import Iterable
 
-from janus_jax.text.sentencepiece_corpus import corpus
+from janus_jax.text.sentencepiece_corpus import sampled_corpus
 from janus_jax.text.tokenizer import Tokenizer
-
-_EVERY = 7
-"""Of the texts that are made of a vocabulary's tokens, one in so many is compared: the tokens are compared by name."""
 
 
 def difference(data: Tokenizer, weights: Tokenizer, control_ids: Iterable[int]) -> str:
@@ -30,7 +27,7 @@ def difference(data: Tokenizer, weights: Tokenizer, control_ids: Iterable[int]) 
             for token in differing[:2]
         )
         return f"{len(differing):,} tokens have other ids: {shown}"
-    for text in corpus(sorted(ours)[::_EVERY]):
+    for text in sampled_corpus(ours):
         if (ids := data.encode(text)) != (others := weights.encode(text)):
             first = next((i for i, pair in enumerate(zip(ids, others, strict=False)) if pair[0] != pair[1]), 0)
             shown = [[data.token(i) for i in some[first : first + 6]] for some in (ids, others)]

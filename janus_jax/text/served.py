@@ -15,7 +15,7 @@ from typing import Any
 
 from janus_jax.errors import DataError, first_line
 from janus_jax.text.chat_format import ChatFormat
-from janus_jax.text.sentencepiece_corpus import corpus
+from janus_jax.text.sentencepiece_corpus import sampled_corpus
 from janus_jax.text.tokenizer import Tokenizer, load_tokenizer, save_hf_tokenizer
 
 CONVERSATIONS = "conversations.jsonl"
@@ -23,9 +23,6 @@ CONVERSATIONS = "conversations.jsonl"
 
 _MERGED = 16
 """Tokens on either side of the boundary that may differ where prompt and response merge."""
-
-_EVERY = 7
-"""Of the texts that are made of a vocabulary's tokens, one in this many is compared."""
 
 SAMPLE = 256
 """Conversations of a split that are compared."""
@@ -65,14 +62,12 @@ def control_pattern(tokens: Iterable[str]) -> re.Pattern[str] | None:
 
 def check_built(chat: ChatFormat, conversations: Iterable[Conversation], *, whole: bool) -> ServedCheck:
     """Compares conversations with what an export of `chat` would read. Raises DataError as `check_served` does."""
-    return _check(
-        _exported(_Export(chat.tokenizer.fingerprint, chat.chat_template, chat.tokenizer)), chat, conversations, whole
-    )
+    return _check(_exported(_Export.of(chat)), chat, conversations, whole)
 
 
 def require_servable(chat: ChatFormat) -> None:
     """Raises DataError if no tokenizer files can be written that transformers loads and that give the same ids."""
-    _exported(_Export(chat.tokenizer.fingerprint, chat.chat_template, chat.tokenizer))
+    _exported(_Export.of(chat))
 
 
 def check_served(
@@ -119,6 +114,10 @@ class _Export:
     chat_template: str
     tokenizer: Tokenizer = dataclasses.field(compare=False)
 
+    @classmethod
+    def of(cls, chat: ChatFormat) -> "_Export":
+        return cls(chat.tokenizer.fingerprint, chat.chat_template, chat.tokenizer)
+
 
 @functools.lru_cache(maxsize=2)
 def _exported(export: _Export) -> _Server:
@@ -132,7 +131,7 @@ def _exported(export: _Export) -> _Server:
 
 def _require_same_reading(server: Any, tokenizer: Tokenizer) -> None:
     """Raises DataError for a text that transformers reads in another way than training, on a large mixed corpus."""
-    texts = list(corpus(sorted(tokenizer.vocabulary())[::_EVERY]))
+    texts = list(sampled_corpus(tokenizer.vocabulary()))
     rust = server.backend_tokenizer
     before, rust.encode_special_tokens = rust.encode_special_tokens, True
     try:
@@ -215,7 +214,7 @@ def _require_text(server: Any, chat: ChatFormat, one: Conversation, messages: li
 
 
 def _require_reading(server: Any, chat: ChatFormat, one: Conversation) -> None:
-    """Compares what the exported files read, with control tokens in texts left as text."""
+    """Compares what janus_jax reads from the exported files: transformers cannot leave control tokens as text."""
     for response, stored in zip(one.responses, one.response_ids, strict=True):
         if chat.boundary == "joint":
             read = chat.encode_whole(one.system, one.prompt, response)

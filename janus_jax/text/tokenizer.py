@@ -4,6 +4,7 @@ These tokenizers never turn text into a special id: a literal `<s>` or `</s>` th
 data code adds BOS and EOS (`data/boundary.py`).
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -184,7 +185,10 @@ class HFTokenizer:
         self.eos_id: int = special["eos"]
         self.vocab_size = max(ids.values()) + 1
         self.fingerprint = hashlib.sha256(content + json.dumps([self.bos_id, self.eos_id]).encode()).hexdigest()
-        self._reader = self.with_marks(())
+
+    @functools.cached_property
+    def _reader(self) -> "Reader":
+        return self.with_marks(())
 
     def encode(self, text: str) -> list[int]:
         return self._reader.encode(text)

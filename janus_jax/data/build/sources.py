@@ -228,11 +228,11 @@ def _split_of(path: Path, directory: Path) -> str | None:
     """The split that the name of a file, or of the folders above it, says."""
     inside = path.relative_to(directory)
     parts = (*inside.parts[:-1], inside.name[: len(inside.name) - len(file_type(path))])
-    said = {split: part for part in parts for split in _splits_in(part)}
-    if len(said) > 1:
-        one, other = list(said)[:2]
+    named = {split: part for part in parts for split in _splits_in(part)}
+    if len(named) > 1:
+        one, other = list(named)[:2]
         raise DataError(path, f"names two splits, {one} and {other}; allowed: one of train, validation and test")
-    return next(iter(said), None)
+    return next(iter(named), None)
 
 
 def _splits_in(name: str) -> set[str]:
