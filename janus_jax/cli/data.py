@@ -25,7 +25,7 @@ def data_build(
         str,
         typer.Option(
             help="JSONL, JSON or Parquet file (JSONL and JSON also with .gz or .zst), a directory of them, a gs:// URL "
-            "of either, or a hub id."
+            "of either, or a hub id. Names say the splits; SPLIT=PATH overrules the name of a file."
         ),
     ],
     out: Annotated[str, typer.Option(help="Directory or gs:// URL to write; new or empty.")],
@@ -85,14 +85,14 @@ def data_build(
     require_writable("--out", out, empty=True, buckets=True)
     from janus_jax.data.build.derive import Derivation
     from janus_jax.data.build.pipeline import build
+    from janus_jax.data.build.sources import named_sources
 
     for name, value in (("--source", source), ("--validation-source", validation_source), ("--tokenizer", tokenizer)):
         if value is not None and not value.strip():
             raise ConfigError(f"{name}: is empty; allowed: a path")
-    sources = source if validation_source is None else {"train": source, "validation": validation_source}
     with _progress() as progress:
         manifest = build(
-            sources,
+            named_sources(source, validation_source),
             out,
             kind=built_kind,
             tokenizer=tokenizer,
@@ -155,9 +155,11 @@ def _print_manifest(manifest: Any, out: str) -> None:
 
 def _left_out(manifest: Any) -> Iterator[str]:
     """Lines about what was not read, and about records that may be mistakes."""
-    from janus_jax.data.build.sources import listed
+    from janus_jax.data.build.sources import OVERRULE, listed
     from janus_jax.data.notes import NOTES
 
+    if "train" not in manifest.splits:
+        yield f"no split train: names in {manifest.source} say {', '.join(manifest.splits)}; to train on it, {OVERRULE}"
     if manifest.unread_files:
         yield f"files not read: {listed(manifest.unread_files)}"
     unread: Counter[str] = Counter()

@@ -150,7 +150,7 @@ def _build_command(dataset: TokenizedDataset, boundary: str) -> str:
     """The command that builds the same data set with another token boundary."""
     manifest, directory, derived = dataset.manifest, dataset.name, dataset.manifest.derived
     drawn = manifest.validation_seed if manifest.validation_fraction else None
-    sources = re.fullmatch(r"(?:train=)?(.*?)(?:, validation=(.*))?", manifest.source, re.DOTALL)
+    sources = re.fullmatch(r"(.*?)(?:, validation=(.*))?", manifest.source, re.DOTALL)
     assert sources is not None
     options = {
         "--kind" if derived is None else "--derive": manifest.kind,

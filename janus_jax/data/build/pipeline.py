@@ -18,7 +18,7 @@ from janus_jax.data.boundary import Boundary, check_boundary
 from janus_jax.data.build.derive import Derivation
 from janus_jax.data.build.encode import UNUSABLE, Encoded, Encoder, Texts, encoding
 from janus_jax.data.build.reading import Choice, Reading
-from janus_jax.data.build.sources import find_splits, refuse_shared_files
+from janus_jax.data.build.sources import OVERRULE, find_splits, refuse_shared_files
 from janus_jax.data.dataset import MANIFEST, SPLIT_NAME, Manifest, Split, fingerprint_of, histogram, id_dtype
 from janus_jax.data.example import TOKEN_FEATURES
 from janus_jax.data.schema import Record, RecordError, check_kind
@@ -61,8 +61,8 @@ def build(
     """Writes a data set for `TokenizedDataset`, in bounded memory. If it fails, it leaves nothing behind.
 
     Args:
-        source: A JSONL, JSON or Parquet file (split "train"), a directory of them, a Hugging Face id, or a mapping from
-            split names to these; files and directories may be on gs://.
+        source: A JSONL, JSON or Parquet file, a directory of them, a Hugging Face id, or a mapping from split names to
+            these; files and directories may be on gs://. Without a mapping, names say the splits (`find_splits`).
         out: Directory or gs:// URL to write; new or empty.
         kind: sft, dpo, orpo or rm: which columns are read (schema.py).
         tokenizer: A directory or a Tokenizer; None: the embedded Mistral tokenizer.
@@ -188,11 +188,11 @@ def _files_of_one(split: str, source: Source, unread: Counter[str]) -> list[Path
 
     Held-out files are not trained on, even if they are all that the source has.
     """
-    files = find_splits(source, unread)
+    files = find_splits(source, unread, split=split)
     if len(files) == 1 and (split != "train" or "train" in files):
         return next(iter(files.values()))
     if split not in files:
-        raise DataError(f"split {split!r}: not in {os.fspath(source)}, which has {', '.join(files)}")
+        raise DataError(f"split {split!r}: not in {os.fspath(source)}, which has {', '.join(files)}; {OVERRULE}")
     for name, paths in files.items():
         if name != split:
             unread[f"of split {name} in the source of split {split}"] += len(paths)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from janus_jax.data.build.readers import ALLOWED, SUFFIXES, check_type, file_type
+from janus_jax.data.dataset import SPLIT_NAME
 from janus_jax.errors import DataError, first_line
 from janus_jax.storage import staging
 from janus_jax.storage.bucket import is_url
@@ -17,6 +18,9 @@ HUB_ALIASES = {
     "kaist-ai/Multifaceted-Collection-SFT-65k": "kaist-ai/Multifaceted-Collection-small",
 }
 """Ids in published configurations -> the ids under which the hub has the data today."""
+
+OVERRULE = "give --source train=FILE"
+"""For messages: how a file is read as another split than its name says."""
 
 _SPLIT_WORDS = (
     dict.fromkeys(("train", "training"), "train")
@@ -33,14 +37,17 @@ _SHARD = re.compile(r"(?<!\d)(\d+)([-_. ]?of[-_. ]?)(\d+)(?!\d)", re.I)
 _HASH = re.compile(r"-[0-9a-f]{16}(?=\.|$)")  # behind the numbers of shards that older versions of datasets wrote
 
 
-def find_splits(source: str | os.PathLike[str], unread: Counter[str] | None = None) -> dict[str, list[Path]]:
-    """Split name -> files. The source is a file (split "train") or a directory, local or on gs://, or a hub id.
+def find_splits(
+    source: str | os.PathLike[str], unread: Counter[str] | None = None, *, split: str | None = None
+) -> dict[str, list[Path]]:
+    """Split name -> files. The source is a file or a directory, local or on gs://, or a hub id.
 
-    In a directory, a word in a file's name (`train-00000-of-00003.parquet`, `rows_test.jsonl`) or in the name of its
-    folder gives its split. If no file names a split, all are "train".
+    A word in a file's name (`train-00000-of-00003.parquet`, `rows_test.jsonl`) or in the name of its folder gives its
+    split. If no name inside a directory does, the directory's own name may: `test/`. Otherwise the split is "train".
 
     Args:
-        unread: Counts the files of a directory that are not read, by reason.
+        unread: Counts the files that are not read, by reason.
+        split: The split that the source was given for. Its own name then says nothing; names inside a directory do.
 
     Raises:
         DataError: the source does not exist, holds no readable file, or lacks a file of a numbered set; a file names
@@ -57,19 +64,48 @@ def find_splits(source: str | os.PathLike[str], unread: Counter[str] | None = No
                 skipped[reason] += 1
             return reason is None
 
-        copy = staging.files(text, select)
+        path, name = staging.files(text, select), Path(text)
         unread.update(skipped)
-        return find_splits(copy, unread)
-    path = Path(os.path.expanduser(text))
+    else:
+        path = Path(os.path.expanduser(text))
+        name = path.absolute()
     if path.is_file():
         check_type(path)
-        return {"train": [path]}
+        unread.update(_others_of_set(path))
+        return {split or _split_of_source(name, is_file=True) or "train": [path]}
     if path.is_dir():
-        return _directory_splits(path, unread)
+        return _directory_splits(path, unread, split or _split_of_source(name, is_file=False) or "train")
     looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.startswith(".")
     if not looks_like_id or file_type(path) in SUFFIXES or path.parent.is_dir():
         raise DataError(text, "no such file or directory")
-    return _directory_splits(_download(text), unread, leave_out=_NOT_PAIRS.get(text))
+    return _directory_splits(_download(text), unread, split or "train", leave_out=_NOT_PAIRS.get(text))
+
+
+@staging.naming_urls()
+def named_sources(source: str, validation: str | None = None) -> str | dict[str, str]:
+    """A source, or split -> source, as a command line names them: PATH, or `SPLIT=PATH` to overrule names.
+
+    Args:
+        source: Of all splits that it has; with `validation`, or if it names a split, of one split: "train" or that.
+        validation: Of the split "validation".
+
+    Raises:
+        DataError: Both are for one split, or `source` is for "train" and its names say other splits.
+    """
+    named: dict[str, str] = {}
+    for text, default in ((source, "train"), *([] if validation is None else [(validation, "validation")])):
+        prefix = None if os.path.exists(text) else re.match(f"({SPLIT_NAME})=(?=.)", text)
+        split, path = (prefix[1], text[prefix.end() :]) if prefix else (default, text)
+        if split in named:
+            raise DataError(f"split {split} has two sources, {named[split]} and {path}; allowed: one")
+        named[split] = path
+    if named.get("train") != source:
+        return named
+    if validation is None:
+        return source
+    if "train" not in (splits := find_splits(source)):
+        raise DataError(source, f"its name says split {', '.join(splits)}; to train on a file of that, {OVERRULE}")
+    return named
 
 
 def refuse_shared_files(splits: Mapping[str, Sequence[Path]]) -> None:
@@ -99,7 +135,9 @@ def _digest(path: Path) -> bytes:
         raise DataError(path, f"cannot be read: {error.strerror or first_line(error)}") from error
 
 
-def _directory_splits(directory: Path, unread: Counter[str], *, leave_out: str | None = None) -> dict[str, list[Path]]:
+def _directory_splits(
+    directory: Path, unread: Counter[str], unnamed_split: str, *, leave_out: str | None = None
+) -> dict[str, list[Path]]:
     files: list[Path] = []
     for path in _walk(directory, unread):
         inside = path.relative_to(directory)
@@ -124,7 +162,7 @@ def _directory_splits(directory: Path, unread: Counter[str], *, leave_out: str |
         else:
             splits.setdefault(name, []).append(path)
     if not splits:
-        return {"train": files}
+        return {unnamed_split: files}
     if unnamed:
         raise DataError(
             unnamed[0],
@@ -190,6 +228,13 @@ def listed(counts: Mapping[str, int], most: int = 12) -> str:
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more kinds" if len(shown) > most else "")
 
 
+def _others_of_set(path: Path) -> dict[str, int]:
+    """Files of the numbered set that a single file is one of, as `unread` counts them."""
+    shard = _SHARD.search(path.name)
+    others = int(shard[3]) - 1 if shard else 0
+    return {f"of the numbered set of {path.name}": others} if 0 < others < 100_000 else {}
+
+
 def _check_shards(files: Sequence[Path]) -> None:
     """Raises DataError if a numbered set (NAME-00000-of-00003) lacks a file or has one twice."""
     sets: dict[tuple[Path, str, str], list[tuple[int, int, re.Match[str], Path]]] = {}
@@ -231,8 +276,16 @@ def _split_of(path: Path, directory: Path) -> str | None:
     named = {split: part for part in parts for split in _splits_in(part)}
     if len(named) > 1:
         one, other = list(named)[:2]
-        raise DataError(path, f"names two splits, {one} and {other}; allowed: one of train, validation and test")
+        raise DataError(path, f"names two splits, {one} and {other}; allowed: one; rename it, or {OVERRULE}")
     return next(iter(named), None)
+
+
+def _split_of_source(path: Path, *, is_file: bool) -> str | None:
+    """The split that the name of a source says. A folder must be named by one word: `test/`, `split=dev/0.jsonl`."""
+    if is_file and (named := _split_of(path, path.parent)):
+        return named
+    folder = (path.parent if is_file else path).name.lower()
+    return _SPLIT_WORDS.get(folder.removeprefix("split="))
 
 
 def _splits_in(name: str) -> set[str]:

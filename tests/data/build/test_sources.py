@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from janus_jax.data.build.readers import read_records
-from janus_jax.data.build.sources import HUB_ALIASES, find_splits, listed, refuse_shared_files
+from janus_jax.data.build.sources import HUB_ALIASES, find_splits, listed, named_sources, refuse_shared_files
 from janus_jax.errors import DataError
 from tests.support.records import QUESTIONS, READ_QUESTIONS, write_json_lines, write_records
 
@@ -22,9 +22,81 @@ def found(directory) -> dict[str, list[str]]:
     return {split: [str(path.relative_to(directory)) for path in paths] for split, paths in splits.items()}
 
 
-def test_single_file_is_the_train_split(tmp_path):
-    path = write_records(tmp_path / "validation.jsonl", QUESTIONS)
-    assert find_splits(path) == {"train": [path]}
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("rows.jsonl", "train"),
+        ("rows_train.jsonl", "train"),
+        ("test/rows_train.jsonl", "train"),
+        ("contest.jsonl", "train"),
+        ("test_cases/rows.jsonl", "train"),
+        ("rows_test.jsonl", "test"),
+        ("validation.jsonl.gz", "validation"),
+        ("HeldOut.jsonl.zst", "validation"),
+        ("data/test-00000-of-00001.parquet", "test"),
+        ("data/train-00000-of-00001.parquet", "train"),
+        ("test/0.jsonl", "test"),
+        ("split=dev/0.jsonl", "validation"),
+    ],
+)
+def test_a_name_says_the_split_of_a_single_file_and_a_mapping_overrules_it(tmp_path, name, split):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    write_records(path, QUESTIONS)
+    assert find_splits(path) == {split: [path]}
+    assert find_splits(path, split="train") == {"train": [path]}
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "split"),
+    [
+        ("test", "0.jsonl", "test"),
+        ("split=dev", "en/0.jsonl", "validation"),
+        ("test", "train.jsonl", "train"),
+        ("train", "0.jsonl", "train"),
+        ("rows", "rows_test.jsonl", "test"),
+    ],
+)
+def test_a_folder_of_one_file_says_its_split(tmp_path, folder, name, split):
+    path = write_json_lines(tmp_path / folder / name, QUESTIONS)
+    assert find_splits(tmp_path / folder) == {split: [path]}
+
+
+def test_other_files_of_the_numbered_set_of_a_single_file_are_counted(tmp_path):
+    touch(tmp_path, "train-00000-of-00003.jsonl")
+    unread = Counter()
+    assert list(find_splits(tmp_path / "train-00000-of-00003.jsonl", unread)) == ["train"]
+    assert unread == {"of the numbered set of train-00000-of-00003.jsonl": 2}
+
+
+@pytest.mark.parametrize(
+    ("source", "validation", "named"),
+    [
+        ("rows_test.jsonl", None, "rows_test.jsonl"),
+        ("train=rows_test.jsonl", None, {"train": "rows_test.jsonl"}),
+        ("test=rows.jsonl", "held.jsonl", {"test": "rows.jsonl", "validation": "held.jsonl"}),
+        ("train=rows_test.jsonl", "validation=held.jsonl", {"train": "rows_test.jsonl", "validation": "held.jsonl"}),
+        ("rows.jsonl", "rows_test.jsonl", {"train": "rows.jsonl", "validation": "rows_test.jsonl"}),
+        ("split=train/0.jsonl", "held.jsonl", {"train": "split=train/0.jsonl", "validation": "held.jsonl"}),
+    ],
+)
+def test_a_command_line_names_sources(tmp_path, monkeypatch, source, validation, named):
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "rows.jsonl", "rows_test.jsonl", "held.jsonl", "split=train/0.jsonl")
+    assert named_sources(source, validation) == named
+
+
+@pytest.mark.parametrize("source", ["rows_test.jsonl", "test", "dev/rows.jsonl", "only"])
+def test_a_held_out_name_beside_a_validation_source_is_refused(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "rows_test.jsonl", "test/0.jsonl", "dev/rows.jsonl", "only/validation.jsonl", "held.jsonl")
+    with pytest.raises(DataError, match=rf"{source}: its name says split .*; .* --source train=FILE$"):
+        named_sources(source, "held.jsonl")
+
+
+def test_two_sources_of_one_split_are_refused():
+    with pytest.raises(DataError, match=r"split validation has two sources, a and b; allowed: one"):
+        named_sources("validation=a", "b")
 
 
 def test_directory_splits_follow_file_names(tmp_path):
