@@ -10,10 +10,15 @@ ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assi
 """Names of roles in the accepted formats -> role."""
 
 _KEYS = (("role", "content"), ("from", "value"))
-_ALLOWED = {
-    "assistant": "allowed: an optional system, an optional user, then one assistant message, each {role, content}",
-    "user": "allowed: an optional system, then one user message, each {role, content}",
-}
+_NAMES = {"role": ("system", "user", "assistant"), "from": ("system", "human", "gpt")}
+"""Key of a message's role -> names of the roles, in their order, that messages of that form have."""
+
+
+def _allowed(ends: str, keys: tuple[str, str]) -> str:
+    """What a list of messages may hold, in the words of its form."""
+    system, user, assistant = _NAMES[keys[0]]
+    middle = f", then one {user}" if ends == "user" else f", an optional {user}, then one {assistant}"
+    return f"allowed: an optional {system}{middle} message, each {{{', '.join(keys)}}}"
 
 
 def is_messages(value: Any) -> bool:
@@ -30,18 +35,22 @@ def read_messages(raw: Columns, column: str, ends: Literal["assistant", "user"])
     Raises:
         RecordError: a message is malformed, or the messages are more than one exchange or in another order.
     """
-    value, allowed = raw[column], _ALLOWED[ends]
+    value = raw[column]
+    messages = value if isinstance(value, list) else [value]
+    form = _form(messages)
+    allowed = _allowed(ends, form)
     turns: list[tuple[str, str, Any]] = []
-    for number, message in enumerate(value if isinstance(value, list) else [value], 1):
+    for number, message in enumerate(messages, 1):
         where = f"column {column!r}, message {number}"
         keys = _keys(message)
         if keys is None:
             raise RecordError("bad_messages", f"{where} is {shown(message)}; {allowed}")
         role = message[keys[0]]
         if not isinstance(role, str) or role not in ROLES:
-            raise RecordError("bad_messages", f"{where} has role {shown(role)}; {allowed}")
+            raise RecordError("bad_messages", f"{where} has {keys[0]} {shown(role)}; {allowed}")
         raw.ignore(column, message, keys)
         turns.append((ROLES[role], where, message[keys[1]]))
+    names = dict(zip(_NAMES["role"], _NAMES[form[0]], strict=True))
     roles = [role for role, _, _ in turns]
     spoken = roles[roles[:1] == ["system"] :]
     if len(spoken) > 2 and "system" not in spoken and all(a != b for a, b in itertools.pairwise(spoken)):
@@ -51,13 +60,21 @@ def read_messages(raw: Columns, column: str, ends: Literal["assistant", "user"])
         )
     for number, role in enumerate(roles):
         if role in roles[:number]:
-            raise RecordError("bad_messages", f"{turns[number][1]} is a second {role} message; {allowed}")
+            raise RecordError("bad_messages", f"{turns[number][1]} is a second {names[role]} message; {allowed}")
     if roles[-1:] != [ends] or roles != [role for role in ("system", "user", "assistant") if role in roles]:
-        raise RecordError("bad_messages", f"column {column!r} has the roles {', '.join(roles) or 'none'}; {allowed}")
+        given = ", ".join(names[role] for role in roles) or "none"
+        raise RecordError("bad_messages", f"column {column!r} has the roles {given}; {allowed}")
     return {
         role: "" if role == "system" and content is None else text(content, where, may_be_empty=role == "system")
         for role, where, content in turns
     }
+
+
+def _form(messages: list[Any]) -> tuple[str, str]:
+    """The keys of the first message that has any of them."""
+    objects = [message for message in messages if isinstance(message, Mapping)]
+    keys = [keys for message in objects for keys in _KEYS if any(filled(message.get(key)) for key in keys)]
+    return keys[0] if keys else _KEYS[0]
 
 
 def _keys(message: Any) -> tuple[str, str] | None:

@@ -47,9 +47,9 @@ COLUMNS = {
     "sft": ("prompt", "output"),
     "dpo": ("prompt", "chosen", "rejected"),
     "orpo": ("prompt", "chosen", "rejected"),
-    "rm": ("input", "chosen", "rejected"),
+    "rm": ("input (or prompt, with or without system)", "chosen", "rejected"),
 }
-"""Kind -> the columns that its records need."""
+"""Kind -> the columns that its records need, as messages name them."""
 
 COLUMNS_READ = frozenset(name for names in ALIASES.values() for name in names) | {
     *("main_source", "original_source", "preference_set", "margin", "history")
@@ -102,22 +102,23 @@ def parse_record(raw: Any, kind: str) -> Record:
         )
     messages = next((name for name in ALIASES["messages"] if columns.has(name)), None)
     if kind != "sft":
-        sides = {name: _response(columns, name, kind) for name in ("chosen", "rejected")}
+        sides = dict(_response(columns, column, kind) for column in ("chosen", "rejected"))
     elif messages is not None and not any(columns.has(name) for name in ALIASES["output"]):
-        sides = {messages: read_messages(columns, _only(columns, "messages", kind), "assistant")}
+        sides = {messages: read_messages(columns, _only(columns, "messages"), "assistant")}
     else:
-        sides = {"output": {"assistant": text(_column(columns, "output", kind), "output")}}
+        value, name = _column(columns, "output", kind)
+        sides = {name: {"assistant": text(value, name)}}
 
     parts = _prompt(columns, kind, messages, required=not any("user" in roles for roles in sides.values())) | sides
     system, prompt = _agreed(parts, "system") or "", _agreed(parts, "user", kind)
     assert prompt is not None  # otherwise `_prompt` has raised
+    responses = [roles["assistant"] for roles in sides.values()]
     if kind == "sft":
-        (roles,) = sides.values()
-        return Record(system, prompt, roles["assistant"], **_sources(columns))
+        return Record(system, prompt, *responses, **_sources(columns))
     if kind == "rm":
         whole = columns.has("input") and system.strip() in prompt  # input holds the system message too
         system, prompt = "", prompt if whole else _joined(system, prompt)
-    return pair(columns, system, prompt, sides["chosen"]["assistant"], sides["rejected"]["assistant"])
+    return pair(columns, system, prompt, *responses)
 
 
 def pair(raw: Mapping[str, Any], system: str, prompt: str, chosen: str, rejected: str) -> Record:
@@ -140,10 +141,10 @@ def _sources(raw: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _column(raw: Mapping[str, Any], column: str, kind: str) -> Any:
-    """The column's value under whichever of its names the record uses; null counts as absent."""
-    if name := _only(raw, column, kind):
-        return raw[name]
+def _column(raw: Mapping[str, Any], column: str, kind: str) -> tuple[Any, str]:
+    """The column's value, and the name under which the record has it; null counts as absent."""
+    if name := _only(raw, column):
+        return raw[name], name
     present = ", ".join(str(name) for name in raw) or "nothing"
     also = "" if len(ALIASES[column]) == 1 else f" (or {', '.join(ALIASES[column][1:])})"
     fits = [other for other in KINDS if _has_all(raw, other)]
@@ -155,7 +156,7 @@ def _column(raw: Mapping[str, Any], column: str, kind: str) -> Any:
     )
 
 
-def _only(raw: Mapping[str, Any], column: str, kind: str) -> str:
+def _only(raw: Mapping[str, Any], column: str) -> str:
     """The name under which the record has the column; empty if it has none. Its values must agree."""
     names = [name for name in ALIASES[column] if raw.get(name) is not None]
     if len(names) > 1 and any(raw[name] != raw[names[0]] for name in names):
@@ -164,46 +165,46 @@ def _only(raw: Mapping[str, Any], column: str, kind: str) -> str:
 
 
 def _has_all(raw: Mapping[str, Any], kind: str) -> bool:
-    return all(any(filled(raw.get(name)) for name in ALIASES[column]) for column in COLUMNS[kind])
+    """Whether the columns of a kind are there; `input` is as good as a prompt."""
+    names = {column: ALIASES[column] for column in ("output", "chosen", "rejected") if column in COLUMNS[kind]}
+    names["prompt"] = (*ALIASES["prompt"], *ALIASES["input"])
+    return all(any(filled(raw.get(name)) for name in one) for one in names.values())
 
 
-def _response(columns: Columns, column: str, kind: str) -> dict[str, str]:
-    """Role -> text of a response column: assistant, and system and user if a message list has them."""
-    value = _column(columns, column, kind)
+def _response(columns: Columns, column: str, kind: str) -> tuple[str, dict[str, str]]:
+    """Name of a response column, and role -> text: assistant, and system and user if a message list has them."""
+    value, name = _column(columns, column, kind)
     if isinstance(value, str):
-        return {"assistant": text(value, column)}
+        return name, {"assistant": text(value, name)}
     if not is_messages(value):
-        raise RecordError(
-            "wrong_type", f"column {column!r} must be a string or a list of messages, found {shown(value)}"
-        )
-    return read_messages(columns, _only(columns, column, kind), "assistant")
+        raise RecordError("wrong_type", f"column {name!r} must be a string or a list of messages, found {shown(value)}")
+    return name, read_messages(columns, name, "assistant")
 
 
 def _prompt(columns: Columns, kind: str, messages: str | None, *, required: bool) -> dict[str, dict[str, str]]:
     """Place -> role -> text of the columns that hold system message and prompt."""
-    name, parts = _only(columns, "prompt", kind), {}
-    if system := _only(columns, "system", kind):
-        parts["system"] = {"system": text(columns[system], "system", may_be_empty=True)}
+    name, parts = _only(columns, "prompt"), {}
+    if system := _only(columns, "system"):
+        parts[system] = {"system": text(columns[system], system, may_be_empty=True)}
     more = columns.has("input")
     if name and is_messages(columns[name]):
-        parts["prompt"] = read_messages(columns, name, "user")
+        parts[name] = read_messages(columns, name, "user")
     elif name and not (more and not filled(columns[name])):
-        parts["prompt"] = {"user": text(columns[name], "prompt")}
+        parts[name] = {"user": text(columns[name], name)}
     elif more:
         return parts | {"input": _input(columns)}
     elif kind != "sft" and messages is not None and required:
-        return parts | {messages: read_messages(columns, _only(columns, "messages", kind), "user")}
+        return parts | {messages: read_messages(columns, _only(columns, "messages"), "user")}
     elif required:
-        column = "input" if kind == "rm" else "prompt"
-        text(_column(columns, column, kind), column)  # raises
-    if more and "prompt" in parts:
-        system = _agreed(parts, "system") or ""
-        prompt, extra = parts["prompt"]["user"], _input(columns)["user"]
+        value, name = _column(columns, "input" if kind == "rm" else "prompt", kind)
+        text(value, name)  # raises
+    if more and name in parts:
+        prompt, extra = parts[name]["user"], _input(columns)["user"]
         whole = extra.strip()
         if kind == "rm" and prompt.strip() in whole:
-            return parts | {"prompt": {"user": extra}}
-        if whole not in (prompt.strip(), _joined(system, prompt).strip()):
-            parts["prompt"] |= {"user": f"{prompt}\n{extra}"}
+            return parts | {name: {"user": extra}}
+        if whole not in (prompt.strip(), _joined(_agreed(parts, "system") or "", prompt).strip()):
+            parts[name] |= {"user": f"{prompt}\n{extra}"}
     return parts
 
 

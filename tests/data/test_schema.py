@@ -174,6 +174,7 @@ def test_a_system_message_may_be_absent_null_or_empty(raw):
 TWO = messages("So.", user="Why?") * 2
 INVISIBLE = ["\u200b", "\ufeff", "\u2060 \u00ad", "\t\x07", "\u3164", "\ufe0f\u200d", "\u2800", "\xa0\u3000"]
 
+SHARE_GPT = "allowed: an optional system, an optional human, then one gpt message, each {from, value}"
 BAD = [
     # kind, record, reason, words of the message
     ("sft", {"system": "s", "prompt": "p"}, "missing_field", "'output' (or reference_answer) is missing"),
@@ -229,6 +230,19 @@ BAD = [
     *[("sft", SFT | {"output": text}, "empty_field", "text is needed") for text in INVISIBLE],
     *[("dpo", PAIR | {"prompt": text}, "empty_field", "column 'prompt'") for text in INVISIBLE],
     ("dpo", PAIR | {"rejected": messages("\u200b")}, "empty_field", "message 1 holds only invisible characters"),
+    # the words of a message are those of the record
+    ("sft", {"conversations": share_gpt("", user="Why?")[:1]}, "bad_messages", f"roles human; {SHARE_GPT}"),
+    ("sft", {"conversations": share_gpt("a") * 2}, "bad_messages", f"message 2 is a second gpt message; {SHARE_GPT}"),
+    ("sft", {"conversations": [{"from": "tool", "value": "x"}]}, "bad_messages", "message 1 has from str 'tool'; allow"),
+    ("sft", {"conversations": [{"from": "human", "text": "x"}]}, "bad_messages", SHARE_GPT),
+    ("sft", {"conversations": share_gpt("a", user="u") * 2}, "several_exchanges", f"one exchange: {SHARE_GPT[9:]}"),
+    ("dpo", PAIR | {"prompt": share_gpt("x")}, "bad_messages", "then one human message, each {from, value}"),
+    ("sft", {"user_prompt": "Why?", "reference_answer": 7}, "wrong_type", "column 'reference_answer' must be a string"),
+    ("sft", {"instruction": 7, "output": "a"}, "wrong_type", "column 'instruction' must be a string"),
+    ("sft", {"system_prompt": 7, "prompt": "p", "output": "a"}, "wrong_type", "column 'system_prompt' must be"),
+    ("dpo", {"prompt": "p", "chosen_response": 7}, "wrong_type", "column 'chosen_response' must be a string or a list"),
+    ("sft", {"instruction": "p", "messages": TWO[:2]}, "bad_messages", "differs from column 'instruction' (str 'p')"),
+    ("rm", {"system": "s", "prompt": "p", "chosen": "c"}, "missing_field", "input (or prompt, with or without system), "),
 ]
 
 
@@ -252,6 +266,19 @@ def test_sft_records_given_as_pairs_are_told_apart():
     message = str(caught.value)
     assert "column 'chosen' (or chosen_response) is missing" in message
     assert "found: system, prompt, output; these are the columns of kind sft" in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw", "kinds"),
+    [
+        ("sft", {"system": "s", "prompt": "p", "chosen": "c", "rejected": "r"}, "dpo or orpo or rm"),
+        ("sft", {"input": "p", "chosen": "c", "rejected": "r"}, "dpo or orpo or rm"),
+        ("rm", {"instruction": "p", "output": "r"}, "sft"),
+    ],
+)
+def test_a_missing_column_names_the_kinds_that_a_record_has_columns_for(kind, raw, kinds):
+    with pytest.raises(RecordError, match=rf"; these are the columns of kind {kinds}$"):
+        parse_record(raw, kind)
 
 
 def test_a_long_value_is_shortened():

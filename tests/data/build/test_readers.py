@@ -37,7 +37,7 @@ def test_json_keyed_by_id_as_in_the_first_bench_release(tmp_path):
     assert list(read_records(path, "sft")) == READ_QUESTIONS
     records["14"]["reference_answer"] = ""
     path.write_text(json.dumps(records))
-    assert f"{path}:3 (id '14'): column 'output' is empty" in refusal(path)
+    assert f"{path}:3 (id '14'): column 'reference_answer' is empty" in refusal(path)
 
 
 def test_parquet_message_lists_as_published(tmp_path):
