@@ -64,7 +64,7 @@ def data_build(
         typer.Option(help="Share of the prompts of split 'train', above 0 and below 1, to move to split 'validation'."),
     ] = None,
     dedupe: Annotated[
-        bool, typer.Option("--dedupe", help="Drop and count records that repeat another of their split exactly.")
+        bool, typer.Option("--dedupe", help="Drop and count records that repeat another of their split.")
     ] = False,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes that tokenize. Default: 1, or one per core for large sources.")

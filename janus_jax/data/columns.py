@@ -92,6 +92,11 @@ def _visible(character: str) -> bool:
     return unicodedata.category(character)[0] not in "CZ" and character not in _BLANK_LETTERS
 
 
+def alike(value: str) -> str:
+    """A form that is equal for texts that look equal: Unicode composed, no blanks at the ends."""
+    return unicodedata.normalize("NFC", value).strip()
+
+
 def optional_text(raw: Mapping[str, Any], column: str) -> str:
     """The value of a text column that may be absent, null or empty."""
     value = raw.get(column)

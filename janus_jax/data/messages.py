@@ -41,15 +41,14 @@ def read_messages(raw: Columns, column: str, ends: Literal["assistant", "user"])
     allowed = _allowed(ends, form)
     turns: list[tuple[str, str, Any]] = []
     for number, message in enumerate(messages, 1):
-        where = f"column {column!r}, message {number}"
-        keys = _keys(message)
+        where, keys = f"column {column!r}, message {number}", _keys(message)
         if keys is None:
             raise RecordError("bad_messages", f"{where} is {shown(message)}; {allowed}")
         role = message[keys[0]]
         if not isinstance(role, str) or role not in ROLES:
             raise RecordError("bad_messages", f"{where} has {keys[0]} {shown(role)}; {allowed}")
         raw.ignore(column, message, keys)
-        turns.append((ROLES[role], where, message[keys[1]]))
+        turns.append((ROLES[role], f"column {column!r}, {keys[1]} of message {number}", message[keys[1]]))
     names = dict(zip(_NAMES["role"], _NAMES[form[0]], strict=True))
     roles = [role for role, _, _ in turns]
     spoken = roles[roles[:1] == ["system"] :]
@@ -60,7 +59,8 @@ def read_messages(raw: Columns, column: str, ends: Literal["assistant", "user"])
         )
     for number, role in enumerate(roles):
         if role in roles[:number]:
-            raise RecordError("bad_messages", f"{turns[number][1]} is a second {names[role]} message; {allowed}")
+            where = f"column {column!r}, message {number + 1}"
+            raise RecordError("bad_messages", f"{where} is a second {names[role]} message; {allowed}")
     if roles[-1:] != [ends] or roles != [role for role in ("system", "user", "assistant") if role in roles]:
         given = ", ".join(names[role] for role in roles) or "none"
         raise RecordError("bad_messages", f"column {column!r} has the roles {given}; {allowed}")

@@ -9,19 +9,28 @@ NOTES = {
     "template_marks": "hold marks of a template, such as [INST] or </s>, which are trained as text; "
     "was a template applied before?",
     "prompt_in_train": "have a prompt that split train has too",
+    "no_margin": "have no margin, and others have one; theirs is 0",
+    "negative_margin": "have a negative margin, as if the rejected response were the better one",
+    "control_characters": "hold control characters such as NUL, which are trained as text",
 }
 """Note -> what the records do; after "N records"."""
 
 _OF_TEMPLATES = (mark for template in TEMPLATES.values() for mark in template.marks)
-_OF_OTHERS = (r"<\|[a-z_]{2,30}\|>", "<(?:<SYS>|start_of_turn)>")
+_OF_OTHERS = (r"<\|[A-Za-z_]{2,30}\|>", r"<\uff5c[^<>\uff5c]{2,30}\uff5c>", "<(?:<SYS>|start_of_turn|end_of_turn)>")
 _MARKS = re.compile("|".join((*map(re.escape, sorted(set(_OF_TEMPLATES))), *_OF_OTHERS)))
+_CONTROL = re.compile("[\0-\x08\x0b\x0e-\x1f\x7f]")
 _STARTS, _ENDS = ("<s>", "<bos>"), ("</s>", "<eos>")
 
 
 def notes_of(record: Record) -> list[str]:
     """The notes that one record gets."""
     texts = [record.system, record.prompt, record.chosen, record.rejected or ""]
-    return ["template_marks"] if any(map(holds_marks, texts)) else []
+    notes = {
+        "template_marks": any(map(holds_marks, texts)),
+        "negative_margin": (record.margin or 0) < 0,
+        "control_characters": any(map(_CONTROL.search, texts)),
+    }
+    return [note for note, applies in notes.items() if applies]
 
 
 def holds_marks(text: str) -> bool:

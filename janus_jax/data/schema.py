@@ -21,11 +21,11 @@ their own.
 """
 
 import dataclasses
-import unicodedata
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from janus_jax.data.columns import Columns, RecordError, filled, number, optional_text, shown, text
+from janus_jax.data.columns import Columns, RecordError, alike, filled, number, optional_text, shown, text
 from janus_jax.data.messages import is_messages, read_messages
 from janus_jax.errors import DataError
 
@@ -116,21 +116,17 @@ def parse_record(raw: Any, kind: str) -> Record:
     if kind == "sft":
         return Record(system, prompt, *responses, **_sources(columns))
     if kind == "rm":
-        whole = columns.has("input") and system.strip() in prompt  # input holds the system message too
+        whole = columns.has("input") and _holds(prompt, system)
         system, prompt = "", prompt if whole else _joined(system, prompt)
     return pair(columns, system, prompt, *responses)
 
 
 def pair(raw: Mapping[str, Any], system: str, prompt: str, chosen: str, rejected: str) -> Record:
     """The record of two checked responses, with sources and margin from `raw`. Raises RecordError if they are equal."""
-    if chosen.strip() == rejected.strip() or _composed(chosen) == _composed(rejected):
+    if alike(chosen) == alike(rejected):
         raise RecordError("identical_responses", f"chosen and rejected are equal ({shown(chosen)}); they must differ")
     margin = None if raw.get("margin") is None else number(raw["margin"], "margin")
     return Record(system, prompt, chosen, rejected, **_sources(raw), margin=margin)
-
-
-def _composed(response: str) -> str:
-    return unicodedata.normalize("NFC", response).strip()
 
 
 def _sources(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,7 +197,7 @@ def _prompt(columns: Columns, kind: str, messages: str | None, *, required: bool
     if more and name in parts:
         prompt, extra = parts[name]["user"], _input(columns)["user"]
         whole = extra.strip()
-        if kind == "rm" and prompt.strip() in whole:
+        if kind == "rm" and _holds(whole, prompt):
             return parts | {name: {"user": extra}}
         if whole not in (prompt.strip(), _joined(_agreed(parts, "system") or "", prompt).strip()):
             parts[name] |= {"user": f"{prompt}\n{extra}"}
@@ -215,7 +211,16 @@ def _input(columns: Columns) -> dict[str, str]:
 
 def _joined(system: str, prompt: str) -> str:
     """System message and prompt as one text, unless the text begins with the system message already."""
-    return prompt if prompt.lstrip().startswith(system.strip()) else f"{system}\n{prompt}"
+    return prompt if re.match(rf"\s*{_words(system)}", prompt) else f"{system}\n{prompt}"
+
+
+def _holds(whole: str, part: str) -> bool:
+    return re.search(_words(part), whole) is not None
+
+
+def _words(part: str) -> str:
+    """A pattern of a text that does not begin or end inside a word: `I` is not in `Is`."""
+    return rf"(?<!\w){re.escape(part.strip())}(?!\w)" if part.strip() else ""
 
 
 def _agreed(parts: dict[str, dict[str, str]], role: str, kind: str = "") -> str | None:

@@ -15,7 +15,11 @@ def test_a_text_to_which_a_template_was_applied_is_noted(template):
 
 
 @pytest.mark.parametrize(
-    "text", ["So.</s>", "So. </s>\n", "So.<|im_end|>", "<s>[INST] Why?", " <s>Why?", "<<SYS>>\n", "So.<|eot_id|>"]
+    "text",
+    [
+        *["So.</s>", "So. </s>\n", "So.<|im_end|>", "<s>[INST] Why?", " <s>Why?", "<<SYS>>\n", "So.<|eot_id|>"],
+        *["So.<|EOT|>", "So.<end_of_turn>", "<\uff5cUser\uff5c>Why?"],
+    ],
 )
 def test_marks_at_the_place_where_templates_put_them_are_noted(text):
     assert holds_marks(text)
@@ -29,6 +33,11 @@ def test_marks_at_the_place_where_templates_put_them_are_noted(text):
 )
 def test_other_texts_are_not(text):
     assert not holds_marks(text)
+
+
+def test_control_characters_are_noted():
+    assert notes_of(Record("", "a\0b", "c")) == notes_of(Record("", "a", "\x1b[0m")) == ["control_characters"]
+    assert notes_of(Record("", "a\tb\r\n", "c\x0c")) == []
 
 
 def test_nothing_is_noted_about_the_sample():

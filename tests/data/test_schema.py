@@ -132,6 +132,12 @@ def test_reward_models_get_system_message_and_prompt_as_one_text(raw):
     assert parse_record(raw, "rm") == Record("", "Be brief.\nWhy?", "So.", "No.")
 
 
+def test_a_system_message_is_in_a_text_only_as_whole_words():
+    responses = {"chosen": "So.", "rejected": "No."}
+    assert parse_record(responses | {"system": "I", "prompt": "Is it?"}, "rm").prompt == "I\nIs it?"
+    assert parse_record(responses | {"system": "Sum", "input": "Summarise."}, "rm").prompt == "Sum\nSummarise."
+
+
 def test_an_input_that_wraps_system_message_and_prompt_is_taken_as_it_is():
     raw = {"system": "Be brief.", "prompt": "Why?", "input": "System: Be brief. User: Why? Answer:"}
     record = parse_record(raw | {"chosen": "So.", "rejected": "No."}, "rm")
@@ -196,7 +202,7 @@ BAD = [
     ("dpo", PAIR | {"chosen": messages("So.", user="Why?")[:1]}, "bad_messages", "has the roles user"),
     ("dpo", PAIR | {"chosen": messages("So.", user="Why?")[::-1]}, "bad_messages", "roles assistant, user"),
     ("dpo", PAIR | {"chosen": messages("So.") * 2}, "bad_messages", "message 2 is a second assistant message"),
-    ("dpo", PAIR | {"chosen": messages("  ")}, "empty_field", "'chosen', message 1 is empty"),
+    ("dpo", PAIR | {"chosen": messages("  ")}, "empty_field", "'chosen', content of message 1 is empty"),
     ("dpo", PAIR | {"chosen": messages("So.", user="When?")}, "bad_messages", "differs from column 'prompt'"),
     ("orpo", PAIR | {"prompt": None}, "missing_field", "'prompt' (or instruction, user_prompt) is null"),
     *[
@@ -233,7 +239,7 @@ BAD = [
     # the words of a message are those of the record
     ("sft", {"conversations": share_gpt("", user="Why?")[:1]}, "bad_messages", f"roles human; {SHARE_GPT}"),
     ("sft", {"conversations": share_gpt("a") * 2}, "bad_messages", f"message 2 is a second gpt message; {SHARE_GPT}"),
-    ("sft", {"conversations": [{"from": "tool", "value": "x"}]}, "bad_messages", "message 1 has from str 'tool'; allow"),
+    ("sft", {"conversations": [{"from": "tool", "value": "x"}]}, "bad_messages", "message 1 has from str 'tool'"),
     ("sft", {"conversations": [{"from": "human", "text": "x"}]}, "bad_messages", SHARE_GPT),
     ("sft", {"conversations": share_gpt("a", user="u") * 2}, "several_exchanges", f"one exchange: {SHARE_GPT[9:]}"),
     ("dpo", PAIR | {"prompt": share_gpt("x")}, "bad_messages", "then one human message, each {from, value}"),
@@ -242,7 +248,7 @@ BAD = [
     ("sft", {"system_prompt": 7, "prompt": "p", "output": "a"}, "wrong_type", "column 'system_prompt' must be"),
     ("dpo", {"prompt": "p", "chosen_response": 7}, "wrong_type", "column 'chosen_response' must be a string or a list"),
     ("sft", {"instruction": "p", "messages": TWO[:2]}, "bad_messages", "differs from column 'instruction' (str 'p')"),
-    ("rm", {"system": "s", "prompt": "p", "chosen": "c"}, "missing_field", "input (or prompt, with or without system), "),
+    ("rm", {"system": "s", "prompt": "p", "chosen": "c"}, "missing_field", "input (or prompt, with or without system)"),
 ]
 
 

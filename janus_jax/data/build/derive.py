@@ -143,7 +143,7 @@ def _draw(
     # of records that repeat each other, the same one stays in any order
     distinct = sorted({(record.system, record.response): record for record in sorted(records, reverse=True)}.values())
     if len(distinct) < len(records):
-        dropped["repeated_row"] += len(records) - len(distinct)
+        dropped["repeated_record"] += len(records) - len(distinct)
     systems = Counter(record.system for record in distinct)
     responses = Counter(record.response for record in distinct)
     # a partner shares neither system message nor response; the record itself is in both counts

@@ -192,7 +192,8 @@ def _files_of_one(split: str, source: Source, unread: Counter[str]) -> list[Path
     if len(files) == 1 and (split != "train" or "train" in files):
         return next(iter(files.values()))
     if split not in files:
-        raise DataError(f"split {split!r}: not in {os.fspath(source)}, which has {', '.join(files)}; {OVERRULE}")
+        hint = f"; to train on a file of it, {OVERRULE}" if split == "train" else ""
+        raise DataError(f"split {split!r}: not in {os.fspath(source)}, which has {', '.join(files)}{hint}")
     for name, paths in files.items():
         if name != split:
             unread[f"of split {name} in the source of split {split}"] += len(paths)

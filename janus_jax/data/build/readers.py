@@ -152,7 +152,8 @@ def _parse_json(line: bytes) -> Any:
         start = ascii(line[:60].decode("utf-8", "replace").rstrip())
         cut = "" if line.endswith(b"\n") else ", the last line of the file, which may be cut off"
         reason = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
-        return RecordError("bad_json", f"not valid JSON{cut}: {reason}; the line begins {start}")
+        hint = "; a file that is one list must be named .json" if line.startswith(b"[") else ""
+        return RecordError("bad_json", f"not valid JSON{cut}: {reason}; the line begins {start}{hint}")
 
 
 class _Twice(dict[str, Any]):

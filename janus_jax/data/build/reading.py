@@ -19,7 +19,7 @@ class Choice:
     """Which records a build keeps."""
 
     dedupe: bool = False
-    """Keep one of the records that repeat each other in all texts and the margin."""
+    """Keep one of the records whose texts and margin look equal (`columns.alike`)."""
     validation_fraction: float | None = None
     """Share of the prompts of split train whose records become split validation."""
     validation_seed: int = 0
@@ -77,10 +77,15 @@ class Reading:
         if self._derive is not None:
             options = dataclasses.asdict(self._derive)
             records = derive_pairs(records, self._kind, scratch=self._scratch, dropped=dropped, **options)
+        count = margins = 0
         for record in records:
             self._contents[split].add(record)
             self.notes[split].update(notes_of(record))
+            count += 1
+            margins += record.margin is not None
             yield record
+        if 0 < margins < count:
+            self.notes[split]["no_margin"] = count - margins
 
     def _checked(self, split: str, dropped: Counter[str], unread: Counter[str]) -> Iterator[Record]:
         kind = self._kind if self._derive is None else "sft"

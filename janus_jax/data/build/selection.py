@@ -6,12 +6,12 @@ All of it works on digests, so memory grows by some 10 to 100 bytes a record, no
 import array
 import hashlib
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from janus_jax.data.columns import alike
 from janus_jax.data.schema import Record
 from janus_jax.errors import DataError
 
@@ -42,12 +42,12 @@ class HeldOut:
 
 
 def prompt_of(record: Record) -> str:
-    """The prompt without its system message, in a form that is equal for texts that look equal."""
-    return unicodedata.normalize("NFC", record.prompt).strip()
+    """The prompt without its system message, in a form that is equal for texts that differ in blanks alone."""
+    return " ".join(alike(record.prompt).split())
 
 
 def without_repeats(records: Iterable[Record], dropped: Counter[str]) -> Iterator[Record]:
-    """Records that differ from all before in a text or the margin; counts the others as `repeated_record`."""
+    """Records that do not look equal to one before, margin included; counts the others as `repeated_record`."""
     seen: set[bytes] = set()
     for record in records:
         digest = _digest(_whole(record), size=16)
@@ -78,7 +78,8 @@ class Contents:
 
 
 def _whole(record: Record) -> str:
-    return json.dumps([record.system, record.prompt, record.chosen, record.rejected, record.margin])
+    texts = (record.system, record.prompt, record.chosen, record.rejected or "")
+    return json.dumps([*map(alike, texts), record.margin])
 
 
 def _digest(text: str, key: bytes = b"", size: int = 8) -> bytes:

@@ -75,6 +75,8 @@ def find_splits(
         return {split or _split_of_source(name, is_file=True) or "train": [path]}
     if path.is_dir():
         return _directory_splits(path, unread, split or _split_of_source(name, is_file=False) or "train")
+    if path.exists():
+        raise DataError(text, "is neither a file nor a directory; a pipe can be written to a file first")
     looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.startswith(".")
     if not looks_like_id or file_type(path) in SUFFIXES or path.parent.is_dir():
         raise DataError(text, "no such file or directory")
@@ -109,22 +111,24 @@ def named_sources(source: str, validation: str | None = None) -> str | dict[str,
 
 
 def refuse_shared_files(splits: Mapping[str, Sequence[Path]]) -> None:
-    """Raises DataError if a training file is also a file of another split: itself, a link to it, or a copy."""
-    trained: dict[int, list[Path]] = {}
-    for path in splits.get("train", ()):
-        trained.setdefault(path.stat().st_size, []).append(path)
-    for split, paths in splits.items():
-        for path in paths if split != "train" else ():
-            for other in trained.get(path.stat().st_size, ()) if path.stat().st_size else ():
-                if path == other:
-                    what = "is"
-                elif path.samefile(other):
-                    what = f"is the same as {other},"
-                elif _digest(path) == _digest(other):
-                    what = f"has the same content as {other},"
-                else:
-                    continue
-                raise DataError(path, f"{what} a file of split train; split {split} needs records of its own")
+    """Raises DataError if a file is a copy of another of its split, or is, or copies, a training file."""
+    of_size: dict[int, list[tuple[str, Path]]] = {}
+    for split in sorted(splits, key="train".__ne__):  # train first
+        for path in splits[split]:
+            alike = of_size.setdefault(path.stat().st_size, [])
+            for of, other in alike if path.stat().st_size else ():
+                if of in ("train", split) and (what := _sameness(path, other)):
+                    needs = f"split {split} needs records of its own" if of != split else "keep one of them"
+                    raise DataError(path, f"{what} a file of split {of}; {needs}")
+            alike.append((split, path))
+
+
+def _sameness(path: Path, other: Path) -> str | None:
+    if path == other:
+        return "is"
+    if path.samefile(other):
+        return f"is the same as {other},"
+    return f"has the same content as {other}," if _digest(path) == _digest(other) else None
 
 
 def _digest(path: Path) -> bytes:
@@ -185,7 +189,11 @@ def _walk(directory: Path, unread: Counter[str]) -> Iterator[Path]:
         for folder, folders, names in os.walk(top, onerror=refuse):
             here = Path(folder)
             seen[os.path.realpath(here)] = here
-            inner = [here / name for name in sorted(folders + names) if not name.startswith(".")]
+            inner = [
+                path
+                for path in (here / name for name in sorted(folders + names))
+                if not (path.name.startswith(".") and (path.is_dir() or path.is_symlink()))
+            ]
             links.extend(path for path in inner if path.is_symlink())
             folders[:] = [path.name for path in inner if path.is_dir() and not path.is_symlink()]
             for path in inner:
@@ -213,6 +221,8 @@ def _walk(directory: Path, unread: Counter[str]) -> Iterator[Path]:
 def _why_unread(path: Path) -> str | None:
     """None for a file of records; otherwise the reason, empty if there is nothing to say about the file."""
     kind = file_type(path)
+    if path.name.startswith(".") and kind in SUFFIXES and not path.name.startswith("._"):
+        return "hidden" if not any(part.startswith(".") for part in path.parts[:-1]) else ""
     if any(part.startswith(".") for part in path.parts) or path.name in _METADATA:
         return ""
     if kind in SUFFIXES:

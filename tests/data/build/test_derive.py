@@ -71,7 +71,7 @@ def test_pairs_depend_on_seed_and_content_and_not_on_the_order_of_records(tmp_pa
     repeated = Record(records[0].system, records[0].prompt, records[0].chosen + " ", None, "another source")
     shuffled = random.Random(1).sample([*records, repeated], len(records) + 1)
     pairs, dropped = derived([*records, repeated], tmp_path, all_pairs=all_pairs)
-    assert dropped == {"repeated_row": 1}
+    assert dropped == {"repeated_record": 1}
     for order in (shuffled, [repeated, *records][::-1], [repeated, *records]):
         place = {prompt: i for i, prompt in enumerate(dict.fromkeys(record.prompt for record in order))}
         others, _ = derived(order, tmp_path, all_pairs=all_pairs)
@@ -122,7 +122,7 @@ def test_what_gives_no_pair_is_dropped_by_reason(tmp_path):
     ]
     pairs, dropped = derived(records, tmp_path, all_pairs=True)
     assert dropped == {
-        "repeated_row": 1,
+        "repeated_record": 1,
         "instruction_with_one_response": 2,
         "instruction_with_equal_responses": 1,
         "instruction_with_one_system": 1,

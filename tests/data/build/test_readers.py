@@ -168,6 +168,12 @@ def test_answers_with_scores_read_from_parquet(tmp_path):
     assert list(read_records(path, "rm")) == [Record("", "Why?", "Thus.", "So.")]
 
 
+def test_a_list_in_lines_gets_a_hint(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(QUESTIONS, indent=1))
+    assert refusal(path).endswith("; a file that is one list must be named .json")
+
+
 def test_skip_bad_drops_and_counts_by_reason(tmp_path):
     path = tmp_path / "rows.jsonl"
     bad = [QUESTIONS[0] | {"output": ""}, QUESTIONS[0] | {"output": 3}, {"system": "s"}, QUESTIONS[0] | {"prompt": " "}]

@@ -88,9 +88,20 @@ def test_what_is_dropped_while_drawing_counts_once(tmp_path):
 
 
 def test_repeats_are_dropped_whatever_stands_in_other_columns(tmp_path):
-    rows = [*QUESTIONS, QUESTIONS[0] | {"id": 1}, QUESTIONS[1] | {"output": "Else."}]
+    first = {"prompt": "Why caf\u00e9?", "output": "So."}
+    alike = [{"id": 1}, {"output": "So. "}, {"prompt": "Why cafe\u0301?\n"}]
+    rows = [*QUESTIONS, first, *(first | change for change in alike), first | {"output": "Else."}]
     one = reading(write_json_lines(tmp_path / "rows.jsonl", rows), Choice(dedupe=True))
-    assert len(read(one)["train"]) == 6 and one.facts("train")["dropped"] == {"repeated_record": 1}
+    assert len(read(one)["train"]) == 7 and one.facts("train")["dropped"] == {"repeated_record": 3}
+
+
+def test_margins_that_some_records_lack_or_that_are_negative_are_noted(tmp_path):
+    pairs = [{"prompt": f"{i}?", "chosen": "a", "rejected": "b"} for i in range(5)]
+    some = [pair | ({"margin": margin} if margin else {}) for pair, margin in zip(pairs, (1, 2, -1, 0, 0), strict=True)]
+    for rows, notes in [(pairs, {}), (some, {"no_margin": 2, "negative_margin": 1})]:
+        one = reading(write_json_lines(tmp_path / "rows.jsonl", rows), kind="rm")
+        read(one)
+        assert one.facts("train")["notes"] == notes
 
 
 @pytest.mark.parametrize("kind", ["dpo", "rm"])
@@ -114,7 +125,7 @@ def test_pairs_given_to_derive_are_told_what_it_reads(tmp_path):
 
 def test_prompts_in_two_splits_are_counted(tmp_path):
     train = write_json_lines(tmp_path / "train.jsonl", QUESTIONS)
-    changes = [{"output": "Else."}, {"prompt": "Why 1? "}, {"prompt": "When?"}]
+    changes = [{"output": "Else."}, {"prompt": "Why \t1? "}, {"prompt": "When?"}]
     held = [row | change for row, change in zip(QUESTIONS, changes, strict=False)]
     one = reading(train, validation=write_json_lines(tmp_path / "held.jsonl", held))
     read(one)
@@ -165,6 +176,6 @@ def test_held_out_files_of_a_source_are_not_trained_on(tmp_path):
     from janus_jax.data.build.pipeline import build
 
     held, tests = (write_json_lines(tmp_path / name, QUESTIONS) for name in ("held.jsonl", "only/test.jsonl"))
-    with pytest.raises(DataError, match=r"^split 'train': not in .*only, which has test$"):
+    with pytest.raises(DataError, match=r"^split 'train': not in .*only, which has test; to train on a file of it, "):
         build({"train": tests.parent, "validation": held}, tmp_path / "out", kind="sft")
     assert not (tmp_path / "out").exists()

@@ -245,7 +245,8 @@ def test_whole_sets_are_read(tmp_path, names):
 
 
 def test_what_is_not_read_is_counted_by_reason(tmp_path):
-    touch(tmp_path, "rows.jsonl", "more.NDJSON", "license_questions.jsonl")
+    touch(tmp_path, "rows.jsonl", "more.NDJSON", "license_questions.jsonl", ".old.jsonl", "._rows.jsonl")
+    (tmp_path / ".#rows.jsonl").symlink_to(tmp_path / "gone")  # an editor's lock
     for name in ["a.csv", "b.CSV", "c.arrow", "d.tar.gz", "e.jsonl.bz2", "f.txt", "notes", "README.md", ".hidden"]:
         (tmp_path / name).write_text("")
     unread = Counter()
@@ -253,8 +254,9 @@ def test_what_is_not_read_is_counted_by_reason(tmp_path):
     assert unread == {
         **{"of type .csv": 2, "of type .arrow": 1, "of type .tar.gz": 1, "of type .bz2": 1, "of type .txt": 1},
         "without a suffix": 1,
+        "hidden": 1,
     }
-    assert listed(unread).startswith("1 of type .arrow, 1 of type .bz2, 2 of type .csv")
+    assert listed(unread).startswith("1 hidden, 1 of type .arrow, 1 of type .bz2, 2 of type .csv")
 
 
 def test_a_directory_of_other_files_alone_is_refused_with_their_types(tmp_path):
@@ -277,6 +279,20 @@ def test_linked_folders_and_files_are_read_once(tmp_path):
         str(tmp_path / "elsewhere" / name) for name in ("a.jsonl", "b.jsonl")
     ]
     assert unread.total() >= 1 and set(unread) <= {"linked to what is read already", "without a suffix"}
+
+
+def test_a_file_that_is_copied_within_its_split_is_refused(tmp_path):
+    touch(tmp_path, "a.jsonl", "b.jsonl")
+    (tmp_path / "c.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())
+    with pytest.raises(DataError, match=r"c\.jsonl: has the same content as .*a\.jsonl, a file of split .*; keep one"):
+        refuse_shared_files(find_splits(tmp_path))
+    refuse_shared_files({"validation": [tmp_path / "a.jsonl"], "test": [tmp_path / "a.jsonl"]})
+
+
+def test_a_pipe_is_no_source(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"pipe: is neither a file nor a directory"):
+        find_splits(tmp_path / "pipe")
 
 
 def test_links_to_nothing_and_from_another_split_are_refused(tmp_path):
