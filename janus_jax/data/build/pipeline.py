@@ -93,52 +93,15 @@ def build(
     refuse_shared_files(files)
 
     with staging.output(out, MANIFEST, progress) as directory:
-        from janus_jax.data.build.tfds_builder import write_records
-
-        leave_out: dict[str, dict[int, int]] = {}
-
-        def write() -> tuple[Reading, int, dict[str, Split], dict[str, dict[int, int]]]:
-            reading = Reading(files, kind, choice, derive=derive, skip_bad=skip_bad, scratch=directory)
-            spelled = 0
-
-            def records(split: str) -> Iterator[Record]:
-                nonlocal spelled
-                done = 0
-                for number, record in enumerate(reading.records(split)):
-                    if number in leave_out.get(split, ()):
-                        reason, explanation = UNUSABLE[leave_out[split][number]]
-                        if not skip_bad and reason != "equal_tokens":
-                            raise RecordError(reason, record.place or f"split {split}, record {number}", explanation)
-                        reading.dropped[split][reason] += 1
-                        continue
-                    texts = (record.system, record.prompt, record.chosen, record.rejected or "")
-                    spelled += control is not None and any(map(control.search, texts))
-                    done += 1
-                    yield record
-                    if progress and done % _PROGRESS_EVERY == 0:
-                        progress(split, "read", done, None)
-                if not done:
-                    reasons = ", ".join(f"{reason} {count}" for reason, count in reading.dropped[split].items())
-                    raise DataError(_source_name(source), f"split {split}: no usable record ({reasons or 'none left'})")
-                if progress:
-                    progress(split, "read", done, done)
-
-            names = reading.splits
-            builder = write_records({name: functools.partial(records, name) for name in names}, directory / "tfds")
-            reading.compare()
-            return reading, spelled, *_tokenize(builder, encoder, directory, processes, progress)
-
         tokenizer.save(directory / "tokenizer")
         encoder = Encoder(kind, prompt_template, boundary, tokenizer)
         require_servable(encoder.chat)  # now, and not when the weights are trained
-        control = control_pattern({*tokenizer.control_tokens(), *encoder.chat.marks})
-        reading, spelled, tokenized, unusable = write()
-        if any(unusable.values()):  # rare, so all is written again without these records
-            leave_out = unusable
-            for name in ("tfds", *reading.splits):
-                shutil.rmtree(directory / name)
-            reading, spelled, tokenized, _ = write()
-        written = {name: dataclasses.replace(split, **reading.facts(name)) for name, split in tokenized.items()}
+
+        def reading() -> Reading:
+            return Reading(files, kind, choice, derive=derive, skip_bad=skip_bad, scratch=directory)
+
+        writer = _Writer(directory, _source_name(source), reading, encoder, skip_bad, processes, progress)
+        written = writer.write()
         manifest = Manifest(
             kind=kind,
             template=template,
@@ -160,9 +123,71 @@ def build(
         )
         manifest.save(directory)
         served = check_stored(directory, manifest, encoder.chat)
-        manifest = dataclasses.replace(manifest, served=served | {"control_text": spelled})
+        manifest = dataclasses.replace(manifest, served=served | {"control_text": writer.control_text})
         manifest.save(directory)
     return manifest
+
+
+class _Writer:
+    """Writes the records of a source and their token ids into a directory."""
+
+    def __init__(
+        self,
+        directory: Path,
+        source: str,
+        reading: Callable[[], Reading],
+        encoder: Encoder,
+        skip_bad: bool,
+        processes: int | None,
+        progress: Progress | None,
+    ):
+        self._directory, self._source, self._reading, self._encoder = directory, source, reading, encoder
+        self._skip_bad, self._processes, self._progress = skip_bad, processes, progress
+        self._control = control_pattern({*encoder.tokenizer.control_tokens(), *encoder.chat.marks})
+        self.control_text = 0
+        """Records that were written and have a text that spells a control token."""
+
+    def write(self) -> dict[str, Split]:
+        """Reads the source once, or twice if the tokenizer shows that some records cannot be used (`UNUSABLE`)."""
+        splits, unusable = self._pass({})
+        if any(unusable.values()):  # rare, so all is written again without these records
+            for name in ("tfds", *splits):
+                shutil.rmtree(self._directory / name)
+            splits, _ = self._pass(unusable)
+        return splits
+
+    def _pass(self, leave_out: dict[str, dict[int, int]]) -> tuple[dict[str, Split], dict[str, dict[int, int]]]:
+        from janus_jax.data.build.tfds_builder import write_records
+
+        reading, self.control_text = self._reading(), 0
+        records = {
+            name: functools.partial(self._records, reading, name, leave_out.get(name, {})) for name in reading.splits
+        }
+        builder = write_records(records, self._directory / "tfds")
+        reading.compare()
+        splits, unusable = _tokenize(builder, self._encoder, self._directory, self._processes, self._progress)
+        return {name: dataclasses.replace(split, **reading.facts(name)) for name, split in splits.items()}, unusable
+
+    def _records(self, reading: Reading, split: str, leave_out: Mapping[int, int]) -> Iterator[Record]:
+        done = 0
+        for number, record in enumerate(reading.records(split)):
+            if number in leave_out:
+                reason, explanation = UNUSABLE[leave_out[number]]
+                if not self._skip_bad and reason != "equal_tokens":
+                    raise RecordError(reason, record.place or f"split {split}, record {number}", explanation)
+                reading.dropped[split][reason] += 1
+                continue
+            texts = (record.system, record.prompt, record.chosen, record.rejected or "")
+            self.control_text += self._control is not None and any(map(self._control.search, texts))
+            done += 1
+            yield record
+            if self._progress and done % _PROGRESS_EVERY == 0:
+                self._progress(split, "read", done, None)
+        if not done:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in reading.dropped[split].items())
+            raise DataError(self._source, f"split {split}: no usable record ({reasons or 'none left'})")
+        if self._progress:
+            self._progress(split, "read", done, done)
 
 
 def _files_of_splits(
