@@ -98,9 +98,8 @@ class Manifest:
     boundary: Boundary = "separate"  # older builds lack the key
     ids: str = "<i4"  # numpy's name of the type of stored ids
     derived: dict[str, Any] | None = None  # seed and all_pairs, if pairs were drawn from SFT records
-    marks: list[str] = dataclasses.field(
-        default_factory=list
-    )  # of the template, written as control tokens; older builds spelled all as text
+    # marks of the template that are written as control tokens; older builds spelled all as text
+    marks: list[str] = dataclasses.field(default_factory=list)
     served: dict[str, Any] | None = None  # how many conversations a server was seen to read as training does
     format_version: int = FORMAT_VERSION
     unread_files: dict[str, int] | None = None  # files of the source that were not read, by reason

@@ -222,4 +222,4 @@ def test_the_whole_configuration_of_the_training_page_loads(tmp_path):
 @pytest.mark.parametrize("page", PAGES)
 def test_python_snippets_compile(page):
     for block in re.findall(r"^```python\n(.*?)^```", text(page), re.MULTILINE | re.DOTALL):
-        compile(block, page, "exec")
+        assert compile(block, page, "exec")

@@ -2,13 +2,17 @@
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from janus_jax.checkpoint.hf.keys import leaves
+from janus_jax.checkpoint.hf.read import load_hf
+from janus_jax.errors import ConversionError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, init_params
 
@@ -34,6 +38,16 @@ def random_params(config: ModelConfig, dtype=jnp.float32) -> Params:
     flat, tree = jax.tree.flatten(params)
     noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(flat, keys, strict=True)]
     return jax.tree.map(lambda leaf: leaf.astype(dtype), jax.tree.unflatten(tree, noisy))
+
+
+def refused(directory: Path, *parts: object, read: Callable = load_hf) -> None:
+    """Asserts that `read` gives one line, a ConversionError, that names all `parts`."""
+    with pytest.raises(ConversionError) as caught:
+        read(directory)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert str(part) in message, message
 
 
 def assert_same_bits(ours: Params, theirs: Params) -> None:

@@ -116,10 +116,10 @@ def refuse_shared_files(splits: Mapping[str, Sequence[Path]]) -> None:
     for split in sorted(splits, key="train".__ne__):  # train first
         for path in splits[split]:
             alike = of_size.setdefault(path.stat().st_size, [])
-            for of, other in alike if path.stat().st_size else ():
-                if of in ("train", split) and (what := _sameness(path, other)):
-                    needs = f"split {split} needs records of its own" if of != split else "keep one of them"
-                    raise DataError(path, f"{what} a file of split {of}; {needs}")
+            for owner, other in alike if path.stat().st_size else ():
+                if owner in ("train", split) and (what := _sameness(path, other)):
+                    needs = f"split {split} needs records of its own" if owner != split else "keep one of them"
+                    raise DataError(path, f"{what} a file of split {owner}; {needs}")
             alike.append((split, path))
 
 

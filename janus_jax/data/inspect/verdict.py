@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from janus_jax.data.inspect.facts import Finding, LengthBias, PartFacts, SplitFacts
 from janus_jax.data.inspect.thresholds import SHORT
+from janus_jax.data.notes import NOTES
 
 _NOUNS = {"unknown": "token", "dropped_by_build": "record"}
 
@@ -51,7 +52,7 @@ def _of_part(where: str, data: str, part: PartFacts, thresholds: Mapping[str, fl
         ("eos_inside", part.eos_inside, usable, "EOS is inside a response, before its end"),
         ("unknown", part.unknown, part.tokens, "the unknown token"),
         ("dropped_by_build", by_build, built + by_build, f"dropped by `janus data build` ({reasons})"),
-        *(("build_notes", count, built, f"note of the build: {note}") for note, count in part.build_notes.items()),
+        *(("build_notes", count, built, NOTES.get(note, note)) for note, count in part.build_notes.items()),
     ]
     for kind, count, total, what in shares:
         if count and count / total > thresholds[kind]:

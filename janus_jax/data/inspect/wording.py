@@ -6,6 +6,7 @@ from typing import Literal
 
 from janus_jax.data.inspect.boundary_check import BoundaryCheck
 from janus_jax.data.inspect.facts import Duplicates, LengthBias, PartFacts, Share, SplitFacts
+from janus_jax.data.notes import NOTES
 from janus_jax.data.statistics import Histogram
 from janus_jax.text.served import served_lines
 
@@ -57,10 +58,10 @@ def verdicts(splits: list[SplitFacts]) -> list[Verdict]:
     sound += "tokenizer has one."
     if not problems and not findings:
         return [Verdict("fine", f"FINE: No problems in {examples}: {sound}")]
-    found = []
+    levels = []
     if problems:
         lines = (f"{counted(one.count, 'example')} with {one.fault}: {one.examples}" for one in problems)
-        found.append(Verdict("wrong", "WRONG: Do not train on this data.", tuple(lines)))
+        levels.append(Verdict("wrong", "WRONG: Do not train on this data.", tuple(lines)))
     if findings:
         lines = (
             f"{one.text} ({percent(one.share)}, threshold {one.kind}={one.threshold:g}), in {one.where}"
@@ -68,8 +69,8 @@ def verdicts(splits: list[SplitFacts]) -> list[Verdict]:
         )
         no_error = "" if problems else f" Nothing is broken in {examples}: {sound}"
         title = f"LOOK AT THIS: {counted(len(findings), 'share')} past a threshold (--look-at sets it).{no_error}"
-        found.append(Verdict("look at this", title, tuple(lines)))
-    return found
+        levels.append(Verdict("look at this", title, tuple(lines)))
+    return levels
 
 
 def row_statements(facts: SplitFacts) -> Iterator[Statement]:
@@ -149,7 +150,7 @@ def part_statements(part: PartFacts) -> Iterator[Statement]:
         )
     for note, count in part.build_notes.items():
         if count:
-            yield Statement(f"note of the build: {note}: {counted(count, 'example')}")
+            yield Statement(f"note of the build: {counted(count, 'example')} {NOTES.get(note, note)}")
     if part.only_eos:
         yield Statement(f"note: {counted(part.only_eos, 'example')} with a response of EOS alone")
     if part.eos_inside:
