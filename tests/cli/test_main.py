@@ -148,7 +148,7 @@ def test_build_prints_what_was_kept_and_what_was_dropped(janus, tmp_path):
 
     with mock.patch("janus_jax.data.build.pipeline.build", build):
         code, out, err = janus(*f"data build --kind sft --source a --out {tmp_path / 'out'}".split())
-    assert code == 0 and err == ""
+    assert code == 0 and err == "" and "no split train" not in out
     assert all(text in out for text in ("train", "1,234", "5,678,901", "7 empty_field"))
     assert out.splitlines()[-5:] == [
         "256 conversations compared: apply_chat_template of an export gives the prompts' ids of training",
@@ -157,6 +157,10 @@ def test_build_prints_what_was_kept_and_what_was_dropped(janus, tmp_path):
         "columns not read: `id`, `source` (1,234 records), `score` (1,200 records)",
         "note: 3 of 1,234 records of split train have a prompt that split train has too",
     ]
+    manifest |= {"source": "rows_test.jsonl", "splits": {"test": manifest["splits"]["train"]}}
+    with mock.patch("janus_jax.data.build.pipeline.build", build):
+        _, out, _ = janus(*f"data build --kind sft --source a --out {tmp_path / 'out'}".split())
+    assert "no split train: names in rows_test.jsonl say test; to train on it, give --source train=FILE\n" in out
 
 
 def test_conversions_get_their_options(janus, tmp_path):

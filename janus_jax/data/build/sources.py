@@ -105,7 +105,8 @@ def named_sources(source: str, validation: str | None = None) -> str | dict[str,
         return named
     if validation is None:
         return source
-    if "train" not in (splits := find_splits(source)):
+    here = is_url(source) or os.path.exists(os.path.expanduser(source))
+    if here and "train" not in (splits := find_splits(source)):
         raise DataError(source, f"its name says split {', '.join(splits)}; to train on a file of that, {OVERRULE}")
     return named
 
