@@ -114,7 +114,7 @@ def parse_record(raw: Any, kind: str) -> Record:
     assert prompt is not None  # otherwise `_prompt` has raised
     responses = [roles["assistant"] for roles in sides.values()]
     if kind == "sft":
-        return Record(system, prompt, *responses, **_sources(columns))
+        return Record(system, prompt, responses[0], **_sources(columns))
     if kind == "rm":
         whole = columns.has("input") and _holds(prompt, system)
         system, prompt = "", prompt if whole else _joined(system, prompt)

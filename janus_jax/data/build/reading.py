@@ -9,6 +9,7 @@ from typing import Any
 from janus_jax.data.build.derive import Derivation, derive_pairs, for_pairs
 from janus_jax.data.build.readers import read_records
 from janus_jax.data.build.selection import Contents, HeldOut, without_repeats
+from janus_jax.data.build.sources import OVERRULE
 from janus_jax.data.notes import notes_of
 from janus_jax.data.schema import Record
 from janus_jax.errors import DataError
@@ -47,10 +48,14 @@ class Reading:
         fraction = choice.validation_fraction
         if fraction is not None and not 0 < fraction < 1:
             raise DataError(f"validation_fraction={fraction:g}: allowed: more than 0 and less than 1")
-        if fraction is not None and set(files) & {"validation"}:
-            raise DataError(f"validation_fraction={fraction:g}: the source has a split validation already")
         if fraction is not None and "train" not in files:
-            raise DataError(f"validation_fraction={fraction:g}: the source has no split train to take it from")
+            names = ", ".join(files)
+            raise DataError(
+                f"validation_fraction={fraction:g}: names in the source say split {names}, and there is no split train "
+                f"to take it from; to train on a file of it, {OVERRULE}"
+            )
+        if fraction is not None and "validation" in files:
+            raise DataError(f"validation_fraction={fraction:g}: the source has a split validation already")
         self.splits = [*files, *(["validation"] if fraction is not None else [])]
         self._files, self._kind, self._choice = dict(files), kind, choice
         self._derive, self._skip_bad, self._scratch = derive, skip_bad, scratch

@@ -22,7 +22,7 @@ HUB_ALIASES = {
 OVERRULE = "give --source train=FILE"
 """For messages: how a file is read as another split than its name says."""
 
-_SPLIT_WORDS = (
+_SPLIT_WORDS: dict[str, str] = (
     dict.fromkeys(("train", "training"), "train")
     | dict.fromkeys(("validation", "valid", "val", "dev", "development"), "validation")
     | dict.fromkeys(("eval", "evaluation", "heldout", "holdout"), "validation")

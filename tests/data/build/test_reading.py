@@ -74,6 +74,8 @@ def test_a_fraction_needs_two_prompts_and_no_other_validation(tmp_path):
         read(reading(path, choice))
     with pytest.raises(DataError, match="the source has a split validation already"):
         reading(path, choice, validation=path)
+    with pytest.raises(DataError, match=r"say split test, and there is no split train .* train=FILE$"):
+        Reading({"test": [path]}, "sft", choice, derive=None, skip_bad=False, scratch=tmp_path)
 
 
 def test_what_is_dropped_while_drawing_counts_once(tmp_path):
