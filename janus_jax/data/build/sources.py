@@ -22,12 +22,12 @@ HUB_ALIASES = {
 OVERRULE = "give --source train=FILE"
 """For messages: how a file is read as another split than its name says."""
 
-_SPLIT_WORDS: dict[str, str] = (
-    dict.fromkeys(("train", "training"), "train")
-    | dict.fromkeys(("validation", "valid", "val", "dev", "development"), "validation")
-    | dict.fromkeys(("eval", "evaluation", "heldout", "holdout"), "validation")
-    | dict.fromkeys(("test", "testing"), "test")
-)
+_WORDS_OF_SPLITS = {
+    "train": "train training",
+    "validation": "validation valid val dev development eval evaluation heldout holdout",
+    "test": "test testing",
+}
+_SPLIT_WORDS = {word: split for split, words in _WORDS_OF_SPLITS.items() for word in words.split()}
 _ABOUT_DATA = re.compile(r"readme|licen[cs]e|notice|citation|changelog|checksums?|md5sums?|sha256sums?|_success", re.I)
 _METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _NOT_PAIRS = {"Anthropic/hh-rlhf": "red-team-attempts"}
