@@ -1,6 +1,5 @@
 """Trained ids are served ids: templates x tokenizer families x BOS x kinds, read by transformers and sentencepiece."""
 
-import json
 import random
 
 import pytest
@@ -13,10 +12,7 @@ from janus_jax.text.served import Conversation, check_built
 from janus_jax.text.template import CHATML, MISTRAL_INST, PLAIN, TEMPLATES
 from janus_jax.text.tokenizer import load_tokenizer, save_hf_tokenizer
 from tests.support.sentencepieces import trained
-
-WORDS = "the quick brown fox don't naïve 世界 안녕 مرحبا नमस्ते 3.14 x*2 — é ﬁ 😀".split(" ")
-WORDS += ["'", '"', "\\", "{{ }}", "{system}", "{% if %}", "# [x]"]
-WORDS += ["\n", "\n\n", "\t", "", "e\u0301"]
+from tests.support.tokenizers import WORDS, byte_level, metaspace
 
 
 def texts(count: int = 60) -> list[str]:
@@ -28,45 +24,6 @@ def texts(count: int = 60) -> list[str]:
 def sentencepiece_directory(directory, **options):
     directory.mkdir()
     (directory / "tokenizer.model").write_bytes(trained(**options))
-    return directory
-
-
-def byte_level(directory, special=(), bos=None, config=None):
-    """A byte-level BPE whose EOS is </s> or <|im_end|>, as Llama 3 and SmolLM2 have it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    eos = "<|im_end|>" if "<|im_end|>" in special else "</s>"
-    names = list(dict.fromkeys(filter(None, (bos, eos, *special))))
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=names, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator([" ".join(WORDS)] * 4, trainer)
-    directory.mkdir()
-    tokenizer.save(str(directory / "tokenizer.json"))
-    declared = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos, "pad_token": eos}
-    declared |= {"bos_token": bos} if bos else {}
-    (directory / "tokenizer_config.json").write_text(json.dumps(declared | (config or {})))
-    return directory
-
-
-def metaspace(directory, scheme):
-    """A BPE with sentencepiece's spaces, as converted tokenizers of Mistral have it; [INST] is a control token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
-    names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
-    tokenizer.train_from_iterator(
-        [" ".join(WORDS)] * 4, trainers.BpeTrainer(vocab_size=300, special_tokens=names, show_progress=False)
-    )
-    directory.mkdir()
-    tokenizer.save(str(directory / "tokenizer.json"))
-    declared = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
-    (directory / "tokenizer_config.json").write_text(json.dumps(declared | {"unk_token": "<unk>"}))
     return directory
 
 

@@ -70,6 +70,8 @@ class AnnotatedRow:
     roles: np.ndarray
     texts: list[str]
     """Text of each slot's token; empty for padding."""
+    eos: str
+    """How the tokenizer spells EOS."""
     segments: list[Segment]
     role_names: tuple[str, ...]
     """ROLES as a reader knows them: the response of SFT is called that."""
@@ -124,6 +126,7 @@ def _annotate(opened: OpenedSplit, epoch: int, number: int, members: np.ndarray,
         position,
         roles,
         texts,
+        decoder.token(eos),
         segments,
         role_names=ROLES if packed.form.branches == 2 else ("padding", "prompt", "response", "", "eos"),
     )

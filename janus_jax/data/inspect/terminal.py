@@ -74,7 +74,7 @@ def _print_segment(console: Console, row: AnnotatedRow, segment: Segment, full: 
         ]
         _print_text(console, row.role_names[span.role], tokens, style, full)
         if span.end - 1 in segment.eos_targets:
-            target = Text(f"</s> is the target of slot {span.end - 1}", STYLES[EOS])
+            target = Text(f"{visible(row.eos)} is the target of slot {span.end - 1}", STYLES[EOS])
             _print_text(console, "eos", [target], STYLES[EOS], full)
 
 

@@ -1,5 +1,6 @@
 """Text of single tokens, safe to print."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,9 @@ from janus_jax.text.tokenizer import Tokenizer
 MORE_BYTES = "▪"
 """Shown for a token that only holds more bytes of the previous character."""
 
+_PART = "\ufffd"
+"""What decoders write for a part of a character."""
+
 _LONGEST_CHARACTER = 4
 """Bytes of a character in UTF-8; each may be a token."""
 
@@ -17,21 +21,23 @@ class TokenDecoder:
     """Decodes token by token.
 
     Tokenizers drop the leading space of a text, so each id is decoded behind an anchor. An id that is only part of a
-    character is decoded together with the next ones.
+    character is decoded together with the next ones. Control tokens are no text: they are shown by their names.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._anchor = tokenizer.encode("a")[-1:]
         self._before = tokenizer.decode(self._anchor)
-        named = {tokenizer.unk_id: "<unk>", tokenizer.bos_id: "<s>", tokenizer.eos_id: "</s>"}
-        self._known: dict[int, str] = {id: name for id, name in named.items() if id is not None}
+        self._control = frozenset(tokenizer.control_tokens())
+        self._ends = {tokenizer.bos_id, tokenizer.eos_id}
+        self._names: dict[int, str] = {}
+        self._known: dict[int, str] = {}
 
     def token(self, id: int) -> str:
-        """The text of one id; special ids have their usual names, and ids without text are shown as `<id>`."""
+        """The text of one id; a control token has its name, and an id without text is shown as `<id>`."""
         if id not in self._known:
-            text = self._text([id])
-            self._known[id] = f"<{id}>" if not text or "\ufffd" in text else text
+            text = self._name(id) or self._text([id])
+            self._known[id] = f"<{id}>" if not text or _PART in text else text
         return self._known[id]
 
     def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
@@ -47,16 +53,34 @@ class TokenDecoder:
         return texts
 
     def text(self, ids: Sequence[int] | np.ndarray) -> str:
-        """A sequence of ids as one text."""
-        return self._tokenizer.decode([int(id) for id in ids])
+        """A sequence of ids as one text, without BOS and EOS."""
+        runs = itertools.groupby((int(id) for id in ids if id not in self._ends), key=self._name)
+        texts: list[str] = []
+        for name, run in runs:
+            decode = self._text if texts else self._tokenizer.decode
+            texts.append("".join(name for _ in run) if name else decode(list(run)))
+        return "".join(texts)
 
     def _character_size(self, ids: list[int], at: int) -> int:
         """Number of ids from `at` on that make whole characters; 1 if the next few do not."""
+        if _PART not in self._text(ids[at : at + 1]):
+            return 1
         for size in range(2, _LONGEST_CHARACTER + 1):
-            text = self._text(ids[at : at + size]) if at + size <= len(ids) else ""
-            if text and "\ufffd" not in text:
+            if at + size > len(ids) or self._name(ids[at + size - 1]):
+                return 1
+            text = self._text(ids[at : at + size])
+            if text and _PART not in text:
                 return size
         return 1
+
+    def _name(self, id: int) -> str:
+        """The spelling of a control token, of BOS, EOS and the unknown token; empty for any other id."""
+        if id not in self._names:
+            tokenizer = self._tokenizer
+            name = tokenizer.token(id) or ""
+            special = id in (*self._ends, tokenizer.unk_id)
+            self._names[id] = name if special or (name in self._control and tokenizer.control_id(name) == id) else ""
+        return self._names[id]
 
     def _text(self, ids: list[int]) -> str:
         try:

@@ -13,7 +13,11 @@ from janus_jax.data.inspect.opened import DirectoryOptions, OpenedSplit, open_sp
 from janus_jax.data.inspect.rows import CHOSEN, EOS, PADDING, PROMPT, REJECTED, annotate_rows
 from janus_jax.data.inspect.token_text import MORE_BYTES, TokenDecoder, beginning, visible
 from janus_jax.errors import ConfigError
-from janus_jax.text.tokenizer import HFTokenizer
+from janus_jax.text.chat_format import ChatFormat
+from janus_jax.text.template import MISTRAL_INST
+from janus_jax.text.tokenizer import HFTokenizer, load_tokenizer
+from tests.support.sentencepieces import trained
+from tests.support.tokenizers import byte_level as control_directory
 
 TEXTS = [("What is rain?", "Water  that\n falls 🐇.", "Sun."), ("Why?", "So.", "No, not so.")]
 
@@ -106,6 +110,32 @@ def test_bytes_that_are_no_character_are_shown_by_their_ids(tmp_path):
 
 def test_ids_without_text_have_names(tokenizer):
     assert TokenDecoder(tokenizer).tokens([1, 0, 2, 40000]) == ["<s>", "<unk>", "</s>", "<40000>"]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+def test_control_tokens_have_their_own_names(tmp_path, kind):
+    if kind == "bytes":
+        control_directory(tmp_path / "tokenizer", ("[INST]", "[/INST]"), bos="<|begin|>")
+    else:
+        (tmp_path / "tokenizer").mkdir()
+        options = {"bos_piece": "<|begin|>", "control_symbols": ["[INST]", "[/INST]"]}
+        (tmp_path / "tokenizer" / "tokenizer.model").write_bytes(trained(**options))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    decoder, chat = TokenDecoder(tokenizer), ChatFormat(MISTRAL_INST, tokenizer)
+    ids = [*chat.encode_prompt("", "Why é?"), *chat.encode_response("So.")]
+    texts = decoder.tokens(ids)
+    assert [texts[ids.index(tokenizer.control_id(mark))] for mark in chat.marks] == ["[INST]", "[/INST]"]
+    assert (texts[0], texts[-1]) == ("<|begin|>", "</s>") and len(texts) == len(ids)
+    assert "".join(texts).replace(MORE_BYTES, "").replace(" ", "") == "<|begin|>[INST]Whyé?[/INST]So.</s>"
+    assert decoder.text(ids).replace(" ", "") == "[INST]Whyé?[/INST]So."
+
+
+def test_bytes_on_either_side_of_a_control_token_are_no_character(tmp_path):
+    tokenizer = load_tokenizer(control_directory(tmp_path / "tokenizer", ("[INST]",)))
+    first, *others = tokenizer.encode("🐇")
+    mark = tokenizer.control_id("[INST]")
+    assert TokenDecoder(tokenizer).tokens([first, mark, *others])[:2] == [f"<{first}>", "[INST]"]
+    assert TokenDecoder(tokenizer).tokens([40000, *tokenizer.encode("x")]) == ["<40000>", "x"]
 
 
 def test_what_would_steer_a_terminal_is_shown_by_its_number():
