@@ -10,6 +10,7 @@ from janus_jax.data.dataset import Manifest, TokenizedDataset
 from janus_jax.data.texts import read_texts
 from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.served import CONVERSATIONS, SAMPLE, Conversation, check_built, write_conversations
+from janus_jax.text.template_fit import template_note
 
 
 def conversations_of(dataset: TokenizedDataset, numbers: np.ndarray) -> list[Conversation]:
@@ -31,6 +32,9 @@ def conversations_of(dataset: TokenizedDataset, numbers: np.ndarray) -> list[Con
 def check_stored(directory: Path, manifest: Manifest, chat: ChatFormat) -> dict[str, Any]:
     """Compares up to `SAMPLE` examples of each split, evenly spaced, and stores them beside the tokenizer.
 
+    Returns:
+        The fields of a `ServedCheck`, and the `template_note`.
+
     Raises:
         DataError: a server would read one of them in another way; shows both.
     """
@@ -40,4 +44,4 @@ def check_stored(directory: Path, manifest: Manifest, chat: ChatFormat) -> dict[
         conversations += conversations_of(TokenizedDataset(directory, split), sampled)
     check = check_built(chat, conversations, whole=manifest.kind == "rm")
     write_conversations(directory / "tokenizer" / CONVERSATIONS, conversations)
-    return dataclasses.asdict(check)
+    return dataclasses.asdict(check) | {"template_note": template_note(chat)}

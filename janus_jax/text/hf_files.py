@@ -39,6 +39,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def chat_template_of(directory: Path) -> str:
+    """The Jinja text of a directory's chat template; of several, the default one. Empty if it has none."""
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8", errors="replace")
+    template = read_json(directory / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):  # several by name
+        template = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}.get("default")
+    return template if isinstance(template, str) else ""
+
+
 def copy(files: dict[Path, str], directory: str | Path) -> None:
     """Copies the files that exist under their new names."""
     target = Path(directory)

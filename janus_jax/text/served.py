@@ -256,7 +256,8 @@ def _apply(server: Any, messages: list[dict[str, str]], *, tokenize: bool = Fals
 
 
 def served_lines(check: Mapping[str, Any]) -> list[str]:
-    """What a check found, for people. `check` holds the fields of a `ServedCheck`, which a manifest keeps."""
+    """What a check found, for people. `check` holds the fields of a `ServedCheck`, which a manifest keeps, with a
+    `template_note`."""
     if not check:
         return []
     count, merged = check["checked"], check["merged"]
@@ -271,6 +272,8 @@ def served_lines(check: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"texts that spell a control token: {check['control_text']:,}; training reads text, a server the token"
         )
+    if note := check.get("template_note"):
+        lines.append(f"look at this: {note}")
     return lines
 
 

@@ -15,7 +15,16 @@ from typing import Any, Protocol, runtime_checkable
 from janus_jax.errors import DataError, first_line
 from janus_jax.storage import staging
 from janus_jax.storage.bucket import is_url
-from janus_jax.text.hf_files import BESIDE_MODEL, HF_FILES, MADE_OF, copy, made_of, read_json, write_json
+from janus_jax.text.hf_files import (
+    BESIDE_MODEL,
+    HF_FILES,
+    MADE_OF,
+    chat_template_of,
+    copy,
+    made_of,
+    read_json,
+    write_json,
+)
 from janus_jax.text.sentencepiece_json import require_equal, tokenizer_json
 
 EMBEDDED = Path(__file__).parent / "assets" / "tokenizer" / "tokenizer.model"
@@ -35,6 +44,8 @@ class Tokenizer(Protocol):
     """sha256 over everything that affects the ids."""
     ignores_control_tokens: bool
     """Text after a control token is read as at the start of a text."""
+    chat_template: str
+    """The Jinja text of the tokenizer's own chat template; empty if it has none."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text only: no BOS, no EOS, and no special id, whatever the text contains."""
@@ -105,6 +116,7 @@ class SentencePieceTokenizer:
             raise DataError(path, "has no end-of-sequence piece")
         self.vocab_size: int = self.processor.vocab_size()
         self.fingerprint = hashlib.sha256(content).hexdigest()
+        self.chat_template = chat_template_of(self.path.parent)
 
     def encode(self, text: str) -> list[int]:
         return self.processor.encode(text)
@@ -185,6 +197,7 @@ class HFTokenizer:
         self.eos_id: int = special["eos"]
         self.vocab_size = max(ids.values()) + 1
         self.fingerprint = hashlib.sha256(content + json.dumps([self.bos_id, self.eos_id]).encode()).hexdigest()
+        self.chat_template = chat_template_of(self.directory)
 
     @functools.cached_property
     def _reader(self) -> "Reader":

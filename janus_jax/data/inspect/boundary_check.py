@@ -16,6 +16,7 @@ from janus_jax.data.texts import read_texts
 from janus_jax.errors import DataError
 from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.served import check_built
+from janus_jax.text.template_fit import template_note
 
 SAMPLE = 200
 _NAMED = 2
@@ -59,16 +60,19 @@ class BoundaryCheck:
     """Counts of `text.served.ServedCheck`: what a server reads from an export."""
     not_served: str = ""
     """Why a server would read an example in another way, or empty."""
+    template_note: str = ""
+    """Why the template may be the wrong one for the tokenizer, or empty."""
 
 
 def check_boundary(dataset: TokenizedDataset, index: np.ndarray, sample: int = SAMPLE) -> BoundaryCheck:
     """Checks up to `sample` of the examples `index` (numbers in the split), evenly spaced."""
     sampled = index[np.unique(np.linspace(0, len(index) - 1, min(sample, len(index))).astype(np.int64))]
+    manifest, chat = dataset.manifest, dataset.chat_format()
+    note = template_note(chat)
     try:
         records = read_texts(dataset, sampled.tolist())
     except DataError as error:
-        return BoundaryCheck(dataset.manifest.boundary, 0, len(index), str(error), 0, 0, 0, 0, [])
-    manifest, chat = dataset.manifest, dataset.chat_format()
+        return BoundaryCheck(manifest.boundary, 0, len(index), str(error), 0, 0, 0, 0, [], template_note=note)
     decoder = TokenDecoder(chat.tokenizer)
     differences: dict[str, list[BoundaryDifference]] = {"prompt alone": [], "with space": [], "without space": []}
     between = {"with space": " ", "without space": ""}
@@ -99,6 +103,7 @@ def check_boundary(dataset: TokenizedDataset, index: np.ndarray, sample: int = S
         differences=[difference for named in differences.values() for difference in named[:_NAMED]],
         served=served,
         not_served=not_served,
+        template_note=note,
     )
 
 

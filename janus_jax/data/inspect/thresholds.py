@@ -35,6 +35,7 @@ KINDS = {
     "not_served": Kind(0, "examples that a server would not read from an export as they were trained"),
     "merged": Kind(0.01, "compared examples whose prompt and response merge if they are one text"),
     "control_text": Kind(0.01, "compared examples with a text that spells a control token"),
+    "other_template": Kind(0, "examples of a template that may be the wrong one for the tokenizer"),
     "unknown": Kind(0.001, "tokens that are the unknown token"),
     "dropped_by_build": Kind(0.01, "records that `janus data build` dropped"),
     "build_notes": Kind(0, "examples that `janus data build` made a note of, for each note"),

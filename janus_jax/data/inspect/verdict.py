@@ -35,10 +35,12 @@ def _of_part(where: str, data: str, part: PartFacts, thresholds: Mapping[str, fl
     check = part.boundary_check
     served = {} if check is None else check.served
     compared, refused = (check.checked, check.not_served) if check is not None else (0, "")
+    other_template = "" if check is None else check.template_note
     shares = [
         ("not_served", int(bool(refused)), compared, refused),
         ("merged", served.get("merged", 0), compared, "prompt and response merge if they are one text"),
         ("control_text", served.get("control_text", 0), compared, "a text spells a control token; a server reads it"),
+        ("other_template", built if other_template else 0, built, other_template),
         ("dropped", part.dropped, built, "over-long and dropped"),
         ("dropped", part.keep_together, built, "dropped by batch.keep_together with a neighbour"),
         ("truncated", part.truncated, built, "over-long and truncated"),

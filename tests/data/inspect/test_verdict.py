@@ -77,6 +77,7 @@ SERVED = {
     "not_served": ({}, "train example 3: a server would not read this prompt", (1, 10)),
     "merged": ({"checked": 10, "merged": 2, "control_text": 0, "example": ("train example 3", "a", "b")}, "", (2, 10)),
     "control_text": ({"checked": 10, "merged": 0, "control_text": 3, "example": None}, "", (3, 10)),
+    "other_template": ({"note": "template mistral-inst may be the wrong one"}, "", (10, 10)),
 }
 
 
@@ -85,6 +86,7 @@ def test_what_a_server_would_read_in_another_way_is_pointed_at(write, kind):
     counts, reason, expected = SERVED[kind]
     facts = facts_of(write("dpo", train=GOOD))
     check = BoundaryCheck("separate", 10, 10, "", 0, 0, 0, 0, [], served=counts, not_served=reason)
+    check = dataclasses.replace(check, template_note=counts.get("note", ""))
     total = dataclasses.replace(facts.total, boundary_check=check)
     assert findings(dataclasses.replace(facts, total=total)) == {kind: expected}
 
