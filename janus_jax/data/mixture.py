@@ -17,9 +17,25 @@ from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.example import Example
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.text.chat_format import ChatFormat
-from janus_jax.text.compare import difference
+from janus_jax.text.compare import difference, other_prompt
 from janus_jax.text.served import Conversation
 from janus_jax.text.tokenizer import Tokenizer
+
+
+def _require_alike(first: TokenizedDataset, part: TokenizedDataset) -> None:
+    """Raises DataError if ids of the two do not mean the same, or if one spells marks that are tokens in the other."""
+    ours, theirs = first.manifest, part.manifest
+    if ours.template == theirs.template and (marks := set(ours.marks) ^ set(theirs.marks)):
+        spelling, other = (first, part) if marks <= set(theirs.marks) else (part, first)
+        raise DataError(
+            part.name,
+            f"cannot be mixed with {first.name}: {', '.join(sorted(marks))} of template {ours.template} are text in "
+            f"{spelling.name} and control tokens in {other.name}; build both again with one tokenizer",
+        )
+    if reason := _other_tokenizer(first, part):
+        raise DataError(
+            part.name, f"was built with another tokenizer than {first.name}: {reason}; all parts need the same"
+        )
 
 
 def _other_tokenizer(first: TokenizedDataset, part: TokenizedDataset) -> str:
@@ -29,7 +45,12 @@ def _other_tokenizer(first: TokenizedDataset, part: TokenizedDataset) -> str:
     ends = [first.manifest.tokenizer[name] for name in ("bos", "eos")]
     if ends != [part.manifest.tokenizer[name] for name in ("bos", "eos")]:
         return "BOS and EOS differ"
-    return difference(first.tokenizer(), part.tokenizer(), [number for number in ends if number is not None])
+    chats = first.chat_format(), part.chat_format()
+    marks = [chat.tokenizer.control_id(mark) for chat in chats for mark in chat.marks]
+    used = [number for number in (*ends, *marks) if number is not None]
+    if reason := difference(chats[0].tokenizer, chats[1].tokenizer, used):
+        return reason
+    return other_prompt(*chats) if first.manifest.template == part.manifest.template else ""
 
 
 class Mixture:
@@ -40,7 +61,7 @@ class Mixture:
         weights: a positive number per part; None: every epoch reads every example once.
         examples: number of examples in an epoch; None: as many as the weights allow without repeats.
     Raises:
-        DataError: parts have different tokenizers, or some hold pairs and others single responses.
+        DataError: parts have different tokenizers or marks, or some hold pairs and others single responses.
     """
 
     def __init__(
@@ -49,10 +70,7 @@ class Mixture:
         self.parts: Sequence[TokenizedDataset] = tuple(parts)
         first = self.parts[0]
         for part in self.parts[1:]:
-            if reason := _other_tokenizer(first, part):
-                raise DataError(
-                    part.name, f"was built with another tokenizer than {first.name}: {reason}; all parts need the same"
-                )
+            _require_alike(first, part)
             if (part.kind == "sft") != (first.kind == "sft"):
                 raise DataError(
                     part.name,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.sentencepiece_corpus import sampled_corpus
 from janus_jax.text.tokenizer import Tokenizer
 
@@ -32,4 +33,12 @@ def difference(data: Tokenizer, weights: Tokenizer, control_ids: Iterable[int]) 
             first = next((i for i, pair in enumerate(zip(ids, others, strict=False)) if pair[0] != pair[1]), 0)
             shown = [[data.token(i) for i in some[first : first + 6]] for some in (ids, others)]
             return f"the text {text[:40]!r} has, from token {first}, {shown[0]} in the data, {shown[1]} in the model"
+    return ""
+
+
+def other_prompt(data: ChatFormat, weights: ChatFormat) -> str:
+    """How two formats of one template read a prompt, in one phrase; empty if alike."""
+    for system, text in (("", "Why?"), ("Be brief.", " Why \n so?")):
+        if (ids := data.encode_prompt(system, text)) != (others := weights.encode_prompt(system, text)):
+            return f"the prompt {data.text(system, text)!r} is {ids[:6]}... in one, {others[:6]}... in the other"
     return ""

@@ -7,7 +7,7 @@ from janus_jax.data.dataset import Dataset, TokenizedDataset
 from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig
 from janus_jax.text.chat_format import ChatFormat
-from janus_jax.text.compare import difference
+from janus_jax.text.compare import difference, other_prompt
 from janus_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -37,10 +37,7 @@ def _other_prompt(dataset: TokenizedDataset, known: Tokenizer) -> str:
     """How the weights' tokenizer reads a prompt of the data's template; empty if as the data's does."""
     ours = dataset.chat_format()
     theirs = ChatFormat(ours.template, known, boundary=ours.boundary, marks=ours.marks)
-    for system, text in (("", "Why?"), ("Be brief.", " Why \n so?")):
-        if (ids := ours.encode_prompt(system, text)) != (others := theirs.encode_prompt(system, text)):
-            return f"the prompt {ours.text(system, text)!r} is {ids[:6]}... in the data, {others[:6]}... for the model"
-    return ""
+    return other_prompt(ours, theirs)
 
 
 def require_whole_ids(dataset: Dataset) -> None:

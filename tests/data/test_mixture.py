@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import json
 import shutil
 
 import numpy as np
@@ -17,7 +18,7 @@ from janus_jax.data.mixture import Mixture, stream
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh
 from janus_jax.text.tokenizer import load_tokenizer, save_hf_tokenizer
-from tests.support.tokenizers import byte_level_directory
+from tests.support.tokenizers import byte_level, byte_level_directory
 from tests.support.training_examples import random_examples, write_dataset
 
 SIZES = (41, 17, 23)
@@ -205,6 +206,62 @@ def test_parts_whose_tokenizers_give_the_same_ids_go_together(parts, tmp_path):
     assert fingerprint != parts[0].tokenizer_fingerprint
     (other / "manifest.json").write_text(manifest.replace(parts[0].tokenizer_fingerprint, fingerprint))
     assert len(Mixture([parts[0], TokenizedDataset(other)])) == SIZES[0] + 5
+
+
+def with_tokenizer(directory, special, *, marks, template="chatml", edit=None) -> TokenizedDataset:
+    """A data set said to be built with a byte-level tokenizer that has these special tokens, in this order."""
+    write_dataset(directory, {"train": random_examples(5, pairs=True)}, kind="rm")
+    shutil.rmtree(directory / "tokenizer")
+    made = byte_level(directory / "tokenizer", special, bos="<s>")
+    if edit is not None:
+        content = json.loads((made / "tokenizer.json").read_text())
+        edit(content)
+        (made / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = load_tokenizer(made)
+    manifest = json.loads((directory / "manifest.json").read_text())
+    ids = {"fingerprint": tokenizer.fingerprint, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
+    manifest |= {"tokenizer": manifest["tokenizer"] | ids, "marks": marks, "template": template}
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return TokenizedDataset(directory)
+
+
+INST = ["[INST]", "[/INST]"]
+
+
+def test_marks_of_one_template_that_are_text_in_one_part_and_tokens_in_another_are_refused(tmp_path):
+    first, older = (
+        with_tokenizer(tmp_path / name, INST, marks=marks, template="mistral-inst")
+        for name, marks in (("first", INST), ("older", []))
+    )
+    assert first.tokenizer_fingerprint == older.tokenizer_fingerprint
+    for parts in ([first, older], [older, first]):
+        with pytest.raises(
+            DataError, match=r"INST\] of template mistral-inst are text in \S*older and control tokens in"
+        ):
+            Mixture(parts)
+    assert len(Mixture([first, first])) == 10
+
+
+def test_marks_with_other_ids_or_another_reading_are_refused(tmp_path):
+    def strip(content):
+        for token in content["added_tokens"]:
+            token["rstrip"] = token["content"] == "[INST]"
+
+    first = with_tokenizer(tmp_path / "first", INST, marks=INST, template="mistral-inst")
+    swapped = with_tokenizer(tmp_path / "swapped", INST[::-1], marks=INST, template="mistral-inst")
+    stripped = with_tokenizer(tmp_path / "stripped", INST, marks=INST, template="mistral-inst", edit=strip)
+    with pytest.raises(DataError, match=r"swapped: was built with another tokenizer than .*: id \d is '\[INST\]'"):
+        Mixture([first, swapped])
+    with pytest.raises(DataError, match=r"stripped: was built with another tokenizer than .*: the prompt '\[INST\] "):
+        Mixture([first, stripped])
+
+
+def test_a_mark_that_only_the_other_part_uses_has_one_id_too(tmp_path):
+    special = ["<|im_start|>", "<|im_stop|>"]
+    plain = with_tokenizer(tmp_path / "plain", special, marks=[], template="plain")
+    marked = with_tokenizer(tmp_path / "marked", special[::-1], marks=special[:1], template="chatml")
+    with pytest.raises(DataError, match=r"marked: was built with another tokenizer than .*: id \d is"):
+        Mixture([plain, marked])
 
 
 def test_a_part_of_which_nothing_would_be_read_is_refused(parts):
