@@ -26,6 +26,9 @@ MADE_OF = "janus_jax_made_of"
 BESIDE_MODEL = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """Tokenizer files that may accompany a sentencepiece model, with its pad token and chat template."""
 
+_NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_FIELDS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of AddedToken
+
 
 def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
@@ -48,6 +51,29 @@ def chat_template_of(directory: Path) -> str:
     if isinstance(template, list):  # several by name
         template = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}.get("default")
     return template if isinstance(template, str) else ""
+
+
+def declared_tokens(directory: Path) -> dict[str, dict[str, Any]]:
+    """The tokens that the files beside a tokenizer add to it as transformers reads them, with the fields of AddedToken.
+
+    These are the named special tokens, `extra_special_tokens` (or, older, `additional_special_tokens`) and
+    `added_tokens_decoder`.
+    """
+    config = read_json(directory / "tokenizer_config.json")
+    decoder = config.get("added_tokens_decoder")
+    sources = [config] if isinstance(decoder, dict) else [config, read_json(directory / "special_tokens_map.json")]
+    tokens = list(decoder.values()) if isinstance(decoder, dict) else []
+    for source in sources:
+        extra = source.get("extra_special_tokens") or source.get("additional_special_tokens") or []
+        tokens += extra.values() if isinstance(extra, dict) else extra
+        tokens += [source.get(f"{name}_token") for name in _NAMED]
+    declared: dict[str, dict[str, Any]] = {}
+    for token in tokens:
+        fields = {"content": token} if isinstance(token, str) else token
+        if isinstance(fields, dict) and isinstance(content := fields.get("content"), str):
+            given = {key: fields[key] for key in _FIELDS if isinstance(fields.get(key), bool)}
+            declared.setdefault(content, {"special": True, **given})
+    return declared
 
 
 def copy(files: dict[Path, str], directory: str | Path) -> None:

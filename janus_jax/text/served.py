@@ -124,9 +124,24 @@ def _exported(export: _Export) -> _Server:
     with tempfile.TemporaryDirectory(prefix="janus.served.") as directory:
         save_hf_tokenizer(export.tokenizer, directory, chat_template=export.chat_template)
         server = _Server.of(Path(directory))
+    _require_no_new_tokens(server.transformers, export.tokenizer)
     if not export.tokenizer.ignores_control_tokens:  # of sentencepiece models, the tokenizer.json was compared
         _require_same_reading(server.transformers, export.tokenizer)
     return server
+
+
+def _require_no_new_tokens(server: Any, tokenizer: Tokenizer) -> None:
+    """Raises DataError for tokens that transformers appends, but a pad token or the like: no text should be those."""
+    known = {*tokenizer.vocabulary(), *tokenizer.control_tokens(), *map(str, server.special_tokens_map.values())}
+    new = {token: number for token, number in server.get_vocab().items() if token not in known}
+    if new:
+        shown = ", ".join(f"{token!r} (new id {number})" for token, number in list(new.items())[:3])
+        raise DataError(
+            "the tokenizer",
+            f"tokenizer_config.json declares {shown}, but tokenizer.json has no such token; remove it there, or let "
+            "transformers write both files (AutoTokenizer.from_pretrained(OLD).save_pretrained(NEW)), build with "
+            "--tokenizer NEW and give the model rows for the new ids (resize_token_embeddings)",
+        )
 
 
 def _require_same_reading(server: Any, tokenizer: Tokenizer) -> None:

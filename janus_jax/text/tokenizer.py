@@ -4,15 +4,14 @@ These tokenizers never turn text into a special id: a literal `<s>` or `</s>` th
 data code adds BOS and EOS (`data/boundary.py`).
 """
 
-import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from janus_jax.errors import DataError, first_line
+from janus_jax.errors import DataError
 from janus_jax.storage import staging
 from janus_jax.storage.bucket import is_url
 from janus_jax.text.hf_files import (
@@ -21,10 +20,12 @@ from janus_jax.text.hf_files import (
     MADE_OF,
     chat_template_of,
     copy,
+    declared_tokens,
     made_of,
     read_json,
     write_json,
 )
+from janus_jax.text.hf_tokenizer import HFTokenizer, Reader, RustReader, stand_in
 from janus_jax.text.sentencepiece_json import require_equal, tokenizer_json
 
 EMBEDDED = Path(__file__).parent / "assets" / "tokenizer" / "tokenizer.model"
@@ -83,19 +84,13 @@ class Tokenizer(Protocol):
         ...
 
 
-class Reader(Protocol):
-    """Reads texts."""
-
-    def encode(self, text: str) -> list[int]: ...
-
-
-def stand_in(number: int) -> str:
-    """What stands for a control token in a text: Unicode noncharacters, which no text should hold."""
-    return f"\ufdd0{chr(0xFDD2 + number)}\ufdd1"
-
-
 class SentencePieceTokenizer:
-    """A sentencepiece model file. Its text pieces exclude control symbols, so no text can produce them."""
+    """A sentencepiece model file. Its text pieces exclude control symbols, so no text can produce them.
+
+    A tokenizer_config.json or special_tokens_map.json beside it counts as for transformers: `bos_token`, `eos_token`,
+    `add_bos_token`, and pieces that it declares as special tokens, which are control symbols then. `add_eos_token` is
+    for programs that tokenize single texts: training puts EOS after every response in any case.
+    """
 
     ignores_control_tokens = True
 
@@ -109,14 +104,55 @@ class SentencePieceTokenizer:
             self.processor.LoadFromSerializedProto(content)
         except RuntimeError as error:
             raise DataError(path, "not a sentencepiece model") from error
-        bos, unk, self.eos_id = self.processor.bos_id(), self.processor.unk_id(), int(self.processor.eos_id())
+        bos, eos = own = [self.processor.bos_id(), self.processor.eos_id()]
+        bos, eos = self._declared_end("bos", bos), self._declared_end("eos", eos)
+        unk = self.processor.unk_id()
         self.bos_id = bos if bos >= 0 else None  # -1: the model has none
         self.unk_id = unk if unk >= 0 else None
+        self.eos_id: int = eos
         if self.eos_id < 0:
             raise DataError(path, "has no end-of-sequence piece")
         self.vocab_size: int = self.processor.vocab_size()
-        self.fingerprint = hashlib.sha256(content).hexdigest()
+        self.special = self._declare_control()
+        """Pieces that are control symbols only because a file beside the model declares them."""
+        changes = json.dumps([bos, eos, self.special]).encode() if self.special or own != [bos, eos] else b""
+        self.fingerprint = hashlib.sha256(content + changes).hexdigest()
         self.chat_template = chat_template_of(self.path.parent)
+
+    def _declared_end(self, name: str, own: int) -> int:
+        """The id of BOS or EOS; -1 for none."""
+        for file in ("tokenizer_config.json", "special_tokens_map.json"):
+            declared = read_json(self.path.parent / file)
+            if name == "bos" and declared.get("add_bos_token") is False:
+                return -1
+            token = declared.get(f"{name}_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if token is not None:
+                if (number := self._id(token)) is None:
+                    raise DataError(self.path.parent / file, f"{name}_token {token!r} is not in tokenizer.model")
+                return number
+        return own
+
+    def _declare_control(self) -> list[str]:
+        """Makes declared pieces control symbols; returns those that were none."""
+        declared = (token for token, fields in declared_tokens(self.path.parent).items() if fields["special"])
+        numbers = {token: number for token in declared if (number := self._id(token)) is not None}
+        changed = []
+        if numbers:
+            model = self._model()
+            for token, number in numbers.items():
+                piece = model.pieces[number]
+                if piece.type not in (piece.CONTROL, piece.UNKNOWN):
+                    piece.type = piece.CONTROL
+                    changed.append(token)
+            if changed:
+                self.content = model.SerializeToString()
+                self.processor.LoadFromSerializedProto(self.content)
+        return sorted(changed)
+
+    def _id(self, token: str) -> int | None:
+        number = self.processor.piece_to_id(token)
+        return number if self.processor.id_to_piece(number) == token else None
 
     def encode(self, text: str) -> list[int]:
         return self.processor.encode(text)
@@ -125,8 +161,7 @@ class SentencePieceTokenizer:
         return self.processor.decode([int(i) for i in ids])
 
     def control_id(self, token: str) -> int | None:
-        number = self.processor.piece_to_id(token)
-        if self.processor.id_to_piece(number) != token:
+        if (number := self._id(token)) is None:
             return None
         piece = self._model().pieces[number]
         return number if piece.type in (piece.CONTROL, piece.USER_DEFINED) else None
@@ -150,7 +185,7 @@ class SentencePieceTokenizer:
         model = self._model()
         for piece in model.pieces:
             piece.piece = stand_ins.get(piece.piece, piece.piece)
-        return _RustReader(tokenizer_json(model.SerializeToString(), name=str(self.path)), stand_ins.values())
+        return RustReader(tokenizer_json(model.SerializeToString(), name=str(self.path)), stand_ins.values())
 
     def _model(self) -> Any:
         from sentencepiece import sentencepiece_model_pb2
@@ -160,128 +195,6 @@ class SentencePieceTokenizer:
     def save(self, directory: str | Path) -> None:
         beside = {self.path.parent / name: name for name in BESIDE_MODEL}
         copy({self.path: "tokenizer.model", **beside}, directory)
-
-
-class HFTokenizer:
-    """`tokenizer.json` of a Hugging Face directory, read with the `tokenizers` library.
-
-    Special tokens in text stay text: `encode_special_tokens` makes the library split them like any other text. It
-    covers the tokens marked `special`. Other added tokens keep their own ids (some models add words that way).
-
-    tokenizer_config.json, special_tokens_map.json or config.json declare BOS and EOS; the first that does counts. With
-    `add_bos_token: false` in tokenizer_config.json, the model was trained without BOS, so `bos_id` is None.
-    """
-
-    ignores_control_tokens = False
-
-    def __init__(self, directory: str | Path):
-        self.directory = Path(directory)
-        path = self.directory / "tokenizer.json"
-        content = path.read_bytes()
-        try:
-            self._content = content.decode("utf-8")
-            self._tokenizer = _rust_tokenizer(self._content)
-        except Exception as error:  # the library raises bare Exception
-            raise DataError(path, f"not a tokenizers file: {first_line(error)}") from error
-        ids = self._tokenizer.get_vocab(with_added_tokens=True)
-        special = {name: _special_id(self.directory, name, ids) for name in ("bos", "eos", "unk")}
-        if special["eos"] is None:
-            raise DataError(
-                directory,
-                "has no end-of-sequence token; set eos_token in tokenizer_config.json or "
-                "special_tokens_map.json, or eos_token_id in config.json",
-            )
-        if read_json(self.directory / "tokenizer_config.json").get("add_bos_token") is False:
-            special["bos"] = None
-        self.bos_id, self.unk_id = special["bos"], special["unk"]
-        self.eos_id: int = special["eos"]
-        self.vocab_size = max(ids.values()) + 1
-        self.fingerprint = hashlib.sha256(content + json.dumps([self.bos_id, self.eos_id]).encode()).hexdigest()
-        self.chat_template = chat_template_of(self.directory)
-
-    @functools.cached_property
-    def _reader(self) -> "Reader":
-        return self.with_marks(())
-
-    def encode(self, text: str) -> list[int]:
-        return self._reader.encode(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
-
-    def control_id(self, token: str) -> int | None:
-        added = {one.content: number for number, one in self._tokenizer.get_added_tokens_decoder().items()}
-        return added.get(token)
-
-    def control_tokens(self) -> list[str]:
-        return [one.content for one in self._tokenizer.get_added_tokens_decoder().values() if one.special]
-
-    def vocabulary(self) -> dict[str, int]:
-        control = set(self.control_tokens())
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        return {token: number for token, number in vocabulary.items() if token not in control}
-
-    def token(self, number: int) -> str | None:
-        return self._tokenizer.id_to_token(number)
-
-    def with_marks(self, marks: Sequence[str]) -> "Reader":
-        """Other special tokens get a name that no text has: unigram and word models keep them in their vocabulary."""
-        names = {token: f"\ufdef{number}\ufdef" for number, token in enumerate(self.control_tokens())}
-        names |= {mark: stand_in(number) for number, mark in enumerate(marks)}
-        description = json.loads(self._content)
-        for token in description["added_tokens"]:
-            token["content"] = names.get(token["content"], token["content"])
-        model = description["model"]
-        vocabulary = model.get("vocab")
-        if isinstance(vocabulary, dict):
-            model["vocab"] = {names.get(token, token): i for token, i in vocabulary.items()}
-        elif vocabulary:  # of a unigram model
-            model["vocab"] = [[names.get(token, token), score] for token, score in vocabulary]
-        if model.get("unk_token"):
-            model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
-        if model.get("merges"):
-            pairs = (pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"])
-            model["merges"] = [pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))]
-        return _RustReader(json.dumps(description), [stand_in(number) for number in range(len(marks))])
-
-    def save(self, directory: str | Path) -> None:
-        target = Path(directory)
-        copy({self.directory / name: name for name in HF_FILES}, target)
-        # config.json also describes a model, so it is not copied: tokens that only it declares are saved by name
-        declared = {**read_json(target / "special_tokens_map.json"), **read_json(target / "tokenizer_config.json")}
-        special = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id}
-        missing = {
-            key: self._tokenizer.id_to_token(i)
-            for key, i in special.items()
-            if i is not None and declared.get(key) is None
-        }
-        if missing:
-            path = target / "special_tokens_map.json"
-            write_json(path, read_json(path) | missing)
-
-
-class _RustReader:
-    """A tokenizer.json in which some special tokens are read in texts; all other special tokens stay text."""
-
-    def __init__(self, content: str, tokens: Iterable[str]):
-        description, tokens = json.loads(content), set(tokens)
-        for added in description["added_tokens"]:
-            if added["content"] in tokens:
-                added["special"] = False
-        self._tokenizer = _rust_tokenizer(json.dumps(description))
-
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-
-def _rust_tokenizer(content: str) -> Any:
-    import tokenizers
-
-    tokenizer = tokenizers.Tokenizer.from_str(content)
-    tokenizer.encode_special_tokens = True
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
 
 
 def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
@@ -307,7 +220,7 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
         raise DataError(f"tokenizer {path}: holds neither tokenizer.json nor tokenizer.model")
     if not has_json:
         tokenizer = SentencePieceTokenizer(directory / "tokenizer.model")
-        _refuse_added(directory / "added_tokens.json", tokenizer)
+        _refuse_added(directory, tokenizer)
         return tokenizer
     declared = HFTokenizer(directory)
     if has_model:
@@ -350,24 +263,15 @@ def save_hf_tokenizer(
             write_json(path, read_json(path) | {"pad_token": pad_token})
 
 
-def _special_id(directory: Path, name: str, ids: dict[str, int]) -> int | None:
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = read_json(directory / file).get(f"{name}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if token is not None:
-            if token not in ids:
-                raise DataError(directory / file, f"{name}_token {token!r} is not in tokenizer.json")
-            return ids[token]
-    declared = read_json(directory / "config.json").get(f"{name}_token_id")
-    if isinstance(declared, list):  # Llama 3 style: several EOS ids; the first is the main one
-        declared = declared[0] if declared else None
-    if declared is not None and declared not in ids.values():
-        raise DataError(directory / "config.json", f"{name}_token_id {declared!r} is not in tokenizer.json")
-    return declared
-
-
-def _refuse_added(path: Path, tokenizer: SentencePieceTokenizer) -> None:
-    added = [token for token, i in read_json(path).items() if not isinstance(i, int) or i >= tokenizer.vocab_size]
+def _refuse_added(directory: Path, tokenizer: SentencePieceTokenizer) -> None:
+    """A pad token may be new: no text becomes one."""
+    path, size = directory / "added_tokens.json", tokenizer.vocab_size
+    added = [token for token, i in read_json(path).items() if not isinstance(i, int) or i >= size]
+    if not added:
+        path = directory / "tokenizer_config.json"
+        pad = {**read_json(directory / "special_tokens_map.json"), **read_json(path)}.get("pad_token")
+        known = {*tokenizer.vocabulary(), *tokenizer.control_tokens(), pad["content"] if isinstance(pad, dict) else pad}
+        added = [token for token in declared_tokens(directory) if token not in known]
     if added:
         raise DataError(
             path,
@@ -400,6 +304,7 @@ def _write_from_sentencepiece(tokenizer: SentencePieceTokenizer, target: Path) -
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,
             MADE_OF: made_of(tokenizer.path, file),
+            **({"extra_special_tokens": tokenizer.special} if tokenizer.special else {}),
             **{key: beside[key] for key in ("chat_template",) if key in beside},
         },
     )

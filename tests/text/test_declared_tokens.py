@@ -1,0 +1,133 @@
+"""Tokens that only the files beside a tokenizer.json or tokenizer.model declare, as transformers reads them."""
+
+import json
+
+import pytest
+
+from janus_jax.data.boundary import encode_example
+from janus_jax.data.schema import Record
+from janus_jax.errors import DataError
+from janus_jax.text.chat_format import ChatFormat
+from janus_jax.text.served import Conversation, check_built, require_servable
+from janus_jax.text.template import CHATML, MISTRAL_INST
+from janus_jax.text.tokenizer import load_tokenizer, save_hf_tokenizer
+from tests.support.sentencepieces import trained
+from tests.support.tokenizers import byte_level
+
+INST, CHAT = list(MISTRAL_INST.marks), list(CHATML.marks)
+
+
+def declare(directory, **config):
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | config))
+
+
+def undeclared(directory, tokens):
+    """A tokenizer whose vocabulary has `tokens`, but not as added tokens."""
+    byte_level(directory, tokens, bos="<s>")
+    content = json.loads((directory / "tokenizer.json").read_text())
+    content["added_tokens"] = [one for one in content["added_tokens"] if one["content"] not in tokens]
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    return directory
+
+
+def conversation(chat):
+    record = Record("Be brief.", "the quick fox?", "brown fox")
+    prompt, response = (part.tolist() for part in encode_example(chat, record, "sft")[:2])
+    return Conversation("row 0", record.system, record.prompt, [record.chosen], prompt, [response])
+
+
+@pytest.mark.parametrize("place", ["extra", "named", "additional", "decoder", "special_tokens_map.json"])
+def test_tokens_of_the_vocabulary_that_only_a_config_declares_are_control_tokens(tmp_path, place):
+    from transformers import AutoTokenizer
+
+    directory = undeclared(tmp_path / "tokenizer", INST)
+    ids = json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"]
+    fields = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
+    keys = {
+        "extra": {"extra_special_tokens": INST},
+        "named": {"extra_special_tokens": {"a_token": INST[0], "b_token": INST[1]}},
+        "additional": {"additional_special_tokens": INST},
+        "decoder": {"added_tokens_decoder": {ids[one]: {"content": one, **fields} for one in [*INST, "<s>", "</s>"]}},
+    }
+    declare(directory, **keys.get(place, {}))
+    if place not in keys:
+        (directory / place).write_text(json.dumps({"additional_special_tokens": INST}))
+    tokenizer = load_tokenizer(directory)
+    assert [tokenizer.control_id(mark) for mark in INST] == [ids[mark] for mark in INST]
+    assert [ids[mark] for mark in INST] == AutoTokenizer.from_pretrained(directory).convert_tokens_to_ids(INST)
+    chat = ChatFormat(MISTRAL_INST, tokenizer)
+    assert check_built(chat, [conversation(chat)], whole=True).checked == 1
+    assert not {ids[mark] for mark in INST} & set(tokenizer.encode("".join(INST)))
+    tokenizer.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").fingerprint == tokenizer.fingerprint
+
+
+def test_a_declaration_changes_the_fingerprint_only_if_it_changes_the_reading(tmp_path):
+    directory = undeclared(tmp_path / "tokenizer", INST)
+    before = load_tokenizer(directory).fingerprint
+    declare(directory, extra_special_tokens=["</s>"])
+    assert load_tokenizer(directory).fingerprint == before
+    declare(directory, extra_special_tokens=INST)
+    assert load_tokenizer(directory).fingerprint != before
+
+
+def test_tokens_that_would_get_new_ids_are_refused_by_name_but_not_a_pad_token(tmp_path):
+    padded = byte_level(tmp_path / "padded", config={"pad_token": "[PAD]"})
+    require_servable(ChatFormat(CHATML, load_tokenizer(padded)))
+    directory = byte_level(tmp_path / "tokenizer", bos="<s>")
+    declare(directory, extra_special_tokens=CHAT)
+    chat = ChatFormat(CHATML, load_tokenizer(directory))
+    with pytest.raises(DataError, match=r"declares '<\|im_start\|>' \(new id \d+\), .*save_pretrained\(NEW\)"):
+        require_servable(chat)
+
+
+def sentencepiece(directory, config, **options):
+    directory.mkdir()
+    (directory / "tokenizer.model").write_bytes(trained(normalization_rule_name="identity", **options))
+    declare(directory, **config)
+    return directory
+
+
+def test_bos_and_eos_beside_a_sentencepiece_model_are_read(tmp_path):
+    config = {"eos_token": {"content": "<|im_end|>"}, "add_bos_token": False}
+    directory = sentencepiece(tmp_path / "tokenizer", config, user_defined_symbols=CHAT)
+    tokenizer = load_tokenizer(directory)
+    end = tokenizer.control_id("<|im_end|>")
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (None, end) and end not in tokenizer.encode("a<|im_end|>b")
+    chat = ChatFormat(CHATML, tokenizer)
+    assert chat.encode_response("So.") == [*tokenizer.encode("So."), end]
+    assert check_built(chat, [conversation(chat)], whole=True).checked == 1
+    save_hf_tokenizer(tokenizer, tmp_path / "export", chat_template=chat.chat_template)
+    assert load_tokenizer(tmp_path / "export").fingerprint == tokenizer.fingerprint
+
+
+def test_pieces_that_are_declared_special_are_control_tokens(tmp_path):
+    from transformers import AutoTokenizer
+
+    config = {"tokenizer_class": "LlamaTokenizer", "extra_special_tokens": INST}
+    directory = sentencepiece(tmp_path / "tokenizer", config, user_defined_symbols=INST)
+    plain = sentencepiece(tmp_path / "plain", {}, user_defined_symbols=INST)
+    tokenizer = load_tokenizer(directory)
+    numbers = [tokenizer.control_id(mark) for mark in INST]
+    assert numbers == AutoTokenizer.from_pretrained(directory).convert_tokens_to_ids(INST)
+    assert not set(numbers) & set(tokenizer.encode("[INST] a [/INST]"))
+    assert set(numbers) <= set(load_tokenizer(plain).encode("[INST] a [/INST]"))
+    chat = ChatFormat(MISTRAL_INST, tokenizer)
+    assert check_built(chat, [conversation(chat)], whole=True).checked == 1
+    save_hf_tokenizer(tokenizer, tmp_path / "export")
+    assert load_tokenizer(tmp_path / "export").fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"eos_token": "<|end|>"}, r"tokenizer_config.json: eos_token '<\|end\|>' is not in tokenizer.model"),
+        ({"extra_special_tokens": ["<|user|>"]}, r"tokenizer_config.json: adds '<\|user\|>', which tokenizer.model"),
+        ({"added_tokens_decoder": {"420": {"content": "<x>"}}}, r"tokenizer_config.json: adds '<x>', which"),
+    ],
+)
+def test_what_a_sentencepiece_model_lacks_is_refused_by_name(tmp_path, config, reason):
+    directory = sentencepiece(tmp_path / "tokenizer", config)
+    with pytest.raises(DataError, match=reason):
+        load_tokenizer(directory)
