@@ -21,6 +21,7 @@ from janus_jax.config.sections import ExportSection
 from janus_jax.errors import ConversionError
 from janus_jax.storage import staging
 from janus_jax.storage.local import absolute
+from janus_jax.text.tokenizer import HFTokenizer, UnusableTokenizer, load_tokenizer, why_no_tokenizer_json
 
 _DEFAULTS = ExportSection()
 _LAST_OF_HF, _LAST_OF_CONVERTED = "config.json", "meta/metadata"
@@ -105,7 +106,7 @@ def to_hf(
     source = open_model(src, step)
     write.check_layout(source.config, layout)
     target = write.export_dtype(source.stored_dtype if dtype is None else dtype)
-    tokenizer = None if source.tokenizer_directory is None else _open_tokenizer(source.tokenizer_directory)
+    tokenizer, unmade = _tokenizer_to_export(source)
     chat = source.chat_format()
     template = None if source.template is None else "" if chat is None else chat.chat_template
     card = model_card(
@@ -113,12 +114,15 @@ def to_hf(
     )
     report = Report.of(source, target, verify, layout)
     report.notes += _ids_without_a_row(source, tokenizer)
+    if unmade:
+        report.notes.append(f"the tokenizer's files are copied as they are, and no tokenizer.json was made: {unmade}")
     staging.require_room(dst, _size(source, target))
     with staging.output(dst, _LAST_OF_HF) as directory:
         with report.timed("convert"):
             blocks = (block for _, block in report.tensors(source))
             write.write_tensors(directory, source.config, target, limit, blocks, layout)
-            companions = write.Companions(tokenizer, template, source.facts, layout, card)
+            untouched = source.tokenizer_directory if unmade else None
+            companions = write.Companions(tokenizer, template, source.facts, layout, card, untouched)
             write.write_companions(directory, source.config, target, companions)
         report.finish(source, directory)
         write.sync_tree(directory)
@@ -153,8 +157,22 @@ def _ids_without_a_row(source: StoredModel, tokenizer: Any) -> list[str]:
     ]
 
 
+def _tokenizer_to_export(source: StoredModel) -> tuple[Any, str]:
+    """The tokenizer, and why no tokenizer.json can be made of it, so that its files must travel as they are.
+
+    Only a tokenizer without our template may travel so: one that was trained with it must say so to servers.
+    """
+    if source.tokenizer_directory is None:
+        return None, ""
+    try:
+        tokenizer = _open_tokenizer(source.tokenizer_directory)
+    except UnusableTokenizer as error:
+        if source.template is not None:
+            raise
+        return None, str(error.args[-1])
+    return tokenizer, "" if source.template is not None else why_no_tokenizer_json(tokenizer)
+
+
 def _open_tokenizer(directory: str) -> Any:
     """If tokenizer.json exists, `save` copies all files; from a sentencepiece model alone it creates the others."""
-    from janus_jax.text.tokenizer import HFTokenizer, load_tokenizer
-
     return HFTokenizer(directory) if (Path(directory) / "tokenizer.json").is_file() else load_tokenizer(directory)

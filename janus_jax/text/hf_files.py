@@ -26,6 +26,9 @@ MADE_OF = "janus_jax_made_of"
 BESIDE_MODEL = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """Tokenizer files that may accompany a sentencepiece model, with its pad token and chat template."""
 
+SENTENCEPIECE_FILES = ("tokenizer.model", "added_tokens.json", *BESIDE_MODEL)
+"""Tokenizer files of a directory without tokenizer.json."""
+
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _FIELDS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of AddedToken
 

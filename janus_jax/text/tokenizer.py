@@ -84,6 +84,10 @@ class Tokenizer(Protocol):
         ...
 
 
+class UnusableTokenizer(DataError):
+    """Sound files of a sentencepiece model that training cannot use: no EOS, or tokens that the model lacks."""
+
+
 class SentencePieceTokenizer:
     """A sentencepiece model file. Its text pieces exclude control symbols, so no text can produce them.
 
@@ -111,7 +115,7 @@ class SentencePieceTokenizer:
         self.unk_id = unk if unk >= 0 else None
         self.eos_id: int = eos
         if self.eos_id < 0:
-            raise DataError(path, "has no end-of-sequence piece")
+            raise UnusableTokenizer(path, "has no end-of-sequence piece")
         self.vocab_size: int = self.processor.vocab_size()
         self.special = self._declare_control()
         """Pieces that are control symbols only because a file beside the model declares them."""
@@ -129,7 +133,8 @@ class SentencePieceTokenizer:
             token = token.get("content") if isinstance(token, dict) else token
             if token is not None:
                 if (number := self._id(token)) is None:
-                    raise DataError(self.path.parent / file, f"{name}_token {token!r} is not in tokenizer.model")
+                    file = self.path.parent / file
+                    raise UnusableTokenizer(file, f"{name}_token {token!r} is not in tokenizer.model")
                 return number
         return own
 
@@ -263,6 +268,23 @@ def save_hf_tokenizer(
             write_json(path, read_json(path) | {"pad_token": pad_token})
 
 
+def why_no_tokenizer_json(tokenizer: Tokenizer) -> str:
+    """Why `save_hf_tokenizer` refuses a sentencepiece model; empty if it does not."""
+    try:
+        if isinstance(tokenizer, SentencePieceTokenizer):
+            _equal_json(tokenizer)
+    except DataError as error:
+        return str(error.args[-1])
+    return ""
+
+
+def _equal_json(tokenizer: SentencePieceTokenizer) -> str:
+    content = tokenizer_json(tokenizer.content, name=str(tokenizer.path))
+    if tokenizer.content != EMBEDDED.read_bytes():  # a test compares that one
+        require_equal(tokenizer.content, content, name=str(tokenizer.path))
+    return content
+
+
 def _refuse_added(directory: Path, tokenizer: SentencePieceTokenizer) -> None:
     """A pad token may be new: no text becomes one."""
     path, size = directory / "added_tokens.json", tokenizer.vocab_size
@@ -273,7 +295,7 @@ def _refuse_added(directory: Path, tokenizer: SentencePieceTokenizer) -> None:
         known = {*tokenizer.vocabulary(), *tokenizer.control_tokens(), pad["content"] if isinstance(pad, dict) else pad}
         added = [token for token in declared_tokens(directory) if token not in known]
     if added:
-        raise DataError(
+        raise UnusableTokenizer(
             path,
             f"adds {', '.join(map(repr, added[:3]))}, which tokenizer.model does not know; allowed: a "
             "directory whose tokenizer.json has them too (transformers' save_pretrained writes one)",
@@ -281,11 +303,8 @@ def _refuse_added(directory: Path, tokenizer: SentencePieceTokenizer) -> None:
 
 
 def _write_from_sentencepiece(tokenizer: SentencePieceTokenizer, target: Path) -> None:
-    model, file = tokenizer.content, target / "tokenizer.json"
-    content = tokenizer_json(model, name=str(tokenizer.path))
-    if model != EMBEDDED.read_bytes():  # a test compares that one
-        require_equal(model, content, name=str(tokenizer.path))
-    file.write_text(content, encoding="utf-8")
+    file = target / "tokenizer.json"
+    file.write_text(_equal_json(tokenizer), encoding="utf-8")
     special = {
         f"{name}_token": tokenizer.processor.id_to_piece(i)
         for name, i in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id), ("unk", tokenizer.unk_id))

@@ -18,13 +18,14 @@ from janus_jax.checkpoint.convert import from_hf, to_hf
 from janus_jax.checkpoint.hf.read import read_model_config, save_hf
 from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.checkpoint.stored_model import open_model
-from janus_jax.errors import ConversionError, StorageError
+from janus_jax.errors import ConversionError, DataError, StorageError
 from janus_jax.model.mistral import param_specs
 from janus_jax.parallel.mesh import MeshShape, build_mesh, merge_rules, param_shardings
 from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.template import CHATML
 from janus_jax.text.tokenizer import load_tokenizer
 from tests.support.models import SMALL, assert_same_bits, random_params, read_tensors
+from tests.support.sentencepieces import trained
 
 TIED = dataclasses.replace(SMALL, tie_embeddings=True)
 
@@ -111,6 +112,32 @@ def test_a_bare_sentencepiece_model_becomes_a_whole_tokenizer(tmp_path):
     to_hf(tmp_path / "hf", tmp_path / "back")
     ids = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")("The  sea\n").input_ids
     assert ids == [1, *load_tokenizer().encode("The  sea\n")]
+
+
+@pytest.mark.parametrize(
+    ("beside", "options", "reason"),
+    [
+        ({}, {"model_type": "word", "byte_fallback": False}, "a model of word pieces"),
+        ({"extra_special_tokens": ["<|user|>"]}, {}, "adds '<|user|>', which tokenizer.model does not know"),
+    ],
+)
+def test_a_tokenizer_that_cannot_become_a_tokenizer_json_travels_as_it_is(tmp_path, beside, options, reason):
+    save_hf(random_params(SMALL), SMALL, tmp_path / "hf")
+    files = {
+        "tokenizer.model": trained(**options),
+        "tokenizer_config.json": json.dumps(beside).encode(),
+        "special_tokens_map.json": b'{"pad_token":  "</s>"}',
+    }
+    for name, content in files.items():
+        (tmp_path / "hf" / name).write_bytes(content)
+    report = to_hf(tmp_path / "hf", tmp_path / "out", verify="none")
+    note = f"the tokenizer's files are copied as they are, and no tokenizer.json was made: {reason}"
+    assert note in str(report) and note in (tmp_path / "out" / "conversion_report.json").read_text()
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in files} == files
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+    (tmp_path / "hf" / "tokenizer.model").write_bytes(b"damaged")
+    with pytest.raises(DataError, match="not a sentencepiece model"):
+        to_hf(tmp_path / "hf", tmp_path / "damaged", verify="none")
 
 
 def test_a_run_finds_the_tokenizer_of_its_data(tmp_path):

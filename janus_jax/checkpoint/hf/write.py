@@ -25,6 +25,7 @@ from janus_jax.model.mistral import Params, param_specs
 from janus_jax.parallel import processes
 from janus_jax.storage.bucket import os_errors
 from janus_jax.storage.local import sync, whole_file
+from janus_jax.text.hf_files import SENTENCEPIECE_FILES, copy
 
 _SAFETENSORS_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -46,6 +47,8 @@ class Companions:
     layout: Layout = "transformers"
     card: str | None = None
     """README.md."""
+    untouched: str | None = None
+    """The directory of a tokenizer that has no equal tokenizer.json: its files are copied as they are."""
 
 
 def save_hf(
@@ -282,7 +285,9 @@ def write_companions(directory: Path, config: ModelConfig, dtype: np.dtype, comp
     ids |= facts.token_ids  # a model from elsewhere may have several EOS ids, or a padding id it was trained with
     arguments = {key.removesuffix("_token_id") + "_id": value for key, value in ids.items()}
     model = hf_config(config, dtype, layout=companions.layout, reward=facts.reward, **arguments)
-    if tokenizer is not None:
+    if companions.untouched is not None:
+        copy({Path(companions.untouched, name): name for name in SENTENCEPIECE_FILES}, directory)
+    elif tokenizer is not None:
         from janus_jax.text.tokenizer import save_hf_tokenizer
 
         pad_id = model["pad_token_id"] if config.head == "value" else None
