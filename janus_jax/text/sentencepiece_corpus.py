@@ -89,9 +89,9 @@ def corpus(pieces: Sequence[str], symbols: Sequence[str] = ()) -> Iterator[str]:
         yield "".join(rng.choice(rng.choice((plain, words, _SPACES, special))) for _ in range(600))
 
 
-def sampled_corpus(vocabulary: Iterable[str]) -> Iterator[str]:
+def sampled_corpus(vocabulary: Iterable[str], symbols: Sequence[str] = ()) -> Iterator[str]:
     """The corpus with every seventh token of a vocabulary, for tokenizers whose tokens are compared by name too."""
-    return corpus(sorted(vocabulary)[::7])
+    return corpus(sorted(vocabulary)[::7], symbols)
 
 
 def _fixed() -> Iterator[str]:

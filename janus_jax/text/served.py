@@ -4,19 +4,20 @@ transformers loads the tokenizer files of an export and applies their chat templ
 those that were stored for training.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from janus_jax.errors import DataError, first_line
 from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.sentencepiece_corpus import sampled_corpus
-from janus_jax.text.tokenizer import Tokenizer, load_tokenizer, save_hf_tokenizer
+from janus_jax.text.tokenizer import Tokenizer, save_hf_tokenizer
 
 CONVERSATIONS = "conversations.jsonl"
 """Beside the tokenizer of a data set, a run or a converted directory: conversations with the ids of training."""
@@ -84,26 +85,18 @@ def check_served(
     Raises:
         DataError: names the conversation and shows both lists.
     """
-    return _check(_Server.of(directory), chat, conversations, whole)
+    return _check(_server(directory), chat, conversations, whole)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Server:
-    """The tokenizer files of a directory, as transformers and as training read them."""
+def _server(directory: Path) -> Any:
+    """The tokenizer files of a directory, as transformers reads them."""
+    import transformers
 
-    transformers: Any
-    tokenizer: Tokenizer
-
-    @classmethod
-    def of(cls, directory: Path) -> "_Server":
-        import transformers
-
-        try:
-            loaded = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise DataError(f"transformers cannot load the tokenizer as it would be exported: {reason}") from error
-        return cls(loaded, load_tokenizer(directory))
+    try:
+        return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise DataError(f"transformers cannot load the tokenizer as it would be exported: {reason}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,13 +113,13 @@ class _Export:
 
 
 @functools.lru_cache(maxsize=2)
-def _exported(export: _Export) -> _Server:
+def _exported(export: _Export) -> Any:
     with tempfile.TemporaryDirectory(prefix="janus.served.") as directory:
         save_hf_tokenizer(export.tokenizer, directory, chat_template=export.chat_template)
-        server = _Server.of(Path(directory))
-    _require_no_new_tokens(server.transformers, export.tokenizer)
+        server = _server(Path(directory))
+    _require_no_new_tokens(server, export.tokenizer)
     if not export.tokenizer.ignores_control_tokens:  # of sentencepiece models, the tokenizer.json was compared
-        _require_same_reading(server.transformers, export.tokenizer)
+        _require_same_reading(server, export.tokenizer)
     return server
 
 
@@ -145,41 +138,48 @@ def _require_no_new_tokens(server: Any, tokenizer: Tokenizer) -> None:
 
 
 def _require_same_reading(server: Any, tokenizer: Tokenizer) -> None:
-    """Raises DataError for a text that transformers reads in another way than training, on a large mixed corpus."""
-    texts = list(sampled_corpus(tokenizer.vocabulary()))
+    """Raises DataError for a text that transformers reads in another way than training, on a large mixed corpus.
+
+    Texts that spell control tokens are compared too, unless transformers reads the token whether it parses it or not.
+    """
+    control = {token: server.convert_tokens_to_ids(token) for token in tokenizer.control_tokens()}
+    texts = list(sampled_corpus(tokenizer.vocabulary(), list(control)))
+    with _as_text(server) as read:
+        for text, served in zip(texts, read(texts), strict=True):
+            spelled = {number for token, number in control.items() if token in text}
+            if (trained := tokenizer.encode(text)) != served and spelled.isdisjoint(served):
+                one = Conversation(repr(text[:60]), "", "", [], [], [])
+                _require_ids(server, one, trained, served, "text")
+
+
+@contextlib.contextmanager
+def _as_text(server: Any) -> Iterator[Callable[[list[str]], list[list[int]]]]:
+    """Inside, the yielded function reads texts with the parsing of control tokens switched off."""
     rust = server.backend_tokenizer
     before, rust.encode_special_tokens = rust.encode_special_tokens, True
     try:
-        read = [encoding.ids for encoding in rust.encode_batch(texts, add_special_tokens=False)]
+        yield lambda texts: [encoding.ids for encoding in rust.encode_batch(texts, add_special_tokens=False)]
     finally:
         rust.encode_special_tokens = before
-    for text, served in zip(texts, read, strict=True):
-        if (trained := tokenizer.encode(text)) != served and not any(map(text.count, tokenizer.control_tokens())):
-            one = Conversation(repr(text[:60]), "", "", [], [], [])
-            _require_ids(server, one, trained, served, "text")
 
 
-def _check(loaded: _Server, chat: ChatFormat, conversations: Iterable[Conversation], whole: bool) -> ServedCheck:
-    server = loaded.transformers
+def _check(server: Any, chat: ChatFormat, conversations: Iterable[Conversation], whole: bool) -> ServedCheck:
     added = (str(token.content) for token in server.added_tokens_decoder.values() if token.special)
     control = control_pattern({*map(str, server.all_special_tokens), *added, *chat.marks})
-    again = ChatFormat(chat.template, loaded.tokenizer, boundary=chat.boundary, marks=chat.marks)
     counts = {"checked": 0, "merged": 0, "control_text": 0}
     example = None
     for one in conversations:
         counts["checked"] += 1
-        messages = [{"role": "system", "content": one.system}] if one.system else []
-        messages.append({"role": "user", "content": one.prompt})
-        _require_text(server, chat, one, messages)
+        prompt, wholes = _rendered(server, chat, one)
         if control is not None and any(map(control.search, (one.system, one.prompt, *one.responses))):
             counts["control_text"] += 1
-            _require_reading(server, again, one)
+            _require_literal(server, chat, one)
             continue
         if chat.boundary == "separate":
-            _require_ids(server, one, one.prompt_ids, _ids(server, messages, add_generation_prompt=True), "prompt")
+            _require_ids(server, one, one.prompt_ids, _ids(server, prompt), "prompt")
         merged = None
-        for response, stored in zip(one.responses, one.response_ids, strict=True):
-            served = _ids(server, [*messages, {"role": "assistant", "content": response}])
+        for text, stored in zip(wholes, one.response_ids, strict=True):
+            served = _ids(server, text)
             trained = one.prompt_ids + stored
             if trained == served:
                 continue
@@ -216,26 +216,38 @@ def _differing(trained: list[int], served: list[int], boundary: int | None = Non
     return start, len(trained) - same
 
 
-def _require_text(server: Any, chat: ChatFormat, one: Conversation, messages: list[dict[str, str]]) -> None:
+def _rendered(server: Any, chat: ChatFormat, one: Conversation) -> tuple[str, list[str]]:
+    """The prompt and the whole conversations that the chat template writes; raises DataError for other texts."""
+    messages = [{"role": "system", "content": one.system}] if one.system else []
+    messages.append({"role": "user", "content": one.prompt})
     bos = "" if chat.bos_id is None else server.convert_ids_to_tokens(chat.bos_id)
     eos = server.convert_ids_to_tokens(chat.tokenizer.eos_id)
-    written = [(_apply(server, messages, add_generation_prompt=True), bos + chat.text(one.system, one.prompt))]
-    for response in one.responses:
-        text = _apply(server, [*messages, {"role": "assistant", "content": response}])
-        written.append((text, bos + chat.text(one.system, one.prompt, response) + eos))
-    for text, expected in written:
-        if text != expected:
-            raise DataError(one.name, f"the exported chat template writes {text!r:.300}, not {expected!r:.300}")
+    written = [_apply(server, messages, add_generation_prompt=True)]
+    written += [_apply(server, [*messages, {"role": "assistant", "content": text}]) for text in one.responses]
+    wholes = [chat.text(one.system, one.prompt, response) + eos for response in one.responses]
+    for text, expected in zip(written, (chat.text(one.system, one.prompt), *wholes), strict=True):
+        if text != bos + expected:
+            raise DataError(one.name, f"the exported chat template writes {text!r:.300}, not {bos + expected!r:.300}")
+    return written[0], written[1:]
 
 
-def _require_reading(server: Any, chat: ChatFormat, one: Conversation) -> None:
-    """Compares what janus_jax reads from the exported files: transformers cannot leave control tokens as text."""
-    for response, stored in zip(one.responses, one.response_ids, strict=True):
-        if chat.boundary == "joint":
-            read = chat.encode_whole(one.system, one.prompt, response)
-        else:
-            read = chat.encode_prompt(one.system, one.prompt) + chat.encode_response(response)
-        _require_ids(server, one, one.prompt_ids + stored, read, "conversation")
+def _require_literal(server: Any, chat: ChatFormat, one: Conversation) -> None:
+    """Compares texts that spell control tokens, with their parsing switched off.
+
+    transformers cannot switch it off for some tokens alone, so marks and tokenizers that read on after BOS are left to
+    the other conversations and to the corpus.
+    """
+    if chat.marks or not chat.tokenizer.ignores_control_tokens:
+        return
+    bos, eos = [] if chat.bos_id is None else [chat.bos_id], chat.tokenizer.eos_id
+    prompt = chat.text(one.system, one.prompt)
+    before, texts = (
+        (prompt, one.responses) if chat.boundary == "separate" else ("", [prompt + t for t in one.responses])
+    )
+    with _as_text(server) as read:
+        for text, stored in zip(texts, one.response_ids, strict=True):
+            ids = [number for part in read([before, text + chat.end]) for number in part]
+            _require_ids(server, one, one.prompt_ids + stored, [*bos, *ids, eos], "conversation")
 
 
 def _require_ids(server: Any, one: Conversation, trained: list[int], served: list[int], what: str) -> None:
@@ -259,13 +271,14 @@ def _tokens(server: Any, ids: list[int]) -> str:
     return "|".join(map(str, server.convert_ids_to_tokens(ids)))
 
 
-def _ids(server: Any, messages: list[dict[str, str]], **options: bool) -> list[int]:
-    return _apply(server, messages, tokenize=True, return_dict=False, **options)
+def _ids(server: Any, text: str) -> list[int]:
+    """Ids of a rendered text, as apply_chat_template gives them."""
+    return server(text, add_special_tokens=False)["input_ids"]
 
 
-def _apply(server: Any, messages: list[dict[str, str]], *, tokenize: bool = False, **options: bool) -> Any:
+def _apply(server: Any, messages: list[dict[str, str]], **options: bool) -> str:
     try:
-        return server.apply_chat_template(messages, tokenize=tokenize, **options)
+        return server.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # of Jinja or of the tokenizer
         raise DataError(f"the exported chat template fails: {type(error).__name__}: {first_line(error)}") from error
 
