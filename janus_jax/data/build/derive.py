@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from janus_jax.data.schema import KINDS, Record
+from janus_jax.data.schema import KINDS, Record, RecordError
 from janus_jax.errors import DataError
 
 PAIR_KINDS = tuple(kind for kind in KINDS if kind != "sft")
@@ -37,8 +37,8 @@ def for_pairs(records: Iterator[Record]) -> Iterator[Record]:
     """The records; an error about one says that pairs are drawn from single responses."""
     try:
         yield from records
-    except DataError as error:
-        if getattr(error, "reason", "") == "missing_field" or "missing_field" in str(error):
+    except RecordError as error:
+        if error.reason == "missing_field":
             hint = "--derive draws pairs from records of kind sft; if these are pairs already, use --kind instead"
             error.args = (*error.places, f"{error.args[-1]}; {hint}")
         raise

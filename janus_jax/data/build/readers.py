@@ -87,7 +87,8 @@ def _read(
             unread.update(_unread_parquet_columns(path))
     if not kept:
         reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
-        raise DataError(os.path.commonpath(paths), f"no usable record, all {dropped.total()} were dropped ({reasons})")
+        what = f"no usable record, all {dropped.total()} were dropped ({reasons})"
+        raise RecordError(dropped.most_common(1)[0][0], os.path.commonpath(paths), what)
 
 
 def _checked(raw: Any, kind: str, unread: Counter[str]) -> Record:

@@ -125,6 +125,12 @@ def test_pairs_given_to_derive_are_told_what_it_reads(tmp_path):
         read(one)
 
 
+def test_what_derive_cannot_help_has_no_advice_about_it(tmp_path):
+    path = write_json_lines(tmp_path / "missing_field.jsonl", [{"prompt": "p", "output": ["o"]}])
+    with pytest.raises(DataError, match=r"no usable record, .*\(wrong_type 1\)$"):
+        read(reading(path, kind="dpo", derive=Derivation()))
+
+
 def test_prompts_in_two_splits_are_counted(tmp_path):
     train = write_json_lines(tmp_path / "train.jsonl", QUESTIONS)
     changes = [{"output": "Else."}, {"prompt": "Why \t1? "}, {"prompt": "When?"}]
