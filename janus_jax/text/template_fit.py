@@ -1,5 +1,7 @@
 """Whether a tokenizer knows another template than the chosen one, by its own chat template and its control tokens."""
 
+from typing import Any
+
 from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.template import TEMPLATES, Template
 from janus_jax.text.tokenizer import Tokenizer
@@ -48,7 +50,7 @@ def _own_text(tokenizer: Tokenizer) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     special = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id}
-    names = {f"{name}_token": "" if i is None else tokenizer.token(i) for name, i in special.items()}
+    names: dict[str, Any] = {f"{name}_token": "" if i is None else tokenizer.token(i) for name, i in special.items()}
     for messages in ([_SYSTEM, _USER], [_USER]):  # some refuse a system message
         try:
             rendered, _ = render_jinja_template(
