@@ -1,12 +1,14 @@
 """Where a run begins, and what a checkpoint says of its run, so that only the same run goes on from it."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from pydantic import ValidationError
 
 from janus_jax import __version__
@@ -14,7 +16,7 @@ from janus_jax.checkpoint.hf.facts import ModelFacts
 from janus_jax.checkpoint.run_dir import RunDir, step_directory
 from janus_jax.checkpoint.state import Checkpoints, read_json_item
 from janus_jax.config.run import RunConfig
-from janus_jax.data.epoch import Position
+from janus_jax.data.epoch import PackedEpochs, Position
 from janus_jax.data.from_config import describe
 from janus_jax.errors import ConfigError
 from janus_jax.parallel import processes
@@ -128,6 +130,7 @@ def step_meta(
         "model": dataclasses.asdict(setup.model),
         "config": _stored_config(setup.config),
         "data_fingerprint": dataset.fingerprint,
+        "read": examples_read(setup.loader),
         "tokenizer": dataset.parts[0].manifest.tokenizer,
         "reference_step": reference.step,
         "reference_weights": reference.weights,
@@ -137,6 +140,24 @@ def step_meta(
         "course": dataclasses.asdict(setup.course),
         "stopping": None if stopping is None else dataclasses.asdict(stopping),
     }
+
+
+def examples_read(epochs: PackedEpochs) -> dict[str, Any]:
+    """Which examples of the data a run reads, and in which batches.
+
+    The data's own fingerprint cannot tell: lengths, settings and rules of this package decide which of its examples are
+    read and where. It is the same on every mesh.
+
+    Returns:
+        `examples`, their number; the counts of `Outcome`; `fingerprint`, a sha256 over the numbers and lengths of the
+        examples and over those in each batch of the first epoch.
+    """
+    digest = hashlib.sha256()
+    for array in (epochs.fitted.index, epochs.fitted.lengths):
+        digest.update(np.ascontiguousarray(array, np.int64).tobytes())
+    for step in range(epochs.steps(0)):
+        digest.update(np.sort(epochs.example_ids(Position(0, step * epochs.unit))).astype(np.int64).tobytes() + b"|")
+    return {"examples": len(epochs.fitted.index), **epochs.fitted.counts, "fingerprint": digest.hexdigest()}
 
 
 def require_same_config(config: RunConfig, meta: Mapping[str, Any]) -> None:
@@ -161,7 +182,8 @@ def require_same_config(config: RunConfig, meta: Mapping[str, Any]) -> None:
 
 
 def require_same_run(setup: Setup, meta: Mapping[str, Any]) -> None:
-    """Refuses to go on from a checkpoint of another model or other data, which are known by their contents.
+    """Refuses to go on from a checkpoint of another model or other data, which are known by their contents, or that
+    read other rows of the data.
 
     Raises:
         ConfigError: names what differs.
@@ -180,6 +202,37 @@ def require_same_run(setup: Setup, meta: Mapping[str, Any]) -> None:
             f"(fingerprint {meta['data_fingerprint'][:16]}, not {dataset.fingerprint[:16]}); "
             "put that data back, or choose another run.dir"
         )
+    _require_same_examples(setup, meta)
+
+
+def _require_same_examples(setup: Setup, meta: Mapping[str, Any]) -> None:
+    """Refuses to go on with other examples or batches than those that the run has read so far.
+
+    Checkpoints of older versions have no `read`. Those that have no `course` either did not leave out equal pairs.
+    """
+    config, name, now = setup.config, setup.loader.dataset.name, examples_read(setup.loader)
+    before = meta.get("read")
+    if before is None:
+        if "course" in meta or not now["equal_pairs"]:
+            return
+        change = (
+            "read pairs in which chosen and rejected have the same tokens, as older versions did; "
+            f"{now['equal_pairs']:,} of {name} are left out now"
+        )
+    elif before["fingerprint"] == now["fingerprint"]:
+        return
+    else:
+        counts = [
+            f"{key} {before.get(key)}, not {count}"
+            for key, count in now.items()
+            if key != "fingerprint" and before.get(key) != count
+        ]
+        change = f"read other examples of {name}, or in other batches, than this version does"
+        change += f" ({'; '.join(counts)})" if counts else ""
+    raise ConfigError(
+        f"run.dir={config.run.dir}: holds a run that {change}; to train its weights on, choose another run.dir and set "
+        f"model=null init.from={config.run.dir}"
+    )
 
 
 def _shown(value: Any) -> str:

@@ -123,6 +123,7 @@ def test_a_checkpoint_of_an_older_version_goes_on(data, tmp_path, finished):
     file = run / "checkpoints/2/meta/metadata"
     meta = json.loads(file.read_text())
     assert meta.pop("course") == {"begun_with": 4, "extensions": []} and meta.pop("stopping") is None
+    assert meta.pop("read")["examples"] == 60
     for section, keys in NEW_KEYS.items():
         for key in keys:
             del meta["config"][section][key]
