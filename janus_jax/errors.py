@@ -89,6 +89,14 @@ class LostPeerError(JanusError):
     exit_code = 13
 
 
+class Interrupted(BaseException):
+    """Ends a command that received a signal, and cleans up. Typer would answer KeyboardInterrupt with exit code 1."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.signal = number
+
+
 def first_line(error: object) -> str:
     """The first line of an error's message, or the error's type if the message is empty."""
     lines = str(error).strip().splitlines()

@@ -3,6 +3,7 @@
 import concurrent.futures
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -40,6 +41,9 @@ Devices = Annotated[int | None, typer.Option(min=1, help="CPU devices to simulat
 
 T = TypeVar("T")
 
+_WIDTH = 100
+"""Columns of a line, as on the console of a run."""
+
 
 def load(config: str, overrides: list[str] | None, *, quiet: bool = False) -> "RunConfig":
     """The configuration of a command. Prints its advice to stderr, unless `quiet`."""
@@ -54,7 +58,8 @@ def load(config: str, overrides: list[str] | None, *, quiet: bool = False) -> "R
 def advise(config: "RunConfig") -> None:
     """Prints what a configuration makes one think of to stderr."""
     for advice in config.advice():
-        print(f"note: {advice}", file=sys.stderr)
+        lines = textwrap.wrap(f"note: {advice}", _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        print(*lines, sep="\n", file=sys.stderr)
 
 
 def interruptibly(work: Callable[[], T]) -> T:

@@ -7,14 +7,14 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
 
 from janus_jax import __version__
 from janus_jax.cli import arguments, convert, data, plan, runs, time_step
 from janus_jax.cli.outputs import require_writable
-from janus_jax.errors import ConfigError, JanusError, LostPeerError
+from janus_jax.errors import ConfigError, Interrupted, JanusError, LostPeerError
 from janus_jax.parallel.environment import quiet_libraries
 
 app = typer.Typer(
@@ -28,56 +28,73 @@ app.add_typer(config_app, name="config")
 app.add_typer(runs.app, name="runs")
 
 
+_stops: list[int] = []
+"""SIGINT and SIGTERM that this process received."""
+
+
 def main() -> None:
     """Runs the command line; a user's mistake becomes `error: ...` on stderr and its exit code, never a traceback."""
+    global _leaving
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     sys.unraisablehook = _again_if_interrupted
+    code: Any = None
+    try:
+        code = _run()
+        _leaving = True
+    except BaseException:
+        _leaving = True
+        if not _stops:
+            raise
+    if _stops:  # whatever a library has made of the exception
+        print("interrupted" if _stops[0] == signal.SIGINT else "terminated", file=sys.stderr, flush=True)
+        os._exit(128 + _stops[0])  # threads of XLA and TensorFlow still work; they would crash the interpreter's end
+    sys.exit(code)
+
+
+def _run() -> Any:
+    """Runs the command and returns its exit code."""
     try:
         app()
     except JanusError as error:
+        if _stops:  # a process that got the signal too has gone
+            return None
         print(f"error: {error}", file=sys.stderr)
         if isinstance(error, LostPeerError):
             from janus_jax.parallel import processes
 
             processes.leave(error.exit_code)
-        _leave(error.exit_code)
+        return _flushed(error.exit_code)
     except SystemExit as done:  # typer and rich make one of a closed pipe, with code 1
-        _leave(_CLOSED_PIPE if isinstance(done.__context__, BrokenPipeError) else done.code)
-    except _Interrupted as stop:
-        print("interrupted" if stop.signal == signal.SIGINT else "terminated", file=sys.stderr, flush=True)
-        os._exit(
-            128 + stop.signal
-        )  # threads of XLA and TensorFlow that still work would crash an interpreter that goes down
+        return _flushed(_CLOSED_PIPE if isinstance(done.__context__, BrokenPipeError) else done.code)
 
 
 _CLOSED_PIPE = 128 + signal.SIGPIPE
 
 
-def _leave(code: Any) -> NoReturn:
-    """Exits; without a message of Python's if the reader of stdout has gone, as `head` does."""
+def _flushed(code: Any) -> Any:
+    """The exit code; without a message of Python's if the reader of stdout has gone, as `head` does."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = code or _CLOSED_PIPE
-    sys.exit(code)
+        return code or _CLOSED_PIPE
+    return code
 
 
-class _Interrupted(BaseException):
-    """Instead of KeyboardInterrupt, which typer answers with exit code 1; cleans up just as well."""
-
-    def __init__(self, number: int):
-        self.signal = number
+_leaving = False
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    raise _Interrupted(number)
+    _stops.append(number)
+    if _leaving:  # nobody would catch it
+        os._exit(128 + number)
+    raise Interrupted(number)
 
 
 def _again_if_interrupted(unraisable: Any) -> None:
     """Python drops what is raised in a finalizer or in a callback of the garbage collector (JAX has one)."""
-    if isinstance(stop := unraisable.exc_value, _Interrupted):
+    if isinstance(stop := unraisable.exc_value, Interrupted):
         signal.signal(signal.SIGALRM, lambda number, frame: _interrupt(stop.signal, frame))
         signal.setitimer(signal.ITIMER_REAL, 0.05)  # until it meets code that can be interrupted
     else:

@@ -327,6 +327,28 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing_half_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
+@pytest.mark.parametrize(
+    "work",
+    [
+        "try:\n  stop()\n except BaseException: raise ImportError('multiarray failed to import')",  # as C extensions do
+        "try: 1 / 0\n except ZeroDivisionError: stop()",
+        "try: stop()\n except BaseException: raise JanusError('a process ended on its own')",
+        "try: stop()\n except BaseException: pass",
+        "signal.signal(signal.SIGALRM, lambda *_: stop()); signal.setitimer(signal.ITIMER_REAL, .1); time.sleep(9)",
+        "atexit.register(stop)",  # the work is done, and Python goes down
+    ],
+)
+def test_sigterm_gives_143_whatever_becomes_of_its_exception(work):
+    code = (
+        "import atexit, os, signal, sys, time\nfrom janus_jax.cli import main as cli\n"
+        "from janus_jax.errors import JanusError\n"
+        "def stop(): os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"def work():\n {work}\ncli.app.command('work')(work)\nsys.argv = ['janus', 'work']\ncli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stderr) == (143, "" if "atexit" in work else "terminated\n")
+
+
 def test_an_unexpected_error_shows_its_traceback_and_exits_1(small):
     code = (
         "import sys, janus_jax.config.run as config\n"
