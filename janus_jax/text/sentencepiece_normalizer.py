@@ -255,6 +255,7 @@ def _compile(single: dict[str, str]) -> bytes:
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 
+    sentencepiece.SetMinLogLevel(1)  # warnings; at 0 it reports each table that it builds
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "rules.tsv"
         hexed = [[" ".join(f"{ord(c):X}" for c in side) for side in rule] for rule in single.items()]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 from janus_jax.errors import DataError
+from janus_jax.text import sentencepiece_normalizer
 from janus_jax.text.sentencepiece_corpus import EXOTIC, corpus
 from janus_jax.text.sentencepiece_json import first_difference, require_equal, tokenizer_json
 from janus_jax.text.tokenizer import EMBEDDED
@@ -213,3 +214,9 @@ def test_the_corpus_is_the_same_each_time():
     texts = list(corpus(pieces, symbols))
     assert texts == list(corpus(pieces, symbols))
     assert {"", " a", "b", "<x>", "a<x>b", "\0", "▁"} <= set(texts)
+
+
+def test_sentencepiece_logs_nothing_where_its_rules_are_compiled(capfd):
+    sentencepiece.SetMinLogLevel(0)  # as in a new process
+    assert sentencepiece_normalizer._compile({"a": "b"})
+    assert capfd.readouterr() == ("", "")
