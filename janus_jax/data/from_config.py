@@ -125,7 +125,15 @@ def describe(part: TokenizedDataset) -> dict[str, Any]:
     """The facts about a training data set that an exported model states."""
     names = ("source", "kind", "template", "boundary", "marks", "derived")
     facts = {name: getattr(part.manifest, name) for name in names}
-    return {**facts, "fingerprint": part.fingerprint, "examples": len(part)}
+    records = sum(split.examples for split in part.manifest.splits.values())
+    spelled = (part.manifest.served or {}).get("control_text")  # of all splits; None: not counted
+    return {
+        **facts,
+        "fingerprint": part.fingerprint,
+        "examples": len(part),
+        "records": records,
+        "control_text": spelled,
+    }
 
 
 def _open(key: str, directory: str, split: str, config: RunConfig) -> TokenizedDataset:

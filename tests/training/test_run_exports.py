@@ -1,5 +1,6 @@
 """What a run knows goes into its export: the recipe, the data, and how its rewards are spread."""
 
+import dataclasses
 import json
 import shutil
 
@@ -14,12 +15,16 @@ from janus_jax import __version__
 from janus_jax.checkpoint.conversion_report import REPORT
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
 from janus_jax.checkpoint.hf import write
+from janus_jax.checkpoint.hf.card import model_card
+from janus_jax.checkpoint.hf.facts import ModelFacts
+from janus_jax.data.dataset import TokenizedDataset
+from janus_jax.data.from_config import describe
 from janus_jax.errors import ConfigError, ConversionError
 from janus_jax.objectives.reward import RewardModel
 from janus_jax.text.template import CHATML
 from janus_jax.training.run import train
 from tests.support.run_configs import run_config
-from tests.support.training_examples import random_examples, write_dataset
+from tests.support.training_examples import TINY, random_examples, write_dataset
 
 HELD_OUT = random_examples(9, pairs=True, seed=2)
 
@@ -162,6 +167,25 @@ def test_the_card_tells_the_recipe(run, tmp_path):
     whole = yaml.safe_load(body.partition("```yaml\n")[2].partition("```")[0])
     assert whole == json.loads(json.dumps(whole)) and whole["schedule"]["learning_rate"] == 3e-3
     assert whole["data"]["dir"].endswith("dpo")
+
+
+def test_the_card_counts_texts_that_spell_a_control_token(run):
+    data = TokenizedDataset(run.parent / "dpo")
+    described = {}
+    for name, served in (("checked", {"checked": 9, "control_text": 2}), ("clean", {"control_text": 0}), ("old", None)):
+        data.manifest = dataclasses.replace(data.manifest, source=name, served=served)
+        described[name] = describe(data)
+    described["older"] = {
+        key: value for key, value in described["old"].items() if key not in ("records", "control_text")
+    }
+    meta = {"config": {"objective": {"name": "rm"}}, "data": [*described.values()]}
+    card = model_card(TINY, np.float32, facts=ModelFacts(), meta=meta, step=6)
+    lines = [line for line in card.splitlines() if "spelling of a control token" in line]
+    of_all_splits = sum(split.examples for split in data.manifest.splits.values())
+    assert of_all_splits > len(data)
+    assert lines == [
+        f"checked: 2 of {of_all_splits} texts contain the spelling of a control token; a server parses them."
+    ]
 
 
 def test_a_later_stage_knows_the_base_model_of_the_first(run, tmp_path, monkeypatch):

@@ -168,10 +168,16 @@ def _data(meta: Mapping[str, Any]) -> str:
         for part in parts
     ]
     table = _table(rows, ("data", "kind", "examples", "template", "token boundary", "derived", "fingerprint"))
+    spelled = "".join(
+        f"{_cell(part['source'])}: {part['control_text']:,} of {part['records']:,} texts contain the spelling of a "
+        "control token; a server parses them.\n\n"
+        for part in parts
+        if part.get("control_text")
+    )
     tokenizer = (meta.get("tokenizer") or {}).get("fingerprint")
     fingerprints = f"Fingerprint of all training data: `{meta.get('data_fingerprint')}`."
     fingerprints += f" Tokenizer: `{tokenizer}`.\n" if tokenizer else "\n"
-    return f"{table if rows else ''}\n{fingerprints}"
+    return f"{table if rows else ''}\n{spelled}{fingerprints}"
 
 
 def _settings(values: Mapping[str, Any], *, named: bool = True) -> str:
