@@ -73,8 +73,12 @@ def notes(model: StoredModel | None, dataset: Dataset) -> list[str]:
     return lines
 
 
-def check_vocabulary(model: ModelConfig, dataset: TokenizedDataset) -> None:
-    """Raises ConfigError if data can use an id that has no row in the embedding. A pad token may have none."""
+def check_vocabulary(model: ModelConfig, dataset: TokenizedDataset, weights: str | None) -> None:
+    """Raises ConfigError if data can use an id that has no row in the embedding. A pad token may have none.
+
+    Args:
+        weights: `init.from`; None: random weights, of any shape.
+    """
     built = dataset.manifest.tokenizer["vocab_size"]
     if built <= model.vocab_size:
         return
@@ -82,10 +86,16 @@ def check_vocabulary(model: ModelConfig, dataset: TokenizedDataset) -> None:
     used = {**tokenizer.vocabulary(), **{f"id {number}": number for number in _control_ids(dataset)}}
     token, number = max((item for item in used.items() if item[1] < built), key=lambda item: item[1])
     if number >= model.vocab_size:
+        shown = f"{number + 1} ids (the last is {token!r})"
+        if weights is None:
+            raise ConfigError(
+                f"model.vocab_size = {model.vocab_size}: the tokenizer of {dataset.name} has {shown}; allowed: at "
+                f"least {number + 1}"
+            )
         raise ConfigError(
             dataset.name,
-            f"its tokenizer has {number + 1} ids (the last is {token!r}), but the model's vocab_size is "
-            f"{model.vocab_size}; build the data with the model's own tokenizer (janus data build --tokenizer)",
+            f"its tokenizer has {shown}, but the vocab_size of init.from={weights} is {model.vocab_size}; build the "
+            "data with the tokenizer of those weights (janus data build --tokenizer)",
         )
 
 

@@ -188,7 +188,7 @@ def model_to_train(config: RunConfig, stored: ModelConfig | None, objective: Obj
 
 def check_fits(model: ModelConfig, dataset: TokenizedDataset, config: RunConfig) -> None:
     """Raises ConfigError if a data set has ids or sequences that the model has no room for."""
-    check_vocabulary(model, dataset)
+    check_vocabulary(model, dataset, config.init.from_)
     if config.batch.max_sequence_length > model.max_position_embeddings:
         raise ConfigError(
             f"batch.max_sequence_length={config.batch.max_sequence_length} is more than the model's "

@@ -218,7 +218,7 @@ def test_profile_steps_leave_a_trace(data, tmp_path):
         ({"data": {"dir": "nowhere"}}, DataError, "nowhere: no such directory"),
         ({"data": {"split": "test"}}, DataError, "has no split 'test'"),
         ({"objective": {"name": "dpo"}}, DataError, "holds single responses"),
-        ({"model": {"vocab_size": 64}}, ConfigError, "has 96 ids .*, but the model's vocab_size is 64"),
+        ({"model": {"vocab_size": 64}}, ConfigError, "model.vocab_size = 64: .* has 96 ids .*; allowed: at least 96$"),
         ({"mesh": {"tensor": 3}}, ConfigError, "needs 12 devices, but there are 8"),
         ({"mesh": {"data": 1, "fsdp": 1, "tensor": 8}}, ConfigError, "tensor=8 does not divide"),
         ({"batch": {"rows": 12}}, ConfigError, "batch.rows: 6 rows in a microbatch do not divide over 4"),
