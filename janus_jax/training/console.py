@@ -23,19 +23,30 @@ if TYPE_CHECKING:
     from janus_jax.training.run import Summary
 
 WIDTH = 100
-"""Columns of a line. Only a quoted word of a command may be longer."""
+"""Columns of a line, notes included. Only a quoted word of a command may be longer."""
 
 _INDENT = 11
 """Columns of a heading: `attention: `."""
 
 _SHOWN = {
-    "train": ("loss", "rewards/accuracies", "grad_norm", "learning_rate", "tokens_per_s", "epoch", "mfu"),
-    "eval": ("loss", "rewards/accuracies", "rewards/margins", "examples"),
-    "bar": ("loss", "rewards/accuracies", "tokens_per_s", "mfu", "data_wait", "epoch"),
+    "train": (
+        "loss",
+        "rewards/accuracies",
+        "rewards/ties",
+        "grad_norm",
+        "learning_rate",
+        "tokens_per_s",
+        "epoch",
+        "mfu",
+    ),
+    "eval": ("loss", "rewards/accuracies", "rewards/ties", "rewards/margins", "examples", "left_out"),
+    "bar": ("loss", "rewards/accuracies", "rewards/ties", "tokens_per_s", "mfu", "data_wait", "epoch"),
 }
 """The metrics of a line, as far as they fit; all of them are in metrics.jsonl."""
+_UNLESS_ZERO = ("rewards/ties", "left_out")
 _NAMES = {
     "rewards/accuracies": "acc",
+    "rewards/ties": "ties",
     "rewards/margins": "margin",
     "grad_norm": "grad",
     "learning_rate": "rate",
@@ -43,14 +54,17 @@ _NAMES = {
     "mfu": "MFU",
     "data_wait": "wait",
     "examples": "n",
+    "left_out": "left out",
 }
 _FORMS = {
     "rewards/accuracies": "{:.2f}",
+    "rewards/ties": "{:.2f}",
     "tokens_per_s": "{:,.0f}",
     "mfu": "{:.2f}",
     "data_wait": "{:.0%}",
     "epoch": "{:.2f}",
     "examples": "{:.0f}",
+    "left_out": "{:.0f}",
 }
 
 
@@ -120,7 +134,7 @@ def record_line(kind: str, step: int, total: int, values: "Values") -> str:
 def _numbers(kind: str, values: "Values", width: int) -> str:
     text = ""
     for name in _SHOWN[kind]:
-        if name in values:
+        if name in values and (values[name] or name not in _UNLESS_ZERO):
             digits = 2 if name == "learning_rate" else 4
             value = _FORMS[name].format(values[name]) if name in _FORMS else _short(values[name], digits)
             part = f"{'  ' if text else ''}{_NAMES.get(name, name)} {value}"

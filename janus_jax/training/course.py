@@ -121,6 +121,20 @@ def course_of(config: RunConfig, epochs: PackedEpochs, past: Past | None) -> Cou
     )
 
 
+def without_decay(config: RunConfig, course: Course, rates: Rates, step: int) -> str | None:
+    """A note that an extended run ends at a high rate after `step` steps; None if the rate has fallen by then."""
+    if not course.extensions or not step:
+        return None
+    last, peak = float(rates(step - 1)), config.schedule.learning_rate
+    if last < peak / 2:
+        return None
+    return (
+        f"the extended run ends at the rate {last:.3g}, and schedule.learning_rate = {peak:g}: no decay ends it, and "
+        "weights at a high rate are usually worse than after a decay; schedule.extend = restart or stretch with a "
+        "schedule.name other than constant ends with one"
+    )
+
+
 def _extension(config: RunConfig, before: Course, past: Past, end: int, total: int, holds: str) -> Extension:
     rule = config.schedule.extend
     assert rule is not None

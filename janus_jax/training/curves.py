@@ -1,4 +1,4 @@
-"""The curves of runs as one picture, drawn from metrics.jsonl alone."""
+"""The curves of runs as one picture, drawn from metrics.jsonl; config.yaml tells their objectives apart."""
 
 import dataclasses
 import io
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.data.statistics import wilson_interval
@@ -29,7 +30,7 @@ _ACCURACY, _TIES = "rewards/accuracies", "rewards/ties"
 _PANELS = {
     "loss": "loss",
     "rewards/margins": "reward margin",
-    _ACCURACY: "accuracy, a tie counts half",
+    _ACCURACY: "accuracy, a tie counts as wrong",
     "rewards/chosen": "reward of chosen responses",
     "rewards/rejected": "reward of rejected responses",
     "learning_rate": "learning rate",
@@ -37,6 +38,8 @@ _PANELS = {
     "tokens_per_s": "tokens/s",
 }
 """Metric -> title of its panel; a metric that no run has gets none."""
+_OF_OBJECTIVE = ("loss", "rewards/margins", "rewards/chosen", "rewards/rejected")
+"""Metrics that runs of different objectives measure in different units: one panel for each objective."""
 _TOGETHER = ("rewards/chosen", "rewards/rejected")
 """Panels with the same range."""
 _LABEL = 48
@@ -51,13 +54,11 @@ class Curves:
 
     label: str
     records: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
+    objective: str = ""  # its name, with that of its loss if it has several; empty if config.yaml does not say
 
     def points(self, kind: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of a metric; empty without any. A tie counts half in an accuracy."""
-        none = (np.zeros(0), np.zeros(0))
-        steps, values = self.records.get(kind, {}).get(metric, none)
-        ties = self.records.get(kind, {}).get(_TIES, none)[1]
-        return steps, values + ties / 2 if metric == _ACCURACY and len(ties) == len(values) else values
+        """Steps and values of a metric; empty without any."""
+        return self.records.get(kind, {}).get(metric, (np.zeros(0), np.zeros(0)))
 
     @property
     def counted(self) -> str:
@@ -115,7 +116,17 @@ def read_curves(directory: str | os.PathLike[str], label: str | None = None) -> 
         for kind, of_kind in collected.items()
     }
     name = label or str(directory)
-    return Curves(name if len(name) <= _LABEL else f"{name[: _LABEL // 2]}...{name[-_LABEL // 2 :]}", records)
+    short = name if len(name) <= _LABEL else f"{name[: _LABEL // 2]}...{name[-_LABEL // 2 :]}"
+    return Curves(short, records, _objective(RunDir(Path(directory)).config))
+
+
+def _objective(config: Path) -> str:
+    """The objective in the configuration that a run directory holds; empty if there is none that can be read."""
+    try:
+        section = yaml.safe_load(config.read_text(encoding="utf-8"))["objective"]
+        return " ".join(str(section[key]) for key in ("name", "loss") if section.get(key))
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return ""
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -136,22 +147,21 @@ def draw(runs: Sequence[Curves], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    names = [
-        name for name in _PANELS if any(len(run.points(kind, name)[0]) for run in runs for kind in ("train", "eval"))
-    ]
-    columns = 2 if len(names) <= 4 else 3 if len(names) <= 6 else 4
-    rows = -(-len(names) // columns)
+    panels = _panels(runs)
+    columns = 2 if len(panels) <= 4 else 3 if len(panels) <= 6 else 4
+    rows = -(-len(panels) // columns)
     style: dict[Any, Any] = {"font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold"}
     style |= {"axes.spines.top": False, "axes.spines.right": False}
     with warnings.catch_warnings(action="ignore"), matplotlib.rc_context(style):
         figure = Figure(figsize=(4.2 * columns, 0.7 + 2.9 * rows), dpi=110, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).flat
-        for axis, name in zip(axes, names, strict=False):
-            _panel(axis, name, runs)
-        for axis in list(axes)[len(names) :]:
+        for axis, (name, objective) in zip(axes, panels, strict=False):
+            _panel(axis, name, objective, runs)
+        for axis in list(axes)[len(panels) :]:
             axis.set_axis_off()
-        shown = {name: axis for name, axis in zip(names, figure.axes, strict=False)}
-        _same_range([shown[name] for name in _TOGETHER if name in shown])
+        shown = dict(zip(panels, figure.axes, strict=False))
+        for objective in {objective for _, objective in panels}:
+            _same_range([shown[name, objective] for name in _TOGETHER if (name, objective) in shown])
         last = max(int(steps.max()) for run in runs for kind in run.records.values() for steps, _ in kind.values())
         for axis in shown.values():
             axis.set_xlim(-0.02 * last, 1.02 * last + 1e-9)
@@ -172,11 +182,30 @@ def draw_run(run: "Run") -> None:
         run.print(f"note: {run.dir.curves} could not be drawn: {type(error).__name__}: {error}")
 
 
-def _panel(axis: "Axes", name: str, runs: Sequence[Curves]) -> None:
+def _panels(runs: Sequence[Curves]) -> list[tuple[str, str | None]]:
+    """The metric of each panel, and the objective whose runs it shows; None: all runs."""
+    objectives = list(dict.fromkeys(run.objective for run in runs))
+    several = len(objectives) > 1
+    wanted = [(name, o) for name in _PANELS for o in (objectives if several and name in _OF_OBJECTIVE else [None])]
+    return [
+        (name, objective)
+        for name, objective in wanted
+        if any(
+            len(run.points(kind, name)[0])
+            for run in runs
+            if objective in (None, run.objective)
+            for kind in ("train", "eval")
+        )
+    ]
+
+
+def _panel(axis: "Axes", name: str, objective: str | None, runs: Sequence[Curves]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    title = _PANELS[name]
+    title = _PANELS[name] if objective is None else f"{_PANELS[name]}, {objective or 'unknown objective'}"
     for number, run in enumerate(runs):
+        if objective not in (None, run.objective):
+            continue
         colour, held_out, marker = _style(number, len(runs))
         steps, values = run.points("train", name)
         if name == "learning_rate":
@@ -190,6 +219,9 @@ def _panel(axis: "Axes", name: str, runs: Sequence[Curves]) -> None:
             axis.fill_between(
                 at, low, high, color=held_out if run.counted == "eval" else colour, alpha=0.15, linewidth=0
             )
+            at, ties = run.points(run.counted, _TIES)
+            if ties.any():
+                axis.plot(at, ties, color=held_out, linestyle=":", linewidth=1.2, marker="x", markersize=5)
         if len(steps):
             edge = {"markeredgecolor": "white", "markeredgewidth": 0.7}
             axis.plot(steps, values, linestyle="--", linewidth=1, color=held_out, marker=marker, markersize=6, **edge)
@@ -262,6 +294,8 @@ def _legend(figure: Any, runs: Sequence[Curves], characters: int) -> None:
     ]
     if any(len(run.points("eval", "loss")[0]) for run in runs):
         entries.append(entry("held out", color=neutral[1], linestyle="--", linewidth=1, marker=first[2]))
+    if any(run.points(run.counted, _TIES)[1].any() for run in runs):
+        entries.append(entry("share of ties", color=neutral[1], linestyle=":", linewidth=1.2, marker="x"))
     if len(runs) > 1:
         styles = [_style(number, len(runs)) for number in range(len(runs))]
         entries += [

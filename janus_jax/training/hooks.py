@@ -188,7 +188,9 @@ class Evaluate(Hook):
             metrics = jax.device_get(run.setup.program.evaluate(run.state.params, batch))
             for name, pair in metrics.items():
                 totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
-        record = {**metric_values(totals, run.setup.objective), "examples": len(loader.fitted.index)}
+        used = len(loader.fitted.index)
+        record = metric_values(totals, run.setup.objective)
+        record |= {"examples": used, "left_out": len(loader.fitted.outcomes) - used}
         run.eval_record, run.evaluated_step = record, run.step
         run.best = better(run.best, {"step": run.step, **record})
         run.metrics.write("eval", run.step, run.eval_record)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.config.rules import no_rate
 from janus_jax.config.run import RunConfig, to_yaml
 from janus_jax.data.from_config import fit_counts, fit_lines
-from janus_jax.errors import ConfigError
+from janus_jax.errors import ConfigError, Interrupted
 from janus_jax.parallel import processes
 from janus_jax.storage.local import (
     absolute,
@@ -31,6 +32,7 @@ from janus_jax.storage.staging import naming_urls
 from janus_jax.text.served import CONVERSATIONS, write_conversations
 from janus_jax.training import metrics
 from janus_jax.training.console import Console, opening
+from janus_jax.training.course import without_decay
 from janus_jax.training.curves import draw_run
 from janus_jax.training.hooks import (
     Evaluate,
@@ -111,16 +113,18 @@ def train(
             raise ConfigError(no_rate(config.schedule.warmup(1)))
         if past is None:  # a run that goes on has other mistakes, to be reported first
             check_stale(setup)
+    drawn: list[Run] = []
     with contextlib.ExitStack() as stack:
+        if config.logging.curves and processes.is_main():
+            stack.push(lambda kind, error, trace: _draw_last(drawn, error))
         stack.enter_context(no_empty_leftovers(run_dir.checkpoints))  # weights are read below, and may be bad
         stack.enter_context(processes.memory_for(f"training on {len(jax.devices())} devices"))
         checkpoints = stack.enter_context(
             contextlib.closing(Checkpoints(run_dir.checkpoints, keep=config.checkpoint.keep))
         )
         run, resumed_from = _start(setup, run_dir, checkpoints, writers)
+        drawn.append(run)
         stack.enter_context(contextlib.closing(run.metrics))
-        if config.logging.curves and processes.is_main():
-            stack.callback(draw_run, run)
 
         stop = setup.total_steps if until_step is None else min(setup.total_steps, until_step)
         hooks = _hooks(config, stop, setup.total_steps)
@@ -143,7 +147,16 @@ def train(
                 hook.after_step(run, step)
         for hook in hooks:
             hook.at_end(run)
+        if run.fills and (note := without_decay(config, setup.course, setup.schedule, run.step)):
+            run.print(f"note: {note}")
         return _summarize(run, resumed_from, time.perf_counter() - started)
+
+
+def _draw_last(runs: Sequence[Run], error: BaseException | None) -> None:
+    """Draws the curves when all else is done: checkpoints are whole, metrics are closed. SIGTERM leaves no time."""
+    if not (isinstance(error, Interrupted) and error.signal == signal.SIGTERM):
+        for run in runs:
+            draw_run(run)
 
 
 def _hooks(config: RunConfig, stop: int, total_steps: int) -> list[Hook]:
@@ -203,6 +216,8 @@ def _start(
             show(f"note: {note}")
     if extension := new_extension(setup):
         show(f"schedule.extend: {extension}")
+        if note := without_decay(setup.config, setup.course, setup.schedule, setup.total_steps):
+            show(f"note: {note}")
     stopping = stopping_state(setup)
     finished = beginning.step == setup.total_steps or (stopping is not None and stopping.stopped)
     if finished:  # nothing is compared any more

@@ -31,6 +31,9 @@ def test_a_record_is_one_short_line_of_the_numbers_that_matter():
     short = record_line("train", 3, 12, PAIRS)
     assert short.endswith("tok/s 1,234,568  epoch 123.46  MFU 0.43") and short.startswith("train  3/12  ")
     assert record_line("eval", 3, 12, PAIRS) == "eval   3/12  loss 0.6931  acc 0.56  margin -4.2e-05  n 38"
+    ties = PAIRS | {"rewards/ties": 0.25, "left_out": 2}
+    assert record_line("eval", 3, 12, ties).endswith("acc 0.56  ties 0.25  margin -4.2e-05  n 38  left out 2")
+    assert record_line("eval", 3, 12, PAIRS | {"rewards/ties": 0.0, "left_out": 0}).endswith("margin -4.2e-05  n 38")
     assert "loss nan" in record_line("train", 3, 12, {"loss": float("nan"), "learning_rate": 0.0})
     assert record_line("train", 3, 12, {"learning_rate": 0.0}).endswith("rate 0")
 

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from janus_jax.errors import ConfigError
-from janus_jax.training.course import Course, Extension, Past, course_of
+from janus_jax.training.course import Course, Extension, Past, course_of, without_decay
 from tests.support.run_configs import run_config
 
 EPOCHS: dict = {"total_steps": lambda epochs: 20 * epochs, "rows": 4, "rows_for": lambda epochs, steps: 4}
@@ -108,3 +108,24 @@ def test_added_steps_take_the_rows_of_the_others(tmp_path):
     more = {"rows": 6, "rows_for": lambda epochs, steps: {(0, 100): 4}[epochs, steps]}
     with pytest.raises(ConfigError, match=r"100 steps with 4 rows in a batch; batch.examples = 16 .* need 6 rows"):
         course(tmp_path, begun(tmp_path, 100), batch, more, **longer)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "extension", "noted"),
+    [
+        ({"name": "constant"}, Extension(100, 150, "constant", 1e-3), True),
+        ({"name": "constant"}, Extension(100, 150, "restart"), True),
+        ({"name": "wsd", "decay_steps": 20}, Extension(60, 150, "constant", 1e-3), True),  # it stopped early, at 60
+        ({"name": "wsd", "decay_steps": 20}, Extension(100, 150, "restart"), False),
+        ({"name": "cosine"}, Extension(100, 150, "stretch"), False),
+        ({"name": "linear", "min_rate_ratio": 0.1}, Extension(100, 150, "constant", 1e-4), False),
+        ({"name": "constant"}, None, False),  # as it was begun
+    ],
+)
+def test_an_extended_run_that_ends_at_a_high_rate_is_noted(tmp_path, schedule, extension, noted):
+    config = run_config(tmp_path, "run", schedule=COSINE | schedule)
+    whole = Course(100, () if extension is None else (extension,))
+    note = without_decay(config, whole, whole.rates(config), whole.total_steps)
+    assert (note is not None) == noted
+    if note:
+        assert note.startswith("the extended run ends at the rate 0.001, and schedule.learning_rate = 0.001: no decay")

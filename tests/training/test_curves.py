@@ -1,16 +1,18 @@
 """Curves from metrics.jsonl: what is drawn, and what a broken file gets."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from janus_jax.errors import StorageError
+from janus_jax.errors import Interrupted, StorageError
+from janus_jax.training import run as run_module
 from janus_jax.training.curves import draw, draw_run, read_curves, smooth
 
 
-def write_run(directory, *, pairs=False, steps=20, held_out=True):
+def write_run(directory, *, pairs=False, steps=20, held_out=True, objective=None):
     records = []
     for step in range(1, steps + 1):
         values = {"loss": None if step == 3 else 1 / step, "learning_rate": 1e-3, "grad_norm": 2.0, "examples": 8}
@@ -19,6 +21,8 @@ def write_run(directory, *, pairs=False, steps=20, held_out=True):
         if held_out and step % 5 == 0:
             records.append({"kind": "eval", **{k: v for k, v in records[-1].items() if k != "kind"}, "examples": 50})
     directory.mkdir(parents=True)
+    if objective:
+        (directory / "config.yaml").write_text(f"objective: {objective}\n")
     (directory / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return directory
 
@@ -42,19 +46,34 @@ def test_a_panel_for_each_metric_that_a_run_has(tmp_path, monkeypatch):
 def test_runs_are_overlaid_with_a_legend_of_their_names(tmp_path, monkeypatch):
     runs = [read_curves(write_run(tmp_path / name, pairs=name == "dpo"), name) for name in ("sft", "dpo")]
     shown, figure = titles(runs, tmp_path / "a.svg", monkeypatch)
-    assert "reward margin" in shown and "accuracy, a tie counts half" in shown
+    assert "reward margin" in shown and "accuracy, a tie counts as wrong" in shown
     assert [text.get_text() for text in figure.legends[0].get_texts()][-2:] == ["sft", "dpo"]
+    assert "share of ties" in [text.get_text() for text in figure.legends[0].get_texts()]
     loss = figure.axes[0]
     assert len(loss.lines) == 6  # of each run: batches, smoothed, held out
 
 
-def test_a_tie_is_half_a_win_and_the_band_is_wilsons(tmp_path):
+def test_runs_of_other_objectives_have_panels_of_their_own(tmp_path, monkeypatch):
+    objectives = {"a": "{name: sft}", "b": "{name: rm}", "c": "{name: dpo, loss: ipo}", "d": "{name: rm}"}
+    runs = [
+        read_curves(write_run(tmp_path / name, pairs=name != "a", objective=text), name)
+        for name, text in objectives.items()
+    ]
+    shown, figure = titles(runs, tmp_path / "a.svg", monkeypatch)
+    assert shown[:3] == ["loss, sft", "loss, rm", "loss, dpo ipo"]
+    assert [len(axis.lines) for axis in figure.axes[:3]] == [3, 6, 3]
+    assert "reward margin, rm" in shown and "reward margin, sft" not in shown and "learning rate" in shown
+    same, _ = titles([runs[1], runs[3]], tmp_path / "b.svg", monkeypatch)
+    assert "loss" in same and "loss, rm" not in same
+
+
+def test_an_accuracy_is_the_recorded_one_and_the_band_is_wilsons(tmp_path):
     run = read_curves(write_run(tmp_path / "dpo", pairs=True))
-    assert set(run.points("eval", "rewards/accuracies")[1]) == {0.625}
+    assert set(run.points("eval", "rewards/accuracies")[1]) == {0.5}
     steps, low, high = run.interval()
-    # Wilson 1927 by hand: (0.625 + 0.0384 +- 1.96 * 0.0712) / 1.0768
+    # Wilson 1927 by hand: (0.5 + 0.0384 +- 1.96 * 0.0733) / 1.0768
     assert steps.tolist() == [5, 10, 15, 20]
-    assert (low[0], high[0]) == pytest.approx((0.4865, 0.7457), abs=2e-4)
+    assert (low[0], high[0]) == pytest.approx((0.3665, 0.6335), abs=2e-4)
     assert len(read_curves(write_run(tmp_path / "alone", pairs=True, held_out=False)).interval()[0]) == 20
 
 
@@ -123,6 +142,17 @@ def test_a_picture_that_fails_is_reported_and_ends_nothing(tmp_path, monkeypatch
     draw_run(run)
     assert lines == [f"note: {tmp_path / 'run' / 'curves.png'} could not be drawn: ZeroDivisionError: division by zero"]
     assert not (tmp_path / "run" / "curves.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "drawn"),
+    [(None, 1), (ValueError(), 1), (Interrupted(signal.SIGINT), 1), (Interrupted(signal.SIGTERM), 0)],
+)
+def test_every_end_but_sigterm_draws(monkeypatch, error, drawn):
+    runs = []
+    monkeypatch.setattr(run_module, "draw_run", runs.append)
+    run_module._draw_last(["run"], error)
+    assert len(runs) == drawn
 
 
 def test_a_full_disk_is_an_error_of_storage(tmp_path):

@@ -67,7 +67,8 @@ def test_the_first_evaluation_comes_before_the_first_step_and_once(followed):
     assert kinds == [("eval", 0), ("train", 1), ("train", 2), ("train", 3), ("eval", 3), ("train", 4), ("eval", 4)]
     start = metric_lines(followed.run)[0]
     assert start["rewards/margins"] == 0 and start["rewards/ties"] == 1 and start["examples"] == 9
-    assert any(line.startswith("eval  0/4  loss 0.6931") for line in followed.first)
+    assert start["left_out"] == 0
+    assert any(line.startswith("eval  0/4  loss 0.6931  acc 0.00  ties 1.00") for line in followed.first)
     assert not any(line.startswith("eval  0/4") for line in followed.second)
 
 
@@ -91,4 +92,4 @@ def test_the_picture_is_drawn_when_a_run_stops_and_again_at_its_end(followed, tm
     assert imread(tmp_path / "curves.png").std() > 0.01
     curves = read_curves(followed.run)
     steps, accuracy = curves.points("eval", "rewards/accuracies")
-    assert steps.tolist() == [0, 3, 4] and accuracy[0] == 0.5  # all ties
+    assert steps.tolist() == [0, 3, 4] and accuracy[0] == 0  # all ties

@@ -62,7 +62,7 @@ def test_a_run_of_pairs_that_are_left_out_now_does_not_go_on(setup, meta, of_all
     message = r"/run: holds a run that read other examples of .*/dpo, or in other batches, .* \(examples 40, not 37; "
     with pytest.raises(ConfigError, match=message + r"equal_pairs 0, not 3\); to train .* init.from=.*/run$"):
         require_same_run(setup, meta | {"read": of_all_pairs})
-    with pytest.raises(ConfigError, match="the same tokens, as older versions did; 3 of .*/dpo are left out now; to "):
+    with pytest.raises(ConfigError, match=r"the same tokens, as older versions did; 3 of .*/dpo are left out now; to "):
         require_same_run(setup, without(meta, "read", "course"))
 
 
