@@ -58,8 +58,12 @@ def load(config: str, overrides: list[str] | None, *, quiet: bool = False) -> "R
 def advise(config: "RunConfig") -> None:
     """Prints what a configuration makes one think of to stderr."""
     for advice in config.advice():
-        lines = textwrap.wrap(f"note: {advice}", _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-        print(*lines, sep="\n", file=sys.stderr)
+        print(in_lines(f"note: {advice}"), file=sys.stderr)
+
+
+def in_lines(text: str) -> str:
+    """A text in lines of at most `_WIDTH` columns; a longer word, such as a path, is broken."""
+    return textwrap.fill(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def interruptibly(work: Callable[[], T]) -> T:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from janus_jax.cli.arguments import SETTINGS
+from janus_jax.cli.arguments import SETTINGS, in_lines
 from janus_jax.cli.outputs import require_file
 from janus_jax.errors import ConfigError
 
@@ -37,7 +37,7 @@ def runs_plot(
 
     runs = [read_curves(name, label) for name, label in zip(directories, _labels(directories), strict=True)]
     draw(runs, out)
-    print(f"{out}: curves of {', '.join(directories)}")
+    print(in_lines(f"{out}: curves of {', '.join(directories)}"))
 
 
 def _labels(directories: list[str]) -> list[str]:

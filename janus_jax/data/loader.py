@@ -42,6 +42,11 @@ def batch_shardings(mesh: Mesh, rules: meshes.Rules) -> Batch:
     return Batch(**fields)
 
 
+def host_bytes(rows: int, row_length: int, max_segments: int) -> int:
+    """Memory of a process that reads `rows` rows of each batch: of the batch in use and of those read ahead."""
+    return (_LOOKAHEAD + 1) * rows * row_bytes(row_length, max_segments)
+
+
 class Loader(PackedEpochs):
     """Loads packed epochs as global batches.
 
@@ -66,8 +71,7 @@ class Loader(PackedEpochs):
     @property
     def host_bytes(self) -> int:
         """Memory of this process for its rows of the batch in use and of those that are read ahead."""
-        rows = self.settings.microbatches * len(self._local)
-        return (_LOOKAHEAD + 1) * rows * row_bytes(self.settings.row_length, self.max_segments)
+        return host_bytes(self.settings.microbatches * len(self._local), self.settings.row_length, self.max_segments)
 
     def batches(
         self, start: Position = START, steps: int | None = None, *, reference_logps: np.ndarray | None = None

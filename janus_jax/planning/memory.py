@@ -6,10 +6,13 @@ from typing import Any
 import jax
 
 from janus_jax.config.run import RunConfig
+from janus_jax.data.loader import batch_shardings, host_bytes
+from janus_jax.parallel.host_memory import host_memory
 from janus_jax.planning.hlo.memory import peak
 from janus_jax.planning.inputs import Inputs, online_reference
 from janus_jax.planning.result import Memory
 from janus_jax.training.program import Program
+from janus_jax.training.setup import host_bytes_of_step
 
 
 def memory_of(
@@ -33,6 +36,7 @@ def memory_of(
         scores: whether the weights of an online reference stay on the device.
     """
     state, batch = program.abstract_state(), program.abstract_batch(inputs.shape)
+    host, present = _host_bytes(config, program, inputs), host_memory() if usable is None else None
     arguments = {
         "parameters": _local_bytes(state.params),
         "moments": _local_bytes(state.optimizer),
@@ -42,7 +46,7 @@ def memory_of(
     if scores and online_reference(config, inputs):
         reference = _local_bytes(program.abstract_params(program.functions.compute.dtype))
     if compiled is None:
-        return Memory(usable, arguments, None, (), 0, reference)
+        return Memory(usable, arguments, None, (), 0, reference, host=host, host_present=present)
     at_peak = peak(hlo)
     analysis = compiled.memory_analysis()
     reported, estimated = _peak(analysis, usable), analysis.argument_size_in_bytes + at_peak.bytes
@@ -58,8 +62,23 @@ def memory_of(
         reference=reference,
         evaluation=held_out,
         code=sum(executable.memory_analysis().generated_code_size_in_bytes for executable in executables),
+        host=host,
+        host_present=present,
         peak_is_estimate=is_estimate,
     )
+
+
+def _host_bytes(config: RunConfig, program: Program, inputs: Inputs) -> int:
+    """Bytes that a run surely takes in the memory of the host with the most rows."""
+    shape = inputs.shape
+    rows: dict[int, set[int]] = {}
+    sharding = batch_shardings(program.mesh, program.rules).tokens
+    full = (shape.microbatches, shape.rows, shape.row_length)
+    for device, index in sharding.devices_indices_map(full).items():
+        rows.setdefault(device.process_index, set()).update(range(*index[1].indices(shape.rows)))
+    most = shape.microbatches * max(map(len, rows.values()))
+    step = host_bytes_of_step(config, inputs.model, program, shape.rows * shape.row_length)
+    return host_bytes(most, shape.row_length, shape.max_segments) + step // len(rows)
 
 
 def _local_bytes(tree: Any) -> int:

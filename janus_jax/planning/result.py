@@ -24,6 +24,8 @@ class Memory:
     evaluation: int | None = None  # peak, idle moments included; None: needs no more rows than the step, or did not fit
     evaluation_failed: bool = False  # the compiler ran out of memory on evaluation
     code: int = 0  # the compiled programs
+    host: int = 0  # of a host, at least: rows of batches, and what `remat: offload` or simulated devices keep there
+    host_present: int | None = None  # what such a host has; None: not known
     peak_is_estimate: bool = False  # with `offload` the compiler's figure may be for host memory
 
     @property

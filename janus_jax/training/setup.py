@@ -214,14 +214,23 @@ def _loaders(
 def _check_host_memory(config: RunConfig, model: ModelConfig, program: Program, loader: Loader) -> None:
     """Raises ConfigError if a step surely needs more memory than this machine has: with `remat: offload`, and where
     devices are simulated, whose memory is this machine's."""
+    slots = loader.rows // loader.settings.microbatches * loader.settings.row_length
+    mine = host_bytes_of_step(config, model, program, slots) // jax.process_count()
+    require_host_memory(loader.host_bytes + mine, loader.keys, "weights, moments, batches and activations of a step")
+
+
+def host_bytes_of_step(config: RunConfig, model: ModelConfig, program: Program, slots: int) -> int:
+    """What a step surely keeps in the memory of all hosts together, in bytes, beside batches: with `remat: offload` the
+    activations for the backward pass; on simulated devices these in any case, and weights and moments.
+
+    Args:
+        slots: of a microbatch, over all devices.
+    """
     simulated = meshes.Placement(program.mesh).platform == "cpu"
     if not simulated and config.remat != "offload":
-        return
+        return 0
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.abstract_state()))
     kept = model.hidden_size  # of a slot, by each layer, for the backward pass
     if config.remat in ("none", "dots"):
         kept += model.head_dim * (model.num_heads + 2 * model.num_kv_heads) + 2 * model.intermediate_size
-    slots = loader.rows // loader.settings.microbatches * loader.settings.row_length
-    kept_bytes = slots * kept * model.num_layers * program.functions.compute.dtype.itemsize
-    mine = (kept_bytes + state * simulated) // jax.process_count()
-    require_host_memory(loader.host_bytes + mine, loader.keys, "weights, moments, batches and activations of a step")
+    return slots * kept * model.num_layers * program.functions.compute.dtype.itemsize + state * simulated

@@ -12,6 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from janus_jax.errors import ConfigError
+from janus_jax.parallel.host_memory import host_memory
 from janus_jax.planning import plan
 from janus_jax.planning.compile import compile_step
 from janus_jax.planning.inputs import find_inputs
@@ -69,6 +70,8 @@ def test_the_planned_program_is_the_one_that_the_trainer_runs(kind, mesh, data, 
     }
     assert found.memory.arguments == on_first
     assert found.memory.peak is not None and found.memory.peak > sum(on_first.values())
+    state_and_batches = setup.loader.host_bytes + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert found.memory.host > state_and_batches and found.memory.host_present == host_memory()
     assert found.fits and found.bound is None and found.memory.usable is None
 
 

@@ -155,6 +155,7 @@ def _memory(plan: Plan, console: Console) -> None:
             row("free" if memory.needed <= memory.usable else "missing", abs(memory.usable - memory.needed))
     console.print(table)
     console.print()
+    _line(console, "host", f"{_host(memory.host, memory.host_present)}\n")
     groups = buffer_groups(plan)
     if memory.peak is None or not groups:
         return
@@ -171,6 +172,11 @@ def _memory(plan: Plan, console: Console) -> None:
     estimate, reported = memory.estimated_temporaries / unit, (memory.peak - arguments) / unit
     text = f"Estimated from the program's text: {estimate:,.2f} {name} in total; the compiler reports {reported:,.2f}."
     console.print(f"{text}\n", style="dim")
+
+
+def _host(needed: int, present: int | None) -> str:
+    has = "what a host of this slice has is not known here" if present is None else f"this machine has {size(present)}"
+    return f"at least {size(needed)} of a host's own memory, libraries and data files not counted; {has}"
 
 
 def _collectives(plan: Plan, console: Console) -> None:

@@ -53,6 +53,18 @@ def cells(lines: list[str], label: str) -> str:
     return " ".join(found.removeprefix(label).split())
 
 
+def test_the_memory_of_a_host_is_told_beside_what_it_has(fitting, simulated):
+    for plan, has in (
+        (fitting, "what a host of this slice has is not known here"),
+        (simulated, "this machine has 8.00 GiB"),
+    ):
+        present = None if plan is fitting else 8 * GIB
+        memory = dataclasses.replace(plan.memory, host=GIB // 4, host_present=present)
+        lines = printed(dataclasses.replace(plan, memory=memory), width=100)
+        text = " ".join(" ".join(lines).split())
+        assert f"host: at least 0.25 GiB of a host's own memory, libraries and data files not counted; {has}" in text
+
+
 def test_what_lies_beside_the_step_is_told(fitting):
     memory = dataclasses.replace(fitting.memory, code=GIB, reference=GIB // 2, peak_is_estimate=True)
     lines = printed(dataclasses.replace(fitting, memory=memory, flops=StepFlops(1e15, 0, 2e15)))
