@@ -9,8 +9,8 @@ import pytest
 from janus_jax.config.run import to_yaml
 from janus_jax.training.run import train
 from tests.support import processes
-from tests.support.run_configs import run_config
-from tests.support.runs import losses
+from tests.support.run_configs import ONE_LAYER, run_config
+from tests.support.runs import assert_equal_trees, final_params, losses
 from tests.support.training_examples import random_examples, write_dataset
 
 STOP, STEPS = 4, 6
@@ -71,6 +71,48 @@ def test_two_processes_train_and_one_resumes_as_if_one_had_trained_all_along(tra
 
 def _lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes_extend_and_stop_early_as_one_does(tmp_path):
+    """Bit for bit where they are interrupted; beside one process, within rounding."""
+    splits = {name: random_examples(count, pairs=False, seed=1) for name, count in (("train", 40), ("validation", 5))}
+    write_dataset(tmp_path / "sft", splits, kind="sft")
+    schedule = {"name": "linear", "min_rate_ratio": 0.1, "warmup_steps": 1, "epochs": None, "steps": 4}
+    longer = {"steps": 8, "extend": "restart"}
+    evaluation = {"every_steps": 1, "stop_after": 2, "stop_min_change": 9.0}  # only the first improves
+
+    def config(name, changes=None, **sections):
+        run = {"schedule": schedule | (changes or {}), "model": ONE_LAYER, "eval": {"every_steps": None}, **sections}
+        return run_config(tmp_path, tmp_path / name, **run)
+
+    stages = {
+        "begin whole": (config("whole"), None),
+        "extend whole": (config("whole", longer), None),
+        "begin parts": (config("parts"), 3),
+        "extend parts": (config("parts", longer), 6),
+        "end parts": (config("parts", longer), None),
+        "early": (config("early", longer | {"extend": None}, eval=evaluation), None),
+    }
+    stored = {name: (one.model_dump(mode="json", by_alias=True), until) for name, (one, until) in stages.items()}
+    (tmp_path / "configs.json").write_text(json.dumps(stored))
+    port = processes.free_port()
+    processes.run(*(["-m", "tests.support.processes", "train", port, i, tmp_path] for i in range(2)))
+    assert [*losses(tmp_path / "whole")] == [*range(1, 9)]
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert_equal_trees(final_params(tmp_path / "parts"), final_params(tmp_path / "whole"))
+
+    for changes in ({}, longer):
+        train(config("alone", changes), writers=())
+    train(config("early alone", longer | {"extend": None}, eval=evaluation), writers=())
+    for ours, alone in (("whole", "alone"), ("early", "early alone")):
+        both = [[*losses(tmp_path / name).values()] for name in (ours, alone)]
+        np.testing.assert_allclose(*both, rtol=1e-5)
+        both = [[line.get("learning_rate") for line in _lines(tmp_path / name)] for name in (ours, alone)]
+        assert both[0] == both[1]
+    both = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("early", "early alone")]
+    assert [summary["step"] for summary in both] == [3, 3]
+    assert all(summary["ended"].startswith("eval.stop_after: 2 evaluations in a row") for summary in both)
 
 
 def test_a_process_left_alone_at_a_barrier_ends_with_13_and_says_where():
