@@ -84,5 +84,5 @@ def test_a_run_neither_lies_in_what_it_reads_nor_writes_over_it(tmp_path, monkey
         Path(directory).mkdir(parents=True)
     Path("link").symlink_to("data")
     Path("to_checkpoints").symlink_to("run/checkpoints")
-    found = RunDir(Path(run)).clash({"init.from": None, "data.dir": source})
-    assert (reason is None and found is None) or (reason is not None and found is not None and reason in found)
+    refusal = RunDir(Path(run)).clash({"init.from": None, "data.dir": source})
+    assert (reason is None and refusal is None) or (reason is not None and refusal is not None and reason in refusal)

@@ -28,15 +28,15 @@ def test_a_mesh_of_ones_own_is_planned_and_timed(data, tmp_path):
     run = run_config(data, tmp_path / "run", "sft", mesh=MESHES["fsdp"])
     here = np.asarray(jax.devices())
     same = Mesh(here.reshape(2, 4).T, ("fsdp", "tensor"))
-    found = plan(run, "cpu:8", mesh=same)
-    assert found.mesh == {"data": 1, "fsdp": 4, "tensor": 2, "context": 1}
+    planned = plan(run, "cpu:8", mesh=same)
+    assert planned.mesh == {"data": 1, "fsdp": 4, "tensor": 2, "context": 1}
     sizes = {"mesh": {"data": 1, "fsdp": 4, "tensor": 2}}
     usual = plan(run_config(data, tmp_path / "run", "sft", **sizes), "cpu:8")
-    assert found.memory.arguments == usual.memory.arguments and found.mesh == usual.mesh
-    assert found.program_sha256 == usual.program_sha256  # lowered; only where its parts run differs
-    assert time_step(run, mesh=same, steps=1).plan.mesh == found.mesh
+    assert planned.memory.arguments == usual.memory.arguments and planned.mesh == usual.mesh
+    assert planned.program_sha256 == usual.program_sha256  # lowered; only where its parts run differs
+    assert time_step(run, mesh=same, steps=1).plan.mesh == planned.mesh
     turned = Mesh(here.reshape(2, 4), ("tensor", "fsdp"))
-    assert plan(run, "cpu:8", mesh=turned).memory.arguments == found.memory.arguments
+    assert plan(run, "cpu:8", mesh=turned).memory.arguments == planned.memory.arguments
 
 
 @pytest.mark.parametrize(
@@ -61,18 +61,18 @@ def test_the_planned_program_is_the_one_that_the_trainer_runs(kind, mesh, data, 
     setup = prepare(run)
     state = setup.program.init(setup.initial_params("float32"))
     batch = next(iter(setup.loader.batches(steps=1))).batch
-    found = plan(run, "cpu:8")
-    assert found.program_sha256 == sha256(setup.program.train.lower(state, batch))
-    assert found.steps_per_epoch == setup.loader.steps(0) and found.assumed == ()
+    planned = plan(run, "cpu:8")
+    assert planned.program_sha256 == sha256(setup.program.train.lower(state, batch))
+    assert planned.steps_per_epoch == setup.loader.steps(0) and planned.assumed == ()
     on_first = {
         name: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
         for name, tree in (("parameters", state.params), ("moments", state.optimizer), ("batch", batch))
     }
-    assert found.memory.arguments == on_first
-    assert found.memory.peak is not None and found.memory.peak > sum(on_first.values())
+    assert planned.memory.arguments == on_first
+    assert planned.memory.peak is not None and planned.memory.peak > sum(on_first.values())
     state_and_batches = setup.loader.host_bytes + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    assert found.memory.host > state_and_batches and found.memory.host_present == host_memory()
-    assert found.fits and found.bound is None and found.memory.usable is None
+    assert planned.memory.host > state_and_batches and planned.memory.host_present == host_memory()
+    assert planned.fits and planned.bound is None and planned.memory.usable is None
 
 
 def test_another_rate_or_mesh_is_another_program(data, tmp_path):
@@ -117,9 +117,9 @@ def test_compiled_programs_are_neither_taken_from_jax_s_cache_nor_left_there(tmp
 
 def test_what_is_not_here_is_assumed_and_said(data, tmp_path):
     run = run_config(data, tmp_path / "run", "dpo", data={"dir": "nowhere"}, batch={"rows": None, "examples": 12})
-    found = find_inputs(run, 8)
-    assert found.steps_per_epoch is None and found.shape.rows % 8 == 0 and found.shared_slots > 0
-    assert any("data set is not on this machine" in text for text in found.assumed)
+    inputs = find_inputs(run, 8)
+    assert inputs.steps_per_epoch is None and inputs.shape.rows % 8 == 0 and inputs.shared_slots > 0
+    assert any("data set is not on this machine" in text for text in inputs.assumed)
     away = run.model_copy(update={"model": None, "init": type(run.init).model_validate({"from": "runs/away"})})
     assert any(text.startswith("init.from=runs/away is not on this machine") for text in find_inputs(away, 8).assumed)
     assert find_inputs(away, 8).model.num_layers == 32
@@ -161,15 +161,15 @@ def test_what_cannot_be_trained_cannot_be_planned(topology, changes, message, da
 def test_evaluation_of_more_rows_counts(data, tmp_path):
     """Its own program on top of the moments, against what the trainer compiles."""
     run = run_config(data, tmp_path / "run", "sft", eval={"every_steps": 1, "rows": 512})
-    found = plan(run, "cpu:8")
+    planned = plan(run, "cpu:8")
     setup = prepare(run)
     params, batch = setup.initial_params("float32"), next(iter(setup.eval_loader.batches())).batch
     analysis = setup.program.evaluate.lower(params, batch).compile().memory_analysis()
     alone = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
-    assert found.memory.evaluation == alone + found.memory.arguments["moments"]
-    assert found.memory.needed == found.memory.evaluation > found.memory.peak
+    assert planned.memory.evaluation == alone + planned.memory.arguments["moments"]
+    assert planned.memory.needed == planned.memory.evaluation > planned.memory.peak
     fewer = plan(run_config(data, tmp_path / "run", "sft", eval={"every_steps": 1, "rows": 4}), "cpu:8")
-    assert fewer.memory.evaluation is None and fewer.memory.needed == fewer.memory.peak == found.memory.peak
+    assert fewer.memory.evaluation is None and fewer.memory.needed == fewer.memory.peak == planned.memory.peak
 
 
 def test_the_planner_needs_neither_tensorflow_nor_a_second_jax(tmp_path):
@@ -179,12 +179,12 @@ def test_the_planner_needs_neither_tensorflow_nor_a_second_jax(tmp_path):
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_a_step_is_timed_on_the_devices_that_are_here(kind, data, tmp_path):
-    found = time_step(run_config(data, tmp_path / "run", kind), steps=3)
-    assert (found.devices, len(found.seconds)) == (8, 3) and found.plan.mesh["tensor"] == 2
-    assert found.tokens_per_s == found.tokens_per_step / found.median_s and found.mfu is None
-    assert 0 < found.tokens_per_step <= 8 * 64
+    timing = time_step(run_config(data, tmp_path / "run", kind), steps=3)
+    assert (timing.devices, len(timing.seconds)) == (8, 3) and timing.plan.mesh["tensor"] == 2
+    assert timing.tokens_per_s == timing.tokens_per_step / timing.median_s and timing.mfu is None
+    assert 0 < timing.tokens_per_step <= 8 * 64
     planned = plan(run_config(data, tmp_path / "run", kind), "cpu:8")
-    assert planned.memory.needed == found.plan.memory.needed and planned.flops == found.plan.flops
+    assert planned.memory.needed == timing.plan.memory.needed and planned.flops == timing.plan.flops
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])

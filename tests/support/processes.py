@@ -101,7 +101,10 @@ def noting_rows(split: str = "train") -> Iterator[list[Rows]]:
 
 
 def train(port: str, process: str, directory: str) -> None:
-    """Trains every config of DIRECTORY/configs.json until its step or its end (null); notes rows in DIRECTORY/rows.NAME.PROCESS.json."""
+    """Trains every config of DIRECTORY/configs.json until its step, or to its end (null).
+
+    Notes rows in DIRECTORY/rows.NAME.PROCESS.json.
+    """
     from janus_jax.config.run import RunConfig
     from janus_jax.parallel.processes import RuntimeOptions
     from janus_jax.training import run

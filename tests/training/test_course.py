@@ -38,17 +38,17 @@ def course(path, past, batch=None, packed=None, **schedule):
     ],
 )
 def test_an_extension_begins_where_the_run_would_end(tmp_path, step, stopped, changes, expected):
-    found = course(tmp_path, begun(tmp_path, step, stopped), **changes)
-    assert found == Course(100, () if expected is None else (expected,))
+    extended = course(tmp_path, begun(tmp_path, step, stopped), **changes)
+    assert extended == Course(100, () if expected is None else (expected,))
     # A process that goes on from a later checkpoint reads the same.
-    past = begun(tmp_path, step + 1, course=found, **changes)
-    assert course(tmp_path, past, **changes) == found == Course.of_meta(past.meta)
+    past = begun(tmp_path, step + 1, course=extended, **changes)
+    assert course(tmp_path, past, **changes) == extended == Course.of_meta(past.meta)
 
 
 def test_a_constant_rate_is_that_of_the_end(tmp_path):
     lowest = {"min_rate_ratio": 0.25}
-    found = course(tmp_path, begun(tmp_path, 60, **lowest), **lowest, steps=150, extend="constant")
-    assert found.extensions[0].rate == pytest.approx(2.5e-4, rel=1e-6)
+    extended = course(tmp_path, begun(tmp_path, 60, **lowest), **lowest, steps=150, extend="constant")
+    assert extended.extensions[0].rate == pytest.approx(2.5e-4, rel=1e-6)
     stopped = course(tmp_path, begun(tmp_path, 55, stopped=True), steps=150, extend="constant")  # half way down
     assert stopped.extensions[0].start == 55 and stopped.extensions[0].rate == pytest.approx(5e-4, rel=1e-6)
 

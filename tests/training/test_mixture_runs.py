@@ -31,8 +31,8 @@ def parts(tmp_path_factory):
 
 
 def mixture(parts, *weights, examples=24):
-    found = [{"dir": str(parts / str(number)), "weight": weight} for number, weight in enumerate(weights)]
-    return {"mixture": found, "examples": examples}
+    mixture = [{"dir": str(parts / str(number)), "weight": weight} for number, weight in enumerate(weights)]
+    return {"mixture": mixture, "examples": examples}
 
 
 def config(data, run, **changes):
@@ -107,9 +107,9 @@ def test_a_run_that_ends_inside_an_epoch_scores_no_more_than_it_reads(parts, tmp
 def test_held_out_are_all_examples_of_all_parts(parts, tmp_path):
     held_out = open_held_out(config(mixture(parts, 2, 1, 1), tmp_path))
     assert held_out is not None
-    found = [example.rejected.tolist() for example in held_out.read(range(len(held_out)))]
+    read = [example.rejected.tolist() for example in held_out.read(range(len(held_out)))]
     expected = [random_examples(3, pairs=True, seed=10 + number) for number in range(len(SIZES))]
-    assert found == [example.rejected.tolist() for examples in expected for example in examples]
+    assert read == [example.rejected.tolist() for examples in expected for example in examples]
     assert held_out.draw(np.arange(9), seed=3, epoch=5).tolist() == list(range(9))
 
 

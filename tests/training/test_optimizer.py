@@ -45,25 +45,25 @@ def test_bfloat16_moments_go_on_moving():
     would stay where it was, because each step changes it by less than half of what bfloat16 can tell apart."""
     gradients = [1.0, *[0.0] * 1000]
     (_, wide), (_, narrow) = run("float32", gradients), run("bfloat16", gradients)
-    found = narrow.nu["w"].astype(jnp.float32)
+    moments = narrow.nu["w"].astype(jnp.float32)
     assert narrow.nu["w"].dtype == narrow.mu["w"].dtype == jnp.bfloat16
-    assert float(found.mean()) == pytest.approx(float(wide.nu["w"].mean()), rel=0.02)
-    assert float(found.std() / found.mean()) < 0.2
+    assert float(moments.mean()) == pytest.approx(float(wide.nu["w"].mean()), rel=0.02)
+    assert float(moments.std() / moments.mean()) < 0.2
     nearest = jnp.bfloat16(wide.nu["w"][0, 0] / 0.999**1000)
     assert nearest * jnp.bfloat16(0.999) == nearest
 
 
 def test_bfloat16_moments_keep_what_bfloat16_holds_and_the_mean_of_the_rest():
     tree = {"exact": jnp.asarray([0.0, 1.0, -3.5, 2.0**-126]), "between": jnp.full((1 << 16,), 1 + 2**-9)}
-    found = optimizer._round(tree, jnp.int32(7), 0)
-    np.testing.assert_array_equal(found["exact"], tree["exact"])
-    values, counts = np.unique(found["between"].astype(np.float32), return_counts=True)
+    rounded = optimizer._round(tree, jnp.int32(7), 0)
+    np.testing.assert_array_equal(rounded["exact"], tree["exact"])
+    values, counts = np.unique(rounded["between"].astype(np.float32), return_counts=True)
     np.testing.assert_array_equal(values, [1, 1 + 2**-7])
     assert counts[1] / counts.sum() == pytest.approx(0.25, abs=0.01)  # 1 + 2^-9 is a quarter of the way
     again = optimizer._round(tree, jnp.int32(7), 0)["between"]
-    np.testing.assert_array_equal(found["between"], again)
+    np.testing.assert_array_equal(rounded["between"], again)
     for other in (optimizer._round(tree, jnp.int32(8), 0), optimizer._round(tree, jnp.int32(7), 1)):
-        agreeing = float((other["between"] == found["between"]).mean())
+        agreeing = float((other["between"] == rounded["between"]).mean())
         assert agreeing == pytest.approx(0.25**2 + 0.75**2, abs=0.02)  # as independent ones do
 
 

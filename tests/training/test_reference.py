@@ -328,8 +328,8 @@ def test_a_fingerprint_is_the_same_on_every_mesh_and_of_no_other_weights():
         jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params),
         params | {"final_norm": -params["final_norm"]},
     ]
-    found = {weights_fingerprint(other) for other in others}
-    assert len(found) == len(others) and expected not in found
+    fingerprints = {weights_fingerprint(other) for other in others}
+    assert len(fingerprints) == len(others) and expected not in fingerprints
     assert weights_fingerprint(changed(gate + 0)) == expected
     models = [TINY, replace(TINY, sliding_window=5), replace(TINY, rope_theta=1e6), replace(TINY, rms_norm_eps=1e-6)]
     assert len({model_fingerprint(model, params) for model in models}) == len(models)

@@ -108,10 +108,10 @@ def test_the_export_of_an_earlier_run_is_not_taken_for_that_of_this_one(tmp_path
 
 def test_mean_and_std_are_those_of_the_held_out_rewards(run, tmp_path):
     export = run / "exports" / "6"
-    found = rewards(export)
+    scores = rewards(export)
     config = read(export)
-    assert config["mean"] == pytest.approx(found.mean(), abs=1e-4 * np.abs(found).max())
-    assert config["std"] == pytest.approx(found.std(ddof=1), rel=1e-4)
+    assert config["mean"] == pytest.approx(scores.mean(), abs=1e-4 * np.abs(scores).max())
+    assert config["std"] == pytest.approx(scores.std(ddof=1), rel=1e-4)
     to_hf(run, tmp_path / "out", layout="openrlhf")
     assert {name: read(tmp_path / "out")[name] for name in ("mean", "std")} == {
         name: config[name] for name in ("mean", "std")
@@ -131,8 +131,8 @@ def test_spread_of_rewards_in_closed_form():
         "rewards/rejected": rewards[:, 1].mean(),
         "rewards/squares": np.square(rewards).mean(),
     }
-    found = RewardModel().reward_statistics(values, pairs=3)
-    assert found["mean"] == pytest.approx(rewards.mean()) and found["std"] == pytest.approx(rewards.std(ddof=1))
+    spread = RewardModel().reward_statistics(values, pairs=3)
+    assert spread["mean"] == pytest.approx(rewards.mean()) and spread["std"] == pytest.approx(rewards.std(ddof=1))
     same = {"rewards/chosen": 2.0, "rewards/rejected": 2.0, "rewards/squares": 4.0}
     assert RewardModel().reward_statistics(same, pairs=2) == {"mean": 2.0, "std": 1e-8}  # nothing divides by zero
     assert RewardModel().reward_statistics({**same, "rewards/chosen": float("nan")}, pairs=2) == {}

@@ -151,8 +151,8 @@ def test_held_out_prompts_that_are_trained_on_are_pointed_at(write):
 
 def test_a_part_of_a_mixture_does_not_hide_behind_the_others(write):
     first, second = write("dpo", "a", train=GOOD), write("dpo", "b", train=[GOOD[0], ("Why so?", LONG, "No idea.")])
-    found = judged(facts_of(first, second), thresholds(["dropped=0.3"])).findings
-    assert [(one.kind, one.where, one.count, one.total) for one in found] == [
+    findings = judged(facts_of(first, second), thresholds(["dropped=0.3"])).findings
+    assert [(one.kind, one.where, one.count, one.total) for one in findings] == [
         ("dropped", f"{second}, split train", 1, 2),
         ("repeated", f"{first}, {second}, split train", 1, 11),  # only both together show it
     ]

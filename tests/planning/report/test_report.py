@@ -49,8 +49,8 @@ def printed(plan: Plan, width: int = 80, **how: object) -> list[str]:
 
 def cells(lines: list[str], label: str) -> str:
     """The line that begins with a label, without it and with single spaces."""
-    (found,) = [line for line in lines if line.startswith(label)]
-    return " ".join(found.removeprefix(label).split())
+    (only,) = [line for line in lines if line.startswith(label)]
+    return " ".join(only.removeprefix(label).split())
 
 
 def test_the_memory_of_a_host_is_told_beside_what_it_has(fitting, simulated):
@@ -262,16 +262,16 @@ def test_no_two_texts_of_the_picture_overlap(which, request, tmp_path, monkeypat
 
 def _texts(figure) -> list:
     """All that are drawn: of ticks' labels those within the axes."""
-    found = [figure._suptitle]
+    texts = [figure._suptitle]
     for axes in figure.axes:
-        found += [*axes.texts, axes._left_title]
+        texts += [*axes.texts, axes._left_title]
         if not axes.axison:
             continue
-        found += [axes.xaxis.label, axes.yaxis.label]
+        texts += [axes.xaxis.label, axes.yaxis.label]
         for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
             shown = [tick for tick in axis.get_major_ticks() if min(limits) <= tick.get_loc() <= max(limits)]
-            found += [tick.label1 for tick in shown]
-    return [each for each in found if each.get_text().strip()]
+            texts += [tick.label1 for tick in shown]
+    return [text for text in texts if text.get_text().strip()]
 
 
 def test_labels_keep_apart_and_stay_where_they_belong():
@@ -285,9 +285,9 @@ def test_labels_keep_apart_and_stay_where_they_belong():
 
 
 def test_what_json_gets_can_be_written_and_has_the_derived_figures(fitting):
-    found = json.loads(json.dumps(fitting.to_json()))
-    assert found["hours_per_epoch"] == 1 and found["memory"]["needed"] == 12 * GIB
-    assert found["bound"]["limit"] == "compute" and found["parameters"]["final_norm"] == {
+    stored = json.loads(json.dumps(fitting.to_json()))
+    assert stored["hours_per_epoch"] == 1 and stored["memory"]["needed"] == 12 * GIB
+    assert stored["bound"]["limit"] == "compute" and stored["parameters"]["final_norm"] == {
         "shape": [4096],
         "on_device": [256],
     }
