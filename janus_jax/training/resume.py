@@ -1,6 +1,7 @@
 """Where a run begins, and what a checkpoint says of its run, so that only the same run goes on from it."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -142,6 +143,7 @@ def step_meta(
     }
 
 
+@functools.lru_cache(maxsize=1)  # every save asks, and the first epoch may have to be packed anew
 def examples_read(epochs: PackedEpochs) -> dict[str, Any]:
     """Which examples of the data a run reads, and in which batches.
 

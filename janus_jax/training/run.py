@@ -147,7 +147,8 @@ def train(
                 hook.after_step(run, step)
         for hook in hooks:
             hook.at_end(run)
-        if run.fills and (note := without_decay(config, setup.course, setup.schedule, run.step)):
+        ended = bool(run.fills) and (run.step == setup.total_steps or run.stopped)
+        if ended and (note := without_decay(config, setup.course, setup.schedule, run.step)):
             run.print(f"note: {note}")
         return _summarize(run, resumed_from, time.perf_counter() - started)
 

@@ -133,12 +133,14 @@ def test_a_checkpoint_of_an_older_version_goes_on(data, tmp_path, finished):
     assert losses(run) == losses(finished)
 
 
-def test_pairs_that_only_the_added_steps_read_get_their_reference(data, tmp_path):
+def test_pairs_that_only_the_added_steps_read_get_their_reference(data, tmp_path, capsys):
     """Precomputed log-probs cover what a run reads; steps of eight pairs are no epoch of forty."""
     batch = {"rows": None, "examples": 8}
     constant = {"name": "constant", "min_rate_ratio": None, "warmup_steps": 0, "extend": "constant"}
     for name, lengths in (("extended", (1, 2)), ("whole", (2,))):
         for steps in lengths:
-            train(config(data, tmp_path / name, "dpo", batch, **constant, steps=steps), writers=())
+            train(config(data, tmp_path / name, "dpo", batch, **constant, steps=steps))
+            notes = capsys.readouterr().out.count("note: the extended run ends at the rate 0.01")
+            assert notes == (2 if name == "extended" and steps == 2 else 0)  # at its start and at its end
     assert losses(tmp_path / "extended") == losses(tmp_path / "whole")
     assert_equal_trees(final_params(tmp_path / "extended"), final_params(tmp_path / "whole"))
