@@ -124,7 +124,8 @@ def test_the_command_names_runs_by_what_differs(janus, tmp_path):
     names = ["a$b_$", "_b\n", "名"]
     runs = [write_run(tmp_path / name / "run", steps=2) for name in names]
     code, out, err = janus("runs", "plot", *runs, "--out", tmp_path / "a.svg")
-    assert code == 0 and err == "" and out.startswith(f"{tmp_path / 'a.svg'}: curves of ")
+    assert code == 0 and err == "" and " ".join(out.split()).startswith(f"{tmp_path / 'a.svg'}: curves of ")
+    assert max(map(len, out.splitlines())) <= 100
     comments = (tmp_path / "a.svg").read_text()  # matplotlib writes each text as one, besides its outlines
     assert "<!-- a$b_$/run -->" in comments.replace("\\$", "$") and "_b?/run -->" in comments
     code, _, err = janus("runs", "plot", runs[0], runs[0])
