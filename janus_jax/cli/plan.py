@@ -24,7 +24,7 @@ def plan(
     config: ConfigAlone,
     topology: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="TPU slice: a name (v5litepod-16), a shape (v5p:4x4x12), or cpu:8."),
+        typer.Option(metavar="NAME", help="TPU slice: a name (v5litepod-16) or a shape (v5p:4x4x12). GPUs: h100:8. Simulated: cpu:8."),
     ] = None,
     devices: Annotated[
         str | None, typer.Option(metavar="cpu:N", help="Simulate N devices, without libtpu, instead of --topology.")
@@ -58,9 +58,9 @@ def plan(
         ),
     ] = None,
 ) -> None:
-    """Compile the training step of CONFIG for a TPU slice: does it fit, what limits its speed, what does it cost?
+    """Compile the training step of CONFIG for TPUs or GPUs: does it fit, what limits its speed, what does it cost?
 
-    Needs no TPU, no weights and no data. Takes one to three minutes. Exits with 3 if the step does not fit.
+    Needs no TPU or GPU, no weights and no data. Takes one to three minutes. Exits with 3 if the step does not fit.
     """
     topology = _chosen_topology(topology, devices)
     outputs = {"--json": json, "--png": png, "--dump-hlo": dump_hlo}
@@ -118,7 +118,7 @@ def _chosen_topology(topology: str | None, devices: str | None) -> str:
     if topology is not None:
         return topology
     if devices is None or not re.fullmatch(r"(cpu[:-])?[1-9]\d*", devices):
-        raise ConfigError(f"--devices {devices}: allowed: cpu:N, like cpu:8; use --topology for a TPU slice")
+        raise ConfigError(f"--devices {devices}: allowed: cpu:N, like cpu:8; use --topology for TPUs and GPUs")
     return devices if devices.startswith("cpu") else f"cpu:{devices}"
 
 

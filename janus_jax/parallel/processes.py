@@ -38,6 +38,7 @@ def start(options: RuntimeOptions) -> None:
     """
     if options.devices is not None:
         _simulate(options.devices)
+    environment.use_most_of_gpu_memory()
     import jax
 
     if jax.distributed.is_initialized():

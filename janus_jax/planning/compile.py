@@ -22,6 +22,7 @@ from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError, first_line
 from janus_jax.parallel import mesh as meshes
 from janus_jax.planning.bounds import shards_by_axis, step_bound, step_flops
+from janus_jax.planning.chips import gpus
 from janus_jax.planning.chips.slices import ChipTable, Slice, check_count, devices, find_slice, load_chips
 from janus_jax.planning.compiler_log import compiler_log
 from janus_jax.planning.hlo.collectives import MeshPositions, collectives
@@ -32,6 +33,9 @@ from janus_jax.planning.result import Parameter, Plan
 from janus_jax.training.program import Program, build_program, build_schedule
 
 _OUT_OF_MEMORY, _CACHE = "RESOURCE_EXHAUSTED", "jax_enable_compilation_cache"
+_KERNEL_TOO_LARGE = "Shared memory size limit exceeded"
+"""XLA gives the shared memory of a GPU's core the same code as its HBM."""
+
 
 
 def plan(
@@ -46,14 +50,15 @@ def plan(
     """Compiles one training step of `config` for a slice that this machine need not have.
 
     Args:
-        topology: Google Cloud's name (`v5litepod-16`, `v4-32`), a shape (`v5e:4x4`), or `cpu:8` for simulated devices.
+        topology: Google Cloud's name (`v5litepod-16`, `v4-32`), a shape (`v5e:4x4`), GPUs of one machine (`h100:8`), or
+            `cpu:8` for simulated devices.
         num_slices: number of identical slices, connected by the data centre's network.
         mesh: the caller's own mesh of all their devices (`slices.devices`) over axes of `mesh.AXES`. It replaces the
             sizes in `config.mesh` and the default device order.
         chips: YAML file whose figures and prices override the package's (`load_chips`).
         dump_hlo: directory that gets the program before and after compilation.
     Raises:
-        ConfigError: unknown slice, libtpu is missing, or training would refuse mesh, rows or rules.
+        ConfigError: unknown slice, its compiler is missing, or training would refuse mesh, rows or rules.
         DataError, ConversionError: as training would.
 
     The evaluation step is compiled too if it takes more rows at a time than the training step.
@@ -65,10 +70,11 @@ def plan(
     config, mesh = resolve_mesh(config, devices(target, num_slices), mesh)
     inputs = find_inputs(config, target.devices * num_slices)
     program = program_of(config, inputs, mesh)
-    on_tpu, evaluation = target.topology is not None, None
-    step = compile_step(program.train, _arguments(program, inputs), topology, on_tpu=on_tpu)
-    if step.executable is not None and (larger := _evaluation(config, inputs, program)) is not None:
-        evaluation = compile_step(program.evaluate, larger, topology, on_tpu=on_tpu)
+    on_tpu, evaluation = target.topology is not None and not target.is_gpu, None
+    with gpus.lowering_for(mesh.devices.flat[0]):
+        step = compile_step(program.train, _arguments(program, inputs), topology, on_tpu=on_tpu)
+        if step.executable is not None and (larger := _evaluation(config, inputs, program)) is not None:
+            evaluation = compile_step(program.evaluate, larger, topology, on_tpu=on_tpu)
     if dump_hlo is not None:
         _dump(Path(dump_hlo), step.lowered, step.hlo)
     return describe(config, inputs, program, step, target, table, num_slices, evaluation)
@@ -122,7 +128,9 @@ def compile_step(jitted: Any, arguments: Any, target_name: str, *, on_tpu: bool)
         try:
             executable, reason = lowered.compile(), None
         except jax.errors.JaxRuntimeError as error:
-            if _OUT_OF_MEMORY not in str(error):
+            if (missing := gpus.what_is_missing(str(error))) is not None:
+                raise ConfigError(f"{target_name}: {missing}") from error
+            if _OUT_OF_MEMORY not in str(error) or _KERNEL_TOO_LARGE in str(error):
                 raise ProgramRefused(f"{target_name}: XLA refuses the program: {first_line(error)}") from error
             executable, reason = None, _memory_message(str(error))
     return CompiledStep(text, executable, reason, time.perf_counter() - start, log())
@@ -281,7 +289,7 @@ def _layer_shards(program: Program) -> int:
 def versions() -> dict[str, str]:
     """Versions of JAX and its compilers, as far as they are installed."""
     installed = {}
-    for name in ("jax", "jaxlib", "libtpu"):
+    for name in ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[name] = importlib.metadata.version(name)
     return installed

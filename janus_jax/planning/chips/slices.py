@@ -1,4 +1,4 @@
-"""TPU slices by Google Cloud name: their chips and hosts, libtpu's names for them, and the figures of each chip."""
+"""TPU slices by Google Cloud name and GPUs of one machine: what compilers call them, and the figures of each chip."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,8 @@ from janus_jax.config.mistakes import join, problems
 from janus_jax.config.section import Section
 from janus_jax.config.yaml_file import merge, read_tree
 from janus_jax.errors import ConfigError, first_line
-from janus_jax.parallel.environment import use_libtpu_as_compiler
+from janus_jax.parallel.environment import gpu_memory_share, use_libtpu_as_compiler
+from janus_jax.planning.chips import gpus
 
 CPU = "cpu"
 """Family of simulated devices, as in `cpu:8`."""
@@ -51,14 +52,14 @@ _ALIAS = {"v5litepod": "v5e", "v5lite": "v5e", "v5": "v5p"}
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Chips connected by one fast network, and the options that describe them to libtpu."""
+    """Chips connected by one fast network, and the options that describe them to libtpu. Or the GPUs of a machine."""
 
     name: str
     family: str
     chips: int
     devices_per_chip: int
     hosts: int
-    topology: str | None  # libtpu's name, `v5e:4x4`; None: simulated
+    topology: str | None  # libtpu's name, `v5e:4x4`; GPUs: `h100:8`; None: simulated
     chip_config_name: str | None = None  # v4: `megacore`, which makes one device of its two cores
     wrap: tuple[bool, bool, bool] | None = None  # which sides close to a ring; None: libtpu's own choice
     chips_per_host_bounds: tuple[int, int, int] | None = None
@@ -66,6 +67,15 @@ class Slice:
     @property
     def devices(self) -> int:
         return self.chips * self.devices_per_chip
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.topology is not None and self.family in gpus.KINDS.values()
+
+    @property
+    def network(self) -> str:
+        """What connects its chips."""
+        return "NVLink" if self.is_gpu else "ICI"
 
 
 Positive = Annotated[float, Field(gt=0)]
@@ -110,8 +120,15 @@ class ChipTable(Section):
     chips: dict[str, Chip]
 
     def chip(self, target: Slice) -> Chip | None:
-        """The figures of a slice's chips; None for simulated devices, which have none."""
-        return None if target.topology is None else self.chips[target.family]
+        """The figures of a slice's chips; None for simulated devices, which have none. Of a GPU's memory, the share
+        that a run takes is usable."""
+        if target.topology is None:
+            return None
+        chip = self.chips[target.family]
+        if not target.is_gpu:
+            return chip
+        usable = chip.usable_hbm_gib_per_device * gpu_memory_share()
+        return chip.model_copy(update={"usable_hbm_gib_per_device": usable})
 
 
 def load_chips(path: str | os.PathLike[str] | None = None) -> ChipTable:
@@ -127,8 +144,9 @@ def load_chips(path: str | os.PathLike[str] | None = None) -> ChipTable:
         root = merge(root, overrides)
         chips = root.value["chips"].value
         for family, node in chips.items() if isinstance(chips, dict) else ():
-            if family not in _SHAPES:
-                faults.append(f"{node.origin}: chips.{family}: unknown family; allowed: {', '.join(_SHAPES)}")
+            if family not in (*_SHAPES, *gpus.KINDS.values()):
+                known = ", ".join((*_SHAPES, *gpus.KINDS.values()))
+                faults.append(f"{node.origin}: chips.{family}: unknown family; allowed: {known}")
     try:
         table = ChipTable.model_validate(root.plain())
     except ValidationError as error:
@@ -140,7 +158,8 @@ def load_chips(path: str | os.PathLike[str] | None = None) -> ChipTable:
 
 
 def find_slice(name: str) -> Slice:
-    """The slice named by a Google Cloud accelerator type (`v5litepod-16`, `v4-32`), shape (`v5p:4x4x12`) or `cpu:8`.
+    """The slice named by a Google Cloud accelerator type (`v5litepod-16`, `v4-32`), shape (`v5p:4x4x12`), GPUs
+    (`h100:8`) or `cpu:8`.
 
     Raises:
         ConfigError: unknown slice; names the nearest and the sizes of the family, or all families.
@@ -150,6 +169,10 @@ def find_slice(name: str) -> Slice:
         return Slice(f"{CPU}:{cpu[1]}", CPU, int(cpu[1]), 1, 1, None)
     if text.startswith(CPU):
         raise ConfigError(f"slice {name!r}: allowed: cpu:DEVICES, like cpu:8")
+    if gpu := re.fullmatch(rf"({'|'.join(gpus.KINDS.values())})[:-](\d+)", text):
+        if not 1 <= (count := int(gpu[2])) <= gpus.MOST:
+            raise ConfigError(f"slice {name!r}: allowed: {_gpu_sizes(gpu[1])}, the GPUs of one machine")
+        return Slice(f"{gpu[1]}:{count}", gpu[1], count, 1, 1, f"{gpu[1]}:{count}")
     match = re.fullmatch(r"(?P<family>[a-z0-9]+)(?P<mark>[:-])(?P<size>\d+(?:x\d+)*)", text)
     family = _ALIAS.get(match["family"], match["family"]) if match else ""
     if match is None or family not in _SHAPES:
@@ -158,7 +181,9 @@ def find_slice(name: str) -> Slice:
         raise ConfigError(
             f"slice {name!r}: unknown{'; nearest: ' + ', '.join(near) if near else ''}; allowed: "
             + "; ".join(_sizes(known) for known in _SHAPES)
-            + "; FAMILY:SHAPE, like v5p:4x4x12; cpu:DEVICES"
+            + "; FAMILY:SHAPE, like v5p:4x4x12; "
+            + "".join(f"{_gpu_sizes(known)}; " for known in gpus.KINDS.values())
+            + "cpu:DEVICES"
         )
     size = match["size"]
     if match["mark"] == ":" or "x" in size:
@@ -190,6 +215,8 @@ def detect_slice(devices: Sequence[Any]) -> tuple[Slice, int]:
             if target.devices * count == len(devices):
                 return target, count
     hosts = len({device.process_index for device in devices})
+    if hosts == 1 and first.device_kind in gpus.KINDS and len(devices) <= gpus.MOST:
+        return find_slice(f"{gpus.KINDS[first.device_kind]}:{len(devices)}"), 1
     return Slice(f"{first.platform}:{len(devices)}", first.platform, len(devices), 1, hosts, None), 1
 
 
@@ -214,12 +241,14 @@ def devices(target: Slice, num_slices: int = 1) -> list[Any]:
     libtpu describes the hardware and compiles for it on any machine, in several processes at once.
 
     Raises:
-        ConfigError: libtpu is not installed or does not know the slice.
+        ConfigError: libtpu, or for GPUs JAX's CUDA plugin, is not installed or does not know the slice.
     """
     if num_slices < 1:
         raise ConfigError(f"num_slices = {num_slices}: allowed: a whole number, at least 1")
     if target.topology is None:
         return _simulated(target, num_slices)
+    if target.is_gpu:
+        return gpus.devices(target.family, target.devices)
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise ConfigError(f"slice {target.name}: compiling for TPUs needs libtpu: pip install 'janus_jax[tpu]'")
     use_libtpu_as_compiler()
@@ -283,6 +312,10 @@ def _dimensions(family: str) -> int:
 def _sizes(family: str) -> str:
     first, *others = accelerator_types(family)
     return f"{first}, " + ", ".join("-" + type_.rsplit("-", 1)[1] for type_ in others)
+
+
+def _gpu_sizes(family: str) -> str:
+    return f"{family}:1 to {family}:{gpus.MOST}"
 
 
 def _simulated(target: Slice, num_slices: int) -> list[Any]:

@@ -123,7 +123,7 @@ def collectives(hlo_text: str, positions: MeshPositions) -> list[Collective]:
     (first iterations peeled off a loop) all count. The parts of one asynchronous collective count once.
 
     Args:
-        hlo_text: `compiled.as_text()` for TPU or CPU.
+        hlo_text: `compiled.as_text()` for TPU, GPU or CPU.
         positions: positions of the mesh that the program was compiled for.
 
     Raises:
@@ -182,7 +182,7 @@ class _Walk:
             return [one.times(1, len(sent) < 2) for one in most]
         if code == "fusion":
             return self._fusion(where, instruction, known, chains)
-        if code in ("call", "call-start", "async-start", "custom-call"):
+        if code in ("call", "call-start", "async-start", "fusion-start", "custom-call"):
             names = [*instruction.called("calls"), *instruction.called("called_computations")]
             names += instruction.called("to_apply") if code != "custom-call" else []
             inner = [one for name in names for one in self._inner(name, (where, instruction, known))]

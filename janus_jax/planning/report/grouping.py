@@ -37,14 +37,11 @@ class CollectiveTraffic:
     kind: str
     axes: tuple[str, ...]
     over_dcn: bool
+    network: str
     count: int
     wire_bytes: int
     async_bytes: int  # the part that is started and awaited separately
     is_certain: bool
-
-    @property
-    def network(self) -> str:
-        return "DCN" if self.over_dcn else "ICI"
 
 
 def buffer_groups(plan: Plan) -> list[BufferGroup]:
@@ -69,6 +66,7 @@ def collective_traffic(plan: Plan) -> list[CollectiveTraffic]:
     groups = [
         CollectiveTraffic(
             *key,
+            network="DCN" if collectives[0].over_dcn else plan.target.network,
             count=sum(c.count for c in collectives),
             wire_bytes=sum(c.wire_bytes for c in collectives),
             async_bytes=sum(c.wire_bytes for c in collectives if c.is_async),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.planning.report.grouping import buffer_groups, collective_traffic
-from janus_jax.planning.report.text import RESOURCES, operations, seconds, size, verdict
+from janus_jax.planning.report.text import operations, resource, seconds, size, verdict
 from janus_jax.planning.result import Plan
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart. Hatching also sets arguments apart.
@@ -144,7 +144,7 @@ def _bounds(axis: Any, plan: Plan) -> None:
     )
     axis.locator_params(axis="x", nbins=5)
     axis.xaxis.set_major_formatter(lambda value, _: seconds(value))
-    axis.set_yticklabels([RESOURCES[part] for part in bound.parts])
+    axis.set_yticklabels([resource(plan, part) for part in bound.parts])
     axis.invert_yaxis()
     axis.set_title(
         f"Least time per step: {seconds(bound.seconds)}, MFU {100 * bound.mfu:.0f} %\n"

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from janus_jax.parallel.environment import gpu_memory_share
 from janus_jax.planning.chips.slices import CPU
 from janus_jax.planning.report.grouping import buffer_groups, collective_traffic
 from janus_jax.planning.result import Plan, Timing
@@ -18,12 +19,16 @@ CAVEAT = (
     "A bound, not a promise: it assumes that collectives overlap with computing and that every unit runs at its "
     "peak without a pause. A run takes longer."
 )
-RESOURCES = {"compute": "compute", "hbm": "HBM", "ici": "ICI", "dcn": "DCN"}
+GPU_CAVEAT = (
+    "Compiled for a GPU that is not here, and not checked on one. There, XLA also times its kernels and may choose "
+    "others. What cuDNN needs while it works is not counted."
+)
 
 _SHOWN = 10
 _WIDEST = 100
 _LABEL = 11
 _TEMPORARIES = "the compiler's peak minus the arguments above"
+_BLOCK = "one block, allocated for the step; the compiler's"
 
 
 def show(plan: Plan, console: Console | None = None, *, prices_of: str | None = None) -> None:
@@ -61,6 +66,11 @@ def _show(plan: Plan, console: Console, prices_of: str | None) -> None:
         _collectives(plan, console)
         _findings(plan, console)
     _time(plan, console, prices_of)
+
+
+def resource(plan: Plan, part: str) -> str:
+    """The name of a part of `Bound.parts`."""
+    return plan.target.network if part == "ici" else "compute" if part == "compute" else part.upper()
 
 
 def verdict(plan: Plan) -> str:
@@ -108,7 +118,9 @@ def _compiled(plan: Plan, console: Console) -> None:
     if target.topology is None:
         kind = "simulated devices" if target.family == CPU else f"{target.family} devices"
         chips = f"{devices:,} {kind}"
-    shape = "" if target.topology is None else f" ({target.topology})"
+    if target.is_gpu:
+        chips = f"{_counted(devices, 'GPU')} of one machine"
+    shape = "" if target.topology in (None, target.name) else f" ({target.topology})"
     per_device = f"{plan.rows_per_device:g} {'row' if plan.rows_per_device == 1 else 'rows'} per device"
     split = f" in {plan.microbatches} microbatches of {per_device}" if plan.microbatches > 1 else f", {per_device}"
     rows = f"{plan.rows:,} rows of {plan.row_length:,} slots{split}"
@@ -143,14 +155,15 @@ def _memory(plan: Plan, console: Console) -> None:
         row("evaluation", memory.evaluation, "its own total, moments included; not added to the step's")
     if memory.needed is not None and memory.peak is not None:
         host = "estimated; the compiler's figure may be for host memory"
-        row("temporaries", memory.peak - arguments, host if memory.peak_is_estimate else _TEMPORARIES)
+        row("temporaries", memory.peak - arguments, host if memory.peak_is_estimate else _BLOCK if plan.target.is_gpu else _TEMPORARIES)
         if memory.code:
             row("code", memory.code, "the compiled programs; exact")
         row("needed", memory.needed, style="bold")
     else:
         row("needed", arguments + memory.reference, "plus temporaries; the compiler gave up, see above")
     if memory.usable is not None:
-        row("usable", memory.usable, "what libtpu lets a program use")
+        pool = f"{gpu_memory_share():.0%} of the GPU's memory; XLA_CLIENT_MEM_FRACTION changes it"
+        row("usable", memory.usable, pool if plan.target.is_gpu else "what libtpu lets a program use")
         if memory.needed is not None and not memory.evaluation_failed:
             row("free" if memory.needed <= memory.usable else "missing", abs(memory.usable - memory.needed))
     console.print(table)
@@ -195,7 +208,7 @@ def _collectives(plan: Plan, console: Console) -> None:
     console.print(table)
     dcn = sum(group.wire_bytes for group in groups if group.over_dcn)
     total = sum(group.wire_bytes for group in groups)
-    slow = f", {size(dcn) if dcn else 'none'} of it over DCN" if plan.target.topology else ""
+    slow = f", {size(dcn) if dcn else 'none'} of it over DCN" if plan.target.topology and not plan.target.is_gpu else ""
     console.print(f"Each device sends {size(total)} per step{slow}.\n", style="dim")
 
 
@@ -225,16 +238,18 @@ def _time(plan: Plan, console: Console, prices_of: str | None) -> None:
         table = _table("least time per step", ">on its own", "")
         for part, value in bound.parts.items():
             note = "<- limits the step" if part == bound.limit else "" if value else "not used"
-            table.add_row(RESOURCES[part], seconds(value), note)
+            table.add_row(resource(plan, part), seconds(value), note)
         console.print(table)
         console.print()
         tokens = f"{bound.tokens_per_s:,.0f} tokens/s, MFU {100 * bound.mfu:.1f} %"
-        _line(console, "bound", f"{seconds(bound.seconds)} per step, {tokens}, limited by {RESOURCES[bound.limit]}")
+        _line(console, "bound", f"{seconds(bound.seconds)} per step, {tokens}, limited by {resource(plan, bound.limit)}")
         _line(console, "in series", f"{seconds(bound.serial_seconds)} per step if nothing overlaps")
     if plan.target.topology is not None:
         _line(console, "epoch", _epoch(plan, prices_of))
     if bound is not None:
         console.print(CAVEAT, style="dim")
+    if plan.target.is_gpu:
+        console.print(GPU_CAVEAT, style="dim")
 
 
 def _show_timing(timing: Timing, console: Console) -> None:

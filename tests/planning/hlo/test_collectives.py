@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from janus_jax.planning.chips.slices import devices, find_slice
 from janus_jax.planning.hlo.collectives import MeshPositions, collectives
 from janus_jax.planning.hlo.findings import warnings
-from tests.support.compilers import needs_libtpu
+from tests.support.compilers import needs_cuda_plugin, needs_libtpu
 from tests.support.hlo import compiled_shard_map
 
 BLOCK = (128, 256)
@@ -75,6 +75,7 @@ MESHES = [
     pytest.param("v6e-16", (1, 8, 2), marks=needs_libtpu),
     pytest.param("v3-8", (1, 4, 2), marks=needs_libtpu),
     pytest.param("tpu7x-8", (1, 4, 2), marks=needs_libtpu),
+    pytest.param("h100:8", (1, 4, 2), marks=needs_cuda_plugin),
 ]
 
 

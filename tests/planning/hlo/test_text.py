@@ -198,6 +198,18 @@ def test_ragged_and_generic_asynchronous_forms():
     ]
 
 
+def test_a_gpus_fusion_that_is_started_apart_holds_one_collective():
+    fused = (
+        f"%fused_psum (p: f32[64]) -> f32[64] {{\n  %p = f32[64]{{0}} parameter(0)\n{all_reduce_text('{}')}\n}}\n\n"
+    )
+    body = (
+        "  %s = ((f32[64]{0}), f32[64]{0}) fusion-start(%p), kind=kCustom, calls=%fused_psum\n"
+        "  ROOT %d = f32[64]{0} fusion-done(%s)"
+    )
+    (found,) = collectives(module_text(body, computations=fused), MeshPositions({"fsdp": 8}))
+    assert (found.kind, found.count, found.wire_bytes, found.is_async) == ("all-reduce", 1, 2 * 256 * 7 // 8, True)
+
+
 def test_a_mesh_of_another_size_is_refused():
     with pytest.raises(ValueError, match="for 8 devices"):
         collectives(module_text(all_reduce_text("{}")), MeshPositions({"fsdp": 4}))

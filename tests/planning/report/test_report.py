@@ -184,6 +184,16 @@ def test_simulated_devices_are_said_to_be_no_tpu(simulated):
     assert "ICI" not in "".join(lines)
 
 
+def test_gpus_are_said_to_be_no_tpu_and_not_to_be_here(fitting):
+    lines = printed(dataclasses.replace(fitting, target=find_slice("h100:8"), num_slices=1, usd_per_hour=None))
+    text = " ".join(" ".join(lines).split())
+    assert cells(lines, "slice:") == "h100:8: 8 GPUs of one machine"
+    assert "all-gather fsdp NVLink 66" in text and cells(lines, "NVLink") == "500 ms"
+    assert "90% of the GPU's memory" in text and "one block" in cells(lines, "temporaries")
+    assert "Compiled for a GPU that is not here, and not checked on one" in text
+    assert not any(word in text for word in ("ICI", "libtpu lets", "over DCN", "chips,"))
+
+
 def test_without_data_there_is_no_epoch_and_without_a_price_no_cost(fitting):
     none = printed(dataclasses.replace(fitting, steps_per_epoch=None))
     said = " ".join(" ".join(none).split())
