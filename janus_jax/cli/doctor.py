@@ -138,7 +138,12 @@ def gpu(dev: Path = Path("/dev")) -> Check:
     plugins = [name for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if importlib.util.find_spec(name)]
     if plugins:
         detail = f"{', '.join(plugins)}, {len(cards)} cards in {dev}"
-        return Check("gpu", "ok" if cards else "warn", detail, "" if cards else "enough to compile for GPUs; this machine has none")
+        return Check(
+            "gpu",
+            "ok" if cards else "warn",
+            detail,
+            "" if cards else "enough to compile for GPUs; this machine has none",
+        )
     hint = "pip install 'janus_jax[cuda13]' (or 'janus_jax[cuda12]' for drivers older than 580)"
     if cards:
         return Check("gpu", "warn", f"{len(cards)} cards in {dev}, but no CUDA plugin for JAX", hint)

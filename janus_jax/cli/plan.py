@@ -24,7 +24,10 @@ def plan(
     config: ConfigAlone,
     topology: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="TPU slice: a name (v5litepod-16) or a shape (v5p:4x4x12). GPUs: h100:8. Simulated: cpu:8."),
+        typer.Option(
+            metavar="NAME",
+            help="TPU slice: a name (v5litepod-16) or a shape (v5p:4x4x12). GPUs: h100:8. Simulated: cpu:8.",
+        ),
     ] = None,
     devices: Annotated[
         str | None, typer.Option(metavar="cpu:N", help="Simulate N devices, without libtpu, instead of --topology.")

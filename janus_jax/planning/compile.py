@@ -37,7 +37,6 @@ _KERNEL_TOO_LARGE = "Shared memory size limit exceeded"
 """XLA gives the shared memory of a GPU's core the same code as its HBM."""
 
 
-
 def plan(
     config: RunConfig,
     topology: str,

@@ -61,7 +61,7 @@ def lowered(block):
     """A kernel whose blocks are `block` wide, for an H100."""
 
     def multiply(x, y, out):
-        out[...] = pl.dot(x[...], y[...]).astype(out.dtype)
+        out[...] = jnp.dot(x[...], y[...]).astype(out.dtype)
 
     from jax.experimental.pallas import triton
 

@@ -155,7 +155,11 @@ def _memory(plan: Plan, console: Console) -> None:
         row("evaluation", memory.evaluation, "its own total, moments included; not added to the step's")
     if memory.needed is not None and memory.peak is not None:
         host = "estimated; the compiler's figure may be for host memory"
-        row("temporaries", memory.peak - arguments, host if memory.peak_is_estimate else _BLOCK if plan.target.is_gpu else _TEMPORARIES)
+        row(
+            "temporaries",
+            memory.peak - arguments,
+            host if memory.peak_is_estimate else _BLOCK if plan.target.is_gpu else _TEMPORARIES,
+        )
         if memory.code:
             row("code", memory.code, "the compiled programs; exact")
         row("needed", memory.needed, style="bold")
@@ -242,7 +246,9 @@ def _time(plan: Plan, console: Console, prices_of: str | None) -> None:
         console.print(table)
         console.print()
         tokens = f"{bound.tokens_per_s:,.0f} tokens/s, MFU {100 * bound.mfu:.1f} %"
-        _line(console, "bound", f"{seconds(bound.seconds)} per step, {tokens}, limited by {resource(plan, bound.limit)}")
+        _line(
+            console, "bound", f"{seconds(bound.seconds)} per step, {tokens}, limited by {resource(plan, bound.limit)}"
+        )
         _line(console, "in series", f"{seconds(bound.serial_seconds)} per step if nothing overlaps")
     if plan.target.topology is not None:
         _line(console, "epoch", _epoch(plan, prices_of))

@@ -64,7 +64,7 @@ def estimate(
     reference = share.whole * share.compute if online_reference(config, share.inputs) else 0
     return Estimate(
         arguments=share.arguments(jnp.dtype(config.optimizer.moments).itemsize),
-        temporaries=round(share.temporaries(config.remat)),
+        temporaries=round(share.temporaries(config.remat, update_by_parts=target.is_gpu)),
         reference=reference,
         bound=None if chip is None else _bound(config, share, target, num_slices, chip),
         rows_per_device=share.rows,
@@ -122,8 +122,12 @@ class _DeviceShare:
     def arguments(self, moment_bytes: int) -> int:
         return self.whole * (self.parameter + 2 * moment_bytes) + self.batch
 
-    def temporaries(self, remat: str) -> float:
-        """The largest of three moments: backward through a block, the head, the update."""
+    def temporaries(self, remat: str, update_by_parts: bool = False) -> float:
+        """The largest of three moments: backward through a block, the head, the update.
+
+        Args:
+            update_by_parts: whether the update needs no float32 copy of all gradients at once, as on GPUs.
+        """
         model, compute = self.inputs.model, self.compute
         wide = model.intermediate_size / self.shards["mlp"]
         width = model.hidden_size
@@ -140,7 +144,8 @@ class _DeviceShare:
         if model.head == "lm":
             head = width * model.vocab_size / self.shards["vocab"] * (4 + compute) + _CHUNK_BYTES
             head += self.tokens * width * (compute + 4)
-        return max(kept + copy + block + gradients + summed, kept + copy + head + summed, self.whole * 4)
+        update = 0 if update_by_parts else self.whole * 4
+        return max(kept + copy + block + gradients + summed, kept + copy + head + summed, update)
 
     def _keys(self) -> float:
         model = self.inputs.model

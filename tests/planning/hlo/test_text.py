@@ -199,9 +199,7 @@ def test_ragged_and_generic_asynchronous_forms():
 
 
 def test_a_gpus_fusion_that_is_started_apart_holds_one_collective():
-    fused = (
-        f"%fused_psum (p: f32[64]) -> f32[64] {{\n  %p = f32[64]{{0}} parameter(0)\n{all_reduce_text('{}')}\n}}\n\n"
-    )
+    fused = f"%fused_psum (p: f32[64]) -> f32[64] {{\n  %p = f32[64]{{0}} parameter(0)\n{all_reduce_text('{}')}\n}}\n\n"
     body = (
         "  %s = ((f32[64]{0}), f32[64]{0}) fusion-start(%p), kind=kCustom, calls=%fused_psum\n"
         "  ROOT %d = f32[64]{0} fusion-done(%s)"
