@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from janus_jax.errors import ConfigError, first_line
+from janus_jax.parallel.environment import gpu_memory_share
 
 MOST = 8
 """GPUs of one machine, joined by NVLink."""
@@ -31,9 +32,12 @@ def target_config(family: str) -> str:
 
     Figures: openxla/xla, xla/backends/gpu/target_config/specs/h100_sxm.txtpb and h200.txtpb, except the memory of an
     H200, which is what CUDA reports. Versions are the oldest that JAX's plugin for CUDA 13 accepts.
+
+    On a GPU, JAX tells XLA how large its pool is. Here XLA assumes 80 % of the memory instead, so that is made the pool.
     """
     kind = next(kind for kind, known in KINDS.items() if known == family)
     memory, bandwidth = _MEMORY[family]
+    memory = round(memory * gpu_memory_share() / 0.8)
     scalar = "".join(
         f"rate_infos {{ key: {key} value {{ clock_rate_ghz: 1.98 units_per_core: {units} ops_per_clock: {ops} }} }} "
         for key, (units, ops) in _SCALAR.items()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -108,10 +109,13 @@ def test_a_missing_part_of_the_toolkit_is_named_with_its_package(message):
     assert gpus.what_is_missing("RESOURCE_EXHAUSTED: too much") is None
 
 
-def test_xla_is_told_of_the_same_memory_as_the_table():
+@pytest.mark.parametrize("share", ["0.9", "0.5"])
+def test_xla_is_told_of_the_memory_that_a_run_gets(share, monkeypatch):
+    """It counts on 80 % of what it is told."""
+    monkeypatch.setenv(SHARES[0], share)
     for family in gpus.KINDS.values():
-        memory, bandwidth = gpus._MEMORY[family]
-        chip, text = load_chips().chips[family], gpus.target_config(family)
-        assert memory / 2**30 == pytest.approx(chip.usable_hbm_gib_per_device, abs=0.05)
-        assert bandwidth == pytest.approx(chip.hbm_bytes_per_s, rel=1e-3)
-        assert text.count("{") == text.count("}") and f"device_memory_size: {memory} " in text
+        text, chip = gpus.target_config(family), load_chips().chip(find_slice(f"{family}:1"))
+        memory, bandwidth = (re.search(rf"{name}: (\d+)", text) for name in ("device_memory_size", "memory_bandwidth"))
+        assert 0.8 * int(memory[1]) == pytest.approx(chip.usable_hbm_bytes_per_device, rel=1e-3)
+        assert int(bandwidth[1]) == pytest.approx(chip.hbm_bytes_per_s, rel=1e-3)
+        assert text.count("{") == text.count("}")
