@@ -33,7 +33,8 @@ def target_config(family: str) -> str:
     Figures: openxla/xla, xla/backends/gpu/target_config/specs/h100_sxm.txtpb and h200.txtpb, except the memory of an
     H200, which is what CUDA reports. Versions are the oldest that JAX's plugin for CUDA 13 accepts.
 
-    On a GPU, JAX tells XLA how large its pool is. Here XLA assumes 80 % of the memory instead, so that is made the pool.
+    On a GPU, JAX tells XLA how large its pool is. Here XLA assumes 80 % of the memory instead, so the memory is such
+    that this is the pool.
     """
     kind = next(kind for kind, known in KINDS.items() if known == family)
     memory, bandwidth = _MEMORY[family]
