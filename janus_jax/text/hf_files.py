@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.errors import DataError, first_line
+from janus_jax.storage.json_text import strict_json
 
 HF_FILES = (
     "tokenizer.json",
@@ -37,9 +38,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = strict_json(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(path, f"not valid JSON: {first_line(error)}") from error
+    except ValueError as error:
+        raise DataError(path, str(error)) from error
     if not isinstance(value, dict):
         raise DataError(path, f"holds a {type(value).__name__}, but must hold an object")
     return value

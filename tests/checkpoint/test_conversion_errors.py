@@ -144,6 +144,20 @@ def bad_ids(directory):
     return [edit_config(directory, eos_token_id=[]), "eos_token_id=[]: allowed: a token id or null"]
 
 
+def ids_beyond_the_embedding(directory):
+    (directory / "generation_config.json").write_text('{"eos_token_id": [2, 999]}')
+    return [directory / "generation_config.json: eos_token_id=[2, 999]: the embedding has no such row"]
+
+
+def nested_ids_beyond_the_embedding(directory):
+    (directory / "generation_config.json").write_text('{"bad_words_ids": [[1], [999]]}')
+    return [directory / "generation_config.json: bad_words_ids=[[1], [999]]: the embedding has no such row"]
+
+
+def negative_ids(directory):
+    return [edit_config(directory, pad_token_id=-1), "pad_token_id=-1: allowed: token ids, which are 0 or more"]
+
+
 HEADERS = [
     missing_shard,
     truncated,
@@ -160,6 +174,9 @@ HEADERS = [
     broken_config,
     broken_generation_config,
     bad_ids,
+    ids_beyond_the_embedding,
+    nested_ids_beyond_the_embedding,
+    negative_ids,
 ]
 
 

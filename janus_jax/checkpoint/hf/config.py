@@ -14,6 +14,7 @@ from janus_jax.checkpoint.hf.files import damage
 from janus_jax.checkpoint.hf.keys import VALUE_HEADS, Layout
 from janus_jax.errors import ConversionError
 from janus_jax.model.config import Head, ModelConfig
+from janus_jax.storage.json_text import strict_json
 
 # Values that transformers assumes for keys missing from config.json (MistralConfig, LlamaConfig).
 _MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
@@ -42,10 +43,11 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        ConversionError: the file is missing, unreadable, not JSON or not an object; names the file and line.
+        ConversionError: the file is missing, unreadable, not JSON or not an object, or names a key twice; names the
+            file and line.
     """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = strict_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConversionError(file, "no such file") from None
     except json.JSONDecodeError as error:
@@ -54,6 +56,8 @@ def read_json(file: Path) -> dict[str, Any]:
         raise ConversionError(f"{file}:{error.lineno}", f"not valid JSON: {error.msg}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConversionError(file, f"cannot be read: {error}") from error
+    except ValueError as error:
+        raise ConversionError(file, str(error)) from error
     if not isinstance(value, dict):
         raise ConversionError(file, f"holds a JSON {type(value).__name__}; allowed: an object")
     return value
@@ -83,19 +87,17 @@ class _Reader:
         return ConversionError(self.file, f"{key}={json.dumps(self.raw.get(key))}: {allowed}")
 
     def _architecture(self) -> str:
-        names = self.raw.get("architectures")
+        names, kind = self.raw.get("architectures"), self.raw.get("model_type")
+        if not isinstance(kind, str) or (kind not in _MODEL_TYPES and not names):  # AutoConfig needs it too
+            raise self.refuse("model_type", f"allowed: {', '.join(_MODEL_TYPES)}")
         if not names:
-            name = _MODEL_TYPES.get(str(self.raw.get("model_type")))
-            if name is None:
-                raise self.refuse("model_type", f"allowed: {', '.join(_MODEL_TYPES)}")
-            return name
+            return _MODEL_TYPES[kind]
         allowed = (*_DEFAULTS, *_OPENRLHF_NAMES)
         if not isinstance(names, list) or len(names) != 1 or names[0] not in allowed:
             raise self.refuse("architectures", f"allowed: {' or '.join(json.dumps([name]) for name in allowed)}")
-        if names[0] in _OPENRLHF_NAMES and self.raw.get("model_type") not in _MODEL_TYPES:
+        if names[0] in _OPENRLHF_NAMES and kind not in _MODEL_TYPES:
             raise self.refuse("model_type", f"allowed: {', '.join(_MODEL_TYPES)}")
-        kind = self.raw.get("model_type")
-        if names[0] in _DEFAULTS and kind is not None and not names[0].lower().startswith(str(kind)):
+        if names[0] in _DEFAULTS and (not kind or not names[0].lower().startswith(kind)):
             raise self.refuse("model_type", f"does not match architectures={json.dumps(names)}")
         return names[0]
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from janus_jax.errors import ConversionError
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 CARD = "README.md"
+_UNUSED_IDS = ("sep_token_id", "cls_token_id", "mask_token_id", "unk_token_id", "decoder_start_token_id")
+"""Decoders of this kind have no use for them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,18 +56,19 @@ class ModelFacts:
         Raises:
             ConversionError: a file is not JSON, or a value is of the wrong kind; names file and key.
         """
-        config = directory / "config.json"
-        raw = read_json(config)
-        for name in TOKEN_IDS:
-            if not _is_id(raw.get(name), several=name == "eos_token_id"):
-                raise ConversionError(config, f"{name}={json.dumps(raw[name])}: allowed: a token id or null")
-            if not (reward and name == "pad_token_id"):  # a reward model gets another one, if it does not fit
-                _require_row(config, name, raw)
-        generation = directory / "generation_config.json"
+        config, generation = directory / "config.json", directory / "generation_config.json"
+        raw, settings = read_json(config), read_json(generation) if generation.is_file() else {}
+        for file, values in ((config, raw), (generation, {} if reward else settings)):  # a reward model generates nothing
+            for name in TOKEN_IDS:
+                if not _is_id(values.get(name), several=name == "eos_token_id"):
+                    raise ConversionError(file, f"{name}={json.dumps(values[name])}: allowed: a token id or null")
+            for name in filter(_names_ids, values):
+                if not (reward and name == "pad_token_id"):  # a reward model gets another one, if it does not fit
+                    _require_rows(file, name, values[name], raw.get("vocab_size"))
         card = directory / CARD
         return cls(
             token_ids={name: raw[name] for name in TOKEN_IDS if name in raw},
-            generation=read_json(generation)
+            generation=settings
             if generation.is_file()
             else {name: value for name, value in raw.items() if name in GENERATION and value is not None},
             reward=_reward_statistics(config, raw) if reward else {},
@@ -74,18 +78,34 @@ class ModelFacts:
         )
 
 
-def _require_row(file: Path, name: str, raw: dict[str, Any]) -> None:
-    """Refuses an id beyond the embedding. transformers cannot load a model with such a padding id."""
-    ids = raw.get(name)
-    largest = max(ids, default=0) if isinstance(ids, list) else ids
-    vocabulary = raw.get("vocab_size")
-    if largest is not None and isinstance(vocabulary, int) and largest >= vocabulary:
+def _names_ids(key: str) -> bool:
+    """Whether a key of config.json or generation_config.json holds token ids."""
+    return key.endswith(("_token_id", "_words_ids", "suppress_tokens")) and key not in _UNUSED_IDS
+
+
+def _require_rows(file: Path, name: str, ids: Any, vocabulary: Any) -> None:
+    """Refuses ids without a row in the embedding. transformers cannot load a model with such a padding id."""
+    numbers = list(_numbers(ids))
+    if min(numbers, default=0) < 0:
+        raise ConversionError(
+            file, f"{name}={json.dumps(ids)}: allowed: token ids, which are 0 or more; remove the key if it has none"
+        )
+    if isinstance(vocabulary, int) and max(numbers, default=0) >= vocabulary:
         raise ConversionError(
             file,
             f"{name}={json.dumps(ids)}: the embedding has no such row (vocab_size={vocabulary}); add rows with "
             "transformers' resize_token_embeddings(len(tokenizer)) and save the model again, or, if the token is not "
             "used, remove the key and the token",
         )
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    """The whole numbers in a value and in lists in it."""
+    if isinstance(value, list):
+        for one in value:
+            yield from _numbers(one)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield value
 
 
 def _is_id(value: Any, *, several: bool) -> bool:

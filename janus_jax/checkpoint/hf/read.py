@@ -183,6 +183,11 @@ def _headers(directory: Path) -> dict[str, _Stored]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ConversionError(index, "weight_map must be an object of tensor name to file name")
+    for key, name in weight_map.items():
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ConversionError(
+                index, f"weight_map: {key} is in {name!r}; allowed: a .safetensors file of the same directory"
+            )
     stored: dict[str, _Stored] = {}
     for name in sorted(set(weight_map.values())):
         file = directory / name

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from janus_jax.checkpoint.hf.read import HFDirectory, hf_config, load_hf, read_model_config, save_hf
+from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.errors import ConversionError, StorageError
 from tests.support.models import SMALL, assert_same_bits, random_params, refused
 
@@ -174,6 +175,8 @@ def test_config_that_is_no_json_object(text, tmp_path):
         ({"rope_theta": float("nan")}, ["rope_theta", "NaN", "positive"]),
         ({"architectures": ["GPT2LMHeadModel"]}, ["architectures", "GPT2LMHeadModel", "MistralForCausalLM"]),
         ({"architectures": None, "model_type": "gemma"}, ["model_type", "gemma", "mistral"]),
+        ({"model_type": None}, ["model_type=null: allowed: mistral, llama"]),
+        ({"model_type": ["mistral"]}, ['model_type=["mistral"]: allowed: mistral, llama']),
         ({"attention_bias": True}, ["attention_bias"]),
         ({"mlp_bias": True}, ["mlp_bias"]),
         ({"quantization_config": {"bits": 4}}, ["quantization_config"]),
@@ -199,6 +202,31 @@ def test_config_that_is_no_json_object(text, tmp_path):
 def test_config_of_another_model(changes, parts, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(hf_config(SMALL, "float32") | changes))
     refused(tmp_path, tmp_path / "config.json", *parts, read=read_model_config)
+
+
+NAMED_TWICE = {
+    "config.json": ('"hidden_act": ', '"silu", "hidden_act": '),
+    "generation_config.json": ('"eos_token_id": ', '7, "eos_token_id": '),
+    "model.safetensors.index.json": (f'"{Q1}": ', f'"model-00001.safetensors", "{Q1}": '),
+}
+
+
+@pytest.mark.parametrize("name", NAMED_TWICE)
+def test_a_key_that_a_file_names_twice(name, sharded):
+    before, after = NAMED_TWICE[name]
+    text = (sharded / name).read_text()
+    assert text.count(before) == 1
+    (sharded / name).write_text(text.replace(before, before + after))
+    key = before.split('"')[1]
+    refused(sharded, sharded / name, f"names the key {key!r} twice", read=lambda directory: open_model(str(directory)))
+
+
+@pytest.mark.parametrize("name", ["../{}", "{parent}/m/{}", "inner/../{}", "./{}", "..", ""])
+def test_an_index_that_leads_out_of_its_directory(name, sharded):
+    def lead(index):
+        index["weight_map"][Q1] = name.format(index["weight_map"][Q1], parent=sharded.parent)
+
+    refused(sharded, change_index(sharded, lead), Q1, "allowed: a .safetensors file of the same directory")
 
 
 def test_missing_size(tmp_path):
