@@ -32,6 +32,8 @@ class ObjectiveSection(Section):
     """Responses of an example: 1, or 2 for pairs."""
     needs_reference: ClassVar[bool] = False
     """Whether a batch must bring the reference's log-probs."""
+    uses_margins: ClassVar[bool] = False
+    """Whether the loss uses the margins of the data."""
     usual: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """Key -> the smallest and largest value that is not worth a note."""
 
@@ -123,9 +125,12 @@ class DPOSection(ObjectiveSection):
             yield "objective.label_smoothing", sentence
 
     def advice(self) -> Iterator[str]:
-        """robust differs from sigmoid by its label smoothing alone."""
+        """robust differs from sigmoid by its label smoothing alone; ipo always normalises."""
         if self.loss == "robust" and not self.label_smoothing:
             yield "objective.loss = robust without objective.label_smoothing is the sigmoid loss"
+        if self.loss == "ipo" and "length_normalised" in self.model_fields_set:
+            shown = str(self.length_normalised).lower()
+            yield f"objective.length_normalised = {shown} has no effect: ipo always compares log-probs per token"
 
 
 @register
@@ -167,6 +172,7 @@ class RMSection(ObjectiveSection):
     implementation = "janus_jax.objectives.reward:RewardModel"
     title = "reward modelling"
     head = "value"
+    uses_margins = True
     usual = {"center_weight": (0, 1)}  # noqa: RUF012
     name: Literal["rm"] = "rm"
     center_weight: Weight = 0.0

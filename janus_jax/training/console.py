@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import jax
 
 from janus_jax.checkpoint.run_dir import RunDir
+from janus_jax.data.epoch import START
 from janus_jax.model.mistral import param_specs
 from janus_jax.training.setup import Setup
 
@@ -187,7 +188,9 @@ def opening(setup: Setup, done: int | None) -> list[str]:
     steps, tokens = loader.steps(0), loader.tokens(0)
     slots = steps * loader.rows * loader.settings.row_length
     micro = f" in {loader.settings.microbatches} microbatches" if loader.settings.microbatches > 1 else ""
-    examples = f"{loader.settings.examples} examples in " if loader.settings.examples else ""
+    examples = ""
+    if loader.settings.examples:
+        examples = f"{min(loader.settings.examples, loader.example_ids(START).size):,} examples in "
     reads = f"{examples}{loader.rows:,} rows of {loader.settings.row_length:,} slots{micro}, "
     reads += f"{tokens / steps:,.0f} tokens, fill {tokens / slots:.2f}"
     lines = {

@@ -34,6 +34,7 @@ from janus_jax.training import metrics
 from janus_jax.training.console import Console, opening
 from janus_jax.training.course import without_decay
 from janus_jax.training.curves import draw_run
+from janus_jax.training.data_notes import data_notes
 from janus_jax.training.hooks import (
     Evaluate,
     Export,
@@ -210,7 +211,10 @@ def _start(
     for role, loader in (("training", setup.loader), ("held-out", setup.eval_loader)):
         for line in fit_lines(role, **fit_counts(loader.fitted)) if loader else ():
             show(line)
-    for note in notes(setup.source, setup.loader.dataset):
+    for note in [
+        *notes(setup.source, setup.loader.dataset),
+        *data_notes(setup.objective, setup.loader, setup.eval_loader),
+    ]:
         show(f"note: {note}")
     if setup.config.schedule.steps is None:  # otherwise whoever read the configuration knew
         for note in setup.config.step_advice(setup.total_steps):

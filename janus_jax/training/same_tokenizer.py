@@ -33,6 +33,24 @@ def require_same_tokenizer(key: str, model: StoredModel | None, dataset: Dataset
         )
 
 
+def require_same_held_out(dataset: Dataset, held_out: Dataset) -> None:
+    """Raises ConfigError if the ids of held-out and training data do not mean the same."""
+    names = ("in the training data", "in the held-out data")
+    first = dataset.parts[0]
+    for part in held_out.parts:
+        ours, theirs = first.manifest, part.manifest
+        if (first.tokenizer_fingerprint, ours.marks) == (part.tokenizer_fingerprint, theirs.marks):
+            continue
+        reason = difference(first.tokenizer(), part.tokenizer(), _control_ids(first) + _control_ids(part), names)
+        if not reason and ours.template == theirs.template:
+            reason = other_prompt(first.chat_format(), part.chat_format())
+        if reason:
+            raise ConfigError(
+                f"data.eval_dir={part.name}: was built with another tokenizer than the training data {first.name}: "
+                f"{reason}; build both with one tokenizer"
+            )
+
+
 def _other_prompt(dataset: TokenizedDataset, known: Tokenizer) -> str:
     """How the weights' tokenizer reads a prompt of the data's template; empty if as the data's does."""
     ours = dataset.chat_format()

@@ -23,7 +23,12 @@ from janus_jax.storage import staging
 from janus_jax.training.course import Course, Past, course_of
 from janus_jax.training.optimizer import Rates
 from janus_jax.training.program import Program, build_program, wants_splash
-from janus_jax.training.same_tokenizer import check_vocabulary, require_same_tokenizer, require_whole_ids
+from janus_jax.training.same_tokenizer import (
+    check_vocabulary,
+    require_same_held_out,
+    require_same_tokenizer,
+    require_whole_ids,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +116,12 @@ def open_reference_source(config: RunConfig, model: ModelConfig) -> StoredModel 
     if reference.config.head != model.head:
         raise ConfigError(f"reference.from={path}: is a reward model; allowed: a language model")
     if reference.config != model:
-        raise ConfigError(f"reference.from={path}: {reference.config} is not the shape of the trained {model}")
+        ours, theirs = dataclasses.asdict(model), dataclasses.asdict(reference.config)
+        differing = [f"{key} {theirs[key]}, not {value}" for key, value in ours.items() if theirs[key] != value]
+        raise ConfigError(
+            f"reference.from={path}: has another shape than the trained model: {'; '.join(differing)}; allowed: a "
+            "model of the same shape"
+        )
     return reference
 
 
@@ -138,10 +148,13 @@ def prepare(config: RunConfig, past: Past | None = None) -> Setup:
         for built in examples.parts:
             check_fits(model, built, config)
     reference = open_reference_source(config, model)
-    if model.head == "value":
-        require_whole_ids(dataset)
-    for key, weights in (("init.from", source), ("reference.from", reference)):
-        require_same_tokenizer(key, weights, dataset, allow_other=config.init.allow_other_tokenizer)
+    if held_out is not None:
+        require_same_held_out(dataset, held_out)
+    for examples in filter(None, (dataset, held_out)):
+        if model.head == "value":
+            require_whole_ids(examples)
+        for key, weights in (("init.from", source), ("reference.from", reference)):
+            require_same_tokenizer(key, weights, examples, allow_other=config.init.allow_other_tokenizer)
 
     mesh = meshes.build_mesh(config.mesh.shape)
     rules = meshes.merge_rules(config.sharding)

@@ -58,7 +58,10 @@ class ModelFacts:
         """
         config, generation = directory / "config.json", directory / "generation_config.json"
         raw, settings = read_json(config), read_json(generation) if generation.is_file() else {}
-        for file, values in ((config, raw), (generation, {} if reward else settings)):  # a reward model generates nothing
+        for file, values in (
+            (config, raw),
+            (generation, {} if reward else settings),
+        ):  # a reward model generates nothing
             for name in TOKEN_IDS:
                 if not _is_id(values.get(name), several=name == "eos_token_id"):
                     raise ConversionError(file, f"{name}={json.dumps(values[name])}: allowed: a token id or null")
