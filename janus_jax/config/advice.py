@@ -1,7 +1,10 @@
 """Notes on settings that can run and are probably not meant, one sentence each."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+
+from janus_jax.config.sections import ExportSection
 
 if TYPE_CHECKING:
     from janus_jax.config.run import RunConfig
@@ -16,6 +19,38 @@ USUAL = {
     "optimizer.clip_norm": (0.01, 100),
 }
 """The smallest and largest value that is not worth a note. Those of objectives are in their sections (`usual`)."""
+
+_NO_EFFECT: tuple[tuple[Callable[["RunConfig"], bool], str, tuple[str, ...]], ...] = (
+    (
+        lambda config: config.eval.every_steps is None,
+        "eval.every_steps is null, so nothing is evaluated",
+        ("eval.rows", "eval.at_start", "data.eval_dir"),
+    ),
+    (
+        lambda config: not config.export.hf,
+        "export.hf is false, so nothing is exported",
+        tuple(f"export.{name}" for name in ExportSection.model_fields),
+    ),
+    (
+        lambda config: config.objective.branches == 1,
+        "the objective reads one response of each example",
+        ("batch.share_prompts",),
+    ),
+    (
+        lambda config: config.init.from_ is None and config.reference.from_ is None,
+        "init.from and reference.from are null, so no tokenizer comes with weights",
+        ("init.allow_other_tokenizer",),
+    ),
+    (
+        lambda config: config.batch.microbatches == 1,
+        "batch.microbatches = 1, so the two means are the same",
+        ("compat.token_mean",),
+    ),
+)
+"""When keys have no effect, why, and the keys."""
+
+_USUAL_WEIGHT = 0.02
+"""Standard deviation of initial weights (`initializer_range`)."""
 
 
 def of_values(config: "RunConfig") -> Iterator[str]:
@@ -35,14 +70,22 @@ def of_values(config: "RunConfig") -> Iterator[str]:
             f"batch.row_length = {batch.row_length} is less than twice batch.max_sequence_length = "
             f"{batch.max_sequence_length}: long pairs do not fit into a row and fall to batch.overlong"
         )
-    if config.eval.every_steps is None:
-        for key, value in (("eval.rows", config.eval.rows), ("data.eval_dir", config.data.eval_dir)):
-            if value is not None:
-                yield f"{key} = {value} has no effect: eval.every_steps is null, so nothing is evaluated"
-    if not config.export.hf:
-        for name, field in type(config.export).model_fields.items():
-            if (value := getattr(config.export, name)) != field.default:
-                yield f"export.{name} = {value} has no effect: export.hf is false, so nothing is exported"
+    for applies, reason, keys in _NO_EFFECT:
+        for key in keys if applies(config) else ():
+            section, name = key.split(".")
+            values = getattr(config, section)
+            if (value := getattr(values, name)) != type(values).model_fields[name].default:
+                shown = str(value).lower() if isinstance(value, bool) else value
+                yield f"{key} = {shown} has no effect: {reason}"
+    directories = [os.path.normpath(part.dir) for part in config.data.mixture or ()]
+    for directory in dict.fromkeys(name for name in directories if directories.count(name) > 1):
+        yield f"data.mixture names {directory} {directories.count(directory)} times: its examples count as often"
+    smallest = 512 * config.schedule.learning_rate  # half a step of bfloat16 is 1/512 of a weight, or more
+    if config.compat.bfloat16_weights and smallest < _USUAL_WEIGHT:
+        yield (
+            f"compat.bfloat16_weights = true: a step of about schedule.learning_rate = "
+            f"{config.schedule.learning_rate:g} is rounded to nothing for weights above {smallest:.2g}"
+        )
 
 
 def of_steps(config: "RunConfig", steps: int, warmup_steps: int) -> Iterator[str]:

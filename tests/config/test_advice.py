@@ -32,12 +32,45 @@ def small(tmp_path):
         (["objective={name: dpo, loss: robust}"], "objective.loss = robust without objective.label_smoothing is"),
         (["data.eval_dir=x"], "data.eval_dir = x has no effect: eval.every_steps is null"),
         (["eval.rows=8"], "eval.rows = 8 has no effect: eval.every_steps is null"),
+        (["eval.at_start=false"], "eval.at_start = false has no effect: eval.every_steps is null"),
         (["export.dtype=bfloat16"], "export.dtype = bfloat16 has no effect: export.hf is false"),
+        (["batch.share_prompts=false"], "batch.share_prompts = false has no effect: the objective reads one response"),
+        (["init.allow_other_tokenizer=true"], "init.allow_other_tokenizer = true has no effect: init.from and referen"),
+        (["compat.token_mean=per_microbatch"], "compat.token_mean = per_microbatch has no effect: batch.microbatches"),
+        (["objective={name: dpo, loss: ipo, length_normalised: false}"], "objective.length_normalised = false has no"),
+        (["data={mixture: [{dir: a/}, {dir: b}, {dir: ./a}]}"], "data.mixture names a 2 times"),
+        (["compat.bfloat16_weights=true"], "compat.bfloat16_weights = true: a step of about schedule.learning_rate = "),
     ],
 )
 def test_what_can_run_and_is_probably_not_meant_gets_a_note(small, overrides, note):
     (advice,) = load_config(small, overrides).advice()
     assert advice.startswith(note)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["objective={name: dpo}", "batch.share_prompts=false"],
+        ["model=null", "init.from=model", "init.allow_other_tokenizer=true"],
+        ["objective={name: dpo}", "reference.from=model", "init.allow_other_tokenizer=true"],
+        ["compat.token_mean=per_microbatch", "batch.microbatches=2"],
+        ["objective={name: dpo, loss: ipo}"],
+        ["data={mixture: [{dir: a}, {dir: b}]}"],
+        ["compat.bfloat16_weights=true", "schedule.learning_rate=1e-4"],
+        ["eval.every_steps=5", "eval.rows=2", "eval.at_start=false", "data.eval_split=test"],
+    ],
+)
+def test_what_has_an_effect_gets_none(small, overrides):
+    assert load_config(small, overrides).advice() == []
+
+
+def test_weights_that_a_note_calls_large_do_not_move():
+    import jax.numpy as jnp
+
+    rate = 5e-6
+    weights = jnp.array([512 * rate * 1.01, 128 * rate], jnp.bfloat16)
+    moved = (weights - rate).astype(jnp.bfloat16)
+    assert moved[0] == weights[0] and moved[1] != weights[1]
 
 
 @pytest.mark.parametrize(
