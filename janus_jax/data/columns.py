@@ -52,6 +52,10 @@ class Columns(Mapping[str, Any]):
         """Whether the column holds a value, without reading it."""
         return filled(self._raw.get(name))
 
+    def peek(self, name: str) -> Any:
+        """The value of a column, without reading it."""
+        return self._raw[name]
+
     def ignore(self, column: str, value: Mapping[str, Any], keys: tuple[str, ...]) -> None:
         """Notes the keys of an object that are not read."""
         self._ignored |= {f"{column}.{key}" for key, inner in value.items() if key not in keys and filled(inner)}

@@ -8,7 +8,7 @@
 
 system may be absent, null or empty. prompt, chosen and rejected are strings or message lists (messages.py). Instead of
 prompt and output, messages (conversations, conversation) may hold one exchange; beside chosen and rejected it may hold
-the prompt.
+the prompt. Beside columns that suffice, messages are not read, and refused if they hold another exchange.
 
 Alpaca's input is text that belongs to the prompt: it follows the instruction after a newline, as LLaMA-Factory joins
 them. Without another prompt, input is the prompt. For rm, prompt and system are joined where there is no input.
@@ -20,6 +20,7 @@ columns. `build/readers.py` reads files; `build/published.py` reads pairs that o
 their own.
 """
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -111,6 +112,7 @@ def parse_record(raw: Any, kind: str) -> Record:
 
     parts = _prompt(columns, kind, messages, required=not any("user" in roles for roles in sides.values())) | sides
     system, prompt = _agreed(parts, "system") or "", _agreed(parts, "user", kind)
+    _require_same_exchange(columns, parts, kind)
     assert prompt is not None  # otherwise `_prompt` has raised
     responses = [roles["assistant"] for roles in sides.values()]
     if kind == "sft":
@@ -244,6 +246,39 @@ def _agreed(parts: dict[str, dict[str, str]], role: str, kind: str = "") -> str 
                 f"{place(name)} ({shown(other)}) differs from {place(first)} ({shown(expected)}); they must agree",
             )
     return expected
+
+
+def _require_same_exchange(columns: Columns, parts: dict[str, dict[str, str]], kind: str) -> None:
+    """Raises RecordError if messages beside the columns that are read hold another exchange.
+
+    Messages that are no single exchange stay a column that is not read.
+    """
+    for name in ALIASES["messages"]:
+        roles = _exchange(name, columns.peek(name)) if columns.has(name) and name not in parts else {}
+        for role, said in roles.items():
+            given = {place: known[role] for place, known in parts.items() if known.get(role, "").strip()}
+            one, others = _spaced(said), list(map(_spaced, given.values()))
+            # for rm, a column may hold in one text what messages hold in two
+            if one and given and one not in others and not (kind == "rm" and any(one in other for other in others)):
+                place, expected = next(iter(given.items()))
+                raise RecordError(
+                    "bad_messages",
+                    f"the {role} message of {name!r} ({shown(said)}) differs from column {place!r} "
+                    f"({shown(expected)}); they must agree",
+                )
+
+
+def _exchange(name: str, value: Any) -> dict[str, str]:
+    """Role -> text of messages that hold one exchange or a prompt; empty for others."""
+    for ends in ("assistant", "user"):
+        with contextlib.suppress(RecordError):
+            return read_messages(Columns({name: value}), name, ends)
+    return {}
+
+
+def _spaced(said: str) -> str:
+    """The text with single spaces between words."""
+    return " ".join(said.split())
 
 
 def _preference_set(raw: Mapping[str, Any]) -> tuple[dict[str, str], ...]:

@@ -99,6 +99,47 @@ def test_ultrafeedback_reads_as_any_kind_and_names_what_is_not_read(kind, record
     assert (parse_record(columns, kind), columns.unread()) == (record, unread)
 
 
+FLAT = {"prompt": "Why?", "output": "So.", "chosen": "So.", "rejected": "No."}
+
+
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "rm"])
+@pytest.mark.parametrize(
+    ("beside", "role"),
+    [
+        (messages("So.", user="When?"), "user"),
+        (messages("", user="When?")[:-1], "user"),
+        (messages("Never.", user="Why?"), "assistant"),
+        (messages("So.", system="Be long.", user="Why?"), "system"),
+    ],
+)
+def test_messages_that_contradict_the_columns_are_refused(beside, role, kind, name):
+    with pytest.raises(RecordError, match=f"the {role} message of '{name}' .* differs from column .*; they must agree"):
+        parse_record(FLAT | {"system": "Be brief.", name: beside}, kind)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "rm"])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        messages("So.", user="Why?"),
+        messages(" So.\n", system="Be brief.", user="Why?"),
+        messages("", user="Why?")[:-1],
+        messages("So.", user="Why?") + messages("No.", user="When?"),
+        "no messages",
+    ],
+)
+def test_messages_that_agree_or_are_no_exchange_are_a_column_that_is_not_read(beside, kind):
+    columns = Columns(FLAT | {"system": "Be brief.", "messages": beside})
+    record = parse_record(columns, kind)
+    assert record == parse_record(FLAT | {"system": "Be brief."}, kind) and "messages" in columns.unread()
+
+
+def test_messages_beside_a_whole_input_of_a_reward_model_may_lack_its_system_message():
+    whole = {"input": "Be brief.\nWhy?", "chosen": "So.", "rejected": "No."}
+    assert parse_record(whole | {"messages": messages("So.", user="Why?")}, "rm") == parse_record(whole, "rm")
+
+
 @pytest.mark.parametrize(
     ("raw", "prompt"),
     [
