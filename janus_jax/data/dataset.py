@@ -238,6 +238,11 @@ class TokenizedDataset:
     def parts(self) -> Sequence["TokenizedDataset"]:
         return (self,)
 
+    @property
+    def split_fingerprint(self) -> str:
+        """Identifies the contents of this split. Older builds know those of all splits together."""
+        return self.manifest.splits[self.split].fingerprint or f"{self.fingerprint}/{self.split}"
+
     def __len__(self) -> int:
         return len(self.lengths)
 

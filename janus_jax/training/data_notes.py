@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from janus_jax.data.dataset import Dataset, TokenizedDataset
+from janus_jax.data.dataset import Dataset
 from janus_jax.data.epoch import PackedEpochs, Position
 from janus_jax.data.mixture import Mixture
 from janus_jax.objectives import Objective
@@ -26,9 +26,9 @@ def data_notes(objective: Objective, loader: PackedEpochs, held_out: PackedEpoch
 
 def _held_out(dataset: Dataset, held_out: Dataset) -> Iterator[str]:
     """How held-out data differ from the training data, or do not."""
-    known, templates = set(map(_identity, dataset.parts)), _templates(dataset)
+    known, templates = {part.split_fingerprint for part in dataset.parts}, _templates(dataset)
     for part in held_out.parts:
-        if _identity(part) in known:
+        if part.split_fingerprint in known:
             yield (
                 f"the held-out examples of {part.name}, split {part.split}, are training examples: their loss does not "
                 "say how well the model does on others"
@@ -38,12 +38,6 @@ def _held_out(dataset: Dataset, held_out: Dataset) -> Iterator[str]:
             f"the held-out data has template {', '.join(others)}, the training data {', '.join(templates)}: its loss "
             "is that of prompts that the model is not trained on"
         )
-
-
-def _identity(part: TokenizedDataset) -> tuple[str, ...]:
-    """The contents of a split. Older builds know those of all splits together."""
-    own = part.manifest.splits[part.split].fingerprint
-    return (own,) if own else (part.fingerprint, part.split)
 
 
 def _templates(dataset: Dataset) -> list[str]:
@@ -87,9 +81,9 @@ def _repeats(loader: PackedEpochs) -> Iterator[str]:
 
 def _twice(dataset: Dataset) -> Iterator[str]:
     """Parts of a mixture with the same examples. Whoever read the configuration knows equal names."""
-    first: dict[tuple[str, ...], str] = {}
+    first: dict[str, str] = {}
     for part in dataset.parts:
-        name = first.setdefault(_identity(part), part.name)
+        name = first.setdefault(part.split_fingerprint, part.name)
         if os.path.normpath(name) != os.path.normpath(part.name):
             yield f"data.mixture: {name} and {part.name} hold the same examples, which count twice"
 

@@ -49,7 +49,14 @@ from janus_jax.training.hooks import (
     every,
 )
 from janus_jax.training.reference import Precomputed, check_stale, open_reference
-from janus_jax.training.resume import begin, new_extension, newest_checkpoint, require_same_config, stopping_state
+from janus_jax.training.resume import (
+    begin,
+    new_extension,
+    newest_checkpoint,
+    other_held_out,
+    require_same_config,
+    stopping_state,
+)
 from janus_jax.training.same_tokenizer import notes
 from janus_jax.training.setup import Setup, prepare
 from janus_jax.training.speed import mfu_per_rate
@@ -235,7 +242,9 @@ def _start(
             known=beginning.reference_weights,
             notify=show,
         )
-    best = metrics.best_record(run_dir.metrics, beginning.step) if beginning.step else {}
+    if others := other_held_out(setup):
+        show(f"note: {others}")
+    best = metrics.best_record(run_dir.metrics, beginning.step) if beginning.step and not others else {}
     with processes.agreement("writers"):
         extra = [console] if console else list(writers or ())
         log = metrics.MetricsLog(

@@ -125,6 +125,14 @@ def test_a_run_says_which_examples_it_does_not_read(data, tmp_path, capsys):
         assert [told for told in printed if told.startswith(line)]
 
 
+def test_a_resumed_run_says_that_its_held_out_data_are_others(data, tmp_path, capsys):
+    for split, noted in (("validation", False), ("validation", False), ("train", True)):
+        train(run_config(data, tmp_path / "run", data={"eval_split": split}), until_step=1)
+        printed = " ".join(capsys.readouterr().out.split())
+        assert ("are others than up to step 1" in printed) == noted
+        assert ("are training examples" in printed) == noted
+
+
 def test_a_loss_that_explodes_stops_the_run_with_its_step(data, tmp_path):
     hot = {"warmup_steps": 1, "epochs": 4, "name": "constant"}
     with pytest.raises(NonFiniteError, match=r"step [0-9]+: ") as caught:
