@@ -17,7 +17,6 @@ from janus_jax.checkpoint.hf.facts import ModelFacts
 from janus_jax.checkpoint.run_dir import RunDir, step_directory
 from janus_jax.checkpoint.state import Checkpoints, read_json_item
 from janus_jax.config.run import RunConfig
-from janus_jax.data.dataset import Dataset
 from janus_jax.data.epoch import PackedEpochs, Position
 from janus_jax.data.from_config import describe
 from janus_jax.errors import ConfigError
@@ -111,6 +110,24 @@ def stopping_state(setup: Setup) -> Stopping | None:
     return dataclasses.replace(state, stale=0, stopped=False) if state.stopped and new_extension(setup) else state
 
 
+def other_held_out(setup: Setup) -> str | None:
+    """A sentence if the run had other held-out data so far; None if not, or if its checkpoint does not say."""
+    before = None if setup.past is None else setup.past.meta.get("held_out")
+    if setup.past is None or setup.eval_loader is None or before in (None, _held_out_splits(setup)):
+        return None
+    dataset = setup.eval_loader.dataset
+    return (
+        f"the held-out data {dataset.name}, split {dataset.split}, are others than up to step {setup.past.step}: "
+        "losses from before do not compare with those from now on"
+    )
+
+
+def _held_out_splits(setup: Setup) -> list[str] | None:
+    if setup.eval_loader is None:
+        return None
+    return [part.split_fingerprint for part in setup.eval_loader.dataset.parts]
+
+
 def step_meta(
     setup: Setup, reference: Reference, evaluation: dict[str, float] | None, stopping: Stopping | None
 ) -> dict[str, Any]:
@@ -141,7 +158,7 @@ def step_meta(
         "facts": dataclasses.asdict(facts.after_training(reward)),
         "course": dataclasses.asdict(setup.course),
         "stopping": None if stopping is None else dataclasses.asdict(stopping),
-        "held_out": None if held_out is None else _splits(held_out.dataset),
+        "held_out": _held_out_splits(setup),
     }
 
 
@@ -162,22 +179,6 @@ def examples_read(epochs: PackedEpochs) -> dict[str, Any]:
     for step in range(epochs.steps(0)):
         digest.update(np.sort(epochs.example_ids(Position(0, step * epochs.unit))).astype(np.int64).tobytes() + b"|")
     return {"examples": len(epochs.fitted.index), **epochs.fitted.counts, "fingerprint": digest.hexdigest()}
-
-
-def other_held_out(setup: Setup) -> str | None:
-    """A sentence if the run had other held-out data so far; None if not, or if its checkpoint does not say."""
-    before = None if setup.past is None else setup.past.meta.get("held_out")
-    if setup.past is None or setup.eval_loader is None or before in (None, _splits(setup.eval_loader.dataset)):
-        return None
-    dataset = setup.eval_loader.dataset
-    return (
-        f"the held-out data {dataset.name}, split {dataset.split}, are others than up to step {setup.past.step}: "
-        "losses from before do not compare with those from now on"
-    )
-
-
-def _splits(dataset: Dataset) -> list[str]:
-    return [part.split_fingerprint for part in dataset.parts]
 
 
 def require_same_config(config: RunConfig, meta: Mapping[str, Any]) -> None:
