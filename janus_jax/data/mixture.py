@@ -48,7 +48,7 @@ def _other_tokenizer(first: TokenizedDataset, part: TokenizedDataset) -> str:
     chats = first.chat_format(), part.chat_format()
     marks = [chat.tokenizer.control_id(mark) for chat in chats for mark in chat.marks]
     used = [number for number in (*ends, *marks) if number is not None]
-    if reason := difference(chats[0].tokenizer, chats[1].tokenizer, used):
+    if reason := difference(chats[0].tokenizer, chats[1].tokenizer, used, (first.name, part.name)):
         return reason
     return other_prompt(*chats) if first.manifest.template == part.manifest.template else ""
 

@@ -38,9 +38,6 @@ class Template:
         user = self.user.format(instruction=instruction)
         return self.begin + (self.system.format(system=system) if system else "") + user + self.generation
 
-    def response_text(self, response: str) -> str:
-        return response + self.end
-
 
 MISTRAL_INST = Template(
     name="mistral-inst",

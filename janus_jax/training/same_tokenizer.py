@@ -35,7 +35,7 @@ def require_same_tokenizer(key: str, model: StoredModel | None, dataset: Dataset
 
 def require_same_held_out(dataset: Dataset, held_out: Dataset) -> None:
     """Raises ConfigError if the ids of held-out and training data do not mean the same."""
-    names = ("in the training data", "in the held-out data")
+    names = ("the training data", "the held-out data")
     first = dataset.parts[0]
     for part in held_out.parts:
         ours, theirs = first.manifest, part.manifest

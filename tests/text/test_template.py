@@ -62,7 +62,6 @@ def test_braces_in_user_text_are_not_placeholders():
     assert MISTRAL_INST.prompt_text("{instruction}", "{system} {0} {{}}") == (
         "[INST] {instruction}\n{system} {0} {{}} [/INST]"
     )
-    assert MISTRAL_INST.response_text("{response} {x}") == "{response} {x}"
 
 
 def test_chatml_is_the_published_text_as_ordinary_pieces(tokenizer):
@@ -141,7 +140,7 @@ def test_the_two_boundaries_part_the_published_example_as_the_published_trainers
 def test_joint_pairs_are_cut_as_trl_cuts_them(tokenizer, template, response, other):
     chat = ChatFormat(template, tokenizer, boundary="joint")
     got = encode_example(chat, Record("Be brief.", "Why?", response, other), "dpo")
-    responses = [template.response_text(text) for text in (response, other)]
+    responses = [text + template.end for text in (response, other)]
     prompt, expected = by_the_rule_of_trl(tokenizer, template.prompt_text("Be brief.", "Why?"), responses)
     assert [part.tolist() for part in got] == [prompt, *expected]
 

@@ -1,5 +1,6 @@
 """The report on a terminal. It fits 80 columns, and colours only repeat the labels."""
 
+import re
 from collections.abc import Iterable
 
 from rich import box
@@ -23,6 +24,8 @@ _SEGMENTS = 2
 """Examples of a row that are shown without --full."""
 _FIRST_LINES, _LAST_LINES = 4, 2
 """Lines of a longer text that are shown without --full."""
+_JOINED = "\ue000"
+"""Stands for the space of an option and its value while lines are broken, so that one line has both."""
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -180,7 +183,9 @@ def show_verdicts(console: Console, verdicts: Iterable[wording.Verdict]) -> None
         style = {"wrong": "red", "look at this": "yellow", "fine": "green"}[verdict.level]
         console.print(Text(visible(verdict.title, " "), f"bold {style}"))
         for line in verdict.lines:
-            console.print(Padding(Text(visible(line, " "), style), (0, 0, 0, 2), expand=False))
+            whole = re.sub(r"(--\S+) (?=\S)", rf"\1{_JOINED}", visible(line, " "))
+            for part in Text(whole).wrap(console, console.width - 2):
+                console.print(Text(f"  {part.plain.replace(_JOINED, ' ')}", style))
 
 
 def _print_part_facts(console: Console, part: PartFacts, name: str) -> None:
