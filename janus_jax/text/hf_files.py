@@ -59,6 +59,26 @@ def chat_template_of(directory: Path) -> str:
     return template if isinstance(template, str) else ""
 
 
+def declared_token(directory: Path, name: str) -> tuple[Path, str] | None:
+    """The file that declares `bos_token`, `eos_token` or `unk_token`, and the token; None if no file does.
+
+    Raises:
+        DataError: two files declare different tokens, of which readers take one or the other.
+    """
+    declared = []
+    for file in (directory / "tokenizer_config.json", directory / "special_tokens_map.json"):
+        token = read_json(file).get(f"{name}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if token is not None:
+            declared.append((file, token))
+    if len(declared) == 2 and declared[0][1] != declared[1][1]:
+        (file, token), (other, another) = declared
+        raise DataError(
+            file, f"has {name}_token {token!r}, but {other.name} beside it has {another!r}; write the same in both"
+        )
+    return declared[0] if declared else None
+
+
 def declared_tokens(directory: Path) -> dict[str, dict[str, Any]]:
     """The tokens that the files beside a tokenizer add to it as transformers reads them, with the fields of AddedToken.
 

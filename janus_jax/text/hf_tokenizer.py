@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from janus_jax.errors import DataError, first_line
-from janus_jax.text.hf_files import HF_FILES, chat_template_of, copy, declared_tokens, read_json, write_json
+from janus_jax.text.hf_files import (
+    HF_FILES,
+    chat_template_of,
+    copy,
+    declared_token,
+    declared_tokens,
+    read_json,
+    write_json,
+)
 
 
 class Reader(Protocol):
@@ -28,7 +36,7 @@ class HFTokenizer:
     Special tokens in text stay text: `encode_special_tokens` makes the library split them like any other text. It
     covers the tokens marked `special`. Other added tokens keep their own ids (some models add words that way).
 
-    tokenizer_config.json, special_tokens_map.json or config.json declare BOS and EOS; the first that does counts. With
+    tokenizer_config.json and special_tokens_map.json declare BOS and EOS, or else config.json does. With
     `add_bos_token: false` in tokenizer_config.json, the model was trained without BOS, so `bos_id` is None. Tokens of
     tokenizer.json that the first two declare as special are special, as for transformers.
     """
@@ -37,7 +45,7 @@ class HFTokenizer:
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
-        path = self.directory / "tokenizer.json"
+        self.path = path = self.directory / "tokenizer.json"
         content = path.read_bytes()
         try:
             self._content = content.decode("utf-8")
@@ -45,7 +53,8 @@ class HFTokenizer:
         except Exception as error:  # the library raises bare Exception
             raise DataError(path, f"not a tokenizers file: {first_line(error)}") from error
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
-        declared = self._declare(ids)
+        before = self._content
+        self._declare(ids)
         special = {name: _special_id(self.directory, name, ids) for name in ("bos", "eos", "unk")}
         if special["eos"] is None:
             raise DataError(
@@ -58,11 +67,11 @@ class HFTokenizer:
         self.bos_id, self.unk_id = special["bos"], special["unk"]
         self.eos_id: int = special["eos"]
         self.vocab_size = max(ids.values()) + 1
-        facts = [self.bos_id, self.eos_id, *([sorted(declared)] if declared else [])]
+        facts = [self.bos_id, self.eos_id, *([] if self._content == before else [self._content])]
         self.fingerprint = hashlib.sha256(content + json.dumps(facts).encode()).hexdigest()
         self.chat_template = chat_template_of(self.directory)
 
-    def _declare(self, ids: dict[str, int]) -> list[str]:
+    def _declare(self, ids: dict[str, int]) -> None:
         """Adds the tokens that have an id, but that only the files beside tokenizer.json say are special."""
         from tokenizers import AddedToken
 
@@ -75,7 +84,6 @@ class HFTokenizer:
         if new:
             self._tokenizer.add_tokens(new)
             self._content = self._tokenizer.to_str()
-        return [str(token.content) for token in new]
 
     @functools.cached_property
     def _reader(self) -> "Reader":
@@ -163,13 +171,11 @@ def _rust_tokenizer(content: str) -> Any:
 
 
 def _special_id(directory: Path, name: str, ids: dict[str, int]) -> int | None:
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = read_json(directory / file).get(f"{name}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if token is not None:
-            if token not in ids:
-                raise DataError(directory / file, f"{name}_token {token!r} is not in tokenizer.json")
-            return ids[token]
+    if (named := declared_token(directory, name)) is not None:
+        file, token = named
+        if token not in ids:
+            raise DataError(file, f"{name}_token {token!r} is not in tokenizer.json")
+        return ids[token]
     declared = read_json(directory / "config.json").get(f"{name}_token_id")
     if isinstance(declared, list):  # Llama 3 style: several EOS ids; the first is the main one
         declared = declared[0] if declared else None

@@ -25,6 +25,9 @@ CONVERSATIONS = "conversations.jsonl"
 _MERGED = 16
 """Tokens on either side of the boundary that may differ where prompt and response merge."""
 
+_READING = ("split_special_tokens", "add_prefix_space", "legacy", "do_lower_case", "fix_mistral_regex")
+"""Keys of tokenizer_config.json with which some tokenizers of transformers read texts in another way."""
+
 SAMPLE = 256
 """Conversations of a split that are compared."""
 
@@ -63,12 +66,12 @@ def control_pattern(tokens: Iterable[str]) -> re.Pattern[str] | None:
 
 def check_built(chat: ChatFormat, conversations: Iterable[Conversation], *, whole: bool) -> ServedCheck:
     """Compares conversations with what an export of `chat` would read. Raises DataError as `check_served` does."""
-    return _check(_exported(_Export.of(chat)), chat, conversations, whole)
+    return _check(_exported(chat), chat, conversations, whole)
 
 
 def require_servable(chat: ChatFormat) -> None:
     """Raises DataError if no tokenizer files can be written that transformers loads and that give the same ids."""
-    _exported(_Export.of(chat))
+    _exported(chat)
 
 
 def check_served(
@@ -101,21 +104,27 @@ def _server(directory: Path) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Export:
-    """What determines the tokenizer files of an export."""
+    """The tokenizer files of an export, and the tokenizer of training."""
 
+    files: tuple[tuple[str, bytes], ...]
+    """Names and contents. tokenizer_config.json decides too, which no fingerprint covers."""
     fingerprint: str
-    chat_template: str
     tokenizer: Tokenizer = dataclasses.field(compare=False)
 
-    @classmethod
-    def of(cls, chat: ChatFormat) -> "_Export":
-        return cls(chat.tokenizer.fingerprint, chat.chat_template, chat.tokenizer)
 
-
-@functools.lru_cache(maxsize=2)
-def _exported(export: _Export) -> Any:
+def _exported(chat: ChatFormat) -> Any:
+    """The tokenizer of an export as transformers reads it."""
     with tempfile.TemporaryDirectory(prefix="janus.served.") as directory:
-        save_hf_tokenizer(export.tokenizer, directory, chat_template=export.chat_template)
+        save_hf_tokenizer(chat.tokenizer, directory, chat_template=chat.chat_template)
+        files = tuple((file.name, file.read_bytes()) for file in sorted(Path(directory).iterdir()))
+    return _required(_Export(files, chat.tokenizer.fingerprint, chat.tokenizer))
+
+
+@functools.lru_cache(maxsize=2)  # a build asks at its start and at its end
+def _required(export: _Export) -> Any:
+    with tempfile.TemporaryDirectory(prefix="janus.served.") as directory:
+        for name, content in export.files:
+            Path(directory, name).write_bytes(content)
         server = _server(Path(directory))
     _require_no_new_tokens(server, export.tokenizer)
     if not export.tokenizer.ignores_control_tokens:  # of sentencepiece models, the tokenizer.json was compared
@@ -130,8 +139,8 @@ def _require_no_new_tokens(server: Any, tokenizer: Tokenizer) -> None:
     if new:
         shown = ", ".join(f"{token!r} (new id {number})" for token, number in list(new.items())[:3])
         raise DataError(
-            "the tokenizer",
-            f"tokenizer_config.json declares {shown}, but tokenizer.json has no such token; remove it there, or let "
+            tokenizer.path.parent / "tokenizer_config.json",
+            f"declares {shown}, but tokenizer.json has no such token; remove it there, or let "
             "transformers write both files (AutoTokenizer.from_pretrained(OLD).save_pretrained(NEW)), build with "
             "--tokenizer NEW and give the model rows for the new ids (resize_token_embeddings)",
         )
@@ -148,14 +157,15 @@ def _require_same_reading(server: Any, tokenizer: Tokenizer) -> None:
         for text, served in zip(texts, read(texts), strict=True):
             spelled = {number for token, number in control.items() if token in text}
             if (trained := tokenizer.encode(text)) != served and spelled.isdisjoint(served):
-                one = Conversation(repr(text[:60]), "", "", [], [], [])
-                _require_ids(server, one, trained, served, "text")
+                _require_ids(server, (str(tokenizer.path),), trained, served, f"the text {text[:60]!r}")
 
 
 @contextlib.contextmanager
 def _as_text(server: Any) -> Iterator[Callable[[list[str]], list[list[int]]]]:
     """Inside, the yielded function reads texts with the parsing of control tokens switched off."""
     rust = server.backend_tokenizer
+    rust.no_truncation()  # a tokenizer.json may hold what its last call asked for; transformers resets it in every call
+    rust.no_padding()
     before, rust.encode_special_tokens = rust.encode_special_tokens, True
     try:
         yield lambda texts: [encoding.ids for encoding in rust.encode_batch(texts, add_special_tokens=False)]
@@ -176,7 +186,7 @@ def _check(server: Any, chat: ChatFormat, conversations: Iterable[Conversation],
             _require_literal(server, chat, one)
             continue
         if chat.boundary == "separate":
-            _require_ids(server, one, one.prompt_ids, _ids(server, prompt), "prompt")
+            _require_ids(server, (one.name,), one.prompt_ids, _ids(server, prompt), "this prompt")
         merged = None
         for text, stored in zip(wholes, one.response_ids, strict=True):
             served = _ids(server, text)
@@ -187,7 +197,7 @@ def _check(server: Any, chat: ChatFormat, conversations: Iterable[Conversation],
             start, end = _differing(trained, served, boundary)
             local = chat.boundary == "separate" and boundary - start <= _MERGED and end - boundary <= _MERGED
             if not local:
-                _require_ids(server, one, trained, served, "conversation")
+                _require_ids(server, (one.name,), trained, served, "this conversation")
             longer = len(served) - len(trained)
             merged = (
                 one.name,
@@ -247,10 +257,11 @@ def _require_literal(server: Any, chat: ChatFormat, one: Conversation) -> None:
     with _as_text(server) as read:
         for text, stored in zip(texts, one.response_ids, strict=True):
             ids = [number for part in read([before, text + chat.end]) for number in part]
-            _require_ids(server, one, one.prompt_ids + stored, [*bos, *ids, eos], "conversation")
+            served = [*bos, *ids, eos]
+            _require_ids(server, (one.name,), one.prompt_ids + stored, served, "this conversation")
 
 
-def _require_ids(server: Any, one: Conversation, trained: list[int], served: list[int], what: str) -> None:
+def _require_ids(server: Any, places: tuple[str, ...], trained: list[int], served: list[int], what: str) -> None:
     if trained == served:
         return
     start = max(0, _differing(trained, served)[0] - 1)
@@ -258,12 +269,13 @@ def _require_ids(server: Any, one: Conversation, trained: list[int], served: lis
         f"{len(ids)} ids, from {start}: {ids[start : start + 7]} {_tokens(server, ids[start : start + 7])}"
         for ids in (trained, served)
     ]
+    settings = [f" with {key}: {json.dumps(server.init_kwargs[key])}" for key in _READING if key in server.init_kwargs]
     raise DataError(
-        one.name,
-        f"a server would not read this {what} as it was tokenized for training; trained {shown[0]}; served {shown[1]}. "
-        "transformers reads the files in another way than tokenizer.json says. If tokenizer_config.json names another "
-        "tokenizer_class, set PreTrainedTokenizerFast; if it adds tokens that tokenizer.json lacks, use the directory "
-        "that transformers' save_pretrained writes; or choose another --template or --boundary",
+        *places,
+        f"a server would not read {what} as it was tokenized for training; trained {shown[0]}; served {shown[1]}. "
+        f"transformers reads it as {type(server).__name__}{','.join(settings)}. In tokenizer_config.json, remove such "
+        "settings and set tokenizer_class to PreTrainedTokenizerFast; or use the directory that transformers' "
+        "save_pretrained writes; or choose another --template or --boundary",
     )
 
 

@@ -20,6 +20,7 @@ from janus_jax.text.hf_files import (
     MADE_OF,
     chat_template_of,
     copy,
+    declared_token,
     declared_tokens,
     made_of,
     read_json,
@@ -36,6 +37,8 @@ EMBEDDED = Path(__file__).parent / "assets" / "tokenizer" / "tokenizer.model"
 class Tokenizer(Protocol):
     """The interface that data code uses. `bos_id` is None if no BOS is added, `unk_id` if the vocabulary has none."""
 
+    path: Path
+    """The file that it was read from."""
     bos_id: int | None
     eos_id: int
     unk_id: int | None
@@ -125,18 +128,14 @@ class SentencePieceTokenizer:
 
     def _declared_end(self, name: str, own: int) -> int:
         """The id of BOS or EOS; -1 for none."""
-        for file in ("tokenizer_config.json", "special_tokens_map.json"):
-            declared = read_json(self.path.parent / file)
-            if name == "bos" and declared.get("add_bos_token") is False:
-                return -1
-            token = declared.get(f"{name}_token")
-            token = token.get("content") if isinstance(token, dict) else token
-            if token is not None:
-                if (number := self._id(token)) is None:
-                    file = self.path.parent / file
-                    raise UnusableTokenizer(file, f"{name}_token {token!r} is not in tokenizer.model")
-                return number
-        return own
+        directory = self.path.parent
+        if name == "bos" and read_json(directory / "tokenizer_config.json").get("add_bos_token") is False:
+            return -1
+        if (named := declared_token(directory, name)) is None:
+            return own
+        if (number := self._id(named[1])) is None:
+            raise UnusableTokenizer(named[0], f"{name}_token {named[1]!r} is not in tokenizer.model")
+        return number
 
     def _declare_control(self) -> list[str]:
         """Makes declared pieces control symbols; returns those that were none."""
@@ -192,6 +191,11 @@ class SentencePieceTokenizer:
             piece.piece = stand_ins.get(piece.piece, piece.piece)
         return RustReader(tokenizer_json(model.SerializeToString(), name=str(self.path)), stand_ins.values())
 
+    @property
+    def adds_prefix_space(self) -> bool:
+        """Whether the model puts a space before each text."""
+        return self._model().normalizer_spec.add_dummy_prefix
+
     def _model(self) -> Any:
         from sentencepiece import sentencepiece_model_pb2
 
@@ -226,6 +230,7 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
     if not has_json:
         tokenizer = SentencePieceTokenizer(directory / "tokenizer.model")
         _refuse_added(directory, tokenizer)
+        _refuse_other_reading(directory, tokenizer)
         return tokenizer
     declared = HFTokenizer(directory)
     if has_model:
@@ -287,18 +292,51 @@ def _equal_json(tokenizer: SentencePieceTokenizer) -> str:
 
 def _refuse_added(directory: Path, tokenizer: SentencePieceTokenizer) -> None:
     """A pad token may be new: no text becomes one."""
-    path, size = directory / "added_tokens.json", tokenizer.vocab_size
-    added = [token for token, i in read_json(path).items() if not isinstance(i, int) or i >= size]
-    if not added:
-        path = directory / "tokenizer_config.json"
-        pad = {**read_json(directory / "special_tokens_map.json"), **read_json(path)}.get("pad_token")
-        known = {*tokenizer.vocabulary(), *tokenizer.control_tokens(), pad["content"] if isinstance(pad, dict) else pad}
-        added = [token for token in declared_tokens(directory) if token not in known]
+    ids = tokenizer.vocabulary() | {
+        token: tokenizer.processor.piece_to_id(token) for token in tokenizer.control_tokens()
+    }
+    path = directory / "tokenizer_config.json"
+    config, beside = read_json(path), read_json(directory / "added_tokens.json")
+    pad = {**read_json(directory / "special_tokens_map.json"), **config}.get("pad_token")
+    pad = pad.get("content") if isinstance(pad, dict) else pad
+    numbered = {token: str(number) for token, number in beside.items()}
+    decoder = config.get("added_tokens_decoder")
+    if isinstance(decoder, dict):
+        numbered |= {one.get("content"): number for number, one in decoder.items() if isinstance(one, dict)}
+    for token, number in numbered.items():
+        if token != pad and token in ids and number != str(ids[token]):
+            file = directory / "added_tokens.json" if token in beside else path
+            raise UnusableTokenizer(file, f"gives {token!r} the id {number}, but in tokenizer.model it is {ids[token]}")
+    if added := [token for token in beside if token not in ids and token != pad]:
+        path = directory / "added_tokens.json"
+    else:
+        added = [token for token in declared_tokens(directory) if token not in ids and token != pad]
     if added:
         raise UnusableTokenizer(
             path,
             f"adds {', '.join(map(repr, added[:3]))}, which tokenizer.model does not know; allowed: a "
             "directory whose tokenizer.json has them too (transformers' save_pretrained writes one)",
+        )
+
+
+def _refuse_other_reading(directory: Path, tokenizer: SentencePieceTokenizer) -> None:
+    """Settings beside tokenizer.model with which transformers reads texts in another way than the model says."""
+    path = directory / "tokenizer_config.json"
+    config, prefix = read_json(path), tokenizer.adds_prefix_space
+    usual = {"add_prefix_space": prefix, "do_lower_case": False, "split_special_tokens": False, "sp_model_kwargs": {}}
+    usual |= {"legacy": True} if prefix else {}  # it adds the space after BOS too, as at the start of a text
+    other = [
+        f"{key}: {json.dumps(config[key])}" for key, value in usual.items() if config.get(key) not in (None, value)
+    ]
+    for token, fields in declared_tokens(directory).items():
+        flags = [flag for flag in ("lstrip", "rstrip", "single_word") if fields.get(flag)]
+        other += [f"{token!r} with {flag}: true" for flag in flags]
+    if other:
+        raise UnusableTokenizer(
+            path,
+            f"has {', '.join(other)}, which tokenizer.model knows nothing of: texts would be read in another way; "
+            "remove that if the model was trained without it, or use the directory that transformers' "
+            "save_pretrained writes, which has a tokenizer.json",
         )
 
 

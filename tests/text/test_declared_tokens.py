@@ -125,9 +125,32 @@ def test_pieces_that_are_declared_special_are_control_tokens(tmp_path):
         ({"eos_token": "<|end|>"}, r"tokenizer_config.json: eos_token '<\|end\|>' is not in tokenizer.model"),
         ({"extra_special_tokens": ["<|user|>"]}, r"tokenizer_config.json: adds '<\|user\|>', which tokenizer.model"),
         ({"added_tokens_decoder": {"420": {"content": "<x>"}}}, r"tokenizer_config.json: adds '<x>', which"),
+        ({"added_tokens_decoder": {"7": {"content": "</s>"}}}, r"config.json: gives '</s>' the id 7, .* it is 2"),
+        ({"eos_token": {"content": "</s>", "rstrip": True}}, r"tokenizer_config.json: has '</s>' with rstrip: true"),
+        ({"add_prefix_space": False, "legacy": False}, r"config.json: has add_prefix_space: false, legacy: false, wh"),
+        ({"sp_model_kwargs": {"enable_sampling": True}}, r'has sp_model_kwargs: {"enable_sampling": true}, which'),
     ],
 )
 def test_what_a_sentencepiece_model_lacks_is_refused_by_name(tmp_path, config, reason):
     directory = sentencepiece(tmp_path / "tokenizer", config)
     with pytest.raises(DataError, match=reason):
         load_tokenizer(directory)
+
+
+def test_settings_that_say_what_the_model_does_are_accepted(tmp_path):
+    config = {"add_prefix_space": True, "legacy": True, "sp_model_kwargs": {}, "split_special_tokens": False}
+    plain = sentencepiece(tmp_path / "plain", {})
+    directory = sentencepiece(tmp_path / "tokenizer", config | {"added_tokens_decoder": {"2": {"content": "</s>"}}})
+    assert load_tokenizer(directory).fingerprint == load_tokenizer(plain).fingerprint
+
+
+@pytest.mark.parametrize("make", [lambda d: byte_level(d, ["<|end|>"]), lambda d: sentencepiece(d, {})])
+def test_two_files_that_name_another_eos_are_refused_by_both_names(tmp_path, make):
+    directory = make(tmp_path / "tokenizer")
+    declare(directory, eos_token={"content": "</s>"})
+    (directory / "special_tokens_map.json").write_text('{"eos_token": "<|end|>"}')
+    reason = r"tokenizer_config.json: has eos_token '</s>', but special_tokens_map.json beside it has '<\|end\|>'"
+    with pytest.raises(DataError, match=reason):
+        load_tokenizer(directory)
+    (directory / "special_tokens_map.json").write_text('{"eos_token": "</s>"}')
+    assert load_tokenizer(directory).eos_id is not None

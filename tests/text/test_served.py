@@ -191,3 +191,28 @@ def test_marks_that_merges_make_too_are_control_tokens(tmp_path):
     read = load_tokenizer(tmp_path)
     assert ChatFormat(MISTRAL_INST, read).encode_prompt("", "why").count(read.control_id("[INST]")) == 1
     assert read.control_id("[INST]") not in read.encode("[INST]")
+
+
+def test_what_the_last_call_of_a_tokenizer_asked_for_is_no_part_of_it(tmp_path):
+    from tokenizers import Tokenizer
+
+    directory = byte_level(tmp_path / "tokenizer", bos="<s>")
+    saved = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    saved.enable_truncation(4)
+    saved.enable_padding(length=64)
+    saved.save(str(directory / "tokenizer.json"))
+    chat = ChatFormat(MISTRAL_INST, load_tokenizer(directory))
+    records = [Record("", "the quick brown fox", "don't"), Record("", "the </s> fox", "don't")]
+    assert check_built(chat, conversations(chat, records, "sft"), whole=True).checked == 2
+
+
+def test_a_setting_of_the_config_is_refused_by_name_though_the_ids_of_training_are_the_same(tmp_path):
+    record = Record("", "Why?", "So.")
+    for number, config in enumerate([{}, {"split_special_tokens": True}]):
+        directory = byte_level(tmp_path / str(number), bos="<s>", config=config)
+        chat = ChatFormat(MISTRAL_INST, load_tokenizer(directory))
+        if not config:
+            check_built(chat, conversations(chat, [record], "sft"), whole=True)
+            continue
+        with pytest.raises(DataError, match=r"reads it as TokenizersBackend with split_special_tokens: true\. In "):
+            check_built(chat, conversations(chat, [record], "sft"), whole=True)
