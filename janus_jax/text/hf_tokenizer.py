@@ -153,7 +153,7 @@ class RustReader:
         description, tokens = json.loads(content), set(tokens)
         for added in description["added_tokens"]:
             if added["content"] in tokens:
-                added["special"] = False
+                added |= {"special": False, "single_word": False}  # a stand-in is never left in a text
         self._tokenizer = _rust_tokenizer(json.dumps(description))
 
     def encode(self, text: str) -> list[int]:

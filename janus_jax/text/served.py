@@ -71,7 +71,14 @@ def check_built(chat: ChatFormat, conversations: Iterable[Conversation], *, whol
 
 def require_servable(chat: ChatFormat) -> None:
     """Raises DataError if no tokenizer files can be written that transformers loads and that give the same ids."""
-    _exported(chat)
+    server = _exported(chat)
+    needed = {chat.bos_id, chat.tokenizer.eos_id, *map(chat.tokenizer.control_id, chat.marks)}
+    for number, token in server.added_tokens_decoder.items():
+        if token.single_word and number in needed:
+            raise DataError(
+                chat.tokenizer.path,
+                f"{token.content!r} has single_word: true, so beside a letter it is read as text; set it to false",
+            )
 
 
 def check_served(
@@ -175,27 +182,31 @@ def _as_text(server: Any) -> Iterator[Callable[[list[str]], list[list[int]]]]:
 
 def _check(server: Any, chat: ChatFormat, conversations: Iterable[Conversation], whole: bool) -> ServedCheck:
     added = (str(token.content) for token in server.added_tokens_decoder.values() if token.special)
-    control = control_pattern({*map(str, server.all_special_tokens), *added, *chat.marks})
+    normalized = _normalizer(server)
+    tokens = {*map(str, server.all_special_tokens), *added, *chat.marks}
+    control = control_pattern({*tokens, *map(normalized, tokens)})
     counts = {"checked": 0, "merged": 0, "control_text": 0}
     example = None
     for one in conversations:
         counts["checked"] += 1
         prompt, wholes = _rendered(server, chat, one)
-        if control is not None and any(map(control.search, (one.system, one.prompt, *one.responses))):
+        texts = [one.system, one.prompt, *one.responses]
+        if control is not None and any(map(control.search, [*texts, *map(normalized, texts)])):
             counts["control_text"] += 1
             _require_literal(server, chat, one)
             continue
         if chat.boundary == "separate":
             _require_ids(server, (one.name,), one.prompt_ids, _ids(server, prompt), "this prompt")
         merged = None
-        for text, stored in zip(wholes, one.response_ids, strict=True):
+        for text, response, stored in zip(wholes, one.responses, one.response_ids, strict=True):
             served = _ids(server, text)
             trained = one.prompt_ids + stored
             if trained == served:
                 continue
             boundary = len(one.prompt_ids)
             start, end = _differing(trained, served, boundary)
-            local = chat.boundary == "separate" and boundary - start <= _MERGED and end - boundary <= _MERGED
+            after = _MERGED + len(response.encode()) - len(response.lstrip().encode())  # a mark may strip white space
+            local = chat.boundary == "separate" and boundary - start <= _MERGED and end - boundary <= after
             if not local:
                 _require_ids(server, (one.name,), trained, served, "this conversation")
             longer = len(served) - len(trained)
@@ -215,6 +226,13 @@ def _check(server: Any, chat: ChatFormat, conversations: Iterable[Conversation],
         counts["merged"] += 1
         example = example or merged
     return ServedCheck(**counts, example=example)
+
+
+def _normalizer(server: Any) -> Callable[[str], str]:
+    """What a text becomes before the tokens that are marked `normalized` are looked for in it."""
+    rust = server.backend_tokenizer.normalizer
+    some = any(token.normalized for token in server.added_tokens_decoder.values())
+    return rust.normalize_str if rust is not None and some else str
 
 
 def _differing(trained: list[int], served: list[int], boundary: int | None = None) -> tuple[int, int]:
@@ -273,9 +291,9 @@ def _require_ids(server: Any, places: tuple[str, ...], trained: list[int], serve
     raise DataError(
         *places,
         f"a server would not read {what} as it was tokenized for training; trained {shown[0]}; served {shown[1]}. "
-        f"transformers reads it as {type(server).__name__}{','.join(settings)}. In tokenizer_config.json, remove such "
-        "settings and set tokenizer_class to PreTrainedTokenizerFast; or use the directory that transformers' "
-        "save_pretrained writes; or choose another --template or --boundary",
+        f"transformers reads it as {type(server).__name__}{','.join(settings)}. If tokenizer_config.json says so, "
+        "remove such settings there and set tokenizer_class to PreTrainedTokenizerFast; or use the directory that "
+        "transformers' save_pretrained writes; or choose another --template or --boundary",
     )
 
 

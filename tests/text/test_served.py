@@ -1,5 +1,6 @@
 """Trained ids are served ids: templates x tokenizer families x BOS x kinds, read by transformers and sentencepiece."""
 
+import json
 import random
 
 import pytest
@@ -8,7 +9,7 @@ from janus_jax.data.boundary import encode_example
 from janus_jax.data.schema import Record
 from janus_jax.errors import DataError
 from janus_jax.text.chat_format import ChatFormat, stand_in
-from janus_jax.text.served import Conversation, check_built
+from janus_jax.text.served import Conversation, check_built, require_servable
 from janus_jax.text.template import CHATML, MISTRAL_INST, PLAIN, TEMPLATES
 from janus_jax.text.tokenizer import load_tokenizer, save_hf_tokenizer
 from tests.support.sentencepieces import trained
@@ -214,5 +215,37 @@ def test_a_setting_of_the_config_is_refused_by_name_though_the_ids_of_training_a
         if not config:
             check_built(chat, conversations(chat, [record], "sft"), whole=True)
             continue
-        with pytest.raises(DataError, match=r"reads it as TokenizersBackend with split_special_tokens: true\. In "):
+        with pytest.raises(DataError, match=r"reads it as TokenizersBackend with split_special_tokens: true\. If "):
             check_built(chat, conversations(chat, [record], "sft"), whole=True)
+
+
+def flagged(directory, special, normalizer=None, **flags):
+    """A byte-level BPE whose control tokens all have the flags of AddedToken."""
+    byte_level(directory, special, bos="<s>")
+    content = json.loads((directory / "tokenizer.json").read_text()) | {"normalizer": normalizer}
+    for token in content["added_tokens"]:
+        token |= flags
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    return load_tokenizer(directory)
+
+
+def test_white_space_that_a_mark_strips_is_a_merge_however_long(tmp_path):
+    chat = ChatFormat(MISTRAL_INST, flagged(tmp_path / "tokenizer", ["[INST]", "[/INST]"], rstrip=True))
+    record = Record("", "Why?", "\t \n" * 40 + "So.")
+    assert check_built(chat, conversations(chat, [record], "sft"), whole=False).merged == 1
+
+
+def test_a_text_that_the_normalizer_makes_a_control_token_counts_as_one(tmp_path):
+    lower = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}]}
+    tokenizer = flagged(tmp_path / "tokenizer", ["[INST]", "[/INST]"], lower, normalized=True)
+    chat = ChatFormat(MISTRAL_INST, tokenizer)
+    records = [Record("", "Why " * 30 + text, "So.") for text in ("[inst]", "\uff1cs\uff1e", "[Inst")]
+    check = check_built(chat, conversations(chat, records, "sft"), whole=True)
+    assert (check.checked, check.control_text) == (3, 2)
+
+
+@pytest.mark.parametrize("template", [CHATML, PLAIN], ids=["marks", "ends"])
+def test_control_tokens_that_are_text_beside_a_letter_are_refused(tmp_path, template):
+    chat = ChatFormat(template, flagged(tmp_path / "tokenizer", CHAT_MARKS, single_word=True))
+    with pytest.raises(DataError, match=r"tokenizer.json: '.*' has single_word: true, so beside a letter"):
+        require_servable(chat)
