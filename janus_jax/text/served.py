@@ -144,7 +144,9 @@ def _require_no_new_tokens(server: Any, tokenizer: Tokenizer) -> None:
     known = {*tokenizer.vocabulary(), *tokenizer.control_tokens(), *map(str, server.special_tokens_map.values())}
     new = {token: number for token, number in server.get_vocab().items() if token not in known}
     if new:
-        shown = ", ".join(f"{token!r} (new id {number})" for token, number in list(new.items())[:3])
+        shown = ", ".join(
+            f"{token!r} (new id {number})" for token, number in sorted(new.items(), key=lambda one: one[1])[:3]
+        )
         raise DataError(
             tokenizer.path.parent / "tokenizer_config.json",
             f"declares {shown}, but tokenizer.json has no such token; remove it there, or let "
