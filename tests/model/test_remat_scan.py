@@ -10,9 +10,9 @@ import pytest
 from janus_jax.data.rows import RowFormat, pack
 from janus_jax.model import mistral
 from janus_jax.model.attention import Slots
+from janus_jax.model.kernels.splash import Splash
 from janus_jax.model.mistral import Compute, hidden_states, init_params, param_specs
 from janus_jax.model.remat_scan import rematerialized
-from janus_jax.model.splash import Splash
 from janus_jax.objectives.dpo import DPO
 from janus_jax.objectives.reward import RewardModel
 from janus_jax.objectives.sft import SFT
@@ -128,7 +128,7 @@ def test_the_kernel_for_tpus_runs_in_the_backward_loop(by_jax):
     batch = in_microbatches(with_reference(pack(rows_of(examples, 4), row_length=ROW_LENGTH, max_segments=4)))
     shardings = param_shardings(param_specs(config), place.mesh, DEFAULT_RULES)
     params = jax.device_put(init_params(config, jax.random.key(0)), shardings)
-    compute = Compute(dtype="float32", remat="full", place=place, splash=Splash(copies=ROW_LENGTH, interpret=True))
+    compute = Compute(dtype="float32", remat="full", place=place, kernel=Splash(copies=ROW_LENGTH, interpret=True))
 
     def gradients():
         return jax.jit(step_functions(DPO(), config, compute).gradients)(params, batch)

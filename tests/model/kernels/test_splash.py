@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from janus_jax.data.example import Example
 from janus_jax.data.rows import RowFormat, pack
-from janus_jax.model import splash
 from janus_jax.model.attention import Slots, attention, visible
-from janus_jax.model.splash import splash_attention, unsupported_reason
+from janus_jax.model.kernels import splash
+from janus_jax.model.kernels.splash import splash_attention, unsupported_reason
 from janus_jax.parallel.mesh import DEFAULT_RULES, NOWHERE, MeshShape, Placement, build_mesh, merge_rules
 from tests.support.tolerances import float32_bound
 

@@ -35,10 +35,16 @@ _NOBODY = -1
 
 @dataclasses.dataclass(frozen=True)
 class Splash:
-    """How a program uses the kernel: see `splash_attention`."""
+    """The kernel as a program uses it; `splash_attention` says what the fields are."""
 
     copies: int
     interpret: bool = False
+
+    def __call__(
+        self, q: Array, k: Array, v: Array, slots: Slots, *, window: int | None, place: Placement = NOWHERE
+    ) -> Array:
+        """See `Kernel`."""
+        return splash_attention(q, k, v, slots, window=window, place=place, **dataclasses.asdict(self))
 
 
 def unsupported_reason(
