@@ -5,8 +5,8 @@
 
 One layer of Mistral-7B (32 query heads, 8 key heads of 128, bfloat16), one row a chip on four chips, output and the
 gradients of q, k and v. Nothing runs: this says what compiles and what memory it takes, not how quick or how exact it
-is. `rule` is model/attention.py, `splash` is model/kernels/splash.py. tokamax's dot_product_attention takes the whole mask as
-an array, its splash kernel the same copies and ids as ours.
+is. `rule` is model/attention.py, `splash` is model/kernels/splash.py. tokamax's dot_product_attention takes the whole
+mask as an array, its splash kernel the same copies and ids as ours.
 """
 
 import argparse
