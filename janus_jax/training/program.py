@@ -137,8 +137,8 @@ def build_program(
 
     Args:
         model: with the objective's head.
-        shared_slots: the most slots of shared prompts that a row has; only asked for where `choice.counts_copies`.
-        max_segments: the most segments of a row, in training and evaluation.
+        shared_slots: the most slots of shared prompts that a row has; only asked for where `choice.counts`.
+        max_segments: the most segments that a row has, or may have.
     Raises:
         ConfigError: mesh or rules do not suit the model, or precision.attention asks for what cannot be.
     """
@@ -155,7 +155,8 @@ def build_program(
         row_length=config.batch.row_length,
         longest=config.batch.max_sequence_length,
         copies=shared_slots,
-        sequences=max_segments * objective.branches,
+        segments=max_segments,
+        branches=objective.branches,
         place=place,
     )
     kernel, attention = choose(config.precision.attention, need)

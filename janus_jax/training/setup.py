@@ -15,7 +15,7 @@ from janus_jax.data.from_config import batch_settings, eval_batch_settings, open
 from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError, named
 from janus_jax.model.config import ModelConfig
-from janus_jax.model.kernels.choice import counts_copies
+from janus_jax.model.kernels.choice import counts
 from janus_jax.model.mistral import Params, init_params, param_specs
 from janus_jax.objectives import Objective, build_objective
 from janus_jax.parallel import mesh as meshes
@@ -150,9 +150,10 @@ def prepare(config: RunConfig, past: Past | None = None) -> Setup:
     course = course_of(config, loader, past)
     schedule = course.rates(config)
     loaders = [loader] if eval_loader is None else [loader, eval_loader]
-    counted = counts_copies(config.precision.attention, meshes.Placement(mesh))
-    shared = max(loader.most_shared_slots() for loader in loaders) if counted else 0
-    segments = max(loader.max_segments for loader in loaders)
+    wanted, place = config.precision.attention, meshes.Placement(mesh)
+    shared = max(loader.most_shared_slots() for loader in loaders) if counts("copies", wanted, place) else 0
+    exactly = counts("segments", wanted, place)
+    segments = max(loader.most_segments() if exactly else loader.max_segments for loader in loaders)
     sizes = {"shared_slots": shared, "max_segments": segments}
     program = build_program(config, model, objective, mesh, rules, schedule, **sizes)
     _check_host_memory(config, model, program, loader)

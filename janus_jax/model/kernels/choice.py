@@ -1,15 +1,20 @@
 """Which kernel computes attention: the platform of the mesh's devices names candidates, the first that can be is taken.
 
-The devices may be none of this host: a plan compiles for others.
+The devices may be none of this host: a plan compiles for others. A kernel that is to run here must first give what
+plain JAX gives, on one device of each process.
 """
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig
-from janus_jax.model.kernels import Kernel, splash
+from janus_jax.model.kernels import Kernel, cudnn, proof, splash, triton
+from janus_jax.model.kernels.heads import heads_of_a_device
+from janus_jax.parallel import processes
 from janus_jax.parallel.mesh import NOWHERE, Placement
 
 
@@ -24,9 +29,11 @@ class Need:
     longest: int
     """Tokens of the longest sequence, a prompt with one of its branches."""
     copies: int
-    """The most slots of shared prompts that a row has; only asked for where `counts_copies`."""
-    sequences: int
-    """The most sequences that a row has: one for each branch of each segment."""
+    """The most slots of shared prompts that a row has; only asked for where `counts` says so."""
+    segments: int
+    """The most segments that a row has."""
+    branches: int
+    """The most branches that a segment has."""
     place: Placement = NOWHERE
 
     @property
@@ -43,42 +50,63 @@ class Need:
             "place": self.place,
         }
 
+    @property
+    def on_a_device(self) -> proof.Shape:
+        """What one device computes of it."""
+        heads, kv_heads = heads_of_a_device(self.model.num_heads, self.model.num_kv_heads, self.place)
+        return proof.Shape(
+            row_length=self.row_length,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=self.model.head_dim,
+            window=self.model.sliding_window,
+            dtype=self.dtype,
+            longest=min(self.longest, self.row_length),
+            segments=self.segments,
+            copies=self.copies,
+            branches=self.branches,
+        )
 
-def _splash(need: Need) -> tuple[Kernel, str] | str:
-    reason = splash.unsupported_reason(**need.sizes)
-    if reason is not None:
-        return reason
+
+Candidate = tuple[Kernel, str] | str
+"""A kernel and what a user reads of it, or why it cannot be."""
+
+
+def _splash(need: Need) -> Candidate:
     interpret = need.place.platform != "tpu"
     how = "splash kernel, interpreted" if interpret else "splash kernel"
     copied = f"{how}, {need.copies:,} copies of shared prompt slots"
-    return splash.Splash(need.copies, interpret), copied if need.copies else how
+    kernel = splash.Splash(need.copies, interpret), copied if need.copies else how
+    return splash.unsupported_reason(**need.sizes) or kernel
 
 
-def _absent(need: Need) -> str:
-    return "this version has no such kernel"
+def _cudnn(need: Need) -> Candidate:
+    kernel = cudnn.Cudnn(need.copies, need.segments * need.branches, need.longest)
+    return cudnn.unsupported_reason(**need.sizes, dtype=need.dtype) or (kernel, "cuDNN kernel")
 
 
-_KERNELS: dict[str, Callable[[Need], tuple[Kernel, str] | str]] = {
-    "splash": _splash,
-    "cudnn": _absent,
-    "triton": _absent,
-}
-"""Name -> the kernel and what a user reads of it, or why it cannot be."""
+def _triton(need: Need) -> Candidate:
+    interpret = need.place.platform not in ("gpu", "cuda")
+    kernel = triton.Triton(interpret=interpret), "Triton kernel, interpreted" if interpret else "Triton kernel"
+    return triton.unsupported_reason(**need.sizes) or kernel
+
+
+_KERNELS: dict[str, Callable[[Need], Candidate]] = {"splash": _splash, "cudnn": _cudnn, "triton": _triton}
 
 _CANDIDATES = {"tpu": ("splash",), "gpu": ("cudnn", "triton"), "cuda": ("cudnn", "triton")}
 """Platform -> kernels, best first. On other platforms attention is plain JAX."""
 
-_COUNT_COPIES = ("splash", "cudnn")
-"""Kernels that repeat shared prompts, so the most shared slots of a row must be known."""
+_COUNTS = {"splash": ("copies",), "cudnn": ("copies", "segments")}
+"""What a kernel must know of the rows of a run, which takes reading their lengths."""
 
 
-def counts_copies(wanted: str, place: Placement) -> bool:
-    """Whether `Need.copies` is used.
+def counts(limit: str, wanted: str, place: Placement) -> bool:
+    """Whether a limit of the rows, `copies` or `segments`, is used.
 
     Args:
         wanted: `precision.attention`.
     """
-    return any(name in _COUNT_COPIES for name in _candidates(wanted, place))
+    return any(limit in _COUNTS.get(name, ()) for name in _candidates(wanted, place))
 
 
 def choose(wanted: str, need: Need) -> tuple[Kernel | None, str]:
@@ -87,17 +115,17 @@ def choose(wanted: str, need: Need) -> tuple[Kernel | None, str]:
     Args:
         wanted: `precision.attention`.
     Raises:
-        ConfigError: a kernel is named that cannot be.
+        ConfigError: a kernel is named that cannot be, or that gives other numbers than plain JAX.
     """
     candidates, reasons = _candidates(wanted, need.place), []
     for name in candidates:
-        built = _KERNELS[name](need)
-        if not isinstance(built, str):
-            kernel, how = built
+        candidate = _proven(name, need)
+        if not isinstance(candidate, str):
+            kernel, how = candidate
             return kernel, f"{how} ({'; '.join(reasons)})" if reasons else how
         if wanted == name:
-            raise ConfigError(f"precision.attention={name}: cannot be: {built}; allowed: auto, reference")
-        reasons.append(f"{name}: {built}" if len(candidates) > 1 else built)
+            raise ConfigError(f"precision.attention={name}: cannot be: {candidate}; allowed: auto, reference")
+        reasons.append(f"{name}: {candidate}" if len(candidates) > 1 else candidate)
     if not candidates:
         reasons = ["precision.attention" if wanted == "reference" else f"devices are {need.place.platform}"]
     return None, f"plain JAX ({'; '.join(reasons)})"
@@ -107,3 +135,21 @@ def _candidates(wanted: str, place: Placement) -> tuple[str, ...]:
     if wanted == "auto":
         return _CANDIDATES.get(place.platform or "", ())
     return () if wanted == "reference" else (wanted,)
+
+
+def _proven(name: str, need: Need) -> Candidate:
+    """The candidate, unless it gives other numbers than plain JAX where it is to run. All processes agree."""
+    candidate, mesh = _KERNELS[name](need), need.place.mesh
+    if isinstance(candidate, str) or mesh is None or need.place.platform == "cpu":
+        return candidate
+    here = [device for device in jax.local_devices() if device in set(mesh.devices.flat)]
+    if not here:
+        return candidate  # a plan for other devices
+    try:
+        with processes.agreement(f"attention/{name}"):
+            reason = proof.failure(candidate[0], need.on_a_device, here[0])
+            if reason is not None:
+                raise ConfigError(reason)
+    except ConfigError as error:
+        return str(error)
+    return candidate

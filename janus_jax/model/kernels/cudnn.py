@@ -185,13 +185,13 @@ def unsupported_reason(
 def _device_reason(device: Any) -> str | None:
     if device.platform not in ("gpu", "cuda"):
         return f"devices are {device.platform}"
+    if device.client is not jax.local_devices()[0].client:
+        return "JAX lowers cuDNN's kernel only where the GPU is"
     capability = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
     if capability is None:
         return f"{device.device_kind} is no NVIDIA GPU"
     if int(capability[1]) < 9:
         return f"{device.device_kind} has compute capability {capability[0]}, and packed sequences need 9.0 (Hopper)"
-    if device.client is not jax.local_devices()[0].client:
-        return "JAX lowers cuDNN's kernel only where the GPU is"
     return None
 
 

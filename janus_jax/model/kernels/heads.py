@@ -19,6 +19,12 @@ def apart_reason(heads: int, kv_heads: int, place: Placement) -> str | None:
     return None
 
 
+def heads_of_a_device(heads: int, kv_heads: int, place: Placement) -> tuple[int, int]:
+    """Query heads of a device, and the key heads that they use."""
+    local = heads // place.shards("q_heads")
+    return local, max(1, local * kv_heads // heads)
+
+
 def keys_of_queries(
     q: Float[Array, "B L N H"],
     k: Float[Array, "B S K H"],
