@@ -61,18 +61,10 @@ def packed_attention(
     """
     from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 
-    return dot_product_attention(
-        q,
-        k,
-        v,
-        q_seqlen=lengths,
-        kv_seqlen=lengths,
-        q_offsets=begins,
-        kv_offsets=begins,
-        scale=q.shape[-1] ** -0.5,
-        mask_type=MaskType.PADDING_CAUSAL,
-        sliding_window_length=window,
-    )
+    ids = {"q_seqlen": lengths, "kv_seqlen": lengths, "q_offsets": begins, "kv_offsets": begins}
+    masks: dict[str, Any] = {"mask_type": MaskType.PADDING_CAUSAL, "sliding_window_length": window}
+    out: Any = dot_product_attention(q, k, v, **ids, **masks, scale=q.shape[-1] ** -0.5)
+    return out
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,18 +49,17 @@ class Shape(NamedTuple):
 
 
 @functools.cache
-def failure(kernel: Kernel, shape: Shape, device: jax.Device) -> str | None:
+def failure(kernel: Kernel, shape: Shape, device: Any) -> str | None:
     """How the kernel differs from plain JAX on this device, or why it does not run there; None if they are equal.
 
     Takes seconds, and up to 4 GiB of the device's memory for rows of 8192 slots and 32 heads of 128.
     """
-    slots = made_up_rows(shape)
-    rng = np.random.default_rng(0)
-    real = (slots.segment > 0)[:, :, None, None]
+    slots, rng = made_up_rows(shape), np.random.default_rng(0)
+    real = np.asarray(slots.segment) > 0
 
     def normal(heads: int) -> np.ndarray:
-        size = (*slots.segment.shape, heads, shape.head_dim)
-        return (rng.standard_normal(size, np.float32) * real).astype(shape.dtype)
+        size = (*real.shape, heads, shape.head_dim)
+        return (rng.standard_normal(size, np.float32) * real[:, :, None, None]).astype(shape.dtype)
 
     arrays = [normal(heads) for heads in (shape.heads, shape.kv_heads, shape.kv_heads, shape.heads)]
     with jax.default_device(device), jax.default_matmul_precision("highest"):
@@ -71,7 +70,7 @@ def failure(kernel: Kernel, shape: Shape, device: jax.Device) -> str | None:
             jax.block_until_ready(ours)
         except Exception as error:  # whatever compilers, libraries and drivers raise
             return f"does not run on {device.device_kind}: {first_line(error)}"
-        return _difference(ours, exact, slots.segment > 0, device)
+        return _difference(ours, exact, real, device)
 
 
 def _compute(attend: Any, slots: Slots, q: Array, k: Array, v: Array, cotangent: Array) -> tuple[Array, ...]:
@@ -103,7 +102,7 @@ def made_up_rows(shape: Shape) -> Slots:
     last response, and one of tiny segments with padding behind."""
     rng = np.random.default_rng(0)
     rows = [_row(_lengths(shape, rng, long), shape.row_length) for long in (1, shape.branches, None)]
-    return Slots(*(np.stack(field) for field in zip(*rows, strict=True)))
+    return Slots(*(jnp.asarray(np.stack(field)) for field in zip(*rows, strict=True)))
 
 
 def _lengths(shape: Shape, rng: np.random.Generator, long: int | None) -> list[tuple[int, ...]]:
