@@ -52,16 +52,17 @@ class Need:
 
     @property
     def on_a_device(self) -> proof.Shape:
-        """What one device computes of it."""
+        """What one device computes of it, of rows that are long enough."""
+        row_length = min(self.row_length, proof.LONGEST_ROW)
         heads, kv_heads = heads_of_a_device(self.model.num_heads, self.model.num_kv_heads, self.place)
         return proof.Shape(
-            row_length=self.row_length,
+            row_length=row_length,
             heads=heads,
             kv_heads=kv_heads,
             head_dim=self.model.head_dim,
             window=self.model.sliding_window,
             dtype=self.dtype,
-            longest=min(self.longest, self.row_length),
+            longest=min(self.longest, row_length),
             segments=self.segments,
             copies=self.copies,
             branches=self.branches,

@@ -16,6 +16,10 @@ from jaxtyping import Array
 from janus_jax.errors import first_line
 from janus_jax.model.attention import Slots, attention
 from janus_jax.model.kernels import Kernel
+from janus_jax.parallel.processes import memory_for
+
+LONGEST_ROW = 8192
+"""Slots of the rows that are compared, at most: plain JAX takes time with the square of it, and memory."""
 
 TOLERANCE = 2.0**-5
 """Largest difference at a slot, relative to the slot's size: both as lengths of its vector of all heads.
@@ -62,7 +66,8 @@ def failure(kernel: Kernel, shape: Shape, device: Any) -> str | None:
         return (rng.standard_normal(size, np.float32) * real[:, :, None, None]).astype(shape.dtype)
 
     arrays = [normal(heads) for heads in (shape.heads, shape.kv_heads, shape.kv_heads, shape.heads)]
-    with jax.default_device(device), jax.default_matmul_precision("highest"):
+    needs = memory_for("attention in plain JAX, to compare a kernel with")
+    with jax.default_device(device), jax.default_matmul_precision("highest"), needs:
         exact = _compute(functools.partial(attention, window=shape.window), slots, *(jnp.float32(x) for x in arrays))
     with jax.default_device(device):
         try:

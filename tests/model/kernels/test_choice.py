@@ -156,3 +156,8 @@ def test_a_device_is_compared_with_its_own_heads():
         place = Placement(build_mesh(shape), {**DEFAULT_RULES, **overrides})
         on_a_device = need(model=model, place=place).on_a_device
         assert (on_a_device.heads, on_a_device.kv_heads) == heads
+
+
+def test_long_rows_are_compared_in_part():
+    on_a_device = need(row_length=65536, longest=32768).on_a_device
+    assert (on_a_device.row_length, on_a_device.longest) == (8192, 8192)
