@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from janus_jax.model.attention import Slots
 from janus_jax.model.kernels import cudnn
 from janus_jax.model.kernels.cudnn import Cudnn, unsupported_reason
-from janus_jax.parallel.mesh import NOWHERE, MeshShape, Placement, build_mesh, merge_rules
+from janus_jax.parallel.mesh import DEFAULT_RULES, NOWHERE, MeshShape, Placement, build_mesh, merge_rules
 from tests.support.attention_rows import APART, PAIRS, REWARD, assert_equals_the_rule, layout_of
 from tests.support.cudnn import packed_attention
 
@@ -190,25 +190,38 @@ def calls(text):
     }
 
 
-@pytest.mark.parametrize(("window", "binding"), [(None, 0), (4096, 0), (1000, 1000)])
-def test_cudnn_gets_packed_sequences(with_a_gpu, window, binding):
-    """Rows of 8192 slots with 1,000 copies, folded into 4 of 2304 (of which 128-slot tiles are 18)."""
+@pytest.mark.parametrize(
+    ("window", "binding", "mesh"),
+    [(None, 0, None), (4096, 0, None), (1000, 1000, None), (None, 0, MeshShape(1, 2, 4, 1))],
+    ids=["no window", "window of no sequence", "window", "rows and heads on 8 devices"],
+)
+def test_cudnn_gets_packed_sequences(with_a_gpu, window, binding, mesh):
+    """Rows of 8192 slots with 1,000 copies, folded into 4 rows of 18 x 128 slots that hold 8 sequences."""
     kernel = Cudnn(copies=1000, sequences=27, longest=2048)
+    place = NOWHERE if mesh is None else Placement(build_mesh(mesh), DEFAULT_RULES)
+    rows, queries, keys = (2, 32, 8) if mesh is None else (1, 8, 2)
+
+    def forward(q, k, v, *slots):
+        return kernel(q, k, v, Slots(*slots), window=window, place=place)
 
     def step(q, k, v, cotangent, *slots):
-        out, pull = jax.vjp(lambda *qkv: kernel(*qkv, Slots(*slots), window=window), q, k, v)
+        out, pull = jax.vjp(lambda *qkv: forward(*qkv, *slots), q, k, v)
         return out, *pull(cotangent)
 
     q, k = (jax.ShapeDtypeStruct((2, 8192, heads, 128), jnp.bfloat16) for heads in (32, 8))
-    field = jax.ShapeDtypeStruct((2, 8192), jnp.int32)
-    lowered = jax.jit(step).trace(q, k, k, q, field, field, field).lower(lowering_platforms=("cuda",))
-    programs = calls(lowered.as_text())
-    assert set(programs) == {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"}
-    memory, ids = "8x2304x32x128xbf16", ["8x8xi32", "8x8xi32", "8x9xi32", "8x9xi32"]
-    keys = "8x2304x8x128xbf16" if cudnn._GROUPED else memory
-    assert programs["__cudnn$fmhaSoftmax"][1] == [memory, keys, keys, *ids]
-    assert programs["__cudnn$fmhaSoftmaxBackward"][1] == [memory, keys, keys, "64x32x2304xf32", memory, memory, *ids]
-    for config, _ in programs.values():
+    slots = (jax.ShapeDtypeStruct((2, 8192), jnp.int32),) * 3
+    alone, trained = (
+        calls(jax.jit(f).trace(*arrays, *slots).lower(lowering_platforms=("cuda",)).as_text())
+        for f, arrays in ((forward, (q, k, k)), (step, (q, k, k, q)))
+    )
+    out, back = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
+    assert set(alone) == {out} and set(trained) == {out, back}
+    keys = keys if cudnn._GROUPED else queries
+    q, k = (f"{4 * rows}x2304x{heads}x128xbf16" for heads in (queries, keys))
+    ids = [f"{4 * rows}x{table}xi32" for table in (8, 8, 9, 9)]
+    assert alone[out][1] == trained[out][1] == [q, k, k, *ids]
+    assert trained[back][1] == [q, k, k, f"{32 * rows}x{queries}x2304xf32", q, q, *ids]
+    for config, _ in (alone[out], trained[out], trained[back]):
         assert config["mask_type"] == "PADDING_CAUSAL" and config["max_seg_per_batch"] == 8
         assert config["sliding_window_length"] == binding and config["dropout_rate"] == 0
         assert config["fmha_scale"] == pytest.approx(128**-0.5)
