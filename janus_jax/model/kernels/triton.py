@@ -1,4 +1,4 @@
-"""The attention rule on NVIDIA GPUs: our own flash attention over packed rows, written in Pallas for its Triton backend.
+"""The attention rule on NVIDIA GPUs: our own flash attention over packed rows, in Pallas for its Triton backend.
 
 A segment is laid out as [prompt] [chosen] [rejected], so two numbers a slot say the whole rule, a window included:
 
@@ -17,6 +17,8 @@ programs write to one place: results are the same in every run.
 import dataclasses
 import functools
 import math
+import re
+import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from janus_jax.model.attention import Slots
+from janus_jax.model.kernels.heads import apart_reason, keys_of_queries
 from janus_jax.parallel.mesh import NOWHERE, Placement
 
 _HEAD_DIMS = (16, 32, 64, 128, 256)
@@ -58,8 +61,16 @@ class Tiles(NamedTuple):
     keys: Tile
 
 
-_HOPPER = Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2))
-_FLOAT32 = Tiles(Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1))
+_TILES = {
+    64: Tiles(Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)),
+    128: Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)),
+    256: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
+}
+"""Of bfloat16 on an H100 or H200, by the largest head_dim. With head_dim 128 they take 172, 198 and 255 registers of a
+thread, 4 bytes of which spill, and 129, 161 and 162 of 227 KiB of shared memory, as the compiler says."""
+
+_FLOAT32 = Tiles(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1))
+"""No tensor core multiplies float32: it is there to compare numbers, not to train."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +100,10 @@ class Triton:
         Args:
             slots: as the packer lays them: each segment, and each branch of it, in one piece.
         """
-        local = functools.partial(_local, self, window=window, group=q.shape[2] // k.shape[2], place=place)
+        kv_heads = k.shape[2]
+        local = functools.partial(
+            _local, self, window=window, group=q.shape[2] // kv_heads, kv_heads=kv_heads, place=place
+        )
         tokens = ("batch", "length")
         queries, keys = (*tokens, "q_heads", None), (*tokens, "kv_heads", None)
         mapped = place.map(local, in_axes=(queries, keys, keys, Slots(tokens, tokens, tokens)), out_axes=queries)
@@ -106,35 +120,51 @@ def unsupported_reason(
     copies: int,
     longest: int,
     place: Placement = NOWHERE,
+    dtype: Any = jnp.bfloat16,
 ) -> str | None:
-    """Why `Triton` cannot compute this, for a user to read; None if it can. Any row length, window and prompts do."""
+    """Why `Triton` cannot compute this, for a user to read; None if it can.
+
+    Args:
+        row_length, window, copies, longest: any can be.
+        dtype: of queries, keys and values.
+    """
+    if place.mesh is not None and (reason := _device_reason(place.mesh.devices.flat[0])) is not None:
+        return reason
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
+        return f"activations are {jnp.dtype(dtype).name}, and the kernel takes bfloat16 and, slowly, float32"
     if head_dim not in _HEAD_DIMS:
         return f"head_dim {head_dim} is not {', '.join(map(str, _HEAD_DIMS[:-1]))} or {_HEAD_DIMS[-1]}"
-    if (place.device_kind or "").startswith("Tesla"):
-        return f"kernels of a {place.device_kind} multiply no bfloat16"
-    parts, q_shards, kv_shards = (place.shards(axis) for axis in ("length", "q_heads", "kv_heads"))
-    if parts > 1:
-        return f"rows are split over {parts} devices along their length; the kernel needs whole rows"
-    local, group = heads // q_shards, heads // kv_heads
-    apart = kv_shards > 1 and place.names("q_heads") != place.names("kv_heads")
-    if apart or (kv_shards == 1 and local % group and group % local):
-        return (
-            f"{heads} query heads on {q_shards} devices and {kv_heads} key heads on {kv_shards}: a device's queries "
-            "and keys do not belong together"
-        )
+    if (parts := place.shards("length")) > 1:
+        return f"a row is split over {parts} devices"
+    return apart_reason(heads, kv_heads, place)
+
+
+def _device_reason(device: Any) -> str | None:
+    if device.platform not in ("gpu", "cuda"):
+        return f"devices are {device.platform}"
+    capability = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
+    if capability is None:
+        return f"{device.device_kind} is no NVIDIA GPU"
+    if int(capability[1]) < 8:
+        return f"{device.device_kind} has compute capability {capability[0]}, and bfloat16 needs 8.0 (Ampere)"
     return None
 
 
 def _local(
-    kernel: Triton, q: Array, k: Array, v: Array, slots: Slots, *, window: int | None, group: int, place: Placement
+    kernel: Triton,
+    q: Array,
+    k: Array,
+    v: Array,
+    slots: Slots,
+    *,
+    window: int | None,
+    group: int,
+    kv_heads: int,
+    place: Placement,
 ) -> Array:
     """What one device does: its rows and heads."""
-    q_shards = place.shards("q_heads")
-    if q_shards > 1 and place.shards("kv_heads") == 1:  # all key heads are here, queries of some
-        at = jax.lax.axis_index(place.names("q_heads")) * q.shape[2] // group
-        count = max(1, q.shape[2] // group)
-        k, v = (jax.lax.dynamic_slice_in_dim(x, at, count, axis=2) for x in (k, v))
-    tiles = kernel.tiles or (_FLOAT32 if q.dtype == jnp.float32 else _HOPPER)
+    k, v = keys_of_queries(q, k, v, group=group, kv_heads=kv_heads, place=place)
+    tiles = kernel.tiles or _tiles(q.shape[3], q.dtype)
     length, unit = q.shape[1], max(max(tile.queries, tile.keys) for tile in tiles)
 
     def padded(x: Array) -> Array:
@@ -142,6 +172,10 @@ def _local(
 
     first, end = _limits(Slots(*map(padded, slots)), window)
     return _attend(tiles, kernel.interpret, padded(q), padded(k), padded(v), first, end)[:, :length]
+
+
+def _tiles(head_dim: int, dtype: Any) -> Tiles:
+    return _FLOAT32 if dtype == jnp.float32 else next(_TILES[most] for most in _TILES if head_dim <= most)
 
 
 def _limits(slots: Slots, window: int | None) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
@@ -171,6 +205,14 @@ class _Rule(NamedTuple):
     counts: Any  # [2] int32 whole tiles, whole and mixed ones
     first: Any  # [block] int32
     end: Any  # [L] int32
+
+
+class _Program(NamedTuple):
+    """What a kernel knows beforehand."""
+
+    tile: Tile
+    block: Callable[[], Array]  # the number of its own block
+    power: Callable[[Array, float, Array], Array]  # see `_power`
 
 
 def _rule(first: Array, end: Array, tile: Tile, *, by_keys: bool) -> _Rule:
@@ -241,9 +283,10 @@ def _run(
     def listed(count: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, None, count), lambda i, n, b: (b, own(i), 0))
 
+    program = _Program(tile, lambda: own(pl.program_id(0)), _power if interpret else _power_on_a_gpu)
     rules = _Rule(listed(lists.order.shape[2]), listed(2), of_slots(not by_keys), of_slots(by_keys))
     return pl.pallas_call(
-        functools.partial(kernel, tile=tile, own=lambda: own(pl.program_id(0))),
+        functools.partial(kernel, program=program),
         grid=(blocks, kv_heads if by_keys else heads, rows),
         in_specs=[rules, queries, keys, keys, *(queries if x.ndim == 4 else number for x in inputs[3:])],
         out_specs=[mine if x.ndim == 4 else my_number for x in outs],
@@ -284,9 +327,9 @@ def _attend_backward(
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _outputs(rule: _Rule, q: Any, k: Any, v: Any, out: Any, lse: Any, *, tile: Tile, own: Callable[[], Array]) -> None:
-    q_tile, scale = q[...], _scale(q)
-    query, first = _slots(own(), tile.queries), rule.first[...]
+def _outputs(rule: _Rule, q: Any, k: Any, v: Any, out: Any, lse: Any, *, program: _Program) -> None:
+    tile, scale, q_tile = program.tile, _scale(q), q[...]
+    query, first = _slots(program.block(), tile.queries), rule.first[...]
 
     def step(at: Array, carry: tuple[Array, Array, Array], masked: bool) -> tuple[Array, Array, Array]:
         summed, top, total = carry
@@ -295,7 +338,7 @@ def _outputs(rule: _Rule, q: Any, k: Any, v: Any, out: Any, lse: Any, *, tile: T
         if masked:
             scores = _masked(scores, first, query, rule.end[keys], _slots(at, tile.keys))
         higher = jnp.maximum(top, jnp.max(scores, axis=1) * scale)
-        weights, shrink = jnp.exp2(scores * scale - higher[:, None]), jnp.exp2(top - higher)
+        weights, shrink = program.power(scores, scale, higher[:, None]), jnp.exp2(top - higher)
         summed = summed * shrink[:, None] + _dot(weights.astype(v.dtype), v[keys, :], 1, 0)
         return summed, higher, total * shrink + jnp.sum(weights, axis=1)
 
@@ -307,10 +350,10 @@ def _outputs(rule: _Rule, q: Any, k: Any, v: Any, out: Any, lse: Any, *, tile: T
 
 
 def _query_gradients(
-    rule: _Rule, q: Any, k: Any, v: Any, gradient: Any, lse: Any, delta: Any, dq: Any, *, tile: Tile, own: Any
+    rule: _Rule, q: Any, k: Any, v: Any, gradient: Any, lse: Any, delta: Any, dq: Any, *, program: _Program
 ) -> None:
-    q_tile, gradient_tile, scale = q[...], gradient[...], _scale(q)
-    query, first, lse_tile, delta_tile = _slots(own(), tile.queries), rule.first[...], lse[...], delta[...]
+    tile, scale, q_tile, gradient_tile = program.tile, _scale(q), q[...], gradient[...]
+    query, first, lse_tile, delta_tile = _slots(program.block(), tile.queries), rule.first[...], lse[...], delta[...]
 
     def step(at: Array, summed: Array, masked: bool) -> Array:
         keys = _slice(at, tile.keys)
@@ -318,7 +361,7 @@ def _query_gradients(
         scores = _dot(q_tile, k_tile, 1, 1)
         if masked:
             scores = _masked(scores, first, query, rule.end[keys], _slots(at, tile.keys))
-        weights = jnp.exp2(scores * scale - lse_tile[:, None])
+        weights = program.power(scores, scale, lse_tile[:, None])
         pulled = weights * (_dot(gradient_tile, v[keys, :], 1, 1) - delta_tile[:, None])
         return summed + _dot(pulled.astype(k.dtype), k_tile, 1, 0)
 
@@ -327,11 +370,11 @@ def _query_gradients(
 
 
 def _key_gradients(
-    rule: _Rule, q: Any, k: Any, v: Any, gradient: Any, lse: Any, delta: Any, dk: Any, dv: Any, *, tile: Tile, own: Any
+    rule: _Rule, q: Any, k: Any, v: Any, gradient: Any, lse: Any, delta: Any, dk: Any, dv: Any, *, program: _Program
 ) -> None:
     """Scores are transposed here, [keys, queries]: as weights they multiply queries without being turned."""
-    k_tile, v_tile, scale = k[...], v[...], _scale(k)
-    key, end = _slots(own(), tile.keys), rule.end[...]
+    tile, scale, k_tile, v_tile = program.tile, _scale(k), k[...], v[...]
+    key, end = _slots(program.block(), tile.keys), rule.end[...]
 
     def step(at: Array, carry: tuple[Array, Array], masked: bool, head: Array) -> tuple[Array, Array]:
         k_sum, v_sum = carry
@@ -340,7 +383,7 @@ def _key_gradients(
         scores = _dot(k_tile, q_tile, 1, 1)
         if masked:
             scores = _masked(scores, rule.first[queries], _slots(at, tile.queries), end, key, turned=True)
-        weights = jnp.exp2(scores * scale - lse[head, queries][None, :])
+        weights = program.power(scores, scale, lse[head, queries][None, :])
         v_sum = v_sum + _dot(weights.astype(gradient.dtype), gradient_tile, 1, 0)
         pulled = weights * (_dot(v_tile, gradient_tile, 1, 1) - delta[head, queries][None, :])
         return k_sum + _dot(pulled.astype(q.dtype), q_tile, 1, 0), v_sum
@@ -354,17 +397,47 @@ def _key_gradients(
 
 
 def _visit(rule: _Rule, step: Callable[..., Any], carry: Any) -> Any:
-    """`step(block, carry, masked)` for the whole tiles, then for the mixed ones."""
-    whole, busy = rule.counts[0], rule.counts[1]
-    carry = jax.lax.fori_loop(0, whole, lambda t, carry: step(rule.order[t], carry, masked=False), carry)
-    return jax.lax.fori_loop(whole, busy, lambda t, carry: step(rule.order[t], carry, masked=True), carry)
+    """`step(block, carry, masked)` for the whole tiles, then for the mixed ones.
+
+    Which block comes next is read one step ahead: then Triton copies its tile while this one is computed.
+    """
+    whole, busy, last = rule.counts[0], rule.counts[1], rule.order.shape[0] - 1
+
+    def visit(t: Array, state: tuple[Array, Any], masked: bool) -> tuple[Array, Any]:
+        at, carry = state
+        return rule.order[jnp.minimum(t + 1, last)], step(at, carry, masked=masked)
+
+    state = jax.lax.fori_loop(0, whole, functools.partial(visit, masked=False), (rule.order[0], carry))
+    return jax.lax.fori_loop(whole, busy, functools.partial(visit, masked=True), state)[1]
 
 
 def _masked(scores: Array, first: Array, query: Array, end: Array, key: Array, *, turned: bool = False) -> Array:
     """Scores [queries, keys] where the rule lets a query see a key. `turned`: [keys, queries]."""
     first, query = (jnp.expand_dims(x, 1 - turned) for x in (first, query))
-    end, key = (jnp.expand_dims(x, int(turned)) for x in (end, key))
-    return jnp.where((first <= key) & (key <= query) & (query < end), scores, -jnp.inf)
+    lifetime, key = (jnp.expand_dims(x, int(turned)) for x in (jnp.maximum(end - key, 0), key))
+    # Without a sign, the age of a key that is not there yet is beyond every lifetime: one comparison for two.
+    alive = (query - key).astype(jnp.uint32) < lifetime.astype(jnp.uint32)
+    return jnp.where((first <= key) & alive, scores, -jnp.inf)
+
+
+def _power(scores: Array, scale: float, minus: Array) -> Array:
+    """2^(scores * scale - minus)."""
+    return jnp.exp2(scores * scale - minus)
+
+
+def _power_on_a_gpu(scores: Array, scale: float, minus: Array) -> Array:
+    """The same in two instructions. Of `exp2` Triton makes five, for results below 2^-126, which here may be 0."""
+    from jax.experimental.pallas import triton as backend
+
+    (factor,) = struct.unpack("<I", struct.pack("<f", scale))
+    (power,) = backend.elementwise_inline_asm(
+        f"{{ .reg .f32 x; fma.rn.f32 x, $1, 0f{factor:08X}, $2; ex2.approx.ftz.f32 $0, x; }}",
+        args=[scores, jnp.broadcast_to(-minus, scores.shape)],
+        constraints="=f,f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(scores.shape, jnp.float32)],
+    )
+    return power
 
 
 def _dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
