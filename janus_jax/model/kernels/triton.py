@@ -16,9 +16,7 @@ programs write to one place: results are the same in every run.
 
 import dataclasses
 import functools
-import math
 import re
-import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,30 +25,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from janus_jax.model.attention import Slots
+from janus_jax.model.kernels import triton_programs as programs
 from janus_jax.model.kernels.heads import apart_reason, keys_of_queries
+from janus_jax.model.kernels.triton_programs import Tile
 from janus_jax.parallel.mesh import NOWHERE, Placement
 
 _HEAD_DIMS = (16, 32, 64, 128, 256)
 """Triton's arrays have powers of two, and a tensor core multiplies at least 16 at a time."""
-
-_LOWEST = -1e30
-"""The largest score so far before the first: finite, so that a query without keys has no inf - inf."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Tile:
-    """Scores that one program has at a time, and how Triton compiles the program.
-
-    Args:
-        queries, keys: height and width, powers of two from 16 on.
-        warps: warps of 32 threads; four make a warp group, which multiplies at least 64 queries.
-        stages: tiles of keys (for the gradients of keys: of queries) in shared memory at a time.
-    """
-
-    queries: int
-    keys: int
-    warps: int
-    stages: int
 
 
 class Tiles(NamedTuple):
@@ -106,8 +87,8 @@ class Triton:
         )
         tokens = ("batch", "length")
         queries, keys = (*tokens, "q_heads", None), (*tokens, "kv_heads", None)
-        mapped = place.map(local, in_axes=(queries, keys, keys, Slots(tokens, tokens, tokens)), out_axes=queries)
-        return mapped(q, k, v, slots)
+        mapped = place.map(local, in_axes=(queries, keys, keys, tokens, tokens, tokens), out_axes=queries)
+        return mapped(q, k, v, *slots)
 
 
 def unsupported_reason(
@@ -155,8 +136,7 @@ def _local(
     q: Array,
     k: Array,
     v: Array,
-    slots: Slots,
-    *,
+    *slots: Array,
     window: int | None,
     group: int,
     kv_heads: int,
@@ -171,7 +151,8 @@ def _local(
         return jnp.pad(x, [(0, 0), (0, -length % unit)] + [(0, 0)] * (x.ndim - 2))
 
     first, end = _limits(Slots(*map(padded, slots)), window)
-    return _attend(tiles, kernel.interpret, padded(q), padded(k), padded(v), first, end)[:, :length]
+    out: Any = _attend(tiles, kernel.interpret, padded(q), padded(k), padded(v), first, end)
+    return out[:, :length]
 
 
 def _tiles(head_dim: int, dtype: Any) -> Tiles:
@@ -198,24 +179,7 @@ def _limits(slots: Slots, window: int | None) -> tuple[Int[Array, "B L"], Int[Ar
     return jnp.where(real, first, length), jnp.where(real, jnp.where(branch == 0, segment_end, run_end), 0)
 
 
-class _Rule(NamedTuple):
-    """What a kernel gets of the rule, in a program of a block of queries; in that of a block of keys the other way."""
-
-    order: Any  # [tiles] int32 blocks of keys: of whole tiles, then of mixed ones, then of idle ones
-    counts: Any  # [2] int32 whole tiles, whole and mixed ones
-    first: Any  # [block] int32
-    end: Any  # [L] int32
-
-
-class _Program(NamedTuple):
-    """What a kernel knows beforehand."""
-
-    tile: Tile
-    block: Callable[[], Array]  # the number of its own block
-    power: Callable[[Array, float, Array], Array]  # see `_power`
-
-
-def _rule(first: Array, end: Array, tile: Tile, *, by_keys: bool) -> _Rule:
+def _rule(first: Array, end: Array, tile: Tile, *, by_keys: bool) -> programs.Rule:
     """For all programs: lists and counts are [B, blocks, ...]."""
     rows, length = first.shape
     low, high = (f(first.reshape(rows, -1, 1, tile.queries), axis=3) for f in (jnp.min, jnp.max))
@@ -229,7 +193,7 @@ def _rule(first: Array, end: Array, tile: Tile, *, by_keys: bool) -> _Rule:
         whole, busy = whole.swapaxes(1, 2), busy.swapaxes(1, 2)
     order = jnp.argsort(jnp.where(whole, 0, jnp.where(busy, 1, 2)), axis=2, stable=True)
     counts = jnp.stack([jnp.sum(tiles, axis=2, dtype=jnp.int32) for tiles in (whole, busy)], axis=2)
-    return _Rule(order.astype(jnp.int32), counts, first, end)
+    return programs.Rule(order.astype(jnp.int32), counts, first, end)
 
 
 def _run(
@@ -283,8 +247,10 @@ def _run(
     def listed(count: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, None, count), lambda i, n, b: (b, own(i), 0))
 
-    program = _Program(tile, lambda: own(pl.program_id(0)), _power if interpret else _power_on_a_gpu)
-    rules = _Rule(listed(lists.order.shape[2]), listed(2), of_slots(not by_keys), of_slots(by_keys))
+    program = programs.Program(
+        tile, lambda: own(pl.program_id(0)), programs.power if interpret else programs.power_on_a_gpu
+    )
+    rules = programs.Rule(listed(lists.order.shape[2]), listed(2), of_slots(not by_keys), of_slots(by_keys))
     return pl.pallas_call(
         functools.partial(kernel, program=program),
         grid=(blocks, kv_heads if by_keys else heads, rows),
@@ -293,7 +259,7 @@ def _run(
         out_shape=outs,
         compiler_params=backend.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         interpret=interpret,
-        name=kernel.__name__.strip("_"),
+        name=kernel.__name__,
     )(lists, *inputs)
 
 
@@ -308,7 +274,7 @@ def _attend_forward(
     rows, length, heads, _ = q.shape
     lse = jax.ShapeDtypeStruct((rows, heads, length), jnp.float32)
     out = jax.ShapeDtypeStruct(q.shape, q.dtype)
-    out, lse = _run(_outputs, tiles.outputs, interpret, (first, end), (q, k, v), (out, lse))
+    out, lse = _run(programs.outputs, tiles.outputs, interpret, (first, end), (q, k, v), (out, lse))
     return out, (q, k, v, first, end, out, lse)
 
 
@@ -319,147 +285,9 @@ def _attend_backward(
     delta = jnp.sum(out.astype(jnp.float32) * gradient.astype(jnp.float32), axis=3).swapaxes(1, 2)
     inputs = q, k, v, gradient, lse, delta
     dq, dk, dv = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v))
-    (dq,) = _run(_query_gradients, tiles.queries, interpret, (first, end), inputs, (dq,))
-    dk, dv = _run(_key_gradients, tiles.keys, interpret, (first, end), inputs, (dk, dv), by_keys=True)
+    (dq,) = _run(programs.query_gradients, tiles.queries, interpret, (first, end), inputs, (dq,))
+    dk, dv = _run(programs.key_gradients, tiles.keys, interpret, (first, end), inputs, (dk, dv), by_keys=True)
     return dq, dk, dv, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
-
-
-def _outputs(rule: _Rule, q: Any, k: Any, v: Any, out: Any, lse: Any, *, program: _Program) -> None:
-    tile, scale, q_tile = program.tile, _scale(q), q[...]
-    query, first = _slots(program.block(), tile.queries), rule.first[...]
-
-    def step(at: Array, carry: tuple[Array, Array, Array], masked: bool) -> tuple[Array, Array, Array]:
-        summed, top, total = carry
-        keys = _slice(at, tile.keys)
-        scores = _dot(q_tile, k[keys, :], 1, 1)
-        if masked:
-            scores = _masked(scores, first, query, rule.end[keys], _slots(at, tile.keys))
-        higher = jnp.maximum(top, jnp.max(scores, axis=1) * scale)
-        weights, shrink = program.power(scores, scale, higher[:, None]), jnp.exp2(top - higher)
-        summed = summed * shrink[:, None] + _dot(weights.astype(v.dtype), v[keys, :], 1, 0)
-        return summed, higher, total * shrink + jnp.sum(weights, axis=1)
-
-    nothing = _zeros(*q.shape), jnp.full(tile.queries, _LOWEST, jnp.float32), _zeros(tile.queries)
-    summed, top, total = _visit(rule, step, nothing)
-    some = jnp.where(total > 0, total, 1)
-    out[...] = (summed / some[:, None]).astype(out.dtype)
-    lse[...] = jnp.where(total > 0, top + jnp.log2(some), 0)
-
-
-def _query_gradients(
-    rule: _Rule, q: Any, k: Any, v: Any, gradient: Any, lse: Any, delta: Any, dq: Any, *, program: _Program
-) -> None:
-    tile, scale, q_tile, gradient_tile = program.tile, _scale(q), q[...], gradient[...]
-    query, first, lse_tile, delta_tile = _slots(program.block(), tile.queries), rule.first[...], lse[...], delta[...]
-
-    def step(at: Array, summed: Array, masked: bool) -> Array:
-        keys = _slice(at, tile.keys)
-        k_tile = k[keys, :]
-        scores = _dot(q_tile, k_tile, 1, 1)
-        if masked:
-            scores = _masked(scores, first, query, rule.end[keys], _slots(at, tile.keys))
-        weights = program.power(scores, scale, lse_tile[:, None])
-        pulled = weights * (_dot(gradient_tile, v[keys, :], 1, 1) - delta_tile[:, None])
-        return summed + _dot(pulled.astype(k.dtype), k_tile, 1, 0)
-
-    summed = _visit(rule, step, _zeros(*q.shape))
-    dq[...] = (summed * q.shape[1] ** -0.5).astype(dq.dtype)
-
-
-def _key_gradients(
-    rule: _Rule, q: Any, k: Any, v: Any, gradient: Any, lse: Any, delta: Any, dk: Any, dv: Any, *, program: _Program
-) -> None:
-    """Scores are transposed here, [keys, queries]: as weights they multiply queries without being turned."""
-    tile, scale, k_tile, v_tile = program.tile, _scale(k), k[...], v[...]
-    key, end = _slots(program.block(), tile.keys), rule.end[...]
-
-    def step(at: Array, carry: tuple[Array, Array], masked: bool, head: Array) -> tuple[Array, Array]:
-        k_sum, v_sum = carry
-        queries = _slice(at, tile.queries)
-        q_tile, gradient_tile = q[queries, head, :], gradient[queries, head, :]
-        scores = _dot(k_tile, q_tile, 1, 1)
-        if masked:
-            scores = _masked(scores, rule.first[queries], _slots(at, tile.queries), end, key, turned=True)
-        weights = program.power(scores, scale, lse[head, queries][None, :])
-        v_sum = v_sum + _dot(weights.astype(gradient.dtype), gradient_tile, 1, 0)
-        pulled = weights * (_dot(v_tile, gradient_tile, 1, 1) - delta[head, queries][None, :])
-        return k_sum + _dot(pulled.astype(q.dtype), q_tile, 1, 0), v_sum
-
-    def one_head(head: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        return _visit(rule, functools.partial(step, head=head), carry)
-
-    k_sum, v_sum = jax.lax.fori_loop(0, q.shape[1], one_head, (_zeros(*k.shape), _zeros(*v.shape)))
-    dk[...] = (k_sum * k.shape[1] ** -0.5).astype(dk.dtype)
-    dv[...] = v_sum.astype(dv.dtype)
-
-
-def _visit(rule: _Rule, step: Callable[..., Any], carry: Any) -> Any:
-    """`step(block, carry, masked)` for the whole tiles, then for the mixed ones.
-
-    Which block comes next is read one step ahead: then Triton copies its tile while this one is computed.
-    """
-    whole, busy, last = rule.counts[0], rule.counts[1], rule.order.shape[0] - 1
-
-    def visit(t: Array, state: tuple[Array, Any], masked: bool) -> tuple[Array, Any]:
-        at, carry = state
-        return rule.order[jnp.minimum(t + 1, last)], step(at, carry, masked=masked)
-
-    state = jax.lax.fori_loop(0, whole, functools.partial(visit, masked=False), (rule.order[0], carry))
-    return jax.lax.fori_loop(whole, busy, functools.partial(visit, masked=True), state)[1]
-
-
-def _masked(scores: Array, first: Array, query: Array, end: Array, key: Array, *, turned: bool = False) -> Array:
-    """Scores [queries, keys] where the rule lets a query see a key. `turned`: [keys, queries]."""
-    first, query = (jnp.expand_dims(x, 1 - turned) for x in (first, query))
-    lifetime, key = (jnp.expand_dims(x, int(turned)) for x in (jnp.maximum(end - key, 0), key))
-    # Without a sign, the age of a key that is not there yet is beyond every lifetime: one comparison for two.
-    alive = (query - key).astype(jnp.uint32) < lifetime.astype(jnp.uint32)
-    return jnp.where((first <= key) & alive, scores, -jnp.inf)
-
-
-def _power(scores: Array, scale: float, minus: Array) -> Array:
-    """2^(scores * scale - minus)."""
-    return jnp.exp2(scores * scale - minus)
-
-
-def _power_on_a_gpu(scores: Array, scale: float, minus: Array) -> Array:
-    """The same in two instructions. Of `exp2` Triton makes five, for results below 2^-126, which here may be 0."""
-    from jax.experimental.pallas import triton as backend
-
-    (factor,) = struct.unpack("<I", struct.pack("<f", scale))
-    (power,) = backend.elementwise_inline_asm(
-        f"{{ .reg .f32 x; fma.rn.f32 x, $1, 0f{factor:08X}, $2; ex2.approx.ftz.f32 $0, x; }}",
-        args=[scores, jnp.broadcast_to(-minus, scores.shape)],
-        constraints="=f,f,f",
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(scores.shape, jnp.float32)],
-    )
-    return power
-
-
-def _dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
-    """Summed in float32; HIGHEST, lest factors in float32 are cut to 10 bits."""
-    dimensions = (((axis_a,), (axis_b,)), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
-
-
-def _scale(x: Any) -> float:
-    """Makes a product of a query and a key a score whose weight is a power of 2: GPUs have a unit for these."""
-    return x.shape[-1] ** -0.5 * math.log2(math.e)
-
-
-def _zeros(*shape: int) -> Array:
-    return jnp.zeros(shape, jnp.float32)
-
-
-def _slots(block: Array, size: int) -> Array:
-    return block * size + jnp.arange(size, dtype=jnp.int32)
-
-
-def _slice(block: Array, size: int) -> Any:
-    from jax.experimental import pallas as pl
-
-    return pl.ds(block * size, size)
