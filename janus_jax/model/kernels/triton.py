@@ -121,6 +121,8 @@ def unsupported_reason(
 
 
 def _device_reason(device: Any) -> str | None:
+    if device.platform == "cpu":  # interpreted
+        return None
     if device.platform not in ("gpu", "cuda"):
         return f"devices are {device.platform}"
     capability = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
