@@ -89,7 +89,7 @@ def _cudnn(need: Need) -> Candidate:
 def _triton(need: Need) -> Candidate:
     interpret = need.place.platform not in ("gpu", "cuda")
     kernel = triton.Triton(interpret=interpret), "Triton kernel, interpreted" if interpret else "Triton kernel"
-    return triton.unsupported_reason(**need.sizes) or kernel
+    return triton.unsupported_reason(**need.sizes, dtype=need.dtype) or kernel
 
 
 _KERNELS: dict[str, Callable[[Need], Candidate]] = {"splash": _splash, "cudnn": _cudnn, "triton": _triton}

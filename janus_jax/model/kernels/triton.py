@@ -1,4 +1,4 @@
-"""The attention rule on NVIDIA GPUs: our own flash attention over packed rows, written in Pallas for its Triton backend.
+"""The attention rule on NVIDIA GPUs: our own flash attention over packed rows, in Pallas for its Triton backend.
 
 A segment is laid out as [prompt] [chosen] [rejected], so two numbers a slot say the whole rule, a window included:
 
@@ -16,7 +16,7 @@ programs write to one place: results are the same in every run.
 
 import dataclasses
 import functools
-import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,29 +25,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from janus_jax.model.attention import Slots
+from janus_jax.model.kernels import triton_programs as programs
+from janus_jax.model.kernels.heads import apart_reason, keys_of_queries
+from janus_jax.model.kernels.triton_programs import Tile
 from janus_jax.parallel.mesh import NOWHERE, Placement
 
 _HEAD_DIMS = (16, 32, 64, 128, 256)
 """Triton's arrays have powers of two, and a tensor core multiplies at least 16 at a time."""
-
-_LOWEST = -1e30
-"""The largest score so far before the first: finite, so that a query without keys has no inf - inf."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Tile:
-    """Scores that one program has at a time, and how Triton compiles the program.
-
-    Args:
-        queries, keys: height and width, powers of two from 16 on.
-        warps: warps of 32 threads; four make a warp group, which multiplies at least 64 queries.
-        stages: tiles of keys (for the gradients of keys: of queries) in shared memory at a time.
-    """
-
-    queries: int
-    keys: int
-    warps: int
-    stages: int
 
 
 class Tiles(NamedTuple):
@@ -58,8 +42,16 @@ class Tiles(NamedTuple):
     keys: Tile
 
 
-_HOPPER = Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2))
-_FLOAT32 = Tiles(Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1))
+_TILES = {
+    64: Tiles(Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)),
+    128: Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)),
+    256: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
+}
+"""Of bfloat16 on an H100 or H200, by the largest head_dim. With head_dim 128 they take 172, 198 and 255 registers of a
+thread, 4 bytes of which spill, and 129, 161 and 162 of 227 KiB of shared memory, as the compiler says."""
+
+_FLOAT32 = Tiles(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1))
+"""No tensor core multiplies float32: it is there to compare numbers, not to train."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +81,14 @@ class Triton:
         Args:
             slots: as the packer lays them: each segment, and each branch of it, in one piece.
         """
-        local = functools.partial(_local, self, window=window, group=q.shape[2] // k.shape[2], place=place)
+        kv_heads = k.shape[2]
+        local = functools.partial(
+            _local, self, window=window, group=q.shape[2] // kv_heads, kv_heads=kv_heads, place=place
+        )
         tokens = ("batch", "length")
         queries, keys = (*tokens, "q_heads", None), (*tokens, "kv_heads", None)
-        mapped = place.map(local, in_axes=(queries, keys, keys, Slots(tokens, tokens, tokens)), out_axes=queries)
-        return mapped(q, k, v, slots)
+        mapped = place.map(local, in_axes=(queries, keys, keys, tokens, tokens, tokens), out_axes=queries)
+        return mapped(q, k, v, *slots)
 
 
 def unsupported_reason(
@@ -106,42 +101,64 @@ def unsupported_reason(
     copies: int,
     longest: int,
     place: Placement = NOWHERE,
+    dtype: Any = jnp.bfloat16,
 ) -> str | None:
-    """Why `Triton` cannot compute this, for a user to read; None if it can. Any row length, window and prompts do."""
+    """Why `Triton` cannot compute this, for a user to read; None if it can.
+
+    Args:
+        row_length, window, copies, longest: any can be.
+        dtype: of queries, keys and values.
+    """
+    if place.mesh is not None and (reason := _device_reason(place.mesh.devices.flat[0])) is not None:
+        return reason
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
+        return f"activations are {jnp.dtype(dtype).name}, and the kernel takes bfloat16 and, slowly, float32"
     if head_dim not in _HEAD_DIMS:
         return f"head_dim {head_dim} is not {', '.join(map(str, _HEAD_DIMS[:-1]))} or {_HEAD_DIMS[-1]}"
-    if (place.device_kind or "").startswith("Tesla"):
-        return f"kernels of a {place.device_kind} multiply no bfloat16"
-    parts, q_shards, kv_shards = (place.shards(axis) for axis in ("length", "q_heads", "kv_heads"))
-    if parts > 1:
-        return f"rows are split over {parts} devices along their length; the kernel needs whole rows"
-    local, group = heads // q_shards, heads // kv_heads
-    apart = kv_shards > 1 and place.names("q_heads") != place.names("kv_heads")
-    if apart or (kv_shards == 1 and local % group and group % local):
-        return (
-            f"{heads} query heads on {q_shards} devices and {kv_heads} key heads on {kv_shards}: a device's queries "
-            "and keys do not belong together"
-        )
+    if (parts := place.shards("length")) > 1:
+        return f"a row is split over {parts} devices"
+    return apart_reason(heads, kv_heads, place)
+
+
+def _device_reason(device: Any) -> str | None:
+    if device.platform == "cpu":  # interpreted
+        return None
+    if device.platform not in ("gpu", "cuda"):
+        return f"devices are {device.platform}"
+    capability = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
+    if capability is None:
+        return f"{device.device_kind} is no NVIDIA GPU"
+    if int(capability[1]) < 8:
+        return f"{device.device_kind} has compute capability {capability[0]}, and bfloat16 needs 8.0 (Ampere)"
     return None
 
 
 def _local(
-    kernel: Triton, q: Array, k: Array, v: Array, slots: Slots, *, window: int | None, group: int, place: Placement
+    kernel: Triton,
+    q: Array,
+    k: Array,
+    v: Array,
+    *slots: Array,
+    window: int | None,
+    group: int,
+    kv_heads: int,
+    place: Placement,
 ) -> Array:
     """What one device does: its rows and heads."""
-    q_shards = place.shards("q_heads")
-    if q_shards > 1 and place.shards("kv_heads") == 1:  # all key heads are here, queries of some
-        at = jax.lax.axis_index(place.names("q_heads")) * q.shape[2] // group
-        count = max(1, q.shape[2] // group)
-        k, v = (jax.lax.dynamic_slice_in_dim(x, at, count, axis=2) for x in (k, v))
-    tiles = kernel.tiles or (_FLOAT32 if q.dtype == jnp.float32 else _HOPPER)
+    k, v = keys_of_queries(q, k, v, group=group, kv_heads=kv_heads, place=place)
+    tiles = kernel.tiles or _tiles(q.shape[3], q.dtype)
     length, unit = q.shape[1], max(max(tile.queries, tile.keys) for tile in tiles)
 
     def padded(x: Array) -> Array:
         return jnp.pad(x, [(0, 0), (0, -length % unit)] + [(0, 0)] * (x.ndim - 2))
 
     first, end = _limits(Slots(*map(padded, slots)), window)
-    return _attend(tiles, kernel.interpret, padded(q), padded(k), padded(v), first, end)[:, :length]
+    out: Any = _attend(tiles, kernel.interpret, padded(q), padded(k), padded(v), first, end)
+    return out[:, :length]
+
+
+def _tiles(head_dim: int, dtype: Any) -> Tiles:
+    return _FLOAT32 if dtype == jnp.float32 else next(_TILES[most] for most in _TILES if head_dim <= most)
 
 
 def _limits(slots: Slots, window: int | None) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
@@ -164,16 +181,7 @@ def _limits(slots: Slots, window: int | None) -> tuple[Int[Array, "B L"], Int[Ar
     return jnp.where(real, first, length), jnp.where(real, jnp.where(branch == 0, segment_end, run_end), 0)
 
 
-class _Rule(NamedTuple):
-    """What a kernel gets of the rule, in a program of a block of queries; in that of a block of keys the other way."""
-
-    order: Any  # [tiles] int32 blocks of keys: of whole tiles, then of mixed ones, then of idle ones
-    counts: Any  # [2] int32 whole tiles, whole and mixed ones
-    first: Any  # [block] int32
-    end: Any  # [L] int32
-
-
-def _rule(first: Array, end: Array, tile: Tile, *, by_keys: bool) -> _Rule:
+def _rule(first: Array, end: Array, tile: Tile, *, by_keys: bool) -> programs.Rule:
     """For all programs: lists and counts are [B, blocks, ...]."""
     rows, length = first.shape
     low, high = (f(first.reshape(rows, -1, 1, tile.queries), axis=3) for f in (jnp.min, jnp.max))
@@ -187,7 +195,7 @@ def _rule(first: Array, end: Array, tile: Tile, *, by_keys: bool) -> _Rule:
         whole, busy = whole.swapaxes(1, 2), busy.swapaxes(1, 2)
     order = jnp.argsort(jnp.where(whole, 0, jnp.where(busy, 1, 2)), axis=2, stable=True)
     counts = jnp.stack([jnp.sum(tiles, axis=2, dtype=jnp.int32) for tiles in (whole, busy)], axis=2)
-    return _Rule(order.astype(jnp.int32), counts, first, end)
+    return programs.Rule(order.astype(jnp.int32), counts, first, end)
 
 
 def _run(
@@ -241,16 +249,19 @@ def _run(
     def listed(count: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, None, count), lambda i, n, b: (b, own(i), 0))
 
-    rules = _Rule(listed(lists.order.shape[2]), listed(2), of_slots(not by_keys), of_slots(by_keys))
+    program = programs.Program(
+        tile, lambda: own(pl.program_id(0)), programs.power if interpret else programs.power_on_a_gpu
+    )
+    rules = programs.Rule(listed(lists.order.shape[2]), listed(2), of_slots(not by_keys), of_slots(by_keys))
     return pl.pallas_call(
-        functools.partial(kernel, tile=tile, own=lambda: own(pl.program_id(0))),
+        functools.partial(kernel, program=program),
         grid=(blocks, kv_heads if by_keys else heads, rows),
         in_specs=[rules, queries, keys, keys, *(queries if x.ndim == 4 else number for x in inputs[3:])],
         out_specs=[mine if x.ndim == 4 else my_number for x in outs],
         out_shape=outs,
         compiler_params=backend.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         interpret=interpret,
-        name=kernel.__name__.strip("_"),
+        name=kernel.__name__,
     )(lists, *inputs)
 
 
@@ -265,7 +276,7 @@ def _attend_forward(
     rows, length, heads, _ = q.shape
     lse = jax.ShapeDtypeStruct((rows, heads, length), jnp.float32)
     out = jax.ShapeDtypeStruct(q.shape, q.dtype)
-    out, lse = _run(_outputs, tiles.outputs, interpret, (first, end), (q, k, v), (out, lse))
+    out, lse = _run(programs.outputs, tiles.outputs, interpret, (first, end), (q, k, v), (out, lse))
     return out, (q, k, v, first, end, out, lse)
 
 
@@ -276,117 +287,9 @@ def _attend_backward(
     delta = jnp.sum(out.astype(jnp.float32) * gradient.astype(jnp.float32), axis=3).swapaxes(1, 2)
     inputs = q, k, v, gradient, lse, delta
     dq, dk, dv = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v))
-    (dq,) = _run(_query_gradients, tiles.queries, interpret, (first, end), inputs, (dq,))
-    dk, dv = _run(_key_gradients, tiles.keys, interpret, (first, end), inputs, (dk, dv), by_keys=True)
+    (dq,) = _run(programs.query_gradients, tiles.queries, interpret, (first, end), inputs, (dq,))
+    dk, dv = _run(programs.key_gradients, tiles.keys, interpret, (first, end), inputs, (dk, dv), by_keys=True)
     return dq, dk, dv, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
-
-
-def _outputs(rule: _Rule, q: Any, k: Any, v: Any, out: Any, lse: Any, *, tile: Tile, own: Callable[[], Array]) -> None:
-    q_tile, scale = q[...], _scale(q)
-    query, first = _slots(own(), tile.queries), rule.first[...]
-
-    def step(at: Array, carry: tuple[Array, Array, Array], masked: bool) -> tuple[Array, Array, Array]:
-        summed, top, total = carry
-        keys = _slice(at, tile.keys)
-        scores = _dot(q_tile, k[keys, :], 1, 1)
-        if masked:
-            scores = _masked(scores, first, query, rule.end[keys], _slots(at, tile.keys))
-        higher = jnp.maximum(top, jnp.max(scores, axis=1) * scale)
-        weights, shrink = jnp.exp2(scores * scale - higher[:, None]), jnp.exp2(top - higher)
-        summed = summed * shrink[:, None] + _dot(weights.astype(v.dtype), v[keys, :], 1, 0)
-        return summed, higher, total * shrink + jnp.sum(weights, axis=1)
-
-    nothing = _zeros(*q.shape), jnp.full(tile.queries, _LOWEST, jnp.float32), _zeros(tile.queries)
-    summed, top, total = _visit(rule, step, nothing)
-    some = jnp.where(total > 0, total, 1)
-    out[...] = (summed / some[:, None]).astype(out.dtype)
-    lse[...] = jnp.where(total > 0, top + jnp.log2(some), 0)
-
-
-def _query_gradients(
-    rule: _Rule, q: Any, k: Any, v: Any, gradient: Any, lse: Any, delta: Any, dq: Any, *, tile: Tile, own: Any
-) -> None:
-    q_tile, gradient_tile, scale = q[...], gradient[...], _scale(q)
-    query, first, lse_tile, delta_tile = _slots(own(), tile.queries), rule.first[...], lse[...], delta[...]
-
-    def step(at: Array, summed: Array, masked: bool) -> Array:
-        keys = _slice(at, tile.keys)
-        k_tile = k[keys, :]
-        scores = _dot(q_tile, k_tile, 1, 1)
-        if masked:
-            scores = _masked(scores, first, query, rule.end[keys], _slots(at, tile.keys))
-        weights = jnp.exp2(scores * scale - lse_tile[:, None])
-        pulled = weights * (_dot(gradient_tile, v[keys, :], 1, 1) - delta_tile[:, None])
-        return summed + _dot(pulled.astype(k.dtype), k_tile, 1, 0)
-
-    summed = _visit(rule, step, _zeros(*q.shape))
-    dq[...] = (summed * q.shape[1] ** -0.5).astype(dq.dtype)
-
-
-def _key_gradients(
-    rule: _Rule, q: Any, k: Any, v: Any, gradient: Any, lse: Any, delta: Any, dk: Any, dv: Any, *, tile: Tile, own: Any
-) -> None:
-    """Scores are transposed here, [keys, queries]: as weights they multiply queries without being turned."""
-    k_tile, v_tile, scale = k[...], v[...], _scale(k)
-    key, end = _slots(own(), tile.keys), rule.end[...]
-
-    def step(at: Array, carry: tuple[Array, Array], masked: bool, head: Array) -> tuple[Array, Array]:
-        k_sum, v_sum = carry
-        queries = _slice(at, tile.queries)
-        q_tile, gradient_tile = q[queries, head, :], gradient[queries, head, :]
-        scores = _dot(k_tile, q_tile, 1, 1)
-        if masked:
-            scores = _masked(scores, rule.first[queries], _slots(at, tile.queries), end, key, turned=True)
-        weights = jnp.exp2(scores * scale - lse[head, queries][None, :])
-        v_sum = v_sum + _dot(weights.astype(gradient.dtype), gradient_tile, 1, 0)
-        pulled = weights * (_dot(v_tile, gradient_tile, 1, 1) - delta[head, queries][None, :])
-        return k_sum + _dot(pulled.astype(q.dtype), q_tile, 1, 0), v_sum
-
-    def one_head(head: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        return _visit(rule, functools.partial(step, head=head), carry)
-
-    k_sum, v_sum = jax.lax.fori_loop(0, q.shape[1], one_head, (_zeros(*k.shape), _zeros(*v.shape)))
-    dk[...] = (k_sum * k.shape[1] ** -0.5).astype(dk.dtype)
-    dv[...] = v_sum.astype(dv.dtype)
-
-
-def _visit(rule: _Rule, step: Callable[..., Any], carry: Any) -> Any:
-    """`step(block, carry, masked)` for the whole tiles, then for the mixed ones."""
-    whole, busy = rule.counts[0], rule.counts[1]
-    carry = jax.lax.fori_loop(0, whole, lambda t, carry: step(rule.order[t], carry, masked=False), carry)
-    return jax.lax.fori_loop(whole, busy, lambda t, carry: step(rule.order[t], carry, masked=True), carry)
-
-
-def _masked(scores: Array, first: Array, query: Array, end: Array, key: Array, *, turned: bool = False) -> Array:
-    """Scores [queries, keys] where the rule lets a query see a key. `turned`: [keys, queries]."""
-    first, query = (jnp.expand_dims(x, 1 - turned) for x in (first, query))
-    end, key = (jnp.expand_dims(x, int(turned)) for x in (end, key))
-    return jnp.where((first <= key) & (key <= query) & (query < end), scores, -jnp.inf)
-
-
-def _dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
-    """Summed in float32; HIGHEST, lest factors in float32 are cut to 10 bits."""
-    dimensions = (((axis_a,), (axis_b,)), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
-
-
-def _scale(x: Any) -> float:
-    """Makes a product of a query and a key a score whose weight is a power of 2: GPUs have a unit for these."""
-    return x.shape[-1] ** -0.5 * math.log2(math.e)
-
-
-def _zeros(*shape: int) -> Array:
-    return jnp.zeros(shape, jnp.float32)
-
-
-def _slots(block: Array, size: int) -> Array:
-    return block * size + jnp.arange(size, dtype=jnp.int32)
-
-
-def _slice(block: Array, size: int) -> Any:
-    from jax.experimental import pallas as pl
-
-    return pl.ds(block * size, size)
