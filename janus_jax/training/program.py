@@ -132,6 +132,7 @@ def build_program(
     *,
     shared_slots: int,
     max_segments: int,
+    longest: int | None = None,
 ) -> Program:
     """The program of a run.
 
@@ -139,6 +140,7 @@ def build_program(
         model: with the objective's head.
         shared_slots: the most slots of shared prompts that a row has; only asked for where `choice.counts`.
         max_segments: the most segments that a row has, or may have.
+        longest: the most tokens of a prompt with one of its branches; None: batch.max_sequence_length.
     Raises:
         ConfigError: mesh or rules do not suit the model, or precision.attention asks for what cannot be.
     """
@@ -153,7 +155,7 @@ def build_program(
         model=model,
         dtype=jnp.dtype(config.precision.compute),
         row_length=config.batch.row_length,
-        longest=config.batch.max_sequence_length,
+        longest=longest or config.batch.max_sequence_length,
         copies=shared_slots,
         segments=max_segments,
         branches=objective.branches,

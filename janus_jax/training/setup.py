@@ -154,7 +154,8 @@ def prepare(config: RunConfig, past: Past | None = None) -> Setup:
     shared = max(loader.most_shared_slots() for loader in loaders) if counts("copies", wanted, place) else 0
     exactly = counts("segments", wanted, place)
     segments = max(loader.most_segments() if exactly else loader.max_segments for loader in loaders)
-    sizes = {"shared_slots": shared, "max_segments": segments}
+    longest = max(loader.longest_sequence() for loader in loaders) if exactly else None
+    sizes = {"shared_slots": shared, "max_segments": segments, "longest": longest}
     program = build_program(config, model, objective, mesh, rules, schedule, **sizes)
     _check_host_memory(config, model, program, loader)
     return Setup(

@@ -83,3 +83,10 @@ def test_the_limits_of_a_runs_rows_are_those_of_its_fullest_row(dataset):
     assert packed.most_segments() == max(batch.segment.max() for batch in batches) < packed.max_segments
     shared = [((batch.segment > 0) & (batch.branch == 0)).sum(1).max() for batch in batches]
     assert packed.most_shared_slots() == max(shared) > min(shared)
+    assert packed.longest_sequence() - 1 == max(batch.position.max() + 1 for batch in batches)  # EOS is not fed
+
+
+def test_a_sequence_that_is_fed_whole_is_as_long_as_its_tokens(dataset):
+    packed = PackedEpochs(dataset, SETTINGS, branches=2, head="value")
+    batches = [packed.read(packed.members(Position(0, step * packed.unit))) for step in range(packed.steps(0))]
+    assert packed.longest_sequence() == max(batch.position.max() + 1 for batch in batches)
