@@ -48,7 +48,7 @@ def main() -> None:
 
         print(report(arguments.report))
         return
-    everything = {stage.name: stage for stage in stages(_kernels(arguments.rehearse))}
+    everything = {stage.name: stage for stage in stages(_kernels(arguments.rehearse), rehearse=arguments.rehearse)}
     if arguments.stage is not None:
         stage = everything[arguments.stage]
         run_here(stage, arguments.attention, rehearse=arguments.rehearse, simulate=arguments.simulate)

@@ -63,7 +63,7 @@ def layouts(sizes: Sizes, rows: int) -> list[Layout]:
             shrink=sizes.shrink,
         )
         batch = batches(epochs, 1)[0]
-        made.append(Layout(name, batch, epochs.most_shared_slots(), epochs.max_segments, branches, sizes.longest))
+        made.append(Layout(name, batch, epochs.most_shared_slots(), epochs.most_segments(), branches, sizes.longest))
     return [*made, _one_segment(sizes.row_length, rows)]
 
 
@@ -93,7 +93,8 @@ def attend_with(name: str, layout: Layout, sizes: Sizes) -> tuple[Any, str]:
         row_length=sizes.row_length,
         longest=layout.longest,
         copies=layout.copies,
-        sequences=layout.segments * layout.branches,
+        segments=layout.segments,
+        branches=layout.branches,
         place=place,
     )
     try:

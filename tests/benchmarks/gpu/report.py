@@ -43,10 +43,12 @@ def _share(value: float | None) -> str:
 
 def _machine(results: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    text = f"{results['card'] or 'no NVIDIA GPU'}; Python {results['python']}; {versions}; {results['begun'][:10]}."
-    for card in _all(results, "card"):
-        text += f" Here a product of large matrices runs at {card['matmul_tflops']:.0f} TFLOP/s in bfloat16 and a copy"
-        text += f" moves {card['copy_tb_per_s']:.2f} TB/s."
+    seen = [card["device"] for card in _all(results, "card")]
+    card = results["card"] or ", ".join(seen) or "no GPU was seen"
+    text = f"{card}; Python {results['python']}; {versions}; {results['begun'][:10]}."
+    for one in _all(results, "card"):
+        text += f" Here a product of large matrices runs at {one['matmul_tflops']:.0f} TFLOP/s in bfloat16 and a copy"
+        text += f" moves {one['copy_tb_per_s']:.2f} TB/s."
     return f"A rehearsal on a CPU: its times say nothing. {text}" if results["rehearsal"] else text
 
 
@@ -93,10 +95,11 @@ def _steps(results: dict[str, Any]) -> str:
             _share(one["mfu"]),
             _number(one["peak_gib"], ".1f"),
             _number(one["compile_s"]),
+            _number(one["loss"], ".4f"),
         )
         for one in _all(results, "step")
     ]
-    head = ("step", "parameters", "settings", "attention", "tokens/s", "MFU", "peak GiB", "compile, s")
+    head = ("step", "parameters", "settings", "attention", "tokens/s", "MFU", "peak GiB", "compile, s", "first loss")
     return _table(head, rows) if rows else ""
 
 

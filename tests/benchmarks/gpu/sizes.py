@@ -103,7 +103,7 @@ REHEARSAL = Sizes(
     repeats=2,
     matrix=128,
     steps=2,
-    kernels=("splash",),
+    kernels=("triton", "splash"),
     cases={
         "sft-2b": StepCase(_TINY, "sft", 128, 110, _TINY_SETTINGS, _TINY_SETTINGS),
         "dpo-2b": StepCase(_TINY, "dpo", 256, 200, _TINY_SETTINGS, _TINY_SETTINGS),

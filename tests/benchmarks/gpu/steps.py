@@ -80,7 +80,7 @@ def build(config: RunConfig, shrink: int = 1) -> Step:
         meshes.merge_rules(config.sharding),
         build_schedule(config, 100),
         shared_slots=epochs.most_shared_slots(),
-        max_segments=epochs.max_segments,
+        max_segments=epochs.most_segments(),
     )
     return Step(config, model, epochs, program)
 
