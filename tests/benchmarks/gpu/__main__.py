@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=460.0, help="seconds for everything (default: 460)")
     parser.add_argument("--stages", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes on the CPU")
+    parser.add_argument("--attention", metavar="NAME", help="what steps use (default: the quickest equal kernel)")
     parser.add_argument(
         "--fail",
         action="append",
@@ -40,7 +41,6 @@ def main() -> None:
     )
     parser.add_argument("--report", type=Path, metavar="DIR", help="print the table of a finished run and stop")
     parser.add_argument("--stage", help=argparse.SUPPRESS)  # what this program calls itself with
-    parser.add_argument("--attention", default="", help=argparse.SUPPRESS)
     parser.add_argument("--simulate", choices=_FAILURES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.report is not None:
@@ -51,7 +51,7 @@ def main() -> None:
     everything = {stage.name: stage for stage in stages(_kernels(arguments.rehearse), rehearse=arguments.rehearse)}
     if arguments.stage is not None:
         stage = everything[arguments.stage]
-        run_here(stage, arguments.attention, rehearse=arguments.rehearse, simulate=arguments.simulate)
+        run_here(stage, arguments.attention or "", rehearse=arguments.rehearse, simulate=arguments.simulate)
         return
     if arguments.out is None:
         parser.error("give --out DIR or --report DIR")
@@ -70,6 +70,7 @@ def main() -> None:
         budget_s=lambda: arguments.budget - (time.monotonic() - begun),
         rehearse=arguments.rehearse,
         failures=failures,
+        attention=arguments.attention,
     )
     results.facts["seconds"] = round(time.monotonic() - begun, 1)
     results.write()

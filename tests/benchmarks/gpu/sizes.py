@@ -65,6 +65,7 @@ _PAIRS, _PAIRS_LARGE = (
     for settings in (_FLOAT32, _FLOAT32_LARGE)
 )
 _7B_SETTINGS = (
+    Setting(2, "full", bfloat16_weights=True, moments="bfloat16"),
     Setting(1, "full", bfloat16_weights=True, moments="bfloat16"),
     Setting(1, "full", bfloat16_weights=True, moments="bfloat16", model=(("num_layers", 24),)),
 )

@@ -1,8 +1,11 @@
 """The stages in order, the processes that run them, and which attention the steps get."""
 
+import atexit
 import dataclasses
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +48,7 @@ def stages(kernels: tuple[str, ...], *, rehearse: bool) -> list[Stage]:
         Stage("kernel-torch", "torch_kernel", 60, needs=_TORCH),
         Stage("sft-2b", "step", 110, "sft-2b", "best"),
         Stage("dpo-2b", "step", 110, "dpo-2b", "best"),
-        Stage("sft-7b", "step", 150, "sft-7b", "best"),
+        Stage("sft-7b", "step", 170, "sft-7b", "best"),
         Stage("torch-sft-2b", "torch_step", 90, "sft-2b", "varlen", _TRL),
         Stage("torch-dpo-2b", "torch_step", 90, "dpo-2b", "sdpa", _TRL),
         Stage("dpo-2b-plain", "step", 90, "dpo-2b", PLAIN),
@@ -58,33 +61,42 @@ def stages(kernels: tuple[str, ...], *, rehearse: bool) -> list[Stage]:
 
 
 def run_all(
-    results: Results, chosen: list[Stage], *, budget_s: Callable[[], float], rehearse: bool, failures: dict[str, str]
+    results: Results,
+    chosen: list[Stage],
+    *,
+    budget_s: Callable[[], float],
+    rehearse: bool,
+    failures: dict[str, str],
+    attention: str | None,
 ) -> None:
     """Runs the stages one after another. Those that there is no time for, and those that have no kernel, are listed.
 
     Args:
         budget_s: seconds that are left.
         failures: stage -> how it fails on purpose.
+        attention: what steps get in the place of the quickest kernel.
     """
+    compiled = tempfile.mkdtemp(prefix="janus_jax_gpu_compiled_")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
     for stage in chosen:
-        attention = attention_of(stage, results)
+        wanted = attention if attention and stage.attention == "best" else attention_of(stage, results)
         reason = None
-        if attention is None:
+        if wanted is None:
             reason = "no second kernel is equal to plain JAX on these rows"
         elif budget_s() < LEAST_S:
             reason = "no time is left for it"
-        if reason is not None or attention is None:
+        if reason is not None or wanted is None:
             results.stages.append({"name": stage.name, "state": "skipped", "reason": reason, "measurements": []})
             results.write()
             continue
-        command = [sys.executable, "-m", "tests.benchmarks.gpu", "--stage", stage.name, "--attention", attention]
+        command = [sys.executable, "-m", "tests.benchmarks.gpu", "--stage", stage.name, "--attention", wanted]
         command += ["--rehearse"] if rehearse else []
         command += ["--simulate", failures[stage.name]] if stage.name in failures else []
         limit = min(stage.limit_s * (3 if rehearse else 1), budget_s())
         if failures.get(stage.name) == "hang":
             limit = min(limit, 5.0)
-        print(f"{stage.name} {attention}, at most {limit:.0f} s", flush=True)
-        run_stage(results, stage.name, command, limit_s=limit, environment=environment(stage, rehearse))
+        print(f"{stage.name} {wanted}, at most {limit:.0f} s", flush=True)
+        run_stage(results, stage.name, command, limit_s=limit, environment=environment(stage, rehearse, compiled))
         last = results.stages[-1]
         print(f"  {last['state']} in {last['seconds']} s {last.get('reason', '')}", flush=True)
 
@@ -92,7 +104,8 @@ def run_all(
 def attention_of(stage: Stage, results: Results) -> str | None:
     """The attention that a step's stage gets; None: it asks for a kernel that is not there.
 
-    `best` is the quickest kernel that is equal to plain JAX on the rows of the step, plain JAX if none is.
+    `best` are the kernels that are equal to plain JAX on the rows of the step, quickest first, then plain JAX: a step
+    takes the first that works.
     """
     if stage.attention not in ("best", "second"):
         return stage.attention
@@ -102,17 +115,24 @@ def attention_of(stage: Stage, results: Results) -> str | None:
         for one in results.measurements("kernel")
         if one["rows"] == rows and one["kernel"] not in (PLAIN, "torch")
     }
-    ranked: list[str | None] = [*sorted(times, key=lambda name: times[name])]
+    ranked = sorted(times, key=lambda name: times[name])
     if stage.attention == "best":
-        return ranked[0] if ranked else PLAIN
+        return ",".join([*ranked, PLAIN])
     return ranked[1] if len(ranked) > 1 else None
 
 
-def environment(stage: Stage, rehearse: bool) -> dict[str, str]:
-    """Of a stage's process: JAX stays away from a card that torch uses."""
+def environment(stage: Stage, rehearse: bool, compiled: str) -> dict[str, str]:
+    """Of a stage's process: JAX stays away from a card that torch uses.
+
+    Args:
+        compiled: directory in which stages find what earlier ones compiled.
+    """
     here = dict(os.environ)
+    here.setdefault("JAX_COMPILATION_CACHE_DIR", compiled)
+    here.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
     here.setdefault("PYTHONUNBUFFERED", "1")
-    here.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")  # 0.75 would leave a fifth of the card unused
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in here:  # its old name; JAX refuses both
+        here.setdefault("XLA_CLIENT_MEM_FRACTION", "0.9")  # as runs do; JAX's 0.75 leaves much of a card unused
     here.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     here["TOKENIZERS_PARALLELISM"], here["HF_HUB_OFFLINE"] = "false", "1"
     if rehearse or stage.kind.startswith("torch"):

@@ -57,7 +57,11 @@ def run_stage(results: Results, name: str, command: list[str], *, limit_s: float
             tail.append(text)
             del tail[:-_TAIL]
             return
-        one = json.loads(text.removeprefix(MARK))
+        try:
+            one = json.loads(text.removeprefix(MARK))
+        except ValueError:  # cut off, or another line in the middle
+            tail.append(text)
+            return
         if one["what"] in ("failed", "skipped"):
             stage.update(state=one.pop("what"), **one)
         else:

@@ -73,7 +73,7 @@ def test_the_steps_get_the_quickest_equal_kernel(tmp_path):
         for subject in ("sft-2b", "dpo-2b")
         for wanted in ("best", "second", "reference")
     }
-    assert list(attention.values()) == ["b", "a", "reference", "b", None, "reference"]
+    assert list(attention.values()) == ["b,a,reference", "a", "reference", "b,reference", None, "reference"]
     assert attention_of(Stage("any", "step", 1, "dpo-2b", "best"), Results(tmp_path, {}, [])) == "reference"
 
 
