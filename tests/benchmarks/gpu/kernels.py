@@ -63,7 +63,8 @@ def layouts(sizes: Sizes, rows: int) -> list[Layout]:
             shrink=sizes.shrink,
         )
         batch = batches(epochs, 1)[0]
-        made.append(Layout(name, batch, epochs.most_shared_slots(), epochs.most_segments(), branches, sizes.longest))
+        limits = (epochs.most_shared_slots(), epochs.most_segments(), branches, epochs.longest_sequence())
+        made.append(Layout(name, batch, *limits))
     return [*made, _one_segment(sizes.row_length, rows)]
 
 

@@ -82,6 +82,7 @@ def build(config: RunConfig, shrink: int = 1) -> Step:
         build_schedule(config, 100),
         shared_slots=epochs.most_shared_slots(),
         max_segments=epochs.most_segments(),
+        longest=epochs.longest_sequence(),
     )
     return Step(config, model, epochs, program)
 
