@@ -292,9 +292,9 @@ class PrecisionSection(Section):
 
     compute: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of activations."""
-    attention: Literal["auto", "splash", "reference"] = "auto"
-    """auto: the splash kernel on TPUs where rows and window allow it, plain JAX elsewhere. splash: the kernel, or an
-    error where it cannot run. reference: plain JAX."""
+    attention: Literal["auto", "splash", "cudnn", "triton", "reference"] = "auto"
+    """auto: the first kernel that can run (splash on TPUs; cudnn, then triton on NVIDIA GPUs), plain JAX elsewhere.
+    splash, cudnn, triton: this kernel, or an error where it cannot run. reference: plain JAX."""
 
 
 class EvalSection(Section):

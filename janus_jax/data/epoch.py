@@ -213,8 +213,19 @@ class PackedEpochs:
         if self.form.branches < 2 or not self.form.share_prompts:
             return 0
         shared = self.fitted.lengths[:, 0] - 1
-        rows = (row for epoch in range(max(1, self.epochs)) for step in self._packed(epoch) for row in step)
-        return max((int(shared[row].sum()) for row in rows), default=0)
+        return max((int(shared[row].sum()) for row in self._rows_of_run()), default=0)
+
+    def most_segments(self) -> int:
+        """The most segments in any row of the run; `max_segments` or fewer."""
+        return max((len(row) for row in self._rows_of_run()), default=0)
+
+    def longest_sequence(self) -> int:
+        """The most tokens of a prompt with one of its branches; `max_sequence_length` or fewer."""
+        lengths = self.fitted.lengths
+        return int((lengths[:, 0] + lengths[:, 1:].max(1)).max())
+
+    def _rows_of_run(self) -> Iterator[np.ndarray]:
+        return (row for epoch in range(max(1, self.epochs)) for step in self._packed(epoch) for row in step)
 
     def after(self, position: Position) -> Position:
         """The position of the batch after the one at `position`."""

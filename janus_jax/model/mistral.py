@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int
 from janus_jax.model import head
 from janus_jax.model.attention import Slots, attention
 from janus_jax.model.config import ModelConfig
+from janus_jax.model.kernels import Kernel
 from janus_jax.model.remat_scan import rematerialized
-from janus_jax.model.splash import Splash, splash_attention
 from janus_jax.model.vocabulary import embed
 from janus_jax.parallel.mesh import NOWHERE, Placement
 
@@ -65,7 +65,7 @@ class Compute:
     dtype: Any = jnp.bfloat16
     remat: Remat = "none"
     place: Placement = NOWHERE
-    splash: Splash | None = None  # the kernel for TPUs; None: the rule in plain JAX
+    kernel: Kernel | None = None  # how attention is computed; None: the rule in plain JAX
 
 
 class Attention(nnx.Module):
@@ -86,13 +86,12 @@ class Attention(nnx.Module):
         with jax.named_scope("attention"):
             q = rotary(heads(self.q, "q_heads"), slots.position, config.rope_theta)
             k = rotary(heads(self.k, "kv_heads"), slots.position, config.rope_theta)
-            v, window, kernel = heads(self.v, "kv_heads"), config.sliding_window, compute.splash
+            v, window, kernel = heads(self.v, "kv_heads"), config.sliding_window, compute.kernel
             if kernel is None:
                 shards = compute.place.shards("batch", "kv_heads")
                 out = attention(q, k, v, slots, window=window, shards=shards)
             else:
-                options = dataclasses.asdict(kernel)
-                out = splash_attention(q, k, v, slots, window=window, place=compute.place, **options)
+                out = kernel(q, k, v, slots, window=window, place=compute.place)
             out = compute.place.constrain(out, ("batch", "length", "q_heads", "head_dim"))
             return jnp.einsum("blnh,nhd->bld", out, self.o[...].astype(x.dtype))
 

@@ -221,9 +221,9 @@ def program_of(config: RunConfig, inputs: Inputs, mesh: Any) -> Program:
     rules = meshes.merge_rules(config.sharding)
     check_rows(config, inputs, mesh, rules)
     schedule = build_schedule(config, inputs.total_steps)
-    return build_program(
-        config, inputs.model, inputs.objective, mesh, rules, schedule, shared_slots=inputs.shared_slots
-    )
+    segments = max(inputs.shape.max_segments, inputs.held_out_segments or 0)
+    sizes = {"shared_slots": inputs.shared_slots, "max_segments": segments}
+    return build_program(config, inputs.model, inputs.objective, mesh, rules, schedule, **sizes)
 
 
 def _arguments(program: Program, inputs: Inputs) -> tuple[Any, Any]:

@@ -14,8 +14,8 @@ from janus_jax.config.run import RunConfig
 from janus_jax.data.loader import batch_shardings
 from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig
+from janus_jax.model.kernels.choice import Need, choose
 from janus_jax.model.mistral import ACTIVATION_AXES, Compute, param_specs
-from janus_jax.model.splash import Splash, unsupported_reason
 from janus_jax.objectives import Objective
 from janus_jax.parallel import mesh as meshes
 from janus_jax.training.optimizer import AdamW, Rates, Schedule
@@ -131,12 +131,16 @@ def build_program(
     schedule: Rates,
     *,
     shared_slots: int,
+    max_segments: int,
+    longest: int | None = None,
 ) -> Program:
     """The program of a run.
 
     Args:
         model: with the objective's head.
-        shared_slots: the most slots of shared prompts that a row has; only asked for where `wants_splash`.
+        shared_slots: the most slots of shared prompts that a row has; only asked for where `choice.counts`.
+        max_segments: the most segments that a row has, or may have.
+        longest: the most tokens of a prompt with one of its branches; None: batch.max_sequence_length.
     Raises:
         ConfigError: mesh or rules do not suit the model, or precision.attention asks for what cannot be.
     """
@@ -147,12 +151,22 @@ def build_program(
         meshes.partition_spec(axes, rules)
     _check_length(config, mesh, rules)
     place = meshes.Placement(mesh, rules)
-    splash, attention = _choose_attention(config, model, place, shared_slots)
+    need = Need(
+        model=model,
+        dtype=jnp.dtype(config.precision.compute),
+        row_length=config.batch.row_length,
+        longest=longest or config.batch.max_sequence_length,
+        copies=shared_slots,
+        segments=max_segments,
+        branches=objective.branches,
+        place=place,
+    )
+    kernel, attention = choose(config.precision.attention, need)
     adamw = AdamW(**config.optimizer.model_dump(exclude={"name"}))
     functions = StepFunctions(
         model=model,
         objective=objective,
-        compute=Compute(dtype=jnp.dtype(config.precision.compute), remat=config.remat, place=place, splash=splash),
+        compute=Compute(dtype=need.dtype, remat=config.remat, place=place, kernel=kernel),
         transformation=adamw.transformation(schedule, specs),
         clip_norm=adamw.clip_norm,
     )
@@ -165,39 +179,6 @@ def build_program(
         transform_non_params=lambda _: NamedSharding(mesh, PartitionSpec()),
     )
     return Program(functions, mesh, rules, dtype, TrainState(shardings, optimizer), attention)
-
-
-def wants_splash(config: RunConfig, mesh: Mesh) -> bool:
-    """Whether attention is the kernel's, if it can be: by the platform of the mesh, which may be none of this host."""
-    wanted = config.precision.attention
-    return wanted == "splash" or (wanted == "auto" and meshes.Placement(mesh).platform == "tpu")
-
-
-def _choose_attention(
-    config: RunConfig, model: ModelConfig, place: meshes.Placement, copies: int
-) -> tuple[Splash | None, str]:
-    wanted = config.precision.attention
-    assert place.mesh is not None
-    if not wants_splash(config, place.mesh):
-        reason = "precision.attention" if wanted == "reference" else f"devices are {place.platform}"
-        return None, f"plain JAX ({reason})"
-    reason = unsupported_reason(
-        row_length=config.batch.row_length,
-        heads=model.num_heads,
-        kv_heads=model.num_kv_heads,
-        head_dim=model.head_dim,
-        window=model.sliding_window,
-        copies=copies,
-        longest=config.batch.max_sequence_length,
-        place=place,
-    )
-    if reason is not None and wanted == "splash":
-        raise ConfigError(f"precision.attention=splash: cannot be: {reason}; allowed: auto, reference")
-    if reason is not None:
-        return None, f"plain JAX ({reason})"
-    interpret = place.platform != "tpu"
-    how = "splash kernel, interpreted" if interpret else "splash kernel"
-    return Splash(copies, interpret), f"{how}, {copies:,} copies of shared prompt slots" if copies else how
 
 
 def _param_shapes(functions: StepFunctions, dtype: Any) -> Any:

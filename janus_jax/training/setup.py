@@ -15,6 +15,7 @@ from janus_jax.data.from_config import batch_settings, eval_batch_settings, open
 from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError, named
 from janus_jax.model.config import ModelConfig
+from janus_jax.model.kernels.choice import counts
 from janus_jax.model.mistral import Params, init_params, param_specs
 from janus_jax.objectives import Objective, build_objective
 from janus_jax.parallel import mesh as meshes
@@ -22,7 +23,7 @@ from janus_jax.parallel.host_memory import require_host_memory
 from janus_jax.storage import staging
 from janus_jax.training.course import Course, Past, course_of
 from janus_jax.training.optimizer import Rates
-from janus_jax.training.program import Program, build_program, wants_splash
+from janus_jax.training.program import Program, build_program
 from janus_jax.training.same_tokenizer import (
     check_vocabulary,
     require_same_held_out,
@@ -162,8 +163,13 @@ def prepare(config: RunConfig, past: Past | None = None) -> Setup:
     course = course_of(config, loader, past)
     schedule = course.rates(config)
     loaders = [loader] if eval_loader is None else [loader, eval_loader]
-    shared = max(loader.most_shared_slots() for loader in loaders) if wants_splash(config, mesh) else 0
-    program = build_program(config, model, objective, mesh, rules, schedule, shared_slots=shared)
+    wanted, place = config.precision.attention, meshes.Placement(mesh)
+    shared = max(loader.most_shared_slots() for loader in loaders) if counts("copies", wanted, place) else 0
+    exactly = counts("segments", wanted, place)
+    segments = max(loader.most_segments() if exactly else loader.max_segments for loader in loaders)
+    longest = max(loader.longest_sequence() for loader in loaders) if exactly else None
+    sizes = {"shared_slots": shared, "max_segments": segments, "longest": longest}
+    program = build_program(config, model, objective, mesh, rules, schedule, **sizes)
     _check_host_memory(config, model, program, loader)
     return Setup(
         config=config,

@@ -5,8 +5,8 @@
 
 One layer of Mistral-7B (32 query heads, 8 key heads of 128, bfloat16), one row a chip on four chips, output and the
 gradients of q, k and v. Nothing runs: this says what compiles and what memory it takes, not how quick or how exact it
-is. `rule` is model/attention.py, `splash` is model/splash.py. tokamax's dot_product_attention takes the whole mask as
-an array, its splash kernel the same copies and ids as ours.
+is. `rule` is model/attention.py, `splash` is model/kernels/splash.py. tokamax's dot_product_attention takes the whole
+mask as an array, its splash kernel the same copies and ids as ours.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from jax.experimental import topologies  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from janus_jax.model import splash  # noqa: E402
 from janus_jax.model.attention import Slots, attention, visible  # noqa: E402
+from janus_jax.model.kernels import splash  # noqa: E402
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, Placement, build_mesh  # noqa: E402
 
 HEADS, KV_HEADS, HEAD_DIM, CHIPS = 32, 8, 128, 4

@@ -70,3 +70,23 @@ def test_no_pair_is_read_to_be_compared_if_no_two_responses_are_equally_long(tmp
     dataset = TokenizedDataset(write_dataset(tmp_path / "d", {"train": examples}, kind="dpo"), "train")
     monkeypatch.setattr(dataset, "read", lambda indices: pytest.fail() if len(indices) else [])
     assert len(PackedEpochs(dataset, SETTINGS, branches=2).fitted.index) == 9
+
+
+def test_the_limits_of_a_runs_rows_are_those_of_its_fullest_row(dataset):
+    """Of all epochs: each packs other rows."""
+    packed = PackedEpochs(dataset, SETTINGS, branches=2, epochs=3)
+    batches = [
+        packed.read(packed.members(Position(epoch, step * packed.unit)))
+        for epoch in range(3)
+        for step in range(packed.steps(epoch))
+    ]
+    assert packed.most_segments() == max(batch.segment.max() for batch in batches) < packed.max_segments
+    shared = [((batch.segment > 0) & (batch.branch == 0)).sum(1).max() for batch in batches]
+    assert packed.most_shared_slots() == max(shared) > min(shared)
+    assert packed.longest_sequence() - 1 == max(batch.position.max() + 1 for batch in batches)  # EOS is not fed
+
+
+def test_a_sequence_that_is_fed_whole_is_as_long_as_its_tokens(dataset):
+    packed = PackedEpochs(dataset, SETTINGS, branches=2, head="value")
+    batches = [packed.read(packed.members(Position(0, step * packed.unit))) for step in range(packed.steps(0))]
+    assert packed.longest_sequence() == max(batch.position.max() + 1 for batch in batches)

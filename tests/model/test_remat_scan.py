@@ -10,9 +10,10 @@ import pytest
 from janus_jax.data.rows import RowFormat, pack
 from janus_jax.model import mistral
 from janus_jax.model.attention import Slots
+from janus_jax.model.kernels.cudnn import Cudnn
+from janus_jax.model.kernels.splash import Splash
 from janus_jax.model.mistral import Compute, hidden_states, init_params, param_specs
 from janus_jax.model.remat_scan import rematerialized
-from janus_jax.model.splash import Splash
 from janus_jax.objectives.dpo import DPO
 from janus_jax.objectives.reward import RewardModel
 from janus_jax.objectives.sft import SFT
@@ -25,6 +26,7 @@ from janus_jax.parallel.mesh import (
     build_mesh,
     param_shardings,
 )
+from tests.support.cudnn import packed_attention
 from tests.support.packed import ROW_LENGTH, in_microbatches, rows_of, step_functions, with_reference
 from tests.support.tolerances import assert_within
 from tests.support.training_examples import TINY, random_examples
@@ -120,20 +122,29 @@ def test_gradients_have_the_dtype_of_the_parameters(kept, compute, by_jax):
     assert_within(found, expected)
 
 
-def test_the_kernel_for_tpus_runs_in_the_backward_loop(by_jax):
-    """On a mesh, where it is a program of its own on each device; its steps are constants of the loop's body."""
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        Splash(copies=ROW_LENGTH, interpret=True),
+        Cudnn(copies=ROW_LENGTH, sequences=8, longest=ROW_LENGTH, packed=packed_attention),
+    ],
+    ids=["splash", "cudnn"],
+)
+def test_kernels_run_in_the_backward_loop(by_jax, kernel):
+    """On a mesh, where each is a program of its own on each device; splash's steps are constants of the loop's body."""
     config = dataclasses.replace(DEEP, num_heads=2, num_kv_heads=2, head_dim=64)
     place = Placement(build_mesh(MeshShape(2, 2, 2, 1)), DEFAULT_RULES)
     examples = random_examples(8, pairs=True, seed=3)
     batch = in_microbatches(with_reference(pack(rows_of(examples, 4), row_length=ROW_LENGTH, max_segments=4)))
     shardings = param_shardings(param_specs(config), place.mesh, DEFAULT_RULES)
     params = jax.device_put(init_params(config, jax.random.key(0)), shardings)
-    compute = Compute(dtype="float32", remat="full", place=place, splash=Splash(copies=ROW_LENGTH, interpret=True))
+    compute = Compute(dtype="float32", remat="full", place=place, kernel=kernel)
 
-    def gradients():
+    def gradients(compute=compute):
         return jax.jit(step_functions(DPO(), config, compute).gradients)(params, batch)
 
     assert_within(gradients(), by_jax(gradients))
+    assert_within(gradients(), gradients(dataclasses.replace(compute, kernel=None)))
 
 
 def test_without_gradients_it_is_a_plain_scan():

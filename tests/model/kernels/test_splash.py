@@ -9,27 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus_jax.data.example import Example
-from janus_jax.data.rows import RowFormat, pack
-from janus_jax.model import splash
 from janus_jax.model.attention import Slots, attention, visible
-from janus_jax.model.splash import splash_attention, unsupported_reason
+from janus_jax.model.kernels import splash
+from janus_jax.model.kernels.splash import splash_attention, unsupported_reason
 from janus_jax.parallel.mesh import DEFAULT_RULES, NOWHERE, MeshShape, Placement, build_mesh, merge_rules
+from tests.support import attention_rows
+from tests.support.attention_rows import APART, PAIRS, REWARD
 from tests.support.tolerances import float32_bound
 
 LENGTH, COPIES, HEAD_DIM = 384, 128, 128  # three blocks of queries, four of keys
-PAIRS, APART, REWARD = (RowFormat("lm", 2), RowFormat("lm", 2, share_prompts=False), RowFormat("value", 2))
 
-
-def layout_of(rows, form, length=LENGTH):
-    """Rows as lists of (tokens of prompt, chosen, rejected or None), laid by the packer."""
-
-    def ids(size):
-        return np.zeros(size, np.int32)
-
-    examples = [[Example(ids(p), ids(c), None if r is None else ids(r)) for p, c, r in row] for row in rows]
-    batch = pack(examples, row_length=length, max_segments=64, form=form)
-    return Slots(batch.segment, batch.branch, batch.position)
+layout_of = functools.partial(attention_rows.layout_of, length=LENGTH)
 
 
 def gradients(window, copies, place=NOWHERE):
@@ -157,7 +147,7 @@ def test_rows_heads_and_length_on_a_mesh_change_nothing(shape, heads, window, ov
 def test_a_block_is_computed_where_the_rule_lets_a_query_see_a_key_of_it_and_nowhere_else():
     """Of a full row: padding sees padding, which the rule does not say."""
     length, block, copies = 512, 128, 256
-    layout = layout_of([[(129, 100, 156), (65, 30, 34)]], PAIRS, length)
+    layout = layout_of([[(129, 100, 156), (65, 30, 34)]], PAIRS, length=length)
     assert (layout.segment > 0).all()
     layout = Slots(*map(jnp.asarray, layout))
     seen = np.asarray(visible(layout, layout, None))[0]

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from janus_jax.model.attention import Slots
+from janus_jax.model.kernels.heads import apart_reason, keys_of_queries
 from janus_jax.parallel.mesh import NOWHERE, Placement
 
 LANES = 128
@@ -35,10 +36,16 @@ _NOBODY = -1
 
 @dataclasses.dataclass(frozen=True)
 class Splash:
-    """How a program uses the kernel: see `splash_attention`."""
+    """The kernel as a program uses it; `splash_attention` says what the fields are."""
 
     copies: int
     interpret: bool = False
+
+    def __call__(
+        self, q: Array, k: Array, v: Array, slots: Slots, *, window: int | None, place: Placement = NOWHERE
+    ) -> Array:
+        """See `Kernel`."""
+        return splash_attention(q, k, v, slots, window=window, place=place, **dataclasses.asdict(self))
 
 
 def unsupported_reason(
@@ -59,7 +66,7 @@ def unsupported_reason(
     """
     if place.device_kind in ("TPU v2", "TPU v3"):
         return f"kernels of a {place.device_kind} multiply no bfloat16"
-    parts, q_shards, kv_shards = (place.shards(axis) for axis in ("length", "q_heads", "kv_heads"))
+    parts = place.shards("length")
     if row_length % (LANES * parts):
         return f"rows of {row_length} slots are no multiple of {LANES * parts} ({LANES} on each of {parts} devices)"
     if head_dim % (LANES // 2):
@@ -69,14 +76,7 @@ def unsupported_reason(
             f"a window of {window} is shorter than the longest sequence, {longest}, and a rejected branch stands "
             "farther from its shared prompt in the row than in its own sequence"
         )
-    local, group = heads // q_shards, heads // kv_heads
-    apart = kv_shards > 1 and place.names("q_heads") != place.names("kv_heads")
-    if apart or (kv_shards == 1 and local % group and group % local):
-        return (
-            f"{heads} query heads on {q_shards} devices and {kv_heads} key heads on {kv_shards}: a device's queries "
-            "and keys do not belong together"
-        )
-    return None
+    return apart_reason(heads, kv_heads, place)
 
 
 def splash_attention(
@@ -143,10 +143,7 @@ def _local(
     if place.shards("length") > 1:  # here and not by the mesh: transposed it sums and scatters at once
         whole = functools.partial(jax.lax.all_gather, axis_name=place.names("length"), axis=1, tiled=True)
         k, v, segment, branch = whole(k), whole(v), whole(segment), whole(branch)
-    if k.shape[2] == kv_heads and place.shards("q_heads") > 1:  # all key heads are here, queries of some
-        first = jax.lax.axis_index(place.names("q_heads")) * q.shape[2] // group
-        count = max(1, q.shape[2] // group)
-        k, v = (jax.lax.dynamic_slice_in_dim(x, first, count, axis=2) for x in (k, v))
+    k, v = keys_of_queries(q, k, v, group=group, kv_heads=kv_heads, place=place)
     key_ids = _ids(segment, branch)
     if copies:
         taken, rank, copy_ids, enough = _copies(segment, branch, copies)

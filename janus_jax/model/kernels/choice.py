@@ -1,0 +1,156 @@
+"""Which kernel computes attention: the platform of the mesh's devices names candidates, the first that can be is taken.
+
+The devices may be none of this host: a plan compiles for others. A kernel that is to run here must first give what
+plain JAX gives, on one device of each process.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from janus_jax.errors import ConfigError
+from janus_jax.model.config import ModelConfig
+from janus_jax.model.kernels import Kernel, cudnn, proof, splash, triton
+from janus_jax.model.kernels.heads import heads_of_a_device
+from janus_jax.parallel import processes
+from janus_jax.parallel.mesh import NOWHERE, Placement
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """What a run's attention is computed on."""
+
+    model: ModelConfig
+    dtype: Any
+    """Of q, k and v."""
+    row_length: int
+    longest: int
+    """Tokens of the longest sequence, a prompt with one of its branches."""
+    copies: int
+    """The most slots of shared prompts that a row has; only asked for where `counts` says so."""
+    segments: int
+    """The most segments that a row has."""
+    branches: int
+    """The most branches that a segment has."""
+    place: Placement = NOWHERE
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The arguments that every kernel's `unsupported_reason` takes."""
+        return {
+            "row_length": self.row_length,
+            "heads": self.model.num_heads,
+            "kv_heads": self.model.num_kv_heads,
+            "head_dim": self.model.head_dim,
+            "window": self.model.sliding_window,
+            "copies": self.copies,
+            "longest": self.longest,
+            "place": self.place,
+        }
+
+    @property
+    def on_a_device(self) -> proof.Shape:
+        """What one device computes of it, of rows that are long enough."""
+        row_length = min(self.row_length, proof.LONGEST_ROW)
+        heads, kv_heads = heads_of_a_device(self.model.num_heads, self.model.num_kv_heads, self.place)
+        return proof.Shape(
+            row_length=row_length,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=self.model.head_dim,
+            window=self.model.sliding_window,
+            dtype=self.dtype,
+            longest=min(self.longest, row_length),
+            segments=self.segments,
+            copies=self.copies,
+            branches=self.branches,
+        )
+
+
+Candidate = tuple[Kernel, str] | str
+"""A kernel and what a user reads of it, or why it cannot be."""
+
+
+def _splash(need: Need) -> Candidate:
+    interpret = need.place.platform != "tpu"
+    how = "splash kernel, interpreted" if interpret else "splash kernel"
+    copied = f"{how}, {need.copies:,} copies of shared prompt slots"
+    kernel = splash.Splash(need.copies, interpret), copied if need.copies else how
+    return splash.unsupported_reason(**need.sizes) or kernel
+
+
+def _cudnn(need: Need) -> Candidate:
+    kernel = cudnn.Cudnn(need.copies, need.segments * need.branches, need.longest)
+    return cudnn.unsupported_reason(**need.sizes, dtype=need.dtype) or (kernel, "cuDNN kernel")
+
+
+def _triton(need: Need) -> Candidate:
+    interpret = need.place.platform not in ("gpu", "cuda")
+    kernel = triton.Triton(interpret=interpret), "Triton kernel, interpreted" if interpret else "Triton kernel"
+    return triton.unsupported_reason(**need.sizes, dtype=need.dtype) or kernel
+
+
+_KERNELS: dict[str, Callable[[Need], Candidate]] = {"splash": _splash, "cudnn": _cudnn, "triton": _triton}
+
+_CANDIDATES = {"tpu": ("splash",), "gpu": ("cudnn", "triton"), "cuda": ("cudnn", "triton")}
+"""Platform -> kernels, best first. On other platforms attention is plain JAX."""
+
+_COUNTS = {"splash": ("copies",), "cudnn": ("copies", "segments")}
+"""What a kernel must know of the rows of a run, which takes reading their lengths."""
+
+
+def counts(limit: str, wanted: str, place: Placement) -> bool:
+    """Whether a limit of the rows, `copies` or `segments`, is used.
+
+    Args:
+        wanted: `precision.attention`.
+    """
+    return any(limit in _COUNTS.get(name, ()) for name in _candidates(wanted, place))
+
+
+def choose(wanted: str, need: Need) -> tuple[Kernel | None, str]:
+    """The kernel, None for plain JAX, and a line for the user that says what was chosen and why.
+
+    Args:
+        wanted: `precision.attention`.
+    Raises:
+        ConfigError: a kernel is named that cannot be, or that gives other numbers than plain JAX.
+    """
+    candidates, reasons = _candidates(wanted, need.place), []
+    for name in candidates:
+        candidate = _proven(name, need)
+        if not isinstance(candidate, str):
+            kernel, how = candidate
+            return kernel, f"{how} ({'; '.join(reasons)})" if reasons else how
+        if wanted == name:
+            raise ConfigError(f"precision.attention={name}: cannot be: {candidate}; allowed: auto, reference")
+        reasons.append(f"{name}: {candidate}" if len(candidates) > 1 else candidate)
+    if not candidates:
+        reasons = ["precision.attention" if wanted == "reference" else f"devices are {need.place.platform}"]
+    return None, f"plain JAX ({'; '.join(reasons)})"
+
+
+def _candidates(wanted: str, place: Placement) -> tuple[str, ...]:
+    if wanted == "auto":
+        return _CANDIDATES.get(place.platform or "", ())
+    return () if wanted == "reference" else (wanted,)
+
+
+def _proven(name: str, need: Need) -> Candidate:
+    """The candidate, unless it gives other numbers than plain JAX where it is to run. All processes agree."""
+    candidate, mesh = _KERNELS[name](need), need.place.mesh
+    if isinstance(candidate, str) or mesh is None or need.place.platform == "cpu":
+        return candidate
+    here = [device for device in jax.local_devices() if device in set(mesh.devices.flat)]
+    if not here:
+        return candidate  # a plan for other devices
+    try:
+        with processes.agreement(f"attention/{name}"):
+            reason = proof.failure(candidate[0], need.on_a_device, here[0])
+            if reason is not None:
+                raise ConfigError(reason)
+    except ConfigError as error:
+        return str(error)
+    return candidate
