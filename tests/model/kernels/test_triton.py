@@ -71,6 +71,11 @@ def test_the_kernel_equals_the_rule(rows, window):
     check(layout_of(rows, form, LENGTH), window=window)
 
 
+def test_padding_may_stand_anywhere():
+    layout = layout_of([[(20, 30, 25), (9, 40, 41)], [(60, 50, 60)], []], PAIRS, LENGTH)
+    check(Slots(*(jnp.roll(field, 37, axis=1) for field in layout)))
+
+
 SIZES = st.tuples(st.integers(1, 70), st.integers(0, 90), st.none() | st.integers(0, 90))
 
 
