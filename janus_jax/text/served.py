@@ -99,11 +99,16 @@ def check_served(
 
 
 def _server(directory: Path) -> Any:
-    """The tokenizer files of a directory, as transformers reads them."""
+    """The tokenizer files of a directory, as transformers reads them beside the config.json of an export.
+
+    Its `model_type` decides as well: transformers ignores some classes that tokenizer_config.json names beside mistral.
+    """
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, config=transformers.MistralConfig()
+        )
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise DataError(f"transformers cannot load the tokenizer as it would be exported: {reason}") from error
@@ -166,7 +171,13 @@ def _require_same_reading(server: Any, tokenizer: Tokenizer) -> None:
         for text, served in zip(texts, read(texts), strict=True):
             spelled = {number for token, number in control.items() if token in text}
             if (trained := tokenizer.encode(text)) != served and spelled.isdisjoint(served):
-                _require_ids(server, (str(tokenizer.path),), trained, served, f"the text {text[:60]!r}")
+                _require_ids(
+                    server,
+                    (str(tokenizer.path),),
+                    trained,
+                    served,
+                    f"the test text {text[:60]!r} (of janus_jax, not of your data)",
+                )
 
 
 @contextlib.contextmanager
@@ -294,8 +305,8 @@ def _require_ids(server: Any, places: tuple[str, ...], trained: list[int], serve
         *places,
         f"a server would not read {what} as it was tokenized for training; trained {shown[0]}; served {shown[1]}. "
         f"transformers reads it as {type(server).__name__}{','.join(settings)}. If tokenizer_config.json says so, "
-        "remove such settings there and set tokenizer_class to PreTrainedTokenizerFast; or use the directory that "
-        "transformers' save_pretrained writes; or choose another --template or --boundary",
+        "remove such settings there and set tokenizer_class to PreTrainedTokenizerFast; if it does not, choose another "
+        "--template or --boundary",
     )
 
 

@@ -191,7 +191,7 @@ def opening(setup: Setup, done: int | None) -> list[str]:
     examples = ""
     if loader.settings.examples:
         examples = f"{min(loader.settings.examples, loader.example_ids(START).size):,} examples in "
-    reads = f"{examples}{loader.rows:,} rows of {loader.settings.row_length:,} slots{micro}, "
+    reads = f"{examples}{_count(loader.rows, 'row')} of {loader.settings.row_length:,} slots{micro}, "
     reads += f"{tokens / steps:,.0f} tokens, fill {tokens / slots:.2f}"
     lines = {
         "objective": setup.objective.name,

@@ -128,10 +128,16 @@ def without_decay(config: RunConfig, course: Course, rates: Rates, step: int) ->
     last, peak = float(rates(step - 1)), config.schedule.learning_rate
     if last < peak / 2:
         return None
+    decays = course.extensions[-1].rule != "constant" and config.schedule.name != "constant"
+    way_out = (
+        "the added steps are too few for a decay after the warm-up: add steps, or lower schedule.warmup_steps or "
+        "warmup_ratio"
+        if decays
+        else "schedule.extend = restart or stretch with a schedule.name other than constant ends with a decay"
+    )
     return (
-        f"the extended run ends at the rate {last:.3g}, and schedule.learning_rate = {peak:g}: no decay ends it, and "
-        "weights at a high rate are usually worse than after a decay; schedule.extend = restart or stretch with a "
-        "schedule.name other than constant ends with one"
+        f"the extended run ends at the rate {last:.3g}, and schedule.learning_rate = {peak:g}; weights at a high rate "
+        f"are usually worse than after a decay; {way_out}"
     )
 
 

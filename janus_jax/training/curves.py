@@ -154,10 +154,10 @@ def draw(runs: Sequence[Curves], path: Path) -> None:
     style |= {"axes.spines.top": False, "axes.spines.right": False}
     with warnings.catch_warnings(action="ignore"), matplotlib.rc_context(style):
         figure = Figure(figsize=(4.2 * columns, 0.7 + 2.9 * rows), dpi=110, layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).flat
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axis, (name, objective) in zip(axes, panels, strict=False):
             _panel(axis, name, objective, runs)
-        for axis in list(axes)[len(panels) :]:
+        for axis in axes[len(panels) :]:
             axis.set_axis_off()
         shown = dict(zip(panels, figure.axes, strict=False))
         for objective in {objective for _, objective in panels}:

@@ -155,9 +155,6 @@ def train(
                 hook.after_step(run, step)
         for hook in hooks:
             hook.at_end(run)
-        ended = bool(run.fills) and (run.step == setup.total_steps or run.stopped)
-        if ended and (note := without_decay(config, setup.course, setup.schedule, run.step)):
-            run.print(f"note: {note}")
         return _summarize(run, resumed_from, time.perf_counter() - started)
 
 

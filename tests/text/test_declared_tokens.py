@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import transformers
 
 from janus_jax.data.boundary import encode_example
 from janus_jax.data.schema import Record
@@ -80,6 +81,23 @@ def test_tokens_that_would_get_new_ids_are_refused_by_name_but_not_a_pad_token(t
     chat = ChatFormat(CHATML, load_tokenizer(directory))
     with pytest.raises(DataError, match=r"declares '<\|im_start\|>' \(new id \d+\), .*save_pretrained\(NEW\)"):
         require_servable(chat)
+
+
+def test_the_model_type_of_an_export_decides_with_the_class_that_a_config_names(tmp_path):
+    """Published Mistral files name LlamaTokenizer, which transformers uses beside a config.json of llama only: it reads
+    white space in another way than their tokenizer.json."""
+    save_hf_tokenizer(load_tokenizer(None), tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]}
+    content["pre_tokenizer"] = None
+    content.pop("janus_jax_made_of", None)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    declare(tmp_path, tokenizer_class="LlamaTokenizer", legacy=True)
+    require_servable(ChatFormat(MISTRAL_INST, load_tokenizer(tmp_path)))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    other, text = transformers.AutoTokenizer.from_pretrained(tmp_path), "    if a[i] == 1"
+    assert other(text, add_special_tokens=False)["input_ids"] != load_tokenizer(tmp_path).encode(text)
 
 
 def sentencepiece(directory, config, **options):

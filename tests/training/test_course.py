@@ -111,21 +111,28 @@ def test_added_steps_take_the_rows_of_the_others(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "extension", "noted"),
+    ("schedule", "extension", "way_out"),
     [
-        ({"name": "constant"}, Extension(100, 150, "constant", 1e-3), True),
-        ({"name": "constant"}, Extension(100, 150, "restart"), True),
-        ({"name": "wsd", "decay_steps": 20}, Extension(60, 150, "constant", 1e-3), True),  # it stopped early, at 60
-        ({"name": "wsd", "decay_steps": 20}, Extension(100, 150, "restart"), False),
-        ({"name": "cosine"}, Extension(100, 150, "stretch"), False),
-        ({"name": "linear", "min_rate_ratio": 0.1}, Extension(100, 150, "constant", 1e-4), False),
-        ({"name": "constant"}, None, False),  # as it was begun
+        ({"name": "constant"}, Extension(100, 150, "constant", 1e-3), "schedule.extend = restart or stretch"),
+        ({"name": "constant"}, Extension(100, 150, "restart"), "schedule.extend = restart or stretch"),
+        (
+            {"name": "wsd", "decay_steps": 20},
+            Extension(60, 150, "constant", 1e-3),
+            "schedule.extend =",
+        ),  # stopped at 60
+        ({"name": "cosine", "warmup_steps": 1}, Extension(100, 102, "restart"), "the added steps are too few"),
+        ({"name": "wsd", "decay_steps": 20}, Extension(100, 150, "restart"), None),
+        ({"name": "cosine"}, Extension(100, 150, "stretch"), None),
+        ({"name": "linear", "min_rate_ratio": 0.1}, Extension(100, 150, "constant", 1e-4), None),
+        ({"name": "constant"}, None, None),  # as it was begun
     ],
 )
-def test_an_extended_run_that_ends_at_a_high_rate_is_noted(tmp_path, schedule, extension, noted):
+def test_an_extended_run_that_ends_at_a_high_rate_is_noted(tmp_path, schedule, extension, way_out):
     config = run_config(tmp_path, "run", schedule=COSINE | schedule)
     whole = Course(100, () if extension is None else (extension,))
     note = without_decay(config, whole, whole.rates(config), whole.total_steps)
-    assert (note is not None) == noted
-    if note:
-        assert note.startswith("the extended run ends at the rate 0.001, and schedule.learning_rate = 0.001: no decay")
+    if way_out is None:
+        assert note is None
+    else:
+        assert note is not None and way_out in note
+        assert note.startswith("the extended run ends at the rate 0.001, and schedule.learning_rate = 0.001; weights")

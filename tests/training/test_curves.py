@@ -63,6 +63,7 @@ def test_runs_of_other_objectives_have_panels_of_their_own(tmp_path, monkeypatch
     assert shown[:3] == ["loss, sft", "loss, rm", "loss, dpo ipo"]
     assert [len(axis.lines) for axis in figure.axes[:3]] == [3, 6, 3]
     assert "reward margin, rm" in shown and "reward margin, sft" not in shown and "learning rate" in shown
+    assert len(figure.axes) > len(shown) and all(not axis.axison for axis in figure.axes[len(shown) :])
     same, _ = titles([runs[1], runs[3]], tmp_path / "b.svg", monkeypatch)
     assert "loss" in same and "loss, rm" not in same
 
