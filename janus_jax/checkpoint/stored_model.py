@@ -19,7 +19,7 @@ from janus_jax.checkpoint.hf.hub import is_wanted, local_copy
 from janus_jax.checkpoint.hf.keys import KeyEntry, KeyPath, Layout, leaves, nest
 from janus_jax.checkpoint.hf.read import HFDirectory
 from janus_jax.checkpoint.item import ItemReader
-from janus_jax.checkpoint.state import check_tree, read_json_item, restore_item, stored_leaves
+from janus_jax.checkpoint.restore import check_tree, read_json_item, restore_item, stored_leaves
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, param_specs

@@ -1,5 +1,6 @@
 """Notes on settings that can run and are probably not meant, one sentence each."""
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,12 @@ def of_values(config: "RunConfig") -> Iterator[str]:
         for key, value in (("eval.rows", config.eval.rows), ("data.eval_dir", config.data.eval_dir)):
             if value is not None:
                 yield f"{key} = {value} has no effect: eval.every_steps is null, so nothing is evaluated"
+    keep, saved, evaluated = config.checkpoint.keep_best, config.checkpoint.every_steps, config.eval.every_steps
+    if keep is not None and saved is not None and evaluated is not None and saved % evaluated:
+        yield (
+            f"checkpoint.keep_best = {keep} looks at steps that are saved and evaluated: every "
+            f"{math.lcm(saved, evaluated):,}, by checkpoint.every_steps = {saved} and eval.every_steps = {evaluated}"
+        )
     if not config.export.hf:
         for name, field in type(config.export).model_fields.items():
             if (value := getattr(config.export, name)) != field.default:

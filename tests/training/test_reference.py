@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from janus_jax.checkpoint.convert import to_hf
-from janus_jax.checkpoint.state import stored_leaves
+from janus_jax.checkpoint.restore import stored_leaves
 from janus_jax.config.run import RunConfig
 from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError, ConversionError, DataError, NonFiniteError
