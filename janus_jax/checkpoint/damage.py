@@ -40,7 +40,7 @@ def _has_checksums(step: Place) -> bool:
     if (step / checksums.ITEM).exists():
         return True
     listing = step / "_CHECKPOINT_METADATA"
-    return listing.exists() and f'"{checksums.ITEM}"' in listing.read_text(errors="replace")
+    return listing.exists() and f'"{checksums.ITEM}"' in listing.read_text()
 
 
 def newest_good(checkpoints: epath.Path, notify: Notify) -> tuple[int, dict[str, Any]] | None:
@@ -91,7 +91,7 @@ def set_aside(step: epath.Path, error: DamagedError, notify: Notify) -> None:
             target = step.parent / f"{step.name}{_DAMAGED}-{count}"
         step.rename(target)
         (target / _REASON).write_text(f"{reason}\n")
-    notify(f"{step}: damaged: {reason}; it is kept as {target.name}, and the run looks for an older checkpoint")
+    notify(f"{step}: {reason}; it is kept as {target.name}, and the run looks for an older checkpoint")
 
 
 def set_aside_incomplete(checkpoints: epath.Path, notify: Notify) -> None:

@@ -18,6 +18,9 @@ from janus_jax.storage import staging
 from janus_jax.storage.bucket import BucketPath
 from janus_jax.storage.local import Place, absolute, refusal
 
+_OF_BAD_DATA = (OSError, ValueError, LookupError)
+"""What Orbax and tensorstore raise for damaged files; they have no class of their own."""
+
 
 def read_json_item(item: Place) -> dict[str, Any]:
     """A JSON item of a step or converted directory."""
@@ -50,9 +53,7 @@ def restore_item(item: Place, abstract: Any) -> Any:
     try:
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
             return handler.restore(absolute(item), item=abstract, restore_args=jax.tree.map(leaf_args, abstract))
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        raise
-    except Exception as error:  # Orbax has no class of its own for damaged files
+    except _OF_BAD_DATA as error:
         reason = tensorstore_message(error).partition(" See full TensorStore")[0]  # the rest is an object's address
         raise DamagedError(item, f"is damaged and cannot be read: {reason}") from error
 
@@ -98,13 +99,13 @@ def refused(error: BaseException | None) -> str | None:
 def reading(step: Place) -> Iterator[None]:
     """Sorts what goes wrong inside: DamagedError if stored data are wrong, StorageError if they cannot be had now.
 
-    All else passes: too little memory and lost peers say nothing about the step.
+    All else passes: too little memory, lost peers and mistakes of this code say nothing about the step.
     """
     try:
         yield
-    except (MemoryError, StorageError, jax.errors.JaxRuntimeError):
+    except StorageError:
         raise
-    except Exception as error:
+    except (JanusError, *_OF_BAD_DATA) as error:
         if reason := refused(error.__cause__ if isinstance(error, JanusError) else error):
             raise StorageError(step, f"cannot be read: {reason}") from error
         if isinstance(error, DamagedError):

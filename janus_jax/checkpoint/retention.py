@@ -45,8 +45,9 @@ class Retention:
             kept |= set(firsts.values())
         if self.best:
             sign = -1 if self.metric in HIGHER_IS_BETTER else 1
-            known = {step: value for step in ordered if _finite(value := values.get(step))}
-            kept |= set(sorted(known, key=lambda step: (sign * known[step], step))[: self.best])
+            known = [(value, step) for step in ordered if (value := values.get(step)) is not None]
+            ranked = sorted((sign * value, step) for value, step in known if math.isfinite(value))
+            kept |= {step for _, step in ranked[: self.best]}
         return kept
 
     def __str__(self) -> str:
@@ -55,10 +56,6 @@ class Retention:
         order = "highest" if self.metric in HIGHER_IS_BETTER else "lowest"
         parts += [f"the {self.best:,} of the {order} held-out {self.metric}"] if self.best else []
         return ", ".join(parts)
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 @dataclasses.dataclass

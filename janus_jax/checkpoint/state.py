@@ -16,11 +16,11 @@ from janus_jax.checkpoint import checksums
 from janus_jax.checkpoint.checksums import named_leaves
 from janus_jax.checkpoint.damage import Notify, read_values, set_aside, set_aside_incomplete
 from janus_jax.checkpoint.item import CHUNK_BYTES
-from janus_jax.checkpoint.quiet import await_threads, quiet_orbax
-from janus_jax.checkpoint.restore import read_json_item, reading, restore_item, stored_leaves
+from janus_jax.checkpoint.quiet import end_threads, quiet_orbax
+from janus_jax.checkpoint.restore import read_json_item, reading, refused, restore_item, stored_leaves
 from janus_jax.checkpoint.retention import Policy, Retention, room_for
 from janus_jax.checkpoint.run_dir import committed_steps, step_directory
-from janus_jax.errors import ConversionError, DamagedError, StorageError, first_line
+from janus_jax.errors import ConversionError, DamagedError, StorageError
 from janus_jax.parallel import processes
 from janus_jax.storage.bucket import is_url, os_errors
 from janus_jax.storage.local import absolute
@@ -65,8 +65,8 @@ class Checkpoints:
         self._on_error = on_error
         self._notify = notify if processes.is_main() else _no_line
         self._values: dict[int, float | None] = {}
-        self._saving = False
-        self._unsaved: StorageError | None = None
+        self._saving: int | None = None  # the step that is being written
+        self._unsaved: StorageError | None = None  # why the last save failed
         with _storage_errors(self.directory, "cannot be written"):
             self.directory.mkdir(parents=True, exist_ok=True)
             if processes.is_main():
@@ -111,7 +111,7 @@ class Checkpoints:
             self._make_room(step)
             with processes.agreement(f"checkpoint {step}"), _storage_errors(self.directory / str(step)):
                 self._manager.save(step, args=arguments, force=True)
-            self._saving = True
+            self._saving = step
         except StorageError as error:
             self._failed(error)
 
@@ -123,7 +123,7 @@ class Checkpoints:
         Raises:
             StorageError: a save failed, with `on_error: stop`.
         """
-        if self._saving and jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+        if self._saving is not None and jax.process_count() == 1 and not self._manager.is_saving_in_progress():
             try:
                 self._settle()
             except StorageError as error:
@@ -210,10 +210,10 @@ class Checkpoints:
 
     def _settle(self) -> None:
         """Waits for the save under way. All processes raise StorageError, or none."""
-        if not self._saving:
+        if self._saving is None:
             return
-        self._saving = False
-        with processes.agreement("a save"), _storage_errors(self.directory, "a checkpoint could not be written"):
+        step, self._saving = self._saving, None
+        with processes.agreement(f"checkpoint {step} is written"), _storage_errors(self.directory / str(step)):
             self._manager.wait_until_finished()
         self._unsaved = None
 
@@ -238,12 +238,11 @@ class Checkpoints:
     def _failed(self, error: StorageError, *, go_on: bool = False) -> None:
         """Removes what a failed save has left. Then raises the error, or says it and goes on."""
         self.failed += 1
-        self._saving = False
-        await_threads(_THREADS_S)
         for _ in range(3):  # it raises each error of its threads once
             with contextlib.suppress(Exception):
                 self._manager.close()
                 break
+        end_threads(_THREADS_S)
         with _storage_errors(self.directory, "cannot be written"):
             self._manager = self._open()
         newest = self.latest_step()
@@ -306,6 +305,6 @@ def _storage_errors(path: epath.Path, failure: str = "cannot be written") -> Ite
         with os_errors(path, failure):
             yield
     except ValueError as error:  # tensorstore reports a full or failing disk this way
-        if any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "No space")):
-            raise StorageError(path, f"{failure}: {first_line(error)}") from error
+        if reason := refused(error):
+            raise StorageError(path, f"{failure}: {reason}") from error
         raise

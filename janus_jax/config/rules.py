@@ -166,9 +166,10 @@ def _stopping_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
         return
     if stop and not _given(config, "eval", "every_steps"):
         yield _refuse("eval.stop_after", stop, "allowed with eval.every_steps = null: null")
-    for key, default, used in (("stop_metric", "loss", stop or best), ("stop_min_change", 0, stop)):
+    uses = {"stop_metric": ("loss", stop or best, " and checkpoint.keep_best"), "stop_min_change": (0, stop, "")}
+    for key, (default, used, others) in uses.items():
         if not used and section.get(key, default) != default:
-            yield _refuse(f"eval.{key}", section[key], f"allowed without eval.stop_after: {default}")
+            yield _refuse(f"eval.{key}", section[key], f"allowed without eval.stop_after{others}: {default}")
     name, metric = _get(config, "objective", "name", str), section.get("stop_metric", "loss")
     if (stop or best) and metric != "loss" and name in OBJECTIVES and OBJECTIVES[name].branches == 1:
         yield _refuse("eval.stop_metric", metric, f"objective {name} has no pairs; allowed: loss")

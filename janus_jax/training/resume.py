@@ -32,7 +32,8 @@ _MAY_CHANGE = ("mesh", "sharding", "remat", "eval", "checkpoint", "export", "log
 """Sections that may change when a run is resumed: they do not decide what is computed."""
 
 
-_P, _T = ParamSpec("_P"), TypeVar("_T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
