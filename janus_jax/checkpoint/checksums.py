@@ -2,7 +2,8 @@
 
 Arrays are summed where they lie, on the devices. That reads and sends no byte, and it is the same on every mesh and
 number of processes. It covers the whole way: what is compared is what the run goes on with, whatever copies, codecs,
-networks and disks did to it in between. Checksums of files would need every byte a second time at each restore.
+networks and disks did to it in between. Checksums of files would need every byte a second time at each restore. Stacked
+arrays have a sum for each layer, so that whoever reads a single layer can compare it.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from janus_jax.errors import ConversionError, DamagedError
 from janus_jax.parallel.hashing import checksums
@@ -19,7 +21,7 @@ from janus_jax.storage.local import Place
 ITEM = "checksums"
 """The Orbax item (JSON) of a step that holds them."""
 _ARRAYS, _VALUES = ("params", "optimizer"), ("data", "meta")
-_sums = jax.jit(checksums)
+_whole_sums, _layer_sums = jax.jit(checksums), jax.jit(jax.vmap(checksums))
 
 
 def of_step(params: Any, optimizer: Any, data: Any, meta: Any) -> dict[str, Any]:
@@ -33,13 +35,22 @@ def of_step(params: Any, optimizer: Any, data: Any, meta: Any) -> dict[str, Any]
 
 
 def of_tree(tree: Any) -> dict[str, Any]:
-    """{path/of/leaf: {shape, dtype, sums}}. Collective: call it on every process."""
+    """{path/of/leaf: {shape, dtype, sums}}, of jax or numpy arrays. Collective: call it on every process."""
     leaves = named_leaves(tree)
-    sums = jax.device_get({name: _sums(leaf) for name, leaf in leaves.items()})
+    sums = jax.device_get({name: _sums(name, leaf) for name, leaf in leaves.items()})
     return {
         name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sums": sums[name].tolist()}
         for name, leaf in leaves.items()
     }
+
+
+def _sums(name: str, leaf: Any) -> Any:
+    function = _layer_sums if "layers" in name.split("/") and np.ndim(leaf) > 1 else _whole_sums
+    return np.asarray(function(_on_cpu(leaf))) if isinstance(leaf, np.ndarray) else function(leaf)  # one after another
+
+
+def _on_cpu(block: np.ndarray) -> Any:
+    return jax.device_put(block, jax.local_devices(backend="cpu")[0])
 
 
 def of_json(value: Any) -> str:
@@ -64,7 +75,7 @@ def require_same_json(step: Place, record: Mapping[str, Any], **items: Any) -> N
     """Raises DamagedError if a JSON item (`data`, `meta`) is not what was written."""
     for name, value in items.items():
         if record[name] != of_json(value):
-            raise DamagedError(step / name, "is not what was written")
+            raise DamagedError(step / name, "is not what was written: its checksum differs")
 
 
 def require_same_arrays(step: Place, record: Mapping[str, Any], **items: Any) -> None:
@@ -78,6 +89,18 @@ def require_same_arrays(step: Place, record: Mapping[str, Any], **items: Any) ->
         if differing:
             more = f" (and {len(differing) - 1} others)" if len(differing) > 1 else ""
             raise DamagedError(step / item, f"{differing[0]}{more} is not what was written: its checksum differs")
+
+
+def require_same_block(item: Place, record: Mapping[str, Any], name: str, layer: int | None, block: np.ndarray) -> None:
+    """Raises DamagedError if an array, or one layer of a stacked one, is not what was written.
+
+    Args:
+        record: the part of the item that `item` is.
+    """
+    sums = record[name]["sums"] if layer is None else record[name]["sums"][layer]
+    if np.asarray(_whole_sums(_on_cpu(block))).tolist() != sums:
+        where = name if layer is None else f"{name}, layer {layer},"
+        raise DamagedError(item, f"{where} is not what was written: its checksum differs")
 
 
 def require_same_leaves(item: Place, stored: Mapping[str, Any], needed: Mapping[str, Any]) -> None:

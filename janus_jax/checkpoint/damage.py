@@ -26,18 +26,31 @@ def read_values(step: Place) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
         StorageError: one of them cannot be read.
     """
     with reading(step):
-        record = read_json_item(step / checksums.ITEM) if _has_checksums(step) else None
+        meta, record = read_meta(step)
+        data = read_json_item(step / "data")
         if record is not None:
-            checksums.require_whole(step, record)
-        data, meta = read_json_item(step / "data"), read_json_item(step / "meta")
-        if record is not None:
-            checksums.require_same_json(step, record, data=data, meta=meta)
+            checksums.require_same_json(step, record, data=data)
     return data, meta, record
+
+
+def read_meta(directory: Place) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """(meta, checksums) of a step or converted directory; no checksums if it was written without them.
+
+    Raises:
+        ConversionError: one of them cannot be read, or is not what was written.
+    """
+    record = read_json_item(directory / checksums.ITEM) if _has_checksums(directory) else None
+    if record is not None:
+        checksums.require_whole(directory, record)
+    meta = read_json_item(directory / "meta")
+    if record is not None:
+        checksums.require_same_json(directory, record, meta=meta)
+    return meta, record
 
 
 def _has_checksums(step: Place) -> bool:
     """Whether the step was written with checksums, even if they are gone: Orbax lists the items of a step."""
-    if (step / checksums.ITEM).exists():
+    if (step / checksums.ITEM).is_dir():
         return True
     listing = step / "_CHECKPOINT_METADATA"
     return listing.exists() and f'"{checksums.ITEM}"' in listing.read_text()

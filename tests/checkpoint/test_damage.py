@@ -1,7 +1,6 @@
 """Faults of a stored step: it is named and set aside, and the last good one is taken. Faults are made on copies."""
 
 import contextlib
-import json
 import re
 import resource
 import shutil
@@ -13,12 +12,14 @@ import tensorstore as ts
 from janus_jax.checkpoint import retention
 from janus_jax.checkpoint.checksums import ITEM
 from janus_jax.checkpoint.damage import newest_good
+from janus_jax.checkpoint.digest import tensors
 from janus_jax.checkpoint.state import Checkpoints
+from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.errors import ConversionError, DamagedError, StorageError
 from janus_jax.parallel.mesh import MeshShape, build_mesh
 from janus_jax.storage.local import absolute
 from tests.support.runs import assert_equal_trees
-from tests.support.states import STATE_META, abstract, placed_state
+from tests.support.states import STATE_META, abstract, placed_state, without_checksums
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +143,7 @@ def test_what_a_killed_save_leaves_is_no_step(steps, state):
 
 
 def test_a_step_of_an_older_version_is_taken_with_a_note(steps, state):
-    shutil.rmtree(steps / "7" / ITEM)
-    listing = steps / "7" / "_CHECKPOINT_METADATA"
-    listing.write_text(json.dumps({"item_handlers": {"params": "", "optimizer": "", "data": "", "meta": ""}}))
+    without_checksums(steps / "7")
     step, _, (line,) = go_on(steps, state)
     assert step == 7 and "older version" in line
 
@@ -240,3 +239,17 @@ def test_the_best_steps_stay(steps, state):
         with contextlib.closing(Checkpoints(steps, keep=kept)) as checkpoints:
             save(checkpoints, step, state, evaluation={"loss": loss})
     assert sorted(int(path.name) for path in steps.iterdir()) == [9, 10]
+
+
+def test_whoever_reads_a_damaged_step_is_told(steps):
+    """To convert it, to start from it or to evaluate it; nothing is renamed, since other steps may be wanted."""
+    change_value(steps / "7" / "params", "layers.mlp.up")
+    model = open_model(steps)
+    words = "params: layers/mlp/up.* is not what was written"
+    for read in (model.load, model.load_host, lambda: [block for _, block in tensors(model)]):
+        with pytest.raises(DamagedError, match=words):
+            read()
+    change_byte(steps / "7" / "meta" / "metadata", b"16", b"17")
+    with pytest.raises(DamagedError, match="7/meta: is not what was written"):
+        open_model(steps)
+    assert [block.shape for _, block in tensors(open_model(steps, 3))] and (steps / "7").is_dir()
