@@ -20,6 +20,7 @@ from janus_jax.checkpoint.quiet import end_threads, quiet_orbax
 from janus_jax.checkpoint.restore import read_json_item, reading, refused, restore_item, stored_leaves
 from janus_jax.checkpoint.retention import Policy, Retention, room_for
 from janus_jax.checkpoint.run_dir import committed_steps, step_directory
+from janus_jax.checkpoint.together import Together
 from janus_jax.errors import ConversionError, DamagedError, StorageError
 from janus_jax.parallel import processes
 from janus_jax.storage.bucket import is_url, os_errors
@@ -109,6 +110,7 @@ class Checkpoints:
         self._values[step] = _value(meta, self._retention)
         try:
             self._make_room(step)
+            self._together.step = self.directory / str(step)
             with processes.agreement(f"checkpoint {step}"), _storage_errors(self.directory / str(step)):
                 self._manager.save(step, args=arguments, force=True)
             self._saving = step
@@ -189,14 +191,16 @@ class Checkpoints:
             self._manager.close()
 
     def _open(self) -> ocp.CheckpointManager:
+        together = self._together = Together(self.directory)
         return ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=Policy(self._retention, self._values),
                 cleanup_tmp_directories=True,
                 lightweight_initialize=True,  # so that damaged metadata of a step is no error here
+                async_options=together.options(),
             ),
-            handler_registry=_handlers(),
+            handler_registry=_handlers(together),
         )
 
     def _read_values(self) -> dict[int, float | None]:
@@ -269,7 +273,7 @@ def _shapes(leaves: Mapping[str, Any], *, dtypes: bool = False) -> dict[str, Any
     }
 
 
-def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+def _handlers(together: Together) -> ocp.handlers.CheckpointHandlerRegistry:
     """Handlers that save arrays as they lie on the devices.
 
     By default Orbax has replicas share the writing. Each cuts its part out on the device, which with two replicas takes
@@ -281,11 +285,10 @@ def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
         types = ocp.type_handlers.create_type_handler_registry((jax.Array, handler))
         return ocp.PyTreeCheckpointHandler(type_handler_registry=types)
 
-    return ocp.handlers.create_default_handler_registry(
-        params=arrays(),
-        optimizer=arrays(),
-        **{item: ocp.JsonCheckpointHandler() for item in ("data", "meta", checksums.ITEM)},
-    )
+    handlers: dict[str, Any] = {"params": arrays(), "optimizer": arrays()}
+    handlers |= {item: ocp.JsonCheckpointHandler() for item in ("data", "meta", checksums.ITEM)}
+    watched = {item: together.watched(handler) for item, handler in handlers.items()}
+    return ocp.handlers.create_default_handler_registry(**watched)
 
 
 def save_args(tree: Any) -> ocp.args.PyTreeSave:

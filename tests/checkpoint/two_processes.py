@@ -1,5 +1,6 @@
 """What each of two processes of four simulated devices does for test_state.py: save a step and an export, load both."""
 
+import resource
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ def main(port: str, process: str, directory: Path) -> None:
     from janus_jax.checkpoint.restore import restore_item
     from janus_jax.checkpoint.state import Checkpoints
     from janus_jax.checkpoint.stored_model import open_model
-    from janus_jax.errors import DamagedError, JanusError
+    from janus_jax.errors import DamagedError, JanusError, StorageError
     from janus_jax.model.mistral import param_specs
     from janus_jax.parallel.mesh import MeshShape, build_mesh, merge_rules, param_shardings
     from tests.support.states import STATE_META, STATE_MODEL, abstract, placed_state
@@ -39,6 +40,17 @@ def main(port: str, process: str, directory: Path) -> None:
         raise AssertionError("a step of which one process could not read its part was restored")
     state.restore_item = restore_item
     assert checkpoints.latest_step() == 5
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if int(process) == 1:  # its disk is full
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    checkpoints.save(7, params=params, optimizer=optimizer, data={"epoch": 0, "row": 56}, meta=STATE_META)
+    try:
+        checkpoints.wait()
+    except StorageError as error:  # on both, at once
+        assert "7: cannot be written" in str(error) and "of step 5" in str(error), error
+    else:
+        raise AssertionError("a step of which one process could not write its part was committed")
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
     checkpoints.close()
 
     save_hf(params, STATE_MODEL, directory / "export", max_shard_size="6KB")
