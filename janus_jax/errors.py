@@ -65,6 +65,10 @@ class ConversionError(JanusError):
     exit_code = 2
 
 
+class DamagedError(ConversionError):
+    """Stored arrays or values that are not what was written. A run sets such a step aside and takes an older one."""
+
+
 class StorageError(JanusError):
     """A file system or bucket that refused: names the path and the operation."""
 

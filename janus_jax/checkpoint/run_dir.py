@@ -13,7 +13,7 @@ from janus_jax.storage.local import Place
 P = TypeVar("P", bound=Path | Place)
 
 ITEMS = ("params", "optimizer", "data", "meta")
-"""The Orbax items of a step. A converted directory has params and meta only."""
+"""The Orbax items of every step. A converted directory has params and meta only. Newer steps also have checksums."""
 _COMMITTED = "commit_success.txt"  # Orbax writes it last
 
 
@@ -125,7 +125,12 @@ def committed_steps(checkpoints: Path | Place) -> list[int]:
 
 def is_committed(step: Path | Place) -> bool:
     """Whether a step directory is whole."""
-    return (step / _COMMITTED).exists() and all((step / item).is_dir() for item in ITEMS)
+    return is_marked(step) and all((step / item).is_dir() for item in ITEMS)
+
+
+def is_marked(step: Path | Place) -> bool:
+    """Whether a step directory was whole once: it has Orbax's commit mark."""
+    return (step / _COMMITTED).exists()
 
 
 def step_directory(checkpoints: P, step: int) -> P:

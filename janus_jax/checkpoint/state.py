@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -11,36 +12,69 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from janus_jax.checkpoint.hf.keys import nest
-from janus_jax.checkpoint.item import CHUNK_BYTES, ItemReader, restore_blocks, tensorstore_message
-from janus_jax.checkpoint.run_dir import ITEMS, committed_steps, is_committed, step_directory
-from janus_jax.errors import ConversionError, StorageError, first_line
-from janus_jax.storage import staging
-from janus_jax.storage.bucket import BucketPath, os_errors
-from janus_jax.storage.local import Place, absolute
+from janus_jax.checkpoint import checksums
+from janus_jax.checkpoint.checksums import named_leaves
+from janus_jax.checkpoint.damage import Notify, read_values, set_aside, set_aside_incomplete
+from janus_jax.checkpoint.item import CHUNK_BYTES
+from janus_jax.checkpoint.quiet import end_threads, quiet_orbax
+from janus_jax.checkpoint.restore import read_json_item, reading, refused, restore_item, stored_leaves
+from janus_jax.checkpoint.retention import Policy, Retention, room_for
+from janus_jax.checkpoint.run_dir import committed_steps, step_directory
+from janus_jax.checkpoint.together import Together
+from janus_jax.errors import ConversionError, DamagedError, StorageError
+from janus_jax.parallel import processes
+from janus_jax.storage.bucket import is_url, os_errors
+from janus_jax.storage.local import absolute
+
+_THREADS_S = 10.0
+"""How long threads of a failed save may go on writing before its leftovers are removed."""
+
+
+def note(line: str) -> None:
+    """Shows a line on stderr."""
+    print(f"note: {line}", file=sys.stderr, flush=True)
 
 
 class Checkpoints:
-    """Saves and restores steps in one directory and keeps the newest `keep`. Call it on every process.
+    """Saves and restores steps in one directory, and deletes those that are not to be kept. Call it on every process.
 
-    The layout is plain Orbax: `ocp.CheckpointManager(directory).restore(...)` reads it without this package.
+    The layout is plain Orbax: `ocp.CheckpointManager(directory).restore(...)` reads it without this package. A step
+    also has the item `checksums`, which `restore` compares with what it restored.
+
+    Args:
+        keep: steps to keep; a number means the newest ones.
+        on_error: after a save that failed. stop: `save` raises. continue: it says so, and the next save tries again.
+        notify: shows the user a line; only process 0 calls it.
 
     Raises:
         StorageError: the directory cannot be written.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, keep: int):
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: int | Retention,
+        on_error: Literal["stop", "continue"] = "stop",
+        notify: Notify = note,
+    ):
+        quiet_orbax()
         self.directory = absolute(directory)
+        self.failed = 0
+        """Saves that failed so far."""
+        self._retention = Retention(keep) if isinstance(keep, int) else keep
+        self._on_error = on_error
+        self._notify = notify if processes.is_main() else _no_line
+        self._values: dict[int, float | None] = {}
+        self._saving: int | None = None  # the step that is being written
+        self._unsaved: StorageError | None = None  # why the last save failed
         with _storage_errors(self.directory, "cannot be written"):
             self.directory.mkdir(parents=True, exist_ok=True)
-            if jax.process_index() == 0:
-                _set_aside(self.directory)
+            if processes.is_main():
+                set_aside_incomplete(self.directory, self._notify)
             multihost_utils.sync_global_devices("checkpoints are listed")
-            self._manager = ocp.CheckpointManager(
-                self.directory,
-                options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
-                handler_registry=_handlers(),
-            )
+            self._values = self._read_values()
+            self._manager = self._open()
 
     def latest_step(self) -> int | None:
         """The newest committed step; the same on every process."""
@@ -55,48 +89,84 @@ class Checkpoints:
         Args:
             params: any pytree of jax arrays.
             optimizer: any optax state.
-            data, meta: JSON objects, the same on every process.
+            data, meta: JSON objects, the same on every process. `meta["evaluation"]`, if it is there, has the held-out
+                metrics by which the best steps are kept.
 
         Raises:
-            StorageError: this write or the previous one failed.
+            StorageError: this write or the previous one failed, with `on_error: stop`.
         """
+        try:
+            self._settle()
+        except StorageError as error:
+            self._failed(error)
+        sums = checksums.of_step(params, optimizer, dict(data), dict(meta))
         arguments = ocp.args.Composite(
             params=save_args(params),
             optimizer=save_args(optimizer),
             data=ocp.args.JsonSave(dict(data)),
             meta=ocp.args.JsonSave(dict(meta)),
+            checksums=ocp.args.JsonSave(sums),
         )
-        with _storage_errors(self.directory / str(step), "cannot be written"):
-            self._manager.save(step, args=arguments, force=True)
+        self._values[step] = _value(meta, self._retention)
+        try:
+            self._make_room(step)
+            self._together.step = self.directory / str(step)
+            with processes.agreement(f"checkpoint {step}"), _storage_errors(self.directory / str(step)):
+                self._manager.save(step, args=arguments, force=True)
+            self._saving = step
+        except StorageError as error:
+            self._failed(error)
+
+    def poll(self) -> None:
+        """Reports a save that failed in the background, as `save` does. Costs nothing; call it after each step.
+
+        Several processes have to agree, so there the next `save` reports it.
+
+        Raises:
+            StorageError: a save failed, with `on_error: stop`.
+        """
+        if self._saving is not None and jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+            try:
+                self._settle()
+            except StorageError as error:
+                self._failed(error)
 
     def restore(self, step: int, *, params: Any, optimizer: Any) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
-        """(params, optimizer, data, meta) of a step.
+        """(params, optimizer, data, meta) of a step, compared with its checksums.
 
         Args:
             params, optimizer: trees of `jax.ShapeDtypeStruct` with shardings, of any mesh and number of processes.
 
         Raises:
-            ConversionError: the step does not exist or is damaged, or its names or shapes differ from the trees'.
+            ConversionError: the step does not exist, or its names, shapes or dtypes differ from the trees'.
+            DamagedError: it is not what was written; the same on every process.
+            StorageError: it cannot be read.
         """
-        directory = step_directory(self.directory, step)
-        for name, abstract in (("params", params), ("optimizer", optimizer)):
-            check_tree(directory / name, abstract)
-        arguments = ocp.args.Composite(
-            params=_restore_args(params),
-            optimizer=_restore_args(optimizer),
-            data=ocp.args.JsonRestore(),
-            meta=ocp.args.JsonRestore(),
-        )
-        try:
-            restored = self._manager.restore(step, args=arguments)
-        except Exception as error:  # Orbax has no class of its own for damaged files
-            raise ConversionError(
-                directory,
-                f"is damaged and cannot be restored: {tensorstore_message(error)}; move it away to "
-                "continue from an older step",
-            ) from error
-        params, optimizer, data, meta = (restored[item] for item in ITEMS)
-        return params, optimizer, data, meta
+        with processes.agreement(f"restore {step}"):
+            directory = step_directory(self.directory, step)
+            data, meta, record = read_values(directory)
+            wanted = {"params": params, "optimizer": optimizer}
+            for item, abstract in wanted.items():
+                if record is None:
+                    with reading(directory):
+                        stored = stored_leaves(directory / item)
+                    checksums.require_same_leaves(directory / item, _shapes(stored), _shapes(named_leaves(abstract)))
+                else:
+                    needed = _shapes(named_leaves(abstract), dtypes=True)
+                    checksums.require_same_leaves(directory / item, record[item], needed)
+            with reading(directory):
+                restored = {item: restore_item(directory / item, abstract) for item, abstract in wanted.items()}
+        if record is None:
+            self._notify(f"{directory}: an older version wrote it, without checksums: nothing to compare it with")
+        else:
+            checksums.require_same_arrays(directory, record, **restored)
+        return restored["params"], restored["optimizer"], data, meta
+
+    def set_aside(self, step: int, error: DamagedError) -> None:
+        """Renames a step that `restore` refused to STEP.damaged."""
+        with processes.agreement(f"set {step} aside"):
+            if processes.is_main():
+                set_aside(self.directory / str(step), error, self._notify)
 
     def meta(self, step: int) -> dict[str, Any]:
         """The `meta` that `save` wrote."""
@@ -106,18 +176,104 @@ class Checkpoints:
         """Returns when every save is committed.
 
         Raises:
-            StorageError: a save failed.
+            StorageError: the last save failed, whatever `on_error` says.
         """
-        with _storage_errors(self.directory, "a checkpoint could not be written"):
-            self._manager.wait_until_finished()
+        try:
+            self._settle()
+        except StorageError as error:
+            self._failed(error, go_on=True)
+        if self._unsaved is not None:
+            raise self._unsaved
 
     def close(self) -> None:
         """Waits for every save, then ends Orbax's threads."""
         with _storage_errors(self.directory, "a checkpoint could not be written"):
             self._manager.close()
 
+    def _open(self) -> ocp.CheckpointManager:
+        together = self._together = Together(self.directory)
+        return ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=Policy(self._retention, self._values),
+                cleanup_tmp_directories=True,
+                lightweight_initialize=True,  # so that damaged metadata of a step is no error here
+                async_options=together.options(),
+            ),
+            handler_registry=_handlers(together),
+        )
 
-def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+    def _read_values(self) -> dict[int, float | None]:
+        """The metric of each step that has one, if it decides what is kept."""
+        values: list[tuple[int, float | None]] = []
+        if self._retention.best and processes.is_main():
+            for step in committed_steps(self.directory):
+                with contextlib.suppress(ConversionError):
+                    values.append((step, _value(self.meta(step), self._retention)))
+        return {step: value for step, value in processes.broadcast("metrics of checkpoints", values)}
+
+    def _settle(self) -> None:
+        """Waits for the save under way. All processes raise StorageError, or none."""
+        if self._saving is None:
+            return
+        step, self._saving = self._saving, None
+        with processes.agreement(f"checkpoint {step} is written"), _storage_errors(self.directory / str(step)):
+            self._manager.wait_until_finished()
+        self._unsaved = None
+
+    def _make_room(self, step: int) -> None:
+        """Deletes steps that this save will push out, if only that makes room for it. The newest stays in any case.
+
+        Raises:
+            StorageError: not even that makes enough room.
+        """
+        plan: tuple[list[int], str | None] = ([], None)
+        if processes.is_main() and not is_url(self.directory):
+            with os_errors(self.directory, "cannot be read"):
+                plan = room_for(self.directory, step, self._retention, self._values)
+        steps, failure = processes.broadcast("room for a checkpoint", plan)
+        if failure is not None:
+            raise StorageError(self.directory / str(step), failure)
+        for old in steps:
+            self._notify(f"{self.directory / str(old)}: deleted before the save of step {step}, which needs its room")
+            with _storage_errors(self.directory / str(old), "cannot be deleted"):
+                self._manager.delete(old)
+
+    def _failed(self, error: StorageError, *, go_on: bool = False) -> None:
+        """Removes what a failed save has left. Then raises the error, or says it and goes on."""
+        self.failed += 1
+        for _ in range(3):  # it raises each error of its threads once
+            with contextlib.suppress(Exception):
+                self._manager.close()
+                break
+        end_threads(_THREADS_S)
+        with _storage_errors(self.directory, "cannot be written"):
+            self._manager = self._open()
+        newest = self.latest_step()
+        safe = "no checkpoint is whole" if newest is None else f"the newest whole checkpoint is of step {newest}"
+        self._unsaved = StorageError(*error.args[:-1], f"{error.args[-1]}; {safe}")
+        if self._on_error == "stop" and not go_on:
+            raise self._unsaved from error
+        if not go_on:
+            self._notify(f"{self._unsaved}; the run goes on, and the next save tries again (checkpoint.on_error)")
+
+
+def _no_line(line: str) -> None:
+    """Shows nothing: another process does."""
+
+
+def _value(meta: Mapping[str, Any], retention: Retention) -> float | None:
+    return (meta.get("evaluation") or {}).get(retention.metric)
+
+
+def _shapes(leaves: Mapping[str, Any], *, dtypes: bool = False) -> dict[str, Any]:
+    return {
+        name: {"shape": list(leaf.shape), **({"dtype": str(np.dtype(leaf.dtype))} if dtypes else {})}
+        for name, leaf in leaves.items()
+    }
+
+
+def _handlers(together: Together) -> ocp.handlers.CheckpointHandlerRegistry:
     """Handlers that save arrays as they lie on the devices.
 
     By default Orbax has replicas share the writing. Each cuts its part out on the device, which with two replicas takes
@@ -129,9 +285,10 @@ def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
         types = ocp.type_handlers.create_type_handler_registry((jax.Array, handler))
         return ocp.PyTreeCheckpointHandler(type_handler_registry=types)
 
-    return ocp.handlers.create_default_handler_registry(
-        params=arrays(), optimizer=arrays(), data=ocp.JsonCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
-    )
+    handlers: dict[str, Any] = {"params": arrays(), "optimizer": arrays()}
+    handlers |= {item: ocp.JsonCheckpointHandler() for item in ("data", "meta", checksums.ITEM)}
+    watched = {item: together.watched(handler) for item, handler in handlers.items()}
+    return ocp.handlers.create_default_handler_registry(**watched)
 
 
 def save_args(tree: Any) -> ocp.args.PyTreeSave:
@@ -145,89 +302,12 @@ def save_args(tree: Any) -> ocp.args.PyTreeSave:
     return ocp.args.PyTreeSave(tree, save_args=jax.tree_util.tree_map_with_path(chunks, tree))
 
 
-def _restore_args(abstract: Any) -> ocp.args.PyTreeRestore:
-    return ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
-
-
-def read_json_item(item: Place) -> dict[str, Any]:
-    """A JSON item of a step or converted directory."""
-    local = staging.files(item.url, lambda name: True, "models") if isinstance(item, BucketPath) else item
-    handler: Any = ocp.JsonCheckpointHandler()  # not through a Checkpointer, which waits for all processes
-    try:
-        return handler.restore(absolute(local))
-    except (OSError, ValueError) as error:
-        raise ConversionError(item, f"cannot be read: {error}") from error
-
-
-def restore_item(item: Place, abstract: Any) -> Any:
-    """Arrays of a `params` item, cast to the dtypes of `abstract`.
-
-    Args:
-        abstract: tree of ShapeDtypeStructs. A leaf with a sharding becomes a jax array, any other a numpy array.
-
-    Raises:
-        ConversionError: the stored names or shapes differ from those of `abstract`, or the item is damaged.
-    """
-    check_tree(item, abstract)
-    if isinstance(item, BucketPath):
-        return restore_blocks(item, abstract)
-
-    def leaf_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
-        if leaf.sharding is None:
-            return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
-        return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
-
-    try:
-        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-            return handler.restore(absolute(item), item=abstract, restore_args=jax.tree.map(leaf_args, abstract))
-    except Exception as error:  # Orbax has no class of its own for damaged files
-        reason = tensorstore_message(error).partition(" See full TensorStore")[0]  # the rest is an object's address
-        raise ConversionError(item, f"is damaged and cannot be read: {reason}") from error
-
-
-def stored_leaves(item: Place) -> dict[str, Any]:
-    """{path/of/leaf: metadata with shape and dtype} of an item."""
-    if isinstance(item, BucketPath) or item.name == "params":
-        # Orbax opens all leaves at once: if one is damaged, the others print that their event loop is closed.
-        return _named(nest(ItemReader(item).leaves()))
-    try:  # not through a Checkpointer, which warns that the item lacks a metadata file
-        return _named(ocp.PyTreeCheckpointHandler().metadata(absolute(item)).tree)
-    except (OSError, ValueError) as error:
-        raise ConversionError(item, f"not an Orbax item, or a damaged one: {tensorstore_message(error)}") from error
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
-
-
-def check_tree(item: Place, abstract: Any) -> None:
-    """Raises ConversionError if names or shapes of an item differ from those of `abstract`. Reads no array."""
-    stored, needed = stored_leaves(item), _named(abstract)
-    for name in sorted(stored.keys() ^ needed.keys()):
-        state = "is stored but not needed" if name in stored else "is needed but not stored"
-        raise ConversionError(item, f"{name} {state}: another model or optimizer wrote this checkpoint")
-    for name, leaf in needed.items():
-        if tuple(stored[name].shape) != tuple(leaf.shape):
-            raise ConversionError(item, f"{name} has shape {list(stored[name].shape)}; needed: {list(leaf.shape)}")
-
-
-def _set_aside(directory: epath.Path) -> None:
-    """Renames incomplete steps, so that they neither block a save of the same number nor count as kept."""
-    for path in list(directory.iterdir()):
-        if path.name.isdecimal() and not is_committed(path):
-            target = directory / f"{path.name}.incomplete"
-            if target.exists():
-                target.rmtree()
-            path.rename(target)
-
-
 @contextlib.contextmanager
-def _storage_errors(path: epath.Path, failure: str) -> Iterator[None]:
+def _storage_errors(path: epath.Path, failure: str = "cannot be written") -> Iterator[None]:
     try:
         with os_errors(path, failure):
             yield
     except ValueError as error:  # tensorstore reports a full or failing disk this way
-        if any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "No space")):
-            raise StorageError(path, f"{failure}: {first_line(error)}") from error
+        if reason := refused(error):
+            raise StorageError(path, f"{failure}: {reason}") from error
         raise

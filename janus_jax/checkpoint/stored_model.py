@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.checkpoint import run_dir
+from janus_jax.checkpoint.checksums import require_same_arrays, require_same_block
+from janus_jax.checkpoint.damage import read_meta
 from janus_jax.checkpoint.hf.config import read_json
 from janus_jax.checkpoint.hf.config_keys import ignored_keys
 from janus_jax.checkpoint.hf.facts import CARD, ModelFacts
@@ -19,7 +21,7 @@ from janus_jax.checkpoint.hf.hub import is_wanted, local_copy
 from janus_jax.checkpoint.hf.keys import KeyEntry, KeyPath, Layout, leaves, nest
 from janus_jax.checkpoint.hf.read import HFDirectory
 from janus_jax.checkpoint.item import ItemReader
-from janus_jax.checkpoint.state import check_tree, read_json_item, restore_item, stored_leaves
+from janus_jax.checkpoint.restore import check_tree, restore_item, stored_leaves
 from janus_jax.errors import ConversionError, StorageError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, param_specs
@@ -191,7 +193,8 @@ def _from_hf(directory: Place, hub_id: str | None) -> StoredModel:
 
 
 def _from_orbax(directory: Place) -> StoredModel:
-    meta = read_json_item(directory / "meta")
+    meta, record = read_meta(directory)
+    params, sums = directory / "params", None if record is None else record["params"]
     try:
         config = ModelConfig(**meta["model"])
     except (KeyError, TypeError, ValueError) as error:
@@ -205,9 +208,10 @@ def _from_orbax(directory: Place) -> StoredModel:
     data = meta.get("config", {}).get("data", {}).get("dir") if isinstance(meta.get("config"), dict) else None
     if data and "://" not in data:  # not from a bucket: the run has its own copy
         places.append(as_path(data) / "tokenizer")
-    check_tree(directory / "params", param_specs(config))
-    dtypes = {np.dtype(leaf.dtype) for leaf in stored_leaves(directory / "params").values()}
-    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    check_tree(params, param_specs(config))
+    dtypes = {np.dtype(leaf.dtype) for leaf in stored_leaves(params).values()}
+    stored_dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    reader = ItemReader(params)
 
     def read(dtype: np.dtype, shardings: Any) -> Params:
         placed = None if shardings is None else leaves(shardings)
@@ -215,17 +219,27 @@ def _from_orbax(directory: Place) -> StoredModel:
             name: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=None if placed is None else placed[name])
             for name, spec in leaves(param_specs(config, dtype)).items()
         }
-        return restore_item(directory / "params", nest(abstract))
+        restored = restore_item(params, nest(abstract))
+        if record is not None and dtype == stored_dtype:  # of a cast nothing is known
+            require_same_arrays(directory, record, params=restored)
+        return restored
+
+    def read_block(path: KeyPath, index: tuple[slice, ...] | None) -> np.ndarray:
+        block = reader.read(path, index)
+        if sums is not None:
+            layer = None if index is None else index[0].start
+            require_same_block(params, sums, "/".join(path), layer, block if layer is None else block[0])
+        return block
 
     return StoredModel(
         path=str(directory),
         config=config,
-        stored_dtype=dtype,
+        stored_dtype=stored_dtype,
         tokenizer_directory=_tokenizer(places),
         step=int(directory.name) if run_dir.is_committed(directory) and directory.name.isdecimal() else None,
         template=meta.get("template"),
         _load=read,
-        _block=ItemReader(directory / "params").read,
+        _block=read_block,
         facts=facts,
         meta=meta,
         left_out={} if meta.get("config") else left_out(directory, _CONVERTED),

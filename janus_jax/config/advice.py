@@ -1,5 +1,6 @@
 """Notes on settings that can run and are probably not meant, one sentence each."""
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,12 @@ def of_values(config: "RunConfig") -> Iterator[str]:
         yield (
             f"compat.bfloat16_weights = true: a step of about schedule.learning_rate = "
             f"{config.schedule.learning_rate:g} is rounded to nothing for weights above {smallest:.2g}"
+        )
+    keep, saved, evaluated = config.checkpoint.keep_best, config.checkpoint.every_steps, config.eval.every_steps
+    if keep is not None and saved is not None and evaluated is not None and saved % evaluated:
+        yield (
+            f"checkpoint.keep_best = {keep} looks at steps that are saved and evaluated: every "
+            f"{math.lcm(saved, evaluated):,}, by checkpoint.every_steps = {saved} and eval.every_steps = {evaluated}"
         )
 
 

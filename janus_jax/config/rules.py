@@ -159,15 +159,19 @@ def _objective_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
 
 def _stopping_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     section, stop = config.get("eval"), _get(config, "eval", "stop_after", int)
+    best = _get(config, "checkpoint", "keep_best", int)
+    if best and not _given(config, "eval", "every_steps"):
+        yield _refuse("checkpoint.keep_best", best, "allowed with eval.every_steps = null: null")
     if not isinstance(section, Mapping):
         return
     if stop and not _given(config, "eval", "every_steps"):
         yield _refuse("eval.stop_after", stop, "allowed with eval.every_steps = null: null")
-    for key, default in (("stop_metric", "loss"), ("stop_min_change", 0)):
-        if not stop and section.get(key, default) != default:
-            yield _refuse(f"eval.{key}", section[key], f"allowed without eval.stop_after: {default}")
+    uses = {"stop_metric": ("loss", stop or best, " and checkpoint.keep_best"), "stop_min_change": (0, stop, "")}
+    for key, (default, used, others) in uses.items():
+        if not used and section.get(key, default) != default:
+            yield _refuse(f"eval.{key}", section[key], f"allowed without eval.stop_after{others}: {default}")
     name, metric = _get(config, "objective", "name", str), section.get("stop_metric", "loss")
-    if stop and metric != "loss" and name in OBJECTIVES and OBJECTIVES[name].branches == 1:
+    if (stop or best) and metric != "loss" and name in OBJECTIVES and OBJECTIVES[name].branches == 1:
         yield _refuse("eval.stop_metric", metric, f"objective {name} has no pairs; allowed: loss")
 
 

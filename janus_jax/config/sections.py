@@ -310,7 +310,8 @@ class EvalSection(Section):
     """End the run after this number of evaluations in a row that do not improve `stop_metric`. null: train to the
     end."""
     stop_metric: Literal["loss", "rewards/accuracies", "rewards/margins"] = "loss"
-    """Held-out metric that `stop_after` watches. The loss improves when it falls, the others when they rise."""
+    """Held-out metric that `stop_after` and `checkpoint.keep_best` watch. The loss improves when it falls, the others
+    when they rise."""
     stop_min_change: Annotated[float, Field(ge=0)] = 0.0
     """An improvement of at most this much does not count."""
 
@@ -322,6 +323,15 @@ class CheckpointSection(Section):
     """Steps between checkpoints; the last step is always saved. null: the last step only."""
     keep: Count = 2
     """Number of newest checkpoints to keep."""
+    keep_every_steps: Count | None = None
+    """Also keep for ever the first checkpoint of every this many steps. null: none."""
+    keep_best: Count | None = None
+    """Also keep this number of checkpoints, the best by the held-out metric `eval.stop_metric`. Only those count that
+    are evaluated at the step that they save. null: none."""
+    on_error: Literal["stop", "continue"] = "stop"
+    """After a save that failed, for example on a full disk. stop: end the run, with exit code 14. continue: say so and
+    train on; the next save tries again, and `summary.json` counts `failed_saves`. If the last save fails, the run ends
+    with exit code 14 in either case."""
 
 
 class ExportSection(Section):

@@ -151,6 +151,16 @@ def broadcast(name: str, value: Any, timeout_s: int = BARRIER_TIMEOUT_S) -> Any:
     return shared
 
 
+def publish(key: str, text: str) -> None:
+    """Lets all processes know a text; see `published`. Waits for nobody."""
+    _key_value_store().key_value_set(key, text)
+
+
+def published(directory: str) -> dict[str, str]:
+    """The texts that were published as DIRECTORY/NAME so far, by name."""
+    return {key.rpartition("/")[2]: text for key, text in _key_value_store().key_value_dir_get(directory)}
+
+
 def _key_value_store() -> Any:
     """The coordinator's store: it needs no devices and has a time-out.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import jax
 
+from janus_jax.checkpoint.retention import Retention
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.data.epoch import START
 from janus_jax.model.mistral import param_specs
@@ -203,6 +204,7 @@ def opening(setup: Setup, done: int | None) -> list[str]:
         "steps": f"{total:,} ({_count(total / steps, 'epoch')} of {_count(steps, 'step')})",
         "starts": _start(setup, done),
         "writes": f"{config.run.dir}",
+        "keeps": f"checkpoints: {Retention.of_config(config)}",
     }
     return [part for heading, text in lines.items() if text for part in _headed(heading, text)]
 

@@ -5,15 +5,9 @@ import hashlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, UInt32
 
 from janus_jax.model.config import ModelConfig
-from janus_jax.training.hashing import element_index, mix
-
-_SEEDS = (0x9E3779B1, 0x85EBCA77)
-_BITS = {2: jnp.uint16, 4: jnp.uint32}
-
+from janus_jax.parallel.hashing import checksums
 
 _NOT_COMPUTED_WITH = ("initializer_range", "max_position_embeddings")
 """Keys that say how weights were made and how long texts may be; no log-prob depends on them."""
@@ -31,18 +25,11 @@ def model_fingerprint(config: ModelConfig, params: Any) -> str:
 def weights_fingerprint(params: Any) -> str:
     """sha256 over names, shapes, dtypes and checksums of all leaves. Collective: call it on every process.
 
-    A checksum is a sum modulo 2^32 over mixed bits of each element and its place, so the order in which devices add
-    does not matter, nothing is gathered, and swapped elements or layers show.
+    Nothing is gathered; see `checksums`.
     """
-    sums = jax.device_get(jax.jit(lambda tree: jax.tree.map(_checksums, tree))(params))
+    sums = jax.device_get(jax.jit(lambda tree: jax.tree.map(checksums, tree))(params))
     digest = hashlib.sha256()
-    for (path, leaf), checksums in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(sums), strict=True):
+    for (path, leaf), pair in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(sums), strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        digest.update(repr((name, tuple(leaf.shape), str(leaf.dtype), checksums.tolist())).encode())
+        digest.update(repr((name, tuple(leaf.shape), str(leaf.dtype), pair.tolist())).encode())
     return digest.hexdigest()
-
-
-def _checksums(leaf: Array) -> UInt32[Array, "2"]:
-    bits = jax.lax.bitcast_convert_type(leaf, _BITS[leaf.dtype.itemsize]).astype(jnp.uint32)
-    place = element_index(leaf.shape)
-    return jnp.stack([mix(bits ^ mix(place + jnp.uint32(seed))).sum(dtype=jnp.uint32) for seed in _SEEDS])

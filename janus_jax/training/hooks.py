@@ -217,6 +217,7 @@ class Save(Hook):
     due: Due
 
     def after_step(self, run: Run, step: Step) -> None:
+        run.checkpoints.poll()
         if not self.due(run.step) and not run.stopped:
             return
         evaluation = run.eval_record if run.evaluated_step == run.step else None

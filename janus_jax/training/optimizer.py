@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float
 
 from janus_jax.config.sections import OptimizerSection
-from janus_jax.training.hashing import element_index, mix
+from janus_jax.parallel.hashing import element_index, mix
 
 _DEFAULTS = OptimizerSection()
 

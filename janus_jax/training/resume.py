@@ -1,27 +1,29 @@
 """Where a run begins, and what a checkpoint says of its run, so that only the same run goes on from it."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 from pydantic import ValidationError
 
 from janus_jax import __version__
+from janus_jax.checkpoint.damage import newest_good
 from janus_jax.checkpoint.hf.facts import ModelFacts
-from janus_jax.checkpoint.run_dir import RunDir, step_directory
-from janus_jax.checkpoint.state import Checkpoints, read_json_item
+from janus_jax.checkpoint.run_dir import RunDir
+from janus_jax.checkpoint.state import Checkpoints, note
 from janus_jax.config.run import RunConfig
 from janus_jax.data.epoch import PackedEpochs, Position
 from janus_jax.data.from_config import describe
-from janus_jax.errors import ConfigError
+from janus_jax.errors import ConfigError, DamagedError
 from janus_jax.parallel import processes
-from janus_jax.storage.local import as_path
+from janus_jax.storage.local import absolute
 from janus_jax.training.course import Course, Extension, Past
 from janus_jax.training.reference import Reference
 from janus_jax.training.setup import Setup
@@ -30,6 +32,10 @@ from janus_jax.training.stopping import Stopping
 
 _MAY_CHANGE = ("mesh", "sharding", "remat", "eval", "checkpoint", "export", "logging", "profile")
 """Sections that may change when a run is resumed: they do not decide what is computed."""
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +54,35 @@ class Beginning:
         return self.resumed_from or 0
 
 
+class SetAside(Exception):
+    """The checkpoint to go on from was damaged and is set aside: the run begins again, from an older one."""
+
+
+def from_a_good_step(train: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Calls `train` again each time that the checkpoint it would go on from turns out to be damaged.
+
+    An older step may have other extensions, and so another schedule: all that is built from a checkpoint is built anew.
+    """
+
+    @functools.wraps(train)
+    def tried(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        while True:
+            with contextlib.suppress(SetAside):
+                return train(*args, **kwargs)
+
+    return tried
+
+
 def newest_checkpoint(run_dir: RunDir[Path]) -> Past | None:
     """The checkpoint that the run goes on from, as process 0 sees it; None if it begins. Call it on every process.
 
     Raises:
-        ConversionError: its item `meta` cannot be read.
+        ConversionError: the run has checkpoints, and none is good.
     """
     newest: tuple[int, dict[str, Any]] | None = None
     with processes.agreement("newest checkpoint"):
-        if processes.is_main() and (steps := run_dir.committed_steps()):
-            directory = step_directory(as_path(run_dir.checkpoints), steps[-1])
-            newest = steps[-1], read_json_item(directory / "meta")
+        if processes.is_main():
+            newest = newest_good(absolute(run_dir.checkpoints), note)
     if jax.distributed.is_initialized():  # otherwise no device is asked for yet
         newest = processes.broadcast("newest checkpoint", newest)
     return None if newest is None else Past(*newest)
@@ -73,6 +97,7 @@ def begin(setup: Setup, checkpoints: Checkpoints) -> Beginning:
     Raises:
         ConfigError: the checkpoint is of a run with another configuration, model or data.
         ConversionError: checkpoint or weights cannot be read.
+        SetAside: the arrays of the checkpoint are not what was written.
     """
     if setup.past is None:
         with processes.agreement("initial weights"):
@@ -81,7 +106,11 @@ def begin(setup: Setup, checkpoints: Checkpoints) -> Beginning:
     step, meta = setup.past.step, setup.past.meta
     require_same_run(setup, meta)
     abstract = setup.program.abstract_state()
-    params, optimizer, data, _ = checkpoints.restore(step, params=abstract.params, optimizer=abstract.optimizer)
+    try:
+        params, optimizer, data, _ = checkpoints.restore(step, params=abstract.params, optimizer=abstract.optimizer)
+    except DamagedError as error:
+        checkpoints.set_aside(step, error)
+        raise SetAside(step) from error
     return Beginning(
         TrainState(params, optimizer),
         Position(epoch=data["epoch"], row=data["row"]),
@@ -159,6 +188,7 @@ def step_meta(
         "course": dataclasses.asdict(setup.course),
         "stopping": None if stopping is None else dataclasses.asdict(stopping),
         "held_out": _held_out_splits(setup),
+        "evaluation": evaluation,
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from janus_jax.checkpoint.retention import Retention
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.config.rules import no_rate
@@ -51,6 +52,7 @@ from janus_jax.training.hooks import (
 from janus_jax.training.reference import Precomputed, check_stale, open_reference
 from janus_jax.training.resume import (
     begin,
+    from_a_good_step,
     new_extension,
     newest_checkpoint,
     other_held_out,
@@ -85,10 +87,12 @@ class Summary:
     tokens: int  # slots that held a token in all steps since the run began
     tokens_per_s: float  # median over steps without compilation
     fill: float  # mean share of row slots that hold tokens
+    failed_saves: int  # checkpoints that could not be written, by this process
     export_dir: str | None
 
 
 @naming_urls()
+@from_a_good_step
 def train(
     config: RunConfig,
     options: processes.RuntimeOptions | None = None,
@@ -128,7 +132,9 @@ def train(
         stack.enter_context(no_empty_leftovers(run_dir.checkpoints))  # weights are read below, and may be bad
         stack.enter_context(processes.memory_for(f"training on {len(jax.devices())} devices"))
         checkpoints = stack.enter_context(
-            contextlib.closing(Checkpoints(run_dir.checkpoints, keep=config.checkpoint.keep))
+            contextlib.closing(
+                Checkpoints(run_dir.checkpoints, keep=Retention.of_config(config), on_error=config.checkpoint.on_error)
+            )
         )
         run, resumed_from = _start(setup, run_dir, checkpoints, writers)
         drawn.append(run)
@@ -308,6 +314,7 @@ def _summarize(run: Run, resumed_from: int | None, seconds: float) -> Summary:
         tokens=run.setup.loader.tokens_before(run.position),
         tokens_per_s=float(np.median(run.tokens_per_s)) if run.tokens_per_s else math.nan,
         fill=float(np.mean(run.fills)) if run.fills else math.nan,
+        failed_saves=run.checkpoints.failed,
         export_dir=None if run.export is None else str(run.export),
     )
     if processes.is_main() and (run.fills or not run.dir.summary.exists()):  # a finished run that did nothing: kept

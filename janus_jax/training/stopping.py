@@ -5,9 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from janus_jax.checkpoint.retention import HIGHER_IS_BETTER
 from janus_jax.config.sections import EvalSection
-
-_HIGHER_IS_BETTER = ("rewards/accuracies", "rewards/margins")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Stopping:
 
     def evaluated(self, section: EvalSection, step: int, value: float) -> "Stopping":
         """After an evaluation; a value that is not finite is no improvement."""
-        sign = 1 if self.metric in _HIGHER_IS_BETTER else -1
+        sign = 1 if self.metric in HIGHER_IS_BETTER else -1
         change = math.inf if self.best is None else sign * (value - self.best)
         better = math.isfinite(value) and change > 0
         stale = 0 if better and change > section.stop_min_change else self.stale + 1

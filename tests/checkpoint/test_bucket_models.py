@@ -21,7 +21,8 @@ from janus_jax.checkpoint import item
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
 from janus_jax.checkpoint.hf.keys import leaves, nest
 from janus_jax.checkpoint.hf.read import save_hf
-from janus_jax.checkpoint.state import Checkpoints, restore_item
+from janus_jax.checkpoint.restore import restore_item
+from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.cli.main import main
 from janus_jax.errors import ConversionError, StorageError

@@ -21,6 +21,7 @@ from janus_jax.checkpoint.hf.read import save_hf
 from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.cli.main import main
 from tests.support.models import SMALL, random_params
+from tests.support.states import without_checksums
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 
@@ -212,6 +213,7 @@ def write_run(directory, params):
 
 
 def edit_meta(step, **changes):
+    without_checksums(step)
     file = step / "meta" / "metadata"
     meta = json.loads(file.read_text())
     file.write_text(json.dumps(meta | {"model": meta["model"] | changes}))
@@ -233,6 +235,7 @@ def no_meta(step):
 
 
 def later_facts(step):
+    without_checksums(step)
     file = step / "meta" / "metadata"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"facts": {"colour": "blue"}}))
     return [step / "meta", "facts", "colour", "a later version"]

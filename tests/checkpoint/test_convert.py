@@ -26,6 +26,7 @@ from janus_jax.text.template import CHATML
 from janus_jax.text.tokenizer import load_tokenizer
 from tests.support.models import SMALL, assert_same_bits, random_params, read_tensors
 from tests.support.sentencepieces import trained
+from tests.support.states import without_checksums
 
 TIED = dataclasses.replace(SMALL, tie_embeddings=True)
 
@@ -188,6 +189,7 @@ def test_what_holds_no_model_is_refused(run, tmp_path):
 
 def test_a_damaged_step_is_refused(run):
     step = run / "checkpoints" / "4"
+    without_checksums(step)
     meta = step / "meta" / "metadata"
     text = meta.read_text()
     for damaged in ("{", json.dumps({"model": {"vocab_size": 3}}), json.dumps({}), "[]"):

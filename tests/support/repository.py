@@ -9,8 +9,8 @@ SHAPED = (
     "janus_jax.evaluation.pairs",
     "janus_jax.model",
     "janus_jax.objectives",
+    "janus_jax.parallel.hashing",
     "janus_jax.training.fingerprint",
-    "janus_jax.training.hashing",
     "janus_jax.training.optimizer",
     "janus_jax.training.step",
 )

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from janus_jax.checkpoint.convert import to_hf
-from janus_jax.checkpoint.state import stored_leaves
+from janus_jax.checkpoint.restore import stored_leaves
+from janus_jax.checkpoint.run_dir import ITEMS
 from janus_jax.config.run import RunConfig
 from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError, ConversionError, DataError, NonFiniteError
@@ -119,7 +120,7 @@ def test_log_probs_do_not_depend_on_the_rows_that_they_were_computed_in(data, ru
 
 def test_neither_checkpoint_nor_optimizer_holds_any_of_the_reference(run):
     step = run / "checkpoints" / str(2 * STEPS_PER_EPOCH)
-    assert {path.name for path in step.iterdir() if path.is_dir()} == {"params", "optimizer", "data", "meta"}
+    assert {path.name for path in step.iterdir() if path.is_dir()} == {*ITEMS, "checksums"}
     params, optimizer = (
         sum(int(np.prod(leaf.shape)) for leaf in stored_leaves(step / item).values())
         for item in ("params", "optimizer")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from janus_jax.checkpoint.convert import to_hf
-from janus_jax.errors import ConfigError, ConversionError, DataError, NonFiniteError
+from janus_jax.errors import ConfigError, DataError, NonFiniteError
 from janus_jax.text.template import CHATML
 from janus_jax.training.run import train
 from tests.support.run_configs import SIX_STEPS, run_config
@@ -207,12 +207,20 @@ def test_a_finished_run_started_again_changes_nothing(data, tmp_path):
         train(run_config(data, run, schedule=SIX_STEPS, export={"hf": True, "dtype": "bfloat16"}), writers=())
 
 
-def test_a_damaged_checkpoint_is_named(data, tmp_path):
-    train(run_config(data, tmp_path / "run", schedule=SIX_STEPS), writers=(), until_step=2)
-    for file in (tmp_path / "run" / "checkpoints" / "2" / "params").rglob("d/*"):
+def test_a_run_goes_on_from_the_last_good_checkpoint(data, tmp_path, capfd):
+    """As if the damaged one had never been written: the steps after it are trained again, bit for bit."""
+    config = run_config(data, tmp_path / "run", schedule=SIX_STEPS, checkpoint={"every_steps": 2})
+    whole = train(config, writers=(), until_step=4)
+    before = losses(tmp_path / "run")
+    steps = tmp_path / "run" / "checkpoints"
+    for file in (steps / "4" / "params").rglob("d/*"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(ConversionError, match=r"checkpoints/2.* damaged"):
-        train(run_config(data, tmp_path / "run", schedule=SIX_STEPS), writers=())
+    again = train(config, writers=(), until_step=4)
+    assert (whole.step, again.step, again.resumed_from) == (4, 4, 2)
+    assert losses(tmp_path / "run") == before
+    assert sorted(path.name for path in steps.iterdir()) == ["2", "4", "4.damaged"]
+    shown = capfd.readouterr().err
+    assert f"note: {steps / '4'}: params: " in shown and "kept as 4.damaged" in shown and "Traceback" not in shown
 
 
 def test_profile_steps_leave_a_trace(data, tmp_path):

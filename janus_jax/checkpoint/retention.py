@@ -1,0 +1,111 @@
+"""Which steps of a run are kept."""
+
+import dataclasses
+import math
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from janus_jax.checkpoint.run_dir import committed_steps
+from janus_jax.config.run import RunConfig
+
+HIGHER_IS_BETTER = ("rewards/accuracies", "rewards/margins")
+"""Held-out metrics that improve when they rise; the others improve when they fall."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+    """Keeps the newest steps, the first step of each `every` steps, and those that are best by a held-out metric."""
+
+    newest: int = 2
+    every: int | None = None
+    best: int | None = None
+    metric: str = "loss"
+
+    @classmethod
+    def of_config(cls, config: RunConfig) -> "Retention":
+        """What a configuration says."""
+        section = config.checkpoint
+        return cls(section.keep, section.keep_every_steps, section.keep_best, config.eval.stop_metric)
+
+    def kept(self, steps: Iterable[int], values: Mapping[int, float | None]) -> set[int]:
+        """The steps to keep. The newest is always among them.
+
+        Args:
+            steps: whole steps.
+            values: the metric, of those that were evaluated; a value that is not finite is never among the best.
+        """
+        ordered = sorted(steps)
+        kept = set(ordered[-self.newest :])
+        if self.every:
+            # The first checkpoint at or after each multiple: saves need not fall on one.
+            firsts = {step // self.every: step for step in reversed(ordered) if step >= self.every}
+            kept |= set(firsts.values())
+        if self.best:
+            sign = -1 if self.metric in HIGHER_IS_BETTER else 1
+            known = [(value, step) for step in ordered if (value := values.get(step)) is not None]
+            ranked = sorted((sign * value, step) for value, step in known if math.isfinite(value))
+            kept |= {step for _, step in ranked[: self.best]}
+        return kept
+
+    def __str__(self) -> str:
+        parts = [f"the newest {self.newest:,}" if self.newest > 1 else "the newest one"]
+        parts += [f"the first of every {self.every:,} steps"] if self.every else []
+        order = "highest" if self.metric in HIGHER_IS_BETTER else "lowest"
+        parts += [f"the {self.best:,} of the {order} held-out {self.metric}"] if self.best else []
+        return ", ".join(parts)
+
+
+@dataclasses.dataclass
+class Policy:
+    """`Retention` as Orbax asks for it: it deletes what is not preserved, after the new step is committed."""
+
+    retention: Retention
+    values: dict[int, float | None]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """For each checkpoint (with a `step`) whether it stays."""
+        kept = self.retention.kept((info.step for info in checkpoints), self.values)
+        return [info.step in kept for info in checkpoints]
+
+
+def room_for(
+    checkpoints: os.PathLike[str], step: int, retention: Retention, values: Mapping[int, float | None]
+) -> tuple[list[int], str | None]:
+    """What to delete so that a step fits on a local disk: the fewest of the steps that it will push out anyway, oldest
+    first, and never the newest. Nothing where there is room. Where not even that suffices: nothing, and the reason.
+
+    A step takes what the newest one takes. Of the first, nobody knows: Orbax compresses.
+    """
+    directory = Path(checkpoints)
+    steps = committed_steps(directory)
+    if not steps:
+        return [], None
+    needed, free = _bytes_of(directory / str(steps[-1])), shutil.disk_usage(directory).free
+    pushed_out = sorted(set(steps[:-1]) - retention.kept([*steps, step], values))
+    chosen: list[int] = []
+    for old in pushed_out:
+        if free >= needed:
+            break
+        chosen.append(old)
+        free += _bytes_of(directory / str(old))
+    if free >= needed:
+        return chosen, None
+    beside = f", {_shown(free)} with what checkpoint.keep no longer needs" if chosen else ""
+    free = shutil.disk_usage(directory).free
+    return (
+        [],
+        f"cannot be written: a checkpoint takes about {_shown(needed)}; free on this disk: {_shown(free)}{beside}",
+    )
+
+
+def _bytes_of(directory: Path) -> int:
+    """What a directory takes on its disk."""
+    files = [path.stat() for path in directory.rglob("*")]
+    return sum(file.st_blocks * 512 for file in files)
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

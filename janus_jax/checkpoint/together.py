@@ -1,0 +1,81 @@
+"""A save that fails on one process fails on all of them, before it is committed.
+
+In Orbax a process whose write failed does not come to the barrier before the commit. So the others wait for it for 20
+minutes, and it waits for them.
+"""
+
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from janus_jax.errors import StorageError
+from janus_jax.parallel import processes
+from janus_jax.storage.local import Place, refusal
+
+_BEFORE_COMMIT = "async_write_complete"
+
+
+class Together:
+    """What becomes of the save under way, on this process and on all.
+
+    Attributes:
+        step: the directory that is being saved.
+    """
+
+    def __init__(self, step: Place):
+        self.step = step
+        self._failure: Exception | None = None
+
+    def watched(self, handler: Any) -> Any:
+        """A handler of Orbax whose writes fail at the barrier, not before. With one process, the handler itself."""
+        if jax.process_count() > 1:
+            save = handler.async_save
+
+            async def watched_save(*args: Any, **kwargs: Any) -> list[Any]:
+                return [_Write(write, self) for write in jax.tree.leaves(await save(*args, **kwargs)) if write]
+
+            handler.async_save = watched_save
+        return handler
+
+    def options(self) -> ocp.options.AsyncOptions:
+        """Orbax's options, with this barrier where there are several processes."""
+        if jax.process_count() == 1:
+            return ocp.options.AsyncOptions()
+        return ocp.options.AsyncOptions(barrier_sync_fn=self._barrier)
+
+    def failed(self, error: Exception) -> None:
+        """Notes the first failure."""
+        self._failure = self._failure or error
+
+    def _barrier(self, *, key: str, timeout_ms: int) -> None:
+        wait = ocp.multihost.get_barrier_sync_fn()
+        if _BEFORE_COMMIT not in key:
+            wait(key=key, timeout_ms=timeout_ms)
+            return
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            processes.publish(f"{key}/failed/{jax.process_index()}", refusal(failure))
+        wait(key=key, timeout_ms=timeout_ms)
+        if failure is not None:
+            raise failure
+        for process, reason in processes.published(f"{key}/failed").items():
+            raise StorageError(self.step, f"cannot be written: process {process}: {reason}")
+
+
+class _Write:
+    """One write of a save; a future as Orbax defines it."""
+
+    def __init__(self, write: Any, together: Together):
+        self._write = write
+        self._together = together
+
+    def result(self, timeout: float | None = None) -> Any:
+        try:
+            return self._write.result(timeout=timeout)
+        except (OSError, ValueError) as error:
+            self._together.failed(error)
+            return None
+
+    def cancel(self) -> Any:
+        return self._write.cancel()
