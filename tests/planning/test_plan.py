@@ -149,7 +149,7 @@ def test_shared_slots_are_those_of_the_fullest_row(data, tmp_path):
             {"batch": {"max_sequence_length": 64}, "model": {"max_position_embeddings": 32}},
             "is more than the mo",
         ),
-        ("cpu:8", {"model": {"vocab_size": 50}}, "its tokenizer has 96 ids"),
+        ("cpu:8", {"model": {"vocab_size": 50}}, "model.vocab_size = 50: the tokenizer of "),
         ("cpu:8", {"precision": {"attention": "splash"}}, "precision.attention=splash: cannot be"),
     ],
 )
