@@ -1,8 +1,10 @@
 """Training state on disk: Orbax steps with the items params, optimizer, data (JSON) and meta (JSON)."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,9 +17,10 @@ from janus_jax.checkpoint.hf.keys import nest
 from janus_jax.checkpoint.item import CHUNK_BYTES, ItemReader, restore_blocks, tensorstore_message
 from janus_jax.checkpoint.run_dir import ITEMS, committed_steps, is_committed, step_directory
 from janus_jax.errors import ConversionError, StorageError, first_line
+from janus_jax.parallel import processes
 from janus_jax.storage import staging
 from janus_jax.storage.bucket import BucketPath, os_errors
-from janus_jax.storage.local import Place, absolute
+from janus_jax.storage.local import Place, absolute, write_whole
 
 
 class Checkpoints:
@@ -101,6 +104,21 @@ class Checkpoints:
     def meta(self, step: int) -> dict[str, Any]:
         """The `meta` that `save` wrote."""
         return read_json_item(step_directory(self.directory, step) / "meta")
+
+    def replace_meta(self, step: int, meta: Mapping[str, Any]) -> None:
+        """Says something else of a saved step. Collective: call it on every process.
+
+        Raises:
+            StorageError: it cannot be written; the step is as it was.
+        """
+        item = step_directory(self.directory, step) / "meta"
+        with processes.agreement("meta"):
+            if processes.is_main():
+                write_whole(Path(item / "metadata"), json.dumps(dict(meta)))
+
+    def saving(self) -> bool:
+        """Whether a save is going on in the background."""
+        return self._manager.is_saving_in_progress()
 
     def wait(self) -> None:
         """Returns when every save is committed.
