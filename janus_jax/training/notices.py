@@ -146,6 +146,7 @@ class Notices:
     def _handle(self, number: int, frame: Any) -> None:
         self._heard.wait(0.1)  # so that the next boundary knows
         if self._cut:
+            self._cut = False  # the same signal once more would break the cleaning up
             raise Stop(frozenset({_SIGNALS[signal.Signals(number)]}))
 
     def _read_signals(self, read: socket.socket) -> None:
