@@ -1,12 +1,30 @@
-"""Errors that a user can act on. Each has the exit code of the `janus` command.
-
-0 done · 1 internal error · 2 bad input · 3 does not fit · 10 preempted, saved · 11 out of memory ·
-12 non-finite · 13 lost peer · 14 storage · 130 interrupted · 141 closed pipe · 143 terminated.
-"""
+"""Errors that a user can act on, and the exit codes of the `janus` command."""
 
 import contextlib
 import os
 from collections.abc import Iterator
+
+AGAIN, TWICE, GIVE_UP = "start again", "start again once", "give up"
+
+EXIT_CODES = {
+    0: ("done", "done"),
+    1: ("internal error, with a traceback", TWICE),
+    2: ("bad input: configuration, records, model directory, mesh, command line", GIVE_UP),
+    3: ("does not fit (`janus plan`)", GIVE_UP),
+    10: ("preempted: the newest step is saved", AGAIN),
+    11: ("out of memory", GIVE_UP),
+    12: ("loss or gradient not finite", GIVE_UP),
+    13: ("lost process", AGAIN),
+    14: ("storage refused", AGAIN),
+    15: ("run directory held by another run", AGAIN),
+    130: ("Ctrl-C: a run has saved its newest step; at once after a second one", AGAIN),
+    134: ("aborted by a library, such as JAX when a process is lost", AGAIN),
+    137: ("killed (SIGKILL), by hand or by the machine's memory limit", AGAIN),
+    139: ("crashed (segmentation fault)", AGAIN),
+    141: ("output closed early, as by `head`", GIVE_UP),
+    143: ("SIGTERM: a command ended at once, a run only before it has begun or at a second SIGTERM", AGAIN),
+}
+"""Exit code -> what it means, and what whoever supervises the command should do. Starting again has a bound."""
 
 
 class JanusError(Exception):
@@ -91,6 +109,16 @@ class LostPeerError(JanusError):
     """Another process did not reach a barrier in time: names the barrier and the timeout."""
 
     exit_code = 13
+
+
+class Preempted(JanusError):
+    """A notice ended a run, which can go on: SIGTERM, Ctrl-C (130) or the machine's own. Says which step is saved."""
+
+    exit_code = 10
+
+    def __init__(self, *parts: str | os.PathLike[str], exit_code: int = 10):
+        super().__init__(*parts)
+        self.exit_code = exit_code
 
 
 class Interrupted(BaseException):

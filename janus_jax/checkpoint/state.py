@@ -1,6 +1,7 @@
 """Training state on disk: Orbax steps with the items params, optimizer, data (JSON) and meta (JSON)."""
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ from janus_jax.checkpoint.together import Together
 from janus_jax.errors import ConversionError, DamagedError, StorageError
 from janus_jax.parallel import processes
 from janus_jax.storage.bucket import is_url, os_errors
-from janus_jax.storage.local import absolute
+from janus_jax.storage.local import absolute, write_whole
 
 _THREADS_S = 10.0
 """How long threads of a failed save may go on writing before its leftovers are removed."""
@@ -171,6 +172,21 @@ class Checkpoints:
     def meta(self, step: int) -> dict[str, Any]:
         """The `meta` that `save` wrote."""
         return read_json_item(step_directory(self.directory, step) / "meta")
+
+    def replace_meta(self, step: int, meta: Mapping[str, Any]) -> None:
+        """Says something else of a saved step. Collective: call it on every process.
+
+        Raises:
+            StorageError: it cannot be written; the step is as it was.
+        """
+        item = step_directory(self.directory, step) / "meta"
+        with processes.agreement("meta"):
+            if processes.is_main():
+                write_whole(Path(item / "metadata"), json.dumps(dict(meta)))
+
+    def saving(self) -> bool:
+        """Whether a save is going on in the background."""
+        return self._manager.is_saving_in_progress()
 
     def wait(self) -> None:
         """Returns when every save is committed.

@@ -4,6 +4,7 @@ Exit codes are those of `janus_jax.errors`; an unwritable or occupied output is 
 """
 
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import typer
 from janus_jax import __version__
 from janus_jax.cli import arguments, convert, data, plan, runs, time_step
 from janus_jax.cli.outputs import require_writable
-from janus_jax.errors import ConfigError, Interrupted, JanusError, LostPeerError
+from janus_jax.errors import ConfigError, Interrupted, JanusError, LostPeerError, Preempted
 from janus_jax.parallel.environment import quiet_libraries
 
 app = typer.Typer(
@@ -59,6 +60,12 @@ def _run() -> Any:
     except JanusError as error:
         if _stops:  # a process that got the signal too has gone
             return None
+        if isinstance(error, Preempted):
+            from janus_jax.parallel import processes
+
+            print(f"stopped: {error}", file=sys.stderr)
+            print(f"to go on: {shlex.join(['janus', *sys.argv[1:]])}", file=sys.stderr)
+            processes.part(error.exit_code)
         print(f"error: {error}", file=sys.stderr)
         if isinstance(error, LostPeerError):
             from janus_jax.parallel import processes
@@ -149,7 +156,11 @@ def train(
     process_id: arguments.ProcessId = None,
     devices: arguments.Devices = None,
 ) -> None:
-    """Train as CONFIG says, or resume if the run directory holds checkpoints."""
+    """Train as CONFIG says, or resume if the run directory holds checkpoints.
+
+    SIGTERM, Ctrl-C and a preemption notice save the newest step and end with exit code 10 (Ctrl-C: 130); a second
+    signal ends at once.
+    """
     options = arguments.runtime_options(coordinator, num_processes, process_id, devices)
     loaded = arguments.load(config, overrides, quiet=True)
     from janus_jax.parallel import processes

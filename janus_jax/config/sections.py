@@ -320,7 +320,10 @@ class CheckpointSection(Section):
     """Checkpoints of the training state."""
 
     every_steps: Count | None = None
-    """Steps between checkpoints; the last step is always saved. null: the last step only."""
+    """Steps between checkpoints, beside `every_minutes`. The last step is always saved, and the step at which SIGTERM,
+    Ctrl-C or a notice of the machine ends a run."""
+    every_minutes: Annotated[float, Field(gt=0)] | None = 10
+    """Minutes after a checkpoint at which the next one is due. null: only `every_steps` decides."""
     keep: Count = 2
     """Number of newest checkpoints to keep."""
     keep_every_steps: Count | None = None

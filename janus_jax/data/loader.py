@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import jax
@@ -74,12 +74,18 @@ class Loader(PackedEpochs):
         return host_bytes(self.settings.microbatches * len(self._local), self.settings.row_length, self.max_segments)
 
     def batches(
-        self, start: Position = START, steps: int | None = None, *, reference_logps: np.ndarray | None = None
+        self,
+        start: Position = START,
+        steps: int | None = None,
+        *,
+        reference_logps: np.ndarray | None = None,
+        wait: Callable[[concurrent.futures.Future[Any]], object] = lambda future: None,
     ) -> Generator[LoadedBatch, None, None]:
         """Yields `steps` batches from `start` on, without end if None. A thread reads and packs ahead.
 
         Args:
             reference_logps: [E, 2] float32 by example number, for the field of that name; None leaves zeros in it.
+            wait: called before a batch that the thread may still be reading; may raise to end the wait.
         Raises:
             DataError: no batch begins at `start`, or stored ids cannot be read.
         """
@@ -87,7 +93,10 @@ class Loader(PackedEpochs):
         pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="loader")
         ahead = collections.deque(pool.submit(self._load_next, positions, reference_logps) for _ in range(_LOOKAHEAD))
         try:
-            while (loaded := ahead.popleft().result()) is not None:
+            while True:
+                wait(ahead[0])
+                if (loaded := ahead.popleft().result()) is None:
+                    return
                 ahead.append(pool.submit(self._load_next, positions, reference_logps))
                 yield dataclasses.replace(loaded, batch=self._globalize(loaded.batch))
         finally:
@@ -95,9 +104,9 @@ class Loader(PackedEpochs):
                 future.cancel()
             pool.shutdown(wait=False)  # waiting would fail for a generator that is closed at interpreter exit
 
-    def epoch(self, epoch: int = 0, *, reference_logps: np.ndarray | None = None) -> Generator[LoadedBatch, None, None]:
-        """The batches of one epoch, each once. Args as `batches`."""
-        return self.batches(Position(epoch, 0), self.steps(epoch), reference_logps=reference_logps)
+    def epoch(self, epoch: int = 0, **options: Any) -> Generator[LoadedBatch, None, None]:
+        """The batches of one epoch, each once. `options` as `batches`."""
+        return self.batches(Position(epoch, 0), self.steps(epoch), **options)
 
     def _load_next(self, positions: Iterator[Position], reference_logps: np.ndarray | None) -> LoadedBatch | None:
         position = next(positions, None)

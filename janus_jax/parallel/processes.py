@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,7 @@ def start(options: RuntimeOptions) -> None:
 
     if jax.distributed.is_initialized():
         return
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, and knows of steps only
     if options.coordinator is not None:
         environment.use_gloo_on_cpu()
         try:
@@ -73,6 +75,15 @@ def is_main() -> bool:
     import jax
 
     return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def peers() -> dict[str, Any]:
+    """The coordinator's key-value store, this process's number and the number of processes; empty if there is one."""
+    import jax
+
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return {}
+    return {"client": _key_value_store(), "process": jax.process_index(), "processes": jax.process_count()}
 
 
 def barrier(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> None:
@@ -191,6 +202,19 @@ def memory_for(what: str) -> Iterator[None]:
 
 def _message(error: Exception) -> str:
     return str(error) if isinstance(error, errors.JanusError) else f"{type(error).__name__}: {error}"
+
+
+def part(exit_code: int) -> NoReturn:
+    """Ends this process, which all others do too, whatever its threads still do."""
+    import jax
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # JAX's shutdown, which waits for the others, holds handlers back
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def leave(exit_code: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What happens beside the steps of a run: profile, watch for NaN, log, evaluate, stop, save, export.
+"""What happens beside the steps of a run: profile, watch for NaN, log, evaluate, stop early, save, export.
 
 A hook is a small object with the methods of `Hook`. The loop in `run.py` lists the hooks in one place and calls them in
 that order; a hook reads and changes the `Run` and knows no other hook.
@@ -6,6 +6,7 @@ that order; a hook reads and changes the `Run` and knows no other hook.
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from janus_jax.errors import NonFiniteError
 from janus_jax.objectives import metric_values
 from janus_jax.training.export import export_step
 from janus_jax.training.metrics import MetricsLog, better
+from janus_jax.training.notices import NOTICE_S, Notices
 from janus_jax.training.reference import Reference
 from janus_jax.training.resume import step_meta
 from janus_jax.training.setup import Setup
@@ -39,12 +41,15 @@ class Run:
     setup: Setup
     dir: RunDir[Path]
     checkpoints: Checkpoints
+    notices: Notices
     reference: Reference
     metrics: MetricsLog
     print: Callable[[str], None]  # shows a line on the console of the main process
     state: TrainState
     position: Position  # where the next batch begins
     step: int  # finished optimizer steps
+    saved_step: int | None  # the last one that was saved, or the one that this process resumed from
+    unevaluated: bool  # an evaluation after `step` was cut, by this process or by the one before
     train_record: dict[str, float]  # the last one written
     eval_record: dict[str, float]
     best: dict[str, float]  # the held-out record with the smallest loss, and its step; empty without one
@@ -74,7 +79,7 @@ class Hook:
     """Does nothing; a hook overrides what it needs."""
 
     def at_start(self, run: Run) -> None:
-        """Before the first step of a run; not called when the run resumes."""
+        """Before the first step of this process: the run begins (`run.step` is 0) or resumes."""
 
     def before_step(self, run: Run) -> None:
         """Before the next batch is taken."""
@@ -84,6 +89,9 @@ class Hook:
 
     def at_end(self, run: Run) -> None:
         """After the last step of this process; not called when an error ends the run."""
+
+    def at_stop(self, run: Run, step: Step | None) -> None:
+        """When a notice ends the run: after a step, at a boundary inside a hook, or before the first step (None)."""
 
 
 def every(steps: int | None, last: int) -> Due:
@@ -115,6 +123,9 @@ class Profile(Hook):
             self.active = False
             run.metrics.restart_clock()
 
+    def at_stop(self, run: Run, step: Step | None) -> None:
+        self.at_end(run)
+
 
 @dataclasses.dataclass(frozen=True)
 class RequireFinite(Hook):
@@ -129,8 +140,14 @@ class RequireFinite(Hook):
     due: Due
 
     def after_step(self, run: Run, step: Step) -> None:
-        if not self.due(run.step):
-            return
+        if self.due(run.step) or run.notices.save_due:
+            self._require(run, step)
+
+    def at_stop(self, run: Run, step: Step | None) -> None:
+        if step is not None:
+            self._require(run, step)
+
+    def _require(self, run: Run, step: Step) -> None:
         for name, value in step.scalars.items():
             if not math.isfinite(float(value)):
                 run.checkpoints.wait()
@@ -171,7 +188,7 @@ class Evaluate(Hook):
     due: Due
 
     def at_start(self, run: Run) -> None:
-        if run.setup.config.eval.at_start:
+        if run.unevaluated or (run.step == 0 and run.setup.config.eval.at_start):
             self._evaluate(run)
 
     def after_step(self, run: Run, step: Step) -> None:
@@ -183,7 +200,10 @@ class Evaluate(Hook):
         if loader is None:
             return
         totals: dict[str, np.ndarray] = {}
-        for number, loaded in enumerate(loader.epoch(reference_logps=reference.held_out_logps)):
+        run.unevaluated = run.step > 0
+        batches = loader.epoch(reference_logps=reference.held_out_logps, wait=run.notices.wait)
+        for number, loaded in enumerate(batches):
+            run.notices.boundary()
             batch = reference.fill(loaded.batch, held_out=number)
             metrics = jax.device_get(run.setup.program.evaluate(run.state.params, batch))
             for name, pair in metrics.items():
@@ -191,7 +211,7 @@ class Evaluate(Hook):
         used = len(loader.fitted.index)
         record = metric_values(totals, run.setup.objective)
         record |= {"examples": used, "left_out": len(loader.fitted.outcomes) - used}
-        run.eval_record, run.evaluated_step = record, run.step
+        run.eval_record, run.evaluated_step, run.unevaluated = record, run.step, False
         run.best = better(run.best, {"step": run.step, **record})
         run.metrics.write("eval", run.step, run.eval_record)
         run.metrics.restart_clock()
@@ -203,35 +223,79 @@ class StopEarly(Hook):
 
     section: EvalSection
 
+    def at_start(self, run: Run) -> None:
+        if run.step:
+            self._decide(run)
+
     def after_step(self, run: Run, step: Step) -> None:
+        self._decide(run)
+
+    def _decide(self, run: Run) -> None:
         if run.stopping is None or run.evaluated_step != run.step:
             return
         value = run.eval_record[run.stopping.metric]
         run.stopping = run.stopping.evaluated(self.section, run.step, value)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Save(Hook):
     """Saves checkpoints, in the background; the run ends when the last one is committed."""
 
     due: Due
+    began: float | None = None  # when the first save began, until it has ended
+    timed: bool = False  # the first save has ended
+
+    def at_start(self, run: Run) -> None:
+        if run.step and run.evaluated_step == run.step:  # what was cut when this step was saved
+            run.checkpoints.replace_meta(run.step, self._meta(run))
+
+    def before_step(self, run: Run) -> None:
+        if self.began is not None and not run.checkpoints.saving():
+            self._note_time(run)
 
     def after_step(self, run: Run, step: Step) -> None:
         run.checkpoints.poll()
-        if not self.due(run.step) and not run.stopped:
-            return
-        evaluation = run.eval_record if run.evaluated_step == run.step else None
+        if self.due(run.step) or run.notices.save_due or run.stopped:
+            self._save(run)
+
+    def at_end(self, run: Run) -> None:
+        run.checkpoints.wait()
+        self._note_time(run)
+
+    def at_stop(self, run: Run, step: Step | None) -> None:
+        if step is not None and run.saved_step != run.step:
+            self._save(run)
+        run.checkpoints.wait()
+        self._note_time(run)
+
+    def _save(self, run: Run) -> None:
+        if not self.timed and self.began is None:
+            self.began = time.monotonic()
         run.checkpoints.save(
             run.step,
             params=run.state.params,
             optimizer=run.state.optimizer,
             data=dataclasses.asdict(run.position),
-            meta=step_meta(run.setup, run.reference, evaluation, run.stopping),
+            meta=self._meta(run),
         )
+        run.saved_step = run.step
+        run.notices.saved()
         run.metrics.restart_clock()
 
-    def at_end(self, run: Run) -> None:
-        run.checkpoints.wait()
+    def _meta(self, run: Run) -> dict[str, Any]:
+        evaluation = run.eval_record if run.evaluated_step == run.step else None
+        meta = step_meta(run.setup, run.reference, evaluation, run.stopping)
+        return {**meta, "unevaluated": run.unevaluated}
+
+    def _note_time(self, run: Run) -> None:
+        if self.began is None:
+            return
+        took, self.began, self.timed = time.monotonic() - self.began, None, True
+        if took > NOTICE_S / 2:
+            run.print(
+                f"note: the first save took {took:.0f} s; a machine that is preempted has {NOTICE_S} s. If a save is "
+                "cut off, the checkpoint before it counts"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,4 +304,5 @@ class Export(Hook):
 
     def at_end(self, run: Run) -> None:
         if run.step == run.setup.total_steps or run.stopped:
-            run.export = export_step(run.dir, run.setup, run.step, run.state.params, run.print)
+            with run.notices.at_once():
+                run.export = export_step(run.dir, run.setup, run.step, run.state.params, run.print)

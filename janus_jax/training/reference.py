@@ -18,6 +18,7 @@ from janus_jax.model.mistral import Params
 from janus_jax.parallel import processes
 from janus_jax.storage.local import absolute
 from janus_jax.training.fingerprint import model_fingerprint
+from janus_jax.training.notices import Notices, Stop
 from janus_jax.training.reference_store import ReferenceStore
 from janus_jax.training.setup import Setup
 
@@ -101,7 +102,13 @@ def check_stale(setup: Setup) -> None:
 
 
 def open_reference(
-    setup: Setup, *, initial: Params | None, step: int | None, known: str | None, notify: Callable[[str], None]
+    setup: Setup,
+    *,
+    initial: Params | None,
+    step: int | None,
+    known: str | None,
+    notify: Callable[[str], None],
+    notices: Notices,
 ) -> Reference:
     """What the run compares with. Collective: call it on every process.
 
@@ -110,6 +117,7 @@ def open_reference(
         step: `Setup.reference_step` when the run began.
         known: fingerprint of the reference when the run began; None if it begins now.
         notify: gets a line about the progress of a long pass.
+        notices: may end the pass between two batches; what is scored by then is saved.
     Raises:
         ConfigError: the reference is not what it was when the run began, or the stored log-probs are of something else.
         NonFiniteError: the reference's log-probs are not finite.
@@ -131,7 +139,7 @@ def open_reference(
             store.require_model(weights)
         for store in stores:
             if store.missing():
-                _precompute(store, lambda batch: setup.program.reference(params, batch), notify)
+                _precompute(store, lambda batch: setup.program.reference(params, batch), notify, notices)
     logps = {store.name: store.logps for store in stores}
     return Precomputed(step, weights, logps["train"], logps.get("eval"))
 
@@ -176,7 +184,9 @@ def _check_known(setup: Setup, params: Params, known: str | None) -> str:
     return fingerprint
 
 
-def _precompute(store: ReferenceStore, score: Callable[[Batch], jax.Array], notify: Callable[[str], None]) -> None:
+def _precompute(
+    store: ReferenceStore, score: Callable[[Batch], jax.Array], notify: Callable[[str], None], notices: Notices
+) -> None:
     """Scores what is missing, in the batches of the first epoch, and saves as it goes.
 
     The first epoch is trained on in these very rows by this very executable's numbers, so that log-probs of that epoch
@@ -189,7 +199,7 @@ def _precompute(store: ReferenceStore, score: Callable[[Batch], jax.Array], noti
         store.save()  # a directory that cannot be written is found before the pass
     if done := total - store.missing():
         notify(f"reference: {done:,} of {total:,} {store.name} pairs were scored before; going on")
-    for loaded in _missing_batches(store):
+    for loaded in _saved_at_stop(store, _missing_batches(store, notices)):
         ids, valid, logps = _to_host((loaded.batch.example_id, loaded.batch.valid, score(loaded.batch)))
         if not np.isfinite(logps[valid]).all():
             bad = ids[valid][~np.isfinite(logps[valid]).all(-1)][0]
@@ -214,7 +224,17 @@ def _precompute(store: ReferenceStore, score: Callable[[Batch], jax.Array], noti
     notify(f"reference: {total:,} {store.name} pairs scored in {time.monotonic() - began:,.0f} s")
 
 
-def _missing_batches(store: ReferenceStore) -> Iterator[LoadedBatch]:
+def _saved_at_stop(store: ReferenceStore, batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:
+    """The batches; if a notice ends them, what is scored by then is saved."""
+    try:
+        yield from batches
+    except Stop:
+        with processes.agreement(f"reference {store.name}"):
+            store.save()
+        raise
+
+
+def _missing_batches(store: ReferenceStore, notices: Notices) -> Iterator[LoadedBatch]:
     """Of each epoch of the run the batches from the first to the last that hold a wanted example without log-probs."""
     loader: Loader = store.loader
     is_read = np.zeros(len(loader.dataset), bool)
@@ -226,7 +246,10 @@ def _missing_batches(store: ReferenceStore) -> Iterator[LoadedBatch]:
             if (store.is_missing(ids) & is_read[ids]).any():
                 steps.append(step)
         if steps:
-            yield from loader.batches(Position(epoch, steps[0] * loader.unit), steps[-1] + 1 - steps[0])
+            start, count = Position(epoch, steps[0] * loader.unit), steps[-1] + 1 - steps[0]
+            for loaded in loader.batches(start, count, wait=notices.wait):
+                notices.boundary()
+                yield loaded
         if not store.missing():
             return
 

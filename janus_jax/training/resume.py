@@ -47,6 +47,7 @@ class Beginning:
     resumed_from: int | None  # the checkpoint's step; None at the beginning of a run
     reference_step: int | None  # the step of the run that the reference comes from, when this run began
     reference_weights: str | None  # fingerprint of the reference, when this run began; None at the beginning
+    unevaluated: bool = False  # a notice cut the evaluation of this step
 
     @property
     def step(self) -> int:
@@ -117,6 +118,7 @@ def begin(setup: Setup, checkpoints: Checkpoints) -> Beginning:
         step,
         meta.get("reference_step"),
         meta.get("reference_weights"),
+        bool(meta.get("unevaluated")) and setup.eval_loader is not None,
     )
 
 

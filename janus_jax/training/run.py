@@ -5,7 +5,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.config.rules import no_rate
 from janus_jax.config.run import RunConfig, to_yaml
 from janus_jax.data.from_config import fit_counts, fit_lines
-from janus_jax.errors import ConfigError, Interrupted
+from janus_jax.data.loader import LoadedBatch
+from janus_jax.errors import ConfigError, Interrupted, Preempted
 from janus_jax.parallel import processes
 from janus_jax.storage.local import (
     absolute,
@@ -49,6 +50,7 @@ from janus_jax.training.hooks import (
     StopEarly,
     every,
 )
+from janus_jax.training.notices import Notices, Stop
 from janus_jax.training.reference import Precomputed, check_stale, open_reference
 from janus_jax.training.resume import (
     begin,
@@ -92,13 +94,13 @@ class Summary:
 
 
 @naming_urls()
-@from_a_good_step
 def train(
     config: RunConfig,
     options: processes.RuntimeOptions | None = None,
     *,
     until_step: int | None = None,
     writers: Sequence[metrics.Writer] | None = None,
+    preemptible: bool = True,
 ) -> Summary:
     """Trains as the config says, from the newest checkpoint of the run directory if it has one.
 
@@ -107,10 +109,25 @@ def train(
         options: processes and simulated devices.
         until_step: save and stop after this step as if the run had been interrupted there.
         writers: extra receivers of metrics; None shows the run on the console.
+        preemptible: SIGTERM, Ctrl-C and notices of the machine end the run where it can be saved, on all processes
+            alike. False leaves signals to the caller.
     Raises:
         JanusError: bad input (2), out of memory (11), non-finite loss (12), lost peer (13), storage (14).
+        Preempted: a notice ended the run, which can go on (10; after Ctrl-C 130).
     """
     processes.start(options or processes.RuntimeOptions())
+    minutes = config.checkpoint.every_minutes
+    with Notices(listen=preemptible, save_every_s=None if minutes is None else 60 * minutes) as notices:
+        try:
+            return _train(config, notices, until_step, writers)
+        except Stop as stop:
+            raise _preempted(stop, RunDir(Path(absolute(config.run.dir)))) from None
+
+
+@from_a_good_step
+def _train(
+    config: RunConfig, notices: Notices, until_step: int | None, writers: Sequence[metrics.Writer] | None
+) -> Summary:
     started = time.perf_counter()
     with processes.agreement("run directory"):  # what follows would wait for ever for a process that found bad input
         run_dir = _open_run_dir(config)
@@ -125,6 +142,7 @@ def train(
             raise ConfigError(no_rate(config.schedule.warmup(1)))
         if past is None:  # a run that goes on has other mistakes, to be reported first
             check_stale(setup)
+    notices.boundary()
     drawn: list[Run] = []
     with contextlib.ExitStack() as stack:
         if config.logging.curves and processes.is_main():
@@ -136,15 +154,24 @@ def train(
                 Checkpoints(run_dir.checkpoints, keep=Retention.of_config(config), on_error=config.checkpoint.on_error)
             )
         )
-        run, resumed_from = _start(setup, run_dir, checkpoints, writers)
+        run, resumed_from = _start(setup, run_dir, checkpoints, notices, writers)
         drawn.append(run)
         stack.enter_context(contextlib.closing(run.metrics))
 
         stop = setup.total_steps if until_step is None else min(setup.total_steps, until_step)
         hooks = _hooks(config, stop, setup.total_steps)
-        batches = setup.loader.batches(run.position, max(0, stop - run.step), reference_logps=run.reference.train_logps)
+        logps, rest = run.reference.train_logps, max(0, stop - run.step)
+        batches = setup.loader.batches(run.position, rest, reference_logps=logps, wait=notices.wait)
         stack.enter_context(contextlib.closing(batches))
-        if resumed_from is None and stop:
+        _loop(run, hooks, batches, stop)
+        return _summarize(run, resumed_from, time.perf_counter() - started)
+
+
+def _loop(run: Run, hooks: Sequence[Hook], batches: Iterator[LoadedBatch], stop: int) -> None:
+    """Trains until step `stop`, an early stop, or a notice (raises Stop)."""
+    step = None
+    try:
+        if stop:
             for hook in hooks:
                 hook.at_start(run)
         while run.step < stop and not run.stopped:
@@ -152,8 +179,9 @@ def train(
                 hook.before_step(run)
             asked = time.perf_counter()
             loaded = next(batches)
+            run.notices.boundary()
             run.metrics.count(loaded.tokens, waited_s=time.perf_counter() - asked)
-            run.state, scalars, totals = setup.program.train(run.state, run.reference.fill(loaded.batch))
+            run.state, scalars, totals = run.setup.program.train(run.state, run.reference.fill(loaded.batch))
             run.step, run.position = run.step + 1, loaded.next_position
             step = Step(loaded, scalars, totals, first=not run.fills)
             run.fills.append(loaded.fill)
@@ -161,12 +189,25 @@ def train(
                 hook.after_step(run, step)
         for hook in hooks:
             hook.at_end(run)
-        return _summarize(run, resumed_from, time.perf_counter() - started)
+    except Stop:
+        for hook in hooks:
+            hook.at_stop(run, step)
+        raise
+
+
+def _preempted(stop: Stop, run_dir: RunDir[Path]) -> Preempted:
+    """Says what came, which step is safe, and how to go on."""
+    steps = run_dir.committed_steps()
+    safe = f"step {steps[-1]} is saved" if steps else "no step was made yet"
+    came = " and ".join(stop.notices)
+    code = 128 + signal.SIGINT if stop.by_user else Preempted.exit_code
+    return Preempted(run_dir.path, f"{safe}; {came} ended the run; to go on, start it again", exit_code=code)
 
 
 def _draw_last(runs: Sequence[Run], error: BaseException | None) -> None:
     """Draws the curves when all else is done: checkpoints are whole, metrics are closed. SIGTERM leaves no time."""
-    if not (isinstance(error, Interrupted) and error.signal == signal.SIGTERM):
+    in_a_hurry = isinstance(error, Interrupted) and error.signal == signal.SIGTERM
+    if not in_a_hurry and not (isinstance(error, Stop) and not error.by_user):
         for run in runs:
             draw_run(run)
 
@@ -209,12 +250,17 @@ def _open_run_dir(config: RunConfig) -> RunDir[Path]:
 
 
 def _start(
-    setup: Setup, run_dir: RunDir[Path], checkpoints: Checkpoints, writers: Sequence[metrics.Writer] | None
+    setup: Setup,
+    run_dir: RunDir[Path],
+    checkpoints: Checkpoints,
+    notices: Notices,
+    writers: Sequence[metrics.Writer] | None,
 ) -> tuple[Run, int | None]:
     """The run at its first step, or at its newest checkpoint, with the number of that step."""
     console = Console() if writers is None and processes.is_main() else None
     show = console.line if console else lambda line: None  # where the numbers go too
     beginning = begin(setup, checkpoints)  # weights that cannot be read are an error and nothing else
+    notices.boundary()
     newest = None if setup.past is None else setup.past.step
     for line in opening(setup, newest) if console else ():
         show(line)
@@ -235,6 +281,7 @@ def _start(
             show(f"note: {note}")
     stopping = stopping_state(setup)
     finished = beginning.step == setup.total_steps or (stopping is not None and stopping.stopped)
+    finished = finished and not beginning.unevaluated
     if finished:  # nothing is compared any more
         reference = Precomputed(beginning.reference_step, beginning.reference_weights)
     else:
@@ -244,6 +291,7 @@ def _start(
             step=beginning.reference_step,
             known=beginning.reference_weights,
             notify=show,
+            notices=notices,
         )
     if others := other_held_out(setup):
         show(f"note: {others}")
@@ -261,12 +309,15 @@ def _start(
         setup=setup,
         dir=run_dir,
         checkpoints=checkpoints,
+        notices=notices,
         reference=reference,
         metrics=log,
         print=show,
         state=beginning.state,
         position=beginning.position,
         step=beginning.step,
+        saved_step=beginning.resumed_from,
+        unevaluated=beginning.unevaluated,
         train_record=records.get("train", {}),
         eval_record=records.get("eval", {}),
         stopping=stopping,
@@ -317,6 +368,7 @@ def _summarize(run: Run, resumed_from: int | None, seconds: float) -> Summary:
         failed_saves=run.checkpoints.failed,
         export_dir=None if run.export is None else str(run.export),
     )
-    if processes.is_main() and (run.fills or not run.dir.summary.exists()):  # a finished run that did nothing: kept
+    worked = run.fills or run.evaluated_step is not None
+    if processes.is_main() and (worked or not run.dir.summary.exists()):  # a finished run that did nothing: kept
         write_json(run.dir.summary, dataclasses.asdict(summary))
     return summary

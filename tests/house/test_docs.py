@@ -171,7 +171,9 @@ def test_the_mesh_table_has_the_axes():
 
 
 def test_the_exit_codes_are_those_of_the_errors():
-    table = {int(code): set(re.findall(r"`(\w+)`", names)) for code, _, names in rows("Exit codes", "docs/training.md")}
+    lines = rows("Exit codes", "docs/training.md")
+    assert {int(code): (meaning, then) for code, meaning, _, then in lines} == errors.EXIT_CODES
+    table = {int(code): set(re.findall(r"`(\w+)`", names)) for code, _, names, _ in lines}
     raised: dict[int, set[str]] = {}
     for error in errors.JanusError.__subclasses__():
         if error.__module__ == errors.__name__:

@@ -1,9 +1,10 @@
-"""Starts several processes, and what each of them does for test_processes.py and test_bucket_run.py."""
+"""Starts several processes, and what each of them does for test_processes.py, test_stops.py and test_bucket_run.py."""
 
 import contextlib
 import dataclasses
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -118,6 +119,24 @@ def train(port: str, process: str, directory: str) -> None:
         (Path(directory) / f"rows.{name}.{process}.json").write_text(json.dumps(noted))
 
 
+def stop(port: str, process: str, config: str, step: str) -> None:
+    """`janus train CONFIG`; process 1 receives SIGTERM after `step` (0: never)."""
+    from janus_jax.cli.main import main
+    from janus_jax.training.hooks import LogMetrics
+
+    log = LogMetrics.after_step
+
+    def after_step(self, run, done):
+        log(self, run, done)
+        if process == "1" and run.step == int(step):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    LogMetrics.after_step = after_step
+    options = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id", process, "--devices", "4"]
+    sys.argv = ["janus", "train", config, *options]
+    main()
+
+
 def wait(port: str, process: str) -> None:
     """Process 0 waits at a barrier to which process 1 never comes."""
     from janus_jax.errors import LostPeerError
@@ -139,4 +158,4 @@ def wait(port: str, process: str) -> None:
 
 
 if __name__ == "__main__":
-    {"train": train, "wait": wait}[sys.argv[1]](*sys.argv[2:])
+    {"train": train, "stop": stop, "wait": wait}[sys.argv[1]](*sys.argv[2:])

@@ -72,7 +72,7 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
     stop = max(1, total - _REPEATED_STEPS)
     sft = load_config(_CONFIGS / "sft.yaml", [*sft_changes, f"checkpoint.every_steps={stop}", "checkpoint.keep=9"])
     with figures.Bar(console, "SFT", total) as bar:
-        sft_summary = train(sft, writers=[bar])
+        sft_summary = train(sft, writers=[bar], preemptible=False)
     console.rule(f"[bold]3. Resume: the last {total - stop} steps again, from the checkpoint of step {stop}")
     resumed = report.prove_resume(sft, stop, out / "resumed")
     console.print(f"losses and final weights {'bit-equal' if resumed else '[red]DIFFER'}")
@@ -90,7 +90,7 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
         changes += ["batch.examples=6", "batch.row_length=512"]  # one prompt a step: a real model is slow here
     preference = load_config(_CONFIGS / f"{stage.name}.yaml", changes)
     with figures.Bar(console, stage.label, _total_steps(preference), stage.margin[0]) as bar:
-        preference_summary = train(preference, writers=[bar])
+        preference_summary = train(preference, writers=[bar], preemptible=False)
 
     console.rule("[bold]5. Results")
     held_out_batches = None if model is None else 2

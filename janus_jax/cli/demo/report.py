@@ -110,7 +110,7 @@ def prove_resume(config: RunConfig, step: int, scratch: Path) -> bool:
         "export": config.export.model_copy(update={"hf": False}),
         "eval": config.eval.model_copy(update={"every_steps": None}),
     }
-    train(config.model_copy(update=changed), writers=[])
+    train(config.model_copy(update=changed), writers=[], preemptible=False)
     ours, theirs = (_losses(run) for run in (scratch, original))
     weights = (jax.tree.leaves(open_model(run).load_host()) for run in (scratch, original))
     equal = all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))
