@@ -1,7 +1,7 @@
 """Errors that a user can act on. Each has the exit code of the `janus` command.
 
 0 done · 1 internal error · 2 bad input · 3 does not fit · 10 preempted, saved · 11 out of memory ·
-12 non-finite · 13 lost peer · 14 storage · 130 interrupted · 141 closed pipe · 143 terminated.
+12 non-finite · 13 lost peer · 14 storage · 15 held · 130 interrupted · 141 closed pipe · 143 terminated.
 """
 
 import contextlib
@@ -87,6 +87,16 @@ class LostPeerError(JanusError):
     """Another process did not reach a barrier in time: names the barrier and the timeout."""
 
     exit_code = 13
+
+
+class HeldError(JanusError):
+    """Another start of the run goes on in the same run directory: names its host and process, and since when."""
+
+    exit_code = 15
+
+
+class LostLockError(HeldError):
+    """Another start took the run directory over while this one stood still."""
 
 
 class Interrupted(BaseException):

@@ -14,7 +14,7 @@ import typer
 from janus_jax import __version__
 from janus_jax.cli import arguments, convert, data, plan, runs, time_step
 from janus_jax.cli.outputs import require_writable
-from janus_jax.errors import ConfigError, Interrupted, JanusError, LostPeerError
+from janus_jax.errors import ConfigError, Interrupted, JanusError, LostLockError, LostPeerError
 from janus_jax.parallel.environment import quiet_libraries
 
 app = typer.Typer(
@@ -60,7 +60,7 @@ def _run() -> Any:
         if _stops:  # a process that got the signal too has gone
             return None
         print(f"error: {error}", file=sys.stderr)
-        if isinstance(error, LostPeerError):
+        if isinstance(error, LostPeerError | LostLockError):
             from janus_jax.parallel import processes
 
             processes.leave(error.exit_code)

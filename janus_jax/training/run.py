@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import signal
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.config.rules import no_rate
 from janus_jax.config.run import RunConfig, to_yaml
 from janus_jax.data.from_config import fit_counts, fit_lines
-from janus_jax.errors import ConfigError, Interrupted
+from janus_jax.errors import ConfigError, Interrupted, LostLockError
 from janus_jax.parallel import processes
 from janus_jax.storage.local import (
     absolute,
@@ -28,6 +30,7 @@ from janus_jax.storage.local import (
     write_json,
     write_whole,
 )
+from janus_jax.storage.lock import Lock, held
 from janus_jax.storage.staging import naming_urls
 from janus_jax.text.served import CONVERSATIONS, write_conversations
 from janus_jax.training import metrics
@@ -38,6 +41,7 @@ from janus_jax.training.hooks import (
     Evaluate,
     Export,
     Hook,
+    KeepLock,
     LogMetrics,
     Profile,
     RequireFinite,
@@ -96,14 +100,22 @@ def train(
         until_step: save and stop after this step as if the run had been interrupted there.
         writers: extra receivers of metrics; None shows the run on the console.
     Raises:
-        JanusError: bad input (2), out of memory (11), non-finite loss (12), lost peer (13), storage (14).
+        JanusError: bad input (2), out of memory (11), non-finite loss (12), lost peer (13), storage (14), run
+            directory held by another start (15).
     """
     processes.start(options or processes.RuntimeOptions())
+    with _held_run_dir(config, quiet=writers is not None) as (run_dir, lock):
+        return _train(config, run_dir, lock, until_step, writers)
+
+
+def _train(
+    config: RunConfig,
+    run_dir: RunDir[Path],
+    lock: Lock | None,
+    until_step: int | None,
+    writers: Sequence[metrics.Writer] | None,
+) -> Summary:
     started = time.perf_counter()
-    with processes.agreement("run directory"):  # what follows would wait for ever for a process that found bad input
-        run_dir = _open_run_dir(config)
-        if config.logging.wandb and processes.is_main():
-            metrics.require_wandb()
     past = newest_checkpoint(run_dir)
     with processes.agreement("setup"):
         if past is not None:
@@ -127,7 +139,7 @@ def train(
         stack.enter_context(contextlib.closing(run.metrics))
 
         stop = setup.total_steps if until_step is None else min(setup.total_steps, until_step)
-        hooks = _hooks(config, stop, setup.total_steps)
+        hooks = [KeepLock(lock), *_hooks(config, stop, setup.total_steps)]
         batches = setup.loader.batches(run.position, max(0, stop - run.step), reference_logps=run.reference.train_logps)
         stack.enter_context(contextlib.closing(batches))
         if resumed_from is None and stop:
@@ -155,6 +167,8 @@ def train(
 
 def _draw_last(runs: Sequence[Run], error: BaseException | None) -> None:
     """Draws the curves when all else is done: checkpoints are whole, metrics are closed. SIGTERM leaves no time."""
+    if isinstance(error, LostLockError):  # the directory is another start's
+        return
     if not (isinstance(error, Interrupted) and error.signal == signal.SIGTERM):
         for run in runs:
             draw_run(run)
@@ -179,6 +193,20 @@ def _hooks(config: RunConfig, stop: int, total_steps: int) -> list[Hook]:
         Save(save),
     ]
     return [*hooks, Export()] if config.export.hf else hooks
+
+
+@contextlib.contextmanager
+def _held_run_dir(config: RunConfig, *, quiet: bool) -> Iterator[tuple[RunDir[Path], Lock | None]]:
+    """The run directory, and in process 0 its lock. Nobody else's start changes anything in it meanwhile."""
+    with contextlib.ExitStack() as stack:
+        with processes.agreement("run directory"):  # what follows would wait for ever for a process with bad input
+            run_dir, lock = _open_run_dir(config), None
+            if processes.is_main():
+                if config.logging.wandb:
+                    metrics.require_wandb()
+                show = functools.partial(print, file=sys.stderr, flush=True)
+                lock = stack.enter_context(held(run_dir.lock, config.run.dir, (lambda line: None) if quiet else show))
+        yield run_dir, lock
 
 
 def _open_run_dir(config: RunConfig) -> RunDir[Path]:
