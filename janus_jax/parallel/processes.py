@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from janus_jax import errors
 from janus_jax.errors import ConfigError, LostPeerError, OutOfMemoryError, first_line
 from janus_jax.parallel import environment
+from janus_jax.parallel.same_everywhere import require_same_versions
 
 BARRIER_TIMEOUT_S = 600
 
@@ -34,7 +35,8 @@ def start(options: RuntimeOptions) -> None:
     not find each other within 300 s are aborted by JAX itself, with its own message and code 134.
 
     Raises:
-        ConfigError: a simulated device count, or a coordinator, that comes when JAX has already started.
+        ConfigError: a simulated device count, or a coordinator, that comes when JAX has already started; processes
+            with different versions.
     """
     if options.devices is not None:
         _simulate(options.devices)
@@ -51,6 +53,7 @@ def start(options: RuntimeOptions) -> None:
             raise ConfigError(f"--coordinator {options.coordinator}: {first_line(error)}") from error
     elif _on_tpu_vm():
         jax.distributed.initialize()
+    require_same_versions()
 
 
 def _simulate(devices: int) -> None:

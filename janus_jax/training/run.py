@@ -53,6 +53,7 @@ from janus_jax.training.hooks import (
 )
 from janus_jax.training.reference import Precomputed, check_stale, open_reference
 from janus_jax.training.resume import begin, new_extension, newest_checkpoint, require_same_config, stopping_state
+from janus_jax.training.same_inputs import require_same_config_everywhere, require_same_inputs
 from janus_jax.training.same_tokenizer import notes
 from janus_jax.training.setup import Setup, prepare
 from janus_jax.training.speed import mfu_per_rate
@@ -125,6 +126,7 @@ def _train(
             raise ConfigError(no_rate(config.schedule.warmup(1)))
         if past is None:  # a run that goes on has other mistakes, to be reported first
             check_stale(setup)
+    require_same_inputs(setup)
     drawn: list[Run] = []
     with contextlib.ExitStack() as stack:
         if config.logging.curves and processes.is_main():
@@ -198,14 +200,18 @@ def _hooks(config: RunConfig, stop: int, total_steps: int) -> list[Hook]:
 @contextlib.contextmanager
 def _held_run_dir(config: RunConfig, *, quiet: bool) -> Iterator[tuple[RunDir[Path], Lock | None]]:
     """The run directory, and in process 0 its lock. Nobody else's start changes anything in it meanwhile."""
+    with processes.agreement("run directory"):  # what follows would wait for ever for a process that found bad input
+        run_dir = _open_run_dir(config)
+        if config.logging.wandb and processes.is_main():
+            metrics.require_wandb()
+    require_same_config_everywhere(config)
     with contextlib.ExitStack() as stack:
-        with processes.agreement("run directory"):  # what follows would wait for ever for a process with bad input
-            run_dir, lock = _open_run_dir(config), None
+        lock = None
+        with processes.agreement("lock"):
             if processes.is_main():
-                if config.logging.wandb:
-                    metrics.require_wandb()
                 show = functools.partial(print, file=sys.stderr, flush=True)
-                lock = stack.enter_context(held(run_dir.lock, config.run.dir, (lambda line: None) if quiet else show))
+                notify = (lambda line: None) if quiet else show
+                lock = stack.enter_context(held(run_dir.lock, config.run.dir, notify))
         yield run_dir, lock
 
 
