@@ -121,6 +121,16 @@ class Preempted(JanusError):
         self.exit_code = exit_code
 
 
+class HeldError(JanusError):
+    """Another start of the run goes on in the same run directory: names its host and process, and since when."""
+
+    exit_code = 15
+
+
+class LostLockError(HeldError):
+    """Another start took the run directory over while this one stood still."""
+
+
 class Interrupted(BaseException):
     """Ends a command that received a signal, and cleans up. Typer would answer KeyboardInterrupt with exit code 1."""
 

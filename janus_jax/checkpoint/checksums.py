@@ -64,6 +64,14 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
 
 
+def with_meta(record: Mapping[str, Any], *metas: Any) -> dict[str, Any]:
+    """The record of a step whose item `meta` is one of these."""
+    rest = {name: value for name, value in record.items() if name != "own"} | {
+        "meta": [of_json(meta) for meta in metas]
+    }
+    return {**rest, "own": of_json(rest)}
+
+
 def require_whole(step: Place, record: Mapping[str, Any]) -> None:
     """Raises DamagedError if the item does not hold what `of_step` wrote."""
     rest = {name: value for name, value in record.items() if name != "own"}
@@ -74,7 +82,7 @@ def require_whole(step: Place, record: Mapping[str, Any]) -> None:
 def require_same_json(step: Place, record: Mapping[str, Any], **items: Any) -> None:
     """Raises DamagedError if a JSON item (`data`, `meta`) is not what was written."""
     for name, value in items.items():
-        if record[name] != of_json(value):
+        if of_json(value) not in (record[name] if isinstance(record[name], list) else [record[name]]):
             raise DamagedError(step / name, "is not what was written: its checksum differs")
 
 

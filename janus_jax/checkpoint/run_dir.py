@@ -38,6 +38,11 @@ class RunDir(Generic[P]):
         return self._entry("config.yaml")
 
     @property
+    def lock(self) -> P:
+        """Says which process trains here at this time; gone when none does."""
+        return self._entry("lock.json")
+
+    @property
     def tokenizer(self) -> P:
         """A copy of the data set's tokenizer: the run can be exported after the data set is deleted."""
         return self._entry("tokenizer")

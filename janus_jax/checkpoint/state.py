@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -15,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from janus_jax.checkpoint import checksums
 from janus_jax.checkpoint.checksums import named_leaves
-from janus_jax.checkpoint.damage import Notify, read_values, set_aside, set_aside_incomplete
+from janus_jax.checkpoint.damage import Notify, read_meta, read_values, set_aside, set_aside_incomplete
 from janus_jax.checkpoint.item import CHUNK_BYTES
 from janus_jax.checkpoint.quiet import end_threads, quiet_orbax
 from janus_jax.checkpoint.restore import read_json_item, reading, refused, restore_item, stored_leaves
@@ -179,10 +180,16 @@ class Checkpoints:
         Raises:
             StorageError: it cannot be written; the step is as it was.
         """
-        item = step_directory(self.directory, step) / "meta"
+        directory = step_directory(self.directory, step)
+        self._values[step] = _value(meta, self._retention)
         with processes.agreement("meta"):
             if processes.is_main():
-                write_whole(Path(item / "metadata"), json.dumps(dict(meta)))
+                before, record = read_meta(directory)
+                if record is not None:  # a kill in between leaves a step that is whole: by the one sum or the other
+                    _write_item(directory / checksums.ITEM, checksums.with_meta(record, before, meta))
+                _write_item(directory / "meta", meta)
+                if record is not None:
+                    _write_item(directory / checksums.ITEM, checksums.with_meta(record, meta))
 
     def saving(self) -> bool:
         """Whether a save is going on in the background."""
@@ -287,6 +294,10 @@ def _shapes(leaves: Mapping[str, Any], *, dtypes: bool = False) -> dict[str, Any
         name: {"shape": list(leaf.shape), **({"dtype": str(np.dtype(leaf.dtype))} if dtypes else {})}
         for name, leaf in leaves.items()
     }
+
+
+def _write_item(item: epath.Path, value: Mapping[str, Any]) -> None:
+    write_whole(Path(item / "metadata"), json.dumps(dict(value)))
 
 
 def _handlers(together: Together) -> ocp.handlers.CheckpointHandlerRegistry:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from janus_jax.errors import ConfigError
+from janus_jax.parallel import environment, preflight
+from janus_jax.parallel.environment import COORDINATOR_PORT
 from janus_jax.parallel.processes import RuntimeOptions
 
 if TYPE_CHECKING:
@@ -33,7 +35,10 @@ Overrides = Annotated[
     ),
 ]
 Coordinator = Annotated[
-    str | None, typer.Option(metavar="HOST:PORT", help="Address of process 0, where JAX cannot detect it (CPU, GPU).")
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT", help="Address of process 0, where JAX cannot detect it (CPU, GPU). Default port: 8476."
+    ),
 ]
 NumProcesses = Annotated[int | None, typer.Option(min=1, help="Number of processes.")]
 ProcessId = Annotated[int | None, typer.Option(min=0, help="Number of this process, from 0.")]
@@ -75,6 +80,12 @@ def interruptibly(work: Callable[[], T]) -> T:
         pool.shutdown(wait=False)
 
 
+def on_cpu() -> None:
+    """What commands begin with that need no accelerator, whatever JAX_PLATFORMS says."""
+    environment.use_cpu_only()
+    preflight.require_known_xla_flags()
+
+
 def runtime_options(
     coordinator: str | None, num_processes: int | None, process_id: int | None, devices: int | None
 ) -> RuntimeOptions:
@@ -82,8 +93,12 @@ def runtime_options(
     given = [value is not None for value in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
         raise ConfigError("--coordinator, --num-processes and --process-id: allowed: all three or none of them")
-    if coordinator is not None and not re.fullmatch(r"\S+:[0-9]{1,5}", coordinator):
-        raise ConfigError(f"--coordinator {coordinator}: allowed: HOST:PORT, like 10.0.0.2:8476")
+    if coordinator is not None and re.fullmatch(r"[\w.-]+|\[[0-9A-Fa-f:.]+\]", coordinator):
+        coordinator = f"{coordinator}:{COORDINATOR_PORT}"
+    if coordinator is not None and not (
+        (parts := re.fullmatch(r"\S+:([0-9]{1,5})", coordinator)) and 0 < int(parts[1]) < 2**16
+    ):
+        raise ConfigError(f"--coordinator {coordinator}: allowed: HOST or HOST:PORT, like 10.0.0.2:{COORDINATOR_PORT}")
     if num_processes is not None and process_id is not None and process_id >= num_processes:
         raise ConfigError(f"--process-id {process_id}: allowed: 0 to {num_processes - 1} (--num-processes - 1)")
     return RuntimeOptions(coordinator, num_processes, process_id, devices)

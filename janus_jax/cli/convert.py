@@ -5,14 +5,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from janus_jax.cli.arguments import SETTINGS
+from janus_jax.cli.arguments import SETTINGS, on_cpu
 from janus_jax.cli.outputs import require_writable
 from janus_jax.config.section import SIZE
 from janus_jax.config.sections import ExportSection
 from janus_jax.errors import ConfigError
 
 app = typer.Typer(
-    help="Convert models between Hugging Face directories and Orbax checkpoints, and compare them.", **SETTINGS
+    help="Convert models between Hugging Face directories and Orbax checkpoints, and compare them.",
+    callback=on_cpu,
+    **SETTINGS,
 )
 
 _DEFAULTS = ExportSection()

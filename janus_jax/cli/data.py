@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal
 import typer
 
 from janus_jax.cli import inspect
-from janus_jax.cli.arguments import SETTINGS
+from janus_jax.cli.arguments import SETTINGS, on_cpu
 from janus_jax.cli.outputs import require_writable
 from janus_jax.errors import ConfigError
 
-app = typer.Typer(help="Build data sets from JSONL, JSON or Parquet records, and inspect them.", **SETTINGS)
+app = typer.Typer(
+    help="Build data sets from JSONL, JSON or Parquet records, and inspect them.", callback=on_cpu, **SETTINGS
+)
 
 
 @app.command(

@@ -18,6 +18,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from janus_jax.parallel.preflight import require_known_xla_flags
+
 GIB = 2**30
 Status = Literal["ok", "missing", "warn"]
 
@@ -108,6 +110,7 @@ def packages(requirements: Iterable[str]) -> list[Check]:
 def devices() -> Check:
     """What JAX sees: platform, kind and number of devices."""
     try:
+        require_known_xla_flags()
         import jax
 
         available = jax.devices()

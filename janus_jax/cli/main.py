@@ -15,7 +15,7 @@ import typer
 from janus_jax import __version__
 from janus_jax.cli import arguments, convert, data, plan, runs, time_step
 from janus_jax.cli.outputs import require_writable
-from janus_jax.errors import ConfigError, Interrupted, JanusError, LostPeerError, Preempted
+from janus_jax.errors import ConfigError, Interrupted, JanusError, LostLockError, LostPeerError, Preempted
 from janus_jax.parallel.environment import quiet_libraries
 
 app = typer.Typer(
@@ -67,7 +67,7 @@ def _run() -> Any:
             print(f"to go on: {shlex.join(['janus', *sys.argv[1:]])}", file=sys.stderr)
             processes.part(error.exit_code)
         print(f"error: {error}", file=sys.stderr)
-        if isinstance(error, LostPeerError):
+        if isinstance(error, LostPeerError | LostLockError):
             from janus_jax.parallel import processes
 
             processes.leave(error.exit_code)

@@ -11,10 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from janus_jax.cli.arguments import ConfigAlone, Overrides, interruptibly, load
+from janus_jax.cli.arguments import ConfigAlone, Overrides, interruptibly, load, on_cpu
 from janus_jax.cli.outputs import require_file, require_writable
 from janus_jax.errors import ConfigError
-from janus_jax.parallel.environment import use_cpu_only
 
 EPILOG = "Example: janus plan configs/sft_65k.yaml --topology v5litepod-16 batch.rows=64 --png plan.png"
 DOES_NOT_FIT = 3
@@ -77,7 +76,7 @@ def plan(
         raise ConfigError(f"--png {png}: allowed: a name that ends with .png")
     if png is not None and sweep is not None and topology.startswith("cpu"):
         raise ConfigError(f"--png {png}: not allowed for a sweep of simulated devices, which have no times to draw")
-    use_cpu_only()
+    on_cpu()
     loaded = load(config, overrides)
     if explain is not None and sweep is not None:
         raise ConfigError("--sweep, --explain: allowed: only one of them")

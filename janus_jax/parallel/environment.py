@@ -19,6 +19,8 @@ from janus_jax.errors import ConfigError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 
+COORDINATOR_PORT = 8476
+"""Where processes meet, unless a port is given."""
 
 _GPU_MEMORY_SHARE = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 """JAX's name and its older one. JAX refuses to start with both."""
@@ -30,6 +32,19 @@ _TALKATIVE = ("orbax", "tensorflow", "tensorflow_datasets", "seqio", "transforme
 def use_cpu_only() -> None:
     """Keeps JAX off this machine's accelerators, which another process may be training on."""
     os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.pop("JAX_PLATFORM_NAME", None)  # an older name, of a platform that is to be preferred
+
+
+def uses_cpu_only() -> bool:
+    """Whether JAX, which may have started, is kept off this machine's accelerators."""
+    import jax
+
+    return jax.config.jax_platforms == "cpu"  # pyright: ignore[reportAttributeAccessIssue] (made at run time)
+
+
+def use_open_coordinator_port() -> None:
+    """Has the hosts of a TPU slice meet at port 8476, as JAX long did. Many firewalls close its newer default."""
+    os.environ.setdefault("JAX_COORDINATOR_PORT", str(COORDINATOR_PORT))
 
 
 def use_libtpu_as_compiler() -> None:
@@ -92,7 +107,7 @@ def use_gloo_on_cpu() -> None:
     """Has CPU devices of several processes talk through gloo; without it they cannot."""
     import jax
 
-    if jax.config.jax_platforms == "cpu":  # pyright: ignore[reportAttributeAccessIssue] (made at run time)
+    if uses_cpu_only():
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         _keep_stdout_for_python()
 

@@ -14,6 +14,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.errors import ConfigError
+from janus_jax.parallel import preflight
 from janus_jax.parallel.axes import AXES, DEFAULT_RULES, MeshShape, Rules
 
 
@@ -23,9 +24,9 @@ def build_mesh(shape: MeshShape, devices: list[Any] | None = None) -> Mesh:
     Each slice holds whole replicas: only `data` spans slices, which a slow network connects.
 
     Raises:
-        ConfigError: the sizes do not multiply to the devices, or `data` does not divide over the slices.
+        ConfigError: the sizes do not multiply to the devices, `data` does not divide over the slices, or JAX has none.
     """
-    chosen = jax.devices() if devices is None else devices
+    chosen = preflight.devices() if devices is None else devices
     try:
         resolved = shape.resolve(len(chosen))
     except ConfigError as error:

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 from janus_jax import errors
 from janus_jax.errors import ConfigError, LostPeerError, OutOfMemoryError, first_line
-from janus_jax.parallel import environment
+from janus_jax.parallel import environment, preflight
+from janus_jax.parallel.same_everywhere import require_same_versions
 
 BARRIER_TIMEOUT_S = 600
 
@@ -35,8 +36,10 @@ def start(options: RuntimeOptions) -> None:
     not find each other within 300 s are aborted by JAX itself, with its own message and code 134.
 
     Raises:
-        ConfigError: a simulated device count, or a coordinator, that comes when JAX has already started.
+        ConfigError: a simulated device count, or a coordinator, that comes when JAX has already started; processes
+            with different versions; an environment that JAX cannot start in (`preflight`).
     """
+    preflight.require_known_xla_flags()
     if options.devices is not None:
         _simulate(options.devices)
     environment.use_most_of_gpu_memory()
@@ -47,12 +50,20 @@ def start(options: RuntimeOptions) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, and knows of steps only
     if options.coordinator is not None:
         environment.use_gloo_on_cpu()
+        if options.process_id == 0:
+            preflight.require_free_port(options.coordinator)
         try:
             jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
         except RuntimeError as error:
             raise ConfigError(f"--coordinator {options.coordinator}: {first_line(error)}") from error
-    elif _on_tpu_vm():
+    elif _on_tpu_vm() and not environment.uses_cpu_only():
+        preflight.require_whole_tpu_variables()
+        preflight.require_known_libtpu_flags()
+        environment.use_open_coordinator_port()
         jax.distributed.initialize()
+    require_same_versions()
+    if jax.distributed.is_initialized():
+        preflight.devices()
 
 
 def _simulate(devices: int) -> None:

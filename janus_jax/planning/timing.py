@@ -15,7 +15,7 @@ from janus_jax.data.example import Example
 from janus_jax.data.rows import RowFormat, pack
 from janus_jax.errors import ConfigError, OutOfMemoryError
 from janus_jax.model.mistral import init_params
-from janus_jax.parallel import processes
+from janus_jax.parallel import preflight, processes
 from janus_jax.planning.chips.slices import detect_slice, load_chips
 from janus_jax.planning.compile import compile_step, describe, program_of, resolve_mesh
 from janus_jax.planning.inputs import SHARED_SHARE, Inputs, find_inputs
@@ -42,7 +42,7 @@ def time_step(
         OutOfMemoryError: the step or its arguments do not fit into memory.
     """
     with processes.agreement("time-step"):  # later code would wait for ever for a process with bad input
-        devices, table = jax.devices(), load_chips(chips)
+        devices, table = preflight.devices(), load_chips(chips)
         target, num_slices = detect_slice(devices)
         config, mesh = resolve_mesh(config, devices, mesh)
         inputs = find_inputs(config, len(devices))

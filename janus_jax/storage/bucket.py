@@ -43,6 +43,7 @@ class Object:
     size: int
     crc32c: str  # big-endian, base64, as the service writes it
     generation: int  # changes with every write
+    updated_s: float = dataclasses.field(default=0.0, compare=False, repr=False)  # when, by the service's own clock
 
     def same_content(self, other: "Object") -> bool:
         """Whether sizes and checksums are equal."""
@@ -187,7 +188,7 @@ class Prefix:
         name = blob.name.removeprefix(self.path).removeprefix("/")
         if blob.content_encoding == "gzip":  # the service unpacks it: size and checksum would not match
             raise StorageError(self.url_of(name), "is stored with Content-Encoding gzip; upload it without")
-        return Object(name, int(blob.size), blob.crc32c, int(blob.generation))
+        return Object(name, int(blob.size), blob.crc32c, int(blob.generation), blob.updated.timestamp())
 
     def _require_same(self, expected: Object, actual: Object, operation: str) -> None:
         if not actual.same_content(expected):

@@ -21,6 +21,7 @@ from janus_jax.data.epoch import Position
 from janus_jax.data.loader import LoadedBatch
 from janus_jax.errors import NonFiniteError
 from janus_jax.objectives import metric_values
+from janus_jax.storage.lock import Lock
 from janus_jax.training.export import export_step
 from janus_jax.training.metrics import MetricsLog, better
 from janus_jax.training.notices import NOTICE_S, Notices
@@ -97,6 +98,27 @@ class Hook:
 def every(steps: int | None, last: int) -> Due:
     """Due at multiples of `steps` (None: never) and at the `last` step."""
     return lambda step: step == last or (steps is not None and step % steps == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepLock(Hook):
+    """Ends the run before it writes anything more, if another start has taken its directory over.
+
+    Raises:
+        LostLockError: in the process that holds the lock, which is process 0.
+    """
+
+    lock: Lock | None  # None: another process holds it for all
+
+    def after_step(self, run: Run, step: Step) -> None:
+        self.at_end(run)
+
+    def at_stop(self, run: Run, step: Step | None) -> None:
+        self.at_end(run)
+
+    def at_end(self, run: Run) -> None:
+        if self.lock is not None:
+            self.lock.require()
 
 
 @dataclasses.dataclass

@@ -19,17 +19,10 @@ from janus_jax.config.rules import no_rate
 from janus_jax.config.run import RunConfig, to_yaml
 from janus_jax.data.from_config import fit_counts, fit_lines
 from janus_jax.data.loader import LoadedBatch
-from janus_jax.errors import ConfigError, Interrupted, Preempted
+from janus_jax.errors import ConfigError, Interrupted, LostLockError, Preempted
 from janus_jax.parallel import processes
-from janus_jax.storage.local import (
-    absolute,
-    atomic_directory,
-    no_empty_leftovers,
-    unusable,
-    unwritable,
-    write_json,
-    write_whole,
-)
+from janus_jax.storage.local import atomic_directory, no_empty_leftovers, write_json, write_whole
+from janus_jax.storage.lock import Lock
 from janus_jax.storage.staging import naming_urls
 from janus_jax.text.served import CONVERSATIONS, write_conversations
 from janus_jax.training import metrics
@@ -41,6 +34,7 @@ from janus_jax.training.hooks import (
     Evaluate,
     Export,
     Hook,
+    KeepLock,
     LogMetrics,
     Profile,
     RequireFinite,
@@ -61,12 +55,11 @@ from janus_jax.training.resume import (
     require_same_config,
     stopping_state,
 )
+from janus_jax.training.run_directory import held_run_dir
+from janus_jax.training.same_inputs import require_same_inputs
 from janus_jax.training.same_tokenizer import notes
 from janus_jax.training.setup import Setup, prepare
 from janus_jax.training.speed import mfu_per_rate
-
-_NOT_A_RUN = ("manifest.json", "config.json", "params")
-"""What data sets, Hugging Face directories and converted directories hold, and runs do not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,27 +105,32 @@ def train(
         preemptible: SIGTERM, Ctrl-C and notices of the machine end the run where it can be saved, on all processes
             alike. False leaves signals to the caller.
     Raises:
-        JanusError: bad input (2), out of memory (11), non-finite loss (12), lost peer (13), storage (14).
+        JanusError: bad input (2), out of memory (11), non-finite loss (12), lost peer (13), storage (14), run
+            directory held by another start (15).
         Preempted: a notice ended the run, which can go on (10; after Ctrl-C 130).
     """
     processes.start(options or processes.RuntimeOptions())
     minutes = config.checkpoint.every_minutes
-    with Notices(listen=preemptible, save_every_s=None if minutes is None else 60 * minutes) as notices:
+    with (
+        held_run_dir(config, quiet=writers is not None) as (run_dir, lock),  # outside: it can be interrupted at once
+        Notices(listen=preemptible, save_every_s=None if minutes is None else 60 * minutes) as notices,
+    ):
         try:
-            return _train(config, notices, until_step, writers)
+            return _train(config, run_dir, lock, notices, until_step, writers)
         except Stop as stop:
-            raise _preempted(stop, RunDir(Path(absolute(config.run.dir)))) from None
+            raise _preempted(stop, run_dir) from None
 
 
 @from_a_good_step
 def _train(
-    config: RunConfig, notices: Notices, until_step: int | None, writers: Sequence[metrics.Writer] | None
+    config: RunConfig,
+    run_dir: RunDir[Path],
+    lock: Lock | None,
+    notices: Notices,
+    until_step: int | None,
+    writers: Sequence[metrics.Writer] | None,
 ) -> Summary:
     started = time.perf_counter()
-    with processes.agreement("run directory"):  # what follows would wait for ever for a process that found bad input
-        run_dir = _open_run_dir(config)
-        if config.logging.wandb and processes.is_main():
-            metrics.require_wandb()
     past = newest_checkpoint(run_dir)
     with processes.agreement("setup"):
         if past is not None:
@@ -142,6 +140,7 @@ def _train(
             raise ConfigError(no_rate(config.schedule.warmup(1)))
         if past is None:  # a run that goes on has other mistakes, to be reported first
             check_stale(setup)
+    require_same_inputs(setup)
     notices.boundary()
     drawn: list[Run] = []
     with contextlib.ExitStack() as stack:
@@ -159,7 +158,7 @@ def _train(
         stack.enter_context(contextlib.closing(run.metrics))
 
         stop = setup.total_steps if until_step is None else min(setup.total_steps, until_step)
-        hooks = _hooks(config, stop, setup.total_steps)
+        hooks = [KeepLock(lock), *_hooks(config, stop, setup.total_steps)]
         logps, rest = run.reference.train_logps, max(0, stop - run.step)
         batches = setup.loader.batches(run.position, rest, reference_logps=logps, wait=notices.wait)
         stack.enter_context(contextlib.closing(batches))
@@ -206,6 +205,8 @@ def _preempted(stop: Stop, run_dir: RunDir[Path]) -> Preempted:
 
 def _draw_last(runs: Sequence[Run], error: BaseException | None) -> None:
     """Draws the curves when all else is done: checkpoints are whole, metrics are closed. SIGTERM leaves no time."""
+    if isinstance(error, LostLockError):  # the directory is another start's
+        return
     in_a_hurry = isinstance(error, Interrupted) and error.signal == signal.SIGTERM
     if not in_a_hurry and not (isinstance(error, Stop) and not error.by_user):
         for run in runs:
@@ -231,22 +232,6 @@ def _hooks(config: RunConfig, stop: int, total_steps: int) -> list[Hook]:
         Save(save),
     ]
     return [*hooks, Export()] if config.export.hf else hooks
-
-
-def _open_run_dir(config: RunConfig) -> RunDir[Path]:
-    if reason := unwritable(config.run.dir):
-        raise ConfigError(f"run.dir={config.run.dir}: {reason}")
-    if config.reference.dir is not None and (reason := unusable(config.reference.dir)):
-        raise ConfigError(f"reference.dir={config.reference.dir}: {reason}")
-    path = Path(absolute(config.run.dir))
-    if others := [name for name in _NOT_A_RUN if (path / name).exists()]:
-        raise ConfigError(f"run.dir={config.run.dir}: holds {others[0]}: a data set or a model, not a run")
-    run_dir = RunDir(path)
-    data, inputs = config.data, {"init.from": config.init.from_, "reference.from": config.reference.from_}
-    inputs |= {f"data.mixture.{number}.dir": part.dir for number, part in enumerate(data.mixture or ())}
-    if reason := run_dir.clash({"data.dir": data.dir, "data.eval_dir": data.eval_dir, **inputs}):
-        raise ConfigError(f"run.dir={config.run.dir}: {reason}")
-    return run_dir
 
 
 def _start(

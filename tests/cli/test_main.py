@@ -10,6 +10,7 @@ import pytest
 
 from janus_jax import __version__
 from janus_jax.checkpoint.conversion_report import Report
+from janus_jax.cli import arguments
 from janus_jax.cli.demo.stages import STAGES
 from janus_jax.errors import DataError, LostPeerError
 from tests.support.repository import ROOT
@@ -88,6 +89,11 @@ def test_train_gets_the_configuration_and_the_processes(janus, small):
     assert config.batch.rows == 2
     (options,), _ = start.call_args
     assert (options.coordinator, options.num_processes, options.process_id, options.devices) == ("h:81", 2, 1, 4)
+
+
+def test_a_coordinator_without_a_port_has_the_one_that_firewalls_leave_open():
+    for host, expected in (("h-0.local", "h-0.local:8476"), ("[::1]", "[::1]:8476"), ("h:1", "h:1")):
+        assert arguments.runtime_options(host, 2, 0, None).coordinator == expected
 
 
 def test_build_gets_one_source_or_one_for_each_split(janus, tmp_path):
@@ -226,7 +232,8 @@ def test_the_demo_offers_the_stages_that_it_has(janus):
             "train small.yaml --process-id 0",
             "--coordinator, --num-processes and --process-id: allowed: all three or none",
         ),
-        ("train small.yaml --coordinator h --num-processes 1 --process-id 0", "--coordinator h: allowed: HOST:PORT"),
+        ("train small.yaml --coordinator h: --num-processes 1 --process-id 0", "--coordinator h:: allowed: HOST or"),
+        ("train small.yaml --coordinator h:0 --num-processes 1 --process-id 0", "--coordinator h:0: allowed: HOST or"),
         ("train small.yaml --coordinator h:1 --num-processes 2 --process-id 2", "--process-id 2: allowed: 0 to 1"),
         (
             "train small.yaml run.dir=small.yaml/run",

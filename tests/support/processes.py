@@ -1,4 +1,4 @@
-"""Starts several processes, and what each of them does for test_processes.py, test_stops.py and test_bucket_run.py."""
+"""Starts several processes, and what each of them does for tests of runs."""
 
 import contextlib
 import dataclasses
@@ -137,6 +137,27 @@ def stop(port: str, process: str, config: str, step: str) -> None:
     main()
 
 
+def disagree(port: str, process: str, directory: str) -> None:
+    """Tries to train each pair of configs of DIRECTORY/pairs.json, of which each process takes its own.
+
+    Notes the exit code and message of each in DIRECTORY/errors.PROCESS.json.
+    """
+    from janus_jax.config.run import RunConfig
+    from janus_jax.errors import JanusError
+    from janus_jax.parallel.processes import RuntimeOptions
+    from janus_jax.training import run
+
+    options = RuntimeOptions(coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=int(process), devices=1)
+    ended = {}
+    for name, configs in json.loads((Path(directory) / "pairs.json").read_text()).items():
+        try:
+            run.train(RunConfig.model_validate(configs[int(process)]), options, writers=())
+            ended[name] = [0, ""]
+        except JanusError as error:
+            ended[name] = [error.exit_code, str(error)]
+    (Path(directory) / f"errors.{process}.json").write_text(json.dumps(ended))
+
+
 def wait(port: str, process: str) -> None:
     """Process 0 waits at a barrier to which process 1 never comes."""
     from janus_jax.errors import LostPeerError
@@ -158,4 +179,4 @@ def wait(port: str, process: str) -> None:
 
 
 if __name__ == "__main__":
-    {"train": train, "stop": stop, "wait": wait}[sys.argv[1]](*sys.argv[2:])
+    {"train": train, "stop": stop, "disagree": disagree, "wait": wait}[sys.argv[1]](*sys.argv[2:])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from janus_jax.checkpoint.convert import to_hf
-from janus_jax.errors import ConfigError, DataError, NonFiniteError
+from janus_jax.errors import ConfigError, DataError, HeldError, LostLockError, NonFiniteError
+from janus_jax.storage.lock import held
 from janus_jax.text.template import CHATML
 from janus_jax.training.run import train
 from tests.support.run_configs import SIX_STEPS, run_config
@@ -259,3 +260,24 @@ def test_what_cannot_run_is_refused_before_anything_is_written(data, tmp_path, c
     with pytest.raises(error, match=message):
         train(run_config(data, tmp_path / "run", **changes), writers=())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_refused_while_another_one_holds_its_directory_and_stops_when_it_loses_it(data, tmp_path):
+    config = run_config(data, tmp_path / "run", schedule=SIX_STEPS)
+    with held(tmp_path / "run" / "lock.json", "first"), pytest.raises(HeldError, match=f"^{tmp_path}/run: is held by"):
+        train(config, writers=())
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+    class Thief:
+        def write(self, kind, step, values):
+            if step == 2:
+                (tmp_path / "run" / "lock.json").unlink()
+
+        def close(self):
+            pass
+
+    with pytest.raises(LostLockError):
+        train(config, writers=[Thief()])
+    assert [*losses(tmp_path / "run")] == [1, 2] and not (tmp_path / "run" / "summary.json").exists()
+    train(config, writers=())
+    assert [*losses(tmp_path / "run")] == [*range(1, 7)] and not (tmp_path / "run" / "lock.json").exists()

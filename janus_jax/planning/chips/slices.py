@@ -18,6 +18,7 @@ from janus_jax.config.section import Section
 from janus_jax.config.yaml_file import merge, read_tree
 from janus_jax.errors import ConfigError, first_line
 from janus_jax.parallel.environment import gpu_memory_share, use_libtpu_as_compiler
+from janus_jax.parallel.preflight import require_known_libtpu_flags
 from janus_jax.planning.chips import gpus
 
 CPU = "cpu"
@@ -252,6 +253,7 @@ def devices(target: Slice, num_slices: int = 1) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise ConfigError(f"slice {target.name}: compiling for TPUs needs libtpu: pip install 'janus_jax[tpu]'")
     use_libtpu_as_compiler()
+    require_known_libtpu_flags()
     from jax.experimental import topologies
 
     options = {

@@ -1,0 +1,162 @@
+"""Looks at the environment before JAX starts: what would end in a crash of C++ becomes one line.
+
+Importing this module imports neither JAX nor libtpu.
+"""
+
+import contextlib
+import errno
+import functools
+import importlib.util
+import mmap
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from janus_jax.errors import ConfigError, HeldError, first_line
+
+_PORT_WAIT_S = 5.0
+"""How long an earlier run may take to let go of its port."""
+_PARSE = "from jaxlib import _jax; _jax.CompileOptions()"
+"""Has XLA read XLA_FLAGS, in 0.3 s. It ends the process at a flag that it does not know."""
+
+
+def require_known_xla_flags() -> None:
+    """Has another process read XLA_FLAGS, unless JAX already has. Flags in a file are written out: others are added.
+
+    Raises:
+        ConfigError: XLA does not know a flag or its value, or the file cannot be read.
+    """
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    if not flags or _jax_has_started():
+        return
+    if not flags.startswith("-"):
+        try:
+            flags = Path(flags).read_text().strip()
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"XLA_FLAGS={flags}: {getattr(error, 'strerror', None) or error}; allowed: flags that begin with --, "
+                "or a file with such flags"
+            ) from error
+        os.environ["XLA_FLAGS"] = flags
+    if reason := _refused(flags):
+        raise ConfigError(f"XLA_FLAGS: {reason}")
+
+
+@functools.cache
+def _refused(flags: str) -> str | None:
+    environ = {**os.environ, "XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "0"}  # otherwise it may keep quiet
+    try:
+        done = subprocess.run([sys.executable, "-c", _PARSE], env=environ, capture_output=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    text = done.stderr.decode(errors="replace")
+    if done.returncode == 0 or not (reason := re.search(r"\] ((?:Unknown flag|Couldn't interpret).*)", text)):
+        return None  # whatever it is, JAX itself will say it
+    return re.sub(r"^Unknown flag in XLA_FLAGS: ", "XLA does not know ", reason[1]).rstrip(".")
+
+
+def require_known_libtpu_flags(library: Path | None = None) -> None:
+    """Looks for the names of LIBTPU_INIT_ARGS in libtpu, which ends the process at a flag that it does not know.
+
+    Args:
+        library: libtpu.so; None: the installed one.
+    Raises:
+        ConfigError: names the flag.
+    """
+    names = [match[1] for match in re.finditer(r"(?:^|\s)--?([\w.-]+)", os.environ.get("LIBTPU_INIT_ARGS", ""))]
+    if library is None:
+        spec = importlib.util.find_spec("libtpu")
+        library = None if spec is None or spec.origin is None else Path(spec.origin).with_name("libtpu.so")
+    if not names or library is None or not library.exists():
+        return
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for name in names:
+            if all(content.find(b"\0" + text.encode() + b"\0") < 0 for text in {name, name.removeprefix("no")}):
+                raise ConfigError(f"LIBTPU_INIT_ARGS: the installed libtpu does not know --{name}")
+
+
+def require_whole_tpu_variables(environ: Mapping[str, str] = os.environ) -> None:
+    """Raises ConfigError for a number of this host without the names of all, or the other way round."""
+    hosts, number = environ.get("TPU_WORKER_HOSTNAMES", ""), environ.get("TPU_WORKER_ID", "")
+    names = [name for name in hosts.split(",") if name.strip()]
+    if number and not names and not environ.get("TPU_PROCESS_ADDRESSES"):
+        raise ConfigError(f"TPU_WORKER_ID={number}: needs TPU_WORKER_HOSTNAMES, the names of all hosts; or unset both")
+    if len(names) > 1 and not number:
+        raise ConfigError(f"TPU_WORKER_HOSTNAMES={hosts}: needs TPU_WORKER_ID, the number of this host; or unset both")
+    if names and number and not (number.isdecimal() and int(number) < len(names)):
+        raise ConfigError(
+            f"TPU_WORKER_ID={number}: allowed: 0 to {len(names) - 1}, a host of TPU_WORKER_HOSTNAMES={hosts}"
+        )
+
+
+def require_free_port(coordinator: str) -> None:
+    """Binds the coordinator's port for a moment: JAX crashes where it is taken.
+
+    Args:
+        coordinator: HOST:PORT; this machine is the host.
+    Raises:
+        ConfigError: another process has the port, and keeps it for `_PORT_WAIT_S`; or it cannot be bound at all.
+    """
+    port, deadline = int(coordinator.rpartition(":")[2]), time.monotonic() + _PORT_WAIT_S
+    while (error := _cannot_bind(port)) is not None:
+        if error.errno != errno.EADDRINUSE:
+            raise ConfigError(f"--coordinator {coordinator}: port {port} cannot be opened: {error.strerror}")
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"--coordinator {coordinator}: port {port} of this machine is taken, by an earlier run perhaps; end "
+                "it, or choose another port"
+            )
+        time.sleep(0.2)
+
+
+def _cannot_bind(port: int) -> OSError | None:
+    for family, host in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has just ended is not in the way
+                probe.bind((host, port))
+                return None
+        except OSError as error:
+            if family == socket.AF_INET or error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return error  # otherwise this machine has no IPv6
+    return None
+
+
+def devices() -> list[Any]:
+    """`jax.devices()`.
+
+    Raises:
+        ConfigError: JAX_PLATFORMS names what this machine does not have, or JAX cannot start.
+        HeldError: another process uses the TPU.
+    """
+    import jax
+
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # without a GPU, JAX ends at an assertion for `cuda`
+        reason = re.sub(r"\s*\(set JAX_PLATFORMS=.*", "", first_line(error))
+        reason = "" if isinstance(error, AssertionError) else f": {reason}"
+        if re.search(r"in use", reason):
+            raise HeldError(f"devices of this machine are held by another process{reason}") from error
+        platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue] (made at run time)
+        if not platforms:
+            raise ConfigError(f"JAX cannot use the devices of this machine{reason}; see janus doctor") from error
+        raise ConfigError(
+            f"JAX_PLATFORMS={platforms}: JAX cannot use such devices here{reason}; unset it, or set JAX_PLATFORMS=cpu"
+        ) from error
+
+
+def _jax_has_started() -> bool:
+    if "jax" not in sys.modules:
+        return False
+    with contextlib.suppress(ImportError, AttributeError):
+        from jax._src import xla_bridge
+
+        return xla_bridge.backends_are_initialized()
+    return False

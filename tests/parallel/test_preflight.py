@@ -1,0 +1,142 @@
+"""An environment in which JAX would crash is refused in one line, and one in which it works is not."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from janus_jax.errors import ConfigError, HeldError
+from janus_jax.parallel import preflight
+from janus_jax.parallel.processes import RuntimeOptions, start
+from tests.support.repository import ROOT
+
+FLAG = "--xla_cpu_prefer_vector_width=128"
+
+
+@pytest.fixture
+def before_jax(monkeypatch):
+    """As if JAX had not started in this process."""
+    monkeypatch.setattr(preflight, "_jax_has_started", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (f"{FLAG} --xla_no_such=1", "XLA_FLAGS: XLA does not know --xla_no_such=1"),
+        ("--xla_cpu_prefer_vector_width=wide", "XLA_FLAGS: Couldn't interpret value wide for flag xla_cpu_prefer"),
+        ("no/such/file", "XLA_FLAGS=no/such/file: No such file or directory; allowed: flags that begin with --, or"),
+    ],
+)
+def test_flags_that_xla_does_not_know_are_named(before_jax, monkeypatch, flags, message):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    with pytest.raises(ConfigError) as refused:
+        preflight.require_known_xla_flags()
+    assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
+
+
+def test_flags_of_a_file_are_read_and_others_may_be_added(before_jax, monkeypatch, tmp_path):
+    (tmp_path / "flags").write_text(f"{FLAG}\n--xla_backend_optimization_level=0\n")
+    monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags"))
+    preflight.require_known_xla_flags()
+    assert os.environ["XLA_FLAGS"] == f"{FLAG}\n--xla_backend_optimization_level=0"
+    (tmp_path / "flags").write_text("--xla_no_such=1")
+    monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags"))
+    with pytest.raises(ConfigError, match="--xla_no_such=1"):
+        preflight.require_known_xla_flags()
+
+
+def test_a_process_whose_jax_has_started_is_left_alone(monkeypatch):
+    jax.devices()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_no_such=1")
+    preflight.require_known_xla_flags()
+
+
+def test_flags_that_libtpu_does_not_know_are_named(monkeypatch, tmp_path):
+    library = tmp_path / "libtpu.so"
+    library.write_bytes(b"\x7fELF\0xla_tpu_one\0other_xla_tpu_two\0xla_tpu_three_long\0")
+    for good in ("", "--xla_tpu_one=1", "--noxla_tpu_one -xla_tpu_one=a"):
+        monkeypatch.setenv("LIBTPU_INIT_ARGS", good)
+        preflight.require_known_libtpu_flags(library)
+    for bad in ("two", "three"):
+        monkeypatch.setenv("LIBTPU_INIT_ARGS", f"--xla_tpu_one=1 --xla_tpu_{bad}=2")
+        with pytest.raises(ConfigError, match=f"LIBTPU_INIT_ARGS: the installed libtpu does not know --xla_tpu_{bad}$"):
+            preflight.require_known_libtpu_flags(library)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "number", "message"),
+    [
+        ("", "", None),
+        ("localhost", "", None),
+        ("a,b", "1", None),
+        ("", "1", "TPU_WORKER_ID=1: needs TPU_WORKER_HOSTNAMES"),
+        ("a,b", "", "TPU_WORKER_HOSTNAMES=a,b: needs TPU_WORKER_ID"),
+        ("a,b", "2", "TPU_WORKER_ID=2: allowed: 0 to 1"),
+        ("a,b", "one", "TPU_WORKER_ID=one: allowed: 0 to 1"),
+    ],
+)
+def test_half_set_tpu_variables_are_refused(hosts, number, message):
+    variables = {"TPU_WORKER_HOSTNAMES": hosts, "TPU_WORKER_ID": number}
+    if message is None:
+        preflight.require_whole_tpu_variables(variables)
+    else:
+        with pytest.raises(ConfigError, match=f"^{message}"):
+            preflight.require_whole_tpu_variables(variables)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
+def test_a_taken_port_is_refused_before_jax_meets_it(monkeypatch, host):
+    monkeypatch.setattr(preflight, "_PORT_WAIT_S", 0.1)
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as JAX's coordinator does
+        taken.bind((host, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"^--coordinator localhost:{port}: port {port} of this machine is taken"):
+            start(RuntimeOptions(f"localhost:{port}", 1, 0))
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            connection = taken.accept()[0]
+            connection.close()  # first, so that the port goes into TIME_WAIT
+            client.recv(1)
+    preflight.require_free_port(f"localhost:{port}")
+
+
+STARTS = """
+from janus_jax.errors import JanusError
+from janus_jax.parallel import preflight, processes
+try:
+    processes.start(processes.RuntimeOptions(devices=DEVICES))
+    print(len(preflight.devices()))
+except JanusError as error:
+    print(error.exit_code, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("devices", "variables", "expected"),
+    [
+        (None, {"JAX_PLATFORMS": "cuda"}, "2 JAX_PLATFORMS=cuda: JAX cannot use such devices here"),
+        (None, {"JAX_PLATFORMS": "vax"}, "2 JAX_PLATFORMS=vax: JAX cannot use such devices here: Unable to initialize"),
+        (2, {"JAX_PLATFORMS": "vax", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, "2\n"),
+        (2, {"JAX_NUM_CPU_DEVICES": "4", "TPU_WORKER_ID": "1"}, "2\n"),
+    ],
+)
+def test_platforms_and_numbers_of_devices(devices, variables, expected):
+    kept = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    program = STARTS.replace("DEVICES", str(devices))
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=kept | variables
+    )
+    assert done.stdout.startswith(expected) and len(done.stdout.splitlines()) == 1, done.stdout + done.stderr
+
+
+def test_devices_that_another_process_holds_are_worth_another_try(monkeypatch):
+    def refuse():
+        raise RuntimeError("Unable to initialize backend 'tpu': ABORTED: The TPU is already in use by process 7")
+
+    monkeypatch.setattr(jax, "devices", refuse)
+    with pytest.raises(HeldError, match=r"held by another process: .* in use by process 7"):
+        preflight.devices()
