@@ -110,6 +110,11 @@ def counts(limit: str, wanted: str, place: Placement) -> bool:
     return any(limit in _COUNTS.get(name, ()) for name in _candidates(wanted, place))
 
 
+def candidate(name: str, need: Need) -> Candidate:
+    """The kernel of this name and what a user reads of it, or why it cannot be; not compared with plain JAX."""
+    return _KERNELS[name](need)
+
+
 def choose(wanted: str, need: Need) -> tuple[Kernel | None, str]:
     """The kernel, None for plain JAX, and a line for the user that says what was chosen and why.
 
@@ -120,13 +125,13 @@ def choose(wanted: str, need: Need) -> tuple[Kernel | None, str]:
     """
     candidates, reasons = _candidates(wanted, need.place), []
     for name in candidates:
-        candidate = _proven(name, need)
-        if not isinstance(candidate, str):
-            kernel, how = candidate
+        proven = _proven(name, need)
+        if not isinstance(proven, str):
+            kernel, how = proven
             return kernel, f"{how} ({'; '.join(reasons)})" if reasons else how
         if wanted == name:
-            raise ConfigError(f"precision.attention={name}: cannot be: {candidate}; allowed: auto, reference")
-        reasons.append(f"{name}: {candidate}" if len(candidates) > 1 else candidate)
+            raise ConfigError(f"precision.attention={name}: cannot be: {proven}; allowed: auto, reference")
+        reasons.append(f"{name}: {proven}" if len(candidates) > 1 else proven)
     if not candidates:
         reasons = ["precision.attention" if wanted == "reference" else f"devices are {need.place.platform}"]
     return None, f"plain JAX ({'; '.join(reasons)})"
@@ -140,17 +145,17 @@ def _candidates(wanted: str, place: Placement) -> tuple[str, ...]:
 
 def _proven(name: str, need: Need) -> Candidate:
     """The candidate, unless it gives other numbers than plain JAX where it is to run. All processes agree."""
-    candidate, mesh = _KERNELS[name](need), need.place.mesh
-    if isinstance(candidate, str) or mesh is None or need.place.platform == "cpu":
-        return candidate
+    made, mesh = candidate(name, need), need.place.mesh
+    if isinstance(made, str) or mesh is None or need.place.platform == "cpu":
+        return made
     here = [device for device in jax.local_devices() if device in set(mesh.devices.flat)]
     if not here:
-        return candidate  # a plan for other devices
+        return made  # a plan for other devices
     try:
         with processes.agreement(f"attention/{name}"):
-            reason = proof.failure(candidate[0], need.on_a_device, here[0])
+            reason = proof.failure(made[0], need.on_a_device, here[0])
             if reason is not None:
                 raise ConfigError(reason)
     except ConfigError as error:
         return str(error)
-    return candidate
+    return made
