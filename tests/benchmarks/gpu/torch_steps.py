@@ -207,7 +207,8 @@ def _dpo(model: Any, case: StepCase, data: Any, common: dict[str, Any], clock: _
 
     pairs = [example for batch in data for row in batch for example in row]
     at_once = min(_PAIRS_AT_ONCE, max(1, len(pairs) // len(data)))
-    accumulation = max(1, round(len(pairs) / len(data) / at_once))
+    accumulation = max(1, len(pairs) // len(data) // at_once)
+    pairs = pairs[: len(pairs) - len(pairs) % (at_once * accumulation)]  # or an epoch would end in a short step
     columns = {
         name: [getattr(example, field).tolist() for example in pairs]
         for name, field in (("prompt_ids", "prompt"), ("chosen_ids", "chosen"), ("rejected_ids", "rejected"))
