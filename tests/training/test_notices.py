@@ -205,10 +205,14 @@ def test_a_run_that_waits_for_data_hears_a_signal(numbers, by_user):
 
 
 def test_a_caller_may_keep_the_signals():
-    with Notices(listen=False) as notices, pytest.raises(KeyboardInterrupt):
-        tell(signal.SIGINT)
-        time.sleep(5)
-    notices.boundary()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a command that ran here has left its own
+    try:
+        with Notices(listen=False) as notices, pytest.raises(KeyboardInterrupt):
+            tell(signal.SIGINT)
+            time.sleep(5)
+        notices.boundary()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("second", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
