@@ -16,7 +16,7 @@ EXIT_CODES = {
     12: ("loss or gradient not finite", GIVE_UP),
     13: ("lost process", AGAIN),
     14: ("storage refused", AGAIN),
-    15: ("run directory held by another run", AGAIN),
+    15: ("another start holds the run directory", AGAIN),
     130: ("Ctrl-C: a run has saved its newest step; at once after a second one", AGAIN),
     134: ("aborted by a library, such as JAX when a process is lost", AGAIN),
     137: ("killed (SIGKILL), by hand or by the machine's memory limit", AGAIN),

@@ -10,8 +10,9 @@ import pytest
 import tensorstore as ts
 
 from janus_jax.checkpoint import retention
+from janus_jax.checkpoint import state as state_module
 from janus_jax.checkpoint.checksums import ITEM
-from janus_jax.checkpoint.damage import newest_good
+from janus_jax.checkpoint.damage import newest_good, read_values
 from janus_jax.checkpoint.digest import tensors
 from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.checkpoint.stored_model import open_model
@@ -253,3 +254,30 @@ def test_whoever_reads_a_damaged_step_is_told(steps):
     with pytest.raises(DamagedError, match="7/meta: is not what was written"):
         open_model(steps)
     assert [block.shape for _, block in tensors(open_model(steps, 3))] and (steps / "7").is_dir()
+
+
+@pytest.mark.parametrize("killed_after", [1, 2, 3])
+def test_a_kill_while_the_meta_of_a_step_is_replaced_damages_nothing(steps, monkeypatch, killed_after):
+    """Its files are written one after another; between any two of them the step is whole, by the old or the new."""
+    real, written = state_module.write_whole, []
+
+    def write(path, text):
+        if len(written) == killed_after:
+            raise Killed
+        written.append(path)
+        real(path, text)
+
+    monkeypatch.setattr(state_module, "write_whole", write)
+    new = {**STATE_META, "evaluation": {"loss": 1.0}}
+    with contextlib.closing(Checkpoints(steps, keep=2)) as checkpoints, contextlib.suppress(Killed):
+        checkpoints.replace_meta(7, new)
+    _, meta, record = read_values(steps / "7")
+    assert record is not None and meta == (STATE_META if killed_after == 1 else new)
+    edited = steps / "7" / "meta" / "metadata"
+    edited.write_text(edited.read_text().replace("seed", "sead"))
+    with pytest.raises(DamagedError, match="meta: is not what was written"):
+        read_values(steps / "7")
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
