@@ -50,7 +50,7 @@ def config_of(tmp_path):
 
 
 def test_no_device_is_asked_for_and_no_tensorflow_is_loaded(write, config_of):
-    """With a platform that is not there, anything that starts a backend fails."""
+    """JAX_PLATFORMS may name what is not there: no backend is started."""
     directory = write("dpo", train=[GOOD_EXAMPLE] * 9, validation=[GOOD_EXAMPLE])
     config = config_of(directory, eval={"every_steps": 1})
     code = (
@@ -59,8 +59,8 @@ def test_no_device_is_asked_for_and_no_tensorflow_is_loaded(write, config_of):
         "try:\n    cli.main()\nexcept SystemExit as done:\n    assert not done.code, done.code\n"
         "loaded = {'tensorflow', 'seqio', 'torch'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"
-        "import jax\n"
-        "try:\n    jax.devices()\nexcept RuntimeError:\n    print('no backend')\n"
+        "from jax._src import xla_bridge\n"  # there is no public way to ask
+        "print('a backend' if xla_bridge.backends_are_initialized() else 'no backend')\n"
     )
     environment = {**os.environ, "JAX_PLATFORMS": "absent", "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
     for target in (directory, config):
