@@ -89,7 +89,7 @@ def tokamax_splash(q: Any, k: Any, v: Any, layout: Slots, *, copies: int, place:
     def local(q: Any, k: Any, v: Any, segment: Any, branch: Any) -> Any:
         ids = key_ids = splash._ids(segment, branch)
         if copies:
-            taken, rank, copy_ids = splash._copies(segment, branch, copies)
+            taken, rank, copy_ids, _ = splash._copies(segment, branch, copies)
             k, v = (splash._extend(x, taken, rank) for x in (k, v))
             key_ids = jnp.concatenate([copy_ids, key_ids], axis=1)
         q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * HEAD_DIM**-0.5, k, v))

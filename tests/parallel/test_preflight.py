@@ -52,6 +52,7 @@ def test_a_process_whose_jax_has_started_is_left_alone(monkeypatch):
     jax.devices()
     monkeypatch.setenv("XLA_FLAGS", "--xla_no_such=1")
     preflight.require_known_xla_flags()
+    assert os.environ["XLA_FLAGS"] == "--xla_no_such=1"
 
 
 def test_flags_that_libtpu_does_not_know_are_named(monkeypatch, tmp_path):

@@ -1,7 +1,7 @@
 """The kernels, training steps and TRL beside them on one NVIDIA GPU, in one call. docs/gpu.md says what is measured.
 
 python -m tests.benchmarks.gpu --out DIR                # on the card; 460 seconds
-python -m tests.benchmarks.gpu --out DIR --rehearse     # tiny shapes on the CPU, two minutes
+python -m tests.benchmarks.gpu --out DIR --rehearse     # tiny shapes on the CPU
 python -m tests.benchmarks.gpu --report DIR             # the table, from results.json
 """
 

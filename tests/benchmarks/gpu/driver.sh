@@ -2,13 +2,13 @@
 # The GPU benchmark on a machine without network. docs/gpu.md says how the files get there and back.
 #
 #   driver.sh prepare        here: downloads the wheels that such a machine lacks into gpu-wheels/
-#   driver.sh run OUT        there: installs them into /tmp, measures into OUT, writes OUT/report.md
+#   driver.sh run OUT        there: installs them into a temporary folder, measures into OUT, writes OUT/report.md
 #   driver.sh smoke          there: the tests that need a GPU
 #
 # PYTHON, BUDGET and WHEELS change the interpreter, the seconds for all stages, and the folder of the wheels.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
-PYTHON=${PYTHON:-python3} BUDGET=${BUDGET:-460} WHEELS=${WHEELS:-gpu-wheels} SITE=/tmp/janus_jax_gpu_site
+PYTHON=${PYTHON:-python3} BUDGET=${BUDGET:-460} WHEELS=${WHEELS:-gpu-wheels}
 
 prepare() {
   mkdir -p "$WHEELS"
@@ -23,7 +23,7 @@ prepare() {
 }
 
 install_wheels() {
-  mkdir -p "$SITE"
+  SITE=$(mktemp -d)
   "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$SITE" "$WHEELS"/*.whl ||
     { echo "pip failed: unpacking instead"; local wheel; for wheel in "$WHEELS"/*.whl; do "$PYTHON" -m zipfile -e "$wheel" "$SITE" || echo "not unpacked: $wheel"; done; }
   export PYTHONPATH="$SITE:$PWD" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
