@@ -14,7 +14,8 @@ from janus_jax.config.run import RunConfig
 from janus_jax.data.loader import batch_shardings
 from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig
-from janus_jax.model.kernels.choice import Need, choose
+from janus_jax.model.kernels import Need
+from janus_jax.model.kernels.choice import choose
 from janus_jax.model.mistral import ACTIVATION_AXES, Compute, param_specs
 from janus_jax.objectives import Objective
 from janus_jax.parallel import mesh as meshes
@@ -152,7 +153,10 @@ def build_program(
     _check_length(config, mesh, rules)
     place = meshes.Placement(mesh, rules)
     need = Need(
-        model=model,
+        heads=model.num_heads,
+        kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        window=model.sliding_window,
         dtype=jnp.dtype(config.precision.compute),
         row_length=config.batch.row_length,
         longest=longest or config.batch.max_sequence_length,

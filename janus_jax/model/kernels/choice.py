@@ -4,70 +4,14 @@ The devices may be none of this host: a plan compiles for others. A kernel that 
 plain JAX gives, on one device of each process.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from janus_jax.errors import ConfigError
-from janus_jax.model.config import ModelConfig
-from janus_jax.model.kernels import Kernel, cudnn, proof, splash, triton
-from janus_jax.model.kernels.heads import heads_of_a_device
+from janus_jax.model.kernels import Kernel, Need, cudnn, proof, splash, triton
 from janus_jax.parallel import processes
-from janus_jax.parallel.mesh import NOWHERE, Placement
-
-
-@dataclasses.dataclass(frozen=True)
-class Need:
-    """What a run's attention is computed on."""
-
-    model: ModelConfig
-    dtype: Any
-    """Of q, k and v."""
-    row_length: int
-    longest: int
-    """Tokens of the longest sequence, a prompt with one of its branches."""
-    copies: int
-    """The most slots of shared prompts that a row has; only asked for where `counts` says so."""
-    segments: int
-    """The most segments that a row has."""
-    branches: int
-    """The most branches that a segment has."""
-    place: Placement = NOWHERE
-
-    @property
-    def sizes(self) -> dict[str, Any]:
-        """The arguments that every kernel's `unsupported_reason` takes."""
-        return {
-            "row_length": self.row_length,
-            "heads": self.model.num_heads,
-            "kv_heads": self.model.num_kv_heads,
-            "head_dim": self.model.head_dim,
-            "window": self.model.sliding_window,
-            "copies": self.copies,
-            "longest": self.longest,
-            "place": self.place,
-        }
-
-    @property
-    def on_a_device(self) -> proof.Shape:
-        """What one device computes of it, of rows that are long enough."""
-        row_length = min(self.row_length, proof.LONGEST_ROW)
-        heads, kv_heads = heads_of_a_device(self.model.num_heads, self.model.num_kv_heads, self.place)
-        return proof.Shape(
-            row_length=row_length,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=self.model.head_dim,
-            window=self.model.sliding_window,
-            dtype=self.dtype,
-            longest=min(self.longest, row_length),
-            segments=self.segments,
-            copies=self.copies,
-            branches=self.branches,
-        )
-
+from janus_jax.parallel.mesh import Placement
 
 Candidate = tuple[Kernel, str] | str
 """A kernel and what a user reads of it, or why it cannot be."""
@@ -78,18 +22,18 @@ def _splash(need: Need) -> Candidate:
     how = "splash kernel, interpreted" if interpret else "splash kernel"
     copied = f"{how}, {need.copies:,} copies of shared prompt slots"
     kernel = splash.Splash(need.copies, interpret), copied if need.copies else how
-    return splash.unsupported_reason(**need.sizes) or kernel
+    return splash.unsupported_reason(need) or kernel
 
 
 def _cudnn(need: Need) -> Candidate:
     kernel = cudnn.Cudnn(need.copies, need.segments * need.branches, need.longest)
-    return cudnn.unsupported_reason(**need.sizes, dtype=need.dtype) or (kernel, "cuDNN kernel")
+    return cudnn.unsupported_reason(need) or (kernel, "cuDNN kernel")
 
 
 def _triton(need: Need) -> Candidate:
     interpret = need.place.platform not in ("gpu", "cuda")
     kernel = triton.Triton(interpret=interpret), "Triton kernel, interpreted" if interpret else "Triton kernel"
-    return triton.unsupported_reason(**need.sizes, dtype=need.dtype) or kernel
+    return triton.unsupported_reason(need) or kernel
 
 
 _KERNELS: dict[str, Callable[[Need], Candidate]] = {"splash": _splash, "cudnn": _cudnn, "triton": _triton}
@@ -153,7 +97,7 @@ def _proven(name: str, need: Need) -> Candidate:
         return made  # a plan for other devices
     try:
         with processes.agreement(f"attention/{name}"):
-            reason = proof.failure(made[0], need.on_a_device, here[0])
+            reason = proof.failure(made[0], proof.on_a_device(need), here[0])
             if reason is not None:
                 raise ConfigError(reason)
     except ConfigError as error:

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from janus_jax.model.attention import Slots
+from janus_jax.model.kernels import Need
 from janus_jax.model.kernels.heads import apart_reason, keys_of_queries
 from janus_jax.parallel.mesh import NOWHERE, Placement
 
@@ -145,33 +146,17 @@ class Cudnn:
         return rows, _up(-(-needed // rows), _TILE)
 
 
-def unsupported_reason(
-    *,
-    row_length: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    window: int | None,
-    copies: int,
-    longest: int,
-    place: Placement = NOWHERE,
-    dtype: Any = jnp.bfloat16,
-) -> str | None:
-    """Why `Cudnn` cannot compute this, for a user to read; None if it can.
-
-    Args:
-        row_length, window, copies, longest: any can be.
-        dtype: of queries, keys and values.
-    """
-    if place.mesh is not None and (reason := _device_reason(place.mesh.devices.flat[0])) is not None:
+def unsupported_reason(need: Need) -> str | None:
+    """Why `Cudnn` cannot compute this, for a user to read; None if it can."""
+    if need.place.mesh is not None and (reason := _device_reason(need.place.mesh.devices.flat[0])) is not None:
         return reason
-    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
-        return f"activations are {jnp.dtype(dtype).name}, and the kernel takes bfloat16"
-    if head_dim % 8 or head_dim > 256:
-        return f"head_dim {head_dim} is no multiple of 8 up to 256"
-    if (parts := place.shards("length")) > 1:
+    if jnp.dtype(need.dtype) not in (jnp.bfloat16, jnp.float16):
+        return f"activations are {jnp.dtype(need.dtype).name}, and the kernel takes bfloat16"
+    if need.head_dim % 8 or need.head_dim > 256:
+        return f"head_dim {need.head_dim} is no multiple of 8 up to 256"
+    if (parts := need.place.shards("length")) > 1:
         return f"a row is split over {parts} devices"
-    return apart_reason(heads, kv_heads, place)
+    return apart_reason(need)
 
 
 def _device_reason(device: Any) -> str | None:

@@ -3,11 +3,13 @@
 import jax
 from jaxtyping import Array, Float
 
+from janus_jax.model.kernels import Need
 from janus_jax.parallel.mesh import Placement
 
 
-def apart_reason(heads: int, kv_heads: int, place: Placement) -> str | None:
+def apart_reason(need: Need) -> str | None:
     """Why a device's query heads and key heads do not belong together, for a user to read; None if they do."""
+    heads, kv_heads, place = need.heads, need.kv_heads, need.place
     q_shards, kv_shards = place.shards("q_heads"), place.shards("kv_heads")
     local, group = heads // q_shards, heads // kv_heads
     apart = kv_shards > 1 and place.names("q_heads") != place.names("kv_heads")

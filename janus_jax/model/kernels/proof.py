@@ -5,8 +5,9 @@ there does not stop a run: it trains something else. So a run compares once, on 
 and limits, output and gradients.
 """
 
+import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ from jaxtyping import Array
 
 from janus_jax.errors import first_line
 from janus_jax.model.attention import Slots, attention
-from janus_jax.model.kernels import Kernel
+from janus_jax.model.kernels import Kernel, Need
+from janus_jax.model.kernels.heads import heads_of_a_device
+from janus_jax.parallel.mesh import NOWHERE
 from janus_jax.parallel.processes import memory_for
 
 LONGEST_ROW = 8192
@@ -34,44 +37,36 @@ _FLOOR = 2.0**-2
 a query that sees one key is zero, and what is computed there is rounding alone."""
 
 
-class Shape(NamedTuple):
-    """What a device computes."""
-
-    row_length: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    window: int | None
-    dtype: Any
-    longest: int
-    """Slots of the longest sequence."""
-    segments: int
-    """The most segments of a row."""
-    copies: int
-    """The most slots of shared prompts that a row has."""
-    branches: int
+def on_a_device(need: Need) -> Need:
+    """What one device computes of it, of rows that are long enough."""
+    row_length = min(need.row_length, LONGEST_ROW)
+    heads, kv_heads = heads_of_a_device(need.heads, need.kv_heads, need.place)
+    longest = min(need.longest, row_length)
+    return dataclasses.replace(
+        need, heads=heads, kv_heads=kv_heads, row_length=row_length, longest=longest, place=NOWHERE
+    )
 
 
 @functools.cache
-def failure(kernel: Kernel, shape: Shape, device: Any) -> str | None:
+def failure(kernel: Kernel, need: Need, device: Any) -> str | None:
     """How the kernel differs from plain JAX on this device, or why it does not run there; None if they are equal.
 
     For rows of 8192 slots and 32 heads of 128 it needs GiB of the device's memory, which nobody has measured on a GPU.
     """
-    slots, rng = made_up_rows(shape), np.random.default_rng(0)
+    slots, rng = made_up_rows(need), np.random.default_rng(0)
     real = np.asarray(slots.segment) > 0
 
     def normal(heads: int) -> np.ndarray:
-        size = (*real.shape, heads, shape.head_dim)
-        return (rng.standard_normal(size, np.float32) * real[:, :, None, None]).astype(shape.dtype)
+        size = (*real.shape, heads, need.head_dim)
+        return (rng.standard_normal(size, np.float32) * real[:, :, None, None]).astype(need.dtype)
 
-    arrays = [normal(heads) for heads in (shape.heads, shape.kv_heads, shape.kv_heads, shape.heads)]
+    arrays = [normal(heads) for heads in (need.heads, need.kv_heads, need.kv_heads, need.heads)]
     needs = memory_for("attention in plain JAX, to compare a kernel with")
     with jax.default_device(device), jax.default_matmul_precision("highest"), needs:
-        exact = _compute(functools.partial(attention, window=shape.window), slots, *(jnp.float32(x) for x in arrays))
+        exact = _compute(functools.partial(attention, window=need.window), slots, *(jnp.float32(x) for x in arrays))
     with jax.default_device(device):
         try:
-            ours = _compute(functools.partial(kernel, window=shape.window), slots, *map(jnp.asarray, arrays))
+            ours = _compute(functools.partial(kernel, window=need.window), slots, *map(jnp.asarray, arrays))
             jax.block_until_ready(ours)
         except Exception as error:  # whatever compilers, libraries and drivers raise
             return f"does not run on {device.device_kind}: {first_line(error)}"
@@ -102,33 +97,33 @@ def _difference(ours: tuple[Array, ...], exact: tuple[Array, ...], real: np.ndar
     return None
 
 
-def made_up_rows(shape: Shape) -> Slots:
+def made_up_rows(need: Need) -> Slots:
     """Three rows within the limits of a run, as the packer lays them: one with a long first response, one with a long
     last response, and one of tiny segments with padding behind."""
     rng = np.random.default_rng(0)
-    rows = [_row(_lengths(shape, rng, long), shape.row_length) for long in (1, shape.branches, None)]
+    rows = [_row(_lengths(need, rng, long), need.row_length) for long in (1, need.branches, None)]
     return Slots(*(jnp.asarray(np.stack(field)) for field in zip(*rows, strict=True)))
 
 
-def _lengths(shape: Shape, rng: np.random.Generator, long: int | None) -> list[tuple[int, ...]]:
+def _lengths(need: Need, rng: np.random.Generator, long: int | None) -> list[tuple[int, ...]]:
     """Slots of the shared prompt and of each branch, for each segment.
 
     Args:
         long: the branch of the first segment that gets most of the row; None: all are tiny.
     """
-    left, prompts, segments = shape.row_length, shape.copies if shape.branches > 1 else shape.row_length, []
-    for number in range(shape.segments):
-        share = left * 3 // 4 if long and not number else left // (shape.segments - number)
+    left, prompts, segments = need.row_length, need.copies if need.branches > 1 else need.row_length, []
+    for number in range(need.segments):
+        share = left * 3 // 4 if long and not number else left // (need.segments - number)
         share = share if long else min(share, 6)
-        if share < shape.branches:
+        if share < need.branches:
             break
-        prompt = int(rng.integers(0, min(share // 3, prompts, shape.longest - 1) + 1))
-        even = (share - prompt) // shape.branches
-        sizes = rng.integers(1, even + 1, shape.branches)
+        prompt = int(rng.integers(0, min(share // 3, prompts, need.longest - 1) + 1))
+        even = (share - prompt) // need.branches
+        sizes = rng.integers(1, even + 1, need.branches)
         if long and not number:
             sizes = 1 + sizes // 8
             sizes[long - 1] += share - prompt - sizes.sum()
-        sizes = np.minimum(sizes, shape.longest - prompt)
+        sizes = np.minimum(sizes, need.longest - prompt)
         segments.append((prompt, *sizes.tolist()))
         left, prompts = left - prompt - int(sizes.sum()), prompts - prompt
     return segments

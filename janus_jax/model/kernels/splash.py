@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from janus_jax.model.attention import Slots
+from janus_jax.model.kernels import Need
 from janus_jax.model.kernels.heads import apart_reason, keys_of_queries
 from janus_jax.parallel.mesh import NOWHERE, Placement
 
@@ -48,35 +49,22 @@ class Splash:
         return splash_attention(q, k, v, slots, window=window, place=place, **dataclasses.asdict(self))
 
 
-def unsupported_reason(
-    *,
-    row_length: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    window: int | None,
-    copies: int,
-    longest: int,
-    place: Placement = NOWHERE,
-) -> str | None:
-    """Why `splash_attention` cannot compute this, for a user to read; None if it can.
-
-    Args:
-        longest: tokens of the longest sequence, a prompt with one of its branches.
-    """
-    if place.device_kind in ("TPU v2", "TPU v3"):
-        return f"kernels of a {place.device_kind} multiply no bfloat16"
-    parts = place.shards("length")
-    if row_length % (LANES * parts):
-        return f"rows of {row_length} slots are no multiple of {LANES * parts} ({LANES} on each of {parts} devices)"
-    if head_dim % (LANES // 2):
-        return f"head_dim {head_dim} is no multiple of {LANES // 2}"
-    if copies and window is not None and window < longest:
+def unsupported_reason(need: Need) -> str | None:
+    """Why `splash_attention` cannot compute this, for a user to read; None if it can."""
+    if need.place.device_kind in ("TPU v2", "TPU v3"):
+        return f"kernels of a {need.place.device_kind} multiply no bfloat16"
+    parts = need.place.shards("length")
+    if need.row_length % (LANES * parts):
+        slots = f"{LANES * parts} ({LANES} on each of {parts} devices)"
+        return f"rows of {need.row_length} slots are no multiple of {slots}"
+    if need.head_dim % (LANES // 2):
+        return f"head_dim {need.head_dim} is no multiple of {LANES // 2}"
+    if need.copies and need.window is not None and need.window < need.longest:
         return (
-            f"a window of {window} is shorter than the longest sequence, {longest}, and a rejected branch stands "
-            "farther from its shared prompt in the row than in its own sequence"
+            f"a window of {need.window} is shorter than the longest sequence, {need.longest}, and a rejected branch "
+            "stands farther from its shared prompt in the row than in its own sequence"
         )
-    return apart_reason(heads, kv_heads, place)
+    return apart_reason(need)
 
 
 def splash_attention(

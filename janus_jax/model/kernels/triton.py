@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from janus_jax.model.attention import Slots
+from janus_jax.model.kernels import Need
 from janus_jax.model.kernels import triton_programs as programs
 from janus_jax.model.kernels.heads import apart_reason, keys_of_queries
 from janus_jax.model.kernels.triton_programs import Tile
@@ -91,33 +92,17 @@ class Triton:
         return mapped(q, k, v, *slots)
 
 
-def unsupported_reason(
-    *,
-    row_length: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    window: int | None,
-    copies: int,
-    longest: int,
-    place: Placement = NOWHERE,
-    dtype: Any = jnp.bfloat16,
-) -> str | None:
-    """Why `Triton` cannot compute this, for a user to read; None if it can.
-
-    Args:
-        row_length, window, copies, longest: any can be.
-        dtype: of queries, keys and values.
-    """
-    if place.mesh is not None and (reason := _device_reason(place.mesh.devices.flat[0])) is not None:
+def unsupported_reason(need: Need) -> str | None:
+    """Why `Triton` cannot compute this, for a user to read; None if it can."""
+    if need.place.mesh is not None and (reason := _device_reason(need.place.mesh.devices.flat[0])) is not None:
         return reason
-    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
-        return f"activations are {jnp.dtype(dtype).name}, and the kernel takes bfloat16 and, slowly, float32"
-    if head_dim not in _HEAD_DIMS:
-        return f"head_dim {head_dim} is not {', '.join(map(str, _HEAD_DIMS[:-1]))} or {_HEAD_DIMS[-1]}"
-    if (parts := place.shards("length")) > 1:
+    if jnp.dtype(need.dtype) not in (jnp.bfloat16, jnp.float32):
+        return f"activations are {jnp.dtype(need.dtype).name}, and the kernel takes bfloat16 and, slowly, float32"
+    if need.head_dim not in _HEAD_DIMS:
+        return f"head_dim {need.head_dim} is not {', '.join(map(str, _HEAD_DIMS[:-1]))} or {_HEAD_DIMS[-1]}"
+    if (parts := need.place.shards("length")) > 1:
         return f"a row is split over {parts} devices"
-    return apart_reason(heads, kv_heads, place)
+    return apart_reason(need)
 
 
 def _device_reason(device: Any) -> str | None:

@@ -11,9 +11,7 @@ import numpy as np
 
 from janus_jax.batch import Batch
 from janus_jax.model.attention import Slots, attention
-from janus_jax.model.config import ModelConfig
-from janus_jax.model.kernels import choice
-from janus_jax.model.kernels.choice import Need
+from janus_jax.model.kernels import Need, choice
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, Placement, build_mesh
 from tests.benchmarks.gpu.child import NotHere, first_line, measured, median_ms, seconds_of
 from tests.benchmarks.gpu.rows import batches, packed_epochs, score_pairs
@@ -87,9 +85,11 @@ def attend_with(name: str, layout: Layout, sizes: Sizes) -> tuple[Any, str]:
     place = Placement(build_mesh(MeshShape(), jax.devices()[:1]), DEFAULT_RULES)
     if name == PLAIN:
         return attention, "plain JAX"
-    model = ModelConfig(100, 64, 64, 1, sizes.heads, sizes.kv_heads, sizes.head_dim)
     need = Need(
-        model=model,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        window=None,
         dtype=jnp.dtype(jnp.bfloat16),
         row_length=sizes.row_length,
         longest=layout.longest,

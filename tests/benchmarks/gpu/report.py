@@ -136,8 +136,5 @@ def _missing(results: dict[str, Any]) -> str:
     lines += [
         f"- {one['kernel']} on {_ROWS[one['rows']]}: not timed: {one['reason']}" for one in _all(results, "not timed")
     ]
-    lines += [
-        f"- {one['case']}: {one['attention']} did not work: {one['reason']}" for one in _all(results, "does not work")
-    ]
     lines += [f"- {one['case']}: did not fit: {one['reason']}" for one in _all(results, "does not fit")]
     return "\n".join(lines)

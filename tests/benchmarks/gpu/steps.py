@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import time
-import traceback
 from typing import Any
 
 import jax
@@ -88,31 +87,11 @@ def build(config: RunConfig, shrink: int = 1) -> Step:
 
 
 def step(name: str, sizes: Sizes, attention: str) -> None:
-    """The stage of one case: the first setting that fits is timed. Measures `step`, and what did not work before it.
+    """The stage of one case: the first setting that fits is timed. Measures `step`, and what did not fit before it.
 
     Args:
-        attention: names that `precision.attention` takes, with commas; the first with which the step works is used.
+        attention: `precision.attention`.
     """
-    *kernels, last = attention.split(",")
-    for kernel in kernels:
-        try:
-            _fit(name, sizes, kernel)
-            return
-        except NotHere:
-            raise
-        except Exception as error:  # a compiler's, a library's, or the trainer's refusal of the kernel
-            measured(
-                "does not work",
-                case=name,
-                attention=kernel,
-                reason=f"{type(error).__name__}: {first_line(error)}",
-                traceback=traceback.format_exc(),
-            )
-        free()
-    _fit(name, sizes, last)
-
-
-def _fit(name: str, sizes: Sizes, attention: str) -> None:
     case, limit = sizes.cases[name], (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     settings = case.settings_large if (limit or 0) > _LARGE_CARD else case.settings
     for setting in settings:

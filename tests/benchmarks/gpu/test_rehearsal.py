@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from janus_jax.training.speed import PEAK_BF16_FLOPS
-from tests.benchmarks.gpu.stages import Stage, attention_of, stages
+from tests.benchmarks.gpu import stages as stages_of
+from tests.benchmarks.gpu.stages import Stage, attention_of, run_all, stages
 from tests.benchmarks.gpu.supervise import MARK, Results, run_stage
 from tests.support.repository import ROOT
 
@@ -76,6 +77,29 @@ def test_the_steps_get_the_quickest_equal_kernel(tmp_path):
     }
     assert list(attention.values()) == ["b,a,reference", "a", "reference", "b,reference", None, "reference"]
     assert attention_of(Stage("any", "step", 1, "dpo-2b", "best"), Results(tmp_path, {}, [])) == "reference"
+
+
+def test_a_step_whose_kernel_breaks_the_card_gets_the_next_in_a_new_process(tmp_path, monkeypatch):
+    outcome = {"b": "crashed", "a": "timeout", "reference": "ok"}
+    asked = []
+
+    def run_stage(results, name, command, **_):
+        attention = command[command.index("--attention") + 1]
+        asked.append((name, attention))
+        results.stages.append({"name": name, "state": outcome[attention], "seconds": 1.0, "measurements": []})
+
+    monkeypatch.setattr(stages_of, "run_stage", run_stage)
+    kernel = {"what": "kernel", "rows": "sft"}
+    measured = [{**kernel, "kernel": "a", "ms": 3.0}, {**kernel, "kernel": "b", "ms": 2.0}]
+    results = Results(tmp_path, {}, [{"measurements": measured}])
+    settings = {"rehearse": False, "failures": {}, "attention": None}
+    chosen = [Stage("sft-2b", "step", 110, "sft-2b", "best")]
+    run_all(results, chosen, budget_s=lambda: 400.0, **settings)
+    assert asked == [("sft-2b", "b"), ("sft-2b-with-a", "a"), ("sft-2b-with-reference", "reference")]
+    asked.clear()
+    outcome["b"] = "ok"
+    run_all(results, chosen, budget_s=lambda: 400.0, **settings)
+    assert asked == [("sft-2b", "b")]
 
 
 def test_what_was_measured_before_a_cut_stays(tmp_path):

@@ -1,28 +1,25 @@
 """Which kernel a run gets, and what its user reads."""
 
 import contextlib
-import dataclasses
 
 import jax.numpy as jnp
 import pytest
 
 from janus_jax.errors import ConfigError
 from janus_jax.model.attention import attention
-from janus_jax.model.config import PRESETS
-from janus_jax.model.kernels import choice, cudnn
-from janus_jax.model.kernels.choice import Need, choose, counts
+from janus_jax.model.kernels import choice, cudnn, proof
+from janus_jax.model.kernels.choice import choose, counts
 from janus_jax.model.kernels.splash import Splash
 from janus_jax.model.kernels.triton import Triton
 from janus_jax.parallel import processes
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, Placement, build_mesh
-
-MODEL = dataclasses.replace(PRESETS["mistral-7b"], num_heads=2, num_kv_heads=1, head_dim=64)
+from tests.support.kernels import need as kernels_need
 
 
 def need(**changes):
     place = Placement(build_mesh(MeshShape(1, 8, 1, 1)), DEFAULT_RULES)
-    sizes = {"row_length": 128, "longest": 100, "copies": 40, "segments": 5, "branches": 2}
-    return Need(**{"model": MODEL, "dtype": jnp.bfloat16, "place": place, **sizes, **changes})
+    sizes = {"heads": 2, "kv_heads": 1, "head_dim": 64, "row_length": 128, "longest": 100, "copies": 40}
+    return kernels_need(**{"place": place, **sizes, **changes})
 
 
 @pytest.fixture
@@ -114,9 +111,7 @@ def test_a_kernel_that_fails_on_another_process_is_taken_by_none(platform, kerne
 
 def test_on_tpus_splash_is_compared_too(platform, kernels):
     platform("tpu")
-    assert choose("auto", need(model=dataclasses.replace(MODEL, head_dim=96)))[1] == (
-        "plain JAX (head_dim 96 is no multiple of 64)"
-    )
+    assert choose("auto", need(head_dim=96))[1] == ("plain JAX (head_dim 96 is no multiple of 64)")
     kernels(splash=wrong)
     assert choose("auto", need())[1].startswith(f"plain JAX ({WRONG}")
 
@@ -146,7 +141,6 @@ def test_rows_are_measured_only_for_kernels_that_use_it(platform):
 
 
 def test_a_device_is_compared_with_its_own_heads():
-    model = dataclasses.replace(MODEL, num_heads=8, num_kv_heads=2)
     for shape, overrides, heads in (
         (MeshShape(1, 8, 1, 1), {}, (8, 2)),
         (MeshShape(1, 4, 2, 1), {}, (4, 1)),
@@ -154,10 +148,10 @@ def test_a_device_is_compared_with_its_own_heads():
         (MeshShape(1, 4, 2, 1), {"kv_heads": ()}, (4, 1)),
     ):
         place = Placement(build_mesh(shape), {**DEFAULT_RULES, **overrides})
-        on_a_device = need(model=model, place=place).on_a_device
+        on_a_device = proof.on_a_device(need(heads=8, kv_heads=2, place=place))
         assert (on_a_device.heads, on_a_device.kv_heads) == heads
 
 
 def test_long_rows_are_compared_in_part():
-    on_a_device = need(row_length=65536, longest=32768).on_a_device
+    on_a_device = proof.on_a_device(need(row_length=65536, longest=32768))
     assert (on_a_device.row_length, on_a_device.longest) == (8192, 8192)

@@ -18,6 +18,7 @@ from janus_jax.model.kernels.cudnn import Cudnn, unsupported_reason
 from janus_jax.parallel.mesh import DEFAULT_RULES, NOWHERE, MeshShape, Placement, build_mesh, merge_rules
 from tests.support.attention_rows import APART, PAIRS, REWARD, assert_equals_the_rule, layout_of
 from tests.support.cudnn import packed_attention
+from tests.support.kernels import need
 
 LENGTH, HEAD_DIM = 256, 16
 FOLDED = Cudnn(copies=128, sequences=12, longest=128, packed=packed_attention)  # memory of 3 rows of 128 slots
@@ -243,7 +244,7 @@ def test_keys_are_repeated_where_jax_counts_their_begins_in_query_heads(monkeypa
     assert [k[2] for _, k, _ in shapes] == [2, 4] and all(k == v for _, k, v in shapes)
 
 
-FITTING = {"row_length": 4096, "heads": 32, "kv_heads": 8, "head_dim": 128, "window": 5, "copies": 9, "longest": 2048}
+FITTING = {"window": 5, "copies": 9}
 
 
 def mesh_of(platform="gpu", capability="9.0", kind="NVIDIA H100 80GB HBM3", here=True):
@@ -269,7 +270,7 @@ def mesh_of(platform="gpu", capability="9.0", kind="NVIDIA H100 80GB HBM3", here
     ],
 )
 def test_what_the_kernel_cannot_do_is_said_in_words(changes, words):
-    reason = unsupported_reason(**{**FITTING, **changes})
+    reason = unsupported_reason(need(**{**FITTING, **changes}))
     assert (reason is None) == (words is None), reason
     assert words is None or re.search(words, reason)
 
@@ -285,6 +286,6 @@ def test_what_the_kernel_cannot_do_is_said_in_words(changes, words):
 def test_rows_are_not_split_and_queries_have_their_keys(shape, rules, words):
     mesh = mesh_of()
     mesh.shape.update(shape)
-    reason = unsupported_reason(**FITTING, place=Placement(mesh, merge_rules(rules)))
+    reason = unsupported_reason(need(**FITTING, place=Placement(mesh, merge_rules(rules))))
     assert (reason is None) == (words is None), reason
     assert words is None or words in reason

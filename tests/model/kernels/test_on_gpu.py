@@ -14,11 +14,12 @@ from janus_jax.data.example import Example
 from janus_jax.data.rows import pack
 from janus_jax.model.attention import Slots, attention
 from janus_jax.model.config import ModelConfig
-from janus_jax.model.kernels.choice import Need, choose
+from janus_jax.model.kernels.choice import choose
 from janus_jax.model.mistral import Compute, init_params
 from janus_jax.objectives.dpo import DPO
 from janus_jax.objectives.sft import SFT
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, Placement, build_mesh
+from tests.support.kernels import need
 from tests.support.packed import in_microbatches, step_functions, with_reference
 
 MODEL = ModelConfig(
@@ -55,9 +56,10 @@ def packed(branches):
 
 
 def kernel(name, branches, place):
-    need = Need(
-        model=MODEL,
-        dtype=jnp.dtype(jnp.bfloat16),
+    wanted = need(
+        heads=MODEL.num_heads,
+        kv_heads=MODEL.num_kv_heads,
+        head_dim=MODEL.head_dim,
         row_length=LENGTH,
         longest=LENGTH,
         copies=128 if branches == 2 else 0,
@@ -65,7 +67,7 @@ def kernel(name, branches, place):
         branches=branches,
         place=place,
     )
-    return choose(name, need)[0]
+    return choose(name, wanted)[0]
 
 
 def here():

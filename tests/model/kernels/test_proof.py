@@ -1,5 +1,7 @@
 """A kernel is compared with plain JAX on made-up rows before it trains anything."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,19 +12,9 @@ from janus_jax.model.kernels import proof
 from janus_jax.model.kernels.cudnn import Cudnn
 from janus_jax.model.kernels.triton import Triton
 from tests.support.cudnn import packed_attention
+from tests.support.kernels import need
 
-PAIRS = proof.Shape(
-    row_length=128,
-    heads=2,
-    kv_heads=1,
-    head_dim=16,
-    window=None,
-    dtype=jnp.bfloat16,
-    longest=100,
-    segments=5,
-    copies=40,
-    branches=2,
-)
+PAIRS = need(row_length=128, heads=2, kv_heads=1, head_dim=16, longest=100, copies=40)
 
 
 def failure(kernel, shape=PAIRS):
@@ -31,7 +23,7 @@ def failure(kernel, shape=PAIRS):
 
 @pytest.mark.parametrize("window", [None, 7])
 def test_kernels_that_compute_the_rule_pass(window):
-    shape = PAIRS._replace(window=window)
+    shape = dataclasses.replace(PAIRS, window=window)
     limits = {"copies": shape.copies, "sequences": shape.segments * 2, "longest": shape.longest}
     assert failure(Cudnn(**limits, packed=packed_attention), shape) is None
     assert failure(Triton(interpret=True), shape) is None
@@ -95,7 +87,7 @@ def other_numbers_in_training(q, k, v, slots, *, window):
     ],
 )
 def test_other_numbers_are_a_failure(kernel, words):
-    assert failure(kernel, PAIRS._replace(heads=4, kv_heads=2)).startswith(words)
+    assert failure(kernel, dataclasses.replace(PAIRS, heads=4, kv_heads=2)).startswith(words)
 
 
 def test_a_kernel_that_does_not_run_is_a_failure():
@@ -127,7 +119,7 @@ def test_a_kernel_is_compared_once():
     ids=["pairs", "responses", "prompts apart", "real", "least"],
 )
 def test_made_up_rows_keep_the_limits_and_reach_the_longest_sequence(changes):
-    shape = PAIRS._replace(**changes)
+    shape = dataclasses.replace(PAIRS, **changes)
     segment, branch, position = proof.made_up_rows(shape)
     for row in range(3):
         keys = list(zip(segment[row], branch[row], strict=True))

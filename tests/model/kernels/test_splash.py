@@ -15,6 +15,7 @@ from janus_jax.model.kernels.splash import splash_attention, unsupported_reason
 from janus_jax.parallel.mesh import DEFAULT_RULES, NOWHERE, MeshShape, Placement, build_mesh, merge_rules
 from tests.support import attention_rows
 from tests.support.attention_rows import APART, PAIRS, REWARD
+from tests.support.kernels import need
 from tests.support.tolerances import float32_bound
 
 LENGTH, COPIES, HEAD_DIM = 384, 128, 128  # three blocks of queries, four of keys
@@ -139,7 +140,7 @@ def test_rows_heads_and_length_on_a_mesh_change_nothing(shape, heads, window, ov
     rows = [[(60, 200, None), (20, 150, None)], [(5, 490, None)]] if window else LONG_ROWS
     layout = layout_of(rows, PAIRS, length=512)
     numbers = {"heads": heads[0], "kv_heads": heads[1], "head_dim": HEAD_DIM}
-    reason = unsupported_reason(row_length=512, **numbers, window=window, copies=copies, longest=512, place=place)
+    reason = unsupported_reason(need(row_length=512, longest=512, **numbers, window=window, copies=copies, place=place))
     assert reason is None
     check(layout, window=window, copies=copies, heads=heads, place=place)
 
@@ -200,9 +201,6 @@ def test_bfloat16_is_as_near_to_float32_as_the_rule_is():
     assert error(ours) <= error(rule)
 
 
-FITTING = {"row_length": 4096, "heads": 32, "kv_heads": 8, "head_dim": 128, "window": None, "copies": 1024}
-
-
 @pytest.mark.parametrize(
     ("changes", "shape", "overrides", "words"),
     [
@@ -225,7 +223,7 @@ FITTING = {"row_length": 4096, "heads": 32, "kv_heads": 8, "head_dim": 128, "win
 )
 def test_what_the_kernel_cannot_do_is_said_in_words(changes, shape, overrides, words):
     place = Placement(build_mesh(MeshShape(*shape)), merge_rules(overrides) if overrides else DEFAULT_RULES)
-    reason = unsupported_reason(**{**FITTING, **changes}, longest=2048, place=place)
+    reason = unsupported_reason(need(**changes, place=place))
     assert (reason is None) == (words is None), reason
     if words is not None:
         with pytest.raises(ValueError, match=words):
