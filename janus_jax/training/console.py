@@ -36,16 +36,17 @@ _SHOWN = {
         "rewards/accuracies",
         "rewards/ties",
         "grad_norm",
+        "skipped",
         "learning_rate",
         "tokens_per_s",
         "epoch",
         "mfu",
     ),
     "eval": ("loss", "rewards/accuracies", "rewards/ties", "rewards/margins", "examples", "left_out"),
-    "bar": ("loss", "rewards/accuracies", "rewards/ties", "tokens_per_s", "mfu", "data_wait", "epoch"),
+    "bar": ("loss", "skipped", "rewards/accuracies", "rewards/ties", "tokens_per_s", "mfu", "data_wait", "epoch"),
 }
 """The metrics of a line, as far as they fit; all of them are in metrics.jsonl."""
-_UNLESS_ZERO = ("rewards/ties", "left_out")
+_UNLESS_ZERO = ("rewards/ties", "left_out", "skipped")
 _NAMES = {
     "rewards/accuracies": "acc",
     "rewards/ties": "ties",
@@ -67,6 +68,7 @@ _FORMS = {
     "epoch": "{:.2f}",
     "examples": "{:.0f}",
     "left_out": "{:.0f}",
+    "skipped": "{:.0f}",
 }
 
 
@@ -240,6 +242,8 @@ def closing(summary: "Summary", head: str) -> list[str]:
     lines = wrapped(f"{summary.run_dir}: step {summary.step} of {summary.total_steps}{already}, {spent}")
     if summary.step < summary.total_steps and summary.ended != "interrupted":
         lines += wrapped(f"stopped early: {summary.ended}")
+    if summary.skipped:
+        lines += wrapped(f"skipped: {_count(summary.skipped, 'step')} with a loss or gradient that is not finite")
     if summary.best:
         step = f"smallest held-out loss: step {int(summary.best['step'])}, "
         lines.append(step + _numbers("eval", summary.best, WIDTH - len(step)))

@@ -5,7 +5,6 @@ that order; a hook reads and changes the `Run` and knows no other hook.
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +15,14 @@ import numpy as np
 
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.checkpoint.state import Checkpoints
-from janus_jax.config.sections import EvalSection
+from janus_jax.config.sections import EvalSection, OptimizerSection
 from janus_jax.data.epoch import Position
 from janus_jax.data.loader import LoadedBatch
 from janus_jax.errors import NonFiniteError
 from janus_jax.objectives import metric_values
 from janus_jax.storage.lock import Lock
 from janus_jax.training.export import export_step
+from janus_jax.training.finite import NONE_SKIPPED, Skipped, batch_facts, described, not_finite
 from janus_jax.training.metrics import MetricsLog, better
 from janus_jax.training.notices import NOTICE_S, Notices
 from janus_jax.training.reference import Reference
@@ -30,6 +30,9 @@ from janus_jax.training.resume import step_meta
 from janus_jax.training.setup import Setup
 from janus_jax.training.step import TrainState
 from janus_jax.training.stopping import Stopping
+
+_UNREAD = 100
+"""Steps whose scalars nobody has read. Devices have finished those of so many steps ago."""
 
 Due = Callable[[int], bool]
 """Whether something is to happen after a step, which is counted from 1."""
@@ -59,6 +62,7 @@ class Run:
     tokens_per_s: list[float] = dataclasses.field(default_factory=list)
     export: Path | None = None
     stopping: Stopping | None = None  # with eval.stop_after
+    skipped: Skipped = NONE_SKIPPED  # up to the last step that RequireFinite has read
 
     @property
     def stopped(self) -> bool:
@@ -149,34 +153,57 @@ class Profile(Hook):
         self.at_end(run)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class RequireFinite(Hook):
-    """Ends the run at a loss or gradient that is not finite, before such weights push good checkpoints out.
+    """Ends the run at a loss or gradient that is not finite, before such weights push good checkpoints out; or counts
+    the updates that the steps themselves have skipped.
 
-    It waits for the devices, so it looks only at steps after which something waits anyway.
+    To read a step's scalars is to wait for the devices. So they are read after steps at which something waits anyway,
+    and earlier only if the devices have gone on for long since.
 
     Raises:
-        NonFiniteError: names the step and the newest checkpoint.
+        NonFiniteError: names the step, the examples of its batch and the newest checkpoint.
     """
 
     due: Due
+    section: OptimizerSection
+    unread: list[tuple[int, Position, dict[str, jax.Array]]] = dataclasses.field(default_factory=list)
 
     def after_step(self, run: Run, step: Step) -> None:
+        self.unread.append((run.step, step.loaded.position, step.scalars))
         if self.due(run.step) or run.notices.save_due:
-            self._require(run, step)
+            self._read(run, len(self.unread))
+        elif len(self.unread) == 2 * _UNREAD:
+            self._read(run, _UNREAD)
 
     def at_stop(self, run: Run, step: Step | None) -> None:
-        if step is not None:
-            self._require(run, step)
+        self._read(run, len(self.unread))
 
-    def _require(self, run: Run, step: Step) -> None:
-        for name, value in step.scalars.items():
-            if not math.isfinite(float(value)):
-                run.checkpoints.wait()
-                raise NonFiniteError(
-                    f"step {run.step}: {name} is {float(value)}; the newest checkpoint is of step "
-                    f"{run.checkpoints.latest_step()}; lower schedule.learning_rate or look at the data of this step"
-                )
+    def _read(self, run: Run, count: int) -> None:
+        """Reads the scalars of the oldest `count` steps."""
+        steps, self.unread = self.unread[:count], self.unread[count:]
+        values = jax.device_get([scalars for _, _, scalars in steps])
+        for (step, position, _), scalars in zip(steps, values, strict=True):
+            bad = not_finite({name: float(value) for name, value in scalars.items()})
+            run.skipped = run.skipped.after(skipped=bool(bad))
+            if bad:
+                self._report(run, step, position, bad)
+
+    def _report(self, run: Run, step: int, position: Position, bad: dict[str, float]) -> None:
+        facts = batch_facts(run.setup.loader, position)
+        run.metrics.note("nonfinite", step, {**bad, **facts})
+        what = " and ".join(f"{name} is {value}" for name, value in bad.items())
+        skips, in_a_row = self.section.on_nonfinite == "skip", run.skipped.in_a_row
+        if skips and in_a_row <= self.section.max_skipped:
+            run.print(f"step {step}: {what}; its update is skipped; {described(facts)}")
+            return
+        run.checkpoints.wait()
+        many = f"; {in_a_row} steps in a row, and optimizer.max_skipped is {self.section.max_skipped}" if skips else ""
+        raise NonFiniteError(
+            f"step {step}: {what}{many}; the newest checkpoint is of step {run.checkpoints.latest_step()}; "
+            f"{described(facts)}; look at these, or lower schedule.learning_rate"
+            + ("" if skips else ", or set optimizer.on_nonfinite=skip")
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,11 +218,12 @@ class LogMetrics(Hook):
             run.train_record = {
                 **metric_values(step.totals, run.setup.objective),
                 **{name: float(value) for name, value in step.scalars.items()},
-                "learning_rate": float(run.setup.schedule(run.step - 1)),
+                "learning_rate": float(run.setup.schedule(run.skipped.updates_before(run.step))),
                 "epoch": loader.epochs_before(run.position),
                 "fill": step.loaded.fill,
                 "tokens": step.loaded.tokens,
                 "examples": step.loaded.examples,
+                **({"skipped": run.skipped.total} if run.skipped.total else {}),
             }
             run.tokens_per_s += run.metrics.train(run.step, run.train_record, timed=not step.first)
         if step.first:
@@ -307,7 +335,8 @@ class Save(Hook):
     def _meta(self, run: Run) -> dict[str, Any]:
         evaluation = run.eval_record if run.evaluated_step == run.step else None
         meta = step_meta(run.setup, run.reference, evaluation, run.stopping)
-        return {**meta, "unevaluated": run.unevaluated}
+        skipped = {"skipped": dataclasses.asdict(run.skipped)} if run.skipped.total else {}
+        return {**meta, "unevaluated": run.unevaluated, **skipped}
 
     def _note_time(self, run: Run) -> None:
         if self.began is None:

@@ -25,6 +25,7 @@ from janus_jax.errors import ConfigError, DamagedError
 from janus_jax.parallel import processes
 from janus_jax.storage.local import absolute
 from janus_jax.training.course import Course, Extension, Past
+from janus_jax.training.finite import NONE_SKIPPED, Skipped
 from janus_jax.training.reference import Reference
 from janus_jax.training.setup import Setup
 from janus_jax.training.step import TrainState
@@ -48,6 +49,7 @@ class Beginning:
     reference_step: int | None  # the step of the run that the reference comes from, when this run began
     reference_weights: str | None  # fingerprint of the reference, when this run began; None at the beginning
     unevaluated: bool = False  # a notice cut the evaluation of this step
+    skipped: Skipped = NONE_SKIPPED
 
     @property
     def step(self) -> int:
@@ -119,6 +121,7 @@ def begin(setup: Setup, checkpoints: Checkpoints) -> Beginning:
         meta.get("reference_step"),
         meta.get("reference_weights"),
         bool(meta.get("unevaluated")) and setup.eval_loader is not None,
+        Skipped(**meta.get("skipped", {})),
     )
 
 
@@ -311,6 +314,8 @@ def _comparable(config: dict[str, Any]) -> dict[str, Any]:
     """A stored configuration without its directories, held-out data and length; of a mixture the weights stay."""
     length = ("steps", "epochs", "extend")
     config = config | {"schedule": {k: v for k, v in config["schedule"].items() if k not in length}}
+    faults = ("on_nonfinite", "max_skipped")  # a run that ended at such a step may go on without it
+    config = config | {"optimizer": {k: v for k, v in config["optimizer"].items() if k not in faults}}
     config = config | {name: {k: v for k, v in config[name].items() if k != "dir"} for name in ("run", "reference")}
     mixture = config["data"].get("mixture")
     weights = None if mixture is None else [part["weight"] for part in mixture]

@@ -82,6 +82,7 @@ class Summary:
     tokens: int  # slots that held a token in all steps since the run began
     tokens_per_s: float  # median over steps without compilation
     fill: float  # mean share of row slots that hold tokens
+    skipped: int  # steps without their update, because loss or gradient was not finite
     failed_saves: int  # checkpoints that could not be written, by this process
     export_dir: str | None
 
@@ -225,7 +226,7 @@ def _hooks(config: RunConfig, stop: int, total_steps: int) -> list[Hook]:
     save = every(config.checkpoint.every_steps, stop)
     hooks: list[Hook] = [] if config.profile.steps is None else [Profile(*config.profile.steps)]
     hooks += [
-        RequireFinite(lambda step: log(step) or evaluate(step) or save(step)),
+        RequireFinite(lambda step: log(step) or evaluate(step) or save(step), config.optimizer),
         LogMetrics(log),
         Evaluate(evaluate),
         StopEarly(config.eval),
@@ -307,6 +308,7 @@ def _start(
         eval_record=records.get("eval", {}),
         stopping=stopping,
         best=best,
+        skipped=beginning.skipped,
     )
     return run, beginning.resumed_from
 
@@ -350,6 +352,7 @@ def _summarize(run: Run, resumed_from: int | None, seconds: float) -> Summary:
         tokens=run.setup.loader.tokens_before(run.position),
         tokens_per_s=float(np.median(run.tokens_per_s)) if run.tokens_per_s else math.nan,
         fill=float(np.mean(run.fills)) if run.fills else math.nan,
+        skipped=run.skipped.total,
         failed_saves=run.checkpoints.failed,
         export_dir=None if run.export is None else str(run.export),
     )
