@@ -20,6 +20,7 @@ from janus_jax.data.epoch import Position
 from janus_jax.data.loader import LoadedBatch
 from janus_jax.errors import NonFiniteError
 from janus_jax.objectives import metric_values
+from janus_jax.parallel.processes import memory_for
 from janus_jax.storage.lock import Lock
 from janus_jax.training.export import export_step
 from janus_jax.training.finite import NONE_SKIPPED, Skipped, batch_facts, described, not_finite
@@ -198,10 +199,11 @@ class RequireFinite(Hook):
             run.print(f"step {step}: {what}; its update is skipped; {described(facts)}")
             return
         run.checkpoints.wait()
+        newest = run.checkpoints.latest_step()
+        safe = "there is no checkpoint yet" if newest is None else f"the newest checkpoint is of step {newest}"
         many = f"; {in_a_row} steps in a row, and optimizer.max_skipped is {self.section.max_skipped}" if skips else ""
         raise NonFiniteError(
-            f"step {step}: {what}{many}; the newest checkpoint is of step {run.checkpoints.latest_step()}; "
-            f"{described(facts)}; look at these, or lower schedule.learning_rate"
+            f"step {step}: {what}{many}; {safe}; {described(facts)}; look at these, or lower schedule.learning_rate"
             + ("" if skips else ", or set optimizer.on_nonfinite=skip")
         )
 
@@ -255,7 +257,8 @@ class Evaluate(Hook):
         for number, loaded in enumerate(batches):
             run.notices.boundary()
             batch = reference.fill(loaded.batch, held_out=number)
-            metrics = jax.device_get(run.setup.program.evaluate(run.state.params, batch))
+            with memory_for(f"evaluation of {loader.rows} rows at a time", "lower eval.rows"):
+                metrics = jax.device_get(run.setup.program.evaluate(run.state.params, batch))
             for name, pair in metrics.items():
                 totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
         used = len(loader.fitted.index)

@@ -61,6 +61,11 @@ from janus_jax.training.same_tokenizer import notes
 from janus_jax.training.setup import Setup, prepare
 from janus_jax.training.speed import mfu_per_rate
 
+_LESS_MEMORY = (
+    "set more batch.microbatches, remat=full, a mesh that splits more, or optimizer.moments=bfloat16; to find what "
+    "fits: janus plan CONFIG --topology SLICE"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
@@ -148,7 +153,7 @@ def _train(
         if config.logging.curves and processes.is_main():
             stack.push(lambda kind, error, trace: _draw_last(drawn, error))
         stack.enter_context(no_empty_leftovers(run_dir.checkpoints))  # weights are read below, and may be bad
-        stack.enter_context(processes.memory_for(f"training on {len(jax.devices())} devices"))
+        stack.enter_context(processes.memory_for(f"training on {len(jax.devices())} devices", _LESS_MEMORY))
         checkpoints = stack.enter_context(
             contextlib.closing(
                 Checkpoints(run_dir.checkpoints, keep=Retention.of_config(config), on_error=config.checkpoint.on_error)
