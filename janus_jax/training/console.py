@@ -247,6 +247,7 @@ def closing(summary: "Summary", head: str) -> list[str]:
     if summary.best:
         step = f"smallest held-out loss: step {int(summary.best['step'])}, "
         lines.append(step + _numbers("eval", summary.best, WIDTH - len(step)))
+    lines += _spent(summary.goodput)
     curves = RunDir(Path(summary.run_dir)).curves
     lines += wrapped(f"curves: {_near(str(curves))}") if curves.exists() else []
     lines += wrapped(f"export: {export}: Hugging Face directory") if export else []
@@ -259,6 +260,21 @@ def closing(summary: "Summary", head: str) -> list[str]:
     else:
         return [*lines, *wrapped("next: load the export with AutoModelForSequenceClassification of transformers")]
     return [*lines, "next:", *command(words)]
+
+
+def _spent(goodput: dict[str, float]) -> list[str]:
+    """A table of where the time went, largest share first; shares below 1 % are one line."""
+    phases = {name: seconds for name, seconds in goodput.items() if name not in ("total", "starts")}
+    if not (total := sum(phases.values())):
+        return []
+    shown = sorted((name for name in phases if phases[name] >= 0.01 * total), key=lambda name: -phases[name])
+    rest = total - sum(phases[name] for name in shown)
+    rows = [*((name.replace("_", " "), phases[name]) for name in shown), ("less than 1 % each", rest)]
+    starts = f"in {_count(int(goodput['starts']), 'start')}"
+    return [
+        f"time: {_duration(total)} {starts}",
+        *(f"  {name:<20}{_duration(seconds):>14}{seconds / total:>6.0%}" for name, seconds in rows if seconds),
+    ]
 
 
 def _near(path: str) -> str:

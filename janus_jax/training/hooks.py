@@ -15,15 +15,15 @@ import numpy as np
 
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.checkpoint.state import Checkpoints
-from janus_jax.config.sections import EvalSection, OptimizerSection
+from janus_jax.config.sections import EvalSection
 from janus_jax.data.epoch import Position
-from janus_jax.data.loader import LoadedBatch
-from janus_jax.errors import NonFiniteError
+from janus_jax.data.loader import LoadedBatch, Loader
 from janus_jax.objectives import metric_values
 from janus_jax.parallel.processes import memory_for
 from janus_jax.storage.lock import Lock
 from janus_jax.training.export import export_step
-from janus_jax.training.finite import NONE_SKIPPED, Skipped, batch_facts, described, not_finite
+from janus_jax.training.finite import NONE_SKIPPED, Skipped
+from janus_jax.training.goodput import Goodput
 from janus_jax.training.metrics import MetricsLog, better
 from janus_jax.training.notices import NOTICE_S, Notices
 from janus_jax.training.reference import Reference
@@ -31,9 +31,6 @@ from janus_jax.training.resume import step_meta
 from janus_jax.training.setup import Setup
 from janus_jax.training.step import TrainState
 from janus_jax.training.stopping import Stopping
-
-_UNREAD = 100
-"""Steps whose scalars nobody has read. Devices have finished those of so many steps ago."""
 
 Due = Callable[[int], bool]
 """Whether something is to happen after a step, which is counted from 1."""
@@ -48,6 +45,7 @@ class Run:
     checkpoints: Checkpoints
     notices: Notices
     reference: Reference
+    goodput: Goodput
     metrics: MetricsLog
     print: Callable[[str], None]  # shows a line on the console of the main process
     state: TrainState
@@ -154,60 +152,6 @@ class Profile(Hook):
         self.at_end(run)
 
 
-@dataclasses.dataclass
-class RequireFinite(Hook):
-    """Ends the run at a loss or gradient that is not finite, before such weights push good checkpoints out; or counts
-    the updates that the steps themselves have skipped.
-
-    To read a step's scalars is to wait for the devices. So they are read after steps at which something waits anyway,
-    and earlier only if the devices have gone on for long since.
-
-    Raises:
-        NonFiniteError: names the step, the examples of its batch and the newest checkpoint.
-    """
-
-    due: Due
-    section: OptimizerSection
-    unread: list[tuple[int, Position, dict[str, jax.Array]]] = dataclasses.field(default_factory=list)
-
-    def after_step(self, run: Run, step: Step) -> None:
-        self.unread.append((run.step, step.loaded.position, step.scalars))
-        if self.due(run.step) or run.notices.save_due:
-            self._read(run, len(self.unread))
-        elif len(self.unread) == 2 * _UNREAD:
-            self._read(run, _UNREAD)
-
-    def at_stop(self, run: Run, step: Step | None) -> None:
-        self._read(run, len(self.unread))
-
-    def _read(self, run: Run, count: int) -> None:
-        """Reads the scalars of the oldest `count` steps."""
-        steps, self.unread = self.unread[:count], self.unread[count:]
-        values = jax.device_get([scalars for _, _, scalars in steps])
-        for (step, position, _), scalars in zip(steps, values, strict=True):
-            bad = not_finite({name: float(value) for name, value in scalars.items()})
-            run.skipped = run.skipped.after(skipped=bool(bad))
-            if bad:
-                self._report(run, step, position, bad)
-
-    def _report(self, run: Run, step: int, position: Position, bad: dict[str, float]) -> None:
-        facts = batch_facts(run.setup.loader, position)
-        run.metrics.note("nonfinite", step, {**bad, **facts})
-        what = " and ".join(f"{name} is {value}" for name, value in bad.items())
-        skips, in_a_row = self.section.on_nonfinite == "skip", run.skipped.in_a_row
-        if skips and in_a_row <= self.section.max_skipped:
-            run.print(f"step {step}: {what}; its update is skipped; {described(facts)}")
-            return
-        run.checkpoints.wait()
-        newest = run.checkpoints.latest_step()
-        safe = "there is no checkpoint yet" if newest is None else f"the newest checkpoint is of step {newest}"
-        many = f"; {in_a_row} steps in a row, and optimizer.max_skipped is {self.section.max_skipped}" if skips else ""
-        raise NonFiniteError(
-            f"step {step}: {what}{many}; {safe}; {described(facts)}; look at these, or lower schedule.learning_rate"
-            + ("" if skips else ", or set optimizer.on_nonfinite=skip")
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class LogMetrics(Hook):
     """Writes train records, with tokens/s since the last one."""
@@ -228,6 +172,7 @@ class LogMetrics(Hook):
                 **({"skipped": run.skipped.total} if run.skipped.total else {}),
             }
             run.tokens_per_s += run.metrics.train(run.step, run.train_record, timed=not step.first)
+            run.goodput.write(at_once=False)
         if step.first:
             jax.block_until_ready(step.scalars)
             run.metrics.restart_clock()
@@ -248,9 +193,12 @@ class Evaluate(Hook):
             self._evaluate(run)
 
     def _evaluate(self, run: Run) -> None:
-        loader, reference = run.setup.eval_loader, run.reference
-        if loader is None:
-            return
+        if run.setup.eval_loader is not None:
+            with run.goodput.phase("evaluation"):
+                self._read(run, run.setup.eval_loader)
+
+    def _read(self, run: Run, loader: Loader) -> None:
+        reference = run.reference
         totals: dict[str, np.ndarray] = {}
         run.unevaluated = run.step > 0
         batches = loader.epoch(reference_logps=reference.held_out_logps, wait=run.notices.wait)
@@ -258,7 +206,9 @@ class Evaluate(Hook):
             run.notices.boundary()
             batch = reference.fill(loaded.batch, held_out=number)
             with memory_for(f"evaluation of {loader.rows} rows at a time", "lower eval.rows"):
-                metrics = jax.device_get(run.setup.program.evaluate(run.state.params, batch))
+                with run.goodput.phase("evaluation" if number or run.evaluated_step is not None else "compile"):
+                    metrics = run.setup.program.evaluate(run.state.params, batch)
+                metrics = jax.device_get(metrics)
             for name, pair in metrics.items():
                 totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
         used = len(loader.fitted.index)
@@ -307,21 +257,26 @@ class Save(Hook):
             self._note_time(run)
 
     def after_step(self, run: Run, step: Step) -> None:
-        run.checkpoints.poll()
-        if self.due(run.step) or run.notices.save_due or run.stopped:
-            self._save(run)
+        with run.goodput.phase("checkpoint"):
+            run.checkpoints.poll()
+            if self.due(run.step) or run.notices.save_due or run.stopped:
+                self._save(run)
 
     def at_end(self, run: Run) -> None:
-        run.checkpoints.wait()
+        with run.goodput.phase("checkpoint"):
+            run.checkpoints.wait()
         self._note_time(run)
 
     def at_stop(self, run: Run, step: Step | None) -> None:
-        if step is not None and run.saved_step != run.step:
-            self._save(run)
-        run.checkpoints.wait()
+        with run.goodput.phase("checkpoint"):
+            if step is not None and run.saved_step != run.step:
+                self._save(run)
+            run.checkpoints.wait()
         self._note_time(run)
 
     def _save(self, run: Run) -> None:
+        run.goodput.saving(run.step)
+        run.goodput.write()
         if not self.timed and self.began is None:
             self.began = time.monotonic()
         run.checkpoints.save(
@@ -358,5 +313,5 @@ class Export(Hook):
 
     def at_end(self, run: Run) -> None:
         if run.step == run.setup.total_steps or run.stopped:
-            with run.notices.at_once():
+            with run.notices.at_once(), run.goodput.phase("export"):
                 run.export = export_step(run.dir, run.setup, run.step, run.state.params, run.print)

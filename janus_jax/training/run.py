@@ -30,6 +30,7 @@ from janus_jax.training.console import Console, opening
 from janus_jax.training.course import without_decay
 from janus_jax.training.curves import draw_run
 from janus_jax.training.data_notes import data_notes
+from janus_jax.training.goodput import Goodput
 from janus_jax.training.hooks import (
     Evaluate,
     Export,
@@ -37,7 +38,6 @@ from janus_jax.training.hooks import (
     KeepLock,
     LogMetrics,
     Profile,
-    RequireFinite,
     Run,
     Save,
     Step,
@@ -46,6 +46,7 @@ from janus_jax.training.hooks import (
 )
 from janus_jax.training.notices import Notices, Stop
 from janus_jax.training.reference import Precomputed, check_stale, open_reference
+from janus_jax.training.require_finite import RequireFinite
 from janus_jax.training.resume import (
     begin,
     from_a_good_step,
@@ -61,10 +62,7 @@ from janus_jax.training.same_tokenizer import notes
 from janus_jax.training.setup import Setup, prepare
 from janus_jax.training.speed import mfu_per_rate
 
-_LESS_MEMORY = (
-    "set more batch.microbatches, remat=full, a mesh that splits more, or optimizer.moments=bfloat16; to find what "
-    "fits: janus plan CONFIG --topology SLICE"
-)
+_LESS_MEMORY = "set remat=full, more batch.microbatches or a mesh that splits more (janus plan tells what fits)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +87,7 @@ class Summary:
     fill: float  # mean share of row slots that hold tokens
     skipped: int  # steps without their update, because loss or gradient was not finite
     failed_saves: int  # checkpoints that could not be written, by this process
+    goodput: dict[str, float]  # seconds by phase over all starts, their total, and the number of starts
     export_dir: str | None
 
 
@@ -115,6 +114,7 @@ def train(
             directory held by another start (15).
         Preempted: a notice ended the run, which can go on (10; after Ctrl-C 130).
     """
+    goodput = Goodput()
     processes.start(options or processes.RuntimeOptions())
     minutes = config.checkpoint.every_minutes
     with (
@@ -122,7 +122,7 @@ def train(
         Notices(listen=preemptible, save_every_s=None if minutes is None else 60 * minutes) as notices,
     ):
         try:
-            return _train(config, run_dir, lock, notices, until_step, writers)
+            return _train(config, run_dir, lock, notices, goodput, until_step, writers)
         except Stop as stop:
             raise _preempted(stop, run_dir) from None
 
@@ -133,6 +133,7 @@ def _train(
     run_dir: RunDir[Path],
     lock: Lock | None,
     notices: Notices,
+    goodput: Goodput,
     until_step: int | None,
     writers: Sequence[metrics.Writer] | None,
 ) -> Summary:
@@ -150,6 +151,7 @@ def _train(
     notices.boundary()
     drawn: list[Run] = []
     with contextlib.ExitStack() as stack:
+        stack.push(goodput.last)
         if config.logging.curves and processes.is_main():
             stack.push(lambda kind, error, trace: _draw_last(drawn, error))
         stack.enter_context(no_empty_leftovers(run_dir.checkpoints))  # weights are read below, and may be bad
@@ -159,7 +161,7 @@ def _train(
                 Checkpoints(run_dir.checkpoints, keep=Retention.of_config(config), on_error=config.checkpoint.on_error)
             )
         )
-        run, resumed_from = _start(setup, run_dir, checkpoints, notices, writers)
+        run, resumed_from = _start(setup, run_dir, checkpoints, notices, goodput, writers)
         drawn.append(run)
         stack.enter_context(contextlib.closing(run.metrics))
 
@@ -168,7 +170,9 @@ def _train(
         logps, rest = run.reference.train_logps, max(0, stop - run.step)
         batches = setup.loader.batches(run.position, rest, reference_logps=logps, wait=notices.wait)
         stack.enter_context(contextlib.closing(batches))
-        _loop(run, hooks, batches, stop)
+        goodput.rest = "other"
+        with goodput.phase("step"):
+            _loop(run, hooks, batches, stop)
         return _summarize(run, resumed_from, time.perf_counter() - started)
 
 
@@ -183,10 +187,12 @@ def _loop(run: Run, hooks: Sequence[Hook], batches: Iterator[LoadedBatch], stop:
             for hook in hooks:
                 hook.before_step(run)
             asked = time.perf_counter()
-            loaded = next(batches)
+            with run.goodput.phase("data_wait"):
+                loaded = next(batches)
             run.notices.boundary()
             run.metrics.count(loaded.tokens, waited_s=time.perf_counter() - asked)
-            run.state, scalars, totals = run.setup.program.train(run.state, run.reference.fill(loaded.batch))
+            with run.goodput.phase("step" if run.fills else "compile"):
+                run.state, scalars, totals = run.setup.program.train(run.state, run.reference.fill(loaded.batch))
             run.step, run.position = run.step + 1, loaded.next_position
             step = Step(loaded, scalars, totals, first=not run.fills)
             run.fills.append(loaded.fill)
@@ -245,12 +251,14 @@ def _start(
     run_dir: RunDir[Path],
     checkpoints: Checkpoints,
     notices: Notices,
+    goodput: Goodput,
     writers: Sequence[metrics.Writer] | None,
 ) -> tuple[Run, int | None]:
     """The run at its first step, or at its newest checkpoint, with the number of that step."""
     console = Console() if writers is None and processes.is_main() else None
     show = console.line if console else lambda line: None  # where the numbers go too
-    beginning = begin(setup, checkpoints)  # weights that cannot be read are an error and nothing else
+    with goodput.phase("setup" if setup.past is None else "restore"):
+        beginning = begin(setup, checkpoints)  # weights that cannot be read are an error and nothing else
     notices.boundary()
     newest = None if setup.past is None else setup.past.step
     for line in opening(setup, newest) if console else ():
@@ -273,17 +281,19 @@ def _start(
     stopping = stopping_state(setup)
     finished = beginning.step == setup.total_steps or (stopping is not None and stopping.stopped)
     finished = finished and not beginning.unevaluated
+    goodput.open(run_dir, beginning.step, main=processes.is_main(), idle=finished)
     if finished:  # nothing is compared any more
         reference = Precomputed(beginning.reference_step, beginning.reference_weights)
     else:
-        reference = open_reference(
-            setup,
-            initial=beginning.state.params if beginning.resumed_from is None else None,
-            step=beginning.reference_step,
-            known=beginning.reference_weights,
-            notify=show,
-            notices=notices,
-        )
+        with goodput.phase("reference"):
+            reference = open_reference(
+                setup,
+                initial=beginning.state.params if beginning.resumed_from is None else None,
+                step=beginning.reference_step,
+                known=beginning.reference_weights,
+                notify=show,
+                notices=notices,
+            )
     if others := other_held_out(setup):
         show(f"note: {others}")
     best = metrics.best_record(run_dir.metrics, beginning.step) if beginning.step and not others else {}
@@ -302,6 +312,7 @@ def _start(
         checkpoints=checkpoints,
         notices=notices,
         reference=reference,
+        goodput=goodput,
         metrics=log,
         print=show,
         state=beginning.state,
@@ -342,6 +353,7 @@ def _mfu_per_rate(setup: Setup) -> float | None:
 
 def _summarize(run: Run, resumed_from: int | None, seconds: float) -> Summary:
     held_out = run.setup.eval_loader
+    run.goodput.write(finished=run.step == run.setup.total_steps or run.stopped)
     summary = Summary(
         run_dir=str(run.dir.path),
         step=run.step,
@@ -359,6 +371,7 @@ def _summarize(run: Run, resumed_from: int | None, seconds: float) -> Summary:
         fill=float(np.mean(run.fills)) if run.fills else math.nan,
         skipped=run.skipped.total,
         failed_saves=run.checkpoints.failed,
+        goodput=run.goodput.totals(),
         export_dir=None if run.export is None else str(run.export),
     )
     worked = run.fills or run.evaluated_step is not None
