@@ -114,12 +114,16 @@ class KeepLock(Hook):
     lock: Lock | None  # None: another process holds it for all
 
     def after_step(self, run: Run, step: Step) -> None:
-        self.at_end(run)
+        self.require()
 
     def at_stop(self, run: Run, step: Step | None) -> None:
-        self.at_end(run)
+        self.require()
 
     def at_end(self, run: Run) -> None:
+        self.require()
+
+    def require(self) -> None:
+        """Raises LostLockError, also where no step is near: in the reference pass and in evaluations."""
         if self.lock is not None:
             self.lock.require()
 

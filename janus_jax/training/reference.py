@@ -211,6 +211,7 @@ def _precompute(
         store.logps[ids[valid]] = logps[valid]
         if (now := time.monotonic()) - saved >= _SAVE_EVERY_S:
             saved = now
+            notices.guard()
             try:
                 store.save()
             except StorageError as error:  # the others are on their way into the next batch: reported at the end
@@ -218,6 +219,7 @@ def _precompute(
             notify(
                 f"reference: {total - store.missing():,} of {total:,} {store.name} pairs scored, {now - began:,.0f} s"
             )
+    notices.guard()
     with processes.agreement(f"reference {store.name}"):
         store.save()
     if failure is not None:

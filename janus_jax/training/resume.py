@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from janus_jax import __version__
-from janus_jax.checkpoint.damage import newest_good
+from janus_jax.checkpoint.damage import newer_metas, newest_good
 from janus_jax.checkpoint.hf.facts import ModelFacts
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.checkpoint.state import Checkpoints, note
@@ -82,13 +82,15 @@ def newest_checkpoint(run_dir: RunDir[Path]) -> Past | None:
     Raises:
         ConversionError: the run has checkpoints, and none is good.
     """
-    newest: tuple[int, dict[str, Any]] | None = None
+    newest: tuple[int, dict[str, Any], list[dict[str, Any]]] | None = None
     with processes.agreement("newest checkpoint"):
         if processes.is_main():
-            newest = newest_good(absolute(run_dir.checkpoints), note)
+            checkpoints = absolute(run_dir.checkpoints)
+            good = newest_good(checkpoints, note)
+            newest = None if good is None else (*good, newer_metas(checkpoints, good[0]))
     if jax.distributed.is_initialized():  # otherwise no device is asked for yet
         newest = processes.broadcast("newest checkpoint", newest)
-    return None if newest is None else Past(*newest)
+    return None if newest is None else Past.of_steps(*newest)
 
 
 def begin(setup: Setup, checkpoints: Checkpoints) -> Beginning:

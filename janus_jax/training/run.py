@@ -117,9 +117,10 @@ def train(
     goodput = Goodput()
     processes.start(options or processes.RuntimeOptions())
     minutes = config.checkpoint.every_minutes
+    every_s = None if minutes is None else 60 * minutes
     with (
         held_run_dir(config, quiet=writers is not None) as (run_dir, lock),  # outside: it can be interrupted at once
-        Notices(listen=preemptible, save_every_s=None if minutes is None else 60 * minutes) as notices,
+        Notices(listen=preemptible, save_every_s=every_s, guard=KeepLock(lock).require) as notices,
     ):
         try:
             return _train(config, run_dir, lock, notices, goodput, until_step, writers)
@@ -274,6 +275,9 @@ def _start(
     if setup.config.schedule.steps is None:  # otherwise whoever read the configuration knew
         for note in setup.config.step_advice(setup.total_steps):
             show(f"note: {note}")
+    state = setup.program.abstract_state()
+    if console and (space := checkpoints.space_note(state.params, state.optimizer)):
+        show(f"note: {space}")
     if extension := new_extension(setup):
         show(f"schedule.extend: {extension}")
         if note := without_decay(setup.config, setup.course, setup.schedule, setup.total_steps):
