@@ -195,8 +195,11 @@ def _with_remedies(error: OutOfMemoryError, config: Any) -> OutOfMemoryError:
     """The error with changes that the planner has for these devices, if it has any."""
     import jax
 
+    from janus_jax.parallel import processes
     from janus_jax.planning.search.remedies import remedies
 
+    if not processes.is_main():
+        return error
     with contextlib.suppress(JanusError):
         return OutOfMemoryError(*error.places, "\n".join([error.args[-1], *remedies(config, jax.devices())]))
     return error

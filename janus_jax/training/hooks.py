@@ -246,9 +246,15 @@ class StopEarly(Hook):
 
 @dataclasses.dataclass
 class Save(Hook):
-    """Saves checkpoints, in the background; the run ends when the last one is committed."""
+    """Saves checkpoints, in the background; the run ends when the last one is committed.
+
+    After a step that was skipped it waits for one that was not: weights of which nothing finite comes any more would
+    push the good ones out.
+    """
 
     due: Due
+    last: int  # the last step of this process
+    late: bool = False  # a save was due after a step that was skipped
     began: float | None = None  # when the first save began, until it has ended
     timed: bool = False  # the first save has ended
 
@@ -263,7 +269,8 @@ class Save(Hook):
     def after_step(self, run: Run, step: Step) -> None:
         with run.goodput.phase("checkpoint"):
             run.checkpoints.poll()
-            if self.due(run.step) or run.notices.save_due or run.stopped:
+            self.late = self.late or self.due(run.step) or run.notices.save_due
+            if run.stopped or (self.late and (not run.skipped.in_a_row or run.step == self.last)):
                 self._save(run)
 
     def at_end(self, run: Run) -> None:
@@ -290,7 +297,7 @@ class Save(Hook):
             data=dataclasses.asdict(run.position),
             meta=self._meta(run),
         )
-        run.saved_step = run.step
+        run.saved_step, self.late = run.step, False
         run.notices.saved()
         run.metrics.restart_clock()
 

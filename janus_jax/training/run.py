@@ -242,7 +242,7 @@ def _hooks(config: RunConfig, stop: int, total_steps: int) -> list[Hook]:
         LogMetrics(log),
         Evaluate(evaluate),
         StopEarly(config.eval),
-        Save(save),
+        Save(save, stop),
     ]
     return [*hooks, Export()] if config.export.hf else hooks
 

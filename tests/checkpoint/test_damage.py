@@ -269,7 +269,7 @@ def test_a_step_whose_directory_cannot_be_made_fails_at_once(steps, state, monke
     """Before Orbax begins, in which the other processes would wait for the one that makes it."""
     with contextlib.closing(Checkpoints(steps, keep=2)) as checkpoints:
         (steps / "9").write_text("in the way")
-        with pytest.raises(StorageError, match="9: cannot be written: it exists already; .*step 7"):
+        with pytest.raises(StorageError, match=r"9: cannot be written: it exists already; .*step 7"):
             save(checkpoints, 9, state)
 
         def refused(*_, **__):

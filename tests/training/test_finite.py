@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.data.epoch import PackedEpochs
 from janus_jax.data.mixture import Mixture
 from janus_jax.errors import NonFiniteError
@@ -145,10 +146,22 @@ def test_too_many_in_a_row_end_the_run_even_over_a_resume(data, tmp_path, poison
         train(config(data, tmp_path / "run", optimizer=optimizer), writers=())
 
 
-def _all_bad(read):
+def test_weights_that_give_nothing_finite_any_more_push_no_good_checkpoint_out(data, tmp_path, monkeypatch):
+    """Step 2 is skipped alone, and from step 5 on nothing is finite."""
+    reads = iter(range(1, 100))
+    monkeypatch.setattr(PackedEpochs, "read", _all_bad(PackedEpochs.read, lambda: next(reads) in (2, *range(5, 100))))
+    optimizer = {"on_nonfinite": "skip", "max_skipped": 3}
+    settings = config(data, tmp_path / "run", optimizer=optimizer, schedule=LONGER, checkpoint={"every_steps": 1})
+    with pytest.raises(NonFiniteError, match=r"step 8: .*newest checkpoint is of step 4"):
+        train(settings, writers=())
+    assert RunDir(tmp_path / "run").committed_steps() == [3, 4]
+
+
+def _all_bad(read, when=lambda: True):
     def poison(self, rows):
         batch = read(self, rows)
-        batch.weights[:] = np.nan
+        if when():
+            batch.weights[:] = np.nan
         return batch
 
     return poison

@@ -185,7 +185,7 @@ def test_a_long_first_save_is_noted(monkeypatch):
     lines = []
     run = SimpleNamespace(print=lines.append)
     for seconds in (2, 20):
-        hooks.Save(hooks.every(1, 1), began=time.monotonic() - seconds)._note_time(run)
+        hooks.Save(hooks.every(1, 1), 1, began=time.monotonic() - seconds)._note_time(run)
     assert lines == [
         "note: the first save took 20 s; a machine that is preempted has 30 s. If a save is cut off, the checkpoint "
         "before it counts"
