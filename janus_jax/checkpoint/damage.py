@@ -1,5 +1,6 @@
 """Steps that are not what was written: recognised, named, set aside and kept."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ from etils import epath
 from janus_jax.checkpoint import checksums
 from janus_jax.checkpoint.restore import read_json_item, reading
 from janus_jax.checkpoint.run_dir import ITEMS, is_committed, is_marked
-from janus_jax.errors import ConversionError, DamagedError, first_line
+from janus_jax.errors import ConversionError, DamagedError, JanusError, first_line
 from janus_jax.storage.bucket import os_errors
 from janus_jax.storage.local import Place
 
@@ -88,6 +89,17 @@ def newest_good(checkpoints: epath.Path, notify: Notify) -> tuple[int, dict[str,
             "anew, choose another run.dir",
         )
     return None
+
+
+def newer_metas(checkpoints: epath.Path, step: int) -> list[dict[str, Any]]:
+    """The `meta` of the steps after `step` that were set aside, newest first, as far as that item is whole."""
+    metas = []
+    for path in checkpoints.iterdir():
+        number, _, rest = path.name.partition(".")
+        if number.isdecimal() and int(number) > step and f".{rest}".startswith(_DAMAGED):
+            with contextlib.suppress(JanusError):
+                metas.append((int(number), read_meta(path)[0]))
+    return [meta for _, meta in sorted(metas, key=lambda pair: -pair[0])]
 
 
 def set_aside(step: epath.Path, error: DamagedError, notify: Notify) -> None:

@@ -4,15 +4,20 @@ import dataclasses
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from janus_jax.checkpoint.run_dir import committed_steps
 from janus_jax.config.run import RunConfig
+from janus_jax.storage.local import refusal
 
 HIGHER_IS_BETTER = ("rewards/accuracies", "rewards/margins")
 """Held-out metrics that improve when they rise; the others improve when they fall."""
+
+_COMPRESSED = 0.5
+"""The least share of its arrays' bytes that a real step takes on disk: moments of unread tokens are zeros."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,18 +77,17 @@ class Policy:
 
 
 def room_for(
-    checkpoints: os.PathLike[str], step: int, retention: Retention, values: Mapping[int, float | None]
+    checkpoints: os.PathLike[str], step: int, retention: Retention, values: Mapping[int, float | None], size: int
 ) -> tuple[list[int], str | None]:
     """What to delete so that a step fits on a local disk: the fewest of the steps that it will push out anyway, oldest
     first, and never the newest. Nothing where there is room. Where not even that suffices: nothing, and the reason.
 
-    A step takes what the newest one takes. Of the first, nobody knows: Orbax compresses.
+    A step takes what the newest one takes. The first takes `size` bytes, or less if Orbax finds much to compress.
     """
     directory = Path(checkpoints)
     steps = committed_steps(directory)
-    if not steps:
-        return [], None
-    needed, free = _bytes_of(directory / str(steps[-1])), shutil.disk_usage(directory).free
+    free = shutil.disk_usage(directory).free
+    needed = _bytes_of(directory / str(steps[-1])) if steps else round(_COMPRESSED * size)
     pushed_out = sorted(set(steps[:-1]) - retention.kept([*steps, step], values))
     chosen: list[int] = []
     for old in pushed_out:
@@ -99,6 +103,41 @@ def room_for(
         [],
         f"cannot be written: a checkpoint takes about {_shown(needed)}; free on this disk: {_shown(free)}{beside}",
     )
+
+
+def space_note(checkpoints: os.PathLike[str], retention: Retention, size: int) -> str | None:
+    """A sentence if a local disk cannot hold the newest steps and the one that is being written; None if it can.
+
+    Args:
+        size: bytes of the arrays of a step; of a run that has steps, the newest of them counts.
+    """
+    directory = Path(checkpoints)
+    steps = committed_steps(directory)
+    size = _bytes_of(directory / str(steps[-1])) if steps else size
+    most = retention.newest + (retention.best or 0) + 1
+    free = shutil.disk_usage(directory).free + sum(_bytes_of(directory / str(step)) for step in steps)
+    if most * size <= free:
+        return None
+    keys = f"checkpoint.keep={retention.newest}" + (f" and keep_best={retention.best}" if retention.best else "")
+    return (
+        f"{directory}: a checkpoint takes about {_shown(size)}, and with {keys} up to {most} are there while one is "
+        f"written: {_shown(most * size)}; the disk has {_shown(free)} for them; "
+        + ("keep fewer, or " if size * 2 <= free else "")
+        + "make room, or choose another run.dir"
+    )
+
+
+def unmakeable(checkpoints: os.PathLike[str], step: int) -> str | None:
+    """Why the directory of a step cannot be made here; None if it can. Orbax makes it in one process, and the others
+    would wait for it for ever."""
+    directory = Path(checkpoints)
+    if (directory / str(step)).exists():
+        return "cannot be written: it exists already"
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{step}.", dir=directory))
+    except OSError as error:
+        return f"cannot be written: {refusal(error)}"
+    return None
 
 
 def _bytes_of(directory: Path) -> int:

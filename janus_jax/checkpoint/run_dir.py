@@ -85,6 +85,11 @@ class RunDir(Generic[P]):
         """How the run ended, as JSON."""
         return self._entry("summary.json")
 
+    @property
+    def goodput(self) -> P:
+        """Where the time went, start by start, as JSON."""
+        return self._entry("goodput.json")
+
     def export(self, step: int) -> P:
         """The Hugging Face directory of a step."""
         return cast(P, self.exports / str(step))

@@ -20,7 +20,7 @@ from janus_jax.checkpoint.damage import Notify, read_meta, read_values, set_asid
 from janus_jax.checkpoint.item import CHUNK_BYTES
 from janus_jax.checkpoint.quiet import end_threads, quiet_orbax
 from janus_jax.checkpoint.restore import read_json_item, reading, refused, restore_item, stored_leaves
-from janus_jax.checkpoint.retention import Policy, Retention, room_for
+from janus_jax.checkpoint.retention import Policy, Retention, room_for, space_note, unmakeable
 from janus_jax.checkpoint.run_dir import committed_steps, step_directory
 from janus_jax.checkpoint.together import Together
 from janus_jax.errors import ConversionError, DamagedError, StorageError
@@ -111,7 +111,7 @@ class Checkpoints:
         )
         self._values[step] = _value(meta, self._retention)
         try:
-            self._make_room(step)
+            self._make_room(step, _bytes((params, optimizer)))
             self._together.step = self.directory / str(step)
             with processes.agreement(f"checkpoint {step}"), _storage_errors(self.directory / str(step)):
                 self._manager.save(step, args=arguments, force=True)
@@ -191,6 +191,13 @@ class Checkpoints:
                 if record is not None:
                     _write_item(directory / checksums.ITEM, checksums.with_meta(record, meta))
 
+    def space_note(self, *trees: Any) -> str | None:
+        """A sentence if this disk cannot hold the steps that are to be kept, whose arrays these trees describe."""
+        if is_url(self.directory):
+            return None
+        with os_errors(self.directory, "cannot be read"):
+            return space_note(self.directory, self._retention, _bytes(trees))
+
     def saving(self) -> bool:
         """Whether a save is going on in the background."""
         return self._manager.is_saving_in_progress()
@@ -244,7 +251,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
         self._unsaved = None
 
-    def _make_room(self, step: int) -> None:
+    def _make_room(self, step: int, size: int) -> None:
         """Deletes steps that this save will push out, if only that makes room for it. The newest stays in any case.
 
         Raises:
@@ -253,7 +260,8 @@ class Checkpoints:
         plan: tuple[list[int], str | None] = ([], None)
         if processes.is_main() and not is_url(self.directory):
             with os_errors(self.directory, "cannot be read"):
-                plan = room_for(self.directory, step, self._retention, self._values)
+                plan = room_for(self.directory, step, self._retention, self._values, size)
+                plan = ([], reason) if (reason := unmakeable(self.directory, step)) and not plan[0] else plan
         steps, failure = processes.broadcast("room for a checkpoint", plan)
         if failure is not None:
             raise StorageError(self.directory / str(step), failure)
@@ -287,6 +295,10 @@ def _no_line(line: str) -> None:
 
 def _value(meta: Mapping[str, Any], retention: Retention) -> float | None:
     return (meta.get("evaluation") or {}).get(retention.metric)
+
+
+def _bytes(trees: Any) -> int:
+    return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(trees))
 
 
 def _shapes(leaves: Mapping[str, Any], *, dtypes: bool = False) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Exit codes are those of `janus_jax.errors`; an unwritable or occupied output is found before any work and exits with 2.
 """
 
+import contextlib
 import os
 import shlex
 import signal
@@ -15,7 +16,15 @@ import typer
 from janus_jax import __version__
 from janus_jax.cli import arguments, convert, data, plan, runs, time_step
 from janus_jax.cli.outputs import require_writable
-from janus_jax.errors import ConfigError, Interrupted, JanusError, LostLockError, LostPeerError, Preempted
+from janus_jax.errors import (
+    ConfigError,
+    Interrupted,
+    JanusError,
+    LostLockError,
+    LostPeerError,
+    OutOfMemoryError,
+    Preempted,
+)
 from janus_jax.parallel.environment import quiet_libraries
 
 app = typer.Typer(
@@ -172,11 +181,28 @@ def train(
         require_writable("run.dir", loaded.run.dir)
     from janus_jax.training.run import train
 
-    summary = train(loaded)
+    try:
+        summary = train(loaded)
+    except OutOfMemoryError as error:
+        raise _with_remedies(error, loaded) from error
     if processes.is_main():
         from janus_jax.training.console import closing
 
         print(*closing(summary, loaded.objective.head), sep="\n", flush=True)
+
+
+def _with_remedies(error: OutOfMemoryError, config: Any) -> OutOfMemoryError:
+    """The error with changes that the planner has for these devices, if it has any."""
+    import jax
+
+    from janus_jax.parallel import processes
+    from janus_jax.planning.search.remedies import remedies
+
+    if not processes.is_main():
+        return error
+    with contextlib.suppress(JanusError):
+        return OutOfMemoryError(*error.places, "\n".join([error.args[-1], *remedies(config, jax.devices())]))
+    return error
 
 
 app.command("plan", epilog=plan.EPILOG)(plan.plan)

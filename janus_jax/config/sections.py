@@ -171,6 +171,10 @@ class OptimizerSection(Section):
     moments: Literal["float32", "bfloat16"] = "float32"
     """Type in which moments are stored. bfloat16 halves their memory; it rounds up or down at random, so that small
     changes are not lost."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """If loss or gradient is not finite. stop: end the run (exit code 12). skip: leave out this step's update."""
+    max_skipped: Count = 10
+    """Most steps in a row that `skip` leaves out; one more ends the run (exit code 12)."""
 
 
 class ScheduleSection(Section):

@@ -139,7 +139,8 @@ def agreement(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> Iterator[None]:
         raise
     except Exception as error:
         failure = error
-    outcome = None if failure is None else [type(failure).__name__, _message(failure)]
+    kind = OutOfMemoryError if failure is not None and _of_memory(failure) else type(failure)
+    outcome = None if failure is None else [kind.__name__, _message(failure)]
     client.key_value_set(f"{name}/{jax.process_index()}", json.dumps(outcome), allow_overwrite=True)
     try:
         barrier(name, timeout_s)
@@ -197,18 +198,29 @@ def _key_value_store() -> Any:
 
 
 @contextlib.contextmanager
-def memory_for(what: str) -> Iterator[None]:
-    """Raises OutOfMemoryError where JAX does not get the memory that it asks for inside."""
+def memory_for(what: str, advice: str = "to find what fits: janus plan CONFIG --topology SLICE") -> Iterator[None]:
+    """Raises OutOfMemoryError where JAX or numpy do not get the memory that they ask for inside."""
     import jax
 
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not _of_memory(error):
             raise
-        raise OutOfMemoryError(
-            f"{what}: {first_line(error)}; to find what fits: janus plan CONFIG --topology SLICE"
-        ) from error
+        raise OutOfMemoryError(f"{what}: {first_line(error)}; {advice}") from error
+
+
+_OF_MEMORY = ("resource_exhausted", "out of memory", "hbmoom", "out_of_memory", "alloc_failed")
+"""What XLA calls a lack of memory: when it compiles, when a program starts, inside a library."""
+_OF_ELSE = ("shared memory size limit", "message larger than max")
+"""What is exhausted too, and is no memory of a device: of a kernel's block, of a message between processes."""
+
+
+def _of_memory(error: Exception) -> bool:
+    """Whether an error of JAX or numpy means too little memory."""
+    text = str(error).lower()
+    named = any(words in text for words in _OF_MEMORY) and not any(words in text for words in _OF_ELSE)
+    return isinstance(error, MemoryError) or (type(error).__name__ == "JaxRuntimeError" and named)
 
 
 def _message(error: Exception) -> str:

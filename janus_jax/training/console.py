@@ -36,16 +36,17 @@ _SHOWN = {
         "rewards/accuracies",
         "rewards/ties",
         "grad_norm",
+        "skipped",
         "learning_rate",
         "tokens_per_s",
         "epoch",
         "mfu",
     ),
     "eval": ("loss", "rewards/accuracies", "rewards/ties", "rewards/margins", "examples", "left_out"),
-    "bar": ("loss", "rewards/accuracies", "rewards/ties", "tokens_per_s", "mfu", "data_wait", "epoch"),
+    "bar": ("loss", "skipped", "rewards/accuracies", "rewards/ties", "tokens_per_s", "mfu", "data_wait", "epoch"),
 }
 """The metrics of a line, as far as they fit; all of them are in metrics.jsonl."""
-_UNLESS_ZERO = ("rewards/ties", "left_out")
+_UNLESS_ZERO = ("rewards/ties", "left_out", "skipped")
 _NAMES = {
     "rewards/accuracies": "acc",
     "rewards/ties": "ties",
@@ -67,6 +68,7 @@ _FORMS = {
     "epoch": "{:.2f}",
     "examples": "{:.0f}",
     "left_out": "{:.0f}",
+    "skipped": "{:.0f}",
 }
 
 
@@ -240,9 +242,12 @@ def closing(summary: "Summary", head: str) -> list[str]:
     lines = wrapped(f"{summary.run_dir}: step {summary.step} of {summary.total_steps}{already}, {spent}")
     if summary.step < summary.total_steps and summary.ended != "interrupted":
         lines += wrapped(f"stopped early: {summary.ended}")
+    if summary.skipped:
+        lines += wrapped(f"skipped: {_count(summary.skipped, 'step')} with a loss or gradient that is not finite")
     if summary.best:
         step = f"smallest held-out loss: step {int(summary.best['step'])}, "
         lines.append(step + _numbers("eval", summary.best, WIDTH - len(step)))
+    lines += _spent(summary.goodput)
     curves = RunDir(Path(summary.run_dir)).curves
     lines += wrapped(f"curves: {_near(str(curves))}") if curves.exists() else []
     lines += wrapped(f"export: {export}: Hugging Face directory") if export else []
@@ -255,6 +260,21 @@ def closing(summary: "Summary", head: str) -> list[str]:
     else:
         return [*lines, *wrapped("next: load the export with AutoModelForSequenceClassification of transformers")]
     return [*lines, "next:", *command(words)]
+
+
+def _spent(goodput: dict[str, float]) -> list[str]:
+    """A table of where the time went, largest share first; shares below 1 % are one line."""
+    phases = {name: seconds for name, seconds in goodput.items() if name not in ("total", "starts")}
+    if not (total := sum(phases.values())):
+        return []
+    shown = sorted((name for name in phases if phases[name] >= 0.01 * total), key=lambda name: -phases[name])
+    rest = total - sum(phases[name] for name in shown)
+    rows = [*((name.replace("_", " "), phases[name]) for name in shown), ("less than 1 % each", rest)]
+    starts = f"in {_count(int(goodput['starts']), 'start')}"
+    return [
+        f"time: {_duration(total)} {starts}",
+        *(f"  {name:<20}{_duration(seconds):>14}{seconds / total:>6.0%}" for name, seconds in rows if seconds),
+    ]
 
 
 def _near(path: str) -> str:

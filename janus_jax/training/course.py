@@ -1,7 +1,7 @@
 """How many steps a run takes, as it was begun and as it was extended, and the learning rates that follow from it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from janus_jax.config.run import RunConfig
@@ -19,6 +19,18 @@ class Past:
 
     step: int
     meta: Mapping[str, Any]
+    extended: Mapping[str, Any] | None = None
+    """The `meta` of a newer checkpoint, now damaged, that has extensions which this one does not have."""
+
+    @classmethod
+    def of_steps(cls, step: int, meta: Mapping[str, Any], newer: Iterable[Mapping[str, Any]]) -> "Past":
+        """Takes the extensions from `newer`, the metas of damaged steps, newest first."""
+        known = Course.of_meta(meta)
+        for other in newer if known else ():
+            course = Course.of_meta(other)
+            if course and known and course != known and course.extends(known):
+                return cls(step, meta, other)
+        return cls(step, meta)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +57,11 @@ class Course:
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return self.extensions[-1].total_steps if self.extensions else self.begun_with
+
+    def extends(self, other: "Course") -> bool:
+        """Whether this is the other course, or that with more extensions."""
+        first = self.extensions[: len(other.extensions)]
+        return (self.begun_with, first) == (other.begun_with, other.extensions)
 
     @classmethod
     def of_meta(cls, meta: Mapping[str, Any]) -> "Course | None":
@@ -89,8 +106,9 @@ def course_of(config: RunConfig, epochs: PackedEpochs, past: Past | None) -> Cou
     total = section.steps or epochs.total_steps(section.epochs or 1)
     if past is None:
         return Course(total)
-    saved = past.meta["config"]["schedule"]
-    before = Course.of_meta(past.meta) or Course(saved["steps"] or epochs.total_steps(saved["epochs"]))
+    meta = past.extended or past.meta
+    saved = meta["config"]["schedule"]
+    before = Course.of_meta(meta) or Course(saved["steps"] or epochs.total_steps(saved["epochs"]))
     same_keys = (saved["steps"], saved["epochs"]) == (section.steps, section.epochs)
     if same_keys or total == before.total_steps:
         last = before.extensions[-1].rule if before.extensions else None
@@ -100,7 +118,7 @@ def course_of(config: RunConfig, epochs: PackedEpochs, past: Past | None) -> Cou
                 f"{last} to {before.total_steps} steps; allowed: {last} or null, or more steps"
             )
         return before
-    stopped = bool((past.meta.get("stopping") or {}).get("stopped"))
+    stopped = not past.extended and bool((past.meta.get("stopping") or {}).get("stopped"))
     end = past.step if stopped else before.total_steps
     now = f"steps = {total}" if section.steps else f"epochs = {section.epochs} ({total} steps)"
     holds = f"schedule.{now}: run.dir={config.run.dir} holds a run of {before.total_steps} steps"

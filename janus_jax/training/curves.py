@@ -94,7 +94,8 @@ def read_curves(directory: str | os.PathLike[str], label: str | None = None) -> 
         try:
             record = json.loads(line)
             kind, step = str(record.pop("kind")), int(record.pop("step"))
-            pairs = [(name, np.nan if value is None else float(value)) for name, value in record.items()]
+            numbers = record if kind in ("train", "eval") else {}
+            pairs = [(name, np.nan if value is None else float(value)) for name, value in numbers.items()]
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             last = (
                 " (it is the last one: the run was killed while it wrote, or is writing)"

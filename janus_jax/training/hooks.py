@@ -5,7 +5,6 @@ that order; a hook reads and changes the `Run` and knows no other hook.
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +17,13 @@ from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.config.sections import EvalSection
 from janus_jax.data.epoch import Position
-from janus_jax.data.loader import LoadedBatch
-from janus_jax.errors import NonFiniteError
+from janus_jax.data.loader import LoadedBatch, Loader
 from janus_jax.objectives import metric_values
+from janus_jax.parallel.processes import memory_for
 from janus_jax.storage.lock import Lock
 from janus_jax.training.export import export_step
+from janus_jax.training.finite import NONE_SKIPPED, Skipped
+from janus_jax.training.goodput import Goodput
 from janus_jax.training.metrics import MetricsLog, better
 from janus_jax.training.notices import NOTICE_S, Notices
 from janus_jax.training.reference import Reference
@@ -44,6 +45,7 @@ class Run:
     checkpoints: Checkpoints
     notices: Notices
     reference: Reference
+    goodput: Goodput
     metrics: MetricsLog
     print: Callable[[str], None]  # shows a line on the console of the main process
     state: TrainState
@@ -59,6 +61,7 @@ class Run:
     tokens_per_s: list[float] = dataclasses.field(default_factory=list)
     export: Path | None = None
     stopping: Stopping | None = None  # with eval.stop_after
+    skipped: Skipped = NONE_SKIPPED  # up to the last step that RequireFinite has read
 
     @property
     def stopped(self) -> bool:
@@ -111,12 +114,16 @@ class KeepLock(Hook):
     lock: Lock | None  # None: another process holds it for all
 
     def after_step(self, run: Run, step: Step) -> None:
-        self.at_end(run)
+        self.require()
 
     def at_stop(self, run: Run, step: Step | None) -> None:
-        self.at_end(run)
+        self.require()
 
     def at_end(self, run: Run) -> None:
+        self.require()
+
+    def require(self) -> None:
+        """Raises LostLockError, also where no step is near: in the reference pass and in evaluations."""
         if self.lock is not None:
             self.lock.require()
 
@@ -150,36 +157,6 @@ class Profile(Hook):
 
 
 @dataclasses.dataclass(frozen=True)
-class RequireFinite(Hook):
-    """Ends the run at a loss or gradient that is not finite, before such weights push good checkpoints out.
-
-    It waits for the devices, so it looks only at steps after which something waits anyway.
-
-    Raises:
-        NonFiniteError: names the step and the newest checkpoint.
-    """
-
-    due: Due
-
-    def after_step(self, run: Run, step: Step) -> None:
-        if self.due(run.step) or run.notices.save_due:
-            self._require(run, step)
-
-    def at_stop(self, run: Run, step: Step | None) -> None:
-        if step is not None:
-            self._require(run, step)
-
-    def _require(self, run: Run, step: Step) -> None:
-        for name, value in step.scalars.items():
-            if not math.isfinite(float(value)):
-                run.checkpoints.wait()
-                raise NonFiniteError(
-                    f"step {run.step}: {name} is {float(value)}; the newest checkpoint is of step "
-                    f"{run.checkpoints.latest_step()}; lower schedule.learning_rate or look at the data of this step"
-                )
-
-
-@dataclasses.dataclass(frozen=True)
 class LogMetrics(Hook):
     """Writes train records, with tokens/s since the last one."""
 
@@ -191,13 +168,15 @@ class LogMetrics(Hook):
             run.train_record = {
                 **metric_values(step.totals, run.setup.objective),
                 **{name: float(value) for name, value in step.scalars.items()},
-                "learning_rate": float(run.setup.schedule(run.step - 1)),
+                "learning_rate": float(run.setup.schedule(run.skipped.updates_before(run.step))),
                 "epoch": loader.epochs_before(run.position),
                 "fill": step.loaded.fill,
                 "tokens": step.loaded.tokens,
                 "examples": step.loaded.examples,
+                **({"skipped": run.skipped.total} if run.skipped.total else {}),
             }
             run.tokens_per_s += run.metrics.train(run.step, run.train_record, timed=not step.first)
+            run.goodput.write(at_once=False)
         if step.first:
             jax.block_until_ready(step.scalars)
             run.metrics.restart_clock()
@@ -218,16 +197,22 @@ class Evaluate(Hook):
             self._evaluate(run)
 
     def _evaluate(self, run: Run) -> None:
-        loader, reference = run.setup.eval_loader, run.reference
-        if loader is None:
-            return
+        if run.setup.eval_loader is not None:
+            with run.goodput.phase("evaluation"):
+                self._read(run, run.setup.eval_loader)
+
+    def _read(self, run: Run, loader: Loader) -> None:
+        reference = run.reference
         totals: dict[str, np.ndarray] = {}
         run.unevaluated = run.step > 0
         batches = loader.epoch(reference_logps=reference.held_out_logps, wait=run.notices.wait)
         for number, loaded in enumerate(batches):
             run.notices.boundary()
             batch = reference.fill(loaded.batch, held_out=number)
-            metrics = jax.device_get(run.setup.program.evaluate(run.state.params, batch))
+            with memory_for(f"evaluation of {loader.rows} rows at a time", "lower eval.rows"):
+                with run.goodput.phase("evaluation" if number or run.evaluated_step is not None else "compile"):
+                    metrics = run.setup.program.evaluate(run.state.params, batch)
+                metrics = jax.device_get(metrics)
             for name, pair in metrics.items():
                 totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
         used = len(loader.fitted.index)
@@ -261,9 +246,15 @@ class StopEarly(Hook):
 
 @dataclasses.dataclass
 class Save(Hook):
-    """Saves checkpoints, in the background; the run ends when the last one is committed."""
+    """Saves checkpoints, in the background; the run ends when the last one is committed.
+
+    After a step that was skipped it waits for one that was not: weights of which nothing finite comes any more would
+    push the good ones out.
+    """
 
     due: Due
+    last: int  # the last step of this process
+    late: bool = False  # a save was due after a step that was skipped
     began: float | None = None  # when the first save began, until it has ended
     timed: bool = False  # the first save has ended
 
@@ -276,21 +267,27 @@ class Save(Hook):
             self._note_time(run)
 
     def after_step(self, run: Run, step: Step) -> None:
-        run.checkpoints.poll()
-        if self.due(run.step) or run.notices.save_due or run.stopped:
-            self._save(run)
+        with run.goodput.phase("checkpoint"):
+            run.checkpoints.poll()
+            self.late = self.late or self.due(run.step) or run.notices.save_due
+            if run.stopped or (self.late and (not run.skipped.in_a_row or run.step == self.last)):
+                self._save(run)
 
     def at_end(self, run: Run) -> None:
-        run.checkpoints.wait()
+        with run.goodput.phase("checkpoint"):
+            run.checkpoints.wait()
         self._note_time(run)
 
     def at_stop(self, run: Run, step: Step | None) -> None:
-        if step is not None and run.saved_step != run.step:
-            self._save(run)
-        run.checkpoints.wait()
+        with run.goodput.phase("checkpoint"):
+            if step is not None and run.saved_step != run.step:
+                self._save(run)
+            run.checkpoints.wait()
         self._note_time(run)
 
     def _save(self, run: Run) -> None:
+        run.goodput.saving(run.step)
+        run.goodput.write()
         if not self.timed and self.began is None:
             self.began = time.monotonic()
         run.checkpoints.save(
@@ -300,14 +297,15 @@ class Save(Hook):
             data=dataclasses.asdict(run.position),
             meta=self._meta(run),
         )
-        run.saved_step = run.step
+        run.saved_step, self.late = run.step, False
         run.notices.saved()
         run.metrics.restart_clock()
 
     def _meta(self, run: Run) -> dict[str, Any]:
         evaluation = run.eval_record if run.evaluated_step == run.step else None
         meta = step_meta(run.setup, run.reference, evaluation, run.stopping)
-        return {**meta, "unevaluated": run.unevaluated}
+        skipped = {"skipped": dataclasses.asdict(run.skipped)} if run.skipped.total else {}
+        return {**meta, "unevaluated": run.unevaluated, **skipped}
 
     def _note_time(self, run: Run) -> None:
         if self.began is None:
@@ -326,5 +324,5 @@ class Export(Hook):
 
     def at_end(self, run: Run) -> None:
         if run.step == run.setup.total_steps or run.stopped:
-            with run.notices.at_once():
+            with run.notices.at_once(), run.goodput.phase("export"):
                 run.export = export_step(run.dir, run.setup, run.step, run.state.params, run.print)

@@ -163,6 +163,12 @@ class MetricsLog:
         for writer in self._writers:
             writer.write(kind, step, values)
 
+    def note(self, kind: str, step: int, facts: Mapping[str, Any]) -> None:
+        """A record of facts that are no numbers, for metrics.jsonl alone."""
+        for writer in self._writers:
+            if isinstance(writer, JsonLines):
+                writer.write(kind, step, facts)
+
     def close(self) -> None:
         """Closes all."""
         for writer in self._writers:

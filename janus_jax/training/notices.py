@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from janus_jax.parallel import gce, processes
@@ -50,10 +50,13 @@ class Notices:
     Args:
         listen: False hears nothing; handlers of signals stay as they are.
         save_every_s: seconds after which `save_due` is set, at the same boundary on all processes.
+        guard: called at each boundary, and by whoever is about to write; raises if the run may write nothing more.
     """
 
-    def __init__(self, *, listen: bool = True, save_every_s: float | None = None):
-        self.save_due = False
+    def __init__(
+        self, *, listen: bool = True, save_every_s: float | None = None, guard: Callable[[], None] = lambda: None
+    ):
+        self.save_due, self.guard = False, guard
         self._save_every_s = save_every_s if processes.is_main() else None
         self._listen, self._cut = listen, False
         self._heard = threading.Event()
@@ -77,7 +80,9 @@ class Notices:
 
         Raises:
             Stop: a notice takes effect here.
+            JanusError: as `guard`.
         """
+        self.guard()
         if time.monotonic() >= self._save_at:
             self._save_at = float("inf")
             self._boundaries.wish(_SAVE)

@@ -166,13 +166,14 @@ def build_program(
         place=place,
     )
     kernel, attention = choose(config.precision.attention, need)
-    adamw = AdamW(**config.optimizer.model_dump(exclude={"name"}))
+    adamw = AdamW(**config.optimizer.model_dump(include={field.name for field in dataclasses.fields(AdamW)}))
     functions = StepFunctions(
         model=model,
         objective=objective,
         compute=Compute(dtype=need.dtype, remat=config.remat, place=place, kernel=kernel),
         transformation=adamw.transformation(schedule, specs),
         clip_norm=adamw.clip_norm,
+        skip_nonfinite=config.optimizer.on_nonfinite == "skip",
     )
     # Moments lie like their parameters; counters are everywhere.
     optimizer = optax.tree_utils.tree_map_params(

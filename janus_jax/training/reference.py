@@ -18,6 +18,7 @@ from janus_jax.model.mistral import Params
 from janus_jax.parallel import processes
 from janus_jax.storage.local import absolute
 from janus_jax.training.fingerprint import model_fingerprint
+from janus_jax.training.finite import listed, located
 from janus_jax.training.notices import Notices, Stop
 from janus_jax.training.reference_store import ReferenceStore
 from janus_jax.training.setup import Setup
@@ -202,14 +203,15 @@ def _precompute(
     for loaded in _saved_at_stop(store, _missing_batches(store, notices)):
         ids, valid, logps = _to_host((loaded.batch.example_id, loaded.batch.valid, score(loaded.batch)))
         if not np.isfinite(logps[valid]).all():
-            bad = ids[valid][~np.isfinite(logps[valid]).all(-1)][0]
+            bad = ids[valid][~np.isfinite(logps[valid]).all(-1)]
             raise NonFiniteError(
-                f"reference: log-probs of example {bad} of {loader.dataset.name}, split {loader.dataset.split}, "
-                "are not finite; look at the reference's weights"
+                f"reference: the log-probs of {listed(located(loader.dataset, bad))} are not finite; look at the "
+                "reference's weights"
             )
         store.logps[ids[valid]] = logps[valid]
         if (now := time.monotonic()) - saved >= _SAVE_EVERY_S:
             saved = now
+            notices.guard()
             try:
                 store.save()
             except StorageError as error:  # the others are on their way into the next batch: reported at the end
@@ -217,6 +219,7 @@ def _precompute(
             notify(
                 f"reference: {total - store.missing():,} of {total:,} {store.name} pairs scored, {now - began:,.0f} s"
             )
+    notices.guard()
     with processes.agreement(f"reference {store.name}"):
         store.save()
     if failure is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from janus_jax import __version__
-from janus_jax.checkpoint.damage import newest_good
+from janus_jax.checkpoint.damage import newer_metas, newest_good
 from janus_jax.checkpoint.hf.facts import ModelFacts
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.checkpoint.state import Checkpoints, note
@@ -25,6 +25,7 @@ from janus_jax.errors import ConfigError, DamagedError
 from janus_jax.parallel import processes
 from janus_jax.storage.local import absolute
 from janus_jax.training.course import Course, Extension, Past
+from janus_jax.training.finite import NONE_SKIPPED, Skipped
 from janus_jax.training.reference import Reference
 from janus_jax.training.setup import Setup
 from janus_jax.training.step import TrainState
@@ -48,6 +49,7 @@ class Beginning:
     reference_step: int | None  # the step of the run that the reference comes from, when this run began
     reference_weights: str | None  # fingerprint of the reference, when this run began; None at the beginning
     unevaluated: bool = False  # a notice cut the evaluation of this step
+    skipped: Skipped = NONE_SKIPPED
 
     @property
     def step(self) -> int:
@@ -80,13 +82,15 @@ def newest_checkpoint(run_dir: RunDir[Path]) -> Past | None:
     Raises:
         ConversionError: the run has checkpoints, and none is good.
     """
-    newest: tuple[int, dict[str, Any]] | None = None
+    newest: tuple[int, dict[str, Any], list[dict[str, Any]]] | None = None
     with processes.agreement("newest checkpoint"):
         if processes.is_main():
-            newest = newest_good(absolute(run_dir.checkpoints), note)
+            checkpoints = absolute(run_dir.checkpoints)
+            good = newest_good(checkpoints, note)
+            newest = None if good is None else (*good, newer_metas(checkpoints, good[0]))
     if jax.distributed.is_initialized():  # otherwise no device is asked for yet
         newest = processes.broadcast("newest checkpoint", newest)
-    return None if newest is None else Past(*newest)
+    return None if newest is None else Past.of_steps(*newest)
 
 
 def begin(setup: Setup, checkpoints: Checkpoints) -> Beginning:
@@ -119,6 +123,7 @@ def begin(setup: Setup, checkpoints: Checkpoints) -> Beginning:
         meta.get("reference_step"),
         meta.get("reference_weights"),
         bool(meta.get("unevaluated")) and setup.eval_loader is not None,
+        Skipped(**meta.get("skipped", {})),
     )
 
 
@@ -311,6 +316,8 @@ def _comparable(config: dict[str, Any]) -> dict[str, Any]:
     """A stored configuration without its directories, held-out data and length; of a mixture the weights stay."""
     length = ("steps", "epochs", "extend")
     config = config | {"schedule": {k: v for k, v in config["schedule"].items() if k not in length}}
+    faults = ("on_nonfinite", "max_skipped")  # a run that ended at such a step may go on without it
+    config = config | {"optimizer": {k: v for k, v in config["optimizer"].items() if k not in faults}}
     config = config | {name: {k: v for k, v in config[name].items() if k != "dir"} for name in ("run", "reference")}
     mixture = config["data"].get("mixture")
     weights = None if mixture is None else [part["weight"] for part in mixture]

@@ -30,6 +30,7 @@ from janus_jax.training.console import Console, opening
 from janus_jax.training.course import without_decay
 from janus_jax.training.curves import draw_run
 from janus_jax.training.data_notes import data_notes
+from janus_jax.training.goodput import Goodput
 from janus_jax.training.hooks import (
     Evaluate,
     Export,
@@ -37,7 +38,6 @@ from janus_jax.training.hooks import (
     KeepLock,
     LogMetrics,
     Profile,
-    RequireFinite,
     Run,
     Save,
     Step,
@@ -46,6 +46,7 @@ from janus_jax.training.hooks import (
 )
 from janus_jax.training.notices import Notices, Stop
 from janus_jax.training.reference import Precomputed, check_stale, open_reference
+from janus_jax.training.require_finite import RequireFinite
 from janus_jax.training.resume import (
     begin,
     from_a_good_step,
@@ -60,6 +61,8 @@ from janus_jax.training.same_inputs import require_same_inputs
 from janus_jax.training.same_tokenizer import notes
 from janus_jax.training.setup import Setup, prepare
 from janus_jax.training.speed import mfu_per_rate
+
+_LESS_MEMORY = "set remat=full, more batch.microbatches or a mesh that splits more (janus plan tells what fits)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +85,9 @@ class Summary:
     tokens: int  # slots that held a token in all steps since the run began
     tokens_per_s: float  # median over steps without compilation
     fill: float  # mean share of row slots that hold tokens
+    skipped: int  # steps without their update, because loss or gradient was not finite
     failed_saves: int  # checkpoints that could not be written, by this process
+    goodput: dict[str, float]  # seconds by phase over all starts, their total, and the number of starts
     export_dir: str | None
 
 
@@ -109,14 +114,16 @@ def train(
             directory held by another start (15).
         Preempted: a notice ended the run, which can go on (10; after Ctrl-C 130).
     """
+    goodput = Goodput()
     processes.start(options or processes.RuntimeOptions())
     minutes = config.checkpoint.every_minutes
+    every_s = None if minutes is None else 60 * minutes
     with (
         held_run_dir(config, quiet=writers is not None) as (run_dir, lock),  # outside: it can be interrupted at once
-        Notices(listen=preemptible, save_every_s=None if minutes is None else 60 * minutes) as notices,
+        Notices(listen=preemptible, save_every_s=every_s, guard=KeepLock(lock).require) as notices,
     ):
         try:
-            return _train(config, run_dir, lock, notices, until_step, writers)
+            return _train(config, run_dir, lock, notices, goodput, until_step, writers)
         except Stop as stop:
             raise _preempted(stop, run_dir) from None
 
@@ -127,6 +134,7 @@ def _train(
     run_dir: RunDir[Path],
     lock: Lock | None,
     notices: Notices,
+    goodput: Goodput,
     until_step: int | None,
     writers: Sequence[metrics.Writer] | None,
 ) -> Summary:
@@ -144,16 +152,17 @@ def _train(
     notices.boundary()
     drawn: list[Run] = []
     with contextlib.ExitStack() as stack:
+        stack.push(goodput.last)
         if config.logging.curves and processes.is_main():
             stack.push(lambda kind, error, trace: _draw_last(drawn, error))
         stack.enter_context(no_empty_leftovers(run_dir.checkpoints))  # weights are read below, and may be bad
-        stack.enter_context(processes.memory_for(f"training on {len(jax.devices())} devices"))
+        stack.enter_context(processes.memory_for(f"training on {len(jax.devices())} devices", _LESS_MEMORY))
         checkpoints = stack.enter_context(
             contextlib.closing(
                 Checkpoints(run_dir.checkpoints, keep=Retention.of_config(config), on_error=config.checkpoint.on_error)
             )
         )
-        run, resumed_from = _start(setup, run_dir, checkpoints, notices, writers)
+        run, resumed_from = _start(setup, run_dir, checkpoints, notices, goodput, writers)
         drawn.append(run)
         stack.enter_context(contextlib.closing(run.metrics))
 
@@ -162,7 +171,9 @@ def _train(
         logps, rest = run.reference.train_logps, max(0, stop - run.step)
         batches = setup.loader.batches(run.position, rest, reference_logps=logps, wait=notices.wait)
         stack.enter_context(contextlib.closing(batches))
-        _loop(run, hooks, batches, stop)
+        goodput.rest = "other"
+        with goodput.phase("step"):
+            _loop(run, hooks, batches, stop)
         return _summarize(run, resumed_from, time.perf_counter() - started)
 
 
@@ -177,10 +188,12 @@ def _loop(run: Run, hooks: Sequence[Hook], batches: Iterator[LoadedBatch], stop:
             for hook in hooks:
                 hook.before_step(run)
             asked = time.perf_counter()
-            loaded = next(batches)
+            with run.goodput.phase("data_wait"):
+                loaded = next(batches)
             run.notices.boundary()
             run.metrics.count(loaded.tokens, waited_s=time.perf_counter() - asked)
-            run.state, scalars, totals = run.setup.program.train(run.state, run.reference.fill(loaded.batch))
+            with run.goodput.phase("step" if run.fills else "compile"):
+                run.state, scalars, totals = run.setup.program.train(run.state, run.reference.fill(loaded.batch))
             run.step, run.position = run.step + 1, loaded.next_position
             step = Step(loaded, scalars, totals, first=not run.fills)
             run.fills.append(loaded.fill)
@@ -225,11 +238,11 @@ def _hooks(config: RunConfig, stop: int, total_steps: int) -> list[Hook]:
     save = every(config.checkpoint.every_steps, stop)
     hooks: list[Hook] = [] if config.profile.steps is None else [Profile(*config.profile.steps)]
     hooks += [
-        RequireFinite(lambda step: log(step) or evaluate(step) or save(step)),
+        RequireFinite(lambda step: log(step) or evaluate(step) or save(step), config.optimizer),
         LogMetrics(log),
         Evaluate(evaluate),
         StopEarly(config.eval),
-        Save(save),
+        Save(save, stop),
     ]
     return [*hooks, Export()] if config.export.hf else hooks
 
@@ -239,12 +252,14 @@ def _start(
     run_dir: RunDir[Path],
     checkpoints: Checkpoints,
     notices: Notices,
+    goodput: Goodput,
     writers: Sequence[metrics.Writer] | None,
 ) -> tuple[Run, int | None]:
     """The run at its first step, or at its newest checkpoint, with the number of that step."""
     console = Console() if writers is None and processes.is_main() else None
     show = console.line if console else lambda line: None  # where the numbers go too
-    beginning = begin(setup, checkpoints)  # weights that cannot be read are an error and nothing else
+    with goodput.phase("setup" if setup.past is None else "restore"):
+        beginning = begin(setup, checkpoints)  # weights that cannot be read are an error and nothing else
     notices.boundary()
     newest = None if setup.past is None else setup.past.step
     for line in opening(setup, newest) if console else ():
@@ -260,6 +275,9 @@ def _start(
     if setup.config.schedule.steps is None:  # otherwise whoever read the configuration knew
         for note in setup.config.step_advice(setup.total_steps):
             show(f"note: {note}")
+    state = setup.program.abstract_state()
+    if console and (space := checkpoints.space_note(state.params, state.optimizer)):
+        show(f"note: {space}")
     if extension := new_extension(setup):
         show(f"schedule.extend: {extension}")
         if note := without_decay(setup.config, setup.course, setup.schedule, setup.total_steps):
@@ -267,17 +285,19 @@ def _start(
     stopping = stopping_state(setup)
     finished = beginning.step == setup.total_steps or (stopping is not None and stopping.stopped)
     finished = finished and not beginning.unevaluated
+    goodput.open(run_dir, beginning.step, main=processes.is_main(), idle=finished)
     if finished:  # nothing is compared any more
         reference = Precomputed(beginning.reference_step, beginning.reference_weights)
     else:
-        reference = open_reference(
-            setup,
-            initial=beginning.state.params if beginning.resumed_from is None else None,
-            step=beginning.reference_step,
-            known=beginning.reference_weights,
-            notify=show,
-            notices=notices,
-        )
+        with goodput.phase("reference"):
+            reference = open_reference(
+                setup,
+                initial=beginning.state.params if beginning.resumed_from is None else None,
+                step=beginning.reference_step,
+                known=beginning.reference_weights,
+                notify=show,
+                notices=notices,
+            )
     if others := other_held_out(setup):
         show(f"note: {others}")
     best = metrics.best_record(run_dir.metrics, beginning.step) if beginning.step and not others else {}
@@ -296,6 +316,7 @@ def _start(
         checkpoints=checkpoints,
         notices=notices,
         reference=reference,
+        goodput=goodput,
         metrics=log,
         print=show,
         state=beginning.state,
@@ -307,6 +328,7 @@ def _start(
         eval_record=records.get("eval", {}),
         stopping=stopping,
         best=best,
+        skipped=beginning.skipped,
     )
     return run, beginning.resumed_from
 
@@ -335,6 +357,7 @@ def _mfu_per_rate(setup: Setup) -> float | None:
 
 def _summarize(run: Run, resumed_from: int | None, seconds: float) -> Summary:
     held_out = run.setup.eval_loader
+    run.goodput.write(finished=run.step == run.setup.total_steps or run.stopped)
     summary = Summary(
         run_dir=str(run.dir.path),
         step=run.step,
@@ -350,7 +373,9 @@ def _summarize(run: Run, resumed_from: int | None, seconds: float) -> Summary:
         tokens=run.setup.loader.tokens_before(run.position),
         tokens_per_s=float(np.median(run.tokens_per_s)) if run.tokens_per_s else math.nan,
         fill=float(np.mean(run.fills)) if run.fills else math.nan,
+        skipped=run.skipped.total,
         failed_saves=run.checkpoints.failed,
+        goodput=run.goodput.totals(),
         export_dir=None if run.export is None else str(run.export),
     )
     worked = run.fills or run.evaluated_step is not None

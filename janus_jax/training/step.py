@@ -34,6 +34,7 @@ class StepFunctions:
     compute: Compute
     transformation: optax.GradientTransformation
     clip_norm: float | None
+    skip_nonfinite: bool = False
 
     def init(self, params: Params) -> TrainState:
         """Optimizer state for fresh parameters; what they are made from is float32, whatever the parameters."""
@@ -94,7 +95,7 @@ class StepFunctions:
         return loss, grads, _sum_microbatches(metrics)
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array], Metrics]:
-        """One optimizer step.
+        """One optimizer step. With `skip_nonfinite`, one whose loss or gradient is not finite changes nothing.
 
         Returns:
             the new state, scalars {loss, grad_norm} of this step, and the objective's metrics.
@@ -103,7 +104,11 @@ class StepFunctions:
         grads, norm = clip(_float32(grads), self.clip_norm)
         updates, optimizer = self.transformation.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.params, updates)
-        return TrainState(params, optimizer), {"loss": loss, "grad_norm": norm}, metrics
+        updated = TrainState(params, optimizer)
+        if self.skip_nonfinite:
+            finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+            updated = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        return updated, {"loss": loss, "grad_norm": norm}, metrics
 
 
 def _float32(tree: Any) -> Any:

@@ -1,6 +1,7 @@
 """Faults of a stored step: it is named and set aside, and the last good one is taken. Faults are made on copies."""
 
 import contextlib
+import errno
 import re
 import resource
 import shutil
@@ -232,6 +233,54 @@ def test_room_is_made_only_of_what_the_save_pushes_out(steps, state, monkeypatch
         with pytest.raises(StorageError, match=r"11: cannot be written: a checkpoint takes about .*is of step 9"):
             save(checkpoints, 11, state)
     assert (steps / "9").exists()
+
+
+def test_a_disk_too_small_for_what_is_kept_is_said_before_training(steps, state, monkeypatch, tmp_path):
+    """Steps that are there make room for later ones; before the first, the bytes of its arrays count."""
+
+    def with_free(size):
+        monkeypatch.setattr(retention.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, size))
+
+    size = retention._bytes_of(steps / "7")
+    there = size + retention._bytes_of(steps / "3")
+    empty = tmp_path / "empty"
+    arrays = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    with (
+        contextlib.closing(Checkpoints(steps, keep=2)) as old,
+        contextlib.closing(Checkpoints(empty, keep=retention.Retention(1, best=1))) as new,
+    ):
+        with_free(3 * size - there)
+        assert old.space_note(*abstract(state)) is None
+        with_free(3 * size - there - 1)
+        assert "with checkpoint.keep=2 up to 3 are there" in old.space_note(*abstract(state))
+        with_free(3 * arrays)
+        assert new.space_note(*abstract(state)) is None
+        with_free(3 * arrays - 1)
+        note = new.space_note(*abstract(state))
+        assert note.startswith(f"{empty}: a checkpoint takes about ") and "keep=1 and keep_best=1 up to 3" in note
+        with_free(arrays // 2 - 1)  # not even if half of it could be compressed away
+        with pytest.raises(StorageError, match=r"empty/3: cannot be written: a checkpoint takes about .*no checkpoint"):
+            save(new, 3, state)
+        with_free(arrays)
+        save(new, 3, state)
+
+
+def test_a_step_whose_directory_cannot_be_made_fails_at_once(steps, state, monkeypatch):
+    """Before Orbax begins, in which the other processes would wait for the one that makes it."""
+    with contextlib.closing(Checkpoints(steps, keep=2)) as checkpoints:
+        (steps / "9").write_text("in the way")
+        with pytest.raises(StorageError, match=r"9: cannot be written: it exists already; .*step 7"):
+            save(checkpoints, 9, state)
+
+        def refused(*_, **__):
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(retention.tempfile, "mkdtemp", refused)
+            with pytest.raises(StorageError, match="11: cannot be written: Disk quota exceeded"):
+                save(checkpoints, 11, state)
+        save(checkpoints, 11, state)
+    assert sorted(path.name for path in steps.iterdir()) == ["11", "7", "9"]
 
 
 def test_the_best_steps_stay(steps, state):

@@ -51,6 +51,14 @@ def main(port: str, process: str, directory: Path) -> None:
     else:
         raise AssertionError("a step of which one process could not write its part was committed")
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    if int(process) == 0:  # it alone makes directories
+        (directory / "run" / "checkpoints" / "8").write_text("in the way")
+    try:
+        checkpoints.save(8, params=params, optimizer=optimizer, data={"epoch": 0, "row": 64}, meta=STATE_META)
+    except StorageError as error:  # on both, at once
+        assert "8: cannot be written: it exists already" in str(error), error
+    else:
+        raise AssertionError("a step whose directory could not be made was saved")
     checkpoints.close()
 
     save_hf(params, STATE_MODEL, directory / "export", max_shard_size="6KB")

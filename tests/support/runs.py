@@ -35,6 +35,8 @@ def ended(**changes) -> Summary:
         "tokens_per_s": 1.0,
         "fill": 1.0,
         "failed_saves": 0,
+        "skipped": 0,
+        "goodput": {},
     }
     values |= {"run_dir": "run", "step": 9, "total_steps": 9, "resumed_from": None, "export_dir": None}
     return Summary(**{**values, "seconds": 3725.0, "tokens": 12345, **changes})

@@ -108,6 +108,20 @@ def test_a_run_can_be_extended_twice_and_in_epochs(data, tmp_path, finished):
     assert "| extended | restart from step 4, to 6 steps |\n| extended | constant from step 6, to 8 steps |" in card
 
 
+@pytest.mark.parametrize("rule", ["restart", "stretch"])
+def test_an_extended_run_whose_newest_checkpoints_are_damaged_stays_extended(data, tmp_path, finished, rule):
+    """The good one is older than the extension, which the start after it need not name; `stretch` began at step 4."""
+    whole = killed(finished, tmp_path / "whole", 4)
+    go(data, whole, steps=8, extend=rule)
+    other = shutil.copytree(whole, tmp_path / "other")
+    for step in (4, 5, 6, 7, 8):
+        (other / f"checkpoints/{step}/data/metadata").write_text("{}")
+    ended = go(data, other, steps=8)
+    assert (ended.resumed_from, ended.step) == (3, 8)
+    assert losses(other) == losses(whole) and rates(other) == rates(whole)
+    assert_equal_trees(final_params(other), final_params(whole))
+
+
 def test_another_run_starts_from_a_step_and_the_message_says_how(data, tmp_path, finished):
     with pytest.raises(ConfigError, match=rf"run\.dir and set model=null init\.from={finished}$"):
         go(data, finished, steps=4, learning_rate=0.5)

@@ -21,6 +21,7 @@ from janus_jax.errors import NonFiniteError, Preempted
 from janus_jax.training import export, hooks
 from janus_jax.training import run as run_module
 from janus_jax.training.notices import Notices, Stop
+from janus_jax.training.require_finite import RequireFinite
 from janus_jax.training.run import train
 from tests.support import processes
 from tests.support.run_configs import ONE_LAYER, run_config
@@ -160,7 +161,7 @@ def test_a_last_evaluation_that_was_cut_gives_the_checkpoint_its_statistics_when
 
 
 def test_a_step_that_gave_nan_is_not_saved(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(hooks.RequireFinite, "after_step", lambda *_: None)
+    monkeypatch.setattr(run_module, "RequireFinite", lambda due, section: RequireFinite(lambda _: False, section))
     after_step = hooks.Save.after_step
 
     def broken(self, run, step):
@@ -184,7 +185,7 @@ def test_a_long_first_save_is_noted(monkeypatch):
     lines = []
     run = SimpleNamespace(print=lines.append)
     for seconds in (2, 20):
-        hooks.Save(hooks.every(1, 1), began=time.monotonic() - seconds)._note_time(run)
+        hooks.Save(hooks.every(1, 1), 1, began=time.monotonic() - seconds)._note_time(run)
     assert lines == [
         "note: the first save took 20 s; a machine that is preempted has 30 s. If a save is cut off, the checkpoint "
         "before it counts"

@@ -15,7 +15,7 @@ from janus_jax.checkpoint.restore import stored_leaves
 from janus_jax.checkpoint.run_dir import ITEMS
 from janus_jax.config.run import RunConfig
 from janus_jax.data.loader import Loader
-from janus_jax.errors import ConfigError, ConversionError, DataError, NonFiniteError
+from janus_jax.errors import ConfigError, ConversionError, DataError, LostLockError, NonFiniteError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import init_params, param_specs
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh, param_shardings
@@ -297,10 +297,26 @@ def test_a_reference_that_is_gone_is_needed_online_only(data, run, published, tm
             train(mine, writers=(), until_step=3)
 
 
+def test_a_pass_whose_run_directory_was_taken_over_writes_nothing_more(data, tmp_path, monkeypatch):
+    original, written = reference._to_host, []
+
+    def stolen(tree):
+        if not written:
+            (tmp_path / "run/lock.json").unlink()
+            written.append((tmp_path / "run/reference/train.npz").read_bytes())
+        return original(tree)
+
+    monkeypatch.setattr(reference, "_to_host", stolen)
+    monkeypatch.setattr(reference, "_SAVE_EVERY_S", 0.0)
+    with pytest.raises(LostLockError):
+        train(config(data, tmp_path / "run"), writers=())
+    assert (tmp_path / "run/reference/train.npz").read_bytes() == written[0]
+
+
 def test_a_reference_without_finite_log_probs_is_refused(data, tmp_path, monkeypatch):
     original = reference._to_host
     monkeypatch.setattr(reference, "_to_host", lambda tree: (*original(tree)[:2], original(tree)[2] * np.nan))
-    with pytest.raises(NonFiniteError, match=r"reference: log-probs of example \d+ of .*dpo, split train"):
+    with pytest.raises(NonFiniteError, match=r"reference: the log-probs of examples? \d+.* of .*dpo, split train"):
         train(config(data, tmp_path / "run"), writers=())
 
 

@@ -33,7 +33,9 @@ class Suggestion:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Change:
+class Change:
+    """New values of the keys of one kind."""
+
     kind: str
     values: dict[str, Any]
     second_kind: str | None = None  # another kind that it changes as well
@@ -41,7 +43,7 @@ class _Change:
 
 @dataclasses.dataclass(frozen=True)
 class _Attempt:
-    changes: tuple[_Change, ...]
+    changes: tuple[Change, ...]
     values: dict[str, Any]
     config: RunConfig
     estimate: Estimate
@@ -106,7 +108,7 @@ def suggestions(
         base = measure(config, inputs=inputs(config))
     except ConfigError:  # rows do not divide over this mesh; another may suit
         base = None
-    singles, fitting = list(_singles(config, target, num_slices, inputs)), list[_Attempt]()
+    singles, fitting = list(single_changes(config, target, num_slices, inputs)), list[_Attempt]()
     for together in (1, 2, 3):
         attempts = [
             attempt
@@ -134,7 +136,7 @@ def suggestions(
 
 
 def _attempts(
-    config: RunConfig, singles: list[_Change], together: int, inputs: InputsCache, measure: Callable[..., Estimate]
+    config: RunConfig, singles: list[Change], together: int, inputs: InputsCache, measure: Callable[..., Estimate]
 ) -> Iterator[_Attempt]:
     """All combinations of `together` changes of different kinds that training would accept."""
     of_kind = {kind: [single for single in singles if single.kind == kind] for kind in _KINDS}
@@ -150,25 +152,26 @@ def _attempts(
             continue
 
 
-def _singles(config: RunConfig, target: Slice, num_slices: int, inputs: InputsCache) -> Iterator[_Change]:
+def single_changes(config: RunConfig, target: Slice, num_slices: int, inputs: InputsCache) -> Iterator[Change]:
+    """Changes of one key (a mesh counts as one) that need not suit training or each other."""
     if config.reference.mode == "online":
-        yield _Change("reference", {"reference.mode": "precompute"})
+        yield Change("reference", {"reference.mode": "precompute"})
     if config.remat in ("none", "dots"):
-        yield _Change("remat", {"remat": "full"})
+        yield Change("remat", {"remat": "full"})
     devices = target.devices * num_slices
     current = _mesh_sizes(config, devices)
     finer = [batch for batch in batches(config, 1, None, inputs) if batch[_MICROBATCHES] > config.batch.microbatches]
     for batch in finer:  # a batch that this mesh does not allow may suit another mesh
-        yield _Change("microbatches", batch)
+        yield Change("microbatches", batch)
     if config.optimizer.moments == "float32":
-        yield _Change("moments", {"optimizer.moments": "bfloat16"})
+        yield Change("moments", {"optimizer.moments": "bfloat16"})
     for mesh in mesh_shapes(devices, num_slices):
         differing = {f"mesh.{axis}": size for axis, size in mesh.items() if size != current.get(axis)}
         # With fewer row shards a device has more rows at once, unless there are more microbatches.
         for batch in ({}, *finer) if differing else ():
-            yield _Change("mesh", differing | batch, "microbatches" if batch else None)
+            yield Change("mesh", differing | batch, "microbatches" if batch else None)
     if config.remat != "offload":
-        yield _Change("offload", {"remat": "offload"}, None if config.remat == "full" else "remat")
+        yield Change("offload", {"remat": "offload"}, None if config.remat == "full" else "remat")
 
 
 def _mesh_sizes(config: RunConfig, devices: int) -> dict[str, int]:

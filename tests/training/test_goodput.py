@@ -1,0 +1,203 @@
+"""Where the seconds of a run go: every moment once, over all starts."""
+
+import json
+import shutil
+import time
+
+import pytest
+
+from janus_jax.checkpoint.run_dir import RunDir
+from janus_jax.errors import LostLockError
+from janus_jax.training.console import closing
+from janus_jax.training.goodput import PHASES, Goodput
+from janus_jax.training.hooks import LogMetrics
+from janus_jax.training.run import train
+from tests.support.run_configs import ONE_LAYER, run_config
+from tests.support.runs import ended
+from tests.support.training_examples import random_examples, write_dataset
+
+
+class Clock:
+    """Seconds that pass when the test says so; of the process and of the world."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+    def start(self, run, step, *, idle=False):
+        goodput = Goodput(clock=self, now=self)
+        goodput.open(RunDir(run), step, main=True, idle=idle)
+        return goodput
+
+    def work(self, goodput, seconds, name="step"):
+        with goodput.phase(name):
+            self.seconds += seconds
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def seconds(goodput):
+    return {name: spent for name, spent in goodput.totals().items() if spent and name not in ("total", "starts")}
+
+
+def test_a_moment_belongs_to_the_innermost_phase(clock, tmp_path):
+    goodput = clock.start(tmp_path, 0)
+    clock.seconds += 1
+    with goodput.phase("step"):
+        clock.seconds += 2
+        with goodput.phase("checkpoint"):
+            clock.seconds += 4
+            with pytest.raises(KeyError), goodput.phase("export"):
+                clock.seconds += 8
+                raise KeyError
+        clock.seconds += 16
+    goodput.rest = "other"
+    clock.seconds += 32
+    assert seconds(goodput) == {"setup": 1, "step": 18, "checkpoint": 4, "export": 8, "other": 32}
+    assert goodput.totals()["total"] == clock.seconds
+
+
+def test_what_later_starts_make_again_is_lost(clock, tmp_path):
+    """Kills after steps 2.5, 4 (nothing saved since 2) and 6; the file is what a killed process has left."""
+    first = clock.start(tmp_path, 0)
+    clock.work(first, 20)
+    first.saving(2)
+    first.write()
+    clock.work(first, 5)
+    first.write()
+    clock.seconds += 100
+    second = clock.start(tmp_path, 2)
+    assert seconds(second) == {"step": 20, "lost_work": 5, "restart": 100}
+    clock.work(second, 40)
+    second.write()
+    clock.seconds += 1000
+    third = clock.start(tmp_path, 2)
+    assert seconds(third) == {"step": 20, "lost_work": 45, "restart": 1100}
+    clock.work(third, 40)
+    third.saving(6)
+    third.write()
+    fourth = clock.start(tmp_path, 6)
+    assert seconds(fourth) == {"step": 60, "lost_work": 45, "restart": 1100}
+    fourth.write()
+    again = clock.start(tmp_path, 2)  # step 6 was damaged
+    assert seconds(again) == {"step": 20, "lost_work": 85, "restart": 1100}
+    assert (again.totals()["total"], again.totals()["starts"]) == (clock.seconds, 5)
+    assert seconds(clock.start(tmp_path, 0)) == {"lost_work": 105, "restart": 1100}
+
+
+def test_the_time_after_a_finished_run_belongs_to_nobody(clock, tmp_path):
+    goodput = clock.start(tmp_path, 0)
+    clock.work(goodput, 3)
+    goodput.saving(9)
+    goodput.write(finished=True)
+    clock.seconds += 10**6
+    before = (tmp_path / "goodput.json").read_text()
+    idle = clock.start(tmp_path, 9, idle=True)
+    idle.write()
+    assert seconds(idle) == {"step": 3} and (tmp_path / "goodput.json").read_text() == before
+    assert seconds(clock.start(tmp_path, 9)) == {"step": 3}  # extended
+
+
+def test_the_file_stays_small_and_is_written_at_times(clock, tmp_path):
+    for _ in range(30):
+        goodput = clock.start(tmp_path, 0)
+        for step in range(1, 100):
+            clock.work(goodput, 1)
+            goodput.saving(step)
+        goodput.write()
+    totals = goodput.totals()
+    assert totals["starts"] == 30 and totals["total"] == clock.seconds == 30 * 99
+    size = (tmp_path / "goodput.json").stat().st_size
+    assert size < 40_000
+    clock.seconds += 1
+    goodput.write(at_once=False)
+    assert json.loads((tmp_path / "goodput.json").read_text())["starts"][-1]["ended"] == clock.seconds - 1
+    clock.seconds += 1
+    goodput.write(at_once=False)
+    assert json.loads((tmp_path / "goodput.json").read_text())["starts"][-1]["ended"] == clock.seconds
+
+
+def test_other_hosts_clocks_and_broken_files_do_no_harm(clock, tmp_path):
+    clock.seconds = 1000
+    clock.start(tmp_path, 0)
+    clock.seconds = 10  # another host, whose clock is behind
+    assert seconds(clock.start(tmp_path, 0)) == {}
+    for text in ("", "{", "[]", '{"starts": [{}]}', '{"starts": 3}'):
+        (tmp_path / "goodput.json").write_text(text)
+        assert clock.start(tmp_path, 0).totals()["starts"] == 1
+
+
+def test_a_start_whose_directory_was_taken_over_writes_nothing_more(clock, tmp_path):
+    goodput = clock.start(tmp_path, 0)
+    before = (tmp_path / "goodput.json").read_text()
+    clock.seconds += 5
+    goodput.last(LostLockError, LostLockError("taken"), None)
+    assert (tmp_path / "goodput.json").read_text() == before
+    goodput.last(None, None, None)
+    assert (tmp_path / "goodput.json").read_text() != before
+
+
+def test_the_end_shows_a_short_table():
+    spent = dict.fromkeys(PHASES, 0.0) | {"step": 700.0, "compile": 200.0, "data_wait": 95.0, "other": 5.0}
+    lines = closing(ended(goodput={**spent, "total": 1000.0, "starts": 2}), "lm")
+    at = lines.index("time: 16 min 40 s in 2 starts")
+    assert [" ".join(line.split()) for line in lines[at + 1 : at + 5]] == [
+        "step 11 min 40 s 70%",
+        "compile 3 min 20 s 20%",
+        "data wait 1 min 35 s 10%",
+        "less than 1 % each 5 s 0%",
+    ]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    splits = {name: random_examples(n, pairs=True, seed=n) for name, n in (("train", 40), ("validation", 9))}
+    write_dataset(root / "dpo", splits, kind="dpo")
+    return root
+
+
+def test_a_run_accounts_for_all_its_time(data, tmp_path, monkeypatch):
+    """A start is killed after step 3, of which step 2 was saved; the next one finishes, with everything a run does."""
+
+    def config(run):
+        schedule = {"epochs": None, "steps": 4}
+        rest = {"checkpoint": {"every_steps": 2}, "eval": {"every_steps": 2}, "export": {"hf": True}}
+        rest |= {"mesh": {"data": 8, "fsdp": 1, "tensor": 1}, "batch": {"microbatches": 1}}  # compiles faster
+        return run_config(data, run, "dpo", model=ONE_LAYER, schedule=schedule, **rest)
+
+    class Killed(BaseException):
+        pass
+
+    log = LogMetrics.after_step
+
+    def killed(self, run, step):
+        log(self, run, step)
+        if run.step == 3:
+            run.goodput.write()
+            shutil.copy(run.dir.goodput, tmp_path / "left.json")
+            raise Killed
+
+    monkeypatch.setattr(LogMetrics, "after_step", killed)
+    began = time.time()
+    with pytest.raises(Killed):
+        train(config(tmp_path / "run"), writers=())
+    monkeypatch.undo()
+    shutil.copy(tmp_path / "left.json", tmp_path / "run/goodput.json")
+    summary = train(config(tmp_path / "run"), writers=())
+    wall, spent = time.time() - began, summary.goodput
+    assert json.loads((tmp_path / "run/summary.json").read_text())["goodput"] == spent
+    assert {name for name in PHASES if spent[name] > 0} == set(PHASES)
+    assert abs(sum(spent[name] for name in PHASES) - spent["total"]) < 1e-6 and spent["starts"] == 2
+    assert abs(spent["total"] - wall) < 0.01 * wall, (spent, wall)
+    assert spent["other"] < 0.1 * wall
+    left = json.loads((tmp_path / "left.json").read_text())["starts"][0]
+    assert 0 < spent["lost_work"] < left["seconds"]["step"]
+    kept = (tmp_path / "run/goodput.json").read_text()
+    train(config(tmp_path / "run"), writers=())  # nothing is left to do
+    assert (tmp_path / "run/goodput.json").read_text() == kept
