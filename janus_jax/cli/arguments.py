@@ -84,6 +84,7 @@ def on_cpu() -> None:
     """What commands begin with that need no accelerator, whatever JAX_PLATFORMS says."""
     environment.use_cpu_only()
     preflight.require_known_xla_flags()
+    preflight.require_known_jax_variables()
 
 
 def runtime_options(

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from janus_jax.parallel.preflight import require_known_xla_flags
+from janus_jax.parallel.preflight import require_known_jax_variables, require_known_xla_flags
 
 GIB = 2**30
 Status = Literal["ok", "missing", "warn"]
@@ -111,6 +111,7 @@ def devices() -> Check:
     """What JAX sees: platform, kind and number of devices."""
     try:
         require_known_xla_flags()
+        require_known_jax_variables()
         import jax
 
         available = jax.devices()
