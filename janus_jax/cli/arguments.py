@@ -50,11 +50,11 @@ _WIDTH = 100
 """Columns of a line, as on the console of a run."""
 
 
-def load(config: str, overrides: list[str] | None, *, quiet: bool = False) -> "RunConfig":
-    """The configuration of a command. Prints its advice to stderr, unless `quiet`."""
+def load(config: str, overrides: list[str] | None, *, quiet: bool = False, inputs: bool = False) -> "RunConfig":
+    """The configuration of a command. Prints its advice to stderr, unless `quiet`; `inputs`: as `load_config`."""
     from janus_jax.config.run import load_config
 
-    loaded = load_config(config, overrides or [])
+    loaded = load_config(config, overrides or [], inputs=inputs)
     if not quiet:
         advise(loaded)
     return loaded

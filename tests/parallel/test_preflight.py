@@ -74,7 +74,7 @@ def test_a_variable_that_jax_refuses_is_named(variable, message):
 
 def test_a_default_device_that_is_not_here_is_named(monkeypatch):
     monkeypatch.setenv("JAX_DEFAULT_DEVICE", "rocm")
-    with pytest.raises(ConfigError, match="^JAX_DEFAULT_DEVICE=rocm: JAX cannot use such devices here: .*; unset it$"):
+    with pytest.raises(ConfigError, match=r"^JAX_DEFAULT_DEVICE=rocm: JAX cannot use such devices here: .*; unset it$"):
         preflight.devices()
 
 

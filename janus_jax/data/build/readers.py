@@ -89,7 +89,7 @@ def _read(
         if file_type(path) == ".parquet":
             unread.update(_unread_parquet_columns(path))
     if not kept:
-        what = f"no usable record, all {dropped.total()} were dropped: {summary(dropped)}"
+        what = f"no usable record; dropped: {summary(dropped)}"
         raise RecordError(dropped.most_common(1)[0][0], os.path.commonpath(paths), what)
 
 

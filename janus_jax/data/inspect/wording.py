@@ -201,7 +201,10 @@ def duplicates_statement(duplicates: Duplicates) -> Statement:
     examples = counted(duplicates.examples, "example")
     summary = f"duplicates: no prompt occurs twice in {examples}"
     if repeated:
-        counts = ", ".join(f"{prompts:,} occur {times} times" for times, prompts in list(repeated.items())[:8])
+        counts = ", ".join(
+            f"{prompts:,} {'occurs' if prompts == 1 else 'occur'} {times} times"
+            for times, prompts in list(repeated.items())[:8]
+        )
         more = f" and {len(repeated) - 8} more counts" if len(repeated) > 8 else ""
         summary = f"duplicates: {duplicates.distinct_prompts:,} distinct prompts in {examples}; {counts}{more}"
     details = [f"{times:,} times: {text}" for times, text in duplicates.most_repeated]

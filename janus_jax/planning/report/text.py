@@ -301,9 +301,9 @@ def _epoch(plan: Plan, prices_of: str | None) -> str:
             thousand = f"; 1,000 steps take {hours:,.2f} hours{cost} at the bound"
         return f"its length is unknown without the data set{thousand}; {price}"
     if plan.hours_per_epoch is None:
-        return f"{plan.steps_per_epoch:,} steps; {price}"
+        return f"{counted(plan.steps_per_epoch, 'step')}; {price}"
     cost = "" if plan.usd_per_epoch is None else f", {plan.usd_per_epoch:,.2f} USD"
-    return f"{plan.steps_per_epoch:,} steps, {plan.hours_per_epoch:,.2f} hours{cost} at the bound; {price}"
+    return f"{counted(plan.steps_per_epoch, 'step')}, {plan.hours_per_epoch:,.2f} hours{cost} at the bound; {price}"
 
 
 def _table(*headers: str) -> Table:

@@ -127,7 +127,7 @@ def test_pairs_given_to_derive_are_told_what_it_reads(tmp_path):
 
 def test_what_derive_cannot_help_has_no_advice_about_it(tmp_path):
     path = write_json_lines(tmp_path / "missing_field.jsonl", [{"prompt": "p", "output": ["o"]}])
-    with pytest.raises(DataError, match=r"no usable record, .*: 1 wrong_type \(.*missing_field.jsonl:1\)$"):
+    with pytest.raises(DataError, match=r"no usable record; dropped: 1 wrong_type \(.*missing_field.jsonl:1\)$"):
         read(reading(path, kind="dpo", derive=Derivation()))
 
 

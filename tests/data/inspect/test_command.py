@@ -216,7 +216,7 @@ def test_rows_and_slots_are_chosen(inspect, write):
         ("data --slots 4090-4096", "--slots 4090-4096: a row of data, split train has slots 0 to 4095"),
         ("data --slots 9-3", "--slots 9-3: allowed: FIRST-LAST"),
         ("data --row-length 8 --max-sequence-length 9", "--max-sequence-length 9: allowed: at most --row-length, 8"),
-        ("data --row-length 4", "data: none of 1 examples fits"),
+        ("data --row-length 4", "data: none of 1 example fits"),
         ("data --objective sft", "data: holds pairs (kind dpo), but the objective reads single responses"),
         ("data --html no/p.html", "--html no/p.html: no is not a directory"),
         ("data --json data", "--json data: is a directory"),
