@@ -139,6 +139,11 @@ class Interrupted(BaseException):
         self.signal = number
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural unless the number is 1."""
+    return f"{number:,} {noun if number == 1 else noun + 's'}"
+
+
 def first_line(error: object) -> str:
     """The first line of an error's message, or the error's type if the message is empty."""
     lines = str(error).strip().splitlines()

@@ -17,7 +17,7 @@ from janus_jax.checkpoint.digest import digest, require_one_config, tensors
 from janus_jax.checkpoint.hf.files import TEMPLATES
 from janus_jax.checkpoint.hf.keys import KeyEntry, Layout, key_table
 from janus_jax.checkpoint.stored_model import StoredModel, open_model
-from janus_jax.errors import ConversionError
+from janus_jax.errors import ConversionError, counted
 from janus_jax.text.served import CONVERSATIONS, check_served, read_conversations
 
 Verify = Literal["none", "digest", "logits"]
@@ -86,8 +86,9 @@ class Report:
         parts += [] if self.tokenizer else ["no tokenizer: the source has none"]
         if self.served is not None:
             checked, merged = self.served["checked"], self.served["merged"]
-            parts.append(f"transformers reads {checked} prompts as they were trained")
-            parts[-1] += f", and all but {merged} whole conversations" if merged else " and the whole conversations"
+            meet = f"; in {merged} of them prompt and response have other ids where they meet in one text"
+            what = f"{counted(checked, 'conversation')} checked{meet if merged else ''}"
+            parts.append(f"in transformers, tokenizer and chat template give the ids of training ({what})")
         names = [name for name in self.left_out if not name.startswith("config.json: ")]
         names += [name for name in self.left_out if name.endswith("dropout")]
         if names:

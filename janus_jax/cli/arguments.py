@@ -50,11 +50,11 @@ _WIDTH = 100
 """Columns of a line, as on the console of a run."""
 
 
-def load(config: str, overrides: list[str] | None, *, quiet: bool = False) -> "RunConfig":
-    """The configuration of a command. Prints its advice to stderr, unless `quiet`."""
+def load(config: str, overrides: list[str] | None, *, quiet: bool = False, inputs: bool = False) -> "RunConfig":
+    """The configuration of a command. Prints its advice to stderr, unless `quiet`; `inputs`: as `load_config`."""
     from janus_jax.config.run import load_config
 
-    loaded = load_config(config, overrides or [])
+    loaded = load_config(config, overrides or [], inputs=inputs)
     if not quiet:
         advise(loaded)
     return loaded
@@ -84,6 +84,7 @@ def on_cpu() -> None:
     """What commands begin with that need no accelerator, whatever JAX_PLATFORMS says."""
     environment.use_cpu_only()
     preflight.require_known_xla_flags()
+    preflight.require_known_jax_variables()
 
 
 def runtime_options(

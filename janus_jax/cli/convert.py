@@ -86,7 +86,7 @@ def convert_check(
 ) -> None:
     """Compare two models tensor by tensor. Exits with 2 if they are not equal bit for bit."""
     from janus_jax.checkpoint.convert import check
-    from janus_jax.errors import ConversionError
+    from janus_jax.errors import ConversionError, counted
 
     if not (differences := check(a, b)):
         print(f"{a} and {b}: the same model, bit for bit")
@@ -95,4 +95,6 @@ def convert_check(
         print(difference)
     if len(differences) > _MAX_LISTED:
         print(f"... and {len(differences) - _MAX_LISTED} that differ less")
-    raise ConversionError(f"{a} and {b}: {len(differences)} tensors differ")
+    raise ConversionError(
+        f"{a} and {b}: {counted(len(differences), 'tensor')} {'differs' if len(differences) == 1 else 'differ'}"
+    )

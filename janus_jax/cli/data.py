@@ -11,7 +11,7 @@ import typer
 from janus_jax.cli import inspect
 from janus_jax.cli.arguments import SETTINGS, on_cpu
 from janus_jax.cli.outputs import require_writable
-from janus_jax.errors import ConfigError
+from janus_jax.errors import ConfigError, counted
 
 app = typer.Typer(
     help="Build data sets from JSONL, JSON or Parquet records, and inspect them.", callback=on_cpu, **SETTINGS
@@ -158,27 +158,37 @@ def _print_manifest(manifest: Any, out: str) -> None:
 def _left_out(manifest: Any) -> Iterator[str]:
     """Lines about what was not read, and about records that may be mistakes."""
     from janus_jax.data.build.sources import OVERRULE, listed
-    from janus_jax.data.notes import NOTES
+    from janus_jax.data.notes import said_of
+    from janus_jax.data.tally import located, reasons
 
     if "train" not in manifest.splits:
         yield f"no split train: names in {manifest.source} say {', '.join(manifest.splits)}; to train on it, {OVERRULE}"
     if manifest.unread_files:
         yield f"files not read: {listed(manifest.unread_files)}"
     unread: Counter[str] = Counter()
-    for split in manifest.splits.values():
+    first: dict[str, str] = {}
+    for name, split in manifest.splits.items():
         unread.update(split.unread or {})
-    by_count: dict[int, list[str]] = {}
+        places = split.places or {}
+        first = {column: where[0] for column, where in places.get("unread", {}).items()} | first
+        if dropped := places.get("dropped"):
+            yield f"dropped from split {name}: {reasons(split.dropped, dropped)}"
+    by_count: dict[tuple[int, str], list[str]] = {}
+    every = sum(split.examples for split in manifest.splits.values())
     for name, count in sorted(unread.items()):
-        by_count.setdefault(count, []).append(f"`{name if name.isprintable() else ascii(name)}`")
+        where = f", from {first[name]} on" if name in first and count < every else ""
+        by_count.setdefault((count, where), []).append(f"`{name if name.isprintable() else ascii(name)}`")
     columns = []
-    for count, names in sorted(by_count.items(), reverse=True):
+    for (count, where), names in sorted(by_count.items(), reverse=True):
         more = f" and {len(names) - 20:,} more" if len(names) > 20 else ""
-        columns.append(f"{', '.join(names[:20])}{more} ({count:,} record{'' if count == 1 else 's'})")
+        columns.append(f"{', '.join(names[:20])}{more} ({counted(count, 'record')}{where})")
     if columns:
         yield f"columns not read: {', '.join(columns)}"
     for name, split in manifest.splits.items():
         for note, count in (split.notes or {}).items():
-            yield f"note: {count:,} of {split.examples:,} records of split {name} {NOTES.get(note, note)}"
+            where = located(count, (split.places or {}).get("notes", {}).get(note, ()))
+            of_split = f"{count:,} of {counted(split.examples, 'record')} of split {name}{where}"
+            yield f"note: {of_split} {said_of(note, count)}"
 
 
 app.command("inspect", epilog=inspect.EPILOG)(inspect.data_inspect)

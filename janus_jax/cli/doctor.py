@@ -18,7 +18,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from janus_jax.parallel.preflight import require_known_xla_flags
+from janus_jax.errors import counted
+from janus_jax.parallel.preflight import require_known_jax_variables, require_known_xla_flags
 
 GIB = 2**30
 Status = Literal["ok", "missing", "warn"]
@@ -111,6 +112,7 @@ def devices() -> Check:
     """What JAX sees: platform, kind and number of devices."""
     try:
         require_known_xla_flags()
+        require_known_jax_variables()
         import jax
 
         available = jax.devices()
@@ -126,12 +128,12 @@ def tpu(dev: Path = Path("/dev")) -> Check:
     """libtpu, which TPU chips need."""
     chips = sorted(dev.glob("accel[0-9]*")) or sorted(dev.glob("vfio/[0-9]*"))
     if importlib.util.find_spec("libtpu"):
-        detail = f"libtpu {importlib.metadata.version('libtpu')}, {len(chips)} chips in {dev}"
+        detail = f"libtpu {importlib.metadata.version('libtpu')}, {counted(len(chips), 'chip')} in {dev}"
         hint = "" if chips else "enough to compile for TPUs; this machine has none"
         return Check("tpu", "ok" if chips else "warn", detail, hint)
     hint = "pip install 'janus_jax[tpu]'"
     if chips:
-        return Check("tpu", "warn", f"{len(chips)} chips in {dev}, but no libtpu", hint)
+        return Check("tpu", "warn", f"{counted(len(chips), 'chip')} in {dev}, but no libtpu", hint)
     return Check("tpu", "warn", "no chips, no libtpu", f"needed on a TPU VM: {hint}")
 
 
@@ -140,7 +142,7 @@ def gpu(dev: Path = Path("/dev")) -> Check:
     cards = sorted(dev.glob("nvidia[0-9]*"))
     plugins = [name for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if importlib.util.find_spec(name)]
     if plugins:
-        detail = f"{', '.join(plugins)}, {len(cards)} cards in {dev}"
+        detail = f"{', '.join(plugins)}, {counted(len(cards), 'card')} in {dev}"
         return Check(
             "gpu",
             "ok" if cards else "warn",
@@ -149,7 +151,7 @@ def gpu(dev: Path = Path("/dev")) -> Check:
         )
     hint = "pip install 'janus_jax[cuda13]' (or 'janus_jax[cuda12]' for drivers older than 580)"
     if cards:
-        return Check("gpu", "warn", f"{len(cards)} cards in {dev}, but no CUDA plugin for JAX", hint)
+        return Check("gpu", "warn", f"{counted(len(cards), 'card')} in {dev}, but no CUDA plugin for JAX", hint)
     return Check("gpu", "warn", "no cards, no CUDA plugin", f"needed with an NVIDIA GPU: {hint}")
 
 

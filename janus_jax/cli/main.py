@@ -171,7 +171,7 @@ def train(
     signal ends at once.
     """
     options = arguments.runtime_options(coordinator, num_processes, process_id, devices)
-    loaded = arguments.load(config, overrides, quiet=True)
+    loaded = arguments.load(config, overrides, quiet=True, inputs=True)
     from janus_jax.parallel import processes
 
     processes.start(options)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from janus_jax.config.sections import ExportSection
+from janus_jax.errors import counted
 
 if TYPE_CHECKING:
     from janus_jax.config.run import RunConfig
@@ -102,13 +103,13 @@ def of_steps(config: "RunConfig", steps: int, warmup_steps: int) -> Iterator[str
         steps: optimizer steps of the whole run.
         warmup_steps: those in which the rate rises.
     """
-    run = f"the run, which has {steps:,} step{'s' * (steps != 1)}"
+    run = f"the run, which has {counted(steps, 'step')}"
     if steps <= warmup_steps:
         peak = config.schedule.learning_rate
+        length = "longer than" if steps < warmup_steps else "as long as"
         yield (
-            f"the warm-up, {warmup_steps:,} steps, is {'longer than' if steps < warmup_steps else 'as long as'} "
-            f"{run}: the highest rate is {peak * (steps - 1) / warmup_steps:.3g}, not schedule.learning_rate = "
-            f"{peak:g}; set schedule.warmup_steps"
+            f"the warm-up, {counted(warmup_steps, 'step')}, is {length} {run}: the highest rate is "
+            f"{peak * (steps - 1) / warmup_steps:.3g}, not schedule.learning_rate = {peak:g}; set schedule.warmup_steps"
         )
     lasts: tuple[tuple[str, Any, str], ...] = (
         ("eval", config.eval, "only the last step is evaluated"),

@@ -1,11 +1,13 @@
 """Rules between the keys of a configuration, checked on values that may be wrong in other ways too."""
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from janus_jax.config.objectives import OBJECTIVES
 from janus_jax.config.sections import ScheduleSection
 from janus_jax.parallel.axes import AXES
+from janus_jax.storage.bucket import is_url
 
 SMALLEST_FLOAT32 = 1.1754944e-38
 """The smallest normal number. Devices take smaller ones for 0."""
@@ -26,6 +28,19 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     yield from _profile_conflicts(config)
     yield from _stopping_conflicts(config)
     yield from _rate_conflicts(config)
+
+
+def absent_data(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Paths of keys of local data directories that do not exist, and a sentence for each."""
+    data = config.get("data")
+    data = data if isinstance(data, Mapping) else {}
+    places: list[tuple[tuple[str | int, ...], Any]] = [(("data", key), data.get(key)) for key in ("dir", "eval_dir")]
+    parts = data.get("mixture")
+    for number, part in enumerate(parts if isinstance(parts, list) else ()):
+        places.append((("data", "mixture", number, "dir"), part.get("dir") if isinstance(part, Mapping) else None))
+    for key, place in places:
+        if isinstance(place, str) and place and not is_url(place) and not os.path.exists(os.path.expanduser(place)):
+            yield key, f"{'.'.join(map(str, key))} = {place}: no such directory; `janus data build` makes one"
 
 
 def _refuse(key: str, value: Any, reason: str) -> Conflict:

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError, ValidationError
 
 from janus_jax.config import advice, mistakes, sections, yaml_file
 from janus_jax.config.objectives import AnyObjective
-from janus_jax.config.rules import conflicts
+from janus_jax.config.rules import absent_data, conflicts
 from janus_jax.config.section import Section
 from janus_jax.errors import ConfigError
 
@@ -67,8 +67,11 @@ class RunConfig(Section):
         return list(advice.of_steps(self, steps, self.schedule.warmup(steps)))
 
 
-def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> RunConfig:
+def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, inputs: bool = False) -> RunConfig:
     """Reads a YAML file with its `base:` files; `overrides` are texts like `batch.rows=4`, applied last.
+
+    Args:
+        inputs: The data will be read here. If anything is wrong, directories that are not there are in the report too.
 
     Raises:
         ConfigError: every mistake in one message, each with its file:line or override, the value and what is allowed.
@@ -82,6 +85,8 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
         config = None
         problems += mistakes.problems(error, root, schema)
     problems += [f"{root.origin_of(key.split('.'))}: {text}" for key, text in conflicts(values)]
+    if inputs and (absent := [f"{root.origin_of(key)}: {text}" for key, text in absent_data(values)]):
+        problems += absent if problems or len(absent) > 1 else []  # a single one is reported better by its reader
     if problems or config is None:
         raise ConfigError(mistakes.join(os.fspath(path), problems))
     return config

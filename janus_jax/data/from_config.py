@@ -13,7 +13,7 @@ from janus_jax.data.dataset import Dataset, TokenizedDataset
 from janus_jax.data.epoch import BatchSettings, PackedEpochs
 from janus_jax.data.mixture import Mixture
 from janus_jax.data.rows import FittedExamples
-from janus_jax.errors import ConfigError, DataError
+from janus_jax.errors import ConfigError, DataError, counted
 from janus_jax.objectives import build_objective
 
 DEMO = "janus-demo"
@@ -88,11 +88,11 @@ def packed_epochs(config: RunConfig, *, row_shards: int = 1) -> PackedEpochs:
 
 
 _OUTCOMES = {
-    "dropped": "{} are over-long and dropped; `janus data inspect` shows their lengths",
-    "truncated": "{} are over-long and truncated; `janus data inspect` shows their lengths",
-    "zeroed": "{} are over-long and left without responses; `janus data inspect` shows their lengths",
-    "equal_pairs": "{} are dropped: chosen and rejected have the same tokens, as they are read",
-    "keep_together": "{} are dropped: a neighbour in their block is",
+    "dropped": "{} over-long and dropped; `janus data inspect` shows their lengths",
+    "truncated": "{} over-long and truncated; `janus data inspect` shows their lengths",
+    "zeroed": "{} over-long and left without responses; `janus data inspect` shows their lengths",
+    "equal_pairs": "{} dropped: chosen and rejected have the same tokens, as they are read",
+    "keep_together": "{} dropped: a neighbour in their block is",
 }
 
 
@@ -101,6 +101,10 @@ def fit_counts(fitted: FittedExamples) -> dict[str, Any]:
     groups = {"overlong": ("dropped", "truncated", "zeroed"), "left_out": ("equal_pairs", "keep_together")}
     counts = {group: {name: fitted.counts[name] for name in names} for group, names in groups.items()}
     return {"examples": len(fitted.index), **counts}
+
+
+def _are(count: int, total: int, role: str) -> str:
+    return f"{count:,} of {counted(total, f'{role} example')} {'is' if count == 1 else 'are'}"
 
 
 def fit_lines(role: str, examples: int, overlong: Mapping[str, int], left_out: Mapping[str, int]) -> list[str]:
@@ -115,7 +119,7 @@ def fit_lines(role: str, examples: int, overlong: Mapping[str, int], left_out: M
         "keep_together": "batch.keep_together",
     }
     return [
-        f"{keys[what]}: {_OUTCOMES[what].format(f'{count:,} of {total:,} {role} examples')}"
+        f"{keys[what]}: {_OUTCOMES[what].format(_are(count, total, role))}"
         for what, count in {**overlong, **left_out}.items()
         if count
     ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from janus_jax.batch import Batch, empty_batch
 from janus_jax.data.example import Example
-from janus_jax.errors import ConfigError, DataError
+from janus_jax.errors import ConfigError, DataError, counted
 from janus_jax.model.config import Head
 
 OverlongPolicy = Literal["drop", "truncate", "error", "zero_grad"]
@@ -133,19 +133,21 @@ def fit(
         outcomes[bad] = Outcome.ZEROED
         if bad.all():
             raise DataError(
-                name, f"all {len(bad)} pairs are over-long ({limits}): without their responses nothing would be learned"
+                name,
+                f"every pair of {len(bad)} is over-long ({limits}): without their responses nothing would be learned",
             )
     if overlong == "error" and bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise DataError(
             name,
-            f"{int(bad.sum())} of {len(lengths)} examples are over-long, the first is example {first} "
+            f"over-long: {int(bad.sum())} of {counted(len(lengths), 'example')}, the first is example {first} "
             f"(prompt {prompt[first]}, responses {branches[first].tolist()} tokens; {limits}); "
             "set batch.overlong to drop or truncate, or raise a limit",
         )
     if bad.all():
         raise DataError(
-            name, f"none of {len(lengths)} examples fits {limits}; the shortest takes {int(whole.min())} tokens"
+            name,
+            f"none of {counted(len(lengths), 'example')} fits {limits}; the shortest takes {int(whole.min())} tokens",
         )
     if equal is not None:
         alike = np.flatnonzero((outcomes < Outcome.ZEROED) & (kept[:, 1] == kept[:, 2]) & (kept[:, 1] > 0))
@@ -155,8 +157,8 @@ def fit(
             others = "" if same == len(lengths) else ", and the others are over-long"
             raise DataError(
                 name,
-                f"in {same} of {len(lengths)} pairs chosen and rejected have the same tokens{others} ({limits}, "
-                f"batch.overlong {overlong}): nothing would be learned",
+                f"in {same} of {counted(len(lengths), 'pair')} chosen and rejected have the same tokens{others} "
+                f"({limits}, batch.overlong {overlong}): nothing would be learned",
             )
     apart = np.arange(len(bad)) // keep_together
     unread = outcomes >= Outcome.DROPPED

@@ -32,7 +32,8 @@ _TALKATIVE = ("orbax", "tensorflow", "tensorflow_datasets", "seqio", "transforme
 def use_cpu_only() -> None:
     """Keeps JAX off this machine's accelerators, which another process may be training on."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ.pop("JAX_PLATFORM_NAME", None)  # an older name, of a platform that is to be preferred
+    for name in ("JAX_PLATFORM_NAME", "JAX_DEFAULT_DEVICE"):  # of a platform that is to be preferred
+        os.environ.pop(name, None)
 
 
 def uses_cpu_only() -> bool:

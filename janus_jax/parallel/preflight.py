@@ -24,6 +24,12 @@ _PORT_WAIT_S = 5.0
 """How long an earlier run may take to let go of its port."""
 _PARSE = "from jaxlib import _jax; _jax.CompileOptions()"
 """Has XLA read XLA_FLAGS, in 0.3 s. It ends the process at a flag that it does not know."""
+_VALUES = {
+    "JAX_COORDINATOR_PORT": (r"[1-9]\d{0,4}", "a port, 1 to 65535"),
+    "JAX_DEFAULT_DEVICE": (r"cpu|gpu|cuda|rocm|tpu", "cpu, gpu, cuda, rocm or tpu"),
+    "JAX_NUM_CPU_DEVICES": (r"-1|[1-9]\d*", "a number of at least 1"),
+}
+"""Variable of JAX that fails only when it is used -> pattern of what works, and the same in words."""
 
 
 def require_known_xla_flags() -> None:
@@ -59,6 +65,31 @@ def _refused(flags: str) -> str | None:
     if done.returncode == 0 or not (reason := re.search(r"\] ((?:Unknown flag|Couldn't interpret).*)", text)):
         return None  # whatever it is, JAX itself will say it
     return re.sub(r"^Unknown flag in XLA_FLAGS: ", "XLA does not know ", reason[1]).rstrip(".")
+
+
+def require_known_jax_variables() -> None:
+    """Imports JAX if the environment sets it up: it reads its variables then, and refuses some values with a traceback.
+
+    Raises:
+        ConfigError: names the variable, its value and, where this package knows, what is allowed.
+    """
+    names = {name for name in os.environ if name.startswith("JAX_")} - {"JAX_PLATFORMS"}
+    for name, (pattern, allowed) in _VALUES.items():
+        if name in names and not re.fullmatch(pattern, os.environ[name]):
+            raise ConfigError(f"{name}={os.environ[name]}: allowed: {allowed}")
+    if not names or "jax" in sys.modules:
+        return
+    try:
+        import jax  # noqa: F401  pyright: ignore[reportUnusedImport]
+    except ValueError as error:
+        reason = first_line(error)
+        if match := re.match(r"invalid truth value '(.*)' for environment '(\w+)'", reason):
+            raise ConfigError(f"{match[2]}={match[1]}: allowed: true or false") from None
+        if match := re.match(r'Invalid value "(.*)" for JAX flag (\w+)', reason):
+            raise ConfigError(
+                f"{match[2].upper()}={match[1]}: JAX does not know this value; unset the variable"
+            ) from None
+        raise ConfigError(f"a variable of {', '.join(sorted(names))}: JAX refuses it: {reason}") from None
 
 
 def require_known_libtpu_flags(library: Path | None = None) -> None:
@@ -132,18 +163,23 @@ def devices() -> list[Any]:
     """`jax.devices()`.
 
     Raises:
-        ConfigError: JAX_PLATFORMS names what this machine does not have, or JAX cannot start.
+        ConfigError: JAX_PLATFORMS, or another variable, names what this machine does not have, or JAX cannot start.
         HeldError: another process uses the TPU.
     """
     import jax
 
     try:
+        if default := os.environ.get("JAX_DEFAULT_DEVICE"):  # JAX looks for it at its first operation
+            jax.devices(default)
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # without a GPU, JAX ends at an assertion for `cuda`
         reason = re.sub(r"\s*\(set JAX_PLATFORMS=.*", "", first_line(error))
         reason = "" if isinstance(error, AssertionError) else f": {reason}"
         if re.search(r"in use", reason):
             raise HeldError(f"devices of this machine are held by another process{reason}") from error
+        for name in ("JAX_DEFAULT_DEVICE", "JAX_PLATFORM_NAME"):
+            if wanted := os.environ.get(name):
+                raise ConfigError(f"{name}={wanted}: JAX cannot use such devices here{reason}; unset it") from error
         platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue] (made at run time)
         if not platforms:
             raise ConfigError(f"JAX cannot use the devices of this machine{reason}; see janus doctor") from error

@@ -40,6 +40,7 @@ def start(options: RuntimeOptions) -> None:
             with different versions; an environment that JAX cannot start in (`preflight`).
     """
     preflight.require_known_xla_flags()
+    preflight.require_known_jax_variables()
     if options.devices is not None:
         _simulate(options.devices)
     environment.use_most_of_gpu_memory()

@@ -54,6 +54,12 @@ def as_path(path: str | os.PathLike[str]) -> epath.Path:
     return epath.Path(path) if is_url(path) else LiteralPath(os.path.expanduser(path))
 
 
+def near(path: str | os.PathLike[str]) -> str:
+    """The name of a path that people read: one below the working directory starts there."""
+    here = os.path.relpath(path)
+    return os.fspath(path) if is_url(path) or here.split(os.sep)[0] == os.pardir else here
+
+
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """Like `as_path`, with a local path made absolute, as Orbax requires."""
     return epath.Path(path) if is_url(path) else LiteralPath(_absolute(path))

@@ -81,6 +81,14 @@ def naming_urls() -> Iterator[None]:
         raise
 
 
+def original(place: str) -> str:
+    """A place with the URL of the copy that it lies in, if it lies in one."""
+    copy = _copy_of(place)
+    with contextlib.suppress(OSError):  # removed in the meantime
+        return place if copy is None else (copy / ".url").read_text(encoding="utf-8") + place[len(str(copy)) :]
+    return place
+
+
 def _copy_of(place: str) -> Path | None:
     """The copy in which a place lies."""
     root = cache()

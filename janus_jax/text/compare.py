@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from janus_jax.errors import counted
 from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.sentencepiece_corpus import sampled_corpus
 from janus_jax.text.tokenizer import Tokenizer
@@ -31,7 +32,8 @@ def difference(
             f"{token!r} is {ours.get(token, 'no token')} in {mine}, {theirs.get(token, 'no token')} in {its}"
             for token in differing[:2]
         )
-        return f"{len(differing):,} tokens have other ids: {shown}"
+        other_ids = "has another id" if len(differing) == 1 else "have other ids"
+        return f"{counted(len(differing), 'token')} {other_ids}: {shown}"
     for text in sampled_corpus(ours):
         if (ids := one.encode(text)) != (others := other.encode(text)):
             first = next((i for i, pair in enumerate(zip(ids, others, strict=False)) if pair[0] != pair[1]), 0)

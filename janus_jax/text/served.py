@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from janus_jax.errors import DataError, first_line
+from janus_jax.errors import DataError, counted, first_line
 from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.sentencepiece_corpus import sampled_corpus
 from janus_jax.text.tokenizer import Tokenizer, save_hf_tokenizer
@@ -332,16 +332,20 @@ def served_lines(check: Mapping[str, Any]) -> list[str]:
     if not check:
         return []
     count, merged = check["checked"], check["merged"]
-    lines = [f"{count:,} conversations compared: apply_chat_template of an export gives the prompts' ids of training"]
+    lines = [
+        f"{counted(count, 'conversation')} checked: an export's chat template gives every prompt the ids of training"
+    ]
     if merged:
         name, trained, served = check["example"]
         lines.append(
-            f"whole conversations have other ids in {merged:,} of {count:,}, where prompt and response merge: {name} "
-            f"is {trained} in training and {served} as one text (--boundary joint trains those)"
+            f"in {merged:,} of {count:,}, prompt and response read as one text have other ids where they meet: {name} "
+            f"is {trained} in training and {served} as one text (--boundary joint trains the latter)"
         )
     if check["control_text"]:
+        first = "".join(f", first in {place}" for place in check.get("control_places", ())[:1])
         lines.append(
-            f"texts that spell a control token: {check['control_text']:,}; training reads text, a server the token"
+            f"texts that spell a control token: in {counted(check['control_text'], 'example')}{first}; training reads "
+            "text, a server the token"
         )
     if note := check.get("template_note"):
         lines.append(f"look at this: {note}")

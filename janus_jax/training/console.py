@@ -14,7 +14,9 @@ import jax
 from janus_jax.checkpoint.retention import Retention
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.data.epoch import START
+from janus_jax.errors import counted
 from janus_jax.model.mistral import param_specs
+from janus_jax.storage.local import near
 from janus_jax.training.setup import Setup
 
 if TYPE_CHECKING:
@@ -187,23 +189,23 @@ def opening(setup: Setup, done: int | None) -> list[str]:
     head = "reward head" if model.head == "value" else f"{model.vocab_size:,} token ids"
     devices = setup.program.mesh.devices
     axes = " x ".join(f"{axis} {size}" for axis, size in setup.program.mesh.shape.items() if size > 1)
-    hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    hosts = f" of {jax.processcounted()} processes" if jax.processcounted() > 1 else ""
     steps, tokens = loader.steps(0), loader.tokens(0)
     slots = steps * loader.rows * loader.settings.row_length
     micro = f" in {loader.settings.microbatches} microbatches" if loader.settings.microbatches > 1 else ""
     examples = ""
     if loader.settings.examples:
         examples = f"{min(loader.settings.examples, loader.example_ids(START).size):,} examples in "
-    reads = f"{examples}{_count(loader.rows, 'row')} of {loader.settings.row_length:,} slots{micro}, "
+    reads = f"{examples}{counted(loader.rows, 'row')} of {loader.settings.row_length:,} slots{micro}, "
     reads += f"{tokens / steps:,.0f} tokens, fill {tokens / slots:.2f}"
     lines = {
         "objective": setup.objective.name,
-        "model": f"{count:,} parameters, {_count(model.num_layers, 'layer')} of width {model.hidden_size:,}, {head}",
+        "model": f"{count:,} parameters, {counted(model.num_layers, 'layer')} of width {model.hidden_size:,}, {head}",
         "devices": f"{devices.size} x {devices.flat[0].device_kind}{hosts}, mesh {axes or 'of one device'}",
         "attention": setup.program.attention,
-        "data": f"{loader.dataset.name}: {_count(len(loader.fitted.index), 'example')}; a step reads {reads}",
+        "data": f"{loader.dataset.name}: {counted(len(loader.fitted.index), 'example')}; a step reads {reads}",
         "held out": _held_out(setup),
-        "steps": f"{total:,} ({_count(total / steps, 'epoch')} of {_count(steps, 'step')})",
+        "steps": f"{total:,} ({_epochs(total, steps)})",
         "starts": _start(setup, done),
         "writes": f"{config.run.dir}",
         "keeps": f"checkpoints: {Retention.of_config(config)}",
@@ -211,9 +213,11 @@ def opening(setup: Setup, done: int | None) -> list[str]:
     return [part for heading, text in lines.items() if text for part in _headed(heading, text)]
 
 
-def _count(number: float, noun: str) -> str:
-    shown = f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
-    return f"{shown} {noun}" if number == 1 else f"{shown} {noun}s"
+def _epochs(total: int, steps: int) -> str:
+    if total < steps:
+        return f"part of an epoch, which has {counted(steps, 'step')}"
+    whole, rest = divmod(total, steps)
+    return f"{f'{total / steps:,.2f} epochs' if rest else counted(whole, 'epoch')} of {counted(steps, 'step')}"
 
 
 def _held_out(setup: Setup) -> str | None:
@@ -222,8 +226,8 @@ def _held_out(setup: Setup) -> str | None:
         return None
     assert section.every_steps is not None
     when = "before the first step, " if section.at_start else ""
-    when += f"every {_count(section.every_steps, 'step')} and at the end"
-    return f"{loader.dataset.name}: {_count(len(loader.fitted.index), 'example')}, {when}"
+    when += "every step" if section.every_steps == 1 else f"every {section.every_steps:,} steps and at the end"
+    return f"{loader.dataset.name}: {counted(len(loader.fitted.index), 'example')}, {when}"
 
 
 def _start(setup: Setup, done: int | None) -> str:
@@ -236,23 +240,25 @@ def _start(setup: Setup, done: int | None) -> str:
 
 def closing(summary: "Summary", head: str) -> list[str]:
     """How a run ended, and what to do next with a model of this head."""
-    run, export = _near(summary.run_dir), summary.export_dir and _near(summary.export_dir)
+    run, export = near(summary.run_dir), summary.export_dir and near(summary.export_dir)
     already = " (it was there already)" if summary.resumed_from == summary.step else ""
     spent = f"{_duration(summary.seconds)}, {summary.tokens:,} tokens in all"
-    lines = wrapped(f"{summary.run_dir}: step {summary.step} of {summary.total_steps}{already}, {spent}")
+    lines = wrapped(f"{run}: step {summary.step} of {summary.total_steps}{already}, {spent}")
     if summary.step < summary.total_steps and summary.ended != "interrupted":
         lines += wrapped(f"stopped early: {summary.ended}")
     if summary.skipped:
-        lines += wrapped(f"skipped: {_count(summary.skipped, 'step')} with a loss or gradient that is not finite")
+        lines += wrapped(f"skipped: {counted(summary.skipped, 'step')} with a loss or gradient that is not finite")
     if summary.best:
         step = f"smallest held-out loss: step {int(summary.best['step'])}, "
         lines.append(step + _numbers("eval", summary.best, WIDTH - len(step)))
     lines += _spent(summary.goodput)
     curves = RunDir(Path(summary.run_dir)).curves
-    lines += wrapped(f"curves: {_near(str(curves))}") if curves.exists() else []
+    lines += wrapped(f"curves: {near(str(curves))}") if curves.exists() else []
     lines += wrapped(f"export: {export}: Hugging Face directory") if export else []
     if summary.ended == "interrupted":
         return lines
+    if RunDir(Path(summary.run_dir)).metrics.exists():
+        lines += ["to compare its curves with those of another run:", *command(["janus", "runs", "plot", run, "OTHER"])]
     if export is None:
         words: list[Any] = ["janus", "convert", "to-hf", run, f"{run}-hf"]
     elif head == "lm":
@@ -270,17 +276,11 @@ def _spent(goodput: dict[str, float]) -> list[str]:
     shown = sorted((name for name in phases if phases[name] >= 0.01 * total), key=lambda name: -phases[name])
     rest = total - sum(phases[name] for name in shown)
     rows = [*((name.replace("_", " "), phases[name]) for name in shown), ("less than 1 % each", rest)]
-    starts = f"in {_count(int(goodput['starts']), 'start')}"
+    starts = f"in {counted(int(goodput['starts']), 'start')}"
     return [
         f"time: {_duration(total)} {starts}",
         *(f"  {name:<20}{_duration(seconds):>14}{seconds / total:>6.0%}" for name, seconds in rows if seconds),
     ]
-
-
-def _near(path: str) -> str:
-    """A path below the working directory without it."""
-    here = os.path.relpath(path)
-    return path if here.startswith("..") else here
 
 
 def _duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from janus_jax.config.run import RunConfig
 from janus_jax.data.epoch import PackedEpochs
-from janus_jax.errors import ConfigError
+from janus_jax.errors import ConfigError, counted
 from janus_jax.training.optimizer import Extended, Rates, Schedule
 from janus_jax.training.program import build_schedule
 
@@ -43,7 +43,7 @@ class Extension:
     rate: float | None = None  # the one that goes on, for `constant`
 
     def __str__(self) -> str:
-        return f"{self.rule} from step {self.start}, to {self.total_steps} steps"
+        return f"{self.rule} from step {self.start}, to {counted(self.total_steps, 'step')}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,13 +115,13 @@ def course_of(config: RunConfig, epochs: PackedEpochs, past: Past | None) -> Cou
         if None not in (last, section.extend) and section.extend != last:
             raise ConfigError(
                 f"schedule.extend = {section.extend}: run.dir={config.run.dir} holds a run that was extended by "
-                f"{last} to {before.total_steps} steps; allowed: {last} or null, or more steps"
+                f"{last} to {counted(before.total_steps, 'step')}; allowed: {last} or null, or more steps"
             )
         return before
     stopped = not past.extended and bool((past.meta.get("stopping") or {}).get("stopped"))
     end = past.step if stopped else before.total_steps
-    now = f"steps = {total}" if section.steps else f"epochs = {section.epochs} ({total} steps)"
-    holds = f"schedule.{now}: run.dir={config.run.dir} holds a run of {before.total_steps} steps"
+    now = f"steps = {total}" if section.steps else f"epochs = {section.epochs} ({counted(total, 'step')})"
+    holds = f"schedule.{now}: run.dir={config.run.dir} holds a run of {counted(before.total_steps, 'step')}"
     holds += f", which stopped early at step {end}" if stopped else ""
     if total <= end:
         done = "" if past.step == end else f", {past.step} of them done"

@@ -8,6 +8,7 @@ import numpy as np
 from janus_jax.data.dataset import Dataset
 from janus_jax.data.epoch import PackedEpochs, Position
 from janus_jax.data.mixture import Mixture
+from janus_jax.errors import counted
 from janus_jax.objectives import Objective
 
 _LEAST_USED = 0.5
@@ -47,7 +48,8 @@ def _templates(dataset: Dataset) -> list[str]:
 def _margins(objective: Objective, loader: PackedEpochs) -> Iterator[str]:
     count = np.count_nonzero(loader.dataset.margins)
     if count and not objective.uses_margins:
-        yield f"{count:,} training examples have a margin, which objective {objective.name} does not use"
+        having = f"{counted(int(count), 'training example')} {'has' if count == 1 else 'have'}"
+        yield f"{having} a margin, which objective {objective.name} does not use"
 
 
 def _batches(loader: PackedEpochs) -> Iterator[str]:

@@ -13,6 +13,7 @@ from janus_jax.config.sections import ExportSection
 from janus_jax.errors import ConfigError
 from janus_jax.model.mistral import Params
 from janus_jax.parallel import processes
+from janus_jax.storage.local import near
 from janus_jax.training.setup import Setup
 
 
@@ -56,7 +57,7 @@ def export_step(run: RunDir[Path], setup: Setup, step: int, params: Params, noti
         verify=functools.partial(report.finish, source),
     )
     if processes.is_main():  # the others have verified nothing
-        notify(f"{out}: {report}")
+        notify(f"{near(out)}: {report}")
     return out
 
 

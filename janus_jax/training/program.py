@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from janus_jax.batch import Batch, empty_batch
 from janus_jax.config.run import RunConfig
 from janus_jax.data.loader import batch_shardings
-from janus_jax.errors import ConfigError
+from janus_jax.errors import ConfigError, counted
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.kernels import Need
 from janus_jax.model.kernels.choice import choose
@@ -109,7 +109,8 @@ def build_schedule(config: RunConfig, total_steps: int) -> Schedule:
     warmup, decay = section.warmup(total_steps), section.decay(total_steps)
     if decay and warmup + decay > total_steps:
         raise ConfigError(
-            f"schedule: {warmup} steps of warm-up and {decay} of decay do not fit into {total_steps} steps; lower "
+            f"schedule: {counted(warmup, 'step')} of warm-up and {decay} of decay do not fit into "
+            f"{counted(total_steps, 'step')}; lower "
             "schedule.decay_steps or decay_ratio, or warmup_steps or warmup_ratio"
         )
     return Schedule(

@@ -12,6 +12,7 @@ import numpy as np
 from janus_jax.batch import Batch
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.data.epoch import Position
+from janus_jax.data.from_config import fit_counts
 from janus_jax.data.loader import LoadedBatch, Loader
 from janus_jax.errors import ConfigError, NonFiniteError, StorageError
 from janus_jax.model.mistral import Params
@@ -199,7 +200,7 @@ def _precompute(
     with processes.agreement(f"reference {store.name} begins"):
         store.save()  # a directory that cannot be written is found before the pass
     if done := total - store.missing():
-        notify(f"reference: {done:,} of {total:,} {store.name} pairs were scored before; going on")
+        notify(f"reference: {done:,} of the {total:,} {store.name} pairs to read were scored before; going on")
     for loaded in _saved_at_stop(store, _missing_batches(store, notices)):
         ids, valid, logps = _to_host((loaded.batch.example_id, loaded.batch.valid, score(loaded.batch)))
         if not np.isfinite(logps[valid]).all():
@@ -217,14 +218,29 @@ def _precompute(
             except StorageError as error:  # the others are on their way into the next batch: reported at the end
                 failure = error
             notify(
-                f"reference: {total - store.missing():,} of {total:,} {store.name} pairs scored, {now - began:,.0f} s"
+                f"reference: {total - store.missing():,} of the {total:,} {store.name} pairs to read scored, "
+                f"{now - began:,.0f} s"
             )
     notices.guard()
     with processes.agreement(f"reference {store.name}"):
         store.save()
     if failure is not None:
         notify(f"{failure} (for a while; the last attempt succeeded)")
-    notify(f"reference: {total:,} {store.name} pairs scored in {time.monotonic() - began:,.0f} s")
+    scored = f"{total:,} of {len(loader.dataset):,} {store.name} pairs scored in {time.monotonic() - began:,.0f} s"
+    notify(f"reference: {scored}{_unread(loader, total)}")
+
+
+def _unread(loader: Loader, read: int) -> str:
+    """Why the other pairs of the data are not scored; empty if there are none."""
+    counts = fit_counts(loader.fitted)
+    reasons = {
+        "over-long": counts["overlong"]["dropped"],
+        "with equal responses": counts["left_out"]["equal_pairs"],
+        "dropped by batch.keep_together": counts["left_out"]["keep_together"],
+        "not reached by its last step": len(loader.fitted.index) - read,
+    }
+    others = ", ".join(f"{count:,} {why}" for why, count in reasons.items() if count)
+    return f"; the run does not read the others: {others}" if others else ""
 
 
 def _saved_at_stop(store: ReferenceStore, batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:

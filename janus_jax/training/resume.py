@@ -147,14 +147,37 @@ def stopping_state(setup: Setup) -> Stopping | None:
 
 
 def other_held_out(setup: Setup) -> str | None:
-    """A sentence if the run had other held-out data so far; None if not, or if its checkpoint does not say."""
-    before = None if setup.past is None else setup.past.meta.get("held_out")
-    if setup.past is None or setup.eval_loader is None or before in (None, _held_out_splits(setup)):
+    """A sentence if the run had other held-out data so far, or may have had; None if not.
+
+    Checkpoints of older versions have no `held_out`, but a configuration.
+    """
+    if setup.past is None or setup.eval_loader is None:
+        return None
+    if "held_out" not in setup.past.meta:
+        return _other_held_out_keys(setup, setup.past)
+    if setup.past.meta["held_out"] in (None, _held_out_splits(setup)):
         return None
     dataset = setup.eval_loader.dataset
     return (
         f"the held-out data {dataset.name}, split {dataset.split}, are others than up to step {setup.past.step}: "
         "losses from before do not compare with those from now on"
+    )
+
+
+def _other_held_out_keys(setup: Setup, past: Past) -> str | None:
+    before, now = _with_defaults(past.meta["config"]), _stored_config(setup.config)
+    if before["eval"].get("every_steps") is None:  # nothing was evaluated
+        return None
+    changes = [
+        f"data.{key} was {_shown(before['data'].get(key))} and is {_shown(now['data'][key])}"
+        for key in ("eval_dir", "eval_split")
+        if before["data"].get(key) != now["data"][key]
+    ]
+    if not changes:
+        return None
+    return (
+        f"{' and '.join(changes)}, and the checkpoint of step {past.step} does not record which held-out data it was "
+        "evaluated on: if they are others, losses from before do not compare with those from now on"
     )
 
 

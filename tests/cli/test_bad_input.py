@@ -119,7 +119,7 @@ BUILDS = [  # kind and source; what the line says
     ("sft", "list.parquet", "list.parquet:1: column 'output' must be a string, found list ['So.', 'So.']"),
     ("sft", "nul.jsonl", "nul.jsonl:1: column 'output' is empty ('\\x00\\x00'); text is needed"),
     ("rm", "parted.jsonl", "parted.jsonl:1: columns 'chosen' (str '\\n\\nHuman: chosen?"),
-    ("dpo", "tie.jsonl", "tie.jsonl: no usable record, all 1 were dropped (tie 1)"),
+    ("dpo", "tie.jsonl", "tie.jsonl: no usable record; dropped: 1 tie (tie.jsonl:1)"),
     ("sft", "column.jsonl", "column.jsonl:3: column 'output' (or reference_answer) is missing; kind sft needs "
      "prompt, output; found: system, prompt, response"),
     ("dpo", "rows.jsonl", "rows.jsonl:1: column 'chosen' (or chosen_response) is missing"),

@@ -151,10 +151,16 @@ def test_build_prints_what_was_kept_and_what_was_dropped(janus, tmp_path):
     from janus_jax.data.dataset import Manifest, Split
 
     manifest = {field.name: "x" for field in dataclasses.fields(Manifest)}
-    counts = {"notes": {"prompt_in_train": 3}, "unread": {"score": 1200, "id": 1234, "source": 1234}}
+    places = {"dropped": {"empty_field": ["a:1", "a:5"]}, "notes": {"control_characters": ["a:2"]}}
+    places["unread"] = {"score": ["a:3"], "id": ["a:1"]}
+    counts = {
+        "notes": {"prompt_in_train": 3, "control_characters": 1},
+        "places": places,
+        "unread": {"score": 1200, "id": 1234, "source": 1234},
+    }
     manifest["splits"] = {"train": Split(examples=1234, tokens=5678901, dropped={"empty_field": 7}, **counts)}
     manifest["unread_files"] = {"of type .csv": 2}
-    manifest["served"] = {"checked": 256, "merged": 0, "control_text": 1, "example": None}
+    manifest["served"] = {"checked": 256, "merged": 0, "control_text": 1, "control_places": ["a:9"], "example": None}
 
     def build(*_: object, progress, **__: object) -> Manifest:
         progress("train", "read", 5, None)
@@ -165,12 +171,14 @@ def test_build_prints_what_was_kept_and_what_was_dropped(janus, tmp_path):
         code, out, err = janus(*f"data build --kind sft --source a --out {tmp_path / 'out'}".split())
     assert code == 0 and err == "" and "no split train" not in out
     assert all(text in out for text in ("train", "1,234", "5,678,901", "7 empty_field"))
-    assert out.splitlines()[-5:] == [
-        "256 conversations compared: apply_chat_template of an export gives the prompts' ids of training",
-        "texts that spell a control token: 1; training reads text, a server the token",
+    assert out.splitlines()[-7:] == [
+        "256 conversations checked: an export's chat template gives every prompt the ids of training",
+        "texts that spell a control token: in 1 example, first in a:9; training reads text, a server the token",
         "files not read: 2 of type .csv",
-        "columns not read: `id`, `source` (1,234 records), `score` (1,200 records)",
+        "dropped from split train: 7 empty_field (a:1, a:5 and 5 more)",
+        "columns not read: `id`, `source` (1,234 records), `score` (1,200 records, from a:3 on)",
         "note: 3 of 1,234 records of split train have a prompt that split train has too",
+        "note: 1 of 1,234 records of split train (a:2) holds control characters such as NUL, which are trained as text",
     ]
     manifest |= {"source": "rows_test.jsonl", "splits": {"test": manifest["splits"]["train"]}}
     with mock.patch("janus_jax.data.build.pipeline.build", build):

@@ -10,9 +10,9 @@ from janus_jax.data.rows import fit
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"overlong": "drop"}, ["are over-long and dropped", "equal pairs: 1 of 6 held-out examples are dropped"]),
-        ({"overlong": "truncate"}, ["1 of 6 held-out examples are over-long and truncated", "equal pairs: 1 of 6"]),
-        ({"overlong": "zero_grad"}, ["are over-long and left without responses", "equal pairs: 1 of 6"]),
+        ({"overlong": "drop"}, ["over-long and dropped", "equal pairs: 1 of 6 held-out examples is dropped"]),
+        ({"overlong": "truncate"}, ["1 of 6 held-out examples is over-long and truncated", "equal pairs: 1 of 6"]),
+        ({"overlong": "zero_grad"}, ["over-long and left without responses", "equal pairs: 1 of 6"]),
         (
             {"overlong": "drop", "keep_together": 2},
             ["1 of 6 held-out", "equal pairs: 1 of 6", "batch.keep_together: 2 of 6 held-out examples are dropped"],

@@ -221,7 +221,7 @@ def test_a_system_message_may_be_absent_null_or_empty(raw):
 TWO = messages("So.", user="Why?") * 2
 INVISIBLE = ["\u200b", "\ufeff", "\u2060 \u00ad", "\t\x07", "\u3164", "\ufe0f\u200d", "\u2800", "\xa0\u3000"]
 
-SHARE_GPT = "allowed: an optional system, an optional human, then one gpt message, each {from, value}"
+SHARE_GPT = "allowed: one system, one human and one gpt message in this order, each {from, value}; only gpt is required"
 BAD = [
     # kind, record, reason, words of the message
     ("sft", {"system": "s", "prompt": "p"}, "missing_field", "'output' (or reference_answer) is missing"),
@@ -283,7 +283,7 @@ BAD = [
     ("sft", {"conversations": [{"from": "tool", "value": "x"}]}, "bad_messages", "message 1 has from str 'tool'"),
     ("sft", {"conversations": [{"from": "human", "text": "x"}]}, "bad_messages", SHARE_GPT),
     ("sft", {"conversations": share_gpt("a", user="u") * 2}, "several_exchanges", f"one exchange: {SHARE_GPT[9:]}"),
-    ("dpo", PAIR | {"prompt": share_gpt("x")}, "bad_messages", "then one human message, each {from, value}"),
+    ("dpo", PAIR | {"prompt": share_gpt("x")}, "bad_messages", "one human message in this order, each {from, value}"),
     ("sft", {"user_prompt": "Why?", "reference_answer": 7}, "wrong_type", "column 'reference_answer' must be a string"),
     ("sft", {"instruction": 7, "output": "a"}, "wrong_type", "column 'instruction' must be a string"),
     ("sft", {"system_prompt": 7, "prompt": "p", "output": "a"}, "wrong_type", "column 'system_prompt' must be"),

@@ -55,6 +55,29 @@ def test_a_process_whose_jax_has_started_is_left_alone(monkeypatch):
     assert os.environ["XLA_FLAGS"] == "--xla_no_such=1"
 
 
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("JAX_ENABLE_X64=banana", "JAX_ENABLE_X64=banana: allowed: true or false"),
+        ("JAX_LOG_COMPILES=", "JAX_LOG_COMPILES=: allowed: true or false"),
+        ("JAX_DEFAULT_PRNG_IMPL=foo", "JAX_DEFAULT_PRNG_IMPL=foo: JAX does not know this value; unset the variable"),
+        ("JAX_DEFAULT_DEVICE=foo", "JAX_DEFAULT_DEVICE=foo: allowed: cpu, gpu, cuda, rocm or tpu"),
+    ],
+)
+def test_a_variable_that_jax_refuses_is_named(variable, message):
+    """In a process of its own: JAX reads its variables when it is imported."""
+    script = "from janus_jax.parallel.preflight import require_known_jax_variables as look; look()"
+    environ = {**os.environ, **dict([variable.split("=")])}
+    done = subprocess.run([sys.executable, "-c", script], env=environ, cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == f"janus_jax.errors.ConfigError: {message}"
+
+
+def test_a_default_device_that_is_not_here_is_named(monkeypatch):
+    monkeypatch.setenv("JAX_DEFAULT_DEVICE", "rocm")
+    with pytest.raises(ConfigError, match=r"^JAX_DEFAULT_DEVICE=rocm: JAX cannot use such devices here: .*; unset it$"):
+        preflight.devices()
+
+
 def test_flags_that_libtpu_does_not_know_are_named(monkeypatch, tmp_path):
     library = tmp_path / "libtpu.so"
     library.write_bytes(b"\x7fELF\0xla_tpu_one\0other_xla_tpu_two\0xla_tpu_three_long\0")

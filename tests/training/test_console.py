@@ -4,7 +4,9 @@ import io
 import shlex
 import subprocess
 
-from janus_jax.training.console import WIDTH, Console, closing, command, record_line, wrapped
+import pytest
+
+from janus_jax.training.console import WIDTH, Console, _epochs, closing, command, record_line, wrapped
 from tests.support.runs import ended
 
 LONG = "/".join(["a-directory-with-a-rather-long-name"] * 9)
@@ -48,6 +50,29 @@ def test_a_long_path_is_broken_and_a_long_command_still_runs():
         *words[2:],
         "",
     ]
+
+
+@pytest.mark.parametrize(
+    ("total", "steps", "told"),
+    [
+        (4, 11, "part of an epoch, which has 11 steps"),
+        (11, 11, "1 epoch of 11 steps"),
+        (25, 11, "2.27 epochs of 11 steps"),
+        (3, 1, "3 epochs of 1 step"),
+    ],
+)
+def test_a_length_in_epochs_is_a_number_that_one_can_read(total, steps, told):
+    assert _epochs(total, steps) == told
+
+
+def test_a_run_with_metrics_says_how_to_compare_its_curves(tmp_path, monkeypatch):
+    """Places below the working directory are named from there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    lines = closing(ended(run_dir=str(tmp_path / "run")), "lm")
+    assert lines[0].startswith("run: step 9 of 9")
+    assert lines[1:3] == ["to compare its curves with those of another run:", "  janus runs plot run OTHER"]
 
 
 class Terminal(io.StringIO):

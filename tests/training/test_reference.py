@@ -4,6 +4,7 @@ import gc
 import json
 import shutil
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -351,3 +352,13 @@ def test_a_fingerprint_is_the_same_on_every_mesh_and_of_no_other_weights():
     models = [TINY, replace(TINY, sliding_window=5), replace(TINY, rope_theta=1e6), replace(TINY, rms_norm_eps=1e-6)]
     assert len({model_fingerprint(model, params) for model in models}) == len(models)
     assert model_fingerprint(replace(TINY, initializer_range=0.1), params) == model_fingerprint(TINY, params)
+
+
+def test_the_pairs_that_are_not_scored_are_counted_by_reason():
+    counts = {"dropped": 3, "truncated": 1, "zeroed": 0, "equal_pairs": 2, "keep_together": 0}
+    fitted = SimpleNamespace(counts=counts, index=np.arange(30))
+    assert reference._unread(SimpleNamespace(fitted=fitted), 22) == (
+        "; the run does not read the others: 3 over-long, 2 with equal responses, 8 not reached by its last step"
+    )
+    none = SimpleNamespace(counts=dict.fromkeys(counts, 0), index=np.arange(30))
+    assert reference._unread(SimpleNamespace(fitted=none), 30) == ""

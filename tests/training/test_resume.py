@@ -8,7 +8,8 @@ from janus_jax.config.sections import RunSection
 from janus_jax.data.epoch import PackedEpochs
 from janus_jax.data.from_config import packed_epochs
 from janus_jax.errors import ConfigError
-from janus_jax.training.resume import examples_read, require_same_run
+from janus_jax.training.course import Past
+from janus_jax.training.resume import examples_read, other_held_out, require_same_run
 from janus_jax.training.setup import prepare
 from tests.support.run_configs import run_config
 from tests.support.training_examples import random_examples, write_dataset
@@ -72,3 +73,26 @@ def test_batches_in_another_order_are_noticed_and_other_meshes_are_not(data, set
         require_same_run(setup, meta | {"read": other})
     by_examples = config(data, batch={"rows": None, "examples": 8})
     assert examples_read(packed_epochs(by_examples)) == examples_read(packed_epochs(by_examples, row_shards=8))
+
+
+@pytest.mark.parametrize(
+    ("before", "noted"),
+    [
+        ({}, None),
+        (
+            {"data": {"eval_dir": "old"}},
+            "data.eval_dir was old and is null, and the checkpoint of step 4 does not record",
+        ),
+        (
+            {"data": {"eval_split": "train"}},
+            "data.eval_split was train and is validation, and the checkpoint of step 4",
+        ),
+        ({"data": {"eval_split": "train"}, "eval": {"every_steps": None}}, None),
+    ],
+)
+def test_an_older_checkpoint_that_may_have_been_evaluated_on_other_data_is_noted(setup, before, noted):
+    """Its meta has no `held_out`; the configuration it holds says what `data.eval_dir` and `data.eval_split` were."""
+    stored = setup.config.model_dump(mode="json", by_alias=True)
+    stored |= {section: stored[section] | keys for section, keys in before.items()}
+    told = other_held_out(dataclasses.replace(setup, past=Past(4, {"config": stored})))
+    assert told is None if noted is None else told is not None and told.startswith(noted)

@@ -183,9 +183,7 @@ def test_the_card_counts_texts_that_spell_a_control_token(run):
     lines = [line for line in card.splitlines() if "spelling of a control token" in line]
     of_all_splits = sum(split.examples for split in data.manifest.splits.values())
     assert of_all_splits > len(data)
-    assert lines == [
-        f"checked: 2 of {of_all_splits} texts contain the spelling of a control token; a server parses them."
-    ]
+    assert lines == [f"checked: 2 of {of_all_splits} records spell a control token in a text; a server parses it."]
 
 
 def test_a_later_stage_knows_the_base_model_of_the_first(run, tmp_path, monkeypatch):

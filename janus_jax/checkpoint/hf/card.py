@@ -11,6 +11,7 @@ from janus_jax import __version__
 from janus_jax.checkpoint.hf.facts import ModelFacts
 from janus_jax.checkpoint.hf.keys import VALUE_HEADS, Layout, key_table
 from janus_jax.config.objectives import OBJECTIVES
+from janus_jax.errors import counted
 from janus_jax.model.config import ModelConfig
 from janus_jax.text.chat_format import ChatFormat
 
@@ -136,7 +137,11 @@ def _recipe(meta: Mapping[str, Any], run: Mapping[str, Any], step: int | None) -
     if meta.get("reference_weights"):
         rows.append(("reference model", (run.get("reference") or {}).get("from") or "the initial weights"))
     if batch := run.get("batch"):
-        unit = f"{batch['examples']} examples" if batch.get("examples") else f"{batch.get('rows')} packed rows"
+        unit = (
+            counted(batch["examples"], "example")
+            if batch.get("examples")
+            else counted(batch.get("rows") or 0, "packed row")
+        )
         lengths = f"rows of {batch.get('row_length')} tokens, sequences up to {batch.get('max_sequence_length')} tokens"
         rows.append(("batch", f"{unit} per step, {lengths}"))
     for name in ("schedule", "optimizer"):
@@ -169,8 +174,8 @@ def _data(meta: Mapping[str, Any]) -> str:
     ]
     table = _table(rows, ("data", "kind", "examples", "template", "token boundary", "derived", "fingerprint"))
     spelled = "".join(
-        f"{_cell(part['source'])}: {part['control_text']:,} of {part['records']:,} texts contain the spelling of a "
-        "control token; a server parses them.\n\n"
+        f"{_cell(part['source'])}: {part['control_text']:,} of {counted(part['records'], 'record')} "
+        f"{'spells' if part['control_text'] == 1 else 'spell'} a control token in a text; a server parses it.\n\n"
         for part in parts
         if part.get("control_text")
     )

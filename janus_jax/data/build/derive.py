@@ -7,16 +7,17 @@ the records.
 
 import array
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from janus_jax.data.schema import KINDS, Record, RecordError
+from janus_jax.data.tally import note, summary
 from janus_jax.errors import DataError
 
 PAIR_KINDS = tuple(kind for kind in KINDS if kind != "sft")
@@ -73,24 +74,24 @@ def _derive(
 ) -> Iterator[Record]:
     from array_record.python.array_record_module import ArrayRecordReader
 
-    before = dropped.copy()
     with tempfile.TemporaryDirectory(dir=scratch, prefix="derive.") as directory:
         path = Path(directory) / "records.array_record"
         instructions = _spool(records, path)
         reader = ArrayRecordReader(str(path))
         # an instruction has few records, and each is in several of its ordered pairs
-        read = lru_cache(maxsize=4)(lambda number: _load(reader.read([number])[0]))
+        read = functools.lru_cache(maxsize=4)(lambda number: _load(reader.read([number])[0]))
         pairs = 0
         try:
             for instruction, digests in instructions:
-                for chosen, rejected in _draw(instruction, digests, derivation, dropped):
+                for chosen, rejected in _draw(instruction, digests, derivation, dropped, lambda n: read(n).place):
                     pairs += 1
                     yield _pair(read(chosen), read(rejected), kind)
         finally:
             reader.close()
     if not pairs:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in (dropped - before).items())
-        raise DataError(f"no pair can be derived: {reasons}; an instruction needs responses to two system messages")
+        raise DataError(
+            f"no pair can be derived: {summary(dropped)}; an instruction needs responses to two system messages"
+        )
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -137,13 +138,23 @@ def _by_instruction(
 
 
 def _draw(
-    instruction: bytes, records: list[_Digests], derivation: Derivation, dropped: Counter[str]
+    instruction: bytes,
+    records: list[_Digests],
+    derivation: Derivation,
+    dropped: Counter[str],
+    place: Callable[[int], str],
 ) -> Iterator[tuple[int, int]]:
-    """(chosen, rejected) record numbers of an instruction's pairs; counts reasons for dropping."""
+    """(chosen, rejected) record numbers of an instruction's pairs; counts reasons for dropping.
+
+    Args:
+        place: the place of a record in the source, by its number.
+    """
     # of records that repeat each other, the same one stays in any order
     distinct = sorted({(record.system, record.response): record for record in sorted(records, reverse=True)}.values())
-    if len(distinct) < len(records):
-        dropped["repeated_record"] += len(records) - len(distinct)
+    kept = {record.number for record in distinct}
+    for record in records:
+        if record.number not in kept:
+            note(dropped, "repeated_record", functools.partial(place, record.number))
     systems = Counter(record.system for record in distinct)
     responses = Counter(record.response for record in distinct)
     # a partner shares neither system message nor response; the record itself is in both counts
@@ -159,7 +170,7 @@ def _draw(
             reason = "instruction_with_equal_responses"
         else:
             reason = "instruction_with_one_system"
-        dropped[reason] += 1
+        note(dropped, reason, lambda: place(records[0].number))
     elif derivation.all_pairs:
         yield from ((chosen.number, rejected.number) for chosen in paired for rejected in partners(chosen))
     else:

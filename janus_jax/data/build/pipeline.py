@@ -23,6 +23,7 @@ from janus_jax.data.dataset import MANIFEST, SPLIT_NAME, Manifest, Split, finger
 from janus_jax.data.example import TOKEN_FEATURES
 from janus_jax.data.schema import Record, RecordError, check_kind
 from janus_jax.data.served import check_stored
+from janus_jax.data.tally import Tally, note, places_of, summary
 from janus_jax.errors import DataError, JanusError, first_line
 from janus_jax.storage import staging
 from janus_jax.text.served import control_pattern, require_servable
@@ -123,7 +124,9 @@ def build(
         )
         manifest.save(directory)
         served = check_stored(directory, manifest, encoder.chat)
-        manifest = dataclasses.replace(manifest, served=served | {"control_text": writer.control_text})
+        control_places = places_of(writer.control).get("control_text", [])
+        served |= {"control_text": writer.control.total(), "control_places": control_places}
+        manifest = dataclasses.replace(manifest, served=served)
         manifest.save(directory)
     return manifest
 
@@ -144,8 +147,8 @@ class _Writer:
         self._directory, self._source, self._reading, self._encoder = directory, source, reading, encoder
         self._skip_bad, self._processes, self._progress = skip_bad, processes, progress
         self._control = control_pattern({*encoder.tokenizer.control_tokens(), *encoder.chat.marks})
-        self.control_text = 0
-        """Records that were written and have a text that spells a control token."""
+        self.control = Tally()
+        """Records that were written and have a text that spells a control token (`control_text`)."""
 
     def write(self) -> dict[str, Split]:
         """Reads the source once, or twice if the tokenizer shows that some records cannot be used (`UNUSABLE`)."""
@@ -159,7 +162,7 @@ class _Writer:
     def _pass(self, leave_out: dict[str, dict[int, int]]) -> tuple[dict[str, Split], dict[str, dict[int, int]]]:
         from janus_jax.data.build.tfds_builder import write_records
 
-        reading, self.control_text = self._reading(), 0
+        reading, self.control = self._reading(), Tally()
         records = {
             name: functools.partial(self._records, reading, name, leave_out.get(name, {})) for name in reading.splits
         }
@@ -175,17 +178,18 @@ class _Writer:
                 reason, explanation = UNUSABLE[leave_out[number]]
                 if not self._skip_bad and reason != "equal_tokens":
                     raise RecordError(reason, record.place or f"split {split}, record {number}", explanation)
-                reading.dropped[split][reason] += 1
+                note(reading.dropped[split], reason, record.place)
                 continue
             texts = (record.system, record.prompt, record.chosen, record.rejected or "")
-            self.control_text += self._control is not None and any(map(self._control.search, texts))
+            if self._control is not None and any(map(self._control.search, texts)):
+                note(self.control, "control_text", record.place)
             done += 1
             yield record
             if self._progress and done % _PROGRESS_EVERY == 0:
                 self._progress(split, "read", done, None)
         if not done:
-            reasons = ", ".join(f"{reason} {count}" for reason, count in reading.dropped[split].items())
-            raise DataError(self._source, f"split {split}: no usable record ({reasons or 'none left'})")
+            dropped = summary(reading.dropped[split]) or "none left"
+            raise DataError(self._source, f"split {split}: no usable record ({dropped})")
         if self._progress:
             self._progress(split, "read", done, done)
 

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, cast
 from janus_jax.data.build.published import PUBLISHED_COLUMNS, published_record
 from janus_jax.data.columns import Columns, NoPreferenceError, RecordError
 from janus_jax.data.schema import COLUMNS_READ, Record, check_kind, parse_record
+from janus_jax.data.tally import Tally, note, summary
 from janus_jax.errors import DataError, first_line
 
 _TYPES = (".jsonl", ".ndjson", ".json")
@@ -46,9 +47,10 @@ def read_records(
 
     Args:
         skip_bad: Drop bad records instead of stopping at the first; an unreadable file still stops the iteration.
-        dropped: Counts dropped records by reason (the `reason` of RecordError). A pair without a preference (two
-            answers with the same score) is always dropped and counted: its file is not at fault.
-        unread: Counts records by columns that hold a value and are not read.
+        dropped: Counts dropped records by reason (the `reason` of RecordError); a `Tally` also keeps places. A pair
+            without a preference (two answers with the same score) is always dropped and counted: its file is not at
+            fault.
+        unread: Counts records by columns that hold a value and are not read; a `Tally` also keeps places.
 
     Raises:
         DataError: "FILE:RECORD: ..." for a bad record; "FILE: ..." for an empty or unreadable file, or if no record is
@@ -58,7 +60,7 @@ def read_records(
     paths = [Path(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
     for path in paths:
         check_type(path)
-    counts = (Counter() if counter is None else counter for counter in (dropped, unread))
+    counts = (Tally() if counter is None else counter for counter in (dropped, unread))
     return _read(paths, kind, skip_bad, *counts)
 
 
@@ -70,35 +72,36 @@ def _read(
         seen = 0
         for name, raw in _raw_records(path):
             seen += 1
+            place = f"{path}:{name}"
             try:
                 if isinstance(raw, RecordError):
                     raise raw
-                record = _checked(raw, kind, unread)
+                record = _checked(raw, kind, unread, place)
             except RecordError as error:
                 if not skip_bad and not isinstance(error, NoPreferenceError):
-                    raise RecordError(error.reason, f"{path}:{name}", str(error)) from None
-                dropped[error.reason] += 1
+                    raise RecordError(error.reason, place, str(error)) from None
+                note(dropped, error.reason, place)
                 continue
             kept += 1
-            yield dataclasses.replace(record, place=f"{path}:{name}")
+            yield dataclasses.replace(record, place=place)
         if not seen:
             raise DataError(path, "is empty; at least one record is needed")
         if file_type(path) == ".parquet":
             unread.update(_unread_parquet_columns(path))
     if not kept:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
-        what = f"no usable record, all {dropped.total()} were dropped ({reasons})"
+        what = f"no usable record; dropped: {summary(dropped)}"
         raise RecordError(dropped.most_common(1)[0][0], os.path.commonpath(paths), what)
 
 
-def _checked(raw: Any, kind: str, unread: Counter[str]) -> Record:
+def _checked(raw: Any, kind: str, unread: Counter[str], place: str) -> Record:
     if not isinstance(raw, Mapping):
         return parse_record(raw, kind)  # raises
     columns = Columns(raw)
     if (record := published_record(columns, kind)) is None:
         columns = Columns(raw)
         record = parse_record(columns, kind)
-    unread.update(columns.unread())
+    for column in columns.unread():
+        note(unread, column, place)
     return record
 
 

@@ -12,6 +12,7 @@ from janus_jax.data.build.selection import Contents, HeldOut, without_repeats
 from janus_jax.data.build.sources import OVERRULE
 from janus_jax.data.notes import notes_of
 from janus_jax.data.schema import Record
+from janus_jax.data.tally import Tally, note, places_of
 from janus_jax.errors import DataError
 
 
@@ -61,7 +62,7 @@ class Reading:
         self._derive, self._skip_bad, self._scratch = derive, skip_bad, scratch
         self._held_out: HeldOut | None = None
         self._contents: dict[str, Contents] = {name: Contents() for name in self.splits}
-        self.dropped, self.unread, self.notes = ({name: Counter[str]() for name in self.splits} for _ in range(3))
+        self.dropped, self.unread, self.notes = ({name: Tally() for name in self.splits} for _ in range(3))
 
     def records(self, split: str) -> Iterator[Record]:
         """The records of a split, read as they are asked for."""
@@ -82,15 +83,18 @@ class Reading:
         if self._derive is not None:
             options = dataclasses.asdict(self._derive)
             records = derive_pairs(records, self._kind, scratch=self._scratch, dropped=dropped, **options)
-        count = margins = 0
+        notes, margins, without = self.notes[split], 0, Tally()
         for record in records:
-            self._contents[split].add(record)
-            self.notes[split].update(notes_of(record))
-            count += 1
+            self._contents[split].add(record, named=split != "train")
+            for one in notes_of(record):
+                note(notes, one, record.place)
             margins += record.margin is not None
+            if record.margin is None:
+                note(without, "no_margin", record.place)
             yield record
-        if 0 < margins < count:
-            self.notes[split]["no_margin"] = count - margins
+        if margins and without:
+            notes.update(without)
+            notes.places |= without.places
 
     def _checked(self, split: str, dropped: Counter[str], unread: Counter[str]) -> Iterator[Record]:
         kind = self._kind if self._derive is None else "sft"
@@ -108,10 +112,11 @@ class Reading:
                 continue
             if self._contents[split].same(self._contents["train"]):
                 raise DataError(f"split {split}: holds the same records as split train; give it records of its own")
-            if shared := self._contents[split].prompts_in(self._contents["train"]):
-                self.notes[split]["prompt_in_train"] = shared
+            for place in self._contents[split].prompts_in(self._contents["train"]):
+                note(self.notes[split], "prompt_in_train", place)
 
     def facts(self, split: str) -> dict[str, Any]:
         """Fields of `dataset.Split` that only reading knows."""
         counts = {"dropped": self.dropped[split], "notes": self.notes[split], "unread": self.unread[split]}
-        return {name: dict(sorted(count.items())) for name, count in counts.items()}
+        facts: dict[str, Any] = {name: dict(sorted(count.items())) for name, count in counts.items()}
+        return facts | {"places": {name: named for name, count in counts.items() if (named := places_of(count))}}

@@ -13,6 +13,7 @@ import numpy as np
 
 from janus_jax.data.columns import alike
 from janus_jax.data.schema import Record
+from janus_jax.data.tally import note
 from janus_jax.errors import DataError
 
 
@@ -52,7 +53,7 @@ def without_repeats(records: Iterable[Record], dropped: Counter[str]) -> Iterato
     for record in records:
         digest = _digest(_whole(record), size=16)
         if digest in seen:
-            dropped["repeated_record"] += 1
+            note(dropped, "repeated_record", record.place)
             continue
         seen.add(digest)
         yield record
@@ -63,14 +64,19 @@ class Contents:
 
     def __init__(self) -> None:
         self._prompts, self._wholes = array.array("Q"), array.array("Q")
+        self._places: list[str] = []
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record, *, named: bool = False) -> None:
+        """Args: named: keep the record's place for `prompts_in`, which takes as much memory as its text."""
+        if named:
+            self._places.append(record.place)
         self._prompts.append(int.from_bytes(_digest(prompt_of(record))))
         self._wholes.append(int.from_bytes(_digest(_whole(record))))
 
-    def prompts_in(self, other: "Contents") -> int:
-        """The number of records whose prompt the other split has too."""
-        return int(np.isin(np.asarray(self._prompts), np.asarray(other._prompts)).sum())
+    def prompts_in(self, other: "Contents") -> list[str]:
+        """The places of the records whose prompt the other split has too, all of them added with `named`."""
+        shared = np.isin(np.asarray(self._prompts), np.asarray(other._prompts))
+        return [self._places[number] for number in np.flatnonzero(shared)]
 
     def same(self, other: "Contents") -> bool:
         """Whether both splits hold the same records, in any order."""

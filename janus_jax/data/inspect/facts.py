@@ -12,6 +12,7 @@ from janus_jax.data.inspect.thresholds import SHORT
 from janus_jax.data.inspect.token_text import TokenDecoder, beginning
 from janus_jax.data.rows import Outcome, outcome_counts
 from janus_jax.data.statistics import Histogram, Quantiles, wilson_interval
+from janus_jax.data.tally import NAMED
 
 _NAMED = 3
 """How many broken examples and repeated prompts are named; the rest are counted."""
@@ -85,6 +86,8 @@ class PartFacts:
     dropped_while_building: dict[str, int]
     build_notes: dict[str, int]
     """What the build noted of examples that it kept, with their number."""
+    build_places: dict[str, dict[str, list[str]]]
+    """Of `dropped` and `notes`: the first places, FILE:RECORD."""
     usable: int
     """Examples that are read."""
     dropped: int
@@ -228,6 +231,7 @@ def _part_facts(opened: OpenedSplit, part: int | None, scanned: Scan, decoder: T
         tokens=int(stored.sum()),
         dropped_while_building=_of_build(dataset, "dropped"),
         build_notes=_of_build(dataset, "notes"),
+        build_places=_places_of_build(dataset),
         usable=len(index),
         **outcome_counts(outcomes),
         lengths={name: Quantiles.of(values) for name, values in columns.items()},
@@ -248,6 +252,16 @@ def _of_build(dataset: Dataset, counts: str) -> dict[str, int]:
     for built in dataset.parts:
         for reason, count in (getattr(built.manifest.splits[built.split], counts, None) or {}).items():
             total[reason] = total.get(reason, 0) + count
+    return total
+
+
+def _places_of_build(dataset: Dataset) -> dict[str, dict[str, list[str]]]:
+    total: dict[str, dict[str, list[str]]] = {"dropped": {}, "notes": {}}
+    for built in dataset.parts:
+        kept = built.manifest.splits[built.split].places or {}
+        for counts, by_reason in total.items():
+            for reason, places in kept.get(counts, {}).items():
+                by_reason[reason] = [*by_reason.get(reason, []), *places][:NAMED]
     return total
 
 

@@ -96,7 +96,7 @@ def open_splits(
         raise DataError(target, "is a file of records, not a built data set; build one with `janus data build`")
     if given := options.given():
         raise ConfigError(f"{given[0]}: allowed with a data set only; override keys instead, like batch.rows=4")
-    return _config_splits(load_config(target, overrides), split)
+    return _config_splits(load_config(target, overrides, inputs=True), split)
 
 
 def _directory_splits(directory: str, options: DirectoryOptions, split: str | None) -> list[OpenedSplit]:

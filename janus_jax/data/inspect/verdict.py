@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping
 
 from janus_jax.data.inspect.facts import Finding, LengthBias, PartFacts, SplitFacts
 from janus_jax.data.inspect.thresholds import SHORT
-from janus_jax.data.notes import NOTES
+from janus_jax.data.notes import said_of
+from janus_jax.data.tally import reasons
+from janus_jax.errors import counted
 
 _NOUNS = {"unknown": "token", "dropped_by_build": "record"}
 
@@ -31,7 +33,7 @@ def _of_part(where: str, data: str, part: PartFacts, thresholds: Mapping[str, fl
     repeats = duplicates.responses if data == "sft" else duplicates.pairs
     prompts = duplicates.examples - duplicates.distinct_prompts
     by_build = sum(part.dropped_while_building.values())
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in part.dropped_while_building.items())
+    dropped = reasons(part.dropped_while_building, part.build_places.get("dropped", {}))
     check = part.boundary_check
     served = {} if check is None else check.served
     compared, refused = (check.checked, check.not_served) if check is not None else (0, "")
@@ -53,13 +55,13 @@ def _of_part(where: str, data: str, part: PartFacts, thresholds: Mapping[str, fl
         ("only_eos", part.only_eos, usable, "a response is EOS alone"),
         ("eos_inside", part.eos_inside, usable, "EOS is inside a response, before its end"),
         ("unknown", part.unknown, part.tokens, "the unknown token"),
-        ("dropped_by_build", by_build, built + by_build, f"dropped by `janus data build` ({reasons})"),
-        *(("build_notes", count, built, NOTES.get(note, note)) for note, count in part.build_notes.items()),
+        ("dropped_by_build", by_build, built + by_build, f"dropped by `janus data build`: {dropped}"),
+        *(("build_notes", count, built, said_of(note, count)) for note, count in part.build_notes.items()),
     ]
     for kind, count, total, what in shares:
         if count and count / total > thresholds[kind]:
             noun = _NOUNS.get(kind, "example")
-            text = f"{count:,} of {total:,} {noun}s: {what}"
+            text = f"{count:,} of {counted(total, noun)}: {what}"
             yield Finding(kind, where, text, count, total, count / total, thresholds[kind])
     if part.length_bias is not None:
         yield from _of_bias(where, part.length_bias, thresholds["length_bias"])
@@ -80,7 +82,7 @@ def _of_bias(where: str, bias: LengthBias, least: float) -> Iterator[Finding]:
 def _of_split(facts: SplitFacts, thresholds: Mapping[str, float]) -> Iterator[Finding]:
     shared, total, least = facts.prompts_in_first or 0, facts.total.usable, thresholds["held_out_in_train"]
     if shared and shared / total > least:
-        text = f"{shared:,} of {total:,} examples: the prompt also occurs in {facts.first_title}"
+        text = f"{shared:,} of {counted(total, 'example')}: the prompt also occurs in {facts.first_title}"
         yield Finding("held_out_in_train", facts.title, text, shared, total, shared / total, least)
     fill, least = facts.rows.fill_of_others, thresholds["fill"]
     if fill is not None and fill < least:

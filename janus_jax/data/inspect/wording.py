@@ -6,8 +6,10 @@ from typing import Literal
 
 from janus_jax.data.inspect.boundary_check import BoundaryCheck
 from janus_jax.data.inspect.facts import Duplicates, LengthBias, PartFacts, Share, SplitFacts
-from janus_jax.data.notes import NOTES
+from janus_jax.data.notes import said_of
 from janus_jax.data.statistics import Histogram
+from janus_jax.data.tally import located, reasons
+from janus_jax.errors import counted
 from janus_jax.text.served import served_lines
 
 
@@ -33,11 +35,6 @@ def percent(share: float) -> str:
     if text == "100.0 %" and share < 1:
         return "> 99.9 %"
     return "< 0.1 %" if text == "0.0 %" and share > 0 else text
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun, in the plural unless the number is 1."""
-    return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +99,7 @@ def overlap_statements(facts: SplitFacts) -> Iterator[Statement]:
     if facts.prompts_in_first is not None:
         yield Statement(
             f"overlap: {facts.prompts_in_first:,} of {counted(facts.total.usable, 'example')} "
-            f"{'has' if facts.total.usable == 1 else 'have'} a prompt that also occurs in {facts.first_title}"
+            f"{'has' if facts.prompts_in_first == 1 else 'have'} a prompt that also occurs in {facts.first_title}"
         )
 
 
@@ -132,7 +129,7 @@ def shares_table(shares: list[Share]) -> Table:
 
 def part_statements(part: PartFacts) -> Iterator[Statement]:
     """What is read, length bias, duplicates and the token boundary."""
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in part.dropped_while_building.items()) or "none"
+    dropped = reasons(part.dropped_while_building, part.build_places.get("dropped", {}))
     yield Statement(
         f"{counted(part.examples, 'example')}, {part.tokens:,} tokens; dropped by `janus data build`: {dropped}"
     )
@@ -150,7 +147,8 @@ def part_statements(part: PartFacts) -> Iterator[Statement]:
         )
     for note, count in part.build_notes.items():
         if count:
-            yield Statement(f"note of the build: {counted(count, 'example')} {NOTES.get(note, note)}")
+            where = located(count, part.build_places.get("notes", {}).get(note, ()))
+            yield Statement(f"note of the build: {counted(count, 'example')}{where} {said_of(note, count)}")
     if part.only_eos:
         yield Statement(f"note: {counted(part.only_eos, 'example')} with a response of EOS alone")
     if part.eos_inside:
@@ -203,7 +201,10 @@ def duplicates_statement(duplicates: Duplicates) -> Statement:
     examples = counted(duplicates.examples, "example")
     summary = f"duplicates: no prompt occurs twice in {examples}"
     if repeated:
-        counts = ", ".join(f"{prompts:,} occur {times} times" for times, prompts in list(repeated.items())[:8])
+        counts = ", ".join(
+            f"{prompts:,} {'occurs' if prompts == 1 else 'occur'} {times} times"
+            for times, prompts in list(repeated.items())[:8]
+        )
         more = f" and {len(repeated) - 8} more counts" if len(repeated) > 8 else ""
         summary = f"duplicates: {duplicates.distinct_prompts:,} distinct prompts in {examples}; {counts}{more}"
     details = [f"{times:,} times: {text}" for times, text in duplicates.most_repeated]

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from janus_jax.errors import counted
 from janus_jax.parallel.environment import gpu_memory_share
 from janus_jax.planning.chips.slices import CPU
 from janus_jax.planning.report.grouping import buffer_groups, collective_traffic
@@ -114,12 +115,12 @@ def _unit(count: float) -> tuple[int, str]:
 def _compiled(plan: Plan, console: Console) -> None:
     target, times = plan.target, plan.num_slices
     devices = target.devices * times
-    chips = f"{target.chips * times:,} chips, {devices:,} devices, {_counted(target.hosts * times, 'host')}"
+    chips = f"{target.chips * times:,} chips, {devices:,} devices, {counted(target.hosts * times, 'host')}"
     if target.topology is None:
         kind = "simulated devices" if target.family == CPU else f"{target.family} devices"
         chips = f"{devices:,} {kind}"
     if target.is_gpu:
-        chips = f"{_counted(devices, 'GPU')} of one machine"
+        chips = f"{counted(devices, 'GPU')} of one machine"
     shape = "" if target.topology in (None, target.name) else f" ({target.topology})"
     per_device = f"{plan.rows_per_device:g} {'row' if plan.rows_per_device == 1 else 'rows'} per device"
     split = f" in {plan.microbatches} microbatches of {per_device}" if plan.microbatches > 1 else f", {per_device}"
@@ -261,7 +262,7 @@ def _time(plan: Plan, console: Console, prices_of: str | None) -> None:
 def _show_timing(timing: Timing, console: Console) -> None:
     plan, bound = timing.plan, timing.plan.bound
     fastest, slowest = min(timing.seconds), max(timing.seconds)
-    steps = _counted(len(timing.seconds), "step")
+    steps = counted(len(timing.seconds), "step")
     median = seconds(timing.median_s)
     console.print(Text(f"MEASURED on {timing.devices} x {timing.device}: {median} per step\n"), style="bold")
     _compiled(plan, console)
@@ -300,9 +301,9 @@ def _epoch(plan: Plan, prices_of: str | None) -> str:
             thousand = f"; 1,000 steps take {hours:,.2f} hours{cost} at the bound"
         return f"its length is unknown without the data set{thousand}; {price}"
     if plan.hours_per_epoch is None:
-        return f"{plan.steps_per_epoch:,} steps; {price}"
+        return f"{counted(plan.steps_per_epoch, 'step')}; {price}"
     cost = "" if plan.usd_per_epoch is None else f", {plan.usd_per_epoch:,.2f} USD"
-    return f"{plan.steps_per_epoch:,} steps, {plan.hours_per_epoch:,.2f} hours{cost} at the bound; {price}"
+    return f"{counted(plan.steps_per_epoch, 'step')}, {plan.hours_per_epoch:,.2f} hours{cost} at the bound; {price}"
 
 
 def _table(*headers: str) -> Table:
@@ -324,10 +325,6 @@ def _line(console: Console, label: str, text: str, style: str = "") -> None:
 
 def _share(share: float) -> str:
     return "all" if share > 0.999 else "none" if share < 0.001 else f"{100 * share:.0f} %"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _brief(op_name: str) -> str:

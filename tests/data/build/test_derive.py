@@ -129,7 +129,7 @@ def test_what_gives_no_pair_is_dropped_by_reason(tmp_path):
     }
     assert Counter(pair.prompt for pair in pairs) == {"Why 0?": 6, "two of one system?": 4, "two of three equal?": 4}
     with pytest.raises(
-        DataError, match="no pair can be derived: instruction_with_one_response 1; an instruction needs"
+        DataError, match="no pair can be derived: 1 instruction_with_one_response; an instruction needs"
     ):
         derived(records[3:4], tmp_path)
     assert list(tmp_path.iterdir()) == []

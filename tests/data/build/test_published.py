@@ -171,7 +171,7 @@ def test_ties_are_counted_and_do_not_stop_a_build(tmp_path):
     assert [record.prompt for record in read_records(path, "rm", dropped=dropped)] == ["Why clouds?"]
     assert dropped == {"tie": 2}
     path.write_text(json.dumps(tie) + "\n")
-    with pytest.raises(DataError, match=r"no usable record, all 1 were dropped \(tie 1\)"):
+    with pytest.raises(DataError, match=r"no usable record; dropped: 1 tie \(.*rows.jsonl:1\)$"):
         list(read_records(path, "rm"))
 
 

@@ -188,7 +188,8 @@ def test_skip_bad_drops_and_counts_by_reason(tmp_path):
 def test_nothing_left_after_skipping_is_an_error(tmp_path):
     path = write_records(tmp_path / "rows.jsonl", QUESTIONS)
     message = refusal(path, "dpo", skip_bad=True)
-    assert "no usable record, all 5 were dropped (missing_field 5)" in message
+    places = ", ".join(f"{path}:{number}" for number in (1, 2, 3))
+    assert f"no usable record; dropped: 5 missing_field ({places} and 2 more)" in message
 
 
 def test_kind_and_file_type_are_checked_before_reading(tmp_path):

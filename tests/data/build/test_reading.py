@@ -127,8 +127,47 @@ def test_pairs_given_to_derive_are_told_what_it_reads(tmp_path):
 
 def test_what_derive_cannot_help_has_no_advice_about_it(tmp_path):
     path = write_json_lines(tmp_path / "missing_field.jsonl", [{"prompt": "p", "output": ["o"]}])
-    with pytest.raises(DataError, match=r"no usable record, .*\(wrong_type 1\)$"):
+    with pytest.raises(DataError, match=r"no usable record; dropped: 1 wrong_type \(.*missing_field.jsonl:1\)$"):
         read(reading(path, kind="dpo", derive=Derivation()))
+
+
+def test_what_is_counted_is_also_located(tmp_path):
+    """Dropped records, notes and columns that are not read, by the first places of each."""
+    (tmp_path / "held").mkdir()
+    rows = [
+        *({"prompt": f"{i}?", "output": ""} for i in range(4)),
+        {"prompt": "a\0", "output": "b", "sytem": "c"},
+        *ROWS,
+    ]
+    train, held = (
+        write_json_lines(tmp_path / "rows.jsonl", [*rows, *ROWS]),
+        write_json_lines(tmp_path / "h.jsonl", ROWS[:1]),
+    )
+    one = reading(train, Choice(dedupe=True), validation=held)
+    read(one)
+    facts = one.facts("train")
+    assert facts["dropped"] == {"empty_field": 4, "repeated_record": 100}
+    assert facts["places"]["dropped"] == {
+        "empty_field": [f"{train}:{number}" for number in (1, 2, 3)],
+        "repeated_record": [f"{train}:{number}" for number in (106, 107, 108)],
+    }
+    assert facts["places"]["notes"] == {"control_characters": [f"{train}:5"]}
+    assert facts["places"]["unread"]["sytem"] == [f"{train}:5"]
+    assert one.facts("validation")["places"]["notes"] == {"prompt_in_train": [f"{held}:1"]}
+
+
+def test_pairs_without_a_margin_and_drawn_pairs_are_located(tmp_path):
+    pairs = [{"prompt": f"{i}?", "chosen": "a", "rejected": "b", "margin": None if i % 2 else 1.0} for i in range(4)]
+    path = write_json_lines(tmp_path / "pairs.jsonl", pairs)
+    one = reading(path, kind="dpo")
+    read(one)
+    assert one.facts("train")["places"]["notes"] == {"no_margin": [f"{path}:2", f"{path}:4"]}
+    rows = [{"system": system, "prompt": "p", "output": system} for system in "abb"] + [{"prompt": "q", "output": "r"}]
+    path = write_json_lines(tmp_path / "sft.jsonl", rows)
+    one = reading(path, kind="dpo", derive=Derivation())
+    read(one)
+    expected = {"repeated_record": [f"{path}:2"], "instruction_with_one_response": [f"{path}:4"]}
+    assert one.facts("train")["places"]["dropped"] == expected
 
 
 def test_prompts_in_two_splits_are_counted(tmp_path):

@@ -103,7 +103,7 @@ def test_what_is_not_broken_but_past_a_threshold_is_to_be_looked_at(inspect, wri
     lines = [
         f"1 of 16 examples: over-long and dropped (6.2 %, threshold dropped=0.01), in {directory}, split train",
         "14 of 15 examples: with the prompt of an earlier one (93.3 %, threshold repeated_prompts=0.5), in ",
-        f"1 of 1 examples: the prompt also occurs in {directory}, split train (100.0 %, threshold held_out_in_train=0)",
+        f"1 of 1 example: the prompt also occurs in {directory}, split train (100.0 %, threshold held_out_in_train=0)",
     ]
     assert all(line in told.replace(" ", "").replace("\n", "") for line in (line.replace(" ", "") for line in lines))
     assert numbers["verdict"] == "look at this" and numbers["thresholds"]["dropped"] == 0.01
@@ -216,7 +216,7 @@ def test_rows_and_slots_are_chosen(inspect, write):
         ("data --slots 4090-4096", "--slots 4090-4096: a row of data, split train has slots 0 to 4095"),
         ("data --slots 9-3", "--slots 9-3: allowed: FIRST-LAST"),
         ("data --row-length 8 --max-sequence-length 9", "--max-sequence-length 9: allowed: at most --row-length, 8"),
-        ("data --row-length 4", "data: none of 1 examples fits"),
+        ("data --row-length 4", "data: none of 1 example fits"),
         ("data --objective sft", "data: holds pairs (kind dpo), but the objective reads single responses"),
         ("data --html no/p.html", "--html no/p.html: no is not a directory"),
         ("data --json data", "--json data: is a directory"),
