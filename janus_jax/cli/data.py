@@ -56,7 +56,7 @@ def data_build(
         ),
     ] = "separate",
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Drop and count bad records instead of stopping.")
+        bool, typer.Option("--skip-bad", help="Drop bad records instead of stopping; count them and name the first.")
     ] = False,
     validation_source: Annotated[
         str | None, typer.Option(help="Source of the split 'validation'. --source then gives only the split 'train'.")

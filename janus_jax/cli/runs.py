@@ -22,7 +22,7 @@ def _runs() -> None:
 
 @app.command("plot", epilog="Example: janus runs plot runs/sft runs/sft_small --out compared.png")
 def runs_plot(
-    directories: Annotated[list[str], typer.Argument(metavar="DIR...", help="Run directories, to be overlaid.")],
+    directories: Annotated[list[str], typer.Argument(metavar="DIR", help="Run directories, to be overlaid.")],
     out: Annotated[
         Path, typer.Option(help="Picture to write: .png, .pdf or .svg. An existing file is replaced.")
     ] = Path("curves.png"),

@@ -189,7 +189,7 @@ def opening(setup: Setup, done: int | None) -> list[str]:
     head = "reward head" if model.head == "value" else f"{model.vocab_size:,} token ids"
     devices = setup.program.mesh.devices
     axes = " x ".join(f"{axis} {size}" for axis, size in setup.program.mesh.shape.items() if size > 1)
-    hosts = f" of {jax.processcounted()} processes" if jax.processcounted() > 1 else ""
+    hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     steps, tokens = loader.steps(0), loader.tokens(0)
     slots = steps * loader.rows * loader.settings.row_length
     micro = f" in {loader.settings.microbatches} microbatches" if loader.settings.microbatches > 1 else ""

@@ -389,29 +389,6 @@ def test_objectives_are_built_with_the_configured_values(small):
     assert build_objective(averaged) == DPO(normaliser="per_microbatch")
 
 
-def test_a_mistake_does_not_hide_that_a_directory_is_missing(small):
-    """Where the data is to be read. A missing directory alone is left to its reader, who knows more."""
-
-    def told(*overrides: str) -> list[str]:
-        with pytest.raises(ConfigError) as caught:
-            load_config(small, overrides, inputs=True)
-        return str(caught.value).splitlines()[1:]
-
-    typo, here = "batch.rowz=4", f"data.dir={small.parent}"
-    missing = "no such directory; `janus data build` makes one"
-    assert told(typo, "data.dir=no") == [
-        "  override 'batch.rowz=4': batch.rowz: unknown key; did you mean 'batch.rows'?",
-        f"  override 'data.dir=no': data.dir = no: {missing}",
-    ]
-    assert told("data.dir=no", "data.eval_dir=none")[1] == (
-        f"  override 'data.eval_dir=none': data.eval_dir = none: {missing}"
-    )
-    mixture = "data={mixture: [{dir: none, weight: 1}, {dir: gs://b/d, weight: 1}]}"
-    assert told(typo, mixture)[1].endswith(f"data.mixture.0.dir = none: {missing}")
-    load_config(small, ["data.dir=no"], inputs=True)
-    assert "no such directory" not in complaint(small, typo, "data.dir=no", here)
-
-
 def test_reading_a_config_imports_no_jax(small):
     code = (
         "import sys; from janus_jax.config.run import load_config; load_config(sys.argv[1]); "

@@ -142,19 +142,19 @@ def _draw(
     records: list[_Digests],
     derivation: Derivation,
     dropped: Counter[str],
-    place: Callable[[int], str],
+    place_of: Callable[[int], str],
 ) -> Iterator[tuple[int, int]]:
     """(chosen, rejected) record numbers of an instruction's pairs; counts reasons for dropping.
 
     Args:
-        place: the place of a record in the source, by its number.
+        place_of: the place of a record in the source, by its number.
     """
     # of records that repeat each other, the same one stays in any order
     distinct = sorted({(record.system, record.response): record for record in sorted(records, reverse=True)}.values())
     kept = {record.number for record in distinct}
     for record in records:
         if record.number not in kept:
-            note(dropped, "repeated_record", functools.partial(place, record.number))
+            note(dropped, "repeated_record", functools.partial(place_of, record.number))
     systems = Counter(record.system for record in distinct)
     responses = Counter(record.response for record in distinct)
     # a partner shares neither system message nor response; the record itself is in both counts
@@ -170,7 +170,7 @@ def _draw(
             reason = "instruction_with_equal_responses"
         else:
             reason = "instruction_with_one_system"
-        note(dropped, reason, lambda: place(records[0].number))
+        note(dropped, reason, lambda: place_of(records[0].number))
     elif derivation.all_pairs:
         yield from ((chosen.number, rejected.number) for chosen in paired for rejected in partners(chosen))
     else:
