@@ -1,6 +1,7 @@
 """Data and weights that do not fit: another tokenizer, another template, ids that a server would not read."""
 
 import shlex
+from collections.abc import Iterator
 
 from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.data.dataset import Dataset, TokenizedDataset
@@ -8,6 +9,7 @@ from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig
 from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.compare import difference, other_prompt
+from janus_jax.text.template_fit import replaced_template
 from janus_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -88,7 +90,19 @@ def notes(model: StoredModel | None, dataset: Dataset) -> list[str]:
         lines.append(
             f"init.from={model.path} was trained with template {model.template}, the data was built with {templates[0]}"
         )
-    return lines
+    return [*lines, *_replaced_templates(model, dataset.parts[0])]
+
+
+def _replaced_templates(model: StoredModel | None, part: TokenizedDataset) -> Iterator[str]:
+    """The chat template that a run's data replaces. What began as a run of ours was trained with `model.template`."""
+    if model is not None and model.template is not None:
+        return
+    chat = part.chat_format()
+    whose, own = f"the tokenizer of {part.name}", chat.tokenizer.chat_template
+    if model is not None and model.facts.chat_template:
+        whose, own = f"init.from={model.path}", model.facts.chat_template
+    if note := replaced_template(chat, own, whose):
+        yield note
 
 
 def check_vocabulary(model: ModelConfig, dataset: TokenizedDataset, weights: str | None) -> None:
