@@ -12,6 +12,9 @@ from janus_jax.text.compare import difference, other_prompt
 from janus_jax.text.template_fit import replaced_template
 from janus_jax.text.tokenizer import Tokenizer, load_tokenizer
 
+_FEW_ROWS, _FEW_OF_ALL = 256, 0.1
+"""As many rows of the embedding, and as large a share of them, may belong to no token: sizes are often rounded up."""
+
 
 def require_same_tokenizer(key: str, model: StoredModel | None, dataset: Dataset, *, allow_other: bool) -> None:
     """Compares the tokenizer of the data with the one beside the weights, if there is one.
@@ -129,6 +132,22 @@ def check_vocabulary(model: ModelConfig, dataset: TokenizedDataset, weights: str
             f"its tokenizer has {shown}, but the vocab_size of init.from={weights} is {model.vocab_size}; build the "
             "data with the tokenizer of those weights (janus data build --tokenizer)",
         )
+
+
+def unused_rows(model: ModelConfig, dataset: Dataset, weights: str | None) -> list[str]:
+    """A note if many rows of the embedding belong to no token.
+
+    Args:
+        weights: `init.from`, whose shape is what it is; None: random weights.
+    """
+    ids = max(part.manifest.tokenizer["vocab_size"] for part in dataset.parts)
+    unused = model.vocab_size - ids
+    if weights is not None or unused <= max(_FEW_ROWS, _FEW_OF_ALL * model.vocab_size):
+        return []
+    return [
+        f"the tokenizer of {dataset.name} has {ids:,} ids, so no token uses {unused:,} of the {model.vocab_size:,} "
+        f"rows of the embedding; set model.vocab_size={ids}, or a little more"
+    ]
 
 
 def _control_ids(dataset: TokenizedDataset) -> list[int]:

@@ -8,7 +8,7 @@ from janus_jax.config.sections import RunSection
 from janus_jax.data.epoch import PackedEpochs
 from janus_jax.data.from_config import packed_epochs
 from janus_jax.errors import ConfigError
-from janus_jax.training.resume import examples_read, require_same_run
+from janus_jax.training.resume import examples_read, require_same_config, require_same_run
 from janus_jax.training.setup import prepare
 from tests.support.run_configs import run_config
 from tests.support.training_examples import random_examples, write_dataset
@@ -72,3 +72,14 @@ def test_batches_in_another_order_are_noticed_and_other_meshes_are_not(data, set
         require_same_run(setup, meta | {"read": other})
     by_examples = config(data, batch={"rows": None, "examples": 8})
     assert examples_read(packed_epochs(by_examples)) == examples_read(packed_epochs(by_examples, row_shards=8))
+
+
+@pytest.mark.parametrize("changes", [{"model": {"vocab_size": 32000}}, {"optimizer": {"b1": 0.5}}])
+def test_init_from_is_advised_where_it_brings_what_the_configuration_asks_for(data, changes):
+    stored = {"config": config(data).model_dump(mode="json", by_alias=True)}
+    with pytest.raises(ConfigError) as caught:
+        require_same_config(config(data, **changes), stored)
+    anew = str(caught.value).endswith(
+        "its weights are of that model; put model back as it was, or choose another run.dir to begin anew"
+    )
+    assert anew == ("model" in changes) != ("init.from" in str(caught.value))

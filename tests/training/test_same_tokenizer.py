@@ -12,7 +12,7 @@ from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.errors import ConfigError
 from janus_jax.text.tokenizer import load_tokenizer, save_hf_tokenizer
-from janus_jax.training.same_tokenizer import notes, require_same_held_out
+from janus_jax.training.same_tokenizer import notes, require_same_held_out, unused_rows
 from janus_jax.training.setup import open_reference_source
 from tests.support.models import SMALL, random_params
 from tests.support.run_configs import run_config
@@ -90,3 +90,13 @@ def test_a_chat_template_that_training_replaces_is_named_once(data, tmp_path, pl
     lines = [line for line in notes(model, TokenizedDataset(data.directory)) if "replaces the chat template" in line]
     whose = {"weights": f"init.from={tmp_path / 'base'}", "data": f"the tokenizer of {data.name}"}.get(place)
     assert [whose is not None and f"of {whose} in training" in line for line in lines] == [True] * (whose is not None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "weights", "noted"), [(96, None, 0), (352, None, 0), (32000, None, 1), (32000, "x", 0)]
+)
+def test_rows_of_the_embedding_that_no_token_uses_are_counted(data, rows, weights, noted):
+    lines = unused_rows(dataclasses.replace(SMALL, vocab_size=rows), data, weights)
+    assert len(lines) == noted
+    if noted:
+        assert "96 ids, so no token uses 31,904 of the 32,000 rows" in lines[0] and "model.vocab_size=96," in lines[0]
