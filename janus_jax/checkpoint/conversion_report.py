@@ -74,6 +74,7 @@ class Report:
             layout=layout,
             tokenizer=source.tokenizer_directory is not None,
             left_out=_left_out(source, layout),
+            notes=[] if layout is None else _notes(source),
             run_sha256=run_digest(source),
         )
 
@@ -153,6 +154,11 @@ def _check_served(source: StoredModel, directory: Path) -> dict[str, Any] | None
     if not conversations:
         return None
     return dataclasses.asdict(check_served(directory, chat, conversations, whole=source.config.head == "value"))
+
+
+def _notes(source: StoredModel) -> list[str]:
+    chat = source.chat_format()
+    return list(filter(None, [] if chat is None else [source.facts.replaced_template(chat)]))
 
 
 def _left_out(source: StoredModel, layout: Layout | None) -> dict[str, str]:

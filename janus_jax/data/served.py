@@ -10,7 +10,7 @@ from janus_jax.data.dataset import Manifest, TokenizedDataset
 from janus_jax.data.texts import read_texts
 from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.served import CONVERSATIONS, SAMPLE, Conversation, check_built, write_conversations
-from janus_jax.text.template_fit import template_note
+from janus_jax.text.template_fit import replaced_template, template_note
 
 
 def conversations_of(dataset: TokenizedDataset, numbers: np.ndarray) -> list[Conversation]:
@@ -33,7 +33,7 @@ def check_stored(directory: Path, manifest: Manifest, chat: ChatFormat) -> dict[
     """Compares up to `SAMPLE` examples of each split, evenly spaced, and stores them beside the tokenizer.
 
     Returns:
-        The fields of a `ServedCheck`, and the `template_note`.
+        The fields of a `ServedCheck`, and the `template_note`, which may be that of `replaced_template`.
 
     Raises:
         DataError: a server would read one of them in another way; shows both.
@@ -44,4 +44,5 @@ def check_stored(directory: Path, manifest: Manifest, chat: ChatFormat) -> dict[
         conversations += conversations_of(TokenizedDataset(directory, split), sampled)
     check = check_built(chat, conversations, whole=manifest.kind == "rm")
     write_conversations(directory / "tokenizer" / CONVERSATIONS, conversations)
-    return dataclasses.asdict(check) | {"template_note": template_note(chat)}
+    note = template_note(chat) or replaced_template(chat, chat.tokenizer.chat_template, "the tokenizer")
+    return dataclasses.asdict(check) | {"template_note": note}

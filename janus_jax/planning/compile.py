@@ -195,6 +195,7 @@ def describe(
         row_shards=shards["batch"],
         attention=program.attention,
         assumed=inputs.assumed,
+        notes=inputs.notes,
         fits=reason is None,
         reason=reason,
         memory=memory,

@@ -14,6 +14,7 @@ from janus_jax.objectives import Objective, build_objective
 from janus_jax.parallel import mesh as meshes
 from janus_jax.storage.bucket import is_url
 from janus_jax.training.program import BatchShape
+from janus_jax.training.same_tokenizer import unused_rows
 from janus_jax.training.setup import check_fits, model_to_train, open_reference_source
 
 SLOTS_PER_PAIR, SLOTS_PER_EXAMPLE, SHARED_SHARE = 1560, 900, 0.24
@@ -36,6 +37,7 @@ class Inputs:
     segment: float  # slots per example
     assumed: tuple[str, ...]
     held_out_segments: int | None = None  # most segments in a row of evaluation; None: as in training
+    notes: tuple[str, ...] = ()  # what is probably not meant
 
 
 def find_inputs(config: RunConfig, devices: int) -> Inputs:
@@ -120,6 +122,7 @@ def _measured(
         tokens / max(1, len(rows.dataset.draw(rows.fitted.index, rows.seed, 0))),
         tuple(assumed),
         held_segments,
+        tuple(unused_rows(model, rows.dataset, config.init.from_)),
     )
 
 

@@ -75,6 +75,7 @@ class Plan:
     program_sha256: str  # of the lowered program, which is the trainer's own
     versions: dict[str, str]
     parameters: dict[str, Parameter] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # settings that are probably not meant
 
     @property
     def rows_per_device(self) -> float:

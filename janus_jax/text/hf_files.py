@@ -31,6 +31,8 @@ SENTENCEPIECE_FILES = ("tokenizer.model", "added_tokens.json", *BESIDE_MODEL)
 """Tokenizer files of a directory without tokenizer.json."""
 
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_NEEDED = {"bos": '"<s>"', "eos": '"</s>"'}
+"""Tokens that training needs, and an example of each."""
 _FIELDS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of AddedToken
 
 
@@ -69,7 +71,12 @@ def declared_token(directory: Path, name: str) -> tuple[Path, str] | None:
     for file in (directory / "tokenizer_config.json", directory / "special_tokens_map.json"):
         token = read_json(file).get(f"{name}_token")
         token = token.get("content") if isinstance(token, dict) else token
-        if token is not None:
+        if token == "" and name in _NEEDED:
+            none = "; for a model without BOS, set add_bos_token: false" if name == "bos" else ""
+            raise DataError(
+                file, f'{name}_token is "" (empty), which is no token; name the token, such as {_NEEDED[name]}{none}'
+            )
+        if token:
             declared.append((file, token))
     if len(declared) == 2 and declared[0][1] != declared[1][1]:
         (file, token), (other, another) = declared
@@ -96,7 +103,7 @@ def declared_tokens(directory: Path) -> dict[str, dict[str, Any]]:
     declared: dict[str, dict[str, Any]] = {}
     for token in tokens:
         fields = {"content": token} if isinstance(token, str) else token
-        if isinstance(fields, dict) and isinstance(content := fields.get("content"), str):
+        if isinstance(fields, dict) and isinstance(content := fields.get("content"), str) and content:
             given = {key: fields[key] for key in _FIELDS if isinstance(fields.get(key), bool)}
             declared.setdefault(content, {"special": True, **given})
     return declared

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,10 +43,17 @@ class HFTokenizer:
 
     ignores_control_tokens = False
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, *, made: tuple[str, Mapping[str, int | None]] | None = None):
+        """Reads a directory.
+
+        Args:
+            made: what stands for its tokenizer.json, if it has tokenizer.model alone, and the ids of `bos`, `eos` and
+                `unk`, where no file declares them.
+        """
         self.directory = Path(directory)
-        self.path = path = self.directory / "tokenizer.json"
-        content = path.read_bytes()
+        self._made = None if made is None else made[0]
+        self.path = path = self.directory / ("tokenizer.json" if made is None else "tokenizer.model")
+        content = path.read_bytes() if made is None else made[0].encode()
         try:
             self._content = content.decode("utf-8")
             self._tokenizer = _rust_tokenizer(self._content)
@@ -56,6 +63,8 @@ class HFTokenizer:
         before = self._content
         self._declare(ids)
         special = {name: _special_id(self.directory, name, ids) for name in ("bos", "eos", "unk")}
+        if made is not None:
+            special = {name: made[1].get(name) if number is None else number for name, number in special.items()}
         if special["eos"] is None:
             raise DataError(
                 directory,
@@ -133,6 +142,8 @@ class HFTokenizer:
     def save(self, directory: str | Path) -> None:
         target = Path(directory)
         copy({self.directory / name: name for name in HF_FILES}, target)
+        if self._made is not None:
+            (target / "tokenizer.json").write_text(self._made, encoding="utf-8")
         # config.json also describes a model, so it is not copied: tokens that only it declares are saved by name
         declared = {**read_json(target / "special_tokens_map.json"), **read_json(target / "tokenizer_config.json")}
         special = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id}

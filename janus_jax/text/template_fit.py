@@ -8,7 +8,10 @@ from janus_jax.text.tokenizer import Tokenizer
 
 _TEXTS = ("Be brief.", "Why?")
 _SYSTEM, _USER = ({"role": role, "content": text} for role, text in zip(("system", "user"), _TEXTS, strict=True))
-_SHOWN = 80
+_ANSWER = {"role": "assistant", "content": "So."}
+_CONVERSATIONS = ([_USER], [_SYSTEM, _USER], [_USER, _ANSWER], [_SYSTEM, _USER, _ANSWER], [_USER, _ANSWER, _USER])
+_SHOWN, _BEFORE = 80, 20
+"""Characters of a rendered text, and of those before a difference, that a note shows."""
 
 
 def template_note(chat: ChatFormat) -> str:
@@ -43,20 +46,58 @@ def template_note(chat: ChatFormat) -> str:
     return ""
 
 
+def replaced_template(chat: ChatFormat, own: str, whose: str) -> str:
+    """What the template writes in place of another chat template, in one line; empty if both write the same.
+
+    Conversations that the other one refuses are not compared.
+
+    Args:
+        own: Jinja text of the other chat template; empty for none.
+        whose: what it belongs to, for the line.
+    """
+    if not own or own == chat.chat_template:
+        return ""
+    for messages in _CONVERSATIONS:
+        theirs, ours = (_rendered(chat.tokenizer, template, messages) for template in (own, chat.chat_template))
+        if theirs is None or ours == theirs:
+            continue
+        writes = "writes no such conversation" if ours is None else f"writes {_from_difference(ours, theirs)}"
+        return (
+            f"template {chat.template.name} replaces the chat template of {whose} in training and in exports: it "
+            f"{writes}, where that one writes {_from_difference(theirs, ours or '')}"
+        )
+    return ""
+
+
 def _own_text(tokenizer: Tokenizer) -> str:
     """A prompt as the tokenizer's own chat template writes it; empty without one, or if it fails."""
     if not tokenizer.chat_template:
         return ""
+    prompts = ([_SYSTEM, _USER], [_USER])  # some refuse a system message
+    return next(filter(None, (_rendered(tokenizer, tokenizer.chat_template, prompt) for prompt in prompts)), "")
+
+
+def _rendered(tokenizer: Tokenizer, template: str, messages: list[dict[str, str]]) -> str | None:
+    """A conversation, or a prompt that ends where the model begins; None if the chat template fails.
+
+    White space after the last message of a conversation is left out: no model reads it.
+    """
     from transformers.utils.chat_template_utils import render_jinja_template
 
     special = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id}
     names: dict[str, Any] = {f"{name}_token": "" if i is None else tokenizer.token(i) for name, i in special.items()}
-    for messages in ([_SYSTEM, _USER], [_USER]):  # some refuse a system message
-        try:
-            rendered, _ = render_jinja_template(
-                [messages], chat_template=tokenizer.chat_template, add_generation_prompt=True, **names
-            )
-            return rendered[0]
-        except Exception:  # of Jinja, or of the template itself
-            continue
-    return ""
+    prompt = messages[-1]["role"] == "user"
+    try:
+        rendered, _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=prompt, **names)
+    except Exception:  # of Jinja, or of the template itself
+        return None
+    return rendered[0] if prompt else rendered[0].rstrip()
+
+
+def _from_difference(text: str, other: str) -> str:
+    """The part of a text in which it differs from another one, quoted."""
+    shorter = min(len(text), len(other))
+    same = next((i for i in range(shorter) if text[i] != other[i]), shorter)
+    start = max(0, same - _BEFORE) if same + _BEFORE > _SHOWN else 0
+    end = start + _SHOWN
+    return f"{'...' if start else ''}{text[start:end]!r}{'...' if end < len(text) else ''}"

@@ -27,6 +27,15 @@ from janus_jax.text.hf_files import (
     write_json,
 )
 from janus_jax.text.hf_tokenizer import HFTokenizer, Reader, RustReader, stand_in
+from janus_jax.text.sentencepiece_beside import (
+    WRITE_JSON,
+    UnusableTokenizer,
+    added_tokens,
+    pad_token,
+    refuse_added,
+    refuse_other_reading,
+    with_added,
+)
 from janus_jax.text.sentencepiece_json import require_equal, tokenizer_json
 
 EMBEDDED = Path(__file__).parent / "assets" / "tokenizer" / "tokenizer.model"
@@ -87,10 +96,6 @@ class Tokenizer(Protocol):
         ...
 
 
-class UnusableTokenizer(DataError):
-    """Sound files of a sentencepiece model that training cannot use: no EOS, or tokens that the model lacks."""
-
-
 class SentencePieceTokenizer:
     """A sentencepiece model file. Its text pieces exclude control symbols, so no text can produce them.
 
@@ -112,6 +117,9 @@ class SentencePieceTokenizer:
         except RuntimeError as error:
             raise DataError(path, "not a sentencepiece model") from error
         bos, eos = own = [self.processor.bos_id(), self.processor.eos_id()]
+        self.vocab_size: int = self.processor.vocab_size()
+        self.added = added_tokens(self.path.parent, self.vocab_size)
+        """Tokens that follow the pieces. BOS and EOS may be such tokens; no other method knows of them."""
         bos, eos = self._declared_end("bos", bos), self._declared_end("eos", eos)
         unk = self.processor.unk_id()
         self.bos_id = bos if bos >= 0 else None  # -1: the model has none
@@ -119,7 +127,6 @@ class SentencePieceTokenizer:
         self.eos_id: int = eos
         if self.eos_id < 0:
             raise UnusableTokenizer(path, "has no end-of-sequence piece")
-        self.vocab_size: int = self.processor.vocab_size()
         self.special = self._declare_control()
         """Pieces that are control symbols only because a file beside the model declares them."""
         changes = json.dumps([bos, eos, self.special]).encode() if self.special or own != [bos, eos] else b""
@@ -133,8 +140,10 @@ class SentencePieceTokenizer:
             return -1
         if (named := declared_token(directory, name)) is None:
             return own
-        if (number := self._id(named[1])) is None:
-            raise UnusableTokenizer(named[0], f"{name}_token {named[1]!r} is not in tokenizer.model")
+        file, token = named
+        number = self.vocab_size + list(self.added).index(token) if token in self.added else self._id(token)
+        if number is None:
+            raise UnusableTokenizer(file, f"{name}_token {token!r} is not in tokenizer.model; {WRITE_JSON}")
         return number
 
     def _declare_control(self) -> list[str]:
@@ -228,10 +237,7 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
     if not has_json and not has_model:
         raise DataError(f"tokenizer {path}: holds neither tokenizer.json nor tokenizer.model")
     if not has_json:
-        tokenizer = SentencePieceTokenizer(directory / "tokenizer.model")
-        _refuse_added(directory, tokenizer)
-        _refuse_other_reading(directory, tokenizer)
-        return tokenizer
+        return _of_model(directory)
     declared = HFTokenizer(directory)
     if has_model:
         written = read_json(directory / "tokenizer_config.json").get(MADE_OF, {})
@@ -290,54 +296,16 @@ def _equal_json(tokenizer: SentencePieceTokenizer) -> str:
     return content
 
 
-def _refuse_added(directory: Path, tokenizer: SentencePieceTokenizer) -> None:
-    """A pad token may be new: no text becomes one."""
-    ids = tokenizer.vocabulary() | {
-        token: tokenizer.processor.piece_to_id(token) for token in tokenizer.control_tokens()
-    }
-    path = directory / "tokenizer_config.json"
-    config, beside = read_json(path), read_json(directory / "added_tokens.json")
-    pad = {**read_json(directory / "special_tokens_map.json"), **config}.get("pad_token")
-    pad = pad.get("content") if isinstance(pad, dict) else pad
-    numbered = {token: str(number) for token, number in beside.items()}
-    decoder = config.get("added_tokens_decoder")
-    if isinstance(decoder, dict):
-        numbered |= {one.get("content"): number for number, one in decoder.items() if isinstance(one, dict)}
-    for token, number in numbered.items():
-        if token != pad and token in ids and number != str(ids[token]):
-            file = directory / "added_tokens.json" if token in beside else path
-            raise UnusableTokenizer(file, f"gives {token!r} the id {number}, but in tokenizer.model it is {ids[token]}")
-    if added := [token for token in beside if token not in ids and token != pad]:
-        path = directory / "added_tokens.json"
-    else:
-        added = [token for token in declared_tokens(directory) if token not in ids and token != pad]
-    if added:
-        raise UnusableTokenizer(
-            path,
-            f"adds {', '.join(map(repr, added[:3]))}, which tokenizer.model does not know; allowed: a "
-            "directory whose tokenizer.json has them too (transformers' save_pretrained writes one)",
-        )
-
-
-def _refuse_other_reading(directory: Path, tokenizer: SentencePieceTokenizer) -> None:
-    """Settings beside tokenizer.model with which transformers reads texts in another way than the model says."""
-    path = directory / "tokenizer_config.json"
-    config, prefix = read_json(path), tokenizer.adds_prefix_space
-    usual = {"add_prefix_space": prefix, "do_lower_case": False, "split_special_tokens": False, "sp_model_kwargs": {}}
-    usual |= {"legacy": True} if prefix else {}  # it adds the space after BOS too, as at the start of a text
-    other = [
-        f"{key}: {json.dumps(config[key])}" for key, value in usual.items() if config.get(key) not in (None, value)
-    ]
-    for token, fields in declared_tokens(directory).items():
-        flags = [flag for flag in ("lstrip", "rstrip", "single_word") if fields.get(flag)]
-        other += [f"{token!r} with {flag}: true" for flag in flags]
-    if other:
-        raise UnusableTokenizer(
-            path,
-            f"has {', '.join(other)}, which tokenizer.model knows nothing of: texts would be read in another way; "
-            "remove that if the model was trained without it, or use the directory that transformers' "
-            "save_pretrained writes, which has a tokenizer.json",
-        )
+def _of_model(directory: Path) -> Tokenizer:
+    """The tokenizer of a directory with tokenizer.model alone."""
+    tokenizer = SentencePieceTokenizer(directory / "tokenizer.model")
+    pad = pad_token(directory)
+    refuse_added(directory, tokenizer, pad)
+    refuse_other_reading(directory, tokenizer)
+    own = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id}
+    if tokenizer.added.keys() <= {pad} and max(filter(None, own.values())) < tokenizer.vocab_size:
+        return tokenizer
+    return with_added(directory, _equal_json(tokenizer), tokenizer.added, own)
 
 
 def _write_from_sentencepiece(tokenizer: SentencePieceTokenizer, target: Path) -> None:

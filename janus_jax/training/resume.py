@@ -256,9 +256,12 @@ def require_same_config(config: RunConfig, meta: Mapping[str, Any]) -> None:
         for key, before, after in _differences(section, saved.get(section), now[section])
     ]
     if differences:
+        advice = "to train its weights on with other settings, choose another run.dir and set model=null "
+        advice += f"init.from={config.run.dir}"
+        if saved["model"] and now["model"] and saved["model"] != now["model"]:  # init.from would bring the old model
+            advice = "its weights are of that model; put model back as it was, or choose another run.dir to begin anew"
         raise ConfigError(
-            f"run.dir={config.run.dir}: holds a run with {'; '.join(differences)} as this config says; to train its "
-            f"weights on with other settings, choose another run.dir and set model=null init.from={config.run.dir}"
+            f"run.dir={config.run.dir}: holds a run with {'; '.join(differences)} as this config says; {advice}"
         )
 
 

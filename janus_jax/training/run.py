@@ -58,7 +58,7 @@ from janus_jax.training.resume import (
 )
 from janus_jax.training.run_directory import held_run_dir
 from janus_jax.training.same_inputs import require_same_inputs
-from janus_jax.training.same_tokenizer import notes
+from janus_jax.training.same_tokenizer import notes, unused_rows
 from janus_jax.training.setup import Setup, prepare
 from janus_jax.training.speed import mfu_per_rate
 
@@ -269,6 +269,7 @@ def _start(
             show(line)
     for note in [
         *notes(setup.source, setup.loader.dataset),
+        *unused_rows(setup.model, setup.loader.dataset, setup.config.init.from_),
         *data_notes(setup.objective, setup.loader, setup.eval_loader),
     ]:
         show(f"note: {note}")

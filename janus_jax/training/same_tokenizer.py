@@ -1,6 +1,7 @@
 """Data and weights that do not fit: another tokenizer, another template, ids that a server would not read."""
 
 import shlex
+from collections.abc import Iterator
 
 from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.data.dataset import Dataset, TokenizedDataset
@@ -8,7 +9,11 @@ from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig
 from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.compare import difference, other_prompt
+from janus_jax.text.template_fit import replaced_template
 from janus_jax.text.tokenizer import Tokenizer, load_tokenizer
+
+_FEW_ROWS, _FEW_OF_ALL = 256, 0.1
+"""As many rows of the embedding, and as large a share of them, may belong to no token: sizes are often rounded up."""
 
 
 def require_same_tokenizer(key: str, model: StoredModel | None, dataset: Dataset, *, allow_other: bool) -> None:
@@ -88,7 +93,19 @@ def notes(model: StoredModel | None, dataset: Dataset) -> list[str]:
         lines.append(
             f"init.from={model.path} was trained with template {model.template}, the data was built with {templates[0]}"
         )
-    return lines
+    return [*lines, *_replaced_templates(model, dataset.parts[0])]
+
+
+def _replaced_templates(model: StoredModel | None, part: TokenizedDataset) -> Iterator[str]:
+    """The chat template that a run's data replaces. What began as a run of ours was trained with `model.template`."""
+    if model is not None and model.template is not None:
+        return
+    chat = part.chat_format()
+    whose, own = f"the tokenizer of {part.name}", chat.tokenizer.chat_template
+    if model is not None and model.facts.chat_template:
+        whose, own = f"init.from={model.path}", model.facts.chat_template
+    if note := replaced_template(chat, own, whose):
+        yield note
 
 
 def check_vocabulary(model: ModelConfig, dataset: TokenizedDataset, weights: str | None) -> None:
@@ -115,6 +132,22 @@ def check_vocabulary(model: ModelConfig, dataset: TokenizedDataset, weights: str
             f"its tokenizer has {shown}, but the vocab_size of init.from={weights} is {model.vocab_size}; build the "
             "data with the tokenizer of those weights (janus data build --tokenizer)",
         )
+
+
+def unused_rows(model: ModelConfig, dataset: Dataset, weights: str | None) -> list[str]:
+    """A note if many rows of the embedding belong to no token.
+
+    Args:
+        weights: `init.from`, whose shape is what it is; None: random weights.
+    """
+    ids = max(part.manifest.tokenizer["vocab_size"] for part in dataset.parts)
+    unused = model.vocab_size - ids
+    if weights is not None or unused <= max(_FEW_ROWS, _FEW_OF_ALL * model.vocab_size):
+        return []
+    return [
+        f"the tokenizer of {dataset.name} has {ids:,} ids, so no token uses {unused:,} of the {model.vocab_size:,} "
+        f"rows of the embedding; set model.vocab_size={ids}, or a little more"
+    ]
 
 
 def _control_ids(dataset: TokenizedDataset) -> list[int]:

@@ -125,6 +125,13 @@ def test_what_is_not_here_is_assumed_and_said(data, tmp_path):
     assert find_inputs(away, 8).model.num_layers == 32
 
 
+def test_rows_of_the_embedding_that_no_token_uses_are_noted(data, tmp_path):
+    run = run_config(data, tmp_path / "run", "dpo")
+    assert find_inputs(run, 8).notes == ()
+    larger = run.model_copy(update={"model": run.model.model_copy(update={"vocab_size": 32000})})
+    assert "of the 32,000 rows of the embedding" in find_inputs(larger, 8).notes[0]
+
+
 def test_shared_slots_are_those_of_the_fullest_row(data, tmp_path):
     """Known from the plan of rows: counted here in the rows themselves."""
     run = run_config(data, tmp_path / "run", "dpo")

@@ -64,6 +64,7 @@ def example_plan() -> Plan:
         row_shards=32,
         attention="splash kernel",
         assumed=("the data are not on this machine [at all]",),
+        notes=("model.vocab_size is [large]",),
         fits=True,
         reason=None,
         memory=Memory(

@@ -10,7 +10,7 @@ from janus_jax.data.schema import Record
 from janus_jax.errors import DataError
 from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.served import Conversation, check_built, require_servable
-from janus_jax.text.template import CHATML, MISTRAL_INST
+from janus_jax.text.template import CHATML, MISTRAL_INST, PLAIN
 from janus_jax.text.tokenizer import load_tokenizer, save_hf_tokenizer
 from tests.support.sentencepieces import trained
 from tests.support.tokenizers import byte_level
@@ -140,12 +140,21 @@ def test_pieces_that_are_declared_special_are_control_tokens(tmp_path):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"eos_token": "<|end|>"}, r"tokenizer_config.json: eos_token '<\|end\|>' is not in tokenizer.model"),
+        ({"eos_token": "<|end|>"}, r"tokenizer_config.json: eos_token '<\|end\|>' is not in tokenizer.model; let tr"),
         ({"extra_special_tokens": ["<|user|>"]}, r"tokenizer_config.json: adds '<\|user\|>', which tokenizer.model"),
         ({"added_tokens_decoder": {"420": {"content": "<x>"}}}, r"tokenizer_config.json: adds '<x>', which"),
         ({"added_tokens_decoder": {"7": {"content": "</s>"}}}, r"config.json: gives '</s>' the id 7, .* it is 2"),
         ({"eos_token": {"content": "</s>", "rstrip": True}}, r"tokenizer_config.json: has '</s>' with rstrip: true"),
-        ({"add_prefix_space": False, "legacy": False}, r"config.json: has add_prefix_space: false, legacy: false, wh"),
+        (
+            {"add_prefix_space": False, "do_lower_case": True},
+            r"config.json: has add_prefix_space: false, do_lower_case",
+        ),
+        (
+            {"legacy": False},
+            r"config.json: has legacy: false, with which .* set legacy: true; .* let transformers write",
+        ),
+        ({"bos_token": ""}, r'config.json: bos_token is "" \(empty\).* such as "<s>"; .* set add_bos_token: false'),
+        ({"eos_token": {"content": ""}}, r'config.json: eos_token is "" \(empty\).* such as "</s>"$'),
         ({"sp_model_kwargs": {"enable_sampling": True}}, r'has sp_model_kwargs: {"enable_sampling": true}, which'),
     ],
 )
@@ -172,3 +181,73 @@ def test_two_files_that_name_another_eos_are_refused_by_both_names(tmp_path, mak
         load_tokenizer(directory)
     (directory / "special_tokens_map.json").write_text('{"eos_token": "</s>"}')
     assert load_tokenizer(directory).eos_id is not None
+
+
+@pytest.mark.parametrize("make", [byte_level, lambda d: sentencepiece(d, {})])
+def test_an_empty_token_is_none_at_all_or_refused(tmp_path, make):
+    directory = make(tmp_path / "tokenizer")
+    before = load_tokenizer(directory).fingerprint
+    declare(directory, unk_token="", pad_token="", sep_token={"content": ""})
+    assert load_tokenizer(directory).fingerprint == before
+    declare(directory, bos_token="")
+    with pytest.raises(DataError, match=r'tokenizer_config.json: bos_token is "" \(empty\)'):
+        load_tokenizer(directory)
+
+
+def test_legacy_false_is_read_by_transformers_as_the_error_says(tmp_path):
+    """And both ways out lead to a tokenizer that loads, the second with the ids of transformers."""
+    directory = sentencepiece(tmp_path / "tokenizer", {"tokenizer_class": "LlamaTokenizer", "legacy": False})
+    ids = {}
+    for legacy in (False, True):
+        declare(directory, legacy=legacy)
+        server = transformers.AutoTokenizer.from_pretrained(directory)
+        ids[legacy] = server("<s>the quick fox", add_special_tokens=False)["input_ids"]
+        server.save_pretrained(tmp_path / f"new {legacy}")
+    assert ids[False] != ids[True] == [1, *load_tokenizer(directory).encode("the quick fox")]
+    chat = ChatFormat(PLAIN, load_tokenizer(tmp_path / "new False"))
+    assert chat.encode_prompt("", "the quick fox") == ids[False]
+
+
+ADDED = {"<|im_end|>": True, "<|im_start|>": False}
+
+
+def added(directory, place, first=420, **fields):
+    """tokenizer.model and two tokens that follow it, as OpenHermes has them."""
+    declared = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "eos_token": "<|im_end|>", "unk_token": "<unk>"}
+    sentencepiece(directory, declared | {"bos_token": "<s>"}, vocab_size=420)
+    numbers = {token: first + place for place, token in enumerate(ADDED)}
+    flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False} | fields
+    if place == "decoder":
+        decoder = {numbers[token]: {"content": token, **flags, "special": special} for token, special in ADDED.items()}
+        declare(directory, added_tokens_decoder=decoder)
+    else:
+        declare(directory, extra_special_tokens=["<|im_start|>"])
+        (directory / "added_tokens.json").write_text(json.dumps(numbers))
+    return directory
+
+
+@pytest.mark.parametrize("place", ["decoder", "added_tokens.json"])
+def test_tokens_that_follow_a_sentencepiece_model_are_read_as_transformers_reads_them(tmp_path, place):
+    directory = added(tmp_path / "tokenizer", place)
+    tokenizer, server = load_tokenizer(directory), transformers.AutoTokenizer.from_pretrained(directory)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id, tokenizer.vocab_size) == (1, 420, 0, 422)
+    chat = ChatFormat(CHATML, tokenizer)
+    one = conversation(chat)
+    text = "<s>" + chat.text(one.system, one.prompt, one.responses[0]) + "<|im_end|>"
+    assert server(text, add_special_tokens=False)["input_ids"] == one.prompt_ids + one.response_ids[0]
+    assert check_built(chat, [one], whole=True).checked == 1
+    require_servable(chat)
+    for number, save in enumerate((tokenizer.save, lambda path: save_hf_tokenizer(tokenizer, path))):
+        save(tmp_path / f"saved {number}")
+        assert load_tokenizer(tmp_path / f"saved {number}").fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("first", [420, 421])
+@pytest.mark.parametrize("fields", [{}, {"normalized": True}])
+def test_added_tokens_with_gaps_or_a_normalizer_before_them_are_refused_with_the_way_out(tmp_path, first, fields):
+    directory = added(tmp_path / "tokenizer", "decoder", first, **fields)
+    if (first, fields) == (420, {}):
+        assert load_tokenizer(directory).eos_id == 420
+        return
+    with pytest.raises(DataError, match=r"'<\|im_end\|>'.* let transformers write a tokenizer.json"):
+        load_tokenizer(directory)

@@ -1,12 +1,13 @@
 """Notes on templates that are not those of the tokenizer."""
 
+import contextlib
 import json
 
 import pytest
 
 from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.template import CHATML, MISTRAL_INST, PLAIN, TEMPLATES
-from janus_jax.text.template_fit import template_note
+from janus_jax.text.template_fit import replaced_template, template_note
 from janus_jax.text.tokenizer import load_tokenizer, save_hf_tokenizer
 from tests.support.tokenizers import byte_level
 
@@ -111,3 +112,64 @@ def test_a_tokenizer_config_that_is_no_template_counts_as_none(tmp_path):
         config = json.loads((directory / "tokenizer_config.json").read_text()) | {"chat_template": value}
         (directory / "tokenizer_config.json").write_text(json.dumps(config))
         assert load_tokenizer(directory).chat_template == ""
+
+
+MISTRAL_OWN = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+    "{% elif m.role == 'assistant' %}{{ m.content + eos_token }}{% else %}{{ raise_exception('no') }}{% endif %}"
+    "{% endfor %}"
+)
+CHATML_OWN = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+DEFAULT_SYSTEM = "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "special", "own", "other"),
+    [
+        (MISTRAL_INST, (), None, ""),
+        (MISTRAL_INST, (), MISTRAL_OWN, ""),  # refuses system messages, and writes all others alike
+        (MISTRAL_INST, INST_MARKS, MISTRAL_OWN.replace("+ eos", "+ ' ' + eos"), "So. </s>"),
+        (MISTRAL_INST, (), OWN["broken"], ""),
+        (MISTRAL_INST, (), OWN["zephyr"], "<|user|>"),
+        (CHATML, CHAT_MARKS, CHATML_OWN, ""),  # a line break after the last message is no difference
+        (CHATML, CHAT_MARKS, DEFAULT_SYSTEM + CHATML_OWN, "You help."),
+        (CHATML, CHAT_MARKS, CHATML_OWN.replace("m.content", "m.content.upper()"), "WHY?"),
+        (CHATML, (), MISTRAL_OWN, "[INST]"),
+        (PLAIN, (), "{{ bos_token }}" + "{% for m in messages %}{{ m.content }}{% endfor %}", "Be brief.Why?"),
+    ],
+)
+def test_a_replaced_chat_template_is_shown_where_transformers_writes_something_else(
+    tmp_path, template, special, own, other
+):
+    config = {} if own is None else {"chat_template": own}
+    directory = byte_level(tmp_path / "tokenizer", special, bos="<s>", config=config)
+    chat = ChatFormat(template, load_tokenizer(directory))
+    line = replaced_template(chat, chat.tokenizer.chat_template, "the tokenizer")
+    assert bool(line) == bool(other) and "\n" not in line
+    if other:
+        save_hf_tokenizer(chat.tokenizer, tmp_path / "export", chat_template=chat.chat_template)
+        theirs, ours = first_difference(directory, tmp_path / "export")
+        assert line.startswith(f"template {template.name} replaces the chat template of the tokenizer ")
+        assert other in theirs and repr(other)[1:-1] in line and repr(ours[-8:])[1:-1] in line
+
+
+def first_difference(*directories):
+    """What transformers writes with two chat templates, of the first conversation in which they differ."""
+    from jinja2 import TemplateError
+    from transformers import AutoTokenizer
+
+    texts = {"user": "Why?", "system": "Be brief.", "assistant": "So."}
+    for roles in (["user"], ["system", "user"], ["user", "assistant"]):
+        messages = [{"role": role, "content": texts[role]} for role in roles]
+        options = {"tokenize": False, "add_generation_prompt": roles[-1] == "user"}
+        with contextlib.suppress(TemplateError):
+            one, other = (
+                AutoTokenizer.from_pretrained(d).apply_chat_template(messages, **options) for d in directories
+            )
+            if one != other:
+                return one, other
+    raise AssertionError("no difference")

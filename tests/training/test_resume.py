@@ -9,7 +9,7 @@ from janus_jax.data.epoch import PackedEpochs
 from janus_jax.data.from_config import packed_epochs
 from janus_jax.errors import ConfigError
 from janus_jax.training.course import Past
-from janus_jax.training.resume import examples_read, other_held_out, require_same_run
+from janus_jax.training.resume import examples_read, other_held_out, require_same_config, require_same_run
 from janus_jax.training.setup import prepare
 from tests.support.run_configs import run_config
 from tests.support.training_examples import random_examples, write_dataset
@@ -96,3 +96,14 @@ def test_an_older_checkpoint_that_may_have_been_evaluated_on_other_data_is_noted
     stored |= {section: stored[section] | keys for section, keys in before.items()}
     told = other_held_out(dataclasses.replace(setup, past=Past(4, {"config": stored})))
     assert told is None if noted is None else told is not None and told.startswith(noted)
+
+
+@pytest.mark.parametrize("changes", [{"model": {"vocab_size": 32000}}, {"optimizer": {"b1": 0.5}}])
+def test_init_from_is_advised_where_it_brings_what_the_configuration_asks_for(data, changes):
+    stored = {"config": config(data).model_dump(mode="json", by_alias=True)}
+    with pytest.raises(ConfigError) as caught:
+        require_same_config(config(data, **changes), stored)
+    anew = str(caught.value).endswith(
+        "its weights are of that model; put model back as it was, or choose another run.dir to begin anew"
+    )
+    assert anew == ("model" in changes) != ("init.from" in str(caught.value))

@@ -12,11 +12,12 @@ import yaml
 from safetensors.numpy import load_file
 
 from janus_jax import __version__
-from janus_jax.checkpoint.conversion_report import REPORT
+from janus_jax.checkpoint.conversion_report import REPORT, Report
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
 from janus_jax.checkpoint.hf import write
 from janus_jax.checkpoint.hf.card import model_card
 from janus_jax.checkpoint.hf.facts import ModelFacts
+from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.from_config import describe
 from janus_jax.errors import ConfigError, ConversionError
@@ -205,3 +206,17 @@ def test_a_later_stage_knows_the_base_model_of_the_first(run, tmp_path, monkeypa
     card = (tmp_path / "out" / "README.md").read_text()
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "a/b"
     assert f"| initial weights | {tmp_path / 'first'} |" in card
+
+
+@pytest.mark.parametrize("own", ["{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}", None])
+def test_report_and_card_name_the_chat_template_that_an_export_replaces(run, own):
+    source = open_model(run)
+    chat = source.chat_format()
+    assert chat is not None
+    facts = ModelFacts(chat_template=chat.chat_template if own is None else own, base_model="org/base")
+    assert facts.after_training({}).chat_template == facts.chat_template
+    source = dataclasses.replace(source, facts=facts)
+    report = Report.of(source, np.dtype("float32"), "none", "transformers")
+    card = model_card(source.config, np.float32, facts=facts, meta=source.meta, step=6, chat=chat)
+    line = f"emplate {chat.template.name} replaces the chat template of org/base"
+    assert (line in str(report), line in card) == (own is not None, own is not None)

@@ -8,10 +8,11 @@ import shutil
 import pytest
 
 from janus_jax.checkpoint.hf.read import save_hf
+from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.errors import ConfigError
 from janus_jax.text.tokenizer import load_tokenizer, save_hf_tokenizer
-from janus_jax.training.same_tokenizer import require_same_held_out
+from janus_jax.training.same_tokenizer import notes, require_same_held_out, unused_rows
 from janus_jax.training.setup import open_reference_source
 from tests.support.models import SMALL, random_params
 from tests.support.run_configs import run_config
@@ -73,3 +74,29 @@ def test_a_reference_of_another_shape_is_told_by_the_keys_that_differ(tmp_path):
         open_reference_source(config, dataclasses.replace(SMALL, vocab_size=7, rope_theta=5.0))
     shown = f"vocab_size {SMALL.vocab_size}, not 7; rope_theta {SMALL.rope_theta}, not 5.0"
     assert f"another shape than the trained model: {shown}; allowed" in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["weights", "data", "run", "same"])
+def test_a_chat_template_that_training_replaces_is_named_once(data, tmp_path, place):
+    own = data.chat_format().chat_template if place == "same" else "{% for m in messages %}<|{{ m.role }}|>{% endfor %}"
+    save_hf(random_params(SMALL), SMALL, tmp_path / "base", tokenizer=load_tokenizer(), chat_template=own)
+    model = open_model(tmp_path / "base")
+    if place == "data":
+        model = None
+        shutil.rmtree(data.directory / "tokenizer")
+        save_hf_tokenizer(load_tokenizer(), data.directory / "tokenizer", chat_template=own)
+    elif place == "run":  # whose own exports have another one
+        model = dataclasses.replace(model, template=data.manifest.template)
+    lines = [line for line in notes(model, TokenizedDataset(data.directory)) if "replaces the chat template" in line]
+    whose = {"weights": f"init.from={tmp_path / 'base'}", "data": f"the tokenizer of {data.name}"}.get(place)
+    assert [whose is not None and f"of {whose} in training" in line for line in lines] == [True] * (whose is not None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "weights", "noted"), [(96, None, 0), (352, None, 0), (32000, None, 1), (32000, "x", 0)]
+)
+def test_rows_of_the_embedding_that_no_token_uses_are_counted(data, rows, weights, noted):
+    lines = unused_rows(dataclasses.replace(SMALL, vocab_size=rows), data, weights)
+    assert len(lines) == noted
+    if noted:
+        assert "96 ids, so no token uses 31,904 of the 32,000 rows" in lines[0] and "model.vocab_size=96," in lines[0]

@@ -19,6 +19,11 @@ _CONVERTED = "<!-- janus_jax: conversion -->"
 _NOTE = re.compile(rf"{_CONVERTED}\n\nThe weights were written in .*\n")
 """The note of an earlier conversion. Everything around it belongs to the users."""
 
+_CONTROL_TEXT = """\
+Training read the name of a control token inside a user's text, such as `</s>`, as plain text. A server parses it as the
+token. Remove such names from texts that you do not trust.
+"""
+
 
 def model_card(
     config: ModelConfig,
@@ -81,7 +86,7 @@ def _shape(config: ModelConfig, dtype: Any) -> list[tuple[str, Any]]:
 
 
 def _use(config: ModelConfig, chat: ChatFormat | None, facts: ModelFacts, layout: Layout) -> str:
-    parts = [] if chat is None else [_prompt_format(chat)]
+    parts = [] if chat is None else [_prompt_format(chat, facts.replaced_template(chat))]
     if config.head == "value":
         head = VALUE_HEADS[layout]
         parts.append("## Reward\n")
@@ -102,8 +107,9 @@ def _use(config: ModelConfig, chat: ChatFormat | None, facts: ModelFacts, layout
     return "\n".join(parts)
 
 
-def _prompt_format(chat: ChatFormat) -> str:
+def _prompt_format(chat: ChatFormat, replaced: str) -> str:
     name, bos = chat.template.name, "" if chat.bos_id is None else "BOS precedes the prompt. "
+    replaced = f"{replaced[0].upper()}{replaced[1:]}.\n\n" if replaced else ""
     marks = f"The marks {' and '.join(chat.marks)} are control tokens of the tokenizer. " if chat.marks else ""
     return f"""## Prompt format
 
@@ -123,9 +129,7 @@ ids = tokenizer.apply_chat_template(
 )
 ```
 
-Training read the name of a control token inside a user's text, such as `</s>`, as plain text. A server parses it as the
-token. Remove such names from texts that you do not trust.
-"""
+{replaced}{_CONTROL_TEXT}"""
 
 
 def _recipe(meta: Mapping[str, Any], run: Mapping[str, Any], step: int | None) -> list[tuple[str, Any]]:

@@ -10,7 +10,10 @@ from typing import Any
 from janus_jax.checkpoint.hf.config import read_json
 from janus_jax.checkpoint.hf.config_keys import GENERATION
 from janus_jax.checkpoint.hf.files import read_texts
-from janus_jax.errors import ConversionError
+from janus_jax.errors import ConversionError, DataError
+from janus_jax.text.chat_format import ChatFormat
+from janus_jax.text.hf_files import chat_template_of
+from janus_jax.text.template_fit import replaced_template
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 CARD = "README.md"
@@ -31,6 +34,9 @@ class ModelFacts:
     `normalize_reward`."""
     base_model: str | None = None
     """Hub id of the model itself, or of the model that its training began with."""
+    chat_template: str = ""
+    """Jinja text of the chat template of the model itself, or of the model that its training began with; empty for
+    none. An export of a run writes that of the run's data instead."""
     card: str | None = None
     """README.md of a Hugging Face directory."""
     texts: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -43,7 +49,18 @@ class ModelFacts:
             reward: its own reward statistics; empty if it has none.
         """
         generation = {name: value for name, value in self.generation.items() if name not in TOKEN_IDS}
-        return ModelFacts(generation=generation, reward=reward, base_model=self.base_model, texts=self.texts)
+        kept = {"base_model": self.base_model, "chat_template": self.chat_template, "texts": self.texts}
+        return ModelFacts(generation=generation, reward=reward, **kept)
+
+    def replaced_template(self, chat: ChatFormat) -> str:
+        """What the chat template of an export replaces, in one line; empty if it writes the same or there was none.
+
+        Args:
+            chat: how training wrote conversations.
+        """
+        if self.chat_template:
+            return replaced_template(chat, self.chat_template, self.base_model or "the model that training began with")
+        return replaced_template(chat, chat.tokenizer.chat_template, "the tokenizer")
 
     @classmethod
     def of_directory(cls, directory: Path, *, reward: bool, base_model: str | None = None) -> "ModelFacts":
@@ -76,9 +93,17 @@ class ModelFacts:
             else {name: value for name, value in raw.items() if name in GENERATION and value is not None},
             reward=_reward_statistics(config, raw) if reward else {},
             base_model=base_model,
+            chat_template=_chat_template(directory),
             card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
             texts=read_texts(directory),
         )
+
+
+def _chat_template(directory: Path) -> str:
+    try:
+        return chat_template_of(directory)
+    except DataError:  # whoever needs the tokenizer reports its files
+        return ""
 
 
 def _names_ids(key: str) -> bool:

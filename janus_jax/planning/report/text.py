@@ -134,6 +134,8 @@ def _compiled(plan: Plan, console: Console) -> None:
     _line(console, "compiled", f"in {plan.compile_s:.0f} s with {versions}; program {plan.program_sha256[:12]}")
     for assumption in plan.assumed:
         _line(console, "assumed", assumption)
+    for note in plan.notes:
+        _line(console, "note", note)
     console.print()
 
 

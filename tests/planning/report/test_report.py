@@ -123,6 +123,7 @@ def test_the_verdict_is_the_first_line_and_every_figure_is_the_plans(fitting):
         "step:": "sft, 64 rows of 8,192 slots in 2 microbatches of 1 row per device",
         "memory:": "remat full, moments float32",
         "assumed:": "the data are not on this machine [at all]",
+        "note:": "model.vocab_size is [large]",
         "parameters": "2.00 exact",
         "moments": "4.00 exact",
         "batch": "0.00 exact",
