@@ -25,6 +25,7 @@ from janus_jax.storage.lock import Lock
 from janus_jax.training.export import export_step
 from janus_jax.training.metrics import MetricsLog, better
 from janus_jax.training.notices import NOTICE_S, Notices
+from janus_jax.training.outputs import Outputs
 from janus_jax.training.reference import Reference
 from janus_jax.training.resume import step_meta
 from janus_jax.training.setup import Setup
@@ -44,6 +45,7 @@ class Run:
     checkpoints: Checkpoints
     notices: Notices
     reference: Reference
+    outputs: Outputs
     metrics: MetricsLog
     print: Callable[[str], None]  # shows a line on the console of the main process
     state: TrainState
@@ -131,7 +133,7 @@ class Profile(Hook):
 
     def before_step(self, run: Run) -> None:
         if not self.active and self.first <= run.step + 1 <= self.last:
-            jax.profiler.start_trace(str(run.dir.profile))
+            jax.profiler.start_trace(str(run.outputs.local.profile))
             self.active = True
 
     def after_step(self, run: Run, step: Step) -> None:
