@@ -28,6 +28,7 @@ EVERY_S = 5.0
 PART_BYTES = 1 << 16
 EXIT_S, _EXITS = 15.0, 8
 """The end waits so long for one object, and so many times that long for all of them."""
+_LAST_ATTEMPTS = 3
 _LONGEST_PAUSE_S = 60.0
 _COPY_BYTES_PER_S = 100e3
 """How much of a file that is copied whole and changes again and again is copied a second."""
@@ -112,19 +113,22 @@ class _Folder:
         for path in paths:
             self.files.setdefault(path, _Copied(time.monotonic()))
         for path in sorted(paths, key=lambda path: self.files[path].failures):  # one that fails stops no other
-            copied, status = self.files[path], path.stat()
-            now, earlier = (status.st_size, status.st_mtime_ns), copied.seen
-            copied.seen = now
-            rested = time.monotonic() - copied.since > now[0] / _COPY_BYTES_PER_S
-            if copied.sent == now or not (last or (rested and (copied.sent or now == earlier))):
-                continue
+            copied = self.files[path]
             try:
-                self._send(prefix, path, copied)
-            except StorageError:
+                if self._is_due(path, copied, last):
+                    self._send(prefix, path, copied)
+                    yield
+            except FileNotFoundError:  # its writer has removed it
+                continue
+            except Exception:
                 copied.failures += 1
                 raise
-            copied.sent, copied.since = now, time.monotonic()
-            yield
+
+    def _is_due(self, path: Path, copied: _Copied, last: bool) -> bool:
+        status = path.stat()
+        earlier, copied.seen = copied.seen, (status.st_size, status.st_mtime_ns)
+        rested = time.monotonic() - copied.since > status.st_size / _COPY_BYTES_PER_S
+        return copied.seen != copied.sent and (last or (rested and (copied.sent is not None or copied.seen == earlier)))
 
     def _send(self, prefix: Prefix, path: Path, copied: _Copied) -> None:
         content = path.read_bytes()
@@ -136,6 +140,7 @@ class _Folder:
             there = prefix.find(name)
         copied.name = name
         prefix.write(name, content, 0 if there is None else there.generation)
+        copied.sent, copied.since = copied.seen, time.monotonic()
 
 
 class Uploads:
@@ -160,7 +165,7 @@ class Uploads:
             remove_leftovers(self._final)  # of killed processes of this run
             self.directory, self._held = locked_temporary(self._final)
         self._items: list[_Growing | _Folder] = []
-        self._arrived, self._complete, self._end = 0, False, threading.Event()
+        self._arrived, self._complete, self._given_up, self._end = 0, False, False, threading.Event()
         self._thread: threading.Thread | None = None
 
     def grows(self, file: Path, part: Callable[[int], BucketPath], ends: Ends, *, headed: bool = False) -> None:
@@ -177,6 +182,13 @@ class Uploads:
         """Uploads all files below a directory, which need not exist yet; each as one object."""
         self._add(_Folder(directory, self._below(place), self.start))
 
+    def drop(self) -> None:
+        """Ends without uploading anything more."""
+        self._given_up = True
+        self._end.set()
+        shutil.rmtree(self.directory, ignore_errors=True)
+        os.close(self._held)
+
     def close(self) -> None:
         """Uploads the rest, for `EXIT_S` without progress at most; says so if something failed. Raises nothing."""
         self._end.set()
@@ -192,6 +204,7 @@ class Uploads:
                 self._notify(f"note: {url}: {failed} on the way; everything has arrived since")
             shutil.rmtree(self.directory, ignore_errors=True)
         else:
+            self._given_up = True
             kept = self._final.with_name(f"{self._final.name}.{self.start}")
             with contextlib.suppress(OSError):
                 self.directory.rename(kept)
@@ -215,7 +228,11 @@ class Uploads:
         pause = EVERY_S
         while not self._end.wait(pause):
             pause = EVERY_S if self._pass(last=False) else min(2 * pause, _LONGEST_PAUSE_S)
-        self._complete = self._pass(last=True)
+        for attempt in range(_LAST_ATTEMPTS):
+            if self._given_up or self._complete:
+                return
+            time.sleep(min(attempt, 1))
+            self._complete = self._pass(last=True)
 
     def _pass(self, last: bool) -> bool:
         """Uploads what is due; returns whether nothing failed."""
@@ -224,7 +241,11 @@ class Uploads:
             try:
                 for _ in item.upload(self._prefix, last):
                     self._arrived += 1
+                    if self._given_up:
+                        return False
             except Exception as error:  # whatever it is, the thread lives on
+                if self._given_up:
+                    return False
                 self.failed += 1
                 if self.failed == 1:
                     reason = str(error) if isinstance(error, StorageError) else f"{type(error).__name__}: {error}"

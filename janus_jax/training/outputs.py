@@ -8,6 +8,7 @@ from typing import Any
 
 from janus_jax.checkpoint.run_dir import RunDir, start_of_part
 from janus_jax.config.run import RunConfig
+from janus_jax.errors import LostLockError
 from janus_jax.storage import parts
 from janus_jax.storage.bucket import BucketPath
 from janus_jax.training import history
@@ -69,10 +70,14 @@ class Outputs:
                 uploads.folder(local.wandb, run.wandb)
         return writers
 
-    def close(self) -> None:
-        """Uploads the rest; the writers are closed before. Bounded in time, and raises nothing."""
+    def __enter__(self) -> "Outputs":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Uploads the rest, unless the directory is another start's now; the writers are closed before. Bounded in
+        time, and raises nothing."""
         if self._uploads is not None:
-            self._uploads.close()
+            (self._uploads.drop if isinstance(error, LostLockError) else self._uploads.close)()
 
 
 def _forget_parts(folder: Path) -> None:

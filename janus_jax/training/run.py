@@ -157,7 +157,7 @@ def _train(
         )
         run, resumed_from = _start(setup, run_dir, checkpoints, notices, writers)
         drawn.append(run)
-        stack.enter_context(contextlib.closing(run.outputs))
+        stack.enter_context(run.outputs)
         stack.enter_context(contextlib.closing(run.metrics))
 
         stop = setup.total_steps if until_step is None else min(setup.total_steps, until_step)

@@ -1,5 +1,6 @@
 """What a run writes while it grows: in its directory, or through a local one into a bucket."""
 
+import contextlib
 import json
 import sys
 import time
@@ -8,6 +9,7 @@ import types
 import pytest
 
 from janus_jax.checkpoint.run_dir import RunDir
+from janus_jax.errors import LostLockError, StorageError
 from janus_jax.storage import parts
 from janus_jax.storage.bucket import BucketPath, Prefix
 from janus_jax.storage.local import place, write_whole
@@ -26,17 +28,19 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(parts.tempfile, "tempdir", str(tmp_path))
 
 
-def train(run, resumed_at, last_step, scale, pause_s=0.0, **logging):
-    """A start that logs a loss of `scale` times the step."""
-    outputs = Outputs(run, resumed_at, main=True, notify=pytest.fail)
-    writers = outputs.writers(run_config(place("data"), run.path, logging=logging))
-    for step in range(resumed_at + 1, last_step + 1):
-        for writer in writers:
-            writer.write("train", step, {"loss": scale * step})
-        time.sleep(pause_s)
-    for writer in writers:
-        writer.close()
-    outputs.close()
+def train(run, resumed_at, last_step, scale, pause_s=0.0, error=None, **logging):
+    """A start that logs a loss of `scale` times the step, and ends with an error if one is given."""
+    with contextlib.suppress(type(error)) if error else contextlib.nullcontext():
+        with Outputs(run, resumed_at, main=True, notify=pytest.fail) as outputs:
+            writers = outputs.writers(run_config(place("data"), run.path, logging=logging))
+            for step in range(resumed_at + 1, last_step + 1):
+                for writer in writers:
+                    writer.write("train", step, {"loss": scale * step})
+                time.sleep(pause_s)
+            for writer in writers:
+                writer.close()
+            if error:
+                raise error
     return outputs
 
 
@@ -125,16 +129,24 @@ def test_profiles_and_wandbs_files_come_along_and_nothing_stays_here(bucket, tmp
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     run = RunDir(BucketPath(f"{bucket}/mine"))
     outputs = train(run, 0, 1, 1.0, wandb=True)
-    other = Outputs(run, 0, main=False, notify=pytest.fail)  # of a process that writes no metrics
-    other.close()
-    other = Outputs(run, 0, main=False, notify=pytest.fail)
-    (other.local.profile / "plugins").mkdir(parents=True)
-    (other.local.profile / "plugins" / "host.xplane.pb").write_bytes(b"trace")
-    other.close()
+    with Outputs(run, 0, main=False, notify=pytest.fail):  # of a process that writes no metrics
+        pass
+    with Outputs(run, 0, main=False, notify=pytest.fail) as other:
+        (other.local.profile / "plugins").mkdir(parents=True)
+        (other.local.profile / "plugins" / "host.xplane.pb").write_bytes(b"trace")
     names = [item.name for item in Prefix(run.path).list()]
     assert names == [names[0], "profile/plugins/host.xplane.pb", "wandb/run-1/files/output.log"]
     assert names[0].startswith("metrics/")
     assert outputs.failed == 0 and not list(tmp_path.glob("*janus_run*"))
+
+
+def test_every_end_uploads_the_rest_but_that_of_a_run_whose_directory_is_anothers(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "EVERY_S", 60)
+    run = RunDir(BucketPath(f"{bucket}/mine"))
+    train(run, 0, 2, 1.0, error=LostLockError("mine", "taken over"))
+    assert lines(run) is None
+    train(run, 0, 2, 1.0, error=StorageError("mine", "full"))
+    assert len(lines(run)) == 2 and not list(tmp_path.glob("*janus_run*"))
 
 
 def test_curves_of_a_run_in_a_bucket(trained, bucket, janus, tmp_path):
@@ -149,5 +161,7 @@ def test_curves_of_a_run_in_a_bucket(trained, bucket, janus, tmp_path):
     code, out, err = janus("runs", "plot", trained.path, "--out", tmp_path / "a.svg")
     assert (code, err) == (0, "") and "mine" in (tmp_path / "a.svg").read_text()
     assert f"curves of {trained.path}" in " ".join(out.split())
+    code, _, err = janus("runs", "plot", trained.path, "--out", f"{bucket}/a.svg")
+    assert (code, err) == (0, "") and "mine" in Prefix(bucket).read(Prefix(bucket).find("a.svg")).decode()
     code, _, err = janus("runs", "plot", f"{bucket}/none", "--out", tmp_path / "b.svg")
     assert code == 2 and err.startswith(f"error: {bucket}/none: no such directory")
