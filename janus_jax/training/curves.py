@@ -1,4 +1,4 @@
-"""The curves of runs as one picture, drawn from metrics.jsonl; config.yaml tells their objectives apart."""
+"""The curves of runs as one picture, drawn from their metrics; config.yaml tells their objectives apart."""
 
 import dataclasses
 import io
