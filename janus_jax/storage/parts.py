@@ -29,7 +29,7 @@ PART_BYTES = 1 << 16
 EXIT_S, _EXITS = 15.0, 8
 """The end waits so long for one object, and so many times that long for all of them."""
 _LAST_ATTEMPTS = 3
-_LONGEST_PAUSE_S = 60.0
+_LEAST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _COPY_BYTES_PER_S = 100e3
 """How much of a file that is copied whole and changes again and again is copied a second."""
 
@@ -165,7 +165,8 @@ class Uploads:
             remove_leftovers(self._final)  # of killed processes of this run
             self.directory, self._held = locked_temporary(self._final)
         self._items: list[_Growing | _Folder] = []
-        self._arrived, self._complete, self._given_up, self._end = 0, False, False, threading.Event()
+        self._arrived, self._complete, self._given_up = 0, False, False
+        self._end, self._wake = False, threading.Event()
         self._thread: threading.Thread | None = None
 
     def grows(self, file: Path, part: Callable[[int], BucketPath], ends: Ends, *, headed: bool = False) -> None:
@@ -182,16 +183,21 @@ class Uploads:
         """Uploads all files below a directory, which need not exist yet; each as one object."""
         self._add(_Folder(directory, self._below(place), self.start))
 
+    def soon(self) -> None:
+        """Has the thread upload what is new now; does not wait for it."""
+        self._wake.set()
+
     def drop(self) -> None:
         """Ends without uploading anything more."""
-        self._given_up = True
-        self._end.set()
+        self._given_up = self._end = True
+        self._wake.set()
         shutil.rmtree(self.directory, ignore_errors=True)
         os.close(self._held)
 
     def close(self) -> None:
         """Uploads the rest, for `EXIT_S` without progress at most; says so if something failed. Raises nothing."""
-        self._end.set()
+        self._end = True
+        self._wake.set()
         for _ in range(_EXITS):
             before = self._arrived
             if self._thread is not None:
@@ -225,8 +231,15 @@ class Uploads:
             self._thread.start()
 
     def _work(self) -> None:
-        pause = EVERY_S
-        while not self._end.wait(pause):
+        pause, earliest = EVERY_S, 0.0
+        while True:
+            self._wake.wait(pause)
+            while not self._end and (left := earliest - time.monotonic()) > 0:
+                time.sleep(min(left, 0.1))
+            self._wake.clear()
+            if self._end:
+                break
+            earliest = time.monotonic() + min(_LEAST_PAUSE_S, EVERY_S)
             pause = EVERY_S if self._pass(last=False) else min(2 * pause, _LONGEST_PAUSE_S)
         for attempt in range(_LAST_ATTEMPTS):
             if self._given_up or self._complete:

@@ -303,6 +303,7 @@ class Save(Hook):
             meta=self._meta(run),
         )
         run.saved_step = run.step
+        run.outputs.soon()
         run.notices.saved()
         run.metrics.restart_clock()
 

@@ -70,6 +70,11 @@ class Outputs:
                 uploads.folder(local.wandb, run.wandb)
         return writers
 
+    def soon(self) -> None:
+        """Has the newest records uploaded at once, so that a checkpoint that is whole rarely lacks those before it."""
+        if self._uploads is not None:
+            self._uploads.soon()
+
     def __enter__(self) -> "Outputs":
         return self
 

@@ -283,17 +283,17 @@ def _start(
         )
     if others := other_held_out(setup):
         show(f"note: {others}")
-    best = history.best_record(run_dir, beginning.step) if beginning.step and not others else {}
     outputs = Outputs(run_dir, beginning.step, main=processes.is_main(), notify=show)
     with processes.agreement("writers"):
+        best = history.best_record(run_dir, beginning.step) if beginning.step and not others else {}
+        # Of a run that was killed after its last checkpoint, its records are all there is to report.
+        records = history.last_records(run_dir) if finished else {}
         extra = [console] if console else list(writers or ())
         log = metrics.MetricsLog(
             _writers(setup, run_dir, outputs, extra) if processes.is_main() else [], _mfu_per_rate(setup)
         )
     if console:
         console.begin(setup.total_steps, beginning.step)
-    # Of a run that was killed after its last checkpoint, its records are all there is to report.
-    records = history.last_records(run_dir) if finished else {}
     run = Run(
         setup=setup,
         dir=run_dir,

@@ -212,6 +212,17 @@ def test_an_answer_that_is_lost_is_no_reason_to_write_twice_or_to_stop(proxy, bu
     assert uploaded(run) == b"".join(LINES[:8]) and len(lost) == 3
 
 
+def test_what_must_not_wait_is_uploaded_at_once(bucket, quick, said, monkeypatch):
+    run = f"{bucket}/run"
+    monkeypatch.setattr(parts, "EVERY_S", 60)
+    uploads, file = begin(run, said)
+    for number in range(2):
+        file.write(LINES[number])
+        uploads.soon()
+        until(lambda: uploaded(run) == b"".join(LINES[: number + 1]), 10)  # noqa: B023
+    uploads.close()
+
+
 def test_a_folder_is_copied_file_by_file_and_a_name_that_is_taken_stays(bucket, quick, said):
     run = f"{bucket}/run"
     for number in range(2):
