@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Generic, TypeVar, cast
@@ -17,8 +18,10 @@ ITEMS = ("params", "optimizer", "data", "meta")
 _COMMITTED = "commit_success.txt"  # Orbax writes it last
 
 
-_WRITTEN = ("tokenizer", "tensorboard", "checkpoints", "exports", "reference", "profile")
+_WRITTEN = ("tokenizer", "metrics", "tensorboard", "wandb", "checkpoints", "exports", "reference", "profile")
 """The directories of a run."""
+
+_METRICS_PART = re.compile(r"(\d+\.[0-9a-f]+)-from-(\d+)-\d+\.jsonl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +52,22 @@ class RunDir(Generic[P]):
 
     @property
     def metrics(self) -> P:
-        """One JSON object per line."""
+        """One JSON object per line. Of a run in a bucket only what was copied there; see `metrics_parts`."""
         return self._entry("metrics.jsonl")
+
+    @property
+    def metrics_parts(self) -> P:
+        """The lines of a run that trained in a bucket, in the order of their names."""
+        return self._entry("metrics")
+
+    def metrics_part(self, start: str, resumed_at: int, number: int) -> P:
+        """One of `metrics_parts`: of the start that resumed after step `resumed_at`, or began the run (0).
+
+        Args:
+            start: what `parts.new_start` gave.
+            number: counted from 1, within the start.
+        """
+        return cast(P, self.metrics_parts / f"{start}-from-{resumed_at}-{number:05d}.jsonl")
 
     @property
     def curves(self) -> P:
@@ -60,6 +77,15 @@ class RunDir(Generic[P]):
     @property
     def tensorboard(self) -> P:
         return self._entry("tensorboard")
+
+    def tensorboard_part(self, start: str, number: int) -> P:
+        """A part of the event file of a start in a bucket. TensorBoard reads the files here in the order of names."""
+        return cast(P, self.tensorboard / f"events.out.tfevents.{start}.{number:05d}")
+
+    @property
+    def wandb(self) -> P:
+        """Weights & Biases' own directory; the package names it."""
+        return self._entry("wandb")
 
     @property
     def checkpoints(self) -> P:
@@ -123,6 +149,12 @@ class RunDir(Generic[P]):
 
 def _holds(directory: str, path: str) -> bool:
     return os.path.commonpath((directory, path)) == directory
+
+
+def start_of_part(name: str) -> tuple[str, int] | None:
+    """The start, and the step that it resumed at, in the name of a `metrics_part`; None for other names."""
+    match = _METRICS_PART.fullmatch(name)
+    return match and (match[1], int(match[2]))
 
 
 def committed_steps(checkpoints: Path | Place) -> list[int]:

@@ -22,21 +22,29 @@ def _runs() -> None:
 
 @app.command("plot", epilog="Example: janus runs plot runs/sft runs/sft_small --out compared.png")
 def runs_plot(
-    directories: Annotated[list[str], typer.Argument(metavar="DIR", help="Run directories, to be overlaid.")],
+    directories: Annotated[
+        list[str], typer.Argument(metavar="DIR", help="Run directories or gs:// URLs, to be overlaid.")
+    ],
     out: Annotated[
-        Path, typer.Option(help="Picture to write: .png, .pdf or .svg. An existing file is replaced.")
-    ] = Path("curves.png"),
+        str, typer.Option(help="Picture to write: .png, .pdf or .svg. An existing file is replaced.")
+    ] = "curves.png",
 ) -> None:
     """Draw the curves of runs, finished or not, into one picture: loss, rewards, accuracy, gradient norm, tokens/s."""
-    if out.suffix not in _SUFFIXES:
+    from janus_jax.storage.bucket import BucketPath, Prefix, is_url
+
+    if os.path.splitext(out)[1] not in _SUFFIXES:
         raise ConfigError(f"--out {out}: allowed: a name that ends in {', '.join(_SUFFIXES)}")
-    require_file("--out", out)
+    picture = BucketPath(out) if is_url(out) else Path(out)
+    if isinstance(picture, Path):
+        require_file("--out", picture)
+    else:
+        Prefix(out)  # refuses other URLs than gs://
     if repeated := {name for name in directories if directories.count(name) > 1}:
         raise ConfigError(f"DIR {sorted(repeated)[0]}: is given twice")
     from janus_jax.training.curves import draw, read_curves
 
     runs = [read_curves(name, label) for name, label in zip(directories, _labels(directories), strict=True)]
-    draw(runs, out)
+    draw(runs, picture)
     print(in_lines(f"{out}: curves of {', '.join(directories)}"))
 
 

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from janus_jax.errors import ConfigError, JanusError, StorageError, first_line
-from janus_jax.storage.bucket import BucketPath, is_url, os_errors
+from janus_jax.storage.bucket import BucketPath, Prefix, is_url, os_errors
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4096 - 512
 """In bytes, on Linux; the second leaves room for the files of a checkpoint."""
@@ -147,8 +147,8 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     with no_empty_leftovers(final.parent):
         with os_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(final)
-            temporary, lock = _locked_temporary(final)
+            remove_leftovers(final)
+            temporary, lock = locked_temporary(final)
         try:
             temporary.chmod(0o755)
             yield temporary
@@ -192,17 +192,27 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file as `whole_file` does.
+def write_bytes(path: Path | Place, content: bytes) -> None:
+    """Writes a file as `whole_file` does, or a small object in place of one that is there.
 
     Raises:
         StorageError: it cannot be written.
     """
-    with os_errors(path), whole_file(path) as file:
-        file.write(text.encode())
+    if isinstance(path, BucketPath):
+        prefix = Prefix(path)
+        there = prefix.find("")
+        prefix.write("", content, 0 if there is None else there.generation)
+        return
+    with os_errors(path), whole_file(Path(path)) as file:
+        file.write(content)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_whole(path: Path | Place, text: str) -> None:
+    """`write_bytes` of a text."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path | Place, value: Any) -> None:
     """Writes `finite(value)` as indented JSON with `write_whole`."""
     write_whole(path, json.dumps(finite(value), indent=1) + "\n")
 
@@ -253,7 +263,7 @@ def _short(name: str) -> str:
     return name if len(name) < 50 else f"{name[:24]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-def _locked_temporary(final: Path) -> tuple[Path, int]:
+def locked_temporary(final: Path) -> tuple[Path, int]:
     """A new directory beside `final`, and the descriptor that holds its lock while this process lives."""
     while True:
         temporary = Path(tempfile.mkdtemp(prefix=_temporary_prefix(final), suffix=".incomplete", dir=final.parent))
@@ -265,7 +275,7 @@ def _locked_temporary(final: Path) -> tuple[Path, int]:
         os.close(lock)
 
 
-def _remove_leftovers(final: Path) -> None:
+def remove_leftovers(final: Path) -> None:
     """Removes the temporary directories for `final` that no living process has locked."""
     for leftover in final.parent.glob(f"{glob.escape(_temporary_prefix(final))}*.incomplete"):
         with contextlib.suppress(OSError):  # locked, already removed, or no locks here

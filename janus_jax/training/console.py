@@ -6,7 +6,6 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import jax
@@ -16,7 +15,7 @@ from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.data.epoch import START
 from janus_jax.errors import counted
 from janus_jax.model.mistral import param_specs
-from janus_jax.storage.local import near
+from janus_jax.storage.local import near, place
 from janus_jax.training.setup import Setup
 
 if TYPE_CHECKING:
@@ -252,12 +251,12 @@ def closing(summary: "Summary", head: str) -> list[str]:
         step = f"smallest held-out loss: step {int(summary.best['step'])}, "
         lines.append(step + _numbers("eval", summary.best, WIDTH - len(step)))
     lines += _spent(summary.goodput)
-    curves = RunDir(Path(summary.run_dir)).curves
+    curves = RunDir(place(summary.run_dir)).curves
     lines += wrapped(f"curves: {near(str(curves))}") if curves.exists() else []
     lines += wrapped(f"export: {export}: Hugging Face directory") if export else []
     if summary.ended == "interrupted":
         return lines
-    if RunDir(Path(summary.run_dir)).metrics.exists():
+    if curves.exists():
         lines += ["to compare its curves with those of another run:", *command(["janus", "runs", "plot", run, "OTHER"])]
     if export is None:
         words: list[Any] = ["janus", "convert", "to-hf", run, f"{run}-hf"]

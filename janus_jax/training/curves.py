@@ -1,4 +1,4 @@
-"""The curves of runs as one picture, drawn from metrics.jsonl; config.yaml tells their objectives apart."""
+"""The curves of runs as one picture, drawn from their metrics; config.yaml tells their objectives apart."""
 
 import dataclasses
 import io
@@ -14,9 +14,10 @@ import yaml
 
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.data.statistics import wilson_interval
-from janus_jax.errors import DataError
-from janus_jax.storage.bucket import os_errors
-from janus_jax.storage.local import whole_file
+from janus_jax.errors import DataError, StorageError
+from janus_jax.storage.local import Place, place, write_bytes
+from janus_jax.storage.parts import content
+from janus_jax.training import history
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,37 +79,35 @@ class Curves:
 
 
 def read_curves(directory: str | os.PathLike[str], label: str | None = None) -> Curves:
-    """The curves of a run directory.
+    """The curves of a run directory, local or in a bucket.
 
     Raises:
-        DataError: it has no metrics.jsonl, or a line of that is cut short or no record of metrics.
+        DataError: it has no metrics, or a line of them is cut short or no record.
+        StorageError: it cannot be read.
     """
-    path = RunDir(Path(directory)).metrics
-    if not path.is_file():
-        what = "no such directory" if not Path(directory).is_dir() else "holds no metrics.jsonl, so it is no run"
+    run = RunDir(place(directory))
+    lines = history.lines(run)
+    if lines is None:
+        what = "holds no metrics.jsonl, so it is no run" if run.path.is_dir() else "no such directory"
         raise DataError(directory, f"{what}; allowed: a run.dir of `janus train`")
-    with os_errors(path, "cannot be read"):
-        lines = path.read_bytes().decode("utf-8", "replace").splitlines()
     collected: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for number, line in enumerate(lines, 1):
+    for line in lines:
         try:
-            record = json.loads(line)
+            record = json.loads(line.text)
             kind, step = str(record.pop("kind")), int(record.pop("step"))
             numbers = record if kind in ("train", "eval") else {}
             pairs = [(name, np.nan if value is None else float(value)) for name, value in numbers.items()]
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             last = (
-                " (it is the last one: the run was killed while it wrote, or is writing)"
-                if number == len(lines)
-                else ""
+                " (it is the last one: the run was killed while it wrote, or is writing)" if line is lines[-1] else ""
             )
             raise DataError(
-                f"{path}:{number}", f"is cut short or no record of metrics{last}; remove this line"
+                f"{line.file}:{line.number}", f"is cut short or no record of metrics{last}; remove this line"
             ) from error
         for name, value in pairs:
             collected.setdefault(kind, {}).setdefault(name, []).append((step, value))
     if not any(name in collected.get(kind, {}) for kind in ("train", "eval") for name in _PANELS):
-        raise DataError(path, "holds no numbers to draw: no step was logged yet")
+        raise DataError(directory, "holds no numbers to draw: no step was logged yet")
     records = {
         kind: {
             name: (np.asarray([s for s, _ in points]), np.asarray([v for _, v in points]))
@@ -118,15 +117,15 @@ def read_curves(directory: str | os.PathLike[str], label: str | None = None) -> 
     }
     name = label or str(directory)
     short = name if len(name) <= _LABEL else f"{name[: _LABEL // 2]}...{name[-_LABEL // 2 :]}"
-    return Curves(short, records, _objective(RunDir(Path(directory)).config))
+    return Curves(short, records, _objective(run.config))
 
 
-def _objective(config: Path) -> str:
+def _objective(config: Path | Place) -> str:
     """The objective in the configuration that a run directory holds; empty if there is none that can be read."""
     try:
-        section = yaml.safe_load(config.read_text(encoding="utf-8"))["objective"]
+        section = yaml.safe_load((content(config) or b"").decode())["objective"]
         return " ".join(str(section[key]) for key in ("name", "loss") if section.get(key))
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+    except (StorageError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return ""
 
 
@@ -139,7 +138,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
     )
 
 
-def draw(runs: Sequence[Curves], path: Path) -> None:
+def draw(runs: Sequence[Curves], path: Path | Place) -> None:
     """Writes a picture whole, in the format of the path's suffix: .png, .pdf or .svg.
 
     Raises:
@@ -168,9 +167,8 @@ def draw(runs: Sequence[Curves], path: Path) -> None:
             axis.set_xlim(-0.02 * last, 1.02 * last + 1e-9)
         _legend(figure, runs, characters=50 * columns)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=path.suffix[1:], facecolor="white")
-    with os_errors(path), whole_file(path) as file:
-        file.write(buffer.getvalue())
+        figure.savefig(buffer, format=path.name.rpartition(".")[2], facecolor="white")
+    write_bytes(path, buffer.getvalue())
 
 
 def draw_run(run: "Run") -> None:

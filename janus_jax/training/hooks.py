@@ -26,6 +26,7 @@ from janus_jax.training.finite import NONE_SKIPPED, Skipped
 from janus_jax.training.goodput import Goodput
 from janus_jax.training.metrics import MetricsLog, better
 from janus_jax.training.notices import NOTICE_S, Notices
+from janus_jax.training.outputs import Outputs
 from janus_jax.training.reference import Reference
 from janus_jax.training.resume import step_meta
 from janus_jax.training.setup import Setup
@@ -46,6 +47,7 @@ class Run:
     notices: Notices
     reference: Reference
     goodput: Goodput
+    outputs: Outputs
     metrics: MetricsLog
     print: Callable[[str], None]  # shows a line on the console of the main process
     state: TrainState
@@ -138,7 +140,7 @@ class Profile(Hook):
 
     def before_step(self, run: Run) -> None:
         if not self.active and self.first <= run.step + 1 <= self.last:
-            jax.profiler.start_trace(str(run.dir.profile))
+            jax.profiler.start_trace(str(run.outputs.local.profile))
             self.active = True
 
     def after_step(self, run: Run, step: Step) -> None:
@@ -298,6 +300,7 @@ class Save(Hook):
             meta=self._meta(run),
         )
         run.saved_step, self.late = run.step, False
+        run.outputs.soon()
         run.notices.saved()
         run.metrics.restart_clock()
 

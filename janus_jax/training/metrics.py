@@ -14,6 +14,9 @@ from janus_jax.storage.local import finite, write_whole
 
 Values = Mapping[str, float]
 
+_FLUSH_S = 2
+"""Events wait so long for being written; a killed process loses them."""
+
 
 class Writer(Protocol):
     """Takes one record of numbers at a time."""
@@ -28,20 +31,16 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """Appends `{"kind": ..., "step": ..., name: value}` lines; NaN and infinity become null.
+    """Writes `{"kind": ..., "step": ..., name: value}` lines; NaN and infinity become null.
 
-    On resume, lines of steps after `resumed_at` are dropped: they belong to a future that is run again. A run that
-    begins (0) begins its file anew.
-
+    Args:
+        kept: lines of earlier starts, with which the file begins anew.
     Raises:
         StorageError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, resumed_at: int = 0):
-        if path.exists():
-            lines = path.read_text().splitlines() if resumed_at else []
-            kept = [line for line in lines if _step_of(line) <= resumed_at]
-            write_whole(path, "".join(f"{line}\n" for line in kept))
+    def __init__(self, path: Path, kept: Sequence[str] = ()):
+        write_whole(path, "".join(f"{line}\n" for line in kept))
         self._path = path
         with os_errors(path):
             self._file = path.open("a")
@@ -56,42 +55,20 @@ class JsonLines:
             self._file.close()
 
 
-def last_records(path: Path) -> dict[str, dict[str, float]]:
-    """Kind -> the numbers of its last record in a metrics.jsonl."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    records = [json.loads(line) for line in lines if _step_of(line) < math.inf]
-    return {record.pop("kind"): {k: v for k, v in record.items() if k != "step"} for record in records}
-
-
-def best_record(path: Path, until_step: int) -> dict[str, float]:
-    """The held-out record with the smallest loss up to a step, as `better` returns it."""
-    best: dict[str, float] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        if _step_of(line) <= until_step and (record := json.loads(line)).pop("kind", None) == "eval":
-            best = better(best, record)
-    return best
-
-
 def better(best: dict[str, float], record: dict[str, float]) -> dict[str, float]:
     """The record with the smaller loss, the earlier one at equal losses; empty if no loss is finite."""
     loss, least = (math.inf if (v := r.get("loss")) is None or math.isnan(v) else v for r in (record, best))
     return record if loss < least else best
 
 
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # a line cut short by a kill
-
-
 class TensorBoard:
-    """Event files, written without TensorFlow. Readers drop what an earlier process wrote after `resumed_at`."""
+    """An event file, written without TensorFlow. Readers drop what an earlier process wrote after `resumed_at`."""
 
     def __init__(self, directory: Path, resumed_at: int = 0):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=resumed_at + 1 if resumed_at else 0)
+        purge_step = resumed_at + 1 if resumed_at else 0
+        self._writer = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=_FLUSH_S)
 
     def write(self, kind: str, step: int, values: Values) -> None:
         for name, value in values.items():
@@ -99,6 +76,14 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def ends_of_events(content: bytes) -> list[int]:
+    """Where the events of an event file end: TFRecord, a length, its checksum, data, their checksum."""
+    ends, at = [], 0
+    while at + 8 <= len(content) and (end := at + 16 + int.from_bytes(content[at : at + 8], "little")) <= len(content):
+        ends.append(at := end)
+    return ends
 
 
 def require_wandb() -> None:
@@ -110,10 +95,10 @@ def require_wandb() -> None:
 class Wandb:
     """Weights & Biases, when the config asks for it; see `require_wandb`."""
 
-    def __init__(self, directory: Path, config: Mapping[str, Any]):
+    def __init__(self, directory: Path, config: Mapping[str, Any], name: str):
         import wandb  # pyright: ignore[reportMissingImports] (an extra)
 
-        self._run = wandb.init(dir=str(directory), config=dict(config), name=directory.name, resume="allow")
+        self._run = wandb.init(dir=str(directory), config=dict(config), name=name, resume="allow")
 
     def write(self, kind: str, step: int, values: Values) -> None:
         self._run.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)

@@ -25,7 +25,7 @@ from janus_jax.storage.local import atomic_directory, no_empty_leftovers, write_
 from janus_jax.storage.lock import Lock
 from janus_jax.storage.staging import naming_urls
 from janus_jax.text.served import CONVERSATIONS, write_conversations
-from janus_jax.training import metrics
+from janus_jax.training import history, metrics
 from janus_jax.training.console import Console, opening
 from janus_jax.training.course import without_decay
 from janus_jax.training.curves import draw_run
@@ -45,6 +45,7 @@ from janus_jax.training.hooks import (
     every,
 )
 from janus_jax.training.notices import Notices, Stop
+from janus_jax.training.outputs import Outputs
 from janus_jax.training.reference import Precomputed, check_stale, open_reference
 from janus_jax.training.require_finite import RequireFinite
 from janus_jax.training.resume import (
@@ -89,6 +90,7 @@ class Summary:
     failed_saves: int  # checkpoints that could not be written, by this process
     goodput: dict[str, float]  # seconds by phase over all starts, their total, and the number of starts
     export_dir: str | None
+    failed_uploads: int  # of metrics and profiles to a bucket; what failed is tried again
 
 
 @naming_urls()
@@ -164,6 +166,7 @@ def _train(
         )
         run, resumed_from = _start(setup, run_dir, checkpoints, notices, goodput, writers)
         drawn.append(run)
+        stack.enter_context(run.outputs)
         stack.enter_context(contextlib.closing(run.metrics))
 
         stop = setup.total_steps if until_step is None else min(setup.total_steps, until_step)
@@ -301,16 +304,17 @@ def _start(
             )
     if others := other_held_out(setup):
         show(f"note: {others}")
-    best = metrics.best_record(run_dir.metrics, beginning.step) if beginning.step and not others else {}
+    outputs = Outputs(run_dir, beginning.step, main=processes.is_main(), notify=show)
     with processes.agreement("writers"):
+        best = history.best_record(run_dir, beginning.step) if beginning.step and not others else {}
+        # Of a run that was killed after its last checkpoint, its records are all there is to report.
+        records = history.last_records(run_dir) if finished else {}
         extra = [console] if console else list(writers or ())
         log = metrics.MetricsLog(
-            _writers(setup, run_dir, beginning.step, extra) if processes.is_main() else [], _mfu_per_rate(setup)
+            _writers(setup, run_dir, outputs, extra) if processes.is_main() else [], _mfu_per_rate(setup)
         )
     if console:
         console.begin(setup.total_steps, beginning.step)
-    # Of a run that was killed after its last checkpoint, its records are all there is to report.
-    records = metrics.last_records(run_dir.metrics) if finished else {}
     run = Run(
         setup=setup,
         dir=run_dir,
@@ -318,6 +322,7 @@ def _start(
         notices=notices,
         reference=reference,
         goodput=goodput,
+        outputs=outputs,
         metrics=log,
         print=show,
         state=beginning.state,
@@ -334,7 +339,9 @@ def _start(
     return run, beginning.resumed_from
 
 
-def _writers(setup: Setup, run_dir: RunDir[Path], step: int, extra: Sequence[metrics.Writer]) -> list[metrics.Writer]:
+def _writers(
+    setup: Setup, run_dir: RunDir[Path], outputs: Outputs, extra: Sequence[metrics.Writer]
+) -> list[metrics.Writer]:
     """Writes what a run directory holds from the beginning, and opens the writers of metrics."""
     config = setup.config
     run_dir.path.mkdir(parents=True, exist_ok=True)
@@ -343,12 +350,7 @@ def _writers(setup: Setup, run_dir: RunDir[Path], step: int, extra: Sequence[met
         with atomic_directory(run_dir.tokenizer) as directory:
             setup.loader.dataset.tokenizer().save(directory)
             write_conversations(directory / CONVERSATIONS, setup.loader.dataset.conversations())
-    writers: list[metrics.Writer] = [metrics.JsonLines(run_dir.metrics, step)]
-    if config.logging.tensorboard:
-        writers.append(metrics.TensorBoard(run_dir.tensorboard, step))
-    if config.logging.wandb:
-        writers.append(metrics.Wandb(run_dir.path, config.model_dump(mode="json", by_alias=True)))
-    return [*writers, *extra]
+    return [*outputs.writers(config), *extra]
 
 
 def _mfu_per_rate(setup: Setup) -> float | None:
@@ -378,6 +380,7 @@ def _summarize(run: Run, resumed_from: int | None, seconds: float) -> Summary:
         failed_saves=run.checkpoints.failed,
         goodput=run.goodput.totals(),
         export_dir=None if run.export is None else str(run.export),
+        failed_uploads=run.outputs.failed,
     )
     worked = run.fills or run.evaluated_step is not None
     if processes.is_main() and (worked or not run.dir.summary.exists()):  # a finished run that did nothing: kept

@@ -39,6 +39,7 @@ def ended(**changes) -> Summary:
         "goodput": {},
     }
     values |= {"run_dir": "run", "step": 9, "total_steps": 9, "resumed_from": None, "export_dir": None}
+    values |= {"failed_uploads": 0}
     return Summary(**{**values, "seconds": 3725.0, "tokens": 12345, **changes})
 
 

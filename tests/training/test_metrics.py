@@ -1,14 +1,12 @@
 """Writers of metrics: what they write and keep, and where they cannot write."""
 
-import json
-import math
 import sys
 from unittest import mock
 
 import pytest
 
 from janus_jax.errors import ConfigError, StorageError
-from janus_jax.training.metrics import JsonLines, MetricsLog, best_record
+from janus_jax.training.metrics import JsonLines, MetricsLog
 from janus_jax.training.run import train
 from tests.support.run_configs import run_config
 
@@ -28,33 +26,6 @@ def test_a_missing_package_is_found_before_data_or_weights_are_read(tmp_path, mo
     with pytest.raises(ConfigError, match=r"logging\.wandb=true: wandb is not installed"):
         train(config, writers=())
     assert not (tmp_path / "run").exists()
-
-
-def test_a_run_that_begins_again_drops_all_lines_and_one_that_resumes_drops_those_of_its_future(tmp_path):
-    def kept(resumed_at: int) -> list[int]:
-        lines = JsonLines(tmp_path / "metrics.jsonl")
-        for step in (0, 1, 2):
-            lines.write("eval", step, {"loss": 1.0})
-        lines.close()
-        JsonLines(tmp_path / "metrics.jsonl", resumed_at).close()
-        return [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-
-    assert kept(0) == []  # the evaluation before the first step comes again
-    assert kept(1) == [0, 1]
-
-
-def test_the_best_record_has_the_smallest_finite_loss_up_to_a_step(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    losses = [(0, 3.0), (1, math.nan), (2, 1.0), (3, 1.0), (4, 0.5)]
-    lines = JsonLines(path)
-    for step, loss in losses:
-        lines.write("eval", step, {"loss": loss})
-        lines.write("train", step, {"loss": 0.0})
-    lines.close()
-    path.write_text(path.read_text() + '{"kind": "ev')  # cut short by a kill
-    assert best_record(path, 3) == {"step": 2, "loss": 1.0}
-    assert best_record(path, 4) == {"step": 4, "loss": 0.5}
-    assert best_record(tmp_path / "none", 4) == {}
 
 
 def test_mfu_is_the_rate_of_tokens_times_what_a_token_takes(monkeypatch):
