@@ -251,12 +251,12 @@ def closing(summary: "Summary", head: str) -> list[str]:
         step = f"smallest held-out loss: step {int(summary.best['step'])}, "
         lines.append(step + _numbers("eval", summary.best, WIDTH - len(step)))
     lines += _spent(summary.goodput)
-    curves = RunDir(place(summary.run_dir)).curves
-    lines += wrapped(f"curves: {near(str(curves))}") if curves.exists() else []
+    entries = RunDir(place(summary.run_dir))
+    lines += wrapped(f"curves: {near(str(entries.curves))}") if entries.curves.exists() else []
     lines += wrapped(f"export: {export}: Hugging Face directory") if export else []
     if summary.ended == "interrupted":
         return lines
-    if curves.exists():
+    if entries.metrics.exists() or entries.metrics_parts.exists():
         lines += ["to compare its curves with those of another run:", *command(["janus", "runs", "plot", run, "OTHER"])]
     if export is None:
         words: list[Any] = ["janus", "convert", "to-hf", run, f"{run}-hf"]
