@@ -120,9 +120,8 @@ def test_a_run_says_which_examples_it_does_not_read(data, tmp_path, capsys):
         lengths = np.load(data / "sft" / split / "lengths.npy")
         long = int((lengths.sum(1) > 14).sum())
         assert 0 < long < count and (read, overlong["dropped"]) == (count - long, long)
-        line = (
-            f"batch.max_sequence_length, batch.row_length: {long} of {count} {role} examples are over-long and dropped"
-        )
+        verb = "is" if long == 1 else "are"
+        line = f"batch.max_sequence_length, batch.row_length: {long} of {count} {role} examples {verb} over-long"
         assert [told for told in printed if told.startswith(line)]
 
 
