@@ -73,8 +73,22 @@ def require_servable(chat: ChatFormat) -> None:
     """Raises DataError if no tokenizer files can be written that transformers loads and that give the same ids."""
     server = _exported(chat)
     needed = {chat.bos_id, chat.tokenizer.eos_id, *map(chat.tokenizer.control_id, chat.marks)}
+    normalizer = server.backend_tokenizer.normalizer
     for number, token in server.added_tokens_decoder.items():
-        if token.single_word and number in needed:
+        if number not in needed:
+            continue
+        if (
+            token.normalized
+            and normalizer is not None
+            and (becomes := normalizer.normalize_str(token.content)) != (token.content)
+        ):
+            raise DataError(
+                chat.tokenizer.path,
+                f"{token.content!r} has normalized: true, and the normalizer makes {becomes!r} of it: a server "
+                "finds the token only where a text becomes that, and reads it as text elsewhere; set normalized: false "
+                "for it in added_tokens, and in tokenizer_config.json if that names it too",
+            )
+        if token.single_word:
             raise DataError(
                 chat.tokenizer.path,
                 f"{token.content!r} has single_word: true, so beside a letter it is read as text; set it to false",

@@ -41,6 +41,8 @@ from janus_jax.text.sentencepiece_json import require_equal, tokenizer_json
 EMBEDDED = Path(__file__).parent / "assets" / "tokenizer" / "tokenizer.model"
 """The Mistral v0.1/v0.2 sentencepiece model: 32000 pieces, bos 1, eos 2, unk 0 (NOTICE next to it)."""
 
+_PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
@@ -238,12 +240,11 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
         raise DataError(f"tokenizer {path}: holds neither tokenizer.json nor tokenizer.model")
     if not has_json:
         return _of_model(directory)
-    declared = HFTokenizer(directory)
     if has_model:
         written = read_json(directory / "tokenizer_config.json").get(MADE_OF, {})
         if written == made_of(directory / "tokenizer.model", directory / "tokenizer.json"):
             return SentencePieceTokenizer(directory / "tokenizer.model")
-    return declared
+    return HFTokenizer(directory)
 
 
 def save_hf_tokenizer(
@@ -264,7 +265,9 @@ def save_hf_tokenizer(
     tokenizer.save(target)
     if isinstance(tokenizer, SentencePieceTokenizer):
         _write_from_sentencepiece(tokenizer, target)
-    elif not isinstance(tokenizer, HFTokenizer):
+    elif isinstance(tokenizer, HFTokenizer):
+        _name_plain_class(target / "tokenizer_config.json")
+    else:
         raise TypeError(f"{type(tokenizer).__name__} cannot be written as Hugging Face files")
     if chat_template is not None:
         path = target / "tokenizer_config.json"
@@ -279,6 +282,17 @@ def save_hf_tokenizer(
             write_json(path, read_json(path) | {"pad_token": pad_token})
 
 
+def _name_plain_class(path: Path) -> None:
+    """Names the class that reads tokenizer.json as it is.
+
+    Beside the config.json of an export transformers ignores all other classes. Without one, LlamaTokenizer and the like
+    build a tokenizer of their own from its vocabulary, which gives other ids.
+    """
+    config = read_json(path)
+    if config.get("tokenizer_class") not in (None, *_PLAIN_CLASSES):
+        write_json(path, config | {"tokenizer_class": _PLAIN_CLASSES[0]})
+
+
 def why_no_tokenizer_json(tokenizer: Tokenizer) -> str:
     """Why `save_hf_tokenizer` refuses a sentencepiece model; empty if it does not."""
     try:
@@ -291,9 +305,16 @@ def why_no_tokenizer_json(tokenizer: Tokenizer) -> str:
 
 def _equal_json(tokenizer: SentencePieceTokenizer) -> str:
     content = tokenizer_json(tokenizer.content, name=str(tokenizer.path))
-    if tokenizer.content != EMBEDDED.read_bytes():  # a test compares that one
+    if tokenizer.content != EMBEDDED.read_bytes() and not _compared(tokenizer, content):  # a test compares that one
         require_equal(tokenizer.content, content, name=str(tokenizer.path))
     return content
+
+
+def _compared(tokenizer: SentencePieceTokenizer, content: str) -> bool:
+    """Whether `save_hf_tokenizer` wrote this tokenizer.json beside the model."""
+    file = tokenizer.path.parent / "tokenizer.json"
+    written = read_json(file.parent / "tokenizer_config.json").get(MADE_OF)
+    return file.is_file() and file.read_text(encoding="utf-8") == content and written == made_of(tokenizer.path, file)
 
 
 def _of_model(directory: Path) -> Tokenizer:
@@ -324,7 +345,7 @@ def _write_from_sentencepiece(tokenizer: SentencePieceTokenizer, target: Path) -
         target / "tokenizer_config.json",
         special
         | {
-            "tokenizer_class": "PreTrainedTokenizerFast",
+            "tokenizer_class": _PLAIN_CLASSES[0],
             "add_bos_token": tokenizer.bos_id is not None,
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,

@@ -25,6 +25,7 @@ from janus_jax.storage.local import atomic_directory, no_empty_leftovers, write_
 from janus_jax.storage.lock import Lock
 from janus_jax.storage.staging import naming_urls
 from janus_jax.text.served import CONVERSATIONS, write_conversations
+from janus_jax.text.tokenizer import save_hf_tokenizer
 from janus_jax.training import history, metrics
 from janus_jax.training.console import Console, opening
 from janus_jax.training.course import without_decay
@@ -348,7 +349,7 @@ def _writers(
     write_whole(run_dir.config, to_yaml(config))
     if not run_dir.tokenizer.exists():
         with atomic_directory(run_dir.tokenizer) as directory:
-            setup.loader.dataset.tokenizer().save(directory)
+            save_hf_tokenizer(setup.loader.dataset.tokenizer(), directory)
             write_conversations(directory / CONVERSATIONS, setup.loader.dataset.conversations())
     return [*outputs.writers(config), *extra]
 

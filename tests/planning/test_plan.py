@@ -128,6 +128,7 @@ def test_what_is_not_here_is_assumed_and_said(data, tmp_path):
 def test_rows_of_the_embedding_that_no_token_uses_are_noted(data, tmp_path):
     run = run_config(data, tmp_path / "run", "dpo")
     assert find_inputs(run, 8).notes == ()
+    assert run.model is not None
     larger = run.model_copy(update={"model": run.model.model_copy(update={"vocab_size": 32000})})
     assert "of the 32,000 rows of the embedding" in find_inputs(larger, 8).notes[0]
 

@@ -249,3 +249,52 @@ def test_control_tokens_that_are_text_beside_a_letter_are_refused(tmp_path, temp
     chat = ChatFormat(template, flagged(tmp_path / "tokenizer", CHAT_MARKS, single_word=True))
     with pytest.raises(DataError, match=r"tokenizer.json: '.*' has single_word: true, so beside a letter"):
         require_servable(chat)
+
+
+@pytest.mark.parametrize("named", ["LlamaTokenizer", "GemmaTokenizer", "Qwen2TokenizerFast", None])
+@pytest.mark.parametrize("family", ["embedded", "metaspace always", "unigram", "byte-level with BOS"])
+def test_what_is_written_reads_the_same_without_a_config_json(tmp_path, family, named):
+    """As AutoTokenizer reads DATA/tokenizer and RUN/tokenizer, whatever class their source names."""
+    from transformers import AutoTokenizer
+
+    tokenizer = load_tokenizer(FAMILIES[family](tmp_path / "tokenizer"))
+    tokenizer.save(tmp_path / "named")
+    config = tmp_path / "named" / "tokenizer_config.json"
+    written = json.loads(config.read_text()) if config.is_file() else {}
+    config.write_text(json.dumps({**written, "tokenizer_class": named} if named else written))
+    tokenizer = load_tokenizer(tmp_path / "named")
+    save_hf_tokenizer(tokenizer, tmp_path / "run")
+    assert load_tokenizer(tmp_path / "run").fingerprint == tokenizer.fingerprint
+    server = AutoTokenizer.from_pretrained(tmp_path / "run")
+    for text in (*texts(20), "Hi", " lead", "    if a[i] == 1"):
+        assert server(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text)
+        if tokenizer.ignores_control_tokens:  # behind a control token a text is read as at the start
+            read = server(f"{server.eos_token}{text}", add_special_tokens=False)["input_ids"]
+            assert read == [tokenizer.eos_id, *tokenizer.encode(text)]
+
+
+@pytest.mark.parametrize("place", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("normalized", [("<s>", "</s>"), ("</s>",), ("<unk>",), ()])
+def test_ends_that_a_normalizer_hides_are_refused_with_the_key_to_change(tmp_path, place, normalized):
+    """Old conversions of Llama 1 have `normalized: true` and a normalizer that puts a space before every text."""
+    from transformers import AutoTokenizer
+
+    save_hf_tokenizer(load_tokenizer(), tmp_path)
+    (tmp_path / "tokenizer.model").unlink()
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    flags = {one["content"]: one | {"normalized": one["content"] in normalized} for one in content["added_tokens"]}
+    if place == "tokenizer.json":
+        content["added_tokens"] = list(flags.values())
+    else:
+        config["added_tokens_decoder"] = {one.pop("id"): one for one in (dict(flag) for flag in flags.values())}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    chat = ChatFormat(MISTRAL_INST, load_tokenizer(tmp_path))
+    read = AutoTokenizer.from_pretrained(tmp_path)("Yes</s>", add_special_tokens=False)["input_ids"]
+    assert (read[-1] != chat.tokenizer.eos_id) == ("</s>" in normalized)
+    if "</s>" not in normalized:
+        require_servable(chat)
+        return
+    with pytest.raises(DataError, match=f"'{normalized[0]}' has normalized: true, .* set normalized: false for it in"):
+        require_servable(chat)

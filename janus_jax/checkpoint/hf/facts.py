@@ -49,7 +49,7 @@ class ModelFacts:
             reward: its own reward statistics; empty if it has none.
         """
         generation = {name: value for name, value in self.generation.items() if name not in TOKEN_IDS}
-        kept = {"base_model": self.base_model, "chat_template": self.chat_template, "texts": self.texts}
+        kept: dict[str, Any] = {"base_model": self.base_model, "chat_template": self.chat_template, "texts": self.texts}
         return ModelFacts(generation=generation, reward=reward, **kept)
 
     def replaced_template(self, chat: ChatFormat) -> str:

@@ -28,7 +28,7 @@ from janus_jax.errors import DataError, JanusError, first_line
 from janus_jax.storage import staging
 from janus_jax.text.served import control_pattern, require_servable
 from janus_jax.text.template import get_template
-from janus_jax.text.tokenizer import Tokenizer, load_tokenizer
+from janus_jax.text.tokenizer import Tokenizer, load_tokenizer, save_hf_tokenizer
 
 Source = str | os.PathLike[str]
 Progress = Callable[[str, str, int, int | None], None]
@@ -94,9 +94,9 @@ def build(
     refuse_shared_files(files)
 
     with staging.output(out, MANIFEST, progress) as directory:
-        tokenizer.save(directory / "tokenizer")
         encoder = Encoder(kind, prompt_template, boundary, tokenizer)
         require_servable(encoder.chat)  # now, and not when the weights are trained
+        save_hf_tokenizer(tokenizer, directory / "tokenizer")
 
         def reading() -> Reading:
             return Reading(files, kind, choice, derive=derive, skip_bad=skip_bad, scratch=directory)
