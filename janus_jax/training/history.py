@@ -1,6 +1,7 @@
 """The records that a run has written, over all its starts: of metrics.jsonl, and in a bucket of its parts."""
 
 import dataclasses
+import functools
 import json
 import math
 from typing import Any
@@ -18,7 +19,7 @@ class Line:
     number: int  # in the file, from 1
     text: str
 
-    @property
+    @functools.cached_property
     def step(self) -> float:
         """Infinite for a line that is cut short by a kill, or no record."""
         try:
@@ -31,7 +32,7 @@ def lines(run: RunDir[Any]) -> list[Line] | None:
     """All lines that count, in order; None if the directory holds no metrics.
 
     Where a start resumed after a step, what earlier starts wrote of later steps does not count: it belongs to a future
-    that is run again. metrics.jsonl is older than all parts: `JsonLines` takes in parts that were copied to it.
+    that is run again. metrics.jsonl is older than all parts: a local start takes in those that were copied beside it.
 
     Raises:
         StorageError: they cannot be read.
