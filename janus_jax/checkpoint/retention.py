@@ -4,10 +4,11 @@ import dataclasses
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from janus_jax.checkpoint.run_dir import committed_steps
 from janus_jax.config.run import RunConfig
@@ -127,14 +128,15 @@ def space_note(checkpoints: os.PathLike[str], retention: Retention, size: int) -
     )
 
 
-def unmakeable(checkpoints: os.PathLike[str], step: int) -> str | None:
+def unmakeable(checkpoints: epath.Path, step: int) -> str | None:
     """Why the directory of a step cannot be made here; None if it can. Orbax makes it in one process, and the others
     would wait for it for ever."""
-    directory = Path(checkpoints)
-    if (directory / str(step)).exists():
+    if (checkpoints / str(step)).exists():
         return "cannot be written: it exists already"
+    attempt = checkpoints / f".{step}.attempt"
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=f".{step}.", dir=directory))
+        attempt.mkdir(exist_ok=True)
+        attempt.rmdir()
     except OSError as error:
         return f"cannot be written: {refusal(error)}"
     return None

@@ -1,9 +1,12 @@
-"""A save that fails on one process fails on all of them, before it is committed.
+"""A save that fails on one process fails on all of them.
 
 In Orbax a process whose write failed does not come to the barrier before the commit. So the others wait for it for 20
-minutes, and it waits for them.
+minutes, and it waits for them. Nor does process 0 come to the barrier after the commit, which it makes for all, if that
+failed.
 """
 
+import sys
+import time
 from typing import Any
 
 import jax
@@ -13,7 +16,8 @@ from janus_jax.errors import StorageError
 from janus_jax.parallel import processes
 from janus_jax.storage.local import Place, refusal
 
-_BEFORE_COMMIT = "async_write_complete"
+_BEFORE_COMMIT, _AFTER_COMMIT = "async_write_complete", "async_commit_complete"
+_POLL_S = 0.1
 
 
 class Together:
@@ -26,6 +30,7 @@ class Together:
     def __init__(self, step: Place):
         self.step = step
         self._failure: Exception | None = None
+        self._save: str | None = None  # a name for the save that is being committed, the same on all processes
 
     def watched(self, handler: Any) -> Any:
         """A handler of Orbax whose writes fail at the barrier, not before. With one process, the handler itself."""
@@ -50,10 +55,13 @@ class Together:
 
     def _barrier(self, *, key: str, timeout_ms: int) -> None:
         wait = ocp.multihost.get_barrier_sync_fn()
+        if self._save is not None:
+            save, self._save = self._save, None
+            self._agree_on_commit(save, key, time.monotonic() + timeout_ms / 1000)
         if _BEFORE_COMMIT not in key:
             wait(key=key, timeout_ms=timeout_ms)
             return
-        failure, self._failure = self._failure, None
+        self._save, failure, self._failure = key, self._failure, None
         if failure is not None:
             processes.publish(f"{key}/failed/{jax.process_index()}", refusal(failure))
         wait(key=key, timeout_ms=timeout_ms)
@@ -61,6 +69,18 @@ class Together:
             raise failure
         for process, reason in processes.published(f"{key}/failed").items():
             raise StorageError(self.step, f"cannot be written: process {process}: {reason}")
+
+    def _agree_on_commit(self, save: str, key: str, deadline: float) -> None:
+        """Process 0 says how its commit went; the others wait for that, until the barrier would time out."""
+        if processes.is_main():
+            failure = None if _AFTER_COMMIT in key else sys.exc_info()[1]  # on its way to Orbax's next barrier
+            reason = refusal(failure) if isinstance(failure, Exception) else ""
+            processes.publish(f"{save}/commit/{'failed' if reason else 'done'}", reason)
+        elif _AFTER_COMMIT in key:
+            while not (outcome := processes.published(f"{save}/commit")) and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+            if "failed" in outcome:
+                raise StorageError(self.step, f"cannot be written: process 0: {outcome['failed']}")
 
 
 class _Write:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import re
 import resource
 import shutil
@@ -276,7 +277,7 @@ def test_a_step_whose_directory_cannot_be_made_fails_at_once(steps, state, monke
             raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
         with monkeypatch.context() as patch:
-            patch.setattr(retention.tempfile, "mkdtemp", refused)
+            patch.setattr(os, "mkdir", refused)
             with pytest.raises(StorageError, match="11: cannot be written: Disk quota exceeded"):
                 save(checkpoints, 11, state)
         save(checkpoints, 11, state)

@@ -1,5 +1,6 @@
 """What each of two processes of four simulated devices does for test_state.py: save a step and an export, load both."""
 
+import errno
 import resource
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ def main(port: str, process: str, directory: Path) -> None:
     from janus_jax.parallel import processes
 
     processes.start(processes.RuntimeOptions(f"127.0.0.1:{port}", 2, int(process), 4))
+    from orbax.checkpoint._src.path import atomicity
+
     from janus_jax.checkpoint import state
     from janus_jax.checkpoint.hf.read import load_hf, save_hf
     from janus_jax.checkpoint.restore import restore_item
@@ -59,6 +62,21 @@ def main(port: str, process: str, directory: Path) -> None:
         assert "8: cannot be written: it exists already" in str(error), error
     else:
         raise AssertionError("a step whose directory could not be made was saved")
+    (directory / "run" / "checkpoints" / "8").unlink(missing_ok=True)
+    finalize = atomicity.AtomicRenameTemporaryPath.finalize
+    if int(process) == 0:  # the disk is full when it alone commits the step
+        atomicity.AtomicRenameTemporaryPath.finalize = unable
+    checkpoints.save(9, params=params, optimizer=optimizer, data={"epoch": 0, "row": 72}, meta=STATE_META)
+    try:
+        checkpoints.wait()
+    except StorageError as error:
+        assert "9: cannot be written" in str(error) and "No space left on device" in str(error), error
+    else:
+        raise AssertionError("a step that could not be committed was saved")
+    atomicity.AtomicRenameTemporaryPath.finalize = finalize
+    checkpoints.save(10, params=params, optimizer=optimizer, data={"epoch": 0, "row": 80}, meta=STATE_META)
+    checkpoints.wait()
+    assert checkpoints.latest_step() == 10
     checkpoints.close()
 
     save_hf(params, STATE_MODEL, directory / "export", max_shard_size="6KB")
@@ -71,6 +89,10 @@ def main(port: str, process: str, directory: Path) -> None:
     shardings = param_shardings(param_specs(STATE_MODEL), mesh, merge_rules({}))
     same_shards(load_hf(directory / "export", shardings=shardings)[1], params)
     same_shards(open_model(directory / "run").load(shardings=shardings), params)
+
+
+async def unable(*arguments, **options):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def damaged(item, abstract):

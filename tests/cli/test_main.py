@@ -12,7 +12,7 @@ from janus_jax import __version__
 from janus_jax.checkpoint.conversion_report import Report
 from janus_jax.cli import arguments
 from janus_jax.cli.demo.stages import STAGES
-from janus_jax.errors import DataError, LostPeerError, OutOfMemoryError
+from janus_jax.errors import DataError, LostPeerError
 from tests.support.repository import ROOT
 from tests.support.runs import ended
 
@@ -76,15 +76,6 @@ def test_advice_goes_to_stderr_so_that_stdout_stays_yaml(janus, small):
 
 
 # What is handed on: the doubles have the signatures of the real functions
-
-
-def test_a_run_without_enough_memory_says_what_needs_less(janus, small):
-    error = OutOfMemoryError("training on 8 devices: RESOURCE_EXHAUSTED: Out of memory; change something")
-    with mock.patch("janus_jax.training.run.train", autospec=True, side_effect=error):
-        code, out, err = janus("train", small, "remat=none", "run.dir=out")
-    first, advice = err.splitlines()
-    assert (code, out, first) == (11, "", f"error: {error}")
-    assert advice.startswith("less memory, by estimate: mesh.") and advice.endswith("% less)")
 
 
 def test_train_gets_the_configuration_and_the_processes(janus, small):

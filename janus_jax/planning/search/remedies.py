@@ -45,7 +45,7 @@ def remedies(config: RunConfig, devices: Sequence[Any]) -> list[str]:
     before = estimate(config, target, num_slices, chip=chip, inputs=inputs(config)).bytes
     most = min(chip.usable_hbm_bytes_per_device, _LESS * before)
 
-    def by_estimate(changes: RunConfig, *unused: Any, **ignored: Any) -> _Estimated:
+    def by_estimate(changes: RunConfig, *unused: Any, **ignored: Any) -> Any:
         after = estimate(changes, target, num_slices, chip=chip, inputs=inputs(changes))
         return _Estimated(after.bytes <= most)
 

@@ -1,9 +1,11 @@
 """What a run that has met the end of memory is told to change."""
 
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
+from janus_jax.errors import OutOfMemoryError
 from janus_jax.planning.chips.slices import find_slice, load_chips
 from janus_jax.planning.search.estimate import estimate
 from janus_jax.planning.search.remedies import remedies
@@ -42,3 +44,12 @@ def test_other_devices_get_the_largest_effect_first(platform):
     shares = [int(part.rpartition("(")[2].split("%")[0]) for part in line.split("; ")]
     assert shares == sorted(shares, reverse=True) and min(shares) > 1
     assert ("remat=offload" in line) == (platform == "gpu")  # simulated devices have the host's memory
+
+
+def test_a_run_without_enough_memory_says_what_needs_less(janus, small):
+    error = OutOfMemoryError("training on 8 devices: RESOURCE_EXHAUSTED: Out of memory; change something")
+    with mock.patch("janus_jax.training.run.train", autospec=True, side_effect=error):
+        code, out, err = janus("train", small, "remat=none", "run.dir=out")
+    first, advice = err.splitlines()
+    assert (code, out, first) == (11, "", f"error: {error}")
+    assert advice.startswith("less memory, by estimate: mesh.") and advice.endswith("% less)")
