@@ -45,6 +45,7 @@ from janus_jax.training.hooks import (
     every,
 )
 from janus_jax.training.notices import Notices, Stop
+from janus_jax.training.phases import InPhase
 from janus_jax.training.reference import Precomputed, check_stale, open_reference
 from janus_jax.training.resume import (
     begin,
@@ -113,7 +114,10 @@ def train(
     minutes = config.checkpoint.every_minutes
     with (
         held_run_dir(config, quiet=writers is not None) as (run_dir, lock),  # outside: it can be interrupted at once
-        Notices(listen=preemptible, save_every_s=None if minutes is None else 60 * minutes) as notices,
+        processes.watching(config.timeouts.bounds(several=bool(processes.peers()))) as progress,
+        Notices(
+            listen=preemptible, save_every_s=None if minutes is None else 60 * minutes, progress=progress
+        ) as notices,
     ):
         try:
             return _train(config, run_dir, lock, notices, until_step, writers)
@@ -162,7 +166,8 @@ def _train(
         logps, rest = run.reference.train_logps, max(0, stop - run.step)
         batches = setup.loader.batches(run.position, rest, reference_logps=logps, wait=notices.wait)
         stack.enter_context(contextlib.closing(batches))
-        _loop(run, hooks, batches, stop)
+        with notices.phase("step"):
+            _loop(run, hooks, batches, stop)
         return _summarize(run, resumed_from, time.perf_counter() - started)
 
 
@@ -227,11 +232,11 @@ def _hooks(config: RunConfig, stop: int, total_steps: int) -> list[Hook]:
     hooks += [
         RequireFinite(lambda step: log(step) or evaluate(step) or save(step)),
         LogMetrics(log),
-        Evaluate(evaluate),
+        InPhase("evaluation_batch", Evaluate(evaluate)),
         StopEarly(config.eval),
-        Save(save),
+        InPhase("save", Save(save)),
     ]
-    return [*hooks, Export()] if config.export.hf else hooks
+    return [*hooks, InPhase("export", Export())] if config.export.hf else hooks
 
 
 def _start(
@@ -244,7 +249,8 @@ def _start(
     """The run at its first step, or at its newest checkpoint, with the number of that step."""
     console = Console() if writers is None and processes.is_main() else None
     show = console.line if console else lambda line: None  # where the numbers go too
-    beginning = begin(setup, checkpoints)  # weights that cannot be read are an error and nothing else
+    with notices.phase("restore"):
+        beginning = begin(setup, checkpoints)  # weights that cannot be read are an error and nothing else
     notices.boundary()
     newest = None if setup.past is None else setup.past.step
     for line in opening(setup, newest) if console else ():
