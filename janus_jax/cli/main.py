@@ -21,6 +21,7 @@ from janus_jax.errors import ConfigError, Interrupted, JanusError, LostLockError
 from janus_jax.parallel import supervisor
 from janus_jax.parallel.environment import quiet_libraries
 from janus_jax.parallel.processes import START_TIMEOUT_S
+from janus_jax.storage.lock_stores import OWNER
 
 app = typer.Typer(
     help="Post-train models of Mistral and Llama shape in JAX: SFT, preference pairs, reward models.",
@@ -177,7 +178,8 @@ def train(
     from janus_jax.parallel import processes
 
     processes.supervise(options)
-    processes.start(dataclasses.replace(options, run=loaded.run.dir))
+    launch = os.environ.get(OWNER, "")
+    processes.start(dataclasses.replace(options, run=loaded.run.dir, launch=launch))
     if processes.is_main():
         arguments.advise(loaded)
     with processes.agreement("outputs"):  # a host on which a disk is missing would leave the others waiting

@@ -34,7 +34,8 @@ class RuntimeOptions:
     process_id: int | None = None
     devices: int | None = None  # CPU devices to simulate in this process
     start_timeout_s: float = START_TIMEOUT_S  # how long processes wait for each other at the start
-    run: str = ""  # a name that starts of other runs do not have
+    run: str = ""  # as messages call it
+    launch: str = ""  # a token that starts of other launches do not have
 
 
 def supervise(options: RuntimeOptions) -> None:
@@ -96,7 +97,8 @@ def _begin(options: RuntimeOptions) -> None:
     if coordinator is None or count is None or number is None:  # JAX knows of no cluster here
         return
     if count > 1:
-        supervisor.start_thread().meet(Place(coordinator, count, number, options.run), options.start_timeout_s)
+        place = Place(coordinator, count, number, options.run, options.launch)
+        supervisor.start_thread().meet(place, options.start_timeout_s)
     else:
         preflight.require_free_port(coordinator)
     try:

@@ -42,7 +42,8 @@ class Place:
     coordinator: str  # HOST:PORT of process 0
     processes: int
     process: int
-    run: str = ""  # tells the starts of different runs apart
+    run: str = ""  # as messages call it
+    launch: str = ""  # a token that starts of other launches do not have; empty: unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +132,7 @@ class Star:
             "process": place.process,
             "processes": place.processes,
             "run": place.run,
+            "launch": place.launch,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "nonce": os.urandom(8).hex(),
@@ -353,11 +355,10 @@ class Star:
             return
         here = f"process 0 (host {me['host']})"
         self._strangers.remove(line)
-        if hello["magic"] != _MAGIC or hello["run"] != self.place.run:
-            ours, theirs = (repr(run or "a run without a name") for run in (self.place.run, hello["run"]))
-            reason = f"process {process} of host {host} starts {theirs} at {self.place.coordinator}"
-            self._refused[process] = f"{reason}; {here} starts {ours} there"
-            line.send(verdict=(2, self._refused[process], False))
+        if hello["magic"] != _MAGIC or "" != hello["launch"] != self.place.launch != "":
+            reason = f"process {process} of host {host} belongs to another launch (run {hello['run']!r})"
+            self._refused[process] = f"{reason} than {here} of run {self.place.run!r}"
+            line.send(verdict=(2, f"--coordinator {self.place.coordinator}: {self._refused[process]}", False))
             self._drop(line)
             return
         if hello["processes"] != self.place.processes:
@@ -366,7 +367,7 @@ class Star:
             return
         other = me if process == 0 else self._lines[process].hello if process in self._lines else None
         if other is not None and (process == 0 or self._lines[process].silent_s < 5 * BEAT_S):
-            both = " and ".join(f"host {one['host']} (pid {one['pid']})" for one in (other, hello))
+            both = " and ".join(f"host {one['host']} (pid {one['pid']}, run {one['run']!r})" for one in (other, hello))
             self._end_start(line, f"two processes have the number {process}: on {both}; allowed: one --process-id each")
             return
         if other is not None:

@@ -5,6 +5,7 @@ The process talks with its watcher through a `Channel`. JAX is not imported here
 
 import atexit
 import contextlib
+import dataclasses
 import faulthandler
 import json
 import os
@@ -41,7 +42,7 @@ class Channel:
             ConfigError: processes that do not fit together; a port that is taken.
             LostPeerError: some did not come in time.
         """
-        self._send(meet=[place.coordinator, place.processes, place.process, place.run, timeout_s])
+        self._send(meet=[*dataclasses.astuple(place), timeout_s])
         answer = self._connection.makefile("r").readline()
         verdict = json.loads(answer or "null")
         if verdict is not None:
