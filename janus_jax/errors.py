@@ -17,8 +17,9 @@ EXIT_CODES = {
     13: ("lost process", AGAIN),
     14: ("storage refused", AGAIN),
     15: ("another start holds the run directory", AGAIN),
+    129: ("SIGHUP, a lost terminal: as 143", AGAIN),
     130: ("Ctrl-C: a run has saved its newest step; at once after a second one", AGAIN),
-    134: ("aborted by a library, such as JAX when a process is lost", AGAIN),
+    134: ("aborted by a library", AGAIN),
     137: ("killed (SIGKILL), by hand or by the machine's memory limit", AGAIN),
     139: ("crashed (segmentation fault)", AGAIN),
     141: ("output closed early, as by `head`", GIVE_UP),
@@ -106,7 +107,7 @@ class NonFiniteError(JanusError):
 
 
 class LostPeerError(JanusError):
-    """Another process did not reach a barrier in time: names the barrier and the timeout."""
+    """Another process is lost, or did not come in time: names it, or the barrier and the time-out."""
 
     exit_code = 13
 

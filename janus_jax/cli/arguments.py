@@ -12,7 +12,7 @@ import typer
 from janus_jax.errors import ConfigError
 from janus_jax.parallel import environment, preflight
 from janus_jax.parallel.environment import COORDINATOR_PORT
-from janus_jax.parallel.processes import RuntimeOptions
+from janus_jax.parallel.processes import START_TIMEOUT_S, RuntimeOptions
 
 if TYPE_CHECKING:
     from janus_jax.config.run import RunConfig
@@ -43,6 +43,9 @@ Coordinator = Annotated[
 NumProcesses = Annotated[int | None, typer.Option(min=1, help="Number of processes.")]
 ProcessId = Annotated[int | None, typer.Option(min=0, help="Number of this process, from 0.")]
 Devices = Annotated[int | None, typer.Option(min=1, help="CPU devices to simulate in this process.")]
+StartTimeout = Annotated[
+    float, typer.Option(min=1, metavar="SECONDS", help="How long processes wait for each other at the start.")
+]
 
 T = TypeVar("T")
 
@@ -88,7 +91,11 @@ def on_cpu() -> None:
 
 
 def runtime_options(
-    coordinator: str | None, num_processes: int | None, process_id: int | None, devices: int | None
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    devices: int | None,
+    start_timeout: float = START_TIMEOUT_S,
 ) -> RuntimeOptions:
     """Raises ConfigError if the options contradict each other."""
     given = [value is not None for value in (coordinator, num_processes, process_id)]
@@ -102,4 +109,4 @@ def runtime_options(
         raise ConfigError(f"--coordinator {coordinator}: allowed: HOST or HOST:PORT, like 10.0.0.2:{COORDINATOR_PORT}")
     if num_processes is not None and process_id is not None and process_id >= num_processes:
         raise ConfigError(f"--process-id {process_id}: allowed: 0 to {num_processes - 1} (--num-processes - 1)")
-    return RuntimeOptions(coordinator, num_processes, process_id, devices)
+    return RuntimeOptions(coordinator, num_processes, process_id, devices, start_timeout)

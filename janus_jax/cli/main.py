@@ -4,10 +4,12 @@ Exit codes are those of `janus_jax.errors`; an unwritable or occupied output is 
 """
 
 import contextlib
+import dataclasses
 import os
 import shlex
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +27,10 @@ from janus_jax.errors import (
     OutOfMemoryError,
     Preempted,
 )
+from janus_jax.parallel import supervisor
 from janus_jax.parallel.environment import quiet_libraries
+from janus_jax.parallel.processes import START_TIMEOUT_S
+from janus_jax.storage.lock_stores import OWNER
 
 app = typer.Typer(
     help="Post-train models of Mistral and Llama shape in JAX: SFT, preference pairs, reward models.",
@@ -39,14 +44,15 @@ app.add_typer(runs.app, name="runs")
 
 
 _stops: list[int] = []
-"""SIGINT and SIGTERM that this process received."""
+"""SIGINT, SIGTERM and SIGHUP that this process received."""
 
 
 def main() -> None:
     """Runs the command line; a user's mistake becomes `error: ...` on stderr and its exit code, never a traceback."""
     global _leaving
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     sys.unraisablehook = _again_if_interrupted
     code: Any = None
     try:
@@ -72,15 +78,20 @@ def _run() -> Any:
         if isinstance(error, Preempted):
             from janus_jax.parallel import processes
 
-            print(f"stopped: {error}", file=sys.stderr)
-            print(f"to go on: {shlex.join(['janus', *sys.argv[1:]])}", file=sys.stderr)
+            again = shlex.join(["janus", *sys.argv[1:]])
+            supervisor.last_words(error.exit_code, f"stopped: {error}\nto go on: {again}")
             processes.part(error.exit_code)
-        print(f"error: {error}", file=sys.stderr)
+        supervisor.last_words(error.exit_code, f"error: {error}", soft=isinstance(error, LostPeerError))
         if isinstance(error, LostPeerError | LostLockError):
             from janus_jax.parallel import processes
 
             processes.leave(error.exit_code)
         return _flushed(error.exit_code)
+    except Exception as error:
+        if _stops or not supervisor.is_parented():
+            raise
+        supervisor.last_words(1, traceback.format_exc(), soft="JaxRuntimeError" in type(error).__name__)
+        return _flushed(1)
     except SystemExit as done:  # typer and rich make one of a closed pipe, with code 1
         return _flushed(_CLOSED_PIPE if isinstance(done.__context__, BrokenPipeError) else done.code)
 
@@ -164,17 +175,20 @@ def train(
     num_processes: arguments.NumProcesses = None,
     process_id: arguments.ProcessId = None,
     devices: arguments.Devices = None,
+    start_timeout: arguments.StartTimeout = START_TIMEOUT_S,
 ) -> None:
     """Train as CONFIG says, or resume if the run directory holds checkpoints.
 
-    SIGTERM, Ctrl-C and a preemption notice save the newest step and end with exit code 10 (Ctrl-C: 130); a second
-    signal ends at once.
+    SIGTERM, Ctrl-C, SIGHUP and a preemption notice save the newest step and end with exit code 10 (Ctrl-C: 130); a
+    second signal ends at once.
     """
-    options = arguments.runtime_options(coordinator, num_processes, process_id, devices)
+    options = arguments.runtime_options(coordinator, num_processes, process_id, devices, start_timeout)
     loaded = arguments.load(config, overrides, quiet=True, inputs=True)
     from janus_jax.parallel import processes
 
-    processes.start(options)
+    processes.supervise(options)
+    launch = os.environ.get(OWNER, "")
+    processes.start(dataclasses.replace(options, run=loaded.run.dir, launch=launch))
     if processes.is_main():
         arguments.advise(loaded)
     with processes.agreement("outputs"):  # a host on which a disk is missing would leave the others waiting
@@ -189,6 +203,7 @@ def train(
         from janus_jax.training.console import closing
 
         print(*closing(summary, loaded.objective.head), sep="\n", flush=True)
+    supervisor.last_words(0, "")
 
 
 def _with_remedies(error: OutOfMemoryError, config: Any) -> OutOfMemoryError:

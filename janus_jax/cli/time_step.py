@@ -35,6 +35,7 @@ def time_step(
     loaded = arguments.load(config, overrides)
     from janus_jax.parallel import processes
 
+    processes.supervise(options)
     processes.start(options)
     with processes.agreement("outputs"):
         if trace is not None:

@@ -15,6 +15,7 @@ from janus_jax.config import advice, mistakes, sections, yaml_file
 from janus_jax.config.objectives import AnyObjective
 from janus_jax.config.rules import absent_data, conflicts
 from janus_jax.config.section import Section
+from janus_jax.config.timeouts import TimeoutsSection
 from janus_jax.errors import ConfigError
 
 
@@ -43,6 +44,7 @@ class RunConfig(Section):
     export: sections.ExportSection = sections.ExportSection()
     logging: sections.LoggingSection = sections.LoggingSection()
     profile: sections.ProfileSection = sections.ProfileSection()
+    timeouts: TimeoutsSection = TimeoutsSection()
     compat: sections.CompatSection = sections.CompatSection()
 
     @model_validator(mode="after")

@@ -135,7 +135,7 @@ def require_free_port(coordinator: str) -> None:
         ConfigError: another process has the port, and keeps it for `_PORT_WAIT_S`; or it cannot be bound at all.
     """
     port, deadline = int(coordinator.rpartition(":")[2]), time.monotonic() + _PORT_WAIT_S
-    while (error := _cannot_bind(port)) is not None:
+    while isinstance(error := bound(port), OSError):
         if error.errno != errno.EADDRINUSE:
             raise ConfigError(f"--coordinator {coordinator}: port {port} cannot be opened: {error.strerror}")
         if time.monotonic() > deadline:
@@ -144,19 +144,27 @@ def require_free_port(coordinator: str) -> None:
                 "it, or choose another port"
             )
         time.sleep(0.2)
+    error.close()
 
 
-def _cannot_bind(port: int) -> OSError | None:
+def bound(port: int) -> socket.socket | OSError:
+    """A socket that has the port on all addresses of this machine, or why it cannot have it."""
     for family, host in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
         try:
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has just ended is not in the way
-                probe.bind((host, port))
-                return None
+            probe = socket.socket(family, socket.SOCK_STREAM)
+        except OSError:
+            continue  # this machine has no IPv6
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has just ended is not in the way
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            probe.bind((host, port))
+            return probe
         except OSError as error:
+            probe.close()
             if family == socket.AF_INET or error.errno in (errno.EADDRINUSE, errno.EACCES):
-                return error  # otherwise this machine has no IPv6
-    return None
+                return error
+    return OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
 
 
 def devices() -> list[Any]:

@@ -5,18 +5,24 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from janus_jax import errors
 from janus_jax.errors import ConfigError, LostPeerError, OutOfMemoryError, first_line
-from janus_jax.parallel import environment, preflight
+from janus_jax.parallel import environment, preflight, supervisor
+from janus_jax.parallel.progress import Progress
 from janus_jax.parallel.same_everywhere import require_same_versions
+from janus_jax.parallel.star import DEAD_S, Place
 
 BARRIER_TIMEOUT_S = 600
+START_TIMEOUT_S = 300.0
+_JAX_HEARTBEAT_S = int(4 * DEAD_S)
+"""JAX aborts a process later than this package ends it with a message."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +33,39 @@ class RuntimeOptions:
     num_processes: int | None = None
     process_id: int | None = None
     devices: int | None = None  # CPU devices to simulate in this process
+    start_timeout_s: float = START_TIMEOUT_S  # how long processes wait for each other at the start
+    run: str = ""  # as messages call it
+    launch: str = ""  # a token that starts of other launches do not have
+
+
+def supervise(options: RuntimeOptions) -> None:
+    """Gives this process a parent that owns the exit code, if it may have peers; call before JAX is imported."""
+    if options.coordinator is not None:
+        maybe = options.num_processes != 1
+    else:  # whether a TPU machine has peers, JAX finds out later
+        maybe = options.devices is None and os.environ.get("JAX_PLATFORMS") != "cpu" and _on_tpu_vm()
+    if maybe:
+        supervisor.supervise()
+
+
+def watching(bounds: Mapping[str, float]) -> contextlib.AbstractContextManager[Progress]:
+    """Inside, the process ends with exit code 13 if a phase does not come on for longer than its bound, in seconds."""
+    if supervisor.channel() is None and not bounds:
+        return contextlib.nullcontext(Progress())
+    return supervisor.start_thread().bounded(bounds)
 
 
 def start(options: RuntimeOptions) -> None:
     """Starts JAX's distributed runtime where there is more than one process; call before anything asks for devices.
 
-    On a TPU VM the pod's own metadata tells coordinator and process ids. Explicit flags win over it. Processes that do
-    not find each other within 300 s are aborted by JAX itself, with its own message and code 134.
+    On a TPU VM the pod's own metadata tells coordinator and process ids. Explicit flags win over it. All processes meet
+    before JAX's runtime begins. From then on each ends with exit code 13, and a line, if another one is lost.
 
     Raises:
         ConfigError: a simulated device count, or a coordinator, that comes when JAX has already started; processes
-            with different versions; an environment that JAX cannot start in (`preflight`).
+            with different versions, or that do not fit together; an environment that JAX cannot start in
+            (`preflight`).
+        LostPeerError: some process did not come within `start_timeout_s`.
     """
     preflight.require_known_xla_flags()
     preflight.require_known_jax_variables()
@@ -51,20 +79,55 @@ def start(options: RuntimeOptions) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, and knows of steps only
     if options.coordinator is not None:
         environment.use_gloo_on_cpu()
-        if options.process_id == 0:
-            preflight.require_free_port(options.coordinator)
-        try:
-            jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
-        except RuntimeError as error:
-            raise ConfigError(f"--coordinator {options.coordinator}: {first_line(error)}") from error
+        _begin(options)
     elif _on_tpu_vm() and not environment.uses_cpu_only():
         preflight.require_whole_tpu_variables()
         preflight.require_known_libtpu_flags()
         environment.use_open_coordinator_port()
-        jax.distributed.initialize()
+        _begin(options)
     require_same_versions()
     if jax.distributed.is_initialized():
         preflight.devices()
+
+
+def _begin(options: RuntimeOptions) -> None:
+    """Meets the other processes, then starts JAX's runtime."""
+    import jax
+
+    coordinator, count, number, local = _cluster(options)
+    if coordinator is None or count is None or number is None:  # JAX knows of no cluster here
+        return
+    if count > 1:
+        place = Place(coordinator, count, number, options.run, options.launch)
+        supervisor.start_thread().meet(place, options.start_timeout_s)
+    else:
+        preflight.require_free_port(coordinator)
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            count,
+            number,
+            local,
+            cluster_detection_method="deactivate",
+            heartbeat_timeout_seconds=_JAX_HEARTBEAT_S,
+        )
+    except RuntimeError as error:
+        kind = LostPeerError if re.match("DEADLINE_EXCEEDED|UNAVAILABLE|ABORTED", str(error)) else ConfigError
+        raise kind(f"--coordinator {coordinator}: {first_line(error)}") from error
+
+
+def _cluster(options: RuntimeOptions) -> tuple[str | None, int | None, int | None, Any]:
+    """Coordinator, number of processes, number of this one, ids of its devices; as JAX finds them, unless given."""
+    if options.coordinator is not None:
+        return options.coordinator, options.num_processes, options.process_id, None
+    from jax._src import clusters
+
+    given = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
+    try:
+        return detect(given, None, None, None, None, int(options.start_timeout_s))
+    except (RuntimeError, OSError, ValueError) as error:  # OSError: of the machine's metadata server, too
+        raise LostPeerError(f"this TPU machine does not say which others it belongs to: {first_line(error)}") from error
 
 
 def _simulate(devices: int) -> None:

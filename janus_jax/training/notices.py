@@ -1,4 +1,4 @@
-"""Notices that a run is to end: SIGTERM, Ctrl-C, and what the machine's metadata server announces.
+"""Notices that a run is to end: SIGTERM, Ctrl-C, SIGHUP (a lost terminal), and the machine's metadata server.
 
 A handler only records. The run ends at the next boundary, which all processes agree on.
 """
@@ -17,12 +17,13 @@ from typing import Any
 
 from janus_jax.parallel import gce, processes
 from janus_jax.parallel.boundaries import Boundaries
+from janus_jax.parallel.progress import Progress
 
 NOTICE_S = 30
 """Seconds that a preempted machine of Google Cloud has left."""
 
 _SAVE = "save"
-_SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+_SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGHUP: "SIGHUP"}
 _ECHO_S = 0.2
 """`timeout` and process groups deliver one signal twice; a second signal comes later than this."""
 
@@ -51,12 +52,20 @@ class Notices:
         listen: False hears nothing; handlers of signals stay as they are.
         save_every_s: seconds after which `save_due` is set, at the same boundary on all processes.
         guard: called at each boundary, and by whoever is about to write; raises if the run may write nothing more.
+        progress: learns of every boundary.
     """
 
     def __init__(
-        self, *, listen: bool = True, save_every_s: float | None = None, guard: Callable[[], None] = lambda: None
+        self,
+        *,
+        listen: bool = True,
+        save_every_s: float | None = None,
+        guard: Callable[[], None] = lambda: None,
+        progress: Progress | None = None,
     ):
         self.save_due, self.guard = False, guard
+        self._progress = Progress() if progress is None else progress
+        self.phase = self._progress.phase
         self._save_every_s = save_every_s if processes.is_main() else None
         self._listen, self._cut = listen, False
         self._heard = threading.Event()
@@ -87,6 +96,7 @@ class Notices:
             self._save_at = float("inf")
             self._boundaries.wish(_SAVE)
         wishes = self._boundaries.cross()
+        self._progress.moved()
         self.save_due = self.save_due or _SAVE in wishes
         if notices := wishes - {_SAVE}:
             raise Stop(notices)
@@ -134,7 +144,8 @@ class Notices:
         read, write = socket.socketpair()
         write.setblocking(False)
         previous_fd = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
-        previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        previous = {number: signal.signal(number, self._handle) for number in heard}
         thread = threading.Thread(target=self._read_signals, args=(read,), name="signals", daemon=True)
         thread.start()
 

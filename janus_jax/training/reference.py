@@ -141,7 +141,8 @@ def open_reference(
             store.require_model(weights)
         for store in stores:
             if store.missing():
-                _precompute(store, lambda batch: setup.program.reference(params, batch), notify, notices)
+                with notices.phase("reference_batch"):
+                    _precompute(store, lambda batch: setup.program.reference(params, batch), notify, notices)
     logps = {store.name: store.logps for store in stores}
     return Precomputed(step, weights, logps["train"], logps.get("eval"))
 

@@ -47,6 +47,7 @@ from janus_jax.training.hooks import (
 )
 from janus_jax.training.notices import Notices, Stop
 from janus_jax.training.outputs import Outputs
+from janus_jax.training.phases import InPhase
 from janus_jax.training.reference import Precomputed, check_stale, open_reference
 from janus_jax.training.require_finite import RequireFinite
 from janus_jax.training.resume import (
@@ -123,7 +124,8 @@ def train(
     every_s = None if minutes is None else 60 * minutes
     with (
         held_run_dir(config, quiet=writers is not None) as (run_dir, lock),  # outside: it can be interrupted at once
-        Notices(listen=preemptible, save_every_s=every_s, guard=KeepLock(lock).require) as notices,
+        processes.watching(config.timeouts.bounds(several=bool(processes.peers()))) as progress,
+        Notices(listen=preemptible, save_every_s=every_s, guard=KeepLock(lock).require, progress=progress) as notices,
     ):
         try:
             return _train(config, run_dir, lock, notices, goodput, until_step, writers)
@@ -176,7 +178,7 @@ def _train(
         batches = setup.loader.batches(run.position, rest, reference_logps=logps, wait=notices.wait)
         stack.enter_context(contextlib.closing(batches))
         goodput.rest = "other"
-        with goodput.phase("step"):
+        with goodput.phase("step"), notices.phase("step"):
             _loop(run, hooks, batches, stop)
         return _summarize(run, resumed_from, time.perf_counter() - started)
 
@@ -244,11 +246,11 @@ def _hooks(config: RunConfig, stop: int, total_steps: int) -> list[Hook]:
     hooks += [
         RequireFinite(lambda step: log(step) or evaluate(step) or save(step), config.optimizer),
         LogMetrics(log),
-        Evaluate(evaluate),
+        InPhase("evaluation_batch", Evaluate(evaluate)),
         StopEarly(config.eval),
-        Save(save, stop),
+        InPhase("save", Save(save, stop)),
     ]
-    return [*hooks, Export()] if config.export.hf else hooks
+    return [*hooks, InPhase("export", Export())] if config.export.hf else hooks
 
 
 def _start(
@@ -262,7 +264,7 @@ def _start(
     """The run at its first step, or at its newest checkpoint, with the number of that step."""
     console = Console() if writers is None and processes.is_main() else None
     show = console.line if console else lambda line: None  # where the numbers go too
-    with goodput.phase("setup" if setup.past is None else "restore"):
+    with goodput.phase("setup" if setup.past is None else "restore"), notices.phase("restore"):
         beginning = begin(setup, checkpoints)  # weights that cannot be read are an error and nothing else
     notices.boundary()
     newest = None if setup.past is None else setup.past.step

@@ -82,6 +82,7 @@ def test_train_gets_the_configuration_and_the_processes(janus, small):
     with (
         mock.patch("janus_jax.training.run.train", autospec=True, return_value=ended()) as train,
         mock.patch("janus_jax.parallel.processes.start", autospec=True) as start,
+        mock.patch("janus_jax.parallel.processes.supervise", autospec=True),  # it forks
     ):
         arguments = ["--coordinator", "h:81", "--num-processes", 2, "--process-id", 1, "--devices", 4]
         assert janus("train", small, "batch.rows=2", *arguments)[0] == 0
