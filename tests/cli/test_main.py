@@ -38,7 +38,8 @@ def test_help_and_config_load_no_heavy_module(arguments):
         "try:\n    main()\nexcept SystemExit as done:\n    assert not done.code\n"
         f"assert not set({HEAVY!r}) & set(sys.modules), set({HEAVY!r}) & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}  # JAX checks them
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment)
 
 
 COMMANDS = [
@@ -232,10 +233,7 @@ def test_the_demo_offers_the_stages_that_it_has(janus):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (
-            "train small.yaml batch.rows=0",
-            "override 'batch.rows=0': batch.rows = 0: allowed: a whole number >= 1 or null",
-        ),
+        ("plan small.yaml --topology v4-8 batch.rows=0", "override 'batch.rows=0': batch.rows = 0: allowed: a whole"),
         ("train none.yaml", "none.yaml: cannot be read: No such file or directory"),
         (
             "train small.yaml --process-id 0",
