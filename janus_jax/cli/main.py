@@ -3,12 +3,14 @@
 Exit codes are those of `janus_jax.errors`; an unwritable or occupied output is found before any work and exits with 2.
 """
 
+import contextlib
 import dataclasses
 import os
 import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,7 +56,7 @@ def main() -> None:
         if not _stops:
             raise
     if _stops:  # whatever a library has made of the exception
-        print("interrupted" if _stops[0] == signal.SIGINT else "terminated", file=sys.stderr, flush=True)
+        print(_word(_stops[0]), file=sys.stderr, flush=True)
         os._exit(128 + _stops[0])  # threads of XLA and TensorFlow still work; they would crash the interpreter's end
     sys.exit(code)
 
@@ -87,6 +89,21 @@ def _run() -> Any:
         return _flushed(_CLOSED_PIPE if isinstance(done.__context__, BrokenPipeError) else done.code)
 
 
+def _word(number: int) -> str:
+    return "interrupted" if number == signal.SIGINT else "terminated"
+
+
+@contextlib.contextmanager
+def _begins() -> Iterator[None]:
+    """Inside, a signal ends the process at once."""
+    global _beginning
+    _beginning = True
+    try:
+        yield
+    finally:
+        _beginning = False
+
+
 _CLOSED_PIPE = 128 + signal.SIGPIPE
 
 
@@ -103,8 +120,15 @@ def _flushed(code: Any) -> Any:
 _leaving = False
 
 
+_beginning = False
+"""Modules are imported and other processes are waited for: nothing is to be cleaned up."""
+
+
 def _interrupt(number: int, frame: Any) -> None:
     _stops.append(number)
+    if _beginning:  # some modules answer an exception with a traceback of their own
+        print(_word(number), file=sys.stderr, flush=True)
+        os._exit(128 + number)
     if _leaving:  # nobody would catch it
         os._exit(128 + number)
     raise Interrupted(number)
@@ -177,15 +201,15 @@ def train(
     loaded = arguments.load(config, overrides, quiet=True)
     from janus_jax.parallel import processes
 
-    processes.supervise(options)
-    launch = os.environ.get(OWNER, "")
-    processes.start(dataclasses.replace(options, run=loaded.run.dir, launch=launch))
+    with _begins():
+        processes.supervise(options)
+        launch = os.environ.get(OWNER, "")
+        processes.start(dataclasses.replace(options, run=loaded.run.dir, launch=launch))
+        from janus_jax.training.run import train
     if processes.is_main():
         arguments.advise(loaded)
     with processes.agreement("outputs"):  # a host on which a disk is missing would leave the others waiting
         require_writable("run.dir", loaded.run.dir)
-    from janus_jax.training.run import train
-
     summary = train(loaded)
     if processes.is_main():
         from janus_jax.training.console import closing
