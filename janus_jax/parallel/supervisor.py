@@ -211,7 +211,8 @@ class _Parent:
         if code != LOST:
             self._remarks.show()
         if self._star is not None:
-            self._star.end(code, _plain(text) or f"it ended with exit code {code}")
+            fine = code in FINE and (code == 0 or self._watcher.end is not None)  # not at a second signal
+            self._star.end(code, _plain(text) or f"it ended with exit code {code}", fine=fine)
             self._star.close()
         self._show(text)
         os._exit(code)

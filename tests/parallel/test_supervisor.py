@@ -90,6 +90,12 @@ def test_an_abort_of_c_plus_plus_is_a_lost_process_to_the_other():
         assert both[1].ended() == (134, "a stack of C++\nerror: the process that trains was ended by SIGABRT\n")
 
 
+def test_a_process_that_leaves_at_a_second_signal_is_lost_to_the_other():
+    with two("move", "leave") as both:
+        assert both[1].ended() == (130, "")
+        assert both[0].ended() == (13, LOST.format("it ended with exit code 130"))
+
+
 def test_the_most_specific_code_is_that_of_all():
     with two("move", "fail") as both:
         assert both[1].ended() == (12, "error: step 7: loss is nan\n")
