@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -63,7 +64,7 @@ def main() -> None:
         if not _stops:
             raise
     if _stops:  # whatever a library has made of the exception
-        print("interrupted" if _stops[0] == signal.SIGINT else "terminated", file=sys.stderr, flush=True)
+        print(_word(_stops[0]), file=sys.stderr, flush=True)
         os._exit(128 + _stops[0])  # threads of XLA and TensorFlow still work; they would crash the interpreter's end
     sys.exit(code)
 
@@ -96,6 +97,21 @@ def _run() -> Any:
         return _flushed(_CLOSED_PIPE if isinstance(done.__context__, BrokenPipeError) else done.code)
 
 
+def _word(number: int) -> str:
+    return "interrupted" if number == signal.SIGINT else "terminated"
+
+
+@contextlib.contextmanager
+def _begins() -> Iterator[None]:
+    """Inside, a signal ends the process at once."""
+    global _beginning
+    _beginning = True
+    try:
+        yield
+    finally:
+        _beginning = False
+
+
 _CLOSED_PIPE = 128 + signal.SIGPIPE
 
 
@@ -112,8 +128,15 @@ def _flushed(code: Any) -> Any:
 _leaving = False
 
 
+_beginning = False
+"""Modules are imported and other processes are waited for: nothing is to be cleaned up."""
+
+
 def _interrupt(number: int, frame: Any) -> None:
     _stops.append(number)
+    if _beginning:  # some modules answer an exception with a traceback of their own
+        print(_word(number), file=sys.stderr, flush=True)
+        os._exit(128 + number)
     if _leaving:  # nobody would catch it
         os._exit(128 + number)
     raise Interrupted(number)
@@ -186,15 +209,15 @@ def train(
     loaded = arguments.load(config, overrides, quiet=True, inputs=True)
     from janus_jax.parallel import processes
 
-    processes.supervise(options)
-    launch = os.environ.get(OWNER, "")
-    processes.start(dataclasses.replace(options, run=loaded.run.dir, launch=launch))
+    with _begins():
+        processes.supervise(options)
+        launch = os.environ.get(OWNER, "")
+        processes.start(dataclasses.replace(options, run=loaded.run.dir, launch=launch))
+        from janus_jax.training.run import train
     if processes.is_main():
         arguments.advise(loaded)
     with processes.agreement("outputs"):  # a host on which a disk is missing would leave the others waiting
         require_writable("run.dir", loaded.run.dir)
-    from janus_jax.training.run import train
-
     try:
         summary = train(loaded)
     except OutOfMemoryError as error:

@@ -29,8 +29,8 @@ _FAREWELL_S = 1.0
 _MAGIC = "janus_jax star 1"
 
 LOST = 13
-FINE = (0, 10, 129, 130)
-"""Exit codes of a process that all others end like, or need no more."""
+FINE = (0, 10, 130)
+"""Exit codes of a process that ends in good order: the others do so too, or need it no more."""
 SHARED = (1, 2, 3, 11, 12, 14, 15)
 """Exit codes that say why a run cannot go on. All processes take them over from the one that knows."""
 
@@ -171,11 +171,11 @@ class Star:
             for line in self._lines.values():
                 line.send(verdict=dataclasses.astuple(verdict))
 
-    def end(self, code: int, line: str) -> None:
-        """Lets the others know how this process ends, and leaves. They end too unless it is in good order."""
+    def end(self, code: int, line: str, *, fine: bool = False) -> None:
+        """Lets the others know how this process ends. They end too, unless it is in good order (`fine`)."""
         if not self.met and code not in SHARED:
             return  # it is missing, and may come again
-        if code in FINE:
+        if fine:
             for other in self._lines.values():
                 other.send(end=code)
         else:

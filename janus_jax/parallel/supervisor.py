@@ -101,6 +101,8 @@ def settle(
         by_us: the child was killed because of the verdict or after its last words.
     """
     ended = None if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
+    if end is not None and end[0] in FINE and ended is None:
+        return end  # JAX's own end may crash when others are gone
     if end is not None and (by_us or ended is not None):
         code, text, soft = (ended if ended and not by_us else end[0]), *end[1:]
     elif ended is None:
@@ -167,6 +169,7 @@ class _Parent:
     def __init__(self, child: int, watched: Watcher, remarks: _Remarks):
         self._child, self._watcher, self._remarks = child, watched, remarks
         self._status: int | None = None
+        self._shown = False
         self._stopped_at = self._killed = None
         self._registered = None
         self._selector = selectors.DefaultSelector()
@@ -208,12 +211,17 @@ class _Parent:
         if code != LOST:
             self._remarks.show()
         if self._star is not None:
-            self._star.end(code, _plain(text) or f"it ended with exit code {code}")
+            fine = code in FINE and (code == 0 or self._watcher.end is not None)  # not at a second signal
+            self._star.end(code, _plain(text) or f"it ended with exit code {code}", fine=fine)
             self._star.close()
-        if text:
+        self._show(text)
+        os._exit(code)
+
+    def _show(self, text: str) -> None:
+        if text and not self._shown:
+            self._shown = True
             with contextlib.suppress(OSError):
                 os.write(2, f"{text.rstrip()}\n".encode(errors="replace"))
-        os._exit(code)
 
     @property
     def _star(self) -> Star | None:
@@ -227,6 +235,8 @@ class _Parent:
         """The exit code, as soon as it is clear that the child ends."""
         if self._watcher.end is not None:
             code, text, soft = self._watcher.end
+            if code in FINE:
+                self._show(text)  # a machine that is preempted does not wait
             if self._star is not None and not soft and code not in (*FINE, LOST):
                 self._star.end(code, _plain(text))  # at once: the child may wait for the others
             return 0 if code in FINE else code

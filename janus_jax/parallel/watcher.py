@@ -157,7 +157,7 @@ def in_thread() -> Channel:
         if watcher.star is not None:
             error = getattr(sys, "last_value", None)  # what ends the interpreter
             code = 0 if error is None else error.exit_code if isinstance(error, JanusError) else 1
-            watcher.star.end(code, str(error))
+            watcher.star.end(code, str(error), fine=code == 0)
             watcher.star.close()
 
     atexit.register(leave)

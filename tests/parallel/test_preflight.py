@@ -8,9 +8,10 @@ import sys
 import jax
 import pytest
 
-from janus_jax.errors import ConfigError, HeldError
-from janus_jax.parallel import preflight
+from janus_jax.errors import ConfigError, HeldError, LostPeerError
+from janus_jax.parallel import preflight, processes
 from janus_jax.parallel.processes import RuntimeOptions, start
+from janus_jax.parallel.star import Place
 from tests.support.repository import ROOT
 
 FLAG = "--xla_cpu_prefer_vector_width=128"
@@ -126,6 +127,35 @@ def test_a_taken_port_is_refused_before_jax_meets_it(monkeypatch, host):
             connection.close()  # first, so that the port goes into TIME_WAIT
             client.recv(1)
     preflight.require_free_port(f"localhost:{port}")
+
+
+def test_what_a_tpu_pod_says_of_itself_is_where_its_processes_meet(monkeypatch):
+    from jax._src import clusters
+
+    said = ("10.0.0.2:8476", 4, 1, None)
+    detect = "auto_detect_unset_distributed_params"
+    monkeypatch.setattr(clusters.ClusterEnv, detect, lambda *given: said)
+    monkeypatch.setattr(processes.environment, "uses_cpu_only", lambda: False)
+    monkeypatch.setattr(processes, "_on_tpu_vm", lambda: True)
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", "8476")
+    asked = []
+
+    class Channel:
+        def meet(self, place, timeout_s):
+            asked.append((place, timeout_s))
+            raise LostPeerError("nobody came")
+
+    monkeypatch.setattr(processes.supervisor, "start_thread", Channel)
+    with pytest.raises(LostPeerError, match="nobody came"):
+        start(RuntimeOptions(start_timeout_s=7, run="runs/x"))
+    assert asked == [(Place("10.0.0.2:8476", 4, 1, "runs/x"), 7)]
+
+    def silent(*given):
+        raise RuntimeError("Failed to recognize coordinator address t1k-w-0")
+
+    monkeypatch.setattr(clusters.ClusterEnv, detect, silent)
+    with pytest.raises(LostPeerError, match="does not say which others it belongs to: Failed to recognize"):
+        start(RuntimeOptions())
 
 
 STARTS = """

@@ -100,7 +100,7 @@ def test_the_reason_of_one_is_that_of_all_and_the_first_counts(three):
 
 def test_a_process_that_has_ended_well_is_not_missed(three):
     done = three.pop(2)
-    done.end(0, "")
+    done.end(0, "", fine=True)
     done.close()
     until(lambda: 2 in three[0]._ended and not three[0]._lines[2].open, three)
     three[0].tick()

@@ -90,6 +90,12 @@ def test_an_abort_of_c_plus_plus_is_a_lost_process_to_the_other():
         assert both[1].ended() == (134, "a stack of C++\nerror: the process that trains was ended by SIGABRT\n")
 
 
+def test_a_process_that_leaves_at_a_second_signal_is_lost_to_the_other():
+    with two("move", "leave") as both:
+        assert both[1].ended() == (130, "")
+        assert both[0].ended() == (13, LOST.format("it ended with exit code 130"))
+
+
 def test_the_most_specific_code_is_that_of_all():
     with two("move", "fail") as both:
         assert both[1].ended() == (12, "error: step 7: loss is nan\n")
@@ -124,6 +130,24 @@ def test_a_phase_that_stands_still_names_the_process_and_shows_its_threads():
             line = text.splitlines()[-1]
             assert line.startswith(f"error: process 1 (host {HOST}) does not come on in phase step for ")
             assert line.endswith("timeouts.step allows 1; the others wait for it")
+
+
+def test_a_run_that_has_saved_says_so_at_once_and_the_loss_of_another_changes_nothing():
+    with two("saved", "move") as both:
+        assert both[0].parent.stderr.readline() == "stopped: all is saved\n"
+        both[1].parent.kill()
+        assert both[1].ended()[0] == -signal.SIGKILL
+        os.kill(both[0].child, signal.SIGABRT)  # as JAX does, which waits for the other
+        assert both[0].ended()[0] == 10
+
+
+def test_a_single_process_is_watched_by_a_thread():
+    command = [sys.executable, "-m", "tests.support.watched"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 13 and "in alone" in done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: this process does not come on in phase setup for ")
+    assert line.endswith("timeouts.setup allows 0.2")
 
 
 def test_what_counts_of_several_reasons():

@@ -8,6 +8,13 @@ import time
 from janus_jax.parallel import star, supervisor
 
 
+def alone() -> None:
+    """Stands still, watched by a thread."""
+    channel = supervisor.start_thread()
+    with channel.bounded({"setup": 0.2}):
+        time.sleep(60)
+
+
 def main(port: str, process: str, part: str) -> None:
     star.DEAD_S = supervisor.STOPPED_S = supervisor._USUAL_GRACE_S = 1.0
     star.BEAT_S = supervisor.POLL_S = supervisor._SETTLE_S = 0.1
@@ -26,11 +33,16 @@ def main(port: str, process: str, part: str) -> None:
     if part == "traceback":
         supervisor.last_words(1, "Traceback\n  of JAX\nJaxRuntimeError: gloo", soft=True)
         sys.exit(1)
+    if part == "leave":
+        os._exit(130)  # at a second Ctrl-C
     if part == "hear":
         time.sleep(1)
         print(len(heard), flush=True)
         supervisor.last_words(10, "stopped: all is saved")
         sys.exit(10)
+    if part == "saved":
+        supervisor.last_words(10, "stopped: all is saved")
+        time.sleep(60)
     with channel.bounded({"step": 1.0}) as progress, progress.phase("setup"):
         while part == "move":
             progress.moved()
@@ -42,4 +54,4 @@ def main(port: str, process: str, part: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:]) if sys.argv[1:] else alone()

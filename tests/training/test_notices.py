@@ -192,7 +192,9 @@ def test_a_long_first_save_is_noted(monkeypatch):
     ]
 
 
-@pytest.mark.parametrize(("numbers", "by_user"), [((signal.SIGINT,), True), ((signal.SIGTERM,), False)])
+@pytest.mark.parametrize(
+    ("numbers", "by_user"), [((signal.SIGINT,), True), ((signal.SIGTERM,), False), ((signal.SIGHUP,), False)]
+)
 def test_a_run_that_waits_for_data_hears_a_signal(numbers, by_user):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Notices() as notices:
@@ -216,7 +218,7 @@ def test_a_caller_may_keep_the_signals():
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(("second", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize(("second", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
 def test_a_second_signal_ends_a_process_that_computes_in_c(second, code):
     """Python calls no handler there. The same signal twice at the same moment is one."""
     script = (
