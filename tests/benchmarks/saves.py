@@ -1,11 +1,11 @@
-"""What saving costs: steps of the tiny model with an asynchronous save every 10 steps beside steps without, and bandwidth.
+"""What saving costs: steps of the tiny model with an asynchronous save every 10 steps, and without; bandwidth.
 
     python -m tests.benchmarks.saves
 
 Segments with and without saves take turns in one process (A B B A ...); a segment with saves ends when the last one is
-committed. Beside it: how fast a checkpoint is saved and restored, and how fast the disk writes (with fsync) and reads
-as many bytes. The time of the CPU is counted too, because a busy machine disturbs the other. On a machine whose CPU does
-the training, saving takes part of it; on accelerators it does not. Takes three minutes on two idle cores.
+committed. Time of the CPU counts beside that of the clock, which other programs disturb. Here the CPU trains as well as
+saves; an accelerator leaves it free. Then: how fast a checkpoint is saved and restored, and how fast the disk writes
+(with fsync) and reads as many bytes. Takes three minutes on two idle cores.
 """
 
 import argparse
