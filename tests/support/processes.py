@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -71,11 +72,19 @@ def free_port() -> int:
 
 @dataclasses.dataclass
 class Rows:
-    """One step's position and the examples that this process read for it."""
+    """One step's position, the examples that this process read for it, and a hash of each packed row that it read."""
 
     epoch: int
     row: int
     examples: list[int]
+    content: dict[str, str]  # microbatch/row: hash; reference log-probs, which rounding changes, are not part of it
+
+    @classmethod
+    def joined(cls, parts: Sequence["Rows"]) -> "Rows":
+        """What all processes read for the step together."""
+        [place] = {(part.epoch, part.row) for part in parts}
+        content = {row: digest for part in parts for row, digest in part.content.items()}
+        return cls(*place, sorted(number for part in parts for number in part.examples), content)
 
 
 @contextlib.contextmanager
@@ -90,7 +99,7 @@ def noting_rows(split: str = "train") -> Iterator[list[Rows]]:
         trains = self.form.branches == 1 or reference_logps is not None  # not the pass that scores the reference
         if self.dataset.split == split and trains:
             ids = loaded.batch.example_id[loaded.batch.valid].tolist()
-            noted.append(Rows(position.epoch, position.row, sorted(ids)))
+            noted.append(Rows(position.epoch, position.row, sorted(ids), _content(loaded.batch, self._local)))
         return loaded
 
     Loader._load = noting
@@ -100,7 +109,17 @@ def noting_rows(split: str = "train") -> Iterator[list[Rows]]:
         Loader._load = load
 
 
-def train(port: str, process: str, directory: str) -> None:
+def _content(batch, rows) -> dict[str, str]:
+    """Hashes of the rows of a batch, which are numbered `rows` in each of its microbatches."""
+    values = [value for name, value in sorted(vars(batch).items()) if name != "reference_logps"]
+    return {
+        f"{micro}/{row}": hashlib.sha256(b"".join(value[micro, place].tobytes() for value in values)).hexdigest()
+        for micro in range(len(batch.tokens))
+        for place, row in enumerate(rows)
+    }
+
+
+def train(port: str, process: str, directory: str, count: str = "2", devices: str = "4") -> None:
     """Trains every config of DIRECTORY/configs.json until its step, or to its end (null).
 
     Notes rows in DIRECTORY/rows.NAME.PROCESS.json.
@@ -109,7 +128,8 @@ def train(port: str, process: str, directory: str) -> None:
     from janus_jax.parallel.processes import RuntimeOptions
     from janus_jax.training import run
 
-    options = RuntimeOptions(coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=int(process), devices=4)
+    where = {"coordinator": f"127.0.0.1:{port}", "num_processes": int(count), "process_id": int(process)}
+    options = RuntimeOptions(**where if count != "1" else {}, devices=int(devices))
     for name, (config, until_step) in json.loads((Path(directory) / "configs.json").read_text()).items():
         with noting_rows() as rows:
             summary = run.train(RunConfig.model_validate(config), options, until_step=until_step, writers=())

@@ -1,6 +1,5 @@
 """Two processes of four devices train as one of eight does, and notice when they are left alone."""
 
-import dataclasses
 import json
 import socket
 
@@ -49,7 +48,7 @@ def test_two_processes_train_and_one_resumes_as_if_one_had_trained_all_along(tra
     ]
     assert len(parts[0]) == len(parts[1]) == STOP
     assert all(a.examples and b.examples and not {*a.examples} & {*b.examples} for a, b in zip(*parts, strict=True))
-    joined = [dataclasses.replace(a, examples=sorted(a.examples + b.examples)) for a, b in zip(*parts, strict=True)]
+    joined = [processes.Rows.joined(both) for both in zip(*parts, strict=True)]
 
     run = trained / f"run_{kind}"
     stopped_evaluation = [line for line in _lines(run) if line["kind"] == "eval"]
