@@ -61,7 +61,8 @@ class ItemReader:
             metadata = json.loads((item / "_METADATA").read_text())
             self._driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
             trees = metadata["tree_metadata"].values()
-            self._paths = [tuple(part["key"] for part in leaf["key_metadata"]) for leaf in trees]
+            arrays = [leaf for leaf in trees if not leaf["value_metadata"]["skip_deserialize"]]  # not empty states
+            self._paths = [tuple(part["key"] for part in leaf["key_metadata"]) for leaf in arrays]
         except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
             raise ConversionError(item, f"not an Orbax item, or a damaged one: {error}") from error
         self._context = _context() if isinstance(item, BucketPath) else ts.Context()
@@ -135,10 +136,17 @@ def restore_blocks(item: Place, abstract: Any) -> Any:
     A process reads each chunk that its devices need once. Beside its part of one leaf it keeps two rows of chunks.
     """
     reader = ItemReader(item)
-    return nest({path: _restore_leaf(reader, path, leaf) for path, leaf in leaves(abstract).items()})
+
+    def restored(path: Any, leaf: jax.ShapeDtypeStruct) -> Any:
+        return _restore_leaf(reader, tuple(jax.tree_util.keystr((key,), simple=True) for key in path), leaf)
+
+    return jax.tree_util.tree_map_with_path(restored, abstract)
 
 
 def _restore_leaf(reader: ItemReader, path: KeyPath, leaf: jax.ShapeDtypeStruct) -> Any:
+    if not leaf.shape:
+        value = reader.read(path).astype(leaf.dtype)
+        return value if leaf.sharding is None else jax.make_array_from_callback((), leaf.sharding, lambda index: value)
     if leaf.sharding is None:
         boxes = {tuple((0, size) for size in leaf.shape)}
     else:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from janus_jax.errors import ConversionError
-from janus_jax.storage.bucket import is_url
+from janus_jax.storage.bucket import BucketPath, is_url
 from janus_jax.storage.local import Place
 
 P = TypeVar("P", bound=Path | Place)
 
 ITEMS = ("params", "optimizer", "data", "meta")
 """The Orbax items of every step. A converted directory has params and meta only. Newer steps also have checksums."""
-_COMMITTED = "commit_success.txt"  # Orbax writes it last
+COMMITTED = "commit_success.txt"
+"""Orbax writes it last."""
 
 
 _WRITTEN = ("tokenizer", "tensorboard", "checkpoints", "exports", "reference", "profile")
@@ -116,6 +117,10 @@ class RunDir(Generic[P]):
         return cast(P, self.path / name)
 
 
+AnyRunDir = RunDir[Path | BucketPath]
+"""A run directory that is written."""
+
+
 def _holds(directory: str, path: str) -> bool:
     return os.path.commonpath((directory, path)) == directory
 
@@ -135,7 +140,7 @@ def is_committed(step: Path | Place) -> bool:
 
 def is_marked(step: Path | Place) -> bool:
     """Whether a step directory was whole once: it has Orbax's commit mark."""
-    return (step / _COMMITTED).exists()
+    return (step / COMMITTED).exists()
 
 
 def step_directory(checkpoints: P, step: int) -> P:

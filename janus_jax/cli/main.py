@@ -169,7 +169,7 @@ def train(
     if processes.is_main():
         arguments.advise(loaded)
     with processes.agreement("outputs"):  # a host on which a disk is missing would leave the others waiting
-        require_writable("run.dir", loaded.run.dir)
+        require_writable("run.dir", loaded.run.dir, buckets=True)
     from janus_jax.training.run import train
 
     summary = train(loaded)

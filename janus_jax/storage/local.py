@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from janus_jax.errors import ConfigError, JanusError, StorageError, first_line
-from janus_jax.storage.bucket import BucketPath, is_url, os_errors
+from janus_jax.storage.bucket import BucketPath, Prefix, is_url, os_errors
+from janus_jax.storage.gs_path import GsPath
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4096 - 512
 """In bytes, on Linux; the second leaves room for the files of a checkpoint."""
@@ -51,12 +52,17 @@ def place(path: str | os.PathLike[str]) -> Place:
 
 def as_path(path: str | os.PathLike[str]) -> epath.Path:
     """A path object for a local path (`~` expanded) or a gs:// URL."""
-    return epath.Path(path) if is_url(path) else LiteralPath(os.path.expanduser(path))
+    return GsPath(path) if is_url(path) else LiteralPath(os.path.expanduser(path))
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """Like `as_path`, with a local path made absolute, as Orbax requires."""
-    return epath.Path(path) if is_url(path) else LiteralPath(_absolute(path))
+    return GsPath(path) if is_url(path) else LiteralPath(_absolute(path))
+
+
+def fixed(path: str | os.PathLike[str]) -> Path | BucketPath:
+    """An absolute local path (`~` expanded), or a place on gs://."""
+    return BucketPath(path) if is_url(path) else _absolute(path)
 
 
 def require_free(path: str | os.PathLike[str]) -> None:
@@ -186,17 +192,27 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file as `whole_file` does.
+def write_bytes(path: Path | Place, content: bytes) -> None:
+    """Writes a file as `whole_file` does, or a small object in place of one that is there.
 
     Raises:
         StorageError: it cannot be written.
     """
-    with os_errors(path), whole_file(path) as file:
-        file.write(text.encode())
+    if isinstance(path, BucketPath):
+        prefix = Prefix(path)
+        there = prefix.find("")
+        prefix.write("", content, 0 if there is None else there.generation)
+        return
+    with os_errors(path), whole_file(Path(path)) as file:
+        file.write(content)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_whole(path: Path | Place, text: str) -> None:
+    """`write_bytes` of a text."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path | Place, value: Any) -> None:
     """Writes `finite(value)` as indented JSON with `write_whole`."""
     write_whole(path, json.dumps(finite(value), indent=1) + "\n")
 

@@ -14,19 +14,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from janus_jax.checkpoint.run_dir import RunDir
+from janus_jax.checkpoint.run_dir import AnyRunDir
 from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.config.sections import EvalSection
 from janus_jax.data.epoch import Position
 from janus_jax.data.loader import LoadedBatch
 from janus_jax.errors import NonFiniteError
 from janus_jax.objectives import metric_values
+from janus_jax.storage.bucket import BucketPath
 from janus_jax.storage.lock import Lock
 from janus_jax.training.export import export_step
 from janus_jax.training.metrics import MetricsLog, better
 from janus_jax.training.notices import NOTICE_S, Notices
 from janus_jax.training.reference import Reference
 from janus_jax.training.resume import step_meta
+from janus_jax.training.run_directory import growing
 from janus_jax.training.setup import Setup
 from janus_jax.training.step import TrainState
 from janus_jax.training.stopping import Stopping
@@ -40,7 +42,7 @@ class Run:
     """A run between two steps."""
 
     setup: Setup
-    dir: RunDir[Path]
+    dir: AnyRunDir
     checkpoints: Checkpoints
     notices: Notices
     reference: Reference
@@ -57,7 +59,7 @@ class Run:
     evaluated_step: int | None = None  # the step that eval_record is of, if this process evaluated
     fills: list[float] = dataclasses.field(default_factory=list)
     tokens_per_s: list[float] = dataclasses.field(default_factory=list)
-    export: Path | None = None
+    export: Path | BucketPath | None = None
     stopping: Stopping | None = None  # with eval.stop_after
 
     @property
@@ -131,7 +133,7 @@ class Profile(Hook):
 
     def before_step(self, run: Run) -> None:
         if not self.active and self.first <= run.step + 1 <= self.last:
-            jax.profiler.start_trace(str(run.dir.profile))
+            jax.profiler.start_trace(str(growing(run.dir).profile))
             self.active = True
 
     def after_step(self, run: Run, step: Step) -> None:

@@ -13,17 +13,17 @@ import jax
 import numpy as np
 
 from janus_jax.checkpoint.retention import Retention
-from janus_jax.checkpoint.run_dir import RunDir
+from janus_jax.checkpoint.run_dir import AnyRunDir
 from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.config.rules import no_rate
 from janus_jax.config.run import RunConfig, to_yaml
 from janus_jax.data.from_config import fit_counts, fit_lines
 from janus_jax.data.loader import LoadedBatch
-from janus_jax.errors import ConfigError, Interrupted, LostLockError, Preempted
+from janus_jax.errors import ConfigError, Interrupted, LostLockError, Preempted, StorageError
 from janus_jax.parallel import processes
-from janus_jax.storage.local import atomic_directory, no_empty_leftovers, write_json, write_whole
+from janus_jax.storage.local import no_empty_leftovers, write_json, write_whole
 from janus_jax.storage.lock import Lock
-from janus_jax.storage.staging import naming_urls
+from janus_jax.storage.staging import naming_urls, occupied, output
 from janus_jax.text.served import CONVERSATIONS, write_conversations
 from janus_jax.training import metrics
 from janus_jax.training.console import Console, opening
@@ -55,7 +55,7 @@ from janus_jax.training.resume import (
     require_same_config,
     stopping_state,
 )
-from janus_jax.training.run_directory import held_run_dir
+from janus_jax.training.run_directory import growing, held_run_dir
 from janus_jax.training.same_inputs import require_same_inputs
 from janus_jax.training.same_tokenizer import notes
 from janus_jax.training.setup import Setup, prepare
@@ -124,7 +124,7 @@ def train(
 @from_a_good_step
 def _train(
     config: RunConfig,
-    run_dir: RunDir[Path],
+    run_dir: AnyRunDir,
     lock: Lock | None,
     notices: Notices,
     until_step: int | None,
@@ -144,9 +144,10 @@ def _train(
     notices.boundary()
     drawn: list[Run] = []
     with contextlib.ExitStack() as stack:
-        if config.logging.curves and processes.is_main():
+        if config.logging.curves and processes.is_main() and isinstance(run_dir.path, Path):
             stack.push(lambda kind, error, trace: _draw_last(drawn, error))
-        stack.enter_context(no_empty_leftovers(run_dir.checkpoints))  # weights are read below, and may be bad
+        if isinstance(run_dir.checkpoints, Path):
+            stack.enter_context(no_empty_leftovers(run_dir.checkpoints))  # weights are read below, and may be bad
         stack.enter_context(processes.memory_for(f"training on {len(jax.devices())} devices"))
         checkpoints = stack.enter_context(
             contextlib.closing(
@@ -194,10 +195,13 @@ def _loop(run: Run, hooks: Sequence[Hook], batches: Iterator[LoadedBatch], stop:
         raise
 
 
-def _preempted(stop: Stop, run_dir: RunDir[Path]) -> Preempted:
+def _preempted(stop: Stop, run_dir: AnyRunDir) -> Preempted:
     """Says what came, which step is safe, and how to go on."""
-    steps = run_dir.committed_steps()
-    safe = f"step {steps[-1]} is saved" if steps else "no step was made yet"
+    try:
+        steps = run_dir.committed_steps()
+        safe = f"step {steps[-1]} is saved" if steps else "no step was made yet"
+    except StorageError as error:  # the notice ended the run, not this
+        safe = f"its newest step is saved ({error})"
     came = " and ".join(stop.notices)
     code = 128 + signal.SIGINT if stop.by_user else Preempted.exit_code
     return Preempted(run_dir.path, f"{safe}; {came} ended the run; to go on, start it again", exit_code=code)
@@ -236,7 +240,7 @@ def _hooks(config: RunConfig, stop: int, total_steps: int) -> list[Hook]:
 
 def _start(
     setup: Setup,
-    run_dir: RunDir[Path],
+    run_dir: AnyRunDir,
     checkpoints: Checkpoints,
     notices: Notices,
     writers: Sequence[metrics.Writer] | None,
@@ -280,7 +284,7 @@ def _start(
         )
     if others := other_held_out(setup):
         show(f"note: {others}")
-    best = metrics.best_record(run_dir.metrics, beginning.step) if beginning.step and not others else {}
+    best = metrics.best_record(growing(run_dir).metrics, beginning.step) if beginning.step and not others else {}
     with processes.agreement("writers"):
         extra = [console] if console else list(writers or ())
         log = metrics.MetricsLog(
@@ -289,7 +293,7 @@ def _start(
     if console:
         console.begin(setup.total_steps, beginning.step)
     # Of a run that was killed after its last checkpoint, its records are all there is to report.
-    records = metrics.last_records(run_dir.metrics) if finished else {}
+    records = metrics.last_records(growing(run_dir).metrics) if finished else {}
     run = Run(
         setup=setup,
         dir=run_dir,
@@ -311,20 +315,21 @@ def _start(
     return run, beginning.resumed_from
 
 
-def _writers(setup: Setup, run_dir: RunDir[Path], step: int, extra: Sequence[metrics.Writer]) -> list[metrics.Writer]:
+def _writers(setup: Setup, run_dir: AnyRunDir, step: int, extra: Sequence[metrics.Writer]) -> list[metrics.Writer]:
     """Writes what a run directory holds from the beginning, and opens the writers of metrics."""
     config = setup.config
-    run_dir.path.mkdir(parents=True, exist_ok=True)
+    if isinstance(run_dir.path, Path):
+        run_dir.path.mkdir(parents=True, exist_ok=True)
     write_whole(run_dir.config, to_yaml(config))
-    if not run_dir.tokenizer.exists():
-        with atomic_directory(run_dir.tokenizer) as directory:
+    if occupied(run_dir.tokenizer) is None:
+        with output(run_dir.tokenizer, CONVERSATIONS) as directory:
             setup.loader.dataset.tokenizer().save(directory)
             write_conversations(directory / CONVERSATIONS, setup.loader.dataset.conversations())
-    writers: list[metrics.Writer] = [metrics.JsonLines(run_dir.metrics, step)]
+    writers: list[metrics.Writer] = [metrics.JsonLines(growing(run_dir).metrics, step)]
     if config.logging.tensorboard:
-        writers.append(metrics.TensorBoard(run_dir.tensorboard, step))
+        writers.append(metrics.TensorBoard(growing(run_dir).tensorboard, step))
     if config.logging.wandb:
-        writers.append(metrics.Wandb(run_dir.path, config.model_dump(mode="json", by_alias=True)))
+        writers.append(metrics.Wandb(growing(run_dir).path, config.model_dump(mode="json", by_alias=True)))
     return [*writers, *extra]
 
 
