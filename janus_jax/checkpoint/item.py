@@ -171,11 +171,15 @@ def _box(index: Any, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
 
-def _context() -> Any:
-    """Retries requests to gs:// for about `bucket.RETRY_S`: nine times, after 1, 2, 4 and six times 8 units."""
+def retries() -> dict[str, Any]:
+    """tensorstore retries requests to gs:// for about `bucket.RETRY_S`: nine times, after 1, 2, 4 and six times 8
+    units."""
     unit = bucket.RETRY_S / 60
-    retries = {"max_retries": 9, "initial_delay": f"{unit * 1000:.0f}ms", "max_delay": f"{unit * 8000:.0f}ms"}
-    return ts.Context({"gcs_request_retries": retries, "cache_pool#ocdbt": {"total_bytes_limit": _TREE_BYTES}})
+    return {"max_retries": 9, "initial_delay": f"{unit * 1000:.0f}ms", "max_delay": f"{unit * 8000:.0f}ms"}
+
+
+def _context() -> Any:
+    return ts.Context({"gcs_request_retries": retries(), "cache_pool#ocdbt": {"total_bytes_limit": _TREE_BYTES}})
 
 
 class ItemWriter:

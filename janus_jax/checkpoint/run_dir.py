@@ -100,12 +100,15 @@ class RunDir(Generic[P]):
         Args:
             inputs: key of the configuration -> what it names: a path, a gs:// URL, a hub id, or None.
         """
-        run = os.path.realpath(self.path)
+        remote = is_url(str(self.path))
+        run = str(self.path) if remote else os.path.realpath(self.path)
         written = [os.path.join(run, name) for name in _WRITTEN]
         for key, name in inputs.items():
-            if name is None or is_url(name) or not os.path.exists(os.path.expanduser(name)):
+            if name is None or is_url(name) != remote:
                 continue
-            source = os.path.realpath(os.path.expanduser(name))
+            if not remote and not os.path.exists(os.path.expanduser(name)):
+                continue
+            source = name.rstrip("/") if remote else os.path.realpath(os.path.expanduser(name))
             if _holds(source, run):
                 where = "is" if source == run else "lies in"
                 return f"{where} {key}={name}, which the run reads; choose another directory"
@@ -122,7 +125,7 @@ AnyRunDir = RunDir[Path | BucketPath]
 
 
 def _holds(directory: str, path: str) -> bool:
-    return os.path.commonpath((directory, path)) == directory
+    return f"{path}/".startswith(f"{directory.rstrip('/')}/")
 
 
 def committed_steps(checkpoints: Path | Place) -> list[int]:

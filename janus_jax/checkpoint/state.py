@@ -12,11 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from janus_jax.checkpoint import checksums
 from janus_jax.checkpoint.checksums import named_leaves
 from janus_jax.checkpoint.damage import Notify, read_meta, read_values, set_aside, set_aside_incomplete
-from janus_jax.checkpoint.item import CHUNK_BYTES
+from janus_jax.checkpoint.item import CHUNK_BYTES, retries
 from janus_jax.checkpoint.quiet import end_threads, quiet_orbax
 from janus_jax.checkpoint.restore import JSON_FILE, read_json_item, reading, refused, restore_item, stored_leaves
 from janus_jax.checkpoint.retention import Deletion, Policy, Retention, room_for
@@ -224,10 +225,14 @@ class Checkpoints:
         with _storage_errors(self.directory, "a checkpoint could not be written"):
             if self._manager is not None:
                 self._manager.close()
+            if self._saving is not None:
+                self._delete_old()
             self._deletion.wait()
 
     def _open(self) -> ocp.CheckpointManager:
         together = self._together = Together(self.directory)
+        for context in (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT):
+            context["gcs_request_retries"] = retries()  # Orbax offers no option; without it, for a quarter of an hour
         ours = is_url(self.directory)  # there Orbax asks for permissions that whoever writes objects need not have
         return ocp.CheckpointManager(
             self.directory,
@@ -258,6 +263,9 @@ class Checkpoints:
             assert self._manager is not None
             self._manager.wait_until_finished()
         self._unsaved, self._newest = None, step
+        self._delete_old()
+
+    def _delete_old(self) -> None:
         if is_url(self.directory) and processes.is_main():
             self._deletion.begin(self._place, self._retention, dict(self._values))
 

@@ -1,9 +1,11 @@
 """A save that fails on one process fails on all of them, before it is committed.
 
 In Orbax a process whose write failed does not come to the barrier before the commit. So the others wait for it for 20
-minutes, and it waits for them.
+minutes, and it waits for them. The same holds for the commit, which process 0 makes alone.
 """
 
+import threading
+import time
 from typing import Any
 
 import jax
@@ -13,7 +15,8 @@ from janus_jax.errors import StorageError
 from janus_jax.parallel import processes
 from janus_jax.storage.local import Place, refusal
 
-_BEFORE_COMMIT = "async_write_complete"
+_BEFORE_COMMIT, _AFTER_COMMIT = "async_write_complete", "async_commit_complete"
+_POLL_S = 0.2
 
 
 class Together:
@@ -26,6 +29,8 @@ class Together:
     def __init__(self, step: Place):
         self.step = step
         self._failure: Exception | None = None
+        self._saves = 0
+        self._committing = ""  # a key of the save under way, the same on all processes
 
     def watched(self, handler: Any) -> Any:
         """A handler of Orbax whose writes fail at the barrier, not before. With one process, the handler itself."""
@@ -50,6 +55,9 @@ class Together:
 
     def _barrier(self, *, key: str, timeout_ms: int) -> None:
         wait = ocp.multihost.get_barrier_sync_fn()
+        if _AFTER_COMMIT in key:
+            self._committed(timeout_ms)
+            return
         if _BEFORE_COMMIT not in key:
             wait(key=key, timeout_ms=timeout_ms)
             return
@@ -61,6 +69,29 @@ class Together:
             raise failure
         for process, reason in processes.published(f"{key}/failed").items():
             raise StorageError(self.step, f"cannot be written: process {process}: {reason}")
+        self._committing = f"{key}/{self._saves}/committed"
+        self._saves += 1
+        if jax.process_index() == 0:
+            ending = threading.current_thread()
+            threading.Thread(target=self._release, args=(self._committing, ending), daemon=True).start()
+
+    def _committed(self, timeout_ms: int) -> None:
+        """Process 0 tells that it has committed; the others wait until it has, or could not: then it says why."""
+        if jax.process_index() == 0:
+            processes.publish(f"{self._committing}/0", "")
+            self._committing = ""
+            return
+        until = time.monotonic() + timeout_ms / 1000
+        while not processes.published(self._committing):
+            if time.monotonic() > until:
+                raise StorageError(self.step, "cannot be written: process 0 has not committed it")
+            time.sleep(_POLL_S)
+
+    def _release(self, key: str, ending: threading.Thread) -> None:
+        """Ends the others' wait if the thread of the save has ended without a commit."""
+        ending.join()
+        if self._committing == key:
+            processes.publish(f"{key}/0", "failed")
 
 
 class _Write:

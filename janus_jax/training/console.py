@@ -6,7 +6,6 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import jax
@@ -15,6 +14,8 @@ from janus_jax.checkpoint.retention import Retention
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.data.epoch import START
 from janus_jax.model.mistral import param_specs
+from janus_jax.storage.bucket import is_url
+from janus_jax.storage.local import place
 from janus_jax.training.setup import Setup
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def closing(summary: "Summary", head: str) -> list[str]:
     if summary.best:
         step = f"smallest held-out loss: step {int(summary.best['step'])}, "
         lines.append(step + _numbers("eval", summary.best, WIDTH - len(step)))
-    curves = RunDir(Path(summary.run_dir)).curves
+    curves = RunDir(place(summary.run_dir)).curves
     lines += wrapped(f"curves: {_near(str(curves))}") if curves.exists() else []
     lines += wrapped(f"export: {export}: Hugging Face directory") if export else []
     if summary.ended == "interrupted":
@@ -259,7 +260,7 @@ def closing(summary: "Summary", head: str) -> list[str]:
 
 def _near(path: str) -> str:
     """A path below the working directory without it."""
-    here = os.path.relpath(path)
+    here = path if is_url(path) else os.path.relpath(path)
     return path if here.startswith("..") else here
 
 
