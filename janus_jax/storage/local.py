@@ -30,7 +30,7 @@ _LONGEST_NAME, _LONGEST_PATH = 255, 4096 - 512
 _NOT_A_URL = "allowed: a local or mounted directory, not a URL"
 
 Place = epath.Path | BucketPath
-"""A place to read. epath reads gs:// too, through TensorFlow or gcsfs, but with their errors and without a timeout."""
+"""A place to read."""
 
 
 class LiteralPath(type(epath.Path("/"))):
