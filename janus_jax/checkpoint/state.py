@@ -88,8 +88,11 @@ class Checkpoints:
         return place(self.directory)
 
     def latest_step(self) -> int | None:
-        """The newest committed step; the same on every process."""
-        latest = max(committed_steps(self._place), default=-1)
+        """The newest committed step; the same on every process. Collective: call it on every process."""
+        latest = -1
+        with processes.agreement("newest step"):
+            if processes.is_main():
+                latest = max(committed_steps(self._place), default=-1)
         if jax.process_count() > 1:  # a slow file system may not show every process the same
             latest = int(multihost_utils.broadcast_one_to_all(np.int32(latest)))
         return None if latest < 0 else latest
@@ -248,8 +251,8 @@ class Checkpoints:
     def _read_values(self) -> dict[int, float | None]:
         """The metric of each step that has one, if it decides what is kept."""
         values: list[tuple[int, float | None]] = []
-        if self._retention.best and processes.is_main():
-            for step in committed_steps(self._place):
+        with processes.agreement("metrics of checkpoints"):
+            for step in committed_steps(self._place) if self._retention.best and processes.is_main() else ():
                 with contextlib.suppress(ConversionError):
                     values.append((step, _value(self.meta(step), self._retention)))
         return {step: value for step, value in processes.broadcast("metrics of checkpoints", values)}
@@ -282,6 +285,7 @@ class Checkpoints:
                     if not is_url(self.directory):
                         plan = room_for(self.directory, step, self._retention, self._values)
                     elif self._manager is None or jax.process_count() > 1:
+                        self._deletion.wait()
                         set_aside_incomplete(self._place, self._notify)
                         require_writable(self.directory)  # of the first write that fails, others would not hear
             except StorageError as error:

@@ -37,9 +37,11 @@ def export_step(
     section = setup.config.export
     out = run.export(step)
     dtype = export_dtype(section.dtype or setup.config.params_dtype)
-    source = open_model(run.path, step)  # facts and card as in a conversion
-    if occupied(out):  # a finished run started once more
-        _require_suitable(out, source, dtype.name, section)
+    with processes.agreement("export begins"):
+        source = open_model(run.path, step)  # facts and card as in a conversion
+        if there := occupied(out) is not None:  # a finished run started once more
+            _require_suitable(out, source, dtype.name, section)
+    if there:
         return out
     dataset = setup.loader.dataset
     chat = dataset.chat_format()
