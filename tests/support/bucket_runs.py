@@ -3,13 +3,15 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 
 def kill(config: str, at: str) -> None:
-    """Trains; killed in the reference pass (`pass`), or when the save of step `at` has begun; empty: not at all."""
+    """Trains; killed in the reference pass (`pass`), or when a first object of step `at` is written; empty: not at all."""
     from janus_jax.config.run import RunConfig
     from janus_jax.parallel.processes import RuntimeOptions
+    from janus_jax.storage.bucket import Prefix
     from janus_jax.training import reference, run
     from janus_jax.training.hooks import Save
 
@@ -24,6 +26,8 @@ def kill(config: str, at: str) -> None:
     def saving(self, training):
         save(self, training)
         if str(training.step) == at:
+            while not Prefix(f"{training.dir.checkpoints}/{at}").holds_any():
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
     reference._to_host, reference._SAVE_EVERY_S, Save._save = counting, 0, saving
