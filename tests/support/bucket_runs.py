@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def kill(config: str, at: str) -> None:
-    """Trains; killed in the reference pass (`pass`), or when a first object of step `at` is written; empty: not at all."""
+    """Trains; killed in the reference pass (`pass`), or when step `at` has a first object; empty: not at all."""
     from janus_jax.config.run import RunConfig
     from janus_jax.parallel.processes import RuntimeOptions
     from janus_jax.storage.bucket import Prefix
