@@ -18,6 +18,7 @@ from janus_jax.checkpoint.hf.files import TEMPLATES
 from janus_jax.checkpoint.hf.keys import KeyEntry, Layout, key_table
 from janus_jax.checkpoint.stored_model import StoredModel, open_model
 from janus_jax.errors import ConversionError, counted
+from janus_jax.storage.local import Place
 from janus_jax.text.served import CONVERSATIONS, check_served, read_conversations
 
 Verify = Literal["none", "digest", "logits"]
@@ -190,10 +191,10 @@ def run_digest(source: StoredModel) -> str | None:
     return hashlib.sha256(json.dumps(source.meta, sort_keys=True).encode()).hexdigest()
 
 
-def read_report(directory: Path) -> dict[str, Any]:
+def read_report(directory: Path | Place) -> dict[str, Any]:
     """conversion_report.json of a directory; empty if it does not exist or cannot be read."""
     try:
-        report = json.loads((directory / REPORT).read_text(encoding="utf-8"))
+        report = json.loads((directory / REPORT).read_bytes())
     except (OSError, ValueError):
         return {}
     return report if isinstance(report, dict) else {}

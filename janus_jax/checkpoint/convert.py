@@ -15,6 +15,7 @@ from janus_jax.checkpoint.digest import TensorDifference, compare
 from janus_jax.checkpoint.hf import write
 from janus_jax.checkpoint.hf.card import model_card
 from janus_jax.checkpoint.hf.keys import Layout, key_table
+from janus_jax.checkpoint.hf.shared_directory import LAST
 from janus_jax.checkpoint.item import ItemWriter
 from janus_jax.checkpoint.stored_model import StoredModel, open_model
 from janus_jax.config.sections import ExportSection
@@ -24,7 +25,7 @@ from janus_jax.storage.local import absolute
 from janus_jax.text.tokenizer import HFTokenizer, UnusableTokenizer, load_tokenizer, why_no_tokenizer_json
 
 _DEFAULTS = ExportSection()
-_LAST_OF_HF, _LAST_OF_CONVERTED = "config.json", "meta/metadata"
+_LAST_OF_HF, _LAST_OF_CONVERTED = LAST, "meta/metadata"
 """An upload writes these files last: without them, no reader takes the directory for a model."""
 
 

@@ -4,14 +4,13 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from etils import epath
-
 from janus_jax.checkpoint import checksums
 from janus_jax.checkpoint.restore import read_json_item, reading
-from janus_jax.checkpoint.run_dir import ITEMS, is_committed, is_marked
+from janus_jax.checkpoint.run_dir import COMMITTED, ITEMS, is_committed, is_marked
 from janus_jax.errors import ConversionError, DamagedError, JanusError, first_line
-from janus_jax.storage.bucket import os_errors
-from janus_jax.storage.local import Place
+from janus_jax.storage import trees
+from janus_jax.storage.bucket import BucketPath, os_errors
+from janus_jax.storage.local import Place, place, write_whole
 
 _DAMAGED = ".damaged"
 _REASON = "damage.txt"
@@ -57,7 +56,7 @@ def _has_checksums(step: Place) -> bool:
     return listing.exists() and f'"{checksums.ITEM}"' in listing.read_text()
 
 
-def newest_good(checkpoints: epath.Path, notify: Notify) -> tuple[int, dict[str, Any]] | None:
+def newest_good(checkpoints: Place, notify: Notify) -> tuple[int, dict[str, Any]] | None:
     """The newest step whose values are whole, and its `meta`. Sets aside the newer ones. Call it on one process.
 
     Reads no array: `Checkpoints.restore` compares those.
@@ -81,7 +80,7 @@ def newest_good(checkpoints: epath.Path, notify: Notify) -> tuple[int, dict[str,
             return step, meta
         except DamagedError as error:
             set_aside(directory, error, notify)
-    if tried := _damaged(checkpoints):
+    if tried := _damaged(place(checkpoints)):  # listed anew
         reasons = "; ".join(f"{name}: {reason}" for name, reason in tried.items())
         raise ConversionError(
             checkpoints,
@@ -91,7 +90,7 @@ def newest_good(checkpoints: epath.Path, notify: Notify) -> tuple[int, dict[str,
     return None
 
 
-def newer_metas(checkpoints: epath.Path, step: int) -> list[dict[str, Any]]:
+def newer_metas(checkpoints: Place, step: int) -> list[dict[str, Any]]:
     """The `meta` of the steps after `step` that were set aside, newest first, as far as that item is whole."""
     metas = []
     for path in checkpoints.iterdir():
@@ -102,7 +101,7 @@ def newer_metas(checkpoints: epath.Path, step: int) -> list[dict[str, Any]]:
     return [meta for _, meta in sorted(metas, key=lambda pair: -pair[0])]
 
 
-def set_aside(step: epath.Path, error: DamagedError, notify: Notify) -> None:
+def set_aside(step: Place, error: DamagedError, notify: Notify) -> None:
     """Renames a damaged step to STEP.damaged, with the reason in it. Call it on one process.
 
     Raises:
@@ -110,30 +109,38 @@ def set_aside(step: epath.Path, error: DamagedError, notify: Notify) -> None:
     """
     reason = str(error).replace(f"{step}/", "").replace(f"{step}: ", "")
     target, count = step.parent / f"{step.name}{_DAMAGED}", 1
+    in_bucket = isinstance(step, BucketPath)
     with os_errors(step, "is damaged and cannot be renamed"):
-        while target.exists():
+        while is_marked(target) if in_bucket else target.exists():  # unmarked: a move that was cut off
             count += 1
             target = step.parent / f"{step.name}{_DAMAGED}-{count}"
-        step.rename(target)
-        (target / _REASON).write_text(f"{reason}\n")
+        trees.move(step, target, COMMITTED)
+        write_whole(target / _REASON, f"{reason}\n")
     notify(f"{step}: {reason}; it is kept as {target.name}, and the run looks for an older checkpoint")
 
 
-def set_aside_incomplete(checkpoints: epath.Path, notify: Notify) -> None:
-    """Renames steps that are not whole, so that they neither block a save of the same number nor count as kept."""
+def set_aside_incomplete(checkpoints: Place, notify: Notify) -> None:
+    """Renames steps that are not whole, so that they neither block a save of the same number nor count as kept.
+
+    In a bucket Orbax saves a step where it stays, so one without its commit mark is a save that was cut off: removed.
+    """
     for path in list(checkpoints.iterdir()):
         if path.name.isdecimal() and not is_committed(path):
+            if isinstance(path, BucketPath) and not is_marked(path):
+                trees.remove(path, COMMITTED)
+                notify(f"{path}: its write or deletion was interrupted; its remains are removed")
+                continue
             target = checkpoints / f"{path.name}.incomplete"
             if target.exists():
-                target.rmtree()
-            path.rename(target)
+                trees.remove(target, COMMITTED)
+            trees.move(path, target, COMMITTED)
             notify(f"{path}: its write, copy or deletion was interrupted; it is kept as {target.name}")
 
 
-def _damaged(checkpoints: epath.Path) -> dict[str, str]:
+def _damaged(checkpoints: Place) -> dict[str, str]:
     """{name: reason} of all steps that were set aside."""
     reasons = {}
-    for path in sorted(checkpoints.iterdir()):
+    for path in sorted(checkpoints.iterdir(), key=str):
         if _DAMAGED in path.name and path.is_dir():
             file = path / _REASON
             reasons[path.name] = first_line(file.read_text()) if file.exists() else "damaged"

@@ -61,7 +61,8 @@ class ItemReader:
             metadata = json.loads((item / "_METADATA").read_text())
             self._driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
             trees = metadata["tree_metadata"].values()
-            self._paths = [tuple(part["key"] for part in leaf["key_metadata"]) for leaf in trees]
+            arrays = [leaf for leaf in trees if not leaf["value_metadata"]["skip_deserialize"]]  # not empty states
+            self._paths = [tuple(part["key"] for part in leaf["key_metadata"]) for leaf in arrays]
         except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
             raise ConversionError(item, f"not an Orbax item, or a damaged one: {error}") from error
         self._context = _context() if isinstance(item, BucketPath) else ts.Context()
@@ -135,10 +136,17 @@ def restore_blocks(item: Place, abstract: Any) -> Any:
     A process reads each chunk that its devices need once. Beside its part of one leaf it keeps two rows of chunks.
     """
     reader = ItemReader(item)
-    return nest({path: _restore_leaf(reader, path, leaf) for path, leaf in leaves(abstract).items()})
+
+    def restored(path: Any, leaf: jax.ShapeDtypeStruct) -> Any:
+        return _restore_leaf(reader, tuple(jax.tree_util.keystr((key,), simple=True) for key in path), leaf)
+
+    return jax.tree_util.tree_map_with_path(restored, abstract)
 
 
 def _restore_leaf(reader: ItemReader, path: KeyPath, leaf: jax.ShapeDtypeStruct) -> Any:
+    if not leaf.shape:
+        value = reader.read(path).astype(leaf.dtype)
+        return value if leaf.sharding is None else jax.make_array_from_callback((), leaf.sharding, lambda index: value)
     if leaf.sharding is None:
         boxes = {tuple((0, size) for size in leaf.shape)}
     else:
@@ -163,11 +171,15 @@ def _box(index: Any, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
 
-def _context() -> Any:
-    """Retries requests to gs:// for about `bucket.RETRY_S`: nine times, after 1, 2, 4 and six times 8 units."""
+def retries() -> dict[str, Any]:
+    """tensorstore retries requests to gs:// for about `bucket.RETRY_S`: nine times, after 1, 2, 4 and six times 8
+    units."""
     unit = bucket.RETRY_S / 60
-    retries = {"max_retries": 9, "initial_delay": f"{unit * 1000:.0f}ms", "max_delay": f"{unit * 8000:.0f}ms"}
-    return ts.Context({"gcs_request_retries": retries, "cache_pool#ocdbt": {"total_bytes_limit": _TREE_BYTES}})
+    return {"max_retries": 9, "initial_delay": f"{unit * 1000:.0f}ms", "max_delay": f"{unit * 8000:.0f}ms"}
+
+
+def _context() -> Any:
+    return ts.Context({"gcs_request_retries": retries(), "cache_pool#ocdbt": {"total_bytes_limit": _TREE_BYTES}})
 
 
 class ItemWriter:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,6 @@ from janus_jax.checkpoint.checksums import named_leaves, require_same_leaves
 from janus_jax.checkpoint.hf.keys import nest
 from janus_jax.checkpoint.item import ItemReader, restore_blocks, tensorstore_message
 from janus_jax.errors import ConversionError, DamagedError, JanusError, StorageError
-from janus_jax.storage import staging
 from janus_jax.storage.bucket import BucketPath
 from janus_jax.storage.local import Place, absolute, refusal
 
@@ -22,12 +22,17 @@ _OF_BAD_DATA = (OSError, ValueError, LookupError)
 """What Orbax and tensorstore raise for damaged files; they have no class of their own."""
 
 
+JSON_FILE = "metadata"
+"""What a JSON item consists of."""
+
+
 def read_json_item(item: Place) -> dict[str, Any]:
     """A JSON item of a step or converted directory."""
-    local = staging.files(item.url, lambda name: True, "models") if isinstance(item, BucketPath) else item
-    handler: Any = ocp.JsonCheckpointHandler()  # not through a Checkpointer, which waits for all processes
     try:
-        return handler.restore(absolute(local))
+        if isinstance(item, BucketPath):
+            return json.loads((item / JSON_FILE).read_bytes())
+        handler: Any = ocp.JsonCheckpointHandler()  # not through a Checkpointer, which waits for all processes
+        return handler.restore(absolute(item))
     except (OSError, ValueError) as error:
         raise ConversionError(item, f"cannot be read: {error}") from error
 

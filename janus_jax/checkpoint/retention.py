@@ -4,15 +4,16 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
-from janus_jax.checkpoint.run_dir import committed_steps
+from janus_jax.checkpoint.run_dir import COMMITTED, committed_steps
 from janus_jax.config.run import RunConfig
-from janus_jax.storage.local import refusal
+from janus_jax.errors import StorageError
+from janus_jax.storage import trees
+from janus_jax.storage.local import Place, refusal
 
 HIGHER_IS_BETTER = ("rewards/accuracies", "rewards/margins")
 """Held-out metrics that improve when they rise; the others improve when they fall."""
@@ -77,6 +78,36 @@ class Policy:
         return [info.step in kept for info in checkpoints]
 
 
+class Deletion:
+    """Deletes steps in a bucket that are not to be kept, in the background; a file system's steps are left to Orbax.
+
+    A step that cannot be deleted is said, and tried again after the next save.
+    """
+
+    def __init__(self, notify: Callable[[str], None]):
+        self._notify = notify
+        self._thread: threading.Thread | None = None
+
+    def begin(self, checkpoints: Place, retention: Retention, values: Mapping[int, float | None]) -> None:
+        """Starts, after the last one has ended."""
+        self.wait()
+        self._thread = threading.Thread(target=self._run, args=(checkpoints, retention, values), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when nothing is being deleted."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, checkpoints: Place, retention: Retention, values: Mapping[int, float | None]) -> None:
+        try:
+            steps = committed_steps(checkpoints)
+            for step in sorted(set(steps) - retention.kept(steps, values)):
+                trees.remove(checkpoints / str(step), COMMITTED)
+        except StorageError as error:
+            self._notify(f"{error}; an older checkpoint stays until the next save")
+
+
 def room_for(
     checkpoints: os.PathLike[str], step: int, retention: Retention, values: Mapping[int, float | None], size: int
 ) -> tuple[list[int], str | None]:
@@ -128,12 +159,12 @@ def space_note(checkpoints: os.PathLike[str], retention: Retention, size: int) -
     )
 
 
-def unmakeable(checkpoints: epath.Path, step: int) -> str | None:
-    """Why the directory of a step cannot be made here; None if it can. Orbax makes it in one process, and the others
+def unmakeable(checkpoints: os.PathLike[str], step: int) -> str | None:
+    """Why the directory of a step cannot be made on a local disk; None if it can. Orbax makes it in one process, and the others
     would wait for it for ever."""
-    if (checkpoints / str(step)).exists():
+    if Path(checkpoints, str(step)).exists():
         return "cannot be written: it exists already"
-    attempt = checkpoints / f".{step}.attempt"
+    attempt = Path(checkpoints, f".{step}.attempt")
     try:
         attempt.mkdir(exist_ok=True)
         attempt.rmdir()

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from janus_jax.errors import ConversionError
-from janus_jax.storage.bucket import is_url
+from janus_jax.storage.bucket import BucketPath, is_url
 from janus_jax.storage.local import Place
 
 P = TypeVar("P", bound=Path | Place)
 
 ITEMS = ("params", "optimizer", "data", "meta")
 """The Orbax items of every step. A converted directory has params and meta only. Newer steps also have checksums."""
-_COMMITTED = "commit_success.txt"  # Orbax writes it last
+COMMITTED = "commit_success.txt"
+"""Orbax writes it last."""
 
 
 _WRITTEN = ("tokenizer", "metrics", "tensorboard", "wandb", "checkpoints", "exports", "reference", "profile")
@@ -130,12 +131,15 @@ class RunDir(Generic[P]):
         Args:
             inputs: key of the configuration -> what it names: a path, a gs:// URL, a hub id, or None.
         """
-        run = os.path.realpath(self.path)
+        remote = is_url(str(self.path))
+        run = str(self.path) if remote else os.path.realpath(self.path)
         written = [os.path.join(run, name) for name in _WRITTEN]
         for key, name in inputs.items():
-            if name is None or is_url(name) or not os.path.exists(os.path.expanduser(name)):
+            if name is None or is_url(name) != remote:
                 continue
-            source = os.path.realpath(os.path.expanduser(name))
+            if not remote and not os.path.exists(os.path.expanduser(name)):
+                continue
+            source = name.rstrip("/") if remote else os.path.realpath(os.path.expanduser(name))
             if _holds(source, run):
                 where = "is" if source == run else "lies in"
                 return f"{where} {key}={name}, which the run reads; choose another directory"
@@ -147,8 +151,12 @@ class RunDir(Generic[P]):
         return cast(P, self.path / name)
 
 
+AnyRunDir = RunDir[Path | BucketPath]
+"""A run directory that is written."""
+
+
 def _holds(directory: str, path: str) -> bool:
-    return os.path.commonpath((directory, path)) == directory
+    return f"{path}/".startswith(f"{directory.rstrip('/')}/")
 
 
 def start_of_part(name: str) -> tuple[str, int] | None:
@@ -172,7 +180,7 @@ def is_committed(step: Path | Place) -> bool:
 
 def is_marked(step: Path | Place) -> bool:
     """Whether a step directory was whole once: it has Orbax's commit mark."""
-    return (step / _COMMITTED).exists()
+    return (step / COMMITTED).exists()
 
 
 def step_directory(checkpoints: P, step: int) -> P:

@@ -5,7 +5,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -13,20 +12,22 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from janus_jax.checkpoint import checksums
 from janus_jax.checkpoint.checksums import named_leaves
 from janus_jax.checkpoint.damage import Notify, read_meta, read_values, set_aside, set_aside_incomplete
-from janus_jax.checkpoint.item import CHUNK_BYTES
+from janus_jax.checkpoint.item import CHUNK_BYTES, retries
 from janus_jax.checkpoint.quiet import end_threads, quiet_orbax
-from janus_jax.checkpoint.restore import read_json_item, reading, refused, restore_item, stored_leaves
-from janus_jax.checkpoint.retention import Policy, Retention, room_for, space_note, unmakeable
+from janus_jax.checkpoint.restore import JSON_FILE, read_json_item, reading, refused, restore_item, stored_leaves
+from janus_jax.checkpoint.retention import Deletion, Policy, Retention, room_for, space_note, unmakeable
 from janus_jax.checkpoint.run_dir import committed_steps, step_directory
 from janus_jax.checkpoint.together import Together
 from janus_jax.errors import ConversionError, DamagedError, StorageError
 from janus_jax.parallel import processes
 from janus_jax.storage.bucket import is_url, os_errors
-from janus_jax.storage.local import absolute, write_whole
+from janus_jax.storage.local import Place, absolute, place, write_whole
+from janus_jax.storage.writable import require_writable
 
 _THREADS_S = 10.0
 """How long threads of a failed save may go on writing before its leftovers are removed."""
@@ -68,19 +69,30 @@ class Checkpoints:
         self._on_error = on_error
         self._notify = notify if processes.is_main() else _no_line
         self._values: dict[int, float | None] = {}
+        self._newest: int | None = None  # the newest whole step, as far as this process knows
         self._saving: int | None = None  # the step that is being written
+        self._deletion = Deletion(self._notify)
         self._unsaved: StorageError | None = None  # why the last save failed
         with _storage_errors(self.directory, "cannot be written"):
             self.directory.mkdir(parents=True, exist_ok=True)
-            if processes.is_main():
-                set_aside_incomplete(self.directory, self._notify)
-            multihost_utils.sync_global_devices("checkpoints are listed")
+            with processes.agreement("checkpoints are listed"):
+                if processes.is_main():
+                    set_aside_incomplete(self._place, self._notify)
             self._values = self._read_values()
-            self._manager = self._open()
+            self._newest = self.latest_step()
+            self._manager: ocp.CheckpointManager | None = self._open()
+
+    @property
+    def _place(self) -> Place:
+        """The directory, to be listed anew."""
+        return place(self.directory)
 
     def latest_step(self) -> int | None:
-        """The newest committed step; the same on every process."""
-        latest = max(committed_steps(self.directory), default=-1)
+        """The newest committed step; the same on every process. Collective: call it on every process."""
+        latest = -1
+        with processes.agreement("newest step"):
+            if processes.is_main():
+                latest = max(committed_steps(self._place), default=-1)
         if jax.process_count() > 1:  # a slow file system may not show every process the same
             latest = int(multihost_utils.broadcast_one_to_all(np.int32(latest)))
         return None if latest < 0 else latest
@@ -112,6 +124,8 @@ class Checkpoints:
         self._values[step] = _value(meta, self._retention)
         try:
             self._make_room(step, _bytes((params, optimizer)))
+            if self._manager is None:  # an earlier save failed
+                self._manager = self._open()
             self._together.step = self.directory / str(step)
             with processes.agreement(f"checkpoint {step}"), _storage_errors(self.directory / str(step)):
                 self._manager.save(step, args=arguments, force=True)
@@ -127,7 +141,7 @@ class Checkpoints:
         Raises:
             StorageError: a save failed, with `on_error: stop`.
         """
-        if self._saving is not None and jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+        if self._saving is not None and jax.process_count() == 1 and not self.saving():
             try:
                 self._settle()
             except StorageError as error:
@@ -145,7 +159,7 @@ class Checkpoints:
             StorageError: it cannot be read.
         """
         with processes.agreement(f"restore {step}"):
-            directory = step_directory(self.directory, step)
+            directory = step_directory(self._place, step)
             data, meta, record = read_values(directory)
             wanted = {"params": params, "optimizer": optimizer}
             for item, abstract in wanted.items():
@@ -168,11 +182,12 @@ class Checkpoints:
         """Renames a step that `restore` refused to STEP.damaged."""
         with processes.agreement(f"set {step} aside"):
             if processes.is_main():
-                set_aside(self.directory / str(step), error, self._notify)
+                set_aside(self._place / str(step), error, self._notify)
+        self._newest = self.latest_step()
 
     def meta(self, step: int) -> dict[str, Any]:
         """The `meta` that `save` wrote."""
-        return read_json_item(step_directory(self.directory, step) / "meta")
+        return read_json_item(step_directory(self._place, step) / "meta")
 
     def replace_meta(self, step: int, meta: Mapping[str, Any]) -> None:
         """Says something else of a saved step. Collective: call it on every process.
@@ -180,7 +195,7 @@ class Checkpoints:
         Raises:
             StorageError: it cannot be written; the step is as it was.
         """
-        directory = step_directory(self.directory, step)
+        directory = step_directory(self._place, step)
         self._values[step] = _value(meta, self._retention)
         with processes.agreement("meta"):
             if processes.is_main():
@@ -200,7 +215,7 @@ class Checkpoints:
 
     def saving(self) -> bool:
         """Whether a save is going on in the background."""
-        return self._manager.is_saving_in_progress()
+        return self._manager is not None and self._manager.is_saving_in_progress()
 
     def wait(self) -> None:
         """Returns when every save is committed.
@@ -218,15 +233,22 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for every save, then ends Orbax's threads."""
         with _storage_errors(self.directory, "a checkpoint could not be written"):
-            self._manager.close()
+            if self._manager is not None:
+                self._manager.close()
+            if self._saving is not None:
+                self._delete_old()
+            self._deletion.wait()
 
     def _open(self) -> ocp.CheckpointManager:
         together = self._together = Together(self.directory)
+        for context in (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT):
+            context["gcs_request_retries"] = retries()  # Orbax offers no option; without it, for a quarter of an hour
+        ours = is_url(self.directory)  # there Orbax asks for permissions that whoever writes objects need not have
         return ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=Policy(self._retention, self._values),
-                cleanup_tmp_directories=True,
+                preservation_policy=None if ours else Policy(self._retention, self._values),
+                cleanup_tmp_directories=not ours,  # it would take what is set aside for temporary
                 lightweight_initialize=True,  # so that damaged metadata of a step is no error here
                 async_options=together.options(),
             ),
@@ -236,8 +258,8 @@ class Checkpoints:
     def _read_values(self) -> dict[int, float | None]:
         """The metric of each step that has one, if it decides what is kept."""
         values: list[tuple[int, float | None]] = []
-        if self._retention.best and processes.is_main():
-            for step in committed_steps(self.directory):
+        with processes.agreement("metrics of checkpoints"):
+            for step in committed_steps(self._place) if self._retention.best and processes.is_main() else ():
                 with contextlib.suppress(ConversionError):
                     values.append((step, _value(self.meta(step), self._retention)))
         return {step: value for step, value in processes.broadcast("metrics of checkpoints", values)}
@@ -248,8 +270,14 @@ class Checkpoints:
             return
         step, self._saving = self._saving, None
         with processes.agreement(f"checkpoint {step} is written"), _storage_errors(self.directory / str(step)):
+            assert self._manager is not None
             self._manager.wait_until_finished()
-        self._unsaved = None
+        self._unsaved, self._newest = None, step
+        self._delete_old()
+
+    def _delete_old(self) -> None:
+        if is_url(self.directory) and processes.is_main():
+            self._deletion.begin(self._place, self._retention, dict(self._values))
 
     def _make_room(self, step: int, size: int) -> None:
         """Deletes steps that this save will push out, if only that makes room for it. The newest stays in any case.
@@ -258,29 +286,41 @@ class Checkpoints:
             StorageError: not even that makes enough room.
         """
         plan: tuple[list[int], str | None] = ([], None)
-        if processes.is_main() and not is_url(self.directory):
-            with os_errors(self.directory, "cannot be read"):
-                plan = room_for(self.directory, step, self._retention, self._values, size)
-                plan = ([], reason) if (reason := unmakeable(self.directory, step)) and not plan[0] else plan
+        if processes.is_main():
+            try:
+                with os_errors(self.directory, "cannot be read"):
+                    if not is_url(self.directory):
+                        plan = room_for(self.directory, step, self._retention, self._values, size)
+                        plan = ([], reason) if (reason := unmakeable(self._place, step)) and not plan[0] else plan
+                    elif self._manager is None or jax.process_count() > 1:
+                        self._deletion.wait()
+                        set_aside_incomplete(self._place, self._notify)
+                        require_writable(self.directory)  # of the first write that fails, others would not hear
+            except StorageError as error:
+                plan = ([], str(error.args[-1]))
         steps, failure = processes.broadcast("room for a checkpoint", plan)
         if failure is not None:
             raise StorageError(self.directory / str(step), failure)
         for old in steps:
             self._notify(f"{self.directory / str(old)}: deleted before the save of step {step}, which needs its room")
             with _storage_errors(self.directory / str(old), "cannot be deleted"):
+                assert self._manager is not None
                 self._manager.delete(old)
 
     def _failed(self, error: StorageError, *, go_on: bool = False) -> None:
         """Removes what a failed save has left. Then raises the error, or says it and goes on."""
         self.failed += 1
+        manager, self._manager = self._manager, None
         for _ in range(3):  # it raises each error of its threads once
             with contextlib.suppress(Exception):
-                self._manager.close()
+                if manager is not None:
+                    manager.close()
                 break
         end_threads(_THREADS_S)
-        with _storage_errors(self.directory, "cannot be written"):
-            self._manager = self._open()
-        newest = self.latest_step()
+        if not is_url(self.directory):  # a bucket is asked again by the next save
+            with _storage_errors(self.directory, "cannot be written"):
+                self._manager = self._open()
+        newest = self._newest
         safe = "no checkpoint is whole" if newest is None else f"the newest whole checkpoint is of step {newest}"
         self._unsaved = StorageError(*error.args[:-1], f"{error.args[-1]}; {safe}")
         if self._on_error == "stop" and not go_on:
@@ -308,8 +348,8 @@ def _shapes(leaves: Mapping[str, Any], *, dtypes: bool = False) -> dict[str, Any
     }
 
 
-def _write_item(item: epath.Path, value: Mapping[str, Any]) -> None:
-    write_whole(Path(item / "metadata"), json.dumps(dict(value)))
+def _write_item(item: Place, value: Mapping[str, Any]) -> None:
+    write_whole(item / JSON_FILE, json.dumps(dict(value)))
 
 
 def _handlers(together: Together) -> ocp.handlers.CheckpointHandlerRegistry:

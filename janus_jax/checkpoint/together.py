@@ -93,7 +93,7 @@ class _Write:
     def result(self, timeout: float | None = None) -> Any:
         try:
             return self._write.result(timeout=timeout)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, StorageError) as error:
             self._together.failed(error)
             return None
 

@@ -217,7 +217,7 @@ def train(
     if processes.is_main():
         arguments.advise(loaded)
     with processes.agreement("outputs"):  # a host on which a disk is missing would leave the others waiting
-        require_writable("run.dir", loaded.run.dir)
+        require_writable("run.dir", loaded.run.dir, buckets=True)
     try:
         summary = train(loaded)
     except OutOfMemoryError as error:

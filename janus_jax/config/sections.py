@@ -24,7 +24,8 @@ class RunSection(Section):
     """Where the run writes, and its seed."""
 
     dir: PathText
-    """Run directory for checkpoints, metrics and exports. If it already holds this run, the run resumes."""
+    """Run directory for checkpoints, metrics and exports: a local or mounted directory, or gs://BUCKET/PATH. If it
+    already holds this run, the run resumes."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of random weights and of the order of the data."""
 
@@ -150,7 +151,7 @@ class ReferenceSection(Section):
     from_: PathText | None = Field(default=None, alias="from")
     """Weights of the reference, as in `init.from`. null: the initial weights of the run."""
     dir: PathText | None = None
-    """Directory of precomputed log-probs, for runs that share them. null: `reference` in `run.dir`."""
+    """Directory or gs:// URL of precomputed log-probs, for runs that share them. null: `reference` in `run.dir`."""
 
 
 class OptimizerSection(Section):

@@ -3,51 +3,35 @@
 google.cloud.storage is imported when a bucket is first used.
 """
 
-import base64
 import contextlib
 import copy
 import dataclasses
+import functools
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from janus_jax.errors import ConfigError, StorageError, first_line
+from janus_jax.storage.objects import Object, object_of, object_of_file
+from janus_jax.storage.threads import in_threads
 
 RETRY_S = 60.0
 """How long a failing request is retried, with growing pauses. Each chunk of a file is a request."""
 
 CHUNK_BYTES = 16 << 20
+_CLIENT_VARIABLES = ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", "CLOUDSDK_CONFIG", "HOME")
 _CONNECT_S, _READ_S = 10, 60
-_FILES_AT_ONCE = 8
 LARGE_BYTES = 256 << 20
 """A transfer of at least this size is announced to the user."""
-
-_T = TypeVar("_T")
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
     """Whether this is a URL of any kind, not a local path."""
     return "://" in os.fspath(path)
-
-
-@dataclasses.dataclass(frozen=True)
-class Object:
-    """One object, as in a listing."""
-
-    name: str  # below the URL that was listed
-    size: int
-    crc32c: str  # big-endian, base64, as the service writes it
-    generation: int  # changes with every write
-    updated_s: float = dataclasses.field(default=0.0, compare=False, repr=False)  # when, by the service's own clock
-
-    def same_content(self, other: "Object") -> bool:
-        """Whether sizes and checksums are equal."""
-        return (self.size, self.crc32c) == (other.size, other.crc32c)
 
 
 @contextlib.contextmanager
@@ -74,11 +58,9 @@ class Prefix:
         self.path = match[2][1:]
         """Within the bucket; empty for the whole bucket."""
         with self._service_errors(self.url, "opened"):
-            from google.cloud import storage
             from google.cloud.storage.retry import DEFAULT_RETRY
 
-            with _quiet("google.auth"):  # it warns at each attempt to reach a metadata server
-                client = storage.Client(project=None)  # type: ignore[reportArgumentType]  (None: no project)
+            client = _client(*(os.environ.get(name) for name in _CLIENT_VARIABLES))
         self._bucket = client.bucket(match[1])
         self._options: dict[str, Any] = {
             "retry": DEFAULT_RETRY.with_timeout(RETRY_S).with_delay(initial=1.0, maximum=8.0, multiplier=2.0),
@@ -102,6 +84,20 @@ class Prefix:
         items = (self._object_of_blob(blob) for blob in blobs if not blob.name.endswith("/"))
         return sorted(items, key=lambda item: item.name)
 
+    def holds_any(self) -> bool:
+        """Whether anything is below, with one small request."""
+        with self._service_errors(self.url, "listed"):
+            prefix = f"{self.path}/" if self.path else None
+            return any(True for _ in self._bucket.list_blobs(prefix=prefix, max_results=1, **self._options))
+
+    def children(self) -> "list[str]":
+        """The names directly below, of objects and folders."""
+        with self._service_errors(self.url, "listed"):
+            start = f"{self.path}/" if self.path else ""
+            pages = self._bucket.list_blobs(prefix=start, delimiter="/", **self._options)
+            names = {blob.name for blob in pages} | set(pages.prefixes)
+        return sorted({name.removeprefix(start).rstrip("/") for name in names} - {""})
+
     def find(self, name: str) -> Object | None:
         """One object, or None. The empty name stands for the URL itself, read as an object."""
         with self._service_errors(self.url_of(name), "read"):
@@ -123,24 +119,29 @@ class Prefix:
         objects = list(objects)
         if (size := sum(item.size for item in objects)) >= LARGE_BYTES:
             print(f"{self.url}: fetching {len(objects)} files, {size / 1e9:.1f} GB", file=sys.stderr, flush=True)
-        _in_threads(lambda item: self._download(item, directory / _safe(item.name, self.url)), objects)
+        in_threads(lambda item: self._download(item, directory / _safe(item.name, self.url)), objects)
         for item in objects:
             if not (directory / item.name).is_file():  # another host took it for a leftover: its locks end there
                 raise StorageError(directory / item.name, "was removed while it was copied; start again")
 
-    def write(self, name: str, content: bytes, generation: int = 0) -> int:
-        """Replaces the object of a generation (0: the object must not exist). Returns the new generation."""
+    def write(self, name: str, content: bytes, generation: int | None = 0) -> int:
+        """Replaces the object of a generation (0: it must not exist; None: any). Returns the new generation."""
         return self._written(
             object_of(name, content), lambda blob, **options: blob.upload_from_string(content, **options), generation
         ).generation
 
     def upload(self, directory: Path, names: Iterable[str], done: Callable[[int], None] = lambda count: None) -> None:
         """Writes files below `directory` as new objects, several at once. Calls `done` with the number so far."""
-        _in_threads(lambda name: self._upload(directory / name, name), names, done)
+        in_threads(lambda name: self._upload(directory / name, name), names, done)
+
+    def copy(self, objects: Iterable[Object], target: "Prefix") -> None:
+        """Copies objects to another prefix, several at once, in place of those of the same names. The service does it:
+        no content comes here."""
+        in_threads(lambda item: self._copy(item, target), objects)
 
     def delete(self, objects: Iterable[Object]) -> None:
         """Removes objects, except those that were removed or rewritten since they were listed."""
-        _in_threads(self._delete, objects)
+        in_threads(self._delete, objects)
 
     def _download(self, item: Object, path: Path) -> None:
         with os_errors(path, "cannot be read or written"):
@@ -151,15 +152,15 @@ class Prefix:
                 blob = self._bucket.blob(self._object_name(item.name), chunk_size=CHUNK_BYTES)
                 blob.download_to_filename(str(path), if_generation_match=item.generation, **self._options)
         with os_errors(path, "cannot be read or written"):
-            actual = _object_of_file(item.name, path)  # the client does not compare checksums of chunks
+            actual = object_of_file(item.name, path)  # the client does not compare checksums of chunks
         self._require_same(item, actual, "read")
 
     def _upload(self, path: Path, name: str) -> None:
         with os_errors(path, "cannot be read or written"):
-            expected = _object_of_file(name, path)
+            expected = object_of_file(name, path)
         self._written(expected, lambda blob, **options: blob.upload_from_filename(str(path), **options), 0)
 
-    def _written(self, expected: Object, send: Callable[..., None], generation: int) -> Object:
+    def _written(self, expected: Object, send: Callable[..., None], generation: int | None) -> Object:
         from google.api_core.exceptions import PreconditionFailed
 
         with self._service_errors(self.url_of(expected.name), "written"):
@@ -173,6 +174,15 @@ class Prefix:
                     raise
         self._require_same(expected, actual, "written")
         return actual
+
+    def _copy(self, item: Object, target: "Prefix") -> None:
+        with self._service_errors(target.url_of(item.name), "written"):
+            source = self._bucket.blob(self._object_name(item.name))
+            copied, token = target._bucket.blob(target._object_name(item.name)), ""
+            while token is not None:  # a large object may take several requests
+                only_this = {"if_source_generation_match": item.generation}
+                token = copied.rewrite(source, token=token or None, **only_this, **self._options)[0]
+        self._require_same(item, dataclasses.replace(self._object_of_blob(copied), name=item.name), "written")
 
     def _delete(self, item: Object) -> None:
         from google.api_core.exceptions import NotFound, PreconditionFailed
@@ -300,10 +310,18 @@ class BucketPath:
             FileNotFoundError: the object does not exist.
             UnicodeDecodeError: it is not UTF-8.
         """
+        return self.read_bytes().decode()
+
+    def read_bytes(self) -> bytes:
+        """The content of a small object.
+
+        Raises:
+            FileNotFoundError: the object does not exist.
+        """
         prefix = Prefix(self.url)
         if (item := prefix.find("")) is None:
             raise FileNotFoundError(f"{self.url}: no such object")
-        return prefix.read(item).decode()
+        return prefix.read(item)
 
     def _tree(self) -> "_Tree":
         if self._known is None:
@@ -325,52 +343,11 @@ class _Tree:
                 above, _, name = above.rpartition("/")
 
 
-def _in_threads(
-    work: Callable[[_T], None], items: Iterable[_T], done: Callable[[int], None] = lambda count: None
-) -> None:
-    """Does `work` on all items in a few threads; the first error ends it.
-
-    The client's transfer_manager would start all other items after an error, and reports no progress.
-    """
-    pool, finished = ThreadPoolExecutor(_FILES_AT_ONCE), False
-    try:
-        for count, future in enumerate(as_completed([pool.submit(work, item) for item in items]), 1):
-            future.result()
-            done(count)
-        finished = True
-    except Exception:
-        finished = True
-        raise
-    finally:  # an interrupt (not an Exception) does not wait for files in transfer
-        pool.shutdown(wait=finished, cancel_futures=True)
-
-
 def _safe(name: str, url: str) -> str:
     """Refuses an object's name that would lead out of the directory if it became a path."""
     if {"", ".", ".."} & set(name.split("/")) or "\0" in name:
         raise StorageError(f"{url}/{name}: cannot be a file: its name would lead elsewhere; rename the object")
     return name
-
-
-def object_of(name: str, content: bytes) -> Object:
-    """The listing's entry for this content, without a generation."""
-    import google_crc32c
-
-    return Object(name, len(content), _base64(google_crc32c.Checksum(content)), 0)
-
-
-def _object_of_file(name: str, path: Path) -> Object:
-    import google_crc32c
-
-    checksum = google_crc32c.Checksum()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            checksum.update(block)
-        return Object(name, file.tell(), _base64(checksum), 0)
-
-
-def _base64(checksum: Any) -> str:
-    return base64.b64encode(checksum.digest()).decode()
 
 
 def _service_message(error: Any) -> str:
@@ -381,6 +358,15 @@ def _service_message(error: Any) -> str:
         if error.args and (reason := getattr(error.args[0], "reason", None)):  # connection errors wrap their reason
             return first_line(reason)
         return first_line(re.sub(r"^(\d+ )?[A-Z]+ https?://\S+: ", "", str(error)))
+
+
+@functools.lru_cache(maxsize=4)
+def _client(*variables: str | None) -> Any:
+    """The client for these values of `_CLIENT_VARIABLES`: to make one asks the machine for credentials."""
+    from google.cloud import storage
+
+    with _quiet("google.auth"):  # it warns at each attempt to reach a metadata server
+        return storage.Client(project=None)  # type: ignore[reportArgumentType]  (None: no project)
 
 
 @contextlib.contextmanager

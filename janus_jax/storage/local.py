@@ -22,6 +22,7 @@ from etils import epath
 
 from janus_jax.errors import ConfigError, JanusError, StorageError, first_line
 from janus_jax.storage.bucket import BucketPath, Prefix, is_url, os_errors
+from janus_jax.storage.gs_path import GsPath
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4096 - 512
 """In bytes, on Linux; the second leaves room for the files of a checkpoint."""
@@ -29,7 +30,7 @@ _LONGEST_NAME, _LONGEST_PATH = 255, 4096 - 512
 _NOT_A_URL = "allowed: a local or mounted directory, not a URL"
 
 Place = epath.Path | BucketPath
-"""A place to read. epath reads gs:// too, through TensorFlow or gcsfs, but with their errors and without a timeout."""
+"""A place to read."""
 
 
 class LiteralPath(type(epath.Path("/"))):
@@ -51,7 +52,7 @@ def place(path: str | os.PathLike[str]) -> Place:
 
 def as_path(path: str | os.PathLike[str]) -> epath.Path:
     """A path object for a local path (`~` expanded) or a gs:// URL."""
-    return epath.Path(path) if is_url(path) else LiteralPath(os.path.expanduser(path))
+    return GsPath(path) if is_url(path) else LiteralPath(os.path.expanduser(path))
 
 
 def near(path: str | os.PathLike[str]) -> str:
@@ -62,7 +63,12 @@ def near(path: str | os.PathLike[str]) -> str:
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """Like `as_path`, with a local path made absolute, as Orbax requires."""
-    return epath.Path(path) if is_url(path) else LiteralPath(_absolute(path))
+    return GsPath(path) if is_url(path) else LiteralPath(_absolute(path))
+
+
+def fixed(path: str | os.PathLike[str]) -> Path | BucketPath:
+    """An absolute local path (`~` expanded), or a place on gs://."""
+    return BucketPath(path) if is_url(path) else _absolute(path)
 
 
 def require_free(path: str | os.PathLike[str]) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from janus_jax import __version__
-from janus_jax.errors import ConfigError, ConversionError, DataError, StorageError
+from janus_jax.errors import ConfigError, ConversionError, DataError, JanusError, StorageError
 from janus_jax.storage import local
 from janus_jax.storage.bucket import LARGE_BYTES, Object, Prefix, is_url, os_errors
 
@@ -152,7 +152,9 @@ def output(out: str | os.PathLike[str], last: str, progress: Progress | None = N
             with local.atomic_directory(Path(scratch) / "new") as directory:
                 yield directory
             upload.run(Path(scratch) / "new", progress)
-        except Exception:
+        except Exception as error:
+            if isinstance(error, JanusError):
+                error.rename(Path(scratch) / "new", upload.prefix.url)
             with contextlib.suppress(StorageError):  # the bucket cannot be reached; the next attempt finds the marker
                 upload.undo()
             raise

@@ -7,17 +7,21 @@ from pathlib import Path
 from janus_jax.checkpoint.conversion_report import VERIFY, Report, read_report, run_digest
 from janus_jax.checkpoint.hf.card import model_card
 from janus_jax.checkpoint.hf.write import export_dtype, save_hf
-from janus_jax.checkpoint.run_dir import RunDir
+from janus_jax.checkpoint.run_dir import AnyRunDir
 from janus_jax.checkpoint.stored_model import StoredModel, open_model
 from janus_jax.config.sections import ExportSection
 from janus_jax.errors import ConfigError
 from janus_jax.model.mistral import Params
 from janus_jax.parallel import processes
+from janus_jax.storage.bucket import BucketPath
 from janus_jax.storage.local import near
+from janus_jax.storage.staging import occupied
 from janus_jax.training.setup import Setup
 
 
-def export_step(run: RunDir[Path], setup: Setup, step: int, params: Params, notify: Callable[[str], None]) -> Path:
+def export_step(
+    run: AnyRunDir, setup: Setup, step: int, params: Params, notify: Callable[[str], None]
+) -> Path | BucketPath:
     """Writes RUN/exports/STEP, each process some of its files, and compares it with the checkpoint of that step.
 
     Args:
@@ -34,9 +38,11 @@ def export_step(run: RunDir[Path], setup: Setup, step: int, params: Params, noti
     section = setup.config.export
     out = run.export(step)
     dtype = export_dtype(section.dtype or setup.config.params_dtype)
-    source = open_model(run.path, step)  # facts and card as in a conversion
-    if out.exists() and any(out.iterdir()):  # a finished run started once more
-        _require_suitable(out, source, dtype.name, section)
+    with processes.agreement("export begins"):
+        source = open_model(run.path, step)  # facts and card as in a conversion
+        if there := occupied(out) is not None:  # a finished run started once more
+            _require_suitable(out, source, dtype.name, section)
+    if there:
         return out
     dataset = setup.loader.dataset
     chat = dataset.chat_format()
@@ -61,15 +67,18 @@ def export_step(run: RunDir[Path], setup: Setup, step: int, params: Params, noti
     return out
 
 
-def _require_suitable(out: Path, source: StoredModel, dtype: str, section: ExportSection) -> None:
+def _require_suitable(out: Path | BucketPath, source: StoredModel, dtype: str, section: ExportSection) -> None:
     """Refuses an existing export that this run would not write."""
-    existing, report = open_model(out), read_report(out)
+    report = read_report(out)
     if report.get("run_sha256") not in (None, run_digest(source)):
         raise ConfigError(f"export.hf=true: {out} exists already, of another run; remove it or choose another run.dir")
     verified = report.get("verify", "none")
+    if not {"dtype", "layout"} <= report.keys():  # the weights tell, which in a bucket may be many
+        model = open_model(out)
+        report |= {"dtype": model.stored_dtype.name, "layout": model.layout}
     for key, value, stored, suits in (
-        ("dtype", dtype, existing.stored_dtype.name, dtype == existing.stored_dtype.name),
-        ("layout", section.layout, existing.layout, section.layout == existing.layout),
+        ("dtype", dtype, report["dtype"], dtype == report["dtype"]),
+        ("layout", section.layout, report["layout"], section.layout == report["layout"]),
         ("verify", section.verify, verified, verified in VERIFY[VERIFY.index(section.verify) :]),
     ):
         if not suits:

@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from janus_jax.checkpoint.run_dir import RunDir
+from janus_jax.checkpoint.run_dir import AnyRunDir
 from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.config.sections import EvalSection
 from janus_jax.data.epoch import Position
 from janus_jax.data.loader import LoadedBatch, Loader
 from janus_jax.objectives import metric_values
 from janus_jax.parallel.processes import memory_for
+from janus_jax.storage.bucket import BucketPath
 from janus_jax.storage.lock import Lock
 from janus_jax.training.export import export_step
 from janus_jax.training.finite import NONE_SKIPPED, Skipped
@@ -42,7 +43,7 @@ class Run:
     """A run between two steps."""
 
     setup: Setup
-    dir: RunDir[Path]
+    dir: AnyRunDir
     checkpoints: Checkpoints
     notices: Notices
     reference: Reference
@@ -61,7 +62,7 @@ class Run:
     evaluated_step: int | None = None  # the step that eval_record is of, if this process evaluated
     fills: list[float] = dataclasses.field(default_factory=list)
     tokens_per_s: list[float] = dataclasses.field(default_factory=list)
-    export: Path | None = None
+    export: Path | BucketPath | None = None
     stopping: Stopping | None = None  # with eval.stop_after
     skipped: Skipped = NONE_SKIPPED  # up to the last step that RequireFinite has read
 

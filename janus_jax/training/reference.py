@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -17,7 +16,7 @@ from janus_jax.data.loader import LoadedBatch, Loader
 from janus_jax.errors import ConfigError, NonFiniteError, StorageError
 from janus_jax.model.mistral import Params
 from janus_jax.parallel import processes
-from janus_jax.storage.local import absolute
+from janus_jax.storage.local import fixed
 from janus_jax.training.fingerprint import model_fingerprint
 from janus_jax.training.finite import listed, located
 from janus_jax.training.notices import Notices, Stop
@@ -150,9 +149,8 @@ def open_reference(
 def _open_stores(setup: Setup, model: str | None = None) -> list[ReferenceStore]:
     """Those of the training split and, with evaluation, of the held-out split."""
     config = setup.config
-    directory = RunDir(Path(absolute(config.run.dir))).reference
-    if config.reference.dir is not None:
-        directory = Path(absolute(config.reference.dir))
+    shared = config.reference.dir
+    directory = RunDir(fixed(config.run.dir)).reference if shared is None else fixed(shared)
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"reference.dir={directory}: is a file; allowed: a directory, existing or not")
     loaders = {"train": setup.loader, "eval": setup.eval_loader}

@@ -11,10 +11,11 @@ Process 0 reads and writes it; the others get its contents from process 0.
 
 import dataclasses
 import hashlib
+import io
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -22,8 +23,8 @@ import numpy as np
 from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.parallel import processes
-from janus_jax.storage.bucket import os_errors
-from janus_jax.storage.local import whole_file
+from janus_jax.storage.bucket import BucketPath, os_errors
+from janus_jax.storage.local import whole_file, write_bytes
 
 FORMAT_VERSION = 1
 """Raised when the same weights and tokens would give other numbers, as after a mended attention."""
@@ -76,14 +77,14 @@ class Identity:
 class ReferenceStore:
     """The log-probs of one split under one reference, complete or in the making. See `open`."""
 
-    def __init__(self, file: Path, loader: Loader, identity: Identity):
+    def __init__(self, file: Path | BucketPath, loader: Loader, identity: Identity):
         self.loader, self.identity = loader, identity
         self.logps = np.full((len(loader.dataset), 2), np.nan, np.float32)
         self._file = file
 
     @classmethod
     def open(
-        cls, directory: Path, name: str, loader: Loader, compute: str, model: str | None = None
+        cls, directory: Path | BucketPath, name: str, loader: Loader, compute: str, model: str | None = None
     ) -> "ReferenceStore":
         """The store in DIR/NAME.npz as this process sees the file; empty if there is no file yet.
 
@@ -107,7 +108,7 @@ class ReferenceStore:
     @property
     def name(self) -> str:
         """train or eval."""
-        return self._file.stem
+        return self._file.name.removesuffix(".npz")
 
     def share(self) -> None:
         """Gives every process what process 0 has: all must agree on what is missing. Collective."""
@@ -144,14 +145,22 @@ class ReferenceStore:
         """
         if not processes.is_main():
             return
+        if isinstance(self._file, BucketPath):
+            content = io.BytesIO()
+            self._write(content)
+            write_bytes(self._file, content.getvalue())
+            return
         with os_errors(self._file):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(self._file) as file:
-                np.savez(file, logps=self.logps, identity=json.dumps(dataclasses.asdict(self.identity)))
+                self._write(file)
+
+    def _write(self, file: IO[bytes]) -> None:
+        np.savez(file, logps=self.logps, identity=json.dumps(dataclasses.asdict(self.identity)))
 
     def _read(self) -> tuple[Identity, np.ndarray]:
         try:
-            with np.load(self._file, allow_pickle=False) as stored:
+            with np.load(io.BytesIO(self._file.read_bytes()), allow_pickle=False) as stored:
                 return Identity(**json.loads(str(stored["identity"]))), stored["logps"]
         except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise DataError(self._file, f"cannot be read: {error}; remove it, to have it made again") from error

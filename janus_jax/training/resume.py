@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -16,14 +15,14 @@ from pydantic import ValidationError
 from janus_jax import __version__
 from janus_jax.checkpoint.damage import newer_metas, newest_good
 from janus_jax.checkpoint.hf.facts import ModelFacts
-from janus_jax.checkpoint.run_dir import RunDir
+from janus_jax.checkpoint.run_dir import AnyRunDir
 from janus_jax.checkpoint.state import Checkpoints, note
 from janus_jax.config.run import RunConfig
 from janus_jax.data.epoch import PackedEpochs, Position
 from janus_jax.data.from_config import describe
 from janus_jax.errors import ConfigError, DamagedError
 from janus_jax.parallel import processes
-from janus_jax.storage.local import absolute
+from janus_jax.storage.local import place
 from janus_jax.training.course import Course, Extension, Past
 from janus_jax.training.finite import NONE_SKIPPED, Skipped
 from janus_jax.training.reference import Reference
@@ -76,7 +75,7 @@ def from_a_good_step(train: Callable[_P, _T]) -> Callable[_P, _T]:
     return tried
 
 
-def newest_checkpoint(run_dir: RunDir[Path]) -> Past | None:
+def newest_checkpoint(run_dir: AnyRunDir) -> Past | None:
     """The checkpoint that the run goes on from, as process 0 sees it; None if it begins. Call it on every process.
 
     Raises:
@@ -85,7 +84,7 @@ def newest_checkpoint(run_dir: RunDir[Path]) -> Past | None:
     newest: tuple[int, dict[str, Any], list[dict[str, Any]]] | None = None
     with processes.agreement("newest checkpoint"):
         if processes.is_main():
-            checkpoints = absolute(run_dir.checkpoints)
+            checkpoints = place(run_dir.checkpoints)
             good = newest_good(checkpoints, note)
             newest = None if good is None else (*good, newer_metas(checkpoints, good[0]))
     if jax.distributed.is_initialized():  # otherwise no device is asked for yet

@@ -13,17 +13,17 @@ import jax
 import numpy as np
 
 from janus_jax.checkpoint.retention import Retention
-from janus_jax.checkpoint.run_dir import RunDir
+from janus_jax.checkpoint.run_dir import AnyRunDir
 from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.config.rules import no_rate
 from janus_jax.config.run import RunConfig, to_yaml
 from janus_jax.data.from_config import fit_counts, fit_lines
 from janus_jax.data.loader import LoadedBatch
-from janus_jax.errors import ConfigError, Interrupted, LostLockError, Preempted
+from janus_jax.errors import ConfigError, Interrupted, LostLockError, Preempted, StorageError
 from janus_jax.parallel import processes
-from janus_jax.storage.local import atomic_directory, no_empty_leftovers, write_json, write_whole
+from janus_jax.storage.local import no_empty_leftovers, write_json, write_whole
 from janus_jax.storage.lock import Lock
-from janus_jax.storage.staging import naming_urls
+from janus_jax.storage.staging import naming_urls, occupied, output
 from janus_jax.text.served import CONVERSATIONS, write_conversations
 from janus_jax.text.tokenizer import save_hf_tokenizer
 from janus_jax.training import history, metrics
@@ -136,7 +136,7 @@ def train(
 @from_a_good_step
 def _train(
     config: RunConfig,
-    run_dir: RunDir[Path],
+    run_dir: AnyRunDir,
     lock: Lock | None,
     notices: Notices,
     goodput: Goodput,
@@ -160,7 +160,8 @@ def _train(
         stack.push(goodput.last)
         if config.logging.curves and processes.is_main():
             stack.push(lambda kind, error, trace: _draw_last(drawn, error))
-        stack.enter_context(no_empty_leftovers(run_dir.checkpoints))  # weights are read below, and may be bad
+        if isinstance(run_dir.checkpoints, Path):
+            stack.enter_context(no_empty_leftovers(run_dir.checkpoints))  # weights are read below, and may be bad
         stack.enter_context(processes.memory_for(f"training on {len(jax.devices())} devices", _LESS_MEMORY))
         checkpoints = stack.enter_context(
             contextlib.closing(
@@ -213,10 +214,13 @@ def _loop(run: Run, hooks: Sequence[Hook], batches: Iterator[LoadedBatch], stop:
         raise
 
 
-def _preempted(stop: Stop, run_dir: RunDir[Path]) -> Preempted:
+def _preempted(stop: Stop, run_dir: AnyRunDir) -> Preempted:
     """Says what came, which step is safe, and how to go on."""
-    steps = run_dir.committed_steps()
-    safe = f"step {steps[-1]} is saved" if steps else "no step was made yet"
+    try:
+        steps = run_dir.committed_steps()
+        safe = f"step {steps[-1]} is saved" if steps else "no step was made yet"
+    except StorageError as error:  # the notice ended the run, not this
+        safe = f"its newest step is saved ({error})"
     came = " and ".join(stop.notices)
     code = 128 + signal.SIGINT if stop.by_user else Preempted.exit_code
     return Preempted(run_dir.path, f"{safe}; {came} ended the run; to go on, start it again", exit_code=code)
@@ -255,7 +259,7 @@ def _hooks(config: RunConfig, stop: int, total_steps: int) -> list[Hook]:
 
 def _start(
     setup: Setup,
-    run_dir: RunDir[Path],
+    run_dir: AnyRunDir,
     checkpoints: Checkpoints,
     notices: Notices,
     goodput: Goodput,
@@ -343,14 +347,15 @@ def _start(
 
 
 def _writers(
-    setup: Setup, run_dir: RunDir[Path], outputs: Outputs, extra: Sequence[metrics.Writer]
+    setup: Setup, run_dir: AnyRunDir, outputs: Outputs, extra: Sequence[metrics.Writer]
 ) -> list[metrics.Writer]:
     """Writes what a run directory holds from the beginning, and opens the writers of metrics."""
     config = setup.config
-    run_dir.path.mkdir(parents=True, exist_ok=True)
+    if isinstance(run_dir.path, Path):
+        run_dir.path.mkdir(parents=True, exist_ok=True)
     write_whole(run_dir.config, to_yaml(config))
-    if not run_dir.tokenizer.exists():
-        with atomic_directory(run_dir.tokenizer) as directory:
+    if occupied(run_dir.tokenizer) is None:
+        with output(run_dir.tokenizer, CONVERSATIONS) as directory:
             save_hf_tokenizer(setup.loader.dataset.tokenizer(), directory)
             write_conversations(directory / CONVERSATIONS, setup.loader.dataset.conversations())
     return [*outputs.writers(config), *extra]

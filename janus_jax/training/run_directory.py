@@ -4,14 +4,15 @@ import contextlib
 import functools
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-from janus_jax.checkpoint.run_dir import RunDir
+from janus_jax.checkpoint.run_dir import AnyRunDir, RunDir
 from janus_jax.config.run import RunConfig
-from janus_jax.errors import ConfigError
+from janus_jax.errors import ConfigError, named
 from janus_jax.parallel import processes
-from janus_jax.storage.local import absolute, unusable, unwritable
+from janus_jax.storage.bucket import is_url
+from janus_jax.storage.local import fixed, unusable
 from janus_jax.storage.lock import Lock, held
+from janus_jax.storage.writable import unwritable
 from janus_jax.training import metrics
 from janus_jax.training.same_inputs import require_same_config_everywhere
 
@@ -20,7 +21,7 @@ _NOT_A_RUN = ("manifest.json", "config.json", "params")
 
 
 @contextlib.contextmanager
-def held_run_dir(config: RunConfig, *, quiet: bool) -> Iterator[tuple[RunDir[Path], Lock | None]]:
+def held_run_dir(config: RunConfig, *, quiet: bool) -> Iterator[tuple[AnyRunDir, Lock | None]]:
     """The run directory, and in process 0 its lock. Nobody else's start changes anything in it meanwhile."""
     with processes.agreement("run directory"):  # what follows would wait for ever for a process that found bad input
         run_dir = _open_run_dir(config)
@@ -37,12 +38,18 @@ def held_run_dir(config: RunConfig, *, quiet: bool) -> Iterator[tuple[RunDir[Pat
         yield run_dir, lock
 
 
-def _open_run_dir(config: RunConfig) -> RunDir[Path]:
-    if reason := unwritable(config.run.dir):
+def _open_run_dir(config: RunConfig) -> AnyRunDir:
+    with named("run.dir"):
+        reason = unwritable(config.run.dir)
+    if reason:
         raise ConfigError(f"run.dir={config.run.dir}: {reason}")
-    if config.reference.dir is not None and (reason := unusable(config.reference.dir)):
-        raise ConfigError(f"reference.dir={config.reference.dir}: {reason}")
-    path = Path(absolute(config.run.dir))
+    if config.reference.dir is not None:
+        with named("reference.dir"):
+            usable = unwritable if is_url(config.reference.dir) else unusable
+            reason = usable(config.reference.dir)
+        if reason:
+            raise ConfigError(f"reference.dir={config.reference.dir}: {reason}")
+    path = fixed(config.run.dir)
     if others := [name for name in _NOT_A_RUN if (path / name).exists()]:
         raise ConfigError(f"run.dir={config.run.dir}: holds {others[0]}: a data set or a model, not a run")
     run_dir = RunDir(path)

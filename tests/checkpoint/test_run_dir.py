@@ -7,6 +7,7 @@ import pytest
 from janus_jax.checkpoint.run_dir import ITEMS, RunDir, committed_steps, find_checkpoints, has_params, step_directory
 from janus_jax.errors import ConversionError
 from janus_jax.storage.bucket import BucketPath
+from janus_jax.storage.local import fixed
 
 
 def write_step(checkpoints: Path, step: int, items: tuple[str, ...] = ITEMS, *, committed: bool = True) -> Path:
@@ -76,6 +77,11 @@ def test_a_step_or_a_converted_directory_has_params(tmp_path):
         ("run", "run/data", None),
         ("absent/run", "absent", None),
         ("run", "gs://bucket/run", None),
+        ("gs://bucket/run", "gs://bucket/run/", "is data.dir=gs://bucket/run/"),
+        ("gs://bucket/run", "gs://bucket", "lies in data.dir"),
+        ("gs://bucket/run", "gs://bucket/run/exports/3", "lies in it"),
+        ("gs://bucket/run", "gs://bucket/run2", None),
+        ("gs://bucket/run", "data", None),
     ],
 )
 def test_a_run_neither_lies_in_what_it_reads_nor_writes_over_it(tmp_path, monkeypatch, run, source, reason):
@@ -84,5 +90,5 @@ def test_a_run_neither_lies_in_what_it_reads_nor_writes_over_it(tmp_path, monkey
         Path(directory).mkdir(parents=True)
     Path("link").symlink_to("data")
     Path("to_checkpoints").symlink_to("run/checkpoints")
-    refusal = RunDir(Path(run)).clash({"init.from": None, "data.dir": source})
+    refusal = RunDir(fixed(run)).clash({"init.from": None, "data.dir": source})
     assert (reason is None and refusal is None) or (reason is not None and refusal is not None and reason in refusal)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +19,9 @@ from tests.support.processes import free_port
 Answer = tuple[int, bytes]
 Rule = Callable[[str, str, Answer], Answer | None]
 """Method, path with query, the server's answer -> what the client gets; None: half of the answer, then silence."""
+
+Refusal = Callable[[str, str], int | None]
+"""Method, and path with query and the beginning of the body -> the status to refuse the request with; None: pass on."""
 
 
 @contextlib.contextmanager
@@ -52,6 +56,8 @@ class Proxy:
         self.requests: list[tuple[str, str]] = []
         """Method and path with query, in the order of their answers."""
         self.rule: Rule = lambda method, path, answer: answer
+        self.refusal: Refusal = lambda method, what: None
+        """Asked before a request is passed on; see `faulty_bucket.py`."""
         outer, target_address = self, target.removeprefix("http://")
 
         class Handler(BaseHTTPRequestHandler):
@@ -60,6 +66,15 @@ class Proxy:
 
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                what = urllib.parse.unquote(self.path) + body[:600].decode(errors="replace")
+                if (status := outer.refusal(self.command, what)) is not None:
+                    self.send_response(status)
+                    refused = b'{"error": {"code": %d, "message": "refused by the test"}}' % status
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Length", str(len(refused)))
+                    self.end_headers()
+                    self.wfile.write(refused)
+                    return
                 upstream = http.client.HTTPConnection(target_address)
                 upstream.request(self.command, self.path, body, dict(self.headers))
                 response = upstream.getresponse()

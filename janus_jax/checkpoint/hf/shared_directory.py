@@ -19,7 +19,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from janus_jax.errors import JanusError, StorageError
 from janus_jax.parallel import processes
-from janus_jax.storage.local import absolute, atomic_directory
+from janus_jax.storage import staging
+from janus_jax.storage.bucket import is_url
+from janus_jax.storage.local import fixed
+
+LAST = "config.json"
+"""Uploaded last: without it, no reader takes a directory for a model."""
 
 SLICE_BYTES = 16 << 20
 """Upper bound of one slice."""
@@ -29,6 +34,9 @@ SLICE_BYTES = 16 << 20
 def shared_directory(path: str | os.PathLike[str], timeout_s: int = processes.BARRIER_TIMEOUT_S) -> Iterator[Path]:
     """`atomic_directory` for all processes: the directory appears if every process leaves the block without an error.
 
+    For a gs:// URL, process 0 gets a temporary directory, which is uploaded at the end; the others get a path at which
+    they must not write (see `writers`).
+
     Args:
         timeout_s: how long a process may still write after another has finished.
 
@@ -37,24 +45,29 @@ def shared_directory(path: str | os.PathLike[str], timeout_s: int = processes.BA
         Exception: the error of this or another process inside the block (`processes.agreement`).
     """
     if jax.process_count() == 1:
-        with atomic_directory(path) as directory:
+        with staging.output(path, LAST) as directory:
             yield directory
         return
     with processes.agreement("shared_directory", timeout_s), contextlib.ExitStack() as stack:
         created = ""
         with processes.agreement("shared_directory/created"):
             if processes.is_main():
-                created = os.fspath(stack.enter_context(atomic_directory(path)))
+                created = os.fspath(stack.enter_context(staging.output(path, LAST)))
         directory = Path(processes.broadcast("shared_directory/path", created))
         with processes.agreement("shared_directory/visible"):
-            if not directory.is_dir():
+            if not is_url(path) and not directory.is_dir():
                 raise StorageError(os.fspath(path), "not on a file system that all processes share")
         with processes.agreement("shared_directory/written", timeout_s):
             try:
                 yield directory
             except JanusError as error:
-                error.rename(directory, absolute(path))  # the name that the user gave, in the messages of all processes
+                error.rename(directory, fixed(path))  # the name that the user gave, in the messages of all processes
                 raise
+
+
+def writers(path: str | os.PathLike[str]) -> int:
+    """How many processes, from 0 on, write to a `shared_directory`: of one that is uploaded, process 0 alone."""
+    return 1 if is_url(path) else jax.process_count()
 
 
 def gather_on_process(leaf: Any, layer: int | None, process: int) -> np.ndarray | None:

@@ -17,12 +17,13 @@ from janus_jax.checkpoint.hf.config import hf_config
 from janus_jax.checkpoint.hf.facts import CARD, ModelFacts
 from janus_jax.checkpoint.hf.files import TEMPLATES, write_texts
 from janus_jax.checkpoint.hf.keys import LAYOUTS, KeyEntry, KeyPath, Layout, key_table, leaves
-from janus_jax.checkpoint.hf.shared_directory import gather_on_process, shared_directory
+from janus_jax.checkpoint.hf.shared_directory import gather_on_process, shared_directory, writers
 from janus_jax.config.sections import ExportSection
 from janus_jax.errors import ConversionError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, param_specs
 from janus_jax.parallel import processes
+from janus_jax.storage import staging
 from janus_jax.storage.bucket import os_errors
 from janus_jax.storage.local import sync, whole_file
 from janus_jax.text.hf_files import SENTENCEPIECE_FILES, copy
@@ -70,7 +71,8 @@ def save_hf(
     Args:
         params: numpy or jax arrays. The processes take turns in writing files. Each holds one tensor of its own file
             and a slice of a tensor for another process.
-        out: absent or empty, on a file system that all processes share. It appears complete, or not at all.
+        out: absent or empty, on a file system that all processes share, or a gs:// URL. It appears complete, or not at
+            all.
         dtype: of the stored tensors (float32, bfloat16 or float16); None keeps the parameters' dtype.
         max_shard_size: bytes, or text like "5GB" or "200MB". A larger tensor gets a file of its own.
         tokenizer, chat_template, facts, layout, card: see `Companions`.
@@ -89,9 +91,12 @@ def save_hf(
     companions = Companions(tokenizer, chat_template, facts or ModelFacts(), layout, card)
     files = plan_files(config, dtype, limit, layout)
     size = sum(_count(entry) for file in files for entry in file.entries) * dtype.itemsize
+    with processes.agreement("export/room"):
+        if processes.is_main():
+            staging.require_room(out, size)
     with shared_directory(out, processes.BARRIER_TIMEOUT_S + size // _SLOWEST) as directory:
         with processes.agreement("export/tensors"), os_errors(out):
-            _write_own_files(directory, files, dtype, flat)
+            _write_own_files(directory, files, dtype, flat, writers(out))
         if processes.is_main():
             with os_errors(out):
                 write_index(directory, files, dtype)
@@ -102,11 +107,13 @@ def save_hf(
                 sync_tree(directory)
 
 
-def _write_own_files(directory: Path, files: "list[TensorFile]", dtype: np.dtype, flat: dict[KeyPath, Any]) -> None:
-    """Writes this process's files. The processes take turns file by file, so that all write at the same time."""
-    arriving = _arriving(files, flat)
+def _write_own_files(
+    directory: Path, files: "list[TensorFile]", dtype: np.dtype, flat: dict[KeyPath, Any], count: int
+) -> None:
+    """Writes this process's files. The first `count` processes take turns file by file, so that all write at once."""
+    arriving, this = _arriving(files, flat, count), jax.process_index()
     try:
-        for file in files[jax.process_index() :: jax.process_count()]:
+        for file in files[this::count] if this < count else ():
             write_file(directory, file, dtype, arriving)
     finally:
         if jax.process_count() > 1:  # even after an error: the others' files need this process's parts
@@ -114,9 +121,9 @@ def _write_own_files(directory: Path, files: "list[TensorFile]", dtype: np.dtype
                 pass
 
 
-def _arriving(files: "list[TensorFile]", flat: dict[KeyPath, Any]) -> Iterator[np.ndarray]:
+def _arriving(files: "list[TensorFile]", flat: dict[KeyPath, Any], count: int) -> Iterator[np.ndarray]:
     """The tensors of this process's files, one at a time. All processes take part in every transfer."""
-    count, this = jax.process_count(), jax.process_index()
+    this = jax.process_index()
     for first in range(0, len(files), count):
         for turn in itertools.zip_longest(*(file.entries for file in files[first : first + count])):
             mine = block = None  # free the previous tensor
