@@ -160,8 +160,10 @@ def space_note(checkpoints: os.PathLike[str], retention: Retention, size: int) -
 
 
 def unmakeable(checkpoints: os.PathLike[str], step: int) -> str | None:
-    """Why the directory of a step cannot be made on a local disk; None if it can. Orbax makes it in one process, and the others
-    would wait for it for ever."""
+    """Why the directory of a step cannot be made on a local disk; None if it can.
+
+    Orbax makes it in one process, and the others would wait for it for ever.
+    """
     if Path(checkpoints, str(step)).exists():
         return "cannot be written: it exists already"
     attempt = Path(checkpoints, f".{step}.attempt")
