@@ -258,7 +258,7 @@ class Star:
     def _check_itself(self) -> None:
         """Says hello to itself: at the coordinator's address there may be another process 0."""
         self._checked_itself = True
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UnicodeError):
             stranger = self._watched(socket.create_connection(_address(self.place.coordinator), timeout=1))
             stranger.send(**self._hello)
             self._strangers.append(stranger)
@@ -350,12 +350,15 @@ class Star:
     def _introduced(self, line: _Line, hello: dict[str, Any]) -> None:
         if not self._is_hub or line not in self._strangers:
             return
+        if hello["magic"] != _MAGIC:
+            self._end_start(line, f"another process has another version of janus_jax ({hello['magic']!r})")
+            return
         process, host, me = hello["process"], hello["host"], self._hello
         if hello["nonce"] == me["nonce"]:  # this very process
             return
         here = f"process 0 (host {me['host']})"
         self._strangers.remove(line)
-        if hello["magic"] != _MAGIC or "" != hello["launch"] != self.place.launch != "":
+        if "" != hello["launch"] != self.place.launch != "":
             reason = f"process {process} of host {host} belongs to another launch (run {hello['run']!r})"
             self._refused[process] = f"{reason} than {here} of run {self.place.run!r}"
             line.send(verdict=(2, f"--coordinator {self.place.coordinator}: {self._refused[process]}", False))
@@ -378,7 +381,8 @@ class Star:
     def _end_start(self, line: _Line, reason: str) -> None:
         verdict = Verdict(2, reason)
         line.send(verdict=dataclasses.astuple(verdict))
-        self._strangers.append(line)  # closed with the others, when it has read this
+        if line not in self._strangers:
+            self._strangers.append(line)  # closed with the others, when it has read this
         self.decide(verdict)
 
 

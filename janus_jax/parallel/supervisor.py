@@ -26,7 +26,7 @@ _HOLD_S = 1.0
 """How long the child's C++ remarks wait for news that make them pointless."""
 _GRACE_S = {LOST: 0.0, 1: 3.0, 10: 45.0, 0: 45.0}
 """How long a process may take to end by itself, by how all end."""
-_USUAL_GRACE_S = 10.0
+_USUAL_GRACE_S = 20.0
 _STACKS_S = 1.5
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _ABORTED = 128 + signal.SIGABRT
