@@ -23,7 +23,7 @@ LINES = [f"line {number}\n".encode() for number in range(60)]
 def quick(monkeypatch, tmp_path):
     """Uploads as often as a test can wait for, in small parts, from a temporary directory of its own."""
     monkeypatch.setattr(parts, "EVERY_S", 0.05)
-    monkeypatch.setattr(parts, "EXIT_S", 2.0)
+    monkeypatch.setattr(parts, "EXIT_S", 20.0)
     monkeypatch.setattr(parts, "PART_BYTES", 100)
     monkeypatch.setattr(bucket_module, "RETRY_S", 0.2)
     monkeypatch.setattr(parts.tempfile, "tempdir", str(tmp_path))
