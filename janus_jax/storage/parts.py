@@ -29,7 +29,7 @@ PART_BYTES = 1 << 16
 EXIT_S, _EXITS = 15.0, 8
 """The end waits so long for one object, and so many times that long for all of them."""
 _LAST_ATTEMPTS = 3
-_LEAST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_LEAST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 60.0
 _COPY_BYTES_PER_S = 100e3
 """How much of a file that is copied whole and changes again and again is copied a second."""
 
