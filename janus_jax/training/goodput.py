@@ -132,7 +132,7 @@ def _read(path: Any) -> list[dict[str, Any]]:
     try:
         starts = json.loads(path.read_text())["starts"] if path.exists() else []
         for start in starts:
-            start["seconds"][_STEP], start["ended"], start["finished"], start["saved"]
+            _ = start["seconds"][_STEP], start["ended"], start["finished"], start["saved"]
     except (ValueError, KeyError, TypeError, OSError):
         return []
     if len(starts) <= _STARTS:

@@ -28,6 +28,7 @@ from janus_jax.training.goodput import Goodput
 from janus_jax.training.metrics import MetricsLog, better
 from janus_jax.training.notices import NOTICE_S, Notices
 from janus_jax.training.outputs import Outputs
+from janus_jax.training.phases import Phases
 from janus_jax.training.reference import Reference
 from janus_jax.training.resume import step_meta
 from janus_jax.training.setup import Setup
@@ -48,6 +49,7 @@ class Run:
     notices: Notices
     reference: Reference
     goodput: Goodput
+    phase: Phases
     outputs: Outputs
     metrics: MetricsLog
     print: Callable[[str], None]  # shows a line on the console of the main process
@@ -201,7 +203,7 @@ class Evaluate(Hook):
 
     def _evaluate(self, run: Run) -> None:
         if run.setup.eval_loader is not None:
-            with run.goodput.phase("evaluation"):
+            with run.phase("evaluation"):
                 self._read(run, run.setup.eval_loader)
 
     def _read(self, run: Run, loader: Loader) -> None:
@@ -213,7 +215,7 @@ class Evaluate(Hook):
             run.notices.boundary()
             batch = reference.fill(loaded.batch, held_out=number)
             with memory_for(f"evaluation of {loader.rows} rows at a time", "lower eval.rows"):
-                with run.goodput.phase("evaluation" if number or run.evaluated_step is not None else "compile"):
+                with run.phase("evaluation" if number or run.evaluated_step is not None else "compile"):
                     metrics = run.setup.program.evaluate(run.state.params, batch)
                 metrics = jax.device_get(metrics)
             for name, pair in metrics.items():
@@ -270,19 +272,19 @@ class Save(Hook):
             self._note_time(run)
 
     def after_step(self, run: Run, step: Step) -> None:
-        with run.goodput.phase("checkpoint"):
+        with run.phase("checkpoint"):
             run.checkpoints.poll()
             self.late = self.late or self.due(run.step) or run.notices.save_due
             if run.stopped or (self.late and (not run.skipped.in_a_row or run.step == self.last)):
                 self._save(run)
 
     def at_end(self, run: Run) -> None:
-        with run.goodput.phase("checkpoint"):
+        with run.phase("checkpoint"):
             run.checkpoints.wait()
         self._note_time(run)
 
     def at_stop(self, run: Run, step: Step | None) -> None:
-        with run.goodput.phase("checkpoint"):
+        with run.phase("checkpoint"):
             if step is not None and run.saved_step != run.step:
                 self._save(run)
             run.checkpoints.wait()
@@ -328,5 +330,5 @@ class Export(Hook):
 
     def at_end(self, run: Run) -> None:
         if run.step == run.setup.total_steps or run.stopped:
-            with run.notices.at_once(), run.goodput.phase("export"):
+            with run.notices.at_once(), run.phase("export"):
                 run.export = export_step(run.dir, run.setup, run.step, run.state.params, run.print)

@@ -65,7 +65,6 @@ class Notices:
     ):
         self.save_due, self.guard = False, guard
         self._progress = Progress() if progress is None else progress
-        self.phase = self._progress.phase
         self._save_every_s = save_every_s if processes.is_main() else None
         self._listen, self._cut = listen, False
         self._heard = threading.Event()

@@ -1,33 +1,31 @@
-"""Hooks that say which phase they are: past its bound (`timeouts`), a phase that stands still ends the run."""
+"""The phase that a run is in: it has an account of its time, and a bound (`timeouts`) past which a still run ends."""
 
-import dataclasses
+import contextlib
+from collections.abc import Iterator
 
-from janus_jax.training.hooks import Hook, Run, Step
+from janus_jax.parallel.progress import Progress
+from janus_jax.training.goodput import Goodput
+
+_BOUNDED = {
+    "setup": "restore",
+    "restore": "restore",
+    "step": "step",
+    "evaluation": "evaluation_batch",
+    "reference": "reference_batch",
+    "checkpoint": "save",
+    "export": "export",
+}
+"""Phase of the account -> the key of `timeouts` that bounds it. Others have the bound of the phase around them."""
 
 
-@dataclasses.dataclass(frozen=True)
-class InPhase(Hook):
-    """Another hook, as a phase."""
+class Phases:
+    """Called with the name of a phase of `goodput.PHASES`: what happens inside the context belongs to it."""
 
-    phase: str
-    hook: Hook
+    def __init__(self, goodput: Goodput, progress: Progress):
+        self.goodput, self._progress = goodput, progress
 
-    def at_start(self, run: Run) -> None:
-        with run.notices.phase(self.phase):
-            self.hook.at_start(run)
-
-    def before_step(self, run: Run) -> None:
-        with run.notices.phase(self.phase):
-            self.hook.before_step(run)
-
-    def after_step(self, run: Run, step: Step) -> None:
-        with run.notices.phase(self.phase):
-            self.hook.after_step(run, step)
-
-    def at_end(self, run: Run) -> None:
-        with run.notices.phase(self.phase):
-            self.hook.at_end(run)
-
-    def at_stop(self, run: Run, step: Step | None) -> None:
-        with run.notices.phase(self.phase):
-            self.hook.at_stop(run, step)
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        bound = _BOUNDED.get(name)
+        with self.goodput.phase(name), self._progress.phase(bound) if bound else contextlib.nullcontext():
+            yield

@@ -140,8 +140,7 @@ def open_reference(
             store.require_model(weights)
         for store in stores:
             if store.missing():
-                with notices.phase("reference_batch"):
-                    _precompute(store, lambda batch: setup.program.reference(params, batch), notify, notices)
+                _precompute(store, lambda batch: setup.program.reference(params, batch), notify, notices)
     logps = {store.name: store.logps for store in stores}
     return Precomputed(step, weights, logps["train"], logps.get("eval"))
 

@@ -47,7 +47,7 @@ from janus_jax.training.hooks import (
 )
 from janus_jax.training.notices import Notices, Stop
 from janus_jax.training.outputs import Outputs
-from janus_jax.training.phases import InPhase
+from janus_jax.training.phases import Phases
 from janus_jax.training.reference import Precomputed, check_stale, open_reference
 from janus_jax.training.require_finite import RequireFinite
 from janus_jax.training.resume import (
@@ -128,7 +128,7 @@ def train(
         Notices(listen=preemptible, save_every_s=every_s, guard=KeepLock(lock).require, progress=progress) as notices,
     ):
         try:
-            return _train(config, run_dir, lock, notices, goodput, until_step, writers)
+            return _train(config, run_dir, lock, notices, Phases(goodput, progress), until_step, writers)
         except Stop as stop:
             raise _preempted(stop, run_dir) from None
 
@@ -139,7 +139,7 @@ def _train(
     run_dir: AnyRunDir,
     lock: Lock | None,
     notices: Notices,
-    goodput: Goodput,
+    phases: Phases,
     until_step: int | None,
     writers: Sequence[metrics.Writer] | None,
 ) -> Summary:
@@ -157,7 +157,7 @@ def _train(
     notices.boundary()
     drawn: list[Run] = []
     with contextlib.ExitStack() as stack:
-        stack.push(goodput.last)
+        stack.push(phases.goodput.last)
         if config.logging.curves and processes.is_main():
             stack.push(lambda kind, error, trace: _draw_last(drawn, error))
         if isinstance(run_dir.checkpoints, Path):
@@ -168,7 +168,7 @@ def _train(
                 Checkpoints(run_dir.checkpoints, keep=Retention.of_config(config), on_error=config.checkpoint.on_error)
             )
         )
-        run, resumed_from = _start(setup, run_dir, checkpoints, notices, goodput, writers)
+        run, resumed_from = _start(setup, run_dir, checkpoints, notices, phases, writers)
         drawn.append(run)
         stack.enter_context(run.outputs)
         stack.enter_context(contextlib.closing(run.metrics))
@@ -178,8 +178,8 @@ def _train(
         logps, rest = run.reference.train_logps, max(0, stop - run.step)
         batches = setup.loader.batches(run.position, rest, reference_logps=logps, wait=notices.wait)
         stack.enter_context(contextlib.closing(batches))
-        goodput.rest = "other"
-        with goodput.phase("step"), notices.phase("step"):
+        phases.goodput.rest = "other"
+        with phases("step"):
             _loop(run, hooks, batches, stop)
         return _summarize(run, resumed_from, time.perf_counter() - started)
 
@@ -195,11 +195,11 @@ def _loop(run: Run, hooks: Sequence[Hook], batches: Iterator[LoadedBatch], stop:
             for hook in hooks:
                 hook.before_step(run)
             asked = time.perf_counter()
-            with run.goodput.phase("data_wait"):
+            with run.phase("data_wait"):
                 loaded = next(batches)
             run.notices.boundary()
             run.metrics.count(loaded.tokens, waited_s=time.perf_counter() - asked)
-            with run.goodput.phase("step" if run.fills else "compile"):
+            with run.phase("step" if run.fills else "compile"):
                 run.state, scalars, totals = run.setup.program.train(run.state, run.reference.fill(loaded.batch))
             run.step, run.position = run.step + 1, loaded.next_position
             step = Step(loaded, scalars, totals, first=not run.fills)
@@ -250,11 +250,11 @@ def _hooks(config: RunConfig, stop: int, total_steps: int) -> list[Hook]:
     hooks += [
         RequireFinite(lambda step: log(step) or evaluate(step) or save(step), config.optimizer),
         LogMetrics(log),
-        InPhase("evaluation_batch", Evaluate(evaluate)),
+        Evaluate(evaluate),
         StopEarly(config.eval),
-        InPhase("save", Save(save, stop)),
+        Save(save, stop),
     ]
-    return [*hooks, InPhase("export", Export())] if config.export.hf else hooks
+    return [*hooks, Export()] if config.export.hf else hooks
 
 
 def _start(
@@ -262,13 +262,13 @@ def _start(
     run_dir: AnyRunDir,
     checkpoints: Checkpoints,
     notices: Notices,
-    goodput: Goodput,
+    phases: Phases,
     writers: Sequence[metrics.Writer] | None,
 ) -> tuple[Run, int | None]:
     """The run at its first step, or at its newest checkpoint, with the number of that step."""
     console = Console() if writers is None and processes.is_main() else None
     show = console.line if console else lambda line: None  # where the numbers go too
-    with goodput.phase("setup" if setup.past is None else "restore"), notices.phase("restore"):
+    with phases("setup" if setup.past is None else "restore"):
         beginning = begin(setup, checkpoints)  # weights that cannot be read are an error and nothing else
     notices.boundary()
     newest = None if setup.past is None else setup.past.step
@@ -296,11 +296,11 @@ def _start(
     stopping = stopping_state(setup)
     finished = beginning.step == setup.total_steps or (stopping is not None and stopping.stopped)
     finished = finished and not beginning.unevaluated
-    goodput.open(run_dir, beginning.step, main=processes.is_main(), idle=finished)
+    phases.goodput.open(run_dir, beginning.step, main=processes.is_main(), idle=finished)
     if finished:  # nothing is compared any more
         reference = Precomputed(beginning.reference_step, beginning.reference_weights)
     else:
-        with goodput.phase("reference"):
+        with phases("reference"):
             reference = open_reference(
                 setup,
                 initial=beginning.state.params if beginning.resumed_from is None else None,
@@ -328,7 +328,8 @@ def _start(
         checkpoints=checkpoints,
         notices=notices,
         reference=reference,
-        goodput=goodput,
+        goodput=phases.goodput,
+        phase=phases,
         outputs=outputs,
         metrics=log,
         print=show,
