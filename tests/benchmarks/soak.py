@@ -22,6 +22,7 @@ from janus_jax.parallel.environment import quiet_libraries
 from janus_jax.storage.local import write_whole
 from tests.support import killed_runs
 from tests.support.killed_runs import PHASES, Hit, Kill, Start
+from tests.support.same_ends import differences
 
 EPOCHS, KILLS_OF_A_RUN = 5, 10
 LAYOUTS = {
@@ -175,7 +176,7 @@ class Soak:
         expected, _ = killed_runs.rows_read([notes(whole, 0)])
         if read != expected:
             wrong.append("the rows are not those of the undisturbed run")
-        return [*wrong, *killed_runs.gaps(ours, saved), *killed_runs.differences(whole, run)]
+        return [*wrong, *killed_runs.gaps(ours, saved), *differences(whole, run)]
 
 
 def table(hits: list[dict[str, Any]]) -> str:

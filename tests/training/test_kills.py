@@ -5,6 +5,7 @@ import pytest
 
 from tests.support import killed_runs
 from tests.support.killed_runs import Kill, Start
+from tests.support.same_ends import differences
 
 KILLS = (
     Kill("reference", "SIGTERM", 0.5),
@@ -49,7 +50,7 @@ def test_each_kill_meets_its_phase_and_loses_nothing(chain):
 
 def test_the_run_ends_bit_for_bit_as_the_undisturbed_one(chain):
     root, whole, starts, saved, _ = chain
-    assert killed_runs.differences(root / "whole", root / "run") == []
+    assert differences(root / "whole", root / "run") == []
     read, wrong = killed_runs.rows_read(starts)
     assert (read, wrong) == killed_runs.rows_read([whole])
     assert len(read) == killed_runs.STEPS_OF_EPOCH and all(rows for rows in read.values())
