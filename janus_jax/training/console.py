@@ -278,7 +278,7 @@ def _spent(goodput: dict[str, float]) -> list[str]:
     starts = f"in {counted(int(goodput['starts']), 'start')}"
     return [
         f"time: {_duration(total)} {starts}",
-        *(f"  {name:<20}{_duration(seconds):>14}{seconds / total:>6.0%}" for name, seconds in rows if seconds),
+        *(f"  {name:<20}{_duration(seconds):>14}{seconds / total:>6.0%}" for name, seconds in rows if seconds >= 0.5),
     ]
 
 
