@@ -176,7 +176,6 @@ def draw_run(run: "Run") -> None:
     if not run.fills:
         return
     try:
-        assert isinstance(run.dir.curves, Path)
         draw([read_curves(run.dir.path, run.dir.path.name)], run.dir.curves)
     except Exception as error:  # whatever matplotlib raises: the run is worth more than its picture
         run.print(f"note: {run.dir.curves} could not be drawn: {type(error).__name__}: {error}")
