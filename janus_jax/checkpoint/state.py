@@ -231,12 +231,11 @@ class Checkpoints:
             raise self._unsaved
 
     def close(self) -> None:
-        """Waits for every save, then ends Orbax's threads."""
+        """Waits for every save, then ends Orbax's threads. In a bucket it deletes no older step for a save that nobody
+        waited for: an error ends the run then, and the steps may be those of another start already."""
         with _storage_errors(self.directory, "a checkpoint could not be written"):
             if self._manager is not None:
                 self._manager.close()
-            if self._saving is not None:
-                self._delete_old()
             self._deletion.wait()
 
     def _open(self) -> ocp.CheckpointManager:

@@ -6,7 +6,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import jax
 
@@ -15,6 +15,7 @@ from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.data.epoch import START
 from janus_jax.errors import counted
 from janus_jax.model.mistral import param_specs
+from janus_jax.storage.bucket import is_url
 from janus_jax.storage.local import near, place
 from janus_jax.training.setup import Setup
 
@@ -259,12 +260,16 @@ def closing(summary: "Summary", head: str) -> list[str]:
     if entries.metrics.exists() or entries.metrics_parts.exists():
         lines += ["to compare its curves with those of another run:", *command(["janus", "runs", "plot", run, "OTHER"])]
     if export is None:
-        words: list[Any] = ["janus", "convert", "to-hf", run, f"{run}-hf"]
-    elif head == "lm":
-        words = ["vllm", "serve", export]
-    else:
-        return [*lines, *wrapped("next: load the export with AutoModelForSequenceClassification of transformers")]
-    return [*lines, "next:", *command(words)]
+        words = ["janus", "convert", "to-hf", run, f"{run}-hf"]
+        return [*lines, "next:", *command(words)]
+    copy: list[str] = []
+    if is_url(export):  # vllm and transformers read local directories
+        copy = command(["gcloud", "storage", "cp", "--recursive", export, "."])
+        export = f"./{export.rpartition('/')[2]}"
+    if head == "lm":
+        return [*lines, "next:", *copy, *command(["vllm", "serve", export])]
+    load = "load the export with AutoModelForSequenceClassification of transformers"
+    return [*lines, *(["next:", *copy, f"  {load}"] if copy else wrapped(f"next: {load}"))]
 
 
 def _spent(goodput: dict[str, float]) -> list[str]:

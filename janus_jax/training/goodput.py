@@ -8,7 +8,7 @@ from typing import Any
 
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.errors import LostLockError, StorageError
-from janus_jax.storage.bucket import is_url
+from janus_jax.storage.bucket import RETRY_S, is_url
 from janus_jax.storage.local import write_json
 
 PHASES = {
@@ -30,6 +30,8 @@ PHASES = {
 _STEP, _LOST = "step", "lost_work"
 _EVERY_S, _EVERY_S_IN_BUCKET = 2.0, 15.0
 """Between two writes; a killed start loses as much from its account, to `restart`."""
+_LONGEST_S = 960.0
+"""Between two attempts at log points while a bucket does not answer: each holds the run up, for a minute or more."""
 _STARTS = 20
 """Starts of which the file has an account each; earlier ones are summed."""
 _MARKS = 50
@@ -51,7 +53,8 @@ class Goodput:
         self._start: dict[str, Any] = {"began": now(), "saved": {}, "finished": False}
         self._earlier: list[dict[str, Any]] = []
         self._path: Any = None  # None: this process, or a start that has nothing to do, writes nothing
-        self._written = -float("inf")
+        self._written, self._pause_s = -float("inf"), 0.0
+        self._idle = False
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -85,7 +88,8 @@ class Goodput:
             if not last["finished"]:
                 self._seconds["restart"] += max(0.0, self._start["began"] - last["ended"])
             elif idle:
-                return  # the time between belongs to nobody
+                self._idle = True  # its time, and that between, belongs to nobody
+                return
             _lose(self._earlier, step)
         self._path = run_dir.goodput
         self.write()
@@ -101,19 +105,22 @@ class Goodput:
         """Writes the file; unless `at_once`, only if the last write is some time ago."""
         if self._path is None:
             return
-        every = _EVERY_S_IN_BUCKET if is_url(str(self._path)) else _EVERY_S
-        if not at_once and self._clock() - self._written < every:
+        every = _EVERY_S_IN_BUCKET if is_url(self._path) else _EVERY_S
+        if not at_once and self._clock() - self._written < max(every, self._pause_s):
             return
         self._settle()
-        self._written = self._clock()
         self._start["finished"] |= finished
-        with contextlib.suppress(StorageError):  # the next save says so in any case
+        try:
             write_json(self._path, {"starts": [*self._earlier, self._record()]})
+            self._pause_s = 0.0
+        except StorageError:  # the next save says so in any case
+            self._pause_s = min(max(2 * self._pause_s, RETRY_S), _LONGEST_S)
+        self._written = self._clock()
 
     def totals(self) -> dict[str, float]:
         """Seconds of each phase over all starts so far; `total`, their sum; and `starts`, their number."""
         self._settle()
-        records = [*self._earlier, self._record()]
+        records = [*self._earlier, *([] if self._idle else [self._record()])]
         sums = {name: sum(record["seconds"].get(name, 0.0) for record in records) for name in PHASES}
         return {**sums, "total": sum(sums.values()), "starts": sum(record.get("starts", 1) for record in records)}
 

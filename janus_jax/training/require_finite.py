@@ -20,7 +20,8 @@ class RequireFinite(Hook):
     the updates that the steps themselves have skipped.
 
     To read a step's scalars is to wait for the devices. So they are read after steps at which something waits anyway,
-    and earlier only if the devices have gone on for long since.
+    and earlier only if the devices have gone on for long since. After a step that was skipped the next one is read at
+    once: a save may wait for it.
 
     Raises:
         NonFiniteError: names the step, the examples of its batch and the newest checkpoint.
@@ -32,7 +33,7 @@ class RequireFinite(Hook):
 
     def after_step(self, run: Run, step: Step) -> None:
         self.unread.append((run.step, step.loaded.position, step.scalars))
-        if self.due(run.step) or run.notices.save_due:
+        if self.due(run.step) or run.notices.save_due or run.skipped.in_a_row:
             self._read(run, len(self.unread))
         elif len(self.unread) == 2 * _UNREAD:
             self._read(run, _UNREAD)

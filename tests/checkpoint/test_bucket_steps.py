@@ -32,6 +32,7 @@ def steps(bucket, state):
     with contextlib.closing(Checkpoints(directory, keep=2)) as checkpoints:
         for step in (2, 3, 7):
             save(checkpoints, step, state)
+        checkpoints.wait()
     return directory
 
 
@@ -86,6 +87,7 @@ def test_a_damaged_newest_step_is_named_and_kept_and_its_number_saved_again(step
     assert {"commit_success.txt", "damage.txt", name} <= {item.name for item in Prefix(f"{steps}/7.damaged").list()}
     with contextlib.closing(Checkpoints(steps, keep=1)) as checkpoints:
         save(checkpoints, 7, state)
+        checkpoints.wait()
     assert names(steps) == ["7", "7.damaged"]  # neither retention nor a start takes what is set aside
     assert go_on(steps, state, [])[0] == 7
 
@@ -151,6 +153,14 @@ def test_a_bucket_that_refuses_ends_the_run_in_one_line(steps, state, proxy, mon
     checkpoints.close()
     proxy.refusal = refusing(503, "never")
     assert committed_steps(place(steps)) == [3, 7]
+
+
+def test_a_run_that_ends_before_its_save_does_deletes_no_step(steps, state):
+    """It may have lost the directory to another start, which keeps what it wants."""
+    checkpoints = Checkpoints(steps, keep=1)
+    save(checkpoints, 8, state)
+    checkpoints.close()
+    assert committed_steps(place(steps)) == [3, 7, 8]
 
 
 def test_short_refusals_and_a_slow_bucket_cost_time_only(steps, state, proxy):

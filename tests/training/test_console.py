@@ -98,7 +98,7 @@ def test_a_terminal_gets_a_bar_and_a_log_file_gets_lines(monkeypatch):
     assert "train  6/12" not in shown
 
 
-def test_the_end_says_how_it_went_and_what_to_do_next():
+def test_the_end_says_how_it_went_and_what_to_do_next(monkeypatch, tmp_path):
     best = {"step": 4, "loss": 0.5, "rewards/accuracies": 0.75, "examples": 9}
     lines = closing(ended(run_dir="runs/x", best=best), "lm")
     assert lines == [
@@ -109,6 +109,12 @@ def test_the_end_says_how_it_went_and_what_to_do_next():
     ]
     exported = closing(ended(run_dir="runs/x", export_dir="runs/x/exports/9"), "lm")
     assert exported[-2:] == ["next:", "  vllm serve runs/x/exports/9"]
+    monkeypatch.setattr("janus_jax.training.console.place", lambda path: tmp_path)  # no bucket is asked
+    far = {"run_dir": "gs://b/x", "export_dir": "gs://b/x/exports/9"}
+    copy = "  gcloud storage cp --recursive gs://b/x/exports/9 ."
+    assert closing(ended(**far), "lm")[-3:] == ["next:", copy, "  vllm serve ./9"]
+    assert closing(ended(**far), "value")[-3:-1] == ["next:", copy]
+    monkeypatch.undo()
     assert "AutoModelForSequenceClassification" in closing(ended(export_dir="e"), "value")[-1]
     assert "next:" not in closing(ended(step=5, ended="interrupted"), "lm")
     assert max(map(len, closing(ended(run_dir=LONG, export_dir=LONG), "lm"))) <= WIDTH

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,15 @@ import optax
 import pytest
 
 from janus_jax.checkpoint.run_dir import RunDir
+from janus_jax.config.sections import OptimizerSection
 from janus_jax.data.epoch import PackedEpochs
 from janus_jax.data.mixture import Mixture
 from janus_jax.errors import NonFiniteError
 from janus_jax.model.mistral import Compute
+from janus_jax.training import require_finite
 from janus_jax.training.curves import read_curves
 from janus_jax.training.finite import Skipped, listed, located, not_finite
+from janus_jax.training.require_finite import RequireFinite
 from janus_jax.training.run import train
 from janus_jax.training.setup import prepare
 from tests.support.models import random_params
@@ -194,6 +198,21 @@ def test_examples_of_a_mixture_have_the_numbers_of_their_parts(data):
     assert [part["examples"] for part in found] == [[3], [10, 59]]
     assert listed(found) == f"example 3 of {data}/sft, split train; examples 10, 59 of {data}/sft, split train"
     assert "and 2 more of" in listed(located(parts[0], range(10)))
+
+
+def test_a_save_that_waits_for_a_good_step_does_not_wait_for_the_next_log(monkeypatch):
+    """Only step 2 is logged; it and step 3 are skipped."""
+    monkeypatch.setattr(require_finite, "batch_facts", lambda loader, position: {"epoch": 0, "batch": []})
+    hook = RequireFinite(lambda step: step == 2, OptimizerSection(on_nonfinite="skip"))
+    notices = types.SimpleNamespace(save_due=False)
+    run = types.SimpleNamespace(skipped=Skipped(), notices=notices, print=lambda line: None)
+    run.metrics, run.setup = types.SimpleNamespace(note=lambda *facts: None), types.SimpleNamespace(loader=None)
+    in_a_row = []
+    for run.step, loss in enumerate((1.0, np.nan, np.nan, 1.0, 1.0), 1):
+        loaded = types.SimpleNamespace(position=None)
+        hook.after_step(run, types.SimpleNamespace(loaded=loaded, scalars={"loss": np.float32(loss)}))
+        in_a_row.append(run.skipped.in_a_row)
+    assert in_a_row == [0, 1, 2, 0, 0] and len(hook.unread) == 1
 
 
 def test_the_count_of_updates():

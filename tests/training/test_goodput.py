@@ -7,7 +7,8 @@ import time
 import pytest
 
 from janus_jax.checkpoint.run_dir import RunDir
-from janus_jax.errors import LostLockError
+from janus_jax.errors import LostLockError, StorageError
+from janus_jax.training import goodput as goodput_module
 from janus_jax.training.console import closing
 from janus_jax.training.goodput import PHASES, Goodput
 from janus_jax.training.hooks import LogMetrics
@@ -99,7 +100,9 @@ def test_the_time_after_a_finished_run_belongs_to_nobody(clock, tmp_path):
     before = (tmp_path / "goodput.json").read_text()
     idle = clock.start(tmp_path, 9, idle=True)
     idle.write()
-    assert seconds(idle) == {"step": 3} and (tmp_path / "goodput.json").read_text() == before
+    clock.seconds += 7
+    assert (seconds(idle), idle.totals()["starts"]) == ({"step": 3}, 1)
+    assert (tmp_path / "goodput.json").read_text() == before
     assert seconds(clock.start(tmp_path, 9)) == {"step": 3}  # extended
 
 
@@ -120,6 +123,25 @@ def test_the_file_stays_small_and_is_written_at_times(clock, tmp_path):
     clock.seconds += 1
     goodput.write(at_once=False)
     assert json.loads((tmp_path / "goodput.json").read_text())["starts"][-1]["ended"] == clock.seconds
+
+
+def test_a_bucket_that_does_not_answer_is_asked_less_and_less(clock, tmp_path, monkeypatch):
+    """Each attempt takes 60 s, in which nothing is trained."""
+    attempts = []
+
+    def refused(path, value):
+        attempts.append(clock.seconds)
+        clock.seconds += 60
+        if len(attempts) < 6:
+            raise StorageError(path, "cannot be written")
+
+    goodput = clock.start(tmp_path, 0)
+    monkeypatch.setattr(goodput_module, "write_json", refused)
+    while len(attempts) < 8:
+        clock.seconds += 20
+        goodput.write(at_once=False)
+    pauses = [later - before - 60 for before, later in zip(attempts, attempts[1:], strict=False)]
+    assert pauses == [60, 120, 240, 480, 960, 20, 20]
 
 
 def test_other_hosts_clocks_and_broken_files_do_no_harm(clock, tmp_path):
