@@ -8,7 +8,7 @@ from typing import Any
 
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.errors import LostLockError, StorageError
-from janus_jax.storage.bucket import is_url
+from janus_jax.storage.bucket import briefly, is_url
 from janus_jax.storage.local import write_json
 
 PHASES = {
@@ -30,6 +30,8 @@ PHASES = {
 _STEP, _LOST = "step", "lost_work"
 _EVERY_S, _EVERY_S_IN_BUCKET = 2.0, 15.0
 """Between two writes; a killed start loses as much from its account, to `restart`."""
+_BRIEF_S = 5.0
+"""How long a bucket that refuses the file may hold the run up."""
 _STARTS = 20
 """Starts of which the file has an account each; earlier ones are summed."""
 _MARKS = 50
@@ -107,7 +109,7 @@ class Goodput:
         self._settle()
         self._written = self._clock()
         self._start["finished"] |= finished
-        with contextlib.suppress(StorageError):  # the next save says so in any case
+        with contextlib.suppress(StorageError), briefly(_BRIEF_S):  # the next save says so in any case
             write_json(self._path, {"starts": [*self._earlier, self._record()]})
 
     def totals(self) -> dict[str, float]:
