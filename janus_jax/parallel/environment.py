@@ -26,6 +26,7 @@ _GPU_MEMORY_SHARE = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
 """JAX's name and its older one. JAX refuses to start with both."""
 
 _TALKATIVE = ("orbax", "tensorflow", "tensorflow_datasets", "seqio", "transformers", "huggingface_hub", "matplotlib")
+_TALKATIVE += ("google", "urllib3")  # the storage client: of an idle connection too many, of a project without a name
 """Packages whose remarks are about themselves, not about the run."""
 
 

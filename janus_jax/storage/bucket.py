@@ -4,6 +4,7 @@ google.cloud.storage is imported when a bucket is first used.
 """
 
 import contextlib
+import contextvars
 import copy
 import dataclasses
 import functools
@@ -25,6 +26,7 @@ RETRY_S = 60.0
 CHUNK_BYTES = 16 << 20
 _CLIENT_VARIABLES = ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", "CLOUDSDK_CONFIG", "HOME")
 _CONNECT_S, _READ_S = 10, 60
+_brief_s: contextvars.ContextVar[float | None] = contextvars.ContextVar("brief_s", default=None)
 LARGE_BYTES = 256 << 20
 """A transfer of at least this size is announced to the user."""
 
@@ -43,6 +45,20 @@ def os_errors(path: str | os.PathLike[str], failure: str = "cannot be written") 
         raise StorageError(path, f"{failure}: {error.strerror or error}") from error
 
 
+@contextlib.contextmanager
+def briefly(seconds: float) -> Iterator[None]:
+    """Inside, this thread repeats a request for so long, not for `RETRY_S`: for what is tried again later anyway."""
+    before = _brief_s.set(seconds)
+    try:
+        yield
+    finally:
+        _brief_s.reset(before)
+
+
+def _limit_s() -> float:
+    return min(RETRY_S, _brief_s.get() or RETRY_S)
+
+
 class Prefix:
     """All objects below a gs:// URL, named by what follows the URL and a slash.
 
@@ -58,14 +74,17 @@ class Prefix:
         self.path = match[2][1:]
         """Within the bucket; empty for the whole bucket."""
         with self._service_errors(self.url, "opened"):
-            from google.cloud.storage.retry import DEFAULT_RETRY
-
             client = _client(*(os.environ.get(name) for name in _CLIENT_VARIABLES))
         self._bucket = client.bucket(match[1])
-        self._options: dict[str, Any] = {
-            "retry": DEFAULT_RETRY.with_timeout(RETRY_S).with_delay(initial=1.0, maximum=8.0, multiplier=2.0),
-            "timeout": (_CONNECT_S, _READ_S),
-        }
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """Of every request."""
+        from google.cloud.storage.retry import DEFAULT_RETRY
+
+        limit = _limit_s()
+        retry = DEFAULT_RETRY.with_timeout(limit).with_delay(initial=1.0, maximum=8.0, multiplier=2.0)
+        return {"retry": retry, "timeout": (_CONNECT_S, _READ_S) if limit == RETRY_S else (limit, limit)}
 
     def url_of(self, name: str) -> str:
         """The URL of an object below this one; for the empty name, this URL itself."""
@@ -250,7 +269,7 @@ class Prefix:
             return f"the service answers {error.code}: {_service_message(error)}"
         if isinstance(error, api.RetryError):
             cause = _service_message(error.cause) if error.cause is not None else first_line(error)
-            return f"given up after attempts for up to {RETRY_S:g} s: {cause}"
+            return f"given up after attempts for up to {_limit_s():g} s: {cause}"
         if isinstance(error, DefaultCredentialsError):
             return f"no credentials: {first_line(error)}"
         if isinstance(error, GoogleAuthError):

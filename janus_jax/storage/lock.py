@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from janus_jax.errors import HeldError, LostLockError, StorageError
-from janus_jax.storage.bucket import is_url
+from janus_jax.storage.bucket import briefly, is_url
 from janus_jax.storage.local import no_empty_leftovers
 from janus_jax.storage.lock_stores import ATTEMPT, File, Holder, Object, Seen, Store, Taken
 
@@ -20,6 +20,8 @@ BEAT_S, STALE_S = 10.0, 60.0
 WAIT_S = 480.0
 """How long a start waits for the earlier one of its launch to end; less than processes wait for each other."""
 _POLL_S = 1.0
+_BRIEF_S = 5.0
+"""How long a bucket that refuses a renewal is asked again; less than from one beat to the next."""
 
 
 class Lock:
@@ -37,7 +39,7 @@ class Lock:
 
     def __exit__(self, *error: object) -> None:
         self._end.set()
-        with self._one, contextlib.suppress(StorageError):  # it counts as abandoned soon
+        with self._one, briefly(_BRIEF_S), contextlib.suppress(StorageError):  # it counts as abandoned soon
             self._store.release()
 
     def require(self) -> None:
@@ -61,7 +63,8 @@ class Lock:
         with self._one:
             if not self._end.is_set():
                 self._tried = _now()
-                self._lost = self._lost or not self._store.renew()
+                with briefly(_BRIEF_S):  # the next beat tries again; `require` and the end wait for this one
+                    self._lost = self._lost or not self._store.renew()
 
 
 @contextlib.contextmanager

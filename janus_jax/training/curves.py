@@ -15,6 +15,7 @@ import yaml
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.data.statistics import wilson_interval
 from janus_jax.errors import DataError, StorageError
+from janus_jax.storage.bucket import briefly
 from janus_jax.storage.local import Place, place, write_bytes
 from janus_jax.storage.parts import content
 from janus_jax.training import history
@@ -45,6 +46,8 @@ _TOGETHER = ("rewards/chosen", "rewards/rejected")
 """Panels with the same range."""
 _LABEL = 48
 """Characters of a run's name in the legend; of a longer one, both ends."""
+_BRIEF_S = 15.0
+"""How long a bucket that does not answer may hold up the end of a run."""
 _SMOOTHED_SHARE = 20
 """A smoothed point is the mean of this part of all records, so that runs of any length look alike."""
 
@@ -176,7 +179,8 @@ def draw_run(run: "Run") -> None:
     if not run.fills:
         return
     try:
-        draw([read_curves(run.dir.path, run.dir.path.name)], run.dir.curves)
+        with briefly(_BRIEF_S):
+            draw([read_curves(run.dir.path, run.dir.path.name)], run.dir.curves)
     except Exception as error:  # whatever matplotlib raises: the run is worth more than its picture
         run.print(f"note: {run.dir.curves} could not be drawn: {type(error).__name__}: {error}")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.errors import LostLockError, StorageError
-from janus_jax.storage.bucket import RETRY_S, is_url
+from janus_jax.storage.bucket import RETRY_S, briefly, is_url
 from janus_jax.storage.local import write_json
 
 PHASES = {
@@ -30,8 +30,10 @@ PHASES = {
 _STEP, _LOST = "step", "lost_work"
 _EVERY_S, _EVERY_S_IN_BUCKET = 2.0, 15.0
 """Between two writes; a killed start loses as much from its account, to `restart`."""
+_BRIEF_S = 5.0
+"""How long a bucket that refuses the file may hold the run up."""
 _LONGEST_S = 960.0
-"""Between two attempts at log points while a bucket does not answer: each holds the run up, for a minute or more."""
+"""Between two attempts at log points while a bucket does not answer."""
 _STARTS = 20
 """Starts of which the file has an account each; earlier ones are summed."""
 _MARKS = 50
@@ -111,7 +113,8 @@ class Goodput:
         self._settle()
         self._start["finished"] |= finished
         try:
-            write_json(self._path, {"starts": [*self._earlier, self._record()]})
+            with briefly(_BRIEF_S):
+                write_json(self._path, {"starts": [*self._earlier, self._record()]})
             self._pause_s = 0.0
         except StorageError:  # the next save says so in any case
             self._pause_s = min(max(2 * self._pause_s, RETRY_S), _LONGEST_S)

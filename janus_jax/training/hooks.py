@@ -292,7 +292,6 @@ class Save(Hook):
 
     def _save(self, run: Run) -> None:
         run.goodput.saving(run.step)
-        run.goodput.write()
         if not self.timed and self.began is None:
             self.began = time.monotonic()
         run.checkpoints.save(
@@ -303,6 +302,7 @@ class Save(Hook):
             meta=self._meta(run),
         )
         run.saved_step, self.late = run.step, False
+        run.goodput.write()  # the save goes on meanwhile
         run.outputs.soon()
         run.notices.saved()
         run.metrics.restart_clock()

@@ -33,7 +33,7 @@ class RequireFinite(Hook):
 
     def after_step(self, run: Run, step: Step) -> None:
         self.unread.append((run.step, step.loaded.position, step.scalars))
-        if self.due(run.step) or run.notices.save_due or run.skipped.in_a_row:
+        if self.due(run.step) or run.notices.save_due or run.skipped.in_a_row:  # a save may wait for a finite step
             self._read(run, len(self.unread))
         elif len(self.unread) == 2 * _UNREAD:
             self._read(run, _UNREAD)

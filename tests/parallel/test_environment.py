@@ -13,7 +13,8 @@ sys.modules["torch"] = None  # as where it is not installed
 import transformers
 import absl.logging
 absl.logging.warning("a remark of absl")
-logging.getLogger("orbax.checkpoint").warning("a remark of orbax")
+for name in ("orbax.checkpoint", "urllib3.connectionpool", "google.auth._default"):
+    logging.getLogger(name).warning("a remark of %s", name)
 warnings.warn_explicit("a remark", UserWarning, "orbax/x.py", 1, module="orbax.checkpoint")
 absl.logging.error("a fault")
 warnings.warn_explicit("of the user's own code", UserWarning, "mine.py", 1, module="mine")

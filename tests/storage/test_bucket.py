@@ -4,12 +4,14 @@ import os
 import resource
 import subprocess
 import sys
+import time
 
 import pytest
 
 from janus_jax.errors import ConfigError, StorageError
 from janus_jax.storage import bucket as buckets
-from janus_jax.storage.bucket import Object, Prefix
+from janus_jax.storage.bucket import Object, Prefix, briefly
+from tests.support.faulty_bucket import refusing
 from tests.support.repository import ROOT
 
 CHUNK = 256 << 10  # the smallest that the service takes
@@ -18,6 +20,18 @@ CHUNK = 256 << 10  # the smallest that the service takes
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(buckets, "RETRY_S", 2.0)
+
+
+def test_what_is_tried_again_later_waits_for_a_bucket_that_refuses_only_briefly(bucket, proxy):
+    prefix, began = Prefix(f"{bucket}/run"), time.monotonic()
+    proxy.refusal = refusing(503, writes=False)
+    with briefly(0.3):
+        for call in (prefix.list, lambda: prefix.find("x"), lambda: prefix.write("x", b"1")):
+            with pytest.raises(StorageError, match=r"given up after attempts for up to 0\.3 s"):
+                call()
+    assert time.monotonic() - began < buckets.RETRY_S / 2
+    proxy.refusal = refusing(503, writes=False, times=1)
+    assert prefix.list() == []  # is patient again
 
 
 def names(prefix):

@@ -12,9 +12,10 @@ import pytest
 
 from janus_jax.errors import ConfigError, HeldError, LostLockError
 from janus_jax.storage import lock as locks
-from janus_jax.storage.bucket import Prefix
+from janus_jax.storage.bucket import RETRY_S, Prefix
 from janus_jax.storage.lock import held
 from janus_jax.storage.lock_stores import Holder, _process_start
+from tests.support.faulty_bucket import refusing
 
 
 @pytest.fixture(autouse=True)
@@ -181,6 +182,14 @@ def test_a_renewal_whose_answer_was_lost_is_no_loss(bucket, proxy, monkeypatch):
         lock.require()
         proxy.rule = lambda method, path, answer: answer
         lock.require()
+
+
+def test_the_end_of_a_run_does_not_wait_long_for_a_bucket_that_refuses(bucket, proxy, monkeypatch):
+    monkeypatch.setattr(locks, "_BRIEF_S", 0.3)
+    with held(f"{bucket}/run/lock.json", "the run") as lock:
+        proxy.refusal, began = refusing(503, writes=False), time.monotonic()
+        lock._renew()
+    assert time.monotonic() - began < RETRY_S / 2
 
 
 def test_what_is_no_lock_counts_by_its_age(tmp_path):

@@ -161,6 +161,17 @@ def test_weights_that_give_nothing_finite_any_more_push_no_good_checkpoint_out(d
     assert RunDir(tmp_path / "run").committed_steps() == [3, 4]
 
 
+def test_a_save_that_waited_comes_after_the_next_finite_step(data, tmp_path, monkeypatch):
+    """Nothing else looks at the devices then: a kill loses no more steps than the configuration says."""
+    reads = iter(range(1, 100))
+    monkeypatch.setattr(PackedEpochs, "read", _all_bad(PackedEpochs.read, lambda: next(reads) in (5, 6)))
+    rare = {"logging": {"every_steps": 100}, "checkpoint": {"every_steps": 5, "keep": 10}}
+    settings = config(data, tmp_path / "run", schedule=LONGER, **rare)
+    assert train(settings, writers=()).skipped == 2
+    assert RunDir(tmp_path / "run").committed_steps() == [7, 10, 12]
+    assert [line["step"] for line in metric_lines(tmp_path / "run") if line["kind"] == "nonfinite"] == [5, 6]
+
+
 def _all_bad(read, when=lambda: True):
     def poison(self, rows):
         batch = read(self, rows)

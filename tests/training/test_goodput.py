@@ -8,11 +8,14 @@ import pytest
 
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.errors import LostLockError, StorageError
+from janus_jax.storage.bucket import RETRY_S
+from janus_jax.storage.local import place
 from janus_jax.training import goodput as goodput_module
 from janus_jax.training.console import closing
 from janus_jax.training.goodput import PHASES, Goodput
 from janus_jax.training.hooks import LogMetrics
 from janus_jax.training.run import train
+from tests.support.faulty_bucket import refusing
 from tests.support.run_configs import ONE_LAYER, run_config
 from tests.support.runs import ended
 from tests.support.training_examples import random_examples, write_dataset
@@ -162,6 +165,17 @@ def test_a_start_whose_directory_was_taken_over_writes_nothing_more(clock, tmp_p
     assert (tmp_path / "goodput.json").read_text() == before
     goodput.last(None, None, None)
     assert (tmp_path / "goodput.json").read_text() != before
+
+
+def test_a_bucket_that_refuses_the_account_does_not_hold_the_run_up(clock, bucket, proxy, monkeypatch):
+    monkeypatch.setattr("janus_jax.training.goodput._BRIEF_S", 0.3)
+    goodput = clock.start(place(f"{bucket}/run"), 0)
+    proxy.refusal, began = refusing(503, writes=False), time.monotonic()
+    goodput.write()
+    assert time.monotonic() - began < RETRY_S / 2
+    proxy.refusal = refusing(503, "nothing")
+    goodput.write(finished=True)
+    assert json.loads((place(f"{bucket}/run") / "goodput.json").read_text())["starts"][-1]["finished"]
 
 
 def test_the_end_shows_a_short_table():
