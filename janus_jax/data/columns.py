@@ -115,6 +115,14 @@ def number(value: Any, column: str) -> float:
     return float(value)
 
 
+def apart(one: str, other: str) -> str:
+    """Where two texts part, on one line."""
+    pairs = enumerate(zip(one, other, strict=False))
+    at = next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+    rests = [shown(text[at:]).removeprefix("str ") if text[at:] else "its end" for text in (one, other)]
+    return f"from character {at + 1:,} on, {rests[0]} and {rests[1]}"
+
+
 def shown(value: Any) -> str:
     """Type and start of a value, on one line; ASCII so that any terminal can print it."""
     printed = ascii(value[:80] if isinstance(value, str | bytes) else value)  # a value may be megabytes long

@@ -120,7 +120,8 @@ class Manifest:
         try:
             if not path.is_file():
                 state = "is not a built data set: it has no manifest.json"
-                state = state if directory.is_dir() else "no such directory"
+                if not directory.is_dir():
+                    state = "is a file, not a built data set" if directory.exists() else "no such directory"
                 raise DataError(directory, f"{state}; `janus data build` makes one")
             values = json.loads(path.read_text(encoding="utf-8"))
             if (version := values["format_version"]) != FORMAT_VERSION:

@@ -17,8 +17,8 @@ _NAMES = {"role": ("system", "user", "assistant"), "from": ("system", "human", "
 def _allowed(ends: str, keys: tuple[str, str]) -> str:
     """What a list of messages may hold, in the words of its form."""
     system, user, assistant = _NAMES[keys[0]]
-    roles, last = (f"one {system}", user) if ends == "user" else (f"one {system}, one {user}", assistant)
-    return f"allowed: {roles} and one {last} message in this order, each {{{', '.join(keys)}}}; only {last} is required"
+    roles, last = ("", user) if ends == "user" else (f", one {user}", assistant)
+    return f"allowed: one {system} (optional){roles} and one {last} message in this order, each {{{', '.join(keys)}}}"
 
 
 def is_messages(value: Any) -> bool:

@@ -26,7 +26,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from janus_jax.data.columns import Columns, RecordError, alike, filled, number, optional_text, shown, text
+from janus_jax.data.columns import Columns, RecordError, alike, apart, filled, number, optional_text, shown, text
 from janus_jax.data.messages import is_messages, read_messages
 from janus_jax.errors import DataError
 
@@ -242,8 +242,7 @@ def _agreed(parts: dict[str, dict[str, str]], role: str, kind: str = "") -> str 
         joined = _joined(places[name].get("system", ""), other) if kind == "rm" else other
         if expected.strip() not in (other.strip(), joined.strip()):
             raise RecordError(
-                "bad_messages",
-                f"{place(name)} ({shown(other)}) differs from {place(first)} ({shown(expected)}); they must agree",
+                "bad_messages", f"{place(name)} differs from {place(first)} {apart(other, expected)}; they must agree"
             )
     return expected
 
@@ -263,8 +262,8 @@ def _require_same_exchange(columns: Columns, parts: dict[str, dict[str, str]], k
                 place, expected = next(iter(given.items()))
                 raise RecordError(
                     "bad_messages",
-                    f"the {role} message of {name!r} ({shown(said)}) differs from column {place!r} "
-                    f"({shown(expected)}); they must agree",
+                    f"the {role} message of {name!r} differs from column {place!r} {apart(said, expected)}; they must "
+                    "agree",
                 )
 
 

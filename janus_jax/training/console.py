@@ -242,7 +242,8 @@ def closing(summary: "Summary", head: str) -> list[str]:
     """How a run ended, and what to do next with a model of this head."""
     run, export = near(summary.run_dir), summary.export_dir and near(summary.export_dir)
     already = " (it was there already)" if summary.resumed_from == summary.step else ""
-    spent = f"{_duration(summary.seconds)}, {summary.tokens:,} tokens in all"
+    here = " in this start" if summary.goodput.get("starts", 1) > 1 else ""
+    spent = f"{_duration(summary.seconds)}{here}, {summary.tokens:,} tokens in all"
     lines = wrapped(f"{run}: step {summary.step} of {summary.total_steps}{already}, {spent}")
     if summary.step < summary.total_steps and summary.ended != "interrupted":
         lines += wrapped(f"stopped early: {summary.ended}")

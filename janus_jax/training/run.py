@@ -21,7 +21,7 @@ from janus_jax.data.from_config import fit_counts, fit_lines
 from janus_jax.data.loader import LoadedBatch
 from janus_jax.errors import ConfigError, Interrupted, LostLockError, Preempted, StorageError
 from janus_jax.parallel import processes
-from janus_jax.storage.local import no_empty_leftovers, write_json, write_whole
+from janus_jax.storage.local import near, no_empty_leftovers, write_json, write_whole
 from janus_jax.storage.lock import Lock
 from janus_jax.storage.staging import naming_urls, occupied, output
 from janus_jax.text.served import CONVERSATIONS, write_conversations
@@ -215,7 +215,7 @@ def _loop(run: Run, hooks: Sequence[Hook], batches: Iterator[LoadedBatch], stop:
 
 
 def _preempted(stop: Stop, run_dir: AnyRunDir) -> Preempted:
-    """Says what came, which step is safe, and how to go on."""
+    """Says what came, and which step is safe; `run_dir` goes on from there."""
     try:
         steps = run_dir.committed_steps()
         safe = f"step {steps[-1]} is saved" if steps else "no step was made yet"
@@ -223,7 +223,7 @@ def _preempted(stop: Stop, run_dir: AnyRunDir) -> Preempted:
         safe = f"its newest step is saved ({error})"
     came = " and ".join(stop.notices)
     code = 128 + signal.SIGINT if stop.by_user else Preempted.exit_code
-    return Preempted(run_dir.path, f"{safe}; {came} ended the run; to go on, start it again", exit_code=code)
+    return Preempted(near(str(run_dir.path)), f"{safe}; {came} ended the run", exit_code=code)
 
 
 def _draw_last(runs: Sequence[Run], error: BaseException | None) -> None:

@@ -116,9 +116,7 @@ def test_sigterm_at_any_moment_saves_the_newest_step(chain, moment):
     said, saved, exported = chain[1][moment]
     assert saved == ([] if step is None else [step]) and not exported
     assert said == f"{chain[0]}: " + (
-        f"step {step} is saved; SIGTERM ended the run; to go on, start it again"
-        if step
-        else "no step was made yet; SIGTERM ended the run; to go on, start it again"
+        f"step {step} is saved; SIGTERM ended the run" if step else "no step was made yet; SIGTERM ended the run"
     )
 
 

@@ -47,7 +47,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(data, tmp_p
     [step] = RunDir(tmp_path / "run").committed_steps()
     assert 2 <= step < STEPS
     for process, (_, output) in enumerate(ended):
-        assert f"\nstopped: {tmp_path}/run: step {step} is saved; SIGTERM ended the run; to go on" in "\n" + output
+        assert f"\nstopped: {tmp_path}/run: step {step} is saved; SIGTERM ended the run\nto go on" in "\n" + output
         assert re.search(rf"\nto go on: janus train \S+ --coordinator .* --process-id {process} --devices 4\n", output)
     assert [*losses(tmp_path / "run")] == [*range(1, step + 1)]
     assert train(config, writers=()).resumed_from == step
