@@ -37,7 +37,8 @@ class HFTokenizer:
     covers the tokens marked `special`. Other added tokens keep their own ids (some models add words that way).
 
     tokenizer_config.json and special_tokens_map.json declare BOS and EOS, or else config.json does. With
-    `add_bos_token: false` in tokenizer_config.json, the model was trained without BOS, so `bos_id` is None. Tokens of
+    `add_bos_token: false` or `bos_token: null` in tokenizer_config.json, the model was trained without BOS, so `bos_id`
+    is None. Tokens of
     tokenizer.json that the first two declare as special are special, as for transformers.
     """
 
@@ -187,6 +188,8 @@ def _special_id(directory: Path, name: str, ids: dict[str, int]) -> int | None:
         if token not in ids:
             raise DataError(file, f"{name}_token {token!r} is not in tokenizer.json")
         return ids[token]
+    if name == "bos" and read_json(directory / "tokenizer_config.json").get("bos_token", "") is None:
+        return None  # `null`, as Qwen writes it: no BOS, whatever config.json names
     declared = read_json(directory / "config.json").get(f"{name}_token_id")
     if isinstance(declared, list):  # Llama 3 style: several EOS ids; the first is the main one
         declared = declared[0] if declared else None

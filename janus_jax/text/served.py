@@ -16,6 +16,7 @@ from typing import Any
 
 from janus_jax.errors import DataError, counted, first_line
 from janus_jax.text.chat_format import ChatFormat
+from janus_jax.text.hf_files import read_json
 from janus_jax.text.sentencepiece_corpus import sampled_corpus
 from janus_jax.text.tokenizer import Tokenizer, save_hf_tokenizer
 
@@ -151,6 +152,8 @@ def _required(export: _Export) -> Any:
     with tempfile.TemporaryDirectory(prefix="janus.served.") as directory:
         for name, content in export.files:
             Path(directory, name).write_bytes(content)
+        if read_json(Path(directory, "tokenizer_config.json")).get("fix_mistral_regex"):  # acts beside this file only
+            Path(directory, "config.json").write_text('{"model_type": "mistral"}', encoding="utf-8")
         server = _server(Path(directory))
     _require_no_new_tokens(server, export.tokenizer)
     if not export.tokenizer.ignores_control_tokens:  # of sentencepiece models, the tokenizer.json was compared

@@ -42,6 +42,10 @@ EMBEDDED = Path(__file__).parent / "assets" / "tokenizer" / "tokenizer.model"
 """The Mistral v0.1/v0.2 sentencepiece model: 32000 pieces, bos 1, eos 2, unk 0 (NOTICE next to it)."""
 
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_INPUTS = ["input_ids", "attention_mask"]
+"""With the plain class transformers 4 returns `token_type_ids` too, unless told otherwise, which `generate` refuses."""
+_KEPT = ("chat_template", "padding_side", "truncation_side", "model_max_length")
+"""Keys beside a tokenizer.model that change no ids."""
 
 
 @runtime_checkable
@@ -248,7 +252,12 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
 
 
 def save_hf_tokenizer(
-    tokenizer: Tokenizer, directory: str | Path, *, chat_template: str | None = None, pad_id: int | None = None
+    tokenizer: Tokenizer,
+    directory: str | Path,
+    *,
+    chat_template: str | None = None,
+    pad_id: int | None = None,
+    keep_class: bool = False,
 ) -> None:
     """Writes the tokenizer's files into `directory`, which is created if needed.
 
@@ -260,13 +269,15 @@ def save_hf_tokenizer(
     Args:
         chat_template: Jinja text, the `chat_template` of the data's Template. None: that of the tokenizer itself.
         pad_id: id of the pad token. None: EOS or the tokenizer's own pad token, as above.
+        keep_class: leave the `tokenizer_class` that a Hugging Face directory names. Use it only beside a config.json.
     """
     target = Path(directory)
     tokenizer.save(target)
     if isinstance(tokenizer, SentencePieceTokenizer):
         _write_from_sentencepiece(tokenizer, target)
     elif isinstance(tokenizer, HFTokenizer):
-        _name_plain_class(target / "tokenizer_config.json")
+        if not keep_class:
+            _name_plain_class(target / "tokenizer_config.json")
     else:
         raise TypeError(f"{type(tokenizer).__name__} cannot be written as Hugging Face files")
     if chat_template is not None:
@@ -286,11 +297,15 @@ def _name_plain_class(path: Path) -> None:
     """Names the class that reads tokenizer.json as it is.
 
     Beside the config.json of an export transformers ignores all other classes. Without one, LlamaTokenizer and the like
-    build a tokenizer of their own from its vocabulary, which gives other ids.
+    build a tokenizer of their own from its vocabulary, which gives other ids. What else the class decides is kept.
     """
     config = read_json(path)
-    if config.get("tokenizer_class") not in (None, *_PLAIN_CLASSES):
-        write_json(path, config | {"tokenizer_class": _PLAIN_CLASSES[0]})
+    if (named := config.get("tokenizer_class")) not in (None, *_PLAIN_CLASSES):
+        import transformers
+
+        side = getattr(getattr(transformers, str(named), None), "padding_side", "right")
+        kept = {"model_input_names": _INPUTS, "padding_side": side}
+        write_json(path, kept | config | {"tokenizer_class": _PLAIN_CLASSES[0]})
 
 
 def why_no_tokenizer_json(tokenizer: Tokenizer) -> str:
@@ -346,11 +361,12 @@ def _write_from_sentencepiece(tokenizer: SentencePieceTokenizer, target: Path) -
         special
         | {
             "tokenizer_class": _PLAIN_CLASSES[0],
+            "model_input_names": _INPUTS,
             "add_bos_token": tokenizer.bos_id is not None,
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,
             MADE_OF: made_of(tokenizer.path, file),
             **({"extra_special_tokens": tokenizer.special} if tokenizer.special else {}),
-            **{key: beside[key] for key in ("chat_template",) if key in beside},
+            **{key: beside[key] for key in _KEPT if key in beside},
         },
     )

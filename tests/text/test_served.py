@@ -266,6 +266,12 @@ def test_what_is_written_reads_the_same_without_a_config_json(tmp_path, family, 
     save_hf_tokenizer(tokenizer, tmp_path / "run")
     assert load_tokenizer(tmp_path / "run").fingerprint == tokenizer.fingerprint
     server = AutoTokenizer.from_pretrained(tmp_path / "run")
+    # transformers 4 has other defaults for the plain class: token_type_ids, which generate refuses, and the side
+    config = json.loads((tmp_path / "run" / "tokenizer_config.json").read_text())
+    if named or tokenizer.ignores_control_tokens:
+        assert config["model_input_names"] == ["input_ids", "attention_mask"]
+    if named and not tokenizer.ignores_control_tokens:
+        assert config["padding_side"] == ("right" if "Qwen2" in named else "left")
     for text in (*texts(20), "Hi", " lead", "    if a[i] == 1"):
         assert server(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text)
         if tokenizer.ignores_control_tokens:  # behind a control token a text is read as at the start
@@ -297,4 +303,17 @@ def test_ends_that_a_normalizer_hides_are_refused_with_the_key_to_change(tmp_pat
         require_servable(chat)
         return
     with pytest.raises(DataError, match=f"'{normalized[0]}' has normalized: true, .* set normalized: false for it in"):
+        require_servable(chat)
+
+
+def test_a_regex_that_transformers_replaces_beside_a_config_json_is_refused(tmp_path, monkeypatch):
+    """It does so for vocabularies of more than 100,000 tokens."""
+    path = byte_level(tmp_path / "tokenizer", config={"fix_mistral_regex": True}) / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary |= {f"unused {number}": len(vocabulary) + number for number in range(100_000)}
+    path.write_text(json.dumps(content))
+    chat = ChatFormat(MISTRAL_INST, load_tokenizer(tmp_path / "tokenizer"))
+    monkeypatch.setattr("janus_jax.text.served.sampled_corpus", lambda *_: ["don't 3.14 x*2"])
+    with pytest.raises(DataError, match=r"with fix_mistral_regex: true\. If tokenizer_config.json says so, remove"):
         require_servable(chat)

@@ -206,6 +206,20 @@ def test_hf_add_bos_token_false_is_believed(tmp_path):
     assert tokenizer.decode(ids) == "[INST] the bread [/INST]"
 
 
+def test_hf_bos_token_null_is_believed_beside_a_config_json(tmp_path):
+    """As Qwen has it, whose config.json names a bos_token_id."""
+    from transformers import AutoTokenizer
+
+    directory = byte_level_directory(tmp_path / "in")
+    (directory / "config.json").write_text('{"model_type": "llama", "bos_token_id": 0, "eos_token_id": 2}')
+    declared = {"bos_token": None, "eos_token": "<|im_end|>", "tokenizer_class": "Qwen2Tokenizer"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(declared))
+    tokenizer = load_tokenizer(directory)
+    assert tokenizer.bos_id is AutoTokenizer.from_pretrained(directory).bos_token is None
+    save_hf_tokenizer(tokenizer, tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").bos_token is load_tokenizer(tmp_path / "out").bos_id is None
+
+
 def test_hf_tokenizer_with_ids_from_config_saves_and_exports_complete(tmp_path):
     directory = byte_level_directory(tmp_path / "in")
     (directory / "config.json").write_text('{"model_type": "llama", "bos_token_id": 1, "eos_token_id": [2, 0]}')
@@ -223,11 +237,13 @@ def test_a_sentencepiece_model_keeps_the_template_and_the_pad_token_that_lie_bes
 
     embedded.save(tmp_path / "in")
     said = {"chat_template": "{{ 'theirs' }}", "pad_token": "<unk>", "tokenizer_class": "LlamaTokenizer"}
+    said |= {"padding_side": "left", "model_max_length": 2048}
     (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps(said))
     load_tokenizer(tmp_path / "in").save(tmp_path / "built")  # as a data set or a converted model keeps it
     save_hf_tokenizer(load_tokenizer(tmp_path / "built"), tmp_path / "out")
     found = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert (found.chat_template, found.pad_token, found.eos_token) == ("{{ 'theirs' }}", "<unk>", "</s>")
+    assert (found.padding_side, found.model_max_length) == ("left", 2048)
     assert found("a b").input_ids == [1, *embedded.encode("a b")]
 
 

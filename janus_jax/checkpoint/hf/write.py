@@ -298,7 +298,10 @@ def write_companions(directory: Path, config: ModelConfig, dtype: np.dtype, comp
         from janus_jax.text.tokenizer import save_hf_tokenizer
 
         pad_id = model["pad_token_id"] if config.head == "value" else None
-        save_hf_tokenizer(tokenizer, directory, chat_template=companions.chat_template, pad_id=pad_id)
+        template = companions.chat_template
+        save_hf_tokenizer(
+            tokenizer, directory, chat_template=template, pad_id=pad_id, keep_class=template is None
+        )  # a model that was not trained here keeps the files that it came with
     if companions.card is not None:
         (directory / CARD).write_text(companions.card, encoding="utf-8")
     replaced = companions.chat_template is not None

@@ -94,7 +94,12 @@ def test_an_exported_tokenizer_gives_sentencepieces_ids(files, tmp_path):
         (tmp_path / "hf" / "tokenizer.json").unlink()
     elif files == "tokenizer.json":
         (tmp_path / "hf" / "tokenizer.model").unlink()
+    if files == "tokenizer.json":  # as published ones do
+        write(tmp_path / "hf" / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
     for directory in both_ways(tmp_path / "hf", tmp_path):
+        if files == "tokenizer.json":
+            for file in (tmp_path / "hf").glob("*token*"):
+                assert (directory / file.name).read_bytes() == file.read_bytes(), file.name
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
         for text in TEXTS:
             assert tokenizer(text).input_ids == [1, *reference.encode(text)], (directory, text)
