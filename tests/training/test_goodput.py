@@ -1,5 +1,6 @@
 """Where the seconds of a run go: every moment once, over all starts."""
 
+import itertools
 import json
 import shutil
 import time
@@ -140,7 +141,7 @@ def test_a_bucket_that_does_not_answer_is_asked_less_and_less(clock, tmp_path, m
     while len(attempts) < 8:
         clock.seconds += 20
         goodput.write(at_once=False)
-    pauses = [later - before - 60 for before, later in zip(attempts, attempts[1:], strict=False)]
+    pauses = [later - before - 60 for before, later in itertools.pairwise(attempts)]
     assert pauses == [60, 120, 240, 480, 960, 20, 20]
 
 
