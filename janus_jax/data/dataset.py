@@ -61,9 +61,7 @@ class Split:
     fingerprint: str = ""  # sha256 over lengths, token ids and margins
     notes: dict[str, int] | None = None  # note (notes.py) -> records
     unread: dict[str, int] | None = None  # column that was not read -> records in which it holds a value
-    places: dict[str, dict[str, list[str]]] | None = (
-        None  # "dropped", "notes", "unread" -> key -> the first FILE:RECORD
-    )
+    places: dict[str, dict[str, list[str]]] | None = None  # dropped, notes, unread -> key -> the first FILE:RECORD
 
 
 def histogram(lengths: np.ndarray) -> dict[str, list[int]]:

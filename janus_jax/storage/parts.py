@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from janus_jax.errors import StorageError, first_line
+from janus_jax.errors import StorageError, counted, first_line
 from janus_jax.storage.bucket import BucketPath, Prefix, os_errors
 from janus_jax.storage.local import Place, locked_temporary, remove_leftovers
 
@@ -204,7 +204,7 @@ class Uploads:
                 self._thread.join(EXIT_S)
             if self._complete or self._arrived == before:
                 break
-        failed, url = f"{self.failed} upload{'s' * (self.failed != 1)} failed", self._prefix.url
+        failed, url = f"{counted(self.failed, 'upload')} failed", self._prefix.url
         if self._complete or self._thread is None:
             if self.failed:
                 self._notify(f"note: {url}: {failed} on the way; everything has arrived since")

@@ -78,11 +78,8 @@ def require_servable(chat: ChatFormat) -> None:
     for number, token in server.added_tokens_decoder.items():
         if number not in needed:
             continue
-        if (
-            token.normalized
-            and normalizer is not None
-            and (becomes := normalizer.normalize_str(token.content)) != (token.content)
-        ):
+        becomes = normalizer.normalize_str(token.content) if token.normalized and normalizer else token.content
+        if becomes != token.content:
             raise DataError(
                 chat.tokenizer.path,
                 f"{token.content!r} has normalized: true, and the normalizer makes {becomes!r} of it: a server "
