@@ -22,7 +22,7 @@ DEFAULT_S = {
 
 
 class TimeoutsSection(Section):
-    """Seconds after which a phase that does not come on ends the run with exit code 13, on all processes; the message
+    """Seconds after which a phase without progress ends the run with exit code 13, on all processes; the message
     names the phase and the process that is behind, and stderr shows what its threads do. auto: the time that the key
     names with several processes, no bound with one. null: no bound."""
 

@@ -49,7 +49,7 @@ def supervise(options: RuntimeOptions) -> None:
 
 
 def watching(bounds: Mapping[str, float]) -> contextlib.AbstractContextManager[Progress]:
-    """Inside, the process ends with exit code 13 if a phase does not come on for longer than its bound, in seconds."""
+    """Inside, the process ends with exit code 13 if a phase makes no progress for longer than its bound, in seconds."""
     if supervisor.channel() is None and not bounds:
         return contextlib.nullcontext(Progress())
     return supervisor.start_thread().bounded(bounds)

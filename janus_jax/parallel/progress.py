@@ -83,12 +83,12 @@ def overdue(states: Mapping[int, State], bounds: Mapping[str, float], names: Seq
         return None
     process, state = max(late.items(), key=lambda item: item[1].age_s)
     text = (
-        f"does not come on in phase {state.phase} for {state.age_s:.0f} s; timeouts.{state.phase} allows "
-        f"{bounds[state.phase]:g}"
+        f"has made no progress in phase {state.phase} for {state.age_s:.0f} s; timeouts.{state.phase} allows "
+        f"{bounds[state.phase]:g} s"
     )
     if len(states) == 1:
         return f"this process {text}"
     if len(last) == len(states):
         return f"{names[process]} {text}; all others stand at the same point"
     also = [names[other] for other in last if other != process]
-    return f"{names[process]} {text}; " + (f"so do {', '.join(also)}; " if also else "") + "the others wait for it"
+    return f"{names[process]} {text}; " + (f"nor have {', '.join(also)}; " if also else "") + "the others wait for it"

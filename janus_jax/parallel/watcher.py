@@ -50,7 +50,7 @@ class Channel:
 
     @contextlib.contextmanager
     def bounded(self, bounds: Mapping[str, float]) -> Iterator[Progress]:
-        """Inside, the process ends with exit code 13 if a phase does not come on for longer than its bound, seconds."""
+        """Inside, the process ends with exit code 13 if a phase makes no progress for longer than its bound (s)."""
         self._send(bounds=dict(bounds))
         try:
             yield self.progress

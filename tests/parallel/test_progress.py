@@ -23,10 +23,8 @@ def test_phases_and_movements_are_counted_and_the_first_round_compiles():
 
 def test_the_process_that_is_behind_is_named():
     states = {0: State("step", 42, 70.0), 1: State("step", 41, 71.0), 2: State("step", 42, 70.0)}
-    expected = (
-        "process 1 (host b) does not come on in phase step for 71 s; timeouts.step allows 60; the others wait for it"
-    )
-    assert overdue(states, BOUNDS, NAMES) == expected
+    expected = "process 1 (host b) has made no progress in phase step for 71 s; timeouts.step allows 60 s"
+    assert overdue(states, BOUNDS, NAMES) == f"{expected}; the others wait for it"
 
 
 def test_the_bound_of_the_process_that_is_behind_counts():
@@ -39,8 +37,8 @@ def test_the_bound_of_the_process_that_is_behind_counts():
 def test_all_at_the_same_point_and_one_alone():
     both = {0: State("step", 42, 61.0), 1: State("step", 42, 62.4)}
     assert overdue(both, BOUNDS, NAMES).endswith(
-        "for 62 s; timeouts.step allows 60; all others stand at the same point"
+        "for 62 s; timeouts.step allows 60 s; all others stand at the same point"
     )
     assert overdue({0: State("step", 42, 61.0)}, BOUNDS, NAMES).startswith(
-        "this process does not come on in phase step"
+        "this process has made no progress in phase step"
     )

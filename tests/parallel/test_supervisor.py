@@ -128,8 +128,8 @@ def test_a_phase_that_stands_still_names_the_process_and_shows_its_threads():
             code, text = one.ended()
             assert code == 13 and "Current thread" in text and 'File "' in text
             line = text.splitlines()[-1]
-            assert line.startswith(f"error: process 1 (host {HOST}) does not come on in phase step for ")
-            assert line.endswith("timeouts.step allows 1; the others wait for it")
+            assert line.startswith(f"error: process 1 (host {HOST}) has made no progress in phase step for ")
+            assert line.endswith("timeouts.step allows 1 s; the others wait for it")
 
 
 def test_a_run_that_has_saved_says_so_at_once_and_the_loss_of_another_changes_nothing():
@@ -146,8 +146,8 @@ def test_a_single_process_is_watched_by_a_thread():
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 13 and "in alone" in done.stderr
     line = done.stderr.splitlines()[-1]
-    assert line.startswith("error: this process does not come on in phase setup for ")
-    assert line.endswith("timeouts.setup allows 0.2")
+    assert line.startswith("error: this process has made no progress in phase setup for ")
+    assert line.endswith("timeouts.setup allows 0.2 s")
 
 
 def test_what_counts_of_several_reasons():
