@@ -268,16 +268,11 @@ BAD = [
     ("dpo", PAIR | {"chosen": TWO}, "several_exchanges", "column 'chosen' is a conversation of 4 messages"),
     ("sft", {"messages": messages("", user="Why?")[:1]}, "bad_messages", "'messages' has the roles user; allowed"),
     ("sft", {"messages": messages("So.")}, "missing_field", "'prompt' (or instruction, user_prompt) is missing"),
-    (
-        "sft",
-        {"prompt": "When?", "messages": TWO[:2]},
-        "bad_messages",
-        "differs from column 'prompt' from character 3 on",
-    ),
+    ("sft", {"prompt": "When?", "messages": TWO[:2]}, "bad_messages", "column 'prompt' from character 3 on"),
     ("sft", {"system": "s", "messages": messages("a", user="u", system="t")}, "bad_messages", "from column 'sys"),
     ("dpo", PAIR | {"prompt": TWO[:2]}, "bad_messages", "'prompt' has the roles user, assistant"),
-    ("dpo", ULTRAFEEDBACK | {"prompt": "When?"}, "bad_messages", "differs from column 'prompt' from character 3 on"),
-    ("rm", ULTRAFEEDBACK | {"prompt": "When?"}, "bad_messages", "differs from column 'prompt' from character 3 on"),
+    ("dpo", ULTRAFEEDBACK | {"prompt": "When?"}, "bad_messages", "column 'prompt' from character 3 on"),
+    ("rm", ULTRAFEEDBACK | {"prompt": "When?"}, "bad_messages", "column 'prompt' from character 3 on"),
     ("dpo", PAIR | {"chosen": "caf\u00e9", "rejected": "cafe\u0301 "}, "identical_responses", "are equal"),
     *[("sft", SFT | {"output": text}, "empty_field", "text is needed") for text in INVISIBLE],
     *[("dpo", PAIR | {"prompt": text}, "empty_field", "column 'prompt'") for text in INVISIBLE],
@@ -293,12 +288,7 @@ BAD = [
     ("sft", {"instruction": 7, "output": "a"}, "wrong_type", "column 'instruction' must be a string"),
     ("sft", {"system_prompt": 7, "prompt": "p", "output": "a"}, "wrong_type", "column 'system_prompt' must be"),
     ("dpo", {"prompt": "p", "chosen_response": 7}, "wrong_type", "column 'chosen_response' must be a string or a list"),
-    (
-        "sft",
-        {"instruction": "p", "messages": TWO[:2]},
-        "bad_messages",
-        "differs from column 'instruction' from character 1 on",
-    ),
+    ("sft", {"instruction": "p", "messages": TWO[:2]}, "bad_messages", "column 'instruction' from character 1 on"),
     ("rm", {"system": "s", "prompt": "p", "chosen": "c"}, "missing_field", "input (or prompt, with or without system)"),
 ]
 
