@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -48,7 +49,8 @@ def refused(arguments, parts, root, capsys, monkeypatch):
 @pytest.fixture
 def unwritten(monkeypatch):
     """Fails the test when a conversion begins to write."""
-    monkeypatch.setattr(convert.staging, "output", lambda *_: pytest.fail("it began to write"))
+    writes = {"output": lambda *_: pytest.fail("it began to write")}
+    monkeypatch.setattr(convert, "staging", types.SimpleNamespace(**vars(convert.staging) | writes))
 
 
 def shard_with(directory, key):
