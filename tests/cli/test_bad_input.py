@@ -175,7 +175,7 @@ TRAINS = [  # configuration and overrides; what the line says
      "init.from: cut_shard/model-00002-of-00005.safetensors: not a whole safetensors file"),
     ("run.yaml init.from=nan", "nan/model-00005-of-00005.safetensors: tensor lm_head.weight holds NaN"),
     ("run.yaml run.dir=/proc/janus/run", "run.dir /proc/janus/run: cannot be written: /proc: No such file"),
-    ("run.yaml run.dir=gs://bucket/run", "run.dir gs://bucket/run: allowed: a local or mounted directory, not a URL"),
+    ("run.yaml run.dir=s3://bucket/run", "run.dir gs://bucket/run: allowed: a local or mounted directory, not a URL"),
 ]
 CONVERSIONS = [
     ("from-hf no_shard new", "no_shard/model-00002-of-00005.safetensors: missing"),
@@ -197,7 +197,7 @@ OTHERS = [
     ("data build --kind sft --source rows.jsonl --out s3://b/x", "--out s3://b/x: allowed: a local or mounted "
      "directory, or gs://BUCKET/PATH"),
     ("data build --derive dpo --source rows.jsonl --out new/data", "no pair can be derived: "
-     "instruction_with_one_response 2; an instruction needs responses to two system messages"),
+     "2 instruction_with_one_response (rows.jsonl:1, rows.jsonl:2); an instruction needs responses to two system"),
     ("config show key.yaml", "key.yaml:5: batch.microbatchs: unknown key; did you mean"),
 ]
 # fmt: on

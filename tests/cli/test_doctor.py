@@ -68,7 +68,7 @@ def test_chips_without_their_plugin_are_noticed(tmp_path, monkeypatch):
     for name in ("accel0", "accel1", "nvidia0", "nvidiactl"):
         (tmp_path / name).touch()
     assert doctor.tpu(tmp_path).detail.startswith("2 chips") and "janus_jax[tpu]" in doctor.tpu(tmp_path).hint
-    assert doctor.gpu(tmp_path).detail.startswith("1 cards")
+    assert doctor.gpu(tmp_path).detail.startswith("1 card in ")
     assert all(f"janus_jax[cuda{version}]" in doctor.gpu(tmp_path).hint for version in (12, 13))
 
 

@@ -367,7 +367,7 @@ def test_an_unexpected_error_shows_its_traceback_and_exits_1(small):
     code = (
         "import sys, janus_jax.config.run as config\n"
         "from janus_jax.cli import main as cli\n"
-        "config.load_config = lambda *_: 1 / 0\n"
+        "config.load_config = lambda *_, **__: 1 / 0\n"
         "sys.argv = ['janus', 'config', 'show', 'small.yaml']\n"
         "cli.main()"
     )
