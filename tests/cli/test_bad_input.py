@@ -175,7 +175,7 @@ TRAINS = [  # configuration and overrides; what the line says
      "init.from: cut_shard/model-00002-of-00005.safetensors: not a whole safetensors file"),
     ("run.yaml init.from=nan", "nan/model-00005-of-00005.safetensors: tensor lm_head.weight holds NaN"),
     ("run.yaml run.dir=/proc/janus/run", "run.dir /proc/janus/run: cannot be written: /proc: No such file"),
-    ("run.yaml run.dir=s3://bucket/run", "run.dir gs://bucket/run: allowed: a local or mounted directory, not a URL"),
+    ("run.yaml run.dir=s3://bucket/run", "run.dir s3://bucket/run: allowed: a local or mounted directory, or gs://BUCKET/PATH"),
 ]
 CONVERSIONS = [
     ("from-hf no_shard new", "no_shard/model-00002-of-00005.safetensors: missing"),
