@@ -155,7 +155,7 @@ def test_the_card_tells_the_recipe(run, tmp_path):
         "| initial weights | random |",
         "| batch | 8 packed rows per step, rows of 64 tokens, sequences up to 32 tokens |",
         "| schedule | cosine (learning_rate 0.003, warmup_steps 2, steps 6) |",
-        "| optimizer | adamw (b1 0.9, b2 0.999, eps 1e-08, weight_decay 0.0, clip_norm 1.0, moments float32) |",
+        "| optimizer | adamw (b1 0.9, b2 0.999, eps 1e-08, weight_decay 0.0, clip_norm 1.0, moments float32, ",
         "| step | 6 |",
         f"| code | janus_jax {__version__}, jax ",
         "| random | dpo | 100 | chatml | separate | no | `random-dpo` |",
@@ -181,7 +181,7 @@ def test_the_card_counts_texts_that_spell_a_control_token(run):
     }
     meta = {"config": {"objective": {"name": "rm"}}, "data": [*described.values()]}
     card = model_card(TINY, np.float32, facts=ModelFacts(), meta=meta, step=6)
-    lines = [line for line in card.splitlines() if "spelling of a control token" in line]
+    lines = [line for line in card.splitlines() if "a control token in a text" in line]
     of_all_splits = sum(split.examples for split in data.manifest.splits.values())
     assert of_all_splits > len(data)
     assert lines == [f"checked: 2 of {of_all_splits} records spell a control token in a text; a server parses it."]
