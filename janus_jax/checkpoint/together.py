@@ -5,6 +5,7 @@ minutes, and it waits for them. Nor does process 0 come to the barrier after the
 failed.
 """
 
+import itertools
 import sys
 import time
 from typing import Any
@@ -18,6 +19,9 @@ from janus_jax.storage.local import Place, refusal
 
 _BEFORE_COMMIT, _AFTER_COMMIT = "async_write_complete", "async_commit_complete"
 _POLL_S = 0.1
+
+_saves = itertools.count()
+"""Of this process and, since all make the same saves, of all. Orbax's keys repeat: a second run saves that step too."""
 
 
 class Together:
@@ -61,13 +65,14 @@ class Together:
         if _BEFORE_COMMIT not in key:
             wait(key=key, timeout_ms=timeout_ms)
             return
-        self._save, failure, self._failure = key, self._failure, None
+        save = self._save = f"{key}/{next(_saves)}"
+        failure, self._failure = self._failure, None
         if failure is not None:
-            processes.publish(f"{key}/failed/{jax.process_index()}", refusal(failure))
+            processes.publish(f"{save}/failed/{jax.process_index()}", refusal(failure))
         wait(key=key, timeout_ms=timeout_ms)
         if failure is not None:
             raise failure
-        for process, reason in processes.published(f"{key}/failed").items():
+        for process, reason in processes.published(f"{save}/failed").items():
             raise StorageError(self.step, f"cannot be written: process {process}: {reason}")
 
     def _agree_on_commit(self, save: str, key: str, deadline: float) -> None:
