@@ -183,7 +183,7 @@ def test_a_run_in_a_bucket_that_is_killed_twice_ends_as_the_local_one(bucket, tm
         strict=True,
     )
     assert codes == (-9, -9, 0), outputs
-    assert "pairs were scored before; going on" in outputs[1]
+    assert "pairs to read were scored before; going on" in outputs[1]
     assert "checkpoints/4: its write or deletion was interrupted; its remains are removed" in outputs[2]
     train(run_config(tmp_path, tmp_path / "local", **pairs), writers=())
     assert check(f"{url}/exports/6", tmp_path / "local" / "exports" / "6") == []
