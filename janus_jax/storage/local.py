@@ -206,8 +206,8 @@ def write_bytes(path: Path | Place, content: bytes) -> None:
     """
     if isinstance(path, BucketPath):
         prefix = Prefix(path)
-        there = prefix.find("")
-        prefix.write("", content, 0 if there is None else there.generation)
+        existing = prefix.find("")
+        prefix.write("", content, 0 if existing is None else existing.generation)
         return
     with os_errors(path), whole_file(Path(path)) as file:
         file.write(content)

@@ -77,8 +77,8 @@ class _Growing:
             self.head = content[: ends[0]]
         content, name = content[: ends[-1]], self.name(self.number)
         if self.generation is None:
-            there = prefix.find(name)
-            self.generation = 0 if there is None else there.generation
+            existing = prefix.find(name)
+            self.generation = 0 if existing is None else existing.generation
         known, self.generation = self.generation, None
         self.generation = prefix.write(name, (self.head if self.number > 1 else b"") + content, known)
         self.end = self.begin + len(content)
@@ -134,12 +134,12 @@ class _Folder:
         content = path.read_bytes()
         relative = path.relative_to(self.directory)
         name = copied.name or f"{self.name}/{relative.as_posix()}"
-        there = prefix.find(name)
-        if there is not None and copied.name is None:  # another start's, or that of a process on the same machine
+        existing = prefix.find(name)
+        if existing is not None and copied.name is None:  # another start's, or that of a process on the same machine
             name = f"{self.name}/{relative.with_name(f'{self.start}.{relative.name}').as_posix()}"
-            there = prefix.find(name)
+            existing = prefix.find(name)
         copied.name = name
-        prefix.write(name, content, 0 if there is None else there.generation)
+        prefix.write(name, content, 0 if existing is None else existing.generation)
         copied.sent, copied.since = copied.seen, time.monotonic()
 
 
@@ -310,5 +310,5 @@ def content(file: Path | Place) -> bytes | None:
         with os_errors(file, "cannot be read"):
             return file.read_bytes() if file.is_file() else None
     prefix = Prefix(file)
-    there = prefix.find("")
-    return None if there is None else prefix.read(there)
+    existing = prefix.find("")
+    return None if existing is None else prefix.read(existing)

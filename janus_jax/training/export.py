@@ -40,9 +40,9 @@ def export_step(
     dtype = export_dtype(section.dtype or setup.config.params_dtype)
     with processes.agreement("export begins"):
         source = open_model(run.path, step)  # facts and card as in a conversion
-        if there := occupied(out) is not None:  # a finished run started once more
+        if exported := occupied(out) is not None:  # a finished run started once more
             _require_suitable(out, source, dtype.name, section)
-    if there:
+    if exported:
         return out
     dataset = setup.loader.dataset
     chat = dataset.chat_format()
