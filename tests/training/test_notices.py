@@ -84,19 +84,19 @@ def whole(data, tmp_path_factory):
 
 
 MOMENTS = {
-    "the data are opened": (None, at_call(run_module, "prepare", 1)),
-    "weights are read": (None, at_call(run_module, "begin", 1)),
-    "the reference is scored": (None, at_call(Notices, "boundary", 4)),
-    "evaluation at the start": (None, at_call(hooks.Evaluate, "_evaluate", 1)),
-    "a step": (1, at_call(hooks.LogMetrics, "after_step", 1)),
-    "evaluation of step 2": (2, at_call(hooks.Evaluate, "_evaluate", 1)),
-    "evaluation of step 2 once more": (2, at_call(hooks.Evaluate, "_evaluate", 1)),
-    "save of step 4": (4, at_call(Checkpoints, "save", 1)),
-    "restore": (4, at_call(Checkpoints, "restore", 1)),
-    "evaluation of the last step": (6, at_call(hooks.Evaluate, "_evaluate", 1)),
-    "wait for the last save": (6, at_call(Checkpoints, "wait", 1)),
-    "export": (6, at_call(export, "save_hf", 1)),
-    "verification": (6, at_call(conversion_report.Report, "finish", 1)),
+    "the data are opened": (None, (run_module, "prepare", 1)),
+    "weights are read": (None, (run_module, "begin", 1)),
+    "the reference is scored": (None, (Notices, "boundary", 4)),
+    "evaluation at the start": (None, (hooks.Evaluate, "_evaluate", 1)),
+    "a step": (1, (hooks.LogMetrics, "after_step", 1)),
+    "evaluation of step 2": (2, (hooks.Evaluate, "_evaluate", 1)),
+    "evaluation of step 2 once more": (2, (hooks.Evaluate, "_evaluate", 1)),
+    "save of step 4": (4, (Checkpoints, "save", 1)),
+    "restore": (4, (Checkpoints, "restore", 1)),
+    "evaluation of the last step": (6, (hooks.Evaluate, "_evaluate", 1)),
+    "wait for the last save": (6, (Checkpoints, "wait", 1)),
+    "export": (6, (export, "save_hf", 1)),
+    "verification": (6, (conversion_report.Report, "finish", 1)),
 }
 
 
@@ -106,7 +106,11 @@ def chain(data, tmp_path_factory):
     run = tmp_path_factory.mktemp("chain") / "run"
     said = {}
     for name, (_, place) in MOMENTS.items():
-        said[name] = stopped(config(data, run), place), RunDir(run).committed_steps()[-1:], (run / "exports").exists()
+        said[name] = (
+            stopped(config(data, run), at_call(*place)),
+            RunDir(run).committed_steps()[-1:],
+            (run / "exports").exists(),
+        )
     return run, said, train(config(data, run), writers=())
 
 
