@@ -17,6 +17,8 @@ EXIT_CODES = {
     13: ("lost process", AGAIN),
     14: ("storage refused", AGAIN),
     15: ("another start holds the run directory", AGAIN),
+    16: ("Google Cloud refused: quota, capacity, permission (`launch`)", GIVE_UP),
+    17: ("a host failed or cannot be reached (`launch`)", AGAIN),
     129: ("SIGHUP, a lost terminal: as 143", AGAIN),
     130: ("Ctrl-C: a run has saved its newest step; at once after a second one", AGAIN),
     134: ("aborted by a library", AGAIN),

@@ -21,7 +21,7 @@ def test_everything_is_formatted():
 
 
 def test_types_hold():
-    tool("-m", "basedpyright", "--pythonpath", sys.executable, "--level", "error", "janus_jax")
+    tool("-m", "basedpyright", "--pythonpath", sys.executable, "--level", "error", "janus_jax", "launch")
 
 
 def test_no_python_file_is_longer_than_400_lines():

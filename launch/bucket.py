@@ -1,0 +1,125 @@
+"""Records, logs and files of a launch in its bucket, through `gcloud storage`: the workstation has no other client."""
+
+import dataclasses
+import datetime
+import json
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from launch.errors import CloudError, Kind
+from launch.gcloud import Gcloud, require, run_command
+
+
+class Changed(Exception):
+    """Somebody else has written the object since it was read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """An object: its JSON, its generation, and when the store says that it was written (seconds since 1970)."""
+
+    value: Any
+    generation: int
+    updated_s: float
+
+
+class Bucket:
+    """A folder of a bucket, `gs://BUCKET/FOLDER`."""
+
+    def __init__(self, url: str, gcloud: Gcloud):
+        self.url, self._gcloud = url.rstrip("/"), gcloud
+
+    def at(self, *names: str) -> "Bucket":
+        """A folder below this one."""
+        return Bucket("/".join([self.url, *names]), self._gcloud)
+
+    def read(self, name: str) -> Stored | None:
+        """A JSON object with its generation; None if it is not there.
+
+        Raises:
+            CloudError: the bucket refused.
+        """
+        url = f"{self.url}/{name}"
+        try:
+            facts = self._gcloud.read(self._words("objects", "describe", url))
+            result = run_command(self._words("cat", f"{url}#{facts['generation']}"), None, 120)
+            require(result, ["gcloud", "storage", "cat", url])
+        except CloudError as error:
+            if error.kind is Kind.NOT_FOUND:
+                return None
+            raise
+        return Stored(json.loads(result.out), int(facts["generation"]), _seconds(facts["update_time"]))
+
+    def write(self, name: str, value: Any, *, generation: int | None = None) -> None:
+        """Writes a JSON object.
+
+        Args:
+            generation: write only if the object still has it; 0: only if it is not there.
+        Raises:
+            Changed: it has another one.
+            CloudError: the bucket refused.
+        """
+        words = self._words("cp", "-", f"{self.url}/{name}", "--content-type=application/json")
+        words += [] if generation is None else [f"--if-generation-match={generation}"]
+        try:
+            self._gcloud.change(words, stdin=json.dumps(value, indent=1, sort_keys=True) + "\n", timeout_s=120)
+        except CloudError as error:
+            if "412" in str(error) or "recondition" in str(error):
+                raise Changed(f"{self.url}/{name}") from error
+            raise
+
+    def names(self, pattern: str = "**") -> list[str]:
+        """Names of objects below this folder that match a gcloud wildcard, sorted; [] if there are none."""
+        try:
+            found = self._gcloud.read(self._words("objects", "list", f"{self.url}/{pattern}"))
+        except CloudError as error:
+            if error.kind is Kind.NOT_FOUND:
+                return []
+            raise
+        return sorted(self._relative(item) for item in found or ())
+
+    def text(self, names: Iterable[str]) -> str:
+        """The contents of several objects, one after the other. Missing ones are an error."""
+        urls = [f"{self.url}/{name}" for name in names]
+        if not urls:
+            return ""
+        result = run_command(self._words("cat", *urls), None, 300)
+        require(result, ["gcloud", "storage", "cat", *urls[:2]])
+        return result.out
+
+    def upload(self, source: str | os.PathLike[str], name: str) -> None:
+        """Uploads a file, or what is in a directory (as `rsync` does)."""
+        source = os.fspath(source)
+        url = f"{self.url}/{name}"
+        if os.path.isdir(source):
+            self._gcloud.change(self._words("rsync", "--recursive", source, url), timeout_s=None)
+        else:
+            self._gcloud.change(self._words("cp", source, url), timeout_s=None)
+
+    def download(self, name: str, target: str | os.PathLike[str]) -> None:
+        """Brings an object, or a folder (NAME/), to a local file or directory."""
+        target = os.fspath(target)
+        url = f"{self.url}/{name}"
+        if name.endswith("/") or not name:
+            os.makedirs(target, exist_ok=True)
+            self._gcloud.change(self._words("rsync", "--recursive", url.rstrip("/"), target), timeout_s=None)
+        else:
+            self._gcloud.change(self._words("cp", url, target), timeout_s=None)
+
+    def clock(self) -> float:
+        """The store's own time, seconds since 1970: ages of objects are judged by it, never by a host's clock."""
+        self.write("clock.json", {})
+        facts = self._gcloud.read(self._words("objects", "describe", f"{self.url}/clock.json"))
+        return _seconds(facts["update_time"])
+
+    def _words(self, *words: str) -> list[str]:
+        return ["gcloud", "storage", *words, f"--project={self._gcloud.project}"]
+
+    def _relative(self, item: dict[str, Any]) -> str:
+        url = item.get("storage_url") or item["url"]
+        return url.partition("#")[0].removeprefix(self.url + "/")
+
+
+def _seconds(text: str) -> float:
+    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()

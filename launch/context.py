@@ -1,0 +1,63 @@
+"""What every command is handed: the settings, and the ways to the cloud, the bucket and the user."""
+
+import dataclasses
+import getpass
+import os
+import socket
+import sys
+from functools import cached_property
+
+from janus_jax.errors import ConfigError
+from launch.bucket import Bucket
+from launch.gcloud import Gcloud, Runner, Say, run_command
+from launch.records import FOLDER
+from launch.settings import Settings
+
+
+def say(line: str) -> None:
+    """Shows a line at once."""
+    print(line, flush=True)
+
+
+@dataclasses.dataclass
+class Context:
+    """Of one call of `python -m launch`."""
+
+    settings: Settings
+    dry_run: bool = False
+    say: Say = say
+    runner: Runner = run_command
+
+    @cached_property
+    def gcloud(self) -> Gcloud:
+        return Gcloud(self.settings.project, self.settings.zone, self.say, dry_run=self.dry_run, runner=self.runner)
+
+    @cached_property
+    def bucket(self) -> Bucket:
+        """The bucket of the settings.
+
+        Raises:
+            ConfigError: they name none.
+        """
+        if self.settings.bucket is None:
+            raise ConfigError("bucket: missing; allowed: gs://BUCKET in launch/tpu.yaml, or --bucket")
+        return Bucket(self.settings.bucket, self.gcloud)
+
+    @cached_property
+    def records(self) -> Bucket:
+        """The folder of this launch's records."""
+        return self.bucket.at(FOLDER, self.settings.name)
+
+    @property
+    def me(self) -> str:
+        """USER@WORKSTATION, for records that people read."""
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+
+    def warn(self, line: str) -> None:
+        """Shows a line on stderr."""
+        print(line, file=sys.stderr, flush=True)
+
+    @property
+    def root(self) -> str:
+        """The checkout."""
+        return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

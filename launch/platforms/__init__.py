@@ -1,0 +1,1 @@
+"""Files for other platforms, written from the same settings."""

@@ -1,0 +1,155 @@
+"""What a launch remembers: records in its bucket, and the messages between workstation and hosts.
+
+Everything that a second workstation needs lies in the bucket, in FOLDER = `BUCKET/launch/NAME`:
+
+    run.json                             the run that is, or was last, on this slice: `Run`
+    stop.json                            the run that a person has stopped: `Stop`; `run` removes it
+    watch.json                           who watches: `Watcher`, renewed at every look
+    RUN_ID/heartbeats/ATTEMPT/WORKER     `Heartbeat` of one host's supervisor
+    RUN_ID/logs/ATTEMPT-START/WORKER-NUMBER.log   what the host printed, in parts
+    RUN_ID/watch.log                     what `watch` did
+
+On a host, in HOME/janus: code/ID (the checkout), env/ID (Python and packages), run/ (the run that is there: spec.json,
+heartbeat.json, log, supervisor.pid). This module imports the standard library alone: the hosts use it too.
+"""
+
+import dataclasses
+import json
+import re
+import secrets
+from typing import Any, Literal, Self
+
+FOLDER = "launch"
+PORT = 8476
+"""Of the coordinator. Firewalls of Google's networks open it between machines of a slice."""
+
+
+class Record:
+    """A dataclass that is kept as JSON. Keys that a newer version wrote are ignored."""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        known = {field.name for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    def dumps(self) -> str:
+        return json.dumps(self.to_json())
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Record):
+    """A command that all hosts of a slice run together, and everything needed to start it again."""
+
+    run_id: str
+    owner: str
+    """JANUS_RUN_OWNER: the same over all starts of this run."""
+    command: list[str]
+    """Words of the janus command without coordinator and process numbers: ["train", "config.yaml", "a.b=c"]."""
+    files: dict[str, str]
+    """Texts of files that the command names, by the name it uses for them, relative to the working directory."""
+    run_dir: str | None
+    """gs:// or shared directory of a training run; None for other commands."""
+    code: str
+    """Identity of the checkout on the hosts (`ship.py`)."""
+    environment: str
+    """Identity of the Python environment on the hosts (`setup.py`)."""
+    created_s: float
+    by: str
+    """USER@WORKSTATION."""
+    attempt: int = 1
+    """JANUS_RUN_ATTEMPT: how often machines were created for it."""
+    start: int = 1
+    """How often its processes were started, on any machines."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """`Settings` of the launch: a watcher creates the same machines again."""
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Environment variables for the command. No secrets: they would lie in the bucket."""
+
+    @staticmethod
+    def new_id(name: str) -> str:
+        """A new run id: the launch's name and a random part."""
+        return f"{name}-{secrets.token_hex(4)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop(Record):
+    """A person has stopped the run: nobody starts it again."""
+
+    run_id: str
+    by: str
+    at_s: float
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Watcher(Record):
+    """Who watches a launch."""
+
+    by: str
+    token: str
+    """Of one `watch` process."""
+
+
+State = Literal["starting", "running", "ended"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Heartbeat(Record):
+    """What a host's supervisor says, every `HEARTBEAT_S` seconds, to its disk and to the bucket."""
+
+    run_id: str
+    attempt: int
+    start: int
+    worker: int
+    """Process id: slice-major, by worker number."""
+    host: str
+    state: State
+    at_s: float
+    """The host's clock: only differences between its own times mean something."""
+    code: int | None = None
+    """Exit code of the command, once it has ended."""
+    message: str = ""
+    """The command's last line on stderr that says how it ended."""
+    step: int | None = None
+    """Newest step that the command printed."""
+    line: str = ""
+    """Newest line that the command printed."""
+
+
+HEARTBEAT_S = 10.0
+STALE_S = 90.0
+"""A heartbeat older than this, by the store's clock, is no sign of life."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec(Record):
+    """What one host is told to run."""
+
+    run: dict[str, Any]
+    """The `Run`."""
+    worker: int
+    """Process id of this host: slice-major, by worker number."""
+    workers: int
+    """Number of processes."""
+    coordinator: str | None
+    """HOST:PORT of process 0; None with a single process."""
+    hosts_per_slice: int
+    bucket: str | None
+    """FOLDER, for heartbeat and logs; None: they stay on the host."""
+    python: str
+    """The interpreter, on the host."""
+    cwd: str
+    """Working directory on the host: the checkout."""
+
+
+def number(worker: int, workers: int) -> str:
+    """A worker's number with leading zeros, so that names sort."""
+    return f"{worker:0{max(2, len(str(workers - 1)))}d}"
+
+
+def printable(text: str, length: int = 300) -> str:
+    """Text from a host on one line, without control characters."""
+    return re.sub(r"[^\x20-\x7e -￿]+", " ", text).strip()[:length]
