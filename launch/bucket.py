@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import os
+import tempfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -60,10 +61,13 @@ class Bucket:
             Changed: it has another one.
             CloudError: the bucket refused.
         """
-        words = self._words("cp", "-", f"{self.url}/{name}", "--content-type=application/json")
-        words += [] if generation is None else [f"--if-generation-match={generation}"]
+        condition = [] if generation is None else [f"--if-generation-match={generation}"]
         try:
-            self._gcloud.change(words, stdin=json.dumps(value, indent=1, sort_keys=True) + "\n", timeout_s=120)
+            with tempfile.NamedTemporaryFile("w", suffix=".json") as file:  # from stdin it would be a resumable upload
+                file.write(json.dumps(value, indent=1, sort_keys=True) + "\n")
+                file.flush()
+                words = self._words("cp", file.name, f"{self.url}/{name}", "--content-type=application/json")
+                self._gcloud.change([*words, *condition], timeout_s=120)
         except CloudError as error:
             if "412" in str(error) or "recondition" in str(error):
                 raise Changed(f"{self.url}/{name}") from error
