@@ -1,0 +1,96 @@
+"""The command line of `launch` on a workstation that has nothing but Python, PyYAML and pydantic."""
+
+import subprocess
+import sys
+
+import pytest
+
+import launch.__main__ as command_line
+from launch.__main__ import COMMANDS, main
+from launch.settings import Settings
+from tests.support.repository import ROOT
+
+ONLY = """
+import importlib.metadata, sys
+needed = {"yaml", "_yaml", "pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection"}
+refused = set(importlib.metadata.packages_distributions()) - needed - {"janus_jax", "launch"}
+assert "numpy" in refused
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in refused:
+            raise ImportError(f"{name} is not on a workstation")
+sys.meta_path.insert(0, Refuse())
+from launch.__main__ import COMMANDS, main
+for name in COMMANDS:
+    try:
+        main([name, "--help"])
+    except SystemExit as end:
+        assert not end.code, name
+"""
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_every_command_shows_its_help_without_jax_numpy_and_tensorflow():
+    done = python(ONLY)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("--zone VALUE") == len(COMMANDS)
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    """The settings that commands were given, in place of commands."""
+    seen = []
+
+    class Command:
+        def add(self, parser):
+            pass
+
+        def run(self, context, arguments):
+            seen.append(context.settings)
+
+    monkeypatch.setattr(command_line, "_module", lambda name: Command())
+    return seen
+
+
+def test_a_workstation_without_pydantic_is_told_what_to_install():
+    code = "import sys; sys.modules['pydantic'] = None; from launch.__main__ import main; sys.exit(main(['status']))"
+    done = python(code)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: pydantic is not installed here; python -m pip install PyYAML")
+
+
+def test_mistakes_in_settings_come_in_one_report(tmp_path, capsys, settings):
+    file = tmp_path / "tpu.yaml"
+    file.write_text("name: Upper\nproject: p\nzone: us-central2\ntype: v4-8\nzonee: x\nslices: 0\n")
+    assert main(["status", "--settings", str(file), "--provisioning", "free", "--iap", "maybe"]) == 2
+    said = capsys.readouterr().err
+    assert f"error: {file}: 6 errors" in said
+    assert f"{file}:1: name = Upper: allowed: 1 to 40 lower-case letters" in said
+    assert f"{file}:3: zone = us-central2: allowed: a zone, like us-central2-b" in said
+    assert f"{file}:5: zonee: unknown key; did you mean 'zone'?" in said
+    assert f"{file}:6: slices = 0: allowed: a whole number >= 1" in said
+    assert "--provisioning free: provisioning = free: allowed: on-demand | spot | reserved" in said
+    assert "--iap maybe: iap = maybe: allowed: true or false" in said and not settings
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "expected"),
+    [
+        (["--slices", "4"], "slices", 4),
+        (["--iap"], "iap", True),
+        (["--iap", "false"], "iap", False),
+        (["--labels", "team=x,cost-centre=7"], "labels", {"team": "x", "cost-centre": "7"}),
+        (["--network", "null"], "network", None),
+        (["--name", "other"], "name", "other"),
+    ],
+)
+def test_a_flag_wins_over_its_key(words, key, expected, settings):
+    assert main(["status", "--settings", str(ROOT / "launch/tpu.yaml"), *words]) == 0
+    assert getattr(settings[0], key) == expected
+
+
+def test_every_setting_is_described():
+    assert all(field.description for field in Settings.model_fields.values())
