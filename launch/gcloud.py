@@ -129,7 +129,7 @@ _TEXTS = (
     ),
     (
         Kind.INVALID,
-        r"(?i)(location|projects?( instance)?) \S+ ((is|was) )?not found|accelerator(type)? \S+ (is|was) not found|invalid (location|zone)|"
+        r"(?i)(location|projects?( instance)?|accelerator( ?type)?) \S+ ((is|was) )?not found|invalid (location|zone)|"
         r"received a bad request",
     ),
 )
