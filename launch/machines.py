@@ -25,7 +25,7 @@ SETTLE_S = 300.0
 """How long a node may be missing after its queued resource has become ACTIVE, and a deadline be overstepped."""
 
 _QUEUED = ("ACCEPTED", "WAITING_FOR_RESOURCES")
-__all__ = ["Machines", "Worker", "create", "delete", "find", "not_ours", "request", "wait"]
+__all__ = ["Machines", "Worker", "create", "delete", "find", "look", "not_ours", "request", "wait"]
 
 _sleep, _clock = time.sleep, time.monotonic
 
@@ -65,7 +65,7 @@ def create(context: Context, *, notify: Say, adopt: bool = False) -> Machines:
         ConfigError: there are machines of another type.
     """
     settings, wanted = context.settings, capacity.of(context.settings)
-    machines = _look(context, notify)
+    machines = look(context, notify)
     if machines is not None and not machines.ours:
         if not adopt:
             raise not_ours(machines)
@@ -119,7 +119,7 @@ def wait(context: Context, machines: Machines, *, notify: Say) -> Machines:
             shown, shown_s = machines.state, now
         _sleep(delay_s)
         delay_s = min(30.0, 1.5 * delay_s)
-        looked = _look(context, notify)
+        looked = look(context, notify)
         if looked is None or looked.token != machines.token:
             raise CloudError(Kind.NOT_FOUND, machines.name, "was deleted by someone else while we waited for it")
         machines = looked
@@ -151,12 +151,12 @@ def delete(context: Context, machines: Machines, *, notify: Say | None = None) -
             except CloudError as error:
                 if error.kind is not Kind.NOT_FOUND:
                     refused = error
-        if refused is not None and not (_passes(refused) or "FAILED_PRECONDITION" in str(refused)):
+        if refused is not None and not (_passes(refused) or _unsettled(machines, refused)):
             raise explained(refused, context.settings)
-        left = _look(context, notify)
+        left = look(context, notify)
         if left is None or left.token != machines.token:
             return
-        if _clock() - began > PATIENCE_S:
+        if _clock() - began > 2 * PATIENCE_S:
             raise explained(refused or CloudError(Kind.UNAVAILABLE, f"{left.state}: is still there"), context.settings)
         if notify is not None:
             notify(f"{name}: {left.state}: waiting until it is gone, {_minutes(_clock() - began)}")
@@ -226,7 +226,7 @@ def _ask(context: Context, words: list[str], token: str, notify: Say) -> Machine
             refused = error
             if error.kind is not Kind.EXISTS and not _passes(error):
                 raise explained(error, context.settings) from None
-        machines = _look(context, notify)
+        machines = look(context, notify)
         if machines is not None:
             if not machines.ours:
                 raise not_ours(machines)
@@ -239,7 +239,7 @@ def _ask(context: Context, words: list[str], token: str, notify: Say) -> Machine
         delay_s = min(60.0, 2 * delay_s)
 
 
-def _look(context: Context, notify: Say | None, patience_s: float = PATIENCE_S) -> Machines | None:
+def look(context: Context, notify: Say | None, patience_s: float = PATIENCE_S) -> Machines | None:
     """`find`, asked again while the API does not answer."""
     began, delay_s = _clock(), 10.0
     # Reads count against quotas of requests alone, which fill again.
@@ -259,10 +259,11 @@ def _look(context: Context, notify: Say | None, patience_s: float = PATIENCE_S) 
 def _undo(context: Context, token: str, notify: Say, why: BaseException) -> None:
     """Deletes what the request with this token has made, if anything."""
     name, refusal = context.settings.name, why.kind if isinstance(why, CloudError) else None
-    notify(f"{name}: taking the request back")
+    if refusal is None:
+        notify(f"{name}: taking the request back")
     try:
         for _ in range(1 if refusal else 3):  # a request that was cut off may arrive late
-            machines = _look(context, notify, 120.0)
+            machines = look(context, notify, 120.0)
             if machines is not None:
                 if machines.token == token:
                     delete(context, machines, notify=notify)
@@ -284,7 +285,7 @@ def _adopt(context: Context, machines: Machines, wanted: capacity.Type, notify: 
     for node in machines.nodes:
         labels = f"--update-labels={LAUNCH}={machines.name},{TOKEN}={token},{ADOPTED}=true"
         context.gcloud.change(context.gcloud.tpu("tpu-vm", "update", node, labels))
-    return machines if context.dry_run else _look(context, notify) or machines
+    return machines if context.dry_run else look(context, notify) or machines
 
 
 def _require_same(machines: Machines, wanted: capacity.Type) -> None:
@@ -297,6 +298,11 @@ def _require_same(machines: Machines, wanted: capacity.Type) -> None:
 
 def _passes(error: CloudError) -> bool:
     return error.kind is Kind.UNAVAILABLE
+
+
+def _unsettled(machines: Machines, error: CloudError) -> bool:
+    """Whether a queued resource refuses to be deleted because it is just changing its state."""
+    return machines.is_queued and "FAILED_PRECONDITION" in str(error)
 
 
 def _brief(error: CloudError) -> str:
