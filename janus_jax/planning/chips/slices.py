@@ -143,6 +143,15 @@ def load_chips(path: str | os.PathLike[str] | None = None) -> ChipTable:
     Raises:
         ConfigError: the file cannot be read or has mistakes; names file, line, key and value of each.
     """
+    return _packaged() if path is None else _load(path)
+
+
+@functools.cache
+def _packaged() -> ChipTable:
+    return _load(None)
+
+
+def _load(path: str | os.PathLike[str] | None) -> ChipTable:
     with resources.as_file(resources.files("janus_jax.planning.chips") / "chips.yaml") as packaged:
         root, faults = read_tree(packaged)
     if path is not None:
@@ -165,14 +174,9 @@ def load_chips(path: str | os.PathLike[str] | None = None) -> ChipTable:
     return table
 
 
-@functools.cache
-def _packaged() -> ChipTable:
-    return load_chips()
-
-
 def families() -> dict[str, Family]:
     """Families of TPUs by name, oldest first."""
-    return _packaged().families
+    return load_chips().families
 
 
 def find_slice(name: str) -> Slice:
@@ -212,7 +216,7 @@ def find_slice(name: str) -> Slice:
     counts = {type_: int(type_.rsplit("-", 1)[1]) for type_ in types}
     near = sorted(counts, key=lambda type_: abs(math.log(counts[type_] / max(int(size), 1))))[:2]
     near.sort(key=lambda type_: counts[type_])
-    unit = "chips" if _packaged().chips[family].tensor_cores == 1 else "TensorCores, two per chip"
+    unit = "chips" if load_chips().chips[family].tensor_cores == 1 else "TensorCores, two per chip"
     raise ConfigError(
         f"slice {name!r}: {family} has no slice of that size; nearest: {', '.join(near)}; allowed: {_sizes(family)} "
         f"(numbers count {unit}), or a shape in chips, like {family}:{_shapes(family)[2]}"
@@ -240,7 +244,7 @@ def detect_slice(devices: Sequence[Any]) -> tuple[Slice, int]:
 
 def accelerator_types(family: str) -> list[str]:
     """The accelerator types of a family, smallest first. Their numbers count chips, or TensorCores."""
-    cores = _packaged().chips[family].tensor_cores
+    cores = load_chips().chips[family].tensor_cores
     return [f"{families()[family].type}-{math.prod(_sides(shape)) * cores}" for shape in _shapes(family)]
 
 
@@ -314,7 +318,7 @@ def _of_shape(name: str, family: str, sides: tuple[int, ...]) -> Slice:
         name=name,
         family=family,
         chips=chips,
-        devices_per_chip=_packaged().chips[family].devices,
+        devices_per_chip=load_chips().chips[family].devices,
         hosts=chips // math.prod(bounds),
         topology=f"{family}:{shape}",
         chip_config_name="megacore" if family == "v4" else None,
