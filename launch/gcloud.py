@@ -49,7 +49,7 @@ def run_command(words: Sequence[str], stdin: str | None = None, timeout_s: float
         )
     except FileNotFoundError:
         raise CloudError(
-            Kind.UNKNOWN, words[0], "is not installed; see https://cloud.google.com/sdk/docs/install"
+            Kind.INVALID, words[0], "is not installed; see https://cloud.google.com/sdk/docs/install"
         ) from None
     try:
         out, err = process.communicate(stdin, timeout=timeout_s)
@@ -119,40 +119,81 @@ def require(result: Result, words: Sequence[str]) -> None:
         )
 
 
-_KINDS = (
-    (Kind.SERVICE_DISABLED, r"SERVICE_DISABLED|API has not been used|API .{0,80}is disabled"),
+_TEXTS = (
+    (Kind.SERVICE_DISABLED, r"SERVICE_DISABLED|API has not been used|API .{0,80}is (disabled|not enabled)"),
+    (Kind.UNAVAILABLE, r"(requests|queries) per (minute|second)"),  # a quota that fills again by itself
     (
         Kind.STOCK_OUT,
-        r"no more capacity|out of capacity|stockout|resource pool exhausted|insufficient capacity|"
-        r"not enough (resources|capacity)|There is no more capacity",
+        r"(?i)no more capacity|out of capacity|stock-?out|resource[ _]pool[ _]exhausted|insufficient .{0,20}capacity|"
+        r"no (available )?capacity|not enough (resources|capacity)|not have enough resources",
     ),
-    (Kind.QUOTA, r"RESOURCE_EXHAUSTED|[Qq]uota (limit|exceeded)|QUOTA_EXCEEDED|HTTPError 429|\bquota\b"),
+    (
+        Kind.INVALID,
+        r"(?i)(location|projects?( instance)?|accelerator( ?type)?) \S+ ((is|was) )?not found|invalid (location|zone)|"
+        r"received a bad request",
+    ),
+)
+"""Messages that say more than the status beside them."""
+
+_STATUS = {
+    Kind.INVALID: "3 9 11 400 INVALID_ARGUMENT FAILED_PRECONDITION OUT_OF_RANGE",
+    Kind.NOT_FOUND: "5 404 NOT_FOUND",
+    Kind.EXISTS: "6 409 ALREADY_EXISTS",
+    Kind.PERMISSION: "7 403 PERMISSION_DENIED",
+    Kind.QUOTA: "8 429 RESOURCE_EXHAUSTED",
+    Kind.CREDENTIALS: "16 401 UNAUTHENTICATED",
+    Kind.UNAVAILABLE: "4 10 13 14 500 502 503 504 DEADLINE_EXCEEDED ABORTED INTERNAL UNAVAILABLE",
+}
+"""Codes of google.rpc.Status, HTTP and their names."""
+_KIND_OF_STATUS = {word: kind for kind, words in _STATUS.items() for word in words.split()}
+_STATUS_IN_TEXT = re.compile(
+    r"^ERROR: \([\w.-]+\) ([A-Z_]+): |\"code\": (\d+)|HTTPError (\d+)|'status': (\d+)|"
+    r"\b([A-Z]+_[A-Z_]+|INTERNAL|UNAVAILABLE)\b"
+)
+
+_FALLBACKS = (
+    (Kind.QUOTA, r"[Qq]uota (limit|exceeded)|[Qq]uota .{0,90}(exhausted|exceeded)"),
     (
         Kind.CREDENTIALS,
-        r"UNAUTHENTICATED|do not currently have an active account|invalid_grant|Reauthentication|"
-        r"access token|credentials",
+        r"do not currently have an active account|invalid_grant|[Rr]eauthentication|credentials|SSH agent|"
+        r"problem refreshing your current auth|Unable to read file",
     ),
-    (Kind.PERMISSION, r"PERMISSION_DENIED|HTTPError 403|does not have permission"),
-    (Kind.EXISTS, r"ALREADY_EXISTS|HTTPError 409"),
-    (Kind.NOT_FOUND, r"NOT_FOUND|HTTPError 404|matched no objects|\bwas not found\b|not found: 404"),
-    (
-        Kind.UNAVAILABLE,
-        r"UNAVAILABLE|INTERNAL|HTTPError 50\d|crashed|Connection refused|no answer within|"
-        r"server encountered|temporarily|Max retries",
-    ),
-    (Kind.INVALID, r"INVALID_ARGUMENT|FAILED_PRECONDITION|Invalid|invalid|unrecognized|must be specified"),
+    (Kind.PERMISSION, r"does not have permission|Required \S+ permission|access to .{0,80}denied"),
+    (Kind.NOT_FOUND, r"matched no objects|\b(was )?not found\b"),
+    (Kind.UNAVAILABLE, r"crashed|Connection refused|no answer within|server encountered|temporarily|Max retries"),
+    (Kind.INVALID, r"[Ii]nvalid|unrecognized|must be specified|could not be answered"),
 )
 
 
 def kind_of(text: str) -> Kind:
-    """Which error gcloud printed. Its exit code says only server (1) or usage (2)."""
-    return next((kind for kind, pattern in _KINDS if re.search(pattern, text)), Kind.UNKNOWN)
+    """Which error gcloud printed, or an operation or a queued resource has. gcloud's exit code says only server (1) or
+    usage (2)."""
+    text = _error(text)
+    text = re.sub(r"(projects|gs:/)/[^\s'\"\]>]+", "NAME", text)  # names of resources say nothing about the error
+    for kind, pattern in _TEXTS:
+        if re.search(pattern, text):
+            return kind
+    for match in _STATUS_IN_TEXT.finditer(text):
+        if kind := _KIND_OF_STATUS.get(match[match.lastindex or 0]):
+            return kind
+    return next((kind for kind, pattern in _FALLBACKS if re.search(pattern, text)), Kind.UNKNOWN)
 
 
 def said(text: str) -> str:
     """The message in gcloud's stderr, on one line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    start = next((number for number, line in enumerate(lines) if line.startswith("ERROR:")), None)
-    if start is None:
-        return lines[-1] if lines else ""
-    return re.sub(r"^ERROR: (\([\w.-]+\) )?", "", " ".join(lines[start:]))[:600]
+    error = _error(text)
+    if not error.startswith("ERROR:"):
+        return error.splitlines()[-1].strip() if error else ""
+    with contextlib.suppress(ValueError):  # an operation's error is JSON
+        return json.loads(error[error.index("{") :])["message"]
+    if inside := re.search(r'content <.*"message": ("(?:[^"\\]|\\.)*")', error, re.DOTALL):
+        return json.loads(inside[1])
+    error = error.partition("\n- '@type'")[0]  # details
+    return re.sub(r"^ERROR: (\([\w.-]+\) )?", "", " ".join(error.split()))[:600]
+
+
+def _error(text: str) -> str:
+    """stderr from its error on, without the remark on whose credentials were used."""
+    text = re.sub(r" ?This command is authenticated (with|as) .*", "", text)
+    start = re.search(r"^ERROR:", text, re.MULTILINE)
+    return text[start.start() if start else 0 :].strip()

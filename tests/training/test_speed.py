@@ -11,15 +11,17 @@ from janus_jax.data.epoch import START, BatchSettings, PackedEpochs
 from janus_jax.model.attention import Slots, visible
 from janus_jax.model.config import PRESETS
 from janus_jax.planning.chips import roofline
-from janus_jax.planning.chips.slices import _KINDS, load_chips
+from janus_jax.planning.chips.slices import load_chips
 from janus_jax.training.speed import PEAK_BF16_FLOPS, flops_per_token, keys_per_query, mfu_per_rate
 from tests.support.training_examples import random_examples, write_dataset
 
 
 def test_peaks_are_those_of_the_planners_table():
-    table = load_chips().chips
-    kinds = _KINDS | {f"TPU {family}": family for family in ("v2", "v3", "v4")}
-    planned = {kind: table[family].peak_bf16_flops / table[family].devices for kind, family in kinds.items()}
+    table = load_chips()
+    planned = {
+        family.device_kind: table.chips[name].peak_bf16_flops / table.chips[name].devices
+        for name, family in table.families.items()
+    }
     assert {kind: peak for kind, peak in PEAK_BF16_FLOPS.items() if kind.startswith("TPU")} == planned
 
 

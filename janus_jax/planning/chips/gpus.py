@@ -5,8 +5,6 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-
 from janus_jax.errors import ConfigError, first_line
 from janus_jax.parallel.environment import gpu_memory_share
 
@@ -95,6 +93,8 @@ def lowering_for(device: Any) -> Iterator[None]:
     if device.platform != "gpu":
         yield
         return
+    import jax
+
     kind = jax.sharding.AbstractDevice(device.device_kind, getattr(device, "core_count", None), "gpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=kind)):
         yield

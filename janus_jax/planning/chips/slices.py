@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import math
 import os
@@ -27,27 +28,6 @@ CPU = "cpu"
 MOST_DEVICES = 32_768
 """More than the largest pod has. Descriptions of more devices could fill this machine's memory."""
 
-_V5E = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
-_V4 = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x12 8x8x16 8x16x16"
-_SHAPES = {
-    "v2": "2x2 4x4 8x8 8x16 16x16",
-    "v3": "2x2 4x4 4x8 8x8 8x16 16x16 16x32 32x32",
-    "v4": f"{_V4} 12x16x16",
-    "v5e": _V5E,
-    "v5p": f"{_V4} 16x16x16 16x16x24",
-    "v6e": _V5E,
-    "tpu7x": f"1x1x1 {_V4} 16x16x16 16x16x24 16x16x36",
-}
-"""Shapes in chips that Google Cloud offers (cloud.google.com/tpu/docs). Other shapes are written as FAMILY:AxBxC."""
-_NAME_COUNTS = {"v2": 2, "v3": 2, "v4": 2, "v5e": 1, "v5p": 2, "v6e": 1, "tpu7x": 2}
-"""What a name's number counts per chip: the chip for v5e and v6e, TensorCores for the others."""
-_DEVICES = {"v2": 2, "v3": 2, "tpu7x": 2}
-"""JAX devices per chip, if not one."""
-_RING = {"v2": 16, "v3": 32, "v5e": 16, "v6e": 16}
-"""Side length at which a side of a 2D slice closes to a ring. 3D slices close if made of whole 4x4x4 cubes."""
-_KINDS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
-"""JAX's `device_kind`, if it is not `TPU` and the family."""
-_PREFIX = {"v5e": "v5litepod"}
 _ALIAS = {"v5litepod": "v5e", "v5lite": "v5e", "v5": "v5p"}
 
 
@@ -114,10 +94,35 @@ class Chip(Section):
         return None if self.dcn_bytes_per_s_per_host is None else self.dcn_bytes_per_s_per_host / self.chips_per_host
 
 
+class Family(Section):
+    """What Google Cloud and JAX call a family of TPUs, and the slices that are offered."""
+
+    type: str
+    """Accelerator types are this and a number, as in v5litepod-16."""
+    device_kind: str
+    """JAX's name of a device."""
+    shapes: str
+    """In chips, smallest first. Other shapes are written as FAMILY:AxBxC."""
+    ring: Count | None
+    """Side length at which a side of a 2D slice closes to a ring. 3D slices close if made of whole 4x4x4 cubes."""
+    one_host: list[int]
+    """Chips of slices that are a single host. Larger slices have four chips a host."""
+    runtime: str
+    """Software version of TPU VMs."""
+    gke: str
+    """Value of the node label cloud.google.com/gke-tpu-accelerator."""
+    quota: str
+    """Begin of the names of quotas: {spot} is Preemptible or nothing; {pod} is what slices of several hosts insert,
+    {serving} what slices of one host do."""
+    tpu_api: bool
+    """Whether Google documents that the TPU API creates it; tpu7x is documented for GKE alone."""
+
+
 class ChipTable(Section):
     """Chips by family, and the date of their prices."""
 
     as_of: str
+    families: dict[str, Family]
     chips: dict[str, Chip]
 
     def chip(self, target: Slice) -> Chip | None:
@@ -138,15 +143,26 @@ def load_chips(path: str | os.PathLike[str] | None = None) -> ChipTable:
     Raises:
         ConfigError: the file cannot be read or has mistakes; names file, line, key and value of each.
     """
+    return _packaged() if path is None else _load(path)
+
+
+@functools.cache
+def _packaged() -> ChipTable:
+    return _load(None)
+
+
+def _load(path: str | os.PathLike[str] | None) -> ChipTable:
     with resources.as_file(resources.files("janus_jax.planning.chips") / "chips.yaml") as packaged:
         root, faults = read_tree(packaged)
     if path is not None:
         overrides, faults = read_tree(path)
+        if node := overrides.value.pop("families", None):
+            faults.append(f"{node.origin}: families: cannot be overridden; allowed: as_of, chips")
         root = merge(root, overrides)
         chips = root.value["chips"].value
         for family, node in chips.items() if isinstance(chips, dict) else ():
-            if family not in (*_SHAPES, *gpus.KINDS.values()):
-                known = ", ".join((*_SHAPES, *gpus.KINDS.values()))
+            if family not in (*families(), *gpus.KINDS.values()):
+                known = ", ".join((*families(), *gpus.KINDS.values()))
                 faults.append(f"{node.origin}: chips.{family}: unknown family; allowed: {known}")
     try:
         table = ChipTable.model_validate(root.plain())
@@ -156,6 +172,11 @@ def load_chips(path: str | os.PathLike[str] | None = None) -> ChipTable:
     if faults or table is None:
         raise ConfigError(join(os.fspath(path or "chips.yaml"), faults))
     return table
+
+
+def families() -> dict[str, Family]:
+    """Families of TPUs by name, oldest first."""
+    return load_chips().families
 
 
 def find_slice(name: str) -> Slice:
@@ -176,12 +197,12 @@ def find_slice(name: str) -> Slice:
         return Slice(f"{gpu[1]}:{count}", gpu[1], count, 1, 1, f"{gpu[1]}:{count}")
     match = re.fullmatch(r"(?P<family>[a-z0-9]+)(?P<mark>[:-])(?P<size>\d+(?:x\d+)*)", text)
     family = _ALIAS.get(match["family"], match["family"]) if match else ""
-    if match is None or family not in _SHAPES:
-        everything = [name for known in _SHAPES for name in accelerator_types(known)]
+    if match is None or family not in families():
+        everything = [name for known in families() for name in accelerator_types(known)]
         near = difflib.get_close_matches(text, everything, 3, 0.5)
         raise ConfigError(
             f"slice {name!r}: unknown{'; nearest: ' + ', '.join(near) if near else ''}; allowed: "
-            + "; ".join(_sizes(known) for known in _SHAPES)
+            + "; ".join(_sizes(known) for known in families())
             + "; FAMILY:SHAPE, like v5p:4x4x12; "
             + "".join(f"{_gpu_sizes(known)}; " for known in gpus.KINDS.values())
             + "cpu:DEVICES"
@@ -189,16 +210,16 @@ def find_slice(name: str) -> Slice:
     size = match["size"]
     if match["mark"] == ":" or "x" in size:
         return _of_shape(name, family, _sides(size))
-    for shape in _SHAPES[family].split():
-        if math.prod(_sides(shape)) * _NAME_COUNTS[family] == int(size):
-            return _of_shape(f"{_PREFIX.get(family, family)}-{size}", family, _sides(shape))
-    counts = {type_: int(type_.rsplit("-", 1)[1]) for type_ in accelerator_types(family)}
+    types = accelerator_types(family)
+    if (type_ := f"{families()[family].type}-{int(size)}") in types:
+        return _of_shape(type_, family, _sides(_shapes(family)[types.index(type_)]))
+    counts = {type_: int(type_.rsplit("-", 1)[1]) for type_ in types}
     near = sorted(counts, key=lambda type_: abs(math.log(counts[type_] / max(int(size), 1))))[:2]
     near.sort(key=lambda type_: counts[type_])
-    unit = "chips" if _NAME_COUNTS[family] == 1 else "TensorCores, two per chip"
+    unit = "chips" if load_chips().chips[family].tensor_cores == 1 else "TensorCores, two per chip"
     raise ConfigError(
         f"slice {name!r}: {family} has no slice of that size; nearest: {', '.join(near)}; allowed: {_sizes(family)} "
-        f"(numbers count {unit}), or a shape in chips, like {family}:{_SHAPES[family].split()[2]}"
+        f"(numbers count {unit}), or a shape in chips, like {family}:{_shapes(family)[2]}"
     )
 
 
@@ -206,11 +227,11 @@ def detect_slice(devices: Sequence[Any]) -> tuple[Slice, int]:
     """The slice of running devices, and the number of such slices. Devices of no known slice become `PLATFORM:COUNT`,
     which has no figures."""
     first, count = devices[0], len({getattr(device, "slice_index", 0) for device in devices})
-    family = _KINDS.get(first.device_kind, first.device_kind.removeprefix("TPU "))
-    if family in _SHAPES:
+    family = next((name for name, known in families().items() if known.device_kind == first.device_kind), None)
+    if family is not None:
         coordinates = [[device.coords[axis] for device in devices] for axis in range(_dimensions(family))]
         shape = "x".join(str(max(places) - min(places) + 1) for places in coordinates)
-        shapes = dict(zip(_SHAPES[family].split(), accelerator_types(family), strict=True))
+        shapes = dict(zip(_shapes(family), accelerator_types(family), strict=True))
         with contextlib.suppress(ConfigError):
             target = find_slice(shapes.get(shape, f"{family}:{shape}"))
             if target.devices * count == len(devices):
@@ -222,9 +243,9 @@ def detect_slice(devices: Sequence[Any]) -> tuple[Slice, int]:
 
 
 def accelerator_types(family: str) -> list[str]:
-    """The accelerator types of a family, smallest first."""
-    sizes = [math.prod(_sides(shape)) for shape in _SHAPES[family].split()]
-    return [f"{_PREFIX.get(family, family)}-{size * _NAME_COUNTS[family]}" for size in sizes]
+    """The accelerator types of a family, smallest first. Their numbers count chips, or TensorCores."""
+    cores = load_chips().chips[family].tensor_cores
+    return [f"{families()[family].type}-{math.prod(_sides(shape)) * cores}" for shape in _shapes(family)]
 
 
 def check_count(target: Slice, num_slices: int, table: ChipTable) -> None:
@@ -277,15 +298,18 @@ def devices(target: Slice, num_slices: int = 1) -> list[Any]:
 def _of_shape(name: str, family: str, sides: tuple[int, ...]) -> Slice:
     shape = "x".join(map(str, sides))
     dimensions = _dimensions(family)
-    bounds = (1, 1, 1) if math.prod(sides) == 1 else (2, 4, 1) if sides == (2, 4) else (2, 2, 1)
+    bounds = (1, 1, 1) if math.prod(sides) == 1 else (2, 2, 1)
+    if sides == (2, 4) and 8 in families()[family].one_host:
+        bounds = (2, 4, 1)
     full = (*sides, 1, 1)[:3]
     if len(sides) != dimensions or any(side < 1 or side % bound for side, bound in zip(full, bounds, strict=True)):
         raise ConfigError(
             f"slice {name!r}: {shape} is not a shape of {family}; allowed: {dimensions} sides in chips, whole hosts of "
-            f"2x2, like {', '.join(_SHAPES[family].split()[1:4])}"
+            f"2x2, like {', '.join(_shapes(family)[1:4])}"
         )
     if dimensions == 2:
-        closed = (sides[0] == _RING[family], sides[1] == _RING[family], False)
+        ring = families()[family].ring
+        closed = (sides[0] == ring, sides[1] == ring, False)
         wrap = closed if any(closed) else None
     else:
         wrap = (True, True, True) if all(side % 4 == 0 for side in sides) else None
@@ -294,7 +318,7 @@ def _of_shape(name: str, family: str, sides: tuple[int, ...]) -> Slice:
         name=name,
         family=family,
         chips=chips,
-        devices_per_chip=_DEVICES.get(family, 1),
+        devices_per_chip=load_chips().chips[family].devices,
         hosts=chips // math.prod(bounds),
         topology=f"{family}:{shape}",
         chip_config_name="megacore" if family == "v4" else None,
@@ -307,8 +331,12 @@ def _sides(shape: str) -> tuple[int, ...]:
     return tuple(int(side) for side in shape.split("x"))
 
 
+def _shapes(family: str) -> list[str]:
+    return families()[family].shapes.split()
+
+
 def _dimensions(family: str) -> int:
-    return len(_sides(_SHAPES[family].split()[0]))
+    return len(_sides(_shapes(family)[0]))
 
 
 def _sizes(family: str) -> str:

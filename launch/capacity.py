@@ -1,0 +1,91 @@
+"""What an accelerator type is: chips, hosts, software, price, and the quotas that it counts against."""
+
+import dataclasses
+
+from janus_jax.errors import ConfigError
+from janus_jax.planning.chips.slices import accelerator_types, check_count, families, find_slice, load_chips
+from launch.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Type:
+    """Of one launch: its accelerator type, times its slices."""
+
+    name: str
+    """Google's name of a slice: v5litepod-16, also where the settings say v5e-16."""
+    family: str
+    chips: int
+    """Of a slice."""
+    hosts: int
+    """Of a slice."""
+    slices: int
+    runtime: str
+    """TPU software version."""
+    usd_per_hour: float | None
+    """List price of all slices; None: unknown."""
+    as_of: str
+    """Month of that price."""
+    quotas: tuple[str, ...]
+    """Names of the quotas that it counts against: of the zone, of its region. None for reserved machines."""
+    note: str = ""
+    """What the user should know before creating it."""
+
+    @property
+    def workers(self) -> int:
+        """Hosts of all slices."""
+        return self.hosts * self.slices
+
+
+def of(settings: Settings) -> Type:
+    """The settings' type.
+
+    Raises:
+        ConfigError: not a type that is offered, or several slices of a family that has single ones only.
+    """
+    table, slices = load_chips(), settings.slices
+    try:
+        target = find_slice(settings.type)
+        if target.family not in families():
+            raise ConfigError(f"{settings.type!r}: allowed: an accelerator type of TPUs, like v5litepod-16")
+        name = next(
+            (known for known in accelerator_types(target.family) if find_slice(known).topology == target.topology), None
+        )
+        if name is None:
+            raise ConfigError(
+                f"{settings.type!r}: is planned but not offered; allowed: {', '.join(accelerator_types(target.family))}"
+            )
+    except ConfigError as error:
+        error.args = ("type", *error.args)
+        raise
+    try:
+        check_count(target, slices, table)
+    except ConfigError as error:
+        error.args = ("slices", *error.args)
+        raise
+    family, chip = families()[target.family], table.chips[target.family]
+    spot = settings.provisioning == "spot"
+    price = chip.usd_spot if spot else chip.usd_on_demand
+    kind = family.quota.format(
+        spot="Preemptible" if spot else "",
+        pod="Pod" if target.hosts > 1 else "",
+        serving="Serving" if target.hosts == 1 else "",
+    )
+    return Type(
+        name=name,
+        family=target.family,
+        chips=target.chips,
+        hosts=target.hosts,
+        slices=slices,
+        runtime=settings.runtime or family.runtime,
+        usd_per_hour=None if price is None else price * target.chips * slices,
+        as_of=table.as_of,
+        quotas=()
+        if settings.provisioning == "reserved"
+        else tuple(f"{kind}PerProjectPer{place}ForTPUAPI" for place in ("Zone", "Region")),
+        note="" if family.tpu_api else f"Google documents {target.family} for GKE alone; the TPU API may refuse it",
+    )
+
+
+def region(zone: str) -> str:
+    """us-central2 of us-central2-b."""
+    return zone.rpartition("-")[0]
