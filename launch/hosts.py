@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shlex
-import stat
 import subprocess
 import tempfile
 import threading
@@ -19,9 +18,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
+from launch import lines
 from launch.context import Context
-from launch.errors import CloudError, HostError, Kind
-from launch.gcloud import end_group, require as require_gcloud
+from launch.errors import HostError
+from launch.gcloud import end_group
 from launch.records import printable
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ LONGEST_SOCKET = 103
 """Bytes that a path of a socket may have: 104 with its end on a Mac."""
 PAUSE_S = 2.0
 """Before a lost connection is tried again."""
-DEFAULT_KEY = "~/.ssh/google_compute_engine"
 OPTIONS = ("BatchMode=yes", "ConnectTimeout=20", "ServerAliveInterval=15", "ServerAliveCountMax=4", "LogLevel=ERROR")
 LOST = 255
 """ssh's own exit code: no connection, or a lost one."""
@@ -88,11 +87,12 @@ class Answer:
     at_s: float = 0.0
     """When it ended, by the workstation's clock."""
 
-    def last(self, lines: int = 1) -> str:
+    def last(self, count: int = 1) -> str:
         """What it printed last, for an error message."""
-        texts = [text for stream in (self.err, self.out) for text in stream.splitlines() if text.strip()]
-        kept = [line for line in self.err.splitlines() if line.strip()] or texts
-        return "; ".join(printable(line) for line in kept[-lines:]) or f"exit code {self.code}"
+        texts = [line for line in (self.err if self.err.strip() else self.out).splitlines() if line.strip()]
+        if not texts:
+            return "connection lost" if self.code == LOST else f"exit code {self.code}"
+        return "; ".join(printable(line) for line in texts[-count:])
 
 
 Body = bytes | Callable[[Host], bytes] | None
@@ -259,16 +259,23 @@ def connect(context: Context, machines: "Machines") -> Hosts:
     """
     if context.settings.iap:
         return Hosts(context, [_through_iap(context, worker) for worker in machines.workers])
-    path, stamp = _kept(context), {"created": machines.created, "token": machines.token, "nodes": list(machines.nodes)}
-    lines = _load(path, stamp)
-    if lines is None:
+    path, stamp = lines.cache_file(context), _stamp(machines)
+    given = lines.load(path, stamp)
+    if given is None:
         with ThreadPoolExecutor(4) as pool:
-            lines = dict(zip(machines.nodes, pool.map(lambda node: _ask_gcloud(context, node), machines.nodes)))
+            answers = pool.map(lambda node: lines.ask_gcloud(context, node), machines.nodes)
+            given = dict(zip(machines.nodes, answers, strict=True))
         if not context.dry_run:
-            _save(path, {**stamp, "lines": lines})
-    folder = _sockets()
-    hosts = [_host(worker, lines[worker.node], folder, stamp) for worker in machines.workers]
-    return Hosts(context, hosts, forget=lambda: _remove(path))
+            lines.save(path, {**stamp, "lines": given})
+    folder = lines.sockets()
+    hosts = [_host(worker, given[worker.node], folder, stamp) for worker in machines.workers]
+    return Hosts(context, hosts, forget=lambda: lines.remove(path))
+
+
+def _stamp(machines: "Machines") -> dict[str, Any]:
+    """What lines are kept for: they are good for no other creation and no other addresses."""
+    addresses = [[worker.node, worker.internal, worker.external] for worker in machines.workers]
+    return {"created": machines.created, "token": machines.token, "addresses": addresses}
 
 
 def reach(context: Context) -> Hosts:
@@ -289,13 +296,13 @@ def reach(context: Context) -> Hosts:
     return connect(context, seen)
 
 
-def require(answers: Sequence[Answer], what: str, *, lines: int = 1) -> None:
+def require(answers: Sequence[Answer], what: str, *, last: int = 1) -> None:
     """Raises an error that names the hosts which failed, with their last lines.
 
     Raises:
         HostError: a host failed.
     """
-    failed = [(answer.host, answer.last(lines)) for answer in answers if answer.code]
+    failed = [(answer.host, answer.last(last)) for answer in answers if answer.code]
     if failed:
         raise HostError(_listed(failed, len(answers), what))
 
@@ -325,53 +332,10 @@ def _json(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _ssh(context: Context, node: str, worker: str, *words: str) -> list[str]:
-    key = context.settings.ssh_key
-    own = [] if key == DEFAULT_KEY else [f"--ssh-key-file={os.path.expanduser(key)}"]
-    line = context.gcloud.tpu("tpu-vm", "ssh", node, f"--worker={worker}", *own, *words)
-    return line
-
-
 def _through_iap(context: Context, worker: "Worker") -> Host:
-    words = _ssh(context, worker.node, str(worker.index), "--tunnel-through-iap", "--quiet")
+    words = lines.ssh(context, worker.node, str(worker.index), "--tunnel-through-iap", "--quiet")
     words.insert(1, "alpha")  # the flag is not in the released command
     return Host(worker.number, worker.slice, worker.index, worker.node, words, iap=True)
-
-
-def _ask_gcloud(context: Context, node: str) -> list[list[str]]:
-    """Lines of ssh to the workers of a node, without the command, after a connection to the first one.
-
-    A new key is unknown to the machines at first; gcloud tries for a minute, then we do.
-    """
-    push = _ssh(context, node, "0", "--command=true", "--quiet")
-    for turn in range(3):
-        try:
-            context.gcloud.change(push, timeout_s=180)
-            break
-        except CloudError as error:
-            if turn == 2 or error.kind not in (Kind.UNKNOWN, Kind.UNAVAILABLE):
-                if "return code [255]" in str(error):
-                    raise HostError(f"worker 0 ({node})", f"cannot be reached: {error}") from error
-                raise
-            time.sleep(PAUSE_S)
-    words = _ssh(context, node, "all", "--command=true", "--dry-run", "--quiet")
-    result = context.runner(words, None, 180)
-    require_gcloud(result, words)
-    return [_target(line) for line in result.out.splitlines() if line.strip()]
-
-
-def _target(line: str) -> list[str]:
-    """The words of a line that gcloud printed, without `-- true`, and with host keys checked.
-
-    gcloud does not check the key of a host that it has not seen. Keys have the machine's own number in their name, so a
-    known one never changes.
-    """
-    words = shlex.split(line)
-    if words[-2:] != ["--", "true"] or "ssh" not in os.path.basename(words[0]):
-        raise CloudError(Kind.UNKNOWN, "gcloud compute tpus tpu-vm ssh --dry-run", f"no line of ssh: {line[:200]!r}")
-    return [
-        "StrictHostKeyChecking=accept-new" if word == "StrictHostKeyChecking=no" else word for word in words[:-2]
-    ]
 
 
 def _host(worker: "Worker", lines: Sequence[list[str]], folder: str | None, stamp: dict[str, Any]) -> Host:
@@ -394,57 +358,3 @@ def _host(worker: "Worker", lines: Sequence[list[str]], folder: str | None, stam
     own = [word for option in options for word in ("-o", option)]
     full = [*words[:-1], *own, words[-1]]
     return Host(worker.number, worker.slice, worker.index, worker.node, full, socket)
-
-
-def _sockets() -> str | None:
-    """A short directory for sockets that only this user can open; None if it cannot be had."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    folder = os.path.join(base, "jl") if base and os.path.isdir(base) else f"/tmp/jl-{os.getuid()}"
-    return folder if _private(folder) else None
-
-
-def _private(folder: str) -> bool:
-    """Makes a directory for this user alone; whether it is one."""
-    try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        facts = os.lstat(folder)
-    except OSError:
-        return False
-    return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077
-
-
-def cache_folder() -> str:
-    """Where this user's launches keep what can be made again."""
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "janus-launch")
-
-
-def _kept(context: Context) -> str:
-    settings = context.settings
-    unique = "\0".join((settings.project, settings.zone, settings.name, settings.ssh_key))
-    return os.path.join(cache_folder(), f"{settings.name}-{hashlib.sha256(unique.encode()).hexdigest()[:12]}.json")
-
-
-def _load(path: str, stamp: dict[str, Any]) -> dict[str, list[list[str]]] | None:
-    """The lines by node, if they are of these machines and their key is still there."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            kept = json.load(file)
-        lines = kept["lines"]
-        keys = {line[line.index("-i") + 1] for rows in lines.values() for line in rows if "-i" in line}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None
-    same = all(kept.get(name) == value for name, value in stamp.items())
-    return lines if same and all(os.path.exists(key) for key in keys) else None
-
-
-def _save(path: str, value: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # it only saves time
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), delete=False, encoding="utf-8") as file:
-            json.dump(value, file)
-        os.replace(file.name, path)
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.remove(path)
