@@ -18,10 +18,8 @@ from launch.errors import HostError
 from launch.gcloud import Say
 from launch.hosts import Answer, Hosts, require
 from launch.records import printable
+from launch.wheels import CONSTRAINTS, EXTRAS, PYTHON_VERSION
 
-PYTHON_VERSION = "3.11"
-CONSTRAINTS = "constraints-py311.txt"
-EXTRAS = ("tpu",)
 ENVIRONMENT_BYTES = 10 * 2**30
 """Free space that a host needs for a new environment: what lies there, and what pip holds while it installs."""
 FREE_BYTES = 2 * 2**30

@@ -17,10 +17,13 @@ from collections.abc import Sequence
 from launch.context import Context
 from launch.errors import CloudError, HostError
 from launch.gcloud import Say, run_command
-from launch.hosts import cache_folder
+from launch.lines import cache_folder
 from launch.ship import Code
 
 UV_VERSION = "0.13.9"
+PYTHON_VERSION = "3.11"
+CONSTRAINTS = "constraints-py311.txt"
+EXTRAS = ("tpu",)
 TARGET = "x86_64-manylinux_2_28"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64",
              "manylinux2014_x86_64", "manylinux_2_12_x86_64", "manylinux2010_x86_64", "manylinux_2_5_x86_64",
@@ -55,8 +58,6 @@ def url_of(url: str) -> str:
 
 def collect(code: Code, folder: str) -> str:
     """Fills a folder: uv, wheels/ and interpreter/RELEASE/ARCHIVE; returns it."""
-    from launch.environment import CONSTRAINTS, EXTRAS, PYTHON_VERSION
-
     os.makedirs(folder)
     uv = own_uv()
     for name in ("pyproject.toml", CONSTRAINTS):
