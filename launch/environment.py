@@ -98,7 +98,8 @@ def _ready(target: _Target, home: str) -> Ready:
     janus = f"{home}/janus"
     environment = target.environment or f"python-{hashlib.sha256((target.python or '').encode()).hexdigest()[:12]}"
     own = f"{janus}/env/{environment}/bin/python"
-    python = own if target.python is None else target.python.replace("~", home, 1)
+    named = target.python
+    python = own if named is None else home + named[1:] if named.startswith("~") else named
     return Ready(target.code.identity, environment, python, f"{janus}/code/{target.code.identity}")
 
 

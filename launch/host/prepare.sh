@@ -101,7 +101,7 @@ make_environment() {
   rm -rf "$staged" "$janus/uv/cache"
 }
 
-# Removes checkouts and environments that neither the last set-up nor the last run names.
+# Removes checkouts and environments that neither the set-up before this one nor the last run names.
 tidy() {
   local path
   for path in "$janus"/code/* "$janus"/env/*; do
@@ -118,7 +118,7 @@ place() {
 }
 
 if [[ -n $HOST_PYTHON ]]; then
-  python=$HOST_PYTHON
+  python=${HOST_PYTHON/#"~"/$HOME}
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "python: $python is $("$python" --version 2>&1 || true); 3.11 or newer is needed"
 else
@@ -126,11 +126,11 @@ else
 fi
 
 mkdir -p "$janus/code" "$janus/run"
-if [[ -n $(missing) ]]; then
-  if [[ $MAKE != 1 || ! -d $code ]]; then
-    echo "missing: $(missing)"
-    exit 0
-  fi
+if [[ -n $(missing) && ($MAKE != 1 || ! -d $code) ]]; then
+  echo "missing: $(missing)"
+  exit 0
+fi
+if [[ $MAKE == 1 ]]; then
   exec 9>"$janus/.lock"
   flock -w 1500 9 || fail "another set-up has been at work here for 25 minutes"
   [[ -z $(missing) ]] || make_environment
