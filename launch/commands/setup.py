@@ -1,0 +1,25 @@
+"""`setup`: brings every host to the same state. Where nothing is missing it takes seconds."""
+
+import argparse
+import time
+
+from launch import environment, hosts
+from launch.context import Context
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's own arguments."""
+    parser.add_argument("--revision", metavar="REVISION", help="a git revision instead of the checkout as it is")
+
+
+def run(context: Context, arguments: argparse.Namespace) -> None:
+    """Sets all hosts up and compares them."""
+    start = time.monotonic()
+    with hosts.reach(context) as reached:
+        ready = environment.bring(context, reached, revision=arguments.revision, notify=context.say)
+        if not context.dry_run:
+            count = len(reached.hosts)
+            context.say(
+                f"{count} host{'s' * (count != 1)} ready in {time.monotonic() - start:.0f} s: code {ready.code}, "
+                f"environment {ready.environment}"
+            )

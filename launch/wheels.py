@@ -1,0 +1,135 @@
+"""For hosts that reach no package index: uv, the interpreter and all wheels, in one tar in the bucket.
+
+The workstation makes the tar once for an environment. Wheels are for Linux on x86-64, whatever the workstation is.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Sequence
+
+from launch.context import Context
+from launch.errors import CloudError, HostError
+from launch.gcloud import Say, run_command
+from launch.lines import cache_folder
+from launch.ship import Code
+
+UV_VERSION = "0.13.9"
+PYTHON_VERSION = "3.11"
+CONSTRAINTS = "constraints-py311.txt"
+EXTRAS = ("tpu",)
+TARGET = "x86_64-manylinux_2_28"
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64",
+             "manylinux2014_x86_64", "manylinux_2_12_x86_64", "manylinux2010_x86_64", "manylinux_2_5_x86_64",
+             "manylinux1_x86_64", "linux_x86_64")  # fmt: skip
+FOLDER = "launch/wheels"
+
+
+def stage(context: Context, code: Code, identity: str, notify: Say) -> str:
+    """Makes sure that the tar of an environment is in the bucket; its URL for the hosts.
+
+    Raises:
+        HostError: a package, the interpreter or uv cannot be had here.
+        CloudError: the bucket refused.
+    """
+    folder, name = context.bucket.at(FOLDER), f"{identity}.tar"
+    if not folder.names(name):
+        with tempfile.TemporaryDirectory(prefix="janus-wheels-") as scratch:
+            notify("collecting uv, the interpreter and packages for hosts without internet")
+            path = os.path.join(scratch, name)
+            pack(collect(code, os.path.join(scratch, "staged")), path)
+            notify(f"uploading them to {folder.url} ({os.path.getsize(path) / 1e9:.1f} GB)")
+            folder.upload(path, name)
+    return url_of(f"{folder.url}/{name}")
+
+
+def url_of(url: str) -> str:
+    """Where hosts read a gs:// object over HTTP."""
+    bucket, _, name = url.removeprefix("gs://").partition("/")
+    base = os.environ.get("CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE") or "https://storage.googleapis.com/storage/v1/"
+    return f"{base.rstrip('/')}/b/{bucket}/o/{urllib.parse.quote(name, safe='')}?alt=media"
+
+
+def collect(code: Code, folder: str) -> str:
+    """Fills a folder: uv, wheels/ and interpreter/RELEASE/ARCHIVE; returns it."""
+    os.makedirs(folder)
+    uv = own_uv()
+    for name in ("pyproject.toml", CONSTRAINTS):
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(code.files[name][0])
+    listing = os.path.join(folder, "requirements.txt")
+    extras = [word for extra in EXTRAS for word in ("--extra", extra)]
+    asked = [os.path.join(folder, "pyproject.toml"), "--constraints", os.path.join(folder, CONSTRAINTS), *extras]
+    exact = ["--python-version", PYTHON_VERSION, "--python-platform", TARGET, "--no-header", "--no-annotate"]
+    # uv judges `sys_platform` and the like for the hosts; pip would judge them for this workstation.
+    _run([uv, "pip", "compile", "-q", *asked, *exact, "--no-strip-markers", "-o", listing], "resolving the packages")
+    for_hosts = ["--only-binary=:all:", *(f"--platform={name}" for name in PLATFORMS)]
+    for_hosts += ["--python-version", PYTHON_VERSION, "--implementation", "cp", "--no-deps"]
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", *for_hosts]
+    wheels = os.path.join(folder, "wheels")
+    _run([*pip, "-d", wheels, "-r", listing], "downloading the packages")
+    _run([*pip, "-d", os.path.join(folder, "uv-wheel"), f"uv=={UV_VERSION}"], "downloading uv")
+    _unpack_uv(os.path.join(folder, "uv-wheel"), folder)
+    _interpreter(uv, os.path.join(folder, "interpreter"), PYTHON_VERSION)
+    return folder
+
+
+def pack(folder: str, path: str) -> None:
+    """Writes what is in a folder as a tar. Wheels are compressed already."""
+    with tarfile.open(path, "w") as tar:
+        for name in sorted(os.listdir(folder)):
+            tar.add(os.path.join(folder, name), arcname=name)
+
+
+def own_uv() -> str:
+    """uv for this workstation, from the package index."""
+    target = os.path.join(cache_folder(), f"uv-{UV_VERSION}")
+    uv = os.path.join(target, "bin", "uv")
+    if not os.path.exists(uv):
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
+        shutil.rmtree(target, ignore_errors=True)
+        _run([*pip, "--target", target, f"uv=={UV_VERSION}"], "installing uv on this workstation")
+    return uv
+
+
+def _unpack_uv(wheel_folder: str, folder: str) -> None:
+    with zipfile.ZipFile(os.path.join(wheel_folder, os.listdir(wheel_folder)[0])) as wheel:
+        name = next(name for name in wheel.namelist() if name.endswith("/scripts/uv"))
+        with wheel.open(name) as source, open(os.path.join(folder, "uv"), "wb") as target:
+            shutil.copyfileobj(source, target)
+    os.chmod(os.path.join(folder, "uv"), 0o755)
+    shutil.rmtree(wheel_folder)
+
+
+def _interpreter(uv: str, mirror: str, version: str) -> None:
+    """Downloads the archive that uv would install, to where uv looks for it in a mirror: RELEASE/ARCHIVE."""
+    words = [uv, "python", "list", f"cpython-{version}-linux-x86_64-gnu", "--only-downloads", "--show-urls"]
+    listed = json.loads(_run([*words, "--output-format", "json"], "asking uv for the interpreter"))
+    if not listed:
+        raise HostError("uv", f"{UV_VERSION} offers no Python {version} for Linux on x86-64")
+    url = listed[0]["url"]
+    release, archive = url.rsplit("/", 2)[1:]
+    os.makedirs(os.path.join(mirror, release))
+    target = os.path.join(mirror, release, urllib.parse.unquote(archive))
+    try:
+        with urllib.request.urlopen(url, timeout=60) as source, open(target, "wb") as file:
+            shutil.copyfileobj(source, file)
+    except OSError as error:
+        raise HostError(url, f"cannot be downloaded: {error}") from error
+
+
+def _run(words: Sequence[str], what: str) -> str:
+    try:
+        result = run_command(words, None, 3600)
+    except CloudError as error:
+        raise HostError(what, str(error)) from error
+    if result.code:
+        last = [line for line in result.err.splitlines() if line.strip()][-3:]
+        raise HostError(f"{what}: {' '.join(last) or f'exit code {result.code}'}")
+    return result.out
