@@ -67,6 +67,8 @@ class Run(Record):
     """`Settings` of the launch: a watcher creates the same machines again."""
     env: dict[str, str] = dataclasses.field(default_factory=dict)
     """Environment variables for the command. No secrets: they would lie in the bucket."""
+    inputs: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Bytes of gs:// inputs that every host copies to its disk."""
 
     @staticmethod
     def new_id(name: str) -> str:
