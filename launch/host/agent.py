@@ -41,7 +41,8 @@ def state(message: dict[str, Any]) -> dict[str, Any]:
     spec, pids = _json(home() / "run" / "spec.json"), _json(home() / "run" / "supervisor.pid")
     if spec is None:
         return {"state": "none", "run_id": None}
-    is_alive = pids is not None and _is(pids["pid"], pids["start"])
+    age_s = _age_s(home() / "run" / "spec.json") or 0.0
+    is_alive = age_s < _START_S if pids is None else _is(pids["pid"], pids["start"])
     beat = _json(home() / "run" / "heartbeat.json") or {}  # after the look at the process
     run = spec["run"]
     now = beat.get("state", "starting")
@@ -97,6 +98,7 @@ def start(message: dict[str, Any]) -> dict[str, Any]:
         shutil.rmtree(home() / "run.last", ignore_errors=True)
         directory.rename(home() / "run.last")
     (home() / "run.next").rename(directory)
+    os.utime(directory / "spec.json")
     with (directory / "supervisor.log").open("ab") as output:
         subprocess.Popen(  # an orphan in a session of its own as soon as this agent ends: no connection holds it
             [message["python"], "-m", "launch.host.supervisor", os.fspath(directory)],
@@ -118,15 +120,19 @@ def start(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def stop(message: dict[str, Any]) -> dict[str, Any]:
-    """SIGTERM, once for a run however often this is called; SIGKILL after the grace. Returns the state then."""
+    """SIGTERM, once for a run however often this is called; SIGKILL after the grace.
+
+    Returns:
+        The state then; `was` is the one before.
+    """
     from launch.host import machine
 
     now, pids = state({}), _json(home() / "run" / "supervisor.pid")
     if now["state"] in ("none", "ended") or now["run_id"] != message["run_id"]:
-        return now
+        return {**now, "was": now["state"]}
     if now["state"] == "dead" or pids is None:
         _leftovers()
-        return state({})
+        return {**state({}), "was": "dead"}
     deadline = time.monotonic() + float(message.get("grace_s", 60))
     with contextlib.suppress(FileExistsError, ProcessLookupError):
         os.close(os.open(home() / "run" / "stopping", os.O_WRONLY | os.O_CREAT | os.O_EXCL))
@@ -143,7 +149,7 @@ def stop(message: dict[str, Any]) -> dict[str, Any]:
         if now["state"] in ("starting", "running"):
             machine.end([pids["pid"]])
         now = {**state({}), "killed": True}
-    return now
+    return {**now, "was": "running"}
 
 
 def tail(message: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +183,7 @@ def facts(message: dict[str, Any]) -> dict[str, Any]:
 _COMMANDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     command.__name__: command for command in (facts, prepare, start, state, stop, tail, clean)
 }
-_ONE_AT_A_TIME = ("prepare", "start", "clean")
+_ONE_AT_A_TIME = ("prepare", "start", "stop", "clean")
 
 
 def main(arguments: list[str]) -> int:
@@ -231,22 +237,43 @@ def _obstacle(spec: dict[str, Any]) -> str:
     for what, path in (("interpreter", spec["python"]), ("checkout", spec["cwd"])):
         if not os.path.exists(path):
             return f"{path}: no such {what}; `python -m launch setup`"
-    root = spec["run"].get("env", {}).get("JANUS_CACHE") or os.environ.get("JANUS_CACHE") or "~/.cache/janus_jax"
+    return _too_little_disk(spec["run"])
+
+
+def _too_little_disk(run: dict[str, Any]) -> str:
+    """Why the inputs in the bucket do not fit on this disk; "" if they do, or if their sizes are not known."""
+    root = run.get("env", {}).get("JANUS_CACHE") or os.environ.get("JANUS_CACHE") or "~/.cache/janus_jax"
     cache = Path(os.path.abspath(os.path.expanduser(root)))
     copied = set()
     for path in cache.glob("*/*/.url"):
         with contextlib.suppress(OSError):
             copied.add(path.read_text(encoding="utf-8"))
-    missing = {url: size for url, size in spec["run"].get("inputs", {}).items() if url not in copied}
+    missing = {url: _copied_bytes(url) for url in run.get("inputs", ()) if url not in copied}
     disk = next(path for path in (cache, *cache.parents) if path.exists())
     needed, free = sum(missing.values()), shutil.disk_usage(disk).free
-    if missing and needed + _SPARE_BYTES > free:
-        names = ", ".join(missing)
-        return (
-            f"too little disk: copies of {names} take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free "
-            f"in {cache}; remove older copies there, or set --env JANUS_CACHE=DIRECTORY on a larger disk"
-        )
-    return ""
+    if not needed or needed + _SPARE_BYTES <= free:
+        return ""
+    names = ", ".join(url for url, size in missing.items() if size)
+    return (
+        f"too little disk: copies of {names} take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {cache}; "
+        f"remove older copies there, or name a larger disk with --env JANUS_CACHE=DIRECTORY"
+    )
+
+
+def _copied_bytes(url: str) -> int:
+    """Bytes that the command copies from a URL to the disk; 0 if it reads in place, or the bucket does not answer."""
+    from janus_jax.errors import JanusError
+    from janus_jax.storage.bucket import Prefix, briefly
+
+    try:
+        with briefly(10.0):
+            sizes = {item.name: item.size for item in Prefix(url).list()}
+    except (JanusError, ImportError):  # the command says it better
+        return 0
+    if "manifest.json" in sizes:
+        return sum(sizes.values())
+    top = {name: size for name, size in sizes.items() if "/" not in name}
+    return sum(top.values()) if "config.json" in top and any(name.endswith(".safetensors") for name in top) else 0
 
 
 def _leftovers() -> list[str]:

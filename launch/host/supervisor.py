@@ -26,10 +26,8 @@ from pathlib import Path
 from launch.host import machine
 from launch.host.log import Log
 from launch.host.upload import Uploads
-from launch.records import HEARTBEAT_S, Heartbeat, Run, Spec, number, printable
+from launch.records import HEARTBEAT_S, MANY, Heartbeat, Run, Spec, number, printable
 
-MANY = ("train", "time-step")
-"""Commands of janus that several processes run together. All others run on worker 0 alone."""
 LOST_HOST = 17
 _DRAIN_S = 2.0
 _LAST_UPLOADS_S = 60.0
