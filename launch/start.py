@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,7 +75,7 @@ def prepare(
     urls: list[str] = []
     files, told = {}, command.words
     if command.config is None:
-        told = commands.replace_words(command, lambda name, word: _uploaded(context, urls, name, word))
+        told = commands.replace_words(command, lambda name, word: _word(context, urls, name, word))
     else:
         files[command.config_name] = _resolved(context, command, directory, urls)
         told = [command.words[0], command.config_name, *command.words[1:]]
@@ -216,6 +217,15 @@ def _resolved(context: Context, command: commands.Command, directory: str | None
         return new or value
 
     return to_yaml(changed(config, {**commands.replace_inputs(config, replace), "run.dir": directory}))
+
+
+def _word(context: Context, urls: list[str], name: str, word: str) -> str | None:
+    """As `_uploaded`, for a word that may be no path at all: `sft` may be a kind of data, and a directory."""
+    if "/" in word or "." in word:
+        return _uploaded(context, urls, name, word)
+    if os.path.lexists(word):
+        context.say(f"{name}: {word} is left as it is; ./{word} would upload what is here")
+    return None
 
 
 def _uploaded(context: Context, urls: list[str], key: str, value: str) -> str | None:

@@ -49,6 +49,7 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
     from launch.environment import bring
     from launch.hosts import connect
 
+    _ = context.records  # a bucket is needed, before anything is touched
     machines = cloud.find(context)
     name = context.settings.name
     if machines is None:

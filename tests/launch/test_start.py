@@ -152,11 +152,13 @@ def test_the_same_run_directory_keeps_its_owner(context, config):
 
 def test_other_commands_go_the_same_way(context, config, tmp_path):
     (tmp_path / "records.jsonl").write_text("{}\n")
+    (tmp_path / "sft").mkdir()
     words = ["janus", "data", "build", "--source", "records.jsonl", "--kind", "sft", "--out", "data"]
     run = prepared(context, *words)
     url = run.inputs[0]
     assert run.command == ["data", "build", "--source", url, "--kind", "sft", "--out", "data"]
     assert url.endswith("/records.jsonl") and run.run_dir is None
+    assert "--kind: sft is left as it is; ./sft would upload what is here" in context.said
     timed = prepared(context, "janus", "time-step", "--devices", "4", config, "--json", "data", "batch.rows=8")
     assert timed.command == ["time-step", "mine.yaml", "--devices", "4", "--json", "data"]
     assert yaml.safe_load(timed.files["mine.yaml"])["batch"]["rows"] == 8
@@ -301,6 +303,16 @@ def test_run_follows_to_the_end_and_exits_with_the_run_s_code(context, config, c
     assert "worker 1 (node): exit code 12: error: loss is not finite at step 7" in context.said
     assert "train  1,234/5,000  loss 1.5" in context.said
     assert any(line.startswith("run:     demo-") for line in context.said)
+
+
+def test_a_dry_run_changes_nothing(context, config, cloud, hosts, monkeypatch):
+    context.dry_run = True
+    monkeypatch.setattr(hosts, "agent", lambda name, message=None, **_: hosts.calls.append(name) or [{}, {}])
+    monkeypatch.setattr(Records, "write", lambda *_, **__: None)  # the real one prints
+    assert run_command.run(context, arguments(run_command, config, "--wait")) is None
+    assert hosts.calls == ["prepare", "start"]
+    assert any(line.startswith("gcloud storage rsync") for line in context.said)
+    assert not context.calls
 
 
 def test_run_needs_machines(context, config, cloud):
