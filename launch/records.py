@@ -22,6 +22,8 @@ from typing import Any, Literal, Self
 FOLDER = "launch"
 PORT = 8476
 """Of the coordinator. Firewalls of Google's networks open it between machines of a slice."""
+MANY = ("train", "time-step")
+"""Commands of janus that the hosts run together. All others run on worker 0 alone."""
 
 
 class Record:
@@ -67,6 +69,8 @@ class Run(Record):
     """`Settings` of the launch: a watcher creates the same machines again."""
     env: dict[str, str] = dataclasses.field(default_factory=dict)
     """Environment variables for the command. No secrets: they would lie in the bucket."""
+    inputs: list[str] = dataclasses.field(default_factory=list)
+    """gs:// URLs that the command reads: every host copies data sets and Hugging Face directories to its disk."""
 
     @staticmethod
     def new_id(name: str) -> str:

@@ -1,0 +1,287 @@
+"""A run on all hosts of a launch: prepared on the workstation, started together, ended together."""
+
+import dataclasses
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from janus_jax.errors import ConfigError, HeldError
+from launch import command as commands
+from launch import inputs
+from launch.bucket import Changed, Stored
+from launch.context import Context
+from launch.errors import HostError
+from launch.records import PORT, Run, Spec, Stop, printable
+
+if TYPE_CHECKING:
+    from launch.environment import Ready
+    from launch.hosts import Host, Hosts
+
+ALIVE = ("starting", "running")
+_START = ("run_id", "attempt", "start")
+_UNKNOWN: Any = object()
+_SPECIFIC = (2, 3, 12, 11, 15, 14, 1, 16, 17, 139, 134, 137, 13, 10, 130, 143, 129, 141)
+"""Exit codes, the one that says most about the cause first. Others come before 0."""
+
+
+def most_specific(codes: Iterable[int]) -> int:
+    """The exit code of a run by those of its hosts."""
+    given = set(codes) - {0}
+    known = next((code for code in _SPECIFIC if code in given), None)
+    return known if known is not None else max(given, default=0)
+
+
+def previous(context: Context) -> Stored | None:
+    """The record of the run that is, or was last, on this slice."""
+    return context.records.read("run.json")
+
+
+def prepare(
+    context: Context,
+    words: Sequence[str],
+    *,
+    workers: int,
+    ready: "Ready",
+    run_dir: str | None = None,
+    shared_mount: str | None = None,
+    env: Mapping[str, str] | None = None,
+    before: Stored | None = _UNKNOWN,
+) -> Run:
+    """A new run: reads the configuration, decides the run directory, and uploads data and weights of the workstation.
+
+    Args:
+        words: `CONFIG [a.b=c ...]` or `janus ANY ...`.
+        workers: number of hosts.
+        run_dir: wins over the configuration's.
+        shared_mount: a directory that is the same one on all hosts.
+        env: environment variables of the command.
+        before: `previous(context)`, if it was read.
+    Raises:
+        ConfigError: the command cannot run.
+        CloudError: the bucket refused.
+    """
+    command = commands.read(words)
+    before = (None if context.dry_run else previous(context)) if before is _UNKNOWN else before
+    last = None if before is None else Run.from_json(before.value)
+    directory, why = None, ""
+    if command.trains:
+        directory, why = commands.run_dir(context, command, workers=workers, given=run_dir, shared_mount=shared_mount)
+        _require_same_run(command, directory, last)
+    urls: list[str] = []
+    files, told = {}, command.words
+    if command.config is None:
+        told = commands.replace_words(command, lambda name, word: _word(context, urls, name, word))
+    else:
+        files[command.config_name] = _resolved(context, command, directory, urls)
+        told = [command.words[0], command.config_name, *command.words[1:]]
+    owner, attempt = secrets.token_hex(16), 1
+    if directory is not None:
+        context.say(f"run.dir: {directory} ({why})")
+        if last is not None and last.run_dir == directory:
+            owner, attempt = last.owner, last.attempt + 1  # it has ended: `start` asks all hosts
+            context.say(f"run.dir: the run {last.run_id} of this launch wrote there; it goes on from its newest step")
+    return Run(
+        run_id=Run.new_id(context.settings.name),
+        owner=owner,
+        command=told,
+        files=files,
+        run_dir=directory,
+        code=ready.code,
+        environment=ready.environment,
+        created_s=time.time(),
+        by=context.me,
+        attempt=attempt,
+        settings=context.settings.model_dump(mode="json"),
+        env=dict(env or {}),
+        inputs=urls,
+    )
+
+
+def start(
+    context: Context,
+    hosts: "Hosts",
+    ready: "Ready",
+    run: Run,
+    *,
+    address: str | None = None,
+    before: Stored | None = _UNKNOWN,
+) -> None:
+    """Starts a run on all hosts together. On an error no host is left with half a run.
+
+    Args:
+        address: of worker 0 inside the network; None: as the cloud says.
+        before: `previous(context)`, if it was read.
+    Raises:
+        HeldError: another run is on the slice, or a person has stopped this one.
+        HostError: a host refused, or cannot be reached.
+    """
+    specs = _specs(context, hosts, ready, run, address)
+    if not context.dry_run:
+        require_free(hosts, run)
+    prepared = hosts.agent("prepare", lambda host: specs[host.number], timeout_s=300)
+    for host, answer in zip(hosts.hosts, prepared, strict=True):
+        for line in answer.get("ended", ()):
+            context.say(f"{host.name}: {printable(line)}")
+    _record(context, run, before)
+    try:
+        hosts.agent("start", lambda host: specs[host.number], timeout_s=180)
+    except BaseException:
+        if not context.dry_run:
+            context.warn("not all hosts started the run; ending it on the others")
+            end(context, hosts, run.run_id, grace_s=5)
+        raise
+
+
+def end(context: Context, hosts: "Hosts", run_id: str, *, grace_s: float = 60) -> list[dict[str, Any]]:
+    """Ends a run: SIGTERM on all hosts, so that it saves, and SIGKILL after the grace.
+
+    Returns:
+        The states of the hosts then, in their order; {"error"} for one that cannot be reached.
+    """
+    message = json.dumps({"run_id": run_id, "grace_s": grace_s}).encode()
+    answers = hosts.each("janus/agent stop", stdin=message, timeout_s=2 * grace_s + 120, tries=3)
+    states = []
+    for answer in answers:
+        try:
+            state = json.loads(answer.out.strip().splitlines()[-1])
+        except (ValueError, IndexError):
+            text = "dry run" if context.dry_run else (answer.err or answer.out).strip() or f"exit code {answer.code}"
+            state = {"error": printable(text.splitlines()[-1])}
+        states.append(state)
+    return states
+
+
+def require_free(hosts: "Hosts", run: Run | None = None) -> None:
+    """Refuses hosts on which a run goes on.
+
+    Args:
+        run: this very start of it may go on.
+    Raises:
+        HeldError: names the run.
+    """
+    busy: dict[tuple[str, str], list[Host]] = {}
+    for host, state in zip(hosts.hosts, hosts.agent("state"), strict=True):
+        same = run is not None and all(state[name] == getattr(run, name) for name in _START if name in state)
+        if state.get("state") in ALIVE and not same:
+            busy.setdefault((state["run_id"], state["state"]), []).append(host)
+    for (run_id, state), where in busy.items():
+        names = ", ".join(host.name for host in where[:3]) + (", ..." if len(where) > 3 else "")
+        raise HeldError(f"run {run_id} is {state} on this slice ({names}); `python -m launch stop` ends it")
+
+
+def next_start(run: Run) -> Run:
+    """The same run once more, on the same machines."""
+    return dataclasses.replace(run, start=run.start + 1)
+
+
+def next_attempt(run: Run) -> Run:
+    """The same run once more, on machines that were created again."""
+    return dataclasses.replace(run, start=run.start + 1, attempt=run.attempt + 1)
+
+
+def _require_same_run(command: commands.Command, directory: str, last: Run | None) -> None:
+    """A default run directory is the same one for all configurations of a launch."""
+    assert command.config is not None
+    if last is None or last.run_dir != directory or not last.files:
+        return
+    old = yaml.safe_load(next(iter(last.files.values())))
+    name, other = command.config.objective.name, old.get("objective", {}).get("name")
+    if other not in (None, name):
+        raise ConfigError(
+            f"run.dir = {directory}: run {last.run_id} wrote there, with objective {other}, not {name}; "
+            f"say another directory, like run.dir={directory}-{name}"
+        )
+
+
+def _resolved(context: Context, command: commands.Command, directory: str | None, urls: list[str]) -> str:
+    """The configuration in full, as the hosts read it."""
+    from janus_jax.config.changes import changed
+    from janus_jax.config.run import to_yaml
+
+    config = command.config
+    assert config is not None
+    if directory is None:  # of `time-step`, which reads neither data nor weights
+        return to_yaml(config)
+    for advice in config.advice():
+        context.warn(f"note: {advice}")
+
+    def replace(key: str, value: str) -> str:
+        new = _uploaded(context, urls, key, value)
+        if new is None and "://" not in value:
+            context.say(f"{key}: {value} is not on this workstation; taken as a path on the hosts, or a hub id")
+        return new or value
+
+    return to_yaml(changed(config, {**commands.replace_inputs(config, replace), "run.dir": directory}))
+
+
+def _word(context: Context, urls: list[str], name: str, word: str) -> str | None:
+    """As `_uploaded`, for a word that may be no path at all: `sft` may be a kind of data, and a directory."""
+    if "/" in word or "." in word:
+        return _uploaded(context, urls, name, word)
+    if os.path.lexists(word):
+        context.say(f"{name}: {word} is left as it is; ./{word} would upload what is here")
+    return None
+
+
+def _uploaded(context: Context, urls: list[str], key: str, value: str) -> str | None:
+    """The URL of an input; None if it is neither in a bucket nor on this workstation."""
+    if value.startswith("gs://"):
+        urls.append(value)
+        return value
+    local = None if "://" in value else inputs.look(key, value)
+    if local is None:
+        return None
+    urls.append(inputs.stage(context, key, local))
+    return urls[-1]
+
+
+def _specs(
+    context: Context, hosts: "Hosts", ready: "Ready", run: Run, address: str | None
+) -> dict[int, dict[str, Any]]:
+    count = len(hosts.hosts)
+    if count > 1 and address is None:
+        from launch import machines
+
+        known = machines.find(context)
+        if known is None or not known.workers:
+            raise HostError(context.settings.name, "has no machines any more")
+        address = min(known.workers, key=lambda worker: worker.number).internal
+    spec = Spec(
+        run=run.to_json(),
+        worker=0,
+        workers=count,
+        coordinator=f"[{address}]:{PORT}" if address and ":" in address else f"{address}:{PORT}",
+        hosts_per_slice=1 + max(host.index for host in hosts.hosts),
+        bucket=context.records.url,
+        python=ready.python,
+        cwd=ready.cwd,
+    )
+    if count == 1:
+        spec = dataclasses.replace(spec, coordinator=None)
+    return {host.number: dataclasses.replace(spec, worker=host.number).to_json() for host in hosts.hosts}
+
+
+def _record(context: Context, run: Run, before: Stored | None) -> None:
+    """Writes run.json, unless somebody else has meanwhile; a new run clears the record of a stopped one."""
+    if context.dry_run:
+        return
+    before = previous(context) if before is _UNKNOWN else before
+    try:
+        context.records.write("run.json", run.to_json(), generation=0 if before is None else before.generation)
+    except Changed:
+        now = previous(context)
+        other = {} if now is None else now.value
+        if other != run.to_json():  # else an earlier try arrived, and its answer was lost
+            text = f"run {other.get('run_id')} of {other.get('by')} was started on this slice at the same time"
+            raise HeldError(text) from None
+    if run.start == 1:
+        context.records.write("stop.json", Stop("", context.me, time.time(), f"run {run.run_id} began").to_json())
+    elif (stopped := context.records.read("stop.json")) is not None and stopped.value.get("run_id") == run.run_id:
+        raise HeldError(
+            f"run {run.run_id} was stopped by {stopped.value.get('by')}; `python -m launch run` starts anew"
+        )
