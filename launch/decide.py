@@ -15,8 +15,8 @@ from launch.seen import ENDED, Host, Memory, Seen, Trouble
 ROWS = {
     "stopped": ("a stop record names this run", "nothing more: ends"),
     "no run": ("no run was started here", "gives up"),
-    "refused": ("a step of watch was refused: quota, permission, bad input", "gives up with the reason"),
     "done": ("all hosts ended with 0", "done; deletes the machines if asked"),
+    "refused": ("a step of watch was refused: quota, permission, bad input", "gives up with the reason"),
     "hopeless": ("a host ended with a code that no start mends (2, 3, 11, 12, 16, 141)", "gives up with its message"),
     "no answer": ("Google Cloud does not answer", "waits, longer each time; gives up after a bound unless hosts beat"),
     "gone": ("no machines of this name, or preempted, failed, suspended", "deletes, creates, sets up, resumes"),
@@ -68,14 +68,14 @@ def decide(seen: Seen) -> Action:
         return Action(Do.STOPPED, "stopped", f"{seen.stopped} has stopped the run")
     if seen.run_id is None:
         return Action(Do.GIVE_UP, "no run", "no run was started here")
-    trouble = seen.trouble
-    if trouble is not None and trouble.refused:
-        return Action(Do.GIVE_UP, "refused", f"{trouble.step} failed: {trouble.message}")
     ended = exit_of(seen.hosts)
     code = 0 if ended is None else _code(ended.code)
     if seen.count(ENDED) >= seen.workers > 0 and code == 0:
         return Action(Do.DONE, "done", "all hosts ended with exit code 0")
-    if ended is not None and _policy(code) == GIVE_UP:
+    trouble = seen.trouble
+    if trouble is not None and trouble.refused:
+        return Action(Do.GIVE_UP, "refused", f"{trouble.step} failed: {trouble.message}")
+    if ended is not None and policy(code) == GIVE_UP:
         return Action(Do.GIVE_UP, "hopeless", _says(ended))
     if seen.machines == "":
         return _no_answer(seen)
@@ -144,7 +144,7 @@ def _after_end(seen: Seen, ended: Host, code: int) -> Action:
     if not seen.healthy:
         why = f"{_says(ended)}; the machines are {seen.health}"
         return _wait_then_create(seen, "maintenance", seen.bounds.maintenance_s, why, alive=alive)
-    if _policy(code) == TWICE and seen.memory.once and not seen.progressed:
+    if policy(code) == TWICE and seen.memory.once and not seen.progressed:
         return Action(Do.GIVE_UP, "failed twice", f"{_says(ended)}, once more")
     row = "ending" if alive else "ended"
     if not alive and seen.lasted_s(row) < seen.bounds.settle_s:
@@ -185,10 +185,12 @@ def _act(seen: Seen, do: Do, row: str, why: str, *, delete: bool = False) -> Act
 def remember(seen: Seen, action: Action) -> Memory:
     """The memory after a decision, before the action itself is begun: an action that is cut off counts."""
     memory = seen.memory
-    values: dict[str, Any] = {"run_id": seen.run_id or "", "row": action.row}
+    values: dict[str, Any] = {"run_id": seen.run_id or "", "row": action.row, "gave_up": ""}
     values["since_s"] = memory.since_s if memory.row == action.row else seen.now_s
     if action.row == "running":
         values |= {"refusals": 0, "trouble": None}
+    if action.row == "no answer" and seen.beating:
+        values["refusals"] = 0
     stepless = seen.newest < 0 and memory.step < 0 and seen.lasted_s("running") > STEPLESS_S
     if seen.progressed or (stepless and action.row == "running"):
         values |= {"tries": 0, "in_place": 0, "once": 0}
@@ -200,7 +202,7 @@ def remember(seen: Seen, action: Action) -> Memory:
         memory,
         tries=memory.tries + 1,
         in_place=0 if action.do is Do.CREATE else memory.in_place + 1,
-        once=memory.once + (ended is not None and _policy(_code(ended.code)) == TWICE),
+        once=memory.once + (ended is not None and policy(_code(ended.code)) == TWICE),
         step=max(seen.newest, memory.step),
         acted_s=seen.now_s,
     )
@@ -218,7 +220,8 @@ def _code(code: int | None) -> int:
     return 1 if code is None else 128 - code if code < 0 else code
 
 
-def _policy(code: int) -> str:
+def policy(code: int) -> str:
+    """What an exit code calls for."""
     return EXIT_CODES.get(code, ("unknown", TWICE))[1]
 
 
@@ -230,9 +233,9 @@ def _rank(code: int) -> tuple[int, int]:
     """Smaller: says more of the cause."""
     if code == 0:
         return (4, 0)
-    if _policy(code) == GIVE_UP:
+    if policy(code) == GIVE_UP:
         return (0, code)
-    if _policy(code) == TWICE:
+    if policy(code) == TWICE:
         return (1, code)
     return (3, _GENERIC.index(code)) if code in _GENERIC else (2, code)
 

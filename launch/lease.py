@@ -69,10 +69,24 @@ class Lease:
         """
         with self._mutex:
             if self._lost:
-                raise LostLease(f"{self._records.url}/{FILE}", "another watcher has taken over")
+                raise LostLease(self._held(_watcher(self._records.read(FILE)), "it has taken over"))
             if memory is not None:
                 self._watcher = dataclasses.replace(self._watcher, memory=memory)
             return self._write(self._generation)
+
+    def check(self, name: str) -> int:
+        """Looks whether the lease still holds, in one call; returns the generation of another record, 0 without it.
+
+        Raises:
+            LostLease: another one has taken over.
+            CloudError: the bucket refused.
+        """
+        with self._mutex:
+            generations = {entry.name: entry.generation for entry in self._records.entries(FILE, name)}
+            if self._lost or generations.get(FILE) != self._generation:
+                self._lost = True
+                raise LostLease(self._held(_watcher(self._records.read(FILE)), "it has taken over"))
+            return generations.get(name, 0)
 
     def release(self) -> None:
         """Lets the next watcher begin at once. Failures do not matter: the lease grows old by itself."""

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from launch.bucket import Bucket, Entry
+from launch.errors import CloudError, Kind
 from launch.records import Heartbeat, Run, Stop, Watcher
 from launch.seen import Host
 
-_RUN, _STOP, _WATCH = "run.json", "stop.json", "watch.json"
+RUN, STOP, WATCH = "run.json", "stop.json", "watch.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Snapshot:
     """The records at one time."""
 
     run: Run | None = None
-    run_generation: int = 0
     stop: Stop | None = None
+    stop_generation: int = 0
     watcher: Watcher | None = None
     watched_s: float = -math.inf
     """When the watcher renewed its lease last, by the store's clock."""
@@ -66,19 +67,19 @@ class Reader:
         """
         entries = self._entries()
         known = self._run
-        self._run = self._record(entries, _RUN, Run)
+        self._read([entry for entry in entries if entry.name in (RUN, STOP, WATCH)])
+        self._run = self._record(entries, RUN, Run)
         if self._run is not None and (known is None or _place(known) != _place(self._run)):
             entries = self._entries()
-        stop = self._record(entries, _STOP, Stop)
-        watcher = self._record(entries, _WATCH, Watcher)
+        stop, watcher = self._record(entries, STOP, Stop), self._record(entries, WATCH, Watcher)
         by_name = {entry.name: entry for entry in entries}
         beats = self._beats([entry for entry in entries if "/heartbeats/" in entry.name])
         return Snapshot(
             run=self._run,
-            run_generation=by_name[_RUN].generation if _RUN in by_name else 0,
             stop=stop,
+            stop_generation=by_name[STOP].generation if STOP in by_name else 0,
             watcher=watcher,
-            watched_s=by_name[_WATCH].updated_s if _WATCH in by_name else -math.inf,
+            watched_s=by_name[WATCH].updated_s if WATCH in by_name else -math.inf,
             beats=tuple(sorted(beats, key=lambda pair: pair[0].worker)),
         )
 
@@ -86,23 +87,25 @@ class Reader:
         patterns = ["*.json"] if self._run is None else ["*.json", f"{_place(self._run)}/*"]
         return self._records.entries(*patterns)
 
+    def _read(self, entries: list[Entry]) -> None:
+        """Reads the records that have changed, in one call."""
+        new = [entry for entry in entries if self._known.get(entry.name, (0, None))[0] != entry.generation]
+        values = objects(self._records.text(entry.name for entry in new))
+        if len(values) != len(new):
+            raise CloudError(Kind.UNAVAILABLE, self._records.url, "a record is being written; try again")
+        self._known |= {entry.name: (entry.generation, value) for entry, value in zip(new, values, strict=True)}
+
     def _record(self, entries: Iterable[Entry], name: str, kind: Any) -> Any:
-        generation = next((entry.generation for entry in entries if entry.name == name), None)
-        if generation is None:
+        if name not in self._known or all(entry.name != name for entry in entries):
             return None
-        if self._known.get(name, (None, None))[0] != generation:
-            stored = self._records.read(name)
-            if stored is None:
-                return None
-            self._known[name] = (stored.generation, stored.value)
-        value = self._known[name][1]
         try:
-            return kind.from_json(value)
-        except (TypeError, AttributeError):  # {} or {"cleared": ...} stands for an object that cannot be removed
+            return kind.from_json(self._known[name][1])
+        except TypeError:  # {} or {"cleared": ...} stands for an object that cannot be removed
             return None
 
     def _beats(self, entries: list[Entry]) -> list[tuple[Heartbeat, float]]:
-        updated = {int(entry.name.rpartition("/")[2]): entry.updated_s for entry in entries}
+        names = ((re.search(r"/(\d+)(\.json)?$", entry.name), entry.updated_s) for entry in entries)
+        updated = {int(match[1]): at_s for match, at_s in names if match}
         beats = [Heartbeat.from_json(value) for value in objects(self._records.text(entry.name for entry in entries))]
         return [(beat, updated[beat.worker]) for beat in beats if beat.worker in updated]
 

@@ -85,6 +85,8 @@ class Memory(Record):
     earlier_s: float = 0.0
     """For how long earlier machines of this run were there."""
     trouble: dict[str, object] | None = None
+    gave_up: str = ""
+    """Why nobody goes on, until a person starts `watch` or `run` again."""
 
 
 @dataclasses.dataclass(frozen=True)
