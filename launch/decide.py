@@ -58,8 +58,8 @@ class Action:
 
 def exit_of(hosts: tuple[Host, ...]) -> Host | None:
     """The host that says best why the run ended: that with the most specific exit code; None if none has ended."""
-    ended = [host for host in hosts if host.now == ENDED and host.code is not None]
-    return min(ended, key=lambda host: (_rank(_code(host.code)), host.worker), default=None)
+    ended = [host for host in hosts if host.now == ENDED]
+    return min(ended, key=lambda host: (_rank(exit_code(host)), host.worker), default=None)
 
 
 def decide(seen: Seen) -> Action:
@@ -69,7 +69,7 @@ def decide(seen: Seen) -> Action:
     if seen.run_id is None:
         return Action(Do.GIVE_UP, "no run", "no run was started here")
     ended = exit_of(seen.hosts)
-    code = 0 if ended is None else _code(ended.code)
+    code = 0 if ended is None else exit_code(ended)
     if seen.count(ENDED) >= seen.workers > 0 and code == 0:
         return Action(Do.DONE, "done", "all hosts ended with exit code 0")
     trouble = seen.trouble
@@ -202,7 +202,7 @@ def remember(seen: Seen, action: Action) -> Memory:
         memory,
         tries=memory.tries + 1,
         in_place=0 if action.do is Do.CREATE else memory.in_place + 1,
-        once=memory.once + (ended is not None and policy(_code(ended.code)) == TWICE),
+        once=memory.once + (ended is not None and policy(exit_code(ended)) == TWICE),
         step=max(seen.newest, memory.step),
         acted_s=seen.now_s,
     )
@@ -216,8 +216,9 @@ def failed(memory: Memory, trouble: Trouble) -> Memory:
     return dataclasses.replace(memory, trouble=trouble.to_json(), tries=tries, refusals=refusals)
 
 
-def _code(code: int | None) -> int:
-    return 1 if code is None else 128 - code if code < 0 else code
+def exit_code(host: Host) -> int:
+    """Of a host that has ended: 128 + N for death by signal N; 1 if the host does not know."""
+    return 1 if host.code is None else 128 - host.code if host.code < 0 else host.code
 
 
 def policy(code: int) -> str:
@@ -241,7 +242,7 @@ def _rank(code: int) -> tuple[int, int]:
 
 
 def _says(host: Host) -> str:
-    code = _code(host.code)
+    code = exit_code(host)
     text = printable(host.message) or EXIT_CODES.get(code, ("unknown exit code", ""))[0]
     return f"worker {host.worker} ended with exit code {code}: {text}"
 

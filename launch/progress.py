@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from launch.bucket import Bucket, Entry
+from launch.context import Context
 from launch.errors import CloudError, Kind
 from launch.records import Heartbeat, Run, Stop, Watcher
 from launch.seen import Host
+from launch.settings import Settings
 
 RUN, STOP, WATCH = "run.json", "stop.json", "watch.json"
 
@@ -108,6 +110,19 @@ class Reader:
         updated = {int(match[1]): at_s for match, at_s in names if match}
         beats = [Heartbeat.from_json(value) for value in objects(self._records.text(entry.name for entry in entries))]
         return [(beat, updated[beat.worker]) for beat in beats if beat.worker in updated]
+
+
+def settled(context: Context, run: Run | None) -> Context:
+    """The context with the settings that the run was started with: any workstation then makes the same machines. How
+    this workstation reaches them stays its own."""
+    if run is None or not run.settings:
+        return context
+    own = context.settings.model_dump(include={"name", "bucket", "ssh_key", "iap", "python", "offline"})
+    settings = Settings.model_validate({**run.settings, **own})
+    for key in ("project", "zone", "type", "slices", "provisioning"):
+        if (kept := getattr(settings, key)) != getattr(context.settings, key):
+            context.warn(f"note: {key} is {kept}, as of {run.run_id}; here it is {getattr(context.settings, key)}")
+    return dataclasses.replace(context, settings=settings)
 
 
 def _place(run: Run) -> str:

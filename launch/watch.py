@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-from janus_jax.errors import GIVE_UP, JanusError, first_line
+from janus_jax.errors import JanusError, first_line
 from launch.bucket import Changed
 from launch.context import Context
-from launch.decide import Action, Do, decide, exit_of, failed, policy, remember
-from launch.errors import CloudError, Kind
+from launch.decide import Action, Do, decide, exit_code, exit_of, failed, remember
+from launch.errors import CloudError, HostError
 from launch.journal import Journal
 from launch.lease import Lease, LostLease
 from launch.progress import STOP, Reader, Snapshot
@@ -101,7 +101,7 @@ class Watch:
         self._step = "look"
         try:
             self._now_s = self._lease.renew(self._memory.to_json())
-            seen, snapshot = self._look()
+            seen, snapshot = self.look(self._now_s)
         except CloudError as error:
             self._failed(error)
             if Trouble.from_json(self._memory.trouble or {}).refused or self._memory.refusals > self._bounds.refusals:
@@ -130,7 +130,14 @@ class Watch:
             self._lease.renew(self._memory.to_json())
         return None
 
-    def _look(self) -> tuple[Seen, Snapshot]:
+    def look(self, now_s: float) -> tuple[Seen, Snapshot]:
+        """Looks at machines, records and, where heartbeats are old, hosts. Changes nothing there.
+
+        Args:
+            now_s: the store's time.
+        Raises:
+            CloudError: the bucket refused.
+        """
         with ThreadPoolExecutor(2) as pool:
             finding, reading = pool.submit(self._steps.find), pool.submit(self._reader.read)
             snapshot = reading.result()
@@ -151,12 +158,12 @@ class Watch:
             self._memory = Memory(run_id=run.run_id, trouble=self._memory.trouble if state == "" else None)
         self._journal.follow(None if run is None else run.run_id)
         workers = self._steps.type().workers if there is None or not there.ready else len(there.workers)
-        hosts = snapshot.hosts(self._now_s)
+        hosts = snapshot.hosts(now_s)
         ready = there is not None and there.ready
         if run is not None and ready and sum(host.beats or host.state == ENDED for host in hosts) < workers:
             hosts = asked(run, workers, hosts, self._steps.states(there))
         seen = Seen(
-            now_s=self._now_s,
+            now_s=now_s,
             workers=workers,
             run_id=None if run is None else run.run_id,
             hosts=hosts,
@@ -188,6 +195,7 @@ class Watch:
             with self._doing("create", run):
                 self._journal.write("asks for machines")
                 there = self._steps.create(lambda line: self._notify(line, run))
+        assert there is not None, "START without machines"
         with self._doing("setup", run), self._steps.connect(there) as group:
             self._journal.write("sets the hosts up")
             ready = self._steps.setup(group, lambda line: self._notify(line, run))
@@ -339,9 +347,9 @@ def _exit_code(action: Action, seen: Seen) -> int:
     if action.row == "refused" and seen.trouble is not None:
         return seen.trouble.exit_code
     ended = exit_of(seen.hosts)
-    if ended is not None and ended.code and action.row in ("hopeless", "failed twice", "ended", "ending"):
-        return ended.code if policy(ended.code) == GIVE_UP else 1 if ended.code < 0 else ended.code
-    return 2 if action.row == "no run" else CloudError(Kind.UNKNOWN).exit_code if action.row != "dead" else 17
+    if ended is not None and exit_code(ended):
+        return exit_code(ended)
+    return {"no run": 2, "dead": HostError.exit_code}.get(action.row, CloudError.exit_code)
 
 
 def _seconds(text: str, unknown: float) -> float:
