@@ -58,11 +58,9 @@ class Lease:
             raise HeldError(*error.args) from None
         return memory
 
-    def renew(self, memory: dict[str, object] | None = None) -> float:
-        """Says that this watcher lives; returns the store's time, seconds since 1970.
+    def renew(self) -> float:
+        """Says that this watcher lives, and what it knows; returns the store's time, seconds since 1970.
 
-        Args:
-            memory: what the next watcher must know; None: as before.
         Raises:
             LostLease: another one has taken over.
             CloudError: the bucket refused: nobody knows whether the lease holds.
@@ -70,9 +68,12 @@ class Lease:
         with self._mutex:
             if self._lost:
                 raise LostLease(self._held(_watcher(self._records.read(FILE)), "it has taken over"))
-            if memory is not None:
-                self._watcher = dataclasses.replace(self._watcher, memory=memory)
             return self._write(self._generation)
+
+    def keep(self, memory: dict[str, object]) -> None:
+        """What the next watcher must know, from the next renewal or the release on."""
+        with self._mutex:
+            self._watcher = dataclasses.replace(self._watcher, memory=memory)
 
     def check(self, name: str) -> int:
         """Looks whether the lease still holds, in one call; returns the generation of another record, 0 without it.

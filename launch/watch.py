@@ -74,6 +74,7 @@ class Watch:
         self._memory = Memory.from_json(self._lease.take())
         if not once and self._memory.gave_up:  # a person wants another try
             self._memory = Memory(run_id=self._memory.run_id, earlier_s=self._memory.earlier_s)
+        self._told = (self._memory.row, Do.WAIT.name) if once else None
         with self._lease.kept():
             try:
                 while True:
@@ -100,7 +101,7 @@ class Watch:
         """One look and one action; the exit code at the end, else None."""
         self._step = "look"
         try:
-            self._now_s = self._lease.renew(self._memory.to_json())
+            self._now_s = self._renew()
             seen, snapshot = self.look(self._now_s)
         except CloudError as error:
             self._failed(error)
@@ -109,6 +110,7 @@ class Watch:
             return None
         action = decide(seen)
         self._memory = remember(seen, action)
+        self._lease.keep(self._memory.to_json())
         self._tell(seen, action)
         if action.do is Do.WAIT:
             return None
@@ -127,7 +129,7 @@ class Watch:
             self._journal.write("another workstation has changed the run; looking again")
         except JanusError as error:
             self._failed(error)
-            self._lease.renew(self._memory.to_json())
+            self._renew()
         return None
 
     def look(self, now_s: float) -> tuple[Seen, Snapshot]:
@@ -154,6 +156,7 @@ class Watch:
         run = snapshot.run
         if run is not None and run.run_id != self._memory.run_id:
             if self._memory.run_id:
+                self._journal.follow(run.run_id)
                 self._journal.write(f"watches another run from now on: {run.run_id}")
             self._memory = Memory(run_id=run.run_id, trouble=self._memory.trouble if state == "" else None)
         self._journal.follow(None if run is None else run.run_id)
@@ -183,6 +186,7 @@ class Watch:
         """Carries out START or CREATE. Before each step the lease must hold, and nobody may have stopped the run."""
         there: Any = self._machines
         self._stop_generation = snapshot.stop_generation
+        self._renew()  # what is cut off counts as a try
         if action.delete and there is not None:
             with self._doing("delete", run):
                 self._journal.write("deletes the machines")
@@ -217,7 +221,7 @@ class Watch:
             created_s=_seconds(there.created, self._now_s),
             trouble=None,
         )
-        self._lease.renew(self._memory.to_json())
+        self._renew()
 
     def _is_new(self, there: Any, snapshot: Snapshot) -> bool:
         """Whether the machines are others than those of the last start, also where nobody remembers that."""
@@ -247,6 +251,10 @@ class Watch:
             raise _Stopped("the run was stopped")
         self._stop_generation = generation
 
+    def _renew(self) -> float:
+        self._lease.keep(self._memory.to_json())
+        return self._lease.renew()
+
     def _failed(self, error: JanusError) -> None:
         kind = error.kind.name if isinstance(error, CloudError) else ""
         trouble = Trouble(self._step, first_line(error), kind, error.exit_code)
@@ -274,7 +282,7 @@ class Watch:
         self._journal.write(f"gives up ({action.row}): {action.reason}")
         self._memory = dataclasses.replace(self._memory, gave_up=action.reason[:600])
         with contextlib.suppress(CloudError):
-            self._lease.renew(self._memory.to_json())
+            self._renew()
         if self._down_at_give_up and (seen is None or not seen.beating):
             self._down()
         else:
