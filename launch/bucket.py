@@ -25,6 +25,19 @@ class Stored:
     updated_s: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """An object in a list: its name below the folder, and what the store says of it."""
+
+    name: str
+    size: int
+    generation: int
+    updated_s: float
+    crc32c: str | None
+    md5: str | None
+    """Both base64, as the store gives them; objects that were composed have no md5."""
+
+
 class Bucket:
     """A folder of a bucket, `gs://BUCKET/FOLDER`."""
 
@@ -75,13 +88,34 @@ class Bucket:
 
     def names(self, pattern: str = "**") -> list[str]:
         """Names of objects below this folder that match a gcloud wildcard, sorted; [] if there are none."""
+        return [entry.name for entry in self.entries(pattern)]
+
+    def entries(self, *patterns: str) -> list[Entry]:
+        """Objects below this folder that match any of the gcloud wildcards, by name, in one call; [] without any.
+
+        Raises:
+            CloudError: the bucket refused.
+        """
         try:
-            found = self._gcloud.read(self._words("objects", "list", f"{self.url}/{pattern}"))
+            items = self._gcloud.read(
+                self._words("objects", "list", *(f"{self.url}/{pattern}" for pattern in patterns))
+            )
         except CloudError as error:
             if error.kind is Kind.NOT_FOUND:
                 return []
             raise
-        return sorted(self._relative(item) for item in found or ())
+        return sorted((self._entry(item) for item in items or ()), key=lambda entry: entry.name)
+
+    def fetch(self, names: Iterable[str], directory: str | os.PathLike[str]) -> None:
+        """Copies objects into a local directory under the last part of their names, in one call.
+
+        Raises:
+            CloudError: one is missing, or the bucket refused; others may have come.
+        """
+        urls = [f"{self.url}/{name}" for name in names]
+        if urls:
+            words = self._words("cp", "--read-paths-from-stdin", os.fspath(directory))
+            require(run_command(words, "\n".join(urls) + "\n", 600), words)
 
     def text(self, names: Iterable[str]) -> str:
         """The contents of several objects, one after the other. Missing ones are an error."""
@@ -120,9 +154,15 @@ class Bucket:
     def _words(self, *words: str) -> list[str]:
         return ["gcloud", "storage", *words, f"--project={self._gcloud.project}"]
 
-    def _relative(self, item: dict[str, Any]) -> str:
-        url = item.get("storage_url") or item["url"]
-        return url.partition("#")[0].removeprefix(self.url + "/")
+    def _entry(self, item: dict[str, Any]) -> Entry:
+        return Entry(
+            name=item["storage_url"].rpartition("#")[0].removeprefix(self.url + "/"),
+            size=int(item.get("size") or 0),
+            generation=int(item["generation"]),
+            updated_s=_seconds(item["update_time"]),
+            crc32c=item.get("crc32c_hash"),
+            md5=item.get("md5_hash"),
+        )
 
 
 def _seconds(text: str) -> float:

@@ -94,7 +94,9 @@ class Watcher(Record):
 
     by: str
     token: str
-    """Of one `watch` process."""
+    """Of one `watch` process; empty once it has ended."""
+    memory: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """`launch.seen.Memory`: what the next one must know."""
 
 
 State = Literal["starting", "running", "ended"]

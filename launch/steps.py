@@ -1,0 +1,99 @@
+"""What `watch` does with the cloud and the hosts, behind one class that a test replaces."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from launch.context import Context
+from launch.errors import CloudError, HostError
+from launch.gcloud import Say
+from launch.records import Run, printable
+
+LOST = 255
+"""ssh's own exit code: no connection, or a lost one."""
+
+
+class Steps:
+    """The steps, each of which may raise a JanusError. The modules are imported late: `--help` needs none of them."""
+
+    def __init__(self, context: Context):
+        self.context = context
+
+    def type(self) -> Any:
+        """`capacity.Type` of the settings."""
+        from launch import capacity  # pyright: ignore[reportAttributeAccessIssue]
+
+        return capacity.of(self.context.settings)
+
+    def find(self) -> Any:
+        """The machines; None if they are not there."""
+        from launch import machines  # pyright: ignore[reportAttributeAccessIssue]
+
+        return machines.find(self.context)
+
+    def create(self, notify: Say) -> Any:
+        """Creates the machines, or goes on with a request of ours, and waits until they are ready."""
+        from launch import machines  # pyright: ignore[reportAttributeAccessIssue]
+
+        return machines.create(self.context, notify=notify)
+
+    def delete(self, there: Any) -> None:
+        """Deletes the machines, and waits until they are gone."""
+        from launch import machines  # pyright: ignore[reportAttributeAccessIssue]
+
+        machines.delete(self.context, there)
+
+    @contextlib.contextmanager
+    def connect(self, there: Any) -> Iterator[Any]:
+        """Ways to the hosts."""
+        from launch import hosts  # pyright: ignore[reportAttributeAccessIssue]
+
+        with hosts.connect(self.context, there) as group:
+            yield group
+
+    def setup(self, group: Any, notify: Say) -> Any:
+        """Brings all hosts to the same state; warm in seconds."""
+        from launch import environment  # pyright: ignore[reportAttributeAccessIssue]
+
+        return environment.bring(self.context, group, notify=notify)
+
+    def end(self, group: Any, run_id: str) -> None:
+        """Ends what is left of the run on the hosts."""
+        from launch import start  # pyright: ignore[reportAttributeAccessIssue]
+
+        start.end(self.context, group, run_id)
+
+    def start(self, group: Any, ready: Any, run: Run) -> None:
+        """Starts the run on all hosts together."""
+        from launch import start  # pyright: ignore[reportAttributeAccessIssue]
+
+        start.start(self.context, group, ready, run)
+
+    def states(self, there: Any) -> dict[int, dict[str, Any]]:
+        """What each host says of its run, by worker. {"state": "unreachable"} where none answers."""
+        lost = {"state": "unreachable"}
+        try:
+            with self.connect(there) as group:
+                answers = group.each("janus/agent state", stdin=b"{}\n", timeout_s=60)
+        except (CloudError, HostError):
+            return {worker.number: lost for worker in there.workers}
+        return {answer.host.number: lost if answer.code == LOST else _said(answer.out) for answer in answers}
+
+    def tails(self, there: Any, lines: int) -> dict[int, str]:
+        """The last lines that each host's command printed, by worker."""
+        message = json.dumps({"lines": lines}).encode() + b"\n"
+        with self.connect(there) as group:
+            answers = group.each("janus/agent tail", stdin=message, timeout_s=60)
+        texts = {answer.host.number: _said(answer.out).get("text") for answer in answers}
+        return {answer.host.number: texts[answer.host.number] or answer.last() for answer in answers}
+
+
+def _said(out: str) -> dict[str, Any]:
+    """The JSON on the last line. A host that was never set up has no agent, and so no run."""
+    lines = out.strip().splitlines()
+    with contextlib.suppress(ValueError, IndexError):
+        value = json.loads(lines[-1])
+        if isinstance(value, dict):
+            return {"state": "none", **value, "message": printable(str(value.get("message", "")))}
+    return {"state": "none"}

@@ -1,0 +1,367 @@
+"""The loop of `watch`: look, decide, do, until the run is done, stopped, or cannot go on."""
+
+import contextlib
+import dataclasses
+import datetime
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+from janus_jax.errors import JanusError, first_line
+from launch.bucket import Changed
+from launch.context import Context
+from launch.decide import Action, Do, decide, exit_code, exit_of, failed, remember
+from launch.errors import CloudError, HostError
+from launch.journal import Journal
+from launch.lease import Lease, LostLease
+from launch.progress import STOP, Reader, Snapshot
+from launch.records import Run
+from launch.seen import ENDED, Bounds, Host, Memory, Seen, Trouble
+from launch.steps import Steps
+
+POLL_S = 20.0
+_STOP_EVERY_S = 30.0
+_DELETE_TRIES = 5
+
+Step = Literal["look", "delete", "create", "setup", "start"]
+
+
+class _Stopped(JanusError):
+    """A person stopped the run while a step went on."""
+
+
+class Watch:
+    """One watcher of one launch.
+
+    Args:
+        steps: what it does with the cloud and hosts; None: the real ones.
+        poll_s: seconds between two looks.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        steps: Steps | None = None,
+        poll_s: float = POLL_S,
+        bounds: Bounds | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        down_at_end: bool = False,
+        down_at_give_up: bool = False,
+    ):
+        self._context, self._steps = context, steps or Steps(context)
+        self._poll_s, self._sleep = poll_s, sleep
+        self._bounds = bounds or Bounds(settle_s=min(45.0, 2 * poll_s), pause_s=poll_s)
+        self._down_at_end, self._down_at_give_up = down_at_end, down_at_give_up
+        self._reader = Reader(context.records)
+        self._lease = Lease(context.records, context.me)
+        self._journal = Journal(context.records, context.settings.name, context.say)
+        self._memory = Memory()
+        self._step: Step = "look"
+        self._asked, self._stop_generation = 0.0, 0
+        self._now_s = 0.0
+        self._machines: Any = None
+        self._told: tuple[str, str] | None = None
+
+    def run(self, *, once: bool = False) -> int:
+        """Watches until the end; with `once`, looks once and does what that calls for. Returns the exit code.
+
+        Raises:
+            HeldError: another watcher is at it.
+            CloudError: the bucket refuses.
+        """
+        self._memory = Memory.from_json(self._lease.take())
+        if not once and self._memory.gave_up:  # a person wants another try
+            self._memory = Memory(run_id=self._memory.run_id, earlier_s=self._memory.earlier_s)
+        self._told = (self._memory.row, Do.WAIT.name) if once else None
+        with self._lease.kept():
+            try:
+                while True:
+                    code = self._turn()
+                    self._journal.send()
+                    if once or code is not None:
+                        return self._once(code) if once else code or 0
+                    refusals = self._memory.refusals if self._memory.row == "no answer" else 0
+                    self._sleep(max(self._poll_s, self._bounds.pause(refusals)))
+            except LostLease:
+                self._journal.write("another watcher has taken over; this one ends and did nothing since")
+                raise
+            except KeyboardInterrupt:
+                self._journal.write("interrupted: nobody watches now; the run goes on by itself")
+                raise
+            finally:
+                self._journal.send()
+
+    def _once(self, code: int | None) -> int:
+        trouble = self._memory.trouble
+        return code if code is not None else 0 if trouble is None else int(str(trouble["exit_code"]))
+
+    def _turn(self) -> int | None:
+        """One look and one action; the exit code at the end, else None."""
+        self._step = "look"
+        try:
+            self._now_s = self._renew()
+            seen, snapshot = self.look(self._now_s)
+        except CloudError as error:
+            self._failed(error)
+            if Trouble.from_json(self._memory.trouble or {}).refused or self._memory.refusals > self._bounds.refusals:
+                return self._give_up(Action(Do.GIVE_UP, "refused", str(error)), None, error.exit_code)
+            return None
+        action = decide(seen)
+        self._memory = remember(seen, action)
+        self._lease.keep(self._memory.to_json())
+        self._tell(seen, action)
+        if action.do is Do.WAIT:
+            return None
+        if action.do in (Do.DONE, Do.STOPPED):
+            return self._finish(action, seen)
+        if action.do is Do.GIVE_UP:
+            return self._give_up(action, seen, _exit_code(action, seen))
+        assert snapshot.run is not None
+        try:
+            self._act(action, snapshot.run, snapshot)
+        except LostLease:
+            raise
+        except _Stopped:
+            return None  # the next look says who
+        except Changed:
+            self._journal.write("another workstation has changed the run; looking again")
+        except JanusError as error:
+            self._failed(error)
+            self._renew()
+        return None
+
+    def look(self, now_s: float) -> tuple[Seen, Snapshot]:
+        """Looks at machines, records and, where heartbeats are old, hosts. Changes nothing there.
+
+        Args:
+            now_s: the store's time.
+        Raises:
+            CloudError: the bucket refused.
+        """
+        with ThreadPoolExecutor(2) as pool:
+            finding, reading = pool.submit(self._steps.find), pool.submit(self._reader.read)
+            snapshot = reading.result()
+            state: str | None = ""
+            try:
+                self._machines = finding.result()
+                state = None if self._machines is None else self._machines.state
+                if self._memory.trouble is not None and self._memory.trouble["step"] == "look":
+                    self._memory = dataclasses.replace(self._memory, trouble=None)
+            except CloudError as error:
+                self._machines = None
+                self._failed(error)
+        there = self._machines
+        run = snapshot.run
+        if run is not None and run.run_id != self._memory.run_id:
+            if self._memory.run_id:
+                self._journal.follow(run.run_id)
+                self._journal.write(f"watches another run from now on: {run.run_id}")
+            self._memory = Memory(run_id=run.run_id, trouble=self._memory.trouble if state == "" else None)
+        self._journal.follow(None if run is None else run.run_id)
+        workers = self._steps.type().workers if there is None or not there.ready else len(there.workers)
+        hosts = snapshot.hosts(now_s)
+        ready = there is not None and there.ready
+        if run is not None and ready and sum(host.beats or host.state == ENDED for host in hosts) < workers:
+            hosts = asked(run, workers, hosts, self._steps.states(there))
+        seen = Seen(
+            now_s=now_s,
+            workers=workers,
+            run_id=None if run is None else run.run_id,
+            hosts=hosts,
+            machines=state,
+            ready=ready,
+            gone=there is not None and there.gone,
+            ours=there is None or there.ours,
+            health="HEALTHY" if there is None else there.health,
+            error="" if there is None else there.error,
+            stopped=snapshot.stopped,
+            memory=self._memory,
+            bounds=self._bounds,
+        )
+        return seen, snapshot
+
+    def _act(self, action: Action, run: Run, snapshot: Snapshot) -> None:
+        """Carries out START or CREATE. Before each step the lease must hold, and nobody may have stopped the run."""
+        there: Any = self._machines
+        self._stop_generation = snapshot.stop_generation
+        self._renew()  # what is cut off counts as a try
+        if action.delete and there is not None:
+            with self._doing("delete", run):
+                self._journal.write("deletes the machines")
+                self._steps.delete(there)
+        if action.delete or there is None:
+            created_s = self._memory.created_s or (_seconds(there.created, self._now_s) if there else self._now_s)
+            earlier_s = self._memory.earlier_s + max(0.0, self._now_s - created_s)
+            self._memory = dataclasses.replace(self._memory, earlier_s=earlier_s, created_s=0.0)
+        if action.do is Do.CREATE:
+            with self._doing("create", run):
+                self._journal.write("asks for machines")
+                there = self._steps.create(lambda line: self._notify(line, run))
+        assert there is not None, "START without machines"
+        with self._doing("setup", run), self._steps.connect(there) as group:
+            self._journal.write("sets the hosts up")
+            ready = self._steps.setup(group, lambda line: self._notify(line, run))
+            self._steps.end(group, run.run_id)
+            with self._doing("start", run):
+                again = next_run(run, new=action.do is Do.CREATE or self._is_new(there, snapshot))
+                if ready.code != run.code:
+                    self._journal.write(
+                        f"note: this checkout ({ready.code}) is not that of the last start ({run.code})"
+                    )
+                again = dataclasses.replace(again, code=ready.code, environment=ready.environment)
+                self._steps.start(group, ready, again)
+        self._journal.write(f"started {run.run_id}: attempt {again.attempt}, start {again.start}")
+        self._memory = dataclasses.replace(
+            self._memory,
+            row="starting",
+            since_s=self._now_s,
+            token=there.token,
+            created_s=_seconds(there.created, self._now_s),
+            trouble=None,
+        )
+        self._renew()
+
+    def _is_new(self, there: Any, snapshot: Snapshot) -> bool:
+        """Whether the machines are others than those of the last start, also where nobody remembers that."""
+        if self._memory.token:
+            return there.token != self._memory.token
+        return _seconds(there.created, -1.0) > snapshot.newest_beat_s
+
+    @contextlib.contextmanager
+    def _doing(self, step: Step, run: Run) -> Iterator[None]:
+        self._step = step
+        self._require_going(run)
+        yield
+
+    def _notify(self, line: str, run: Run) -> None:
+        self._journal.write(f"  {line}")
+        if time.monotonic() - self._asked >= _STOP_EVERY_S:
+            self._require_going(run)
+
+    def _require_going(self, run: Run) -> None:
+        """Raises LostLease, or _Stopped if a person has stopped the run: before each step, and now and then in it."""
+        generation = self._lease.check(STOP)
+        self._asked = time.monotonic()
+        if generation == self._stop_generation:
+            return
+        stop = self._context.records.read(STOP)
+        if stop is not None and stop.value.get("run_id") == run.run_id:
+            raise _Stopped("the run was stopped")
+        self._stop_generation = generation
+
+    def _renew(self) -> float:
+        self._lease.keep(self._memory.to_json())
+        return self._lease.renew()
+
+    def _failed(self, error: JanusError) -> None:
+        kind = error.kind.name if isinstance(error, CloudError) else ""
+        trouble = Trouble(self._step, first_line(error), kind, error.exit_code)
+        if self._memory.trouble != trouble.to_json() or self._step != "look":
+            self._journal.write(f"{self._step} failed: {error}")
+        self._memory = failed(self._memory, trouble)
+
+    def _tell(self, seen: Seen, action: Action) -> None:
+        """Logs an action, and a wait when its row is new."""
+        step = f" at step {seen.newest}" if seen.newest >= 0 else ""
+        what = {Do.WAIT: "waits", Do.START: "starts the run again", Do.CREATE: "makes machines and goes on"}
+        told = (action.row, action.do.name)
+        if action.do in what and (action.do is not Do.WAIT or told != self._told):
+            self._journal.write(f"{action.row}{step}: {action.reason}; {what[action.do]}")
+        self._told = told
+
+    def _finish(self, action: Action, seen: Seen) -> int:
+        self._journal.write(f"{action.row}: {action.reason}")
+        if self._down_at_end and action.do is Do.DONE:
+            return self._down()
+        self._say_cost(seen)
+        return 0
+
+    def _give_up(self, action: Action, seen: Seen | None, code: int) -> int:
+        self._journal.write(f"gives up ({action.row}): {action.reason}")
+        self._memory = dataclasses.replace(self._memory, gave_up=action.reason[:600])
+        with contextlib.suppress(CloudError):
+            self._renew()
+        if self._down_at_give_up and (seen is None or not seen.beating):
+            self._down()
+        else:
+            self._say_cost(seen)
+        return code
+
+    def _down(self) -> int:
+        for number in range(_DELETE_TRIES):
+            try:
+                self._lease.renew()
+                if (there := self._steps.find()) is not None:
+                    self._steps.delete(there)
+                self._journal.write("deleted the machines")
+                return 0
+            except CloudError as error:
+                self._journal.write(f"delete failed: {error}")
+                if not error.kind.passes:
+                    break
+                self._sleep(self._bounds.pause(number + 1))
+        self._journal.write("the machines may still be there and cost money: python -m launch down")
+        return CloudError.exit_code
+
+    def _say_cost(self, seen: Seen | None) -> None:
+        if seen is not None and seen.machines is None:
+            return
+        price, command = self._steps.type(), f"python -m launch down --name {self._context.settings.name}"
+        cost = ""
+        if price.usd_per_hour is not None:
+            cost = f" and cost about ${price.usd_per_hour:,.2f} an hour (list price, {price.as_of})"
+        self._journal.write(f"the machines stay{cost}; to delete them: {command}")
+
+
+def asked(run: Run, workers: int, hosts: tuple[Host, ...], answers: dict[int, dict[str, Any]]) -> tuple[Host, ...]:
+    """The hosts with what those say whose heartbeat is old or missing."""
+    known = {host.worker: host for host in hosts}
+    result = []
+    for worker in range(workers):
+        host = known.get(worker, Host(worker))
+        answer = answers.get(worker)
+        if host.beats or host.state == ENDED or answer is None:
+            result += [host] if worker in known or answer is not None else []
+            continue
+        state = str(answer.get("state", "none"))
+        ours = (answer.get("run_id"), answer.get("attempt"), answer.get("start")) == (
+            run.run_id,
+            run.attempt,
+            run.start,
+        )
+        if state != "unreachable" and not ours:
+            state = "none"
+        host = dataclasses.replace(host, answer=state)
+        if state == ENDED:
+            host = dataclasses.replace(host, code=answer.get("code"), message=str(answer.get("message", "")))
+        if isinstance(step := answer.get("step"), int) and ours:
+            host = dataclasses.replace(host, step=max(step, -1 if host.step is None else host.step))
+        result.append(host)
+    return tuple(result)
+
+
+def next_run(run: Run, *, new: bool) -> Run:
+    """The record of the next start.
+
+    Args:
+        new: on machines that were created since the last one.
+    """
+    return dataclasses.replace(run, attempt=run.attempt + new, start=run.start + 1)
+
+
+def _exit_code(action: Action, seen: Seen) -> int:
+    if action.row == "refused" and seen.trouble is not None:
+        return seen.trouble.exit_code
+    ended = exit_of(seen.hosts)
+    if ended is not None and exit_code(ended):
+        return exit_code(ended)
+    return {"no run": 2, "dead": HostError.exit_code}.get(action.row, CloudError.exit_code)
+
+
+def _seconds(text: str, unknown: float) -> float:
+    try:
+        return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return unknown
