@@ -40,7 +40,9 @@ def strict_schema():
             node.setdefault("additionalProperties", False)
         return node
 
-    return closed(json.loads((ROOT / "tests/launch/assets/jobset.schema.json").read_text()))
+    schema = closed(json.loads((ROOT / "tests/launch/assets/jobset.schema.json").read_text()))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def strict_schema():
 def test_a_jobset_fits_its_schema_and_its_slices(strict_schema, changes, label, topology, pods, chips):
     chosen = settings(**changes)
     made = jobset.manifest(chosen, CONFIG, [], "image")
-    jsonschema.validate(made, strict_schema)
+    strict_schema.validate(made)
     [job] = made["spec"]["replicatedJobs"]
     assert job["replicas"] == chosen.slices
     spec, pod = job["template"]["spec"], job["template"]["spec"]["template"]["spec"]
@@ -72,7 +74,7 @@ def test_the_schema_of_the_test_refuses_a_slip_of_the_pen(strict_schema):
     made = jobset.manifest(settings(), CONFIG, [], "image")
     made["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["nodeSelectors"] = {}
     with pytest.raises(jsonschema.ValidationError, match="nodeSelectors"):
-        jsonschema.validate(made, strict_schema)
+        strict_schema.validate(made)
 
 
 def test_a_jobset_ends_where_starting_again_does_not_help_and_restarts_otherwise():
