@@ -33,6 +33,8 @@ needs_gcloud = pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud
 
 Done = subprocess.CompletedProcess[str]
 
+DEVICES = 4
+"""Of a host: CPU devices take the place of chips."""
 PROJECT, ZONE, BUCKET = "rehearsal-project", "us-central2-b", "gs://rehearsal-bucket"
 
 _PASSED = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "GOOGLE_AUTH_TOKEN_FOR_TESTING", "JAX_PLATFORMS")
@@ -247,6 +249,7 @@ def environment(scratch: Path, api_port: int, metadata_port: int, storage: str) 
     shim = {"SHIM_ROOT": scratch / "hosts", "SHIM_LOG": scratch / "ssh.jsonl", "SHIM_METADATA": metadata_port}
     shim |= {"SHIM_PASS": ",".join([*_PASSED, "REHEARSAL"])}
     own = {"HOME": scratch / "home", "TMPDIR": scratch / "tmp", "PATH": f"{shims}:{os.environ['PATH']}"}
+    flags.append(f"--xla_force_host_platform_device_count={DEVICES}")
     own |= {"PYTHONPATH": ROOT, "USER": "ada", "LOGNAME": "ada", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
     own |= {"REHEARSAL": scratch, "NO_GCE_CHECK": "true"}
     return {name: str(value) for name, value in (inherited | gcloud | storage_clients | shim | own).items()}
