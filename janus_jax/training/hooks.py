@@ -132,6 +132,11 @@ class KeepLock(Hook):
         if self.lock is not None:
             self.lock.require()
 
+    def confirm(self) -> None:
+        """As `require`, by the word of the file system or bucket at this moment; also in other threads."""
+        if self.lock is not None:
+            self.lock.confirm()
+
 
 @dataclasses.dataclass
 class Profile(Hook):
