@@ -114,10 +114,7 @@ class Checkpoints:
         Raises:
             StorageError: this write or the previous one failed, with `on_error: stop`.
         """
-        try:
-            self._settle()
-        except StorageError as error:
-            self._failed(error)
+        self.settle()
         sums = checksums.of_step(params, optimizer, dict(data), dict(meta))
         arguments = ocp.args.Composite(
             params=save_args(params),
@@ -147,10 +144,15 @@ class Checkpoints:
             StorageError: a save failed, with `on_error: stop`.
         """
         if self._saving is not None and jax.process_count() == 1 and not self.saving():
-            try:
-                self._settle()
-            except StorageError as error:
-                self._failed(error)
+            self.settle()
+
+    def settle(self) -> bool:
+        """Waits for the save under way; reports its failure as `save` does. Returns whether it is whole."""
+        try:
+            self._settle()
+        except StorageError as error:
+            self._failed(error)
+        return self._unsaved is None
 
     def restore(self, step: int, *, params: Any, optimizer: Any) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
         """(params, optimizer, data, meta) of a step, compared with its checksums.
