@@ -295,7 +295,8 @@ def _start(
     stopping = stopping_state(setup)
     finished = beginning.step == setup.total_steps or (stopping is not None and stopping.stopped)
     finished = finished and not beginning.unevaluated
-    phases.goodput.open(run_dir, beginning.step, main=processes.is_main(), idle=finished)
+    with processes.agreement("goodput"):
+        phases.goodput.open(run_dir, beginning.step, main=processes.is_main(), idle=finished)
     if finished:  # nothing is compared any more
         reference = Precomputed(beginning.reference_step, beginning.reference_weights)
     else:
@@ -368,6 +369,8 @@ def _mfu_per_rate(setup: Setup) -> float | None:
 
 def _summarize(run: Run, resumed_from: int | None, seconds: float) -> Summary:
     held_out = run.setup.eval_loader
+    run.metrics.close()
+    run.outputs.close()  # so that the summary counts what fails at the end
     run.goodput.write(finished=run.step == run.setup.total_steps or run.stopped)
     summary = Summary(
         run_dir=str(run.dir.path),
