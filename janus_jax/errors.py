@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 AGAIN, TWICE, GIVE_UP = "start again", "start again once", "give up"
 
@@ -66,6 +67,27 @@ def named(key: str) -> Iterator[None]:
     except JanusError as error:
         error.args = (key, *error.args)
         raise
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+@contextlib.contextmanager
+def closing(resource: _Closable, say: Callable[[str], None]) -> Iterator[None]:
+    """Closes the resource at the end. If an error ends what is inside, one of `close` is only said: the first says why
+    the command ends, with its exit code."""
+    try:
+        yield
+    except BaseException as first:
+        try:
+            resource.close()
+        except Exception as error:
+            text = str(error) if isinstance(error, JanusError) else f"{type(error).__name__}: {first_line(error)}"
+            if text != str(first):
+                say(text)
+        raise
+    resource.close()
 
 
 class ConfigError(JanusError):

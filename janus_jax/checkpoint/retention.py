@@ -11,7 +11,7 @@ from typing import Any
 
 from janus_jax.checkpoint.run_dir import COMMITTED, committed_steps
 from janus_jax.config.run import RunConfig
-from janus_jax.errors import StorageError
+from janus_jax.errors import LostLockError, StorageError
 from janus_jax.storage import trees
 from janus_jax.storage.local import Place, refusal
 
@@ -82,10 +82,13 @@ class Deletion:
     """Deletes steps in a bucket that are not to be kept, in the background; a file system's steps are left to Orbax.
 
     A step that cannot be deleted is said, and tried again after the next save.
+
+    Args:
+        guard: called before each deletion; raises LostLockError if it must not be.
     """
 
-    def __init__(self, notify: Callable[[str], None]):
-        self._notify = notify
+    def __init__(self, notify: Callable[[str], None], guard: Callable[[], None]):
+        self._notify, self._guard = notify, guard
         self._thread: threading.Thread | None = None
 
     def begin(self, checkpoints: Place, retention: Retention, values: Mapping[int, float | None]) -> None:
@@ -103,7 +106,10 @@ class Deletion:
         try:
             steps = committed_steps(checkpoints)
             for step in sorted(set(steps) - retention.kept(steps, values)):
+                self._guard()
                 trees.remove(checkpoints / str(step), COMMITTED)
+        except LostLockError:  # whoever has the lock deletes what is not to be kept
+            return
         except StorageError as error:
             self._notify(f"{error}; an older checkpoint stays until the next save")
 

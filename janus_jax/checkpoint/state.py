@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -21,10 +21,11 @@ from janus_jax.checkpoint.item import CHUNK_BYTES, retries
 from janus_jax.checkpoint.quiet import end_threads, quiet_orbax
 from janus_jax.checkpoint.restore import JSON_FILE, read_json_item, reading, refused, restore_item, stored_leaves
 from janus_jax.checkpoint.retention import Deletion, Policy, Retention, room_for, space_note, unmakeable
-from janus_jax.checkpoint.run_dir import committed_steps, step_directory
+from janus_jax.checkpoint.run_dir import COMMITTED, committed_steps, step_directory
 from janus_jax.checkpoint.together import Together
 from janus_jax.errors import ConversionError, DamagedError, StorageError
 from janus_jax.parallel import processes
+from janus_jax.storage import gs_path
 from janus_jax.storage.bucket import is_url, os_errors
 from janus_jax.storage.local import Place, absolute, place, write_whole
 from janus_jax.storage.writable import require_writable
@@ -48,6 +49,8 @@ class Checkpoints:
         keep: steps to keep; a number means the newest ones.
         on_error: after a save that failed. stop: `save` raises. continue: it says so, and the next save tries again.
         notify: shows the user a line; only process 0 calls it.
+        guard: called by process 0, in any thread, before a step is committed or deleted in the background; raises if it
+            must not be. A save so refused raises that error.
 
     Raises:
         StorageError: the directory cannot be written.
@@ -60,6 +63,7 @@ class Checkpoints:
         keep: int | Retention,
         on_error: Literal["stop", "continue"] = "stop",
         notify: Notify = note,
+        guard: Callable[[], None] = lambda: None,
     ):
         quiet_orbax()
         self.directory = absolute(directory)
@@ -71,7 +75,8 @@ class Checkpoints:
         self._values: dict[int, float | None] = {}
         self._newest: int | None = None  # the newest whole step, as far as this process knows
         self._saving: int | None = None  # the step that is being written
-        self._deletion = Deletion(self._notify)
+        self._guard = guard
+        self._deletion = Deletion(self._notify, guard)
         self._unsaved: StorageError | None = None  # why the last save failed
         with _storage_errors(self.directory, "cannot be written"):
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -109,10 +114,7 @@ class Checkpoints:
         Raises:
             StorageError: this write or the previous one failed, with `on_error: stop`.
         """
-        try:
-            self._settle()
-        except StorageError as error:
-            self._failed(error)
+        self.settle()
         sums = checksums.of_step(params, optimizer, dict(data), dict(meta))
         arguments = ocp.args.Composite(
             params=save_args(params),
@@ -142,10 +144,15 @@ class Checkpoints:
             StorageError: a save failed, with `on_error: stop`.
         """
         if self._saving is not None and jax.process_count() == 1 and not self.saving():
-            try:
-                self._settle()
-            except StorageError as error:
-                self._failed(error)
+            self.settle()
+
+    def settle(self) -> bool:
+        """Waits for the save under way; reports its failure as `save` does. Returns whether it is whole."""
+        try:
+            self._settle()
+        except StorageError as error:
+            self._failed(error)
+        return self._unsaved is None
 
     def restore(self, step: int, *, params: Any, optimizer: Any) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
         """(params, optimizer, data, meta) of a step, compared with its checksums.
@@ -239,7 +246,8 @@ class Checkpoints:
             self._deletion.wait()
 
     def _open(self) -> ocp.CheckpointManager:
-        together = self._together = Together(self.directory)
+        together = self._together = Together(self.directory, self._guard)
+        gs_path.guard(self.directory, COMMITTED, self._guard)
         for context in (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT):
             context["gcs_request_retries"] = retries()  # Orbax offers no option; without it, for a quarter of an hour
         ours = is_url(self.directory)  # there Orbax asks for permissions that whoever writes objects need not have

@@ -51,9 +51,8 @@ _stops: list[int] = []
 def main() -> None:
     """Runs the command line; a user's mistake becomes `error: ...` on stderr and its exit code, never a traceback."""
     global _leaving
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, *supervisor.heard([signal.SIGHUP])):
+        signal.signal(number, _interrupt)
     sys.unraisablehook = _again_if_interrupted
     code: Any = None
     try:

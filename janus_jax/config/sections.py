@@ -338,8 +338,8 @@ class CheckpointSection(Section):
     are evaluated at the step that they save. null: none."""
     on_error: Literal["stop", "continue"] = "stop"
     """After a save that failed, for example on a full disk. stop: end the run, with exit code 14. continue: say so and
-    train on; the next save tries again, and `summary.json` counts `failed_saves`. If the last save fails, the run ends
-    with exit code 14 in either case."""
+    train on; the next save tries again, and `summary.json` counts `failed_saves`. A failed save of the last step, at a
+    notice too, is made once more; if that fails as well, the run ends with exit code 14."""
 
 
 class ExportSection(Section):

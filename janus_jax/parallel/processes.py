@@ -295,9 +295,8 @@ def part(exit_code: int) -> NoReturn:
     """Ends this process, which all others do too, whatever its threads still do."""
     import jax
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP under nohup
-            signal.signal(number, signal.SIG_DFL)  # JAX's shutdown, which waits for the others, holds handlers back
+    for number in supervisor.heard((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+        signal.signal(number, signal.SIG_DFL)  # JAX's shutdown, which waits for the others, holds handlers back
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
     sys.stdout.flush()

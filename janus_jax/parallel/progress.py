@@ -34,6 +34,10 @@ class Progress:
         self._rounds: dict[str, int] = {}
         self._write()
 
+    def begin(self) -> None:
+        """A run begins, which compiles anew."""
+        self._rounds.clear()
+
     def moved(self) -> None:
         """Notes a movement within the phase."""
         phase = self._phases[-1]

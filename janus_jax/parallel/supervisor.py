@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from typing import NoReturn
 
 from janus_jax.parallel import watcher
@@ -75,6 +76,11 @@ def supervise() -> None:
     watcher.show_stacks_on_request()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
     _channel = Channel(theirs, progress, in_parent=True)
+
+
+def heard(numbers: Iterable[int]) -> list[int]:
+    """Those signals that this process does not ignore. Under nohup it ignores SIGHUP, and that stays so."""
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def last_words(code: int, text: str, *, soft: bool = False) -> None:
@@ -183,9 +189,8 @@ class _Parent:
         signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.signal(signal.SIGTSTP, self._pause)
-        for number in _FORWARDED:
-            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-                signal.signal(number, lambda number, frame: self._send(number))
+        for number in heard(_FORWARDED):
+            signal.signal(number, lambda number, frame: self._send(number))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
 
     def stay(self) -> NoReturn:

@@ -52,6 +52,7 @@ class Channel:
     def bounded(self, bounds: Mapping[str, float]) -> Iterator[Progress]:
         """Inside, the process ends with exit code 13 if a phase makes no progress for longer than its bound (s)."""
         self._send(bounds=dict(bounds))
+        self.progress.begin()
         try:
             yield self.progress
         finally:

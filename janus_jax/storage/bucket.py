@@ -27,8 +27,7 @@ CHUNK_BYTES = 16 << 20
 _CLIENT_VARIABLES = ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", "CLOUDSDK_CONFIG", "HOME")
 _CONNECT_S, _READ_S = 10, 60
 _brief_s: contextvars.ContextVar[float | None] = contextvars.ContextVar("brief_s", default=None)
-LARGE_BYTES = 256 << 20
-"""A transfer of at least this size is announced to the user."""
+LARGE_BYTES = 256 << 20  # a transfer of at least this size is announced to the user
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
@@ -68,11 +67,13 @@ class Prefix:
 
     def __init__(self, url: str | os.PathLike[str]):
         self.url = os.fspath(url).rstrip("/")
-        match = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]+)((?:/[^/]+)*)", self.url)
+        match = re.fullmatch(r"gs://([^/]+)((?:/[^/]+)*)", self.url)
         if not match or {".", ".."} & set(match[2].split("/")):
             raise ConfigError(os.fspath(url), "allowed: a local path, or gs://BUCKET/PATH")
-        self.path = match[2][1:]
-        """Within the bucket; empty for the whole bucket."""
+        name, url = match[1], os.fspath(url)
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", name) or max(map(len, name.split("."))) > 63:
+            raise ConfigError(url, f"{name!r} is no bucket's name; allowed: 3 to 63 of a-z, 0-9, -, _ and .")
+        self.path = match[2][1:]  # within the bucket; empty for the whole bucket
         with self._service_errors(self.url, "opened"):
             client = _client(*(os.environ.get(name) for name in _CLIENT_VARIABLES))
         self._bucket = client.bucket(match[1])

@@ -6,13 +6,25 @@ TensorFlow or gcsfs, where none of these is bounded. Directories need not be mad
 
 import fnmatch
 import io
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
 from etils.epath.stat_utils import StatResult
 
-from janus_jax.storage.bucket import Prefix
+from janus_jax.storage.bucket import Prefix, briefly
+
+_GUARDED_S = 20.0
+"""How long a guarded write is repeated: less than a lock outlives its holder."""
+
+_guards: dict[tuple[str, str], Callable[[], None]] = {}
+
+
+def guard(directory: str | os.PathLike[str], name: str, permitted: Callable[[], None]) -> None:
+    """From now on `permitted` is called before an object of this name is written anywhere below a directory; it raises
+    if the object must not be written. Orbax has no such call: between its last one and the commit it makes requests."""
+    _guards[os.fspath(directory), name] = permitted
 
 
 @epath.register_path_cls("gs://")
@@ -42,7 +54,7 @@ class GsPath(type(epath.Path("/"))):
     def open(self, mode: str = "r", **kwargs: Any) -> Any:
         """Reads a whole object, or writes one when the file is closed."""
         if "w" in mode:
-            return _Bytes(self) if "b" in mode else io.TextIOWrapper(_Bytes(self), encoding="utf-8")
+            return _Bytes(self) if "b" in mode else _Text(_Bytes(self), encoding="utf-8")
         content = io.BytesIO(Prefix(self).read(self._object()))
         return content if "b" in mode else io.TextIOWrapper(content, encoding="utf-8")
 
@@ -68,14 +80,47 @@ class GsPath(type(epath.Path("/"))):
 
 
 class _Bytes(io.BytesIO):
-    """What becomes an object when it is closed."""
+    """What becomes an object when it is closed; unless an error ends the `with`, or nobody closes it."""
 
     def __init__(self, path: GsPath):
         super().__init__()
-        self._path = path
+        self._path, self.dropped = path, False
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        self.dropped = self.dropped or kind is not None
+        super().__exit__(kind, *error)
+
+    def __del__(self) -> None:
+        self.dropped = True
+        super().__del__()
 
     def close(self) -> None:
         if not self.closed:
             content = self.getvalue()
             super().close()
-            Prefix(self._path).write("", content, None)
+            if not self.dropped:
+                _write(self._path, content)
+
+
+class _Text(io.TextIOWrapper):
+    """`_Bytes` as text."""
+
+    buffer: _Bytes
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        self.buffer.dropped = kind is not None
+        super().__exit__(kind, *error)
+
+    def __del__(self) -> None:
+        self.buffer.dropped = True
+        super().__del__()
+
+
+def _write(path: GsPath, content: bytes) -> None:
+    for (directory, name), permitted in list(_guards.items()):
+        if path.name == name and str(path).startswith(f"{directory}/"):
+            permitted()
+            with briefly(_GUARDED_S):
+                Prefix(path).write("", content, None)
+            return
+    Prefix(path).write("", content, None)

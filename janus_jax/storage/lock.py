@@ -49,9 +49,24 @@ class Lock:
             LostLockError: another process has taken the lock over.
         """
         if self._store.cheap:
-            self._lost = self._lost or not self._store.held()
+            with contextlib.suppress(StorageError):
+                self._lost = self._lost or not self._store.held()
         elif _now() - self._tried > 2 * BEAT_S:  # the thread stood still too, so another process may have taken over
             self._renew()
+        self._require_kept()
+
+    def confirm(self) -> None:
+        """`require` by the store's word of this moment: for what tells others that something is whole.
+
+        Raises:
+            LostLockError: another process has taken the lock over.
+            StorageError: the store does not answer, so that nobody knows.
+        """
+        with self._one:
+            self._lost = self._lost or self._end.is_set() or not self._store.held()
+        self._require_kept()
+
+    def _require_kept(self) -> None:
         if self._lost:
             raise LostLockError(self._place, _lost(self._store))
 
@@ -63,7 +78,7 @@ class Lock:
         with self._one:
             if not self._end.is_set():
                 self._tried = _now()
-                with briefly(_BRIEF_S):  # the next beat tries again; `require` and the end wait for this one
+                with briefly(_BRIEF_S), contextlib.suppress(StorageError):  # the next beat tries again
                     self._lost = self._lost or not self._store.renew()
 
 

@@ -88,7 +88,7 @@ class Taken(Exception):
 
 
 class Store(Protocol):
-    """Where the lock is. Everything but `held` raises StorageError if the store refuses."""
+    """Where the lock is. Everything raises StorageError if the store refuses or does not answer."""
 
     cheap: bool  # whether `renew` may be asked at every step
 
@@ -101,7 +101,7 @@ class Store(Protocol):
         ...
 
     def held(self) -> bool:
-        """Whether the lock is still this process's. True where the store does not answer."""
+        """Whether the lock is still this process's."""
         ...
 
     def renew(self) -> bool:
@@ -154,14 +154,13 @@ class File:
     def held(self) -> bool:
         assert self._mine is not None
         descriptor, mine = self._mine
-        try:
-            if os.path.samestat(os.stat(self._path), os.fstat(descriptor)):
-                return _id(os.pread(descriptor, 1 << 16, 0)) == mine
-            return _id(self._path.read_bytes()) == mine  # some file systems do not keep numbers of inodes
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
+        with os_errors(self._path, "cannot be read"):
+            try:
+                if os.path.samestat(os.stat(self._path), os.fstat(descriptor)):
+                    return _id(os.pread(descriptor, 1 << 16, 0)) == mine
+                return _id(self._path.read_bytes()) == mine  # some file systems do not keep numbers of inodes
+            except FileNotFoundError:
+                return False
 
     def renew(self) -> bool:
         assert self._mine is not None
@@ -234,12 +233,11 @@ class Object:
 
     def held(self) -> bool:
         assert self._mine is not None
-        with contextlib.suppress(StorageError):
-            if (item := self._prefix.find(self._name)) is None:
-                return False
-            if item.generation != self._generation and _id(self._prefix.read(item)) != self._mine.id:
-                return False
-            self._generation = item.generation  # of a renewal whose answer was lost
+        if (item := self._prefix.find(self._name)) is None:
+            return False
+        if item.generation != self._generation and _id(self._prefix.read(item)) != self._mine.id:
+            return False
+        self._generation = item.generation  # of a renewal whose answer was lost
         return True
 
     def renew(self) -> bool:

@@ -132,6 +132,11 @@ class KeepLock(Hook):
         if self.lock is not None:
             self.lock.require()
 
+    def confirm(self) -> None:
+        """As `require`, by the word of the file system or bucket at this moment; also in other threads."""
+        if self.lock is not None:
+            self.lock.confirm()
+
 
 @dataclasses.dataclass
 class Profile(Hook):
@@ -279,13 +284,18 @@ class Save(Hook):
                 self._save(run)
 
     def at_end(self, run: Run) -> None:
-        with run.phase("checkpoint"):
-            run.checkpoints.wait()
-        self._note_time(run)
+        self._finish(run)
 
     def at_stop(self, run: Run, step: Step | None) -> None:
         with run.phase("checkpoint"):
             if step is not None and run.saved_step != run.step:
+                self._save(run)
+        self._finish(run)
+
+    def _finish(self, run: Run) -> None:
+        """Waits for the last save; makes it once more if it fails and `checkpoint.on_error` is `continue`."""
+        with run.phase("checkpoint"):
+            if not run.checkpoints.settle():
                 self._save(run)
             run.checkpoints.wait()
         self._note_time(run)

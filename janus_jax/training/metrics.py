@@ -155,6 +155,6 @@ class MetricsLog:
                 writer.write(kind, step, facts)
 
     def close(self) -> None:
-        """Closes all."""
-        for writer in self._writers:
-            writer.close()
+        """Closes all; nothing can be written any more."""
+        while self._writers:
+            self._writers.pop(0).close()

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from janus_jax.parallel import gce, processes
+from janus_jax.parallel import gce, processes, supervisor
 from janus_jax.parallel.boundaries import Boundaries
 from janus_jax.parallel.progress import Progress
 
@@ -143,8 +143,7 @@ class Notices:
         read, write = socket.socketpair()
         write.setblocking(False)
         previous_fd = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
-        heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
-        previous = {number: signal.signal(number, self._handle) for number in heard}
+        previous = {number: signal.signal(number, self._handle) for number in supervisor.heard(_SIGNALS)}
         thread = threading.Thread(target=self._read_signals, args=(read,), name="signals", daemon=True)
         thread.start()
 

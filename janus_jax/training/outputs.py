@@ -29,6 +29,7 @@ class Outputs:
     def __init__(self, run: RunDir[Any], resumed_at: int, *, main: bool, notify: Callable[[str], None]):
         self._run, self._resumed_at, self._main, self._notify = run, resumed_at, main, notify
         self._uploads: parts.Uploads | None = None
+        self._closed = False
 
     @functools.cached_property
     def local(self) -> RunDir[Path]:
@@ -75,14 +76,21 @@ class Outputs:
         if self._uploads is not None:
             self._uploads.soon()
 
+    def close(self) -> None:
+        """Uploads the rest; the writers are closed before. Bounded in time; raises nothing. Then `failed` is final."""
+        if self._uploads is not None and not self._closed:
+            self._closed = True
+            self._uploads.close()
+
     def __enter__(self) -> "Outputs":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Uploads the rest, unless the directory is another start's now; the writers are closed before. Bounded in
-        time, and raises nothing."""
-        if self._uploads is not None:
-            (self._uploads.drop if isinstance(error, LostLockError) else self._uploads.close)()
+        """`close`, unless the directory is another start's now."""
+        if self._uploads is not None and not self._closed and isinstance(error, LostLockError):
+            self._closed = True
+            self._uploads.drop()
+        self.close()
 
 
 def _forget_parts(folder: Path) -> None:

@@ -15,11 +15,12 @@ import numpy as np
 from janus_jax.checkpoint.retention import Retention
 from janus_jax.checkpoint.run_dir import AnyRunDir
 from janus_jax.checkpoint.state import Checkpoints
+from janus_jax.checkpoint.state import note as say
 from janus_jax.config.rules import no_rate
 from janus_jax.config.run import RunConfig, to_yaml
 from janus_jax.data.from_config import fit_counts, fit_lines
 from janus_jax.data.loader import LoadedBatch
-from janus_jax.errors import ConfigError, Interrupted, LostLockError, Preempted, StorageError
+from janus_jax.errors import ConfigError, Interrupted, LostLockError, Preempted, StorageError, closing
 from janus_jax.parallel import processes
 from janus_jax.storage.local import near, no_empty_leftovers, write_json, write_whole
 from janus_jax.storage.lock import Lock
@@ -163,15 +164,13 @@ def _train(
         if isinstance(run_dir.checkpoints, Path):
             stack.enter_context(no_empty_leftovers(run_dir.checkpoints))  # weights are read below, and may be bad
         stack.enter_context(processes.memory_for(f"training on {len(jax.devices())} devices", _LESS_MEMORY))
-        checkpoints = stack.enter_context(
-            contextlib.closing(
-                Checkpoints(run_dir.checkpoints, keep=Retention.of_config(config), on_error=config.checkpoint.on_error)
-            )
-        )
+        keep, guard = Retention.of_config(config), KeepLock(lock).confirm
+        checkpoints = Checkpoints(run_dir.checkpoints, keep=keep, on_error=config.checkpoint.on_error, guard=guard)
+        stack.enter_context(closing(checkpoints, say))
         run, resumed_from = _start(setup, run_dir, checkpoints, notices, phases, writers)
         drawn.append(run)
         stack.enter_context(run.outputs)
-        stack.enter_context(contextlib.closing(run.metrics))
+        stack.enter_context(closing(run.metrics, say))
 
         stop = setup.total_steps if until_step is None else min(setup.total_steps, until_step)
         hooks = [KeepLock(lock), *_hooks(config, stop, setup.total_steps)]
@@ -296,7 +295,8 @@ def _start(
     stopping = stopping_state(setup)
     finished = beginning.step == setup.total_steps or (stopping is not None and stopping.stopped)
     finished = finished and not beginning.unevaluated
-    phases.goodput.open(run_dir, beginning.step, main=processes.is_main(), idle=finished)
+    with processes.agreement("goodput"):
+        phases.goodput.open(run_dir, beginning.step, main=processes.is_main(), idle=finished)
     if finished:  # nothing is compared any more
         reference = Precomputed(beginning.reference_step, beginning.reference_weights)
     else:
@@ -369,6 +369,8 @@ def _mfu_per_rate(setup: Setup) -> float | None:
 
 def _summarize(run: Run, resumed_from: int | None, seconds: float) -> Summary:
     held_out = run.setup.eval_loader
+    run.metrics.close()
+    run.outputs.close()  # so that the summary counts what fails at the end
     run.goodput.write(finished=run.step == run.setup.total_steps or run.stopped)
     summary = Summary(
         run_dir=str(run.dir.path),

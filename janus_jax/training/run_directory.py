@@ -9,7 +9,7 @@ from janus_jax.checkpoint.run_dir import AnyRunDir, RunDir
 from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError, named
 from janus_jax.parallel import processes
-from janus_jax.storage.bucket import is_url
+from janus_jax.storage.bucket import Prefix, is_url
 from janus_jax.storage.local import fixed, unusable
 from janus_jax.storage.lock import Lock, held
 from janus_jax.storage.writable import unwritable
@@ -47,6 +47,8 @@ def _open_run_dir(config: RunConfig) -> AnyRunDir:
         with named("reference.dir"):
             usable = unwritable if is_url(config.reference.dir) else unusable
             reason = usable(config.reference.dir)
+            if reason and is_url(config.reference.dir) and Prefix(config.reference.dir).find("train.npz"):
+                reason = None  # to read it is enough, unless some are missing
         if reason:
             raise ConfigError(f"reference.dir={config.reference.dir}: {reason}")
     path = fixed(config.run.dir)

@@ -6,6 +6,8 @@ import os
 import re
 import resource
 import shutil
+import time
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -21,6 +23,7 @@ from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.errors import ConversionError, DamagedError, StorageError
 from janus_jax.parallel.mesh import MeshShape, build_mesh
 from janus_jax.storage.local import absolute
+from janus_jax.training import hooks
 from tests.support.runs import assert_equal_trees
 from tests.support.states import STATE_META, abstract, placed_state, without_checksums
 
@@ -217,6 +220,26 @@ def test_a_run_can_go_on_after_a_save_that_failed(steps, state):
         save(checkpoints, 13, state)
         checkpoints.wait()
         assert checkpoints.latest_step() == 13
+
+
+def test_the_last_save_of_a_run_is_made_once_more_if_it_failed(steps, state, monkeypatch):
+    """Also when a notice ends the run. Only then does it fail."""
+    with contextlib.closing(Checkpoints(steps, keep=1, on_error="continue", notify=lambda line: None)) as checkpoints:
+        run = SimpleNamespace(
+            checkpoints=checkpoints, step=9, saved_step=9, phase=lambda name: contextlib.nullcontext()
+        )
+        monkeypatch.setattr(hooks.Save, "_save", lambda self, run: save(checkpoints, run.step, state))
+        hook = hooks.Save(hooks.every(1, 99), 99)
+        with full_disk():
+            save(checkpoints, 9, state)
+            with pytest.raises(StorageError, match=r"9: cannot be written.* of step 7"):
+                hook.at_end(run)
+            assert checkpoints.failed == 2
+            save(checkpoints, 9, state)
+            while checkpoints.saving():
+                time.sleep(0.01)
+        hook.at_stop(run, None)
+        assert (checkpoints.latest_step(), checkpoints.failed) == (9, 3)
 
 
 def test_room_is_made_only_of_what_the_save_pushes_out(steps, state, monkeypatch):

@@ -19,6 +19,9 @@ def test_phases_and_movements_are_counted_and_the_first_round_compiles():
         seen.append(progress.read().phase)
     assert seen == ["setup", "compile", "compile", "step", "step", "save", "step"]
     assert progress.read().phase == "setup" and progress.read().count == 8 and progress.read().age_s < 5
+    progress.begin()
+    with progress.phase("step"):  # of another run in this process
+        assert progress.read().phase == "compile"
 
 
 def test_the_process_that_is_behind_is_named():

@@ -11,6 +11,7 @@ import pytest
 from janus_jax.errors import ConfigError, StorageError
 from janus_jax.storage import bucket as buckets
 from janus_jax.storage.bucket import Object, Prefix, briefly
+from janus_jax.storage.local import as_path, place
 from tests.support.faulty_bucket import refusing
 from tests.support.repository import ROOT
 
@@ -245,9 +246,25 @@ def test_the_client_is_imported_for_buckets_alone():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=300)
 
 
-@pytest.mark.parametrize(
-    "url", ["s3://bucket/a", "gs://", "gs:///a", "gs://Bucket/a", "gs://b-1/a//b", "gs://b-1/../a"]
-)
+@pytest.mark.parametrize("url", ["s3://bucket/a", "gs://", "gs:///a", "gs://b-1/a//b", "gs://b-1/../a"])
 def test_what_is_no_place_in_a_bucket_is_refused(url):
     with pytest.raises(ConfigError, match=f"^{url}: allowed: a local path, or gs://BUCKET/PATH$"):
         Prefix(url)
+
+
+@pytest.mark.parametrize("name", ["Bucket", "b", "bu", "bucket-", "a" * 64, f"a.{'b' * 64}"])
+def test_what_cannot_be_a_buckets_name_is_refused(name):
+    with pytest.raises(ConfigError, match=f"^gs://{name}/run: '{name}' is no bucket's name; allowed: 3 to 63 of "):
+        Prefix(f"gs://{name}/run")
+
+
+def test_what_an_error_cuts_off_becomes_no_object(bucket):
+    path = as_path(f"{bucket}/a.json")
+    for mode, half in (("w", "{"), ("wb", b"{")):
+        with pytest.raises(KeyboardInterrupt), path.open(mode) as file:
+            file.write(half)
+            raise KeyboardInterrupt
+        path.open(mode).write(half)  # nobody closes it
+        assert Prefix(bucket).list() == []
+    path.write_text("{}")
+    assert (place(path).read_text(), path.open().read()) == ("{}", "{}")

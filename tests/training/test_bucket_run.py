@@ -15,6 +15,7 @@ from janus_jax.storage import bucket as bucket_module
 from janus_jax.storage.bucket import BucketPath, Prefix
 from janus_jax.storage.lock import held
 from janus_jax.training.run import train
+from janus_jax.training.run_directory import _open_run_dir
 from tests.support import processes
 from tests.support.faulty_bucket import refusing
 from tests.support.repository import ROOT
@@ -170,6 +171,17 @@ def test_a_bucket_that_cannot_be_written_is_named_before_anything_is_done(
             train(run_config(tmp_path, url or f"{bucket}/run", **changes), writers=())
     proxy.refusal = refusing(503, "never")
     assert Prefix(bucket).list() == []
+
+
+def test_log_probs_in_a_bucket_that_are_all_there_need_only_be_read(bucket, proxy, tmp_path, pairs):
+    config = run_config(tmp_path, tmp_path / "run", **pairs, reference={"dir": f"{bucket}/shared"})
+    proxy.refusal = refusing(403, "shared")
+    with pytest.raises(ConfigError, match=r"^reference\.dir=gs://\S+: cannot be written"):
+        _open_run_dir(config)
+    proxy.refusal = refusing(403, "never")
+    Prefix(f"{bucket}/shared").write("train.npz", b"log-probs")
+    proxy.refusal = refusing(403, "shared")
+    _open_run_dir(config)
 
 
 @pytest.mark.slow

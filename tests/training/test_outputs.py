@@ -10,6 +10,7 @@ import pytest
 
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.errors import LostLockError, StorageError
+from janus_jax.storage import bucket as bucket_module
 from janus_jax.storage import parts
 from janus_jax.storage.bucket import BucketPath, Prefix
 from janus_jax.storage.local import place, write_whole
@@ -17,6 +18,7 @@ from janus_jax.training import metrics
 from janus_jax.training.curves import draw_run
 from janus_jax.training.history import lines
 from janus_jax.training.outputs import Outputs
+from tests.support.faulty_bucket import refusing
 from tests.support.run_configs import run_config
 
 
@@ -147,6 +149,18 @@ def test_every_end_uploads_the_rest_but_that_of_a_run_whose_directory_is_another
     assert lines(run) is None
     train(run, 0, 2, 1.0, error=StorageError("mine", "full"))
     assert len(lines(run)) == 2 and not list(tmp_path.glob("*janus_run*"))
+
+
+def test_uploads_that_fail_at_the_end_are_counted(bucket, proxy, monkeypatch):
+    monkeypatch.setattr(bucket_module, "RETRY_S", 0.3)
+    notes = []
+    with Outputs(RunDir(BucketPath(f"{bucket}/mine")), 0, main=False, notify=notes.append) as outputs:
+        outputs.local.profile.mkdir(parents=True)
+        (outputs.local.profile / "trace").write_bytes(b"trace")
+        proxy.refusal = refusing(403, "profile")
+        outputs.close()
+        assert outputs.failed > 0 and len(notes) == 2
+    assert len(notes) == 2  # closed once
 
 
 def test_curves_of_a_run_in_a_bucket(trained, bucket, janus, tmp_path):

@@ -1,5 +1,6 @@
 """The loop on small models and data: it learns, it resumes bit for bit, and it refuses what cannot be run."""
 
+import contextlib
 import json
 
 import jax
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 
 from janus_jax.checkpoint.convert import to_hf
-from janus_jax.errors import ConfigError, DataError, HeldError, LostLockError, NonFiniteError
-from janus_jax.storage.lock import held
+from janus_jax.checkpoint.run_dir import RunDir
+from janus_jax.checkpoint.state import Checkpoints
+from janus_jax.errors import ConfigError, DataError, HeldError, LostLockError, NonFiniteError, StorageError
+from janus_jax.storage.lock import Lock, held
 from janus_jax.text.template import CHATML
 from janus_jax.training.run import train
 from tests.support.run_configs import SIX_STEPS, run_config
@@ -280,3 +283,27 @@ def test_a_run_is_refused_while_another_one_holds_its_directory_and_stops_when_i
     assert [*losses(tmp_path / "run")] == [1, 2] and not (tmp_path / "run" / "summary.json").exists()
     train(config, writers=())
     assert [*losses(tmp_path / "run")] == [*range(1, 7)] and not (tmp_path / "run" / "lock.json").exists()
+
+
+def test_a_run_that_loses_its_directory_during_a_save_commits_nothing_and_ends_with_15(
+    data, tmp_path, monkeypatch, capfd
+):
+    """Whatever else fails while it ends."""
+    confirm, close = Lock.confirm, Checkpoints.close
+
+    def stolen(self):
+        (tmp_path / "run" / "lock.json").unlink(missing_ok=True)
+        confirm(self)
+
+    def failing(self):
+        with contextlib.suppress(LostLockError):
+            close(self)
+        raise StorageError("checkpoints", "cannot be written: refused by the test")
+
+    monkeypatch.setattr(Lock, "confirm", stolen)
+    monkeypatch.setattr(Checkpoints, "close", failing)
+    with pytest.raises(LostLockError) as lost:
+        train(run_config(data, tmp_path / "run", schedule=SIX_STEPS, checkpoint={"every_steps": 2}), writers=())
+    assert lost.value.exit_code == 15
+    assert RunDir(tmp_path / "run").committed_steps() == []
+    assert "refused by the test" in capfd.readouterr().err
