@@ -26,7 +26,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Examples:\n"
         "  python -m launch run configs/sft_65k.yaml batch.rows=16\n"
-        "  python -m launch run -- janus time-step configs/sft_65k.yaml"
+        "  python -m launch run -- janus time-step configs/sft_65k.yaml\n"
+        "Flags of `run` come before CONFIG, or after the last KEY=VALUE."
     )
     parser.add_argument(
         "words",

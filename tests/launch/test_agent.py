@@ -189,6 +189,20 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     assert agent._too_little_disk(run) == ""
 
 
+def test_only_what_is_copied_needs_disk(bucket):
+    from janus_jax.storage.bucket import Prefix
+
+    objects = {
+        "data": {"manifest.json": 2, "train/part": 100},
+        "hf": {"config.json": 2, "model.safetensors": 50, "exports/9/other": 7},
+        "run": {"config.yaml": 3, "checkpoints/5/params/d": 1000},  # read in place
+    }
+    for folder, files in objects.items():
+        for name, size in files.items():
+            Prefix(f"{bucket}/{folder}").write(name, b"x" * size)
+    assert [agent._copied_bytes(f"{bucket}/{folder}") for folder in objects] == [102, 52, 0]
+
+
 def test_left_over_holders_of_chips_are_ended(tmp_path, monkeypatch):
     chip, lock = tmp_path / "accel0", tmp_path / "lock"
     chip.touch()
