@@ -119,6 +119,22 @@ def test_paths_that_are_not_here_are_paths_of_the_hosts(context, config):
     assert "data.dir: /mnt/data is not on this workstation; taken as a path on the hosts, or a hub id" in context.said
 
 
+def test_every_key_that_names_data_or_weights_is_staged(context, config, tmp_path):
+    for name in ("model", "part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(name)
+    parts = "data={mixture: [{dir: data, weight: 2.0}, {dir: part, weight: 1.0}]}"
+    run = prepared(
+        context, config, "model=null", "init.from=model", "objective={name: dpo}", "reference.from=part", parts
+    )
+    values = yaml.safe_load(run.files["mine.yaml"])
+    staged = [values["init"]["from"], values["reference"]["from"], *(part["dir"] for part in values["data"]["mixture"])]
+    assert [url.rpartition("/")[2].rpartition("-")[0] for url in staged] == ["model", "part", "data", "part"]
+    assert run.inputs == staged
+    assert [part["weight"] for part in values["data"]["mixture"]] == [2.0, 1.0]
+    assert len(context.calls) == 3  # `part` once
+
+
 @pytest.mark.parametrize(
     ("words", "workers", "provisioning", "mount", "expected"),
     [
