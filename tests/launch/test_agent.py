@@ -81,7 +81,8 @@ def test_a_run_that_does_not_end_is_killed_after_the_grace(host):
 
 def test_a_killed_supervisor_takes_the_command_with_it_and_is_seen(host):
     host.agent("start", host.spec(a_run("child")))
-    pids = until(lambda: (now := host.pids())["child"] and now)
+    pids = host.pids()
+    until(lambda: len(machine.session(pids["child"])) > 1)
     os.kill(pids["pid"], signal.SIGKILL)
     assert host.wait("dead")["run_id"] == "demo-1"
     until(lambda: machine.process_start(pids["child"]) is None)

@@ -228,7 +228,7 @@ def hosts(tmp_path):
 
 @pytest.fixture
 def ready(hosts):
-    return Ready(python=str(hosts.hosts[0].python))
+    return Ready(python="~/python")
 
 
 def test_all_hosts_start_together_and_end_together(context, hosts, ready):
