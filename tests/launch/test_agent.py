@@ -243,3 +243,4 @@ def test_the_log_is_bounded_and_read_by_position(tmp_path, monkeypatch):
     again = log.Log(tmp_path)
     again.write(b" a line\n")
     assert log.since(tmp_path, end)[0] == "half a line\n"
+    assert log.since(tmp_path, 10**9)[0].startswith("line ")  # a position in the log of an earlier start

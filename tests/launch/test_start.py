@@ -200,6 +200,15 @@ def test_variables_that_must_not_travel_are_refused(pair):
         start.commands.environment([pair])
 
 
+def test_harmless_variables_travel():
+    assert start.commands.environment(["TOKENIZERS_PARALLELISM=a=b c", "X="]) == {
+        "TOKENIZERS_PARALLELISM": "a=b c",
+        "X": "",
+    }
+    with pytest.raises(ConfigError, match="--env A: given twice"):
+        start.commands.environment(["A=1", "A=2"])
+
+
 def test_mistakes_end_with_code_2_before_anything_is_touched(context, config, capsys, tmp_path):
     flags = [word for key, value in SETTINGS.items() for word in (f"--{key}", value)]
     (tmp_path / "settings.yaml").write_text("")
@@ -208,6 +217,8 @@ def test_mistakes_end_with_code_2_before_anything_is_touched(context, config, ca
     assert "batch.rowz" in capsys.readouterr().err
     assert main(["run", *flags, "--", "janus", "train", "mine.yaml", "--process-id", "1"]) == 2
     assert "--process-id" in capsys.readouterr().err
+    assert main(["run", *flags, "--shared-mount", "/mnt", "--", "janus", "doctor"]) == 2
+    assert "--shared-mount /mnt: `janus doctor` has no run directory" in capsys.readouterr().err
 
 
 def test_the_most_specific_exit_code_is_the_run_s():
