@@ -20,7 +20,7 @@ _VALUED = ("--devices", "--start-timeout", "--steps", "--trace", "--json", "--ch
 _OURS = ("--coordinator", "--num-processes", "--process-id")
 _OUTPUTS = ("--out", "--json", "--trace", "--picture")
 """Options whose value is written, not read."""
-_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+_SECRET = re.compile(r"TOKEN(?!IZER)|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 _RESERVED = ("JANUS_RUN_OWNER", "JANUS_RUN_ATTEMPT", "PYTHONPATH", "PYTHONUNBUFFERED")
 
 
@@ -106,6 +106,8 @@ def environment(pairs: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"--env {name}: allowed: NAME=VALUE")
         if name in _RESERVED:
             raise ConfigError(f"--env {name}: `run` sets this itself")
+        if name in values:
+            raise ConfigError(f"--env {name}: given twice")
         if _SECRET.search(name):
             raise ConfigError(
                 f"--env {name}: looks like a secret, and would lie in the bucket; put it in a file on the hosts "

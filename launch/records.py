@@ -146,7 +146,7 @@ class Spec(Record):
     bucket: str | None
     """FOLDER, for heartbeat and logs; None: they stay on the host."""
     python: str
-    """The interpreter, on the host."""
+    """The interpreter, on the host; `~` is its home directory."""
     cwd: str
     """Working directory on the host: the checkout."""
 

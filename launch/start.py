@@ -150,6 +150,9 @@ def end(context: Context, hosts: "Hosts", run_id: str, *, grace_s: float = 60) -
         try:
             state = json.loads(answer.out.strip().splitlines()[-1])
         except (ValueError, IndexError):
+            if answer.code in (126, 127):  # never set up
+                states.append({"state": "none", "run_id": None})
+                continue
             text = "dry run" if context.dry_run else (answer.err or answer.out).strip() or f"exit code {answer.code}"
             state = {"error": printable(text.splitlines()[-1])}
         states.append(state)

@@ -26,7 +26,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Examples:\n"
         "  python -m launch run configs/sft_65k.yaml batch.rows=16\n"
-        "  python -m launch run -- janus time-step configs/sft_65k.yaml"
+        "  python -m launch run -- janus time-step configs/sft_65k.yaml\n"
+        "Flags of `run` come before CONFIG, or after the last KEY=VALUE."
     )
     parser.add_argument(
         "words",
@@ -45,6 +46,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(context: Context, arguments: argparse.Namespace) -> int | None:
     """Starts the run; with `--wait`, its exit code."""
     command, env = commands.read(arguments.words), commands.environment(arguments.env)
+    for flag, value in (("--run-dir", arguments.run_dir), ("--shared-mount", arguments.shared_mount)):
+        if value is not None and not command.trains:
+            raise ConfigError(f"{flag} {value}: `janus {command.words[0]}` has no run directory; leave it out")
     from launch import machines as cloud
     from launch.environment import bring
     from launch.hosts import connect

@@ -59,7 +59,7 @@ def state(message: dict[str, Any]) -> dict[str, Any]:
 
 def prepare(message: dict[str, Any]) -> dict[str, Any]:
     """Refuses what cannot run here; else writes spec and files, to be started."""
-    run = message["run"]
+    message, run = _at_home(message), message["run"]
     if refusal := _held(run):
         return refusal
     if _is_there(run):
@@ -84,7 +84,7 @@ def prepare(message: dict[str, Any]) -> dict[str, Any]:
 
 def start(message: dict[str, Any]) -> dict[str, Any]:
     """Starts what was prepared, or prepares it first; returns once the supervisor is there."""
-    run, directory = message["run"], home() / "run"
+    message, run, directory = _at_home(message), message["run"], home() / "run"
     if refusal := _held(run):
         return refusal
     if _is_there(run):
@@ -206,6 +206,11 @@ def _turn() -> Iterator[None]:
     with (home() / "run.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _at_home(spec: dict[str, Any]) -> dict[str, Any]:
+    """A `Spec` with paths of this host: `~` is its home directory."""
+    return {**spec, **{name: os.path.expanduser(spec[name]) for name in ("python", "cwd")}}
 
 
 def _held(run: dict[str, Any]) -> dict[str, Any] | None:

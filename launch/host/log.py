@@ -14,23 +14,18 @@ class Log:
     def __init__(self, directory: Path):
         self._directory = directory
         self._start, self._size = _segments(directory)[-1] if _segments(directory) else (0, 0)
-        self._file = self._open()
+        self._file = _path(directory, self._start).open("ab", buffering=0)
 
     def write(self, data: bytes) -> None:
         """Appends to the newest file. A full disk loses the log, not the run."""
         with contextlib.suppress(OSError):
-            self._file.write(data)
-            self._file.flush()
-            self._size += len(data)
+            self._size += self._file.write(data)
             if self._size >= SEGMENT_BYTES:
+                following = _path(self._directory, self._start + self._size).open("ab", buffering=0)
                 self._file.close()
-                self._start, self._size = self._start + self._size, 0
-                self._file = self._open()
+                self._file, self._start, self._size = following, self._start + self._size, 0
                 for start, _ in _segments(self._directory)[:-SEGMENTS]:
                     _path(self._directory, start).unlink()
-
-    def _open(self):
-        return _path(self._directory, self._start).open("ab")
 
 
 def tail(directory: Path, lines: int) -> tuple[str, int]:
@@ -42,8 +37,11 @@ def tail(directory: Path, lines: int) -> tuple[str, int]:
 
 
 def since(directory: Path, position: int, at_most: int = 1 << 20) -> tuple[str, int]:
-    """Whole lines from a position on, and the position after them."""
-    segments = [(start, size) for start, size in _segments(directory) if start + size > position]
+    """Whole lines from a position on, and the position after them. A position beyond the end is of an earlier log."""
+    segments = _segments(directory)
+    if segments and position > sum(segments[-1]):
+        position = 0
+    segments = [(start, size) for start, size in segments if start + size > position]
     if not segments:
         return "", position
     position = max(position, segments[0][0])

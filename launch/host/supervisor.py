@@ -189,6 +189,8 @@ class Supervisor:
 
     def _pass_on(self) -> None:
         self._signals += 1
+        if self._uploads is not None:
+            self._uploads.hurry()
         if self._child is None or self._child.returncode is not None:
             return
         if self._signals == 1:

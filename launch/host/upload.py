@@ -31,6 +31,7 @@ class Uploads:
         self._waiting = bytearray()
         self._lost = 0
         self._number = 0
+        self._longest_s = _LATER_S
         self._began = time.monotonic()
         self._last_part = self._last_heartbeat = -1e9
         self._closing_by: float | None = None
@@ -56,6 +57,10 @@ class Uploads:
                 cut = self._waiting.find(b"\n", surplus) + 1 or surplus
                 del self._waiting[:cut]
                 self._lost += cut
+
+    def hurry(self) -> None:
+        """From now on the log is written as it comes: the machine may not be here for long."""
+        self._longest_s = _BETWEEN_S
 
     def close(self, heartbeat: bytes, seconds: float) -> bool:
         """Writes the rest of the log, then the last heartbeat. Returns whether the bucket has it."""
@@ -100,7 +105,7 @@ class Uploads:
 
     def _part_due(self) -> bool:
         now = time.monotonic()
-        interval = min(max((now - self._began) / 30, _FIRST_S), _LATER_S)
+        interval = min(max((now - self._began) / 30, _FIRST_S), self._longest_s)
         return bool(self._waiting) and (now - self._last_part >= interval or len(self._waiting) >= _PART_BYTES)
 
     def _part(self) -> bool:

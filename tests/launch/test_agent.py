@@ -81,7 +81,8 @@ def test_a_run_that_does_not_end_is_killed_after_the_grace(host):
 
 def test_a_killed_supervisor_takes_the_command_with_it_and_is_seen(host):
     host.agent("start", host.spec(a_run("child")))
-    pids = until(lambda: (now := host.pids())["child"] and now)
+    pids = host.pids()
+    until(lambda: len(machine.session(pids["child"])) > 1)
     os.kill(pids["pid"], signal.SIGKILL)
     assert host.wait("dead")["run_id"] == "demo-1"
     until(lambda: machine.process_start(pids["child"]) is None)
@@ -189,6 +190,20 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     assert agent._too_little_disk(run) == ""
 
 
+def test_only_what_is_copied_needs_disk(bucket):
+    from janus_jax.storage.bucket import Prefix
+
+    objects = {
+        "data": {"manifest.json": 2, "train/part": 100},
+        "hf": {"config.json": 2, "model.safetensors": 50, "exports/9/other": 7},
+        "run": {"config.yaml": 3, "checkpoints/5/params/d": 1000},  # read in place
+    }
+    for folder, files in objects.items():
+        for name, size in files.items():
+            Prefix(f"{bucket}/{folder}").write(name, b"x" * size)
+    assert [agent._copied_bytes(f"{bucket}/{folder}") for folder in objects] == [102, 52, 0]
+
+
 def test_left_over_holders_of_chips_are_ended(tmp_path, monkeypatch):
     chip, lock = tmp_path / "accel0", tmp_path / "lock"
     chip.touch()
@@ -228,3 +243,4 @@ def test_the_log_is_bounded_and_read_by_position(tmp_path, monkeypatch):
     again = log.Log(tmp_path)
     again.write(b" a line\n")
     assert log.since(tmp_path, end)[0] == "half a line\n"
+    assert log.since(tmp_path, 10**9)[0].startswith("line ")  # a position in the log of an earlier start

@@ -119,6 +119,22 @@ def test_paths_that_are_not_here_are_paths_of_the_hosts(context, config):
     assert "data.dir: /mnt/data is not on this workstation; taken as a path on the hosts, or a hub id" in context.said
 
 
+def test_every_key_that_names_data_or_weights_is_staged(context, config, tmp_path):
+    for name in ("model", "part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(name)
+    parts = "data={mixture: [{dir: data, weight: 2.0}, {dir: part, weight: 1.0}]}"
+    run = prepared(
+        context, config, "model=null", "init.from=model", "objective={name: dpo}", "reference.from=part", parts
+    )
+    values = yaml.safe_load(run.files["mine.yaml"])
+    staged = [values["init"]["from"], values["reference"]["from"], *(part["dir"] for part in values["data"]["mixture"])]
+    assert [url.rpartition("/")[2].rpartition("-")[0] for url in staged] == ["model", "part", "data", "part"]
+    assert run.inputs == staged
+    assert [part["weight"] for part in values["data"]["mixture"]] == [2.0, 1.0]
+    assert len(context.calls) == 3  # `part` once
+
+
 @pytest.mark.parametrize(
     ("words", "workers", "provisioning", "mount", "expected"),
     [
@@ -184,6 +200,15 @@ def test_variables_that_must_not_travel_are_refused(pair):
         start.commands.environment([pair])
 
 
+def test_harmless_variables_travel():
+    assert start.commands.environment(["TOKENIZERS_PARALLELISM=a=b c", "X="]) == {
+        "TOKENIZERS_PARALLELISM": "a=b c",
+        "X": "",
+    }
+    with pytest.raises(ConfigError, match="--env A: given twice"):
+        start.commands.environment(["A=1", "A=2"])
+
+
 def test_mistakes_end_with_code_2_before_anything_is_touched(context, config, capsys, tmp_path):
     flags = [word for key, value in SETTINGS.items() for word in (f"--{key}", value)]
     (tmp_path / "settings.yaml").write_text("")
@@ -192,6 +217,8 @@ def test_mistakes_end_with_code_2_before_anything_is_touched(context, config, ca
     assert "batch.rowz" in capsys.readouterr().err
     assert main(["run", *flags, "--", "janus", "train", "mine.yaml", "--process-id", "1"]) == 2
     assert "--process-id" in capsys.readouterr().err
+    assert main(["run", *flags, "--shared-mount", "/mnt", "--", "janus", "doctor"]) == 2
+    assert "--shared-mount /mnt: `janus doctor` has no run directory" in capsys.readouterr().err
 
 
 def test_the_most_specific_exit_code_is_the_run_s():
@@ -212,7 +239,7 @@ def hosts(tmp_path):
 
 @pytest.fixture
 def ready(hosts):
-    return Ready(python=str(hosts.hosts[0].python))
+    return Ready(python="~/python")
 
 
 def test_all_hosts_start_together_and_end_together(context, hosts, ready):

@@ -87,7 +87,7 @@ class ScratchHost:
 
     def spec(self, run: Run, **changes: Any) -> dict[str, Any]:
         """A message that starts a run here."""
-        given = Spec(run.to_json(), self.number, 1, None, 1, None, str(self.python), str(ROOT))
+        given = Spec(run.to_json(), self.number, 1, None, 1, None, "~/python", str(ROOT))
         return dataclasses.replace(given, **changes).to_json()
 
     def wait(self, *states: str, seconds: float = 20) -> dict[str, Any]:
