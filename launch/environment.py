@@ -38,7 +38,7 @@ class Ready:
     environment: str
     """Identity of the Python environment; for `python` of the settings a name made from its path."""
     python: str
-    """The interpreter, on the hosts."""
+    """The interpreter, on the hosts; `~` is their home directory, as in `cwd`."""
     cwd: str
     """The checkout, on the hosts."""
 
@@ -69,7 +69,7 @@ def bring(context: Context, hosts: Hosts, *, revision: str | None = None, notify
     target = _Target(code, "" if python else environment_identity(code), python)
     answers = hosts.each("bash -s", stdin=_script(target, make=False), timeout_s=LOOK_S, tries=3)
     if context.dry_run:
-        return _ready(target, "~")
+        return _ready(target)
     facts, lacking, failed = _split(answers)
     if lacking:
         made = _make(context, hosts, target, lacking, notify)
@@ -82,7 +82,7 @@ def bring(context: Context, hosts: Hosts, *, revision: str | None = None, notify
         require([*order, *ended], "setup", last=3)
     facts.sort(key=lambda pair: pair[0].host.number)
     _check(context, facts)
-    return _ready(target, facts[0][1]["home"])
+    return _ready(target)
 
 
 def environment_identity(code: ship.Code) -> str:
@@ -94,13 +94,10 @@ def environment_identity(code: ship.Code) -> str:
     return hashlib.sha256(json.dumps(asked).encode() + constraints).hexdigest()[:16]
 
 
-def _ready(target: _Target, home: str) -> Ready:
-    janus = f"{home}/janus"
+def _ready(target: _Target) -> Ready:
+    code = target.code.identity
     environment = target.environment or f"python-{hashlib.sha256((target.python or '').encode()).hexdigest()[:12]}"
-    own = f"{janus}/env/{environment}/bin/python"
-    named = target.python
-    python = own if named is None else home + named[1:] if named.startswith("~") else named
-    return Ready(target.code.identity, environment, python, f"{janus}/code/{target.code.identity}")
+    return Ready(code, environment, target.python or f"~/janus/env/{environment}/bin/python", f"~/janus/code/{code}")
 
 
 def _script(target: _Target, *, make: bool, staged: str = "") -> bytes:

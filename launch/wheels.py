@@ -5,6 +5,7 @@ The workstation makes the tar once for an environment. Wheels are for Linux on x
 
 import json
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -24,10 +25,14 @@ UV_VERSION = "0.13.9"
 PYTHON_VERSION = "3.11"
 CONSTRAINTS = "constraints-py311.txt"
 EXTRAS = ("tpu",)
-TARGET = "x86_64-manylinux_2_28"
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64",
-             "manylinux2014_x86_64", "manylinux_2_12_x86_64", "manylinux2010_x86_64", "manylinux_2_5_x86_64",
-             "manylinux1_x86_64", "linux_x86_64")  # fmt: skip
+GLIBC = 31
+"""Wheels may need glibc 2.31, as libtpu does; the images for TPUs have 2.35 or newer."""
+PLATFORMS = (
+    *(f"manylinux_2_{minor}_x86_64" for minor in range(GLIBC, 4, -1)),
+    *(f"manylinux{year}_x86_64" for year in (2014, 2010, 1)),
+    "linux_x86_64",
+)
+PIP = (sys.executable, "-m", "pip", "-q", "--disable-pip-version-check")
 FOLDER = "launch/wheels"
 
 
@@ -66,18 +71,49 @@ def collect(code: Code, folder: str) -> str:
     listing = os.path.join(folder, "requirements.txt")
     extras = [word for extra in EXTRAS for word in ("--extra", extra)]
     asked = [os.path.join(folder, "pyproject.toml"), "--constraints", os.path.join(folder, CONSTRAINTS), *extras]
-    exact = ["--python-version", PYTHON_VERSION, "--python-platform", TARGET, "--no-header", "--no-annotate"]
+    exact = [
+        "--python-version",
+        PYTHON_VERSION,
+        "--python-platform",
+        f"x86_64-manylinux_2_{GLIBC}",
+        "--no-header",
+        "--no-annotate",
+    ]
     # uv judges `sys_platform` and the like for the hosts; pip would judge them for this workstation.
-    _run([uv, "pip", "compile", "-q", *asked, *exact, "--no-strip-markers", "-o", listing], "resolving the packages")
+    _run([uv, "pip", "compile", "-q", *asked, *exact, "-o", listing], "resolving the packages")
     for_hosts = ["--only-binary=:all:", *(f"--platform={name}" for name in PLATFORMS)]
-    for_hosts += ["--python-version", PYTHON_VERSION, "--implementation", "cp", "--no-deps"]
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", *for_hosts]
-    wheels = os.path.join(folder, "wheels")
-    _run([*pip, "-d", wheels, "-r", listing], "downloading the packages")
-    _run([*pip, "-d", os.path.join(folder, "uv-wheel"), f"uv=={UV_VERSION}"], "downloading uv")
+    for_hosts += ["--python-version", PYTHON_VERSION, "--implementation", "cp"]
+    download = [*PIP, "download", *for_hosts, "--no-deps"]
+    _download(download, listing, os.path.join(folder, "wheels"))
+    _run([*download, "-d", os.path.join(folder, "uv-wheel"), f"uv=={UV_VERSION}"], "downloading uv")
     _unpack_uv(os.path.join(folder, "uv-wheel"), folder)
     _interpreter(uv, os.path.join(folder, "interpreter"), PYTHON_VERSION)
     return folder
+
+
+def _download(download: Sequence[str], listing: str, folder: str) -> None:
+    """Downloads the wheels of a list of exact versions. The few packages without one are built here."""
+    with open(listing, encoding="utf-8") as file:
+        wanted = file.read().split()
+    while True:
+        with open(listing, "w", encoding="utf-8") as file:
+            file.write("\n".join(wanted) + "\n")
+        try:
+            _run([*download, "-d", folder, "-r", listing], "downloading the packages")
+            return
+        except HostError as error:
+            name = re.search(r"No matching distribution found for (\S+==\S+)", str(error))
+            if name is None or name.group(1) not in wanted:
+                raise
+        requirement = name.group(1)
+        wanted.remove(requirement)
+        with tempfile.TemporaryDirectory() as built:
+            _run([*PIP, "wheel", "--no-deps", "-w", built, requirement], f"building {requirement}")
+            for wheel in os.listdir(built):
+                if not wheel.endswith("-none-any.whl"):
+                    raise HostError(requirement, f"has no wheel in the package index; {wheel} runs here alone")
+                os.makedirs(folder, exist_ok=True)
+                shutil.move(os.path.join(built, wheel), folder)
 
 
 def pack(folder: str, path: str) -> None:
@@ -92,9 +128,9 @@ def own_uv() -> str:
     target = os.path.join(cache_folder(), f"uv-{UV_VERSION}")
     uv = os.path.join(target, "bin", "uv")
     if not os.path.exists(uv):
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
         shutil.rmtree(target, ignore_errors=True)
-        _run([*pip, "--target", target, f"uv=={UV_VERSION}"], "installing uv on this workstation")
+        install = [*PIP, "install", "--no-deps", "--target", target, f"uv=={UV_VERSION}"]
+        _run(install, "installing uv on this workstation")
     return uv
 
 

@@ -47,7 +47,7 @@ def own_python(pod, number, script=""):
 def test_all_hosts_get_code_and_agent_and_a_second_time_is_one_round(pod):
     ready, reached = bring(pod)
     assert pod.said == ["sending the code to 3 hosts"]
-    assert ready.cwd == f"{pod.home(0)}/janus/code/{ready.code}" and ready.python == sys.executable
+    assert ready.cwd == f"~/janus/code/{ready.code}" and ready.python == sys.executable
     calls = len(pod.calls())
     assert calls == 9  # look, send, make
     assert bring(pod)[0] == ready

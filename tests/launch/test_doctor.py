@@ -1,0 +1,108 @@
+"""`doctor`: each check says what is wrong and what to do."""
+
+import argparse
+import json
+import subprocess
+import types
+
+import pytest
+
+import launch
+from launch.commands import doctor
+from launch.gcloud import Result
+from tests.support.pods import Pod
+
+DENIED = "ERROR: (gcloud.x) PERMISSION_DENIED: Permission tpu.acceleratorTypes.get denied."
+GOOD = {
+    "version": "Google Cloud SDK 528.0.0\nalpha 2025.07.25\n",
+    "auth": json.dumps([{"account": "ada@example.com"}]),
+    "accelerator-types": "{}",
+    "versions": json.dumps([{"version": "tpu-ubuntu2204-base"}, {"name": "projects/p/x/v2-alpha-tpuv5"}]),
+}
+
+
+def make_key(path, passphrase=""):
+    path.unlink(missing_ok=True)
+    words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-f", path]
+    subprocess.run(words, check=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def pod(tmp_path, monkeypatch):
+    kind = types.SimpleNamespace(name="v4-16", runtime="tpu-ubuntu2204-base")
+    monkeypatch.setattr(launch, "capacity", types.SimpleNamespace(of=lambda settings: kind), raising=False)
+    pod = Pod(tmp_path, monkeypatch)
+    make_key(tmp_path / "key")
+    pod.answers = dict(GOOD)
+
+    def gcloud(words, stdin, timeout_s):
+        answer = next(answer for name, answer in pod.answers.items() if name in words)
+        return answer if isinstance(answer, Result) else Result(0, answer, "")
+
+    pod.gcloud = gcloud
+    return pod
+
+
+def run(pod):
+    code = doctor.run(pod.context(), argparse.Namespace())
+    return code, pod.said
+
+
+def test_a_workstation_that_is_ready_lacks_only_the_bucket(pod):
+    code, said = run(pod)
+    assert [line for line in said if line.startswith("problem")] == ["problem  bucket: none in the settings"]
+    assert code == 1 and said[-1] == "1 problem" and "8476" in said[-2]
+    assert any(line == "ok       accelerator type: v4-16 is offered in us-central2-b of p" for line in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "line", "remedy"),
+    [
+        ("version", "Google Cloud SDK 400.0.0\n", "gcloud: Google Cloud SDK 400.0.0", "gcloud components update"),
+        ("auth", "[]", "account: none is active", "gcloud auth login"),
+        ("accelerator-types", Result(1, "", DENIED), "accelerator type in the zone: permission", "TPU Admin"),
+        (
+            "accelerator-types",
+            Result(1, "", "ERROR: (gcloud.x) NOT_FOUND: Resource 'v4-16' was not found"),
+            "v4-16 is not offered in us-central2-b",
+            "accelerator-types list --zone=us-central2-b",
+        ),
+        ("versions", '[{"version": "other"}]', "runtime: tpu-ubuntu2204-base is not offered", "allowed: other"),
+    ],
+)
+def test_a_problem_has_a_remedy(pod, name, answer, line, remedy):
+    pod.answers[name] = answer
+    said = run(pod)[1]
+    at = next(number for number, text in enumerate(said) if line in text)
+    assert said[at].startswith("problem  ") and said[at + 1].startswith("         -> ") and remedy in said[at + 1]
+
+
+def test_a_key_that_others_can_read_is_a_problem(pod, tmp_path):
+    (tmp_path / "key").chmod(0o644)
+    assert f"         -> chmod 600 {tmp_path}/key" in run(pod)[1]
+
+
+def test_a_passphrase_that_no_agent_knows_is_a_problem(pod, tmp_path, monkeypatch):
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    make_key(tmp_path / "key", "secret")
+    assert f"         -> ssh-add {tmp_path}/key" in run(pod)[1]
+
+
+def test_a_bucket_is_written_and_read(pod):
+    class Bucket:
+        url, kept = "gs://bucket", {}
+
+        def at(self, name):
+            return self
+
+        def write(self, name, value):
+            self.kept[name] = value
+
+        def read(self, name):
+            return types.SimpleNamespace(value=self.kept[name])
+
+    context = pod.context()
+    pod.settings = context.settings = context.settings.model_copy(update={"bucket": "gs://bucket"})
+    context.__dict__["bucket"] = Bucket()
+    assert doctor.run(context, argparse.Namespace()) == 0
+    assert pod.said[-1] == "all is well" and "ok       bucket: gs://bucket can be written and read" in pod.said
