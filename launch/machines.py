@@ -5,6 +5,7 @@ them. So every workstation sees the same, and nothing is left of a request that 
 the labels, and `janus-adopted`, when they are adopted: that also ends with the machines.
 """
 
+import contextlib
 import secrets
 import time
 from typing import Any
@@ -62,9 +63,11 @@ def create(context: Context, *, notify: Say, adopt: bool = False) -> Machines:
         adopt: take machines of this name that others made.
     Raises:
         CloudError: Google Cloud refused, the machines were preempted at once, or others have some of this name.
-        ConfigError: there are machines of another type.
+        ConfigError: there are machines of another type, or the settings' labels are those of launch.
     """
     settings, wanted = context.settings, capacity.of(context.settings)
+    if taken := {LAUNCH, TOKEN, ADOPTED} & set(settings.labels):
+        raise ConfigError("labels", f"{', '.join(sorted(taken))}: launch sets it; allowed: other keys")
     machines = look(context, notify)
     if machines is not None and not machines.ours:
         if not adopt:
@@ -259,14 +262,19 @@ def look(context: Context, notify: Say | None, patience_s: float = PATIENCE_S) -
 def _undo(context: Context, token: str, notify: Say, why: BaseException) -> None:
     """Deletes what the request with this token has made, if anything."""
     name, refusal = context.settings.name, why.kind if isinstance(why, CloudError) else None
+
+    def tell(line: str) -> None:
+        with contextlib.suppress(OSError):  # nobody may be reading any more
+            notify(line)
+
     if refusal is None:
-        notify(f"{name}: taking the request back")
+        tell(f"{name}: taking the request back")
     try:
         for _ in range(1 if refusal else 3):  # a request that was cut off may arrive late
-            machines = look(context, notify, 120.0)
+            machines = look(context, tell, 120.0)
             if machines is not None:
                 if machines.token == token:
-                    delete(context, machines, notify=notify)
+                    delete(context, machines, notify=tell)
                 return
             _sleep(0.0 if refusal else 3.0)
     except CloudError as error:

@@ -62,13 +62,13 @@ def describe(context: Context, wanted: Type) -> list[str]:
         f"{settings.name}: {slices}{wanted.name}, {settings.provisioning}, in {settings.zone} of {settings.project}: "
         f"{size}, {wanted.runtime}"
     ]
-    kind = "spot" if settings.provisioning == "spot" else "on-demand"
-    if wanted.usd_per_hour is None:
-        lines.append(f"price: unknown ({kind}); see https://cloud.google.com/tpu/pricing")
-    else:
-        lines.append(
-            f"price: ${wanted.usd_per_hour:,.2f} an hour, {kind} list price as of {wanted.as_of}; regions differ"
-        )
+    prices = {"on-demand": wanted.usd_on_demand_per_hour}
+    if settings.provisioning == "spot":
+        prices = {"spot": wanted.usd_per_hour, **prices}
+    known = [f"{kind} " + ("unknown" if usd is None else f"${usd:,.2f} an hour") for kind, usd in prices.items()]
+    lines.append(
+        f"price: {', '.join(known)}; list prices as of {wanted.as_of}; see https://cloud.google.com/tpu/pricing"
+    )
     if wanted.quotas:
         lines.append(f"quotas: {quotas(settings)}: {console(settings)}")
     else:

@@ -45,7 +45,7 @@ def test_up_says_what_it_costs_waits_and_can_be_repeated(cloud, capsys):
     shown = "\n".join(cloud.lines)
     for part in (
         "8 chips, 2 hosts, tpu-ubuntu2204-base",
-        "$25.76 an hour, on-demand list price as of 2025-11",
+        "price: on-demand $25.76 an hour; list prices as of 2025-11",
         "quotas: TPUV4sPodPerProjectPerZoneForTPUAPI in us-central2-b and TPUV4sPodPerProjectPerRegionForTPUAPI in us-",
         "janus: PROVISIONING",
         "janus: ready: 2 hosts",
@@ -151,6 +151,19 @@ def test_signals_take_the_request_back(cloud, capsys, stage, ends):
     assert capsys.readouterr().err == "stopped\n" and "janus: taking the request back" in cloud.lines
 
 
+def test_a_reader_that_is_gone_leaves_nothing(cloud, monkeypatch):
+    """`up | head`"""
+
+    def say(line):
+        if "PROVISIONING" in line or "back" in line:
+            raise BrokenPipeError
+
+    cloud.lines = type("Lines", (), {"append": staticmethod(say)})()
+    monkeypatch.setattr("launch.__main__.os.dup2", lambda *descriptors: None)
+    assert main(["up", *WORDS]) == 141
+    assert (cloud.queued, cloud.nodes) == ({}, {})
+
+
 def test_a_request_that_arrives_after_ctrl_c_is_taken_back(cloud):
     late = {}
 
@@ -232,6 +245,7 @@ def test_a_name_that_others_take_at_the_same_time_is_refused(cloud, capsys):
         (["--type=v4-32"], "type: v4-32, but janus has v4-16"),
         (["--slices=2"], "slices: 2, but janus has 1"),
         (["--type=v3-32", "--slices=2"], "slices: 2 x v3-32: v3 supports a single slice only"),
+        (["--labels=janus-token=x"], "labels: janus-token: launch sets it"),
         (["a.b=c"], "a.b=c: allowed: only with --config"),
     ],
 )
@@ -239,6 +253,25 @@ def test_contradictions_are_bad_input(cloud, capsys, words, said):
     assert main(["up", *WORDS]) == 0
     assert main(["up", *WORDS, *words]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "price"),
+    [
+        (["--type=v4-16"], "spot unknown, on-demand $25.76 an hour"),
+        (["--type=v2-8"], "spot $1.35 an hour, on-demand $4.50 an hour"),
+    ],
+)
+def test_spot_prices_are_shown_where_they_are_known(cloud, words, price):
+    assert main(["up", *WORDS, *words, "--provisioning=spot", "--dry-run"]) == 0
+    assert f"price: {price}; list prices as of" in cloud.lines[1] and "Preemptible" in cloud.lines[2]
+
+
+def test_a_dry_run_needs_no_credentials(cloud, capsys):
+    cloud.faults = [Fault(".", RECORDED["err_no_credentials"]["stderr"], 99)]
+    assert main(["up", *WORDS, "--dry-run"]) == 0
+    assert cloud.lines[-1].startswith("gcloud compute tpus queued-resources create janus")
+    assert "not looked at: janus: no credentials" in capsys.readouterr().err
 
 
 def test_a_dry_run_shows_the_command_and_runs_none(cloud):
