@@ -99,12 +99,12 @@ def wait(context: Context, machines: Machines, *, notify: Say) -> Machines:
     Raises:
         CloudError: they failed, were preempted or deleted, or were not there in the settings' `valid_for`.
     """
-    settings, began, shown, shown_s, delay_s, active_s = context.settings, _clock(), "", 0.0, 10.0, None
+    settings, began, shown, shown_s, delay_s, missing_s = context.settings, _clock(), "", 0.0, 10.0, None
     patience_s = seconds(settings.valid_for) + SETTLE_S if settings.valid_for else float("inf")
     while not machines.ready:
         now, lost = _clock(), ""
-        active_s = (active_s or now) if machines.state == "MISSING" else None
-        if machines.gone and (active_s is None or now - active_s > SETTLE_S):
+        missing_s = (missing_s or now) if machines.state == "MISSING" else None
+        if machines.gone and (missing_s is None or now - missing_s > SETTLE_S):
             lost = machines.words if machines.error else f"{machines.words}: preempted, or deleted by someone"
         elif machines.state in _QUEUED and now - began > patience_s:
             lost = f"{machines.state}: not served within valid_for = {settings.valid_for}"
@@ -115,8 +115,11 @@ def wait(context: Context, machines: Machines, *, notify: Say) -> Machines:
             if machines.ours:
                 notify(f"{machines.name}: {lost}: deleting it")
                 delete(context, machines, notify=notify)
+            else:
+                lost += "; others made it; delete it: python -m launch down --adopt"
             kind = kind_of(machines.error) if machines.error else Kind.STOCK_OUT
-            raise explained(CloudError(kind, f"{kind.value}: {lost}"), settings)
+            text = lost if kind is Kind.UNKNOWN else f"{kind.value}: {lost}"
+            raise explained(CloudError(kind, text), settings)
         if machines.state != shown or now - shown_s >= 60:
             notify(f"{machines.name}: {machines.words}, {_minutes(now - began)}")
             shown, shown_s = machines.state, now
@@ -135,18 +138,13 @@ def delete(context: Context, machines: Machines, *, notify: Say | None = None) -
     Raises:
         CloudError: others made them, or Google Cloud refused.
     """
-    gcloud, name, began = context.gcloud, machines.name, _clock()
+    gcloud, token, began, delay_s = context.gcloud, machines.token, _clock(), 5.0
     if not machines.ours:
         raise not_ours(machines)
-    commands = [gcloud.tpu("queued-resources", "delete", name, "--force", "--quiet")]
-    if not machines.is_queued:
-        commands = [gcloud.tpu("tpu-vm", "delete", node, "--quiet") for node in machines.nodes]
-    if context.dry_run:
-        for words in commands:
-            gcloud.change(words)
-        return
-    delay_s = 5.0
     while True:
+        commands = [gcloud.tpu("queued-resources", "delete", machines.name, "--force", "--quiet")]
+        if not machines.is_queued:
+            commands = [gcloud.tpu("tpu-vm", "delete", node, "--quiet") for node in machines.nodes]
         refused = None
         for words in commands:
             try:
@@ -154,15 +152,18 @@ def delete(context: Context, machines: Machines, *, notify: Say | None = None) -
             except CloudError as error:
                 if error.kind is not Kind.NOT_FOUND:
                     refused = error
-        if refused is not None and not (_passes(refused) or _unsettled(machines, refused)):
+        if context.dry_run:
+            return
+        if refused is not None and not (_passes(refused) or _unsettled(refused)):
             raise explained(refused, context.settings)
         left = look(context, notify)
-        if left is None or left.token != machines.token:
+        if left is None or left.token != token:
             return
+        machines = left
         if _clock() - began > 2 * PATIENCE_S:
             raise explained(refused or CloudError(Kind.UNAVAILABLE, f"{left.state}: is still there"), context.settings)
         if notify is not None:
-            notify(f"{name}: {left.state}: waiting until it is gone, {_minutes(_clock() - began)}")
+            notify(f"{left.name}: {left.state}: waiting until it is gone, {_minutes(_clock() - began)}")
         _sleep(delay_s)
         delay_s = min(30.0, 1.5 * delay_s)
 
@@ -308,13 +309,13 @@ def _passes(error: CloudError) -> bool:
     return error.kind is Kind.UNAVAILABLE
 
 
-def _unsettled(machines: Machines, error: CloudError) -> bool:
-    """Whether a queued resource refuses to be deleted because it is just changing its state."""
-    return machines.is_queued and "FAILED_PRECONDITION" in str(error)
+def _unsettled(error: CloudError) -> bool:
+    """Whether something refuses to be deleted because it is just changing its state."""
+    return "FAILED_PRECONDITION" in str(error) and "belongs to a queued resource" not in str(error)
 
 
 def _brief(error: CloudError) -> str:
-    return str(error).partition(" (command: ")[0]
+    return str(error.args[-1]).partition(" (command: ")[0]
 
 
 def _minutes(elapsed_s: float) -> str:

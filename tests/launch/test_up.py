@@ -189,6 +189,14 @@ def test_a_second_ctrl_c_says_what_may_be_left(cloud, capsys):
     assert "janus: may still be there, and cost money: python -m launch down" in capsys.readouterr().err
 
 
+def test_what_cannot_be_taken_back_is_named(cloud, capsys):
+    cloud.on = {"create": lambda: cloud.faults.append(Fault(".", UNAVAILABLE, 10_000))}
+    assert main(["up", *WORDS]) == 16
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith("janus: may still be there, and cost money: python -m launch down; unavailable")
+    assert error.startswith("error: janus: unavailable")
+
+
 def test_waiting_for_machines_of_an_earlier_call_does_not_take_them_back(cloud):
     assert main(["up", *WORDS]) == 0
     cloud.states, cloud.on = ["PROVISIONING"], {"sleep": cloud.interrupt}
@@ -284,6 +292,28 @@ def test_a_dry_run_shows_the_command_and_runs_none(cloud):
         "gcloud compute tpus queued-resources delete janus --force --quiet --zone=us-central2-b --project=p"
     )
     assert list(cloud.queued) == ["janus"]
+
+
+def test_dead_machines_of_others_are_theirs_to_delete(cloud, capsys):
+    of_others(cloud, "queued resource")
+    cloud.states, cloud.failed = ["FAILED"], STOCK_OUT
+    assert main(["up", *WORDS, "--adopt"]) == 16
+    assert "others made it; delete it: python -m launch down --adopt" in capsys.readouterr().err
+    assert list(cloud.queued) == ["janus"]
+
+
+def test_nodes_that_outlive_their_queued_resource_are_deleted(cloud, monkeypatch):
+    assert main(["up", *WORDS, "--slices=2"]) == 0
+    monkeypatch.setattr(cloud, "_queued_resources_delete", lambda name, flags: cloud.queued.pop(name))
+    assert main(["down", *WORDS]) == 0
+    assert (cloud.queued, cloud.nodes) == ({}, {})
+
+
+def test_a_node_of_another_queued_resource_is_not_deleted_alone(cloud, capsys):
+    cloud.add_node("janus", queuedResource=f"{PARENT}/queuedResources/another")
+    cloud.faults = [Fault("tpu-vm delete", RECORDED["node_delete_in_qr"]["stderr"], 99)]
+    assert main(["down", *WORDS, "--adopt"]) == 16
+    assert "belongs to a queued resource" in capsys.readouterr().err and cloud.now_s < 60
 
 
 def test_down_deletes_everything_and_has_nothing_to_do_the_second_time(cloud):
