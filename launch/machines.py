@@ -45,9 +45,10 @@ def find(context: Context) -> Machines | None:
     if queued is not None:
         expected = node_names(queued, name)
         nodes = [node for node in nodes if base(node["name"]) in expected or base(node.get("queuedResource")) == name]
-        listed = {base(node["name"]) for node in nodes}
-        missing = [_describe(gcloud, "tpu-vm", node) for node in expected if node not in listed]  # lists have holes
-        nodes += [node for node in missing if node is not None]
+        if len(nodes) < len(expected):  # lists have holes
+            listed = {base(node["name"]) for node in nodes}
+            missing = [_describe(gcloud, "tpu-vm", node) for node in expected if node not in listed]
+            nodes += [node for node in missing if node is not None]
         return read(name, queued, nodes)
     nodes = [node for node in nodes if base(node["name"]) == name or node.get("labels", {}).get(LAUNCH) == name]
     return read(name, None, nodes) if nodes else None
@@ -105,7 +106,8 @@ def wait(context: Context, machines: Machines, *, notify: Say) -> Machines:
         now, lost = _clock(), ""
         missing_s = (missing_s or now) if machines.state == "MISSING" else None
         if machines.gone and (missing_s is None or now - missing_s > SETTLE_S):
-            lost = machines.words if machines.error else f"{machines.words}: preempted, or deleted by someone"
+            known = machines.error or machines.state == "FAILED"
+            lost = machines.words if known else f"{machines.words}: preempted, or deleted by someone"
         elif machines.state in _QUEUED and now - began > patience_s:
             lost = f"{machines.state}: not served within valid_for = {settings.valid_for}"
         elif machines.state in ("STOPPED", "STOPPING"):
@@ -225,7 +227,7 @@ def _ask(context: Context, words: list[str], token: str, notify: Say) -> Machine
     while True:
         refused = None
         try:
-            context.gcloud.change(words, timeout_s=300)
+            context.gcloud.change(words, timeout_s=120)
         except CloudError as error:
             refused = error
             if error.kind is not Kind.EXISTS and not _passes(error):
