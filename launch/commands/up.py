@@ -28,6 +28,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(context: Context, arguments: argparse.Namespace) -> int | None:
     if arguments.overrides and arguments.config is None:
         raise ConfigError(arguments.overrides[0], "allowed: only with --config CONFIG")
+    if arguments.config is not None and arguments.plan is not None:
+        raise ConfigError("--config, --plan", "allowed: only one of them")
+    if arguments.force and arguments.config is None and arguments.plan is None:
+        raise ConfigError("--force", "allowed: only with --config or --plan")
     wanted = capacity.of(context.settings)
     for line in describe(context, wanted):
         context.say(line)

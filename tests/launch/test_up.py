@@ -254,6 +254,8 @@ def test_a_name_that_others_take_at_the_same_time_is_refused(cloud, capsys):
         (["--slices=2"], "slices: 2, but janus has 1"),
         (["--type=v3-32", "--slices=2"], "slices: 2 x v3-32: v3 supports a single slice only"),
         (["--labels=janus-token=x"], "labels: janus-token: launch sets it"),
+        (["--config=c.yaml", "--plan=p.json"], "--config, --plan: allowed: only one of them"),
+        (["--force"], "--force: allowed: only with --config or --plan"),
         (["a.b=c"], "a.b=c: allowed: only with --config"),
     ],
 )
@@ -359,6 +361,14 @@ def test_a_configuration_that_does_not_fit_creates_nothing(cloud, planner, capsy
     assert main(["up", *WORDS, *words, "a.b=c"]) == code
     assert said in capsys.readouterr().err + "\n".join(cloud.lines)
     assert bool(cloud.queued) == (code == 0)
+
+
+def test_ctrl_c_ends_the_planner(cloud, planner, tmp_path, monkeypatch):
+    (tmp_path / "python").write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nkill -TERM $PPID\nexec sleep 60\n")
+    assert main(["up", *WORDS, "--config", "fits.yaml"]) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert cloud.commands == []
 
 
 @pytest.mark.parametrize(
