@@ -22,9 +22,10 @@ class Type:
     runtime: str
     """TPU software version."""
     usd_per_hour: float | None
-    """List price of all slices; None: unknown."""
+    """List price of all slices as they are provisioned; None: unknown."""
+    usd_on_demand_per_hour: float | None
     as_of: str
-    """Month of that price."""
+    """Month of these prices."""
     quotas: tuple[str, ...]
     """Names of the quotas that it counts against: of the zone, of its region. None for reserved machines."""
     note: str = ""
@@ -64,7 +65,9 @@ def of(settings: Settings) -> Type:
         raise
     family, chip = families()[target.family], table.chips[target.family]
     spot = settings.provisioning == "spot"
-    price = chip.usd_spot if spot else chip.usd_on_demand
+    on_demand, of_spot = (
+        None if price is None else price * target.chips * slices for price in (chip.usd_on_demand, chip.usd_spot)
+    )
     kind = family.quota.format(
         spot="Preemptible" if spot else "",
         pod="Pod" if target.hosts > 1 else "",
@@ -77,7 +80,8 @@ def of(settings: Settings) -> Type:
         hosts=target.hosts,
         slices=slices,
         runtime=settings.runtime or family.runtime,
-        usd_per_hour=None if price is None else price * target.chips * slices,
+        usd_per_hour=of_spot if spot else on_demand,
+        usd_on_demand_per_hour=on_demand,
         as_of=table.as_of,
         quotas=()
         if settings.provisioning == "reserved"

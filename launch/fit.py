@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from janus_jax.errors import ConfigError, JanusError, first_line
 from janus_jax.planning.chips.slices import find_slice
 from launch.capacity import Type
 from launch.context import Context
-from launch.gcloud import end_group
+from launch.gcloud import run_command
 
 
 class DoesNotFitError(JanusError):
@@ -92,27 +91,15 @@ def _planned(config: str, overrides: Sequence[str], machines: Type, root: str) -
     """Whether it fits and why not; or why there is no answer."""
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "plan.json")
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         options = [f"--topology={machines.name}", f"--slices={machines.slices}", "--tries=0", f"--json={out}"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "janus_jax.cli", "plan", config, *overrides, *options],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        try:
-            error = process.communicate()[1]
-        except BaseException:
-            end_group(process)
-            raise
-        if process.returncode in (0, 3):
+        words = [sys.executable, "-m", "janus_jax.cli", "plan", config, *overrides, *options]
+        result = run_command(["env", f"PYTHONPATH={path}", *words])
+        if result.code in (0, 3):
             return _stored(out, machines)
-    lines = [line for line in error.splitlines() if line.strip()]
+    lines = [line for line in result.err.splitlines() if line.strip()]
     message = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
     message = first_line(message.removeprefix("error: "))
-    if process.returncode == 2:
+    if result.code == 2:
         raise ConfigError(message)
-    return f"`janus plan` ended with {process.returncode}: {message}"
+    return f"`janus plan` ended with {result.code}: {message}"

@@ -8,7 +8,8 @@ import re
 import shlex
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from launch.errors import CloudError, Kind
@@ -37,29 +38,51 @@ def run_command(words: Sequence[str], stdin: str | None = None, timeout_s: float
     Raises:
         CloudError: the program is not installed.
     """
+    process = None
     try:
-        process = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        with _uninterrupted():
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+        out, err = process.communicate(stdin, timeout=timeout_s)
     except FileNotFoundError:
         raise CloudError(
             Kind.INVALID, words[0], "is not installed; see https://cloud.google.com/sdk/docs/install"
         ) from None
-    try:
-        out, err = process.communicate(stdin, timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        end_group(process)
-        return Result(124, "", f"no answer within {timeout_s:.0f} s")
-    except BaseException:
-        end_group(process)
+    except BaseException as error:
+        if process is not None:
+            end_group(process)
+        if isinstance(error, subprocess.TimeoutExpired):
+            return Result(124, "", f"no answer within {timeout_s:.0f} s")
         raise
     return Result(process.returncode, out, err)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Puts signals off until a process has started: nobody would end it otherwise."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not None
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def end_group(process: "subprocess.Popen[Any]") -> None:

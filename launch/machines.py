@@ -5,6 +5,7 @@ them. So every workstation sees the same, and nothing is left of a request that 
 the labels, and `janus-adopted`, when they are adopted: that also ends with the machines.
 """
 
+import contextlib
 import secrets
 import time
 from typing import Any
@@ -44,9 +45,10 @@ def find(context: Context) -> Machines | None:
     if queued is not None:
         expected = node_names(queued, name)
         nodes = [node for node in nodes if base(node["name"]) in expected or base(node.get("queuedResource")) == name]
-        listed = {base(node["name"]) for node in nodes}
-        missing = [_describe(gcloud, "tpu-vm", node) for node in expected if node not in listed]  # lists have holes
-        nodes += [node for node in missing if node is not None]
+        if len(nodes) < len(expected):  # lists have holes
+            listed = {base(node["name"]) for node in nodes}
+            missing = [_describe(gcloud, "tpu-vm", node) for node in expected if node not in listed]
+            nodes += [node for node in missing if node is not None]
         return read(name, queued, nodes)
     nodes = [node for node in nodes if base(node["name"]) == name or node.get("labels", {}).get(LAUNCH) == name]
     return read(name, None, nodes) if nodes else None
@@ -62,9 +64,11 @@ def create(context: Context, *, notify: Say, adopt: bool = False) -> Machines:
         adopt: take machines of this name that others made.
     Raises:
         CloudError: Google Cloud refused, the machines were preempted at once, or others have some of this name.
-        ConfigError: there are machines of another type.
+        ConfigError: there are machines of another type, or the settings' labels are those of launch.
     """
     settings, wanted = context.settings, capacity.of(context.settings)
+    if taken := {LAUNCH, TOKEN, ADOPTED} & set(settings.labels):
+        raise ConfigError("labels", f"{', '.join(sorted(taken))}: launch sets it; allowed: other keys")
     machines = look(context, notify)
     if machines is not None and not machines.ours:
         if not adopt:
@@ -96,13 +100,14 @@ def wait(context: Context, machines: Machines, *, notify: Say) -> Machines:
     Raises:
         CloudError: they failed, were preempted or deleted, or were not there in the settings' `valid_for`.
     """
-    settings, began, shown, shown_s, delay_s, active_s = context.settings, _clock(), "", 0.0, 10.0, None
+    settings, began, shown, shown_s, delay_s, missing_s = context.settings, _clock(), "", 0.0, 10.0, None
     patience_s = seconds(settings.valid_for) + SETTLE_S if settings.valid_for else float("inf")
     while not machines.ready:
         now, lost = _clock(), ""
-        active_s = (active_s or now) if machines.state == "MISSING" else None
-        if machines.gone and (active_s is None or now - active_s > SETTLE_S):
-            lost = machines.words if machines.error else f"{machines.words}: preempted, or deleted by someone"
+        missing_s = (missing_s or now) if machines.state == "MISSING" else None
+        if machines.gone and (missing_s is None or now - missing_s > SETTLE_S):
+            known = machines.error or machines.state == "FAILED"
+            lost = machines.words if known else f"{machines.words}: preempted, or deleted by someone"
         elif machines.state in _QUEUED and now - began > patience_s:
             lost = f"{machines.state}: not served within valid_for = {settings.valid_for}"
         elif machines.state in ("STOPPED", "STOPPING"):
@@ -112,8 +117,11 @@ def wait(context: Context, machines: Machines, *, notify: Say) -> Machines:
             if machines.ours:
                 notify(f"{machines.name}: {lost}: deleting it")
                 delete(context, machines, notify=notify)
+            else:
+                lost += "; others made it; delete it: python -m launch down --adopt"
             kind = kind_of(machines.error) if machines.error else Kind.STOCK_OUT
-            raise explained(CloudError(kind, f"{kind.value}: {lost}"), settings)
+            text = lost if kind is Kind.UNKNOWN else f"{kind.value}: {lost}"
+            raise explained(CloudError(kind, text), settings)
         if machines.state != shown or now - shown_s >= 60:
             notify(f"{machines.name}: {machines.words}, {_minutes(now - began)}")
             shown, shown_s = machines.state, now
@@ -132,18 +140,13 @@ def delete(context: Context, machines: Machines, *, notify: Say | None = None) -
     Raises:
         CloudError: others made them, or Google Cloud refused.
     """
-    gcloud, name, began = context.gcloud, machines.name, _clock()
+    gcloud, token, began, delay_s = context.gcloud, machines.token, _clock(), 5.0
     if not machines.ours:
         raise not_ours(machines)
-    commands = [gcloud.tpu("queued-resources", "delete", name, "--force", "--quiet")]
-    if not machines.is_queued:
-        commands = [gcloud.tpu("tpu-vm", "delete", node, "--quiet") for node in machines.nodes]
-    if context.dry_run:
-        for words in commands:
-            gcloud.change(words)
-        return
-    delay_s = 5.0
     while True:
+        commands = [gcloud.tpu("queued-resources", "delete", machines.name, "--force", "--quiet")]
+        if not machines.is_queued:
+            commands = [gcloud.tpu("tpu-vm", "delete", node, "--quiet") for node in machines.nodes]
         refused = None
         for words in commands:
             try:
@@ -151,15 +154,18 @@ def delete(context: Context, machines: Machines, *, notify: Say | None = None) -
             except CloudError as error:
                 if error.kind is not Kind.NOT_FOUND:
                     refused = error
-        if refused is not None and not (_passes(refused) or _unsettled(machines, refused)):
+        if context.dry_run:
+            return
+        if refused is not None and not (_passes(refused) or _unsettled(refused)):
             raise explained(refused, context.settings)
         left = look(context, notify)
-        if left is None or left.token != machines.token:
+        if left is None or left.token != token:
             return
+        machines = left
         if _clock() - began > 2 * PATIENCE_S:
             raise explained(refused or CloudError(Kind.UNAVAILABLE, f"{left.state}: is still there"), context.settings)
         if notify is not None:
-            notify(f"{name}: {left.state}: waiting until it is gone, {_minutes(_clock() - began)}")
+            notify(f"{left.name}: {left.state}: waiting until it is gone, {_minutes(_clock() - began)}")
         _sleep(delay_s)
         delay_s = min(30.0, 1.5 * delay_s)
 
@@ -221,7 +227,7 @@ def _ask(context: Context, words: list[str], token: str, notify: Say) -> Machine
     while True:
         refused = None
         try:
-            context.gcloud.change(words, timeout_s=300)
+            context.gcloud.change(words, timeout_s=120)
         except CloudError as error:
             refused = error
             if error.kind is not Kind.EXISTS and not _passes(error):
@@ -259,14 +265,19 @@ def look(context: Context, notify: Say | None, patience_s: float = PATIENCE_S) -
 def _undo(context: Context, token: str, notify: Say, why: BaseException) -> None:
     """Deletes what the request with this token has made, if anything."""
     name, refusal = context.settings.name, why.kind if isinstance(why, CloudError) else None
+
+    def tell(line: str) -> None:
+        with contextlib.suppress(OSError):  # nobody may be reading any more
+            notify(line)
+
     if refusal is None:
-        notify(f"{name}: taking the request back")
+        tell(f"{name}: taking the request back")
     try:
         for _ in range(1 if refusal else 3):  # a request that was cut off may arrive late
-            machines = look(context, notify, 120.0)
+            machines = look(context, tell, 120.0)
             if machines is not None:
                 if machines.token == token:
-                    delete(context, machines, notify=notify)
+                    delete(context, machines, notify=tell)
                 return
             _sleep(0.0 if refusal else 3.0)
     except CloudError as error:
@@ -300,13 +311,13 @@ def _passes(error: CloudError) -> bool:
     return error.kind is Kind.UNAVAILABLE
 
 
-def _unsettled(machines: Machines, error: CloudError) -> bool:
-    """Whether a queued resource refuses to be deleted because it is just changing its state."""
-    return machines.is_queued and "FAILED_PRECONDITION" in str(error)
+def _unsettled(error: CloudError) -> bool:
+    """Whether something refuses to be deleted because it is just changing its state."""
+    return "FAILED_PRECONDITION" in str(error) and "belongs to a queued resource" not in str(error)
 
 
 def _brief(error: CloudError) -> str:
-    return str(error).partition(" (command: ")[0]
+    return str(error.args[-1]).partition(" (command: ")[0]
 
 
 def _minutes(elapsed_s: float) -> str:

@@ -82,14 +82,16 @@ def read(name: str, queued: dict[str, Any] | None, nodes: list[dict[str, Any]]) 
     """From the answers of gcloud: a queued resource, if there is one, and the nodes that belong to it."""
     nodes = sorted(nodes, key=lambda node: _natural(base(node["name"])))
     by_name = {base(node["name"]): node for node in nodes}
-    names = node_names(queued, name) or list(by_name)
-    spec = {} if queued is None else queued.get("tpu", {}).get("nodeSpec", [{}])[0].get("node", {})
+    expected = node_names(queued, name)
+    names = list(by_name) if len(by_name) >= len(expected) else expected  # Google may name slices otherwise
+    spec = ((queued or {}).get("tpu", {}).get("nodeSpec") or [{}])[0].get("node", {})
     one = nodes[0] if nodes else spec
     state = "READY" if queued is None else state_of(queued)
     if state in ("ACTIVE", "READY"):
         states = [by_name[node].get("state", "UNKNOWN") if node in by_name else "MISSING" for node in names]
         state = next((one for one in sorted(states, key=lambda one: one not in _GONE) if one != "READY"), state)
     ill = [node for node in nodes if node.get("health", "HEALTHY") not in ("HEALTHY", "HEALTH_UNSPECIFIED")]
+    ill.sort(key=lambda node: node["health"] == "UNHEALTHY_MAINTENANCE")  # which often passes
     failed = ((queued or {}).get("state") or {}).get("failedData", {}).get("error", {})
     error = f"{_CODES.get(failed.get('code'), 'UNKNOWN')}: {failed.get('message', '')}" if failed else ""
     labels = [{**spec.get("labels", {}), **node.get("labels", {})} for node in nodes or [{}]]

@@ -52,7 +52,7 @@ def _hint(kind: Kind, text: str, settings: Settings) -> str:
             return f"gcloud services enable tpu.googleapis.com --project={project}"
         case Kind.CREDENTIALS:
             return "gcloud auth login"
-        case Kind.INVALID | Kind.NOT_FOUND:
+        case Kind.INVALID | Kind.NOT_FOUND if "FAILED_PRECONDITION" not in text:
             return (
                 f"does {zone} have {settings.type}? gcloud compute tpus tpu-vm accelerator-types list --zone={zone} "
                 f"--project={project}; runtime versions: gcloud compute tpus tpu-vm versions list --zone={zone} "

@@ -28,6 +28,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(context: Context, arguments: argparse.Namespace) -> int | None:
     if arguments.overrides and arguments.config is None:
         raise ConfigError(arguments.overrides[0], "allowed: only with --config CONFIG")
+    if arguments.config is not None and arguments.plan is not None:
+        raise ConfigError("--config, --plan", "allowed: only one of them")
+    if arguments.force and arguments.config is None and arguments.plan is None:
+        raise ConfigError("--force", "allowed: only with --config or --plan")
     wanted = capacity.of(context.settings)
     for line in describe(context, wanted):
         context.say(line)
@@ -62,13 +66,13 @@ def describe(context: Context, wanted: Type) -> list[str]:
         f"{settings.name}: {slices}{wanted.name}, {settings.provisioning}, in {settings.zone} of {settings.project}: "
         f"{size}, {wanted.runtime}"
     ]
-    kind = "spot" if settings.provisioning == "spot" else "on-demand"
-    if wanted.usd_per_hour is None:
-        lines.append(f"price: unknown ({kind}); see https://cloud.google.com/tpu/pricing")
-    else:
-        lines.append(
-            f"price: ${wanted.usd_per_hour:,.2f} an hour, {kind} list price as of {wanted.as_of}; regions differ"
-        )
+    prices = {"on-demand": wanted.usd_on_demand_per_hour}
+    if settings.provisioning == "spot":
+        prices = {"spot": wanted.usd_per_hour, **prices}
+    known = [f"{kind} " + ("unknown" if usd is None else f"${usd:,.2f} an hour") for kind, usd in prices.items()]
+    lines.append(
+        f"price: {', '.join(known)}; list prices as of {wanted.as_of}; see https://cloud.google.com/tpu/pricing"
+    )
     if wanted.quotas:
         lines.append(f"quotas: {quotas(settings)}: {console(settings)}")
     else:

@@ -1,10 +1,14 @@
 """What an accelerator type is: cloud.google.com/tpu/docs, and messages about quotas that users have reported."""
 
+import subprocess
+import sys
+
 import pytest
 
 from janus_jax.errors import ConfigError
 from launch import capacity
 from tests.support.fake_machines import settings
+from tests.support.repository import ROOT
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,16 @@ def test_other_types_are_refused(changes, message):
     with pytest.raises(ConfigError) as refused:
         capacity.of(settings(**changes))
     assert str(refused.value).startswith(message)
+
+
+def test_looking_at_machines_needs_no_jax():
+    code = (
+        "import sys, launch.commands.up, launch.commands.down, launch.capacity\n"
+        "from launch.settings import Settings\n"
+        "launch.capacity.of(Settings(name='a', project='p', zone='us-central2-b', type='v4-8'))\n"
+        "print(*{'jax', 'jaxlib', 'numpy', 'tensorflow', 'flax'} & set(sys.modules))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT) == "\n"
 
 
 def test_a_family_that_google_documents_for_gke_alone_is_noted():

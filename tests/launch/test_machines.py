@@ -78,6 +78,22 @@ def test_a_queued_resource_is_judged_with_its_nodes(cloud, patch, state, health,
     assert (found.state, found.health, found.ready, found.gone) == (state, health, ready, gone)
 
 
+def test_slices_may_be_named_otherwise_than_asked_for(cloud):
+    created(cloud, slices=2)
+    for node in list(cloud.nodes.values()):
+        node["name"] = node["name"].replace("janus-", "janus-w")
+    found = machines.find(cloud.context(slices=2))
+    assert found.ready and found.nodes == ("janus-w0", "janus-w1")
+
+
+def test_the_worst_health_is_shown(cloud):
+    created(cloud, slices=2)
+    cloud.nodes["janus-0"]["health"] = "UNHEALTHY_MAINTENANCE"
+    cloud.nodes["janus-1"] |= {"health": "UNHEALTHY_TENSORFLOW", "healthDescription": "no answer"}
+    found = machines.find(cloud.context(slices=2))
+    assert (found.health, found.words) == ("UNHEALTHY_TENSORFLOW", "ACTIVE: UNHEALTHY_TENSORFLOW: no answer")
+
+
 def test_a_node_that_a_list_leaves_out_is_asked_for(cloud, monkeypatch):
     created(cloud)
     monkeypatch.setattr(cloud, "_tpu_vm_list", lambda flags: [])

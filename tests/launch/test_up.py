@@ -45,7 +45,7 @@ def test_up_says_what_it_costs_waits_and_can_be_repeated(cloud, capsys):
     shown = "\n".join(cloud.lines)
     for part in (
         "8 chips, 2 hosts, tpu-ubuntu2204-base",
-        "$25.76 an hour, on-demand list price as of 2025-11",
+        "price: on-demand $25.76 an hour; list prices as of 2025-11",
         "quotas: TPUV4sPodPerProjectPerZoneForTPUAPI in us-central2-b and TPUV4sPodPerProjectPerRegionForTPUAPI in us-",
         "janus: PROVISIONING",
         "janus: ready: 2 hosts",
@@ -151,6 +151,19 @@ def test_signals_take_the_request_back(cloud, capsys, stage, ends):
     assert capsys.readouterr().err == "stopped\n" and "janus: taking the request back" in cloud.lines
 
 
+def test_a_reader_that_is_gone_leaves_nothing(cloud, monkeypatch):
+    """`up | head`"""
+
+    def say(line):
+        if "PROVISIONING" in line or "back" in line:
+            raise BrokenPipeError
+
+    cloud.lines = type("Lines", (), {"append": staticmethod(say)})()
+    monkeypatch.setattr("launch.__main__.os.dup2", lambda *descriptors: None)
+    assert main(["up", *WORDS]) == 141
+    assert (cloud.queued, cloud.nodes) == ({}, {})
+
+
 def test_a_request_that_arrives_after_ctrl_c_is_taken_back(cloud):
     late = {}
 
@@ -174,6 +187,14 @@ def test_a_second_ctrl_c_says_what_may_be_left(cloud, capsys):
     cloud.on = {"create": again}
     assert main(["up", *WORDS]) == 130
     assert "janus: may still be there, and cost money: python -m launch down" in capsys.readouterr().err
+
+
+def test_what_cannot_be_taken_back_is_named(cloud, capsys):
+    cloud.on = {"create": lambda: cloud.faults.append(Fault(".", UNAVAILABLE, 10_000))}
+    assert main(["up", *WORDS]) == 16
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith("janus: may still be there, and cost money: python -m launch down; unavailable")
+    assert error.startswith("error: janus: unavailable")
 
 
 def test_waiting_for_machines_of_an_earlier_call_does_not_take_them_back(cloud):
@@ -232,6 +253,9 @@ def test_a_name_that_others_take_at_the_same_time_is_refused(cloud, capsys):
         (["--type=v4-32"], "type: v4-32, but janus has v4-16"),
         (["--slices=2"], "slices: 2, but janus has 1"),
         (["--type=v3-32", "--slices=2"], "slices: 2 x v3-32: v3 supports a single slice only"),
+        (["--labels=janus-token=x"], "labels: janus-token: launch sets it"),
+        (["--config=c.yaml", "--plan=p.json"], "--config, --plan: allowed: only one of them"),
+        (["--force"], "--force: allowed: only with --config or --plan"),
         (["a.b=c"], "a.b=c: allowed: only with --config"),
     ],
 )
@@ -239,6 +263,25 @@ def test_contradictions_are_bad_input(cloud, capsys, words, said):
     assert main(["up", *WORDS]) == 0
     assert main(["up", *WORDS, *words]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "price"),
+    [
+        (["--type=v4-16"], "spot unknown, on-demand $25.76 an hour"),
+        (["--type=v2-8"], "spot $1.35 an hour, on-demand $4.50 an hour"),
+    ],
+)
+def test_spot_prices_are_shown_where_they_are_known(cloud, words, price):
+    assert main(["up", *WORDS, *words, "--provisioning=spot", "--dry-run"]) == 0
+    assert f"price: {price}; list prices as of" in cloud.lines[1] and "Preemptible" in cloud.lines[2]
+
+
+def test_a_dry_run_needs_no_credentials(cloud, capsys):
+    cloud.faults = [Fault(".", RECORDED["err_no_credentials"]["stderr"], 99)]
+    assert main(["up", *WORDS, "--dry-run"]) == 0
+    assert cloud.lines[-1].startswith("gcloud compute tpus queued-resources create janus")
+    assert "not looked at: janus: no credentials" in capsys.readouterr().err
 
 
 def test_a_dry_run_shows_the_command_and_runs_none(cloud):
@@ -251,6 +294,28 @@ def test_a_dry_run_shows_the_command_and_runs_none(cloud):
         "gcloud compute tpus queued-resources delete janus --force --quiet --zone=us-central2-b --project=p"
     )
     assert list(cloud.queued) == ["janus"]
+
+
+def test_dead_machines_of_others_are_theirs_to_delete(cloud, capsys):
+    of_others(cloud, "queued resource")
+    cloud.states, cloud.failed = ["FAILED"], STOCK_OUT
+    assert main(["up", *WORDS, "--adopt"]) == 16
+    assert "others made it; delete it: python -m launch down --adopt" in capsys.readouterr().err
+    assert list(cloud.queued) == ["janus"]
+
+
+def test_nodes_that_outlive_their_queued_resource_are_deleted(cloud, monkeypatch):
+    assert main(["up", *WORDS, "--slices=2"]) == 0
+    monkeypatch.setattr(cloud, "_queued_resources_delete", lambda name, flags: cloud.queued.pop(name))
+    assert main(["down", *WORDS]) == 0
+    assert (cloud.queued, cloud.nodes) == ({}, {})
+
+
+def test_a_node_of_another_queued_resource_is_not_deleted_alone(cloud, capsys):
+    cloud.add_node("janus", queuedResource=f"{PARENT}/queuedResources/another")
+    cloud.faults = [Fault("tpu-vm delete", RECORDED["node_delete_in_qr"]["stderr"], 99)]
+    assert main(["down", *WORDS, "--adopt"]) == 16
+    assert capsys.readouterr().err.endswith("belongs to a queued resource\n") and cloud.now_s < 60
 
 
 def test_down_deletes_everything_and_has_nothing_to_do_the_second_time(cloud):
@@ -296,6 +361,14 @@ def test_a_configuration_that_does_not_fit_creates_nothing(cloud, planner, capsy
     assert main(["up", *WORDS, *words, "a.b=c"]) == code
     assert said in capsys.readouterr().err + "\n".join(cloud.lines)
     assert bool(cloud.queued) == (code == 0)
+
+
+def test_ctrl_c_ends_the_planner(cloud, planner, tmp_path, monkeypatch):
+    (tmp_path / "python").write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nkill -TERM $PPID\nexec sleep 60\n")
+    assert main(["up", *WORDS, "--config", "fits.yaml"]) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert cloud.commands == []
 
 
 @pytest.mark.parametrize(
