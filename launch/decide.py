@@ -22,6 +22,7 @@ ROWS = {
     "gone": ("no machines of this name, or preempted, failed, suspended", "deletes, creates, sets up, resumes"),
     "leaving": ("the machines are being suspended or deleted, and hosts still beat", "waits for the last save"),
     "not ours": ("machines that others made are gone", "gives up: it deletes and creates only its own"),
+    "switched off": ("a person has stopped the machines", "gives up: that was meant"),
     "requested": ("the request for machines waits, or they are being made", "waits for them, sets up, resumes"),
     "not ready": ("the machines are neither ready nor gone", "waits; creates them anew after a bound if nothing beats"),
     "running": ("all hosts beat", "nothing"),
@@ -38,6 +39,7 @@ ROWS = {
 
 PENDING = ("ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "CREATING", "STARTING")
 LEAVING = ("SUSPENDING", "DELETING")
+OFF = ("STOPPED", "STOPPING")
 STEPLESS_S = 3600.0
 """A command that prints no steps, like `generate`, counts as getting on after so long."""
 
@@ -101,6 +103,10 @@ def _without_machines(seen: Seen) -> Action:
     if seen.beating and (state in LEAVING or not seen.gone):
         row = "leaving" if state in LEAVING else "not ready"
         return Action(Do.WAIT, row, f"{because}, but {_hosts(seen.beating)} still beat")
+    if state == "MISSING":
+        return _wait_then_create(seen, "not ready", seen.bounds.missing_s, "a node of the machines is not there")
+    if state in OFF:
+        return Action(Do.GIVE_UP, "switched off", f"{because}; start them, or delete them, then `watch`")
     if seen.gone:
         if not seen.ours:
             return Action(Do.GIVE_UP, "not ours", f"{because}, and launch did not make them; create them, then `watch`")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from launch.bucket import Bucket, Entry
+from launch.bucket import Bucket, Entry, Stored
 from launch.context import Context
 from launch.errors import CloudError, Kind
 from launch.records import Heartbeat, Run, Stop, Watcher
@@ -22,6 +22,8 @@ class Snapshot:
     """The records at one time."""
 
     run: Run | None = None
+    stored: Stored | None = None
+    """run.json as it was read, for the condition on writing the next start."""
     stop: Stop | None = None
     stop_generation: int = 0
     watcher: Watcher | None = None
@@ -78,6 +80,7 @@ class Reader:
         beats = self._beats([entry for entry in entries if "/heartbeats/" in entry.name])
         return Snapshot(
             run=self._run,
+            stored=None if self._run is None else Stored(self._known[RUN][1], by_name[RUN].generation, 0.0),
             stop=stop,
             stop_generation=by_name[STOP].generation if STOP in by_name else 0,
             watcher=watcher,
