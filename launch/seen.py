@@ -23,7 +23,7 @@ class Bounds:
     ending_s: float = 150.0
     """For the other hosts to end."""
     not_ready_s: float = 900.0
-    missing_s: float = 180.0
+    missing_s: float = 300.0
     """For the nodes of an active request to be there: it is just being preempted, or just made."""
     maintenance_s: float = 3600.0
     unreachable_s: float = 1800.0

@@ -84,7 +84,7 @@ CASES = {
     "switched off": (seen(machines="STOPPED", ready=False), Do.GIVE_UP),
     "not ready: a node is missing": (seen(machines="MISSING", gone=True, ready=False), Do.WAIT),
     "not ready: a node stays missing": (
-        seen(machines="MISSING", gone=True, ready=False, memory=since("not ready", 181)),
+        seen(machines="MISSING", gone=True, ready=False, memory=since("not ready", 301)),
         Do.CREATE,
     ),
     "no answer: too many requests": (seen(machines="", ready=False, memory=trouble("look", "QUOTA", 16)), Do.WAIT),
