@@ -253,7 +253,7 @@ def _hosts(view: Overview) -> list[str]:
     if not view.hosts:
         return [f"no heartbeat of {view.workers} yet"]
     kinds = [(host["state"], host["code"]) for host in view.hosts]
-    usual = max(sorted(set(kinds), key=str), key=kinds.count)
+    usual = max(sorted(set(kinds), key=str), key=lambda kind: (kinds.count(kind), kind[0] != ENDED))
     code = "" if usual[1] is None else f" with exit code {usual[1]}"
     texts = [f"{kinds.count(usual)} of {view.workers} {usual[0]}{code}"]
     if view.heartbeat_age_s is not None:

@@ -1,8 +1,10 @@
 """A bucket in memory with a clock of its own, and machines and hosts that do what a test says."""
 
+import base64
 import contextlib
 import dataclasses
 import fnmatch
+import hashlib
 import json
 import os
 import re
@@ -62,7 +64,7 @@ class FakeBucket:
         matchers = [re.compile(_regex(f"{self.url}/{pattern}")) for pattern in patterns]
         return sorted(
             (
-                Entry(url.removeprefix(f"{self.url}/"), len(content), generation, at_s, None, None)
+                Entry(url.removeprefix(f"{self.url}/"), len(content), generation, at_s, None, _md5(content))
                 for url, (content, generation, at_s) in self.store.objects.items()
                 if any(matcher.fullmatch(url) for matcher in matchers)
             ),
@@ -105,6 +107,10 @@ class FakeBucket:
         self.store.calls.append(f"{call} {name}")
         if error := self.store.refusal(call, f"{self.url}/{name}"):
             raise error
+
+
+def _md5(content: bytes) -> str:
+    return base64.b64encode(hashlib.md5(content).digest()).decode()
 
 
 def _regex(pattern: str) -> str:
