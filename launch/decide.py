@@ -30,7 +30,10 @@ ROWS = {
     "maintenance": ("the run ended or is silent on machines that are not healthy", "waits; creates them anew later"),
     "failed twice": ("ended with 1, or an unknown code, once more without a new step", "gives up with its message"),
     "ended": ("ended with a code after which a run goes on", "waits a moment for news of a preemption, then restarts"),
-    "dead": ("a supervisor is gone, or the run is not on a host, and the machines live", "restarts in place"),
+    "dead": (
+        "a supervisor is gone, or the run is not on a host, and the machines live",
+        "waits a moment, then restarts in place",
+    ),
     "silent": ("no heartbeat comes, but the process lives: the bucket is not reached", "waits"),
     "unreachable": ("no heartbeat comes, and a host cannot be reached", "waits; creates anew after a bound"),
     "starting": ("no heartbeat has come yet", "waits"),
@@ -131,7 +134,10 @@ def _on_machines(seen: Seen, ended: Host | None, code: int) -> Action:
             why = f"{_hosts(unreachable)} cannot be reached and send no heartbeat"
             return _wait_then_create(seen, "unreachable", seen.bounds.unreachable_s, why, alive=seen.beating + silent)
         where = ", ".join(f"worker {host.worker}" for host in seen.hosts if host.now in ("dead", "none"))
-        return _restart(seen, "dead", f"the run is not on {printable(where, 60)} any more")
+        why = f"the run is not on {printable(where, 60)}"
+        if seen.lasted_s("dead") < seen.bounds.settle_s:  # somebody may be about to start it
+            return Action(Do.WAIT, "dead", why)
+        return _restart(seen, "dead", why)
     if silent:
         why = f"no heartbeat comes from {_hosts(silent)}, but they run: is the bucket reached?"
         return Action(Do.WAIT, "silent", why)

@@ -120,8 +120,9 @@ def settled(context: Context, run: Run | None) -> Context:
     this workstation reaches them stays its own."""
     if run is None or not run.settings:
         return context
-    own = context.settings.model_dump(include={"name", "bucket", "ssh_key", "iap", "python", "offline"})
-    settings = Settings.model_validate({**run.settings, **own})
+    known = {key: value for key, value in run.settings.items() if key in Settings.model_fields}
+    own = context.settings.model_dump(include={"name", "bucket", "ssh_key", "iap"})
+    settings = Settings.model_validate({**known, **own})
     for key in ("project", "zone", "type", "slices", "provisioning"):
         if (kept := getattr(settings, key)) != getattr(context.settings, key):
             context.warn(f"note: {key} is {kept}, as of {run.run_id}; here it is {getattr(context.settings, key)}")

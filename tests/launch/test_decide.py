@@ -121,14 +121,24 @@ CASES = {
         seen(*(dataclasses.replace(stale(n, "ended"), code=14) for n in range(2)), memory=since("ended", 46)),
         Do.START,
     ),
-    "dead": (seen(stale(0, "dead"), runs(1)), Do.START),
-    "dead: not on the hosts": (seen(Host(0, answer="none"), Host(1, answer="none")), Do.START),
-    "dead in vain here": (seen(stale(0, "dead"), stale(1, "dead"), memory=Memory(in_place=3, tries=3)), Do.CREATE),
-    "dead in vain, others' machines": (
-        seen(stale(0, "dead"), stale(1, "dead"), ours=False, memory=Memory(in_place=3, tries=3)),
+    "dead": (seen(stale(0, "dead"), runs(1)), Do.WAIT),
+    "dead a moment later": (seen(stale(0, "dead"), runs(1), memory=since("dead", 46)), Do.START),
+    "dead: not on the hosts": (
+        seen(Host(0, answer="none"), Host(1, answer="none"), memory=since("dead", 46)),
         Do.START,
     ),
-    "dead in vain, the other beats": (seen(stale(0, "dead"), runs(1), memory=Memory(in_place=3, tries=3)), Do.START),
+    "dead in vain here": (
+        seen(stale(0, "dead"), stale(1, "dead"), memory=since("dead", 999, in_place=3, tries=3)),
+        Do.CREATE,
+    ),
+    "dead in vain, others' machines": (
+        seen(stale(0, "dead"), stale(1, "dead"), ours=False, memory=since("dead", 999, in_place=3, tries=3)),
+        Do.START,
+    ),
+    "dead in vain, the other beats": (
+        seen(stale(0, "dead"), runs(1), memory=since("dead", 999, in_place=3, tries=3)),
+        Do.START,
+    ),
     "silent": (seen(stale(0, "running"), stale(1, "starting")), Do.WAIT),
     "unreachable": (seen(stale(0, "unreachable"), stale(1, "unreachable")), Do.WAIT),
     "unreachable for long": (

@@ -1,16 +1,20 @@
 """The loop of `watch`, with a bucket in memory and machines that do what the test says."""
 
+import argparse
 import dataclasses
 import json
 
 import pytest
 
 from janus_jax.errors import HeldError
+from launch import watch as logic
+from launch.commands import watch as command
+from launch.context import Context
 from launch.errors import CloudError, HostError, Kind
 from launch.lease import Lease, LostLease
 from launch.records import STALE_S, Run, Stop
 from launch.watch import Watch, next_run
-from tests.support.launches import FakeBucket, FakeSteps, Store, beat, context, run_record
+from tests.support.launches import SETTINGS, FakeBucket, FakeSteps, Store, beat, context, run_record
 
 RUN = "gs://bkt/launch/demo/run.json"
 
@@ -71,6 +75,11 @@ def preempt(steps):
         steps.there.state, steps.there.ready, steps.there.gone = "SUSPENDED", False, True
 
     return event
+
+
+def restarted(store):
+    """Nothing while watch waits a moment; then the run that it starts ends."""
+    return [*[lambda: None] * 3, lambda: beats(store, "ended", code=0)]
 
 
 def log(store, run_id="demo-1") -> str:
@@ -171,7 +180,7 @@ def test_what_a_person_must_mend_is_not_tried_again(store, steps, kind):
     assert steps.done.count("create") == 1
     assert "gives up" in log(store) and "TPUV4sPerProject" in log(store)
     assert watch(store, steps)[0].run(once=True) == 16 and steps.done.count("create") == 1  # cron asks again
-    watch(store, steps, Life(store, lambda: beats(store, "ended", code=0)))[0].run()
+    watch(store, steps, Life(store, *restarted(store)))[0].run()
     assert steps.done.count("create") == 2  # a person does
 
 
@@ -230,7 +239,7 @@ def test_preempted_during_set_up_makes_other_machines(store, steps):
         return setup(*arguments)
 
     steps.setup = preempted
-    life = Life(store, *[lambda: None] * 4, lambda: beats(store, "ended", code=0))
+    life = Life(store, *[lambda: None] * 7, lambda: beats(store, "ended", code=0))
     assert watch(store, steps, life)[0].run() == 0
     assert steps.done == ["delete", "create", "delete", "create", "setup", "start 2.2"]
 
@@ -241,7 +250,7 @@ def test_a_dead_supervisor_is_started_again_on_the_same_machines(store, steps):
     store.now += STALE_S + 1
     steps.there.created = "1970-01-01T00:00:00Z"
     steps.answers = {n: {"state": "dead", "run_id": "demo-1", "attempt": 1, "start": 1} for n in range(2)}
-    watch(store, steps, Life(store, lambda: beats(store, "ended", code=0)))[0].run()
+    watch(store, steps, Life(store, *restarted(store)))[0].run()
     assert steps.done == ["setup", "start 1.2"]
 
 
@@ -250,7 +259,7 @@ def test_hosts_without_a_run_on_machines_that_another_made_count_as_a_new_attemp
     beats(store)
     store.now += STALE_S + 1  # the machines of `steps` are younger than the newest heartbeat
     steps.answers = {n: {"state": "none"} for n in range(2)}
-    watch(store, steps, Life(store, lambda: beats(store, "ended", code=0)))[0].run()
+    watch(store, steps, Life(store, *restarted(store)))[0].run()
     assert steps.done == ["setup", "start 2.2"]
 
 
@@ -258,7 +267,7 @@ def test_the_state_of_an_earlier_start_on_a_host_does_not_count(store, steps):
     put(store, run_record(start=2))
     steps.there.created = "1970-01-01T00:00:00Z"
     steps.answers = {n: {"state": "ended", "code": 12, "run_id": "demo-1", "attempt": 1, "start": 1} for n in range(2)}
-    watch(store, steps, Life(store, lambda: beats(store, "ended", code=0)))[0].run()
+    watch(store, steps, Life(store, *restarted(store)))[0].run()
     assert steps.done[-1].startswith("start")
 
 
@@ -395,3 +404,42 @@ def test_the_next_start_keeps_what_the_run_is():
     run = run_record()
     assert next_run(run, new=True) == dataclasses.replace(run, attempt=2, start=2)
     assert next_run(run, new=False) == dataclasses.replace(run, attempt=1, start=2)
+
+
+def test_the_command_makes_the_machines_of_the_run_s_own_settings(store, steps, monkeypatch):
+    run = run_record(settings={**SETTINGS, "zone": "europe-west4-b", "unknown": 1, "ssh_key": "~/other"})
+    put(store, run)
+    beats(store, "ended", code=0)
+    made, notes = context(store), []
+    made.__dict__["warn"] = notes.append
+    used = []
+    monkeypatch.setattr(logic, "Steps", lambda context: used.append(context.settings) or steps)
+    monkeypatch.setattr(Context, "bucket", property(lambda self: FakeBucket("gs://bkt", store)))
+    parser = argparse.ArgumentParser()
+    command.add(parser)
+    assert command.run(made, parser.parse_args(["--once"])) == 0
+    assert (used[0].zone, used[0].ssh_key) == ("europe-west4-b", "~/.ssh/google_compute_engine")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--poll", "0"])
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(store, steps, monkeypatch):
+    put(store, run_record())
+    preempt(steps)()
+    made = context(store)
+    made.dry_run = True
+    monkeypatch.setattr(logic, "Steps", lambda context: steps)
+    before = dict(store.objects)
+    parser = argparse.ArgumentParser()
+    command.add(parser)
+    assert command.run(made, parser.parse_args([])) == 0
+    assert "SUSPENDED" in made.lines[0] and "create" in made.lines[0]  # type: ignore[attr-defined]
+    assert store.objects == before and steps.done == []
+
+
+def test_a_run_that_another_workstation_is_about_to_start_is_left_to_it(store, steps):
+    put(store, run_record())  # the record is there some seconds before the hosts run it
+    steps.answers = {n: {"state": "none"} for n in range(2)}
+    life = Life(store, lambda: beats(store), lambda: beats(store, "ended", code=0))
+    assert watch(store, steps, life)[0].run() == 0
+    assert steps.done == []
