@@ -48,6 +48,10 @@ class Context:
         """The folder of this launch's records."""
         return self.bucket.at(FOLDER, self.settings.name)
 
+    def folder(self, url: str) -> Bucket:
+        """Another folder, `gs://BUCKET/...`, such as a run directory."""
+        return Bucket(url, self.gcloud)
+
     @property
     def me(self) -> str:
         """USER@WORKSTATION, for records that people read."""

@@ -22,6 +22,7 @@ ROWS = {
     "gone": ("no machines of this name, or preempted, failed, suspended", "deletes, creates, sets up, resumes"),
     "leaving": ("the machines are being suspended or deleted, and hosts still beat", "waits for the last save"),
     "not ours": ("machines that others made are gone", "gives up: it deletes and creates only its own"),
+    "switched off": ("a person has stopped the machines", "gives up: that was meant"),
     "requested": ("the request for machines waits, or they are being made", "waits for them, sets up, resumes"),
     "not ready": ("the machines are neither ready nor gone", "waits; creates them anew after a bound if nothing beats"),
     "running": ("all hosts beat", "nothing"),
@@ -29,7 +30,10 @@ ROWS = {
     "maintenance": ("the run ended or is silent on machines that are not healthy", "waits; creates them anew later"),
     "failed twice": ("ended with 1, or an unknown code, once more without a new step", "gives up with its message"),
     "ended": ("ended with a code after which a run goes on", "waits a moment for news of a preemption, then restarts"),
-    "dead": ("a supervisor is gone, or the run is not on a host, and the machines live", "restarts in place"),
+    "dead": (
+        "a supervisor is gone, or the run is not on a host, and the machines live",
+        "waits a moment, then restarts in place",
+    ),
     "silent": ("no heartbeat comes, but the process lives: the bucket is not reached", "waits"),
     "unreachable": ("no heartbeat comes, and a host cannot be reached", "waits; creates anew after a bound"),
     "starting": ("no heartbeat has come yet", "waits"),
@@ -38,6 +42,7 @@ ROWS = {
 
 PENDING = ("ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "CREATING", "STARTING")
 LEAVING = ("SUSPENDING", "DELETING")
+OFF = ("STOPPED", "STOPPING")
 STEPLESS_S = 3600.0
 """A command that prints no steps, like `generate`, counts as getting on after so long."""
 
@@ -101,6 +106,10 @@ def _without_machines(seen: Seen) -> Action:
     if seen.beating and (state in LEAVING or not seen.gone):
         row = "leaving" if state in LEAVING else "not ready"
         return Action(Do.WAIT, row, f"{because}, but {_hosts(seen.beating)} still beat")
+    if state == "MISSING":
+        return _wait_then_create(seen, "not ready", seen.bounds.missing_s, "a node of the machines is not there")
+    if state in OFF:
+        return Action(Do.GIVE_UP, "switched off", f"{because}; start them, or delete them, then `watch`")
     if seen.gone:
         if not seen.ours:
             return Action(Do.GIVE_UP, "not ours", f"{because}, and launch did not make them; create them, then `watch`")
@@ -125,7 +134,10 @@ def _on_machines(seen: Seen, ended: Host | None, code: int) -> Action:
             why = f"{_hosts(unreachable)} cannot be reached and send no heartbeat"
             return _wait_then_create(seen, "unreachable", seen.bounds.unreachable_s, why, alive=seen.beating + silent)
         where = ", ".join(f"worker {host.worker}" for host in seen.hosts if host.now in ("dead", "none"))
-        return _restart(seen, "dead", f"the run is not on {printable(where, 60)} any more")
+        why = f"the run is not on {printable(where, 60)}"
+        if seen.lasted_s("dead") < seen.bounds.settle_s:  # somebody may be about to start it
+            return Action(Do.WAIT, "dead", why)
+        return _restart(seen, "dead", why)
     if silent:
         why = f"no heartbeat comes from {_hosts(silent)}, but they run: is the bucket reached?"
         return Action(Do.WAIT, "silent", why)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from launch.bucket import Bucket, Entry
+from launch.bucket import Bucket, Entry, Stored
 from launch.context import Context
 from launch.errors import CloudError, Kind
 from launch.records import Heartbeat, Run, Stop, Watcher
@@ -22,6 +22,8 @@ class Snapshot:
     """The records at one time."""
 
     run: Run | None = None
+    stored: Stored | None = None
+    """run.json as it was read, for the condition on writing the next start."""
     stop: Stop | None = None
     stop_generation: int = 0
     watcher: Watcher | None = None
@@ -78,6 +80,7 @@ class Reader:
         beats = self._beats([entry for entry in entries if "/heartbeats/" in entry.name])
         return Snapshot(
             run=self._run,
+            stored=None if self._run is None else Stored(self._known[RUN][1], by_name[RUN].generation, 0.0),
             stop=stop,
             stop_generation=by_name[STOP].generation if STOP in by_name else 0,
             watcher=watcher,
@@ -117,8 +120,9 @@ def settled(context: Context, run: Run | None) -> Context:
     this workstation reaches them stays its own."""
     if run is None or not run.settings:
         return context
-    own = context.settings.model_dump(include={"name", "bucket", "ssh_key", "iap", "python", "offline"})
-    settings = Settings.model_validate({**run.settings, **own})
+    known = {key: value for key, value in run.settings.items() if key in Settings.model_fields}
+    own = context.settings.model_dump(include={"name", "bucket", "ssh_key", "iap"})
+    settings = Settings.model_validate({**known, **own})
     for key in ("project", "zone", "type", "slices", "provisioning"):
         if (kept := getattr(settings, key)) != getattr(context.settings, key):
             context.warn(f"note: {key} is {kept}, as of {run.run_id}; here it is {getattr(context.settings, key)}")

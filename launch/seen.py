@@ -10,6 +10,7 @@ from launch.records import STALE_S, Record
 
 RUNNING, ENDED = ("starting", "running"), "ended"
 _REFUSED = (Kind.QUOTA, Kind.PERMISSION, Kind.SERVICE_DISABLED, Kind.CREDENTIALS)
+_REFUSED_AT_LOOK = _REFUSED[1:]  # what is read counts against a quota of requests a minute alone
 _REFUSED_AT_CREATION = (*_REFUSED, Kind.INVALID, Kind.NOT_FOUND, Kind.EXISTS)
 
 
@@ -22,6 +23,8 @@ class Bounds:
     ending_s: float = 150.0
     """For the other hosts to end."""
     not_ready_s: float = 900.0
+    missing_s: float = 300.0
+    """For the nodes of an active request to be there: it is just being preempted, or just made."""
     maintenance_s: float = 3600.0
     unreachable_s: float = 1800.0
     tries: int = 8
@@ -53,13 +56,14 @@ class Trouble(Record):
     def refused(self) -> bool:
         """Whether the same step would fail again."""
         if self.kind:
-            return Kind[self.kind] in (_REFUSED_AT_CREATION if self.step == "create" else _REFUSED)
+            kinds = {"create": _REFUSED_AT_CREATION, "look": _REFUSED_AT_LOOK}.get(self.step, _REFUSED)
+            return Kind[self.kind] in kinds
         return self.exit_code not in (1, 16) and EXIT_CODES.get(self.exit_code, ("", ""))[1] == GIVE_UP
 
     @property
     def passes(self) -> bool:
         """Whether the cloud did not serve the request today: counted apart from starts."""
-        return bool(self.kind) and Kind[self.kind].passes
+        return bool(self.kind) and (Kind[self.kind].passes or self.step == "look")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from launch.bucket import Stored
 from launch.context import Context
 from launch.errors import CloudError, HostError
 from launch.gcloud import Say
@@ -64,11 +65,11 @@ class Steps:
 
         start.end(self.context, group, run_id)
 
-    def start(self, group: Any, ready: Any, run: Run) -> None:
-        """Starts the run on all hosts together."""
+    def start(self, group: Any, ready: Any, run: Run, before: Stored | None) -> None:
+        """Starts the run on all hosts together, if nobody has changed its record since `before` was read."""
         from launch import start  # pyright: ignore[reportAttributeAccessIssue]
 
-        start.start(self.context, group, ready, run)
+        start.start(self.context, group, ready, run, before=before)
 
     def states(self, there: Any) -> dict[int, dict[str, Any]]:
         """What each host says of its run, by worker. {"state": "unreachable"} where none answers."""
@@ -80,13 +81,22 @@ class Steps:
             return {worker.number: lost for worker in there.workers}
         return {answer.host.number: lost if answer.code == LOST else _said(answer.out) for answer in answers}
 
-    def tails(self, there: Any, lines: int) -> dict[int, str]:
-        """The last lines that each host's command printed, by worker."""
-        message = json.dumps({"lines": lines}).encode() + b"\n"
+    def tails(self, there: Any, positions: dict[int, int], lines: int) -> dict[int, dict[str, Any]]:
+        """What each host's command printed: {"text", "position", "state"} by worker.
+
+        Args:
+            positions: by worker, where to go on; hosts without one give their last `lines`.
+        Raises:
+            HostError: a host cannot be reached.
+        """
+
+        def message(host: Any) -> dict[str, Any]:
+            number = host.number
+            return {"position": positions[number]} if number in positions else {"lines": lines}
+
         with self.connect(there) as group:
-            answers = group.each("janus/agent tail", stdin=message, timeout_s=60)
-        texts = {answer.host.number: _said(answer.out).get("text") for answer in answers}
-        return {answer.host.number: texts[answer.host.number] or answer.last() for answer in answers}
+            answers = group.agent("tail", message, timeout_s=60)
+            return {host.number: answer for host, answer in zip(group.hosts, answers, strict=True)}
 
 
 def _said(out: str) -> dict[str, Any]:

@@ -192,7 +192,7 @@ class Watch:
                 self._journal.write("deletes the machines")
                 self._steps.delete(there)
         if action.delete or there is None:
-            created_s = self._memory.created_s or (_seconds(there.created, self._now_s) if there else self._now_s)
+            created_s = self._memory.created_s or (seconds_of(there.created, self._now_s) if there else self._now_s)
             earlier_s = self._memory.earlier_s + max(0.0, self._now_s - created_s)
             self._memory = dataclasses.replace(self._memory, earlier_s=earlier_s, created_s=0.0)
         if action.do is Do.CREATE:
@@ -211,14 +211,14 @@ class Watch:
                         f"note: this checkout ({ready.code}) is not that of the last start ({run.code})"
                     )
                 again = dataclasses.replace(again, code=ready.code, environment=ready.environment)
-                self._steps.start(group, ready, again)
+                self._steps.start(group, ready, again, snapshot.stored)
         self._journal.write(f"started {run.run_id}: attempt {again.attempt}, start {again.start}")
         self._memory = dataclasses.replace(
             self._memory,
             row="starting",
             since_s=self._now_s,
             token=there.token,
-            created_s=_seconds(there.created, self._now_s),
+            created_s=seconds_of(there.created, self._now_s),
             trouble=None,
         )
         self._renew()
@@ -227,7 +227,7 @@ class Watch:
         """Whether the machines are others than those of the last start, also where nobody remembers that."""
         if self._memory.token:
             return there.token != self._memory.token
-        return _seconds(there.created, -1.0) > snapshot.newest_beat_s
+        return seconds_of(there.created, -1.0) > snapshot.newest_beat_s
 
     @contextlib.contextmanager
     def _doing(self, step: Step, run: Run) -> Iterator[None]:
@@ -360,7 +360,8 @@ def _exit_code(action: Action, seen: Seen) -> int:
     return {"no run": 2, "dead": HostError.exit_code}.get(action.row, CloudError.exit_code)
 
 
-def _seconds(text: str, unknown: float) -> float:
+def seconds_of(text: str, unknown: float) -> float:
+    """The time that Google Cloud writes as text, in seconds since 1970; `unknown` if it is no time."""
     try:
         return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
     except ValueError:

@@ -81,6 +81,13 @@ CASES = {
     "leaving": (seen(*BOTH, machines="SUSPENDING", gone=True, ready=False), Do.WAIT),
     "gone: leaving, silent": (seen(stale(0, None), machines="SUSPENDING", gone=True, ready=False), Do.CREATE),
     "not ours": (seen(machines="PREEMPTED", gone=True, ready=False, ours=False), Do.GIVE_UP),
+    "switched off": (seen(machines="STOPPED", ready=False), Do.GIVE_UP),
+    "not ready: a node is missing": (seen(machines="MISSING", gone=True, ready=False), Do.WAIT),
+    "not ready: a node stays missing": (
+        seen(machines="MISSING", gone=True, ready=False, memory=since("not ready", 301)),
+        Do.CREATE,
+    ),
+    "no answer: too many requests": (seen(machines="", ready=False, memory=trouble("look", "QUOTA", 16)), Do.WAIT),
     "requested": (seen(machines="WAITING_FOR_RESOURCES", ready=False), Do.CREATE),
     "requested by others": (seen(machines="PROVISIONING", ready=False, ours=False), Do.WAIT),
     "not ready": (seen(machines="REPAIRING", ready=False), Do.WAIT),
@@ -114,14 +121,24 @@ CASES = {
         seen(*(dataclasses.replace(stale(n, "ended"), code=14) for n in range(2)), memory=since("ended", 46)),
         Do.START,
     ),
-    "dead": (seen(stale(0, "dead"), runs(1)), Do.START),
-    "dead: not on the hosts": (seen(Host(0, answer="none"), Host(1, answer="none")), Do.START),
-    "dead in vain here": (seen(stale(0, "dead"), stale(1, "dead"), memory=Memory(in_place=3, tries=3)), Do.CREATE),
-    "dead in vain, others' machines": (
-        seen(stale(0, "dead"), stale(1, "dead"), ours=False, memory=Memory(in_place=3, tries=3)),
+    "dead": (seen(stale(0, "dead"), runs(1)), Do.WAIT),
+    "dead a moment later": (seen(stale(0, "dead"), runs(1), memory=since("dead", 46)), Do.START),
+    "dead: not on the hosts": (
+        seen(Host(0, answer="none"), Host(1, answer="none"), memory=since("dead", 46)),
         Do.START,
     ),
-    "dead in vain, the other beats": (seen(stale(0, "dead"), runs(1), memory=Memory(in_place=3, tries=3)), Do.START),
+    "dead in vain here": (
+        seen(stale(0, "dead"), stale(1, "dead"), memory=since("dead", 999, in_place=3, tries=3)),
+        Do.CREATE,
+    ),
+    "dead in vain, others' machines": (
+        seen(stale(0, "dead"), stale(1, "dead"), ours=False, memory=since("dead", 999, in_place=3, tries=3)),
+        Do.START,
+    ),
+    "dead in vain, the other beats": (
+        seen(stale(0, "dead"), runs(1), memory=since("dead", 999, in_place=3, tries=3)),
+        Do.START,
+    ),
     "silent": (seen(stale(0, "running"), stale(1, "starting")), Do.WAIT),
     "unreachable": (seen(stale(0, "unreachable"), stale(1, "unreachable")), Do.WAIT),
     "unreachable for long": (
@@ -222,7 +239,7 @@ MEMORIES = st.builds(
 )
 STATES = {
     **dict.fromkeys(["ACTIVE", "READY"], (True, False)),
-    **dict.fromkeys(["SUSPENDED", "SUSPENDING", "FAILED", "PREEMPTED", "DELETING"], (False, True)),
+    **dict.fromkeys(["SUSPENDED", "SUSPENDING", "FAILED", "PREEMPTED", "DELETING", "MISSING"], (False, True)),
     **dict.fromkeys(["ACCEPTED", "CREATING", "REPAIRING", "STOPPED", "", None], (False, False)),
 }
 
@@ -255,7 +272,7 @@ def test_whatever_is_seen(what):
     if what.stopped:
         assert action.do is Do.STOPPED
     if action.delete:
-        final = what.gone and what.machines not in ("SUSPENDING", "DELETING")
+        final = what.gone and what.machines not in ("SUSPENDING", "DELETING", "MISSING")
         assert what.ours and (final or not what.beating), "deletes a live slice whose hosts still beat"
     if action.do is Do.START:
         assert what.ready

@@ -1,18 +1,11 @@
-"""The loop of `watch`, with a bucket in memory and machines that do what the test says."""
-
-import dataclasses
-import json
+"""What `watch` does to keep a run going, with a bucket in memory and machines that do what the test says."""
 
 import pytest
 
-from janus_jax.errors import HeldError
 from launch.errors import CloudError, HostError, Kind
-from launch.lease import Lease, LostLease
-from launch.records import STALE_S, Run, Stop
-from launch.watch import Watch, next_run
-from tests.support.launches import FakeBucket, FakeSteps, Store, beat, context, run_record
-
-RUN = "gs://bkt/launch/demo/run.json"
+from launch.records import STALE_S, Stop
+from tests.support.launches import FakeSteps, Store, run_record
+from tests.support.watching import Life, beats, log, now, preempt, put, restarted, watch
 
 
 @pytest.fixture(autouse=True)
@@ -30,51 +23,6 @@ def steps(store) -> FakeSteps:
     steps = FakeSteps(store)
     steps.machines()
     return steps
-
-
-class Life:
-    """What happens between looks: one function after the other, then nothing. Time passes with each."""
-
-    def __init__(self, store, *events, every_s=20.0):
-        self.store, self.events, self.every_s, self.looks = store, list(events), every_s, 0
-
-    def __call__(self, seconds):
-        self.looks += 1
-        assert self.looks < 200, "it never ends"
-        self.store.now += max(self.every_s, seconds)
-        if self.events:
-            self.events.pop(0)()
-
-
-def put(store, run):
-    store.put(RUN, run.dumps().encode())
-    return run
-
-
-def now(store) -> Run:
-    return Run.from_json(json.loads(store.objects[RUN][0]))
-
-
-def beats(store, state="running", **values):
-    for worker in range(2):
-        beat(store, now(store), worker, state, **values)
-
-
-def watch(store, steps, life=lambda seconds: None, **values):
-    made = context(store)
-    watcher = Watch(made, steps=steps, sleep=life, **values)
-    return watcher, made
-
-
-def preempt(steps):
-    def event():
-        steps.there.state, steps.there.ready, steps.there.gone = "SUSPENDED", False, True
-
-    return event
-
-
-def log(store, run_id="demo-1") -> str:
-    return store.objects[f"gs://bkt/launch/demo/{run_id}/watch.log"][0].decode()
 
 
 def test_a_run_that_is_preempted_twice_goes_on_and_ends(store, steps):
@@ -171,7 +119,7 @@ def test_what_a_person_must_mend_is_not_tried_again(store, steps, kind):
     assert steps.done.count("create") == 1
     assert "gives up" in log(store) and "TPUV4sPerProject" in log(store)
     assert watch(store, steps)[0].run(once=True) == 16 and steps.done.count("create") == 1  # cron asks again
-    watch(store, steps, Life(store, lambda: beats(store, "ended", code=0)))[0].run()
+    watch(store, steps, Life(store, *restarted(store)))[0].run()
     assert steps.done.count("create") == 2  # a person does
 
 
@@ -230,7 +178,7 @@ def test_preempted_during_set_up_makes_other_machines(store, steps):
         return setup(*arguments)
 
     steps.setup = preempted
-    life = Life(store, *[lambda: None] * 4, lambda: beats(store, "ended", code=0))
+    life = Life(store, *[lambda: None] * 7, lambda: beats(store, "ended", code=0))
     assert watch(store, steps, life)[0].run() == 0
     assert steps.done == ["delete", "create", "delete", "create", "setup", "start 2.2"]
 
@@ -241,7 +189,7 @@ def test_a_dead_supervisor_is_started_again_on_the_same_machines(store, steps):
     store.now += STALE_S + 1
     steps.there.created = "1970-01-01T00:00:00Z"
     steps.answers = {n: {"state": "dead", "run_id": "demo-1", "attempt": 1, "start": 1} for n in range(2)}
-    watch(store, steps, Life(store, lambda: beats(store, "ended", code=0)))[0].run()
+    watch(store, steps, Life(store, *restarted(store)))[0].run()
     assert steps.done == ["setup", "start 1.2"]
 
 
@@ -250,7 +198,7 @@ def test_hosts_without_a_run_on_machines_that_another_made_count_as_a_new_attemp
     beats(store)
     store.now += STALE_S + 1  # the machines of `steps` are younger than the newest heartbeat
     steps.answers = {n: {"state": "none"} for n in range(2)}
-    watch(store, steps, Life(store, lambda: beats(store, "ended", code=0)))[0].run()
+    watch(store, steps, Life(store, *restarted(store)))[0].run()
     assert steps.done == ["setup", "start 2.2"]
 
 
@@ -258,7 +206,7 @@ def test_the_state_of_an_earlier_start_on_a_host_does_not_count(store, steps):
     put(store, run_record(start=2))
     steps.there.created = "1970-01-01T00:00:00Z"
     steps.answers = {n: {"state": "ended", "code": 12, "run_id": "demo-1", "attempt": 1, "start": 1} for n in range(2)}
-    watch(store, steps, Life(store, lambda: beats(store, "ended", code=0)))[0].run()
+    watch(store, steps, Life(store, *restarted(store)))[0].run()
     assert steps.done[-1].startswith("start")
 
 
@@ -271,127 +219,3 @@ def test_a_live_slice_is_not_touched_when_no_heartbeat_comes(store, steps, answe
     life = Life(store, *[lambda: None] * 20, lambda: beats(store, "ended", code=0))
     assert watch(store, steps, life)[0].run() == 0
     assert steps.done == []
-
-
-def test_once_looks_once_and_acts_once(store, steps):
-    put(store, run_record())
-    preempt(steps)()
-    assert watch(store, steps)[0].run(once=True) == 0
-    assert steps.done == ["delete", "create", "setup", "start 2.2"]
-    assert watch(store, steps)[0].run(once=True) == 0 and len(steps.done) == 4  # the lease was given back
-    beats(store, "ended", code=12, message="loss is nan")
-    assert watch(store, steps)[0].run(once=True) == 12
-
-
-def test_counters_outlive_the_watcher(store, steps):
-    put(store, run_record())
-    codes = []
-    for _ in range(40):
-        beats(store, "ended", code=13, step=4)
-        codes.append(watch(store, steps)[0].run(once=True))
-        store.now += 1000
-        if codes[-1]:
-            break
-    assert codes[-1] == 13 and len([what for what in steps.done if what.startswith("start")]) == 8
-
-
-def test_a_second_watcher_is_refused_and_the_first_stops_when_it_was_asleep(store, steps):
-    put(store, run_record())
-    beats(store)
-
-    def refused():
-        with pytest.raises(HeldError, match="@"):
-            watch(store, steps)[0].run(once=True)
-
-    def asleep():
-        store.now += STALE_S + 1
-        preempt(steps)()
-        Lease(FakeBucket("gs://bkt/launch/demo", store), "bob@there").take()
-
-    with pytest.raises(LostLease, match="bob@there"):
-        watch(store, steps, Life(store, refused, asleep))[0].run()
-    assert steps.done == []
-
-
-def test_a_watcher_that_lost_its_lease_in_a_long_step_does_not_go_on(store, steps):
-    put(store, run_record())
-    preempt(steps)()
-    create = steps.create
-
-    def long(notify):
-        made = create(notify)
-        store.now += STALE_S + 1
-        Lease(FakeBucket("gs://bkt/launch/demo", store), "bob@there").take()
-        return made
-
-    steps.create = long
-    with pytest.raises(LostLease, match="bob@there"):
-        watch(store, steps)[0].run()
-    assert steps.done == ["delete", "create"]
-
-
-def test_a_new_run_on_the_slice_is_watched_from_then_on(store, steps):
-    put(store, run_record())
-    beats(store, "ended", code=13)
-    other = run_record(run_id="demo-2")
-    life = Life(store, lambda: [put(store, other), beats(store, "ended", code=0)])
-    assert watch(store, steps, life)[0].run() == 0
-    assert steps.done == [] and "demo-2" in log(store, "demo-2")
-
-
-@pytest.mark.parametrize("flags, code, deleted", [({}, 0, False), ({"down_at_end": True}, 0, True)])
-def test_the_machines_stay_at_the_end_unless_asked(store, steps, flags, code, deleted):
-    put(store, run_record())
-    beats(store, "ended", code=0)
-    assert watch(store, steps, Life(store), **flags)[0].run() == code
-    assert (steps.there is None) == deleted
-
-
-def test_a_deletion_at_the_end_that_is_refused_for_a_while_is_tried_again(store, steps):
-    put(store, run_record())
-    beats(store, "ended", code=0)
-    steps.errors["delete"] = [CloudError(Kind.UNAVAILABLE, "503")]
-    assert watch(store, steps, Life(store), down_at_end=True)[0].run() == 0
-    assert steps.there is None
-
-
-@pytest.mark.parametrize("flags, deleted", [({"down_at_end": True}, False), ({"down_at_give_up": True}, True)])
-def test_the_machines_stay_at_give_up_unless_asked(store, steps, flags, deleted):
-    put(store, run_record())
-    beats(store, "ended", code=3, message="does not fit")
-    assert watch(store, steps, Life(store), **flags)[0].run() == 3
-    assert (steps.there is None) == deleted
-    assert "does not fit" in log(store)
-
-
-def test_without_a_run_there_is_nothing_to_watch(store, steps):
-    watcher, made = watch(store, steps)
-    assert watcher.run() == 2
-    assert "no run" in "".join(made.lines)  # type: ignore[attr-defined]
-
-
-def test_ctrl_c_gives_the_lease_back_and_leaves_the_run_alone(store, steps):
-    put(store, run_record())
-    beats(store)
-
-    def interrupt(seconds):
-        raise KeyboardInterrupt(2)
-
-    with pytest.raises(KeyboardInterrupt):
-        watch(store, steps, interrupt)[0].run()
-    assert steps.done == [] and Lease(FakeBucket("gs://bkt/launch/demo", store), "bob").take() is not None
-
-
-def test_earlier_machines_are_paid_for_too(store, steps):
-    put(store, run_record())
-    preempt(steps)()
-    steps.there.created = "1970-01-12T12:46:40Z"  # an hour before the store's clock
-    watch(store, steps)[0].run(once=True)
-    memory = json.loads(store.objects["gs://bkt/launch/demo/watch.json"][0])["memory"]
-    assert memory["earlier_s"] == pytest.approx(3600)
-
-
-def test_the_next_start_keeps_what_the_run_is():
-    run = run_record()
-    assert next_run(run, new=True) == dataclasses.replace(run, attempt=2, start=2)
-    assert next_run(run, new=False) == dataclasses.replace(run, attempt=1, start=2)

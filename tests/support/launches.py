@@ -1,8 +1,10 @@
 """A bucket in memory with a clock of its own, and machines and hosts that do what a test says."""
 
+import base64
 import contextlib
 import dataclasses
 import fnmatch
+import hashlib
 import json
 import os
 import re
@@ -62,7 +64,7 @@ class FakeBucket:
         matchers = [re.compile(_regex(f"{self.url}/{pattern}")) for pattern in patterns]
         return sorted(
             (
-                Entry(url.removeprefix(f"{self.url}/"), len(content), generation, at_s, None, None)
+                Entry(url.removeprefix(f"{self.url}/"), len(content), generation, at_s, None, _md5(content))
                 for url, (content, generation, at_s) in self.store.objects.items()
                 if any(matcher.fullmatch(url) for matcher in matchers)
             ),
@@ -79,19 +81,6 @@ class FakeBucket:
         self._call("fetch", "")
         for name in names:
             (Path(directory) / name.rpartition("/")[2]).write_bytes(self._content(name))
-
-    def folders(self, *names: str) -> list[str]:
-        self._call("folders", " ".join(names))
-        prefixes = [f"{self.url}/{name}".rstrip("/") + "/" for name in names]
-        return sorted(
-            {
-                (prefix + first + mark).removeprefix(f"{self.url}/")
-                for url in self.store.objects
-                for prefix in prefixes
-                if url.startswith(prefix)
-                for first, mark, _ in [url.removeprefix(prefix).partition("/")]
-            }
-        )
 
     def upload(self, source: str | os.PathLike[str], name: str) -> None:
         self._call("upload", name)
@@ -120,6 +109,10 @@ class FakeBucket:
             raise error
 
 
+def _md5(content: bytes) -> str:
+    return base64.b64encode(hashlib.md5(content).digest()).decode()
+
+
 def _regex(pattern: str) -> str:
     parts = (".*".join(fnmatch.translate(p)[4:-3].replace(".*", "[^/]*") for p in pattern.split("**")),)
     return parts[0]
@@ -133,6 +126,7 @@ def context(store: Store, **settings: Any) -> Context:
     lines: list[str] = []
     made = Context(Settings.model_validate({**SETTINGS, **settings}), say=lines.append)
     made.__dict__["bucket"] = FakeBucket(made.settings.bucket or "gs://none", store)
+    made.__dict__["folder"] = lambda url: FakeBucket(url, store)
     made.__dict__["lines"] = lines
     return made
 
@@ -163,6 +157,9 @@ class FakeSteps:
     errors: dict[str, list[Exception]] = dataclasses.field(default_factory=dict)
     """Step -> errors of its next calls."""
     made: int = 0
+    texts: dict[int, str] = dataclasses.field(default_factory=dict)
+    """What the hosts printed, by worker."""
+    state: str = "running"
 
     def machines(self, state: str = "ACTIVE", **values: Any) -> Any:
         """Puts machines there."""
@@ -213,8 +210,9 @@ class FakeSteps:
     def end(self, group: Any, run_id: str) -> None:
         self._step("end", record=False)
 
-    def start(self, group: Any, ready: Any, run: Run) -> None:
+    def start(self, group: Any, ready: Any, run: Run, before: Stored | None) -> None:
         self._step("start", f"{run.attempt}.{run.start}")
+        assert before is not None and before.generation == self.store.objects["gs://bkt/launch/demo/run.json"][1]
         self.store.put("gs://bkt/launch/demo/run.json", run.dumps().encode())
         for worker in range(self.count):
             beat(self.store, run, worker, "starting")
@@ -223,8 +221,12 @@ class FakeSteps:
         self._step("states", record=False)
         return self.answers
 
-    def tails(self, there: Any, lines: int) -> dict[int, str]:
-        return {worker: f"line of {worker}\n" for worker in range(self.count)}
+    def tails(self, there: Any, positions: dict[int, int], lines: int) -> dict[int, dict[str, Any]]:
+        self._step("tails", record=False)
+        return {
+            worker: {"text": text[positions.get(worker, 0) :], "position": len(text), "state": self.state}
+            for worker, text in self.texts.items()
+        }
 
     def _step(self, name: str, more: str = "", *, record: bool = True) -> None:
         if record:

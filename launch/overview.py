@@ -1,0 +1,316 @@
+"""What `status` shows: machines, run, hosts, progress and cost, from few calls made at once."""
+
+import dataclasses
+import math
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from launch.context import Context
+from launch.decide import exit_code
+from launch.errors import CloudError, HostError
+from launch.progress import Reader, Snapshot, settled
+from launch.records import STALE_S, printable
+from launch.run_directory import RunDirectory, look
+from launch.seen import ENDED, Host, Memory
+from launch.steps import Steps
+from launch.watch import asked, seconds_of
+
+_ODD = 8
+"""At most so many hosts are named."""
+
+
+@dataclasses.dataclass
+class Overview:
+    """Everything that `status` shows. Times are seconds; None: unknown, or not there."""
+
+    name: str
+    bucket: str | None
+    machines: dict[str, Any] | None = None
+    machines_error: str | None = None
+    bucket_error: str | None = None
+    run: dict[str, Any] | None = None
+    stopped: str | None = None
+    watcher: dict[str, Any] | None = None
+    gave_up: str | None = None
+    workers: int = 0
+    hosts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    heartbeat_age_s: float | None = None
+    """Of the oldest heartbeat of a host that should beat."""
+    step: int | None = None
+    total: int | None = None
+    line: str = ""
+    run_directory: dict[str, Any] | None = None
+    checkpoint_age_s: float | None = None
+    usd_per_hour: float | None = None
+    price_of: str = ""
+    hours: float | None = None
+    """Of machines, over all creations that are known."""
+    usd: float | None = None
+    next: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def errors(self) -> list[str]:
+        """What could not be looked at."""
+        return [text for text in (self.machines_error, self.bucket_error) if text]
+
+
+def gather(context: Context, steps: Steps | None = None) -> Overview:
+    """Looks at everything that is there. What cannot be reached is said in the result, not raised."""
+    made = steps or Steps(context)
+    settings = context.settings
+    view = Overview(settings.name, settings.bucket)
+    with ThreadPoolExecutor(3) as pool:
+        finding = pool.submit(made.find)
+        reading = pool.submit(_records, context) if settings.bucket else None
+        timing = pool.submit(_clock, context) if settings.bucket else None
+        there = None
+        try:
+            there = finding.result()
+        except CloudError as error:
+            view.machines_error = str(error)
+        snapshot, directory = Snapshot(), None
+        try:
+            snapshot, directory = reading.result() if reading else (snapshot, None)
+        except CloudError as error:
+            view.bucket_error = str(error)
+        now_s = timing.result() if timing else time.time()
+    if steps is None and snapshot.run is not None:
+        made = Steps(settled(context, snapshot.run))
+    price = made.type()
+    view.workers = len(there.workers) if there is not None and there.ready else price.workers
+    if there is not None:
+        created_s = seconds_of(there.created, math.nan)
+        view.machines = {
+            "state": there.state,
+            "health": there.health,
+            "error": there.error,
+            "ready": there.ready,
+            "ours": there.ours,
+            "type": price.name,
+            "hosts": view.workers,
+            "age_s": None if math.isnan(created_s) else now_s - created_s,
+        }
+    _show_run(view, snapshot, now_s)
+    _show_hosts(view, made, snapshot, there, now_s)
+    if directory is not None:
+        _show_directory(view, directory, now_s)
+    _show_cost(view, snapshot, price, now_s)
+    view.next = _next(view)
+    return view
+
+
+def _records(context: Context) -> tuple[Snapshot, RunDirectory | None]:
+    snapshot = Reader(context.records).read()
+    run_dir = snapshot.run.run_dir if snapshot.run else None
+    if run_dir is None or not run_dir.startswith("gs://"):
+        return snapshot, None
+    return snapshot, look(context.folder(run_dir))
+
+
+def _clock(context: Context) -> float:
+    """The store's time; of this workstation where the bucket cannot be written."""
+    try:
+        return context.records.clock()
+    except (CloudError, TypeError):
+        return time.time()
+
+
+def _show_run(view: Overview, snapshot: Snapshot, now_s: float) -> None:
+    if snapshot.run is not None:
+        run = snapshot.run
+        keys = ("run_id", "command", "run_dir", "attempt", "start", "by", "code")
+        view.run = {key: getattr(run, key) for key in keys}
+        view.stopped = snapshot.stopped
+    if snapshot.watcher is not None:
+        view.gave_up = str(snapshot.watcher.memory.get("gave_up") or "") or None
+        if snapshot.watcher.token:
+            age_s = now_s - snapshot.watched_s
+            view.watcher = {"by": snapshot.watcher.by, "age_s": age_s, "alive": age_s <= STALE_S}
+
+
+def _show_hosts(view: Overview, steps: Steps, snapshot: Snapshot, there: Any, now_s: float) -> None:
+    hosts = snapshot.hosts(now_s)
+    if view.run is not None and there is not None and there.ready:
+        if sum(host.beats or host.state == ENDED for host in hosts) < view.workers:
+            assert snapshot.run is not None
+            hosts = asked(snapshot.run, view.workers, hosts, _states(steps, there))
+    elif view.bucket is None and there is not None and there.ready:
+        hosts = tuple(_answered(worker, answer) for worker, answer in sorted(_states(steps, there).items()))
+    view.hosts = [
+        {
+            "worker": host.worker,
+            "state": host.now if host.now != "beats" else host.state,
+            "code": exit_code(host) if host.now == ENDED else None,
+            "message": printable(host.message),
+            "step": host.step,
+            "heartbeat_age_s": None if math.isinf(host.age_s) else host.age_s,
+        }
+        for host in hosts
+    ]
+    view.heartbeat_age_s = max((host.age_s for host in hosts if host.now != ENDED), default=None)
+    if view.heartbeat_age_s is not None and math.isinf(view.heartbeat_age_s):
+        view.heartbeat_age_s = None
+    view.step = max((host.step for host in hosts if host.step is not None), default=None)
+    lines = [printable(beat.line) for beat, _ in snapshot.beats if beat.line]
+    for line in lines:
+        if match := re.match(r"(train|eval)\s+(\d+)/(\d+)\b", line):
+            view.line, view.total = line, int(match[3])
+    view.line = view.line or next(iter(lines), "")
+
+
+def _states(steps: Steps, there: Any) -> dict[int, dict[str, Any]]:
+    try:
+        return steps.states(there)
+    except (CloudError, HostError):
+        return {}
+
+
+def _answered(worker: int, answer: dict[str, Any]) -> Host:
+    """A host that keeps no heartbeat in a bucket."""
+    state = str(answer.get("state", "none"))
+    return Host(
+        worker, 0.0, state, answer.get("code"), str(answer.get("message", "")), answer.get("step"), answer=state
+    )
+
+
+def _show_directory(view: Overview, directory: RunDirectory, now_s: float) -> None:
+    view.run_directory = dataclasses.asdict(directory)
+    if directory.checkpoint_s is not None:
+        view.checkpoint_age_s = now_s - directory.checkpoint_s
+    if isinstance(step := directory.train.get("step"), int):
+        view.step = max(step, -1 if view.step is None else view.step)
+
+
+def _show_cost(view: Overview, snapshot: Snapshot, price: Any, now_s: float) -> None:
+    view.usd_per_hour, view.price_of = price.usd_per_hour, price.as_of
+    memory = Memory.from_json(snapshot.watcher.memory) if snapshot.watcher else Memory()
+    age_s = (view.machines or {}).get("age_s")
+    if memory.earlier_s or age_s is not None:
+        view.hours = (memory.earlier_s + max(0.0, age_s or 0.0)) / 3600
+    if view.hours is not None and view.usd_per_hour is not None:
+        view.usd = view.hours * view.usd_per_hour
+
+
+def _next(view: Overview) -> list[str]:
+    """Commands that make sense now."""
+    ended = [host for host in view.hosts if host["state"] == ENDED]
+    done = len(ended) >= view.workers > 0 and not any(host["code"] for host in ended)
+    if view.machines is None and view.machines_error is None:
+        words = ["pull"] if done else ["watch"] if view.run and not view.stopped else ["up"]
+    elif view.run is None:
+        words = ["run CONFIG"] if view.machines and view.machines["ready"] else ["up"]
+    elif done:
+        words = ["pull", "down"]
+    elif view.stopped or view.gave_up:
+        words = ["logs", "run CONFIG", "down"]
+    else:
+        words = ["logs -f"] + ([] if view.watcher and view.watcher["alive"] else ["watch"]) + ["stop"]
+    return [f"python -m launch {word}" for word in words]
+
+
+def render(view: Overview) -> list[str]:
+    """The lines that a person reads."""
+    rows = [("machines", _machines(view))]
+    if view.machines_error or view.bucket_error:
+        rows += [("note", f"could not look: {text}") for text in view.errors]
+    rows.append(("run", _run(view)))
+    if view.run or view.hosts:
+        rows.append(("hosts", "; ".join(_hosts(view))))
+    rows += [row for row in _progress(view) if row[1]]
+    if view.watcher:
+        age = duration(view.watcher["age_s"])
+        rows.append(("watch", f"{view.watcher['by']}, {age} ago" + ("" if view.watcher["alive"] else ": gone")))
+    elif view.gave_up:
+        rows.append(("watch", f"gave up: {printable(view.gave_up)}"))
+    rows.append(("cost", _cost(view)))
+    lines = [f"{name:<10}{text}" for name, text in rows]
+    return [*lines, *(f"{'next' if number == 0 else '':<10}{word}" for number, word in enumerate(view.next))]
+
+
+def _machines(view: Overview) -> str:
+    there = view.machines
+    if there is None:
+        return f"{view.name}: unknown" if view.machines_error else f"{view.name}: none"
+    parts = [f"{view.name}: {there['state']}", there["health"], f"{there['hosts']} hosts of {there['type']}"]
+    parts += [f"since {duration(there['age_s'])}"] if there["age_s"] is not None else []
+    parts += [] if there["ours"] else ["made by others"]
+    return ", ".join([*parts, *([printable(there["error"])] if there["error"] else [])])
+
+
+def _run(view: Overview) -> str:
+    run = view.run
+    if run is None:
+        return "none" if view.bucket else "unknown: the settings name no bucket"
+    text = f"{run['run_id']}: janus {printable(' '.join(run['command']), 80)}; attempt {run['attempt']}, start "
+    text += f"{run['start']}, by {run['by']}"
+    return f"{text}; stopped by {printable(view.stopped)}" if view.stopped else text
+
+
+def _hosts(view: Overview) -> list[str]:
+    """How many are in the most common state; the others by name."""
+    if not view.hosts:
+        return [f"no heartbeat of {view.workers} yet"]
+    kinds = [(host["state"], host["code"]) for host in view.hosts]
+    usual = max(sorted(set(kinds), key=str), key=lambda kind: (kinds.count(kind), kind[0] != ENDED))
+    code = "" if usual[1] is None else f" with exit code {usual[1]}"
+    texts = [f"{kinds.count(usual)} of {view.workers} {usual[0]}{code}"]
+    if view.heartbeat_age_s is not None:
+        texts[0] += f", heartbeat {duration(view.heartbeat_age_s)} ago"
+    odd = [host for host, kind in zip(view.hosts, kinds, strict=True) if kind != usual]
+    odd += [{"worker": worker, "state": "no heartbeat"} for worker in _missing(view)]
+    for host in odd[:_ODD]:
+        code = "" if host.get("code") is None else f" {host['code']}"
+        message = f": {host['message']}" if host.get("message") else ""
+        texts.append(f"worker {host['worker']} {host['state']}{code}{message}")
+    if usual[1]:
+        message = next((host["message"] for host in view.hosts if host["message"]), "")
+        texts += [message] if message else []
+    return [*texts, *([f"and {len(odd) - _ODD} more"] if len(odd) > _ODD else [])]
+
+
+def _missing(view: Overview) -> list[int]:
+    known = {host["worker"] for host in view.hosts}
+    return [worker for worker in range(view.workers) if worker not in known]
+
+
+def _progress(view: Overview) -> list[tuple[str, str]]:
+    directory = view.run_directory or {}
+    train, held_out = directory.get("train") or {}, directory.get("eval") or {}
+    parts = []
+    if view.step is not None:
+        parts.append(f"step {view.step}" + (f"/{view.total}" if view.total else ""))
+    parts += [f"loss {train['loss']:.4g}"] if isinstance(train.get("loss"), int | float) else []
+    parts += [f"{train['tokens_per_s']:,.0f} tokens/s"] if isinstance(train.get("tokens_per_s"), int | float) else []
+    parts += [f"held-out loss {held_out['loss']:.4g}"] if isinstance(held_out.get("loss"), int | float) else []
+    rows = [("progress", ", ".join(parts) or view.line)]
+    if (share := directory.get("goodput")) is not None:
+        rows.append(("goodput", f"{share:.0%} of the time was training, over {directory['starts']} starts"))
+    if steps := directory.get("checkpoints"):
+        age = "" if view.checkpoint_age_s is None else f", {duration(view.checkpoint_age_s)} ago"
+        rows.append(("saved", f"step {steps[-1]}{age}"))
+    if exports := directory.get("exports"):
+        rows.append(("export", f"step {exports[-1]}"))
+    return rows
+
+
+def _cost(view: Overview) -> str:
+    if view.usd_per_hour is None:
+        return "the price of this type is not known"
+    price = f"${view.usd_per_hour:,.2f} an hour, list price of {view.price_of}"
+    if view.usd is None or view.hours is None:
+        return f"nothing known so far ({price})"
+    return f"about ${view.usd:,.2f} so far: {view.hours:.1f} h ({price})"
+
+
+def duration(seconds: float) -> str:
+    """For people: 12 s, 3 min, 4 h 5 min, 2 d 3 h."""
+    seconds = max(0, round(seconds))
+    if seconds < 100:
+        return f"{seconds} s"
+    minutes = seconds // 60
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
