@@ -1,5 +1,6 @@
 """launch/README.md has the settings, the table of watch, the commands and the exit codes that there are."""
 
+import json
 import re
 
 import pytest
@@ -27,9 +28,8 @@ def test_the_settings_are_those_of_the_file():
         assert meaning == " ".join((field.description or "").split())
         assert (default == "needed") == field.is_required()
         if not field.is_required():
-            value = field.get_default(call_default_factory=True)
-            shown = {None: "null", False: "false", True: "true"}.get(value if value != {} else "", value or "{}")
-            assert default == f"`{shown}`"
+            value = json.dumps(field.get_default(call_default_factory=True))
+            assert default == "`{}`".format(value.strip('"'))
 
 
 def test_the_table_of_watch_is_the_one_that_it_follows():
@@ -44,7 +44,7 @@ def test_exit_codes_exist_and_mean_what_the_errors_say():
     assert {int(code) for codes in rows for code in codes.split(",")} <= set(EXIT_CODES)
 
 
-@pytest.mark.parametrize("words", re.findall(r"^    python -m launch (.+)$", PAGE, re.MULTILINE))
+@pytest.mark.parametrize("words", re.findall(r"^    (?:\$ )?python -m launch (.+)$", PAGE, re.MULTILINE))
 def test_every_command_parses(words):
     for part in words.replace("python -m launch ", "").split(" && "):
         _parser(part.split()).parse_args(part.split())
