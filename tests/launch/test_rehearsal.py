@@ -11,7 +11,7 @@ from tests.support.cloud import BUCKET, cloud, needs_gcloud
 from tests.support.run_configs import ONE_LAYER, run_config
 from tests.support.training_examples import random_examples, write_dataset
 
-STEPS, EVERY = 60, 20
+STEPS, EVERY = 120, 20
 PATIENCE_S = 240
 
 
