@@ -142,24 +142,26 @@ class Rehearsal:
         self.note(f"watch of {stage.name} ended", code=code)
         assert code == 0, log.read_text()
 
-    def lines(self, kind: str, stage: Stage) -> list[dict[str, Any]]:
-        """The lines of the run's metrics."""
-        path = self.directory(kind, stage) / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    def losses(self, kind: str, stage: Stage) -> dict[int, set[float]]:
+        """The losses of every step. A step that was trained again, after a start from an older checkpoint, has two."""
+        losses: dict[int, set[float]] = {}
+        for part in sorted(self.directory(kind, stage).glob("metrics/*.jsonl")):
+            for line in map(json.loads, part.read_text().splitlines()):
+                if line["kind"] == "train":
+                    losses.setdefault(line["step"], set()).add(line["loss"])
+        return losses
 
     def compare(self, stage: Stage) -> dict[str, Any]:
         """Losses by step and hashes of the exported weights, of both runs; they must be equal."""
         results = {}
         for kind in (PLAIN, TRIED):
-            lines = [line for line in self.lines(kind, stage) if line.get("kind") == "train"]
-            losses = {line["step"]: line["loss"] for line in lines}
             files = sorted(self.directory(kind, stage).glob("**/*.safetensors"))
             hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-            results[kind] = {"losses": losses, "weights": hashes}
+            results[kind] = {"losses": self.losses(kind, stage), "weights": hashes}
         plain, tried = results[PLAIN], results[TRIED]
         assert plain["weights"] and set(plain["losses"]) == {*range(1, stage.steps + 1)}, plain
         assert plain == tried, {"differ": stage.name, **results}
-        last = plain["losses"][stage.steps]
+        [last] = plain["losses"][stage.steps]
         self.note(f"{stage.name}: equal bit for bit", steps=stage.steps, final_loss=last)
         return {"final_loss": last, "steps": stage.steps, "weights": plain["weights"]}
 
@@ -199,7 +201,7 @@ def rehearse(out: Path) -> dict[str, Any]:
         equal = {stage.name: rehearsal.compare(stage) for stage in (SFT, DPO)}
         printed["status"] = rehearsal.launch("status")
         printed["logs"] = rehearsal.launch("logs")[-2000:]
-        printed["pull"] = rehearsal.launch("pull", url(TRIED, DPO), "--out", out / "pulled")
+        printed["pull"] = rehearsal.launch("pull", url(TRIED, DPO), out / "pulled")
         pulled = {
             file.name: hashlib.sha256(file.read_bytes()).hexdigest()
             for file in sorted((out / "pulled").glob("**/*.safetensors"))
