@@ -8,8 +8,8 @@ import sys
 from functools import cached_property
 
 from janus_jax.errors import ConfigError
-from launch.bucket import Bucket
-from launch.gcloud import Gcloud, Runner, Say, run_command
+from launch.cloud.bucket import Bucket
+from launch.cloud.gcloud import Gcloud, Runner, Say, run_command
 from launch.records import FOLDER
 from launch.settings import Settings
 

@@ -96,7 +96,7 @@ class Watcher(Record):
     token: str
     """Of one `watch` process; empty once it has ended."""
     memory: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """`launch.seen.Memory`: what the next one must know."""
+    """`launch.watching.seen.Memory`: what the next one must know."""
 
 
 State = Literal["starting", "running", "ended"]

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable
 
 from janus_jax.errors import JanusError
+from launch.cloud.gcloud import require, run_command
 from launch.context import Context
 from launch.errors import CloudError, Kind
-from launch.gcloud import require, run_command
 from launch.records import FOLDER, PORT
 
 OLDEST_GCLOUD = (480,)
@@ -120,7 +120,7 @@ def _account(context: Context) -> Check:
 
 def _type(context: Context) -> Check:
     """accelerator type in the zone."""
-    from launch import capacity
+    from launch.cloud import capacity
 
     settings = context.settings
     name = capacity.of(settings).name
@@ -136,7 +136,7 @@ def _type(context: Context) -> Check:
 
 def _runtime(context: Context) -> Check:
     """runtime version in the zone."""
-    from launch import capacity
+    from launch.cloud import capacity
 
     settings = context.settings
     name = settings.runtime or capacity.of(settings).runtime

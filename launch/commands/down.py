@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 
-from launch import machines
+from launch.cloud import machines
 from launch.context import Context
 
 

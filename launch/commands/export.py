@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from janus_jax.errors import ConfigError
-from launch import capacity
+from launch.cloud import capacity
 from launch.platforms import docker, jobset, skypilot
 from launch.platforms.common import in_checkout
 

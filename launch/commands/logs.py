@@ -11,10 +11,10 @@ from collections.abc import Callable
 from janus_jax.errors import ConfigError
 from launch.context import Context
 from launch.errors import CloudError
-from launch.merged import Merged, outcome, plain
-from launch.progress import Reader, Snapshot, settled
 from launch.records import STALE_S, number
-from launch.steps import Steps
+from launch.runs.merged import Merged, outcome, plain
+from launch.runs.progress import Reader, Snapshot, settled
+from launch.watching.steps import Steps
 
 POLL_S = 5.0
 _QUIET_S = 90.0

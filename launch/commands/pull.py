@@ -8,9 +8,9 @@ import argparse
 from pathlib import Path
 
 from janus_jax.errors import ConfigError
-from launch import pull
 from launch.context import Context
-from launch.progress import Reader
+from launch.runs import pull
+from launch.runs.progress import Reader
 
 
 def add(parser: argparse.ArgumentParser) -> None:

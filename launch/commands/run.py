@@ -6,14 +6,14 @@ import time
 from typing import TYPE_CHECKING
 
 from janus_jax.errors import ConfigError, JanusError
-from launch import command as commands
-from launch import start
 from launch.context import Context
 from launch.errors import CloudError, HostError, Kind
 from launch.records import Run, Stop, printable
+from launch.runs import command as commands
+from launch.runs import start
 
 if TYPE_CHECKING:
-    from launch.hosts import Hosts
+    from launch.remote.hosts import Hosts
 
 _LOOK_S = 5.0
 _UNREACHABLE_S = 600.0
@@ -49,9 +49,9 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
     for flag, value in (("--run-dir", arguments.run_dir), ("--shared-mount", arguments.shared_mount)):
         if value is not None and not command.trains:
             raise ConfigError(f"{flag} {value}: `janus {command.words[0]}` has no run directory; leave it out")
-    from launch import machines as cloud
-    from launch.environment import bring
-    from launch.hosts import connect
+    from launch.cloud import machines as cloud
+    from launch.remote.environment import bring
+    from launch.remote.hosts import connect
 
     _ = context.records  # a bucket is needed, before anything is touched
     machines = cloud.find(context)

@@ -3,8 +3,8 @@
 import argparse
 import time
 
-from launch import environment, hosts
 from launch.context import Context
+from launch.remote import environment, hosts
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -7,10 +7,10 @@ import shlex
 import sys
 
 from janus_jax.errors import ConfigError
-from launch import hosts
 from launch.context import Context
-from launch.hosts import Host, Hosts
 from launch.records import printable
+from launch.remote import hosts
+from launch.remote.hosts import Host, Hosts
 
 EXAMPLES = """examples:
   python -m launch ssh                                 a shell on worker 0

@@ -10,7 +10,7 @@ import json
 
 from launch.context import Context
 from launch.errors import CloudError
-from launch.overview import gather, render
+from launch.runs.overview import gather, render
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -4,10 +4,10 @@ import argparse
 import time
 from typing import Any
 
-from launch import start
 from launch.context import Context
 from launch.errors import HostError
 from launch.records import Run, Stop, printable
+from launch.runs import start
 
 _SHOWN = 5
 
@@ -29,8 +29,8 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
     stopped = Run.from_json(before.value)
     record = Stop(stopped.run_id, context.me, time.time(), arguments.reason)
     context.records.write("stop.json", record.to_json())  # first: a watcher must not start it again meanwhile
-    from launch import machines as cloud
-    from launch.hosts import connect
+    from launch.cloud import machines as cloud
+    from launch.remote.hosts import connect
 
     machines = cloud.find(context)
     if machines is None or not machines.ready:

@@ -3,11 +3,11 @@
 import argparse
 
 from janus_jax.errors import ConfigError, counted
-from launch import capacity, fit, machines
-from launch.capacity import Type
+from launch.cloud import capacity, fit, machines
+from launch.cloud.capacity import Type
+from launch.cloud.refusals import console, quotas
 from launch.context import Context
 from launch.errors import CloudError
-from launch.refusals import console, quotas
 
 
 def add(parser: argparse.ArgumentParser) -> None:

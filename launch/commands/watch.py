@@ -10,9 +10,9 @@ import argparse
 import time
 
 from launch.context import Context
-from launch.decide import decide
-from launch.progress import Reader, settled
-from launch.watch import POLL_S, Watch
+from launch.runs.progress import Reader, settled
+from launch.watching.decide import decide
+from launch.watching.watch import POLL_S, Watch
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(context: Context, arguments: argparse.Namespace) -> int:
-    """Watches; see `launch.watch.Watch.run`."""
+    """Watches; see `launch.watching.watch.Watch.run`."""
     snapshot = Reader(context.records).read()
     context = settled(context, snapshot.run)
     watch = Watch(

@@ -8,7 +8,7 @@ import yaml
 
 from janus_jax.errors import EXIT_CODES, GIVE_UP
 from janus_jax.planning.chips.slices import families, find_slice
-from launch import capacity
+from launch.cloud import capacity
 from launch.platforms.common import header, train_words
 from launch.records import PORT
 from launch.settings import Settings

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from janus_jax.errors import AGAIN, EXIT_CODES, ConfigError
-from launch import capacity
+from launch.cloud import capacity
 from launch.platforms.common import header, train_words
 from launch.settings import Settings
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import environment
+from launch.remote import environment
 from tests.support.pods import Pod
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from janus_jax.errors import ConfigError
-from launch import capacity
+from launch.cloud import capacity
 from tests.support.fake_machines import settings
 from tests.support.repository import ROOT
 
@@ -69,9 +69,9 @@ def test_other_types_are_refused(changes, message):
 
 def test_looking_at_machines_needs_no_jax():
     code = (
-        "import sys, launch.commands.up, launch.commands.down, launch.capacity\n"
+        "import sys, launch.commands.up, launch.commands.down, launch.cloud.capacity\n"
         "from launch.settings import Settings\n"
-        "launch.capacity.of(Settings(name='a', project='p', zone='us-central2-b', type='v4-8'))\n"
+        "launch.cloud.capacity.of(Settings(name='a', project='p', zone='us-central2-b', type='v4-8'))\n"
         "print(*{'jax', 'jaxlib', 'numpy', 'tensorflow', 'flax'} & set(sys.modules))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT) == "\n"

@@ -36,7 +36,7 @@ def python(code):
 def test_every_command_shows_its_help_without_jax_numpy_and_tensorflow():
     done = python(ONLY)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("--zone VALUE") == len(COMMANDS)
+    assert done.stdout.count("\n  --zone VALUE") == len(COMMANDS)
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 
 from janus_jax.errors import EXIT_CODES, GIVE_UP
-from launch.decide import ROWS, Do, decide, exit_of, failed, remember
 from launch.errors import Kind
 from launch.records import STALE_S
-from launch.seen import Bounds, Host, Memory, Seen, Trouble
+from launch.watching.decide import ROWS, Do, decide, exit_of, failed, remember
+from launch.watching.seen import Bounds, Host, Memory, Seen, Trouble
 
 OLD = STALE_S + 1
 LONG = 100_000.0

@@ -8,8 +8,8 @@ import types
 import pytest
 
 import launch
+from launch.cloud.gcloud import Result
 from launch.commands import doctor
-from launch.gcloud import Result
 from tests.support.pods import Pod
 
 DENIED = "ERROR: (gcloud.x) PERMISSION_DENIED: Permission tpu.acceleratorTypes.get denied."

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from launch.cloud.gcloud import kind_of, said
 from launch.errors import Kind
-from launch.gcloud import kind_of, said
 from tests.support.repository import ROOT
 
 RECORDED = json.loads((ROOT / "tests/launch/recordings/errors.json").read_text())

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from launch import hosts, lines
 from launch.errors import CloudError, HostError
+from launch.remote import hosts, lines
 from tests.support.pods import Pod, machines
 
 ODD = ["a  b", "it's", '"x"', "$HOME `id` $(id)", "*", "-n", "ä\n;&|<>#!", ""]

@@ -6,8 +6,8 @@ import pytest
 
 from janus_jax.errors import HeldError
 from launch.errors import CloudError, Kind
-from launch.lease import Lease, LostLease
 from launch.records import STALE_S
+from launch.watching.lease import Lease, LostLease
 from tests.support.launches import FakeBucket, Store
 
 URL = "gs://bkt/launch/demo"

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from launch import capacity, machines
+from launch.cloud import capacity, machines
 from launch.errors import CloudError
 from tests.support.fake_machines import PARENT, FakeMachines, Fault, settings
 from tests.support.repository import ROOT

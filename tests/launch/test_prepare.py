@@ -13,8 +13,8 @@ import urllib.request
 
 import pytest
 
-from launch import environment, wheels
-from launch.ship import Code
+from launch.remote import environment, wheels
+from launch.remote.ship import Code
 from tests.support.pods import Pod
 from tests.support.repository import ROOT, tracked
 

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from janus_jax.errors import ConfigError, StorageError
-from launch import pull as logic
 from launch.commands import pull
 from launch.errors import CloudError, Kind
+from launch.runs import pull as logic
 from tests.support.launches import Store, context, run_record
 
 RUN = "gs://bkt/runs/demo"

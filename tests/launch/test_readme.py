@@ -33,7 +33,7 @@ def test_the_settings_are_those_of_the_file():
 
 
 def test_the_table_of_watch_is_the_one_that_it_follows():
-    from launch.decide import ROWS
+    from launch.watching.decide import ROWS
 
     rows = [tuple(row) for row in table("6. Keep it going: watch")]
     assert rows == [(name, *texts) for name, texts in ROWS.items()]

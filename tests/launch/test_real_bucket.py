@@ -7,12 +7,12 @@ import urllib.request
 import pytest
 
 from janus_jax.errors import HeldError
-from launch.bucket import Bucket
-from launch.gcloud import Gcloud
-from launch.lease import Lease, LostLease
-from launch.merged import Merged
-from launch.progress import Reader
+from launch.cloud.bucket import Bucket
+from launch.cloud.gcloud import Gcloud
 from launch.records import Heartbeat
+from launch.runs.merged import Merged
+from launch.runs.progress import Reader
+from launch.watching.lease import Lease, LostLease
 from tests.support.buckets import server
 from tests.support.launches import run_record
 

@@ -11,9 +11,9 @@ import tarfile
 import pytest
 
 from janus_jax.errors import ConfigError
-from launch import environment, ship
 from launch.errors import HostError
-from launch.ship import Code
+from launch.remote import environment, ship
+from launch.remote.ship import Code
 from tests.support.pods import Pod
 from tests.support.repository import ROOT
 

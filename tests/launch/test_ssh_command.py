@@ -8,11 +8,11 @@ import types
 
 import pytest
 
-import launch
 from janus_jax.errors import ConfigError
-from launch import hosts
+from launch import cloud
 from launch.commands import ssh
 from launch.errors import HostError
+from launch.remote import hosts
 from tests.support.pods import Pod
 
 
@@ -96,7 +96,7 @@ def test_dry_run_prints_the_line(pod, become):
 def test_machines_that_are_missing_or_not_ready_are_named(tmp_path, monkeypatch):
     pod = Pod(tmp_path, monkeypatch)
     seen = [None, types.SimpleNamespace(ready=False, state="SUSPENDED", health="HEALTHY", error="preempted")]
-    monkeypatch.setattr(launch, "machines", types.SimpleNamespace(find=lambda context: seen.pop(0)), raising=False)
+    monkeypatch.setattr(cloud, "machines", types.SimpleNamespace(find=lambda context: seen.pop(0)), raising=False)
     with pytest.raises(HostError, match="no machines of that name; create them: python -m launch up"):
         hosts.reach(pod.context())
     with pytest.raises(HostError, match="not ready: SUSPENDED, health HEALTHY preempted"):

@@ -6,14 +6,14 @@ import pytest
 import yaml
 
 from janus_jax.errors import ConfigError, HeldError
-from launch import inputs, start
 from launch.__main__ import main
+from launch.cloud.gcloud import Result
 from launch.commands import run as run_command
 from launch.commands import stop as stop_command
 from launch.context import Context
 from launch.errors import HostError
-from launch.gcloud import Result
 from launch.records import Run
+from launch.runs import inputs, start
 from launch.settings import load
 from tests.support.launch_hosts import Records, ScratchHost, ScratchHosts, a_run, until
 from tests.support.repository import ROOT
@@ -184,7 +184,8 @@ def test_options_of_janus_are_known():
     import typer.main
 
     from janus_jax.cli.main import app
-    from launch import command, records
+    from launch import records
+    from launch.runs import command
 
     known = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
     many = {name for name, one in known.items() if any(p.name == "num_processes" for p in one.params)}
@@ -301,17 +302,17 @@ class Machines:
 @pytest.fixture
 def cloud(monkeypatch, hosts, ready):
     """Stands for the modules of machines, hosts and environment."""
-    import launch
+    from launch import cloud, remote
 
     machines = types.SimpleNamespace(find=lambda context: machines.now, now=Machines((Worker(0), Worker(1))))
     stands = {
-        "machines": machines,
-        "environment": types.SimpleNamespace(bring=lambda context, hosts, notify: ready),
-        "hosts": types.SimpleNamespace(connect=lambda context, machines: hosts),
+        (cloud, "machines"): machines,
+        (remote, "environment"): types.SimpleNamespace(bring=lambda context, hosts, notify: ready),
+        (remote, "hosts"): types.SimpleNamespace(connect=lambda context, machines: hosts),
     }
-    for name, module in stands.items():
-        monkeypatch.setitem(sys.modules, f"launch.{name}", module)
-        monkeypatch.setattr(launch, name, module, raising=False)
+    for (package, name), module in stands.items():
+        monkeypatch.setitem(sys.modules, f"{package.__name__}.{name}", module)
+        monkeypatch.setattr(package, name, module, raising=False)
     return machines
 
 

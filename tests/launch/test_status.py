@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from launch import overview
 from launch.commands import status
 from launch.errors import CloudError, Kind
 from launch.records import Stop, Watcher
+from launch.runs import overview
 from tests.support.launches import FakeSteps, Store, beat, context, run_record
 
 FOLDER = "gs://bkt/launch/demo"

@@ -344,8 +344,8 @@ def planner(tmp_path, monkeypatch):
     script = tmp_path / "python"
     script.write_text(PLANNER.format(python=sys.executable))
     script.chmod(0o755)
-    monkeypatch.setattr("launch.fit.sys.executable", str(script))
-    monkeypatch.setattr("launch.fit.importlib.util.find_spec", lambda name: True)
+    monkeypatch.setattr("launch.cloud.fit.sys.executable", str(script))
+    monkeypatch.setattr("launch.cloud.fit.importlib.util.find_spec", lambda name: True)
 
 
 @pytest.mark.parametrize(
@@ -392,6 +392,6 @@ def test_a_stored_plan_is_as_good(cloud, tmp_path, capsys, change, code, said):
 
 
 def test_without_a_planner_it_says_that_nothing_was_checked(cloud, monkeypatch):
-    monkeypatch.setattr("launch.fit.importlib.util.find_spec", lambda name: None if name == "libtpu" else True)
+    monkeypatch.setattr("launch.cloud.fit.importlib.util.find_spec", lambda name: None if name == "libtpu" else True)
     assert main(["up", *WORDS, "--config", "a b.yaml"]) == 0
     assert any(line.startswith("fit: not checked: libtpu is not installed here") for line in cloud.lines)

@@ -7,13 +7,13 @@ import json
 import pytest
 
 from janus_jax.errors import HeldError
-from launch import watch as logic
 from launch.commands import watch as command
 from launch.context import Context
 from launch.errors import CloudError, Kind
-from launch.lease import Lease, LostLease
 from launch.records import STALE_S
-from launch.watch import next_run
+from launch.watching import watch as logic
+from launch.watching.lease import Lease, LostLease
+from launch.watching.watch import next_run
 from tests.support.launches import SETTINGS, FakeBucket, FakeSteps, Store, context, run_record
 from tests.support.watching import Life, beats, log, preempt, put, watch
 

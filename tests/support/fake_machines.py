@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from launch import machines
+from launch.cloud import machines
+from launch.cloud.gcloud import Result
 from launch.context import Context
-from launch.gcloud import Result
 from launch.settings import Settings
 
 PARENT = "projects/p/locations/us-central2-b"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launch.bucket import Changed, Stored
+from launch.cloud.bucket import Changed, Stored
 from launch.errors import HostError
 from launch.records import Run, Spec
 from tests.support.repository import ROOT
@@ -133,7 +133,7 @@ class Answer:
 
 
 class ScratchHosts:
-    """What `launch.hosts.Hosts` offers, over scratch hosts. Numbers in `down` cannot be reached."""
+    """What `launch.remote.hosts.Hosts` offers, over scratch hosts. Numbers in `down` cannot be reached."""
 
     def __init__(self, hosts: list[ScratchHost]):
         self.hosts, self.down, self.calls = hosts, set[int](), list[str]()

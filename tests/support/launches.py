@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from launch.bucket import Changed, Entry, Stored
+from launch.cloud.bucket import Changed, Entry, Stored
 from launch.context import Context
 from launch.errors import CloudError, Kind
 from launch.records import Heartbeat, Run
@@ -36,7 +36,7 @@ class Store:
 
 
 class FakeBucket:
-    """`launch.bucket.Bucket`, in memory."""
+    """`launch.cloud.bucket.Bucket`, in memory."""
 
     def __init__(self, url: str, store: Store):
         self.url, self.store = url.rstrip("/"), store
@@ -146,7 +146,7 @@ def beat(store: Store, run: Run, worker: int, state: str = "running", **values: 
 
 @dataclasses.dataclass
 class FakeSteps:
-    """`launch.steps.Steps`: a slice of two hosts, whose states a test sets."""
+    """`launch.watching.steps.Steps`: a slice of two hosts, whose states a test sets."""
 
     store: Store
     count: int = 2

@@ -5,19 +5,20 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.cloud.gcloud import Result
 from launch.context import Context
-from launch.gcloud import Result
-from launch.hosts import Hosts, connect
+from launch.remote.hosts import Hosts, connect
 from launch.settings import Settings
 from tests.support.repository import ROOT
 
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-    """As launch.machines has it."""
+    """As launch.cloud.machines has it."""
 
     number: int
     slice: int
@@ -29,7 +30,7 @@ class Worker:
 
 @dataclasses.dataclass(frozen=True)
 class Machines:
-    """What the hosts need of launch.machines."""
+    """What the hosts need of launch.cloud.machines."""
 
     name: str
     workers: tuple[Worker, ...]
@@ -61,6 +62,7 @@ class Pod:
 
     def __init__(self, scratch: Path, monkeypatch, hosts: int = 2, slices: int = 1, **settings):
         self.scratch, self.asked = scratch, []
+        self._short = tempfile.TemporaryDirectory(prefix="pod")  # names of sockets have a bound
         self.refusals: list[str] = []
         """What gcloud prints and fails with at the next calls that push the key."""
         self.machines = machines(hosts, slices)
@@ -69,17 +71,16 @@ class Pod:
         key.touch()
         values = {"name": "pod", "project": "p", "zone": "us-central2-b", "type": "v4-16", "ssh_key": str(key)}
         self.settings = Settings.model_validate({"python": sys.executable, **values, **settings})
-        for name in ("run", "cache"):
-            (scratch / name).mkdir()
+        (scratch / "cache").mkdir()
         shims, path = ROOT / "tests/support/shims", os.environ["PATH"]
         environment = {"SHIM_ROOT": scratch / "hosts", "SHIM_LOG": scratch / "ssh.jsonl", "SHIM_PASS": "JAX_PLATFORMS"}
-        environment |= {"PATH": f"{shims}:{path}", "XDG_RUNTIME_DIR": scratch / "run", "HOME": scratch}
+        environment |= {"PATH": f"{shims}:{path}", "XDG_RUNTIME_DIR": self._short.name, "HOME": scratch}
         environment |= {"XDG_CACHE_HOME": scratch / "cache"}
         for name, value in environment.items():
             monkeypatch.setenv(name, str(value))
-        monkeypatch.setattr("launch.hosts.PAUSE_S", 0.0)
-        monkeypatch.setattr("launch.lines.PAUSE_S", 0.0)
-        monkeypatch.setattr("launch.environment._chips_per_host", lambda context: 4)
+        monkeypatch.setattr("launch.remote.hosts.PAUSE_S", 0.0)
+        monkeypatch.setattr("launch.remote.lines.PAUSE_S", 0.0)
+        monkeypatch.setattr("launch.remote.environment._chips_per_host", lambda context: 4)
 
     def context(self, **more) -> Context:
         """For a command."""

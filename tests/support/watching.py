@@ -3,7 +3,7 @@
 import json
 
 from launch.records import Run
-from launch.watch import Watch
+from launch.watching.watch import Watch
 from tests.support.launches import beat, context
 
 RUN = "gs://bkt/launch/demo/run.json"

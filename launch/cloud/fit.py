@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from janus_jax.errors import ConfigError, JanusError, first_line
 from janus_jax.planning.chips.slices import find_slice
-from launch.capacity import Type
+from launch.cloud.capacity import Type
+from launch.cloud.gcloud import run_command
 from launch.context import Context
-from launch.gcloud import run_command
 
 
 class DoesNotFitError(JanusError):

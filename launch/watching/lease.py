@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 
 from janus_jax.errors import HeldError
-from launch.bucket import Bucket, Changed, Stored
+from launch.cloud.bucket import Bucket, Changed, Stored
 from launch.errors import CloudError
 from launch.records import STALE_S, Watcher
 

@@ -7,12 +7,12 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from launch.bucket import Bucket, Entry
-from launch.decide import exit_code, exit_of
+from launch.cloud.bucket import Bucket, Entry
 from launch.errors import CloudError
-from launch.progress import Snapshot
 from launch.records import number
-from launch.seen import ENDED
+from launch.runs.progress import Snapshot
+from launch.watching.decide import exit_code, exit_of
+from launch.watching.seen import ENDED
 
 _PART = re.compile(r"(\d+)-(\d+)/(\d+)-(\d+)\.log")
 _CONTROL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f]")

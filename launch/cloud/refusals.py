@@ -2,7 +2,7 @@
 
 import re
 
-from launch import capacity
+from launch.cloud import capacity
 from launch.errors import CloudError, Kind
 from launch.settings import Settings
 

@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from launch.bucket import Bucket, Entry, Stored
+from launch.cloud.bucket import Bucket, Entry, Stored
 from launch.context import Context
 from launch.errors import CloudError, Kind
 from launch.records import Heartbeat, Run, Stop, Watcher
-from launch.seen import Host
 from launch.settings import Settings
+from launch.watching.seen import Host
 
 RUN, STOP, WATCH = "run.json", "stop.json", "watch.json"
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.errors import ConfigError, JanusError, StorageError, counted
-from launch.bucket import Bucket, Entry
-from launch.gcloud import Say
+from launch.cloud.bucket import Bucket, Entry
+from launch.cloud.gcloud import Say
 
 REPORT = "conversion_report.json"
 _MARK = ".pulled-from"

@@ -11,12 +11,12 @@ import time
 from typing import Any
 
 from janus_jax.errors import ConfigError, counted
-from launch import capacity
+from launch.cloud import capacity
+from launch.cloud.gcloud import Gcloud, Say, kind_of
+from launch.cloud.nodes import ADOPTED, LAUNCH, TOKEN, Machines, Worker, base, node_names, read, state_of
+from launch.cloud.refusals import explained
 from launch.context import Context
 from launch.errors import CloudError, Kind
-from launch.gcloud import Gcloud, Say, kind_of
-from launch.nodes import ADOPTED, LAUNCH, TOKEN, Machines, Worker, base, node_names, read, state_of
-from launch.refusals import explained
 from launch.settings import Settings
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"  # gcloud sends its short form as it is, which is refused

@@ -10,9 +10,9 @@ import tempfile
 import time
 from typing import Any
 
+from launch.cloud.gcloud import require
 from launch.context import Context
 from launch.errors import CloudError, HostError, Kind
-from launch.gcloud import require
 
 DEFAULT_KEY = "~/.ssh/google_compute_engine"
 PAUSE_S = 2.0

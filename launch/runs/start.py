@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from janus_jax.errors import ConfigError, HeldError
-from launch import command as commands
-from launch import inputs
-from launch.bucket import Changed, Stored
+from launch.cloud.bucket import Changed, Stored
 from launch.context import Context
 from launch.errors import HostError
 from launch.records import PORT, Run, Spec, Stop, printable
+from launch.runs import command as commands
+from launch.runs import inputs
 
 if TYPE_CHECKING:
-    from launch.environment import Ready
-    from launch.hosts import Host, Hosts
+    from launch.remote.environment import Ready
+    from launch.remote.hosts import Host, Hosts
 
 ALIVE = ("starting", "running")
 _START = ("run_id", "attempt", "start")
@@ -248,7 +248,7 @@ def _specs(
 ) -> dict[int, dict[str, Any]]:
     count = len(hosts.hosts)
     if count > 1 and address is None:
-        from launch import machines
+        from launch.cloud import machines
 
         known = machines.find(context)
         if known is None or not known.workers:

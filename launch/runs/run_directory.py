@@ -4,8 +4,8 @@ import dataclasses
 import re
 from typing import Any
 
-from launch.bucket import Bucket
-from launch.progress import objects
+from launch.cloud.bucket import Bucket
+from launch.runs.progress import objects
 
 _PATTERNS = (
     "metrics/*",

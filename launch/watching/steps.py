@@ -5,10 +5,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from launch.bucket import Stored
+from launch.cloud.bucket import Stored
+from launch.cloud.gcloud import Say
 from launch.context import Context
 from launch.errors import CloudError, HostError
-from launch.gcloud import Say
 from launch.records import Run, printable
 
 LOST = 255
@@ -23,51 +23,51 @@ class Steps:
 
     def type(self) -> Any:
         """`capacity.Type` of the settings."""
-        from launch import capacity
+        from launch.cloud import capacity
 
         return capacity.of(self.context.settings)
 
     def find(self) -> Any:
         """The machines; None if they are not there."""
-        from launch import machines
+        from launch.cloud import machines
 
         return machines.find(self.context)
 
     def create(self, notify: Say) -> Any:
         """Creates the machines, or goes on with a request of ours, and waits until they are ready."""
-        from launch import machines
+        from launch.cloud import machines
 
         return machines.create(self.context, notify=notify)
 
     def delete(self, there: Any) -> None:
         """Deletes the machines, and waits until they are gone."""
-        from launch import machines
+        from launch.cloud import machines
 
         machines.delete(self.context, there)
 
     @contextlib.contextmanager
     def connect(self, there: Any) -> Iterator[Any]:
         """Ways to the hosts."""
-        from launch import hosts
+        from launch.remote import hosts
 
         with hosts.connect(self.context, there) as group:
             yield group
 
     def setup(self, group: Any, notify: Say) -> Any:
         """Brings all hosts to the same state; warm in seconds."""
-        from launch import environment
+        from launch.remote import environment
 
         return environment.bring(self.context, group, notify=notify)
 
     def end(self, group: Any, run_id: str) -> None:
         """Ends what is left of the run on the hosts."""
-        from launch import start
+        from launch.runs import start
 
         start.end(self.context, group, run_id)
 
     def start(self, group: Any, ready: Any, run: Run, before: Stored | None) -> None:
         """Starts the run on all hosts together, if nobody has changed its record since `before` was read."""
-        from launch import start
+        from launch.runs import start
 
         start.start(self.context, group, ready, run, before=before)
 

@@ -10,7 +10,7 @@ import subprocess
 import tarfile
 
 from janus_jax.errors import ConfigError
-from launch.hosts import Answer, Host, Hosts
+from launch.remote.hosts import Answer, Host, Hosts
 
 PARTS = ("janus_jax/", "launch/", "configs/", "pyproject.toml", "constraints-", "README.md", "LICENSE", "NOTICE")
 """What hosts need: names begin with one of these."""

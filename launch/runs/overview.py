@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from launch.context import Context
-from launch.decide import exit_code
 from launch.errors import CloudError, HostError
-from launch.progress import Reader, Snapshot, settled
 from launch.records import STALE_S, printable
-from launch.run_directory import RunDirectory, look
-from launch.seen import ENDED, Host, Memory
-from launch.steps import Steps
-from launch.watch import asked, seconds_of
+from launch.runs.progress import Reader, Snapshot, settled
+from launch.runs.run_directory import RunDirectory, look
+from launch.watching.decide import exit_code
+from launch.watching.seen import ENDED, Host, Memory
+from launch.watching.steps import Steps
+from launch.watching.watch import asked, seconds_of
 
 _ODD = 8
 """At most so many hosts are named."""

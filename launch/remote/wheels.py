@@ -15,11 +15,11 @@ import urllib.request
 import zipfile
 from collections.abc import Sequence
 
+from launch.cloud.gcloud import Say, run_command
 from launch.context import Context
 from launch.errors import CloudError, HostError
-from launch.gcloud import Say, run_command
-from launch.lines import cache_folder
-from launch.ship import Code
+from launch.remote.lines import cache_folder
+from launch.remote.ship import Code
 
 UV_VERSION = "0.13.9"
 PYTHON_VERSION = "3.11"

@@ -1,7 +1,7 @@
 """What `watch` does next: a pure function over everything that it has seen.
 
 `ROWS` is the table: each row names a condition and what follows from it. `decide` walks it from top to bottom, and the
-first row that holds wins. `python -m launch.decide` prints the table for the documentation.
+first row that holds wins. `python -m launch.watching.decide` prints the table for the documentation.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 
 from janus_jax.errors import EXIT_CODES, GIVE_UP, TWICE
 from launch.records import printable
-from launch.seen import ENDED, Host, Memory, Seen, Trouble
+from launch.watching.seen import ENDED, Host, Memory, Seen, Trouble
 
 ROWS = {
     "stopped": ("a stop record names this run", "nothing more: ends"),

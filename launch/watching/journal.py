@@ -5,9 +5,9 @@ import datetime
 import os
 from pathlib import Path
 
-from launch.bucket import Bucket
+from launch.cloud.bucket import Bucket
+from launch.cloud.gcloud import Say
 from launch.errors import CloudError
-from launch.gcloud import Say
 
 NAME = "watch.log"
 

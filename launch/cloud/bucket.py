@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Iterable
 from typing import Any
 
+from launch.cloud.gcloud import Gcloud, require, run_command
 from launch.errors import CloudError, Kind
-from launch.gcloud import Gcloud, require, run_command
 
 
 class Changed(Exception):

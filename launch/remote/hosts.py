@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
-from launch import lines
+from launch.cloud.gcloud import end_group
 from launch.context import Context
 from launch.errors import HostError
-from launch.gcloud import end_group
 from launch.records import printable
+from launch.remote import lines
 
 if TYPE_CHECKING:
-    from launch.machines import Machines, Worker
+    from launch.cloud.machines import Machines, Worker
 
 CONNECTIONS = 16
 """At most so many connections at once."""
@@ -285,7 +285,7 @@ def reach(context: Context) -> Hosts:
         HostError: it has no machines, or they are not ready.
         CloudError: gcloud refused.
     """
-    from launch import machines
+    from launch.cloud import machines
 
     name, zone = context.settings.name, context.settings.zone
     seen = machines.find(context)

@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from janus_jax.errors import JanusError, first_line
-from launch.bucket import Changed
+from launch.cloud.bucket import Changed
 from launch.context import Context
-from launch.decide import Action, Do, decide, exit_code, exit_of, failed, remember
 from launch.errors import CloudError, HostError
-from launch.journal import Journal
-from launch.lease import Lease, LostLease
-from launch.progress import STOP, Reader, Snapshot
 from launch.records import Run
-from launch.seen import ENDED, Bounds, Host, Memory, Seen, Trouble
-from launch.steps import Steps
+from launch.runs.progress import STOP, Reader, Snapshot
+from launch.watching.decide import Action, Do, decide, exit_code, exit_of, failed, remember
+from launch.watching.journal import Journal
+from launch.watching.lease import Lease, LostLease
+from launch.watching.seen import ENDED, Bounds, Host, Memory, Seen, Trouble
+from launch.watching.steps import Steps
 
 POLL_S = 20.0
 _STOP_EVERY_S = 30.0

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from janus_jax.errors import ConfigError
-from launch import ship, wheels
+from launch.cloud.gcloud import Say
 from launch.context import Context
 from launch.errors import HostError
-from launch.gcloud import Say
-from launch.hosts import Answer, Hosts, require
 from launch.records import printable
-from launch.wheels import CONSTRAINTS, EXTRAS, PYTHON_VERSION
+from launch.remote import ship, wheels
+from launch.remote.hosts import Answer, Hosts, require
+from launch.remote.wheels import CONSTRAINTS, EXTRAS, PYTHON_VERSION
 
 ENVIRONMENT_BYTES = 10 * 2**30
 """Free space that a host needs for a new environment: what lies there, and what pip holds while it installs."""
@@ -115,7 +115,10 @@ def _script(target: _Target, *, make: bool, staged: str = "") -> bytes:
         "MAKE": str(int(make)),
     }
     head = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
-    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "host", "prepare.sh"), encoding="utf-8") as file:
+    with open(
+        os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "host", "prepare.sh"),
+        encoding="utf-8",
+    ) as file:
         return f"{head}{{\n{file.read()}\n}}\n".encode()
 
 
@@ -220,7 +223,7 @@ def _skews(facts: Sequence[tuple[Answer, dict[str, Any]]]) -> list[str]:
 
 
 def _chips_per_host(context: Context) -> int:
-    from launch import capacity
+    from launch.cloud import capacity
 
     kind = capacity.of(context.settings)
     return kind.chips // kind.hosts

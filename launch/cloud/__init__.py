@@ -1,0 +1,1 @@
+"""Google Cloud: gcloud, the bucket, machines and what they cost."""

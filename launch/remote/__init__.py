@@ -1,0 +1,1 @@
+"""The hosts, over ssh, and what is brought to them."""

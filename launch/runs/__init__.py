@@ -1,0 +1,1 @@
+"""Runs: from the command's words to all hosts, and how far they are."""
