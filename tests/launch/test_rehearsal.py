@@ -42,7 +42,7 @@ def test_a_training_goes_from_the_workstation_through_a_preemption_to_its_export
         assert (record["attempt"], record["run_dir"]) == (2, f"{BUCKET}/runs/janus")
 
         assert f"{STEPS}" in place.launch("status").stdout
-        assert f"train {STEPS}/{STEPS}" in place.launch("logs").stdout
+        assert f"eval  {STEPS}/{STEPS}" in place.launch("logs").stdout
         place.launch("pull", f"{BUCKET}/runs/janus", tmp_path / "pulled")
         assert [*(tmp_path / "pulled").glob("**/*.safetensors")]
         place.launch("down")
