@@ -145,6 +145,11 @@ def require(result: Result, words: Sequence[str]) -> None:
 _TEXTS = (
     (Kind.SERVICE_DISABLED, r"SERVICE_DISABLED|API has not been used|API .{0,80}is (disabled|not enabled)"),
     (Kind.UNAVAILABLE, r"(requests|queries) per (minute|second)"),  # a quota that fills again by itself
+    (  # no network, as after a night's sleep; gcloud calls it a problem with credentials that are out of date
+        Kind.UNAVAILABLE,
+        r"Max retries exceeded|Failed to resolve|Unable to find the server|[Nn]ame resolution|[Nn]etwork is unreachable|"
+        r"Connection (aborted|reset)",
+    ),
     (
         Kind.STOCK_OUT,
         r"(?i)no more capacity|out of capacity|stock-?out|resource[ _]pool[ _]exhausted|insufficient .{0,20}capacity|"
@@ -183,7 +188,7 @@ _FALLBACKS = (
     ),
     (Kind.PERMISSION, r"does not have permission|Required \S+ permission|access to .{0,80}denied"),
     (Kind.NOT_FOUND, r"matched no objects|\b(was )?not found\b"),
-    (Kind.UNAVAILABLE, r"crashed|Connection refused|no answer within|server encountered|temporarily|Max retries"),
+    (Kind.UNAVAILABLE, r"crashed|Connection refused|no answer within|server encountered|temporarily"),
     (Kind.INVALID, r"[Ii]nvalid|unrecognized|must be specified|could not be answered"),
 )
 
