@@ -50,6 +50,8 @@ def run_command(words: Sequence[str], stdin: str | None = None, timeout_s: float
                 errors="replace",
                 start_new_session=True,
             )
+            if threading.current_thread() is not threading.main_thread():
+                _of_threads.add(process)
         out, err = process.communicate(stdin, timeout=timeout_s)
     except FileNotFoundError:
         raise CloudError(
@@ -61,7 +63,20 @@ def run_command(words: Sequence[str], stdin: str | None = None, timeout_s: float
         if isinstance(error, subprocess.TimeoutExpired):
             return Result(124, "", f"no answer within {timeout_s:.0f} s")
         raise
+    finally:
+        if process is not None:
+            _of_threads.discard(process)
     return Result(process.returncode, out, err)
+
+
+_of_threads: set[subprocess.Popen[str]] = set()
+
+
+def end_those_of_threads() -> None:
+    """Ends commands for which other threads wait. A signal comes to the main thread alone, which waits for these."""
+    for process in tuple(_of_threads):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -147,8 +162,8 @@ _TEXTS = (
     (Kind.UNAVAILABLE, r"(requests|queries) per (minute|second)"),  # a quota that fills again by itself
     (  # no network, as after a night's sleep; gcloud calls it a problem with credentials that are out of date
         Kind.UNAVAILABLE,
-        r"Max retries exceeded|Failed to resolve|Unable to find the server|[Nn]ame resolution|[Nn]etwork is unreachable|"
-        r"Connection (aborted|reset)",
+        r"Max retries exceeded|Failed to resolve|Unable to find the server|[Nn]ame resolution|"
+        r"[Nn]etwork is unreachable|Connection (aborted|reset)",
     ),
     (
         Kind.STOCK_OUT,

@@ -39,8 +39,8 @@ def test_recorded_errors_are_told_apart(name):
             Kind.UNAVAILABLE,
             "ERROR: (gcloud.x) There was a problem refreshing your current auth tokens: HTTPSConnectionPool("
             "host='oauth2.googleapis.com', port=443): Max retries exceeded with url: /token (Caused by "
-            'NameResolutionError("<urllib3>: Failed to resolve \'oauth2.googleapis.com\' ([Errno -2] Name or service not '
-            'known)"))\nPlease run:\n\n  $ gcloud auth login\n\nto obtain new credentials.',
+            "NameResolutionError(\"<urllib3>: Failed to resolve 'oauth2.googleapis.com' ([Errno -2] Name or service "
+            'not known)"))\nPlease run:\n\n  $ gcloud auth login\n\nto obtain new credentials.',
         ),
         (Kind.UNAVAILABLE, '{"code": 13, "message": "an internal error has occurred"}'),
         (Kind.UNAVAILABLE, "no answer within 300 s"),
