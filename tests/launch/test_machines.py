@@ -70,6 +70,7 @@ def test_workers_are_counted_slice_by_slice(cloud):
         ({"state": "PREEMPTED"}, "PREEMPTED", "HEALTHY", False, True),
         ({"state": "REPAIRING"}, "REPAIRING", "HEALTHY", False, False),
         ({"networkEndpoints": []}, "ACTIVE", "HEALTHY", False, False),
+        ({"networkEndpoints": [{"ipAddress": "10.0.0.9"}, {}]}, "ACTIVE", "HEALTHY", False, False),
     ],
 )
 def test_a_queued_resource_is_judged_with_its_nodes(cloud, patch, state, health, ready, gone):
