@@ -53,6 +53,7 @@ def run_command(words: Sequence[str], stdin: str | None = None, timeout_s: float
             if threading.current_thread() is not threading.main_thread():
                 _of_threads.add(process)
         out, err = process.communicate(stdin, timeout=timeout_s)
+        return Result(process.returncode, out, err)
     except FileNotFoundError:
         raise CloudError(
             Kind.INVALID, words[0], "is not installed; see https://cloud.google.com/sdk/docs/install"
@@ -66,7 +67,6 @@ def run_command(words: Sequence[str], stdin: str | None = None, timeout_s: float
     finally:
         if process is not None:
             _of_threads.discard(process)
-    return Result(process.returncode, out, err)
 
 
 _of_threads: set[subprocess.Popen[str]] = set()
