@@ -1,7 +1,6 @@
 """`python -m launch COMMAND`: reads the command line, runs the command, and turns errors into exit codes."""
 
 import argparse
-import contextlib
 import importlib
 import os
 import signal
@@ -53,9 +52,9 @@ def main(words: Sequence[str] | None = None) -> int:
     from launch.context import Context
     from launch.settings import load
 
-    signal.signal(signal.SIGTERM, _interrupt)
-    with contextlib.suppress(AttributeError):
-        signal.signal(signal.SIGHUP, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP is under nohup: that stays so
+            signal.signal(number, _interrupt)
     try:
         parser = _parser(words)
         arguments = parser.parse_args(words)
@@ -78,6 +77,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _interrupt(number: int, frame: object) -> None:
+    from launch.cloud.gcloud import end_those_of_threads
+
+    end_those_of_threads()
     raise KeyboardInterrupt(number)
 
 

@@ -50,7 +50,10 @@ def run_command(words: Sequence[str], stdin: str | None = None, timeout_s: float
                 errors="replace",
                 start_new_session=True,
             )
+            if threading.current_thread() is not threading.main_thread():
+                _of_threads.add(process)
         out, err = process.communicate(stdin, timeout=timeout_s)
+        return Result(process.returncode, out, err)
     except FileNotFoundError:
         raise CloudError(
             Kind.INVALID, words[0], "is not installed; see https://cloud.google.com/sdk/docs/install"
@@ -61,7 +64,19 @@ def run_command(words: Sequence[str], stdin: str | None = None, timeout_s: float
         if isinstance(error, subprocess.TimeoutExpired):
             return Result(124, "", f"no answer within {timeout_s:.0f} s")
         raise
-    return Result(process.returncode, out, err)
+    finally:
+        if process is not None:
+            _of_threads.discard(process)
+
+
+_of_threads: set[subprocess.Popen[str]] = set()
+
+
+def end_those_of_threads() -> None:
+    """Ends commands for which other threads wait. A signal comes to the main thread alone, which waits for these."""
+    for process in tuple(_of_threads):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -145,6 +160,11 @@ def require(result: Result, words: Sequence[str]) -> None:
 _TEXTS = (
     (Kind.SERVICE_DISABLED, r"SERVICE_DISABLED|API has not been used|API .{0,80}is (disabled|not enabled)"),
     (Kind.UNAVAILABLE, r"(requests|queries) per (minute|second)"),  # a quota that fills again by itself
+    (  # no network, as after a night's sleep; gcloud calls it a problem with credentials that are out of date
+        Kind.UNAVAILABLE,
+        r"Max retries exceeded|Failed to resolve|Unable to find the server|[Nn]ame resolution|"
+        r"[Nn]etwork is unreachable|Connection (aborted|reset)",
+    ),
     (
         Kind.STOCK_OUT,
         r"(?i)no more capacity|out of capacity|stock-?out|resource[ _]pool[ _]exhausted|insufficient .{0,20}capacity|"
@@ -183,7 +203,7 @@ _FALLBACKS = (
     ),
     (Kind.PERMISSION, r"does not have permission|Required \S+ permission|access to .{0,80}denied"),
     (Kind.NOT_FOUND, r"matched no objects|\b(was )?not found\b"),
-    (Kind.UNAVAILABLE, r"crashed|Connection refused|no answer within|server encountered|temporarily|Max retries"),
+    (Kind.UNAVAILABLE, r"crashed|Connection refused|no answer within|server encountered|temporarily"),
     (Kind.INVALID, r"[Ii]nvalid|unrecognized|must be specified|could not be answered"),
 )
 

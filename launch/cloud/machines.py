@@ -10,7 +10,7 @@ import secrets
 import time
 from typing import Any
 
-from janus_jax.errors import ConfigError, counted
+from janus_jax.errors import ConfigError, HeldError, counted
 from launch.cloud import capacity
 from launch.cloud.gcloud import Gcloud, Say, kind_of
 from launch.cloud.nodes import ADOPTED, LAUNCH, TOKEN, Machines, Worker, base, node_names, read, state_of
@@ -88,6 +88,8 @@ def create(context: Context, *, notify: Say, adopt: bool = False) -> Machines:
     try:
         machines = _ask(context, words, token, notify)
         return wait(context, machines, notify=notify)
+    except HeldError:  # raised by `notify`: another watcher has taken over, and may be using what this one asked for
+        raise
     except BaseException as error:
         _undo(context, token, notify, error)
         raise
@@ -168,6 +170,11 @@ def delete(context: Context, machines: Machines, *, notify: Say | None = None) -
             notify(f"{left.name}: {left.state}: waiting until it is gone, {_minutes(_clock() - began)}")
         _sleep(delay_s)
         delay_s = min(30.0, 1.5 * delay_s)
+        # A workstation may have slept for a night meanwhile, and others made new machines of this name.
+        left = look(context, notify)
+        if left is None or left.token != token:
+            return
+        machines = left
 
 
 def request(settings: Settings, wanted: capacity.Type, token: str, gcloud: Gcloud) -> list[str]:

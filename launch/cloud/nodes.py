@@ -63,8 +63,8 @@ class Machines:
     @property
     def ready(self) -> bool:
         """All hosts of all nodes have an address."""
-        reached = {worker.node for worker in self.workers if worker.internal}
-        return self.state in ("ACTIVE", "READY") and reached == set(self.nodes)
+        has_all = all(worker.internal for worker in self.workers) and {w.node for w in self.workers} == set(self.nodes)
+        return self.state in ("ACTIVE", "READY") and has_all
 
     @property
     def gone(self) -> bool:

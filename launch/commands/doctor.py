@@ -10,7 +10,7 @@ import stat
 import sys
 from collections.abc import Callable
 
-from janus_jax.errors import JanusError
+from janus_jax.errors import JanusError, counted
 from launch.cloud.gcloud import require, run_command
 from launch.context import Context
 from launch.errors import CloudError, Kind
@@ -43,7 +43,7 @@ def run(context: Context, arguments: argparse.Namespace) -> int:
         context.say(f"{'problem' if check.remedy else 'ok':<8} {check.what}: {check.seen}")
         if check.remedy:
             context.say(f"{'':<8} -> {check.remedy}")
-    context.say(f"{problems} problem{'s' * (problems != 1)}" if problems else "all is well")
+    context.say(counted(problems, "problem") if problems else "all is well")
     return int(problems > 0)
 
 

@@ -81,12 +81,13 @@ def _from_bucket(
             context.warn(over[1])
             return over[0]
         quiet_s = 0.0 if lines else quiet_s + POLL_S
-        if quiet_s > _QUIET_S and not said:
-            said = True
-            context.warn("no host has printed anything for a while; to see more: python -m launch status")
+        if quiet_s > _QUIET_S:
             if snapshot.stopped:
                 context.warn(f"{snapshot.stopped} has stopped the run")
                 return 0
+            if not said:
+                said = True
+                context.warn("no host has printed anything for a while; to see more: python -m launch status")
         sleep(POLL_S)
 
 

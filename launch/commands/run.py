@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -141,9 +142,9 @@ def _follow(context: Context, hosts: "Hosts", run: Run) -> int:
             if not any(state["state"] in start.ALIVE for state in states):
                 return _ended(context, hosts, states)
             time.sleep(_LOOK_S)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         context.warn("the run goes on; `python -m launch logs -f` follows it, `python -m launch stop` ends it")
-        return 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
 
 
 def _ended(context: Context, hosts: "Hosts", states: list[dict]) -> int:

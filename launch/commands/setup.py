@@ -3,6 +3,7 @@
 import argparse
 import time
 
+from janus_jax.errors import counted
 from launch.context import Context
 from launch.remote import environment, hosts
 
@@ -18,8 +19,7 @@ def run(context: Context, arguments: argparse.Namespace) -> None:
     with hosts.reach(context) as reached:
         ready = environment.bring(context, reached, revision=arguments.revision, notify=context.say)
         if not context.dry_run:
-            count = len(reached.hosts)
             context.say(
-                f"{count} host{'s' * (count != 1)} ready in {time.monotonic() - start:.0f} s: code {ready.code}, "
+                f"{counted(len(reached.hosts), 'host')} ready in {time.monotonic() - start:.0f} s: code {ready.code}, "
                 f"environment {ready.environment}"
             )

@@ -8,6 +8,7 @@ from launch.context import Context
 from launch.errors import HostError
 from launch.records import Run, Stop, printable
 from launch.runs import start
+from launch.runs.progress import settled
 
 _SHOWN = 5
 
@@ -29,6 +30,7 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
     stopped = Run.from_json(before.value)
     record = Stop(stopped.run_id, context.me, time.time(), arguments.reason)
     context.records.write("stop.json", record.to_json())  # first: a watcher must not start it again meanwhile
+    context = settled(context, stopped)  # its machines may be in another zone than the settings here say
     from launch.cloud import machines as cloud
     from launch.remote.hosts import connect
 

@@ -34,6 +34,9 @@ _LAST_UPLOADS_S = 60.0
 _STEP = re.compile(r"\btrain\s+([\d,]+)/")
 _LAST_WORDS = re.compile(r"(error|stopped): ")
 _PR_SET_PDEATHSIG = 1
+_ALONE = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "2,2,1"}
+"""For a command that one host of a larger slice runs alone: libtpu would wait for the others. Every such host has 2 x 2
+chips."""
 
 
 def words(spec: Spec, files: Path) -> list[str]:
@@ -52,7 +55,8 @@ def environment(spec: Spec) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [spec.cwd, os.environ.get("PYTHONPATH")]))
     own = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     launch = {"JANUS_RUN_OWNER": run.owner, "JANUS_RUN_ATTEMPT": str(run.attempt)}
-    return {**os.environ, **own, **run.env, **launch}
+    alone = _ALONE if spec.hosts_per_slice > 1 and run.command[0] not in MANY else {}
+    return {**alone, **os.environ, **own, **run.env, **launch}
 
 
 class Supervisor:

@@ -87,6 +87,21 @@ class Answer:
     at_s: float = 0.0
     """When it ended, by the workstation's clock."""
 
+    @property
+    def value(self) -> dict[str, Any] | None:
+        """The JSON object on its last line; None without one."""
+        lines = self.out.strip().splitlines()
+        try:
+            value = json.loads(lines[-1]) if lines else None
+        except ValueError:
+            return None
+        return value if isinstance(value, dict) else None
+
+    @property
+    def is_not_set_up(self) -> bool:
+        """Whether the host has no agent: the shell does not find it."""
+        return self.code in (126, 127)
+
     def last(self, count: int = 1) -> str:
         """What it printed last, for an error message."""
         texts = [line for line in (self.err if self.err.strip() else self.out).splitlines() if line.strip()]
@@ -194,7 +209,7 @@ class Hosts:
             return [{} for _ in answers]
         values, failed = [], []
         for answer in answers:
-            value = _json(answer.out)
+            value = answer.value
             if value is None or "error" in value:
                 failed.append((answer.host, _why(answer, value)))
             values.append(value or {})
@@ -318,18 +333,9 @@ def _listed(failed: Sequence[tuple[Host, str]], asked: int, what: str) -> str:
 def _why(answer: Answer, value: dict[str, Any] | None) -> str:
     if value is not None:
         return printable(str(value["error"]), 600)
-    if answer.code in (126, 127):
+    if answer.is_not_set_up:
         return "is not set up; python -m launch setup"
     return answer.last(2)
-
-
-def _json(text: str) -> dict[str, Any] | None:
-    lines = text.strip().splitlines()
-    try:
-        value = json.loads(lines[-1]) if lines else None
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _through_iap(context: Context, worker: "Worker") -> Host:

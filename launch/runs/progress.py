@@ -80,9 +80,10 @@ class Reader:
         beats = self._beats([entry for entry in entries if "/heartbeats/" in entry.name])
         return Snapshot(
             run=self._run,
-            stored=None if self._run is None else Stored(self._known[RUN][1], by_name[RUN].generation, 0.0),
+            # Generations of what was read: a second list may already know a newer record.
+            stored=None if self._run is None else Stored(self._known[RUN][1], self._known[RUN][0], 0.0),
             stop=stop,
-            stop_generation=by_name[STOP].generation if STOP in by_name else 0,
+            stop_generation=self._known[STOP][0] if STOP in self._known and STOP in by_name else 0,
             watcher=watcher,
             watched_s=by_name[WATCH].updated_s if WATCH in by_name else -math.inf,
             beats=tuple(sorted(beats, key=lambda pair: pair[0].worker)),

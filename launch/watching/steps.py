@@ -1,7 +1,6 @@
 """What `watch` does with the cloud and the hosts, behind one class that a test replaces."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,9 +9,6 @@ from launch.cloud.gcloud import Say
 from launch.context import Context
 from launch.errors import CloudError, HostError
 from launch.records import Run, printable
-
-LOST = 255
-"""ssh's own exit code: no connection, or a lost one."""
 
 
 class Steps:
@@ -72,14 +68,22 @@ class Steps:
         start.start(self.context, group, ready, run, before=before)
 
     def states(self, there: Any) -> dict[int, dict[str, Any]]:
-        """What each host says of its run, by worker. {"state": "unreachable"} where none answers."""
+        """What each host says of its run, by worker. "unreachable" is one that does not answer, in whatever way ssh or
+        gcloud fail; "none" one that was never set up."""
         lost = {"state": "unreachable"}
         try:
             with self.connect(there) as group:
                 answers = group.each("janus/agent state", stdin=b"{}\n", timeout_s=60)
         except (CloudError, HostError):
             return {worker.number: lost for worker in there.workers}
-        return {answer.host.number: lost if answer.code == LOST else _said(answer.out) for answer in answers}
+        states = {}
+        for answer in answers:
+            value = answer.value
+            if value is None or "error" in value:
+                value = {} if answer.is_not_set_up else lost
+            message = printable(str(value.get("message", "")))
+            states[answer.host.number] = {"state": "none", **value, "message": message}
+        return states
 
     def tails(self, there: Any, positions: dict[int, int], lines: int) -> dict[int, dict[str, Any]]:
         """What each host's command printed: {"text", "position", "state"} by worker.
@@ -97,13 +101,3 @@ class Steps:
         with self.connect(there) as group:
             answers = group.agent("tail", message, timeout_s=60)
             return {host.number: answer for host, answer in zip(group.hosts, answers, strict=True)}
-
-
-def _said(out: str) -> dict[str, Any]:
-    """The JSON on the last line. A host that was never set up has no agent, and so no run."""
-    lines = out.strip().splitlines()
-    with contextlib.suppress(ValueError, IndexError):
-        value = json.loads(lines[-1])
-        if isinstance(value, dict):
-            return {"state": "none", **value, "message": printable(str(value.get("message", "")))}
-    return {"state": "none"}

@@ -8,7 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from launch.host import agent, log, machine
+from launch.host import agent, log, machine, supervisor
+from launch.records import Spec
 from tests.support.launch_hosts import ScratchHost, a_run, until
 
 
@@ -77,6 +78,16 @@ def test_a_run_that_does_not_end_is_killed_after_the_grace(host):
     host.agent("start", host.spec(a_run("stubborn")))
     state = host.agent("stop", {"run_id": "demo-1", "grace_s": 0.5})
     assert (state["state"], state["code"], state["killed"]) == ("ended", 137, True)
+
+
+def test_a_command_of_one_host_does_not_wait_for_the_rest_of_its_slice(host):
+    def bounds(command, **spec):
+        run = a_run(command=[command, "x"])
+        names = {"TPU_PROCESS_BOUNDS", "TPU_CHIPS_PER_PROCESS_BOUNDS"}
+        return names <= set(supervisor.environment(Spec.from_json(host.spec(run, **spec))))
+
+    assert bounds("generate", workers=4, hosts_per_slice=2)
+    assert not bounds("generate") and not bounds("train", workers=4, hosts_per_slice=2, coordinator="h:1")
 
 
 def test_a_killed_supervisor_takes_the_command_with_it_and_is_seen(host):

@@ -1,12 +1,15 @@
 """The command line of `launch` on a workstation that has nothing but Python, PyYAML and pydantic."""
 
+import signal
 import subprocess
 import sys
+import types
 
 import pytest
 
 import launch.__main__ as command_line
 from launch.__main__ import COMMANDS, main
+from launch.commands import run
 from launch.settings import Settings
 from tests.support.repository import ROOT
 
@@ -60,6 +63,57 @@ def test_a_workstation_without_pydantic_is_told_what_to_install():
     done = python(code)
     assert done.returncode == 2
     assert done.stderr.startswith("error: pydantic is not installed here; python -m pip install PyYAML")
+
+
+NOHUP = """
+import os, signal, sys
+import launch.__main__ as line
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+class Command:
+    add = lambda self, parser: None
+    run = lambda self, context, arguments: os.kill(os.getpid(), signal.SIGHUP)
+line._module = lambda name: Command()
+sys.exit(line.main(["watch"]))
+"""
+
+
+def test_under_nohup_a_lost_terminal_ends_nothing():
+    done = python(NOHUP)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = python(NOHUP.replace("SIG_IGN", "SIG_DFL"))
+    assert (done.returncode, done.stderr) == (129, "stopped\n")
+
+
+THREADS = """
+import os, signal, sys, time
+from concurrent.futures import ThreadPoolExecutor
+import launch.__main__ as line
+from launch.cloud.gcloud import run_command
+class Command:
+    add = lambda self, parser: None
+    def run(self, context, arguments):
+        with ThreadPoolExecutor(1) as pool:
+            task = pool.submit(run_command, ["sh", "-c", "kill -INT $PPID; exec sleep 60"], None, 60)
+            task.result()
+line._module = lambda name: Command()
+began = time.monotonic()
+code = line.main(["status"])
+assert time.monotonic() - began < 20
+sys.exit(code)
+"""
+
+
+def test_ctrl_c_ends_what_threads_wait_for():
+    assert python(THREADS).returncode == 130
+
+
+def test_sigterm_ends_the_following_of_a_run_with_its_own_code():
+    def agent(name, *_, **__):
+        raise KeyboardInterrupt(signal.SIGTERM)
+
+    hosts, warned = types.SimpleNamespace(hosts=[None], agent=agent), []
+    assert run._follow(types.SimpleNamespace(warn=warned.append), hosts, None) == 143  # type: ignore[arg-type]
+    assert "the run goes on" in warned[0]
 
 
 def test_mistakes_in_settings_come_in_one_report(tmp_path, capsys, settings):

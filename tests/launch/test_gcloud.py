@@ -35,6 +35,13 @@ def test_recorded_errors_are_told_apart(name):
         (Kind.NOT_FOUND, "ERROR: (gcloud.storage.objects.describe) gs://bucket/quota/credentials not found: 404."),
         (Kind.NOT_FOUND, "ERROR: (gcloud.x) NOT_FOUND: Resource 'projects/p/locations/z/nodes/stockout' was not found"),
         (Kind.CREDENTIALS, "ERROR: (gcloud.x) There was a problem refreshing your current auth tokens: invalid_grant"),
+        (  # of the real one without network, once its token is out of date
+            Kind.UNAVAILABLE,
+            "ERROR: (gcloud.x) There was a problem refreshing your current auth tokens: HTTPSConnectionPool("
+            "host='oauth2.googleapis.com', port=443): Max retries exceeded with url: /token (Caused by "
+            "NameResolutionError(\"<urllib3>: Failed to resolve 'oauth2.googleapis.com' ([Errno -2] Name or service "
+            'not known)"))\nPlease run:\n\n  $ gcloud auth login\n\nto obtain new credentials.',
+        ),
         (Kind.UNAVAILABLE, '{"code": 13, "message": "an internal error has occurred"}'),
         (Kind.UNAVAILABLE, "no answer within 300 s"),
         (Kind.UNKNOWN, "ERROR: (gcloud.storage.cp) HTTPError 412: a pre-condition you specified did not hold."),

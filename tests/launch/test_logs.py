@@ -6,7 +6,7 @@ import pytest
 
 from launch.commands import logs
 from launch.errors import CloudError, Kind
-from launch.records import Watcher
+from launch.records import Stop, Watcher
 from tests.support.launches import FakeSteps, Store, beat, context, run_record
 
 FOLDER = "gs://bkt/launch/demo"
@@ -137,6 +137,13 @@ def test_a_bucket_that_does_not_answer_for_a_while_is_asked_again(store):
         ended(store)
 
     assert Shown(store, "-f", events=[refuse, mend]).lines == ["[worker 00] a"]
+
+
+def test_following_ends_when_a_quiet_run_is_stopped(store):
+    """Its machines are gone, so no host says that it has ended."""
+    stop = Stop("demo-1", "ann@here", 0.0).dumps().encode()
+    shown = Shown(store, "-f", events=[lambda: None] * 30 + [lambda: store.put(f"{FOLDER}/stop.json", stop)])
+    assert shown.code == 0 and "ann@here has stopped the run" in shown.warned[-1] and shown.polls == 31
 
 
 def test_what_moves_the_cursor_is_not_printed(store):

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from janus_jax.errors import HeldError
 from launch.cloud import capacity, machines
 from launch.errors import CloudError
 from tests.support.fake_machines import PARENT, FakeMachines, Fault, settings
@@ -69,6 +70,7 @@ def test_workers_are_counted_slice_by_slice(cloud):
         ({"state": "PREEMPTED"}, "PREEMPTED", "HEALTHY", False, True),
         ({"state": "REPAIRING"}, "REPAIRING", "HEALTHY", False, False),
         ({"networkEndpoints": []}, "ACTIVE", "HEALTHY", False, False),
+        ({"networkEndpoints": [{"ipAddress": "10.0.0.9"}, {}]}, "ACTIVE", "HEALTHY", False, False),
     ],
 )
 def test_a_queued_resource_is_judged_with_its_nodes(cloud, patch, state, health, ready, gone):
@@ -124,6 +126,30 @@ def test_deleting_waits_until_it_is_gone_and_bears_errors_that_pass(cloud):
     cloud.faults = [Fault("delete", refusal) for refusal in refusals]
     machines.delete(cloud.context(), found, notify=cloud.lines.append)
     assert (cloud.queued, cloud.nodes, [fault.times for fault in cloud.faults]) == ({}, {}, [0, 0])
+
+
+def test_machines_that_others_made_while_the_workstation_slept_are_not_deleted(cloud):
+    first = created(cloud)
+    cloud.faults = [Fault("delete", "ERROR: (gcloud.x) UNAVAILABLE: try again")]
+
+    def others_go_on():
+        cloud.on = {}
+        machines.delete(cloud.context(), first)
+        created(cloud)
+
+    cloud.on = {"sleep": others_go_on}
+    machines.delete(cloud.context(), first)
+    assert machines.find(cloud.context()).token != first.token
+
+
+def test_a_request_that_another_watcher_has_taken_over_is_not_taken_back(cloud):
+    def notify(line):
+        raise HeldError("another watcher has taken over")
+
+    cloud.states = ["PROVISIONING"]
+    with pytest.raises(HeldError):
+        machines.create(cloud.context(), notify=notify)
+    assert list(cloud.queued) == ["janus"]
 
 
 def test_machines_of_others_are_not_deleted(cloud):
