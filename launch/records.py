@@ -7,6 +7,7 @@ Everything that a second workstation needs lies in the bucket, in FOLDER = `BUCK
     watch.json                           who watches: `Watcher`, renewed at every look
     RUN_ID/heartbeats/ATTEMPT/WORKER     `Heartbeat` of one host's supervisor
     RUN_ID/logs/ATTEMPT-START/WORKER-NUMBER.log   what the host printed, in parts
+    code/ID.tar.gz                       files of the checkout that a run was started with, for the starts after it
     RUN_ID/watch.log                     what `watch` did
 
 On a host, in HOME/janus: code/ID (the checkout), env/ID (Python and packages), run/ (the run that is there: spec.json,

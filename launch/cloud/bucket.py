@@ -126,14 +126,18 @@ class Bucket:
         require(result, ["gcloud", "storage", "cat", *urls[:2]])
         return result.out
 
-    def upload(self, source: str | os.PathLike[str], name: str) -> None:
-        """Uploads a file, or what is in a directory (as `rsync` does)."""
+    def upload(self, source: str | os.PathLike[str], name: str, *, once: bool = False) -> None:
+        """Uploads a file, or what is in a directory (as `rsync` does).
+
+        Args:
+            once: leave an object of this name as it is.
+        """
         source = os.fspath(source)
         url = f"{self.url}/{name}"
         if os.path.isdir(source):
             self._gcloud.change(self._words("rsync", "--recursive", source, url), timeout_s=None)
         else:
-            self._gcloud.change(self._words("cp", source, url), timeout_s=None)
+            self._gcloud.change(self._words("cp", source, url, *["--no-clobber"] * once), timeout_s=None)
 
     def download(self, name: str, target: str | os.PathLike[str]) -> None:
         """Brings an object, or a folder (NAME/), to a local file or directory."""

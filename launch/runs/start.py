@@ -15,6 +15,7 @@ from launch.cloud.bucket import Changed, Stored
 from launch.context import Context
 from launch.errors import HostError
 from launch.records import PORT, Run, Spec, Stop, printable
+from launch.remote import ship
 from launch.runs import command as commands
 from launch.runs import inputs
 
@@ -52,7 +53,8 @@ def prepare(
     env: Mapping[str, str] | None = None,
     before: Stored | None = _UNKNOWN,
 ) -> Run:
-    """A new run: reads the configuration, decides the run directory, and uploads data and weights of the workstation.
+    """A new run: reads the configuration, decides the run directory, and uploads code, data and weights of this
+    workstation.
 
     Args:
         words: `CONFIG [a.b=c ...]` or `janus ANY ...`.
@@ -85,6 +87,7 @@ def prepare(
         if last is not None and last.run_dir == directory:
             owner, attempt = last.owner, last.attempt + 1  # it has ended: `start` asks all hosts
             context.say(f"run.dir: the run {last.run_id} of this launch wrote there; it goes on from its newest step")
+    ship.keep(context.records, ready.source)
     return Run(
         run_id=Run.new_id(context.settings.name),
         owner=owner,

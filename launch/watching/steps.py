@@ -53,11 +53,11 @@ class Steps:
         with hosts.connect(self.context, there) as group:
             yield group
 
-    def setup(self, group: Any, notify: Say) -> Any:
-        """Brings all hosts to the same state; warm in seconds."""
-        from launch.remote import environment
+    def setup(self, group: Any, run: Run, notify: Say) -> Any:
+        """Brings all hosts to the state of the run's first start, whatever this checkout is now; warm in seconds."""
+        from launch.remote import environment, ship
 
-        return environment.bring(self.context, group, notify=notify)
+        return environment.bring(self.context, group, code=ship.kept(self.context, run.code), notify=notify)
 
     def end(self, group: Any, run_id: str) -> None:
         """Ends what is left of the run on the hosts."""

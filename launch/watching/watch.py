@@ -202,15 +202,13 @@ class Watch:
         assert there is not None, "START without machines"
         with self._doing("setup", run), self._steps.connect(there) as group:
             self._journal.write("sets the hosts up")
-            ready = self._steps.setup(group, lambda line: self._notify(line, run))
+            ready = self._steps.setup(group, run, lambda line: self._notify(line, run))
             self._steps.end(group, run.run_id)
             with self._doing("start", run):
                 again = next_run(run, new=action.do is Do.CREATE or self._is_new(there, snapshot))
-                if ready.code != run.code:
-                    self._journal.write(
-                        f"note: this checkout ({ready.code}) is not that of the last start ({run.code})"
-                    )
-                again = dataclasses.replace(again, code=ready.code, environment=ready.environment)
+                if ready.environment != run.environment:
+                    self._journal.write(f"note: environment {ready.environment}, not {run.environment} as before")
+                again = dataclasses.replace(again, environment=ready.environment)
                 self._steps.start(group, ready, again, snapshot.stored)
         self._journal.write(f"started {run.run_id}: attempt {again.attempt}, start {again.start}")
         self._memory = dataclasses.replace(

@@ -13,6 +13,7 @@ from launch.commands import stop as stop_command
 from launch.context import Context
 from launch.errors import HostError
 from launch.records import Run
+from launch.remote import ship
 from launch.runs import inputs, start
 from launch.settings import load
 from tests.support.launch_hosts import Records, ScratchHost, ScratchHosts, a_run, until
@@ -35,6 +36,7 @@ class Ready:
     environment: str = "e1"
     python: str = ""
     cwd: str = str(ROOT)
+    source: ship.Code = dataclasses.field(default_factory=lambda: ship.Code({"a": (b"", False)}))
 
 
 @pytest.fixture
@@ -81,6 +83,7 @@ def test_a_training_is_prepared_whole(context, config):
     assert context.calls[0][:5] == ["gcloud", "storage", "rsync", "--recursive", "--no-ignore-symlinks"]
     assert any(line.startswith("run.dir: gs://bucket/runs/demo (instead of runs/mine") for line in context.said)
     assert (run.attempt, run.start, run.code, run.environment) == (1, 1, "c1", "e1")
+    assert context.bucket.uploaded[-1][1] == f"gs://bucket/launch/demo/code/{Ready().source.identity}.tar.gz"
 
 
 def test_what_is_in_the_bucket_is_not_uploaded_again(context, config, tmp_path):

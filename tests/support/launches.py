@@ -82,12 +82,16 @@ class FakeBucket:
         for name in names:
             (Path(directory) / name.rpartition("/")[2]).write_bytes(self._content(name))
 
-    def upload(self, source: str | os.PathLike[str], name: str) -> None:
+    def upload(self, source: str | os.PathLike[str], name: str, *, once: bool = False) -> None:
         self._call("upload", name)
+        if once and f"{self.url}/{name}" in self.store.objects:
+            return
         self.store.put(f"{self.url}/{name}", Path(source).read_bytes())
 
     def download(self, name: str, target: str | os.PathLike[str]) -> None:
         self._call("download", name)
+        if not name.endswith("/"):
+            self._content(name)
         for url, (content, _, _) in self.store.objects.items():
             if url.startswith(f"{self.url}/{name}"):
                 path = Path(target) / url.removeprefix(f"{self.url}/{name}") if name.endswith("/") else Path(target)
@@ -203,7 +207,7 @@ class FakeSteps:
         self._step("connect", record=False)
         yield "hosts"
 
-    def setup(self, group: Any, notify: Callable[[str], None]) -> Any:
+    def setup(self, group: Any, run: Run, notify: Callable[[str], None]) -> Any:
         self._step("setup")
         return SimpleNamespace(code="code", environment="env", python="python", cwd=".")
 
