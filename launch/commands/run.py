@@ -5,7 +5,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from janus_jax.errors import ConfigError, JanusError
+from janus_jax.errors import ConfigError, HeldError, JanusError
 from launch.context import Context
 from launch.errors import CloudError, HostError, Kind
 from launch.records import Run, Stop, printable
@@ -84,8 +84,9 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
         )
         try:
             start.start(context, hosts, ready, new, address=address, before=before)
-        except BaseException:
-            _give_up(context, new)
+        except BaseException as error:
+            if not isinstance(error, HeldError):
+                _give_up(context, new)
             raise
         _announce(context, new, command, workers, address)
         return _follow(context, hosts, new) if arguments.wait and not context.dry_run else None

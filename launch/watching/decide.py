@@ -13,7 +13,7 @@ from launch.records import printable
 from launch.watching.seen import ENDED, Host, Memory, Seen, Trouble
 
 ROWS = {
-    "stopped": ("a stop record names this run", "nothing more: ends"),
+    "stopped": ("a stop record names this run", "ends it on hosts where it goes on, then itself"),
     "no run": ("no run was started here", "gives up"),
     "done": ("all hosts ended with 0", "done; deletes the machines if asked"),
     "refused": ("a step of watch was refused: quota, permission, bad input", "gives up with the reason"),

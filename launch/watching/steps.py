@@ -59,11 +59,11 @@ class Steps:
 
         return environment.bring(self.context, group, code=ship.kept(self.context, run.code), notify=notify)
 
-    def end(self, group: Any, run_id: str) -> None:
-        """Ends what is left of the run on the hosts."""
+    def end(self, group: Any, run_id: str) -> list[str]:
+        """Ends what is left of the run on the hosts. Why hosts could not be asked."""
         from launch.runs import start
 
-        start.end(self.context, group, run_id)
+        return [state["error"] for state in start.end(self.context, group, run_id) if "error" in state]
 
     def start(self, group: Any, ready: Any, run: Run, before: Stored | None) -> None:
         """Starts the run on all hosts together, if nobody has changed its record since `before` was read."""

@@ -271,10 +271,27 @@ class Watch:
 
     def _finish(self, action: Action, seen: Seen) -> int:
         self._journal.write(f"{action.row}: {action.reason}")
+        if action.do is Do.STOPPED and (code := self._end(seen)):
+            return code
         if self._down_at_end and action.do is Do.DONE:
             return self._down()
         self._say_cost(seen)
         return 0
+
+    def _end(self, seen: Seen) -> int:
+        """Ends a run that goes on although it was stopped, as when `stop` itself was cut off; the exit code."""
+        alive = sum(host.beats or host.now in ("starting", "running", "unreachable", "unknown") for host in seen.hosts)
+        if not (alive and seen.ready and seen.run_id):
+            return 0
+        self._journal.write(f"ends the run, which goes on on {alive} of {seen.workers} hosts")
+        try:
+            with self._steps.connect(self._machines) as group:
+                errors = self._steps.end(group, seen.run_id)
+        except JanusError as error:
+            errors = [str(error)]
+        if errors:
+            self._journal.write(f"{len(errors)} hosts did not answer, so the run may go on: {errors[0]}")
+        return HostError.exit_code if errors else 0
 
     def _give_up(self, action: Action, seen: Seen | None, code: int) -> int:
         self._journal.write(f"gives up ({action.row}): {action.reason}")

@@ -160,6 +160,7 @@ class FakeSteps:
     """What was done, in order."""
     errors: dict[str, list[Exception]] = dataclasses.field(default_factory=dict)
     """Step -> errors of its next calls."""
+    ended: list[str] = dataclasses.field(default_factory=list)
     made: int = 0
     texts: dict[int, str] = dataclasses.field(default_factory=dict)
     """What the hosts printed, by worker."""
@@ -211,8 +212,10 @@ class FakeSteps:
         self._step("setup")
         return SimpleNamespace(code="code", environment="env", python="python", cwd=".")
 
-    def end(self, group: Any, run_id: str) -> None:
+    def end(self, group: Any, run_id: str) -> list[str]:
         self._step("end", record=False)
+        self.ended.append(run_id)
+        return []
 
     def start(self, group: Any, ready: Any, run: Run, before: Stored | None) -> None:
         self._step("start", f"{run.attempt}.{run.start}")
