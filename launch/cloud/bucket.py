@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from typing import Any
 
-from launch.cloud.gcloud import Gcloud, require, run_command
+from launch.cloud.gcloud import Gcloud
 from launch.errors import CloudError, Kind
 
 
@@ -57,13 +57,12 @@ class Bucket:
         url = f"{self.url}/{name}"
         try:
             facts = self._gcloud.read(self._words("objects", "describe", url))
-            result = run_command(self._words("cat", f"{url}#{facts['generation']}"), None, 120)
-            require(result, ["gcloud", "storage", "cat", url])
+            text = self._gcloud.text(self._words("cat", f"{url}#{facts['generation']}"))
         except CloudError as error:
             if error.kind is Kind.NOT_FOUND:
                 return None
             raise
-        return Stored(json.loads(result.out), int(facts["generation"]), _seconds(facts["update_time"]))
+        return Stored(json.loads(text), int(facts["generation"]), _seconds(facts["update_time"]))
 
     def write(self, name: str, value: Any, *, generation: int | None = None) -> None:
         """Writes a JSON object.
@@ -82,7 +81,7 @@ class Bucket:
                 words = self._words("cp", file.name, f"{self.url}/{name}", "--content-type=application/json")
                 self._gcloud.change([*words, *condition], timeout_s=120)
         except CloudError as error:
-            if "412" in str(error) or "recondition" in str(error):
+            if error.kind is Kind.CHANGED:
                 raise Changed(f"{self.url}/{name}") from error
             raise
 
@@ -115,16 +114,12 @@ class Bucket:
         urls = [f"{self.url}/{name}" for name in names]
         if urls:
             words = self._words("cp", "--read-paths-from-stdin", os.fspath(directory))
-            require(run_command(words, "\n".join(urls) + "\n", 600), words)
+            self._gcloud.text(words, stdin="\n".join(urls) + "\n", timeout_s=600)
 
     def text(self, names: Iterable[str]) -> str:
         """The contents of several objects, one after the other. Missing ones are an error."""
         urls = [f"{self.url}/{name}" for name in names]
-        if not urls:
-            return ""
-        result = run_command(self._words("cat", *urls), None, 300)
-        require(result, ["gcloud", "storage", "cat", *urls[:2]])
-        return result.out
+        return self._gcloud.text(self._words("cat", *urls)) if urls else ""
 
     def upload(self, source: str | os.PathLike[str], name: str, *, once: bool = False) -> None:
         """Uploads a file, or what is in a directory (as `rsync` does).

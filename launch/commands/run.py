@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from janus_jax.errors import ConfigError, HeldError, JanusError
 from launch.context import Context
-from launch.errors import CloudError, HostError, Kind
+from launch.errors import CloudError, HostError, Kind, cause
 from launch.records import Run, Stop, printable
 from launch.runs import command as commands
 from launch.runs import start
@@ -150,10 +150,11 @@ def _follow(context: Context, hosts: "Hosts", run: Run) -> int:
 def _ended(context: Context, hosts: "Hosts", states: list[dict]) -> int:
     codes = []
     for host, state in zip(hosts.hosts, states, strict=True):
-        codes.append(state["code"] if state["state"] == "ended" else _DEAD)
+        ended = state["state"] == "ended"
+        codes.append((1 if state["code"] is None else state["code"]) if ended else _DEAD)
         if codes[-1]:
-            text = state["message"] if state["state"] == "ended" else "its supervisor was killed"
+            text = state["message"] if ended else "its supervisor was killed"
             context.say(f"{host.name}: exit code {codes[-1]}: {printable(text or '')}")
-    code = start.most_specific(codes)
+    code = min(codes, key=cause)
     context.say(f"the run has ended with exit code {code}")
     return code

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -27,15 +27,6 @@ if TYPE_CHECKING:
 ALIVE = ("starting", "running")
 _START = ("run_id", "attempt", "start")
 _UNKNOWN: Any = object()
-_SPECIFIC = (2, 3, 12, 11, 15, 14, 1, 16, 17, 139, 134, 137, 13, 10, 130, 143, 129, 141)
-"""Exit codes, the one that says most about the cause first. Others come before 0."""
-
-
-def most_specific(codes: Iterable[int]) -> int:
-    """The exit code of a run by those of its hosts."""
-    given = set(codes) - {0}
-    known = next((code for code in _SPECIFIC if code in given), None)
-    return known if known is not None else max(given, default=0)
 
 
 def previous(context: Context) -> Stored | None:

@@ -225,14 +225,6 @@ def test_mistakes_end_with_code_2_before_anything_is_touched(context, config, ca
     assert "--shared-mount /mnt: `janus doctor` has no run directory" in capsys.readouterr().err
 
 
-def test_the_most_specific_exit_code_is_the_run_s():
-    assert start.most_specific([0, 0]) == 0
-    assert start.most_specific([13, 12, 137]) == 12
-    assert start.most_specific([13, 137]) == 137
-    assert start.most_specific([10, 0, 10]) == 10
-    assert start.most_specific([77, 0]) == 77
-
-
 @pytest.fixture
 def hosts(tmp_path):
     made = ScratchHosts([ScratchHost(tmp_path / f"host{number}", number) for number in range(2)])
