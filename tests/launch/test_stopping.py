@@ -1,6 +1,7 @@
 """`down` with a run on the machines, and stop records that come while a start is on its way."""
 
 import argparse
+import json
 
 import pytest
 
@@ -143,3 +144,16 @@ def test_a_new_run_clears_the_record_of_an_earlier_one(context, hosts):
     context.records.write("stop.json", {"run_id": "demo-0", "by": "bob", "at_s": 0.0, "down": True})
     started(context, hosts, "quick")
     assert stop(context)["run_id"] == ""
+
+
+def test_every_host_runs_in_its_own_home(context, hosts):
+    for host in hosts.hosts:
+        (host.home / "janus/code").mkdir(parents=True)
+        (host.home / "janus/code/c1").symlink_to(ROOT)
+    ready = Ready("c1", "env", "~/python", "~/janus/code/c1", Code({}))
+    start.start(context, hosts, ready, a_run(), address="10.0.0.2")
+    for host in hosts.hosts:
+        host.wait("ended")
+        spec = json.loads((host.home / "janus/run/spec.json").read_text())
+        assert (spec["python"], spec["cwd"]) == (str(host.python), f"{host.home}/janus/code/c1")
+        assert host.agent("state")["code"] == 0
