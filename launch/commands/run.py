@@ -27,7 +27,6 @@ def add(parser: argparse.ArgumentParser) -> None:
         "Examples:\n"
         "  python -m launch run configs/sft_65k.yaml batch.rows=16\n"
         "  python -m launch run -- janus time-step configs/sft_65k.yaml\n"
-        "Flags of `run` come before CONFIG, or after the last KEY=VALUE."
     )
     parser.add_argument(
         "words",
@@ -97,8 +96,6 @@ def _announce(context: Context, run: Run, command: commands.Command, workers: in
         return
     where = f"worker 0 of {workers}" if workers > 1 and not command.together else f"all hosts ({workers})"
     context.say(f"run:     {run.run_id}, `janus {run.command[0]}` on {where}")
-    if run.run_dir is not None:
-        context.say(f"run.dir: {run.run_dir}")
     context.say("next:    python -m launch logs -f   what the hosts print")
     context.say("         python -m launch status    step, loss, last checkpoint")
     if command.trains:

@@ -44,7 +44,8 @@ class Overview:
     run_directory: dict[str, Any] | None = None
     checkpoint_age_s: float | None = None
     usd_per_hour: float | None = None
-    price_of: str = ""
+    """At most."""
+    price: str = ""
     hours: float | None = None
     """Of machines, over all creations that are known."""
     usd: float | None = None
@@ -184,7 +185,7 @@ def _show_directory(view: Overview, directory: RunDirectory, now_s: float) -> No
 
 
 def _show_cost(view: Overview, snapshot: Snapshot, price: Any, now_s: float) -> None:
-    view.usd_per_hour, view.price_of = price.usd_per_hour, price.as_of
+    view.usd_per_hour, view.price = price.most_usd_per_hour, price.price
     memory = Memory.from_json(snapshot.watcher.memory) if snapshot.watcher else Memory()
     age_s = (view.machines or {}).get("age_s")
     if memory.earlier_s or age_s is not None:
@@ -297,11 +298,11 @@ def _progress(view: Overview) -> list[tuple[str, str]]:
 
 def _cost(view: Overview) -> str:
     if view.usd_per_hour is None:
-        return "the price of this type is not known"
-    price = f"${view.usd_per_hour:,.2f} an hour, list price of {view.price_of}"
+        return view.price
     if view.usd is None or view.hours is None:
-        return f"nothing known so far ({price})"
-    return f"about ${view.usd:,.2f} so far: {view.hours:.1f} h ({price})"
+        return f"nothing known so far ({view.price})"
+    about = "at most" if view.price.startswith("at most") else "about"
+    return f"{about} ${view.usd:,.2f} so far: {view.hours:.1f} h ({view.price})"
 
 
 def duration(seconds: float) -> str:

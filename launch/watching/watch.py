@@ -323,11 +323,8 @@ class Watch:
     def _say_cost(self, seen: Seen | None) -> None:
         if seen is not None and seen.machines is None:
             return
-        price, command = self._steps.type(), f"python -m launch down --name {self._context.settings.name}"
-        cost = ""
-        if price.usd_per_hour is not None:
-            cost = f" and cost about ${price.usd_per_hour:,.2f} an hour (list price, {price.as_of})"
-        self._journal.write(f"the machines stay{cost}; to delete them: {command}")
+        command = f"python -m launch down --name {self._context.settings.name}"
+        self._journal.write(f"the machines stay and cost money ({self._steps.type().price}); to delete them: {command}")
 
 
 def asked(run: Run, workers: int, hosts: tuple[Host, ...], answers: dict[int, dict[str, Any]]) -> tuple[Host, ...]:

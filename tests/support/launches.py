@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from launch.cloud.bucket import Changed, Entry, Stored
+from launch.cloud.capacity import Type
 from launch.context import Context
 from launch.errors import CloudError, Kind
 from launch.records import Heartbeat, Run
@@ -165,6 +166,7 @@ class FakeSteps:
     texts: dict[int, str] = dataclasses.field(default_factory=dict)
     """What the hosts printed, by worker."""
     state: str = "running"
+    prices: tuple[float | None, float | None] = (12.5, 12.5)
 
     def machines(self, state: str = "ACTIVE", **values: Any) -> Any:
         """Puts machines there."""
@@ -188,7 +190,7 @@ class FakeSteps:
         return self.there
 
     def type(self) -> Any:
-        return SimpleNamespace(workers=self.count, usd_per_hour=12.5, as_of="2026-01", name="v4-16", slices=1)
+        return Type("v4-16", "v4", 4 * self.count, self.count, 1, "runtime", *self.prices, "2026-01", ())
 
     def find(self) -> Any:
         self._step("find", record=False)
