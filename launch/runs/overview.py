@@ -62,10 +62,9 @@ def gather(context: Context, steps: Steps | None = None) -> Overview:
     made = steps or Steps(context)
     settings = context.settings
     view = Overview(settings.name, settings.bucket)
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(2) as pool:
         finding = pool.submit(made.find)
         reading = pool.submit(_records, context) if settings.bucket else None
-        timing = pool.submit(_clock, context) if settings.bucket else None
         there = None
         try:
             there = finding.result()
@@ -76,7 +75,7 @@ def gather(context: Context, steps: Steps | None = None) -> Overview:
             snapshot, directory = reading.result() if reading else (snapshot, None)
         except CloudError as error:
             view.bucket_error = str(error)
-        now_s = timing.result() if timing else time.time()
+    now_s = time.time() if snapshot.clock_s is None else snapshot.clock_s
     if steps is None and snapshot.run is not None:
         made = Steps(settled(context, snapshot.run))
     price = made.type()
@@ -103,19 +102,11 @@ def gather(context: Context, steps: Steps | None = None) -> Overview:
 
 
 def _records(context: Context) -> tuple[Snapshot, RunDirectory | None]:
-    snapshot = Reader(context.records).read()
+    snapshot = Reader(context.records).read(clock=True)
     run_dir = snapshot.run.run_dir if snapshot.run else None
     if run_dir is None or not run_dir.startswith("gs://"):
         return snapshot, None
     return snapshot, look(context.folder(run_dir))
-
-
-def _clock(context: Context) -> float:
-    """The store's time; of this workstation where the bucket cannot be written."""
-    try:
-        return context.records.clock()
-    except (CloudError, TypeError):
-        return time.time()
 
 
 def _show_run(view: Overview, snapshot: Snapshot, now_s: float) -> None:

@@ -36,6 +36,7 @@ class Watch:
 
     Args:
         steps: what it does with the cloud and hosts; None: the real ones.
+        reader: that has read a moment ago.
         poll_s: seconds between two looks.
     """
 
@@ -44,6 +45,7 @@ class Watch:
         context: Context,
         *,
         steps: Steps | None = None,
+        reader: Reader | None = None,
         poll_s: float = POLL_S,
         bounds: Bounds | None = None,
         sleep: Callable[[float], None] = time.sleep,
@@ -54,13 +56,13 @@ class Watch:
         self._poll_s, self._sleep = poll_s, sleep
         self._bounds = bounds or Bounds(settle_s=min(45.0, 2 * poll_s), pause_s=poll_s)
         self._down_at_end, self._down_at_give_up = down_at_end, down_at_give_up
-        self._reader = Reader(context.records)
+        self._reader = reader or Reader(context.records)
         self._lease = Lease(context.records, context.me)
         self._journal = Journal(context.records, context.settings.name, context.say)
         self._memory = Memory()
         self._step: Step = "look"
         self._asked, self._stop_generation = 0.0, 0
-        self._now_s = 0.0
+        self._now_s, self._is_fresh = 0.0, False
         self._machines: Any = None
         self._told: tuple[str, str] | None = None
 
@@ -71,7 +73,8 @@ class Watch:
             HeldError: another watcher is at it.
             CloudError: the bucket refuses.
         """
-        self._memory = Memory.from_json(self._lease.take())
+        self._memory = Memory.from_json(self._lease.take(self._reader.lease))
+        self._is_fresh = True
         if not once and self._memory.gave_up:  # a person wants another try
             self._memory = Memory(run_id=self._memory.run_id, earlier_s=self._memory.earlier_s)
         self._told = (self._memory.row, Do.WAIT.name) if once else None
@@ -101,7 +104,8 @@ class Watch:
         """One look and one action; the exit code at the end, else None."""
         self._step = "look"
         try:
-            self._now_s = self._renew()
+            self._now_s = self._lease.renewed_s if self._is_fresh else self._renew()
+            self._is_fresh = False
             seen, snapshot = self.look(self._now_s)
         except CloudError as error:
             self._failed(error)

@@ -162,7 +162,7 @@ def test_durations(seconds, text):
 
 
 def test_a_store_whose_clock_cannot_be_asked_leaves_the_workstation_s(store, steps):
-    store.refusal = lambda call, url: CloudError(Kind.PERMISSION, url, "403") if call == "clock" else None
+    store.refusal = lambda call, url: CloudError(Kind.PERMISSION, url, "403") if call == "write" else None
     store.now = time.time()
     training(store)
     assert "2 of 2 running" in look(store, steps)[1]
