@@ -1,7 +1,9 @@
 """Records, logs and files of a launch in its bucket, through `gcloud storage`: the workstation has no other client."""
 
+import base64
 import dataclasses
 import datetime
+import hashlib
 import json
 import os
 import tempfile
@@ -76,7 +78,7 @@ class Bucket:
         condition = [] if generation is None else [f"--if-generation-match={generation}"]
         try:
             with tempfile.NamedTemporaryFile("w", suffix=".json") as file:  # from stdin it would be a resumable upload
-                file.write(json.dumps(value, indent=1, sort_keys=True) + "\n")
+                file.write(_dumps(value))
                 file.flush()
                 words = self._words("cp", file.name, f"{self.url}/{name}", "--content-type=application/json")
                 self._gcloud.change([*words, *condition], timeout_s=120)
@@ -84,6 +86,12 @@ class Bucket:
             if error.kind is Kind.CHANGED:
                 raise Changed(f"{self.url}/{name}") from error
             raise
+
+    def written(self, name: str, value: Any) -> Entry | None:
+        """What the store says of the object `write` has just made; None if it holds something else by now."""
+        entry = self._entry(self._gcloud.read(self._words("objects", "describe", f"{self.url}/{name}")))
+        md5 = base64.b64encode(hashlib.md5(_dumps(value).encode(), usedforsecurity=False).digest()).decode()
+        return entry if entry.md5 == md5 else None
 
     def names(self, pattern: str = "**") -> list[str]:
         """Names of objects below this folder that match a gcloud wildcard, sorted; [] if there are none."""
@@ -162,6 +170,10 @@ class Bucket:
             crc32c=item.get("crc32c_hash"),
             md5=item.get("md5_hash"),
         )
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
 def _seconds(text: str) -> float:

@@ -124,15 +124,18 @@ class Lease:
             self.release()
 
     def _write(self, generation: int) -> float:
-        """Writes the record, and reads it back for its generation and the store's time."""
+        """Writes the record, and looks at it for its generation and the store's time."""
+        value, stored = self._watcher.to_json(), None
         try:
-            self._records.write(FILE, self._watcher.to_json(), generation=generation)
+            self._records.write(FILE, value, generation=generation)
+            stored = self._records.written(FILE, value)
         except Changed:
             pass  # by another watcher, or by this one, if gcloud tried a write again whose answer was lost
-        stored = self._records.read(FILE)
-        if stored is None or Watcher.from_json(stored.value).token != self._watcher.token:
-            self._lost = True
-            raise LostLease(self._held(_watcher(stored), "it has taken over"))
+        if stored is None:
+            stored = self._records.read(FILE)
+            if stored is None or Watcher.from_json(stored.value).token != self._watcher.token:
+                self._lost = True
+                raise LostLease(self._held(_watcher(stored), "it has taken over"))
         self._generation, self.renewed_s = stored.generation, stored.updated_s
         return stored.updated_s
 

@@ -6,9 +6,11 @@ import time
 
 import pytest
 
-from launch.commands import status, up, watch
+from launch.commands import down, logs, status, stop, up, watch
 from launch.records import Heartbeat
+from launch.remote import hosts as remote
 from tests.support.counted import Counted
+from tests.support.launch_hosts import ScratchHost, ScratchHosts
 from tests.support.launches import run_record
 
 FOLDER, RUN = "gs://bkt/launch/janus", "gs://bkt/runs/janus"
@@ -58,7 +60,21 @@ def test_status(cloud):
 
 def test_watch_once(cloud):
     assert call(watch, cloud, "--once") == 0
-    assert counted(cloud, "watch --once, the first time") <= 13
+    assert counted(cloud, "watch --once, the first time") <= 12
     assert any("running at step 2: all 2 hosts run" in line for line in cloud.lines)
     assert call(watch, cloud, "--once") == 0
-    assert counted(cloud, "watch --once, nothing new") <= 10
+    assert counted(cloud, "watch --once, nothing new") <= 9
+
+
+@pytest.fixture
+def hosts(tmp_path, monkeypatch):
+    made = ScratchHosts([ScratchHost(tmp_path / f"host{number}", number) for number in range(2)])
+    monkeypatch.setattr(remote, "connect", lambda context, machines: made)
+    return made
+
+
+def test_other_commands(cloud, hosts):
+    bounds = {up: 4, logs: 5, stop: 5, down: 8}
+    for command, bound in bounds.items():
+        call(command, cloud)
+        assert counted(cloud, command.__name__) <= bound

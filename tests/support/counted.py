@@ -1,7 +1,9 @@
 """gcloud in this process, machines and bucket together, that notes each call: a real one takes a second or two of a
 processor."""
 
+import base64
 import datetime
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -55,5 +57,6 @@ class Counted:
 
     def _facts(self, url: str) -> dict[str, object]:
         content, generation, at_s = self.store.objects[url]
-        facts = {"storage_url": f"{url}#{generation}", "size": len(content), "generation": generation}
+        md5 = base64.b64encode(hashlib.md5(content).digest()).decode()
+        facts = {"md5_hash": md5, "storage_url": f"{url}#{generation}", "size": len(content), "generation": generation}
         return {**facts, "update_time": datetime.datetime.fromtimestamp(at_s, datetime.UTC).isoformat()}

@@ -57,6 +57,10 @@ class FakeBucket:
             raise Changed(url)
         self.store.put(url, (json.dumps(value) + "\n").encode())
 
+    def written(self, name: str, value: Any) -> Entry | None:
+        (entry,) = self.entries(name)
+        return entry if json.loads(self._content(name)) == json.loads(json.dumps(value)) else None
+
     def names(self, pattern: str = "**") -> list[str]:
         return [entry.name for entry in self.entries(pattern)]
 
