@@ -25,6 +25,24 @@ COMMANDS = {
 """Each is a module of this package with `add(parser)` and `run(context, arguments)`."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Of a command: its flags may stand between CONFIG and KEY=VALUE. With `--`, everything after it is positional."""
+
+    _inside = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._inside or {"--", "-h", "--help"} & set(args or ()):
+            return super().parse_known_args(args, namespace)
+        self._inside = True
+        try:
+            given, rest = self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return given, []
+
+
 class Command(Protocol):
     """What a module of a command has."""
 
@@ -100,7 +118,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m launch", description="Run janus on Cloud TPU VMs.", allow_abbrev=False
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     chosen = next((word for word in words if not word.startswith("-")), None)
     for name, text in COMMANDS.items():
         sub = commands.add_parser(

@@ -2,7 +2,7 @@
 
 import enum
 
-from janus_jax.errors import JanusError
+from janus_jax.errors import EXIT_CODES, GIVE_UP, TWICE, JanusError
 
 
 class Kind(enum.Enum):
@@ -15,6 +15,7 @@ class Kind(enum.Enum):
     CREDENTIALS = "no credentials"
     NOT_FOUND = "not found"
     EXISTS = "already exists"
+    CHANGED = "changed meanwhile"  # 412: a condition on a generation does not hold
     INVALID = "invalid request"
     UNAVAILABLE = "unavailable"  # 500, 503, no connection: may pass
     UNKNOWN = "gcloud failed"
@@ -39,3 +40,21 @@ class HostError(JanusError):
     """A machine failed, cannot be reached or differs from the others: names it."""
 
     exit_code = 17
+
+
+_ECHOES = (143, 129, 130, 10, 13)
+"""Codes of hosts that ended because another did, those that say more of the cause first."""
+
+
+def policy(code: int) -> str:
+    """What an exit code of a run calls for: see `EXIT_CODES`."""
+    return EXIT_CODES.get(code, ("unknown", TWICE))[1]
+
+
+def cause(code: int) -> tuple[int, int]:
+    """Sort key of the exit codes of a run's hosts: the one that says most of why it ended comes first, 0 last."""
+    if code == 0:
+        return (4, 0)
+    if code in _ECHOES:
+        return (3, _ECHOES.index(code))
+    return ({GIVE_UP: 0, TWICE: 1}.get(policy(code), 2), code)

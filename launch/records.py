@@ -3,10 +3,11 @@
 Everything that a second workstation needs lies in the bucket, in FOLDER = `BUCKET/launch/NAME`:
 
     run.json                             the run that is, or was last, on this slice: `Run`
-    stop.json                            the run that a person has stopped: `Stop`; `run` removes it
+    stop.json                            the run that a person has stopped: `Stop`; `run` and `up` clear it
     watch.json                           who watches: `Watcher`, renewed at every look
     RUN_ID/heartbeats/ATTEMPT/WORKER     `Heartbeat` of one host's supervisor
     RUN_ID/logs/ATTEMPT-START/WORKER-NUMBER.log   what the host printed, in parts
+    code/ID.tar.gz                       files of the checkout that a run was started with, for the starts after it
     RUN_ID/watch.log                     what `watch` did
 
 On a host, in HOME/janus: code/ID (the checkout), env/ID (Python and packages), run/ (the run that is there: spec.json,
@@ -86,6 +87,8 @@ class Stop(Record):
     by: str
     at_s: float
     reason: str = ""
+    down: bool = False
+    """With its machines: `up` allows it again."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """Records, logs and files of a launch in its bucket, through `gcloud storage`: the workstation has no other client."""
 
+import base64
 import dataclasses
 import datetime
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterable
 from typing import Any
 
-from launch.cloud.gcloud import Gcloud, require, run_command
+from launch.cloud.gcloud import Gcloud
 from launch.errors import CloudError, Kind
 
 
@@ -57,13 +59,12 @@ class Bucket:
         url = f"{self.url}/{name}"
         try:
             facts = self._gcloud.read(self._words("objects", "describe", url))
-            result = run_command(self._words("cat", f"{url}#{facts['generation']}"), None, 120)
-            require(result, ["gcloud", "storage", "cat", url])
+            text = self._gcloud.text(self._words("cat", f"{url}#{facts['generation']}"))
         except CloudError as error:
             if error.kind is Kind.NOT_FOUND:
                 return None
             raise
-        return Stored(json.loads(result.out), int(facts["generation"]), _seconds(facts["update_time"]))
+        return Stored(json.loads(text), int(facts["generation"]), _seconds(facts["update_time"]))
 
     def write(self, name: str, value: Any, *, generation: int | None = None) -> None:
         """Writes a JSON object.
@@ -77,14 +78,20 @@ class Bucket:
         condition = [] if generation is None else [f"--if-generation-match={generation}"]
         try:
             with tempfile.NamedTemporaryFile("w", suffix=".json") as file:  # from stdin it would be a resumable upload
-                file.write(json.dumps(value, indent=1, sort_keys=True) + "\n")
+                file.write(_dumps(value))
                 file.flush()
                 words = self._words("cp", file.name, f"{self.url}/{name}", "--content-type=application/json")
                 self._gcloud.change([*words, *condition], timeout_s=120)
         except CloudError as error:
-            if "412" in str(error) or "recondition" in str(error):
+            if error.kind is Kind.CHANGED:
                 raise Changed(f"{self.url}/{name}") from error
             raise
+
+    def written(self, name: str, value: Any) -> Entry | None:
+        """What the store says of the object `write` has just made; None if it holds something else by now."""
+        entry = self._entry(self._gcloud.read(self._words("objects", "describe", f"{self.url}/{name}")))
+        md5 = base64.b64encode(hashlib.md5(_dumps(value).encode(), usedforsecurity=False).digest()).decode()
+        return entry if entry.md5 == md5 else None
 
     def names(self, pattern: str = "**") -> list[str]:
         """Names of objects below this folder that match a gcloud wildcard, sorted; [] if there are none."""
@@ -115,25 +122,25 @@ class Bucket:
         urls = [f"{self.url}/{name}" for name in names]
         if urls:
             words = self._words("cp", "--read-paths-from-stdin", os.fspath(directory))
-            require(run_command(words, "\n".join(urls) + "\n", 600), words)
+            self._gcloud.text(words, stdin="\n".join(urls) + "\n", timeout_s=600)
 
     def text(self, names: Iterable[str]) -> str:
         """The contents of several objects, one after the other. Missing ones are an error."""
         urls = [f"{self.url}/{name}" for name in names]
-        if not urls:
-            return ""
-        result = run_command(self._words("cat", *urls), None, 300)
-        require(result, ["gcloud", "storage", "cat", *urls[:2]])
-        return result.out
+        return self._gcloud.text(self._words("cat", *urls)) if urls else ""
 
-    def upload(self, source: str | os.PathLike[str], name: str) -> None:
-        """Uploads a file, or what is in a directory (as `rsync` does)."""
+    def upload(self, source: str | os.PathLike[str], name: str, *, once: bool = False) -> None:
+        """Uploads a file, or what is in a directory (as `rsync` does).
+
+        Args:
+            once: leave an object of this name as it is.
+        """
         source = os.fspath(source)
         url = f"{self.url}/{name}"
         if os.path.isdir(source):
             self._gcloud.change(self._words("rsync", "--recursive", source, url), timeout_s=None)
         else:
-            self._gcloud.change(self._words("cp", source, url), timeout_s=None)
+            self._gcloud.change(self._words("cp", source, url, *["--no-clobber"] * once), timeout_s=None)
 
     def download(self, name: str, target: str | os.PathLike[str]) -> None:
         """Brings an object, or a folder (NAME/), to a local file or directory."""
@@ -163,6 +170,10 @@ class Bucket:
             crc32c=item.get("crc32c_hash"),
             md5=item.get("md5_hash"),
         )
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
 def _seconds(text: str) -> float:

@@ -36,6 +36,21 @@ class Type:
         """Hosts of all slices."""
         return self.hosts * self.slices
 
+    @property
+    def most_usd_per_hour(self) -> float | None:
+        """What an hour costs at most: the list price, or the on-demand one where that of spot machines is unknown."""
+        return self.usd_on_demand_per_hour if self.usd_per_hour is None else self.usd_per_hour
+
+    @property
+    def price(self) -> str:
+        """`most_usd_per_hour` in words."""
+        if self.most_usd_per_hour is None:
+            return "the price of this type is not known"
+        text = f"${self.most_usd_per_hour:,.2f} an hour"
+        if self.usd_per_hour is not None:
+            return f"{text}, list price of {self.as_of}"
+        return f"at most {text}: on-demand list price of {self.as_of}, spot unknown"
+
 
 def of(settings: Settings) -> Type:
     """The settings' type.

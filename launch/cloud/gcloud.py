@@ -130,9 +130,14 @@ class Gcloud:
         Raises:
             CloudError: gcloud failed.
         """
-        result = self._run([*words, "--format=json"], None, timeout_s)
+        out = self.text([*words, "--format=json"], timeout_s=timeout_s)
+        return json.loads(out) if out.strip() else None
+
+    def text(self, words: Sequence[str], *, stdin: str | None = None, timeout_s: float | None = 300) -> str:
+        """As `read`, but what the command prints, as it is."""
+        result = self._run(list(words), stdin, timeout_s)
         require(result, words)
-        return json.loads(result.out) if result.out.strip() else None
+        return result.out
 
     def change(self, words: Sequence[str], *, stdin: str | None = None, timeout_s: float | None = 900) -> Result:
         """Runs a command that changes something; with `dry_run`, prints it.
@@ -151,10 +156,9 @@ class Gcloud:
 def require(result: Result, words: Sequence[str]) -> None:
     """Raises the error that gcloud printed, if it failed."""
     if result.code:
-        kind = kind_of(result.err)
-        raise CloudError(
-            kind, f"{kind.value}: {said(result.err) or f'exit code {result.code}'} (command: {shlex.join(words)})"
-        )
+        kind, command = kind_of(result.err), shlex.join(words)
+        command = command if len(command) < 600 else f"{command[:600]} ..."  # `cat` names many objects
+        raise CloudError(kind, f"{kind.value}: {said(result.err) or f'exit code {result.code}'} (command: {command})")
 
 
 _TEXTS = (
@@ -180,6 +184,7 @@ _TEXTS = (
 
 _STATUS = {
     Kind.INVALID: "3 9 11 400 INVALID_ARGUMENT FAILED_PRECONDITION OUT_OF_RANGE",
+    Kind.CHANGED: "412",
     Kind.NOT_FOUND: "5 404 NOT_FOUND",
     Kind.EXISTS: "6 409 ALREADY_EXISTS",
     Kind.PERMISSION: "7 403 PERMISSION_DENIED",

@@ -1,26 +1,76 @@
-"""`down`: deletes the machines."""
+"""`down`: ends the run, deletes the machines, and has nobody make them again."""
 
 import argparse
 import dataclasses
 
 from launch.cloud import machines
 from launch.context import Context
+from launch.errors import CloudError, HostError
+from launch.records import Run
+from launch.runs import start, stopping
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adopt", action="store_true", help="delete machines of this name that others made, adopted ones included"
     )
+    parser.add_argument(
+        "--grace", type=float, default=60, metavar="SECONDS", help="how long a run may save before it is killed"
+    )
+    parser.add_argument("--now", action="store_true", help="delete at once: what a run did since its last save is lost")
 
 
 def run(context: Context, arguments: argparse.Namespace) -> int | None:
-    there_is = machines.look(context, context.say)
-    if there_is is None:
-        context.say(f"{context.settings.name}: nothing to delete")
+    name = context.settings.name
+    there = _look(context, arguments.adopt)
+    run = _forbid(context, arguments.now) if context.settings.bucket else None
+    if run is not None and (there is None or not there.ready):
+        there = _look(context, arguments.adopt)  # a watcher may have made them before it could see the record
+    if there is None:
+        context.say(f"{name}: nothing to delete")
         return None
-    if not arguments.adopt and (there_is.adopted or not there_is.ours):
-        raise machines.not_ours(there_is)
-    machines.delete(context, dataclasses.replace(there_is, ours=True), notify=context.say)
+    if run is not None and there.ready and not arguments.now:
+        _end(context, there, run, arguments.grace)
+    machines.delete(context, dataclasses.replace(there, ours=True), notify=context.say)
     if not context.dry_run:
-        context.say(f"{there_is.name}: deleted")
+        context.say(f"{there.name}: deleted")
     return None
+
+
+def _look(context: Context, adopt: bool) -> machines.Machines | None:
+    there = machines.look(context, context.say)
+    if there is not None and not adopt and (there.adopted or not there.ours):
+        raise machines.not_ours(there)
+    return there
+
+
+def _forbid(context: Context, now: bool) -> Run | None:
+    """First of all: a watcher anywhere would make the machines again."""
+    try:
+        run = stopping.forbid(context, "down", down=True)
+    except CloudError as error:
+        if not now:
+            raise CloudError(error.kind, f"{error}; --now deletes the machines all the same") from error
+        context.warn(f"no stop record was written, so a watcher may make the machines again: {error}")
+        return None
+    if run is not None and not context.dry_run:
+        context.say(f"run {run.run_id}: nobody starts it or makes its machines again, until `up` or `run`")
+    return run
+
+
+def _end(context: Context, there: machines.Machines, run: Run, grace_s: float) -> None:
+    from launch.remote.hosts import connect
+
+    lost = "what the run did since its last save is lost"
+    try:
+        with connect(context, there) as hosts:
+            states = start.states(context, hosts)
+            ids = sorted({state["run_id"] for state in states if state.get("state") in start.ALIVE})
+            for run_id in ids:
+                context.say(f"run {run_id}: ending it first, so that it saves, within {grace_s:.0f} s")
+                ended = start.end(context, hosts, run_id, grace_s=grace_s)
+                stopping.report(context, dataclasses.replace(run, run_id=run_id), [h.name for h in hosts.hosts], ended)
+            if not ids and not context.dry_run and (errors := [s["error"] for s in states if "error" in s]):
+                context.warn(f"{len(errors)} hosts cannot be reached ({errors[0]}): {lost}")
+    except (CloudError, HostError) as error:
+        context.warn(f"the hosts cannot be reached ({error}): {lost}")

@@ -6,9 +6,9 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from janus_jax.errors import ConfigError, JanusError
+from janus_jax.errors import ConfigError, HeldError, JanusError
 from launch.context import Context
-from launch.errors import CloudError, HostError, Kind
+from launch.errors import CloudError, HostError, Kind, cause
 from launch.records import Run, Stop, printable
 from launch.runs import command as commands
 from launch.runs import start
@@ -28,7 +28,6 @@ def add(parser: argparse.ArgumentParser) -> None:
         "Examples:\n"
         "  python -m launch run configs/sft_65k.yaml batch.rows=16\n"
         "  python -m launch run -- janus time-step configs/sft_65k.yaml\n"
-        "Flags of `run` come before CONFIG, or after the last KEY=VALUE."
     )
     parser.add_argument(
         "words",
@@ -85,8 +84,9 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
         )
         try:
             start.start(context, hosts, ready, new, address=address, before=before)
-        except BaseException:
-            _give_up(context, new)
+        except BaseException as error:
+            if not isinstance(error, HeldError):
+                _give_up(context, new)
             raise
         _announce(context, new, command, workers, address)
         return _follow(context, hosts, new) if arguments.wait and not context.dry_run else None
@@ -97,8 +97,6 @@ def _announce(context: Context, run: Run, command: commands.Command, workers: in
         return
     where = f"worker 0 of {workers}" if workers > 1 and not command.together else f"all hosts ({workers})"
     context.say(f"run:     {run.run_id}, `janus {run.command[0]}` on {where}")
-    if run.run_dir is not None:
-        context.say(f"run.dir: {run.run_dir}")
     context.say("next:    python -m launch logs -f   what the hosts print")
     context.say("         python -m launch status    step, loss, last checkpoint")
     if command.trains:
@@ -150,10 +148,11 @@ def _follow(context: Context, hosts: "Hosts", run: Run) -> int:
 def _ended(context: Context, hosts: "Hosts", states: list[dict]) -> int:
     codes = []
     for host, state in zip(hosts.hosts, states, strict=True):
-        codes.append(state["code"] if state["state"] == "ended" else _DEAD)
+        ended = state["state"] == "ended"
+        codes.append((1 if state["code"] is None else state["code"]) if ended else _DEAD)
         if codes[-1]:
-            text = state["message"] if state["state"] == "ended" else "its supervisor was killed"
+            text = state["message"] if ended else "its supervisor was killed"
             context.say(f"{host.name}: exit code {codes[-1]}: {printable(text or '')}")
-    code = start.most_specific(codes)
+    code = min(codes, key=cause)
     context.say(f"the run has ended with exit code {code}")
     return code

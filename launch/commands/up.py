@@ -8,6 +8,7 @@ from launch.cloud.capacity import Type
 from launch.cloud.refusals import console, quotas
 from launch.context import Context
 from launch.errors import CloudError
+from launch.runs import stopping
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +52,11 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
         context.warn(f"not looked at: {error}")  # without credentials, the command can still be shown
         context.gcloud.change(machines.request(context.settings, wanted, "TOKEN", context.gcloud))
         return None
+    if made.ready and not context.dry_run and context.settings.bucket:
+        try:
+            stopping.allow(context)
+        except CloudError as error:
+            context.warn(f"a stop record of `down` may still be there: {error}")
     if made.ready:
         health = "" if made.health == "HEALTHY" else f", {made.health}"
         context.say(f"{made.name}: ready{health}: {counted(len(made.workers), 'host')}; next: python -m launch setup")

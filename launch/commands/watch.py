@@ -26,10 +26,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(context: Context, arguments: argparse.Namespace) -> int:
     """Watches; see `launch.watching.watch.Watch.run`."""
-    snapshot = Reader(context.records).read()
-    context = settled(context, snapshot.run)
+    reader = Reader(context.records)
+    context = settled(context, reader.read().run)
     watch = Watch(
-        context, poll_s=arguments.poll, down_at_end=arguments.down_at_end, down_at_give_up=arguments.down_at_give_up
+        context,
+        reader=reader,
+        poll_s=arguments.poll,
+        down_at_end=arguments.down_at_end,
+        down_at_give_up=arguments.down_at_give_up,
     )
     if context.dry_run:
         action = decide(watch.look(time.time())[0])

@@ -1,5 +1,6 @@
 """Brings every host to the same state: the checkout, Python with exact versions, the agent; and compares the hosts."""
 
+import ast
 import collections
 import dataclasses
 import hashlib
@@ -18,7 +19,6 @@ from launch.errors import HostError
 from launch.records import printable
 from launch.remote import ship, wheels
 from launch.remote.hosts import Answer, Hosts, require
-from launch.remote.wheels import CONSTRAINTS, EXTRAS, PYTHON_VERSION
 
 ENVIRONMENT_BYTES = 10 * 2**30
 """Free space that a host needs for a new environment: what lies there, and what pip holds while it installs."""
@@ -41,6 +41,8 @@ class Ready:
     """The interpreter, on the hosts; `~` is their home directory, as in `cwd`."""
     cwd: str
     """The checkout, on the hosts."""
+    source: ship.Code = dataclasses.field(repr=False, compare=False)
+    """Its files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,24 +51,34 @@ class _Target:
     environment: str
     """Identity; empty where the settings name an interpreter."""
     python: str | None
+    recipe: dict[str, Any]
 
 
-def bring(context: Context, hosts: Hosts, *, revision: str | None = None, notify: Say = lambda line: None) -> Ready:
+def bring(
+    context: Context,
+    hosts: Hosts,
+    *,
+    revision: str | None = None,
+    code: ship.Code | None = None,
+    notify: Say = lambda line: None,
+) -> Ready:
     """Sets all hosts up, in parallel. Where nothing is missing this is one round of ssh.
 
     Args:
         revision: of git; None: the checkout as it is.
+        code: these files instead of the checkout.
         notify: is told what takes long.
     Raises:
         ConfigError: no such revision, or one from before `launch`.
         HostError: hosts that failed, or that differ from the others. The others are set up all the same.
         CloudError: the bucket refused, with `offline`.
     """
-    code = ship.read(context.root, revision)
-    if missing := {"launch/host/facts.py", CONSTRAINTS, "pyproject.toml"} - set(code.files):
+    code = code or ship.read(context.root, revision)
+    recipe = _recipe(code)
+    if missing := {"launch/host/facts.py", recipe["CONSTRAINTS"], "pyproject.toml"} - set(code.files):
         raise ConfigError(f"--revision {revision}" if revision else context.root, f"has no {sorted(missing)[0]}")
     python = context.settings.python
-    target = _Target(code, "" if python else environment_identity(code), python)
+    target = _Target(code, "" if python else environment_identity(code), python, recipe)
     answers = hosts.each("bash -s", stdin=_script(target, make=False), timeout_s=LOOK_S, tries=3)
     if context.dry_run:
         return _ready(target)
@@ -87,17 +99,28 @@ def bring(context: Context, hosts: Hosts, *, revision: str | None = None, notify
 
 def environment_identity(code: ship.Code) -> str:
     """Identity of the environment that a checkout asks for: new code with the same requirements needs no new one."""
-    project = tomllib.loads(code.files["pyproject.toml"][0].decode())["project"]
-    extras = {name: project.get("optional-dependencies", {}).get(name, []) for name in EXTRAS}
-    asked = [PYTHON_VERSION, wheels.UV_VERSION, project["dependencies"], extras]
-    constraints = code.files[CONSTRAINTS][0]
+    project, recipe = tomllib.loads(code.files["pyproject.toml"][0].decode())["project"], _recipe(code)
+    extras = {name: project.get("optional-dependencies", {}).get(name, []) for name in recipe["EXTRAS"]}
+    asked = [recipe["PYTHON_VERSION"], recipe["UV_VERSION"], project["dependencies"], extras]
+    constraints = code.files[recipe["CONSTRAINTS"]][0]
     return hashlib.sha256(json.dumps(asked).encode() + constraints).hexdigest()[:16]
+
+
+def _recipe(code: ship.Code) -> dict[str, Any]:
+    """How a checkout makes its environment: constants of its own wheels.py, which may be of another time than this."""
+    known = {name: getattr(wheels, name) for name in ("PYTHON_VERSION", "UV_VERSION", "CONSTRAINTS", "EXTRAS")}
+    for node in ast.parse(code.files.get("launch/remote/wheels.py", (b"", False))[0]).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in known:
+                known[name] = ast.literal_eval(value)
+    return known
 
 
 def _ready(target: _Target) -> Ready:
     code = target.code.identity
     environment = target.environment or f"python-{hashlib.sha256((target.python or '').encode()).hexdigest()[:12]}"
-    return Ready(code, environment, target.python or f"~/janus/env/{environment}/bin/python", f"~/janus/code/{code}")
+    python = target.python or f"~/janus/env/{environment}/bin/python"
+    return Ready(code, environment, python, f"~/janus/code/{code}", target.code)
 
 
 def _script(target: _Target, *, make: bool, staged: str = "") -> bytes:
@@ -106,10 +129,8 @@ def _script(target: _Target, *, make: bool, staged: str = "") -> bytes:
         "CODE": target.code.identity,
         "ENVIRONMENT": target.environment,
         "HOST_PYTHON": target.python or "",
-        "PYTHON_VERSION": PYTHON_VERSION,
-        "UV_VERSION": wheels.UV_VERSION,
-        "CONSTRAINTS": CONSTRAINTS,
-        "EXTRAS": " ".join(EXTRAS),
+        **{name: target.recipe[name] for name in ("PYTHON_VERSION", "UV_VERSION", "CONSTRAINTS")},
+        "EXTRAS": " ".join(target.recipe["EXTRAS"]),
         "WHEELS": staged,
         "NEED_KB": str(ENVIRONMENT_BYTES >> 10),
         "MAKE": str(int(make)),
@@ -134,7 +155,8 @@ def _make(context: Context, hosts: Hosts, target: _Target, lacking: Sequence[Ans
     if count := sum("environment" in item.out.splitlines()[-1] for item in lacking):
         if context.settings.offline:
             staged = wheels.stage(context, target.code, target.environment, notify)
-        notify(f"installing Python {PYTHON_VERSION} and packages on {_hosts(count)}; this takes some minutes")
+        python = f"Python {target.recipe['PYTHON_VERSION']}"
+        notify(f"installing {python} and packages on {_hosts(count)}; this takes some minutes")
     made = hosts.each("bash -s", stdin=_script(target, make=True, staged=staged), only=left, timeout_s=MAKE_S, tries=3)
     return failed + made
 

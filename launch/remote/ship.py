@@ -1,5 +1,6 @@
 """The code that hosts run: what of the checkout they need, its identity, and the way to them."""
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -8,9 +9,17 @@ import os
 import shlex
 import subprocess
 import tarfile
+import tempfile
+import zlib
+from typing import TYPE_CHECKING
 
 from janus_jax.errors import ConfigError
+from launch.context import Context
+from launch.errors import CloudError, Kind
 from launch.remote.hosts import Answer, Host, Hosts
+
+if TYPE_CHECKING:
+    from launch.cloud.bucket import Bucket
 
 PARTS = ("janus_jax/", "launch/", "configs/", "pyproject.toml", "constraints-", "README.md", "LICENSE", "NOTICE")
 """What hosts need: names begin with one of these."""
@@ -66,6 +75,50 @@ def read(root: str, revision: str | None = None) -> Code:
     return Code(files)
 
 
+def keep(records: "Bucket", code: Code) -> None:
+    """Puts the files into the bucket, unless they are there: a run starts again with exactly these.
+
+    Raises:
+        CloudError: the bucket refused.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".tar.gz") as file:
+        file.write(code.archive())
+        file.flush()
+        records.upload(file.name, _kept(code.identity), once=True)
+
+
+def kept(context: Context, identity: str) -> Code:
+    """The files of an identity: of this checkout if it is the same, or else from the bucket.
+
+    Raises:
+        ConfigError: they are in neither place.
+        CloudError: the bucket refused.
+    """
+    with contextlib.suppress(ConfigError):  # a checkout without git, or of another time, is no fault here
+        if (here := read(context.root)).identity == identity:
+            return here
+    url, problem = f"{context.records.url}/{_kept(identity)}", "is not there"
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "code.tar.gz")
+        try:
+            context.records.download(_kept(identity), path)
+            with tarfile.open(path) as tar:
+                code = Code(_of_tar(tar))
+            if code.identity == identity:
+                return code
+            problem = f"holds {code.identity}"
+        except CloudError as error:
+            if error.kind is not Kind.NOT_FOUND:
+                raise
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+            problem = f"cannot be read: {error}"
+    raise ConfigError(url, f"{problem}, and this checkout is another than the run's; `run` starts it with this one")
+
+
+def _kept(identity: str) -> str:
+    return f"code/{identity}.tar.gz"
+
+
 def send(hosts: Hosts, code: Code, only: list[Host]) -> list[Answer]:
     """Brings the files to hosts, into janus/code/ID. They appear there all at once, or not at all."""
     packed, name = code.archive(), shlex.quote(code.identity)
@@ -98,11 +151,15 @@ def _of_revision(root: str, revision: str) -> dict[str, tuple[bytes, bool]]:
     except ConfigError:
         raise ConfigError(f"--revision {revision}", f"no commit in {root}; allowed: a commit, branch or tag") from None
     packed = _git(root, "archive", "--format=tar", commit.decode().strip())
-    files = {}
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
-        for entry in tar:
-            if _needed(entry.name) and entry.isfile() and (content := tar.extractfile(entry)):
-                files[entry.name] = content.read(), bool(entry.mode & 0o100)
+        return {name: file for name, file in _of_tar(tar).items() if _needed(name)}
+
+
+def _of_tar(tar: tarfile.TarFile) -> dict[str, tuple[bytes, bool]]:
+    files = {}
+    for entry in tar:
+        if entry.isfile() and (content := tar.extractfile(entry)):
+            files[entry.name] = content.read(), bool(entry.mode & 0o100)
     return files
 
 

@@ -44,7 +44,8 @@ class Overview:
     run_directory: dict[str, Any] | None = None
     checkpoint_age_s: float | None = None
     usd_per_hour: float | None = None
-    price_of: str = ""
+    """At most."""
+    price: str = ""
     hours: float | None = None
     """Of machines, over all creations that are known."""
     usd: float | None = None
@@ -61,10 +62,9 @@ def gather(context: Context, steps: Steps | None = None) -> Overview:
     made = steps or Steps(context)
     settings = context.settings
     view = Overview(settings.name, settings.bucket)
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(2) as pool:
         finding = pool.submit(made.find)
         reading = pool.submit(_records, context) if settings.bucket else None
-        timing = pool.submit(_clock, context) if settings.bucket else None
         there = None
         try:
             there = finding.result()
@@ -75,7 +75,7 @@ def gather(context: Context, steps: Steps | None = None) -> Overview:
             snapshot, directory = reading.result() if reading else (snapshot, None)
         except CloudError as error:
             view.bucket_error = str(error)
-        now_s = timing.result() if timing else time.time()
+    now_s = time.time() if snapshot.clock_s is None else snapshot.clock_s
     if steps is None and snapshot.run is not None:
         made = Steps(settled(context, snapshot.run))
     price = made.type()
@@ -102,19 +102,11 @@ def gather(context: Context, steps: Steps | None = None) -> Overview:
 
 
 def _records(context: Context) -> tuple[Snapshot, RunDirectory | None]:
-    snapshot = Reader(context.records).read()
+    snapshot = Reader(context.records).read(clock=True)
     run_dir = snapshot.run.run_dir if snapshot.run else None
     if run_dir is None or not run_dir.startswith("gs://"):
         return snapshot, None
     return snapshot, look(context.folder(run_dir))
-
-
-def _clock(context: Context) -> float:
-    """The store's time; of this workstation where the bucket cannot be written."""
-    try:
-        return context.records.clock()
-    except (CloudError, TypeError):
-        return time.time()
 
 
 def _show_run(view: Overview, snapshot: Snapshot, now_s: float) -> None:
@@ -184,7 +176,7 @@ def _show_directory(view: Overview, directory: RunDirectory, now_s: float) -> No
 
 
 def _show_cost(view: Overview, snapshot: Snapshot, price: Any, now_s: float) -> None:
-    view.usd_per_hour, view.price_of = price.usd_per_hour, price.as_of
+    view.usd_per_hour, view.price = price.most_usd_per_hour, price.price
     memory = Memory.from_json(snapshot.watcher.memory) if snapshot.watcher else Memory()
     age_s = (view.machines or {}).get("age_s")
     if memory.earlier_s or age_s is not None:
@@ -297,11 +289,11 @@ def _progress(view: Overview) -> list[tuple[str, str]]:
 
 def _cost(view: Overview) -> str:
     if view.usd_per_hour is None:
-        return "the price of this type is not known"
-    price = f"${view.usd_per_hour:,.2f} an hour, list price of {view.price_of}"
+        return view.price
     if view.usd is None or view.hours is None:
-        return f"nothing known so far ({price})"
-    return f"about ${view.usd:,.2f} so far: {view.hours:.1f} h ({price})"
+        return f"nothing known so far ({view.price})"
+    about = "at most" if view.price.startswith("at most") else "about"
+    return f"{about} ${view.usd:,.2f} so far: {view.hours:.1f} h ({view.price})"
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from launch.records import Heartbeat, Run, Stop, Watcher
 from launch.settings import Settings
 from launch.watching.seen import Host
 
-RUN, STOP, WATCH = "run.json", "stop.json", "watch.json"
+RUN, STOP, WATCH, CLOCK = "run.json", "stop.json", "watch.json", "clock.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Snapshot:
     """When the watcher renewed its lease last, by the store's clock."""
     beats: tuple[tuple[Heartbeat, float], ...] = ()
     """Heartbeats of the run's attempt, by worker, each with the store's time of writing."""
+    clock_s: float | None = None
+    """The store's time at this look, if it was asked for and could be had."""
 
     @property
     def stopped(self) -> str | None:
@@ -62,22 +64,33 @@ class Reader:
         self._records = records
         self._known: dict[str, tuple[int, Any]] = {}
         self._run: Run | None = None
+        self.lease: Stored | None = None
+        """watch.json, as it was read last."""
 
-    def read(self) -> Snapshot:
+    def read(self, *, clock: bool = False) -> Snapshot:
         """One list of objects, and one read of what is new.
 
+        Args:
+            clock: ask for the store's time, with one call more.
         Raises:
             CloudError: the bucket refused.
         """
-        entries = self._entries()
-        known = self._run
-        self._read([entry for entry in entries if entry.name in (RUN, STOP, WATCH)])
+        ticked = clock and self._tick()
+        known, entries = self._run, self._entries()
+        beats = _newest(entries)
+        texts = self._read([entry for entry in entries if entry.name in (RUN, STOP, WATCH)], beats)
         self._run = self._record(entries, RUN, Run)
-        if self._run is not None and (known is None or _place(known) != _place(self._run)):
+        place = None if self._run is None else _place(self._run)
+        if self._run is not None and known is not None and _place(known) != place:
             entries = self._entries()
+        wanted = [entry for entry in entries if place is not None and entry.name.startswith(f"{place}/")]
+        if wanted != beats:
+            texts = objects(self._records.text(entry.name for entry in wanted))
         stop, watcher = self._record(entries, STOP, Stop), self._record(entries, WATCH, Watcher)
         by_name = {entry.name: entry for entry in entries}
-        beats = self._beats([entry for entry in entries if "/heartbeats/" in entry.name])
+        if watcher is not None:
+            entry = by_name[WATCH]
+            self.lease = Stored(self._known[WATCH][1], entry.generation, entry.updated_s)
         return Snapshot(
             run=self._run,
             # Generations of what was read: a second list may already know a newer record.
@@ -86,20 +99,29 @@ class Reader:
             stop_generation=self._known[STOP][0] if STOP in self._known and STOP in by_name else 0,
             watcher=watcher,
             watched_s=by_name[WATCH].updated_s if WATCH in by_name else -math.inf,
-            beats=tuple(sorted(beats, key=lambda pair: pair[0].worker)),
+            beats=tuple(sorted(_beats(wanted, texts), key=lambda pair: pair[0].worker)),
+            clock_s=by_name[CLOCK].updated_s if ticked and CLOCK in by_name else None,
         )
 
-    def _entries(self) -> list[Entry]:
-        patterns = ["*.json"] if self._run is None else ["*.json", f"{_place(self._run)}/*"]
-        return self._records.entries(*patterns)
+    def _tick(self) -> bool:
+        try:
+            self._records.write(CLOCK, {})
+        except CloudError:  # a bucket that may only be read
+            return False
+        return True
 
-    def _read(self, entries: list[Entry]) -> None:
-        """Reads the records that have changed, in one call."""
+    def _entries(self) -> list[Entry]:
+        """Records, and heartbeats: of the run if it is known, else of all."""
+        return self._records.entries("*.json", f"{_place(self._run) if self._run else '*/heartbeats/*'}/*")
+
+    def _read(self, entries: list[Entry], beats: list[Entry]) -> list[dict[str, Any]]:
+        """Reads the records that have changed, and heartbeats, in one call; the heartbeats."""
         new = [entry for entry in entries if self._known.get(entry.name, (0, None))[0] != entry.generation]
-        values = objects(self._records.text(entry.name for entry in new))
-        if len(values) != len(new):
+        values = objects(self._records.text(entry.name for entry in [*new, *beats]))
+        if len(values) < len(new):
             raise CloudError(Kind.UNAVAILABLE, self._records.url, "a record is being written; try again")
-        self._known |= {entry.name: (entry.generation, value) for entry, value in zip(new, values, strict=True)}
+        self._known |= {entry.name: (entry.generation, value) for entry, value in zip(new, values, strict=False)}
+        return values[len(new) :]
 
     def _record(self, entries: Iterable[Entry], name: str, kind: Any) -> Any:
         if name not in self._known or all(entry.name != name for entry in entries):
@@ -109,11 +131,19 @@ class Reader:
         except TypeError:  # {} or {"cleared": ...} stands for an object that cannot be removed
             return None
 
-    def _beats(self, entries: list[Entry]) -> list[tuple[Heartbeat, float]]:
-        names = ((re.search(r"/(\d+)(\.json)?$", entry.name), entry.updated_s) for entry in entries)
-        updated = {int(match[1]): at_s for match, at_s in names if match}
-        beats = [Heartbeat.from_json(value) for value in objects(self._records.text(entry.name for entry in entries))]
-        return [(beat, updated[beat.worker]) for beat in beats if beat.worker in updated]
+
+def _newest(entries: list[Entry]) -> list[Entry]:
+    """Heartbeats of one attempt of one run: those of which one was written last. Nearly always the run's."""
+    beats = [entry for entry in entries if "/heartbeats/" in entry.name]
+    place = max(beats, key=lambda entry: entry.updated_s).name.rpartition("/")[0] if beats else ""
+    return [entry for entry in beats if entry.name.rpartition("/")[0] == place]
+
+
+def _beats(entries: list[Entry], values: list[dict[str, Any]]) -> list[tuple[Heartbeat, float]]:
+    names = ((re.search(r"/(\d+)(\.json)?$", entry.name), entry.updated_s) for entry in entries)
+    updated = {int(match[1]): at_s for match, at_s in names if match}
+    beats = [Heartbeat.from_json(value) for value in values]
+    return [(beat, updated[beat.worker]) for beat in beats if beat.worker in updated]
 
 
 def settled(context: Context, run: Run | None) -> Context:

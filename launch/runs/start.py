@@ -1,11 +1,12 @@
 """A run on all hosts of a launch: prepared on the workstation, started together, ended together."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -13,27 +14,19 @@ import yaml
 from janus_jax.errors import ConfigError, HeldError
 from launch.cloud.bucket import Changed, Stored
 from launch.context import Context
-from launch.errors import HostError
+from launch.errors import CloudError, HostError
 from launch.records import PORT, Run, Spec, Stop, printable
+from launch.remote import ship
 from launch.runs import command as commands
 from launch.runs import inputs
 
 if TYPE_CHECKING:
     from launch.remote.environment import Ready
-    from launch.remote.hosts import Host, Hosts
+    from launch.remote.hosts import Answer, Host, Hosts
 
 ALIVE = ("starting", "running")
 _START = ("run_id", "attempt", "start")
 _UNKNOWN: Any = object()
-_SPECIFIC = (2, 3, 12, 11, 15, 14, 1, 16, 17, 139, 134, 137, 13, 10, 130, 143, 129, 141)
-"""Exit codes, the one that says most about the cause first. Others come before 0."""
-
-
-def most_specific(codes: Iterable[int]) -> int:
-    """The exit code of a run by those of its hosts."""
-    given = set(codes) - {0}
-    known = next((code for code in _SPECIFIC if code in given), None)
-    return known if known is not None else max(given, default=0)
 
 
 def previous(context: Context) -> Stored | None:
@@ -52,7 +45,8 @@ def prepare(
     env: Mapping[str, str] | None = None,
     before: Stored | None = _UNKNOWN,
 ) -> Run:
-    """A new run: reads the configuration, decides the run directory, and uploads data and weights of the workstation.
+    """A new run: reads the configuration, decides the run directory, and uploads code, data and weights of this
+    workstation.
 
     Args:
         words: `CONFIG [a.b=c ...]` or `janus ANY ...`.
@@ -85,6 +79,7 @@ def prepare(
         if last is not None and last.run_dir == directory:
             owner, attempt = last.owner, last.attempt + 1  # it has ended: `start` asks all hosts
             context.say(f"run.dir: the run {last.run_id} of this launch wrote there; it goes on from its newest step")
+    ship.keep(context.records, ready.source)
     return Run(
         run_id=Run.new_id(context.settings.name),
         owner=owner,
@@ -135,6 +130,13 @@ def start(
             context.warn("not all hosts started the run; ending it on the others")
             end(context, hosts, run.run_id, grace_s=5)
         raise
+    if not context.dry_run:
+        _obey_stop(context, hosts, run)
+
+
+def states(context: Context, hosts: "Hosts") -> list[dict[str, Any]]:
+    """As `end`, but changes nothing."""
+    return _states(context, hosts.each("janus/agent state", stdin=b"{}\n", timeout_s=60, tries=3))
 
 
 def end(context: Context, hosts: "Hosts", run_id: str, *, grace_s: float = 60) -> list[dict[str, Any]]:
@@ -144,7 +146,10 @@ def end(context: Context, hosts: "Hosts", run_id: str, *, grace_s: float = 60) -
         The states of the hosts then, in their order; {"error"} for one that cannot be reached.
     """
     message = json.dumps({"run_id": run_id, "grace_s": grace_s}).encode()
-    answers = hosts.each("janus/agent stop", stdin=message, timeout_s=2 * grace_s + 120, tries=3)
+    return _states(context, hosts.each("janus/agent stop", stdin=message, timeout_s=2 * grace_s + 120, tries=3))
+
+
+def _states(context: Context, answers: "Sequence[Answer]") -> list[dict[str, Any]]:
     states = []
     for answer in answers:
         try:
@@ -270,7 +275,7 @@ def _specs(
 
 
 def _record(context: Context, run: Run, before: Stored | None) -> None:
-    """Writes run.json, unless somebody else has meanwhile; a new run clears the record of a stopped one."""
+    """Writes run.json, unless somebody else has meanwhile, or the run was stopped."""
     if context.dry_run:
         return
     before = previous(context) if before is _UNKNOWN else before
@@ -282,9 +287,30 @@ def _record(context: Context, run: Run, before: Stored | None) -> None:
         if other != run.to_json():  # else an earlier try arrived, and its answer was lost
             text = f"run {other.get('run_id')} of {other.get('by')} was started on this slice at the same time"
             raise HeldError(text) from None
-    if run.start == 1:
-        context.records.write("stop.json", Stop("", context.me, time.time(), f"run {run.run_id} began").to_json())
-    elif (stopped := context.records.read("stop.json")) is not None and stopped.value.get("run_id") == run.run_id:
-        raise HeldError(
-            f"run {run.run_id} was stopped by {stopped.value.get('by')}; `python -m launch run` starts anew"
-        )
+    if run.start > 1:
+        stopped = context.records.read("stop.json")
+        if stopped is not None and stopped.value.get("run_id") == run.run_id:
+            raise HeldError(
+                f"run {run.run_id} was stopped by {stopped.value.get('by')}; `python -m launch run` starts anew"
+            )
+
+
+def _obey_stop(context: Context, hosts: "Hosts", run: Run) -> None:
+    """Ends a run that was stopped while its start was on its way; clears the stop record of an earlier run.
+
+    Raises:
+        HeldError: it was stopped.
+    """
+    try:
+        stored = context.records.read("stop.json")
+        named = "" if stored is None else stored.value.get("run_id")
+        if stored is not None and named and named != run.run_id:
+            cleared = Stop("", context.me, time.time(), f"run {run.run_id} began").to_json()
+            with contextlib.suppress(Changed):  # the next look of `watch`, or `stop` itself, sees that one
+                context.records.write("stop.json", cleared, generation=stored.generation)
+    except CloudError as error:
+        context.warn(f"note: the run has started; a stop record was not looked for: {error}")
+        return
+    if stored is not None and named == run.run_id:
+        end(context, hosts, run.run_id)
+        raise HeldError(f"run {run.run_id} was stopped by {stored.value.get('by')} while it started, and is ended")

@@ -9,11 +9,12 @@ import enum
 from typing import Any
 
 from janus_jax.errors import EXIT_CODES, GIVE_UP, TWICE
+from launch.errors import cause, policy
 from launch.records import printable
 from launch.watching.seen import ENDED, Host, Memory, Seen, Trouble
 
 ROWS = {
-    "stopped": ("a stop record names this run", "nothing more: ends"),
+    "stopped": ("a stop record names this run", "ends it on hosts where it goes on, then itself"),
     "no run": ("no run was started here", "gives up"),
     "done": ("all hosts ended with 0", "done; deletes the machines if asked"),
     "refused": ("a step of watch was refused: quota, permission, bad input", "gives up with the reason"),
@@ -64,7 +65,7 @@ class Action:
 def exit_of(hosts: tuple[Host, ...]) -> Host | None:
     """The host that says best why the run ended: that with the most specific exit code; None if none has ended."""
     ended = [host for host in hosts if host.now == ENDED]
-    return min(ended, key=lambda host: (_rank(exit_code(host)), host.worker), default=None)
+    return min(ended, key=lambda host: (cause(exit_code(host)), host.worker), default=None)
 
 
 def decide(seen: Seen) -> Action:
@@ -231,26 +232,6 @@ def failed(memory: Memory, trouble: Trouble) -> Memory:
 def exit_code(host: Host) -> int:
     """Of a host that has ended: 128 + N for death by signal N; 1 if the host does not know."""
     return 1 if host.code is None else 128 - host.code if host.code < 0 else host.code
-
-
-def policy(code: int) -> str:
-    """What an exit code calls for."""
-    return EXIT_CODES.get(code, ("unknown", TWICE))[1]
-
-
-_GENERIC = (143, 129, 130, 10, 13)
-"""From what says more of the cause to what says less: lost processes are the others' echo."""
-
-
-def _rank(code: int) -> tuple[int, int]:
-    """Smaller: says more of the cause."""
-    if code == 0:
-        return (4, 0)
-    if policy(code) == GIVE_UP:
-        return (0, code)
-    if policy(code) == TWICE:
-        return (1, code)
-    return (3, _GENERIC.index(code)) if code in _GENERIC else (2, code)
 
 
 def _says(host: Host) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launch.cloud.bucket import Bucket
 from launch.cloud.gcloud import Say
-from launch.errors import CloudError
+from launch.errors import CloudError, Kind
 
 NAME = "watch.log"
 
@@ -58,7 +58,7 @@ class Journal:
         name = f"{self._run_id}/{NAME}"
         with contextlib.suppress(CloudError, OSError):
             if self._earlier is None:
-                self._earlier = self._records.text([name]) if self._records.names(name) else ""
+                self._earlier = self._text(name)
             whole = self.path.with_suffix(f".{os.getpid()}.part")
             whole.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -67,3 +67,11 @@ class Journal:
             finally:
                 whole.unlink(missing_ok=True)
             self._unsent = False
+
+    def _text(self, name: str) -> str:
+        try:
+            return self._records.text([name])
+        except CloudError as error:
+            if error.kind is not Kind.NOT_FOUND:
+                raise
+        return ""

@@ -32,15 +32,19 @@ class Lease:
         self._records, self._mutex = records, threading.Lock()
         self._watcher = Watcher(by, secrets.token_hex(8))
         self._generation, self._lost = 0, False
+        self.renewed_s = 0.0
+        """When the lease was renewed last, by the store's clock."""
 
-    def take(self) -> dict[str, object]:
+    def take(self, known: Stored | None = None) -> dict[str, object]:
         """Takes the lease; returns the memory that the last watcher left.
 
+        Args:
+            known: the record, if it was read a moment ago.
         Raises:
             HeldError: another one watches: it has renewed its lease in the last `STALE_S` seconds of the store's clock.
             CloudError: the bucket refused.
         """
-        stored = self._records.read(FILE)
+        stored = known or self._records.read(FILE)
         memory: dict[str, object] = {}
         if stored is not None:
             last = Watcher.from_json(stored.value)
@@ -120,16 +124,19 @@ class Lease:
             self.release()
 
     def _write(self, generation: int) -> float:
-        """Writes the record, and reads it back for its generation and the store's time."""
+        """Writes the record, and looks at it for its generation and the store's time."""
+        value, stored = self._watcher.to_json(), None
         try:
-            self._records.write(FILE, self._watcher.to_json(), generation=generation)
+            self._records.write(FILE, value, generation=generation)
+            stored = self._records.written(FILE, value)
         except Changed:
             pass  # by another watcher, or by this one, if gcloud tried a write again whose answer was lost
-        stored = self._records.read(FILE)
-        if stored is None or Watcher.from_json(stored.value).token != self._watcher.token:
-            self._lost = True
-            raise LostLease(self._held(_watcher(stored), "it has taken over"))
-        self._generation = stored.generation
+        if stored is None:
+            stored = self._records.read(FILE)
+            if stored is None or Watcher.from_json(stored.value).token != self._watcher.token:
+                self._lost = True
+                raise LostLease(self._held(_watcher(stored), "it has taken over"))
+        self._generation, self.renewed_s = stored.generation, stored.updated_s
         return stored.updated_s
 
     def _held(self, other: Watcher | None, what: str) -> str:

@@ -49,17 +49,17 @@ class Steps:
         with hosts.connect(self.context, there) as group:
             yield group
 
-    def setup(self, group: Any, notify: Say) -> Any:
-        """Brings all hosts to the same state; warm in seconds."""
-        from launch.remote import environment
+    def setup(self, group: Any, run: Run, notify: Say) -> Any:
+        """Brings all hosts to the state of the run's first start, whatever this checkout is now; warm in seconds."""
+        from launch.remote import environment, ship
 
-        return environment.bring(self.context, group, notify=notify)
+        return environment.bring(self.context, group, code=ship.kept(self.context, run.code), notify=notify)
 
-    def end(self, group: Any, run_id: str) -> None:
-        """Ends what is left of the run on the hosts."""
+    def end(self, group: Any, run_id: str) -> list[str]:
+        """Ends what is left of the run on the hosts. Why hosts could not be asked."""
         from launch.runs import start
 
-        start.end(self.context, group, run_id)
+        return [state["error"] for state in start.end(self.context, group, run_id) if "error" in state]
 
     def start(self, group: Any, ready: Any, run: Run, before: Stored | None) -> None:
         """Starts the run on all hosts together, if nobody has changed its record since `before` was read."""

@@ -36,6 +36,7 @@ class Watch:
 
     Args:
         steps: what it does with the cloud and hosts; None: the real ones.
+        reader: that has read a moment ago.
         poll_s: seconds between two looks.
     """
 
@@ -44,6 +45,7 @@ class Watch:
         context: Context,
         *,
         steps: Steps | None = None,
+        reader: Reader | None = None,
         poll_s: float = POLL_S,
         bounds: Bounds | None = None,
         sleep: Callable[[float], None] = time.sleep,
@@ -54,13 +56,13 @@ class Watch:
         self._poll_s, self._sleep = poll_s, sleep
         self._bounds = bounds or Bounds(settle_s=min(45.0, 2 * poll_s), pause_s=poll_s)
         self._down_at_end, self._down_at_give_up = down_at_end, down_at_give_up
-        self._reader = Reader(context.records)
+        self._reader = reader or Reader(context.records)
         self._lease = Lease(context.records, context.me)
         self._journal = Journal(context.records, context.settings.name, context.say)
         self._memory = Memory()
         self._step: Step = "look"
         self._asked, self._stop_generation = 0.0, 0
-        self._now_s = 0.0
+        self._now_s, self._is_fresh = 0.0, False
         self._machines: Any = None
         self._told: tuple[str, str] | None = None
 
@@ -71,7 +73,8 @@ class Watch:
             HeldError: another watcher is at it.
             CloudError: the bucket refuses.
         """
-        self._memory = Memory.from_json(self._lease.take())
+        self._memory = Memory.from_json(self._lease.take(self._reader.lease))
+        self._is_fresh = True
         if not once and self._memory.gave_up:  # a person wants another try
             self._memory = Memory(run_id=self._memory.run_id, earlier_s=self._memory.earlier_s)
         self._told = (self._memory.row, Do.WAIT.name) if once else None
@@ -101,7 +104,8 @@ class Watch:
         """One look and one action; the exit code at the end, else None."""
         self._step = "look"
         try:
-            self._now_s = self._renew()
+            self._now_s = self._lease.renewed_s if self._is_fresh else self._renew()
+            self._is_fresh = False
             seen, snapshot = self.look(self._now_s)
         except CloudError as error:
             self._failed(error)
@@ -202,15 +206,13 @@ class Watch:
         assert there is not None, "START without machines"
         with self._doing("setup", run), self._steps.connect(there) as group:
             self._journal.write("sets the hosts up")
-            ready = self._steps.setup(group, lambda line: self._notify(line, run))
+            ready = self._steps.setup(group, run, lambda line: self._notify(line, run))
             self._steps.end(group, run.run_id)
             with self._doing("start", run):
                 again = next_run(run, new=action.do is Do.CREATE or self._is_new(there, snapshot))
-                if ready.code != run.code:
-                    self._journal.write(
-                        f"note: this checkout ({ready.code}) is not that of the last start ({run.code})"
-                    )
-                again = dataclasses.replace(again, code=ready.code, environment=ready.environment)
+                if ready.environment != run.environment:
+                    self._journal.write(f"note: environment {ready.environment}, not {run.environment} as before")
+                again = dataclasses.replace(again, environment=ready.environment)
                 self._steps.start(group, ready, again, snapshot.stored)
         self._journal.write(f"started {run.run_id}: attempt {again.attempt}, start {again.start}")
         self._memory = dataclasses.replace(
@@ -273,10 +275,27 @@ class Watch:
 
     def _finish(self, action: Action, seen: Seen) -> int:
         self._journal.write(f"{action.row}: {action.reason}")
+        if action.do is Do.STOPPED and (code := self._end(seen)):
+            return code
         if self._down_at_end and action.do is Do.DONE:
             return self._down()
         self._say_cost(seen)
         return 0
+
+    def _end(self, seen: Seen) -> int:
+        """Ends a run that goes on although it was stopped, as when `stop` itself was cut off; the exit code."""
+        alive = sum(host.beats or host.now in ("starting", "running", "unreachable", "unknown") for host in seen.hosts)
+        if not (alive and seen.ready and seen.run_id):
+            return 0
+        self._journal.write(f"ends the run, which goes on on {alive} of {seen.workers} hosts")
+        try:
+            with self._steps.connect(self._machines) as group:
+                errors = self._steps.end(group, seen.run_id)
+        except JanusError as error:
+            errors = [str(error)]
+        if errors:
+            self._journal.write(f"{len(errors)} hosts did not answer, so the run may go on: {errors[0]}")
+        return HostError.exit_code if errors else 0
 
     def _give_up(self, action: Action, seen: Seen | None, code: int) -> int:
         self._journal.write(f"gives up ({action.row}): {action.reason}")
@@ -308,11 +327,8 @@ class Watch:
     def _say_cost(self, seen: Seen | None) -> None:
         if seen is not None and seen.machines is None:
             return
-        price, command = self._steps.type(), f"python -m launch down --name {self._context.settings.name}"
-        cost = ""
-        if price.usd_per_hour is not None:
-            cost = f" and cost about ${price.usd_per_hour:,.2f} an hour (list price, {price.as_of})"
-        self._journal.write(f"the machines stay{cost}; to delete them: {command}")
+        command = f"python -m launch down --name {self._context.settings.name}"
+        self._journal.write(f"the machines stay and cost money ({self._steps.type().price}); to delete them: {command}")
 
 
 def asked(run: Run, workers: int, hosts: tuple[Host, ...], answers: dict[int, dict[str, Any]]) -> tuple[Host, ...]:

@@ -146,5 +146,35 @@ def test_a_flag_wins_over_its_key(words, key, expected, settings):
     assert getattr(settings[0], key) == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            "export jobset --out F c.yaml a=b",
+            {"platform": "jobset", "out": "F", "config": "c.yaml", "overrides": ["a=b"]},
+        ),
+        ("export jobset c.yaml --out F a=b", {"config": "c.yaml", "overrides": ["a=b"]}),
+        ("export dockerfile --out F", {"config": None, "overrides": []}),
+        ("up --config C a=b --force c=d", {"config": "C", "force": True, "overrides": ["a=b", "c=d"]}),
+        ("run C --wait a.b=c --zone z d=e", {"wait": True, "set_zone": "z", "words": ["C", "a.b=c", "d=e"]}),
+        ("run --env A=b C a.b=c", {"env": ["A=b"], "words": ["C", "a.b=c"]}),
+        ("run --wait -- janus eval --wait x", {"wait": True, "words": ["janus", "eval", "--wait", "x"]}),
+        ("ssh --worker 1 -- df -h", {"worker": "1", "words": ["df", "-h"]}),
+        ("pull gs://b/r --step 5 d", {"run": "gs://b/r", "directory": "d"}),
+        ("status", {"json": False}),
+    ],
+)
+def test_flags_may_stand_anywhere(words, expected):
+    given = vars(command_line._parser(words.split()).parse_args(words.split()))
+    assert {key: given[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("words", ["run", "export nowhere", "up --wat", "status extra", "run C --env"])
+def test_what_cannot_be_meant_is_refused(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        command_line._parser(words.split()).parse_args(words.split())
+    assert end.value.code == 2 and f"usage: python -m launch {words.split()[0]}" in capsys.readouterr().err
+
+
 def test_every_setting_is_described():
     assert all(field.description for field in Settings.model_fields.values())

@@ -6,8 +6,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from janus_jax.errors import EXIT_CODES, GIVE_UP
-from launch.errors import Kind
+from janus_jax.errors import AGAIN, EXIT_CODES, GIVE_UP, TWICE
+from launch.errors import Kind, cause, policy
 from launch.records import STALE_S
 from launch.watching.decide import ROWS, Do, decide, exit_of, failed, remember
 from launch.watching.seen import Bounds, Host, Memory, Seen, Trouble
@@ -172,11 +172,18 @@ def test_old_machines_are_deleted_before_new_ones_are_made_and_only_then():
 
 
 @pytest.mark.parametrize(
-    "codes, tells", [((13, 12), 12), ((12, 2), 2), ((13, 137), 137), ((10, 13), 10), ((1, 13), 1), ((0, 13), 13)]
+    "codes, tells",
+    [((13, 12), 12), ((12, 2), 2), ((13, 137), 137), ((10, 13), 10), ((1, 13), 1), ((0, 13), 13), ((10, 77), 77)],
 )
 def test_the_most_specific_exit_code_speaks_for_the_run(codes, tells):
     ended = exit_of(tuple(ends(worker, code) for worker, code in enumerate(codes)))
-    assert ended is not None and ended.code == tells
+    assert ended is not None and ended.code == tells == min(codes, key=cause)
+
+
+def test_no_code_that_ends_watching_hides_behind_another():
+    assert sorted(EXIT_CODES, key=cause)[-1] == 0
+    order = [policy(code) for code in sorted(EXIT_CODES, key=cause)[:-1]]
+    assert order == sorted(order, key=[GIVE_UP, TWICE, AGAIN].index)
 
 
 def test_the_reason_quotes_the_host_that_failed_on_one_line():

@@ -44,7 +44,8 @@ def test_recorded_errors_are_told_apart(name):
         ),
         (Kind.UNAVAILABLE, '{"code": 13, "message": "an internal error has occurred"}'),
         (Kind.UNAVAILABLE, "no answer within 300 s"),
-        (Kind.UNKNOWN, "ERROR: (gcloud.storage.cp) HTTPError 412: a pre-condition you specified did not hold."),
+        (Kind.CHANGED, "ERROR: (gcloud.storage.cp) HTTPError 412: At least one of the pre-conditions did not hold."),
+        (Kind.NOT_FOUND, "ERROR: (gcloud.storage.cp) HTTPError 404: gs://b/runs/412/recondition.json not found"),
     ],
 )
 def test_reported_errors_are_told_apart(kind, text):

@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 
 from janus_jax.errors import HeldError
-from launch.cloud.bucket import Bucket
+from launch.cloud.bucket import Bucket, Changed
 from launch.cloud.gcloud import Gcloud
 from launch.records import Heartbeat
 from launch.runs.merged import Merged
@@ -38,6 +38,18 @@ def folder(tmp_path, monkeypatch):
         body, headers = json.dumps({"name": "bkt"}).encode(), {"Content-Type": "application/json"}
         urllib.request.urlopen(urllib.request.Request(f"{url}/storage/v1/b?project=p", body, headers))
         yield Bucket("gs://bkt/launch/demo", Gcloud("p", "us-central2-b", print))
+
+
+def test_conditions_and_objects_that_stay(folder, tmp_path):
+    folder.write("a.json", {"a": 1}, generation=0)
+    for generation in (0, 77):
+        with pytest.raises(Changed):
+            folder.write("a.json", {"a": 2}, generation=generation)
+    (tmp_path / "file").write_text('{"a": 3}')
+    folder.upload(tmp_path / "file", "a.json", once=True)
+    folder.upload(tmp_path / "file", "b.json", once=True)
+    assert folder.read("a.json").value == {"a": 1} and folder.read("b.json").value == {"a": 3}
+    assert folder.read("c.json") is None
 
 
 def test_lease_records_and_logs(folder, tmp_path):

@@ -14,6 +14,8 @@ from janus_jax.errors import ConfigError
 from launch.errors import HostError
 from launch.remote import environment, ship
 from launch.remote.ship import Code
+from launch.watching.steps import Steps
+from tests.support.launches import FakeBucket, Store, run_record
 from tests.support.pods import Pod
 from tests.support.repository import ROOT
 
@@ -218,3 +220,51 @@ def test_a_revision_without_launch_is_a_mistake(pod, monkeypatch):
     monkeypatch.setattr(ship, "read", lambda root, revision: Code({"pyproject.toml": (b"", False)}))
     with pytest.raises(ConfigError, match="--revision old: has no"):
         bring(pod, revision="old")
+
+
+@pytest.fixture
+def records(pod, tmp_path):
+    """The pod's context, with a bucket in memory that another workstation sees too."""
+    store = Store()
+    made = pod.context()
+    made.__dict__["records"] = FakeBucket("gs://bkt/launch/pod", store)
+    return made
+
+
+def test_a_run_starts_again_with_its_own_code_whatever_the_checkout_is_now(pod, records):
+    pod.code["launch/more.py"] = (b"a = 1\n", True)
+    first, _ = bring(pod)
+    ship.keep(records.records, first.source)
+    ship.keep(records.records, first.source)
+    assert [url for url in records.records.store.objects] == [f"gs://bkt/launch/pod/code/{first.code}.tar.gz"]
+    assert ship.kept(records, first.code) == first.source and "download" not in str(records.records.store.calls)
+    pod.code["launch/more.py"] = (b"a = 2\n", True)
+    pod.code["pyproject.toml"] = (b'[project]\ndependencies = ["other"]\n', False)
+    for number in range(3):
+        shutil.rmtree(pod.home(number) / "janus")  # other machines
+    run = run_record(code=first.code, environment=first.environment)
+    with pod.connect() as reached:
+        again = Steps(records).setup(reached, run, pod.said.append)
+    assert again == first
+    path = pod.home(1) / "janus/code" / first.code / "launch/more.py"
+    assert path.read_bytes() == b"a = 1\n" and os.access(path, os.X_OK)
+
+
+def test_code_that_is_nowhere_is_not_replaced_by_another(pod, records):
+    with pytest.raises(ConfigError, match=r"code/gone.tar.gz: is not there, and this checkout is another"):
+        ship.kept(records, "gone")
+    records.records.store.put("gs://bkt/launch/pod/code/torn.tar.gz", Code({"a": (b"", False)}).archive()[:20])
+    with pytest.raises(ConfigError, match=r"torn.tar.gz: cannot be read"):
+        ship.kept(records, "torn")
+    records.records.store.put("gs://bkt/launch/pod/code/other.tar.gz", Code({"a": (b"", False)}).archive())
+    with pytest.raises(ConfigError, match=r"other.tar.gz: holds "):
+        ship.kept(records, "other")
+
+
+def test_the_environment_is_made_as_the_run_s_code_says(pod):
+    before = environment.environment_identity(Code(pod.code))
+    pod.code["launch/remote/wheels.py"] = (b'UV_VERSION = "0.1"\nEXTRAS = ("tpu",)\n', False)
+    code = Code(pod.code)
+    assert environment.environment_identity(code) != before
+    target = environment._Target(code, "e", None, environment._recipe(code))
+    assert b"UV_VERSION=0.1\n" in environment._script(target, make=True)

@@ -13,6 +13,7 @@ from launch.commands import stop as stop_command
 from launch.context import Context
 from launch.errors import HostError
 from launch.records import Run
+from launch.remote import ship
 from launch.runs import inputs, start
 from launch.settings import load
 from tests.support.launch_hosts import Records, ScratchHost, ScratchHosts, a_run, until
@@ -35,6 +36,7 @@ class Ready:
     environment: str = "e1"
     python: str = ""
     cwd: str = str(ROOT)
+    source: ship.Code = dataclasses.field(default_factory=lambda: ship.Code({"a": (b"", False)}))
 
 
 @pytest.fixture
@@ -81,6 +83,7 @@ def test_a_training_is_prepared_whole(context, config):
     assert context.calls[0][:5] == ["gcloud", "storage", "rsync", "--recursive", "--no-ignore-symlinks"]
     assert any(line.startswith("run.dir: gs://bucket/runs/demo (instead of runs/mine") for line in context.said)
     assert (run.attempt, run.start, run.code, run.environment) == (1, 1, "c1", "e1")
+    assert context.bucket.uploaded[-1][1] == f"gs://bucket/launch/demo/code/{Ready().source.identity}.tar.gz"
 
 
 def test_what_is_in_the_bucket_is_not_uploaded_again(context, config, tmp_path):
@@ -222,14 +225,6 @@ def test_mistakes_end_with_code_2_before_anything_is_touched(context, config, ca
     assert "--shared-mount /mnt: `janus doctor` has no run directory" in capsys.readouterr().err
 
 
-def test_the_most_specific_exit_code_is_the_run_s():
-    assert start.most_specific([0, 0]) == 0
-    assert start.most_specific([13, 12, 137]) == 12
-    assert start.most_specific([13, 137]) == 137
-    assert start.most_specific([10, 0, 10]) == 10
-    assert start.most_specific([77, 0]) == 77
-
-
 @pytest.fixture
 def hosts(tmp_path):
     made = ScratchHosts([ScratchHost(tmp_path / f"host{number}", number) for number in range(2)])
@@ -248,7 +243,6 @@ def test_all_hosts_start_together_and_end_together(context, hosts, ready):
     start.start(context, hosts, ready, run, address="10.0.0.2")
     start.start(context, hosts, ready, run, address="10.0.0.2")  # once more, as after a lost connection
     assert context.records.read("run.json").value == run.to_json()
-    assert context.records.read("stop.json").value["run_id"] == ""
     assert hosts.calls[:3] == ["state", "prepare", "start"]
     with pytest.raises(HeldError, match="run demo-1 is running on this slice"):
         start.start(context, hosts, ready, a_run(run_id="demo-2"), address="10.0.0.2")

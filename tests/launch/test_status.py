@@ -63,6 +63,16 @@ def test_a_run_that_goes_on(store, steps):
     assert "ann@here" in text and view.next == ["python -m launch logs -f", "python -m launch stop"]
 
 
+def test_an_unknown_spot_price_has_a_bound(store, steps):
+    steps.prices = (None, 20.0)
+    text = look(store, steps)[1]
+    assert (
+        "at most $20.00 so far: 1.0 h (at most $20.00 an hour: on-demand list price of 2026-01, spot unknown)" in text
+    )
+    steps.prices = (None, None)
+    assert "cost      the price of this type is not known" in look(store, steps)[1]
+
+
 def test_few_calls(store, steps):
     training(store)
     store.calls.clear()
@@ -152,7 +162,7 @@ def test_durations(seconds, text):
 
 
 def test_a_store_whose_clock_cannot_be_asked_leaves_the_workstation_s(store, steps):
-    store.refusal = lambda call, url: CloudError(Kind.PERMISSION, url, "403") if call == "clock" else None
+    store.refusal = lambda call, url: CloudError(Kind.PERMISSION, url, "403") if call == "write" else None
     store.now = time.time()
     training(store)
     assert "2 of 2 running" in look(store, steps)[1]

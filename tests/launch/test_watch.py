@@ -68,6 +68,20 @@ def test_a_stop_record_ends_watching_before_anything_is_done(store, steps):
     assert "bob@there" in log(store)
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_run_that_goes_on_although_it_was_stopped_is_ended(store, steps, answers):
+    put(store, run_record())
+    beats(store)
+    store.put("gs://bkt/launch/demo/stop.json", Stop("demo-1", "bob@there", 1.0).dumps().encode())
+    steps.errors["end"] = [] if answers else [HostError("worker 1 (demo-0): lost")]
+    assert watch(store, steps)[0].run() == (0 if answers else 17)
+    assert steps.ended == ["demo-1"] * answers and "goes on on 2 of 2 hosts" in log(store)
+    assert answers or "lost" in log(store)
+    steps.ended.clear()
+    beats(store, "ended", code=10)
+    assert watch(store, steps)[0].run() == 0 and steps.ended == []
+
+
 def test_a_stop_record_of_another_run_does_not_count(store, steps):
     put(store, run_record())
     beats(store, "ended", code=0)

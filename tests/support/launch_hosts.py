@@ -181,7 +181,9 @@ class Records:
 
     def at(self, *names: str) -> "Records":
         """A folder below."""
-        return Records("/".join([self.url, *names]), self.objects)
+        below = Records("/".join([self.url, *names]), self.objects)
+        below.uploaded = self.uploaded
+        return below
 
     def read(self, name: str) -> Stored | None:
         """An object."""
@@ -195,6 +197,6 @@ class Records:
             raise Changed(name)
         self.objects[f"{self.url}/{name}"] = Stored(json.loads(json.dumps(value)), now + 1, time.time())
 
-    def upload(self, source: str, name: str) -> None:
+    def upload(self, source: str, name: str, *, once: bool = False) -> None:
         """Notes an upload."""
         self.uploaded.append((source, f"{self.url}/{name}"))

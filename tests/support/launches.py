@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from launch.cloud.bucket import Changed, Entry, Stored
+from launch.cloud.capacity import Type
 from launch.context import Context
 from launch.errors import CloudError, Kind
 from launch.records import Heartbeat, Run
@@ -56,6 +57,10 @@ class FakeBucket:
             raise Changed(url)
         self.store.put(url, (json.dumps(value) + "\n").encode())
 
+    def written(self, name: str, value: Any) -> Entry | None:
+        (entry,) = self.entries(name)
+        return entry if json.loads(self._content(name)) == json.loads(json.dumps(value)) else None
+
     def names(self, pattern: str = "**") -> list[str]:
         return [entry.name for entry in self.entries(pattern)]
 
@@ -82,12 +87,16 @@ class FakeBucket:
         for name in names:
             (Path(directory) / name.rpartition("/")[2]).write_bytes(self._content(name))
 
-    def upload(self, source: str | os.PathLike[str], name: str) -> None:
+    def upload(self, source: str | os.PathLike[str], name: str, *, once: bool = False) -> None:
         self._call("upload", name)
+        if once and f"{self.url}/{name}" in self.store.objects:
+            return
         self.store.put(f"{self.url}/{name}", Path(source).read_bytes())
 
     def download(self, name: str, target: str | os.PathLike[str]) -> None:
         self._call("download", name)
+        if not name.endswith("/"):
+            self._content(name)
         for url, (content, _, _) in self.store.objects.items():
             if url.startswith(f"{self.url}/{name}"):
                 path = Path(target) / url.removeprefix(f"{self.url}/{name}") if name.endswith("/") else Path(target)
@@ -156,10 +165,12 @@ class FakeSteps:
     """What was done, in order."""
     errors: dict[str, list[Exception]] = dataclasses.field(default_factory=dict)
     """Step -> errors of its next calls."""
+    ended: list[str] = dataclasses.field(default_factory=list)
     made: int = 0
     texts: dict[int, str] = dataclasses.field(default_factory=dict)
     """What the hosts printed, by worker."""
     state: str = "running"
+    prices: tuple[float | None, float | None] = (12.5, 12.5)
 
     def machines(self, state: str = "ACTIVE", **values: Any) -> Any:
         """Puts machines there."""
@@ -183,7 +194,7 @@ class FakeSteps:
         return self.there
 
     def type(self) -> Any:
-        return SimpleNamespace(workers=self.count, usd_per_hour=12.5, as_of="2026-01", name="v4-16", slices=1)
+        return Type("v4-16", "v4", 4 * self.count, self.count, 1, "runtime", *self.prices, "2026-01", ())
 
     def find(self) -> Any:
         self._step("find", record=False)
@@ -203,12 +214,14 @@ class FakeSteps:
         self._step("connect", record=False)
         yield "hosts"
 
-    def setup(self, group: Any, notify: Callable[[str], None]) -> Any:
+    def setup(self, group: Any, run: Run, notify: Callable[[str], None]) -> Any:
         self._step("setup")
         return SimpleNamespace(code="code", environment="env", python="python", cwd=".")
 
-    def end(self, group: Any, run_id: str) -> None:
+    def end(self, group: Any, run_id: str) -> list[str]:
         self._step("end", record=False)
+        self.ended.append(run_id)
+        return []
 
     def start(self, group: Any, ready: Any, run: Run, before: Stored | None) -> None:
         self._step("start", f"{run.attempt}.{run.start}")

@@ -1,0 +1,66 @@
+"""The stop record, and the end of a run on its hosts: for `stop` and `down`."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from launch.context import Context
+from launch.records import Run, Stop, printable
+from launch.runs import start
+
+FILE = "stop.json"
+_SHOWN = 5
+
+
+def forbid(context: Context, reason: str, *, down: bool = False) -> Run | None:
+    """Writes the stop record of the newest run: nobody, on any workstation, starts it or makes its machines again.
+
+    Args:
+        down: the machines go too; `up` clears the record then, as `run` does.
+    Returns:
+        The run; None if none was started.
+    Raises:
+        CloudError: the bucket refused.
+    """
+    before = start.previous(context)
+    if before is None:
+        return None
+    run = Run.from_json(before.value)
+    context.records.write(FILE, Stop(run.run_id, context.me, time.time(), reason, down).to_json())
+    return run
+
+
+def allow(context: Context) -> None:
+    """Clears the stop record that `down` wrote, and says what that means.
+
+    Raises:
+        CloudError: the bucket refused.
+    """
+    stored = context.records.read(FILE)
+    if stored is not None and stored.value.get("down") and (run_id := stored.value.get("run_id")):
+        context.records.write(FILE, Stop("", context.me, time.time()).to_json())
+        context.say(f"run {run_id} was ended by `down` and may go on: `python -m launch watch` resumes it")
+
+
+def report(context: Context, run: Run, names: Sequence[str], states: Sequence[dict[str, Any]]) -> int:
+    """Says how the run ended; on how many hosts it may go on."""
+    by_text: dict[str, list[str]] = {}
+    failed = 0
+    for name, state in zip(names, states, strict=True):
+        if "error" in state:
+            text, failed = f"cannot be reached, so the run may go on there: {state['error']}", failed + 1
+        elif state["state"] == "none" or state["run_id"] != run.run_id:
+            text = "nothing was running"
+        elif state["state"] in start.ALIVE:
+            text, failed = "still running", failed + 1
+        elif state["state"] == "dead":
+            text = "nothing was running: the supervisor was killed before"
+        else:
+            how = "killed after the grace, " if state.get("killed") else ""
+            how = "had ended already, " if state.get("was") == "ended" else how
+            text = f"{how}exit code {state['code']}" + (f": {state['message']}" if state["message"] else "")
+        by_text.setdefault(printable(text, 600), []).append(name)
+    for text, where in by_text.items():
+        shown = ", ".join(where[:_SHOWN]) + (f" and {len(where) - _SHOWN} more" if len(where) > _SHOWN else "")
+        context.say(f"{shown}: {text}")
+    return failed
