@@ -64,13 +64,16 @@ def _end(context: Context, there: machines.Machines, run: Run, grace_s: float) -
     lost = "what the run did since its last save is lost"
     try:
         with connect(context, there) as hosts:
+            if context.dry_run:
+                start.end(context, hosts, run.run_id, grace_s=grace_s)
+                return
             states = start.states(context, hosts)
             ids = sorted({state["run_id"] for state in states if state.get("state") in start.ALIVE})
             for run_id in ids:
                 context.say(f"run {run_id}: ending it first, so that it saves, within {grace_s:.0f} s")
                 ended = start.end(context, hosts, run_id, grace_s=grace_s)
                 stopping.report(context, dataclasses.replace(run, run_id=run_id), [h.name for h in hosts.hosts], ended)
-            if not ids and not context.dry_run and (errors := [s["error"] for s in states if "error" in s]):
+            if not ids and (errors := [s["error"] for s in states if "error" in s]):
                 context.warn(f"{len(errors)} hosts cannot be reached ({errors[0]}): {lost}")
     except (CloudError, HostError) as error:
         context.warn(f"the hosts cannot be reached ({error}): {lost}")

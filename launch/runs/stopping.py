@@ -16,7 +16,7 @@ def forbid(context: Context, reason: str, *, down: bool = False) -> Run | None:
     """Writes the stop record of the newest run: nobody, on any workstation, starts it or makes its machines again.
 
     Args:
-        down: the machines go too; `up` clears the record then, as `run` does.
+        down: the machines go too; `up` clears the record then, as `run` does. That of a person's `stop` stays.
     Returns:
         The run; None if none was started.
     Raises:
@@ -26,6 +26,8 @@ def forbid(context: Context, reason: str, *, down: bool = False) -> Run | None:
     if before is None:
         return None
     run = Run.from_json(before.value)
+    if down and (stored := context.records.read(FILE)) is not None and stored.value.get("run_id") == run.run_id:
+        return run
     context.records.write(FILE, Stop(run.run_id, context.me, time.time(), reason, down).to_json())
     return run
 

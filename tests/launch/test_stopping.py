@@ -114,10 +114,23 @@ def test_down_without_its_record_deletes_nothing_unless_it_has_to(context, cloud
     assert cloud.queued == {} and any("a watcher may make the machines again" in line for line in cloud.lines)
 
 
-def test_up_leaves_the_record_of_stop(context, cloud):
-    context.records.write("stop.json", {"run_id": "demo-1", "by": "me", "at_s": 0.0})
+def test_down_and_up_leave_the_record_of_stop(context, cloud, hosts):
     command(up, context)
-    assert stop(context)["run_id"] == "demo-1"
+    context.records.write("run.json", a_run().to_json())
+    context.records.write("stop.json", {"run_id": "demo-1", "by": "me", "at_s": 0.0})
+    command(down, context)
+    command(up, context)
+    assert (stop(context)["run_id"], stop(context)["by"]) == ("demo-1", "me")
+
+
+def test_a_dry_run_of_down_shows_what_would_change(context, cloud, hosts, monkeypatch):
+    command(up, context)
+    context.records.write("run.json", a_run().to_json())
+    context.dry_run = context.gcloud.dry_run = True
+    monkeypatch.setattr(hosts, "_ask", lambda name, message, only=None: [])
+    command(down, context)
+    assert hosts.calls == ["stop"] and list(cloud.queued) == ["janus"]
+    assert "queued-resources delete janus" in cloud.lines[-1]
 
 
 @pytest.mark.parametrize("first", [True, False])
