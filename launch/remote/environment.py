@@ -51,7 +51,10 @@ class _Target:
     environment: str
     """Identity; empty where the settings name an interpreter."""
     python: str | None
-    recipe: dict[str, Any]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return _recipe(self.code)
 
 
 def bring(
@@ -74,11 +77,10 @@ def bring(
         CloudError: the bucket refused, with `offline`.
     """
     code = code or ship.read(context.root, revision)
-    recipe = _recipe(code)
-    if missing := {"launch/host/facts.py", recipe["CONSTRAINTS"], "pyproject.toml"} - set(code.files):
+    if missing := {"launch/host/facts.py", _recipe(code)["CONSTRAINTS"], "pyproject.toml"} - set(code.files):
         raise ConfigError(f"--revision {revision}" if revision else context.root, f"has no {sorted(missing)[0]}")
     python = context.settings.python
-    target = _Target(code, "" if python else environment_identity(code), python, recipe)
+    target = _Target(code, "" if python else environment_identity(code), python)
     answers = hosts.each("bash -s", stdin=_script(target, make=False), timeout_s=LOOK_S, tries=3)
     if context.dry_run:
         return _ready(target)

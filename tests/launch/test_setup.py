@@ -266,5 +266,5 @@ def test_the_environment_is_made_as_the_run_s_code_says(pod):
     pod.code["launch/remote/wheels.py"] = (b'UV_VERSION = "0.1"\nEXTRAS = ("tpu",)\n', False)
     code = Code(pod.code)
     assert environment.environment_identity(code) != before
-    target = environment._Target(code, "e", None, environment._recipe(code))
+    target = environment._Target(code, "e", None)
     assert b"UV_VERSION=0.1\n" in environment._script(target, make=True)
