@@ -69,7 +69,7 @@ class Machine:
         path.chmod(0o755)
 
     def start(self, make=True, **values):
-        target = environment._Target(Code(CODE), "E1", None, environment._recipe(Code(CODE)))
+        target = environment._Target(Code(CODE), "E1", None)
         script = environment._script(target, make=make).decode()
         lines = {"CODE": "C1", "NEED_KB": "1", **values}
         script = script.replace("\n{\n", "\n" + "".join(f"{k}={v!r}\n" for k, v in lines.items()) + "{\n", 1)
