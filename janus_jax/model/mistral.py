@@ -348,7 +348,12 @@ def token_scalars(
 def logits(
     config: ModelConfig, params: Params, tokens: Int[Array, "B L"], slots: Slots, compute: Compute
 ) -> Float[Array, "B L V"]:
-    """Whole logits in float32, for comparisons and short generations; training uses `token_logps`."""
+    """Whole logits in float32, for comparisons; training uses `token_logps`."""
     model = bind(config, params)
-    x = model(tokens, slots, compute)
-    return jnp.einsum("bld,dv->blv", x, model.head().astype(x.dtype), preferred_element_type=jnp.float32)
+    return unembed(model, model(tokens, slots, compute), compute)
+
+
+def unembed(model: Mistral, hidden: Float[Array, "B L D"], compute: Compute) -> Float[Array, "B L V"]:
+    """Logits of final hidden states, in float32."""
+    with jax.named_scope("head"):
+        return compute.place.constrain(head.logits(hidden, model.head()), ("batch", "length", "vocab"))

@@ -1,0 +1,155 @@
+"""A model that generates: texts for requests, and log-probs of given continuations."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from janus_jax.errors import ConfigError, DataError
+from janus_jax.generation import placement, programs
+from janus_jax.generation.requests import Event, LogProbs, Request
+from janus_jax.generation.session import Session
+from janus_jax.generation.sizes import bucket
+from janus_jax.model.config import ModelConfig
+from janus_jax.model.mistral import Compute, Params
+from janus_jax.parallel.mesh import Placement
+
+
+class Engine:
+    """Weights on a generation mesh, with what is compiled for them.
+
+    Several processes make the same calls with the same requests, and get the same answers.
+
+    Args:
+        params: live parameters, on any mesh. The engine keeps a copy on its own mesh, in the compute dtype.
+        dtype: of weights, activations and cache; None: bfloat16, on CPUs float32.
+        rows: texts that grow at the same time, rounded up to a multiple of the mesh's `data`.
+        steps_per_call: most tokens that a row gets before the host looks at it.
+        stop_ids: ids that end a text, if a request names none.
+        place: another mesh than `generation_place` gives.
+
+    Raises:
+        ConfigError: the model has a value head, which makes no text.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params,
+        *,
+        dtype: Any = None,
+        rows: int = 32,
+        steps_per_call: int = 16,
+        stop_ids: Sequence[int] = (),
+        place: Placement | None = None,
+    ):
+        require_language_model(config)
+        devices = placement.devices_of(params)
+        self.notes: list[str] = []
+        """What to tell of the mesh."""
+        if place is None:
+            place, self.notes = placement.generation_place(config, devices)
+        dtype = default_dtype(devices[0].platform) if dtype is None else jnp.dtype(dtype)
+        self._set(config, placement.resharded(config, params, dtype, place), place, dtype)
+        self._sizes(rows, steps_per_call, stop_ids)
+
+    def _set(self, config: ModelConfig, params: Params, place: Placement, dtype: Any) -> None:
+        self.config, self.params = config, params
+        self.compute = Compute(dtype=dtype, place=place)
+
+    def _sizes(self, rows: int, steps_per_call: int, stop_ids: Sequence[int]) -> None:
+        self.row_shards = self.compute.place.shards("batch")
+        self.rows = -(-rows // self.row_shards) * self.row_shards
+        self.steps_per_call, self.stop_ids = steps_per_call, tuple(stop_ids)
+
+    def session(self) -> Session:
+        """Texts that grow together; requests may come and go meanwhile. It takes memory for its cache."""
+        return Session(self)
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Event]:
+        """New tokens of all texts, as they come.
+
+        Requests are read when rows are free, so `requests` may be long or wait for more. Texts are independent of what
+        else is in the batch: for the same compiled shapes, bit for bit.
+
+        Raises:
+            DataError: a request cannot be answered (`check`); it is named by its place, from 1 on.
+        """
+        session, waiting, number = self.session(), iter(requests), 0
+        more = True
+        while more or session.busy:
+            while more and session.has_room:
+                if more := (request := next(waiting, None)) is not None:
+                    session.submit(number, request)
+                    number += 1
+            yield from session.step()
+
+    def log_probs(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[LogProbs]:
+        """Log-probs of continuations.
+
+        Args:
+            pairs: ids of a context, at least one, and of its continuation.
+
+        Raises:
+            DataError: a context is empty, a pair is longer than the model's longest text, or an id is unknown.
+        """
+        for place, (context, continuation) in enumerate(pairs, 1):
+            self._require_ids(f"context {place}", context, longest=self.config.max_position_embeddings)
+            length = len(context) + len(continuation)
+            self._require_ids(f"context {place} with its continuation", (*context, *continuation), length=length)
+        order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
+        results: dict[int, LogProbs] = {}
+        for start in range(0, len(order), self.rows):
+            chosen = order[start : start + self.rows]
+            wholes = [np.array([*pairs[i][0], *pairs[i][1]], np.int32) for i in chosen]
+            width = bucket(max(len(whole) - 1 for whole in wholes) or 1)
+            inputs, targets = np.zeros((2, self.rows, width), np.int32)
+            for row, whole in enumerate(wholes):
+                inputs[row, : len(whole) - 1], targets[row, : len(whole) - 1] = whole[:-1], whole[1:]
+            lengths = np.zeros(self.rows, np.int32)
+            lengths[: len(wholes)] = [len(whole) - 1 for whole in wholes]
+            on_all = placement.on_all((inputs, targets, lengths), self.compute.place)
+            scores = programs.score(self.params, *on_all, config=self.config, compute=self.compute)
+            logps, greedy = map(np.asarray, scores)
+            for row, i in enumerate(chosen):
+                part = slice(len(pairs[i][0]) - 1, len(wholes[row]) - 1)
+                tokens = tuple(map(float, logps[row, part]))
+                results[i] = LogProbs(
+                    tokens, float(logps[row, part].sum(dtype=np.float64)), bool(greedy[row, part].all())
+                )
+        return [results[i] for i in range(len(pairs))]
+
+    def check(self, name: str, request: Request) -> None:
+        """Raises DataError if a request cannot be answered: its prompt is empty or too long, or a number is bad."""
+        self._require_ids(name, request.ids, longest=self.config.max_position_embeddings - 1)
+        for field in ("samples", "max_new_tokens"):
+            if (value := getattr(request, field)) < 1:
+                raise DataError(name, f"{field}={value}: allowed: 1 or more")
+
+    def _require_ids(
+        self, name: str, ids: Sequence[int], length: int | None = None, longest: int | None = None
+    ) -> None:
+        longest = self.config.max_position_embeddings if longest is None else longest
+        if not len(ids):
+            raise DataError(name, "is empty; at least one token is needed")
+        if len(ids) > longest:
+            raise DataError(
+                name,
+                f"has {len(ids):,} tokens; allowed: at most {longest:,} (the model's longest text is "
+                f"{self.config.max_position_embeddings:,} tokens)",
+            )
+        if unknown := [i for i in ids if not 0 <= i < self.config.vocab_size]:
+            raise DataError(name, f"holds the id {unknown[0]}; allowed: 0 to {self.config.vocab_size - 1}")
+
+
+def default_dtype(platform: str) -> Any:
+    """bfloat16; float32 on CPUs, which emulate bfloat16."""
+    return jnp.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
+
+
+def require_language_model(config: ModelConfig, *places: str) -> None:
+    """Raises ConfigError for a reward model."""
+    if config.head != "lm":
+        raise ConfigError(*places, "is a reward model, which makes no text; allowed: a language model")

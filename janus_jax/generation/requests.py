@@ -1,0 +1,57 @@
+"""What is asked of an engine, and what it answers."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from janus_jax.generation.sampling import SamplingOptions
+
+Reason = Literal["stop", "length"]
+"""Why a text ends: a stop id came, or it has as many tokens as it may have."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt, and how to go on with it."""
+
+    ids: Sequence[int]
+    """Of the prompt, at least one."""
+    samples: int = 1
+    """Texts to make. They share the computation of the prompt."""
+    max_new_tokens: int = 256
+    """Of each text, the stop id included. The model's longest text (`max_position_embeddings`) limits it too."""
+    min_new_tokens: int = 0
+    """Tokens before which no stop id comes."""
+    sampling: SamplingOptions = SamplingOptions(temperature=0)  # noqa: RUF009 (frozen)
+    """How tokens are chosen; by default always the most probable one."""
+    seed: int = 0
+    name: int | str | None = None
+    """Of the prompt; None: its place among the requests. Random numbers depend on seed, name, number of the sample and
+    number of the token, and on nothing else."""
+    stop_ids: Sequence[int] | None = None
+    """Ids that end a text; None: those of the model."""
+
+
+class Event(NamedTuple):
+    """New tokens of a text."""
+
+    request: int
+    """Place of the request, from 0 on."""
+    sample: int
+    ids: tuple[int, ...]
+    """The stop id included."""
+    logps: tuple[float, ...]
+    """Log-probs of `ids` under the model, before temperature and the like."""
+    reason: Reason | None
+    """Why the text ends with these; None: it goes on."""
+
+
+class LogProbs(NamedTuple):
+    """How probable a continuation is."""
+
+    tokens: tuple[float, ...]
+    """Log-prob of each of its tokens."""
+    total: float
+    """Their sum."""
+    is_greedy: bool
+    """Whether each token is a most probable one after those before it."""
