@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.generation import placement, programs
 from janus_jax.generation.requests import Event, LogProbs, Request
@@ -18,51 +18,69 @@ from janus_jax.parallel.mesh import Placement
 
 
 class Engine:
-    """Weights on a generation mesh, with what is compiled for them.
+    """Weights on a generation mesh, with what is compiled for them. Made by `live` or `stored`.
 
     Several processes make the same calls with the same requests, and get the same answers.
 
     Args:
-        params: live parameters, on any mesh. The engine keeps a copy on its own mesh, in the compute dtype.
-        dtype: of weights, activations and cache; None: bfloat16, on CPUs float32.
+        params: in the dtype and with the placement of `compute`.
         rows: texts that grow at the same time, rounded up to a multiple of the mesh's `data`.
         steps_per_call: most tokens that a row gets before the host looks at it.
         stop_ids: ids that end a text, if a request names none.
-        place: another mesh than `generation_place` gives.
-
-    Raises:
-        ConfigError: the model has a value head, which makes no text.
+        notes: what to tell of the mesh.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         params: Params,
+        compute: Compute,
         *,
-        dtype: Any = None,
         rows: int = 32,
         steps_per_call: int = 16,
         stop_ids: Sequence[int] = (),
-        place: Placement | None = None,
+        notes: Sequence[str] = (),
     ):
+        self.config, self.params, self.compute = config, params, compute
+        self.row_shards = compute.place.shards("batch")
+        self.rows = -(-rows // self.row_shards) * self.row_shards
+        self.steps_per_call, self.stop_ids, self.notes = steps_per_call, tuple(stop_ids), list(notes)
+
+    @classmethod
+    def live(cls, config: ModelConfig, params: Params, *, dtype: Any = None, **options: Any) -> "Engine":
+        """An engine with a copy of live parameters, which may be on any mesh.
+
+        Args:
+            dtype: of weights, activations and cache; None: bfloat16, on CPUs float32.
+            options: those of the class.
+
+        Raises:
+            ConfigError: the model has a value head, which makes no text.
+        """
         require_language_model(config)
         devices = placement.devices_of(params)
-        self.notes: list[str] = []
-        """What to tell of the mesh."""
-        if place is None:
-            place, self.notes = placement.generation_place(config, devices)
-        dtype = default_dtype(devices[0].platform) if dtype is None else jnp.dtype(dtype)
-        self._set(config, placement.resharded(config, params, dtype, place), place, dtype)
-        self._sizes(rows, steps_per_call, stop_ids)
+        place, notes = placement.generation_place(config, devices)
+        compute = Compute(dtype=_dtype(dtype, place), place=place)
+        return cls(config, placement.resharded(config, params, compute.dtype, place), compute, notes=notes, **options)
 
-    def _set(self, config: ModelConfig, params: Params, place: Placement, dtype: Any) -> None:
-        self.config, self.params = config, params
-        self.compute = Compute(dtype=dtype, place=place)
+    @classmethod
+    def stored(
+        cls, model: StoredModel, *, dtype: Any = None, devices: Sequence[Any] | None = None, **options: Any
+    ) -> "Engine":
+        """An engine with the weights of a stored model, read straight onto the generation mesh.
 
-    def _sizes(self, rows: int, steps_per_call: int, stop_ids: Sequence[int]) -> None:
-        self.row_shards = self.compute.place.shards("batch")
-        self.rows = -(-rows // self.row_shards) * self.row_shards
-        self.steps_per_call, self.stop_ids = steps_per_call, tuple(stop_ids)
+        Args:
+            devices: None: all.
+
+        Raises:
+            ConfigError: as `live`.
+            ConversionError: weights are damaged.
+        """
+        require_language_model(model.config, model.path)
+        place, notes = placement.generation_place(model.config, devices)
+        compute = Compute(dtype=_dtype(dtype, place), place=place)
+        params = model.load(dtype=compute.dtype, shardings=placement.shardings(model.config, place))
+        return cls(model.config, params, compute, notes=notes, **options)
 
     def session(self) -> Session:
         """Texts that grow together; requests may come and go meanwhile. It takes memory for its cache."""
@@ -144,9 +162,10 @@ class Engine:
             raise DataError(name, f"holds the id {unknown[0]}; allowed: 0 to {self.config.vocab_size - 1}")
 
 
-def default_dtype(platform: str) -> Any:
-    """bfloat16; float32 on CPUs, which emulate bfloat16."""
-    return jnp.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
+def _dtype(dtype: Any, place: Placement) -> Any:
+    """CPUs emulate bfloat16."""
+    default = jnp.float32 if place.platform == "cpu" else jnp.bfloat16
+    return jnp.dtype(default if dtype is None else dtype)
 
 
 def require_language_model(config: ModelConfig, *places: str) -> None:

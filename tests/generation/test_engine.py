@@ -41,7 +41,7 @@ def texts(engine, requests):
 @pytest.fixture(scope="module")
 def batched(both):
     """Seven prompts in three rows: finished rows are refilled while others go on."""
-    engine = Engine(both[1], both[2], rows=3, steps_per_call=4, stop_ids=STOP, place=None)
+    engine = Engine.live(both[1], both[2], rows=3, steps_per_call=4, stop_ids=STOP)
     return texts(engine, [Request(ids, max_new_tokens=NEW) for ids in PROMPTS])
 
 
@@ -62,7 +62,7 @@ def test_greedy_tokens_equal_transformers(both, batched):
 
 
 def test_a_batch_with_refills_equals_one_at_a_time(both, batched):
-    engine = Engine(both[1], both[2], rows=1, steps_per_call=16, stop_ids=STOP)
+    engine = Engine.live(both[1], both[2], rows=1, steps_per_call=16, stop_ids=STOP)
     for number, prompt in enumerate(PROMPTS[:3]):
         ids, logps, reason = texts(engine, [Request(prompt, max_new_tokens=NEW)])[0, 0]
         assert (ids, reason) == (batched[number, 0][0], batched[number, 0][2])
@@ -74,7 +74,7 @@ def test_tokens_do_not_depend_on_the_mesh_of_the_weights(both, batched, sizes):
     data, fsdp, tensor = sizes
     mesh = build_mesh(MeshShape(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor])
     wanted = param_shardings(param_specs(both[1]), mesh, DEFAULT_RULES)
-    engine = Engine(both[1], jax.device_put(both[2], wanted), rows=3, steps_per_call=4, stop_ids=STOP)
+    engine = Engine.live(both[1], jax.device_put(both[2], wanted), rows=3, steps_per_call=4, stop_ids=STOP)
     assert engine.compute.place.mesh.shape["tensor"] == min(2, mesh.size)
     assert engine.notes == []
     made = texts(engine, [Request(ids, max_new_tokens=NEW) for ids in PROMPTS])
@@ -86,7 +86,7 @@ def test_tokens_do_not_depend_on_the_mesh_of_the_weights(both, batched, sizes):
 def test_log_probs_equal_transformers(both, batched):
     pairs = [(prompt, batched[number, 0][0]) for number, prompt in enumerate(PROMPTS)]
     pairs += [(prompt, PROMPTS[1][:11]) for prompt in PROMPTS] + [(PROMPTS[1], [])]
-    engine = Engine(both[1], both[2], rows=4)
+    engine = Engine.live(both[1], both[2], rows=4)
     flags = set()
     for (context, continuation), scores in zip(pairs, engine.log_probs(pairs), strict=True):
         if continuation:
@@ -102,7 +102,7 @@ def test_log_probs_equal_transformers(both, batched):
 
 def test_samples_are_the_same_whatever_else_is_in_the_batch(both):
     """Bit for bit, as the compiled shapes are the same."""
-    engine = Engine(both[1], both[2], rows=4, steps_per_call=4, dtype=jnp.float32)
+    engine = Engine.live(both[1], both[2], rows=4, steps_per_call=4, dtype=jnp.float32)
     options = SamplingOptions(temperature=1.3, top_p=0.9)
     one = Request(PROMPTS[3], samples=5, max_new_tokens=20, sampling=options, seed=7, name="p")
     others = [Request(PROMPTS[4], max_new_tokens=n) for n in (3, 20, 11)]
