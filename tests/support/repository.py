@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SHAPED = (
     "janus_jax.evaluation.pairs",
+    "janus_jax.generation",
     "janus_jax.model",
     "janus_jax.objectives",
     "janus_jax.parallel.hashing",
