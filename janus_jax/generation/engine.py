@@ -7,14 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.checkpoint.stored_model import StoredModel
-from janus_jax.errors import ConfigError, DataError
+from janus_jax.errors import ConfigError, DataError, named
 from janus_jax.generation import placement, programs
+from janus_jax.generation.detokenizer import Detokenizer
 from janus_jax.generation.requests import Event, LogProbs, Request
 from janus_jax.generation.session import Session
 from janus_jax.generation.sizes import bucket
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Compute, Params
 from janus_jax.parallel.mesh import Placement
+from janus_jax.text.tokenizer import Tokenizer
 
 
 class Engine:
@@ -26,7 +28,8 @@ class Engine:
         params: in the dtype and with the placement of `compute`.
         rows: texts that grow at the same time, rounded up to a multiple of the mesh's `data`.
         steps_per_call: most tokens that a row gets before the host looks at it.
-        stop_ids: ids that end a text, if a request names none.
+        stop_ids: ids that end every text, such as EOS.
+        tokenizer: makes text of ids, and is needed for stop strings.
         notes: what to tell of the mesh.
     """
 
@@ -39,12 +42,14 @@ class Engine:
         rows: int = 32,
         steps_per_call: int = 16,
         stop_ids: Sequence[int] = (),
+        tokenizer: Tokenizer | None = None,
         notes: Sequence[str] = (),
     ):
         self.config, self.params, self.compute = config, params, compute
         self.row_shards = compute.place.shards("batch")
         self.rows = -(-rows // self.row_shards) * self.row_shards
         self.steps_per_call, self.stop_ids, self.notes = steps_per_call, tuple(stop_ids), list(notes)
+        self.detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
 
     @classmethod
     def live(cls, config: ModelConfig, params: Params, *, dtype: Any = None, **options: Any) -> "Engine":
@@ -142,9 +147,12 @@ class Engine:
     def check(self, name: str, request: Request) -> None:
         """Raises DataError if a request cannot be answered: its prompt is empty or too long, or a number is bad."""
         self._require_ids(name, request.ids, longest=self.config.max_position_embeddings - 1)
-        for field in ("samples", "max_new_tokens"):
-            if (value := getattr(request, field)) < 1:
-                raise DataError(name, f"{field}={value}: allowed: 1 or more")
+        if request.samples < 1:
+            raise DataError(name, f"samples={request.samples}: allowed: 1 or more")
+        if request.stopping.stop and self.detokenizer is None:
+            raise DataError(name, f"has the stop string {request.stopping.stop[0]!r}, which needs a tokenizer")
+        with named(name):
+            request.stopping.require_ids_below(self.config.vocab_size)
 
     def _require_ids(
         self, name: str, ids: Sequence[int], length: int | None = None, longest: int | None = None

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from janus_jax.generation.sampling import SamplingOptions
+from janus_jax.generation.stopping import StoppingOptions
 
 Reason = Literal["stop", "length"]
-"""Why a text ends: a stop id came, or it has as many tokens as it may have."""
+"""Why a text ends: a stop id or a stop string came, or it has as many tokens as it may have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,18 +19,14 @@ class Request:
     """Of the prompt, at least one."""
     samples: int = 1
     """Texts to make. They share the computation of the prompt."""
-    max_new_tokens: int = 256
-    """Of each text, the stop id included. The model's longest text (`max_position_embeddings`) limits it too."""
-    min_new_tokens: int = 0
-    """Tokens before which no stop id comes."""
+    stopping: StoppingOptions = StoppingOptions()  # noqa: RUF009 (frozen)
+    """Where each text ends. The model's longest text (`max_position_embeddings`) limits it too."""
     sampling: SamplingOptions = SamplingOptions(temperature=0)  # noqa: RUF009 (frozen)
     """How tokens are chosen; by default always the most probable one."""
     seed: int = 0
     name: int | str | None = None
     """Of the prompt; None: its place among the requests. Random numbers depend on seed, name, number of the sample and
     number of the token, and on nothing else."""
-    stop_ids: Sequence[int] | None = None
-    """Ids that end a text; None: those of the model."""
 
 
 class Event(NamedTuple):
@@ -42,6 +39,9 @@ class Event(NamedTuple):
     """The stop id included."""
     logps: tuple[float, ...]
     """Log-probs of `ids` under the model, before temperature and the like."""
+    text: str
+    """What is new of the text: whole characters, without stop ids and stop strings. Empty if the engine has no
+    tokenizer."""
     reason: Reason | None
     """Why the text ends with these; None: it goes on."""
 

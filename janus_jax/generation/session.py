@@ -1,12 +1,14 @@
 """Texts that grow together in the rows of one cache."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from janus_jax.generation import placement, programs, sampling
+from janus_jax.generation.detokenizer import TextStream
 from janus_jax.generation.requests import Event, Request
 from janus_jax.generation.sizes import bucket
 from janus_jax.model.cache import Cache
@@ -40,6 +42,7 @@ class _Row:
     token: int
     limit: int
     """Tokens that it may have."""
+    stream: TextStream | None
     made: int = 0
 
 
@@ -104,16 +107,18 @@ class Session:
 
     def _start(self, prompt: _Prompt) -> _Row:
         request, engine = prompt.request, self._engine
+        stopping = request.stopping
         sample, prompt.started = prompt.started, prompt.started + 1
         return _Row(
             number=prompt.number,
             sample=sample,
             request=request,
             name=prompt.number if request.name is None else request.name,
-            stop_ids=engine.stop_ids if request.stop_ids is None else tuple(request.stop_ids),
+            stop_ids=(*engine.stop_ids, *stopping.stop_ids),
             length=len(request.ids) - 1,  # the last token of the prompt is the first input
             token=request.ids[-1],
-            limit=min(request.max_new_tokens, engine.config.max_position_embeddings - len(request.ids)),
+            limit=min(stopping.max_new_tokens, engine.config.max_position_embeddings - len(request.ids)),
+            stream=None if engine.detokenizer is None else engine.detokenizer.stream(stopping.stop),
         )
 
     def _prefill(self, prompts: list[_Prompt]) -> None:
@@ -173,33 +178,48 @@ class Session:
 
     def _advance(self, row: _Row, ids: np.ndarray, logps: np.ndarray) -> Event:
         new = tuple(map(int, ids))
+        ended = new[-1] in row.stop_ids
+        text, stream = "", row.stream
+        if stream is not None:
+            text = stream.push(new[:-1] if ended else new)
+            if stream.stopped is not None:
+                ended, new = True, new[: stream.count - row.made]
         row.length += len(new)
         row.made += len(new)
         row.token = new[-1]
-        reason = "stop" if new[-1] in row.stop_ids else "length" if row.made == row.limit else None
-        return Event(row.number, row.sample, new, tuple(map(float, logps)), reason)
+        reason = "stop" if ended else "length" if row.made == row.limit else None
+        if reason is not None and stream is not None:
+            text += stream.finish()
+        return Event(row.number, row.sample, new, tuple(map(float, logps[: len(new)])), text, reason)
 
     def _described(self) -> programs.Rows:
         rows = self._rows
         default = next(row for row in rows if row)
-        stops = max(1, *(len(row.stop_ids) for row in rows if row)) if any(rows) else 1
-        stop = np.full((len(rows), -(-stops // 4) * 4), -1, np.int32)
-        for i, row in enumerate(rows):
-            if row:
-                stop[i, : len(row.stop_ids)] = row.stop_ids
 
-        def ints(values: list[int]) -> np.ndarray:
-            return np.array(values, np.int32)
+        def ints(value: Callable[[_Row], int]) -> Any:
+            return np.array([value(row) if row else 0 for row in rows], np.int32)
+
+        def words(value: Callable[[_Row], int | str]) -> Any:
+            return np.stack([sampling.words(value(row) if row else 0) for row in rows])
 
         return programs.Rows(
-            token=ints([row.token if row else 0 for row in rows]),
-            length=ints([row.length if row else 0 for row in rows]),
-            made=ints([row.made if row else 0 for row in rows]),
-            left=ints([row.limit - row.made if row else 0 for row in rows]),
-            minimum=ints([row.request.min_new_tokens if row else 0 for row in rows]),
-            stop=stop,
-            seed=np.stack([sampling.words(row.request.seed if row else 0) for row in rows]),
-            prompt=np.stack([sampling.words(row.name if row else 0) for row in rows]),
-            sample=ints([row.sample if row else 0 for row in rows]),
+            token=ints(lambda row: row.token),
+            length=ints(lambda row: row.length),
+            made=ints(lambda row: row.made),
+            left=ints(lambda row: row.limit - row.made),
+            minimum=ints(lambda row: row.request.stopping.min_new_tokens),
+            stop=self._stop_ids(),
+            seed=words(lambda row: row.request.seed),
+            prompt=words(lambda row: row.name),
+            sample=ints(lambda row: row.sample),
             settings=sampling.Settings.of([(row or default).request.sampling for row in rows]),
         )
+
+    def _stop_ids(self) -> Any:
+        """Filled up to a multiple of four, so that few programs are compiled."""
+        most = max(len(row.stop_ids) for row in self._rows if row)
+        stop = np.full((len(self._rows), max(4, -(-most // 4) * 4)), -1, np.int32)
+        for i, row in enumerate(self._rows):
+            if row:
+                stop[i, : len(row.stop_ids)] = row.stop_ids
+        return stop

@@ -131,10 +131,9 @@ def next_logits(
     here = Slots(jnp.ones_like(rows), jnp.zeros_like(rows), rows + count)
 
     def keys_of(layer: Any) -> list[Keys]:
-        cache, recent = layer
+        parts = ((layer[0], attended, old), (layer[1], recent.length, new))
         return [
-            Keys(*(part[:, :, :attended].swapaxes(1, 2) for part in cache), old),
-            Keys(*(part.swapaxes(1, 2) for part in recent), new),
+            Keys(k[:, :, :size].swapaxes(1, 2), v[:, :, :size].swapaxes(1, 2), slots) for (k, v), size, slots in parts
         ]
 
     model = bind(config, params)

@@ -17,6 +17,7 @@ from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.generation.engine import Engine
 from janus_jax.generation.prompts import conversation, prompt_format
 from janus_jax.generation.requests import Request
+from janus_jax.generation.stopping import StoppingOptions
 from tests.support.torch_models import greedy
 
 pytestmark = pytest.mark.slow
@@ -80,7 +81,7 @@ def test_greedy_tokens_equal_transformers(directory, expected, devices, source, 
     assert engine.compute.place.mesh.shape["tensor"] == (3 if devices == 8 else 1)  # nine heads over three
     print(*engine.notes)
     made = {number: [] for number in range(len(PROMPTS))}
-    for event in engine.generate(Request(ids, max_new_tokens=NEW) for ids, _, _ in expected):
+    for event in engine.generate(Request(ids, stopping=StoppingOptions(max_new_tokens=NEW)) for ids, _, _ in expected):
         made[event.request] += event.ids
     for number, (_, ids, sure) in enumerate(expected):
         same = int(np.cumprod([a == b for a, b in zip(made[number], ids, strict=False)]).sum())
