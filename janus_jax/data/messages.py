@@ -1,7 +1,7 @@
 """Lists of messages, as chat formats write them: [{role, content}, ...] or [{from, value}, ...]."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from janus_jax.data.columns import Columns, RecordError, filled, shown, text
@@ -35,20 +35,8 @@ def read_messages(raw: Columns, column: str, ends: Literal["assistant", "user"])
     Raises:
         RecordError: a message is malformed, or the messages are more than one exchange or in another order.
     """
-    value = raw[column]
-    messages = value if isinstance(value, list) else [value]
-    form = _form(messages)
+    form, turns = _turns(raw, column, lambda form: _allowed(ends, form))
     allowed = _allowed(ends, form)
-    turns: list[tuple[str, str, Any]] = []
-    for number, message in enumerate(messages, 1):
-        where, keys = f"column {column!r}, message {number}", _keys(message)
-        if keys is None:
-            raise RecordError("bad_messages", f"{where} is {shown(message)}; {allowed}")
-        role = message[keys[0]]
-        if not isinstance(role, str) or role not in ROLES:
-            raise RecordError("bad_messages", f"{where} has {keys[0]} {shown(role)}; {allowed}")
-        raw.ignore(column, message, keys)
-        turns.append((ROLES[role], f"column {column!r}, {keys[1]} of message {number}", message[keys[1]]))
     names = dict(zip(_NAMES["role"], _NAMES[form[0]], strict=True))
     roles = [role for role, _, _ in turns]
     spoken = roles[roles[:1] == ["system"] :]
@@ -64,10 +52,59 @@ def read_messages(raw: Columns, column: str, ends: Literal["assistant", "user"])
     if roles[-1:] != [ends] or roles != [role for role in ("system", "user", "assistant") if role in roles]:
         given = ", ".join(names[role] for role in roles) or "none"
         raise RecordError("bad_messages", f"column {column!r} has the roles {given}; {allowed}")
-    return {
-        role: "" if role == "system" and content is None else text(content, where, may_be_empty=role == "system")
-        for role, where, content in turns
-    }
+    return {role: _content(role, where, content) for role, where, content in turns}
+
+
+def read_conversation(raw: Columns, column: str) -> list[dict[str, str]]:
+    """Messages with `role` and `content`: a system message (optional), then user and assistant in turn, user last.
+
+    Raises:
+        RecordError: a message is malformed, or the roles come in another order.
+    """
+
+    def allowed(form: tuple[str, str]) -> str:
+        system, user, assistant = _NAMES[form[0]]
+        return f"allowed: {system} (optional), then {user} and {assistant} in turn, {user} last"
+
+    form, turns = _turns(raw, column, allowed)
+    roles = [role for role, _, _ in turns]
+    spoken = roles[roles[:1] == ["system"] :]
+    if (
+        not spoken
+        or spoken != [("user", "assistant")[number % 2] for number in range(len(spoken))]
+        or spoken[-1] != "user"
+    ):
+        given = ", ".join(roles) or "none"
+        raise RecordError("bad_messages", f"column {column!r} has the roles {given}; {allowed(form)}")
+    return [{"role": role, "content": _content(role, where, content)} for role, where, content in turns]
+
+
+def _turns(
+    raw: Columns, column: str, allowed: Callable[[tuple[str, str]], str]
+) -> tuple[tuple[str, str], list[tuple[str, str, Any]]]:
+    """The form of a column's messages, and their roles, places and contents.
+
+    Args:
+        allowed: what messages of a form may be, for errors.
+    """
+    value = raw[column]
+    messages = value if isinstance(value, list) else [value]
+    form = _form(messages)
+    turns: list[tuple[str, str, Any]] = []
+    for number, message in enumerate(messages, 1):
+        where, keys = f"column {column!r}, message {number}", _keys(message)
+        if keys is None:
+            raise RecordError("bad_messages", f"{where} is {shown(message)}; {allowed(form)}")
+        role = message[keys[0]]
+        if not isinstance(role, str) or role not in ROLES:
+            raise RecordError("bad_messages", f"{where} has {keys[0]} {shown(role)}; {allowed(form)}")
+        raw.ignore(column, message, keys)
+        turns.append((ROLES[role], f"column {column!r}, {keys[1]} of message {number}", message[keys[1]]))
+    return form, turns
+
+
+def _content(role: str, where: str, content: Any) -> str:
+    return "" if role == "system" and content is None else text(content, where, may_be_empty=role == "system")
 
 
 def _form(messages: list[Any]) -> tuple[str, str]:

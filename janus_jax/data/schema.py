@@ -105,7 +105,7 @@ def parse_record(raw: Any, kind: str) -> Record:
     if kind != "sft":
         sides = dict(_response(columns, column, kind) for column in ("chosen", "rejected"))
     elif messages is not None and not any(columns.has(name) for name in ALIASES["output"]):
-        sides = {messages: read_messages(columns, _only(columns, "messages"), "assistant")}
+        sides = {messages: read_messages(columns, name_of(columns, "messages"), "assistant")}
     else:
         value, name = _column(columns, "output", kind)
         sides = {name: {"assistant": text(value, name)}}
@@ -141,7 +141,7 @@ def _sources(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _column(raw: Mapping[str, Any], column: str, kind: str) -> tuple[Any, str]:
     """The column's value, and the name under which the record has it; null counts as absent."""
-    if name := _only(raw, column):
+    if name := name_of(raw, column):
         return raw[name], name
     present = ", ".join(str(name) for name in raw) or "nothing"
     also = "" if len(ALIASES[column]) == 1 else f" (or {', '.join(ALIASES[column][1:])})"
@@ -154,7 +154,7 @@ def _column(raw: Mapping[str, Any], column: str, kind: str) -> tuple[Any, str]:
     )
 
 
-def _only(raw: Mapping[str, Any], column: str) -> str:
+def name_of(raw: Mapping[str, Any], column: str) -> str:
     """The name under which the record has the column; empty if it has none. Its values must agree."""
     names = [name for name in ALIASES[column] if raw.get(name) is not None]
     if len(names) > 1 and any(raw[name] != raw[names[0]] for name in names):
@@ -181,8 +181,8 @@ def _response(columns: Columns, column: str, kind: str) -> tuple[str, dict[str, 
 
 def _prompt(columns: Columns, kind: str, messages: str | None, *, required: bool) -> dict[str, dict[str, str]]:
     """Place -> role -> text of the columns that hold system message and prompt."""
-    name, parts = _only(columns, "prompt"), {}
-    if system := _only(columns, "system"):
+    name, parts = name_of(columns, "prompt"), {}
+    if system := name_of(columns, "system"):
         parts[system] = {"system": text(columns[system], system, may_be_empty=True)}
     more = columns.has("input")
     if name and is_messages(columns[name]):
@@ -192,7 +192,7 @@ def _prompt(columns: Columns, kind: str, messages: str | None, *, required: bool
     elif more:
         return parts | {"input": _input(columns)}
     elif kind != "sft" and messages is not None and required:
-        return parts | {messages: read_messages(columns, _only(columns, "messages"), "user")}
+        return parts | {messages: read_messages(columns, name_of(columns, "messages"), "user")}
     elif required:
         value, name = _column(columns, "input" if kind == "rm" else "prompt", kind)
         text(value, name)  # raises

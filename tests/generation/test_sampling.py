@@ -102,6 +102,26 @@ def test_zeros_of_both_signs_are_equal():
     assert np.isfinite(ours[0]).tolist() == [True, True, True, False]
 
 
+def test_ids_masked_before_the_filters_are_masked_as_transformers_does():
+    """`MinNewTokensLength` comes after the repetition penalty there; -inf stays what it is."""
+    logits, seen = np.array([[2.0, 5, 1, -1, 0]], np.float32), np.array([[True, True, False, True, False]])
+    options, stops = SamplingOptions(0.7, 3, 0.9, 0.01, 1.5), [1, 3]
+    early = logits.copy()
+    early[:, stops] = -np.inf
+    processors = [
+        logits_process.RepetitionPenaltyLogitsProcessor(1.5),
+        logits_process.MinNewTokensLengthLogitsProcessor(3, 1, stops),
+        logits_process.TemperatureLogitsWarper(0.7),
+        logits_process.TopKLogitsWarper(3),
+        logits_process.TopPLogitsWarper(0.9),
+        logits_process.MinPLogitsWarper(0.01),
+    ]
+    scores = torch.tensor(logits)
+    for processor in processors:
+        scores = processor(torch.tensor([[0, 1, 3]]), scores)
+    require_same(np.asarray(filtered(early, Settings.of([options]), seen))[0], scores[0].numpy())
+
+
 CHOICES = {
     "plain": SamplingOptions(),
     "temperature": SamplingOptions(temperature=1.7),

@@ -70,7 +70,7 @@ def _read(
     kept = 0
     for path in paths:
         seen = 0
-        for name, raw in _raw_records(path):
+        for name, raw in raw_records(path):
             seen += 1
             place = f"{path}:{name}"
             try:
@@ -105,7 +105,7 @@ def _checked(raw: Any, kind: str, unread: Counter[str], place: str) -> Record:
     return record
 
 
-def _raw_records(path: Path) -> Iterator[tuple[str, Any]]:
+def raw_records(path: Path) -> Iterator[tuple[str, Any]]:
     """(name, value) of each record; the value is a RecordError if the record cannot be decoded."""
     packed = file_type(path).endswith(_PACKED)
     kind = os.path.splitext(file_type(path))[0] if packed else file_type(path)
@@ -132,18 +132,23 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _jsonl_records(path: Path) -> Iterator[tuple[str, Any]]:
-    number = 0
     with _open(path) as lines:
-        while line := lines.readline(_LONGEST_LINE_BYTES):
-            number += 1
-            if len(line) == _LONGEST_LINE_BYTES and not line.endswith(b"\n"):
-                while (rest := lines.readline(_LONGEST_LINE_BYTES)) and not rest.endswith(b"\n"):
-                    pass
-                yield str(number), RecordError("too_long", f"a line of more than {_LONGEST_LINE_BYTES >> 20} MiB")
-                continue
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if line.strip():
-                yield str(number), _parse_json(line)
+        yield from json_lines(lines)
+
+
+def json_lines(lines: BinaryIO) -> Iterator[tuple[str, Any]]:
+    """As `raw_records`, of an open JSONL file."""
+    number = 0
+    while line := lines.readline(_LONGEST_LINE_BYTES):
+        number += 1
+        if len(line) == _LONGEST_LINE_BYTES and not line.endswith(b"\n"):
+            while (rest := lines.readline(_LONGEST_LINE_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            yield str(number), RecordError("too_long", f"a line of more than {_LONGEST_LINE_BYTES >> 20} MiB")
+            continue
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if line.strip():
+            yield str(number), _parse_json(line)
 
 
 def _parse_json(line: bytes) -> Any:

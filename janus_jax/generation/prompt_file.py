@@ -1,0 +1,153 @@
+"""Prompts from a file or standard input: each row a conversation whose next message the model writes.
+
+| source                    | row                                                                          |
+|---------------------------|------------------------------------------------------------------------------|
+| .jsonl, .ndjson, .json    | prompt and system (optional), or messages; the names and forms of data files |
+| .txt                      | a line that is not blank is a prompt                                         |
+| - (standard input)        | as .jsonl if it begins with {, otherwise as .txt                             |
+
+All but `-` may be gs:// URLs; JSON may be packed (.gz, .zst).
+"""
+
+import dataclasses
+import io
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from janus_jax.data.build.readers import file_type, json_lines, raw_records
+from janus_jax.data.columns import Columns, RecordError, shown, text
+from janus_jax.data.messages import is_messages, read_conversation
+from janus_jax.data.schema import ALIASES, name_of
+from janus_jax.data.tally import note
+from janus_jax.errors import DataError
+from janus_jax.storage import staging
+from janus_jax.storage.bucket import is_url
+
+_JSON = (".jsonl", ".ndjson", ".json")
+ALLOWED = "allowed: .jsonl, .ndjson or .json (also with .gz or .zst), .txt, or - for standard input"
+_NEEDED = "a row needs prompt (or instruction, user_prompt) or messages (or conversations, conversation)"
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptRow:
+    """A checked conversation, up to where the model begins to write."""
+
+    messages: tuple[dict[str, str], ...]
+    """Each with `role` and `content`: a system message that is not empty, or none; user and assistant in turn."""
+    rest: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Columns that are no part of the prompt, such as `id`: to be kept beside the answer."""
+    place: str = dataclasses.field(default="", compare=False)
+    """FILE:LINE, for messages."""
+
+
+@staging.naming_urls()
+def read_prompts(
+    source: str | os.PathLike[str], *, system: str = "", unread: Counter[str] | None = None
+) -> list[PromptRow]:
+    """All prompts of a file, in its order.
+
+    Args:
+        source: a path, a gs:// URL, or `-`.
+        system: the system message of rows that have none.
+        unread: counts rows by the columns that are no part of the prompt (`id` apart), and by the keys of messages that
+            are not used; a `Tally` also keeps places.
+    Raises:
+        DataError: "FILE:LINE: ..." for a row without a prompt or with values that are not allowed; "FILE: ..." for a
+            file that is empty, is of another type or cannot be read.
+        StorageError: the URL cannot be read.
+    """
+    name = "stdin" if source == "-" else os.fspath(source)
+    rows = []
+    for number, raw in _raw(source):
+        place = f"{name}:{number}"
+        try:
+            if isinstance(raw, RecordError):
+                raise raw
+            rows.append(_row(raw, system, place, Counter() if unread is None else unread))
+        except RecordError as error:
+            raise RecordError(error.reason, place, str(error)) from None
+    if not rows:
+        raise DataError(name, "is empty; at least one prompt is needed")
+    return rows
+
+
+def _raw(source: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
+    """Number and value of each row; the value is a RecordError if the row cannot be decoded."""
+    if source == "-":
+        content = sys.stdin.buffer.read()
+        is_json = content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+        yield from json_lines(io.BytesIO(content)) if is_json else _lines(content)
+        return
+    path = Path(os.path.expanduser(source))
+    kind = file_type(path)
+    if not kind.startswith(_JSON) and kind != ".txt":
+        raise DataError(os.fspath(source), f"unknown file type {kind!r}; {ALLOWED}")
+    if is_url(source):
+        path = staging.files(os.fspath(source), lambda _: False)
+    if kind != ".txt":
+        yield from raw_records(path)
+        return
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(path, f"cannot be read: {error.strerror}") from error
+    yield from _lines(content)
+
+
+def _lines(content: bytes) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        try:
+            if b"\0" in line:
+                yield str(number), RecordError("bad_encoding", "holds a zero byte, so this is no text file")
+            elif line.strip():
+                yield str(number), {"prompt": line.removesuffix(b"\r").decode("utf-8")}
+        except UnicodeDecodeError as error:
+            at = f"byte 0x{line[error.start]:02x} at position {error.start + 1}"
+            yield str(number), RecordError("bad_encoding", f"not UTF-8: {at}")
+
+
+def _row(raw: Any, system: str, place: str, unread: Counter[str]) -> PromptRow:
+    if not isinstance(raw, Mapping):
+        raise RecordError("wrong_type", f"a row must be an object, found {shown(raw)}; {_NEEDED}")
+    columns = Columns(raw)
+    messages = _conversation(columns)
+    if messages[0]["role"] != "system" and system:
+        messages = [{"role": "system", "content": system}, *messages]
+    left = columns.unread()
+    for column in sorted(left - {"id"}):
+        note(unread, column, place)
+    rest = {name: value for name, value in raw.items() if name in left}
+    return PromptRow(tuple(message for message in messages if message["content"]), rest, place)
+
+
+def _conversation(columns: Columns) -> list[dict[str, str]]:
+    prompt, several, system = (name_of(columns, column) for column in ("prompt", "messages", "system"))
+    if prompt and several:
+        raise RecordError("ambiguous_columns", f"has both {prompt!r} and {several!r}; keep one")
+    if not prompt and not several:
+        present = ", ".join(columns) or "nothing"
+        raise RecordError("missing_field", f"{_NEEDED}; found: {present}")
+    if several or is_messages(columns[prompt]):
+        messages = read_conversation(columns, several or prompt)
+    else:
+        messages = [{"role": "user", "content": _with_input(columns, text(columns[prompt], prompt))}]
+    if system:
+        said = text(columns[system], system, may_be_empty=True)
+        if messages[0]["role"] != "system":
+            return [{"role": "system", "content": said}, *messages]
+        if messages[0]["content"].strip() != said.strip():
+            what = f"column {system!r} and the system message of {several or prompt!r} differ; keep one"
+            raise RecordError("ambiguous_columns", what)
+    return messages
+
+
+def _with_input(columns: Columns, prompt: str) -> str:
+    """Alpaca's `input` follows the instruction, as in data files."""
+    if not any(columns.has(name) for name in ALIASES["input"]):
+        return prompt
+    more = text(columns["input"], "input")
+    return prompt if more.strip() == prompt.strip() else f"{prompt}\n{more}"
