@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.checkpoint.stored_model import StoredModel
-from janus_jax.errors import ConfigError, DataError, named
+from janus_jax.errors import ConfigError
 from janus_jax.generation import placement, programs
 from janus_jax.generation.detokenizer import Detokenizer
-from janus_jax.generation.requests import Event, LogProbs, Request
+from janus_jax.generation.requests import Event, LogProbs, Request, require_ids
 from janus_jax.generation.session import Session
 from janus_jax.generation.sizes import bucket
 from janus_jax.model.config import ModelConfig
@@ -98,7 +98,7 @@ class Engine:
         else is in the batch: for the same compiled shapes, bit for bit.
 
         Raises:
-            DataError: a request cannot be answered (`check`); it is named by its place, from 1 on.
+            DataError: a request cannot be answered (`requests.check`); it is named by its place, from 1 on.
         """
         session, waiting, number = self.session(), iter(requests), 0
         more = True
@@ -119,9 +119,8 @@ class Engine:
             DataError: a context is empty, a pair is longer than the model's longest text, or an id is unknown.
         """
         for place, (context, continuation) in enumerate(pairs, 1):
-            self._require_ids(f"context {place}", context, longest=self.config.max_position_embeddings)
-            length = len(context) + len(continuation)
-            self._require_ids(f"context {place} with its continuation", (*context, *continuation), length=length)
+            require_ids(self.config, f"context {place}", context)
+            require_ids(self.config, f"context {place} with its continuation", [*context, *continuation])
         order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
         results: dict[int, LogProbs] = {}
         for start in range(0, len(order), self.rows):
@@ -143,31 +142,6 @@ class Engine:
                     tokens, float(logps[row, part].sum(dtype=np.float64)), bool(greedy[row, part].all())
                 )
         return [results[i] for i in range(len(pairs))]
-
-    def check(self, name: str, request: Request) -> None:
-        """Raises DataError if a request cannot be answered: its prompt is empty or too long, or a number is bad."""
-        self._require_ids(name, request.ids, longest=self.config.max_position_embeddings - 1)
-        if request.samples < 1:
-            raise DataError(name, f"samples={request.samples}: allowed: 1 or more")
-        if request.stopping.stop and self.detokenizer is None:
-            raise DataError(name, f"has the stop string {request.stopping.stop[0]!r}, which needs a tokenizer")
-        with named(name):
-            request.stopping.require_ids_below(self.config.vocab_size)
-
-    def _require_ids(
-        self, name: str, ids: Sequence[int], length: int | None = None, longest: int | None = None
-    ) -> None:
-        longest = self.config.max_position_embeddings if longest is None else longest
-        if not len(ids):
-            raise DataError(name, "is empty; at least one token is needed")
-        if len(ids) > longest:
-            raise DataError(
-                name,
-                f"has {len(ids):,} tokens; allowed: at most {longest:,} (the model's longest text is "
-                f"{self.config.max_position_embeddings:,} tokens)",
-            )
-        if unknown := [i for i in ids if not 0 <= i < self.config.vocab_size]:
-            raise DataError(name, f"holds the id {unknown[0]}; allowed: 0 to {self.config.vocab_size - 1}")
 
 
 def _dtype(dtype: Any, place: Placement) -> Any:

@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from janus_jax.errors import DataError, named
 from janus_jax.generation.sampling import SamplingOptions
 from janus_jax.generation.stopping import StoppingOptions
+from janus_jax.model.config import ModelConfig
 
 Reason = Literal["stop", "length"]
 """Why a text ends: a stop id or a stop string came, or it has as many tokens as it may have."""
@@ -55,3 +57,26 @@ class LogProbs(NamedTuple):
     """Their sum."""
     is_greedy: bool
     """Whether each token is a most probable one after those before it."""
+
+
+def check(config: ModelConfig, name: str, request: Request) -> None:
+    """Raises DataError or ConfigError, which begin with `name`, if a model cannot answer a request."""
+    require_ids(config, name, request.ids, room=1)
+    if request.samples < 1:
+        raise DataError(name, f"samples={request.samples}: allowed: 1 or more")
+    with named(name):
+        request.stopping.require_ids_below(config.vocab_size)
+
+
+def require_ids(config: ModelConfig, name: str, ids: Sequence[int], room: int = 0) -> None:
+    """Raises DataError if ids are none, unknown, or more than a text may have, `room` left free."""
+    longest = config.max_position_embeddings
+    if not len(ids):
+        raise DataError(name, "is empty; at least one token is needed")
+    if len(ids) > longest - room:
+        raise DataError(
+            name,
+            f"has {len(ids):,} tokens; allowed: at most {longest - room:,} (the model's longest text is {longest:,})",
+        )
+    if unknown := [i for i in ids if not 0 <= i < config.vocab_size]:
+        raise DataError(name, f"holds the id {unknown[0]}; allowed: 0 to {config.vocab_size - 1}")

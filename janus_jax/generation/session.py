@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from janus_jax.errors import DataError
 from janus_jax.generation import placement, programs, sampling
 from janus_jax.generation.detokenizer import TextStream
-from janus_jax.generation.requests import Event, Request
+from janus_jax.generation.requests import Event, Request, check
 from janus_jax.generation.sizes import bucket
 from janus_jax.model.cache import Cache
 
@@ -73,7 +74,10 @@ class Session:
         Raises:
             DataError: it cannot be answered.
         """
-        self._engine.check(f"request {number + 1}", request)
+        engine, name = self._engine, f"request {number + 1}"
+        check(engine.config, name, request)
+        if request.stopping.stop and engine.detokenizer is None:
+            raise DataError(name, f"has the stop string {request.stopping.stop[0]!r}, which needs a tokenizer")
         self._waiting.append(_Prompt(number, request))
 
     def cancel(self, number: int) -> None:
