@@ -89,11 +89,12 @@ def append(cache: Cache, recent: Cache, lengths: Int[Array, " B"], place: Placem
     """Writes `recent` into each row from slot `lengths` on. Rows have room for all of its slots."""
 
     def local(part: Array, recent: Array, lengths: Array) -> Array:
-        def copy(row: Array, part: Array) -> Array:
-            slots = jax.lax.dynamic_slice_in_dim(recent, row, 1, 1)
-            return jax.lax.dynamic_update_slice(part, slots, (0, row, 0, lengths[row], 0))
+        def copy(part: Array, row: tuple[Array, Array, Array]) -> tuple[Array, None]:
+            number, slots, length = row
+            return jax.lax.dynamic_update_slice(part, slots[:, None], (0, number, 0, length, 0)), None
 
-        return jax.lax.fori_loop(0, part.shape[1], copy, part)
+        rows = jnp.arange(part.shape[1], dtype=jnp.int32)
+        return jax.lax.scan(copy, part, (rows, recent.swapaxes(0, 1), lengths))[0]
 
     run = place.map(local, (AXES, AXES, ("batch",)), AXES)
     return Cache(*(run(part, new, lengths) for part, new in zip(cache, recent, strict=True)))
