@@ -94,8 +94,9 @@ class Engine:
     def generate(self, requests: Iterable[Request]) -> Iterator[Event]:
         """New tokens of all texts, as they come.
 
-        Requests are read when rows are free, so `requests` may be long or wait for more. Texts are independent of what
-        else is in the batch: for the same compiled shapes, bit for bit.
+        Requests are read when rows are free, so `requests` may be endless. While it is waited for, nothing grows; where
+        requests come and go, use a `session`. Texts are independent of what else is in the batch: for the same compiled
+        shapes, bit for bit.
 
         Raises:
             DataError: a request cannot be answered (`requests.check`); it is named by its place, from 1 on.
