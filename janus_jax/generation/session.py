@@ -194,6 +194,7 @@ class Session:
         reason = "stop" if ended else "length" if row.made == row.limit else None
         if reason is not None and stream is not None:
             text += stream.finish()
+            reason = "stop" if stream.stopped is not None else reason
         return Event(row.number, row.sample, new, tuple(map(float, logps[: len(new)])), text, reason)
 
     def _described(self) -> programs.Rows:
