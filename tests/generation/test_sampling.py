@@ -89,6 +89,15 @@ def test_sets_of_a_whole_vocabulary_are_those_of_transformers(dtype):
         require_same(ours[row], by_transformers(logits[row].astype(jnp.float32), option, seen[row]))
 
 
+def test_a_tail_of_exactly_the_rest_is_left_out():
+    logits = np.log(np.array([[4, 2, 1, 1]], np.float32))  # probabilities 1/2, 1/4, 1/8, 1/8
+    for top_p, kept in ((0.5, 1), (0.75, 2), (0.875, 3), (0.876, 4)):
+        options = SamplingOptions(top_p=top_p)
+        ours = np.asarray(filtered(logits, Settings.of([options]), np.zeros((1, 4), bool)))[0]
+        require_same(ours, by_transformers(logits[0], options, np.zeros(4, bool)))
+        assert np.isfinite(ours).sum() == kept
+
+
 def test_of_tokens_that_are_equally_good_top_p_keeps_the_first():
     logits = np.zeros((1, 10), np.float32)
     for top_p, kept in ((0.0, 1), (0.05, 1), (0.5, 5), (0.71, 8), (1.0, 10)):
