@@ -163,9 +163,9 @@ def _finished(
             yield number, growing.pop(number)
         now = time.monotonic()
         if now - told > _EVERY_S or finished == len(left):
-            told, spent = now, now - began
-            rest = f", {_minutes(spent / finished * (len(left) - finished))} left" if finished < len(left) else ""
-            tell(f"{finished:,} of {len(left):,} prompts, {tokens / spent:,.0f} tokens/s{rest if finished else ''}")
+            told, spent, open_ = now, now - began, len(left) - finished
+            rest = f", {_minutes(spent / finished * open_)} left" if finished and open_ else ""
+            tell(f"{finished:,} of {len(left):,} prompts, {tokens / spent:,.0f} tokens/s{rest}")
 
 
 def _minutes(seconds: float) -> str:

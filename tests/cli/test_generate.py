@@ -50,11 +50,14 @@ def ask(janus, model, prompts, tmp_path):
     return run
 
 
-def test_answers_come_in_order_and_go_on_after_a_kill(ask, tmp_path):
+def test_answers_come_in_order_and_go_on_after_a_kill(ask, tmp_path, monkeypatch):
+    from janus_jax.generation import answers
+
+    monkeypatch.setattr(answers, "_EVERY_S", 0)  # progress from the first event on, when no prompt is finished
     options = ("--n", 2, "--seed", 3, "--log-probs")
     code, err, out = ask(*options)
     assert code == 0, err
-    assert "note: 'source' of 1 rows" in err and "4 of 4 prompts" in err
+    assert "note: 'source' of 1 rows" in err and "0 of 4 prompts" in err and "4 of 4 prompts" in err
     content = out.read_text()
     lines = [json.loads(line) for line in content.splitlines()]
     assert [line["messages"][-1]["content"] for line in lines] == ["Why?", "naïve 世界", ROWS[2]["prompt"], "Why?"]
@@ -72,15 +75,11 @@ def test_answers_come_in_order_and_go_on_after_a_kill(ask, tmp_path):
     assert ask(*options)[:2] == (2, f"error: --out {out}: exists; remove it, or choose another name\n")
 
     # As a kill leaves it: two prompts are answered, the third line is cut.
-    from janus_jax.generation import answers
-
-    real, calls = answers.Journal.finish, []
-    answers.Journal.finish = lambda journal: calls.append(journal.path.read_bytes())
-    try:
+    calls = []
+    with monkeypatch.context() as patched:
+        patched.setattr(answers.Journal, "finish", lambda journal: calls.append(journal.path.read_bytes()))
         out.unlink()
         assert ask(*options)[0] == 0
-    finally:
-        answers.Journal.finish = real
     part = out.with_name("answers.jsonl.part")
     whole = calls[0].splitlines(keepends=True)
     part.write_bytes(b"".join(whole[:3]) + whole[3][:20])
