@@ -1,6 +1,7 @@
 """Grouped-query attention over packed rows with shared prompts, in bounded memory."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,14 @@ class Slots(NamedTuple):
     segment: Int[Array, "B L"]
     branch: Int[Array, "B L"]
     position: Int[Array, "B L"]
+
+
+class Keys(NamedTuple):
+    """Keys and values of some slots of each row."""
+
+    k: Float[Array, "B S K H"]
+    v: Float[Array, "B S K H"]
+    slots: Slots
 
 
 def visible(query: Slots, key: Slots, window: int | None) -> Bool[Array, "B Lq Lk"]:
@@ -43,15 +52,16 @@ def attention(
     *,
     window: int | None = None,
     shards: int = 1,
+    past: Sequence[Keys] = (),
 ) -> Float[Array, "B L N H"]:
     """Softmax attention under the rule of `visible`, softmax in float32. Padding slots get finite, unused values.
 
     Queries go in blocks whose scores are recomputed in the backward pass, so memory grows with L, not L squared.
-    `shards` says over how many devices rows and heads are spread.
+    `shards` says over how many devices rows and heads are spread. `past` are further keys that the queries may see.
     """
     rows, length, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
-    block = max(1, min(length, _SCORES_PER_BLOCK * shards // (rows * heads * length)))
+    kv_heads, parts = k.shape[2], (*past, Keys(k, v, slots))
+    block = max(1, min(length, _SCORES_PER_BLOCK * shards // (rows * heads * sum(part.k.shape[1] for part in parts))))
     blocks = -(-length // block)
     padding = blocks * block - length
 
@@ -59,7 +69,7 @@ def attention(
         x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(rows, blocks, block, *x.shape[2:]), 1, 0)
 
-    attend = functools.partial(_attend, k=k, v=v, key_slots=slots, window=window)
+    attend = functools.partial(_attend, parts=parts, window=window)
     grouped = q.reshape(rows, length, kv_heads, heads // kv_heads, head_dim)
     if blocks == 1:
         out = attend((grouped, slots))
@@ -69,10 +79,23 @@ def attention(
     return out.reshape(q.shape)
 
 
-def _attend(block: tuple[Array, Slots], *, k: Array, v: Array, key_slots: Slots, window: int | None) -> Array:
+def _attend(block: tuple[Array, Slots], *, parts: Sequence[Keys], window: int | None) -> Array:
     q, slots = block  # q [B, block, K, G, H]
-    scores = jnp.einsum("bqkgh,bskh->bkgqs", q, k, preferred_element_type=jnp.float32)
-    mask = visible(slots, key_slots, window)[:, None, None]
-    scores = jnp.where(mask, scores * jnp.float32(q.shape[-1] ** -0.5), jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgqs,bskh->bqkgh", weights, v)
+
+    def masked(part: Keys) -> Array:
+        scores = jnp.einsum("bqkgh,bskh->bkgqs", q, part.k, preferred_element_type=jnp.float32)
+        mask = visible(slots, part.slots, window)[:, None, None]
+        return jnp.where(mask, scores * jnp.float32(q.shape[-1] ** -0.5), jnp.finfo(jnp.float32).min)
+
+    if len(parts) == 1:
+        v = parts[0].v
+        weights = jax.nn.softmax(masked(parts[0]), axis=-1).astype(v.dtype)
+        return jnp.einsum("bkgqs,bskh->bqkgh", weights, v)
+    # Not one array of all keys: it would be a copy of the cache.
+    weights = jax.nn.softmax(jnp.concatenate([masked(part) for part in parts], axis=-1), axis=-1)
+    out, start = jnp.zeros((), jnp.float32), 0
+    for _, v, _ in parts:
+        part = weights[..., start : start + v.shape[1]].astype(v.dtype)
+        out += jnp.einsum("bkgqs,bskh->bqkgh", part, v, preferred_element_type=jnp.float32)
+        start += v.shape[1]
+    return out.astype(q.dtype)

@@ -6,6 +6,7 @@ The rest of the package sees plain nested dicts of arrays; `param_specs`, `init_
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -15,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from janus_jax.model import head
-from janus_jax.model.attention import Slots, attention
+from janus_jax.model.attention import Keys, Slots, attention
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.kernels import Kernel
 from janus_jax.model.remat_scan import rematerialized
@@ -78,7 +79,11 @@ class Attention(nnx.Module):
         self.v = declare((layers, n.hidden_size, n.num_kv_heads, n.head_dim), "layers embed kv_heads head_dim")
         self.o = declare((layers, n.num_heads, n.head_dim, n.hidden_size), "layers q_heads head_dim embed")
 
-    def __call__(self, x: Array, slots: Slots, config: ModelConfig, compute: Compute) -> Array:
+    def __call__(
+        self, x: Array, slots: Slots, config: ModelConfig, compute: Compute, past: Sequence[Keys] = ()
+    ) -> tuple[Array, Keys]:
+        """The output [B, L, D], and keys and values of these slots. They see those of `past` too."""
+
         def heads(weight: nnx.Param, axis: str) -> Array:
             projected = jnp.einsum("bld,dnh->blnh", x, weight[...].astype(x.dtype))
             return compute.place.constrain(projected, ("batch", "length", axis, "head_dim"))
@@ -87,13 +92,13 @@ class Attention(nnx.Module):
             q = rotary(heads(self.q, "q_heads"), slots.position, config.rope_theta)
             k = rotary(heads(self.k, "kv_heads"), slots.position, config.rope_theta)
             v, window, kernel = heads(self.v, "kv_heads"), config.sliding_window, compute.kernel
-            if kernel is None:
+            if kernel is None or past:
                 shards = compute.place.shards("batch", "kv_heads")
-                out = attention(q, k, v, slots, window=window, shards=shards)
+                out = attention(q, k, v, slots, window=window, shards=shards, past=past)
             else:
                 out = kernel(q, k, v, slots, window=window, place=compute.place)
             out = compute.place.constrain(out, ("batch", "length", "q_heads", "head_dim"))
-            return jnp.einsum("blnh,nhd->bld", out, self.o[...].astype(x.dtype))
+            return jnp.einsum("blnh,nhd->bld", out, self.o[...].astype(x.dtype)), Keys(k, v, slots)
 
 
 class MLP(nnx.Module):
@@ -122,10 +127,15 @@ class Block(nnx.Module):
         self.mlp_norm = declare((config.num_layers, config.hidden_size), "layers embed", ones=True)
         self.mlp = MLP(config, declare)
 
-    def __call__(self, x: Array, slots: Slots, config: ModelConfig, compute: Compute) -> Array:
-        x = x + self.attention(rms_norm(x, self.attention_norm[...], config.rms_norm_eps), slots, config, compute)
+    def __call__(
+        self, x: Array, slots: Slots, config: ModelConfig, compute: Compute, past: Sequence[Keys] = ()
+    ) -> tuple[Array, Keys]:
+        """As `Attention`."""
+        h = rms_norm(x, self.attention_norm[...], config.rms_norm_eps)
+        h, keys = self.attention(h, slots, config, compute, past)
+        x = x + h
         x = x + self.mlp(rms_norm(x, self.mlp_norm[...], config.rms_norm_eps), compute)
-        return compute.place.constrain(x, ("batch", "length", None))
+        return compute.place.constrain(x, ("batch", "length", None)), keys
 
 
 class Mistral(nnx.Module):
@@ -150,7 +160,7 @@ class Mistral(nnx.Module):
         block, weights = nnx.split(self.layers)
 
         def one(layer: nnx.State, x: Array, slots: Slots) -> Array:
-            return nnx.merge(block, layer)(x, slots, self.config, compute)
+            return nnx.merge(block, layer)(x, slots, self.config, compute)[0]
 
         def body(x: Array, layer: nnx.State) -> tuple[Array, None]:
             return one(layer, checkpoint_name(x, _BLOCK_INPUT), slots), None
@@ -162,6 +172,26 @@ class Mistral(nnx.Module):
                 body = jax.checkpoint(body, prevent_cse=False, policy=_POLICIES[compute.remat])
             x, _ = jax.lax.scan(body, x, weights)
         return rms_norm(x, self.final_norm[...], self.config.rms_norm_eps)
+
+    def after(
+        self, tokens: Array, slots: Slots, compute: Compute, past: Any, keys_of: Callable[[Any], Sequence[Keys]]
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """Final hidden states as `__call__`, and the keys and values [layers, B, L, K, H] of these slots.
+
+        Args:
+            past: what all layers remember, arrays with a leading axis of layers.
+            keys_of: the part of one layer -> the keys that its queries see too.
+        """
+        with jax.named_scope("embed"):
+            x = embed(self.embedding[...], tokens, dtype=compute.dtype, place=compute.place)
+        block, weights = nnx.split(self.layers)
+
+        def body(x: Array, layer: tuple[nnx.State, Any]) -> tuple[Array, tuple[Array, Array]]:
+            x, keys = nnx.merge(block, layer[0])(x, slots, self.config, compute, keys_of(layer[1]))
+            return x, (keys.k, keys.v)
+
+        x, keys = jax.lax.scan(body, x, (weights, past))
+        return rms_norm(x, self.final_norm[...], self.config.rms_norm_eps), keys
 
     def head(self) -> Array:
         """[D, V]: the language-model head, or the transposed embedding if tied."""
@@ -239,7 +269,7 @@ def one_layer(
     graph, abstract = nnx.split(_abstract_block(config))
     state = jax.tree.map(lambda leaf: leaf, abstract)
     nnx.replace_by_pure_dict(state, weights)
-    return nnx.merge(graph, state)(x, slots, config, compute)
+    return nnx.merge(graph, state)(x, slots, config, compute)[0]
 
 
 @functools.cache
@@ -247,7 +277,8 @@ def _abstract_block(config: ModelConfig) -> Block:
     return nnx.eval_shape(lambda: Block(config, Declare(nnx.Rngs(0), jnp.float32, config.initializer_range)))
 
 
-def _bind(config: ModelConfig, params: Params) -> Mistral:
+def bind(config: ModelConfig, params: Params) -> Mistral:
+    """The module with these parameters."""
     graph, abstract = _abstract(config, jnp.dtype(jnp.float32))
     state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the cached tree stays abstract
     nnx.replace_by_pure_dict(state, params)
@@ -258,7 +289,7 @@ def hidden_states(
     config: ModelConfig, params: Params, tokens: Int[Array, "B L"], slots: Slots, compute: Compute
 ) -> Float[Array, "B L D"]:
     """Final hidden states of packed rows."""
-    return _bind(config, params)(tokens, slots, compute)
+    return bind(config, params)(tokens, slots, compute)
 
 
 def working_params(params: Params, dtype: Any) -> Params:
@@ -283,7 +314,7 @@ def token_logps(
     compute: Compute,
 ) -> Float[Array, "B L"]:
     """log p(target | what the slot sees) at each slot, float32; logits are never whole."""
-    model = _bind(config, params)
+    model = bind(config, params)
     with jax.named_scope("head"):
         return head.token_logps(model(tokens, slots, compute), model.head(), targets, place=compute.place)
 
@@ -292,7 +323,7 @@ def token_values(
     config: ModelConfig, params: Params, tokens: Int[Array, "B L"], slots: Slots, compute: Compute
 ) -> Float[Array, "B L"]:
     """The value head's number at each slot, multiplied and summed in float32."""
-    model = _bind(config, params)
+    model = bind(config, params)
     hidden = model(tokens, slots, compute).astype(jnp.float32)
     with jax.named_scope("head"):
         # Accelerators multiply float32 in fewer bits by default, which would round rewards and the head itself.
@@ -317,7 +348,12 @@ def token_scalars(
 def logits(
     config: ModelConfig, params: Params, tokens: Int[Array, "B L"], slots: Slots, compute: Compute
 ) -> Float[Array, "B L V"]:
-    """Whole logits in float32, for comparisons and short generations; training uses `token_logps`."""
-    model = _bind(config, params)
-    x = model(tokens, slots, compute)
-    return jnp.einsum("bld,dv->blv", x, model.head().astype(x.dtype), preferred_element_type=jnp.float32)
+    """Whole logits in float32, for comparisons; training uses `token_logps`."""
+    model = bind(config, params)
+    return unembed(model, model(tokens, slots, compute), compute)
+
+
+def unembed(model: Mistral, hidden: Float[Array, "B L D"], compute: Compute) -> Float[Array, "B L V"]:
+    """Logits of final hidden states, in float32."""
+    with jax.named_scope("head"):
+        return compute.place.constrain(head.logits(hidden, model.head()), ("batch", "length", "vocab"))

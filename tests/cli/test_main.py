@@ -51,6 +51,7 @@ COMMANDS = [
     "convert to-hf",
     "config show",
     "doctor",
+    "generate",
     "plan",
     "runs plot",
 ]

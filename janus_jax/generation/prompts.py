@@ -1,0 +1,193 @@
+"""Conversations as token ids, as the model learnt to read them.
+
+A model that training made reads prompts as its data wrote them. Any other reads them by its own chat template: the
+control tokens that the template itself writes become ids, while the same characters in a message stay text.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from janus_jax.checkpoint.stored_model import StoredModel
+from janus_jax.errors import ConversionError, DataError, first_line
+from janus_jax.text.chat_format import ChatFormat
+from janus_jax.text.hf_files import declared_token
+from janus_jax.text.hf_tokenizer import stand_in
+from janus_jax.text.template import TEMPLATES, get_template
+from janus_jax.text.tokenizer import Tokenizer, load_tokenizer
+
+ROLES = ("system", "user", "assistant")
+_MOST_MARKS = 24  # there are few noncharacters to stand for them
+_PROBE = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+
+Messages = Sequence[Mapping[str, str]]
+"""Each with `role` and `content`; an optional system message first, then user and assistant in turn."""
+
+
+class PromptFormat:
+    """How one model reads conversations.
+
+    Args:
+        chat: how training wrote them; None: `template` alone counts.
+        template: Jinja text over `messages`.
+        name: what errors call the template.
+        end_ids: further ids that end a text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: str,
+        *,
+        name: str,
+        chat: ChatFormat | None = None,
+        end_ids: Iterable[int] = (),
+    ):
+        self.tokenizer, self.chat, self._name = tokenizer, chat, name
+        self._special = {f"{kind}_token": _token(tokenizer, kind) for kind in ("bos", "eos")}
+        known = tokenizer.control_tokens() if chat is None else [*chat.marks, *self._special.values()]
+        marks = [token for token in dict.fromkeys(known) if token]
+        marks = [token for token in marks if token in template or token in self._special.values()]
+        if len(marks) > _MOST_MARKS:
+            raise ConversionError(name, f"writes {len(marks)} control tokens; allowed: at most {_MOST_MARKS}")
+        self._stand_ins = {mark: stand_in(number) for number, mark in enumerate(marks)}
+        self._reader = tokenizer.with_marks(marks)
+        self._template, self._written = template, self._with_stand_ins(template)
+        self._known = tokenizer.control_tokens()
+        self.stop_ids = tuple(dict.fromkeys([tokenizer.eos_id, *end_ids, *self._end_of_answer()]))
+        """Ids that end an answer."""
+
+    def encode(self, messages: Messages) -> list[int]:
+        """Ids of a conversation up to where the model begins to write.
+
+        Raises:
+            DataError: roles are in another order, or the template refuses the conversation.
+        """
+        _check(messages)
+        texts = {message["role"]: message["content"] for message in messages}
+        if self.chat is not None and len(messages) == len(texts) and "assistant" not in texts:
+            return self.chat.encode_prompt(texts.get("system", ""), texts["user"])
+        messages = [message for message in messages if message["role"] != "system" or message["content"]]
+        for token, characters in self._stand_ins.items():
+            if any(characters in message["content"] for message in messages):
+                raise DataError(f"a message holds the Unicode noncharacters that stand for {token}; remove them")
+        text = self._render(self._written, messages)
+        if self._spelled(text) != self._render(self._template, messages):
+            raise DataError(self._name, "writes other text when its control tokens are marked, so it cannot be used")
+        return self._reader.encode(text)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a text that is no conversation; BOS first, if the tokenizer has one."""
+        return [*([] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]), *self.tokenizer.encode(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without control tokens."""
+        return self.tokenizer.decode(ids)
+
+    def _end_of_answer(self) -> list[int]:
+        """The control token that the template writes right after an answer."""
+        try:
+            after = self._render(self._written, _PROBE, prompt=False).partition(_PROBE[1]["content"])[2].lstrip()
+        except DataError:
+            return []  # it takes no answers
+        marks = [mark for mark, characters in self._stand_ins.items() if after.startswith(characters)]
+        return [number for mark in marks if (number := self.tokenizer.control_id(mark)) is not None]
+
+    def _with_stand_ins(self, text: str) -> str:
+        for mark in sorted(self._stand_ins, key=len, reverse=True):
+            text = text.replace(mark, self._stand_ins[mark])
+        return text
+
+    def _spelled(self, text: str) -> str:
+        for mark, characters in self._stand_ins.items():
+            text = text.replace(characters, mark)
+        return text
+
+    def _render(self, template: str, messages: Messages, prompt: bool = True) -> str:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        special = self._special
+        if template is self._written:
+            special = {name: self._stand_ins.get(token, token) for name, token in special.items()}
+        try:
+            rendered, _ = render_jinja_template(
+                [[dict(message) for message in messages]],
+                chat_template=template,
+                add_generation_prompt=prompt,
+                **special,  # type: ignore[reportArgumentType]
+            )
+        except Exception as error:  # of Jinja, or of the template itself
+            raise DataError(self._name, f"{type(error).__name__}: {first_line(error)}") from error
+        return rendered[0]
+
+    def require_own_marks(self) -> None:
+        """Raises ConversionError if the template puts control tokens together from parts: they would become text."""
+        text = self._render(self._written, _PROBE[:1])
+        if spelled := [token for token in self._known if token in text]:
+            raise ConversionError(self._name, f"makes the control token {spelled[0]} of parts, which is not supported")
+
+
+def prompt_format(model: StoredModel, template: str | None = None) -> PromptFormat:
+    """How a stored model reads conversations.
+
+    Args:
+        template: a name of `TEMPLATES`, for a model whose files name none.
+
+    Raises:
+        ConversionError: the model has no tokenizer, or no template and none is given.
+    """
+    if model.tokenizer_directory is None:
+        raise ConversionError(model.path, "has no tokenizer; put tokenizer.json or tokenizer.model into it")
+    chat, facts = model.chat_format(), model.facts
+    tokenizer = load_tokenizer(model.tokenizer_directory) if chat is None else chat.tokenizer
+    if (ids := tokenizer.vocab_size) > model.config.vocab_size:
+        raise ConversionError(
+            model.path,
+            f"has {model.config.vocab_size} embeddings, but its tokenizer has {ids} ids; they do not belong together",
+        )
+    own = facts.chat_template or tokenizer.chat_template
+    if template is not None:
+        chat = ChatFormat(get_template(template), tokenizer)
+    elif chat is None:
+        formats = (ChatFormat(one, tokenizer, boundary=b) for one in TEMPLATES.values() for b in ("separate", "joint"))
+        chat = next((one for one in formats if one.chat_template == own), None)
+    ends = [*_ids(facts.token_ids.get("eos_token_id")), *_ids(facts.generation.get("eos_token_id"))]
+    if chat is not None:
+        return PromptFormat(
+            tokenizer, chat.chat_template, name=f"template {chat.template.name}", chat=chat, end_ids=ends
+        )
+    if not own:
+        raise ConversionError(model.path, f"has no chat template; name one: {', '.join(TEMPLATES)}")
+    made = PromptFormat(tokenizer, own, name=f"{model.path}: its chat template", end_ids=ends)
+    made.require_own_marks()
+    return made
+
+
+def conversation(prompt: str, system: str = "") -> list[dict[str, str]]:
+    """The messages of one prompt."""
+    messages = [{"role": "system", "content": system}] if system else []
+    return [*messages, {"role": "user", "content": prompt}]
+
+
+def _check(messages: Messages) -> None:
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    expected = [("user", "assistant")[place % 2] for place in range(len(turns))]
+    if turns != expected or len(turns) % 2 == 0:
+        raise DataError(
+            f"messages have the roles {', '.join(roles) or 'none'}; allowed: system (optional), then user and "
+            "assistant in turn, a user message last"
+        )
+
+
+def _token(tokenizer: Tokenizer, kind: str) -> str:
+    """The spelling of BOS or EOS for a chat template, which may write BOS where training adds none."""
+    number = getattr(tokenizer, f"{kind}_id")
+    if number is not None:
+        return tokenizer.token(number) or ""
+    declared = declared_token(Path(tokenizer.path).parent, kind)
+    return "" if declared is None else declared[1]
+
+
+def _ids(value: Any) -> list[int]:
+    return [value] if isinstance(value, int) else list(value or [])

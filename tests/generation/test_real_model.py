@@ -1,0 +1,91 @@
+"""SmolLM2-135M generates as transformers does, from its Hugging Face directory and from a converted one.
+
+Slow; wants JANUS_SMOLLM2, a Hugging Face directory of the model (tests/data/test_real_data.py says how to make it):
+
+    JANUS_SMOLLM2=DIR pytest -n 0 -m slow tests/generation/test_real_model.py -s
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.checkpoint.convert import from_hf
+from janus_jax.checkpoint.stored_model import open_model
+from janus_jax.generation.engine import Engine
+from janus_jax.generation.prompts import conversation, prompt_format
+from janus_jax.generation.requests import Request
+from janus_jax.generation.stopping import StoppingOptions
+from tests.support.torch_models import greedy
+
+pytestmark = pytest.mark.slow
+
+NEW = 64
+PROMPTS = [
+    ("", "What is the capital of France?"),
+    ("", "Write a short poem about the sea."),
+    ("You are a pirate.", "How do I boil an egg?"),
+    ("", "List three prime numbers above 100 and say why they are prime."),
+    ("Answer in French.", "What is your favourite season, and why do you like it more than the others?"),
+    ("", "Explain gravity to a child of five. " * 12),
+    ("", "2 + 2 ="),
+    ("You explain things with examples from cooking.", "What is recursion?"),
+    ("", "Translate 'good morning' into Spanish, Italian and German."),
+    ("", "Name the user's language if a text spells <|im_start|>system and <|im_end|> by itself."),
+]
+
+
+@pytest.fixture(scope="module")
+def directory():
+    if "JANUS_SMOLLM2" not in os.environ:
+        pytest.skip("JANUS_SMOLLM2 does not name a Hugging Face directory of SmolLM2-135M")
+    return os.environ["JANUS_SMOLLM2"]
+
+
+@pytest.fixture(scope="module")
+def expected(directory):
+    """Ids of each prompt, what transformers goes on with, and how many of its tokens are sure."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(2)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    written = prompt_format(open_model(directory))
+    prompts = [written.encode(conversation(prompt, system)) for system, prompt in PROMPTS]
+    return [(ids, *greedy(model, ids, NEW, written.stop_ids)) for ids in prompts]
+
+
+def test_prompts_are_read_as_transformers_reads_them(directory, expected):
+    import transformers
+
+    server = transformers.AutoTokenizer.from_pretrained(directory)
+    for (system, prompt), (ids, *_) in zip(PROMPTS[:-1], expected, strict=False):  # the last one spells control tokens
+        messages = conversation(prompt, system)
+        assert ids == server.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert expected[-1][0].count(server.convert_tokens_to_ids("<|im_start|>")) == 3  # system, user, assistant
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("source", ["hf", "converted"])
+def test_greedy_tokens_equal_transformers(directory, expected, devices, source, tmp_path):
+    if (devices, source) == (8, "converted"):
+        pytest.skip("the two are proven apart")
+    if source == "converted":
+        from_hf(directory, tmp_path / "converted")
+    model = open_model(directory if source == "hf" else tmp_path / "converted")
+    engine = Engine.stored(
+        model, dtype=jnp.float32, devices=jax.devices()[:devices], rows=4, stop_ids=prompt_format(model).stop_ids
+    )
+    assert engine.compute.place.mesh.shape["tensor"] == (3 if devices == 8 else 1)  # nine heads over three
+    print(*engine.notes)
+    made = {number: [] for number in range(len(PROMPTS))}
+    for event in engine.generate(Request(ids, stopping=StoppingOptions(max_new_tokens=NEW)) for ids, _, _ in expected):
+        made[event.request] += event.ids
+    for number, (_, ids, sure) in enumerate(expected):
+        same = int(np.cumprod([a == b for a, b in zip(made[number], ids, strict=False)]).sum())
+        print(f"{PROMPTS[number][1][:40]!r}: {same} of {len(ids)} tokens, {sure} sure")
+        assert same >= sure
+        assert same == len(ids) == len(made[number]) or sure < len(ids)
+    assert sum(sure for _, _, sure in expected) > 400

@@ -1,0 +1,102 @@
+"""Ends of texts, cancelled texts, and requests that cannot be answered."""
+
+import dataclasses
+
+import pytest
+
+from janus_jax.errors import ConfigError, DataError
+from janus_jax.generation.engine import Engine
+from janus_jax.generation.requests import Request
+from janus_jax.generation.sampling import SamplingOptions
+from janus_jax.generation.stopping import StoppingOptions
+from janus_jax.text.tokenizer import load_tokenizer
+from tests.support.models import SMALL, random_params
+from tests.support.tokenizers import byte_level
+
+CONFIG = dataclasses.replace(SMALL, vocab_size=400)
+DRAWN = SamplingOptions(temperature=1.0)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    tokenizer = load_tokenizer(byte_level(tmp_path_factory.mktemp("t") / "t"))
+    return Engine.live(
+        CONFIG, random_params(CONFIG), rows=2, steps_per_call=4, stop_ids=[tokenizer.eos_id], tokenizer=tokenizer
+    )
+
+
+def asked(**stopping):
+    return Request([5, 6, 7], sampling=DRAWN, name="p", stopping=StoppingOptions(**{"max_new_tokens": 30} | stopping))
+
+
+def told(engine, request):
+    events = list(engine.generate([request]))
+    assert [event.reason for event in events[:-1]] == [None] * (len(events) - 1)
+    return [i for event in events for i in event.ids], "".join(event.text for event in events), events[-1].reason
+
+
+def test_texts_end_before_stop_strings_and_ids(engine):
+    ids, text, reason = told(engine, asked())
+    assert (len(ids), reason) == (30, "length") and text == engine.detokenizer.decode(ids)
+    part = text[len(text) // 2 :][:3]
+    some, cut, reason = told(engine, asked(stop=[part, "never"]))
+    assert (cut, reason) == (text[: text.find(part)], "stop") and some == ids[: len(some)]
+    assert part in engine.detokenizer.decode(some) and part not in engine.detokenizer.decode(some[:-1])
+
+    stop = ids[9]
+    first = ids.index(stop)
+    assert told(engine, asked(stop_ids=[stop])) == (ids[: first + 1], engine.detokenizer.decode(ids[:first]), "stop")
+    later, _, _ = told(engine, asked(stop_ids=[stop], min_new_tokens=first + 1))
+    assert later[:first] == ids[:first] and later[first] != stop
+
+
+def test_a_text_is_no_longer_than_the_model_allows(engine):
+    longest = CONFIG.max_position_embeddings
+    ids, _, reason = told(engine, Request([3] * (longest - 5), stopping=StoppingOptions(max_new_tokens=100)))
+    assert (len(ids), reason) == (5, "length")
+
+
+def test_cancelled_texts_give_no_events(engine):
+    session = engine.session()
+    for number in range(3):
+        session.submit(number, asked())
+    assert {event.request for event in session.step()} == {0, 1}
+    session.cancel(0)
+    assert {event.request for event in session.step()} == {1, 2}
+    session.cancel(1)
+    session.cancel(2)
+    assert not session.busy and session.step() == []
+
+
+BAD = {
+    "prompt is empty": (Request([]), "request 1.*empty"),
+    "prompt is too long": (Request([1] * CONFIG.max_position_embeddings), "request 1.*64 tokens; allowed: at most 63"),
+    "unknown id": (Request([5, 400]), "request 1.*400; allowed: 0 to 399"),
+    "unknown stop id": (asked(stop_ids=[400]), "request 1.*400"),
+    "no samples": (Request([1], samples=0), "request 1.*samples=0"),
+}
+
+
+@pytest.mark.parametrize("request_, message", BAD.values(), ids=BAD)
+def test_bad_requests_are_named(engine, request_, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        list(engine.generate([request_]))
+
+
+def test_bad_pairs_are_named(engine):
+    for pairs, message in (
+        ([([1], [2]), ([], [2])], "context 2.*empty"),
+        ([([1] * 60, [2] * 5)], "context 1 with its continuation.*65 tokens"),
+        ([([1], [-1])], "-1"),
+    ):
+        with pytest.raises(DataError, match=message):
+            engine.log_probs(pairs)
+
+
+def test_what_needs_a_tokenizer_or_a_language_model_says_so():
+    engine = Engine.live(CONFIG, random_params(CONFIG), rows=1)
+    with pytest.raises(DataError, match="'end', which needs a tokenizer"):
+        list(engine.generate([asked(stop=["end"])]))
+    reward = dataclasses.replace(CONFIG, head="value")
+    with pytest.raises(ConfigError, match="is a reward model"):
+        Engine.live(reward, random_params(reward))
