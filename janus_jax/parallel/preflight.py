@@ -7,6 +7,7 @@ import contextlib
 import errno
 import functools
 import importlib.util
+import ipaddress
 import mmap
 import os
 import re
@@ -134,8 +135,8 @@ def require_free_port(coordinator: str) -> None:
     Raises:
         ConfigError: another process has the port, and keeps it for `_PORT_WAIT_S`; or it cannot be bound at all.
     """
-    port, deadline = int(coordinator.rpartition(":")[2]), time.monotonic() + _PORT_WAIT_S
-    while isinstance(error := bound(port), OSError):
+    port, deadline = coordinator.rpartition(":")[2], time.monotonic() + _PORT_WAIT_S
+    while isinstance(error := bound(coordinator), OSError):
         if error.errno != errno.EADDRINUSE:
             raise ConfigError(f"--coordinator {coordinator}: port {port} cannot be opened: {error.strerror}")
         if time.monotonic() > deadline:
@@ -147,22 +148,40 @@ def require_free_port(coordinator: str) -> None:
     error.close()
 
 
-def bound(port: int) -> socket.socket | OSError:
-    """A socket that has the port on all addresses of this machine, or why it cannot have it."""
-    for family, host in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
+def listen_address(coordinator: str) -> str:
+    """HOST:PORT where process 0 listens: the coordinator's own address, so that no other network reaches it.
+
+    All addresses if the coordinator is a name, which may mean loopback on its own machine, or an address that the
+    network translates.
+    """
+    host, _, port = coordinator.rpartition(":")
+    with contextlib.suppress(ValueError, OSError):
+        address = ipaddress.ip_address(host.strip("[]"))
+        with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind((str(address), 0))
+        return coordinator
+    return f"[::]:{port}"
+
+
+def bound(coordinator: str) -> socket.socket | OSError:
+    """A socket at the coordinator's `listen_address`, or why it cannot be had."""
+    place, _, port = listen_address(coordinator).rpartition(":")
+    place = place.strip("[]")
+    own = (socket.AF_INET6 if ":" in place else socket.AF_INET, place)
+    for family, host in [(socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")] if place == "::" else [own]:
         try:
             probe = socket.socket(family, socket.SOCK_STREAM)
         except OSError:
             continue  # this machine has no IPv6
         try:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has just ended is not in the way
-            if family == socket.AF_INET6:
+            if host == "::":
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            probe.bind((host, port))
+            probe.bind((host, int(port)))
             return probe
         except OSError as error:
             probe.close()
-            if family == socket.AF_INET or error.errno in (errno.EADDRINUSE, errno.EACCES):
+            if host != "::" or error.errno in (errno.EADDRINUSE, errno.EACCES):
                 return error
     return OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
 

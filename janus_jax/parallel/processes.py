@@ -110,6 +110,8 @@ def _begin(options: RuntimeOptions) -> None:
             local,
             cluster_detection_method="deactivate",
             heartbeat_timeout_seconds=_JAX_HEARTBEAT_S,
+            coordinator_bind_address=os.environ.get("JAX_COORDINATOR_BIND_ADDRESS")
+            or preflight.listen_address(coordinator),
         )
     except RuntimeError as error:
         kind = LostPeerError if re.match("DEADLINE_EXCEEDED|UNAVAILABLE|ABORTED", str(error)) else ConfigError

@@ -237,7 +237,7 @@ class Star:
     def _listen(self) -> None:
         port = int(self.place.coordinator.rpartition(":")[2])
         if self._listener is None:
-            listener = bound(port)
+            listener = bound(self.place.coordinator)
             if isinstance(listener, socket.socket):
                 listener.listen(self.place.processes + 8)
                 listener.setblocking(False)

@@ -194,3 +194,20 @@ def test_devices_that_another_process_holds_are_worth_another_try(monkeypatch):
     monkeypatch.setattr(jax, "devices", refuse)
     with pytest.raises(HeldError, match=r"held by another process: .* in use by process 7"):
         preflight.devices()
+
+
+def test_process_0_listens_at_the_coordinator_s_own_address_alone():
+    with socket.socket() as other:
+        other.bind(("127.0.0.2", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        preflight.require_free_port(f"127.0.0.1:{port}")  # of a run at another address
+        ours = preflight.bound(f"127.0.0.1:{port}")
+        assert isinstance(ours, socket.socket) and ours.getsockname() == ("127.0.0.1", port)
+        ours.close()
+        assert isinstance(preflight.bound(f"127.0.0.2:{port}"), OSError)
+
+
+@pytest.mark.parametrize("coordinator", ["localhost:8476", "198.51.100.7:8476"])
+def test_a_name_or_a_translated_address_means_all_addresses(coordinator):
+    assert preflight.listen_address(coordinator) == "[::]:8476"
