@@ -6,12 +6,14 @@ The real gcloud talks to the TPU API of `tests/support/cloud.py`; two machines o
 SFT and a DPO of the demo's data run twice: once in peace, once with processes killed and the slice preempted while
 `watch` looks on. Losses of every step and exported weights must be equal bit for bit, and nothing may be left at the
 end. Takes about half an hour on two cores. Writes DIR/report.json and DIR/report.md (docs/rehearsal.md keeps one).
+After an error, the same command takes the results of uninterrupted runs from DIR and goes on from there.
 """
 
 import argparse
 import dataclasses
 import hashlib
 import json
+import os
 import platform
 import re
 import shutil
@@ -24,6 +26,7 @@ from typing import Any
 
 from tests.support.cloud import BUCKET, Cloud, cloud
 from tests.support.fake_tpu import STEP_BY_STEP
+from tests.support.quick import variables
 from tests.support.repository import ROOT
 
 PATIENCE_S = 1800
@@ -62,8 +65,8 @@ def url(kind: str, stage: Stage) -> str:
 class Rehearsal:
     """What happened, for the report."""
 
-    def __init__(self, place: Cloud):
-        self.cloud, self.began = place, time.monotonic()
+    def __init__(self, place: Cloud, out: Path):
+        self.cloud, self.out, self.began = place, out, time.monotonic()
         self.events: list[dict[str, Any]] = []
 
     def note(self, what: str, **more: Any) -> None:
@@ -120,8 +123,21 @@ class Rehearsal:
     # --- The parts
 
     def peaceful(self, stage: Stage, data: Path) -> None:
-        """The uninterrupted run."""
+        """The uninterrupted run; its results stay in a file for the next call with the same code."""
+        if (kept := self.kept(stage)).exists():
+            self.note(f"{stage.name}: uninterrupted run of an earlier call", file=kept.name)
+            return
+        if stage is DPO and not self.directory(PLAIN, SFT).exists():
+            self.kept(SFT).unlink()
+            self.peaceful(SFT, data)
         self.launch("run", "--wait", *stage.words(PLAIN, data))
+        kept.write_text(json.dumps(self.results(PLAIN, stage)))
+
+    def kept(self, stage: Stage) -> Path:
+        """File of the results of an uninterrupted run, for this code and these flags of XLA."""
+        code = subprocess.run(["git", "rev-parse", "HEAD:janus_jax"], cwd=ROOT, capture_output=True, text=True).stdout
+        key = hashlib.sha256(f"{code} {stage} {os.environ['XLA_FLAGS']}".encode()).hexdigest()[:8]
+        return self.out / f"plain-{stage.name}-{key}.json"
 
     def troubled(self, stage: Stage, data: Path, troubles: list[tuple[int, Callable[[], None]]]) -> None:
         """The run to which things happen: each once a checkpoint of its step is there.
@@ -142,26 +158,27 @@ class Rehearsal:
         self.note(f"watch of {stage.name} ended", code=code)
         assert code == 0, log.read_text()
 
-    def losses(self, kind: str, stage: Stage) -> dict[int, set[float]]:
-        """The losses of every step. A step that was trained again, after a start from an older checkpoint, has two."""
-        losses: dict[int, set[float]] = {}
+    def losses(self, kind: str, stage: Stage) -> dict[str, list[float]]:
+        """The losses of every step. A step that was trained again, after a start from an older checkpoint, has one."""
+        losses: dict[str, list[float]] = {}
         for part in sorted(self.directory(kind, stage).glob("metrics/*.jsonl")):
             for line in map(json.loads, part.read_text().splitlines()):
-                if line["kind"] == "train":
-                    losses.setdefault(line["step"], set()).add(line["loss"])
+                if line["kind"] == "train" and line["loss"] not in losses.setdefault(str(line["step"]), []):
+                    losses[str(line["step"])].append(line["loss"])
         return losses
+
+    def results(self, kind: str, stage: Stage) -> dict[str, Any]:
+        """Losses by step, and hashes of the exported weights."""
+        files = sorted(self.directory(kind, stage).glob("**/*.safetensors"))
+        hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        return {"losses": self.losses(kind, stage), "weights": hashes}
 
     def compare(self, stage: Stage) -> dict[str, Any]:
         """Losses by step and hashes of the exported weights, of both runs; they must be equal."""
-        results = {}
-        for kind in (PLAIN, TRIED):
-            files = sorted(self.directory(kind, stage).glob("**/*.safetensors"))
-            hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-            results[kind] = {"losses": self.losses(kind, stage), "weights": hashes}
-        plain, tried = results[PLAIN], results[TRIED]
-        assert plain["weights"] and set(plain["losses"]) == {*range(1, stage.steps + 1)}, plain
-        assert plain == tried, {"differ": stage.name, **results}
-        [last] = plain["losses"][stage.steps]
+        plain, tried = json.loads(self.kept(stage).read_text()), self.results(TRIED, stage)
+        assert plain["weights"] and set(plain["losses"]) == set(map(str, range(1, stage.steps + 1))), plain
+        assert plain == tried, {"differ": stage.name, PLAIN: plain, TRIED: tried}
+        [last] = plain["losses"][str(stage.steps)]
         self.note(f"{stage.name}: equal bit for bit", steps=stage.steps, final_loss=last)
         return {"final_loss": last, "steps": stage.steps, "weights": plain["weights"]}
 
@@ -188,7 +205,7 @@ def rehearse(out: Path) -> dict[str, Any]:
     data = build_data(out / "data")
     with cloud(out / "scratch", STEP_BY_STEP) as place:
         place.settings()
-        rehearsal = Rehearsal(place)
+        rehearsal = Rehearsal(place, out)
         printed = {name: rehearsal.launch(name) for name in ("doctor", "up", "setup")}
         printed["setup again"] = rehearsal.launch("setup")
         for stage in (SFT, DPO):
@@ -279,6 +296,8 @@ def main() -> None:
     for name in ("scratch", "data", "pulled"):
         shutil.rmtree(out / name, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
+    for name, value in variables(out / "compiled").items():
+        os.environ.setdefault(name, value)
     report = rehearse(out)
     (out / "report.json").write_text(json.dumps(report, indent=1))
     (out / "report.md").write_text(page(report))

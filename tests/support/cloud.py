@@ -243,6 +243,7 @@ def environment(scratch: Path, api_port: int, metadata_port: int, storage: str) 
         "CLOUDSDK_CORE_CHECK_GCE_METADATA": "False",
         "CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK": "1",
         "CLOUDSDK_SURVEY_DISABLE_PROMPTS": "1",
+        "CLOUDSDK_STORAGE_PROCESS_COUNT": "1",  # copies are small: more processes only take time to start
     }
     storage_clients = {"STORAGE_EMULATOR_HOST": storage, "TENSORSTORE_GCS_HTTP_URL": storage}
     storage_clients |= {"GOOGLE_AUTH_TOKEN_FOR_TESTING": "any"}
