@@ -4,6 +4,7 @@ The long one is `python -m tests.benchmarks.rehearsal`.
 """
 
 import json
+import shutil
 import time
 
 from janus_jax.config.run import to_yaml
@@ -30,6 +31,7 @@ def test_a_training_goes_from_the_workstation_through_a_preemption_to_its_export
         until(lambda: [*run.glob("checkpoints/*/commit_success.txt")], place)
         hosts = place.hosts("janus")
         place.preempt("janus")
+        shutil.rmtree(place.scratch / "home/.cache")  # another workstation has nothing either
         place.launch("watch", "--once")
         assert len(place.hosts("janus")) == 2 and not set(place.hosts("janus")) & set(hosts)
         until((run / "summary.json").exists, place)
@@ -43,7 +45,6 @@ def test_a_training_goes_from_the_workstation_through_a_preemption_to_its_export
         assert (record["attempt"], record["run_dir"]) == (2, f"{BUCKET}/runs/janus")
 
         assert f"{STEPS}" in place.launch("status").stdout
-        assert f"eval  {STEPS}/{STEPS}" in place.launch("logs").stdout
         place.launch("pull", f"{BUCKET}/runs/janus", tmp_path / "pulled")
         assert [*(tmp_path / "pulled").glob("**/*.safetensors")]
         place.launch("down")
