@@ -8,7 +8,7 @@ import shutil
 import time
 
 from janus_jax.config.run import to_yaml
-from tests.support.cloud import BUCKET, cloud, needs_gcloud
+from tests.support.cloud import BUCKET, alone, cloud, needs_gcloud
 from tests.support.run_configs import ONE_LAYER, run_config
 from tests.support.training_examples import random_examples, write_dataset
 
@@ -18,7 +18,7 @@ PATIENCE_S = 240
 
 @needs_gcloud
 def test_a_training_goes_from_the_workstation_through_a_preemption_to_its_export(tmp_path):
-    with cloud(tmp_path / "cloud") as place:
+    with alone(), cloud(tmp_path / "cloud") as place:
         place.settings()
         place.tpu.polls = 0  # operations are done when gcloud asks for the first time
         config = tmp_path / "tiny.yaml"

@@ -64,7 +64,7 @@ def test_a_queued_resource_goes_on_each_time_it_is_asked_for_and_has_nodes_at_th
     seen = [tpu.answer("GET", f"{PLACE}/queuedResources/a", {}, None)["state"]["state"] for _ in range(5)]
     assert seen == [*STEP_BY_STEP[1:], "ACTIVE"]
     assert [name.rpartition("/")[2] for name in tpu.nodes_of("a")] == ["a-0", "a-1"]
-    assert tpu.addresses("a-1") == [address(tpu.network + 3), address(tpu.network + 4)]
+    assert tpu.addresses("a-1") == [address(3), address(4)]
 
 
 def test_the_server_refuses_what_the_real_one_refuses():

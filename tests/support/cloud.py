@@ -10,6 +10,7 @@ At the end `require_clean` fails if a resource, a process of a host, or a privat
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -254,6 +255,14 @@ def environment(scratch: Path, api_port: int, metadata_port: int, storage: str) 
     own |= {"PYTHONPATH": ROOT, "USER": "ada", "LOGNAME": "ada", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
     own |= {"REHEARSAL": scratch, "NO_GCE_CHECK": "true"}
     return {name: str(value) for name, value in (inherited | gcloud | storage_clients | shim | own).items()}
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Waits until no other rehearsal trains on this machine: JAX's coordinator takes its port on all addresses."""
+    with open("/tmp/janus_jax_rehearsal.lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ here was compared with the real service. An operator has methods of `Tpu`, or th
 
 import dataclasses
 import math
-import os
 import re
 import threading
 import time
@@ -95,7 +94,6 @@ class Tpu:
         """Method, path, query and body of every request."""
         self.project_metadata: dict[str, str] = {}
         self.polls, self.next_error, self.hosts = 1, None, 0
-        self.network = 250 * (os.getpid() % 240)  # another rehearsal on this machine has other addresses
         self.keys: list[str] = []
         """Of OS Login."""
 
@@ -234,9 +232,8 @@ class Tpu:
         for _ in range(host_count(body)):
             self.hosts += 1
             opens = body.get("networkConfig", {}).get("enableExternalIps")
-            number = self.network + self.hosts
-            access = {"externalIp": address(number, external=True)} if opens else {}
-            points.append({"ipAddress": address(number), "port": 8470, "accessConfig": access})
+            access = {"externalIp": address(self.hosts, external=True)} if opens else {}
+            points.append({"ipAddress": address(self.hosts), "port": 8470, "accessConfig": access})
         several = bool(queued) and len(self._planned(self.queued[queued])) > 1
         node = {**body, "name": name, "id": str(7000 + self.hosts), "state": "READY", "health": "HEALTHY"}
         node |= {"apiVersion": "V2", "createTime": _now(), "networkEndpoints": points, "multisliceNode": several}
