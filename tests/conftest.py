@@ -5,27 +5,14 @@ import os
 import shutil
 import tempfile
 import uuid
-from importlib.metadata import version
 
-_FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
-    # Tests compile more than they run: these two flags make them take a third of the time.
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_prefer_vector_width=128",
-)
-if version("jaxlib").startswith("0.10."):  # later versions abort at a flag that they do not know
-    _FLAGS += ("--xla_cpu_use_fusion_emitters=false",)  # compiling takes 0.6 of the time
+from tests.support.quick import variables
+
 _COMPILED = tempfile.mkdtemp(prefix="janus_jax_compiled_")  # tests share what they compile
 atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
 
-os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _COMPILED)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+for _name, _value in variables(_COMPILED, "--xla_force_host_platform_device_count=8").items():
+    os.environ.setdefault(_name, _value)
 
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402

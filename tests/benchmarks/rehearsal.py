@@ -6,24 +6,30 @@ The real gcloud talks to the TPU API of `tests/support/cloud.py`; two machines o
 SFT and a DPO of the demo's data run twice: once in peace, once with processes killed and the slice preempted while
 `watch` looks on. Losses of every step and exported weights must be equal bit for bit, and nothing may be left at the
 end. Takes about half an hour on two cores. Writes DIR/report.json and DIR/report.md (docs/rehearsal.md keeps one).
+After an error, the same command takes the results of uninterrupted runs from DIR and goes on from there.
 """
 
 import argparse
 import dataclasses
+import datetime
 import hashlib
 import json
+import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tests.support.cloud import BUCKET, Cloud, cloud
+from tests.support.cloud import BUCKET, Cloud, alone, cloud
 from tests.support.fake_tpu import STEP_BY_STEP
+from tests.support.quick import variables
 from tests.support.repository import ROOT
 
 PATIENCE_S = 1800
@@ -62,8 +68,8 @@ def url(kind: str, stage: Stage) -> str:
 class Rehearsal:
     """What happened, for the report."""
 
-    def __init__(self, place: Cloud):
-        self.cloud, self.began = place, time.monotonic()
+    def __init__(self, place: Cloud, out: Path):
+        self.cloud, self.out, self.began = place, out, time.monotonic()
         self.events: list[dict[str, Any]] = []
 
     def note(self, what: str, **more: Any) -> None:
@@ -120,8 +126,21 @@ class Rehearsal:
     # --- The parts
 
     def peaceful(self, stage: Stage, data: Path) -> None:
-        """The uninterrupted run."""
+        """The uninterrupted run; its results stay in a file for the next call with the same code."""
+        if (kept := self.kept(stage)).exists():
+            self.note(f"{stage.name}: uninterrupted run of an earlier call", file=kept.name)
+            return
+        if stage is DPO and not self.directory(PLAIN, SFT).exists():
+            self.kept(SFT).unlink()
+            self.peaceful(SFT, data)
         self.launch("run", "--wait", *stage.words(PLAIN, data))
+        kept.write_text(json.dumps(self.results(PLAIN, stage)))
+
+    def kept(self, stage: Stage) -> Path:
+        """File of the results of an uninterrupted run, for this code and these flags of XLA."""
+        code = subprocess.run(["git", "rev-parse", "HEAD:janus_jax"], cwd=ROOT, capture_output=True, text=True).stdout
+        key = hashlib.sha256(f"{code} {stage} {os.environ['XLA_FLAGS']}".encode()).hexdigest()[:8]
+        return self.out / f"plain-{stage.name}-{key}.json"
 
     def troubled(self, stage: Stage, data: Path, troubles: list[tuple[int, Callable[[], None]]]) -> None:
         """The run to which things happen: each once a checkpoint of its step is there.
@@ -142,26 +161,27 @@ class Rehearsal:
         self.note(f"watch of {stage.name} ended", code=code)
         assert code == 0, log.read_text()
 
-    def losses(self, kind: str, stage: Stage) -> dict[int, set[float]]:
-        """The losses of every step. A step that was trained again, after a start from an older checkpoint, has two."""
-        losses: dict[int, set[float]] = {}
+    def losses(self, kind: str, stage: Stage) -> dict[str, list[float]]:
+        """The losses of every step. A step that was trained again, after a start from an older checkpoint, has one."""
+        losses: dict[str, list[float]] = {}
         for part in sorted(self.directory(kind, stage).glob("metrics/*.jsonl")):
             for line in map(json.loads, part.read_text().splitlines()):
-                if line["kind"] == "train":
-                    losses.setdefault(line["step"], set()).add(line["loss"])
+                if line["kind"] == "train" and line["loss"] not in losses.setdefault(str(line["step"]), []):
+                    losses[str(line["step"])].append(line["loss"])
         return losses
+
+    def results(self, kind: str, stage: Stage) -> dict[str, Any]:
+        """Losses by step, and hashes of the exported weights."""
+        files = sorted(self.directory(kind, stage).glob("**/*.safetensors"))
+        hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        return {"losses": self.losses(kind, stage), "weights": hashes}
 
     def compare(self, stage: Stage) -> dict[str, Any]:
         """Losses by step and hashes of the exported weights, of both runs; they must be equal."""
-        results = {}
-        for kind in (PLAIN, TRIED):
-            files = sorted(self.directory(kind, stage).glob("**/*.safetensors"))
-            hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-            results[kind] = {"losses": self.losses(kind, stage), "weights": hashes}
-        plain, tried = results[PLAIN], results[TRIED]
-        assert plain["weights"] and set(plain["losses"]) == {*range(1, stage.steps + 1)}, plain
-        assert plain == tried, {"differ": stage.name, **results}
-        [last] = plain["losses"][stage.steps]
+        plain, tried = json.loads(self.kept(stage).read_text()), self.results(TRIED, stage)
+        assert plain["weights"] and set(plain["losses"]) == set(map(str, range(1, stage.steps + 1))), plain
+        assert plain == tried, {"differ": stage.name, PLAIN: plain, TRIED: tried}
+        [last] = plain["losses"][str(stage.steps)]
         self.note(f"{stage.name}: equal bit for bit", steps=stage.steps, final_loss=last)
         return {"final_loss": last, "steps": stage.steps, "weights": plain["weights"]}
 
@@ -186,9 +206,9 @@ def rehearse(out: Path) -> dict[str, Any]:
         AssertionError: a command failed, a result differs, or something is left.
     """
     data = build_data(out / "data")
-    with cloud(out / "scratch", STEP_BY_STEP) as place:
+    with alone(), cloud(out / "scratch", STEP_BY_STEP) as place:
         place.settings()
-        rehearsal = Rehearsal(place)
+        rehearsal = Rehearsal(place, out)
         printed = {name: rehearsal.launch(name) for name in ("doctor", "up", "setup")}
         printed["setup again"] = rehearsal.launch("setup")
         for stage in (SFT, DPO):
@@ -217,8 +237,7 @@ def rehearse(out: Path) -> dict[str, Any]:
         }
     rehearsal.note("nothing is left: server, processes, keys")
     return {
-        "machine": f"{platform.system()} {platform.machine()}, {platform.python_version()}",
-        "gcloud": subprocess.run(["gcloud", "version"], capture_output=True, text=True).stdout.splitlines()[0],
+        "about": about(),
         "events": rehearsal.events,
         "equal": equal,
         "numbers": numbers,
@@ -227,11 +246,23 @@ def rehearse(out: Path) -> dict[str, Any]:
     }
 
 
+def about() -> dict[str, str]:
+    """When, where, and with which versions."""
+    shown = subprocess.run(["gcloud", "version"], capture_output=True, text=True).stdout.splitlines()[0]
+    return {
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+        "gcloud": shown.removeprefix("Google Cloud SDK "),
+        "JAX": metadata.version("jax"),
+        "Python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, shared with other work",
+    }
+
+
 def page(report: dict[str, Any]) -> str:
     """The report as a page of the docs."""
     events = [
         f"| {event['at_s']:.0f} | {event['what']} | "
-        + ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("at_s", "what"))
+        + ", ".join(_shown(key, value) for key, value in event.items() if key not in ("at_s", "what"))
         + " |"
         for event in report["events"]
     ]
@@ -240,33 +271,41 @@ def page(report: dict[str, Any]) -> str:
             "# The rehearsal of launch/",
             "",
             "`python -m tests.benchmarks.rehearsal --out DIR` wrote this page. It is no run on Google Cloud: the API,",
-            "the bucket, the metadata server and the machines were stand-ins on one computer. gcloud was the real one.",
+            "the bucket, the metadata server, ssh and the machines were stand-ins on one computer. gcloud was the real",
+            "one. Two machines of four CPU devices trained the demo's model: an SFT, then a DPO from it. Each ran once",
+            "in peace, and once while processes were killed and the machines taken away. The losses of all steps and",
+            "the exported weights are the same, bit for bit. At the end nothing was left: no resource on the server,",
+            "no process, no key outside of the rehearsal's directory.",
             "",
-            f"{report['gcloud']}; {report['machine']}.",
+            *(f"- {name}: {value}" for name, value in report["about"].items()),
+            *(f"- {name}: {number}" for name, number in report["numbers"].items()),
             "",
-            "| run | steps | final loss, uninterrupted and interrupted | exported files, equal bit for bit |",
+            "| run | steps | last loss, of both | exported files, equal bit for bit |",
             "|---|---|---|---|",
             *(
                 f"| {name} | {equal['steps']} | {equal['final_loss']!r} | {len(equal['weights'])} |"
                 for name, equal in report["equal"].items()
             ),
             "",
-            *(f"- {name}: {number}" for name, number in report["numbers"].items()),
+            "## What happened",
             "",
-            "| second | what happened | |",
+            "| second | what | |",
             "|---|---|---|",
             *events,
             "",
-            "What `watch` said:",
-            "",
-            *(
-                "    " + re.sub(r"/\S*/scratch", "SCRATCH", line)
-                for log in report["watch"].values()
-                for line in log.splitlines()
-            ),
-            "",
+            *(line for name, log in report["watch"].items() for line in _watched(name, log)),
         ]
     )
+
+
+def _shown(key: str, value: Any) -> str:
+    return f"{value} s" if key == "seconds" else f"{key.replace('_', ' ')} {value}"
+
+
+def _watched(name: str, log: str) -> list[str]:
+    lines = textwrap.TextWrapper(116, initial_indent="    ", subsequent_indent="        ", break_on_hyphens=False)
+    shown = [part for line in log.splitlines() for part in lines.wrap(re.sub(r"/\S*/scratch", "SCRATCH", line))]
+    return [f"What `watch` said of {name}:", "", *shown, ""]
 
 
 def main() -> None:
@@ -279,6 +318,8 @@ def main() -> None:
     for name in ("scratch", "data", "pulled"):
         shutil.rmtree(out / name, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
+    for name, value in variables(out / "compiled").items():
+        os.environ.setdefault(name, value)
     report = rehearse(out)
     (out / "report.json").write_text(json.dumps(report, indent=1))
     (out / "report.md").write_text(page(report))

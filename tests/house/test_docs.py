@@ -23,6 +23,7 @@ PAGES = [
     "configs/README.md",
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
     "tests/README.md",
+    "tests/launch/README.md",
     "tests/oracles/README.md",
 ]
 RECIPES = sorted(f"configs/{path.name}" for path in RUNS)

@@ -10,6 +10,7 @@ At the end `require_clean` fails if a resource, a process of a host, or a privat
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -243,6 +244,7 @@ def environment(scratch: Path, api_port: int, metadata_port: int, storage: str) 
         "CLOUDSDK_CORE_CHECK_GCE_METADATA": "False",
         "CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK": "1",
         "CLOUDSDK_SURVEY_DISABLE_PROMPTS": "1",
+        "CLOUDSDK_STORAGE_PROCESS_COUNT": "1",  # copies are small: more processes only take time to start
     }
     storage_clients = {"STORAGE_EMULATOR_HOST": storage, "TENSORSTORE_GCS_HTTP_URL": storage}
     storage_clients |= {"GOOGLE_AUTH_TOKEN_FOR_TESTING": "any"}
@@ -253,6 +255,14 @@ def environment(scratch: Path, api_port: int, metadata_port: int, storage: str) 
     own |= {"PYTHONPATH": ROOT, "USER": "ada", "LOGNAME": "ada", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
     own |= {"REHEARSAL": scratch, "NO_GCE_CHECK": "true"}
     return {name: str(value) for name, value in (inherited | gcloud | storage_clients | shim | own).items()}
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Waits until no other rehearsal trains on this machine: JAX's coordinator takes its port on all addresses."""
+    with open("/tmp/janus_jax_rehearsal.lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager
