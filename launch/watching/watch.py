@@ -133,6 +133,7 @@ class Watch:
             self._journal.write("another workstation has changed the run; looking again")
         except JanusError as error:
             self._failed(error)
+        with contextlib.suppress(CloudError):  # the next look asks again
             self._renew()
         return None
 
@@ -223,7 +224,6 @@ class Watch:
             created_s=seconds_of(there.created, self._now_s),
             trouble=None,
         )
-        self._renew()
 
     def _is_new(self, there: Any, snapshot: Snapshot) -> bool:
         """Whether the machines are others than those of the last start, also where nobody remembers that."""
@@ -240,7 +240,8 @@ class Watch:
     def _notify(self, line: str, run: Run) -> None:
         self._journal.write(f"  {line}")
         if time.monotonic() - self._asked >= _STOP_EVERY_S:
-            self._require_going(run)
+            with contextlib.suppress(CloudError):  # nothing is known; a request that waits is not taken back for that
+                self._require_going(run)
 
     def _require_going(self, run: Run) -> None:
         """Raises LostLease, or _Stopped if a person has stopped the run: before each step, and now and then in it."""

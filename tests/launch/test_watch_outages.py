@@ -1,0 +1,89 @@
+"""What `watch` does when the network fails, the workstation sleeps, or the machines are not its own."""
+
+import pytest
+
+from launch.errors import CloudError, Kind
+from launch.watching import watch as logic
+from tests.support.launches import FakeSteps, Store, run_record
+from tests.support.watching import Life, beats, log, preempt, put, restarted, watch
+
+NO_NETWORK = CloudError(Kind.UNAVAILABLE, "unavailable: Failed to resolve 'storage.googleapis.com'")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def steps(store) -> FakeSteps:
+    steps = FakeSteps(store)
+    steps.machines()
+    return steps
+
+
+def refuse(store, error: CloudError | None = NO_NETWORK):
+    """The bucket answers no more."""
+    store.refusal = lambda call, url: error
+
+
+def answer(store):
+    store.refusal = lambda call, url: None
+
+
+@pytest.mark.parametrize("step", ["delete", "create", "setup", "start"])
+def test_a_network_that_fails_in_a_step_is_no_end(store, steps, step):
+    put(store, run_record())
+    preempt(steps)()
+    steps.answers = {n: {"state": "none"} for n in range(2)}
+    start = steps.start
+    steps.start = lambda *arguments: [start(*arguments), beats(store, "ended", code=0)]
+    act = getattr(steps, step)
+
+    def cut_off(*arguments):
+        setattr(steps, step, act)
+        refuse(store)
+        raise NO_NETWORK
+
+    setattr(steps, step, cut_off)
+    assert watch(store, steps, Life(store, lambda: None, lambda: answer(store)))[0].run() == 0
+    assert steps.done[-1].startswith("start")
+
+
+def test_a_start_that_succeeded_before_the_network_failed_is_no_failed_start(store, steps):
+    put(store, run_record())
+    preempt(steps)()
+    steps.answers = {n: {"state": "none"} for n in range(2)}
+    start = steps.start
+
+    def cut_off(*arguments):
+        start(*arguments)
+        refuse(store)
+
+    steps.start = cut_off
+    life = Life(store, lambda: answer(store), lambda: beats(store, step=3), lambda: beats(store, "ended", code=0))
+    assert watch(store, steps, life)[0].run() == 0
+    assert steps.done == ["delete", "create", "setup", "start 2.2"]
+    assert "start failed" not in log(store)
+
+
+def test_a_network_that_fails_while_machines_are_waited_for_does_not_take_the_request_back(store, steps, monkeypatch):
+    put(store, run_record())
+    preempt(steps)()
+    create = steps.create
+
+    def waiting(notify):
+        refuse(store)
+        made = create(notify)
+        answer(store)
+        return made
+
+    steps.create = waiting
+    monkeypatch.setattr(logic, "_STOP_EVERY_S", 0)  # every line asks the bucket whether to go on
+    assert watch(store, steps, Life(store, *restarted(store)))[0].run() == 0
+    assert steps.done == ["delete", "create", "setup", "start 2.2"]
