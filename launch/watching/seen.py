@@ -9,7 +9,7 @@ from launch.errors import Kind
 from launch.records import STALE_S, Record
 
 RUNNING, ENDED = ("starting", "running"), "ended"
-_REFUSED = (Kind.QUOTA, Kind.PERMISSION, Kind.SERVICE_DISABLED, Kind.CREDENTIALS)
+_REFUSED = (Kind.QUOTA, Kind.PERMISSION, Kind.SERVICE_DISABLED)
 _REFUSED_AT_LOOK = _REFUSED[1:]  # what is read counts against a quota of requests a minute alone
 _REFUSED_AT_CREATION = (*_REFUSED, Kind.INVALID, Kind.NOT_FOUND, Kind.EXISTS)
 
@@ -63,7 +63,9 @@ class Trouble(Record):
     @property
     def passes(self) -> bool:
         """Whether the cloud did not serve the request today: counted apart from starts."""
-        return bool(self.kind) and (Kind[self.kind].passes or self.step == "look")
+        if not self.kind:
+            return False
+        return Kind[self.kind].passes or Kind[self.kind].may_be_network or self.step == "look"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from janus_jax.errors import JanusError, first_line
 from launch.cloud.bucket import Changed
 from launch.context import Context
-from launch.errors import CloudError, HostError
+from launch.errors import CloudError, HostError, Kind
 from launch.records import Run
 from launch.runs.progress import STOP, Reader, Snapshot
 from launch.watching.decide import Action, Do, decide, exit_code, exit_of, failed, remember
@@ -65,6 +65,9 @@ class Watch:
         self._now_s, self._is_fresh = 0.0, False
         self._machines: Any = None
         self._told: tuple[str, str] | None = None
+        self._silences = 0
+        """Looks in a row at which the bucket did not answer."""
+        self._silence: Kind | None = None
 
     def run(self, *, once: bool = False) -> int:
         """Watches until the end; with `once`, looks once and does what that calls for. Returns the exit code.
@@ -86,7 +89,7 @@ class Watch:
                     if once or code is not None:
                         return self._once(code) if once else code or 0
                     refusals = self._memory.refusals if self._memory.row == "no answer" else 0
-                    self._sleep(max(self._poll_s, self._bounds.pause(refusals)))
+                    self._sleep(max(self._poll_s, self._bounds.pause(self._silences or refusals)))
             except LostLease:
                 self._journal.write("another watcher has taken over; this one ends and did nothing since")
                 raise
@@ -98,6 +101,8 @@ class Watch:
 
     def _once(self, code: int | None) -> int:
         trouble = self._memory.trouble
+        if self._silences:
+            return CloudError.exit_code
         return code if code is not None else 0 if trouble is None else int(str(trouble["exit_code"]))
 
     def _turn(self) -> int | None:
@@ -108,10 +113,10 @@ class Watch:
             self._is_fresh = False
             seen, snapshot = self.look(self._now_s)
         except CloudError as error:
-            self._failed(error)
-            if Trouble.from_json(self._memory.trouble or {}).refused or self._memory.refusals > self._bounds.refusals:
-                return self._give_up(Action(Do.GIVE_UP, "refused", str(error)), None, error.exit_code)
-            return None
+            return self._unread(error)
+        if self._silences:
+            self._journal.write("the bucket answers again")
+            self._silences, self._silence = 0, None
         action = decide(seen)
         self._memory = remember(seen, action)
         self._lease.keep(self._memory.to_json())
@@ -135,6 +140,17 @@ class Watch:
             self._failed(error)
         with contextlib.suppress(CloudError):  # the next look asks again
             self._renew()
+        return None
+
+    def _unread(self, error: CloudError) -> int | None:
+        """The bucket refuses, or is not reached: then nothing is known, nor counted in the memory."""
+        self._silences += 1
+        if error.kind is not self._silence:
+            self._silence = error.kind
+            self._journal.write(f"look failed: {error}")
+        trouble = Trouble("look", first_line(error), error.kind.name, error.exit_code)
+        if trouble.refused or (not error.kind.may_be_network and self._silences > self._bounds.refusals):
+            return self._give_up(Action(Do.GIVE_UP, "refused", str(error)), None, error.exit_code)
         return None
 
     def look(self, now_s: float) -> tuple[Seen, Snapshot]:

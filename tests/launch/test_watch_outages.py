@@ -87,3 +87,43 @@ def test_a_network_that_fails_while_machines_are_waited_for_does_not_take_the_re
     monkeypatch.setattr(logic, "_STOP_EVERY_S", 0)  # every line asks the bucket whether to go on
     assert watch(store, steps, Life(store, *restarted(store)))[0].run() == 0
     assert steps.done == ["delete", "create", "setup", "start 2.2"]
+
+
+@pytest.mark.parametrize("kind", [Kind.UNAVAILABLE, Kind.CREDENTIALS])
+def test_a_bucket_that_is_not_reached_for_days_is_waited_for_with_pauses(store, steps, kind):
+    put(store, run_record())
+    beats(store)
+    outage = [lambda: refuse(store, CloudError(kind, "the network is away")), *[lambda: None] * 60]
+    life = Life(store, *outage, lambda: [answer(store), preempt(steps)()], *restarted(store))
+    began = store.now
+    assert watch(store, steps, life)[0].run() == 0
+    assert steps.done == ["delete", "create", "setup", "start 2.2"]
+    assert store.now - began > 60 * 600
+    assert log(store).count("the network is away") == 1 and "answers again" in log(store)
+
+
+def test_a_bucket_that_is_not_reached_at_a_look_for_cron_is_no_success(store, steps):
+    put(store, run_record())
+    beats(store)
+    store.refusal = lambda call, url: NO_NETWORK if call == "text" else None
+    assert watch(store, steps)[0].run(once=True) == 16 and steps.done == []
+
+
+@pytest.mark.parametrize(("kind", "looks"), [(Kind.PERMISSION, 1), (Kind.NOT_FOUND, 25)])
+def test_a_bucket_that_refuses_ends_watching(store, steps, kind, looks):
+    put(store, run_record())
+    beats(store)
+    life = Life(store, lambda: refuse(store, CloudError(kind, "the bucket refuses")))
+    assert watch(store, steps, life)[0].run() == 16
+    assert life.looks == looks and steps.done == []
+
+
+@pytest.mark.parametrize("step", ["find", "delete", "create"])
+def test_credentials_that_are_refused_for_a_moment_after_a_sleep_do_not_end_watching(store, steps, step):
+    put(store, run_record())
+    preempt(steps)()
+    steps.errors[step] = [CloudError(Kind.CREDENTIALS, "There was a problem refreshing your current auth tokens")]
+    start = steps.start
+    steps.start = lambda *arguments: [start(*arguments), beats(store, "ended", code=0)]
+    assert watch(store, steps, Life(store))[0].run() == 0
+    assert steps.done[-1] == "start 2.2"
