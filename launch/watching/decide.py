@@ -199,7 +199,7 @@ def remember(seen: Seen, action: Action) -> Memory:
     """The memory after a decision, before the action itself is begun: an action that is cut off counts."""
     memory = seen.memory
     values: dict[str, Any] = {"run_id": seen.run_id or "", "row": action.row, "gave_up": ""}
-    values["since_s"] = memory.since_s if memory.row == action.row else seen.now_s
+    values |= {"lasted_s": seen.lasted_s(action.row), "looked_s": seen.now_s}
     if action.row == "running":
         values |= {"refusals": 0, "trouble": None}
     if action.row == "no answer" and seen.beating:

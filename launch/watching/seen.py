@@ -18,6 +18,8 @@ _REFUSED_AT_CREATION = (*_REFUSED, Kind.INVALID, Kind.NOT_FOUND, Kind.EXISTS)
 class Bounds:
     """How long and how often. Seconds by the store's clock."""
 
+    look_s: float = 240.0
+    """At most so much of the time between two looks counts: less than any bound after which machines are deleted."""
     settle_s: float = 45.0
     """After an end on live machines: a preemption may be about to show."""
     ending_s: float = 150.0
@@ -74,8 +76,10 @@ class Memory(Record):
 
     run_id: str = ""
     row: str = ""
-    since_s: float = 0.0
-    """When the row began to hold."""
+    lasted_s: float = 0.0
+    """For how long the row has held."""
+    looked_s: float = 0.0
+    """When `watch` looked last."""
     tries: int = 0
     in_place: int = 0
     once: int = 0
@@ -164,8 +168,10 @@ class Seen:
         return self.health in ("", "HEALTHY", "HEALTH_UNSPECIFIED")
 
     def lasted_s(self, row: str) -> float:
-        """For how long this row holds."""
-        return self.now_s - self.memory.since_s if self.memory.row == row else 0.0
+        """For how long this row holds. A workstation that slept between two looks does not know that it held."""
+        if self.memory.row != row:
+            return 0.0
+        return self.memory.lasted_s + min(self.now_s - self.memory.looked_s, self.bounds.look_s)
 
     def count(self, what: str) -> int:
         return sum(host.now == what for host in self.hosts)

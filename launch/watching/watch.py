@@ -235,7 +235,7 @@ class Watch:
         self._memory = dataclasses.replace(
             self._memory,
             row="starting",
-            since_s=self._now_s,
+            lasted_s=0.0,
             token=there.token,
             created_s=seconds_of(there.created, self._now_s),
             trouble=None,

@@ -3,6 +3,7 @@
 import pytest
 
 from launch.errors import CloudError, Kind
+from launch.records import STALE_S
 from launch.watching import watch as logic
 from tests.support.launches import FakeSteps, Store, run_record
 from tests.support.watching import Life, beats, log, preempt, put, restarted, watch
@@ -127,3 +128,28 @@ def test_credentials_that_are_refused_for_a_moment_after_a_sleep_do_not_end_watc
     steps.start = lambda *arguments: [start(*arguments), beats(store, "ended", code=0)]
     assert watch(store, steps, Life(store))[0].run() == 0
     assert steps.done[-1] == "start 2.2"
+
+
+@pytest.mark.parametrize("sleep_s", [8 * 3600, 3600])  # a lid that was closed; cron
+def test_time_between_two_looks_is_not_time_in_which_hosts_were_silent(store, steps, sleep_s):
+    put(store, run_record())
+    beats(store)
+    steps.answers = {n: {"state": "unreachable"} for n in range(2)}
+    store.now += STALE_S + 1
+    asleep = [lambda: None, lambda: setattr(store, "now", store.now + sleep_s)]
+    life = Life(store, *asleep, lambda: None, lambda: beats(store, "ended", code=0))
+    assert watch(store, steps, life)[0].run() == 0
+    assert steps.done == []
+
+
+def test_looks_of_cron_add_up(store, steps):
+    put(store, run_record())
+    beats(store)
+    steps.answers = {n: {"state": "unreachable"} for n in range(2)}
+    looks = 0
+    while not steps.done:
+        store.now += 3600
+        watch(store, steps)[0].run(once=True)
+        looks += 1
+        assert looks < 20
+    assert looks == 9 and steps.done[0] == "delete"
