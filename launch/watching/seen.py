@@ -90,6 +90,8 @@ class Memory(Record):
     acted_s: float = 0.0
     token: str = ""
     """Incarnation of the machines on which the run was started last."""
+    others: bool = False
+    """Whether the machines that were there last are adopted, or others' altogether."""
     created_s: float = 0.0
     """Since when the machines that are there cost money."""
     earlier_s: float = 0.0
@@ -139,6 +141,7 @@ class Seen:
     ready: bool = False
     gone: bool = False
     ours: bool = True
+    """This launch made the machines: those that it has adopted are not its own."""
     health: str = "HEALTHY"
     error: str = ""
     stopped: str | None = None

@@ -79,7 +79,8 @@ class Watch:
         self._memory = Memory.from_json(self._lease.take(self._reader.lease))
         self._is_fresh = True
         if not once and self._memory.gave_up:  # a person wants another try
-            self._memory = Memory(run_id=self._memory.run_id, earlier_s=self._memory.earlier_s)
+            last = self._memory
+            self._memory = Memory(run_id=last.run_id, earlier_s=last.earlier_s, others=last.others)
         self._told = (self._memory.row, Do.WAIT.name) if once else None
         with self._lease.kept():
             try:
@@ -179,7 +180,10 @@ class Watch:
             if self._memory.run_id:
                 self._journal.follow(run.run_id)
                 self._journal.write(f"watches another run from now on: {run.run_id}")
-            self._memory = Memory(run_id=run.run_id, trouble=self._memory.trouble if state == "" else None)
+            trouble = self._memory.trouble if state == "" else None
+            self._memory = Memory(run_id=run.run_id, trouble=trouble, others=self._memory.others)
+        if there is not None:
+            self._memory = dataclasses.replace(self._memory, others=not _is_own(there))
         self._journal.follow(None if run is None else run.run_id)
         workers = self._steps.type().workers if there is None or not there.ready else len(there.workers)
         hosts = snapshot.hosts(now_s)
@@ -194,7 +198,7 @@ class Watch:
             machines=state,
             ready=ready,
             gone=there is not None and there.gone,
-            ours=there is None or there.ours,
+            ours=not self._memory.others,
             health="HEALTHY" if there is None else there.health,
             error="" if there is None else there.error,
             stopped=snapshot.stopped,
@@ -329,7 +333,11 @@ class Watch:
         for number in range(_DELETE_TRIES):
             try:
                 self._lease.renew()
-                if (there := self._steps.find()) is not None:
+                there = self._steps.find()
+                if there is not None and not _is_own(there):
+                    self._journal.write("others made the machines; to delete them: python -m launch down --adopt")
+                    return 0
+                if there is not None:
                     self._steps.delete(there)
                 self._journal.write("deleted the machines")
                 return 0
@@ -346,6 +354,11 @@ class Watch:
             return
         command = f"python -m launch down --name {self._context.settings.name}"
         self._journal.write(f"the machines stay and cost money ({self._steps.type().price}); to delete them: {command}")
+
+
+def _is_own(there: Any) -> bool:
+    """Whether this launch made the machines; `down`, too, deletes adopted ones only when it is told to."""
+    return there.ours and not there.adopted
 
 
 def asked(run: Run, workers: int, hosts: tuple[Host, ...], answers: dict[int, dict[str, Any]]) -> tuple[Host, ...]:

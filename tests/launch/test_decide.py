@@ -81,6 +81,7 @@ CASES = {
     "leaving": (seen(*BOTH, machines="SUSPENDING", gone=True, ready=False), Do.WAIT),
     "gone: leaving, silent": (seen(stale(0, None), machines="SUSPENDING", gone=True, ready=False), Do.CREATE),
     "not ours": (seen(machines="PREEMPTED", gone=True, ready=False, ours=False), Do.GIVE_UP),
+    "not ours: not there": (seen(machines=None, ready=False, ours=False), Do.GIVE_UP),
     "switched off": (seen(machines="STOPPED", ready=False), Do.GIVE_UP),
     "not ready: a node is missing": (seen(machines="MISSING", gone=True, ready=False), Do.WAIT),
     "not ready: a node stays missing": (

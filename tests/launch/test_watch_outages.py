@@ -153,3 +153,33 @@ def test_looks_of_cron_add_up(store, steps):
         looks += 1
         assert looks < 20
     assert looks == 9 and steps.done[0] == "delete"
+
+
+def test_machines_that_were_adopted_are_neither_deleted_nor_replaced(store, steps):
+    put(store, run_record())
+    steps.there.adopted = True
+    beats(store)
+    life = Life(store, preempt(steps))
+    assert watch(store, steps, life)[0].run() == 16
+    assert steps.done == [] and "not ours" in log(store)
+
+
+def test_adopted_machines_that_vanish_are_not_replaced_until_others_are_there(store, steps):
+    put(store, run_record())
+    steps.there.adopted = True
+    beats(store)
+    assert watch(store, steps, Life(store, lambda: setattr(steps, "there", None)))[0].run() == 16
+    assert watch(store, steps)[0].run(once=True) == 16
+    assert watch(store, steps)[0].run() == 16 and steps.done == []
+    steps.machines()
+    preempt(steps)()  # machines of this launch
+    assert watch(store, steps, Life(store, *restarted(store)))[0].run() == 0
+    assert steps.done == ["delete", "create", "setup", "start 2.2"]
+
+
+def test_adopted_machines_stay_at_the_end(store, steps):
+    put(store, run_record())
+    steps.there.adopted = True
+    beats(store, "ended", code=0)
+    assert watch(store, steps, down_at_end=True)[0].run() == 0
+    assert steps.done == [] and "down --adopt" in log(store)

@@ -183,6 +183,7 @@ class FakeSteps:
                 "gone": state in ("SUSPENDED", "SUSPENDING", "FAILED", "PREEMPTED"),
                 "health": "HEALTHY",
                 "ours": True,
+                "adopted": False,
                 "error": "",
                 "token": f"t{self.made}",
                 "created": "2026-01-01T00:00:00Z",
