@@ -36,10 +36,12 @@ class Steps:
         return machines.create(self.context, notify=notify)
 
     def delete(self, there: Any) -> None:
-        """Deletes the machines, and waits until they are gone."""
+        """Deletes these machines, not others that were made since they were seen, and waits until they are gone."""
         from launch.cloud import machines
 
-        machines.delete(self.context, there)
+        left = machines.look(self.context, None)
+        if left is not None and left.token == there.token:
+            machines.delete(self.context, left)
 
     @contextlib.contextmanager
     def connect(self, there: Any) -> Iterator[Any]:
