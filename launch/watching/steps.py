@@ -29,11 +29,11 @@ class Steps:
 
         return machines.find(self.context)
 
-    def create(self, notify: Say) -> Any:
-        """Creates the machines, or goes on with a request of ours, and waits until they are ready."""
+    def create(self, notify: Say, *, patient: bool) -> Any:
+        """Creates the machines, or goes on with a request of ours; if `patient`, waits until they are ready."""
         from launch.cloud import machines
 
-        return machines.create(self.context, notify=notify)
+        return machines.create(self.context, notify=notify, patient=patient)
 
     def delete(self, there: Any) -> None:
         """Deletes these machines, not others that were made since they were seen, and waits until they are gone."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from janus_jax.errors import JanusError, first_line
 from launch.cloud.bucket import Changed
+from launch.cloud.gcloud import kind_of
 from launch.context import Context
 from launch.errors import CloudError, HostError, Kind
 from launch.records import Run
@@ -61,6 +62,7 @@ class Watch:
         self._journal = Journal(context.records, context.settings.name, context.say)
         self._memory = Memory()
         self._step: Step = "look"
+        self._is_once = False
         self._asked, self._stop_generation = 0.0, 0
         self._now_s, self._is_fresh = 0.0, False
         self._machines: Any = None
@@ -70,7 +72,8 @@ class Watch:
         self._silence: Kind | None = None
 
     def run(self, *, once: bool = False) -> int:
-        """Watches until the end; with `once`, looks once and does what that calls for. Returns the exit code.
+        """Watches until the end; with `once`, looks once and does what that calls for, but does not wait for machines.
+        Returns the exit code.
 
         Raises:
             HeldError: another watcher is at it.
@@ -82,6 +85,7 @@ class Watch:
             last = self._memory
             self._memory = Memory(run_id=last.run_id, earlier_s=last.earlier_s, others=last.others)
         self._told = (self._memory.row, Do.WAIT.name) if once else None
+        self._is_once = once
         with self._lease.kept():
             try:
                 while True:
@@ -119,6 +123,8 @@ class Watch:
             self._journal.write("the bucket answers again")
             self._silences, self._silence = 0, None
         action = decide(seen)
+        if self._is_once and action.row == "requested" and action.do is Do.CREATE:
+            action = dataclasses.replace(action, do=Do.WAIT)
         self._memory = remember(seen, action)
         self._lease.keep(self._memory.to_json())
         self._tell(seen, action)
@@ -184,6 +190,10 @@ class Watch:
             self._memory = Memory(run_id=run.run_id, trouble=trouble, others=self._memory.others)
         if there is not None:
             self._memory = dataclasses.replace(self._memory, others=not _is_own(there))
+            if self._is_once and there.gone and self._memory.row == "requested":  # nobody waited to see it fail
+                self._step = "create"
+                self._failed(CloudError(kind_of(there.error) if there.error else Kind.STOCK_OUT, there.words))
+                self._step = "look"
         self._journal.follow(None if run is None else run.run_id)
         workers = self._steps.type().workers if there is None or not there.ready else len(there.workers)
         hosts = snapshot.hosts(now_s)
@@ -223,7 +233,10 @@ class Watch:
         if action.do is Do.CREATE:
             with self._doing("create", run):
                 self._journal.write("asks for machines")
-                there = self._steps.create(lambda line: self._notify(line, run))
+                there = self._steps.create(lambda line: self._notify(line, run), patient=not self._is_once)
+            if not there.ready:
+                self._memory = dataclasses.replace(self._memory, row="requested", lasted_s=0.0, trouble=None)
+                return
         assert there is not None, "START without machines"
         with self._doing("setup", run), self._steps.connect(there) as group:
             self._journal.write("sets the hosts up")

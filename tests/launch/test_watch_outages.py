@@ -1,4 +1,4 @@
-"""What `watch` does when the network fails, the workstation sleeps, or the machines are not its own."""
+"""What `watch` does when the network fails, the workstation or cron sleeps, or the machines are not its own."""
 
 import pytest
 
@@ -46,7 +46,7 @@ def test_a_network_that_fails_in_a_step_is_no_end(store, steps, step):
     steps.start = lambda *arguments: [start(*arguments), beats(store, "ended", code=0)]
     act = getattr(steps, step)
 
-    def cut_off(*arguments):
+    def cut_off(*arguments, **options):
         setattr(steps, step, act)
         refuse(store)
         raise NO_NETWORK
@@ -78,9 +78,9 @@ def test_a_network_that_fails_while_machines_are_waited_for_does_not_take_the_re
     preempt(steps)()
     create = steps.create
 
-    def waiting(notify):
+    def waiting(notify, **options):
         refuse(store)
-        made = create(notify)
+        made = create(notify, **options)
         answer(store)
         return made
 
@@ -183,3 +183,39 @@ def test_adopted_machines_stay_at_the_end(store, steps):
     beats(store, "ended", code=0)
     assert watch(store, steps, down_at_end=True)[0].run() == 0
     assert steps.done == [] and "down --adopt" in log(store)
+
+
+def test_cron_asks_for_machines_and_does_not_wait_for_them(store, steps):
+    put(store, run_record())
+    preempt(steps)()
+    steps.served = "WAITING_FOR_RESOURCES"
+    steps.answers = {n: {"state": "none"} for n in range(2)}
+
+    def look():
+        store.now += 600
+        return watch(store, steps)[0].run(once=True)
+
+    assert [look() for _ in range(20)] == [0] * 20
+    assert steps.done == ["delete", "create"]
+    steps.machines(token=steps.there.token)
+    assert [look() for _ in range(2)] == [0] * 2
+    assert steps.done == ["delete", "create", "setup", "start 2.2"]
+
+
+@pytest.mark.parametrize(
+    ("error", "requests"),
+    [("QUOTA_EXHAUSTED: 8 TPUV4sPerProjectPerZoneForTPUAPI quota exceeded", 1), ("no more capacity", 24)],
+)
+def test_cron_counts_requests_that_fail_as_a_watcher_that_waits_does(store, steps, error, requests):
+    put(store, run_record())
+    preempt(steps)()
+    steps.served = "WAITING_FOR_RESOURCES"
+    code, looks = 0, 0
+    while not code:
+        store.now += 2000
+        code, looks = watch(store, steps)[0].run(once=True), looks + 1
+        if steps.done[-1:] == ["create"]:
+            steps.machines("FAILED", error=error)
+        assert looks < 60
+    assert code == 16 and steps.done.count("create") == requests
+    assert error in log(store)
