@@ -15,7 +15,9 @@ heartbeat.json, log, supervisor.pid). This module imports the standard library a
 """
 
 import dataclasses
+import datetime
 import json
+import math
 import re
 import secrets
 from typing import Any, Literal, Self
@@ -162,3 +164,11 @@ def number(worker: int, workers: int) -> str:
 def printable(text: str, length: int = 300) -> str:
     """Text from a host on one line, without control characters."""
     return re.sub(r"[^\x20-\x7e -￿]+", " ", text).strip()[:length]
+
+
+def seconds_of(text: str, unknown: float = math.nan) -> float:
+    """A time as Google Cloud writes it, in seconds since 1970; `unknown` if the text is no time."""
+    try:
+        return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return unknown

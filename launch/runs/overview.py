@@ -9,13 +9,10 @@ from typing import Any
 
 from launch.context import Context
 from launch.errors import CloudError, HostError
-from launch.records import STALE_S, printable
-from launch.runs.progress import Reader, Snapshot, settled
+from launch.records import STALE_S, printable, seconds_of
+from launch.runs.looks import Looks
 from launch.runs.run_directory import RunDirectory, look
-from launch.watching.decide import exit_code
-from launch.watching.seen import ENDED, Host, Memory
-from launch.watching.steps import Steps
-from launch.watching.watch import asked, seconds_of
+from launch.runs.snapshot import ENDED, Host, Reader, Snapshot, asked, exit_code, settled
 
 _ODD = 8
 """At most so many hosts are named."""
@@ -57,9 +54,9 @@ class Overview:
         return [text for text in (self.machines_error, self.bucket_error) if text]
 
 
-def gather(context: Context, steps: Steps | None = None) -> Overview:
+def gather(context: Context, looks: Looks | None = None) -> Overview:
     """Looks at everything that is there. What cannot be reached is said in the result, not raised."""
-    made = steps or Steps(context)
+    made = looks or Looks(context)
     settings = context.settings
     view = Overview(settings.name, settings.bucket)
     with ThreadPoolExecutor(2) as pool:
@@ -76,12 +73,12 @@ def gather(context: Context, steps: Steps | None = None) -> Overview:
         except CloudError as error:
             view.bucket_error = str(error)
     now_s = time.time() if snapshot.clock_s is None else snapshot.clock_s
-    if steps is None and snapshot.run is not None:
-        made = Steps(settled(context, snapshot.run))
+    if looks is None and snapshot.run is not None:
+        made = Looks(settled(context, snapshot.run))
     price = made.type()
     view.workers = len(there.workers) if there is not None and there.ready else price.workers
     if there is not None:
-        created_s = seconds_of(there.created, math.nan)
+        created_s = seconds_of(there.created)
         view.machines = {
             "state": there.state,
             "health": there.health,
@@ -122,14 +119,14 @@ def _show_run(view: Overview, snapshot: Snapshot, now_s: float) -> None:
             view.watcher = {"by": snapshot.watcher.by, "age_s": age_s, "alive": age_s <= STALE_S}
 
 
-def _show_hosts(view: Overview, steps: Steps, snapshot: Snapshot, there: Any, now_s: float) -> None:
+def _show_hosts(view: Overview, looks: Looks, snapshot: Snapshot, there: Any, now_s: float) -> None:
     hosts = snapshot.hosts(now_s)
     if view.run is not None and there is not None and there.ready:
         if sum(host.beats or host.state == ENDED for host in hosts) < view.workers:
             assert snapshot.run is not None
-            hosts = asked(snapshot.run, view.workers, hosts, _states(steps, there))
+            hosts = asked(snapshot.run, view.workers, hosts, _states(looks, there))
     elif view.bucket is None and there is not None and there.ready:
-        hosts = tuple(_answered(worker, answer) for worker, answer in sorted(_states(steps, there).items()))
+        hosts = tuple(_answered(worker, answer) for worker, answer in sorted(_states(looks, there).items()))
     view.hosts = [
         {
             "worker": host.worker,
@@ -152,9 +149,9 @@ def _show_hosts(view: Overview, steps: Steps, snapshot: Snapshot, there: Any, no
     view.line = view.line or next(iter(lines), "")
 
 
-def _states(steps: Steps, there: Any) -> dict[int, dict[str, Any]]:
+def _states(looks: Looks, there: Any) -> dict[int, dict[str, Any]]:
     try:
-        return steps.states(there)
+        return looks.states(there)
     except (CloudError, HostError):
         return {}
 
@@ -177,10 +174,10 @@ def _show_directory(view: Overview, directory: RunDirectory, now_s: float) -> No
 
 def _show_cost(view: Overview, snapshot: Snapshot, price: Any, now_s: float) -> None:
     view.usd_per_hour, view.price = price.most_usd_per_hour, price.price
-    memory = Memory.from_json(snapshot.watcher.memory) if snapshot.watcher else Memory()
+    earlier_s = float((snapshot.watcher.memory if snapshot.watcher else {}).get("earlier_s", 0.0))
     age_s = (view.machines or {}).get("age_s")
-    if memory.earlier_s or age_s is not None:
-        view.hours = (memory.earlier_s + max(0.0, age_s or 0.0)) / 3600
+    if earlier_s or age_s is not None:
+        view.hours = (earlier_s + max(0.0, age_s or 0.0)) / 3600
     if view.hours is not None and view.usd_per_hour is not None:
         view.usd = view.hours * view.usd_per_hour
 

@@ -9,9 +9,10 @@ import enum
 from typing import Any
 
 from janus_jax.errors import EXIT_CODES, GIVE_UP, TWICE
-from launch.errors import cause, policy
+from launch.errors import policy
 from launch.records import printable
-from launch.watching.seen import ENDED, Host, Memory, Seen, Trouble
+from launch.runs.snapshot import ENDED, Host, exit_code, exit_of
+from launch.watching.seen import Memory, Seen, Trouble
 
 ROWS = {
     "stopped": ("a stop record names this run", "ends it on hosts where it goes on, then itself"),
@@ -60,12 +61,6 @@ class Action:
     row: str
     reason: str
     delete: bool = False
-
-
-def exit_of(hosts: tuple[Host, ...]) -> Host | None:
-    """The host that says best why the run ended: that with the most specific exit code; None if none has ended."""
-    ended = [host for host in hosts if host.now == ENDED]
-    return min(ended, key=lambda host: (cause(exit_code(host)), host.worker), default=None)
 
 
 def decide(seen: Seen) -> Action:
@@ -226,11 +221,6 @@ def failed(memory: Memory, trouble: Trouble) -> Memory:
     tries = max(0, memory.tries - 1) if passed and trouble.step != "look" else memory.tries
     refusals = memory.refusals + 1 if passed else memory.refusals
     return dataclasses.replace(memory, trouble=trouble.to_json(), tries=tries, refusals=refusals)
-
-
-def exit_code(host: Host) -> int:
-    """Of a host that has ended: 128 + N for death by signal N; 1 if the host does not know."""
-    return 1 if host.code is None else 128 - host.code if host.code < 0 else host.code
 
 
 def _says(host: Host) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import datetime
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +12,12 @@ from launch.cloud.bucket import Changed
 from launch.cloud.gcloud import kind_of
 from launch.context import Context
 from launch.errors import CloudError, HostError, Kind
-from launch.records import Run
-from launch.runs.progress import STOP, Reader, Snapshot
-from launch.watching.decide import Action, Do, decide, exit_code, exit_of, failed, remember
+from launch.records import Run, seconds_of
+from launch.runs.snapshot import ENDED, STOP, Reader, Snapshot, asked, exit_code, exit_of
+from launch.watching.decide import Action, Do, decide, failed, remember
 from launch.watching.journal import Journal
 from launch.watching.lease import Lease, LostLease
-from launch.watching.seen import ENDED, Bounds, Host, Memory, Seen, Trouble
+from launch.watching.seen import Bounds, Memory, Seen, Trouble
 from launch.watching.steps import Steps
 
 POLL_S = 20.0
@@ -374,33 +373,6 @@ def _is_own(there: Any) -> bool:
     return there.ours and not there.adopted
 
 
-def asked(run: Run, workers: int, hosts: tuple[Host, ...], answers: dict[int, dict[str, Any]]) -> tuple[Host, ...]:
-    """The hosts with what those say whose heartbeat is old or missing."""
-    known = {host.worker: host for host in hosts}
-    result = []
-    for worker in range(workers):
-        host = known.get(worker, Host(worker))
-        answer = answers.get(worker)
-        if host.beats or host.state == ENDED or answer is None:
-            result += [host] if worker in known or answer is not None else []
-            continue
-        state = str(answer.get("state", "none"))
-        ours = (answer.get("run_id"), answer.get("attempt"), answer.get("start")) == (
-            run.run_id,
-            run.attempt,
-            run.start,
-        )
-        if state != "unreachable" and not ours:
-            state = "none"
-        host = dataclasses.replace(host, answer=state)
-        if state == ENDED:
-            host = dataclasses.replace(host, code=answer.get("code"), message=str(answer.get("message", "")))
-        if isinstance(step := answer.get("step"), int) and ours:
-            host = dataclasses.replace(host, step=max(step, -1 if host.step is None else host.step))
-        result.append(host)
-    return tuple(result)
-
-
 def next_run(run: Run, *, new: bool) -> Run:
     """The record of the next start.
 
@@ -417,11 +389,3 @@ def _exit_code(action: Action, seen: Seen) -> int:
     if ended is not None and exit_code(ended):
         return exit_code(ended)
     return {"no run": 2, "dead": HostError.exit_code}.get(action.row, CloudError.exit_code)
-
-
-def seconds_of(text: str, unknown: float) -> float:
-    """The time that Google Cloud writes as text, in seconds since 1970; `unknown` if it is no time."""
-    try:
-        return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-    except ValueError:
-        return unknown
