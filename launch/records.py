@@ -172,3 +172,15 @@ def seconds_of(text: str, unknown: float = math.nan) -> float:
         return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
     except ValueError:
         return unknown
+
+
+def duration(seconds: float) -> str:
+    """For people: 12 s, 3 min, 4 h 5 min, 2 d 3 h."""
+    seconds = max(0, round(seconds))
+    if seconds < 100:
+        return f"{seconds} s"
+    minutes = seconds // 60
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -7,9 +7,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from janus_jax.errors import counted
 from launch.context import Context
 from launch.errors import CloudError, HostError
-from launch.records import STALE_S, printable, seconds_of
+from launch.records import STALE_S, duration, printable, seconds_of
 from launch.runs.looks import Looks
 from launch.runs.run_directory import RunDirectory, look
 from launch.runs.snapshot import ENDED, Host, Reader, Snapshot, asked, exit_code, settled
@@ -222,7 +223,7 @@ def _machines(view: Overview) -> str:
     there = view.machines
     if there is None:
         return f"{view.name}: unknown" if view.machines_error else f"{view.name}: none"
-    parts = [f"{view.name}: {there['state']}", there["health"], f"{there['hosts']} hosts of {there['type']}"]
+    parts = [f"{view.name}: {there['state']}", there["health"], f"{counted(there['hosts'], 'host')} of {there['type']}"]
     parts += [f"since {duration(there['age_s'])}"] if there["age_s"] is not None else []
     parts += [] if there["ours"] else ["made by others"]
     return ", ".join([*parts, *([printable(there["error"])] if there["error"] else [])])
@@ -291,15 +292,3 @@ def _cost(view: Overview) -> str:
         return f"nothing known so far ({view.price})"
     about = "at most" if view.price.startswith("at most") else "about"
     return f"{about} ${view.usd:,.2f} so far: {view.hours:.1f} h ({view.price})"
-
-
-def duration(seconds: float) -> str:
-    """For people: 12 s, 3 min, 4 h 5 min, 2 d 3 h."""
-    seconds = max(0, round(seconds))
-    if seconds < 100:
-        return f"{seconds} s"
-    minutes = seconds // 60
-    if minutes < 100:
-        return f"{minutes} min"
-    hours = minutes // 60
-    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

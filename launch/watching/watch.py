@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-from janus_jax.errors import JanusError, first_line
+from janus_jax.errors import JanusError, counted, first_line
 from launch.cloud.bucket import Changed
 from launch.cloud.gcloud import kind_of
 from launch.context import Context
@@ -327,7 +327,7 @@ class Watch:
         except JanusError as error:
             errors = [str(error)]
         if errors:
-            self._journal.write(f"{len(errors)} hosts did not answer, so the run may go on: {errors[0]}")
+            self._journal.write(f"{counted(len(errors), 'host')} did not answer, so the run may go on: {errors[0]}")
         return HostError.exit_code if errors else 0
 
     def _give_up(self, action: Action, seen: Seen | None, code: int) -> int:
