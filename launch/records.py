@@ -17,7 +17,6 @@ heartbeat.json, log, supervisor.pid). This module imports the standard library a
 import dataclasses
 import datetime
 import json
-import math
 import re
 import secrets
 from typing import Any, Literal, Self
@@ -166,11 +165,13 @@ def printable(text: str, length: int = 300) -> str:
     return re.sub(r"[^\x20-\x7e -￿]+", " ", text).strip()[:length]
 
 
-def seconds_of(text: str, unknown: float = math.nan) -> float:
-    """A time as Google Cloud writes it, in seconds since 1970; `unknown` if the text is no time."""
+def seconds_of(text: str, unknown: float | None = None) -> float:
+    """A time as Google Cloud writes it, in seconds since 1970; `unknown`, or a ValueError, if the text is no time."""
     try:
         return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
     except ValueError:
+        if unknown is None:
+            raise
         return unknown
 
 

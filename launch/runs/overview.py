@@ -79,7 +79,7 @@ def gather(context: Context, looks: Looks | None = None) -> Overview:
     price = made.type()
     view.workers = len(there.workers) if there is not None and there.ready else price.workers
     if there is not None:
-        created_s = seconds_of(there.created)
+        created_s = seconds_of(there.created, math.nan)
         view.machines = {
             "state": there.state,
             "health": there.health,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -104,10 +105,10 @@ class Watch:
                 self._journal.send()
 
     def _once(self, code: int | None) -> int:
-        trouble = self._memory.trouble
-        if self._silences:
-            return CloudError.exit_code
-        return code if code is not None else 0 if trouble is None else int(str(trouble["exit_code"]))
+        if code is not None:
+            return code
+        trouble = self._memory.trouble or {"exit_code": 0}
+        return CloudError.exit_code if self._silences else int(str(trouble["exit_code"]))
 
     def _turn(self) -> int | None:
         """One look and one action; the exit code at the end, else None."""
@@ -175,7 +176,7 @@ class Watch:
                 self._machines = finding.result()
                 state = None if self._machines is None else self._machines.state
                 if self._memory.trouble is not None and self._memory.trouble["step"] == "look":
-                    self._memory = dataclasses.replace(self._memory, trouble=None)
+                    self._memory = dataclasses.replace(self._memory, trouble=None, refusals=0)
             except CloudError as error:
                 self._machines = None
                 self._failed(error)
@@ -335,14 +336,15 @@ class Watch:
         self._memory = dataclasses.replace(self._memory, gave_up=action.reason[:600])
         with contextlib.suppress(CloudError):
             self._renew()
-        if self._down_at_give_up and (seen is None or not seen.beating):
+        if self._down_at_give_up and seen is not None and not seen.beating:
             self._down()
         else:
             self._say_cost(seen)
         return code
 
     def _down(self) -> int:
-        for number in range(_DELETE_TRIES):
+        """Deletes the machines; while the network is away they cost money, so it does not give up then."""
+        for number in itertools.count(1):
             try:
                 self._lease.renew()
                 there = self._steps.find()
@@ -355,9 +357,10 @@ class Watch:
                 return 0
             except CloudError as error:
                 self._journal.write(f"delete failed: {error}")
-                if not error.kind.passes:
+                goes_on = error.kind.may_be_network or (error.kind.passes and number < _DELETE_TRIES)
+                if self._is_once or not goes_on:
                     break
-                self._sleep(self._bounds.pause(number + 1))
+                self._sleep(self._bounds.pause(number))
         self._journal.write("the machines may still be there and cost money: python -m launch down")
         return CloudError.exit_code
 
