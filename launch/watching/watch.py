@@ -2,22 +2,23 @@
 
 import contextlib
 import dataclasses
-import datetime
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-from janus_jax.errors import JanusError, first_line
+from janus_jax.errors import JanusError, counted, first_line
 from launch.cloud.bucket import Changed
+from launch.cloud.gcloud import kind_of
 from launch.context import Context
-from launch.errors import CloudError, HostError
-from launch.records import Run
-from launch.runs.progress import STOP, Reader, Snapshot
-from launch.watching.decide import Action, Do, decide, exit_code, exit_of, failed, remember
+from launch.errors import CloudError, HostError, Kind
+from launch.records import Run, seconds_of
+from launch.runs.snapshot import ENDED, STOP, Reader, Snapshot, asked, exit_code, exit_of
+from launch.watching.decide import Action, Do, decide, failed, remember
 from launch.watching.journal import Journal
 from launch.watching.lease import Lease, LostLease
-from launch.watching.seen import ENDED, Bounds, Host, Memory, Seen, Trouble
+from launch.watching.seen import Bounds, Memory, Seen, Trouble
 from launch.watching.steps import Steps
 
 POLL_S = 20.0
@@ -61,13 +62,18 @@ class Watch:
         self._journal = Journal(context.records, context.settings.name, context.say)
         self._memory = Memory()
         self._step: Step = "look"
+        self._is_once = False
         self._asked, self._stop_generation = 0.0, 0
         self._now_s, self._is_fresh = 0.0, False
         self._machines: Any = None
         self._told: tuple[str, str] | None = None
+        self._silences = 0
+        """Looks in a row at which the bucket did not answer."""
+        self._silence: Kind | None = None
 
     def run(self, *, once: bool = False) -> int:
-        """Watches until the end; with `once`, looks once and does what that calls for. Returns the exit code.
+        """Watches until the end; with `once`, looks once and does what that calls for, but does not wait for machines.
+        Returns the exit code.
 
         Raises:
             HeldError: another watcher is at it.
@@ -76,8 +82,10 @@ class Watch:
         self._memory = Memory.from_json(self._lease.take(self._reader.lease))
         self._is_fresh = True
         if not once and self._memory.gave_up:  # a person wants another try
-            self._memory = Memory(run_id=self._memory.run_id, earlier_s=self._memory.earlier_s)
+            last = self._memory
+            self._memory = Memory(run_id=last.run_id, earlier_s=last.earlier_s, others=last.others)
         self._told = (self._memory.row, Do.WAIT.name) if once else None
+        self._is_once = once
         with self._lease.kept():
             try:
                 while True:
@@ -86,7 +94,7 @@ class Watch:
                     if once or code is not None:
                         return self._once(code) if once else code or 0
                     refusals = self._memory.refusals if self._memory.row == "no answer" else 0
-                    self._sleep(max(self._poll_s, self._bounds.pause(refusals)))
+                    self._sleep(max(self._poll_s, self._bounds.pause(self._silences or refusals)))
             except LostLease:
                 self._journal.write("another watcher has taken over; this one ends and did nothing since")
                 raise
@@ -97,8 +105,10 @@ class Watch:
                 self._journal.send()
 
     def _once(self, code: int | None) -> int:
-        trouble = self._memory.trouble
-        return code if code is not None else 0 if trouble is None else int(str(trouble["exit_code"]))
+        if code is not None:
+            return code
+        trouble = self._memory.trouble or {"exit_code": 0}
+        return CloudError.exit_code if self._silences else int(str(trouble["exit_code"]))
 
     def _turn(self) -> int | None:
         """One look and one action; the exit code at the end, else None."""
@@ -108,11 +118,13 @@ class Watch:
             self._is_fresh = False
             seen, snapshot = self.look(self._now_s)
         except CloudError as error:
-            self._failed(error)
-            if Trouble.from_json(self._memory.trouble or {}).refused or self._memory.refusals > self._bounds.refusals:
-                return self._give_up(Action(Do.GIVE_UP, "refused", str(error)), None, error.exit_code)
-            return None
+            return self._unread(error)
+        if self._silences:
+            self._journal.write("the bucket answers again")
+            self._silences, self._silence = 0, None
         action = decide(seen)
+        if self._is_once and action.row == "requested" and action.do is Do.CREATE:
+            action = dataclasses.replace(action, do=Do.WAIT)
         self._memory = remember(seen, action)
         self._lease.keep(self._memory.to_json())
         self._tell(seen, action)
@@ -133,7 +145,19 @@ class Watch:
             self._journal.write("another workstation has changed the run; looking again")
         except JanusError as error:
             self._failed(error)
+        with contextlib.suppress(CloudError):  # the next look asks again
             self._renew()
+        return None
+
+    def _unread(self, error: CloudError) -> int | None:
+        """The bucket refuses, or is not reached: then nothing is known, nor counted in the memory."""
+        self._silences += 1
+        if error.kind is not self._silence:
+            self._silence = error.kind
+            self._journal.write(f"look failed: {error}")
+        trouble = Trouble("look", first_line(error), error.kind.name, error.exit_code)
+        if trouble.refused or (not error.kind.may_be_network and self._silences > self._bounds.refusals):
+            return self._give_up(Action(Do.GIVE_UP, "refused", str(error)), None, error.exit_code)
         return None
 
     def look(self, now_s: float) -> tuple[Seen, Snapshot]:
@@ -152,7 +176,7 @@ class Watch:
                 self._machines = finding.result()
                 state = None if self._machines is None else self._machines.state
                 if self._memory.trouble is not None and self._memory.trouble["step"] == "look":
-                    self._memory = dataclasses.replace(self._memory, trouble=None)
+                    self._memory = dataclasses.replace(self._memory, trouble=None, refusals=0)
             except CloudError as error:
                 self._machines = None
                 self._failed(error)
@@ -162,7 +186,14 @@ class Watch:
             if self._memory.run_id:
                 self._journal.follow(run.run_id)
                 self._journal.write(f"watches another run from now on: {run.run_id}")
-            self._memory = Memory(run_id=run.run_id, trouble=self._memory.trouble if state == "" else None)
+            trouble = self._memory.trouble if state == "" else None
+            self._memory = Memory(run_id=run.run_id, trouble=trouble, others=self._memory.others)
+        if there is not None:
+            self._memory = dataclasses.replace(self._memory, others=not _is_own(there))
+            if self._is_once and there.gone and self._memory.row == "requested":  # nobody waited to see it fail
+                self._step = "create"
+                self._failed(CloudError(kind_of(there.error) if there.error else Kind.STOCK_OUT, there.words))
+                self._step = "look"
         self._journal.follow(None if run is None else run.run_id)
         workers = self._steps.type().workers if there is None or not there.ready else len(there.workers)
         hosts = snapshot.hosts(now_s)
@@ -177,7 +208,7 @@ class Watch:
             machines=state,
             ready=ready,
             gone=there is not None and there.gone,
-            ours=there is None or there.ours,
+            ours=not self._memory.others,
             health="HEALTHY" if there is None else there.health,
             error="" if there is None else there.error,
             stopped=snapshot.stopped,
@@ -202,7 +233,10 @@ class Watch:
         if action.do is Do.CREATE:
             with self._doing("create", run):
                 self._journal.write("asks for machines")
-                there = self._steps.create(lambda line: self._notify(line, run))
+                there = self._steps.create(lambda line: self._notify(line, run), patient=not self._is_once)
+            if not there.ready:
+                self._memory = dataclasses.replace(self._memory, row="requested", lasted_s=0.0, trouble=None)
+                return
         assert there is not None, "START without machines"
         with self._doing("setup", run), self._steps.connect(there) as group:
             self._journal.write("sets the hosts up")
@@ -218,12 +252,11 @@ class Watch:
         self._memory = dataclasses.replace(
             self._memory,
             row="starting",
-            since_s=self._now_s,
+            lasted_s=0.0,
             token=there.token,
             created_s=seconds_of(there.created, self._now_s),
             trouble=None,
         )
-        self._renew()
 
     def _is_new(self, there: Any, snapshot: Snapshot) -> bool:
         """Whether the machines are others than those of the last start, also where nobody remembers that."""
@@ -240,7 +273,8 @@ class Watch:
     def _notify(self, line: str, run: Run) -> None:
         self._journal.write(f"  {line}")
         if time.monotonic() - self._asked >= _STOP_EVERY_S:
-            self._require_going(run)
+            with contextlib.suppress(CloudError):  # nothing is known; a request that waits is not taken back for that
+                self._require_going(run)
 
     def _require_going(self, run: Run) -> None:
         """Raises LostLease, or _Stopped if a person has stopped the run: before each step, and now and then in it."""
@@ -294,7 +328,7 @@ class Watch:
         except JanusError as error:
             errors = [str(error)]
         if errors:
-            self._journal.write(f"{len(errors)} hosts did not answer, so the run may go on: {errors[0]}")
+            self._journal.write(f"{counted(len(errors), 'host')} did not answer, so the run may go on: {errors[0]}")
         return HostError.exit_code if errors else 0
 
     def _give_up(self, action: Action, seen: Seen | None, code: int) -> int:
@@ -302,25 +336,31 @@ class Watch:
         self._memory = dataclasses.replace(self._memory, gave_up=action.reason[:600])
         with contextlib.suppress(CloudError):
             self._renew()
-        if self._down_at_give_up and (seen is None or not seen.beating):
+        if self._down_at_give_up and seen is not None and not seen.beating:
             self._down()
         else:
             self._say_cost(seen)
         return code
 
     def _down(self) -> int:
-        for number in range(_DELETE_TRIES):
+        """Deletes the machines; while the network is away they cost money, so it does not give up then."""
+        for number in itertools.count(1):
             try:
                 self._lease.renew()
-                if (there := self._steps.find()) is not None:
+                there = self._steps.find()
+                if there is not None and not _is_own(there):
+                    self._journal.write("others made the machines; to delete them: python -m launch down --adopt")
+                    return 0
+                if there is not None:
                     self._steps.delete(there)
                 self._journal.write("deleted the machines")
                 return 0
             except CloudError as error:
                 self._journal.write(f"delete failed: {error}")
-                if not error.kind.passes:
+                goes_on = error.kind.may_be_network or (error.kind.passes and number < _DELETE_TRIES)
+                if self._is_once or not goes_on:
                     break
-                self._sleep(self._bounds.pause(number + 1))
+                self._sleep(self._bounds.pause(number))
         self._journal.write("the machines may still be there and cost money: python -m launch down")
         return CloudError.exit_code
 
@@ -331,31 +371,9 @@ class Watch:
         self._journal.write(f"the machines stay and cost money ({self._steps.type().price}); to delete them: {command}")
 
 
-def asked(run: Run, workers: int, hosts: tuple[Host, ...], answers: dict[int, dict[str, Any]]) -> tuple[Host, ...]:
-    """The hosts with what those say whose heartbeat is old or missing."""
-    known = {host.worker: host for host in hosts}
-    result = []
-    for worker in range(workers):
-        host = known.get(worker, Host(worker))
-        answer = answers.get(worker)
-        if host.beats or host.state == ENDED or answer is None:
-            result += [host] if worker in known or answer is not None else []
-            continue
-        state = str(answer.get("state", "none"))
-        ours = (answer.get("run_id"), answer.get("attempt"), answer.get("start")) == (
-            run.run_id,
-            run.attempt,
-            run.start,
-        )
-        if state != "unreachable" and not ours:
-            state = "none"
-        host = dataclasses.replace(host, answer=state)
-        if state == ENDED:
-            host = dataclasses.replace(host, code=answer.get("code"), message=str(answer.get("message", "")))
-        if isinstance(step := answer.get("step"), int) and ours:
-            host = dataclasses.replace(host, step=max(step, -1 if host.step is None else host.step))
-        result.append(host)
-    return tuple(result)
+def _is_own(there: Any) -> bool:
+    """Whether this launch made the machines; `down`, too, deletes adopted ones only when it is told to."""
+    return there.ours and not there.adopted
 
 
 def next_run(run: Run, *, new: bool) -> Run:
@@ -374,11 +392,3 @@ def _exit_code(action: Action, seen: Seen) -> int:
     if ended is not None and exit_code(ended):
         return exit_code(ended)
     return {"no run": 2, "dead": HostError.exit_code}.get(action.row, CloudError.exit_code)
-
-
-def seconds_of(text: str, unknown: float) -> float:
-    """The time that Google Cloud writes as text, in seconds since 1970; `unknown` if it is no time."""
-    try:
-        return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-    except ValueError:
-        return unknown
