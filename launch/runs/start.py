@@ -1,6 +1,5 @@
 """A run on all hosts of a launch: prepared on the workstation, started together, ended together."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +14,7 @@ from janus_jax.errors import ConfigError, HeldError
 from launch.cloud.bucket import Changed, Stored
 from launch.context import Context
 from launch.errors import CloudError, HostError
-from launch.records import PORT, Run, Spec, Stop, printable
+from launch.records import PORT, Run, Spec, printable
 from launch.remote import ship
 from launch.runs import command as commands
 from launch.runs import inputs
@@ -296,21 +295,16 @@ def _record(context: Context, run: Run, before: Stored | None) -> None:
 
 
 def _obey_stop(context: Context, hosts: "Hosts", run: Run) -> None:
-    """Ends a run that was stopped while its start was on its way; clears the stop record of an earlier run.
+    """Ends a run that was stopped while its start was on its way. A record of an earlier run stays: it names no other.
 
     Raises:
         HeldError: it was stopped.
     """
     try:
         stored = context.records.read("stop.json")
-        named = "" if stored is None else stored.value.get("run_id")
-        if stored is not None and named and named != run.run_id:
-            cleared = Stop("", context.me, time.time(), f"run {run.run_id} began").to_json()
-            with contextlib.suppress(Changed):  # the next look of `watch`, or `stop` itself, sees that one
-                context.records.write("stop.json", cleared, generation=stored.generation)
     except CloudError as error:
         context.warn(f"note: the run has started; a stop record was not looked for: {error}")
         return
-    if stored is not None and named == run.run_id:
+    if stored is not None and stored.value.get("run_id") == run.run_id:
         end(context, hosts, run.run_id)
         raise HeldError(f"run {run.run_id} was stopped by {stored.value.get('by')} while it started, and is ended")

@@ -1,15 +1,19 @@
 """The stop record, and the end of a run on its hosts: for `stop` and `down`."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from launch.cloud.bucket import Changed
 from launch.context import Context
+from launch.errors import CloudError, Kind
 from launch.records import Run, Stop, printable
 from launch.runs import start
 
 FILE = "stop.json"
 _SHOWN = 5
+_TRIES = 5
 
 
 def forbid(context: Context, reason: str, *, down: bool = False) -> Run | None:
@@ -26,10 +30,18 @@ def forbid(context: Context, reason: str, *, down: bool = False) -> Run | None:
     if before is None:
         return None
     run = Run.from_json(before.value)
-    if down and (stored := context.records.read(FILE)) is not None and stored.value.get("run_id") == run.run_id:
+    record = Stop(run.run_id, context.me, time.time(), reason, down).to_json()
+    if not down:
+        context.records.write(FILE, record)
         return run
-    context.records.write(FILE, Stop(run.run_id, context.me, time.time(), reason, down).to_json())
-    return run
+    for _ in range(_TRIES):
+        stored = context.records.read(FILE)
+        if stored is not None and stored.value.get("run_id") == run.run_id:
+            return run
+        with contextlib.suppress(Changed):  # a person's `stop` may come now
+            context.records.write(FILE, record, generation=0 if stored is None else stored.generation)
+            return run
+    raise CloudError(Kind.CHANGED, f"{context.records.url}/{FILE}", "others write it all the time; try again")
 
 
 def allow(context: Context) -> None:
@@ -39,8 +51,13 @@ def allow(context: Context) -> None:
         CloudError: the bucket refused.
     """
     stored = context.records.read(FILE)
-    if stored is not None and stored.value.get("down") and (run_id := stored.value.get("run_id")):
-        context.records.write(FILE, Stop("", context.me, time.time()).to_json())
+    if stored is None or not stored.value.get("down"):
+        return
+    before, run_id = start.previous(context), stored.value.get("run_id")
+    if before is None or before.value.get("run_id") != run_id:
+        return  # of an earlier run
+    with contextlib.suppress(Changed):  # by a `stop` that comes now, and holds
+        context.records.write(FILE, Stop("", context.me, time.time()).to_json(), generation=stored.generation)
         context.say(f"run {run_id} was ended by `down` and may go on: `python -m launch watch` resumes it")
 
 

@@ -153,10 +153,31 @@ def test_a_stop_that_comes_while_a_run_starts_ends_it(context, hosts, first, mon
     assert stop(context)["run_id"] == "demo-1"
 
 
-def test_a_new_run_clears_the_record_of_an_earlier_one(context, hosts):
-    context.records.write("stop.json", {"run_id": "demo-0", "by": "bob", "at_s": 0.0, "down": True})
+def test_a_new_run_writes_no_stop_record_that_could_replace_one(context, cloud, hosts, store):
+    old = {"run_id": "demo-0", "by": "bob", "at_s": 0.0, "down": True}
+    context.records.write("stop.json", old)
+    command(up, context)  # its machines are there again, but that run is not the newest any more
     started(context, hosts, "quick")
-    assert stop(context)["run_id"] == ""
+    command(up, context)
+    assert stop(context) == old and not any("resumes it" in line for line in cloud.lines)
+    assert store.calls.count("write stop.json") == 1
+
+
+@pytest.mark.parametrize("module", [down, up])
+def test_down_and_up_do_not_replace_a_stop_that_comes_now(context, cloud, hosts, store, module):
+    command(up, context)
+    context.records.write("run.json", a_run().to_json())
+    context.records.write("stop.json", {"run_id": "demo-1" if module is up else "demo-0", "down": True})
+    asked = {"run_id": "demo-1", "by": "bob", "at_s": 0.0}
+
+    def stopping(call, url):
+        if (call, url) == ("write", STOP):
+            store.refusal = lambda call, url: None
+            context.records.write("stop.json", asked)
+
+    store.refusal = stopping
+    command(module, context)
+    assert stop(context) == asked
 
 
 def test_every_host_runs_in_its_own_home(context, hosts):
