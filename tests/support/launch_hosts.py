@@ -38,6 +38,16 @@ elif mode == "child":
 elif mode == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(60)
+elif mode == "saves":  # as `janus train`: a second signal ends it at once
+    def heard(number, frame):
+        signal.signal(number, lambda number, frame: os._exit(128 + number))
+        print("SIGTERM: the run will save and stop; a second one ends it at once", file=sys.stderr, flush=True)
+        time.sleep(3)
+        print("stopped: runs/x: step 1234 is saved; SIGTERM ended the run", file=sys.stderr)
+        os._exit(10)
+    signal.signal(signal.SIGTERM, heard)
+    print("ready", flush=True)
+    time.sleep(60)
 else:
     def save(number, frame):
         time.sleep(0.5)
