@@ -29,7 +29,7 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
     if there is None:
         context.say(f"{name}: nothing to delete")
         return None
-    if run is not None and there.ready and not arguments.now:
+    if run is not None and any(worker.internal for worker in there.workers) and not arguments.now:
         _end(context, there, run, arguments.grace)
     machines.delete(context, dataclasses.replace(there, ours=True), notify=context.say)
     if not context.dry_run:

@@ -27,10 +27,12 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
     from launch.remote.hosts import connect
 
     machines = cloud.find(context)
-    if machines is None or not machines.ready:
+    if machines is None or not any(worker.internal for worker in machines.workers):
         state = "gone" if machines is None else machines.state
         context.say(f"run {stopped.run_id}: its machines are {state}; nobody starts it again")
         return 0
+    if not machines.ready:
+        context.say(f"run {stopped.run_id}: the machines are {machines.state}: ending it on the hosts that are left")
     try:
         with connect(context, machines) as hosts:
             states = start.end(context, hosts, stopped.run_id, grace_s=arguments.grace)

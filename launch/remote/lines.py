@@ -7,10 +7,9 @@ import os
 import shlex
 import stat
 import tempfile
-import time
 from typing import Any
 
-from launch.cloud.gcloud import require
+from launch.cloud.gcloud import interrupted, require
 from launch.context import Context
 from launch.errors import CloudError, HostError, Kind
 
@@ -33,6 +32,7 @@ def ask_gcloud(context: Context, node: str) -> list[list[str]]:
     """
     push = ssh(context, node, "0", "--command=true", "--quiet")
     for turn in range(3):
+        _require_uninterrupted(node)
         try:
             context.gcloud.change(push, timeout_s=180)
             break
@@ -41,11 +41,17 @@ def ask_gcloud(context: Context, node: str) -> list[list[str]]:
                 if "return code [255]" in str(error):
                     raise HostError(f"worker 0 ({node})", f"cannot be reached: {error}") from error
                 raise
-            time.sleep(PAUSE_S)
+            interrupted.wait(PAUSE_S)
+    _require_uninterrupted(node)
     words = ssh(context, node, "all", "--command=true", "--dry-run", "--quiet")
     result = context.runner(words, None, 180)
     require(result, words)
     return [_target(line) for line in result.out.splitlines() if line.strip()]
+
+
+def _require_uninterrupted(node: str) -> None:
+    if interrupted.is_set():
+        raise HostError(node, "not asked: stopped")
 
 
 def _target(line: str) -> list[str]:

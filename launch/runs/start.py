@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from janus_jax.errors import ConfigError, HeldError
+from janus_jax.errors import ConfigError, HeldError, counted
+from launch.cloud import capacity
 from launch.cloud.bucket import Changed, Stored
 from launch.context import Context
 from launch.errors import CloudError, HostError
@@ -163,6 +164,22 @@ def _states(context: Context, answers: "Sequence[Answer]") -> list[dict[str, Any
     return states
 
 
+def require_all(context: Context, hosts: int) -> int:
+    """The number of hosts, if it is that of the settings' type: with fewer the others would wait for the rest.
+
+    Raises:
+        HostError: it is not.
+    """
+    wanted = capacity.of(context.settings)
+    if hosts != wanted.workers:
+        slices = f"{counted(wanted.slices, 'slice')} of {wanted.name}"
+        raise HostError(
+            f"{context.settings.name}: Google Cloud lists {counted(hosts, 'host')}, "
+            f"but {slices} have {wanted.workers}; try again in a minute, or `down` and `up`"
+        )
+    return hosts
+
+
 def require_free(hosts: "Hosts", run: Run | None = None) -> None:
     """Refuses hosts on which a run goes on.
 
@@ -250,7 +267,7 @@ def _uploaded(context: Context, urls: list[str], key: str, value: str) -> str | 
 def _specs(
     context: Context, hosts: "Hosts", ready: "Ready", run: Run, address: str | None
 ) -> dict[int, dict[str, Any]]:
-    count = len(hosts.hosts)
+    count = require_all(context, len(hosts.hosts))
     if count > 1 and address is None:
         from launch.cloud import machines
 
