@@ -52,6 +52,8 @@ def run_command(words: Sequence[str], stdin: str | None = None, timeout_s: float
             )
             if threading.current_thread() is not threading.main_thread():
                 _of_threads.add(process)
+                if interrupted.is_set():  # before it was in the set
+                    end_those_of_threads()
         out, err = process.communicate(stdin, timeout=timeout_s)
         return Result(process.returncode, out, err)
     except FileNotFoundError:

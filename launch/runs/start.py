@@ -17,8 +17,8 @@ from launch.context import Context
 from launch.errors import CloudError, HostError
 from launch.records import PORT, Run, Spec, printable
 from launch.remote import ship
+from launch.runs import alive, inputs
 from launch.runs import command as commands
-from launch.runs import inputs
 
 if TYPE_CHECKING:
     from launch.remote.environment import Ready
@@ -62,6 +62,8 @@ def prepare(
     command = commands.read(words)
     before = (None if context.dry_run else previous(context)) if before is _UNKNOWN else before
     last = None if before is None else Run.from_json(before.value)
+    if before is not None and last is not None:
+        _require_ended_elsewhere(context, last, before)
     directory, why = None, ""
     if command.trains:
         directory, why = commands.run_dir(context, command, workers=workers, given=run_dir, shared_mount=shared_mount)
@@ -77,7 +79,7 @@ def prepare(
     if directory is not None:
         context.say(f"run.dir: {directory} ({why})")
         if last is not None and last.run_dir == directory:
-            owner, attempt = last.owner, last.attempt + 1  # it has ended: `start` asks all hosts
+            owner, attempt = last.owner, last.attempt + 1  # it has ended: `start` asks all hosts here
             context.say(f"run.dir: the run {last.run_id} of this launch wrote there; it goes on from its newest step")
     ship.keep(context.records, ready.source)
     return Run(
@@ -206,6 +208,18 @@ def next_start(run: Run) -> Run:
 def next_attempt(run: Run) -> Run:
     """The same run once more, on machines that were created again."""
     return dataclasses.replace(run, start=run.start + 1, attempt=run.attempt + 1)
+
+
+def _require_ended_elsewhere(context: Context, last: Run, before: Stored) -> None:
+    """`start` asks the hosts of this zone alone. A run of this launch may go on in another one."""
+    there = [last.settings.get(key, getattr(context.settings, key)) for key in ("project", "zone")]
+    if there == [context.settings.project, context.settings.zone]:
+        return
+    if seen := alive.signs(context, before):
+        raise HeldError(
+            f"run {last.run_id} of {last.by} goes on in {there[1]} of {there[0]}: {seen}; end it there with "
+            f"`python -m launch stop`, or choose another name than {context.settings.name}"
+        )
 
 
 def _require_same_run(command: commands.Command, directory: str, last: Run | None) -> None:

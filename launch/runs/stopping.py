@@ -5,31 +5,41 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from janus_jax.errors import HeldError
 from launch.cloud.bucket import Changed
 from launch.context import Context
 from launch.errors import CloudError, Kind
 from launch.records import Run, Stop, printable
-from launch.runs import start
+from launch.runs import alive, start
 
 FILE = "stop.json"
 _SHOWN = 5
 _TRIES = 5
 
 
-def forbid(context: Context, reason: str, *, down: bool = False) -> Run | None:
+def forbid(context: Context, reason: str, *, down: bool = False, force: bool = True) -> Run | None:
     """Writes the stop record of the newest run: nobody, on any workstation, starts it or makes its machines again.
 
     Args:
         down: the machines go too; `up` clears the record then, as `run` does. That of a person's `stop` stays.
+        force: False refuses a run of somebody else that shows signs of life: both may use the same name by mistake.
     Returns:
         The run; None if none was started.
     Raises:
+        HeldError: see `force`.
         CloudError: the bucket refused.
     """
     before = start.previous(context)
     if before is None:
         return None
     run = Run.from_json(before.value)
+    if run.by != context.me:
+        if not force and (seen := alive.signs(context, before)):
+            raise HeldError(
+                f"run {run.run_id} of {run.by} is alive: {seen}; you are {context.me}; if nobody needs it any more, "
+                f"add --force; if {context.settings.name} is their name, change `name` in launch/tpu.yaml"
+            )
+        context.say(f"run {run.run_id} is of {run.by}")
     record = Stop(run.run_id, context.me, time.time(), reason, down).to_json()
     if not down:
         context.records.write(FILE, record)
