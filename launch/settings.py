@@ -118,6 +118,9 @@ def _of_flag(key: str, text: str) -> Node:
         value = {"true": True, "false": False}.get(text.lower(), text)
     elif key == "labels":
         pairs = [part.partition("=") for part in text.split(",") if part]
+        names = [name for name, _, _ in pairs]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ConfigError(f"{origin}: labels: {twice} is given twice")
         value = {name: Node(label, origin) for name, _, label in pairs}
     elif text == "null":
         value = None

@@ -14,9 +14,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adopt", action="store_true", help="delete machines of this name that others made, adopted ones included"
     )
-    parser.add_argument(
-        "--grace", type=float, default=60, metavar="SECONDS", help="how long a run may save before it is killed"
-    )
+    stopping.add_grace(parser)
     parser.add_argument("--now", action="store_true", help="delete at once: what a run did since its last save is lost")
     parser.add_argument("--force", action="store_true", help="even if somebody else's run goes on there")
 

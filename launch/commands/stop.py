@@ -11,9 +11,7 @@ from launch.runs.progress import settled
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the command's own arguments."""
     parser.add_argument("--reason", default="", metavar="TEXT", help="for the record that watchers read")
-    parser.add_argument(
-        "--grace", type=float, default=60, metavar="SECONDS", help="how long the run may save before it is killed"
-    )
+    stopping.add_grace(parser)
 
 
 def run(context: Context, arguments: argparse.Namespace) -> int | None:

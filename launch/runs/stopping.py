@@ -1,5 +1,6 @@
 """The stop record, and the end of a run on its hosts: for `stop` and `down`."""
 
+import argparse
 import contextlib
 import time
 from collections.abc import Sequence
@@ -15,6 +16,25 @@ from launch.runs import alive, start
 FILE = "stop.json"
 _SHOWN = 5
 _TRIES = 5
+_LONGEST_GRACE_S = 3600
+
+
+def add_grace(parser: argparse.ArgumentParser) -> None:
+    """Adds `--grace`."""
+    parser.add_argument(
+        "--grace",
+        type=_grace,
+        default=60,
+        metavar="SECONDS",
+        help="how long the run may save before it is killed (default 60)",
+    )
+
+
+def _grace(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := float(text)) <= _LONGEST_GRACE_S:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text}: allowed: 0 to {_LONGEST_GRACE_S} seconds")
 
 
 def forbid(context: Context, reason: str, *, down: bool = False, force: bool = True) -> Run | None:

@@ -184,6 +184,20 @@ def test_flags_may_stand_anywhere(words, expected):
     assert {key: given[key] for key in expected} == expected
 
 
+def test_a_label_that_is_given_twice_is_refused(capsys, settings):
+    assert main(["up", *NAMES, "--labels", "a=b,c=d,a=e"]) == 2 and not settings
+    assert capsys.readouterr().err == "error: --labels a=b,c=d,a=e: labels: a is given twice\n"
+
+
+@pytest.mark.parametrize("command", ["stop", "down"])
+@pytest.mark.parametrize("grace", ["nan", "inf", "-1", "1e9", "x"])
+def test_a_grace_that_cannot_be_waited_is_refused(command, grace, capsys):
+    with pytest.raises(SystemExit):
+        words = [command, f"--grace={grace}"]
+        command_line._parser(words).parse_args(words)
+    assert f"argument --grace: {grace}: allowed: 0 to 3600 seconds" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", ["run", "export nowhere", "up --wat", "status extra", "run C --env"])
 def test_what_cannot_be_meant_is_refused(words, capsys):
     with pytest.raises(SystemExit) as end:

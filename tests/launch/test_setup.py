@@ -93,6 +93,14 @@ def test_half_a_checkout_never_looks_whole(pod, monkeypatch):
     assert os.listdir(pod.home(0) / "janus/code") == []
 
 
+def test_what_broken_transfers_have_left_goes(pod):
+    for name in ("old", "new"):  # the new one may be under way
+        (pod.home(0) / f"janus/code/.new-{name}/x").mkdir(parents=True)
+    os.utime(pod.home(0) / "janus/code/.new-old", (0, 0))
+    bring(pod)
+    assert [name for name in os.listdir(pod.home(0) / "janus/code") if name.startswith(".")] == [".new-new"]
+
+
 def test_a_host_that_is_down_is_named_and_the_others_are_set_up(pod):
     pod.fail(1, "down")
     with pytest.raises(HostError, match=r"^setup: worker 1 \(pod\): .*timed out"):

@@ -86,6 +86,13 @@ def test_a_training_is_prepared_whole(context, config):
     assert context.bucket.uploaded[-1][1] == f"gs://bucket/launch/demo/code/{Ready().source.identity}.tar.gz"
 
 
+def test_large_inputs_are_named_before_they_are_read(context, config, monkeypatch, tmp_path):
+    monkeypatch.setattr(inputs, "_LARGE_BYTES", 5)
+    monkeypatch.setattr(inputs, "_digest", lambda local: len(context.said) and "d1")
+    prepared(context, config)
+    assert f"data.dir: reading {tmp_path}/data (2 files, 5 bytes) for its checksum" in context.said
+
+
 def test_what_is_in_the_bucket_is_not_uploaded_again(context, config, tmp_path):
     first = prepared(context, config).inputs
     assert prepared(context, config).inputs == first
