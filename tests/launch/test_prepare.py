@@ -31,8 +31,15 @@ fi
 """
 CODE = {
     name: ((ROOT / name).read_bytes(), False)
-    for name in ("launch/__init__.py", "launch/host/__init__.py", "launch/host/facts.py", "pyproject.toml")
+    for name in (
+        "launch/__init__.py",
+        "launch/host/__init__.py",
+        "launch/host/facts.py",
+        wheels.RECIPE,
+        "pyproject.toml",
+    )
 }
+RECIPE = wheels.Recipe.of(Code(CODE))
 TOOLS = ("bash", "awk", "cat", "chmod", "cp", "df", "env", "flock", "grep", "gzip", "ln", "mkdir", "mv", "rm", "sed",
          "sleep", "sort", "tar", "touch", "uname")  # fmt: skip
 
@@ -60,7 +67,7 @@ class Machine:
 
     def uv(self):
         """Puts a stand-in where uv would be."""
-        program = self.home / "janus/uv" / wheels.UV_VERSION / "bin/uv"
+        program = self.home / "janus/uv" / RECIPE.uv / "bin/uv"
         program.parent.mkdir(parents=True)
         self.program(program, UV)
 
@@ -69,7 +76,7 @@ class Machine:
         path.chmod(0o755)
 
     def start(self, make=True, **values):
-        target = environment._Target(Code(CODE), "E1", None, environment._recipe(Code(CODE)))
+        target = environment._Target(Code(CODE), "E1", None, RECIPE)
         script = environment._script(target, make=make).decode()
         lines = {"CODE": "C1", "NEED_KB": "1", **values}
         script = script.replace("\n{\n", "\n" + "".join(f"{k}={v!r}\n" for k, v in lines.items()) + "{\n", 1)
@@ -176,7 +183,7 @@ def test_without_pip_uv_comes_from_its_releases(machine):
     machine.program(machine.bare() / "curl", curl)
     code, _, err = machine.run()
     assert (code, err) == (0, "")
-    assert f"/download/{wheels.UV_VERSION}/uv-" in (machine.home / "curl.log").read_text()
+    assert f"/download/{RECIPE.uv}/uv-" in (machine.home / "curl.log").read_text()
 
 
 CURL = f"""#!/bin/bash
