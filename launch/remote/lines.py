@@ -10,7 +10,7 @@ import tempfile
 from typing import Any
 
 from launch.cloud.gcloud import interrupted, require
-from launch.context import Context
+from launch.context import Context, cache_folder
 from launch.errors import CloudError, HostError, Kind
 
 DEFAULT_KEY = "~/.ssh/google_compute_engine"
@@ -81,11 +81,6 @@ def _private(folder: str) -> bool:
     except OSError:
         return False
     return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077
-
-
-def cache_folder() -> str:
-    """Where this user's launches keep what can be made again."""
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "janus-launch")
 
 
 def cache_file(context: Context) -> str:

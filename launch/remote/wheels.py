@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from typing import Self
 
 from launch.cloud.gcloud import Say, run_command
-from launch.context import Context
+from launch.context import Context, cache_folder
 from launch.errors import CloudError, HostError
-from launch.remote.lines import cache_folder
 from launch.remote.ship import Code
 
 GLIBC = 31

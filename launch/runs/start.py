@@ -154,14 +154,11 @@ def end(context: Context, hosts: "Hosts", run_id: str, *, grace_s: float = 60) -
 def _states(context: Context, answers: "Sequence[Answer]") -> list[dict[str, Any]]:
     states = []
     for answer in answers:
-        try:
-            state = json.loads(answer.out.strip().splitlines()[-1])
-        except (ValueError, IndexError):
-            if answer.code in (126, 127):  # never set up
-                states.append({"state": "none", "run_id": None})
-                continue
-            text = "dry run" if context.dry_run else (answer.err or answer.out).strip() or f"exit code {answer.code}"
-            state = {"error": printable(text.splitlines()[-1])}
+        state = answer.value
+        if state is None and answer.is_not_set_up:
+            state = {"state": "none", "run_id": None}
+        elif state is None:
+            state = {"error": "dry run" if context.dry_run else answer.last()}
         states.append(state)
     return states
 

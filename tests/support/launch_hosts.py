@@ -16,6 +16,7 @@ from typing import Any
 from launch.cloud.bucket import Changed, Stored
 from launch.errors import HostError
 from launch.records import Run, Spec
+from launch.remote.hosts import Answer
 from tests.support.repository import ROOT
 
 STAND_IN = """
@@ -132,16 +133,6 @@ def a_run(mode: str = "quick", **changes: Any) -> Run:
     return dataclasses.replace(given, **{"env": {"MODE": mode}, **changes})
 
 
-@dataclasses.dataclass
-class Answer:
-    """How a command on a host ended."""
-
-    host: ScratchHost
-    code: int
-    out: str
-    err: str = ""
-
-
 class ScratchHosts:
     """What `launch.remote.hosts.Hosts` offers, over scratch hosts. Numbers in `down` cannot be reached."""
 
@@ -174,11 +165,10 @@ class ScratchHosts:
         answers = []
         for host in only or self.hosts:
             if host.number in self.down:
-                answers.append(Answer(host, 255, "", "Connection timed out"))
+                answers.append(Answer(host, 255, "", "Connection timed out", 0.0))
                 continue
-            answers.append(
-                Answer(host, 0, json.dumps(host.agent(name, message(host) if callable(message) else message)))
-            )
+            value = host.agent(name, message(host) if callable(message) else message)
+            answers.append(Answer(host, 0, json.dumps(value), "", 0.0))
         return answers
 
 
