@@ -19,6 +19,11 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def cache_folder() -> str:
+    """Where this user's launches keep what can be made again."""
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "janus-launch")
+
+
 @dataclasses.dataclass
 class Context:
     """Of one call of `python -m launch`."""

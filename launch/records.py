@@ -3,7 +3,7 @@
 Everything that a second workstation needs lies in the bucket, in FOLDER = `BUCKET/launch/NAME`:
 
     run.json                             the run that is, or was last, on this slice: `Run`
-    stop.json                            the run that a person has stopped: `Stop`; `run` and `up` clear it
+    stop.json                            the run that a person has stopped, or one before it: `Stop`
     watch.json                           who watches: `Watcher`, renewed at every look
     RUN_ID/heartbeats/ATTEMPT/WORKER     `Heartbeat` of one host's supervisor
     RUN_ID/logs/ATTEMPT-START/WORKER-NUMBER.log   what the host printed, in parts
@@ -82,7 +82,7 @@ class Run(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Stop(Record):
-    """A person has stopped the run: nobody starts it again."""
+    """A person has stopped the run: nobody starts it again. Ids are random, so it says nothing of a later run."""
 
     run_id: str
     by: str

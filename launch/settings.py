@@ -14,6 +14,8 @@ from janus_jax.config.yaml_file import Node, read_tree
 from janus_jax.errors import ConfigError
 
 DEFAULT_FILE = "launch/tpu.yaml"
+PLACEHOLDER = "CHANGE-ME"
+"""In the file that is shipped: nobody starts with names that are not theirs."""
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -92,6 +94,11 @@ def load(path: str | os.PathLike[str] | None, flags: Mapping[str, str]) -> Setti
     for key, text in flags.items():
         values[key] = _of_flag(key, text)
     root = Node(values, where)
+    empty = [f"{node.origin}: {key} = {node.value}" for key, node in values.items() if PLACEHOLDER in str(node.value)]
+    if empty:
+        raise ConfigError(
+            join(where, [*faults, *(f"{text}: put your own there; see launch/README.md" for text in empty)])
+        )
     try:
         settings = Settings.model_validate(root.plain())
     except ValidationError as error:
@@ -111,6 +118,9 @@ def _of_flag(key: str, text: str) -> Node:
         value = {"true": True, "false": False}.get(text.lower(), text)
     elif key == "labels":
         pairs = [part.partition("=") for part in text.split(",") if part]
+        names = [name for name, _, _ in pairs]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ConfigError(f"{origin}: labels: {twice} is given twice")
         value = {name: Node(label, origin) for name, _, label in pairs}
     elif text == "null":
         value = None

@@ -6,12 +6,15 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from launch.cloud.gcloud import Gcloud
 from launch.errors import CloudError, Kind
 from launch.records import seconds_of
+
+T = TypeVar("T")
+_TRIES = 4
 
 
 class Changed(Exception):
@@ -57,14 +60,18 @@ class Bucket:
             CloudError: the bucket refused.
         """
         url = f"{self.url}/{name}"
-        try:
-            facts = self._gcloud.read(self._words("objects", "describe", url))
+
+        def look() -> Stored | None:
+            try:
+                facts = self._gcloud.read(self._words("objects", "describe", url))
+            except CloudError as error:
+                if error.kind is Kind.NOT_FOUND:
+                    return None
+                raise
             text = self._gcloud.text(self._words("cat", f"{url}#{facts['generation']}"))
-        except CloudError as error:
-            if error.kind is Kind.NOT_FOUND:
-                return None
-            raise
-        return Stored(json.loads(text), int(facts["generation"]), seconds_of(facts["update_time"]))
+            return Stored(json.loads(text), int(facts["generation"]), seconds_of(facts["update_time"]))
+
+        return _settled(look)
 
     def write(self, name: str, value: Any, *, generation: int | None = None) -> None:
         """Writes a JSON object.
@@ -122,12 +129,15 @@ class Bucket:
         urls = [f"{self.url}/{name}" for name in names]
         if urls:
             words = self._words("cp", "--read-paths-from-stdin", os.fspath(directory))
-            self._gcloud.text(words, stdin="\n".join(urls) + "\n", timeout_s=600)
+            _settled(lambda: self._gcloud.text(words, stdin="\n".join(urls) + "\n", timeout_s=600))
 
     def text(self, names: Iterable[str]) -> str:
         """The contents of several objects, one after the other. Missing ones are an error."""
         urls = [f"{self.url}/{name}" for name in names]
-        return self._gcloud.text(self._words("cat", *urls)) if urls else ""
+        if not urls:
+            return ""
+        tries = _TRIES if len(urls) > 1 else 1  # a single one is asked for to see whether it is there
+        return _settled(lambda: self._gcloud.text(self._words("cat", *urls)), tries)
 
     def upload(self, source: str | os.PathLike[str], name: str, *, once: bool = False) -> None:
         """Uploads a file, or what is in a directory (as `rsync` does).
@@ -170,6 +180,17 @@ class Bucket:
             crc32c=item.get("crc32c_hash"),
             md5=item.get("md5_hash"),
         )
+
+
+def _settled(look: Callable[[], T], tries: int = _TRIES) -> T:
+    """What `look` returns, tried again while a generation that it has seen is gone: somebody may replace the object."""
+    for _ in range(tries - 1):
+        try:
+            return look()
+        except CloudError as error:
+            if error.kind is not Kind.NOT_FOUND:
+                raise
+    return look()
 
 
 def _dumps(value: Any) -> str:

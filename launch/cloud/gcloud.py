@@ -52,6 +52,8 @@ def run_command(words: Sequence[str], stdin: str | None = None, timeout_s: float
             )
             if threading.current_thread() is not threading.main_thread():
                 _of_threads.add(process)
+                if interrupted.is_set():  # before it was in the set
+                    end_those_of_threads()
         out, err = process.communicate(stdin, timeout=timeout_s)
         return Result(process.returncode, out, err)
     except FileNotFoundError:
@@ -70,10 +72,13 @@ def run_command(words: Sequence[str], stdin: str | None = None, timeout_s: float
 
 
 _of_threads: set[subprocess.Popen[str]] = set()
+interrupted = threading.Event()
+"""A signal has come: threads start nothing more. Whoever starts threads clears it."""
 
 
 def end_those_of_threads() -> None:
     """Ends commands for which other threads wait. A signal comes to the main thread alone, which waits for these."""
+    interrupted.set()
     for process in tuple(_of_threads):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 
 from janus_jax.errors import JanusError, counted
-from launch.cloud.gcloud import require, run_command
+from launch.cloud.gcloud import require
 from launch.context import Context
 from launch.errors import CloudError, Kind
 from launch.records import FOLDER, PORT
@@ -81,12 +81,18 @@ def _gcloud(context: Context) -> Check:
     match = re.search(r"Google Cloud SDK (\d+)[\d.]*", result.out)
     version = match.group(0) if match else "version unknown"
     old = match is not None and (int(match.group(1)),) < OLDEST_GCLOUD
-    return Check("gcloud", version, "gcloud components update" if old else "")
+    if old:
+        return Check("gcloud", version, "gcloud components update")
+    if context.settings.iap and not re.search(r"^alpha ", result.out, re.MULTILINE):
+        return Check(
+            "gcloud", f"{version} without its alpha commands, which iap needs", "gcloud components install alpha"
+        )
+    return Check("gcloud", version)
 
 
 def _ssh(context: Context) -> Check:
     """ssh."""
-    result = run_command(["ssh", "-V"], None, 30)
+    result = context.runner(["ssh", "-V"], None, 30)
     match = re.search(r"OpenSSH_(\d+)\.(\d+)", result.err + result.out)
     if match is None:
         return Check("ssh", "not OpenSSH", "install OpenSSH 7.6 or newer")
@@ -101,10 +107,10 @@ def _key(context: Context) -> Check:
         return Check("ssh key", f"{path} does not exist; gcloud makes it at the first connection")
     open_to_others = os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO)
     # -P '' opens only a key without passphrase
-    locked = run_command(["ssh-keygen", "-y", "-P", "", "-f", path], None, 30).code != 0
+    locked = context.runner(["ssh-keygen", "-y", "-P", "", "-f", path], None, 30).code != 0
     if open_to_others:
         return Check("ssh key", f"{path} can be read by others", f"chmod 600 {path}")
-    if locked and run_command(["ssh-add", "-l"], None, 30).code != 0:
+    if locked and context.runner(["ssh-add", "-l"], None, 30).code != 0:
         return Check("ssh key", f"{path} has a passphrase and no agent holds it", f"ssh-add {path}")
     return Check("ssh key", path)
 

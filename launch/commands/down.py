@@ -14,22 +14,21 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adopt", action="store_true", help="delete machines of this name that others made, adopted ones included"
     )
-    parser.add_argument(
-        "--grace", type=float, default=60, metavar="SECONDS", help="how long a run may save before it is killed"
-    )
+    stopping.add_grace(parser)
     parser.add_argument("--now", action="store_true", help="delete at once: what a run did since its last save is lost")
+    parser.add_argument("--force", action="store_true", help="even if somebody else's run goes on there")
 
 
 def run(context: Context, arguments: argparse.Namespace) -> int | None:
     name = context.settings.name
     there = _look(context, arguments.adopt)
-    run = _forbid(context, arguments.now) if context.settings.bucket else None
+    run = _forbid(context, arguments.now, arguments.force) if context.settings.bucket else None
     if run is not None and (there is None or not there.ready):
         there = _look(context, arguments.adopt)  # a watcher may have made them before it could see the record
     if there is None:
         context.say(f"{name}: nothing to delete")
         return None
-    if run is not None and there.ready and not arguments.now:
+    if run is not None and any(worker.internal for worker in there.workers) and not arguments.now:
         _end(context, there, run, arguments.grace)
     machines.delete(context, dataclasses.replace(there, ours=True), notify=context.say)
     if not context.dry_run:
@@ -44,10 +43,10 @@ def _look(context: Context, adopt: bool) -> machines.Machines | None:
     return there
 
 
-def _forbid(context: Context, now: bool) -> Run | None:
+def _forbid(context: Context, now: bool, force: bool) -> Run | None:
     """First of all: a watcher anywhere would make the machines again."""
     try:
-        run = stopping.forbid(context, "down", down=True)
+        run = stopping.forbid(context, "down", down=True, force=force)
     except CloudError as error:
         if not now:
             raise CloudError(error.kind, f"{error}; --now deletes the machines all the same") from error

@@ -62,7 +62,7 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
         raise ConfigError(f"{name}: the machines of this name are not of this launch; `up` says how to adopt them")
     if not machines.ready:
         raise HostError(f"{name}: the machines are {machines.state}, not ready; `python -m launch up` waits for them")
-    workers = len(machines.workers)
+    workers = start.require_all(context, len(machines.workers))
     if command.trains:
         given, mount = arguments.run_dir, arguments.shared_mount
         commands.run_dir(context, command, workers=workers, given=given, shared_mount=mount)

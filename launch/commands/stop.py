@@ -11,9 +11,7 @@ from launch.runs.snapshot import settled
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the command's own arguments."""
     parser.add_argument("--reason", default="", metavar="TEXT", help="for the record that watchers read")
-    parser.add_argument(
-        "--grace", type=float, default=60, metavar="SECONDS", help="how long the run may save before it is killed"
-    )
+    stopping.add_grace(parser)
 
 
 def run(context: Context, arguments: argparse.Namespace) -> int | None:
@@ -27,10 +25,12 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
     from launch.remote.hosts import connect
 
     machines = cloud.find(context)
-    if machines is None or not machines.ready:
+    if machines is None or not any(worker.internal for worker in machines.workers):
         state = "gone" if machines is None else machines.state
         context.say(f"run {stopped.run_id}: its machines are {state}; nobody starts it again")
         return 0
+    if not machines.ready:
+        context.say(f"run {stopped.run_id}: the machines are {machines.state}: ending it on the hosts that are left")
     try:
         with connect(context, machines) as hosts:
             states = start.end(context, hosts, stopped.run_id, grace_s=arguments.grace)

@@ -39,6 +39,14 @@ free_kb() {
   df -Pk "$1" | awk 'NR == 2 { print $4 }'
 }
 
+# download FILE WORDS...: to a file, which curl begins anew when it tries again; a pipe would get the first bytes twice.
+# A transfer that stands still is tried again too.
+download() {
+  local file=$1
+  shift
+  curl -sSfL --retry 3 --connect-timeout 30 --speed-limit 1000 --speed-time 60 -o "$file" "$@"
+}
+
 # Ends with the status of curl. The token is not in its arguments: everybody on this host could read those.
 fetch_with_token() {
   local metadata="http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance/service-accounts"
@@ -47,7 +55,7 @@ fetch_with_token() {
     sed -n 's/.*"access_token" *: *"\([^"]*\)".*/\1/p') || true
   [[ -n $token ]] || fail "the metadata server gives no access token: has the machine a service account?"
   printf 'header = "Authorization: Bearer %s"\n' "$token" |
-    curl -sSf --retry 3 --config - --url "$1"
+    download "$2" --config - --url "$1"
 }
 
 get_uv() {
@@ -65,9 +73,10 @@ get_uv() {
     return
   else
     mkdir -p "$target/bin"
-    curl -sSLf --retry 3 \
-      "https://github.com/astral-sh/uv/releases/download/$UV_VERSION/uv-$(uname -m)-unknown-linux-gnu.tar.gz" |
-      tar -xzO "uv-$(uname -m)-unknown-linux-gnu/uv" >"$uv.new"
+    download "$target/uv.tar.gz" \
+      "https://github.com/astral-sh/uv/releases/download/$UV_VERSION/uv-$(uname -m)-unknown-linux-gnu.tar.gz"
+    tar -xzOf "$target/uv.tar.gz" "uv-$(uname -m)-unknown-linux-gnu/uv" >"$uv.new"
+    rm "$target/uv.tar.gz"
   fi
   chmod 755 "$uv.new"
   mv "$uv.new" "$uv"
@@ -85,7 +94,9 @@ make_environment() {
     staged="$janus/env/.staged"
     rm -rf "$staged"
     mkdir -p "$staged"
-    fetch_with_token "$WHEELS" | tar -xf - -C "$staged" || fail "cannot fetch $WHEELS"
+    fetch_with_token "$WHEELS" "$staged/all.tar" || fail "cannot fetch $WHEELS"
+    tar -xf "$staged/all.tar" -C "$staged"
+    rm "$staged/all.tar"
     export UV_PYTHON_INSTALL_MIRROR="file://$staged/interpreter"
     options=(--no-index --find-links "$staged/wheels")
   fi

@@ -32,6 +32,10 @@ LOST_HOST = 17
 _DRAIN_S = 2.0
 _LAST_UPLOADS_S = 60.0
 _STEP = re.compile(r"\btrain\s+([\d,]+)/")
+_PATIENCE_S = 2.0
+"""Before a signal is passed on that `stop` has not sent: at a shutdown systemd sends it to the command too."""
+_STOPS = re.compile(r"(SIG[A-Z]+|Ctrl-C): the run will save and stop")
+"""Training has heard a signal. A second one would end its save."""
 _LAST_WORDS = re.compile(r"(error|stopped): ")
 _PR_SET_PDEATHSIG = 1
 _ALONE = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "2,2,1"}
@@ -71,6 +75,9 @@ class Supervisor:
         self._notes: list[str] = []
         self._child: subprocess.Popen[bytes] | None = None
         self._signals = 0
+        self._asked = self._stops = False
+        self._pass_on_at: float | None = None
+        self._beat_at = time.monotonic() + HEARTBEAT_S
         self._rest = b""
         self._last_words = ""
         self._beat = Heartbeat(
@@ -141,26 +148,31 @@ class Supervisor:
         os.set_blocking(pipe, False)
         selector = selectors.DefaultSelector()
         selector.register(pipe, selectors.EVENT_READ)
-        beat_at, deadline, is_open = time.monotonic() + HEARTBEAT_S, None, True
+        deadline, is_open = None, True
         while is_open and (deadline is None or time.monotonic() < deadline):
             if selector.select(0.2):
                 is_open = self._read(pipe)
-            if time.monotonic() >= beat_at:
-                beat_at = time.monotonic() + HEARTBEAT_S
-                self._say(state="running")
+            self._tick()
             if deadline is None and self._child.poll() is not None:
                 deadline = time.monotonic() + _DRAIN_S  # something that it left behind may keep the pipe open
             while self._notes:
                 self._note(self._notes.pop(0))
         while self._child.poll() is None:  # it has closed its output
             time.sleep(0.2)
-            if time.monotonic() >= beat_at:
-                beat_at = time.monotonic() + HEARTBEAT_S
-                self._say(state="running")
+            self._tick()
         machine.end(machine.session(self._child.pid))
         self._take(b"\n" if self._rest else b"")
         code = self._child.returncode
         return 128 - code if code < 0 else code
+
+    def _tick(self) -> None:
+        """What is due by now: a heartbeat, a signal."""
+        now = time.monotonic()
+        if now >= self._beat_at:
+            self._beat_at = now + HEARTBEAT_S
+            self._say(state="running")
+        if self._pass_on_at is not None and now >= self._pass_on_at:
+            self._terminate()
 
     def _read(self, pipe: int) -> bool:
         """Takes what came; False at the end of the pipe."""
@@ -188,6 +200,7 @@ class Supervisor:
                 line=printable(text),
                 step=int(step[1].replace(",", "")) if step and step[1] != "," else self._beat.step,
             )
+            self._stops = self._stops or _STOPS.match(text) is not None
             if _LAST_WORDS.match(text):
                 self._last_words = text
 
@@ -197,11 +210,20 @@ class Supervisor:
             self._uploads.hurry()
         if self._child is None or self._child.returncode is not None:
             return
-        if self._signals == 1:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._child.pid, signal.SIGTERM)
+        if not self._asked and (self._directory / "stopping").exists():  # `stop` sends one, whatever came before
+            self._asked = True
+            self._terminate()
+        elif self._signals == 1:
+            self._pass_on_at = time.monotonic() + _PATIENCE_S
         else:
             machine.end(machine.session(self._child.pid))
+
+    def _terminate(self) -> None:
+        """SIGTERM for the command, unless it says that it has heard one."""
+        self._pass_on_at = None
+        if self._child is not None and self._child.returncode is None and not self._stops:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._child.pid, signal.SIGTERM)
 
     def _say(self, **changes: object) -> None:
         self._beat = dataclasses.replace(self._beat, at_s=time.time(), **changes)  # pyright: ignore[reportArgumentType]

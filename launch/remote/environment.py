@@ -1,6 +1,5 @@
 """Brings every host to the same state: the checkout, Python with exact versions, the agent; and compares the hosts."""
 
-import ast
 import collections
 import dataclasses
 import hashlib
@@ -51,10 +50,7 @@ class _Target:
     environment: str
     """Identity; empty where the settings name an interpreter."""
     python: str | None
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        return _recipe(self.code)
+    recipe: wheels.Recipe
 
 
 def bring(
@@ -77,10 +73,10 @@ def bring(
         CloudError: the bucket refused, with `offline`.
     """
     code = code or ship.read(context.root, revision)
-    if missing := {"launch/host/facts.py", _recipe(code)["CONSTRAINTS"], "pyproject.toml"} - set(code.files):
+    if missing := {"launch/host/facts.py", wheels.RECIPE, "pyproject.toml"} - set(code.files):
         raise ConfigError(f"--revision {revision}" if revision else context.root, f"has no {sorted(missing)[0]}")
     python = context.settings.python
-    target = _Target(code, "" if python else environment_identity(code), python)
+    target = _Target(code, "" if python else environment_identity(code), python, wheels.Recipe.of(code))
     answers = hosts.each("bash -s", stdin=_script(target, make=False), timeout_s=LOOK_S, tries=3)
     if context.dry_run:
         return _ready(target)
@@ -101,21 +97,12 @@ def bring(
 
 def environment_identity(code: ship.Code) -> str:
     """Identity of the environment that a checkout asks for: new code with the same requirements needs no new one."""
-    project, recipe = tomllib.loads(code.files["pyproject.toml"][0].decode())["project"], _recipe(code)
-    extras = {name: project.get("optional-dependencies", {}).get(name, []) for name in recipe["EXTRAS"]}
-    asked = [recipe["PYTHON_VERSION"], recipe["UV_VERSION"], project["dependencies"], extras]
-    constraints = code.files[recipe["CONSTRAINTS"]][0]
-    return hashlib.sha256(json.dumps(asked).encode() + constraints).hexdigest()[:16]
-
-
-def _recipe(code: ship.Code) -> dict[str, Any]:
-    """How a checkout makes its environment: constants of its own wheels.py, which may be of another time than this."""
-    known = {name: getattr(wheels, name) for name in ("PYTHON_VERSION", "UV_VERSION", "CONSTRAINTS", "EXTRAS")}
-    for node in ast.parse(code.files.get("launch/remote/wheels.py", (b"", False))[0]).body:
-        match node:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in known:
-                known[name] = ast.literal_eval(value)
-    return known
+    project, recipe = tomllib.loads(code.files["pyproject.toml"][0].decode())["project"], wheels.Recipe.of(code)
+    extras = {name: project.get("optional-dependencies", {}).get(name, []) for name in recipe.extras}
+    asked = [recipe.python, recipe.uv, project["dependencies"], extras]
+    if recipe.constraints not in code.files:
+        raise ConfigError(wheels.RECIPE, f"constraints: {recipe.constraints}: no such file in the checkout")
+    return hashlib.sha256(json.dumps(asked).encode() + code.files[recipe.constraints][0]).hexdigest()[:16]
 
 
 def _ready(target: _Target) -> Ready:
@@ -131,8 +118,10 @@ def _script(target: _Target, *, make: bool, staged: str = "") -> bytes:
         "CODE": target.code.identity,
         "ENVIRONMENT": target.environment,
         "HOST_PYTHON": target.python or "",
-        **{name: target.recipe[name] for name in ("PYTHON_VERSION", "UV_VERSION", "CONSTRAINTS")},
-        "EXTRAS": " ".join(target.recipe["EXTRAS"]),
+        "PYTHON_VERSION": target.recipe.python,
+        "UV_VERSION": target.recipe.uv,
+        "CONSTRAINTS": target.recipe.constraints,
+        "EXTRAS": " ".join(target.recipe.extras),
         "WHEELS": staged,
         "NEED_KB": str(ENVIRONMENT_BYTES >> 10),
         "MAKE": str(int(make)),
@@ -157,7 +146,7 @@ def _make(context: Context, hosts: Hosts, target: _Target, lacking: Sequence[Ans
     if count := sum("environment" in item.out.splitlines()[-1] for item in lacking):
         if context.settings.offline:
             staged = wheels.stage(context, target.code, target.environment, notify)
-        python = f"Python {target.recipe['PYTHON_VERSION']}"
+        python = f"Python {target.recipe.python}"
         notify(f"installing {python} and packages on {counted(count, 'host')}; this takes some minutes")
     made = hosts.each("bash -s", stdin=_script(target, make=True, staged=staged), only=left, timeout_s=MAKE_S, tries=3)
     return failed + made

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
-from launch.cloud.gcloud import end_group
+from launch.cloud.gcloud import end_group, interrupted
 from launch.context import Context
-from launch.errors import HostError
+from launch.errors import CloudError, HostError
 from launch.records import printable
 from launch.remote import lines
 
@@ -266,17 +266,20 @@ class Hosts:
 
 
 def connect(context: Context, machines: "Machines") -> Hosts:
-    """The hosts of machines that are ready.
+    """The hosts of machines. Of machines that are not ready, those that are left: of several slices one may be gone.
 
     Raises:
         CloudError: gcloud refused.
         HostError: the first host of a node takes no key, or gcloud names other addresses than the API.
     """
+    if not machines.ready and len(machines.nodes) > 1:
+        return _what_is_left(context, machines)
     if context.settings.iap:
         return Hosts(context, [_through_iap(context, worker) for worker in machines.workers])
     path, stamp = lines.cache_file(context), _stamp(machines)
     given = lines.load(path, stamp)
     if given is None:
+        interrupted.clear()
         with ThreadPoolExecutor(4) as pool:
             answers = pool.map(lambda node: lines.ask_gcloud(context, node), machines.nodes)
             given = dict(zip(machines.nodes, answers, strict=True))
@@ -285,6 +288,22 @@ def connect(context: Context, machines: "Machines") -> Hosts:
     folder = lines.sockets()
     hosts = [_host(worker, given[worker.node], folder, stamp) for worker in machines.workers]
     return Hosts(context, hosts, forget=lambda: lines.remove(path))
+
+
+def _what_is_left(context: Context, machines: "Machines") -> Hosts:
+    hosts, refused = [], []
+    for node in machines.nodes:
+        workers = tuple(worker for worker in machines.workers if worker.node == node and worker.internal)
+        if not workers:
+            continue
+        try:
+            hosts += connect(context, dataclasses.replace(machines, nodes=(node,), workers=workers)).hosts
+        except (CloudError, HostError) as error:
+            refused.append(error)
+            context.warn(f"{node}: cannot be reached, so the run may go on there: {error}")
+    if not hosts:
+        raise refused[0] if refused else HostError(machines.name, f"is {machines.state}, and no host has an address")
+    return Hosts(context, hosts)
 
 
 def _stamp(machines: "Machines") -> dict[str, Any]:

@@ -7,11 +7,10 @@ import os
 import shlex
 import stat
 import tempfile
-import time
 from typing import Any
 
-from launch.cloud.gcloud import require
-from launch.context import Context
+from launch.cloud.gcloud import interrupted, require
+from launch.context import Context, cache_folder
 from launch.errors import CloudError, HostError, Kind
 
 DEFAULT_KEY = "~/.ssh/google_compute_engine"
@@ -33,6 +32,7 @@ def ask_gcloud(context: Context, node: str) -> list[list[str]]:
     """
     push = ssh(context, node, "0", "--command=true", "--quiet")
     for turn in range(3):
+        _require_uninterrupted(node)
         try:
             context.gcloud.change(push, timeout_s=180)
             break
@@ -41,11 +41,17 @@ def ask_gcloud(context: Context, node: str) -> list[list[str]]:
                 if "return code [255]" in str(error):
                     raise HostError(f"worker 0 ({node})", f"cannot be reached: {error}") from error
                 raise
-            time.sleep(PAUSE_S)
+            interrupted.wait(PAUSE_S)
+    _require_uninterrupted(node)
     words = ssh(context, node, "all", "--command=true", "--dry-run", "--quiet")
     result = context.runner(words, None, 180)
     require(result, words)
     return [_target(line) for line in result.out.splitlines() if line.strip()]
+
+
+def _require_uninterrupted(node: str) -> None:
+    if interrupted.is_set():
+        raise HostError(node, "not asked: stopped")
 
 
 def _target(line: str) -> list[str]:
@@ -75,11 +81,6 @@ def _private(folder: str) -> bool:
     except OSError:
         return False
     return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077
-
-
-def cache_folder() -> str:
-    """Where this user's launches keep what can be made again."""
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "janus-launch")
 
 
 def cache_file(context: Context) -> str:

@@ -123,7 +123,9 @@ def send(hosts: Hosts, code: Code, only: list[Host]) -> list[Answer]:
     """Brings the files to hosts, into janus/code/ID. They appear there all at once, or not at all."""
     packed, name = code.archive(), shlex.quote(code.identity)
     command = (
-        "umask 022; cd && mkdir -p janus/code && cd janus/code && t=$(mktemp -d .new-XXXXXX) && chmod 755 $t && "
+        "umask 022; cd && mkdir -p janus/code && cd janus/code && "
+        "find . -maxdepth 1 -name '.new-*' -mmin +60 -exec rm -rf {} + && "  # of transfers that broke off
+        "t=$(mktemp -d .new-XXXXXX) && chmod 755 $t && "
         f"if tar -xzf - -C $t; then test -d {name} || mv -T $t {name} 2>/dev/null; rm -rf $t; test -d {name}; "
         "else rm -rf $t; echo 'the checkout did not arrive whole' >&2; exit 1; fi"
     )

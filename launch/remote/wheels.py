@@ -3,6 +3,7 @@
 The workstation makes the tar once for an environment. Wheels are for Linux on x86-64, whatever the workstation is.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -14,17 +15,13 @@ import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Sequence
+from typing import Self
 
 from launch.cloud.gcloud import Say, run_command
-from launch.context import Context
+from launch.context import Context, cache_folder
 from launch.errors import CloudError, HostError
-from launch.remote.lines import cache_folder
 from launch.remote.ship import Code
 
-UV_VERSION = "0.13.9"
-PYTHON_VERSION = "3.11"
-CONSTRAINTS = "constraints-py311.txt"
-EXTRAS = ("tpu",)
 GLIBC = 31
 """Wheels may need glibc 2.31, as libtpu does; the images for TPUs have 2.35 or newer."""
 PLATFORMS = (
@@ -34,6 +31,26 @@ PLATFORMS = (
 )
 PIP = (sys.executable, "-m", "pip", "-q", "--disable-pip-version-check")
 FOLDER = "launch/wheels"
+RECIPE = "launch/host/environment.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a checkout makes its environment on the hosts: a file of it, for a run may have other code than this."""
+
+    python: str
+    """Version."""
+    uv: str
+    """Version of uv, which makes it."""
+    constraints: str
+    """File of the checkout with exact versions."""
+    extras: list[str]
+    """Of pyproject.toml."""
+
+    @classmethod
+    def of(cls, code: Code) -> Self:
+        """That of a checkout, which has the file."""
+        return cls(**json.loads(code.files[RECIPE][0]))
 
 
 def stage(context: Context, code: Code, identity: str, notify: Say) -> str:
@@ -64,16 +81,17 @@ def url_of(url: str) -> str:
 def collect(code: Code, folder: str) -> str:
     """Fills a folder: uv, wheels/ and interpreter/RELEASE/ARCHIVE; returns it."""
     os.makedirs(folder)
-    uv = own_uv()
-    for name in ("pyproject.toml", CONSTRAINTS):
+    recipe = Recipe.of(code)
+    uv = own_uv(recipe.uv)
+    for name in ("pyproject.toml", recipe.constraints):
         with open(os.path.join(folder, name), "wb") as file:
             file.write(code.files[name][0])
     listing = os.path.join(folder, "requirements.txt")
-    extras = [word for extra in EXTRAS for word in ("--extra", extra)]
-    asked = [os.path.join(folder, "pyproject.toml"), "--constraints", os.path.join(folder, CONSTRAINTS), *extras]
+    extras = [word for extra in recipe.extras for word in ("--extra", extra)]
+    asked = [os.path.join(folder, "pyproject.toml"), "--constraints", os.path.join(folder, recipe.constraints), *extras]
     exact = [
         "--python-version",
-        PYTHON_VERSION,
+        recipe.python,
         "--python-platform",
         f"x86_64-manylinux_2_{GLIBC}",
         "--no-header",
@@ -82,12 +100,12 @@ def collect(code: Code, folder: str) -> str:
     # uv judges `sys_platform` and the like for the hosts; pip would judge them for this workstation.
     _run([uv, "pip", "compile", "-q", *asked, *exact, "-o", listing], "resolving the packages")
     for_hosts = ["--only-binary=:all:", *(f"--platform={name}" for name in PLATFORMS)]
-    for_hosts += ["--python-version", PYTHON_VERSION, "--implementation", "cp"]
+    for_hosts += ["--python-version", recipe.python, "--implementation", "cp"]
     download = [*PIP, "download", *for_hosts, "--no-deps"]
     _download(download, listing, os.path.join(folder, "wheels"))
-    _run([*download, "-d", os.path.join(folder, "uv-wheel"), f"uv=={UV_VERSION}"], "downloading uv")
+    _run([*download, "-d", os.path.join(folder, "uv-wheel"), f"uv=={recipe.uv}"], "downloading uv")
     _unpack_uv(os.path.join(folder, "uv-wheel"), folder)
-    _interpreter(uv, os.path.join(folder, "interpreter"), PYTHON_VERSION)
+    _interpreter(uv, os.path.join(folder, "interpreter"), recipe)
     return folder
 
 
@@ -123,13 +141,13 @@ def pack(folder: str, path: str) -> None:
             tar.add(os.path.join(folder, name), arcname=name)
 
 
-def own_uv() -> str:
+def own_uv(version: str) -> str:
     """uv for this workstation, from the package index."""
-    target = os.path.join(cache_folder(), f"uv-{UV_VERSION}")
+    target = os.path.join(cache_folder(), f"uv-{version}")
     uv = os.path.join(target, "bin", "uv")
     if not os.path.exists(uv):
         shutil.rmtree(target, ignore_errors=True)
-        install = [*PIP, "install", "--no-deps", "--target", target, f"uv=={UV_VERSION}"]
+        install = [*PIP, "install", "--no-deps", "--target", target, f"uv=={version}"]
         _run(install, "installing uv on this workstation")
     return uv
 
@@ -143,12 +161,12 @@ def _unpack_uv(wheel_folder: str, folder: str) -> None:
     shutil.rmtree(wheel_folder)
 
 
-def _interpreter(uv: str, mirror: str, version: str) -> None:
+def _interpreter(uv: str, mirror: str, recipe: Recipe) -> None:
     """Downloads the archive that uv would install, to where uv looks for it in a mirror: RELEASE/ARCHIVE."""
-    words = [uv, "python", "list", f"cpython-{version}-linux-x86_64-gnu", "--only-downloads", "--show-urls"]
+    words = [uv, "python", "list", f"cpython-{recipe.python}-linux-x86_64-gnu", "--only-downloads", "--show-urls"]
     listed = json.loads(_run([*words, "--output-format", "json"], "asking uv for the interpreter"))
     if not listed:
-        raise HostError("uv", f"{UV_VERSION} offers no Python {version} for Linux on x86-64")
+        raise HostError("uv", f"{recipe.uv} offers no Python {recipe.python} for Linux on x86-64")
     url = listed[0]["url"]
     release, archive = url.rsplit("/", 2)[1:]
     os.makedirs(os.path.join(mirror, release))

@@ -8,10 +8,12 @@ import stat
 import time
 from collections.abc import Iterator
 
-from janus_jax.errors import ConfigError
+from janus_jax.errors import ConfigError, counted
 from launch.context import Context
 
 FOLDER = "inputs"
+_LARGE_BYTES = 5 * 10**8
+"""Takes seconds to read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +55,14 @@ def stage(context: Context, key: str, local: Local) -> str:
         CloudError: the bucket refused.
     """
     base = os.path.basename(local.path)
+    size = f"{local.size / 1e9:.2f} GB" if local.size >= 1e7 else f"{local.size:,} bytes"
+    if local.size >= _LARGE_BYTES:
+        context.say(f"{key}: reading {local.path} ({counted(len(local.files), 'file')}, {size}) for its checksum")
     digest = _digest(local)
     name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', base).strip('.-')[:40] or 'input'}-{digest}"
     folder, url = context.bucket.at(FOLDER), f"{context.bucket.url}/{FOLDER}/{name}"
     is_file = os.path.isfile(local.path)
     target = f"{url}/{base}" if is_file else url
-    size = f"{local.size / 1e9:.2f} GB" if local.size >= 1e7 else f"{local.size:,} bytes"
     if not context.dry_run and folder.read(f"{name}.json") is not None:
         context.say(f"{key}: {local.path} is in the bucket already: {target}")
         return target

@@ -1,6 +1,5 @@
 """A run on all hosts of a launch: prepared on the workstation, started together, ended together."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -11,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from janus_jax.errors import ConfigError, HeldError
+from janus_jax.errors import ConfigError, HeldError, counted
+from launch.cloud import capacity
 from launch.cloud.bucket import Changed, Stored
 from launch.context import Context
 from launch.errors import CloudError, HostError
-from launch.records import PORT, Run, Spec, Stop, printable
+from launch.records import PORT, Run, Spec, printable
 from launch.remote import ship
+from launch.runs import alive, inputs
 from launch.runs import command as commands
-from launch.runs import inputs
 
 if TYPE_CHECKING:
     from launch.remote.environment import Ready
@@ -62,6 +62,8 @@ def prepare(
     command = commands.read(words)
     before = (None if context.dry_run else previous(context)) if before is _UNKNOWN else before
     last = None if before is None else Run.from_json(before.value)
+    if before is not None and last is not None:
+        _require_ended_elsewhere(context, last, before)
     directory, why = None, ""
     if command.trains:
         directory, why = commands.run_dir(context, command, workers=workers, given=run_dir, shared_mount=shared_mount)
@@ -77,7 +79,7 @@ def prepare(
     if directory is not None:
         context.say(f"run.dir: {directory} ({why})")
         if last is not None and last.run_dir == directory:
-            owner, attempt = last.owner, last.attempt + 1  # it has ended: `start` asks all hosts
+            owner, attempt = last.owner, last.attempt + 1  # it has ended: `start` asks all hosts here
             context.say(f"run.dir: the run {last.run_id} of this launch wrote there; it goes on from its newest step")
     ship.keep(context.records, ready.source)
     return Run(
@@ -152,16 +154,29 @@ def end(context: Context, hosts: "Hosts", run_id: str, *, grace_s: float = 60) -
 def _states(context: Context, answers: "Sequence[Answer]") -> list[dict[str, Any]]:
     states = []
     for answer in answers:
-        try:
-            state = json.loads(answer.out.strip().splitlines()[-1])
-        except (ValueError, IndexError):
-            if answer.code in (126, 127):  # never set up
-                states.append({"state": "none", "run_id": None})
-                continue
-            text = "dry run" if context.dry_run else (answer.err or answer.out).strip() or f"exit code {answer.code}"
-            state = {"error": printable(text.splitlines()[-1])}
+        state = answer.value
+        if state is None and answer.is_not_set_up:
+            state = {"state": "none", "run_id": None}
+        elif state is None:
+            state = {"error": "dry run" if context.dry_run else answer.last()}
         states.append(state)
     return states
+
+
+def require_all(context: Context, hosts: int) -> int:
+    """The number of hosts, if it is that of the settings' type: with fewer the others would wait for the rest.
+
+    Raises:
+        HostError: it is not.
+    """
+    wanted = capacity.of(context.settings)
+    if hosts != wanted.workers:
+        slices = f"{counted(wanted.slices, 'slice')} of {wanted.name}"
+        raise HostError(
+            f"{context.settings.name}: Google Cloud lists {counted(hosts, 'host')}, "
+            f"but {slices} have {wanted.workers}; try again in a minute, or `down` and `up`"
+        )
+    return hosts
 
 
 def require_free(hosts: "Hosts", run: Run | None = None) -> None:
@@ -190,6 +205,18 @@ def next_start(run: Run) -> Run:
 def next_attempt(run: Run) -> Run:
     """The same run once more, on machines that were created again."""
     return dataclasses.replace(run, start=run.start + 1, attempt=run.attempt + 1)
+
+
+def _require_ended_elsewhere(context: Context, last: Run, before: Stored) -> None:
+    """`start` asks the hosts of this zone alone. A run of this launch may go on in another one."""
+    there = [last.settings.get(key, getattr(context.settings, key)) for key in ("project", "zone")]
+    if there == [context.settings.project, context.settings.zone]:
+        return
+    if seen := alive.signs(context, before):
+        raise HeldError(
+            f"run {last.run_id} of {last.by} goes on in {there[1]} of {there[0]}: {seen}; end it there with "
+            f"`python -m launch stop`, or choose another name than {context.settings.name}"
+        )
 
 
 def _require_same_run(command: commands.Command, directory: str, last: Run | None) -> None:
@@ -251,7 +278,7 @@ def _uploaded(context: Context, urls: list[str], key: str, value: str) -> str | 
 def _specs(
     context: Context, hosts: "Hosts", ready: "Ready", run: Run, address: str | None
 ) -> dict[int, dict[str, Any]]:
-    count = len(hosts.hosts)
+    count = require_all(context, len(hosts.hosts))
     if count > 1 and address is None:
         from launch.cloud import machines
 
@@ -296,21 +323,16 @@ def _record(context: Context, run: Run, before: Stored | None) -> None:
 
 
 def _obey_stop(context: Context, hosts: "Hosts", run: Run) -> None:
-    """Ends a run that was stopped while its start was on its way; clears the stop record of an earlier run.
+    """Ends a run that was stopped while its start was on its way. A record of an earlier run stays: it names no other.
 
     Raises:
         HeldError: it was stopped.
     """
     try:
         stored = context.records.read("stop.json")
-        named = "" if stored is None else stored.value.get("run_id")
-        if stored is not None and named and named != run.run_id:
-            cleared = Stop("", context.me, time.time(), f"run {run.run_id} began").to_json()
-            with contextlib.suppress(Changed):  # the next look of `watch`, or `stop` itself, sees that one
-                context.records.write("stop.json", cleared, generation=stored.generation)
     except CloudError as error:
         context.warn(f"note: the run has started; a stop record was not looked for: {error}")
         return
-    if stored is not None and named == run.run_id:
+    if stored is not None and stored.value.get("run_id") == run.run_id:
         end(context, hosts, run.run_id)
         raise HeldError(f"run {run.run_id} was stopped by {stored.value.get('by')} while it started, and is ended")

@@ -1,35 +1,77 @@
 """The stop record, and the end of a run on its hosts: for `stop` and `down`."""
 
+import argparse
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from janus_jax.errors import HeldError
+from launch.cloud.bucket import Changed
 from launch.context import Context
+from launch.errors import CloudError, Kind
 from launch.records import Run, Stop, printable
-from launch.runs import start
+from launch.runs import alive, start
 
 FILE = "stop.json"
 _SHOWN = 5
+_TRIES = 5
+_LONGEST_GRACE_S = 3600
 
 
-def forbid(context: Context, reason: str, *, down: bool = False) -> Run | None:
+def add_grace(parser: argparse.ArgumentParser) -> None:
+    """Adds `--grace`."""
+    parser.add_argument(
+        "--grace",
+        type=_grace,
+        default=60,
+        metavar="SECONDS",
+        help="how long the run may save before it is killed (default 60)",
+    )
+
+
+def _grace(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := float(text)) <= _LONGEST_GRACE_S:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text}: allowed: 0 to {_LONGEST_GRACE_S} seconds")
+
+
+def forbid(context: Context, reason: str, *, down: bool = False, force: bool = True) -> Run | None:
     """Writes the stop record of the newest run: nobody, on any workstation, starts it or makes its machines again.
 
     Args:
         down: the machines go too; `up` clears the record then, as `run` does. That of a person's `stop` stays.
+        force: False refuses a run of somebody else that shows signs of life: both may use the same name by mistake.
     Returns:
         The run; None if none was started.
     Raises:
+        HeldError: see `force`.
         CloudError: the bucket refused.
     """
     before = start.previous(context)
     if before is None:
         return None
     run = Run.from_json(before.value)
-    if down and (stored := context.records.read(FILE)) is not None and stored.value.get("run_id") == run.run_id:
+    if run.by != context.me:
+        if not force and (seen := alive.signs(context, before)):
+            raise HeldError(
+                f"run {run.run_id} of {run.by} is alive: {seen}; you are {context.me}; if nobody needs it any more, "
+                f"add --force; if {context.settings.name} is their name, change `name` in launch/tpu.yaml"
+            )
+        context.say(f"run {run.run_id} is of {run.by}")
+    record = Stop(run.run_id, context.me, time.time(), reason, down).to_json()
+    if not down:
+        context.records.write(FILE, record)
         return run
-    context.records.write(FILE, Stop(run.run_id, context.me, time.time(), reason, down).to_json())
-    return run
+    for _ in range(_TRIES):
+        stored = context.records.read(FILE)
+        if stored is not None and stored.value.get("run_id") == run.run_id:
+            return run
+        with contextlib.suppress(Changed):  # a person's `stop` may come now
+            context.records.write(FILE, record, generation=0 if stored is None else stored.generation)
+            return run
+    raise CloudError(Kind.CHANGED, f"{context.records.url}/{FILE}", "others write it all the time; try again")
 
 
 def allow(context: Context) -> None:
@@ -39,8 +81,13 @@ def allow(context: Context) -> None:
         CloudError: the bucket refused.
     """
     stored = context.records.read(FILE)
-    if stored is not None and stored.value.get("down") and (run_id := stored.value.get("run_id")):
-        context.records.write(FILE, Stop("", context.me, time.time()).to_json())
+    if stored is None or not stored.value.get("down"):
+        return
+    before, run_id = start.previous(context), stored.value.get("run_id")
+    if before is None or before.value.get("run_id") != run_id:
+        return  # of an earlier run
+    with contextlib.suppress(Changed):  # by a `stop` that comes now, and holds
+        context.records.write(FILE, Stop("", context.me, time.time()).to_json(), generation=stored.generation)
         context.say(f"run {run_id} was ended by `down` and may go on: `python -m launch watch` resumes it")
 
 

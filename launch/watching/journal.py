@@ -7,6 +7,7 @@ from pathlib import Path
 
 from launch.cloud.bucket import Bucket
 from launch.cloud.gcloud import Say
+from launch.context import cache_folder
 from launch.errors import CloudError, Kind
 
 NAME = "watch.log"
@@ -29,8 +30,7 @@ class Journal:
     @property
     def path(self) -> Path:
         """The copy on this workstation."""
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(cache) / "janus-launch" / self._name / NAME
+        return Path(cache_folder()) / self._name / NAME
 
     def follow(self, run_id: str | None) -> None:
         """Lines from now on belong to this run."""

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -72,6 +73,21 @@ def test_stop_lets_the_run_save_however_often_it_comes(host):
     state = host.agent("stop", {"run_id": "demo-1"})
     assert (state["state"], state["code"], state["was"]) == ("ended", 10, "ended")
     assert state["message"] == "stopped: runs/x: step 1234 is saved; SIGTERM ended the run"
+
+
+@pytest.mark.parametrize("who", [("child", "pid"), ("pid", "child"), ("pid",), ("child", "stop"), ("pid", "stop")])
+def test_a_shutdown_lets_the_run_save_whoever_gets_its_signal(host, who):
+    """systemd signals supervisor and command, in any order, and not at the same moment on a busy machine."""
+    host.agent("start", host.spec(a_run("saves")))
+    until(lambda: "ready" in host.agent("tail", {"lines": 5})["text"])
+    pids = host.pids()
+    for name in who:
+        if name == "stop":
+            assert host.agent("stop", {"run_id": "demo-1"})["code"] == 10
+        else:
+            os.kill(pids[name], signal.SIGTERM)
+            time.sleep(0.5)
+    assert host.wait("ended")["code"] == 10
 
 
 def test_a_run_that_does_not_end_is_killed_after_the_grace(host):

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from launch.commands import down, logs, status, stop, up, watch
+from launch.context import Context
 from launch.records import Heartbeat
 from launch.remote import hosts as remote
 from tests.support.counted import Counted
@@ -20,6 +21,7 @@ FOLDER, RUN = "gs://bkt/launch/janus", "gs://bkt/runs/janus"
 def cloud(monkeypatch, tmp_path):
     """A run of two attempts that goes on on two hosts."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(Context, "me", "ann@here")
     made = Counted()
     made.machines.keep_time(monkeypatch)
     made.store.now = time.time()

@@ -32,6 +32,10 @@ for name in COMMANDS:
 """
 
 
+NAMES = ["--name", "ada", "--project", "p", "--bucket", "gs://bkt"]
+"""What launch/tpu.yaml leaves open."""
+
+
 def python(code):
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
@@ -65,7 +69,8 @@ def test_a_workstation_without_pydantic_is_told_what_to_install():
     assert done.stderr.startswith("error: pydantic is not installed here; python -m pip install PyYAML")
 
 
-NOHUP = """
+NOHUP = f"""
+NAMES = {NAMES}
 import os, signal, sys
 import launch.__main__ as line
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -73,7 +78,7 @@ class Command:
     add = lambda self, parser: None
     run = lambda self, context, arguments: os.kill(os.getpid(), signal.SIGHUP)
 line._module = lambda name: Command()
-sys.exit(line.main(["watch"]))
+sys.exit(line.main(["watch", *NAMES]))
 """
 
 
@@ -84,7 +89,8 @@ def test_under_nohup_a_lost_terminal_ends_nothing():
     assert (done.returncode, done.stderr) == (129, "stopped\n")
 
 
-THREADS = """
+THREADS = f"""
+NAMES = {NAMES}
 import os, signal, sys, time
 from concurrent.futures import ThreadPoolExecutor
 import launch.__main__ as line
@@ -97,7 +103,7 @@ class Command:
             task.result()
 line._module = lambda name: Command()
 began = time.monotonic()
-code = line.main(["status"])
+code = line.main(["status", *NAMES])
 assert time.monotonic() - began < 20
 sys.exit(code)
 """
@@ -114,6 +120,15 @@ def test_sigterm_ends_the_following_of_a_run_with_its_own_code():
     hosts, warned = types.SimpleNamespace(hosts=[None], agent=agent), []
     assert run._follow(types.SimpleNamespace(warn=warned.append), hosts, None) == 143  # type: ignore[arg-type]
     assert "the run goes on" in warned[0]
+
+
+def test_nobody_starts_with_the_names_of_the_file_that_is_shipped(capsys, settings):
+    file = str(ROOT / "launch/tpu.yaml")
+    assert main(["up", "--settings", file]) == 2
+    said = capsys.readouterr().err
+    assert f"error: {file}: 3 errors\n" in said and said.count(": put your own there") == 3
+    assert main(["up", "--settings", file, *NAMES[:4]]) == 2 and not settings
+    assert capsys.readouterr().err.endswith(": bucket = gs://CHANGE-ME: put your own there; see launch/README.md\n")
 
 
 def test_mistakes_in_settings_come_in_one_report(tmp_path, capsys, settings):
@@ -142,7 +157,7 @@ def test_mistakes_in_settings_come_in_one_report(tmp_path, capsys, settings):
     ],
 )
 def test_a_flag_wins_over_its_key(words, key, expected, settings):
-    assert main(["status", "--settings", str(ROOT / "launch/tpu.yaml"), *words]) == 0
+    assert main(["status", "--settings", str(ROOT / "launch/tpu.yaml"), *NAMES, *words]) == 0
     assert getattr(settings[0], key) == expected
 
 
@@ -167,6 +182,20 @@ def test_a_flag_wins_over_its_key(words, key, expected, settings):
 def test_flags_may_stand_anywhere(words, expected):
     given = vars(command_line._parser(words.split()).parse_args(words.split()))
     assert {key: given[key] for key in expected} == expected
+
+
+def test_a_label_that_is_given_twice_is_refused(capsys, settings):
+    assert main(["up", *NAMES, "--labels", "a=b,c=d,a=e"]) == 2 and not settings
+    assert capsys.readouterr().err == "error: --labels a=b,c=d,a=e: labels: a is given twice\n"
+
+
+@pytest.mark.parametrize("command", ["stop", "down"])
+@pytest.mark.parametrize("grace", ["nan", "inf", "-1", "1e9", "x"])
+def test_a_grace_that_cannot_be_waited_is_refused(command, grace, capsys):
+    with pytest.raises(SystemExit):
+        words = [command, f"--grace={grace}"]
+        command_line._parser(words).parse_args(words)
+    assert f"argument --grace: {grace}: allowed: 0 to 3600 seconds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", ["run", "export nowhere", "up --wat", "status extra", "run C --env"])

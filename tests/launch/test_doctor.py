@@ -8,7 +8,7 @@ import types
 import pytest
 
 import launch
-from launch.cloud.gcloud import Result
+from launch.cloud.gcloud import Result, run_command
 from launch.commands import doctor
 from tests.support.pods import Pod
 
@@ -36,6 +36,8 @@ def pod(tmp_path, monkeypatch):
     pod.answers = dict(GOOD)
 
     def gcloud(words, stdin, timeout_s):
+        if words[0] != "gcloud":
+            return run_command(words, stdin, timeout_s)
         answer = next(answer for name, answer in pod.answers.items() if name in words)
         return answer if isinstance(answer, Result) else Result(0, answer, "")
 
@@ -106,3 +108,10 @@ def test_a_bucket_is_written_and_read(pod):
     context.__dict__["bucket"] = Bucket()
     assert doctor.run(context, argparse.Namespace()) == 0
     assert pod.said[-1] == "all is well" and "ok       bucket: gs://bucket can be written and read" in pod.said
+
+
+def test_iap_needs_the_alpha_commands(pod):
+    pod.settings = pod.settings.model_copy(update={"iap": True})
+    assert any(line == "ok       gcloud: Google Cloud SDK 528.0.0" for line in run(pod)[1])
+    pod.answers["version"] = "Google Cloud SDK 528.0.0\nbeta 2025.07.25\n"
+    assert "         -> gcloud components install alpha" in run(pod)[1]

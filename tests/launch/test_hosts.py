@@ -1,6 +1,7 @@
 """The hosts over ssh: how they are reached, what is asked again, what errors say."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shlex
@@ -11,6 +12,7 @@ import time
 
 import pytest
 
+from launch.cloud.gcloud import end_those_of_threads, interrupted
 from launch.errors import CloudError, HostError
 from launch.remote import hosts, lines
 from tests.support.pods import Pod, machines
@@ -92,6 +94,37 @@ def test_a_key_that_is_refused_later_is_pushed_again_by_the_next_command(pod, mo
     pod.connect().each("echo 'me@host: Permission denied (publickey).' >&2; exit 255")
     pod.connect()
     assert len(pod.asked) == 4
+
+
+def test_after_a_signal_gcloud_is_asked_nothing_more(tmp_path, monkeypatch):
+    pod = Pod(tmp_path, monkeypatch, hosts=1, slices=6)
+    monkeypatch.setattr("launch.remote.lines.PAUSE_S", 30.0)
+    refused, real = "ERROR: (gcloud.compute.tpus.tpu-vm.ssh) [/usr/bin/ssh] exited with return code [255].", pod.gcloud
+
+    def gcloud(words, stdin, timeout_s):
+        pod.refusals = [refused]
+        answer = real(words, stdin, timeout_s)
+        end_those_of_threads()
+        return answer
+
+    monkeypatch.setattr(pod, "gcloud", gcloud)
+    began = time.monotonic()
+    with pytest.raises(HostError, match="stopped"):
+        pod.connect()
+    interrupted.clear()
+    assert len(pod.asked) <= 4 and time.monotonic() - began < 10
+
+
+def test_of_machines_that_are_not_ready_the_hosts_that_are_left_are_reached(tmp_path, monkeypatch, capsys):
+    pod = Pod(tmp_path, monkeypatch, hosts=1, slices=3)
+    gone, *left = pod.machines.workers
+    pod.machines = dataclasses.replace(pod.machines, ready=False, state="PREEMPTED", workers=(*left,))
+    pod.refusals = ["ERROR: (gcloud) PERMISSION_DENIED: Permission tpu.nodes.update denied."]
+    assert [host.name for host in pod.connect().hosts] == ["worker 2 (pod-2)"]
+    assert "pod-1: cannot be reached, so the run may go on there: permission" in capsys.readouterr().err
+    pod.machines = dataclasses.replace(pod.machines, workers=(dataclasses.replace(gone, internal=""),))
+    with pytest.raises(HostError, match="is PREEMPTED, and no host has an address"):
+        pod.connect()
 
 
 def test_sockets_lie_in_a_private_short_directory_or_there_are_none(pod, monkeypatch, tmp_path):

@@ -12,14 +12,14 @@ import pytest
 
 from janus_jax.errors import ConfigError
 from launch.errors import HostError
-from launch.remote import environment, ship
+from launch.remote import environment, ship, wheels
 from launch.remote.ship import Code
 from launch.watching.steps import Steps
 from tests.support.launches import FakeBucket, Store, run_record
 from tests.support.pods import Pod
 from tests.support.repository import ROOT
 
-NEEDED = ("launch/__init__.py", "launch/host/__init__.py", "launch/host/facts.py", "pyproject.toml")
+NEEDED = ("launch/__init__.py", "launch/host/__init__.py", "launch/host/facts.py", wheels.RECIPE, "pyproject.toml")
 
 
 @pytest.fixture
@@ -91,6 +91,14 @@ def test_half_a_checkout_never_looks_whole(pod, monkeypatch):
     with pytest.raises(HostError, match="the checkout did not arrive whole"):
         bring(pod)
     assert os.listdir(pod.home(0) / "janus/code") == []
+
+
+def test_what_broken_transfers_have_left_goes(pod):
+    for name in ("old", "new"):  # the new one may be under way
+        (pod.home(0) / f"janus/code/.new-{name}/x").mkdir(parents=True)
+    os.utime(pod.home(0) / "janus/code/.new-old", (0, 0))
+    bring(pod)
+    assert [name for name in os.listdir(pod.home(0) / "janus/code") if name.startswith(".")] == [".new-new"]
 
 
 def test_a_host_that_is_down_is_named_and_the_others_are_set_up(pod):
@@ -263,8 +271,9 @@ def test_code_that_is_nowhere_is_not_replaced_by_another(pod, records):
 
 def test_the_environment_is_made_as_the_run_s_code_says(pod):
     before = environment.environment_identity(Code(pod.code))
-    pod.code["launch/remote/wheels.py"] = (b'UV_VERSION = "0.1"\nEXTRAS = ("tpu",)\n', False)
+    recipe = {"python": "3.12", "uv": "0.1", "constraints": "constraints-py311.txt", "extras": ["tpu"]}
+    pod.code["launch/host/environment.json"] = (json.dumps(recipe).encode(), False)
     code = Code(pod.code)
     assert environment.environment_identity(code) != before
-    target = environment._Target(code, "e", None)
-    assert b"UV_VERSION=0.1\n" in environment._script(target, make=True)
+    script = environment._script(environment._Target(code, "e", None, wheels.Recipe.of(code)), make=True)
+    assert b"UV_VERSION=0.1\n" in script and b"PYTHON_VERSION=3.12\n" in script

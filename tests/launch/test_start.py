@@ -86,6 +86,13 @@ def test_a_training_is_prepared_whole(context, config):
     assert context.bucket.uploaded[-1][1] == f"gs://bucket/launch/demo/code/{Ready().source.identity}.tar.gz"
 
 
+def test_large_inputs_are_named_before_they_are_read(context, config, monkeypatch, tmp_path):
+    monkeypatch.setattr(inputs, "_LARGE_BYTES", 5)
+    monkeypatch.setattr(inputs, "_digest", lambda local: len(context.said) and "d1")
+    prepared(context, config)
+    assert f"data.dir: reading {tmp_path}/data (2 files, 5 bytes) for its checksum" in context.said
+
+
 def test_what_is_in_the_bucket_is_not_uploaded_again(context, config, tmp_path):
     first = prepared(context, config).inputs
     assert prepared(context, config).inputs == first
@@ -345,6 +352,26 @@ def test_run_needs_machines(context, config, cloud):
     cloud.now = Machines((Worker(0),), ours=False)
     with pytest.raises(ConfigError, match="not of this launch"):
         run_command.run(context, arguments(run_command, config))
+
+
+def test_run_needs_all_hosts(context, config, cloud, hosts, ready):
+    cloud.now = Machines((Worker(0),))
+    text = "demo: Google Cloud lists 1 host, but 1 slice of v4-16 have 2"
+    with pytest.raises(HostError, match=text):
+        run_command.run(context, arguments(run_command, config))
+    hosts.hosts = hosts.hosts[:1]
+    with pytest.raises(HostError, match=text):
+        start.start(context, hosts, ready, a_run(), address="h")
+
+
+def test_stop_ends_the_run_on_the_slices_that_are_left(context, cloud, hosts, ready):
+    start.start(context, hosts, ready, a_run("runs"), address="h")
+    for host in hosts.hosts:
+        until(lambda host=host: "ready" in host.agent("tail", {"lines": 5})["text"])
+    cloud.now = Machines((Worker(1), Worker(2)), ready=False, state="PREEMPTED")
+    assert stop_command.run(context, arguments(stop_command)) == 0
+    assert [host.agent("state")["code"] for host in hosts.hosts] == [10, 10]
+    assert "run demo-1: the machines are PREEMPTED: ending it on the hosts that are left" in context.said
 
 
 def test_stop_says_what_is_saved(context, config, cloud, hosts):

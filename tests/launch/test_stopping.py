@@ -7,7 +7,9 @@ import pytest
 
 from janus_jax.errors import HeldError
 from launch.commands import down, up
+from launch.context import Context
 from launch.errors import CloudError, Kind
+from launch.records import Heartbeat
 from launch.remote import hosts as remote
 from launch.remote.environment import Ready
 from launch.remote.ship import Code
@@ -38,6 +40,7 @@ def context(cloud, store, monkeypatch):
     made = cloud.context(bucket="gs://bkt")
     made.__dict__["records"] = FakeBucket("gs://bkt/launch/janus", store)
     monkeypatch.setattr(made, "warn", cloud.lines.append)
+    monkeypatch.setattr(Context, "me", "me")
     return made
 
 
@@ -114,6 +117,44 @@ def test_down_without_its_record_deletes_nothing_unless_it_has_to(context, cloud
     assert cloud.queued == {} and any("a watcher may make the machines again" in line for line in cloud.lines)
 
 
+def test_down_refuses_a_run_of_somebody_else_that_goes_on(context, cloud, hosts, store):
+    command(up, context)
+    run = a_run(by="ann@laptop")
+    context.records.write("run.json", run.to_json())
+    with pytest.raises(HeldError, match="run demo-1 of ann@laptop is alive: it has just been started; you are me;"):
+        command(down, context, "--now")
+    store.now += 1000
+    beat = Heartbeat("demo-1", 1, 1, 0, "h", "running", 0.0)
+    store.put("gs://bkt/launch/janus/demo-1/heartbeats/1/00", beat.dumps().encode())
+    with pytest.raises(
+        HeldError, match=r"1 host of it sent a heartbeat in the last 90 s; .* --force; if janus is their"
+    ):
+        command(down, context)
+    assert stop(context) is None and list(cloud.queued) == ["janus"]
+    command(down, context, "--force")
+    assert cloud.queued == {} and "run demo-1 is of ann@laptop" in cloud.lines
+
+
+def test_down_takes_the_machines_of_a_run_of_somebody_else_that_is_over(context, cloud, hosts, store):
+    command(up, context)
+    context.records.write("run.json", a_run(by="ann@laptop").to_json())
+    beat = Heartbeat("demo-1", 1, 1, 0, "h", "ended", 0.0, code=0)
+    store.put("gs://bkt/launch/janus/demo-1/heartbeats/1/00", beat.dumps().encode())
+    command(down, context)
+    assert cloud.queued == {}
+
+
+def test_a_run_that_goes_on_in_another_zone_is_not_replaced(context, store):
+    elsewhere = {**context.settings.model_dump(mode="json"), "zone": "europe-west4-b"}
+    context.records.write("run.json", a_run(by="ann@laptop", settings=elsewhere).to_json())
+    words = ["janus", "doctor"]
+    text = "run demo-1 of ann@laptop goes on in europe-west4-b of p: it has just been started; end it there"
+    with pytest.raises(HeldError, match=text):
+        start.prepare(context, words, workers=2, ready=READY)
+    store.now += 1000
+    assert start.prepare(context, words, workers=2, ready=READY).attempt == 1
+
+
 def test_down_and_up_leave_the_record_of_stop(context, cloud, hosts):
     command(up, context)
     context.records.write("run.json", a_run().to_json())
@@ -153,10 +194,31 @@ def test_a_stop_that_comes_while_a_run_starts_ends_it(context, hosts, first, mon
     assert stop(context)["run_id"] == "demo-1"
 
 
-def test_a_new_run_clears_the_record_of_an_earlier_one(context, hosts):
-    context.records.write("stop.json", {"run_id": "demo-0", "by": "bob", "at_s": 0.0, "down": True})
+def test_a_new_run_writes_no_stop_record_that_could_replace_one(context, cloud, hosts, store):
+    old = {"run_id": "demo-0", "by": "bob", "at_s": 0.0, "down": True}
+    context.records.write("stop.json", old)
+    command(up, context)  # its machines are there again, but that run is not the newest any more
     started(context, hosts, "quick")
-    assert stop(context)["run_id"] == ""
+    command(up, context)
+    assert stop(context) == old and not any("resumes it" in line for line in cloud.lines)
+    assert store.calls.count("write stop.json") == 1
+
+
+@pytest.mark.parametrize("module", [down, up])
+def test_down_and_up_do_not_replace_a_stop_that_comes_now(context, cloud, hosts, store, module):
+    command(up, context)
+    context.records.write("run.json", a_run().to_json())
+    context.records.write("stop.json", {"run_id": "demo-1" if module is up else "demo-0", "down": True})
+    asked = {"run_id": "demo-1", "by": "bob", "at_s": 0.0}
+
+    def stopping(call, url):
+        if (call, url) == ("write", STOP):
+            store.refusal = lambda call, url: None
+            context.records.write("stop.json", asked)
+
+    store.refusal = stopping
+    command(module, context)
+    assert stop(context) == asked
 
 
 def test_every_host_runs_in_its_own_home(context, hosts):

@@ -16,6 +16,7 @@ from typing import Any
 from launch.cloud.bucket import Changed, Stored
 from launch.errors import HostError
 from launch.records import Run, Spec
+from launch.remote.hosts import Answer
 from tests.support.repository import ROOT
 
 STAND_IN = """
@@ -37,6 +38,16 @@ elif mode == "child":
     time.sleep(60)
 elif mode == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+elif mode == "saves":  # as `janus train`: a second signal ends it at once
+    def heard(number, frame):
+        signal.signal(number, lambda number, frame: os._exit(128 + number))
+        print("SIGTERM: the run will save and stop; a second one ends it at once", file=sys.stderr, flush=True)
+        time.sleep(3)
+        print("stopped: runs/x: step 1234 is saved; SIGTERM ended the run", file=sys.stderr)
+        os._exit(10)
+    signal.signal(signal.SIGTERM, heard)
+    print("ready", flush=True)
     time.sleep(60)
 else:
     def save(number, frame):
@@ -122,16 +133,6 @@ def a_run(mode: str = "quick", **changes: Any) -> Run:
     return dataclasses.replace(given, **{"env": {"MODE": mode}, **changes})
 
 
-@dataclasses.dataclass
-class Answer:
-    """How a command on a host ended."""
-
-    host: ScratchHost
-    code: int
-    out: str
-    err: str = ""
-
-
 class ScratchHosts:
     """What `launch.remote.hosts.Hosts` offers, over scratch hosts. Numbers in `down` cannot be reached."""
 
@@ -164,11 +165,10 @@ class ScratchHosts:
         answers = []
         for host in only or self.hosts:
             if host.number in self.down:
-                answers.append(Answer(host, 255, "", "Connection timed out"))
+                answers.append(Answer(host, 255, "", "Connection timed out", 0.0))
                 continue
-            answers.append(
-                Answer(host, 0, json.dumps(host.agent(name, message(host) if callable(message) else message)))
-            )
+            value = host.agent(name, message(host) if callable(message) else message)
+            answers.append(Answer(host, 0, json.dumps(value), "", 0.0))
         return answers
 
 
