@@ -93,10 +93,10 @@ def load(path: str | os.PathLike[str] | None, flags: Mapping[str, str]) -> Setti
     """
     where = os.fspath(path or DEFAULT_FILE)
     if path is None and not os.path.exists(where):
-        where = f"{where} (not in {os.getcwd()}; --settings FILE takes another)"
         root, faults = Node({}, where), []
+        absent = [f"{where}: does not exist in {os.getcwd()}; --settings FILE takes another"]
     else:
-        root, faults = read_tree(where)
+        (root, faults), absent = read_tree(where), []
     values = dict(root.value)
     for key, text in flags.items():
         values[key] = _of_flag(key, text)
@@ -104,7 +104,7 @@ def load(path: str | os.PathLike[str] | None, flags: Mapping[str, str]) -> Setti
     try:
         settings = Settings.model_validate(root.plain())
     except ValidationError as error:
-        raise ConfigError(join(where, faults + problems(error, root, Settings.model_json_schema()))) from None
+        raise ConfigError(join(where, absent + faults + problems(error, root, Settings.model_json_schema()))) from None
     if faults:
         raise ConfigError(join(where, faults))
     return settings

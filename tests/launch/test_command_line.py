@@ -140,7 +140,9 @@ def test_labels_say_which_letters_they_may_have(labels, capsys, settings):
 def test_elsewhere_the_missing_file_of_settings_is_named(tmp_path, monkeypatch, capsys, settings):
     monkeypatch.chdir(tmp_path)
     assert main(["status"]) == 2
-    assert f"launch/tpu.yaml (not in {tmp_path}; --settings FILE takes another): 4 errors" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"launch/tpu.yaml: does not exist in {tmp_path}; --settings FILE takes another\n" in said
+    assert "launch/tpu.yaml: zone: missing" in said
 
 
 @pytest.mark.parametrize(
