@@ -61,7 +61,12 @@ class Settings(Section):
     """Give the machines no external addresses."""
     iap: bool = False
     """Reach the machines through Identity-Aware Proxy, which works without external addresses."""
-    labels: dict[str, str] = Field(default_factory=dict)
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        json_schema_extra={
+            "allowed": "keys and values of lower-case letters, digits, - and _; keys begin with a letter; like team=ml"
+        },
+    )
     """Labels of the machines, for bills. On the command line: a=b,c=d."""
     python: Text | None = None
     """A Python 3.11 or newer on the hosts that has janus_jax's requirements. null: `setup` makes an environment."""
@@ -89,7 +94,11 @@ def load(path: str | os.PathLike[str] | None, flags: Mapping[str, str]) -> Setti
         ConfigError: every mistake in one message, each with file:line or flag, the value and what is allowed.
     """
     where = os.fspath(path or DEFAULT_FILE)
-    root, faults = (Node({}, where), []) if path is None and not os.path.exists(where) else read_tree(where)
+    if path is None and not os.path.exists(where):
+        root, faults = Node({}, where), []
+        absent = [f"{where}: does not exist in {os.getcwd()}; --settings FILE takes another"]
+    else:
+        (root, faults), absent = read_tree(where), []
     values = dict(root.value)
     for key, text in flags.items():
         values[key] = _of_flag(key, text)
@@ -102,7 +111,7 @@ def load(path: str | os.PathLike[str] | None, flags: Mapping[str, str]) -> Setti
     try:
         settings = Settings.model_validate(root.plain())
     except ValidationError as error:
-        raise ConfigError(join(where, faults + problems(error, root, Settings.model_json_schema()))) from None
+        raise ConfigError(join(where, absent + faults + problems(error, root, Settings.model_json_schema()))) from None
     if faults:
         raise ConfigError(join(where, faults))
     return settings

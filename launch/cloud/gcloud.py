@@ -57,9 +57,8 @@ def run_command(words: Sequence[str], stdin: str | None = None, timeout_s: float
         out, err = process.communicate(stdin, timeout=timeout_s)
         return Result(process.returncode, out, err)
     except FileNotFoundError:
-        raise CloudError(
-            Kind.INVALID, words[0], "is not installed; see https://cloud.google.com/sdk/docs/install"
-        ) from None
+        remedy = "https://cloud.google.com/sdk/docs/install" if words[0] == "gcloud" else "install it with your system"
+        raise CloudError(Kind.INVALID, words[0], f"is not installed on this workstation: {remedy}") from None
     except BaseException as error:
         if process is not None:
             end_group(process)

@@ -52,6 +52,8 @@ def _look(look: Callable[[Context], Check], context: Context) -> Check:
     try:
         return look(context)
     except CloudError as error:
+        if "is not installed" in str(error):
+            return Check(what, str(error), "install it, or put its directory on PATH")
         return Check(what, str(error)[:400], REMEDIES.get(error.kind, "see the message"))
     except JanusError as error:
         return Check(what, str(error), "see the message")
@@ -59,9 +61,10 @@ def _look(look: Callable[[Context], Check], context: Context) -> Check:
 
 REMEDIES = {
     Kind.CREDENTIALS: "gcloud auth login",
-    Kind.PERMISSION: "ask for the roles TPU Admin, Service Account User and Storage Object Admin in this project",
+    Kind.PERMISSION: "check project and zone: names that do not exist are refused in the same way; then ask for the "
+    "roles TPU Admin, Service Account User and Storage Object Admin in this project",
     Kind.SERVICE_DISABLED: "gcloud services enable tpu.googleapis.com compute.googleapis.com storage.googleapis.com",
-    Kind.NOT_FOUND: "check the name in launch/tpu.yaml",
+    Kind.NOT_FOUND: "check the name; to create the bucket: gcloud storage buckets create gs://BUCKET --location=REGION",
     Kind.QUOTA: "ask for quota: https://console.cloud.google.com/iam-admin/quotas",
     Kind.INVALID: "check project, zone and names in launch/tpu.yaml",
     Kind.UNAVAILABLE: "try again later; check the network of this workstation",

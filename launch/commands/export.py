@@ -9,7 +9,7 @@ from launch.cloud import capacity
 from launch.platforms import docker, jobset, skypilot
 from launch.platforms.common import in_checkout
 
-EPILOG = """examples:
+EPILOG = """Examples:
   python -m launch export dockerfile --out Dockerfile
   python -m launch export jobset configs/sft_65k.yaml schedule.epochs=1 --out jobset.yaml
 """

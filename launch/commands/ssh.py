@@ -12,7 +12,7 @@ from launch.records import printable
 from launch.remote import hosts
 from launch.remote.hosts import Host, Hosts
 
-EXAMPLES = """examples:
+EXAMPLES = """Examples:
   python -m launch ssh                                 a shell on worker 0
   python -m launch ssh --worker 3 -- nproc             a command on worker 3
   python -m launch ssh --worker all -- 'df -h / | tail -1'   a shell line on all hosts

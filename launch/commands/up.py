@@ -13,7 +13,7 @@ from launch.runs import stopping
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "overrides", nargs="*", metavar="a.b=c", help="changes of --config, as `janus train` takes them"
+        "overrides", nargs="*", metavar="KEY=VALUE", help="changes of --config, as `janus train` takes them"
     )
     parser.add_argument("--config", metavar="CONFIG", help="create nothing on which this configuration does not fit")
     parser.add_argument("--plan", metavar="FILE", help="what `janus plan --json` wrote, instead of planning here")

@@ -6,7 +6,7 @@ from janus_jax.errors import counted
 from launch.cloud.bucket import Stored
 from launch.context import Context
 from launch.records import STALE_S
-from launch.runs.progress import Reader
+from launch.runs.snapshot import Reader
 
 
 def signs(context: Context, stored: Stored) -> str:

@@ -204,7 +204,7 @@ def render(view: Overview) -> list[str]:
     """The lines that a person reads."""
     rows = [("machines", _machines(view))]
     if view.machines_error or view.bucket_error:
-        rows += [("note", f"could not look: {text}") for text in view.errors]
+        rows += [("note", f"could not look: {text}") for text in dict.fromkeys(view.errors)]
     rows.append(("run", _run(view)))
     if view.run or view.hosts:
         rows.append(("hosts", "; ".join(_hosts(view))))
@@ -232,6 +232,8 @@ def _machines(view: Overview) -> str:
 def _run(view: Overview) -> str:
     run = view.run
     if run is None:
+        if view.bucket_error:
+            return "unknown"
         return "none" if view.bucket else "unknown: the settings name no bucket"
     text = f"{run['run_id']}: janus {printable(' '.join(run['command']), 80)}; attempt {run['attempt']}, start "
     text += f"{run['start']}, by {run['by']}"
@@ -255,8 +257,8 @@ def _hosts(view: Overview) -> list[str]:
         message = f": {host['message']}" if host.get("message") else ""
         texts.append(f"worker {host['worker']} {host['state']}{code}{message}")
     if usual[1]:
-        message = next((host["message"] for host in view.hosts if host["message"]), "")
-        texts += [message] if message else []
+        messages = [host["message"] for host, kind in zip(view.hosts, kinds, strict=True) if kind == usual]
+        texts += [message for message in messages if message][:1]
     return [*texts, *([f"and {len(odd) - _ODD} more"] if len(odd) > _ODD else [])]
 
 
@@ -276,7 +278,7 @@ def _progress(view: Overview) -> list[tuple[str, str]]:
     parts += [f"held-out loss {held_out['loss']:.4g}"] if isinstance(held_out.get("loss"), int | float) else []
     rows = [("progress", ", ".join(parts) or view.line)]
     if (share := directory.get("goodput")) is not None:
-        rows.append(("goodput", f"{share:.0%} of the time was training, over {directory['starts']} starts"))
+        rows.append(("goodput", f"{share:.0%} of the time was training, over {counted(directory['starts'], 'start')}"))
     if steps := directory.get("checkpoints"):
         age = "" if view.checkpoint_age_s is None else f", {duration(view.checkpoint_age_s)} ago"
         rows.append(("saved", f"step {steps[-1]}{age}"))

@@ -248,7 +248,8 @@ def _resolved(context: Context, command: commands.Command, directory: str | None
     def replace(key: str, value: str) -> str:
         new = _uploaded(context, urls, key, value)
         if new is None and "://" not in value:
-            context.say(f"{key}: {value} is not on this workstation; taken as a path on the hosts, or a hub id")
+            what = "a path on the hosts" if key == "data.dir" else "a path on the hosts, or a hub id"
+            context.say(f"{key}: {value} is not on this workstation; taken as {what}")
         return new or value
 
     return to_yaml(changed(config, {**commands.replace_inputs(config, replace), "run.dir": directory}))

@@ -145,6 +145,21 @@ def test_mistakes_in_settings_come_in_one_report(tmp_path, capsys, settings):
     assert "--iap maybe: iap = maybe: allowed: true or false" in said and not settings
 
 
+@pytest.mark.parametrize("labels", ["Team=ml", "team=ML", "a b=c", "7=x"])
+def test_labels_say_which_letters_they_may_have(labels, capsys, settings):
+    assert main(["status", "--settings", str(ROOT / "launch/tpu.yaml"), "--labels", labels]) == 2
+    said = capsys.readouterr().err
+    assert f"--labels {labels}: labels = " in said and "allowed: keys and values of lower-case letters" in said
+
+
+def test_elsewhere_the_missing_file_of_settings_is_named(tmp_path, monkeypatch, capsys, settings):
+    monkeypatch.chdir(tmp_path)
+    assert main(["status"]) == 2
+    said = capsys.readouterr().err
+    assert f"launch/tpu.yaml: does not exist in {tmp_path}; --settings FILE takes another\n" in said
+    assert "launch/tpu.yaml: zone: missing" in said
+
+
 @pytest.mark.parametrize(
     ("words", "key", "expected"),
     [

@@ -63,6 +63,7 @@ def test_a_workstation_that_is_ready_lacks_only_the_bucket(pod):
         ("version", "Google Cloud SDK 400.0.0\n", "gcloud: Google Cloud SDK 400.0.0", "gcloud components update"),
         ("auth", "[]", "account: none is active", "gcloud auth login"),
         ("accelerator-types", Result(1, "", DENIED), "accelerator type in the zone: permission", "TPU Admin"),
+        ("versions", Result(1, "", DENIED), "runtime version in the zone: permission", "check project and zone"),
         (
             "accelerator-types",
             Result(1, "", "ERROR: (gcloud.x) NOT_FOUND: Resource 'v4-16' was not found"),
@@ -77,6 +78,16 @@ def test_a_problem_has_a_remedy(pod, name, answer, line, remedy):
     said = run(pod)[1]
     at = next(number for number, text in enumerate(said) if line in text)
     assert said[at].startswith("problem  ") and said[at + 1].startswith("         -> ") and remedy in said[at + 1]
+
+
+def test_what_is_not_installed_is_named_with_its_own_remedy(pod, tmp_path, monkeypatch):
+    pod.gcloud = run_command
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = run(pod)[1]
+    for name, remedy in (("gcloud", "https://cloud.google.com/sdk/docs/install"), ("ssh", "install it with your")):
+        at = next(number for number, text in enumerate(said) if text.startswith(f"problem  {name}: {name}: "))
+        assert f"is not installed on this workstation: {remedy}" in said[at]
+        assert said[at + 1] == "         -> install it, or put its directory on PATH"
 
 
 def test_a_key_that_others_can_read_is_a_problem(pod, tmp_path):

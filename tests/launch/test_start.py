@@ -126,7 +126,7 @@ def test_paths_that_are_not_here_are_paths_of_the_hosts(context, config):
     run = prepared(context, config, "data.dir=/mnt/data", "data.eval_dir=gs://other/eval")
     assert yaml.safe_load(run.files["mine.yaml"])["data"]["dir"] == "/mnt/data"
     assert run.inputs == ["gs://other/eval"]
-    assert "data.dir: /mnt/data is not on this workstation; taken as a path on the hosts, or a hub id" in context.said
+    assert "data.dir: /mnt/data is not on this workstation; taken as a path on the hosts" in context.said
 
 
 def test_every_key_that_names_data_or_weights_is_staged(context, config, tmp_path):

@@ -91,6 +91,14 @@ def test_the_host_that_is_odd_is_named(store, steps):
     assert "63 of 64 running" in text and "worker 17 ended 137: killed" in text and "\x1b" not in text
 
 
+def test_a_host_that_is_odd_is_named_once(store, steps):
+    run = run_record(attempt=2, start=3)
+    beat(store, run, 0, "ended", code=2, message="the port is taken")
+    beat(store, run, 1, "ended", code=143, message="terminated")
+    text = look(store, steps)[1]
+    assert "worker 0 ended 2: the port is taken; terminated" in text and text.count("the port is taken") == 1
+
+
 def test_hosts_are_asked_only_when_a_heartbeat_is_old(store, steps):
     training(store)
     steps.errors["states"] = [AssertionError("asked")]
@@ -136,7 +144,7 @@ def test_what_cannot_be_looked_at_is_said_and_the_rest_is_shown(store, steps):
     assert "could not look: denied" in text and "step 21/75" in text and view.errors
     store.refusal = lambda call, url: CloudError(Kind.UNAVAILABLE, url, "503")
     view, text = look(store, steps)
-    assert "503" in text and "ACTIVE" in text
+    assert "503" in text and "ACTIVE" in text and "run       unknown\n" in text
 
 
 def test_without_a_bucket_the_hosts_are_asked(store, steps):
