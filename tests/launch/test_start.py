@@ -398,17 +398,3 @@ def test_stop_without_its_hosts_leaves_the_record(context, cloud, hosts):
     context.records.write("stop.json", {})
     assert stop_command.run(context, arguments(stop_command)) == 0
     assert context.records.read("stop.json").value["run_id"] == "demo-1"
-
-
-def test_a_digest_is_of_names_and_contents(tmp_path):
-    for name, content in (("a", b"1"), ("b", b"2")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "x").write_bytes(content)
-    one, other = (inputs.look("k", str(tmp_path / name)) for name in "ab")
-    assert one is not None and other is not None
-    assert inputs._digest(one) != inputs._digest(other)
-    (tmp_path / "b/x").write_bytes(b"1")
-    assert inputs._digest(one) == inputs._digest(other)
-    (tmp_path / "b/x").rename(tmp_path / "b/y")
-    renamed = inputs.look("k", str(tmp_path / "b"))
-    assert renamed is not None and inputs._digest(one) != inputs._digest(renamed)
