@@ -147,7 +147,8 @@ def test_mistakes_in_settings_come_in_one_report(tmp_path, capsys, settings):
 
 @pytest.mark.parametrize("labels", ["Team=ml", "team=ML", "a b=c", "7=x"])
 def test_labels_say_which_letters_they_may_have(labels, capsys, settings):
-    assert main(["status", "--settings", str(ROOT / "launch/tpu.yaml"), "--labels", labels]) == 2
+    own = ["--name", "n", "--project", "p", "--bucket", "gs://bucket"]
+    assert main(["status", "--settings", str(ROOT / "launch/tpu.yaml"), *own, "--labels", labels]) == 2
     said = capsys.readouterr().err
     assert f"--labels {labels}: labels = " in said and "allowed: keys and values of lower-case letters" in said
 
