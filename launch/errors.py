@@ -25,6 +25,11 @@ class Kind(enum.Enum):
         """Whether the same request may succeed later."""
         return self in (Kind.STOCK_OUT, Kind.UNAVAILABLE, Kind.UNKNOWN)
 
+    @property
+    def may_be_network(self) -> bool:
+        """Whether nothing may be wrong but the network: as a workstation wakes, gcloud blames the credentials, too."""
+        return self in (Kind.UNAVAILABLE, Kind.CREDENTIALS)
+
 
 class CloudError(JanusError):
     """Google Cloud refused a request: names the resource, quotes the message, says what to look at."""

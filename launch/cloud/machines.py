@@ -54,7 +54,7 @@ def find(context: Context) -> Machines | None:
     return read(name, None, nodes) if nodes else None
 
 
-def create(context: Context, *, notify: Say, adopt: bool = False) -> Machines:
+def create(context: Context, *, notify: Say, adopt: bool = False, patient: bool = True) -> Machines:
     """Creates the machines and waits until they are ready.
 
     Machines of this launch that exist are waited for; what preempted or failed ones left is deleted first. An error or
@@ -62,6 +62,7 @@ def create(context: Context, *, notify: Say, adopt: bool = False) -> Machines:
 
     Args:
         adopt: take machines of this name that others made.
+        patient: wait; if not, the machines are returned as they are once they have been asked for.
     Raises:
         CloudError: Google Cloud refused, the machines were preempted at once, or others have some of this name.
         ConfigError: there are machines of another type, or the settings' labels are those of launch.
@@ -76,7 +77,7 @@ def create(context: Context, *, notify: Say, adopt: bool = False) -> Machines:
         return _adopt(context, machines, wanted, notify)
     if machines is not None and (not machines.gone or machines.state == "MISSING"):
         _require_same(machines, wanted)
-        return machines if context.dry_run else wait(context, machines, notify=notify)
+        return wait(context, machines, notify=notify) if patient and not context.dry_run else machines
     if machines is not None:
         notify(f"{settings.name}: {machines.words}: deleting what is left of it")
         delete(context, machines, notify=notify)
@@ -87,7 +88,7 @@ def create(context: Context, *, notify: Say, adopt: bool = False) -> Machines:
         return Machines(settings.name, "", "HEALTHY", (), (), True, token, "")
     try:
         machines = _ask(context, words, token, notify)
-        return wait(context, machines, notify=notify)
+        return wait(context, machines, notify=notify) if patient else machines
     except HeldError:  # raised by `notify`: another watcher has taken over, and may be using what this one asked for
         raise
     except BaseException as error:

@@ -18,7 +18,11 @@ from launch.watching.watch import POLL_S, Watch
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the command's own arguments."""
     parser.description = __doc__
-    parser.add_argument("--once", action="store_true", help="look once, do what that calls for, and end: for cron")
+    parser.add_argument(
+        "--once",
+        action="store_true",
+        help="look once, do what that calls for, and end: for cron; does not wait for machines",
+    )
     parser.add_argument("--poll", type=_seconds, default=POLL_S, metavar="SECONDS", help="between looks (default 20)")
     parser.add_argument("--down-at-end", action="store_true", help="delete the machines when the run is done")
     parser.add_argument("--down-at-give-up", action="store_true", help="delete them too when the run cannot go on")

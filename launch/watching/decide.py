@@ -101,20 +101,19 @@ def _no_answer(seen: Seen) -> Action:
 
 def _without_machines(seen: Seen) -> Action:
     state = seen.machines
-    if state is None:
-        return _act(seen, Do.CREATE, "gone", "the machines are not there")
-    because = f"the machines are {state}" + (f" ({seen.error})" if seen.error else "")
-    if seen.beating and (state in LEAVING or not seen.gone):
+    because = "the machines are not there" if state is None else f"the machines are {state}"
+    because += f" ({seen.error})" if seen.error else ""
+    if state is not None and seen.beating and (state in LEAVING or not seen.gone):
         row = "leaving" if state in LEAVING else "not ready"
         return Action(Do.WAIT, row, f"{because}, but {_hosts(seen.beating)} still beat")
     if state == "MISSING":
         return _wait_then_create(seen, "not ready", seen.bounds.missing_s, "a node of the machines is not there")
     if state in OFF:
         return Action(Do.GIVE_UP, "switched off", f"{because}; start them, or delete them, then `watch`")
-    if seen.gone:
+    if seen.gone or state is None:
         if not seen.ours:
             return Action(Do.GIVE_UP, "not ours", f"{because}, and launch did not make them; create them, then `watch`")
-        return _act(seen, Do.CREATE, "gone", because, delete=True)
+        return _act(seen, Do.CREATE, "gone", because, delete=seen.gone)
     if state in PENDING:
         if not seen.ours:
             return Action(Do.WAIT, "requested", because)
@@ -199,7 +198,7 @@ def remember(seen: Seen, action: Action) -> Memory:
     """The memory after a decision, before the action itself is begun: an action that is cut off counts."""
     memory = seen.memory
     values: dict[str, Any] = {"run_id": seen.run_id or "", "row": action.row, "gave_up": ""}
-    values["since_s"] = memory.since_s if memory.row == action.row else seen.now_s
+    values |= {"lasted_s": seen.lasted_s(action.row), "looked_s": seen.now_s}
     if action.row == "running":
         values |= {"refusals": 0, "trouble": None}
     if action.row == "no answer" and seen.beating:

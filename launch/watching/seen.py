@@ -9,7 +9,7 @@ from launch.errors import Kind
 from launch.records import STALE_S, Record
 
 RUNNING, ENDED = ("starting", "running"), "ended"
-_REFUSED = (Kind.QUOTA, Kind.PERMISSION, Kind.SERVICE_DISABLED, Kind.CREDENTIALS)
+_REFUSED = (Kind.QUOTA, Kind.PERMISSION, Kind.SERVICE_DISABLED)
 _REFUSED_AT_LOOK = _REFUSED[1:]  # what is read counts against a quota of requests a minute alone
 _REFUSED_AT_CREATION = (*_REFUSED, Kind.INVALID, Kind.NOT_FOUND, Kind.EXISTS)
 
@@ -18,6 +18,8 @@ _REFUSED_AT_CREATION = (*_REFUSED, Kind.INVALID, Kind.NOT_FOUND, Kind.EXISTS)
 class Bounds:
     """How long and how often. Seconds by the store's clock."""
 
+    look_s: float = 240.0
+    """At most so much of the time between two looks counts: less than any bound after which machines are deleted."""
     settle_s: float = 45.0
     """After an end on live machines: a preemption may be about to show."""
     ending_s: float = 150.0
@@ -63,7 +65,9 @@ class Trouble(Record):
     @property
     def passes(self) -> bool:
         """Whether the cloud did not serve the request today: counted apart from starts."""
-        return bool(self.kind) and (Kind[self.kind].passes or self.step == "look")
+        if not self.kind:
+            return False
+        return Kind[self.kind].passes or Kind[self.kind].may_be_network or self.step == "look"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +76,10 @@ class Memory(Record):
 
     run_id: str = ""
     row: str = ""
-    since_s: float = 0.0
-    """When the row began to hold."""
+    lasted_s: float = 0.0
+    """For how long the row has held."""
+    looked_s: float = 0.0
+    """When `watch` looked last."""
     tries: int = 0
     in_place: int = 0
     once: int = 0
@@ -84,6 +90,8 @@ class Memory(Record):
     acted_s: float = 0.0
     token: str = ""
     """Incarnation of the machines on which the run was started last."""
+    others: bool = False
+    """Whether the machines that were there last are adopted, or others' altogether."""
     created_s: float = 0.0
     """Since when the machines that are there cost money."""
     earlier_s: float = 0.0
@@ -133,6 +141,7 @@ class Seen:
     ready: bool = False
     gone: bool = False
     ours: bool = True
+    """This launch made the machines: those that it has adopted are not its own."""
     health: str = "HEALTHY"
     error: str = ""
     stopped: str | None = None
@@ -162,8 +171,10 @@ class Seen:
         return self.health in ("", "HEALTHY", "HEALTH_UNSPECIFIED")
 
     def lasted_s(self, row: str) -> float:
-        """For how long this row holds."""
-        return self.now_s - self.memory.since_s if self.memory.row == row else 0.0
+        """For how long this row holds. A workstation that slept between two looks does not know that it held."""
+        if self.memory.row != row:
+            return 0.0
+        return self.memory.lasted_s + min(self.now_s - self.memory.looked_s, self.bounds.look_s)
 
     def count(self, what: str) -> int:
         return sum(host.now == what for host in self.hosts)

@@ -29,17 +29,19 @@ class Steps:
 
         return machines.find(self.context)
 
-    def create(self, notify: Say) -> Any:
-        """Creates the machines, or goes on with a request of ours, and waits until they are ready."""
+    def create(self, notify: Say, *, patient: bool) -> Any:
+        """Creates the machines, or goes on with a request of ours; if `patient`, waits until they are ready."""
         from launch.cloud import machines
 
-        return machines.create(self.context, notify=notify)
+        return machines.create(self.context, notify=notify, patient=patient)
 
     def delete(self, there: Any) -> None:
-        """Deletes the machines, and waits until they are gone."""
+        """Deletes these machines, not others that were made since they were seen, and waits until they are gone."""
         from launch.cloud import machines
 
-        machines.delete(self.context, there)
+        left = machines.look(self.context, None)
+        if left is not None and left.token == there.token:
+            machines.delete(self.context, left)
 
     @contextlib.contextmanager
     def connect(self, there: Any) -> Iterator[Any]:

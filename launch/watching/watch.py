@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from janus_jax.errors import JanusError, first_line
 from launch.cloud.bucket import Changed
+from launch.cloud.gcloud import kind_of
 from launch.context import Context
-from launch.errors import CloudError, HostError
+from launch.errors import CloudError, HostError, Kind
 from launch.records import Run
 from launch.runs.progress import STOP, Reader, Snapshot
 from launch.watching.decide import Action, Do, decide, exit_code, exit_of, failed, remember
@@ -61,13 +62,18 @@ class Watch:
         self._journal = Journal(context.records, context.settings.name, context.say)
         self._memory = Memory()
         self._step: Step = "look"
+        self._is_once = False
         self._asked, self._stop_generation = 0.0, 0
         self._now_s, self._is_fresh = 0.0, False
         self._machines: Any = None
         self._told: tuple[str, str] | None = None
+        self._silences = 0
+        """Looks in a row at which the bucket did not answer."""
+        self._silence: Kind | None = None
 
     def run(self, *, once: bool = False) -> int:
-        """Watches until the end; with `once`, looks once and does what that calls for. Returns the exit code.
+        """Watches until the end; with `once`, looks once and does what that calls for, but does not wait for machines.
+        Returns the exit code.
 
         Raises:
             HeldError: another watcher is at it.
@@ -76,8 +82,10 @@ class Watch:
         self._memory = Memory.from_json(self._lease.take(self._reader.lease))
         self._is_fresh = True
         if not once and self._memory.gave_up:  # a person wants another try
-            self._memory = Memory(run_id=self._memory.run_id, earlier_s=self._memory.earlier_s)
+            last = self._memory
+            self._memory = Memory(run_id=last.run_id, earlier_s=last.earlier_s, others=last.others)
         self._told = (self._memory.row, Do.WAIT.name) if once else None
+        self._is_once = once
         with self._lease.kept():
             try:
                 while True:
@@ -86,7 +94,7 @@ class Watch:
                     if once or code is not None:
                         return self._once(code) if once else code or 0
                     refusals = self._memory.refusals if self._memory.row == "no answer" else 0
-                    self._sleep(max(self._poll_s, self._bounds.pause(refusals)))
+                    self._sleep(max(self._poll_s, self._bounds.pause(self._silences or refusals)))
             except LostLease:
                 self._journal.write("another watcher has taken over; this one ends and did nothing since")
                 raise
@@ -98,6 +106,8 @@ class Watch:
 
     def _once(self, code: int | None) -> int:
         trouble = self._memory.trouble
+        if self._silences:
+            return CloudError.exit_code
         return code if code is not None else 0 if trouble is None else int(str(trouble["exit_code"]))
 
     def _turn(self) -> int | None:
@@ -108,11 +118,13 @@ class Watch:
             self._is_fresh = False
             seen, snapshot = self.look(self._now_s)
         except CloudError as error:
-            self._failed(error)
-            if Trouble.from_json(self._memory.trouble or {}).refused or self._memory.refusals > self._bounds.refusals:
-                return self._give_up(Action(Do.GIVE_UP, "refused", str(error)), None, error.exit_code)
-            return None
+            return self._unread(error)
+        if self._silences:
+            self._journal.write("the bucket answers again")
+            self._silences, self._silence = 0, None
         action = decide(seen)
+        if self._is_once and action.row == "requested" and action.do is Do.CREATE:
+            action = dataclasses.replace(action, do=Do.WAIT)
         self._memory = remember(seen, action)
         self._lease.keep(self._memory.to_json())
         self._tell(seen, action)
@@ -133,7 +145,19 @@ class Watch:
             self._journal.write("another workstation has changed the run; looking again")
         except JanusError as error:
             self._failed(error)
+        with contextlib.suppress(CloudError):  # the next look asks again
             self._renew()
+        return None
+
+    def _unread(self, error: CloudError) -> int | None:
+        """The bucket refuses, or is not reached: then nothing is known, nor counted in the memory."""
+        self._silences += 1
+        if error.kind is not self._silence:
+            self._silence = error.kind
+            self._journal.write(f"look failed: {error}")
+        trouble = Trouble("look", first_line(error), error.kind.name, error.exit_code)
+        if trouble.refused or (not error.kind.may_be_network and self._silences > self._bounds.refusals):
+            return self._give_up(Action(Do.GIVE_UP, "refused", str(error)), None, error.exit_code)
         return None
 
     def look(self, now_s: float) -> tuple[Seen, Snapshot]:
@@ -162,7 +186,14 @@ class Watch:
             if self._memory.run_id:
                 self._journal.follow(run.run_id)
                 self._journal.write(f"watches another run from now on: {run.run_id}")
-            self._memory = Memory(run_id=run.run_id, trouble=self._memory.trouble if state == "" else None)
+            trouble = self._memory.trouble if state == "" else None
+            self._memory = Memory(run_id=run.run_id, trouble=trouble, others=self._memory.others)
+        if there is not None:
+            self._memory = dataclasses.replace(self._memory, others=not _is_own(there))
+            if self._is_once and there.gone and self._memory.row == "requested":  # nobody waited to see it fail
+                self._step = "create"
+                self._failed(CloudError(kind_of(there.error) if there.error else Kind.STOCK_OUT, there.words))
+                self._step = "look"
         self._journal.follow(None if run is None else run.run_id)
         workers = self._steps.type().workers if there is None or not there.ready else len(there.workers)
         hosts = snapshot.hosts(now_s)
@@ -177,7 +208,7 @@ class Watch:
             machines=state,
             ready=ready,
             gone=there is not None and there.gone,
-            ours=there is None or there.ours,
+            ours=not self._memory.others,
             health="HEALTHY" if there is None else there.health,
             error="" if there is None else there.error,
             stopped=snapshot.stopped,
@@ -202,7 +233,10 @@ class Watch:
         if action.do is Do.CREATE:
             with self._doing("create", run):
                 self._journal.write("asks for machines")
-                there = self._steps.create(lambda line: self._notify(line, run))
+                there = self._steps.create(lambda line: self._notify(line, run), patient=not self._is_once)
+            if not there.ready:
+                self._memory = dataclasses.replace(self._memory, row="requested", lasted_s=0.0, trouble=None)
+                return
         assert there is not None, "START without machines"
         with self._doing("setup", run), self._steps.connect(there) as group:
             self._journal.write("sets the hosts up")
@@ -218,12 +252,11 @@ class Watch:
         self._memory = dataclasses.replace(
             self._memory,
             row="starting",
-            since_s=self._now_s,
+            lasted_s=0.0,
             token=there.token,
             created_s=seconds_of(there.created, self._now_s),
             trouble=None,
         )
-        self._renew()
 
     def _is_new(self, there: Any, snapshot: Snapshot) -> bool:
         """Whether the machines are others than those of the last start, also where nobody remembers that."""
@@ -240,7 +273,8 @@ class Watch:
     def _notify(self, line: str, run: Run) -> None:
         self._journal.write(f"  {line}")
         if time.monotonic() - self._asked >= _STOP_EVERY_S:
-            self._require_going(run)
+            with contextlib.suppress(CloudError):  # nothing is known; a request that waits is not taken back for that
+                self._require_going(run)
 
     def _require_going(self, run: Run) -> None:
         """Raises LostLease, or _Stopped if a person has stopped the run: before each step, and now and then in it."""
@@ -312,7 +346,11 @@ class Watch:
         for number in range(_DELETE_TRIES):
             try:
                 self._lease.renew()
-                if (there := self._steps.find()) is not None:
+                there = self._steps.find()
+                if there is not None and not _is_own(there):
+                    self._journal.write("others made the machines; to delete them: python -m launch down --adopt")
+                    return 0
+                if there is not None:
                     self._steps.delete(there)
                 self._journal.write("deleted the machines")
                 return 0
@@ -329,6 +367,11 @@ class Watch:
             return
         command = f"python -m launch down --name {self._context.settings.name}"
         self._journal.write(f"the machines stay and cost money ({self._steps.type().price}); to delete them: {command}")
+
+
+def _is_own(there: Any) -> bool:
+    """Whether this launch made the machines; `down`, too, deletes adopted ones only when it is told to."""
+    return there.ours and not there.adopted
 
 
 def asked(run: Run, workers: int, hosts: tuple[Host, ...], answers: dict[int, dict[str, Any]]) -> tuple[Host, ...]:

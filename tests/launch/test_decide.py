@@ -34,7 +34,7 @@ def stale(worker: int, answer: str | None) -> Host:
 
 
 def since(row: str, seconds: float, **values) -> Memory:
-    return Memory(run_id="demo-1", row=row, since_s=LONG - seconds, **values)
+    return Memory(run_id="demo-1", row=row, lasted_s=seconds, looked_s=LONG, **values)
 
 
 def trouble(step="look", kind="", exit_code=17, **values) -> Memory:
@@ -81,6 +81,7 @@ CASES = {
     "leaving": (seen(*BOTH, machines="SUSPENDING", gone=True, ready=False), Do.WAIT),
     "gone: leaving, silent": (seen(stale(0, None), machines="SUSPENDING", gone=True, ready=False), Do.CREATE),
     "not ours": (seen(machines="PREEMPTED", gone=True, ready=False, ours=False), Do.GIVE_UP),
+    "not ours: not there": (seen(machines=None, ready=False, ours=False), Do.GIVE_UP),
     "switched off": (seen(machines="STOPPED", ready=False), Do.GIVE_UP),
     "not ready: a node is missing": (seen(machines="MISSING", gone=True, ready=False), Do.WAIT),
     "not ready: a node stays missing": (
@@ -235,7 +236,8 @@ TROUBLES = st.none() | st.builds(
 MEMORIES = st.builds(
     Memory,
     row=st.sampled_from(list(ROWS)),
-    since_s=st.floats(0, LONG),
+    lasted_s=st.floats(0, LONG),
+    looked_s=st.floats(0, LONG),
     tries=st.integers(0, 9),
     in_place=st.integers(0, 4),
     once=st.integers(0, 2),
@@ -306,3 +308,8 @@ def test_nothing_is_tried_for_ever_without_a_newer_step(what, troubles):
             if error is not None:
                 memory = failed(memory, Trouble.from_json(error))
     assert acts <= what.bounds.tries + what.bounds.refusals
+
+
+def test_one_look_after_a_long_sleep_deletes_nothing():
+    bounds = Bounds()
+    assert bounds.look_s < min(bounds.missing_s, bounds.not_ready_s, bounds.maintenance_s, bounds.unreachable_s)

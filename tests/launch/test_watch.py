@@ -97,9 +97,9 @@ def test_a_stop_during_a_step_ends_watching_before_the_run_starts(store, steps, 
     stop = Stop("demo-1", "bob@there", 1.0).dumps().encode()
     act = getattr(steps, step)
 
-    def stopping(*arguments):
+    def stopping(*arguments, **options):
         store.put("gs://bkt/launch/demo/stop.json", stop)
-        return act(*arguments)
+        return act(*arguments, **options)
 
     setattr(steps, step, stopping)
     assert watch(store, steps, Life(store))[0].run() == 0

@@ -80,8 +80,8 @@ def test_a_watcher_that_lost_its_lease_in_a_long_step_does_not_go_on(store, step
     preempt(steps)()
     create = steps.create
 
-    def long(notify):
-        made = create(notify)
+    def long(notify, **options):
+        made = create(notify, **options)
         store.now += STALE_S + 1
         Lease(FakeBucket("gs://bkt/launch/demo", store), "bob@there").take()
         return made

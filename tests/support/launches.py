@@ -170,6 +170,8 @@ class FakeSteps:
     texts: dict[int, str] = dataclasses.field(default_factory=dict)
     """What the hosts printed, by worker."""
     state: str = "running"
+    served: str = "ACTIVE"
+    """State of machines that were just asked for."""
     prices: tuple[float | None, float | None] = (12.5, 12.5)
 
     def machines(self, state: str = "ACTIVE", **values: Any) -> Any:
@@ -183,7 +185,9 @@ class FakeSteps:
                 "gone": state in ("SUSPENDED", "SUSPENDING", "FAILED", "PREEMPTED"),
                 "health": "HEALTHY",
                 "ours": True,
+                "adopted": False,
                 "error": "",
+                "words": values.get("error") or state,
                 "token": f"t{self.made}",
                 "created": "2026-01-01T00:00:00Z",
                 "workers": workers,
@@ -200,10 +204,10 @@ class FakeSteps:
         self._step("find", record=False)
         return self.there
 
-    def create(self, notify: Callable[[str], None]) -> Any:
+    def create(self, notify: Callable[[str], None], *, patient: bool = True) -> Any:
         self._step("create")
         notify("WAITING_FOR_RESOURCES")
-        return self.machines()
+        return self.machines("ACTIVE" if patient else self.served)
 
     def delete(self, there: Any) -> None:
         self._step("delete")
