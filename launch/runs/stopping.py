@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.context import Context
-from launch.records import Run, Stop, printable
+from launch.records import STALE_S, Run, Stop, Watcher, printable
 from launch.runs import start
 
 FILE = "stop.json"
 _SHOWN = 5
+_OUTLAST_S = 300.0
+_sleep, _clock = time.sleep, time.monotonic
 
 
 def forbid(context: Context, reason: str, *, down: bool = False) -> Run | None:
@@ -42,6 +44,30 @@ def allow(context: Context) -> None:
     if stored is not None and stored.value.get("down") and (run_id := stored.value.get("run_id")):
         context.records.write(FILE, Stop("", context.me, time.time()).to_json())
         context.say(f"run {run_id} was ended by `down` and may go on: `python -m launch watch` resumes it")
+
+
+def outlast(context: Context) -> bool:
+    """Waits until nobody watches any more: a watcher may have asked for machines before it could see the stop record.
+    One that gives no sign of life has ended.
+
+    Returns:
+        Whether somebody watched.
+    Raises:
+        CloudError: the bucket refused.
+    """
+    began, shown = _clock(), False
+    while _clock() - began < _OUTLAST_S:
+        stored = context.records.read("watch.json")
+        watcher = None if stored is None else Watcher.from_json(stored.value)
+        if stored is None or watcher is None or not watcher.token:
+            return shown
+        if context.records.clock() - stored.updated_s > STALE_S:
+            return True
+        if not shown:
+            context.say(f"waiting for the watcher of {watcher.by}, which may just be making machines, to end")
+        shown = True
+        _sleep(5.0)
+    return True
 
 
 def report(context: Context, run: Run, names: Sequence[str], states: Sequence[dict[str, Any]]) -> int:
