@@ -15,6 +15,7 @@ heartbeat.json, log, supervisor.pid). This module imports the standard library a
 """
 
 import dataclasses
+import datetime
 import json
 import re
 import secrets
@@ -162,3 +163,25 @@ def number(worker: int, workers: int) -> str:
 def printable(text: str, length: int = 300) -> str:
     """Text from a host on one line, without control characters."""
     return re.sub(r"[^\x20-\x7e -￿]+", " ", text).strip()[:length]
+
+
+def seconds_of(text: str, unknown: float | None = None) -> float:
+    """A time as Google Cloud writes it, in seconds since 1970; `unknown`, or a ValueError, if the text is no time."""
+    try:
+        return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        if unknown is None:
+            raise
+        return unknown
+
+
+def duration(seconds: float) -> str:
+    """For people: 12 s, 3 min, 4 h 5 min, 2 d 3 h."""
+    seconds = max(0, round(seconds))
+    if seconds < 100:
+        return f"{seconds} s"
+    minutes = seconds // 60
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

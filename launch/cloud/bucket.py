@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import datetime
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ from typing import Any
 
 from launch.cloud.gcloud import Gcloud
 from launch.errors import CloudError, Kind
+from launch.records import seconds_of
 
 
 class Changed(Exception):
@@ -64,7 +64,7 @@ class Bucket:
             if error.kind is Kind.NOT_FOUND:
                 return None
             raise
-        return Stored(json.loads(text), int(facts["generation"]), _seconds(facts["update_time"]))
+        return Stored(json.loads(text), int(facts["generation"]), seconds_of(facts["update_time"]))
 
     def write(self, name: str, value: Any, *, generation: int | None = None) -> None:
         """Writes a JSON object.
@@ -156,7 +156,7 @@ class Bucket:
         """The store's own time, seconds since 1970: ages of objects are judged by it, never by a host's clock."""
         self.write("clock.json", {})
         facts = self._gcloud.read(self._words("objects", "describe", f"{self.url}/clock.json"))
-        return _seconds(facts["update_time"])
+        return seconds_of(facts["update_time"])
 
     def _words(self, *words: str) -> list[str]:
         return ["gcloud", "storage", *words, f"--project={self._gcloud.project}"]
@@ -166,7 +166,7 @@ class Bucket:
             name=item["storage_url"].rpartition("#")[0].removeprefix(self.url + "/"),
             size=int(item.get("size") or 0),
             generation=int(item["generation"]),
-            updated_s=_seconds(item["update_time"]),
+            updated_s=seconds_of(item["update_time"]),
             crc32c=item.get("crc32c_hash"),
             md5=item.get("md5_hash"),
         )
@@ -174,7 +174,3 @@ class Bucket:
 
 def _dumps(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
-
-
-def _seconds(text: str) -> float:
-    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()

@@ -10,13 +10,14 @@ import secrets
 import time
 from typing import Any
 
-from janus_jax.errors import ConfigError, HeldError, counted
+from janus_jax.errors import ConfigError, HeldError
 from launch.cloud import capacity
 from launch.cloud.gcloud import Gcloud, Say, kind_of
 from launch.cloud.nodes import ADOPTED, LAUNCH, TOKEN, Machines, Worker, base, node_names, read, state_of
 from launch.cloud.refusals import explained
 from launch.context import Context
 from launch.errors import CloudError, Kind
+from launch.records import duration
 from launch.settings import Settings
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"  # gcloud sends its short form as it is, which is refused
@@ -126,7 +127,7 @@ def wait(context: Context, machines: Machines, *, notify: Say) -> Machines:
             text = lost if kind is Kind.UNKNOWN else f"{kind.value}: {lost}"
             raise explained(CloudError(kind, text), settings)
         if machines.state != shown or now - shown_s >= 60:
-            notify(f"{machines.name}: {machines.words}, {_minutes(now - began)}")
+            notify(f"{machines.name}: {machines.words}, for {duration(now - began)}")
             shown, shown_s = machines.state, now
         _sleep(delay_s)
         delay_s = min(30.0, 1.5 * delay_s)
@@ -168,7 +169,7 @@ def delete(context: Context, machines: Machines, *, notify: Say | None = None) -
         if _clock() - began > 2 * PATIENCE_S:
             raise explained(refused or CloudError(Kind.UNAVAILABLE, f"{left.state}: is still there"), context.settings)
         if notify is not None:
-            notify(f"{left.name}: {left.state}: waiting until it is gone, {_minutes(_clock() - began)}")
+            notify(f"{left.name}: {left.state}: waiting until it is gone, for {duration(_clock() - began)}")
         _sleep(delay_s)
         delay_s = min(30.0, 1.5 * delay_s)
         # A workstation may have slept for a night meanwhile, and others made new machines of this name.
@@ -248,7 +249,7 @@ def _ask(context: Context, words: list[str], token: str, notify: Say) -> Machine
         refused = refused or CloudError(Kind.UNAVAILABLE, "the request is not there, though it was accepted")
         if _clock() - began > PATIENCE_S:
             raise explained(refused, context.settings)
-        notify(f"{context.settings.name}: {_brief(refused)}: trying again, {_minutes(_clock() - began)}")
+        notify(f"{context.settings.name}: {_brief(refused)}: trying again, for {duration(_clock() - began)}")
         _sleep(delay_s)
         delay_s = min(60.0, 2 * delay_s)
 
@@ -265,7 +266,7 @@ def look(context: Context, notify: Say | None, patience_s: float = PATIENCE_S) -
             if _clock() - began >= bounds.get(error.kind, 0.0):
                 raise explained(error, context.settings) from None
             if notify is not None:
-                notify(f"{context.settings.name}: {_brief(error)}: trying again, {_minutes(_clock() - began)}")
+                notify(f"{context.settings.name}: {_brief(error)}: trying again, for {duration(_clock() - began)}")
         _sleep(delay_s)
         delay_s = min(60.0, 2 * delay_s)
 
@@ -326,7 +327,3 @@ def _unsettled(error: CloudError) -> bool:
 
 def _brief(error: CloudError) -> str:
     return str(error.args[-1]).partition(" (command: ")[0]
-
-
-def _minutes(elapsed_s: float) -> str:
-    return f"for {counted(round(elapsed_s), 'second')}" if elapsed_s < 90 else f"for {elapsed_s / 60:.0f} minutes"

@@ -12,9 +12,9 @@ from janus_jax.errors import ConfigError
 from launch.context import Context
 from launch.errors import CloudError
 from launch.records import STALE_S, number
+from launch.runs.looks import Looks
 from launch.runs.merged import Merged, outcome, plain
-from launch.runs.progress import Reader, Snapshot, settled
-from launch.watching.steps import Steps
+from launch.runs.snapshot import Reader, Snapshot, settled
 
 POLL_S = 5.0
 _QUIET_S = 90.0
@@ -36,20 +36,20 @@ def run(
     context: Context,
     arguments: argparse.Namespace,
     *,
-    steps: Steps | None = None,
+    looks: Looks | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
     """Prints logs. With -f, the exit code is the run's."""
     try:
         if context.settings.bucket is None:
-            return _from_hosts(context, arguments, steps or Steps(context), sleep)
-        return _from_bucket(context, arguments, steps, sleep)
+            return _from_hosts(context, arguments, looks or Looks(context), sleep)
+        return _from_bucket(context, arguments, looks, sleep)
     except KeyboardInterrupt as error:  # the usual way to end -f; the run goes on
         return 128 + (error.args[0] if error.args else 2)
 
 
 def _from_bucket(
-    context: Context, arguments: argparse.Namespace, steps: Steps | None, sleep: Callable[[float], None]
+    context: Context, arguments: argparse.Namespace, looks: Looks | None, sleep: Callable[[float], None]
 ) -> int:
     reader = Reader(context.records)
     snapshot = reader.read()
@@ -64,7 +64,7 @@ def _from_bucket(
         if not parts:
             context.warn(f"{context.records.url}/{run_id}: no logs yet")
         return 0
-    workers = (steps or Steps(settled(context, snapshot.run))).type().workers
+    workers = (looks or Looks(settled(context, snapshot.run))).type().workers
     quiet_s, said = 0.0, False
     while True:
         try:
@@ -101,14 +101,14 @@ def _is_watched(context: Context, snapshot: Snapshot) -> bool:
     return context.records.clock() - snapshot.watched_s <= STALE_S
 
 
-def _from_hosts(context: Context, arguments: argparse.Namespace, steps: Steps, sleep: Callable[[float], None]) -> int:
-    there = steps.find()
+def _from_hosts(context: Context, arguments: argparse.Namespace, looks: Looks, sleep: Callable[[float], None]) -> int:
+    there = looks.find()
     if there is None:
         raise ConfigError(context.settings.name, "no machines of this name, and the settings name no bucket")
     lines = 1_000_000 if arguments.lines is None else arguments.lines
     positions: dict[int, int] = {}
     while True:
-        answers = steps.tails(there, positions, lines)
+        answers = looks.tails(there, positions, lines)
         for worker, answer in sorted(answers.items()):
             positions[worker] = int(answer["position"])
             if arguments.worker in (None, worker):

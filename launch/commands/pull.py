@@ -10,7 +10,7 @@ from pathlib import Path
 from janus_jax.errors import ConfigError
 from launch.context import Context
 from launch.runs import pull
-from launch.runs.progress import Reader
+from launch.runs.snapshot import Reader
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ import argparse
 from launch.context import Context
 from launch.errors import HostError
 from launch.runs import start, stopping
-from launch.runs.progress import settled
+from launch.runs.snapshot import settled
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ import argparse
 import time
 
 from launch.context import Context
-from launch.runs.progress import Reader, settled
+from launch.runs.snapshot import Reader, settled
 from launch.watching.decide import decide
 from launch.watching.watch import POLL_S, Watch
 

@@ -10,9 +10,7 @@ from pathlib import Path
 from launch.cloud.bucket import Bucket, Entry
 from launch.errors import CloudError
 from launch.records import number
-from launch.runs.progress import Snapshot
-from launch.watching.decide import exit_code, exit_of
-from launch.watching.seen import ENDED
+from launch.runs.snapshot import ENDED, Snapshot, exit_code, exit_of
 
 _PART = re.compile(r"(\d+)-(\d+)/(\d+)-(\d+)\.log")
 _CONTROL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f]")

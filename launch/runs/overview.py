@@ -7,15 +7,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from janus_jax.errors import counted
 from launch.context import Context
 from launch.errors import CloudError, HostError
-from launch.records import STALE_S, printable
-from launch.runs.progress import Reader, Snapshot, settled
+from launch.records import STALE_S, duration, printable, seconds_of
+from launch.runs.looks import Looks
 from launch.runs.run_directory import RunDirectory, look
-from launch.watching.decide import exit_code
-from launch.watching.seen import ENDED, Host, Memory
-from launch.watching.steps import Steps
-from launch.watching.watch import asked, seconds_of
+from launch.runs.snapshot import ENDED, Host, Reader, Snapshot, asked, exit_code, settled
 
 _ODD = 8
 """At most so many hosts are named."""
@@ -57,9 +55,9 @@ class Overview:
         return [text for text in (self.machines_error, self.bucket_error) if text]
 
 
-def gather(context: Context, steps: Steps | None = None) -> Overview:
+def gather(context: Context, looks: Looks | None = None) -> Overview:
     """Looks at everything that is there. What cannot be reached is said in the result, not raised."""
-    made = steps or Steps(context)
+    made = looks or Looks(context)
     settings = context.settings
     view = Overview(settings.name, settings.bucket)
     with ThreadPoolExecutor(2) as pool:
@@ -76,8 +74,8 @@ def gather(context: Context, steps: Steps | None = None) -> Overview:
         except CloudError as error:
             view.bucket_error = str(error)
     now_s = time.time() if snapshot.clock_s is None else snapshot.clock_s
-    if steps is None and snapshot.run is not None:
-        made = Steps(settled(context, snapshot.run))
+    if looks is None and snapshot.run is not None:
+        made = Looks(settled(context, snapshot.run))
     price = made.type()
     view.workers = len(there.workers) if there is not None and there.ready else price.workers
     if there is not None:
@@ -122,14 +120,14 @@ def _show_run(view: Overview, snapshot: Snapshot, now_s: float) -> None:
             view.watcher = {"by": snapshot.watcher.by, "age_s": age_s, "alive": age_s <= STALE_S}
 
 
-def _show_hosts(view: Overview, steps: Steps, snapshot: Snapshot, there: Any, now_s: float) -> None:
+def _show_hosts(view: Overview, looks: Looks, snapshot: Snapshot, there: Any, now_s: float) -> None:
     hosts = snapshot.hosts(now_s)
     if view.run is not None and there is not None and there.ready:
         if sum(host.beats or host.state == ENDED for host in hosts) < view.workers:
             assert snapshot.run is not None
-            hosts = asked(snapshot.run, view.workers, hosts, _states(steps, there))
+            hosts = asked(snapshot.run, view.workers, hosts, _states(looks, there))
     elif view.bucket is None and there is not None and there.ready:
-        hosts = tuple(_answered(worker, answer) for worker, answer in sorted(_states(steps, there).items()))
+        hosts = tuple(_answered(worker, answer) for worker, answer in sorted(_states(looks, there).items()))
     view.hosts = [
         {
             "worker": host.worker,
@@ -152,9 +150,9 @@ def _show_hosts(view: Overview, steps: Steps, snapshot: Snapshot, there: Any, no
     view.line = view.line or next(iter(lines), "")
 
 
-def _states(steps: Steps, there: Any) -> dict[int, dict[str, Any]]:
+def _states(looks: Looks, there: Any) -> dict[int, dict[str, Any]]:
     try:
-        return steps.states(there)
+        return looks.states(there)
     except (CloudError, HostError):
         return {}
 
@@ -177,10 +175,10 @@ def _show_directory(view: Overview, directory: RunDirectory, now_s: float) -> No
 
 def _show_cost(view: Overview, snapshot: Snapshot, price: Any, now_s: float) -> None:
     view.usd_per_hour, view.price = price.most_usd_per_hour, price.price
-    memory = Memory.from_json(snapshot.watcher.memory) if snapshot.watcher else Memory()
+    earlier_s = float((snapshot.watcher.memory if snapshot.watcher else {}).get("earlier_s", 0.0))
     age_s = (view.machines or {}).get("age_s")
-    if memory.earlier_s or age_s is not None:
-        view.hours = (memory.earlier_s + max(0.0, age_s or 0.0)) / 3600
+    if earlier_s or age_s is not None:
+        view.hours = (earlier_s + max(0.0, age_s or 0.0)) / 3600
     if view.hours is not None and view.usd_per_hour is not None:
         view.usd = view.hours * view.usd_per_hour
 
@@ -225,7 +223,7 @@ def _machines(view: Overview) -> str:
     there = view.machines
     if there is None:
         return f"{view.name}: unknown" if view.machines_error else f"{view.name}: none"
-    parts = [f"{view.name}: {there['state']}", there["health"], f"{there['hosts']} hosts of {there['type']}"]
+    parts = [f"{view.name}: {there['state']}", there["health"], f"{counted(there['hosts'], 'host')} of {there['type']}"]
     parts += [f"since {duration(there['age_s'])}"] if there["age_s"] is not None else []
     parts += [] if there["ours"] else ["made by others"]
     return ", ".join([*parts, *([printable(there["error"])] if there["error"] else [])])
@@ -294,15 +292,3 @@ def _cost(view: Overview) -> str:
         return f"nothing known so far ({view.price})"
     about = "at most" if view.price.startswith("at most") else "about"
     return f"{about} ${view.usd:,.2f} so far: {view.hours:.1f} h ({view.price})"
-
-
-def duration(seconds: float) -> str:
-    """For people: 12 s, 3 min, 4 h 5 min, 2 d 3 h."""
-    seconds = max(0, round(seconds))
-    if seconds < 100:
-        return f"{seconds} s"
-    minutes = seconds // 60
-    if minutes < 100:
-        return f"{minutes} min"
-    hours = minutes // 60
-    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

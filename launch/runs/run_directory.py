@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from launch.cloud.bucket import Bucket
-from launch.runs.progress import objects
+from launch.runs.snapshot import objects
 
 _PATTERNS = (
     "metrics/*",

@@ -8,10 +8,11 @@ import dataclasses
 import enum
 from typing import Any
 
-from janus_jax.errors import EXIT_CODES, GIVE_UP, TWICE
-from launch.errors import cause, policy
-from launch.records import printable
-from launch.watching.seen import ENDED, Host, Memory, Seen, Trouble
+from janus_jax.errors import EXIT_CODES, GIVE_UP, TWICE, counted
+from launch.errors import policy
+from launch.records import duration, printable
+from launch.runs.snapshot import ENDED, Host, exit_code, exit_of
+from launch.watching.seen import Memory, Seen, Trouble
 
 ROWS = {
     "stopped": ("a stop record names this run", "ends it on hosts where it goes on, then itself"),
@@ -62,12 +63,6 @@ class Action:
     delete: bool = False
 
 
-def exit_of(hosts: tuple[Host, ...]) -> Host | None:
-    """The host that says best why the run ended: that with the most specific exit code; None if none has ended."""
-    ended = [host for host in hosts if host.now == ENDED]
-    return min(ended, key=lambda host: (cause(exit_code(host)), host.worker), default=None)
-
-
 def decide(seen: Seen) -> Action:
     """The next action. It depends on nothing but its argument, and changes nothing."""
     if seen.stopped is not None:
@@ -105,7 +100,7 @@ def _without_machines(seen: Seen) -> Action:
     because += f" ({seen.error})" if seen.error else ""
     if state is not None and seen.beating and (state in LEAVING or not seen.gone):
         row = "leaving" if state in LEAVING else "not ready"
-        return Action(Do.WAIT, row, f"{because}, but {_hosts(seen.beating)} still beat")
+        return Action(Do.WAIT, row, f"{because}, but {counted(seen.beating, 'host')} still beat")
     if state == "MISSING":
         return _wait_then_create(seen, "not ready", seen.bounds.missing_s, "a node of the machines is not there")
     if state in OFF:
@@ -131,7 +126,7 @@ def _on_machines(seen: Seen, ended: Host | None, code: int) -> Action:
         if not seen.healthy:
             return _wait_then_create(seen, "maintenance", seen.bounds.maintenance_s, f"the machines are {seen.health}")
         if unreachable:
-            why = f"{_hosts(unreachable)} cannot be reached and send no heartbeat"
+            why = f"{counted(unreachable, 'host')} cannot be reached and send no heartbeat"
             return _wait_then_create(seen, "unreachable", seen.bounds.unreachable_s, why, alive=seen.beating + silent)
         where = ", ".join(f"worker {host.worker}" for host in seen.hosts if host.now in ("dead", "none"))
         why = f"the run is not on {printable(where, 60)}"
@@ -139,20 +134,20 @@ def _on_machines(seen: Seen, ended: Host | None, code: int) -> Action:
             return Action(Do.WAIT, "dead", why)
         return _restart(seen, "dead", why)
     if silent:
-        why = f"no heartbeat comes from {_hosts(silent)}, but they run: is the bucket reached?"
+        why = f"no heartbeat comes from {counted(silent, 'host')}, but they run: is the bucket reached?"
         return Action(Do.WAIT, "silent", why)
     if len(seen.hosts) < seen.workers or seen.count("unknown"):
         return Action(Do.WAIT, "starting", "not all hosts have sent a heartbeat yet")
     if seen.count(ENDED):
-        return Action(Do.WAIT, "ending", f"{_hosts(seen.count(ENDED))} ended with 0; the others go on")
+        return Action(Do.WAIT, "ending", f"{counted(seen.count(ENDED), 'host')} ended with 0; the others go on")
     note = "" if seen.healthy else f"; the machines are {seen.health}"
-    return Action(Do.WAIT, "running", f"all {_hosts(seen.workers)} run{note}")
+    return Action(Do.WAIT, "running", f"all {counted(seen.workers, 'host')} run{note}")
 
 
 def _after_end(seen: Seen, ended: Host, code: int) -> Action:
     alive = seen.beating + seen.count("running") + seen.count("starting")
     if alive and seen.lasted_s("ending") < seen.bounds.ending_s:
-        return Action(Do.WAIT, "ending", f"{_says(ended)}; {_hosts(alive)} still to end")
+        return Action(Do.WAIT, "ending", f"{_says(ended)}; {counted(alive, 'host')} still to end")
     if not seen.healthy:
         why = f"{_says(ended)}; the machines are {seen.health}"
         return _wait_then_create(seen, "maintenance", seen.bounds.maintenance_s, why, alive=alive)
@@ -176,7 +171,7 @@ def _wait_then_create(seen: Seen, row: str, bound_s: float, why: str, *, alive: 
     alive = seen.beating if alive is None else alive
     if alive or not seen.ours or seen.lasted_s(row) < bound_s:
         return Action(Do.WAIT, row, why)
-    return _act(seen, Do.CREATE, row, f"{why}, for {bound_s / 60:.0f} min", delete=True)
+    return _act(seen, Do.CREATE, row, f"{why}, for {duration(bound_s)}", delete=True)
 
 
 def _act(seen: Seen, do: Do, row: str, why: str, *, delete: bool = False) -> Action:
@@ -228,19 +223,10 @@ def failed(memory: Memory, trouble: Trouble) -> Memory:
     return dataclasses.replace(memory, trouble=trouble.to_json(), tries=tries, refusals=refusals)
 
 
-def exit_code(host: Host) -> int:
-    """Of a host that has ended: 128 + N for death by signal N; 1 if the host does not know."""
-    return 1 if host.code is None else 128 - host.code if host.code < 0 else host.code
-
-
 def _says(host: Host) -> str:
     code = exit_code(host)
     text = printable(host.message) or EXIT_CODES.get(code, ("unknown exit code", ""))[0]
     return f"worker {host.worker} ended with exit code {code}: {text}"
-
-
-def _hosts(number: int) -> str:
-    return f"{number} host" if number == 1 else f"{number} hosts"
 
 
 def table() -> str:

@@ -1,14 +1,13 @@
 """What one look of `watch` has shown, and what it remembers of earlier ones."""
 
 import dataclasses
-import math
 from typing import Literal
 
 from janus_jax.errors import EXIT_CODES, GIVE_UP
 from launch.errors import Kind
-from launch.records import STALE_S, Record
+from launch.records import Record
+from launch.runs.snapshot import Host
 
-RUNNING, ENDED = ("starting", "running"), "ended"
 _REFUSED = (Kind.QUOTA, Kind.PERMISSION, Kind.SERVICE_DISABLED)
 _REFUSED_AT_LOOK = _REFUSED[1:]  # what is read counts against a quota of requests a minute alone
 _REFUSED_AT_CREATION = (*_REFUSED, Kind.INVALID, Kind.NOT_FOUND, Kind.EXISTS)
@@ -99,32 +98,6 @@ class Memory(Record):
     trouble: dict[str, object] | None = None
     gave_up: str = ""
     """Why nobody goes on, until a person starts `watch` or `run` again."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Host:
-    """A host of the run: its heartbeat, and where that is old what the host itself says."""
-
-    worker: int
-    age_s: float = math.inf
-    """Of the heartbeat, by the store's clock; infinite without one."""
-    state: str = "none"
-    code: int | None = None
-    message: str = ""
-    step: int | None = None
-    answer: str | None = None
-    """none | starting | running | ended | dead | unreachable; None: not asked."""
-
-    @property
-    def beats(self) -> bool:
-        return self.state in RUNNING and self.age_s <= STALE_S
-
-    @property
-    def now(self) -> str:
-        """ended | beats | one of the answers | unknown."""
-        if self.state == ENDED or self.beats:
-            return ENDED if self.state == ENDED else "beats"
-        return self.answer or "unknown"
 
 
 @dataclasses.dataclass(frozen=True)

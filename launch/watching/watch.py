@@ -2,23 +2,23 @@
 
 import contextlib
 import dataclasses
-import datetime
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-from janus_jax.errors import JanusError, first_line
+from janus_jax.errors import JanusError, counted, first_line
 from launch.cloud.bucket import Changed
 from launch.cloud.gcloud import kind_of
 from launch.context import Context
 from launch.errors import CloudError, HostError, Kind
-from launch.records import Run
-from launch.runs.progress import STOP, Reader, Snapshot
-from launch.watching.decide import Action, Do, decide, exit_code, exit_of, failed, remember
+from launch.records import Run, seconds_of
+from launch.runs.snapshot import ENDED, STOP, Reader, Snapshot, asked, exit_code, exit_of
+from launch.watching.decide import Action, Do, decide, failed, remember
 from launch.watching.journal import Journal
 from launch.watching.lease import Lease, LostLease
-from launch.watching.seen import ENDED, Bounds, Host, Memory, Seen, Trouble
+from launch.watching.seen import Bounds, Memory, Seen, Trouble
 from launch.watching.steps import Steps
 
 POLL_S = 20.0
@@ -29,15 +29,7 @@ Step = Literal["look", "delete", "create", "setup", "start"]
 
 
 class _Stopped(JanusError):
-    """A person stopped the run while a step went on.
-
-    Args:
-        down: with its machines.
-    """
-
-    def __init__(self, *, down: bool):
-        super().__init__("the run was stopped")
-        self.down = down
+    """A person stopped the run while a step went on: "stop", or "down", with its machines."""
 
 
 class Watch:
@@ -74,8 +66,7 @@ class Watch:
         self._asked, self._stop_generation = 0.0, 0
         self._now_s, self._is_fresh = 0.0, False
         self._machines: Any = None
-        self._made: str | None = None
-        """Token of the machines that this action has made."""
+        self._made = ""  # token of the machines that this action has made
         self._told: tuple[str, str] | None = None
         self._silences = 0
         """Looks in a row at which the bucket did not answer."""
@@ -115,10 +106,10 @@ class Watch:
                 self._journal.send()
 
     def _once(self, code: int | None) -> int:
-        trouble = self._memory.trouble
-        if self._silences:
-            return CloudError.exit_code
-        return code if code is not None else 0 if trouble is None else int(str(trouble["exit_code"]))
+        if code is not None:
+            return code
+        trouble = self._memory.trouble or {"exit_code": 0}
+        return CloudError.exit_code if self._silences else int(str(trouble["exit_code"]))
 
     def _turn(self) -> int | None:
         """One look and one action; the exit code at the end, else None."""
@@ -150,7 +141,7 @@ class Watch:
         except LostLease:
             raise
         except _Stopped as stopped:
-            if stopped.down and self._made:  # `down` has looked before they were there
+            if stopped.args == ("down",) and self._made:  # `down` has looked before they were there
                 self._down(self._made)
             return None  # the next look says who
         except Changed:
@@ -188,7 +179,7 @@ class Watch:
                 self._machines = finding.result()
                 state = None if self._machines is None else self._machines.state
                 if self._memory.trouble is not None and self._memory.trouble["step"] == "look":
-                    self._memory = dataclasses.replace(self._memory, trouble=None)
+                    self._memory = dataclasses.replace(self._memory, trouble=None, refusals=0)
             except CloudError as error:
                 self._machines = None
                 self._failed(error)
@@ -232,7 +223,7 @@ class Watch:
     def _act(self, action: Action, run: Run, snapshot: Snapshot) -> None:
         """Carries out START or CREATE. Before each step the lease must hold, and nobody may have stopped the run."""
         there: Any = self._machines
-        self._stop_generation, self._made = snapshot.stop_generation, None
+        self._stop_generation, self._made = snapshot.stop_generation, ""
         self._renew()  # what is cut off counts as a try
         if action.delete and there is not None:
             with self._doing("delete", run):
@@ -297,7 +288,7 @@ class Watch:
             return
         stop = self._context.records.read(STOP)
         if stop is not None and stop.value.get("run_id") == run.run_id:
-            raise _Stopped(down=bool(stop.value.get("down")))
+            raise _Stopped("down" if stop.value.get("down") else "stop")
         self._stop_generation = generation
 
     def _renew(self) -> float:
@@ -341,7 +332,7 @@ class Watch:
         except JanusError as error:
             errors = [str(error)]
         if errors:
-            self._journal.write(f"{len(errors)} hosts did not answer, so the run may go on: {errors[0]}")
+            self._journal.write(f"{counted(len(errors), 'host')} did not answer, so the run may go on: {errors[0]}")
         return HostError.exit_code if errors else 0
 
     def _give_up(self, action: Action, seen: Seen | None, code: int) -> int:
@@ -349,15 +340,16 @@ class Watch:
         self._memory = dataclasses.replace(self._memory, gave_up=action.reason[:600])
         with contextlib.suppress(CloudError):
             self._renew()
-        if self._down_at_give_up and (seen is None or not seen.beating):
+        if self._down_at_give_up and seen is not None and not seen.beating:
             self._down()
         else:
             self._say_cost(seen)
         return code
 
     def _down(self, token: str | None = None) -> int:
-        """Deletes the machines; with a token, only those."""
-        for number in range(_DELETE_TRIES):
+        """Deletes the machines, or those with this token; while the network is away they cost money, so it does not
+        give up then."""
+        for number in itertools.count(1):
             try:
                 self._lease.renew()
                 there = self._steps.find()
@@ -370,9 +362,10 @@ class Watch:
                 return 0
             except CloudError as error:
                 self._journal.write(f"delete failed: {error}")
-                if not error.kind.passes:
+                goes_on = error.kind.may_be_network or (error.kind.passes and number < _DELETE_TRIES)
+                if self._is_once or not goes_on:
                     break
-                self._sleep(self._bounds.pause(number + 1))
+                self._sleep(self._bounds.pause(number))
         self._journal.write("the machines may still be there and cost money: python -m launch down")
         return CloudError.exit_code
 
@@ -386,33 +379,6 @@ class Watch:
 def _is_own(there: Any) -> bool:
     """Whether this launch made the machines; `down`, too, deletes adopted ones only when it is told to."""
     return there.ours and not there.adopted
-
-
-def asked(run: Run, workers: int, hosts: tuple[Host, ...], answers: dict[int, dict[str, Any]]) -> tuple[Host, ...]:
-    """The hosts with what those say whose heartbeat is old or missing."""
-    known = {host.worker: host for host in hosts}
-    result = []
-    for worker in range(workers):
-        host = known.get(worker, Host(worker))
-        answer = answers.get(worker)
-        if host.beats or host.state == ENDED or answer is None:
-            result += [host] if worker in known or answer is not None else []
-            continue
-        state = str(answer.get("state", "none"))
-        ours = (answer.get("run_id"), answer.get("attempt"), answer.get("start")) == (
-            run.run_id,
-            run.attempt,
-            run.start,
-        )
-        if state != "unreachable" and not ours:
-            state = "none"
-        host = dataclasses.replace(host, answer=state)
-        if state == ENDED:
-            host = dataclasses.replace(host, code=answer.get("code"), message=str(answer.get("message", "")))
-        if isinstance(step := answer.get("step"), int) and ours:
-            host = dataclasses.replace(host, step=max(step, -1 if host.step is None else host.step))
-        result.append(host)
-    return tuple(result)
 
 
 def next_run(run: Run, *, new: bool) -> Run:
@@ -431,11 +397,3 @@ def _exit_code(action: Action, seen: Seen) -> int:
     if ended is not None and exit_code(ended):
         return exit_code(ended)
     return {"no run": 2, "dead": HostError.exit_code}.get(action.row, CloudError.exit_code)
-
-
-def seconds_of(text: str, unknown: float) -> float:
-    """The time that Google Cloud writes as text, in seconds since 1970; `unknown` if it is no time."""
-    try:
-        return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-    except ValueError:
-        return unknown

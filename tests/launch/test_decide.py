@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from janus_jax.errors import AGAIN, EXIT_CODES, GIVE_UP, TWICE
 from launch.errors import Kind, cause, policy
 from launch.records import STALE_S
-from launch.watching.decide import ROWS, Do, decide, exit_of, failed, remember
-from launch.watching.seen import Bounds, Host, Memory, Seen, Trouble
+from launch.runs.snapshot import Host, exit_of
+from launch.watching.decide import ROWS, Do, decide, failed, remember
+from launch.watching.seen import Bounds, Memory, Seen, Trouble
 
 OLD = STALE_S + 1
 LONG = 100_000.0

@@ -39,7 +39,7 @@ class Shown:
         parser, self.events, self.polls = argparse.ArgumentParser(), list(events), 0
         logs.add(parser)
         arguments = parser.parse_args(words)
-        self.code = logs.run(made, arguments, steps=steps or FakeSteps(store), sleep=self._sleep)
+        self.code = logs.run(made, arguments, looks=steps or FakeSteps(store), sleep=self._sleep)
         self.lines = "\n".join(made.__dict__["lines"]).splitlines()
 
     def _sleep(self, seconds):

@@ -11,7 +11,7 @@ from launch.cloud.bucket import Bucket, Changed
 from launch.cloud.gcloud import Gcloud
 from launch.records import Heartbeat
 from launch.runs.merged import Merged
-from launch.runs.progress import Reader
+from launch.runs.snapshot import Reader
 from launch.watching.lease import Lease, LostLease
 from tests.support.buckets import server
 from tests.support.launches import run_record

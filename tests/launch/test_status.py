@@ -8,7 +8,7 @@ import pytest
 
 from launch.commands import status
 from launch.errors import CloudError, Kind
-from launch.records import Stop, Watcher
+from launch.records import Stop, Watcher, duration
 from launch.runs import overview
 from tests.support.launches import FakeSteps, Store, beat, context, run_record
 
@@ -158,7 +158,7 @@ def test_the_command_prints_json_with_the_same_facts(store, steps, monkeypatch):
     "seconds, text", [(0, "0 s"), (99, "99 s"), (130, "2 min"), (7500, "2 h 5 min"), (200_000, "2 d 7 h")]
 )
 def test_durations(seconds, text):
-    assert overview.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_a_store_whose_clock_cannot_be_asked_leaves_the_workstation_s(store, steps):

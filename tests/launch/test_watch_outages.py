@@ -219,3 +219,39 @@ def test_cron_counts_requests_that_fail_as_a_watcher_that_waits_does(store, step
         assert looks < 60
     assert code == 16 and steps.done.count("create") == requests
     assert error in log(store)
+
+
+@pytest.mark.parametrize("kind", [Kind.UNAVAILABLE, Kind.CREDENTIALS])
+def test_machines_are_deleted_at_the_end_however_long_the_network_was_away(store, steps, kind):
+    put(store, run_record())
+    beats(store, "ended", code=0)
+    steps.errors["delete"] = [CloudError(kind, "the network is away") for _ in range(40)]
+    assert watch(store, steps, Life(store), down_at_end=True)[0].run() == 0
+    assert steps.there is None
+
+
+def test_cron_leaves_machines_that_it_cannot_delete_to_its_next_look(store, steps):
+    put(store, run_record())
+    beats(store, "ended", code=0)
+    steps.errors["delete"] = [NO_NETWORK]
+    codes = [watch(store, steps, down_at_end=True)[0].run(once=True) for _ in range(2)]
+    assert codes == [16, 0] and steps.done == ["delete"] * 2 and steps.there is None
+
+
+def test_with_nothing_known_of_the_hosts_no_machines_are_deleted(store, steps):
+    put(store, run_record())
+    beats(store)
+    store.refusal = lambda call, url: CloudError(Kind.PERMISSION, "403") if call == "text" else None
+    assert watch(store, steps, Life(store), down_at_give_up=True)[0].run() == 16
+    assert steps.done == []
+
+
+def test_faults_that_passed_are_not_in_a_row(store, steps):
+    put(store, run_record())
+    preempt(steps)()
+    steps.served = "WAITING_FOR_RESOURCES"
+    for number in range(80):
+        store.now += 600
+        steps.errors["find"] = [CloudError(Kind.UNAVAILABLE, "503")] * (number % 2)
+        watch(store, steps)[0].run(once=True)
+    assert steps.done == ["delete", "create"] and "gives up" not in log(store)

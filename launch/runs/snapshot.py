@@ -9,12 +9,38 @@ from typing import Any
 
 from launch.cloud.bucket import Bucket, Entry, Stored
 from launch.context import Context
-from launch.errors import CloudError, Kind
-from launch.records import Heartbeat, Run, Stop, Watcher
+from launch.errors import CloudError, Kind, cause
+from launch.records import STALE_S, Heartbeat, Run, Stop, Watcher
 from launch.settings import Settings
-from launch.watching.seen import Host
 
 RUN, STOP, WATCH, CLOCK = "run.json", "stop.json", "watch.json", "clock.json"
+RUNNING, ENDED = ("starting", "running"), "ended"
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """A host of the run: its heartbeat, and where that is old what the host itself says."""
+
+    worker: int
+    age_s: float = math.inf
+    """Of the heartbeat, by the store's clock; infinite without one."""
+    state: str = "none"
+    code: int | None = None
+    message: str = ""
+    step: int | None = None
+    answer: str | None = None
+    """none | starting | running | ended | dead | unreachable; None: not asked."""
+
+    @property
+    def beats(self) -> bool:
+        return self.state in RUNNING and self.age_s <= STALE_S
+
+    @property
+    def now(self) -> str:
+        """ended | beats | one of the answers | unknown."""
+        if self.state == ENDED or self.beats:
+            return ENDED if self.state == ENDED else "beats"
+        return self.answer or "unknown"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +170,44 @@ def _beats(entries: list[Entry], values: list[dict[str, Any]]) -> list[tuple[Hea
     updated = {int(match[1]): at_s for match, at_s in names if match}
     beats = [Heartbeat.from_json(value) for value in values]
     return [(beat, updated[beat.worker]) for beat in beats if beat.worker in updated]
+
+
+def exit_of(hosts: tuple[Host, ...]) -> Host | None:
+    """The host that says best why the run ended: that with the most specific exit code; None if none has ended."""
+    ended = [host for host in hosts if host.now == ENDED]
+    return min(ended, key=lambda host: (cause(exit_code(host)), host.worker), default=None)
+
+
+def exit_code(host: Host) -> int:
+    """Of a host that has ended: 128 + N for death by signal N; 1 if the host does not know."""
+    return 1 if host.code is None else 128 - host.code if host.code < 0 else host.code
+
+
+def asked(run: Run, workers: int, hosts: tuple[Host, ...], answers: dict[int, dict[str, Any]]) -> tuple[Host, ...]:
+    """The hosts with what those say whose heartbeat is old or missing."""
+    known = {host.worker: host for host in hosts}
+    result = []
+    for worker in range(workers):
+        host = known.get(worker, Host(worker))
+        answer = answers.get(worker)
+        if host.beats or host.state == ENDED or answer is None:
+            result += [host] if worker in known or answer is not None else []
+            continue
+        state = str(answer.get("state", "none"))
+        ours = (answer.get("run_id"), answer.get("attempt"), answer.get("start")) == (
+            run.run_id,
+            run.attempt,
+            run.start,
+        )
+        if state != "unreachable" and not ours:
+            state = "none"
+        host = dataclasses.replace(host, answer=state)
+        if state == ENDED:
+            host = dataclasses.replace(host, code=answer.get("code"), message=str(answer.get("message", "")))
+        if isinstance(step := answer.get("step"), int) and ours:
+            host = dataclasses.replace(host, step=max(step, -1 if host.step is None else host.step))
+        result.append(host)
+    return tuple(result)
 
 
 def settled(context: Context, run: Run | None) -> Context:

@@ -5,7 +5,7 @@ import argparse
 from launch.cloud import machines
 from launch.commands import stop
 from launch.records import Stop
-from launch.runs.progress import Reader
+from launch.runs.snapshot import Reader
 from tests.support.launches import SETTINGS, FakeBucket, Store, context, run_record
 
 FOLDER = "gs://bkt/launch/demo"
