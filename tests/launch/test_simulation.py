@@ -3,6 +3,7 @@ simulated cloud, with events of any kind at any time. Each violation that it has
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 
@@ -11,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from janus_jax.errors import JanusError
+from launch.cloud import machines
 from launch.commands import down as down_command
-from launch.commands import run as run_command
 from launch.commands import stop as stop_command
 from launch.records import Run
 from launch.remote import hosts
@@ -21,6 +22,7 @@ from launch.watching.watch import Watch
 from tests.support.launches import run_record
 from tests.support.simulated_cloud import STEPS, Killed, World, install
 
+STOP = "gs://bkt/launch/demo/stop.json"
 RUN = "gs://bkt/launch/demo/run.json"
 HOURS = 3600.0
 
@@ -39,8 +41,25 @@ class Life:
             host.answer("start", {"run": run.to_json()})
         self.faults, self.actors = 0, {}
 
-    def watch(self, station=0, **options):
+    @property
+    def others(self):
+        """Whether machines of this name are not the launch's own."""
+        labels = [queued["tpu"]["nodeSpec"][0]["node"]["labels"] for queued in self.world.queued.values()]
+        return {} in labels
+
+    def watch(self, station=0, *, cron=False, **options):
         world = self.world
+
+        def often():
+            while True:
+                with contextlib.suppress(JanusError):
+                    Watch(world.context(station), sleep=world.pause).run(once=True)
+                world.pause(60.0)
+                if world.saved >= STEPS or STOP in world.store.objects:
+                    return 0
+
+        if cron:
+            return self._spawn(station, "watch", often)
 
         def work():
             return Watch(world.context(station), sleep=world.pause, **options).run()
@@ -61,7 +80,7 @@ class Life:
 
         def work():
             context = world.context(station)
-            there = run_command.start and __import__("launch.cloud.machines", fromlist=["find"]).find(context)
+            there = machines.find(context)
             if there is None or not there.ready:
                 return 16
             with hosts.connect(context, there) as group:
@@ -90,6 +109,8 @@ class Life:
         watchers = [actor for actor in self.actors.get("watch", ()) if actor.ended_s is None]
         running = world.alive()
         match kind:
+            case "others":
+                "demo" in world.queued or world.make("demo", {}, ready=True)
             case "preempt" | "preempt softly":
                 world.preempt(softly=kind != "preempt")
             case "dead" | "ended":
@@ -160,14 +181,19 @@ class Life:
         if "run" not in self.actors:
             assert starts == sorted(set(starts)), world.places
             assert world.places == sorted(world.places)
+        advanced = list(dict.fromkeys(world.advanced))
+        assert [one for one, _ in itertools.groupby(world.advanced)] == advanced, "two starts advance in turns"
+        assert len({host.run["run_id"] for host in world.alive()}) <= 1
         assert world.creations <= 1 + self.faults
         if self.forbidden():
             assert not [host for host in world.alive() if host.run["run_id"] == "demo-1"]
+            first_s = min(actor.ended_s for actor in self.forbidden())
+            assert not [at_s for at_s, run_id in world.begun if run_id == "demo-1" and at_s > first_s], world.begun
         if [actor for actor in self.forbidden() if actor.what == "down"]:
-            assert not world.queued, world.queued
-        if not asked and "run" not in self.actors:
+            assert not world.queued or self.others, world.queued
+        if not asked and not self.others:
             assert world.saved == STEPS
-            assert 0 in [a.result for a in self.actors["watch"]]
+            assert "run" in self.actors or 0 in [a.result for a in self.actors["watch"]]
 
 
 @pytest.fixture
@@ -189,6 +215,29 @@ def test_a_run_goes_on_after_two_preemptions(life):
     assert life.world.creations == 2
 
 
+def test_a_start_that_was_asleep_during_a_stop_does_nothing_though_it_is_then_killed(life):
+    world = life.world
+    life.watch()
+    world.go(100)
+    world.on["before agent start"] = lambda: [life.happen("asleep", 0), life.stop()]
+    world.on["after agent start"] = lambda: world.on.update(
+        {"before read stop.json": lambda: life.happen("watcher killed", 0)}
+    )
+    life.happen("dead", 0)
+    life.settle()
+    assert life.actors["stop"][0].result == 0 and not world.alive()
+
+
+def test_machines_that_are_being_made_during_a_down_are_not_left_over(life):
+    world = life.world
+    life.watch()
+    world.go(100)
+    world.preempt()
+    world.go(60)
+    life.down()
+    life.settle()
+
+
 KINDS = [
     "preempt",
     "preempt softly",
@@ -207,6 +256,7 @@ KINDS = [
     "stop",
     "down",
     "run",
+    "others",
 ]
 EVENTS = st.lists(
     st.tuples(st.sampled_from([0.5, 3.0, 20.0, 45.0, 61.0, 100.0, 250.0]), st.sampled_from(KINDS), st.integers(0, 1)),
@@ -219,7 +269,7 @@ def live(events, **options):
     with pytest.MonkeyPatch.context() as patch:
         made = Life(patch)
         try:
-            made.watch()
+            made.watch(**options)
             for delay_s, kind, one in events:
                 made.world.go(delay_s)
                 made.happen(kind, one)
@@ -248,3 +298,9 @@ def live(events, **options):
 @given(EVENTS)
 def test_whatever_happens(events):
     live(events)
+
+
+@settings(max_examples=15, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(EVENTS)
+def test_whatever_happens_with_cron(events):
+    live(events, cron=True)

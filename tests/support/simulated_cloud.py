@@ -82,9 +82,11 @@ class World:
         self.lock: dict[str, Any] | None = None
         self.step = self.saved = 0
         self.places: list[tuple[int, int]] = []
+        self.advanced: list[tuple[str, int, int]] = []
+        self.begun: list[tuple[float, str]] = []
         self.trouble: list[str] = []
         self.on: dict[str, Callable[[], None]] = {}
-        """Called once when a command whose words contain the key has landed."""
+        """Called once: `before` a call with these words is sent, or `after` it has landed."""
 
     # Time
 
@@ -149,19 +151,23 @@ class World:
         """A request: sent, done, answered. Each of the three may be the last."""
         actor = self.current
         assert actor is not None
+        self._reach(f"before {words}")
         self.pause(seconds / 2)
         if not actor.at.online:
             raise lost()
         try:
             answer = work()
         finally:
-            for key in [key for key in self.on if key in words]:
-                self.on.pop(key)()
+            self._reach(f"after {words}")
         self.pause(seconds / 2)
         if actor.at.loses > 0 or not actor.at.online:
             actor.at.loses -= 1
             raise lost()
         return answer
+
+    def _reach(self, moment: str) -> None:
+        for key in [key for key in self.on if key in moment]:
+            self.on.pop(key)()
 
     def context(self, station: int) -> Context:
         def say(line: str) -> None:
@@ -297,12 +303,13 @@ class Host:
             if self.state == "running" and not same:
                 return {"error": f"run {self.run['run_id']} is running here", "held": self.run["run_id"]}
             if run["run_id"] == self.stopped:
-                return {"error": f"run {run['run_id']} was stopped", "held": run["run_id"]}
+                return {"error": f"run {run['run_id']} was stopped"}
             if name == "start" and not same:
                 self.run, self.state, self.code, self.step = run, "running", None, None
                 self.began_s, self.holds = self.world.now, False
                 if self.number == 0:
                     self.world.places.append(self.place)
+                    self.world.begun.append((self.world.now, run["run_id"]))
                 self._beat()
             return {"ended": [], **self.now()}
         if name == "stop":
@@ -351,7 +358,7 @@ class Host:
         self._beat()
         group = [h for h in self.world.hosts.values() if h.token == self.token and h.run and h.place == self.place]
         if any(host.state in ("ended", "dead") for host in group):
-            self.end(0 if all(h.code == 0 for h in group if h is not self and h.state == "ended") else 143)
+            self.end(0 if all(h.code == 0 for h in group if h.state != "running") else 143)
         elif len(group) < 2 or self.number:
             self.end(1) if len(group) < 2 and self.world.now - self.began_s > 120 else None
         elif self.world.bucket_up:
@@ -371,10 +378,11 @@ class Host:
                     return
                 if other["by"][0] == run["attempt"]:
                     return
-            world.step, self.holds = world.saved, True
+            world.step, self.holds = min(world.saved, STEPS - 1), True
         world.lock = {"by": self.place, "owner": run["owner"], "at": world.now}
         if (world.now - self.began_s) % STEP_S < 10:
             world.step += 1
+            world.advanced.append((run["run_id"], *self.place))
             for host in world.hosts.values():
                 host.step = world.step if host.run and host.token == self.token else host.step
             world.saved = world.step if world.step % SAVE == 0 else world.saved
