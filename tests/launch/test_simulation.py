@@ -3,9 +3,9 @@ simulated cloud, with events of any kind at any time. Each violation that it has
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
-import os
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,7 +20,8 @@ from launch.remote import hosts
 from launch.runs import start
 from launch.watching.watch import Watch
 from tests.support.launches import run_record
-from tests.support.simulated_cloud import STEPS, Killed, World, install
+from tests.support.simulated_cloud import STEPS, World, install
+from tests.support.simulated_time import Killed
 
 STOP = "gs://bkt/launch/demo/stop.json"
 RUN = "gs://bkt/launch/demo/run.json"
@@ -118,7 +119,7 @@ class Life:
             case "unreached":
                 for host in list(world.hosts.values())[:1]:
                     host.reached = False
-                    world.at(600.0, lambda: setattr(host, "reached", True))
+                    world.at(600.0, functools.partial(setattr, host, "reached", True))
             case "no capacity":
                 world.capacity = False
                 world.at(1200.0, lambda: setattr(world, "capacity", True))
@@ -274,23 +275,16 @@ def live(events, **options):
                 made.world.go(delay_s)
                 made.happen(kind, one)
             made.settle()
-        except AssertionError:
-            if os.environ.get("SHOW"):
-                print(
-                    events,
-                    *made.world.said,
-                    *[(a.what, a.at.name, a.result, a.ended_s) for a in made.world.actors if a.what != "thread"],
-                    made.world.places,
-                    sep="\n",
-                )
+        except AssertionError as error:
+            error.add_note("\n".join([str(events), *made.world.said]))
             raise
         finally:
             made.world.close()
 
 
 @settings(
-    max_examples=int(os.environ.get("LIVES", "30")),
-    derandomize=not os.environ.get("SEED"),
+    max_examples=60,
+    derandomize=True,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),

@@ -2,12 +2,9 @@
 runs in threads of which one at a time goes on; each call of the cloud, and each sleep, is where another may go on."""
 
 import contextlib
-import dataclasses
 import datetime
-import heapq
 import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,62 +17,34 @@ from launch.remote.hosts import Answer
 from launch.settings import Settings
 from tests.support.fake_machines import NOT_FOUND, PARENT
 from tests.support.launches import SETTINGS, FakeBucket, Store
+from tests.support.simulated_time import Event, Mutex, Serial, Thread, Time
 
 STEPS, STEP_S, SAVE = 20, 30.0, 4
 LOCK_STALE_S = 60.0
 LOST = "ERROR: (gcloud.x) Network is unreachable"
 
 
-class Killed(BaseException):
-    """SIGKILL: nothing that this process does afterwards has an effect."""
+class Ticking(Store):
+    """A store whose clock is that of the world."""
 
-
-@dataclasses.dataclass
-class Workstation:
-    name: str
-    online: bool = True
-    asleep_until: float = 0.0
-    loses: int = 0
-    """Answers of so many calls are lost, though the calls land."""
-
-
-class Actor:
-    """A process on a workstation."""
-
-    def __init__(self, world: "World", at: Workstation, what: str, work: Callable[[], Any], parent: "Actor | None"):
-        self.world, self.at, self.what, self.parent = world, at, what, parent
-        self.gate, self.killed, self.interrupted = threading.Semaphore(0), False, False
-        self.ended_s: float | None = None
-        self.result: Any = None
-        self._work = work
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        self.gate.acquire()
-        try:
-            self.result = Killed() if self.dead else self._work()
-        except BaseException as error:
-            self.result = error
-        self.ended_s = self.world.now
-        self.world.gate.release()
+    def __init__(self, world: Time):
+        self._world = world
+        super().__init__()
 
     @property
-    def dead(self) -> bool:
-        return self.killed or (self.parent is not None and (self.parent.dead or self.parent.ended_s is not None))
+    def now(self) -> float:
+        return 1_000_000.0 + self._world.now
+
+    @now.setter
+    def now(self, value: float) -> None: ...
 
 
-class World:
+class World(Time):
     """Everything, and its time. `trouble` has what must never be."""
 
     def __init__(self, *, capacity: bool = True) -> None:
-        self.now, self.gate, self.current = 0.0, threading.Semaphore(0), None
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._count = 0
-        self.actors: list[Actor] = []
-        self.stations = [Workstation("ann@one"), Workstation("bob@two")]
-        self.store, self.capacity, self.bucket_up = Store(), capacity, True
-        self.store.now = 1_000_000.0
+        super().__init__()
+        self.store, self.capacity, self.bucket_up = Ticking(self), capacity, True
         self.queued: dict[str, dict[str, Any]] = {}
         self.hosts: dict[tuple[str, int], Host] = {}
         self.creations, self.said = 0, list[str]()
@@ -85,89 +54,6 @@ class World:
         self.advanced: list[tuple[str, int, int]] = []
         self.begun: list[tuple[float, str]] = []
         self.trouble: list[str] = []
-        self.on: dict[str, Callable[[], None]] = {}
-        """Called once: `before` a call with these words is sent, or `after` it has landed."""
-
-    # Time
-
-    def at(self, delay_s: float, act: Callable[[], None]) -> None:
-        self._count += 1
-        heapq.heappush(self._queue, (self.now + delay_s, self._count, act))
-
-    def spawn(self, station: int, what: str, work: Callable[[], Any], parent: Actor | None = None) -> Actor:
-        actor = Actor(self, self.stations[station], what, work, parent)
-        self.actors.append(actor)
-        self.at(0.0, lambda: self._resume(actor))
-        return actor
-
-    def _resume(self, actor: Actor) -> None:
-        if actor.ended_s is not None:
-            return
-        if actor.at.asleep_until > self.now and not actor.dead:
-            self.at(actor.at.asleep_until - self.now, lambda: self._resume(actor))
-            return
-        self.current = actor
-        actor.gate.release()
-        self.gate.acquire()
-        self.current = None
-
-    def pause(self, seconds: float) -> None:
-        """The process that calls waits; others go on."""
-        actor = self.current
-        assert actor is not None
-        if actor.dead:
-            raise Killed
-        self.at(seconds, lambda: self._resume(actor))
-        self.gate.release()
-        actor.gate.acquire()
-        if actor.dead:
-            raise Killed
-        if actor.interrupted:
-            actor.interrupted = False
-            raise KeyboardInterrupt(2)
-
-    def go(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
-        """Lets time pass; whether `until` came true."""
-        end = self.now + seconds
-        while self._queue and self._queue[0][0] <= end:
-            if until():
-                return True
-            self.now, _, act = heapq.heappop(self._queue)
-            self.store.now = 1_000_000.0 + self.now
-            act()
-        self.now = end
-        self.store.now = 1_000_000.0 + self.now
-        return until()
-
-    def close(self) -> None:
-        for actor in self.actors:
-            actor.killed = True
-            while actor.ended_s is None:
-                self._resume(actor)
-
-    # Calls of a workstation
-
-    def call(self, words: str, work: Callable[[], Any], *, lost: Callable[[], Exception], seconds: float = 1.0) -> Any:
-        """A request: sent, done, answered. Each of the three may be the last."""
-        actor = self.current
-        assert actor is not None
-        self._reach(f"before {words}")
-        self.pause(seconds / 2)
-        if not actor.at.online:
-            raise lost()
-        try:
-            answer = work()
-        finally:
-            self._reach(f"after {words}")
-        self.pause(seconds / 2)
-        if actor.at.loses > 0 or not actor.at.online:
-            actor.at.loses -= 1
-            raise lost()
-        return answer
-
-    def _reach(self, moment: str) -> None:
-        for key in [key for key in self.on if key in moment]:
-            self.on.pop(key)()
 
     def context(self, station: int) -> Context:
         def say(line: str) -> None:
@@ -485,61 +371,3 @@ def install(world: World, monkeypatch: Any) -> None:
         Lock=lambda: Mutex(world), Event=lambda: Event(world), Thread=lambda **o: Thread(world, **o)
     )
     monkeypatch.setattr(lease, "threading", threads)
-
-
-class Serial:
-    """`ThreadPoolExecutor`, one after the other."""
-
-    def __init__(self, workers: int): ...
-    def __enter__(self) -> "Serial":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-    def submit(self, work: Callable[[], Any]) -> Any:
-        try:
-            value = work()
-        except Exception as error:
-            return SimpleNamespace(result=lambda error=error: _raise(error))
-        return SimpleNamespace(result=lambda: value)
-
-
-def _raise(error: Exception) -> None:
-    raise error
-
-
-@dataclasses.dataclass
-class Mutex:
-    world: World
-    held: bool = False
-
-    def __enter__(self) -> None:
-        while self.held:
-            self.world.pause(0.5)
-        self.held = True
-
-    def __exit__(self, *_: object) -> None:
-        self.held = False
-
-
-@dataclasses.dataclass
-class Event:
-    world: World
-    is_set: bool = False
-
-    def set(self) -> None:
-        self.is_set = True
-
-    def wait(self, seconds: float) -> bool:
-        if not self.is_set:
-            self.world.pause(seconds)
-        return self.is_set
-
-
-class Thread:
-    def __init__(self, world: World, target: Any, **options: Any):
-        self._world, self._target = world, target
-
-    def start(self) -> None:
-        parent = self._world.current
-        assert parent is not None
-        self._world.spawn(self._world.stations.index(parent.at), "thread", self._target, parent)
