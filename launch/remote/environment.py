@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from janus_jax.errors import ConfigError, counted
+from janus_jax.errors import ConfigError
 from launch.cloud.gcloud import Say
 from launch.context import Context
 from launch.errors import HostError
@@ -150,7 +150,7 @@ def _make(context: Context, hosts: Hosts, target: _Target, lacking: Sequence[Ans
     failed: list[Answer] = []
     without_code = [item.host for item in lacking if "code" in item.out.splitlines()[-1]]
     if without_code:
-        notify(f"sending the code to {counted(len(without_code), 'host')}")
+        notify(f"sending the code to {_hosts(len(without_code))}")
         failed = [item for item in ship.send(hosts, target.code, without_code) if item.code]
     left = [item.host for item in lacking if item.host not in [answer.host for answer in failed]]
     staged = ""
@@ -158,9 +158,13 @@ def _make(context: Context, hosts: Hosts, target: _Target, lacking: Sequence[Ans
         if context.settings.offline:
             staged = wheels.stage(context, target.code, target.environment, notify)
         python = f"Python {target.recipe['PYTHON_VERSION']}"
-        notify(f"installing {python} and packages on {counted(count, 'host')}; this takes some minutes")
+        notify(f"installing {python} and packages on {_hosts(count)}; this takes some minutes")
     made = hosts.each("bash -s", stdin=_script(target, make=True, staged=staged), only=left, timeout_s=MAKE_S, tries=3)
     return failed + made
+
+
+def _hosts(count: int) -> str:
+    return f"{count} host{'s' * (count != 1)}"
 
 
 def _split(answers: Sequence[Answer]) -> tuple[list[tuple[Answer, dict[str, Any]]], list[Answer], list[Answer]]:
