@@ -48,7 +48,7 @@ def allow(context: Context) -> None:
 
 def outlast(context: Context) -> bool:
     """Waits until nobody watches any more: a watcher may have asked for machines before it could see the stop record.
-    One that gives no sign of life has ended.
+    One that gives no sign of life has ended. For `down`: runs that begin meanwhile are forbidden, too.
 
     Returns:
         Whether somebody watched.
@@ -63,6 +63,7 @@ def outlast(context: Context) -> bool:
             return shown
         if context.records.clock() - stored.updated_s > STALE_S:
             return True
+        forbid(context, "down", down=True)  # again: a `run` that was on its way may have begun meanwhile
         if not shown:
             context.say(f"waiting for the watcher of {watcher.by}, which may just be making machines, to end")
         shown = True

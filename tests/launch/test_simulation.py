@@ -239,6 +239,14 @@ def test_machines_that_are_being_made_during_a_down_are_not_left_over(life):
     life.settle()
 
 
+def test_a_run_that_begins_during_a_down_does_not_bring_the_machines_back(life):
+    life.watch()
+    for delay_s, kind in ((0.5, "run"), (3.0, "preempt softly"), (3.0, "down")):
+        life.world.go(delay_s)
+        life.happen(kind, 0)
+    life.settle()
+
+
 KINDS = [
     "preempt",
     "preempt softly",
@@ -282,13 +290,7 @@ def live(events, **options):
             made.world.close()
 
 
-@settings(
-    max_examples=60,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@settings(max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(EVENTS)
 def test_whatever_happens(events):
     live(events)
