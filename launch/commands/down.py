@@ -25,15 +25,32 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
     run = _forbid(context, arguments.now, arguments.force) if context.settings.bucket else None
     if run is not None and (there is None or not there.ready):
         there = _look(context, arguments.adopt)  # a watcher may have made them before it could see the record
-    if there is None:
+    if there is not None:
+        if run is not None and any(worker.internal for worker in there.workers) and not arguments.now:
+            _end(context, there, run, arguments.grace)
+        _delete(context, there)
+    late = _late(context, arguments.adopt) if run is not None and not context.dry_run else None
+    if late is not None:
+        _delete(context, late)
+    if there is None and late is None:
         context.say(f"{name}: nothing to delete")
-        return None
-    if run is not None and any(worker.internal for worker in there.workers) and not arguments.now:
-        _end(context, there, run, arguments.grace)
+    return None
+
+
+def _delete(context: Context, there: machines.Machines) -> None:
     machines.delete(context, dataclasses.replace(there, ours=True), notify=context.say)
     if not context.dry_run:
         context.say(f"{there.name}: deleted")
-    return None
+
+
+def _late(context: Context, adopt: bool) -> machines.Machines | None:
+    """Machines that a watcher asked for just before it could see the stop record."""
+    try:
+        if not stopping.outlast(context):
+            return None
+    except CloudError as error:
+        context.warn(f"a watcher may just be making machines; look again with `down`: {error}")
+    return _look(context, adopt)
 
 
 def _look(context: Context, adopt: bool) -> machines.Machines | None:

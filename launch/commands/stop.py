@@ -33,7 +33,7 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
         context.say(f"run {stopped.run_id}: the machines are {machines.state}: ending it on the hosts that are left")
     try:
         with connect(context, machines) as hosts:
-            states = start.end(context, hosts, stopped.run_id, grace_s=arguments.grace)
+            states = start.end(context, hosts, stopped.run_id, grace_s=arguments.grace, final=True)
             names = [host.name for host in hosts.hosts]
     except HostError as error:
         raise HostError(

@@ -5,7 +5,7 @@ of stdout is the answer, an object, with `error` if the host refuses.
     prepare   checks that this host can run a `Spec`, and writes its files
     start     starts the prepared `Spec`; the same one again changes nothing
     state     how the run is
-    stop      ends the run of {"run_id"}, after {"grace_s"} by force
+    stop      ends the run of {"run_id"}, after {"grace_s"} by force; with {"final"}, this host never starts it again
     tail      {"lines"} newest lines of the log, or those since {"position"}
     clean     ends left-over processes that hold chips, and removes libtpu's lock
 
@@ -127,6 +127,8 @@ def stop(message: dict[str, Any]) -> dict[str, Any]:
     """
     from launch.host import machine
 
+    if message.get("final"):  # a start may be on its way, from a workstation that sleeps
+        (home() / "stopped.json").write_text(json.dumps(message["run_id"]))
     now, pids = state({}), _json(home() / "run" / "supervisor.pid")
     if now["state"] in ("none", "ended") or now["run_id"] != message["run_id"]:
         return {**now, "was": now["state"]}
@@ -214,7 +216,9 @@ def _at_home(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _held(run: dict[str, Any]) -> dict[str, Any] | None:
-    """The refusal, if another run is alive here."""
+    """The refusal, if another run is alive here, or a person has stopped this one."""
+    if _json(home() / "stopped.json") == run["run_id"]:
+        return {"error": f"run {run['run_id']} was stopped by a person; `python -m launch run` starts anew"}
     now = state({})
     if now["state"] not in ("starting", "running") or _same(now, run):
         return None

@@ -141,13 +141,17 @@ def states(context: Context, hosts: "Hosts") -> list[dict[str, Any]]:
     return _states(context, hosts.each("janus/agent state", stdin=b"{}\n", timeout_s=60, tries=3))
 
 
-def end(context: Context, hosts: "Hosts", run_id: str, *, grace_s: float = 60) -> list[dict[str, Any]]:
+def end(
+    context: Context, hosts: "Hosts", run_id: str, *, grace_s: float = 60, final: bool = False
+) -> list[dict[str, Any]]:
     """Ends a run: SIGTERM on all hosts, so that it saves, and SIGKILL after the grace.
 
+    Args:
+        final: these hosts never start it again, also if a start is on its way.
     Returns:
         The states of the hosts then, in their order; {"error"} for one that cannot be reached.
     """
-    message = json.dumps({"run_id": run_id, "grace_s": grace_s}).encode()
+    message = json.dumps({"run_id": run_id, "grace_s": grace_s, "final": final}).encode()
     return _states(context, hosts.each("janus/agent stop", stdin=message, timeout_s=2 * grace_s + 120, tries=3))
 
 

@@ -10,13 +10,15 @@ from janus_jax.errors import HeldError
 from launch.cloud.bucket import Changed
 from launch.context import Context
 from launch.errors import CloudError, Kind
-from launch.records import Run, Stop, printable
+from launch.records import STALE_S, Run, Stop, Watcher, printable
 from launch.runs import alive, start
 
 FILE = "stop.json"
 _SHOWN = 5
 _TRIES = 5
 _LONGEST_GRACE_S = 3600
+_OUTLAST_S = 300.0
+_sleep, _clock = time.sleep, time.monotonic
 
 
 def add_grace(parser: argparse.ArgumentParser) -> None:
@@ -37,12 +39,13 @@ def _grace(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text}: allowed: 0 to {_LONGEST_GRACE_S} seconds")
 
 
-def forbid(context: Context, reason: str, *, down: bool = False, force: bool = True) -> Run | None:
+def forbid(context: Context, reason: str, *, down: bool = False, force: bool = True, again: bool = False) -> Run | None:
     """Writes the stop record of the newest run: nobody, on any workstation, starts it or makes its machines again.
 
     Args:
         down: the machines go too; `up` clears the record then, as `run` does. That of a person's `stop` stays.
         force: False refuses a run of somebody else that shows signs of life: both may use the same name by mistake.
+        again: it was said already whose run it is.
     Returns:
         The run; None if none was started.
     Raises:
@@ -53,7 +56,7 @@ def forbid(context: Context, reason: str, *, down: bool = False, force: bool = T
     if before is None:
         return None
     run = Run.from_json(before.value)
-    if run.by != context.me:
+    if run.by != context.me and not again:
         if not force and (seen := alive.signs(context, before)):
             raise HeldError(
                 f"run {run.run_id} of {run.by} is alive: {seen}; you are {context.me}; if nobody needs it any more, "
@@ -89,6 +92,33 @@ def allow(context: Context) -> None:
     with contextlib.suppress(Changed):  # by a `stop` that comes now, and holds
         context.records.write(FILE, Stop("", context.me, time.time()).to_json(), generation=stored.generation)
         context.say(f"run {run_id} was ended by `down` and may go on: `python -m launch watch` resumes it")
+
+
+def outlast(context: Context) -> bool:
+    """Waits until nobody watches any more: a watcher may have asked for machines before it could see the stop record.
+    One that gives no sign of life has ended. For `down`: runs that begin meanwhile are forbidden, too.
+
+    Returns:
+        Whether somebody watched.
+    Raises:
+        CloudError: the bucket refused.
+    """
+    began, shown = _clock(), False
+    while _clock() - began < _OUTLAST_S:
+        stored = context.records.read("watch.json")
+        watcher = None if stored is None else Watcher.from_json(stored.value)
+        if stored is None or watcher is None or not watcher.token:
+            return shown
+        if context.records.clock() - stored.updated_s > STALE_S:
+            return True
+        forbid(
+            context, "down", down=True, again=True
+        )  # once more: a `run` that was on its way may have begun meanwhile
+        if not shown:
+            context.say(f"waiting for the watcher of {watcher.by}, which may just be making machines, to end")
+        shown = True
+        _sleep(5.0)
+    return True
 
 
 def report(context: Context, run: Run, names: Sequence[str], states: Sequence[dict[str, Any]]) -> int:

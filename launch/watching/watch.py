@@ -29,7 +29,7 @@ Step = Literal["look", "delete", "create", "setup", "start"]
 
 
 class _Stopped(JanusError):
-    """A person stopped the run while a step went on."""
+    """A person stopped the run while a step went on: "stop", or "down", with its machines."""
 
 
 class Watch:
@@ -66,6 +66,7 @@ class Watch:
         self._asked, self._stop_generation = 0.0, 0
         self._now_s, self._is_fresh = 0.0, False
         self._machines: Any = None
+        self._made = ""  # token of the machines that this action has made
         self._told: tuple[str, str] | None = None
         self._silences = 0
         """Looks in a row at which the bucket did not answer."""
@@ -139,7 +140,9 @@ class Watch:
             self._act(action, snapshot.run, snapshot)
         except LostLease:
             raise
-        except _Stopped:
+        except _Stopped as stopped:
+            if stopped.args == ("down",) and self._made:  # `down` has looked before they were there
+                self._down(self._made)
             return None  # the next look says who
         except Changed:
             self._journal.write("another workstation has changed the run; looking again")
@@ -220,7 +223,7 @@ class Watch:
     def _act(self, action: Action, run: Run, snapshot: Snapshot) -> None:
         """Carries out START or CREATE. Before each step the lease must hold, and nobody may have stopped the run."""
         there: Any = self._machines
-        self._stop_generation = snapshot.stop_generation
+        self._stop_generation, self._made = snapshot.stop_generation, ""
         self._renew()  # what is cut off counts as a try
         if action.delete and there is not None:
             with self._doing("delete", run):
@@ -234,6 +237,7 @@ class Watch:
             with self._doing("create", run):
                 self._journal.write("asks for machines")
                 there = self._steps.create(lambda line: self._notify(line, run), patient=not self._is_once)
+            self._made = there.token
             if not there.ready:
                 self._memory = dataclasses.replace(self._memory, row="requested", lasted_s=0.0, trouble=None)
                 return
@@ -284,7 +288,7 @@ class Watch:
             return
         stop = self._context.records.read(STOP)
         if stop is not None and stop.value.get("run_id") == run.run_id:
-            raise _Stopped("the run was stopped")
+            raise _Stopped("down" if stop.value.get("down") else "stop")
         self._stop_generation = generation
 
     def _renew(self) -> float:
@@ -342,8 +346,9 @@ class Watch:
             self._say_cost(seen)
         return code
 
-    def _down(self) -> int:
-        """Deletes the machines; while the network is away they cost money, so it does not give up then."""
+    def _down(self, token: str | None = None) -> int:
+        """Deletes the machines, or those with this token; while the network is away they cost money, so it does not
+        give up then."""
         for number in itertools.count(1):
             try:
                 self._lease.renew()
@@ -351,9 +356,9 @@ class Watch:
                 if there is not None and not _is_own(there):
                     self._journal.write("others made the machines; to delete them: python -m launch down --adopt")
                     return 0
-                if there is not None:
+                if there is not None and token in (None, there.token):
                     self._steps.delete(there)
-                self._journal.write("deleted the machines")
+                    self._journal.write("deleted the machines")
                 return 0
             except CloudError as error:
                 self._journal.write(f"delete failed: {error}")

@@ -90,6 +90,15 @@ def test_a_shutdown_lets_the_run_save_whoever_gets_its_signal(host, who):
     assert host.wait("ended")["code"] == 10
 
 
+def test_a_run_that_a_person_has_stopped_is_never_started_again(host):
+    run = a_run()
+    host.agent("stop", {"run_id": run.run_id})  # as `watch` does before each start
+    assert "error" not in host.agent("prepare", host.spec(run))
+    host.agent("stop", {"run_id": run.run_id, "final": True})
+    assert "stopped" in host.agent("start", host.spec(run))["error"]
+    assert "error" not in host.agent("start", host.spec(a_run(run_id="demo-2")))
+
+
 def test_a_run_that_does_not_end_is_killed_after_the_grace(host):
     host.agent("start", host.spec(a_run("stubborn")))
     state = host.agent("stop", {"run_id": "demo-1", "grace_s": 0.5})
