@@ -79,6 +79,12 @@ class Watch:
             HeldError: another watcher is at it.
             CloudError: the bucket refuses.
         """
+        try:
+            return self._run(once)
+        finally:  # from the first write on, whatever ends it
+            self._lease.release()
+
+    def _run(self, once: bool) -> int:
         self._memory = Memory.from_json(self._lease.take(self._reader.lease))
         self._is_fresh = True
         if not once and self._memory.gave_up:  # a person wants another try
