@@ -43,8 +43,7 @@ class Ready:
 def context(tmp_path, monkeypatch):
     """Of a launch whose bucket is in memory, and whose gcloud notes what it is asked."""
     monkeypatch.chdir(tmp_path)
-    said: list[str] = []
-    made = Context(load("/dev/null", SETTINGS), say=said.append)
+    made = Context(load("/dev/null", SETTINGS), say=(said := []).append)
     calls: list[list[str]] = []
 
     def gcloud(words, stdin, timeout_s):
@@ -171,6 +170,7 @@ def test_the_same_run_directory_keeps_its_owner(context, config):
     context.records.write("run.json", dataclasses.replace(first, attempt=3).to_json())
     again = prepared(context, config, "schedule.steps=9")
     assert (again.owner, again.attempt) == (first.owner, 4) and again.run_id != first.run_id
+    assert f"changed since {first.run_id}: schedule.steps = 9, not 5; docs/" in "\n".join(context.said)
     assert prepared(context, config, "run.dir=gs://b/else").owner != first.owner
     with pytest.raises(ConfigError, match=r"with objective sft, not dpo; .*run.dir=gs://bucket/runs/demo-dpo"):
         prepared(context, config, "objective={name: dpo}")
