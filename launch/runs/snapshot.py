@@ -61,6 +61,14 @@ class Snapshot:
     """The store's time at this look, if it was asked for and could be had."""
 
     @property
+    def gave_up(self) -> str:
+        """Why the last watcher of this very run gave up; "" if it did not."""
+        memory = {} if self.watcher is None else self.watcher.memory
+        if self.run is not None and (memory.get("run_id") or self.run.run_id) != self.run.run_id:
+            return ""
+        return "" if self.run is not None and memory.get("row") == "no run" else str(memory.get("gave_up") or "")
+
+    @property
     def stopped(self) -> str | None:
         """Who has stopped the run; None if nobody has."""
         if self.stop is None or self.run is None or self.stop.run_id != self.run.run_id:
