@@ -33,6 +33,8 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
     machines.delete(context, dataclasses.replace(there, ours=True), notify=context.say)
     if not context.dry_run:
         context.say(f"{there.name}: deleted")
+        if context.settings.bucket:
+            stopping.count_machines(context, "" if run is None else run.run_id, there.created)
     return None
 
 

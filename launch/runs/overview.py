@@ -176,6 +176,8 @@ def _show_directory(view: Overview, directory: RunDirectory, now_s: float) -> No
 def _show_cost(view: Overview, snapshot: Snapshot, price: Any, now_s: float) -> None:
     view.usd_per_hour, view.price = price.most_usd_per_hour, price.price
     earlier_s = float((snapshot.watcher.memory if snapshot.watcher else {}).get("earlier_s", 0.0))
+    if snapshot.spent is not None and snapshot.spent.run_id == (view.run or {}).get("run_id", ""):
+        earlier_s += snapshot.spent.seconds
     age_s = (view.machines or {}).get("age_s")
     if earlier_s or age_s is not None:
         view.hours = (earlier_s + max(0.0, age_s or 0.0)) / 3600

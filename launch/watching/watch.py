@@ -15,6 +15,7 @@ from launch.context import Context
 from launch.errors import CloudError, HostError, Kind
 from launch.records import Run, seconds_of
 from launch.runs.snapshot import ENDED, STOP, Reader, Snapshot, asked, exit_code, exit_of
+from launch.runs.stopping import count_machines
 from launch.watching.decide import Action, Do, decide, failed, remember
 from launch.watching.journal import Journal
 from launch.watching.lease import Lease, LostLease
@@ -359,6 +360,7 @@ class Watch:
                     return 0
                 if there is not None:
                     self._steps.delete(there)
+                    count_machines(self._context, self._memory.run_id, there.created)
                 self._journal.write("deleted the machines")
                 return 0
             except CloudError as error:
@@ -383,11 +385,7 @@ def _is_own(there: Any) -> bool:
 
 
 def next_run(run: Run, *, new: bool) -> Run:
-    """The record of the next start.
-
-    Args:
-        new: on machines that were created since the last one.
-    """
+    """The record of the next start; `new`: on machines that were created since the last one."""
     return dataclasses.replace(run, attempt=run.attempt + new, start=run.start + 1)
 
 

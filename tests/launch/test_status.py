@@ -9,7 +9,7 @@ import pytest
 from launch.commands import status
 from launch.errors import CloudError, Kind
 from launch.records import Stop, Watcher, duration
-from launch.runs import overview
+from launch.runs import overview, stopping
 from tests.support.launches import FakeSteps, Store, beat, context, run_record
 
 FOLDER = "gs://bkt/launch/demo"
@@ -71,6 +71,15 @@ def test_an_unknown_spot_price_has_a_bound(store, steps):
     )
     steps.prices = (None, None)
     assert "cost      the price of this type is not known" in look(store, steps)[1]
+
+
+def test_machines_that_are_deleted_have_cost_money(store, steps):
+    made, steps.there = context(store), None
+    for created in ("1970-01-12T12:46:40Z", "1970-01-12T13:16:40Z", "no time"):
+        stopping.count_machines(made, "demo-1", created)
+    assert "$18.75 so far: 1.5 h" in look(store, steps)[1]
+    stopping.count_machines(made, "demo-2", "1970-01-12T12:46:40Z")
+    assert "nothing known so far" in look(store, steps)[1]
 
 
 def test_few_calls(store, steps):

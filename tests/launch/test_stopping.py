@@ -82,6 +82,7 @@ def test_down_ends_a_run_so_that_it_saves_and_nobody_makes_its_machines_again(co
     assert "run demo-1: nobody starts it or makes its machines again, until `up` or `run`" in said
     assert "run demo-1: ending it first" in said and "step 1234 is saved" in said
     assert cloud.queued == {} and cloud.lines[-1] == "janus: deleted"
+    assert context.records.read("spent.json").value["run_id"] == "demo-1"
     command(up, context)
     assert stop(context)["run_id"] == "" and any("watch` resumes it" in line for line in cloud.lines)
 
