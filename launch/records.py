@@ -74,6 +74,8 @@ class Run(Record):
     """Environment variables for the command. No secrets: they would lie in the bucket."""
     inputs: list[str] = dataclasses.field(default_factory=list)
     """gs:// URLs that the command reads: every host copies data sets and Hugging Face directories to its disk."""
+    paths: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Absolute paths that every host must have, by the key that names them."""
 
     @staticmethod
     def new_id(name: str) -> str:

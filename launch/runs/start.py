@@ -69,11 +69,12 @@ def prepare(
         directory, why = commands.run_dir(context, command, workers=workers, given=run_dir, shared_mount=shared_mount)
         _require_same_run(command, directory, last)
     urls: list[str] = []
+    paths: dict[str, str] = {}
     files, told = {}, command.words
     if command.config is None:
         told = commands.replace_words(command, lambda name, word: _word(context, urls, name, word))
     else:
-        files[command.config_name] = _resolved(context, command, directory, urls)
+        files[command.config_name] = _resolved(context, command, directory, urls, paths)
         told = [command.words[0], command.config_name, *command.words[1:]]
     owner, attempt = secrets.token_hex(16), 1
     if directory is not None:
@@ -103,6 +104,7 @@ def prepare(
         settings=context.settings.model_dump(mode="json"),
         env=dict(env or {}),
         inputs=urls,
+        paths=paths,
     )
 
 
@@ -240,8 +242,10 @@ def _require_same_run(command: commands.Command, directory: str, last: Run | Non
         )
 
 
-def _resolved(context: Context, command: commands.Command, directory: str | None, urls: list[str]) -> str:
-    """The configuration in full, as the hosts read it."""
+def _resolved(
+    context: Context, command: commands.Command, directory: str | None, urls: list[str], paths: dict[str, str]
+) -> str:
+    """The configuration in full, as the hosts read it. Adds to `paths` what the hosts must have."""
     from janus_jax.config.changes import changed
     from janus_jax.config.run import to_yaml
 
@@ -257,6 +261,8 @@ def _resolved(context: Context, command: commands.Command, directory: str | None
         if new is None and "://" not in value:
             what = "a path on the hosts" if key == "data.dir" else "a path on the hosts, or a hub id"
             context.say(f"{key}: {value} is not on this workstation; taken as {what}")
+            if os.path.isabs(value) and key != "reference.dir":  # that one may be written first
+                paths[key] = value
         return new or value
 
     return to_yaml(changed(config, {**commands.replace_inputs(config, replace), "run.dir": directory}))

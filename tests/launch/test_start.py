@@ -124,7 +124,7 @@ def test_inputs_that_cannot_be_uploaded_are_refused(context, config, tmp_path):
 def test_paths_that_are_not_here_are_paths_of_the_hosts(context, config):
     run = prepared(context, config, "data.dir=/mnt/data", "data.eval_dir=gs://other/eval")
     assert yaml.safe_load(run.files["mine.yaml"])["data"]["dir"] == "/mnt/data"
-    assert run.inputs == ["gs://other/eval"]
+    assert run.inputs == ["gs://other/eval"] and run.paths == {"data.dir": "/mnt/data"}
     assert "data.dir: /mnt/data is not on this workstation; taken as a path on the hosts" in context.said
 
 
