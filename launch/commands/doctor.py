@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from janus_jax.errors import JanusError, counted
 from launch.cloud.gcloud import require
+from launch.cloud.refusals import no_bucket
 from launch.context import Context
 from launch.errors import CloudError, Kind
 from launch.records import FOLDER, PORT
@@ -64,7 +65,7 @@ REMEDIES = {
     Kind.PERMISSION: "check project and zone: names that do not exist are refused in the same way; then ask for the "
     "roles TPU Admin, Service Account User and Storage Object Admin in this project",
     Kind.SERVICE_DISABLED: "gcloud services enable tpu.googleapis.com compute.googleapis.com storage.googleapis.com",
-    Kind.NOT_FOUND: "check the name; to create the bucket: gcloud storage buckets create gs://BUCKET --location=REGION",
+    Kind.NOT_FOUND: no_bucket(),
     Kind.QUOTA: "ask for quota: https://console.cloud.google.com/iam-admin/quotas",
     Kind.INVALID: "check project, zone and names in launch/tpu.yaml",
     Kind.UNAVAILABLE: "try again later; check the network of this workstation",

@@ -53,7 +53,7 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
     from launch.remote.environment import bring
     from launch.remote.hosts import connect
 
-    _ = context.records  # a bucket is needed, before anything is touched
+    start.require_bucket(context)
     machines = cloud.find(context)
     name = context.settings.name
     if machines is None:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from janus_jax.errors import ConfigError, HeldError, counted
-from launch.cloud import capacity
+from launch.cloud import capacity, refusals
 from launch.cloud.bucket import Changed, Stored
 from launch.context import Context
-from launch.errors import CloudError, HostError
+from launch.errors import CloudError, HostError, Kind
 from launch.records import PORT, Run, Spec, printable
 from launch.remote import ship
 from launch.runs import alive, inputs
@@ -32,6 +32,26 @@ _UNKNOWN: Any = object()
 def previous(context: Context) -> Stored | None:
     """The record of the run that is, or was last, on this slice."""
     return context.records.read("run.json")
+
+
+def require_bucket(context: Context) -> None:
+    """Refuses a bucket that is not there, or that may not be written, before anything is touched.
+
+    Raises:
+        CloudError: says what to do.
+        ConfigError: the settings name none.
+    """
+    records = context.records
+    if context.dry_run:
+        return
+    try:
+        records.write("clock.json", {})
+    except CloudError as error:
+        if error.kind is not Kind.NOT_FOUND:
+            raise
+        url = context.bucket.url
+        remedy = refusals.no_bucket(url, capacity.region(context.settings.zone))
+        raise CloudError(Kind.NOT_FOUND, url, f"no such bucket; {remedy}") from error
 
 
 def prepare(

@@ -222,6 +222,16 @@ def test_down_and_up_do_not_replace_a_stop_that_comes_now(context, cloud, hosts,
     assert stop(context) == asked
 
 
+def test_a_bucket_that_is_not_there_is_refused_with_the_remedy(context, store):
+    store.refusal = lambda call, url: CloudError(Kind.NOT_FOUND, url, "404")
+    with pytest.raises(CloudError, match="^gs://bkt: no such bucket; .* buckets create gs://bkt --location=us-") as got:
+        start.require_bucket(context)
+    assert got.value.kind is Kind.NOT_FOUND
+    store.refusal = lambda call, url: CloudError(Kind.PERMISSION, url, "403")
+    with pytest.raises(CloudError, match="403"):
+        start.require_bucket(context)
+
+
 def test_every_host_runs_in_its_own_home(context, hosts):
     for host in hosts.hosts:
         (host.home / "janus/code").mkdir(parents=True)
