@@ -224,7 +224,7 @@ def test_down_and_up_do_not_replace_a_stop_that_comes_now(context, cloud, hosts,
 
 def test_a_bucket_that_is_not_there_is_refused_with_the_remedy(context, store):
     store.refusal = lambda call, url: CloudError(Kind.NOT_FOUND, url, "404")
-    with pytest.raises(CloudError, match="^gs://bkt: no such bucket; .* buckets create gs://bkt --location=us-") as got:
+    with pytest.raises(CloudError, match=r"^gs://bkt: no such bucket; .* create gs://bkt --location=us-") as got:
         start.require_bucket(context)
     assert got.value.kind is Kind.NOT_FOUND
     store.refusal = lambda call, url: CloudError(Kind.PERMISSION, url, "403")
