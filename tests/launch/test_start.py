@@ -1,3 +1,4 @@
+import argparse
 import dataclasses
 import sys
 import types
@@ -308,7 +309,7 @@ def cloud(monkeypatch, hosts, ready):
     machines = types.SimpleNamespace(find=lambda context: machines.now, now=Machines((Worker(0), Worker(1))))
     stands = {
         (cloud, "machines"): machines,
-        (remote, "environment"): types.SimpleNamespace(bring=lambda context, hosts, notify: ready),
+        (remote, "environment"): types.SimpleNamespace(bring=lambda *_, **more: vars(machines).update(more) or ready),
         (remote, "hosts"): types.SimpleNamespace(connect=lambda context, machines: hosts),
     }
     for (package, name), module in stands.items():
@@ -318,8 +319,6 @@ def cloud(monkeypatch, hosts, ready):
 
 
 def arguments(command, *words):
-    import argparse
-
     parser = argparse.ArgumentParser()
     command.add(parser)
     return parser.parse_args(words)
@@ -327,10 +326,10 @@ def arguments(command, *words):
 
 def test_run_follows_to_the_end_and_exits_with_the_run_s_code(context, config, cloud, monkeypatch):
     monkeypatch.setattr(run_command, "_LOOK_S", 0.1)
-    given = arguments(run_command, config, "--wait", "--env", "MODE=fails")
-    assert run_command.run(context, given) == 12
-    assert "worker 1 (node): exit code 12: error: loss is not finite at step 7" in context.said
-    assert "train  1,234/5,000  loss 1.5" in context.said
+    given = arguments(run_command, config, "--wait", "--env", "MODE=fails", "--revision", "v1")
+    assert run_command.run(context, given) == 12 and cloud.revision == "v1"
+    failure = "worker 1 (node): exit code 12: error: loss is not finite at step 7"
+    assert {"code:    c1, revision v1", "train  1,234/5,000  loss 1.5", failure} <= set(context.said)
     assert any(line.startswith("run:     demo-") for line in context.said)
 
 
