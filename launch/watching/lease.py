@@ -100,10 +100,15 @@ class Lease:
         with self._mutex, contextlib.suppress(CloudError, Changed):
             if self._lost or not self._has_asked:
                 return
-            stored = self._records.read(FILE)
-            if stored is not None and Watcher.from_json(stored.value).token == self._watcher.token:
-                value = dataclasses.replace(self._watcher, token="").to_json()
-                self._records.write(FILE, value, generation=stored.generation)
+            value = dataclasses.replace(self._watcher, token="").to_json()
+            try:
+                if not self._generation:
+                    raise Changed(FILE)
+                self._records.write(FILE, value, generation=self._generation)
+            except Changed:
+                stored = self._records.read(FILE)
+                if stored is not None and Watcher.from_json(stored.value).token == self._watcher.token:
+                    self._records.write(FILE, value, generation=stored.generation)
             self._lost = True
 
     @contextlib.contextmanager
