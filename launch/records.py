@@ -5,6 +5,7 @@ Everything that a second workstation needs lies in the bucket, in FOLDER = `BUCK
     run.json                             the run that is, or was last, on this slice: `Run`
     stop.json                            the run that a person has stopped, or one before it: `Stop`
     watch.json                           who watches: `Watcher`, renewed at every look
+    spent.json                           machines that were deleted at the end: `Spent`
     RUN_ID/heartbeats/ATTEMPT/WORKER     `Heartbeat` of one host's supervisor
     RUN_ID/logs/ATTEMPT-START/WORKER-NUMBER.log   what the host printed, in parts
     code/ID.tar.gz                       files of the checkout that a run was started with, for the starts after it
@@ -73,6 +74,8 @@ class Run(Record):
     """Environment variables for the command. No secrets: they would lie in the bucket."""
     inputs: list[str] = dataclasses.field(default_factory=list)
     """gs:// URLs that the command reads: every host copies data sets and Hugging Face directories to its disk."""
+    paths: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Absolute paths that every host must have, by the key that names them."""
 
     @staticmethod
     def new_id(name: str) -> str:
@@ -101,6 +104,15 @@ class Watcher(Record):
     """Of one `watch` process; empty once it has ended."""
     memory: dict[str, Any] = dataclasses.field(default_factory=dict)
     """`launch.watching.seen.Memory`: what the next one must know."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent(Record):
+    """For how long machines were there that were deleted and not made again: they cost money too."""
+
+    run_id: str
+    """The newest run then; empty without one."""
+    seconds: float
 
 
 State = Literal["starting", "running", "ended"]

@@ -162,6 +162,14 @@ class Bucket:
         else:
             self._gcloud.change(self._words("cp", url, target), timeout_s=None)
 
+    def remove(self, name: str) -> None:
+        """Deletes an object.
+
+        Raises:
+            CloudError: it is not there, or the bucket refused.
+        """
+        self._gcloud.change(self._words("rm", f"{self.url}/{name}"), timeout_s=120)
+
     def clock(self) -> float:
         """The store's own time, seconds since 1970: ages of objects are judged by it, never by a host's clock."""
         self.write("clock.json", {})

@@ -62,7 +62,7 @@ def create(context: Context, *, notify: Say, adopt: bool = False, patient: bool 
     a signal takes the request back that this call has made.
 
     Args:
-        adopt: take machines of this name that others made.
+        adopt: take machines of this name that others made; delete adopted ones that are gone.
         patient: wait; if not, the machines are returned as they are once they have been asked for.
     Raises:
         CloudError: Google Cloud refused, the machines were preempted at once, or others have some of this name.
@@ -79,6 +79,8 @@ def create(context: Context, *, notify: Say, adopt: bool = False, patient: bool 
     if machines is not None and (not machines.gone or machines.state == "MISSING"):
         _require_same(machines, wanted)
         return wait(context, machines, notify=notify) if patient and not context.dry_run else machines
+    if machines is not None and machines.adopted and not adopt:
+        raise not_ours(machines)
     if machines is not None:
         notify(f"{settings.name}: {machines.words}: deleting what is left of it")
         delete(context, machines, notify=notify)
@@ -99,7 +101,7 @@ def create(context: Context, *, notify: Say, adopt: bool = False, patient: bool 
 
 def wait(context: Context, machines: Machines, *, notify: Say) -> Machines:
     """Waits until the machines are ready, and says every minute how it is going. Machines of this launch that fail or
-    are preempted meanwhile are deleted.
+    are preempted meanwhile are deleted; those that others made, adopted ones too, stay.
 
     Raises:
         CloudError: they failed, were preempted or deleted, or were not there in the settings' `valid_for`.
@@ -118,7 +120,7 @@ def wait(context: Context, machines: Machines, *, notify: Say) -> Machines:
             start = context.gcloud.tpu("tpu-vm", "start", machines.nodes[0])
             raise CloudError(Kind.INVALID, machines.name, f"{machines.state}; start it: {' '.join(start)}")
         if lost:
-            if machines.ours:
+            if machines.ours and not machines.adopted:
                 notify(f"{machines.name}: {lost}: deleting it")
                 delete(context, machines, notify=notify)
             else:

@@ -31,6 +31,11 @@ def console(settings: Settings) -> str:
     return f"https://console.cloud.google.com/iam-admin/quotas?project={settings.project}"
 
 
+def no_bucket(url: str = "gs://BUCKET", region: str = "REGION") -> str:
+    """What to do about a bucket that is not there."""
+    return f"check the name; to create the bucket: gcloud storage buckets create {url} --location={region}"
+
+
 def _hint(kind: Kind, text: str, settings: Settings) -> str:
     zone, project = settings.zone, settings.project
     match kind:

@@ -1,6 +1,7 @@
 """`doctor`: what stands between this workstation and a running launch, one line a check."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import platform
@@ -12,6 +13,7 @@ from collections.abc import Callable
 
 from janus_jax.errors import JanusError, counted
 from launch.cloud.gcloud import require
+from launch.cloud.refusals import no_bucket
 from launch.context import Context
 from launch.errors import CloudError, Kind
 from launch.records import FOLDER, PORT
@@ -64,7 +66,7 @@ REMEDIES = {
     Kind.PERMISSION: "check project and zone: names that do not exist are refused in the same way; then ask for the "
     "roles TPU Admin, Service Account User and Storage Object Admin in this project",
     Kind.SERVICE_DISABLED: "gcloud services enable tpu.googleapis.com compute.googleapis.com storage.googleapis.com",
-    Kind.NOT_FOUND: "check the name; to create the bucket: gcloud storage buckets create gs://BUCKET --location=REGION",
+    Kind.NOT_FOUND: no_bucket(),
     Kind.QUOTA: "ask for quota: https://console.cloud.google.com/iam-admin/quotas",
     Kind.INVALID: "check project, zone and names in launch/tpu.yaml",
     Kind.UNAVAILABLE: "try again later; check the network of this workstation",
@@ -162,11 +164,16 @@ def _bucket(context: Context) -> Check:
         return Check("bucket", "none in the settings", "bucket: gs://BUCKET; `run`, `watch` and `logs` need one")
     if context.dry_run:
         return Check("bucket", f"{context.bucket.url} is not tried, with --dry-run")
-    probe, value = context.bucket.at(FOLDER), {"token": secrets.token_hex(4)}
-    probe.write("doctor.json", value)
-    stored = probe.read("doctor.json")
+    probe, value = context.bucket.at(FOLDER), {"token": secrets.token_hex(8)}
+    name = f"doctor-{value['token']}.json"  # several doctors may be at work
+    try:
+        probe.write(name, value)
+        stored = probe.read(name)
+    finally:
+        with contextlib.suppress(CloudError):  # no command needs the right to delete
+            probe.remove(name)
     if stored is None or stored.value != value:
-        return Check("bucket", f"{probe.url}/doctor.json does not hold what was written", "is another doctor at work?")
+        return Check("bucket", f"{probe.url}/{name} does not hold what was written", "try again; else ask Google")
     return Check("bucket", f"{context.bucket.url} can be written and read")
 
 

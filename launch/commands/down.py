@@ -28,19 +28,21 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
     if there is not None:
         if run is not None and any(worker.internal for worker in there.workers) and not arguments.now:
             _end(context, there, run, arguments.grace)
-        _delete(context, there)
+        _delete(context, there, run)
     late = _late(context, arguments.adopt) if run is not None and not context.dry_run else None
     if late is not None:
-        _delete(context, late)
+        _delete(context, late, run)
     if there is None and late is None:
         context.say(f"{name}: nothing to delete")
     return None
 
 
-def _delete(context: Context, there: machines.Machines) -> None:
+def _delete(context: Context, there: machines.Machines, run: Run | None) -> None:
     machines.delete(context, dataclasses.replace(there, ours=True), notify=context.say)
     if not context.dry_run:
         context.say(f"{there.name}: deleted")
+        if context.settings.bucket:
+            stopping.count_machines(context, "" if run is None else run.run_id, there.created)
 
 
 def _late(context: Context, adopt: bool) -> machines.Machines | None:

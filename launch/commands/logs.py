@@ -58,6 +58,8 @@ def _from_bucket(
         raise ConfigError(context.records.url, "no run was started here; start one: python -m launch run CONFIG")
     merged = Merged(context.records.at(run_id, "logs"), worker=arguments.worker)
     parts = merged.parts(every_start=arguments.every_start)
+    if not parts:
+        _require_known(context, arguments, snapshot)
     _show(context, merged.last(parts, arguments.lines) if arguments.lines is not None else merged.new(parts))
     if not arguments.follow:
         _show(context, merged.rest())
@@ -91,6 +93,19 @@ def _from_bucket(
         sleep(POLL_S)
 
 
+def _require_known(context: Context, arguments: argparse.Namespace, snapshot: Snapshot) -> None:
+    """Refuses a run or a worker of which no logs can come."""
+    if snapshot.run is None or arguments.run not in (None, snapshot.run.run_id):
+        names = {entry.name.partition("/")[0] for entry in context.records.entries("*/logs/**")}
+        if arguments.run not in names:
+            known = sorted(names | ({snapshot.run.run_id} if snapshot.run else set()))
+            raise ConfigError(f"--run {arguments.run}", f"has no logs; allowed: {', '.join(known) or 'none yet'}")
+    if arguments.worker is not None:
+        workers = Looks(settled(context, snapshot.run)).type().workers
+        if not 0 <= arguments.worker < workers:
+            raise ConfigError(f"--worker {arguments.worker}", f"allowed: 0 to {workers - 1}")
+
+
 def _is_watched(context: Context, snapshot: Snapshot) -> bool:
     """Whether a watcher lives. The store's clock is asked only if there is one and the run needs it."""
     if snapshot.watcher is None or not snapshot.watcher.token:
@@ -109,6 +124,8 @@ def _from_hosts(context: Context, arguments: argparse.Namespace, looks: Looks, s
     positions: dict[int, int] = {}
     while True:
         answers = looks.tails(there, positions, lines)
+        if arguments.worker is not None and arguments.worker not in answers:
+            raise ConfigError(f"--worker {arguments.worker}", f"allowed: 0 to {len(answers) - 1}")
         for worker, answer in sorted(answers.items()):
             positions[worker] = int(answer["position"])
             if arguments.worker in (None, worker):

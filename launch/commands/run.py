@@ -40,6 +40,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--env", action="append", default=[], metavar="NAME=VALUE", help="environment variable; no secrets"
     )
+    parser.add_argument("--revision", metavar="REVISION", help="a git revision instead of the checkout as it is")
     parser.add_argument("--wait", action="store_true", help="follow the run to its end, and exit with its code")
 
 
@@ -53,7 +54,7 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
     from launch.remote.environment import bring
     from launch.remote.hosts import connect
 
-    _ = context.records  # a bucket is needed, before anything is touched
+    start.require_bucket(context)
     machines = cloud.find(context)
     name = context.settings.name
     if machines is None:
@@ -68,7 +69,9 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
         commands.run_dir(context, command, workers=workers, given=given, shared_mount=mount)
     address = min(machines.workers, key=lambda worker: worker.number).internal
     with connect(context, machines) as hosts:
-        ready = bring(context, hosts, notify=context.say)
+        revision = arguments.revision
+        ready = bring(context, hosts, revision=revision, notify=context.say)
+        context.say(f"code:    {ready.code}, {f'revision {revision}' if revision else 'this checkout as it is'}")
         if not context.dry_run:
             start.require_free(hosts)
         before = None if context.dry_run else start.previous(context)

@@ -4,13 +4,17 @@ import argparse
 import os
 import re
 import shlex
+import subprocess
 import sys
 
 from janus_jax.errors import ConfigError
 from launch.context import Context
+from launch.errors import HostError
 from launch.records import printable
 from launch.remote import hosts
-from launch.remote.hosts import Host, Hosts
+from launch.remote.hosts import LOST, Host, Hosts
+
+_LOST = "cannot be reached (ssh ended with 255); `python -m launch up` says whether the machines are ready"
 
 EXAMPLES = """Examples:
   python -m launch ssh                                 a shell on worker 0
@@ -70,7 +74,11 @@ def _forward(text: str) -> str:
 
 
 def _exec(context: Context, host: Host, command: str | None, forwards: list[str]) -> int | None:
-    """Becomes ssh: its terminal, input and exit code are the user's."""
+    """Becomes ssh, or waits for it: its terminal, input and exit code are the user's.
+
+    Raises:
+        HostError: the host cannot be reached.
+    """
     options = ["-o", "ControlMaster=no"]
     if forwards:  # they belong to this process, not to a shared connection that outlives it
         options += ["-o", "ControlPath=none", "-o", "ExitOnForwardFailure=yes"]
@@ -88,7 +96,12 @@ def _exec(context: Context, host: Host, command: str | None, forwards: list[str]
         context.say(shlex.join(words))
         return 0
     sys.stdout.flush()
-    os.execvp(words[0], words)
+    if command is None or forwards:
+        return os.execvp(words[0], words)
+    code = subprocess.call(words)
+    if code == LOST:
+        raise HostError(host.name, _LOST)
+    return code if code >= 0 else 128 - code
 
 
 def _on_all(reached: Hosts, command: str) -> int:
@@ -99,5 +112,7 @@ def _on_all(reached: Hosts, command: str) -> int:
             for line in text.splitlines():
                 print(f"[{answer.host.number:>{width}}] {printable(line, 10_000)}", file=stream)
         if answer.code:
-            print(f"[{answer.host.number:>{width}}] exit code {answer.code}", file=sys.stderr)
-    return next((answer.code for answer in answers if answer.code), 0)
+            text = _LOST if answer.code == LOST else f"exit code {answer.code}"
+            print(f"[{answer.host.number:>{width}}] {text}", file=sys.stderr)
+    code = next((answer.code for answer in answers if answer.code), 0)
+    return HostError.exit_code if code == LOST else code

@@ -246,6 +246,9 @@ def _obstacle(spec: dict[str, Any]) -> str:
     for what, path in (("interpreter", spec["python"]), ("checkout", spec["cwd"])):
         if not os.path.exists(path):
             return f"{path}: no such {what}; `python -m launch setup`"
+    for key, path in spec["run"].get("paths", {}).items():
+        if not os.path.exists(path):
+            return f"{key} = {path}: no such path on this host, nor was it on the workstation that started the run"
     return _too_little_disk(spec["run"])
 
 

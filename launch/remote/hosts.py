@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from launch.cloud.gcloud import end_group, interrupted
 from launch.context import Context
-from launch.errors import CloudError, HostError
+from launch.errors import CloudError, HostError, Kind
 from launch.records import printable
 from launch.remote import lines
 
@@ -316,15 +316,17 @@ def reach(context: Context) -> Hosts:
     """The hosts of the launch in the settings.
 
     Raises:
-        HostError: it has no machines, or they are not ready.
-        CloudError: gcloud refused.
+        HostError: the machines are not ready.
+        CloudError: there are none, or gcloud refused.
     """
     from launch.cloud import machines
 
     name, zone = context.settings.name, context.settings.zone
     seen = machines.find(context)
     if seen is None:
-        raise HostError(f"{name} in {zone}", "no machines of that name; create them: python -m launch up")
+        raise CloudError(
+            Kind.NOT_FOUND, f"{name} in {zone}", "no machines of that name; create them: python -m launch up"
+        )
     if not seen.ready:
         raise HostError(f"{name} in {zone}", f"machines are not ready: {seen.state}, health {seen.health} {seen.error}")
     return connect(context, seen)

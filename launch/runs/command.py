@@ -3,8 +3,10 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from janus_jax.errors import ConfigError
 from launch.context import Context
@@ -177,6 +179,19 @@ def replace_inputs(config: "RunConfig", replace: Callable[[str, str], str]) -> d
             {**part, "dir": replace(f"data.mixture.{number}.dir", part["dir"])} for number, part in enumerate(parts)
         ]
     return changes
+
+
+def differences(before: Iterable[str], after: Iterable[str], most: int = 5) -> str:
+    """Keys whose values differ between two configurations in full, as YAML texts, with both values."""
+    (old, new) = (_flat("", yaml.safe_load(next(iter(texts), "")) or {}) for texts in (before, after))
+    changes = [f"{key} = {new.get(key)}, not {old.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+    return ", ".join(changes[:most]) + (f" and {len(changes) - most} more" if len(changes) > most else "")
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {k: v for key, part in value.items() for k, v in _flat(f"{name}.{key}".strip("."), part).items()}
 
 
 def replace_words(command: Command, replace: Callable[[str, str], str | None]) -> list[str]:

@@ -157,7 +157,7 @@ def outcome(snapshot: Snapshot, workers: int, run_id: str, *, watched: bool) -> 
     ended = sum(host.state == ENDED for host in hosts)
     best = exit_of(hosts)
     code = 0 if best is None else exit_code(best)
-    gave_up = snapshot.watcher is not None and snapshot.watcher.memory.get("gave_up")
+    gave_up = snapshot.gave_up
     if ended >= workers > 0:
         if code == 0:
             return 0, "the run ended: all hosts with exit code 0"

@@ -7,13 +7,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from janus_jax.errors import counted
+from janus_jax.errors import GIVE_UP, counted
 from launch.context import Context
-from launch.errors import CloudError, HostError
+from launch.errors import CloudError, HostError, cause, policy
 from launch.records import STALE_S, duration, printable, seconds_of
 from launch.runs.looks import Looks
 from launch.runs.run_directory import RunDirectory, look
-from launch.runs.snapshot import ENDED, Host, Reader, Snapshot, asked, exit_code, settled
+from launch.runs.snapshot import ENDED, RUNNING, Host, Reader, Snapshot, asked, exit_code, settled
 
 _ODD = 8
 """At most so many hosts are named."""
@@ -114,7 +114,7 @@ def _show_run(view: Overview, snapshot: Snapshot, now_s: float) -> None:
         view.run = {key: getattr(run, key) for key in keys}
         view.stopped = snapshot.stopped
     if snapshot.watcher is not None:
-        view.gave_up = str(snapshot.watcher.memory.get("gave_up") or "") or None
+        view.gave_up = snapshot.gave_up or None
         if snapshot.watcher.token:
             age_s = now_s - snapshot.watched_s
             view.watcher = {"by": snapshot.watcher.by, "age_s": age_s, "alive": age_s <= STALE_S}
@@ -176,6 +176,8 @@ def _show_directory(view: Overview, directory: RunDirectory, now_s: float) -> No
 def _show_cost(view: Overview, snapshot: Snapshot, price: Any, now_s: float) -> None:
     view.usd_per_hour, view.price = price.most_usd_per_hour, price.price
     earlier_s = float((snapshot.watcher.memory if snapshot.watcher else {}).get("earlier_s", 0.0))
+    if snapshot.spent is not None and snapshot.spent.run_id == (view.run or {}).get("run_id", ""):
+        earlier_s += snapshot.spent.seconds
     age_s = (view.machines or {}).get("age_s")
     if earlier_s or age_s is not None:
         view.hours = (earlier_s + max(0.0, age_s or 0.0)) / 3600
@@ -185,19 +187,47 @@ def _show_cost(view: Overview, snapshot: Snapshot, price: Any, now_s: float) -> 
 
 def _next(view: Overview) -> list[str]:
     """Commands that make sense now."""
-    ended = [host for host in view.hosts if host["state"] == ENDED]
-    done = len(ended) >= view.workers > 0 and not any(host["code"] for host in ended)
-    if view.machines is None and view.machines_error is None:
-        words = ["pull"] if done else ["watch"] if view.run and not view.stopped else ["up"]
+    ended = [host["code"] for host in view.hosts if host["state"] == ENDED]
+    over = len(ended) >= view.workers > 0
+    hopeless = over and policy(min(ended, key=cause)) == GIVE_UP
+    watched = [] if view.watcher and view.watcher["alive"] else ["watch"]
+    is_there = view.machines is not None or view.machines_error is not None
+    if _alive(view) and is_there:
+        words = ["logs -f", *([] if view.stopped else watched), "stop"]
+    elif view.bucket_error or (view.run is None and view.machines_error):
+        words = ["status"]
     elif view.run is None:
         words = ["run CONFIG"] if view.machines and view.machines["ready"] else ["up"]
-    elif done:
-        words = ["pull", "down"]
-    elif view.stopped or view.gave_up:
+    elif over and not any(ended):
+        words = [*_pull(view), *(["down"] if is_there else [])] or ["up"]
+    elif not is_there:
+        words = ["logs", "up"] if view.stopped or view.gave_up or hopeless else watched or ["logs -f"]
+    elif view.stopped or view.gave_up or hopeless:
         words = ["logs", "run CONFIG", "down"]
     else:
-        words = ["logs -f"] + ([] if view.watcher and view.watcher["alive"] else ["watch"]) + ["stop"]
+        words = ["logs -f", *watched, "stop"]
     return [f"python -m launch {word}" for word in words]
+
+
+def _alive(view: Overview) -> list[int]:
+    """Workers on which the run goes on."""
+    return [host["worker"] for host in view.hosts if host["state"] in RUNNING]
+
+
+def _pull(view: Overview) -> list[str]:
+    directory = view.run_directory or {}
+    if directory.get("exports"):
+        return ["pull"]
+    return [f"pull --step {directory['checkpoints'][-1]}"] if directory.get("checkpoints") else []
+
+
+def _partly_ended(view: Overview) -> str:
+    """What to do where the others wait, or go on and cost money."""
+    failed = [host for host in view.hosts if host["state"] == ENDED and host["code"]]
+    if not failed or not _alive(view):
+        return ""
+    best = min(failed, key=lambda host: cause(host["code"]))
+    return f"worker {best['worker']} ended with {best['code']}, others still run; `python -m launch stop` ends them"
 
 
 def render(view: Overview) -> list[str]:
@@ -208,6 +238,7 @@ def render(view: Overview) -> list[str]:
     rows.append(("run", _run(view)))
     if view.run or view.hosts:
         rows.append(("hosts", "; ".join(_hosts(view))))
+        rows += [("note", text)] if (text := _partly_ended(view)) else []
     rows += [row for row in _progress(view) if row[1]]
     if view.watcher:
         age = duration(view.watcher["age_s"])

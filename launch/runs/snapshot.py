@@ -10,10 +10,10 @@ from typing import Any
 from launch.cloud.bucket import Bucket, Entry, Stored
 from launch.context import Context
 from launch.errors import CloudError, Kind, cause
-from launch.records import STALE_S, Heartbeat, Run, Stop, Watcher
+from launch.records import STALE_S, Heartbeat, Run, Spent, Stop, Watcher
 from launch.settings import Settings
 
-RUN, STOP, WATCH, CLOCK = "run.json", "stop.json", "watch.json", "clock.json"
+RUN, STOP, WATCH, CLOCK, SPENT = "run.json", "stop.json", "watch.json", "clock.json", "spent.json"
 RUNNING, ENDED = ("starting", "running"), "ended"
 
 
@@ -57,8 +57,17 @@ class Snapshot:
     """When the watcher renewed its lease last, by the store's clock."""
     beats: tuple[tuple[Heartbeat, float], ...] = ()
     """Heartbeats of the run's attempt, by worker, each with the store's time of writing."""
+    spent: Spent | None = None
     clock_s: float | None = None
     """The store's time at this look, if it was asked for and could be had."""
+
+    @property
+    def gave_up(self) -> str:
+        """Why the last watcher of this very run gave up; "" if it did not."""
+        memory = {} if self.watcher is None else self.watcher.memory
+        if self.run is not None and (memory.get("run_id") or self.run.run_id) != self.run.run_id:
+            return ""
+        return "" if self.run is not None and memory.get("row") == "no run" else str(memory.get("gave_up") or "")
 
     @property
     def stopped(self) -> str | None:
@@ -104,7 +113,7 @@ class Reader:
         ticked = clock and self._tick()
         known, entries = self._run, self._entries()
         beats = _newest(entries)
-        texts = self._read([entry for entry in entries if entry.name in (RUN, STOP, WATCH)], beats)
+        texts = self._read([entry for entry in entries if entry.name in (RUN, STOP, WATCH, SPENT)], beats)
         self._run = self._record(entries, RUN, Run)
         place = None if self._run is None else _place(self._run)
         if self._run is not None and known is not None and _place(known) != place:
@@ -126,6 +135,7 @@ class Reader:
             watcher=watcher,
             watched_s=by_name[WATCH].updated_s if WATCH in by_name else -math.inf,
             beats=tuple(sorted(_beats(wanted, texts), key=lambda pair: pair[0].worker)),
+            spent=self._record(entries, SPENT, Spent),
             clock_s=by_name[CLOCK].updated_s if ticked and CLOCK in by_name else None,
         )
 

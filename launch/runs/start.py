@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from janus_jax.errors import ConfigError, HeldError, counted
-from launch.cloud import capacity
+from launch.cloud import capacity, refusals
 from launch.cloud.bucket import Changed, Stored
 from launch.context import Context
-from launch.errors import CloudError, HostError
+from launch.errors import CloudError, HostError, Kind
 from launch.records import PORT, Run, Spec, printable
 from launch.remote import ship
 from launch.runs import alive, inputs
@@ -32,6 +32,26 @@ _UNKNOWN: Any = object()
 def previous(context: Context) -> Stored | None:
     """The record of the run that is, or was last, on this slice."""
     return context.records.read("run.json")
+
+
+def require_bucket(context: Context) -> None:
+    """Refuses a bucket that is not there, or that may not be written, before anything is touched.
+
+    Raises:
+        CloudError: says what to do.
+        ConfigError: the settings name none.
+    """
+    records = context.records
+    if context.dry_run:
+        return
+    try:
+        records.write("clock.json", {})
+    except CloudError as error:
+        if error.kind is not Kind.NOT_FOUND:
+            raise
+        url = context.bucket.url
+        remedy = refusals.no_bucket(url, capacity.region(context.settings.zone))
+        raise CloudError(Kind.NOT_FOUND, url, f"no such bucket; {remedy}") from error
 
 
 def prepare(
@@ -69,18 +89,26 @@ def prepare(
         directory, why = commands.run_dir(context, command, workers=workers, given=run_dir, shared_mount=shared_mount)
         _require_same_run(command, directory, last)
     urls: list[str] = []
+    paths: dict[str, str] = {}
     files, told = {}, command.words
     if command.config is None:
         told = commands.replace_words(command, lambda name, word: _word(context, urls, name, word))
     else:
-        files[command.config_name] = _resolved(context, command, directory, urls)
+        files[command.config_name] = _resolved(context, command, directory, urls, paths)
         told = [command.words[0], command.config_name, *command.words[1:]]
     owner, attempt = secrets.token_hex(16), 1
     if directory is not None:
         context.say(f"run.dir: {directory} ({why})")
         if last is not None and last.run_dir == directory:
             owner, attempt = last.owner, last.attempt + 1  # it has ended: `start` asks all hosts here
-            context.say(f"run.dir: the run {last.run_id} of this launch wrote there; it goes on from its newest step")
+            context.say(
+                f"run.dir: the run {last.run_id} of this launch wrote there; it goes on from the newest step that it "
+                "saved, if the configuration agrees; the hosts check that, and end with code 2 if not"
+            )
+            if changes := commands.differences(last.files.values(), files.values()):
+                context.say(
+                    f"run.dir: changed since {last.run_id}: {changes}; docs/checkpoints.md says what you may change"
+                )
     ship.keep(context.records, ready.source)
     return Run(
         run_id=Run.new_id(context.settings.name),
@@ -96,6 +124,7 @@ def prepare(
         settings=context.settings.model_dump(mode="json"),
         env=dict(env or {}),
         inputs=urls,
+        paths=paths,
     )
 
 
@@ -237,8 +266,10 @@ def _require_same_run(command: commands.Command, directory: str, last: Run | Non
         )
 
 
-def _resolved(context: Context, command: commands.Command, directory: str | None, urls: list[str]) -> str:
-    """The configuration in full, as the hosts read it."""
+def _resolved(
+    context: Context, command: commands.Command, directory: str | None, urls: list[str], paths: dict[str, str]
+) -> str:
+    """The configuration in full, as the hosts read it. Adds to `paths` what the hosts must have."""
     from janus_jax.config.changes import changed
     from janus_jax.config.run import to_yaml
 
@@ -254,6 +285,8 @@ def _resolved(context: Context, command: commands.Command, directory: str | None
         if new is None and "://" not in value:
             what = "a path on the hosts" if key == "data.dir" else "a path on the hosts, or a hub id"
             context.say(f"{key}: {value} is not on this workstation; taken as {what}")
+            if os.path.isabs(value) and key != "reference.dir":  # that one may be written first
+                paths[key] = value
         return new or value
 
     return to_yaml(changed(config, {**commands.replace_inputs(config, replace), "run.dir": directory}))

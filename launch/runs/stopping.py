@@ -10,8 +10,9 @@ from janus_jax.errors import HeldError
 from launch.cloud.bucket import Changed
 from launch.context import Context
 from launch.errors import CloudError, Kind
-from launch.records import STALE_S, Run, Stop, Watcher, printable
+from launch.records import STALE_S, Run, Spent, Stop, Watcher, printable, seconds_of
 from launch.runs import alive, start
+from launch.runs.snapshot import SPENT
 
 FILE = "stop.json"
 _SHOWN = 5
@@ -19,6 +20,21 @@ _TRIES = 5
 _LONGEST_GRACE_S = 3600
 _OUTLAST_S = 300.0
 _sleep, _clock = time.sleep, time.monotonic
+
+
+def count_machines(context: Context, run_id: str, created: str) -> None:
+    """Adds machines that were just deleted to what the run has cost. Failures do not matter: it is for people to read.
+
+    Args:
+        created: when they were made, as Google Cloud writes it.
+    """
+    records = context.records
+    with contextlib.suppress(CloudError, Changed, ValueError):
+        now_s, stored = records.clock(), records.read(SPENT)
+        before = Spent("", 0.0) if stored is None else Spent.from_json(stored.value)
+        seconds = max(0.0, now_s - seconds_of(created)) + (before.seconds if before.run_id == run_id else 0.0)
+        generation = 0 if stored is None else stored.generation
+        records.write(SPENT, Spent(run_id, seconds).to_json(), generation=generation)
 
 
 def add_grace(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ import enum
 from typing import Any
 
 from janus_jax.errors import EXIT_CODES, GIVE_UP, TWICE, counted
-from launch.errors import policy
+from launch.errors import CloudError, HostError, policy
 from launch.records import duration, printable
 from launch.runs.snapshot import ENDED, Host, exit_code, exit_of
 from launch.watching.seen import Memory, Seen, Trouble
@@ -187,6 +187,16 @@ def _act(seen: Seen, do: Do, row: str, why: str, *, delete: bool = False) -> Act
     if pause_s > 0:
         return Action(Do.WAIT, row, f"{why}; tries again after a pause{last}")
     return Action(do, row, why, delete)
+
+
+def ending(action: Action, seen: Seen) -> int:
+    """The exit code of a watch that this action ends."""
+    if action.row == "refused" and seen.trouble is not None:
+        return seen.trouble.exit_code
+    ended = exit_of(seen.hosts)
+    if ended is not None and exit_code(ended):
+        return exit_code(ended)
+    return {"no run": 2, "dead": HostError.exit_code}.get(action.row, CloudError.exit_code)
 
 
 def remember(seen: Seen, action: Action) -> Memory:

@@ -32,6 +32,8 @@ class Lease:
         self._records, self._mutex = records, threading.Lock()
         self._watcher = Watcher(by, secrets.token_hex(8))
         self._generation, self._lost = 0, False
+        self._has_asked = False
+        """Whether the record may be this watcher's: a signal may cut off a write that lands all the same."""
         self.renewed_s = 0.0
         """When the lease was renewed last, by the store's clock."""
 
@@ -96,14 +98,22 @@ class Lease:
     def release(self) -> None:
         """Lets the next watcher begin at once. Failures do not matter: the lease grows old by itself."""
         with self._mutex, contextlib.suppress(CloudError, Changed):
-            if not self._lost and self._generation:
-                value = dataclasses.replace(self._watcher, token="").to_json()
+            if self._lost or not self._has_asked:
+                return
+            value = dataclasses.replace(self._watcher, token="").to_json()
+            try:
+                if not self._generation:
+                    raise Changed(FILE)
                 self._records.write(FILE, value, generation=self._generation)
-                self._lost = True
+            except Changed:
+                stored = self._records.read(FILE)
+                if stored is not None and Watcher.from_json(stored.value).token == self._watcher.token:
+                    self._records.write(FILE, value, generation=stored.generation)
+            self._lost = True
 
     @contextlib.contextmanager
     def kept(self, every_s: float = RENEW_S) -> Iterator[None]:
-        """Renews the lease from a thread, so that long steps do not lose it; releases it at the end."""
+        """Renews the lease from a thread, so that long steps do not lose it."""
         ended = threading.Event()
 
         def keep() -> None:
@@ -121,11 +131,10 @@ class Lease:
             yield
         finally:
             ended.set()
-            self.release()
 
     def _write(self, generation: int) -> float:
         """Writes the record, and looks at it for its generation and the store's time."""
-        value, stored = self._watcher.to_json(), None
+        value, stored, self._has_asked = self._watcher.to_json(), None, True
         try:
             self._records.write(FILE, value, generation=generation)
             stored = self._records.written(FILE, value)

@@ -14,8 +14,9 @@ from launch.cloud.gcloud import kind_of
 from launch.context import Context
 from launch.errors import CloudError, HostError, Kind
 from launch.records import Run, seconds_of
-from launch.runs.snapshot import ENDED, STOP, Reader, Snapshot, asked, exit_code, exit_of
-from launch.watching.decide import Action, Do, decide, failed, remember
+from launch.runs.snapshot import ENDED, STOP, Reader, Snapshot, asked
+from launch.runs.stopping import count_machines
+from launch.watching.decide import Action, Do, decide, ending, failed, remember
 from launch.watching.journal import Journal
 from launch.watching.lease import Lease, LostLease
 from launch.watching.seen import Bounds, Memory, Seen, Trouble
@@ -80,6 +81,12 @@ class Watch:
             HeldError: another watcher is at it.
             CloudError: the bucket refuses.
         """
+        try:
+            return self._run(once)
+        finally:  # from the first write on, whatever ends it
+            self._lease.release()
+
+    def _run(self, once: bool) -> int:
         self._memory = Memory.from_json(self._lease.take(self._reader.lease))
         self._is_fresh = True
         if not once and self._memory.gave_up:  # a person wants another try
@@ -134,7 +141,7 @@ class Watch:
         if action.do in (Do.DONE, Do.STOPPED):
             return self._finish(action, seen)
         if action.do is Do.GIVE_UP:
-            return self._give_up(action, seen, _exit_code(action, seen))
+            return self._give_up(action, seen, ending(action, seen))
         assert snapshot.run is not None
         try:
             self._act(action, snapshot.run, snapshot)
@@ -358,6 +365,7 @@ class Watch:
                     return 0
                 if there is not None and token in (None, there.token):
                     self._steps.delete(there)
+                    count_machines(self._context, self._memory.run_id, there.created)
                     self._journal.write("deleted the machines")
                 return 0
             except CloudError as error:
@@ -382,18 +390,5 @@ def _is_own(there: Any) -> bool:
 
 
 def next_run(run: Run, *, new: bool) -> Run:
-    """The record of the next start.
-
-    Args:
-        new: on machines that were created since the last one.
-    """
+    """The record of the next start; `new`: on machines that were created since the last one."""
     return dataclasses.replace(run, attempt=run.attempt + new, start=run.start + 1)
-
-
-def _exit_code(action: Action, seen: Seen) -> int:
-    if action.row == "refused" and seen.trouble is not None:
-        return seen.trouble.exit_code
-    ended = exit_of(seen.hosts)
-    if ended is not None and exit_code(ended):
-        return exit_code(ended)
-    return {"no run": 2, "dead": HostError.exit_code}.get(action.row, CloudError.exit_code)

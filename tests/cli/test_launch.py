@@ -33,6 +33,15 @@ def test_words_reach_the_other_command(words, code, says, tmp_path):
     assert says in done.stdout + done.stderr
 
 
+def test_without_the_packages_of_janus_it_says_so_in_one_line():
+    code = "import sys; sys.modules['typer'] = None; from janus_jax.cli.__main__ import run; run()"
+    done = subprocess.run([sys.executable, "-c", code, "launch", "up"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert (
+        done.stderr.startswith("error: typer is not installed here") and "python -m launch` needs less" in done.stderr
+    )
+
+
 def test_an_installation_without_the_checkout_says_what_it_needs(janus, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "CHECKOUT", tmp_path)
     code, _, err = janus("launch", "up")

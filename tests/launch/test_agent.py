@@ -41,6 +41,14 @@ def test_a_run_goes_from_start_to_its_end(host):
     assert (host.home / "janus/run/spec.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_path_that_only_the_hosts_could_have_must_be_there(host, tmp_path):
+    run = a_run(paths={"data.dir": str(tmp_path), "init.from": str(tmp_path / "nowhere")})
+    error = host.agent("prepare", host.spec(run))["error"]
+    assert error.startswith(f"init.from = {tmp_path}/nowhere: no such path on this host")
+    (tmp_path / "nowhere").mkdir()
+    assert "error" not in host.agent("prepare", host.spec(run))
+
+
 def test_a_start_may_come_twice_and_another_run_is_refused(host):
     run = a_run("runs")
     first = host.agent("start", host.spec(run))

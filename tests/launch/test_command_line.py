@@ -99,18 +99,15 @@ class Command:
     add = lambda self, parser: None
     def run(self, context, arguments):
         with ThreadPoolExecutor(1) as pool:
-            task = pool.submit(run_command, ["sh", "-c", "kill -INT $PPID; exec sleep 60"], None, 60)
+            task = pool.submit(run_command, ["sh", "-c", "sleep 0.5; kill -INT $PPID; exec sleep 600"], None, 600)
             task.result()
 line._module = lambda name: Command()
-began = time.monotonic()
-code = line.main(["status", *NAMES])
-assert time.monotonic() - began < 20
-sys.exit(code)
+sys.exit(line.main(["status", *NAMES]))
 """
 
 
 def test_ctrl_c_ends_what_threads_wait_for():
-    assert python(THREADS).returncode == 130
+    assert python(THREADS).returncode == 130  # long before the command's end, when `python` has lost its patience
 
 
 def test_sigterm_ends_the_following_of_a_run_with_its_own_code():

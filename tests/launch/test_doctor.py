@@ -10,6 +10,7 @@ import pytest
 import launch
 from launch.cloud.gcloud import Result, run_command
 from launch.commands import doctor
+from launch.errors import CloudError, Kind
 from tests.support.pods import Pod
 
 DENIED = "ERROR: (gcloud.x) PERMISSION_DENIED: Permission tpu.acceleratorTypes.get denied."
@@ -101,7 +102,9 @@ def test_a_passphrase_that_no_agent_knows_is_a_problem(pod, tmp_path, monkeypatc
     assert f"         -> ssh-add {tmp_path}/key" in run(pod)[1]
 
 
-def test_a_bucket_is_written_and_read(pod):
+def test_a_bucket_is_written_and_read_and_nothing_stays(pod):
+    earlier: list[str] = []
+
     class Bucket:
         url, kept = "gs://bucket", {}
 
@@ -112,12 +115,20 @@ def test_a_bucket_is_written_and_read(pod):
             self.kept[name] = value
 
         def read(self, name):
+            assert name not in ("doctor.json", *earlier)
+            earlier.append(name)
             return types.SimpleNamespace(value=self.kept[name])
+
+        def remove(self, name):
+            del self.kept[name]
+            if len(earlier) > 1:
+                raise CloudError(Kind.PERMISSION, name, "may not delete")
 
     context = pod.context()
     pod.settings = context.settings = context.settings.model_copy(update={"bucket": "gs://bucket"})
     context.__dict__["bucket"] = Bucket()
-    assert doctor.run(context, argparse.Namespace()) == 0
+    for _ in range(2):
+        assert doctor.run(context, argparse.Namespace()) == 0 and not Bucket.kept
     assert pod.said[-1] == "all is well" and "ok       bucket: gs://bucket can be written and read" in pod.said
 
 

@@ -109,4 +109,31 @@ def test_long_steps_do_not_lose_the_lease(store):
         while store.objects[f"{URL}/watch.json"][1] < before + 3 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert store.objects[f"{URL}/watch.json"][1] >= before + 3
+    first.release()
     lease(store, "bob@there").take()
+
+
+@pytest.mark.parametrize("moment", ["taken", "renewed"])
+def test_ctrl_c_while_it_is_written_leaves_none(store, moment, monkeypatch):
+    first = lease(store)
+
+    def interrupt(*_):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    if moment == "renewed":
+        first.take()
+    monkeypatch.setattr(FakeBucket, "written", interrupt)  # after the write, before its generation is known
+    with pytest.raises(KeyboardInterrupt):
+        (first.renew if moment == "renewed" else first.take)()
+    first.release()
+    lease(store, "bob@there").take()
+
+
+def test_a_refused_watcher_releases_nothing(store):
+    first, second = lease(store), lease(store, "bob@there")
+    first.take()
+    with pytest.raises(HeldError):
+        second.take()
+    second.release()
+    first.renew()

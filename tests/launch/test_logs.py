@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 
+from janus_jax.errors import ConfigError
 from launch.commands import logs
 from launch.errors import CloudError, Kind
 from launch.records import Stop, Watcher
@@ -161,6 +162,29 @@ def test_ctrl_c_ends_following_without_a_word(store):
 
 def test_without_logs_it_says_so(store):
     assert "no logs yet" in Shown(store).warned[0]
+
+
+@pytest.mark.parametrize(
+    "words, allowed",
+    [
+        (["--worker", "99"], "--worker 99: allowed: 0 to 1"),
+        (["--worker", "-1"], "--worker -1: allowed: 0 to 1"),
+        (["--worker", "99", "--run", "demo-1"], "--worker 99: allowed: 0 to 1"),
+        (["--run", "demo-nope"], "--run demo-nope: has no logs; allowed: demo-0, demo-1"),
+    ],
+)
+def test_hosts_and_runs_that_are_not_there_are_refused(store, words, allowed):
+    for run_id in ("demo-0", "demo-1"):
+        part(store, "1-1", 0, 1, "a\n", run_id=run_id)
+    with pytest.raises(ConfigError, match=allowed):
+        Shown(store, *words)
+
+
+def test_without_a_bucket_a_host_that_is_not_there_is_refused(store):
+    steps = FakeSteps(store, texts={0: "a\n", 1: "b\n"})
+    steps.machines()
+    with pytest.raises(ConfigError, match="--worker 9: allowed: 0 to 1"):
+        Shown(store, "--worker", "9", steps=steps, bucket=None)
 
 
 def test_without_a_bucket_the_hosts_are_asked(store):

@@ -168,3 +168,15 @@ def test_adopted_machines_are_ours_for_every_workstation(cloud):
     assert adopted.token not in ("", before.token)
     assert cloud.nodes["janus"]["labels"]["who"] == "them"
     assert created(cloud) == adopted  # up again
+
+
+@pytest.mark.parametrize("state", ["PREEMPTED", "CREATING"])
+def test_adopted_machines_that_die_are_left_alone(cloud, state):
+    cloud.add_node("janus")
+    machines.create(cloud.context(), notify=cloud.lines.append, adopt=True)
+    cloud.nodes["janus"]["state"] = state
+    if state == "CREATING":  # it dies while `up` waits for it
+        cloud.on["sleep"] = lambda: cloud.nodes["janus"].update(state="PREEMPTED")
+    with pytest.raises(CloudError, match="--adopt"):
+        created(cloud)
+    assert list(cloud.nodes) == ["janus"]

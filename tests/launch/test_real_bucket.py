@@ -50,6 +50,8 @@ def test_conditions_and_objects_that_stay(folder, tmp_path):
     folder.upload(tmp_path / "file", "b.json", once=True)
     assert folder.read("a.json").value == {"a": 1} and folder.read("b.json").value == {"a": 3}
     assert folder.read("c.json") is None
+    folder.remove("b.json")
+    assert folder.read("b.json") is None
 
 
 def test_lease_records_and_logs(folder, tmp_path):

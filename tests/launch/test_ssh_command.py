@@ -11,7 +11,7 @@ import pytest
 from janus_jax.errors import ConfigError
 from launch import cloud
 from launch.commands import ssh
-from launch.errors import HostError
+from launch.errors import CloudError, HostError
 from launch.remote import hosts
 from tests.support.pods import Pod
 
@@ -28,6 +28,7 @@ def become(monkeypatch):
     """The words that the command becomes."""
     words = []
     monkeypatch.setattr(os, "execvp", lambda program, line: words.extend(line))
+    monkeypatch.setattr(ssh.subprocess, "call", lambda line: words.extend(line) or 0)
     return words
 
 
@@ -81,6 +82,21 @@ def test_all_hosts_answer_with_their_numbers(pod, capsys):
     assert (code, shown.err) == (5, "[1] exit code 5\n")
 
 
+@pytest.mark.parametrize("code, ends", [(0, 0), (5, 5), (-15, 143)])
+def test_a_command_ends_with_its_own_code(pod, monkeypatch, code, ends):
+    monkeypatch.setattr(ssh.subprocess, "call", lambda line: code)
+    assert command(pod, "--", "nproc") == ends
+
+
+def test_a_host_that_cannot_be_reached_is_an_error_of_hosts(pod, monkeypatch, capsys):
+    monkeypatch.setattr(ssh.subprocess, "call", lambda line: 255)
+    with pytest.raises(HostError, match=r"worker 0.*: cannot be reached") as caught:
+        command(pod, "--", "nproc")
+    assert caught.value.exit_code == 17
+    assert command(pod, "--worker", "all", "--", "exit 255") == 17
+    assert "[1] cannot be reached" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["--worker", "3"], ["--worker", "all"], ["--worker", "-1"], ["--worker", "x"]])
 def test_workers_that_are_not_there_and_shells_on_all_are_refused(pod, words):
     words = [words[0] + "=" + words[1]]
@@ -97,7 +113,8 @@ def test_machines_that_are_missing_or_not_ready_are_named(tmp_path, monkeypatch)
     pod = Pod(tmp_path, monkeypatch)
     seen = [None, types.SimpleNamespace(ready=False, state="SUSPENDED", health="HEALTHY", error="preempted")]
     monkeypatch.setattr(cloud, "machines", types.SimpleNamespace(find=lambda context: seen.pop(0)), raising=False)
-    with pytest.raises(HostError, match="no machines of that name; create them: python -m launch up"):
+    with pytest.raises(CloudError, match="no machines of that name; create them: python -m launch up") as caught:
         hosts.reach(pod.context())
+    assert caught.value.exit_code == 16
     with pytest.raises(HostError, match="not ready: SUSPENDED, health HEALTHY preempted"):
         hosts.reach(pod.context())

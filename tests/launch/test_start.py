@@ -1,3 +1,4 @@
+import argparse
 import dataclasses
 import sys
 import types
@@ -43,8 +44,7 @@ class Ready:
 def context(tmp_path, monkeypatch):
     """Of a launch whose bucket is in memory, and whose gcloud notes what it is asked."""
     monkeypatch.chdir(tmp_path)
-    said: list[str] = []
-    made = Context(load("/dev/null", SETTINGS), say=said.append)
+    made = Context(load("/dev/null", SETTINGS), say=(said := []).append)
     calls: list[list[str]] = []
 
     def gcloud(words, stdin, timeout_s):
@@ -125,7 +125,7 @@ def test_inputs_that_cannot_be_uploaded_are_refused(context, config, tmp_path):
 def test_paths_that_are_not_here_are_paths_of_the_hosts(context, config):
     run = prepared(context, config, "data.dir=/mnt/data", "data.eval_dir=gs://other/eval")
     assert yaml.safe_load(run.files["mine.yaml"])["data"]["dir"] == "/mnt/data"
-    assert run.inputs == ["gs://other/eval"]
+    assert run.inputs == ["gs://other/eval"] and run.paths == {"data.dir": "/mnt/data"}
     assert "data.dir: /mnt/data is not on this workstation; taken as a path on the hosts" in context.said
 
 
@@ -171,6 +171,7 @@ def test_the_same_run_directory_keeps_its_owner(context, config):
     context.records.write("run.json", dataclasses.replace(first, attempt=3).to_json())
     again = prepared(context, config, "schedule.steps=9")
     assert (again.owner, again.attempt) == (first.owner, 4) and again.run_id != first.run_id
+    assert f"changed since {first.run_id}: schedule.steps = 9, not 5; docs/" in "\n".join(context.said)
     assert prepared(context, config, "run.dir=gs://b/else").owner != first.owner
     with pytest.raises(ConfigError, match=r"with objective sft, not dpo; .*run.dir=gs://bucket/runs/demo-dpo"):
         prepared(context, config, "objective={name: dpo}")
@@ -308,7 +309,7 @@ def cloud(monkeypatch, hosts, ready):
     machines = types.SimpleNamespace(find=lambda context: machines.now, now=Machines((Worker(0), Worker(1))))
     stands = {
         (cloud, "machines"): machines,
-        (remote, "environment"): types.SimpleNamespace(bring=lambda context, hosts, notify: ready),
+        (remote, "environment"): types.SimpleNamespace(bring=lambda *_, **more: vars(machines).update(more) or ready),
         (remote, "hosts"): types.SimpleNamespace(connect=lambda context, machines: hosts),
     }
     for (package, name), module in stands.items():
@@ -318,8 +319,6 @@ def cloud(monkeypatch, hosts, ready):
 
 
 def arguments(command, *words):
-    import argparse
-
     parser = argparse.ArgumentParser()
     command.add(parser)
     return parser.parse_args(words)
@@ -327,10 +326,10 @@ def arguments(command, *words):
 
 def test_run_follows_to_the_end_and_exits_with_the_run_s_code(context, config, cloud, monkeypatch):
     monkeypatch.setattr(run_command, "_LOOK_S", 0.1)
-    given = arguments(run_command, config, "--wait", "--env", "MODE=fails")
-    assert run_command.run(context, given) == 12
-    assert "worker 1 (node): exit code 12: error: loss is not finite at step 7" in context.said
-    assert "train  1,234/5,000  loss 1.5" in context.said
+    given = arguments(run_command, config, "--wait", "--env", "MODE=fails", "--revision", "v1")
+    assert run_command.run(context, given) == 12 and cloud.revision == "v1"
+    failure = "worker 1 (node): exit code 12: error: loss is not finite at step 7"
+    assert {"code:    c1, revision v1", "train  1,234/5,000  loss 1.5", failure} <= set(context.said)
     assert any(line.startswith("run:     demo-") for line in context.said)
 
 

@@ -9,7 +9,7 @@ import pytest
 from launch.commands import status
 from launch.errors import CloudError, Kind
 from launch.records import Stop, Watcher, duration
-from launch.runs import overview
+from launch.runs import overview, stopping
 from tests.support.launches import FakeSteps, Store, beat, context, run_record
 
 FOLDER = "gs://bkt/launch/demo"
@@ -73,6 +73,15 @@ def test_an_unknown_spot_price_has_a_bound(store, steps):
     assert "cost      the price of this type is not known" in look(store, steps)[1]
 
 
+def test_machines_that_are_deleted_have_cost_money(store, steps):
+    made, steps.there = context(store), None
+    for created in ("1970-01-12T12:46:40Z", "1970-01-12T13:16:40Z", "no time"):
+        stopping.count_machines(made, "demo-1", created)
+    assert "$18.75 so far: 1.5 h" in look(store, steps)[1]
+    stopping.count_machines(made, "demo-2", "1970-01-12T12:46:40Z")
+    assert "nothing known so far" in look(store, steps)[1]
+
+
 def test_few_calls(store, steps):
     training(store)
     store.calls.clear()
@@ -122,6 +131,63 @@ def test_a_run_that_was_stopped_and_one_that_watch_gave_up(store, steps):
     store.put(f"{FOLDER}/stop.json", Stop("", "bob@there", 1.0).dumps().encode())
     store.put(f"{FOLDER}/watch.json", Watcher("ann@here", "", {"gave_up": "quota"}).dumps().encode())
     assert "gave up: quota" in look(store, steps)[1]
+
+
+@pytest.mark.parametrize("memory", [{"row": "no run", "run_id": ""}, {"row": "hopeless", "run_id": "demo-0"}])
+def test_what_an_earlier_watch_gave_up_is_no_news_of_this_run(store, steps, memory):
+    watcher = Watcher("ann@here", "", {"gave_up": "no run was started here", **memory})
+    store.put(f"{FOLDER}/watch.json", watcher.dumps().encode())
+    assert "gave up" not in look(store, steps)[1]
+
+
+def following(store, steps) -> list[str]:
+    return [word.removeprefix("python -m launch ") for word in look(store, steps)[0].next]
+
+
+def ended(store, *codes) -> None:
+    for worker, code in enumerate(codes):
+        beat(store, run_record(attempt=2, start=3), worker, "ended", code=code, message=f"message {code}")
+
+
+def test_the_next_step_after_the_end(store, steps):
+    ended(store, 2, 2)
+    assert following(store, steps) == ["logs", "run CONFIG", "down"]
+    ended(store, 13, 13)
+    assert following(store, steps) == ["logs -f", "watch", "stop"]
+    ended(store, 0, 0)
+    assert following(store, steps) == ["down"]
+    store.put(f"{RUN}/checkpoints/20/commit_success.txt", b"")
+    assert following(store, steps) == ["pull --step 20", "down"]
+    store.put(f"{RUN}/exports/20/conversion_report.json", b"")
+    assert following(store, steps) == ["pull", "down"]
+    steps.there = None
+    assert following(store, steps) == ["pull"]
+    ended(store, 2, 2)
+    assert following(store, steps) == ["logs", "up"]
+
+
+@pytest.mark.parametrize("why", ["stopped", "gave up", "no machines said", "no bucket said"])
+def test_a_run_that_goes_on_never_leads_to_another(store, steps, why):
+    training(store)
+    if why == "stopped":
+        store.put(f"{FOLDER}/stop.json", Stop("demo-1", "bob@there", 1.0).dumps().encode())
+    if why == "gave up":
+        store.put(f"{FOLDER}/watch.json", Watcher("ann@here", "", {"gave_up": "quota"}).dumps().encode())
+    if why == "no machines said":
+        steps.errors["find"] = [CloudError(Kind.PERMISSION, "denied")]
+    if why == "no bucket said":
+        store.refusal = lambda call, url: CloudError(Kind.UNAVAILABLE, url, "503")
+        assert following(store, steps) == ["status"]
+    else:
+        assert following(store, steps)[0::10] == ["logs -f"] and following(store, steps)[-1] == "stop"
+
+
+def test_hosts_that_go_on_without_another_are_named(store, steps):
+    training(store)
+    beat(store, run_record(attempt=2, start=3), 0, "ended", code=2, message="bad")
+    text = look(store, steps)[1]
+    assert "note      worker 0 ended with 2, others still run; `python -m launch stop` ends them" in text
+    assert "run CONFIG" not in text
 
 
 def test_nothing_at_all(steps):

@@ -82,6 +82,7 @@ def test_down_ends_a_run_so_that_it_saves_and_nobody_makes_its_machines_again(co
     assert "run demo-1: nobody starts it or makes its machines again, until `up` or `run`" in said
     assert "run demo-1: ending it first" in said and "step 1234 is saved" in said
     assert cloud.queued == {} and cloud.lines[-1] == "janus: deleted"
+    assert context.records.read("spent.json").value["run_id"] == "demo-1"
     command(up, context)
     assert stop(context)["run_id"] == "" and any("watch` resumes it" in line for line in cloud.lines)
 
@@ -219,6 +220,16 @@ def test_down_and_up_do_not_replace_a_stop_that_comes_now(context, cloud, hosts,
     store.refusal = stopping
     command(module, context)
     assert stop(context) == asked
+
+
+def test_a_bucket_that_is_not_there_is_refused_with_the_remedy(context, store):
+    store.refusal = lambda call, url: CloudError(Kind.NOT_FOUND, url, "404")
+    with pytest.raises(CloudError, match=r"^gs://bkt: no such bucket; .* create gs://bkt --location=us-") as got:
+        start.require_bucket(context)
+    assert got.value.kind is Kind.NOT_FOUND
+    store.refusal = lambda call, url: CloudError(Kind.PERMISSION, url, "403")
+    with pytest.raises(CloudError, match="403"):
+        start.require_bucket(context)
 
 
 def test_every_host_runs_in_its_own_home(context, hosts):

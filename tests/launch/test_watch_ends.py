@@ -196,3 +196,16 @@ def test_a_run_that_another_workstation_is_about_to_start_is_left_to_it(store, s
     life = Life(store, lambda: beats(store), lambda: beats(store, "ended", code=0))
     assert watch(store, steps, life)[0].run() == 0
     assert steps.done == []
+
+
+def test_ctrl_c_before_the_first_look_gives_the_lease_back(store, steps, monkeypatch):
+    put(store, run_record())
+    watcher, _ = watch(store, steps)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt(2)
+
+    monkeypatch.setattr("launch.watching.watch.Memory.from_json", interrupt)  # right after the lease is taken
+    with pytest.raises(KeyboardInterrupt):
+        watcher.run()
+    Lease(FakeBucket("gs://bkt/launch/demo", store), "bob@there").take()
