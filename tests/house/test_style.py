@@ -1,5 +1,6 @@
 """Format, lint, types, and files that stay small enough to read."""
 
+import importlib.metadata
 import re
 import sys
 import tomllib
@@ -56,6 +57,17 @@ def test_constraints_pin_every_requirement_inside_its_range(version):
     required = [Requirement(text) for text in [*project["dependencies"], *project["optional-dependencies"]["test"]]]
     outside = [str(item) for item in required if not item.specifier.contains(pins.get(_normal(item.name), "0"))]
     assert outside == []
+
+
+def test_constraints_have_the_libtpu_that_their_jax_asks_for():
+    """`pip install 'janus_jax[tpu]'` under the constraints of this Python would find no versions otherwise."""
+    lines = (ROOT / f"constraints-py3{sys.version_info.minor}.txt").read_text(encoding="utf-8").splitlines()
+    pins = {_normal(name): pin for name, pin in (line.split("==") for line in lines)}
+    if importlib.metadata.version("jax") != pins["jax"]:
+        pytest.skip("another jax is installed than the constraints name")
+    asked = [Requirement(text) for text in importlib.metadata.requires("jax") or ()]
+    (libtpu,) = [item for item in asked if item.name == "libtpu"]
+    assert libtpu.specifier.contains(pins["libtpu"])
 
 
 def _normal(name: str) -> str:
