@@ -31,6 +31,14 @@ from tests.support.training_examples import random_examples, write_dataset
 STEPS = 6
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """SIGHUP is heard, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def tell(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
 
