@@ -118,7 +118,7 @@ def test_after_a_signal_gcloud_is_asked_nothing_more(tmp_path, monkeypatch):
 def test_of_machines_that_are_not_ready_the_hosts_that_are_left_are_reached(tmp_path, monkeypatch, capsys):
     pod = Pod(tmp_path, monkeypatch, hosts=1, slices=3)
     gone, *left = pod.machines.workers
-    pod.machines = dataclasses.replace(pod.machines, ready=False, state="PREEMPTED", workers=(*left,))
+    pod.machines = dataclasses.replace(pod.machines, state="PREEMPTED", workers=(*left,))
     pod.refusals = ["ERROR: (gcloud) PERMISSION_DENIED: Permission tpu.nodes.update denied."]
     assert [host.name for host in pod.connect().hosts] == ["worker 2 (pod-2)"]
     assert "pod-1: cannot be reached, so the run may go on there: permission" in capsys.readouterr().err

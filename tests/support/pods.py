@@ -1,6 +1,5 @@
 """A slice of hosts for tests: directories behind the ssh shim, and a gcloud that only says how ssh reaches them."""
 
-import dataclasses
 import json
 import os
 import shlex
@@ -10,37 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cloud.gcloud import Result
+from launch.cloud.nodes import Machines, Worker
 from launch.context import Context
 from launch.remote.hosts import Hosts, connect
 from launch.settings import Settings
 from tests.support.repository import ROOT
-
-
-@dataclasses.dataclass(frozen=True)
-class Worker:
-    """As launch.cloud.machines has it."""
-
-    number: int
-    slice: int
-    index: int
-    node: str
-    internal: str
-    external: str | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Machines:
-    """What the hosts need of launch.cloud.machines."""
-
-    name: str
-    workers: tuple[Worker, ...]
-    nodes: tuple[str, ...]
-    token: str = "t1"
-    created: str = "2026-11-27T00:00:00Z"
-    state: str = "ACTIVE"
-    health: str = "HEALTHY"
-    ready: bool = True
-    error: str = ""
 
 
 def machines(hosts: int = 2, slices: int = 1, token: str = "t1") -> Machines:
@@ -50,7 +23,8 @@ def machines(hosts: int = 2, slices: int = 1, token: str = "t1") -> Machines:
         Worker(number, number // hosts, number % hosts, nodes[number // hosts], f"10.0.0.{number}", f"127.9.0.{number}")
         for number in range(hosts * slices)
     )
-    return Machines("pod", workers, nodes, token)
+    created = "2026-11-27T00:00:00Z"
+    return Machines("pod", "ACTIVE", "HEALTHY", workers, nodes, True, token, created)
 
 
 class Pod:
