@@ -59,13 +59,8 @@ def scored(
         def chunk(args: tuple[Array, Array]) -> tuple[Array, Array]:
             x, targets = args
             logits = _logits(x, head)
-            top = logits.max(-1)
-            top = jax.lax.pmax(top, names) if names else top
-            total = jnp.exp(logits - top[..., None]).sum(-1)
-            picked = jnp.where(_is_target(targets, head.shape[1], place), logits, 0).sum(-1)
-            if names:
-                total, picked = jax.lax.psum((total, picked), names)
-            return picked - (top + jnp.log(total)), picked >= top
+            top, picked, logsumexp = _of_target(logits, targets, names, place)
+            return picked - logsumexp, picked >= top
 
         slots, length = min(_chunk_here(x, head), x.shape[1]), x.shape[1]
         logps, top = jax.lax.map(chunk, (_split(x, slots), _split(targets, slots)))
@@ -101,6 +96,18 @@ def _is_target(targets: Array, size: int, place: Placement) -> Array:
     return vocab_start(place, size) + jnp.arange(size, dtype=jnp.int32) == targets[..., None]
 
 
+def _of_target(logits: Array, targets: Array, names: tuple[str, ...], place: Placement) -> tuple[Array, Array, Array]:
+    """Largest logit, the target's logit and logsumexp, each [b, c], over the whole vocabulary."""
+    top = logits.max(-1)
+    top = jax.lax.pmax(top, names) if names else top
+    total = jnp.exp(logits - top[..., None]).sum(-1)
+    # A masked sum rather than a gather: the target may be in another device's part.
+    picked = jnp.where(_is_target(targets, logits.shape[-1], place), logits, 0).sum(-1)
+    if names:
+        total, picked = jax.lax.psum((total, picked), names)
+    return top, picked, top + jnp.log(total)
+
+
 def _forward(x: Array, shard: Array, targets: Array, *, place: Placement, single: bool) -> tuple[Array, ...]:
     """Log-probs [b, l], logsumexp [b, l] and, of a single chunk, the logits [b, l, V]."""
     head, names = gather(shard.astype(x.dtype), place, _HEAD), vocab_axes(place)
@@ -108,14 +115,7 @@ def _forward(x: Array, shard: Array, targets: Array, *, place: Placement, single
     def chunk(args: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         x, targets = args
         logits = _logits(x, head)
-        top = logits.max(-1)
-        top = jax.lax.pmax(top, names) if names else top
-        total = jnp.exp(logits - top[..., None]).sum(-1)
-        # A masked sum rather than a gather: the target may be in another device's part.
-        picked = jnp.where(_is_target(targets, head.shape[1], place), logits, 0).sum(-1)
-        if names:
-            total, picked = jax.lax.psum((total, picked), names)
-        logsumexp = top + jnp.log(total)
+        _, picked, logsumexp = _of_target(logits, targets, names, place)
         return picked - logsumexp, logsumexp, logits
 
     if single:

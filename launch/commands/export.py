@@ -7,7 +7,7 @@ from typing import Any
 from janus_jax.errors import ConfigError
 from launch.cloud import capacity
 from launch.platforms import docker, jobset, skypilot
-from launch.platforms.common import in_checkout
+from launch.platforms.training_file import in_checkout
 
 EPILOG = """Examples:
   python -m launch export dockerfile --out Dockerfile

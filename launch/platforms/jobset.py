@@ -9,7 +9,7 @@ import yaml
 from janus_jax.errors import EXIT_CODES, GIVE_UP
 from janus_jax.planning.chips.slices import families, find_slice
 from launch.cloud import capacity
-from launch.platforms.common import header, train_words
+from launch.platforms.training_file import header, train_words
 from launch.records import PORT
 from launch.settings import Settings
 

@@ -8,7 +8,7 @@ import yaml
 
 from janus_jax.errors import AGAIN, EXIT_CODES, ConfigError
 from launch.cloud import capacity
-from launch.platforms.common import header, train_words
+from launch.platforms.training_file import header, train_words
 from launch.settings import Settings
 
 _USED = {"name", "zone", "type", "bucket", "runtime", "provisioning", "labels", "slices"}

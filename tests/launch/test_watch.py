@@ -4,25 +4,8 @@ import pytest
 
 from launch.errors import CloudError, HostError, Kind
 from launch.records import STALE_S, Stop
-from tests.support.launches import FakeSteps, Store, run_record
+from tests.support.launches import run_record
 from tests.support.watching import Life, beats, log, now, preempt, put, restarted, watch
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-
-@pytest.fixture
-def store() -> Store:
-    return Store()
-
-
-@pytest.fixture
-def steps(store) -> FakeSteps:
-    steps = FakeSteps(store)
-    steps.machines()
-    return steps
 
 
 def test_a_run_that_is_preempted_twice_goes_on_and_ends(store, steps):

@@ -14,25 +14,8 @@ from launch.records import STALE_S
 from launch.watching import watch as logic
 from launch.watching.lease import Lease, LostLease
 from launch.watching.watch import next_run
-from tests.support.launches import SETTINGS, FakeBucket, FakeSteps, Store, context, run_record
+from tests.support.launches import SETTINGS, FakeBucket, context, run_record
 from tests.support.watching import Life, beats, log, preempt, put, watch
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-
-@pytest.fixture
-def store() -> Store:
-    return Store()
-
-
-@pytest.fixture
-def steps(store) -> FakeSteps:
-    steps = FakeSteps(store)
-    steps.machines()
-    return steps
 
 
 def test_once_looks_once_and_acts_once(store, steps):

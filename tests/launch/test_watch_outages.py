@@ -5,27 +5,10 @@ import pytest
 from launch.errors import CloudError, Kind
 from launch.records import STALE_S
 from launch.watching import watch as logic
-from tests.support.launches import FakeSteps, Store, run_record
+from tests.support.launches import run_record
 from tests.support.watching import Life, beats, log, preempt, put, restarted, watch
 
 NO_NETWORK = CloudError(Kind.UNAVAILABLE, "unavailable: Failed to resolve 'storage.googleapis.com'")
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-
-@pytest.fixture
-def store() -> Store:
-    return Store()
-
-
-@pytest.fixture
-def steps(store) -> FakeSteps:
-    steps = FakeSteps(store)
-    steps.machines()
-    return steps
 
 
 def refuse(store, error: CloudError | None = NO_NETWORK):

@@ -1,4 +1,4 @@
-"""What the files for other platforms share."""
+"""What files that start a training elsewhere have in common: their head, the command, the configuration's path."""
 
 import os
 from collections.abc import Collection, Sequence
