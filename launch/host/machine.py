@@ -9,6 +9,8 @@ import signal
 import time
 from pathlib import Path
 
+from janus_jax.parallel.gce import metadata_host
+
 CHIPS = ("/dev/accel*", "/dev/vfio/*")
 LOCK = "/tmp/libtpu_lockfile"
 _METADATA_S = 5.0
@@ -72,7 +74,7 @@ def free_chips() -> list[str]:
 
 def disagreement(worker: int, hosts_per_slice: int, slices: int) -> str:
     """How this machine's own metadata contradicts the number that it was given; "" if it does not, or has none."""
-    host = _metadata_host()
+    host = metadata_host()
     if host is None:
         return ""
     expected_slice, expected = divmod(worker, hosts_per_slice)
@@ -84,18 +86,6 @@ def disagreement(worker: int, hosts_per_slice: int, slices: int) -> str:
     if match and int(match[1]) != expected_slice:
         return f"it is in slice {match[1]} by its own metadata (tpu-env), not {expected_slice}"
     return ""
-
-
-def _metadata_host() -> str | None:
-    """As `janus_jax.parallel.gce.metadata_host`; that package may not be here yet."""
-    if host := os.environ.get("GCE_METADATA_HOST"):
-        return host
-    if os.environ.get("NO_GCE_CHECK", "").lower() == "true":
-        return None
-    with contextlib.suppress(OSError):
-        if Path("/sys/class/dmi/id/product_name").read_text().strip().startswith("Google"):
-            return "metadata.google.internal"
-    return None
 
 
 def _metadata(host: str, name: str) -> str | None:
