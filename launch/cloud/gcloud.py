@@ -128,6 +128,10 @@ class Gcloud:
         """The words of `gcloud compute tpus ...` here."""
         return ["gcloud", "compute", "tpus", *words, f"--zone={self.zone}", f"--project={self.project}"]
 
+    def show(self, line: str) -> None:
+        """Shows what a dry run would do."""
+        self._say(line)
+
     def read(self, words: Sequence[str], *, timeout_s: float | None = 300) -> Any:
         """Runs a command that changes nothing, with `--format=json`; its answer, None if it is empty.
 
@@ -150,7 +154,7 @@ class Gcloud:
             CloudError: gcloud failed.
         """
         if self.dry_run:
-            self._say(shlex.join(words))
+            self.show(shlex.join(words))
             return Result(0, "", "")
         result = self._run(list(words), stdin, timeout_s)
         require(result, words)
