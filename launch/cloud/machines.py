@@ -55,7 +55,9 @@ def find(context: Context) -> Machines | None:
     return read(name, None, nodes) if nodes else None
 
 
-def create(context: Context, *, notify: Say, adopt: bool = False, patient: bool = True) -> Machines:
+def create(
+    context: Context, *, notify: Say, adopt: bool = False, patient: bool = True, none_left: bool = False
+) -> Machines:
     """Creates the machines and waits until they are ready.
 
     Machines of this launch that exist are waited for; what preempted or failed ones left is deleted first. An error or
@@ -64,6 +66,7 @@ def create(context: Context, *, notify: Say, adopt: bool = False, patient: bool 
     Args:
         adopt: take machines of this name that others made; delete adopted ones that are gone.
         patient: wait; if not, the machines are returned as they are once they have been asked for.
+        none_left: `delete` has just seen that there are none.
     Raises:
         CloudError: Google Cloud refused, the machines were preempted at once, or others have some of this name.
         ConfigError: there are machines of another type, or the settings' labels are those of launch.
@@ -71,7 +74,7 @@ def create(context: Context, *, notify: Say, adopt: bool = False, patient: bool 
     settings, wanted = context.settings, capacity.of(context.settings)
     if taken := {LAUNCH, TOKEN, ADOPTED} & set(settings.labels):
         raise ConfigError("labels", f"{', '.join(sorted(taken))}: launch sets it; allowed: other keys")
-    machines = look(context, notify)
+    machines = None if none_left else look(context, notify)
     if machines is not None and not machines.ours:
         if not adopt:
             raise not_ours(machines)
@@ -140,8 +143,8 @@ def wait(context: Context, machines: Machines, *, notify: Say) -> Machines:
     return machines
 
 
-def delete(context: Context, machines: Machines, *, notify: Say | None = None) -> None:
-    """Deletes the machines and waits until they are gone.
+def delete(context: Context, machines: Machines, *, notify: Say | None = None) -> bool:
+    """Deletes the machines and waits until they are gone. Whether there are no others of the name.
 
     Raises:
         CloudError: others made them, or Google Cloud refused.
@@ -161,12 +164,12 @@ def delete(context: Context, machines: Machines, *, notify: Say | None = None) -
                 if error.kind is not Kind.NOT_FOUND:
                     refused = error
         if context.dry_run:
-            return
+            return True
         if refused is not None and not (_passes(refused) or _unsettled(refused)):
             raise explained(refused, context.settings)
         left = look(context, notify)
         if left is None or left.token != token:
-            return
+            return left is None
         machines = left
         if _clock() - began > 2 * PATIENCE_S:
             raise explained(refused or CloudError(Kind.UNAVAILABLE, f"{left.state}: is still there"), context.settings)
@@ -177,7 +180,7 @@ def delete(context: Context, machines: Machines, *, notify: Say | None = None) -
         # A workstation may have slept for a night meanwhile, and others made new machines of this name.
         left = look(context, notify)
         if left is None or left.token != token:
-            return
+            return left is None
         machines = left
 
 

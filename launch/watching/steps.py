@@ -11,19 +11,23 @@ from launch.runs.looks import Looks
 class Steps(Looks):
     """The steps, each of which may raise a JanusError."""
 
+    _none_left = False
+
     def create(self, notify: Say, *, patient: bool) -> Any:
         """Creates the machines, or goes on with a request of ours; if `patient`, waits until they are ready."""
         from launch.cloud import machines
 
-        return machines.create(self.context, notify=notify, patient=patient)
+        none_left, self._none_left = self._none_left, False
+        return machines.create(self.context, notify=notify, patient=patient, none_left=none_left)
 
     def delete(self, there: Any) -> None:
         """Deletes these machines, not others that were made since they were seen, and waits until they are gone."""
         from launch.cloud import machines
 
         left = machines.look(self.context, None)
+        self._none_left = left is None
         if left is not None and left.token == there.token:
-            machines.delete(self.context, left)
+            self._none_left = machines.delete(self.context, left)
 
     def setup(self, group: Any, run: Run, notify: Say) -> Any:
         """Brings all hosts to the state of the run's first start, whatever this checkout is now; warm in seconds."""
