@@ -8,6 +8,7 @@ the labels, and `janus-adopted`, when they are adopted: that also ends with the 
 import contextlib
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 from janus_jax.errors import ConfigError, HeldError
@@ -56,7 +57,13 @@ def find(context: Context) -> Machines | None:
 
 
 def create(
-    context: Context, *, notify: Say, adopt: bool = False, patient: bool = True, none_left: bool = False
+    context: Context,
+    *,
+    notify: Say,
+    adopt: bool = False,
+    patient: bool = True,
+    none_left: bool = False,
+    before: Callable[[], None] = lambda: None,
 ) -> Machines:
     """Creates the machines and waits until they are ready.
 
@@ -67,6 +74,7 @@ def create(
         adopt: take machines of this name that others made; delete adopted ones that are gone.
         patient: wait; if not, the machines are returned as they are once they have been asked for.
         none_left: `delete` has just seen that there are none.
+        before: called right before each request for machines; an error of it leaves the request out.
     Raises:
         CloudError: Google Cloud refused, the machines were preempted at once, or others have some of this name.
         ConfigError: there are machines of another type, or the settings' labels are those of launch.
@@ -93,7 +101,7 @@ def create(
         context.gcloud.change(words)
         return Machines(settings.name, "", "HEALTHY", (), (), True, token, "")
     try:
-        machines = _ask(context, words, token, notify)
+        machines = _ask(context, words, token, notify, before)
         return wait(context, machines, notify=notify) if patient else machines
     except HeldError:  # raised by `notify`: another watcher has taken over, and may be using what this one asked for
         raise
@@ -234,12 +242,13 @@ def _describe(gcloud: Gcloud, what: str, name: str) -> dict[str, Any] | None:
     return None
 
 
-def _ask(context: Context, words: list[str], token: str, notify: Say) -> Machines:
+def _ask(context: Context, words: list[str], token: str, notify: Say, before: Callable[[], None]) -> Machines:
     """Makes the request, once, however often it must be sent. An answer may get lost, so a name that is taken may be
     taken by this very request."""
     began, delay_s = _clock(), 10.0
     while True:
         refused = None
+        before()
         try:
             context.gcloud.change(words, timeout_s=120)
         except CloudError as error:

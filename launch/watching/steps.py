@@ -1,5 +1,6 @@
 """What `watch` does with the cloud and the hosts, behind one class that a test replaces."""
 
+from collections.abc import Callable
 from typing import Any
 
 from launch.cloud.bucket import Stored
@@ -13,12 +14,13 @@ class Steps(Looks):
 
     _none_left = False
 
-    def create(self, notify: Say, *, patient: bool) -> Any:
-        """Creates the machines, or goes on with a request of ours; if `patient`, waits until they are ready."""
+    def create(self, notify: Say, *, patient: bool, before: Callable[[], None]) -> Any:
+        """Creates the machines, or goes on with a request of ours; if `patient`, waits until they are ready. Calls
+        `before` right before each request."""
         from launch.cloud import machines
 
         none_left, self._none_left = self._none_left, False
-        return machines.create(self.context, notify=notify, patient=patient, none_left=none_left)
+        return machines.create(self.context, notify=notify, patient=patient, none_left=none_left, before=before)
 
     def delete(self, there: Any) -> None:
         """Deletes these machines, not others that were made since they were seen, and waits until they are gone."""

@@ -243,7 +243,11 @@ class Watch:
         if action.do is Do.CREATE:
             with self._doing("create", run):
                 self._journal.write("asks for machines")
-                there = self._steps.create(lambda line: self._notify(line, run), patient=not self._is_once)
+                there = self._steps.create(
+                    lambda line: self._notify(line, run),
+                    patient=not self._is_once,
+                    before=lambda: self._require_going(run),  # this workstation may have slept since the last look
+                )
             self._made = there.token
             if not there.ready:
                 self._memory = dataclasses.replace(self._memory, row="requested", lasted_s=0.0, trouble=None)

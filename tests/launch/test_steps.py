@@ -47,13 +47,13 @@ def test_machines_that_were_just_deleted_are_not_looked_for_again(monkeypatch):
     fake = FakeMachines(["ACTIVE"])
     fake.keep_time(monkeypatch)
     steps = Steps(fake.context())
-    first = steps.create(fake.lines.append, patient=True)
+    first = steps.create(fake.lines.append, patient=True, before=lambda: None)
     steps.delete(first)
     fake.commands.clear()
-    assert steps.create(fake.lines.append, patient=True).token != first.token
+    assert steps.create(fake.lines.append, patient=True, before=lambda: None).token != first.token
     assert [line.split()[4] for line in fake.commands] == ["create", "describe", "list"]
     fake.commands.clear()
-    steps.create(fake.lines.append, patient=True)  # this time nobody has just looked
+    steps.create(fake.lines.append, patient=True, before=lambda: None)  # this time nobody has just looked
     assert [line.split()[4] for line in fake.commands] == ["describe", "list"]
 
 
@@ -61,9 +61,9 @@ def test_others_that_take_the_name_right_after_a_deletion_keep_their_machines(mo
     fake = FakeMachines(["ACTIVE"])
     fake.keep_time(monkeypatch)
     steps = Steps(fake.context())
-    steps.delete(steps.create(fake.lines.append, patient=True))
+    steps.delete(steps.create(fake.lines.append, patient=True, before=lambda: None))
     fake.faults = [Fault("create", "ERROR: (gcloud.x) ALREADY_EXISTS: Resource exists")]
     fake.add_node("janus")
     with pytest.raises(CloudError, match="this launch did not make it"):
-        steps.create(fake.lines.append, patient=True)
+        steps.create(fake.lines.append, patient=True, before=lambda: None)
     assert list(fake.nodes) == ["janus"]

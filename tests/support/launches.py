@@ -202,7 +202,10 @@ class FakeSteps:
         self._step("find", record=False)
         return self.there
 
-    def create(self, notify: Callable[[str], None], *, patient: bool = True) -> Any:
+    def create(
+        self, notify: Callable[[str], None], *, patient: bool = True, before: Callable[[], None] = lambda: None
+    ) -> Any:
+        before()
         self._step("create")
         notify("WAITING_FOR_RESOURCES")
         return self.machines("ACTIVE" if patient else self.served)
