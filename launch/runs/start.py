@@ -103,12 +103,10 @@ def prepare(
             owner, attempt = last.owner, last.attempt + 1  # it has ended: `start` asks all hosts here
             context.say(
                 f"run.dir: the run {last.run_id} of this launch wrote there; it goes on from the newest step that it "
-                "saved, if the configuration agrees; the hosts check that, and end with code 2 if not"
+                "saved, if model and data are the same; the hosts check that, and end with code 2 if not"
             )
             if changes := commands.differences(last.files.values(), files.values()):
-                context.say(
-                    f"run.dir: changed since {last.run_id}: {changes}; docs/checkpoints.md says what you may change"
-                )
+                context.say(f"run.dir: changed since {last.run_id}: {changes}")
     ship.keep(context.records, ready.source)
     return Run(
         run_id=Run.new_id(context.settings.name),

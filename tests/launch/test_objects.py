@@ -40,6 +40,7 @@ def service(transport=None, login=None):
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(objects, "_sleep", lambda seconds: None)
+    monkeypatch.setattr(objects, "ENDPOINT", "https://storage.googleapis.com")
     for name in ("STORAGE_EMULATOR_HOST", "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE"):
         monkeypatch.delenv(name, raising=False)
 

@@ -54,6 +54,7 @@ def context(tmp_path, monkeypatch):
     made.runner = gcloud
     bucket = Records("gs://bucket")
     made.__dict__ |= {"bucket": bucket, "records": bucket.at("launch", "demo"), "said": said, "calls": calls}
+    made.__dict__["folder"] = lambda url: Records(url, bucket.objects)
     monkeypatch.setattr(made, "warn", said.append)
     return made
 
@@ -171,7 +172,7 @@ def test_the_same_run_directory_keeps_its_owner(context, config):
     context.records.write("run.json", dataclasses.replace(first, attempt=3).to_json())
     again = prepared(context, config, "schedule.steps=9")
     assert (again.owner, again.attempt) == (first.owner, 4) and again.run_id != first.run_id
-    assert f"changed since {first.run_id}: schedule.steps = 9, not 5; docs/" in "\n".join(context.said)
+    assert f"changed since {first.run_id}: schedule.steps = 9, not 5" in context.said[-1]
     assert prepared(context, config, "run.dir=gs://b/else").owner != first.owner
     with pytest.raises(ConfigError, match=r"with objective sft, not dpo; .*run.dir=gs://bucket/runs/demo-dpo"):
         prepared(context, config, "objective={name: dpo}")
