@@ -166,7 +166,9 @@ def require(result: Result, words: Sequence[str]) -> None:
     if result.code:
         kind, command = kind_of(result.err), shlex.join(words)
         command = command if len(command) < 600 else f"{command[:600]} ..."  # `cat` names many objects
-        raise CloudError(kind, f"{kind.value}: {said(result.err) or f'exit code {result.code}'} (command: {command})")
+        raise CloudError(
+            kind, f"{kind.value}: {message_of(result.err) or f'exit code {result.code}'} (command: {command})"
+        )
 
 
 _TEXTS = (
@@ -235,7 +237,7 @@ def kind_of(text: str) -> Kind:
     return next((kind for kind, pattern in _FALLBACKS if re.search(pattern, text)), Kind.UNKNOWN)
 
 
-def said(text: str) -> str:
+def message_of(text: str) -> str:
     """The message in gcloud's stderr, on one line."""
     error = _error(text)
     if not error.startswith("ERROR:"):

@@ -9,7 +9,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from janus_jax.errors import ConfigError, HeldError
 from launch.cloud import capacity
@@ -21,6 +21,7 @@ from launch.errors import CloudError, Kind
 from launch.records import duration
 from launch.settings import Settings
 
+T = TypeVar("T")
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"  # gcloud sends its short form as it is, which is refused
 PATIENCE_S = 900.0
 """How long an API that does not answer is asked again."""
@@ -245,9 +246,9 @@ def _describe(gcloud: Gcloud, what: str, name: str) -> dict[str, Any] | None:
 def _ask(context: Context, words: list[str], token: str, notify: Say, before: Callable[[], None]) -> Machines:
     """Makes the request, once, however often it must be sent. An answer may get lost, so a name that is taken may be
     taken by this very request."""
-    began, delay_s = _clock(), 10.0
-    while True:
-        refused = None
+
+    def attempt() -> Machines | CloudError:
+        refused = CloudError(Kind.UNAVAILABLE, "the request is not there, though it was accepted")
         before()
         try:
             context.gcloud.change(words, timeout_s=120)
@@ -256,33 +257,43 @@ def _ask(context: Context, words: list[str], token: str, notify: Say, before: Ca
             if error.kind is not Kind.EXISTS and not _passes(error):
                 raise explained(error, context.settings) from None
         machines = look(context, notify)
-        if machines is not None:
-            if not machines.ours:
-                raise not_ours(machines)
-            return machines
-        refused = refused or CloudError(Kind.UNAVAILABLE, "the request is not there, though it was accepted")
-        if _clock() - began > PATIENCE_S:
-            raise explained(refused, context.settings)
-        notify(f"{context.settings.name}: {_brief(refused)}: trying again, for {duration(_clock() - began)}")
-        _sleep(delay_s)
-        delay_s = min(60.0, 2 * delay_s)
+        if machines is None:
+            return refused
+        if not machines.ours:
+            raise not_ours(machines)
+        return machines
+
+    return _patiently(context, notify, attempt, lambda refused: PATIENCE_S)
 
 
 def look(context: Context, notify: Say | None, patience_s: float = PATIENCE_S) -> Machines | None:
     """`find`, asked again while the API does not answer."""
-    began, delay_s = _clock(), 10.0
     # Reads count against quotas of requests alone, which fill again.
     bounds = {Kind.UNAVAILABLE: patience_s, Kind.QUOTA: patience_s, Kind.UNKNOWN: 60.0}
-    while True:
+
+    def attempt() -> Machines | CloudError | None:
         try:
             return find(context)
         except CloudError as error:
-            if _clock() - began >= bounds.get(error.kind, 0.0):
-                raise explained(error, context.settings) from None
-            if notify is not None:
-                notify(f"{context.settings.name}: {_brief(error)}: trying again, for {duration(_clock() - began)}")
+            return error
+
+    return _patiently(context, notify, attempt, lambda refused: bounds.get(refused.kind, 0.0))
+
+
+def _patiently(
+    context: Context, notify: Say | None, attempt: Callable[[], T | CloudError], bound_s: Callable[[CloudError], float]
+) -> T:
+    """What `attempt` returns, tried again with growing pauses while that is an error and its time is not over. What it
+    raises ends this at once."""
+    began, delay_s = _clock(), 10.0
+    while isinstance(outcome := attempt(), CloudError):
+        if _clock() - began >= bound_s(outcome):
+            raise explained(outcome, context.settings) from None
+        if notify is not None:
+            notify(f"{context.settings.name}: {_brief(outcome)}: trying again, for {duration(_clock() - began)}")
         _sleep(delay_s)
         delay_s = min(60.0, 2 * delay_s)
+    return outcome
 
 
 def _undo(context: Context, token: str, notify: Say, why: BaseException) -> None:

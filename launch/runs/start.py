@@ -90,12 +90,12 @@ def prepare(
         _require_same_run(command, directory, last)
     urls: list[str] = []
     paths: dict[str, str] = {}
-    files, told = {}, command.words
+    files, host_words = {}, command.words
     if command.config is None:
-        told = commands.replace_words(command, lambda name, word: _word(context, urls, name, word))
+        host_words = commands.replace_words(command, lambda name, word: _word(context, urls, name, word))
     else:
         files[command.config_name] = _resolved(context, command, directory, urls, paths)
-        told = [command.words[0], command.config_name, *command.words[1:]]
+        host_words = [command.words[0], command.config_name, *command.words[1:]]
     owner, attempt = secrets.token_hex(16), 1
     if directory is not None:
         context.say(f"run.dir: {directory} ({why})")
@@ -111,7 +111,7 @@ def prepare(
     return Run(
         run_id=Run.new_id(context.settings.name),
         owner=owner,
-        command=told,
+        command=host_words,
         files=files,
         run_dir=directory,
         code=ready.code,
@@ -240,12 +240,12 @@ def next_attempt(run: Run) -> Run:
 
 def _require_ended_elsewhere(context: Context, last: Run, before: Stored) -> None:
     """`start` asks the hosts of this zone alone. A run of this launch may go on in another one."""
-    there = [last.settings.get(key, getattr(context.settings, key)) for key in ("project", "zone")]
-    if there == [context.settings.project, context.settings.zone]:
+    place = [last.settings.get(key, getattr(context.settings, key)) for key in ("project", "zone")]
+    if place == [context.settings.project, context.settings.zone]:
         return
     if seen := alive.signs(context, before):
         raise HeldError(
-            f"run {last.run_id} of {last.by} goes on in {there[1]} of {there[0]}: {seen}; end it there with "
+            f"run {last.run_id} of {last.by} goes on in {place[1]} of {place[0]}: {seen}; end it there with "
             f"`python -m launch stop`, or choose another name than {context.settings.name}"
         )
 

@@ -22,13 +22,13 @@ class Steps(Looks):
         none_left, self._none_left = self._none_left, False
         return machines.create(self.context, notify=notify, patient=patient, none_left=none_left, before=before)
 
-    def delete(self, there: Any) -> None:
+    def delete(self, seen: Any) -> None:
         """Deletes these machines, not others that were made since they were seen, and waits until they are gone."""
         from launch.cloud import machines
 
         left = machines.look(self.context, None)
         self._none_left = left is None
-        if left is not None and left.token == there.token:
+        if left is not None and left.token == seen.token:
             self._none_left = machines.delete(self.context, left)
 
     def setup(self, group: Any, run: Run, notify: Say) -> Any:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from launch.cloud.gcloud import kind_of, said
+from launch.cloud.gcloud import kind_of, message_of
 from launch.errors import Kind
 from tests.support.repository import ROOT
 
@@ -15,7 +15,7 @@ RECORDED = json.loads((ROOT / "tests/launch/recordings/errors.json").read_text()
 def test_recorded_errors_are_told_apart(name):
     stderr = RECORDED[name]["stderr"]
     assert kind_of(stderr).name == RECORDED[name]["kind"]
-    assert "access token" not in said(stderr) and "\n" not in said(stderr) and said(stderr)
+    assert "access token" not in message_of(stderr) and "\n" not in message_of(stderr) and message_of(stderr)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,6 @@ def test_reported_errors_are_told_apart(kind, text):
 
 
 def test_a_message_is_the_services_own():
-    assert said(RECORDED["err_503_forever"]["stderr"]) == "injected"
-    assert said(RECORDED["qr_create_lro_error"]["stderr"]) == "Quota limit exceeded"
-    assert said(RECORDED["err_403_service_disabled"]["stderr"]).endswith("before or it is disabled.")
+    assert message_of(RECORDED["err_503_forever"]["stderr"]) == "injected"
+    assert message_of(RECORDED["qr_create_lro_error"]["stderr"]) == "Quota limit exceeded"
+    assert message_of(RECORDED["err_403_service_disabled"]["stderr"]).endswith("before or it is disabled.")
