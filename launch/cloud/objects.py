@@ -57,7 +57,8 @@ class _Login:
     """How requests are sent."""
 
     base: str
-    token: str
+    headers: dict[str, str]
+    """That show who the user is."""
     send: Transport
     until_s: float = math.inf
 
@@ -80,7 +81,7 @@ class Objects:
         Raises:
             CloudError: it is not there, or the service refused. So do the other methods.
         """
-        return json.loads(self._ask("GET", bucket, name, {"fields": _FACTS}))
+        return _parsed(self._ask("GET", bucket, name, {"fields": _FACTS}))
 
     def content(self, bucket: str, name: str, generation: str | None = None) -> bytes:
         """An object's content, of a generation or the newest."""
@@ -92,7 +93,7 @@ class Objects:
         query = {"prefix": prefix, "delimiter": delimiter, "fields": f"items({_FACTS}),prefixes,nextPageToken"}
         token = None
         while token != "":
-            page = json.loads(self._ask("GET", bucket, None, {**query, "pageToken": token}, shown=prefix))
+            page = _parsed(self._ask("GET", bucket, None, {**query, "pageToken": token}, shown=prefix))
             yield from page.get("items") or ()
             yield from ({"prefix": folder} for folder in page.get("prefixes") or ())
             token = page.get("nextPageToken") or ""
@@ -118,7 +119,7 @@ class Objects:
         head = f"--{edge}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{about}\r\n"
         body = f"{head}--{edge}\r\nContent-Type: {kind}\r\n\r\n".encode() + content + f"\r\n--{edge}--".encode()
         parts = (f"multipart/related; boundary={edge}", body)
-        return json.loads(self._ask("POST", bucket, None, query, content=parts, shown=name))
+        return _parsed(self._ask("POST", bucket, None, query, content=parts, shown=name))
 
     def delete(self, bucket: str, name: str) -> None:
         """Deletes an object."""
@@ -144,8 +145,8 @@ class Objects:
             if content:
                 request.data = content[1]
                 request.add_unredirected_header("Content-Type", content[0])
-            if login.token:  # not to where an answer may send the request on
-                request.add_unredirected_header("Authorization", f"Bearer {login.token}")
+            for header, value in login.headers.items():  # not to where an answer may send the request on
+                request.add_unredirected_header(header, value)
             answer = login.send(request, _ANSWER_S)
             if 200 <= answer.status < 300:
                 return answer.body
@@ -173,19 +174,23 @@ class Objects:
                 return
             emulator = os.environ.get("STORAGE_EMULATOR_HOST")
             if emulator and not os.environ.get(_VARIABLE):
-                self._login = _Login(_base(emulator), "", self._transport or _over_network({}))
+                self._login = _Login(_base(emulator), {}, self._transport or _over_network({}))
                 return
             words = ["gcloud", "config", "config-helper", "--min-expiry=10m"]
             shown = self.gcloud.read([*words[:3], "--force-auth-refresh"] if instead else words, timeout_s=120) or {}
             properties = shown.get("configuration", {}).get("properties", {})
-            credential = shown.get("credential") or {}
+            credential, headers = shown.get("credential") or {}, {}
+            if token := credential.get("access_token"):
+                headers["Authorization"] = f"Bearer {token}"
+            if payer := properties.get("billing", {}).get("quota_project"):  # as gcloud itself does
+                headers["X-Goog-User-Project"] = payer
             base = _base(properties.get("api_endpoint_overrides", {}).get("storage") or ENDPOINT)
             place = urlsplit(base)
             if place.scheme != "https" and place.hostname not in ("localhost", "127.0.0.1", "::1"):
                 raise ConfigError("api_endpoint_overrides/storage", f"{base}: allowed: https, which hides the token")
             self._login = _Login(
                 base,
-                credential.get("access_token") or "",
+                headers,
                 self._transport or _over_network(properties),
                 max(seconds_of(credential.get("token_expiry") or "", math.inf) - 60, time.time() + _SHORTEST_S),
             )
@@ -201,7 +206,7 @@ def _over_network(properties: dict[str, dict[str, str]]) -> Transport:
     """Sends requests with gcloud's proxy and certificates, or else those of the environment.
 
     Raises:
-        ConfigError: a proxy that this Python cannot use.
+        ConfigError: a proxy that this Python cannot use, or certificates that it cannot read.
     """
     proxy = properties.get("proxy", {})
     given = None
@@ -211,7 +216,11 @@ def _over_network(properties: dict[str, dict[str, str]]) -> Transport:
         user, password = (quote(proxy.get(key, ""), safe="") for key in ("username", "password"))
         url = f"http://{f'{user}:{password}@' if user else ''}{address}:{proxy.get('port', '80')}"
         given = {"http": url, "https": url}
-    tls = ssl.create_default_context(cafile=properties.get("core", {}).get("custom_ca_certs_file"))
+    authorities = properties.get("core", {}).get("custom_ca_certs_file")
+    try:
+        tls = ssl.create_default_context(cafile=authorities)
+    except OSError as error:
+        raise ConfigError("core/custom_ca_certs_file", f"{authorities}: cannot be read: {error}") from None
     if properties.get("auth", {}).get("disable_ssl_validation", "").lower() == "true":
         tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
     for module in ("certifi", "pip._vendor.certifi") if not tls.get_ca_certs() else ():  # Python of python.org on a Mac
@@ -231,6 +240,14 @@ def _over_network(properties: dict[str, dict[str, str]]) -> Transport:
             return Answer(0, str(getattr(error, "reason", error) or type(error).__name__).encode())
 
     return send
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    try:
+        return json.loads(body)
+    except ValueError:  # as a network gives to those who have not logged in to it
+        text = " ".join(body[:200].decode(errors="replace").split())
+        raise CloudError(Kind.UNAVAILABLE, f"unavailable: not an answer of Cloud Storage: {text}") from None
 
 
 def _error(answer: Answer, request: str) -> CloudError:

@@ -148,6 +148,19 @@ def test_a_token_goes_over_https_or_nowhere():
         service(lambda request, seconds: Answer(200, b"{}"), login).facts("bkt", "a")
 
 
+def test_who_pays_is_said_as_gcloud_says_it(store):
+    heard, api = [], StorageApi(store)
+    login = Login(billing={"quota_project": "payer"})
+    service(lambda request, s: heard.append(request) or api(request, s), login).put("bkt", "a", b"1")
+    assert heard[0].unredirected_hdrs["X-goog-user-project"] == "payer"
+
+
+def test_a_network_that_wants_a_login_first_is_told_apart():
+    with pytest.raises(CloudError, match="not an answer of Cloud Storage: <html> Welcome") as refused:
+        service(lambda request, seconds: Answer(200, b"<html>\nWelcome</html>")).facts("bkt", "a")
+    assert refused.value.kind is Kind.UNAVAILABLE
+
+
 def test_an_emulator_gets_no_token_and_gcloud_is_not_asked(monkeypatch):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "127.0.0.1:9")
     sent, login = [], Login()
@@ -192,6 +205,11 @@ class TestNetwork:
     def test_a_proxy_that_python_cannot_use_is_named(self):
         with pytest.raises(ConfigError, match="proxy/type: socks5: allowed: http"):
             service(login=Login(proxy={"type": "socks5", "address": "h"})).facts("bkt", "a")
+
+    def test_certificates_that_are_not_there_are_named(self, tmp_path):
+        login = Login(core={"custom_ca_certs_file": str(tmp_path / "none.pem")})
+        with pytest.raises(ConfigError, match=r"core/custom_ca_certs_file: .*none\.pem: cannot be read"):
+            service(login=login).facts("bkt", "a")
 
     def test_half_an_answer_is_none(self, proxy, bucket):
         half = iter([True])
