@@ -101,13 +101,21 @@ def create(
     if context.dry_run:
         context.gcloud.change(words)
         return Machines(settings.name, "", "HEALTHY", (), (), True, token, "")
+    has_asked = False
+
+    def going() -> None:
+        nonlocal has_asked
+        before()
+        has_asked = True
+
     try:
-        machines = _ask(context, words, token, notify, before)
+        machines = _ask(context, words, token, notify, going)
         return wait(context, machines, notify=notify) if patient else machines
     except HeldError:  # raised by `notify`: another watcher has taken over, and may be using what this one asked for
         raise
     except BaseException as error:
-        _undo(context, token, notify, error)
+        if has_asked:
+            _undo(context, token, notify, error)
         raise
 
 
