@@ -68,7 +68,11 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
         given, mount = arguments.run_dir, arguments.shared_mount
         directory, _ = commands.run_dir(context, command, workers=workers, given=given, shared_mount=mount)
         if command.config is not None and arguments.revision is None:  # a revision may have another rule
-            resume.require_same_config(context, command.config, directory)
+            try:
+                resume.require_same_config(context, command.config, directory)
+            except ConfigError:
+                start.require_quiet(context)  # another run would be refused whatever its configuration
+                raise
     address = min(machines.workers, key=lambda worker: worker.number).internal
     with connect(context, machines) as hosts:
         revision = arguments.revision

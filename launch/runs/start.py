@@ -228,6 +228,18 @@ def require_free(hosts: "Hosts", run: Run | None = None) -> None:
         raise HeldError(f"run {run_id} is {state} on this slice ({names}); `python -m launch stop` ends it")
 
 
+def require_quiet(context: Context) -> None:
+    """Refuses a slice whose run sends heartbeats: `require_free` for those who have no way to the hosts yet.
+
+    Raises:
+        HeldError: names the run.
+    """
+    before = previous(context)
+    if before is not None and (seen := alive.signs(context, before)):
+        text = f"run {before.value['run_id']} of {before.value.get('by')} goes on on this slice"
+        raise HeldError(f"{text}: {seen}; `python -m launch stop` ends it")
+
+
 def next_start(run: Run) -> Run:
     """The same run once more, on the same machines."""
     return dataclasses.replace(run, start=run.start + 1)

@@ -7,10 +7,11 @@ import sys
 import pytest
 
 from janus_jax.config.same_run import stored_config
-from janus_jax.errors import ConfigError
+from janus_jax.errors import ConfigError, HeldError
 from launch.errors import CloudError, Kind
+from launch.runs import start
 from launch.runs.resume import require_same_config
-from tests.support.launches import context
+from tests.support.launches import beat, context, run_record
 from tests.support.run_configs import run_config
 
 RUN = "gs://bkt/runs/demo"
@@ -70,6 +71,17 @@ def test_a_new_directory_and_one_that_is_not_here_say_nothing(store, config, cap
     store.refusal = lambda call, url: CloudError(Kind.PERMISSION, "permission: no")
     require_same_config(context(store), config, RUN)
     assert f"{RUN}: not looked at; the hosts will: permission: no" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_is_the_better_reason(store):
+    run = run_record()
+    start.require_quiet(context(store))
+    store.put("gs://bkt/launch/demo/run.json", run.dumps().encode())
+    store.now += 1000
+    start.require_quiet(context(store))
+    beat(store, run, 0)
+    with pytest.raises(HeldError, match="run demo-1 of ann@here goes on on this slice: 1 host of it sent a heartbeat"):
+        start.require_quiet(context(store))
 
 
 def test_the_rule_needs_no_jax():

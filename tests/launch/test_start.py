@@ -134,4 +134,8 @@ def test_a_configuration_that_could_not_resume_is_refused_before_a_host_is_asked
     monkeypatch.setattr(resume, "require_same_config", refuse)
     with pytest.raises(ConfigError, match=r"run\.dir=gs://bucket/runs/demo: holds a run with batch\.rows = 8"):
         run_command.run(context, arguments(run_command, config))
-    assert hosts.calls == [] and not hasattr(cloud, "revision")
+    asked = []
+    monkeypatch.setattr(start, "require_quiet", asked.append)
+    with pytest.raises(ConfigError):
+        run_command.run(context, arguments(run_command, config))
+    assert asked == [context] and hosts.calls == [] and not hasattr(cloud, "revision")
