@@ -15,7 +15,7 @@ EXIT_CODES = {
     10: ("preempted: the newest step is saved", AGAIN),
     11: ("out of memory", GIVE_UP),
     12: ("loss or gradient not finite", GIVE_UP),
-    13: ("lost process", AGAIN),
+    13: ("lost process, or one that has the coordinator's port", AGAIN),
     14: ("storage refused", AGAIN),
     15: ("another start holds the run directory", AGAIN),
     16: ("Google Cloud refused: quota, capacity, permission (`launch`)", GIVE_UP),
@@ -131,7 +131,8 @@ class NonFiniteError(JanusError):
 
 
 class LostPeerError(JanusError):
-    """Another process is lost, or did not come in time: names it, or the barrier and the time-out."""
+    """Another process is lost, did not come in time, or has the coordinator's port: names it, the barrier and the
+    time-out, or the port."""
 
     exit_code = 13
 

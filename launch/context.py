@@ -10,6 +10,7 @@ from functools import cached_property
 from janus_jax.errors import ConfigError
 from launch.cloud.bucket import Bucket
 from launch.cloud.gcloud import Gcloud, Runner, Say, run_command
+from launch.cloud.objects import Objects, Transport
 from launch.records import FOLDER
 from launch.settings import Settings
 
@@ -32,10 +33,16 @@ class Context:
     dry_run: bool = False
     say: Say = say
     runner: Runner = run_command
+    transport: Transport | None = None
+    """Of requests to the bucket; None: the network."""
 
     @cached_property
     def gcloud(self) -> Gcloud:
         return Gcloud(self.settings.project, self.settings.zone, self.say, dry_run=self.dry_run, runner=self.runner)
+
+    @cached_property
+    def objects(self) -> Objects:
+        return Objects(self.gcloud, self.transport)
 
     @cached_property
     def bucket(self) -> Bucket:
@@ -46,7 +53,7 @@ class Context:
         """
         if self.settings.bucket is None:
             raise ConfigError("bucket: missing; allowed: gs://BUCKET in launch/tpu.yaml, or --bucket")
-        return Bucket(self.settings.bucket, self.gcloud)
+        return Bucket(self.settings.bucket, self.objects)
 
     @cached_property
     def records(self) -> Bucket:
@@ -55,7 +62,7 @@ class Context:
 
     def folder(self, url: str) -> Bucket:
         """Another folder, `gs://BUCKET/...`, such as a run directory."""
-        return Bucket(url, self.gcloud)
+        return Bucket(url, self.objects)
 
     @property
     def me(self) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from janus_jax.errors import ConfigError, HeldError, first_line
+from janus_jax.errors import ConfigError, HeldError, LostPeerError, first_line
 
 _PORT_WAIT_S = 5.0
 """How long an earlier run may take to let go of its port."""
@@ -133,14 +133,15 @@ def require_free_port(coordinator: str) -> None:
     Args:
         coordinator: HOST:PORT; this machine is the host.
     Raises:
-        ConfigError: another process has the port, and keeps it for `_PORT_WAIT_S`; or it cannot be bound at all.
+        LostPeerError: another process has the port, and keeps it for `_PORT_WAIT_S`.
+        ConfigError: it cannot be bound at all.
     """
     port, deadline = coordinator.rpartition(":")[2], time.monotonic() + _PORT_WAIT_S
     while isinstance(error := bound(coordinator), OSError):
         if error.errno != errno.EADDRINUSE:
             raise ConfigError(f"--coordinator {coordinator}: port {port} cannot be opened: {error.strerror}")
         if time.monotonic() > deadline:
-            raise ConfigError(
+            raise LostPeerError(
                 f"--coordinator {coordinator}: port {port} of this machine is taken, by an earlier run perhaps; end "
                 "it, or choose another port"
             )

@@ -244,9 +244,11 @@ class Star:
                 self._listener = listener
                 self.selector.register(listener, selectors.EVENT_READ, lambda: None)
             elif self._waited_s > _PORT_WAIT_S or listener.errno != errno.EADDRINUSE:
-                why = "is taken, by an earlier run perhaps; end it, or choose another port"
-                why = why if listener.errno == errno.EADDRINUSE else f"cannot be opened: {listener.strerror}"
-                self.decide(Verdict(2, f"--coordinator {self.place.coordinator}: port {port} of this machine {why}"))
+                code, why = LOST, "is taken, by an earlier run perhaps; end it, or choose another port"
+                if listener.errno != errno.EADDRINUSE:
+                    code, why = 2, f"cannot be opened: {listener.strerror}"
+                where = f"--coordinator {self.place.coordinator}: port {port} of this machine"
+                self.decide(Verdict(code, f"{where} {why}"))
             return
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -285,7 +287,7 @@ class Star:
         where, foreign = self.place.coordinator, self._foreign_since
         if self._waited_s > self.timeout_s or (foreign is not None and now - foreign > TAKEN_S):
             text = f"process 0 did not answer at {where} within {self._waited_s:.0f} s: {self._trouble}"
-            self.decide(Verdict(LOST if foreign is None else 2, text))
+            self.decide(Verdict(LOST, text))
         elif now >= self._next_try:
             self._next_try = now + (_RETRY_S if foreign is None else 10 * _RETRY_S)
             try:

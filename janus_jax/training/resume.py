@@ -4,20 +4,18 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
-from pydantic import ValidationError
 
 from janus_jax import __version__
 from janus_jax.checkpoint.damage import newer_metas, newest_good
 from janus_jax.checkpoint.hf.facts import ModelFacts
 from janus_jax.checkpoint.run_dir import AnyRunDir
 from janus_jax.checkpoint.state import Checkpoints, note
-from janus_jax.config.run import RunConfig
+from janus_jax.config.same_run import differences, shown, stored_config, with_defaults
 from janus_jax.data.epoch import PackedEpochs, Position
 from janus_jax.data.from_config import describe
 from janus_jax.errors import ConfigError, DamagedError
@@ -29,10 +27,6 @@ from janus_jax.training.reference import Reference
 from janus_jax.training.setup import Setup
 from janus_jax.training.step import TrainState
 from janus_jax.training.stopping import Stopping
-
-_MAY_CHANGE = ("mesh", "sharding", "remat", "eval", "checkpoint", "export", "logging", "profile", "timeouts")
-"""Sections that may change when a run is resumed: they do not decide what is computed."""
-
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -164,11 +158,11 @@ def other_held_out(setup: Setup) -> str | None:
 
 
 def _other_held_out_keys(setup: Setup, past: Past) -> str | None:
-    before, now = _with_defaults(past.meta["config"]), _stored_config(setup.config)
+    before, now = with_defaults(past.meta["config"]), stored_config(setup.config)
     if before["eval"].get("every_steps") is None:  # nothing was evaluated
         return None
     changes = [
-        f"data.{key} was {_shown(before['data'].get(key))} and is {_shown(now['data'][key])}"
+        f"data.{key} was {shown(before['data'].get(key))} and is {shown(now['data'][key])}"
         for key in ("eval_dir", "eval_split")
         if before["data"].get(key) != now["data"][key]
     ]
@@ -205,7 +199,7 @@ def step_meta(
         "janus_jax": __version__,
         "jax": jax.__version__,
         "model": dataclasses.asdict(setup.model),
-        "config": _stored_config(setup.config),
+        "config": stored_config(setup.config),
         "data_fingerprint": dataset.fingerprint,
         "read": examples_read(setup.loader),
         "tokenizer": dataset.parts[0].manifest.tokenizer,
@@ -240,30 +234,6 @@ def examples_read(epochs: PackedEpochs) -> dict[str, Any]:
     return {"examples": len(epochs.fitted.index), **epochs.fitted.counts, "fingerprint": digest.hexdigest()}
 
 
-def require_same_config(config: RunConfig, meta: Mapping[str, Any]) -> None:
-    """Refuses to go on from a checkpoint of another configuration. Directories may have moved, and `course_of` decides
-    about another length.
-
-    Raises:
-        ConfigError: names each key that differs, with both values.
-    """
-    saved, now = (_comparable(values) for values in (_with_defaults(meta["config"]), _stored_config(config)))
-    differences = [
-        f"{key} = {_shown(before)}, not {_shown(after)}"
-        for section in now
-        if section not in _MAY_CHANGE
-        for key, before, after in _differences(section, saved.get(section), now[section])
-    ]
-    if differences:
-        advice = "to train its weights on with other settings, choose another run.dir and set model=null "
-        advice += f"init.from={config.run.dir}"
-        if saved["model"] and now["model"] and saved["model"] != now["model"]:  # init.from would bring the old model
-            advice = "its weights are of that model; put model back as it was, or choose another run.dir to begin anew"
-        raise ConfigError(
-            f"run.dir={config.run.dir}: holds a run with {'; '.join(differences)} as this config says; {advice}"
-        )
-
-
 def require_same_run(setup: Setup, meta: Mapping[str, Any]) -> None:
     """Refuses to go on from a checkpoint of another model or other data, which are known by their contents, or that
     read other rows of the data.
@@ -273,10 +243,10 @@ def require_same_run(setup: Setup, meta: Mapping[str, Any]) -> None:
     """
     config = setup.config
     model = dataclasses.asdict(setup.model)  # of init.from's own config, which may have been edited since
-    if differences := [f"{key[1:]} = {a}, not {b}" for key, a, b in _differences("", meta["model"], model)]:
+    if changed := [f"{key[1:]} = {a}, not {b}" for key, a, b in differences("", meta["model"], model)]:
         raise ConfigError(
             f"init.from={config.init.from_}: its model differs from the one that the run in run.dir={config.run.dir} "
-            f"began with: {'; '.join(differences)}; put that model back, or choose another run.dir"
+            f"began with: {'; '.join(changed)}; put that model back, or choose another run.dir"
         )
     dataset = setup.loader.dataset
     if meta["data_fingerprint"] != dataset.fingerprint:
@@ -316,47 +286,3 @@ def _require_same_examples(setup: Setup, meta: Mapping[str, Any]) -> None:
         f"run.dir={config.run.dir}: holds a run that {change}; to train its weights on, choose another run.dir and set "
         f"model=null init.from={config.run.dir}"
     )
-
-
-def _shown(value: Any) -> str:
-    """A value as a configuration file writes it; a section without its unset keys."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_shown(part)}" for key, part in value.items() if part is not None) + "}"
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
-
-
-def _stored_config(config: RunConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", by_alias=True)
-
-
-def _with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration with the keys that an older version did not have yet, which did what the defaults do."""
-    try:
-        return _stored_config(RunConfig.model_validate(stored))
-    except ValidationError:  # it has keys that are no more: they will differ
-        return stored
-
-
-def _comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration without its directories, held-out data and length; of a mixture the weights stay."""
-    length = ("steps", "epochs", "extend")
-    config = config | {"schedule": {k: v for k, v in config["schedule"].items() if k not in length}}
-    faults = ("on_nonfinite", "max_skipped")  # a run that ended at such a step may go on without it
-    config = config | {"optimizer": {k: v for k, v in config["optimizer"].items() if k not in faults}}
-    config = config | {name: {k: v for k, v in config[name].items() if k != "dir"} for name in ("run", "reference")}
-    mixture = config["data"].get("mixture")
-    weights = None if mixture is None else [part["weight"] for part in mixture]
-    data = {k: v for k, v in config["data"].items() if k not in ("dir", "eval_dir", "eval_split")}
-    return config | {"data": data | {"mixture": weights}}
-
-
-def _differences(name: str, before: Any, after: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted keys whose values differ, with both values."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        if before.get("name") != after.get("name"):  # another kind of thing: its other keys are others too
-            yield f"{name}.name", before.get("name"), after.get("name")
-            return
-        for key in {**before, **after}:
-            yield from _differences(f"{name}.{key}", before.get(key), after.get(key))
-    elif before != after:
-        yield name, before, after

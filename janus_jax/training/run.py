@@ -18,6 +18,7 @@ from janus_jax.checkpoint.state import Checkpoints
 from janus_jax.checkpoint.state import note as say
 from janus_jax.config.rules import no_rate
 from janus_jax.config.run import RunConfig, to_yaml
+from janus_jax.config.same_run import require_same_config
 from janus_jax.data.from_config import fit_counts, fit_lines
 from janus_jax.data.loader import LoadedBatch
 from janus_jax.errors import ConfigError, Interrupted, LostLockError, Preempted, StorageError, closing
@@ -57,7 +58,6 @@ from janus_jax.training.resume import (
     new_extension,
     newest_checkpoint,
     other_held_out,
-    require_same_config,
     stopping_state,
 )
 from janus_jax.training.run_directory import held_run_dir

@@ -128,6 +128,10 @@ class Gcloud:
         """The words of `gcloud compute tpus ...` here."""
         return ["gcloud", "compute", "tpus", *words, f"--zone={self.zone}", f"--project={self.project}"]
 
+    def show(self, line: str) -> None:
+        """Shows what a dry run would do."""
+        self._say(line)
+
     def read(self, words: Sequence[str], *, timeout_s: float | None = 300) -> Any:
         """Runs a command that changes nothing, with `--format=json`; its answer, None if it is empty.
 
@@ -150,7 +154,7 @@ class Gcloud:
             CloudError: gcloud failed.
         """
         if self.dry_run:
-            self._say(shlex.join(words))
+            self.show(shlex.join(words))
             return Result(0, "", "")
         result = self._run(list(words), stdin, timeout_s)
         require(result, words)
@@ -162,7 +166,9 @@ def require(result: Result, words: Sequence[str]) -> None:
     if result.code:
         kind, command = kind_of(result.err), shlex.join(words)
         command = command if len(command) < 600 else f"{command[:600]} ..."  # `cat` names many objects
-        raise CloudError(kind, f"{kind.value}: {said(result.err) or f'exit code {result.code}'} (command: {command})")
+        raise CloudError(
+            kind, f"{kind.value}: {message_of(result.err) or f'exit code {result.code}'} (command: {command})"
+        )
 
 
 _TEXTS = (
@@ -231,7 +237,7 @@ def kind_of(text: str) -> Kind:
     return next((kind for kind, pattern in _FALLBACKS if re.search(pattern, text)), Kind.UNKNOWN)
 
 
-def said(text: str) -> str:
+def message_of(text: str) -> str:
     """The message in gcloud's stderr, on one line."""
     error = _error(text)
     if not error.startswith("ERROR:"):

@@ -8,7 +8,8 @@ the labels, and `janus-adopted`, when they are adopted: that also ends with the 
 import contextlib
 import secrets
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from janus_jax.errors import ConfigError, HeldError
 from launch.cloud import capacity
@@ -20,6 +21,7 @@ from launch.errors import CloudError, Kind
 from launch.records import duration
 from launch.settings import Settings
 
+T = TypeVar("T")
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"  # gcloud sends its short form as it is, which is refused
 PATIENCE_S = 900.0
 """How long an API that does not answer is asked again."""
@@ -55,7 +57,15 @@ def find(context: Context) -> Machines | None:
     return read(name, None, nodes) if nodes else None
 
 
-def create(context: Context, *, notify: Say, adopt: bool = False, patient: bool = True) -> Machines:
+def create(
+    context: Context,
+    *,
+    notify: Say,
+    adopt: bool = False,
+    patient: bool = True,
+    none_left: bool = False,
+    before: Callable[[], None] = lambda: None,
+) -> Machines:
     """Creates the machines and waits until they are ready.
 
     Machines of this launch that exist are waited for; what preempted or failed ones left is deleted first. An error or
@@ -64,6 +74,8 @@ def create(context: Context, *, notify: Say, adopt: bool = False, patient: bool 
     Args:
         adopt: take machines of this name that others made; delete adopted ones that are gone.
         patient: wait; if not, the machines are returned as they are once they have been asked for.
+        none_left: `delete` has just seen that there are none.
+        before: called right before each request for machines; an error of it leaves the request out.
     Raises:
         CloudError: Google Cloud refused, the machines were preempted at once, or others have some of this name.
         ConfigError: there are machines of another type, or the settings' labels are those of launch.
@@ -71,7 +83,7 @@ def create(context: Context, *, notify: Say, adopt: bool = False, patient: bool 
     settings, wanted = context.settings, capacity.of(context.settings)
     if taken := {LAUNCH, TOKEN, ADOPTED} & set(settings.labels):
         raise ConfigError("labels", f"{', '.join(sorted(taken))}: launch sets it; allowed: other keys")
-    machines = look(context, notify)
+    machines = None if none_left else look(context, notify)
     if machines is not None and not machines.ours:
         if not adopt:
             raise not_ours(machines)
@@ -89,13 +101,21 @@ def create(context: Context, *, notify: Say, adopt: bool = False, patient: bool 
     if context.dry_run:
         context.gcloud.change(words)
         return Machines(settings.name, "", "HEALTHY", (), (), True, token, "")
+    has_asked = False
+
+    def going() -> None:
+        nonlocal has_asked
+        before()
+        has_asked = True
+
     try:
-        machines = _ask(context, words, token, notify)
+        machines = _ask(context, words, token, notify, going)
         return wait(context, machines, notify=notify) if patient else machines
     except HeldError:  # raised by `notify`: another watcher has taken over, and may be using what this one asked for
         raise
     except BaseException as error:
-        _undo(context, token, notify, error)
+        if has_asked:
+            _undo(context, token, notify, error)
         raise
 
 
@@ -140,8 +160,8 @@ def wait(context: Context, machines: Machines, *, notify: Say) -> Machines:
     return machines
 
 
-def delete(context: Context, machines: Machines, *, notify: Say | None = None) -> None:
-    """Deletes the machines and waits until they are gone.
+def delete(context: Context, machines: Machines, *, notify: Say | None = None) -> bool:
+    """Deletes the machines and waits until they are gone. Whether there are no others of the name.
 
     Raises:
         CloudError: others made them, or Google Cloud refused.
@@ -161,12 +181,12 @@ def delete(context: Context, machines: Machines, *, notify: Say | None = None) -
                 if error.kind is not Kind.NOT_FOUND:
                     refused = error
         if context.dry_run:
-            return
+            return True
         if refused is not None and not (_passes(refused) or _unsettled(refused)):
             raise explained(refused, context.settings)
         left = look(context, notify)
         if left is None or left.token != token:
-            return
+            return left is None
         machines = left
         if _clock() - began > 2 * PATIENCE_S:
             raise explained(refused or CloudError(Kind.UNAVAILABLE, f"{left.state}: is still there"), context.settings)
@@ -177,7 +197,7 @@ def delete(context: Context, machines: Machines, *, notify: Say | None = None) -
         # A workstation may have slept for a night meanwhile, and others made new machines of this name.
         left = look(context, notify)
         if left is None or left.token != token:
-            return
+            return left is None
         machines = left
 
 
@@ -231,12 +251,13 @@ def _describe(gcloud: Gcloud, what: str, name: str) -> dict[str, Any] | None:
     return None
 
 
-def _ask(context: Context, words: list[str], token: str, notify: Say) -> Machines:
+def _ask(context: Context, words: list[str], token: str, notify: Say, before: Callable[[], None]) -> Machines:
     """Makes the request, once, however often it must be sent. An answer may get lost, so a name that is taken may be
     taken by this very request."""
-    began, delay_s = _clock(), 10.0
-    while True:
-        refused = None
+
+    def attempt() -> Machines | CloudError:
+        refused = CloudError(Kind.UNAVAILABLE, "the request is not there, though it was accepted")
+        before()
         try:
             context.gcloud.change(words, timeout_s=120)
         except CloudError as error:
@@ -244,33 +265,43 @@ def _ask(context: Context, words: list[str], token: str, notify: Say) -> Machine
             if error.kind is not Kind.EXISTS and not _passes(error):
                 raise explained(error, context.settings) from None
         machines = look(context, notify)
-        if machines is not None:
-            if not machines.ours:
-                raise not_ours(machines)
-            return machines
-        refused = refused or CloudError(Kind.UNAVAILABLE, "the request is not there, though it was accepted")
-        if _clock() - began > PATIENCE_S:
-            raise explained(refused, context.settings)
-        notify(f"{context.settings.name}: {_brief(refused)}: trying again, for {duration(_clock() - began)}")
-        _sleep(delay_s)
-        delay_s = min(60.0, 2 * delay_s)
+        if machines is None:
+            return refused
+        if not machines.ours:
+            raise not_ours(machines)
+        return machines
+
+    return _patiently(context, notify, attempt, lambda refused: PATIENCE_S)
 
 
 def look(context: Context, notify: Say | None, patience_s: float = PATIENCE_S) -> Machines | None:
     """`find`, asked again while the API does not answer."""
-    began, delay_s = _clock(), 10.0
     # Reads count against quotas of requests alone, which fill again.
     bounds = {Kind.UNAVAILABLE: patience_s, Kind.QUOTA: patience_s, Kind.UNKNOWN: 60.0}
-    while True:
+
+    def attempt() -> Machines | CloudError | None:
         try:
             return find(context)
         except CloudError as error:
-            if _clock() - began >= bounds.get(error.kind, 0.0):
-                raise explained(error, context.settings) from None
-            if notify is not None:
-                notify(f"{context.settings.name}: {_brief(error)}: trying again, for {duration(_clock() - began)}")
+            return error
+
+    return _patiently(context, notify, attempt, lambda refused: bounds.get(refused.kind, 0.0))
+
+
+def _patiently(
+    context: Context, notify: Say | None, attempt: Callable[[], T | CloudError], bound_s: Callable[[CloudError], float]
+) -> T:
+    """What `attempt` returns, tried again with growing pauses while that is an error and its time is not over. What it
+    raises ends this at once."""
+    began, delay_s = _clock(), 10.0
+    while isinstance(outcome := attempt(), CloudError):
+        if _clock() - began >= bound_s(outcome):
+            raise explained(outcome, context.settings) from None
+        if notify is not None:
+            notify(f"{context.settings.name}: {_brief(outcome)}: trying again, for {duration(_clock() - began)}")
         _sleep(delay_s)
         delay_s = min(60.0, 2 * delay_s)
+    return outcome
 
 
 def _undo(context: Context, token: str, notify: Say, why: BaseException) -> None:

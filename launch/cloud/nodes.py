@@ -7,6 +7,8 @@ from typing import Any
 LAUNCH, TOKEN, ADOPTED = "janus-launch", "janus-token", "janus-adopted"
 """Labels of machines."""
 
+LEAVING = ("SUSPENDING", "DELETING")
+"""States in which hosts may still run, though gcloud reaches none."""
 _GONE = ("SUSPENDED", "SUSPENDING", "FAILED", "PREEMPTED", "TERMINATED", "DELETING", "MISSING")
 _CODES = {
     3: "INVALID_ARGUMENT",

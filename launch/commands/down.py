@@ -21,28 +21,28 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(context: Context, arguments: argparse.Namespace) -> int | None:
     name = context.settings.name
-    there = _look(context, arguments.adopt)
+    seen = _look(context, arguments.adopt)
     run = _forbid(context, arguments.now, arguments.force) if context.settings.bucket else None
-    if run is not None and (there is None or not there.ready):
-        there = _look(context, arguments.adopt)  # a watcher may have made them before it could see the record
-    if there is not None:
-        if run is not None and any(worker.internal for worker in there.workers) and not arguments.now:
-            _end(context, there, run, arguments.grace)
-        _delete(context, there, run)
+    if run is not None and (seen is None or not seen.ready):
+        seen = _look(context, arguments.adopt)  # a watcher may have made them before it could see the record
+    if seen is not None:
+        if run is not None and any(worker.internal for worker in seen.workers) and not arguments.now:
+            _end(context, seen, run, arguments.grace)
+        _delete(context, seen, run)
     late = _late(context, arguments.adopt) if run is not None and not context.dry_run else None
     if late is not None:
         _delete(context, late, run)
-    if there is None and late is None:
+    if seen is None and late is None:
         context.say(f"{name}: nothing to delete")
     return None
 
 
-def _delete(context: Context, there: machines.Machines, run: Run | None) -> None:
-    machines.delete(context, dataclasses.replace(there, ours=True), notify=context.say)
+def _delete(context: Context, seen: machines.Machines, run: Run | None) -> None:
+    machines.delete(context, dataclasses.replace(seen, ours=True), notify=context.say)
     if not context.dry_run:
-        context.say(f"{there.name}: deleted")
+        context.say(f"{seen.name}: deleted")
         if context.settings.bucket:
-            stopping.count_machines(context, "" if run is None else run.run_id, there.created)
+            stopping.count_machines(context, "" if run is None else run.run_id, seen.created)
 
 
 def _late(context: Context, adopt: bool) -> machines.Machines | None:
@@ -56,10 +56,10 @@ def _late(context: Context, adopt: bool) -> machines.Machines | None:
 
 
 def _look(context: Context, adopt: bool) -> machines.Machines | None:
-    there = machines.look(context, context.say)
-    if there is not None and not adopt and (there.adopted or not there.ours):
-        raise machines.not_ours(there)
-    return there
+    seen = machines.look(context, context.say)
+    if seen is not None and not adopt and (seen.adopted or not seen.ours):
+        raise machines.not_ours(seen)
+    return seen
 
 
 def _forbid(context: Context, now: bool, force: bool) -> Run | None:
@@ -76,12 +76,12 @@ def _forbid(context: Context, now: bool, force: bool) -> Run | None:
     return run
 
 
-def _end(context: Context, there: machines.Machines, run: Run, grace_s: float) -> None:
+def _end(context: Context, seen: machines.Machines, run: Run, grace_s: float) -> None:
     from launch.remote.hosts import connect
 
     lost = "what the run did since its last save is lost"
     try:
-        with connect(context, there) as hosts:
+        with connect(context, seen) as hosts:
             if context.dry_run:
                 start.end(context, hosts, run.run_id, grace_s=grace_s)
                 return

@@ -67,7 +67,7 @@ def _from_bucket(
             context.warn(f"{context.records.url}/{run_id}: no logs yet")
         return 0
     workers = (looks or Looks(settled(context, snapshot.run))).type().workers
-    quiet_s, said = 0.0, False
+    quiet_s, has_hinted = 0.0, False
     while True:
         try:
             snapshot = reader.read()  # before the parts: the last lines come before the word that the run has ended
@@ -87,8 +87,8 @@ def _from_bucket(
             if snapshot.stopped:
                 context.warn(f"{snapshot.stopped} has stopped the run")
                 return 0
-            if not said:
-                said = True
+            if not has_hinted:
+                has_hinted = True
                 context.warn("no host has printed anything for a while; to see more: python -m launch status")
         sleep(POLL_S)
 
@@ -117,13 +117,13 @@ def _is_watched(context: Context, snapshot: Snapshot) -> bool:
 
 
 def _from_hosts(context: Context, arguments: argparse.Namespace, looks: Looks, sleep: Callable[[float], None]) -> int:
-    there = looks.find()
-    if there is None:
+    machines = looks.find()
+    if machines is None:
         raise ConfigError(context.settings.name, "no machines of this name, and the settings name no bucket")
     lines = 1_000_000 if arguments.lines is None else arguments.lines
     positions: dict[int, int] = {}
     while True:
-        answers = looks.tails(there, positions, lines)
+        answers = looks.tails(machines, positions, lines)
         if arguments.worker is not None and arguments.worker not in answers:
             raise ConfigError(f"--worker {arguments.worker}", f"allowed: 0 to {len(answers) - 1}")
         for worker, answer in sorted(answers.items()):

@@ -11,7 +11,7 @@ from launch.context import Context
 from launch.errors import CloudError, HostError, Kind, cause
 from launch.records import Run, Stop, printable
 from launch.runs import command as commands
-from launch.runs import start
+from launch.runs import resume, start
 
 if TYPE_CHECKING:
     from launch.remote.hosts import Hosts
@@ -66,7 +66,13 @@ def run(context: Context, arguments: argparse.Namespace) -> int | None:
     workers = start.require_all(context, len(machines.workers))
     if command.trains:
         given, mount = arguments.run_dir, arguments.shared_mount
-        commands.run_dir(context, command, workers=workers, given=given, shared_mount=mount)
+        directory, _ = commands.run_dir(context, command, workers=workers, given=given, shared_mount=mount)
+        if command.config is not None and arguments.revision is None:  # a revision may have another rule
+            try:
+                resume.require_same_config(context, command.config, directory)
+            except ConfigError:
+                start.require_quiet(context)  # another run would be refused whatever its configuration
+                raise
     address = min(machines.workers, key=lambda worker: worker.number).internal
     with connect(context, machines) as hosts:
         revision = arguments.revision

@@ -58,11 +58,11 @@ def since(directory: Path, position: int, at_most: int = 1 << 20) -> tuple[str, 
 
 def _segments(directory: Path) -> list[tuple[int, int]]:
     """Position and size of every file."""
-    found = []
+    segments = []
     for path in directory.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError, ValueError):
-            found.append((int(path.name.removeprefix(_PREFIX)), path.stat().st_size))
-    return sorted(found)
+            segments.append((int(path.name.removeprefix(_PREFIX)), path.stat().st_size))
+    return sorted(segments)
 
 
 def _path(directory: Path, start: int) -> Path:

@@ -12,6 +12,8 @@ _WAITING_BYTES = 16 << 20
 """More than this is not kept for a bucket that refuses. The host's own log has it."""
 _BETWEEN_S = 1.0
 """Between two writes of one object: the service allows no more."""
+_PAUSE_S = 1.0
+"""Before the first repetition of a write that was refused."""
 
 
 class Uploads:
@@ -73,7 +75,7 @@ class Uploads:
         return not self._thread.is_alive() and self._heartbeat is None
 
     def _work(self) -> None:
-        pause = 1.0
+        pause = _PAUSE_S
         while True:
             with self._condition:
                 while not self._due():
@@ -83,7 +85,7 @@ class Uploads:
                 more = self._part() if closing or self._part_due() else False
                 if self._heartbeat is not None and not (closing and more):
                     self._write_heartbeat()
-                pause = 1.0
+                pause = _PAUSE_S
             except Exception as error:  # whatever the client raises, the run goes on
                 if not self._noted:
                     self._noted = True

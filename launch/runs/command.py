@@ -35,7 +35,7 @@ class Command:
     config: "RunConfig | None" = None
     config_name: str = ""
     """As the hosts will call the file."""
-    said: frozenset[str] = frozenset()
+    overridden: frozenset[str] = frozenset()
     """Keys that overrides set."""
 
     @property
@@ -91,8 +91,8 @@ def _with_config(words: list[str]) -> Command:
     path, *overrides = given
     config = load_config(path, overrides)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(path)).strip(".-") or "config.yaml"
-    said = frozenset(key.strip() for text in overrides if (key := text.partition("=")[0]))
-    return Command([words[0], *options], config, name, said)
+    overridden = frozenset(key.strip() for text in overrides if (key := text.partition("=")[0]))
+    return Command([words[0], *options], config, name, overridden)
 
 
 def environment(pairs: Sequence[str]) -> dict[str, str]:
@@ -132,12 +132,12 @@ def run_dir(
     """
     assert command.config is not None
     own = given or command.config.run.dir
-    is_said = given is not None or bool({"run.dir", "run"} & command.said)
+    is_given = given is not None or bool({"run.dir", "run"} & command.overridden)
     if "://" in own:
         return own, "as the configuration says"
     if shared_mount is not None and os.path.isabs(own) and _is_below(own, shared_mount):
         return own, f"on the shared mount {shared_mount}"
-    if not is_said:
+    if not is_given:
         return f"{context.bucket.url}/runs/{context.settings.name}", f"instead of {own}, which would lie on one host"
     reason = None
     if workers > 1:

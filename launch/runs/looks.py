@@ -28,22 +28,22 @@ class Looks:
         return machines.find(self.context)
 
     @contextlib.contextmanager
-    def connect(self, there: Any) -> Iterator[Any]:
+    def connect(self, machines: Any) -> Iterator[Any]:
         """Ways to the hosts."""
         from launch.remote import hosts
 
-        with hosts.connect(self.context, there) as group:
+        with hosts.connect(self.context, machines) as group:
             yield group
 
-    def states(self, there: Any) -> dict[int, dict[str, Any]]:
+    def states(self, machines: Any) -> dict[int, dict[str, Any]]:
         """What each host says of its run, by worker. "unreachable" is one that does not answer, in whatever way ssh or
         gcloud fail; "none" one that was never set up."""
         lost = {"state": "unreachable"}
         try:
-            with self.connect(there) as group:
+            with self.connect(machines) as group:
                 answers = group.each("janus/agent state", stdin=b"{}\n", timeout_s=60)
         except (CloudError, HostError):
-            return {worker.number: lost for worker in there.workers}
+            return {worker.number: lost for worker in machines.workers}
         states = {}
         for answer in answers:
             value = answer.value
@@ -53,7 +53,7 @@ class Looks:
             states[answer.host.number] = {"state": "none", **value, "message": message}
         return states
 
-    def tails(self, there: Any, positions: dict[int, int], lines: int) -> dict[int, dict[str, Any]]:
+    def tails(self, machines: Any, positions: dict[int, int], lines: int) -> dict[int, dict[str, Any]]:
         """What each host's command printed: {"text", "position", "state"} by worker.
 
         Args:
@@ -66,6 +66,6 @@ class Looks:
             number = host.number
             return {"position": positions[number]} if number in positions else {"lines": lines}
 
-        with self.connect(there) as group:
+        with self.connect(machines) as group:
             answers = group.agent("tail", message, timeout_s=60)
             return {host.number: answer for host, answer in zip(group.hosts, answers, strict=True)}

@@ -63,9 +63,9 @@ def gather(context: Context, looks: Looks | None = None) -> Overview:
     with ThreadPoolExecutor(2) as pool:
         finding = pool.submit(made.find)
         reading = pool.submit(_records, context) if settings.bucket else None
-        there = None
+        machines = None
         try:
-            there = finding.result()
+            machines = finding.result()
         except CloudError as error:
             view.machines_error = str(error)
         snapshot, directory = Snapshot(), None
@@ -77,21 +77,21 @@ def gather(context: Context, looks: Looks | None = None) -> Overview:
     if looks is None and snapshot.run is not None:
         made = Looks(settled(context, snapshot.run))
     price = made.type()
-    view.workers = len(there.workers) if there is not None and there.ready else price.workers
-    if there is not None:
-        created_s = seconds_of(there.created, math.nan)
+    view.workers = len(machines.workers) if machines is not None and machines.ready else price.workers
+    if machines is not None:
+        created_s = seconds_of(machines.created, math.nan)
         view.machines = {
-            "state": there.state,
-            "health": there.health,
-            "error": there.error,
-            "ready": there.ready,
-            "ours": there.ours,
+            "state": machines.state,
+            "health": machines.health,
+            "error": machines.error,
+            "ready": machines.ready,
+            "ours": machines.ours,
             "type": price.name,
             "hosts": view.workers,
             "age_s": None if math.isnan(created_s) else now_s - created_s,
         }
     _show_run(view, snapshot, now_s)
-    _show_hosts(view, made, snapshot, there, now_s)
+    _show_hosts(view, made, snapshot, machines, now_s)
     if directory is not None:
         _show_directory(view, directory, now_s)
     _show_cost(view, snapshot, price, now_s)
@@ -120,14 +120,14 @@ def _show_run(view: Overview, snapshot: Snapshot, now_s: float) -> None:
             view.watcher = {"by": snapshot.watcher.by, "age_s": age_s, "alive": age_s <= STALE_S}
 
 
-def _show_hosts(view: Overview, looks: Looks, snapshot: Snapshot, there: Any, now_s: float) -> None:
+def _show_hosts(view: Overview, looks: Looks, snapshot: Snapshot, machines: Any, now_s: float) -> None:
     hosts = snapshot.hosts(now_s)
-    if view.run is not None and there is not None and there.ready:
+    if view.run is not None and machines is not None and machines.ready:
         if sum(host.beats or host.state == ENDED for host in hosts) < view.workers:
             assert snapshot.run is not None
-            hosts = asked(snapshot.run, view.workers, hosts, _states(looks, there))
-    elif view.bucket is None and there is not None and there.ready:
-        hosts = tuple(_answered(worker, answer) for worker, answer in sorted(_states(looks, there).items()))
+            hosts = asked(snapshot.run, view.workers, hosts, _states(looks, machines))
+    elif view.bucket is None and machines is not None and machines.ready:
+        hosts = tuple(_answered(worker, answer) for worker, answer in sorted(_states(looks, machines).items()))
     view.hosts = [
         {
             "worker": host.worker,
@@ -150,9 +150,9 @@ def _show_hosts(view: Overview, looks: Looks, snapshot: Snapshot, there: Any, no
     view.line = view.line or next(iter(lines), "")
 
 
-def _states(looks: Looks, there: Any) -> dict[int, dict[str, Any]]:
+def _states(looks: Looks, machines: Any) -> dict[int, dict[str, Any]]:
     try:
-        return looks.states(there)
+        return looks.states(machines)
     except (CloudError, HostError):
         return {}
 
@@ -251,13 +251,17 @@ def render(view: Overview) -> list[str]:
 
 
 def _machines(view: Overview) -> str:
-    there = view.machines
-    if there is None:
+    machines = view.machines
+    if machines is None:
         return f"{view.name}: unknown" if view.machines_error else f"{view.name}: none"
-    parts = [f"{view.name}: {there['state']}", there["health"], f"{counted(there['hosts'], 'host')} of {there['type']}"]
-    parts += [f"since {duration(there['age_s'])}"] if there["age_s"] is not None else []
-    parts += [] if there["ours"] else ["made by others"]
-    return ", ".join([*parts, *([printable(there["error"])] if there["error"] else [])])
+    parts = [
+        f"{view.name}: {machines['state']}",
+        machines["health"],
+        f"{counted(machines['hosts'], 'host')} of {machines['type']}",
+    ]
+    parts += [f"since {duration(machines['age_s'])}"] if machines["age_s"] is not None else []
+    parts += [] if machines["ours"] else ["made by others"]
+    return ", ".join([*parts, *([printable(machines["error"])] if machines["error"] else [])])
 
 
 def _run(view: Overview) -> str:

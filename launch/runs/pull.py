@@ -146,12 +146,12 @@ def differences(directory: Path, entries: Sequence[Entry]) -> list[str]:
     compared the checksums of objects without MD5 when it copied them.)"""
     if not directory.is_dir():
         return ["it is no directory"]
-    there = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()} - {_MARK}
+    present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()} - {_MARK}
     names = {entry.name for entry in entries}
-    wrong = [f"{name} is missing" for name in sorted(names - there)]
-    wrong += [f"{name} is not in the bucket" for name in sorted(there - names)]
+    wrong = [f"{name} is missing" for name in sorted(names - present)]
+    wrong += [f"{name} is not in the bucket" for name in sorted(present - names)]
     for entry in entries:
-        if entry.name not in there:
+        if entry.name not in present:
             continue
         path = directory / entry.name
         if path.stat().st_size != entry.size:

@@ -90,12 +90,12 @@ def prepare(
         _require_same_run(command, directory, last)
     urls: list[str] = []
     paths: dict[str, str] = {}
-    files, told = {}, command.words
+    files, host_words = {}, command.words
     if command.config is None:
-        told = commands.replace_words(command, lambda name, word: _word(context, urls, name, word))
+        host_words = commands.replace_words(command, lambda name, word: _word(context, urls, name, word))
     else:
         files[command.config_name] = _resolved(context, command, directory, urls, paths)
-        told = [command.words[0], command.config_name, *command.words[1:]]
+        host_words = [command.words[0], command.config_name, *command.words[1:]]
     owner, attempt = secrets.token_hex(16), 1
     if directory is not None:
         context.say(f"run.dir: {directory} ({why})")
@@ -103,17 +103,15 @@ def prepare(
             owner, attempt = last.owner, last.attempt + 1  # it has ended: `start` asks all hosts here
             context.say(
                 f"run.dir: the run {last.run_id} of this launch wrote there; it goes on from the newest step that it "
-                "saved, if the configuration agrees; the hosts check that, and end with code 2 if not"
+                "saved, if model and data are the same; the hosts check that, and end with code 2 if not"
             )
             if changes := commands.differences(last.files.values(), files.values()):
-                context.say(
-                    f"run.dir: changed since {last.run_id}: {changes}; docs/checkpoints.md says what you may change"
-                )
+                context.say(f"run.dir: changed since {last.run_id}: {changes}")
     ship.keep(context.records, ready.source)
     return Run(
         run_id=Run.new_id(context.settings.name),
         owner=owner,
-        command=told,
+        command=host_words,
         files=files,
         run_dir=directory,
         code=ready.code,
@@ -230,6 +228,18 @@ def require_free(hosts: "Hosts", run: Run | None = None) -> None:
         raise HeldError(f"run {run_id} is {state} on this slice ({names}); `python -m launch stop` ends it")
 
 
+def require_quiet(context: Context) -> None:
+    """Refuses a slice whose run sends heartbeats: `require_free` for those who have no way to the hosts yet.
+
+    Raises:
+        HeldError: names the run.
+    """
+    before = previous(context)
+    if before is not None and (seen := alive.signs(context, before)):
+        text = f"run {before.value['run_id']} of {before.value.get('by')} goes on on this slice"
+        raise HeldError(f"{text}: {seen}; `python -m launch stop` ends it")
+
+
 def next_start(run: Run) -> Run:
     """The same run once more, on the same machines."""
     return dataclasses.replace(run, start=run.start + 1)
@@ -242,12 +252,12 @@ def next_attempt(run: Run) -> Run:
 
 def _require_ended_elsewhere(context: Context, last: Run, before: Stored) -> None:
     """`start` asks the hosts of this zone alone. A run of this launch may go on in another one."""
-    there = [last.settings.get(key, getattr(context.settings, key)) for key in ("project", "zone")]
-    if there == [context.settings.project, context.settings.zone]:
+    place = [last.settings.get(key, getattr(context.settings, key)) for key in ("project", "zone")]
+    if place == [context.settings.project, context.settings.zone]:
         return
     if seen := alive.signs(context, before):
         raise HeldError(
-            f"run {last.run_id} of {last.by} goes on in {there[1]} of {there[0]}: {seen}; end it there with "
+            f"run {last.run_id} of {last.by} goes on in {place[1]} of {place[0]}: {seen}; end it there with "
             f"`python -m launch stop`, or choose another name than {context.settings.name}"
         )
 

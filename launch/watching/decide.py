@@ -9,6 +9,7 @@ import enum
 from typing import Any
 
 from janus_jax.errors import EXIT_CODES, GIVE_UP, TWICE, counted
+from launch.cloud.nodes import LEAVING
 from launch.errors import CloudError, HostError, policy
 from launch.records import duration, printable
 from launch.runs.snapshot import ENDED, Host, exit_code, exit_of
@@ -43,7 +44,6 @@ ROWS = {
 """Row -> (condition, what `watch` does)."""
 
 PENDING = ("ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "CREATING", "STARTING")
-LEAVING = ("SUSPENDING", "DELETING")
 OFF = ("STOPPED", "STOPPING")
 STEPLESS_S = 3600.0
 """A command that prints no steps, like `generate`, counts as getting on after so long."""

@@ -133,13 +133,12 @@ class Lease:
             ended.set()
 
     def _write(self, generation: int) -> float:
-        """Writes the record, and looks at it for its generation and the store's time."""
-        value, stored, self._has_asked = self._watcher.to_json(), None, True
+        """Writes the record; returns the store's time."""
+        stored, self._has_asked = None, True
         try:
-            self._records.write(FILE, value, generation=generation)
-            stored = self._records.written(FILE, value)
+            stored = self._records.write(FILE, self._watcher.to_json(), generation=generation)
         except Changed:
-            pass  # by another watcher, or by this one, if gcloud tried a write again whose answer was lost
+            pass  # by another watcher, or by this one, if a write was repeated whose answer was lost
         if stored is None:
             stored = self._records.read(FILE)
             if stored is None or Watcher.from_json(stored.value).token != self._watcher.token:

@@ -1,5 +1,6 @@
 """What `watch` does with the cloud and the hosts, behind one class that a test replaces."""
 
+from collections.abc import Callable
 from typing import Any
 
 from launch.cloud.bucket import Stored
@@ -11,19 +12,24 @@ from launch.runs.looks import Looks
 class Steps(Looks):
     """The steps, each of which may raise a JanusError."""
 
-    def create(self, notify: Say, *, patient: bool) -> Any:
-        """Creates the machines, or goes on with a request of ours; if `patient`, waits until they are ready."""
+    _none_left = False
+
+    def create(self, notify: Say, *, patient: bool, before: Callable[[], None]) -> Any:
+        """Creates the machines, or goes on with a request of ours; if `patient`, waits until they are ready. Calls
+        `before` right before each request."""
         from launch.cloud import machines
 
-        return machines.create(self.context, notify=notify, patient=patient)
+        none_left, self._none_left = self._none_left, False
+        return machines.create(self.context, notify=notify, patient=patient, none_left=none_left, before=before)
 
-    def delete(self, there: Any) -> None:
+    def delete(self, seen: Any) -> None:
         """Deletes these machines, not others that were made since they were seen, and waits until they are gone."""
         from launch.cloud import machines
 
         left = machines.look(self.context, None)
-        if left is not None and left.token == there.token:
-            machines.delete(self.context, left)
+        self._none_left = left is None
+        if left is not None and left.token == seen.token:
+            self._none_left = machines.delete(self.context, left)
 
     def setup(self, group: Any, run: Run, notify: Say) -> Any:
         """Brings all hosts to the state of the run's first start, whatever this checkout is now; warm in seconds."""

@@ -2,21 +2,20 @@
 
 import contextlib
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-from janus_jax.errors import JanusError, counted, first_line
+from janus_jax.errors import JanusError, first_line
 from launch.cloud.bucket import Changed
 from launch.cloud.gcloud import kind_of
 from launch.context import Context
-from launch.errors import CloudError, HostError, Kind
+from launch.errors import CloudError, Kind
 from launch.records import Run, seconds_of
 from launch.runs.snapshot import ENDED, STOP, Reader, Snapshot, asked
-from launch.runs.stopping import count_machines
 from launch.watching.decide import Action, Do, decide, ending, failed, remember
+from launch.watching.ending import Ending, is_own
 from launch.watching.journal import Journal
 from launch.watching.lease import Lease, LostLease
 from launch.watching.seen import Bounds, Memory, Seen, Trouble
@@ -24,7 +23,7 @@ from launch.watching.steps import Steps
 
 POLL_S = 20.0
 _STOP_EVERY_S = 30.0
-_DELETE_TRIES = 5
+
 
 Step = Literal["look", "delete", "create", "setup", "start"]
 
@@ -61,6 +60,7 @@ class Watch:
         self._reader = reader or Reader(context.records)
         self._lease = Lease(context.records, context.me)
         self._journal = Journal(context.records, context.settings.name, context.say)
+        self._ending = Ending(context, self._steps, self._lease, self._journal, self._wait_longer)
         self._memory = Memory()
         self._step: Step = "look"
         self._is_once = False
@@ -68,7 +68,7 @@ class Watch:
         self._now_s, self._is_fresh = 0.0, False
         self._machines: Any = None
         self._made = ""  # token of the machines that this action has made
-        self._told: tuple[str, str] | None = None
+        self._latest: tuple[str, str] | None = None
         self._silences = 0
         """Looks in a row at which the bucket did not answer."""
         self._silence: Kind | None = None
@@ -92,7 +92,7 @@ class Watch:
         if not once and self._memory.gave_up:  # a person wants another try
             last = self._memory
             self._memory = Memory(run_id=last.run_id, earlier_s=last.earlier_s, others=last.others)
-        self._told = (self._memory.row, Do.WAIT.name) if once else None
+        self._latest = (self._memory.row, Do.WAIT.name) if once else None
         self._is_once = once
         with self._lease.kept():
             try:
@@ -159,6 +159,9 @@ class Watch:
             self._renew()
         return None
 
+    def _wait_longer(self, times: int) -> None:
+        self._sleep(self._bounds.pause(times))
+
     def _unread(self, error: CloudError) -> int | None:
         """The bucket refuses, or is not reached: then nothing is known, nor counted in the memory."""
         self._silences += 1
@@ -190,7 +193,7 @@ class Watch:
             except CloudError as error:
                 self._machines = None
                 self._failed(error)
-        there = self._machines
+        machines = self._machines
         run = snapshot.run
         if run is not None and run.run_id != self._memory.run_id:
             if self._memory.run_id:
@@ -198,18 +201,18 @@ class Watch:
                 self._journal.write(f"watches another run from now on: {run.run_id}")
             trouble = self._memory.trouble if state == "" else None
             self._memory = Memory(run_id=run.run_id, trouble=trouble, others=self._memory.others)
-        if there is not None:
-            self._memory = dataclasses.replace(self._memory, others=not _is_own(there))
-            if self._is_once and there.gone and self._memory.row == "requested":  # nobody waited to see it fail
+        if machines is not None:
+            self._memory = dataclasses.replace(self._memory, others=not is_own(machines))
+            if self._is_once and machines.gone and self._memory.row == "requested":  # nobody waited to see it fail
                 self._step = "create"
-                self._failed(CloudError(kind_of(there.error) if there.error else Kind.STOCK_OUT, there.words))
+                self._failed(CloudError(kind_of(machines.error) if machines.error else Kind.STOCK_OUT, machines.words))
                 self._step = "look"
         self._journal.follow(None if run is None else run.run_id)
-        workers = self._steps.type().workers if there is None or not there.ready else len(there.workers)
+        workers = self._steps.type().workers if machines is None or not machines.ready else len(machines.workers)
         hosts = snapshot.hosts(now_s)
-        ready = there is not None and there.ready
+        ready = machines is not None and machines.ready
         if run is not None and ready and sum(host.beats or host.state == ENDED for host in hosts) < workers:
-            hosts = asked(run, workers, hosts, self._steps.states(there))
+            hosts = asked(run, workers, hosts, self._steps.states(machines))
         seen = Seen(
             now_s=now_s,
             workers=workers,
@@ -217,10 +220,10 @@ class Watch:
             hosts=hosts,
             machines=state,
             ready=ready,
-            gone=there is not None and there.gone,
+            gone=machines is not None and machines.gone,
             ours=not self._memory.others,
-            health="HEALTHY" if there is None else there.health,
-            error="" if there is None else there.error,
+            health="HEALTHY" if machines is None else machines.health,
+            error="" if machines is None else machines.error,
             stopped=snapshot.stopped,
             memory=self._memory,
             bounds=self._bounds,
@@ -229,32 +232,38 @@ class Watch:
 
     def _act(self, action: Action, run: Run, snapshot: Snapshot) -> None:
         """Carries out START or CREATE. Before each step the lease must hold, and nobody may have stopped the run."""
-        there: Any = self._machines
+        machines: Any = self._machines
         self._stop_generation, self._made = snapshot.stop_generation, ""
         self._renew()  # what is cut off counts as a try
-        if action.delete and there is not None:
+        if action.delete and machines is not None:
             with self._doing("delete", run):
                 self._journal.write("deletes the machines")
-                self._steps.delete(there)
-        if action.delete or there is None:
-            created_s = self._memory.created_s or (seconds_of(there.created, self._now_s) if there else self._now_s)
+                self._steps.delete(machines)
+        if action.delete or machines is None:
+            created_s = self._memory.created_s or (
+                seconds_of(machines.created, self._now_s) if machines else self._now_s
+            )
             earlier_s = self._memory.earlier_s + max(0.0, self._now_s - created_s)
             self._memory = dataclasses.replace(self._memory, earlier_s=earlier_s, created_s=0.0)
         if action.do is Do.CREATE:
             with self._doing("create", run):
                 self._journal.write("asks for machines")
-                there = self._steps.create(lambda line: self._notify(line, run), patient=not self._is_once)
-            self._made = there.token
-            if not there.ready:
+                machines = self._steps.create(
+                    lambda line: self._notify(line, run),
+                    patient=not self._is_once,
+                    before=lambda: self._require_going(run),  # this workstation may have slept since the last look
+                )
+            self._made = machines.token
+            if not machines.ready:
                 self._memory = dataclasses.replace(self._memory, row="requested", lasted_s=0.0, trouble=None)
                 return
-        assert there is not None, "START without machines"
-        with self._doing("setup", run), self._steps.connect(there) as group:
+        assert machines is not None, "START without machines"
+        with self._doing("setup", run), self._steps.connect(machines) as group:
             self._journal.write("sets the hosts up")
             ready = self._steps.setup(group, run, lambda line: self._notify(line, run))
             self._steps.end(group, run.run_id)
             with self._doing("start", run):
-                again = next_run(run, new=action.do is Do.CREATE or self._is_new(there, snapshot))
+                again = next_run(run, new=action.do is Do.CREATE or self._is_new(machines, snapshot))
                 if ready.environment != run.environment:
                     self._journal.write(f"note: environment {ready.environment}, not {run.environment} as before")
                 again = dataclasses.replace(again, environment=ready.environment)
@@ -264,16 +273,16 @@ class Watch:
             self._memory,
             row="starting",
             lasted_s=0.0,
-            token=there.token,
-            created_s=seconds_of(there.created, self._now_s),
+            token=machines.token,
+            created_s=seconds_of(machines.created, self._now_s),
             trouble=None,
         )
 
-    def _is_new(self, there: Any, snapshot: Snapshot) -> bool:
+    def _is_new(self, machines: Any, snapshot: Snapshot) -> bool:
         """Whether the machines are others than those of the last start, also where nobody remembers that."""
         if self._memory.token:
-            return there.token != self._memory.token
-        return seconds_of(there.created, -1.0) > snapshot.newest_beat_s
+            return machines.token != self._memory.token
+        return seconds_of(machines.created, -1.0) > snapshot.newest_beat_s
 
     @contextlib.contextmanager
     def _doing(self, step: Step, run: Run) -> Iterator[None]:
@@ -313,34 +322,19 @@ class Watch:
         """Logs an action, and a wait when its row is new."""
         step = f" at step {seen.newest}" if seen.newest >= 0 else ""
         what = {Do.WAIT: "waits", Do.START: "starts the run again", Do.CREATE: "makes machines and goes on"}
-        told = (action.row, action.do.name)
-        if action.do in what and (action.do is not Do.WAIT or told != self._told):
+        latest = (action.row, action.do.name)
+        if action.do in what and (action.do is not Do.WAIT or latest != self._latest):
             self._journal.write(f"{action.row}{step}: {action.reason}; {what[action.do]}")
-        self._told = told
+        self._latest = latest
 
     def _finish(self, action: Action, seen: Seen) -> int:
         self._journal.write(f"{action.row}: {action.reason}")
-        if action.do is Do.STOPPED and (code := self._end(seen)):
+        if action.do is Do.STOPPED and (code := self._ending.end_run(seen, self._machines)):
             return code
         if self._down_at_end and action.do is Do.DONE:
             return self._down()
-        self._say_cost(seen)
+        self._ending.say_cost(seen)
         return 0
-
-    def _end(self, seen: Seen) -> int:
-        """Ends a run that goes on although it was stopped, as when `stop` itself was cut off; the exit code."""
-        alive = sum(host.beats or host.now in ("starting", "running", "unreachable", "unknown") for host in seen.hosts)
-        if not (alive and seen.ready and seen.run_id):
-            return 0
-        self._journal.write(f"ends the run, which goes on on {alive} of {seen.workers} hosts")
-        try:
-            with self._steps.connect(self._machines) as group:
-                errors = self._steps.end(group, seen.run_id)
-        except JanusError as error:
-            errors = [str(error)]
-        if errors:
-            self._journal.write(f"{counted(len(errors), 'host')} did not answer, so the run may go on: {errors[0]}")
-        return HostError.exit_code if errors else 0
 
     def _give_up(self, action: Action, seen: Seen | None, code: int) -> int:
         self._journal.write(f"gives up ({action.row}): {action.reason}")
@@ -350,43 +344,11 @@ class Watch:
         if self._down_at_give_up and seen is not None and not seen.beating:
             self._down()
         else:
-            self._say_cost(seen)
+            self._ending.say_cost(seen)
         return code
 
     def _down(self, token: str | None = None) -> int:
-        """Deletes the machines, or those with this token; while the network is away they cost money, so it does not
-        give up then."""
-        for number in itertools.count(1):
-            try:
-                self._lease.renew()
-                there = self._steps.find()
-                if there is not None and not _is_own(there):
-                    self._journal.write("others made the machines; to delete them: python -m launch down --adopt")
-                    return 0
-                if there is not None and token in (None, there.token):
-                    self._steps.delete(there)
-                    count_machines(self._context, self._memory.run_id, there.created)
-                    self._journal.write("deleted the machines")
-                return 0
-            except CloudError as error:
-                self._journal.write(f"delete failed: {error}")
-                goes_on = error.kind.may_be_network or (error.kind.passes and number < _DELETE_TRIES)
-                if self._is_once or not goes_on:
-                    break
-                self._sleep(self._bounds.pause(number))
-        self._journal.write("the machines may still be there and cost money: python -m launch down")
-        return CloudError.exit_code
-
-    def _say_cost(self, seen: Seen | None) -> None:
-        if seen is not None and seen.machines is None:
-            return
-        command = f"python -m launch down --name {self._context.settings.name}"
-        self._journal.write(f"the machines stay and cost money ({self._steps.type().price}); to delete them: {command}")
-
-
-def _is_own(there: Any) -> bool:
-    """Whether this launch made the machines; `down`, too, deletes adopted ones only when it is told to."""
-    return there.ours and not there.adopted
+        return self._ending.down(self._memory.run_id, token, patient=not self._is_once)
 
 
 def next_run(run: Run, *, new: bool) -> Run:

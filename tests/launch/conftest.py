@@ -2,13 +2,15 @@
 
 import pytest
 
+from launch.cloud import objects
 from tests.support.launches import FakeSteps, Store
 
 
 @pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    """Nothing is kept in the cache of the person who runs the tests."""
+def _own(tmp_path, monkeypatch):
+    """Nothing is kept in the cache of the person who runs the tests, and no test reaches Google."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(objects, "ENDPOINT", "https://127.0.0.1:9")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""How many times commands call gcloud: each call takes a second or two of a processor, and longer on the network."""
+"""How many times commands call gcloud, which takes a second or two of a processor, and the bucket over HTTPS."""
 
 import argparse
 import json
@@ -36,36 +36,44 @@ def cloud(monkeypatch, tmp_path):
     made.store.put(f"{RUN}/metrics/0000000010.ab-from-10-00002.jsonl", b'{"kind": "train", "step": 9, "loss": 2}\n')
     made.store.put(f"{RUN}/goodput.json", json.dumps({"starts": []}).encode())
     made.calls.clear()
+    made.api.requests.clear()
     return made
 
 
 def call(command, cloud, *words):
     parser = argparse.ArgumentParser()
     command.add(parser)
+    cloud.renew()
     return command.run(cloud.context, parser.parse_args(words))
 
 
 def counted(cloud, title):
-    """Shows the calls with `pytest -s`."""
-    calls = list(cloud.calls)
+    """Calls of gcloud, and requests to the bucket; shown with `pytest -s`."""
+    calls, requests = list(cloud.calls), list(cloud.api.requests)
     cloud.calls.clear()
-    print(f"{title}: {len(calls)} calls of gcloud: {', '.join(calls)}")
-    return len(calls)
+    cloud.api.requests.clear()
+    print(
+        f"{title}: {len(calls)} calls of gcloud: {', '.join(calls)}; {len(requests)} requests:", *requests, sep="\n  "
+    )
+    return len(calls), len(requests)
 
 
 def test_status(cloud):
     assert call(status, cloud) == 0
-    assert counted(cloud, "status") <= 7
+    calls, requests = counted(cloud, "status")
+    assert calls <= 3 and requests <= 20
     shown = "\n".join(cloud.lines)
     assert "2 of 2 running, heartbeat 0 s ago" in shown and "step 9, loss 2" in shown
 
 
 def test_watch_once(cloud):
     assert call(watch, cloud, "--once") == 0
-    assert counted(cloud, "watch --once, the first time") <= 12
+    calls, requests = counted(cloud, "watch --once, the first time")
+    assert calls <= 3 and requests <= 25
     assert any("running at step 2: all 2 hosts run" in line for line in cloud.lines)
     assert call(watch, cloud, "--once") == 0
-    assert counted(cloud, "watch --once, nothing new") <= 9
+    calls, requests = counted(cloud, "watch --once, nothing new")
+    assert calls <= 3 and requests <= 20
 
 
 @pytest.fixture
@@ -76,7 +84,7 @@ def hosts(tmp_path, monkeypatch):
 
 
 def test_other_commands(cloud, hosts):
-    bounds = {up: 4, logs: 5, stop: 5, down: 14}  # four of them count the cost, once the machines are gone
-    for command, bound in bounds.items():
+    for command, most_calls, most_requests in ((up, 3, 2), (logs, 1, 10), (stop, 3, 5), (down, 6, 16)):
         call(command, cloud)
-        assert counted(cloud, command.__name__) <= bound
+        calls, requests = counted(cloud, command.__name__)
+        assert calls <= most_calls and requests <= most_requests

@@ -1,13 +1,11 @@
 """What gcloud prints is told apart: recordings of the real one, and messages that users have reported."""
 
 import json
-import re
 
 import pytest
 
-from launch.cloud.bucket import Bucket
-from launch.cloud.gcloud import Gcloud, Result, kind_of, said
-from launch.errors import CloudError, Kind
+from launch.cloud.gcloud import kind_of, message_of
+from launch.errors import Kind
 from tests.support.repository import ROOT
 
 RECORDED = json.loads((ROOT / "tests/launch/recordings/errors.json").read_text())
@@ -17,7 +15,7 @@ RECORDED = json.loads((ROOT / "tests/launch/recordings/errors.json").read_text()
 def test_recorded_errors_are_told_apart(name):
     stderr = RECORDED[name]["stderr"]
     assert kind_of(stderr).name == RECORDED[name]["kind"]
-    assert "access token" not in said(stderr) and "\n" not in said(stderr) and said(stderr)
+    assert "access token" not in message_of(stderr) and "\n" not in message_of(stderr) and message_of(stderr)
 
 
 @pytest.mark.parametrize(
@@ -55,37 +53,6 @@ def test_reported_errors_are_told_apart(kind, text):
 
 
 def test_a_message_is_the_services_own():
-    assert said(RECORDED["err_503_forever"]["stderr"]) == "injected"
-    assert said(RECORDED["qr_create_lro_error"]["stderr"]) == "Quota limit exceeded"
-    assert said(RECORDED["err_403_service_disabled"]["stderr"]).endswith("before or it is disabled.")
-
-
-class Replaced:
-    """gcloud with an object that others replace `times` times after it was described or listed."""
-
-    def __init__(self, times):
-        self.times, self.generation, self.calls = times, 1, []
-
-    def __call__(self, words, stdin, timeout_s):
-        self.calls.append(words[2])
-        if "describe" in words:
-            seen, self.generation = self.generation, self.generation + (self.times > 0)
-            self.times -= 1
-            return Result(0, json.dumps({"generation": seen, "update_time": "2026-01-01T00:00:00Z"}), "")
-        asked = re.search(r"#(\d+)$", words[3])
-        self.times -= 1
-        gone = int(asked[1]) != self.generation if asked else self.times >= 0
-        return Result(1, "", "ERROR: HTTPError 404: not found") if gone else Result(0, '{"run_id": "r"}', "")
-
-
-def test_an_object_that_is_replaced_while_it_is_read_is_there(tmp_path):
-    for times, look in (
-        (1, lambda bucket: bucket.read("stop.json").value["run_id"]),
-        (1, lambda bucket: bucket.text(["a", "b"])),
-        (2, lambda bucket: bucket.fetch(["a"], tmp_path) or "fetched"),
-    ):
-        assert look(Bucket("gs://b/x", Gcloud("p", "z", print, runner=Replaced(times))))
-    always = Replaced(99)
-    with pytest.raises(CloudError, match="not found"):
-        Bucket("gs://b/x", Gcloud("p", "z", print, runner=always)).read("stop.json")
-    assert len(always.calls) == 8
+    assert message_of(RECORDED["err_503_forever"]["stderr"]) == "injected"
+    assert message_of(RECORDED["qr_create_lro_error"]["stderr"]) == "Quota limit exceeded"
+    assert message_of(RECORDED["err_403_service_disabled"]["stderr"]).endswith("before or it is disabled.")

@@ -115,15 +115,16 @@ def test_long_steps_do_not_lose_the_lease(store):
 
 @pytest.mark.parametrize("moment", ["taken", "renewed"])
 def test_ctrl_c_while_it_is_written_leaves_none(store, moment, monkeypatch):
-    first = lease(store)
+    first, write = lease(store), FakeBucket.write
 
-    def interrupt(*_):
+    def interrupt(*words, **options):
+        write(*words, **options)  # before its generation is known
         monkeypatch.undo()
         raise KeyboardInterrupt
 
     if moment == "renewed":
         first.take()
-    monkeypatch.setattr(FakeBucket, "written", interrupt)  # after the write, before its generation is known
+    monkeypatch.setattr(FakeBucket, "write", interrupt)
     with pytest.raises(KeyboardInterrupt):
         (first.renew if moment == "renewed" else first.take)()
     first.release()

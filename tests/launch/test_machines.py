@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from janus_jax.errors import HeldError
+from janus_jax.errors import ConfigError, HeldError
 from launch.cloud import capacity, machines
 from launch.errors import CloudError
-from tests.support.fake_machines import PARENT, FakeMachines, Fault, settings
+from tests.support.fake_machines import NOT_FOUND, PARENT, FakeMachines, Fault, settings
 from tests.support.repository import ROOT
 
 RECORDED = json.loads((ROOT / "tests/launch/recordings/requests.json").read_text())
@@ -150,6 +150,30 @@ def test_a_request_that_another_watcher_has_taken_over_is_not_taken_back(cloud):
     with pytest.raises(HeldError):
         machines.create(cloud.context(), notify=notify)
     assert list(cloud.queued) == ["janus"]
+
+
+def test_a_request_that_may_not_be_made_is_not_taken_back_either(cloud):
+    def before():
+        raise ConfigError("stopped")
+
+    with pytest.raises(ConfigError, match="stopped"):
+        machines.create(cloud.context(), notify=cloud.lines.append, before=before)
+    assert [line.split()[4] for line in cloud.commands] == ["describe", "list"] and cloud.lines == []
+
+
+def test_a_request_whose_repetition_may_not_be_made_is_taken_back(cloud):
+    cloud.faults = [Fault("create", "ERROR: (gcloud.x) UNAVAILABLE: later", lands=True)]
+    cloud.on = {"create": lambda: cloud.faults.append(Fault("describe", NOT_FOUND))}  # it is not seen at once
+    calls = []
+
+    def before():
+        calls.append(1)
+        if len(calls) > 1:
+            raise ConfigError("stopped")
+
+    with pytest.raises(ConfigError, match="stopped"):
+        machines.create(cloud.context(), notify=cloud.lines.append, before=before)
+    assert len(calls) == 2 and not cloud.queued
 
 
 def test_machines_of_others_are_not_deleted(cloud):

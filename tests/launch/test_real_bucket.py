@@ -9,6 +9,7 @@ import pytest
 from janus_jax.errors import HeldError
 from launch.cloud.bucket import Bucket, Changed
 from launch.cloud.gcloud import Gcloud
+from launch.cloud.objects import Objects
 from launch.records import Heartbeat
 from launch.runs.merged import Merged
 from launch.runs.snapshot import Reader
@@ -37,7 +38,7 @@ def folder(tmp_path, monkeypatch):
             monkeypatch.setenv(name, value)
         body, headers = json.dumps({"name": "bkt"}).encode(), {"Content-Type": "application/json"}
         urllib.request.urlopen(urllib.request.Request(f"{url}/storage/v1/b?project=p", body, headers))
-        yield Bucket("gs://bkt/launch/demo", Gcloud("p", "us-central2-b", print))
+        yield Bucket("gs://bkt/launch/demo", Objects(Gcloud("p", "us-central2-b", print)))
 
 
 def test_conditions_and_objects_that_stay(folder, tmp_path):

@@ -239,6 +239,24 @@ def test_machines_that_are_being_made_during_a_down_are_not_left_over(life):
     life.settle()
 
 
+def test_a_watcher_that_slept_through_a_down_asks_for_no_machines(life):
+    """Not even where it is killed right after, so that it could not delete them."""
+    world = life.world
+
+    def asleep():
+        world.on["after gcloud compute tpus queued-resources create"] = lambda: life.happen("watcher killed", 0)
+        return [life.happen("asleep long", 0), life.down()]
+
+    life.watch()
+    world.go(100)
+    world.preempt()
+    world.queued.clear()
+    before_create = {"before gcloud compute tpus tpu-vm list": asleep}
+    world.on["after entries watch.json stop.json"] = lambda: world.on.update(before_create)
+    life.settle()
+    assert life.actors["down"][0].result in (None, 0) and world.creations == 0
+
+
 def test_a_run_that_begins_during_a_down_does_not_bring_the_machines_back(life):
     life.watch()
     for delay_s, kind in ((0.5, "run"), (3.0, "preempt softly"), (3.0, "down")):

@@ -102,10 +102,10 @@ def test_the_host_that_is_odd_is_named(store, steps):
 
 def test_a_host_that_is_odd_is_named_once(store, steps):
     run = run_record(attempt=2, start=3)
-    beat(store, run, 0, "ended", code=2, message="the port is taken")
+    beat(store, run, 0, "ended", code=2, message="the data are gone")
     beat(store, run, 1, "ended", code=143, message="terminated")
     text = look(store, steps)[1]
-    assert "worker 0 ended 2: the port is taken; terminated" in text and text.count("the port is taken") == 1
+    assert "worker 0 ended 2: the data are gone; terminated" in text and text.count("the data are gone") == 1
 
 
 def test_hosts_are_asked_only_when_a_heartbeat_is_old(store, steps):

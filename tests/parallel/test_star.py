@@ -1,6 +1,7 @@
 """Processes, played by stars in one process, meet, lose each other, and end alike."""
 
 import contextlib
+import errno
 import socket
 import time
 
@@ -173,7 +174,7 @@ def test_another_program_at_the_port_is_no_coordinator(monkeypatch):
             until(lambda: made[0]._lines or made[0].verdict, made)
         server.close()
         [(code, line)] = verdicts(made)
-    assert code == 2 and "something else answers there: a run that has begun already" in line
+    assert code == module.LOST and "something else answers there: a run that has begun already" in line
 
 
 def test_a_port_that_is_taken_is_named(monkeypatch):
@@ -183,4 +184,10 @@ def test_a_port_that_is_taken_is_named(monkeypatch):
         other.listen()
         coordinator = f"127.0.0.1:{other.getsockname()[1]}"
         [(code, line)] = verdicts([Star(Place(coordinator, 2, 0), 20.0)])
-    assert code == 2 and line.startswith(f"--coordinator {coordinator}: port ") and "is taken" in line
+    assert code == module.LOST and line.startswith(f"--coordinator {coordinator}: port ") and "is taken" in line
+
+
+def test_a_port_that_cannot_be_opened_is_bad_input(monkeypatch):
+    monkeypatch.setattr(module, "bound", lambda coordinator: PermissionError(errno.EACCES, "Permission denied"))
+    [(code, line)] = verdicts([Star(Place("127.0.0.1:80", 2, 0), 20.0)])
+    assert code == 2 and line.endswith("port 80 of this machine cannot be opened: Permission denied")

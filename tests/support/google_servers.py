@@ -42,7 +42,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _server(address: tuple[str, int], respond: Callable[[_Handler, bytes], Answer]) -> ThreadingHTTPServer:
+def server(address: tuple[str, int], respond: Callable[[_Handler, bytes], Answer]) -> ThreadingHTTPServer:
     handler = type("Handler", (_Handler,), {"respond": respond})
     server = ThreadingHTTPServer(address, handler)
     server.daemon_threads = True
@@ -74,7 +74,7 @@ def api(tpu: Tpu, port: int = 0, log: Path | None = None) -> ThreadingHTTPServer
                     file.write(json.dumps(entry) + "\n")
             return status, {"Content-Type": "application/json; charset=UTF-8", **headers}, json.dumps(answer).encode()
 
-    return _server(("127.0.0.1", port), respond)
+    return server(("127.0.0.1", port), respond)
 
 
 class Metadata:
@@ -138,7 +138,7 @@ class Metadata:
 
     def server(self) -> ThreadingHTTPServer:
         """The HTTP server, at every loopback address; others than this machine are refused."""
-        return _server(("0.0.0.0", 0), lambda request, raw: self._respond(request, raw))
+        return server(("0.0.0.0", 0), lambda request, raw: self._respond(request, raw))
 
 
 @contextlib.contextmanager

@@ -50,16 +50,14 @@ class FakeBucket:
         stored = self.store.objects.get(f"{self.url}/{name}")
         return None if stored is None else Stored(json.loads(stored[0]), stored[1], stored[2])
 
-    def write(self, name: str, value: Any, *, generation: int | None = None) -> None:
+    def write(self, name: str, value: Any, *, generation: int | None = None) -> Entry:
         self._call("write", name)
         url = f"{self.url}/{name}"
         if generation is not None and self.store.objects.get(url, (b"", 0, 0.0))[1] != generation:
             raise Changed(url)
         self.store.put(url, (json.dumps(value) + "\n").encode())
-
-    def written(self, name: str, value: Any) -> Entry | None:
-        (entry,) = self.entries(name)
-        return entry if json.loads(self._content(name)) == json.loads(json.dumps(value)) else None
+        content, generation, at_s = self.store.objects[url]
+        return Entry(name, len(content), generation, at_s, None, _md5(content))
 
     def names(self, pattern: str = "**") -> list[str]:
         return [entry.name for entry in self.entries(pattern)]
@@ -204,7 +202,10 @@ class FakeSteps:
         self._step("find", record=False)
         return self.there
 
-    def create(self, notify: Callable[[str], None], *, patient: bool = True) -> Any:
+    def create(
+        self, notify: Callable[[str], None], *, patient: bool = True, before: Callable[[], None] = lambda: None
+    ) -> Any:
+        before()
         self._step("create")
         notify("WAITING_FOR_RESOURCES")
         return self.machines("ACTIVE" if patient else self.served)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from launch.cloud.bucket import Changed
+from launch.cloud.bucket import Changed, Entry
 from launch.cloud.gcloud import Result
 from launch.context import Context
 from launch.errors import CloudError, HostError, Kind
@@ -291,14 +291,16 @@ class Remote(FakeBucket):
         if call != "write":
             self._world.call(f"{call} {name}", self._up, lost=self._lost, seconds=0.5)
 
-    def write(self, name: str, value: Any, *, generation: int | None = None) -> None:
-        def work() -> None:
+    def write(self, name: str, value: Any, *, generation: int | None = None) -> Entry:
+        def work() -> Entry:
             self._up()
-            super(Remote, self).write(name, value, generation=generation)
+            return super(Remote, self).write(name, value, generation=generation)
 
-        lost = self._lost if generation is None else lambda: Changed(name)  # gcloud tries once more
+        lost = self._lost if generation is None else lambda: Changed(name)  # it is sent once more
         actor = self._world.current
-        self._world.call(f"write {name}", work, lost=lost if actor and actor.at.online else self._lost, seconds=0.5)
+        return self._world.call(
+            f"write {name}", work, lost=lost if actor and actor.at.online else self._lost, seconds=0.5
+        )
 
     def _up(self) -> None:
         if not self._world.bucket_up:

@@ -4,12 +4,13 @@ import dataclasses
 
 import pytest
 
+from janus_jax.config.same_run import require_same_config
 from janus_jax.config.sections import RunSection
 from janus_jax.data.epoch import PackedEpochs
 from janus_jax.data.from_config import packed_epochs
 from janus_jax.errors import ConfigError
 from janus_jax.training.course import Past
-from janus_jax.training.resume import examples_read, other_held_out, require_same_config, require_same_run
+from janus_jax.training.resume import examples_read, other_held_out, require_same_run
 from janus_jax.training.setup import prepare
 from tests.support.run_configs import run_config
 from tests.support.training_examples import random_examples, write_dataset
