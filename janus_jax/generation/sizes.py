@@ -1,6 +1,10 @@
 """Sizes that programs are compiled for."""
 
 _SMALLEST = 64
+_TOP = (0, 1, 5, 20)
+_PROMPTS = (16, 4, 1)
+_SLOTS_PER_CALL = 2048
+"""Of prompts, for each shard of rows. More make a call not much faster for each of them."""
 
 
 def bucket(length: int) -> int:
@@ -9,3 +13,14 @@ def bucket(length: int) -> int:
     while size < length:
         size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
     return size
+
+
+def top_bucket(count: int) -> int:
+    """The smallest of 0, 1, 5, 20 that is at least `count`."""
+    return next(size for size in _TOP if size >= count)
+
+
+def prompts_per_call(width: int, waiting: int) -> int:
+    """Prompts of a width that one call computes for each shard of rows: 16, 4 or 1. At most 2,048 slots, or one prompt,
+    and no more than wait."""
+    return next((count for count in _PROMPTS if count <= waiting and count * width <= _SLOTS_PER_CALL), 1)
