@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from janus_jax.errors import ConfigError
-from launch.cloud.gcloud import Gcloud, kind_of
+from launch.cloud.gcloud import Gcloud, interrupted, kind_of
 from launch.errors import CloudError, Kind
 from launch.records import seconds_of
 
@@ -32,7 +32,7 @@ ENDPOINT = "https://storage.googleapis.com"
 _VARIABLE = "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE"
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Before a request is repeated that was not answered, or that may succeed later."""
-_ANSWER_S = 60.0
+_ANSWER_S = 20.0
 _SHORTEST_S = 300.0
 """Between two logins, unless the service refuses the token: this workstation's clock may be wrong."""
 _FACTS = "name,size,generation,updated,crc32c,md5Hash"
@@ -156,9 +156,8 @@ class Objects:
                 continue
             error = _error(answer, f"{method} gs://{bucket}/{name or shown}")
             pause = next(pauses, None)
-            if error.kind is not Kind.UNAVAILABLE or pause is None:
+            if error.kind is not Kind.UNAVAILABLE or pause is None or _is_interrupted(pause):
                 raise error
-            _sleep(pause)
 
     def _logged_in(self) -> _Login:
         login = self._login
@@ -194,6 +193,14 @@ class Objects:
                 self._transport or _over_network(properties),
                 max(seconds_of(credential.get("token_expiry") or "", math.inf) - 60, time.time() + _SHORTEST_S),
             )
+
+
+def _is_interrupted(seconds: float) -> bool:
+    """Waits; whether a signal has come to the main thread meanwhile, which waits for this one."""
+    if threading.current_thread() is not threading.main_thread():
+        return interrupted.wait(seconds)
+    _sleep(seconds)
+    return False
 
 
 def _base(url: str) -> str:

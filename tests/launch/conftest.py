@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.cloud import objects
+from launch.cloud import gcloud, objects
 from tests.support.launches import FakeSteps, Store
 
 
@@ -11,6 +11,7 @@ def _own(tmp_path, monkeypatch):
     """Nothing is kept in the cache of the person who runs the tests, and no test reaches Google."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(objects, "ENDPOINT", "https://127.0.0.1:9")
+    gcloud.interrupted.clear()
 
 
 @pytest.fixture

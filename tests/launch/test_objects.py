@@ -7,7 +7,7 @@ import pytest
 
 from janus_jax.errors import ConfigError
 from launch.cloud import objects
-from launch.cloud.gcloud import Gcloud, Result
+from launch.cloud.gcloud import Gcloud, Result, end_those_of_threads
 from launch.cloud.objects import Answer, Objects
 from launch.errors import CloudError, Kind
 from launch.records import seconds_of
@@ -116,6 +116,23 @@ def test_a_fault_that_passes_is_not_seen(store):
     api, faults = StorageApi(store), [Answer(503, b""), Answer(0, b"reset")]
     service(lambda request, seconds: faults.pop() if faults else api(request, seconds)).put("bkt", "a", b"1")
     assert store.objects["gs://bkt/a"][0] == b"1"
+
+
+def test_a_signal_ends_the_pauses_of_threads(monkeypatch):
+    monkeypatch.setattr(objects, "_PAUSES_S", (60.0,))
+    asked, outcome = threading.Event(), []
+
+    def look():
+        with pytest.raises(CloudError, match="503"):
+            service(lambda request, seconds: asked.set() or Answer(503, b"")).facts("bkt", "a")
+        outcome.append("ended")
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    assert asked.wait(10)
+    end_those_of_threads()
+    thread.join(10)
+    assert outcome == ["ended"]
 
 
 def test_lists_have_pages_and_folders(store):
