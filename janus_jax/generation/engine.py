@@ -116,8 +116,8 @@ class Engine:
             top: how many of the most probable ids are told at each place of a continuation, 0 to 20.
 
         Raises:
-            ConfigError: `top` is not allowed.
-            DataError: a context is empty, a pair is longer than the model's longest text, or an id is unknown.
+            DataError: a context is empty, a pair is longer than the model's longest text, an id is unknown, or `top` is
+                not allowed.
         """
         return scoring.log_probs(self.config, self.params, self.compute, pairs, rows=self.rows, top=top)
 

@@ -11,7 +11,7 @@ from janus_jax.errors import DataError
 from janus_jax.generation import placement, programs, sampling
 from janus_jax.generation.detokenizer import TextStream
 from janus_jax.generation.requests import Event, Request, check
-from janus_jax.generation.sizes import bucket
+from janus_jax.generation.sizes import bucket, top_bucket
 from janus_jax.model.cache import Cache
 
 if TYPE_CHECKING:
@@ -169,19 +169,21 @@ class Session:
             compute=engine.compute,
             attended=attended,
             steps=engine.steps_per_call,
+            top=min(top_bucket(max(row.request.top for row in self._rows if row)), engine.config.vocab_size),
         )
-        ids, logps = map(np.asarray, made)
+        made = jax.tree.map(np.asarray, made)
         events = []
         for i, row in enumerate(self._rows):
             if row is not None:
-                count = int((ids[i] >= 0).sum())
-                events.append(self._advance(row, ids[i, :count], logps[i, :count]))
+                count = int((made.ids[i] >= 0).sum())
+                events.append(self._advance(row, jax.tree.map(lambda part: part[i, :count], made)))  # noqa: B023
                 if events[-1].reason is not None:
                     self._rows[i] = None
         return events
 
-    def _advance(self, row: _Row, ids: np.ndarray, logps: np.ndarray) -> Event:
-        new = tuple(map(int, ids))
+    def _advance(self, row: _Row, made: programs.Made) -> Event:
+        """What comes of the tokens that a row got in a call."""
+        new = tuple(map(int, made.ids))
         ended = new[-1] in row.stop_ids
         text, stream = "", row.stream
         if stream is not None:
@@ -195,7 +197,8 @@ class Session:
         if reason is not None and stream is not None:
             text += stream.finish()
             reason = "stop" if stream.stopped is not None else reason
-        return Event(row.number, row.sample, new, tuple(map(float, logps[: len(new)])), text, reason)
+        logps, top = tuple(map(float, made.logps[: len(new)])), _top(made, row.request.top, len(new))
+        return Event(row.number, row.sample, new, logps, text, reason, top)
 
     def _described(self) -> programs.Rows:
         rows = self._rows
@@ -228,3 +231,11 @@ class Session:
             if row:
                 stop[i, : len(row.stop_ids)] = row.stop_ids
         return stop
+
+
+def _top(made: programs.Made, count: int, tokens: int) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """The `count` most probable ids at each of the first tokens of a row, as an event has them."""
+    if not count or made.top_ids is None or made.top_logps is None:
+        return ()
+    ids, logps = (part[:tokens, :count].tolist() for part in (made.top_ids, made.top_logps))
+    return tuple(tuple(zip(*pair, strict=True)) for pair in zip(ids, logps, strict=True))

@@ -1,11 +1,14 @@
 """What an engine says is what transformers says with the same weights, in float32."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from janus_jax.checkpoint.hf.read import load_hf
+from janus_jax.generation import programs
 from janus_jax.generation.engine import Engine
 from janus_jax.generation.requests import Request
 from janus_jax.generation.sampling import SamplingOptions
@@ -126,3 +129,38 @@ def test_samples_are_the_same_whatever_else_is_in_the_batch(both):
         assert alone[0, sample] == among[3, sample]
     assert len({tuple(ids) for ids, _, _ in alone.values()}) == 5
     assert texts(engine, [Request(PROMPTS[3], seed=8, **options)])[0, 0] != alone[0, 0]
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_most_probable_ids_equal_transformers(both, devices):
+    """Requests of one batch ask for different numbers; of four devices, two have a part of the vocabulary each."""
+    mesh = build_mesh(MeshShape(devices, 1, 1), jax.devices()[:devices])
+    params = jax.device_put(both[2], param_shardings(param_specs(both[1]), mesh, DEFAULT_RULES))
+    engine = Engine.live(both[1], params, rows=4, steps_per_call=4)
+    # What is told is the model's own, whatever the sampling.
+    options = {"sampling": SamplingOptions(2.0, top_p=0.9, repetition_penalty=1.5), "stopping": StoppingOptions(6)}
+    tops = (3, 0, 20, 1)
+    requests = [Request(ids, top=top, **options) for ids, top in zip(PROMPTS, tops, strict=False)]
+    drawn: dict[int, tuple[list, list]] = {}
+    for event in engine.generate(requests):
+        ids, best = drawn.setdefault(event.request, ([], []))
+        ids += event.ids
+        best += event.top
+    for number, count in enumerate(tops):
+        ids, best = drawn[number]
+        assert len(ids) == 6 and len(best) == (6 if count else 0)
+        expected, logps = torch_models.most_probable(both[0], PROMPTS[number], ids, count)
+        for place, pairs in enumerate(best):
+            clear = np.flatnonzero(-np.diff(logps[place]) < 1e-3)
+            sure = int(clear[0]) if len(clear) else count
+            assert [i for i, _ in pairs][:sure] == expected[place][:sure].tolist()
+            np.testing.assert_allclose([logp for _, logp in pairs], logps[place, :count], atol=1e-4)
+
+
+def test_nothing_looks_for_most_probable_ids_that_nobody_asks_for(both, monkeypatch):
+    monkeypatch.setattr(programs, "largest", None)
+    engine = Engine.live(both[1], both[2], rows=1, steps_per_call=2)  # compiled here alone
+    asked = Request([3, 4], stopping=StoppingOptions(2))
+    list(engine.generate([asked]))
+    with pytest.raises(TypeError):
+        list(engine.generate([dataclasses.replace(asked, top=1)]))

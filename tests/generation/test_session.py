@@ -73,6 +73,7 @@ BAD = {
     "prompt is too long": (Request([1] * CONFIG.max_position_embeddings), "request 1.*64 tokens; allowed: at most 63"),
     "unknown id": (Request([5, 400]), "request 1.*400; allowed: 0 to 399"),
     "unknown stop id": (asked(stop_ids=[400]), "request 1.*400"),
+    "too many ids": (Request([1], top=21), "request 1.*top=21: allowed: 0 to 20"),
     "no samples": (Request([1], samples=0), "request 1.*samples=0"),
 }
 

@@ -56,6 +56,14 @@ def greedy(model: Any, prompt: Sequence[int], count: int, stop: Sequence[int] = 
     return ids, int(close[0]) if len(close) else len(ids)
 
 
+def most_probable(model: Any, prompt: Sequence[int], ids: Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The most probable ids [len(ids), count + 1] before each of `ids`, and their log-probs."""
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1].double()
+    best = torch.log_softmax(logits, -1).topk(count + 1)
+    return best.indices.numpy(), best.values.numpy()
+
+
 def log_probs(model: Any, context: Sequence[int], continuation: Sequence[int]) -> tuple[np.ndarray, bool]:
     """Log-probs of a continuation's tokens, and whether greedy decoding gives it."""
     with torch.no_grad():
@@ -63,13 +71,3 @@ def log_probs(model: Any, context: Sequence[int], continuation: Sequence[int]) -
     targets = torch.tensor(list(continuation))
     logps = torch.log_softmax(logits, -1).gather(-1, targets[:, None])[:, 0]
     return logps.numpy(), bool((logits.argmax(-1) == targets).all())
-
-
-def most_probable(
-    model: Any, context: Sequence[int], continuation: Sequence[int], count: int
-) -> list[list[tuple[int, float]]]:
-    """At each place of a continuation the most probable ids with their log-probs."""
-    with torch.no_grad():
-        logits = model(torch.tensor([[*context, *continuation]])).logits[0, len(context) - 1 : -1].double()
-    values, ids = torch.log_softmax(logits, -1).topk(count)
-    return [list(zip(*one, strict=True)) for one in zip(ids.tolist(), values.tolist(), strict=True)]
