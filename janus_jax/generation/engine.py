@@ -119,7 +119,7 @@ class Engine:
             DataError: a context is empty, a pair is longer than the model's longest text, an id is unknown, or `top` is
                 not allowed.
         """
-        return scoring.log_probs(self.config, self.params, self.compute, pairs, rows=self.rows, top=top)
+        return scoring.log_probs(self.config, self.params, self.compute, pairs, top=top)
 
 
 def _dtype(dtype: Any, place: Placement) -> Any:
