@@ -10,7 +10,7 @@ import typer
 
 from janus_jax.cli import arguments
 from janus_jax.cli.outputs import require_file
-from janus_jax.errors import ConfigError, named
+from janus_jax.errors import named
 
 EPILOG = "Example: janus generate runs/sft --prompts questions.jsonl --out answers.jsonl --temperature 0.7 --top-p 0.9"
 
@@ -72,8 +72,9 @@ def generate(
     processes.supervise(place)
     processes.start(place)
     from janus_jax.checkpoint.stored_model import open_model
-    from janus_jax.generation.answers import Journal, answer
+    from janus_jax.generation.answers import Journal, answer, finish
     from janus_jax.generation.engine import require_language_model
+    from janus_jax.generation.opened import facts, open_engine
     from janus_jax.generation.prompt_file import read_prompts
     from janus_jax.generation.prompts import prompt_format
     from janus_jax.generation.requests import Request, check
@@ -83,11 +84,7 @@ def generate(
     with processes.agreement("generate"):
         if is_main:
             require_file("--out", out)
-            if prompts == "-" and supervisor.is_parented() and sys.stdin.isatty():
-                raise ConfigError(
-                    "--prompts -: where there may be several processes, none can read the terminal; "
-                    "send prompts through a pipe, or name a file"
-                )
+            arguments.require_pipe("--prompts", prompts)
         records = read_prompts(prompts, system=system, unread=unread) if is_main else []
         stored = open_model(model, step)
         require_language_model(stored.config, stored.path)
@@ -107,10 +104,7 @@ def generate(
             asked = [str(stored.path), stored.step, n, seed, log_probs, options, [list(one.ids) for one in requests]]
             journal = Journal(out, asked)
     same = {"--n": n, "--seed": seed, "--rows": rows, **options["sampling"], **options["stopping"]}
-    # Copies of a model may have other paths.
-    same |= {"step": stored.step, "tokenizer": written.tokenizer.fingerprint[:16], "end tokens": written.stop_ids}
-    same |= {f"model.{key}": str(value) for key, value in dataclasses.asdict(stored.config).items()}
-    require_same("options or models", same)
+    require_same("options or models", {**same, **facts(stored, written)})
     require_same_weights({"MODEL": stored})
     of_all = processes.broadcast_large("prompts", [list(one.ids) for one in requests])
     requests = [ask(number, ids) for number, ids in enumerate(of_all)]
@@ -125,12 +119,11 @@ def generate(
     if unlike:
         named_settings = ", ".join(f"{key}={value}" for key, value in unlike.items())
         tell(f"note: the model's generation_config.json names {named_settings}; only the options count here")
-    from janus_jax.generation.opened import open_engine
-
     engine, _ = open_engine(stored, template=template, rows=min(rows, n * len(requests)))
     for note in engine.notes:
         tell(f"note: {note}")
     arguments.interruptibly(lambda: answer(engine, records, requests, journal, log_probs=log_probs, tell=tell))
+    finish(journal)
     if is_main:
         print(f"wrote {out}", flush=True)
     supervisor.last_words(0, "")

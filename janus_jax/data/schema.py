@@ -92,6 +92,15 @@ def parse_record(raw: Any, kind: str) -> Record:
             or contradict the columns; chosen and rejected are equal; text is not valid Unicode. The message names
             column, value and what is allowed.
     """
+    columns, system, prompt, responses = parse_texts(raw, kind)
+    if kind == "sft":
+        return Record(system, prompt, responses[0], **_sources(columns))
+    return pair(columns, system, prompt, *responses)
+
+
+def parse_texts(raw: Any, kind: str) -> tuple[Columns, str, str, list[str]]:
+    """The columns of a raw record, its system message, prompt and responses. As `parse_record`, but responses may be
+    equal."""
     check_kind(kind)
     if not isinstance(raw, Mapping):
         raise RecordError("wrong_type", f"a record must be an object with columns, found {shown(raw)}")
@@ -115,12 +124,10 @@ def parse_record(raw: Any, kind: str) -> Record:
     _require_same_exchange(columns, parts, kind)
     assert prompt is not None  # otherwise `_prompt` has raised
     responses = [roles["assistant"] for roles in sides.values()]
-    if kind == "sft":
-        return Record(system, prompt, responses[0], **_sources(columns))
     if kind == "rm":
         whole = columns.has("input") and _holds(prompt, system)
         system, prompt = "", prompt if whole else joined(system, prompt)
-    return pair(columns, system, prompt, *responses)
+    return columns, system, prompt, responses
 
 
 def pair(raw: Mapping[str, Any], system: str, prompt: str, chosen: str, rejected: str) -> Record:

@@ -48,16 +48,17 @@ class Journal:
 
     Args:
         asked: everything that decides the answers.
+        holds: what a journal of another command holds, for its message.
 
     Raises:
         ConfigError: the output exists, or the journal is of another command.
     """
 
-    def __init__(self, out: Path, asked: Any):
-        self.out, self.path = out, out.with_name(f"{out.name}.part")
+    def __init__(self, out: Path, asked: Any, *, holds: str = "answers to other prompts or of other options"):
+        self.out, self.path, self._holds = out, out.with_name(f"{out.name}.part"), holds
         self._asked = {"asked": hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()}
-        self.done: dict[int, dict[str, Any]] = {}
-        """Number of a prompt -> its line of the output."""
+        self.done: dict[int, Any] = {}
+        """Number of a row -> its line of the output."""
         if out.exists():
             raise ConfigError(f"--out {out}: exists; remove it, or choose another name")
         if self.path.exists():
@@ -71,10 +72,7 @@ class Journal:
         except (ValueError, TypeError) as error:
             raise ConfigError(f"--out {self.out}: {self.path} is damaged ({error}); remove it") from error
         if whole and asked != self._asked:
-            raise ConfigError(
-                f"--out {self.out}: {self.path} holds answers to other prompts or of other options; remove it, or "
-                "choose another name"
-            )
+            raise ConfigError(f"--out {self.out}: {self.path} holds {self._holds}; remove it, or choose another name")
         self._size = self.path.stat().st_size - len(cut)  # a process was killed while it wrote the last line
 
     def open(self) -> None:
@@ -94,7 +92,7 @@ class Journal:
         if not self._size:
             self._write(self._asked)
 
-    def add(self, number: int, record: dict[str, Any]) -> None:
+    def add(self, number: int, record: Any) -> None:
         self.done[number] = record
         self._write([number, record])
 
@@ -104,7 +102,7 @@ class Journal:
             self._file.flush()
 
     def finish(self) -> None:
-        """Makes the output of the journal, in the order of the prompts, and removes the journal."""
+        """Makes the output of the journal, in the order of the rows, and removes the journal."""
         self._file.close()
         beside = self.out.with_name(f".{self.out.name}.incomplete")
         with os_errors(beside), beside.open("w", encoding="utf-8", errors="surrogatepass") as file:
@@ -125,7 +123,7 @@ def answer(
     log_probs: bool,
     tell: Callable[[str], None],
 ) -> None:
-    """Answers what the journal does not hold yet, and writes the output.
+    """Answers what the journal does not hold yet.
 
     Several processes call it alike, and process 0 keeps the journal. Each of them fails if it does.
 
@@ -156,6 +154,10 @@ def answer(
                 "answers": [one.record(log_probs) for one in answers],
             },
         )
+
+
+def finish(journal: Journal | None) -> None:
+    """`Journal.finish` in process 0; each process fails if it does."""
     with processes.agreement("output"):
         if journal is not None:
             journal.finish()
@@ -179,9 +181,9 @@ def _finished(
         now = time.monotonic()
         if now - told > _EVERY_S or finished == len(left):
             told, spent, open_ = now, now - began, len(left) - finished
-            rest = f", {_minutes(spent / finished * open_)} left" if finished and open_ else ""
+            rest = f", {minutes(spent / finished * open_)} left" if finished and open_ else ""
             tell(f"{finished:,} of {len(left):,} prompts, {tokens / spent:,.0f} tokens/s{rest}")
 
 
-def _minutes(seconds: float) -> str:
+def minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -194,6 +194,21 @@ def prompt_format(model: StoredModel, template: str | None = None) -> PromptForm
     return made
 
 
+def own_format(model: StoredModel, template: str | None = None) -> PromptFormat:
+    """As `prompt_format`, but `template` must not replace another that the model has."""
+    name = None if template is None else get_template(template).name
+    try:
+        own = prompt_format(model)
+    except ConversionError:
+        if name is None:
+            raise
+        return prompt_format(model, name)
+    if name is not None and (own.chat is None or own.chat.template.name != name):
+        known = "its own template" if own.chat is None else f"template {own.chat.template.name}"
+        raise ConversionError(model.path, f"reads texts in {known}, not in {name}; leave out --template")
+    return own
+
+
 def conversation(prompt: str, system: str = "") -> list[dict[str, str]]:
     """The messages of one prompt."""
     messages = [{"role": "system", "content": system}] if system else []

@@ -11,7 +11,7 @@ from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.data.schema import joined
 from janus_jax.errors import ConfigError
 from janus_jax.generation import placement, scoring
-from janus_jax.generation.prompts import Messages, PromptFormat, prompt_format
+from janus_jax.generation.prompts import Messages, PromptFormat, own_format
 from janus_jax.model import mistral
 from janus_jax.model.attention import Slots
 from janus_jax.model.config import ModelConfig
@@ -110,11 +110,11 @@ def reward_format(model: StoredModel, template: str | None = None) -> RewardForm
 
     Raises:
         ConfigError: it is no reward model.
-        ConversionError: as `prompt_format`.
+        ConversionError: as `own_format`.
     """
     require_reward_model(model.config, model.path)
     data = (model.meta.get("data") or [{}])[0]
-    return RewardFormat(prompt_format(model, template), joins=data.get("kind") == "rm")
+    return RewardFormat(own_format(model, template), joins=data.get("kind") == "rm")
 
 
 def require_reward_model(config: ModelConfig, *places: str) -> None:
