@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -90,14 +90,11 @@ def score(
     for column, count in unscored.items():
         tell(f"note: {column!r} of {count:,} rows is not scored, because they have other responses; it is kept")
 
-    def work() -> None:
-        values, notes = scorer.open()
-        for note in notes:
-            tell(f"note: {note}")
-        scores.score(values, pairs, journal, lambda number, own: rows[number].with_scores(own, key), tell=tell)
-        finish(journal)
+    def record(number: int, own: list[Any]) -> dict[str, Any]:
+        return rows[number].with_scores(own, key)
 
-    arguments.interruptibly(work)
+    arguments.interruptibly(lambda: scores.score(scorer, pairs, journal, record, tell=tell))
+    finish(journal)
     if is_main:
         print(f"wrote {out}", flush=True)
     supervisor.last_words(0, "")

@@ -113,34 +113,50 @@ class Journal:
         beside.replace(self.out)
         self.path.unlink()
 
+    def discard(self) -> None:
+        """Removes the journal, whose contents are used."""
+        self._file.close()
+        self.path.unlink()
+
+
+def begin(journal: Journal | None, rows: int, what: str, tell: Callable[[str], None]) -> list[int]:
+    """Opens the journal in process 0, and says in all processes which rows it does not hold yet.
+
+    Each of them fails if it cannot be opened.
+
+    Args:
+        journal: None in other processes than 0.
+        what: the journal says of rows, such as `prompts are answered`.
+    """
+    with processes.agreement("journal"):
+        if journal is not None:
+            journal.open()
+    done = set(processes.broadcast_large("journal", [] if journal is None else sorted(journal.done)))
+    if done and journal is not None:
+        tell(f"{len(done):,} of {rows:,} {what} in {journal.path}")
+    return [number for number in range(rows) if number not in done]
+
 
 def answer(
     engine: Engine,
     rows: Sequence[PromptRow],
     requests: Sequence[Request],
+    left: Sequence[int],
     journal: Journal | None,
     *,
     log_probs: bool,
     tell: Callable[[str], None],
 ) -> None:
-    """Answers what the journal does not hold yet.
-
-    Several processes call it alike, and process 0 keeps the journal. Each of them fails if it does.
+    """Answers some prompts. Several processes call it alike, and process 0 keeps the journal.
 
     Args:
         rows: None of them in other processes than 0.
         requests: one for each row, named by its number.
+        left: numbers of the rows to answer (`begin`).
         journal: None in other processes than 0.
         log_probs: also write ids and log-probs of tokens.
         tell: gets a line of progress now and then.
     """
-    with processes.agreement("journal"):
-        if journal is not None:
-            journal.open()
-    done = set(processes.broadcast_large("answered", [] if journal is None else sorted(journal.done)))
-    left = [number for number in range(len(requests)) if number not in done]
-    if done and journal is not None:
-        tell(f"{len(done):,} of {len(requests):,} prompts are answered in {journal.path}")
     for number, answers in _finished(engine, requests, left, tell):
         if journal is None:
             continue

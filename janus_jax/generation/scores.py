@@ -7,14 +7,13 @@ from typing import Any
 
 from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.errors import named
-from janus_jax.generation.answers import Journal, minutes
+from janus_jax.generation.answers import Journal, begin, minutes
 from janus_jax.generation.engine import Engine
 from janus_jax.generation.prompts import Messages, PromptFormat, own_format
 from janus_jax.generation.requests import LogProbs, require_ids
 from janus_jax.generation.response_file import Response, ResponseRow
 from janus_jax.generation.rewards import RewardModel, reward_format
 from janus_jax.generation.scoring import Pair
-from janus_jax.parallel import processes
 
 _EVERY_S = 10.0
 """Between two lines of progress."""
@@ -117,14 +116,14 @@ def scorer(stored: StoredModel, template: str | None = None) -> Scorer:
 
 
 def score(
-    scores: Scores,
+    scorer: Scorer,
     pairs: Sequence[Sequence[Pair]],
     journal: Journal | None,
     record: Callable[[int, list[Any]], Any],
     *,
     tell: Callable[[str], None],
 ) -> None:
-    """Scores what the journal does not hold yet. Several processes call it alike, as `answers.answer`.
+    """Scores what the journal does not hold yet. Several processes call it alike, and process 0 keeps the journal.
 
     Args:
         pairs: of each row.
@@ -132,13 +131,12 @@ def score(
         record: number of a row and its scores -> its line of the output.
         tell: gets a line of progress now and then.
     """
-    with processes.agreement("journal"):
-        if journal is not None:
-            journal.open()
-    done = set(processes.broadcast_large("scored", [] if journal is None else sorted(journal.done)))
-    left = [number for number in range(len(pairs)) if number not in done]
-    if done and journal is not None:
-        tell(f"{len(done):,} of {len(pairs):,} rows are scored in {journal.path}")
+    left = begin(journal, len(pairs), "rows are scored", tell)
+    if not left:
+        return
+    scores, notes = scorer.open()
+    for note in notes:
+        tell(f"note: {note}")
     began = told = time.monotonic()
     finished = responses = 0
     for numbers in _portions(pairs, left):
