@@ -6,7 +6,7 @@ import gc
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -52,6 +52,10 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 0,
     log_probs: Annotated[bool, typer.Option("--log-probs", help="Also write ids and log-probs of tokens.")] = False,
     rows: Annotated[int, typer.Option(min=1, help="Answers that grow at the same time.")] = 32,
+    cache_dtype: Annotated[
+        Literal["bfloat16", "float32", "int8"] | None,
+        typer.Option(help="Of the keys and values of earlier tokens. Default: bfloat16, on CPUs float32."),
+    ] = None,
     best_of: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Make N answers, and put the one with the best reward first.")
     ] = None,
@@ -120,7 +124,8 @@ def generate(
             requests.append(ask(number, ids))
             check(stored.config, record.place, requests[-1])
         options = {"sampling": dataclasses.asdict(sampling), "stopping": dataclasses.asdict(stopping)}
-        asked = [str(stored.path), stored.step, n, seed, log_probs, options, [list(one.ids) for one in requests]]
+        of_all = [list(one.ids) for one in requests]
+        asked = [str(stored.path), stored.step, n, seed, log_probs, cache_dtype, options, of_all]
         if is_main:
             journal = Journal(out, asked)
         if reward is not None:
@@ -131,12 +136,13 @@ def generate(
                 asked += [str(scorer.stored.path), scorer.stored.step]
                 scored = Journal(out.with_name(f"{out.name}.rewards"), asked, holds="rewards of other answers")
     models = {"MODEL": stored} | ({} if scorer is None else {"--reward": scorer.stored})
-    same = {"--n": n, "--seed": seed, "--rows": rows, **options["sampling"], **options["stopping"]}
+    same = {"--n": n, "--seed": seed, "--rows": rows, "--cache-dtype": cache_dtype}
+    same |= options["sampling"] | options["stopping"]
     if scorer is not None:
         same |= {f"--reward: {key}": value for key, value in facts(scorer.stored, scorer.written).items()}
     require_same("options or models", {**same, **facts(stored, written)})
     require_same_weights(models)
-    of_all = processes.broadcast_large("prompts", [list(one.ids) for one in requests])
+    of_all = processes.broadcast_large("prompts", of_all)
     requests = [ask(number, ids) for number, ids in enumerate(of_all)]
 
     def tell(line: str) -> None:
@@ -153,7 +159,9 @@ def generate(
     def write() -> None:
         """Its engine, weights and cache, is freed at the end."""
         if left := begin(journal, len(requests), "prompts are answered", tell):
-            engine, _ = open_engine(stored, template=template, rows=min(rows, n * len(requests)))
+            engine, _ = open_engine(
+                stored, template=template, rows=min(rows, n * len(requests)), cache_dtype=cache_dtype
+            )
             for note in engine.notes:
                 tell(f"note: {note}")
             answer(engine, records, requests, left, journal, log_probs=log_probs, tell=tell)
