@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from janus_jax.errors import ConfigError
-from janus_jax.parallel import environment, preflight
+from janus_jax.parallel import environment, preflight, supervisor
 from janus_jax.parallel.environment import COORDINATOR_PORT
 from janus_jax.parallel.processes import START_TIMEOUT_S, RuntimeOptions
 
@@ -81,6 +81,15 @@ def interruptibly(work: Callable[[], T]) -> T:
         return pool.submit(work).result()
     finally:
         pool.shutdown(wait=False)
+
+
+def require_pipe(option: str, source: str) -> None:
+    """Raises ConfigError if standard input is to be read, but is a terminal that this process must not read."""
+    if source == "-" and supervisor.is_parented() and sys.stdin.isatty():
+        raise ConfigError(
+            f"{option} -: where there may be several processes, none can read the terminal; send rows through a pipe, "
+            "or name a file"
+        )
 
 
 def on_cpu() -> None:

@@ -1,6 +1,8 @@
 """The options of `janus generate`. `janus_jax/generation/` does the work."""
 
 import dataclasses
+import functools
+import gc
 import sys
 from collections import Counter
 from pathlib import Path
@@ -54,6 +56,15 @@ def generate(
         Literal["bfloat16", "float32", "int8"] | None,
         typer.Option(help="Of the keys and values of earlier tokens. Default: bfloat16, on CPUs float32."),
     ] = None,
+    best_of: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Make N answers, and put the one with the best reward first.")
+    ] = None,
+    reward: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The reward model of --best-of, named as MODEL is.")
+    ] = None,
+    reward_template: Annotated[
+        str | None, typer.Option(help="Template of a reward model whose files name none.")
+    ] = None,
     coordinator: arguments.Coordinator = None,
     num_processes: arguments.NumProcesses = None,
     process_id: arguments.ProcessId = None,
@@ -69,6 +80,13 @@ def generate(
 
     sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty)
     stopping = StoppingOptions(max_new_tokens, min_new_tokens, tuple(stop or ()))
+    if (best_of is None) is not (reward is None):
+        raise ConfigError("--best-of and --reward: allowed: both or neither of them")
+    if reward_template is not None and reward is None:
+        raise ConfigError("--reward-template: needs --reward")
+    if best_of is not None and n not in (1, best_of):
+        raise ConfigError(f"--n {n}: --best-of {best_of} makes {best_of} answers; leave out --n")
+    n = best_of or n
     place = arguments.runtime_options(coordinator, num_processes, process_id, devices)
     from janus_jax.parallel import processes, supervisor
     from janus_jax.parallel.same_everywhere import require_same
@@ -76,22 +94,21 @@ def generate(
     processes.supervise(place)
     processes.start(place)
     from janus_jax.checkpoint.stored_model import open_model
-    from janus_jax.generation.answers import Journal, answer
+    from janus_jax.generation import best_of as best
+    from janus_jax.generation.answers import Journal, answer, begin, finish
     from janus_jax.generation.engine import require_language_model
+    from janus_jax.generation.opened import facts, open_engine
     from janus_jax.generation.prompt_file import read_prompts
     from janus_jax.generation.prompts import prompt_format
     from janus_jax.generation.requests import Request, check
+    from janus_jax.generation.scores import RewardScorer
     from janus_jax.training.same_inputs import require_same_weights
 
-    is_main, journal, unread = processes.is_main(), None, Counter()
+    is_main, journal, scored, scorer, unread = processes.is_main(), None, None, None, Counter()
     with processes.agreement("generate"):
         if is_main:
             require_file("--out", out)
-            if prompts == "-" and supervisor.is_parented() and sys.stdin.isatty():
-                raise ConfigError(
-                    "--prompts -: where there may be several processes, none can read the terminal; "
-                    "send prompts through a pipe, or name a file"
-                )
+            arguments.require_pipe("--prompts", prompts)
         records = read_prompts(prompts, system=system, unread=unread) if is_main else []
         stored = open_model(model, step)
         require_language_model(stored.config, stored.path)
@@ -107,32 +124,25 @@ def generate(
             requests.append(ask(number, ids))
             check(stored.config, record.place, requests[-1])
         options = {"sampling": dataclasses.asdict(sampling), "stopping": dataclasses.asdict(stopping)}
+        of_all = [list(one.ids) for one in requests]
+        asked = [str(stored.path), stored.step, n, seed, log_probs, cache_dtype, options, of_all]
         if is_main:
-            asked = [
-                str(stored.path),
-                stored.step,
-                n,
-                seed,
-                log_probs,
-                cache_dtype,
-                options,
-                [list(one.ids) for one in requests],
-            ]
             journal = Journal(out, asked)
-    same = {
-        "--n": n,
-        "--seed": seed,
-        "--rows": rows,
-        "--cache-dtype": cache_dtype,
-        **options["sampling"],
-        **options["stopping"],
-    }
-    # Copies of a model may have other paths.
-    same |= {"step": stored.step, "tokenizer": written.tokenizer.fingerprint[:16], "end tokens": written.stop_ids}
-    same |= {f"model.{key}": str(value) for key, value in dataclasses.asdict(stored.config).items()}
-    require_same("options or models", same)
-    require_same_weights({"MODEL": stored})
-    of_all = processes.broadcast_large("prompts", [list(one.ids) for one in requests])
+        if reward is not None:
+            with named("--reward"):
+                scorer = RewardScorer(open_model(reward), reward_template)
+            best.require_readable(scorer, records)
+            if is_main:
+                asked += [str(scorer.stored.path), scorer.stored.step]
+                scored = Journal(out.with_name(f"{out.name}.rewards"), asked, holds="rewards of other answers")
+    models = {"MODEL": stored} | ({} if scorer is None else {"--reward": scorer.stored})
+    same = {"--n": n, "--seed": seed, "--rows": rows, "--cache-dtype": cache_dtype}
+    same |= options["sampling"] | options["stopping"]
+    if scorer is not None:
+        same |= {f"--reward: {key}": value for key, value in facts(scorer.stored, scorer.written).items()}
+    require_same("options or models", {**same, **facts(stored, written)})
+    require_same_weights(models)
+    of_all = processes.broadcast_large("prompts", of_all)
     requests = [ask(number, ids) for number, ids in enumerate(of_all)]
 
     def tell(line: str) -> None:
@@ -145,12 +155,25 @@ def generate(
     if unlike:
         named_settings = ", ".join(f"{key}={value}" for key, value in unlike.items())
         tell(f"note: the model's generation_config.json names {named_settings}; only the options count here")
-    from janus_jax.generation.opened import open_engine
 
-    engine, _ = open_engine(stored, template=template, rows=min(rows, n * len(requests)), cache_dtype=cache_dtype)
-    for note in engine.notes:
-        tell(f"note: {note}")
-    arguments.interruptibly(lambda: answer(engine, records, requests, journal, log_probs=log_probs, tell=tell))
+    def write() -> None:
+        """Its engine, weights and cache, is freed at the end."""
+        if left := begin(journal, len(requests), "prompts are answered", tell):
+            engine, _ = open_engine(
+                stored, template=template, rows=min(rows, n * len(requests)), cache_dtype=cache_dtype
+            )
+            for note in engine.notes:
+                tell(f"note: {note}")
+            answer(engine, records, requests, left, journal, log_probs=log_probs, tell=tell)
+
+    arguments.interruptibly(write)
+    curve: list[str] = []
+    if scorer is None:
+        finish(journal)
+    else:
+        gc.collect()  # what cycles of references hold of the engine
+        choose = functools.partial(best.choose, scorer, journal, scored, rows=len(requests), tell=tell)
+        curve = arguments.interruptibly(choose)
     if is_main:
-        print(f"wrote {out}", flush=True)
+        print(*curve, f"wrote {out}", sep="\n", flush=True)
     supervisor.last_words(0, "")

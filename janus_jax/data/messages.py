@@ -55,8 +55,17 @@ def read_messages(raw: Columns, column: str, ends: Literal["assistant", "user"])
     return {role: _content(role, where, content) for role, where, content in turns}
 
 
-def read_conversation(raw: Columns, column: str) -> list[dict[str, str]]:
-    """Messages with `role` and `content`: a system message (optional), then user and assistant in turn, user last.
+def ends_with_answer(value: Any) -> bool:
+    """Whether the last message of a list is the assistant's."""
+    last: Any = value[-1] if isinstance(value, list) and value else None
+    return (keys := _keys(last)) is not None and ROLES.get(str(last[keys[0]])) == "assistant"
+
+
+def read_conversation(raw: Columns, column: str, ends: Literal["assistant", "user"] = "user") -> list[dict[str, str]]:
+    """Messages with `role` and `content`: a system message (optional), then user and assistant in turn.
+
+    Args:
+        ends: role of the last message.
 
     Raises:
         RecordError: a message is malformed, or the roles come in another order.
@@ -64,7 +73,8 @@ def read_conversation(raw: Columns, column: str) -> list[dict[str, str]]:
 
     def allowed(form: tuple[str, str]) -> str:
         system, user, assistant = _NAMES[form[0]]
-        return f"allowed: {system} (optional), then {user} and {assistant} in turn, {user} last"
+        last = user if ends == "user" else assistant
+        return f"allowed: {system} (optional), then {user} and {assistant} in turn, {last} last"
 
     form, turns = _turns(raw, column, allowed)
     roles = [role for role, _, _ in turns]
@@ -72,7 +82,7 @@ def read_conversation(raw: Columns, column: str) -> list[dict[str, str]]:
     if (
         not spoken
         or spoken != [("user", "assistant")[number % 2] for number in range(len(spoken))]
-        or spoken[-1] != "user"
+        or spoken[-1] != ends
     ):
         given = ", ".join(roles) or "none"
         raise RecordError("bad_messages", f"column {column!r} has the roles {given}; {allowed(form)}")

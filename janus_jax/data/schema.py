@@ -92,6 +92,15 @@ def parse_record(raw: Any, kind: str) -> Record:
             or contradict the columns; chosen and rejected are equal; text is not valid Unicode. The message names
             column, value and what is allowed.
     """
+    columns, system, prompt, responses = parse_texts(raw, kind)
+    if kind == "sft":
+        return Record(system, prompt, responses[0], **_sources(columns))
+    return pair(columns, system, prompt, *responses)
+
+
+def parse_texts(raw: Any, kind: str) -> tuple[Columns, str, str, list[str]]:
+    """The columns of a raw record, its system message, prompt and responses. As `parse_record`, but responses may be
+    equal."""
     check_kind(kind)
     if not isinstance(raw, Mapping):
         raise RecordError("wrong_type", f"a record must be an object with columns, found {shown(raw)}")
@@ -115,12 +124,10 @@ def parse_record(raw: Any, kind: str) -> Record:
     _require_same_exchange(columns, parts, kind)
     assert prompt is not None  # otherwise `_prompt` has raised
     responses = [roles["assistant"] for roles in sides.values()]
-    if kind == "sft":
-        return Record(system, prompt, responses[0], **_sources(columns))
     if kind == "rm":
         whole = columns.has("input") and _holds(prompt, system)
-        system, prompt = "", prompt if whole else _joined(system, prompt)
-    return pair(columns, system, prompt, *responses)
+        system, prompt = "", prompt if whole else joined(system, prompt)
+    return columns, system, prompt, responses
 
 
 def pair(raw: Mapping[str, Any], system: str, prompt: str, chosen: str, rejected: str) -> Record:
@@ -201,7 +208,7 @@ def _prompt(columns: Columns, kind: str, messages: str | None, *, required: bool
         whole = extra.strip()
         if kind == "rm" and _holds(whole, prompt):
             return parts | {name: {"user": extra}}
-        if whole not in (prompt.strip(), _joined(_agreed(parts, "system") or "", prompt).strip()):
+        if whole not in (prompt.strip(), joined(_agreed(parts, "system") or "", prompt).strip()):
             parts[name] |= {"user": f"{prompt}\n{extra}"}
     return parts
 
@@ -211,7 +218,7 @@ def _input(columns: Columns) -> dict[str, str]:
     return read_messages(columns, "input", "user") if is_messages(value) else {"user": text(value, "input")}
 
 
-def _joined(system: str, prompt: str) -> str:
+def joined(system: str, prompt: str) -> str:
     """System message and prompt as one text, unless the text begins with the system message already."""
     return prompt if re.match(rf"\s*{_words(system)}", prompt) else f"{system}\n{prompt}"
 
@@ -239,8 +246,8 @@ def _agreed(parts: dict[str, dict[str, str]], role: str, kind: str = "") -> str 
     for name in others:
         other = places[name][role]
         # for rm, a column may hold in one text what messages hold in two
-        joined = _joined(places[name].get("system", ""), other) if kind == "rm" else other
-        if expected.strip() not in (other.strip(), joined.strip()):
+        whole = joined(places[name].get("system", ""), other) if kind == "rm" else other
+        if expected.strip() not in (other.strip(), whole.strip()):
             raise RecordError(
                 "bad_messages", f"{place(name)} differs from {place(first)} {apart(other, expected)}; they must agree"
             )

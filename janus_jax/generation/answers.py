@@ -48,16 +48,17 @@ class Journal:
 
     Args:
         asked: everything that decides the answers.
+        holds: what a journal of another command holds, for its message.
 
     Raises:
         ConfigError: the output exists, or the journal is of another command.
     """
 
-    def __init__(self, out: Path, asked: Any):
-        self.out, self.path = out, out.with_name(f"{out.name}.part")
+    def __init__(self, out: Path, asked: Any, *, holds: str = "answers to other prompts or of other options"):
+        self.out, self.path, self._holds = out, out.with_name(f"{out.name}.part"), holds
         self._asked = {"asked": hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()}
-        self.done: dict[int, dict[str, Any]] = {}
-        """Number of a prompt -> its line of the output."""
+        self.done: dict[int, Any] = {}
+        """Number of a row -> its line of the output."""
         if out.exists():
             raise ConfigError(f"--out {out}: exists; remove it, or choose another name")
         if self.path.exists():
@@ -71,10 +72,7 @@ class Journal:
         except (ValueError, TypeError) as error:
             raise ConfigError(f"--out {self.out}: {self.path} is damaged ({error}); remove it") from error
         if whole and asked != self._asked:
-            raise ConfigError(
-                f"--out {self.out}: {self.path} holds answers to other prompts or of other options; remove it, or "
-                "choose another name"
-            )
+            raise ConfigError(f"--out {self.out}: {self.path} holds {self._holds}; remove it, or choose another name")
         self._size = self.path.stat().st_size - len(cut)  # a process was killed while it wrote the last line
 
     def open(self) -> None:
@@ -94,7 +92,7 @@ class Journal:
         if not self._size:
             self._write(self._asked)
 
-    def add(self, number: int, record: dict[str, Any]) -> None:
+    def add(self, number: int, record: Any) -> None:
         self.done[number] = record
         self._write([number, record])
 
@@ -104,7 +102,7 @@ class Journal:
             self._file.flush()
 
     def finish(self) -> None:
-        """Makes the output of the journal, in the order of the prompts, and removes the journal."""
+        """Makes the output of the journal, in the order of the rows, and removes the journal."""
         self._file.close()
         beside = self.out.with_name(f".{self.out.name}.incomplete")
         with os_errors(beside), beside.open("w", encoding="utf-8", errors="surrogatepass") as file:
@@ -115,34 +113,50 @@ class Journal:
         beside.replace(self.out)
         self.path.unlink()
 
+    def discard(self) -> None:
+        """Removes the journal, whose contents are used."""
+        self._file.close()
+        self.path.unlink()
+
+
+def begin(journal: Journal | None, rows: int, what: str, tell: Callable[[str], None]) -> list[int]:
+    """Opens the journal in process 0, and says in all processes which rows it does not hold yet.
+
+    Each of them fails if it cannot be opened.
+
+    Args:
+        journal: None in other processes than 0.
+        what: the journal says of rows, such as `prompts are answered`.
+    """
+    with processes.agreement("journal"):
+        if journal is not None:
+            journal.open()
+    done = set(processes.broadcast_large("journal", [] if journal is None else sorted(journal.done)))
+    if done and journal is not None:
+        tell(f"{len(done):,} of {rows:,} {what} in {journal.path}")
+    return [number for number in range(rows) if number not in done]
+
 
 def answer(
     engine: Engine,
     rows: Sequence[PromptRow],
     requests: Sequence[Request],
+    left: Sequence[int],
     journal: Journal | None,
     *,
     log_probs: bool,
     tell: Callable[[str], None],
 ) -> None:
-    """Answers what the journal does not hold yet, and writes the output.
-
-    Several processes call it alike, and process 0 keeps the journal. Each of them fails if it does.
+    """Answers some prompts. Several processes call it alike, and process 0 keeps the journal.
 
     Args:
         rows: None of them in other processes than 0.
         requests: one for each row, named by its number.
+        left: numbers of the rows to answer (`begin`).
         journal: None in other processes than 0.
         log_probs: also write ids and log-probs of tokens.
         tell: gets a line of progress now and then.
     """
-    with processes.agreement("journal"):
-        if journal is not None:
-            journal.open()
-    done = set(processes.broadcast_large("answered", [] if journal is None else sorted(journal.done)))
-    left = [number for number in range(len(requests)) if number not in done]
-    if done and journal is not None:
-        tell(f"{len(done):,} of {len(requests):,} prompts are answered in {journal.path}")
     for number, answers in _finished(engine, requests, left, tell):
         if journal is None:
             continue
@@ -156,6 +170,10 @@ def answer(
                 "answers": [one.record(log_probs) for one in answers],
             },
         )
+
+
+def finish(journal: Journal | None) -> None:
+    """`Journal.finish` in process 0; each process fails if it does."""
     with processes.agreement("output"):
         if journal is not None:
             journal.finish()
@@ -179,9 +197,9 @@ def _finished(
         now = time.monotonic()
         if now - told > _EVERY_S or finished == len(left):
             told, spent, open_ = now, now - began, len(left) - finished
-            rest = f", {_minutes(spent / finished * open_)} left" if finished and open_ else ""
+            rest = f", {minutes(spent / finished * open_)} left" if finished and open_ else ""
             tell(f"{finished:,} of {len(left):,} prompts, {tokens / spent:,.0f} tokens/s{rest}")
 
 
-def _minutes(seconds: float) -> str:
+def minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

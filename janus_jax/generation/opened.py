@@ -1,5 +1,6 @@
 """A stored model as an engine that reads and writes text."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,3 +29,9 @@ def open_engine(
     written = prompt_format(model, template)
     options = {"stop_ids": written.stop_ids, "tokenizer": written.tokenizer, **options}
     return Engine.stored(model, devices=devices, **options), written
+
+
+def facts(model: StoredModel, written: PromptFormat) -> dict[str, Any]:
+    """What processes that generate or score together must agree on. Copies of a model may have other paths."""
+    known = {"step": model.step, "tokenizer": written.tokenizer.fingerprint[:16], "end tokens": written.stop_ids}
+    return known | {f"model.{key}": str(value) for key, value in dataclasses.asdict(model.config).items()}

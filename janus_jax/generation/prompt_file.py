@@ -62,7 +62,7 @@ def read_prompts(
     """
     name = "stdin" if source == "-" else os.fspath(source)
     rows = []
-    for number, raw in _raw(source):
+    for number, raw in raw_rows(source):
         place = f"{name}:{number}"
         try:
             if isinstance(raw, RecordError):
@@ -75,7 +75,7 @@ def read_prompts(
     return rows
 
 
-def _raw(source: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
+def raw_rows(source: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
     """Number and value of each row; the value is a RecordError if the row cannot be decoded."""
     if source == "-":
         content = sys.stdin.buffer.read()
@@ -114,7 +114,7 @@ def _row(raw: Any, system: str, place: str, unread: Counter[str]) -> PromptRow:
     if not isinstance(raw, Mapping):
         raise RecordError("wrong_type", f"a row must be an object, found {shown(raw)}; {_NEEDED}")
     columns = Columns(raw)
-    messages = _conversation(columns)
+    messages = conversation_of(columns)
     if messages[0]["role"] != "system" and system:
         messages = [{"role": "system", "content": system}, *messages]
     left = columns.unread()
@@ -124,7 +124,8 @@ def _row(raw: Any, system: str, place: str, unread: Counter[str]) -> PromptRow:
     return PromptRow(tuple(message for message in messages if message["content"]), rest, place)
 
 
-def _conversation(columns: Columns) -> list[dict[str, str]]:
+def conversation_of(columns: Columns) -> list[dict[str, str]]:
+    """The messages of a row, a user message last. Raises RecordError if it has none, or some that are not allowed."""
     prompt, several, system = (name_of(columns, column) for column in ("prompt", "messages", "system"))
     if prompt and several:
         raise RecordError("ambiguous_columns", f"has both {prompt!r} and {several!r}; keep one")

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from janus_jax.model.vocabulary import TOKENS, gather, scatter_sum, vocab_axes, vocab_start
+from janus_jax.model.vocabulary import TOKENS, gather, largest, scatter_sum, vocab_axes, vocab_start
 from janus_jax.parallel.mesh import NOWHERE, Placement
 
 _LOGITS_PER_CHUNK = 1 << 24
@@ -49,24 +49,40 @@ def token_logps(
 
 
 def scored(
-    hidden: Float[Array, "B L D"], head: Float[Array, "D V"], targets: Int[Array, "B L"], *, place: Placement = NOWHERE
-) -> tuple[Float[Array, "B L"], Bool[Array, "B L"]]:
-    """As `token_logps`, without a gradient; and whether the target is a most probable id."""
+    hidden: Float[Array, "B L D"],
+    head: Float[Array, "D V"],
+    targets: Int[Array, "B L"],
+    *,
+    top: int = 0,
+    place: Placement = NOWHERE,
+) -> tuple[Array, ...]:
+    """As `token_logps`, without a gradient, and more.
 
-    def local(x: Array, shard: Array, targets: Array) -> tuple[Array, Array]:
+    Returns:
+        [B, L] log-probs of the targets, and whether each is a most probable id. If `top` is not 0 also [B, L, top] the
+        most probable ids and their log-probs, the most probable first.
+    """
+
+    def local(x: Array, shard: Array, targets: Array) -> tuple[Array, ...]:
         head, names = gather(shard.astype(x.dtype), place, _HEAD), vocab_axes(place)
 
-        def chunk(args: tuple[Array, Array]) -> tuple[Array, Array]:
+        def chunk(args: tuple[Array, Array]) -> tuple[Array, ...]:
             x, targets = args
             logits = _logits(x, head)
-            top, picked, logsumexp = _of_target(logits, targets, names, place)
-            return picked - logsumexp, picked >= top
+            best, picked, logsumexp = _of_target(logits, targets, names, place)
+            scores = picked - logsumexp, picked >= best
+            if not top:
+                return scores
+            values, ids = largest(logits.reshape(-1, logits.shape[-1]), top, place)
+            values, ids = (part.reshape(*targets.shape, top) for part in (values, ids))
+            return *scores, ids, values - logsumexp[..., None]
 
         slots, length = min(_chunk_here(x, head), x.shape[1]), x.shape[1]
-        logps, top = jax.lax.map(chunk, (_split(x, slots), _split(targets, slots)))
-        return _join(logps, length), _join(top, length)
+        parts = jax.lax.map(chunk, (_split(x, slots), _split(targets, slots)))
+        return tuple(_join(part, length) for part in parts)
 
-    return place.map(local, (_HIDDEN, _HEAD, TOKENS), (TOKENS, TOKENS))(hidden, head, targets)
+    outs = (TOKENS, TOKENS, *[(*TOKENS, None)] * (2 if top else 0))
+    return place.map(local, (_HIDDEN, _HEAD, TOKENS), outs)(hidden, head, targets)
 
 
 def _chunk(place: Placement, rows: int, vocab: int) -> int:

@@ -42,19 +42,8 @@ def test_help_and_config_load_no_heavy_module(arguments):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment)
 
 
-COMMANDS = [
-    "demo",
-    "data build",
-    "data inspect",
-    "train",
-    "convert from-hf",
-    "convert to-hf",
-    "config show",
-    "doctor",
-    "generate",
-    "plan",
-    "runs plot",
-]
+COMMANDS = ["demo", "doctor", "generate", "plan", "score", "train"]
+COMMANDS += ["config show", "convert from-hf", "convert to-hf", "data build", "data inspect", "runs plot"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
