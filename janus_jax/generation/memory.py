@@ -35,6 +35,7 @@ class Memory:
     live: bool
     prompt: int
     steps: int
+    platform: str | None
 
     @functools.cached_property
     def weights(self) -> int:
@@ -96,7 +97,7 @@ class Memory:
         recent = self._keys(self._rows, self.steps, self.dtype)
         logits = 2 * 4 * self._rows * vocabulary + self._rows * n.vocab_size  # with what sampling leaves; stop ids
         heads = n.num_heads // self.place.shards("kv_heads")
-        if self.place.platform == "tpu":  # reads the cache where it is; turns the weights of all queries once
+        if self.platform == "tpu":  # reads the cache where it is; turns the weights of all queries once
             read = n.num_layers * n.hidden_size * heads * n.head_dim * size
         else:
             read = self._keys(self._rows, self.length, self.dtype, layers=1)
@@ -114,7 +115,7 @@ class Memory:
     @property
     def _fill(self) -> int:
         """Each device gets all prompts of a prefill. TPUs write into rows of whole lanes: heads of 64 are padded."""
-        padding = -self.config.head_dim % _TPU_LANES if self.place.platform == "tpu" else 0
+        padding = -self.config.head_dim % _TPU_LANES if self.platform == "tpu" else 0
         turned = self.cache * (self.config.head_dim + padding) // self.config.head_dim if padding else 0
         return self._keys(self.place.shards("batch"), self.prompt, self.dtype) + turned
 
@@ -147,11 +148,13 @@ def needed(
     live: bool = False,
     prompt: int | None = None,
     steps: int = 16,
+    platform: str | None = None,
 ) -> Memory:
     """What `rows` texts that grow together take, each of up to `length` tokens with its prompt.
 
     Args:
-        place: of `placement.generation_place`. Its devices need not exist here.
+        place: of `placement.generation_place`. Its devices need not exist; a mesh without any (`AbstractMesh`) needs
+            `platform`.
         rows: rounded up to a multiple of the mesh's `data`.
         length: rounded up to a bucket.
         dtype: of weights and activations.
@@ -159,6 +162,7 @@ def needed(
         live: the weights are a copy beside those of training.
         prompt: tokens of the longest prompt; None: `length`.
         steps: most tokens of a decoding call (`Engine.steps_per_call`).
+        platform: of the devices; None: what `place` says.
     """
     shards, length = place.shards("batch"), bucket(length)
     return Memory(
@@ -171,6 +175,7 @@ def needed(
         live,
         length if prompt is None else bucket(prompt),
         steps,
+        place.platform if platform is None else platform,
     )
 
 
