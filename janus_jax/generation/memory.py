@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from janus_jax.errors import ConfigError
 from janus_jax.generation import placement
 from janus_jax.generation.requests import Request
-from janus_jax.generation.sizes import bucket, slots
+from janus_jax.generation.sizes import SLOTS_PER_CALL, TOKENS_PER_STEP, bucket, prompts_per_call, slots
 from janus_jax.model.attention import queries_per_block
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import param_specs
@@ -53,9 +53,19 @@ class Memory:
 
         An estimate, above what XLA reports.
         """
-        # which ids each row has seen, and the prompts whose samples wait for rows
-        held = self._rows * self.config.vocab_size + self._keys(1, self.prompt, self.dtype)
-        return held + max(self._decode, self._prefill, self._fill)
+        seen = self._rows * self.config.vocab_size  # which ids each row has seen
+        waiting = self._keys(1, self._prompts * self.prompt, self.cache_dtype)  # a call's prompts with more samples
+        return seen + max(self._decode + waiting, max(self._prefill, self._fill) + self._step)
+
+    @property
+    def beside(self) -> dict[str, int]:
+        """What is on a device beside the arguments of `decode`, `prefill` and `fill`."""
+        return {"decode": 0, "prefill": self.cache + self._step, "fill": self.weights + self._step}
+
+    @property
+    def _step(self) -> int:
+        """The prompts that a step computes before they are copied into rows."""
+        return self._keys(1, min(self._rows * self.prompt, TOKENS_PER_STEP + self.prompt), self.cache_dtype)
 
     @property
     def total(self) -> int:
@@ -104,20 +114,29 @@ class Memory:
         return self._layer + recent + logits + read + self._scores(1, self.length + self.steps, self._rows)
 
     @property
+    def _prompts(self) -> int:
+        """Of one prefill, for each shard of rows."""
+        return prompts_per_call(self.prompt, self._rows)
+
+    @property
     def _prefill(self) -> int:
         n, parts = self.config, self.place.shards("kv_heads")
-        block = queries_per_block(1, self.prompt, n.num_heads // parts, self.prompt)
-        wide = 4 * n.hidden_size + 3 * n.intermediate_size // self.place.shards("mlp")
-        wide += 2 * (n.num_heads + 2 * n.num_kv_heads) * n.head_dim // parts
-        turned = self._keys(1, self.prompt, self.dtype)
-        return self._layer + self._scores(block, self.prompt, 1) + self.prompt * wide * self.dtype.itemsize + turned
+        block = queries_per_block(self._prompts, self.prompt, n.num_heads // parts, self.prompt)
+        wide = 2 * n.hidden_size + 2 * n.intermediate_size // self.place.shards("mlp")
+        wide += (n.num_heads + 2 * n.num_kv_heads) * n.head_dim // parts
+        # Shorter prompts may fill a call better than the longest ones.
+        tokens = max(self._prompts * self.prompt, min(SLOTS_PER_CALL, self._rows * self.prompt))
+        turned = self._keys(1, tokens, self.dtype)
+        scores = self._scores(block, self.prompt, self._prompts)
+        return self._layer + scores + tokens * wide * self.dtype.itemsize + turned
 
     @property
     def _fill(self) -> int:
         """Each device gets all prompts of a prefill. TPUs write into rows of whole lanes: heads of 64 are padded."""
         padding = -self.config.head_dim % _TPU_LANES if self.platform == "tpu" else 0
-        turned = self.cache * (self.config.head_dim + padding) // self.config.head_dim if padding else 0
-        return self._keys(self.place.shards("batch"), self.prompt, self.dtype) + turned
+        padded = self.cache * (self.config.head_dim + padding) // self.config.head_dim if padding else 0
+        prompts = self._prompts * self.place.shards("batch")
+        return self._keys(prompts, self.prompt, self.cache_dtype) + padded
 
     def text(self) -> str:
         """One line for people."""
@@ -203,7 +222,9 @@ def free_bytes(devices: Sequence[Any]) -> int | None:
     return min((stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in told if stats), default=None)
 
 
-def require_for(config: ModelConfig, requests: Sequence[Request], rows: int, *places: str, steps: int = 16) -> None:
+def require_for(
+    config: ModelConfig, requests: Sequence[Request], rows: int, *places: str, cache_dtype: Any = None, steps: int = 16
+) -> None:
     """As `require`, for requests to a model whose weights are not read yet, on all devices.
 
     Args:
@@ -213,7 +234,8 @@ def require_for(config: ModelConfig, requests: Sequence[Request], rows: int, *pl
     longest = config.max_position_embeddings
     length = max(slots(len(one.ids), one.stopping.max_new_tokens, steps, longest) for one in requests)
     prompt, dtype = max(len(one.ids) for one in requests), placement.compute_dtype(None, place)
-    memory = needed(config, place, rows=rows, length=length, dtype=dtype, prompt=prompt, steps=steps)
+    sizes = {"rows": rows, "length": length, "prompt": prompt, "steps": steps}
+    memory = needed(config, place, dtype=dtype, cache_dtype=cache_dtype, **sizes)
     require(memory, place, *places)
 
 

@@ -14,6 +14,8 @@ from janus_jax.model.attention import Slots
 from janus_jax.model.cache import Cache
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Compute, Params, bind
+from janus_jax.model.vocabulary import largest
+from janus_jax.parallel.mesh import Placement
 
 _STATIC = ("config", "compute")
 
@@ -46,13 +48,18 @@ class Made(NamedTuple):
     ids: Int[Array, "B C"]
     logps: Float[Array, "B C"]
     """Their log-probs under the model, whatever the sampling."""
+    top_ids: Int[Array, "B C T"] | None
+    """The most probable ids at each of them, and their log-probs; None if none are asked for."""
+    top_logps: Float[Array, "B C T"] | None
 
 
-@functools.partial(jax.jit, static_argnames=(*_STATIC, "rows", "length"))
-def empty(*, config: ModelConfig, compute: Compute, rows: int, length: int) -> tuple[Cache, Bool[Array, "B V"]]:
+@functools.partial(jax.jit, static_argnames=(*_STATIC, "rows", "length", "dtype"))
+def empty(
+    *, config: ModelConfig, compute: Compute, rows: int, length: int, dtype: Any = None
+) -> tuple[Cache, Bool[Array, "B V"]]:
     """A cache without a text, and which ids each row has seen."""
     seen = jnp.zeros((rows, config.vocab_size), bool)
-    return kv.empty(config, rows, length, compute), compute.place.constrain(seen, ("batch", None))
+    return kv.empty(config, rows, length, compute, dtype), compute.place.constrain(seen, ("batch", None))
 
 
 @functools.partial(jax.jit, static_argnames=("length", "compute"))
@@ -60,13 +67,19 @@ def grow(cache: Cache, *, length: int, compute: Compute) -> Cache:
     return kv.grown(cache, length, compute)
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC)
+@functools.partial(jax.jit, static_argnames=(*_STATIC, "dtype"))
 def prefill(
-    params: Params, tokens: Int[Array, "P L"], lengths: Int[Array, " P"], *, config: ModelConfig, compute: Compute
+    params: Params,
+    tokens: Int[Array, "P L"],
+    lengths: Int[Array, " P"],
+    *,
+    config: ModelConfig,
+    compute: Compute,
+    dtype: Any = None,
 ) -> Cache:
     place = compute.place
     tokens, lengths = place.constrain(tokens, ("batch", None)), place.constrain(lengths, ("batch",))
-    return kv.prefill(config, params, tokens, lengths, compute)
+    return kv.prefill(config, params, tokens, lengths, compute, dtype)
 
 
 @functools.partial(jax.jit, static_argnames="compute", donate_argnames=("cache", "seen"))
@@ -90,7 +103,7 @@ def fill(
     return cache, compute.place.constrain(seen, ("batch", None))
 
 
-@functools.partial(jax.jit, static_argnames=(*_STATIC, "attended", "steps"), donate_argnames=("cache", "seen"))
+@functools.partial(jax.jit, static_argnames=(*_STATIC, "attended", "steps", "top"), donate_argnames=("cache", "seen"))
 def decode(
     params: Params,
     cache: Cache,
@@ -101,11 +114,13 @@ def decode(
     compute: Compute,
     attended: int,
     steps: int,
+    top: int = 0,
 ) -> tuple[Made, Cache, Bool[Array, "B V"]]:
     """Makes up to `steps` tokens of each row; it ends early when no row goes on.
 
     Args:
         attended: slots of the cache to read; no row is longer.
+        top: how many of the most probable ids are told for each token, at most the vocabulary.
     """
     place = compute.place
     rows = jax.tree.map(lambda x: place.constrain(x, ("batch",) + (None,) * (x.ndim - 1)), rows)
@@ -117,7 +132,7 @@ def decode(
         return (i < steps) & live.any()
 
     def one(state: Any) -> Any:
-        i, live, token, recent, seen, ids, logps = state
+        i, live, token, recent, seen, made = state
         logits, recent = kv.next_logits(
             config, params, cache, recent, token, rows.length, i, attended=attended, compute=compute
         )
@@ -126,11 +141,12 @@ def decode(
         new = sampling.sample(allowed, rows.settings, keys, seen).astype(jnp.int32)
         chosen = new[:, None] == vocabulary
         # A masked sum rather than a gather: the vocabulary may be split.
-        logp = jnp.where(chosen, logits, 0).sum(-1) - jax.nn.logsumexp(logits, axis=-1)
-        ids = ids.at[:, i].set(jnp.where(live, new, -1))
-        logps = logps.at[:, i].set(logp)
+        logsumexp = jax.nn.logsumexp(logits, axis=-1)
+        logp = jnp.where(chosen, logits, 0).sum(-1) - logsumexp
+        best = _best(logits, logsumexp, top, place) if top else (None, None)
+        made = jax.tree.map(lambda all_, at: all_.at[:, i].set(at), made, Made(jnp.where(live, new, -1), logp, *best))
         live = live & ~(chosen & is_stop).any(-1) & (i + 1 < rows.left)
-        return i + 1, live, new, recent, seen | chosen, ids, logps
+        return i + 1, live, new, recent, seen | chosen, made
 
     state = (
         jnp.int32(0),
@@ -138,13 +154,24 @@ def decode(
         rows.token,
         kv.empty(config, count, steps, compute),
         seen,
-        jnp.full((count, steps), -1, jnp.int32),
-        jnp.zeros((count, steps), jnp.float32),
+        Made(
+            jnp.full((count, steps), -1, jnp.int32),
+            jnp.zeros((count, steps), jnp.float32),
+            jnp.zeros((count, steps, top), jnp.int32) if top else None,
+            jnp.zeros((count, steps, top), jnp.float32) if top else None,
+        ),
     )
-    _, _, _, recent, seen, ids, logps = jax.lax.while_loop(goes_on, one, state)
+    _, _, _, recent, seen, made = jax.lax.while_loop(goes_on, one, state)
     cache = kv.constrain(kv.append(cache, recent, rows.length, place), place)
-    made = Made(*(place.constrain(part, (None, None)) for part in (ids, logps)))
+    made = jax.tree.map(lambda part: place.constrain(part, (None,) * part.ndim), made)
     return made, cache, place.constrain(seen, ("batch", None))
+
+
+def _best(logits: Array, logsumexp: Array, count: int, place: Placement) -> tuple[Array, Array]:
+    """The most probable ids [B, count] and their log-probs."""
+    run = functools.partial(largest, count=count, place=place)
+    values, ids = place.map(run, (("batch", "vocab"),), (("batch", None),) * 2)(logits)
+    return ids, values - logsumexp[:, None]
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC)

@@ -13,6 +13,9 @@ Reason = Literal["stop", "length"]
 """Why a text ends: a stop id or a stop string came, or it has as many tokens as it may have."""
 
 
+MOST_TOP = 20
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """A prompt, and how to go on with it."""
@@ -26,6 +29,8 @@ class Request:
     sampling: SamplingOptions = SamplingOptions(temperature=0)  # noqa: RUF009 (frozen)
     """How tokens are chosen; by default always the most probable one."""
     seed: int = 0
+    top: int = 0
+    """How many of the most probable ids are told for each new token: 0 to `MOST_TOP`."""
     name: int | str | None = None
     """Of the prompt; None: its place among the requests. Random numbers depend on seed, name, number of the sample and
     number of the token, and on nothing else."""
@@ -46,6 +51,9 @@ class Event(NamedTuple):
     tokenizer."""
     reason: Reason | None
     """Why the text ends with these; None: it goes on."""
+    top: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """For each of `ids`: pairs of an id and its log-prob under the model, the most probable first. Of equally probable
+    ids the smaller comes first. Empty if the request asks for none."""
 
 
 class LogProbs(NamedTuple):
@@ -64,6 +72,8 @@ def check(config: ModelConfig, name: str, request: Request) -> None:
     require_ids(config, name, request.ids, room=1)
     if request.samples < 1:
         raise DataError(name, f"samples={request.samples}: allowed: 1 or more")
+    if not 0 <= request.top <= MOST_TOP:
+        raise DataError(name, f"top={request.top}: allowed: 0 to {MOST_TOP}")
     with named(name):
         request.stopping.require_ids_below(config.vocab_size)
 

@@ -1,8 +1,9 @@
 """Texts that grow together in the rows of one cache."""
 
+import collections
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,11 +12,18 @@ from janus_jax.errors import DataError
 from janus_jax.generation import memory, placement, programs, sampling
 from janus_jax.generation.detokenizer import TextStream
 from janus_jax.generation.requests import Event, Request, check
-from janus_jax.generation.sizes import bucket
+from janus_jax.generation.sizes import TOKENS_PER_STEP, bucket, prompts_per_call, top_bucket
 from janus_jax.model.cache import Cache
 
 if TYPE_CHECKING:
     from janus_jax.generation.engine import Engine
+
+
+class _Keys(NamedTuple):
+    """Prompts that were computed together, and their ids, filled with -1."""
+
+    cache: Cache
+    tokens: np.ndarray
 
 
 @dataclasses.dataclass
@@ -25,8 +33,8 @@ class _Prompt:
     number: int
     request: Request
     started: int = 0
-    keys: tuple[Cache, np.ndarray, int] | None = None
-    """After its prefill: prompts, their tokens, and which of them it is."""
+    keys: tuple[_Keys, int] | None = None
+    """After its prefill: prompts, and which of them it is."""
 
 
 @dataclasses.dataclass
@@ -91,23 +99,35 @@ class Session:
         return self._decode() if any(self._rows) else []
 
     def _admit(self) -> None:
-        while self._waiting and None in self._rows:
-            fresh = [prompt for prompt in self._waiting if prompt.keys is None][: self._engine.row_shards]
-            if self._waiting[0].keys is None:
-                self._prefill(fresh)
-            keys = self._waiting[0].keys
-            assert keys is not None
-            pairs: list[tuple[int, int]] = []
-            free = [i for i, row in enumerate(self._rows) if row is None]
-            # All prompts of one prefill that have rows are copied together.
-            while self._waiting and (own := self._waiting[0].keys) and own[0] is keys[0] and free:
-                prompt = self._waiting[0]
-                row = free.pop(0)
-                self._rows[row] = self._start(prompt)
-                pairs.append((row, own[2]))
-                if prompt.started == prompt.request.samples:
-                    self._waiting.pop(0)
-            self._fill(keys[0], keys[1], pairs)
+        free = [i for i, row in enumerate(self._rows) if row is None]
+        chosen: list[tuple[int, _Prompt]] = []
+        fresh: dict[int, list[_Prompt]] = collections.defaultdict(list)
+        left = TOKENS_PER_STEP * self._engine.row_shards
+        for prompt in self._waiting:
+            if not free or left <= 0:
+                break
+            if prompt.keys is None:
+                width = bucket(len(prompt.request.ids))
+                fresh[width].append(prompt)
+                left -= width
+            count = min(len(free), prompt.request.samples - prompt.started)
+            chosen += [(row, prompt) for row in free[:count]]
+            free = free[count:]
+        self._prefill(sorted(fresh.items()))
+        # All prompts of one prefill are copied together.
+        copies: dict[int, tuple[_Keys, list[tuple[int, int]]]] = {}
+        for row, prompt in chosen:
+            assert prompt.keys is not None
+            keys, place = prompt.keys
+            self._rows[row] = self._start(prompt)
+            copies.setdefault(id(keys), (keys, []))[1].append((row, place))
+        if chosen:
+            needed = max(row.length + row.limit for row in self._rows if row) + self._engine.steps_per_call
+            longest = max(keys.cache.length for keys, _ in copies.values())
+            self._reserve(bucket(max(needed, longest)), longest)
+        for keys, pairs in copies.values():
+            self._fill(keys, pairs)
+        self._waiting = [prompt for prompt in self._waiting if prompt.started < prompt.request.samples]
 
     def _start(self, prompt: _Prompt) -> _Row:
         request, engine = prompt.request, self._engine
@@ -125,27 +145,40 @@ class Session:
             stream=None if engine.detokenizer is None else engine.detokenizer.stream(stopping.stop),
         )
 
-    def _prefill(self, prompts: list[_Prompt]) -> None:
-        engine, count = self._engine, self._engine.row_shards
-        width = bucket(max(len(prompt.request.ids) for prompt in prompts))
+    def _prefill(self, groups: list[tuple[int, list[_Prompt]]]) -> None:
+        """Computes prompts by their widths, as many in one call as there are and as its size allows."""
+        shards, left = self._engine.row_shards, []
+        for number, (width, prompts) in enumerate(groups):
+            prompts = left + prompts
+            wider = groups[number + 1][0] if number + 1 < len(groups) else 0
+            # A call computes at least one prompt for each shard, so what is left over goes with slightly wider ones.
+            extra = len(prompts) % shards if 0 < wider <= 2 * width else 0
+            prompts, left = prompts[: len(prompts) - extra], prompts[len(prompts) - extra :]
+            while prompts:
+                count = shards * prompts_per_call(width, len(prompts) // shards)
+                self._prefill_call(width, prompts[:count], count)
+                prompts = prompts[count:]
+
+    def _prefill_call(self, width: int, prompts: list[_Prompt], count: int) -> None:
+        engine = self._engine
         tokens, lengths = np.full((count, width), -1, np.int32), np.zeros(count, np.int32)
         for i, prompt in enumerate(prompts):
             tokens[i, : len(prompt.request.ids)], lengths[i] = prompt.request.ids, len(prompt.request.ids) - 1
         on_all = placement.on_all((np.maximum(tokens, 0), lengths), engine.compute.place)
-        keys = programs.prefill(engine.params, *on_all, config=engine.config, compute=engine.compute)
+        cache = programs.prefill(
+            engine.params, *on_all, config=engine.config, compute=engine.compute, dtype=engine.cache_dtype
+        )
+        keys = _Keys(cache, tokens)
         for i, prompt in enumerate(prompts):
-            prompt.keys = (keys, tokens, i)
+            prompt.keys = (keys, i)
 
-    def _fill(self, keys: Cache, tokens: np.ndarray, pairs: list[tuple[int, int]]) -> None:
+    def _fill(self, keys: _Keys, pairs: list[tuple[int, int]]) -> None:
         engine = self._engine
-        rows = (self._rows[row] for row, _ in pairs)
-        needed = max(row.length + row.limit for row in rows if row is not None) + engine.steps_per_call
-        self._reserve(bucket(max(needed, keys.length)), keys.length)
         targets, sources = np.full(len(self._rows), -1, np.int32), np.zeros(len(self._rows), np.int32)
         targets[: len(pairs)], sources[: len(pairs)] = zip(*pairs, strict=True)
-        on_all = placement.on_all((tokens, targets, sources), engine.compute.place)
+        on_all = placement.on_all((keys.tokens, targets, sources), engine.compute.place)
         assert self._cache is not None
-        self._cache, self._seen = programs.fill(self._cache, self._seen, keys, *on_all, compute=engine.compute)
+        self._cache, self._seen = programs.fill(self._cache, self._seen, keys.cache, *on_all, compute=engine.compute)
 
     def _reserve(self, length: int, prompt: int) -> None:
         """Makes rows of the cache at least `length` slots long, for prompts of up to `prompt` tokens."""
@@ -153,7 +186,7 @@ class Session:
         if self._cache is None or self._cache.length < length:
             self._require_memory(length, prompt)
         if self._cache is None:
-            sizes = {"rows": engine.rows, "length": length}
+            sizes = {"rows": engine.rows, "length": length, "dtype": engine.cache_dtype}
             self._cache, self._seen = programs.empty(config=engine.config, compute=engine.compute, **sizes)
         elif self._cache.length < length:
             self._cache = programs.grow(self._cache, length=length, compute=engine.compute)
@@ -167,6 +200,7 @@ class Session:
             rows=engine.rows,
             length=length,
             dtype=compute.dtype,
+            cache_dtype=engine.cache_dtype,
             prompt=prompt,
             steps=engine.steps_per_call,
         )
@@ -185,19 +219,21 @@ class Session:
             compute=engine.compute,
             attended=attended,
             steps=engine.steps_per_call,
+            top=min(top_bucket(max(row.request.top for row in self._rows if row)), engine.config.vocab_size),
         )
-        ids, logps = map(np.asarray, made)
+        made = jax.tree.map(np.asarray, made)
         events = []
         for i, row in enumerate(self._rows):
             if row is not None:
-                count = int((ids[i] >= 0).sum())
-                events.append(self._advance(row, ids[i, :count], logps[i, :count]))
+                count = int((made.ids[i] >= 0).sum())
+                events.append(self._advance(row, jax.tree.map(lambda part: part[i, :count], made)))  # noqa: B023
                 if events[-1].reason is not None:
                     self._rows[i] = None
         return events
 
-    def _advance(self, row: _Row, ids: np.ndarray, logps: np.ndarray) -> Event:
-        new = tuple(map(int, ids))
+    def _advance(self, row: _Row, made: programs.Made) -> Event:
+        """What comes of the tokens that a row got in a call."""
+        new = tuple(map(int, made.ids))
         ended = new[-1] in row.stop_ids
         text, stream = "", row.stream
         if stream is not None:
@@ -211,7 +247,8 @@ class Session:
         if reason is not None and stream is not None:
             text += stream.finish()
             reason = "stop" if stream.stopped is not None else reason
-        return Event(row.number, row.sample, new, tuple(map(float, logps[: len(new)])), text, reason)
+        logps, top = tuple(map(float, made.logps[: len(new)])), _top(made, row.request.top, len(new))
+        return Event(row.number, row.sample, new, logps, text, reason, top)
 
     def _described(self) -> programs.Rows:
         rows = self._rows
@@ -244,3 +281,11 @@ class Session:
             if row:
                 stop[i, : len(row.stop_ids)] = row.stop_ids
         return stop
+
+
+def _top(made: programs.Made, count: int, tokens: int) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """The `count` most probable ids at each of the first tokens of a row, as an event has them."""
+    if not count or made.top_ids is None or made.top_logps is None:
+        return ()
+    ids, logps = (part[:tokens, :count].tolist() for part in (made.top_ids, made.top_logps))
+    return tuple(tuple(zip(*pair, strict=True)) for pair in zip(ids, logps, strict=True))

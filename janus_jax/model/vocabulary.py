@@ -51,6 +51,19 @@ def scatter_sum(gradient: Array, place: Placement, axes: tuple[str, ...]) -> Arr
     return jax.lax.psum(gradient, tuple(remaining)) if remaining else gradient
 
 
+def largest(logits: Float[Array, "B V"], count: int, place: Placement) -> tuple[Float[Array, "B C"], Int[Array, "B C"]]:
+    """The largest logits of each row and their ids, from this device's part of the vocabulary. Of equal ones the
+    smaller id comes first."""
+    size, names = logits.shape[-1], vocab_axes(place)
+    values, ids = jax.lax.top_k(logits, min(count, size))
+    if names:  # parts stand in the order of their ids, so equal ones do too
+        ids = ids + vocab_start(place, size)
+        values, ids = (jax.lax.all_gather(part, names, axis=1, tiled=True) for part in (values, ids))
+        values, at = jax.lax.top_k(values, min(count, values.shape[1]))
+        ids = jnp.take_along_axis(ids, at, 1)
+    return values, ids
+
+
 def _reduce_scatter(x: Array, name: str, dim: int) -> Array:
     """`psum_scatter` as an all-to-all and a sum. The TPU compiler turns `psum_scatter` into an all-reduce whose
     slice is taken much later, and holds the whole until then: 0.5 GiB of a 7B model's head."""

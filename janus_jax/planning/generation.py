@@ -13,7 +13,7 @@ from janus_jax.errors import ConfigError, ConversionError
 from janus_jax.generation import placement, programs, sampling
 from janus_jax.generation.engine import require_language_model
 from janus_jax.generation.memory import Memory, needed
-from janus_jax.generation.sizes import bucket, slots
+from janus_jax.generation.sizes import bucket, prompts_per_call, slots
 from janus_jax.model.cache import AXES, Cache
 from janus_jax.model.config import PRESETS, ModelConfig
 from janus_jax.model.mistral import Compute, param_specs
@@ -99,7 +99,14 @@ class GenerationPlan:
 
 
 def lowered(
-    config: ModelConfig, compute: Compute, *, rows: int, length: int, prompt: int, steps: int = STEPS
+    config: ModelConfig,
+    compute: Compute,
+    *,
+    rows: int,
+    length: int,
+    prompt: int,
+    steps: int = STEPS,
+    cache_dtype: Any = None,
 ) -> dict[str, Any]:
     """`decode`, `prefill` and `fill` as a session calls them at most: name -> what `compile` takes.
 
@@ -107,22 +114,26 @@ def lowered(
         rows: a multiple of the mesh's `data`.
         length, prompt: slots of the cache and tokens of a prompt, rounded up to buckets. All slots are read.
         steps: tokens of a decoding call.
+        cache_dtype: None: that of `compute`.
     """
     place, length, prompt = compute.place, bucket(length), bucket(prompt)
+    held = jnp.dtype(compute.dtype if cache_dtype is None else cache_dtype)
 
     def array(shape: tuple[int, ...], dtype: Any = jnp.int32, axes: Any = None) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place.sharding(axes or (None,) * len(shape)))
 
     def cache(rows: int, length: int) -> Cache:
         shape = (config.num_layers, rows, config.num_kv_heads, length, config.head_dim)
-        return Cache(*[array(shape, compute.dtype, AXES)] * 2)
+        scales = [array(shape[:-1], jnp.float32, AXES[:-1])] * 2 if held == jnp.int8 else []
+        return Cache(*[array(shape, held, AXES)] * 2, *scales)
 
     params = jax.tree.map(
         lambda spec, sharding: jax.ShapeDtypeStruct(spec.shape, compute.dtype, sharding=sharding),
         param_specs(config),
         placement.shardings(config, place),
     )
-    seen, prompts = array((rows, config.vocab_size), jnp.bool_, ("batch", None)), place.shards("batch")
+    seen, shards = array((rows, config.vocab_size), jnp.bool_, ("batch", None)), place.shards("batch")
+    prompts = shards * prompts_per_call(prompt, rows // shards)
     settings = sampling.Settings.of([sampling.SamplingOptions()])
     asked = programs.Rows(
         *[array((rows,))] * 5,
@@ -136,7 +147,7 @@ def lowered(
     full, tokens = cache(rows, length), array((prompts, prompt))
     return {
         "decode": programs.decode.lower(params, full, seen, asked, attended=length, steps=steps, **static),
-        "prefill": programs.prefill.lower(params, tokens, array((prompts,)), **static),
+        "prefill": programs.prefill.lower(params, tokens, array((prompts,)), dtype=held, **static),
         "fill": programs.fill.lower(
             full, seen, cache(prompts, prompt), tokens, array((rows,)), array((rows,)), compute=compute
         ),
@@ -246,15 +257,15 @@ def _compiled(
     except ConfigError as error:
         return {}, str(error), 0
     on_tpu, peaks, seconds = memory.platform == "tpu", {}, 0.0
-    beside = {"decode": 0, "prefill": memory.cache, "fill": memory.weights}  # what is no argument of these programs
     assert place.mesh is not None
     with gpus.lowering_for(place.mesh.devices.flat[0]):
         sizes = {"rows": memory.rows, "length": memory.length, "prompt": memory.prompt}
-        made = lowered(config, Compute(dtype=memory.dtype, place=place), **sizes)
+        compute = Compute(dtype=memory.dtype, place=place)
+        made = lowered(config, compute, cache_dtype=memory.cache_dtype, **sizes)
         for name, program in made.items():
             step = compile_lowered(program, target.name, on_tpu=on_tpu)
             analysis = None if step.executable is None else step.executable.memory_analysis()
-            peaks[name] = None if analysis is None else peak_of(analysis, on_tpu) + beside[name]
+            peaks[name] = None if analysis is None else peak_of(analysis, on_tpu) + memory.beside[name]
             seconds += step.seconds
     return peaks, None, seconds
 

@@ -150,7 +150,7 @@ def samples(models: dict[str, str], jax: Child, torch: Child, turns: int, *, qui
     """64 samples that share a prefill, beside 64 requests with the same prompt."""
     name, model = list(models.items())[-1]
     print("\n64 samples of one prompt beside 64 requests: tokens/s | ratio by the clock | by CPU time", flush=True)
-    for prompt, new in ((512, 32),) if quick else ((512, 64), (1024, 64)):
+    for prompt, new in ((256, 32),) if quick else ((512, 64), (1024, 64)):
         shared = Work(model, 64, new, prompt=prompt, samples=64, temperature=1.0)
         apart = dataclasses.replace(shared, samples=1, equal=True)
         rates = in_turns({"shared": lambda w=shared: jax(w), "apart": lambda w=apart: jax(w)}, turns - 1)

@@ -56,6 +56,14 @@ def greedy(model: Any, prompt: Sequence[int], count: int, stop: Sequence[int] = 
     return ids, int(close[0]) if len(close) else len(ids)
 
 
+def most_probable(model: Any, prompt: Sequence[int], ids: Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The most probable ids [len(ids), count + 1] before each of `ids`, and their log-probs."""
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1].double()
+    best = torch.log_softmax(logits, -1).topk(count + 1)
+    return best.indices.numpy(), best.values.numpy()
+
+
 def log_probs(model: Any, context: Sequence[int], continuation: Sequence[int]) -> tuple[np.ndarray, bool]:
     """Log-probs of a continuation's tokens, and whether greedy decoding gives it."""
     with torch.no_grad():
