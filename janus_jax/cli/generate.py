@@ -95,6 +95,7 @@ def generate(
     processes.start(place)
     from janus_jax.checkpoint.stored_model import open_model
     from janus_jax.generation import best_of as best
+    from janus_jax.generation import memory
     from janus_jax.generation.answers import Journal, answer, begin, finish
     from janus_jax.generation.engine import require_language_model
     from janus_jax.generation.opened import facts, open_engine
@@ -155,13 +156,13 @@ def generate(
     if unlike:
         named_settings = ", ".join(f"{key}={value}" for key, value in unlike.items())
         tell(f"note: the model's generation_config.json names {named_settings}; only the options count here")
+    rows = min(rows, n * len(requests))
+    memory.require_for(stored.config, requests, rows, f"--rows {rows}", cache_dtype=cache_dtype)
 
     def write() -> None:
         """Its engine, weights and cache, is freed at the end."""
         if left := begin(journal, len(requests), "prompts are answered", tell):
-            engine, _ = open_engine(
-                stored, template=template, rows=min(rows, n * len(requests)), cache_dtype=cache_dtype
-            )
+            engine, _ = open_engine(stored, template=template, rows=rows, cache_dtype=cache_dtype)
             for note in engine.notes:
                 tell(f"note: {note}")
             answer(engine, records, requests, left, journal, log_probs=log_probs, tell=tell)

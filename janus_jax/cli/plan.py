@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from janus_jax.cli.arguments import ConfigAlone, Overrides, interruptibly, load, on_cpu
+from janus_jax.cli.arguments import Overrides, interruptibly, load, on_cpu
 from janus_jax.cli.outputs import require_file, require_writable
 from janus_jax.errors import ConfigError
 
@@ -20,7 +20,14 @@ DOES_NOT_FIT = 3
 
 
 def plan(
-    config: ConfigAlone,
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG",
+            help="YAML file. Its data and weights need not exist here. With --generate also MODEL: a run, a step, a "
+            "converted or Hugging Face directory, a hub id, or a named size, like mistral-7b.",
+        ),
+    ],
     topology: Annotated[
         str | None,
         typer.Option(
@@ -59,6 +66,22 @@ def plan(
             min=1, metavar="N", help="Search meshes, microbatches, remat and moments; compile the N best estimates."
         ),
     ] = None,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Plan generation instead: memory, and the bound in tokens/s.")
+    ] = False,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="--generate: answers that grow at the same time. Default: 32.")
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="--generate: tokens of each prompt. Default: 512.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="--generate: most tokens of an answer. Default: 1024.")
+    ] = None,
+    cache_dtype: Annotated[
+        Literal["bfloat16", "float32", "int8"] | None,
+        typer.Option(help="--generate: of keys and values. Default: bfloat16, on simulated devices float32."),
+    ] = None,
 ) -> None:
     """Compile the training step of CONFIG for TPUs or GPUs: does it fit, what limits its speed, what does it cost?
 
@@ -77,6 +100,21 @@ def plan(
     if png is not None and sweep is not None and topology.startswith("cpu"):
         raise ConfigError(f"--png {png}: not allowed for a sweep of simulated devices, which have no times to draw")
     on_cpu()
+    of_generation = {
+        "--rows": rows,
+        "--prompt-tokens": prompt_tokens,
+        "--max-new-tokens": max_new_tokens,
+        "--cache-dtype": cache_dtype,
+    }
+    of_training = {"--png": png, "--dump-hlo": dump_hlo, "--explain": explain, "--sweep": sweep}
+    for name, value in (of_training if generate else of_generation).items():
+        if value is not None:
+            raise ConfigError(f"{name} {value}: {'not' if generate else 'only'} allowed with --generate")
+    if generate:
+        sizes = (rows or 32, prompt_tokens or 512, max_new_tokens or 1024)
+        options = dict(zip(("rows", "prompt", "new"), sizes, strict=True)) | {"cache_dtype": cache_dtype}
+        _generate(config, overrides, topology, slices, chips, options, json)
+        return
     loaded = load(config, overrides)
     if explain is not None and sweep is not None:
         raise ConfigError("--sweep, --explain: allowed: only one of them")
@@ -111,6 +149,36 @@ def plan(
     if not planned.fits:
         if tries:
             _suggest(loaded, topology, slices, chips, tries, planned)
+        raise typer.Exit(DOES_NOT_FIT)
+
+
+def _generate(
+    source: str,
+    overrides: list[str] | None,
+    topology: str,
+    slices: int,
+    chips: Path | None,
+    options: dict[str, Any],
+    json: Path | None,
+) -> None:
+    from janus_jax.planning import generation
+    from janus_jax.planning.chips.slices import load_chips
+    from janus_jax.planning.report.generation import text
+
+    as_of = load_chips(chips).as_of
+    model = generation.model_of(source, load(source, overrides) if source.endswith((".yaml", ".yml")) else None)
+    if overrides and not source.endswith((".yaml", ".yml")):
+        raise ConfigError(f"{overrides[0]}: a change to a configuration, but {source} is a model")
+    with _progress(f"compiling for {topology}"):
+        compiling = partial(generation.plan, model, topology, num_slices=slices, chips=chips, **options)
+        planned = interruptibly(compiling)
+    print(text(planned, prices_of=as_of))
+    if json is not None:
+        from janus_jax.storage.local import write_json
+
+        write_json(json, planned.to_json())
+    _print_written(json)
+    if not planned.fits:
         raise typer.Exit(DOES_NOT_FIT)
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Compute, Params, param_specs
 from janus_jax.parallel import preflight
-from janus_jax.parallel.axes import AXES, DEFAULT_RULES, MeshShape
+from janus_jax.parallel.axes import AXES, DEFAULT_RULES, MeshShape, Rules
 from janus_jax.parallel.mesh import Placement, build_mesh, param_shardings
 
 
@@ -28,15 +28,31 @@ def generation_place(config: ModelConfig, devices: Sequence[Any] | None = None) 
     """
     chosen = list(preflight.devices() if devices is None else devices)
     slices = len({getattr(device, "slice_index", 0) for device in chosen})
-    within = len(chosen) // slices
     whole = slices > 1 or len({device.process_index for device in chosen}) > 1
+    data, tensor, rules, notes = split(config, len(chosen), slices, whole=whole)
+    used = data * tensor
+    if devices is None and used == len(chosen):
+        mesh = build_mesh(MeshShape(data=data, fsdp=1, tensor=tensor, context=1))
+    else:
+        auto = (jax.sharding.AxisType.Auto,) * len(AXES)
+        mesh = Mesh(np.array(chosen[:used]).reshape(data, 1, tensor, 1), AXES, axis_types=auto)
+    return Placement(mesh, rules), notes
+
+
+def split(config: ModelConfig, devices: int, slices: int, *, whole: bool) -> tuple[int, int, Rules, list[str]]:
+    """Sizes of `data` and `tensor`, sharding rules and notes, as `generation_place` has them.
+
+    Args:
+        whole: whether `tensor` divides the devices of a slice.
+    """
+    within = devices // slices
     sizes = [n for n in range(1, within + 1) if not config.num_kv_heads % n and not (whole and within % n)]
     tensor, notes = sizes[-1], []
-    data = len(chosen) // tensor
-    if (used := data * tensor) < len(chosen):
+    data = devices // tensor
+    if (used := data * tensor) < devices:
         notes.append(
-            f"{used} of {len(chosen)} devices are used: tensor={tensor} divides {config.num_kv_heads} key heads, and "
-            f"{len(chosen)} is not a multiple of it"
+            f"{used} of {devices} devices are used: tensor={tensor} divides {config.num_kv_heads} key heads, and "
+            f"{devices} is not a multiple of it"
         )
     rules = dict(DEFAULT_RULES)
     for axis, size, what in (
@@ -46,24 +62,24 @@ def generation_place(config: ModelConfig, devices: Sequence[Any] | None = None) 
         if size % tensor:
             rules[axis] = ()
             notes.append(f"{what} are whole on each device: tensor={tensor} does not divide {axis}={size}")
-    if devices is None and used == len(chosen):
-        mesh = build_mesh(MeshShape(data=data, fsdp=1, tensor=tensor, context=1))
-    else:
-        auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-        mesh = Mesh(np.array(chosen[:used]).reshape(data, 1, tensor, 1), AXES, axis_types=auto)
-    return Placement(mesh, rules), notes
+    return data, tensor, rules, notes
 
 
 def compute_at(place: Placement, dtype: Any = None) -> Compute:
-    """How a model runs at `place`. `dtype` None: bfloat16, on CPUs float32, because they emulate bfloat16."""
-    default = jnp.float32 if place.platform == "cpu" else jnp.bfloat16
-    return Compute(dtype=jnp.dtype(default if dtype is None else dtype), place=place)
+    """How a model runs at `place`; `dtype` as in `compute_dtype`."""
+    return Compute(dtype=compute_dtype(dtype, place), place=place)
 
 
 def shardings(config: ModelConfig, place: Placement) -> Any:
     """The sharding of every parameter."""
     assert place.mesh is not None
     return param_shardings(param_specs(config), place.mesh, place.rules)
+
+
+def compute_dtype(dtype: Any, place: Placement) -> Any:
+    """The dtype of weights and activations; None: bfloat16, on CPUs float32, because they emulate bfloat16."""
+    default = jnp.float32 if place.platform == "cpu" else jnp.bfloat16
+    return jnp.dtype(default if dtype is None else dtype)
 
 
 def devices_of(params: Params) -> list[Any]:

@@ -9,18 +9,14 @@ import jax
 import numpy as np
 
 from janus_jax.errors import DataError
-from janus_jax.generation import placement, programs, sampling
+from janus_jax.generation import memory, placement, programs, sampling
 from janus_jax.generation.detokenizer import TextStream
 from janus_jax.generation.requests import Event, Request, check
-from janus_jax.generation.sizes import bucket, prompts_per_call, top_bucket
+from janus_jax.generation.sizes import TOKENS_PER_STEP, bucket, prompts_per_call, top_bucket
 from janus_jax.model.cache import Cache
 
 if TYPE_CHECKING:
     from janus_jax.generation.engine import Engine
-
-
-_TOKENS_PER_STEP = 1 << 14
-"""Slots of prompts, for each shard of rows, after which the texts that grow get their next tokens first."""
 
 
 class _Keys(NamedTuple):
@@ -106,7 +102,7 @@ class Session:
         free = [i for i, row in enumerate(self._rows) if row is None]
         chosen: list[tuple[int, _Prompt]] = []
         fresh: dict[int, list[_Prompt]] = collections.defaultdict(list)
-        left = _TOKENS_PER_STEP * self._engine.row_shards
+        left = TOKENS_PER_STEP * self._engine.row_shards
         for prompt in self._waiting:
             if not free or left <= 0:
                 break
@@ -127,7 +123,8 @@ class Session:
             copies.setdefault(id(keys), (keys, []))[1].append((row, place))
         if chosen:
             needed = max(row.length + row.limit for row in self._rows if row) + self._engine.steps_per_call
-            self._reserve(bucket(max(needed, *(keys.cache.length for keys, _ in copies.values()))))
+            longest = max(keys.cache.length for keys, _ in copies.values())
+            self._reserve(bucket(max(needed, longest)), longest)
         for keys, pairs in copies.values():
             self._fill(keys, pairs)
         self._waiting = [prompt for prompt in self._waiting if prompt.started < prompt.request.samples]
@@ -183,14 +180,31 @@ class Session:
         assert self._cache is not None
         self._cache, self._seen = programs.fill(self._cache, self._seen, keys.cache, *on_all, compute=engine.compute)
 
-    def _reserve(self, length: int) -> None:
-        """Makes rows of the cache at least `length` slots long."""
+    def _reserve(self, length: int, prompt: int) -> None:
+        """Makes rows of the cache at least `length` slots long, for prompts of up to `prompt` tokens."""
         engine = self._engine
+        if self._cache is None or self._cache.length < length:
+            self._require_memory(length, prompt)
         if self._cache is None:
             sizes = {"rows": engine.rows, "length": length, "dtype": engine.cache_dtype}
             self._cache, self._seen = programs.empty(config=engine.config, compute=engine.compute, **sizes)
         elif self._cache.length < length:
             self._cache = programs.grow(self._cache, length=length, compute=engine.compute)
+
+    def _require_memory(self, length: int, prompt: int) -> None:
+        """Raises ConfigError if a cache of this length does not fit beside the weights, and the cache that is there."""
+        engine, compute = self._engine, self._engine.compute
+        needed = memory.needed(
+            engine.config,
+            compute.place,
+            rows=engine.rows,
+            length=length,
+            dtype=compute.dtype,
+            cache_dtype=engine.cache_dtype,
+            prompt=prompt,
+            steps=engine.steps_per_call,
+        )
+        memory.require(needed, compute.place, held=needed.weights)
 
     def _decode(self) -> list[Event]:
         engine = self._engine

@@ -3,8 +3,10 @@
 _SMALLEST = 64
 _TOP = (0, 1, 5, 20)
 _PROMPTS = (16, 4, 1)
-_SLOTS_PER_CALL = 2048
+SLOTS_PER_CALL = 2048
 """Of prompts, for each shard of rows. More make a call not much faster for each of them."""
+TOKENS_PER_STEP = 1 << 14
+"""Slots of prompts, for each shard of rows, after which the texts that grow get their next tokens first."""
 
 
 def bucket(length: int) -> int:
@@ -15,6 +17,16 @@ def bucket(length: int) -> int:
     return size
 
 
+def slots(prompt: int, new: int, steps: int, longest: int) -> int:
+    """Slots of a row for a prompt and up to `new` tokens, as a session reserves them.
+
+    Args:
+        steps: tokens of a decoding call, which may go on after the end.
+        longest: the model's longest text.
+    """
+    return bucket(max(prompt - 1 + min(new, longest - prompt) + steps, bucket(prompt)))
+
+
 def top_bucket(count: int) -> int:
     """The smallest of 0, 1, 5, 20 that is at least `count`."""
     return next(size for size in _TOP if size >= count)
@@ -23,4 +35,4 @@ def top_bucket(count: int) -> int:
 def prompts_per_call(width: int, waiting: int) -> int:
     """Prompts of a width that one call computes for each shard of rows: 16, 4 or 1. At most 2,048 slots, or one prompt,
     and no more than wait."""
-    return next((count for count in _PROMPTS if count <= waiting and count * width <= _SLOTS_PER_CALL), 1)
+    return next((count for count in _PROMPTS if count <= waiting and count * width <= SLOTS_PER_CALL), 1)

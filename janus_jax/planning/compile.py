@@ -121,7 +121,11 @@ def compile_step(jitted: Any, arguments: Any, target_name: str, *, on_tpu: bool)
     Raises:
         ProgramRefused: the compiler refuses the program, for a reason other than memory.
     """
-    lowered = jitted.lower(*arguments)
+    return compile_lowered(jitted.lower(*arguments), target_name, on_tpu=on_tpu)
+
+
+def compile_lowered(lowered: Any, target_name: str, *, on_tpu: bool) -> CompiledStep:
+    """As `compile_step`, for what is lowered already."""
     text, start = lowered.as_text(), time.perf_counter()
     with compiler_log(capture_stderr=not on_tpu) as log, _no_cache():
         try:

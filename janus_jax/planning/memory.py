@@ -50,9 +50,9 @@ def memory_of(
     at_peak = peak(hlo)
     analysis = compiled.memory_analysis()
     on_tpu = usable is not None and program.mesh.devices.flat[0].platform == "tpu"
-    reported, estimated = _peak(analysis, on_tpu), analysis.argument_size_in_bytes + at_peak.bytes
+    reported, estimated = peak_of(analysis, on_tpu), analysis.argument_size_in_bytes + at_peak.bytes
     is_estimate = config.remat == "offload" and estimated < reported
-    held_out = None if evaluation is None else _peak(evaluation.memory_analysis(), on_tpu) + arguments["moments"]
+    held_out = None if evaluation is None else peak_of(evaluation.memory_analysis(), on_tpu) + arguments["moments"]
     executables = [] if usable is None else filter(None, (compiled, evaluation))
     return Memory(
         usable,
@@ -87,7 +87,7 @@ def _local_bytes(tree: Any) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def _peak(analysis: Any, on_tpu: bool) -> int:
+def peak_of(analysis: Any, on_tpu: bool) -> int:
     """Peak bytes. The TPU compiler reports a peak, which is less than arguments plus temp because buffers share memory.
     The CPU compiler's peak leaves temporaries out, and a program on a GPU allocates all of them as one block."""
     if on_tpu:

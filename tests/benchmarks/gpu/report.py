@@ -11,7 +11,7 @@ _ROWS = {"sft": "packed responses", "pairs": "pairs that share prompts", "one": 
 
 
 def report(directory: Path) -> str:
-    """Markdown: the machine, attention alone, steps, steps beside TRL, and every stage that gave nothing.
+    """Markdown: the machine, attention alone, steps, steps beside TRL, decoding, and every stage that gave nothing.
 
     Raises:
         SystemExit: there is no results.json.
@@ -21,6 +21,7 @@ def report(directory: Path) -> str:
         raise SystemExit(f"{path} is not there; python -m tests.benchmarks.gpu --out {directory} writes it")
     results = json.loads(path.read_text(encoding="utf-8"))
     parts = [_machine(results), _equality(results), _kernels(results), _steps(results), _beside_trl(results)]
+    parts.append(_decode(results))
     return "\n\n".join([part for part in [*parts, _missing(results)] if part])
 
 
@@ -124,6 +125,34 @@ def _beside_trl(results: dict[str, Any]) -> str:
         for one in _all(results, "torch step")
     ]
     head = ("step", "TRL with", "tokens/s", "peak GiB", "janus_jax / TRL")
+    return _table(head, rows) if rows else ""
+
+
+def _decode(results: dict[str, Any]) -> str:
+    measured = _all(results, "decode")
+    theirs = {one["rows"]: one["tokens_per_s"] for one in measured if one["with_"] == "transformers"}
+    rows = [
+        (
+            f"{one['rows']}",
+            _number(one["tokens_per_s"]),
+            _number(one["ms"], ".2f"),
+            _number(one["bound_tokens_per_s"]),
+            _share(one["bound_tokens_per_s"] and one["tokens_per_s"] / one["bound_tokens_per_s"]),
+            _number(theirs.get(one["rows"])),
+            _number(one["tokens_per_s"] / theirs[one["rows"]], ".2f") if one["rows"] in theirs else "",
+        )
+        for one in measured
+        if one["with_"] == "janus_jax"
+    ]
+    head = (
+        "rows",
+        "tokens/s",
+        "ms a token",
+        "bound by memory, tokens/s",
+        "of it",
+        "transformers",
+        "janus_jax / transformers",
+    )
     return _table(head, rows) if rows else ""
 
 

@@ -34,6 +34,17 @@ class StepCase:
 
 
 @dataclasses.dataclass(frozen=True)
+class DecodeCase:
+    """Texts that grow together. Prompts and new tokens keep to one bucket of lengths, so each number of rows compiles
+    one decoding call."""
+
+    model: tuple[tuple[str, Any], ...]
+    rows: tuple[int, ...]
+    prompt: int
+    new: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Sizes:
     """All sizes."""
 
@@ -49,6 +60,7 @@ class Sizes:
     steps: int
     kernels: tuple[str, ...]
     cases: dict[str, StepCase]
+    decode: DecodeCase
     shrink: int = 1
     """What the lengths of examples are divided by."""
     torch_rows: int = 2
@@ -87,6 +99,7 @@ ON_A_CARD = Sizes(
         "dpo-2b": StepCase(_2B, "dpo", 4096, 2048, _PAIRS, _PAIRS_LARGE),
         "sft-7b": StepCase(_7B, "sft", 8192, 8192, _7B_SETTINGS, _7B_LARGE),
     },
+    decode=DecodeCase(_7B, (8, 64, 128), prompt=520, new=96),
 )
 """The 2B shape is as wide as Ministral 3B and has 16 of its 26 layers: 2.06 billion parameters."""
 
@@ -112,6 +125,7 @@ REHEARSAL = Sizes(
             _TINY, "sft", 128, 110, (Setting(1, "full", True, "bfloat16"),), (Setting(1, "full", True, "bfloat16"),)
         ),
     },
+    decode=DecodeCase(_TINY, (2, 4), prompt=20, new=32),
     shrink=8,
     torch_rows=1,
 )

@@ -22,7 +22,7 @@ class Stage:
     """One process.
 
     Args:
-        kind: `card`, `kernel`, `torch_kernel`, `step` or `torch_step`.
+        kind: `card`, `kernel`, `torch_kernel`, `step`, `torch_step`, `decode` or `torch_decode`.
         subject: the kernel or the case.
         attention: for steps; `best` and `second`: what the kernels' stages gave.
         needs: modules without which it is skipped.
@@ -49,8 +49,10 @@ def stages(kernels: tuple[str, ...], *, rehearse: bool) -> list[Stage]:
         Stage("sft-2b", "step", 110, "sft-2b", "best"),
         Stage("dpo-2b", "step", 110, "dpo-2b", "best"),
         Stage("sft-7b", "step", 170, "sft-7b", "best"),
+        Stage("decode-7b", "decode", 80),
         Stage("torch-sft-2b", "torch_step", 90, "sft-2b", "varlen", _TRL),
         Stage("torch-dpo-2b", "torch_step", 90, "dpo-2b", "sdpa", _TRL),
+        Stage("torch-decode-7b", "torch_decode", 50, needs=("torch", "transformers")),
         Stage("kernel-plain", "kernel", 60, PLAIN),
         Stage("dpo-2b-plain", "step", 90, "dpo-2b", PLAIN),
         Stage("sft-2b-plain", "step", 90, "sft-2b", PLAIN),
@@ -172,6 +174,10 @@ def run_here(stage: Stage, attention: str, *, rehearse: bool, simulate: str | No
             from tests.benchmarks.gpu import torch_kernels
 
             torch_kernels.kernel(sizes)
+        elif stage.kind.endswith("decode"):
+            from tests.benchmarks.gpu import decode
+
+            decode.decode(sizes) if stage.kind == "decode" else decode.torch_decode(sizes)
         else:
             from tests.benchmarks.gpu import torch_steps
 

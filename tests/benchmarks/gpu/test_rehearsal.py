@@ -64,6 +64,29 @@ def test_a_failing_stage_ends_alone_and_the_steps_get_plain_jax(tmp_path):
     assert "A rehearsal on a CPU" in report and "- kernel-splash: crashed: ended by signal SIGABRT" in report
 
 
+def test_decoding_is_measured_beside_its_bound(tmp_path):
+    results = rehearse(tmp_path, "--stages", "decode-7b")
+    assert states(results) == {"decode-7b": "ok"}, results
+    measured = measurements(results, "decode")
+    assert [one["rows"] for one in measured] == [2, 4] and all(one["tokens_per_s"] > 0 for one in measured)
+    assert all(
+        one["bound_tokens_per_s"] is None and len(one["seconds"]) == 1 for one in measured
+    )  # no figures of a CPU
+    on_card = dict(measured[1], bound_tokens_per_s=8000.0, tokens_per_s=4000.0, ms=1.0)
+    theirs = {"what": "decode", "with_": "transformers", "rows": 4, "tokens_per_s": 1000.0, "ms": 4.0}
+    results["stages"][0]["measurements"] = [measured[0], on_card, theirs]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert "| 4 | 4,000 | 1.00 | 8,000 | 50.0 % | 1,000 | 4.00 |" in report_of(tmp_path)
+
+
+def test_a_decoding_call_reads_one_bucket():
+    """Otherwise it is compiled while it is timed."""
+    from tests.benchmarks.gpu.decode import _attended
+    from tests.benchmarks.gpu.sizes import ON_A_CARD, REHEARSAL
+
+    assert (_attended(ON_A_CARD.decode), _attended(REHEARSAL.decode)) == (768, 64)
+
+
 def test_the_steps_get_the_quickest_equal_kernel(tmp_path):
     def timed(kernel, rows, ms):
         return {"what": "kernel", "kernel": kernel, "rows": rows, "ms": ms}
@@ -146,6 +169,7 @@ def test_score_pairs_are_those_that_the_rule_leaves():
 
 def test_a_bare_machine_can_import_all_stages_of_jax():
     code = BLOCK + "import tests.benchmarks.gpu.__main__, tests.benchmarks.gpu.kernels, tests.benchmarks.gpu.steps"
+    code += ", janus_jax.generation.engine, janus_jax.planning.chips.slices"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -162,4 +186,5 @@ def test_the_whole_rehearsal(tmp_path):
     assert all(one["equal"] for one in measurements(results, "equal"))
     assert len(measurements(results, "kernel")) == 12  # three kinds of rows by two kernels, plain JAX and torch
     assert {one["case"] for one in measurements(results, "step")} == {"sft-2b", "dpo-2b", "sft-7b"}
+    assert [one["with_"] for one in measurements(results, "decode")] == ["janus_jax"] * 2 + ["transformers"] * 2
     assert "| triton | pairs that share prompts | yes |" in report_of(tmp_path)
