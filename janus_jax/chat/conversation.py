@@ -216,13 +216,13 @@ def _prompt(config: ModelConfig, written: PromptFormat, side: Side, question: st
     """The ids of a conversation with a new question."""
     for text in (side.system, question):
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise DataError("holds bytes that are not UTF-8 text")
+            raise DataError("bytes that are not UTF-8 text")
     ids = written.encode(side.messages(question))
     most = config.max_position_embeddings - 1
     if len(ids) <= most:
         return ids
     if not side.exchanges:
-        raise DataError(f"has {len(ids):,} tokens; the model reads at most {most:,}")
+        raise DataError(f"{len(ids):,} tokens are too many; the model reads at most {most:,}")
     raise DataError(
         f"the conversation has {len(ids):,} tokens with this question, and the model reads at most {most:,}; /undo "
         "removes the last exchange, /reset all of them"

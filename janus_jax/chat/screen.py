@@ -46,16 +46,13 @@ class Screen:
 
     def tell(self, text: str) -> None:
         """Shows what a command answers; the text is not trusted."""
-        if self.plain:
-            self._print(self._err, harmless(text), "")
-        else:
-            self._print(self._out, "\n".join(wrapped(text, self._width())), "cyan")
+        self._lines(self._err if self.plain else self._out, text, "cyan")
 
     def note(self, text: str) -> None:
-        self._print(self._err, f"note: {harmless(text)}" if self.plain else harmless(text), "dim")
+        self._lines(self._err, f"note: {text}" if self.plain else text, "dim")
 
     def error(self, text: str) -> None:
-        self._print(self._err, f"error: {harmless(text)}", "red")
+        self._lines(self._err, f"error: {text}", "red")
 
     def waiting(self, what: str) -> None:
         """Shows why nothing comes yet, until something does."""
@@ -88,6 +85,10 @@ class Screen:
     def _raw(self, text: str) -> None:
         self._out.file.write(text)
         self._out.file.flush()
+
+    def _lines(self, console: Console, text: str, style: str) -> None:
+        lines = [harmless(text)] if self.plain else wrapped(text, self._width())
+        self._print(console, "\n".join(lines), style)
 
     def _print(self, console: Console, text: str, style: str, end: str = "\n") -> None:
         self.come()

@@ -47,7 +47,7 @@ class Flow:
         self._width = width
         self._at = 0
         self._blanks = ""
-        self._word = ""
+        self._word: list[str] = []  # characters, each with what joins it
 
     def push(self, text: str) -> str:
         """What can be shown now, with line ends. The last word is held back: more of it may come."""
@@ -67,20 +67,25 @@ class Flow:
             self._blanks += character
             return out
         out = ""
-        joins = cell_len(character) == 0 or self._word.endswith(_JOINER)
-        if self._word and not joins and max(cell_len(character), cell_len(self._word[0])) > 1:
-            out = self._place()
-        if not joins and cell_len(self._word + character) > self._width:
+        if self._word and (cell_len(character) == 0 or self._word[-1].endswith(_JOINER)):
+            self._word[-1] += character
+        else:
+            if self._word and max(cell_len(character), cell_len(self._word[0])) > 1:
+                out = self._place()
+            self._word.append(character)
+        if len(self._word) > 1 and cell_len("".join(self._word)) > self._width:
+            *fits, last = self._word
+            self._word = fits
             out += self._place()
-        self._word += character
+            self._word = [last]
         return out
 
     def _place(self) -> str:
         """Ends the word."""
-        word, blanks = self._word, self._blanks
+        word, blanks = "".join(self._word), self._blanks
         if not word:
             return ""
-        self._word = self._blanks = ""
+        self._word, self._blanks = [], ""
         if self._at + cell_len(blanks) + cell_len(word) <= self._width:
             self._at += cell_len(blanks) + cell_len(word)
             return blanks + word

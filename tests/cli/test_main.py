@@ -51,6 +51,7 @@ COMMANDS = [
     "convert to-hf",
     "config show",
     "doctor",
+    "chat",
     "generate",
     "plan",
     "runs plot",

@@ -7,12 +7,17 @@ import re
 import select
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Mapping, Sequence
 
 _CODES = re.compile(r"\x1b\[[0-9;?]*([A-Za-z])|\x1b[=>]|\x07")
-_PATIENCE_S = 240
+_AS_ITS_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
+)
+"""So that Ctrl-C is a signal."""
+_PATIENCE_S = 100
 
 
 class Terminal:
@@ -24,15 +29,14 @@ class Terminal:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], width: int):
         self._fd, inner = pty.openpty()
-        fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+        self.resize(width)
         self._process = subprocess.Popen(
-            command,
+            [sys.executable, "-c", _AS_ITS_TERMINAL, *command],
             stdin=inner,
             stdout=inner,
             stderr=inner,
             env={**environment, "TERM": "xterm-256color"},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(inner)
         self.raw = b""
@@ -41,6 +45,10 @@ class Terminal:
     @property
     def text(self) -> str:
         return self.raw.decode("utf-8", "replace")
+
+    def resize(self, width: int) -> None:
+        """Gives the terminal another width, of which the program gets a signal."""
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
 
     def type(self, keys: str) -> None:
         os.write(self._fd, keys.encode())
