@@ -36,6 +36,7 @@ def test_a_person_talks_stops_compares_and_leaves(terminal, tmp_path):
     command("/history", "> Why.*stopped by you")
     for line in seen(terminal.text[:at]):
         assert cell_len(line) <= 40
+    command("/reset", "A new conversation")
     command("/set min_new_tokens 0", "min_new_tokens = 0")
     command("/set max_new_tokens 40", "max_new_tokens = 40")
     command("/both Be brief. | Be long, 世界!", "right: Be long")

@@ -76,6 +76,11 @@ def test_bad_options_and_models_are_refused_before_a_device_is_used(talk, model,
             assert (code, err.count("\n")) == (2, 1) and message in err, err
 
 
+def test_the_command_explains_itself_with_an_example(janus):
+    code, out, _ = janus("chat", "--help")
+    assert code == 0 and "Example: janus chat" in " ".join(out.split())
+
+
 def test_several_hosts_are_refused(talk):
     with mock.patch("jax.process_count", return_value=2):
         code, out, err = talk(b"Why?\n")

@@ -51,7 +51,6 @@ COMMANDS = [
     "convert to-hf",
     "config show",
     "doctor",
-    "chat",
     "generate",
     "plan",
     "runs plot",
