@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from janus_jax import __version__
-from janus_jax.cli import arguments, convert, data, generate, launch, plan, runs, score, time_step
+from janus_jax.cli import arguments, chat, convert, data, generate, launch, plan, runs, score, time_step
 from janus_jax.cli.outputs import require_writable
 from janus_jax.errors import (
     ConfigError,
@@ -243,6 +243,7 @@ def _with_remedies(error: OutOfMemoryError, config: Any) -> OutOfMemoryError:
 
 
 app.command("plan", epilog=plan.EPILOG)(plan.plan)
+app.command("chat", epilog=chat.EPILOG)(chat.chat)
 app.command("generate", epilog=generate.EPILOG)(generate.generate)
 app.command("score", epilog=score.EPILOG)(score.score)
 app.command("time-step", epilog=time_step.EPILOG)(time_step.time_step)

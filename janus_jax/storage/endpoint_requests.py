@@ -1,0 +1,125 @@
+"""What is asked of an endpoint, and what it answers."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from janus_jax.errors import counted
+
+Messages = Sequence[Mapping[str, str]]
+"""Each with `role` and `content`."""
+
+BYTES_A_TOKEN = 4  # of English, about
+_AROUND_MESSAGE = 8  # tokens of roles and marks, at most
+
+
+class Reply(NamedTuple):
+    """What came of one request."""
+
+    place: int
+    """Of the conversation, from 0 on."""
+    sample: int
+    text: str | None
+    """None: there is no answer, as `failure` says."""
+    finish_reason: str
+    """As the endpoint names it; `length`: the text is cut."""
+    prompt_tokens: int
+    completion_tokens: int
+    failure: str
+    """Why there is no answer, in one line. It is not in the journal as an answer, so the next run asks again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prices:
+    """Of a million tokens, in any currency."""
+
+    prompt: float
+    completion: float
+
+    def cost(self, prompt: int, completion: int) -> float:
+        return (prompt * self.prompt + completion * self.completion) / 1e6
+
+
+@dataclasses.dataclass
+class Usage:
+    """Tokens that were paid for, as replies count them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    uncounted: int = 0
+    """Replies that do not say how many tokens they took, and requests that timed out: they count as the most that they
+    can have taken."""
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a call would ask for, before it does."""
+
+    requests: int
+    in_journal: int
+    prompt_tokens: int
+    """About: four bytes of text are one token."""
+    completion_tokens: int | None
+    """At most; None: the options set no limit."""
+    money: float | None
+    """At most; None: prices or the limit are unknown."""
+
+    def text(self) -> str:
+        """One line."""
+        most = "no limit" if self.completion_tokens is None else f"at most {self.completion_tokens:,}"
+        money = "" if self.money is None else f", at most {self.money:,.2f} of money"
+        return (
+            f"{counted(self.requests, 'request')} ({self.in_journal:,} more are in the journal), about "
+            f"{self.prompt_tokens:,} tokens of prompts, {most} of answers{money}"
+        )
+
+
+class Request(NamedTuple):
+    """One request, for every place that asks the same."""
+
+    key: str
+    body: dict[str, Any]
+    """The JSON that is sent."""
+    places: list[tuple[int, int]]
+    """(conversation, sample); several if they are the same."""
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Of all messages."""
+        return sum(len(json.dumps(one, ensure_ascii=False).encode("utf-8", "replace")) for one in self.body["messages"])
+
+    @property
+    def most_prompt(self) -> int:
+        """A token has at least one byte."""
+        return self.prompt_bytes + _AROUND_MESSAGE * (len(self.body["messages"]) + 1)
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of the answer."""
+        return limit(self.body)
+
+
+def replies(request: Request, record: Mapping[str, Any]) -> Iterator[Reply]:
+    """A record of the journal as replies."""
+    for place, sample in request.places:
+        tokens = record["prompt_tokens"], record["completion_tokens"]
+        yield Reply(place, sample, record["text"], record["finish_reason"], *tokens, record.get("failure", ""))
+
+
+def limit(options: Mapping[str, Any]) -> int | None:
+    """Most tokens of an answer; None: no limit."""
+    return options.get("max_completion_tokens", options.get("max_tokens"))
+
+
+def usage(body: str) -> tuple[int, int] | None:
+    """Tokens of prompt and answer, as a reply counts them."""
+    try:
+        counts = json.loads(body)["usage"]
+        return int(counts["prompt_tokens"]), int(counts.get("completion_tokens") or 0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

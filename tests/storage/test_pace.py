@@ -1,0 +1,59 @@
+"""Limits of a minute, and pauses, on a clock that the test turns."""
+
+import email.utils
+import time
+
+import pytest
+
+from janus_jax.storage.pace import Pace, pause_after
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+    def wait(self, seconds):
+        self.now += seconds
+        return False
+
+
+def times(pace, clock, tokens, count):
+    gone = []
+    for _ in range(count):
+        assert pace.pass_(tokens)
+        gone.append(clock.now - 100)
+    return gone
+
+
+@pytest.mark.parametrize(("requests", "tokens"), [(3, None), (None, 35), (5, 35)])
+def test_no_minute_has_more_than_allowed(requests, tokens):
+    clock = Clock()
+    gone = times(Pace(requests, tokens, clock=clock, wait=clock.wait), clock, 10, 9)
+    assert gone[:4] == pytest.approx([0, 0, 0, 60]) and gone[-1] == pytest.approx(120)
+
+
+def test_a_request_that_is_larger_than_the_limit_goes_out_alone():
+    clock = Clock()
+    assert times(Pace(None, 5, clock=clock, wait=clock.wait), clock, 10, 3) == pytest.approx([0, 60, 120])
+
+
+def test_a_pause_holds_everybody_and_waits_can_be_given_up():
+    clock = Clock()
+    pace = Pace(None, None, clock=clock, wait=clock.wait)
+    pace.pause(7)
+    pace.pause(3)
+    assert times(pace, clock, 1, 2) == [7, 7]
+    pace = Pace(1, None, clock=clock, wait=lambda seconds: True)
+    assert pace.pass_(1) and not pace.pass_(1)
+
+
+def test_pauses_are_as_long_as_asked_for_or_grow():
+    assert pause_after(1, "3.5") == 3.5 and pause_after(1, "-1") == 0 and pause_after(9, "1e9") == 900
+    later = email.utils.formatdate(time.time() + 100, usegmt=True)
+    assert 90 < pause_after(1, later) <= 100
+    for failures, middle in ((1, 1), (3, 4), (20, 60)):
+        for header in (None, "soon", "nan"):
+            assert 0.75 * middle <= pause_after(failures, header) <= 1.25 * middle
