@@ -4,15 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.errors import ConfigError
-from janus_jax.generation import placement, programs
+from janus_jax.generation import placement, scoring
 from janus_jax.generation.detokenizer import Detokenizer
-from janus_jax.generation.requests import Event, LogProbs, Request, require_ids
+from janus_jax.generation.requests import Event, LogProbs, Request
 from janus_jax.generation.session import Session
-from janus_jax.generation.sizes import bucket
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Compute, Params
 from janus_jax.parallel.mesh import Placement
@@ -110,39 +108,18 @@ class Engine:
                     number += 1
             yield from session.step()
 
-    def log_probs(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[LogProbs]:
+    def log_probs(self, pairs: Sequence[scoring.Pair], *, top: int = 0) -> list[LogProbs]:
         """Log-probs of continuations.
 
         Args:
             pairs: ids of a context, at least one, and of its continuation.
+            top: how many of the most probable ids are told at each place of a continuation, 0 to 20.
 
         Raises:
+            ConfigError: `top` is not allowed.
             DataError: a context is empty, a pair is longer than the model's longest text, or an id is unknown.
         """
-        for place, (context, continuation) in enumerate(pairs, 1):
-            require_ids(self.config, f"context {place}", context)
-            require_ids(self.config, f"context {place} with its continuation", [*context, *continuation])
-        order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
-        results: dict[int, LogProbs] = {}
-        for start in range(0, len(order), self.rows):
-            chosen = order[start : start + self.rows]
-            wholes = [np.array([*pairs[i][0], *pairs[i][1]], np.int32) for i in chosen]
-            width = bucket(max(len(whole) - 1 for whole in wholes) or 1)
-            inputs, targets = np.zeros((2, self.rows, width), np.int32)
-            for row, whole in enumerate(wholes):
-                inputs[row, : len(whole) - 1], targets[row, : len(whole) - 1] = whole[:-1], whole[1:]
-            lengths = np.zeros(self.rows, np.int32)
-            lengths[: len(wholes)] = [len(whole) - 1 for whole in wholes]
-            on_all = placement.on_all((inputs, targets, lengths), self.compute.place)
-            scores = programs.score(self.params, *on_all, config=self.config, compute=self.compute)
-            logps, greedy = map(np.asarray, scores)
-            for row, i in enumerate(chosen):
-                part = slice(len(pairs[i][0]) - 1, len(wholes[row]) - 1)
-                tokens = tuple(map(float, logps[row, part]))
-                results[i] = LogProbs(
-                    tokens, float(logps[row, part].sum(dtype=np.float64)), bool(greedy[row, part].all())
-                )
-        return [results[i] for i in range(len(pairs))]
+        return scoring.log_probs(self.config, self.params, self.compute, pairs, rows=self.rows, top=top)
 
 
 def _dtype(dtype: Any, place: Placement) -> Any:

@@ -9,11 +9,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from janus_jax.generation import sampling
 from janus_jax.model import cache as kv
-from janus_jax.model import head
-from janus_jax.model.attention import Slots
 from janus_jax.model.cache import Cache
 from janus_jax.model.config import ModelConfig
-from janus_jax.model.mistral import Compute, Params, bind
+from janus_jax.model.mistral import Compute, Params
 from janus_jax.model.vocabulary import largest
 from janus_jax.parallel.mesh import Placement
 
@@ -164,23 +162,3 @@ def _best(logits: Array, logsumexp: Array, count: int, place: Placement) -> tupl
     run = functools.partial(largest, count=count, place=place)
     values, ids = place.map(run, (("batch", "vocab"),), (("batch", None),) * 2)(logits)
     return ids, values - logsumexp[:, None]
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def score(
-    params: Params,
-    tokens: Int[Array, "B L"],
-    targets: Int[Array, "B L"],
-    lengths: Int[Array, " B"],
-    *,
-    config: ModelConfig,
-    compute: Compute,
-) -> tuple[Float[Array, "B L"], Bool[Array, "B L"]]:
-    """Log-prob of the target at each slot, and whether no other id has a larger one."""
-    place = compute.place
-    tokens, targets = (place.constrain(x, ("batch", None)) for x in (tokens, targets))
-    here = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    slots = Slots((here < lengths[:, None]).astype(jnp.int32), jnp.zeros_like(here), here)
-    model = bind(config, params)
-    logps, top = head.scored(model(tokens, slots, compute), model.head(), targets, place=place)
-    return place.constrain(logps, (None, None)), place.constrain(top, (None, None))

@@ -65,6 +65,9 @@ class LogProbs(NamedTuple):
     """Their sum."""
     is_greedy: bool
     """Whether each token is a most probable one after those before it."""
+    top: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """At each token's place the most probable ids with their log-probs, most probable first; () if none are asked
+    for."""
 
 
 def check(config: ModelConfig, name: str, request: Request) -> None:

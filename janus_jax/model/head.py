@@ -49,24 +49,44 @@ def token_logps(
 
 
 def scored(
-    hidden: Float[Array, "B L D"], head: Float[Array, "D V"], targets: Int[Array, "B L"], *, place: Placement = NOWHERE
-) -> tuple[Float[Array, "B L"], Bool[Array, "B L"]]:
-    """As `token_logps`, without a gradient; and whether the target is a most probable id."""
+    hidden: Float[Array, "B L D"],
+    head: Float[Array, "D V"],
+    targets: Int[Array, "B L"],
+    *,
+    top: int = 0,
+    place: Placement = NOWHERE,
+) -> tuple[Float[Array, "B L"], Bool[Array, "B L"], Int[Array, "B L T"], Float[Array, "B L T"]]:
+    """As `token_logps`, without a gradient; whether the target is a most probable id; and the `top` most probable ids
+    with their log-probs, most probable first."""
 
-    def local(x: Array, shard: Array, targets: Array) -> tuple[Array, Array]:
+    def local(x: Array, shard: Array, targets: Array) -> tuple[Array, ...]:
         head, names = gather(shard.astype(x.dtype), place, _HEAD), vocab_axes(place)
 
-        def chunk(args: tuple[Array, Array]) -> tuple[Array, Array]:
+        def chunk(args: tuple[Array, Array]) -> tuple[Array, ...]:
             x, targets = args
             logits = _logits(x, head)
-            top, picked, logsumexp = _of_target(logits, targets, names, place)
-            return picked - logsumexp, picked >= top
+            best, picked, logsumexp = _of_target(logits, targets, names, place)
+            ids, largest = _largest(logits, top, names, place)
+            return picked - logsumexp, picked >= best, ids, largest - logsumexp[..., None]
 
         slots, length = min(_chunk_here(x, head), x.shape[1]), x.shape[1]
-        logps, top = jax.lax.map(chunk, (_split(x, slots), _split(targets, slots)))
-        return _join(logps, length), _join(top, length)
+        parts = jax.lax.map(chunk, (_split(x, slots), _split(targets, slots)))
+        return tuple(_join(part, length) for part in parts)
 
-    return place.map(local, (_HIDDEN, _HEAD, TOKENS), (TOKENS, TOKENS))(hidden, head, targets)
+    outs = (TOKENS, TOKENS, (*TOKENS, None), (*TOKENS, None))
+    return place.map(local, (_HIDDEN, _HEAD, TOKENS), outs)(hidden, head, targets)
+
+
+def _largest(logits: Array, count: int, names: tuple[str, ...], place: Placement) -> tuple[Array, Array]:
+    """Ids and logits [b, c, count] of the largest logits of the whole vocabulary; the smaller id of equals first."""
+    size = logits.shape[-1]
+    largest, ids = jax.lax.top_k(logits, min(count, size))
+    ids = ids + vocab_start(place, size)
+    if names and count:
+        largest, ids = (jax.lax.all_gather(part, names, axis=part.ndim - 1, tiled=True) for part in (largest, ids))
+        largest, at = jax.lax.top_k(largest, count)
+        ids = jnp.take_along_axis(ids, at, axis=-1)
+    return ids, largest
 
 
 def _chunk(place: Placement, rows: int, vocab: int) -> int:
@@ -168,4 +188,4 @@ def _split(x: Array, slots: int) -> Array:
 def _join(x: Array, length: int) -> Array:
     """Back from `_split`."""
     x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, :length]
