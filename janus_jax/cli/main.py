@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from janus_jax import __version__
-from janus_jax.cli import arguments, convert, data, generate, launch, plan, runs, time_step
+from janus_jax.cli import arguments, convert, data, generate, launch, plan, runs, serve, time_step
 from janus_jax.cli.outputs import require_writable
 from janus_jax.errors import (
     ConfigError,
@@ -244,6 +244,7 @@ def _with_remedies(error: OutOfMemoryError, config: Any) -> OutOfMemoryError:
 
 app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("generate", epilog=generate.EPILOG)(generate.generate)
+app.command("serve", epilog=serve.EPILOG)(serve.serve)
 app.command("time-step", epilog=time_step.EPILOG)(time_step.time_step)
 app.command("launch", epilog=launch.EPILOG, context_settings=launch.FORWARDS)(launch.launch)
 
