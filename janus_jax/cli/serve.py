@@ -103,7 +103,7 @@ def serve(
     if not listener.local:
         tell("note: the key and all texts travel unencrypted; put a proxy with TLS before it, or use ssh -L")
     service = arguments.interruptibly(load)
-    if not serve(service, listener, grace=grace, ready=lambda: tell("ready")):
+    if not serve(service, listener, grace=grace, ready=lambda _: tell("ready")):
         sys.stdout.flush()
         os._exit(0)  # a call of the model still runs, for minutes if it compiles
 

@@ -32,8 +32,7 @@ class Request:
     top: int = 0
     """How many of the most probable ids are told for each new token: 0 to `MOST_TOP`."""
     continues: bool = False
-    """The text goes on in the middle of the prompt's text, so a blank at its beginning stays. An answer is a text of its
-    own."""
+    """The text goes on where the prompt's ends, so a blank at its beginning stays; an answer is a text of its own."""
     name: int | str | None = None
     """Of the prompt; None: its place among the requests. Random numbers depend on seed, name, number of the sample and
     number of the token, and on nothing else."""

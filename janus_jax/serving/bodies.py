@@ -127,7 +127,7 @@ def _object(content: bytes) -> dict[str, Any]:
         raise Refusal("the body holds half a surrogate pair (\\ud800 to \\udfff), which is no character") from None
     except (ValueError, RecursionError) as error:
         what = "is nested too deeply" if isinstance(error, RecursionError) else f"{error}"[:200]
-        raise Refusal(f"the body is not JSON that can be read: {what}") from None
+        raise Refusal(f"the body cannot be read as JSON: {what}") from None
     if not isinstance(value, dict):
         raise Refusal(f"the body is {shown(value)}; allowed: a JSON object")
     return value

@@ -4,17 +4,19 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import math
 import os
 import re
 import signal
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import uvicorn
 
 from janus_jax.errors import ConfigError
 from janus_jax.serving.app import Service
-from janus_jax.serving.worker import Worker
 
 KEY = "JANUS_API_KEY"
 _STALLED_MS = 60_000
@@ -70,19 +72,20 @@ def _reason(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 
-def serve(service: Service, listener: Listener, *, grace: float, ready: Callable[[], None] = lambda: None) -> bool:
+def serve(
+    service: Service,
+    listener: Listener,
+    *,
+    grace: float,
+    ready: Callable[[Callable[[], None]], None] = lambda stop: None,
+) -> bool:
     """Answers until SIGINT or SIGTERM; returns whether the generating thread has ended too.
 
     Args:
         grace: seconds that running answers have to finish after the signal. A second signal ends them at once.
-        ready: called when requests are taken.
+        ready: called when requests are taken, with a function that does what a signal does, for any thread.
     """
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it calls a client that reads nothing our error
-    return asyncio.run(_serve(service, listener, grace, ready))
-
-
-async def _serve(service: Service, listener: Listener, grace: float, ready: Callable[[], None]) -> bool:
-    worker = service.worker
     config = uvicorn.Config(
         service.application(listener.key, listener.hosts),
         loop="asyncio",
@@ -95,64 +98,49 @@ async def _serve(service: Service, listener: Listener, grace: float, ready: Call
         server_header=False,
         limit_concurrency=2 * service.served.most_texts + 64,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=round(grace) + 5,
+        timeout_graceful_shutdown=math.ceil(grace) + 5,
     )
-    server = _Server(config)
-    stopped, at_once = asyncio.Event(), asyncio.Event()
-
-    def stop() -> None:
-        if stopped.is_set():
-            at_once.set()
-            server.force_exit = True
-        stopped.set()
-        server.should_exit = service.ends = True
-
-    async def end() -> None:
-        await stopped.wait()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(asyncio.create_task(_idle(worker, at_once))), grace)
-        await asyncio.to_thread(worker.end, 0)
-
-    worker.start()
-    with _signals(stop):
-        ending = asyncio.create_task(end())
-        told = asyncio.create_task(_when_started(server, ready))
-        await server.serve(sockets=[listener.socket])
-        told.cancel()
-        stopped.set()
-        at_once.set()
-        await ending
-    return await asyncio.to_thread(worker.end, 5.0)
-
-
-async def _idle(worker: Worker, at_once: asyncio.Event) -> None:
-    while worker.texts and not at_once.is_set():
-        await asyncio.sleep(0.05)
-
-
-async def _when_started(server: uvicorn.Server, ready: Callable[[], None]) -> None:
-    while not server.started:
-        await asyncio.sleep(0.01)
-    ready()
+    service.worker.start()
+    server = _Server(config, service, grace, ready)
+    asyncio.run(server.serve(sockets=[listener.socket]))
+    return service.worker.end(5.0)
 
 
 class _Server(uvicorn.Server):
+    """Ends in order: new requests are refused; running ones may finish, or get an error when their time is over."""
+
+    def __init__(
+        self, config: uvicorn.Config, service: Service, grace: float, ready: Callable[[Callable[[], None]], None]
+    ):
+        super().__init__(config)
+        self._service, self._grace, self._ready = service, grace, ready
+
+    def stop(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = self._service.ends = True
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leaves signals to us: uvicorn's own handlers would end the process by the signal."""
-        yield
+        """uvicorn's own handlers would end the process by the signal."""
+        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        before = [signal.signal(number, lambda *_: self.stop()) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready(self.stop)
 
-@contextlib.contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM call `stop`."""
-    loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(number) for number in numbers]
-    for number in numbers:
-        loop.add_signal_handler(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.create_task(self._end())
+        await super().shutdown(sockets)
+        await ending
+
+    async def _end(self) -> None:
+        worker, until = self._service.worker, time.monotonic() + self._grace
+        while worker.texts and time.monotonic() < until and not self.force_exit:
+            await asyncio.sleep(0.05)
+        await asyncio.to_thread(worker.end, 0)

@@ -67,22 +67,26 @@ class Offsets:
     """
 
     def __init__(self, texts: TokenTexts, detokenizer: Detokenizer, inside: bool = False):
-        self._texts, self._stream = texts, detokenizer.stream(inside=inside)
-        self._certain = self._guessed = 0
+        self._texts, self._stream, self._begins = texts, detokenizer.stream(inside=inside), not inside
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._place = self._certain = 0
 
     def push(self, ids: Iterable[int]) -> list[int]:
         """The place of each of the next tokens."""
         places = []
         for number in ids:
-            places.append(self._certain + self._guessed)
-            if new := self._stream.push([number]):
-                self._certain, self._guessed = self._certain + len(new), 0
-                self._decoder.reset()
-            else:  # the text of a run of bytes comes when the run has ended
-                self._guessed += len(self._decoder.decode(self._texts.bytes(number) or b""))
+            content = self._texts.bytes(number, self._begins) or b""
+            places.append(self._place)
+            new = self._stream.push([number])
+            self._place += len(self._decoder.decode(content))
+            self._certain += len(new)
+            own = content.decode(errors="ignore")
+            if own and new.endswith(own) and own.encode() == content:
+                # Bytes before it may have made other characters than they seemed to.
+                places[-1], self._place = self._certain - len(own), self._certain
+            self._begins = False
         return places
 
     def skip(self, characters: int) -> None:
         """The next token stands behind other text of so many characters."""
-        self._certain, self._guessed = characters, 0
+        self._place = self._certain = characters
