@@ -50,42 +50,74 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 0,
     log_probs: Annotated[bool, typer.Option("--log-probs", help="Also write ids and log-probs of tokens.")] = False,
     rows: Annotated[int, typer.Option(min=1, help="Answers that grow at the same time.")] = 32,
+    coordinator: arguments.Coordinator = None,
+    num_processes: arguments.NumProcesses = None,
+    process_id: arguments.ProcessId = None,
     devices: arguments.Devices = None,
 ) -> None:
     """Answer every prompt of a file with MODEL.
 
-    Stopped and started again with the same options, it goes on where it was.
+    Stopped and started again with the same options, it goes on where it was. On several hosts, run the same command on
+    each; process 0 reads the prompts and writes.
     """
     from janus_jax.generation.sampling import SamplingOptions
     from janus_jax.generation.stopping import StoppingOptions
 
     sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty)
     stopping = StoppingOptions(max_new_tokens, min_new_tokens, tuple(stop or ()))
-    require_file("--out", out)
+    place = arguments.runtime_options(coordinator, num_processes, process_id, devices)
+    from janus_jax.parallel import processes, supervisor
+    from janus_jax.parallel.same_everywhere import require_same
+
+    processes.supervise(place)
+    processes.start(place)
     from janus_jax.checkpoint.stored_model import open_model
     from janus_jax.generation.answers import Journal, answer
     from janus_jax.generation.engine import require_language_model
     from janus_jax.generation.prompt_file import read_prompts
     from janus_jax.generation.prompts import prompt_format
     from janus_jax.generation.requests import Request, check
+    from janus_jax.training.same_inputs import require_same_weights
 
-    unread: Counter[str] = Counter()
-    records = read_prompts(prompts, system=system, unread=unread)
-    stored = open_model(model, step)
-    require_language_model(stored.config, stored.path)
-    written = prompt_format(stored, template)
-    requests = []
-    for number, record in enumerate(records):
-        with named(record.place):
-            ids = written.encode(record.messages)
-        requests.append(Request(ids, n, stopping, sampling, seed, name=number))
-        check(stored.config, record.place, requests[-1])
-    options = {"sampling": dataclasses.asdict(sampling), "stopping": dataclasses.asdict(stopping)}
-    asked = [str(stored.path), stored.step, n, seed, log_probs, options, [list(one.ids) for one in requests]]
-    journal = Journal(out, asked)
+    is_main, journal, unread = processes.is_main(), None, Counter()
+    with processes.agreement("generate"):
+        if is_main:
+            require_file("--out", out)
+            if prompts == "-" and supervisor.is_parented() and sys.stdin.isatty():
+                raise ConfigError(
+                    "--prompts -: where there may be several processes, none can read the terminal; "
+                    "send prompts through a pipe, or name a file"
+                )
+        records = read_prompts(prompts, system=system, unread=unread) if is_main else []
+        stored = open_model(model, step)
+        require_language_model(stored.config, stored.path)
+        written = prompt_format(stored, template)
+
+        def ask(number: int, ids: list[int]) -> Request:
+            return Request(ids, n, stopping, sampling, seed, name=number)
+
+        requests = []
+        for number, record in enumerate(records):
+            with named(record.place):
+                ids = written.encode(record.messages)
+            requests.append(ask(number, ids))
+            check(stored.config, record.place, requests[-1])
+        options = {"sampling": dataclasses.asdict(sampling), "stopping": dataclasses.asdict(stopping)}
+        if is_main:
+            asked = [str(stored.path), stored.step, n, seed, log_probs, options, [list(one.ids) for one in requests]]
+            journal = Journal(out, asked)
+    same = {"--n": n, "--seed": seed, "--rows": rows, **options["sampling"], **options["stopping"]}
+    # Copies of a model may have other paths.
+    same |= {"step": stored.step, "tokenizer": written.tokenizer.fingerprint[:16], "end tokens": written.stop_ids}
+    same |= {f"model.{key}": str(value) for key, value in dataclasses.asdict(stored.config).items()}
+    require_same("options or models", same)
+    require_same_weights({"MODEL": stored})
+    of_all = processes.broadcast_large("prompts", [list(one.ids) for one in requests])
+    requests = [ask(number, ids) for number, ids in enumerate(of_all)]
 
     def tell(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        if is_main:
+            print(line, file=sys.stderr, flush=True)
 
     for column, count in unread.items():
         tell(f"note: {column!r} of {count:,} rows is no part of the prompt; it is kept beside the answer")
@@ -93,17 +125,12 @@ def generate(
     if unlike:
         named_settings = ", ".join(f"{key}={value}" for key, value in unlike.items())
         tell(f"note: the model's generation_config.json names {named_settings}; only the options count here")
-    from janus_jax.parallel import processes
-
-    processes.start(arguments.runtime_options(None, None, None, devices))
-    import jax
-
-    if jax.process_count() > 1:
-        raise ConfigError("janus generate runs on one host; start it on a slice of one host")
     from janus_jax.generation.opened import open_engine
 
     engine, _ = open_engine(stored, template=template, rows=min(rows, n * len(requests)))
     for note in engine.notes:
         tell(f"note: {note}")
     arguments.interruptibly(lambda: answer(engine, records, requests, journal, log_probs=log_probs, tell=tell))
-    print(f"wrote {out}")
+    if is_main:
+        print(f"wrote {out}", flush=True)
+    supervisor.last_words(0, "")

@@ -337,29 +337,50 @@ def pack(
 
 def _place(batch: Batch, row: int, at: int, number: int, example: Example, row_length: int, form: RowFormat) -> int:
     """Writes one example as segment `number + 1` from slot `at`; returns the next free slot."""
-    prompt = example.prompt
-    shared = len(prompt) - 1 if form.share_prompts else 0
     responses = [example.chosen] if example.rejected is None else [example.chosen, example.rejected]
-    branches = [np.concatenate([prompt[shared:], response]) for response in responses]
-    fed = [len(ids) - (form.head == "lm") for ids in branches]
-    end = at + shared + sum(fed)
-    if end > row_length:
+    spans = branch_spans(at, len(example.prompt), list(map(len, responses)), form)
+    if (end := spans[-1].stop) > row_length:
         raise DataError(f"row {row}: example {example.example_id} ends at slot {end}, but row_length is {row_length}")
-    batch.tokens[row, at : at + shared] = prompt[:shared]
-    batch.targets[row, at : at + shared] = prompt[1 : shared + 1]
-    batch.position[row, at : at + shared] = np.arange(shared)
-    batch.segment[row, at:end] = number + 1
-    at += shared
-    for branch, (ids, size, response) in enumerate(zip(branches, fed, responses, strict=True), start=1):
-        span = slice(at, at + size)
-        batch.tokens[row, span] = ids[:size]
-        batch.targets[row, at : at + len(ids) - 1] = ids[1:]
-        counted = len(response) if form.head == "lm" else 1
-        batch.weights[row, at + size - counted : at + size] = 1
-        batch.branch[row, span] = branch
-        batch.position[row, span] = np.arange(shared, shared + size)
-        at += size
+    place_segment(batch, row, number, example.prompt, responses, spans, form)
     batch.example_id[row, number] = example.example_id
     batch.valid[row, number] = True
     batch.margin[row, number] = example.margin
-    return at
+    return end
+
+
+def branch_spans(at: int, prompt: int, responses: Sequence[int], form: RowFormat) -> list[slice]:
+    """The slots of each branch of a segment that begins at slot `at`, one after the other after the shared prompt.
+
+    Args:
+        prompt, responses: their tokens. `form.branches` is not used.
+    """
+    shared = prompt - 1 if form.share_prompts else 0
+    ends = at + shared + np.cumsum([prompt - shared - (form.head == "lm") + length for length in responses])
+    starts = [at + shared, *ends[:-1]]
+    return [slice(int(start), int(end)) for start, end in zip(starts, ends, strict=True)]
+
+
+def place_segment(
+    batch: Batch,
+    row: int,
+    number: int,
+    prompt: np.ndarray,
+    responses: Sequence[np.ndarray],
+    spans: Sequence[slice],
+    form: RowFormat,
+) -> None:
+    """Writes the slots of segment `number + 1`: a prompt and any number of responses to it, at their `branch_spans`."""
+    shared = len(prompt) - 1 if form.share_prompts else 0
+    first = slice(spans[0].start - shared, spans[0].start)
+    batch.tokens[row, first] = prompt[:shared]
+    batch.targets[row, first] = prompt[1 : shared + 1]
+    batch.position[row, first] = np.arange(shared)
+    batch.segment[row, first.start : spans[-1].stop] = number + 1
+    for branch, (span, response) in enumerate(zip(spans, responses, strict=True), start=1):
+        ids, size = np.concatenate([prompt[shared:], response]), span.stop - span.start
+        batch.tokens[row, span] = ids[:size]
+        batch.targets[row, span.start : span.start + len(ids) - 1] = ids[1:]
+        counted = len(response) if form.head == "lm" else 1
+        batch.weights[row, span.stop - counted : span.stop] = 1
+        batch.branch[row, span] = branch
+        batch.position[row, span] = np.arange(shared, shared + size)

@@ -119,7 +119,7 @@ def parse_record(raw: Any, kind: str) -> Record:
         return Record(system, prompt, responses[0], **_sources(columns))
     if kind == "rm":
         whole = columns.has("input") and _holds(prompt, system)
-        system, prompt = "", prompt if whole else _joined(system, prompt)
+        system, prompt = "", prompt if whole else joined(system, prompt)
     return pair(columns, system, prompt, *responses)
 
 
@@ -201,7 +201,7 @@ def _prompt(columns: Columns, kind: str, messages: str | None, *, required: bool
         whole = extra.strip()
         if kind == "rm" and _holds(whole, prompt):
             return parts | {name: {"user": extra}}
-        if whole not in (prompt.strip(), _joined(_agreed(parts, "system") or "", prompt).strip()):
+        if whole not in (prompt.strip(), joined(_agreed(parts, "system") or "", prompt).strip()):
             parts[name] |= {"user": f"{prompt}\n{extra}"}
     return parts
 
@@ -211,7 +211,7 @@ def _input(columns: Columns) -> dict[str, str]:
     return read_messages(columns, "input", "user") if is_messages(value) else {"user": text(value, "input")}
 
 
-def _joined(system: str, prompt: str) -> str:
+def joined(system: str, prompt: str) -> str:
     """System message and prompt as one text, unless the text begins with the system message already."""
     return prompt if re.match(rf"\s*{_words(system)}", prompt) else f"{system}\n{prompt}"
 
@@ -239,8 +239,8 @@ def _agreed(parts: dict[str, dict[str, str]], role: str, kind: str = "") -> str 
     for name in others:
         other = places[name][role]
         # for rm, a column may hold in one text what messages hold in two
-        joined = _joined(places[name].get("system", ""), other) if kind == "rm" else other
-        if expected.strip() not in (other.strip(), joined.strip()):
+        whole = joined(places[name].get("system", ""), other) if kind == "rm" else other
+        if expected.strip() not in (other.strip(), whole.strip()):
             raise RecordError(
                 "bad_messages", f"{place(name)} differs from {place(first)} {apart(other, expected)}; they must agree"
             )

@@ -14,6 +14,8 @@ from janus_jax.errors import ConfigError
 from janus_jax.generation.engine import Engine
 from janus_jax.generation.prompt_file import PromptRow
 from janus_jax.generation.requests import Event, Request
+from janus_jax.parallel import processes
+from janus_jax.storage.bucket import os_errors
 
 _EVERY_S = 10.0
 """Between two lines of progress."""
@@ -81,7 +83,8 @@ class Journal:
         Raises:
             ConfigError: another command writes it.
         """
-        self._file = self.path.open("ab")
+        with os_errors(self.path):
+            self._file = self.path.open("ab")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -96,14 +99,15 @@ class Journal:
         self._write([number, record])
 
     def _write(self, value: Any) -> None:
-        self._file.write(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
-        self._file.flush()
+        with os_errors(self.path):
+            self._file.write(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+            self._file.flush()
 
     def finish(self) -> None:
         """Makes the output of the journal, in the order of the prompts, and removes the journal."""
         self._file.close()
         beside = self.out.with_name(f".{self.out.name}.incomplete")
-        with beside.open("w", encoding="utf-8", errors="surrogatepass") as file:
+        with os_errors(beside), beside.open("w", encoding="utf-8", errors="surrogatepass") as file:
             for number in sorted(self.done):
                 file.write(json.dumps(self.done[number], ensure_ascii=False) + "\n")
             file.flush()
@@ -116,23 +120,32 @@ def answer(
     engine: Engine,
     rows: Sequence[PromptRow],
     requests: Sequence[Request],
-    journal: Journal,
+    journal: Journal | None,
     *,
     log_probs: bool,
     tell: Callable[[str], None],
 ) -> None:
     """Answers what the journal does not hold yet, and writes the output.
 
+    Several processes call it alike, and process 0 keeps the journal. Each of them fails if it does.
+
     Args:
+        rows: None of them in other processes than 0.
         requests: one for each row, named by its number.
+        journal: None in other processes than 0.
         log_probs: also write ids and log-probs of tokens.
         tell: gets a line of progress now and then.
     """
-    journal.open()
-    left = [number for number in range(len(rows)) if number not in journal.done]
-    if len(left) < len(rows):
-        tell(f"{len(rows) - len(left):,} of {len(rows):,} prompts are answered in {journal.path}")
+    with processes.agreement("journal"):
+        if journal is not None:
+            journal.open()
+    done = set(processes.broadcast_large("answered", [] if journal is None else sorted(journal.done)))
+    left = [number for number in range(len(requests)) if number not in done]
+    if done and journal is not None:
+        tell(f"{len(done):,} of {len(requests):,} prompts are answered in {journal.path}")
     for number, answers in _finished(engine, requests, left, tell):
+        if journal is None:
+            continue
         row, request = rows[number], requests[number]
         journal.add(
             number,
@@ -143,7 +156,9 @@ def answer(
                 "answers": [one.record(log_probs) for one in answers],
             },
         )
-    journal.finish()
+    with processes.agreement("output"):
+        if journal is not None:
+            journal.finish()
 
 
 def _finished(

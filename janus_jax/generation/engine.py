@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-
 from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.errors import ConfigError
 from janus_jax.generation import placement, scoring
@@ -13,7 +11,6 @@ from janus_jax.generation.requests import Event, LogProbs, Request
 from janus_jax.generation.session import Session
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Compute, Params
-from janus_jax.parallel.mesh import Placement
 from janus_jax.text.tokenizer import Tokenizer
 
 
@@ -63,7 +60,7 @@ class Engine:
         require_language_model(config)
         devices = placement.devices_of(params)
         place, notes = placement.generation_place(config, devices)
-        compute = Compute(dtype=_dtype(dtype, place), place=place)
+        compute = placement.compute_at(place, dtype)
         return cls(config, placement.resharded(config, params, compute.dtype, place), compute, notes=notes, **options)
 
     @classmethod
@@ -81,7 +78,7 @@ class Engine:
         """
         require_language_model(model.config, model.path)
         place, notes = placement.generation_place(model.config, devices)
-        compute = Compute(dtype=_dtype(dtype, place), place=place)
+        compute = placement.compute_at(place, dtype)
         params = model.load(dtype=compute.dtype, shardings=placement.shardings(model.config, place))
         return cls(model.config, params, compute, notes=notes, **options)
 
@@ -116,16 +113,10 @@ class Engine:
             top: how many of the most probable ids are told at each place of a continuation, 0 to 20.
 
         Raises:
-            ConfigError: `top` is not allowed.
-            DataError: a context is empty, a pair is longer than the model's longest text, or an id is unknown.
+            DataError: a context is empty, a pair is longer than the model's longest text, an id is unknown, or `top` is
+                not allowed.
         """
-        return scoring.log_probs(self.config, self.params, self.compute, pairs, rows=self.rows, top=top)
-
-
-def _dtype(dtype: Any, place: Placement) -> Any:
-    """CPUs emulate bfloat16."""
-    default = jnp.float32 if place.platform == "cpu" else jnp.bfloat16
-    return jnp.dtype(default if dtype is None else dtype)
+        return scoring.log_probs(self.config, self.params, self.compute, pairs, top=top)
 
 
 def require_language_model(config: ModelConfig, *places: str) -> None:

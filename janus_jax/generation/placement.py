@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from janus_jax.model.config import ModelConfig
-from janus_jax.model.mistral import Params, param_specs
+from janus_jax.model.mistral import Compute, Params, param_specs
 from janus_jax.parallel import preflight
 from janus_jax.parallel.axes import AXES, DEFAULT_RULES, MeshShape
 from janus_jax.parallel.mesh import Placement, build_mesh, param_shardings
@@ -51,6 +52,12 @@ def generation_place(config: ModelConfig, devices: Sequence[Any] | None = None) 
         auto = (jax.sharding.AxisType.Auto,) * len(AXES)
         mesh = Mesh(np.array(chosen[:used]).reshape(data, 1, tensor, 1), AXES, axis_types=auto)
     return Placement(mesh, rules), notes
+
+
+def compute_at(place: Placement, dtype: Any = None) -> Compute:
+    """How a model runs at `place`. `dtype` None: bfloat16, on CPUs float32, because they emulate bfloat16."""
+    default = jnp.float32 if place.platform == "cpu" else jnp.bfloat16
+    return Compute(dtype=jnp.dtype(default if dtype is None else dtype), place=place)
 
 
 def shardings(config: ModelConfig, place: Placement) -> Any:

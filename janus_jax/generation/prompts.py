@@ -64,15 +64,46 @@ class PromptFormat:
             DataError: roles are in another order, or the template refuses the conversation.
         """
         _check(messages)
+        if (texts := self._exchange(messages)) is not None and self.chat is not None:
+            return self.chat.encode_prompt(*texts)
+        return self._encode(messages)
+
+    def encode_answer(self, messages: Messages, answer: str) -> tuple[list[int], list[int]]:
+        """Ids of a conversation and of an answer to it, with all that the template writes after it.
+
+        The first are those of `encode`, or fewer where the tokenizer merges the end of the prompt with the answer.
+
+        Raises:
+            DataError: as `encode`; or all of the prompt merges with the answer.
+        """
+        prompt = self.encode(messages)
+        if (texts := self._exchange(messages)) is None or self.chat is None:
+            whole = self._encode([*messages, {"role": "assistant", "content": answer}], prompt=False)
+        elif self.chat.boundary == "separate":
+            return prompt, self.chat.encode_response(answer)
+        else:
+            whole = self.chat.encode_whole(*texts, answer)
+        both = zip(prompt, whole[:-1], strict=False)
+        shared = next((at for at, (one, other) in enumerate(both) if one != other), min(len(prompt), len(whole) - 1))
+        if not shared:
+            raise DataError(self._name, "leaves no token of the prompt apart from the answer")
+        return whole[:shared], whole[shared:]
+
+    def _exchange(self, messages: Messages) -> tuple[str, str] | None:
+        """System message and prompt, which training writes too; None for longer conversations."""
         texts = {message["role"]: message["content"] for message in messages}
-        if self.chat is not None and len(messages) == len(texts) and "assistant" not in texts:
-            return self.chat.encode_prompt(texts.get("system", ""), texts["user"])
+        if len(messages) > len(texts) or "assistant" in texts:
+            return None
+        return texts.get("system", ""), texts["user"]
+
+    def _encode(self, messages: Messages, prompt: bool = True) -> list[int]:
+        """Ids of what the template makes of messages."""
         messages = [message for message in messages if message["role"] != "system" or message["content"]]
         for token, characters in self._stand_ins.items():
             if any(characters in message["content"] for message in messages):
                 raise DataError(f"a message holds the Unicode noncharacters that stand for {token}; remove them")
-        text = self._render(self._written, messages)
-        if self._spelled(text) != self._render(self._template, messages):
+        text = self._render(self._written, messages, prompt)
+        if self._spelled(text) != self._render(self._template, messages, prompt):
             raise DataError(self._name, "writes other text when its control tokens are marked, so it cannot be used")
         return self._reader.encode(text)
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from janus_jax.model.vocabulary import TOKENS, gather, scatter_sum, vocab_axes, vocab_start
+from janus_jax.model.vocabulary import TOKENS, gather, largest, scatter_sum, vocab_axes, vocab_start
 from janus_jax.parallel.mesh import NOWHERE, Placement
 
 _LOGITS_PER_CHUNK = 1 << 24
@@ -55,9 +55,13 @@ def scored(
     *,
     top: int = 0,
     place: Placement = NOWHERE,
-) -> tuple[Float[Array, "B L"], Bool[Array, "B L"], Int[Array, "B L T"], Float[Array, "B L T"]]:
-    """As `token_logps`, without a gradient; whether the target is a most probable id; and the `top` most probable ids
-    with their log-probs, most probable first."""
+) -> tuple[Array, ...]:
+    """As `token_logps`, without a gradient, and more.
+
+    Returns:
+        [B, L] log-probs of the targets, and whether each is a most probable id. If `top` is not 0 also [B, L, top] the
+        most probable ids and their log-probs, the most probable first.
+    """
 
     def local(x: Array, shard: Array, targets: Array) -> tuple[Array, ...]:
         head, names = gather(shard.astype(x.dtype), place, _HEAD), vocab_axes(place)
@@ -66,27 +70,19 @@ def scored(
             x, targets = args
             logits = _logits(x, head)
             best, picked, logsumexp = _of_target(logits, targets, names, place)
-            ids, largest = _largest(logits, top, names, place)
-            return picked - logsumexp, picked >= best, ids, largest - logsumexp[..., None]
+            scores = picked - logsumexp, picked >= best
+            if not top:
+                return scores
+            values, ids = largest(logits.reshape(-1, logits.shape[-1]), top, place)
+            values, ids = (part.reshape(*targets.shape, top) for part in (values, ids))
+            return *scores, ids, values - logsumexp[..., None]
 
         slots, length = min(_chunk_here(x, head), x.shape[1]), x.shape[1]
         parts = jax.lax.map(chunk, (_split(x, slots), _split(targets, slots)))
         return tuple(_join(part, length) for part in parts)
 
-    outs = (TOKENS, TOKENS, (*TOKENS, None), (*TOKENS, None))
+    outs = (TOKENS, TOKENS, *[(*TOKENS, None)] * (2 if top else 0))
     return place.map(local, (_HIDDEN, _HEAD, TOKENS), outs)(hidden, head, targets)
-
-
-def _largest(logits: Array, count: int, names: tuple[str, ...], place: Placement) -> tuple[Array, Array]:
-    """Ids and logits [b, c, count] of the largest logits of the whole vocabulary; the smaller id of equals first."""
-    size = logits.shape[-1]
-    largest, ids = jax.lax.top_k(logits, min(count, size))
-    ids = ids + vocab_start(place, size)
-    if names and count:
-        largest, ids = (jax.lax.all_gather(part, names, axis=part.ndim - 1, tiled=True) for part in (largest, ids))
-        largest, at = jax.lax.top_k(largest, count)
-        ids = jnp.take_along_axis(ids, at, axis=-1)
-    return ids, largest
 
 
 def _chunk(place: Placement, rows: int, vocab: int) -> int:
@@ -188,4 +184,4 @@ def _split(x: Array, slots: int) -> Array:
 def _join(x: Array, length: int) -> Array:
     """Back from `_split`."""
     x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, :length]
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]

@@ -206,7 +206,8 @@ def agreement(name: str, timeout_s: int = BARRIER_TIMEOUT_S) -> Iterator[None]:
     except Exception as error:
         failure = error
     kind = OutOfMemoryError if failure is not None and _of_memory(failure) else type(failure)
-    outcome = None if failure is None else [kind.__name__, _message(failure)]
+    known = [one.__name__ for one in kind.__mro__ if one.__module__ == errors.__name__]  # others may be more special
+    outcome = None if failure is None else [next(iter(known), ""), _message(failure)]
     client.key_value_set(f"{name}/{jax.process_index()}", json.dumps(outcome), allow_overwrite=True)
     try:
         barrier(name, timeout_s)
@@ -238,6 +239,20 @@ def broadcast(name: str, value: Any, timeout_s: int = BARRIER_TIMEOUT_S) -> Any:
     shared = json.loads(client.blocking_key_value_get(f"{name}/value", timeout_s * 1000))
     barrier(f"{name}/read", timeout_s)  # the name may be used again
     return shared
+
+
+def broadcast_large(name: str, value: Any) -> Any:
+    """As `broadcast`, for values that are too large for the coordinator's store: they go through the devices."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return value
+    content = np.frombuffer(json.dumps(value).encode() if is_main() else b"", np.uint8)
+    size = broadcast(name, len(content))
+    content = content if is_main() else np.zeros(size, np.uint8)
+    return json.loads(multihost_utils.broadcast_one_to_all(content).tobytes())
 
 
 def publish(key: str, text: str) -> None:

@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,19 @@ def require_same_inputs(setup: Setup) -> None:
     with processes.agreement("inputs"):
         facts = input_facts(setup)
     require_same("data or models", facts)
-    models = _models_to_read(setup)
+    require_same_weights(_models_to_read(setup))
+
+
+def require_same_weights(models: Mapping[str, StoredModel]) -> None:
+    """Raises ConfigError on every process if one of them has other weights of a model.
+
+    Copies are read once more for this, unless all hosts see the very same files.
+
+    Args:
+        models: by the key or option that names them.
+    """
+    if not several():
+        return
     with processes.agreement("files of weights"):
         files = {key: file_facts(model) for key, model in models.items()}
     if not are_same("files of weights", files):

@@ -59,6 +59,17 @@ def test_ids_are_those_of_a_server(directory):
             assert written.encode(messages) == expected
 
 
+def test_answers_are_read_as_a_server_reads_them(directory):
+    written, server = prompt_format(open_model(directory)), transformers.AutoTokenizer.from_pretrained(directory)
+    for messages in CONVERSATIONS:
+        if written.chat is None or written.chat.template.several_turns or messages is not TURNS:
+            for answer in ("Because.", " So,  naïve"):
+                prompt, rest = written.encode_answer(messages, answer)
+                whole = server.apply_chat_template([*messages, {"role": "assistant", "content": answer}])["input_ids"]
+                assert prompt + rest == whole and prompt == written.encode(messages)[: len(prompt)]
+                assert any(number in written.stop_ids for number in rest)
+
+
 def test_a_message_cannot_write_control_tokens(directory, tokenizer):
     written = prompt_format(open_model(directory))
     control = {tokenizer.control_id(token) for token in tokenizer.control_tokens()}

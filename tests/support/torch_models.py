@@ -71,13 +71,3 @@ def log_probs(model: Any, context: Sequence[int], continuation: Sequence[int]) -
     targets = torch.tensor(list(continuation))
     logps = torch.log_softmax(logits, -1).gather(-1, targets[:, None])[:, 0]
     return logps.numpy(), bool((logits.argmax(-1) == targets).all())
-
-
-def most_probable(
-    model: Any, context: Sequence[int], continuation: Sequence[int], count: int
-) -> list[list[tuple[int, float]]]:
-    """At each place of a continuation the most probable ids with their log-probs."""
-    with torch.no_grad():
-        logits = model(torch.tensor([[*context, *continuation]])).logits[0, len(context) - 1 : -1].double()
-    values, ids = torch.log_softmax(logits, -1).topk(count)
-    return [list(zip(*one, strict=True)) for one in zip(ids.tolist(), values.tolist(), strict=True)]
