@@ -143,7 +143,7 @@ def _prompts(prompt: Any) -> list[str | list[int]]:
     """The prompts of a body, each a text or ids."""
     allowed = "allowed: a text, a list of texts, a list of ids, or a list of lists of ids; none of them empty"
     values = prompt if isinstance(prompt, list) else [prompt]
-    if _are_ids(values):
+    if isinstance(prompt, list) and _are_ids(values):
         return [values]
     good = all(isinstance(one, str) for one in values) or all(isinstance(one, list) and _are_ids(one) for one in values)
     if not values or not good:

@@ -25,6 +25,8 @@ BAD = {
     "twice": (TEXT, b'{"prompt": "x", "prompt": "y"}', 400, "'prompt' twice", None),
     "no prompt": (TEXT, {}, 400, "is required", "prompt"),
     "null prompt": (TEXT, {"prompt": None}, 400, "is required", "prompt"),
+    "a number": (TEXT, {"prompt": 5}, 400, "a list of ids", "prompt"),
+    "an object": (TEXT, {"prompt": {"text": "x"}}, 400, "a list of ids", "prompt"),
     "empty list": (TEXT, {"prompt": []}, 400, "a list of ids", "prompt"),
     "empty ids": (TEXT, {"prompt": [[1], []]}, 400, "a list of ids", "prompt"),
     "mixed": (TEXT, {"prompt": ["x", [1]]}, 400, "a list of ids", "prompt"),
