@@ -1,10 +1,15 @@
 """The endpoints over a real socket, with OpenAI's own client; log-probs beside transformers'."""
 
 import json
+import re
+import shutil
+import subprocess
+import textwrap
 
 import numpy as np
 import pytest
 
+from tests.support.repository import ROOT
 from tests.support.serving import JSON, torch_log_probs
 from tests.support.torch_models import greedy
 
@@ -170,3 +175,16 @@ def test_streams_are_server_sent_events_in_ascii(server):
     lines = response.read().decode("ascii").split("\n\n")
     assert lines[-2:] == ["data: [DONE]", ""] and all(line.startswith("data: ") for line in lines[:-1])
     assert json.loads(lines[0][6:])["choices"][0]["text"] == "é\u2028"
+
+
+def test_the_examples_of_the_docs_run(server, capsys):
+    page = (ROOT / "docs" / "serving.md").read_text().replace("127.0.0.1:8000", f"127.0.0.1:{server.port}")
+    page = page.replace('model="dpo"', 'model="tiny"').replace("200", "8")
+    (example,) = re.findall("```python\n(.*?)```", page, re.DOTALL)
+    exec(example, {})
+    assert capsys.readouterr().out != ""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    command = textwrap.dedent(page[page.index("    curl ") :].split("\n\n")[0])
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stdout.endswith("data: [DONE]\n\n") and '"finish_reason":"' in done.stdout, done
