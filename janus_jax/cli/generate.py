@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -50,6 +50,10 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 0,
     log_probs: Annotated[bool, typer.Option("--log-probs", help="Also write ids and log-probs of tokens.")] = False,
     rows: Annotated[int, typer.Option(min=1, help="Answers that grow at the same time.")] = 32,
+    cache_dtype: Annotated[
+        Literal["bfloat16", "float32", "int8"] | None,
+        typer.Option(help="Of the keys and values of earlier tokens. Default: bfloat16, on CPUs float32."),
+    ] = None,
     coordinator: arguments.Coordinator = None,
     num_processes: arguments.NumProcesses = None,
     process_id: arguments.ProcessId = None,
@@ -104,9 +108,25 @@ def generate(
             check(stored.config, record.place, requests[-1])
         options = {"sampling": dataclasses.asdict(sampling), "stopping": dataclasses.asdict(stopping)}
         if is_main:
-            asked = [str(stored.path), stored.step, n, seed, log_probs, options, [list(one.ids) for one in requests]]
+            asked = [
+                str(stored.path),
+                stored.step,
+                n,
+                seed,
+                log_probs,
+                cache_dtype,
+                options,
+                [list(one.ids) for one in requests],
+            ]
             journal = Journal(out, asked)
-    same = {"--n": n, "--seed": seed, "--rows": rows, **options["sampling"], **options["stopping"]}
+    same = {
+        "--n": n,
+        "--seed": seed,
+        "--rows": rows,
+        "--cache-dtype": cache_dtype,
+        **options["sampling"],
+        **options["stopping"],
+    }
     # Copies of a model may have other paths.
     same |= {"step": stored.step, "tokenizer": written.tokenizer.fingerprint[:16], "end tokens": written.stop_ids}
     same |= {f"model.{key}": str(value) for key, value in dataclasses.asdict(stored.config).items()}
@@ -127,7 +147,7 @@ def generate(
         tell(f"note: the model's generation_config.json names {named_settings}; only the options count here")
     from janus_jax.generation.opened import open_engine
 
-    engine, _ = open_engine(stored, template=template, rows=min(rows, n * len(requests)))
+    engine, _ = open_engine(stored, template=template, rows=min(rows, n * len(requests)), cache_dtype=cache_dtype)
     for note in engine.notes:
         tell(f"note: {note}")
     arguments.interruptibly(lambda: answer(engine, records, requests, journal, log_probs=log_probs, tell=tell))

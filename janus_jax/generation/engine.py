@@ -13,6 +13,8 @@ from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Compute, Params
 from janus_jax.text.tokenizer import Tokenizer
 
+CACHE_DTYPES = ("bfloat16", "float32", "int8")
+
 
 class Engine:
     """Weights on a generation mesh, with what is compiled for them. Made by `live` or `stored`.
@@ -26,6 +28,11 @@ class Engine:
         stop_ids: ids that end every text, such as EOS.
         tokenizer: makes text of ids, and is needed for stop strings.
         notes: what to tell of the mesh.
+        cache_dtype: of the keys and values of earlier tokens; None: the compute dtype. int8 has a scale for each token
+            and head.
+
+    Raises:
+        ConfigError: another dtype than those of `CACHE_DTYPES`.
     """
 
     def __init__(
@@ -39,8 +46,12 @@ class Engine:
         stop_ids: Sequence[int] = (),
         tokenizer: Tokenizer | None = None,
         notes: Sequence[str] = (),
+        cache_dtype: Any = None,
     ):
         self.config, self.params, self.compute = config, params, compute
+        self.cache_dtype = jnp.dtype(compute.dtype if cache_dtype is None else cache_dtype)
+        if cache_dtype is not None and self.cache_dtype.name not in CACHE_DTYPES:
+            raise ConfigError(f"cache_dtype={self.cache_dtype.name}: allowed: {', '.join(CACHE_DTYPES)}")
         self.row_shards = compute.place.shards("batch")
         self.rows = -(-rows // self.row_shards) * self.row_shards
         self.steps_per_call, self.stop_ids, self.notes = steps_per_call, tuple(stop_ids), list(notes)

@@ -51,11 +51,13 @@ class Made(NamedTuple):
     top_logps: Float[Array, "B C T"] | None
 
 
-@functools.partial(jax.jit, static_argnames=(*_STATIC, "rows", "length"))
-def empty(*, config: ModelConfig, compute: Compute, rows: int, length: int) -> tuple[Cache, Bool[Array, "B V"]]:
+@functools.partial(jax.jit, static_argnames=(*_STATIC, "rows", "length", "dtype"))
+def empty(
+    *, config: ModelConfig, compute: Compute, rows: int, length: int, dtype: Any = None
+) -> tuple[Cache, Bool[Array, "B V"]]:
     """A cache without a text, and which ids each row has seen."""
     seen = jnp.zeros((rows, config.vocab_size), bool)
-    return kv.empty(config, rows, length, compute), compute.place.constrain(seen, ("batch", None))
+    return kv.empty(config, rows, length, compute, dtype), compute.place.constrain(seen, ("batch", None))
 
 
 @functools.partial(jax.jit, static_argnames=("length", "compute"))
@@ -63,13 +65,19 @@ def grow(cache: Cache, *, length: int, compute: Compute) -> Cache:
     return kv.grown(cache, length, compute)
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC)
+@functools.partial(jax.jit, static_argnames=(*_STATIC, "dtype"))
 def prefill(
-    params: Params, tokens: Int[Array, "P L"], lengths: Int[Array, " P"], *, config: ModelConfig, compute: Compute
+    params: Params,
+    tokens: Int[Array, "P L"],
+    lengths: Int[Array, " P"],
+    *,
+    config: ModelConfig,
+    compute: Compute,
+    dtype: Any = None,
 ) -> Cache:
     place = compute.place
     tokens, lengths = place.constrain(tokens, ("batch", None)), place.constrain(lengths, ("batch",))
-    return kv.prefill(config, params, tokens, lengths, compute)
+    return kv.prefill(config, params, tokens, lengths, compute, dtype)
 
 
 @functools.partial(jax.jit, static_argnames="compute", donate_argnames=("cache", "seen"))

@@ -1,8 +1,9 @@
 """Texts that grow together in the rows of one cache."""
 
+import collections
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,11 +12,22 @@ from janus_jax.errors import DataError
 from janus_jax.generation import placement, programs, sampling
 from janus_jax.generation.detokenizer import TextStream
 from janus_jax.generation.requests import Event, Request, check
-from janus_jax.generation.sizes import bucket, top_bucket
+from janus_jax.generation.sizes import bucket, prompts_per_call, top_bucket
 from janus_jax.model.cache import Cache
 
 if TYPE_CHECKING:
     from janus_jax.generation.engine import Engine
+
+
+_TOKENS_PER_STEP = 1 << 14
+"""Slots of prompts, for each shard of rows, after which the texts that grow get their next tokens first."""
+
+
+class _Keys(NamedTuple):
+    """Prompts that were computed together, and their ids, filled with -1."""
+
+    cache: Cache
+    tokens: np.ndarray
 
 
 @dataclasses.dataclass
@@ -25,8 +37,8 @@ class _Prompt:
     number: int
     request: Request
     started: int = 0
-    keys: tuple[Cache, np.ndarray, int] | None = None
-    """After its prefill: prompts, their tokens, and which of them it is."""
+    keys: tuple[_Keys, int] | None = None
+    """After its prefill: prompts, and which of them it is."""
 
 
 @dataclasses.dataclass
@@ -91,23 +103,34 @@ class Session:
         return self._decode() if any(self._rows) else []
 
     def _admit(self) -> None:
-        while self._waiting and None in self._rows:
-            fresh = [prompt for prompt in self._waiting if prompt.keys is None][: self._engine.row_shards]
-            if self._waiting[0].keys is None:
-                self._prefill(fresh)
-            keys = self._waiting[0].keys
-            assert keys is not None
-            pairs: list[tuple[int, int]] = []
-            free = [i for i, row in enumerate(self._rows) if row is None]
-            # All prompts of one prefill that have rows are copied together.
-            while self._waiting and (own := self._waiting[0].keys) and own[0] is keys[0] and free:
-                prompt = self._waiting[0]
-                row = free.pop(0)
-                self._rows[row] = self._start(prompt)
-                pairs.append((row, own[2]))
-                if prompt.started == prompt.request.samples:
-                    self._waiting.pop(0)
-            self._fill(keys[0], keys[1], pairs)
+        free = [i for i, row in enumerate(self._rows) if row is None]
+        chosen: list[tuple[int, _Prompt]] = []
+        fresh: dict[int, list[_Prompt]] = collections.defaultdict(list)
+        left = _TOKENS_PER_STEP * self._engine.row_shards
+        for prompt in self._waiting:
+            if not free or left <= 0:
+                break
+            if prompt.keys is None:
+                width = bucket(len(prompt.request.ids))
+                fresh[width].append(prompt)
+                left -= width
+            count = min(len(free), prompt.request.samples - prompt.started)
+            chosen += [(row, prompt) for row in free[:count]]
+            free = free[count:]
+        self._prefill(sorted(fresh.items()))
+        # All prompts of one prefill are copied together.
+        copies: dict[int, tuple[_Keys, list[tuple[int, int]]]] = {}
+        for row, prompt in chosen:
+            assert prompt.keys is not None
+            keys, place = prompt.keys
+            self._rows[row] = self._start(prompt)
+            copies.setdefault(id(keys), (keys, []))[1].append((row, place))
+        if chosen:
+            needed = max(row.length + row.limit for row in self._rows if row) + self._engine.steps_per_call
+            self._reserve(bucket(max(needed, *(keys.cache.length for keys, _ in copies.values()))))
+        for keys, pairs in copies.values():
+            self._fill(keys, pairs)
+        self._waiting = [prompt for prompt in self._waiting if prompt.started < prompt.request.samples]
 
     def _start(self, prompt: _Prompt) -> _Row:
         request, engine = prompt.request, self._engine
@@ -126,33 +149,46 @@ class Session:
             stream=None if texts is None else texts.stream(stopping.stop, inside=request.continues),
         )
 
-    def _prefill(self, prompts: list[_Prompt]) -> None:
-        engine, count = self._engine, self._engine.row_shards
-        width = bucket(max(len(prompt.request.ids) for prompt in prompts))
+    def _prefill(self, groups: list[tuple[int, list[_Prompt]]]) -> None:
+        """Computes prompts by their widths, as many in one call as there are and as its size allows."""
+        shards, left = self._engine.row_shards, []
+        for number, (width, prompts) in enumerate(groups):
+            prompts = left + prompts
+            wider = groups[number + 1][0] if number + 1 < len(groups) else 0
+            # A call computes at least one prompt for each shard, so what is left over goes with slightly wider ones.
+            extra = len(prompts) % shards if 0 < wider <= 2 * width else 0
+            prompts, left = prompts[: len(prompts) - extra], prompts[len(prompts) - extra :]
+            while prompts:
+                count = shards * prompts_per_call(width, len(prompts) // shards)
+                self._prefill_call(width, prompts[:count], count)
+                prompts = prompts[count:]
+
+    def _prefill_call(self, width: int, prompts: list[_Prompt], count: int) -> None:
+        engine = self._engine
         tokens, lengths = np.full((count, width), -1, np.int32), np.zeros(count, np.int32)
         for i, prompt in enumerate(prompts):
             tokens[i, : len(prompt.request.ids)], lengths[i] = prompt.request.ids, len(prompt.request.ids) - 1
         on_all = placement.on_all((np.maximum(tokens, 0), lengths), engine.compute.place)
-        keys = programs.prefill(engine.params, *on_all, config=engine.config, compute=engine.compute)
+        cache = programs.prefill(
+            engine.params, *on_all, config=engine.config, compute=engine.compute, dtype=engine.cache_dtype
+        )
+        keys = _Keys(cache, tokens)
         for i, prompt in enumerate(prompts):
-            prompt.keys = (keys, tokens, i)
+            prompt.keys = (keys, i)
 
-    def _fill(self, keys: Cache, tokens: np.ndarray, pairs: list[tuple[int, int]]) -> None:
+    def _fill(self, keys: _Keys, pairs: list[tuple[int, int]]) -> None:
         engine = self._engine
-        rows = (self._rows[row] for row, _ in pairs)
-        needed = max(row.length + row.limit for row in rows if row is not None) + engine.steps_per_call
-        self._reserve(bucket(max(needed, keys.length)))
         targets, sources = np.full(len(self._rows), -1, np.int32), np.zeros(len(self._rows), np.int32)
         targets[: len(pairs)], sources[: len(pairs)] = zip(*pairs, strict=True)
-        on_all = placement.on_all((tokens, targets, sources), engine.compute.place)
+        on_all = placement.on_all((keys.tokens, targets, sources), engine.compute.place)
         assert self._cache is not None
-        self._cache, self._seen = programs.fill(self._cache, self._seen, keys, *on_all, compute=engine.compute)
+        self._cache, self._seen = programs.fill(self._cache, self._seen, keys.cache, *on_all, compute=engine.compute)
 
     def _reserve(self, length: int) -> None:
         """Makes rows of the cache at least `length` slots long."""
         engine = self._engine
         if self._cache is None:
-            sizes = {"rows": engine.rows, "length": length}
+            sizes = {"rows": engine.rows, "length": length, "dtype": engine.cache_dtype}
             self._cache, self._seen = programs.empty(config=engine.config, compute=engine.compute, **sizes)
         elif self._cache.length < length:
             self._cache = programs.grow(self._cache, length=length, compute=engine.compute)

@@ -2,6 +2,9 @@
 
 _SMALLEST = 64
 _TOP = (0, 1, 5, 20)
+_PROMPTS = (16, 4, 1)
+_SLOTS_PER_CALL = 2048
+"""Of prompts, for each shard of rows. More make a call not much faster for each of them."""
 
 
 def bucket(length: int) -> int:
@@ -15,3 +18,9 @@ def bucket(length: int) -> int:
 def top_bucket(count: int) -> int:
     """The smallest of 0, 1, 5, 20 that is at least `count`."""
     return next(size for size in _TOP if size >= count)
+
+
+def prompts_per_call(width: int, waiting: int) -> int:
+    """Prompts of a width that one call computes for each shard of rows: 16, 4 or 1. At most 2,048 slots, or one prompt,
+    and no more than wait."""
+    return next((count for count in _PROMPTS if count <= waiting and count * width <= _SLOTS_PER_CALL), 1)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 _SCORES_PER_BLOCK = 1 << 25
 """Score elements (rows x query block x heads x keys) alive at once on a device: 128 MiB in float32. At 32 heads and
@@ -22,11 +22,13 @@ class Slots(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """Keys and values of some slots of each row."""
+    """Keys and values of some slots of each row; int8 ones are multiplied by their scales."""
 
-    k: Float[Array, "B S K H"]
-    v: Float[Array, "B S K H"]
+    k: Num[Array, "B S K H"]
+    v: Num[Array, "B S K H"]
     slots: Slots
+    k_scale: Float[Array, "B S K"] | None = None
+    v_scale: Float[Array, "B S K"] | None = None
 
 
 def visible(query: Slots, key: Slots, window: int | None) -> Bool[Array, "B Lq Lk"]:
@@ -83,9 +85,14 @@ def _attend(block: tuple[Array, Slots], *, parts: Sequence[Keys], window: int | 
     q, slots = block  # q [B, block, K, G, H]
 
     def masked(part: Keys) -> Array:
-        scores = jnp.einsum("bqkgh,bskh->bkgqs", q, part.k, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("bqkgh,bskh->bkgqs", q, part.k.astype(q.dtype), preferred_element_type=jnp.float32)
+        scores = scaled(scores, part.k_scale)
         mask = visible(slots, part.slots, window)[:, None, None]
         return jnp.where(mask, scores * jnp.float32(q.shape[-1] ** -0.5), jnp.finfo(jnp.float32).min)
+
+    def scaled(x: Array, scale: Array | None) -> Array:
+        """[B, K, G, Q, S] times [B, S, K]: cheaper than scaling keys or values."""
+        return x if scale is None else x * scale.swapaxes(1, 2)[:, :, None, None]
 
     if len(parts) == 1:
         v = parts[0].v
@@ -94,8 +101,9 @@ def _attend(block: tuple[Array, Slots], *, parts: Sequence[Keys], window: int | 
     # Not one array of all keys: it would be a copy of the cache.
     weights = jax.nn.softmax(jnp.concatenate([masked(part) for part in parts], axis=-1), axis=-1)
     out, start = jnp.zeros((), jnp.float32), 0
-    for _, v, _ in parts:
-        part = weights[..., start : start + v.shape[1]].astype(v.dtype)
-        out += jnp.einsum("bkgqs,bskh->bqkgh", part, v, preferred_element_type=jnp.float32)
-        start += v.shape[1]
+    for part in parts:
+        size = part.v.shape[1]
+        own = scaled(weights[..., start : start + size], part.v_scale).astype(q.dtype)
+        out += jnp.einsum("bkgqs,bskh->bqkgh", own, part.v.astype(q.dtype), preferred_element_type=jnp.float32)
+        start += size
     return out.astype(q.dtype)

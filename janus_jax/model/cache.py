@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from janus_jax.model.attention import Keys, Slots
 from janus_jax.model.config import ModelConfig
@@ -21,10 +21,15 @@ AXES = ("layers", "batch", "kv_heads", None, "head_dim")
 
 
 class Cache(NamedTuple):
-    """Keys, after RoPE, and values of all layers. T comes after the heads, as products with the cache read it."""
+    """Keys, after RoPE, and values of all layers. T comes after the heads, as products with the cache read it.
 
-    k: Float[Array, "layers B K T H"]
-    v: Float[Array, "layers B K T H"]
+    In int8, those of a token and head are whole numbers from -127 to 127, to be multiplied by their scale.
+    """
+
+    k: Num[Array, "layers B K T H"]
+    v: Num[Array, "layers B K T H"]
+    k_scale: Float[Array, "layers B K T"] | None = None
+    v_scale: Float[Array, "layers B K T"] | None = None
 
     @property
     def length(self) -> int:
@@ -32,35 +37,63 @@ class Cache(NamedTuple):
         return self.k.shape[3]
 
 
-def empty(config: ModelConfig, rows: int, length: int, compute: Compute) -> Cache:
-    """A cache of zeros in the compute dtype, on the mesh of `compute.place`. Jit it."""
+def empty(config: ModelConfig, rows: int, length: int, compute: Compute, dtype: Any = None) -> Cache:
+    """A cache of zeros on the mesh of `compute.place`. Jit it.
+
+    Args:
+        dtype: None: the compute dtype.
+    """
     shape = (config.num_layers, rows, config.num_kv_heads, length, config.head_dim)
-    return constrain(Cache(*(jnp.zeros(shape, compute.dtype) for _ in range(2))), compute.place)
+    part: Any = jax.ShapeDtypeStruct(shape, compute.dtype)
+    keys = Cache(part, part)
+    shapes = jax.eval_shape(lambda keys: stored(keys, compute.dtype if dtype is None else dtype), keys)
+    return constrain(jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), shapes), compute.place)
+
+
+def stored(keys: Cache, dtype: Any) -> Cache:
+    """Keys and values as a cache of this dtype holds them; those in int8 have a scale for each token and head."""
+    if dtype != jnp.int8:
+        return jax.tree.map(lambda part: part.astype(dtype), keys)
+
+    def rounded(part: Array) -> tuple[Array, Array]:
+        part = part.astype(jnp.float32)
+        scale = jnp.abs(part).max(-1) / 127
+        return jnp.round(part / jnp.where(scale > 0, scale, 1)[..., None]).astype(jnp.int8), scale
+
+    (k, k_scale), (v, v_scale) = rounded(keys.k), rounded(keys.v)
+    return Cache(k, v, k_scale, v_scale)
 
 
 def constrain(cache: Cache, place: Placement) -> Cache:
     """The cache with each row and key head on the devices that have it."""
-    return Cache(*(place.constrain(part, AXES) for part in cache))
+    return jax.tree.map(lambda part: place.constrain(part, AXES[: part.ndim]), cache)
 
 
 def grown(cache: Cache, length: int, compute: Compute) -> Cache:
     """The cache with `length` slots, which are at least as many."""
     pad = [(0, 0)] * 3 + [(0, length - cache.length), (0, 0)]
-    return constrain(Cache(*(jnp.pad(part, pad) for part in cache)), compute.place)
+    return constrain(jax.tree.map(lambda part: jnp.pad(part, pad[: part.ndim]), cache), compute.place)
 
 
 def prefill(
-    config: ModelConfig, params: Params, tokens: Int[Array, "P L"], lengths: Int[Array, " P"], compute: Compute
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "P L"],
+    lengths: Int[Array, " P"],
+    compute: Compute,
+    dtype: Any = None,
 ) -> Cache:
     """Keys and values of prompts, computed as training computes them.
 
     Args:
         tokens: prompts from slot 0 on; what follows `lengths` is not seen by them.
+        dtype: as of `empty`.
     """
     here = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     slots = Slots((here < lengths[:, None]).astype(jnp.int32), jnp.zeros_like(here), here)
     _, keys = bind(config, params).after(tokens, slots, compute, (), lambda _: ())
-    return constrain(Cache(*(part.swapaxes(2, 3) for part in keys)), compute.place)
+    cache = Cache(*(part.swapaxes(2, 3) for part in keys))
+    return constrain(stored(cache, compute.dtype if dtype is None else dtype), compute.place)
 
 
 def fill(cache: Cache, prompts: Cache, rows: Int[Array, " R"], sources: Int[Array, " R"], place: Placement) -> Cache:
@@ -74,15 +107,18 @@ def fill(cache: Cache, prompts: Cache, rows: Int[Array, " R"], sources: Int[Arra
 
             def write(part: Array) -> Array:
                 prompt = jax.lax.dynamic_slice_in_dim(prompts, sources[i], 1, 1)
-                return jax.lax.dynamic_update_slice(part, prompt, (0, row, 0, 0, 0))
+                return jax.lax.dynamic_update_slice(part, prompt, (0, row, 0, 0, 0)[: part.ndim])
 
             return jax.lax.cond((rows[i] >= 0) & (row >= 0) & (row < part.shape[1]), write, lambda part: part, part)
 
         return jax.lax.fori_loop(0, rows.shape[0], copy, part)
 
-    everywhere = ("layers", None, *AXES[2:])  # any row may be a copy of any prompt
-    run = place.map(local, (AXES, everywhere, (None,), (None,)), AXES)
-    return Cache(*(run(part, prompt, rows, sources) for part, prompt in zip(cache, prompts, strict=True)))
+    def of_part(part: Array, prompts: Array) -> Array:
+        axes = AXES[: part.ndim]
+        everywhere = ("layers", None, *axes[2:])  # any row may be a copy of any prompt
+        return place.map(local, (axes, everywhere, (None,), (None,)), axes)(part, prompts, rows, sources)
+
+    return jax.tree.map(of_part, cache, prompts)
 
 
 def append(cache: Cache, recent: Cache, lengths: Int[Array, " B"], place: Placement) -> Cache:
@@ -91,13 +127,16 @@ def append(cache: Cache, recent: Cache, lengths: Int[Array, " B"], place: Placem
     def local(part: Array, recent: Array, lengths: Array) -> Array:
         def copy(part: Array, row: tuple[Array, Array, Array]) -> tuple[Array, None]:
             number, slots, length = row
-            return jax.lax.dynamic_update_slice(part, slots[:, None], (0, number, 0, length, 0)), None
+            return jax.lax.dynamic_update_slice(part, slots[:, None], (0, number, 0, length, 0)[: part.ndim]), None
 
         rows = jnp.arange(part.shape[1], dtype=jnp.int32)
         return jax.lax.scan(copy, part, (rows, recent.swapaxes(0, 1), lengths))[0]
 
-    run = place.map(local, (AXES, AXES, ("batch",)), AXES)
-    return Cache(*(run(part, new, lengths) for part, new in zip(cache, recent, strict=True)))
+    def of_part(part: Array, new: Array) -> Array:
+        axes = AXES[: part.ndim]
+        return place.map(local, (axes, axes, ("batch",)), axes)(part, new, lengths)
+
+    return jax.tree.map(of_part, cache, stored(recent, cache.k.dtype))
 
 
 def next_logits(
@@ -131,18 +170,19 @@ def next_logits(
     )
     here = Slots(jnp.ones_like(rows), jnp.zeros_like(rows), rows + count)
 
-    def keys_of(layer: Any) -> list[Keys]:
-        parts = ((layer[0], attended, old), (layer[1], recent.length, new))
-        return [
-            Keys(k[:, :, :size].swapaxes(1, 2), v[:, :, :size].swapaxes(1, 2), slots) for (k, v), size, slots in parts
-        ]
+    def keys_of(layer: tuple[Cache, Cache]) -> list[Keys]:
+        def keys(part: Cache, size: int, slots: Slots) -> Keys:
+            k, v, *scales = jax.tree.map(lambda x: x[:, :, :size].swapaxes(1, 2), part)
+            return Keys(k, v, slots, *scales)
+
+        return [keys(layer[0], attended, old), keys(layer[1], recent.length, new)]
 
     model = bind(config, params)
-    hidden, keys = model.after(tokens[:, None], here, compute, (tuple(cache), tuple(recent)), keys_of)
+    hidden, keys = model.after(tokens[:, None], here, compute, (cache, recent), keys_of)
     recent = Cache(
         *(
             jax.lax.dynamic_update_slice_in_dim(part, new.swapaxes(2, 3), count, 3)
-            for part, new in zip(recent, keys, strict=True)
+            for part, new in zip(recent[:2], keys, strict=True)
         )
     )
     return unembed(model, hidden, compute)[:, 0], constrain(recent, compute.place)

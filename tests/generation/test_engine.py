@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from janus_jax.checkpoint.hf.read import load_hf
+from janus_jax.errors import ConfigError
 from janus_jax.generation import programs
 from janus_jax.generation.engine import Engine
 from janus_jax.generation.requests import Request
@@ -34,6 +35,12 @@ def loaded(directory, window):
 def both(tmp_path_factory):
     """With a window that is shorter than the texts."""
     return loaded(tmp_path_factory.mktemp("hf"), WINDOW)
+
+
+def on(both, devices):
+    """The parameters on so many devices."""
+    mesh = build_mesh(MeshShape(devices, 1, 1), jax.devices()[:devices])
+    return jax.device_put(both[2], param_shardings(param_specs(both[1]), mesh, DEFAULT_RULES))
 
 
 def texts(engine, requests):
@@ -123,10 +130,14 @@ def test_samples_are_the_same_whatever_else_is_in_the_batch(both):
     engine = Engine.live(both[1], both[2], rows=4, steps_per_call=4, dtype=jnp.float32)
     options = {"sampling": SamplingOptions(temperature=1.3, top_p=0.9), "name": "p", "stopping": StoppingOptions(20)}
     one = Request(PROMPTS[3], samples=5, seed=7, **options)
-    others = [Request(PROMPTS[4], stopping=StoppingOptions(max_new_tokens=n)) for n in (3, 20, 11)]
-    alone, among = texts(engine, [one]), texts(engine, [*others, one, *others])
+    others = [
+        [Request(PROMPTS[i], stopping=StoppingOptions(n)) for n in ends] for i, ends in ((4, (3, 20)), (1, (7, 2)))
+    ]
+    alone, *among = (texts(engine, [one, *rest]) for rest in ([one], *([*some, *some] for some in others)))
     for sample in range(5):
-        assert alone[0, sample] == among[3, sample]
+        assert alone[0, sample] == alone[1, sample]
+        assert [made[0, sample] for made in among] == [alone[0, sample]] * 2
+    alone = {key: text for key, text in alone.items() if key[0] == 0}
     assert len({tuple(ids) for ids, _, _ in alone.values()}) == 5
     assert texts(engine, [Request(PROMPTS[3], seed=8, **options)])[0, 0] != alone[0, 0]
 
@@ -134,9 +145,7 @@ def test_samples_are_the_same_whatever_else_is_in_the_batch(both):
 @pytest.mark.parametrize("devices", [1, 4])
 def test_most_probable_ids_equal_transformers(both, devices):
     """Requests of one batch ask for different numbers; of four devices, two have a part of the vocabulary each."""
-    mesh = build_mesh(MeshShape(devices, 1, 1), jax.devices()[:devices])
-    params = jax.device_put(both[2], param_shardings(param_specs(both[1]), mesh, DEFAULT_RULES))
-    engine = Engine.live(both[1], params, rows=4, steps_per_call=4)
+    engine = Engine.live(both[1], on(both, devices), rows=4, steps_per_call=4)
     # What is told is the model's own, whatever the sampling.
     options = {"sampling": SamplingOptions(2.0, top_p=0.9, repetition_penalty=1.5), "stopping": StoppingOptions(6)}
     tops = (3, 0, 20, 1)
@@ -164,3 +173,31 @@ def test_nothing_looks_for_most_probable_ids_that_nobody_asks_for(both, monkeypa
     list(engine.generate([asked]))
     with pytest.raises(TypeError):
         list(engine.generate([dataclasses.replace(asked, top=1)]))
+
+
+@pytest.mark.parametrize(("dtype", "least", "most"), [("int8", 1e-3, 0.06), ("bfloat16", 1e-3, 0.05)])
+def test_a_narrow_cache_changes_log_probs_a_little(both, dtype, least, most):
+    """Beside transformers' log-probs of the same tokens, in float32; these weights are spread widely on purpose."""
+    engine = Engine.live(both[1], on(both, 4), rows=4, steps_per_call=4, cache_dtype=dtype, dtype=jnp.float32)
+    requests = [Request(ids, stopping=StoppingOptions(max_new_tokens=NEW)) for ids in PROMPTS[:4]]
+    worst = 0.0
+    for (number, _), (ids, logps, _) in texts(engine, requests).items():
+        expected, _ = torch_models.log_probs(both[0], PROMPTS[number], ids)
+        worst = max(worst, float(np.abs(expected - logps).max()))
+    assert least < worst < most
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(None, 8 * 4), ("bfloat16", 8 * 2), ("int8", 8 + 4)])
+def test_the_cache_is_as_small_as_its_dtype(both, dtype, size):
+    """Heads have 8 numbers; in int8 a scale comes to each."""
+    engine = Engine.live(both[1], both[2], rows=2, cache_dtype=dtype)
+    session = engine.session()
+    session.submit(0, Request(PROMPTS[0], stopping=StoppingOptions(max_new_tokens=40)))
+    session.step()
+    slots = both[1].num_layers * 2 * both[1].num_kv_heads * 64
+    assert sum(part.nbytes for part in jax.tree.leaves(session._cache)) == 2 * slots * size
+
+
+def test_other_dtypes_of_the_cache_are_refused(both):
+    with pytest.raises(ConfigError, match="cache_dtype=int4: allowed: bfloat16, float32, int8"):
+        Engine.live(both[1], both[2], cache_dtype="int4")

@@ -1,10 +1,14 @@
 """Ends of texts, cancelled texts, and requests that cannot be answered."""
 
 import dataclasses
+import functools
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from janus_jax.errors import ConfigError, DataError
+from janus_jax.generation import programs
 from janus_jax.generation.engine import Engine
 from janus_jax.generation.requests import Request
 from janus_jax.generation.sampling import SamplingOptions
@@ -66,6 +70,25 @@ def test_cancelled_texts_give_no_events(engine):
     session.cancel(1)
     session.cancel(2)
     assert not session.busy and session.step() == []
+
+
+def test_prompts_of_a_width_are_computed_together(monkeypatch):
+    """Short ones are not as wide as long ones, and a prompt is computed once for all of its samples."""
+    calls = []
+
+    def prefill(params, tokens, lengths, **static):
+        calls.append((tokens.shape, sorted(map(int, lengths))))
+        shapes = jax.eval_shape(functools.partial(original, **static), params, tokens, lengths)
+        return jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), shapes)
+
+    original = programs.prefill
+    monkeypatch.setattr(programs, "prefill", prefill)
+    config = dataclasses.replace(CONFIG, max_position_embeddings=512)
+    engine = Engine.live(config, random_params(config), rows=8, steps_per_call=1)
+    lengths = [5, 100, 6, 7, 70, 8, 9]
+    requests = [Request([3] * length, stopping=StoppingOptions(2)) for length in lengths]
+    list(engine.generate([*requests, Request([3] * 10, samples=20, stopping=StoppingOptions(2))]))
+    assert calls == [((4, 64), [4, 5, 6, 7]), ((1, 64), [8]), ((1, 64), [9]), ((1, 96), [69]), ((1, 128), [99])]
 
 
 BAD = {
