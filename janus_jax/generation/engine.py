@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.errors import ConfigError
 from janus_jax.generation import placement, scoring
