@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -39,6 +39,10 @@ def serve(
     window: Annotated[
         int | None,
         typer.Option(min=2, help=f"Most tokens of prompt and answer. Default: the model's, at most {_WINDOW:,}."),
+    ] = None,
+    cache_dtype: Annotated[
+        Literal["bfloat16", "float32", "int8"] | None,
+        typer.Option(help="Of the keys and values of earlier tokens. Default: bfloat16, on CPUs float32."),
     ] = None,
     max_queue: Annotated[int, typer.Option(min=0, help="Texts that may wait for a row; more are refused.")] = 256,
     tokens_per_call: Annotated[
@@ -86,7 +90,9 @@ def serve(
     from janus_jax.serving.worker import Worker
 
     def load() -> Service:
-        engine, _ = open_engine(stored, template=template, rows=rows, steps_per_call=tokens_per_call)
+        engine, _ = open_engine(
+            stored, template=template, rows=rows, steps_per_call=tokens_per_call, cache_dtype=cache_dtype
+        )
         assert engine.detokenizer is not None
         for note in engine.notes:
             tell(f"note: {note}")

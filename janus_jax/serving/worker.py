@@ -127,10 +127,12 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
 
     def reserve(self, window: int) -> None:
-        """Before `start`: compiles the programs of short texts, and takes memory for texts of `window` tokens."""
-        self._session.submit(next(self._numbers), Request([0], stopping=StoppingOptions(window - 1)))
-        self._session.step()
-        self._session.cancel(0)
+        """Before `start`: compiles for short and long texts, and takes the memory of texts of `window` tokens."""
+        for prompt, most in ((1, window - 1), (window - 1, 1)):
+            number = next(self._numbers)
+            self._session.submit(number, Request([0] * prompt, stopping=StoppingOptions(most)))
+            self._session.step()
+            self._session.cancel(number)
 
     def start(self) -> None:
         self._thread.start()
