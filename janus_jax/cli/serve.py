@@ -59,7 +59,7 @@ def serve(
     Ctrl-C or SIGTERM ends it with exit code 0 when running answers have ended; a second one ends them at once.
     """
     if missing := [package for package in ("starlette", "uvicorn") if importlib.util.find_spec(package) is None]:
-        raise ConfigError(f"janus serve needs {' and '.join(missing)}: python -m pip install 'janus_jax[serve]'")
+        raise ConfigError(f"janus serve needs {' and '.join(missing)}: pip install 'janus_jax[serve]'")
     from janus_jax.checkpoint.stored_model import open_model
     from janus_jax.generation.engine import require_language_model
     from janus_jax.generation.prompts import prompt_format

@@ -142,7 +142,7 @@ def _given(value: Any) -> Any:
 
 def _refusal(error: ValidationError, kind: type[Body]) -> Refusal:
     first = error.errors(include_url=False)[0]
-    name = ".".join(map(str, first["loc"]))
+    name = ".".join(map(str, first["loc"]))[:100]
     what = {"extra_forbidden": "is no field that this server knows; leave it out", "missing": "is required"}.get(
         first["type"]
     )

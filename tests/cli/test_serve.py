@@ -79,7 +79,7 @@ def test_other_models_are_named(refused, tmp_path, capsys):
 
 def test_a_missing_package_names_the_extra(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert "janus serve needs uvicorn: python -m pip install 'janus_jax[serve]'" in refused()
+    assert "janus serve needs uvicorn: pip install 'janus_jax[serve]'" in refused()
 
 
 def test_several_hosts_are_told_what_to_do(janus, model, monkeypatch):

@@ -130,12 +130,16 @@ def test_echo_has_the_log_probs_of_the_prompt(server, client, tiny, most):
 
 
 def test_a_streamed_echo_is_the_same(client):
-    options = {"prompt": "the quick", "echo": True, "logprobs": 1, "max_tokens": 6}
-    whole = complete(client, **options).choices[0]
-    parts = [chunk.choices[0] for chunk in complete(client, **options, stream=True)]
-    assert "".join(part.text for part in parts) == whole.text
-    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
-        assert [one for part in parts for one in getattr(part.logprobs, name)] == getattr(whole.logprobs, name)
+    options = {"prompt": ["the quick", "x"], "echo": True, "logprobs": 1, "max_tokens": 6, "n": 2, "seed": 1}
+    whole = complete(client, **options, temperature=1)
+    chunks = list(complete(client, **options, temperature=1, stream=True))
+    assert whole.choices[0].logprobs.token_logprobs != whole.choices[1].logprobs.token_logprobs
+    assert whole.choices[2].text.startswith("x") and len(whole.choices) == 4
+    for choice in whole.choices:
+        parts = [chunk.choices[0] for chunk in chunks if chunk.choices[0].index == choice.index]
+        assert "".join(part.text for part in parts) == choice.text
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            assert [one for part in parts for one in getattr(part.logprobs, name)] == getattr(choice.logprobs, name)
 
 
 def test_our_own_options_count(client):
