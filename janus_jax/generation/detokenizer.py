@@ -31,9 +31,18 @@ class Detokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([number for number in ids if 0 <= number < self._tokenizer.vocab_size])
 
-    def stream(self, stop: Sequence[str] = ()) -> "TextStream":
-        """The text of one answer, which ends before any of the `stop` strings."""
-        return TextStream(self, stop)
+    def inside(self, number: int) -> str:
+        """The text of one id that follows other text."""
+        before, letter = self._anchor or (None, "")
+        return self.decode([number] if before is None else [before, number])[len(letter) :]
+
+    def stream(self, stop: Sequence[str] = (), *, inside: bool = False) -> "TextStream":
+        """The text of one answer, which ends before any of the `stop` strings.
+
+        Args:
+            inside: it follows other text, so a blank at its beginning stays.
+        """
+        return TextStream(self, stop, inside)
 
     def _find_anchor(self) -> tuple[int, str] | None:
         """An ordinary id and its text. After it ids are read as inside a text, where no blank is left out."""
@@ -47,10 +56,10 @@ class Detokenizer:
 class TextStream:
     """Takes the ids of one answer as they come, and gives its text: `decode` of all ids, cut before a stop string."""
 
-    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str] = ()):
+    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str] = (), inside: bool = False):
         self._detokenizer, self._stops = detokenizer, StopStrings(stop)
         self._window: list[int] = []  # ids since the last place where no character was unfinished
-        self._begun = False  # whether the window stands after text
+        self._begun = inside  # whether the window stands after text
         self._sent = 0  # characters of the window's text
         self.count = 0
         """Ids taken, up to the one that completes a stop string."""

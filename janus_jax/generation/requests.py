@@ -31,6 +31,8 @@ class Request:
     seed: int = 0
     top: int = 0
     """How many of the most probable ids are told for each new token: 0 to `MOST_TOP`."""
+    continues: bool = False
+    """The text goes on where the prompt's ends, so a blank at its beginning stays; an answer is a text of its own."""
     name: int | str | None = None
     """Of the prompt; None: its place among the requests. Random numbers depend on seed, name, number of the sample and
     number of the token, and on nothing else."""

@@ -133,6 +133,7 @@ class Session:
         request, engine = prompt.request, self._engine
         stopping = request.stopping
         sample, prompt.started = prompt.started, prompt.started + 1
+        texts = engine.detokenizer
         return _Row(
             number=prompt.number,
             sample=sample,
@@ -142,7 +143,7 @@ class Session:
             length=len(request.ids) - 1,  # the last token of the prompt is the first input
             token=request.ids[-1],
             limit=min(stopping.max_new_tokens, engine.config.max_position_embeddings - len(request.ids)),
-            stream=None if engine.detokenizer is None else engine.detokenizer.stream(stopping.stop),
+            stream=None if texts is None else texts.stream(stopping.stop, inside=request.continues),
         )
 
     def _prefill(self, groups: list[tuple[int, list[_Prompt]]]) -> None:
