@@ -30,7 +30,7 @@ from janus_jax.training.setup import Setup
 from janus_jax.training.step import TrainState
 from janus_jax.training.stopping import Stopping
 
-_MAY_CHANGE = ("mesh", "sharding", "remat", "eval", "checkpoint", "export", "logging", "profile", "timeouts")
+_MAY_CHANGE = ("mesh", "sharding", "remat", "eval", "samples", "checkpoint", "export", "logging", "profile", "timeouts")
 """Sections that may change when a run is resumed: they do not decide what is computed."""
 
 
