@@ -200,7 +200,10 @@ def _samples_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
         return
     name, prompts = _get(config, "objective", "name", str), _get(config, "samples", "prompts", str)
     if name in OBJECTIVES and OBJECTIVES[name].head == "value":
-        yield "samples", f"samples: objective {name} trains a reward model, which makes no text; allowed: samples = null"
+        yield (
+            "samples",
+            f"samples: objective {name} trains a reward model, which makes no text; allowed: samples = null",
+        )
     if prompts == "-":
         yield _refuse("samples.prompts", prompts, "a run reads no standard input; allowed: a file or gs:// URL")
     least, most = (_get(config, "samples", f"{end}_new_tokens", int) for end in ("min", "max"))

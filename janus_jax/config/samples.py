@@ -24,12 +24,15 @@ class SamplesSection(Section):
     prompts: PathText
     """File of prompts, as for `janus generate`: rows of prompt (and system) or messages (.jsonl, .json), or one prompt
     a line (.txt). A gs:// URL works too."""
-    systems: Annotated[
-        list[str],
-        Field(min_length=1),
-        AfterValidator(_different),
-        WithJsonSchema({"allowed": "a list of different system messages, at least one"}),
-    ] | None = None
+    systems: (
+        Annotated[
+            list[str],
+            Field(min_length=1),
+            AfterValidator(_different),
+            WithJsonSchema({"allowed": "a list of different system messages, at least one"}),
+        ]
+        | None
+    ) = None
     """System messages; every prompt is answered under each of them, with the same random numbers. An empty text is no
     system message. null: the system message of each prompt's row, if it has one."""
     every_steps: Count | None = None

@@ -153,14 +153,18 @@ def prompt_format(model: StoredModel, template: str | None = None) -> PromptForm
         chat = next((one for one in formats if one.chat_template == own), None)
     ends = [*_ids(facts.token_ids.get("eos_token_id")), *_ids(facts.generation.get("eos_token_id"))]
     if chat is not None:
-        return PromptFormat(
-            tokenizer, chat.chat_template, name=f"template {chat.template.name}", chat=chat, end_ids=ends
-        )
+        return trained_format(chat, ends)
     if not own:
         raise ConversionError(model.path, f"has no chat template; name one: {', '.join(TEMPLATES)}")
     made = PromptFormat(tokenizer, own, name=f"{model.path}: its chat template", end_ids=ends)
     made.require_own_marks()
     return made
+
+
+def trained_format(chat: ChatFormat, end_ids: Iterable[int] = ()) -> PromptFormat:
+    """How a model reads conversations that training writes in this way."""
+    name = f"template {chat.template.name}"
+    return PromptFormat(chat.tokenizer, chat.chat_template, name=name, chat=chat, end_ids=end_ids)
 
 
 def conversation(prompt: str, system: str = "") -> list[dict[str, str]]:

@@ -30,6 +30,7 @@ from janus_jax.training.same_tokenizer import (
     require_same_tokenizer,
     require_whole_ids,
 )
+from janus_jax.training.sample_prompts import SamplePrompts, open_sample_prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Setup:
     source: StoredModel | None
     reference: StoredModel | None  # reference.from; None: the initial weights
     past: Past | None  # the newest checkpoint of the run; None: it begins
+    samples: SamplePrompts | None  # what is answered while the run trains
 
     @property
     def total_steps(self) -> int:
@@ -156,6 +158,7 @@ def prepare(config: RunConfig, past: Past | None = None) -> Setup:
             require_whole_ids(examples)
         for key, weights in (("init.from", source), ("reference.from", reference)):
             require_same_tokenizer(key, weights, examples, allow_other=config.init.allow_other_tokenizer)
+    samples = open_sample_prompts(config, model, dataset)
 
     mesh = meshes.build_mesh(config.mesh.shape)
     rules = meshes.merge_rules(config.sharding)
@@ -183,6 +186,7 @@ def prepare(config: RunConfig, past: Past | None = None) -> Setup:
         source=source,
         reference=reference,
         past=past,
+        samples=samples,
     )
 
 
