@@ -100,9 +100,12 @@ def generate(
 
     if jax.process_count() > 1:
         raise ConfigError("janus generate runs on one host; start it on a slice of one host")
+    from janus_jax.generation import memory
     from janus_jax.generation.opened import open_engine
 
-    engine, _ = open_engine(stored, template=template, rows=min(rows, n * len(requests)))
+    rows = min(rows, n * len(requests))
+    memory.require_for(stored.config, requests, rows, f"--rows {rows}")
+    engine, _ = open_engine(stored, template=template, rows=rows)
     for note in engine.notes:
         tell(f"note: {note}")
     arguments.interruptibly(lambda: answer(engine, records, requests, journal, log_probs=log_probs, tell=tell))

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.checkpoint.stored_model import StoredModel
@@ -15,7 +14,6 @@ from janus_jax.generation.session import Session
 from janus_jax.generation.sizes import bucket
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Compute, Params
-from janus_jax.parallel.mesh import Placement
 from janus_jax.text.tokenizer import Tokenizer
 
 
@@ -65,7 +63,7 @@ class Engine:
         require_language_model(config)
         devices = placement.devices_of(params)
         place, notes = placement.generation_place(config, devices)
-        compute = Compute(dtype=_dtype(dtype, place), place=place)
+        compute = Compute(dtype=placement.compute_dtype(dtype, place), place=place)
         return cls(config, placement.resharded(config, params, compute.dtype, place), compute, notes=notes, **options)
 
     @classmethod
@@ -83,7 +81,7 @@ class Engine:
         """
         require_language_model(model.config, model.path)
         place, notes = placement.generation_place(model.config, devices)
-        compute = Compute(dtype=_dtype(dtype, place), place=place)
+        compute = Compute(dtype=placement.compute_dtype(dtype, place), place=place)
         params = model.load(dtype=compute.dtype, shardings=placement.shardings(model.config, place))
         return cls(model.config, params, compute, notes=notes, **options)
 
@@ -143,12 +141,6 @@ class Engine:
                     tokens, float(logps[row, part].sum(dtype=np.float64)), bool(greedy[row, part].all())
                 )
         return [results[i] for i in range(len(pairs))]
-
-
-def _dtype(dtype: Any, place: Placement) -> Any:
-    """CPUs emulate bfloat16."""
-    default = jnp.float32 if place.platform == "cpu" else jnp.bfloat16
-    return jnp.dtype(default if dtype is None else dtype)
 
 
 def require_language_model(config: ModelConfig, *places: str) -> None:

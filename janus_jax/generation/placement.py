@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -57,6 +58,12 @@ def shardings(config: ModelConfig, place: Placement) -> Any:
     """The sharding of every parameter."""
     assert place.mesh is not None
     return param_shardings(param_specs(config), place.mesh, place.rules)
+
+
+def compute_dtype(dtype: Any, place: Placement) -> Any:
+    """The dtype of weights and activations; None: bfloat16, on CPUs float32, because they emulate bfloat16."""
+    default = jnp.float32 if place.platform == "cpu" else jnp.bfloat16
+    return jnp.dtype(default if dtype is None else dtype)
 
 
 def devices_of(params: Params) -> list[Any]:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from janus_jax.errors import DataError
-from janus_jax.generation import placement, programs, sampling
+from janus_jax.generation import memory, placement, programs, sampling
 from janus_jax.generation.detokenizer import TextStream
 from janus_jax.generation.requests import Event, Request, check
 from janus_jax.generation.sizes import bucket
@@ -140,21 +140,37 @@ class Session:
         engine = self._engine
         rows = (self._rows[row] for row, _ in pairs)
         needed = max(row.length + row.limit for row in rows if row is not None) + engine.steps_per_call
-        self._reserve(bucket(max(needed, keys.length)))
+        self._reserve(bucket(max(needed, keys.length)), keys.length)
         targets, sources = np.full(len(self._rows), -1, np.int32), np.zeros(len(self._rows), np.int32)
         targets[: len(pairs)], sources[: len(pairs)] = zip(*pairs, strict=True)
         on_all = placement.on_all((tokens, targets, sources), engine.compute.place)
         assert self._cache is not None
         self._cache, self._seen = programs.fill(self._cache, self._seen, keys, *on_all, compute=engine.compute)
 
-    def _reserve(self, length: int) -> None:
-        """Makes rows of the cache at least `length` slots long."""
+    def _reserve(self, length: int, prompt: int) -> None:
+        """Makes rows of the cache at least `length` slots long, for prompts of up to `prompt` tokens."""
         engine = self._engine
+        if self._cache is None or self._cache.length < length:
+            self._require_memory(length, prompt)
         if self._cache is None:
             sizes = {"rows": engine.rows, "length": length}
             self._cache, self._seen = programs.empty(config=engine.config, compute=engine.compute, **sizes)
         elif self._cache.length < length:
             self._cache = programs.grow(self._cache, length=length, compute=engine.compute)
+
+    def _require_memory(self, length: int, prompt: int) -> None:
+        """Raises ConfigError if a cache of this length does not fit beside the weights, and the cache that is there."""
+        engine, compute = self._engine, self._engine.compute
+        needed = memory.needed(
+            engine.config,
+            compute.place,
+            rows=engine.rows,
+            length=length,
+            dtype=compute.dtype,
+            prompt=prompt,
+            steps=engine.steps_per_call,
+        )
+        memory.require(needed, compute.place, held=needed.weights)
 
     def _decode(self) -> list[Event]:
         engine = self._engine

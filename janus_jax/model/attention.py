@@ -13,6 +13,11 @@ _SCORES_PER_BLOCK = 1 << 25
 L 8192, forward and backward pass of one layer take under 1.5 GiB of temporaries; a whole score matrix takes 8 GiB."""
 
 
+def queries_per_block(rows: int, length: int, heads: int, keys: int, shards: int = 1) -> int:
+    """Queries of each row whose scores are alive at once; rows and heads are spread over `shards` devices."""
+    return max(1, min(length, _SCORES_PER_BLOCK * shards // (rows * heads * keys)))
+
+
 class Slots(NamedTuple):
     """What the attention rule needs of each slot; the fields of that name in a batch."""
 
@@ -61,7 +66,7 @@ def attention(
     """
     rows, length, heads, head_dim = q.shape
     kv_heads, parts = k.shape[2], (*past, Keys(k, v, slots))
-    block = max(1, min(length, _SCORES_PER_BLOCK * shards // (rows * heads * sum(part.k.shape[1] for part in parts))))
+    block = queries_per_block(rows, length, heads, sum(part.k.shape[1] for part in parts), shards)
     blocks = -(-length // block)
     padding = blocks * block - length
 

@@ -1,0 +1,216 @@
+"""What a model that generates takes on each device: weights, cache, temporaries. Arithmetic; nothing is compiled."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from janus_jax.errors import ConfigError
+from janus_jax.generation import placement
+from janus_jax.generation.requests import Request
+from janus_jax.generation.sizes import bucket, slots
+from janus_jax.model.attention import queries_per_block
+from janus_jax.model.config import ModelConfig
+from janus_jax.model.mistral import param_specs
+from janus_jax.parallel.mesh import Placement
+
+_TPU_LANES = 128
+"""Elements to which TPUs pad the last dimension of an array."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on each device, of a cache with `rows` rows of `length` slots. Made by `needed`."""
+
+    config: ModelConfig
+    place: Placement
+    rows: int
+    length: int
+    dtype: Any
+    cache_dtype: Any
+    live: bool
+    prompt: int
+    steps: int
+
+    @functools.cached_property
+    def weights(self) -> int:
+        """Exact."""
+        return sum(jax.tree.leaves(self._weights))
+
+    @property
+    def cache(self) -> int:
+        """Exact."""
+        return self._keys(self._rows, self.length, self.cache_dtype)
+
+    @property
+    def temporaries(self) -> int:
+        """What lives beside weights and cache at most: of a prefill, of copying it into rows, or of a decoding call.
+
+        An estimate, above what XLA reports.
+        """
+        # which ids each row has seen, and the prompts whose samples wait for rows
+        held = self._rows * self.config.vocab_size + self._keys(1, self.prompt, self.dtype)
+        return held + max(self._decode, self._prefill, self._fill)
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.temporaries
+
+    @functools.cached_property
+    def _weights(self) -> Any:
+        """Bytes of each parameter on a device."""
+        return jax.tree.map(
+            lambda spec, sharding: math.prod(sharding.shard_shape(spec.shape)) * self.dtype.itemsize,
+            param_specs(self.config),
+            placement.shardings(self.config, self.place),
+        )
+
+    @property
+    def _rows(self) -> int:
+        return -(-self.rows // self.place.shards("batch"))
+
+    def _keys(self, rows: int, length: int, dtype: Any, layers: int | None = None) -> int:
+        """Keys and values of a device's heads. One scale belongs to a slot of a key head in int8."""
+        n = self.config
+        slot = n.head_dim * dtype.itemsize + (4 if dtype == jnp.int8 else 0)
+        heads = n.num_kv_heads // self.place.shards("kv_heads")
+        return 2 * (layers or n.num_layers) * rows * heads * length * slot
+
+    @property
+    def _layer(self) -> int:
+        """Weights of one layer, which are cut out of those of all."""
+        return sum(jax.tree.leaves(self._weights["layers"])) // self.config.num_layers
+
+    def _scores(self, queries: int, keys: int, rows: int) -> int:
+        """Attention scores in float32, before and after the mask, and their softmax."""
+        return 3 * 4 * rows * queries * keys * (self.config.num_heads // self.place.shards("kv_heads"))
+
+    @property
+    def _decode(self) -> int:
+        n, size = self.config, self.dtype.itemsize
+        vocabulary = n.vocab_size // self.place.shards("vocab")
+        recent = self._keys(self._rows, self.steps, self.dtype)
+        logits = 2 * 4 * self._rows * vocabulary + self._rows * n.vocab_size  # with what sampling leaves; stop ids
+        heads = n.num_heads // self.place.shards("kv_heads")
+        if self.place.platform == "tpu":  # reads the cache where it is; turns the weights of all queries once
+            read = n.num_layers * n.hidden_size * heads * n.head_dim * size
+        else:
+            read = self._keys(self._rows, self.length, self.dtype, layers=1)
+        return self._layer + recent + logits + read + self._scores(1, self.length + self.steps, self._rows)
+
+    @property
+    def _prefill(self) -> int:
+        n, parts = self.config, self.place.shards("kv_heads")
+        block = queries_per_block(1, self.prompt, n.num_heads // parts, self.prompt)
+        wide = 4 * n.hidden_size + 3 * n.intermediate_size // self.place.shards("mlp")
+        wide += 2 * (n.num_heads + 2 * n.num_kv_heads) * n.head_dim // parts
+        turned = self._keys(1, self.prompt, self.dtype)
+        return self._layer + self._scores(block, self.prompt, 1) + self.prompt * wide * self.dtype.itemsize + turned
+
+    @property
+    def _fill(self) -> int:
+        """Each device gets all prompts of a prefill. TPUs write into rows of whole lanes: heads of 64 are padded."""
+        padding = -self.config.head_dim % _TPU_LANES if self.place.platform == "tpu" else 0
+        turned = self.cache * (self.config.head_dim + padding) // self.config.head_dim if padding else 0
+        return self._keys(self.place.shards("batch"), self.prompt, self.dtype) + turned
+
+    def text(self) -> str:
+        """One line for people."""
+        copy = " (a copy beside those of training)" if self.live else ""
+        return (
+            f"{_gib(self.total)} on each device: weights {_gib(self.weights)}{copy}, cache of {self.rows:,} rows of "
+            f"{self.length:,} slots {_gib(self.cache)}, temporaries {_gib(self.temporaries)}"
+        )
+
+    def most_rows(self, free: int) -> int:
+        """The most rows that fit into `free` bytes of each device, a multiple of the mesh's `data`; 0: none do."""
+        shards, low, high = self.place.shards("batch"), 0, self._rows
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = dataclasses.replace(self, rows=middle * shards).total <= free
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low * shards
+
+
+def needed(
+    config: ModelConfig,
+    place: Placement,
+    *,
+    rows: int,
+    length: int,
+    dtype: Any,
+    cache_dtype: Any = None,
+    live: bool = False,
+    prompt: int | None = None,
+    steps: int = 16,
+) -> Memory:
+    """What `rows` texts that grow together take, each of up to `length` tokens with its prompt.
+
+    Args:
+        place: of `placement.generation_place`. Its devices need not exist here.
+        rows: rounded up to a multiple of the mesh's `data`.
+        length: rounded up to a bucket.
+        dtype: of weights and activations.
+        cache_dtype: None: `dtype`.
+        live: the weights are a copy beside those of training.
+        prompt: tokens of the longest prompt; None: `length`.
+        steps: most tokens of a decoding call (`Engine.steps_per_call`).
+    """
+    shards, length = place.shards("batch"), bucket(length)
+    return Memory(
+        config,
+        place,
+        -(-rows // shards) * shards,
+        length,
+        jnp.dtype(dtype),
+        jnp.dtype(dtype if cache_dtype is None else cache_dtype),
+        live,
+        length if prompt is None else bucket(prompt),
+        steps,
+    )
+
+
+def require(memory: Memory, place: Placement, *places: str, held: int = 0) -> None:
+    """Raises ConfigError if it does not fit into what is free on the devices of this process.
+
+    Devices that tell nothing of their memory, such as CPUs, are not checked.
+
+    Args:
+        places: what to blame, such as an option.
+        held: bytes of `memory` that are on the devices already.
+    """
+    assert place.mesh is not None
+    free = free_bytes(place.mesh.local_devices)
+    if free is None or memory.total <= free + held:
+        return
+    most = memory.most_rows(free + held)
+    allowed = f"at most {most:,} rows of this length" if most else "shorter texts, or more devices; not one row fits"
+    raise ConfigError(*places, f"generation needs {memory.text()}; {_gib(free + held)} is free; allowed: {allowed}")
+
+
+def free_bytes(devices: Sequence[Any]) -> int | None:
+    """The least that is free on a device; None: the devices do not tell."""
+    told = [device.memory_stats() for device in devices]
+    return min((stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in told if stats), default=None)
+
+
+def require_for(config: ModelConfig, requests: Sequence[Request], rows: int, *places: str, steps: int = 16) -> None:
+    """As `require`, for requests to a model whose weights are not read yet, on all devices.
+
+    Args:
+        rows: texts that grow at the same time.
+    """
+    place, _ = placement.generation_place(config)
+    longest = config.max_position_embeddings
+    length = max(slots(len(one.ids), one.stopping.max_new_tokens, steps, longest) for one in requests)
+    prompt, dtype = max(len(one.ids) for one in requests), placement.compute_dtype(None, place)
+    memory = needed(config, place, rows=rows, length=length, dtype=dtype, prompt=prompt, steps=steps)
+    require(memory, place, *places)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB"
