@@ -71,8 +71,8 @@ class PromptFormat:
         for token, characters in self._stand_ins.items():
             if any(characters in message["content"] for message in messages):
                 raise DataError(f"a message holds the Unicode noncharacters that stand for {token}; remove them")
-        text = self._render(self._written, messages)
-        if self._spelled(text) != self._render(self._template, messages):
+        text = self._render(messages)
+        if self._spelled(text) != self._render(messages, marked=False):
             raise DataError(self._name, "writes other text when its control tokens are marked, so it cannot be used")
         return self._reader.encode(text)
 
@@ -87,7 +87,7 @@ class PromptFormat:
     def _end_of_answer(self) -> list[int]:
         """The control token that the template writes right after an answer."""
         try:
-            after = self._render(self._written, _PROBE, prompt=False).partition(_PROBE[1]["content"])[2].lstrip()
+            after = self._render(_PROBE, prompt=False).partition(_PROBE[1]["content"])[2].lstrip()
         except DataError:
             return []  # it takes no answers
         marks = [mark for mark, characters in self._stand_ins.items() if after.startswith(characters)]
@@ -103,11 +103,12 @@ class PromptFormat:
             text = text.replace(characters, mark)
         return text
 
-    def _render(self, template: str, messages: Messages, prompt: bool = True) -> str:
+    def _render(self, messages: Messages, *, marked: bool = True, prompt: bool = True) -> str:
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        special = self._special
-        if template is self._written:
+        template, special = self._template, self._special
+        if marked:
+            template = self._written
             special = {name: self._stand_ins.get(token, token) for name, token in special.items()}
         try:
             rendered, _ = render_jinja_template(
@@ -122,7 +123,7 @@ class PromptFormat:
 
     def require_own_marks(self) -> None:
         """Raises ConversionError if the template puts control tokens together from parts: they would become text."""
-        text = self._render(self._written, _PROBE[:1])
+        text = self._render(_PROBE[:1])
         if spelled := [token for token in self._known if token in text]:
             raise ConversionError(self._name, f"makes the control token {spelled[0]} of parts, which is not supported")
 

@@ -58,9 +58,9 @@ class SamplePrompts:
         return min(self.section.rows, self.section.n * len(self.asked))
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest prompt with its answer, at most."""
-        return max(len(one.request.ids) for one in self.asked) + self.section.max_new_tokens
+    def longest_prompt(self) -> int:
+        """Its tokens."""
+        return max(len(one.request.ids) for one in self.asked)
 
     @property
     def fingerprint(self) -> str:
@@ -124,8 +124,8 @@ def _notes(prompts: SamplePrompts, rows: Sequence[PromptRow], unread: Counter[st
     if own and section.systems is not None:
         whose = counted(own, "row")
         notes.append(f"samples.systems replaces the system message of {whose} of {section.prompts}")
-    if prompts.longest > (window := model.max_position_embeddings):
-        room = window - prompts.longest + section.max_new_tokens
+    room = (window := model.max_position_embeddings) - prompts.longest_prompt
+    if room < section.max_new_tokens:
         notes.append(
             f"samples.max_new_tokens = {section.max_new_tokens}: the longest prompt leaves room for {room:,} tokens, "
             f"as the model's longest text is {window:,}"

@@ -14,6 +14,7 @@ from janus_jax.storage.local import near, write_bytes
 from janus_jax.training import sample_text
 from janus_jax.training.hooks import Due, Hook, Run, Step
 from janus_jax.training.notices import Stop
+from janus_jax.training.sample_memory import STEPS_PER_CALL
 from janus_jax.training.sample_prompts import SamplePrompts
 from janus_jax.training.sample_text import Answer, Answered
 
@@ -67,6 +68,7 @@ def _answers(run: Run, prompts: SamplePrompts) -> list[Answered]:
         run.setup.model,
         run.state.params,
         rows=prompts.rows,
+        steps_per_call=STEPS_PER_CALL,
         stop_ids=prompts.written.stop_ids,
         tokenizer=prompts.written.tokenizer,
     )

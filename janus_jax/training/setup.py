@@ -30,6 +30,7 @@ from janus_jax.training.same_tokenizer import (
     require_same_tokenizer,
     require_whole_ids,
 )
+from janus_jax.training.sample_memory import require_room
 from janus_jax.training.sample_prompts import SamplePrompts, open_sample_prompts
 
 
@@ -174,6 +175,9 @@ def prepare(config: RunConfig, past: Past | None = None) -> Setup:
     sizes = {"shared_slots": shared, "max_segments": segments, "longest": longest}
     program = build_program(config, model, objective, mesh, rules, schedule, **sizes)
     _check_host_memory(config, model, program, loader)
+    if samples is not None:
+        online = objective.needs_reference and config.reference.mode == "online"
+        require_room(samples, model, program, online_reference=online)
     return Setup(
         config=config,
         model=model,

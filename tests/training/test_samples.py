@@ -3,17 +3,21 @@
 import json
 import os
 import signal
+import types
 
 import jax
 import pytest
 
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.checkpoint.stored_model import open_model
-from janus_jax.errors import Preempted
+from janus_jax.errors import Preempted, StorageError
 from janus_jax.generation.opened import open_engine
 from janus_jax.generation.requests import Request
 from janus_jax.generation.session import Session
 from janus_jax.generation.stopping import StoppingOptions
+from janus_jax.storage import parts
+from janus_jax.storage.bucket import Prefix
+from janus_jax.storage.local import place
 from janus_jax.training import samples
 from janus_jax.training.run import train
 from tests.support.run_configs import ONE_LAYER, run_config
@@ -139,3 +143,22 @@ def test_a_notice_cuts_answers_off_and_the_run_makes_them_when_it_goes_on(data, 
     train(config(data, tmp_path / "run"), writers=())
     assert files(tmp_path / "run") == files(whole[0])
     assert losses(tmp_path / "run") == losses(whole[0])
+
+
+def test_a_failed_write_ends_the_run_as_one_of_metrics_does(data, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "samples").write_text("a file")
+    with pytest.raises(StorageError, match=r"run/samples: cannot be written"):
+        train(config(data, tmp_path / "run"), writers=())
+
+
+def test_answers_of_steps_that_are_made_again_are_forgotten(tmp_path, bucket):
+    names = ["0.jsonl", "4.jsonl", "6.jsonl", "notes.txt"]
+    (tmp_path / "samples").mkdir()
+    for name in names:
+        (tmp_path / "samples" / name).write_text("{}")
+    Prefix(f"{bucket}/samples").upload(tmp_path / "samples", names)
+    for step, kept in ((4, [0, 4]), (0, [])):
+        for folder in (tmp_path, place(bucket)):
+            assert samples._forget_later(types.SimpleNamespace(dir=RunDir(folder), step=step)) == kept
+            assert parts.names(folder / "samples") == [*(f"{number}.jsonl" for number in kept), "notes.txt"]
