@@ -19,7 +19,7 @@ COMMITTED = "commit_success.txt"
 """Orbax writes it last."""
 
 
-_WRITTEN = ("tokenizer", "metrics", "tensorboard", "wandb", "checkpoints", "exports", "reference", "profile")
+_WRITTEN = ("tokenizer", "metrics", "tensorboard", "wandb", "checkpoints", "exports", "reference", "profile", "samples")
 """The directories of a run."""
 
 _METRICS_PART = re.compile(r"(\d+\.[0-9a-f]+)-from-(\d+)-\d+\.jsonl")
@@ -106,6 +106,11 @@ class RunDir(Generic[P]):
     @property
     def profile(self) -> P:
         return self._entry("profile")
+
+    @property
+    def samples(self) -> P:
+        """Answers to the prompts of `samples`, one file for each step that has some."""
+        return self._entry("samples")
 
     @property
     def summary(self) -> P:

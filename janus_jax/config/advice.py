@@ -66,6 +66,7 @@ def of_values(config: "RunConfig") -> Iterator[str]:
     if config.optimizer.b1 > config.optimizer.b2:
         yield f"optimizer.b1 = {config.optimizer.b1} is larger than optimizer.b2 = {config.optimizer.b2}"
     yield from config.objective.advice()
+    yield from () if config.samples is None else config.samples.advice()
     batch = config.batch
     if config.objective.branches == 2 and batch.row_length < 2 * batch.max_sequence_length:
         yield (
@@ -113,11 +114,12 @@ def of_steps(config: "RunConfig", steps: int, warmup_steps: int) -> Iterator[str
         )
     lasts: tuple[tuple[str, Any, str], ...] = (
         ("eval", config.eval, "only the last step is evaluated"),
+        ("samples", config.samples, "only the last step is sampled"),
         ("checkpoint", config.checkpoint, "only the last step is saved"),
         ("logging", config.logging, "only the last step is logged"),
     )
     for name, section, effect in lasts:
-        if section.every_steps is not None and section.every_steps > steps:
+        if section is not None and section.every_steps is not None and section.every_steps > steps:
             yield f"{name}.every_steps = {section.every_steps:,} is longer than {run}: {effect}"
     if config.profile.steps is not None and (last := config.profile.steps[1]) > steps:
         effect = "nothing is profiled" if config.profile.steps[0] > steps else f"the profile ends with step {steps}"

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from janus_jax.config.objectives import OBJECTIVES
+from janus_jax.config.samples import SamplesSection
 from janus_jax.config.sections import ScheduleSection
 from janus_jax.parallel.axes import AXES
 from janus_jax.storage.bucket import is_url
@@ -27,6 +28,7 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     yield from _objective_conflicts(config)
     yield from _profile_conflicts(config)
     yield from _stopping_conflicts(config)
+    yield from _samples_conflicts(config)
     yield from _rate_conflicts(config)
 
 
@@ -38,6 +40,9 @@ def absent_data(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ..
     parts = data.get("mixture")
     for number, part in enumerate(parts if isinstance(parts, list) else ()):
         places.append((("data", "mixture", number, "dir"), part.get("dir") if isinstance(part, Mapping) else None))
+    prompts = _get(config, "samples", "prompts", str)
+    if prompts and prompts != "-" and not is_url(prompts) and not os.path.exists(os.path.expanduser(prompts)):
+        yield ("samples", "prompts"), f"samples.prompts = {prompts}: no such file"
     for key, place in places:
         if isinstance(place, str) and place and not is_url(place) and not os.path.exists(os.path.expanduser(place)):
             yield key, f"{'.'.join(map(str, key))} = {place}: no such directory; `janus data build` makes one"
@@ -188,6 +193,23 @@ def _stopping_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     name, metric = _get(config, "objective", "name", str), section.get("stop_metric", "loss")
     if (stop or best) and metric != "loss" and name in OBJECTIVES and OBJECTIVES[name].branches == 1:
         yield _refuse("eval.stop_metric", metric, f"objective {name} has no pairs; allowed: loss")
+
+
+def _samples_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
+    if not isinstance(config.get("samples"), Mapping):
+        return
+    name, prompts = _get(config, "objective", "name", str), _get(config, "samples", "prompts", str)
+    if name in OBJECTIVES and OBJECTIVES[name].head == "value":
+        yield (
+            "samples",
+            f"samples: objective {name} trains a reward model, which makes no text; allowed: samples = null",
+        )
+    if prompts == "-":
+        yield _refuse("samples.prompts", prompts, "a run reads no standard input; allowed: a file or gs:// URL")
+    least, most = (_get(config, "samples", f"{end}_new_tokens", int) for end in ("min", "max"))
+    most = SamplesSection.model_fields["max_new_tokens"].default if most is None else most
+    if least is not None and least > most:
+        yield _refuse("samples.min_new_tokens", least, f"allowed: at most samples.max_new_tokens = {most}")
 
 
 def _profile_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:

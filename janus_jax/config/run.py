@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError, ValidationError
 from janus_jax.config import advice, mistakes, sections, yaml_file
 from janus_jax.config.objectives import AnyObjective
 from janus_jax.config.rules import absent_data, conflicts
+from janus_jax.config.samples import SamplesSection
 from janus_jax.config.section import Section
 from janus_jax.config.timeouts import TimeoutsSection
 from janus_jax.errors import ConfigError
@@ -40,6 +41,7 @@ class RunConfig(Section):
     everything. dots: products with weights. full: the block's input only. offload: the block's input, in the memory
     of the host."""
     eval: sections.EvalSection = sections.EvalSection()
+    samples: SamplesSection | None = None
     checkpoint: sections.CheckpointSection = sections.CheckpointSection()
     export: sections.ExportSection = sections.ExportSection()
     logging: sections.LoggingSection = sections.LoggingSection()

@@ -15,6 +15,7 @@ DEFAULT_S = {
     "step": 1800.0,
     "evaluation_batch": 1800.0,
     "reference_batch": 1800.0,
+    "samples": 7200.0,
     "save": 7200.0,
     "export": 14400.0,
 }
@@ -38,6 +39,8 @@ class TimeoutsSection(Section):
     """One held-out batch. auto: 30 minutes."""
     reference_batch: Seconds = "auto"
     """One batch of the pass that scores the reference. auto: 30 minutes."""
+    samples: Seconds = "auto"
+    """A few tokens of answers to the prompts of `samples`, with what is compiled for them. auto: 2 hours."""
     save: Seconds = "auto"
     """What a checkpoint takes while training waits for it. auto: 2 hours."""
     export: Seconds = "auto"

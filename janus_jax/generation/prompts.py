@@ -102,8 +102,8 @@ class PromptFormat:
         for token, characters in self._stand_ins.items():
             if any(characters in message["content"] for message in messages):
                 raise DataError(f"a message holds the Unicode noncharacters that stand for {token}; remove them")
-        text = self._render(self._written, messages, prompt)
-        if self._spelled(text) != self._render(self._template, messages, prompt):
+        text = self._render(messages, prompt=prompt)
+        if self._spelled(text) != self._render(messages, marked=False, prompt=prompt):
             raise DataError(self._name, "writes other text when its control tokens are marked, so it cannot be used")
         return self._reader.encode(text)
 
@@ -118,7 +118,7 @@ class PromptFormat:
     def _end_of_answer(self) -> list[int]:
         """The control token that the template writes right after an answer."""
         try:
-            after = self._render(self._written, _PROBE, prompt=False).partition(_PROBE[1]["content"])[2].lstrip()
+            after = self._render(_PROBE, prompt=False).partition(_PROBE[1]["content"])[2].lstrip()
         except DataError:
             return []  # it takes no answers
         marks = [mark for mark, characters in self._stand_ins.items() if after.startswith(characters)]
@@ -134,11 +134,12 @@ class PromptFormat:
             text = text.replace(characters, mark)
         return text
 
-    def _render(self, template: str, messages: Messages, prompt: bool = True) -> str:
+    def _render(self, messages: Messages, *, marked: bool = True, prompt: bool = True) -> str:
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        special = self._special
-        if template is self._written:
+        template, special = self._template, self._special
+        if marked:
+            template = self._written
             special = {name: self._stand_ins.get(token, token) for name, token in special.items()}
         try:
             rendered, _ = render_jinja_template(
@@ -153,7 +154,7 @@ class PromptFormat:
 
     def require_own_marks(self) -> None:
         """Raises ConversionError if the template puts control tokens together from parts: they would become text."""
-        text = self._render(self._written, _PROBE[:1])
+        text = self._render(_PROBE[:1])
         if spelled := [token for token in self._known if token in text]:
             raise ConversionError(self._name, f"makes the control token {spelled[0]} of parts, which is not supported")
 
@@ -184,9 +185,7 @@ def prompt_format(model: StoredModel, template: str | None = None) -> PromptForm
         chat = next((one for one in formats if one.chat_template == own), None)
     ends = [*_ids(facts.token_ids.get("eos_token_id")), *_ids(facts.generation.get("eos_token_id"))]
     if chat is not None:
-        return PromptFormat(
-            tokenizer, chat.chat_template, name=f"template {chat.template.name}", chat=chat, end_ids=ends
-        )
+        return trained_format(chat, ends)
     if not own:
         raise ConversionError(model.path, f"has no chat template; name one: {', '.join(TEMPLATES)}")
     made = PromptFormat(tokenizer, own, name=f"{model.path}: its chat template", end_ids=ends)
@@ -207,6 +206,12 @@ def own_format(model: StoredModel, template: str | None = None) -> PromptFormat:
         known = "its own template" if own.chat is None else f"template {own.chat.template.name}"
         raise ConversionError(model.path, f"reads texts in {known}, not in {name}; leave out --template")
     return own
+
+
+def trained_format(chat: ChatFormat, end_ids: Iterable[int] = ()) -> PromptFormat:
+    """How a model reads conversations that training writes in this way."""
+    name = f"template {chat.template.name}"
+    return PromptFormat(chat.tokenizer, chat.chat_template, name=name, chat=chat, end_ids=end_ids)
 
 
 def conversation(prompt: str, system: str = "") -> list[dict[str, str]]:

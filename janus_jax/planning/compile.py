@@ -166,8 +166,9 @@ def describe(
     memory = memory_of(config, program, inputs, step.executable, hlo, usable, evaluated, scores=scores)
     memory = dataclasses.replace(memory, evaluation_failed=evaluation_reason is not None)
     if reason is None and usable is not None and memory.needed is not None and memory.needed > usable:
-        program_name = "evaluation" if memory.evaluation_is_most else "the step"
-        reason = f"{program_name} needs {memory.needed / 2**30:.2f} GiB but only {usable / 2**30:.2f} GiB is usable"
+        what = "samples beside the weights need" if memory.samples_are_most else "the step needs"
+        what = "evaluation needs" if memory.evaluation_is_most and not memory.samples_are_most else what
+        reason = f"{what} {memory.needed / 2**30:.2f} GiB but only {usable / 2**30:.2f} GiB is usable"
     transfers = collectives(hlo, MeshPositions.of(mesh)) if hlo else []
     shards, bound = shards_by_axis(mesh, program.rules), None
     if chip is not None and hlo:

@@ -8,17 +8,21 @@ from typing import Any
 from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.config.run import RunConfig
 from janus_jax.data.epoch import PackedEpochs
-from janus_jax.data.from_config import eval_batch_settings, open_held_out, packed_epochs
+from janus_jax.data.from_config import eval_batch_settings, open_held_out, open_training, packed_epochs
 from janus_jax.model.config import PRESETS, ModelConfig
 from janus_jax.objectives import Objective, build_objective
 from janus_jax.parallel import mesh as meshes
 from janus_jax.storage.bucket import is_url
 from janus_jax.training.program import BatchShape
 from janus_jax.training.same_tokenizer import unused_rows
+from janus_jax.training.sample_prompts import open_sample_prompts
 from janus_jax.training.setup import check_fits, model_to_train, open_reference_source
 
 SLOTS_PER_PAIR, SLOTS_PER_EXAMPLE, SHARED_SHARE = 1560, 900, 0.24
 """For rows like those of the Multifaceted Collection: median prompts of 330 tokens, median responses of 520."""
+
+SAMPLE_PROMPT = 1024
+"""Tokens of the longest prompt of `samples`, where it is not here."""
 
 _STEPS = 1000
 
@@ -38,6 +42,7 @@ class Inputs:
     assumed: tuple[str, ...]
     held_out_segments: int | None = None  # most segments in a row of evaluation; None: as in training
     notes: tuple[str, ...] = ()  # what is probably not meant
+    samples: dict[str, int] | None = None  # `rows`, `prompt` and `new` of `sample_memory`
 
 
 def find_inputs(config: RunConfig, devices: int) -> Inputs:
@@ -54,8 +59,11 @@ def find_inputs(config: RunConfig, devices: int) -> Inputs:
     rules = meshes.merge_rules(config.sharding)
     shards = math.prod(getattr(sizes, axis) for axis in rules.get("batch", ()))
     if _is_here(config):
-        return _measured(config, packed_epochs(config, row_shards=shards), model, objective, assumed)
-    return _likely(config, shards, model, objective, assumed)
+        inputs = _measured(config, packed_epochs(config, row_shards=shards), model, objective, assumed)
+    else:
+        inputs = _likely(config, shards, model, objective, assumed)
+    samples = _samples(config, model, assumed)
+    return dataclasses.replace(inputs, samples=samples, assumed=tuple(assumed))
 
 
 def find_model(config: RunConfig, assumed: list[str] | None = None) -> tuple[ModelConfig, Objective]:
@@ -79,6 +87,23 @@ def _is_here(config: RunConfig) -> bool:
     parts = [config.data.dir] if config.data.dir is not None else [part.dir for part in config.data.mixture or ()]
     held_out = [config.data.eval_dir] if config.data.eval_dir and config.eval.every_steps else []
     return all(_exists(part) for part in (*parts, *held_out) if part)
+
+
+def _samples(config: RunConfig, model: ModelConfig, assumed: list[str]) -> dict[str, int] | None:
+    """What `sample_memory` takes; None without samples."""
+    section = config.samples
+    if section is None:
+        return None
+    if _is_here(config) and _exists(section.prompts):
+        prompts = open_sample_prompts(config, model, open_training(config))
+        assert prompts is not None
+        return {"rows": prompts.rows, "prompt": prompts.longest_prompt, "new": section.max_new_tokens}
+    longest = min(SAMPLE_PROMPT, config.batch.row_length - 1)
+    assumed.append(
+        f"samples.prompts={section.prompts} or the data set is not on this machine; the longest prompt has {longest:,} "
+        f"tokens, and {section.rows} answers grow at the same time"
+    )
+    return {"rows": section.rows, "prompt": longest, "new": section.max_new_tokens}
 
 
 def _exists(path: str) -> bool:

@@ -1,9 +1,6 @@
 """Memory of one device during a compiled training step and during evaluation."""
 
-import math
 from typing import Any
-
-import jax
 
 from janus_jax.config.run import RunConfig
 from janus_jax.data.loader import batch_shardings, host_bytes
@@ -11,7 +8,8 @@ from janus_jax.parallel.host_memory import host_memory
 from janus_jax.planning.hlo.memory import peak
 from janus_jax.planning.inputs import Inputs, online_reference
 from janus_jax.planning.result import Memory
-from janus_jax.training.program import Program
+from janus_jax.training.program import Program, local_bytes
+from janus_jax.training.sample_memory import sample_memory
 from janus_jax.training.setup import host_bytes_of_step
 
 
@@ -38,15 +36,21 @@ def memory_of(
     state, batch = program.abstract_state(), program.abstract_batch(inputs.shape)
     host, present = _host_bytes(config, program, inputs), host_memory() if usable is None else None
     arguments = {
-        "parameters": _local_bytes(state.params),
-        "moments": _local_bytes(state.optimizer),
-        "batch": _local_bytes(batch),
+        "parameters": local_bytes(state.params),
+        "moments": local_bytes(state.optimizer),
+        "batch": local_bytes(batch),
     }
     reference = 0
     if scores and online_reference(config, inputs):
-        reference = _local_bytes(program.abstract_params(program.functions.compute.dtype))
+        reference = local_bytes(program.abstract_params(program.functions.compute.dtype))
+    shared: dict[str, Any] = {"host": host, "host_present": present}
+    if inputs.samples is not None:
+        sampling = sample_memory(inputs.model, list(program.mesh.devices.flat), **inputs.samples)
+        shared["samples"] = {name: getattr(sampling, name) for name in ("weights", "cache", "temporaries")}
+        free = None if usable is None else usable - arguments["parameters"] - arguments["moments"] - reference
+        shared["samples_rows"] = 0 if free is None else sampling.most_rows(free)
     if compiled is None:
-        return Memory(usable, arguments, None, (), 0, reference, host=host, host_present=present)
+        return Memory(usable, arguments, None, (), 0, reference, **shared)
     at_peak = peak(hlo)
     analysis = compiled.memory_analysis()
     on_tpu = usable is not None and program.mesh.devices.flat[0].platform == "tpu"
@@ -63,8 +67,7 @@ def memory_of(
         reference=reference,
         evaluation=held_out,
         code=sum(executable.memory_analysis().generated_code_size_in_bytes for executable in executables),
-        host=host,
-        host_present=present,
+        **shared,
         peak_is_estimate=is_estimate,
     )
 
@@ -80,11 +83,6 @@ def _host_bytes(config: RunConfig, program: Program, inputs: Inputs) -> int:
     most = shape.microbatches * max(map(len, rows.values()))
     step = host_bytes_of_step(config, inputs.model, program, shape.rows * shape.row_length)
     return host_bytes(most, shape.row_length, shape.max_segments) + step // len(rows)
-
-
-def _local_bytes(tree: Any) -> int:
-    leaves = jax.tree.leaves(tree)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def peak_of(analysis: Any, on_tpu: bool) -> int:

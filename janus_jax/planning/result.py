@@ -28,13 +28,28 @@ class Memory:
     host_present: int | None = None  # what such a host has; None: not known
     peak_is_estimate: bool = False  # with `offload` the compiler's figure may be for host memory
 
+    samples: dict[str, int] = dataclasses.field(default_factory=dict)  # weights, cache, temporaries; empty: none
+    samples_rows: int = 0  # the most rows of samples that fit; 0: none do
+
     @property
     def evaluation_is_most(self) -> bool:
         return self.evaluation_failed or (self.evaluation or 0) > (self.peak or 0)
 
     @property
+    def sampling(self) -> int:
+        """Samples, with what stays of training: there is no step meanwhile."""
+        kept = self.arguments["parameters"] + self.arguments["moments"]
+        return kept + sum(self.samples.values()) if self.samples else 0
+
+    @property
+    def samples_are_most(self) -> bool:
+        return not self.evaluation_failed and self.sampling > max(self.peak or 0, self.evaluation or 0)
+
+    @property
     def needed(self) -> int | None:
-        return None if self.peak is None else max(self.peak, self.evaluation or 0) + self.reference + self.code
+        if self.peak is None:
+            return None
+        return max(self.peak, self.evaluation or 0, self.sampling) + self.reference + self.code
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,6 +105,7 @@ class _Folder:
     directory: Path
     name: str
     start: str
+    replaces: bool = False
     files: dict[Path, _Copied] = dataclasses.field(default_factory=dict)
 
     def upload(self, prefix: Prefix, last: bool) -> Iterator[None]:
@@ -135,7 +136,8 @@ class _Folder:
         relative = path.relative_to(self.directory)
         name = copied.name or f"{self.name}/{relative.as_posix()}"
         existing = prefix.find(name)
-        if existing is not None and copied.name is None:  # another start's, or that of a process on the same machine
+        another = existing is not None and copied.name is None  # start's, or that of a process on the same machine
+        if another and not self.replaces:
             name = f"{self.name}/{relative.with_name(f'{self.start}.{relative.name}').as_posix()}"
             existing = prefix.find(name)
         copied.name = name
@@ -179,9 +181,13 @@ class Uploads:
         """
         self._add(_Growing(file, lambda number: self._below(part(number)), ends, headed))
 
-    def folder(self, directory: Path, place: BucketPath) -> None:
-        """Uploads all files below a directory, which need not exist yet; each as one object."""
-        self._add(_Folder(directory, self._below(place), self.start))
+    def folder(self, directory: Path, place: BucketPath, *, replaces: bool = False) -> None:
+        """Uploads all files below a directory, which need not exist yet; each as one object.
+
+        Args:
+            replaces: a file takes the place of one that an earlier start has left. Otherwise it gets another name.
+        """
+        self._add(_Folder(directory, self._below(place), self.start, replaces))
 
     def soon(self) -> None:
         """Has the thread upload what is new now; does not wait for it."""

@@ -45,6 +45,7 @@ _SHOWN = {
         "mfu",
     ),
     "eval": ("loss", "rewards/accuracies", "rewards/ties", "rewards/margins", "examples", "left_out"),
+    "samples": ("answers", "ended", "tokens", "log_prob"),
     "bar": ("loss", "skipped", "rewards/accuracies", "rewards/ties", "tokens_per_s", "mfu", "data_wait", "epoch"),
 }
 """The metrics of a line, as far as they fit; all of them are in metrics.jsonl."""
@@ -69,6 +70,9 @@ _FORMS = {
     "data_wait": "{:.0%}",
     "epoch": "{:.2f}",
     "examples": "{:.0f}",
+    "answers": "{:.0f}",
+    "ended": "{:.0%}",
+    "tokens": "{:,.1f}",
     "left_out": "{:.0f}",
     "skipped": "{:.0f}",
 }
@@ -205,6 +209,7 @@ def opening(setup: Setup, done: int | None) -> list[str]:
         "attention": setup.program.attention,
         "data": f"{loader.dataset.name}: {counted(len(loader.fitted.index), 'example')}; a step reads {reads}",
         "held out": _held_out(setup),
+        "samples": _samples(setup),
         "steps": f"{total:,} ({_epochs(total, steps)})",
         "starts": _start(setup, done),
         "writes": f"{config.run.dir}",
@@ -228,6 +233,18 @@ def _held_out(setup: Setup) -> str | None:
     when = "before the first step, " if section.at_start else ""
     when += "every step" if section.every_steps == 1 else f"every {section.every_steps:,} steps and at the end"
     return f"{loader.dataset.name}: {counted(len(loader.fitted.index), 'example')}, {when}"
+
+
+def _samples(setup: Setup) -> str | None:
+    prompts = setup.samples
+    if prompts is None:
+        return None
+    section, under = prompts.section, len(prompts.asked) // prompts.prompts
+    asked = f"{counted(prompts.prompts, 'prompt')} under {counted(under, 'system message')}"
+    asked = asked if section.systems else counted(prompts.prompts, "prompt")
+    when = "before the first step, " if section.at_start else ""
+    when += "" if section.every_steps is None else f"every {counted(section.every_steps, 'step')} and "
+    return f"{section.prompts}: {asked}, {when}at the end"
 
 
 def _start(setup: Setup, done: int | None) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import signal
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,12 @@ import yaml
 
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.data.statistics import wilson_interval
-from janus_jax.errors import DataError, StorageError
+from janus_jax.errors import DataError, Interrupted, LostLockError, StorageError
 from janus_jax.storage.bucket import briefly
 from janus_jax.storage.local import Place, place, write_bytes
 from janus_jax.storage.parts import content
 from janus_jax.training import history
+from janus_jax.training.notices import Stop
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -183,6 +185,16 @@ def draw_run(run: "Run") -> None:
             draw([read_curves(run.dir.path, run.dir.path.name)], run.dir.curves)
     except Exception as error:  # whatever matplotlib raises: the run is worth more than its picture
         run.print(f"note: {run.dir.curves} could not be drawn: {type(error).__name__}: {error}")
+
+
+def draw_last(runs: "Sequence[Run]", error: BaseException | None) -> None:
+    """Draws the curves when all else is done: checkpoints are whole, metrics are closed. SIGTERM leaves no time."""
+    if isinstance(error, LostLockError):  # the directory is another start's
+        return
+    in_a_hurry = isinstance(error, Interrupted) and error.signal == signal.SIGTERM
+    if not in_a_hurry and not (isinstance(error, Stop) and not error.by_user):
+        for run in runs:
+            draw_run(run)
 
 
 def _panels(runs: Sequence[Curves]) -> list[tuple[str, str | None]]:

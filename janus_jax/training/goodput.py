@@ -16,6 +16,7 @@ PHASES = {
     "data_wait": "waiting for batches, and placing them on the devices",
     "compile": "compiling the training step and the evaluation",
     "evaluation": "held-out examples",
+    "samples": "answers to the prompts of `samples`",
     "reference": "log-probs of the reference before the first step",
     "checkpoint": "saving, as far as the run waits for it",
     "export": "the Hugging Face directory",

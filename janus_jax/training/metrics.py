@@ -22,7 +22,7 @@ class Writer(Protocol):
     """Takes one record of numbers at a time."""
 
     def write(self, kind: str, step: int, values: Values) -> None:
-        """`kind` is train or eval; `step` counts finished optimizer steps."""
+        """`kind` is train, eval or samples; `step` counts finished optimizer steps."""
         ...
 
     def close(self) -> None:
@@ -74,6 +74,10 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(f"{kind}/{name}", value, step)
 
+    def text(self, name: str, step: int, markdown: str) -> None:
+        """A text under a name, which has one for each step."""
+        self._writer.add_text(name, markdown, step)
+
     def close(self) -> None:
         self._writer.close()
 
@@ -102,6 +106,12 @@ class Wandb:
 
     def write(self, kind: str, step: int, values: Values) -> None:
         self._run.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+
+    def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table under a name, which has one for each step."""
+        import wandb  # pyright: ignore[reportMissingImports] (an extra)
+
+        self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])}, step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -147,6 +157,17 @@ class MetricsLog:
         """A record as it is."""
         for writer in self._writers:
             writer.write(kind, step, values)
+
+    def texts(
+        self, step: int, markdown: Mapping[str, str], columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        """Samples: to TensorBoard a text for each name, to wandb a table."""
+        for writer in self._writers:
+            if isinstance(writer, TensorBoard):
+                for name, text in markdown.items():
+                    writer.text(name, step, text)
+            if isinstance(writer, Wandb):
+                writer.table("samples", step, columns, rows)
 
     def note(self, kind: str, step: int, facts: Mapping[str, Any]) -> None:
         """A record of facts that are no numbers, for metrics.jsonl alone."""

@@ -40,6 +40,7 @@ class Outputs:
         uploads = parts.Uploads(run.path, self._notify, after=history.newest_start(run) if self._main else 0)
         local, self._uploads = RunDir(uploads.directory), uploads
         uploads.folder(local.profile, run.profile)
+        uploads.folder(local.samples, run.samples, replaces=True)
         return local
 
     @property

@@ -12,6 +12,7 @@ _BOUNDED = {
     "step": "step",
     "evaluation": "evaluation_batch",
     "reference": "reference_batch",
+    "samples": "samples",
     "checkpoint": "save",
     "export": "export",
 }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -193,6 +194,12 @@ def _param_shapes(functions: StepFunctions, dtype: Any) -> Any:
 
 def _state_shapes(functions: StepFunctions, dtype: Any) -> TrainState:
     return jax.eval_shape(functions.init, _param_shapes(functions, dtype))
+
+
+def local_bytes(tree: Any) -> int:
+    """Bytes of arrays, or of abstract ones, on each device."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _with_shardings(shapes: Any, shardings: Any) -> Any:

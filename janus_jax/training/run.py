@@ -21,7 +21,7 @@ from janus_jax.config.run import RunConfig, to_yaml
 from janus_jax.config.same_run import require_same_config
 from janus_jax.data.from_config import fit_counts, fit_lines
 from janus_jax.data.loader import LoadedBatch
-from janus_jax.errors import ConfigError, Interrupted, LostLockError, Preempted, StorageError, closing
+from janus_jax.errors import ConfigError, Preempted, StorageError, closing
 from janus_jax.parallel import processes
 from janus_jax.storage.local import near, no_empty_leftovers, write_json, write_whole
 from janus_jax.storage.lock import Lock
@@ -31,7 +31,7 @@ from janus_jax.text.tokenizer import save_hf_tokenizer
 from janus_jax.training import history, metrics
 from janus_jax.training.console import Console, opening
 from janus_jax.training.course import without_decay
-from janus_jax.training.curves import draw_run
+from janus_jax.training.curves import draw_last
 from janus_jax.training.data_notes import data_notes
 from janus_jax.training.goodput import Goodput
 from janus_jax.training.hooks import (
@@ -63,6 +63,7 @@ from janus_jax.training.resume import (
 from janus_jax.training.run_directory import held_run_dir
 from janus_jax.training.same_inputs import require_same_inputs
 from janus_jax.training.same_tokenizer import notes, unused_rows
+from janus_jax.training.samples import Sample
 from janus_jax.training.setup import Setup, prepare
 from janus_jax.training.speed import mfu_per_rate
 
@@ -160,7 +161,7 @@ def _train(
     with contextlib.ExitStack() as stack:
         stack.push(phases.goodput.last)
         if config.logging.curves and processes.is_main():
-            stack.push(lambda kind, error, trace: _draw_last(drawn, error))
+            stack.push(lambda kind, error, trace: draw_last(drawn, error))
         if isinstance(run_dir.checkpoints, Path):
             stack.enter_context(no_empty_leftovers(run_dir.checkpoints))  # weights are read below, and may be bad
         stack.enter_context(processes.memory_for(f"training on {len(jax.devices())} devices", _LESS_MEMORY))
@@ -225,16 +226,6 @@ def _preempted(stop: Stop, run_dir: AnyRunDir) -> Preempted:
     return Preempted(near(str(run_dir.path)), f"{safe}; {came} ended the run", exit_code=code)
 
 
-def _draw_last(runs: Sequence[Run], error: BaseException | None) -> None:
-    """Draws the curves when all else is done: checkpoints are whole, metrics are closed. SIGTERM leaves no time."""
-    if isinstance(error, LostLockError):  # the directory is another start's
-        return
-    in_a_hurry = isinstance(error, Interrupted) and error.signal == signal.SIGTERM
-    if not in_a_hurry and not (isinstance(error, Stop) and not error.by_user):
-        for run in runs:
-            draw_run(run)
-
-
 def _hooks(config: RunConfig, stop: int, total_steps: int) -> list[Hook]:
     """What happens beside the steps, in this order.
 
@@ -245,13 +236,15 @@ def _hooks(config: RunConfig, stop: int, total_steps: int) -> list[Hook]:
     log = every(config.logging.every_steps, stop)
     evaluate = every(config.eval.every_steps, total_steps)
     save = every(config.checkpoint.every_steps, stop)
+    sample = every(config.samples and config.samples.every_steps, total_steps)
     hooks: list[Hook] = [] if config.profile.steps is None else [Profile(*config.profile.steps)]
     hooks += [
-        RequireFinite(lambda step: log(step) or evaluate(step) or save(step), config.optimizer),
+        RequireFinite(lambda step: any(due(step) for due in (log, evaluate, save, sample)), config.optimizer),
         LogMetrics(log),
         Evaluate(evaluate),
         StopEarly(config.eval),
         Save(save, stop),
+        Sample(sample),
     ]
     return [*hooks, Export()] if config.export.hf else hooks
 

@@ -57,6 +57,7 @@ def _open_run_dir(config: RunConfig) -> AnyRunDir:
     run_dir = RunDir(path)
     data, inputs = config.data, {"init.from": config.init.from_, "reference.from": config.reference.from_}
     inputs |= {f"data.mixture.{number}.dir": part.dir for number, part in enumerate(data.mixture or ())}
+    inputs["samples.prompts"] = None if config.samples is None else config.samples.prompts
     if reason := run_dir.clash({"data.dir": data.dir, "data.eval_dir": data.eval_dir, **inputs}):
         raise ConfigError(f"run.dir={config.run.dir}: {reason}")
     return run_dir

@@ -18,7 +18,7 @@ from janus_jax.storage.bucket import Prefix, is_url, os_errors
 from janus_jax.training.resume import examples_read
 from janus_jax.training.setup import Setup
 
-_COPIES = re.compile(r"data\.(mixture\.\d+\.)?(eval_)?dir|(init|reference)\.from")
+_COPIES = re.compile(r"data\.(mixture\.\d+\.)?(eval_)?dir|(init|reference)\.from|samples\.prompts")
 """Keys whose places may be other ones on each host: their contents are compared."""
 _AT_ONCE = 4
 _SLOWEST_S = 3600
@@ -80,6 +80,8 @@ def input_facts(setup: Setup) -> dict[str, Any]:
                 facts[f"{place}: tokenizer"] = part.tokenizer_fingerprint[:16]
             facts[f"{key}: examples that are read"] = f"{read['examples']} ({read['fingerprint'][:16]})"
     facts |= {f"model.{key}": str(value) for key, value in dataclasses.asdict(setup.model).items()}
+    if setup.samples is not None:
+        facts["samples.prompts: fingerprint"] = setup.samples.fingerprint
     for key, model in (("init.from", setup.source), ("reference.from", setup.reference)):
         if model is not None:
             facts |= {f"{key}: stored dtype": model.stored_dtype.name, f"{key}: step": model.step}

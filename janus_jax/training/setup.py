@@ -30,6 +30,8 @@ from janus_jax.training.same_tokenizer import (
     require_same_tokenizer,
     require_whole_ids,
 )
+from janus_jax.training.sample_memory import require_room
+from janus_jax.training.sample_prompts import SamplePrompts, open_sample_prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Setup:
     source: StoredModel | None
     reference: StoredModel | None  # reference.from; None: the initial weights
     past: Past | None  # the newest checkpoint of the run; None: it begins
+    samples: SamplePrompts | None  # what is answered while the run trains
 
     @property
     def total_steps(self) -> int:
@@ -156,6 +159,7 @@ def prepare(config: RunConfig, past: Past | None = None) -> Setup:
             require_whole_ids(examples)
         for key, weights in (("init.from", source), ("reference.from", reference)):
             require_same_tokenizer(key, weights, examples, allow_other=config.init.allow_other_tokenizer)
+    samples = open_sample_prompts(config, model, dataset)
 
     mesh = meshes.build_mesh(config.mesh.shape)
     rules = meshes.merge_rules(config.sharding)
@@ -171,6 +175,9 @@ def prepare(config: RunConfig, past: Past | None = None) -> Setup:
     sizes = {"shared_slots": shared, "max_segments": segments, "longest": longest}
     program = build_program(config, model, objective, mesh, rules, schedule, **sizes)
     _check_host_memory(config, model, program, loader)
+    if samples is not None:
+        online = objective.needs_reference and config.reference.mode == "online"
+        require_room(samples, model, program, online_reference=online)
     return Setup(
         config=config,
         model=model,
@@ -183,6 +190,7 @@ def prepare(config: RunConfig, past: Past | None = None) -> Setup:
         source=source,
         reference=reference,
         past=past,
+        samples=samples,
     )
 
 

@@ -171,8 +171,9 @@ def replace_inputs(config: "RunConfig", replace: Callable[[str, str], str]) -> d
         ("reference", "dir"),
         ("data", "dir"),
         ("data", "eval_dir"),
+        ("samples", "prompts"),
     ):
-        if (old := values[section][key]) is not None:
+        if (old := (values[section] or {}).get(key)) is not None:
             changes[f"{section}.{key}"] = replace(f"{section}.{key}", old)
     if parts := values["data"]["mixture"]:
         changes["data.mixture"] = [

@@ -42,7 +42,7 @@ def test_a_small_file_gets_the_documented_defaults(small):
 def test_top_level_keys_are_the_agreed_ones():
     agreed = (
         "run init model data batch objective reference optimizer schedule mesh sharding precision remat eval "
-        "checkpoint export logging profile timeouts compat"
+        "samples checkpoint export logging profile timeouts compat"
     )
     assert list(RunConfig.model_fields) == agreed.split()
 

@@ -7,7 +7,7 @@ import transformers
 
 from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.errors import ConversionError, DataError
-from janus_jax.generation.prompts import conversation, prompt_format
+from janus_jax.generation.prompts import conversation, prompt_format, trained_format
 from janus_jax.text.chat_format import ChatFormat
 from janus_jax.text.template import TEMPLATES
 from janus_jax.text.tokenizer import load_tokenizer, save_hf_tokenizer
@@ -45,6 +45,14 @@ def directory(request, tokenizer, tmp_path_factory):
     name = request.param
     template = OWN if name == "own" else ChatFormat(TEMPLATES[name], tokenizer).chat_template
     return directory_with(tmp_path_factory.mktemp(name), tokenizer, template)
+
+
+@pytest.mark.parametrize("name", ["mistral-inst", "chatml"])
+def test_marks_that_are_no_tokens_are_read_as_text_in_every_turn(name):
+    """The tokenizer of Mistral knows BOS and EOS alone; the template spells EOS only after an answer."""
+    written = trained_format(ChatFormat(TEMPLATES[name], load_tokenizer(None)))
+    eos = written.tokenizer.eos_id
+    assert [written.encode(messages).count(eos) for messages in CONVERSATIONS] == [0, 0, 1]
 
 
 def test_ids_are_those_of_a_server(directory):

@@ -90,15 +90,15 @@ def test_every_key_that_names_data_or_weights_is_staged(context, config, tmp_pat
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(name)
     parts = "data={mixture: [{dir: data, weight: 2.0}, {dir: part, weight: 1.0}]}"
-    run = prepared(
-        context, config, "model=null", "init.from=model", "objective={name: dpo}", "reference.from=part", parts
-    )
+    rest = ("objective={name: dpo}", "reference.from=part", parts, "samples.prompts=model/config.json")
+    run = prepared(context, config, "model=null", "init.from=model", *rest)
     values = yaml.safe_load(run.files["mine.yaml"])
     staged = [values["init"]["from"], values["reference"]["from"], *(part["dir"] for part in values["data"]["mixture"])]
     assert [url.rpartition("/")[2].rpartition("-")[0] for url in staged] == ["model", "part", "data", "part"]
-    assert run.inputs == staged
+    prompts = values["samples"]["prompts"]
+    assert sorted(run.inputs) == sorted([*staged, prompts]) and prompts.endswith("/config.json")
     assert [part["weight"] for part in values["data"]["mixture"]] == [2.0, 1.0]
-    assert len(context.calls) == 3  # `part` once
+    assert len(context.calls) == 3  # `part` once; a file is no call
 
 
 @pytest.mark.parametrize(

@@ -102,3 +102,20 @@ def test_microbatches_stay_where_they_decide_what_is_computed(data, tmp_path):
     assert list(batches(run, 4, (rows // 4,), inputs)) == [{"batch.microbatches": 2}]
     assert list(batches(run, 4, (rows,), inputs)) == []
     assert len(list(batches(run_config(data, tmp_path / "run", "sft"), 4, None, inputs))) > 1
+
+
+def test_samples_are_those_of_the_prompts_where_they_are_here(data, tmp_path):
+    (tmp_path / "p.txt").write_text("a\na b c\n")
+    section = {"prompts": str(tmp_path / "p.txt"), "systems": ["x", "y"], "max_new_tokens": 9}
+    model, batch = {"vocab_size": 32_000}, {"row_length": 96}
+    found = find_inputs(run_config(data, tmp_path / "run", "sft", samples=section, model=model, batch=batch), 8)
+    assert found.samples is not None and (found.samples["rows"], found.samples["new"]) == (4, 9)
+    assert 3 < found.samples["prompt"] < 96 and not any("samples" in text for text in found.assumed)
+    section["prompts"] = "gone.txt"
+    found = find_inputs(run_config(data, tmp_path / "run", "sft", samples=section, model=model, batch=batch), 8)
+    assert found.samples == {"rows": 32, "prompt": 95, "new": 9}
+    assert [text for text in found.assumed if "samples" in text] == [
+        "samples.prompts=gone.txt or the data set is not on this machine; the longest prompt has 95 tokens, and 32 "
+        "answers grow at the same time"
+    ]
+    assert find_inputs(run_config(data, tmp_path / "run", "sft"), 8).samples is None

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from janus_jax.errors import Interrupted, StorageError
-from janus_jax.training import run as run_module
+from janus_jax.training import curves
 from janus_jax.training.curves import draw, draw_run, read_curves, smooth
 
 
@@ -152,8 +152,8 @@ def test_a_picture_that_fails_is_reported_and_ends_nothing(tmp_path, monkeypatch
 )
 def test_every_end_but_sigterm_draws(monkeypatch, error, drawn):
     runs = []
-    monkeypatch.setattr(run_module, "draw_run", runs.append)
-    run_module._draw_last(["run"], error)
+    monkeypatch.setattr(curves, "draw_run", runs.append)
+    curves.draw_last(["run"], error)
     assert len(runs) == drawn
 
 

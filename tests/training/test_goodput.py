@@ -196,6 +196,7 @@ def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     splits = {name: random_examples(n, pairs=True, seed=n) for name, n in (("train", 40), ("validation", 9))}
     write_dataset(root / "dpo", splits, kind="dpo")
+    (root / "prompts.txt").write_text("a")
     return root
 
 
@@ -206,7 +207,9 @@ def test_a_run_accounts_for_all_its_time(data, tmp_path, monkeypatch):
         schedule = {"epochs": None, "steps": 4}
         rest = {"checkpoint": {"every_steps": 2}, "eval": {"every_steps": 2}, "export": {"hf": True}}
         rest |= {"mesh": {"data": 8, "fsdp": 1, "tensor": 1}, "batch": {"microbatches": 1}}  # compiles faster
-        return run_config(data, run, "dpo", model=ONE_LAYER, schedule=schedule, **rest)
+        rest |= {"samples": {"prompts": str(data / "prompts.txt"), "at_start": False, "max_new_tokens": 1}}
+        model = ONE_LAYER | {"vocab_size": 32_000}  # that of the prompts' tokenizer
+        return run_config(data, run, "dpo", model=model, schedule=schedule, **rest)
 
     class Killed(BaseException):
         pass

@@ -15,7 +15,15 @@ from tests.support.training_examples import random_examples, write_dataset
 
 STOP, STEPS = 4, 6
 SCHEDULE = {"epochs": None, "steps": STEPS}
-KINDS = {"sft": {}, "dpo": {"batch": {"rows": None, "examples": 10}}}
+KINDS = ("sft", "dpo")
+
+
+def recipe(root, run, kind):
+    """SFT answers prompts too, before the first step, after step `STOP` and at the end."""
+    samples = {"prompts": str(root / "prompts.txt"), "systems": ["a", ""], "every_steps": STOP, "max_new_tokens": 4}
+    answering = {"samples": samples, "model": {"vocab_size": 32_000}}  # that of the tokenizer
+    changes = answering if kind == "sft" else {"batch": {"rows": None, "examples": 10}}
+    return run_config(root, run, kind, schedule=SCHEDULE, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +31,15 @@ def trained(tmp_path_factory):
     """A directory with data sets, runs that two processes stopped at step `STOP`, and the rows that each read."""
     root = tmp_path_factory.mktemp("processes")
     configs = {}
-    for kind, changes in KINDS.items():
+    (root / "prompts.txt").write_text("What?\nAnd why?\n")
+    for kind in KINDS:
         splits = {
             "train": random_examples(40, pairs=kind == "dpo", seed=1),
             "validation": random_examples(9, pairs=kind == "dpo", seed=2),
         }
         write_dataset(root / kind, splits, kind=kind)
-        recipe = run_config(root, root / f"run_{kind}", kind, schedule=SCHEDULE, **changes)
-        configs[kind] = (recipe.model_dump(mode="json", by_alias=True), STOP)
+        config = recipe(root, root / f"run_{kind}", kind)
+        configs[kind] = (config.model_dump(mode="json", by_alias=True), STOP)
     (root / "configs.json").write_text(json.dumps(configs))
     port = processes.free_port()
     processes.run(*(["-m", "tests.support.processes", "train", port, i, root] for i in range(2)))
@@ -40,7 +49,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_and_one_resumes_as_if_one_had_trained_all_along(trained, tmp_path, kind):
     with processes.noting_rows() as expected:
-        whole = train(run_config(trained, tmp_path, kind, schedule=SCHEDULE, **KINDS[kind]), writers=())
+        whole = train(recipe(trained, tmp_path, kind), writers=())
     assert expected[0].epoch == 0 and expected[-1].epoch > 0  # an epoch ends on the way
 
     parts = [
@@ -53,7 +62,7 @@ def test_two_processes_train_and_one_resumes_as_if_one_had_trained_all_along(tra
     run = trained / f"run_{kind}"
     stopped_evaluation = [line for line in _lines(run) if line["kind"] == "eval"]
     with processes.noting_rows() as rest:
-        resumed = train(run_config(trained, run, kind, schedule=SCHEDULE, **KINDS[kind]), writers=())
+        resumed = train(recipe(trained, run, kind), writers=())
     assert resumed.resumed_from == STOP
     assert joined + rest == expected
     assert [*losses(run)] == [*losses(tmp_path)] == [*range(1, STEPS + 1)]
@@ -67,6 +76,16 @@ def test_two_processes_train_and_one_resumes_as_if_one_had_trained_all_along(tra
         (stopped_evaluation[0], next(line for line in _lines(tmp_path) if line["kind"] == "eval")),
     ]:
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    if kind == "sft":
+        assert [*_texts(run)] == [*_texts(tmp_path)] == [0, STOP, STEPS]
+        assert _texts(run) == _texts(tmp_path)
+
+
+def _texts(run):
+    """Step -> its answers."""
+    files = {int(path.stem): path for path in (run / "samples").iterdir()}
+    lines = {step: map(json.loads, files[step].read_text().splitlines()) for step in sorted(files)}
+    return {step: [(line["messages"], line["answers"][0]["text"]) for line in lines[step]] for step in lines}
 
 
 def _lines(run):

@@ -156,6 +156,8 @@ def _memory(plan: Plan, console: Console) -> None:
         table.add_row("evaluation", "", "more than a device has; the compiler gave up")
     if memory.evaluation is not None:
         row("evaluation", memory.evaluation, "its own total, moments included; not added to the step's")
+    if memory.samples:
+        row("samples", memory.sampling, "their total, weights and moments included; not added to the step's")
     if memory.needed is not None and memory.peak is not None:
         host = "estimated; the compiler's figure may be for host memory"
         row(
@@ -175,6 +177,10 @@ def _memory(plan: Plan, console: Console) -> None:
             row("free" if memory.needed <= memory.usable else "missing", abs(memory.usable - memory.needed))
     console.print(table)
     console.print()
+    if memory.samples:
+        parts = ", ".join(f"{part} {size(count)}" for part, count in memory.samples.items())
+        of_samples = f"{size(sum(memory.samples.values()))} beside the step's weights and moments, between steps"
+        _line(console, "samples", f"{of_samples}: {parts}; an estimate")
     _line(console, "host", f"{_host(memory.host, memory.host_present)}\n")
     groups = buffer_groups(plan)
     if memory.peak is None or not groups:

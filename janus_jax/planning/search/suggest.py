@@ -60,6 +60,17 @@ class _Attempt:
         return len(self.changes), ranks, 0.0 if bound is None else round(sum(bound.parts.values()), 2)
 
 
+def _beside_the_step(failed: Plan | None) -> list[tuple[bool, dict[str, Any], str]]:
+    """What else than the step may be too large: whether it is, changes that make it smaller, and their cost."""
+    if failed is None:
+        return []
+    memory = failed.memory
+    fewer: dict[str, Any] = {"samples.rows": memory.samples_rows} if memory.samples_rows else {"samples": None}
+    slower = "fewer answers grow at the same time" if memory.samples_rows else "no answers while the run trains"
+    rows = "evaluation takes as many rows at a time as training does"
+    return [(memory.evaluation_is_most, {"eval.rows": None}, rows), (memory.samples_are_most, fewer, slower)]
+
+
 def suggestions(
     config: RunConfig,
     topology: str,
@@ -90,13 +101,15 @@ def suggestions(
     """
     if failed is not None and failed.fits:
         return
-    if failed is not None and failed.memory.evaluation_is_most:
-        smaller = changed(config, {"eval.rows": None})
+    for applies, changes, cost in _beside_the_step(failed):
+        if not applies:
+            continue
+        smaller, names = changed(config, changes), tuple(overrides(changes))
         compiled = planner(smaller, topology, num_slices=num_slices, chips=chips)
         if report is not None:
-            report(("eval.rows=null",), compiled.fits)
+            report(names, compiled.fits)
         if compiled.fits:
-            yield Suggestion(("eval.rows=null",), "evaluation takes as many rows at a time as training does", compiled)
+            yield Suggestion(names, cost, compiled)
             return
         config, tries = smaller, tries - 1
     target = find_slice(topology)

@@ -114,6 +114,21 @@ def test_what_evaluation_needs_is_told(fitting):
     assert cells(lines, "needed") == "13.00"
 
 
+def test_what_samples_need_beside_the_weights_is_told_and_counts(fitting):
+    parts = {"weights": 2 * GIB, "cache": GIB, "temporaries": GIB}
+    memory = dataclasses.replace(fitting.memory, samples=parts)
+    kept = memory.arguments["parameters"] + memory.arguments["moments"]
+    assert memory.sampling == kept + 4 * GIB and memory.needed == fitting.memory.needed  # there is no step meanwhile
+    lines = printed(dataclasses.replace(fitting, memory=memory))
+    text = " ".join(" ".join(lines).split())
+    beside = "samples: 4.00 GiB beside the step's weights and moments, between steps"
+    assert f"{beside}: weights 2.00 GiB, cache 1.00 GiB, temporaries 1.00 GiB; an estimate" in text
+    assert cells(lines, "samples ").startswith(f"{memory.sampling / GIB:.2f} their total")
+    large = dataclasses.replace(memory, samples=parts | {"cache": 20 * GIB})
+    assert large.samples_are_most and large.needed == kept + 23 * GIB + large.reference + large.code
+    assert not any("samples" in line for line in printed(fitting))
+
+
 def test_the_verdict_is_the_first_line_and_every_figure_is_the_plans(fitting):
     lines = printed(fitting)
     assert lines[0] == "FITS: 12.00 of 15.75 GiB on each device of 2 x v5litepod-16, 3.75 GiB free"
