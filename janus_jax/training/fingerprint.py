@@ -12,6 +12,8 @@ from janus_jax.parallel.hashing import checksums
 _NOT_COMPUTED_WITH = ("initializer_range", "max_position_embeddings")
 """Keys that say how weights were made and how long texts may be; no log-prob depends on them."""
 
+_sums = jax.jit(lambda tree: jax.tree.map(checksums, tree))
+
 
 def model_fingerprint(config: ModelConfig, params: Any) -> str:
     """sha256 over the weights and what else decides what a model says: window, rotary base and the like.
@@ -27,7 +29,7 @@ def weights_fingerprint(params: Any) -> str:
 
     Nothing is gathered; see `checksums`.
     """
-    sums = jax.device_get(jax.jit(lambda tree: jax.tree.map(checksums, tree))(params))
+    sums = jax.device_get(_sums(params))
     digest = hashlib.sha256()
     for (path, leaf), pair in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(sums), strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator="/")

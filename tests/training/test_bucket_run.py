@@ -23,6 +23,8 @@ from tests.support.run_configs import ONE_LAYER, SIX_STEPS, run_config
 from tests.support.runs import assert_equal_trees, final_params, metric_lines
 from tests.support.training_examples import random_examples, write_dataset
 
+pytestmark = pytest.mark.usefixtures("programs")
+
 
 def measured(run):
     """Records without their clocks."""

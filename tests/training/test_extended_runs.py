@@ -16,6 +16,8 @@ from tests.support.runs import assert_equal_trees, final_params, losses, metric_
 from tests.support.states import without_checksums
 from tests.support.training_examples import random_examples, write_dataset
 
+pytestmark = pytest.mark.usefixtures("programs")
+
 MESH = {"data": 1, "fsdp": 8, "tensor": 1}
 SCHEDULE = {"name": "linear", "learning_rate": 1e-2, "warmup_steps": 1, "min_rate_ratio": 0.1, "epochs": None}
 

@@ -27,6 +27,8 @@ from tests.support.run_configs import ONE_LAYER, run_config
 from tests.support.runs import assert_equal_trees, final_params, metric_lines
 from tests.support.training_examples import random_examples, write_dataset
 
+pytestmark = pytest.mark.usefixtures("programs")
+
 KINDS = ("sft", "dpo", "orpo", "rm")
 STEPS = 6
 LONGER = {"epochs": None, "steps": 2 * STEPS, "warmup_steps": 0}

@@ -15,6 +15,8 @@ from janus_jax.training.run import train
 from tests.support.run_configs import ONE_LAYER
 from tests.support.training_examples import random_examples, write_dataset
 
+pytestmark = pytest.mark.usefixtures("programs")
+
 SIZES = (31, 9, 14)
 BATCH = {"examples": 8, "row_length": 64, "max_sequence_length": 32, "microbatches": 2}
 SCHEDULE = {"name": "constant", "learning_rate": 1e-2, "warmup_steps": 1, "epochs": 3}

@@ -27,6 +27,8 @@ from janus_jax.training.run import train
 from tests.support.run_configs import ONE_LAYER
 from tests.support.training_examples import TINY, random_examples, write_dataset
 
+pytestmark = pytest.mark.usefixtures("programs")
+
 STEPS_PER_EPOCH = 5
 
 

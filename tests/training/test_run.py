@@ -18,6 +18,8 @@ from tests.support.run_configs import SIX_STEPS, run_config
 from tests.support.runs import assert_equal_trees, final_params, losses, metric_lines
 from tests.support.training_examples import random_examples, write_dataset
 
+pytestmark = pytest.mark.usefixtures("programs")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

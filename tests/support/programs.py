@@ -1,0 +1,31 @@
+"""Runs of one process that share a program: most of what a short run costs is tracing and compiling its steps."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from janus_jax.config.run import RunConfig
+from janus_jax.training import setup
+from janus_jax.training.program import Program, build_program
+
+_NOT_READ = ("run", "data", "init", "reference", "schedule", "eval", "checkpoint", "export", "logging", "profile")
+"""Sections that no program depends on: they are taken away, so that one that does fails here."""
+
+
+@contextlib.contextmanager
+def shared_programs() -> Iterator[None]:
+    """Within it, runs whose program is built from equal arguments get the same one. Nothing outlives it."""
+    known: dict[Any, Program] = {}
+
+    def build(config: RunConfig, model: Any, objective: Any, mesh: Any, *others: Any, **sizes: Any) -> Program:
+        read = config.model_copy(update=dict.fromkeys(_NOT_READ))
+        key = (mesh, repr((read, model, objective, others, sizes)))
+        if key not in known:
+            known[key] = build_program(read, model, objective, mesh, *others, **sizes)
+        return known[key]
+
+    setup.build_program = build
+    try:
+        yield
+    finally:
+        setup.build_program = build_program
