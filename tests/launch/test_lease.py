@@ -75,7 +75,7 @@ def test_of_two_that_take_over_at_once_one_is_refused(store):
         second.take()
 
 
-def test_a_write_that_gcloud_tried_twice_is_still_ours(store):
+def test_a_write_that_was_sent_twice_is_still_ours(store):
     first = lease(store)
     first.take()
 
