@@ -130,6 +130,7 @@ class Person:
         readline.set_completer(self._complete)
         libedit = "libedit" in (readline.__doc__ or "")
         readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
+        readline.parse_and_bind("set enable-bracketed-paste on")  # lines that are pasted together are one question
         file = staging.cache() / "chat_history"
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.errors import ConfigError
-from janus_jax.storage.bucket import os_errors
+from janus_jax.storage.bucket import is_url, os_errors
 
 _FIRST = {"journal": "replies", "version": 1}
 
@@ -27,6 +27,8 @@ class ReplyJournal:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
+        if is_url(path):
+            raise ConfigError(os.fspath(path), "is a URL; allowed: a local file, which can be written line by line")
         self.path = Path(path)
         self.replies: dict[str, dict[str, Any]] = {}
         """Key -> reply, without those that failed."""
@@ -73,6 +75,8 @@ class ReplyJournal:
                     if record != _FIRST:
                         raise ValueError("is no journal of replies")
                 else:
+                    if not record["prompt_tokens"] + record["completion_tokens"] >= 0:
+                        raise ValueError("fewer than no tokens")
                     self._take(record.pop("key"), record)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 what = "is no journal of replies" if number == 1 else f"is damaged ({type(error).__name__})"

@@ -108,7 +108,7 @@ def replies(request: Request, record: Mapping[str, Any]) -> Iterator[Reply]:
     """A record of the journal as replies."""
     for place, sample in request.places:
         tokens = record["prompt_tokens"], record["completion_tokens"]
-        yield Reply(place, sample, record["text"], record["finish_reason"], *tokens, record.get("failure", ""))
+        yield Reply(place, sample, record["text"], record.get("finish_reason", ""), *tokens, record.get("failure", ""))
 
 
 def limit(options: Mapping[str, Any]) -> int | None:

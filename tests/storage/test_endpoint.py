@@ -255,6 +255,11 @@ def test_arguments_that_are_not_allowed_are_named(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"notes.txt:1: is no journal"):
         made(journal=tmp_path / "notes.txt")
     assert (tmp_path / "notes.txt").read_text() == "mine\n"
+    (tmp_path / "damaged").write_text('{"journal": "replies", "version": 1}\n{"key": "a", "text": "b"}\n')
+    with pytest.raises(ConfigError, match="damaged:2: is damaged"):
+        made(journal=tmp_path / "damaged")
+    with pytest.raises(ConfigError, match="is a URL"):
+        made(journal="gs://bucket/j")
     endpoint = Endpoint("http://127.0.0.1:9/v1", "m", journal=tmp_path / "j", key_variable=None)
     with pytest.raises(ConfigError, match="another process writes it"):
         made()
