@@ -144,6 +144,7 @@ def test_a_model_that_fails_ends_its_requests_and_no_others(alone, monkeypatch, 
 
 def test_a_reader_that_does_not_read_is_cut_off_and_blocks_nobody(alone, monkeypatch):
     monkeypatch.setattr(worker, "_MOST_UNREAD", 200)
+    alone.listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections inherit it
     plain = socket.socket()
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     plain.connect(("127.0.0.1", alone.port))
