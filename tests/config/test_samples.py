@@ -1,9 +1,13 @@
 """The section `samples`: what it refuses, and what it notes."""
 
+import re
+import textwrap
+
 import pytest
 
 from janus_jax.config.run import load_config, to_yaml
 from janus_jax.errors import ConfigError
+from tests.support.repository import ROOT
 from tests.support.run_configs import SMALLEST_YAML
 
 ON = "samples.prompts=prompts.jsonl"
@@ -63,3 +67,11 @@ def test_keys_without_effect_are_noted(small):
     assert [note for note in drawn.step_advice(5) if "samples" in note] == [
         "samples.every_steps = 9 is longer than the run, which has 5 steps: only the last step is sampled"
     ]
+
+
+def test_the_section_of_the_training_page_loads(small):
+    page = (ROOT / "docs/training.md").read_text()
+    (block,) = re.findall(r"^    samples:\n(?:      .*\n)+", page, re.MULTILINE)
+    small.write_text(SMALLEST_YAML + textwrap.dedent(block))
+    section = load_config(small).samples
+    assert section is not None and section.systems is not None and section.systems[-1] == ""

@@ -120,6 +120,16 @@ def test_a_local_run_goes_on_in_a_bucket(bucket, tmp_path):
     assert steps_and_losses(there) == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
 
 
+def test_a_start_replaces_samples_of_an_earlier_one(bucket):
+    """Of steps that it makes again; a file of a profile would get another name."""
+    run = RunDir(BucketPath(f"{bucket}/runs/mine"))
+    for content in ("of the first start", "of the second"):
+        with Outputs(run, 0, main=True, notify=pytest.fail) as outputs:
+            outputs.local.samples.mkdir()
+            write_whole(outputs.local.samples / "2.jsonl", content)
+    assert parts.contents(run.samples) == {"2.jsonl": b"of the second"}
+
+
 def test_profiles_and_wandbs_files_come_along_and_nothing_stays_here(bucket, tmp_path, monkeypatch):
     def init(dir, config, name, resume):
         assert (name, resume, config["run"]["dir"]) == ("mine", "allow", f"{bucket}/mine")

@@ -2,11 +2,14 @@
 
 import html
 import json
+import sys
+import types
 
 import pytest
 
 from janus_jax.generation.requests import Event, Request
 from janus_jax.training import sample_text
+from janus_jax.training.metrics import MetricsLog, Wandb
 from janus_jax.training.sample_prompts import Asked
 from janus_jax.training.sample_text import Answer, Answered
 
@@ -74,10 +77,16 @@ def test_tensorboard_shows_it_as_it_is():
     assert many.count("<tr>") == 6 and "<th>system message</th>" in many
 
 
-def test_wandb_gets_a_row_for_each_answer():
+def test_wandb_gets_a_row_for_each_answer(monkeypatch, tmp_path):
     columns, rows = sample_text.table([answered(answers=2), answered(1)])
     assert columns == ["number", "prompt", "system", "answer", "finish_reason"]
     assert rows == [[number, "Why?", "Be kind.", "So it is.", "stop"] for number in (1, 1, 2)]
+    logged = []
+    made = types.SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: None)
+    fake = types.SimpleNamespace(init=lambda **_: made, Table=lambda columns, data: (columns, data))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    MetricsLog([Wandb(tmp_path, {}, "run")]).texts(200, {"samples/prompt 1": "text"}, columns, rows)
+    assert logged == [(200, {"samples": (columns, rows)})]
 
 
 def test_numbers_are_means():
