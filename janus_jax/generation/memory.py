@@ -234,8 +234,9 @@ def require_for(
     longest = config.max_position_embeddings
     length = max(slots(len(one.ids), one.stopping.max_new_tokens, steps, longest) for one in requests)
     prompt, dtype = max(len(one.ids) for one in requests), placement.compute_dtype(None, place)
-    sizes = {"rows": rows, "length": length, "prompt": prompt, "steps": steps}
-    memory = needed(config, place, dtype=dtype, cache_dtype=cache_dtype, **sizes)
+    memory = needed(
+        config, place, rows=rows, length=length, dtype=dtype, cache_dtype=cache_dtype, prompt=prompt, steps=steps
+    )
     require(memory, place, *places)
 
 

@@ -123,8 +123,8 @@ class Session:
             copies.setdefault(id(keys), (keys, []))[1].append((row, place))
         if chosen:
             needed = max(row.length + row.limit for row in self._rows if row) + self._engine.steps_per_call
-            longest = max(keys.cache.length for keys, _ in copies.values())
-            self._reserve(bucket(max(needed, longest)), longest)
+            prompts = [keys.cache for keys, _ in copies.values()]
+            self._reserve(bucket(max(needed, *(one.length for one in prompts))), prompts)
         for keys, pairs in copies.values():
             self._fill(keys, pairs)
         self._waiting = [prompt for prompt in self._waiting if prompt.started < prompt.request.samples]
@@ -181,19 +181,21 @@ class Session:
         assert self._cache is not None
         self._cache, self._seen = programs.fill(self._cache, self._seen, keys.cache, *on_all, compute=engine.compute)
 
-    def _reserve(self, length: int, prompt: int) -> None:
-        """Makes rows of the cache at least `length` slots long, for prompts of up to `prompt` tokens."""
+    def _reserve(self, length: int, prompts: list[Cache]) -> None:
+        """Makes rows of the cache at least `length` slots long, for prompts that are computed."""
         engine = self._engine
         if self._cache is None or self._cache.length < length:
-            self._require_memory(length, prompt)
+            self._require_memory(length, prompts)
         if self._cache is None:
             sizes = {"rows": engine.rows, "length": length, "dtype": engine.cache_dtype}
             self._cache, self._seen = programs.empty(config=engine.config, compute=engine.compute, **sizes)
         elif self._cache.length < length:
             self._cache = programs.grow(self._cache, length=length, compute=engine.compute)
 
-    def _require_memory(self, length: int, prompt: int) -> None:
+    def _require_memory(self, length: int, prompts: list[Cache]) -> None:
         """Raises ConfigError if a cache of this length does not fit beside the weights, and the cache that is there."""
+        parts = (part for one in prompts for part in jax.tree.leaves(one))
+        held = sum(part.addressable_shards[0].data.nbytes for part in parts)
         engine, compute = self._engine, self._engine.compute
         needed = memory.needed(
             engine.config,
@@ -202,10 +204,10 @@ class Session:
             length=length,
             dtype=compute.dtype,
             cache_dtype=engine.cache_dtype,
-            prompt=prompt,
+            prompt=max(one.length for one in prompts),
             steps=engine.steps_per_call,
         )
-        memory.require(needed, compute.place, held=needed.weights)
+        memory.require(needed, compute.place, held=needed.weights + held)
 
     def _decode(self) -> list[Event]:
         engine = self._engine

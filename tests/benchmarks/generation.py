@@ -170,9 +170,10 @@ def long(models: dict[str, str], jax: Child, torch: Child, turns: int, *, quick:
     times = jax(work)["times"]
     rates = []
     for start in range(0, work.new, WINDOW):
-        inside = [(at, cpu) for made, at, cpu in times if start <= made <= start + WINDOW]
-        (first, cpu_first), (last, cpu_last) = inside[0], inside[-1]
-        rates.append((8 * WINDOW / (last - first), 8 * WINDOW / (cpu_last - cpu_first)))
+        inside = [one for one in times if start <= one[0] <= start + WINDOW]
+        (made, begun, cpu_begun), (made_last, ended, cpu_ended) = inside[0], inside[-1]
+        new = work.rows * (made_last - made)
+        rates.append((new / (ended - begun), new / (cpu_ended - cpu_begun)))
     for what, number in (("of the clock", 0), ("of CPU time", 1)):
         shown = ", ".join(f"{one[number]:.0f}" for one in rates)
         print(f"\n{name}, 8 rows: tokens/s {what} for each {WINDOW} tokens of a text: {shown}", flush=True)
