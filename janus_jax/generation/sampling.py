@@ -100,7 +100,11 @@ def sample(
         keys: of `row_keys`.
         seen: the tokens that a row's prompt and answer hold (`mark_seen`), for the repetition penalty.
     """
-    return jnp.argmax(perturbed(filter_logits(logits, settings, seen), settings, keys), -1)
+    scores = perturbed(filter_logits(logits, settings, seen), settings, keys)
+    # The first of the best. jnp.argmax takes 2 to 4 times as long on CPUs.
+    ids = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+    last = scores.shape[1] - 1
+    return jnp.where(scores == scores.max(-1, keepdims=True), ids, last).min(-1)
 
 
 def filter_logits(logits: Float[Array, "B V"], settings: Settings, seen: Bool[Array, "B V"]) -> Float[Array, "B V"]:
