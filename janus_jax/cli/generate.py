@@ -134,6 +134,7 @@ def generate(
                 scorer = RewardScorer(open_model(reward), reward_template)
             best.require_readable(scorer, records)
             if is_main:
+                require_file("--out", best.sidecar(out))
                 asked += [str(scorer.stored.path), scorer.stored.step]
                 scored = Journal(out.with_name(f"{out.name}.rewards"), asked, holds="rewards of other answers")
     models = {"MODEL": stored} | ({} if scorer is None else {"--reward": scorer.stored})

@@ -1,5 +1,7 @@
 """The options of `janus score`. `janus_jax/generation/` does the work."""
 
+import hashlib
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -76,7 +78,9 @@ def score(
         rows = read_responses(responses, key=key, system=system, unscored=unscored) if is_main else []
         pairs = [scorer.pairs(row) for row in rows]
         if is_main:
-            asked = [str(stored.path), stored.step, key, [row.raw for row in rows], pairs]
+            contents = map(json.dumps, zip((row.raw for row in rows), pairs, strict=True))
+            digests = [hashlib.sha256(content.encode()).hexdigest() for content in contents]  # all at once may be GiBs
+            asked = [str(stored.path), stored.step, key, digests]
             journal = Journal(out, asked, holds="scores of other rows or of other options")
     require_same("options or models", {"--key": key, **facts(stored, scorer.written)})
     require_same_weights({"MODEL": stored})

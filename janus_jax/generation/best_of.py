@@ -45,8 +45,10 @@ def require_readable(scorer: RewardScorer, rows: Sequence[PromptRow]) -> None:
     """Raises DataError for a prompt that the reward model cannot read, or that leaves no room for an answer."""
     for row in rows:
         with named(row.place):
-            prompt, end = scorer.encode(row.messages, Response(""))
-            require_ids(scorer.stored.config, "the prompt, as the reward model reads it,", [*prompt, *end], room=1)
+            prompt, shortest = scorer.encode(row.messages, Response("x"))
+            require_ids(
+                scorer.stored.config, "the prompt with a short answer, for the reward model", [*prompt, *shortest]
+            )
 
 
 def choose(
@@ -89,7 +91,7 @@ def _pairs(scorer: RewardScorer, record: dict[str, Any]) -> list[Pair | None]:
             prompt, ids = scorer.encode(record["messages"], Response(answer["text"]))
             require_ids(scorer.stored.config, "the answer", [*prompt, *ids])
             pairs.append((prompt, ids))
-        except DataError:  # too long, or characters that stand for control tokens
+        except DataError:  # too long, or the template refuses it
             pairs.append(None)
     return pairs
 
@@ -130,7 +132,7 @@ def _finish(scorer: RewardScorer, answered: Journal, scored: Journal) -> list[st
     lines += [f"  n = {n:<5} {mean[n - 1]:.4f}" for n in shown]
     if unread:
         left_out = f"{len(scored.done) - len(curves):,} prompts are not in the curve"
-        lines.append(f"note: {unread:,} answers are too long for the reward model; they stand last, and {left_out}")
+        lines.append(f"note: the reward model cannot read {unread:,} answers; they stand last, and {left_out}")
     return lines
 
 

@@ -44,6 +44,7 @@ class PromptFormat:
         end_ids: Iterable[int] = (),
     ):
         self.tokenizer, self.chat, self._name = tokenizer, chat, name
+        self._prompt: tuple[tuple[tuple[str, str], ...], list[int]] = ((), [])
         self._special = {f"{kind}_token": _token(tokenizer, kind) for kind in ("bos", "eos")}
         known = tokenizer.control_tokens() if chat is None else [*chat.marks, *self._special.values()]
         marks = [token for token in dict.fromkeys(known) if token]
@@ -76,7 +77,10 @@ class PromptFormat:
         Raises:
             DataError: as `encode`; or all of the prompt merges with the answer.
         """
-        prompt = self.encode(messages)
+        known = tuple((message["role"], message["content"]) for message in messages)
+        if self._prompt[0] != known:  # many answers to one prompt come one after the other
+            self._prompt = known, self.encode(messages)
+        prompt = self._prompt[1]
         if (texts := self._exchange(messages)) is None or self.chat is None:
             whole = self._encode([*messages, {"role": "assistant", "content": answer}], prompt=False)
         elif self.chat.boundary == "separate":

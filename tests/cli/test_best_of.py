@@ -122,7 +122,7 @@ def test_answers_that_are_too_long_stand_last(ask, tmp_path):
         assert all(one["reward"] is None for one in line["answers"][N - count :])
     curve = json.loads((tmp_path / "a.jsonl.rewards.json").read_text())
     assert curve["answers_unread"] == sum(unread) and curve["prompts"] == unread.count(0)
-    assert f"note: {sum(unread)} answers" in told
+    assert f"cannot read {sum(unread)} answers" in told
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,11 @@ def test_answers_that_are_too_long_stand_last(ask, tmp_path):
         ({"reward": "lm"}, (), "is a language model, which gives no rewards"),
         ({"model": "reward"}, (), "is a reward model, which makes no text"),
         ({}, ("--reward-template", "plain"), "not in plain"),
-        ({"reward": "short"}, ("--system", "the quick brown fox jumps" * 4), "p.jsonl:2: the prompt, as the reward"),
+        (
+            {"reward": "short"},
+            ("--system", "the quick brown fox jumps" * 4),
+            "p.jsonl:2: the prompt with a short answer",
+        ),
     ],
 )
 def test_bad_options_are_named(ask, tmp_path, changes, options, message):
