@@ -1,6 +1,7 @@
 """The options of `janus serve`. `janus_jax/serving/` does the work."""
 
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ from janus_jax.errors import ConfigError, counted
 EPILOG = "Example: janus serve runs/dpo --port 8000"
 
 _WINDOW = 4096
+_DAYS = 1e6  # seconds
 
 
 def serve(
@@ -48,16 +50,19 @@ def serve(
     tokens_per_call: Annotated[
         int, typer.Option(min=1, help="Tokens of a text between two looks at new requests; more is faster.")
     ] = 8,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")] = 600.0,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds that running answers have after Ctrl-C or SIGTERM.")] = (
-        30.0
-    ),
+    timeout: Annotated[float, typer.Option(min=0.1, max=_DAYS, help="Seconds for one request.")] = 600.0,
+    grace: Annotated[
+        float, typer.Option(min=0, max=_DAYS, help="Seconds that running answers have after Ctrl-C or SIGTERM.")
+    ] = (30.0),
     devices: arguments.Devices = None,
 ) -> None:
     """Answer requests of OpenAI's form with MODEL: /v1/chat/completions, /v1/completions, /v1/models.
 
     Ctrl-C or SIGTERM ends it with exit code 0 when running answers have ended; a second one ends them at once.
     """
+    for option, value in (("--timeout", timeout), ("--grace", grace)):
+        if math.isnan(value):
+            raise ConfigError(f"{option} nan: allowed: a number of seconds")
     if missing := [package for package in ("starlette", "uvicorn") if importlib.util.find_spec(package) is None]:
         raise ConfigError(f"janus serve needs {' and '.join(missing)}: pip install 'janus_jax[serve]'")
     from janus_jax.checkpoint.stored_model import open_model

@@ -63,6 +63,7 @@ def test_an_open_address_needs_a_key(refused, monkeypatch):
         (("--name", "my model"), "--name 'my model': allowed"),
         (("--template", "alpaca"), "'alpaca'"),
         (("--step", 3), "step=3"),
+        (("--timeout", "nan"), "--timeout nan: allowed: a number of seconds"),
     ],
 )
 def test_bad_options_are_named(refused, options, message):
