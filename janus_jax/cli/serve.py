@@ -15,6 +15,7 @@ from janus_jax.errors import ConfigError, counted
 EPILOG = "Example: janus serve runs/dpo --port 8000"
 
 _WINDOW = 4096
+_DAYS = 1e6  # seconds
 
 
 def serve(
@@ -48,10 +49,10 @@ def serve(
     tokens_per_call: Annotated[
         int, typer.Option(min=1, help="Tokens of a text between two looks at new requests; more is faster.")
     ] = 8,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")] = 600.0,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds that running answers have after Ctrl-C or SIGTERM.")] = (
-        30.0
-    ),
+    timeout: Annotated[float, typer.Option(min=0.1, max=_DAYS, help="Seconds for one request.")] = 600.0,
+    grace: Annotated[
+        float, typer.Option(min=0, max=_DAYS, help="Seconds that running answers have after Ctrl-C or SIGTERM.")
+    ] = 30.0,
     devices: arguments.Devices = None,
 ) -> None:
     """Answer requests of OpenAI's form with MODEL: /v1/chat/completions, /v1/completions, /v1/models.
