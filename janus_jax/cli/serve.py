@@ -53,7 +53,7 @@ def serve(
     timeout: Annotated[float, typer.Option(min=0.1, max=_DAYS, help="Seconds for one request.")] = 600.0,
     grace: Annotated[
         float, typer.Option(min=0, max=_DAYS, help="Seconds that running answers have after Ctrl-C or SIGTERM.")
-    ] = (30.0),
+    ] = 30.0,
     devices: arguments.Devices = None,
 ) -> None:
     """Answer requests of OpenAI's form with MODEL: /v1/chat/completions, /v1/completions, /v1/models.

@@ -70,6 +70,13 @@ def test_bad_options_are_named(refused, options, message):
     assert message in refused("--port", 0, *options)
 
 
+@pytest.mark.parametrize("time", ["nan", "inf", "-1"])
+def test_times_are_numbers(janus, model, time):
+    for option in ("--timeout", "--grace"):
+        code, _, err = janus("serve", model, option, time)
+        assert code == 2 and f"Invalid value for '{option}'" in err
+
+
 def test_other_models_are_named(refused, tmp_path, capsys):
     config = transformers.MistralConfig(**(torch_models.SMALL | {"num_labels": 1, "vocab_size": 400}))
     transformers.MistralForSequenceClassification(config).save_pretrained(tmp_path / "reward")
