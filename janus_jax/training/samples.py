@@ -5,6 +5,7 @@ import re
 
 import jax
 
+from janus_jax.generation import placement
 from janus_jax.generation.engine import Engine
 from janus_jax.parallel import processes
 from janus_jax.parallel.processes import memory_for
@@ -35,18 +36,23 @@ class Sample(Hook):
         prompts = run.setup.samples
         if prompts is None:
             return
-        for note in prompts.notes:
+        _, idle = placement.generation_place(run.setup.model, placement.devices_of(run.state.params))
+        for note in (*prompts.notes, *(f"samples: {note}" for note in idle)):
             run.print(f"note: {note}")
         with processes.agreement("samples"):
             written = _forget_later(run) if processes.is_main() else []
-        if run.step and (not self.due(run.step) or run.step in processes.broadcast("samples", written)):
-            return
-        if run.step or prompts.section.at_start:
+        known = processes.broadcast("samples", written)
+        cut = self._wanted(run) and run.step not in known
+        if cut if run.step else prompts.section.at_start:
             self._sample(run, prompts)
 
     def after_step(self, run: Run, step: Step) -> None:
-        if run.setup.samples is not None and (self.due(run.step) or run.stopped):
+        if run.setup.samples is not None and self._wanted(run):
             self._sample(run, run.setup.samples)
+
+    def _wanted(self, run: Run) -> bool:
+        """After a step."""
+        return self.due(run.step) or run.stopped
 
     def _sample(self, run: Run, prompts: SamplePrompts) -> None:
         jax.block_until_ready(run.state)  # so that the time of steps is theirs, and their temporaries are gone
