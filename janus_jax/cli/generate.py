@@ -149,7 +149,8 @@ def generate(
     from janus_jax.generation.opened import open_engine
 
     rows = min(rows, n * len(requests))
-    memory.require_for(stored.config, requests, rows, f"--rows {rows}", cache_dtype=cache_dtype)
+    with processes.agreement("memory"):
+        memory.require_for(stored.config, requests, rows, f"--rows {rows}", cache_dtype=cache_dtype)
     engine, _ = open_engine(stored, template=template, rows=rows, cache_dtype=cache_dtype)
     for note in engine.notes:
         tell(f"note: {note}")
