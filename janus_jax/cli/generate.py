@@ -158,7 +158,8 @@ def generate(
         named_settings = ", ".join(f"{key}={value}" for key, value in unlike.items())
         tell(f"note: the model's generation_config.json names {named_settings}; only the options count here")
     rows = min(rows, n * len(requests))
-    memory.require_for(stored.config, requests, rows, f"--rows {rows}", cache_dtype=cache_dtype)
+    with processes.agreement("memory"):
+        memory.require_for(stored.config, requests, rows, f"--rows {rows}", cache_dtype=cache_dtype)
 
     def write() -> None:
         """Its engine, weights and cache, is freed at the end."""
