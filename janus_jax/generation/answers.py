@@ -12,6 +12,7 @@ from typing import Any
 
 from janus_jax.errors import ConfigError
 from janus_jax.generation.engine import Engine
+from janus_jax.generation.memory import longest_row
 from janus_jax.generation.prompt_file import PromptRow
 from janus_jax.generation.requests import Event, Request
 from janus_jax.parallel import processes
@@ -186,7 +187,9 @@ def _finished(
     growing: dict[int, list[_Answer]] = {}
     began = told = time.monotonic()
     tokens = finished = 0
-    for event in engine.generate(requests[number] for number in left):
+    # Of all requests, so that a command that goes on runs the same programs.
+    length = longest_row(engine.config, requests, engine.steps_per_call)
+    for event in engine.generate((requests[number] for number in left), length=length):
         number = left[event.request]
         answers = growing.setdefault(number, [_Answer() for _ in range(requests[number].samples)])
         answers[event.sample].add(event)
