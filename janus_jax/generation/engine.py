@@ -107,8 +107,11 @@ class Engine:
         """New tokens of all texts, as they come.
 
         Requests are read when rows are free, so `requests` may be endless. While it is waited for, nothing grows; where
-        requests come and go, use a `session`. Texts are independent of what else is in the batch: for the same compiled
-        shapes, bit for bit.
+        requests come and go, use a `session`. Texts are independent of what else is in the batch: bit for bit where
+        shapes are the same, which depend on the number of prompts that wait and on the longest text.
+
+        Args:
+            length: as of `Session`.
 
         Raises:
             DataError: a request cannot be answered (`requests.check`); it is named by its place, from 1 on.
