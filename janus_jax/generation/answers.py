@@ -12,6 +12,7 @@ from typing import Any
 
 from janus_jax.errors import ConfigError
 from janus_jax.generation.engine import Engine
+from janus_jax.generation.memory import longest_row
 from janus_jax.generation.prompt_file import PromptRow
 from janus_jax.generation.requests import Event, Request
 from janus_jax.parallel import processes
@@ -65,7 +66,8 @@ class Journal:
             self._read()
 
     def _read(self) -> None:
-        whole, cut = (lines := self.path.read_bytes().split(b"\n"))[:-1], lines[-1]
+        with os_errors(self.path):
+            whole = self.path.read_bytes().split(b"\n")[:-1]
         try:
             asked, *done = map(json.loads, whole or [b"null"])
             self.done = dict(done)
@@ -73,13 +75,13 @@ class Journal:
             raise ConfigError(f"--out {self.out}: {self.path} is damaged ({error}); remove it") from error
         if whole and asked != self._asked:
             raise ConfigError(f"--out {self.out}: {self.path} holds {self._holds}; remove it, or choose another name")
-        self._size = self.path.stat().st_size - len(cut)  # a process was killed while it wrote the last line
+        self._size = sum(len(line) + 1 for line in whole)  # a process may have been killed while it wrote the last line
 
     def open(self) -> None:
         """Begins to write.
 
         Raises:
-            ConfigError: another command writes it.
+            ConfigError: another command writes it, or has written the output since this journal was made.
         """
         with os_errors(self.path):
             self._file = self.path.open("ab")
@@ -87,6 +89,11 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(f"--out {self.out}: another command writes {self.path}") from error
+        here = os.fstat(self._file.fileno())
+        if self.out.exists() or not here.st_nlink:  # its writer has removed what is locked here
+            if here.st_nlink and not here.st_size:
+                self.path.unlink()
+            raise ConfigError(f"--out {self.out}: another command wrote it meanwhile; choose another name")
         self._read()
         self._file.truncate(self._size)
         if not self._size:
@@ -102,21 +109,25 @@ class Journal:
             self._file.flush()
 
     def finish(self) -> None:
-        """Makes the output of the journal, in the order of the rows, and removes the journal."""
-        self._file.close()
+        """Makes the output of the journal, in the order of the rows, and removes the journal.
+
+        The journal stays locked meanwhile, so no other command begins to write either of them.
+        """
         beside = self.out.with_name(f".{self.out.name}.incomplete")
         with os_errors(beside), beside.open("w", encoding="utf-8", errors="surrogatepass") as file:
             for number in sorted(self.done):
                 file.write(json.dumps(self.done[number], ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(self.out)
-        self.path.unlink()
+        with os_errors(self.out):
+            beside.replace(self.out)
+            self.path.unlink()
+        self._file.close()
 
     def discard(self) -> None:
         """Removes the journal, whose contents are used."""
-        self._file.close()
         self.path.unlink()
+        self._file.close()
 
 
 def begin(journal: Journal | None, rows: int, what: str, tell: Callable[[str], None]) -> list[int]:
@@ -186,7 +197,9 @@ def _finished(
     growing: dict[int, list[_Answer]] = {}
     began = told = time.monotonic()
     tokens = finished = 0
-    for event in engine.generate(requests[number] for number in left):
+    # Of all requests, so that a command that goes on runs the same programs.
+    length = longest_row(engine.config, requests, engine.steps_per_call)
+    for event in engine.generate((requests[number] for number in left), length=length):
         number = left[event.request]
         answers = growing.setdefault(number, [_Answer() for _ in range(requests[number].samples)])
         answers[event.sample].add(event)

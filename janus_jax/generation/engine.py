@@ -95,21 +95,28 @@ class Engine:
         params = model.load(dtype=compute.dtype, shardings=placement.shardings(model.config, place))
         return cls(model.config, params, compute, notes=notes, **options)
 
-    def session(self) -> Session:
-        """Texts that grow together; requests may come and go meanwhile. It takes memory for its cache."""
-        return Session(self)
+    def session(self, *, length: int = 0, checked: bool = True) -> Session:
+        """Texts that grow together; requests may come and go meanwhile. It takes memory for its cache.
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Event]:
+        Args:
+            length, checked: as of `Session`.
+        """
+        return Session(self, length=length, checked=checked)
+
+    def generate(self, requests: Iterable[Request], *, length: int = 0) -> Iterator[Event]:
         """New tokens of all texts, as they come.
 
         Requests are read when rows are free, so `requests` may be endless. While it is waited for, nothing grows; where
-        requests come and go, use a `session`. Texts are independent of what else is in the batch: for the same compiled
-        shapes, bit for bit.
+        requests come and go, use a `session`. Texts are independent of what else is in the batch: bit for bit where
+        shapes are the same, which depend on the number of prompts that wait and on the longest text.
+
+        Args:
+            length: as of `Session`.
 
         Raises:
             DataError: a request cannot be answered (`requests.check`); it is named by its place, from 1 on.
         """
-        session, waiting, number = self.session(), iter(requests), 0
+        session, waiting, number = self.session(length=length), iter(requests), 0
         more = True
         while more or session.busy:
             while more and session.has_room:

@@ -222,6 +222,12 @@ def free_bytes(devices: Sequence[Any]) -> int | None:
     return min((stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in told if stats), default=None)
 
 
+def longest_row(config: ModelConfig, requests: Sequence[Request], steps: int) -> int:
+    """Slots of a row in which each text of `requests` has room, as a session reserves them."""
+    longest = config.max_position_embeddings
+    return max(slots(len(one.ids), one.stopping.max_new_tokens, steps, longest) for one in requests)
+
+
 def require_for(
     config: ModelConfig, requests: Sequence[Request], rows: int, *places: str, cache_dtype: Any = None, steps: int = 16
 ) -> None:
@@ -231,8 +237,7 @@ def require_for(
         rows: texts that grow at the same time.
     """
     place, _ = placement.generation_place(config)
-    longest = config.max_position_embeddings
-    length = max(slots(len(one.ids), one.stopping.max_new_tokens, steps, longest) for one in requests)
+    length = longest_row(config, requests, steps)
     prompt, dtype = max(len(one.ids) for one in requests), placement.compute_dtype(None, place)
     memory = needed(
         config, place, rows=rows, length=length, dtype=dtype, cache_dtype=cache_dtype, prompt=prompt, steps=steps

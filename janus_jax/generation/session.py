@@ -12,7 +12,7 @@ from janus_jax.errors import DataError
 from janus_jax.generation import memory, placement, programs, sampling
 from janus_jax.generation.detokenizer import TextStream
 from janus_jax.generation.requests import Event, Request, check
-from janus_jax.generation.sizes import TOKENS_PER_STEP, bucket, prompts_per_call, top_bucket
+from janus_jax.generation.sizes import TOKENS_PER_STEP, bucket, prompts_per_call, slots, top_bucket
 from janus_jax.model.cache import Cache
 
 if TYPE_CHECKING:
@@ -56,10 +56,16 @@ class _Row:
 
 
 class Session:
-    """Requests go in by `submit`; each `step` makes some tokens of every text that has a row."""
+    """Requests go in by `submit`; each `step` makes some tokens of every text that has a row.
 
-    def __init__(self, engine: "Engine"):
-        self._engine = engine
+    Args:
+        length: slots that rows have from the start. Where no text needs more (`sizes.slots`), the cache never grows,
+            which would take the memory of the old and the new one.
+        checked: whether to refuse what by arithmetic does not fit the devices' memory; otherwise XLA decides.
+    """
+
+    def __init__(self, engine: "Engine", *, length: int = 0, checked: bool = True):
+        self._engine, self._length, self._checked = engine, bucket(length), checked
         self._rows: list[_Row | None] = [None] * engine.rows
         self._waiting: list[_Prompt] = []
         self._cache: Cache | None = None
@@ -122,12 +128,17 @@ class Session:
             self._rows[row] = self._start(prompt)
             copies.setdefault(id(keys), (keys, []))[1].append((row, place))
         if chosen:
-            needed = max(row.length + row.limit for row in self._rows if row) + self._engine.steps_per_call
-            prompts = [keys.cache for keys, _ in copies.values()]
-            self._reserve(bucket(max(needed, *(one.length for one in prompts))), prompts)
+            needed = max(self._slots(prompt.request) for _, prompt in chosen)
+            self._reserve(max(needed, self._length), [keys.cache for keys, _ in copies.values()])
         for keys, pairs in copies.values():
             self._fill(keys, pairs)
         self._waiting = [prompt for prompt in self._waiting if prompt.started < prompt.request.samples]
+
+    def _slots(self, request: Request) -> int:
+        """Of the row of one of its texts."""
+        engine = self._engine
+        longest, new = engine.config.max_position_embeddings, request.stopping.max_new_tokens
+        return slots(len(request.ids), new, engine.steps_per_call, longest)
 
     def _start(self, prompt: _Prompt) -> _Row:
         request, engine = prompt.request, self._engine
@@ -184,7 +195,7 @@ class Session:
     def _reserve(self, length: int, prompts: list[Cache]) -> None:
         """Makes rows of the cache at least `length` slots long, for prompts that are computed."""
         engine = self._engine
-        if self._cache is None or self._cache.length < length:
+        if self._checked and (self._cache is None or self._cache.length < length):
             self._require_memory(length, prompts)
         if self._cache is None:
             sizes = {"rows": engine.rows, "length": length, "dtype": engine.cache_dtype}

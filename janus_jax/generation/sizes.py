@@ -21,10 +21,10 @@ def slots(prompt: int, new: int, steps: int, longest: int) -> int:
     """Slots of a row for a prompt and up to `new` tokens, as a session reserves them.
 
     Args:
-        steps: tokens of a decoding call, which may go on after the end.
+        steps: tokens of a decoding call. A row needs no room for those after its end: they are written over its own.
         longest: the model's longest text.
     """
-    return bucket(max(prompt - 1 + min(new, longest - prompt) + steps, bucket(prompt)))
+    return bucket(max(prompt - 1 + min(new, longest - prompt), prompt, steps))
 
 
 def top_bucket(count: int) -> int:

@@ -122,7 +122,10 @@ def fill(cache: Cache, prompts: Cache, rows: Int[Array, " R"], sources: Int[Arra
 
 
 def append(cache: Cache, recent: Cache, lengths: Int[Array, " B"], place: Placement) -> Cache:
-    """Writes `recent` into each row from slot `lengths` on. Rows have room for all of its slots."""
+    """Writes `recent` into each row from slot `lengths` on.
+
+    Where a row has no room for all of its slots, they are written over its last ones: its text must be at its end.
+    """
 
     def local(part: Array, recent: Array, lengths: Array) -> Array:
         def copy(part: Array, row: tuple[Array, Array, Array]) -> tuple[Array, None]:

@@ -4,9 +4,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import hmac
-import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +21,7 @@ from janus_jax.serving.asks import Ask, Served
 from janus_jax.serving.refusals import Refusal
 from janus_jax.serving.replies import ChatReply, CompletionReply, Reply, as_event, as_events, as_json
 from janus_jax.serving.token_texts import TokenTexts
-from janus_jax.serving.worker import Job, Worker, ending
+from janus_jax.serving.worker import Job, Worker, ending, log_failure
 
 MOST_BODY = 4 << 20
 """Bytes of a request's body."""
@@ -129,7 +127,7 @@ class _Endpoint:
         except Refusal as refusal:
             await self._refuse(out, refusal)
         except Exception:
-            traceback.print_exc(file=sys.stderr)
+            log_failure()
             await self._refuse(out, Refusal("the server failed; its log says why", 500, code="internal_error"))
 
     async def _refuse(self, out: "_Out", refusal: Refusal) -> None:

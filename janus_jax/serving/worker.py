@@ -5,6 +5,7 @@ Waiting requests join the running texts at the next call. A cancelled request fr
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import itertools
 import sys
@@ -60,9 +61,15 @@ class Job:
         return not self.texts and not self.scores
 
     def put(self, news: Sequence[Event | Scored]) -> bool:
-        """Called by the worker; False if the reader is too far behind."""
+        """Called by the worker; False if the reader is too far behind.
+
+        News and the counts of what has not come change together, or a reader could see the end before the last news.
+        """
         with self._lock:
             behind = self._weight > _MOST_UNREAD
+            for one in news:
+                self.scores -= isinstance(one, Scored)
+                self.texts -= isinstance(one, Event) and one.reason is not None
             self._unread.extend(news)
             self._weight += sum(map(_weight, news))
         self.tell()
@@ -84,13 +91,13 @@ class Job:
         while True:
             self._ready.clear()
             with self._lock:
-                news, self._weight = list(self._unread), 0
+                news, self._weight, done = list(self._unread), 0, self.done
                 self._unread.clear()
             if news:
                 return news
             if self.refusal is not None:
                 raise self.refusal
-            if self.done:
+            if done:
                 return []
             await self._ready.wait()
 
@@ -123,11 +130,14 @@ class Worker:
         self._scoring: collections.deque[Job] = collections.deque()
         self._growing: dict[int, _Growing] = {}
         self._numbers = itertools.count()
-        self._ends = False
+        self._window = 0
+        self._ends = self._died = False
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
 
     def reserve(self, window: int) -> None:
         """Before `start`: compiles for short and long texts, and takes the memory of texts of `window` tokens."""
+        self._window = window
+        self._session = self._engine.session(length=window)
         for prompt, most in ((1, window - 1), (window - 1, 1)):
             number = next(self._numbers)
             self._session.submit(number, Request([0] * prompt, stopping=StoppingOptions(most)))
@@ -148,8 +158,10 @@ class Worker:
             return sum(job.size for job in self._open)
 
     def submit(self, job: Job) -> None:
-        """Raises Refusal (429) if too many texts wait already, or (503) if the server ends."""
+        """Raises Refusal: too many texts wait already (429), the server ends (503), or its thread died (500)."""
         with self._changed:
+            if self._died:
+                raise _failed()
             if self._ends:
                 raise ending()
             if sum(one.size for one in self._open) + job.size > self._most:
@@ -177,21 +189,29 @@ class Worker:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while not self._ends:
+        try:
+            while not self._ends:
+                self._next_turn()
+        finally:  # whatever ended the loop: nobody waits for a thread that is gone
             with self._changed:
-                while not (self._fresh or self._left or self._scoring or self._session.busy or self._ends):
-                    self._changed.wait()
-                fresh, self._fresh = self._fresh, []
-                left, self._left = self._left, []
-            try:
-                self._turn(fresh, left)
-            except Exception:
-                traceback.print_exc(file=sys.stderr)
-                self._give_up(Refusal("the model failed; the log of the server says why", 500, code="model_failed"))
-                self._growing.clear()
-                self._scoring.clear()
-                self._session = self._engine.session()  # the cache of the other one was given to the call that failed
-        self._give_up(ending())
+                self._died = not self._ends
+            self._give_up(_failed() if self._died else ending())
+
+    def _next_turn(self) -> None:
+        with self._changed:
+            while not (self._fresh or self._left or self._scoring or self._session.busy or self._ends):
+                self._changed.wait()
+            fresh, self._fresh = self._fresh, []
+            left, self._left = self._left, []
+        try:
+            self._turn(fresh, left)
+        except Exception:
+            self._give_up(_failed())
+            self._growing.clear()
+            self._scoring.clear()
+            # The cache of the other one was given to the call that failed.
+            self._session = self._engine.session(length=self._window)
+            log_failure()
 
     def _turn(self, fresh: Sequence[Job], left: Sequence[Job]) -> None:
         for job in left:
@@ -228,7 +248,6 @@ class Worker:
         while self._scoring and not self._scoring[0].prompts:
             self._scoring.popleft()
         for job, scored in news.items():
-            job.scores -= len(scored)
             self._hand_over(job, scored)
             if not job.scores and job in self._open:
                 self._grow(job)
@@ -237,7 +256,6 @@ class Worker:
         news: dict[Job, list[Event | Scored]] = {}
         for event in events:
             growing = self._growing[event.request]
-            growing.job.texts -= event.reason is not None
             news.setdefault(growing.job, []).append(event._replace(request=growing.place))
         for job, some in news.items():
             self._hand_over(job, some)
@@ -272,6 +290,16 @@ class Worker:
         for job in jobs:
             job.refusal = refusal
             job.tell()
+
+
+def log_failure() -> None:
+    """Writes the error that is handled to the log, if anybody can still read it (`janus serve 2>&1 | head`)."""
+    with contextlib.suppress(OSError, ValueError):
+        traceback.print_exc(file=sys.stderr)
+
+
+def _failed() -> Refusal:
+    return Refusal("the model failed; the log of the server says why", 500, code="model_failed")
 
 
 def ending() -> Refusal:

@@ -78,7 +78,8 @@ def _answers(run: Run, prompts: SamplePrompts) -> list[Answered]:
         stop_ids=prompts.written.stop_ids,
         tokenizer=prompts.written.tokenizer,
     )
-    asked, session = prompts.asked, engine.session()
+    # `require_room` has checked the memory before the first step: a run that trains is not ended by an estimate.
+    asked, session = prompts.asked, engine.session(checked=False)
     answers = [tuple(Answer() for _ in range(prompts.section.n)) for _ in asked]
     for number in sorted(range(len(asked)), key=lambda number: -len(asked[number].request.ids)):
         session.submit(number, asked[number].request)  # the longest first: the cache never grows

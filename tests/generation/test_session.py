@@ -10,6 +10,7 @@ import pytest
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.generation import programs
 from janus_jax.generation.engine import Engine
+from janus_jax.generation.memory import longest_row
 from janus_jax.generation.requests import Request
 from janus_jax.generation.sampling import SamplingOptions
 from janus_jax.generation.stopping import StoppingOptions
@@ -124,3 +125,33 @@ def test_what_needs_a_tokenizer_or_a_language_model_says_so():
     reward = dataclasses.replace(CONFIG, head="value")
     with pytest.raises(ConfigError, match="is a reward model"):
         Engine.live(reward, random_params(reward))
+
+
+def test_a_cache_has_no_slots_beyond_the_longest_text(engine):
+    """The last calls write past the end of their texts; neither those nor the texts that follow them change."""
+    longest, session = CONFIG.max_position_embeddings, engine.session(length=CONFIG.max_position_embeddings)
+    prompts = [[7 + n, 8, 9] * (n + 1) for n in range(5)]
+    made = {number: ([], []) for number in range(5)}
+    for number, prompt in enumerate(prompts):
+        session.submit(number, Request(prompt, name="p", stopping=StoppingOptions(longest)))
+    while session.busy:
+        for event in session.step():
+            made[event.request][0].extend(event.ids)
+            made[event.request][1].extend(event.logps)
+        assert session._cache.length == longest
+    pairs = [(prompt, made[number][0]) for number, prompt in enumerate(prompts)]
+    assert max(len(prompt) + len(ids) for prompt, ids in pairs) == longest
+    for number, scores in enumerate(engine.log_probs(pairs)):
+        assert list(scores.tokens) == pytest.approx(made[number][1], abs=1e-4)
+
+
+def test_a_cache_does_not_grow_while_texts_of_known_lengths_come_and_go(monkeypatch):
+    monkeypatch.setattr(programs, "grow", None)
+    config = dataclasses.replace(CONFIG, max_position_embeddings=512)
+    engine = Engine.live(config, random_params(config), rows=2, steps_per_call=4)
+    requests = [Request([3] * 10, stopping=StoppingOptions(new)) for new in (50, 30, 50, 50)]
+    assert len({event.request for event in engine.generate(requests)}) == 4  # a row takes no more slots as it grows
+    some = [Request([3] * length, stopping=StoppingOptions(2)) for length in (2, 100)]
+    assert len({event.request for event in engine.generate(some, length=longest_row(config, some, 4))}) == 2
+    with pytest.raises(TypeError):
+        list(engine.generate([some[0]] * 2 + [some[1]]))

@@ -1,16 +1,19 @@
 """Many requests at once: none mixes with another; what is cancelled, late or too much harms no other."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import http.client
 import json
 import socket
+import sys
 import threading
 import time
 
 import openai
 import pytest
 
+from janus_jax.generation.requests import Event, Request
 from janus_jax.serving import worker
 from tests.support.serving import JSON, running
 from tests.support.torch_models import log_probs
@@ -140,6 +143,57 @@ def test_a_model_that_fails_ends_its_requests_and_no_others(alone, monkeypatch, 
     assert code == 500 and "the log of the server" in answer["error"]["message"] and "chips" not in str(answer)
     assert "out of chips" in capfd.readouterr().err
     assert alone.ask(TEXT, {"prompt": "x", "max_tokens": 2})[0] == 200
+
+
+def test_a_closed_log_keeps_no_client_waiting(alone, monkeypatch):
+    """`janus serve 2>&1 | head`: nothing can be written to the log when a call fails."""
+
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(alone.service.worker._session, "step", None)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", Closed())
+        assert alone.ask(TEXT, {"prompt": "x"})[0] == 500
+    assert alone.ask(TEXT, {"prompt": "x", "max_tokens": 2})[0] == 200
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_answers_all_and_is_not_healthy(alone, monkeypatch):
+    def die():
+        raise SystemExit  # no Exception
+
+    monkeypatch.setattr(alone.service.worker._session, "step", die)
+    for _ in range(2):
+        code, answer, _ = alone.ask(TEXT, {"prompt": "x"})
+        assert (code, answer["error"]["code"]) == (500, "model_failed")
+    until(lambda: not alone.service.worker.alive)
+    assert alone.ask("/health")[0] == 503
+
+
+def test_a_window_takes_its_own_slots(opened):
+    one = worker.Worker(opened[0], 4)
+    one.reserve(128)
+    assert one._session._cache.length == 128 and not one._session.busy
+
+
+def test_a_reader_sees_the_last_news_before_the_end(opened, monkeypatch):
+    """Also if it looks while the worker counts what has ended."""
+
+    async def scenario():
+        one = worker.Worker(opened[0], 4)
+        job = worker.Job([Request([1])], [(0, [1, 2])], 0)
+        one._open, one._growing = {job}, {0: worker._Growing(job, 0)}
+        put, seen = job.put, []
+        monkeypatch.setattr(job, "put", lambda news: (seen.append((job.scores, job.texts)), put(news))[1])
+        one._scoring.append(job)
+        one._score()
+        one._deliver([Event(0, 0, (5,), (0.0,), "x", "stop")])
+        assert seen == [(1, 1), (0, 1)] and job.done
+        assert len(await job.read()) == 2 and await job.read() == []
+
+    asyncio.run(scenario())
 
 
 def test_a_reader_that_does_not_read_is_cut_off_and_blocks_nobody(alone, monkeypatch):
