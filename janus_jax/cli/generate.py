@@ -96,8 +96,9 @@ def generate(
     from janus_jax.checkpoint.stored_model import open_model
     from janus_jax.generation import best_of as best
     from janus_jax.generation import memory
-    from janus_jax.generation.answers import Journal, answer, begin, finish
+    from janus_jax.generation.answers import answer
     from janus_jax.generation.engine import require_language_model
+    from janus_jax.generation.journal import Journal, begin, finish
     from janus_jax.generation.opened import facts, open_engine
     from janus_jax.generation.prompt_file import read_prompts
     from janus_jax.generation.prompts import prompt_format
