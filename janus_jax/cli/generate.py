@@ -93,6 +93,7 @@ def generate(
 
     processes.supervise(place)
     processes.start(place)
+    from janus_jax.checkpoint.same_weights import require_same_weights
     from janus_jax.checkpoint.stored_model import open_model
     from janus_jax.generation import best_of as best
     from janus_jax.generation import memory
@@ -104,7 +105,6 @@ def generate(
     from janus_jax.generation.prompts import prompt_format
     from janus_jax.generation.requests import Request, check
     from janus_jax.generation.scores import RewardScorer
-    from janus_jax.training.same_inputs import require_same_weights
 
     is_main, journal, scored, scorer, unread = processes.is_main(), None, None, None, Counter()
     with processes.agreement("generate"):

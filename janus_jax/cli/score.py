@@ -58,12 +58,12 @@ def score(
 
     processes.supervise(place)
     processes.start(place)
+    from janus_jax.checkpoint.same_weights import require_same_weights
     from janus_jax.checkpoint.stored_model import open_model
     from janus_jax.generation import scores
     from janus_jax.generation.journal import Journal, finish
     from janus_jax.generation.opened import facts
     from janus_jax.generation.response_file import read_responses
-    from janus_jax.training.same_inputs import require_same_weights
 
     is_main, journal, unscored = processes.is_main(), None, Counter()
     with processes.agreement("score"):
