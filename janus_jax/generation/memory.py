@@ -233,7 +233,7 @@ def require_for(
     place, _ = placement.generation_place(config)
     longest = config.max_position_embeddings
     length = max(slots(len(one.ids), one.stopping.max_new_tokens, steps, longest) for one in requests)
-    prompt, dtype = max(len(one.ids) for one in requests), placement.compute_dtype(None, place)
+    prompt, dtype = max(len(one.ids) for one in requests), placement.compute_at(place).dtype
     memory = needed(
         config, place, rows=rows, length=length, dtype=dtype, cache_dtype=cache_dtype, prompt=prompt, steps=steps
     )
