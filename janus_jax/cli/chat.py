@@ -1,6 +1,5 @@
 """The options of `janus chat`. `janus_jax/chat/` does the work."""
 
-import dataclasses
 from typing import Annotated
 
 import typer
@@ -56,7 +55,7 @@ def chat(
     from janus_jax.chat.conversation import MOST_SIDES, Chat, require_readable
     from janus_jax.checkpoint.stored_model import open_model
     from janus_jax.generation.engine import require_language_model
-    from janus_jax.generation.opened import open_engine
+    from janus_jax.generation.opened import ignored_settings, open_engine
     from janus_jax.generation.prompts import prompt_format
 
     with named("--both"):
@@ -74,12 +73,11 @@ def chat(
     if jax.process_count() > 1:
         raise ConfigError("janus chat runs on one host; on a slice of several, use `janus generate`")
     screen = terminal.make_screen()
-    options = dataclasses.asdict(sampling)
-    if unlike := ", ".join(f"{key}={value}" for key, value in stored.facts.generation.items() if key in options):
-        screen.note(f"The model's generation_config.json names {unlike}; only the options count here.")
+    if settings := ignored_settings(stored, sampling):
+        screen.note(f"The model's generation_config.json names {settings}; only the options count here.")
     screen.waiting("loading the weights")
     rows, steps = MOST_SIDES, 4  # few tokens a call, so that text comes evenly
-    engine, _ = arguments.interruptibly(lambda: open_engine(stored, template=template, rows=rows, steps_per_call=steps))
+    engine = arguments.interruptibly(lambda: open_engine(stored, written, rows=rows, steps_per_call=steps))
     for note in engine.notes:
         screen.note(note)
     talk = Chat(engine, written, systems=systems, sampling=sampling, stopping=stopping, seed=seed)

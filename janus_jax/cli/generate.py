@@ -1,18 +1,13 @@
 """The options of `janus generate`. `janus_jax/generation/` does the work."""
 
-import dataclasses
-import functools
-import gc
-import sys
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from janus_jax.cli import arguments
-from janus_jax.cli.outputs import require_file
-from janus_jax.errors import ConfigError, named
+from janus_jax.cli.outputs import require_file, tell
+from janus_jax.errors import ConfigError
 
 EPILOG = "Example: janus generate runs/sft --prompts questions.jsonl --out answers.jsonl --temperature 0.7 --top-p 0.9"
 
@@ -86,97 +81,33 @@ def generate(
         raise ConfigError("--reward-template: needs --reward")
     if best_of is not None and n not in (1, best_of):
         raise ConfigError(f"--n {n}: --best-of {best_of} makes {best_of} answers; leave out --n")
-    n = best_of or n
     place = arguments.runtime_options(coordinator, num_processes, process_id, devices)
     from janus_jax.parallel import processes, supervisor
-    from janus_jax.parallel.same_everywhere import require_same
 
     processes.supervise(place)
     processes.start(place)
-    from janus_jax.checkpoint.stored_model import open_model
-    from janus_jax.generation import best_of as best
-    from janus_jax.generation import memory
-    from janus_jax.generation.answers import Journal, answer, begin, finish
-    from janus_jax.generation.engine import require_language_model
-    from janus_jax.generation.opened import facts, open_engine
-    from janus_jax.generation.prompt_file import read_prompts
-    from janus_jax.generation.prompts import prompt_format
-    from janus_jax.generation.requests import Request, check
-    from janus_jax.generation.scores import RewardScorer
-    from janus_jax.training.same_inputs import require_same_weights
+    from janus_jax.generation.answer_file import AnswerFile, AnswerOptions
+    from janus_jax.generation.best_of import sidecar
 
-    is_main, journal, scored, scorer, unread = processes.is_main(), None, None, None, Counter()
-    with processes.agreement("generate"):
-        if is_main:
-            require_file("--out", out)
+    with processes.agreement("files"):
+        if processes.is_main():
             arguments.require_pipe("--prompts", prompts)
-        records = read_prompts(prompts, system=system, unread=unread) if is_main else []
-        stored = open_model(model, step)
-        require_language_model(stored.config, stored.path)
-        written = prompt_format(stored, template)
-
-        def ask(number: int, ids: list[int]) -> Request:
-            return Request(ids, n, stopping, sampling, seed, name=number)
-
-        requests = []
-        for number, record in enumerate(records):
-            with named(record.place):
-                ids = written.encode(record.messages)
-            requests.append(ask(number, ids))
-            check(stored.config, record.place, requests[-1])
-        options = {"sampling": dataclasses.asdict(sampling), "stopping": dataclasses.asdict(stopping)}
-        of_all = [list(one.ids) for one in requests]
-        asked = [str(stored.path), stored.step, n, seed, log_probs, cache_dtype, options, of_all]
-        if is_main:
-            journal = Journal(out, asked)
-        if reward is not None:
-            with named("--reward"):
-                scorer = RewardScorer(open_model(reward), reward_template)
-            best.require_readable(scorer, records)
-            if is_main:
-                require_file("--out", best.sidecar(out))
-                asked += [str(scorer.stored.path), scorer.stored.step]
-                scored = Journal(out.with_name(f"{out.name}.rewards"), asked, holds="rewards of other answers")
-    models = {"MODEL": stored} | ({} if scorer is None else {"--reward": scorer.stored})
-    same = {"--n": n, "--seed": seed, "--rows": rows, "--cache-dtype": cache_dtype}
-    same |= options["sampling"] | options["stopping"]
-    if scorer is not None:
-        same |= {f"--reward: {key}": value for key, value in facts(scorer.stored, scorer.written).items()}
-    require_same("options or models", {**same, **facts(stored, written)})
-    require_same_weights(models)
-    of_all = processes.broadcast_large("prompts", of_all)
-    requests = [ask(number, ids) for number, ids in enumerate(of_all)]
-
-    def tell(line: str) -> None:
-        if is_main:
-            print(line, file=sys.stderr, flush=True)
-
-    for column, count in unread.items():
-        tell(f"note: {column!r} of {count:,} rows is no part of the prompt; it is kept beside the answer")
-    unlike = {key: value for key, value in stored.facts.generation.items() if key in options["sampling"]}
-    if unlike:
-        named_settings = ", ".join(f"{key}={value}" for key, value in unlike.items())
-        tell(f"note: the model's generation_config.json names {named_settings}; only the options count here")
-    rows = min(rows, n * len(requests))
-    with processes.agreement("memory"):
-        memory.require_for(stored.config, requests, rows, f"--rows {rows}", cache_dtype=cache_dtype)
-
-    def write() -> None:
-        """Its engine, weights and cache, is freed at the end."""
-        if left := begin(journal, len(requests), "prompts are answered", tell):
-            engine, _ = open_engine(stored, template=template, rows=rows, cache_dtype=cache_dtype)
-            for note in engine.notes:
-                tell(f"note: {note}")
-            answer(engine, records, requests, left, journal, log_probs=log_probs, tell=tell)
-
-    arguments.interruptibly(write)
-    curve: list[str] = []
-    if scorer is None:
-        finish(journal)
-    else:
-        gc.collect()  # what cycles of references hold of the engine
-        choose = functools.partial(best.choose, scorer, journal, scored, rows=len(requests), tell=tell)
-        curve = arguments.interruptibly(choose)
-    if is_main:
+            for file in (out, *([] if reward is None else [sidecar(out)])):
+                require_file("--out", file)
+    options = AnswerOptions(sampling, stopping, best_of or n, seed, log_probs, rows, cache_dtype)
+    answers = AnswerFile(
+        model,
+        prompts,
+        out,
+        options,
+        step=step,
+        template=template,
+        system=system,
+        reward=reward,
+        reward_template=reward_template,
+        tell=tell,
+    )
+    curve = arguments.interruptibly(answers.write)
+    if processes.is_main():
         print(*curve, f"wrote {out}", sep="\n", flush=True)
     supervisor.last_words(0, "")

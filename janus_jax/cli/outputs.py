@@ -1,6 +1,7 @@
-"""Outputs that cannot be written, refused before any work is done for them."""
+"""Outputs that cannot be written, refused before any work is done for them; lines of notes and progress."""
 
 import os
+import sys
 from pathlib import Path
 
 from janus_jax.errors import ConfigError
@@ -42,3 +43,11 @@ def require_file(name: str, path: Path) -> None:
         raise ConfigError(f"{name} {path}: {path.parent} is not a directory")
     if reason := unwritable(path.parent):
         raise ConfigError(f"{name} {path}: {reason}")
+
+
+def tell(line: str) -> None:
+    """Prints a note or progress to stderr, in process 0. Call it after processes are started."""
+    from janus_jax.parallel import processes
+
+    if processes.is_main():
+        print(line, file=sys.stderr, flush=True)

@@ -1,7 +1,6 @@
 """The options of `janus serve`. `janus_jax/serving/` does the work."""
 
 import importlib.util
-import math
 import os
 import re
 import sys
@@ -11,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from janus_jax.cli import arguments
+from janus_jax.cli.outputs import tell
 from janus_jax.errors import ConfigError, counted
 
 EPILOG = "Example: janus serve runs/dpo --port 8000"
@@ -50,19 +50,17 @@ def serve(
     tokens_per_call: Annotated[
         int, typer.Option(min=1, help="Tokens of a text between two looks at new requests; more is faster.")
     ] = 8,
-    timeout: Annotated[float, typer.Option(min=0.1, max=_DAYS, help="Seconds for one request.")] = 600.0,
-    grace: Annotated[
-        float, typer.Option(min=0, max=_DAYS, help="Seconds that running answers have after Ctrl-C or SIGTERM.")
-    ] = 30.0,
+    timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 600.0,
+    grace: Annotated[float, typer.Option(help="Seconds that running answers have after Ctrl-C or SIGTERM.")] = 30.0,
     devices: arguments.Devices = None,
 ) -> None:
     """Answer requests of OpenAI's form with MODEL: /v1/chat/completions, /v1/completions, /v1/models.
 
     Ctrl-C or SIGTERM ends it with exit code 0 when running answers have ended; a second one ends them at once.
     """
-    for option, value in (("--timeout", timeout), ("--grace", grace)):
-        if math.isnan(value):
-            raise ConfigError(f"{option} nan: allowed: a number of seconds")
+    for option, value, least in (("--timeout", timeout, 0.1), ("--grace", grace, 0)):
+        if not least <= value <= _DAYS:  # nor is it NaN
+            raise ConfigError(f"{option} {value:g}: allowed: {least:g} to {_DAYS:.0f} seconds")
     if missing := [package for package in ("starlette", "uvicorn") if importlib.util.find_spec(package) is None]:
         raise ConfigError(f"janus serve needs {' and '.join(missing)}: pip install 'janus_jax[serve]'")
     from janus_jax.checkpoint.stored_model import open_model
@@ -95,9 +93,8 @@ def serve(
     from janus_jax.serving.worker import Worker
 
     def load() -> Service:
-        engine, _ = open_engine(
-            stored, template=template, rows=rows, steps_per_call=tokens_per_call, cache_dtype=cache_dtype
-        )
+        options = {"rows": rows, "steps_per_call": tokens_per_call, "cache_dtype": cache_dtype}
+        engine = open_engine(stored, written, **options)
         assert engine.detokenizer is not None
         for note in engine.notes:
             tell(f"note: {note}")
@@ -117,7 +114,3 @@ def serve(
     if not serve(service, listener, grace=grace, ready=lambda _: tell("ready")):
         sys.stdout.flush()
         os._exit(0)  # a call of the model still runs, for minutes if it compiles
-
-
-def tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

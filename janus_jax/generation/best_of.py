@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from janus_jax.errors import DataError, named
-from janus_jax.generation.answers import Journal
+from janus_jax.generation.journal import Journal
 from janus_jax.generation.prompt_file import PromptRow
 from janus_jax.generation.requests import require_ids
 from janus_jax.generation.response_file import Response

@@ -238,7 +238,7 @@ def require_for(
     """
     place, _ = placement.generation_place(config)
     length = longest_row(config, requests, steps)
-    prompt, dtype = max(len(one.ids) for one in requests), placement.compute_dtype(None, place)
+    prompt, dtype = max(len(one.ids) for one in requests), placement.compute_at(place).dtype
     memory = needed(
         config, place, rows=rows, length=length, dtype=dtype, cache_dtype=cache_dtype, prompt=prompt, steps=steps
     )

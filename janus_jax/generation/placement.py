@@ -66,20 +66,19 @@ def split(config: ModelConfig, devices: int, slices: int, *, whole: bool) -> tup
 
 
 def compute_at(place: Placement, dtype: Any = None) -> Compute:
-    """How a model runs at `place`; `dtype` as in `compute_dtype`."""
-    return Compute(dtype=compute_dtype(dtype, place), place=place)
+    """How a model runs at `place`.
+
+    Args:
+        dtype: of weights and activations; None: bfloat16, on CPUs float32, because they emulate bfloat16.
+    """
+    default = jnp.float32 if place.platform == "cpu" else jnp.bfloat16
+    return Compute(dtype=jnp.dtype(default if dtype is None else dtype), place=place)
 
 
 def shardings(config: ModelConfig, place: Placement) -> Any:
     """The sharding of every parameter."""
     assert place.mesh is not None
     return param_shardings(param_specs(config), place.mesh, place.rules)
-
-
-def compute_dtype(dtype: Any, place: Placement) -> Any:
-    """The dtype of weights and activations; None: bfloat16, on CPUs float32, because they emulate bfloat16."""
-    default = jnp.float32 if place.platform == "cpu" else jnp.bfloat16
-    return jnp.dtype(default if dtype is None else dtype)
 
 
 def devices_of(params: Params) -> list[Any]:

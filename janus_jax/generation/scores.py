@@ -1,22 +1,19 @@
 """Scores of responses under a stored model, many at a time; a command that was stopped goes on where it was."""
 
 import abc
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.errors import named
-from janus_jax.generation.answers import Journal, begin, minutes
 from janus_jax.generation.engine import Engine
+from janus_jax.generation.journal import Journal, begin
+from janus_jax.generation.progress import Progress
 from janus_jax.generation.prompts import Messages, PromptFormat, own_format
 from janus_jax.generation.requests import LogProbs, require_ids
 from janus_jax.generation.response_file import Response, ResponseRow
 from janus_jax.generation.rewards import RewardModel, reward_format
 from janus_jax.generation.scoring import Pair
-
-_EVERY_S = 10.0
-"""Between two lines of progress."""
 
 _TOKENS_AT_ONCE = 1 << 16
 """Of texts that are packed together: enough for full rows, few enough that a kill costs little."""
@@ -137,8 +134,7 @@ def score(
     scores, notes = scorer.open()
     for note in notes:
         tell(f"note: {note}")
-    began = told = time.monotonic()
-    finished = responses = 0
+    finished, responses, progress = 0, 0, Progress(len(left), "rows", "responses", tell)
     for numbers in _portions(pairs, left):
         results = iter(scores([pair for number in numbers for pair in pairs[number]]))
         for number in numbers:
@@ -146,11 +142,8 @@ def score(
             responses += len(own)
             if journal is not None:
                 journal.add(number, record(number, own))
-        finished, now = finished + len(numbers), time.monotonic()
-        if now - told > _EVERY_S or finished == len(left):
-            told, spent, open_ = now, now - began, len(left) - finished
-            rest = f", {minutes(spent / finished * open_)} left" if open_ else ""
-            tell(f"{finished:,} of {len(left):,} rows, {responses / spent:,.1f} responses/s{rest}")
+        finished += len(numbers)
+        progress(finished, responses)
 
 
 def _portions(pairs: Sequence[Sequence[Pair]], numbers: Sequence[int]) -> Iterator[list[int]]:

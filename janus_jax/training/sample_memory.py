@@ -28,7 +28,7 @@ def sample_memory(model: ModelConfig, devices: Sequence[Any], *, rows: int, prom
         place,
         rows=rows,
         length=slots(prompt, new, STEPS_PER_CALL, model.max_position_embeddings),
-        dtype=placement.compute_dtype(None, place),
+        dtype=placement.compute_at(place).dtype,
         live=True,
         prompt=prompt,
         steps=STEPS_PER_CALL,

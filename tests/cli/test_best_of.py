@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 
-from janus_jax.generation import answers, rewards
+from janus_jax.generation import rewards
+from janus_jax.generation.journal import Journal
 from tests.support.text_models import language_model, reward_model
 
 ROWS = [{"id": "a", "prompt": "Why?", "system": "be brief"}, {"prompt": "naïve 世界"}, {"prompt": "the fox"}]
@@ -72,11 +73,11 @@ def test_the_best_answer_stands_first(ask, models, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
     # A kill while answers are generated, and one while they are scored.
-    add, content = answers.Journal.add, out.read_bytes()
+    add, content = Journal.add, out.read_bytes()
     out.unlink()
     for journal in ("a.jsonl.part", "a.jsonl.rewards.part"):
         with monkeypatch.context() as patched:
-            patched.setattr(answers.Journal, "add", dying(journal, add))
+            patched.setattr(Journal, "add", dying(journal, add))
             with pytest.raises(Killed):
                 ask()
         assert (tmp_path / journal).exists() and not out.exists()

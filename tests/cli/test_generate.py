@@ -51,9 +51,9 @@ def ask(janus, model, prompts, tmp_path):
 
 
 def test_answers_come_in_order_and_go_on_after_a_kill(ask, tmp_path, monkeypatch):
-    from janus_jax.generation import answers
+    from janus_jax.generation import journal, progress
 
-    monkeypatch.setattr(answers, "_EVERY_S", 0)  # progress from the first event on, when no prompt is finished
+    monkeypatch.setattr(progress, "EVERY_S", 0)  # from the first event on, when no prompt is finished
     options = ("--n", 2, "--seed", 3, "--log-probs")
     code, err, out = ask(*options)
     assert code == 0, err
@@ -77,7 +77,7 @@ def test_answers_come_in_order_and_go_on_after_a_kill(ask, tmp_path, monkeypatch
     # As a kill leaves it: two prompts are answered, the third line is cut.
     calls = []
     with monkeypatch.context() as patched:
-        patched.setattr(answers.Journal, "finish", lambda journal: calls.append(journal.path.read_bytes()))
+        patched.setattr(journal.Journal, "finish", lambda one: calls.append(one.path.read_bytes()))
         out.unlink()
         assert ask(*options)[0] == 0
     part = out.with_name("answers.jsonl.part")

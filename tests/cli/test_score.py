@@ -57,7 +57,7 @@ def texts(server, row):
 
 
 def test_rewards_are_those_of_transformers(score, models, tmp_path, monkeypatch):
-    from janus_jax.generation import answers, scores
+    from janus_jax.generation import journal, scores
 
     code, err, out = score("reward")
     assert code == 0, err
@@ -85,7 +85,7 @@ def test_rewards_are_those_of_transformers(score, models, tmp_path, monkeypatch)
     monkeypatch.setattr(scores, "_TOKENS_AT_ONCE", 1)
     calls = []
     with monkeypatch.context() as patched:
-        patched.setattr(answers.Journal, "finish", lambda journal: calls.append(journal.path.read_bytes()))
+        patched.setattr(journal.Journal, "finish", lambda one: calls.append(one.path.read_bytes()))
         out.unlink()
         assert score("reward")[0] == 0
     whole = calls[0].splitlines(keepends=True)

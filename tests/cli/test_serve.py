@@ -63,7 +63,8 @@ def test_an_open_address_needs_a_key(refused, monkeypatch):
         (("--name", "my model"), "--name 'my model': allowed"),
         (("--template", "alpaca"), "'alpaca'"),
         (("--step", 3), "step=3"),
-        (("--timeout", "nan"), "--timeout nan: allowed: a number of seconds"),
+        (("--timeout", "nan"), "--timeout nan: allowed: 0.1 to 1000000 seconds"),
+        (("--grace", -1), "--grace -1: allowed: 0 to 1000000 seconds"),
     ],
 )
 def test_bad_options_are_named(refused, options, message):

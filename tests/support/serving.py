@@ -14,7 +14,7 @@ import numpy as np
 from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.generation.engine import Engine
 from janus_jax.generation.opened import open_engine
-from janus_jax.generation.prompts import PromptFormat
+from janus_jax.generation.prompts import PromptFormat, prompt_format
 from janus_jax.serving.app import Service
 from janus_jax.serving.asks import Served
 from janus_jax.serving.server import Listener, serve
@@ -39,7 +39,9 @@ def directory(root: Path) -> tuple[Path, Any]:
 
 def opened(path: Path, rows: int = 4) -> tuple[Engine, PromptFormat]:
     """On one device, in short calls."""
-    return open_engine(open_model(str(path)), devices=jax.devices()[:1], rows=rows, steps_per_call=4)
+    model = open_model(str(path))
+    written = prompt_format(model)
+    return open_engine(model, written, devices=jax.devices()[:1], rows=rows, steps_per_call=4), written
 
 
 class Running:

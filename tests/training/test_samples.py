@@ -12,6 +12,7 @@ from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.errors import Preempted, StorageError
 from janus_jax.generation.opened import open_engine
+from janus_jax.generation.prompts import prompt_format
 from janus_jax.generation.requests import Request
 from janus_jax.generation.session import Session
 from janus_jax.generation.stopping import StoppingOptions
@@ -101,7 +102,8 @@ def test_there_are_answers_before_the_first_step_every_so_many_and_at_the_end(wh
 def test_they_are_what_the_checkpoint_of_that_step_says(whole):
     """To `janus generate`, which reads the format of prompts from the run."""
     for step in (2, 4):
-        engine, written = open_engine(open_model(whole[0], step), rows=4)
+        model = open_model(whole[0], step)
+        engine = open_engine(model, written := prompt_format(model), rows=4)
         told = records(whole[0], step)
         requests = [Request(written.encode(one["messages"]), stopping=StoppingOptions(TOKENS)) for one in told]
         texts = [""] * len(told)
