@@ -55,7 +55,8 @@ Model = Annotated[
 ]
 Step = Annotated[int | None, typer.Option(min=0, help="Step of a run. Default: the newest.")]
 Template = Annotated[
-    str | None, typer.Option(help="mistral-inst, chatml or plain, for a model whose files name no template.")
+    str | None,
+    typer.Option(help="mistral-inst, chatml or plain, for a model without a template, or in place of its own."),
 ]
 DefaultSystem = Annotated[str, typer.Option(metavar="TEXT", help="System message of rows that have none.")]
 CacheDtype = Annotated[

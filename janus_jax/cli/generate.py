@@ -83,10 +83,10 @@ def generate(
     from janus_jax.checkpoint.stored_model import open_model
     from janus_jax.generation import best_of as best
     from janus_jax.generation import memory
-    from janus_jax.generation.answers import Journal, answer, begin, finish
+    from janus_jax.generation.answers import WRITTEN, Journal, answer, begin, finish
     from janus_jax.generation.engine import require_language_model
     from janus_jax.generation.opened import facts, open_engine
-    from janus_jax.generation.prompt_file import read_prompts
+    from janus_jax.generation.prompt_file import notes, read_prompts
     from janus_jax.generation.prompts import prompt_format
     from janus_jax.generation.requests import Request, check
     from janus_jax.generation.scores import RewardScorer
@@ -97,7 +97,7 @@ def generate(
         if is_main:
             require_file("--out", out)
             arguments.require_pipe("--prompts", prompts)
-        records = read_prompts(prompts, system=system, unread=unread) if is_main else []
+        records = read_prompts(prompts, system=system, unread=unread, written=WRITTEN) if is_main else []
         stored = open_model(model, step)
         require_language_model(stored.config, stored.path)
         written = prompt_format(stored, template)
@@ -138,8 +138,8 @@ def generate(
         if is_main:
             print(line, file=sys.stderr, flush=True)
 
-    for column, count in unread.items():
-        tell(f"note: {column!r} of {count:,} rows is no part of the prompt; it is kept beside the answer")
+    for note in notes(records, unread):
+        tell(f"note: {note}")
     unlike = {key: value for key, value in stored.facts.generation.items() if key in options["sampling"]}
     if unlike:
         named_settings = ", ".join(f"{key}={value}" for key, value in unlike.items())

@@ -39,7 +39,9 @@ def score(
     ] = None,
     system: arguments.DefaultSystem = "",
     step: arguments.Step = None,
-    template: arguments.Template = None,
+    template: Annotated[
+        str | None, typer.Option(help="mistral-inst, chatml or plain, for a model whose files name no template.")
+    ] = None,
     coordinator: arguments.Coordinator = None,
     num_processes: arguments.NumProcesses = None,
     process_id: arguments.ProcessId = None,

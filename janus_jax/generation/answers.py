@@ -17,6 +17,9 @@ from janus_jax.generation.requests import Event, Request
 from janus_jax.parallel import processes
 from janus_jax.storage.bucket import os_errors
 
+WRITTEN = ("messages", "prompt_tokens", "answers")
+"""Columns of the output, beside those of the row."""
+
 _EVERY_S = 10.0
 """Between two lines of progress."""
 
