@@ -123,6 +123,8 @@ def open_model(path: str | os.PathLike[str], step: int | None = None) -> StoredM
         ConversionError: `path` is none of these, or is damaged.
         StorageError: gs:// has nothing there, refuses access, or cannot be reached.
     """
+    if not os.fspath(path).strip():  # a shell variable that is not set; it would be the working directory
+        raise ConversionError("''", "names no model")
     local = local_copy(path)
     hub_id = None if local == os.fspath(path) else os.fspath(path)
     directory = place(local)

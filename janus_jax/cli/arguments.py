@@ -1,11 +1,11 @@
-"""Arguments that several commands share: configurations, overrides, processes and simulated devices."""
+"""Arguments that several commands share: configurations and overrides, models and sampling, processes and devices."""
 
 import concurrent.futures
 import re
 import sys
 import textwrap
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -46,6 +46,36 @@ Devices = Annotated[int | None, typer.Option(min=1, help="CPU devices to simulat
 StartTimeout = Annotated[
     float, typer.Option(min=1, metavar="SECONDS", help="How long processes wait for each other at the start.")
 ]
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A run, a step, a converted or Hugging Face directory, or a hub id; gs:// too."
+    ),
+]
+Step = Annotated[int | None, typer.Option(min=0, help="Step of a run. Default: the newest.")]
+Template = Annotated[
+    str | None,
+    typer.Option(help="mistral-inst, chatml or plain, for a model without a template, or in place of its own."),
+]
+DefaultSystem = Annotated[str, typer.Option(metavar="TEXT", help="System message of rows that have none.")]
+CacheDtype = Annotated[
+    Literal["bfloat16", "float32", "int8"] | None,
+    typer.Option(help="Of the keys and values of earlier tokens. Default: bfloat16, on CPUs float32."),
+]
+
+MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of an answer.")]
+MinNewTokens = Annotated[int, typer.Option(help="Tokens before which no answer ends.")]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="Text that ends an answer; may be repeated.", show_default=False),
+]
+Temperature = Annotated[float, typer.Option(help="0: always the most probable token.")]
+TopK = Annotated[int, typer.Option(help="Only so many of the most probable tokens; 0: all.")]
+TopP = Annotated[float, typer.Option(help="Only the most probable tokens with this share together.")]
+MinP = Annotated[float, typer.Option(help="Only tokens at least this probable, relative to the best one.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: tokens that have come are less likely.")]
+Seed = Annotated[int, typer.Option(help="Of the random numbers.")]
 
 T = TypeVar("T")
 

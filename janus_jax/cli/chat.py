@@ -11,33 +11,23 @@ EPILOG = 'Example: janus chat runs/sft --system "You answer in one sentence." --
 
 
 def chat(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="A run, a step, a converted or Hugging Face directory, or a hub id; gs:// too."
-        ),
-    ],
+    model: arguments.Model,
     system: Annotated[str, typer.Option(metavar="TEXT", help="System message.")] = "",
     both: Annotated[
         str | None,
         typer.Option(metavar="'A | B'", help="Answer side by side under two system messages.", show_default=False),
     ] = None,
-    step: Annotated[int | None, typer.Option(min=0, help="Step of a run. Default: the newest.")] = None,
-    template: Annotated[
-        str | None, typer.Option(help="mistral-inst, chatml or plain, for a model whose files name no template.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 1024,
-    min_new_tokens: Annotated[int, typer.Option(help="Tokens before which no answer ends.")] = 0,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="Text that ends an answer; may be repeated.", show_default=False),
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="0: always the most probable token.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Only so many of the most probable tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Only the most probable tokens with this share together.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Only tokens at least this probable, relative to the best one.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens that have come are less likely.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 0,
+    step: arguments.Step = None,
+    template: arguments.Template = None,
+    max_new_tokens: arguments.MaxNewTokens = 1024,
+    min_new_tokens: arguments.MinNewTokens = 0,
+    stop: arguments.Stop = None,
+    temperature: arguments.Temperature = 1.0,
+    top_k: arguments.TopK = 0,
+    top_p: arguments.TopP = 1.0,
+    min_p: arguments.MinP = 0.0,
+    repetition_penalty: arguments.RepetitionPenalty = 1.0,
+    seed: arguments.Seed = 0,
     devices: arguments.Devices = None,
 ) -> None:
     """Talk with MODEL in the terminal. /help shows what you can type.

@@ -1,7 +1,7 @@
 """The options of `janus generate`. `janus_jax/generation/` does the work."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -13,12 +13,7 @@ EPILOG = "Example: janus generate runs/sft --prompts questions.jsonl --out answe
 
 
 def generate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="A run, a step, a converted or Hugging Face directory, or a hub id; gs:// too."
-        ),
-    ],
+    model: arguments.Model,
     prompts: Annotated[
         str,
         typer.Option(
@@ -28,29 +23,21 @@ def generate(
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSONL file to write, in the order of the prompts.")],
     n: Annotated[int, typer.Option("--n", min=1, help="Answers to each prompt.")] = 1,
-    system: Annotated[str, typer.Option(metavar="TEXT", help="System message of rows that have none.")] = "",
-    step: Annotated[int | None, typer.Option(min=0, help="Step of a run. Default: the newest.")] = None,
-    template: Annotated[
-        str | None, typer.Option(help="mistral-inst, chatml or plain, for a model whose files name no template.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 1024,
-    min_new_tokens: Annotated[int, typer.Option(help="Tokens before which no answer ends.")] = 0,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="Text that ends an answer; may be repeated.", show_default=False),
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="0: always the most probable token.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Only so many of the most probable tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Only the most probable tokens with this share together.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Only tokens at least this probable, relative to the best one.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens that have come are less likely.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 0,
+    system: arguments.DefaultSystem = "",
+    step: arguments.Step = None,
+    template: arguments.Template = None,
+    max_new_tokens: arguments.MaxNewTokens = 1024,
+    min_new_tokens: arguments.MinNewTokens = 0,
+    stop: arguments.Stop = None,
+    temperature: arguments.Temperature = 1.0,
+    top_k: arguments.TopK = 0,
+    top_p: arguments.TopP = 1.0,
+    min_p: arguments.MinP = 0.0,
+    repetition_penalty: arguments.RepetitionPenalty = 1.0,
+    seed: arguments.Seed = 0,
     log_probs: Annotated[bool, typer.Option("--log-probs", help="Also write ids and log-probs of tokens.")] = False,
     rows: Annotated[int, typer.Option(min=1, help="Answers that grow at the same time.")] = 32,
-    cache_dtype: Annotated[
-        Literal["bfloat16", "float32", "int8"] | None,
-        typer.Option(help="Of the keys and values of earlier tokens. Default: bfloat16, on CPUs float32."),
-    ] = None,
+    cache_dtype: arguments.CacheDtype = None,
     best_of: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Make N answers, and put the one with the best reward first.")
     ] = None,

@@ -1,6 +1,7 @@
 """Outputs that cannot be written, refused before any work is done for them; lines of notes and progress."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -35,6 +36,10 @@ def require_file(name: str, path: Path) -> None:
     """Refuses an output file that cannot be written; an existing file is replaced."""
     from janus_jax.storage.local import unusable, unwritable
 
+    if url := re.match(r"(\w[\w+.-]*):/(.*)", os.fspath(path)):  # Path has taken one slash of it
+        raise ConfigError(f"{name} {url[1]}://{url[2]}: is a URL; allowed: a file of this machine")
+    if os.fspath(path) == "-":
+        raise ConfigError(f"{name} -: names no file; allowed: a file of this machine")
     if reason := unusable(path):
         raise ConfigError(f"{name} {path}: {reason}")
     if path.is_dir():

@@ -115,6 +115,8 @@ def plan(
         options = dict(zip(("rows", "prompt", "new"), sizes, strict=True)) | {"cache_dtype": cache_dtype}
         _generate(config, overrides, topology, slices, chips, options, json)
         return
+    if os.path.isdir(config):
+        raise ConfigError(f"{config}: is a directory; allowed: a YAML file, or with --generate a model")
     loaded = load(config, overrides)
     if explain is not None and sweep is not None:
         raise ConfigError("--sweep, --explain: allowed: only one of them")

@@ -32,8 +32,8 @@ def score(
     key: Annotated[
         str | None, typer.Option(metavar="NAME", help="Where scores stand. Default: reward, or log_prob.")
     ] = None,
-    system: Annotated[str, typer.Option(metavar="TEXT", help="System message of rows that have none.")] = "",
-    step: Annotated[int | None, typer.Option(min=0, help="Step of a run. Default: the newest.")] = None,
+    system: arguments.DefaultSystem = "",
+    step: arguments.Step = None,
     template: Annotated[
         str | None, typer.Option(help="mistral-inst, chatml or plain, for a model whose files name no template.")
     ] = None,

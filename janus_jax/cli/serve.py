@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -20,12 +20,7 @@ _DAYS = 1e6  # seconds
 
 
 def serve(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="A run, a step, a converted or Hugging Face directory, or a hub id; gs:// too."
-        ),
-    ],
+    model: arguments.Model,
     host: Annotated[str, typer.Option(help="Address to listen on. One that others can reach needs JANUS_API_KEY.")] = (
         "127.0.0.1"
     ),
@@ -33,19 +28,14 @@ def serve(
     name: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What clients call the model. Default: the last part of MODEL.")
     ] = None,
-    step: Annotated[int | None, typer.Option(min=0, help="Step of a run. Default: the newest.")] = None,
-    template: Annotated[
-        str | None, typer.Option(help="mistral-inst, chatml or plain, for a model whose files name no template.")
-    ] = None,
+    step: arguments.Step = None,
+    template: arguments.Template = None,
     rows: Annotated[int, typer.Option(min=1, help="Texts that grow at the same time.")] = 16,
     window: Annotated[
         int | None,
         typer.Option(min=2, help=f"Most tokens of prompt and answer. Default: the model's, at most {_WINDOW:,}."),
     ] = None,
-    cache_dtype: Annotated[
-        Literal["bfloat16", "float32", "int8"] | None,
-        typer.Option(help="Of the keys and values of earlier tokens. Default: bfloat16, on CPUs float32."),
-    ] = None,
+    cache_dtype: arguments.CacheDtype = None,
     max_queue: Annotated[int, typer.Option(min=0, help="Texts that may wait for a row; more are refused.")] = 256,
     tokens_per_call: Annotated[
         int, typer.Option(min=1, help="Tokens of a text between two looks at new requests; more is faster.")

@@ -16,6 +16,12 @@ def _different(systems: list[str]) -> list[str]:
     return systems
 
 
+def _drawn(temperature: float) -> float:
+    if temperature != 0 and not 1e-6 <= temperature <= 1e6:  # as in `SamplingOptions`
+        raise PydanticCustomError("temperature", "cannot divide scores by it")
+    return temperature
+
+
 class SamplesSection(Section):
     """Answers to fixed prompts, under contrasting system messages, by the weights of that step. They go to
     `samples/STEP.jsonl` in `run.dir`, to TensorBoard and wandb, and in short to the console. Training goes on as
@@ -47,7 +53,9 @@ class SamplesSection(Section):
     """Tokens before which no answer ends."""
     stop: list[PathText] = Field(default=[])
     """Texts that end an answer, besides the tokens that end it in training."""
-    temperature: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    temperature: Annotated[
+        float, AfterValidator(_drawn), WithJsonSchema({"allowed": "0, or a number from 0.000001 to 1000000"})
+    ] = 0.0
     """0: always the most probable token, so that answers change with the weights alone."""
     top_k: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Only this number of most probable tokens; 0: all."""

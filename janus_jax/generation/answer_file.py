@@ -10,11 +10,11 @@ from typing import Any
 from janus_jax.checkpoint.stored_model import StoredModel, open_model
 from janus_jax.errors import named
 from janus_jax.generation import best_of, memory
-from janus_jax.generation.answers import answer
+from janus_jax.generation.answers import WRITTEN, answer
 from janus_jax.generation.engine import require_language_model
 from janus_jax.generation.journal import Journal, begin, finish
 from janus_jax.generation.opened import ignored_settings, open_engine, require_same_models
-from janus_jax.generation.prompt_file import read_prompts
+from janus_jax.generation.prompt_file import notes, read_prompts
 from janus_jax.generation.prompts import prompt_format
 from janus_jax.generation.requests import Request, check
 from janus_jax.generation.sampling import SamplingOptions
@@ -84,7 +84,7 @@ class AnswerFile:
         unread: Counter[str] = Counter()
         with processes.agreement("generate"):
             is_main = processes.is_main()
-            self._rows = read_prompts(prompts, system=system, unread=unread) if is_main else []
+            self._rows = read_prompts(prompts, system=system, unread=unread, written=WRITTEN) if is_main else []
             self._model = open_model(model, step)
             require_language_model(self._model.config, self._model.path)
             self._written = prompt_format(self._model, template)
@@ -147,8 +147,8 @@ class AnswerFile:
         return ids
 
     def _note(self, unread: Counter[str]) -> None:
-        for column, count in unread.items():
-            self._tell(f"note: {column!r} of {count:,} rows is no part of the prompt; it is kept beside the answer")
+        for note in notes(self._rows, unread):
+            self._tell(f"note: {note}")
         if settings := ignored_settings(self._model, self._options.sampling):
             self._tell(f"note: the model's generation_config.json names {settings}; only the options count here")
 

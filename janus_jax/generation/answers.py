@@ -11,6 +11,9 @@ from janus_jax.generation.progress import Progress
 from janus_jax.generation.prompt_file import PromptRow
 from janus_jax.generation.requests import Event, Request
 
+WRITTEN = ("messages", "prompt_tokens", "answers")
+"""Columns of the output, beside those of the row."""
+
 
 @dataclasses.dataclass
 class _Answer:

@@ -11,24 +11,27 @@ All but `-` may be gs:// URLs; JSON may be packed (.gz, .zst).
 
 import dataclasses
 import io
+import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from janus_jax.data.build.readers import file_type, json_lines, raw_records
-from janus_jax.data.columns import Columns, RecordError, shown, text
+from janus_jax.data.columns import Columns, RecordError, filled, shown, text
 from janus_jax.data.messages import is_messages, read_conversation
 from janus_jax.data.schema import ALIASES, name_of
 from janus_jax.data.tally import note
-from janus_jax.errors import DataError
+from janus_jax.errors import DataError, counted
 from janus_jax.storage import staging
 from janus_jax.storage.bucket import is_url
 
 _JSON = (".jsonl", ".ndjson", ".json")
 ALLOWED = "allowed: .jsonl, .ndjson or .json (also with .gz or .zst), .txt, or - for standard input"
+ALLOWED_ROWS = ALLOWED.replace(" .txt,", "")
+_OF_PROMPT = frozenset(name for column in ("prompt", "messages", "system", "input") for name in ALIASES[column])
 _NEEDED = "a row needs prompt (or instruction, user_prompt) or messages (or conversations, conversation)"
 
 
@@ -46,7 +49,11 @@ class PromptRow:
 
 @staging.naming_urls()
 def read_prompts(
-    source: str | os.PathLike[str], *, system: str = "", unread: Counter[str] | None = None
+    source: str | os.PathLike[str],
+    *,
+    system: str = "",
+    unread: Counter[str] | None = None,
+    written: Collection[str] = (),
 ) -> list[PromptRow]:
     """All prompts of a file, in its order.
 
@@ -55,6 +62,7 @@ def read_prompts(
         system: the system message of rows that have none.
         unread: counts rows by the columns that are no part of the prompt (`id` apart), and by the keys of messages that
             are not used; a `Tally` also keeps places.
+        written: columns that the output has of its own. A row that fills one of them is refused.
     Raises:
         DataError: "FILE:LINE: ..." for a row without a prompt or with values that are not allowed; "FILE: ..." for a
             file that is empty, is of another type or cannot be read.
@@ -67,7 +75,7 @@ def read_prompts(
         try:
             if isinstance(raw, RecordError):
                 raise raw
-            rows.append(_row(raw, system, place, Counter() if unread is None else unread))
+            rows.append(_row(raw, system, place, Counter() if unread is None else unread, written))
         except RecordError as error:
             raise RecordError(error.reason, place, str(error)) from None
     if not rows:
@@ -75,17 +83,40 @@ def read_prompts(
     return rows
 
 
-def raw_rows(source: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
-    """Number and value of each row; the value is a RecordError if the row cannot be decoded."""
+def notes(rows: Sequence[PromptRow], unread: Counter[str], *, left_out: Collection[str] = ()) -> Iterator[str]:
+    """What becomes of the columns that are no part of a prompt (`unread` of `read_prompts`), one sentence each.
+
+    Args:
+        left_out: columns of the rows that are not written, because the output has its own.
+    """
+    kept = set().union(*(row.rest for row in rows)).difference(left_out)
+    for column, count in unread.items():
+        lost = "left out, as the output has its own" if column in left_out else "left out"
+        what = "kept beside the answer" if column in kept else lost
+        yield f"{column!r} of {counted(count, 'row')} is no part of the prompt; it is {what}"
+
+
+def raw_rows(source: str | os.PathLike[str], *, lines: bool = True) -> Iterator[tuple[str, Any]]:
+    """Number and value of each row; the value is a RecordError if the row cannot be decoded.
+
+    Args:
+        lines: whether a line of plain text is a row too.
+    """
     if source == "-":
         content = sys.stdin.buffer.read()
-        is_json = content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-        yield from json_lines(io.BytesIO(content)) if is_json else _lines(content)
+        start = content.removeprefix(b"\xef\xbb\xbf").lstrip()
+        if start.startswith(b"[") and _is_list_of_objects(start):
+            raise DataError("stdin", "is one JSON list; send one object a line, or name a .json file")
+        as_text = lines and not start.startswith(b"{")
+        yield from _lines(content) if as_text else json_lines(io.BytesIO(content))
         return
     path = Path(os.path.expanduser(source))
+    if not is_url(source) and path.is_dir():
+        given = os.fspath(source)
+        raise DataError(given or "''", "is a directory; allowed: a file" if given else "names no file")
     kind = file_type(path)
-    if not kind.startswith(_JSON) and kind != ".txt":
-        raise DataError(os.fspath(source), f"unknown file type {kind!r}; {ALLOWED}")
+    if not kind.startswith(_JSON) and not (lines and kind == ".txt"):
+        raise DataError(os.fspath(source), f"unknown file type {kind!r}; {ALLOWED if lines else ALLOWED_ROWS}")
     if is_url(source):
         path = staging.files(os.fspath(source), lambda _: False)
     if kind != ".txt":
@@ -96,6 +127,14 @@ def raw_rows(source: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
     except OSError as error:
         raise DataError(path, f"cannot be read: {error.strerror}") from error
     yield from _lines(content)
+
+
+def _is_list_of_objects(content: bytes) -> bool:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
 
 
 def _lines(content: bytes) -> Iterator[tuple[str, Any]]:
@@ -110,7 +149,7 @@ def _lines(content: bytes) -> Iterator[tuple[str, Any]]:
             yield str(number), RecordError("bad_encoding", f"not UTF-8: {at}")
 
 
-def _row(raw: Any, system: str, place: str, unread: Counter[str]) -> PromptRow:
+def _row(raw: Any, system: str, place: str, unread: Counter[str], written: Collection[str]) -> PromptRow:
     if not isinstance(raw, Mapping):
         raise RecordError("wrong_type", f"a row must be an object, found {shown(raw)}; {_NEEDED}")
     columns = Columns(raw)
@@ -120,7 +159,10 @@ def _row(raw: Any, system: str, place: str, unread: Counter[str]) -> PromptRow:
     left = columns.unread()
     for column in sorted(left - {"id"}):
         note(unread, column, place)
-    rest = {name: value for name, value in raw.items() if name in left}
+    if lost := next((name for name in written if name in left), None):
+        raise RecordError("ambiguous_columns", f"column {lost!r} would be lost: the output has its own; rename it")
+    empty = {name for name, value in raw.items() if not filled(value)}
+    rest = {name: value for name, value in raw.items() if name in left or name in empty - _OF_PROMPT}
     return PromptRow(tuple(message for message in messages if message["content"]), rest, place)
 
 

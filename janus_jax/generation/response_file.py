@@ -90,7 +90,7 @@ def read_responses(
     """
     name = "stdin" if source == "-" else os.fspath(source)
     rows = []
-    for number, raw in raw_rows(source):
+    for number, raw in raw_rows(source, lines=False):
         place = f"{name}:{number}"
         try:
             if isinstance(raw, RecordError):

@@ -168,6 +168,8 @@ def model_of(source: str, config: RunConfig | None = None) -> ModelConfig:
         try:
             model = open_model(source).config
         except ConversionError as error:
+            if os.path.exists(source):  # what is wrong with it is said
+                raise
             raise ConfigError(f"{error}; named sizes: {', '.join(PRESETS)}") from error
     require_language_model(model, source)
     return model
@@ -199,7 +201,10 @@ def plan(
     """
     longest = config.max_position_embeddings
     if prompt + new > longest:
-        raise ConfigError(f"{prompt:,} + {new:,} tokens of prompt and answer; allowed: {longest:,}, the longest text")
+        raise ConfigError(
+            f"--prompt-tokens {prompt} and --max-new-tokens {new}: allowed: at most {longest} together, the model's "
+            "longest text"
+        )
     target, table = find_slice(topology), load_chips(chips)
     check_count(target, num_slices, table)
     several = target.hosts * num_slices > 1

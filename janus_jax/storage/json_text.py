@@ -5,6 +5,11 @@ from collections import Counter
 from typing import Any
 
 
+def json_fault(error: json.JSONDecodeError) -> str:
+    """`not valid JSON`, where in the text, and why."""
+    return f"not valid JSON at line {error.lineno}, character {error.colno}: {error.msg}"
+
+
 def strict_json(content: str) -> Any:
     """The value of a JSON text. Python would keep the last value of a key that an object names twice.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.errors import DataError, first_line
-from janus_jax.storage.json_text import strict_json
+from janus_jax.storage.json_text import json_fault, strict_json
 
 HF_FILES = (
     "tokenizer.json",
@@ -41,7 +41,9 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = strict_json(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except json.JSONDecodeError as error:
+        raise DataError(path, json_fault(error)) from error
+    except UnicodeDecodeError as error:
         raise DataError(path, f"not valid JSON: {first_line(error)}") from error
     except ValueError as error:
         raise DataError(path, str(error)) from error

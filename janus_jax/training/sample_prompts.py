@@ -11,6 +11,7 @@ from janus_jax.config.run import RunConfig
 from janus_jax.config.samples import SamplesSection
 from janus_jax.data.dataset import Dataset
 from janus_jax.errors import DataError, counted, named
+from janus_jax.generation import prompt_file
 from janus_jax.generation.prompt_file import PromptRow, read_prompts
 from janus_jax.generation.prompts import PromptFormat, trained_format
 from janus_jax.generation.requests import Request, check
@@ -117,9 +118,7 @@ def _variants(row: PromptRow, systems: Sequence[str] | None) -> list[tuple[str, 
 
 def _notes(prompts: SamplePrompts, rows: Sequence[PromptRow], unread: Counter[str], model: ModelConfig) -> list[str]:
     section, notes = prompts.section, []
-    for column, count in unread.items():
-        what = "is left out: samples write that key" if column in WRITTEN else "is kept beside the answer"
-        notes.append(f"{column!r} of {counted(count, 'row')} of {section.prompts} is no part of the prompt; it {what}")
+    notes += (f"{section.prompts}: {note}" for note in prompt_file.notes(rows, unread, left_out=WRITTEN))
     own = sum(row.messages[0]["role"] == "system" for row in rows)
     if own and section.systems is not None:
         whose = counted(own, "row")

@@ -57,7 +57,7 @@ def test_answers_come_in_order_and_go_on_after_a_kill(ask, tmp_path, monkeypatch
     options = ("--n", 2, "--seed", 3, "--log-probs")
     code, err, out = ask(*options)
     assert code == 0, err
-    assert "note: 'source' of 1 rows" in err and "0 of 4 prompts" in err and "4 of 4 prompts" in err
+    assert "note: 'source' of 1 row " in err and "0 of 4 prompts" in err and "4 of 4 prompts" in err
     content = out.read_text()
     lines = [json.loads(line) for line in content.splitlines()]
     assert [line["messages"][-1]["content"] for line in lines] == ["Why?", "naïve 世界", ROWS[2]["prompt"], "Why?"]
@@ -105,10 +105,11 @@ def test_two_commands_do_not_write_one_file(ask, tmp_path):
     [
         ('{"prompt": "Why?"}\n{"prompt": ""}', ":2: "),
         ('{"prompt": "' + "why " * 400 + '"}', ":1: has "),
+        ('{"prompt": "Why?", "answers": ["gold"]}', ":1: column 'answers' would be lost"),
         ("", "is empty"),
         ("{", ":1: "),
     ],
-    ids=["no prompt", "too long", "no rows", "no JSON"],
+    ids=["no prompt", "too long", "lost", "no rows", "no JSON"],
 )
 def test_bad_prompts_are_named(ask, tmp_path, row, message):
     file = tmp_path / "bad.jsonl"
@@ -145,3 +146,11 @@ def test_bad_models_are_named(ask, model, tmp_path, capsys):
     for name, message in (("none", "no such directory"), ("reward", "is a reward model"), ("bare", "has no tokenizer")):
         code, err, _ = ask(model=tmp_path / name)
         assert (code, err.count("\n")) == (2, 1) and message in err, err
+
+
+@pytest.mark.parametrize("out", ["gs://bucket/a.jsonl", "-"])
+def test_an_output_that_is_no_file_is_named(ask, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    code, err, _ = ask(out=out)
+    assert (code, err.count("\n")) == (2, 1) and err.startswith(f"error: --out {out}: "), err
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]

@@ -8,7 +8,7 @@ import pytest
 
 from janus_jax.data.tally import Tally
 from janus_jax.errors import DataError
-from janus_jax.generation.prompt_file import PromptRow, read_prompts
+from janus_jax.generation.prompt_file import PromptRow, notes, raw_rows, read_prompts
 
 
 def conversation(*contents, system=None):
@@ -97,12 +97,24 @@ def test_the_system_message_of_the_command_goes_to_rows_without_one(write):
 
 def test_other_columns_are_kept_and_counted(write):
     unread = Tally()
-    first = {"id": 7, "prompt": "a", "source": {"set": "koala"}, "empty": None}
+    first = {"id": 7, "prompt": "a", "source": {"set": "koala"}, "empty": None, "tags": [], "system": None}
     path = write([first, {"id": "b", "messages": [conversation("b")[0] | {"name": "Ann"}], "source": "x"}])
     rows = read_prompts(path, unread=unread)
-    assert [row.rest for row in rows] == [{"id": 7, "source": {"set": "koala"}}, {"id": "b", "source": "x"}]
+    kept = {"id": 7, "source": {"set": "koala"}, "empty": None, "tags": []}
+    assert [row.rest for row in rows] == [kept, {"id": "b", "source": "x"}]
     assert unread == {"source": 2, "messages.name": 1}
     assert unread.places["messages.name"] == [f"{path}:2"]
+    assert list(notes(rows, unread)) == [
+        "'source' of 2 rows is no part of the prompt; it is kept beside the answer",
+        "'messages.name' of 1 row is no part of the prompt; it is left out",
+    ]
+
+
+def test_a_column_that_the_output_writes_itself_is_refused(write):
+    path = write([{"prompt": "a", "answers": None}, {"prompt": "b", "answers": ["gold"]}])
+    with pytest.raises(DataError, match=rf"^{path}:2: column 'answers' would be lost: the output has its own"):
+        read_prompts(path, written=("answers",))
+    assert read_prompts(path)[1].rest == {"answers": ["gold"]}
 
 
 def test_prompts_come_from_a_bucket(bucket, write):
@@ -154,6 +166,7 @@ def test_a_row_that_is_no_prompt_is_named(write, row, message):
         (b"\n \n", "a.txt", ": is empty; at least one prompt is needed"),
         (b"{}", "a.csv", ": unknown file type '.csv'; allowed: .jsonl, .ndjson or .json"),
         (b"{}", "a.parquet", ": unknown file type '.parquet'"),
+        (b'[\n{"prompt": "a"}\n{"prompt": "b"}]', "a.json", ": not valid JSON at line 3, character 1: Expecting ','"),
         (b"ok\nq\x00", "a.txt", ":2: holds a zero byte, so this is no text file"),
         (b"\x7fELF\xff", "a.txt", ":1: not UTF-8: byte 0xff at position 5"),
         (b'{"prompt": "a"}\n{"prompt": "b"', "a.jsonl", ":2: not valid JSON, the last line of the file"),
@@ -171,7 +184,21 @@ def test_a_file_that_is_not_there_is_named(tmp_path, stdin):
     for name in ("none.txt", "none.jsonl"):
         with pytest.raises(DataError, match=rf"{name}: cannot be read: No such file"):
             read_prompts(tmp_path / name)
-    for content, message in ((b"a\n\xff", "stdin:2: not UTF-8"), (b"", "stdin: is empty")):
+    for name, message in (("", "'': names no file"), (tmp_path, f"{tmp_path}: is a directory")):
+        with pytest.raises(DataError, match=rf"^{message}"):
+            read_prompts(name)
+    listed = b'[{"prompt": "a"}]', "stdin: is one JSON list; send one object a line"
+    for content, message in ((b"a\n\xff", "stdin:2: not UTF-8"), (b"", "stdin: is empty"), listed):
         stdin(content)
         with pytest.raises(DataError, match=message):
             read_prompts("-")
+
+
+def test_where_rows_are_objects_plain_text_is_none(write, stdin):
+    with pytest.raises(DataError, match=r"unknown file type '\.txt'; allowed: \S+ \S+ or \S+ \(.*\), or - for"):
+        list(raw_rows(write(b"Why?", "a.txt"), lines=False))
+    stdin(b"[1] Why?")
+    assert [message["content"] for row in read_prompts("-") for message in row.messages] == ["[1] Why?"]
+    stdin(b"Why?")
+    ((_, error),) = raw_rows("-", lines=False)
+    assert "not valid JSON" in str(error)

@@ -53,7 +53,7 @@ def test_what_does_not_fit_says_what_does(arithmetic):
     assert not plan.fits and text(plan).startswith("DOES NOT FIT: ")
     assert generation.plan(SEVEN, "v5litepod-8", **SIZES | {"rows": plan.most_rows}).fits
     assert not generation.plan(SEVEN, "v5litepod-8", **SIZES | {"rows": plan.most_rows + 1}).fits
-    with pytest.raises(ConfigError, match=r"32,000 \+ 1,024 tokens.*32,768"):
+    with pytest.raises(ConfigError, match="--prompt-tokens 32000 and --max-new-tokens 1024: allowed: at most 32768"):
         generation.plan(SEVEN, "v5litepod-8", **SIZES | {"prompt": 32000})
 
 
@@ -97,13 +97,21 @@ def test_simulated_devices_are_compiled_for(janus, tmp_path):
 def test_sources_and_bad_input(janus, small, tmp_path, arithmetic):
     assert janus("plan", small, "--generate", "--topology", "v4-8")[0] == 0  # what a configuration trains
     assert janus("plan", "mistral-7b", "--generate", "--topology", "v2-8", "--rows", 4096)[0] == 3
+    (broken := tmp_path / "broken").mkdir()
+    (broken / "config.json").write_text("?")
     for arguments, said in (
+        ((broken,), f"{broken}/config.json:1: not valid JSON: Expecting value\n"),
         (("no-model",), "no-model: no such directory; named sizes: mistral-7b, tiny"),
         (("tiny", "--png", "x.png"), "--png x.png: not allowed with --generate"),
         (("tiny", "batch.rows=4"), "batch.rows=4: a change to a configuration, but tiny is a model"),
-        (("tiny", "--prompt-tokens", 4096), "4,096 + 1,024 tokens of prompt and answer; allowed: 4,096"),
+        (
+            ("tiny", "--prompt-tokens", 4096),
+            "--prompt-tokens 4096 and --max-new-tokens 1024: allowed: at most 4096 together",
+        ),
     ):
         code, _, err = janus("plan", *arguments, "--generate", "--topology", "v4-8")
         assert code == 2 and said in err, err
     code, _, err = janus("plan", small, "--topology", "v4-8", "--rows", 4)
     assert code == 2 and "--rows 4: only allowed with --generate" in err
+    code, _, err = janus("plan", broken, "--topology", "v4-8")
+    assert code == 2 and "is a directory; allowed: a YAML file, or with --generate a model" in err

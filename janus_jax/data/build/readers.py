@@ -20,6 +20,7 @@ from janus_jax.data.columns import Columns, NoPreferenceError, RecordError
 from janus_jax.data.schema import COLUMNS_READ, Record, check_kind, parse_record
 from janus_jax.data.tally import Tally, note, summary
 from janus_jax.errors import DataError, first_line
+from janus_jax.storage.json_text import json_fault
 
 _TYPES = (".jsonl", ".ndjson", ".json")
 _PACKED = (".gz", ".zst")
@@ -209,9 +210,11 @@ def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
         value, twice = _decode(content.decode("utf-8-sig") or "[]")
     except UnicodeDecodeError as error:
         raise DataError(path, f"{_not_utf8(error)}") from error
+    except json.JSONDecodeError as error:
+        hint = "; a file with one object per line must be named .jsonl" if error.msg == "Extra data" else ""
+        raise DataError(path, f"{json_fault(error)}{hint}") from error
     except (ValueError, RecursionError) as error:
-        hint = "; a file with one object per line must be named .jsonl" if "Extra data" in str(error) else ""
-        raise DataError(path, f"not valid JSON: {error}{hint}") from error
+        raise DataError(path, f"not valid JSON: {error}") from error
     if isinstance(value, dict) and all(isinstance(record, dict) for record in value.values()):
         if isinstance(value, _Twice):
             raise DataError(path, f"names the record {ascii(value.key)[:60]} twice; keep one")
