@@ -94,7 +94,8 @@ class Attention(nnx.Module):
             v, window, kernel = heads(self.v, "kv_heads"), config.sliding_window, compute.kernel
             if kernel is None or past:
                 shards = compute.place.shards("batch", "kv_heads")
-                out = attention(q, k, v, slots, window=window, shards=shards, past=past)
+                on_cpu = compute.place.platform == "cpu"
+                out = attention(q, k, v, slots, window=window, shards=shards, past=past, on_cpu=on_cpu)
             else:
                 out = kernel(q, k, v, slots, window=window, place=compute.place)
             out = compute.place.constrain(out, ("batch", "length", "q_heads", "head_dim"))

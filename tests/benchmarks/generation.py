@@ -7,6 +7,9 @@ Greedy, float32, prompts of 64 random ids, no text ends early. The same weights 
 JAX and one with torch, which take turns: while one works, the other waits. Both get the same cores (`--threads`), and
 torch as many threads. The first turn compiles and does not count. On a busy machine compare CPU time: seconds of all
 threads. Without JANUS_SMOLLM2, a Hugging Face directory of SmolLM2-135M, only a random Mistral of 58M is measured.
+
+The parts `samples` and `long` compare this package with itself and take a random Mistral of 21M. `--only samples`
+takes about two minutes of CPU time, with `--quick` one.
 """
 
 import argparse
@@ -34,6 +37,8 @@ RANDOM = {
     "sliding_window": None,
     "max_position_embeddings": 4096,
 }
+SMALL = RANDOM | {"vocab_size": 8192, "num_hidden_layers": 4}
+"""For what is compared with ourselves: ratios, and speed over the length of a text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +73,8 @@ def main() -> None:
         child(arguments.child, arguments.threads)
         return
     with tempfile.TemporaryDirectory() as directory:
-        models = {"Mistral-58M, random": random_model(Path(directory))}
+        models = {"Mistral-58M, random": random_model(Path(directory, "58M"), RANDOM)}
+        small = {"Mistral-21M, random": random_model(Path(directory, "21M"), SMALL)}
         if "JANUS_SMOLLM2" in os.environ:
             models = {"SmolLM2-135M": os.environ["JANUS_SMOLLM2"]} | models
         print(
@@ -78,16 +84,16 @@ def main() -> None:
         with Child("jax", arguments.threads) as jax, Child("torch", arguments.threads) as torch:
             for part, run in {"beside": beside, "samples": samples, "long": long}.items():
                 if arguments.only in (None, part):
-                    run(models, jax, torch, turns, quick=arguments.quick)
+                    run(models if part == "beside" else small, jax, torch, turns, quick=arguments.quick)
         print(f"load {os.getloadavg()[0]:.1f}")
 
 
-def random_model(directory: Path) -> str:
+def random_model(directory: Path, config: dict[str, Any]) -> str:
     import torch
     import transformers
 
     torch.manual_seed(0)
-    transformers.MistralForCausalLM(transformers.MistralConfig(**RANDOM)).save_pretrained(directory)
+    transformers.MistralForCausalLM(transformers.MistralConfig(**config)).save_pretrained(directory)
     return os.fspath(directory)
 
 
@@ -148,12 +154,12 @@ def beside(models: dict[str, str], jax: Child, torch: Child, turns: int, *, quic
 
 def samples(models: dict[str, str], jax: Child, torch: Child, turns: int, *, quick: bool) -> None:
     """64 samples that share a prefill, beside 64 requests with the same prompt."""
-    name, model = list(models.items())[-1]
+    [(name, model)] = models.items()
     print("\n64 samples of one prompt beside 64 requests: tokens/s | ratio by the clock | by CPU time", flush=True)
-    for prompt, new in ((256, 32),) if quick else ((512, 64), (1024, 64)):
+    for prompt, new in ((500, 16),) if quick else ((500, 16), (500, 32)):
         shared = Work(model, 64, new, prompt=prompt, samples=64, temperature=1.0)
         apart = dataclasses.replace(shared, samples=1, equal=True)
-        rates = in_turns({"shared": lambda w=shared: jax(w), "apart": lambda w=apart: jax(w)}, turns - 1)
+        rates = in_turns({"shared": lambda w=shared: jax(w), "apart": lambda w=apart: jax(w)}, 1)
         ratios = [rates["shared"][key] / rates["apart"][key] for key in ("seconds", "cpu_seconds")]
         print(
             f"{name}, prompt {prompt}, {new} new: {rates['shared']['seconds']:.1f}, {rates['apart']['seconds']:.1f} | "
@@ -164,7 +170,7 @@ def samples(models: dict[str, str], jax: Child, torch: Child, turns: int, *, qui
 
 def long(models: dict[str, str], jax: Child, torch: Child, turns: int, *, quick: bool) -> None:
     """Tokens per second over the length of texts."""
-    name, model = list(models.items())[-1]
+    [(name, model)] = models.items()
     work = Work(model, 8, 1024 if quick else 2048)
     jax(work)  # compiles for each length
     times = jax(work)["times"]
