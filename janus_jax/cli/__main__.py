@@ -1,5 +1,6 @@
 """The `janus` command, also as `python -m janus_jax.cli`."""
 
+import os
 import signal
 import sys
 
@@ -7,6 +8,8 @@ import sys
 def run() -> None:
     """Runs the command line. A signal that comes while modules are imported ends it without a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.stdin is None:  # closed, as by `<&-`: as good as empty
+        sys.stdin = open(os.devnull, encoding="utf-8")
     try:
         from janus_jax.cli.main import main
     except ModuleNotFoundError as error:

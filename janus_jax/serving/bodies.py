@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from janus_jax.generation.requests import MOST_TOP
 from janus_jax.serving.refusals import Refusal, shown
-from janus_jax.storage.json_text import strict_json
+from janus_jax.storage.json_text import json_fault, strict_json
 
 IGNORED = frozenset(
     "user store metadata service_tier safety_identifier parallel_tool_calls prompt_cache_key"
@@ -125,6 +125,8 @@ def _object(content: bytes) -> dict[str, Any]:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
         raise Refusal("the body holds half a surrogate pair (\\ud800 to \\udfff), which is no character") from None
+    except json.JSONDecodeError as error:
+        raise Refusal(f"the body is {json_fault(error)}") from None
     except (ValueError, RecursionError) as error:
         what = "is nested too deeply" if isinstance(error, RecursionError) else f"{error}"[:200]
         raise Refusal(f"the body cannot be read as JSON: {what}") from None

@@ -3,6 +3,8 @@
 import fcntl
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import transformers
@@ -154,3 +156,9 @@ def test_an_output_that_is_no_file_is_named(ask, tmp_path, monkeypatch, out):
     code, err, _ = ask(out=out)
     assert (code, err.count("\n")) == (2, 1) and err.startswith(f"error: --out {out}: "), err
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]
+
+
+def test_a_closed_standard_input_is_empty(model, tmp_path):
+    asked = f"{sys.executable} -m janus_jax.cli generate {model} --prompts - --out {tmp_path}/a.jsonl <&-"
+    done = subprocess.run(["sh", "-c", asked], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: stdin: is empty; at least one prompt is needed\n")

@@ -14,7 +14,7 @@ USER = {"messages": [{"role": "user", "content": "Why?"}]}
 X = {"prompt": "x"}
 
 BAD = {
-    "no JSON": (TEXT, b"{", 400, "cannot be read as JSON", None),
+    "no JSON": (TEXT, b"{", 400, "the body is not valid JSON at line 1, character 2: ", None),
     "no object": (TEXT, b"[1]", 400, "allowed: a JSON object", None),
     "no UTF-8": (TEXT, b'{"prompt": "\xff"}', 400, "byte 0xff at position 13", None),
     "half a surrogate pair": (TEXT, b'{"prompt": "\\ud800"}', 400, "surrogate", None),
