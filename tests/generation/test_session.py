@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+import random
 
 import jax
 import jax.numpy as jnp
@@ -155,3 +157,34 @@ def test_a_cache_does_not_grow_while_texts_of_known_lengths_come_and_go(monkeypa
     assert len({event.request for event in engine.generate(some, length=longest_row(config, some, 4))}) == 2
     with pytest.raises(TypeError):
         list(engine.generate([some[0]] * 2 + [some[1]]))
+
+
+def test_neither_cancels_nor_other_texts_change_a_bit(engine):
+    """Random requests, some cancelled, in a session that is used again: each text is what it is alone."""
+    rng = random.Random(3)
+
+    def drawn(number):
+        ids = [rng.randrange(3, 400) for _ in range(rng.randint(1, 30))]
+        stopping = StoppingOptions(rng.randint(1, 25), stop=rng.choice([(), ("a", "b")]))
+        sampling = SamplingOptions(rng.choice([0, 0.7, 1.5]), top_k=rng.choice([0, 9]), top_p=rng.choice([1.0, 0.8]))
+        return Request(ids, rng.choice([1, 3]), stopping, sampling, seed=number % 3, name=f"p{number % 4}")
+
+    requests = dict(enumerate(map(drawn, range(12))))
+
+    def made(session, numbers, cancelled):
+        texts: dict[tuple[int, int], list] = {}
+        for number in numbers:
+            session.submit(number, requests[number])
+        for step in itertools.count():
+            for number in cancelled if step == 3 else ():
+                session.cancel(number)
+            for event in session.step():
+                texts.setdefault(event[:2], []).extend([*event.ids, *event.logps, event.text, event.reason])
+            if not session.busy:
+                return {key: text for key, text in texts.items() if key[0] not in cancelled}
+
+    session = engine.session()
+    alone = {key: text for number in requests for key, text in made(session, [number], ()).items()}
+    for cancelled in ((0, 1, 5), (2,)):
+        among = made(session, requests, cancelled)
+        assert among == {key: text for key, text in alone.items() if key[0] not in cancelled}
