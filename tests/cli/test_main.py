@@ -54,7 +54,7 @@ def commands(group=None, *names):
             yield " ".join((*names, name))
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", list(commands()))
 def test_every_command_explains_itself_with_an_example(janus, command):
     code, out, _ = janus(*command.split(), "--help")
     assert code == 0 and re.search(f"Example[^:]*: janus {command}", " ".join(out.split()))
