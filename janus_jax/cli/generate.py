@@ -5,14 +5,21 @@ import functools
 import gc
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from janus_jax.cli import arguments
 from janus_jax.cli.outputs import require_file
 from janus_jax.errors import ConfigError, named
+
+if TYPE_CHECKING:
+    from janus_jax.generation.prompt_file import PromptRow
+    from janus_jax.generation.sampling import SamplingOptions
+    from janus_jax.generation.stopping import StoppingOptions
+    from janus_jax.parallel.processes import RuntimeOptions
 
 EPILOG = "Example: janus generate runs/sft --prompts questions.jsonl --out answers.jsonl --temperature 0.7 --top-p 0.9"
 
@@ -86,8 +93,52 @@ def generate(
         raise ConfigError("--reward-template: needs --reward")
     if best_of is not None and n not in (1, best_of):
         raise ConfigError(f"--n {n}: --best-of {best_of} makes {best_of} answers; leave out --n")
-    n = best_of or n
     place = arguments.runtime_options(coordinator, num_processes, process_id, devices)
+
+    def read(unread: "Counter[str]") -> "list[PromptRow]":
+        from janus_jax.generation.prompt_file import read_prompts
+
+        arguments.require_pipe("--prompts", prompts)
+        return read_prompts(prompts, system=system, unread=unread)
+
+    answer_all(
+        model,
+        read,
+        out,
+        n=best_of or n,
+        step=step,
+        template=template,
+        stopping=stopping,
+        sampling=sampling,
+        seed=seed,
+        log_probs=log_probs,
+        rows=rows,
+        cache_dtype=cache_dtype,
+        reward=reward,
+        reward_template=reward_template,
+        place=place,
+    )
+
+
+def answer_all(
+    model: str,
+    read: "Callable[[Counter[str]], list[PromptRow]]",
+    out: Path,
+    *,
+    n: int = 1,
+    step: int | None,
+    template: str | None,
+    stopping: "StoppingOptions",
+    sampling: "SamplingOptions",
+    seed: int,
+    log_probs: bool = False,
+    rows: int,
+    cache_dtype: Literal["bfloat16", "float32", "int8"] | None,
+    reward: str | None = None,
+    reward_template: str | None = None,
+    place: "RuntimeOptions",
+) -> None:
+    """Writes answers to the prompts that `read` gives; process 0 calls it, with a counter of columns that it leaves."""
     from janus_jax.parallel import processes, supervisor
     from janus_jax.parallel.same_everywhere import require_same
 
@@ -99,7 +150,6 @@ def generate(
     from janus_jax.generation.answers import Journal, answer, begin, finish
     from janus_jax.generation.engine import require_language_model
     from janus_jax.generation.opened import facts, open_engine
-    from janus_jax.generation.prompt_file import read_prompts
     from janus_jax.generation.prompts import prompt_format
     from janus_jax.generation.requests import Request, check
     from janus_jax.generation.scores import RewardScorer
@@ -109,8 +159,7 @@ def generate(
     with processes.agreement("generate"):
         if is_main:
             require_file("--out", out)
-            arguments.require_pipe("--prompts", prompts)
-        records = read_prompts(prompts, system=system, unread=unread) if is_main else []
+        records = read(unread) if is_main else []
         stored = open_model(model, step)
         require_language_model(stored.config, stored.path)
         written = prompt_format(stored, template)

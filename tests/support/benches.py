@@ -1,6 +1,7 @@
 """Rows of a bench, in the schemas of its releases."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +42,10 @@ def answers_to(rows: list[dict[str, Any]], text: str = "Answer {number}.") -> li
         }
         for number, row in enumerate(rows)
     ]
+
+
+def asked_about(body: dict[str, Any]) -> tuple[int, int]:
+    """(row, rubric) that a request to the judge is about."""
+    match = re.search(r"Is answer (\d+) of kind (\d+)\?", body["messages"][-1]["content"])
+    assert match is not None, body
+    return int(match[1]), int(match[2])
