@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from janus_jax.cli import arguments
-from janus_jax.cli.outputs import require_writable
+from janus_jax.cli.outputs import require_file, require_writable
 from janus_jax.errors import ConfigError, StorageError, counted
 
 if TYPE_CHECKING:
@@ -198,6 +198,39 @@ def judge(
         spent = _spent(endpoint)
     _report_failures(lines, "score")
     print(f"{counted(len(lines), 'verdict')} in {out}; {spent}", flush=True)
+
+
+@app.command("table", epilog="Example: janus bench table judged/sft judged/dpo --csv table.csv")
+def table(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Directories of janus bench judge.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=FILE",
+            help="A set of prompts, for means by membership; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the table here.")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table here.")] = None,
+) -> None:
+    """Show mean scores with 95 % bootstrap intervals, beside the paper's Table 2."""
+    arguments.on_cpu()
+    from janus_jax.evaluation import judgements, tables
+    from janus_jax.storage import local
+
+    for name, file in (("--json", json_file), ("--csv", csv_file)):
+        if file is not None:
+            require_file(name, file)
+    sets = tables.parse_sets(set_ or ())
+    judged = [judgements.read(path, "absolute") for path in directories]
+    made = [tables.groups(one, name, sets) for one, name in zip(judged, tables.names_of(directories), strict=True)]
+    if json_file is not None:
+        local.write_json(json_file, tables.as_json(judged, made))
+    if csv_file is not None:
+        local.write_whole(csv_file, tables.as_csv(judged, made))
+    print(*tables.lines_of(judged, made), sep="\n", flush=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,7 +70,7 @@ def read_bench(source: str | os.PathLike[str], *, unread: Counter[str] | None = 
     rows: list[BenchRow] = []
     schema: dict[str, tuple[str, str]] = {}
     places: dict[str, str] = {}
-    for place, raw in _raw_rows(source):
+    for place, raw in raw_rows(source):
         try:
             columns = _columns(raw)
             row, names = _row(columns, place)
@@ -124,7 +124,7 @@ def read_answers(
     answers: dict[int, str] = {}
     places: dict[int, str] = {}
     left_out = Counter() if unread is None else unread
-    for place, raw in _raw_rows(source):
+    for place, raw in raw_rows(source):
         try:
             columns = _columns(raw)
             number = _row_of(columns, numbers, asked, rows)
@@ -142,8 +142,8 @@ def read_answers(
     return [answers[number] for number in wanted]
 
 
-def _raw_rows(source: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
-    """FILE:ROW and the value of each row."""
+def raw_rows(source: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
+    """FILE:ROW and the value of each row; a RecordError if it cannot be decoded."""
     name = os.fspath(source)
     path = Path(os.path.expanduser(source))
     check_type(path)
