@@ -1,23 +1,17 @@
 """The options of `janus bench`. `janus_jax/evaluation/` does the work."""
 
-import contextlib
-import dataclasses
-import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from janus_jax.cli import arguments
-from janus_jax.cli.outputs import require_file, require_writable
-from janus_jax.errors import ConfigError, StorageError, counted
+from janus_jax.cli import arguments, judges
+from janus_jax.cli.outputs import require_file
+from janus_jax.errors import counted
 
 if TYPE_CHECKING:
     from janus_jax.generation.prompt_file import PromptRow
-    from janus_jax.storage.endpoint import Endpoint
 
 app = typer.Typer(help="Judge answers by rubrics, as Multifaceted Bench does.", **arguments.SETTINGS)
 
@@ -25,35 +19,6 @@ Bench = Annotated[
     str,
     typer.Argument(metavar="BENCH", help="Rows with prompt, reference_answer and rubrics: .jsonl, .json, .parquet."),
 ]
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Directory of the verdicts. The same command goes on in it.")]
-Judge = Annotated[str, typer.Option(metavar="MODEL", help="The judge, as its endpoint names it.")]
-BaseUrl = Annotated[str, typer.Option(metavar="URL", help="OpenAI-compatible endpoint, like http://127.0.0.1:8000/v1.")]
-KeyVariable = Annotated[str, typer.Option(metavar="NAME", help="Environment variable with the API key.")]
-NoKey = Annotated[bool, typer.Option("--no-key", help="The endpoint takes no key.")]
-Runs = Annotated[int, typer.Option(min=1, help="Verdicts on each question, which are averaged.")]
-Temperature = Annotated[float, typer.Option(min=0, help="Of the judge.")]
-TopP = Annotated[float, typer.Option(min=0, max=1, help="Of the judge.")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Most tokens of a judge's reply.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the judge's replies; each run has one of its own.")]
-Asks = Annotated[int, typer.Option(min=1, help="Most replies asked for one verdict, until it can be read.")]
-ShowSystem = Annotated[
-    bool, typer.Option("--show-system", help="Show the judge the system message. The paper did not.")
-]
-PromptsDir = Annotated[
-    Path | None, typer.Option("--prompts", metavar="DIR", help="Your own judge prompts, KIND_system.txt and KIND.txt.")
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first rows of the bench.")]
-JudgeEmpty = Annotated[bool, typer.Option("--judge-empty", help="Have empty answers judged instead of refusing them.")]
-Concurrent = Annotated[int, typer.Option(min=1, help="Requests at the same time.")]
-RequestsAMinute = Annotated[int | None, typer.Option(min=1, help="Limit of your account.")]
-TokensAMinute = Annotated[int | None, typer.Option(min=1, help="Limit of your account.")]
-TokenBudget = Annotated[int | None, typer.Option(min=1, help="Most tokens to spend; it stops before that.")]
-MoneyBudget = Annotated[float | None, typer.Option(help="Most money to spend; needs --prices.")]
-PricesOption = Annotated[
-    str | None, typer.Option("--prices", metavar="IN,OUT", help="Price of a million tokens of prompts, and of replies.")
-]
-Timeout = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Of one try.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be asked for and what it costs at most.")]
 
 
 @app.callback()
@@ -66,7 +31,7 @@ def run(
     bench: Bench,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As janus generate takes it.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSONL file of answers to write.")],
-    limit: Limit = None,
+    limit: judges.Limit = None,
     step: Annotated[int | None, typer.Option(min=0, help="Step of a run. Default: the newest.")] = None,
     template: Annotated[
         str | None, typer.Option(help="mistral-inst, chatml or plain, for a model whose files name no template.")
@@ -100,7 +65,7 @@ def run(
         from janus_jax.evaluation.bench import read_bench
         from janus_jax.generation.prompt_file import PromptRow
 
-        with _told("no part of a bench row; it is not used") as unread:
+        with judges.told("no part of a bench row; it is not used") as unread:
             wanted = read_bench(bench, unread=unread)[:limit]
         made = []
         for row in wanted:
@@ -133,29 +98,29 @@ def judge(
     answers: Annotated[
         Path, typer.Option(metavar="FILE", help="Answers of janus bench run, or rows with id and response.")
     ],
-    judge: Judge,
-    base_url: BaseUrl,
-    out: Out,
-    key_variable: KeyVariable = "OPENAI_API_KEY",
-    no_key: NoKey = False,
-    runs: Runs = 3,
-    temperature: Temperature = 1.0,
-    top_p: TopP = 0.9,
-    max_tokens: MaxTokens = 1024,
-    seed: Seed = 0,
-    asks: Asks = 5,
-    show_system: ShowSystem = False,
-    prompts: PromptsDir = None,
-    limit: Limit = None,
-    judge_empty: JudgeEmpty = False,
-    concurrent: Concurrent = 8,
-    requests_a_minute: RequestsAMinute = None,
-    tokens_a_minute: TokensAMinute = None,
-    token_budget: TokenBudget = None,
-    money_budget: MoneyBudget = None,
-    prices: PricesOption = None,
-    timeout: Timeout = 120.0,
-    dry_run: DryRun = False,
+    judge: judges.Judge,
+    base_url: judges.BaseUrl,
+    out: judges.Out,
+    key_variable: judges.KeyVariable = "OPENAI_API_KEY",
+    no_key: judges.NoKey = False,
+    runs: judges.Runs = 3,
+    temperature: judges.Temperature = 1.0,
+    top_p: judges.TopP = 0.9,
+    max_tokens: judges.MaxTokens = 1024,
+    seed: judges.Seed = 0,
+    asks: judges.Asks = 5,
+    show_system: judges.ShowSystem = False,
+    prompts: judges.PromptsDir = None,
+    limit: judges.Limit = None,
+    judge_empty: judges.JudgeEmpty = False,
+    concurrent: judges.Concurrent = 8,
+    requests_a_minute: judges.RequestsAMinute = None,
+    tokens_a_minute: judges.TokensAMinute = None,
+    token_budget: judges.TokenBudget = None,
+    money_budget: judges.MoneyBudget = None,
+    prices: judges.PricesOption = None,
+    timeout: judges.Timeout = 120.0,
+    dry_run: judges.DryRun = False,
 ) -> None:
     """Have every answer scored from 1 to 5 by each rubric of its row.
 
@@ -169,15 +134,15 @@ def judge(
 
     how = judging.Judging(judge, base_url, runs, temperature, top_p, max_tokens, seed, asks, show_system)
     written = read_prompts("absolute", prompts)
-    with _told("not shown to the judge") as unread:
+    with judges.told("not shown to the judge") as unread:
         rows = read_bench(bench, unread=unread)
-    with _told("not judged") as unread:
+    with judges.told("not judged") as unread:
         texts = read_answers(answers, rows, may_be_empty=judge_empty, limit=limit, unread=unread)
     rows = rows[:limit]
     settings = how.settings("absolute", written, rows, answers=texts)
     settings |= {"bench": bench, "answers": str(answers)}
     _, asked = judging.conversations(rows, texts, written, how)
-    options = _Options(
+    options = judges.Options(
         key_variable,
         no_key,
         concurrent,
@@ -193,10 +158,10 @@ def judge(
             print(judging.estimate(endpoint, asked, how).text(), flush=True)
         return
     with options.opened(out, settings, how, rows, [len(text.split()) for text in texts]) as endpoint:
-        _tell(f"note: {judging.estimate(endpoint, asked, how).text()}")
-        lines = judging.judge(endpoint, out, rows, texts, written, how, tell=_tell)
-        spent = _spent(endpoint)
-    _report_failures(lines, "score")
+        judges.tell(f"note: {judging.estimate(endpoint, asked, how).text()}")
+        lines = judging.judge(endpoint, out, rows, texts, written, how, tell=judges.tell)
+        spent = judges.spent(endpoint)
+    judges.report_failures(lines, "score")
     print(f"{counted(len(lines), 'verdict')} in {out}; {spent}", flush=True)
 
 
@@ -233,117 +198,95 @@ def table(
     print(*tables.lines_of(judged, made), sep="\n", flush=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Options:
-    """Of an endpoint."""
+@app.command(
+    "compare",
+    epilog="Example: janus bench compare bench.jsonl --answers mine.jsonl --against other.jsonl --judge gpt-4o "
+    "--base-url https://api.openai.com/v1 --out compared",
+)
+def compare(
+    bench: Bench,
+    answers: Annotated[Path, typer.Option(metavar="FILE", help="Answers whose wins are counted.")],
+    against: Annotated[Path, typer.Option(metavar="FILE", help="Answers of the other model.")],
+    judge: judges.Judge,
+    base_url: judges.BaseUrl,
+    out: judges.Out,
+    key_variable: judges.KeyVariable = "OPENAI_API_KEY",
+    no_key: judges.NoKey = False,
+    runs: judges.Runs = 1,
+    temperature: judges.Temperature = 1.0,
+    top_p: judges.TopP = 0.9,
+    max_tokens: judges.MaxTokens = 1024,
+    seed: judges.Seed = 0,
+    asks: judges.Asks = 5,
+    show_system: judges.ShowSystem = False,
+    prompts: judges.PromptsDir = None,
+    limit: judges.Limit = None,
+    judge_empty: judges.JudgeEmpty = False,
+    concurrent: judges.Concurrent = 8,
+    requests_a_minute: judges.RequestsAMinute = None,
+    tokens_a_minute: judges.TokensAMinute = None,
+    token_budget: judges.TokenBudget = None,
+    money_budget: judges.MoneyBudget = None,
+    prices: judges.PricesOption = None,
+    timeout: judges.Timeout = 120.0,
+    dry_run: judges.DryRun = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the result here.")
+    ] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write the pairs here.")] = None,
+) -> None:
+    """Have a judge name the better of two answers to each row, in both orders.
 
-    key_variable: str
-    no_key: bool
-    concurrent: int
-    requests_a_minute: int | None
-    tokens_a_minute: int | None
-    token_budget: int | None
-    money_budget: float | None
-    prices: str | None
-    timeout: float
+    Journal, budgets and going on are those of janus bench judge.
+    """
+    arguments.on_cpu()
+    from janus_jax.evaluation import judgements, pairwise
+    from janus_jax.evaluation.asking import read_prompts
+    from janus_jax.evaluation.bench import read_answers, read_bench
+    from janus_jax.evaluation.judge import Judging, estimate
+    from janus_jax.storage import local
 
-    def _open(self, how: Any, journal: Path, *, key: bool) -> "Endpoint":
-        from janus_jax.storage.endpoint import Endpoint
-
-        return Endpoint(
-            how.base_url,
-            how.judge,
-            journal=journal,
-            key_variable=self.key_variable if key and not self.no_key else None,
-            concurrent=self.concurrent,
-            requests_a_minute=self.requests_a_minute,
-            tokens_a_minute=self.tokens_a_minute,
-            token_budget=self.token_budget,
-            money_budget=self.money_budget,
-            prices=_prices(self.prices),
-            timeout_s=self.timeout,
-        )
-
-    @contextlib.contextmanager
-    def estimating(self, out: Path, settings: dict[str, Any], how: Any) -> Iterator["Endpoint"]:
-        """An endpoint that asks nothing, needs no key and leaves nothing."""
-        from janus_jax.evaluation import judgements
-
-        judgements.require_same(out, settings)
-        with tempfile.TemporaryDirectory() as scratch:
-            journal = out / judgements.JOURNAL
-            journal = journal if journal.exists() else Path(scratch) / judgements.JOURNAL
-            with self._open(how, journal, key=False) as endpoint:
-                yield endpoint
-
-    @contextlib.contextmanager
-    def opened(
-        self, out: Path, settings: dict[str, Any], how: Any, rows: Sequence[Any], words: Sequence[Any]
-    ) -> Iterator["Endpoint"]:
-        """An endpoint whose journal lies in `out`, which is made, or is of the same settings."""
-        from janus_jax.evaluation import judgements
-
-        require_writable("--out", out)
-        judgements.require_same(out, settings)
-        made = not out.exists()
-        out.mkdir(parents=True, exist_ok=True)
-        try:
-            endpoint = self._open(how, out / judgements.JOURNAL, key=True)
-        except BaseException:
-            if made:
-                with contextlib.suppress(OSError):
-                    out.rmdir()  # unless it holds something
-            raise
-        with endpoint:
-            judgements.require_same(out, settings)  # of one that was ahead of us
-            judgements.write_settings(out, settings, rows, words)
-            try:
-                yield endpoint
-            except StorageError as error:
-                if "cannot be reached" not in str(error):
-                    raise
-                what = f"{error}; what is judged is kept in {out}, and the same command goes on"
-                raise ConfigError("--base-url", what) from error
-
-
-def _prices(text: str | None) -> Any:
-    from janus_jax.storage.endpoint_requests import Prices
-
-    if text is None:
-        return None
-    try:
-        prompt, completion = map(float, text.split(","))
-        if not (prompt >= 0 and completion >= 0):
-            raise ValueError
-    except ValueError:
-        raise ConfigError(f"--prices {text}: allowed: two numbers, like 2.5,10") from None
-    return Prices(prompt, completion)
-
-
-@contextlib.contextmanager
-def _told(what: str) -> Iterator["Counter[str]"]:
-    """A counter whose contents are said at the end."""
-    counter: Counter[str] = Counter()
-    yield counter
-    for name, count in counter.items():
-        _tell(f"note: {name!r} of {counted(count, 'row')}: {what}")
-
-
-def _spent(endpoint: "Endpoint") -> str:
-    money = "" if endpoint.money is None else f", {endpoint.money:,.4f} of money"
-    uncounted = f" ({endpoint.usage.uncounted:,} replies counted at their most)" if endpoint.usage.uncounted else ""
-    return f"{endpoint.usage.tokens:,} tokens spent in all{uncounted}{money}"
-
-
-def _report_failures(lines: Sequence[dict[str, Any]], key: str) -> None:
-    failed = Counter(line["reason"] for line in lines if line[key] is None)
-    if failed:
-        _tell(
-            f"warning: {failed.total():,} of {len(lines):,} verdicts failed and count nowhere; run again to retry them"
-        )
-        for reason, count in failed.most_common(5):
-            _tell(f"  {count:,}: {reason}")
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    for name, file in (("--json", json_file), ("--csv", csv_file)):
+        if file is not None:
+            require_file(name, file)
+    how = Judging(judge, base_url, runs, temperature, top_p, max_tokens, seed, asks, show_system)
+    written = read_prompts("pairwise", prompts)
+    with judges.told("not shown to the judge") as unread:
+        rows = read_bench(bench, unread=unread)
+    sides = []
+    for file in (answers, against):
+        with judges.told("not judged") as unread:
+            sides.append(read_answers(file, rows, may_be_empty=judge_empty, limit=limit, unread=unread))
+    rows, (own, other) = rows[:limit], sides
+    settings = how.settings("pairwise", written, rows, answers=own, against=other)
+    settings |= {"bench": bench, "answers": str(answers), "against": str(against)}
+    asked = pairwise.conversations(rows, own, other, written, how)
+    options = judges.Options(
+        key_variable,
+        no_key,
+        concurrent,
+        requests_a_minute,
+        tokens_a_minute,
+        token_budget,
+        money_budget,
+        prices,
+        timeout,
+    )
+    if dry_run:
+        with options.estimating(out, settings, how) as endpoint:
+            print(estimate(endpoint, asked, how).text(), flush=True)
+        return
+    words = [[len(one.split()), len(two.split())] for one, two in zip(own, other, strict=True)]
+    with options.opened(out, settings, how, rows, words) as endpoint:
+        judges.tell(f"note: {estimate(endpoint, asked, how).text()}")
+        lines = pairwise.compare(endpoint, out, rows, asked, how, tell=judges.tell)
+        paid = judges.spent(endpoint)
+    judges.report_failures(lines, "winner")
+    result = pairwise.result(judgements.read(out, "pairwise"))
+    if json_file is not None:
+        local.write_json(json_file, pairwise.as_json(result, settings))
+    if csv_file is not None:
+        local.write_whole(csv_file, pairwise.as_csv(result))
+    print(
+        *pairwise.lines_of(result, settings), f"{counted(len(lines), 'verdict')} in {out}; {paid}", sep="\n", flush=True
+    )
