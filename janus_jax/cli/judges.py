@@ -5,7 +5,7 @@ import dataclasses
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -151,7 +151,7 @@ def spent(endpoint: "Endpoint") -> str:
     return f"{endpoint.usage.tokens:,} tokens spent in all{uncounted}{money}"
 
 
-def report_failures(lines: Sequence[dict[str, Any]], key: str) -> None:
+def report_failures(lines: Sequence[Mapping[str, Any]], key: str) -> None:
     """Says how many verdicts failed, and why."""
     failed = Counter(line["reason"] for line in lines if line[key] is None)
     if failed:

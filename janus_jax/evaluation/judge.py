@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def judge(
     judging: Judging,
     *,
     tell: Callable[[str], None] = lambda line: None,
-) -> list[dict[str, Any]]:
+) -> list[Mapping[str, Any]]:
     """Judges all answers, and writes the directory's judgements.jsonl, also if an error ends it.
 
     What was judged before is in the endpoint's journal, and is not asked for again. Verdicts that failed before are
@@ -107,9 +107,6 @@ def judge(
     def line(item: Item, outcome: Outcome) -> dict[str, Any]:
         row, rubric = keys[item[0]]
         return {"id": rows[row].id, "rubric": rubric, "run": item[1], "score": outcome.value, **rest(outcome)}
-
-    def lines() -> list[dict[str, Any]]:
-        return [line(item, outcome) for item, outcome in sorted(outcomes.items())]
 
     before = judgements.replies_before(directory)
     places = {(rows[row].id, rubric): place for place, (row, rubric) in enumerate(keys)}
@@ -130,8 +127,9 @@ def judge(
             **judging.options,
         )
     finally:
-        judgements.write_lines(directory, lines())
-    return lines()
+        made = [line(item, outcome) for item, outcome in sorted(outcomes.items())]
+        lines = judgements.write_lines(directory, made)
+    return lines
 
 
 def read_score(reply: Reply) -> int | None:

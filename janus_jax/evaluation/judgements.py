@@ -61,9 +61,20 @@ def write_settings(
     _write_lines(directory / ROWS, lines)
 
 
-def write_lines(directory: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Writes judgements.jsonl whole."""
-    _write_lines(directory / JUDGEMENTS, lines)
+def write_lines(directory: Path, lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Writes judgements.jsonl whole, and returns its lines.
+
+    Where a command ended before it came to a verdict that an earlier one had, the earlier line stays.
+    """
+    path = directory / JUDGEMENTS
+    old = {key_of(line): line for line in _lines(path, ("id", "run", "reason", "asked"))} if path.exists() else {}
+    kept = []
+    for line in lines:
+        before = old.get(key_of(line))
+        knows_more = before is not None and (not before["reason"] or before["asked"] > line["asked"])
+        kept.append(before if before is not None and line["reason"] and knows_more else line)
+    _write_lines(path, kept)
+    return kept
 
 
 def replies_before(directory: Path) -> dict[tuple[Any, ...], int]:

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def compare(
     judging: Judging,
     *,
     tell: Callable[[str], None] = lambda line: None,
-) -> list[dict[str, Any]]:
+) -> list[Mapping[str, Any]]:
     """As `judge.judge`, of pairs: one line for each row, order and run. `winner` is own, other, tie or null."""
     outcomes: dict[Item, Outcome] = {}
 
@@ -84,9 +84,6 @@ def compare(
         sides = ("own", "other") if order == 0 else ("other", "own")
         won = {"A": sides[0], "B": sides[1], "tie": "tie", None: None}[outcome.value]
         return {"id": rows[row].id, "order": order, "run": item[1], "winner": won, **rest(outcome)}
-
-    def lines() -> list[dict[str, Any]]:
-        return [line(item, outcome) for item, outcome in sorted(outcomes.items())]
 
     places = {(row.id, order): 2 * number + order for number, row in enumerate(rows) for order in (0, 1)}
     before = judgements.replies_before(directory)
@@ -105,8 +102,9 @@ def compare(
             **judging.options,
         )
     finally:
-        judgements.write_lines(directory, lines())
-    return lines()
+        made = [line(item, outcome) for item, outcome in sorted(outcomes.items())]
+        lines = judgements.write_lines(directory, made)
+    return lines
 
 
 def read_winner(reply: Reply) -> str | None:

@@ -215,6 +215,22 @@ def test_an_endpoint_that_goes_down_loses_nothing(judge, tmp_path):
     assert {line["reason"] for line in lines(tmp_path)} <= {"not asked yet"}
 
 
+def test_verdicts_that_an_earlier_run_had_stay(judge, tmp_path):
+    def late(body, count):
+        about = asked_about(body)
+        if about == (0, 0):
+            return said(None, "content_filter")
+        return said("no mark") if about == (1, 1) and body["seed"] < 3 else by_rubric(body, count)
+
+    with serving(late) as server:
+        assert judge(server, "--asks", 2)[0] == 0
+    kept = lines(tmp_path)
+    assert [line["asked"] for line in kept if line["score"] is None] == [0, 0, 0]
+    code, _, err = judge(server, "--asks", 2)  # it is gone, and three verdicts would be asked for again
+    assert code == 2 and "cannot be reached" in err
+    assert lines(tmp_path) == kept
+
+
 def test_killed_at_any_time_nothing_is_asked_twice(files, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
