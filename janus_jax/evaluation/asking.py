@@ -9,6 +9,7 @@ from typing import Any
 
 from janus_jax.errors import ConfigError
 from janus_jax.evaluation.bench import digest
+from janus_jax.evaluation.judgements import NOT_ASKED
 from janus_jax.storage.endpoint import Endpoint
 from janus_jax.storage.endpoint_requests import Messages, Reply
 
@@ -69,7 +70,7 @@ class Outcome:
 
     value: Any = None
     """None: there is no verdict, as `reason` says."""
-    reason: str = "not asked yet"
+    reason: str = NOT_ASKED
     text: str = ""
     """The last reply."""
     asked: int = 0

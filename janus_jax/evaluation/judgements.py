@@ -12,6 +12,7 @@ from janus_jax.evaluation.bench import BenchRow, digest
 from janus_jax.storage import local
 
 JOURNAL, SETTINGS, ROWS, JUDGEMENTS = "replies.jsonl", "settings.json", "rows.jsonl", "judgements.jsonl"
+NOT_ASKED = "not asked yet"
 _FREE = ("bench", "answers", "against", "model", "asks")
 """Settings that may differ when a judge goes on: names of files, and what does not change a request."""
 
@@ -71,8 +72,11 @@ def write_lines(directory: Path, lines: Sequence[Mapping[str, Any]]) -> list[Map
     kept = []
     for line in lines:
         before = old.get(key_of(line))
-        knows_more = before is not None and (not before["reason"] or before["asked"] > line["asked"])
-        kept.append(before if before is not None and line["reason"] and knows_more else line)
+        if before is not None and line["reason"]:  # a verdict is not lost, nor how often it was asked for in vain
+            untried = line["reason"] == NOT_ASKED or line["asked"] < before["asked"]
+            kept.append(before if untried or not before["reason"] else line)
+        else:
+            kept.append(line)
     _write_lines(path, kept)
     return kept
 
