@@ -1,13 +1,23 @@
 """The options of `janus generate`. `janus_jax/generation/` does the work."""
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from janus_jax.cli import arguments
 from janus_jax.cli.outputs import require_file, tell
 from janus_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from janus_jax.generation.prompt_file import PromptRow
+    from janus_jax.generation.requests import AnswerOptions
+
+if TYPE_CHECKING:
+    from janus_jax.generation.prompt_file import PromptRow
+    from janus_jax.generation.requests import AnswerOptions
 
 EPILOG = "Example: janus generate runs/sft --prompts questions.jsonl --out answers.jsonl --temperature 0.7 --top-p 0.9"
 
@@ -68,32 +78,50 @@ def generate(
         raise ConfigError("--reward-template: needs --reward")
     if best_of is not None and n not in (1, best_of):
         raise ConfigError(f"--n {n}: --best-of {best_of} makes {best_of} answers; leave out --n")
-    place = arguments.runtime_options(coordinator, num_processes, process_id, devices)
+
+    def read(unread: Counter[str]) -> "list[PromptRow]":
+        from janus_jax.generation.answers import WRITTEN
+        from janus_jax.generation.prompt_file import read_prompts
+
+        arguments.require_pipe("--prompts", prompts)
+        return read_prompts(prompts, system=system, unread=unread, written=WRITTEN)
+
+    answer_all(
+        model,
+        read,
+        out,
+        AnswerOptions(sampling, stopping, best_of or n, seed, log_probs, rows, cache_dtype),
+        arguments.runtime_options(coordinator, num_processes, process_id, devices),
+        step=step,
+        template=template,
+        reward=reward,
+        reward_template=reward_template,
+    )
+
+
+def answer_all(
+    model: str,
+    read: "Callable[[Counter[str]], list[PromptRow]]",
+    out: Path,
+    options: "AnswerOptions",
+    place: Any,
+    *,
+    reward: str | None = None,
+    **rest: Any,
+) -> None:
+    """Writes answers to prompts, on this host or all hosts of `place`; arguments are those of `AnswerFile`."""
     from janus_jax.parallel import processes, supervisor
 
     processes.supervise(place)
     processes.start(place)
-    from janus_jax.generation.answer_file import AnswerFile, AnswerOptions
+    from janus_jax.generation.answer_file import AnswerFile
     from janus_jax.generation.best_of import sidecar
 
     with processes.agreement("files"):
         if processes.is_main():
-            arguments.require_pipe("--prompts", prompts)
             for file in (out, *([] if reward is None else [sidecar(out)])):
                 require_file("--out", file)
-    options = AnswerOptions(sampling, stopping, best_of or n, seed, log_probs, rows, cache_dtype)
-    answers = AnswerFile(
-        model,
-        prompts,
-        out,
-        options,
-        step=step,
-        template=template,
-        system=system,
-        reward=reward,
-        reward_template=reward_template,
-        tell=tell,
-    )
+    answers = AnswerFile(model, read, out, options, reward=reward, tell=tell, **rest)
     curve = arguments.interruptibly(answers.write)
     if processes.is_main():
         print(*curve, f"wrote {out}", sep="\n", flush=True)

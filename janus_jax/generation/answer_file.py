@@ -1,47 +1,24 @@
-"""From a file of prompts to a file of answers, the best ones first if a reward model scores them: `janus generate`."""
+"""From prompts to a file of answers, the best ones first if a reward model scores them: `janus generate`."""
 
 import dataclasses
 import gc
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from janus_jax.checkpoint.stored_model import StoredModel, open_model
 from janus_jax.errors import named
 from janus_jax.generation import best_of, memory
-from janus_jax.generation.answers import WRITTEN, answer
+from janus_jax.generation.answers import answer
 from janus_jax.generation.engine import require_language_model
 from janus_jax.generation.journal import Journal, begin, finish
 from janus_jax.generation.opened import ignored_settings, open_engine, require_same_models
-from janus_jax.generation.prompt_file import notes, read_prompts
+from janus_jax.generation.prompt_file import PromptRow, notes
 from janus_jax.generation.prompts import prompt_format
-from janus_jax.generation.requests import Request, check
-from janus_jax.generation.sampling import SamplingOptions
+from janus_jax.generation.requests import AnswerOptions, check
 from janus_jax.generation.scores import RewardScorer
-from janus_jax.generation.stopping import StoppingOptions
 from janus_jax.parallel import processes
-
-
-@dataclasses.dataclass(frozen=True)
-class AnswerOptions:
-    """How the prompts of a file are answered."""
-
-    sampling: SamplingOptions
-    stopping: StoppingOptions
-    n: int = 1
-    """Answers to each prompt."""
-    seed: int = 0
-    log_probs: bool = False
-    """Also write ids and log-probs of tokens."""
-    rows: int = 32
-    """Answers that grow at the same time."""
-    cache_dtype: str | None = None
-    """As `Engine` has it."""
-
-    def request(self, number: int, ids: Sequence[int]) -> Request:
-        """For the prompt of a row."""
-        return Request(ids, self.n, self.stopping, self.sampling, self.seed, name=number)
 
 
 class AnswerFile:
@@ -51,10 +28,9 @@ class AnswerFile:
 
     Args:
         model: as `open_model`.
-        prompts: as `read_prompts`.
+        read: gives the prompts, in process 0 alone, and counts columns that are no part of them.
         out: the file of answers, which must not exist.
         template: of `model`, if its files name none.
-        system: the system message of rows that have none.
         reward: a reward model, which chooses the best answer; as `open_model`.
         reward_template: as `template`.
         tell: gets notes, and lines of progress.
@@ -68,13 +44,12 @@ class AnswerFile:
     def __init__(
         self,
         model: str,
-        prompts: str,
+        read: Callable[[Counter[str]], list[PromptRow]],
         out: Path,
         options: AnswerOptions,
         *,
         step: int | None = None,
         template: str | None = None,
-        system: str = "",
         reward: str | None = None,
         reward_template: str | None = None,
         tell: Callable[[str], None],
@@ -84,7 +59,7 @@ class AnswerFile:
         unread: Counter[str] = Counter()
         with processes.agreement("generate"):
             is_main = processes.is_main()
-            self._rows = read_prompts(prompts, system=system, unread=unread, written=WRITTEN) if is_main else []
+            self._rows = read(unread) if is_main else []
             self._model = open_model(model, step)
             require_language_model(self._model.config, self._model.path)
             self._written = prompt_format(self._model, template)

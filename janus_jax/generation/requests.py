@@ -38,6 +38,27 @@ class Request:
     number of the token, and on nothing else."""
 
 
+@dataclasses.dataclass(frozen=True)
+class AnswerOptions:
+    """How many prompts are answered."""
+
+    sampling: SamplingOptions
+    stopping: StoppingOptions
+    n: int = 1
+    """Answers to each prompt."""
+    seed: int = 0
+    log_probs: bool = False
+    """Also write ids and log-probs of tokens."""
+    rows: int = 32
+    """Answers that grow at the same time."""
+    cache_dtype: str | None = None
+    """As `Engine` has it."""
+
+    def request(self, number: int, ids: Sequence[int]) -> Request:
+        """For the prompt of a row."""
+        return Request(ids, self.n, self.stopping, self.sampling, self.seed, name=number)
+
+
 class Event(NamedTuple):
     """New tokens of a text."""
 

@@ -1,0 +1,26 @@
+"""Bootstrap intervals: how far a mean could be from what other rows of the same kind give."""
+
+import numpy as np
+
+_RESAMPLES = 4000
+_AT_A_TIME = 1_000_000  # numbers drawn
+
+
+def mean_interval(values: np.ndarray, *, share: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """The interval of a mean, by resampling the values. Both ends are NaN without values.
+
+    Args:
+        values: one for each row.
+        share: of resampled means that lie inside.
+        seed: the same one gives the same interval.
+    """
+    values = np.asarray(values, np.float64)
+    if not len(values):
+        return float("nan"), float("nan")
+    generator, means = np.random.default_rng(seed), []
+    step = max(1, _AT_A_TIME // len(values))
+    for start in range(0, _RESAMPLES, step):
+        count = min(step, _RESAMPLES - start)
+        means.append(values[generator.integers(0, len(values), (count, len(values)))].mean(axis=1))
+    low, high = np.quantile(np.concatenate(means), [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)

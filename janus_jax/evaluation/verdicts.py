@@ -1,0 +1,126 @@
+"""The score in a judge's reply: the last explicit marker decides. What is in doubt is no score, and is asked again."""
+
+import json
+import re
+import unicodedata
+
+_PLAIN = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014\u2212\u2044", "''\"\"---/")  # quotes, dashes, slash
+_WORDS = r"(?:results?|scores?|ratings?|grade)"
+_OPEN = r"""[\s*_`"'(\[{<$|]*"""
+_CLOSE = r"""[\s*_`"')\]}>$|]*"""
+_FOR = r"(?:\s+(?:for|of|given to|assigned to)\s+[a-z][\w' ]{0,60}?)?"
+_ASIDE = r"(?:\s*\([^()\n]{0,40}\))?"
+_STARTS = re.compile(
+    rf"""
+      [\[【]\s*(?:(?:final|overall)\s+)?{_WORDS}\b                     # [RESULT], [Score 4]
+    | (?-i:\bRESULT\b)
+    | <\s*(?:final_)?{_WORDS}\s*>                                      # <score>
+    | \\boxed\s*(?=\{{)
+    # Score:, "score":
+    | (?<![\w/])(?<![a-z,;][ ](?=result))(?:final_|overall_)?{_WORDS}\b{_FOR}{_ASIDE}{_CLOSE}{_ASIDE}
+      [*\s]*(?:[:=]|->|=>|→)
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_PROSE = re.compile(rf"(?<![\w/]){_WORDS}\b{_CLOSE}(?P<verb>is|are|was|would be|should be|of)?\b", re.IGNORECASE)
+_FILLER = re.compile(
+    r"""(?:[\s*_`"'()\[\]{}<>$|:=#】]|->|=>|→|-(?=[\s*]|$)|\\boxed|\\text(?:bf)?\b|\\mathbf"""
+    r"""|\b(?:the|an?|final|overall|integer|whole|number|numeric|scores?|results?|ratings?|grade|is|of|be|would|will|i|"""
+    r"""give|assign|it|this|this\s+response|the\s+response|gets?|receives?|deserves?)\b(?!\s*response))*""",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"(?P<value>[0-9]+(?:\.[0-9]+)?)")
+_SCALE = re.compile(rf"{_CLOSE}(?:/|out\s+of|of)(?!\s*(?:the|my)\b){_OPEN}(?P<of>[0-9]+(?:[.,][0-9]+)?)", re.IGNORECASE)
+_MORE = re.compile(  # a range, a list or another number: the judge has not chosen
+    r"""(?:[^\S\n]|[*_`"'()\[\]}>$|])*
+    (?: (?:(?:-|~|/|,|;|&|\+|->|=>|→|\.\.+|\b(?:to|or|and|but)\b)[^\S\n]*
+           (?:(?:an?|maybe|perhaps|possibly|even|almost|nearly|scores?|of)[^\S\n]+)*[*_`"'(\[{<$|]*)?[0-9]
+      | [%+^] | (?:points?[^\S\n]+)?\b(?:lower|higher|less|more|below|above)\b
+      | \b(?:or|to)[^\S\n]+(?:one|two|three|four|five)\b )""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_HYPOTHETICAL = re.compile(
+    r"[^\S\n]+(?:answers?|responses?|would|should|could|requires?|means?|needs?)\b", re.IGNORECASE
+)
+_ENDS = re.compile(r"""[\s*_`"')\]}>$|]*(?:[.!;]?[\s*_`"')\]}>$|]*$|[.!;,)]|\n|\s+(?:because|since|as|due)\b)""")
+_THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+
+
+def score(reply: str, *, is_cut: bool = False) -> int | None:
+    """The score in a reply, 1 to 5; None: it has none, or it is in doubt.
+
+    [RESULT], [SCORE], `Score:`, "score": and the like are explicit markers; the last of them decides, also if no
+    score follows it. Without any, a sentence such as "the overall score is 4" counts.
+
+    Args:
+        is_cut: the reply ends because it was too long, so that a number at its end may not be whole.
+    """
+    text = unicodedata.normalize("NFKC", _THOUGHT.sub(" ", reply)).translate(_PLAIN).replace("\\_", "_").strip()
+    text = re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text))
+    if is_cut and text[-1:].isdigit():
+        return None
+    if (fields := _object(text)) is not None:
+        return _of_object(fields)
+    markers = [match for match in _STARTS.finditer(text) if not _is_of_the_task(text, match)]
+    if markers:
+        return _after(text, markers[-1].end())
+    return _in_prose(text)
+
+
+def _is_of_the_task(text: str, match: re.Match[str]) -> bool:
+    """The words "Reference answer (Score 5):" of the judge's own task."""
+    return text[: match.start()].lower().rstrip(" (").endswith("reference answer")
+
+
+def _object(text: str) -> dict[str, object] | None:
+    fenced = re.fullmatch(r"```\w*\s*(.*?)\s*```", text, re.DOTALL)
+    try:
+        value = json.loads(fenced[1] if fenced else text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _of_object(fields: dict[str, object]) -> int | None:
+    named = [value for key, value in fields.items() if re.fullmatch(rf"(?:final_|overall_)?{_WORDS}", key.lower())]
+    if len(named) != 1 or isinstance(named[0], bool) or not isinstance(named[0], str | int | float):
+        return None
+    return _after(f"{named[0]}", 0)
+
+
+def _after(text: str, start: int) -> int | None:
+    """The score that stands behind a marker, with nothing but words such as `score of` between them."""
+    at = filler.end() if (filler := _FILLER.match(text, start)) else start
+    number = _NUMBER.match(text, at)
+    if number is None or text[at - 1 : at] in ("-", ".") or re.search(r"\bthe\s*$", text[start:at], re.IGNORECASE):
+        return None
+    return _checked(text, number)
+
+
+def _checked(text: str, number: re.Match[str]) -> int | None:
+    end = number.end()
+    if scale := _SCALE.match(text, end):
+        if scale["of"] != "5" or text[scale.end() : scale.end() + 1].isalnum():
+            return None
+        end = scale.end()
+    value, following = number["value"], text[end : end + 1]
+    if not re.fullmatch(r"[1-5](?:\.0+)?", value) or following.isalpha() or following.isdigit():
+        return None
+    if re.match(r"[.,:][0-9]", text[end:]) or _MORE.match(text, end) or _HYPOTHETICAL.match(text, end):
+        return None
+    return int(float(value))
+
+
+def _in_prose(text: str) -> int | None:
+    """Of the last sentence such as `the score is 4`; `score of 4` and `score 4` only count at the end."""
+    for match in reversed(list(_PROSE.finditer(text))):
+        at = filler.end() if (filler := re.compile(_OPEN).match(text, match.end())) else match.end()
+        if (number := _NUMBER.match(text, at)) is None:
+            continue
+        value, rest = _checked(text, number), number.end()
+        if scale := _SCALE.match(text, rest):
+            rest = scale.end()
+        says = (match["verb"] or "").lower() in ("is", "was")
+        fits = _ENDS.match(text, rest) if says else re.fullmatch(rf"{_CLOSE}[.!]?{_CLOSE}", text[rest:])
+        return value if fits else None
+    return None

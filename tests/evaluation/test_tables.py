@@ -1,0 +1,80 @@
+"""Means of judged answers: right by hand, known preferences inside the interval, failures said."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from janus_jax.evaluation import judgements, tables
+from janus_jax.evaluation.bench import read_bench
+from janus_jax.evaluation.intervals import mean_interval
+from tests.support.benches import bench_row, write_rows
+from tests.support.judged import judged
+
+
+@pytest.fixture
+def rows(tmp_path):
+    return read_bench(write_rows(tmp_path / "bench.jsonl", [bench_row(number) for number in range(4)]))
+
+
+def test_a_mean_is_of_rows_of_rubrics_of_runs(tmp_path, rows):
+    failed = {(0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1)}
+    kept = judgements.read(
+        judged(tmp_path / "m", rows, lambda n, k, r: None if (n, k, r) in failed else 1 + n + r, runs=2), "absolute"
+    )
+    assert tables.row_scores(kept) == {rows[0].id: 1.5, rows[2].id: 3.5, rows[3].id: 4.5}
+    assert tables.run_means(kept) == pytest.approx([8 / 3, 11 / 3])
+    made = tables.groups(kept, "m", {})
+    whole, *by_source = made
+    assert (whole.rows, whole.scored, whole.verdicts, whole.failed) == (4, 3, 16, 6)
+    assert whole.mean == pytest.approx(9.5 / 3)
+    assert [(group.name, group.rows, group.mean) for group in by_source] == [("alpaca", 2, 4.5), ("koala", 2, 2.5)]
+    lines = tables.lines_of([kept], [made])
+    warning = "warning: m: 6 of 16 verdicts have no score, and 1 rows have none; they count nowhere"
+    assert warning in lines and lines[0].startswith("m: judge j, 2 runs (means 2.67, 3.67), temperature 1.0")
+    assert any(line.startswith("note: m: the paper's judge was gpt-4-0125-preview") for line in lines)
+    assert any(line.split()[:2] == ["Janus", "7B"] and line.split()[-1] == "4.17" for line in lines)
+
+
+def test_rows_of_several_sets_are_counted_and_in_no_column(tmp_path, rows, janus):
+    first = write_rows(tmp_path / "first.jsonl", [{"instruction": " Question  0?"}, {"instruction": "Question 1?"}])
+    second = write_rows(tmp_path / "second.jsonl", [{"prompt": "Question 1?"}, {"prompt": "Question 2?\n"}])
+    sets = tables.parse_sets([f"first={first}", f"second={second}"])
+    kept = judgements.read(judged(tmp_path / "m", rows, lambda n, k, r: 1 + n), "absolute")
+    made = {group.name: group for group in tables.groups(kept, "m", sets) if group.by == "set"}
+    assert {name: (group.rows, group.mean) for name, group in made.items()} == {
+        "first": (1, 1.0),
+        "second": (1, 3.0),
+        "several sets": (1, 2.0),
+        "no set": (1, 4.0),
+    }
+    judged(tmp_path / "other", rows, lambda n, k, r: 5, judge="another")
+    files = ("--json", tmp_path / "t.json", "--csv", tmp_path / "t.csv", "--set", f"first={first}")
+    code, out, err = janus("bench", "table", tmp_path / "m", tmp_path / "other", *files, "--set", f"second={second}")
+    assert code == 0 and "1 rows lie in several sets, so no column above is exact" in out, err
+    assert "warning: m and other: judge differ, so their means do not compare" in out
+    read = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
+    assert {row["judge"] for row in read} == {"j", "another"} and len(read) == 2 * (1 + 2 + 4)
+    told = json.loads((tmp_path / "t.json").read_text())
+    assert told["models"][1]["groups"][0]["mean"] == 5 and told["paper"]["rows"]["Janus 7B"][-1] == 4.17
+    for words, says in (
+        ((tmp_path,), "holds no verdicts: settings.json is missing"),
+        ((tmp_path / "m", "--set", "x"), "--set x: allowed: NAME=FILE"),
+        ((tmp_path / "m", "--csv", tmp_path), "--csv"),
+    ):
+        code, _, err = janus("bench", "table", *words)
+        assert code == 2 and says in err
+
+
+def test_a_known_mean_lies_in_its_interval():
+    """Of 200 samples whose mean is known, about 95 % of the intervals hold it."""
+    generator = np.random.default_rng(1)
+    inside = 0
+    for _ in range(200):
+        low, high = mean_interval(generator.choice([1, 2, 3, 4, 5], 60, p=[0.1, 0.1, 0.2, 0.3, 0.3]))
+        inside += low <= 3.6 <= high
+    assert 180 <= inside <= 198
+    assert mean_interval(np.array([2.0, 2.0])) == (2.0, 2.0)
+    assert np.isnan(mean_interval(np.array([]))).all()
