@@ -12,12 +12,8 @@ from janus_jax.cli.outputs import require_file, tell
 from janus_jax.errors import ConfigError
 
 if TYPE_CHECKING:
+    from janus_jax.generation import requests
     from janus_jax.generation.prompt_file import PromptRow
-    from janus_jax.generation.requests import AnswerOptions
-
-if TYPE_CHECKING:
-    from janus_jax.generation.prompt_file import PromptRow
-    from janus_jax.generation.requests import AnswerOptions
 
 EPILOG = "Example: janus generate runs/sft --prompts questions.jsonl --out answers.jsonl --temperature 0.7 --top-p 0.9"
 
@@ -67,6 +63,7 @@ def generate(
     Stopped and started again with the same options, it goes on where it was. On several hosts, run the same command on
     each; process 0 reads the prompts and writes.
     """
+    from janus_jax.generation.requests import AnswerOptions
     from janus_jax.generation.sampling import SamplingOptions
     from janus_jax.generation.stopping import StoppingOptions
 
@@ -103,7 +100,7 @@ def answer_all(
     model: str,
     read: "Callable[[Counter[str]], list[PromptRow]]",
     out: Path,
-    options: "AnswerOptions",
+    options: "requests.AnswerOptions",
     place: Any,
     *,
     reward: str | None = None,

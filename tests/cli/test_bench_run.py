@@ -5,6 +5,7 @@ import json
 import pytest
 
 from janus_jax.evaluation.bench import read_answers, read_bench
+from janus_jax.generation.requests import AnswerOptions
 from tests.support.benches import bench_row, write_rows
 from tests.support.chat_models import chat_model
 
@@ -17,9 +18,8 @@ def model(tmp_path_factory):
 def test_answers_belong_to_the_rows_and_go_to_the_judge(janus, model, tmp_path, monkeypatch):
     from janus_jax.cli import generate
 
-    asked = {}
-    inner = generate.answer_all
-    monkeypatch.setattr(generate, "answer_all", lambda *args, **more: (asked.update(more), inner(*args, **more)))
+    asked, inner = [], generate.answer_all
+    monkeypatch.setattr(generate, "answer_all", lambda *args, **more: (asked.extend(args), inner(*args, **more)))
     rows = [bench_row(0, preference_set=["a"]), bench_row(1, system=""), bench_row(2)]
     bench, out = write_rows(tmp_path / "bench.jsonl", rows), tmp_path / "answers.jsonl"
     code, _, err = janus("bench", "run", bench, model, "--out", out, "--max-new-tokens", 6, "--limit", 2)
@@ -31,7 +31,7 @@ def test_answers_belong_to_the_rows_and_go_to_the_judge(janus, model, tmp_path, 
     assert [one["role"] for one in lines[1]["messages"]] == ["user"]
     texts = read_answers(out, read, may_be_empty=True, limit=2)
     assert texts == [line["answers"][0]["text"] for line in lines]
-    sampling = asked["sampling"]
+    sampling = next(one.sampling for one in asked if isinstance(one, AnswerOptions))
     assert (sampling.temperature, sampling.top_p, sampling.repetition_penalty) == (1.0, 0.9, 1.03)
     bad = write_rows(tmp_path / "bad.jsonl", [{"prompt": "x"}])
     code, _, err = janus("bench", "run", bad, model, "--out", tmp_path / "new.jsonl")
