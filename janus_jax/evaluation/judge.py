@@ -102,32 +102,45 @@ def judge(
         ConfigError, StorageError: as `Endpoint.complete`.
     """
     keys, asked = conversations(rows, answers, prompts, judging)
-    outcomes: dict[Item, Outcome] = {}
 
-    def line(item: Item, outcome: Outcome) -> dict[str, Any]:
-        row, rubric = keys[item[0]]
-        return {"id": rows[row].id, "rubric": rubric, "run": item[1], "score": outcome.value, **rest(outcome)}
+    def line(place: int, run: int, outcome: Outcome) -> dict[str, Any]:
+        row, rubric = keys[place]
+        return {"id": rows[row].id, "rubric": rubric, "run": run, "score": outcome.value, **rest(outcome)}
 
-    before = judgements.replies_before(directory)
     places = {(rows[row].id, rubric): place for place, (row, rubric) in enumerate(keys)}
-    of_items = {
-        (places[row, rubric], run): count for (row, rubric, run), count in before.items() if (row, rubric) in places
+    return verdicts(endpoint, directory, asked, read_score, places, line, judging, tell=tell)
+
+
+def verdicts(
+    endpoint: Endpoint,
+    directory: Path,
+    asked: Sequence[Messages],
+    read: Callable[[Reply], Any],
+    places: Mapping[tuple[str, int], int],
+    line: Callable[[int, int, Outcome], dict[str, Any]],
+    judging: Judging,
+    *,
+    tell: Callable[[str], None],
+) -> list[Mapping[str, Any]]:
+    """Asks for verdicts, and writes what came of them, also where asking ends with an error.
+
+    Args:
+        asked: conversations.
+        read: the verdict in a reply; None: ask again.
+        places: what judgements.jsonl calls a conversation -> its place in `asked`.
+        line: of a place, a run and what came of them, for judgements.jsonl.
+    """
+    outcomes: dict[Item, Outcome] = {}
+    before = {
+        (places[row, part], run): count
+        for (row, part, run), count in judgements.replies_before(directory).items()
+        if (row, part) in places
     }
+    how = {"runs": judging.runs, "asks": judging.asks, "seed": judging.seed, "before": before, "tell": tell}
     try:
-        ask(
-            endpoint,
-            asked,
-            outcomes,
-            read_score,
-            runs=judging.runs,
-            asks=judging.asks,
-            seed=judging.seed,
-            before=of_items,
-            tell=tell,
-            **judging.options,
-        )
+        ask(endpoint, asked, outcomes, read, **how, **judging.options)
     finally:
-        made = [line(item, outcome) for item, outcome in sorted(outcomes.items())]
+        made = [line(*item, outcome) for item, outcome in sorted(outcomes.items())]
         lines = judgements.write_lines(directory, made)
     return lines
 

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax.evaluation import judgements
-from janus_jax.evaluation.asking import Item, Outcome, Prompts, ask
+from janus_jax.evaluation.asking import Outcome, Prompts
 from janus_jax.evaluation.bench import BenchRow
 from janus_jax.evaluation.intervals import mean_interval
-from janus_jax.evaluation.judge import Judging, rest
+from janus_jax.evaluation.judge import Judging, rest, verdicts
 from janus_jax.evaluation.judgements import Judged
 from janus_jax.evaluation.tables import paper
 from janus_jax.storage.endpoint import Endpoint
@@ -77,34 +76,15 @@ def compare(
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Mapping[str, Any]]:
     """As `judge.judge`, of pairs: one line for each row, order and run. `winner` is own, other, tie or null."""
-    outcomes: dict[Item, Outcome] = {}
 
-    def line(item: Item, outcome: Outcome) -> dict[str, Any]:
-        row, order = divmod(item[0], 2)
+    def line(place: int, run: int, outcome: Outcome) -> dict[str, Any]:
+        row, order = divmod(place, 2)
         sides = ("own", "other") if order == 0 else ("other", "own")
         won = {"A": sides[0], "B": sides[1], "tie": "tie", None: None}[outcome.value]
-        return {"id": rows[row].id, "order": order, "run": item[1], "winner": won, **rest(outcome)}
+        return {"id": rows[row].id, "order": order, "run": run, "winner": won, **rest(outcome)}
 
     places = {(row.id, order): 2 * number + order for number, row in enumerate(rows) for order in (0, 1)}
-    before = judgements.replies_before(directory)
-    of_items = {(places[id, order], run): n for (id, order, run), n in before.items() if (id, order) in places}
-    try:
-        ask(
-            endpoint,
-            asked,
-            outcomes,
-            read_winner,
-            runs=judging.runs,
-            asks=judging.asks,
-            seed=judging.seed,
-            before=of_items,
-            tell=tell,
-            **judging.options,
-        )
-    finally:
-        made = [line(item, outcome) for item, outcome in sorted(outcomes.items())]
-        lines = judgements.write_lines(directory, made)
-    return lines
+    return verdicts(endpoint, directory, asked, read_winner, places, line, judging, tell=tell)
 
 
 def read_winner(reply: Reply) -> str | None:

@@ -9,30 +9,39 @@ from janus_jax.generation.journal import Journal
 from janus_jax.generation.memory import longest_row
 from janus_jax.generation.progress import Progress
 from janus_jax.generation.prompt_file import PromptRow
-from janus_jax.generation.requests import Event, Request
+from janus_jax.generation.requests import Event, Reason, Request
 
 WRITTEN = ("messages", "prompt_tokens", "answers")
 """Columns of the output, beside those of the row."""
 
 
 @dataclasses.dataclass
-class _Answer:
+class Answer:
+    """One answer, as it grows."""
+
     text: str = ""
     ids: list[int] = dataclasses.field(default_factory=list)
     logps: list[float] = dataclasses.field(default_factory=list)
-    reason: str | None = None
+    finish_reason: Reason | None = None
+
+    @property
+    def log_prob(self) -> float:
+        """Of all its tokens."""
+        return sum(self.logps)
 
     def add(self, event: Event) -> None:
         self.text += event.text
         self.ids += event.ids
         self.logps += event.logps
-        self.reason = event.reason
+        self.finish_reason = event.reason
 
-    def record(self, log_probs: bool) -> dict[str, Any]:
-        scores = {"log_prob": sum(self.logps), "token_ids": self.ids, "token_log_probs": self.logps}
-        return {"text": self.text, "finish_reason": self.reason, "tokens": len(self.ids)} | (
-            scores if log_probs else {}
-        )
+    def record(self) -> dict[str, Any]:
+        """What a line of output says of it."""
+        return {"text": self.text, "finish_reason": self.finish_reason, "tokens": len(self.ids)}
+
+    def scores(self) -> dict[str, Any]:
+        """Its log-probs, for a line of output."""
+        return {"log_prob": self.log_prob, "token_ids": self.ids, "token_log_probs": self.logps}
 
 
 def answer(
@@ -65,25 +74,25 @@ def answer(
                 **row.rest,
                 "messages": list(row.messages),
                 "prompt_tokens": len(request.ids),
-                "answers": [one.record(log_probs) for one in answers],
+                "answers": [one.record() | (one.scores() if log_probs else {}) for one in answers],
             },
         )
 
 
 def _finished(
     engine: Engine, requests: Sequence[Request], left: Sequence[int], tell: Callable[[str], None]
-) -> Iterator[tuple[int, list[_Answer]]]:
+) -> Iterator[tuple[int, list[Answer]]]:
     """(number, answers) of requests whose samples all ended."""
-    growing: dict[int, list[_Answer]] = {}
+    growing: dict[int, list[Answer]] = {}
     tokens, finished, progress = 0, 0, Progress(len(left), "prompts", "tokens", tell)
     # Of all requests, so that a command that goes on runs the same programs.
     length = longest_row(engine.config, requests, engine.steps_per_call)
     for event in engine.generate((requests[number] for number in left), length=length):
         number = left[event.request]
-        answers = growing.setdefault(number, [_Answer() for _ in range(requests[number].samples)])
+        answers = growing.setdefault(number, [Answer() for _ in range(requests[number].samples)])
         answers[event.sample].add(event)
         tokens += len(event.ids)
-        if all(one.reason for one in answers):
+        if all(one.finish_reason for one in answers):
             finished += 1
             yield number, growing.pop(number)
         progress(finished, tokens)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from janus_jax.data.inspect.token_text import visible
-from janus_jax.generation.requests import Event
+from janus_jax.generation.answers import Answer
 from janus_jax.storage.local import finite
 from janus_jax.training.console import WIDTH
 from janus_jax.training.sample_prompts import Asked
@@ -23,22 +23,6 @@ _SHOWN_SYSTEM, _SYSTEMS = 60, 3
 """The same of a system message, and the number of system messages."""
 _BESIDE = 3
 """System messages up to this number have columns of their own in TensorBoard."""
-
-
-@dataclasses.dataclass
-class Answer:
-    """One answer, as it grows."""
-
-    text: str = ""
-    finish_reason: str | None = None
-    tokens: int = 0
-    log_prob: float = 0.0
-
-    def add(self, event: Event) -> None:
-        self.text += event.text
-        self.finish_reason = event.reason
-        self.tokens += len(event.ids)
-        self.log_prob += sum(event.logps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +41,7 @@ class Answered:
             "system": asked.system,
             "messages": list(asked.messages),
             "prompt_tokens": len(asked.request.ids),
-            "answers": [dataclasses.asdict(answer) for answer in self.answers],
+            "answers": [answer.record() | {"log_prob": answer.log_prob} for answer in self.answers],
         }
 
 
@@ -70,7 +54,7 @@ def lines(samples: Sequence[Answered], step: int) -> bytes:
 def values(samples: Sequence[Answered]) -> dict[str, float]:
     """Numbers that tell how answers change: the share that ended by themselves, mean tokens, log-prob of a token."""
     answers = [answer for one in samples for answer in one.answers]
-    tokens = sum(answer.tokens for answer in answers)
+    tokens = sum(len(answer.ids) for answer in answers)
     return {
         "answers": len(answers),
         "ended": sum(answer.finish_reason == "stop" for answer in answers) / len(answers),
@@ -158,7 +142,7 @@ def _by_prompt(samples: Sequence[Answered]) -> Iterator[list[Answered]]:
 
 
 def _end(answer: Answer) -> str:
-    return f"({answer.finish_reason}, {answer.tokens:,} tokens)"
+    return f"({answer.finish_reason}, {len(answer.ids):,} tokens)"
 
 
 def _start(text: str, length: int) -> str:

@@ -6,6 +6,7 @@ import re
 import jax
 
 from janus_jax.generation import placement
+from janus_jax.generation.answers import Answer
 from janus_jax.generation.engine import Engine
 from janus_jax.parallel import processes
 from janus_jax.parallel.processes import memory_for
@@ -17,7 +18,7 @@ from janus_jax.training.hooks import Due, Hook, Run, Step
 from janus_jax.training.notices import Stop
 from janus_jax.training.sample_memory import STEPS_PER_CALL
 from janus_jax.training.sample_prompts import SamplePrompts
-from janus_jax.training.sample_text import Answer, Answered
+from janus_jax.training.sample_text import Answered
 
 _FILE = re.compile(r"(\d+)\.jsonl")
 

@@ -7,11 +7,12 @@ import types
 
 import pytest
 
+from janus_jax.generation.answers import Answer
 from janus_jax.generation.requests import Event, Request
 from janus_jax.training import sample_text
 from janus_jax.training.metrics import MetricsLog, Wandb
 from janus_jax.training.sample_prompts import Asked
-from janus_jax.training.sample_text import Answer, Answered
+from janus_jax.training.sample_text import Answered
 
 EVIL = "\x1b[31m<script>a</script> | *b*\n[x](http://y) \u202e\ud800"
 
@@ -20,14 +21,14 @@ def answered(prompt=0, system="Be kind.", text="So it is.", question="Why?", ans
     turns = ({"role": "user", "content": question},)
     messages = ({"role": "system", "content": system}, *turns) if system else turns
     asked = Asked(prompt, system, messages, {"id": "x"}, Request([1, 2]))
-    return Answered(asked, tuple(Answer(text, "stop", 4, -2.0) for _ in range(answers)))
+    return Answered(asked, tuple(Answer(text, [5] * 4, [-0.5] * 4, "stop") for _ in range(answers)))
 
 
 def test_an_answer_is_the_sum_of_its_events():
     answer = Answer()
     answer.add(Event(0, 0, (5, 6), (-1.0, -2.0), "a", None))
     answer.add(Event(0, 0, (2,), (-0.5,), "b", "stop"))
-    assert answer == Answer("ab", "stop", 3, -3.5)
+    assert answer == Answer("ab", [5, 6, 2], [-1.0, -2.0, -0.5], "stop") and answer.log_prob == -3.5
 
 
 def test_the_file_has_every_character():
@@ -90,5 +91,6 @@ def test_wandb_gets_a_row_for_each_answer(monkeypatch, tmp_path):
 
 
 def test_numbers_are_means():
-    values = sample_text.values([answered(answers=2), Answered(answered(1).asked, (Answer("", "length", 7, -8.0),))])
+    cut = Answer("", [5] * 7, [-2.0] * 4 + [0.0] * 3, "length")
+    values = sample_text.values([answered(answers=2), Answered(answered(1).asked, (cut,))])
     assert values == {"answers": 3, "ended": 2 / 3, "tokens": 5.0, "log_prob": pytest.approx(-12 / 15)}
