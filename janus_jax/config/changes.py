@@ -32,4 +32,4 @@ def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 def overrides(changes: Mapping[str, Any]) -> list[str]:
     """The changes as arguments of a command line."""
-    return [f"{key}={value}" for key, value in changes.items()]
+    return [f"{key}={'null' if value is None else value}" for key, value in changes.items()]

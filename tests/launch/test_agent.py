@@ -119,8 +119,8 @@ def test_a_command_of_one_host_does_not_wait_for_the_rest_of_its_slice(host):
         names = {"TPU_PROCESS_BOUNDS", "TPU_CHIPS_PER_PROCESS_BOUNDS"}
         return names <= set(supervisor.environment(Spec.from_json(host.spec(run, **spec))))
 
-    assert bounds("generate", workers=4, hosts_per_slice=2)
-    assert not bounds("generate") and not bounds("train", workers=4, hosts_per_slice=2, coordinator="h:1")
+    assert bounds("serve", workers=4, hosts_per_slice=2) and not bounds("serve")
+    assert not any(bounds(one, workers=4, hosts_per_slice=2, coordinator="h:1") for one in ("train", "generate"))
 
 
 def test_a_killed_supervisor_takes_the_command_with_it_and_is_seen(host):

@@ -156,7 +156,7 @@ def test_options_of_janus_are_known():
 
     known = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
     many = {name for name, one in known.items() if any(p.name == "num_processes" for p in one.params)}
-    assert many == set(records.MANY) == set(command.WITH_CONFIG)
+    assert many == set(records.MANY) and set(command.WITH_CONFIG) <= many
     for name in command.WITH_CONFIG:
         options = {o for p in known[name].params if p.param_type_name == "option" for o in p.opts} - {"--help"}
         assert options == options & {*command._VALUED, *command._OURS}

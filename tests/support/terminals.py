@@ -20,6 +20,10 @@ _AS_ITS_TERMINAL = (
 _PATIENCE_S = 100
 
 
+_WIDTHS = ("COLUMNS", "LINES")
+"""They would count in place of the width of the terminal."""
+
+
 class Terminal:
     """A program that believes to be in a terminal.
 
@@ -35,7 +39,8 @@ class Terminal:
             stdin=inner,
             stdout=inner,
             stderr=inner,
-            env={**environment, "TERM": "xterm-256color"},
+            env={name: value for name, value in environment.items() if name not in _WIDTHS}
+            | {"TERM": "xterm-256color"},
             start_new_session=True,
         )
         os.close(inner)
