@@ -178,9 +178,9 @@ class Commands:
         return Outcome(f"wrote {file}")
 
     def _help(self, _: str) -> Outcome:
-        told = [(f"/{name} {usage}".strip(), what) for name, (usage, what, _) in self._commands.items()]
-        width = max(len(usage) for usage, _ in told)
-        lines = [f"{usage:{width}}  {what}" for usage, what in told]
+        usages = [(f"/{name} {usage}".strip(), what) for name, (usage, what, _) in self._commands.items()]
+        width = max(len(usage) for usage, _ in usages)
+        lines = [f"{usage:{width}}  {what}" for usage, what in usages]
         lines += [
             "",
             f"Options of /set: {', '.join(SETTINGS)}.",

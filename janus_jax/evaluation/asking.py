@@ -122,14 +122,14 @@ def ask(
     """
     items = [(place, run) for place in range(len(conversations)) for run in range(runs)]
     outcomes.update((item, Outcome()) for item in items)
-    ended, told = 0, time.monotonic()
+    ended, shown_at = 0, time.monotonic()
     for attempt in range(asks + max(before.values(), default=0)):
         for (place, run), reply in _replies(endpoint, conversations, items, runs, attempt, seed, options):
             outcome = outcomes[place, run]
             outcome.add(reply, read)
             ended += outcome.value is not None
-            if time.monotonic() - told > _EVERY_S:
-                told = time.monotonic()
+            if time.monotonic() - shown_at > _EVERY_S:
+                shown_at = time.monotonic()
                 tell(f"{ended:,} of {len(outcomes):,} verdicts, {endpoint.usage.tokens:,} tokens")
         items = [
             item

@@ -71,7 +71,7 @@ def conversations(
 
 def rubric_text(rubric: Rubric) -> str:
     """The JSON of a rubric that a judge reads."""
-    scores = {f"score{value}_description": told for value, told in zip(SCORES, rubric.scores, strict=True)}
+    scores = {f"score{value}_description": text for value, text in zip(SCORES, rubric.scores, strict=True)}
     return json.dumps({"criteria": rubric.criteria, **scores}, indent=4, ensure_ascii=False)
 
 

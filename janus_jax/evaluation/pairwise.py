@@ -166,7 +166,7 @@ def result(judged: Judged) -> Result:
 
 def lines_of(result: Result, settings: dict[str, Any]) -> list[str]:
     """The result as lines of text, beside the paper's."""
-    facts, told = result.facts(), paper("pairwise")
+    facts, published = result.facts(), paper("pairwise")
     shown = "shown" if settings["show_system"] else "not shown"
     lines = [
         f"judge {settings['judge']}, {settings['runs']} runs, both orders, temperature {settings['temperature']}, "
@@ -182,9 +182,9 @@ def lines_of(result: Result, settings: dict[str, Any]) -> list[str]:
         lines.append("warning: the judge is inconsistent: its verdicts follow the order of the answers")
     if result.left_out:
         lines.append(f"warning: {result.left_out:,} pairs have an order without a verdict; they count nowhere")
-    lines.append(f"the paper: {told['place']}; judged by {told['judge']}; {told['note']}")
-    for name, row in told["rows"].items():
-        lines.append(f"  {name}: " + ", ".join(f"{c} {v}" for c, v in zip(told["columns"], row, strict=True)))
+    lines.append(f"the paper: {published['place']}; judged by {published['judge']}; {published['note']}")
+    for name, row in published["rows"].items():
+        lines.append(f"  {name}: " + ", ".join(f"{c} {v}" for c, v in zip(published["columns"], row, strict=True)))
     return lines
 
 

@@ -90,9 +90,9 @@ def groups(judged: Judged, name: str, sets: Mapping[str, set[str]]) -> list[Grou
     def group(by: str, label: str, ids: Sequence[str]) -> Group:
         values = np.array([scores[one] for one in ids if one in scores])
         low, high = mean_interval(values)
-        told = [failed for one in ids for failed in verdicts[one]]
+        failures = [failed for one in ids for failed in verdicts[one]]
         mean = float(values.mean()) if len(values) else float("nan")
-        return Group(name, by, label, len(ids), len(values), mean, low, high, len(told), sum(told))
+        return Group(name, by, label, len(ids), len(values), mean, low, high, len(failures), sum(failures))
 
     made = [group("all", "all", [row["id"] for row in judged.rows])]
     by_source: dict[str, list[str]] = defaultdict(list)
@@ -142,19 +142,19 @@ def _settings_lines(judged: Sequence[Judged], made: Sequence[Sequence[Group]]) -
     lines = []
     facts = paper("absolute")
     for one, of in zip(judged, made, strict=True):
-        told, all_ = one.settings, of[0]
-        shown = "shown" if told["show_system"] else "not shown"
+        settings, all_ = one.settings, of[0]
+        shown = "shown" if settings["show_system"] else "not shown"
         means = ", ".join(f"{mean:.2f}" for mean in run_means(one)) or "none"
         lines.append(
-            f"{all_.model}: judge {told['judge']}, {told['runs']} runs (means {means}), temperature "
-            f"{told['temperature']}, top_p {told['top_p']}, max_tokens {told['max_tokens']}, seed {told['seed']}, "
-            f"system message {shown}, prompts {told['prompts']}"
+            f"{all_.model}: judge {settings['judge']}, {settings['runs']} runs (means {means}), temperature "
+            f"{settings['temperature']}, top_p {settings['top_p']}, max_tokens {settings['max_tokens']}, "
+            f"seed {settings['seed']}, system message {shown}, prompts {settings['prompts']}"
         )
         if all_.failed:
             without = f", and {all_.rows - all_.scored:,} rows have none" if all_.rows > all_.scored else ""
             what = f"{all_.failed:,} of {all_.verdicts:,} verdicts have no score{without}; they count nowhere"
             lines.append(f"warning: {all_.model}: {what}")
-        if told["judge"] != facts["judge"]:
+        if settings["judge"] != facts["judge"]:
             lines.append(f"note: {all_.model}: the paper's judge was {facts['judge']}; scores of judges differ")
     first = judged[0].settings
     for one, of in zip(judged[1:], made[1:], strict=True):

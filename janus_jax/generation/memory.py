@@ -218,8 +218,8 @@ def require(memory: Memory, place: Placement, *places: str, held: int = 0) -> No
 
 def free_bytes(devices: Sequence[Any]) -> int | None:
     """The least that is free on a device; None: the devices do not tell."""
-    told = [device.memory_stats() for device in devices]
-    return min((stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in told if stats), default=None)
+    of_devices = [device.memory_stats() for device in devices]
+    return min((stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in of_devices if stats), default=None)
 
 
 def longest_row(config: ModelConfig, requests: Sequence[Request], steps: int) -> int:

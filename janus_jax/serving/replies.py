@@ -1,5 +1,6 @@
 """What comes of a job, in OpenAI's forms: chunks of a stream, or one object."""
 
+import abc
 import json
 import math
 import secrets
@@ -20,7 +21,7 @@ _LEAST = -9999.0
 Top = Sequence[tuple[int, float]]
 
 
-class Reply:
+class Reply(abc.ABC):
     """One answer of HTTP, made of events.
 
     Args:
@@ -46,16 +47,17 @@ class Reply:
         """What stands before anything is computed: choices in part."""
         return []
 
+    @abc.abstractmethod
     def parts(self, news: Event | Scored) -> list[dict[str, Any]]:
         """Parts of choices: `index`, `text`, `logprobs` and `finish_reason`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def chunk(self, part: dict[str, Any]) -> dict[str, Any] | None:
         """A part as a chunk of a stream; None if it says nothing."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _choice(self, made: dict[str, Any]) -> dict[str, Any]:
-        raise NotImplementedError
+        """A choice of the whole answer."""
 
     def add(self, part: dict[str, Any]) -> None:
         """Joins a part to its choice."""

@@ -1,9 +1,14 @@
 """Fixtures of several tests of launch."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from launch.cloud import gcloud, objects
+from launch.context import Context
+from tests.support.launch_hosts import ScratchHosts
 from tests.support.launches import FakeSteps, Store
+from tests.support.started import two_hosts, workstation, write_config
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +31,22 @@ def steps(store) -> FakeSteps:
     steps = FakeSteps(store)
     steps.machines()
     return steps
+
+
+@pytest.fixture
+def context(tmp_path, monkeypatch) -> Context:
+    """A workstation with a bucket in memory."""
+    return workstation(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def config(tmp_path) -> str:
+    """A configuration with its data, in the folder of the workstation."""
+    return write_config(tmp_path)
+
+
+@pytest.fixture
+def hosts(tmp_path) -> Iterator[ScratchHosts]:
+    """Two hosts that were set up."""
+    with two_hosts(tmp_path) as made:
+        yield made

@@ -13,29 +13,12 @@ from launch.runs import start
 from launch.settings import load
 from tests.support.fake_machines import FakeMachines
 from tests.support.launch_hosts import Records, ScratchHost, ScratchHosts, a_run, until
-from tests.support.launches import SETTINGS, FakeSteps, Store, run_record
+from tests.support.launches import SETTINGS, run_record
 from tests.support.repository import ROOT
 from tests.support.watching import Life, beats, log, preempt, put, watch
 
 READY = types.SimpleNamespace(code="c1", environment="e1", python="~/python", cwd=str(ROOT))
 LOST = "worker 1 (demo-0): Connection timed out"
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def store() -> Store:
-    return Store()
-
-
-@pytest.fixture
-def steps(store) -> FakeSteps:
-    steps = FakeSteps(store)
-    steps.machines()
-    return steps
 
 
 # --- Preempted at an awkward moment

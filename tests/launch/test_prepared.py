@@ -10,17 +10,7 @@ from launch.__main__ import main
 from launch.cloud.gcloud import Result
 from launch.records import Run
 from launch.runs import inputs, start
-from tests.support.started import SETTINGS, Ready, workstation, write_config
-
-
-@pytest.fixture
-def context(tmp_path, monkeypatch):
-    return workstation(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def config(tmp_path):
-    return write_config(tmp_path)
+from tests.support.started import SETTINGS, Ready
 
 
 def prepared(context, *words, **options) -> Run:

@@ -7,32 +7,7 @@ from launch.commands import run as run_command
 from launch.errors import HostError
 from launch.runs import resume, start
 from tests.support.launch_hosts import Records, a_run, until
-from tests.support.started import (
-    Machines,
-    Ready,
-    Worker,
-    arguments,
-    stand_for_cloud,
-    two_hosts,
-    workstation,
-    write_config,
-)
-
-
-@pytest.fixture
-def context(tmp_path, monkeypatch):
-    return workstation(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def config(tmp_path):
-    return write_config(tmp_path)
-
-
-@pytest.fixture
-def hosts(tmp_path):
-    with two_hosts(tmp_path) as made:
-        yield made
+from tests.support.started import Machines, Ready, Worker, arguments, stand_for_cloud
 
 
 @pytest.fixture
