@@ -61,7 +61,7 @@ def run(
         from janus_jax.evaluation.bench import read_bench
         from janus_jax.generation.prompt_file import PromptRow
 
-        with judges.told("no part of a bench row; it is not used") as unread:
+        with judges.noting("no part of a bench row; it is not used") as unread:
             wanted = read_bench(bench, unread=unread)[:limit]
         made = []
         for row in wanted:
@@ -127,9 +127,9 @@ def judge(
 
     how = judging.Judging(judge, base_url, runs, temperature, top_p, max_tokens, seed, asks, show_system)
     written = read_prompts("absolute", prompts)
-    with judges.told("not shown to the judge") as unread:
+    with judges.noting("not shown to the judge") as unread:
         rows = read_bench(bench, unread=unread)
-    with judges.told("not judged") as unread:
+    with judges.noting("not judged") as unread:
         texts = read_answers(answers, rows, may_be_empty=judge_empty, limit=limit, unread=unread)
     rows = rows[:limit]
     settings = how.settings("absolute", written, rows, answers=texts)
@@ -244,11 +244,11 @@ def compare(
             require_file(name, file)
     how = Judging(judge, base_url, runs, temperature, top_p, max_tokens, seed, asks, show_system)
     written = read_prompts("pairwise", prompts)
-    with judges.told("not shown to the judge") as unread:
+    with judges.noting("not shown to the judge") as unread:
         rows = read_bench(bench, unread=unread)
     sides = []
     for file in (answers, against):
-        with judges.told("not judged") as unread:
+        with judges.noting("not judged") as unread:
             sides.append(read_answers(file, rows, may_be_empty=judge_empty, limit=limit, unread=unread))
     rows, (own, other) = rows[:limit], sides
     settings = how.settings("pairwise", written, rows, answers=own, against=other)

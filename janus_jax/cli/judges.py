@@ -136,7 +136,7 @@ def _prices(text: str | None) -> Any:
 
 
 @contextlib.contextmanager
-def told(what: str) -> Iterator["Counter[str]"]:
+def noting(what: str) -> Iterator["Counter[str]"]:
     """A counter whose contents are said at the end."""
     counter: Counter[str] = Counter()
     yield counter

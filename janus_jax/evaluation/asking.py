@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from janus_jax.errors import ConfigError
 from janus_jax.evaluation.bench import digest
 from janus_jax.evaluation.judgements import NOT_ASKED
+from janus_jax.generation.progress import Progress
 from janus_jax.storage.endpoint import Endpoint
 from janus_jax.storage.endpoint_requests import Messages, Reply
 
@@ -19,8 +19,6 @@ PLACEHOLDERS = {
     "pairwise": ("instruction", "response_a", "response_b", "reference_answer", "rubric"),
 }
 """Kind of judgement -> what its prompt is filled with. It needs those that begin with `response`, and the rubric."""
-_EVERY_S = 10.0
-"""Between two lines of progress."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,15 +120,13 @@ def ask(
     """
     items = [(place, run) for place in range(len(conversations)) for run in range(runs)]
     outcomes.update((item, Outcome()) for item in items)
-    ended, shown_at = 0, time.monotonic()
+    ended, progress = 0, Progress(len(outcomes), "verdicts", "tokens", tell)
     for attempt in range(asks + max(before.values(), default=0)):
         for (place, run), reply in _replies(endpoint, conversations, items, runs, attempt, seed, options):
             outcome = outcomes[place, run]
             outcome.add(reply, read)
             ended += outcome.value is not None
-            if time.monotonic() - shown_at > _EVERY_S:
-                shown_at = time.monotonic()
-                tell(f"{ended:,} of {len(outcomes):,} verdicts, {endpoint.usage.tokens:,} tokens")
+            progress(ended, endpoint.usage.tokens)
         items = [
             item
             for item in items

@@ -91,10 +91,10 @@ class LogProbScorer(Scorer):
 
     def open(self) -> tuple[Scores, list[str]]:
         engine = Engine.stored(self.stored)
-        return lambda pairs: [_told(one) for one in engine.log_probs(pairs)], engine.notes
+        return lambda pairs: [_as_json(one) for one in engine.log_probs(pairs)], engine.notes
 
 
-def _told(scores: LogProbs) -> dict[str, Any]:
+def _as_json(scores: LogProbs) -> dict[str, Any]:
     count = len(scores.tokens)
     mean = scores.total / count if count else None
     return {"sum": scores.total, "mean": mean, "tokens": count, "is_greedy": scores.is_greedy}

@@ -290,8 +290,9 @@ class Endpoint:
         prompt, completion = usage or (request.most_prompt, request.limit or 0)
         record |= {"prompt_tokens": prompt, "completion_tokens": completion} | ({} if usage else {"counted": False})
         self._journal.add(request.key, record)
-        self._answered += record.get("text") is not None
         self._count(prompt, completion, usage is None)
+        with self._lock:
+            self._answered += record.get("text") is not None
         return record
 
     def _count(self, prompt: int, completion: int, uncounted: bool) -> None:

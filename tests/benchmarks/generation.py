@@ -1,15 +1,14 @@
 """Speed of generation on this CPU beside transformers' `generate`, of 64 samples of one prompt, and over long texts.
 
-    JANUS_SMOLLM2=DIR python -m tests.benchmarks.generation            # about ten minutes on two quiet cores
-    JANUS_SMOLLM2=DIR python -m tests.benchmarks.generation --quick    # three
+    JANUS_SMOLLM2=DIR python -m tests.benchmarks.generation            # longer texts, more turns
+    JANUS_SMOLLM2=DIR python -m tests.benchmarks.generation --quick    # under four minutes on two quiet cores
 
 Greedy, float32, prompts of 64 random ids, no text ends early. The same weights are loaded by two processes, one with
 JAX and one with torch, which take turns: while one works, the other waits. Both get the same cores (`--threads`), and
 torch as many threads. The first turn compiles and does not count. On a busy machine compare CPU time: seconds of all
 threads. Without JANUS_SMOLLM2, a Hugging Face directory of SmolLM2-135M, only a random Mistral of 58M is measured.
 
-The parts `samples` and `long` compare this package with itself and take a random Mistral of 21M. `--only samples`
-takes about two minutes of CPU time, with `--quick` one.
+The parts `samples` and `long` compare this package with itself and take a random Mistral of 21M.
 """
 
 import argparse
