@@ -155,7 +155,11 @@ class Worker:
     def texts(self) -> int:
         """Texts that grow or wait, and prompts to score."""
         with self._changed:
-            return sum(job.size for job in self._open)
+            return self._taken()
+
+    def _taken(self) -> int:
+        """Of jobs that have not ended: a client that has its whole answer must not meet itself in the queue."""
+        return sum(job.size for job in self._open if not job.done)
 
     def submit(self, job: Job) -> None:
         """Raises Refusal: too many texts wait already (429), the server ends (503), or its thread died (500)."""
@@ -164,7 +168,7 @@ class Worker:
                 raise _failed()
             if self._ends:
                 raise ending()
-            if sum(one.size for one in self._open) + job.size > self._most:
+            if self._taken() + job.size > self._most:
                 what = f"too many texts wait already; allowed: {self._most:,} at the same time; try again later"
                 raise Refusal(what, 429, code="rate_limit_exceeded", headers={"Retry-After": "1"})
             self._open.add(job)

@@ -109,6 +109,20 @@ def test_more_than_fits_is_refused_and_may_come_again(alone, monkeypatch):
     assert alone.ask(TEXT, {"prompt": "x", "max_tokens": 2})[0] == 200
 
 
+def test_an_answered_client_takes_no_place(alone, monkeypatch):
+    """It may ask again before the worker has cleared what it answered."""
+    running_worker = alone.service.worker
+    close, held = running_worker._close, threading.Event()
+    monkeypatch.setattr(running_worker, "_close", lambda job: (held.wait(5), close(job)))
+    body = {"prompt": "x", "n": 8, "max_tokens": 2}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert alone.ask(TEXT, body)[0] == 200
+        second = pool.submit(alone.ask, TEXT, body)
+        until(lambda: running_worker._fresh or second.done())
+        held.set()
+        assert second.result()[0] == 200
+
+
 def test_what_takes_too_long_ends(alone, monkeypatch):
     with openai.OpenAI(base_url=alone.url, api_key="any", max_retries=0) as client:
         stream = iter(
