@@ -58,7 +58,7 @@ def run(
     from janus_jax.generation.stopping import StoppingOptions
 
     def read(_: "Counter[str]") -> "list[PromptRow]":
-        from janus_jax.evaluation.bench import read_bench
+        from janus_jax.evaluation.bench.rows import read_bench
         from janus_jax.generation.prompt_file import PromptRow
 
         with judges.noting("no part of a bench row; it is not used") as unread:
@@ -121,9 +121,9 @@ def judge(
     goes on where it was, and tries verdicts again that failed.
     """
     arguments.on_cpu()
-    from janus_jax.evaluation import judge as judging
-    from janus_jax.evaluation.asking import read_prompts
-    from janus_jax.evaluation.bench import read_answers, read_bench
+    from janus_jax.evaluation.bench import judge as judging
+    from janus_jax.evaluation.bench.asking import read_prompts
+    from janus_jax.evaluation.bench.rows import read_answers, read_bench
 
     how = judging.Judging(judge, base_url, runs, temperature, top_p, max_tokens, seed, asks, show_system)
     written = read_prompts("absolute", prompts)
@@ -175,7 +175,7 @@ def table(
 ) -> None:
     """Show mean scores with 95 % bootstrap intervals, beside the paper's Table 2."""
     arguments.on_cpu()
-    from janus_jax.evaluation import judgements, tables
+    from janus_jax.evaluation.bench import judgements, tables
     from janus_jax.storage import local
 
     for name, file in (("--json", json_file), ("--csv", csv_file)):
@@ -233,10 +233,10 @@ def compare(
     Journal, budgets and going on are those of janus bench judge.
     """
     arguments.on_cpu()
-    from janus_jax.evaluation import judgements, pairwise
-    from janus_jax.evaluation.asking import read_prompts
-    from janus_jax.evaluation.bench import read_answers, read_bench
-    from janus_jax.evaluation.judge import Judging, estimate
+    from janus_jax.evaluation.bench import judgements, pairwise
+    from janus_jax.evaluation.bench.asking import read_prompts
+    from janus_jax.evaluation.bench.judge import Judging, estimate
+    from janus_jax.evaluation.bench.rows import read_answers, read_bench
     from janus_jax.storage import local
 
     for name, file in (("--json", json_file), ("--csv", csv_file)):

@@ -82,7 +82,7 @@ class Options:
     @contextlib.contextmanager
     def estimating(self, out: Path, settings: dict[str, Any], how: Any) -> Iterator["Endpoint"]:
         """An endpoint that asks nothing, needs no key and leaves nothing."""
-        from janus_jax.evaluation import judgements
+        from janus_jax.evaluation.bench import judgements
 
         judgements.require_same(out, settings)
         with tempfile.TemporaryDirectory() as scratch:
@@ -96,7 +96,7 @@ class Options:
         self, out: Path, settings: dict[str, Any], how: Any, rows: Sequence[Any], words: Sequence[Any]
     ) -> Iterator["Endpoint"]:
         """An endpoint whose journal lies in `out`, which is made, or is of the same settings."""
-        from janus_jax.evaluation import judgements
+        from janus_jax.evaluation.bench import judgements
 
         require_writable("--out", out)
         judgements.require_same(out, settings)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from janus_jax.evaluation.bench import read_answers, read_bench
+from janus_jax.evaluation.bench.rows import read_answers, read_bench
 from janus_jax.generation.requests import AnswerOptions
 from tests.support.benches import bench_row, write_rows
 from tests.support.chat_models import chat_model

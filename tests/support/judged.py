@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from janus_jax.evaluation import judgements
-from janus_jax.evaluation.asking import read_prompts
-from janus_jax.evaluation.bench import BenchRow
-from janus_jax.evaluation.judge import Judging
+from janus_jax.evaluation.bench import judgements
+from janus_jax.evaluation.bench.asking import read_prompts
+from janus_jax.evaluation.bench.judge import Judging
+from janus_jax.evaluation.bench.rows import BenchRow
 
 Score = Callable[[int, int, int], int | None]
 """Number of a row, rubric and run -> score."""

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from janus_jax.errors import DataError
-from janus_jax.evaluation.bench import read_answers, read_bench
+from janus_jax.evaluation.bench.rows import read_answers, read_bench
 from tests.support.benches import answers_to, bench_row, write_rows
 
 ROWS = [bench_row(number) for number in range(3)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from janus_jax.data.columns import alike
 from janus_jax.errors import ConfigError, first_line
-from janus_jax.evaluation.bench import BenchRow, digest
+from janus_jax.evaluation.bench.rows import BenchRow, digest
 from janus_jax.storage import local
 
 JOURNAL, SETTINGS, ROWS, JUDGEMENTS = "replies.jsonl", "settings.json", "rows.jsonl", "judgements.jsonl"

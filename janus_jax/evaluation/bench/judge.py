@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from janus_jax.evaluation import judgements
-from janus_jax.evaluation.asking import Item, Outcome, Prompts, ask
-from janus_jax.evaluation.bench import SCORES, BenchRow, Rubric, digest
-from janus_jax.evaluation.verdicts import score
+from janus_jax.evaluation.bench import judgements
+from janus_jax.evaluation.bench.asking import Item, Outcome, Prompts, ask
+from janus_jax.evaluation.bench.rows import SCORES, BenchRow, Rubric, digest
+from janus_jax.evaluation.bench.verdicts import score
 from janus_jax.storage.endpoint import Endpoint
 from janus_jax.storage.endpoint_requests import Estimate, Messages, Reply
 

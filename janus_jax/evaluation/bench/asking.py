@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.errors import ConfigError
-from janus_jax.evaluation.bench import digest
-from janus_jax.evaluation.judgements import NOT_ASKED
+from janus_jax.evaluation.bench.judgements import NOT_ASKED
+from janus_jax.evaluation.bench.rows import digest
 from janus_jax.generation.progress import Progress
 from janus_jax.storage.endpoint import Endpoint
 from janus_jax.storage.endpoint_requests import Messages, Reply

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax.evaluation.asking import Outcome, Prompts
-from janus_jax.evaluation.bench import BenchRow
+from janus_jax.evaluation.bench.asking import Outcome, Prompts
+from janus_jax.evaluation.bench.judge import Judging, rest, verdicts
+from janus_jax.evaluation.bench.judgements import Judged
+from janus_jax.evaluation.bench.rows import BenchRow
 from janus_jax.evaluation.intervals import mean_interval
-from janus_jax.evaluation.judge import Judging, rest, verdicts
-from janus_jax.evaluation.judgements import Judged
-from janus_jax.evaluation.tables import paper
+from janus_jax.evaluation.paper import paper
 from janus_jax.storage.endpoint import Endpoint
 from janus_jax.storage.endpoint_requests import Messages, Reply
 

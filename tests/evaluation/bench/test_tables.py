@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from janus_jax.evaluation import judgements, tables
-from janus_jax.evaluation.bench import read_bench
+from janus_jax.evaluation.bench import judgements, tables
+from janus_jax.evaluation.bench.rows import read_bench
 from janus_jax.evaluation.intervals import mean_interval
 from tests.support.benches import bench_row, write_rows
 from tests.support.judged import judged

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from janus_jax.evaluation.judgements import Judged
-from janus_jax.evaluation.pairwise import lines_of, result, winner
+from janus_jax.evaluation.bench.judgements import Judged
+from janus_jax.evaluation.bench.pairwise import lines_of, result, winner
 
 
 @pytest.mark.parametrize(

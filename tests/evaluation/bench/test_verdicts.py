@@ -2,7 +2,7 @@
 
 import pytest
 
-from janus_jax.evaluation.verdicts import score
+from janus_jax.evaluation.bench.verdicts import score
 
 RIGHT = [
     ("Poor. [RESULT] score of 1", 1),

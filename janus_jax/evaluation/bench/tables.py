@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from janus_jax.data.columns import text
 from janus_jax.errors import ConfigError, DataError
-from janus_jax.evaluation.bench import ALIASES, raw_rows
+from janus_jax.evaluation.bench.judgements import Judged, prompt_digest
+from janus_jax.evaluation.bench.rows import ALIASES, raw_rows
 from janus_jax.evaluation.intervals import mean_interval
-from janus_jax.evaluation.judgements import Judged, prompt_digest
+from janus_jax.evaluation.paper import paper
 
 _SOURCES_SHOWN = 12
 SEVERAL, NONE = "several sets", "no set"
@@ -40,11 +40,6 @@ class Group:
     verdicts: int
     failed: int
     """Verdicts without a score, which count nowhere."""
-
-
-def paper(kind: str) -> dict[str, Any]:
-    """The paper's numbers."""
-    return yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text(encoding="utf-8"))[kind]
 
 
 def read_set(source: str | os.PathLike[str]) -> set[str]:
