@@ -4,8 +4,18 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from janus_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from janus_jax.evaluation.result_table import Table
+
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the table here.")]
+CsvFile = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table here.")]
+PlotFile = Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg", help="Also draw it here.")]
 
 
 def require_writable(name: str, path: str | os.PathLike[str], *, empty: bool = False, buckets: bool = False) -> None:
@@ -48,6 +58,28 @@ def require_file(name: str, path: Path) -> None:
         raise ConfigError(f"{name} {path}: {path.parent} is not a directory")
     if reason := unwritable(path.parent):
         raise ConfigError(f"{name} {path}: {reason}")
+
+
+def require_table_files(json: Path | None, csv: Path | None, plot: Path | None = None) -> None:
+    """Refuses files of --json, --csv and --plot that cannot be written, or that are one file."""
+    given = {name: path for name, path in (("--json", json), ("--csv", csv), ("--plot", plot)) if path is not None}
+    for name, path in given.items():
+        require_file(name, path)
+    if len({path.resolve() for path in given.values()}) < len(given):
+        raise ConfigError(f"{' and '.join(given)}: name the same file")
+    if plot is not None and plot.suffix != ".svg":
+        raise ConfigError(f"--plot {plot}: allowed: a file that ends with .svg")
+
+
+def show_table(table: "Table", json: Path | None, csv: Path | None) -> None:
+    """Writes the files that were asked for, then prints the table."""
+    from janus_jax.storage import local
+
+    if json is not None:
+        local.write_json(json, table.as_json())
+    if csv is not None:
+        local.write_whole(csv, table.as_csv())
+    print(*table.lines(), sep="\n", flush=True)
 
 
 def tell(line: str) -> None:

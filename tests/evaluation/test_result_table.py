@@ -1,0 +1,41 @@
+"""The three forms of a table hold the same numbers."""
+
+import csv
+import io
+import json
+
+from janus_jax.evaluation.result_table import Row, Table
+from janus_jax.storage.local import finite
+
+TABLE = Table(
+    "toxicity",
+    "Toxicity of 4 prompts",
+    ["maximum", "prompts"],
+    [Row("mine", [0.25, 4], [0.125, None], [0.5, None]), Row("other, with comma", [None, float("nan")])],
+    ["note: one scorer"],
+    {"seed": 1},
+    "toxicity",
+)
+
+
+def test_text_has_intervals_notes_and_the_paper_beside():
+    lines = TABLE.lines()
+    assert lines[0] == "Toxicity of 4 prompts" and lines[4] == "note: one scorer"
+    assert lines[2].split() == ["mine", "0.250", "[0.125,", "0.500]", "4"] and lines[3].split()[-2:] == ["-", "-"]
+    assert len({len(line) for line in lines[1:4]}) == 1  # aligned at the right
+    assert any(line.startswith("Janus 7B") and "0.061" in line for line in lines[5:])
+
+
+def test_programs_read_the_same_numbers():
+    told = json.loads(json.dumps(finite(TABLE.as_json())))
+    assert (told["kind"], told["columns"], told["settings"]) == ("toxicity", ["maximum", "prompts"], {"seed": 1})
+    assert told["rows"][0] == {"name": "mine", "values": [0.25, 4], "low": [0.125, None], "high": [0.5, None]}
+    assert told["rows"][1]["values"] == [None, None] and told["paper"]["rows"]["Janus 7B"][0] == 0.256
+    first, second = csv.DictReader(io.StringIO(TABLE.as_csv()))
+    assert (first["maximum"], first["maximum low"], first["prompts"], first["prompts high"]) == (
+        "0.25",
+        "0.125",
+        "4",
+        "",
+    )
+    assert second["name"] == "other, with comma" and second["maximum"] == second["prompts"] == ""
