@@ -96,13 +96,8 @@ def _number(value: Any) -> str:
 
 
 def _aligned(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    wide = max(24, *(len(name) for name, _ in rows)) if rows else 24
-    widths = [
-        max(len(column), *(len(cells[at]) for _, cells in rows)) if rows else len(column)
-        for at, column in enumerate(columns)
-    ]
-    lines = [(" " * wide, columns), *rows]
-    return [
-        "  ".join((name.ljust(wide), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))).rstrip()
-        for name, cells in lines
-    ]
+    lines = [("", columns), *rows]
+    wide = max(24, *(len(name) for name, _ in lines))
+    widths = [max(map(len, column)) for column in zip(*(cells for _, cells in lines), strict=True)]
+    padded = ([cell.rjust(width) for cell, width in zip(cells, widths, strict=True)] for _, cells in lines)
+    return ["  ".join((name.ljust(wide), *cells)) for (name, _), cells in zip(lines, padded, strict=True)]
