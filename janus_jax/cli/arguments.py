@@ -148,4 +148,7 @@ def runtime_options(
         raise ConfigError(f"--coordinator {coordinator}: allowed: HOST or HOST:PORT, like 10.0.0.2:{COORDINATOR_PORT}")
     if num_processes is not None and process_id is not None and process_id >= num_processes:
         raise ConfigError(f"--process-id {process_id}: allowed: 0 to {num_processes - 1} (--num-processes - 1)")
-    return RuntimeOptions(coordinator, num_processes, process_id, devices, start_timeout)
+    from janus_jax.storage.staging import cache
+
+    programs = str(cache() / "programs")
+    return RuntimeOptions(coordinator, num_processes, process_id, devices, start_timeout, programs=programs)

@@ -51,6 +51,12 @@ def plan(
         Path | None,
         typer.Option(metavar="FILE", help="YAML file whose chip figures and prices override the package's."),
     ] = None,
+    measured: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="A step on the same chips, of janus time-step --json, to expect from; may be repeated."
+        ),
+    ] = None,
     explain: Annotated[
         str | None,
         typer.Option(
@@ -106,7 +112,13 @@ def plan(
         "--max-new-tokens": max_new_tokens,
         "--cache-dtype": cache_dtype,
     }
-    of_training = {"--png": png, "--dump-hlo": dump_hlo, "--explain": explain, "--sweep": sweep}
+    of_training = {
+        "--png": png,
+        "--dump-hlo": dump_hlo,
+        "--explain": explain,
+        "--sweep": sweep,
+        "--measured": (measured or [None])[0],
+    }
     for name, value in (of_training if generate else of_generation).items():
         if value is not None:
             raise ConfigError(f"{name} {value}: {'not' if generate else 'only'} allowed with --generate")
@@ -120,6 +132,8 @@ def plan(
     loaded = load(config, overrides)
     if explain is not None and sweep is not None:
         raise ConfigError("--sweep, --explain: allowed: only one of them")
+    if measured and (explain is not None or sweep is not None):
+        raise ConfigError(f"--measured {measured[0]}: not allowed with --sweep or --explain")
     if explain is not None:
         from janus_jax.planning.report.explain import explain_parameters
 
@@ -130,14 +144,17 @@ def plan(
             raise ConfigError(f"--dump-hlo {dump_hlo}: not allowed with --sweep")
         _sweep(loaded, topology, slices, chips, sweep, json, png)
         return
+    from janus_jax.planning import expectation
     from janus_jax.planning import plan as compile_plan
-    from janus_jax.planning.chips.slices import load_chips
+    from janus_jax.planning.chips.slices import find_slice, load_chips
     from janus_jax.planning.report.text import show
 
+    timings = [expectation.read_timing(file) for file in measured or ()]
+    expectation.require_used(timings, find_slice(topology).family)
     as_of = load_chips(chips).as_of
     with _progress(f"compiling for {topology}"):
         compiling = partial(compile_plan, loaded, topology, num_slices=slices, chips=chips, dump_hlo=dump_hlo)
-        planned = interruptibly(compiling)
+        planned = expectation.expect(interruptibly(compiling), timings)
     show(planned, prices_of=as_of)
     if json is not None:
         from janus_jax.storage.local import write_json

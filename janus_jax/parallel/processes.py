@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from janus_jax import errors
 from janus_jax.errors import ConfigError, LostPeerError, OutOfMemoryError, first_line
-from janus_jax.parallel import environment, preflight, supervisor
+from janus_jax.parallel import compiled_programs, environment, preflight, supervisor
 from janus_jax.parallel.progress import Progress
 from janus_jax.parallel.same_everywhere import require_same_versions
 from janus_jax.parallel.star import DEAD_S, Place
@@ -36,6 +36,7 @@ class RuntimeOptions:
     start_timeout_s: float = START_TIMEOUT_S  # how long processes wait for each other at the start
     run: str = ""  # as messages call it
     launch: str = ""  # a token that starts of other launches do not have
+    programs: str | None = None  # directory where compiled programs are kept
 
 
 def supervise(options: RuntimeOptions) -> None:
@@ -76,6 +77,8 @@ def start(options: RuntimeOptions) -> None:
 
     if jax.distributed.is_initialized():
         return
+    if options.programs is not None:
+        compiled_programs.keep(options.programs)
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, and knows of steps only
     if options.coordinator is not None:
         environment.use_gloo_on_cpu()

@@ -61,6 +61,18 @@ class Parameter:
 
 
 @dataclasses.dataclass(frozen=True)
+class Expectation:
+    """How far the step will probably be from its bound, from steps that ran on the same chips."""
+
+    factor: float  # expected seconds over those of the bound
+    low: float  # smallest factor of these steps
+    high: float
+    sources: tuple[str, ...]  # files of `janus time-step`, or who published the step
+    alike: tuple[str, ...] = ()  # in what these steps are like the plan's
+    own: bool = False  # measured with janus_jax
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """One step of one configuration on one slice, or on several identical ones."""
 
@@ -91,6 +103,7 @@ class Plan:
     versions: dict[str, str]
     parameters: dict[str, Parameter] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()  # settings that are probably not meant
+    expected: Expectation | None = None
 
     @property
     def rows_per_device(self) -> float:
@@ -109,9 +122,14 @@ class Plan:
         hours = self.hours_per_epoch
         return None if hours is None or self.usd_per_hour is None else hours * self.usd_per_hour
 
+    @property
+    def expected_seconds(self) -> float | None:
+        """Of one step."""
+        return None if self.bound is None or self.expected is None else self.bound.seconds * self.expected.factor
+
     def to_json(self) -> dict[str, Any]:
         """What `--json` writes; bytes and seconds."""
-        derived = ("rows_per_device", "hours_per_epoch", "usd_per_epoch")
+        derived = ("rows_per_device", "hours_per_epoch", "usd_per_epoch", "expected_seconds")
         values = dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
         values["memory"]["needed"] = self.memory.needed
         if self.bound is not None:

@@ -259,6 +259,8 @@ def _time(plan: Plan, console: Console, prices_of: str | None) -> None:
             console, "bound", f"{seconds(bound.seconds)} per step, {tokens}, limited by {resource(plan, bound.limit)}"
         )
         _line(console, "in series", f"{seconds(bound.serial_seconds)} per step if nothing overlaps")
+    if (expected := _expected(plan)) is not None:
+        _line(console, "expected", expected)
     if plan.target.topology is not None:
         _line(console, "epoch", _epoch(plan, prices_of))
     if bound is not None:
@@ -297,6 +299,24 @@ def _show_timing(timing: Timing, console: Console) -> None:
         _line(console, "bound", f"none: no figures for {plan.target.name}")
 
 
+def _expected(plan: Plan) -> str | None:
+    """The step beside its bound, and why; None without a bound."""
+    bound, expected, family = plan.bound, plan.expected, plan.target.family
+    if bound is None:
+        return None
+    if expected is None or plan.expected_seconds is None:
+        return f"nothing: no step on {family} was measured; --measured takes files of janus time-step --json"
+    factor, many = expected.factor, len(expected.sources)
+    figures = f"{seconds(plan.expected_seconds)} per step, {bound.tokens_per_s / factor:,.0f} tokens/s"
+    figures += f", MFU {100 * bound.mfu / factor:.1f} %: the bound times {factor:.2f}"
+    if not expected.own:
+        return f"{figures}, as published for {expected.sources[0]} on {family}; janus_jax was not measured"
+    spread = f", from {expected.low:.2f} to {expected.high:.2f}" if many > 1 else ""
+    alike = " and ".join(expected.alike)
+    of = f"of the same {alike}" if alike else "of other objectives"
+    return f"{figures}, as measured in {counted(many, 'file')} {of}{spread}"
+
+
 def _epoch(plan: Plan, prices_of: str | None) -> str:
     price = "no price for this chip"
     if plan.usd_per_hour is not None:
@@ -311,7 +331,11 @@ def _epoch(plan: Plan, prices_of: str | None) -> str:
     if plan.hours_per_epoch is None:
         return f"{counted(plan.steps_per_epoch, 'step')}; {price}"
     cost = "" if plan.usd_per_epoch is None else f", {plan.usd_per_epoch:,.2f} USD"
-    return f"{counted(plan.steps_per_epoch, 'step')}, {plan.hours_per_epoch:,.2f} hours{cost} at the bound; {price}"
+    expected = "" if plan.expected is None else f", {plan.hours_per_epoch * plan.expected.factor:,.2f} hours expected"
+    return (
+        f"{counted(plan.steps_per_epoch, 'step')}, {plan.hours_per_epoch:,.2f} hours{cost} at the bound{expected}; "
+        f"{price}"
+    )
 
 
 def _table(*headers: str) -> Table:

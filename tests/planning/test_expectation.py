@@ -1,0 +1,106 @@
+"""A plan beside steps that ran: which of them count, and what is refused."""
+
+import dataclasses
+import json
+
+import pytest
+
+from janus_jax.errors import ConfigError
+from janus_jax.planning import expectation
+from janus_jax.planning.chips.slices import find_slice
+from janus_jax.planning.expectation import Measured
+from janus_jax.planning.report.text import show
+from janus_jax.planning.result import Timing
+from janus_jax.storage.local import finite
+from tests.support.plans import example_plan
+
+
+@pytest.fixture
+def plan():
+    return example_plan()
+
+
+def timing(path, plan, seconds, **changes):
+    """What `janus time-step --json` writes for a step of `plan`, changed."""
+    value = finite(Timing(dataclasses.replace(plan, **changes), "TPU v5 lite", 16, 1000, (seconds,), None).to_json())
+    path.write_text(json.dumps(value))
+    return expectation.read_timing(path)
+
+
+def test_the_factor_is_what_a_step_took_over_its_bound(plan, tmp_path):
+    least = plan.bound.seconds
+    one = timing(tmp_path / "one.json", plan, 1.5 * least)
+    assert (one.family, one.objective, one.remat) == ("v5e", "sft", "full") and one.factor == pytest.approx(1.5)
+    expected = expectation.expect(plan, [one])
+    assert expected.expected_seconds == pytest.approx(1.5 * least) and expected.expected.own
+    assert expected.to_json()["expected_seconds"] == pytest.approx(1.5 * least)
+
+
+def test_the_steps_most_like_it_count(plan, tmp_path):
+    least, dpo = plan.bound.seconds, {"objective": "dpo"}
+    changes = [({}, 2), ({}, 8), ({"remat": "dots"}, 3), (dpo, 7)]
+    ran = [timing(tmp_path / f"{i}.json", plan, by * least, **how) for i, (how, by) in enumerate(changes)]
+    best = expectation.expect(plan, ran).expected
+    assert best.factor == pytest.approx(4) and (best.low, best.high) == (pytest.approx(2), pytest.approx(8))
+    assert best.alike == ("objective", "remat") and len(best.sources) == 2
+    assert expectation.expect(plan, ran[2:]).expected.factor == pytest.approx(3)
+    assert expectation.expect(plan, ran[3:]).expected.alike == ()
+
+
+def test_what_others_published_is_marked_and_counts_only_without_ones_own(plan, capsys):
+    plan = dataclasses.replace(plan, target=find_slice("v6e-8"))
+    other = expectation.expect(plan, [Measured("here", "v5e", 9.0, "sft", "full")])
+    assert not other.expected.own and other.expected.sources[0].startswith("MaxText, Mistral-7B")
+    show(other)
+    words = " ".join(capsys.readouterr().out.split())
+    assert "the bound times 2.05, as published for MaxText, Mistral-7B" in words and "was not measured" in words
+    own = expectation.expect(plan, [Measured("here", "v6e", 1.5, "sft", "full")])
+    assert own.expected.own and own.expected.factor == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(("family", "mfu"), [("v6e", 0.416), ("h100", 0.492)])
+def test_published_figures_give_the_mfu_that_is_known_of_them(family, mfu):
+    """Model FLOPs utilisation with causal attention, as others computed it: 41.6 % and 49.2 %."""
+    one = expectation.published(family)
+    assert one.flops.model / one.flops.total / one.measured.factor == pytest.approx(mfu, abs=0.005)
+
+
+def test_without_a_step_on_these_chips_nothing_is_expected(plan, capsys):
+    assert expectation.expect(plan, []).expected is None
+    show(plan)
+    assert "expected: nothing: no step on v5e was measured" in " ".join(capsys.readouterr().out.split())
+
+
+def test_simulated_devices_expect_nothing(plan):
+    simulated = dataclasses.replace(plan, target=find_slice("cpu:8"), bound=None)
+    assert expectation.expect(simulated, [Measured("a", "cpu", 2.0)]) is simulated
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "has no"),
+        ('{"plan": {}}', "has no 'median_s'"),
+        ('{"plan": {}, "median_s": 1}', "has no 'target'"),
+    ],
+)
+def test_other_files_are_refused_by_name(tmp_path, text, message):
+    path = tmp_path / "times.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as refused:
+        expectation.read_timing(path)
+    assert str(refused.value).startswith(f"--measured {path}: ") and "janus time-step --json" in str(refused.value)
+
+
+def test_steps_that_teach_nothing_are_refused(plan, tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        expectation.read_timing(tmp_path / "none.json")
+    with pytest.raises(ConfigError, match="measured on cpu:8, whose steps have no bound"):
+        timing(tmp_path / "a.json", plan, 1.0, target=find_slice("cpu:8"), bound=None)
+    text = (tmp_path / "a.json").read_text()
+    (tmp_path / "a.json").write_text(text.replace('"bound": null', '"bound": {"seconds": 0}'))
+    with pytest.raises(ConfigError, match=r"a bound of 0 s and a median of 1\.0 s; allowed: positive"):
+        expectation.read_timing(tmp_path / "a.json")
+    with pytest.raises(ConfigError, match="was measured on v4, but this plan is for v5e"):
+        expectation.require_used([Measured("a.json", "v4", 2.0)], "v5e")
