@@ -1,0 +1,63 @@
+"""`janus measure`: files in, a table, its twins and a picture out; refusals in one line."""
+
+import csv
+import io
+import json
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.support.answers import answer_row
+from tests.support.benches import write_rows
+
+
+@pytest.fixture
+def answers(tmp_path):
+    rows = [answer_row(f"a b c{s} {n}", f"Question {n}?", f"Be {s}.", id=f"{n}-{s}") for n in range(4) for s in "123"]
+    return write_rows(tmp_path / "mine.jsonl", rows)
+
+
+def outputs(path):
+    return ["--json", path / "t.json", "--csv", path / "t.csv", "--plot", path / "t.svg"]
+
+
+def twins(path):
+    told = json.loads((path / "t.json").read_text())
+    lines = list(csv.DictReader(io.StringIO((path / "t.csv").read_text())))
+    assert [row["name"] for row in told["rows"]] == [line["name"] for line in lines]
+    picture = ElementTree.parse(path / "t.svg")
+    assert not any(
+        "href" in name and not str(value).startswith("#")
+        for node in picture.iter()
+        for name, value in node.attrib.items()
+    )
+    return told, lines
+
+
+def refused(janus, *arguments):
+    code, out, err = janus("measure", *arguments)
+    assert (code, out) == (2, "") and err.count("\n") == 1 and err.startswith("error: "), err
+    return err
+
+
+def test_diversity_of_two_models_with_twins_and_picture(janus, answers, tmp_path):
+    same = write_rows(tmp_path / "same.jsonl", [answer_row("x", system=str(n), extra=1) for n in range(3)])
+    code, out, err = janus("measure", "diversity", f"my $<model>$={answers}", f"x={same}", *outputs(tmp_path))
+    assert code == 0 and err == "note: 'extra' of 3 rows: not measured\n", err
+    told, lines = twins(tmp_path)
+    assert (told["kind"], told["settings"]["by"], told["settings"]["answers"]["x"]) == (
+        "diversity",
+        "prompt",
+        [str(same)],
+    )
+    assert told["rows"][1]["values"] == [1.0, 1.0, 1, 3] and lines[0]["average"] == "0.75"
+    assert "my $<model>$" in out and "Janus 7B" in out and "nan" not in out.lower()
+
+
+def test_diversity_refuses_what_it_cannot_compare(janus, answers, tmp_path):
+    alone = write_rows(tmp_path / "alone.jsonl", [answer_row("x"), answer_row("y", "Other?")])
+    assert f"error: {alone}: no instruction has two rows" in refused(janus, "diversity", alone)
+    assert f"{answers}:1: has no 'lot'; found: id" in refused(janus, "diversity", answers, "--by", "lot")
+    assert "--by and --samples" in refused(janus, "diversity", answers, "--by", "id", "--samples")
+    assert "ends with .svg" in refused(janus, "diversity", answers, "--plot", tmp_path / "x.png")
+    assert "no such file" in refused(janus, "diversity", tmp_path / "none.jsonl").lower()
