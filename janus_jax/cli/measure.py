@@ -6,7 +6,7 @@ import typer
 
 from janus_jax.cli import arguments, judges
 from janus_jax.cli.outputs import CsvFile, JsonFile, PlotFile, require_table_files, show_table
-from janus_jax.errors import ConfigError
+from janus_jax.errors import ConfigError, named
 
 if TYPE_CHECKING:
     from janus_jax.evaluation.measure.answers import AnswerRow
@@ -76,13 +76,54 @@ def diversity(
     measured = {}
     for name, files in given.items():
         rows = _read(files, column, by, needs_prompt=not (by or samples))
-        try:
+        with named(name):
             measured[name] = measure.diversity(rows, by_key=by is not None, samples=samples)
-        except ConfigError as error:
-            raise ConfigError(name, str(error)) from None
     settings = {"answers": given, "column": column, "by": "sample" if samples else by or "prompt"}
     if plot is not None:
         from janus_jax.evaluation.measure import chart
 
         chart.diversity(measured, plot)
     show_table(measure.table(measured, settings), json_file, csv_file)
+
+
+@app.command("verbosity", epilog="Example: janus measure verbosity janus=answers.jsonl --reference bench.jsonl")
+def verbosity(
+    answers: Answers,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A bench, or rows with answers to compare with. Default: reference_answer of the rows, if they have "
+            "one.",
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Count the tokens of this model, or of a tokenizer's directory, not words."),
+    ] = None,
+    column: Column = None,
+    json_file: JsonFile = None,
+    csv_file: CsvFile = None,
+    plot: PlotFile = None,
+) -> None:
+    """How long answers are, beside the reference answers; how many are cut off or run in circles."""
+    arguments.on_cpu()
+    require_table_files(json_file, csv_file, plot)
+    from janus_jax.evaluation.measure import verbosity as measure
+    from janus_jax.evaluation.measure.answers import named_files
+
+    given = named_files(answers)
+    length, unit = (measure.in_words, "words") if tokenizer is None else (measure.in_tokens(tokenizer), "tokens")
+    read = {name: _read(files, column, needs_prompt=False) for name, files in given.items()}
+    references = None if reference is None else _read([reference], None, needs_prompt=False)
+    measured = {}
+    for name, rows in read.items():
+        with named(name):
+            measured[name] = measure.verbosity(rows, references, length)
+    beside = measure.of_references(measured.values(), length)
+    settings = {"answers": given, "reference": reference, "tokenizer": tokenizer, "column": column}
+    if plot is not None:
+        from janus_jax.evaluation.measure import chart
+
+        chart.verbosity(measured, beside, unit, plot)
+    show_table(measure.table(measured, beside, unit, settings), json_file, csv_file)

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.support.answers import answer_row
-from tests.support.benches import write_rows
+from tests.support.benches import bench_row, write_rows
 
 
 @pytest.fixture
@@ -61,3 +61,23 @@ def test_diversity_refuses_what_it_cannot_compare(janus, answers, tmp_path):
     assert "--by and --samples" in refused(janus, "diversity", answers, "--by", "id", "--samples")
     assert "ends with .svg" in refused(janus, "diversity", answers, "--plot", tmp_path / "x.png")
     assert "no such file" in refused(janus, "diversity", tmp_path / "none.jsonl").lower()
+
+
+def test_verbosity_beside_the_references_of_a_bench(janus, answers, tmp_path):
+    bench = write_rows(
+        tmp_path / "bench.jsonl",
+        [
+            bench_row(n, prompt=f"Question {n}?", system=f"Be {s}.", reference_answer="w " * 10)
+            for n in range(3)
+            for s in "123"
+        ],
+    )
+    code, out, err = janus("measure", "verbosity", f"m={answers}", "--reference", bench, *outputs(tmp_path))
+    assert code == 0 and err == "" and "note: m: 3 rows without a reference; they count in no ratio" in out, err
+    told, _ = twins(tmp_path)
+    assert [row["name"] for row in told["rows"]] == ["reference", "m"] and told["settings"]["unit"] == "words"
+    values = dict(zip(told["columns"], told["rows"][1]["values"], strict=True))
+    assert (values["mean"], values["of reference"], values["cut"]) == (4, 0.4, 0)
+    other = write_rows(tmp_path / "other.jsonl", [bench_row(9, id="n")])
+    assert "m: 12 rows and 1 reference share no id" in refused(janus, "verbosity", f"m={answers}", "--reference", other)
+    assert "no such directory" in refused(janus, "verbosity", answers, "--tokenizer", tmp_path / "none")

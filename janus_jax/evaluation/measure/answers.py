@@ -15,7 +15,7 @@ from janus_jax.data.messages import ends_with_answer, read_conversation
 from janus_jax.data.schema import ALIASES as DATA_ALIASES
 from janus_jax.data.tally import note
 from janus_jax.errors import ConfigError, DataError
-from janus_jax.evaluation.bench.rows import raw_rows
+from janus_jax.evaluation.bench.rows import raw_rows, row_id
 from janus_jax.generation.prompt_file import conversation_of
 from janus_jax.storage import staging
 
@@ -45,7 +45,13 @@ class AnswerRow:
     prompt: str
     """The conversation without its system message; equal for prompts that differ in blanks at most. Empty: none."""
     system: str = ""
+    """In the same form."""
     id: str | None = None
+    """Its own, or the one that a bench gives to a row of this system message and prompt. None: it has no prompt."""
+    is_named: bool = False
+    """The id is its own."""
+    messages: tuple[dict[str, str], ...] = dataclasses.field(default=(), compare=False)
+    """The conversation as it is written."""
     reference: str | None = None
     key: str = ""
     """Value of the column that was asked for."""
@@ -120,15 +126,21 @@ def _row(columns: Columns, column: str | None, key: str | None, needs_prompt: bo
         answers = (Answer(last["content"]),)
     else:
         messages, answers = _conversation(columns, needs_prompt), _answers(columns, name)
-    spoken = [one["content"] for one in messages if one["role"] != "system"]
+    said, spoken = (
+        [one["content"] for one in messages if (one["role"] == "system") is is_system] for is_system in (True, False)
+    )
+    is_named = columns.has("id")
+    id = _label(columns, "id") if is_named else row_id("".join(said), "\n".join(spoken)) if spoken else None
     reference = None
     if name not in _REFERENCES and (other := next(filter(columns.has, _REFERENCES), None)):
         reference = text(columns[other], other)
     return AnswerRow(
         answers,
         "\n".join(map(comparable, spoken)),
-        "".join(comparable(one["content"]) for one in messages if one["role"] == "system"),
-        _label(columns, "id") if columns.has("id") else None,
+        comparable("".join(said)),
+        id,
+        is_named,
+        tuple(one for one in messages if one["content"]),
         reference,
         _label(columns, key) if key else "",
         place,

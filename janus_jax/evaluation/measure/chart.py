@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from janus_jax.evaluation.intervals import mean_cell
 from janus_jax.evaluation.measure.diversity import Diversity
+from janus_jax.evaluation.measure.verbosity import REFERENCE, Verbosity
 from janus_jax.evaluation.paper import paper
 from janus_jax.storage.local import write_bytes
 
@@ -35,7 +37,7 @@ def write(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) ->
     from matplotlib.figure import Figure
 
     style: dict[Any, Any] = {"font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold"}
-    style |= {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "janus"}
+    style |= {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "janus", "svg.fonttype": "none"}
     with warnings.catch_warnings(action="ignore"), matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
@@ -75,55 +77,90 @@ def box(axis: "Axes", values: np.ndarray, at: float, colour: str, width: float =
     )
 
 
-def dot(axis: "Axes", value: float, ends: tuple[float, float] | None, at: float, **style: Any) -> Any:
-    """A mean with its interval; without ends, hollow: a number of others."""
-    if ends is None:
-        return axis.plot([value], [at], linestyle="", markerfacecolor="white", markersize=7, **style)[0]
-    return axis.errorbar(
-        [value],
-        [at],
-        xerr=[[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]],
-        capsize=3,
-        markersize=6,
-        linestyle="",
-        markeredgecolor="white",
-        **style,
-    )
+def violin(axis: "Axes", values: np.ndarray, at: float, colour: str) -> None:
+    """Lying: how often values occur. Nothing for values that are all alike."""
+    if len(values) > 1 and np.ptp(values) > 0:
+        made = axis.violinplot(values, [at], orientation="horizontal", widths=0.85, showextrema=False)
+        for body in made["bodies"]:  # type: ignore[reportGeneralTypeIssues]
+            body.set(facecolor=colour, alpha=0.3)
+
+
+def dot(axis: "Axes", cell: tuple[float | None, float | None, float | None], at: float, **style: Any) -> None:
+    """A mean with its interval; without ends, hollow: a number of others. Without a mean, nothing."""
+    mean, low, high = cell
+    if mean is not None and low is not None and high is not None:
+        ends = [[max(0.0, mean - low)], [max(0.0, high - mean)]]
+        style |= {"xerr": ends, "capsize": 3, "markersize": 6, "markeredgecolor": "white"}
+        axis.errorbar([mean], [at], linestyle="", **style)
+    elif mean is not None:
+        axis.plot([mean], [at], linestyle="", markerfacecolor="white", markersize=7, **style)
 
 
 def diversity(measured: Mapping[str, Diversity], path: Path) -> None:
     """Averages and maxima of each model, the poster's below."""
     poster = paper("diversity")["rows"]
     names = [*measured, *(f"{name}, poster" for name in poster)]
+    series = list(zip(COLOURS, "os", (-0.2, 0.2), strict=False))
 
     def draw(figure: Any) -> None:
         axis = figure.subplots()
         for at, one in enumerate(measured.values()):
-            row = one.row("")
-            for column, (colour, marker, values) in enumerate(
-                ((COLOURS[0], "o", one.averages), (COLOURS[1], "s", one.maxima))
-            ):
-                height = at - 0.2 + 0.4 * column
-                box(axis, values, height, colour, 0.3)
-                assert row.low is not None and row.high is not None
-                ends = float(row.low[column] or 0), float(row.high[column] or 0)
-                dot(axis, float(values.mean()), ends, height, color=colour, marker=marker)
+            for values, (colour, marker, offset) in zip((one.averages, one.maxima), series, strict=True):
+                box(axis, values, at + offset, colour, 0.3)
+                dot(axis, mean_cell(values), at + offset, color=colour, marker=marker)
         for at, numbers in enumerate(poster.values(), len(measured)):
-            for number, colour, marker in zip(numbers, COLOURS, "os", strict=False):
-                dot(axis, number, None, at, color=colour, marker=marker)
+            for number, (colour, marker, _) in zip(numbers, series, strict=True):
+                dot(axis, (number, None, None), at, color=colour, marker=marker)
         rows_of(axis, names)
         axis.set_xlim(left=0)
         axis.set_xlabel("ROUGE-L between the answers to one instruction; lower is more diverse")
         axis.set_title("Diversity of answers", loc="left")
-        _legend(figure, [("average of its pairs", COLOURS[0], "o"), ("its most alike pair", COLOURS[1], "s")])
+        named = zip(("average of its pairs", "its most alike pair"), series, strict=True)
+        legend(figure, [(name, colour, marker) for name, (colour, marker, _) in named], hollow="the poster's means")
 
-    write(path, (8, 1.6 + 0.55 * len(names)), draw)
+    write(path, (8, 1.8 + 0.55 * len(names)), draw)
 
 
-def _legend(figure: Any, entries: Sequence[tuple[str, str, str]]) -> None:
+def verbosity(measured: Mapping[str, Verbosity], reference: Verbosity | None, unit: str, path: Path) -> None:
+    """Lengths of each model's answers, of the references above."""
+    shown = {**({} if reference is None else {REFERENCE: reference}), **measured}
+    far = max(float(np.quantile(one.lengths, 0.99)) for one in shown.values())
+
+    def draw(figure: Any) -> None:
+        axis = figure.subplots()
+        for at, one in enumerate(shown.values()):
+            number = at - (reference is not None)
+            colour = "#555555" if number < 0 else COLOURS[number % len(COLOURS)]
+            violin(axis, one.lengths[one.lengths <= 1.15 * far], at, colour)
+            box(axis, one.lengths, at, colour, 0.14)
+            dot(axis, mean_cell(one.means), at, color=colour, marker="o")
+            if len(one.cut):
+                axis.text(1.01, at, f"{one.cut.mean():.0%} cut", transform=axis.get_yaxis_transform(), va="center")
+        rows_of(axis, list(shown))
+        axis.set_xlim(0, 1.15 * far + 1)
+        axis.set_xlabel(f"{unit} of an answer")
+        axis.set_title("Lengths of answers", loc="left")
+        legend(figure)
+
+    write(path, (8, 1.5 + 0.75 * len(shown)), draw)
+
+
+def legend(figure: Any, series: Sequence[tuple[str, str, str]] = (), *, hollow: str = "") -> None:
+    """Says what is drawn.
+
+    Args:
+        series: name, colour and marker of what differs in them.
+        hollow: what hollow markers are.
+    """
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
-    handles = [
-        Line2D([], [], color=colour, marker=marker, linestyle="", label=label) for label, colour, marker in entries
-    ]
-    figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, alignment="left")
+    def mark(label: str, colour: str, marker: str, **style: Any) -> Line2D:
+        return Line2D([], [], color=colour, marker=marker, linestyle="", label=label, **style)
+
+    grey = "#555555"
+    handles: list[Any] = [mark(*one) for one in series]
+    handles.append(mark("mean, 95 % interval", grey, "o"))
+    handles.append(Patch(facecolor=grey, alpha=0.3, label="median, quartiles; whiskers: 5 and 95 %"))
+    handles += [mark(hollow, grey, "o", markerfacecolor="white")] if hollow else []
+    figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, alignment="left", fontsize=9)

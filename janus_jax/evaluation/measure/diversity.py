@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from janus_jax.errors import ConfigError, counted
-from janus_jax.evaluation.intervals import mean_interval
+from janus_jax.evaluation.intervals import mean_cell
 from janus_jax.evaluation.measure.answers import AnswerRow
 from janus_jax.evaluation.measure.rouge import rouge_l, unseen_share, words
 from janus_jax.evaluation.result_table import Row, Table
@@ -29,10 +29,8 @@ class Diversity:
     """What is left out, and what the number does not see."""
 
     def row(self, name: str) -> Row:
-        ends = [mean_interval(values) for values in (self.averages, self.maxima)]
-        lows, highs = ([*side, None, None] for side in zip(*ends, strict=True))
-        values = [float(self.averages.mean()), float(self.maxima.mean()), len(self.averages), self.pairs]
-        return Row(name, values, lows, highs)
+        counts = ((count, None, None) for count in (len(self.averages), self.pairs))
+        return Row(name, *map(list, zip(mean_cell(self.averages), mean_cell(self.maxima), *counts, strict=True)))
 
 
 def diversity(rows: Sequence[AnswerRow], *, by_key: bool = False, samples: bool = False) -> Diversity:

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from janus_jax.errors import ConfigError, DataError
+from janus_jax.evaluation.bench.rows import row_id
 from janus_jax.evaluation.measure.answers import Answer, named_files, read_answer_rows
 from tests.support.answers import answer_row
 from tests.support.benches import bench_row, write_rows
@@ -31,7 +32,7 @@ def test_the_same_answer_in_every_form_is_the_same_row(tmp_path):
         tmp_path,
         {"messages": talk[:2], "answers": [{"text": "So."}]},
         {**said, "response": "So."},
-        {"system_prompt": "Be brief.", "user_prompt": " Why? ", "output": "So."},
+        {"system_prompt": "Be brief.", "user_prompt": "Why?", "output": "So."},
         {"system_message": "Be brief.", "instruction": "Why?", "responses": ["So."]},
         {"system": "Be brief.", "input": "Why?", "reference_answer": "So."},
         {**said, "chosen": "So.", "rejected": "No."},
@@ -53,7 +54,8 @@ def test_what_stands_beside_an_answer_is_kept_or_counted(tmp_path):
         key=None,
     )
     assert (cut.id, [one.is_cut for one in cut.answers], cut.answers[0].is_empty) == ("7", [True, True], True)
-    assert (two.id, two.reference, two.answers[0].is_cut) == (None, "Ref.", False)
+    assert (two.id, two.is_named) == (row_id("", "Why?"), False)
+    assert (two.reference, two.answers[0].is_cut) == ("Ref.", False)
     assert (bench.answers[0].text, bench.answers[0].is_cut, bench.reference) == ("Reference 1.", None, None)
     assert unread == {"mood": 1, "lot": 1}
     assert read(tmp_path, {**answer_row("a"), "lot": 3}, key="lot")[0].key == "3"
