@@ -15,14 +15,23 @@ from janus_jax.data.messages import ends_with_answer, read_conversation
 from janus_jax.data.schema import ALIASES as DATA_ALIASES
 from janus_jax.data.tally import note
 from janus_jax.errors import ConfigError, DataError
-from janus_jax.evaluation.bench.rows import raw_rows, row_id
+from janus_jax.evaluation.bench.rows import OTHER_SYSTEM, raw_rows, row_id
 from janus_jax.generation.prompt_file import conversation_of
 from janus_jax.storage import staging
 
 COLUMNS = ("answers", "responses", "response", "output", "chosen", "chosen_response", "reference_answer", "reference")
 """What may hold answers. Of a bench alone, the reference answers are measured; of pairs, the chosen responses."""
 _REFERENCES = ("reference_answer", "reference")
-_IGNORED = ("prompt_tokens", "rubrics", "rubric", "score_rubrics", "score_rubric", "preference_set", "source")
+_IGNORED = (
+    "prompt_tokens",
+    OTHER_SYSTEM,
+    "rubrics",
+    "rubric",
+    "score_rubrics",
+    "score_rubric",
+    "preference_set",
+    "source",
+)
 """Columns of our own files and of published ones that no measure needs."""
 
 
