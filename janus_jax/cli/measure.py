@@ -1,11 +1,12 @@
 """The options of `janus measure`. `janus_jax/evaluation/` does the work."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from janus_jax.cli import arguments, judges
-from janus_jax.cli.outputs import CsvFile, JsonFile, PlotFile, require_table_files, show_table
+from janus_jax.cli.outputs import CsvFile, JsonFile, PlotFile, require_table_files, show_table, tell
 from janus_jax.errors import ConfigError, named
 
 if TYPE_CHECKING:
@@ -127,3 +128,88 @@ def verbosity(
 
         chart.verbosity(measured, beside, unit, plot)
     show_table(measure.table(measured, beside, unit, settings), json_file, csv_file)
+
+
+@app.command(
+    "system-effect",
+    epilog="Example: janus measure system-effect none=none.jsonl helpful=helpful.jsonl multifaceted=own.jsonl",
+)
+def system_effect(
+    answers: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME=FILE...",
+            help="Answers to the same prompts, one file for each kind of system message: janus bench run --system.",
+        ),
+    ],
+    judged: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="Verdicts of janus bench judge on the answers of NAME. Repeatable."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Also read the answers of the last NAME with this model, under the system messages of all."),
+    ] = None,
+    step: arguments.Step = None,
+    template: arguments.Template = None,
+    devices: arguments.Devices = None,
+    column: Column = None,
+    json_file: JsonFile = None,
+    csv_file: CsvFile = None,
+    plot: PlotFile = None,
+) -> None:
+    """What a system message changes: how alike the answers are, their lengths, a judge's scores, and log-probs.
+
+    With --model, on one host: the mean log-prob of a token of the same answers under each kind of system message.
+    """
+    if model is None:
+        arguments.on_cpu()
+    else:
+        from janus_jax.parallel import processes
+
+        place = arguments.runtime_options(None, None, None, devices)
+        processes.supervise(place)
+        processes.start(place)
+    require_table_files(json_file, csv_file, plot)
+    from janus_jax.checkpoint.stored_model import open_model
+    from janus_jax.evaluation.measure import system_effect as measure
+    from janus_jax.evaluation.measure.answers import named_files
+    from janus_jax.generation.engine import require_language_model
+    from janus_jax.parallel import supervisor
+
+    given = named_files(answers)
+    if len(given) < 2:
+        raise ConfigError(f"{answers[0]}: is one condition; two or more NAME=FILE are needed")
+    directories = _judged(judged or [], list(given))
+    with named(" and ".join(given)):
+        aligned, notes = measure.align({name: _read(files, column) for name, files in given.items()})
+    scores, judges_of, log_probs = {}, {}, {}
+    for name, directory in directories.items():
+        with named(f"--judged {name}"):
+            scores[name], judges_of[name] = measure.judged_scores(directory, aligned[name])
+    settings = {"answers": given, "judged": {name: str(path) for name, path in directories.items()}, "column": column}
+    if model is not None:
+        *_, last = given
+        stored = open_model(model, step)
+        require_language_model(stored.config, model)
+        log_probs = measure.log_probs(stored, aligned, last, template=template, tell=tell)
+        settings |= {"model": model, "step": stored.step, "log_probs_of": last}
+        notes.append(f"log-probs: of the answers of {last}, under {model}")
+    measured, more = measure.compare(aligned, scores, log_probs)
+    notes += [*more, *(measure.judge_notes(judges_of) if judges_of else [])]
+    if plot is not None:
+        from janus_jax.evaluation.measure import chart
+
+        chart.system_effect(measured, plot)
+    show_table(measure.table(measured, notes, settings), json_file, csv_file)
+    supervisor.last_words(0, "")
+
+
+def _judged(given: list[str], names: list[str]) -> dict[str, Path]:
+    directories: dict[str, Path] = {}
+    for one in given:
+        name, _, directory = one.partition("=")
+        if name not in names or not directory or name in directories:
+            raise ConfigError(f"--judged {one}: allowed: NAME=DIR, once for each of {', '.join(names)}")
+        directories[name] = Path(directory)
+    return directories

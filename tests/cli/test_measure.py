@@ -7,8 +7,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from janus_jax.evaluation.bench.rows import read_bench
 from tests.support.answers import answer_row
 from tests.support.benches import bench_row, write_rows
+from tests.support.judged import judged
+from tests.support.text_models import language_model
 
 
 @pytest.fixture
@@ -81,3 +84,33 @@ def test_verbosity_beside_the_references_of_a_bench(janus, answers, tmp_path):
     other = write_rows(tmp_path / "other.jsonl", [bench_row(9, id="n")])
     assert "m: 12 rows and 1 reference share no id" in refused(janus, "verbosity", f"m={answers}", "--reference", other)
     assert "no such directory" in refused(janus, "verbosity", answers, "--tokenizer", tmp_path / "none")
+
+
+def test_effect_of_the_system_message_with_a_judge_and_log_probs(janus, tmp_path):
+    rows = read_bench(write_rows(tmp_path / "bench.jsonl", [bench_row(n) for n in range(3)]))
+    files = []
+    for name, said in (("none", ""), ("own", "Be 1.")):
+        lines = [answer_row("of three words", row.prompt, said, id=row.id) for row in rows]
+        files.append(f"{name}={write_rows(tmp_path / f'{name}.jsonl', lines)}")
+        judged(tmp_path / f"judged_{name}", rows, lambda n, k, r, better=name == "own": 2 + better)
+    verdicts = [part for name in ("none", "own") for part in ("--judged", f"{name}={tmp_path}/judged_{name}")]
+    model = language_model(tmp_path / "lm")
+    code, out, err = janus("measure", "system-effect", *files, *verdicts, "--model", model, *outputs(tmp_path))
+    assert code == 0 and "own: judge" not in out and "none: judge j, 3 runs" in out, err
+    told, _ = twins(tmp_path)
+    assert told["columns"] == ["rows", "ROUGE-L", "words", "score", "log-prob of a token"]
+    assert [row["name"] for row in told["rows"]] == ["none", "own", "own - none"]
+    assert told["rows"][2]["values"][:4] == [3, 1.0, 0.0, 1.0] and told["rows"][2]["values"][4] != 0
+    assert told["settings"]["log_probs_of"] == "own"
+
+
+def test_system_effect_refuses_what_does_not_belong_together(janus, answers, tmp_path):
+    other = write_rows(tmp_path / "other.jsonl", [answer_row("x", "Other?", id="n")])
+    assert "is one condition" in refused(janus, "system-effect", answers)
+    assert "a and b: share no id: 12 rows of a, 1 row of b" in refused(
+        janus, "system-effect", f"a={answers}", f"b={other}"
+    )
+    for wrong in ("c=x", "a", "a="):
+        assert "allowed: NAME=DIR, once for each of a, b" in refused(
+            janus, "system-effect", f"a={answers}", f"b={other}", "--judged", wrong
+        )

@@ -10,6 +10,7 @@ import numpy as np
 
 from janus_jax.evaluation.intervals import mean_cell
 from janus_jax.evaluation.measure.diversity import Diversity
+from janus_jax.evaluation.measure.system_effect import Measured
 from janus_jax.evaluation.measure.verbosity import REFERENCE, Verbosity
 from janus_jax.evaluation.paper import paper
 from janus_jax.storage.local import write_bytes
@@ -143,6 +144,45 @@ def verbosity(measured: Mapping[str, Verbosity], reference: Verbosity | None, un
         legend(figure)
 
     write(path, (8, 1.5 + 0.75 * len(shown)), draw)
+
+
+def system_effect(measured: Sequence[Measured], path: Path) -> None:
+    """Lengths under each condition, then similarity and differences of every two."""
+    names = [one.name for one in measured]
+    differences = [one for one in measured if one.is_difference]
+    conditions = [one for one in measured if not one.is_difference]
+    panels = [
+        ("Words of an answer", [(one, one.words) for one in conditions]),
+        ("ROUGE-L between answers", [(one, one.similarity) for one in measured]),
+        ("Difference in words", [(one, one.words) for one in differences]),
+        ("Difference in score", [(one, one.score) for one in differences]),
+        ("Difference in log-prob of a token", [(one, one.log_prob) for one in differences]),
+    ]
+    filled = [
+        (title, [(one, kept) for one, values in rows if len(kept := values[~np.isnan(values)])])
+        for title, rows in panels
+    ]
+    filled = [(title, rows) for title, rows in filled if rows]
+    lines = -(-len(filled) // 2)
+
+    def draw(figure: Any) -> None:
+        axes = list(figure.subplots(lines, 2, squeeze=False).flat)
+        for axis, (title, rows) in zip(axes, filled, strict=False):
+            for at, (one, values) in enumerate(rows):
+                colour = COLOURS[names.index(one.name) % len(COLOURS)]
+                box(axis, values, at, colour, 0.35)
+                dot(axis, mean_cell(values), at, color=colour, marker="s" if one.is_difference else "o")
+            rows_of(axis, [one.name for one, _ in rows])
+            if title.startswith("Difference"):
+                axis.axvline(0, color="#777777", linestyle=":", linewidth=1)
+            else:
+                axis.set_xlim(left=0)
+            axis.set_title(title, loc="left")
+        for axis in axes[len(filled) :]:
+            axis.set_axis_off()
+        legend(figure)
+
+    write(path, (10, 0.7 + lines * (0.9 + 0.28 * len(measured))), draw)
 
 
 def legend(figure: Any, series: Sequence[tuple[str, str, str]] = (), *, hollow: str = "") -> None:
