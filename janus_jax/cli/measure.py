@@ -33,7 +33,7 @@ def _measure() -> None:
 
 
 def _read(
-    files: list[str], column: str | None, key: str | None = None, *, needs_prompt: bool = True
+    files: list[str], column: str | None = None, key: str | None = None, *, needs_prompt: bool = True
 ) -> "list[AnswerRow]":
     from janus_jax.evaluation.measure.answers import read_answer_rows
 
@@ -42,6 +42,19 @@ def _read(
             read_answer_rows(file, column=column, key=key, needs_prompt=needs_prompt, unread=unread) for file in files
         ]
     return [row for part in parts for row in part]
+
+
+def _read_answers(
+    given: dict[str, list[str]], column: str | None, key: str | None = None, *, needs_prompt: bool = True
+) -> "dict[str, list[AnswerRow]]":
+    """Name -> rows. What is measured is said where it is no answer of a model."""
+    from janus_jax.evaluation.measure.answers import ANSWERS
+
+    read = {name: _read(files, column, key, needs_prompt=needs_prompt) for name, files in given.items()}
+    for name, rows in read.items():
+        for other in sorted({row.column for row in rows} - {*ANSWERS, column}):
+            tell(f"note: {name}: measures the column {other!r}")
+    return read
 
 
 @app.command("diversity", epilog="Example: janus measure diversity janus=answers.jsonl --plot diversity.svg")
@@ -75,8 +88,7 @@ def diversity(
         raise ConfigError("--by and --samples: compare different answers; give one of them")
     given = named_files(answers)
     measured = {}
-    for name, files in given.items():
-        rows = _read(files, column, by, needs_prompt=not (by or samples))
+    for name, rows in _read_answers(given, column, by, needs_prompt=not (by or samples)).items():
         with named(name):
             measured[name] = measure.diversity(rows, by_key=by is not None, samples=samples)
     settings = {"answers": given, "column": column, "by": "sample" if samples else by or "prompt"}
@@ -115,8 +127,8 @@ def verbosity(
 
     given = named_files(answers)
     length, unit = (measure.in_words, "words") if tokenizer is None else (measure.in_tokens(tokenizer), "tokens")
-    read = {name: _read(files, column, needs_prompt=False) for name, files in given.items()}
-    references = None if reference is None else _read([reference], None, needs_prompt=False)
+    read = _read_answers(given, column, needs_prompt=False)
+    references = None if reference is None else _read([reference], needs_prompt=False)
     measured = {}
     for name, rows in read.items():
         with named(name):
@@ -181,8 +193,9 @@ def system_effect(
     if len(given) < 2:
         raise ConfigError(f"{answers[0]}: is one condition; two or more NAME=FILE are needed")
     directories = _judged(judged or [], list(given))
+    read = _read_answers(given, column)
     with named(" and ".join(given)):
-        aligned, notes = measure.align({name: _read(files, column) for name, files in given.items()})
+        aligned, notes = measure.align(read)
     scores, judges_of, log_probs = {}, {}, {}
     for name, directory in directories.items():
         with named(f"--judged {name}"):

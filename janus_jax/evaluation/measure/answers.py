@@ -19,18 +19,13 @@ from janus_jax.evaluation.bench.rows import OTHER_SYSTEM, raw_rows, row_id
 from janus_jax.generation.prompt_file import conversation_of
 from janus_jax.storage import staging
 
-COLUMNS = ("answers", "responses", "response", "output", "chosen", "chosen_response", "reference_answer", "reference")
+ANSWERS = ("answers", "responses", "response", "output")
+COLUMNS = (*ANSWERS, "chosen", "chosen_response", "reference_answer", "reference")
 """What may hold answers. Of a bench alone, the reference answers are measured; of pairs, the chosen responses."""
 _REFERENCES = ("reference_answer", "reference")
 _IGNORED = (
-    "prompt_tokens",
-    OTHER_SYSTEM,
-    "rubrics",
-    "rubric",
-    "score_rubrics",
-    "score_rubric",
-    "preference_set",
-    "source",
+    *("prompt_tokens", OTHER_SYSTEM, "rubrics", "rubric", "score_rubrics", "score_rubric"),
+    *("preference_set", "preference", "source", "main_source", "original_source", "capability"),
 )
 """Columns of our own files and of published ones that no measure needs."""
 
@@ -64,6 +59,8 @@ class AnswerRow:
     reference: str | None = None
     key: str = ""
     """Value of the column that was asked for."""
+    column: str = dataclasses.field(default="", compare=False)
+    """What holds the answers."""
     place: str = dataclasses.field(default="", compare=False)
     """FILE:ROW, for messages."""
 
@@ -152,6 +149,7 @@ def _row(columns: Columns, column: str | None, key: str | None, needs_prompt: bo
         tuple(one for one in messages if one["content"]),
         reference,
         _label(columns, key) if key else "",
+        name,
         place,
     )
 
@@ -161,8 +159,8 @@ def _column(columns: Columns) -> str:
     present += [name for name in DATA_ALIASES["messages"] if name in columns and ends_with_answer(columns.peek(name))]
     if not present:
         found = ", ".join(columns) or "nothing"
-        raise RecordError("missing_field", f"has no answers: {', '.join(COLUMNS[:4])} is needed; found: {found}")
-    if len(several := [name for name in present if name in COLUMNS[:4]]) > 1:
+        raise RecordError("missing_field", f"has no answers: {', '.join(ANSWERS)} is needed; found: {found}")
+    if len(several := [name for name in present if name in ANSWERS]) > 1:
         what = f"has both {several[0]!r} and {several[1]!r}; say which with --column"
         raise RecordError("ambiguous_columns", what)
     return present[0]
@@ -206,7 +204,8 @@ def _answers(columns: Columns, column: str) -> tuple[Answer, ...]:
         said = value[-1].get("content", value[-1].get("value"))
         return (Answer(text(said, f"{where}, its last message", may_be_empty=True)),)
     if not isinstance(value, list):
-        return (Answer(text(value, where, may_be_empty=True)),)
+        reason = columns["finish_reason"] if columns.has("finish_reason") else None
+        return (_answer({"text": value, "finish_reason": reason}, where),)
     if not value:
         raise RecordError("wrong_type", f"{where} must be a text or a list of at least one, found an empty list")
     return tuple(_answer(item, f"{where}, item {number}") for number, item in enumerate(value, 1))

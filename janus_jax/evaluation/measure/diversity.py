@@ -14,7 +14,9 @@ from janus_jax.evaluation.measure.rouge import rouge_l, unseen_share, words
 from janus_jax.evaluation.result_table import Row, Table
 
 COLUMNS = ("average", "maximum", "instructions", "pairs")
+_POSTER = 3
 _UNSEEN = 0.05
+"""Share of letters outside a to z that is worth a note."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Diversity:
     pairs: int
     notes: tuple[str, ...] = ()
     """What is left out, and what the number does not see."""
+    instructions: frozenset[str] = frozenset()
+    """What tells them apart."""
 
     def row(self, name: str) -> Row:
         counts = ((count, None, None) for count in (len(self.averages), self.pairs))
@@ -58,7 +62,8 @@ def diversity(rows: Sequence[AnswerRow], *, by_key: bool = False, samples: bool 
             left_out["answer", "after the first of its row"] += len(row.answers) - 1
         answers += [one.text for one in (row.answers if samples else row.answers[:1])]
     averages, maxima, pairs, texts = [], [], 0, []
-    for answers in groups.values():
+    compared: dict[str, int] = {}
+    for group, answers in groups.items():
         split = [(text, own) for text in answers if (own := words(text))]
         empty = sum(not text.strip() for text in answers)
         left_out["answer", "without text"] += empty
@@ -70,13 +75,17 @@ def diversity(rows: Sequence[AnswerRow], *, by_key: bool = False, samples: bool 
         averages.append(np.mean(scores))
         maxima.append(max(scores))
         pairs += len(scores)
+        compared[group] = len(split)
         texts += [text for text, _ in split]
     if not averages:
         raise ConfigError(_nothing(groups, left_out, by_key, samples))
     notes = [f"left out: {_said(count, *what)}" for what, count in left_out.items() if count]
+    if others := sum(count != _POSTER for count in compared.values()):
+        what = f"{counted(others, 'instruction')} with more or fewer than the poster's {_POSTER} answers"
+        notes.append(f"{what}; the maximum grows with their number")
     if (unseen := unseen_share(texts)) > _UNSEEN:
         notes.append(f"ROUGE-L does not see {unseen:.0%} of the letters: it reads a to z and digits alone")
-    return Diversity(np.array(averages), np.array(maxima), pairs, tuple(notes))
+    return Diversity(np.array(averages), np.array(maxima), pairs, tuple(notes), frozenset(compared))
 
 
 def _said(count: int, noun: str, rest: str) -> str:
@@ -99,6 +108,8 @@ def _nothing(
 def table(measured: Mapping[str, Diversity], settings: Mapping[str, object]) -> Table:
     """Of several models, by name."""
     notes = [f"note: {name}: {note}" for name, one in measured.items() for note in one.notes]
+    if len({one.instructions for one in measured.values()}) > 1:
+        notes.append("note: the files have different instructions, so their numbers do not compare")
     return Table(
         "diversity",
         "ROUGE-L between the answers to one instruction, mean over instructions; lower is more diverse",

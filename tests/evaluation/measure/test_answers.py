@@ -1,14 +1,20 @@
 """Rows with answers in every form that we or others write, and refusals that name file and row."""
 
+import json
+import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.evaluation.bench.rows import row_id
 from janus_jax.evaluation.measure.answers import Answer, named_files, read_answer_rows
+from janus_jax.evaluation.measure.diversity import diversity
 from tests.support.answers import answer_row
 from tests.support.benches import bench_row, write_rows
+
+REAL = os.environ.get("JANUS_REAL_DATA")
 
 
 def read(path, *rows, **options):
@@ -60,6 +66,23 @@ def test_what_stands_beside_an_answer_is_kept_or_counted(tmp_path):
     assert unread == {"mood": 1, "lot": 1}
     assert read(tmp_path, {**answer_row("a"), "lot": 3}, key="lot")[0].key == "3"
     assert read(tmp_path, {"prompt": "p", "chosen": "a", "rejected": "b"}, column="rejected")[0].answers[0].text == "b"
+
+
+@pytest.mark.skipif(not REAL, reason="JANUS_REAL_DATA names no folder of real rows")
+def test_rows_of_the_release_are_read(tmp_path):
+    blocks = list(json.loads(Path(str(REAL), "multifaceted_rows.json").read_text(encoding="utf-8")).values())
+    rows = [row for block in blocks for row in ([block] if "system" in block else block.values())]
+    unread: Counter[str] = Counter()
+    made = read(tmp_path, *rows, unread=unread)
+    assert [one.column for one in made] == ["reference_answer", "output", "reference_answer", "reference_answer"]
+    assert all(one.system and len(one.answers[0].text) > 200 for one in made) and not unread
+    with pytest.raises(ConfigError, match="no instruction has two rows with different system messages"):
+        diversity(made)  # two of the four are one row in two releases
+
+
+def test_a_limit_that_was_met_is_read_beside_a_text_too(tmp_path):
+    rows = read(tmp_path, {"prompt": "p", "response": "a", "finish_reason": "length"}, {"prompt": "p", "response": "a"})
+    assert [one.answers[0].is_cut for one in rows] == [True, None]
 
 
 def test_bad_rows_are_named(tmp_path):

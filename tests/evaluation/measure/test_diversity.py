@@ -15,11 +15,16 @@ def test_average_and_maximum_of_pairs_then_the_mean_over_instructions():
     rows = [row("p", "1", "a b"), row("q", "1", "x"), row("p", "2", "a c"), row("q", "2", "X!"), row("p", "3", "d d")]
     made = diversity(rows)
     assert made.averages == pytest.approx([0.5 / 3, 1]) and made.maxima == pytest.approx([0.5, 1])
-    assert made.pairs == 4 and made.notes == ()
+    few = "1 instruction with more or fewer than the poster's 3 answers; the maximum grows with their number"
+    assert made.pairs == 4 and made.notes == (few,)
     shown = made.row("m")
     assert shown.values == [pytest.approx(0.5 / 6 + 0.5), 0.75, 2, 4]
     assert shown.low is not None and shown.low[0] < shown.values[0] < shown.high[0] and shown.low[2:] == [None, None]
     assert table({"m": made}, {}).lines()[-1].split()[:2] == ["Janus", "7B"]
+    other = diversity(rows[:1] + rows[2:3])
+    assert "note: the files have different instructions, so their numbers do not compare" in (
+        table({"m": made, "o": other}, {}).notes
+    )
 
 
 def test_what_is_not_compared_is_said():
@@ -39,6 +44,7 @@ def test_what_is_not_compared_is_said():
         "left out: 1 answer without text",
         "left out: 1 answer without a letter a to z or a digit",
         "left out: 1 instruction with fewer than two answers to compare",
+        "2 instructions with more or fewer than the poster's 3 answers; the maximum grows with their number",
         "ROUGE-L does not see 67% of the letters: it reads a to z and digits alone",
     )
 
