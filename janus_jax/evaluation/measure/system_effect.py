@@ -59,11 +59,11 @@ def align(conditions: Conditions) -> tuple[dict[str, list[AnswerRow]], list[str]
     """The rows that all conditions answer, in one order, and notes on the others.
 
     Rows belong together by their ids. Where some have none, or the files share none, they do by their prompts, of which
-    a file has each once.
+    a file has each once. Several files of a condition give several answers to its rows.
 
     Raises:
         ConfigError: no row is answered under all conditions.
-        DataError: "FILE:ROW: ..." for a row that stands twice under a condition, or has another prompt than elsewhere.
+        DataError: "FILE:ROW: ..." for a row that stands twice in a file, or has another prompt than elsewhere.
     """
     ids = [{row.id for row in rows} for rows in conditions.values()]
     prompts_repeat = any(len({row.prompt for row in rows}) < len(rows) for rows in conditions.values())
@@ -76,8 +76,7 @@ def align(conditions: Conditions) -> tuple[dict[str, list[AnswerRow]], list[str]
         for row in rows:
             key = str(row.id) if by_id else row.prompt
             if (other := own.setdefault(key, row)) is not row:
-                what = f"has the {'id' if by_id else 'prompt'} of {other.place}"
-                raise DataError(row.place, what if by_id else f"{what}; rows with one prompt need ids")
+                own[key] = _together(other, row, by_id)
     first, *others = keyed.values()
     shared = [key for key in first if all(key in own for own in others)]
     if not shared:
@@ -97,6 +96,16 @@ def align(conditions: Conditions) -> tuple[dict[str, list[AnswerRow]], list[str]
         if same := sum(a.system == b.system for a, b in pairs):
             notes.append(f"{one} and {other}: {counted(same, 'row')} of {len(shared):,} with the same system message")
     return aligned, notes
+
+
+def _together(one: AnswerRow, other: AnswerRow, by_id: bool) -> AnswerRow:
+    """The row with the answers of two files to it, such as those of two seeds."""
+    what = f"has the {'id' if by_id else 'prompt'} of {one.place}"
+    if one.place.rpartition(":")[0] == other.place.rpartition(":")[0]:
+        raise DataError(other.place, what if by_id else f"{what}; rows with one prompt need ids")
+    if (one.system, one.prompt) != (other.system, other.prompt):
+        raise DataError(other.place, f"{what}, but another system message or prompt")
+    return dataclasses.replace(one, answers=one.answers + other.answers)
 
 
 def judged_scores(directory: Path, rows: Sequence[AnswerRow]) -> tuple[np.ndarray, dict[str, Any]]:

@@ -32,6 +32,14 @@ def test_rows_belong_together_by_id_or_prompt_and_the_others_are_counted():
     assert notes[-1] == "none and own: 1 row of 1 with the same system message"
 
 
+def test_files_of_one_condition_give_several_answers_to_its_rows():
+    one = [row("1", "a b", place="a:1"), row("1", "a c", place="b:1")]
+    aligned, _ = system_effect.align({"none": one, "own": [row("1", "d", system="s")]})
+    assert [each.text for each in aligned["none"][0].answers] == ["a b", "a c"]
+    with pytest.raises(DataError, match="c:1: has the id of a:1, but another system message or prompt"):
+        system_effect.align({"none": [*one, row("1", "a", system="s", place="c:1")], "own": one[:1]})
+
+
 def test_rows_that_do_not_belong_together_are_refused():
     one = [row("1", "a", place="a:1")]
     with pytest.raises(ConfigError, match="share no prompt: 1 row of none, 1 row of own"):
