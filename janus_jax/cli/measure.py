@@ -17,7 +17,7 @@ app = typer.Typer(help="Measure answers without a judge.", **arguments.SETTINGS)
 Answers = Annotated[
     list[str],
     typer.Argument(
-        metavar="[NAME=]FILE...",
+        metavar="[NAME=]FILE",
         help="Answers of janus generate or janus bench run, or rows with prompt, system and response (or output). One "
         "row of the table for each NAME; files of one NAME are read together.",
     ),
@@ -150,7 +150,7 @@ def system_effect(
     answers: Annotated[
         list[str],
         typer.Argument(
-            metavar="NAME=FILE...",
+            metavar="NAME=FILE",
             help="Answers to the same prompts, one file for each kind of system message: janus bench run --system.",
         ),
     ],
@@ -163,7 +163,9 @@ def system_effect(
         typer.Option(help="Also read the answers of the last NAME with this model, under the system messages of all."),
     ] = None,
     step: arguments.Step = None,
-    template: arguments.Template = None,
+    template: Annotated[
+        str | None, typer.Option(help="mistral-inst, chatml or plain, for a model whose files name no template.")
+    ] = None,
     devices: arguments.Devices = None,
     column: Column = None,
     json_file: JsonFile = None,
@@ -175,6 +177,9 @@ def system_effect(
     With --model, on one host: the mean log-prob of a token of the same answers under each kind of system message.
     """
     if model is None:
+        of_model = {"--step": step, "--template": template, "--devices": devices}
+        if alone := [name for name, value in of_model.items() if value is not None]:
+            raise ConfigError(f"{alone[0]}: is of the model, but --model is not given")
         arguments.on_cpu()
     else:
         from janus_jax.parallel import processes

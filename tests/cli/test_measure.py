@@ -110,6 +110,9 @@ def test_system_effect_refuses_what_does_not_belong_together(janus, answers, tmp
     assert "a and b: share no id: 12 rows of a, 1 row of b" in refused(
         janus, "system-effect", f"a={answers}", f"b={other}"
     )
+    assert "--step: is of the model, but --model is not given" in refused(
+        janus, "system-effect", f"a={answers}", f"b={other}", "--step", 3
+    )
     for wrong in ("c=x", "a", "a="):
         assert "allowed: NAME=DIR, once for each of a, b" in refused(
             janus, "system-effect", f"a={answers}", f"b={other}", "--judged", wrong
