@@ -64,7 +64,8 @@ def diversity(
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="Compare rows with the same value here. Default: with one prompt and different system messages.",
+            help="Compare rows with the same value here. Default: with one prompt and different system messages; "
+            "prompt: with one prompt, whatever their system messages.",
         ),
     ] = None,
     samples: Annotated[
@@ -82,16 +83,20 @@ def diversity(
     arguments.on_cpu()
     require_table_files(json_file, csv_file, plot)
     from janus_jax.evaluation.measure import diversity as measure
-    from janus_jax.evaluation.measure.answers import named_files
+    from janus_jax.evaluation.measure.answers import PROMPT, named_files
 
     if by is not None and samples:
         raise ConfigError("--by and --samples: compare different answers; give one of them")
     given = named_files(answers)
     measured = {}
-    for name, rows in _read_answers(given, column, by, needs_prompt=not (by or samples)).items():
+    for name, rows in _read_answers(given, column, by, needs_prompt=not samples and by in (None, PROMPT)).items():
         with named(name):
             measured[name] = measure.diversity(rows, by_key=by is not None, samples=samples)
-    settings = {"answers": given, "column": column, "by": "sample" if samples else by or "prompt"}
+    settings = {
+        "answers": given,
+        "column": column,
+        "by": "samples of a row" if samples else by or "prompt, with different system messages",
+    }
     if plot is not None:
         from janus_jax.evaluation.measure import chart
 

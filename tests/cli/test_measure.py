@@ -50,11 +50,18 @@ def test_diversity_of_two_models_with_twins_and_picture(janus, answers, tmp_path
     told, lines = twins(tmp_path)
     assert (told["kind"], told["settings"]["by"], told["settings"]["answers"]["x"]) == (
         "diversity",
-        "prompt",
+        "prompt, with different system messages",
         [str(same)],
     )
     assert told["rows"][1]["values"] == [1.0, 1.0, 1, 3] and lines[0]["average"] == "0.75"
     assert "my $<model>$" in out and "Janus 7B" in out and "nan" not in out.lower()
+
+
+def test_answers_without_a_system_message_show_what_sampling_alone_does(janus, tmp_path):
+    file = write_rows(tmp_path / "none.jsonl", [answer_row(text, id=text) for text in ("a b", "a c", "a d")])
+    code, out, err = janus("measure", "diversity", f"m={file}", "--by", "prompt")
+    assert code == 0 and out.splitlines()[2].split()[:2] == ["m", "0.500"], err
+    assert "no instruction has two rows with different system" in refused(janus, "diversity", file)
 
 
 def test_diversity_refuses_what_it_cannot_compare(janus, answers, tmp_path):

@@ -19,6 +19,8 @@ from janus_jax.evaluation.bench.rows import OTHER_SYSTEM, raw_rows, row_id
 from janus_jax.generation.prompt_file import conversation_of
 from janus_jax.storage import staging
 
+PROMPT = "prompt"
+"""A key that all rows have that need a prompt, whatever holds it."""
 ANSWERS = ("answers", "responses", "response", "output")
 COLUMNS = (*ANSWERS, "chosen", "chosen_response", "reference_answer", "reference")
 """What may hold answers. Of a bench alone, the reference answers are measured; of pairs, the chosen responses."""
@@ -97,7 +99,7 @@ def read_answer_rows(
 
     Args:
         column: what holds the answers; None: the first one of `COLUMNS`.
-        key: a column whose value is kept with each row.
+        key: a column whose value is kept with each row; `PROMPT`: the prompt.
         needs_prompt: refuse rows without a prompt.
         unread: counts rows by columns that are not read; a `Tally` also keeps places.
 
@@ -135,20 +137,20 @@ def _row(columns: Columns, column: str | None, key: str | None, needs_prompt: bo
     said, spoken = (
         [one["content"] for one in messages if (one["role"] == "system") is is_system] for is_system in (True, False)
     )
-    is_named = columns.has("id")
+    prompt, is_named = "\n".join(map(comparable, spoken)), columns.has("id")
     id = _label(columns, "id") if is_named else row_id("".join(said), "\n".join(spoken)) if spoken else None
     reference = None
     if name not in _REFERENCES and (other := next(filter(columns.has, _REFERENCES), None)):
         reference = text(columns[other], other)
     return AnswerRow(
         answers,
-        "\n".join(map(comparable, spoken)),
+        prompt,
         comparable("".join(said)),
         id,
         is_named,
         tuple(one for one in messages if one["content"]),
         reference,
-        _label(columns, key) if key else "",
+        prompt if key == PROMPT else _label(columns, key) if key else "",
         name,
         place,
     )
