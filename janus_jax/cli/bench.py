@@ -31,6 +31,13 @@ def run(
     bench: Bench,
     model: arguments.Model,
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSONL file of answers to write.")],
+    system: Annotated[
+        str,
+        typer.Option(
+            metavar="row|none|default|TEXT",
+            help="System message: the row's own, none, 'You are a helpful assistant.', or this text for all rows.",
+        ),
+    ] = "row",
     limit: judges.Limit = None,
     step: arguments.Step = None,
     template: arguments.Template = None,
@@ -58,15 +65,17 @@ def run(
     from janus_jax.generation.stopping import StoppingOptions
 
     def read(_: "Counter[str]") -> "list[PromptRow]":
-        from janus_jax.evaluation.bench.rows import read_bench
+        from janus_jax.evaluation.bench.rows import OTHER_SYSTEM, read_bench
         from janus_jax.generation.prompt_file import PromptRow
 
         with judges.noting("no part of a bench row; it is not used") as unread:
             wanted = read_bench(bench, unread=unread)[:limit]
         made = []
         for row in wanted:
-            system = [{"role": "system", "content": row.system}] if row.system.strip() else []
-            made.append(PromptRow((*system, {"role": "user", "content": row.prompt}), {"id": row.id}, row.place))
+            content = {"row": row.system, "none": "", "default": "You are a helpful assistant."}.get(system, system)
+            said = [{"role": "system", "content": content}] if content.strip() else []
+            rest = {"id": row.id} | ({} if system == "row" else {OTHER_SYSTEM: system or "none"})
+            made.append(PromptRow((*said, {"role": "user", "content": row.prompt}), rest, row.place))
         return made
 
     sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty)

@@ -17,7 +17,21 @@ from typing import Annotated, Any, Literal
 import typer
 
 from janus_jax import __version__
-from janus_jax.cli import arguments, bench, chat, convert, data, generate, launch, plan, runs, score, serve, time_step
+from janus_jax.cli import (
+    arguments,
+    bench,
+    chat,
+    convert,
+    data,
+    generate,
+    launch,
+    measure,
+    plan,
+    runs,
+    score,
+    serve,
+    time_step,
+)
 from janus_jax.cli.outputs import require_writable
 from janus_jax.errors import (
     ConfigError,
@@ -41,6 +55,7 @@ config_app = typer.Typer(help="Show run configurations.", **arguments.SETTINGS)
 app.add_typer(data.app, name="data")
 app.add_typer(convert.app, name="convert")
 app.add_typer(bench.app, name="bench")
+app.add_typer(measure.app, name="measure")
 app.add_typer(config_app, name="config")
 app.add_typer(runs.app, name="runs")
 

@@ -24,3 +24,8 @@ def mean_interval(values: np.ndarray, *, share: float = 0.95, seed: int = 0) -> 
         means.append(values[generator.integers(0, len(values), (count, len(values)))].mean(axis=1))
     low, high = np.quantile(np.concatenate(means), [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
+
+
+def mean_cell(values: np.ndarray) -> tuple[float | None, float | None, float | None]:
+    """A mean and the ends of its interval, for a table; nothing without values."""
+    return (float(np.mean(values)), *mean_interval(values)) if len(values) else (None, None, None)

@@ -15,6 +15,23 @@ def model(tmp_path_factory):
     return chat_model(tmp_path_factory.mktemp("model"))
 
 
+def test_answers_with_another_system_message_belong_to_the_same_rows(janus, model, tmp_path):
+    bench = write_rows(tmp_path / "bench.jsonl", [bench_row(0), bench_row(1)])
+    rows, said = read_bench(bench), {}
+    for system in ("", "default", "Be brief."):
+        out = tmp_path / f"{len(said)}.jsonl"
+        code, _, err = janus("bench", "run", bench, model, "--system", system, "--out", out, "--max-new-tokens", 2)
+        assert code == 0, err
+        lines = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [line["id"] for line in lines] == [row.id for row in rows] and lines[1]["asked_with"] == (
+            system or "none"
+        )
+        said[system] = [one["content"] for one in lines[1]["messages"]]
+        assert len(read_answers(out, rows, may_be_empty=True)) == 2
+    helpful = ["You are a helpful assistant.", "Question 1?"]
+    assert said == {"": ["Question 1?"], "default": helpful, "Be brief.": ["Be brief.", "Question 1?"]}
+
+
 def test_answers_belong_to_the_rows_and_go_to_the_judge(janus, model, tmp_path, monkeypatch):
     from janus_jax.cli import generate
 

@@ -30,6 +30,8 @@ ALIASES = {
 }
 """Column -> the names it has in published benches. Without another prompt, `input` is the prompt; beside one, it
 follows the prompt. Of several names of a source, the first one counts."""
+OTHER_SYSTEM = "asked_with"
+"""Column of answers that were made with another system message than that of their row: which one."""
 SCORES = range(1, 6)
 
 
@@ -289,7 +291,8 @@ def _row_of(
         if number is None:
             raise RecordError("other_rows", f"has the id {shown(columns['id'])}, which no row of the bench has")
         row = rows[number]
-        if conversation is not None and conversation != (alike(row.system), alike(row.prompt)):
+        system = conversation[0] if conversation and columns.has(OTHER_SYSTEM) else alike(row.system)
+        if conversation is not None and conversation != (system, alike(row.prompt)):
             what = "its messages" if "messages" in columns else "its prompt"
             raise RecordError("other_rows", f"has the id of {row.place}, but {what} are not those of that row")
         return number
