@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from janus_jax.evaluation.bench.judgements import Judged
-from janus_jax.evaluation.bench.pairwise import lines_of, result, winner
+from janus_jax.evaluation.bench.pairwise import result, table, winner
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def kept(tmp_path, verdicts):
     """Verdicts: of each row, those of both orders. Ours has 10 words, the other 10 plus the number of the row."""
     rows = [{"id": str(n), "source": "", "prompt": "", "words": [10, 10 + n]} for n in range(len(verdicts))]
     lines = [
-        {"id": str(number), "order": order, "run": 0, "winner": winner}
+        {"id": str(number), "order": order, "run": 0, "winner": winner, "reason": "" if winner else "no verdict"}
         for number, orders in enumerate(verdicts)
         for order, winner in enumerate(orders)
     ]
@@ -57,9 +57,10 @@ def test_wins_ties_and_consistency_by_hand(tmp_path):
     assert (facts["win"], facts["tie"], facts["loss"], facts["score"]) == (0.4, 0.4, 0.2, pytest.approx(0.55))
     assert (facts["consistent"], facts["left_out"]) == (0.6, 1)
     assert facts["longer_wins"] == 0.5 and (facts["winner_words"], facts["loser_words"]) == (10.5, 12)
-    lines = lines_of(made, judged.settings)
-    assert "warning: 1 pairs have an order without a verdict; they count nowhere" in lines
-    assert any("win + tie 75.2" in line for line in lines) and any("win + tie 66.4" in line for line in lines)
+    lines = table(judged, "mine").lines()
+    assert "warning: 1 pair without a verdict in one order, which count nowhere" in lines
+    assert "warning: mine: 1 of 12 verdicts failed; they count nowhere; most often: no verdict" in lines
+    assert any(line.startswith("GPT-4-0613") and line.endswith("66.4") for line in lines)
     assert facts["low"] <= 0.55 <= facts["high"]
 
 
@@ -69,7 +70,7 @@ def test_a_judge_that_only_sees_the_place_is_inconsistent(tmp_path):
     facts = made.facts()
     assert (facts["score"], facts["low"], facts["high"], facts["tie"], facts["consistent"]) == (0.5, 0.5, 0.5, 1, 0)
     assert facts["first_place"] == 1.0
-    assert any("the judge is inconsistent" in line for line in lines_of(made, judged.settings))
+    assert any("the judge is inconsistent" in line for line in table(judged, "mine").lines())
     steady = kept(tmp_path, [("own", "own")] * 20)
-    assert not any("inconsistent" in line for line in lines_of(result(steady), steady.settings))
+    assert not any("inconsistent" in line for line in table(steady, "mine").lines())
     assert dataclasses.asdict(made)["left_out"] == 0
