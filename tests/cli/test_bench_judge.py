@@ -1,11 +1,6 @@
 """`janus bench judge` against a scripted judge: nothing lost, nothing paid twice, no failure that is a score."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 
 import pytest
@@ -13,7 +8,6 @@ import pytest
 from janus_jax.storage import endpoint as client
 from tests.support.benches import answers_to, asked_about, bench_row, write_rows
 from tests.support.endpoint_server import refused, said, serving
-from tests.support.repository import ROOT
 
 pytest.importorskip("openai")
 
@@ -293,31 +287,3 @@ def test_verdicts_that_an_earlier_run_had_stay(judge, tmp_path):
     code, _, err = judge(server, "--asks", 2)  # it is gone, and three verdicts would be asked for again
     assert code == 2 and "cannot be reached" in err
     assert lines(tmp_path) == kept
-
-
-def test_killed_at_any_time_nothing_is_asked_twice(files, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-    def slowly(body, count):
-        answer = by_rubric(body, count)
-        answer.delay = 0.05
-        return answer
-
-    concurrent, kills = 2, 2
-    with serving(slowly) as server:
-        words = ["bench", "judge", files[0], "--answers", files[1], "--judge", "j", "--base-url", server.url]
-        words += ["--out", tmp_path / "judged", "--concurrent", concurrent]
-        command = [sys.executable, "-m", "janus_jax.cli", *map(str, words)]
-        for kill in range(kills):
-            process = subprocess.Popen(command, stderr=subprocess.PIPE, env=dict(os.environ))
-            deadline = time.monotonic() + 120
-            while len(server.bodies) < 7 * (kill + 1) and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.005)
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert len(lines(tmp_path)) == VERDICTS and all(line["score"] for line in lines(tmp_path))
-        asked = Counter((*asked_about(body), body["seed"]) for body in server.bodies)
-        assert len(asked) == VERDICTS
-        assert sum(count - 1 for count in asked.values()) <= concurrent * kills  # those that were under way
