@@ -14,6 +14,7 @@ from janus_jax.evaluation.bench.asking import Prompts
 from janus_jax.evaluation.bench.judge import Judging, Questions
 from janus_jax.evaluation.bench.judgements import Judged
 from janus_jax.evaluation.bench.rows import BenchRow
+from janus_jax.evaluation.bench.verdicts import plain
 from janus_jax.evaluation.intervals import mean_interval
 from janus_jax.evaluation.result_table import Row, Table
 from janus_jax.storage.endpoint_requests import Reply
@@ -21,21 +22,25 @@ from janus_jax.storage.endpoint_requests import Reply
 _CONSISTENT = 0.75
 """Share of pairs with the same verdict in both orders, below which the judge is called inconsistent."""
 _MARK = re.compile(
-    r"\[\s*RESULT\s*\]|\bRESULT\b|(?i:\[\s*result\s*\]|\b(?:result|winner|verdict|better response)\b\s*[*_\"]*\s*[:=])"
+    r"\[\s*RESULT\s*\]|(?i:<\s*(?:result|winner|verdict)\s*>)|\bRESULT\b|(?i:\[\s*result\s*\]|\b(?:result|winner|verdict|better response)\b\s*[*_\"]*\s*[:=])"
 )
 _NAMED = re.compile(
-    r"[\s*_`\"'()\[\]{}:=#]*(?:the\s+)?(?:better\s+(?:one|response|answer)\s+is\s+)?(?:a\s+(?=tie|draw))?"
+    r"(?:[\s*_`\"'()\[\]{}:=#<$]|\\boxed)*(?:the\s+)?(?:better\s+(?:one|response|answer)\s+is\s+)?(?:a\s+(?=tie|draw))?"
     r"(?:(?:response|answer|assistant)\s+)?[*_`\"'()\[\]{}]*(?P<name>A|B|tie|draw|equal|neither|both)\b"
     r"(?!\s*(?:[/|,&]|or\b|and\b|,)\s*(?:(?:response|answer)\s+)?[*_`\"'()\[\]{}]*(?:A|B|tie)\b)",
     re.IGNORECASE,
 )
 
 _SIDES = ({"A": "own", "B": "other", "tie": "tie"}, {"A": "other", "B": "own", "tie": "tie"})
-_ENDS = re.compile(r"[*_`\"')\]}]*(?:$|[.!,;:\n-]|\s*\n|\s+(?:is|wins|because|since|for|as|by|-)\b|\s*$|\s*\()")
+_ENDS = re.compile(
+    r"[*_`\"')\]}>$]*(?:$|[.!;<\n]|[,:-](?!\s*[0-9])|\s+(?:are|wins|because|since|for|as|by|-)\b|\s*\("
+    r"|\s+is\b(?!\s+(?:not|worse|less|weaker|no)\b))"
+)
 
 
 def winner(reply: str, *, is_cut: bool = False) -> str | None:
     """A, B or tie, as the last explicit marker says; None: none does, or it is in doubt."""
+    reply = plain(reply)
     marks = list(_MARK.finditer(reply))
     named = _NAMED.match(reply, marks[-1].end()) if marks else None
     if named is None or not _ENDS.match(reply, named.end()):

@@ -62,9 +62,7 @@ def score(reply: str, *, is_cut: bool = False) -> int | None:
     Args:
         is_cut: the reply ends because it was too long, so that a number at its end may not be whole.
     """
-    reply = "".join(one for one in reply if unicodedata.category(one) != "Cf")  # without width
-    text = unicodedata.normalize("NFKC", _THOUGHT.sub(" ", reply)).translate(_PLAIN).replace("\\_", "_").strip()
-    text = re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text))
+    text = plain(reply)
     if is_cut and text[-1:].isdigit():
         return None
     if (fields := _object(text)) is not None:
@@ -76,6 +74,13 @@ def score(reply: str, *, is_cut: bool = False) -> int | None:
             return None
         return _after(text, markers[-1].end())
     return _in_prose(text)
+
+
+def plain(reply: str) -> str:
+    """A reply without thoughts, marks without width and runs of blanks; digits, quotes and dashes are those of ASCII."""
+    text = unicodedata.normalize("NFKC", _THOUGHT.sub(" ", reply)).translate(_PLAIN).replace("\\_", "_")
+    text = "".join(one for one in text if unicodedata.category(one) != "Cf")
+    return re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text)).strip()
 
 
 def _is_of_the_task(text: str, match: re.Match[str]) -> bool:

@@ -1,6 +1,7 @@
 """Pairs: the verdict is read or in doubt, and wins, ties and consistency are right by hand."""
 
 import dataclasses
+import random
 
 import pytest
 
@@ -22,6 +23,22 @@ from janus_jax.evaluation.bench.pairwise import result, table, winner
         ("[RESULT] A tie.", "tie"),
         ("[RESULT] A. On reflection: [RESULT] B", "B"),
         ("Winner: B", "B"),
+        ('{"feedback": "x", "winner": "A"}', "A"),
+        ("<think>[RESULT] A</think> [RESULT] B", "B"),
+        ("[RESULT] \uff21", "A"),
+        ("Winner\uff1aA", "A"),
+        ("[RESULT] B</s>", "B"),
+        ("[RESULT] \\boxed{A}", "A"),
+        ("<result>A</result>", "A"),
+        ("[RESULT] A (not B)", "A"),
+        ("[RESULT] Both are equally good", "tie"),
+        ("<think>[RESULT] A", None),
+        ("[RESULT] A is worse", None),
+        ("[RESULT] A is not better than B", None),
+        ("[RESULT] A: 4", None),
+        ("[RESULT] A > B", None),
+        ("[RESULT] A?", None),
+        ("[RESULT] Not A", None),
         ("The better one is A.", None),
         ("[RESULT] A or B", None),
         ("[RESULT] A, B or TIE", None),
@@ -74,3 +91,33 @@ def test_a_judge_that_only_sees_the_place_is_inconsistent(tmp_path):
     steady = kept(tmp_path, [("own", "own")] * 20)
     assert not any("inconsistent" in line for line in table(steady, "mine").lines())
     assert dataclasses.asdict(made)["left_out"] == 0
+
+
+def test_a_known_preference_lies_in_its_interval(tmp_path):
+    """The judge prefers ours with 0.6, ties with 0.1, and repeats its verdict in the other order with 0.8."""
+    inside = longer = 0
+    for seed in range(60):
+        draw = random.Random(seed)
+
+        def verdict(draw=draw):
+            return draw.choices(["own", "tie", "other"], [0.6, 0.1, 0.3])[0]
+
+        firsts = [verdict() for _ in range(80)]
+        facts = result(kept(tmp_path, [(one, one if draw.random() < 0.8 else verdict()) for one in firsts])).facts()
+        inside += facts["low"] <= 0.65 <= facts["high"]
+        longer += facts["low"] > 0.5  # ours is never the longer one
+    assert inside >= 52 and longer >= 45
+
+
+def test_a_bias_for_the_place_does_not_move_a_known_preference(tmp_path):
+    """Of 40 % of all rows the judge names the first place; of the others it prefers ours with 0.7."""
+    inside = 0
+    for seed in range(60):
+        draw, verdicts = random.Random(seed), []
+        for _ in range(100):
+            own = "own" if draw.random() < 0.7 else "other"
+            verdicts.append(("own", "other") if draw.random() < 0.4 else (own, own))
+        facts = result(kept(tmp_path, verdicts)).facts()
+        inside += facts["low"] <= 0.4 * 0.5 + 0.6 * 0.7 <= facts["high"]
+        assert facts["first_place"] > 0.6 and facts["consistent"] < 0.75
+    assert inside >= 52

@@ -72,6 +72,20 @@ def test_rows_of_several_sets_are_counted_and_in_no_column(tmp_path, rows, janus
         assert code == 2 and says in err
 
 
+def test_a_judge_with_a_known_mean_is_recovered_over_seeds(tmp_path):
+    """Rows differ, rubrics and runs differ within a row; the mean of all of it is 3."""
+    made = read_bench(write_rows(tmp_path / "many.jsonl", [bench_row(number) for number in range(50)]))
+    inside = 0
+    for seed in range(30):
+        draw = np.random.default_rng(seed)
+        of_rows = draw.choice([2, 3, 4], len(made))
+        path = judged(tmp_path / str(seed), made, lambda n, k, r, d=draw, of=of_rows: int(of[n] + d.integers(-1, 2)))
+        (whole, *_) = tables.groups(judgements.read(path, "absolute"), "m", {})
+        inside += whole.low <= 3 <= whole.high
+        assert whole.high - whole.low < 0.7
+    assert inside >= 26
+
+
 def test_a_known_mean_lies_in_its_interval():
     """Of 200 samples whose mean is known, about 95 % of the intervals hold it."""
     generator = np.random.default_rng(1)
