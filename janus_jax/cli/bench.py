@@ -8,6 +8,7 @@ import typer
 
 from janus_jax.cli import arguments, judges
 from janus_jax.cli.outputs import CsvFile, JsonFile, require_table_files, show_table
+from janus_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from janus_jax.generation.prompt_file import PromptRow
@@ -42,6 +43,17 @@ def run(
     seed: arguments.Seed = 0,
     rows: Annotated[int, typer.Option(min=1, help="Answers that grow at the same time.")] = 32,
     cache_dtype: arguments.CacheDtype = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Ask an OpenAI-compatible endpoint, such as vLLM with an export; MODEL is what it calls the model.",
+        ),
+    ] = None,
+    key_variable: judges.KeyVariable = "OPENAI_API_KEY",
+    no_key: judges.NoKey = False,
+    no_seed: judges.NoSeed = False,
+    timeout: judges.Timeout = 600.0,
     coordinator: arguments.Coordinator = None,
     num_processes: arguments.NumProcesses = None,
     process_id: arguments.ProcessId = None,
@@ -49,7 +61,8 @@ def run(
 ) -> None:
     """Answer every row of BENCH with MODEL. The defaults are the paper's.
 
-    Stopped and started again with the same options, it goes on where it was.
+    Stopped and started again with the same options, it goes on where it was. With --base-url a server answers, for
+    example vLLM on a GPU.
     """
     from janus_jax.cli.generate import answer_all
     from janus_jax.generation.requests import AnswerOptions
@@ -69,6 +82,19 @@ def run(
         return made
 
     sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty)
+    if base_url is not None:
+        own = {"step": step, "template": template, "cache-dtype": cache_dtype, "devices": devices}
+        own |= {"coordinator": coordinator, "num-processes": num_processes, "process-id": process_id}
+        if unused := [f"--{name}" for name, value in own.items() if value is not None]:
+            raise ConfigError(f"{unused[0]}: not allowed with --base-url, whose server decides it")
+        options = {"temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens, "seed": seed}
+        neutral = {"top_k": (top_k, 0), "min_p": (min_p, 0.0), "repetition_penalty": (repetition_penalty, 1.0)}
+        options |= {name: value for name, (value, without) in neutral.items() if value != without}
+        if no_seed:
+            options.pop("seed")
+        variable = None if no_key else key_variable
+        judges.answer(base_url, model, read, out, options, concurrent=rows, key_variable=variable, timeout_s=timeout)
+        return
     answer_all(
         model,
         read,

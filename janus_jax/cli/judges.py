@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from janus_jax.cli.outputs import require_writable
+from janus_jax.cli import arguments
+from janus_jax.cli.outputs import require_file, require_writable
 from janus_jax.errors import ConfigError, counted
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first rows of the bench; later more, or all.")]
 KeyVariable = Annotated[str, typer.Option(metavar="NAME", help="Environment variable with the API key.")]
 NoKey = Annotated[bool, typer.Option("--no-key", help="The endpoint takes no key.")]
-Concurrent = Annotated[int, typer.Option(min=1, help="Requests at the same time.")]
+NoSeed = Annotated[bool, typer.Option("--no-seed", help="Send none, for endpoints that refuse it.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Of one try.")]
 
 _LEAVE_OUT = {
@@ -30,6 +31,9 @@ _LEAVE_OUT = {
     "temperature": "--no-temperature",
     "top_p": "--no-top-p",
     "max_tokens": "--max-completion-tokens",
+    "repetition_penalty": "--repetition-penalty 1",
+    "top_k": "--top-k 0",
+    "min_p": "--min-p 0",
 }
 """Option of a request -> what is for an endpoint that refuses it."""
 
@@ -55,7 +59,7 @@ class Options:
         int | None, typer.Option(min=1, help="The same, for endpoints that refuse max_tokens.")
     ] = None
     seed: Annotated[int, typer.Option(min=0, help="Of the judge's replies; each run has one of its own.")] = 0
-    no_seed: Annotated[bool, typer.Option("--no-seed", help="Send none, for endpoints that refuse it.")] = False
+    no_seed: NoSeed = False
     asks: Annotated[int, typer.Option(min=1, help="Most replies asked for one verdict, until it can be read.")] = 5
     show_system: Annotated[
         bool, typer.Option("--show-system", help="Show the judge the system message. The paper did not.")
@@ -67,7 +71,7 @@ class Options:
     judge_empty: Annotated[
         bool, typer.Option("--judge-empty", help="Have empty answers judged instead of refusing them.")
     ] = False
-    concurrent: Concurrent = 8
+    concurrent: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 8
     requests_a_minute: Annotated[int | None, typer.Option(min=1, help="Limit of your account.")] = None
     tokens_a_minute: Annotated[int | None, typer.Option(min=1, help="Limit of your account.")] = None
     token_budget: Annotated[int | None, typer.Option(min=1, help="Most tokens to spend; it stops before that.")] = None
@@ -192,6 +196,28 @@ def ask(kind: str, questions: Callable[..., Any], bench: str, files: Mapping[str
     report_failures(lines, asked.verdict)
     print(f"{counted(len(lines), 'verdict')} in {out}; {paid}", flush=True)
     return True
+
+
+def answer(base_url: str, model: str, read: Callable[..., Any], out: Path, options: dict[str, Any], **how: Any) -> None:
+    """Has a model behind an endpoint answer prompts.
+
+    Args:
+        read: gives them, as `AnswerFile` calls it.
+        options: of requests.
+        how: arguments of the `Endpoint`.
+    """
+    arguments.on_cpu()
+    from janus_jax.evaluation.bench.answering import answer_through
+    from janus_jax.storage.endpoint import Endpoint
+
+    require_file("--out", out)
+    if out.exists():
+        raise ConfigError(f"--out {out}: exists; remove it, or choose another name")
+    rows, journal = read(Counter()), out.with_name(f"{out.name}.replies")
+    with Endpoint(base_url, model, journal=journal, **how) as endpoint, explained(f"answers are kept in {journal}"):
+        tell(f"note: {endpoint.estimate([row.messages for row in rows], **options).text()}")
+        answer_through(endpoint, rows, out, tell=tell, **options)
+        print(f"wrote {out}; {spent(endpoint)}", flush=True)
 
 
 @contextlib.contextmanager

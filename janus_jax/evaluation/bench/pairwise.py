@@ -22,7 +22,8 @@ from janus_jax.storage.endpoint_requests import Reply
 _CONSISTENT = 0.75
 """Share of pairs with the same verdict in both orders, below which the judge is called inconsistent."""
 _MARK = re.compile(
-    r"\[\s*RESULT\s*\]|(?i:<\s*(?:result|winner|verdict)\s*>)|\bRESULT\b|(?i:\[\s*result\s*\]|\b(?:result|winner|verdict|better response)\b\s*[*_\"]*\s*[:=])"
+    r"\[\s*RESULT\s*\]|\bRESULT\b|(?i:<\s*(?:result|winner|verdict)\s*>|\[\s*result\s*\]"
+    r"|\b(?:result|winner|verdict|better response)\b\s*[*_\"]*\s*[:=])"
 )
 _NAMED = re.compile(
     r"(?:[\s*_`\"'()\[\]{}:=#<$]|\\boxed)*(?:the\s+)?(?:better\s+(?:one|response|answer)\s+is\s+)?(?:a\s+(?=tie|draw))?"

@@ -77,7 +77,7 @@ def score(reply: str, *, is_cut: bool = False) -> int | None:
 
 
 def plain(reply: str) -> str:
-    """A reply without thoughts, marks without width and runs of blanks; digits, quotes and dashes are those of ASCII."""
+    """A reply without thoughts, marks without width and runs of blanks, in digits, quotes and dashes of ASCII."""
     text = unicodedata.normalize("NFKC", _THOUGHT.sub(" ", reply)).translate(_PLAIN).replace("\\_", "_")
     text = "".join(one for one in text if unicodedata.category(one) != "Cf")
     return re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text)).strip()
