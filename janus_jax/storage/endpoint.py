@@ -30,7 +30,10 @@ from janus_jax.storage.pace import Pace, pause_after
 
 _OWN = ("model", "messages", "n", "stream")
 _AGAIN = (408, 409, 425, 429)
-_NOT_TAKEN = re.compile(r"support|unknown|unrecogni[sz]ed|unexpected|not (?:allowed|permitted)|extra", re.IGNORECASE)
+_NOT_TAKEN = re.compile(
+    r"support|unknown|unrecogni[sz]ed|unexpected|not (?:allowed|permitted|a valid)|extra|invalid (?:param|arg|option)",
+    re.IGNORECASE,
+)
 _TOO_LONG = re.compile(r"\bcontext\b|too (?:large|long|many)|exceed", re.IGNORECASE)
 _NOT_SENT = ("ConnectError", "ConnectTimeout")
 
@@ -197,7 +200,7 @@ class Endpoint:
                     if record is not None:
                         yield from replies(request, record)
             if end is None and self._refuses_all():
-                end = self._refusals[-1]
+                end = self._refusals[0]
             if end is not None:
                 raise end
         finally:
@@ -327,7 +330,7 @@ class Endpoint:
         with self._lock:
             self._refusals.append(refused)
         if self._refuses_all() and len(self._refusals) >= self._tries:
-            raise refused from None
+            raise self._refusals[0] from None
         return _failure(why)
 
     def _refuses_all(self) -> bool:
