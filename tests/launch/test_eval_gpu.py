@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 
 import pytest
 
@@ -75,15 +76,16 @@ def test_the_machine_serves_one_model_in_place_of_another(script, tmp_path):
     server.parent.mkdir(parents=True, exist_ok=True)
     server.write_text(f'#!/bin/bash\necho "vllm $*" >> {tmp_path / "log"}\nexec sleep 60\n')
     server.chmod(0o755)
-    pids = []
+    pids, log = [], tmp_path / "log"
     for _ in range(2):
-        code, err, called = script("on_vm.sh", "serve", "models/mine", "mine", "8000", "4096")
+        code, err, _ = script("on_vm.sh", "serve", "models/mine", "mine", "8000", "4096")
         assert code == 0, err
-        assert any(
-            "serve models/mine --served-model-name mine --host 127.0.0.1" in line
-            and line.endswith("--max-model-len 4096 --generation-config vllm")
-            for line in called
-        )
+        deadline = time.monotonic() + 60
+        while "vllm serve" not in log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        (line,) = (line for line in log.read_text().splitlines() if line.startswith("vllm serve"))
+        assert "serve models/mine --served-model-name mine --host 127.0.0.1" in line
+        assert line.endswith("--max-model-len 4096 --generation-config vllm")
         pids.append(int((tmp_path / "server.pid").read_text()))
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
