@@ -181,6 +181,8 @@ def test_refusals_end_at_once_without_the_key(tmp_path, answer, message):
             list(endpoint.complete([ask(f"q{n}") for n in range(40)]))
         assert SECRET not in str(caught.value) and "\n" not in str(caught.value)
         assert len(server.bodies) <= 8
+        with pytest.raises(ConfigError, match=message):
+            list(endpoint.complete([ask("alone")]))
     assert SECRET not in (tmp_path / "replies.jsonl").read_text()
 
 
@@ -267,3 +269,32 @@ def test_arguments_that_are_not_allowed_are_named(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match=r"allowed|cannot be sent"):
             list(endpoint.complete([ask("q")], **options))
     endpoint.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "option"),
+    [
+        (400, "Unsupported parameter: 'max_tokens' is not supported; use 'max_completion_tokens'", "max_tokens"),
+        (400, "Unrecognized request argument supplied: seed", "seed"),
+        (422, "{'loc': ['body', 'seed'], 'msg': 'Extra inputs are not permitted'}", "seed"),
+        (400, "'temperature' does not support 0.5 with this model", "temperature"),
+        (400, "'max_tokens' is too large: 9. The maximum context length is 8 and extra tokens are cut", None),
+        (400, "no such thing", None),
+    ],
+)
+def test_an_option_that_is_refused_is_named(tmp_path, status, message, option):
+    with serving(lambda body, count: refused(status, message)) as server, opened(server, tmp_path) as endpoint:
+        with pytest.raises(ConfigError) as caught:
+            list(endpoint.complete([ask("q")], seed=1, max_tokens=9, temperature=0.5))
+        assert getattr(caught.value, "option", None) == option and message in str(caught.value)
+
+
+def test_a_conversation_that_alone_is_refused_is_a_failure(tmp_path):
+    def script(body, count):
+        return refused(400, "too long") if "long" in str(body["messages"]) else echo(body, count)
+
+    with serving(script) as server, opened(server, tmp_path, concurrent=1) as endpoint:
+        got = texts(endpoint.complete([ask("long"), ask("q"), *(ask(f"long {n}") for n in range(9))]))
+        assert got[1, 0] == "Q" and [text for text in got.values() if text is not None] == ["Q"]
+        failures = [reply.failure for reply in endpoint.complete([ask("long")])]
+        assert failures == ["status 400: Error code: 400 - too long"]
