@@ -2,9 +2,10 @@
 
 import typer
 
-from janus_jax.cli import arguments
+from janus_jax.cli import arguments, toxicity
 
 app = typer.Typer(help="Measure answers without a judge.", **arguments.SETTINGS)
+app.add_typer(toxicity.app, name="toxicity")
 
 
 @app.callback()
