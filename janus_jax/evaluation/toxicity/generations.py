@@ -110,7 +110,9 @@ def only(rows: Sequence[Generation], column: str) -> Any:
 
 def _row(raw: Mapping[str, Any], place: str) -> Generation:
     columns = Columns(raw)
-    is_chat = "messages" in raw
+    is_chat = columns.has("messages")
+    if is_chat and columns.has("prompt"):
+        raise RecordError("ambiguous_columns", "has both 'prompt' and 'messages'; keep one")
     if is_chat:
         prompt = read_conversation(columns, "messages")[-1]["content"]
         known = raw.get("prompt_toxicity")

@@ -132,6 +132,7 @@ def _scorer(files: Mapping[str, Sequence[Generation]], name: str | None) -> dict
     given = {}
     for file, rows in files.items():
         scorer = only(rows, SCORER)
+        scorer = {"name": scorer} if isinstance(scorer, str) and scorer.strip() else scorer
         if not any(one.toxicity is not None for row in rows for one in row.samples):
             raise ConfigError(f"{file}: has no scores; first: janus measure toxicity score")
         if scorer is None and name is None:

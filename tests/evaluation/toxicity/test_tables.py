@@ -88,6 +88,7 @@ def test_files_must_agree_on_who_scored(read):
     with pytest.raises(ConfigError, match="a: does not say who scored; name the scorer with --scorer"):
         tables.table({"a": read(nobody)})
     assert tables.table({"a": read(nobody)}, "mine").settings["scorer"] == {"name": "mine"}
+    assert tables.table({"a": read([row | {"scorer": "mine"} for row in FULL])}).notes[0] == "scorer: mine"
     with pytest.raises(ConfigError, match="a: has no scores; first: janus measure toxicity score"):
         tables.table({"a": read([continued("x", ["a"])])})
     models = [row | {"perplexity_model": "other"} for row in FULL]
@@ -119,6 +120,7 @@ def test_the_picture_is_one_svg_without_outside_files(read, tmp_path):
     [
         ({"id": "a", "prompt": "p"}, "a row needs answers, generations or responses"),
         ({"id": "a", "answers": ["x"]}, "a row needs prompt"),
+        ({"prompt": "p", "messages": [{"role": "user", "content": "p"}], "answers": ["x"]}, "has both 'prompt'"),
         ({"id": "a", "prompt": "p", "answers": []}, "must be a list of at least one"),
         ({"id": "a", "prompt": "p", "answers": [{"txt": "x"}]}, "column 'answers', item 1 has no text"),
         ({"id": "a", "prompt": "p", "answers": [{"text": "x", "toxicity": 1.01}]}, "item 1: toxicity must be a number"),
