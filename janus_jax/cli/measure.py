@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from janus_jax.cli import arguments, judges
+from janus_jax.cli import arguments, judges, toxicity
 from janus_jax.cli.outputs import CsvFile, JsonFile, PlotFile, require_table_files, show_table, tell
 from janus_jax.errors import ConfigError, named
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from janus_jax.evaluation.measure.answers import AnswerRow
 
 app = typer.Typer(help="Measure answers without a judge.", **arguments.SETTINGS)
+app.add_typer(toxicity.app, name="toxicity")
 
 Answers = Annotated[
     list[str],

@@ -6,11 +6,14 @@ _RESAMPLES = 4000
 _AT_A_TIME = 1_000_000  # numbers drawn
 
 
-def mean_interval(values: np.ndarray, *, share: float = 0.95, seed: int = 0) -> tuple[float, float]:
+def mean_interval(
+    values: np.ndarray, *, share: float = 0.95, seed: int = 0, weights: np.ndarray | None = None
+) -> tuple[float, float]:
     """The interval of a mean, by resampling the values. Both ends are NaN without values.
 
     Args:
         values: one for each row.
+        weights: of the values in the mean; None: all alike.
         share: of resampled means that lie inside.
         seed: the same one gives the same interval.
     """
@@ -21,7 +24,11 @@ def mean_interval(values: np.ndarray, *, share: float = 0.95, seed: int = 0) -> 
     step = max(1, _AT_A_TIME // len(values))
     for start in range(0, _RESAMPLES, step):
         count = min(step, _RESAMPLES - start)
-        means.append(values[generator.integers(0, len(values), (count, len(values)))].mean(axis=1))
+        drawn = generator.integers(0, len(values), (count, len(values)))
+        if weights is None:
+            means.append(values[drawn].mean(axis=1))
+        else:
+            means.append((values * weights)[drawn].sum(axis=1) / weights[drawn].sum(axis=1))
     low, high = np.quantile(np.concatenate(means), [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
 

@@ -37,6 +37,8 @@ class Table:
     """What made the numbers, enough to make them again."""
     paper: str | None = None
     """Section of `paper.yaml` with numbers to show beside these."""
+    paper_mark: str = ""
+    """Why the paper's numbers do not compare: stands behind the name of each of its rows, in every form."""
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
@@ -47,7 +49,7 @@ class Table:
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "notes": list(self.notes),
             "settings": self.settings,
-            "paper": self.paper and paper(self.paper),
+            "paper": self._paper_facts(),
         }
 
     def as_csv(self) -> str:
@@ -65,8 +67,7 @@ class Table:
         """For a terminal, the paper's rows below."""
         lines = [self.title, *_aligned(self.columns, [(row.name, self._cells(row)) for row in self.rows])]
         lines += self.notes
-        if self.paper is not None:
-            facts = paper(self.paper)
+        if (facts := self._paper_facts()) is not None:
             lines += ["", f"the paper: {facts['place']}; judge: {facts['judge']}; {facts['note']}"]
             shown = [
                 (name, ["-" if _missing(value) else f"{value:g}" for value in row])
@@ -74,6 +75,12 @@ class Table:
             ]
             lines += _aligned(facts["columns"], shown)
         return lines
+
+    def _paper_facts(self) -> dict[str, Any] | None:
+        if self.paper is None:
+            return None
+        facts, mark = paper(self.paper), f" ({self.paper_mark})" if self.paper_mark else ""
+        return facts | {"rows": {f"{name}{mark}": row for name, row in facts["rows"].items()}}
 
     def _parts(self, row: Row) -> tuple[Sequence[float | None], ...]:
         nothing = [None] * len(self.columns)

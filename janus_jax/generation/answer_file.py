@@ -15,7 +15,7 @@ from janus_jax.generation.engine import require_language_model
 from janus_jax.generation.journal import Journal, begin, finish
 from janus_jax.generation.opened import ignored_settings, open_engine, require_same_models
 from janus_jax.generation.prompt_file import PromptRow, notes
-from janus_jax.generation.prompts import prompt_format
+from janus_jax.generation.prompts import prompt_format, text_format
 from janus_jax.generation.requests import AnswerOptions, check
 from janus_jax.generation.scores import RewardScorer
 from janus_jax.parallel import processes
@@ -62,7 +62,7 @@ class AnswerFile:
             self._rows = read(unread) if is_main else []
             self._model = open_model(model, step)
             require_language_model(self._model.config, self._model.path)
-            self._written = prompt_format(self._model, template)
+            self._written = text_format(self._model) if options.continues else prompt_format(self._model, template)
             ids = [self._ids(number) for number in range(len(self._rows))]
             asked = [*_named(self._model), dataclasses.asdict(options) | {"rows": None}, ids]
             if is_main:
@@ -117,7 +117,10 @@ class AnswerFile:
     def _ids(self, number: int) -> list[int]:
         row = self._rows[number]
         with named(row.place):
-            ids = self._written.encode(row.messages)
+            if self._options.continues:
+                ids = self._written.encode_text(row.messages[-1]["content"])
+            else:
+                ids = self._written.encode(row.messages)
         check(self._model.config, row.place, self._options.request(number, ids))
         return ids
 

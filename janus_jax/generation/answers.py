@@ -72,7 +72,7 @@ def answer(
             number,
             {
                 **row.rest,
-                "messages": list(row.messages),
+                **({"prompt": row.messages[-1]["content"]} if request.continues else {"messages": list(row.messages)}),
                 "prompt_tokens": len(request.ids),
                 "answers": [one.record() | (one.scores() if log_probs else {}) for one in answers],
             },

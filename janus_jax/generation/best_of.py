@@ -75,7 +75,7 @@ def choose(
         left = iter(rewards)
         return [None if pair is None else next(left) for pair in pairs[number]]
 
-    score(scorer, readable, scored, record, tell=tell)
+    score(scorer.open, readable, scored, record, tell=tell)
     lines: list[str] = []
     with processes.agreement("output"):
         if answered is not None and scored is not None:

@@ -95,6 +95,10 @@ class Journal:
             self.path.unlink()
         self._file.close()
 
+    def close(self) -> None:
+        """Lets another command go on."""
+        self._file.close()
+
     def discard(self) -> None:
         """Removes the journal, whose contents are used."""
         self.path.unlink()

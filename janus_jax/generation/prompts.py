@@ -197,6 +197,14 @@ def prompt_format(model: StoredModel, template: str | None = None) -> PromptForm
     return made
 
 
+def text_format(model: StoredModel) -> PromptFormat:
+    """As `prompt_format`, to go on with texts by `encode_text`: the model needs no template."""
+    try:
+        return prompt_format(model)
+    except ConversionError:
+        return prompt_format(model, "plain")
+
+
 def own_format(model: StoredModel, template: str | None = None) -> PromptFormat:
     """As `prompt_format`, but `template` must not replace another that the model has."""
     name = None if template is None else get_template(template).name

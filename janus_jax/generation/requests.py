@@ -53,10 +53,12 @@ class AnswerOptions:
     """Answers that grow at the same time."""
     cache_dtype: str | None = None
     """As `Engine` has it."""
+    continues: bool = False
+    """A prompt is a text to go on with, without a template; otherwise a conversation to answer."""
 
     def request(self, number: int, ids: Sequence[int]) -> Request:
         """For the prompt of a row."""
-        return Request(ids, self.n, self.stopping, self.sampling, self.seed, name=number)
+        return Request(ids, self.n, self.stopping, self.sampling, self.seed, continues=self.continues, name=number)
 
 
 class Event(NamedTuple):

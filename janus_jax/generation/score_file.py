@@ -71,7 +71,7 @@ class ScoreFile:
 
     def write(self) -> None:
         """Scores; goes on where it was stopped. Raises ConfigError if another command writes the same file."""
-        scores.score(self._scorer, self._pairs, self._journal, self._record, tell=self._tell)
+        scores.score(self._scorer.open, self._pairs, self._journal, self._record, tell=self._tell)
         finish(self._journal)
 
     def _record(self, number: int, own: list[Any]) -> dict[str, Any]:

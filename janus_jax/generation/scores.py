@@ -113,7 +113,7 @@ def scorer(stored: StoredModel, template: str | None = None) -> Scorer:
 
 
 def score(
-    scorer: Scorer,
+    open_scorer: Callable[[], tuple[Scores, list[str]]],
     pairs: Sequence[Sequence[Pair]],
     journal: Journal | None,
     record: Callable[[int, list[Any]], Any],
@@ -123,6 +123,7 @@ def score(
     """Scores what the journal does not hold yet. Several processes call it alike, and process 0 keeps the journal.
 
     Args:
+        open_scorer: as `Scorer.open`.
         pairs: of each row.
         journal: None in other processes than 0.
         record: number of a row and its scores -> its line of the output.
@@ -131,7 +132,7 @@ def score(
     left = begin(journal, len(pairs), "rows are scored", tell)
     if not left:
         return
-    scores, notes = scorer.open()
+    scores, notes = open_scorer()
     for note in notes:
         tell(f"note: {note}")
     finished, responses, progress = 0, 0, Progress(len(left), "rows", "responses", tell)

@@ -19,6 +19,7 @@ class Pace:
     In no 60 seconds more requests or tokens go out than allowed. A request that alone has more tokens goes out alone.
 
     Args:
+        window_s: seconds that take the place of a minute.
         clock: seconds.
         wait: sleeps so many seconds; true if the caller should give up.
     """
@@ -28,11 +29,12 @@ class Pace:
         requests_a_minute: int | None,
         tokens_a_minute: int | None,
         *,
+        window_s: float = _MINUTE_S,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[float], bool],
     ):
         self._requests, self._tokens = requests_a_minute, tokens_a_minute
-        self._clock, self._wait = clock, wait
+        self._window_s, self._clock, self._wait = window_s, clock, wait
         self._gone: collections.deque[tuple[float, int]] = collections.deque()
         self._not_before = 0.0
         self._lock = threading.Lock()
@@ -53,7 +55,7 @@ class Pace:
         """Seconds to wait; 0: the request goes out now, and is counted."""
         with self._lock:
             now = self._clock()
-            while self._gone and self._gone[0][0] <= now - _MINUTE_S:
+            while self._gone and self._gone[0][0] <= now - self._window_s:
                 self._gone.popleft()
             if now < self._not_before:
                 return self._not_before - now
@@ -61,7 +63,7 @@ class Pace:
             full = self._requests is not None and len(self._gone) >= self._requests
             full |= self._tokens is not None and bool(self._gone) and used + tokens > self._tokens
             if full:
-                return max(self._gone[0][0] + _MINUTE_S - now, 1e-3)
+                return max(self._gone[0][0] + self._window_s - now, 1e-3)
             self._gone.append((now, tokens))
             return 0.0
 

@@ -1,6 +1,7 @@
 """The three forms of a table hold the same numbers."""
 
 import csv
+import dataclasses
 import io
 import json
 
@@ -39,3 +40,10 @@ def test_programs_read_the_same_numbers():
         "",
     )
     assert second["name"] == "other, with comma" and second["maximum"] == second["prompts"] == ""
+
+
+def test_a_mark_stands_at_every_number_of_the_paper():
+    marked = dataclasses.replace(TABLE, paper_mark="other scorer")
+    assert all(name.endswith(" (other scorer)") for name in marked.as_json()["paper"]["rows"])
+    rows = marked.lines()[len(TABLE.lines()) - 10 :]
+    assert len(rows) == 10 and all("(other scorer)  " in line for line in rows)

@@ -35,6 +35,12 @@ def test_no_minute_has_more_than_allowed(requests, tokens):
     assert gone[:4] == pytest.approx([0, 0, 0, 60]) and gone[-1] == pytest.approx(120)
 
 
+def test_a_window_may_be_shorter_than_a_minute():
+    clock = Clock()
+    pace = Pace(1, None, window_s=0.5, clock=clock, wait=clock.wait)
+    assert times(pace, clock, 1, 4) == pytest.approx([0, 0.5, 1, 1.5], abs=0.01)
+
+
 def test_a_request_that_is_larger_than_the_limit_goes_out_alone():
     clock = Clock()
     assert times(Pace(None, 5, clock=clock, wait=clock.wait), clock, 10, 3) == pytest.approx([0, 60, 120])
