@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from janus_jax.cli import arguments, judges
+from janus_jax.cli import arguments, export_answers, judges
 from janus_jax.cli.outputs import require_file
 from janus_jax.errors import counted
 
@@ -283,3 +283,6 @@ def compare(
     print(
         *pairwise.lines_of(result, settings), f"{counted(len(lines), 'verdict')} in {out}; {paid}", sep="\n", flush=True
     )
+
+
+app.command("export", epilog=export_answers.EPILOG)(export_answers.export)
