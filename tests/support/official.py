@@ -73,3 +73,25 @@ class ScriptedEngine(Engine):
             assert len(request.ids) < self.config.max_position_embeddings and length
             self.asked.append(request)
             yield Event(place, 0, (1, 2), (0.0, 0.0), self._script(request), "stop")
+
+
+def export_scripted(
+    tool: str, model: Path, questions: Path, out: Path, script: Callable[[Request], str], *, reference: bool = False
+) -> None:
+    """The files of `janus bench export` for a model named `mine` that says what `script` says."""
+    from janus_jax.evaluation.official import TOOLS, export
+    from janus_jax.evaluation.official.questions import read_questions
+    from janus_jax.evaluation.official.systems import read_systems
+    from janus_jax.generation.sampling import SamplingOptions
+    from janus_jax.generation.stopping import StoppingOptions
+
+    class Scripted(export.Export):
+        def _open(self) -> Engine:
+            return ScriptedEngine(self._model.config, script)
+
+    def read(_: Any) -> list[Any]:
+        return read_questions(questions, TOOLS[tool].read, same=TOOLS[tool].same)
+
+    options = export.ExportOptions(SamplingOptions(), True, StoppingOptions(8), reference=reference)
+    systems = read_systems(["default"])
+    Scripted(TOOLS[tool], str(model), read, out, systems, options, name="mine", tell=lambda _: None).write()

@@ -217,8 +217,7 @@ class Export:
                 part.out.parent.mkdir(parents=True, exist_ok=True)
         left = begin(part.journal, count * self._tool.turns, "turns are answered", tell)
         if left and self._engine is None:
-            dtype = self._options.cache_dtype
-            self._engine = open_engine(self._model, self._written, rows=self._at_once, cache_dtype=dtype)
+            self._engine = self._open()
             for note in self._engine.notes:
                 tell(f"note: {note}")
         self._generate(part, part.rows, part.requests, [number for number in left if number < count])
@@ -228,6 +227,10 @@ class Export:
                 for number in no_room.intersection(later):
                     part.journal.add(number, {"answers": [_NO_ROOM]})
             self._generate(part, rows, requests, [number for number in later if number not in no_room])
+
+    def _open(self) -> Engine:
+        dtype = self._options.cache_dtype
+        return open_engine(self._model, self._written, rows=self._at_once, cache_dtype=dtype)
 
     def _generate(
         self, part: _Part, rows: Sequence[PromptRow], requests: Sequence[Request], left: Sequence[int]

@@ -37,9 +37,7 @@ def read_systems(given: Sequence[str]) -> list[System]:
             if other.text == system.text:
                 raise ConfigError(f"--system {value!r}", "is given twice; each answers all questions once")
             if other.label == system.label:
-                raise ConfigError(
-                    f"--system {value}", f"another one is named {other.label!r} too; rename the file"
-                )
+                raise ConfigError(f"--system {value}", f"another one is named {other.label!r} too; rename the file")
         systems.append(system)
     return systems
 
