@@ -286,3 +286,4 @@ def compare(
 
 
 app.command("export", epilog=export_answers.EPILOG)(export_answers.export)
+app.command("helpfulness", epilog=export_answers.RESULTS_EPILOG)(export_answers.helpfulness)

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from janus_jax.cli import arguments
-from janus_jax.cli.outputs import require_writable, tell
+from janus_jax.cli.outputs import CsvFile, JsonFile, require_table_files, require_writable, show_table, tell
 from janus_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from janus_jax.evaluation.official.questions import Question
 
 EPILOG = "Example: janus bench export runs/sft --for mt_bench --prompts question.jsonl --out data/mt_bench"
+
+RESULTS_EPILOG = "Example: janus bench helpfulness results/janus/leaderboard.csv gpt-4_single.jsonl --model janus"
 
 
 def export(
@@ -96,3 +98,22 @@ def export(
     if processes.is_main():
         print(*lines, sep="\n", flush=True)
     supervisor.last_words(0, "")
+
+
+def helpfulness(
+    results: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="leaderboard.csv of AlpacaEval; judgments (.jsonl) of the other tools."),
+    ],
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this model; may be repeated.", show_default=False)
+    ] = None,
+    json_file: JsonFile = None,
+    csv_file: CsvFile = None,
+) -> None:
+    """Show what the official tools found, beside the paper's Table 3."""
+    arguments.on_cpu()
+    from janus_jax.evaluation.official.results import read_results
+
+    require_table_files(json_file, csv_file)
+    show_table(read_results(results).table(results, model or ()), json_file, csv_file)

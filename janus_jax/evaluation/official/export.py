@@ -214,7 +214,7 @@ class Export:
         count, tell = len(part.requests), self._tell
         with processes.agreement("directory"):
             if processes.is_main():
-                part.out.parent.mkdir(parents=True, exist_ok=True)
+                files.make_directory(part.out)
         left = begin(part.journal, count * self._tool.turns, "turns are answered", tell)
         if left and self._engine is None:
             self._engine = self._open()
@@ -333,7 +333,7 @@ class Export:
             self._tell(f"note: {column!r} of {counted(count, 'question')} is not used")
         without = sum(question.reference is None for question in self._questions)
         if self._options.reference and without:
-            self._tell(f"note: {counted(without, 'question')} have no reference answer, so it is not in that file")
+            self._tell(f"note: no reference answer to {counted(without, 'question')}, which that file leaves out")
         known = self._tool.temperatures
         others = Counter(one.category for one in self._questions if known and one.category not in known)
         for category, count in others.items() if self._options.own_temperature else ():

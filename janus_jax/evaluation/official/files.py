@@ -7,6 +7,7 @@ from typing import Any
 
 from janus_jax.errors import ConfigError
 from janus_jax.storage import local
+from janus_jax.storage.bucket import os_errors
 
 
 def made_of(path: Path) -> Path:
@@ -50,8 +51,14 @@ def require_same_text(path: Path, text: str) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole, and makes its directory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path)
     local.write_whole(path, text)
+
+
+def make_directory(path: Path) -> None:
+    """Makes the directory of a file."""
+    with os_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _shown(value: Any) -> str:
