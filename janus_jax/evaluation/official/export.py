@@ -146,8 +146,11 @@ class Export:
             if part.requests:
                 self._answer(part)
             with processes.agreement("output"):
-                if processes.is_main():
-                    lines += self._finish(part) if part.requests else [f"{part.out} is written already"]
+                if processes.is_main() and part.requests:
+                    lines += self._finish(part)
+                elif processes.is_main():
+                    files.remove_journal(part.out)
+                    lines.append(f"{part.out} is written already")
         with processes.agreement("reference"):
             if processes.is_main() and (file := self._reference_file()) is not None:
                 files.write_text(*file)

@@ -61,6 +61,12 @@ def make_directory(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
+def remove_journal(path: Path) -> None:
+    """Removes the journal of a file that is written, if a command was killed before it did."""
+    with os_errors(path):
+        path.with_name(f"{path.name}.part").unlink(missing_ok=True)
+
+
 def _shown(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -166,7 +166,10 @@ def test_what_is_there_stays_and_other_settings_are_refused(model, engines, tmp_
     path = out / "m" / "model_outputs.json"
     before = path.stat()
     monkeypatch.setattr(export, "open_engine", None)
+    left = path.with_name("model_outputs.json.part")
+    left.touch()
     assert made("alpaca_eval", model, questions, out, name="m").write() == [f"{path} is written already"]
+    assert not left.exists()
     options = dataclasses.replace(OPTIONS, seed=1)
     with pytest.raises(ConfigError, match=r"^--out .*: exists, and its seed is 0, not 1; remove it, or choose another"):
         made("alpaca_eval", model, questions, out, options=options, name="m")
