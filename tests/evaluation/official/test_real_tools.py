@@ -146,7 +146,6 @@ def test_arena_hard_auto_counts_the_wins_of_our_file(model, tmp_path):
     for part in ("utils", "gen_judgment.py", "show_result.py"):
         source = checkout / part
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / part)
-    (tmp_path / "utils" / "sitecustomize.py").write_text("")
     bench = tmp_path / "data" / "arena-hard-v0.1"
     bench.mkdir(parents=True)
     rows = [arena_question(number) for number in range(8)]
