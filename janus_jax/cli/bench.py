@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from janus_jax.cli import arguments, judges
+from janus_jax.cli import arguments, export_answers, judges
 from janus_jax.cli.outputs import CsvFile, JsonFile, require_table_files, show_table
 from janus_jax.errors import ConfigError
 
@@ -192,3 +192,7 @@ def compare(
         judged = judgements.read(options.out, "pairwise")
         made = pairwise.table(judged, f"{answers.stem} against {against.stem}")
         show_table(made, json_file, csv_file, pairwise.as_json(pairwise.result(judged)))
+
+
+app.command("export", epilog=export_answers.EPILOG)(export_answers.export)
+app.command("helpfulness", epilog=export_answers.RESULTS_EPILOG)(export_answers.helpfulness)
