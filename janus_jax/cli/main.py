@@ -17,7 +17,21 @@ from typing import Annotated, Any, Literal
 import typer
 
 from janus_jax import __version__
-from janus_jax.cli import arguments, bench, chat, convert, data, generate, launch, plan, runs, score, serve, time_step
+from janus_jax.cli import (
+    arguments,
+    bench,
+    chat,
+    convert,
+    data,
+    eval,
+    generate,
+    launch,
+    plan,
+    runs,
+    score,
+    serve,
+    time_step,
+)
 from janus_jax.cli.outputs import require_writable
 from janus_jax.errors import (
     ConfigError,
@@ -247,6 +261,7 @@ app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("chat", epilog=chat.EPILOG)(chat.chat)
 app.command("generate", epilog=generate.EPILOG)(generate.generate)
 app.command("score", epilog=score.EPILOG)(score.score)
+app.command("eval", epilog=eval.EPILOG)(eval.evaluate)
 app.command("serve", epilog=serve.EPILOG)(serve.serve)
 app.command("time-step", epilog=time_step.EPILOG)(time_step.time_step)
 app.command("launch", epilog=launch.EPILOG, context_settings=launch.FORWARDS)(launch.launch)
