@@ -77,9 +77,10 @@ class Texts:
         return text
 
     def context(self, text: str) -> list[int]:
-        """Ids of what stands before an answer."""
+        """Ids of what stands before an answer, at least one."""
         marked = self._marked.get(text)
-        return self.encode(text) if marked is None or self.chat is None else self.chat.read(marked)
+        ids = self.encode(text) if marked is None or self.chat is None else self.chat.read(marked)
+        return ids or [self.prefix_id]
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of a context and of its continuation, as one text gives them. Blanks at the end of the context belong to
