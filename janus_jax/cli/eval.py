@@ -40,6 +40,9 @@ def evaluate(
     ] = None,
     step: arguments.Step = None,
     template: arguments.Template = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of a text. Default: as each task has it.")
+    ] = None,
     seed: arguments.Seed = 0,
     rows: Annotated[int, typer.Option(min=1, help="Texts that grow at the same time.")] = 32,
     out: Annotated[
@@ -94,6 +97,7 @@ def evaluate(
         system_instruction,
         seed,
         rows,
+        max_new_tokens,
     )
     evaluation = Evaluation(model, options, out, step=step, template=template, tell=tell)
     table = arguments.interruptibly(evaluation.run)

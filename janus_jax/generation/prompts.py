@@ -53,7 +53,7 @@ class PromptFormat:
             raise ConversionError(name, f"writes {len(marks)} control tokens; allowed: at most {_MOST_MARKS}")
         self._stand_ins = {mark: stand_in(number) for number, mark in enumerate(marks)}
         self._reader = tokenizer.with_marks(marks)
-        self._template, self._written = template, self._with_stand_ins(template)
+        self.template, self._written = template, self._with_stand_ins(template)
         self._known = tokenizer.control_tokens()
         self.stop_ids = tuple(dict.fromkeys([tokenizer.eos_id, *end_ids, *self._end_of_answer()]))
         """Ids that end an answer."""
@@ -163,7 +163,7 @@ class PromptFormat:
     def _render(self, messages: Messages, *, marked: bool = True, prompt: bool = True) -> str:
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        template, special = self._template, self._special
+        template, special = self.template, self._special
         if marked:
             template = self._written
             special = {name: self._stand_ins.get(token, token) for name, token in special.items()}

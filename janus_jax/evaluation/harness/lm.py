@@ -139,8 +139,8 @@ class JanusLM(TemplateLM):
         room = self.max_length - new
         if room < 1:
             raise ConfigError(
-                f"asks for {new:,} new tokens (max_gen_toks); allowed: at most {self.max_length - 1:,} (the model's "
-                f"longest text is {self.max_length:,})"
+                f"asks for {new:,} new tokens; allowed: at most {self.max_length - 1:,} (the model's longest text is "
+                f"{self.max_length:,}); set it with --max-new-tokens"
             )
         ids = self._cut(self.texts.context(context), room, "prompts")
         stopping = StoppingOptions(new, stop=tuple(until))

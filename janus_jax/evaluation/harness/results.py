@@ -5,6 +5,7 @@ import math
 import os
 import random
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,8 @@ def build_requests(tasks: Tasks, lm: JanusLM, options: "HarnessOptions") -> None
         elif task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+        if options.max_new_tokens is not None and task.OUTPUT_TYPE == "generate_until":
+            task.set_config(key="generation_kwargs", value={"max_gen_toks": options.max_new_tokens}, update=True)
         try:
             task.build_all_requests(
                 limit=options.limit,
@@ -84,16 +87,18 @@ def evaluate(tasks: Tasks, lm: JanusLM, options: "HarnessOptions") -> dict[str, 
     """What the harness makes of the model's answers, with samples."""
     os.environ["DISABLE_MULTIPROC"] = "1"  # forked processes of it could hang beside JAX's threads
     start = time.time()
-    outcome: Any = lm_eval.evaluate(
-        lm=lm,
-        task_dict={"tasks": tasks.tasks, "groups": tasks.groups},
-        limit=options.limit,
-        bootstrap_iters=_RESAMPLES,
-        log_samples=True,
-        system_instruction=options.system,
-        apply_chat_template=options.chat,
-        fewshot_as_multiturn=options.chat and options.multiturn,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of metrics over no documents
+        outcome: Any = lm_eval.evaluate(
+            lm=lm,
+            task_dict={"tasks": tasks.tasks, "groups": tasks.groups},
+            limit=options.limit,
+            bootstrap_iters=_RESAMPLES,
+            log_samples=True,
+            system_instruction=options.system,
+            apply_chat_template=options.chat,
+            fewshot_as_multiturn=options.chat and options.multiturn,
+        )
     return outcome | {"date": start}
 
 
@@ -117,6 +122,7 @@ def save(
         "model_args": arguments,
         "model_num_parameters": sum(math.prod(spec.shape) for spec in jax.tree.leaves(param_specs(model.config))),
         "limit": options.limit,
+        "gen_kwargs": options.max_new_tokens and {"max_gen_toks": options.max_new_tokens},
         "bootstrap_iters": _RESAMPLES,
         "random_seed": options.seed,
         "numpy_seed": _FEWSHOT_SEED,
@@ -191,6 +197,7 @@ def settings(tasks: Tasks, facts: Mapping[str, Any], options: "HarnessOptions") 
         "fewshot_as_multiturn": options.chat and options.multiturn,
         "system_instruction": options.system,
         "seed": options.seed,
+        "max_new_tokens": options.max_new_tokens,
         "lm_eval": importlib.metadata.version("lm_eval"),
         "data": tasks.files or "Hugging Face hub",
     }

@@ -48,6 +48,8 @@ class HarnessOptions:
     seed: int = 0
     rows: int = 32
     """Texts that grow at the same time."""
+    max_new_tokens: int | None = None
+    """Of a text; None: as each task has it."""
 
 
 class Evaluation:

@@ -1,9 +1,10 @@
 """Tasks of lm-evaluation-harness: by name, from the hub or from local files. Imports that package (extra `eval`)."""
 
 import difflib
+import functools
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lm_eval.tasks import TaskManager
 
 from janus_jax.errors import ConfigError, DataError, first_line
 
-logging.getLogger("lm_eval.tasks._index").setLevel(logging.ERROR)  # that a task of ours stands for one of theirs
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of defaults, and of tasks that stand for others
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 """Ending of a data file -> what `datasets` reads it with."""
@@ -47,8 +48,11 @@ class Tasks:
             close = close or [name for name in manager.all_tasks if unknown[0].lower() in name.lower()][:3]
             similar = f"; similar: {', '.join(close)}" if close else ""
             raise ConfigError(f"--tasks: lm_eval has no task {unknown[0]!r}{similar}")
+        leaves = list(dict.fromkeys(leaf for name in names for leaf in self._leaves(name)))
+        for leaf in leaves:
+            _require_supported(leaf, _config(manager, leaf))
         if data_dir is not None:
-            for leaf in dict.fromkeys(leaf for name in names for leaf in self._leaves(name)):
+            for leaf in leaves:
                 self._from_files(leaf, data_dir, made, num_fewshot)
             local = TaskManager(include_defaults=False, include_path=str(made))
             manager.task_index.update({name: local.task_index[name] for name in self.files})
@@ -61,8 +65,9 @@ class Tasks:
                 raise ConfigError(f"--tasks {','.join(names)}: {name} has {both[0]}, which another name has too")
             self.tasks |= loaded["tasks"]
             self.groups |= loaded.get("groups") or {}
-        for name, task in self.tasks.items():
-            _require_supported(name, task)
+        for name, task in self.tasks.items():  # whose description is code
+            flags = {"doc_to_image": "MULTIMODAL", "unsafe_code": "UNSAFE_CODE"}
+            _require_supported(name, {key: getattr(task, flag, False) for key, flag in flags.items()})
 
     def _load(self, name: str) -> Any:
         try:
@@ -139,15 +144,22 @@ class Tasks:
 
 def _manager(names: Sequence[str]) -> TaskManager:
     """Of the directories that define these tasks, or of all: reading the 14,000 descriptions takes long."""
-    root, places = Path(lm_eval.tasks.__file__).parent, {}
-    for file in sorted(root.glob("*/**/*.yaml")):
-        text = file.read_text(encoding="utf-8", errors="replace")
-        places |= {name: root / file.relative_to(root).parts[0] for name in _NAMED.findall(text)}
+    places = _places()
     if all(name in places for name in names):
         some = TaskManager(include_defaults=False, include_path=sorted({str(places[name]) for name in names}))
         if all((entry := some.task_index.get(name)) and entry.kind.name == "TASK" for name in names):
             return some
     return TaskManager()
+
+
+@functools.cache
+def _places() -> dict[str, Path]:
+    """Directories of the tasks and groups that the package names outright."""
+    root, places = Path(lm_eval.tasks.__file__).parent, {}
+    for file in sorted(root.glob("*/**/*.yaml")):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        places |= {name: root / file.relative_to(root).parts[0] for name in _NAMED.findall(text)}
+    return places
 
 
 def _config(manager: TaskManager, name: str) -> dict[str, Any]:
@@ -182,10 +194,10 @@ def local_file(directory: Path, stems: Sequence[str]) -> Path | None:
     return next((path.resolve() for path in candidates if path.is_file()), None)
 
 
-def _require_supported(name: str, task: Task) -> None:
-    if getattr(task, "MULTIMODAL", False):
+def _require_supported(name: str, config: Mapping[str, Any]) -> None:
+    if config.get("doc_to_image") or config.get("doc_to_audio"):
         raise ConfigError(f"task {name}: shows images or plays sound; allowed: tasks of text alone")
-    if getattr(task, "UNSAFE_CODE", False):
+    if config.get("unsafe_code"):
         raise ConfigError(
             f"task {name}: runs code that the model writes, which janus eval does not; use lm_eval in a sandbox"
         )

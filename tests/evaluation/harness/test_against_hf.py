@@ -5,14 +5,14 @@ import pytest
 pytest.importorskip("lm_eval", reason="extra eval")
 pytest.importorskip("accelerate", reason="lm_eval's model hf needs it")
 
-import jax  # noqa: E402
+import jax
 
-from janus_jax.checkpoint.stored_model import open_model  # noqa: E402
-from janus_jax.evaluation.harness.lm import JanusLM  # noqa: E402
-from janus_jax.evaluation.harness.texts import Texts  # noqa: E402
-from janus_jax.evaluation.harness.together import Together  # noqa: E402
-from janus_jax.generation.engine import Engine  # noqa: E402
-from tests.support import harness  # noqa: E402
+from janus_jax.checkpoint.stored_model import open_model
+from janus_jax.evaluation.harness.lm import JanusLM
+from janus_jax.evaluation.harness.texts import Texts
+from janus_jax.evaluation.harness.together import Together
+from janus_jax.generation.engine import Engine
+from tests.support import harness
 
 LONG = "the quick brown fox don't naïve 世界 " * 20
 PAIRS = [
@@ -42,7 +42,9 @@ def both(request, tmp_path_factory):
     from lm_eval.models.huggingface import HFLM
 
     path = harness.model(tmp_path_factory.mktemp("model") / "lm", bos=request.param, longest=128)
-    theirs = HFLM(pretrained=str(path), dtype="float32", device="cpu", batch_size=1, logits_cache=False)  # the cache mixes up places
+    theirs = HFLM(
+        pretrained=str(path), dtype="float32", device="cpu", batch_size=1, logits_cache=False
+    )  # the cache mixes up places
     model = open_model(str(path))
     texts = Texts(model, chat=True)
     options = {"steps_per_call": 4, "stop_ids": (texts.own.eos_id,), "tokenizer": texts.own}
