@@ -23,8 +23,10 @@ def evaluate(
     ] = False,
     limit: Annotated[int | None, typer.Option(help="Only the first documents of each task.")] = None,
     data_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Read data from files like bbq.jsonl in DIR, not from the Hugging Face hub."),
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Read data from files like bbq.jsonl in DIR (gs:// too), not from the Hugging Face hub."
+        ),
     ] = None,
     num_fewshot: Annotated[
         int | None, typer.Option(help="Examples before each document. Default: as each task has it.")
@@ -81,8 +83,6 @@ def evaluate(
     with processes.agreement("files"):
         if processes.is_main():
             require_installed()
-            if data_dir is not None and not data_dir.is_dir():
-                raise ConfigError(f"--data-dir {data_dir}: is no directory")
             if out is not None:
                 require_writable("--out", out)
             require_table_files(json, csv)

@@ -125,8 +125,9 @@ class JanusLM(TemplateLM):
         return Item(pairs)
 
     def _generated(self, instance: Instance) -> Item:
-        context, given = instance.args[0], dict(instance.args[1])
-        options = dict(normalize_gen_kwargs(given, _NEW_TOKENS))
+        arguments: Any = instance.args
+        context, given = arguments[0], dict(arguments[1])
+        options: dict[str, Any] = {**normalize_gen_kwargs(given, _NEW_TOKENS)}
         new, until = int(options.pop("max_gen_toks")), [text for text in options.pop("until") or [] if text]
         until.append(self.texts.hf.decode(self.eot_token_id))
         if not options.pop("do_sample"):

@@ -89,7 +89,8 @@ def evaluate(tasks: Tasks, lm: JanusLM, options: "HarnessOptions") -> dict[str, 
     start = time.time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of metrics over no documents
-        outcome: Any = lm_eval.evaluate(
+        run: Any = lm_eval.evaluate  # its decorator hides the arguments from type checkers
+        outcome = run(
             lm=lm,
             task_dict={"tasks": tasks.tasks, "groups": tasks.groups},
             limit=options.limit,

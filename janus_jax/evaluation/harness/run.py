@@ -38,7 +38,8 @@ class HarnessOptions:
     """The table of social bias, instead of `tasks`."""
     limit: int | None = None
     """Documents of each task, the first ones."""
-    data_dir: Path | None = None
+    data_dir: str | None = None
+    """Local files of all tasks, or a gs:// URL of them; None: the Hugging Face hub."""
     num_fewshot: int | None = None
     chat: bool = False
     """Prompts are conversations in the model's template."""
@@ -109,12 +110,13 @@ class Evaluation:
         from janus_jax.evaluation.harness import social_bias
         from janus_jax.evaluation.harness.lm import JanusLM
         from janus_jax.evaluation.harness.results import build_requests
-        from janus_jax.evaluation.harness.tasks import Tasks
+        from janus_jax.evaluation.harness.tasks import Tasks, local_directory
 
         options = self.options
-        names = social_bias.names(options.data_dir) if options.social_bias else options.tasks
+        data_dir = None if options.data_dir is None else local_directory(options.data_dir)
+        names = social_bias.names(data_dir) if options.social_bias else options.tasks
         with tempfile.TemporaryDirectory(prefix="janus.eval.") as made:
-            self._tasks = tasks = Tasks(names, options.data_dir, Path(made), options.num_fewshot)
+            self._tasks = tasks = Tasks(names, data_dir, Path(made), options.num_fewshot)
         self._lm = lm = JanusLM(self._texts, self.model.config.max_position_embeddings, options.seed)
         build_requests(tasks, lm, options)
         lm.prepare(instance for task in tasks.tasks.values() for instance in task.instances)

@@ -15,6 +15,8 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from janus_jax.errors import ConfigError, DataError, first_line
+from janus_jax.storage import staging
+from janus_jax.storage.bucket import is_url
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of defaults, and of tasks that stand for others
 
@@ -186,6 +188,20 @@ def _relatives(manager: TaskManager, name: str) -> list[str]:
             if all(_config(manager, other).get(key) == own.get(key) for key in ("dataset_path", "dataset_name"))
         ]
     return related
+
+
+def local_directory(data_dir: str) -> Path:
+    """Where the files of `--data-dir` lie, or their copies.
+
+    Raises:
+        ConfigError: it is no directory.
+        StorageError: a bucket refuses, or holds nothing there.
+    """
+    if is_url(data_dir):
+        return staging.files(data_dir, lambda name: Path(name).suffix in READERS)
+    if not Path(data_dir).is_dir():
+        raise ConfigError(f"--data-dir {data_dir}: is no directory")
+    return Path(data_dir)
 
 
 def local_file(directory: Path, stems: Sequence[str]) -> Path | None:
