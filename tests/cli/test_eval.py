@@ -91,7 +91,7 @@ def test_scores_of_bias_are_those_of_the_paper_of_bbq():
 
 
 def test_a_stopped_evaluation_goes_on(evaluate, tmp_path, monkeypatch):
-    monkeypatch.setattr(lm, "_TOKENS_AT_ONCE", 40)
+    monkeypatch.setattr(lm, "_TOKENS_AT_ONCE", 5)  # times eight devices
     score, scored = together.Together.score, []
 
     def dies(self, pairs):

@@ -20,8 +20,8 @@ from janus_jax.generation.sampling import SamplingOptions
 from janus_jax.generation.scoring import Pair
 from janus_jax.generation.stopping import StoppingOptions
 
-_TOKENS_AT_ONCE = 1 << 16
-"""Of texts that are scored together: enough for full rows, few enough that a kill costs little."""
+_TOKENS_AT_ONCE = 1 << 14
+"""Of texts that are scored together, for each shard of rows: a full call, and few enough that a kill costs little."""
 _TEXTS_AT_ONCE = 4096
 _NEW_TOKENS = 256
 """Of a text, where a task does not say; as `--model hf` has it."""
@@ -203,7 +203,7 @@ class JanusLM(TemplateLM):
         for number in numbers:
             portion.append(number)
             tokens += self._size(number)
-            if tokens >= _TOKENS_AT_ONCE:
+            if tokens >= _TOKENS_AT_ONCE * self._together.shards:
                 yield portion
                 portion, tokens = [], 0
         if portion:

@@ -21,6 +21,8 @@ class Together:
 
     def __init__(self, engine: Engine, length: int):
         self._engine, self._length = engine, length
+        self.shards = engine.row_shards
+        """Of rows, over devices."""
         self._computes = False
 
     def score(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:

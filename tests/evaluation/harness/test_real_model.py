@@ -20,7 +20,7 @@ pytest.importorskip("accelerate", reason="lm_eval's model hf needs it")
 
 from tests.support import harness  # noqa: E402
 
-LIMIT = 32
+LIMIT = 8
 FILES = {"winogender_all": "wino_part", "crows_pairs_english": "crows_part", "bbq": "bbq_part"}
 
 
