@@ -25,7 +25,7 @@ from typing import Any, Literal, Self
 FOLDER = "launch"
 PORT = 8476
 """Of the coordinator. Firewalls of Google's networks open it between machines of a slice."""
-MANY = ("train", "time-step", "generate", "score")
+MANY = ("train", "time-step", "generate", "score", "eval")
 """Commands of janus that the hosts run together. All others run on worker 0 alone."""
 
 

@@ -23,6 +23,7 @@ from janus_jax.cli import (
     chat,
     convert,
     data,
+    eval,
     generate,
     launch,
     measure,
@@ -262,6 +263,7 @@ app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("chat", epilog=chat.EPILOG)(chat.chat)
 app.command("generate", epilog=generate.EPILOG)(generate.generate)
 app.command("score", epilog=score.EPILOG)(score.score)
+app.command("eval", epilog=eval.EPILOG)(eval.evaluate)
 app.command("serve", epilog=serve.EPILOG)(serve.serve)
 app.command("time-step", epilog=time_step.EPILOG)(time_step.time_step)
 app.command("launch", epilog=launch.EPILOG, context_settings=launch.FORWARDS)(launch.launch)

@@ -133,8 +133,8 @@ class Engine:
             top: how many of the most probable ids are told at each place of a continuation, 0 to 20.
 
         Raises:
-            DataError: a context is empty, a pair is longer than the model's longest text, an id is unknown, or `top` is
-                not allowed.
+            DataError: a context is empty, a pair without its last token is longer than the model's longest text, an id
+                is unknown, or `top` is not allowed.
         """
         return scoring.log_probs(self.config, self.params, self.compute, pairs, top=top)
 

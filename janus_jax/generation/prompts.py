@@ -53,7 +53,7 @@ class PromptFormat:
             raise ConversionError(name, f"writes {len(marks)} control tokens; allowed: at most {_MOST_MARKS}")
         self._stand_ins = {mark: stand_in(number) for number, mark in enumerate(marks)}
         self._reader = tokenizer.with_marks(marks)
-        self._template, self._written = template, self._with_stand_ins(template)
+        self.template, self._written = template, self._with_stand_ins(template)
         self._known = tokenizer.control_tokens()
         self.stop_ids = tuple(dict.fromkeys([tokenizer.eos_id, *end_ids, *self._end_of_answer()]))
         """Ids that end an answer."""
@@ -103,13 +103,30 @@ class PromptFormat:
     def _encode(self, messages: Messages, prompt: bool = True) -> list[int]:
         """Ids of what the template makes of messages."""
         messages = [message for message in messages if message["role"] != "system" or message["content"]]
-        for token, characters in self._stand_ins.items():
-            if any(characters in message["content"] for message in messages):
-                raise DataError(f"a message holds the Unicode noncharacters that stand for {token}; remove them")
+        self._require_no_stand_in(messages)
         text = self._render(messages, prompt=prompt)
         if self._spelled(text) != self._render(messages, marked=False, prompt=prompt):
             raise DataError(self._name, "writes other text when its control tokens are marked, so it cannot be used")
         return self._reader.encode(text)
+
+    def write(self, messages: Messages) -> tuple[str, str]:
+        """What the template makes of messages: as text, and as `read` takes it, where control tokens are marked.
+
+        A last message of the assistant is not ended: the model goes on with it.
+
+        Raises:
+            DataError: as `encode`, but the template decides which roles may follow each other.
+        """
+        self._require_no_stand_in(messages)
+        begun = messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else None
+        text, marked = (self._render(messages, prompt=begun is None, marked=marked) for marked in (False, True))
+        if begun is not None:
+            text, marked = (_cut_after(begun, whole) for whole in (text, marked))
+        return text, marked
+
+    def read(self, marked: str) -> list[int]:
+        """Ids of what `write` has written, and of what follows it."""
+        return self._reader.encode(marked)
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a text that is no conversation; BOS first, if the tokenizer has one."""
@@ -118,6 +135,11 @@ class PromptFormat:
     def decode(self, ids: Sequence[int]) -> str:
         """Text without control tokens."""
         return self.tokenizer.decode(ids)
+
+    def _require_no_stand_in(self, messages: Messages) -> None:
+        for token, characters in self._stand_ins.items():
+            if any(characters in message["content"] for message in messages):
+                raise DataError(f"a message holds the Unicode noncharacters that stand for {token}; remove them")
 
     def _end_of_answer(self) -> list[int]:
         """The control token that the template writes right after an answer."""
@@ -141,7 +163,7 @@ class PromptFormat:
     def _render(self, messages: Messages, *, marked: bool = True, prompt: bool = True) -> str:
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        template, special = self._template, self._special
+        template, special = self.template, self._special
         if marked:
             template = self._written
             special = {name: self._stand_ins.get(token, token) for name, token in special.items()}
@@ -187,7 +209,7 @@ def prompt_format(model: StoredModel, template: str | None = None) -> PromptForm
     elif chat is None:
         formats = (ChatFormat(one, tokenizer, boundary=b) for one in TEMPLATES.values() for b in ("separate", "joint"))
         chat = next((one for one in formats if one.chat_template == own), None)
-    ends = [*_ids(facts.token_ids.get("eos_token_id")), *_ids(facts.generation.get("eos_token_id"))]
+    ends = end_ids(model)
     if chat is not None:
         return trained_format(chat, ends)
     if not own:
@@ -232,6 +254,12 @@ def conversation(prompt: str, system: str = "") -> list[dict[str, str]]:
     return [*messages, {"role": "user", "content": prompt}]
 
 
+def end_ids(model: StoredModel) -> list[int]:
+    """Ids that end a text, as the model's own files say."""
+    values = (facts.get("eos_token_id") for facts in (model.facts.token_ids, model.facts.generation))
+    return list(dict.fromkeys(number for value in values for number in _ids(value)))
+
+
 def _check(messages: Messages) -> None:
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
@@ -250,6 +278,13 @@ def _token(tokenizer: Tokenizer, kind: str) -> str:
         return tokenizer.token(number) or ""
     declared = declared_token(Path(tokenizer.path).parent, kind)
     return "" if declared is None else declared[1]
+
+
+def _cut_after(text: str, whole: str) -> str:
+    """What is written up to the end of its last message; a template may strip blanks of it."""
+    at = whole.rindex(text.strip())
+    kept = text.lstrip()
+    return whole[: at + len(kept if whole.startswith(kept, at) else text.strip())]
 
 
 def _ids(value: Any) -> list[int]:

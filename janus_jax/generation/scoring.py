@@ -55,10 +55,14 @@ def log_probs(
 
 
 def require_pairs(config: ModelConfig, pairs: Sequence[Pair]) -> None:
-    """Raises DataError for a context without ids, an unknown id, or more tokens than a text may have."""
+    """Raises DataError for a context without ids, an unknown id, or more tokens than a text may have.
+
+    A language model does not read the last token of a pair, which it predicts: a pair may have one more for it.
+    """
+    room = -1 if config.head == "lm" else 0
     for place, (context, continuation) in enumerate(pairs, 1):
         require_ids(config, f"context {place}", context)
-        require_ids(config, f"context {place} with its continuation", [*context, *continuation])
+        require_ids(config, f"context {place} with its continuation", [*context, *continuation], room=room)
 
 
 def run(
