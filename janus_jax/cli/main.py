@@ -17,7 +17,21 @@ from typing import Annotated, Any, Literal
 import typer
 
 from janus_jax import __version__
-from janus_jax.cli import arguments, bench, chat, convert, data, generate, launch, plan, runs, score, serve, time_step
+from janus_jax.cli import (
+    arguments,
+    bench,
+    chat,
+    convert,
+    data,
+    generate,
+    launch,
+    plan,
+    report,
+    runs,
+    score,
+    serve,
+    time_step,
+)
 from janus_jax.cli.outputs import require_writable
 from janus_jax.errors import (
     ConfigError,
@@ -248,6 +262,7 @@ app.command("chat", epilog=chat.EPILOG)(chat.chat)
 app.command("generate", epilog=generate.EPILOG)(generate.generate)
 app.command("score", epilog=score.EPILOG)(score.score)
 app.command("serve", epilog=serve.EPILOG)(serve.serve)
+app.command("report", epilog=report.EPILOG)(report.report)
 app.command("time-step", epilog=time_step.EPILOG)(time_step.time_step)
 app.command("launch", epilog=launch.EPILOG, context_settings=launch.FORWARDS)(launch.launch)
 

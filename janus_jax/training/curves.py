@@ -44,7 +44,7 @@ PANELS = {
 """Metric -> title of its panel; a metric that no run has gets none."""
 _OF_OBJECTIVE = ("loss", "rewards/margins", "rewards/chosen", "rewards/rejected")
 """Metrics that runs of different objectives measure in different units: one panel for each objective."""
-_TOGETHER = ("rewards/chosen", "rewards/rejected")
+TOGETHER = ("rewards/chosen", "rewards/rejected")
 """Panels with the same range."""
 _LABEL = 48
 """Characters of a run's name in the legend; of a longer one, both ends."""
@@ -192,7 +192,7 @@ def draw(runs: Sequence[Curves], path: Path | Place) -> None:
             axis.set_axis_off()
         shown = dict(zip(panels, figure.axes, strict=False))
         for objective in {objective for _, objective in panels}:
-            _same_range([shown[name, objective] for name in _TOGETHER if (name, objective) in shown])
+            _same_range([shown[name, objective] for name in TOGETHER if (name, objective) in shown])
         last = max(int(steps.max()) for run in runs for kind in run.records.values() for steps, _ in kind.values())
         for axis in shown.values():
             axis.set_xlim(-0.02 * last, 1.02 * last + 1e-9)

@@ -1,4 +1,4 @@
-"""Self-contained pages: a template with the style and the script of its folder inside, and nothing loaded from elsewhere.
+"""Self-contained pages: a template with the style and the script of its folder inside. Nothing is loaded.
 
 Texts of data are untrusted. Templates escape every value, what moves a cursor or reverses writing is spelled out, and
 the page's policy allows its own script alone, by hash.

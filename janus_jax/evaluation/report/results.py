@@ -1,0 +1,170 @@
+"""Tables of evaluations: their JSON checked, and those of judged directories made."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from janus_jax.errors import DataError
+from janus_jax.evaluation.bench import judgements, pairwise, tables
+from janus_jax.evaluation.paper import paper
+from janus_jax.evaluation.result_table import Row, Table
+
+_KINDS = ("absolute", "pairwise")
+"""Directories of verdicts, as their settings call them and the paper's numbers too."""
+_SOURCES = 6
+"""Sources of a bench with a column of their own."""
+_ALWAYS = ("judge", "scorer", "model", "fail", "left", "drop", "skip", "limit", "error", "without")
+"""Settings that are never folded away have one of these in their names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A table, and where it is from."""
+
+    label: str
+    path: str
+    table: Table
+    paper: dict[str, Any] | None
+
+    @property
+    def settings(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Those that are always visible, and the rest."""
+        texts = {str(name): _setting(value) for name, value in self.table.settings.items()}
+        first = {name: text for name, text in texts.items() if any(part in name.lower() for part in _ALWAYS)}
+        return first, {name: text for name, text in texts.items() if name not in first}
+
+
+def is_table(value: Any) -> bool:
+    """Whether a JSON value is meant to be `Table.as_json`."""
+    return isinstance(value, dict) and {"kind", "columns", "rows"} <= value.keys()
+
+
+def of_json(value: dict[str, Any], label: str, path: str) -> Result:
+    """The table in `Table.as_json`.
+
+    Raises:
+        DataError: names the first part that has another form.
+    """
+    columns, rows = value["columns"], value["rows"]
+    if not isinstance(columns, list) or not all(isinstance(one, str) for one in columns):
+        raise DataError(path, "columns: allowed: a list of texts")
+    if not isinstance(rows, list):
+        raise DataError(path, "rows: allowed: a list of objects")
+    made = [_row(row, len(columns), path, number) for number, row in enumerate(rows, 1)]
+    title, notes, settings = (value.get(name) for name in ("title", "notes", "settings"))
+    notes = notes if isinstance(notes, list) else [] if notes is None else [notes]
+    table = Table(
+        str(value["kind"]),
+        str(title or value["kind"]),
+        columns,
+        made,
+        [note if isinstance(note, str) else json.dumps(note) for note in notes],
+        settings if isinstance(settings, dict) else {} if settings is None else {"settings": settings},
+    )
+    return Result(label, path, table, _published(value.get("paper"), path))
+
+
+def _row(row: Any, columns: int, path: str, number: int) -> Row:
+    place = f"{path}: row {number}"
+    if not isinstance(row, dict) or "name" not in row or not isinstance(row.get("values"), list):
+        raise DataError(place, "allowed: an object with name and values")
+    parts = [_numbers(row.get(name), columns, place, name) for name in ("values", "low", "high")]
+    return Row(str(row["name"]), parts[0] or [], parts[1], parts[2])
+
+
+def _numbers(values: Any, columns: int, place: str, name: str) -> list[float | None] | None:
+    if values is None and name != "values":
+        return None
+    if not isinstance(values, list) or len(values) != columns:
+        raise DataError(place, f"{name}: allowed: {columns} numbers, one for each column")
+    for one in values:
+        if one is not None and (isinstance(one, bool) or not isinstance(one, int | float)):
+            raise DataError(place, f"{name} has {json.dumps(one)[:60]}; allowed: numbers and null")
+    return [None if one is None or not math.isfinite(one) else one for one in values]
+
+
+def _published(value: Any, path: str) -> dict[str, Any] | None:
+    """The paper's numbers as the table has them, checked."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not isinstance(value.get("rows"), dict):
+        raise DataError(path, "paper: allowed: null, or an object with place, judge, note, columns and rows")
+    columns = value.get("columns")
+    if not isinstance(columns, list):
+        raise DataError(path, "paper: columns: allowed: a list of texts")
+    rows = {
+        str(name): _numbers(row, len(columns), f"{path}: paper: {name}", "values")
+        for name, row in value["rows"].items()
+    }
+    facts = {name: str(value.get(name, "not given")) for name in ("place", "judge", "note")}
+    return facts | {"columns": [str(one) for one in columns], "rows": rows}
+
+
+def is_judged(path: Path) -> bool:
+    """Whether a directory is one that a judge writes, to its end or not."""
+    return _judge_settings(path).get("kind") in _KINDS
+
+
+def of_directory(path: Path, label: str) -> Result:
+    """The table of a directory of verdicts.
+
+    Raises:
+        ConfigError: a file is damaged.
+    """
+    settings = _judge_settings(path)
+    kind = settings["kind"]
+    if not (path / judgements.JUDGEMENTS).exists():
+        note = "warning: the judge has not come to its end, so no verdict is counted"
+        table = Table(kind, f"{label}: not judged yet", [], [], [note], settings)
+    else:
+        judged = judgements.read(path, kind)
+        table = _pairs(judged, label) if kind == "pairwise" else _scores(judged, label)
+    return Result(label, str(path), table, paper(kind))
+
+
+def _judge_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads((path / judgements.SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _scores(judged: judgements.Judged, label: str) -> Table:
+    all_, *sources = tables.groups(judged, label, {})
+    shown = [all_, *sources[:_SOURCES]] if len(sources) > 1 else [all_]
+    notes = []
+    if all_.failed:
+        notes.append(f"warning: {all_.failed:,} of {all_.verdicts:,} verdicts have no score; they count nowhere")
+    if len(sources) > _SOURCES:
+        notes.append(f"{len(sources) - _SOURCES:,} more sources: see janus bench table")
+    means = tables.run_means(judged)
+    notes.append(
+        f"{all_.scored:,} of {all_.rows:,} rows have a score; mean of each run: "
+        + (", ".join(f"{mean:.2f}" for mean in means) or "none")
+    )
+    row = Row(label, [one.mean for one in shown], [one.low for one in shown], [one.high for one in shown])
+    columns = ["all rows", *(one.name for one in shown[1:])]
+    return Table("bench", f"{label}: scores from 1 to 5", columns, [row], notes, dict(judged.settings))
+
+
+def _pairs(judged: judgements.Judged, label: str) -> Table:
+    result = pairwise.result(judged)
+    facts = result.facts()
+    names = {"score": "score, a tie is half", "win": "win", "tie": "tie", "loss": "loss", "consistent": "same verdict"}
+    names |= {"longer_wins": "the longer wins"}
+    low, high = ([facts[end], *[None] * (len(names) - 1)] for end in ("low", "high"))
+    row = Row(label, [100 * facts[name] for name in names], _percent(low), _percent(high))
+    notes = [line for line in pairwise.lines_of(result, judged.settings) if line.startswith("warning")]
+    columns = [f"{name} %" for name in names.values()]
+    return Table("pairwise", f"{label}: {facts['pairs']:,} pairs", columns, [row], notes, dict(judged.settings))
+
+
+def _percent(values: list[float | None]) -> list[float | None]:
+    return [None if value is None else 100 * value for value in values]
+
+
+def _setting(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
