@@ -80,8 +80,8 @@ def _add(inputs: Inputs, path: str, label: str) -> None:
     if where.is_dir():
         if looks_like_a_run(where):
             inputs.runs.append(read_run(path, label))
-        elif isinstance(where, Path) and is_judged(where):
-            inputs.results.append(of_directory(where, label))
+        elif not is_url(path) and is_judged(local := Path(os.path.expanduser(path))):
+            inputs.results.append(of_directory(local, label))
         else:
             raise DataError(path, f"holds none of the files of a run or of a judge{_runs_below(where)}; {ALLOWED}")
         return

@@ -11,7 +11,7 @@ from janus_jax import __version__
 from janus_jax.data.inspect import html
 from janus_jax.evaluation.report import charts, facts, samples
 from janus_jax.evaluation.report.inputs import Inputs
-from janus_jax.evaluation.report.results import Result
+from janus_jax.evaluation.report.results import Group, grouped
 
 _ANSWER, _CONFIG, _CELL = 1500, 20_000, 400
 """Characters that are shown of an answer, of a configuration, and of a cell or a note."""
@@ -61,10 +61,10 @@ def page(inputs: Inputs, title: str, out: Path) -> str:
         differences=differences,
         questions=shown,
         more_questions=more + len(questions) - len(shown),
-        results=[(result, _bars(result)) for result in inputs.results],
+        groups=[(group, _bars(group)) for group in grouped(inputs.results)],
+        bars_shown=_BARS,
         rows_shown=_ROWS,
         columns_shown=_COLUMNS,
-        number_of=number,
         cell_of=cell,
     )
 
@@ -101,11 +101,11 @@ def _affordable(questions: Sequence[samples.Question]) -> list[samples.Question]
     return shown
 
 
-def _bars(result: Result) -> list[tuple[str, list[Bar]]]:
+def _bars(group: Group) -> list[tuple[str, list[Bar]]]:
     """A chart for each of the first columns that has values."""
     made = []
-    for column, name in enumerate(result.table.columns[:_CHARTS]):
-        rows = [row for row in result.table.rows if number(row.values[column]) != "-"][:_BARS]
+    for column, name in enumerate(group.table.columns[:_CHARTS]):
+        rows = [row for row in group.rows if number(row.values[column]) != "-"][:_BARS]
         ends = [0.0]
         for row in rows:
             ends += [float(part[column] or 0) for part in (row.values, row.low, row.high) if part is not None]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ _SOURCES = 6
 _ALWAYS = ("judge", "scorer", "model", "fail", "left", "drop", "skip", "limit", "error", "without")
 """Settings that are never folded away have one of these in their names."""
 
+_COMPARED = ("judge", "scorer", "runs", "temperature", "top_p", "max_tokens", "show_system", "prompts", "rows_digest")
+"""Settings that must be the same where numbers are compared."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -31,9 +35,59 @@ class Result:
     @property
     def settings(self) -> tuple[dict[str, str], dict[str, str]]:
         """Those that are always visible, and the rest."""
-        texts = {str(name): _setting(value) for name, value in self.table.settings.items()}
-        first = {name: text for name, text in texts.items() if any(part in name.lower() for part in _ALWAYS)}
-        return first, {name: text for name, text in texts.items() if name not in first}
+        given = self.table.settings.items()
+        names = {str(n) for n, value in given if value is not None and any(part in str(n).lower() for part in _ALWAYS)}
+        texts = {str(name): _setting(value) for name, value in given}
+        first = {name: text for name, text in texts.items() if name in names}
+        return first, {name: text for name, text in texts.items() if name not in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Results of one kind with the same columns, as one table."""
+
+    members: tuple[Result, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    paper: dict[str, Any] | None
+    paper_is_above: bool
+    """Another group has shown the same numbers."""
+
+    @property
+    def table(self) -> Table:
+        """That of the first: kind and columns are those of all."""
+        return self.members[0].table
+
+    @property
+    def title(self) -> str:
+        return "; ".join(dict.fromkeys(one.table.title for one in self.members))
+
+
+def grouped(results: Sequence[Result]) -> list[Group]:
+    """Results that compare stand in one table. The paper's numbers are shown once."""
+    by_shape: dict[tuple[Any, ...], list[Result]] = {}
+    for one in results:
+        by_shape.setdefault((one.table.kind, *one.table.columns), []).append(one)
+    made, shown = [], []
+    for members in by_shape.values():
+        several = len(members) > 1
+        rows = [
+            dataclasses.replace(row, name=f"{one.label}: {row.name}" if several and row.name != one.label else row.name)
+            for one in members
+            for row in one.table.rows
+        ]
+        notes = [f"{one.label}: {note}" if several else note for one in members for note in one.table.notes]
+        notes += _unlike(members)
+        published = next((one.paper for one in members if one.paper), None)
+        made.append(Group(tuple(members), tuple(rows), tuple(notes), published, published in shown))
+        shown += [published] if published else []
+    return made
+
+
+def _unlike(members: Sequence[Result]) -> list[str]:
+    """A warning for settings that make numbers, and that are not the same."""
+    differ = [name for name in _COMPARED if len({_setting(one.table.settings.get(name)) for one in members}) > 1]
+    return [f"warning: {', '.join(differ)} differ, so these rows do not compare"] if differ else []
 
 
 def is_table(value: Any) -> bool:
