@@ -126,7 +126,7 @@ def curves_of(
                 raise ValueError(step)
             numbers = record if kind in ("train", "eval") else {}
             pairs = [(name, np.nan if value is None else float(value)) for name, value in numbers.items()]
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             last = (
                 " (it is the last one: the run was killed while it wrote, or is writing)" if line is lines[-1] else ""
             )
