@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from janus_jax.cli import arguments, judges
-from janus_jax.cli.outputs import require_file
-from janus_jax.errors import counted
+from janus_jax.cli.outputs import CsvFile, JsonFile, require_table_files, show_table
+from janus_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from janus_jax.generation.prompt_file import PromptRow
@@ -43,6 +43,17 @@ def run(
     seed: arguments.Seed = 0,
     rows: Annotated[int, typer.Option(min=1, help="Answers that grow at the same time.")] = 32,
     cache_dtype: arguments.CacheDtype = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Ask an OpenAI-compatible endpoint, such as vLLM with an export; MODEL is what it calls the model.",
+        ),
+    ] = None,
+    key_variable: judges.KeyVariable = "OPENAI_API_KEY",
+    no_key: judges.NoKey = False,
+    no_seed: judges.NoSeed = False,
+    timeout: judges.Timeout = 600.0,
     coordinator: arguments.Coordinator = None,
     num_processes: arguments.NumProcesses = None,
     process_id: arguments.ProcessId = None,
@@ -50,7 +61,8 @@ def run(
 ) -> None:
     """Answer every row of BENCH with MODEL. The defaults are the paper's.
 
-    Stopped and started again with the same options, it goes on where it was.
+    Stopped and started again with the same options, it goes on where it was. With --base-url a server answers, for
+    example vLLM on a GPU.
     """
     from janus_jax.cli.generate import answer_all
     from janus_jax.generation.requests import AnswerOptions
@@ -70,6 +82,19 @@ def run(
         return made
 
     sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty)
+    if base_url is not None:
+        own = {"step": step, "template": template, "cache-dtype": cache_dtype, "devices": devices}
+        own |= {"coordinator": coordinator, "num-processes": num_processes, "process-id": process_id}
+        if unused := [f"--{name}" for name, value in own.items() if value is not None]:
+            raise ConfigError(f"{unused[0]}: not allowed with --base-url, whose server decides it")
+        options = {"temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens, "seed": seed}
+        neutral = {"top_k": (top_k, 0), "min_p": (min_p, 0.0), "repetition_penalty": (repetition_penalty, 1.0)}
+        options |= {name: value for name, (value, without) in neutral.items() if value != without}
+        if no_seed:
+            options.pop("seed")
+        variable = None if no_key else key_variable
+        judges.answer(base_url, model, read, out, options, concurrent=rows, key_variable=variable, timeout_s=timeout)
+        return
     answer_all(
         model,
         read,
@@ -86,76 +111,23 @@ def run(
     epilog="Example: janus bench judge bench.jsonl --answers answers.jsonl --judge gpt-4o "
     "--base-url https://api.openai.com/v1 --out judged",
 )
+@judges.with_options()
 def judge(
     bench: Bench,
     answers: Annotated[
         Path, typer.Option(metavar="FILE", help="Answers of janus bench run, or rows with id and response.")
     ],
-    judge: judges.Judge,
-    base_url: judges.BaseUrl,
-    out: judges.Out,
-    key_variable: judges.KeyVariable = "OPENAI_API_KEY",
-    no_key: judges.NoKey = False,
-    runs: judges.Runs = 3,
-    temperature: judges.Temperature = 1.0,
-    top_p: judges.TopP = 0.9,
-    max_tokens: judges.MaxTokens = 1024,
-    seed: judges.Seed = 0,
-    asks: judges.Asks = 5,
-    show_system: judges.ShowSystem = False,
-    prompts: judges.PromptsDir = None,
-    limit: judges.Limit = None,
-    judge_empty: judges.JudgeEmpty = False,
-    concurrent: judges.Concurrent = 8,
-    requests_a_minute: judges.RequestsAMinute = None,
-    tokens_a_minute: judges.TokensAMinute = None,
-    token_budget: judges.TokenBudget = None,
-    money_budget: judges.MoneyBudget = None,
-    prices: judges.PricesOption = None,
-    timeout: judges.Timeout = 120.0,
-    dry_run: judges.DryRun = False,
+    options: judges.Options,
 ) -> None:
     """Have every answer scored from 1 to 5 by each rubric of its row.
 
-    No reply is asked for or paid for twice: stopped, killed or started again with a larger budget, the same command
-    goes on where it was, and tries verdicts again that failed.
+    No reply is asked for or paid for twice: stopped, killed or started again with a larger budget or --limit, the same
+    command goes on where it was, and tries verdicts again that failed.
     """
     arguments.on_cpu()
-    from janus_jax.evaluation.bench import judge as judging
-    from janus_jax.evaluation.bench.asking import read_prompts
-    from janus_jax.evaluation.bench.rows import read_answers, read_bench
+    from janus_jax.evaluation.bench.judge import questions
 
-    how = judging.Judging(judge, base_url, runs, temperature, top_p, max_tokens, seed, asks, show_system)
-    written = read_prompts("absolute", prompts)
-    with judges.noting("not shown to the judge") as unread:
-        rows = read_bench(bench, unread=unread)
-    with judges.noting("not judged") as unread:
-        texts = read_answers(answers, rows, may_be_empty=judge_empty, limit=limit, unread=unread)
-    rows = rows[:limit]
-    settings = how.settings("absolute", written, rows, answers=texts)
-    settings |= {"bench": bench, "answers": str(answers)}
-    _, asked = judging.conversations(rows, texts, written, how)
-    options = judges.Options(
-        key_variable,
-        no_key,
-        concurrent,
-        requests_a_minute,
-        tokens_a_minute,
-        token_budget,
-        money_budget,
-        prices,
-        timeout,
-    )
-    if dry_run:
-        with options.estimating(out, settings, how) as endpoint:
-            print(judging.estimate(endpoint, asked, how).text(), flush=True)
-        return
-    with options.opened(out, settings, how, rows, [len(text.split()) for text in texts]) as endpoint:
-        judges.tell(f"note: {judging.estimate(endpoint, asked, how).text()}")
-        lines = judging.judge(endpoint, out, rows, texts, written, how, tell=judges.tell)
-        spent = judges.spent(endpoint)
-    judges.report_failures(lines, "score")
-    print(f"{counted(len(lines), 'verdict')} in {out}; {spent}", flush=True)
+    judges.ask("absolute", questions, bench, {"answers": answers}, options)
 
 
 @app.command("table", epilog="Example: janus bench table judged/sft judged/dpo --csv table.csv")
@@ -170,25 +142,18 @@ def table(
             show_default=False,
         ),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the table here.")] = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table here.")] = None,
+    json_file: JsonFile = None,
+    csv_file: CsvFile = None,
 ) -> None:
     """Show mean scores with 95 % bootstrap intervals, beside the paper's Table 2."""
     arguments.on_cpu()
     from janus_jax.evaluation.bench import judgements, tables
-    from janus_jax.storage import local
 
-    for name, file in (("--json", json_file), ("--csv", csv_file)):
-        if file is not None:
-            require_file(name, file)
+    require_table_files(json_file, csv_file)
     sets = tables.parse_sets(set_ or ())
     judged = [judgements.read(path, "absolute") for path in directories]
     made = [tables.groups(one, name, sets) for one, name in zip(judged, tables.names_of(directories), strict=True)]
-    if json_file is not None:
-        local.write_json(json_file, tables.as_json(judged, made))
-    if csv_file is not None:
-        local.write_whole(csv_file, tables.as_csv(judged, made))
-    print(*tables.lines_of(judged, made), sep="\n", flush=True)
+    show_table(tables.table(judged, made), json_file, csv_file, tables.as_json(judged, made))
 
 
 @app.command(
@@ -196,37 +161,14 @@ def table(
     epilog="Example: janus bench compare bench.jsonl --answers mine.jsonl --against other.jsonl --judge gpt-4o "
     "--base-url https://api.openai.com/v1 --out compared",
 )
+@judges.with_options(runs=1)
 def compare(
     bench: Bench,
     answers: Annotated[Path, typer.Option(metavar="FILE", help="Answers whose wins are counted.")],
     against: Annotated[Path, typer.Option(metavar="FILE", help="Answers of the other model.")],
-    judge: judges.Judge,
-    base_url: judges.BaseUrl,
-    out: judges.Out,
-    key_variable: judges.KeyVariable = "OPENAI_API_KEY",
-    no_key: judges.NoKey = False,
-    runs: judges.Runs = 1,
-    temperature: judges.Temperature = 1.0,
-    top_p: judges.TopP = 0.9,
-    max_tokens: judges.MaxTokens = 1024,
-    seed: judges.Seed = 0,
-    asks: judges.Asks = 5,
-    show_system: judges.ShowSystem = False,
-    prompts: judges.PromptsDir = None,
-    limit: judges.Limit = None,
-    judge_empty: judges.JudgeEmpty = False,
-    concurrent: judges.Concurrent = 8,
-    requests_a_minute: judges.RequestsAMinute = None,
-    tokens_a_minute: judges.TokensAMinute = None,
-    token_budget: judges.TokenBudget = None,
-    money_budget: judges.MoneyBudget = None,
-    prices: judges.PricesOption = None,
-    timeout: judges.Timeout = 120.0,
-    dry_run: judges.DryRun = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the result here.")
-    ] = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write the pairs here.")] = None,
+    options: judges.Options,
+    json_file: JsonFile = None,
+    csv_file: CsvFile = None,
 ) -> None:
     """Have a judge name the better of two answers to each row, in both orders.
 
@@ -234,52 +176,10 @@ def compare(
     """
     arguments.on_cpu()
     from janus_jax.evaluation.bench import judgements, pairwise
-    from janus_jax.evaluation.bench.asking import read_prompts
-    from janus_jax.evaluation.bench.judge import Judging, estimate
-    from janus_jax.evaluation.bench.rows import read_answers, read_bench
-    from janus_jax.storage import local
 
-    for name, file in (("--json", json_file), ("--csv", csv_file)):
-        if file is not None:
-            require_file(name, file)
-    how = Judging(judge, base_url, runs, temperature, top_p, max_tokens, seed, asks, show_system)
-    written = read_prompts("pairwise", prompts)
-    with judges.noting("not shown to the judge") as unread:
-        rows = read_bench(bench, unread=unread)
-    sides = []
-    for file in (answers, against):
-        with judges.noting("not judged") as unread:
-            sides.append(read_answers(file, rows, may_be_empty=judge_empty, limit=limit, unread=unread))
-    rows, (own, other) = rows[:limit], sides
-    settings = how.settings("pairwise", written, rows, answers=own, against=other)
-    settings |= {"bench": bench, "answers": str(answers), "against": str(against)}
-    asked = pairwise.conversations(rows, own, other, written, how)
-    options = judges.Options(
-        key_variable,
-        no_key,
-        concurrent,
-        requests_a_minute,
-        tokens_a_minute,
-        token_budget,
-        money_budget,
-        prices,
-        timeout,
-    )
-    if dry_run:
-        with options.estimating(out, settings, how) as endpoint:
-            print(estimate(endpoint, asked, how).text(), flush=True)
-        return
-    words = [[len(one.split()), len(two.split())] for one, two in zip(own, other, strict=True)]
-    with options.opened(out, settings, how, rows, words) as endpoint:
-        judges.tell(f"note: {estimate(endpoint, asked, how).text()}")
-        lines = pairwise.compare(endpoint, out, rows, asked, how, tell=judges.tell)
-        paid = judges.spent(endpoint)
-    judges.report_failures(lines, "winner")
-    result = pairwise.result(judgements.read(out, "pairwise"))
-    if json_file is not None:
-        local.write_json(json_file, pairwise.as_json(result, settings))
-    if csv_file is not None:
-        local.write_whole(csv_file, pairwise.as_csv(result))
-    print(
-        *pairwise.lines_of(result, settings), f"{counted(len(lines), 'verdict')} in {out}; {paid}", sep="\n", flush=True
-    )
+    require_table_files(json_file, csv_file)
+    files = {"answers": answers, "against": against}
+    if judges.ask("pairwise", pairwise.questions, bench, files, options):
+        judged = judgements.read(options.out, "pairwise")
+        made = pairwise.table(judged, f"{answers.stem} against {against.stem}")
+        show_table(made, json_file, csv_file, pairwise.as_json(pairwise.result(judged)))

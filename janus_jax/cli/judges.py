@@ -1,73 +1,113 @@
-"""Options of commands that ask a judge, and its endpoint."""
+"""How `janus bench` asks a judge: options that its commands share, and what they do with them."""
 
 import contextlib
 import dataclasses
+import functools
+import inspect
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from janus_jax.cli.outputs import require_writable
-from janus_jax.errors import ConfigError, StorageError, counted
+from janus_jax.cli import arguments
+from janus_jax.cli.outputs import require_file, require_writable
+from janus_jax.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from janus_jax.storage.endpoint import Endpoint
 
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Directory of the verdicts. The same command goes on in it.")]
-Judge = Annotated[str, typer.Option(metavar="MODEL", help="The judge, as its endpoint names it.")]
-BaseUrl = Annotated[str, typer.Option(metavar="URL", help="OpenAI-compatible endpoint, like http://127.0.0.1:8000/v1.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first rows of the bench; later more, or all.")]
 KeyVariable = Annotated[str, typer.Option(metavar="NAME", help="Environment variable with the API key.")]
 NoKey = Annotated[bool, typer.Option("--no-key", help="The endpoint takes no key.")]
-Runs = Annotated[int, typer.Option(min=1, help="Verdicts on each question, which are averaged.")]
-Temperature = Annotated[float, typer.Option(min=0, help="Of the judge.")]
-TopP = Annotated[float, typer.Option(min=0, max=1, help="Of the judge.")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Most tokens of a judge's reply.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the judge's replies; each run has one of its own.")]
-Asks = Annotated[int, typer.Option(min=1, help="Most replies asked for one verdict, until it can be read.")]
-ShowSystem = Annotated[
-    bool, typer.Option("--show-system", help="Show the judge the system message. The paper did not.")
-]
-PromptsDir = Annotated[
-    Path | None, typer.Option("--prompts", metavar="DIR", help="Your own judge prompts, KIND_system.txt and KIND.txt.")
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first rows of the bench.")]
-JudgeEmpty = Annotated[bool, typer.Option("--judge-empty", help="Have empty answers judged instead of refusing them.")]
-Concurrent = Annotated[int, typer.Option(min=1, help="Requests at the same time.")]
-RequestsAMinute = Annotated[int | None, typer.Option(min=1, help="Limit of your account.")]
-TokensAMinute = Annotated[int | None, typer.Option(min=1, help="Limit of your account.")]
-TokenBudget = Annotated[int | None, typer.Option(min=1, help="Most tokens to spend; it stops before that.")]
-MoneyBudget = Annotated[float | None, typer.Option(help="Most money to spend; needs --prices.")]
-PricesOption = Annotated[
-    str | None, typer.Option("--prices", metavar="IN,OUT", help="Price of a million tokens of prompts, and of replies.")
-]
+NoSeed = Annotated[bool, typer.Option("--no-seed", help="Send none, for endpoints that refuse it.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Of one try.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be asked for and what it costs at most.")]
+
+_LEAVE_OUT = {
+    "seed": "--no-seed",
+    "temperature": "--no-temperature",
+    "top_p": "--no-top-p",
+    "max_tokens": "--max-completion-tokens",
+    "repetition_penalty": "--repetition-penalty 1",
+    "top_k": "--top-k 0",
+    "min_p": "--min-p 0",
+}
+"""Option of a request -> what is for an endpoint that refuses it."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Of a judge's endpoint."""
+    """Of every command that asks a judge, one field for each option."""
 
-    key_variable: str
-    no_key: bool
-    concurrent: int
-    requests_a_minute: int | None
-    tokens_a_minute: int | None
-    token_budget: int | None
-    money_budget: float | None
-    prices: str | None
-    timeout: float
+    judge: Annotated[str, typer.Option(metavar="MODEL", help="The judge, as its endpoint names it.")]
+    base_url: Annotated[
+        str, typer.Option(metavar="URL", help="OpenAI-compatible endpoint, like http://127.0.0.1:8000/v1.")
+    ]
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory of the verdicts. The same command goes on in it.")]
+    key_variable: KeyVariable = "OPENAI_API_KEY"
+    no_key: NoKey = False
+    runs: Annotated[int, typer.Option(min=1, help="Verdicts on each question, which are averaged.")] = 3
+    temperature: Annotated[float, typer.Option(min=0, help="Of the judge.")] = 1.0
+    no_temperature: Annotated[bool, typer.Option("--no-temperature", help="Leave it to the endpoint.")] = False
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Of the judge.")] = 0.9
+    no_top_p: Annotated[bool, typer.Option("--no-top-p", help="Leave it to the endpoint.")] = False
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a judge's reply.")] = 1024
+    max_completion_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The same, for endpoints that refuse max_tokens.")
+    ] = None
+    seed: Annotated[int, typer.Option(min=0, help="Of the judge's replies; each run has one of its own.")] = 0
+    no_seed: NoSeed = False
+    asks: Annotated[int, typer.Option(min=1, help="Most replies asked for one verdict, until it can be read.")] = 5
+    show_system: Annotated[
+        bool, typer.Option("--show-system", help="Show the judge the system message. The paper did not.")
+    ] = False
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Your own judge prompts, KIND_system.txt and KIND.txt.")
+    ] = None
+    limit: Limit = None
+    judge_empty: Annotated[
+        bool, typer.Option("--judge-empty", help="Have empty answers judged instead of refusing them.")
+    ] = False
+    concurrent: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 8
+    requests_a_minute: Annotated[int | None, typer.Option(min=1, help="Limit of your account.")] = None
+    tokens_a_minute: Annotated[int | None, typer.Option(min=1, help="Limit of your account.")] = None
+    token_budget: Annotated[int | None, typer.Option(min=1, help="Most tokens to spend; it stops before that.")] = None
+    money_budget: Annotated[float | None, typer.Option(help="Most money to spend; needs --prices.")] = None
+    prices: Annotated[
+        str | None, typer.Option(metavar="IN,OUT", help="Price of a million tokens of prompts, and of replies.")
+    ] = None
+    timeout: Timeout = 120.0
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be asked for and what it costs at most.")
+    ] = False
 
-    def _open(self, how: Any, journal: Path, *, key: bool) -> "Endpoint":
+    def judging(self) -> Any:
+        """The `Judging` of these options."""
+        from janus_jax.evaluation.bench.judge import Judging
+
+        return Judging(
+            self.judge,
+            self.base_url,
+            self.runs,
+            None if self.no_temperature else self.temperature,
+            None if self.no_top_p else self.top_p,
+            None if self.max_completion_tokens else self.max_tokens,
+            self.max_completion_tokens,
+            None if self.no_seed else self.seed,
+            self.asks,
+            self.show_system,
+        )
+
+    def endpoint(self, journal: Path, *, key: bool) -> "Endpoint":
+        """Without a key, it only estimates."""
         from janus_jax.storage.endpoint import Endpoint
 
         return Endpoint(
-            how.base_url,
-            how.judge,
+            self.base_url,
+            self.judge,
             journal=journal,
             key_variable=self.key_variable if key and not self.no_key else None,
             concurrent=self.concurrent,
@@ -79,46 +119,136 @@ class Options:
             timeout_s=self.timeout,
         )
 
-    @contextlib.contextmanager
-    def estimating(self, out: Path, settings: dict[str, Any], how: Any) -> Iterator["Endpoint"]:
-        """An endpoint that asks nothing, needs no key and leaves nothing."""
-        from janus_jax.evaluation.bench import judgements
 
-        judgements.require_same(out, settings)
-        with tempfile.TemporaryDirectory() as scratch:
-            journal = out / judgements.JOURNAL
-            journal = journal if journal.exists() else Path(scratch) / judgements.JOURNAL
-            with self._open(how, journal, key=False) as endpoint:
-                yield endpoint
+def with_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command one option for each field of `Options`, in place of its parameter `options`.
 
-    @contextlib.contextmanager
-    def opened(
-        self, out: Path, settings: dict[str, Any], how: Any, rows: Sequence[Any], words: Sequence[Any]
-    ) -> Iterator["Endpoint"]:
-        """An endpoint whose journal lies in `out`, which is made, or is of the same settings."""
-        from janus_jax.evaluation.bench import judgements
+    Args:
+        defaults: of fields, in place of their own.
+    """
 
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(Options, include_extras=True)
+        own = [one for one in inspect.signature(command).parameters.values() if one.name != "options"]
+        shared = [
+            inspect.Parameter(
+                one.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=defaults.get(
+                    one.name, inspect.Parameter.empty if one.default is dataclasses.MISSING else one.default
+                ),
+                annotation=hints[one.name],
+            )
+            for one in dataclasses.fields(Options)
+        ]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            command(options=Options(**{one.name: given.pop(one.name) for one in shared}), **given)
+
+        own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
+        vars(run)["__signature__"] = inspect.Signature([*own, *shared])  # what typer reads
+        run.__annotations__ = {one.name: one.annotation for one in (*own, *shared)}
+        return run
+
+    return decorate
+
+
+def ask(kind: str, questions: Callable[..., Any], bench: str, files: Mapping[str, Path], options: Options) -> bool:
+    """Has answers judged: absolute or pairwise. Prints what came of it; false if that is only an estimate.
+
+    Args:
+        questions: makes them of the rows, the answers of all files, prompts and a `Judging`.
+        files: of answers, by the name of their option.
+    """
+    from janus_jax.evaluation.bench import judgements
+    from janus_jax.evaluation.bench.asking import read_prompts
+    from janus_jax.evaluation.bench.judge import estimate, verdicts
+    from janus_jax.evaluation.bench.rows import read_answers, read_bench
+
+    how, written, answers = options.judging(), read_prompts(kind, options.prompts), []
+    with noting("not shown to the judge") as unread:
+        rows = read_bench(bench, unread=unread)
+    for file in files.values():
+        with noting("not judged") as unread:
+            read = read_answers(file, rows, may_be_empty=options.judge_empty, limit=options.limit, unread=unread)
+            answers.append(read)
+    settings = how.settings(kind, written) | {"bench": bench, "bench_rows": len(rows)}
+    settings |= {name: str(file) for name, file in files.items()}
+    rows = rows[: options.limit]
+    kept, asked = judgements.row_lines(rows, answers), questions(rows, *answers, written, how)
+    out = options.out
+    if not options.dry_run:
         require_writable("--out", out)
-        judgements.require_same(out, settings)
-        made = not out.exists()
-        out.mkdir(parents=True, exist_ok=True)
-        try:
-            endpoint = self._open(how, out / judgements.JOURNAL, key=True)
-        except BaseException:
-            if made:
-                with contextlib.suppress(OSError):
-                    out.rmdir()  # unless it holds something
+    judgements.require_same(out, settings, kept)
+    if options.dry_run:
+        with tempfile.TemporaryDirectory() as scratch:
+            journal = next((one for one in (out / judgements.JOURNAL,) if one.exists()), Path(scratch) / "journal")
+            with options.endpoint(journal, key=False) as endpoint:
+                print(estimate(endpoint, asked, how).text(), flush=True)
+        return False
+    with opened(lambda: options.endpoint(out / judgements.JOURNAL, key=True), out) as endpoint:
+        judgements.require_same(out, settings, kept)  # of one that was ahead of us
+        judgements.write_settings(out, settings, kept)
+        tell(f"note: {estimate(endpoint, asked, how).text()}")
+        lines = verdicts(endpoint, out, asked, how, tell=tell)
+        paid = spent(endpoint)
+    report_failures(lines, asked.verdict)
+    print(f"{counted(len(lines), 'verdict')} in {out}; {paid}", flush=True)
+    return True
+
+
+def answer(base_url: str, model: str, read: Callable[..., Any], out: Path, options: dict[str, Any], **how: Any) -> None:
+    """Has a model behind an endpoint answer prompts.
+
+    Args:
+        read: gives them, as `AnswerFile` calls it.
+        options: of requests.
+        how: arguments of the `Endpoint`.
+    """
+    arguments.on_cpu()
+    from janus_jax.evaluation.bench.answering import answer_through
+    from janus_jax.storage.endpoint import Endpoint
+
+    require_file("--out", out)
+    if out.exists():
+        raise ConfigError(f"--out {out}: exists; remove it, or choose another name")
+    rows, journal = read(Counter()), out.with_name(f"{out.name}.replies")
+    with Endpoint(base_url, model, journal=journal, **how) as endpoint, explained(f"answers are kept in {journal}"):
+        tell(f"note: {endpoint.estimate([row.messages for row in rows], **options).text()}")
+        answer_through(endpoint, rows, out, tell=tell, **options)
+        print(f"wrote {out}; {spent(endpoint)}", flush=True)
+
+
+@contextlib.contextmanager
+def opened(make: "Callable[[], Endpoint]", out: Path) -> "Iterator[Endpoint]":
+    """An endpoint whose journal lies in the directory `out`, which is made; its errors name options."""
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        endpoint = make()
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                out.rmdir()  # unless it holds something
+        raise
+    with endpoint, explained(f"what is judged is kept in {out}, and the same command goes on"):
+        yield endpoint
+
+
+@contextlib.contextmanager
+def explained(kept: str) -> Iterator[None]:
+    """Names options in errors of an endpoint. Args: kept: what is not lost."""
+    from janus_jax.storage.endpoint_requests import RefusedOptionError, UnreachableError
+
+    try:
+        yield
+    except UnreachableError as error:
+        raise ConfigError("--base-url", f"{error}; {kept}") from error
+    except RefusedOptionError as error:
+        if (option := _LEAVE_OUT.get(error.option)) is None:
             raise
-        with endpoint:
-            judgements.require_same(out, settings)  # of one that was ahead of us
-            judgements.write_settings(out, settings, rows, words)
-            try:
-                yield endpoint
-            except StorageError as error:
-                if "cannot be reached" not in str(error):
-                    raise
-                what = f"{error}; what is judged is kept in {out}, and the same command goes on"
-                raise ConfigError("--base-url", what) from error
+        raise ConfigError(f"{error}; {option} is for such an endpoint") from error
 
 
 def _prices(text: str | None) -> Any:

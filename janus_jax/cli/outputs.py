@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -71,12 +71,12 @@ def require_table_files(json: Path | None, csv: Path | None, plot: Path | None =
         raise ConfigError(f"--plot {plot}: allowed: a file that ends with .svg")
 
 
-def show_table(table: "Table", json: Path | None, csv: Path | None) -> None:
-    """Writes the files that were asked for, then prints the table."""
+def show_table(table: "Table", json: Path | None, csv: Path | None, more: dict[str, Any] | None = None) -> None:
+    """Writes the files that were asked for, then prints the table. `more`: what the JSON has beside it."""
     from janus_jax.storage import local
 
     if json is not None:
-        local.write_json(json, table.as_json())
+        local.write_json(json, {**table.as_json(), **(more or {})})
     if csv is not None:
         local.write_whole(csv, table.as_csv())
     print(*table.lines(), sep="\n", flush=True)

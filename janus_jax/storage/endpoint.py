@@ -4,9 +4,10 @@ import concurrent.futures
 import hashlib
 import json
 import os
+import re
 import threading
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from janus_jax.errors import ConfigError, JanusError, StorageError, counted, first_line
@@ -16,8 +17,10 @@ from janus_jax.storage.endpoint_requests import (
     Estimate,
     Messages,
     Prices,
+    RefusedOptionError,
     Reply,
     Request,
+    UnreachableError,
     Usage,
     limit,
     replies,
@@ -27,6 +30,8 @@ from janus_jax.storage.pace import Pace, pause_after
 
 _OWN = ("model", "messages", "n", "stream")
 _AGAIN = (408, 409, 425, 429)
+_NOT_TAKEN = re.compile(r"support|unknown|unrecogni[sz]ed|unexpected|not (?:allowed|permitted)|extra", re.IGNORECASE)
+_TOO_LONG = re.compile(r"\bcontext\b|too (?:large|long|many)|exceed", re.IGNORECASE)
 _NOT_SENT = ("ConnectError", "ConnectTimeout")
 
 
@@ -81,6 +86,7 @@ class Endpoint:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._answered = 0
+        self._refusals: list[ConfigError] = []
         self._pace = Pace(requests_a_minute, tokens_a_minute, wait=self._stop.wait)
         self.usage = Usage()
         """Of everything in the journal, and of this process."""
@@ -106,20 +112,25 @@ class Endpoint:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def complete(self, conversations: Sequence[Messages], *, samples: int = 1, **options: Any) -> Iterator[Reply]:
+    def complete(
+        self, conversations: Sequence[Messages], *, samples: int = 1, first_sample: int = 0, **options: Any
+    ) -> Iterator[Reply]:
         """Replies to all conversations, as they come; each is in the journal before it is given.
 
         Args:
             samples: answers to each conversation. Each is a request of its own; with a `seed` in the options, sample k
                 has the seed plus k.
+            first_sample: number of the first one, so that a later call can ask for more.
             options: of the request, such as temperature and max_tokens.
 
         Raises:
-            ConfigError: an option is not allowed, the endpoint refuses (400, 401, 403, 404, ...), or the budget allows
-                no further request. What was under way is waited for, and is in the journal.
-            StorageError: the endpoint cannot be reached, or says for too long that it is too much.
+            ConfigError: an option is not allowed, the endpoint refuses (401, 403, 404, ...), or the budget allows no
+                further request. What was under way is waited for, and is in the journal. A conversation that alone is
+                refused (400, 413, 422), such as one that is too long, is a failure if others are answered.
+            RefusedOptionError: the endpoint does not take an option.
+            StorageError: the endpoint says for too long that it is too much; UnreachableError: it cannot be reached.
         """
-        places = self._places(conversations, samples, options)
+        places = self._places(conversations, range(first_sample, first_sample + samples), options)
         waiting = []
         for key, request in places.items():
             if (record := self._journal.replies.get(key)) is not None:
@@ -130,7 +141,7 @@ class Endpoint:
 
     def estimate(self, conversations: Sequence[Messages], *, samples: int = 1, **options: Any) -> Estimate:
         """What `complete` with these arguments would ask for."""
-        places = self._places(conversations, samples, options)
+        places = self._places(conversations, range(samples), options)
         left = [request for key, request in places.items() if key not in self._journal.replies]
         prompts = sum(-(-request.prompt_bytes // BYTES_A_TOKEN) for request in left)
         longest = limit(options)
@@ -139,17 +150,17 @@ class Endpoint:
         money = self.prices.cost(most, answers) if self.prices is not None and answers is not None else None
         return Estimate(len(left), len(places) - len(left), prompts, answers, money)
 
-    def _places(self, conversations: Sequence[Messages], samples: int, options: dict[str, Any]) -> dict[str, Request]:
+    def _places(self, conversations: Sequence[Messages], samples: range, options: dict[str, Any]) -> dict[str, Request]:
         """Requests by key; equal ones are one."""
         if own := [name for name in options if name in _OWN]:
             raise ConfigError(f"{own[0]}: not allowed among the options; allowed: others of chat completions")
-        if samples < 1:
-            raise ConfigError(f"samples = {samples}: allowed: 1 or more")
+        if not samples:
+            raise ConfigError(f"samples = {samples.stop - samples.start}: allowed: 1 or more")
         if (self._token_budget or self._money_budget) and limit(options) is None:
             raise ConfigError("a budget needs max_tokens (or max_completion_tokens) among the options")
         made: dict[str, Request] = {}
         for place, messages in enumerate(conversations):
-            for sample in range(samples):
+            for sample in samples:
                 body = {"model": self._model, "messages": [dict(one) for one in messages], **options}
                 try:
                     if options.get("seed") is not None:
@@ -185,6 +196,8 @@ class Endpoint:
                         continue
                     if record is not None:
                         yield from replies(request, record)
+            if end is None and self._refuses_all():
+                end = self._refusals[-1]
             if end is not None:
                 raise end
         finally:
@@ -248,8 +261,8 @@ class Endpoint:
                 code = status = error.status_code
                 after = error.response.headers.get("retry-after")
                 why = f"status {code}: {self._clean(error)}"
-                if (code < 500 and code not in _AGAIN) or _code(error) == "insufficient_quota":
-                    raise self._refused(request, code, why) from None
+                if (code < 500 and code not in _AGAIN) or _detail(error, "code") == "insufficient_quota":
+                    return self._refused(request, error, why)
             if status != 429 or self._answered == answered:  # while others are answered, it is only a matter of time
                 failures += 1
             pause = pause_after(max(failures, 1), after)
@@ -258,14 +271,10 @@ class Endpoint:
             elif failures < self._tries and self._stop.wait(pause):
                 return None
         if status in (0, 429):
-            raise StorageError(self._url, self._clean(f"{why}; tried {self._tries} times"))
-        return {
-            "text": None,
-            "failure": self._clean(why),
-            "finish_reason": "",
-            "prompt_tokens": 0,
-            "completion_tokens": 0,
-        }
+            raise (StorageError if status else UnreachableError)(
+                self._url, self._clean(f"{why}; tried {self._tries} times")
+            )
+        return _failure(self._clean(why))
 
     def _read(self, request: Request, body: str) -> dict[str, Any] | None:
         """The record of a reply, written to the journal; None: it is no chat completion, and may come right."""
@@ -301,13 +310,29 @@ class Endpoint:
             self.usage.completion_tokens += completion
             self.usage.uncounted += uncounted
 
-    def _refused(self, request: Request, status: int, why: str) -> ConfigError:
+    def _refused(self, request: Request, error: Any, why: str) -> dict[str, Any]:
+        """A failure of this request alone, where others are answered; otherwise raises."""
+        status = error.status_code
         if status in (401, 403):
             key = f"the key in ${self._key_variable}" if self._key_variable else "a request without a key"
-            return ConfigError(self._url, f"does not accept {key} (status {status})")
+            raise ConfigError(self._url, f"does not accept {key} (status {status})") from None
         if status == 404:
-            return ConfigError(self._url, f"does not have this path or the model {self._model!r} ({why})")
-        return ConfigError(self._url, f"refuses conversation {request.places[0][0] + 1} ({why})")
+            what = f"does not have this path or the model {self._model!r} ({why})"
+            raise ConfigError(self._url, what) from None
+        if status in (400, 422) and (option := _refused_option(error, request.body)):
+            raise RefusedOptionError(option, self._url, f"refuses the option {option!r} ({why})") from None
+        refused = ConfigError(self._url, f"refuses conversation {request.places[0][0] + 1} ({why})")
+        if status not in (400, 413, 422):
+            raise refused from None
+        with self._lock:
+            self._refusals.append(refused)
+        if self._refuses_all() and len(self._refusals) >= self._tries:
+            raise refused from None
+        return _failure(why)
+
+    def _refuses_all(self) -> bool:
+        """Whether there were refusals and never an answer: it is not the conversation that is wrong."""
+        return bool(self._refusals) and not self._answered and not self._journal.replies
 
     def _clean(self, text: object) -> str:
         """One line without the key."""
@@ -315,9 +340,24 @@ class Endpoint:
         return line.replace(self._key, "***") if self._key else line
 
 
-def _code(error: Any) -> object:
+def _failure(why: str) -> dict[str, Any]:
+    return {"text": None, "failure": why, "finish_reason": "", "prompt_tokens": 0, "completion_tokens": 0}
+
+
+def _detail(error: Any, name: str) -> object:
     body = error.body
-    return body.get("code") if isinstance(body, dict) else None
+    return body.get(name) if isinstance(body, dict) else None
+
+
+def _refused_option(error: Any, body: Mapping[str, Any]) -> str | None:
+    """The option that an endpoint does not take, as its error says; of several the first one."""
+    if _TOO_LONG.search(str(error)):  # for this conversation
+        return None
+    options = [name for name in body if name not in _OWN]
+    if (param := _detail(error, "param")) in options:
+        return str(param)
+    named = [match[0] for match in re.finditer(r"\w+", str(error)) if match[0] in options]
+    return named[0] if named and _NOT_TAKEN.search(str(error)) else None
 
 
 def _checked_url(url: str) -> str:

@@ -5,13 +5,30 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from janus_jax.errors import counted
+from janus_jax.errors import ConfigError, StorageError, counted
 
 Messages = Sequence[Mapping[str, str]]
 """Each with `role` and `content`."""
 
 BYTES_A_TOKEN = 4  # of English, about
 _AROUND_MESSAGE = 8  # tokens of roles and marks, at most
+
+
+class UnreachableError(StorageError):
+    """No connection to the endpoint."""
+
+
+class RefusedOptionError(ConfigError):
+    """The endpoint does not take an option of requests.
+
+    Args:
+        option: its name.
+        parts: as `JanusError`.
+    """
+
+    def __init__(self, option: str, *parts: str):
+        super().__init__(*parts)
+        self.option = option
 
 
 class Reply(NamedTuple):

@@ -46,11 +46,13 @@ def test_a_known_preference_is_recovered_and_a_bias_for_a_place_is_told(janus, f
     assert len(bodies) == 2 * len(ROWS)
     assert told["low"] <= 0.7 <= told["high"] and told["consistent"] == 1 and told["low"] > 0.5
     assert "inconsistent" not in out and "120 verdicts in" in out
-    assert len(list(csv.DictReader((tmp_path / "pairs.csv").open()))) == 60
+    (row,) = csv.DictReader((tmp_path / "pairs.csv").open())
+    assert row["name"] == "own against other" and row["pairs"] == "60" and len(told["of_pairs"]) == 60
+    assert float(row["score % low"]) == pytest.approx(100 * told["low"]) and told["kind"] == "pairwise"
     assert run(prefers, "again", "--limit", 5)[1]["pairs"] == 5
     out, told, _ = run(lambda body, count: said("[RESULT] A"), "biased")
     assert (told["score"], told["consistent"], told["first_place"]) == (0.5, 0, 1)
-    assert "score 50.0 %" in out.replace("%", " %") and "the judge is inconsistent" in out
+    assert "50.000 [50.000, 50.000]" in out and "the judge is inconsistent" in out
     code, _, err = janus("bench", "table", tmp_path / "biased")
     assert code == 2 and "holds verdicts of kind 'pairwise'" in err
 

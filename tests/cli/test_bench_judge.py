@@ -1,11 +1,6 @@
 """`janus bench judge` against a scripted judge: nothing lost, nothing paid twice, no failure that is a score."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 
 import pytest
@@ -13,7 +8,6 @@ import pytest
 from janus_jax.storage import endpoint as client
 from tests.support.benches import answers_to, asked_about, bench_row, write_rows
 from tests.support.endpoint_server import refused, said, serving
-from tests.support.repository import ROOT
 
 pytest.importorskip("openai")
 
@@ -100,14 +94,78 @@ def test_other_settings_are_refused_by_name(judge, files, tmp_path):
             (("--show-system",), "show_system is false there, but true now"),
             (("--runs", 1), "runs is 3 there, but 1 now"),
             (("--judge", "k"), 'judge is "j" there, but "k" now'),
-            (("--limit", 2), "rows is 4 there, but 2 now"),
             (("--prompts", prompts), "prompts is "),
-            (("--answers", other), "answers_digest is "),
+            (("--no-seed",), "seed is 0 there, but null now"),
         ):
             code, _, err = judge(server, *options)
             assert code == 2 and f"error: --out judged/settings.json: {says}" in err, err
+        code, _, err = judge(server, answers=other)
+        assert code == 2 and "error: --out judged/rows.jsonl:1: has another answer to the row '" in err, err
+        changed = write_rows(tmp_path / "changed.jsonl", [ROWS[0], {**ROWS[1], "source": "else"}, *ROWS[2:]])
+        code, _, err = judge(server, bench=changed)
+        assert code == 2 and "error: --out judged/rows.jsonl:2: has another row than '" in err, err
         assert len(server.bodies) == VERDICTS
         assert {file.name: file.read_bytes() for file in (tmp_path / "judged").iterdir()} == kept
+
+
+def test_the_first_rows_grow_into_all_rows(judge, janus, tmp_path):
+    with serving(lambda body, count: said("[RESULT] 4", prompt=300)) as server:
+        assert judge(server, "--limit", 1)[0] == 0 and len(server.bodies) == 6
+        code, out, _ = janus("bench", "table", tmp_path / "judged")
+        assert code == 0 and "warning: judged: 1 of the bench's 4 rows are judged" in out
+        first = lines(tmp_path)
+        code, _, err = judge(server, "--limit", 3, "--token-budget", 6000, "--concurrent", 1)
+        assert code == 2 and "budget" in err and 6 < len(server.bodies) < 18
+        assert lines(tmp_path)[:6] == first and len(lines(tmp_path)) == 18
+        out = janus("bench", "table", tmp_path / "judged")[1]
+        assert "verdicts on these rows are not asked for yet" in out or "of the bench's 4 rows" in out
+        assert judge(server)[0] == 0 and len(server.bodies) == VERDICTS
+        whole = lines(tmp_path)
+        assert len(whole) == VERDICTS and all(line["score"] for line in whole) and whole[:6] == first
+        assert judge(server, "--limit", 2)[0] == 0 and lines(tmp_path) == whole and len(server.bodies) == VERDICTS
+        assert "rows are judged" not in janus("bench", "table", tmp_path / "judged")[1]
+
+
+def test_an_option_that_the_endpoint_refuses_is_named_and_can_be_left_out(judge, tmp_path):
+    def strict(body, count):
+        for name in ("seed", "max_tokens", "top_p"):
+            if name in body:
+                return refused(400, f"Unsupported parameter: {name!r} is not supported with this model.")
+        return by_rubric(body, count) if count else said("no mark")
+
+    with serving(strict) as server:
+        given = []
+        for name, *option in (
+            ("seed", "--no-seed"),
+            ("max_tokens", "--max-completion-tokens", 90),
+            ("top_p", "--no-top-p"),
+        ):
+            code, _, err = judge(server, *given)
+            assert code == 2 and f"refuses the option '{name}' (status 400" in err, err
+            assert f"; {option[0]} is for such an endpoint" in err
+            given += option
+        before = len(server.bodies)
+        assert judge(server, *given)[0] == 0
+        assert all(line["score"] for line in lines(tmp_path))
+        own = server.bodies[before:]
+        assert len(own) == VERDICTS + len(ROWS) * 2  # the first reply to each question has no mark
+        assert all(body["max_completion_tokens"] == 90 and "seed" not in body for body in own)
+        asked = len(server.bodies)
+        assert judge(server, *given)[0] == 0 and len(server.bodies) == asked
+
+
+def test_a_conversation_that_alone_is_refused_is_a_counted_failure(judge, tmp_path):
+    def narrow(body, count):
+        long = asked_about(body)[0] == 2
+        return refused(400, "the request exceeds the available context size") if long else by_rubric(body, count)
+
+    with serving(narrow) as server:
+        code, _, err = judge(server)
+        assert code == 0 and "warning: 6 of 24 verdicts failed" in err and "6: status 400" in err, err
+        assert len(server.bodies) == VERDICTS
+    with serving(lambda body, count: refused(400, "no such thing")) as server:
+        code, _, err = judge(server, "--out", tmp_path / "none")
+        assert code == 2 and "refuses conversation" in err and "no such thing" in err, err
 
 
 def test_own_prompts_and_the_system_message(judge, tmp_path):
@@ -229,31 +287,3 @@ def test_verdicts_that_an_earlier_run_had_stay(judge, tmp_path):
     code, _, err = judge(server, "--asks", 2)  # it is gone, and three verdicts would be asked for again
     assert code == 2 and "cannot be reached" in err
     assert lines(tmp_path) == kept
-
-
-def test_killed_at_any_time_nothing_is_asked_twice(files, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-    def slowly(body, count):
-        answer = by_rubric(body, count)
-        answer.delay = 0.05
-        return answer
-
-    concurrent, kills = 2, 2
-    with serving(slowly) as server:
-        words = ["bench", "judge", files[0], "--answers", files[1], "--judge", "j", "--base-url", server.url]
-        words += ["--out", tmp_path / "judged", "--concurrent", concurrent]
-        command = [sys.executable, "-m", "janus_jax.cli", *map(str, words)]
-        for kill in range(kills):
-            process = subprocess.Popen(command, stderr=subprocess.PIPE, env=dict(os.environ))
-            deadline = time.monotonic() + 120
-            while len(server.bodies) < 7 * (kill + 1) and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.005)
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert len(lines(tmp_path)) == VERDICTS and all(line["score"] for line in lines(tmp_path))
-        asked = Counter((*asked_about(body), body["seed"]) for body in server.bodies)
-        assert len(asked) == VERDICTS
-        assert sum(count - 1 for count in asked.values()) <= concurrent * kills  # those that were under way

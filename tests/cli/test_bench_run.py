@@ -8,6 +8,7 @@ from janus_jax.evaluation.bench.rows import read_answers, read_bench
 from janus_jax.generation.requests import AnswerOptions
 from tests.support.benches import bench_row, write_rows
 from tests.support.chat_models import chat_model
+from tests.support.endpoint_server import refused, said, serving
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +37,36 @@ def test_answers_belong_to_the_rows_and_go_to_the_judge(janus, model, tmp_path, 
     bad = write_rows(tmp_path / "bad.jsonl", [{"prompt": "x"}])
     code, _, err = janus("bench", "run", bad, model, "--out", tmp_path / "new.jsonl")
     assert code == 2 and err.startswith(f"error: {bad}:1: has no reference_answer") and err.count("\n") == 1
+
+
+def test_a_server_answers_and_nothing_is_asked_twice(janus, tmp_path, monkeypatch):
+    pytest.importorskip("openai")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    rows = [bench_row(0), bench_row(1, system="")]
+    bench, out = write_rows(tmp_path / "bench.jsonl", rows), tmp_path / "answers.jsonl"
+    broken = [True]
+
+    def script(body, count):
+        second = "Question 1?" in body["messages"][-1]["content"]
+        return said(None, "content_filter") if second and broken else said(body["messages"][-1]["content"].upper())
+
+    with serving(script) as server:
+        words = ("bench", "run", bench, "export", "--base-url", server.url, "--no-key", "--out", out)
+        code, _, err = janus(*words)
+        assert code == 2 and f"1 of 2 rows have no answer, first {bench}:2: no content" in err and not out.exists(), err
+        broken.clear()
+        code, told, err = janus(*words)
+        assert code == 0 and told.startswith(f"wrote {out}; 30 tokens spent in all"), err
+        assert len(server.bodies) == 3
+        body = next(one for one in server.bodies if len(one["messages"]) == 2)
+        options = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 1024, "seed": 0, "repetition_penalty": 1.03}
+        assert {name: body[name] for name in body if name != "messages"} == {"model": "export", **options}
+        assert read_answers(out, read_bench(bench)) == ["QUESTION 0?", "QUESTION 1?"]
+        code, _, err = janus(*words)
+        assert code == 2 and "exists; remove it" in err
+        code, _, err = janus(*words[:-1], tmp_path / "other.jsonl", "--template", "chatml")
+        assert code == 2 and "--template: not allowed with --base-url" in err
+    with serving(lambda body, count: refused(400, "extra inputs: repetition_penalty")) as server:
+        words = ("bench", "run", bench, "export", "--base-url", server.url, "--no-key", "--out", tmp_path / "x.jsonl")
+        code, _, err = janus(*words)
+        assert code == 2 and "refuses the option 'repetition_penalty'" in err and "--repetition-penalty 1 is for" in err

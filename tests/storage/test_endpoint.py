@@ -181,6 +181,8 @@ def test_refusals_end_at_once_without_the_key(tmp_path, answer, message):
             list(endpoint.complete([ask(f"q{n}") for n in range(40)]))
         assert SECRET not in str(caught.value) and "\n" not in str(caught.value)
         assert len(server.bodies) <= 8
+        with pytest.raises(ConfigError, match=message):
+            list(endpoint.complete([ask("alone")]))
     assert SECRET not in (tmp_path / "replies.jsonl").read_text()
 
 

@@ -15,10 +15,19 @@ class Answer:
     Args:
         body: JSON, or text that is sent as it is; None: the connection is cut.
         delay: seconds before.
+        cut: the connection ends after half of the body.
     """
 
-    def __init__(self, body: Any, status: int = 200, headers: dict[str, str] | None = None, delay: float = 0):
-        self.body, self.status, self.headers, self.delay = body, status, headers or {}, delay
+    def __init__(
+        self,
+        body: Any,
+        status: int = 200,
+        headers: dict[str, str] | None = None,
+        delay: float = 0,
+        *,
+        cut: bool = False,
+    ):
+        self.body, self.status, self.headers, self.delay, self.cut = body, status, headers or {}, delay, cut
 
 
 def said(text: str | None, reason: str = "stop", prompt: int = 7, completion: int = 3, **message: Any) -> Answer:
@@ -38,6 +47,10 @@ class Server:
 
     def __init__(self, script: Callable[[dict[str, Any], int], Answer]):
         self.bodies: list[dict[str, Any]] = []
+        self.asked: list[str] = []
+        """Idempotency-Key of each request."""
+        self.answered: list[str] = []
+        """Those that got a whole chat completion, as far as the server can tell."""
         self.keys: set[str] = set()
         """What came in Authorization."""
         self.most = 0
@@ -53,6 +66,7 @@ class Server:
                 with outer._lock:
                     count = outer.bodies.count(body)
                     outer.bodies.append(body)
+                    outer.asked.append(self.headers["Idempotency-Key"])
                     outer.keys.add(self.headers["Authorization"])
                     outer._now += 1
                     outer.most = max(outer.most, outer._now)
@@ -70,7 +84,11 @@ class Server:
                         self.send_header(name, value)
                     self.send_header("Content-Length", str(len(content)))
                     self.end_headers()
-                    self.wfile.write(content)
+                    self.wfile.write(content[: len(content) // 2] if answer.cut else content)
+                    self.close_connection |= answer.cut
+                    if answer.status == 200 and not answer.cut and isinstance(answer.body, dict):
+                        with outer._lock:
+                            outer.answered += [self.headers["Idempotency-Key"]] if answer.body.get("choices") else []
 
             def log_message(self, *_: Any) -> None:
                 pass

@@ -17,8 +17,8 @@ def judged(directory: Path, rows: list[BenchRow], score: Score, judge: str = "j"
     """Writes settings, rows and verdicts."""
     how = Judging(judge, "http://127.0.0.1:1/v1", **changes)
     directory.mkdir()
-    settings = how.settings("absolute", read_prompts("absolute"), rows)
-    judgements.write_settings(directory, settings, rows, [3] * len(rows))
+    settings = how.settings("absolute", read_prompts("absolute")) | {"bench_rows": len(rows)}
+    judgements.write_settings(directory, settings, judgements.row_lines(rows, [["of three words"] * len(rows)]))
     lines = [
         {"id": row.id, "rubric": rubric, "run": run, "score": (value := score(number, rubric, run)), "asked": 1}
         | {"reason": "" if value is not None else "no verdict in 5 replies"}

@@ -100,20 +100,20 @@ def ask(
     *,
     runs: int,
     asks: int,
-    seed: int,
     before: Mapping[Item, int],
     tell: Callable[[str], None],
     **options: Any,
 ) -> None:
     """Fills `outcomes` with the verdict of each run on each conversation.
 
-    A reply that `read` cannot read is asked for again with another seed. A request that the endpoint does not answer is
-    not, in this call.
+    A reply that `read` cannot read is asked for again, as another sample. A request that the endpoint does not answer
+    is not, in this call.
 
     Args:
-        read: the verdict in a reply, or None.
+        read: the verdict in a reply, or None. The reply has the number of its conversation.
         asks: most replies asked for a verdict, beyond those of `before`.
         before: replies that earlier calls asked for in vain; the journal has them.
+        options: of requests.
 
     Raises:
         ConfigError, StorageError: of the endpoint. What it has answered is in `outcomes`.
@@ -122,8 +122,8 @@ def ask(
     outcomes.update((item, Outcome()) for item in items)
     ended, progress = 0, Progress(len(outcomes), "verdicts", "tokens", tell)
     for attempt in range(asks + max(before.values(), default=0)):
-        for (place, run), reply in _replies(endpoint, conversations, items, runs, attempt, seed, options):
-            outcome = outcomes[place, run]
+        for run, reply in _replies(endpoint, conversations, items, runs, attempt, options):
+            outcome = outcomes[reply.place, run]
             outcome.add(reply, read)
             ended += outcome.value is not None
             progress(ended, endpoint.usage.tokens)
@@ -144,15 +144,15 @@ def _replies(
     items: Sequence[Item],
     runs: int,
     attempt: int,
-    seed: int,
     options: Mapping[str, Any],
-) -> Iterator[tuple[Item, Reply]]:
+) -> Iterator[tuple[int, Reply]]:
+    """(run, reply) of all items."""
     if attempt == 0:  # all runs at the same time
-        for reply in endpoint.complete(conversations, samples=runs, seed=seed, **options):
-            yield (reply.place, reply.sample), reply
+        for reply in endpoint.complete(conversations, samples=runs, **options):
+            yield reply.sample, reply
         return
     for run in range(runs):
         places = [place for place, other in items if other == run]
         again = [conversations[place] for place in places]
-        for reply in endpoint.complete(again, seed=seed + attempt * runs + run, **options):
-            yield (places[reply.place], run), reply
+        for reply in endpoint.complete(again, first_sample=attempt * runs + run, **options):
+            yield run, reply._replace(place=places[reply.place])

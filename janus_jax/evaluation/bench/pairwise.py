@@ -1,42 +1,47 @@
 """The better of two answers to each row, asked for in both orders, so that a preference for a place cancels out."""
 
-import csv
 import dataclasses
-import io
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from janus_jax.evaluation.bench.asking import Outcome, Prompts
-from janus_jax.evaluation.bench.judge import Judging, rest, verdicts
+from janus_jax.errors import counted
+from janus_jax.evaluation.bench import judgements
+from janus_jax.evaluation.bench.asking import Prompts
+from janus_jax.evaluation.bench.judge import Judging, Questions
 from janus_jax.evaluation.bench.judgements import Judged
 from janus_jax.evaluation.bench.rows import BenchRow
+from janus_jax.evaluation.bench.verdicts import plain
 from janus_jax.evaluation.intervals import mean_interval
-from janus_jax.evaluation.paper import paper
-from janus_jax.storage.endpoint import Endpoint
-from janus_jax.storage.endpoint_requests import Messages, Reply
+from janus_jax.evaluation.result_table import Row, Table
+from janus_jax.storage.endpoint_requests import Reply
 
 _CONSISTENT = 0.75
 """Share of pairs with the same verdict in both orders, below which the judge is called inconsistent."""
 _MARK = re.compile(
-    r"\[\s*RESULT\s*\]|\bRESULT\b|(?i:\[\s*result\s*\]|\b(?:result|winner|verdict|better response)\b\s*[*_\"]*\s*[:=])"
+    r"\[\s*RESULT\s*\]|\bRESULT\b|(?i:<\s*(?:result|winner|verdict)\s*>|\[\s*result\s*\]"
+    r"|\b(?:result|winner|verdict|better response)\b\s*[*_\"]*\s*[:=])"
 )
 _NAMED = re.compile(
-    r"[\s*_`\"'()\[\]{}:=#]*(?:the\s+)?(?:better\s+(?:one|response|answer)\s+is\s+)?(?:a\s+(?=tie|draw))?"
+    r"(?:[\s*_`\"'()\[\]{}:=#<$]|\\boxed)*(?:the\s+)?(?:better\s+(?:one|response|answer)\s+is\s+)?(?:a\s+(?=tie|draw))?"
     r"(?:(?:response|answer|assistant)\s+)?[*_`\"'()\[\]{}]*(?P<name>A|B|tie|draw|equal|neither|both)\b"
     r"(?!\s*(?:[/|,&]|or\b|and\b|,)\s*(?:(?:response|answer)\s+)?[*_`\"'()\[\]{}]*(?:A|B|tie)\b)",
     re.IGNORECASE,
 )
 
-_ENDS = re.compile(r"[*_`\"')\]}]*(?:$|[.!,;:\n-]|\s*\n|\s+(?:is|wins|because|since|for|as|by|-)\b|\s*$|\s*\()")
+_SIDES = ({"A": "own", "B": "other", "tie": "tie"}, {"A": "other", "B": "own", "tie": "tie"})
+_ENDS = re.compile(
+    r"[*_`\"')\]}>$]*(?:$|[.!;<\n]|[,:-](?!\s*[0-9])|\s+(?:are|wins|because|since|for|as|by|-)\b|\s*\("
+    r"|\s+is\b(?!\s+(?:not|worse|less|weaker|no)\b))"
+)
 
 
 def winner(reply: str, *, is_cut: bool = False) -> str | None:
     """A, B or tie, as the last explicit marker says; None: none does, or it is in doubt."""
+    reply = plain(reply)
     marks = list(_MARK.finditer(reply))
     named = _NAMED.match(reply, marks[-1].end()) if marks else None
     if named is None or not _ENDS.match(reply, named.end()):
@@ -46,49 +51,23 @@ def winner(reply: str, *, is_cut: bool = False) -> str | None:
     return named["name"].upper() if len(named["name"]) == 1 else "tie"
 
 
-def conversations(
-    rows: Sequence[BenchRow], answers: Sequence[str], against: Sequence[str], prompts: Prompts, judging: Judging
-) -> list[Messages]:
-    """Two for each row: our answer first, then the other one first."""
-    made = []
-    for row, own, other in zip(rows, answers, against, strict=True):
+def questions(
+    rows: Sequence[BenchRow], own: Sequence[str], other: Sequence[str], prompts: Prompts, judging: Judging
+) -> Questions:
+    """Two for each row: our answer first, then the other one first. The verdict is own, other or tie."""
+    names, conversations = [], []
+    for row, *texts in zip(rows, own, other, strict=True):
         rubric = "\n".join(f"{number}. {one.criteria}" for number, one in enumerate(row.rubrics, 1))
-        for first, second in ((own, other), (other, own)):
-            made.append(
-                prompts.fill(
-                    instruction=judging.instruction(row),
-                    response_a=first,
-                    response_b=second,
-                    reference_answer=row.reference_answer,
-                    rubric=rubric,
-                )
-            )
-    return made
+        asked = {"instruction": judging.instruction(row), "reference_answer": row.reference_answer, "rubric": rubric}
+        for order, (first, second) in enumerate((texts, texts[::-1])):
+            names.append({"id": row.id, "order": order})
+            conversations.append(prompts.fill(response_a=first, response_b=second, **asked))
 
+    def read(reply: Reply) -> str | None:
+        named = winner(reply.text or "", is_cut=reply.finish_reason == "length")
+        return _SIDES[names[reply.place]["order"]].get(named or "")
 
-def compare(
-    endpoint: Endpoint,
-    directory: Path,
-    rows: Sequence[BenchRow],
-    asked: Sequence[Messages],
-    judging: Judging,
-    *,
-    tell: Callable[[str], None] = lambda line: None,
-) -> list[Mapping[str, Any]]:
-    """As `judge.judge`, of pairs: one line for each row, order and run. `winner` is own, other, tie or null."""
-
-    def line(place: int, run: int, outcome: Outcome) -> dict[str, Any]:
-        row, order = divmod(place, 2)
-        sides = ("own", "other") if order == 0 else ("other", "own")
-        won = {"A": sides[0], "B": sides[1], "tie": "tie", None: None}[outcome.value]
-        return {"id": rows[row].id, "order": order, "run": run, "winner": won, **rest(outcome)}
-
-    places = {(row.id, order): 2 * number + order for number, row in enumerate(rows) for order in (0, 1)}
-    return verdicts(endpoint, directory, asked, read_winner, places, line, judging, tell=tell)
-
-
-def read_winner(reply: Reply) -> str | None:
-    return winner(reply.text or "", is_cut=reply.finish_reason == "length")
+    return Questions(names, conversations, "winner", read)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,39 +143,36 @@ def result(judged: Judged) -> Result:
     return Result(pairs, len(verdicts) - len(pairs), first)
 
 
-def lines_of(result: Result, settings: dict[str, Any]) -> list[str]:
-    """The result as lines of text, beside the paper's."""
-    facts, published = result.facts(), paper("pairwise")
-    shown = "shown" if settings["show_system"] else "not shown"
-    lines = [
-        f"judge {settings['judge']}, {settings['runs']} runs, both orders, temperature {settings['temperature']}, "
-        f"system message {shown}, prompts {settings['prompts']}",
-        f"win {facts['win']:.1%}, tie {facts['tie']:.1%}, loss {facts['loss']:.1%} of {len(result.pairs):,} pairs; "
-        f"win + tie {facts['win'] + facts['tie']:.1%}",
-        f"score {facts['score']:.1%} (ties count half), 95 % interval {facts['low']:.1%} to {facts['high']:.1%}",
-        f"the same verdict in both orders: {facts['consistent']:.1%}; the first place wins {facts['first_place']:.1%}",
-        f"the longer answer wins {facts['longer_wins']:.1%}; winners have {facts['winner_words']:.0f} words, losers "
-        f"{facts['loser_words']:.0f}",
+def table(judged: Judged, name: str) -> Table:
+    """The result as a table of one row. Args: name: of the pair of models."""
+    made = result(judged)
+    facts = made.facts()
+    facts["win + tie"] = facts["win"] + facts["tie"]
+    columns = {
+        "win %": "win",
+        "tie %": "tie",
+        "loss %": "loss",
+        "win + tie %": "win + tie",
+        "score %": "score",
+        "consistent %": "consistent",
+        "first place wins %": "first_place",
+        "longer wins %": "longer_wins",
+    }
+    low, high = ([100 * facts[end] if key == "score" else None for key in columns.values()] for end in ("low", "high"))
+    row = Row(name, [facts["pairs"], *(100 * facts[key] for key in columns.values())], [None, *low], [None, *high])
+    notes = [
+        *judgements.notes(judged, name, {"orders": "both"}),
+        "score: a tie counts half; consistent: the same verdict in both orders",
+        f"winners have {facts['winner_words']:.0f} words, losers {facts['loser_words']:.0f}",
     ]
     if facts["consistent"] < _CONSISTENT:
-        lines.append("warning: the judge is inconsistent: its verdicts follow the order of the answers")
-    if result.left_out:
-        lines.append(f"warning: {result.left_out:,} pairs have an order without a verdict; they count nowhere")
-    lines.append(f"the paper: {published['place']}; judged by {published['judge']}; {published['note']}")
-    for name, row in published["rows"].items():
-        lines.append(f"  {name}: " + ", ".join(f"{c} {v}" for c, v in zip(published["columns"], row, strict=True)))
-    return lines
+        notes.append("warning: the judge is inconsistent: its verdicts follow the order of the answers")
+    if made.left_out:
+        notes.append(f"warning: {counted(made.left_out, 'pair')} without a verdict in one order, which count nowhere")
+    title = "Pairs judged in both orders, with the 95 % bootstrap interval of the score over rows"
+    return Table("pairwise", title, ("pairs", *columns), [row], notes, judged.settings, "pairwise")
 
 
-def as_json(result: Result, settings: dict[str, Any]) -> dict[str, Any]:
-    """The result for programs."""
-    return {"settings": settings, **result.facts(), "paper": paper("pairwise")}
-
-
-def as_csv(result: Result) -> str:
-    """One line for each pair."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [field.name for field in dataclasses.fields(Pair)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(pair) for pair in result.pairs)
-    return out.getvalue()
+def as_json(result: Result) -> dict[str, Any]:
+    """What programs also read: all shares, and every pair."""
+    return {**result.facts(), "of_pairs": [dataclasses.asdict(pair) for pair in result.pairs]}

@@ -1,8 +1,6 @@
 """Mean scores of judged answers, by source and by membership in sets of prompts, beside the paper's."""
 
-import csv
 import dataclasses
-import io
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from janus_jax.data.columns import text
-from janus_jax.errors import ConfigError, DataError
+from janus_jax.errors import ConfigError, DataError, counted
+from janus_jax.evaluation.bench import judgements
 from janus_jax.evaluation.bench.judgements import Judged, prompt_digest
 from janus_jax.evaluation.bench.rows import ALIASES, raw_rows
 from janus_jax.evaluation.intervals import mean_interval
 from janus_jax.evaluation.paper import paper
+from janus_jax.evaluation.result_table import Row, Table
 
-_SOURCES_SHOWN = 12
+_COMPARABLE = ("judge", "runs", "temperature", "top_p", "max_tokens", "show_system", "prompts", "rows_digest")
 SEVERAL, NONE = "several sets", "no set"
 
 
@@ -80,7 +80,7 @@ def groups(judged: Judged, name: str, sets: Mapping[str, set[str]]) -> list[Grou
     scores = row_scores(judged)
     verdicts: dict[str, list[bool]] = defaultdict(list)
     for line in judged.lines:
-        verdicts[line["id"]].append(line["score"] is None)
+        verdicts[line["id"]].append(line["reason"] not in ("", judgements.NOT_ASKED))
 
     def group(by: str, label: str, ids: Sequence[str]) -> Group:
         values = np.array([scores[one] for one in ids if one in scores])
@@ -108,60 +108,36 @@ def names_of(directories: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in directories]
 
 
-def lines_of(judged: Sequence[Judged], made: Sequence[Sequence[Group]]) -> list[str]:
-    """The table as lines of text."""
-    lines = [*_settings_lines(judged, made), ""]
-    width = max(24, *(len(group.name) + 2 for of in made for group in of), *(len(of[0].model) + 2 for of in made))
-    for of in made:
-        lines.append(f"{of[0].model:<{width}}{'rows':>6}  {'mean':>5}  95 % interval")
-        sources = [group for group in of if group.by == "source"]
-        for group in (*of[:1], *sources[:_SOURCES_SHOWN], *(group for group in of if group.by == "set")):
-            label = group.name if group.by != "set" or group.name in (SEVERAL, NONE) else f"{group.name} only"
-            lines.append(
-                f"  {label:<{width - 2}}{group.scored:>6}  {group.mean:5.2f}  {group.low:.2f} to {group.high:.2f}"
-            )
-        if len(sources) > _SOURCES_SHOWN:
-            lines.append(f"  and {len(sources) - _SOURCES_SHOWN} more sources, in --csv and --json")
-        if several := [group for group in of if group.by == "set" and group.name == SEVERAL and group.rows]:
-            lines.append(f"  {several[0].rows:,} rows lie in several sets, so no column above is exact")
-        lines.append("")
-    facts = paper("absolute")
-    lines.append(f"the paper: {facts['place']}; judge {facts['judge']}, {facts['runs']} runs; {facts['note']}")
-    columns = facts["columns"]
-    lines.append(f"{'':<28}" + "".join(f"{column:>15}" for column in columns))
-    lines += [f"{name:<28}" + "".join(f"{value:15.2f}" for value in row) for name, row in facts["rows"].items()]
-    return lines
-
-
-def _settings_lines(judged: Sequence[Judged], made: Sequence[Sequence[Group]]) -> list[str]:
-    lines = []
-    facts = paper("absolute")
-    for one, of in zip(judged, made, strict=True):
-        settings, all_ = one.settings, of[0]
-        shown = "shown" if settings["show_system"] else "not shown"
+def table(judged: Sequence[Judged], made: Sequence[Sequence[Group]]) -> Table:
+    """The groups of all models as one table."""
+    names, facts = [of[0].model for of in made], paper("absolute")
+    rows, notes = [], []
+    for name, one, of in zip(names, judged, made, strict=True):
+        for group in of:
+            label = f"{group.name} only" if group.by == "set" and group.name not in (SEVERAL, NONE) else group.name
+            values, none = [group.scored, group.failed, group.mean], (None, None)
+            shown = name if group.by == "all" else f"{name}: {label}"
+            rows.append(Row(shown, values, [*none, group.low], [*none, group.high]))
         means = ", ".join(f"{mean:.2f}" for mean in run_means(one)) or "none"
-        lines.append(
-            f"{all_.model}: judge {settings['judge']}, {settings['runs']} runs (means {means}), temperature "
-            f"{settings['temperature']}, top_p {settings['top_p']}, max_tokens {settings['max_tokens']}, "
-            f"seed {settings['seed']}, system message {shown}, prompts {settings['prompts']}"
-        )
-        if all_.failed:
-            without = f", and {all_.rows - all_.scored:,} rows have none" if all_.rows > all_.scored else ""
-            what = f"{all_.failed:,} of {all_.verdicts:,} verdicts have no score{without}; they count nowhere"
-            lines.append(f"warning: {all_.model}: {what}")
-        if settings["judge"] != facts["judge"]:
-            lines.append(f"note: {all_.model}: the paper's judge was {facts['judge']}; scores of judges differ")
+        notes += judgements.notes(one, name, {"means of the runs": means})
+        if without := of[0].rows - of[0].scored:
+            notes.append(f"warning: {name}: {counted(without, 'row')} without any score, in no mean")
+        if several := [group.rows for group in of if group.by == "set" and group.name == SEVERAL and group.rows]:
+            notes.append(f"warning: {name}: {several[0]:,} rows lie in several sets, so no set's mean is exact")
+        if one.settings["judge"] != facts["judge"]:
+            notes.append(f"note: {name}: the paper's judge was {facts['judge']}; scores of judges differ")
     first = judged[0].settings
-    for one, of in zip(judged[1:], made[1:], strict=True):
-        keys = ("judge", "runs", "temperature", "top_p", "max_tokens", "show_system", "prompts", "rows_digest")
-        if unlike := [key for key in keys if one.settings.get(key) != first.get(key)]:
+    for name, one in zip(names[1:], judged[1:], strict=True):
+        if unlike := [key for key in _COMPARABLE if one.settings.get(key) != first.get(key)]:
             what = f"{', '.join(unlike)} differ, so their means do not compare"
-            lines.append(f"warning: {made[0][0].model} and {of[0].model}: {what}")
-    return lines
+            notes.append(f"warning: {names[0]} and {name}: {what}")
+    settings = {name: one.settings for name, one in zip(names, judged, strict=True)}
+    title = "Mean scores from 1 to 5, with 95 % bootstrap intervals over rows"
+    return Table("bench", title, ("rows", "failed verdicts", "score"), rows, notes, settings, "absolute")
 
 
 def as_json(judged: Sequence[Judged], made: Sequence[Sequence[Group]]) -> dict[str, Any]:
-    """The table for programs."""
+    """What programs also read: every group with its counts."""
     models = [
         {
             "model": of[0].model,
@@ -171,18 +147,7 @@ def as_json(judged: Sequence[Judged], made: Sequence[Sequence[Group]]) -> dict[s
         }
         for one, of in zip(judged, made, strict=True)
     ]
-    return {"models": models, "paper": paper("absolute")}
-
-
-def as_csv(judged: Sequence[Judged], made: Sequence[Sequence[Group]]) -> str:
-    """One line for each group of each model; the judge is in each."""
-    out = io.StringIO()
-    names = [field.name for field in dataclasses.fields(Group)]
-    writer = csv.DictWriter(out, [*names, "judge"], lineterminator="\n")
-    writer.writeheader()
-    for one, of in zip(judged, made, strict=True):
-        writer.writerows({**dataclasses.asdict(group), "judge": one.settings["judge"]} for group in of)
-    return out.getvalue()
+    return {"models": models}
 
 
 def parse_sets(given: Sequence[str]) -> dict[str, set[str]]:

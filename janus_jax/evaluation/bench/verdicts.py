@@ -9,7 +9,7 @@ _WORDS = r"(?:results?|scores?|ratings?|grade)"
 _OPEN = r"""[\s*_`"'(\[{<$|]*"""
 _CLOSE = r"""[\s*_`"')\]}>$|]*"""
 _FOR = r"(?:\s+(?:for|of|given to|assigned to)\s+[a-z][\w' ]{0,60}?)?"
-_ASIDE = r"(?:\s*\([^()\n]{0,40}\))?"
+_ASIDE = r"(?:\s*(?:\([^()\n]{0,40}\)|\[[^\[\]\n]{0,40}\]))?"
 _STARTS = re.compile(
     rf"""
       [\[【]\s*(?:(?:final|overall)\s+)?{_WORDS}\b                     # [RESULT], [Score 4]
@@ -18,7 +18,7 @@ _STARTS = re.compile(
     | \\boxed\s*(?=\{{)
     # Score:, "score":
     | (?<![\w/])(?<![a-z,;][ ](?=result))(?:final_|overall_)?{_WORDS}\b{_FOR}{_ASIDE}{_CLOSE}{_ASIDE}
-      [*\s]*(?:[:=]|->|=>|→)
+      [*\s]*(?:->|=>|→|[:=])
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -30,17 +30,24 @@ _FILLER = re.compile(
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"(?P<value>[0-9]+(?:\.[0-9]+)?)")
-_SCALE = re.compile(rf"{_CLOSE}(?:/|out\s+of|of)(?!\s*(?:the|my)\b){_OPEN}(?P<of>[0-9]+(?:[.,][0-9]+)?)", re.IGNORECASE)
+_SCALE = re.compile(
+    rf"{_CLOSE}(?:/|out\s+of|of|von|sur|de|su|av)(?!\s*(?:the|my)\b){_OPEN}(?P<of>[0-9]+(?:[.,][0-9]+)?)", re.IGNORECASE
+)
+_OTHER_SCALE = re.compile(  # whatever it ends at, if not 5
+    r"(?:/|\bout of\b|\b(?:von|sur|de|su|av)\b|\bscale\b[^\d\n]{0,9}(?:[01][ ]?(?:-|to)[ ]?)?|\b[01][ ]?(?:-|to\b))[ ]?"
+    r"(?!5\b|[01][ ]?(?:-|to\b))[0-9]+\b",
+    re.IGNORECASE,
+)
 _MORE = re.compile(  # a range, a list or another number: the judge has not chosen
     r"""(?:[^\S\n]|[*_`"'()\[\]}>$|])*
     (?: (?:(?:-|~|/|,|;|&|\+|->|=>|→|\.\.+|\b(?:to|or|and|but)\b)[^\S\n]*
            (?:(?:an?|maybe|perhaps|possibly|even|almost|nearly|scores?|of)[^\S\n]+)*[*_`"'(\[{<$|]*)?[0-9]
-      | [%+^] | (?:points?[^\S\n]+)?\b(?:lower|higher|less|more|below|above)\b
+      | [%+^?] | (?:vs|versus)\b | (?:points?[^\S\n]+)?\b(?:lower|higher|less|more|below|above)\b
       | \b(?:or|to)[^\S\n]+(?:one|two|three|four|five)\b )""",
     re.VERBOSE | re.IGNORECASE,
 )
 _HYPOTHETICAL = re.compile(
-    r"[^\S\n]+(?:answers?|responses?|would|should|could|requires?|means?|needs?)\b", re.IGNORECASE
+    r"[^\S\n]+(?:of[^\S\n]+(?:the|my)|answers?|responses?|would|should|could|requires?|means?|needs?)\b", re.IGNORECASE
 )
 _ENDS = re.compile(r"""[\s*_`"')\]}>$|]*(?:[.!;]?[\s*_`"')\]}>$|]*$|[.!;,)]|\n|\s+(?:because|since|as|due)\b)""")
 _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
@@ -55,16 +62,25 @@ def score(reply: str, *, is_cut: bool = False) -> int | None:
     Args:
         is_cut: the reply ends because it was too long, so that a number at its end may not be whole.
     """
-    text = unicodedata.normalize("NFKC", _THOUGHT.sub(" ", reply)).translate(_PLAIN).replace("\\_", "_").strip()
-    text = re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text))
+    text = plain(reply)
     if is_cut and text[-1:].isdigit():
         return None
     if (fields := _object(text)) is not None:
         return _of_object(fields)
     markers = [match for match in _STARTS.finditer(text) if not _is_of_the_task(text, match)]
     if markers:
+        before = text[text.rfind("\n", 0, markers[-1].start()) + 1 : markers[-1].end()]
+        if _OTHER_SCALE.search(markers[-1][0]) or ("scale" in before and _OTHER_SCALE.search(before)):
+            return None
         return _after(text, markers[-1].end())
     return _in_prose(text)
+
+
+def plain(reply: str) -> str:
+    """A reply without thoughts, marks without width and runs of blanks, in digits, quotes and dashes of ASCII."""
+    text = unicodedata.normalize("NFKC", _THOUGHT.sub(" ", reply)).translate(_PLAIN).replace("\\_", "_")
+    text = "".join(one for one in text if unicodedata.category(one) != "Cf")
+    return re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text)).strip()
 
 
 def _is_of_the_task(text: str, match: re.Match[str]) -> bool:
@@ -94,6 +110,9 @@ def _after(text: str, start: int) -> int | None:
     number = _NUMBER.match(text, at)
     if number is None or text[at - 1 : at] in ("-", ".") or re.search(r"\bthe\s*$", text[start:at], re.IGNORECASE):
         return None
+    signs = text[start:at].replace("->", "").replace("=>", "")
+    if ">" in signs or ("<" in signs and not re.match(r"\s*>", text[number.end() :])):  # more or less than that
+        return None
     return _checked(text, number)
 
 
@@ -106,7 +125,13 @@ def _checked(text: str, number: re.Match[str]) -> int | None:
     value, following = number["value"], text[end : end + 1]
     if not re.fullmatch(r"[1-5](?:\.0+)?", value) or following.isalpha() or following.isdigit():
         return None
-    if re.match(r"[.,:][0-9]", text[end:]) or _MORE.match(text, end) or _HYPOTHETICAL.match(text, end):
+    clause = re.split(r"[\n.;]", text[end:], maxsplit=1)[0][:50]
+    if (
+        _OTHER_SCALE.search(clause)
+        or re.match(r"[.,:][0-9]", text[end:])
+        or _MORE.match(text, end)
+        or _HYPOTHETICAL.match(text, end)
+    ):
         return None
     return int(float(value))
 

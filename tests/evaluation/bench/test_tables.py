@@ -31,9 +31,11 @@ def test_a_mean_is_of_rows_of_rubrics_of_runs(tmp_path, rows):
     assert (whole.rows, whole.scored, whole.verdicts, whole.failed) == (4, 3, 16, 6)
     assert whole.mean == pytest.approx(9.5 / 3)
     assert [(group.name, group.rows, group.mean) for group in by_source] == [("alpaca", 2, 4.5), ("koala", 2, 2.5)]
-    lines = tables.lines_of([kept], [made])
-    warning = "warning: m: 6 of 16 verdicts have no score, and 1 rows have none; they count nowhere"
-    assert warning in lines and lines[0].startswith("m: judge j, 2 runs (means 2.67, 3.67), temperature 1.0")
+    lines = tables.table([kept], [made]).lines()
+    warning = "warning: m: 6 of 16 verdicts failed; they count nowhere; most often: no verdict in 5 replies"
+    assert warning in lines and "warning: m: 1 row without any score, in no mean" in lines
+    assert any(line.startswith("m: judge j, runs 2, means of the runs 2.67, 3.67, temperature 1.0") for line in lines)
+    assert any(line.split()[:5] == ["m:", "koala", "2", "2", "2.500"] for line in lines)
     assert any(line.startswith("note: m: the paper's judge was gpt-4-0125-preview") for line in lines)
     assert any(line.split()[:2] == ["Janus", "7B"] and line.split()[-1] == "4.17" for line in lines)
 
@@ -53,11 +55,13 @@ def test_rows_of_several_sets_are_counted_and_in_no_column(tmp_path, rows, janus
     judged(tmp_path / "other", rows, lambda n, k, r: 5, judge="another")
     files = ("--json", tmp_path / "t.json", "--csv", tmp_path / "t.csv", "--set", f"first={first}")
     code, out, err = janus("bench", "table", tmp_path / "m", tmp_path / "other", *files, "--set", f"second={second}")
-    assert code == 0 and "1 rows lie in several sets, so no column above is exact" in out, err
+    assert code == 0 and "warning: m: 1 rows lie in several sets, so no set's mean is exact" in out, err
     assert "warning: m and other: judge differ, so their means do not compare" in out
     read = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
-    assert {row["judge"] for row in read} == {"j", "another"} and len(read) == 2 * (1 + 2 + 4)
+    names = ["m", "m: alpaca", "m: koala", "m: first only", "m: second only", "m: several sets", "m: no set", "other"]
+    assert [row["name"] for row in read[:8]] == names and len(read) == 14 and read[0]["score"] == "2.5"
     told = json.loads((tmp_path / "t.json").read_text())
+    assert told["kind"] == "bench" and told["settings"]["other"]["judge"] == "another"
     assert told["models"][1]["groups"][0]["mean"] == 5 and told["paper"]["rows"]["Janus 7B"][-1] == 4.17
     for words, says in (
         ((tmp_path,), "holds no verdicts: settings.json is missing"),
@@ -66,6 +70,20 @@ def test_rows_of_several_sets_are_counted_and_in_no_column(tmp_path, rows, janus
     ):
         code, _, err = janus("bench", "table", *words)
         assert code == 2 and says in err
+
+
+def test_a_judge_with_a_known_mean_is_recovered_over_seeds(tmp_path):
+    """Rows differ, rubrics and runs differ within a row; the mean of all of it is 3."""
+    made = read_bench(write_rows(tmp_path / "many.jsonl", [bench_row(number) for number in range(50)]))
+    inside = 0
+    for seed in range(30):
+        draw = np.random.default_rng(seed)
+        of_rows = draw.choice([2, 3, 4], len(made))
+        path = judged(tmp_path / str(seed), made, lambda n, k, r, d=draw, of=of_rows: int(of[n] + d.integers(-1, 2)))
+        (whole, *_) = tables.groups(judgements.read(path, "absolute"), "m", {})
+        inside += whole.low <= 3 <= whole.high
+        assert whole.high - whole.low < 0.7
+    assert inside >= 26
 
 
 def test_a_known_mean_lies_in_its_interval():

@@ -1,5 +1,9 @@
 """The score in a judge's reply: right, or None; never a wrong one."""
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 
 from janus_jax.evaluation.bench.verdicts import score
@@ -66,8 +70,57 @@ RIGHT = [
     ('{"score": 4.0}', 4),
     ("The overall score is 4. It cites its sources.", 4),
     ("I would give this a score of **4**.", 4),
+    # forms that strangers' judges write
+    ("**Rating:** 3 out of 5", 3),
+    ("[RESULT] 3 (not 4)", 3),
+    ("[RESULT] 3 rather than 4", 3),
+    ("Score: 4.", 4),
+    ("Score: 4\n\nExplanation: 3 of the 5 criteria were met.", 4),
+    ("```\nFeedback: fine\nScore: 4\n```", 4),
+    ('```json\n{"score": 4}\n```\nThat is all.', 4),
+    ('Here it is: {"feedback": "good", "score": 4}', 4),
+    ("[RESULT] \uff14", 4),
+    ("Score\uff1a\uff14", 4),
+    ("[RESULT]\u200b 4", 4),
+    ("[RESULT] 4<|im_end|>", 4),
+    ("[RESULT] 4</s>", 4),
+    ("[RESULT] 5 (five)", 5),
+    ("Score [1-5]: 4", 4),
+    ("[RESULT] 4 on a scale of 1 to 5", 4),
+    ("On a scale of 1 to 5, the score: 4", 4),
+    ("Score: 4 von 5", 4),
+    ("Score => 4", 4),
+    ("[RESULT] 3. It meets 7 out of 10 criteria.", 3),
 ]
 NONE = [
+    "[RESULT] five",
+    "[RESULT] IV",
+    "[RESULT] \u2605\u2605\u2605\u2605",
+    "[RESULT] \u0664",
+    "Score: -3",
+    "[RESULT] \u22123",
+    "[RESULT] 05",
+    "[RESULT] +4",
+    "[RESULT] 1e0",
+    "[RESULT] Level 4",
+    "[RESULT] > 4",
+    "[RESULT] < 4",
+    "[RESULT] 4?",
+    "[RESULT] 4\n[RESULT] N/A",
+    '{"result": {"score": 4}}',
+    "\u8bc4\u5206\uff1a4",
+    "Score (out of 10): 4",
+    "Score (1-10): 4",
+    "Score (1-3): 2",
+    "On a scale of 1 to 10, score: 4",
+    "[RESULT] 4 on a scale of 1 to 10",
+    "[RESULT] 4 (scale 1-10)",
+    "Score: 4 von 10",
+    "Score: 4 vs 3",
+    "Scores: 4, 3, 5",
+    "[RESULT] 3.5 -> 4",
+    "[RESULT] not a 3 but a 4",
+    "[RESULT] 4 of the 5 criteria are met",
     "Feedback: fine [RESULT]",
     "[RESULT] 4.5",
     "[RESULT] 3-4",
@@ -144,6 +197,13 @@ def test_a_clear_score_is_read(reply, right):
 @pytest.mark.parametrize("reply", NONE)
 def test_what_is_in_doubt_is_no_score(reply):
     assert score(reply) is None
+
+
+@pytest.mark.skipif("JANUS_JUDGE_REPLIES" not in os.environ, reason="JANUS_JUDGE_REPLIES names no file of replies")
+def test_replies_of_real_judges():
+    """A JSON list of objects with `reply` and `score`, null where it is in doubt."""
+    for one in json.loads(Path(os.environ["JANUS_JUDGE_REPLIES"]).read_text()):
+        assert score(one["reply"]) == one["score"], one
 
 
 def test_a_number_at_the_end_of_a_cut_reply_may_not_be_whole():
