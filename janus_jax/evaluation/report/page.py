@@ -102,9 +102,10 @@ def _affordable(questions: Sequence[samples.Question]) -> list[samples.Question]
 
 
 def _bars(group: Group) -> list[tuple[str, list[Bar]]]:
-    """A chart for each of the first columns that has values."""
-    made = []
-    for column, name in enumerate(group.table.columns[:_CHARTS]):
+    """A chart for each of the first columns with intervals; without any, for each of the first with values."""
+    made, columns = [], list(enumerate(group.table.columns))
+    sure = [one for one in columns if any(row.low is not None and row.low[one[0]] is not None for row in group.rows)]
+    for column, name in (sure or columns)[:_CHARTS]:
         rows = [row for row in group.rows if number(row.values[column]) != "-"][:_BARS]
         ends = [0.0]
         for row in rows:

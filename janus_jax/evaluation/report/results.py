@@ -35,11 +35,12 @@ class Result:
     @property
     def settings(self) -> tuple[dict[str, str], dict[str, str]]:
         """Those that are always visible, and the rest."""
-        given = self.table.settings.items()
-        names = {str(n) for n, value in given if value is not None and any(part in str(n).lower() for part in _ALWAYS)}
-        texts = {str(name): _setting(value) for name, value in given}
-        first = {name: text for name, text in texts.items() if name in names}
-        return first, {name: text for name, text in texts.items() if name not in names}
+        first, rest = {}, {}
+        for name, value in _flat(self.table.settings).items():
+            key = name.lower().rpartition(": ")[2]
+            seen = value is not None and any(part in key for part in _ALWAYS)
+            (first if seen else rest)[name] = _setting(value)
+        return first, rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +73,11 @@ def grouped(results: Sequence[Result]) -> list[Group]:
     for members in by_shape.values():
         several = len(members) > 1
         rows = [
-            dataclasses.replace(row, name=f"{one.label}: {row.name}" if several and row.name != one.label else row.name)
+            dataclasses.replace(row, name=_named(one.label, row.name) if several else row.name)
             for one in members
             for row in one.table.rows
         ]
-        notes = [f"{one.label}: {note}" if several else note for one in members for note in one.table.notes]
+        notes = [_named(one.label, note) if several else note for one in members for note in one.table.notes]
         notes += _unlike(members)
         published = next((one.paper for one in members if one.paper), None)
         made.append(Group(tuple(members), tuple(rows), tuple(notes), published, published in shown))
@@ -84,9 +85,18 @@ def grouped(results: Sequence[Result]) -> list[Group]:
     return made
 
 
+def _named(label: str, text: str) -> str:
+    """A text that says whose it is."""
+    return text if text == label or f"{label}: " in text else f"{label}: {text}"
+
+
 def _unlike(members: Sequence[Result]) -> list[str]:
     """A warning for settings that make numbers, and that are not the same."""
-    differ = [name for name in _COMPARED if len({_setting(one.table.settings.get(name)) for one in members}) > 1]
+    all_settings = [setting for one in members for setting in _flat(one.table.settings).items()]
+    texts: dict[str, set[str]] = {}
+    for name, value in all_settings:
+        texts.setdefault(name.rpartition(": ")[2], set()).add(_setting(value))
+    differ = [name for name in _COMPARED if len(texts.get(name, ())) > 1]
     return [f"warning: {', '.join(differ)} differ, so these rows do not compare"] if differ else []
 
 
@@ -174,7 +184,8 @@ def of_directory(path: Path, label: str) -> Result:
         table = Table(kind, f"{label}: not judged yet", [], [], [note], settings)
     else:
         judged = judgements.read(path, kind)
-        table = _pairs(judged, label) if kind == "pairwise" else _scores(judged, label)
+        made = pairwise.table(judged, label) if kind == "pairwise" else None
+        table = made or tables.table([judged], [tables.groups(judged, label, {})])
     return Result(label, str(path), table, paper(kind))
 
 
@@ -186,38 +197,11 @@ def _judge_settings(path: Path) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _scores(judged: judgements.Judged, label: str) -> Table:
-    all_, *sources = tables.groups(judged, label, {})
-    shown = [all_, *sources[:_SOURCES]] if len(sources) > 1 else [all_]
-    notes = []
-    if all_.failed:
-        notes.append(f"warning: {all_.failed:,} of {all_.verdicts:,} verdicts have no score; they count nowhere")
-    if len(sources) > _SOURCES:
-        notes.append(f"{len(sources) - _SOURCES:,} more sources: see janus bench table")
-    means = tables.run_means(judged)
-    notes.append(
-        f"{all_.scored:,} of {all_.rows:,} rows have a score; mean of each run: "
-        + (", ".join(f"{mean:.2f}" for mean in means) or "none")
-    )
-    row = Row(label, [one.mean for one in shown], [one.low for one in shown], [one.high for one in shown])
-    columns = ["all rows", *(one.name for one in shown[1:])]
-    return Table("bench", f"{label}: scores from 1 to 5", columns, [row], notes, dict(judged.settings))
-
-
-def _pairs(judged: judgements.Judged, label: str) -> Table:
-    result = pairwise.result(judged)
-    facts = result.facts()
-    names = {"score": "score, a tie is half", "win": "win", "tie": "tie", "loss": "loss", "consistent": "same verdict"}
-    names |= {"longer_wins": "the longer wins"}
-    low, high = ([facts[end], *[None] * (len(names) - 1)] for end in ("low", "high"))
-    row = Row(label, [100 * facts[name] for name in names], _percent(low), _percent(high))
-    notes = [line for line in pairwise.lines_of(result, judged.settings) if line.startswith("warning")]
-    columns = [f"{name} %" for name in names.values()]
-    return Table("pairwise", f"{label}: {facts['pairs']:,} pairs", columns, [row], notes, dict(judged.settings))
-
-
-def _percent(values: list[float | None]) -> list[float | None]:
-    return [None if value is None else 100 * value for value in values]
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by name; those of several models are one level deeper, and get the model's name before theirs."""
+    if not all(isinstance(value, dict) for value in settings.values()):
+        return settings
+    return {f"{model}: {name}": value for model, own in settings.items() for name, value in own.items()}
 
 
 def _setting(value: Any) -> str:
