@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from janus_jax.cli.outputs import require_file, tell
-from janus_jax.errors import ConfigError, counted
+from janus_jax.errors import ConfigError
 
 EPILOG = "Example: janus report runs/sft runs/dpo table.json --out report.html"
 
@@ -30,7 +30,7 @@ def report(
     if out.suffix not in (".html", ".htm"):
         raise ConfigError(f"--out {out}: allowed: a name that ends in .html")
     from janus_jax.evaluation.report.inputs import read
-    from janus_jax.evaluation.report.page import page
+    from janus_jax.evaluation.report.page import made_from, page
     from janus_jax.storage.local import write_whole
 
     given = read(inputs)
@@ -40,8 +40,4 @@ def report(
     for run in given.runs:
         for line in run.missing:
             tell(f"note: {run.label}: {line}")
-    print(
-        f"{out}: {counted(len(given.runs), 'run')}, {counted(len(given.results), 'evaluation')}, "
-        f"{counted(len(given.files), 'file')} of answers",
-        flush=True,
-    )
+    print(f"{out}: {made_from(given)}", flush=True)

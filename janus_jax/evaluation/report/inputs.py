@@ -95,7 +95,10 @@ def _add(inputs: Inputs, path: str, label: str) -> None:
         return
     samples, unread = read_lines(content, label, path)
     if not samples:
-        raise DataError(path, f"{'is empty' if not content.strip() else 'is not recognised'}; {ALLOWED}")
+        what = "is empty" if not content.strip() else "is not recognised"
+        if isinstance(value, dict) and {"results", "configs"} <= value.keys():
+            what = "holds results of lm-eval; give the table that `janus eval --json` writes"
+        raise DataError(path, f"{what}; {ALLOWED}")
     inputs.answers += samples
     inputs.files.append((label, path, len(samples)))
     inputs.notes += unread

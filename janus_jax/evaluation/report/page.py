@@ -51,6 +51,7 @@ def page(inputs: Inputs, title: str, out: Path) -> str:
         title,
         {"cut": cut, "answer": lambda text: cut(text, _ANSWER), "config": lambda text: cut(text, _CONFIG)},
         inputs=inputs,
+        made_from=made_from(inputs),
         runs=runs,
         facts=facts,
         out=out,
@@ -67,6 +68,16 @@ def page(inputs: Inputs, title: str, out: Path) -> str:
         columns_shown=_COLUMNS,
         cell_of=cell,
     )
+
+
+def made_from(inputs: Inputs) -> str:
+    """How many runs, evaluations and files of answers."""
+    counts = {
+        ("run", "runs"): len(inputs.runs),
+        ("evaluation", "evaluations"): len(inputs.results),
+        ("file of answers", "files of answers"): len(inputs.files),
+    }
+    return ", ".join(f"{count:,} {one if count == 1 else many}" for (one, many), count in counts.items() if count)
 
 
 def cut(text: Any, most: int = _CELL) -> str:

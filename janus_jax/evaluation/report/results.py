@@ -198,9 +198,11 @@ def _judge_settings(path: Path) -> dict[str, Any]:
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings by name; those of several models are one level deeper, and get the model's name before theirs."""
+    """Settings by name; those of models are one level deeper, and several get their model's name before theirs."""
     if not all(isinstance(value, dict) for value in settings.values()):
         return settings
+    if len(settings) == 1:
+        return next(iter(settings.values()))
     return {f"{model}: {name}": value for model, own in settings.items() for name, value in own.items()}
 
 
