@@ -42,6 +42,8 @@ PANELS = {
     "tokens_per_s": "tokens/s",
 }
 """Metric -> title of its panel; a metric that no run has gets none."""
+BAD_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+"""What PyYAML raises at a file that is no YAML, or whose tags have other values than they need."""
 _OF_OBJECTIVE = ("loss", "rewards/margins", "rewards/chosen", "rewards/rejected")
 """Metrics that runs of different objectives measure in different units: one panel for each objective."""
 TOGETHER = ("rewards/chosen", "rewards/rejected")
@@ -80,7 +82,7 @@ class Curves:
         """Steps, and the ends of the accuracies' 95 % intervals; of training, of the smoothed accuracy in one batch."""
         steps, shares = self.points(self.counted, ACCURACY)
         counts = self.points(self.counted, "examples")[1]
-        if len(counts) != len(shares) or not np.isfinite(shares).all():
+        if len(counts) != len(shares) or not (np.isfinite(shares) & (np.abs(counts) < 1e15)).all():
             return np.zeros(0), np.zeros(0), np.zeros(0)
         shares = shares if self.counted == "eval" else smooth(shares)
         cases = [(share * n, int(n)) for share, n in zip(np.clip(shares, 0, 1), counts, strict=True)]
@@ -154,7 +156,7 @@ def objective_in(config: Path | Place) -> str:
     try:
         section = yaml.safe_load((content(config) or b"").decode())["objective"]
         return " ".join(str(section[key]) for key in ("name", "loss") if section.get(key))
-    except (StorageError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+    except (StorageError, *BAD_YAML, TypeError):
         return ""
 
 

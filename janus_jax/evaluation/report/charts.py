@@ -12,6 +12,7 @@ WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 410, 10, 212
 _STRETCHES, _SMOOTHED, _MARKS = 220, 160, 40
 """Stretches of a line, points of a running mean, marks of held-out points, for one run; fewer for many."""
+_LARGEST = 1e290
 STYLES = 7
 """Colours, dashes and marks that the style sheet has."""
 _SHAPES = (
@@ -105,7 +106,7 @@ def _chart(
 def _lines(chart: Chart, name: str, run: Curves, number: int, runs: int) -> list[Line]:
     style, held = number % STYLES, number % STYLES if runs > 1 else 1
     lines = []
-    steps, values = run.points("train", name)
+    steps, values = _points(run, "train", name)
     if len(steps):
         kept = _extremes(values, _share(_STRETCHES, runs))
         kind = "exact" if name == "learning_rate" else "batches"
@@ -120,17 +121,17 @@ def _lines(chart: Chart, name: str, run: Curves, number: int, runs: int) -> list
             ends = np.concatenate([low[kept], high[kept][::-1]])
             band = _path(chart, np.concatenate([at[kept], at[kept][::-1]]), ends) + "Z"
             lines.insert(0, Line("", "band", held if run.counted == "eval" else style, band))
-        at, ties = run.points(run.counted, TIES)
+        at, ties = _points(run, run.counted, TIES)
         if ties.any():
             kept = _spread(len(at), _share(_SMOOTHED, runs))
             lines.append(Line(f"{run.label}, ties", "ties", held, _path(chart, at[kept], ties[kept])))
-    steps, values = run.points("eval", name)
+    steps, values = _points(run, "eval", name)
     if len(steps):
         kept = _extremes(values, _share(_STRETCHES, runs))
         marked = [at for at in _spread(len(steps), _share(_MARKS, runs)) if np.isfinite(values[at])]
         marks = tuple(
             (
-                f"M{chart.x(steps[at]):.1f} {chart.y(values[at]):.1f}{_SHAPES[held]}",
+                f"M{chart.x(steps[at]):.1f} {chart.y(values[at]):.1f}{_shape(number if runs > 1 else 1)}",
                 f"{run.label}, held out, step {int(steps[at]):,}: {_label(values[at])}",
             )
             for at in marked
@@ -139,9 +140,20 @@ def _lines(chart: Chart, name: str, run: Curves, number: int, runs: int) -> list
     return lines
 
 
+def _points(run: Curves, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values; one that no axis can hold is nan."""
+    steps, values = run.points(kind, name)
+    return steps, np.where(np.abs(values) < _LARGEST, values, np.nan)
+
+
 def mark_of(number: int) -> str:
     """The path of a run's mark, for the legend."""
-    return f"M14 6{_SHAPES[number % STYLES]}"
+    return f"M14 6{_shape(number)}"
+
+
+def _shape(number: int) -> str:
+    """Runs that share a colour have different marks."""
+    return _SHAPES[(number + number // STYLES) % len(_SHAPES)]
 
 
 def _range(name: str, objective: str | None, runs: Sequence[Curves]) -> tuple[tuple[float, float], bool]:
@@ -149,8 +161,8 @@ def _range(name: str, objective: str | None, runs: Sequence[Curves]) -> tuple[tu
     if name == ACCURACY:
         return (-0.02, 1.02), False
     shown = [run for run in runs if objective in (None, run.objective)]
-    values = np.concatenate([run.points(kind, name)[1] for run in shown for kind in ("train", "eval")])
-    values = values[np.isfinite(values) & (np.abs(values) < 1e300)]
+    values = np.concatenate([_points(run, kind, name)[1] for run in shown for kind in ("train", "eval")])
+    values = values[np.isfinite(values)]
     if not len(values):
         return (0.0, 1.0), False
     low, high = float(values.min()), float(values.max())
@@ -168,7 +180,7 @@ def _path(chart: Chart, steps: np.ndarray, values: np.ndarray) -> str:
     """A line, broken where values are not finite; a point alone is a line of no length, which round ends show."""
     pieces, gap = [], True
     for step, value in zip(steps.tolist(), values.tolist(), strict=True):
-        if not math.isfinite(value) or abs(value) >= 1e300:
+        if not math.isfinite(value):
             gap = True
             continue
         pieces.append(f"{'M' if gap else 'L'}{chart.x(step):.1f} {chart.y(value):.1f}")

@@ -98,10 +98,10 @@ def _summary(run: RunFiles) -> Iterator[tuple[str, str]]:
     for title, key in (("tokens", "tokens"), ("tokens/s, median", "tokens_per_s")):
         if key in summary:
             yield title, words(summary[key])
-    if isinstance(fill := summary.get("fill"), int | float):
+    if isinstance(fill := summary.get("fill"), float):
         yield "mean fill of rows", f"{fill:.1%}"
     if run.timed:
-        yield "share of training", f"{run.seconds['step'] / sum(run.seconds.values()):.0%}"
+        yield "share of training", f"{run.seconds.get('step', 0.0) / sum(run.seconds.values()):.0%}"
     for title, key in (
         ("skipped steps", "skipped"),
         ("saves that failed", "failed_saves"),
@@ -155,7 +155,7 @@ def start_rows(run: RunFiles) -> list[list[str]]:
             how = "ended before the last step" + (f"; the next one began {duration(gap)} later" if gap > 0 else "")
         saved = f"{counted(len(start.saved), 'save')}, newest step {start.saved[-1]:,}" if start.saved else "none"
         lost = start.seconds.get("lost_work", 0.0)
-        trained = duration(start.seconds.get("step", 0.0)) + (f", {duration(lost)} of it lost" if lost >= 0.5 else "")
+        trained = duration(start.seconds.get("step", 0.0)) + (f", and {duration(lost)} lost" if lost >= 0.5 else "")
         name = f"{number}" if first == number else f"{first} to {number}"
         rows.append([name, _moment(start.began), _moment(start.ended), trained, saved, how])
     return rows
@@ -186,7 +186,7 @@ def data_sets(run: RunFiles) -> tuple[list[str], list[list[str]]]:
     sets = run.meta.get("data")
     given = [one for one in sets if isinstance(one, dict)] if isinstance(sets, list) else []
     columns = list(dict.fromkeys(key for one in given for key in one if any(other.get(key) for other in given)))
-    return columns, [[words(one.get(column)) for column in columns] for one in given]
+    return columns, [[words(one.get(column)) for column in columns] for one in given] if columns else []
 
 
 def differences(runs: Sequence[RunFiles]) -> tuple[list[tuple[str, list[str]]], int]:

@@ -122,7 +122,7 @@ def _bars(group: Group) -> list[tuple[str, list[Bar]]]:
         for row in rows:
             ends += [float(part[column] or 0) for part in (row.values, row.low, row.high) if part is not None]
         low, high = min(ends), max(ends)
-        if not rows or not high - low > 0 or high - low > 1e300:
+        if not rows or not high - low > 0:
             continue
         made.append((name, [_bar(row, column, low, high - low) for row in rows]))
     return made

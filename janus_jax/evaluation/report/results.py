@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from janus_jax.evaluation.result_table import Row, Table
 
 _KINDS = ("absolute", "pairwise")
 """Directories of verdicts, as their settings call them and the paper's numbers too."""
-_SOURCES = 6
-"""Sources of a bench with a column of their own."""
+_LARGEST = 1e290
+"""Numbers past it, and those that are not finite, show as missing."""
 _ALWAYS = ("judge", "scorer", "model", "fail", "left", "drop", "skip", "limit", "error", "without")
 """Settings that are never folded away have one of these in their names."""
 
@@ -146,7 +145,7 @@ def _numbers(values: Any, columns: int, place: str, name: str) -> list[float | N
     for one in values:
         if one is not None and (isinstance(one, bool) or not isinstance(one, int | float)):
             raise DataError(place, f"{name} has {json.dumps(one)[:60]}; allowed: numbers and null")
-    return [None if one is None or not math.isfinite(one) else one for one in values]
+    return [one if one is not None and abs(one) < _LARGEST else None for one in values]
 
 
 def _published(value: Any, path: str) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from janus_jax.evaluation.report.samples import Sample, read_samples
 from janus_jax.storage import parts
 from janus_jax.storage.local import Place, place
 from janus_jax.training import history
-from janus_jax.training.curves import Curves, curves_of, objective_in
+from janus_jax.training.curves import BAD_YAML, Curves, curves_of, objective_in
 from janus_jax.training.goodput import PHASES
 
 _NAMED = 3
@@ -100,7 +100,7 @@ def read_run(directory: str | os.PathLike[str], label: str) -> RunFiles:
             return {}
         try:
             return _mapping(parse(content), strict=True)
-        except (ValueError, yaml.YAMLError, RecursionError):
+        except (*BAD_YAML, TypeError):
             missing.append(f"{file.name} cannot be read, so nothing of it is shown")
             return {}
 

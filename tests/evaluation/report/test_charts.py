@@ -78,3 +78,16 @@ def test_runs_of_other_objectives_have_panels_of_their_own():
 def test_a_single_point_can_be_seen():
     (chart,), _ = charts.charts([curves(train([3.0]))])
     assert chart.lines[0].path.endswith("h0")
+
+
+def test_accuracies_whose_counts_are_no_counts_have_no_interval():
+    lines = records(pairs=True)
+    lines[3]["examples"] = None
+    chart = next(c for c in charts.charts([curves([x for x in lines if x["kind"] == "train"])])[0] if c.middle)
+    assert not [line for line in chart.lines if line.kind == "band"]
+
+
+def test_runs_that_share_a_colour_have_other_marks():
+    marks = [charts.mark_of(number) for number in range(2 * charts.STYLES)]
+    assert len(set(marks[: charts.STYLES])) == charts.STYLES
+    assert all(marks[n] != marks[n + charts.STYLES] for n in range(charts.STYLES))

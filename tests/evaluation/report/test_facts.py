@@ -1,5 +1,7 @@
 """What the page says of runs."""
 
+import dataclasses
+
 import pytest
 
 from janus_jax.evaluation.report import facts
@@ -79,3 +81,12 @@ def test_a_value_that_holds_itself_ends(tmp_path):
     loop: dict = {}
     loop["self"] = loop
     assert facts.words([loop]) == "a value that is not shown"
+
+
+def test_values_of_any_size_are_said(tmp_path):
+    run = read_run(write_run(tmp_path / "run"), "run")
+    run.summary.update(fill=10**400, tokens=1e400, goodput={"compile": 5.0}, best={"loss": None, "step": "x"})
+    run.meta.update(data=[{}], model={"num_layers": None})
+    lone = dataclasses.replace(run, starts=())
+    assert dict(facts.summary_rows([lone]))["share of training"] == ["0%"]
+    assert facts.data_sets(lone) == ([], [])

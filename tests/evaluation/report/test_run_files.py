@@ -74,7 +74,7 @@ def test_values_that_are_not_finite_stay_gaps(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["summary.json", "goodput.json", "config.yaml"])
-@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe", b"null"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe", b"null", b'!!float ""', b"!!timestamp x"])
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content):
     directory = write_run(tmp_path / "run")
     (directory / name).write_bytes(content)
