@@ -28,6 +28,7 @@ from janus_jax.cli import (
     launch,
     measure,
     plan,
+    report,
     runs,
     score,
     serve,
@@ -265,6 +266,7 @@ app.command("generate", epilog=generate.EPILOG)(generate.generate)
 app.command("score", epilog=score.EPILOG)(score.score)
 app.command("eval", epilog=eval.EPILOG)(eval.evaluate)
 app.command("serve", epilog=serve.EPILOG)(serve.serve)
+app.command("report", epilog=report.EPILOG)(report.report)
 app.command("time-step", epilog=time_step.EPILOG)(time_step.time_step)
 app.command("launch", epilog=launch.EPILOG, context_settings=launch.FORWARDS)(launch.launch)
 

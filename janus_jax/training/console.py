@@ -17,6 +17,7 @@ from janus_jax.errors import counted
 from janus_jax.model.mistral import param_specs
 from janus_jax.storage.bucket import is_url
 from janus_jax.storage.local import near, place
+from janus_jax.training.goodput import duration
 from janus_jax.training.setup import Setup
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ def closing(summary: "Summary", head: str) -> list[str]:
     run, export = near(summary.run_dir), summary.export_dir and near(summary.export_dir)
     already = " (it was there already)" if summary.resumed_from == summary.step else ""
     here = " in this start" if summary.goodput.get("starts", 1) > 1 else ""
-    spent = f"{_duration(summary.seconds)}{here}, {summary.tokens:,} tokens in all"
+    spent = f"{duration(summary.seconds)}{here}, {summary.tokens:,} tokens in all"
     lines = wrapped(f"{run}: step {summary.step} of {summary.total_steps}{already}, {spent}")
     if summary.step < summary.total_steps and summary.ended != "interrupted":
         lines += wrapped(f"stopped early: {summary.ended}")
@@ -300,12 +301,6 @@ def _spent(goodput: dict[str, float]) -> list[str]:
     rows = [*((name.replace("_", " "), phases[name]) for name in shown), ("less than 1 % each", rest)]
     starts = f"in {counted(int(goodput['starts']), 'start')}"
     return [
-        f"time: {_duration(total)} {starts}",
-        *(f"  {name:<20}{_duration(seconds):>14}{seconds / total:>6.0%}" for name, seconds in rows if seconds >= 0.5),
+        f"time: {duration(total)} {starts}",
+        *(f"  {name:<20}{duration(seconds):>14}{seconds / total:>6.0%}" for name, seconds in rows if seconds >= 0.5),
     ]
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can tell apart. Markers tell held-out points apart as well."""
 _MARKERS = "osD^vPX"
-_ACCURACY, _TIES = "rewards/accuracies", "rewards/ties"
-_PANELS = {
+ACCURACY, TIES = "rewards/accuracies", "rewards/ties"
+PANELS = {
     "loss": "loss",
     "rewards/margins": "reward margin",
-    _ACCURACY: "accuracy, a tie counts as wrong",
+    ACCURACY: "accuracy, a tie counts as wrong",
     "rewards/chosen": "reward of chosen responses",
     "rewards/rejected": "reward of rejected responses",
     "learning_rate": "learning rate",
@@ -42,9 +42,11 @@ _PANELS = {
     "tokens_per_s": "tokens/s",
 }
 """Metric -> title of its panel; a metric that no run has gets none."""
+BAD_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+"""What PyYAML raises at a file that is no YAML, or whose tags have other values than they need."""
 _OF_OBJECTIVE = ("loss", "rewards/margins", "rewards/chosen", "rewards/rejected")
 """Metrics that runs of different objectives measure in different units: one panel for each objective."""
-_TOGETHER = ("rewards/chosen", "rewards/rejected")
+TOGETHER = ("rewards/chosen", "rewards/rejected")
 """Panels with the same range."""
 _LABEL = 48
 """Characters of a run's name in the legend; of a longer one, both ends."""
@@ -67,15 +69,20 @@ class Curves:
         return self.records.get(kind, {}).get(metric, (np.zeros(0), np.zeros(0)))
 
     @property
+    def empty(self) -> bool:
+        """Whether it has nothing to draw."""
+        return not any(len(self.points(kind, name)[0]) for kind in ("train", "eval") for name in PANELS)
+
+    @property
     def counted(self) -> str:
         """The kind of record whose accuracies get an interval: held-out ones if there are any."""
-        return "eval" if len(self.points("eval", _ACCURACY)[0]) else "train"
+        return "eval" if len(self.points("eval", ACCURACY)[0]) else "train"
 
     def interval(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Steps, and the ends of the accuracies' 95 % intervals; of training, of the smoothed accuracy in one batch."""
-        steps, shares = self.points(self.counted, _ACCURACY)
+        steps, shares = self.points(self.counted, ACCURACY)
         counts = self.points(self.counted, "examples")[1]
-        if len(counts) != len(shares) or not np.isfinite(shares).all():
+        if len(counts) != len(shares) or not (np.isfinite(shares) & (np.abs(counts) < 1e15)).all():
             return np.zeros(0), np.zeros(0), np.zeros(0)
         shares = shares if self.counted == "eval" else smooth(shares)
         cases = [(share * n, int(n)) for share, n in zip(np.clip(shares, 0, 1), counts, strict=True)]
@@ -95,24 +102,44 @@ def read_curves(directory: str | os.PathLike[str], label: str | None = None) -> 
     if lines is None:
         what = "holds no metrics.jsonl, so it is no run" if run.path.is_dir() else "no such directory"
         raise DataError(directory, f"{what}; allowed: a run.dir of `janus train`")
+    curves = curves_of(lines, label or str(directory), objective_in(run.config))
+    if curves.empty:
+        raise DataError(directory, "holds no numbers to draw: no step was logged yet")
+    return curves
+
+
+def curves_of(
+    lines: Sequence[history.Line], label: str, objective: str = "", bad: list[DataError] | None = None
+) -> Curves:
+    """The curves in lines of metrics.
+
+    Args:
+        bad: gets an error for each line that is cut short or no record, and the others are read.
+
+    Raises:
+        DataError: there is such a line, and no `bad`.
+    """
     collected: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for line in lines:
         try:
             record = json.loads(line.text)
             kind, step = str(record.pop("kind")), int(record.pop("step"))
+            if not 0 <= step < 1 << 53:
+                raise ValueError(step)
             numbers = record if kind in ("train", "eval") else {}
             pairs = [(name, np.nan if value is None else float(value)) for name, value in numbers.items()]
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             last = (
                 " (it is the last one: the run was killed while it wrote, or is writing)" if line is lines[-1] else ""
             )
-            raise DataError(
-                f"{line.file}:{line.number}", f"is cut short or no record of metrics{last}; remove this line"
-            ) from error
+            what = f"is cut short or no record of metrics{last}; remove this line"
+            refused = DataError(f"{line.file}:{line.number}", what)
+            if bad is None:
+                raise refused from error
+            bad.append(refused)
+            continue
         for name, value in pairs:
             collected.setdefault(kind, {}).setdefault(name, []).append((step, value))
-    if not any(name in collected.get(kind, {}) for kind in ("train", "eval") for name in _PANELS):
-        raise DataError(directory, "holds no numbers to draw: no step was logged yet")
     records = {
         kind: {
             name: (np.asarray([s for s, _ in points]), np.asarray([v for _, v in points]))
@@ -120,24 +147,25 @@ def read_curves(directory: str | os.PathLike[str], label: str | None = None) -> 
         }
         for kind, of_kind in collected.items()
     }
-    name = label or str(directory)
-    short = name if len(name) <= _LABEL else f"{name[: _LABEL // 2]}...{name[-_LABEL // 2 :]}"
-    return Curves(short, records, _objective(run.config))
+    short = label if len(label) <= _LABEL else f"{label[: _LABEL // 2]}...{label[-_LABEL // 2 :]}"
+    return Curves(short, records, objective)
 
 
-def _objective(config: Path | Place) -> str:
+def objective_in(config: Path | Place) -> str:
     """The objective in the configuration that a run directory holds; empty if there is none that can be read."""
     try:
         section = yaml.safe_load((content(config) or b"").decode())["objective"]
         return " ".join(str(section[key]) for key in ("name", "loss") if section.get(key))
-    except (StorageError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+    except (StorageError, *BAD_YAML, TypeError):
         return ""
 
 
-def smooth(values: np.ndarray) -> np.ndarray:
-    """The mean of each value and those around it, a `_SMOOTHED_SHARE`-th of all; nan counts for nothing."""
+def smooth(values: np.ndarray, at: Iterable[int] | None = None) -> np.ndarray:
+    """The mean of each value (or of those at `at`) and those around it, a `_SMOOTHED_SHARE`-th of all; nan counts for
+    nothing."""
     reach = len(values) // _SMOOTHED_SHARE // 2 + (len(values) >= 8)
-    windows = [values[max(0, at - reach) : at + reach + 1] for at in range(len(values))]
+    places = range(len(values)) if at is None else at
+    windows = [values[max(0, place - reach) : place + reach + 1] for place in places]
     return np.asarray(
         [np.mean(window[np.isfinite(window)]) if np.isfinite(window).any() else np.nan for window in windows]
     )
@@ -152,7 +180,7 @@ def draw(runs: Sequence[Curves], path: Path | Place) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    panels = _panels(runs)
+    panels = panels_of(runs)
     columns = 2 if len(panels) <= 4 else 3 if len(panels) <= 6 else 4
     rows = -(-len(panels) // columns)
     style: dict[Any, Any] = {"font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold"}
@@ -166,7 +194,7 @@ def draw(runs: Sequence[Curves], path: Path | Place) -> None:
             axis.set_axis_off()
         shown = dict(zip(panels, figure.axes, strict=False))
         for objective in {objective for _, objective in panels}:
-            _same_range([shown[name, objective] for name in _TOGETHER if (name, objective) in shown])
+            _same_range([shown[name, objective] for name in TOGETHER if (name, objective) in shown])
         last = max(int(steps.max()) for run in runs for kind in run.records.values() for steps, _ in kind.values())
         for axis in shown.values():
             axis.set_xlim(-0.02 * last, 1.02 * last + 1e-9)
@@ -197,11 +225,11 @@ def draw_last(runs: "Sequence[Run]", error: BaseException | None) -> None:
             draw_run(run)
 
 
-def _panels(runs: Sequence[Curves]) -> list[tuple[str, str | None]]:
+def panels_of(runs: Sequence[Curves]) -> list[tuple[str, str | None]]:
     """The metric of each panel, and the objective whose runs it shows; None: all runs."""
     objectives = list(dict.fromkeys(run.objective for run in runs))
     several = len(objectives) > 1
-    wanted = [(name, o) for name in _PANELS for o in (objectives if several and name in _OF_OBJECTIVE else [None])]
+    wanted = [(name, o) for name in PANELS for o in (objectives if several and name in _OF_OBJECTIVE else [None])]
     return [
         (name, objective)
         for name, objective in wanted
@@ -214,10 +242,15 @@ def _panels(runs: Sequence[Curves]) -> list[tuple[str, str | None]]:
     ]
 
 
+def title_of(name: str, objective: str | None) -> str:
+    """The title of a panel."""
+    return PANELS[name] if objective is None else f"{PANELS[name]}, {objective or 'unknown objective'}"
+
+
 def _panel(axis: "Axes", name: str, objective: str | None, runs: Sequence[Curves]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    title = _PANELS[name] if objective is None else f"{_PANELS[name]}, {objective or 'unknown objective'}"
+    title = title_of(name, objective)
     for number, run in enumerate(runs):
         if objective not in (None, run.objective):
             continue
@@ -229,18 +262,18 @@ def _panel(axis: "Axes", name: str, objective: str | None, runs: Sequence[Curves
             axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
             axis.plot(steps, smooth(values), color=colour, linewidth=1.8, marker="" if len(steps) > 1 else ".")
         steps, values = run.points("eval", name)
-        if name == _ACCURACY:
+        if name == ACCURACY:
             at, low, high = run.interval()
             axis.fill_between(
                 at, low, high, color=held_out if run.counted == "eval" else colour, alpha=0.15, linewidth=0
             )
-            at, ties = run.points(run.counted, _TIES)
+            at, ties = run.points(run.counted, TIES)
             if ties.any():
                 axis.plot(at, ties, color=held_out, linestyle=":", linewidth=1.2, marker="x", markersize=5)
         if len(steps):
             edge = {"markeredgecolor": "white", "markeredgewidth": 0.7}
             axis.plot(steps, values, linestyle="--", linewidth=1, color=held_out, marker=marker, markersize=6, **edge)
-    if name == _ACCURACY:
+    if name == ACCURACY:
         axis.axhline(0.5, color="#777777", linestyle=":", linewidth=1)
         axis.set_ylim(-0.02, 1.02)
         title += f"\n{_counts(runs)}, 95 % interval"
@@ -260,7 +293,7 @@ def _counts(runs: Sequence[Curves]) -> str:
     """The numbers of pairs that accuracies are of, such as `held out n 48`."""
     counts: dict[str, set[int]] = {}
     for run in runs:
-        if len(run.points(run.counted, _ACCURACY)[0]):
+        if len(run.points(run.counted, ACCURACY)[0]):
             counts.setdefault(run.counted, set()).update(int(n) for n in run.points(run.counted, "examples")[1])
     names = {"eval": "held out n", "train": "a batch n"}
     return ", ".join(
@@ -309,7 +342,7 @@ def _legend(figure: Any, runs: Sequence[Curves], characters: int) -> None:
     ]
     if any(len(run.points("eval", "loss")[0]) for run in runs):
         entries.append(entry("held out", color=neutral[1], linestyle="--", linewidth=1, marker=first[2]))
-    if any(run.points(run.counted, _TIES)[1].any() for run in runs):
+    if any(run.points(run.counted, TIES)[1].any() for run in runs):
         entries.append(entry("share of ties", color=neutral[1], linestyle=":", linewidth=1.2, marker="x"))
     if len(runs) > 1:
         styles = [_style(number, len(runs)) for number in range(len(runs))]

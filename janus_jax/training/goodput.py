@@ -138,6 +138,13 @@ class Goodput:
         self._since = now
 
 
+def duration(seconds: float) -> str:
+    """Hours and minutes, minutes and seconds, or seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def _read(path: Any) -> list[dict[str, Any]]:
     """The starts in a file; none if there is no file, or one that nothing here has written."""
     try:

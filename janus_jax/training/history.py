@@ -24,7 +24,7 @@ class Line:
         """Infinite for a line that is cut short by a kill, or no record."""
         try:
             return float(json.loads(self.text)["step"])
-        except (ValueError, KeyError, TypeError, OverflowError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return math.inf
 
 
@@ -83,5 +83,5 @@ def _until(step: int, these: list[Line]) -> list[Line]:
 
 
 def _split(file: Any, content: bytes) -> list[Line]:
-    texts = content.decode("utf-8", "replace").splitlines()
-    return [Line(str(file), number, text) for number, text in enumerate(texts, 1)]
+    name, texts = str(file), content.decode("utf-8", "replace").splitlines()
+    return [Line(name, number, text) for number, text in enumerate(texts, 1)]

@@ -1,47 +1,31 @@
 """The report as one self-contained page, rendered from `assets/page.html`.
 
-Texts of data are untrusted. The template escapes every value, slots are JSON without `<` that the script only sets as
-text, and the page's policy allows its own script alone, by hash.
+Slots are JSON without `<` that the script only sets as text.
 """
 
-import base64
-import hashlib
 import re
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup, escape
 
-from janus_jax.data.inspect import wording
+from janus_jax.data.inspect import html, wording
 from janus_jax.data.inspect.facts import SplitFacts
 from janus_jax.data.inspect.rows import ROLES, AnnotatedRow
 from janus_jax.data.inspect.token_text import MORE_BYTES, TokenDecoder, visible
 
-_ASSETS = Path(__file__).parent / "assets"
 _SLOT_FIELDS = ("tokens", "targets", "weights", "position", "segment", "branch")
 
 
 def page(target: str, splits: list[SplitFacts], rows: list[AnnotatedRow], decoder: TokenDecoder) -> str:
     """The whole page as text."""
-    style, script = ((_ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_ASSETS),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    environment.filters |= {"number": "{:,}".format, "visible": visible, "slot_text": _slot_text}
-    return environment.get_template("page.html").render(
-        target=target,
+    return html.render(
+        Path(__file__).parent / "assets",
+        "page",
+        f"What training sees: {target}",
+        {"slot_text": _slot_text},
         splits=splits,
         rows=rows,
         slots=_slots(rows, decoder),
-        style=Markup(style),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         wording=wording,
         roles=ROLES,
         more_bytes=MORE_BYTES,

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import html.parser
 import json
 import re
 
@@ -10,40 +9,9 @@ import pytest
 
 from janus_jax.data.inspect.report import ReportOptions, inspect
 from janus_jax.data.inspect.token_text import TokenDecoder
+from tests.support.html_pages import Page
 
 HOSTILE = "</script><img src=x onerror=alert(1)>'\"&amp;<!-- </style> ]]> {{7*7}}"
-VOID = {"meta", "br", "wbr", "img", "hr", "input", "link"}
-
-
-class Page(html.parser.HTMLParser):
-    """Elements as they open and close; raises where they do not nest."""
-
-    def __init__(self, text: str):
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[tuple[str, str]] = []  # (element, text in it)
-        self.feed(text)
-        self.close()
-        assert self.open == [], f"not closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data):
-        self.texts.append((self.open[-1] if self.open else "", data))
-
-    def of(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture
