@@ -45,3 +45,10 @@ def test_judge_and_failures_are_never_folded():
         "seed": "0",
         "limit": "null",
     }
+
+
+def test_settings_of_several_models_are_told_apart():
+    settings = {"sft": {"judge": "p", "seed": 0}, "dpo": {"judge": "q", "seed": 0}}
+    (group,) = grouped([result("a", settings=settings)])
+    assert group.members[0].settings == ({"sft: judge": "p", "dpo: judge": "q"}, {"sft: seed": "0", "dpo: seed": "0"})
+    assert group.notes == ("warning: judge differ, so these rows do not compare",)
