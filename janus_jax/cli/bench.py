@@ -85,9 +85,9 @@ def run(
         made = []
         for row in wanted:
             content = {"row": row.system, "none": "", "default": "You are a helpful assistant."}.get(system, system)
-            said = [{"role": "system", "content": content}] if content.strip() else []
+            first = [{"role": "system", "content": content}] if content.strip() else []
             rest = {"id": row.id} | ({} if system == "row" else {OTHER_SYSTEM: system or "none"})
-            made.append(PromptRow((*said, {"role": "user", "content": row.prompt}), rest, row.place))
+            made.append(PromptRow((*first, {"role": "user", "content": row.prompt}), rest, row.place))
         return made
 
     sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty)

@@ -134,18 +134,18 @@ def _row(columns: Columns, column: str | None, key: str | None, needs_prompt: bo
         answers = (Answer(last["content"]),)
     else:
         messages, answers = _conversation(columns, needs_prompt), _answers(columns, name)
-    said, spoken = (
+    system, spoken = (
         [one["content"] for one in messages if (one["role"] == "system") is is_system] for is_system in (True, False)
     )
     prompt, is_named = "\n".join(map(comparable, spoken)), columns.has("id")
-    id = _label(columns, "id") if is_named else row_id("".join(said), "\n".join(spoken)) if spoken else None
+    id = _label(columns, "id") if is_named else row_id("".join(system), "\n".join(spoken)) if spoken else None
     reference = None
     if name not in _REFERENCES and (other := next(filter(columns.has, _REFERENCES), None)):
         reference = text(columns[other], other)
     return AnswerRow(
         answers,
         prompt,
-        comparable("".join(said)),
+        comparable("".join(system)),
         id,
         is_named,
         tuple(one for one in messages if one["content"]),
@@ -160,8 +160,8 @@ def _column(columns: Columns) -> str:
     present = [name for name in COLUMNS if name in columns and columns.peek(name) is not None]
     present += [name for name in DATA_ALIASES["messages"] if name in columns and ends_with_answer(columns.peek(name))]
     if not present:
-        found = ", ".join(columns) or "nothing"
-        raise RecordError("missing_field", f"has no answers: {', '.join(ANSWERS)} is needed; found: {found}")
+        names = ", ".join(columns) or "nothing"
+        raise RecordError("missing_field", f"has no answers: {', '.join(ANSWERS)} is needed; found: {names}")
     if len(several := [name for name in present if name in ANSWERS]) > 1:
         what = f"has both {several[0]!r} and {several[1]!r}; say which with --column"
         raise RecordError("ambiguous_columns", what)
@@ -203,8 +203,8 @@ def _label(columns: Columns, name: str) -> str:
 def _answers(columns: Columns, column: str) -> tuple[Answer, ...]:
     value, where = columns[column], f"column {column!r}"
     if ends_with_answer(value):  # a conversation, as some releases of pairs have it
-        said = value[-1].get("content", value[-1].get("value"))
-        return (Answer(text(said, f"{where}, its last message", may_be_empty=True)),)
+        last = value[-1].get("content", value[-1].get("value"))
+        return (Answer(text(last, f"{where}, its last message", may_be_empty=True)),)
     if not isinstance(value, list):
         reason = columns["finish_reason"] if columns.has("finish_reason") else None
         return (_answer({"text": value, "finish_reason": reason}, where),)

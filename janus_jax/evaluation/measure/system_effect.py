@@ -121,20 +121,22 @@ def judged_scores(directory: Path, rows: Sequence[AnswerRow]) -> tuple[np.ndarra
         raise ConfigError(f"{directory}", what)
     for row in rows:
         if row.id in known:
-            there = int(np.ravel(known[row.id]["words"])[0])
-            if there != (here := in_words(row.answers[0].text)):
-                what = f"judged other answers: the one to {row.id!r} has {there} words there, but {here} in {row.place}"
+            before = int(np.ravel(known[row.id]["words"])[0])
+            if before != (here := in_words(row.answers[0].text)):
+                what = (
+                    f"judged other answers: the one to {row.id!r} has {before} words there, but {here} in {row.place}"
+                )
                 raise ConfigError(f"{directory}", what)
     return np.array([scores.get(str(row.id), np.nan) for row in rows]), judged.settings
 
 
 def log_probs(
-    model: StoredModel, aligned: Conditions, of: str, *, template: str | None = None, tell: Callable[[str], None]
+    model: StoredModel, aligned: Conditions, answered: str, *, template: str | None = None, tell: Callable[[str], None]
 ) -> dict[str, np.ndarray]:
     """Condition -> mean log-prob of a token of the same answers, given the system messages of that condition.
 
     Args:
-        of: the condition whose first answers are read. NaN for those without text.
+        answered: the condition whose first answers are read. NaN for those without text.
         template: of the model, if its files name none.
         tell: gets notes on the mesh, and lines of progress.
 
@@ -143,8 +145,8 @@ def log_probs(
         DataError: "FILE:ROW: ..." for an answer that the model cannot read.
     """
     scorer = LogProbScorer(model, template)
-    scored = [at for at, row in enumerate(aligned[of]) if not row.answers[0].is_empty]
-    texts = [Response(row.answers[0].text, bool(row.answers[0].is_cut)) for row in aligned[of]]
+    scored = [at for at, row in enumerate(aligned[answered]) if not row.answers[0].is_empty]
+    texts = [Response(row.answers[0].text, bool(row.answers[0].is_cut)) for row in aligned[answered]]
     pairs = [
         scorer.pairs(ResponseRow(rows[at].messages, (texts[at],), {}, "response", rows[at].place))[0]
         for rows in aligned.values()
@@ -160,7 +162,7 @@ def log_probs(
         means += [np.nan if one["mean"] is None else one["mean"] for one in made]
         tokens += sum(one["tokens"] for one in made)
         progress(len(means), tokens)
-    of_rows = {name: np.full(len(aligned[of]), np.nan) for name in aligned}
+    of_rows = {name: np.full(len(aligned[answered]), np.nan) for name in aligned}
     for values, part in zip(of_rows.values(), np.reshape(means, (len(of_rows), -1)), strict=True):
         values[scored] = part
     return of_rows
@@ -184,7 +186,7 @@ def compare(
     made, notes = {}, []
     for name, rows in aligned.items():
         own = np.array(
-            [_mean([rouge_l(*two) for two in itertools.combinations(filter(None, of), 2)]) for of in texts[name]]
+            [_mean([rouge_l(*two) for two in itertools.combinations(filter(None, row), 2)]) for row in texts[name]]
         )
         lengths = np.array([np.mean([in_words(one.text) for one in row.answers]) for row in rows])
         made[name] = Measured(name, own, lengths, scores.get(name, nothing), log_probs.get(name, nothing))
@@ -196,7 +198,9 @@ def compare(
     differences = []
     for before, after in itertools.combinations(made.values(), 2):
         pairs = zip(texts[before.name], texts[after.name], strict=True)
-        alike = [_mean([rouge_l(one, other) for one, other in itertools.product(*of) if one and other]) for of in pairs]
+        alike = [
+            _mean([rouge_l(one, other) for one, other in itertools.product(*two) if one and other]) for two in pairs
+        ]
         parts = (getattr(after, part) - getattr(before, part) for part in ("words", "score", "log_prob"))
         differences.append(Measured(f"{after.name} - {before.name}", np.array(alike), *parts, is_difference=True))
     return [*made.values(), *differences], notes
@@ -216,7 +220,9 @@ def judge_notes(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def table(measured: Sequence[Measured], notes: Sequence[str], settings: Mapping[str, Any]) -> Table:
     """Conditions, then differences. Columns without any number are left out."""
     cells = {one.name: one.cells() for one in measured}
-    columns = [column for column in cells[measured[0].name] if any(of[column][0] is not None for of in cells.values())]
+    columns = [
+        column for column in cells[measured[0].name] if any(own[column][0] is not None for own in cells.values())
+    ]
     rows = []
     for one in measured:
         whole = [(len(one.words), None, None), *(cells[one.name][column] for column in columns)]
