@@ -25,7 +25,7 @@ pytestmark = [
         reason="JANUS_REAL_DATA and JANUS_SMOLLM2 name no rows and no model",
     ),
 ]
-ROWS, ASKS = 3, 2
+ROWS, ASKS = 2, 2
 
 
 @contextlib.contextmanager
@@ -51,12 +51,12 @@ def test_real_rows_and_a_real_judge(janus, tmp_path, monkeypatch):
     bench, model = Path(os.environ["JANUS_REAL_DATA"]) / "biggen_bench_part.jsonl", os.environ["JANUS_SMOLLM2"]
     answers, judged = tmp_path / "answers.jsonl", tmp_path / "judged"
     began = time.monotonic()
-    code, _, err = janus("bench", "run", bench, model, "--out", answers, "--limit", ROWS, "--max-new-tokens", 32)
+    code, _, err = janus("bench", "run", bench, model, "--out", answers, "--limit", ROWS, "--max-new-tokens", 16)
     assert code == 0 and len(answers.read_text().splitlines()) == ROWS, err
     answered = time.monotonic()
     with judging(model) as url:
         words = ["bench", "judge", bench, "--answers", answers, "--judge", Path(model).name, "--base-url", url]
-        words += ["--no-key", "--out", judged, "--max-tokens", 48, "--asks", ASKS, "--timeout", 900, "--judge-empty"]
+        words += ["--no-key", "--out", judged, "--max-tokens", 24, "--asks", ASKS, "--timeout", 900, "--judge-empty"]
         code, _, err = janus(*words, "--limit", 1, "--runs", 2)
         assert code == 0, err
         first = (judged / "replies.jsonl").read_text().splitlines()
