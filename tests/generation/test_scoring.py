@@ -1,5 +1,7 @@
 """Log-probs of continuations are those of transformers with the same weights, in float32."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -51,6 +53,16 @@ def test_the_most_probable_ids_are_those_of_transformers(both, devices):
 def test_a_wrong_number_of_ids_is_refused(both, top):
     with pytest.raises(DataError, match=f"top={top}: allowed: 0 to 20"):
         Engine.live(*both[1:], rows=1).log_probs([([1], [2])], top=top)
+
+
+def test_a_pair_may_have_one_token_more_than_is_read(both):
+    config = both[1]
+    longest = config.max_position_embeddings
+    scoring.require_pairs(config, [([1], [2] * longest)])
+    with pytest.raises(DataError, match=f"at most {longest + 1}"):
+        scoring.require_pairs(config, [([1], [2] * (longest + 1))])
+    with pytest.raises(DataError, match=f"at most {longest} "):  # a reward is read at the last token
+        scoring.require_pairs(dataclasses.replace(config, head="value"), [([1], [2] * longest)])
 
 
 def lengths_of(seed, *bounds):
