@@ -1,8 +1,10 @@
 """For every test, set before JAX starts: eight simulated CPU devices, quick compiling, checked annotations."""
 
 import atexit
+import gc
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 
@@ -10,6 +12,8 @@ from tests.support.quick import variables
 
 _COMPILED = tempfile.mkdtemp(prefix="janus_jax_compiled_")  # tests share what they compile
 atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a process of a test reads the bytecode that an earlier one wrote
+sys.dont_write_bytecode = False
 
 for _name, _value in variables(_COMPILED, "--xla_force_host_platform_device_count=8").items():
     os.environ.setdefault(_name, _value)
@@ -27,6 +31,13 @@ settings.register_profile(
     "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
+
+
+def pytest_collection_finish():
+    """Tracing makes many objects that stay: Python looks for cycles among them less often, among modules never."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(scope="session")
@@ -81,8 +92,6 @@ def small(tmp_path, monkeypatch):
 @pytest.fixture
 def janus(monkeypatch, capsys):
     """Runs the command in this process; returns (exit code, stdout, stderr)."""
-    import sys
-
     from janus_jax.cli.main import main
 
     def run(*arguments: object) -> tuple[int, str, str]:

@@ -86,12 +86,17 @@ def compare(model, directory):
     position = jnp.broadcast_to(jnp.arange(LENGTH, dtype=jnp.int32), (ROWS, LENGTH))
     layout = Slots(jnp.ones_like(position), jnp.zeros_like(position), position)
     compute = Compute(dtype=jnp.float32)
-    close(jax.jit(lambda p: logits(config, p, inputs, layout, compute))(params), their_logits.detach(), "logits")
 
     def loss(p):
         return -token_logps(config, p, inputs, targets, layout, compute).mean()
 
-    gradients = leaves(jax.jit(jax.grad(loss))(params))
+    @jax.jit  # one program compiles faster than two
+    def run(p):
+        return logits(config, p, inputs, layout, compute), jax.grad(loss)(p)
+
+    our_logits, gradients = run(params)
+    close(our_logits, their_logits.detach(), "logits")
+    gradients = leaves(gradients)
     theirs = {name: parameter.grad for name, parameter in model.named_parameters()}
     table = key_table(config)
     assert {entry.key for entry in table} == set(theirs)

@@ -86,8 +86,11 @@ WINDOWED = dataclasses.replace(TINY, sliding_window=5)
 TIED = dataclasses.replace(TINY, tie_embeddings=True)
 
 
-@pytest.mark.parametrize("config", [TINY, WINDOWED, TIED], ids=["full", "window", "tied"])
-@pytest.mark.parametrize("objective", [SFT(), PAIRS], ids=["sft", "dpo"])
+@pytest.mark.parametrize(
+    ("objective", "config"),
+    [(SFT(), TINY), (SFT(), TIED), (PAIRS, TINY), (PAIRS, WINDOWED)],
+    ids=["sft", "sft-tied", "dpo", "dpo-window"],
+)
 def test_packed_loss_and_gradients_equal_each_example_alone(objective, config):
     examples = random_examples(4, pairs=objective.branches == 2, seed=1)
     packed = loss_and_gradients(objective, examples, rows=2, config=config)
@@ -112,7 +115,7 @@ def test_packed_logits_equal_each_example_alone():
 
 
 @settings(max_examples=12)
-@given(st.integers(0, 1000), st.permutations(range(6)), st.sampled_from([(3, 1), (4, 2), (6, 3)]))
+@given(st.integers(0, 1000), st.permutations(range(6)), st.sampled_from([(7, 1), (6, 3)]))
 def test_order_rows_and_microbatches_change_nothing(seed, order, split):
     rows, microbatches = split
     examples = random_examples(6, pairs=True, seed=seed)
@@ -122,13 +125,17 @@ def test_order_rows_and_microbatches_change_nothing(seed, order, split):
 
 
 @pytest.mark.parametrize("objective", [SFT(), PAIRS], ids=["sft", "dpo"])
-def test_remat_and_padding_rows_change_nothing(objective):
+def test_padding_rows_change_nothing(objective):
     examples = random_examples(4, pairs=objective.branches == 2, seed=4)
     expected = loss_and_gradients(objective, examples, rows=2)
     assert_within(loss_and_gradients(objective, examples, rows=7), expected)
-    for remat in set(get_args(Remat)) - {"none"}:
-        again = loss_and_gradients(objective, examples, rows=2, compute=Compute(dtype=jnp.float32, remat=remat))
-        assert_within(again, expected)
+
+
+@pytest.mark.parametrize("remat", sorted({*get_args(Remat)} - {"none"}))
+def test_remat_changes_nothing(remat):
+    examples = random_examples(4, pairs=True, seed=4)
+    again = loss_and_gradients(PAIRS, examples, rows=2, compute=Compute(dtype=jnp.float32, remat=remat))
+    assert_within(again, loss_and_gradients(PAIRS, examples, rows=2))
 
 
 @pytest.mark.parametrize("normaliser", ["global", "per_microbatch"])

@@ -30,6 +30,8 @@ OBJECTIVES = {
     "rm": RewardModel(center_weight=0.1),
 }
 ROW = 192
+APART = 16
+"""Rows of whole sequences, more than any test has pairs: one shape to compile."""
 
 
 @functools.cache
@@ -75,18 +77,16 @@ def test_shared_prompts_equal_whole_sequences_under_packing(name, window):
     assert window is None or max(len(e.prompt) + len(e.chosen) for e in examples) > 2 * window
     config = model_of(objective, sliding_window=window)
     shared = loss_and_gradients(objective, examples, rows=2, shared=True, config=config)
-    apart = loss_and_gradients(
-        objective, examples, rows=6, shared=False, config=config
-    )  # each pair in a row of its own
+    apart = loss_and_gradients(objective, examples, rows=APART, shared=False, config=config)
     assert_within(shared, apart)
 
 
 @pytest.mark.parametrize("name", ["dpo", "orpo of prompts", "rm"])
 def test_shared_prompts_equal_whole_sequences_under_accumulation_and_mesh(name):
     objective = OBJECTIVES[name]
-    examples = with_margins(random_examples(16, pairs=True, seed=2))
+    examples = with_margins(random_examples(APART, pairs=True, seed=2))
     config = model_of(objective)
-    apart = loss_and_gradients(objective, examples, rows=16, shared=False)
+    apart = loss_and_gradients(objective, examples, rows=APART, shared=False)
     accumulated = loss_and_gradients(objective, examples, rows=8, shared=True, microbatches=4)
     assert_within(accumulated, apart)
 
@@ -102,7 +102,7 @@ def test_shared_prompts_equal_whole_sequences_under_accumulation_and_mesh(name):
 
 
 @settings(max_examples=8)
-@given(st.integers(0, 1000), st.permutations(range(6)), st.sampled_from([(3, 1, True), (8, 4, True), (12, 2, False)]))
+@given(st.integers(0, 1000), st.permutations(range(6)), st.sampled_from([(8, 4, True), (APART, 1, False)]))
 @pytest.mark.parametrize("name", ["dpo", "orpo of prompts", "rm"])
 def test_order_padding_rows_and_microbatches_change_nothing(name, seed, order, split):
     rows, microbatches, shared = split

@@ -1,7 +1,9 @@
 """A plan is of the trainer's own step, and what it says of memory and shapes is what the trainer has."""
 
+import functools
 import hashlib
 import itertools
+import json
 import subprocess
 import sys
 
@@ -21,17 +23,29 @@ from janus_jax.training.setup import prepare
 from tests.support.run_configs import run_config
 
 MESHES = {"fsdp": {}, "all axes": {"data": 1, "fsdp": 2, "tensor": 2, "context": 2}}
+RATE = {"schedule": {"epochs": None, "steps": 6, "warmup_steps": 2, "learning_rate": 1e-3}}
+HALF = {"optimizer": {"moments": "bfloat16"}}
 
 
-def test_a_mesh_of_ones_own_is_planned_and_timed(data, tmp_path):
+@pytest.fixture(scope="module")
+def planned_here(data):
+    """A function that plans a run on cpu:8, once for all tests: no plan depends on run.dir."""
+
+    @functools.cache
+    def of(kind, changes):
+        return plan(run_config(data, data / "run", kind, **json.loads(changes)), "cpu:8")
+
+    return lambda kind, **changes: of(kind, json.dumps(changes))
+
+
+def test_a_mesh_of_ones_own_is_planned_and_timed(data, tmp_path, planned_here):
     """Axes in another order and devices in another one, sizes that the configuration does not have."""
     run = run_config(data, tmp_path / "run", "sft", mesh=MESHES["fsdp"])
     here = np.asarray(jax.devices())
     same = Mesh(here.reshape(2, 4).T, ("fsdp", "tensor"))
     planned = plan(run, "cpu:8", mesh=same)
     assert planned.mesh == {"data": 1, "fsdp": 4, "tensor": 2, "context": 1}
-    sizes = {"mesh": {"data": 1, "fsdp": 4, "tensor": 2}}
-    usual = plan(run_config(data, tmp_path / "run", "sft", **sizes), "cpu:8")
+    usual = planned_here("sft", mesh={"data": 1, "fsdp": 4, "tensor": 2})
     assert planned.memory.arguments == usual.memory.arguments and planned.mesh == usual.mesh
     assert planned.program_sha256 == usual.program_sha256  # lowered; only where its parts run differs
     assert time_step(run, mesh=same, steps=1).plan.mesh == planned.mesh
@@ -55,13 +69,13 @@ def sha256(lowered) -> str:
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 @pytest.mark.parametrize("mesh", MESHES)
-def test_the_planned_program_is_the_one_that_the_trainer_runs(kind, mesh, data, tmp_path):
+def test_the_planned_program_is_the_one_that_the_trainer_runs(kind, mesh, data, tmp_path, planned_here):
     """Lowered on its own, from what `prepare` finds, for the real state and a real batch."""
     run = run_config(data, tmp_path / "run", kind, mesh=MESHES[mesh])
     setup = prepare(run)
     state = setup.program.init(setup.initial_params("float32"))
     batch = next(iter(setup.loader.batches(steps=1))).batch
-    planned = plan(run, "cpu:8")
+    planned = planned_here(kind, mesh=MESHES[mesh])
     assert planned.program_sha256 == sha256(setup.program.train.lower(state, batch))
     assert planned.steps_per_epoch == setup.loader.steps(0) and planned.assumed == ()
     on_first = {
@@ -75,18 +89,14 @@ def test_the_planned_program_is_the_one_that_the_trainer_runs(kind, mesh, data, 
     assert planned.fits and planned.bound is None and planned.memory.usable is None
 
 
-def test_another_rate_or_mesh_is_another_program(data, tmp_path):
-    one = plan(run_config(data, tmp_path / "run", "sft"), "cpu:8")
-    steps = {"epochs": None, "steps": 6, "warmup_steps": 2, "learning_rate": 1e-3}
-    for other in ({"schedule": steps}, {"mesh": MESHES["all axes"]}, {"optimizer": {"moments": "bfloat16"}}):
-        assert plan(run_config(data, tmp_path / "run", "sft", **other), "cpu:8").program_sha256 != one.program_sha256
+def test_another_rate_or_mesh_is_another_program(planned_here):
+    one = planned_here("sft", mesh={})
+    for other in (RATE, {"mesh": MESHES["all axes"]}, HALF):
+        assert planned_here("sft", **other).program_sha256 != one.program_sha256
 
 
-def test_bfloat16_moments_are_half_as_large(data, tmp_path):
-    wide = plan(run_config(data, tmp_path / "run", "sft"), "cpu:8").memory.arguments["moments"]
-    narrow = plan(
-        run_config(data, tmp_path / "run", "sft", optimizer={"moments": "bfloat16"}), "cpu:8"
-    ).memory.arguments["moments"]
+def test_bfloat16_moments_are_half_as_large(planned_here):
+    wide, narrow = (planned_here("sft", **changes).memory.arguments["moments"] for changes in ({"mesh": {}}, HALF))
     assert narrow == pytest.approx(wide / 2, rel=0.01)
 
 
@@ -186,12 +196,12 @@ def test_the_planner_needs_neither_tensorflow_nor_a_second_jax(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_a_step_is_timed_on_the_devices_that_are_here(kind, data, tmp_path):
+def test_a_step_is_timed_on_the_devices_that_are_here(kind, data, tmp_path, planned_here):
     timing = time_step(run_config(data, tmp_path / "run", kind), steps=3)
     assert (timing.devices, len(timing.seconds)) == (8, 3) and timing.plan.mesh["tensor"] == 2
     assert timing.tokens_per_s == timing.tokens_per_step / timing.median_s and timing.mfu is None
     assert 0 < timing.tokens_per_step <= 8 * 64
-    planned = plan(run_config(data, tmp_path / "run", kind), "cpu:8")
+    planned = planned_here(kind, mesh={})
     assert planned.memory.needed == timing.plan.memory.needed and planned.flops == timing.plan.flops
 
 

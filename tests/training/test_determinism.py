@@ -50,6 +50,7 @@ def require_promised(whole, run, expected, rows):
     assert 0 < max(difference.values()) <= LATER
 
 
+@pytest.mark.usefixtures("programs")
 def test_a_run_that_goes_on_with_fewer_devices_and_then_with_others_reads_the_same_rows(tmp_path, monkeypatch):
     write_examples(tmp_path, "sft")
     first = {"data": 2, "fsdp": 2, "tensor": 2}

@@ -85,7 +85,7 @@ def bad_steps(settings):
     return [step for step, position in enumerate(positions, 1) if BAD in loader.example_ids(position)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["sft", "rm"])  # it is one rule for all objectives
 def test_a_step_that_is_skipped_changes_nothing(data, tmp_path, kind):
     setup = prepare(config(data, tmp_path, kind))
     functions = dataclasses.replace(setup.program.functions, compute=Compute(dtype=jnp.float32))  # compiles faster

@@ -86,7 +86,7 @@ def stopped(config, place):
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
+def whole(data, tmp_path_factory, programs):
     run = tmp_path_factory.mktemp("whole") / "run"
     return run, train(config(data, run), writers=())
 
@@ -109,7 +109,7 @@ MOMENTS = {
 
 
 @pytest.fixture(scope="module")
-def chain(data, tmp_path_factory):
+def chain(data, tmp_path_factory, programs):
     """The same run, stopped at each moment in turn; what it said then, and what it left."""
     run = tmp_path_factory.mktemp("chain") / "run"
     said = {}
@@ -155,6 +155,7 @@ def meta(run, step):
     return {key: value for key, value in values.items() if key != "config"}
 
 
+@pytest.mark.usefixtures("programs")
 def test_a_last_evaluation_that_was_cut_gives_the_checkpoint_its_statistics_when_it_is_made_again(data, tmp_path):
     """Of a reward model that stops early, so that the evaluation also decides that this is the end."""
     changes = {"eval": {"every_steps": 2, "stop_after": 1, "stop_min_change": 9.0}, "export": {"hf": False}}
@@ -185,6 +186,7 @@ def test_a_step_that_gave_nan_is_not_saved(data, tmp_path, monkeypatch):
     assert RunDir(tmp_path).committed_steps() == []
 
 
+@pytest.mark.usefixtures("programs")
 def test_checkpoints_come_after_minutes_too(data, tmp_path):
     checkpoint = {"every_steps": None, "every_minutes": 1e-9, "keep": 99}
     train(config(data, tmp_path, "rm", checkpoint=checkpoint, export={"hf": False}), writers=())

@@ -6,12 +6,15 @@ import socket
 import numpy as np
 import pytest
 
+from janus_jax.checkpoint.convert import check
 from janus_jax.config.run import to_yaml
 from janus_jax.training.run import train
 from tests.support import processes
 from tests.support.run_configs import ONE_LAYER, run_config
 from tests.support.runs import assert_equal_trees, final_params, losses
 from tests.support.training_examples import random_examples, write_dataset
+
+pytestmark = pytest.mark.usefixtures("programs")
 
 STOP, STEPS = 4, 6
 SCHEDULE = {"epochs": None, "steps": STEPS}
@@ -28,7 +31,8 @@ def recipe(root, run, kind):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A directory with data sets, runs that two processes stopped at step `STOP`, and the rows that each read."""
+    """A directory with data sets, runs that two processes stopped at step `STOP`, the rows that each read, and a
+    run of one step that they exported."""
     root = tmp_path_factory.mktemp("processes")
     configs = {}
     (root / "prompts.txt").write_text("What?\nAnd why?\n")
@@ -40,6 +44,9 @@ def trained(tmp_path_factory):
         write_dataset(root / kind, splits, kind=kind)
         config = recipe(root, root / f"run_{kind}", kind)
         configs[kind] = (config.model_dump(mode="json", by_alias=True), STOP)
+    export = {"export": {"hf": True, "max_shard_size": "20KB"}, "eval": {"every_steps": None}}
+    exported = run_config(root, root / "exported", schedule={"epochs": None, "steps": 1, "warmup_steps": 0}, **export)
+    configs["exported"] = (exported.model_dump(mode="json", by_alias=True), 1)
     (root / "configs.json").write_text(json.dumps(configs))
     port = processes.free_port()
     processes.run(*(["-m", "tests.support.processes", "train", port, i, root] for i in range(2)))
@@ -79,6 +86,12 @@ def test_two_processes_train_and_one_resumes_as_if_one_had_trained_all_along(tra
     if kind == "sft":
         assert [*_texts(run)] == [*_texts(tmp_path)] == [0, STOP, STEPS]
         assert _texts(run) == _texts(tmp_path)
+
+
+def test_the_export_of_a_run_of_two_processes_is_its_last_step(trained):
+    export = trained / "exported" / "exports" / "1"
+    assert len([*export.glob("*.safetensors")]) > 2 and (export / "tokenizer.json").exists()
+    assert check(trained / "exported", export) == []
 
 
 def _texts(run):

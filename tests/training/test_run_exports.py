@@ -27,6 +27,8 @@ from janus_jax.training.run import train
 from tests.support.run_configs import run_config
 from tests.support.training_examples import TINY, random_examples, write_dataset
 
+pytestmark = pytest.mark.usefixtures("programs")
+
 HELD_OUT = random_examples(9, pairs=True, seed=2)
 
 
