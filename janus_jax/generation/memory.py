@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from janus_jax.errors import ConfigError
-from janus_jax.generation import placement
+from janus_jax.generation import placement, scoring
 from janus_jax.generation.requests import Request
 from janus_jax.generation.sizes import SLOTS_PER_CALL, TOKENS_PER_STEP, bucket, prompts_per_call, slots
+from janus_jax.model import head
 from janus_jax.model.attention import queries_per_block
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import param_specs
@@ -120,15 +121,23 @@ class Memory:
 
     @property
     def _prefill(self) -> int:
-        n, parts = self.config, self.place.shards("kv_heads")
-        block = queries_per_block(self._prompts, self.prompt, n.num_heads // parts, self.prompt)
-        wide = 2 * n.hidden_size + 2 * n.intermediate_size // self.place.shards("mlp")
-        wide += (n.num_heads + 2 * n.num_kv_heads) * n.head_dim // parts
         # Shorter prompts may fill a call better than the longest ones.
         tokens = max(self._prompts * self.prompt, min(SLOTS_PER_CALL, self._rows * self.prompt))
-        turned = self._keys(1, tokens, self.dtype)
-        scores = self._scores(block, self.prompt, self._prompts)
-        return self._layer + scores + tokens * wide * self.dtype.itemsize + turned
+        return self._forward(self._prompts, self.prompt, tokens) + self._keys(1, tokens, self.dtype)
+
+    def _forward(self, rows: int, length: int, tokens: int) -> int:
+        """Of one layer that reads `tokens` in rows of `length`."""
+        n, parts = self.config, self.place.shards("kv_heads")
+        block = queries_per_block(rows, length, n.num_heads // parts, length)
+        wide = 2 * n.hidden_size + 2 * n.intermediate_size // self.place.shards("mlp")
+        wide += (n.num_heads + 2 * n.num_kv_heads) * n.head_dim // parts
+        return self._layer + self._scores(block, length, rows) + tokens * wide * self.dtype.itemsize
+
+    @property
+    def scoring(self) -> int:
+        """Weights and temporaries of a call that scores a full row of `scoring.SLOTS_PER_CALL`, or shorter rows."""
+        slots = scoring.SLOTS_PER_CALL
+        return self.weights + max(self._forward(1, slots, slots), self._layer + 3 * head.BYTES_PER_CHUNK)
 
     @property
     def _fill(self) -> int:
@@ -243,6 +252,21 @@ def require_for(
         config, place, rows=rows, length=length, dtype=dtype, cache_dtype=cache_dtype, prompt=prompt, steps=steps
     )
     require(memory, place, *places)
+
+
+def require_to_score(config: ModelConfig, *places: str) -> None:
+    """Raises ConfigError if weights that are not read yet, and a call that scores, do not fit into what is free.
+
+    Devices that tell nothing of their memory, such as CPUs, are not checked.
+    """
+    place, _ = placement.generation_place(config)
+    assert place.mesh is not None
+    free = free_bytes(place.mesh.local_devices)
+    memory = needed(config, place, rows=1, length=1, dtype=placement.compute_at(place).dtype)
+    if free is not None and memory.scoring > free:
+        what = f"scoring needs {_gib(memory.scoring)} on each device: weights {_gib(memory.weights)}, temporaries "
+        what += f"{_gib(memory.scoring - memory.weights)}; {_gib(free)} is free; allowed: more devices, a smaller model"
+        raise ConfigError(*places, what)
 
 
 def _gib(size: int) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.errors import named
+from janus_jax.generation import memory
 from janus_jax.generation.engine import Engine
 from janus_jax.generation.journal import Journal, begin
 from janus_jax.generation.progress import Progress
@@ -40,7 +41,11 @@ class Scorer(abc.ABC):
 
     @abc.abstractmethod
     def open(self) -> tuple[Scores, list[str]]:
-        """Loads the weights. Gives what scores, and what to tell of the mesh."""
+        """Loads the weights. Gives what scores, and what to tell of the mesh.
+
+        Raises:
+            ConfigError: the devices have no room.
+        """
 
     def pairs(self, row: ResponseRow) -> list[Pair]:
         """Ids of a row's conversation with each of its responses.
@@ -70,6 +75,7 @@ class RewardScorer(Scorer):
         return self._format.encode(messages, response.text)
 
     def open(self) -> tuple[Scores, list[str]]:
+        memory.require_to_score(self.stored.config, self.stored.path)
         model = RewardModel.stored(self.stored)
         return model.rewards, model.notes
 
@@ -90,6 +96,7 @@ class LogProbScorer(Scorer):
         return prompt, ids[:end] if response.is_cut else ids[: end + 1]
 
     def open(self) -> tuple[Scores, list[str]]:
+        memory.require_to_score(self.stored.config, self.stored.path)
         engine = Engine.stored(self.stored)
         return lambda pairs: [_as_json(one) for one in engine.log_probs(pairs)], engine.notes
 

@@ -28,7 +28,7 @@ _SHORT, _LONG = 512, 2048
 over rows of the second, unless the context takes more than its half: longer rows would save few slots, and attention
 costs more in them."""
 
-_SLOTS_PER_CALL = 1 << 14
+SLOTS_PER_CALL = 1 << 14
 """Of a device, unless a row is longer."""
 
 
@@ -122,7 +122,7 @@ def packed(pairs: Sequence[Pair], kind: Head, shards: int = 1) -> Iterator[Packe
     rows.sort(key=lambda row: -slots[row].sum())
     while rows:
         length = bucket(int(slots[rows[0]].sum()))
-        most = max(1, _SLOTS_PER_CALL // length)
+        most = max(1, SLOTS_PER_CALL // length)
         count = shards * _power(min(-(-len(rows) // shards), 1 << most.bit_length() - 1))
         yield _filled(rows[:count], pieces, count, length, form)
         rows = rows[count:]

@@ -13,6 +13,9 @@ from janus_jax.parallel.mesh import NOWHERE, Placement
 _LOGITS_PER_CHUNK = 1 << 24
 """Logit elements alive at once on a device: 64 MiB in float32."""
 
+BYTES_PER_CHUNK = 4 * _LOGITS_PER_CHUNK
+"""Of the logits that are alive at once on a device."""
+
 _LANES = 128
 """Of a TPU's vector unit: longer chunks are multiples of it."""
 

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import pytest
 
 from janus_jax.errors import ConfigError
-from janus_jax.generation import memory, placement
+from janus_jax.generation import memory, placement, scoring
 from janus_jax.generation.engine import Engine
 from janus_jax.generation.requests import Request
 from janus_jax.generation.sizes import slots
 from janus_jax.generation.stopping import StoppingOptions
+from janus_jax.model.attention import Slots
 from janus_jax.model.config import PRESETS, ModelConfig
-from janus_jax.model.mistral import Compute
+from janus_jax.model.mistral import Compute, param_specs
 from janus_jax.planning.generation import lowered
 from tests.support.models import SMALL, random_params
 
@@ -38,6 +39,33 @@ def test_the_arithmetic_is_just_above_what_xla_reports(devices, rows, length, pr
         reported[name] = told.argument_size_in_bytes + told.temp_size_in_bytes + ours.beside[name]
         reported[name] += told.output_size_in_bytes - told.alias_size_in_bytes
     assert max(reported.values()) <= ours.total <= 1.3 * max(reported.values())
+
+
+@pytest.mark.parametrize(("devices", "length"), [(4, 512), (2, 4096), (1, 16384)])
+def test_scoring_takes_at_most_what_the_arithmetic_says(devices, length):
+    place, _ = placement.generation_place(CONFIG, jax.devices()[:devices])
+    rows = place.shards("batch") * (scoring.SLOTS_PER_CALL // length)
+    ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    params = jax.tree.map(
+        lambda spec, sharding: jax.ShapeDtypeStruct(spec.shape, jnp.float32, sharding=sharding),
+        param_specs(CONFIG),
+        placement.shardings(CONFIG, place),
+    )
+    options = {"config": CONFIG, "compute": Compute(place=place, **F32), "top": 0}
+    told = scoring.scored.lower(params, ids, ids, Slots(ids, ids, ids), **options).compile().memory_analysis()
+    reported = told.argument_size_in_bytes + told.temp_size_in_bytes
+    ours = memory.needed(CONFIG, place, rows=1, length=1, **F32).scoring
+    assert reported <= ours <= 1.7 * reported
+
+
+def test_a_model_that_is_too_large_to_score_is_refused_before_it_is_read(monkeypatch):
+    ours = memory.needed(SMALL, placement.generation_place(SMALL)[0], rows=1, length=1, **F32).scoring
+    for free in (None, ours):
+        monkeypatch.setattr(memory, "free_bytes", lambda devices, free=free: free)
+        memory.require_to_score(SMALL, "runs/big")
+    monkeypatch.setattr(memory, "free_bytes", lambda devices: ours - 1)
+    with pytest.raises(ConfigError, match=r"^runs/big: scoring needs .* is free; allowed: more devices"):
+        memory.require_to_score(SMALL, "runs/big")
 
 
 @pytest.fixture(scope="module")

@@ -104,6 +104,7 @@ class Evaluation:
         with processes.agreement("memory"):
             if requests:
                 memory.require_for(self.model.config, requests, self._rows, f"--rows {self._rows}", steps=_STEPS)
+            memory.require_to_score(self.model.config, self.model.path)
 
     def _prepare(self) -> None:
         """Loads tasks and data, and reads all requests."""
