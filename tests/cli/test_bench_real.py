@@ -1,6 +1,8 @@
 """Real rows from end to end: our engine answers with SmolLM2-135M, and a real server judges.
 
-    JANUS_REAL_DATA=DIR JANUS_SMOLLM2=DIR pytest -n 0 -m slow tests/cli/test_bench_real.py -s
+    XLA_FLAGS= JANUS_REAL_DATA=DIR JANUS_SMOLLM2=DIR pytest -n 0 -m slow tests/cli/test_bench_real.py -s
+
+Without XLA_FLAGS, XLA optimizes: the flags of other tests make a large model slow.
 
 The judge is `janus serve` with the same model, or the server that JANUS_JUDGE_URL names. So small a judge seldom writes
 a score: what counts is that each verdict is a score or a counted failure, and that nothing is asked for twice.
@@ -41,9 +43,11 @@ def judging(model):
         while "ready\n" not in lines:
             lines.append(process.stderr.readline())
             assert lines[-1], lines
-        yield next(word for word in " ".join(lines).split() if word.startswith("http")).rstrip(",")
-        process.send_signal(signal.SIGTERM)
-        process.stderr.read()
+        try:
+            yield next(word for word in " ".join(lines).split() if word.startswith("http")).rstrip(":,")
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.stderr.read()
 
 
 def test_real_rows_and_a_real_judge(janus, tmp_path, monkeypatch):

@@ -113,7 +113,7 @@ def test_bad_requests_are_named(engine, request_, message):
 def test_bad_pairs_are_named(engine):
     for pairs, message in (
         ([([1], [2]), ([], [2])], "context 2.*empty"),
-        ([([1] * 60, [2] * 5)], "context 1 with its continuation.*65 tokens"),
+        ([([1] * 60, [2] * 6)], "context 1 with its continuation.*66 tokens"),
         ([([1], [-1])], "-1"),
     ):
         with pytest.raises(DataError, match=message):

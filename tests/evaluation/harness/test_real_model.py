@@ -3,7 +3,9 @@
 Slow; wants JANUS_SMOLLM2, a Hugging Face directory of the model (tests/data/test_real_data.py says how to make it), and
 JANUS_BIAS_DATA, a directory with wino_part.json, crows_part.json and bbq_part.json, rows of the published sets:
 
-    JANUS_SMOLLM2=DIR JANUS_BIAS_DATA=DIR pytest -n 0 -m slow tests/evaluation/harness/test_real_model.py -s
+    XLA_FLAGS= JANUS_SMOLLM2=DIR JANUS_BIAS_DATA=DIR pytest -n 0 -m slow tests/evaluation/harness/test_real_model.py -s
+
+Without XLA_FLAGS, XLA optimizes: the flags of other tests make a large model slow.
 """
 
 import json
