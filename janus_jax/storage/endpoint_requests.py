@@ -11,6 +11,7 @@ Messages = Sequence[Mapping[str, str]]
 """Each with `role` and `content`."""
 
 BYTES_A_TOKEN = 4  # of English, about
+_NO_COUNT = 10**12  # of tokens, which no reply has
 _AROUND_MESSAGE = 8  # tokens of roles and marks, at most
 
 
@@ -137,6 +138,7 @@ def usage(body: str) -> tuple[int, int] | None:
     """Tokens of prompt and answer, as a reply counts them."""
     try:
         counts = json.loads(body)["usage"]
-        return int(counts["prompt_tokens"]), int(counts.get("completion_tokens") or 0)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        both = int(counts["prompt_tokens"]), int(counts.get("completion_tokens") or 0)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
+    return both if all(0 <= count < _NO_COUNT for count in both) else None
