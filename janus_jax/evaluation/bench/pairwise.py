@@ -39,8 +39,8 @@ _ENDS = re.compile(
 )
 _REASON = re.compile(r"\s+(?:because|since|as(?!\s+well))\b")
 _THAN = re.compile(
-    r"\b(?:than|over|to|beats|outperforms|(?<=[(,] )not|(?<=\()not)\s+(?:the\s+)?(?:(?:response|answer|assistant)\s+)?[AB]\b",
-    re.I,
+    r"(?:\b(?:than|over|to|beats|outperforms)|(?<=[(,\s])not)\s+(?:the\s+)?(?:(?:response|answer|assistant)\s+)?[AB]\b",
+    re.IGNORECASE,
 )
 _DOUBT = re.compile(
     r"\?|n't\b|\b(?:no|not|also|bad|poor|worse|inferior|weaker|beaten|outperformed|loses|lost|or|and)\b", re.IGNORECASE
