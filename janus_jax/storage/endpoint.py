@@ -25,6 +25,7 @@ from janus_jax.storage.endpoint_requests import (
     limit,
     replies,
     usage,
+    valid,
 )
 from janus_jax.storage.pace import Pace, pause_after
 
@@ -235,9 +236,8 @@ class Endpoint:
 
     def _ask(self, request: Request) -> dict[str, Any] | None:
         """The record of a reply, which is in the journal if it was paid for; None: asking was given up."""
-        openai, why = _openai(), ""
+        openai, why, failures = _openai(), "", 0
         status: int | None = None
-        failures = 0
         while failures < self._tries:
             if failures and not self._affords():
                 why, status = f"{why}; the budget may not suffice for another try", None
@@ -294,7 +294,7 @@ class Endpoint:
             if usage(body) is not None:
                 self._spend(request, {"failure": "no choice"}, usage(body))
             return None
-        record: dict[str, Any] = {"text": text if isinstance(text, str) else None, "finish_reason": str(reason)}
+        record: dict[str, Any] = {"text": valid(text) if isinstance(text, str) else None, "finish_reason": str(reason)}
         if record["text"] is None:
             refusal = choice["message"].get("refusal")
             record["failure"] = self._clean(
@@ -344,7 +344,7 @@ class Endpoint:
 
     def _clean(self, text: object) -> str:
         """One line without the key."""
-        line = " ".join(first_line(text).split())
+        line = " ".join(valid(first_line(text)).split())
         return line.replace(self._key, "***") if self._key else line
 
 

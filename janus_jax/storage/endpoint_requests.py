@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -132,6 +133,11 @@ def replies(request: Request, record: Mapping[str, Any]) -> Iterator[Reply]:
 def limit(options: Mapping[str, Any]) -> int | None:
     """Most tokens of an answer; None: no limit."""
     return options.get("max_completion_tokens", options.get("max_tokens"))
+
+
+def valid(text: str) -> str:
+    """A text without halves of UTF-16 pairs, which no file of UTF-8 holds: servers cut such pairs."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def usage(body: str) -> tuple[int, int] | None:

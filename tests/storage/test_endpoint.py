@@ -259,6 +259,15 @@ def test_a_reply_that_is_nested_without_end_is_tried_again(tmp_path):
         assert texts(endpoint.complete([ask("q")])) == {(0, 0): "Q"}
 
 
+def test_half_a_pair_of_utf_16_is_a_mark_that_files_hold(tmp_path):
+    def script(body, count):
+        return said("a\ud83d") if body["messages"][0]["content"] == "q" else said(None, refusal="no \ud83d")
+
+    with serving(script) as server, opened(server, tmp_path) as endpoint:
+        replies = sorted(endpoint.complete([ask("q"), ask("r")]))
+    assert replies[0].text == "a\ufffd" and replies[1].failure == "refused: no \ufffd"
+
+
 def test_an_estimate_asks_nothing(tmp_path):
     with serving(echo) as server, opened(server, tmp_path, prices=Prices(1e6, 2e6)) as endpoint:
         list(endpoint.complete([ask("q0")], max_tokens=10))
