@@ -25,6 +25,7 @@ from janus_jax.storage.endpoint_requests import (
     limit,
     replies,
     usage,
+    valid,
 )
 from janus_jax.storage.pace import Pace, pause_after
 
@@ -87,9 +88,10 @@ class Endpoint:
             base_url=self._url, api_key=self._key or "none", max_retries=0, timeout=timeout_s
         )
         self._stop = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._answered = 0
         self._refusals: list[ConfigError] = []
+        self._running: dict[concurrent.futures.Future[dict[str, Any] | None], Request] = {}
         self._pace = Pace(requests_a_minute, tokens_a_minute, wait=self._stop.wait)
         self.usage = Usage()
         """Of everything in the journal, and of this process."""
@@ -178,16 +180,18 @@ class Endpoint:
     def _ask_all(self, requests: Sequence[Request]) -> Iterator[Reply]:
         self._stop.clear()
         pool = concurrent.futures.ThreadPoolExecutor(self._concurrent)
-        running: dict[concurrent.futures.Future[dict[str, Any] | None], Request] = {}
         waiting, end = list(reversed(requests)), None
+        running = self._running = {}
         try:
             while running or (waiting and end is None):
                 while waiting and end is None and len(running) < self._concurrent:
-                    if not self._affords([*running.values(), waiting[-1]]):
+                    with self._lock:  # one look at the budget at a time
+                        if fits := self._affords(waiting[-1:]):
+                            request = waiting.pop()
+                            running[pool.submit(self._ask, request)] = request
+                    if not fits:
                         end = None if running else self._poor(len(waiting))
                         break
-                    request = waiting.pop()
-                    running[pool.submit(self._ask, request)] = request
                 done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in done:
                     request = running.pop(future)
@@ -207,8 +211,10 @@ class Endpoint:
             self._stop.set()
             pool.shutdown(cancel_futures=True)  # what is under way is paid for, and its thread writes it down
 
-    def _affords(self, requests: Sequence[Request]) -> bool:
-        """Whether the budgets suffice if all these take as many tokens as they can."""
+    def _affords(self, more: Sequence[Request] = ()) -> bool:
+        """Whether the budgets suffice if all that is under way, and more, takes as many tokens as it can."""
+        with self._lock:
+            requests = [*more, *(one for future, one in list(self._running.items()) if not future.done())]
         prompt = self.usage.prompt_tokens + sum(request.most_prompt for request in requests)
         answer = self.usage.completion_tokens + sum(request.limit or 0 for request in requests)
         if self._token_budget is not None and prompt + answer > self._token_budget:
@@ -230,11 +236,10 @@ class Endpoint:
 
     def _ask(self, request: Request) -> dict[str, Any] | None:
         """The record of a reply, which is in the journal if it was paid for; None: asking was given up."""
-        openai, why = _openai(), ""
+        openai, why, failures = _openai(), "", 0
         status: int | None = None
-        failures = 0
         while failures < self._tries:
-            if failures and not self._affords([request]):
+            if failures and not self._affords():
                 why, status = f"{why}; the budget may not suffice for another try", None
                 break
             answered = self._answered
@@ -285,11 +290,11 @@ class Endpoint:
             content = json.loads(body)
             choice = content["choices"][0]
             text, reason = choice["message"].get("content"), choice.get("finish_reason") or ""
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             if usage(body) is not None:
                 self._spend(request, {"failure": "no choice"}, usage(body))
             return None
-        record: dict[str, Any] = {"text": text if isinstance(text, str) else None, "finish_reason": str(reason)}
+        record: dict[str, Any] = {"text": valid(text) if isinstance(text, str) else None, "finish_reason": str(reason)}
         if record["text"] is None:
             refusal = choice["message"].get("refusal")
             record["failure"] = self._clean(
@@ -339,7 +344,7 @@ class Endpoint:
 
     def _clean(self, text: object) -> str:
         """One line without the key."""
-        line = " ".join(first_line(text).split())
+        line = " ".join(valid(first_line(text)).split())
         return line.replace(self._key, "***") if self._key else line
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ Messages = Sequence[Mapping[str, str]]
 """Each with `role` and `content`."""
 
 BYTES_A_TOKEN = 4  # of English, about
+_NO_COUNT = 10**12  # of tokens, which no reply has
 _AROUND_MESSAGE = 8  # tokens of roles and marks, at most
 
 
@@ -133,10 +135,16 @@ def limit(options: Mapping[str, Any]) -> int | None:
     return options.get("max_completion_tokens", options.get("max_tokens"))
 
 
+def valid(text: str) -> str:
+    """A text without halves of UTF-16 pairs, which no file of UTF-8 holds: servers cut such pairs."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
 def usage(body: str) -> tuple[int, int] | None:
     """Tokens of prompt and answer, as a reply counts them."""
     try:
         counts = json.loads(body)["usage"]
-        return int(counts["prompt_tokens"]), int(counts.get("completion_tokens") or 0)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        both = int(counts["prompt_tokens"]), int(counts.get("completion_tokens") or 0)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
+    return both if all(0 <= count < _NO_COUNT for count in both) else None

@@ -83,5 +83,5 @@ def _seconds(retry_after: str) -> float | None:
         pass
     try:
         return email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

@@ -151,10 +151,24 @@ def curves_of(
     return Curves(short, records, objective)
 
 
+class _NoAliases(yaml.SafeLoader):
+    """A few lines of aliases to aliases would be billions of values, or a value without end."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not allowed")
+        return super().compose_node(parent, index)
+
+
+def stored_yaml(content: bytes) -> Any:
+    """The value of a run's config.yaml. Raises one of `BAD_YAML` for what no run writes, aliases among them."""
+    return yaml.load(content.decode(), Loader=_NoAliases)
+
+
 def objective_in(config: Path | Place) -> str:
     """The objective in the configuration that a run directory holds; empty if there is none that can be read."""
     try:
-        section = yaml.safe_load((content(config) or b"").decode())["objective"]
+        section = stored_yaml(content(config) or b"")["objective"]
         return " ".join(str(section[key]) for key in ("name", "loss") if section.get(key))
     except (StorageError, *BAD_YAML, TypeError):
         return ""

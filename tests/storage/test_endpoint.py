@@ -223,6 +223,51 @@ def test_a_budget_ends_before_it_is_passed_and_a_larger_one_goes_on(tmp_path, bu
             assert len(list(endpoint.complete(conversations, max_tokens=20))) == 30 == len(server.bodies)
 
 
+def test_another_try_leaves_room_for_those_under_way(tmp_path):
+    """One is cut off, and counts as the most it can have taken, while the other still takes as much."""
+    most = 49 + 5  # 33 bytes of the message and 16 around it, and the answer's limit
+
+    def script(body, count):
+        answer = said("A", prompt=most - 5, completion=5)
+        if body["messages"][0]["content"] == "q0":
+            return Answer(None) if not count else answer
+        return Answer(answer.body, delay=0.5)
+
+    with serving(script) as server, opened(server, tmp_path, token_budget=2 * most) as endpoint:
+        got = texts(endpoint.complete([ask("q0"), ask("q1")], max_tokens=5))
+        assert got == {(0, 0): None, (1, 0): "A"} and endpoint.usage.tokens == 2 * most
+        assert len(server.bodies) == 2
+
+
+@pytest.mark.parametrize("count", ["-50", "1e999", "Infinity", "NaN", "9" * 4000])
+def test_a_count_that_is_none_does_not_damage_the_journal(tmp_path, count):
+    choice = '{"message": {"content": "A"}}'
+    body = f'{{"choices": [{choice}], "usage": {{"prompt_tokens": {count}, "completion_tokens": 1}}}}'
+    with serving(lambda *_: Answer(body)) as server:
+        for _ in range(2):
+            with opened(server, tmp_path) as endpoint:
+                assert texts(endpoint.complete([ask("q")], max_tokens=5)) == {(0, 0): "A"}
+                assert endpoint.usage.uncounted == 1 and 0 < endpoint.usage.tokens < 100
+        assert len(server.bodies) == 1
+
+
+def test_a_reply_that_is_nested_without_end_is_tried_again(tmp_path):
+    def script(body, count):
+        return echo(body, count) if count else Answer('{"choices": ' + "[" * 100_000)
+
+    with serving(script) as server, opened(server, tmp_path) as endpoint:
+        assert texts(endpoint.complete([ask("q")])) == {(0, 0): "Q"}
+
+
+def test_half_a_pair_of_utf_16_is_a_mark_that_files_hold(tmp_path):
+    def script(body, count):
+        return said("a\ud83d") if body["messages"][0]["content"] == "q" else said(None, refusal="no \ud83d")
+
+    with serving(script) as server, opened(server, tmp_path) as endpoint:
+        replies = sorted(endpoint.complete([ask("q"), ask("r")]))
+    assert replies[0].text == "a\ufffd" and replies[1].failure == "refused: no \ufffd"
+
+
 def test_an_estimate_asks_nothing(tmp_path):
     with serving(echo) as server, opened(server, tmp_path, prices=Prices(1e6, 2e6)) as endpoint:
         list(endpoint.complete([ask("q0")], max_tokens=10))

@@ -61,5 +61,5 @@ def test_pauses_are_as_long_as_asked_for_or_grow():
     later = email.utils.formatdate(time.time() + 100, usegmt=True)
     assert 90 < pause_after(1, later) <= 100
     for failures, middle in ((1, 1), (3, 4), (20, 60)):
-        for header in (None, "soon", "nan"):
+        for header in (None, "soon", "nan", "Mon, 01 Jan 99999999999999 00:00:00 GMT"):
             assert 0.75 * middle <= pause_after(failures, header) <= 1.25 * middle

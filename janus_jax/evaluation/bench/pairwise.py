@@ -37,6 +37,14 @@ _ENDS = re.compile(
     r"[*_`\"')\]}>$]*(?:$|[.!;<\n]|[,:-](?!\s*[0-9])|\s+(?:are|wins|because|since|for|as|by|-)\b|\s*\("
     r"|\s+is\b(?!\s+(?:not|worse|less|weaker|no)\b))"
 )
+_REASON = re.compile(r"\s+(?:because|since|as(?!\s+well))\b")
+_THAN = re.compile(
+    r"(?:\b(?:than|over|to|beats|outperforms)|(?<=[(,\s])not)\s+(?:the\s+)?(?:(?:response|answer|assistant)\s+)?[AB]\b",
+    re.IGNORECASE,
+)
+_DOUBT = re.compile(
+    r"\?|n't\b|\b(?:no|not|also|bad|poor|worse|inferior|weaker|beaten|outperformed|loses|lost|or|and)\b", re.IGNORECASE
+)
 
 
 def winner(reply: str, *, is_cut: bool = False) -> str | None:
@@ -46,9 +54,19 @@ def winner(reply: str, *, is_cut: bool = False) -> str | None:
     named = _NAMED.match(reply, marks[-1].end()) if marks else None
     if named is None or not _ENDS.match(reply, named.end()):
         return None
-    if is_cut and named.end() == len(reply):
+    if (is_cut and named.end() == len(reply)) or _in_doubt(named["name"].upper(), reply[named.end() :]):
         return None
     return named["name"].upper() if len(named["name"]) == 1 else "tie"
+
+
+def _in_doubt(name: str, following: str) -> bool:
+    """Whether the rest of the sentence may mean the other answer."""
+    if _REASON.match(following):
+        return False
+    rest = _THAN.sub("", re.split(r"\n|[.!]\s", following, maxsplit=1)[0])
+    other = {"A": "B", "B": "A"}.get(name, "[AB]")
+    is_one = name in ("A", "B")
+    return re.search(rf"\b{other}\b", rest) is not None or (is_one and _DOUBT.search(rest) is not None)
 
 
 def questions(

@@ -7,15 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.errors import DataError
 from janus_jax.evaluation.report.samples import Sample, read_samples
 from janus_jax.storage import parts
 from janus_jax.storage.local import Place, place
 from janus_jax.training import history
-from janus_jax.training.curves import BAD_YAML, Curves, curves_of, objective_in
+from janus_jax.training.curves import BAD_YAML, Curves, curves_of, objective_in, stored_yaml
 from janus_jax.training.goodput import PHASES
 
 _NAMED = 3
@@ -104,7 +102,7 @@ def read_run(directory: str | os.PathLike[str], label: str) -> RunFiles:
             missing.append(f"{file.name} cannot be read, so nothing of it is shown")
             return {}
 
-    config = wanted(run.config, lambda content: yaml.safe_load(content.decode()), ": the settings are not known")
+    config = wanted(run.config, stored_yaml, ": the settings are not known")
     lines = history.lines(run)
     if not lines:
         missing.append("no step was logged yet" if lines is None else "the metrics are empty: no step was logged yet")
@@ -144,7 +142,9 @@ def _starts(account: dict[str, Any]) -> tuple[Start, ...]:
     made, given = [], account.get("starts")
     for one in map(_mapping, given if isinstance(given, list) else []):
         seconds = {str(name): _number(value) for name, value in _mapping(one.get("seconds")).items()}
-        saved = tuple(sorted(int(step) for step in _mapping(one.get("saved")) if str(step).isdecimal()))
+        saved = tuple(
+            sorted(int(step) for step in _mapping(one.get("saved")) if str(step).isdecimal() and len(str(step)) < 20)
+        )
         began, ended = _number(one.get("began")), _number(one.get("ended"))
         made.append(Start(began, ended, one.get("finished") is True, saved, seconds, _whole(one.get("starts")) or 1))
     return tuple(made)

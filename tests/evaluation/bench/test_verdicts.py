@@ -91,6 +91,15 @@ RIGHT = [
     ("Score: 4 von 5", 4),
     ("Score => 4", 4),
     ("[RESULT] 3. It meets 7 out of 10 criteria.", 3),
+    # thoughts, however they are marked
+    ("perhaps [RESULT] 2</think>\nThe score is 4.", 4),
+    ("[THINK]Score: 2[/THINK] The score is 4.", 4),
+    ("<think>a<think>b</think>Score: 2</think>Score: 4", 4),
+    ("<|channel|>analysis<|message|>Score: 2<|end|><|start|>assistant<|channel|>final<|message|>Score: 4", 4),
+    ("Score: 3. Maximum score: 5", 3),
+    ("Score: 4 because it meets 3 criteria", 4),
+    ("[RESULT] 4 stars", 4),
+    ("[RESULT] 4 - Good, but short", 4),
 ]
 NONE = [
     "[RESULT] five",
@@ -186,6 +195,48 @@ NONE = [
     "The overall score is between 3 and 4",
     "The score is 4.5",
     "Overall score is 3 or 4",
+    # thoughts are no verdict
+    "[RESULT] 2</think>",
+    "<think >Score: 2</think > I give 4",
+    "<scratchpad>Score: 2</scratchpad> I'd give it a 4",
+    # other scales
+    *(
+        f"Score: 4{rest}"
+        for rest in (" (max 10)", "\n(out of 10)", " of a possible 10", " out of ten", "/ten", " in 10")
+    ),
+    *(
+        f"Score: 4{rest}"
+        for rest in (" on a 10-point scale", " out of a total of 10", " percent", "\u2030", "\u221510")
+    ),
+    *(f"Score ({scale}): 4" for scale in ("max 10", "0..10", "1 through 7", "10-point", "of 10", "%")),
+    "Out of 10, Score: 4",
+    "On a ten-point scale: Score: 4",
+    # ranges, halves, several numbers
+    *(
+        f"Score: 3{rest}"
+        for rest in (" through 4", " oder 4", " (maybe 4)", ", leaning 4", " for style, 4 for content")
+    ),
+    *(
+        f"Score: 3{rest}"
+        for rest in (" and a half", "\u20104", "\u223c4", "\u00b11", "\\frac12", "{,}5", "&ndash;4", "\nor 4")
+    ),
+    "Score: 4 minus 1",
+    "Score: 4 lowered to 3",
+    "Score: 4 \u21d2 3",
+    "Rating: 1 bad 2 poor 3 ok 4 good 5 great",
+    "Score: 1 (bad) to 5 (perfect)",
+    "[RESULT]\n1. It is kind.\n2. It is fine.",
+    "Score:\n1. Tone: 4\n2. Style: 5",
+    '{"score": 4, "score": 2}',
+    # not a verdict on the answer
+    "Score: 5 is too high",
+    "Score: 5 if it had sources",
+    "RESULT: 3 criteria met",
+    "The maximum score is 5.",
+    "If it cited sources, the score is 5. It does not.",
+    "Maximum score: 5. I cannot judge this.",
+    "The reference answer's score is 5. The response gets 2.",
+    "- [x] Score: 2\n- [ ] Score: 3",
 ]
 
 

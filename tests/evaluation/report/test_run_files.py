@@ -81,6 +81,22 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content):
     assert f"{name} cannot be read, so nothing of it is shown" in missing(directory)
 
 
+@pytest.mark.parametrize("last", ["<<: [*a, *a]", "a: [*a, *a]"])
+def test_a_configuration_of_aliases_is_not_expanded(tmp_path, last):
+    """Lines of aliases to aliases are billions of values; an alias of itself has no end."""
+    directory = write_run(tmp_path / "run")
+    for text in (f"objective: {{name: sft}}\nx: &a {{y: 1}}\n{last}\n", "objective: {name: sft}\na: &a [*a]\n"):
+        (directory / "config.yaml").write_text(text)
+        run = read_run(directory, "run")
+        assert "config.yaml cannot be read, so nothing of it is shown" in "\n".join(run.missing) and not run.config
+
+
+def test_a_step_of_thousands_of_digits_is_none(tmp_path):
+    directory = write_run(tmp_path / "run")
+    (directory / "goodput.json").write_text(json.dumps({"starts": [{"saved": {"9" * 5000: 1, "3": 1}}]}))
+    assert read_run(directory, "run").starts[0].saved == (3,)
+
+
 @pytest.mark.parametrize(
     "account", [{"starts": 3}, {"starts": [None, {"seconds": "x"}]}, {"starts": [{"seconds": {"step": "long"}}]}]
 )
