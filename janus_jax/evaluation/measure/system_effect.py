@@ -26,7 +26,6 @@ _COMPARED = 4
 """Answers of a row that are compared with others; of more, the first ones."""
 _SCORED = 64
 """Answers that go to the model at once."""
-_JUDGED_ALIKE = ("judge", "runs", "temperature", "top_p", "max_tokens", "show_system", "prompts")
 Conditions = Mapping[str, Sequence[AnswerRow]]
 
 
@@ -121,12 +120,10 @@ def judged_scores(directory: Path, rows: Sequence[AnswerRow]) -> tuple[np.ndarra
         raise ConfigError(f"{directory}", what)
     for row in rows:
         if row.id in known:
-            before = int(np.ravel(known[row.id]["words"])[0])
-            if before != (here := in_words(row.answers[0].text)):
-                what = (
-                    f"judged other answers: the one to {row.id!r} has {before} words there, but {here} in {row.place}"
-                )
-                raise ConfigError(f"{directory}", what)
+            judged_words, own = int(np.ravel(known[row.id]["words"])[0]), in_words(row.answers[0].text)
+            if judged_words != own:
+                what = f"the one to {row.id!r} has {judged_words} words there, but {own} in {row.place}"
+                raise ConfigError(f"{directory}", f"judged other answers: {what}")
     return np.array([scores.get(str(row.id), np.nan) for row in rows]), judged.settings
 
 
@@ -212,7 +209,7 @@ def judge_notes(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     (name, first), *others = settings.items()
     notes.append(f"{name}: judge {first['judge']}, {first['runs']} runs")
     for other, own in others:
-        if unlike := [key for key in _JUDGED_ALIKE if own.get(key) != first.get(key)]:
+        if unlike := judgements.unlike(own, first):
             notes.append(f"warning: {name} and {other}: {' and '.join(unlike)} differ, so their scores do not compare")
     return notes
 
