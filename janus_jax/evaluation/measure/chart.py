@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from janus_jax.evaluation.intervals import mean_cell
+from janus_jax.evaluation.intervals import Cell, mean_cell
 from janus_jax.evaluation.measure.diversity import Diversity
 from janus_jax.evaluation.measure.system_effect import Measured
 from janus_jax.evaluation.measure.verbosity import REFERENCE, Verbosity
@@ -86,7 +86,7 @@ def violin(axis: "Axes", values: np.ndarray, at: float, colour: str) -> None:
             body.set(facecolor=colour, alpha=0.3)
 
 
-def dot(axis: "Axes", cell: tuple[float | None, float | None, float | None], at: float, **style: Any) -> None:
+def dot(axis: "Axes", cell: Cell, at: float, **style: Any) -> None:
     """A mean with its interval; without ends, hollow: a number of others. Without a mean, nothing."""
     mean, low, high = cell
     if mean is not None and low is not None and high is not None:
@@ -111,7 +111,7 @@ def diversity(measured: Mapping[str, Diversity], path: Path) -> None:
                 dot(axis, mean_cell(values), at + offset, color=colour, marker=marker)
         for at, numbers in enumerate(poster.values(), len(measured)):
             for number, (colour, marker, _) in zip(numbers, series, strict=True):
-                dot(axis, (number, None, None), at, color=colour, marker=marker)
+                dot(axis, Cell(number), at, color=colour, marker=marker)
         rows_of(axis, names)
         axis.set_xlim(left=0)
         axis.set_xlabel("ROUGE-L between the answers to one instruction; lower is more diverse")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from janus_jax.errors import ConfigError, counted
-from janus_jax.evaluation.intervals import mean_cell
+from janus_jax.evaluation.intervals import Cell, mean_cell
 from janus_jax.evaluation.measure.answers import AnswerRow
 from janus_jax.evaluation.measure.rouge import rouge_l, unseen_share, words
 from janus_jax.evaluation.result_table import Row, Table
@@ -33,8 +33,8 @@ class Diversity:
     """What tells them apart."""
 
     def row(self, name: str) -> Row:
-        counts = ((count, None, None) for count in (len(self.averages), self.pairs))
-        return Row(name, *map(list, zip(mean_cell(self.averages), mean_cell(self.maxima), *counts, strict=True)))
+        counts = Cell(len(self.averages)), Cell(self.pairs)
+        return Row.from_cells(name, [mean_cell(self.averages), mean_cell(self.maxima), *counts])
 
 
 def diversity(rows: Sequence[AnswerRow], *, by_key: bool = False, samples: bool = False) -> Diversity:

@@ -13,7 +13,7 @@ from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.errors import ConfigError, DataError, counted
 from janus_jax.evaluation.bench import judgements
 from janus_jax.evaluation.bench.tables import row_scores
-from janus_jax.evaluation.intervals import mean_cell
+from janus_jax.evaluation.intervals import Cell, mean_cell
 from janus_jax.evaluation.measure.answers import AnswerRow
 from janus_jax.evaluation.measure.rouge import rouge_l, words
 from janus_jax.evaluation.measure.verbosity import in_words
@@ -43,8 +43,8 @@ class Measured:
     """Mean log-prob of a token."""
     is_difference: bool = False
 
-    def cells(self) -> dict[str, tuple[float | None, float | None, float | None]]:
-        """Column -> mean and ends of its interval."""
+    def cells(self) -> dict[str, Cell]:
+        """Column -> its mean."""
         columns = {
             "ROUGE-L": self.similarity,
             "words": self.words,
@@ -218,12 +218,12 @@ def table(measured: Sequence[Measured], notes: Sequence[str], settings: Mapping[
     """Conditions, then differences. Columns without any number are left out."""
     cells = {one.name: one.cells() for one in measured}
     columns = [
-        column for column in cells[measured[0].name] if any(own[column][0] is not None for own in cells.values())
+        column for column in cells[measured[0].name] if any(own[column].value is not None for own in cells.values())
     ]
-    rows = []
-    for one in measured:
-        whole = [(len(one.words), None, None), *(cells[one.name][column] for column in columns)]
-        rows.append(Row(one.name, *map(list, zip(*whole, strict=True))))
+    rows = [
+        Row.from_cells(one.name, [Cell(len(one.words)), *(cells[one.name][column] for column in columns)])
+        for one in measured
+    ]
     what = "a - b: ROUGE-L between the answers of both, and means of a minus b on the same rows"
     return Table(
         "system_effect", "Effect of the system message", ["rows", *columns], rows, [*notes, what], dict(settings)

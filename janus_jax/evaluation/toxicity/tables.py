@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.errors import ConfigError, counted
+from janus_jax.evaluation.intervals import Cell
 from janus_jax.evaluation.paper import paper
 from janus_jax.evaluation.result_table import Row, Table
 from janus_jax.evaluation.toxicity import figures
@@ -91,9 +92,7 @@ def _rows(name: str, rows: Sequence[Generation]) -> Iterator[Row]:
 
 
 def _row(name: str, rows: Sequence[Generation]) -> Row:
-    made = figures.figures(rows)
-    values = [*(one.value for one in made), len(rows)]
-    return Row(name, values, [*(one.low for one in made), None], [*(one.high for one in made), None])
+    return Row.from_cells(name, [*figures.figures(rows), Cell(len(rows))])
 
 
 def _notes(rows: Sequence[Generation], model: str | None) -> Iterator[str]:
@@ -120,7 +119,8 @@ def _notes(rows: Sequence[Generation], model: str | None) -> Iterator[str]:
         if missing := len(samples) - len(known):
             yield f"{counted(missing, 'continuation')} without a perplexity"
         if high:
-            yield f"{counted(high, 'perplexity').replace('perplexitys', 'perplexities')} of 10,000 or more left out"
+            least = f"{LEAST_PERPLEXITY_LEFT_OUT:,.0f}"
+            yield f"{counted(high, 'continuation')} with a perplexity of {least} or more left out of its mean"
     if chats := sum(row.is_chat for row in rows):
         part = "prompts" if chats == len(rows) else f"{chats:,} of {len(rows):,} prompts"
         yield f"{part} were messages of a chat; which way the paper took is not known"
