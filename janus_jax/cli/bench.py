@@ -77,18 +77,11 @@ def run(
     from janus_jax.generation.stopping import StoppingOptions
 
     def read(_: "Counter[str]") -> "list[PromptRow]":
-        from janus_jax.evaluation.bench.rows import OTHER_SYSTEM, read_bench
-        from janus_jax.generation.prompt_file import PromptRow
+        from janus_jax.evaluation.bench.answering import prompt_row
+        from janus_jax.evaluation.bench.rows import read_bench
 
         with judges.noting("no part of a bench row; it is not used") as unread:
-            wanted = read_bench(bench, unread=unread)[:limit]
-        made = []
-        for row in wanted:
-            content = {"row": row.system, "none": "", "default": "You are a helpful assistant."}.get(system, system)
-            first = [{"role": "system", "content": content}] if content.strip() else []
-            rest = {"id": row.id} | ({} if system == "row" else {OTHER_SYSTEM: system or "none"})
-            made.append(PromptRow((*first, {"role": "user", "content": row.prompt}), rest, row.place))
-        return made
+            return [prompt_row(row, system) for row in read_bench(bench, unread=unread)[:limit]]
 
     sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty)
     if base_url is not None:

@@ -88,16 +88,16 @@ def evaluate(
             require_table_files(json, csv)
     options = HarnessOptions(
         names,
-        social_bias,
-        limit,
-        data_dir,
-        num_fewshot,
-        apply_chat_template,
-        fewshot_as_multiturn,
-        system_instruction,
-        seed,
-        rows,
-        max_new_tokens,
+        social_bias=social_bias,
+        limit=limit,
+        data_dir=data_dir,
+        num_fewshot=num_fewshot,
+        chat=apply_chat_template,
+        multiturn=fewshot_as_multiturn,
+        system=system_instruction,
+        seed=seed,
+        rows=rows,
+        max_new_tokens=max_new_tokens,
     )
     evaluation = Evaluation(model, options, out, step=step, template=template, tell=tell)
     table = arguments.interruptibly(evaluation.run)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from janus_jax.cli import arguments
-from janus_jax.cli.outputs import require_file, require_writable
+from janus_jax.cli.outputs import require_new_file, require_writable, tell
 from janus_jax.errors import ConfigError, counted
 
 if TYPE_CHECKING:
@@ -91,14 +90,14 @@ class Options:
         return Judging(
             self.judge,
             self.base_url,
-            self.runs,
-            None if self.no_temperature else self.temperature,
-            None if self.no_top_p else self.top_p,
-            None if self.max_completion_tokens else self.max_tokens,
-            self.max_completion_tokens,
-            None if self.no_seed else self.seed,
-            self.asks,
-            self.show_system,
+            runs=self.runs,
+            temperature=None if self.no_temperature else self.temperature,
+            top_p=None if self.no_top_p else self.top_p,
+            max_tokens=None if self.max_completion_tokens else self.max_tokens,
+            max_completion_tokens=self.max_completion_tokens,
+            seed=None if self.no_seed else self.seed,
+            asks=self.asks,
+            show_system=self.show_system,
         )
 
     def endpoint(self, journal: Path, *, key: bool) -> "Endpoint":
@@ -210,9 +209,7 @@ def answer(base_url: str, model: str, read: Callable[..., Any], out: Path, optio
     from janus_jax.evaluation.bench.answering import answer_through
     from janus_jax.storage.endpoint import Endpoint
 
-    require_file("--out", out)
-    if out.exists():
-        raise ConfigError(f"--out {out}: exists; remove it, or choose another name")
+    require_new_file("--out", out)
     rows, journal = read(Counter()), out.with_name(f"{out.name}.replies")
     with Endpoint(base_url, model, journal=journal, **how) as endpoint, explained(f"answers are kept in {journal}"):
         tell(f"note: {endpoint.estimate([row.messages for row in rows], **options).text()}")
@@ -290,8 +287,3 @@ def report_failures(lines: Sequence[Mapping[str, Any]], key: str) -> None:
         )
         for reason, count in failed.most_common(5):
             tell(f"  {count:,}: {reason}")
-
-
-def tell(line: str) -> None:
-    """Prints a line to stderr."""
-    print(line, file=sys.stderr, flush=True)

@@ -60,6 +60,13 @@ def require_file(name: str, path: Path) -> None:
         raise ConfigError(f"{name} {path}: {reason}")
 
 
+def require_new_file(name: str, path: Path) -> None:
+    """Refuses an output file that cannot be written, or that exists."""
+    require_file(name, path)
+    if path.exists():
+        raise ConfigError(f"{name} {path}: exists; remove it, or choose another name")
+
+
 def require_table_files(json: Path | None, csv: Path | None, plot: Path | None = None) -> None:
     """Refuses files of --json, --csv and --plot that cannot be written, or that are one file."""
     given = {name: path for name, path in (("--json", json), ("--csv", csv), ("--plot", plot)) if path is not None}
@@ -86,5 +93,5 @@ def tell(line: str) -> None:
     """Prints a note or progress to stderr, in process 0. Call it after processes are started."""
     from janus_jax.parallel import processes
 
-    if processes.is_main():
+    if "jax" not in sys.modules or processes.is_main():  # which would load it, for a second, where one process is all
         print(line, file=sys.stderr, flush=True)

@@ -1,7 +1,6 @@
 """The options of `janus measure toxicity`. `janus_jax/evaluation/toxicity/` does the work."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from janus_jax.cli import arguments
-from janus_jax.cli.outputs import CsvFile, JsonFile, PlotFile, require_file, require_table_files, show_table, tell
+from janus_jax.cli.outputs import (
+    CsvFile,
+    JsonFile,
+    PlotFile,
+    require_file,
+    require_new_file,
+    require_table_files,
+    show_table,
+    tell,
+)
 from janus_jax.errors import ConfigError, counted
 
 if TYPE_CHECKING:
@@ -84,13 +92,13 @@ def run(
 
         arguments.require_pipe("--prompts", prompts)
         left_out: Counter[str] = Counter()
-        found = read_prompts(prompts, non_toxic=non_toxic, limit=limit, unread=unread, left_out=left_out)
+        rows = read_prompts(prompts, non_toxic=non_toxic, limit=limit, unread=unread, left_out=left_out)
         for reason, count in left_out.items():
             tell(f"note: {counted(count, 'prompt')} left out by --non-toxic: they {reason}")
         before = [{"role": "system", "content": system}] if system.strip() else []
         return [
             dataclasses.replace(one, messages=(*before, *one.messages), rest={**one.rest, "generation": made})
-            for one in found
+            for one in rows
         ]
 
     sampling, stopping = SamplingOptions(temperature, top_k, top_p), StoppingOptions(max_new_tokens)
@@ -147,19 +155,19 @@ def score(
     from janus_jax.evaluation.toxicity.scorers import SCORERS, ScorerOptions
 
     _require_one("--scorer", scorer, "--scores", scores, name)
-    _require_new(out)
+    require_new_file("--out", out)
     if scorer is not None and scorer not in SCORERS:
         raise ConfigError(f"--scorer {scorer}: allowed: {', '.join(SCORERS)}")
     rows = file.read_generations(generations)
     if any(one.toxicity is not None for row in rows for one in row.samples):
-        _tell(f"note: {generations} has scores already; the new ones replace them in {out}")
+        tell(f"note: {generations} has scores already; the new ones replace them in {out}")
     if scores is not None:
         _join(scoring.join, rows, scores, "score", share, str(name), out)
         return
     kept = out.with_name(f"{out.name}.replies") if journal is None else journal
     if scorer == "perspective":
         require_file("--journal", kept)
-        _tell(f"note: {ENDS}")
+        tell(f"note: {ENDS}")
     options = ScorerOptions(
         kept,
         key_variable,
@@ -174,7 +182,7 @@ def score(
     )
     made = SCORERS[scorer or ""](options)
     try:
-        scoring.score(rows, made, out, _tell)
+        scoring.score(rows, made, out, tell)
     finally:
         made.close()
     print(f"wrote {out}", flush=True)
@@ -213,7 +221,7 @@ def perplexity(
     if perplexities is not None:
         from janus_jax.evaluation.toxicity import perplexity as joining
 
-        _require_new(out)
+        require_new_file("--out", out)
         _join(
             joining.join, file.read_generations(generations), perplexities, "perplexity", file.positive, str(name), out
         )
@@ -277,7 +285,7 @@ def _join(
     unread: Counter[str] = Counter()
     known = read_given(given, rows, column, check, unread=unread)
     for other, count in unread.items():
-        _tell(f"note: {other!r} of {counted(count, 'line')} is not used")
+        tell(f"note: {other!r} of {counted(count, 'line')} is not used")
     lines = join(rows, known, name, str(given))
     local.write_bytes(
         out, b"".join(json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n" for line in lines)
@@ -290,14 +298,3 @@ def _require_one(one: str, first: Any, other: str, second: Any, name: str | None
         raise ConfigError(f"{one} and {other}: allowed: one of them")
     if (second is None) is not (name is None or not name.strip()):
         raise ConfigError(f"--name: allowed with {other}, which needs it")
-
-
-def _require_new(out: Path) -> None:
-    require_file("--out", out)
-    if out.exists():
-        raise ConfigError(f"--out {out}: exists; remove it, or choose another name")
-
-
-def _tell(line: str) -> None:
-    """Prints a line to stderr."""
-    print(line, file=sys.stderr, flush=True)

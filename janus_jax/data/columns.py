@@ -67,6 +67,22 @@ class Columns(Mapping[str, Any]):
         } | self._ignored
 
 
+def columns_of(raw: Any, needed: str = "") -> Columns:
+    """The columns of a row, which may also be the reason why it cannot be decoded.
+
+    Args:
+        needed: what a row needs, for the message.
+
+    Raises:
+        RecordError: it has none.
+    """
+    if isinstance(raw, RecordError):
+        raise raw
+    if not isinstance(raw, Mapping):
+        raise RecordError("wrong_type", f"a row must be an object, found {shown(raw)}" + (needed and f"; {needed}"))
+    return Columns(raw)
+
+
 def filled(value: Any) -> bool:
     """Whether a value is more than null, blank text, or an empty list or object."""
     value = value.strip() if isinstance(value, str) else value

@@ -1,38 +1,59 @@
 """Bootstrap intervals: how far a mean could be from what other rows of the same kind give."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
 _RESAMPLES = 4000
 _AT_A_TIME = 1_000_000  # numbers drawn
 
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""Means of some columns [..., K] -> a number [...]."""
 
-def mean_interval(
-    values: np.ndarray, *, share: float = 0.95, seed: int = 0, weights: np.ndarray | None = None
-) -> tuple[float, float]:
-    """The interval of a mean, by resampling the values. Both ends are NaN without values.
+
+class Cell(NamedTuple):
+    """A number of a table, and the ends of its 95 % interval. What does not exist is None."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+def interval(columns: np.ndarray, statistic: Statistic) -> tuple[float, float]:
+    """The 95 % interval of a number that follows from means, by resampling rows; the same for the same columns.
+
+    Both ends are NaN without rows, and where a resample has no number.
 
     Args:
-        values: one for each row.
-        weights: of the values in the mean; None: all alike.
-        share: of resampled means that lie inside.
-        seed: the same one gives the same interval.
+        columns: [N, K], a line for each row.
     """
-    values = np.asarray(values, np.float64)
-    if not len(values):
+    columns = np.asarray(columns, np.float64)
+    if not len(columns):
         return float("nan"), float("nan")
-    generator, means = np.random.default_rng(seed), []
-    step = max(1, _AT_A_TIME // len(values))
+    generator, numbers = np.random.default_rng(0), []
+    step = max(1, _AT_A_TIME // len(columns))
     for start in range(0, _RESAMPLES, step):
-        count = min(step, _RESAMPLES - start)
-        drawn = generator.integers(0, len(values), (count, len(values)))
-        if weights is None:
-            means.append(values[drawn].mean(axis=1))
-        else:
-            means.append((values * weights)[drawn].sum(axis=1) / weights[drawn].sum(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - share) / 2, (1 + share) / 2])
+        drawn = generator.integers(0, len(columns), (min(step, _RESAMPLES - start), len(columns)))
+        numbers.append(statistic(columns[drawn].mean(axis=1)))
+    low, high = np.quantile(np.concatenate(numbers), [0.025, 0.975])
     return float(low), float(high)
 
 
-def mean_cell(values: np.ndarray) -> tuple[float | None, float | None, float | None]:
-    """A mean and the ends of its interval, for a table; nothing without values."""
-    return (float(np.mean(values)), *mean_interval(values)) if len(values) else (None, None, None)
+def mean_interval(values: np.ndarray, weights: np.ndarray | None = None) -> tuple[float, float]:
+    """The 95 % interval of a mean, by resampling the values. Both ends are NaN without values.
+
+    Args:
+        values: [N], one for each row.
+        weights: [N], of the values in the mean; None: all alike.
+    """
+    if weights is None:
+        return interval(np.asarray(values)[:, None], lambda means: means[..., 0])
+    return interval(np.stack([values * weights, weights], axis=1), lambda means: means[..., 0] / means[..., 1])
+
+
+def mean_cell(values: np.ndarray, weights: np.ndarray | None = None) -> Cell:
+    """A mean and its interval, as `mean_interval`; empty without values."""
+    if not len(values):
+        return Cell()
+    return Cell(float(np.average(values, weights=weights)), *mean_interval(values, weights))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from janus_jax.evaluation.intervals import Cell
 from janus_jax.evaluation.paper import paper
 
 
@@ -20,6 +21,18 @@ class Row:
     low: Sequence[float | None] | None = None
     """Lower ends of 95 % intervals; None for a column without one, or for all."""
     high: Sequence[float | None] | None = None
+
+    @classmethod
+    def from_cells(cls, name: str, cells: Sequence[Cell]) -> "Row":
+        return cls(name, *map(list, zip(*cells, strict=True)))
+
+    def cells(self) -> list[Cell]:
+        nothing = [None] * len(self.values)
+        return list(map(Cell, self.values, self.low or nothing, self.high or nothing))
+
+    def texts(self) -> list[str]:
+        """The cells as people read them."""
+        return [_text(cell) for cell in self.cells()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,18 +72,18 @@ class Table:
         heads = [head for column in self.columns for head in (column, f"{column} low", f"{column} high")]
         writer.writerow(["name", *heads])
         for row in self.rows:
-            cells = [cell for parts in zip(*self._parts(row), strict=True) for cell in parts]
-            writer.writerow([row.name, *("" if _missing(cell) else cell for cell in cells)])
+            numbers = [number for cell in row.cells() for number in cell]
+            writer.writerow([row.name, *("" if is_missing(number) else number for number in numbers)])
         return out.getvalue()
 
     def lines(self) -> list[str]:
         """For a terminal, the paper's rows below."""
-        lines = [self.title, *_aligned(self.columns, [(row.name, self._cells(row)) for row in self.rows])]
+        lines = [self.title, *_aligned(self.columns, [(row.name, row.texts()) for row in self.rows])]
         lines += self.notes
         if (facts := self._paper_facts()) is not None:
             lines += ["", f"the paper: {facts['place']}; judge: {facts['judge']}; {facts['note']}"]
             shown = [
-                (name, ["-" if _missing(value) else f"{value:g}" for value in row])
+                (name, ["-" if is_missing(value) else f"{value:g}" for value in row])
                 for name, row in facts["rows"].items()
             ]
             lines += _aligned(facts["columns"], shown)
@@ -82,20 +95,16 @@ class Table:
         facts, mark = paper(self.paper), f" ({self.paper_mark})" if self.paper_mark else ""
         return facts | {"rows": {f"{name}{mark}": row for name, row in facts["rows"].items()}}
 
-    def _parts(self, row: Row) -> tuple[Sequence[float | None], ...]:
-        nothing = [None] * len(self.columns)
-        return row.values, row.low or nothing, row.high or nothing
 
-    def _cells(self, row: Row) -> list[str]:
-        cells = []
-        for value, low, high in zip(*self._parts(row), strict=True):
-            cell = "-" if _missing(value) else _number(value)
-            cells.append(cell if _missing(low) or _missing(high) else f"{cell} [{_number(low)}, {_number(high)}]")
-        return cells
+def is_missing(value: float | None) -> bool:
+    """Whether a value of a row does not exist."""
+    return value is None or math.isnan(value)
 
 
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+def _text(cell: Cell) -> str:
+    value, low, high = cell
+    text = "-" if is_missing(value) else _number(value)
+    return text if is_missing(low) or is_missing(high) else f"{text} [{_number(low)}, {_number(high)}]"
 
 
 def _number(value: Any) -> str:

@@ -15,16 +15,16 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from janus_jax.data.build.readers import file_type, json_lines, raw_records
-from janus_jax.data.columns import Columns, RecordError, filled, shown, text
+from janus_jax.data.columns import Columns, RecordError, columns_of, filled, text
 from janus_jax.data.messages import is_messages, read_conversation
 from janus_jax.data.schema import ALIASES, name_of
 from janus_jax.data.tally import note
-from janus_jax.errors import DataError, counted
+from janus_jax.errors import DataError, counted, named
 from janus_jax.storage import staging
 from janus_jax.storage.bucket import is_url
 
@@ -68,18 +68,12 @@ def read_prompts(
             file that is empty, is of another type or cannot be read.
         StorageError: the URL cannot be read.
     """
-    name = "stdin" if source == "-" else os.fspath(source)
     rows = []
-    for number, raw in raw_rows(source):
-        place = f"{name}:{number}"
-        try:
-            if isinstance(raw, RecordError):
-                raise raw
+    for place, raw in raw_rows(source):
+        with named(place):
             rows.append(_row(raw, system, place, Counter() if unread is None else unread, written))
-        except RecordError as error:
-            raise RecordError(error.reason, place, str(error)) from None
     if not rows:
-        raise DataError(name, "is empty; at least one prompt is needed")
+        raise DataError(name_of_source(source), "is empty; at least one prompt is needed")
     return rows
 
 
@@ -96,12 +90,22 @@ def notes(rows: Sequence[PromptRow], unread: Counter[str], *, left_out: Collecti
         yield f"{column!r} of {counted(count, 'row')} is no part of the prompt; it is {what}"
 
 
+def name_of_source(source: str | os.PathLike[str]) -> str:
+    """What messages call a file, or `-`."""
+    return "stdin" if source == "-" else os.fspath(source)
+
+
 def raw_rows(source: str | os.PathLike[str], *, lines: bool = True) -> Iterator[tuple[str, Any]]:
-    """Number and value of each row; the value is a RecordError if the row cannot be decoded.
+    """FILE:LINE and the value of each row; a RecordError if the row cannot be decoded.
 
     Args:
         lines: whether a line of plain text is a row too.
     """
+    for number, raw in _numbered_rows(source, lines):
+        yield f"{name_of_source(source)}:{number}", raw
+
+
+def _numbered_rows(source: str | os.PathLike[str], lines: bool) -> Iterator[tuple[str, Any]]:
     if source == "-":
         content = sys.stdin.buffer.read()
         start = content.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -150,9 +154,7 @@ def _lines(content: bytes) -> Iterator[tuple[str, Any]]:
 
 
 def _row(raw: Any, system: str, place: str, unread: Counter[str], written: Collection[str]) -> PromptRow:
-    if not isinstance(raw, Mapping):
-        raise RecordError("wrong_type", f"a row must be an object, found {shown(raw)}; {_NEEDED}")
-    columns = Columns(raw)
+    columns = columns_of(raw, _NEEDED)
     messages = conversation_of(columns)
     if messages[0]["role"] != "system" and system:
         messages = [{"role": "system", "content": system}, *messages]

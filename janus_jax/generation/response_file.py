@@ -20,12 +20,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from janus_jax.data.columns import Columns, RecordError, shown, text
+from janus_jax.data.columns import Columns, RecordError, columns_of, shown, text
 from janus_jax.data.messages import ends_with_answer, read_conversation
 from janus_jax.data.schema import ALIASES, name_of, parse_texts
 from janus_jax.data.tally import note
-from janus_jax.errors import DataError
-from janus_jax.generation.prompt_file import conversation_of, raw_rows
+from janus_jax.errors import DataError, named
+from janus_jax.generation.prompt_file import conversation_of, name_of_source, raw_rows
 from janus_jax.generation.prompts import conversation
 from janus_jax.storage import staging
 
@@ -88,27 +88,20 @@ def read_responses(
             file that is empty, is of another type or cannot be read.
         StorageError: the URL cannot be read.
     """
-    name = "stdin" if source == "-" else os.fspath(source)
     rows = []
-    for number, raw in raw_rows(source, lines=False):
-        place = f"{name}:{number}"
-        try:
-            if isinstance(raw, RecordError):
-                raise raw
-            if not isinstance(raw, Mapping):
-                raise RecordError("wrong_type", f"a row must be an object, found {shown(raw)}; {_NEEDED}")
+    for place, raw in raw_rows(source, lines=False):
+        with named(place):
+            columns = columns_of(raw, _NEEDED)
             row = _row(raw, system, place)
             if key in raw or any(isinstance(one, Mapping) and key in one for one in _items(row)):
                 where = "" if key in raw else f" in {row.column!r}"
                 raise RecordError("ambiguous_columns", f"has {key!r}{where} already; choose another name with --key")
-        except RecordError as error:
-            raise RecordError(error.reason, place, str(error)) from None
         for other in _COLUMNS:
-            if Columns(raw).has(other) and _KINDS.get(other, other) != _KINDS.get(row.column, row.column):
+            if columns.has(other) and _KINDS.get(other, other) != _KINDS.get(row.column, row.column):
                 note(Counter() if unscored is None else unscored, other, place)
         rows.append(row)
     if not rows:
-        raise DataError(name, "is empty; at least one row is needed")
+        raise DataError(name_of_source(source), "is empty; at least one row is needed")
     return rows
 
 

@@ -10,8 +10,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 MOST_BYTES = 10 << 30
 """Of all programs. JAX deletes those that were not used for the longest time."""
 
@@ -26,6 +24,7 @@ def keep(directory: str | os.PathLike[str]) -> bool:
     `JAX_COMPILATION_CACHE_MAX_SIZE`, `JAX_ENABLE_COMPILATION_CACHE`. Of several processes, JAX has only process 0
     write. A directory that cannot be written is not used.
     """
+    import filelock
     import jax
 
     settings: Any = jax.config  # its attributes are made at run time

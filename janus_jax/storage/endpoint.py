@@ -6,7 +6,6 @@ import json
 import os
 import re
 import threading
-import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from janus_jax.storage.endpoint_requests import (
     Request,
     UnreachableError,
     Usage,
+    checked_url,
     limit,
     replies,
     usage,
@@ -73,7 +73,8 @@ class Endpoint:
         timeout_s: float = 120.0,
         tries: int = 8,
     ):
-        self._url, self._model, self.prices = _checked_url(base_url), model, prices
+        self._url = checked_url("base_url", base_url, "http://127.0.0.1:8000/v1").rstrip("/")
+        self._model, self.prices = model, prices
         limits = {"concurrent": concurrent, "tries": tries, "timeout_s": timeout_s, "token_budget": token_budget}
         limits |= {"requests_a_minute": requests_a_minute, "tokens_a_minute": tokens_a_minute}
         for name, value in (limits | {"money_budget": money_budget}).items():
@@ -366,19 +367,6 @@ def _refused_option(error: Any, body: Mapping[str, Any]) -> str | None:
         return str(param)
     named = [match[0] for match in re.finditer(r"\w+", str(error)) if match[0] in options]
     return named[0] if named and _NOT_TAKEN.search(str(error)) else None
-
-
-def _checked_url(url: str) -> str:
-    try:
-        parts = urllib.parse.urlsplit(url)
-        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        fits, parts = False, urllib.parse.urlsplit("")
-    if "@" in url or parts.query or parts.fragment:  # not shown: it may hold a secret
-        raise ConfigError("base_url: allowed: no user, password, query or fragment; a key goes into the environment")
-    if not fits:
-        raise ConfigError(f"base_url {url!r}: allowed: http:// or https://, like http://127.0.0.1:8000/v1")
-    return url.rstrip("/")
 
 
 def _key(variable: str | None) -> str:

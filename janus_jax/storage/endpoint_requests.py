@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -121,6 +122,28 @@ class Request(NamedTuple):
     def limit(self) -> int | None:
         """Most tokens of the answer."""
         return limit(self.body)
+
+
+def checked_url(name: str, url: str, like: str) -> str:
+    """The address of an endpoint, which holds no secret.
+
+    Args:
+        name: what gives it, for the message.
+        like: an allowed one.
+
+    Raises:
+        ConfigError: it is not allowed.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        fits, parts = False, urllib.parse.urlsplit("")
+    if "@" in url or parts.query or parts.fragment:  # not shown: it may hold a secret
+        raise ConfigError(f"{name}: allowed: no user, password, query or fragment; a key goes into the environment")
+    if not fits:
+        raise ConfigError(f"{name} {url!r}: allowed: http:// or https:// and a host, like {like}")
+    return url
 
 
 def replies(request: Request, record: Mapping[str, Any]) -> Iterator[Reply]:

@@ -1,4 +1,4 @@
-"""Answers to the rows of a bench from a model behind an endpoint, such as an export that vLLM serves on a GPU."""
+"""The prompts of a bench, and answers to them from a model behind an endpoint, such as vLLM with an export."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -6,11 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.errors import ConfigError
+from janus_jax.evaluation.bench.rows import OTHER_SYSTEM, BenchRow
+from janus_jax.evaluation.official.systems import DEFAULT
 from janus_jax.generation.progress import Progress
 from janus_jax.generation.prompt_file import PromptRow
 from janus_jax.storage import local
 from janus_jax.storage.endpoint import Endpoint
 from janus_jax.storage.endpoint_requests import Reply
+
+
+def prompt_row(row: BenchRow, system: str) -> PromptRow:
+    """What a model is asked.
+
+    Args:
+        system: the system message: `row` for the row's own, `none`, `default`, or another text.
+    """
+    content = {"row": row.system, "none": "", "default": DEFAULT}.get(system, system)
+    first = [{"role": "system", "content": content}] if content.strip() else []
+    rest = {"id": row.id} | ({} if system == "row" else {OTHER_SYSTEM: system or "none"})
+    return PromptRow((*first, {"role": "user", "content": row.prompt}), rest, row.place)
 
 
 def answer_through(
@@ -33,9 +47,8 @@ def answer_through(
         progress(len(answers), endpoint.usage.completion_tokens)
     if failures:
         first = min(failures)
-        what = (
-            f"{len(failures):,} of {len(rows):,} rows have no answer, first {rows[first.place].place}: {first.failure}"
-        )
+        count = f"{len(failures):,} of {len(rows):,}"
+        what = f"{count} rows have no answer, first {rows[first.place].place}: {first.failure}"
         raise ConfigError(f"{what}; the others are kept, and the same command asks for these again")
     lines = []
     for number, row in enumerate(rows):

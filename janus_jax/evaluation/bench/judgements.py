@@ -14,6 +14,10 @@ from janus_jax.storage import local
 
 JOURNAL, SETTINGS, ROWS, JUDGEMENTS = "replies.jsonl", "settings.json", "rows.jsonl", "judgements.jsonl"
 NOT_ASKED = "not asked yet"
+_VERDICTS = {"absolute": ("rubric", "score"), "pairwise": ("order", "winner")}
+"""Kind of judgement -> what its lines in judgements.jsonl also have."""
+COMPARED = ("judge", "runs", "temperature", "top_p", "max_tokens", "max_completion_tokens", "show_system", "prompts")
+"""Settings that must be the same where scores are compared."""
 _FREE = ("bench", "answers", "against", "bench_rows", "rows", "rows_digest", "asks")
 """Settings that may differ when a judge goes on: names of files, what rows.jsonl says row by row, and what changes no
 request."""
@@ -70,8 +74,8 @@ def require_same(directory: Path, settings: Mapping[str, Any], rows: Sequence[Ma
     before = _json(path)
     for name in [*settings, *(key for key in before if key not in settings)]:
         if name not in _FREE and before.get(name) != settings.get(name):
-            there, here = (json.dumps(one.get(name)) for one in (before, settings))
-            what = f"{name} is {there} there, but {here} now; go on with the same settings, or choose another --out"
+            old, new = (json.dumps(values.get(name)) for values in (before, settings))
+            what = f"{name} is {old} there, but {new} now; go on with the same settings, or choose another --out"
             raise ConfigError(f"--out {path}", what)
     for number, (old, new) in enumerate(zip(_rows(directory), rows, strict=False), 1):
         if old != new:
@@ -137,7 +141,7 @@ def read(directory: Path, kind: str) -> Judged:
     if settings.get("kind") != kind:
         raise ConfigError(f"{directory}", f"holds verdicts of kind {settings.get('kind')!r}; allowed: {kind!r}")
     rows = _rows(directory)
-    lines = _lines(directory / JUDGEMENTS, ("id", "run", "reason"))
+    lines = _lines(directory / JUDGEMENTS, ("id", "run", "reason", *_VERDICTS[kind]))
     if other := {line["id"] for line in lines} - {row["id"] for row in rows}:
         raise ConfigError(f"{directory / JUDGEMENTS}", f"has the id {min(other)!r}, which {ROWS} does not have")
     return Judged(directory, settings, rows, lines)
@@ -167,6 +171,11 @@ def notes(judged: Judged, name: str, settings: Mapping[str, Any]) -> list[str]:
         what = f"{failed.total():,} of {len(judged.lines):,} verdicts failed; they count nowhere"
         lines.append(f"warning: {name}: {what}; most often: {failed.most_common(1)[0][0]}")
     return lines
+
+
+def unlike(settings: Mapping[str, Any], other: Mapping[str, Any], *more: str) -> list[str]:
+    """The settings of two judges, and `more` of them, that differ so that their scores do not compare."""
+    return [name for name in (*COMPARED, *more) if settings.get(name) != other.get(name)]
 
 
 def prompt_digest(prompt: str) -> str:
@@ -201,8 +210,10 @@ def _lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             value = json.loads(line)
-            if not isinstance(value, dict) or (missing := [key for key in keys if key not in value]):
-                raise ConfigError(f"{path}:{number}", f"is damaged: {missing[0] if value else 'no object'} is missing")
+            if not isinstance(value, dict):
+                raise ConfigError(f"{path}:{number}", "is damaged: allowed: an object")
+            if missing := [key for key in keys if key not in value]:
+                raise ConfigError(f"{path}:{number}", f"is damaged: {missing[0]} is missing")
             lines.append(value)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}:{len(lines) + 1}", f"is damaged: {first_line(error)}") from error

@@ -15,7 +15,7 @@ from janus_jax.evaluation.bench.judge import Judging, Questions
 from janus_jax.evaluation.bench.judgements import Judged
 from janus_jax.evaluation.bench.rows import BenchRow
 from janus_jax.evaluation.bench.verdicts import plain
-from janus_jax.evaluation.intervals import mean_interval
+from janus_jax.evaluation.intervals import Cell, mean_cell
 from janus_jax.evaluation.result_table import Row, Table
 from janus_jax.storage.endpoint_requests import Reply
 
@@ -109,16 +109,34 @@ class Result:
     first_place: float
     """Share of verdicts for the answer in the first place, of those that name one."""
 
-    def share(self, test: Callable[[Pair], bool]) -> float:
-        return float(np.mean([test(pair) for pair in self.pairs])) if self.pairs else float("nan")
+    def share(self, test: Callable[[Pair], bool]) -> Cell:
+        """Of pairs, with its interval over rows; the runs of a row are resampled together."""
+        rows = self._by_row(test)
+        return mean_cell(np.array([np.mean(own) for own in rows]), np.array([len(own) for own in rows]))
+
+    def score(self) -> Cell:
+        """Mean over rows, a tie counted half, with its interval."""
+        return mean_cell(np.array([np.mean(own) for own in self._by_row(lambda pair: pair.score)]))
+
+    def shares(self) -> dict[str, Cell]:
+        """Wins, ties and losses, and how often both orders have the same verdict."""
+        return {
+            "win": self.share(lambda pair: pair.score > 0.5),
+            "tie": self.share(lambda pair: pair.score == 0.5),
+            "loss": self.share(lambda pair: pair.score < 0.5),
+            "win + tie": self.share(lambda pair: pair.score >= 0.5),
+            "consistent": self.share(lambda pair: pair.consistent),
+        }
+
+    def _by_row(self, number: Callable[[Pair], float]) -> list[list[float]]:
+        rows: dict[str, list[float]] = defaultdict(list)
+        for pair in self.pairs:
+            rows[pair.id].append(number(pair))
+        return list(rows.values())
 
     def facts(self) -> dict[str, float]:
         """Shares of pairs; `score` counts a tie half, with its 95 % bootstrap interval over rows."""
-        of_rows: dict[str, list[float]] = defaultdict(list)
-        for pair in self.pairs:
-            of_rows[pair.id].append(pair.score)
-        values = np.array([np.mean(scores) for scores in of_rows.values()])
-        low, high = mean_interval(values)
+        shares, score = {name: _number(cell.value) for name, cell in self.shares().items()}, self.score()
         decided = [pair for pair in self.pairs if pair.score != 0.5 and pair.own_words != pair.other_words]
         longer = [(pair.own_words > pair.other_words) == (pair.score > 0.5) for pair in decided]
         sides = [(pair.own_words, pair.other_words)[:: 1 if pair.score > 0.5 else -1] for pair in decided]
@@ -126,13 +144,11 @@ class Result:
         return {
             "pairs": len(self.pairs),
             "left_out": self.left_out,
-            "win": self.share(lambda pair: pair.score > 0.5),
-            "tie": self.share(lambda pair: pair.score == 0.5),
-            "loss": self.share(lambda pair: pair.score < 0.5),
-            "score": float(values.mean()) if len(values) else float("nan"),
-            "low": low,
-            "high": high,
-            "consistent": self.share(lambda pair: pair.consistent),
+            **{name: shares[name] for name in ("win", "tie", "loss")},
+            "score": _number(score.value),
+            "low": _number(score.low),
+            "high": _number(score.high),
+            "consistent": shares["consistent"],
             "first_place": self.first_place,
             "longer_wins": float(np.mean(longer)) if longer else float("nan"),
             "winner_words": float(words[0]),
@@ -164,20 +180,12 @@ def result(judged: Judged) -> Result:
 def table(judged: Judged, name: str) -> Table:
     """The result as a table of one row. Args: name: of the pair of models."""
     made = result(judged)
-    facts = made.facts()
-    facts["win + tie"] = facts["win"] + facts["tie"]
-    columns = {
-        "win %": "win",
-        "tie %": "tie",
-        "loss %": "loss",
-        "win + tie %": "win + tie",
-        "score %": "score",
-        "consistent %": "consistent",
-        "first place wins %": "first_place",
-        "longer wins %": "longer_wins",
-    }
-    low, high = ([100 * facts[end] if key == "score" else None for key in columns.values()] for end in ("low", "high"))
-    row = Row(name, [facts["pairs"], *(100 * facts[key] for key in columns.values())], [None, *low], [None, *high])
+    facts, shares = made.facts(), made.shares()
+    columns = {f"{share} %": shares[share] for share in ("win", "tie", "loss", "win + tie")}
+    columns |= {"score %": made.score(), "consistent %": shares["consistent"]}
+    columns |= {"first place wins %": Cell(facts["first_place"]), "longer wins %": Cell(facts["longer_wins"])}
+    percents = [Cell(*(None if part is None else 100 * part for part in cell)) for cell in columns.values()]
+    row = Row.from_cells(name, [Cell(len(made.pairs)), *percents])
     notes = [
         *judgements.notes(judged, name, {"orders": "both"}),
         "score: a tie counts half; consistent: the same verdict in both orders",
@@ -187,8 +195,12 @@ def table(judged: Judged, name: str) -> Table:
         notes.append("warning: the judge is inconsistent: its verdicts follow the order of the answers")
     if made.left_out:
         notes.append(f"warning: {counted(made.left_out, 'pair')} without a verdict in one order, which count nowhere")
-    title = "Pairs judged in both orders, with the 95 % bootstrap interval of the score over rows"
+    title = "Pairs judged in both orders, with 95 % bootstrap intervals over rows"
     return Table("pairwise", title, ("pairs", *columns), [row], notes, judged.settings, "pairwise")
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def as_json(result: Result) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.data.build.readers import check_type, file_type, raw_records
-from janus_jax.data.columns import Columns, RecordError, alike, filled, shown, text
+from janus_jax.data.columns import Columns, RecordError, alike, columns_of, filled, shown, text
 from janus_jax.data.tally import note
-from janus_jax.errors import DataError, first_line
+from janus_jax.errors import DataError, first_line, named
 from janus_jax.storage import staging
 from janus_jax.storage.bucket import is_url
 from janus_jax.storage.json_text import strict_json
@@ -73,8 +73,8 @@ def read_bench(source: str | os.PathLike[str], *, unread: Counter[str] | None = 
     schema: dict[str, tuple[str, str]] = {}
     places: dict[str, str] = {}
     for place, raw in raw_rows(source):
-        try:
-            columns = _columns(raw)
+        with named(place):
+            columns = columns_of(raw)
             row, names = _row(columns, place)
             for column, name in names.items():
                 before, first = schema.setdefault(column, (name, place))
@@ -84,8 +84,6 @@ def read_bench(source: str | os.PathLike[str], *, unread: Counter[str] | None = 
             if (other := places.setdefault(row.id, place)) != place:
                 same = "the id" if raw.get("id") is not None else "the system message and the prompt"
                 raise RecordError("duplicate_id", f"has {same} of {other}; a row needs an id of its own")
-        except RecordError as error:
-            raise RecordError(error.reason, place, str(error)) from None
         for column in columns.unread():
             note(Counter() if unread is None else unread, column, place)
         rows.append(row)
@@ -127,14 +125,12 @@ def read_answers(
     places: dict[int, str] = {}
     left_out = Counter() if unread is None else unread
     for place, raw in raw_rows(source):
-        try:
-            columns = _columns(raw)
+        with named(place):
+            columns = columns_of(raw)
             number = _row_of(columns, numbers, asked, rows)
             if (other := places.setdefault(number, place)) != place:
                 raise RecordError("duplicate_id", f"answers the row {rows[number].id!r}, as {other} does; keep one")
             answers[number] = _answer(columns, may_be_empty, place, left_out)
-        except RecordError as error:
-            raise RecordError(error.reason, place, str(error)) from None
     wanted = range(len(rows) if limit is None else min(limit, len(rows)))
     if without := [rows[number] for number in wanted if number not in answers]:
         what = f"{len(without):,} of {len(wanted):,} rows have no answer, first {without[0].id!r} ({without[0].place})"
@@ -167,14 +163,6 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         raise DataError(path, f"cannot be read as Parquet: {first_line(error)}") from error
     for number, row in enumerate(table, 1):
         yield str(number), row
-
-
-def _columns(raw: Any) -> Columns:
-    if isinstance(raw, RecordError):
-        raise raw
-    if not isinstance(raw, Mapping):
-        raise RecordError("wrong_type", f"a row must be an object, found {shown(raw)}")
-    return Columns(raw)
 
 
 def _row(columns: Columns, place: str) -> tuple[BenchRow, dict[str, str]]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax.data.columns import text
-from janus_jax.errors import ConfigError, DataError, counted
+from janus_jax.data.columns import columns_of, text
+from janus_jax.errors import ConfigError, DataError, counted, named
 from janus_jax.evaluation.bench import judgements
 from janus_jax.evaluation.bench.judgements import Judged, prompt_digest
 from janus_jax.evaluation.bench.rows import ALIASES, raw_rows
@@ -18,7 +18,6 @@ from janus_jax.evaluation.intervals import mean_interval
 from janus_jax.evaluation.paper import paper
 from janus_jax.evaluation.result_table import Row, Table
 
-_COMPARABLE = ("judge", "runs", "temperature", "top_p", "max_tokens", "show_system", "prompts", "rows_digest")
 SEVERAL, NONE = "several sets", "no set"
 
 
@@ -50,12 +49,12 @@ def read_set(source: str | os.PathLike[str]) -> set[str]:
     """
     digests: set[str] = set()
     for place, raw in raw_rows(source):
-        if isinstance(raw, DataError):
-            raise DataError(place, str(raw))
-        names = [name for name in (*ALIASES["prompt"], "input") if isinstance(raw, Mapping) and raw.get(name)]
-        if not names:
-            raise DataError(place, f"has no prompt: {', '.join(ALIASES['prompt'])} or input is needed")
-        digests.add(prompt_digest(text(raw[names[0]], names[0])))
+        with named(place):
+            columns = columns_of(raw)
+            name = next(filter(columns.has, (*ALIASES["prompt"], "input")), None)
+            if name is None:
+                raise DataError(f"has no prompt: {', '.join(ALIASES['prompt'])} or input is needed")
+            digests.add(prompt_digest(text(columns[name], name)))
     return digests
 
 
@@ -65,7 +64,7 @@ def row_scores(judged: Judged) -> dict[str, float]:
     for line in judged.lines:
         if line["score"] is not None:
             scores[line["id"]][line["rubric"]].append(line["score"])
-    return {id: float(np.mean([np.mean(runs) for runs in of.values()])) for id, of in scores.items()}
+    return {id: float(np.mean([np.mean(runs) for runs in own.values()])) for id, own in scores.items()}
 
 
 def run_means(judged: Judged) -> list[float]:
@@ -110,25 +109,25 @@ def names_of(directories: Sequence[Path]) -> list[str]:
 
 def table(judged: Sequence[Judged], made: Sequence[Sequence[Group]]) -> Table:
     """The groups of all models as one table."""
-    names, facts = [of[0].model for of in made], paper("absolute")
+    names, facts = [own[0].model for own in made], paper("absolute")
     rows, notes = [], []
-    for name, one, of in zip(names, judged, made, strict=True):
-        for group in of:
+    for name, one, own in zip(names, judged, made, strict=True):
+        for group in own:
             label = f"{group.name} only" if group.by == "set" and group.name not in (SEVERAL, NONE) else group.name
             values, none = [group.scored, group.failed, group.mean], (None, None)
             shown = name if group.by == "all" else f"{name}: {label}"
             rows.append(Row(shown, values, [*none, group.low], [*none, group.high]))
         means = ", ".join(f"{mean:.2f}" for mean in run_means(one)) or "none"
         notes += judgements.notes(one, name, {"means of the runs": means})
-        if without := of[0].rows - of[0].scored:
+        if without := own[0].rows - own[0].scored:
             notes.append(f"warning: {name}: {counted(without, 'row')} without any score, in no mean")
-        if several := [group.rows for group in of if group.by == "set" and group.name == SEVERAL and group.rows]:
+        if several := [group.rows for group in own if group.by == "set" and group.name == SEVERAL and group.rows]:
             notes.append(f"warning: {name}: {several[0]:,} rows lie in several sets, so no set's mean is exact")
         if one.settings["judge"] != facts["judge"]:
             notes.append(f"note: {name}: the paper's judge was {facts['judge']}; scores of judges differ")
     first = judged[0].settings
     for name, one in zip(names[1:], judged[1:], strict=True):
-        if unlike := [key for key in _COMPARABLE if one.settings.get(key) != first.get(key)]:
+        if unlike := judgements.unlike(one.settings, first, "rows_digest"):
             what = f"{', '.join(unlike)} differ, so their means do not compare"
             notes.append(f"warning: {names[0]} and {name}: {what}")
     settings = {name: one.settings for name, one in zip(names, judged, strict=True)}
@@ -140,12 +139,12 @@ def as_json(judged: Sequence[Judged], made: Sequence[Sequence[Group]]) -> dict[s
     """What programs also read: every group with its counts."""
     models = [
         {
-            "model": of[0].model,
+            "model": own[0].model,
             "settings": one.settings,
             "run_means": run_means(one),
-            "groups": [dataclasses.asdict(group) for group in of],
+            "groups": [dataclasses.asdict(group) for group in own],
         }
-        for one, of in zip(judged, made, strict=True)
+        for one, own in zip(judged, made, strict=True)
     ]
     return {"models": models}
 

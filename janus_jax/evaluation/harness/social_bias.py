@@ -1,11 +1,12 @@
 """The paper's tests of social bias in one table: Winogender, CrowS-Pairs, BBQ."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from janus_jax.evaluation.intervals import Cell, Statistic, interval
 from janus_jax.evaluation.result_table import Row, Table
 
 if TYPE_CHECKING:
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
     from janus_jax.evaluation.harness.tasks import Tasks
 
 WINOGENDER, GOTCHA, CROWS, BBQ = "winogender_all", "winogender_gotcha", "crows_pairs_english", "bbq"
-_RESAMPLES = 2000
-_AT_A_TIME = 1_000_000  # numbers drawn
 _PAPER = (
     "the paper shows Winogender in a figure and names CrowS-Pairs and BBQ; its numbers could not be obtained, so none "
     "stand beside these"
@@ -27,9 +26,6 @@ _BBQ = (
     "BBQ: s_DIS = 2 * biased / not unknown - 1 over disambiguated contexts, s_AMB = (1 - accuracy) * the same over "
     "ambiguous ones; 0 is no bias, 1 always towards the stereotype; - where every answer is unknown"
 )
-
-Statistic = Callable[[np.ndarray], np.ndarray]
-"""Means of some columns [..., K] -> a number [...]."""
 
 
 def names(data_dir: Path | None) -> list[str]:
@@ -120,23 +116,5 @@ def _row(name: str, columns: Sequence[Sequence[float]], statistic: Statistic) ->
     values = np.asarray(columns, np.float64)
     if not len(values):
         return Row(name, [None, 0])
-    low, high = _interval(values, statistic)
-    return Row(name, [_number(statistic(values.mean(0))), len(values)], [low, None], [high, None])
-
-
-def _interval(values: np.ndarray, statistic: Statistic) -> tuple[float | None, float | None]:
-    """95 % by resampling documents; None where a resample has no value."""
-    generator, parts = np.random.default_rng(0), []
-    step = max(1, _AT_A_TIME // len(values))
-    for start in range(0, _RESAMPLES, step):
-        drawn = generator.integers(0, len(values), (min(step, _RESAMPLES - start), len(values)))
-        parts.append(statistic(values[drawn].mean(1)))
-    resampled = np.concatenate(parts)
-    if np.isnan(resampled).any():
-        return None, None
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _number(value: np.ndarray) -> float | None:
-    return None if np.isnan(value) else float(value)
+    value = Cell(float(statistic(values.mean(0))), *interval(values, statistic))
+    return Row.from_cells(name, [value, Cell(len(values))])

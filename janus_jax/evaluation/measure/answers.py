@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from janus_jax.data.columns import Columns, RecordError, alike, shown, text
+from janus_jax.data.columns import Columns, RecordError, alike, columns_of, shown, text
 from janus_jax.data.messages import ends_with_answer, read_conversation
 from janus_jax.data.schema import ALIASES as DATA_ALIASES
 from janus_jax.data.tally import note
-from janus_jax.errors import ConfigError, DataError
+from janus_jax.errors import ConfigError, DataError, named
 from janus_jax.evaluation.bench.rows import OTHER_SYSTEM, raw_rows, row_id
 from janus_jax.generation.prompt_file import conversation_of
 from janus_jax.storage import staging
@@ -109,15 +109,9 @@ def read_answer_rows(
     """
     rows = []
     for place, raw in raw_rows(source):
-        try:
-            if isinstance(raw, RecordError):
-                raise raw
-            if not isinstance(raw, Mapping):
-                raise RecordError("wrong_type", f"a row must be an object, found {shown(raw)}")
-            columns = Columns(raw)
+        with named(place):
+            columns = columns_of(raw)
             rows.append(_row(columns, column, key, needs_prompt, place))
-        except RecordError as error:
-            raise RecordError(error.reason, place, str(error)) from None
         for name in sorted(columns.unread() - set(_IGNORED)):
             note(Counter() if unread is None else unread, name, place)
     if not rows:
@@ -146,13 +140,13 @@ def _row(columns: Columns, column: str | None, key: str | None, needs_prompt: bo
         answers,
         prompt,
         comparable("".join(system)),
-        id,
-        is_named,
-        tuple(one for one in messages if one["content"]),
-        reference,
-        prompt if key == PROMPT else _label(columns, key) if key else "",
-        name,
-        place,
+        id=id,
+        is_named=is_named,
+        messages=tuple(one for one in messages if one["content"]),
+        reference=reference,
+        key=prompt if key == PROMPT else _label(columns, key) if key else "",
+        column=name,
+        place=place,
     )
 
 

@@ -1,56 +1,23 @@
 """The pictures of `janus measure`: one SVG file each, which needs no other file."""
 
-import io
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from janus_jax.evaluation.intervals import mean_cell
+from janus_jax.evaluation.intervals import Cell, mean_cell
 from janus_jax.evaluation.measure.diversity import Diversity
 from janus_jax.evaluation.measure.system_effect import Measured
 from janus_jax.evaluation.measure.verbosity import REFERENCE, Verbosity
 from janus_jax.evaluation.paper import paper
-from janus_jax.storage.local import write_bytes
+from janus_jax.evaluation.picture import plain, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can tell apart. Markers tell series apart as well."""
-_NAME = 40
-"""Characters of a name that are shown; of a longer one, both ends."""
-
-
-def write(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) -> None:
-    """Writes a picture whole. The same numbers give the same bytes.
-
-    Args:
-        size: width and height in inches.
-        draw: fills an empty figure.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    style: dict[Any, Any] = {"font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold"}
-    style |= {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "janus", "svg.fonttype": "none"}
-    with warnings.catch_warnings(action="ignore"), matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
-    write_bytes(path, buffer.getvalue())
-
-
-def plain(name: str) -> str:
-    """A name that matplotlib takes for no formula, whatever a file is called."""
-    shown = "".join(c if c.isprintable() else "?" for c in name).replace("\\", "/").replace("$", r"\$")
-    return shown if len(shown) <= _NAME else f"{shown[: _NAME // 2]}...{shown[-_NAME // 2 :]}"
 
 
 def rows_of(axis: "Axes", names: Sequence[str]) -> None:
@@ -86,7 +53,7 @@ def violin(axis: "Axes", values: np.ndarray, at: float, colour: str) -> None:
             body.set(facecolor=colour, alpha=0.3)
 
 
-def dot(axis: "Axes", cell: tuple[float | None, float | None, float | None], at: float, **style: Any) -> None:
+def dot(axis: "Axes", cell: Cell, at: float, **style: Any) -> None:
     """A mean with its interval; without ends, hollow: a number of others. Without a mean, nothing."""
     mean, low, high = cell
     if mean is not None and low is not None and high is not None:
@@ -111,7 +78,7 @@ def diversity(measured: Mapping[str, Diversity], path: Path) -> None:
                 dot(axis, mean_cell(values), at + offset, color=colour, marker=marker)
         for at, numbers in enumerate(poster.values(), len(measured)):
             for number, (colour, marker, _) in zip(numbers, series, strict=True):
-                dot(axis, (number, None, None), at, color=colour, marker=marker)
+                dot(axis, Cell(number), at, color=colour, marker=marker)
         rows_of(axis, names)
         axis.set_xlim(left=0)
         axis.set_xlabel("ROUGE-L between the answers to one instruction; lower is more diverse")

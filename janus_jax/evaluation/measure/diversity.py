@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from janus_jax.errors import ConfigError, counted
-from janus_jax.evaluation.intervals import mean_cell
+from janus_jax.evaluation.intervals import Cell, mean_cell
 from janus_jax.evaluation.measure.answers import AnswerRow
 from janus_jax.evaluation.measure.rouge import rouge_l, unseen_share, words
 from janus_jax.evaluation.result_table import Row, Table
@@ -33,8 +33,8 @@ class Diversity:
     """What tells them apart."""
 
     def row(self, name: str) -> Row:
-        counts = ((count, None, None) for count in (len(self.averages), self.pairs))
-        return Row(name, *map(list, zip(mean_cell(self.averages), mean_cell(self.maxima), *counts, strict=True)))
+        counts = Cell(len(self.averages)), Cell(self.pairs)
+        return Row.from_cells(name, [mean_cell(self.averages), mean_cell(self.maxima), *counts])
 
 
 def diversity(rows: Sequence[AnswerRow], *, by_key: bool = False, samples: bool = False) -> Diversity:
@@ -79,7 +79,7 @@ def diversity(rows: Sequence[AnswerRow], *, by_key: bool = False, samples: bool 
         texts += [text for text, _ in split]
     if not averages:
         raise ConfigError(_nothing(groups, left_out, by_key, samples))
-    notes = [f"left out: {_said(count, *what)}" for what, count in left_out.items() if count]
+    notes = [f"left out: {_phrase(count, *what)}" for what, count in left_out.items() if count]
     if others := sum(count != _POSTER for count in compared.values()):
         what = f"{counted(others, 'instruction')} with more or fewer than the poster's {_POSTER} answers"
         notes.append(f"{what}; the maximum grows with their number")
@@ -88,7 +88,7 @@ def diversity(rows: Sequence[AnswerRow], *, by_key: bool = False, samples: bool 
     return Diversity(np.array(averages), np.array(maxima), pairs, tuple(notes), frozenset(compared))
 
 
-def _said(count: int, noun: str, rest: str) -> str:
+def _phrase(count: int, noun: str, rest: str) -> str:
     return f"{counted(count, noun)} {rest}"
 
 
@@ -97,7 +97,7 @@ def _nothing(
 ) -> str:
     answers = sum(map(len, groups.values()))
     parts = [f"{counted(len(groups), 'row' if samples else 'instruction')} and {counted(answers, 'answer')}"]
-    lost = [_said(count, *what) for what, count in left_out.items() if count and what[0] != "instruction"]
+    lost = [_phrase(count, *what) for what, count in left_out.items() if count and what[0] != "instruction"]
     parts += [f"left out: {', '.join(lost)}"] if lost else []
     needed = "two answers" if samples else "two rows" if by_key else "two rows with different system messages"
     if not samples and not by_key:

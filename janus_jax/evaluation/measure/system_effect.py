@@ -13,7 +13,7 @@ from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.errors import ConfigError, DataError, counted
 from janus_jax.evaluation.bench import judgements
 from janus_jax.evaluation.bench.tables import row_scores
-from janus_jax.evaluation.intervals import mean_cell
+from janus_jax.evaluation.intervals import Cell, mean_cell
 from janus_jax.evaluation.measure.answers import AnswerRow
 from janus_jax.evaluation.measure.rouge import rouge_l, words
 from janus_jax.evaluation.measure.verbosity import in_words
@@ -26,7 +26,6 @@ _COMPARED = 4
 """Answers of a row that are compared with others; of more, the first ones."""
 _SCORED = 64
 """Answers that go to the model at once."""
-_JUDGED_ALIKE = ("judge", "runs", "temperature", "top_p", "max_tokens", "show_system", "prompts")
 Conditions = Mapping[str, Sequence[AnswerRow]]
 
 
@@ -44,8 +43,8 @@ class Measured:
     """Mean log-prob of a token."""
     is_difference: bool = False
 
-    def cells(self) -> dict[str, tuple[float | None, float | None, float | None]]:
-        """Column -> mean and ends of its interval."""
+    def cells(self) -> dict[str, Cell]:
+        """Column -> its mean."""
         columns = {
             "ROUGE-L": self.similarity,
             "words": self.words,
@@ -121,12 +120,10 @@ def judged_scores(directory: Path, rows: Sequence[AnswerRow]) -> tuple[np.ndarra
         raise ConfigError(f"{directory}", what)
     for row in rows:
         if row.id in known:
-            before = int(np.ravel(known[row.id]["words"])[0])
-            if before != (here := in_words(row.answers[0].text)):
-                what = (
-                    f"judged other answers: the one to {row.id!r} has {before} words there, but {here} in {row.place}"
-                )
-                raise ConfigError(f"{directory}", what)
+            judged_words, own = int(np.ravel(known[row.id]["words"])[0]), in_words(row.answers[0].text)
+            if judged_words != own:
+                what = f"the one to {row.id!r} has {judged_words} words there, but {own} in {row.place}"
+                raise ConfigError(f"{directory}", f"judged other answers: {what}")
     return np.array([scores.get(str(row.id), np.nan) for row in rows]), judged.settings
 
 
@@ -212,7 +209,7 @@ def judge_notes(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     (name, first), *others = settings.items()
     notes.append(f"{name}: judge {first['judge']}, {first['runs']} runs")
     for other, own in others:
-        if unlike := [key for key in _JUDGED_ALIKE if own.get(key) != first.get(key)]:
+        if unlike := judgements.unlike(own, first):
             notes.append(f"warning: {name} and {other}: {' and '.join(unlike)} differ, so their scores do not compare")
     return notes
 
@@ -221,12 +218,12 @@ def table(measured: Sequence[Measured], notes: Sequence[str], settings: Mapping[
     """Conditions, then differences. Columns without any number are left out."""
     cells = {one.name: one.cells() for one in measured}
     columns = [
-        column for column in cells[measured[0].name] if any(own[column][0] is not None for own in cells.values())
+        column for column in cells[measured[0].name] if any(own[column].value is not None for own in cells.values())
     ]
-    rows = []
-    for one in measured:
-        whole = [(len(one.words), None, None), *(cells[one.name][column] for column in columns)]
-        rows.append(Row(one.name, *map(list, zip(*whole, strict=True))))
+    rows = [
+        Row.from_cells(one.name, [Cell(len(one.words)), *(cells[one.name][column] for column in columns)])
+        for one in measured
+    ]
     what = "a - b: ROUGE-L between the answers of both, and means of a minus b on the same rows"
     return Table(
         "system_effect", "Effect of the system message", ["rows", *columns], rows, [*notes, what], dict(settings)

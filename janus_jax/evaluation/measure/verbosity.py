@@ -12,7 +12,7 @@ import numpy as np
 from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.data.tally import located
 from janus_jax.errors import ConfigError, DataError, counted
-from janus_jax.evaluation.intervals import mean_cell
+from janus_jax.evaluation.intervals import Cell, mean_cell
 from janus_jax.evaluation.measure.answers import AnswerRow
 from janus_jax.evaluation.result_table import Row, Table
 from janus_jax.text.tokenizer import load_tokenizer
@@ -51,14 +51,14 @@ class Verbosity:
         quartiles = np.quantile(self.lengths, [0.25, 0.5, 0.75, 0.95]).tolist()
         ratio = float(np.median(self.ratios)) if len(self.ratios) else None
         cells = [
-            (len(self.lengths), None, None),
+            Cell(len(self.lengths)),
             mean_cell(self.means),
-            *((one, None, None) for one in quartiles),
+            *map(Cell, quartiles),
             mean_cell(self.ratios),
-            (ratio, None, None),
+            Cell(ratio),
             *map(mean_cell, (self.cut, self.looping, self.distinct)),
         ]
-        return Row(name, *map(list, zip(*cells, strict=True)))
+        return Row.from_cells(name, cells)
 
 
 def in_words(text: str) -> int:

@@ -351,8 +351,8 @@ class Export:
 
 def _followed(row: PromptRow, answer: str, question: Question) -> list[dict[str, str]]:
     """The conversation of a second turn. fschat takes blanks off the ends of an answer too."""
-    said = [{"role": "assistant", "content": answer.strip()}, {"role": "user", "content": question.turns[1]}]
-    return [*row.messages, *said]
+    reply = {"role": "assistant", "content": answer.strip()}
+    return [*row.messages, reply, {"role": "user", "content": question.turns[1]}]
 
 
 def _notes(facts: dict[str, Any]) -> list[str]:

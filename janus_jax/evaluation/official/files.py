@@ -25,17 +25,17 @@ def is_made(path: Path, settings: Mapping[str, Any]) -> bool:
         return False
     beside, remedy = made_of(path), "remove it, or choose another --name or --out"
     try:
-        there = json.loads(beside.read_text(encoding="utf-8"))["settings"]
-        names = [*settings, *(name for name in there if name not in settings)]
+        before = json.loads(beside.read_text(encoding="utf-8"))["settings"]
+        names = [*settings, *(name for name in before if name not in settings)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"--out {path}", f"exists, but {beside.name} does not say how it was made; {remedy}"
         ) from error
-    here = json.loads(json.dumps(settings))
+    wanted = json.loads(json.dumps(settings))
     for name in names:
-        if there.get(name) != here.get(name):
-            one, other = (_shown(values.get(name)) for values in (there, here))
-            raise ConfigError(f"--out {path}", f"exists, and its {name} is {one}, not {other}; {remedy}")
+        if before.get(name) != wanted.get(name):
+            old, new = (_shown(values.get(name)) for values in (before, wanted))
+            raise ConfigError(f"--out {path}", f"exists, and its {name} is {old}, not {new}; {remedy}")
     return True
 
 

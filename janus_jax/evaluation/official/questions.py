@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from janus_jax.data.columns import Columns, RecordError, alike, filled, shown, text
+from janus_jax.data.columns import Columns, RecordError, alike, columns_of, shown, text
 from janus_jax.data.tally import note
-from janus_jax.errors import DataError
+from janus_jax.errors import DataError, named
 from janus_jax.generation.prompt_file import raw_rows
 from janus_jax.storage import staging
 
@@ -53,23 +53,20 @@ def read_questions(
     questions: list[Question] = []
     places: dict[str | int, str] = {}
     first: dict[str, bool] = {}
-    for number, raw in raw_rows(source, lines=False):
-        place = f"{os.fspath(source)}:{number}"
-        try:
-            columns = _columns(raw)
+    for place, raw in raw_rows(source, lines=False):
+        with named(place):
+            columns = columns_of(raw)
             question = read(columns, place)
             present = {name: columns.has(name) for name in same}
             first = first or present
             if other := next((name for name in same if present[name] != first[name]), None):
-                here, there = ("has", "does not") if present[other] else ("has no", "has one")
-                what = f"{here} column {other!r}, but {questions[0].place} {there}; all rows need the same schema"
+                own, before = ("has", "does not") if present[other] else ("has no", "has one")
+                what = f"{own} column {other!r}, but {questions[0].place} {before}; all rows need the same schema"
                 raise RecordError("mixed_schemas", what)
             key = alike(question.id) if isinstance(question.id, str) else question.id
-            if (before := places.setdefault(key, place)) != place:
+            if (earlier := places.setdefault(key, place)) != place:
                 name = "instruction" if question.id == question.turns[0] else f"id {question.id!r}"
-                raise RecordError("duplicate_id", f"has the {name} of {before}; the tool would mix up their answers")
-        except RecordError as error:
-            raise RecordError(error.reason, place, str(error)) from None
+                raise RecordError("duplicate_id", f"has the {name} of {earlier}; the tool would mix up their answers")
         for column in columns.unread():
             note(Counter() if unread is None else unread, column, place)
         questions.append(question)
@@ -81,7 +78,8 @@ def read_questions(
 def required(columns: Columns, name: str) -> Any:
     """The value of a column that a question needs."""
     if name not in columns:
-        raise RecordError("missing_field", f"has no column {name!r}, which is needed; found: {', '.join(columns)}")
+        names = ", ".join(columns) or "nothing"
+        raise RecordError("missing_field", f"has no column {name!r}, which is needed; found: {names}")
     return columns[name]
 
 
@@ -95,11 +93,3 @@ def texts(value: Any, name: str, count: int, *, may_be_empty: bool = False) -> t
         kind = f"a list of {len(value)}" if isinstance(value, list) else shown(value)
         raise RecordError("wrong_type", f"column {name!r} must be a list of {count} texts, found {kind}")
     return tuple(text(one, f"{name}[{place}]", may_be_empty=may_be_empty) for place, one in enumerate(value))
-
-
-def _columns(raw: Any) -> Columns:
-    if isinstance(raw, RecordError):
-        raise raw
-    if not isinstance(raw, Mapping) or not filled(raw):
-        raise RecordError("wrong_type", f"a row must be an object with columns, found {shown(raw)}")
-    return Columns(raw)

@@ -12,24 +12,22 @@ import numpy as np
 
 from janus_jax.data.columns import shown
 from janus_jax.errors import DataError, counted
-from janus_jax.evaluation.intervals import mean_interval
+from janus_jax.evaluation.intervals import Cell, mean_cell
 from janus_jax.evaluation.paper import paper
 from janus_jax.evaluation.result_table import Row, Table
 
 _LC, _WINS, _MT_BENCH, _ARENA_HARD = paper("helpfulness")["columns"]
 _NORMAL = 1.96  # standard errors on each side of a 95 % interval
+_GAMES = "wins of both games; the paper's tool of 2024 fits them to a model of strength"
 _STRONG = 3
 """How often Arena-Hard-Auto counts a verdict with two signs."""
-
-Measured = tuple[float, float | None, float | None]
-"""A value and the ends of its 95 % interval."""
 
 
 @dataclasses.dataclass
 class Results:
     """Model -> column -> what a tool measured, and what there is to say of it."""
 
-    models: dict[str, dict[str, Measured]] = dataclasses.field(default_factory=lambda: defaultdict(dict))
+    models: dict[str, dict[str, Cell]] = dataclasses.field(default_factory=lambda: defaultdict(dict))
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def table(self, files: Sequence[str], only: Sequence[str] = ()) -> Table:
@@ -41,9 +39,8 @@ class Results:
         if missing := [name for name in only if name not in self.models]:
             raise DataError(f"--model {missing[0]}", f"in none of the files; there are: {', '.join(self.models)}")
         columns = (_LC, _WINS, _MT_BENCH, _ARENA_HARD)
-        nothing = (None, None, None)
         rows = [
-            Row(name, *map(list, zip(*(self.models[name].get(column, nothing) for column in columns), strict=True)))
+            Row.from_cells(name, [self.models[name].get(column, Cell()) for column in columns])
             for name in only or self.models
         ]
         title = "General helpfulness, by the official tools, with 95 % intervals"
@@ -71,7 +68,7 @@ def read_results(paths: Sequence[str]) -> Results:
     return results
 
 
-def _leaderboard(path: str, text: str, _: list[str]) -> list[tuple[str, str, Measured]]:
+def _leaderboard(path: str, text: str, _: list[str]) -> list[tuple[str, str, Cell]]:
     rows, measured = list(csv.DictReader(text.splitlines())), []
     if not rows or "win_rate" not in rows[0]:
         raise DataError(path, "has no column 'win_rate'; allowed: leaderboard.csv of AlpacaEval")
@@ -86,11 +83,11 @@ def _leaderboard(path: str, text: str, _: list[str]) -> list[tuple[str, str, Mea
                 except ValueError as fault:
                     raise DataError(f"{path}:{number}", f"column {value!r}: {fault}") from fault
                 ends = (None, None) if wide is None else (mean - wide, mean + wide)
-                measured.append((row[""] if "" in row else next(iter(row.values())), column, (mean, *ends)))
+                measured.append((row[""] if "" in row else next(iter(row.values())), column, Cell(mean, *ends)))
     return measured
 
 
-def _judgments(path: str, text: str, notes: list[str]) -> list[tuple[str, str, Measured]]:
+def _judgments(path: str, text: str, notes: list[str]) -> list[tuple[str, str, Cell]]:
     lines: dict[str, list[tuple[str, Any]]] = defaultdict(list)
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -106,18 +103,20 @@ def _judgments(path: str, text: str, notes: list[str]) -> list[tuple[str, str, M
         raise DataError(path, "holds no judgments; allowed: those of fschat (score) or of Arena-Hard-Auto (games)")
     measured = []
     for model, own in lines.items():
-        values, failed = [], 0
+        by_question: dict[Any, list[float]] = defaultdict(list)
+        failed = 0
         for place, line in own:
             try:
-                found = kind.values(line)
+                values, question = kind.values(line), line[kind.question]
             except (KeyError, TypeError, IndexError, ValueError) as error:
                 raise DataError(place, f"is another judgment than the first line: {error!r}") from error
-            values += found or []
-            failed += not found
+            by_question[question] += values
+            failed += not values
         if failed:
             notes.append(f"warning: {path}: {counted(failed, 'judgment')} of {model} failed and counts nowhere")
-        mean = float(np.mean(values)) if values else float("nan")
-        measured.append((model, kind.column, (mean, *mean_interval(np.array(values)))))
+        kept = [values for values in by_question.values() if values]
+        means, counts = np.array([np.mean(values) for values in kept]), np.array([len(values) for values in kept])
+        measured.append((model, kind.column, mean_cell(means, counts)))  # what is said of one question is alike
     notes.append(f"{path}: {kind.note}")
     return measured
 
@@ -145,6 +144,8 @@ def _wins(line: Mapping[str, Any]) -> list[float]:
 class _Kind:
     key: str
     """That its lines have."""
+    question: str
+    """What names the question of a line; its values are resampled together."""
     column: str
     values: Callable[[Mapping[str, Any]], list[float]]
     """Of a line; none: the judgment failed."""
@@ -152,6 +153,12 @@ class _Kind:
 
 
 _KINDS = (
-    _Kind("games", _ARENA_HARD, _wins, "wins of both games; the paper's tool of 2024 fits them to a model of strength"),
-    _Kind("score", _MT_BENCH, _score, "mean over both turns, as show_result has it"),
+    _Kind(
+        "games",
+        "uid",
+        _ARENA_HARD,
+        _wins,
+        "wins of both games; the paper's tool of 2024 fits them to a model of strength",
+    ),
+    _Kind("score", "question_id", _MT_BENCH, _score, "mean over both turns, as show_result has it"),
 )

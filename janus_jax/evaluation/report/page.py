@@ -12,6 +12,7 @@ from janus_jax.data.inspect import html
 from janus_jax.evaluation.report import charts, facts, samples
 from janus_jax.evaluation.report.inputs import Inputs
 from janus_jax.evaluation.report.results import Group, grouped
+from janus_jax.evaluation.result_table import Row, is_missing
 
 _ANSWER, _CONFIG, _CELL = 1500, 20_000, 400
 """Characters that are shown of an answer, of a configuration, and of a cell or a note."""
@@ -66,7 +67,6 @@ def page(inputs: Inputs, title: str, out: Path) -> str:
         bars_shown=_BARS,
         rows_shown=_ROWS,
         columns_shown=_COLUMNS,
-        cell_of=cell,
     )
 
 
@@ -86,20 +86,6 @@ def cut(text: Any, most: int = _CELL) -> str:
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
 
 
-def number(value: float | None) -> str:
-    """A value of a table."""
-    if value is None or value != value:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
-
-
-def cell(row: Any, column: int) -> str:
-    """A value of a row with its interval."""
-    low, high = (None if ends is None else ends[column] for ends in (row.low, row.high))
-    shown = number(row.values[column])
-    return shown if low is None or high is None or low != low else f"{shown} [{number(low)}, {number(high)}]"
-
-
 def _affordable(questions: Sequence[samples.Question]) -> list[samples.Question]:
     """As many as a page of bounded size can hold."""
     shown, left = [], _BUDGET
@@ -117,7 +103,7 @@ def _bars(group: Group) -> list[tuple[str, list[Bar]]]:
     made, columns = [], list(enumerate(group.table.columns))
     sure = [one for one in columns if any(row.low is not None and row.low[one[0]] is not None for row in group.rows)]
     for column, name in (sure or columns)[:_CHARTS]:
-        rows = [row for row in group.rows if number(row.values[column]) != "-"][:_BARS]
+        rows = [row for row in group.rows if not is_missing(row.values[column])][:_BARS]
         ends = [0.0]
         for row in rows:
             ends += [float(part[column] or 0) for part in (row.values, row.low, row.high) if part is not None]
@@ -128,15 +114,11 @@ def _bars(group: Group) -> list[tuple[str, list[Bar]]]:
     return made
 
 
-def _bar(row: Any, column: int, low: float, width: float) -> Bar:
+def _bar(row: Row, column: int, low: float, width: float) -> Bar:
     def share(value: float) -> float:
         return 100 * (value - low) / width
 
-    value, ends = (
-        float(row.values[column]),
-        [part[column] if part is not None else None for part in (row.low, row.high)],
-    )
-    has = all(end is not None and end == end for end in ends)
-    first, last = sorted((share(0.0), share(value)))
-    interval = (share(float(ends[0] or 0)), share(float(ends[1] or 0))) if has else None
-    return Bar(row.name, first, last - first, interval, cell(row, column))
+    value, *ends = (None if is_missing(part) else share(float(part or 0)) for part in row.cells()[column])
+    first, last = sorted((share(0.0), value or 0.0))
+    interval = None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+    return Bar(row.name, first, last - first, interval, row.texts()[column])

@@ -18,7 +18,7 @@ _LARGEST = 1e290
 _ALWAYS = ("judge", "scorer", "model", "fail", "left", "drop", "skip", "limit", "error", "without")
 """Settings that are never folded away have one of these in their names."""
 
-_COMPARED = ("judge", "scorer", "runs", "temperature", "top_p", "max_tokens", "show_system", "prompts", "rows_digest")
+_COMPARED = ("scorer", *judgements.COMPARED, "rows_digest")
 """Settings that must be the same where numbers are compared."""
 
 

@@ -117,7 +117,7 @@ def questions(samples: Iterable[Sample]) -> tuple[list[Question], int]:
     by_question: dict[str, list[Sample]] = {}
     for sample in samples:
         by_question.setdefault(sample.question, []).append(sample)
-    grids = [_grid(text, of) for text, of in by_question.items()]
+    grids = [_grid(text, own) for text, own in by_question.items()]
     grids.sort(key=lambda grid: -min(len(grid.systems), 2))  # sorting keeps the order of files otherwise
     return grids[:QUESTIONS], len(grids) - len(grids[:QUESTIONS])
 
@@ -130,9 +130,9 @@ def _grid(text: str, samples: list[Sample]) -> Question:
         if sample.system in systems:
             of_row.setdefault(sample.system, []).extend(sample.answers)
     rows = tuple(
-        Row(source, step, tuple(tuple(of.get(system, ())[:ANSWERS]) for system in systems))
-        for (source, step), of in cells.items()
-        if of
+        Row(source, step, tuple(tuple(own.get(system, ())[:ANSWERS]) for system in systems))
+        for (source, step), own in cells.items()
+        if own
     )
     shown = sum(len(cell) for row in rows for cell in row.cells)
     return Question(text, tuple(systems), rows, sum(len(sample.answers) for sample in samples) - shown)

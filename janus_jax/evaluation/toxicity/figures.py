@@ -1,36 +1,26 @@
 """The figures of RealToxicityPrompts for prompts with their continuations."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
-from janus_jax.evaluation.intervals import mean_interval
+from janus_jax.evaluation.intervals import Cell, mean_cell
 from janus_jax.evaluation.toxicity.generations import Generation, Sample
 from janus_jax.evaluation.toxicity.protocol import LEAST_PERPLEXITY_LEFT_OUT, TOXIC
 
 
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """A mean with the ends of its 95 % interval, by resampling prompts; NaN if no prompt has a value."""
-
-    value: float
-    low: float
-    high: float
-
-
-def figures(rows: Sequence[Generation]) -> list[Figure]:
-    """Average maximum toxicity, toxicity probability, output perplexity, dist-2, dist-3."""
+def figures(rows: Sequence[Generation]) -> list[Cell]:
+    """Average maximum toxicity, toxicity probability, output perplexity, dist-2, dist-3; intervals over prompts."""
     highest = maxima(rows)
     perplexities = [kept_perplexities(row.samples) for row in rows]
     perplexities = [one for one in perplexities if len(one)]
     counts = np.array([len(one) for one in perplexities], np.float64)
     means = np.array([one.mean() for one in perplexities], np.float64)
     return [
-        _mean(highest),
-        _mean((highest >= TOXIC).astype(np.float64)),
-        _mean(means, counts),
-        *(_mean(np.array([one for row in rows if (one := distinct(row.samples, n)) is not None])) for n in (2, 3)),
+        mean_cell(highest),
+        mean_cell((highest >= TOXIC).astype(np.float64)),
+        mean_cell(means, counts),
+        *(mean_cell(np.array([one for row in rows if (one := distinct(row.samples, n)) is not None])) for n in (2, 3)),
     ]
 
 
@@ -56,9 +46,3 @@ def distinct(samples: Sequence[Sample], length: int) -> float | None:
         return None
     grams = {tuple(words[at : at + length]) for words in texts for at in range(len(words) - length + 1)}
     return len(grams) / sum(map(len, texts))
-
-
-def _mean(values: np.ndarray, weights: np.ndarray | None = None) -> Figure:
-    if not len(values):
-        return Figure(float("nan"), float("nan"), float("nan"))
-    return Figure(float(np.average(values, weights=weights)), *mean_interval(values, weights=weights))

@@ -11,11 +11,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from janus_jax.data.columns import Columns, RecordError, shown, text
+from janus_jax.data.columns import Columns, RecordError, columns_of, shown, text
 from janus_jax.data.messages import read_conversation
-from janus_jax.errors import DataError
+from janus_jax.errors import DataError, named
 from janus_jax.evaluation.toxicity.prompts import prompt_id, prompt_of, share
-from janus_jax.generation.prompt_file import raw_rows
+from janus_jax.generation.prompt_file import name_of_source, raw_rows
 from janus_jax.storage import staging
 
 TOXICITY, UNSCORED, SCORER = "toxicity", "unscored", "scorer"
@@ -67,23 +67,16 @@ def read_generations(source: str | os.PathLike[str]) -> list[Generation]:
         DataError: "FILE:LINE: ..." for a row without prompt or continuations, with values that are not allowed, or with
             the id of another; "FILE: ..." for a file that is empty, is of another type or cannot be read.
     """
-    name, rows, places = os.fspath(source), [], {}
-    for at, raw in raw_rows(source, lines=False):
-        place = f"{name}:{at}"
-        try:
-            if isinstance(raw, RecordError):
-                raise raw
-            if not isinstance(raw, Mapping):
-                raise RecordError("wrong_type", f"a row must be an object, found {shown(raw)}; {_NEEDED}")
-            row = _row(raw, place)
+    rows, places = [], {}
+    for place, raw in raw_rows(source, lines=False):
+        with named(place):
+            row = _row(columns_of(raw, _NEEDED), raw, place)
             if (other := places.setdefault(row.id, place)) != place:
                 what = f"has the id {row.id!r} (or the prompt) of {other}; a row needs an id of its own"
                 raise RecordError("duplicate_id", what)
-        except RecordError as error:
-            raise RecordError(error.reason, place, str(error)) from None
         rows.append(row)
     if not rows:
-        raise DataError(name, "is empty; at least one row is needed")
+        raise DataError(name_of_source(source), "is empty; at least one row is needed")
     return rows
 
 
@@ -108,8 +101,7 @@ def only(rows: Sequence[Generation], column: str) -> Any:
     return first
 
 
-def _row(raw: Mapping[str, Any], place: str) -> Generation:
-    columns = Columns(raw)
+def _row(columns: Columns, raw: Mapping[str, Any], place: str) -> Generation:
     is_chat = columns.has("messages")
     if is_chat and columns.has("prompt"):
         raise RecordError("ambiguous_columns", "has both 'prompt' and 'messages'; keep one")

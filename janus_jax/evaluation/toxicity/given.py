@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from janus_jax.data.columns import Columns, RecordError, shown
+from janus_jax.data.columns import Columns, RecordError, columns_of, shown
 from janus_jax.data.tally import note
-from janus_jax.errors import DataError, counted
+from janus_jax.errors import DataError, counted, named
 from janus_jax.evaluation.toxicity.generations import Generation
-from janus_jax.generation.prompt_file import raw_rows
+from janus_jax.generation.prompt_file import name_of_source, raw_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +44,11 @@ def read_given(
     """
     numbers = {row.id: at for at, row in enumerate(rows)}
     values: list[dict[int, Given]] = [{} for _ in rows]
-    name = os.fspath(source)
-    for at, raw in raw_rows(source, lines=False):
-        place = f"{name}:{at}"
-        try:
-            if isinstance(raw, RecordError):
-                raise raw
-            if not isinstance(raw, Mapping) or any(one not in raw for one in ("id", "sample", column)):
+    for place, raw in raw_rows(source, lines=False):
+        with named(place):
+            columns = columns_of(raw)
+            if any(one not in columns for one in ("id", "sample", column)):
                 raise RecordError("missing_field", f"a line needs id, sample and {column}, found {shown(raw)}")
-            columns = Columns(raw)
             number, sample = _place(columns, numbers, rows)
             if sample in values[number]:
                 raise RecordError("duplicate_id", f"is the second line of id {raw['id']!r}, sample {sample}; keep one")
@@ -61,8 +57,6 @@ def read_given(
             values[number][sample] = Given(None if value is None else check(value, f"column {column!r}"), reason)
             for other in columns.unread():
                 note(Counter() if unread is None else unread, other, place)
-        except RecordError as error:
-            raise RecordError(error.reason, place, str(error)) from None
     missing = [
         (row.id, sample)
         for row, known in zip(rows, values, strict=True)
@@ -72,7 +66,8 @@ def read_given(
     if missing:
         first, sample = missing[0]
         what = f"lacks {counted(len(missing), 'continuation')}, the first of them id {first!r}, sample {sample}"
-        raise DataError(name, f"{what}; a line for each is needed, with {column} null if there is no number")
+        what = f"{what}; a line for each is needed, with {column} null if there is no number"
+        raise DataError(name_of_source(source), what)
     empty = Given(None, "empty")
     return [
         [known.get(sample, empty) for sample in range(len(row.samples))]

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import threading
-import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import requests
 
 from janus_jax.errors import ConfigError, JanusError, StorageError, first_line
 from janus_jax.storage.endpoint_journal import ReplyJournal
+from janus_jax.storage.endpoint_requests import checked_url
 from janus_jax.storage.pace import Pace, pause_after
 
 URL = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
@@ -62,7 +62,7 @@ class Perspective:
         concurrent: int = 4,
         timeout_s: float = 30.0,
     ):
-        self._url, self._variable, self._key = _checked_url(url), key_variable, _key(key_variable)
+        self._url, self._variable, self._key = checked_url("--url", url, URL), key_variable, _key(key_variable)
         if not 0 < requests_a_second <= 1e6:
             raise ConfigError(f"--requests-a-second {requests_a_second:g}: allowed: more than 0")
         self.settings: dict[str, Any] = {"attribute": attribute, "language": language, "url": url}
@@ -168,14 +168,14 @@ class Perspective:
     def _refusal(self, status: int, body: Any) -> str:
         error = body.get("error") if isinstance(body, dict) else None
         error = error if isinstance(error, dict) else {}
-        said = " ".join(first_line(error.get("message") or "no message").split()).replace(self._key, "***")
+        message = " ".join(first_line(error.get("message") or "no message").split()).replace(self._key, "***")
         details = json.dumps(error.get("details") or "")
         for kind, reason in _UNSCORABLE.items():
             if kind in details:
                 return reason
-        if status in (401, 403) or "API_KEY_INVALID" in details or "API key not valid" in said:
-            raise ConfigError(self._url, f"does not accept the key in ${self._variable} (status {status}: {said})")
-        raise ConfigError(self._url, f"refuses the request (status {status}: {said}); {ENDS}")
+        if status in (401, 403) or "API_KEY_INVALID" in details or "API key not valid" in message:
+            raise ConfigError(self._url, f"does not accept the key in ${self._variable} (status {status}: {message})")
+        raise ConfigError(self._url, f"refuses the request (status {status}: {message}); {ENDS}")
 
 
 def _json(content: bytes) -> Any:
@@ -201,16 +201,3 @@ def _key(variable: str) -> str:
     if not re.fullmatch(r"[!-~]+", key):
         raise ConfigError(f"${variable} holds blanks or characters that no key has")
     return key
-
-
-def _checked_url(url: str) -> str:
-    try:
-        parts = urllib.parse.urlsplit(url)
-        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        fits, parts = False, urllib.parse.urlsplit("")
-    if "@" in url or parts.query or parts.fragment:  # not shown: it may hold a secret
-        raise ConfigError("--url: allowed: no user, password, query or fragment; a key goes into the environment")
-    if not fits:
-        raise ConfigError(f"--url {url}: allowed: http:// or https:// and a host, like {URL}")
-    return url

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from janus_jax.data.columns import Columns, RecordError, shown, text
+from janus_jax.data.columns import Columns, RecordError, columns_of, shown, text
 from janus_jax.data.tally import note
-from janus_jax.errors import DataError
+from janus_jax.errors import DataError, named
 from janus_jax.evaluation.toxicity.protocol import TOXIC
-from janus_jax.generation.prompt_file import PromptRow, raw_rows
+from janus_jax.generation.prompt_file import PromptRow, name_of_source, raw_rows
 from janus_jax.storage import staging
 
 _PLACE = ("filename", "begin", "end")
@@ -44,22 +44,16 @@ def read_prompts(
         DataError: "FILE:LINE: ..." for a row without a prompt, with a toxicity outside 0 to 1, or with the id of
             another; "FILE: ..." if no prompt is left, or the file cannot be read.
     """
-    name = "stdin" if source == "-" else os.fspath(source)
     rows: list[PromptRow] = []
     places: dict[str, str] = {}
-    for at, raw in raw_rows(source):
+    for place, raw in raw_rows(source):
         if limit is not None and len(rows) >= limit:
             break
-        place = f"{name}:{at}"
-        try:
-            if isinstance(raw, RecordError):
-                raise raw
+        with named(place):
             row = _row(raw, place, Counter() if unread is None else unread)
             if (other := places.setdefault(row.rest["id"], place)) != place:
                 what = f"has the id {row.rest['id']!r} (or the prompt) of {other}; a row needs an id of its own"
                 raise RecordError("duplicate_id", what)
-        except RecordError as error:
-            raise RecordError(error.reason, place, str(error)) from None
         toxicity = row.rest.get("prompt_toxicity")
         if non_toxic and (toxicity is None or toxicity >= TOXIC):
             reason = "have no toxicity" if toxicity is None else f"have a toxicity of {TOXIC} or more"
@@ -67,9 +61,8 @@ def read_prompts(
         else:
             rows.append(row)
     if not rows:
-        raise DataError(
-            name, "has no prompt below the limit of --non-toxic" if places else "is empty; allowed: prompts"
-        )
+        what = "has no prompt below the limit of --non-toxic" if places else "is empty; allowed: prompts"
+        raise DataError(name_of_source(source), what)
     return rows
 
 
@@ -106,9 +99,7 @@ def share(value: Any, name: str) -> float:
 
 
 def _row(raw: Any, place: str, unread: Counter[str]) -> PromptRow:
-    if not isinstance(raw, Mapping):
-        raise RecordError("wrong_type", f"a row must be an object, found {shown(raw)}; {_NEEDED}")
-    columns = Columns(raw)
+    columns = columns_of(raw, _NEEDED)
     prompt, toxicity = prompt_of(columns)
     for column in columns.unread() - {"id", *_PLACE, *_NOT_USED}:
         note(unread, column, place)

@@ -40,7 +40,6 @@ class ScorerOptions:
     """Where a scorer that asks an API keeps replies."""
     key_variable: str = "PERSPECTIVE_API_KEY"
     url: str = URL
-    attribute: str = "TOXICITY"
     language: str = "en"
     requests_a_second: float = 1.0
     concurrent: int = 4
@@ -56,7 +55,6 @@ def perspective(options: ScorerOptions) -> Perspective:
         options.journal,
         key_variable=options.key_variable,
         url=options.url,
-        attribute=options.attribute,
         language=options.language,
         requests_a_second=options.requests_a_second,
         concurrent=options.concurrent,

@@ -1,13 +1,14 @@
 """The table of toxicity beside the paper's, and a picture of each prompt's highest score."""
 
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from janus_jax.errors import ConfigError, counted
+from janus_jax.evaluation.intervals import Cell
 from janus_jax.evaluation.paper import paper
+from janus_jax.evaluation.picture import plain, write
 from janus_jax.evaluation.result_table import Row, Table
 from janus_jax.evaluation.toxicity import figures
 from janus_jax.evaluation.toxicity.generations import PERPLEXITY_MODEL, SCORER, Generation, only
@@ -15,7 +16,6 @@ from janus_jax.evaluation.toxicity.perspective import ENDS
 from janus_jax.evaluation.toxicity.protocol import LEAST_PERPLEXITY_LEFT_OUT, SAMPLES, TOXIC
 from janus_jax.evaluation.toxicity.scorers import described, is_papers
 from janus_jax.evaluation.toxicity.scoring import unscored
-from janus_jax.storage import local
 
 MARK = "not comparable: the paper's scorer was Perspective API"
 
@@ -56,12 +56,9 @@ def draw(files: Mapping[str, Sequence[Generation]], scorer: str, path: Path) -> 
     Raises:
         StorageError: it cannot be written.
     """
-    import matplotlib
     import numpy as np
-    from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "janus"}):
-        figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    def fill(figure: Any) -> None:
         axis = figure.subplots()
         for name, rows in files.items():
             highest = np.sort(figures.maxima(rows))
@@ -69,16 +66,15 @@ def draw(files: Mapping[str, Sequence[Generation]], scorer: str, path: Path) -> 
                 shares = 1 - np.arange(len(highest)) / len(highest)
                 places = np.concatenate([[0.0], np.repeat(highest, 2), [1.0]])
                 heights = np.concatenate([[1.0, 1.0], np.repeat(shares[1:], 2), [0.0, 0.0]])
-                axis.plot(places, heights, label=name.replace("$", r"\$"))
+                axis.plot(places, heights, label=plain(name))
         axis.axvline(TOXIC, color="grey", lw=1, ls="--")
         axis.set_xlim(0, 1)
         axis.set_ylim(0, 1.02)
-        axis.set_xlabel(f"highest toxicity of a prompt's continuations ({scorer}); dashed: {TOXIC}".replace("$", r"\$"))
+        axis.set_xlabel(f"highest toxicity of a prompt's continuations ({plain(scorer)}); dashed: {TOXIC}")
         axis.set_ylabel("share of prompts with at least that")
         axis.legend(fontsize=9)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
-    local.write_bytes(path, buffer.getvalue())
+
+    write(path, (7.5, 4.2), fill)
 
 
 def _rows(name: str, rows: Sequence[Generation]) -> Iterator[Row]:
@@ -91,9 +87,7 @@ def _rows(name: str, rows: Sequence[Generation]) -> Iterator[Row]:
 
 
 def _row(name: str, rows: Sequence[Generation]) -> Row:
-    made = figures.figures(rows)
-    values = [*(one.value for one in made), len(rows)]
-    return Row(name, values, [*(one.low for one in made), None], [*(one.high for one in made), None])
+    return Row.from_cells(name, [*figures.figures(rows), Cell(len(rows))])
 
 
 def _notes(rows: Sequence[Generation], model: str | None) -> Iterator[str]:
@@ -120,7 +114,8 @@ def _notes(rows: Sequence[Generation], model: str | None) -> Iterator[str]:
         if missing := len(samples) - len(known):
             yield f"{counted(missing, 'continuation')} without a perplexity"
         if high:
-            yield f"{counted(high, 'perplexity').replace('perplexitys', 'perplexities')} of 10,000 or more left out"
+            least = f"{LEAST_PERPLEXITY_LEFT_OUT:,.0f}"
+            yield f"{counted(high, 'continuation')} with a perplexity of {least} or more left out of its mean"
     if chats := sum(row.is_chat for row in rows):
         part = "prompts" if chats == len(rows) else f"{chats:,} of {len(rows):,} prompts"
         yield f"{part} were messages of a chat; which way the paper took is not known"

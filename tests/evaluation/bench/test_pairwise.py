@@ -87,6 +87,18 @@ def test_wins_ties_and_consistency_by_hand(tmp_path):
     assert "warning: mine: 1 of 12 verdicts failed; they count nowhere; most often: no verdict" in lines
     assert any(line.startswith("GPT-4-0613") and line.endswith("66.4") for line in lines)
     assert facts["low"] <= 0.55 <= facts["high"]
+    win, *others, consistent = list(made.shares().values())
+    assert win.low < 0.4 < win.high and consistent.low < 0.6 < consistent.high
+    assert others[-1].value == pytest.approx(0.8)  # win + tie
+
+
+def test_runs_of_a_row_are_resampled_together(tmp_path):
+    """Equal runs say no more than one of them does."""
+    once = kept(tmp_path, [("own", "own"), ("other", "other"), ("own", "own"), ("tie", "tie")] * 3)
+    lines = [line | {"run": run} for line in once.lines for run in range(3)]
+    thrice = dataclasses.replace(once, lines=lines)
+    for name, cell in result(thrice).shares().items():
+        assert cell == pytest.approx(result(once).shares()[name])
 
 
 def test_a_judge_that_only_sees_the_place_is_inconsistent(tmp_path):

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from janus_jax.errors import ConfigError, DataError
 from janus_jax.evaluation.bench import judgements, tables
 from janus_jax.evaluation.bench.rows import read_bench
 from janus_jax.evaluation.intervals import mean_interval
@@ -96,3 +97,33 @@ def test_a_known_mean_lies_in_its_interval():
     assert 180 <= inside <= 198
     assert mean_interval(np.array([2.0, 2.0])) == (2.0, 2.0)
     assert np.isnan(mean_interval(np.array([]))).all()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[1]", "judgements.jsonl:2: is damaged: allowed: an object"),
+        ('{"id": "0", "run": 0, "reason": "", "rubric": 0}', "judgements.jsonl:2: is damaged: score is missing"),
+    ],
+)
+def test_a_damaged_line_of_verdicts_is_named(tmp_path, rows, line, message):
+    directory = judged(tmp_path / "m", rows, lambda *_: 3)
+    path = directory / judgements.JUDGEMENTS
+    path.write_text(f"{path.read_text().splitlines()[0]}\n{line}\n")
+    with pytest.raises(ConfigError, match=message):
+        judgements.read(directory, "absolute")
+
+
+def test_judges_with_other_limits_of_tokens_do_not_compare(tmp_path, rows):
+    made = [
+        judgements.read(judged(tmp_path / f"{most}", rows, lambda *_: 3, max_completion_tokens=most), "absolute")
+        for most in (16, 1024)
+    ]
+    notes = tables.table(made, [tables.groups(one, one.path.name, {}) for one in made]).notes
+    assert any("max_completion_tokens differ, so their means do not compare" in note for note in notes)
+
+
+def test_a_prompt_of_a_set_that_cannot_be_read_is_named(tmp_path):
+    path = write_rows(tmp_path / "set.jsonl", [{"prompt": "Why?"}, {"prompt": 5}])
+    with pytest.raises(DataError, match=r"set.jsonl:2: column 'prompt' must be a string"):
+        tables.read_set(path)

@@ -44,6 +44,16 @@ def test_three_tools_beside_the_paper(janus, tmp_path):
     assert set(read_results([str(board)]).models) == {"mine", "other"}
 
 
+def test_both_turns_of_a_question_are_resampled_together(tmp_path):
+    """Equal scores of both turns say no more than one of them does."""
+    numbers = range(81, 91)
+    pairs = [score(number, turn, number % 10 + 1) for number in numbers for turn in (1, 2)]
+    singles = [one for one in pairs if one["turn"] == 1]
+    files = [write_questions(tmp_path / f"{len(lines)}.jsonl", lines) for lines in (pairs, singles)]
+    both, single = (read_results([str(file)]).models["mine"]["MT-Bench"] for file in files)
+    assert both == pytest.approx(single) and both.low < 5.5 < both.high
+
+
 def test_files_that_are_refused(tmp_path):
     (tmp_path / "leaderboard.csv").write_text(BOARD)
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")

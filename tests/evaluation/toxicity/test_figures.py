@@ -1,11 +1,11 @@
 """Figures against a second, plain implementation of the published formulas."""
 
-import math
 import random
 
 import numpy as np
 import pytest
 
+from janus_jax.evaluation.intervals import Cell
 from janus_jax.evaluation.toxicity import figures
 from janus_jax.evaluation.toxicity.generations import read_generations
 from tests.support.toxic import continued, write
@@ -73,5 +73,5 @@ def test_what_is_missing_is_never_zero(tmp_path):
     assert (toxicity, share, perplexity) == (0.2, 0.0, 3.0)
     assert two == pytest.approx((1 / 2 + 1 / 5) / 2) and three == pytest.approx((0 + 1 / 5) / 2)
     nothing = figures.figures(read[1:2])
-    assert all(math.isnan(one.value) and math.isnan(one.low) for one in nothing)
+    assert nothing == [Cell()] * 5
     assert figures.distinct(read[1].samples, 2) is None

@@ -60,7 +60,7 @@ def test_what_is_missing_is_counted_in_notes(read):
         "31 continuations without text",
         "4 prompts with a maximum of exactly 0.5 (counting only higher ones: 0.000)",
         "31 continuations without a perplexity",
-        "1 perplexity of 10,000 or more left out",
+        "1 continuation with a perplexity of 10,000 or more",
         "perplexity under gpt2-xl",
         "went on with the prompts as text",
     ):
