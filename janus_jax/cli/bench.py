@@ -38,7 +38,7 @@ def run(
             help="System message: the row's own, none, 'You are a helpful assistant.', or this text for all rows.",
         ),
     ] = "row",
-    limit: judges.Limit = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of the bench.")] = None,
     step: arguments.Step = None,
     template: arguments.Template = None,
     max_new_tokens: arguments.MaxNewTokens = 1024,
@@ -151,7 +151,7 @@ def table(
     arguments.on_cpu()
     from janus_jax.evaluation.bench import judgements, tables
 
-    require_table_files(json_file, csv_file)
+    require_table_files(json_file, csv_file, inputs=set_ or ())
     sets = tables.parse_sets(set_ or ())
     judged = [judgements.read(path, "absolute") for path in directories]
     made = [tables.groups(one, name, sets) for one, name in zip(judged, tables.names_of(directories), strict=True)]
@@ -179,7 +179,7 @@ def compare(
     arguments.on_cpu()
     from janus_jax.evaluation.bench import judgements, pairwise
 
-    require_table_files(json_file, csv_file)
+    require_table_files(json_file, csv_file, inputs=(bench, answers, against))
     files = {"answers": answers, "against": against}
     if judges.ask("pairwise", pairwise.questions, bench, files, options):
         judged = judgements.read(options.out, "pairwise")

@@ -85,7 +85,7 @@ def evaluate(
             require_installed()
             if out is not None:
                 require_writable("--out", out)
-            require_table_files(json, csv)
+            require_table_files(json, csv, inputs=())
     options = HarnessOptions(
         names,
         social_bias=social_bias,

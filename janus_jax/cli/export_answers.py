@@ -115,5 +115,5 @@ def helpfulness(
     arguments.on_cpu()
     from janus_jax.evaluation.official.results import read_results
 
-    require_table_files(json_file, csv_file)
+    require_table_files(json_file, csv_file, inputs=results)
     show_table(read_results(results).table(results, model or ()), json_file, csv_file)

@@ -104,6 +104,8 @@ class Options:
         """Without a key, it only estimates."""
         from janus_jax.storage.endpoint import Endpoint
 
+        if self.money_budget is not None and self.prices is None:
+            raise ConfigError(f"--money-budget {self.money_budget:g}: needs --prices")
         return Endpoint(
             self.base_url,
             self.judge,

@@ -82,7 +82,7 @@ def diversity(
     The average and the maximum over the pairs of an instruction, each as the mean over all instructions.
     """
     arguments.on_cpu()
-    require_table_files(json_file, csv_file, plot)
+    require_table_files(json_file, csv_file, plot, inputs=answers)
     from janus_jax.evaluation.measure import diversity as measure
     from janus_jax.evaluation.measure.answers import PROMPT, named_files
 
@@ -127,7 +127,7 @@ def verbosity(
 ) -> None:
     """How long answers are, beside the reference answers; how many are cut off or run in circles."""
     arguments.on_cpu()
-    require_table_files(json_file, csv_file, plot)
+    require_table_files(json_file, csv_file, plot, inputs=(*answers, reference))
     from janus_jax.evaluation.measure import verbosity as measure
     from janus_jax.evaluation.measure.answers import named_files
 
@@ -193,7 +193,7 @@ def system_effect(
         place = arguments.runtime_options(None, None, None, devices)
         processes.supervise(place)
         processes.start(place)
-    require_table_files(json_file, csv_file, plot)
+    require_table_files(json_file, csv_file, plot, inputs=answers)
     from janus_jax.checkpoint.stored_model import open_model
     from janus_jax.evaluation.measure import system_effect as measure
     from janus_jax.evaluation.measure.answers import named_files

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,13 +68,24 @@ def require_new_file(name: str, path: Path) -> None:
         raise ConfigError(f"{name} {path}: exists; remove it, or choose another name")
 
 
-def require_table_files(json: Path | None, csv: Path | None, plot: Path | None = None) -> None:
-    """Refuses files of --json, --csv and --plot that cannot be written, or that are one file."""
+def require_table_files(
+    json: Path | None, csv: Path | None, plot: Path | None = None, *, inputs: Iterable[str | os.PathLike[str] | None]
+) -> None:
+    """Refuses files of --json, --csv and --plot that cannot be written, are one file, or are one of the inputs.
+
+    Args:
+        inputs: what the command reads, as it was given: FILE or NAME=FILE. None is nothing.
+    """
     given = {name: path for name, path in (("--json", json), ("--csv", csv), ("--plot", plot)) if path is not None}
     for name, path in given.items():
         require_file(name, path)
     if len({path.resolve() for path in given.values()}) < len(given):
         raise ConfigError(f"{' and '.join(given)}: name the same file")
+    texts = [os.fspath(one) for one in inputs if one is not None]
+    read = {os.path.realpath(os.path.expanduser(part)) for text in texts for part in (text, text.partition("=")[2])}
+    for name, path in given.items():
+        if os.path.realpath(path) in read and path.exists():
+            raise ConfigError(f"{name} {path}: is a file that this command reads; choose another name")
     if plot is not None and plot.suffix != ".svg":
         raise ConfigError(f"--plot {plot}: allowed: a file that ends with .svg")
 

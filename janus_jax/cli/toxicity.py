@@ -257,7 +257,7 @@ def table(
     from janus_jax.evaluation.toxicity import tables
     from janus_jax.evaluation.toxicity.generations import read_generations
 
-    require_table_files(json_file, csv_file, plot)
+    require_table_files(json_file, csv_file, plot, inputs=files)
     names = [path.stem for path in files]
     names = names if len(set(names)) == len(names) else list(map(str, files))
     if twice := [name for name, count in Counter(names).items() if count > 1]:
@@ -295,6 +295,6 @@ def _join(
 
 def _require_one(one: str, first: Any, other: str, second: Any, name: str | None) -> None:
     if (first is None) is (second is None):
-        raise ConfigError(f"{one} and {other}: allowed: one of them")
+        raise ConfigError(f"{one} and {other}: give one of them")
     if (second is None) is not (name is None or not name.strip()):
-        raise ConfigError(f"--name: allowed with {other}, which needs it")
+        raise ConfigError(f"{other} and --name: give both or neither")

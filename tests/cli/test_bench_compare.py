@@ -53,6 +53,7 @@ def test_a_known_preference_is_recovered_and_a_bias_for_a_place_is_told(janus, f
     out, told, _ = run(lambda body, count: said("[RESULT] A"), "biased")
     assert (told["score"], told["consistent"], told["first_place"]) == (0.5, 0, 1)
     assert "50.000 [50.000, 50.000]" in out and "the judge is inconsistent" in out
+    assert "no pair has a winner and answers of different lengths" in out and "nan" not in out
     code, _, err = janus("bench", "table", tmp_path / "biased")
     assert code == 2 and "holds verdicts of kind 'pairwise'" in err
 

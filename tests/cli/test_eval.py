@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="extra eval")
 
-from janus_jax.evaluation.harness import lm, tasks, together
+from janus_jax.evaluation.harness import lm, social_bias, tasks, together
 from janus_jax.generation.engine import Engine
 from tests.support import harness
 from tests.support.text_models import reward_model
@@ -182,3 +182,8 @@ def test_without_the_package_it_says_how_to_install_it(evaluate, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *own: None if name == "lm_eval" else spec(name, *own))
     code, _, err = evaluate("--tasks", "bbq")
     assert code == 2 and "pip install 'janus_jax[eval]'" in err
+
+
+def test_a_table_without_gotchas_says_why():
+    assert social_bias.why_without([{"pct_female": 60.5}, {}]) == "none of these sentences is a gotcha"
+    assert social_bias.why_without([{}]) == "no row has pct_female, and no file is named winogender_gotcha"

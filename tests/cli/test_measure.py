@@ -71,6 +71,11 @@ def test_diversity_refuses_what_it_cannot_compare(janus, answers, tmp_path):
     assert "--by and --samples" in refused(janus, "diversity", answers, "--by", "id", "--samples")
     assert "ends with .svg" in refused(janus, "diversity", answers, "--plot", tmp_path / "x.png")
     assert "no such file" in refused(janus, "diversity", tmp_path / "none.jsonl").lower()
+    assert f"{tmp_path}: is a directory; allowed: a file" in refused(janus, "diversity", tmp_path)
+    for given in (answers, f"m={answers}"):
+        read = f"--csv {answers}: is a file that this command reads"
+        before = answers.read_bytes()
+        assert read in refused(janus, "diversity", given, "--csv", answers) and answers.read_bytes() == before
 
 
 def test_verbosity_beside_the_references_of_a_bench(janus, answers, tmp_path):

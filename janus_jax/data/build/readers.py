@@ -300,6 +300,8 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 def check_type(path: Path) -> None:
     """Raises DataError for a file type that is not in SUFFIXES."""
+    if path.is_dir():
+        raise DataError(path, "is a directory; allowed: a file")
     if file_type(path) not in SUFFIXES:
         raise DataError(path, f"unknown file type {file_type(path)!r}; {ALLOWED}")
 

@@ -84,8 +84,9 @@ class Outcome:
             return
         self.asked, self.text = self.asked + 1, reply.text
         self.value = read(reply)
+        replies = "reply" if self.asked == 1 else "replies"
         cut = ", cut by max_tokens" if reply.finish_reason == "length" else ""
-        self.reason = "" if self.value is not None else f"no verdict in {self.asked} replies{cut}"
+        self.reason = "" if self.value is not None else f"no verdict in {self.asked} {replies}{cut}"
 
 
 Item = tuple[int, int]

@@ -189,7 +189,9 @@ def table(judged: Judged, name: str) -> Table:
     notes = [
         *judgements.notes(judged, name, {"orders": "both"}),
         "score: a tie counts half; consistent: the same verdict in both orders",
-        f"winners have {facts['winner_words']:.0f} words, losers {facts['loser_words']:.0f}",
+        "no pair has a winner and answers of different lengths"
+        if np.isnan(facts["winner_words"])
+        else f"winners have {facts['winner_words']:.0f} words, losers {facts['loser_words']:.0f}",
     ]
     if facts["consistent"] < _CONSISTENT:
         notes.append("warning: the judge is inconsistent: its verdicts follow the order of the answers")

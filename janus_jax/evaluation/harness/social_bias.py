@@ -50,7 +50,7 @@ def table(
     rows = [*winogender(samples[WINOGENDER], samples.get(GOTCHA)), *crows(samples[CROWS]), *bbq(samples[BBQ])]
     lines = [*notes_of(options, notes), _GOTCHA, _BBQ, _PAPER]
     if not any(row.name == "Winogender: gotcha accuracy" for row in rows):
-        lines.insert(0, "no gotcha accuracy: the rows have no pct_female, and there is no file winogender_gotcha")
+        lines.insert(0, f"no gotcha accuracy: {why_without([one['doc'] for one in samples[WINOGENDER]])}")
     title = f"social bias: {facts['model']}"
     return Table("harness", title, ["value", "documents"], rows, lines, settings(tasks, facts, options))
 
@@ -77,6 +77,13 @@ def is_gotcha(doc: Mapping[str, Any]) -> bool:
         return False
     typical = (gender == "female") is (float(share) >= 50)
     return typical is (int(doc["label"]) == 1)
+
+
+def why_without(docs: Sequence[Mapping[str, Any]]) -> str:
+    """Why no sentence is a gotcha."""
+    if any(doc.get("pct_female") is not None for doc in docs):
+        return "none of these sentences is a gotcha"
+    return f"no row has pct_female, and no file is named {GOTCHA}"
 
 
 def crows(samples: Sequence[Mapping[str, Any]]) -> list[Row]:

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -113,7 +114,7 @@ class Export:
             self._model = open_model(model, step)
             require_language_model(self._model.config, self._model.path)
             self._written = prompt_format(self._model, template)
-            name = name or Path(str(self._model.path)).name
+            name = name or default_name(model)
             if not NAME.fullmatch(name):
                 raise ConfigError("--name", f"{name!r} cannot name a model in {tool.name}; allowed: {ALLOWED_NAME}")
             names = [name] if len(systems) == 1 else [f"{name}-{system.label}" for system in systems]
@@ -347,6 +348,11 @@ class Export:
             self._tell(f"note: {what}, if the first answer is long; --max-new-tokens makes it shorter")
         if settings := ignored_settings(self._model, self._options.sampling):
             self._tell(f"note: the model's generation_config.json names {settings}; only the options count here")
+
+
+def default_name(model: str) -> str:
+    """The last part of what was given, not of the step or the hub's copy that it leads to."""
+    return Path(os.path.abspath(model)).name
 
 
 def _followed(row: PromptRow, answer: str, question: Question) -> list[dict[str, str]]:

@@ -61,7 +61,9 @@ def _named(text: str) -> tuple[str, str]:
     """Label and path; a path that exists is no label, whatever is in its name."""
     name, equals, path = text.partition("=")
     if not equals or not name or "/" in name or os.path.exists(text):
-        return "", text
+        path, name = text, ""
+    if not path.strip():
+        raise DataError(f"{text!r}", "names no path; allowed: PATH or NAME=PATH")
     return name, path
 
 

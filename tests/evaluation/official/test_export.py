@@ -47,6 +47,11 @@ def made(tool, model, questions, out, *, systems=("default",), options=OPTIONS, 
     return Export(TOOLS[tool], str(model), read, out, read_systems(systems), options, tell=tell, **more)
 
 
+@pytest.mark.parametrize("given", ["runs/sft", "runs/sft/", "gs://bucket/runs/sft", "someone/sft"])
+def test_a_model_is_called_after_the_end_of_its_path_not_after_its_step(given):
+    assert export.default_name(given) == "sft"
+
+
 def turns(path):
     return [row["choices"][0]["turns"] for row in read_answers("mt_bench", path)]
 

@@ -67,6 +67,12 @@ def test_what_is_not_recognised_is_refused_in_one_line(janus, tmp_path, name, co
     assert not list(tmp_path.glob("*r.html*")) and not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("given", ["", "X="])
+def test_a_name_without_a_path_is_refused(given):
+    with pytest.raises(DataError, match="names no path; allowed: PATH or NAME=PATH"):
+        inputs.read([given])
+
+
 def test_a_directory_of_runs_names_them(tmp_path):
     write_run(tmp_path / "runs" / "sft")
     with pytest.raises(DataError, match="it holds the runs sft: name them"):
