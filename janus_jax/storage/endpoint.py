@@ -1,12 +1,12 @@
 """A client of OpenAI-compatible endpoints that asks and pays for nothing twice."""
 
-import concurrent.futures
 import hashlib
 import json
 import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 from janus_jax.errors import ConfigError, JanusError, StorageError, counted, first_line
@@ -92,7 +92,7 @@ class Endpoint:
         self._lock = threading.RLock()
         self._answered = 0
         self._refusals: list[ConfigError] = []
-        self._running: dict[concurrent.futures.Future[dict[str, Any] | None], Request] = {}
+        self._running: dict[futures.Future[dict[str, Any] | None], Request] = {}
         self._pace = Pace(requests_a_minute, tokens_a_minute, wait=self._stop.wait)
         self.usage = Usage()
         """Of everything in the journal, and of this process."""
@@ -180,7 +180,7 @@ class Endpoint:
 
     def _ask_all(self, requests: Sequence[Request]) -> Iterator[Reply]:
         self._stop.clear()
-        pool = concurrent.futures.ThreadPoolExecutor(self._concurrent)
+        pool = futures.ThreadPoolExecutor(self._concurrent)
         waiting, end = list(reversed(requests)), None
         running = self._running = {}
         try:
@@ -193,7 +193,7 @@ class Endpoint:
                     if not fits:
                         end = None if running else self._poor(len(waiting))
                         break
-                done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                done, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
                 for future in done:
                     request = running.pop(future)
                     try:
