@@ -46,7 +46,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Most tokens of a text. Default: as each task has it.")
     ] = None,
     seed: arguments.Seed = 0,
-    rows: Annotated[int, typer.Option(min=1, help="Texts that grow at the same time.")] = 32,
+    rows: Annotated[int, typer.Option("--rows", "--batch", min=1, help="Texts that grow at the same time.")] = 32,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Directory of the harness's result files. The same command goes on in it."),
