@@ -4,7 +4,7 @@ import concurrent.futures
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
@@ -127,6 +127,21 @@ def on_cpu() -> None:
     environment.use_cpu_only()
     preflight.require_known_xla_flags()
     preflight.require_known_jax_variables()
+
+
+def require_unset(options: Mapping[str, tuple[Any, Any]], why: str) -> None:
+    """Refuses options that would not be used.
+
+    Args:
+        options: their names, values and defaults.
+        why: what they need, for the message.
+
+    Raises:
+        ConfigError: one is not its default.
+    """
+    for name, (value, default) in options.items():
+        if value != default:
+            raise ConfigError(f"{name}: {why}")
 
 
 def runtime_options(

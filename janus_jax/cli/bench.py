@@ -8,7 +8,6 @@ import typer
 
 from janus_jax.cli import arguments, export_answers, judges
 from janus_jax.cli.outputs import CsvFile, JsonFile, require_table_files, show_table
-from janus_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from janus_jax.generation.prompt_file import PromptRow
@@ -85,10 +84,10 @@ def run(
 
     sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty)
     if base_url is not None:
-        own = {"step": step, "template": template, "cache-dtype": cache_dtype, "devices": devices}
-        own |= {"coordinator": coordinator, "num-processes": num_processes, "process-id": process_id}
-        if unused := [f"--{name}" for name, value in own.items() if value is not None]:
-            raise ConfigError(f"{unused[0]}: not allowed with --base-url, whose server decides it")
+        own = {"--step": step, "--template": template, "--cache-dtype": cache_dtype, "--devices": devices}
+        own |= {"--coordinator": coordinator, "--num-processes": num_processes, "--process-id": process_id}
+        unset = {name: (value, None) for name, value in own.items()}
+        arguments.require_unset(unset, "not allowed with --base-url, whose server decides it")
         options = {"temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens, "seed": seed}
         neutral = {"top_k": (top_k, 0), "min_p": (min_p, 0.0), "repetition_penalty": (repetition_penalty, 1.0)}
         options |= {name: value for name, (value, without) in neutral.items() if value != without}
@@ -97,6 +96,9 @@ def run(
         variable = None if no_key else key_variable
         judges.answer(base_url, model, read, out, options, concurrent=rows, key_variable=variable, timeout_s=timeout)
         return
+    of_server = {"--key-variable": (key_variable, "OPENAI_API_KEY"), "--no-key": (no_key, False)}
+    of_server |= {"--no-seed": (no_seed, False), "--timeout": (timeout, 600.0)}
+    arguments.require_unset(of_server, "needs --base-url")
     answer_all(
         model,
         read,

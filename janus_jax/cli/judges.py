@@ -84,9 +84,23 @@ class Options:
     ] = False
 
     def judging(self) -> Any:
-        """The `Judging` of these options."""
+        """The `Judging` of these options.
+
+        Raises:
+            ConfigError: an option is given, and left out by another one.
+        """
         from janus_jax.evaluation.bench.judge import Judging
 
+        left_out = {
+            "--no-temperature": (self.no_temperature, "temperature"),
+            "--no-top-p": (self.no_top_p, "top_p"),
+            "--no-seed": (self.no_seed, "seed"),
+            "--max-completion-tokens": (self.max_completion_tokens, "max_tokens"),
+        }
+        for option, (given, name) in left_out.items():
+            if given:
+                unset = {f"--{name.replace('_', '-')}": (getattr(self, name), getattr(Options, name))}
+                arguments.require_unset(unset, f"not allowed with {option}")
         return Judging(
             self.judge,
             self.base_url,

@@ -158,6 +158,21 @@ def score(
     require_new_file("--out", out)
     if scorer is not None and scorer not in SCORERS:
         raise ConfigError(f"--scorer {scorer}: allowed: {', '.join(SCORERS)}")
+    of_scorers = {
+        "perspective": {
+            "--key-variable": (key_variable, "PERSPECTIVE_API_KEY"),
+            "--url": (url, None),
+            "--language": (language, "en"),
+            "--requests-a-second": (requests_a_second, 1.0),
+            "--concurrent": (concurrent, 4),
+            "--timeout": (timeout, 30.0),
+            "--journal": (journal, None),
+        },
+        "classifier": {"--classifier": (classifier, None), "--label": (label, None), "--batch": (batch, 64)},
+    }
+    for owner, own in of_scorers.items():
+        if scorer != owner:
+            arguments.require_unset(own, f"needs --scorer {owner}")
     rows = file.read_generations(generations)
     if any(one.toxicity is not None for row in rows for one in row.samples):
         tell(f"note: {generations} has scores already; the new ones replace them in {out}")
@@ -219,6 +234,8 @@ def perplexity(
     from janus_jax.evaluation.toxicity import generations as file
 
     if perplexities is not None:
+        of_model = {"--step": step, "--coordinator": coordinator, "--devices": devices}
+        arguments.require_unset({name: (value, None) for name, value in of_model.items()}, "needs --model")
         from janus_jax.evaluation.toxicity import perplexity as joining
 
         require_new_file("--out", out)

@@ -40,7 +40,8 @@ class Table:
     """What an evaluation measured."""
 
     kind: str
-    """Of the evaluation: bench, pairwise, harness, diversity, verbosity, system_effect, toxicity."""
+    """Of the evaluation: bench, pairwise, harness, diversity, verbosity, system_effect, toxicity,
+    helpfulness."""
     title: str
     columns: Sequence[str]
     rows: Sequence[Row]

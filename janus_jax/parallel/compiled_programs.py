@@ -1,4 +1,4 @@
-"""Compiled programs on disk, so that a second start compiles nothing. JAX keeps them; this bounds and mends them.
+"""Compiled programs on disk, so that a second start compiles less. JAX keeps them; this bounds and mends them.
 
 JAX's key holds the program, its options, devices and versions. It writes a program under a lock, and last the time of
 its use: a process that is killed in between leaves a program that cannot be read, that nothing replaces, and that

@@ -99,6 +99,9 @@ def test_other_settings_are_refused_by_name(judge, files, tmp_path):
         ):
             code, _, err = judge(server, *options)
             assert code == 2 and f"error: --out judged/settings.json: {says}" in err, err
+        for option, without in (("--temperature", "--no-temperature"), ("--top-p", "--no-top-p")):
+            code, _, err = judge(server, option, 0.5, without)
+            assert code == 2 and f"error: {option}: not allowed with {without}" in err, err
         code, _, err = judge(server, answers=other)
         assert code == 2 and "error: --out judged/rows.jsonl:1: has another answer to the row '" in err, err
         changed = write_rows(tmp_path / "changed.jsonl", [ROWS[0], {**ROWS[1], "source": "else"}, *ROWS[2:]])

@@ -83,6 +83,8 @@ def test_a_server_answers_and_nothing_is_asked_twice(janus, tmp_path, monkeypatc
         assert code == 2 and "exists; remove it" in err
         code, _, err = janus(*words[:-1], tmp_path / "other.jsonl", "--template", "chatml")
         assert code == 2 and "--template: not allowed with --base-url" in err
+        code, _, err = janus("bench", "run", bench, "export", "--no-key", "--out", tmp_path / "other.jsonl")
+        assert code == 2 and "--no-key: needs --base-url" in err
     with serving(lambda body, count: refused(400, "extra inputs: repetition_penalty")) as server:
         words = ("bench", "run", bench, "export", "--base-url", server.url, "--no-key", "--out", tmp_path / "x.jsonl")
         code, _, err = janus(*words)

@@ -124,8 +124,8 @@ def score(reply: str, *, is_cut: bool = False) -> int | None:
 
 def plain(reply: str) -> str:
     """A reply without thoughts, marks without width and runs of blanks, in digits, quotes and dashes of ASCII."""
-    said = _THOUGHT_BEFORE.sub(" ", _THOUGHT.sub(" ", reply))
-    text = unicodedata.normalize("NFKC", html.unescape(said)).translate(_PLAIN).replace("\\_", "_")
+    answer = _THOUGHT_BEFORE.sub(" ", _THOUGHT.sub(" ", reply))
+    text = unicodedata.normalize("NFKC", html.unescape(answer)).translate(_PLAIN).replace("\\_", "_")
     text = "".join(one for one in text if unicodedata.category(one) != "Cf")
     return re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text)).strip()
 
