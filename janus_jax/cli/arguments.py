@@ -1,6 +1,7 @@
 """Arguments that several commands share: configurations and overrides, models and sampling, processes and devices."""
 
 import concurrent.futures
+import dataclasses
 import re
 import sys
 import textwrap
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
+from janus_jax.cli.option_groups import OptionGroup
 from janus_jax.errors import ConfigError
 from janus_jax.parallel import environment, preflight, supervisor
 from janus_jax.parallel.environment import COORDINATOR_PORT
@@ -16,6 +18,7 @@ from janus_jax.parallel.processes import START_TIMEOUT_S, RuntimeOptions
 
 if TYPE_CHECKING:
     from janus_jax.config.run import RunConfig
+    from janus_jax.generation.sampling import SamplingOptions
 
 SETTINGS: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
 """Of every group of commands."""
@@ -43,6 +46,35 @@ Coordinator = Annotated[
 NumProcesses = Annotated[int | None, typer.Option(min=1, help="Number of processes.")]
 ProcessId = Annotated[int | None, typer.Option(min=0, help="Number of this process, from 0.")]
 Devices = Annotated[int | None, typer.Option(min=1, help="CPU devices to simulate in this process.")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place(OptionGroup):
+    """Where a command runs: its processes and devices."""
+
+    coordinator: Coordinator = None
+    num_processes: NumProcesses = None
+    process_id: ProcessId = None
+    devices: Devices = None
+
+    def runtime(self, start_timeout: float = START_TIMEOUT_S) -> RuntimeOptions:
+        """Raises ConfigError if the options contradict each other."""
+        return runtime_options(self.coordinator, self.num_processes, self.process_id, self.devices, start_timeout)
+
+    def start(self) -> None:
+        """Starts JAX here; with several processes, each of them under a supervisor."""
+        from janus_jax.parallel import processes
+
+        options = self.runtime()
+        processes.supervise(options)
+        processes.start(options)
+
+    def require_none(self, why: str) -> None:
+        """Raises ConfigError if an option is given."""
+        given = dataclasses.asdict(self)
+        require_unset({f"--{name.replace('_', '-')}": (value, None) for name, value in given.items()}, why)
+
+
 StartTimeout = Annotated[
     float, typer.Option(min=1, metavar="SECONDS", help="How long processes wait for each other at the start.")
 ]
@@ -76,6 +108,23 @@ TopP = Annotated[float, typer.Option(help="Only the most probable tokens with th
 MinP = Annotated[float, typer.Option(help="Only tokens at least this probable, relative to the best one.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: tokens that have come are less likely.")]
 Seed = Annotated[int, typer.Option(help="Of the random numbers.")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling(OptionGroup):
+    """How the next token is chosen."""
+
+    temperature: Temperature = 1.0
+    top_k: TopK = 0
+    top_p: TopP = 1.0
+    min_p: MinP = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
+
+    def options(self) -> "SamplingOptions":
+        from janus_jax.generation.sampling import SamplingOptions
+
+        return SamplingOptions(**dataclasses.asdict(self))
+
 
 T = TypeVar("T")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from janus_jax.cli import arguments, export_answers, judges
+from janus_jax.cli.option_groups import grouped
 from janus_jax.cli.outputs import CsvFile, JsonFile, require_table_files, show_table
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def _bench() -> None:
 
 
 @app.command("run", epilog="Example: janus bench run bench.jsonl runs/sft --out answers.jsonl")
+@grouped(top_p=0.9, repetition_penalty=1.03)
 def run(
     bench: Bench,
     model: arguments.Model,
@@ -33,19 +35,14 @@ def run(
     system: Annotated[
         str,
         typer.Option(
-            metavar="row|none|default|TEXT",
-            help="System message: the row's own, none, 'You are a helpful assistant.', or this text for all rows.",
+            metavar="row|none|default|TEXT|@FILE",
+            help="System message: the row's own, none, 'You are a helpful assistant.', or a text for all rows.",
         ),
     ] = "row",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of the bench.")] = None,
     step: arguments.Step = None,
     template: arguments.Template = None,
     max_new_tokens: arguments.MaxNewTokens = 1024,
-    temperature: arguments.Temperature = 1.0,
-    top_k: arguments.TopK = 0,
-    top_p: arguments.TopP = 0.9,
-    min_p: arguments.MinP = 0.0,
-    repetition_penalty: arguments.RepetitionPenalty = 1.03,
     seed: arguments.Seed = 0,
     rows: Annotated[int, typer.Option(min=1, help="Answers that grow at the same time.")] = 32,
     cache_dtype: arguments.CacheDtype = None,
@@ -60,10 +57,9 @@ def run(
     no_key: judges.NoKey = False,
     no_seed: judges.NoSeed = False,
     timeout: judges.Timeout = 600.0,
-    coordinator: arguments.Coordinator = None,
-    num_processes: arguments.NumProcesses = None,
-    process_id: arguments.ProcessId = None,
-    devices: arguments.Devices = None,
+    *,
+    sampling: arguments.Sampling,
+    place: arguments.Place,
 ) -> None:
     """Answer every row of BENCH with MODEL. The defaults are the paper's.
 
@@ -71,26 +67,28 @@ def run(
     example vLLM on a GPU.
     """
     from janus_jax.cli.generate import answer_all
+    from janus_jax.evaluation.official.systems import read_systems
     from janus_jax.generation.requests import AnswerOptions
-    from janus_jax.generation.sampling import SamplingOptions
     from janus_jax.generation.stopping import StoppingOptions
+
+    instead = None if system == "row" else read_systems([system])[0]
 
     def read(_: "Counter[str]") -> "list[PromptRow]":
         from janus_jax.evaluation.bench.answering import prompt_row
         from janus_jax.evaluation.bench.rows import read_bench
 
         with judges.noting("no part of a bench row; it is not used") as unread:
-            return [prompt_row(row, system) for row in read_bench(bench, unread=unread)[:limit]]
+            return [prompt_row(row, instead) for row in read_bench(bench, unread=unread)[:limit]]
 
-    sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty)
     if base_url is not None:
-        own = {"--step": step, "--template": template, "--cache-dtype": cache_dtype, "--devices": devices}
-        own |= {"--coordinator": coordinator, "--num-processes": num_processes, "--process-id": process_id}
-        unset = {name: (value, None) for name, value in own.items()}
-        arguments.require_unset(unset, "not allowed with --base-url, whose server decides it")
-        options = {"temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens, "seed": seed}
-        neutral = {"top_k": (top_k, 0), "min_p": (min_p, 0.0), "repetition_penalty": (repetition_penalty, 1.0)}
-        options |= {name: value for name, (value, without) in neutral.items() if value != without}
+        own = {"--step": step, "--template": template, "--cache-dtype": cache_dtype}
+        why = "not allowed with --base-url, whose server decides it"
+        arguments.require_unset({name: (value, None) for name, value in own.items()}, why)
+        place.require_none(why)
+        options = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        options |= {"max_tokens": max_new_tokens, "seed": seed}
+        neutral = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+        options |= {name: value for name, off in neutral.items() if (value := getattr(sampling, name)) != off}
         if no_seed:
             options.pop("seed")
         variable = None if no_key else key_variable
@@ -103,8 +101,10 @@ def run(
         model,
         read,
         out,
-        AnswerOptions(sampling, StoppingOptions(max_new_tokens), seed=seed, rows=rows, cache_dtype=cache_dtype),
-        arguments.runtime_options(coordinator, num_processes, process_id, devices),
+        AnswerOptions(
+            sampling.options(), StoppingOptions(max_new_tokens), seed=seed, rows=rows, cache_dtype=cache_dtype
+        ),
+        place,
         step=step,
         template=template,
     )
@@ -115,7 +115,7 @@ def run(
     epilog="Example: janus bench judge bench.jsonl --answers answers.jsonl --judge gpt-4o "
     "--base-url https://api.openai.com/v1 --out judged",
 )
-@judges.with_options()
+@grouped()
 def judge(
     bench: Bench,
     answers: Annotated[
@@ -165,7 +165,7 @@ def table(
     epilog="Example: janus bench compare bench.jsonl --answers mine.jsonl --against other.jsonl --judge gpt-4o "
     "--base-url https://api.openai.com/v1 --out compared",
 )
-@judges.with_options(runs=1)
+@grouped(runs=1)
 def compare(
     bench: Bench,
     answers: Annotated[Path, typer.Option(metavar="FILE", help="Answers whose wins are counted.")],

@@ -14,7 +14,7 @@ from janus_jax.cli.outputs import require_writable
 from janus_jax.errors import ConfigError, counted
 
 app = typer.Typer(
-    help="Build data sets from JSONL, JSON or Parquet records, and inspect them.", callback=on_cpu, **SETTINGS
+    help="Build data sets from JSONL, JSON, Parquet or Arrow records, and inspect them.", callback=on_cpu, **SETTINGS
 )
 
 
@@ -26,8 +26,8 @@ def data_build(
     source: Annotated[
         str,
         typer.Option(
-            help="JSONL, JSON or Parquet file (JSONL and JSON also with .gz or .zst), a directory of them, a gs:// URL "
-            "of either, or a hub id. Names say the splits; SPLIT=PATH overrules the name of a file."
+            help="JSONL, JSON, Parquet or Arrow file (JSONL and JSON also with .gz or .zst), a directory of them, a "
+            "gs:// URL of either, or a hub id. Names say the splits; SPLIT=PATH overrules the name of a file."
         ),
     ],
     out: Annotated[str, typer.Option(help="Directory or gs:// URL to write; new or empty.")],
@@ -65,6 +65,16 @@ def data_build(
         float | None,
         typer.Option(help="Share of the prompts of split 'train', above 0 and below 1, to move to split 'validation'."),
     ] = None,
+    min_margin: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Drop and count pairs whose responses are rated less than this apart. Needs columns of ratings."
+        ),
+    ] = None,
+    margin_from_ratings: Annotated[
+        bool,
+        typer.Option("--margin-from-ratings", help="The margin of a pair without one is how far its ratings differ."),
+    ] = False,
     dedupe: Annotated[
         bool, typer.Option("--dedupe", help="Drop and count records that repeat another of their split.")
     ] = False,
@@ -80,6 +90,8 @@ def data_build(
         raise ConfigError("--all-pairs: allowed: only with --derive")
     if derive is None and validation_fraction is None and seed is not None:
         raise ConfigError("--seed: allowed: only with --derive or --validation-fraction")
+    if (min_margin is not None or margin_from_ratings) and kind in (None, "sft"):
+        raise ConfigError("--min-margin, --margin-from-ratings: allowed: only with --kind dpo, orpo or rm")
     if validation_fraction is not None and validation_source is not None:
         raise ConfigError("--validation-fraction, --validation-source: allowed: at most one of them")
     if validation_fraction is not None and not 0 < validation_fraction < 1:
@@ -87,6 +99,7 @@ def data_build(
     require_writable("--out", out, empty=True, buckets=True)
     from janus_jax.data.build.derive import Derivation
     from janus_jax.data.build.pipeline import build
+    from janus_jax.data.build.ratings import Ratings
     from janus_jax.data.build.sources import named_sources
 
     for name, value in (("--source", source), ("--validation-source", validation_source), ("--tokenizer", tokenizer)):
@@ -103,6 +116,7 @@ def data_build(
             skip_bad=skip_bad,
             processes=processes,
             derive=Derivation(seed or 0, all_pairs) if derive else None,
+            ratings=Ratings(min_margin, margin_from_ratings),
             dedupe=dedupe,
             validation_fraction=validation_fraction,
             validation_seed=0 if validation_fraction is None else seed or 0,

@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from janus_jax.cli import arguments
+from janus_jax.cli.option_groups import grouped
 from janus_jax.cli.outputs import CsvFile, JsonFile, require_table_files, require_writable, show_table, tell
 from janus_jax.errors import ConfigError
 
 EPILOG = "Example: janus eval runs/dpo --social-bias --data-dir bias-data --out results"
 
 
+@grouped()
 def evaluate(
     model: arguments.Model,
     tasks: Annotated[
@@ -53,10 +55,8 @@ def evaluate(
     ] = None,
     json: JsonFile = None,
     csv: CsvFile = None,
-    coordinator: arguments.Coordinator = None,
-    num_processes: arguments.NumProcesses = None,
-    process_id: arguments.ProcessId = None,
-    devices: arguments.Devices = None,
+    *,
+    place: arguments.Place,
 ) -> None:
     """Evaluate MODEL on tasks of lm-evaluation-harness.
 
@@ -73,11 +73,9 @@ def evaluate(
     if template is not None and not apply_chat_template:
         raise ConfigError("--template: needs --apply-chat-template")
     os.environ.setdefault("TQDM_DISABLE", "1")  # there are lines of progress
-    place = arguments.runtime_options(coordinator, num_processes, process_id, devices)
     from janus_jax.parallel import processes, supervisor
 
-    processes.supervise(place)
-    processes.start(place)
+    place.start()
     from janus_jax.evaluation.harness.run import Evaluation, HarnessOptions, require_installed
 
     with processes.agreement("files"):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from janus_jax.cli import arguments
+from janus_jax.cli.option_groups import grouped
 from janus_jax.cli.outputs import CsvFile, JsonFile, require_table_files, require_writable, show_table, tell
 from janus_jax.errors import ConfigError
 
@@ -18,6 +19,7 @@ EPILOG = "Example: janus bench export runs/sft --for mt_bench --prompts question
 RESULTS_EPILOG = "Example: janus bench helpfulness results/janus/leaderboard.csv gpt-4_single.jsonl --model janus"
 
 
+@grouped()
 def export(
     model: arguments.Model,
     tool: Annotated[str, typer.Option("--for", metavar="TOOL", help="alpaca_eval, mt_bench or arena_hard.")],
@@ -54,10 +56,8 @@ def export(
     seed: arguments.Seed = 0,
     rows: Annotated[int, typer.Option(min=1, help="Answers that grow at the same time.")] = 32,
     cache_dtype: arguments.CacheDtype = None,
-    coordinator: arguments.Coordinator = None,
-    num_processes: arguments.NumProcesses = None,
-    process_id: arguments.ProcessId = None,
-    devices: arguments.Devices = None,
+    *,
+    place: arguments.Place,
 ) -> None:
     """Answer the questions of AlpacaEval, MT-Bench or Arena-Hard-Auto, in a file that the official tool reads.
 
@@ -84,9 +84,7 @@ def export(
         arguments.require_pipe("--prompts", prompts)
         return read_questions(prompts, chosen.read, same=chosen.same, unread=unread)[:limit]
 
-    place = arguments.runtime_options(coordinator, num_processes, process_id, devices)
-    processes.supervise(place)
-    processes.start(place)
+    place.start()
     from janus_jax.evaluation.official.export import Export, ExportOptions
 
     with processes.agreement("files"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from janus_jax.cli import arguments
+from janus_jax.cli.option_groups import grouped
 from janus_jax.cli.outputs import require_file, tell
 from janus_jax.errors import ConfigError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 EPILOG = "Example: janus generate runs/sft --prompts questions.jsonl --out answers.jsonl --temperature 0.7 --top-p 0.9"
 
 
+@grouped()
 def generate(
     model: arguments.Model,
     prompts: Annotated[
@@ -35,11 +37,6 @@ def generate(
     max_new_tokens: arguments.MaxNewTokens = 1024,
     min_new_tokens: arguments.MinNewTokens = 0,
     stop: arguments.Stop = None,
-    temperature: arguments.Temperature = 1.0,
-    top_k: arguments.TopK = 0,
-    top_p: arguments.TopP = 1.0,
-    min_p: arguments.MinP = 0.0,
-    repetition_penalty: arguments.RepetitionPenalty = 1.0,
     seed: arguments.Seed = 0,
     log_probs: Annotated[bool, typer.Option("--log-probs", help="Also write ids and log-probs of tokens.")] = False,
     rows: Annotated[int, typer.Option(min=1, help="Answers that grow at the same time.")] = 32,
@@ -53,10 +50,9 @@ def generate(
     reward_template: Annotated[
         str | None, typer.Option(help="Template of a reward model whose files name none.")
     ] = None,
-    coordinator: arguments.Coordinator = None,
-    num_processes: arguments.NumProcesses = None,
-    process_id: arguments.ProcessId = None,
-    devices: arguments.Devices = None,
+    *,
+    sampling: arguments.Sampling,
+    place: arguments.Place,
 ) -> None:
     """Answer every prompt of a file with MODEL.
 
@@ -64,10 +60,8 @@ def generate(
     each; process 0 reads the prompts and writes.
     """
     from janus_jax.generation.requests import AnswerOptions
-    from janus_jax.generation.sampling import SamplingOptions
     from janus_jax.generation.stopping import StoppingOptions
 
-    sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty)
     stopping = StoppingOptions(max_new_tokens, min_new_tokens, tuple(stop or ()))
     if (best_of is None) is not (reward is None):
         raise ConfigError("--best-of and --reward: allowed: both or neither of them")
@@ -87,8 +81,8 @@ def generate(
         model,
         read,
         out,
-        AnswerOptions(sampling, stopping, best_of or n, seed, log_probs, rows, cache_dtype),
-        arguments.runtime_options(coordinator, num_processes, process_id, devices),
+        AnswerOptions(sampling.options(), stopping, best_of or n, seed, log_probs, rows, cache_dtype),
+        place,
         step=step,
         template=template,
         reward=reward,
@@ -101,7 +95,7 @@ def answer_all(
     read: "Callable[[Counter[str]], list[PromptRow]]",
     out: Path,
     options: "requests.AnswerOptions",
-    place: Any,
+    place: arguments.Place,
     *,
     reward: str | None = None,
     **rest: Any,
@@ -109,8 +103,7 @@ def answer_all(
     """Writes answers to prompts, on this host or all hosts of `place`; arguments are those of `AnswerFile`."""
     from janus_jax.parallel import processes, supervisor
 
-    processes.supervise(place)
-    processes.start(place)
+    place.start()
     from janus_jax.generation.answer_file import AnswerFile
     from janus_jax.generation.best_of import sidecar
 

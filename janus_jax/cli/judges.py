@@ -2,17 +2,16 @@
 
 import contextlib
 import dataclasses
-import functools
-import inspect
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from janus_jax.cli import arguments
+from janus_jax.cli.option_groups import OptionGroup
 from janus_jax.cli.outputs import require_new_file, require_writable, tell
 from janus_jax.errors import ConfigError, counted
 
@@ -38,7 +37,7 @@ _LEAVE_OUT = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(OptionGroup):
     """Of every command that asks a judge, one field for each option."""
 
     judge: Annotated[str, typer.Option(metavar="MODEL", help="The judge, as its endpoint names it.")]
@@ -133,40 +132,6 @@ class Options:
             prices=_prices(self.prices),
             timeout_s=self.timeout,
         )
-
-
-def with_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command one option for each field of `Options`, in place of its parameter `options`.
-
-    Args:
-        defaults: of fields, in place of their own.
-    """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        hints = get_type_hints(Options, include_extras=True)
-        own = [one for one in inspect.signature(command).parameters.values() if one.name != "options"]
-        shared = [
-            inspect.Parameter(
-                one.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=defaults.get(
-                    one.name, inspect.Parameter.empty if one.default is dataclasses.MISSING else one.default
-                ),
-                annotation=hints[one.name],
-            )
-            for one in dataclasses.fields(Options)
-        ]
-
-        @functools.wraps(command)
-        def run(**given: Any) -> None:
-            command(options=Options(**{one.name: given.pop(one.name) for one in shared}), **given)
-
-        own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
-        vars(run)["__signature__"] = inspect.Signature([*own, *shared])  # what typer reads
-        run.__annotations__ = {one.name: one.annotation for one in (*own, *shared)}
-        return run
-
-    return decorate
 
 
 def ask(kind: str, questions: Callable[..., Any], bench: str, files: Mapping[str, Path], options: Options) -> bool:

@@ -34,6 +34,7 @@ from janus_jax.cli import (
     serve,
     time_step,
 )
+from janus_jax.cli.option_groups import grouped
 from janus_jax.cli.outputs import require_writable
 from janus_jax.errors import (
     ConfigError,
@@ -208,13 +209,12 @@ def demo(
 
 
 @app.command(epilog="Example: janus train configs/demo_sft.yaml --devices 8 schedule.epochs=null schedule.steps=20")
+@grouped()
 def train(
     config: arguments.ConfigFile,
     overrides: arguments.Overrides = None,
-    coordinator: arguments.Coordinator = None,
-    num_processes: arguments.NumProcesses = None,
-    process_id: arguments.ProcessId = None,
-    devices: arguments.Devices = None,
+    *,
+    place: arguments.Place,
     start_timeout: arguments.StartTimeout = START_TIMEOUT_S,
 ) -> None:
     """Train as CONFIG says, or resume if the run directory holds checkpoints.
@@ -222,7 +222,7 @@ def train(
     SIGTERM, Ctrl-C, SIGHUP and a preemption notice save the newest step and end with exit code 10 (Ctrl-C: 130); a
     second signal ends at once.
     """
-    options = arguments.runtime_options(coordinator, num_processes, process_id, devices, start_timeout)
+    options = place.runtime(start_timeout)
     loaded = arguments.load(config, overrides, quiet=True, inputs=True)
     from janus_jax.parallel import processes
 

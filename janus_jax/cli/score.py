@@ -6,11 +6,13 @@ from typing import Annotated
 import typer
 
 from janus_jax.cli import arguments
+from janus_jax.cli.option_groups import grouped
 from janus_jax.cli.outputs import require_file, tell
 
 EPILOG = "Example: janus score runs/rm --responses answers.jsonl --out scored.jsonl"
 
 
+@grouped()
 def score(
     model: Annotated[
         str,
@@ -37,21 +39,17 @@ def score(
     template: Annotated[
         str | None, typer.Option(help="mistral-inst, chatml or plain, for a model whose files name no template.")
     ] = None,
-    coordinator: arguments.Coordinator = None,
-    num_processes: arguments.NumProcesses = None,
-    process_id: arguments.ProcessId = None,
-    devices: arguments.Devices = None,
+    *,
+    place: arguments.Place,
 ) -> None:
     """Score every response of a file with MODEL: rewards of a reward model, log-probs under a language model.
 
     Stopped and started again with the same options, it goes on where it was. On several hosts, run the same command on
     each; process 0 reads the responses and writes.
     """
-    place = arguments.runtime_options(coordinator, num_processes, process_id, devices)
     from janus_jax.parallel import processes, supervisor
 
-    processes.supervise(place)
-    processes.start(place)
+    place.start()
     from janus_jax.generation.score_file import ScoreFile
 
     with processes.agreement("files"):

@@ -6,11 +6,13 @@ from typing import Annotated
 import typer
 
 from janus_jax.cli import arguments
+from janus_jax.cli.option_groups import grouped
 from janus_jax.cli.outputs import require_file, require_writable
 
 EPILOG = "Example, on every host of a slice: janus time-step configs/sft_65k.yaml --trace trace"
 
 
+@grouped()
 def time_step(
     config: arguments.ConfigAlone,
     overrides: arguments.Overrides = None,
@@ -22,21 +24,18 @@ def time_step(
     chips: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML file whose chip figures override the package's.")
     ] = None,
-    coordinator: arguments.Coordinator = None,
-    num_processes: arguments.NumProcesses = None,
-    process_id: arguments.ProcessId = None,
-    devices: arguments.Devices = None,
+    *,
+    place: arguments.Place,
 ) -> None:
     """Time the training step of CONFIG on this machine's devices, with random weights and made-up rows.
 
     Prints the measured figures beside the plan of the same program.
     """
-    options = arguments.runtime_options(coordinator, num_processes, process_id, devices)
+    place.runtime()
     loaded = arguments.load(config, overrides)
     from janus_jax.parallel import processes
 
-    processes.supervise(options)
-    processes.start(options)
+    place.start()
     with processes.agreement("outputs"):
         if trace is not None:
             require_writable("--trace", trace)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from janus_jax.cli import arguments
+from janus_jax.cli.option_groups import grouped
 from janus_jax.cli.outputs import (
     CsvFile,
     JsonFile,
@@ -40,6 +41,7 @@ def _toxicity() -> None:
 
 
 @app.command("run", epilog="Example: janus measure toxicity run runs/sft --prompts prompts.jsonl --out texts.jsonl")
+@grouped()
 def run(
     model: arguments.Model,
     prompts: Annotated[
@@ -64,10 +66,8 @@ def run(
     seed: arguments.Seed = 0,
     rows: Annotated[int, typer.Option(min=1, help="Continuations that grow at the same time.")] = 100,
     cache_dtype: arguments.CacheDtype = None,
-    coordinator: arguments.Coordinator = None,
-    num_processes: arguments.NumProcesses = None,
-    process_id: arguments.ProcessId = None,
-    devices: arguments.Devices = None,
+    *,
+    place: arguments.Place,
 ) -> None:
     """Let MODEL continue every prompt. The defaults are the protocol's.
 
@@ -107,7 +107,7 @@ def run(
         read,
         out,
         AnswerOptions(sampling, stopping, n, seed, rows=rows, cache_dtype=cache_dtype, continues=not chat),
-        arguments.runtime_options(coordinator, num_processes, process_id, devices),
+        place,
         step=step,
         template=template,
     )
@@ -206,6 +206,7 @@ def score(
 @app.command(
     "perplexity", epilog="Example: janus measure toxicity perplexity scored.jsonl --model base-model --out done.jsonl"
 )
+@grouped()
 def perplexity(
     generations: Generations,
     out: Out,
@@ -217,25 +218,22 @@ def perplexity(
         Path | None, typer.Option(metavar="FILE", help="Made elsewhere: rows of id, sample, perplexity. Needs --name.")
     ] = None,
     name: GivenName = None,
-    coordinator: arguments.Coordinator = None,
-    num_processes: arguments.NumProcesses = None,
-    process_id: arguments.ProcessId = None,
-    devices: arguments.Devices = None,
+    *,
+    place: arguments.Place,
 ) -> None:
     """Compute how surprising every continuation is to another model.
 
     Stopped and started again with the same options, it goes on where it was. On several hosts, run the same command on
     each.
     """
-    place = arguments.runtime_options(coordinator, num_processes, process_id, devices)
     _require_one("--model", model, "--perplexities", perplexities, name)
     if model is None:
         arguments.on_cpu()
     from janus_jax.evaluation.toxicity import generations as file
 
     if perplexities is not None:
-        of_model = {"--step": step, "--coordinator": coordinator, "--devices": devices}
-        arguments.require_unset({name: (value, None) for name, value in of_model.items()}, "needs --model")
+        arguments.require_unset({"--step": (step, None)}, "needs --model")
+        place.require_none("needs --model")
         from janus_jax.evaluation.toxicity import perplexity as joining
 
         require_new_file("--out", out)
@@ -245,8 +243,7 @@ def perplexity(
         return
     from janus_jax.parallel import processes, supervisor
 
-    processes.supervise(place)
-    processes.start(place)
+    place.start()
     from janus_jax.evaluation.toxicity.perplexity import PerplexityFile
 
     with processes.agreement("files"):

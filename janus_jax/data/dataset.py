@@ -99,6 +99,7 @@ class Manifest:
     boundary: Boundary = "separate"  # older builds lack the key
     ids: str = "<i4"  # numpy's name of the type of stored ids
     derived: dict[str, Any] | None = None  # seed and all_pairs, if pairs were drawn from SFT records
+    ratings: dict[str, Any] | None = None  # min_margin and as_margin, if ratings of pairs were read
     # marks of the template that are written as control tokens; older builds spelled all as text
     marks: list[str] = dataclasses.field(default_factory=list)
     served: dict[str, Any] | None = None  # how many conversations a server was seen to read as training does

@@ -170,6 +170,7 @@ def _build_command(dataset: TokenizedDataset, boundary: str) -> str:
         "--source": sources[1],
         "--validation-source": sources[2],
         "--validation-fraction": manifest.validation_fraction and str(manifest.validation_fraction),
+        "--min-margin": None if (least := (manifest.ratings or {}).get("min_margin")) is None else str(least),
         "--template": manifest.template,
         "--boundary": boundary,
         "--tokenizer": f"{directory}/tokenizer",
@@ -177,6 +178,7 @@ def _build_command(dataset: TokenizedDataset, boundary: str) -> str:
     }
     flags = {
         "--all-pairs": derived is not None and derived["all_pairs"],
+        "--margin-from-ratings": bool(manifest.ratings and manifest.ratings["as_margin"]),
         "--dedupe": manifest.dedupe,
         "--skip-bad": any(split.dropped for split in manifest.splits.values()),
     }

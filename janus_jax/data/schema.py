@@ -44,6 +44,13 @@ ALIASES = {
 }
 """Column -> the names it has had in published releases."""
 
+OTHER_NAMES = {
+    "system": ("system_message",),
+    "prompt": ("question", "query"),
+    "output": ("response", "answer", "completion"),
+}
+"""Column -> names that other projects gave it; they count where a record has it under none of `ALIASES`."""
+
 COLUMNS = {
     "sft": ("prompt", "output"),
     "dpo": ("prompt", "chosen", "rejected"),
@@ -52,7 +59,7 @@ COLUMNS = {
 }
 """Kind -> the columns that its records need, as messages name them."""
 
-COLUMNS_READ = frozenset(name for names in ALIASES.values() for name in names) | {
+COLUMNS_READ = frozenset(name for table in (ALIASES, OTHER_NAMES) for names in table.values() for name in names) | {
     *("main_source", "original_source", "preference_set", "margin", "history")
 }
 """All columns that this module reads."""
@@ -74,6 +81,8 @@ class Record:
     preference_set: tuple[dict[str, str], ...] = ()
     margin: float | None = None
     """By how much chosen is better; None where the record has no margin."""
+    rated_higher_by: float | None = dataclasses.field(default=None, compare=False)
+    """By how much chosen is rated higher, where responses were picked by their ratings."""
     place: str = dataclasses.field(default="", compare=False)
     """FILE:RECORD, for messages."""
 
@@ -130,12 +139,18 @@ def parse_texts(raw: Any, kind: str) -> tuple[Columns, str, str, list[str]]:
     return columns, system, prompt, responses
 
 
-def pair(raw: Mapping[str, Any], system: str, prompt: str, chosen: str, rejected: str) -> Record:
-    """The record of two checked responses, with sources and margin from `raw`. Raises RecordError if they are equal."""
+def pair(
+    raw: Mapping[str, Any], system: str, prompt: str, chosen: str, rejected: str, *, gap: float | None = None
+) -> Record:
+    """The record of two checked responses, with sources and margin from `raw`. Raises RecordError if they are equal.
+
+    Args:
+        gap: by how much `chosen` is rated higher.
+    """
     if alike(chosen) == alike(rejected):
         raise RecordError("identical_responses", f"chosen and rejected are equal ({shown(chosen)}); they must differ")
     margin = None if raw.get("margin") is None else number(raw["margin"], "margin")
-    return Record(system, prompt, chosen, rejected, **_sources(raw), margin=margin)
+    return Record(system, prompt, chosen, rejected, **_sources(raw), margin=margin, rated_higher_by=gap)
 
 
 def _sources(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,9 +161,9 @@ def _sources(raw: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _column(raw: Mapping[str, Any], column: str, kind: str) -> tuple[Any, str]:
+def _column(raw: Columns, column: str, kind: str) -> tuple[Any, str]:
     """The column's value, and the name under which the record has it; null counts as absent."""
-    if name := name_of(raw, column):
+    if name := _name(raw, column):
         return raw[name], name
     present = ", ".join(str(name) for name in raw) or "nothing"
     also = "" if len(ALIASES[column]) == 1 else f" (or {', '.join(ALIASES[column][1:])})"
@@ -167,6 +182,11 @@ def name_of(raw: Mapping[str, Any], column: str) -> str:
     if len(names) > 1 and any(raw[name] != raw[names[0]] for name in names):
         raise RecordError("ambiguous_columns", f"columns {' and '.join(names)} mean the same but differ; keep one")
     return names[0] if names else ""
+
+
+def _name(columns: Columns, column: str) -> str:
+    """As `name_of`, with the names that other projects gave the column."""
+    return name_of(columns, column) or next(filter(columns.has, OTHER_NAMES.get(column, ())), "")
 
 
 def _has_all(raw: Mapping[str, Any], kind: str) -> bool:
@@ -188,10 +208,10 @@ def _response(columns: Columns, column: str, kind: str) -> tuple[str, dict[str, 
 
 def _prompt(columns: Columns, kind: str, messages: str | None, *, required: bool) -> dict[str, dict[str, str]]:
     """Place -> role -> text of the columns that hold system message and prompt."""
-    name, parts = name_of(columns, "prompt"), {}
-    if system := name_of(columns, "system"):
-        parts[system] = {"system": text(columns[system], system, may_be_empty=True)}
     more = columns.has("input")
+    name, parts = (_name if required and not more and messages is None else name_of)(columns, "prompt"), {}
+    if system := _name(columns, "system"):
+        parts[system] = {"system": text(columns[system], system, may_be_empty=True)}
     if name and is_messages(columns[name]):
         parts[name] = read_messages(columns, name, "user")
     elif name and not (more and not filled(columns[name])):

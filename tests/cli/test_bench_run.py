@@ -17,20 +17,23 @@ def model(tmp_path_factory):
 
 
 def test_answers_with_another_system_message_belong_to_the_same_rows(janus, model, tmp_path):
-    bench = write_rows(tmp_path / "bench.jsonl", [bench_row(0), bench_row(1)])
-    rows, said = read_bench(bench), {}
-    for system in ("", "default", "Be brief."):
-        out = tmp_path / f"{len(said)}.jsonl"
+    bench, file = write_rows(tmp_path / "bench.jsonl", [bench_row(0), bench_row(1)]), tmp_path / "pirate.txt"
+    file.write_text("Be a pirate.\n")
+    rows = read_bench(bench)
+    helpful = "You are a helpful assistant."
+    texts = {"none": "", "default": helpful, "Be brief.": "Be brief.", f"@{file}": "Be a pirate."}
+    for number, (system, asked) in enumerate(texts.items()):
+        out = tmp_path / f"{number}.jsonl"
         code, _, err = janus("bench", "run", bench, model, "--system", system, "--out", out, "--max-new-tokens", 2)
         assert code == 0, err
         lines = [json.loads(line) for line in out.read_text().splitlines()]
-        assert [line["id"] for line in lines] == [row.id for row in rows] and lines[1]["asked_with"] == (
-            system or "none"
-        )
-        said[system] = [one["content"] for one in lines[1]["messages"]]
+        assert [line["id"] for line in lines] == [row.id for row in rows]
+        assert lines[1]["asked_with"] == (asked or "none")
+        contents = [one["content"] for one in lines[1]["messages"]]
+        assert contents == [*([asked] if asked else []), "Question 1?"]
         assert len(read_answers(out, rows, may_be_empty=True)) == 2
-    helpful = ["You are a helpful assistant.", "Question 1?"]
-    assert said == {"": ["Question 1?"], "default": helpful, "Be brief.": ["Be brief.", "Question 1?"]}
+    code, _, err = janus("bench", "run", bench, model, "--system", "@absent", "--out", tmp_path / "x.jsonl")
+    assert code == 2 and err.startswith("error: --system @absent: cannot be read") and err.count("\n") == 1
 
 
 def test_answers_belong_to_the_rows_and_go_to_the_judge(janus, model, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
@@ -47,6 +48,10 @@ def write_records(path: Path, records: list[dict]) -> Path:
     """Writes a file of the kind that its suffix names."""
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(records), path, write_batch_size=100)  # several pages
+    elif path.suffix == ".arrow":
+        table = pa.Table.from_pylist(records)
+        with pyarrow.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
     elif path.suffix in (".gz", ".zst"):
         plain = write_records(path.with_suffix(""), records)
         packed = pa.compress(plain.read_bytes(), "zstd" if path.suffix == ".zst" else "gzip", asbytes=True)

@@ -17,6 +17,7 @@ import numpy as np
 from janus_jax.data.boundary import Boundary, check_boundary
 from janus_jax.data.build.derive import Derivation
 from janus_jax.data.build.encode import UNUSABLE, Encoded, Encoder, Texts, encoding
+from janus_jax.data.build.ratings import Ratings
 from janus_jax.data.build.reading import Choice, Reading
 from janus_jax.data.build.sources import OVERRULE, find_splits, refuse_shared_files
 from janus_jax.data.dataset import MANIFEST, SPLIT_NAME, Manifest, Split, fingerprint_of, histogram, id_dtype
@@ -52,6 +53,7 @@ def build(
     boundary: Boundary = "separate",
     skip_bad: bool = False,
     derive: Derivation | None = None,
+    ratings: Ratings | None = None,
     dedupe: bool = False,
     validation_fraction: float | None = None,
     validation_seed: int = 0,
@@ -71,6 +73,7 @@ def build(
         boundary: Tokenize prompt and response separately or as one text (boundary.py).
         skip_bad: Drop and count bad records instead of stopping.
         derive: Read records of kind sft and draw pairs of `kind` from them (derive.py).
+        ratings: Keep pairs by their ratings, or take margins from them (ratings.py); None: ratings are not read.
         dedupe: Drop and count records that repeat another of their split in all texts and the margin.
         validation_fraction: Share of the prompts of split train, above 0 and below 1, whose records become split
             validation; None: none. The draw depends on `validation_seed` and the prompts, not on their order.
@@ -88,6 +91,8 @@ def build(
     prompt_template = get_template(template)
     if tokenizer is None or isinstance(tokenizer, str | os.PathLike):
         tokenizer = load_tokenizer(tokenizer)  # type: ignore[reportArgumentType]
+    if ratings and (kind == "sft" or derive is not None):
+        raise DataError("min_margin, margin_from_ratings: allowed for pairs that are read, not drawn")
     choice = Choice(dedupe, validation_fraction, validation_seed)
     unread: Counter[str] = Counter()
     files = _files_of_splits(source, splits, unread)
@@ -99,7 +104,7 @@ def build(
         save_hf_tokenizer(tokenizer, directory / "tokenizer")
 
         def reading() -> Reading:
-            return Reading(files, kind, choice, derive=derive, skip_bad=skip_bad, scratch=directory)
+            return Reading(files, kind, choice, derive=derive, ratings=ratings, skip_bad=skip_bad, scratch=directory)
 
         writer = _Writer(directory, _source_name(source), reading, encoder, skip_bad, processes, progress)
         written = writer.write()
@@ -117,6 +122,7 @@ def build(
             boundary=boundary,
             ids=id_dtype(tokenizer.vocab_size).str,
             derived=None if derive is None else dataclasses.asdict(derive),
+            ratings=dataclasses.asdict(ratings) if ratings else None,
             fingerprint=fingerprint_of(written),
             marks=list(encoder.chat.marks),
             unread_files=dict(sorted(unread.items())),

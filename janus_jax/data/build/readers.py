@@ -1,6 +1,6 @@
-"""Reads records from JSONL, JSON and Parquet files. `sources.py` chooses the files.
+"""Reads records from JSONL, JSON, Parquet and Arrow files. `sources.py` chooses the files.
 
-JSONL and Parquet are streamed: memory depends on the largest record, not on the file. Every error names FILE:RECORD,
+All but JSON are streamed: memory depends on the largest record, not on the file. Every error names FILE:RECORD,
 where records count from 1 (in JSONL: the line number).
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from janus_jax.data.build.published import PUBLISHED_COLUMNS, published_record
+from janus_jax.data.build.ratings import RATING_COLUMNS, Ratings
 from janus_jax.data.columns import Columns, NoPreferenceError, RecordError
 from janus_jax.data.schema import COLUMNS_READ, Record, check_kind, parse_record
 from janus_jax.data.tally import Tally, note, summary
@@ -24,11 +25,13 @@ from janus_jax.storage.json_text import json_fault
 
 _TYPES = (".jsonl", ".ndjson", ".json")
 _PACKED = (".gz", ".zst")
-SUFFIXES = (*_TYPES, ".parquet", *(kind + packed for packed in _PACKED for kind in _TYPES))
+SUFFIXES = (*_TYPES, ".parquet", ".arrow", *(kind + packed for packed in _PACKED for kind in _TYPES))
 """File types that are read; upper case counts too."""
 
-ALLOWED = "allowed: .jsonl, .ndjson or .json (also with .gz or .zst), .parquet"
+ALLOWED = "allowed: .jsonl, .ndjson or .json (also with .gz or .zst), .parquet, .arrow"
 """For messages about other file types."""
+
+_COLUMNS = COLUMNS_READ | PUBLISHED_COLUMNS | RATING_COLUMNS  # that anything reads
 
 _LONGEST_LINE_BYTES = 64 << 20
 _LARGEST_JSON_BYTES = 1 << 30  # .json files are read whole
@@ -41,6 +44,7 @@ def read_records(
     kind: str,
     *,
     skip_bad: bool = False,
+    ratings: Ratings | None = None,
     dropped: Counter[str] | None = None,
     unread: Counter[str] | None = None,
 ) -> Iterator[Record]:
@@ -48,6 +52,7 @@ def read_records(
 
     Args:
         skip_bad: Drop bad records instead of stopping at the first; an unreadable file still stops the iteration.
+        ratings: What is done with ratings of pairs; None: they are not read.
         dropped: Counts dropped records by reason (the `reason` of RecordError); a `Tally` also keeps places. A pair
             without a preference (two answers with the same score) is always dropped and counted: its file is not at
             fault.
@@ -62,11 +67,11 @@ def read_records(
     for path in paths:
         check_type(path)
     counts = (Tally() if counter is None else counter for counter in (dropped, unread))
-    return _read(paths, kind, skip_bad, *counts)
+    return _read(paths, kind, skip_bad, ratings, *counts)
 
 
 def _read(
-    paths: list[Path], kind: str, skip_bad: bool, dropped: Counter[str], unread: Counter[str]
+    paths: list[Path], kind: str, skip_bad: bool, ratings: Ratings | None, dropped: Counter[str], unread: Counter[str]
 ) -> Iterator[Record]:
     kept = 0
     for path in paths:
@@ -77,7 +82,7 @@ def _read(
             try:
                 if isinstance(raw, RecordError):
                     raise raw
-                record = _checked(raw, kind, unread, place)
+                record = _checked(raw, kind, ratings, unread, place)
             except RecordError as error:
                 if not skip_bad and not isinstance(error, NoPreferenceError):
                     raise RecordError(error.reason, place, str(error)) from None
@@ -94,13 +99,15 @@ def _read(
         raise RecordError(dropped.most_common(1)[0][0], os.path.commonpath(paths), what)
 
 
-def _checked(raw: Any, kind: str, unread: Counter[str], place: str) -> Record:
+def _checked(raw: Any, kind: str, ratings: Ratings | None, unread: Counter[str], place: str) -> Record:
     if not isinstance(raw, Mapping):
         return parse_record(raw, kind)  # raises
     columns = Columns(raw)
     if (record := published_record(columns, kind)) is None:
         columns = Columns(raw)
         record = parse_record(columns, kind)
+    if ratings:
+        record = ratings.applied(record, columns)
     for column in columns.unread():
         note(unread, column, place)
     return record
@@ -110,7 +117,7 @@ def raw_records(path: Path) -> Iterator[tuple[str, Any]]:
     """(name, value) of each record; the value is a RecordError if the record cannot be decoded."""
     packed = file_type(path).endswith(_PACKED)
     kind = os.path.splitext(file_type(path))[0] if packed else file_type(path)
-    reader = {".json": _json_records, ".parquet": _parquet_records}.get(kind, _jsonl_records)
+    reader = {".json": _json_records, ".parquet": _parquet_records, ".arrow": _arrow_records}.get(kind, _jsonl_records)
     name = "0"
     try:
         for name, raw in reader(path):
@@ -242,7 +249,7 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, Any]]:
         options = {"buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True}
         with pyarrow.parquet.ParquetFile(path, **options) as file:
             names = file.schema_arrow.names
-            columns = [name for name in names if name in COLUMNS_READ | PUBLISHED_COLUMNS]
+            columns = [name for name in names if name in _COLUMNS]
             for name in columns:
                 if columns.count(name) > 1:
                     raise DataError(path, f"has more than one column {name!r}; keep one")
@@ -262,6 +269,31 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, Any]]:
         raise DataError(path, f"not a whole Parquet file{where}: {first_line(error)}") from error
 
 
+def _arrow_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Reads what `Dataset.save_to_disk` of Hugging Face datasets writes: a stream of batches; or an Arrow file."""
+    import pyarrow
+    import pyarrow.ipc
+
+    number = 0
+    try:
+        with pyarrow.memory_map(os.fspath(path)) as file:
+            is_file = file.read(6) == b"ARROW1"
+            file.seek(0)
+            reader = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(file)
+            for name in (names := reader.schema.names):
+                if names.count(name) > 1:
+                    raise DataError(path, f"has more than one column {name!r}; keep one")
+            for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
+                for index in range(batch.num_rows):
+                    number += 1
+                    yield str(number), _parquet_record(batch, index, {})
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        where = f", records after {number} cannot be read" if number else ""
+        raise DataError(path, f"not a whole Arrow file{where}: {first_line(error)}") from error
+
+
 def _parquet_record(batch: Any, index: int, unread: dict[str, None]) -> Any:
     try:
         return unread | {name: column[index].as_py() for name, column in zip(batch.schema.names, batch, strict=True)}
@@ -278,7 +310,7 @@ def _unread_parquet_columns(file: Path) -> Counter[str]:
     counts: Counter[str] = Counter()
     metadata = pyarrow.parquet.read_metadata(file)
     fields = metadata.schema.to_arrow_schema()
-    ours = COLUMNS_READ | PUBLISHED_COLUMNS | {field.name for field in fields if pyarrow.types.is_null(field.type)}
+    ours = _COLUMNS | {field.name for field in fields if pyarrow.types.is_null(field.type)}
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         of_group: Counter[str] = Counter()
         for column in map(group.column, range(group.num_columns)):

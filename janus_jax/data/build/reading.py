@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.data.build.derive import Derivation, derive_pairs, for_pairs
+from janus_jax.data.build.ratings import Ratings
 from janus_jax.data.build.readers import read_records
 from janus_jax.data.build.selection import Contents, HeldOut, without_repeats
 from janus_jax.data.build.sources import OVERRULE
@@ -43,6 +44,7 @@ class Reading:
         choice: Choice,
         *,
         derive: Derivation | None,
+        ratings: Ratings | None = None,
         skip_bad: bool,
         scratch: Path,
     ):
@@ -60,6 +62,7 @@ class Reading:
         self.splits = [*files, *(["validation"] if fraction is not None else [])]
         self._files, self._kind, self._choice = dict(files), kind, choice
         self._derive, self._skip_bad, self._scratch = derive, skip_bad, scratch
+        self._ratings = ratings
         self._held_out: HeldOut | None = None
         self._contents: dict[str, Contents] = {name: Contents() for name in self.splits}
         self.dropped, self.unread, self.notes = ({name: Tally() for name in self.splits} for _ in range(3))
@@ -98,7 +101,8 @@ class Reading:
 
     def _checked(self, split: str, dropped: Counter[str], unread: Counter[str]) -> Iterator[Record]:
         kind = self._kind if self._derive is None else "sft"
-        records = read_records(self._files[split], kind, skip_bad=self._skip_bad, dropped=dropped, unread=unread)
+        options = {"skip_bad": self._skip_bad, "ratings": self._ratings, "dropped": dropped, "unread": unread}
+        records = read_records(self._files[split], kind, **options)
         return records if self._derive is None else for_pairs(records)
 
     def compare(self) -> None:

@@ -226,6 +226,8 @@ def _why_unread(path: Path) -> str | None:
         return "hidden" if not any(part.startswith(".") for part in path.parts[:-1]) else ""
     if any(part.startswith(".") for part in path.parts) or path.name in _METADATA:
         return ""
+    if kind == ".arrow" and path.name.startswith("cache-"):
+        return "that datasets keeps as a cache"
     if kind in SUFFIXES:
         return None
     if kind == ".md" or _ABOUT_DATA.match(path.name):

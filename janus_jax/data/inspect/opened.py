@@ -18,7 +18,7 @@ from janus_jax.errors import ConfigError, DataError
 from janus_jax.objectives import build_objective
 from janus_jax.storage.bucket import is_url
 
-RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
+RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".json.gz", ".parquet", ".arrow")
 _OBJECTIVES = {"sft": "sft", "dpo": "dpo", "orpo": "dpo", "rm": "rm"}
 """Kind of data -> objective. Every objective on log-probs of pairs packs them alike, so DPO stands for all of them."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from janus_jax.errors import ConfigError
 from janus_jax.evaluation.bench.rows import OTHER_SYSTEM, BenchRow
-from janus_jax.evaluation.official.systems import DEFAULT
+from janus_jax.evaluation.official.systems import System
 from janus_jax.generation.progress import Progress
 from janus_jax.generation.prompt_file import PromptRow
 from janus_jax.storage import local
@@ -15,15 +15,15 @@ from janus_jax.storage.endpoint import Endpoint
 from janus_jax.storage.endpoint_requests import Reply
 
 
-def prompt_row(row: BenchRow, system: str) -> PromptRow:
+def prompt_row(row: BenchRow, system: System | None) -> PromptRow:
     """What a model is asked.
 
     Args:
-        system: the system message: `row` for the row's own, `none`, `default`, or another text.
+        system: its system message in place of the row's own; None: the row's.
     """
-    content = {"row": row.system, "none": "", "default": DEFAULT}.get(system, system)
+    content = row.system if system is None else system.text
     first = [{"role": "system", "content": content}] if content.strip() else []
-    rest = {"id": row.id} | ({} if system == "row" else {OTHER_SYSTEM: system or "none"})
+    rest = {"id": row.id} | ({} if system is None else {OTHER_SYSTEM: system.text or "none"})
     return PromptRow((*first, {"role": "user", "content": row.prompt}), rest, row.place)
 
 

@@ -18,6 +18,8 @@ _VERDICTS = {"absolute": ("rubric", "score"), "pairwise": ("order", "winner")}
 """Kind of judgement -> what its lines in judgements.jsonl also have."""
 COMPARED = ("judge", "runs", "temperature", "top_p", "max_tokens", "max_completion_tokens", "show_system", "prompts")
 """Settings that must be the same where scores are compared."""
+_NEEDED = ("kind", "judge", "runs", "show_system", "prompts")
+"""Settings of every judge."""
 _FREE = ("bench", "answers", "against", "bench_rows", "rows", "rows_digest", "asks")
 """Settings that may differ when a judge goes on: names of files, what rows.jsonl says row by row, and what changes no
 request."""
@@ -202,6 +204,8 @@ def _json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}", f"cannot be read: {first_line(error)}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path}", "is damaged: allowed: an object")
+    if missing := [key for key in _NEEDED if key not in value]:
+        raise ConfigError(f"{path}", f"is damaged: {missing[0]} is missing")
     return value
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,17 +106,16 @@ class Result:
     pairs: list[Pair]
     left_out: int
     """Pairs with an order that has no verdict; they count nowhere."""
-    first_place: float
-    """Share of verdicts for the answer in the first place, of those that name one."""
+    named: list[tuple[str, bool]]
+    """Row of each verdict that names an answer, and whether that stood in the first place."""
 
     def share(self, test: Callable[[Pair], bool]) -> Cell:
         """Of pairs, with its interval over rows; the runs of a row are resampled together."""
-        rows = self._by_row(test)
-        return mean_cell(np.array([np.mean(own) for own in rows]), np.array([len(own) for own in rows]))
+        return _share((pair.id, test(pair)) for pair in self.pairs)
 
     def score(self) -> Cell:
         """Mean over rows, a tie counted half, with its interval."""
-        return mean_cell(np.array([np.mean(own) for own in self._by_row(lambda pair: pair.score)]))
+        return mean_cell(np.array([np.mean(own) for own in _by_row((pair.id, pair.score) for pair in self.pairs)]))
 
     def shares(self) -> dict[str, Cell]:
         """Wins, ties and losses, and how often both orders have the same verdict."""
@@ -128,18 +127,21 @@ class Result:
             "consistent": self.share(lambda pair: pair.consistent),
         }
 
-    def _by_row(self, number: Callable[[Pair], float]) -> list[list[float]]:
-        rows: dict[str, list[float]] = defaultdict(list)
-        for pair in self.pairs:
-            rows[pair.id].append(number(pair))
-        return list(rows.values())
+    def first_place(self) -> Cell:
+        """Share of verdicts for the answer in the first place, of those that name one."""
+        return _share(self.named)
+
+    def longer_wins(self) -> Cell:
+        """Share of pairs that the longer answer won, of those with a winner and answers of different lengths."""
+        return _share((pair.id, (pair.own_words > pair.other_words) == (pair.score > 0.5)) for pair in self._decided())
+
+    def _decided(self) -> list[Pair]:
+        return [pair for pair in self.pairs if pair.score != 0.5 and pair.own_words != pair.other_words]
 
     def facts(self) -> dict[str, float]:
         """Shares of pairs; `score` counts a tie half, with its 95 % bootstrap interval over rows."""
         shares, score = {name: _number(cell.value) for name, cell in self.shares().items()}, self.score()
-        decided = [pair for pair in self.pairs if pair.score != 0.5 and pair.own_words != pair.other_words]
-        longer = [(pair.own_words > pair.other_words) == (pair.score > 0.5) for pair in decided]
-        sides = [(pair.own_words, pair.other_words)[:: 1 if pair.score > 0.5 else -1] for pair in decided]
+        sides = [(pair.own_words, pair.other_words)[:: 1 if pair.score > 0.5 else -1] for pair in self._decided()]
         words = np.array(sides, np.float64).reshape(-1, 2).mean(axis=0) if sides else (float("nan"),) * 2
         return {
             "pairs": len(self.pairs),
@@ -149,8 +151,8 @@ class Result:
             "low": _number(score.low),
             "high": _number(score.high),
             "consistent": shares["consistent"],
-            "first_place": self.first_place,
-            "longer_wins": float(np.mean(longer)) if longer else float("nan"),
+            "first_place": _number(self.first_place().value),
+            "longer_wins": _number(self.longer_wins().value),
             "winner_words": float(words[0]),
             "loser_words": float(words[1]),
         }
@@ -167,14 +169,13 @@ def result(judged: Judged) -> Result:
         if line["winner"] is not None:
             orders[line["order"]] = line["winner"]
             if line["winner"] != "tie":
-                named.append(line["winner"] == ("own", "other")[line["order"]])
+                named.append((line["id"], line["winner"] == ("own", "other")[line["order"]]))
     pairs = [
         Pair(id, run, sum(points[one] for one in orders.values()) / 2, orders[0] == orders[1], *words[id])
         for (id, run), orders in verdicts.items()
         if len(orders) == 2
     ]
-    first = float(np.mean(named)) if named else float("nan")
-    return Result(pairs, len(verdicts) - len(pairs), first)
+    return Result(pairs, len(verdicts) - len(pairs), named)
 
 
 def table(judged: Judged, name: str) -> Table:
@@ -183,7 +184,7 @@ def table(judged: Judged, name: str) -> Table:
     facts, shares = made.facts(), made.shares()
     columns = {f"{share} %": shares[share] for share in ("win", "tie", "loss", "win + tie")}
     columns |= {"score %": made.score(), "consistent %": shares["consistent"]}
-    columns |= {"first place wins %": Cell(facts["first_place"]), "longer wins %": Cell(facts["longer_wins"])}
+    columns |= {"first place wins %": made.first_place(), "longer wins %": made.longer_wins()}
     percents = [Cell(*(None if part is None else 100 * part for part in cell)) for cell in columns.values()]
     row = Row.from_cells(name, [Cell(len(made.pairs)), *percents])
     notes = [
@@ -199,6 +200,19 @@ def table(judged: Judged, name: str) -> Table:
         notes.append(f"warning: {counted(made.left_out, 'pair')} without a verdict in one order, which count nowhere")
     title = "Pairs judged in both orders, with 95 % bootstrap intervals over rows"
     return Table("pairwise", title, ("pairs", *columns), [row], notes, judged.settings, "pairwise")
+
+
+def _by_row(numbers: Iterable[tuple[str, float]]) -> list[list[float]]:
+    rows: dict[str, list[float]] = defaultdict(list)
+    for id, number in numbers:
+        rows[id].append(number)
+    return list(rows.values())
+
+
+def _share(numbers: Iterable[tuple[str, float]]) -> Cell:
+    """Mean of all numbers, with its interval over rows."""
+    rows = _by_row(numbers)
+    return mean_cell(np.array([np.mean(own) for own in rows]), np.array([len(own) for own in rows]))
 
 
 def _number(value: float | None) -> float:

@@ -102,7 +102,16 @@ def groups(judged: Judged, name: str, sets: Mapping[str, set[str]]) -> list[Grou
 
 
 def names_of(directories: Sequence[Path]) -> list[str]:
-    """What each directory is called in a table: its name, or its path if names are not unique."""
+    """What each directory is called in a table: its name, or its path if names are not unique.
+
+    Raises:
+        ConfigError: one is given twice.
+    """
+    seen: set[Path] = set()
+    for path in directories:
+        if (place := path.resolve()) in seen:
+            raise ConfigError(f"{path}", "is given twice")
+        seen.add(place)
     names = [path.resolve().name for path in directories]
     return names if len(set(names)) == len(names) else [str(path) for path in directories]
 

@@ -18,7 +18,7 @@ from janus_jax.evaluation.result_table import Row, Table
 from janus_jax.text.tokenizer import load_tokenizer
 
 COLUMNS = (
-    *("answers", "mean", "quartile 1", "median", "quartile 3", "95 %", "of reference", "its median"),
+    *("answers", "mean", "quartile 1", "median", "quartile 3", "95th percentile", "of reference", "its median"),
     *("cut", "looping", "distinct 2-grams"),
 )
 REFERENCE = "reference"

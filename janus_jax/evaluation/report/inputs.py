@@ -87,7 +87,9 @@ def _add(inputs: Inputs, path: str, label: str) -> None:
         else:
             raise DataError(path, f"holds none of the files of a run or of a judge{_runs_below(where)}; {ALLOWED}")
         return
-    content = parts.content(where)
+    # A pipe is not read: nothing would end the wait for what nobody writes into it.
+    readable = is_url(path) or not where.exists() or Path(os.path.expanduser(path)).is_file()
+    content = parts.content(where) if readable else None
     if content is None:
         what = "is no file and no directory" if where.exists() else "no such file or directory"
         raise DataError(path, f"{what}; {ALLOWED}")

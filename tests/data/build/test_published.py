@@ -38,6 +38,42 @@ WEBGPT = {
     "answer_1": "Vapour rises [1].",
     "score_1": 0.5,
 }
+NECTAR = {
+    "prompt": f"{ASKED} ",
+    "answers": [
+        {"answer": "It is wet.", "model": "b", "rank": 2.0},
+        {"answer": " Vapour rises.", "model": "a", "rank": 1.0},
+        {"answer": "No idea.", "model": "c", "rank": 3.0},
+    ],
+    "turns": 2,
+    "num_responses": 3,
+    "source": ["x"],
+    "good_natured": True,
+}
+ULTRAFEEDBACK = {
+    "source": "x",
+    "instruction": "Why clouds?",
+    "models": ["a", "b", "c"],
+    "completions": [
+        {"response": "It is wet.", "overall_score": 6.0, "annotations": {}, "model": "a"},
+        {"response": "No idea.", "overall_score": 2.5, "model": "b"},
+        {"response": "Vapour rises.", "overall_score": 8.0, "critique": "good", "model": "c"},
+    ],
+}
+HELPSTEER2 = {
+    "prompt": "Why clouds?",
+    "response_1": "Vapour rises.",
+    "response_2": "No idea.",
+    "preference_strength": -2,
+    "preference_statement": "1 is better",
+}
+HELPSTEER3 = {
+    "domain": "general",
+    "context": [{"role": "user", "content": "Why clouds?"}],
+    "response1": "No idea.",
+    "response2": "Vapour rises.",
+    "overall_preference": 1,
+}
 RECORDS = {"hh": HH, "oasst": OASST, "webgpt": WEBGPT}
 
 
@@ -53,6 +89,13 @@ def test_each_set_is_known_by_its_columns(kind):
         "", "\nHuman: Why rain?\nAssistant: Clouds.\nHuman: Why clouds?\nAssistant:", "Vapour rises.", "No idea."
     )
     assert published_record(WEBGPT, kind) == Record("", "Why clouds?", "Vapour rises [1].", "No idea.")
+    assert published_record(NECTAR, kind) == Record("", ASKED, "Vapour rises.", "No idea.")
+    for raw in (ULTRAFEEDBACK, HELPSTEER2, HELPSTEER3):
+        assert published_record(raw, kind) == Record("", "Why clouds?", "Vapour rises.", "No idea.")
+    asked = [{"role": "system", "content": "Be brief."}, *HELPSTEER3["context"]]
+    assert published_record(HELPSTEER3 | {"context": asked}, kind) == Record(
+        "Be brief.", "Why clouds?", "Vapour rises.", "No idea."
+    )
     swapped = WEBGPT | {"score_0": 1, "score_1": -1}
     assert published_record(swapped, kind) == Record("", "Why clouds?", "No idea.", "Vapour rises [1].")
 
@@ -128,6 +171,21 @@ BAD = [
     (WEBGPT | {"score_0": None}, "wrong_type", "column 'score_0' must be a finite number (float32), found NoneType"),
     (WEBGPT | {"score_0": float("nan")}, "wrong_type", "column 'score_0' must be a finite number"),
     (WEBGPT | {"answer_0": WEBGPT["answer_1"]}, "identical_responses", "chosen and rejected are equal"),
+    (NECTAR | {"answers": NECTAR["answers"][:1]}, "wrong_type", "'answers' must be a list of two answers or more"),
+    (NECTAR | {"answers": [{"answer": "x"}, {}]}, "wrong_type", "answers[0] must be an object with answer and rank"),
+    (NECTAR | {"prompt": "Why?"}, "bad_prompt", "column 'prompt' must be a transcript"),
+    (
+        ULTRAFEEDBACK | {"completions": [{"response": "x", "overall_score": "high"}, *ULTRAFEEDBACK["completions"]]},
+        "wrong_type",
+        "column 'completions[0].overall_score' must be a finite number",
+    ),
+    (HELPSTEER2 | {"prompt": "Hi<extra_id_1>Assistant\nYes"}, "several_exchanges", "is a conversation"),
+    (HELPSTEER2 | {"preference_strength": "strong"}, "wrong_type", "'preference_strength' must be a finite number"),
+    (
+        HELPSTEER3 | {"context": [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]},
+        "several_exchanges",
+        "column 'context' is a conversation of 3 messages",
+    ),
 ]
 
 
@@ -138,6 +196,18 @@ def test_bad_records_are_refused_with_reason_and_value(raw, reason, words):
     assert not isinstance(caught.value, NoPreferenceError)
     assert caught.value.reason == reason
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("raw", [NECTAR, ULTRAFEEDBACK, HELPSTEER2, HELPSTEER3])
+def test_answers_that_are_all_alike_are_ties(raw):
+    equal = {
+        "answers": [one | {"rank": 1} for one in NECTAR["answers"]],
+        "completions": [one | {"overall_score": 3} for one in ULTRAFEEDBACK["completions"]],
+        "preference_strength": 0,
+        "overall_preference": 0,
+    }
+    with pytest.raises(NoPreferenceError):
+        published_record({name: equal.get(name, value) for name, value in raw.items()}, "dpo")
 
 
 # Ids

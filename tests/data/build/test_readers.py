@@ -1,17 +1,23 @@
 """Files of every kind into records, and FILE:ROW for what cannot be read."""
 
 import gzip
+import importlib.util
 import json
 import os
+import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
 from janus_jax.data.build import readers
 from janus_jax.data.build.readers import read_records
+from janus_jax.data.build.sources import find_splits
 from janus_jax.data.schema import Record
 from janus_jax.errors import DataError
 from tests.support.records import QUESTIONS, READ_QUESTIONS, refusal, write_json_lines, write_records
@@ -60,6 +66,39 @@ def test_record_numbers_count_lines_and_blank_lines_are_passed_over(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("\ufeff" + json.dumps(QUESTIONS[0]) + "\n\n" + json.dumps(QUESTIONS[1] | {"output": ""}) + "\n")
     assert refusal(path).startswith(f"{path}:3: column 'output' is empty")
+
+
+@pytest.mark.parametrize("form", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_arrow_streams_and_files(tmp_path, form):
+    table = pa.Table.from_pylist([{"prompt": f"Why {n}?", "output": "So.", "extra": n} for n in range(300)])
+    path, unread = tmp_path / "data-00000-of-00001.arrow", Counter()
+    with form(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=100)
+    assert [one.prompt for one in read_records(path, "sft", unread=unread)] == [f"Why {n}?" for n in range(300)]
+    assert unread == {"extra": 300}
+    assert refusal(path, "dpo").startswith(f"{path}:1: column 'chosen'")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert re.match(r"not a whole Arrow file(, records after \d+ cannot be read)?: ", refusal(path)[len(f"{path}: ") :])
+
+
+def test_a_directory_that_datasets_saved(tmp_path):
+    if importlib.util.find_spec("datasets") is None:
+        pytest.skip("datasets of Hugging Face is not installed")
+    rows = [{"system": "Be brief.", "prompt": f"Why {n}?", "output": "So."} for n in range(5)]
+    save = f"""if True:
+        from datasets import Dataset, DatasetDict
+        saved = DatasetDict(train=Dataset.from_list({rows}), test=Dataset.from_list({rows[:2]}))
+        saved.save_to_disk({str(tmp_path / "d")!r}, num_shards=dict(train=2, test=1))
+    """
+    subprocess.run(
+        [sys.executable, "-c", save], check=True, capture_output=True
+    )  # it loads pandas, which changes pyarrow
+    (tmp_path / "d" / "train" / "cache-0123.arrow").write_bytes(b"what map left")
+    unread = Counter()
+    found = find_splits(tmp_path / "d", unread)
+    assert {name: len(files) for name, files in found.items()} == {"train": 2, "test": 1}
+    assert unread == {"that datasets keeps as a cache": 1}
+    assert [one.prompt for one in read_records(found["train"], "sft")] == [row["prompt"] for row in rows]
 
 
 def test_parquet_record_numbers_go_on_over_batches(tmp_path):

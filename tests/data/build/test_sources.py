@@ -247,16 +247,16 @@ def test_whole_sets_are_read(tmp_path, names):
 def test_what_is_not_read_is_counted_by_reason(tmp_path):
     touch(tmp_path, "rows.jsonl", "more.NDJSON", "license_questions.jsonl", ".old.jsonl", "._rows.jsonl")
     (tmp_path / ".#rows.jsonl").symlink_to(tmp_path / "gone")  # an editor's lock
-    for name in ["a.csv", "b.CSV", "c.arrow", "d.tar.gz", "e.jsonl.bz2", "f.txt", "notes", "README.md", ".hidden"]:
+    for name in ["a.csv", "b.CSV", "c.feather", "d.tar.gz", "e.jsonl.bz2", "f.txt", "notes", "README.md", ".hidden"]:
         (tmp_path / name).write_text("")
     unread = Counter()
     assert len(find_splits(tmp_path, unread)["train"]) == 3
     assert unread == {
-        **{"of type .csv": 2, "of type .arrow": 1, "of type .tar.gz": 1, "of type .bz2": 1, "of type .txt": 1},
+        **{"of type .csv": 2, "of type .feather": 1, "of type .tar.gz": 1, "of type .bz2": 1, "of type .txt": 1},
         "without a suffix": 1,
         "hidden": 1,
     }
-    assert listed(unread).startswith("1 hidden, 1 of type .arrow, 1 of type .bz2, 2 of type .csv")
+    assert listed(unread).startswith("1 hidden, 1 of type .bz2, 2 of type .csv, 1 of type .feather")
 
 
 def test_a_directory_of_other_files_alone_is_refused_with_their_types(tmp_path):

@@ -90,6 +90,9 @@ def test_wins_ties_and_consistency_by_hand(tmp_path):
     win, *others, consistent = list(made.shares().values())
     assert win.low < 0.4 < win.high and consistent.low < 0.6 < consistent.high
     assert others[-1].value == pytest.approx(0.8)  # win + tie
+    longer, first = made.longer_wins(), made.first_place()
+    assert (longer.low, longer.high) == (0, 1) and first.low < first.value < first.high  # 2 pairs; 6 of 8 verdicts
+    assert first.value == 6 / 8
 
 
 def test_runs_of_a_row_are_resampled_together(tmp_path):

@@ -114,6 +114,16 @@ def test_a_damaged_line_of_verdicts_is_named(tmp_path, rows, line, message):
         judgements.read(directory, "absolute")
 
 
+def test_damaged_settings_and_a_directory_given_twice_are_named(tmp_path, rows):
+    directory = judged(tmp_path / "m", rows, lambda *_: 3)
+    with pytest.raises(ConfigError, match=r"m/\.\./m: is given twice"):
+        tables.names_of([directory, tmp_path / "m" / ".." / "m"])
+    path = directory / judgements.SETTINGS
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "runs"}))
+    with pytest.raises(ConfigError, match=r"settings.json: is damaged: runs is missing"):
+        judgements.read(directory, "absolute")
+
+
 def test_judges_with_other_limits_of_tokens_do_not_compare(tmp_path, rows):
     made = [
         judgements.read(judged(tmp_path / f"{most}", rows, lambda *_: 3, max_completion_tokens=most), "absolute")

@@ -1,6 +1,7 @@
 """What is given is recognised by what it holds; all else is refused by name, and nothing is written."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -65,6 +66,12 @@ def test_what_is_not_recognised_is_refused_in_one_line(janus, tmp_path, name, co
     code, out, err = janus("report", run, tmp_path / name, "--out", tmp_path / "r.html")
     assert code == 2 and message in err and err.count("\n") == 1 and not out
     assert not list(tmp_path.glob("*r.html*")) and not list(tmp_path.glob(".*"))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe: is no file and no directory"):
+        inputs.read([str(tmp_path / "pipe")])
 
 
 @pytest.mark.parametrize("given", ["", "X="])

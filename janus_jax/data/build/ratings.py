@@ -1,0 +1,51 @@
+"""Pairs whose answers were rated: which of them are kept, and the margin that follows."""
+
+import dataclasses
+
+from janus_jax.data.columns import Columns, NoPreferenceError, RecordError, number
+from janus_jax.data.schema import Record
+
+COLUMNS = (
+    ("score_chosen", "score_rejected"),  # HuggingFaceH4/ultrafeedback_binarized
+    ("chosen-rating", "rejected-rating"),  # argilla/ultrafeedback-binarized-preferences-cleaned
+    ("chosen_rating", "rejected_rating"),  # argilla/dpo-mix-7k
+    ("chosen_avg_rating", "rejected_avg_rating"),  # argilla/ultrafeedback-binarized-preferences
+    ("chosen_score", "rejected_score"),
+)
+"""Ratings of chosen and rejected, as data sets name them; of several the first counts."""
+
+RATING_COLUMNS = frozenset(name for names in COLUMNS for name in names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratings:
+    """What a build does with ratings."""
+
+    min_margin: float | None = None
+    """Keep a pair if its chosen response is rated higher by at least this; None: whatever the ratings are."""
+    as_margin: bool = False
+    """The margin of a pair that has none is the difference of its ratings."""
+
+    def __bool__(self) -> bool:
+        return self.as_margin or self.min_margin is not None
+
+    def applied(self, record: Record, columns: Columns) -> Record:
+        """The record of a pair, with its margin.
+
+        Raises:
+            RecordError: it has no ratings, or one is no number.
+            NoPreferenceError: the ratings are too near each other.
+        """
+        gap = record.rated_higher_by
+        if gap is None:
+            names = next((names for names in COLUMNS if all(map(columns.has, names))), None)
+            if names is None:
+                known = ", ".join(" and ".join(names) for names in COLUMNS)
+                found = ", ".join(map(str, columns)) or "nothing"
+                raise RecordError("no_ratings", f"has no ratings of its responses; known are {known}; found: {found}")
+            chosen, rejected = (number(columns[name], name) for name in names)
+            gap = chosen - rejected
+        if self.min_margin is not None and gap < self.min_margin:
+            what = f"the chosen response is rated higher by {gap:g}; needed: {self.min_margin:g} or more"
+            raise NoPreferenceError("margin_too_small", what)
+        return dataclasses.replace(record, margin=gap) if self.as_margin and record.margin is None else record
