@@ -60,7 +60,7 @@ def blockwise(
         return x.transpose(0, 2, 3, 1, 4).reshape(rows * blocks, kv_heads, -1, width)
 
     pieces = Slots(*map(split, slots))
-    out = _blocks(window, rows, by_head(q), by_head(k), by_head(v), pieces)
+    out: Any = _blocks(window, rows, by_head(q), by_head(k), by_head(v), pieces)
     out = out.reshape(rows * blocks, kv_heads, group, block, width).transpose(0, 3, 1, 2, 4)
     return out.reshape(rows, blocks * block, heads, width)[:, :length]
 
@@ -126,8 +126,8 @@ def _forward(window: int | None, rows: int, q: Array, k: Array, v: Array, slots:
         best = jnp.maximum(top, scores.max(-1))
         weights, old = jnp.exp(scores - best[..., None]), jnp.exp(top - best)
         out = out * old[..., None] + _product("kqs,ksh->kqh", weights.astype(v.dtype), v[j])
-        new = (total * old + weights.sum(-1), best, out)
-        return tuple(whole.at[i].set(part) for whole, part in zip(state, new, strict=True))
+        total = total * old + weights.sum(-1)
+        return state[0].at[i].set(total), state[1].at[i].set(best), state[2].at[i].set(out)
 
     flat = q.shape[:-1]
     state = jnp.zeros(flat, jnp.float32), jnp.full(flat, _LEAST, jnp.float32), jnp.zeros(q.shape, jnp.float32)
