@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from janus_jax.model import head
 from janus_jax.model.attention import Keys, Slots, attention
+from janus_jax.model.blockwise import blockwise, suits
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.kernels import Kernel
 from janus_jax.model.remat_scan import rematerialized
@@ -92,7 +93,9 @@ class Attention(nnx.Module):
             q = rotary(heads(self.q, "q_heads"), slots.position, config.rope_theta)
             k = rotary(heads(self.k, "kv_heads"), slots.position, config.rope_theta)
             v, window, kernel = heads(self.v, "kv_heads"), config.sliding_window, compute.kernel
-            if kernel is None or past:
+            if kernel is None and not past and suits(x.shape[1], compute.place):
+                out = blockwise(q, k, v, slots, window=window)
+            elif kernel is None or past:
                 shards = compute.place.shards("batch", "kv_heads")
                 on_cpu = compute.place.platform == "cpu"
                 out = attention(q, k, v, slots, window=window, shards=shards, past=past, on_cpu=on_cpu)
