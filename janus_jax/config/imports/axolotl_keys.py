@@ -40,7 +40,7 @@ NOT_NEEDED = {
     "which files the tool reads and writes": "strict resume_from_checkpoint auto_resume_from_checkpoints "
     "save_only_model save_first_step dynamic_checkpoint axolotl_config_path debug tokenizer_save_jinja_files "
     "merge_method export trust_remote_code processor_kwargs tokenizer_use_fast tokenizer_legacy base_model_config "
-    "tokenizer_config model_revision revision_of_model is_falcon_derived_model is_llama_derived_model "
+    "tokenizer_config model_revision revision_of_model type_of_model is_falcon_derived_model is_llama_derived_model "
     "is_mistral_derived_model is_qwen_derived_model plugins",
     "no effect on training; `samples` writes answers while a run trains": "eval_table_size eval_max_new_tokens "
     "generate_samples num_generation_samples generation_max_new_tokens generation_temperature generation_top_p "
@@ -57,7 +57,8 @@ NOT_NEEDED = {
 UNSUPPORTED = {
     LORA: "adapter lora_model_dir peft_use_dora loraplus_lr_ratio loraplus_lr_embedding relora relora_prune_ratio "
     "relora_prune_method relora_cpu_offload mixlora_num_experts lisa_n_layers lisa_step_interval lisa_layers_attribute",
-    QUANTIZED: "load_in_8bit load_in_4bit gptq qat quantization fp8 fp8_config model_quantization_config "
+    QUANTIZED: "load_in_8bit load_in_4bit gptq qat quantization fp8 fp8_config "
+    "fp8_enable_fsdp_float8_all_gather model_quantization_config "
     "model_quantization_config_kwargs use_onebitllms quantize_moe_experts",
     "the model is changed, and there is no switch for it here": "rope_scaling model_config overrides_of_model_config "
     "model_kwargs overrides_of_model_kwargs cls_model_config resize_token_embeddings_to_32x mean_resizing_embeddings "

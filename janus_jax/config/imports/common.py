@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -221,9 +223,7 @@ def optimizer(ledger: Ledger, key: str, default: str) -> None:
     if name in _ADAMW:
         ledger.carry(key, "optimizer.name", "adamw")
     elif name in _ROUNDED:
-        note = (
-            "moments are float32 here, rounded there (8 bits in blocks of 256 for bitsandbytes): 6 bytes a weight more"
-        )
+        note = "moments are float32 here; there they are rounded (bitsandbytes: 8 bits in blocks of 256)"
         ledger.carry(key, "optimizer.name", "adamw", verdict="approximated", note=note)
     else:
         ledger.write("optimizer.name", "adamw")
@@ -263,7 +263,7 @@ def start(ledger: Ledger, key: str) -> None:
         ledger.judge(key, "ignored", note="names no model")
         return
     ledger.carry(key, "init.from", model)
-    if "/" in model and not model.startswith((".", "/", "~")) and model.count("/") == 1:
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) and not os.path.isdir(model):
         ledger.commands.append(f"hf download {shlex.quote(model)}")
 
 

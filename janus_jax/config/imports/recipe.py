@@ -19,8 +19,6 @@ from janus_jax.errors import ConfigError
 
 Converter = Callable[[Ledger, int | None, str], str]
 
-_SECTIONS = tuple(RunConfig.model_fields)
-
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -74,8 +72,10 @@ def import_recipe(
         unread = ledger.rows[key].verdict == "not needed" or masked(key, value) != value
         if isinstance(value, str) and re.fullmatch(r"<.+>", value) and not unread:
             ledger.defects.append(f"{key} = {value}: waits to be filled in")
-    text = yaml_file.dump({key: ledger.config[key] for key in _SECTIONS if key in ledger.config})
-    config, text = _checked(text, list(overrides))
+    changes = list(overrides)
+    config, text = _checked(ledger.config, changes)
+    done = tuple(f"{change.partition('=')[0]}:" for change in changes)
+    ledger.by_hand[:] = [one for one in dict.fromkeys(ledger.by_hand) if not one.startswith(done)]
     header = [f"Made from {path} ({ledger.tool}, {kind}) by janus config import.", *_steps(ledger)]
     comment = "".join(f"# {line if line.isprintable() else ascii(line)}\n" for line in header)
     return Recipe(path, ledger.tool, kind, ledger, comment + text, tuple(ledger.commands), tuple(config.advice()))
@@ -102,19 +102,16 @@ def _steps(ledger: Ledger) -> list[str]:
     ]
 
 
-def _checked(text: str, overrides: list[str]) -> tuple[RunConfig, str]:
-    """The configuration as our loader reads it, and its text with the overrides."""
+def _checked(values: dict[str, Any], overrides: list[str]) -> tuple[RunConfig, str]:
+    """The configuration as our loader reads it, and the keys that were set, in our order."""
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "imported.yaml")
-        Path(file).write_text(text, encoding="utf-8")
+        Path(file).write_text(yaml_file.dump(values), encoding="utf-8")
         try:
             config = load_config(file, overrides)
         except ConfigError as error:
             raise ConfigError(str(error).replace(file, "the imported configuration")) from error
-        if overrides:
-            root, _ = yaml_file.read_tree(file, overrides, takes_text=lambda key: True)
-            text = yaml_file.dump(root.plain())
-    return config, text
+    return config, yaml_file.dump(config.model_dump(mode="json", by_alias=True, exclude_unset=True))
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 
+from janus_jax.errors import ConfigError
+
 _NAME = r"[A-Za-z_]\w*"
 _ASSIGNMENT = re.compile(rf"\s*(?:(?:export|local|readonly|declare(?:\s+-\w+)*)\s+)?({_NAME})=(.*)", re.DOTALL)
 _USE = re.compile(rf"\$(?:({_NAME})|\{{({_NAME})(?:(\[@\]|\[\*\])|:?-([^}}]*))?\}})")
@@ -18,8 +20,8 @@ _READ = re.compile(rf"\bread\b.*?\b({_NAME})\s*<<")
 _ARRAY = re.compile(rf"(?:^|(?<=[\s;]))({_NAME})\+?=\(([^()]*)\)")
 _OPEN_ARRAY = re.compile(rf"(?:^|[\s;]){_NAME}\+?=\([^()]*\Z")
 _ENDS = frozenset(";&|()")
-_EXPANSIONS = 100_000
-"""Most characters that a line may have after its variables are replaced."""
+_LONGEST = 30_000
+"""Most characters of a line after its variables are replaced."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,11 @@ class Command:
 
 
 class Script:
-    """The commands of a script and the variables that it sets."""
+    """The commands of a script and the variables that it sets.
+
+    Raises:
+        ConfigError: its variables make a line longer than a recipe's.
+    """
 
     def __init__(self, text: str):
         self.variables: dict[str, str] = {}
@@ -73,7 +79,9 @@ class Script:
                 piece = _EXECUTED.sub(lambda one: shlex.quote(one[0]), piece)
             pieces.append(_USE.sub(lambda use, quote=quote: self._value(use, quote), piece))
         expanded = "".join(pieces)
-        return expanded if len(expanded) <= _EXPANSIONS else expanded[:_EXPANSIONS]
+        if len(expanded) > _LONGEST:
+            raise ConfigError(f"a line has more than {_LONGEST:,} characters with its variables; allowed: a recipe")
+        return expanded
 
     def _value(self, use: re.Match[str], quote: str) -> str:
         name, array, default = use[1] or use[2], use[3], use[4]

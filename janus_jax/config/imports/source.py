@@ -34,6 +34,8 @@ _MARKS: dict[Tool, frozenset[str]] = {
     ),
 }
 _TRL_TRAINERS = {"sft": "sft", "dpo": "dpo", "orpo": "orpo", "reward": "rm", "rm": "rm"}
+_SEVERAL = re.compile(r"(betas|modules|parameters|loss_type|loss_weights|report_to|metrics|label_names|columns)$")
+"""Options that take several values."""
 _LAUNCHERS = {"num_gpus", "nproc_per_node", "nproc-per-node", "num_processes", "ngpus"}
 _NODES = {"num_nodes", "nnodes", "num_machines"}
 
@@ -65,7 +67,10 @@ def read(path: str, tool: Tool | None) -> Source:
     suffix = Path(path).suffix.lower()
     if suffix in (".yaml", ".yml", ".json"):
         return _of_mapping(path, _mapping(path, text, suffix), tool)
-    script = Script(text)
+    try:
+        script = Script(text)
+    except ConfigError as error:
+        raise ConfigError(path, str(error)) from None
     commands = [(command, place) for command in script.commands if (place := _trainer_at(command)) is not None]
     if not commands:
         for name, value in script.variables.items():  # a here-document that nothing runs
@@ -155,7 +160,9 @@ def flat(path: str, values: Any, prefix: str = "") -> dict[str, Any]:
     as a mapping of one key to nothing."""
     flattened: dict[str, Any] = {}
     waiting: list[tuple[str, Any]] = [(prefix, values)]
-    while waiting:
+    for _ in range(4 * _MOST_KEYS):  # a list may hold itself
+        if not waiting:
+            return flattened
         key, value = waiting.pop()
         below: list[tuple[str, Any]] = []
         if isinstance(value, Mapping) and not (key.endswith("_format") and set(value.values()) == {None}):
@@ -168,8 +175,8 @@ def flat(path: str, values: Any, prefix: str = "") -> dict[str, Any]:
                 key += "'"
             flattened[key] = value
         if len(flattened) + len(waiting) > _MOST_KEYS:
-            raise ConfigError(f"{path}: has more than {_MOST_KEYS:,} keys; allowed: a recipe")
-    return flattened
+            break
+    raise ConfigError(f"{path}: has more than {_MOST_KEYS:,} keys; allowed: a recipe")
 
 
 def _trainer_at(command: Command) -> int | None:
@@ -245,6 +252,8 @@ def _options(words: Any) -> tuple[dict[str, Any], list[str]]:
             stray.append(word)
         elif options[key] is True:
             options[key] = word
+        elif not _SEVERAL.search(key):
+            stray.append(word)
         else:
             options[key] = [*(options[key] if isinstance(options[key], list) else [options[key]]), word]
     return options, stray
