@@ -50,6 +50,8 @@ def convert(ledger: Ledger, devices: int | None, name: str) -> str:
     common.plain_numbers(ledger, _NUMBERS)
     common.clipping(ledger, "max_grad_norm")
     _precision(ledger)
+    if ledger.equal and objective in ("sft", "orpo"):  # their parts hold unequal numbers of tokens
+        ledger.write("compat.token_mean", "per_microbatch")
     _intervals(ledger)
     datasets(ledger, objective, name)
     detail = "not supported" if ledger.on("adapter") else "ignored"
@@ -72,6 +74,7 @@ def _known() -> list[str]:
 
 def _objective(ledger: Ledger) -> str:
     rl = ledger.get("rl")
+    rl = rl if rl is None or isinstance(rl, str) else shown(rl)
     if ledger.on("reward_model"):
         if rl:
             raise ConfigError(f"{ledger.file}: rl and reward_model are both given; allowed: one of them")
@@ -231,8 +234,6 @@ def _precision(ledger: Ledger) -> None:
     recompute = ledger.get("gradient_checkpointing", False)
     kept = "offload" if recompute in ("offload", "offload_disk", "unsloth") else "full" if recompute else "none"
     ledger.carry("gradient_checkpointing", "remat", kept)
-    if ledger.equal:
-        ledger.write("compat.token_mean", "per_microbatch")
 
 
 def _intervals(ledger: Ledger) -> None:

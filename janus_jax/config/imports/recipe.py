@@ -15,7 +15,7 @@ from janus_jax.config.imports import axolotl, openrlhf, trl
 from janus_jax.config.imports.ledger import VERDICTS, Ledger, Row, masked, shown
 from janus_jax.config.imports.source import Source, Tool, read
 from janus_jax.config.run import RunConfig, load_config
-from janus_jax.errors import ConfigError
+from janus_jax.errors import ConfigError, first_line
 
 Converter = Callable[[Ledger, int | None, str], str]
 
@@ -60,7 +60,12 @@ def import_recipe(
     name = re.sub(r"\W+", "_", Path(path).stem).strip("_") or "imported"
     if objective is not None and (source.tool != "trl" or source.trainer not in ("", objective)):
         raise ConfigError(f"--objective {objective}: the file says its trainer; allowed: only where it does not")
-    ledger, kind = _converted(source, devices or source.devices, name, objective, equal)
+    try:
+        ledger, kind = _converted(source, devices or source.devices, name, objective, equal)
+    except (TypeError, ValueError, AttributeError) as error:  # a list where the tool takes a word, and the like
+        raise ConfigError(
+            f"{path}: a value has a form that {source.tool} does not take: {first_line(error)}"
+        ) from error
     ledger.defects[:0] = source.defects
     for key, value in source.torn.items():
         torn = key if key not in ledger.values else f"{key} (second time)"
@@ -70,7 +75,7 @@ def import_recipe(
         ledger.rows[key] = Row(key, masked(key, value), "not needed" if value is not None else "ignored", note=note)
     for key, value in ledger.values.items():
         unread = ledger.rows[key].verdict == "not needed" or masked(key, value) != value
-        if isinstance(value, str) and re.fullmatch(r"<.+>", value) and not unread:
+        if isinstance(value, str) and re.fullmatch(r"<\w.{3,}>", value) and not unread:
             ledger.defects.append(f"{key} = {value}: waits to be filled in")
     changes = list(overrides)
     config, text = _checked(ledger.config, changes)

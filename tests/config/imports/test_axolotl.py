@@ -107,9 +107,10 @@ def test_numbers(keys: dict[str, Any], expected: dict[str, Any], tmp_path: Path)
 
 def test_compat_switches_are_set_on_request(tmp_path: Path) -> None:
     _, report = imported(tmp_path, "x.yaml", SMALL | {"rl": "dpo", "rl_beta": 0.1, "bf16": True}, devices=1, equal=True)
-    assert report["config"]["compat"]["token_boundary"] == "joint"
-    assert report["config"]["compat"]["bfloat16_weights"] is True
+    assert report["config"]["compat"] == {"token_boundary": "joint", "bfloat16_weights": True}
     assert "--boundary joint" in report["commands"][-1]
+    _, report = imported(tmp_path, "x.yaml", SMALL | {"bf16": True}, devices=1, equal=True)
+    assert report["config"]["compat"] == {"token_mean": "per_microbatch", "bfloat16_weights": True}
 
 
 @pytest.mark.parametrize(
@@ -122,6 +123,8 @@ def test_compat_switches_are_set_on_request(tmp_path: Path) -> None:
         ({"rl": "dpo", "reward_model": True}, "rl and reward_model"),
         ({"batch_size": 8, "gradient_accumulation_steps": 2}, "batch_size and gradient_accumulation_steps"),
         ({"tensor_parallel_size": 3}, "allowed: a multiple of 3"),
+        ({"rl": ["dpo"]}, "not here"),
+        ({"lr_scheduler": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": "x"}}, "a value has a form"),
     ],
 )
 def test_values_that_the_tool_refuses_too(keys: dict[str, Any], words: str, tmp_path: Path) -> None:
