@@ -148,7 +148,10 @@ def schedule(
     """
     name = str(ledger.get(key, default))
     options = _options(ledger, kwargs_key) | dict(more or {})
-    used, shape, extra = _shape(name, options, rate)
+    try:
+        used, shape, extra = _shape(name, options, rate)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{ledger.file}: {kwargs_key} = {shown(options)}: allowed: numbers") from error
     if shape is None:
         ledger.judge(key, "not supported", "schedule.name = cosine", "no such schedule here")
         ledger.write("schedule.name", "cosine")

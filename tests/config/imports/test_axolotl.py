@@ -124,7 +124,11 @@ def test_compat_switches_are_set_on_request(tmp_path: Path) -> None:
         ({"batch_size": 8, "gradient_accumulation_steps": 2}, "batch_size and gradient_accumulation_steps"),
         ({"tensor_parallel_size": 3}, "allowed: a multiple of 3"),
         ({"rl": ["dpo"]}, "not here"),
-        ({"lr_scheduler": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": "x"}}, "a value has a form"),
+        ({"excess_length_strategy": ["drop"], "rl": "dpo", "dpo_loss_weights": "x"}, "excess_length_strategy"),
+        (
+            {"lr_scheduler": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": "x"}},
+            "lr_scheduler_kwargs = .*: allowed: num",
+        ),
     ],
 )
 def test_values_that_the_tool_refuses_too(keys: dict[str, Any], words: str, tmp_path: Path) -> None:
