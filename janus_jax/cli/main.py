@@ -21,6 +21,7 @@ from janus_jax.cli import (
     arguments,
     bench,
     chat,
+    config,
     convert,
     data,
     eval,
@@ -54,12 +55,11 @@ app = typer.Typer(
     help="Post-train models of Mistral and Llama shape in JAX: SFT, preference pairs, reward models.",
     **arguments.SETTINGS,
 )
-config_app = typer.Typer(help="Show run configurations.", **arguments.SETTINGS)
 app.add_typer(data.app, name="data")
 app.add_typer(convert.app, name="convert")
 app.add_typer(bench.app, name="bench")
 app.add_typer(measure.app, name="measure")
-app.add_typer(config_app, name="config")
+app.add_typer(config.app, name="config")
 app.add_typer(runs.app, name="runs")
 
 
@@ -269,19 +269,6 @@ app.command("serve", epilog=serve.EPILOG)(serve.serve)
 app.command("report", epilog=report.EPILOG)(report.report)
 app.command("time-step", epilog=time_step.EPILOG)(time_step.time_step)
 app.command("launch", epilog=launch.EPILOG, context_settings=launch.FORWARDS)(launch.launch)
-
-
-@config_app.callback()
-def _config() -> None:
-    pass
-
-
-@config_app.command("show", epilog="Example: janus config show configs/sft_65k.yaml mesh.tensor=4")
-def config_show(config: arguments.ConfigFile, overrides: arguments.Overrides = None) -> None:
-    """Print CONFIG in full: base files merged, overrides applied, every default written out."""
-    from janus_jax.config.run import to_yaml
-
-    print(to_yaml(arguments.load(config, overrides)), end="")
 
 
 @app.command(epilog="Example: janus doctor")

@@ -1,0 +1,294 @@
+"""What the recipes of all tools have: batches, schedules, optimizers, objectives, and the data to build."""
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from janus_jax.config.imports.ledger import Ledger, shown
+from janus_jax.errors import ConfigError
+
+BY_HAND = "SET-BY-HAND"
+"""Stands for what a file does not say and a run cannot do without."""
+
+PROMPTS = {
+    "mistral-inst": ("[INST] {system}\n{instruction} [/INST]", "[INST] {instruction} [/INST]"),
+    "chatml": (
+        "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "plain": ("{system}\n{instruction}", "{instruction}"),
+}
+"""The prompts of our templates, with and without a system message."""
+
+MESH = "devices are shared out by `mesh` here"
+ATTENTION = "precision.attention picks the kernel"
+LOGGING = "where metrics go: docs/training.md"
+HUB = "nothing is uploaded; a run exports to its directory"
+SPEED = "speed and memory of PyTorch"
+LORA = "only full fine-tuning is here; LoRA trains other weights"
+QUANTIZED = "weights are not quantized in training here"
+
+_ADAMW = frozenset(
+    "adam adamw adamw_torch adamw_torch_fused adamw_hf adamw_apex_fused adamw_torch_xla adamw_torch_npu_fused "
+    "optimi_adamw paged_adamw paged_adamw_32bit".split()
+)
+_ROUNDED = frozenset(
+    "adamw_8bit adamw_bnb_8bit paged_adamw_8bit adamw_torch_8bit adamw_torch_4bit ao_adamw_8bit ao_adamw_4bit "
+    "ao_adamw_fp8 adamw_anyprecision flash_adamw".split()
+)
+_SHAPES = {
+    "cosine": "cosine",
+    "cosine_with_restarts": "cosine",
+    "cosine_with_min_lr": "cosine",
+    "linear": "linear",
+    "polynomial": "linear",
+    "constant": "constant",
+    "constant_with_warmup": "constant",
+    "warmup_stable_decay": "wsd",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A global batch: `micro` on each of `replicas` devices, `accumulation` times."""
+
+    micro: int
+    accumulation: int
+    replicas: int
+
+    @property
+    def total(self) -> int:
+        return self.micro * self.accumulation * self.replicas
+
+    @property
+    def product(self) -> str:
+        return f"{self.micro} x {self.accumulation} x {self.replicas} (micro batch x accumulation x devices)"
+
+
+def replicas(ledger: Ledger, devices: int | None, of_file: int | None, split: int, *, needed: bool = True) -> int:
+    """Devices that read different rows.
+
+    Args:
+        devices: from the command line; None: not given.
+        of_file: from the file; None: it does not say.
+        split: devices that share one row (tensor and context parallelism).
+        needed: whether the batch depends on it.
+    """
+    number = devices or of_file
+    if number is None:
+        number = split
+        if needed:
+            ledger.by_hand.append(
+                f"devices: the file does not say how many it was run on; the batch is that of {split}. Give --devices"
+            )
+    if number % split:
+        raise ConfigError(f"{ledger.file}: {number} devices: allowed: a multiple of {split}, which share a row")
+    return number // split
+
+
+def write_batch(ledger: Ledger, batch: Batch, keys: Sequence[str], *, in_rows: bool, length: int, pairs: bool) -> None:
+    """The keys of `batch` that say how many and how long, from the keys of the file that give the numbers."""
+    unit = "rows" if in_rows else "examples"
+    ledger.carry(keys, f"batch.{unit}", batch.total, note=batch.product)
+    parts = batch.accumulation
+    if not in_rows:  # several examples share a row, so that fewer parts fill the devices
+        fitting = [one for one in range(1, parts + 1) if not parts % one and one * 2 * batch.replicas <= batch.total]
+        parts = max(fitting, default=1)
+    if parts > 1:
+        ledger.write("batch.microbatches", parts)
+    ledger.write("batch.row_length", 2 * length if pairs else length)
+
+
+def learning(ledger: Ledger, key: str, default: float) -> float:
+    """The peak learning rate."""
+    rate = ledger.number(key, default, low=0)
+    if not rate:
+        raise ConfigError(f"{ledger.file}: {key} = {shown(ledger.get(key))}: allowed: a number above 0")
+    ledger.carry(key, "schedule.learning_rate", float(rate))
+    return rate
+
+
+def length_of_run(ledger: Ledger, epochs_key: str, default: float, steps_key: str | None = None) -> None:
+    """Epochs, or steps where they are given: those of all tools come before epochs."""
+    steps = ledger.number(steps_key, low=-1) if steps_key else None
+    epochs = ledger.number(epochs_key, default)
+    if steps_key and steps is not None and steps > 0:
+        ledger.carry(steps_key, "schedule.steps", int(steps))
+        ledger.judge(epochs_key, "ignored", note=f"{steps_key} comes before it")
+        return
+    if steps_key:
+        ledger.judge(steps_key, "not needed", note="is off")
+    if epochs == int(epochs) and epochs > 0:
+        ledger.carry(epochs_key, "schedule.epochs", int(epochs))
+    else:
+        whole = max(1, round(epochs))
+        ledger.write("schedule.epochs", whole)
+        reason = "epochs are whole here; give schedule.steps"
+        ledger.judge(epochs_key, "not supported", f"schedule.epochs = {whole}", reason)
+
+
+def schedule(
+    ledger: Ledger,
+    key: str,
+    default: str,
+    rate: float,
+    *,
+    kwargs_key: str = "",
+    more: Mapping[str, float] | None = None,
+) -> str:
+    """Shape of the decay. Returns the tool's name for it.
+
+    Args:
+        kwargs_key: the key with arguments of the schedule.
+        more: arguments that the tool gives itself, or in other keys.
+    """
+    name = str(ledger.get(key, default))
+    options = _options(ledger, kwargs_key) | dict(more or {})
+    try:
+        used, shape, extra = _shape(name, options, rate)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{ledger.file}: {kwargs_key} = {shown(options)}: allowed: numbers") from error
+    if shape is None:
+        ledger.judge(key, "not supported", "schedule.name = cosine", "no such schedule here")
+        ledger.write("schedule.name", "cosine")
+    else:
+        ledger.carry(key, "schedule.name", shape)
+        for ours, value in extra.items():
+            ledger.write(f"schedule.{ours}", value)
+    for one in ledger.under(kwargs_key) if kwargs_key else ():
+        option = one.removeprefix(kwargs_key).lstrip(".")
+        known = not option or option in used
+        ledger.judge(one, "kept" if known and shape else "not supported", "schedule", "" if known else "not here")
+    return name
+
+
+def _options(ledger: Ledger, kwargs_key: str) -> dict[str, Any]:
+    prefix = f"{kwargs_key}."
+    options = {key.removeprefix(prefix): ledger.get(key) for key in ledger.values if key.startswith(prefix)}
+    text = ledger.get(kwargs_key) if kwargs_key else None
+    if isinstance(text, str):
+        try:
+            options |= dict(json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{ledger.file}: {kwargs_key} = {shown(text)}: allowed: a JSON object") from error
+    return options
+
+
+def _shape(name: str, options: Mapping[str, Any], rate: float) -> tuple[set[str], str | None, dict[str, Any]]:
+    """(options that are used, our name, our other keys) of a schedule of transformers."""
+    shape, extra, used = _SHAPES.get(name), {}, set()
+    low = options.get("min_lr_rate", options.get("min_lr_ratio"))
+    if "min_lr" in options and name == "cosine_with_min_lr":
+        low = float(options["min_lr"]) / rate
+    if name == "polynomial":
+        low = float(options.get("lr_end", 1e-7)) / rate
+        used |= {"lr_end", "power"}
+        shape = shape if float(options.get("power", 1)) == 1 else None
+    if name == "cosine_with_restarts":
+        used.add("num_cycles")
+        shape = shape if float(options.get("num_cycles", 1)) == 1 else None
+    if shape == "wsd":
+        used |= {"num_decay_steps", "num_stable_steps", "decay_type"}
+        shape = shape if options.get("num_decay_steps") and options.get("warmup_type", "linear") == "linear" else None
+        extra |= {"decay_steps": options.get("num_decay_steps"), "decay_shape": options.get("decay_type", "cosine")}
+    if low is not None and shape not in ("constant", None):
+        extra["min_rate_ratio"] = float(f"{float(low):.12g}")
+        used |= {"min_lr", "min_lr_rate", "min_lr_ratio"}
+    return used, shape, extra
+
+
+def warmup(
+    ledger: Ledger, name: str, steps_key: str, ratio_key: str, *, steps: int | None, ratio: float | None, note: str = ""
+) -> None:
+    """Warm-up of a schedule: steps, or a share of them. A schedule `constant` of transformers has none."""
+    if name == "constant":
+        for key in (key for key in (steps_key, ratio_key) if ledger.on(key)):
+            ledger.judge(key, "ignored", note="the schedule `constant` of transformers has no warm-up")
+            ledger.defects.append(f"{key}: the schedule `constant` ignores it; `constant_with_warmup` would use it")
+        ledger.carry(steps_key, "schedule.warmup_steps", 0)
+        ledger.judge(ratio_key, "not needed", note="is off")
+    elif steps is not None or ratio is None:
+        ledger.carry(steps_key, "schedule.warmup_steps", steps or 0, note=note)
+        ledger.judge(ratio_key, "not needed", note=f"{steps_key} comes before it")
+    else:
+        ledger.write("schedule.warmup_steps", None)
+        ledger.carry(ratio_key, "schedule.warmup_ratio", ratio, note=note, verdict="approximated" if note else "kept")
+        ledger.judge(steps_key, "not needed", note="is off")
+
+
+def optimizer(ledger: Ledger, key: str, default: str) -> None:
+    """AdamW, or what comes nearest."""
+    name = str(ledger.get(key, default))
+    if name in _ADAMW:
+        ledger.carry(key, "optimizer.name", "adamw")
+    elif name in _ROUNDED:
+        note = "moments are float32 here; there they are rounded (bitsandbytes: 8 bits in blocks of 256)"
+        ledger.carry(key, "optimizer.name", "adamw", verdict="approximated", note=note)
+    else:
+        ledger.write("optimizer.name", "adamw")
+        ledger.judge(key, "not supported", "optimizer.name = adamw", "AdamW is the only optimizer here")
+
+
+def clipping(ledger: Ledger, key: str, default: float = 1.0) -> None:
+    """The norm to which gradients are clipped; 0 is none."""
+    ledger.carry(key, "optimizer.clip_norm", float(ledger.number(key, default)) or None)
+
+
+def plain_numbers(ledger: Ledger, table: Mapping[str, tuple[str, float | int]]) -> None:
+    """Keys whose number is ours: key -> (our key, the tool's default). A whole default asks for a whole number."""
+    for key, (ours, default) in table.items():
+        value = ledger.whole(key, default) if isinstance(default, int) else float(ledger.number(key, default))
+        ledger.carry(key, ours, value)
+
+
+def weights_dtype(ledger: Ledger, keys: Sequence[str], compute: str, *, rounded: bool) -> None:
+    """Type of the activations, and of the weights if the tool trains them in bfloat16 without a copy (`rounded`)."""
+    note = ""
+    if rounded and ledger.equal:
+        ledger.write("compat.bfloat16_weights", True)
+    elif rounded:
+        note = "weights are float32 here, bfloat16 without a float32 copy there: compat.bfloat16_weights = true"
+    verdict = "approximated" if note else "kept"
+    ledger.carry(keys, "precision.compute", compute, note=note, verdict=verdict)
+
+
+def start(ledger: Ledger, key: str) -> None:
+    """The weights that training starts from."""
+    model = ledger.get(key)
+    if not isinstance(model, str) or not model.strip():
+        ledger.write("init.from", BY_HAND)
+        ledger.by_hand.append(f"init.from: {key} is empty; give the weights to start from, as init.from=MODEL")
+        ledger.defects.append(f"{key} is empty: the tool cannot start")
+        ledger.judge(key, "ignored", note="names no model")
+        return
+    ledger.carry(key, "init.from", model)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) and not os.path.isdir(model):
+        ledger.commands.append(f"hf download {shlex.quote(model)}")
+
+
+def template_of(prompt: str) -> str | None:
+    """Our template for a prompt written with `{system}` and `{instruction}`; None if it is none of ours."""
+    texts = {text: name for name, both in PROMPTS.items() for text in both}
+    return texts.get(prompt.strip(" "))
+
+
+def build_command(
+    kind: str, source: str, out: str, *, template: str | None = None, boundary: str = "separate", more: str = ""
+) -> str:
+    """The `janus data build` that makes a data set of a source."""
+    words = ["janus", "data", "build", "--kind", kind, "--source", source, "--out", out]
+    if template is not None and template != "mistral-inst":
+        words += ["--template", template]
+    if boundary != "separate":
+        words += ["--boundary", boundary]
+    return shlex.join(words) + (f" {more}" if more else "")
+
+
+def own_template(ledger: Ledger, what: str) -> str:
+    """The template for prompts that none of ours writes: the user writes them, and `plain` adds nothing."""
+    ledger.by_hand.append(f"prompts: {what} is none of our templates; write them so and build with --template plain")
+    return "plain"

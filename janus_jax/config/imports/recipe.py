@@ -1,0 +1,181 @@
+"""A file of another trainer becomes a configuration of ours, with an account of every key."""
+
+import dataclasses
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from janus_jax.config import yaml_file
+from janus_jax.config.imports import axolotl, openrlhf, trl
+from janus_jax.config.imports.ledger import VERDICTS, Ledger, Row, masked, shown
+from janus_jax.config.imports.source import Source, Tool, read
+from janus_jax.config.run import RunConfig, load_config
+from janus_jax.errors import ConfigError, first_line
+
+Converter = Callable[[Ledger, int | None, str], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What an import made of a file."""
+
+    file: str
+    tool: str
+    objective: str
+    ledger: Ledger
+    text: str
+    """Our configuration as YAML, with its source as a comment."""
+    commands: tuple[str, ...]
+    notes: tuple[str, ...]
+    """The loader's advice on the configuration."""
+
+
+def import_recipe(
+    path: str,
+    *,
+    tool: Tool | None = None,
+    devices: int | None = None,
+    objective: str | None = None,
+    equal: bool = False,
+    overrides: Iterable[str] = (),
+) -> Recipe:
+    """Reads a recipe and makes a configuration that our loader takes.
+
+    Args:
+        tool: None: recognised by the content.
+        devices: that the recipe ran on; None: as the file says, otherwise one.
+        objective: of a TRL recipe that does not say its trainer.
+        equal: set the compat switches that make a run equal to the tool's.
+        overrides: our keys, as KEY=VALUE, applied last.
+
+    Raises:
+        ConfigError: the file cannot be read, its objective is not here, or a value is none that its tool takes.
+    """
+    source = read(path, tool)
+    name = re.sub(r"\W+", "_", Path(path).stem).strip("_") or "imported"
+    if objective is not None and (source.tool != "trl" or source.trainer not in ("", objective)):
+        raise ConfigError(f"--objective {objective}: the file says its trainer; allowed: only where it does not")
+    try:
+        ledger, kind = _converted(source, devices or source.devices, name, objective, equal)
+    except (TypeError, ValueError, AttributeError) as error:  # a list where the tool takes a word, and the like
+        raise ConfigError(
+            f"{path}: a value has a form that {source.tool} does not take: {first_line(error)}"
+        ) from error
+    ledger.defects[:0] = source.defects
+    for key, value in source.torn.items():
+        torn = key if key not in ledger.values else f"{key} (second time)"
+        ledger.rows[torn] = Row(torn, masked(key, value), "ignored", note="not part of the command")
+    for key, value in source.beside.items():
+        note = "beside the command" if value is not None else "belongs to no option"
+        ledger.rows[key] = Row(key, masked(key, value), "not needed" if value is not None else "ignored", note=note)
+    for key, value in ledger.values.items():
+        unread = ledger.rows[key].verdict == "not needed" or masked(key, value) != value
+        if isinstance(value, str) and re.fullmatch(r"<\w.{3,}>", value) and not unread:
+            ledger.defects.append(f"{key} = {value}: waits to be filled in")
+    changes = list(overrides)
+    config, text = _checked(ledger.config, changes)
+    done = tuple(f"{change.partition('=')[0]}:" for change in changes)
+    ledger.by_hand[:] = [one for one in dict.fromkeys(ledger.by_hand) if not one.startswith(done)]
+    header = [f"Made from {path} ({ledger.tool}, {kind}) by janus config import.", *_steps(ledger)]
+    comment = "".join(f"# {line if line.isprintable() else ascii(line)}\n" for line in header)
+    return Recipe(path, ledger.tool, kind, ledger, comment + text, tuple(ledger.commands), tuple(config.advice()))
+
+
+def _converted(
+    source: Source, devices: int | None, name: str, objective: str | None, equal: bool
+) -> tuple[Ledger, str]:
+    if source.tool == "axolotl":
+        ledger = Ledger(source.path, axolotl.keys.TOOL, source.values, equal=equal)
+        return ledger, axolotl.convert(ledger, devices, name)
+    if source.tool == "openrlhf":
+        ledger = Ledger(source.path, openrlhf.TOOL, source.values, equal=equal)
+        return ledger, openrlhf.convert(ledger, devices, name, source.trainer)
+    ledger = Ledger(source.path, trl.TOOL, source.values, equal=equal)
+    return ledger, trl.convert(ledger, devices, name, objective or source.trainer)
+
+
+def _steps(ledger: Ledger) -> list[str]:
+    return [
+        *(["Before training:", *(f"  {one}" for one in ledger.commands)] if ledger.commands else []),
+        *([f"Not here: {', '.join(one.key for one in ledger.refused)}"] if ledger.refused else []),
+        *(["By hand:", *(f"  {one}" for one in ledger.by_hand)] if ledger.by_hand else []),
+    ]
+
+
+def _checked(values: dict[str, Any], overrides: list[str]) -> tuple[RunConfig, str]:
+    """The configuration as our loader reads it, and the keys that were set, in our order."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "imported.yaml")
+        Path(file).write_text(yaml_file.dump(values), encoding="utf-8")
+        try:
+            config = load_config(file, overrides)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(file, "the imported configuration")) from error
+    return config, yaml_file.dump(config.model_dump(mode="json", by_alias=True, exclude_unset=True))
+
+
+def as_json(recipe: Recipe) -> dict[str, Any]:
+    """The report as JSON values."""
+
+    def row(one: Row) -> dict[str, Any]:
+        return {key: value for key, value in dataclasses.asdict(one).items() if key != "verdict" or value}
+
+    return {
+        "file": recipe.file,
+        "tool": recipe.tool,
+        "objective": recipe.objective,
+        "keys": [row(one) for one in recipe.ledger.rows.values()],
+        "defaults": [row(one) for one in recipe.ledger.defaults],
+        "defects": recipe.ledger.defects,
+        "by_hand": recipe.ledger.by_hand,
+        "commands": list(recipe.commands),
+        "notes": list(recipe.notes),
+        "refused": [one.key for one in recipe.ledger.refused],
+        "config": yaml.safe_load(recipe.text),
+    }
+
+
+def lines(recipe: Recipe) -> list[str]:
+    """The report as lines for a terminal."""
+    ledger = recipe.ledger
+    keys = "1 key" if len(ledger.rows) == 1 else f"{len(ledger.rows)} keys"
+    out = [f"{recipe.file}: {recipe.tool}, objective {recipe.objective}, {keys}"]
+    for verdict, meaning in VERDICTS.items():
+        rows = [one for one in ledger.rows.values() if one.verdict == verdict]
+        if rows and verdict == "not set":
+            out += ["", f"{verdict} ({len(rows)}): {', '.join(one.key for one in rows)}"]
+        elif rows:
+            out += ["", f"{verdict} ({len(rows)}), {meaning}:", *(_line(one) for one in rows)]
+    for title, texts in (
+        (f"defaults of {recipe.tool} that are written out", [_default(one) for one in ledger.defaults]),
+        ("defects of the file", ledger.defects),
+        ("to do by hand", ledger.by_hand),
+        ("before training", list(recipe.commands)),
+    ):
+        out += ["", f"{title} ({len(texts)}):", *(f"  {one}" for one in texts)] if texts else []
+    return [line if line.isprintable() else ascii(line) for line in out]
+
+
+def _line(row: Row) -> str:
+    ours = f" -> {row.ours}" if row.ours else ""
+    note = f"; {row.note}" if row.note and ours else f": {row.note}" if row.note else ""
+    return f"  {row.key}: {shown(row.value)}{ours}{note}"
+
+
+def _default(row: Row) -> str:
+    return f"{row.key} -> {row.ours}{f'; {row.note}' if row.note else ''}"
+
+
+def refusal(recipe: Recipe) -> str | None:
+    """Why the import fails without --force; None if it does not."""
+    rows = recipe.ledger.refused
+    if not rows:
+        return None
+    names = ", ".join(one.key for one in rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+    what = "change the result and have nothing like them here, or are unknown"
+    return f"{recipe.file}: keys that {what}: {names}; --force imports the rest"

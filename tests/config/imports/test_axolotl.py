@@ -1,0 +1,160 @@
+"""What axolotl's keys become; the published Janus runs are compared with our own files for them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from janus_jax.config.imports.common import PROMPTS
+from janus_jax.config.imports.source import flat
+from janus_jax.config.run import load_config
+from janus_jax.errors import ConfigError
+from janus_jax.text.template import TEMPLATES
+from tests.support.recipes import BASE, PUBLISHED, imported, sft, verdicts
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+SECTIONS = ("objective", "optimizer", "schedule", "precision", "remat")
+DATA = [{"path": "a/b", "type": "chatml.intel"}]
+SMALL = {"base_model": BASE, "learning_rate": 1e-5, "micro_batch_size": 3, "datasets": DATA}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_file_becomes_our_run(name: str, tmp_path: Path) -> None:
+    recipe, report = imported(tmp_path, name, PUBLISHED[name], devices=4)
+    (tmp_path / "ours.yaml").write_text(recipe.text)
+    new, ours = load_config(tmp_path / "ours.yaml"), load_config(CONFIGS / f"{Path(name).stem}.yaml")
+    cut = {"microbatches": ours.batch.microbatches}  # chosen for the devices
+    assert new.batch.model_copy(update=cut) == ours.batch
+    for section in SECTIONS:
+        assert getattr(new, section) == getattr(ours, section), section
+    assert verdicts(report).keys() == flat(name, PUBLISHED[name]).keys()
+    assert not report["refused"]
+
+
+def test_defects_of_the_published_dpo_file(tmp_path: Path) -> None:
+    _, report = imported(tmp_path, "dpo.yml", PUBLISHED["dpo.yml"], devices=4)
+    text = "\n".join(report["defects"])
+    assert "prompt_format" in text and "{instruction}" in text and "KeyError" in text
+    assert "chosen_format: YAML reads {chosen_response} as a mapping" in text
+    assert "sets no beta" in text and "base_model is empty" in text
+    assert any(one.startswith("init.from") for one in report["by_hand"])
+    _, again = imported(tmp_path, "dpo.yml", PUBLISHED["dpo.yml"], devices=4, overrides=["init.from=runs/sft"])
+    assert again["config"]["init"] == {"from": "runs/sft"} and not again["by_hand"]
+
+
+def test_orpo_strategy_that_is_gone(tmp_path: Path) -> None:
+    _, report = imported(tmp_path, "orpo.yml", PUBLISHED["orpo.yml"], devices=4)
+    assert ["orpo.chat_template" in one for one in report["defects"]] == [True]
+    assert "--template chatml" in report["commands"][-1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "verdict"),
+    [
+        ("frobnicate", 3, "unknown"),
+        ("adapter", "lora", "not supported"),
+        ("neftune_noise_alpha", 5, "not supported"),
+        ("optimizer", "lion_8bit", "not supported"),
+        ("lr_scheduler", "rex", "not supported"),
+        ("num_epochs", 1.5, "not supported"),
+        ("train_on_inputs", True, "not supported"),
+        ("load_in_4bit", True, "not supported"),
+        ("model_type", "GemmaForCausalLM", "not supported"),
+        ("lora_r", 8, "ignored"),
+        ("dpo_beta", 0.3, "ignored"),
+        ("rl_beta", 0.3, "ignored"),
+        ("adapter", "", "not needed"),
+        ("deepspeed", "zero3.json", "not needed"),
+        ("optimizer", "paged_adamw_8bit", "approximated"),
+        ("seed", 7, "kept"),
+    ],
+)
+def test_one_verdict_for_a_key(key: str, value: Any, verdict: str, tmp_path: Path) -> None:
+    _, report = imported(tmp_path, "x.yaml", SMALL | {key: value}, devices=1)
+    assert verdicts(report)[key] == verdict
+    assert (key in report["refused"]) == (verdict in ("unknown", "not supported"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, {"batch.examples": 6, "schedule.warmup_ratio": 0.03, "batch.overlong": "drop", "run.seed": 42}),
+        ({"gradient_accumulation_steps": 5, "tensor_parallel_size": 2}, {"batch.examples": 15}),
+        ({"batch_size": 12}, {"batch.examples": 24, "batch.microbatches": 4}),
+        ({"learning_rate": "5e-6"}, {"schedule.learning_rate": 5e-6}),
+        ({"max_steps": 9}, {"schedule.steps": 9, "schedule.epochs": None}),
+        ({"max_grad_norm": 0}, {"optimizer.clip_norm": None}),
+        ({"cosine_min_lr_ratio": 0.1}, {"schedule.min_rate_ratio": 0.1}),
+        ({"lr_scheduler": "constant", "warmup_steps": 5}, {"schedule.warmup_steps": 0}),
+        ({"warmup_steps": 1}, {"schedule.warmup_steps": 2}),
+        ({"rl": "ipo", "rl_beta": 0.2}, {"objective.loss": "ipo", "objective.beta": 0.2}),
+        ({"rl": "dpo", "dpo_label_smoothing": 0.1}, {"objective.label_smoothing": None, "objective.beta": 0.1}),
+        ({"rl": "dpo", "dpo_loss_type": ["robust"], "dpo_label_smoothing": 0.1}, {"objective.label_smoothing": 0.1}),
+        ({"rl": "dpo", "dpo_beta": 0.3}, {"objective.beta": 0.1}),
+        ({"rl": "simpo", "simpo_gamma": 0.4}, {"objective.gamma": 0.4, "objective.sft_weight": 1.0}),
+        ({"reward_model": True, "center_rewards_coefficient": 0.01}, {"objective.center_weight": 0.01}),
+        ({"excess_length_strategy": "raise"}, {"batch.overlong": "error"}),
+        ({"bf16": False}, {"precision.compute": "float32"}),
+        ({"save_steps": 20, "eval_steps": 0.1}, {"checkpoint.every_steps": 20, "eval.every_steps": None}),
+    ],
+)
+def test_numbers(keys: dict[str, Any], expected: dict[str, Any], tmp_path: Path) -> None:
+    _, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=2)
+    for key, value in expected.items():
+        section, name = key.split(".")
+        assert report["config"].get(section, {}).get(name) == value, key
+
+
+def test_compat_switches_are_set_on_request(tmp_path: Path) -> None:
+    _, report = imported(tmp_path, "x.yaml", SMALL | {"rl": "dpo", "rl_beta": 0.1, "bf16": True}, devices=1, equal=True)
+    assert report["config"]["compat"] == {"token_boundary": "joint", "bfloat16_weights": True}
+    assert "--boundary joint" in report["commands"][-1]
+    _, report = imported(tmp_path, "x.yaml", SMALL | {"bf16": True}, devices=1, equal=True)
+    assert report["config"]["compat"] == {"token_mean": "per_microbatch", "bfloat16_weights": True}
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"rl": "grpo"}, "rl = grpo: not here"),
+        ({"micro_batch_size": "two"}, "micro_batch_size = two: allowed: a number of at least 1"),
+        ({"weight_decay": True}, "weight_decay = true: allowed: a number"),
+        ({"learning_rate": None}, "learning_rate"),
+        ({"rl": "dpo", "reward_model": True}, "rl and reward_model"),
+        ({"batch_size": 8, "gradient_accumulation_steps": 2}, "batch_size and gradient_accumulation_steps"),
+        ({"tensor_parallel_size": 3}, "allowed: a multiple of 3"),
+        ({"rl": ["dpo"]}, "not here"),
+        ({"excess_length_strategy": ["drop"], "rl": "dpo", "dpo_loss_weights": "x"}, "excess_length_strategy"),
+        (
+            {"lr_scheduler": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": "x"}},
+            "lr_scheduler_kwargs = .*: allowed: num",
+        ),
+    ],
+)
+def test_values_that_the_tool_refuses_too(keys: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        imported(tmp_path, "x.yaml", SMALL | keys, devices=2)
+
+
+def test_several_data_sets_and_held_out_data(tmp_path: Path) -> None:
+    files = {"path": "json", "data_files": "c.jsonl", "type": "chatml"}
+    more = {"datasets": [{"path": "a/b", "type": "alpaca"}, files], "val_set_size": 0.05}
+    _, report = imported(tmp_path, "x.yaml", SMALL | more, devices=1)
+    assert report["config"]["data"]["mixture"] == [{"dir": "data/x_1"}, {"dir": "data/x_2"}]
+    commands = [one for one in report["commands"] if "data build" in one]
+    assert "--source a/b" in commands[0] and "--template plain" in commands[0]
+    assert "--source c.jsonl" in commands[1] and "--template chatml --validation-fraction 0.05" in commands[1]
+
+
+def test_unknown_column_is_to_be_renamed(tmp_path: Path) -> None:
+    content = sft("a/b", 1)
+    content["datasets"][0]["type"]["field_output"] = "answer"
+    _, report = imported(tmp_path, "x.yaml", content, devices=1)
+    assert "data: rename column answer to output" in report["by_hand"]
+
+
+def test_prompts_are_those_of_our_templates() -> None:
+    for name, template in TEMPLATES.items():
+        texts = (template.prompt_text("{system}", "{instruction}"), template.prompt_text("", "{instruction}"))
+        assert PROMPTS[name] == texts
+    assert PROMPTS.keys() == TEMPLATES.keys()

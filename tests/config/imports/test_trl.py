@@ -1,0 +1,102 @@
+"""What TRL's keys become."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from janus_jax.errors import ConfigError
+from tests.support.recipes import imported, verdicts
+
+SMALL = {"model_name_or_path": "a/b", "dataset_name": "c/d", "per_device_train_batch_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("keys", "objective", "rate"),
+    [
+        ({"packing": True}, "sft", 2e-5),
+        ({"precompute_ref_log_probs": True}, "dpo", 1e-6),
+        ({"max_completion_length": 100}, "orpo", 1e-6),
+        ({"center_rewards_coefficient": 0.01}, "rm", 1e-4),
+    ],
+)
+def test_trainer_is_known_by_its_keys(keys: dict[str, Any], objective: str, rate: float, tmp_path: Path) -> None:
+    _, report = imported(tmp_path, "x.json", json.dumps(SMALL | keys), devices=1)
+    assert report["objective"] == report["config"]["objective"]["name"] == objective
+    assert report["config"]["schedule"] == {"name": "linear", "learning_rate": rate, "warmup_steps": 0, "epochs": 3}
+
+
+def test_trainer_that_is_not_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not say its trainer; give --objective"):
+        imported(tmp_path, "x.yaml", SMALL)
+    _, report = imported(tmp_path, "x.yaml", SMALL, objective="orpo", devices=1)
+    assert report["config"]["objective"] == {"name": "orpo", "beta": 0.1, "nll": "prompt_and_response"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"packing": True, "gradient_accumulation_steps": 2}, {"batch.rows": 16, "batch.row_length": 1024}),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}, {"objective.sft_weight": 0.2}),
+        ({"label_smoothing": 0.1}, {"objective.label_smoothing": None}),
+        ({"label_smoothing": 0.1, "loss_type": ["robust"]}, {"objective.label_smoothing": 0.1}),
+        ({"warmup_steps": 0.1, "packing": False}, {"schedule.warmup_ratio": 0.1}),
+        ({"warmup_ratio": 0.1, "packing": False}, {"schedule.warmup_ratio": 0.1}),
+        ({"eval_strategy": "steps", "eval_steps": 9, "packing": False}, {"eval.every_steps": 9}),
+        (
+            {
+                "packing": False,
+                "lr_scheduler_type": "warmup_stable_decay",
+                "lr_scheduler_kwargs": {"num_decay_steps": 5},
+            },
+            {"schedule.name": "wsd", "schedule.decay_steps": 5},
+        ),
+        (
+            {"packing": False, "lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": '{"min_lr": 2e-6}'},
+            {"schedule.min_rate_ratio": 0.1},
+        ),
+    ],
+)
+def test_numbers(keys: dict[str, Any], expected: dict[str, Any], tmp_path: Path) -> None:
+    _, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=4, **_objective(keys))
+    for key, value in expected.items():
+        section, name = key.split(".")
+        assert report["config"].get(section, {}).get(name) == value, key
+    assert not report["refused"]
+
+
+def _objective(keys: dict[str, Any]) -> dict[str, str]:
+    return {} if "packing" in keys else {"objective": "dpo"}
+
+
+def test_command_overrides_its_file(tmp_path: Path) -> None:
+    (tmp_path / "conf.yaml").write_text("model_name_or_path: a/b\nlearning_rate: 1.0e-5\nbeta: 0.3\n")
+    command = "accelerate launch --num_processes 8 -m trl dpo --config conf.yaml --learning_rate=2e-5 --output_dir o"
+    _, report = imported(tmp_path, "x.sh", command)
+    assert report["config"]["schedule"]["learning_rate"] == 2e-5
+    assert report["config"]["objective"]["beta"] == 0.3 and report["config"]["batch"]["examples"] == 64
+    assert "learning_rate: the command line overrides conf.yaml" in report["defects"]
+    assert verdicts(report)["accelerate --num_processes"] == "not needed"
+
+
+@pytest.mark.parametrize(
+    ("objective", "keys", "refused"),
+    [
+        ("sft", {"use_peft": True, "lora_r": 8}, ["lora_r", "use_peft"]),
+        ("dpo", {"loss_type": ["apo_zero"]}, ["loss_type"]),
+        ("dpo", {"f_divergence_type": "js_divergence"}, ["f_divergence_type"]),
+        ("sft", {"completion_only_loss": False}, ["completion_only_loss"]),
+        ("sft", {"packing": True, "packing_strategy": "wrapped"}, ["packing_strategy"]),
+        ("sft", {"frobnicate": 1}, ["frobnicate"]),
+    ],
+)
+def test_what_is_not_here(objective: str, keys: dict[str, Any], refused: list[str], tmp_path: Path) -> None:
+    _, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=1, objective=objective)
+    assert sorted(report["refused"]) == refused
+
+
+def test_secrets_are_not_shown(tmp_path: Path) -> None:
+    keys = {"packing": True, "hub_token": "hf_9a8b", "env": {"HF_TOKEN": "hf_7c6d", "MODE": "shown"}}
+    recipe, report = imported(tmp_path, "x.yaml", SMALL | keys, devices=1)
+    assert "hf_" not in str(report) + recipe.text and "shown" in str(report)
