@@ -245,10 +245,8 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
         raise DataError(f"tokenizer {path}: holds neither tokenizer.json nor tokenizer.model")
     if not has_json:
         return _of_model(directory)
-    if has_model:
-        written = read_json(directory / "tokenizer_config.json").get(MADE_OF, {})
-        if written == made_of(directory / "tokenizer.model", directory / "tokenizer.json"):
-            return SentencePieceTokenizer(directory / "tokenizer.model")
+    if has_model and _made_of_model(directory):
+        return SentencePieceTokenizer(directory / "tokenizer.model")
     return HFTokenizer(directory)
 
 
@@ -320,11 +318,13 @@ def why_no_tokenizer_json(tokenizer: Tokenizer) -> str:
 
 
 def _equal_json(tokenizer: SentencePieceTokenizer) -> str:
+    file = tokenizer.path.parent / "tokenizer.json"
+    if file.is_file() and _made_of_model(tokenizer.path.parent):  # it was compared when it was written
+        return file.read_text(encoding="utf-8")
     if tokenizer.content == EMBEDDED.read_bytes():
         return _embedded_json()
     content = tokenizer_json(tokenizer.content, name=str(tokenizer.path))
-    if not _compared(tokenizer, content):
-        require_equal(tokenizer.content, content, name=str(tokenizer.path))
+    require_equal(tokenizer.content, content, name=str(tokenizer.path))
     return content
 
 
@@ -334,11 +334,10 @@ def _embedded_json() -> str:
     return tokenizer_json(EMBEDDED.read_bytes(), name=str(EMBEDDED))
 
 
-def _compared(tokenizer: SentencePieceTokenizer, content: str) -> bool:
-    """Whether `save_hf_tokenizer` wrote this tokenizer.json beside the model."""
-    file = tokenizer.path.parent / "tokenizer.json"
-    written = read_json(file.parent / "tokenizer_config.json").get(MADE_OF)
-    return file.is_file() and file.read_text(encoding="utf-8") == content and written == made_of(tokenizer.path, file)
+def _made_of_model(directory: Path) -> bool:
+    """Whether `save_hf_tokenizer` wrote a directory's tokenizer.json of its tokenizer.model."""
+    written = read_json(directory / "tokenizer_config.json").get(MADE_OF)
+    return written == made_of(directory / "tokenizer.model", directory / "tokenizer.json")
 
 
 def _of_model(directory: Path) -> Tokenizer:

@@ -174,11 +174,11 @@ class LogMetrics(Hook):
 
     def after_step(self, run: Run, step: Step) -> None:
         if self.due(run.step):
-            loader = run.setup.loader
+            loader, (totals, scalars) = run.setup.loader, jax.device_get((step.totals, step.scalars))
             run.train_record = {
-                **metric_values(step.totals, run.setup.objective),
-                **{name: float(value) for name, value in step.scalars.items()},
-                "learning_rate": float(run.setup.schedule(run.skipped.updates_before(run.step))),
+                **metric_values(totals, run.setup.objective),
+                **{name: float(value) for name, value in scalars.items()},
+                "learning_rate": run.setup.learning_rate(run.skipped.updates_before(run.step)),
                 "epoch": loader.epochs_before(run.position),
                 "fill": step.loaded.fill,
                 "tokens": step.loaded.tokens,

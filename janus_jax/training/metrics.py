@@ -11,11 +11,9 @@ from typing import Any, Protocol
 from janus_jax.errors import ConfigError
 from janus_jax.storage.bucket import os_errors
 from janus_jax.storage.local import finite, write_whole
+from janus_jax.training.event_file import EventFile
 
 Values = Mapping[str, float]
-
-_FLUSH_S = 2
-"""Events wait so long for being written; a killed process loses them."""
 
 
 class Writer(Protocol):
@@ -62,32 +60,20 @@ def better(best: dict[str, float], record: dict[str, float]) -> dict[str, float]
 
 
 class TensorBoard:
-    """An event file, written without TensorFlow. Readers drop what an earlier process wrote after `resumed_at`."""
+    """An event file. Readers drop what an earlier process wrote after `resumed_at`."""
 
     def __init__(self, directory: Path, resumed_at: int = 0):
-        from tensorboardX import SummaryWriter
-
-        purge_step = resumed_at + 1 if resumed_at else 0
-        self._writer = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=_FLUSH_S)
+        self._file = EventFile(directory, resumed_at + 1 if resumed_at else 0)
 
     def write(self, kind: str, step: int, values: Values) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(f"{kind}/{name}", value, step)
+        self._file.scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
 
     def text(self, name: str, step: int, markdown: str) -> None:
         """A text under a name, which has one for each step."""
-        self._writer.add_text(name, markdown, step)
+        self._file.text(step, name, markdown)
 
     def close(self) -> None:
-        self._writer.close()
-
-
-def ends_of_events(content: bytes) -> list[int]:
-    """Where the events of an event file end: TFRecord, a length, its checksum, data, their checksum."""
-    ends, at = [], 0
-    while at + 8 <= len(content) and (end := at + 16 + int.from_bytes(content[at : at + 8], "little")) <= len(content):
-        ends.append(at := end)
-    return ends
+        self._file.close()
 
 
 def require_wandb() -> None:

@@ -12,7 +12,8 @@ from janus_jax.errors import LostLockError
 from janus_jax.storage import parts
 from janus_jax.storage.bucket import BucketPath
 from janus_jax.training import history
-from janus_jax.training.metrics import JsonLines, TensorBoard, Wandb, Writer, ends_of_events
+from janus_jax.training.event_file import ends_of_events
+from janus_jax.training.metrics import JsonLines, TensorBoard, Wandb, Writer
 
 
 class Outputs:

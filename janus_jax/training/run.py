@@ -199,7 +199,9 @@ def _loop(run: Run, hooks: Sequence[Hook], batches: Iterator[LoadedBatch], stop:
                 loaded = next(batches)
             run.notices.boundary()
             run.metrics.count(loaded.tokens, waited_s=time.perf_counter() - asked)
-            with run.phase("step" if run.fills else "compile"):
+            # A number that a step takes from the host each time is a slow-down that nobody sees: it is an error here.
+            guard = jax.transfer_guard("disallow") if run.fills else contextlib.nullcontext()
+            with run.phase("step" if run.fills else "compile"), guard:
                 run.state, scalars, totals = run.setup.program.train(run.state, run.reference.fill(loaded.batch))
             run.step, run.position = run.step + 1, loaded.next_position
             step = Step(loaded, scalars, totals, first=not run.fills)

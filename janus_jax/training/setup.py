@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from janus_jax.checkpoint.stored_model import StoredModel, open_model
@@ -55,6 +56,14 @@ class Setup:
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.course.total_steps
+
+    def learning_rate(self, updates: int) -> float:
+        """The rate of the update that follows `updates` others."""
+        return float(jax.device_get(self._rate(jax.device_put(np.int32(updates)))))
+
+    @functools.cached_property
+    def _rate(self) -> Any:
+        return jax.jit(self.schedule.__call__)  # run operation by operation, it would be many small programs
 
     def initial_params(self, dtype: Any) -> Params:
         """The weights that a fresh run begins from: `init.from`, or random ones of `run.seed`."""

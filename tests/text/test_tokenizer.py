@@ -112,6 +112,15 @@ def test_exported_directory_loads_as_sentencepiece(exported, embedded):
     assert again.fingerprint == embedded.fingerprint
 
 
+def test_what_was_made_of_a_model_is_copied_and_not_made_again(exported, tmp_path, monkeypatch):
+    again = load_tokenizer(exported)
+    monkeypatch.setattr("janus_jax.text.tokenizer.tokenizer_json", None)
+    monkeypatch.setattr("janus_jax.text.tokenizer._embedded_json", None)
+    save_hf_tokenizer(again, tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (exported / "tokenizer.json").read_bytes()
+    assert isinstance(load_tokenizer(tmp_path), SentencePieceTokenizer)
+
+
 def test_exported_files_leave_the_model_config_alone(exported):
     assert json.loads((exported / "config.json").read_text())["model_type"] == "mistral"
 

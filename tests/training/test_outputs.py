@@ -14,7 +14,6 @@ from janus_jax.storage import bucket as bucket_module
 from janus_jax.storage import parts
 from janus_jax.storage.bucket import BucketPath, Prefix
 from janus_jax.storage.local import place, write_whole
-from janus_jax.training import metrics
 from janus_jax.training.curves import draw_run
 from janus_jax.training.history import lines
 from janus_jax.training.outputs import Outputs
@@ -26,7 +25,6 @@ from tests.support.run_configs import run_config
 def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(parts, "EVERY_S", 0.05)
     monkeypatch.setattr(parts, "PART_BYTES", 300)
-    monkeypatch.setattr(metrics, "_FLUSH_S", 0.05)
     monkeypatch.setattr(parts.tempfile, "tempdir", str(tmp_path))
 
 
@@ -52,7 +50,7 @@ def steps_and_losses(run):
 
 def events(directory):
     """(step, value) of all scalars and the steps of restarts, as the files of a directory in order hold them."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboard.compat.proto.event_pb2 import Event
 
     for path in sorted(directory.iterdir()):
         content, at = path.read_bytes(), 0

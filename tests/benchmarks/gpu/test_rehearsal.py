@@ -14,7 +14,7 @@ from tests.benchmarks.gpu.stages import Stage, attention_of, run_all, stages
 from tests.benchmarks.gpu.supervise import MARK, Results, run_stage
 from tests.support.repository import ROOT
 
-ABSENT = ("tensorflow", "seqio", "tensorflow_datasets", "array_record", "tensorboardX", "gcsfs", "google.cloud")
+ABSENT = ("tensorflow", "seqio", "tensorflow_datasets", "array_record", "gcsfs", "google.cloud")
 """What a bare machine lacks, of what the package depends on."""
 
 BLOCK = f"""

@@ -1,0 +1,59 @@
+"""What a run moves between host and devices, it moves on purpose: an implicit transfer is a wait that nobody sees."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from janus_jax.training import run as loop
+from janus_jax.training.run import train
+from tests.support.run_configs import ONE_LAYER, run_config
+from tests.support.training_examples import random_examples, write_dataset
+
+SPLITS = ("train", "validation")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for kind in ("sft", "dpo"):
+        splits = {name: random_examples(24, pairs=kind == "dpo", seed=seed) for seed, name in enumerate(SPLITS)}
+        write_dataset(root / kind, splits, kind=kind)
+    return root
+
+
+def config(data, run, kind, **changes):
+    settings = {"model": ONE_LAYER, "schedule": {"epochs": None, "steps": 3}, "checkpoint": {"every_steps": 2}}
+    return run_config(data, run, kind, **{**settings, "eval": {"every_steps": 2}, **changes})
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("sft", {"optimizer": {"on_nonfinite": "skip", "moments": "bfloat16"}}),
+        ("dpo", {"reference": {"mode": "online"}}),
+    ],
+)
+def test_steps_records_evaluation_and_saves_move_nothing_by_accident(data, tmp_path, monkeypatch, kind, changes):
+    plain = loop._loop
+
+    def guarded(*args):
+        with jax.transfer_guard("disallow"):
+            plain(*args)
+
+    monkeypatch.setattr(loop, "_loop", guarded)
+    summary = train(config(data, tmp_path / "run", kind, **changes), writers=())
+    assert summary.step == 3 and summary.evaluation["examples"] > 0
+
+
+def test_a_step_that_reads_from_the_host_each_time_ends_the_run(data, tmp_path, monkeypatch):
+    plain = loop.prepare
+
+    def prepared(*args):
+        setup = plain(*args)
+        step = setup.program.train
+        setup.program.__dict__["train"] = lambda state, batch: (jnp.asarray(1), step(state, batch))[1]
+        return setup
+
+    monkeypatch.setattr(loop, "prepare", prepared)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        train(config(data, tmp_path / "run", "sft"), writers=())
