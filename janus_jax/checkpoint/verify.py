@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax.checkpoint.hf.keys import KeyEntry, cpu_device, key_table, nest
+from janus_jax.checkpoint.hf.blocks import cpu_device
+from janus_jax.checkpoint.hf.keys import KeyEntry, key_table, nest
 from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.model.attention import Slots
 from janus_jax.model.config import ModelConfig

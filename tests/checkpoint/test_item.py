@@ -19,7 +19,7 @@ from janus_jax.checkpoint.conversion_report import REPORT
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
 from janus_jax.checkpoint.digest import digest
 from janus_jax.checkpoint.hf import write as hf_write
-from janus_jax.checkpoint.hf.keys import contiguous, key_table, leaves
+from janus_jax.checkpoint.hf.keys import key_table, leaves
 from janus_jax.checkpoint.hf.read import save_hf
 from janus_jax.checkpoint.item import ItemReader, ItemWriter, chunk_shape
 from janus_jax.checkpoint.stored_model import open_model
@@ -73,15 +73,6 @@ def test_chunks_are_of_one_layer_and_bounded():
     assert chunk_shape((32, 4096), 4, stacked=True) == [1, 4096]
     assert chunk_shape((32000, 4096), 4, stacked=False) == [4000, 4096]
     assert chunk_shape((), 4, stacked=False) == []
-
-
-@pytest.mark.parametrize("shape", [(5,), (6, 7), (3, 4, 5)])
-@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
-def test_an_array_in_order_is_the_same_array(shape, dtype):
-    array = np.arange(np.prod(shape), dtype=np.float32).astype(dtype).reshape(shape).transpose()
-    found = contiguous(array)
-    assert found.flags.c_contiguous and found.dtype == array.dtype
-    np.testing.assert_array_equal(found, array)
 
 
 # --- Verification
