@@ -34,6 +34,7 @@ a 1 GiB leaf then takes 63 MB of memory, instead of 2 GB for the whole leaf."""
 
 PENDING_BYTES = 256 << 20
 """Blocks that a writer may still hold. Several at once keep the disk busy, and go into the index together."""
+_PENDING = 4
 
 _REFUSALS = (
     "ABORTED",
@@ -205,8 +206,8 @@ class ItemWriter:
         self._pending: list[tuple[Any, int]] = []
 
     def write(self, path: KeyPath, layer: int | None, block: np.ndarray) -> None:
-        """Starts to write a leaf, or one layer of a stacked leaf. Writes of `PENDING_BYTES` may still go on afterwards,
-        or of one block that is larger.
+        """Starts to write a leaf, or one layer of a stacked leaf. Four writes, of `PENDING_BYTES` together or of one
+        block that is larger, may still go on afterwards.
 
         Args:
             block: has the leaf's shape, without the layer axis if `layer` is given. Do not change it afterwards.
@@ -223,7 +224,7 @@ class ItemWriter:
 
     def _wait(self, left: int) -> None:
         """Returns when at most `left` bytes are not written yet."""
-        while sum(size for _, size in self._pending) > left:
+        while len(self._pending) >= _PENDING or sum(size for _, size in self._pending) > left:
             try:
                 self._pending.pop(0)[0].result()
             except (ValueError, OSError) as error:

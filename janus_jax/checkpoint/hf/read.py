@@ -45,7 +45,7 @@ class StoredTensor:
 
 
 class SafetensorsFile:
-    """A safetensors file in memory. The pages of a tensor leave this process with it, and stay in the system's cache."""
+    """A safetensors file, mapped. The pages of a tensor leave this process with it; the system's cache keeps them."""
 
     def __init__(self, path: Path):
         with path.open("rb") as file:
