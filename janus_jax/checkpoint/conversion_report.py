@@ -28,6 +28,10 @@ REPORT = "conversion_report.json"
 _MAX_NAMED = 5
 
 
+def _no_outputs() -> Any:
+    return None
+
+
 @dataclasses.dataclass
 class Report:
     """The content of conversion_report.json, which lies in the written directory."""
@@ -57,6 +61,7 @@ class Report:
     run_sha256: str | None = None
     """Identifies the run and step of the source: digest of its configuration, data and step (`run_digest`)."""
     janus_jax: str = __version__
+    _outputs = _no_outputs()  # of the source, with verify=logits; no field of the report
 
     @classmethod
     def of(cls, source: StoredModel, dtype: np.dtype, verify: Verify, layout: Layout | None = None) -> "Report":
@@ -106,12 +111,23 @@ class Report:
         self.seconds[name] = round(time.perf_counter() - began, 3)
 
     def tensors(self, source: StoredModel) -> Iterator[tuple[KeyEntry, np.ndarray]]:
-        """Yields the tensors of the source and records their digests in the dtype to write."""
+        """Yields the tensors of the source, records their digests in the dtype to write, and runs the source."""
+        outputs = self._outputs = self._new_outputs(source)
         for entry, block in tensors(source):
             if self.verify != "none":
                 with np.errstate(over="ignore"):  # the writer refuses a tensor that overflows
                     self.sha256[entry.key] = digest(block.astype(np.dtype(self.dtype), copy=False))
+            if outputs is not None:
+                outputs.add(entry, block)
             yield entry, block
+            del block
+
+    def _new_outputs(self, model: StoredModel) -> Any:
+        if self.verify != "logits":
+            return None
+        from janus_jax.checkpoint.verify import Outputs
+
+        return Outputs(model.config)
 
     def finish(self, source: StoredModel, directory: Path) -> None:
         """Verifies the written directory and writes the report into it.
@@ -130,21 +146,28 @@ class Report:
         (directory / REPORT).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
 
     def _verify(self, source: StoredModel, written: StoredModel) -> None:
-        with self.timed("digests"):
+        """Reads what was written, once. The source is compared as it was when it was read for the conversion."""
+        with self.timed("verification"):
             if not self.sha256:  # an export at the end of a run does not pass through `tensors`
                 for _ in self.tensors(source):
                     pass
             require_one_config(source, written)  # digests do not cover rope_theta, the window or epsilon
+            outputs = self._new_outputs(written)
             for entry, block in tensors(written):
                 if digest(block) != self.sha256[entry.key]:
                     raise ConversionError(written.path, f"tensor {entry.key} is not what was written; nothing is kept")
-        if self.verify == "logits":
-            from janus_jax.checkpoint.verify import largest_logit_difference
+                if outputs is not None:
+                    outputs.add(entry, block)
+                del block
+            if outputs is not None:
+                self._compare(source, written, outputs)
 
-            with self.timed("logits"):
-                difference = self.largest_logit_difference = largest_logit_difference(source, written)
-            if not math.isfinite(difference) or (difference and self.dtype == self.stored_dtype):
-                raise ConversionError(written.path, f"logits differ by {difference:.3g} from those of {source.path}")
+    def _compare(self, source: StoredModel, written: StoredModel, outputs: Any) -> None:
+        from janus_jax.checkpoint.verify import largest_logit_difference
+
+        difference = self.largest_logit_difference = largest_logit_difference(self._outputs, outputs)
+        if not math.isfinite(difference) or (difference and self.dtype == self.stored_dtype):
+            raise ConversionError(written.path, f"logits differ by {difference:.3g} from those of {source.path}")
 
 
 def _check_served(source: StoredModel, directory: Path) -> dict[str, Any] | None:

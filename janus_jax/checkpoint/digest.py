@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from janus_jax.checkpoint.hf.blocks import recycled
 from janus_jax.checkpoint.hf.keys import KeyEntry, key_table
 from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.errors import ConversionError
@@ -21,16 +22,27 @@ def digest(block: np.ndarray) -> str:
 
 
 def tensors(model: StoredModel) -> Iterator[tuple[KeyEntry, np.ndarray]]:
-    """Every tensor of a model in the order of the key table, in the stored dtype. A thread reads one tensor ahead."""
+    """Every tensor of a model in the order of the key table, in the stored dtype. A thread reads one tensor ahead.
+
+    The disk is asked for the tensor after that one, so that it is never idle.
+    """
     entries = key_table(model.config)
     pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tensors")
+
+    def read(place: int) -> np.ndarray:
+        for entry in entries[place + 1 : place + 2]:
+            model.read_ahead(entry)
+        return model.read(entries[place])
+
     try:
-        ahead = pool.submit(model.read, entries[0])
-        for entry, following in zip(entries, [*entries[1:], None], strict=True):
-            block = ahead.result()
-            if following is not None:
-                ahead = pool.submit(model.read, following)
-            yield entry, block
+        with recycled():
+            ahead = pool.submit(read, 0)
+            for place, entry in enumerate(entries):
+                block = ahead.result()
+                if place + 1 < len(entries):
+                    ahead = pool.submit(read, place + 1)
+                yield entry, block
+                del block  # free it before the next one is awaited
     finally:
         # If the caller stops early, the garbage collector runs this line, perhaps in a thread that is just starting and
         # holds the lock that waiting for a thread needs. So do not wait.

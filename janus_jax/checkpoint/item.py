@@ -32,6 +32,10 @@ CHUNK_BYTES = 64 << 20
 """Upper bound of one stored chunk. A chunk of a stacked leaf holds one layer, or a part of it: reading a 32 MB layer of
 a 1 GiB leaf then takes 63 MB of memory, instead of 2 GB for the whole leaf."""
 
+PENDING_BYTES = 256 << 20
+"""Blocks that a writer may still hold. Several at once keep the disk busy, and go into the index together."""
+_PENDING = 4
+
 _REFUSALS = (
     "ABORTED",
     "UNAVAILABLE",
@@ -199,10 +203,11 @@ class ItemWriter:
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             checkpointer.save(item, args=ocp.args.StandardSave(skeleton))
         self._leaves = {path: self._create(path, spec.shape, np.dtype(dtype)) for path, spec in self._specs.items()}
-        self._pending: list[Any] = []
+        self._pending: list[tuple[Any, int]] = []
 
     def write(self, path: KeyPath, layer: int | None, block: np.ndarray) -> None:
-        """Starts to write a leaf, or one layer of a stacked leaf. At most two writes are pending when this returns.
+        """Starts to write a leaf, or one layer of a stacked leaf. Four writes, of `PENDING_BYTES` together or of one
+        block that is larger, may still go on afterwards.
 
         Args:
             block: has the leaf's shape, without the layer axis if `layer` is given. Do not change it afterwards.
@@ -210,17 +215,18 @@ class ItemWriter:
         leaf = self._leaves[path]
         target = leaf if layer is None else leaf[layer]
         assert tuple(target.shape) == block.shape, (path, layer, block.shape)
-        self._wait(1)
-        self._pending.append(target.write(block))
+        self._wait(max(0, PENDING_BYTES - block.nbytes))
+        self._pending.append((target.write(block, can_reference_source_data_indefinitely=True), block.nbytes))
 
     def close(self) -> None:
         """Returns when everything is written."""
         self._wait(0)
 
     def _wait(self, left: int) -> None:
-        while len(self._pending) > left:
+        """Returns when at most `left` bytes are not written yet."""
+        while len(self._pending) >= _PENDING or sum(size for _, size in self._pending) > left:
             try:
-                self._pending.pop(0).result()
+                self._pending.pop(0)[0].result()
             except (ValueError, OSError) as error:
                 raise StorageError(self._item, f"cannot be written: {refusal(error)}") from error
 

@@ -59,6 +59,8 @@ class StoredModel:
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """What a directory holds that no conversion carries over, and why: names of files, of directories
     (with a slash), `tensor NAME`, and `config.json: KEY`."""
+    read_ahead: Callable[[KeyEntry], None] = lambda entry: None
+    """Has the system read a tensor of a local directory from the disk, before `read` waits for it."""
     require_unchanged: Callable[[], None] = lambda: None
     """Raises ConversionError if a file has changed since `open_model`. Steps of runs never change."""
 
@@ -190,6 +192,7 @@ def _from_hf(directory: Place, hub_id: str | None) -> StoredModel:
             **hf.left_out,
             **{f"config.json: {key}": why for key, why in keys.items()},
         },
+        read_ahead=lambda entry: hf.read_ahead(entry.path, entry.layer),
         require_unchanged=hf.require_unchanged,
     )
 

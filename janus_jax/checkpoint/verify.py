@@ -1,9 +1,10 @@
-"""Runs two stored models on the same tokens and compares their outputs, with one layer in memory at a time.
+"""Runs two stored models on the same tokens and compares their outputs, with two layers in memory at most.
 
 Both are run by this package. What it reads wrongly from a config.json, it reads wrongly twice: only a comparison with
 another library, as the tests make it with transformers, can show that.
 """
 
+import concurrent.futures
 import functools
 from typing import Any
 
@@ -11,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax.checkpoint.hf.keys import KeyEntry, cpu_device, key_table, nest
+from janus_jax.checkpoint.digest import tensors
+from janus_jax.checkpoint.hf.blocks import cpu_device
+from janus_jax.checkpoint.hf.keys import KeyEntry, KeyPath, key_table, nest
 from janus_jax.checkpoint.stored_model import StoredModel
 from janus_jax.model.attention import Slots
 from janus_jax.model.config import ModelConfig
@@ -22,55 +25,88 @@ _HEAD_TOKENS = 4096
 """Vocabulary entries whose logits are computed at a time."""
 
 
-def largest_logit_difference(ours: StoredModel, theirs: StoredModel) -> float:
-    """Largest absolute difference of float32 logits, or rewards, on random tokens; NaN if they overflow differently.
+def largest_logit_difference(ours: "Outputs", theirs: "Outputs") -> float:
+    """Largest absolute difference of float32 logits, or rewards, of two models on the same random tokens; NaN if they
+    overflow differently.
 
-    Weights are read in their stored dtypes and multiplied in float32, so equal weights give exactly zero.
-
-    Raises:
-        ConversionError: a tensor cannot be read.
+    Weights are multiplied in float32, whatever dtype they are stored in, so equal weights give exactly zero.
     """
-    tokens = np.random.default_rng(0).integers(0, ours.config.vocab_size, _TOKENS).astype(np.int32)
-    blocks = zip(outputs(ours, tokens), outputs(theirs, tokens), strict=True)
+    blocks = zip(ours.result(), theirs.result(), strict=True)
     # Finite weights may give infinite logits. Equal infinities are no difference, but inf - inf is NaN.
     return float(np.max([0.0 if np.array_equal(a, b, equal_nan=True) else np.abs(a - b).max() for a, b in blocks]))
 
 
-def outputs(model: StoredModel, tokens: np.ndarray) -> list[np.ndarray]:
-    """Blocks of [T, V] logits along V, or one [T, 1] of rewards, in float32.
+def outputs(model: StoredModel, tokens: np.ndarray | None = None) -> "Outputs":
+    """The outputs of a stored model.
+
+    Raises:
+        ConversionError: a tensor cannot be read.
+    """
+    found = Outputs(model.config, tokens)
+    for entry, block in tensors(model):
+        found.add(entry, block)
+    return found
+
+
+class Outputs:
+    """Runs a model whose tensors come one at a time. A thread computes a layer while the next one comes.
 
     Args:
-        tokens: [T] int32.
+        tokens: [T] int32; None: random ones, the same for every model of this vocabulary.
     """
-    config = model.config
-    table = {(entry.path, entry.layer): entry for entry in key_table(config)}
-    places = jnp.arange(len(tokens), dtype=jnp.int32)[None]
-    layout = Slots(jnp.ones_like(places), jnp.ones_like(places), places)
 
-    with jax.default_device(cpu_device()):
-        embedding = model.read(table[("embedding",), None])
-        x = jnp.asarray(embedding[tokens], jnp.float32)[None]
-        head = embedding if config.tie_embeddings else None
-        del embedding
-        layers = sorted({layer for _, layer in table if layer is not None})
-        for layer in layers:
-            weights = {path[1:]: model.read(entry) for (path, index), entry in table.items() if index == layer}
-            x = jax.block_until_ready(_layer(config, nest(weights), x, layout))  # before the next layer takes memory
-            del weights
-        norm = jnp.asarray(model.read(table[("final_norm",), None]))
-        x = rms_norm(x, norm.astype(jnp.float32), config.rms_norm_eps)[0]
-        return _head(config, model, table, x, head)
+    def __init__(self, config: ModelConfig, tokens: np.ndarray | None = None):
+        if tokens is None:
+            tokens = np.random.default_rng(0).integers(0, config.vocab_size, _TOKENS).astype(np.int32)
+        places = jnp.arange(len(tokens), dtype=jnp.int32)[None]
+        self._config, self._tokens = config, tokens
+        self._layout = Slots(jnp.ones_like(places), jnp.ones_like(places), places)
+        self._in_layer = sum(entry.layer == 0 for entry in key_table(config))
+        self._weights: dict[KeyPath, np.ndarray] = {}
+        self._tied: np.ndarray | None = None
+        self._x: Any = None
+        self._head: list[np.ndarray] = []
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="outputs")
+        self._work: list[concurrent.futures.Future[None]] = []
 
+    def add(self, entry: KeyEntry, block: np.ndarray) -> None:
+        """Takes the next tensor in the order of the key table. Waits for the layer before the one that it completes."""
+        weights = {entry.path: block}
+        if entry.layer is not None:
+            self._weights[entry.path[1:]] = block
+            if len(self._weights) < self._in_layer:
+                return
+            weights, self._weights = self._weights, {}
+        while self._work:
+            self._work.pop().result()
+        self._work.append(self._pool.submit(self._run, entry, weights))
 
-def _head(
-    config: ModelConfig, model: StoredModel, table: dict[Any, KeyEntry], x: jax.Array, tied: np.ndarray | None
-) -> list[np.ndarray]:
-    if config.head == "value":
-        columns = model.read(table[("value_head",), None])
-    else:
-        columns = model.read(table[("lm_head",), None]) if tied is None else tied.T
-    starts = range(0, columns.shape[1], _HEAD_TOKENS)
-    return [np.asarray(_product(x, columns[:, start : start + _HEAD_TOKENS])) for start in starts]
+    def result(self) -> list[np.ndarray]:
+        """Blocks of [T, V] logits along V, or one [T, 1] of rewards, in float32, when all tensors were added."""
+        while self._work:
+            self._work.pop().result()
+        self._pool.shutdown()
+        return self._head
+
+    def _run(self, entry: KeyEntry, weights: dict[KeyPath, np.ndarray]) -> None:
+        with jax.default_device(cpu_device()):
+            if entry.layer is not None:
+                self._x = jax.block_until_ready(_layer(self._config, nest(weights), self._x, self._layout))
+            elif entry.path == ("embedding",):
+                embedding = weights[entry.path]
+                self._x = jnp.asarray(embedding[self._tokens], jnp.float32)[None]
+                self._tied = embedding.T if self._config.tie_embeddings else None
+            elif entry.path == ("final_norm",):
+                norm = jnp.asarray(weights[entry.path]).astype(jnp.float32)
+                self._x = rms_norm(self._x, norm, self._config.rms_norm_eps)[0]
+                if self._config.head == "lm" and self._tied is not None:
+                    self._multiply(self._tied)
+            else:
+                self._multiply(weights[entry.path])
+
+    def _multiply(self, columns: np.ndarray) -> None:
+        starts = range(0, columns.shape[1], _HEAD_TOKENS)
+        self._head = [np.asarray(_product(self._x, columns[:, start : start + _HEAD_TOKENS])) for start in starts]
 
 
 @functools.partial(jax.jit, static_argnums=0)

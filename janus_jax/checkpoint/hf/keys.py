@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
-import jax
 import numpy as np
 
+from janus_jax.checkpoint.hf.blocks import contiguous
 from janus_jax.errors import ConversionError
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import ParamSpec, param_specs
@@ -81,22 +81,6 @@ class KeyEntry:
         outer_axes = {group[0] for group in self.axes}
         cut = tuple(slice(None) if axis in outer_axes else slice(*bounds[axis]) for axis in range(len(self.shape)))
         return block[cut]
-
-
-def contiguous(array: np.ndarray) -> np.ndarray:
-    """The array in C order. JAX reorders a transposed array four times faster than numpy."""
-    if array.flags.c_contiguous or array.ndim < 2:
-        return np.ascontiguousarray(array)
-    cpu = cpu_device()
-    return np.ascontiguousarray(array) if cpu is None else np.asarray(jax.device_put(array, cpu))
-
-
-def cpu_device() -> Any:
-    """JAX's CPU device, or None if JAX_PLATFORMS excludes it."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return None
 
 
 def leaves(tree: dict[str, Any], prefix: KeyPath = ()) -> dict[KeyPath, Any]:

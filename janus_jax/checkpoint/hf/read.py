@@ -1,6 +1,9 @@
 """Reads Mistral- and Llama-shaped Hugging Face directories into parameters. Also the import path of `save_hf`."""
 
+import contextlib
 import dataclasses
+import json
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,19 +15,10 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from janus_jax.checkpoint.hf.blocks import all_finite, contiguous
 from janus_jax.checkpoint.hf.config import hf_config, read_json, read_model_config
 from janus_jax.checkpoint.hf.files import damage, refuse_adapter, require_whole, unfinished
-from janus_jax.checkpoint.hf.keys import (
-    LAYOUTS,
-    VALUE_HEADS,
-    KeyEntry,
-    KeyPath,
-    Layout,
-    contiguous,
-    key_table,
-    leaves,
-    nest,
-)
+from janus_jax.checkpoint.hf.keys import LAYOUTS, VALUE_HEADS, KeyEntry, KeyPath, Layout, key_table, leaves, nest
 from janus_jax.checkpoint.hf.write import save_hf
 from janus_jax.errors import ConversionError
 from janus_jax.model.config import ModelConfig
@@ -42,10 +36,38 @@ _ROWS_AT_A_TIME = 4096
 
 
 @dataclasses.dataclass(frozen=True)
-class _Stored:
+class StoredTensor:
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    start: int  # bytes from the beginning of the file
+    stop: int
+
+
+class SafetensorsFile:
+    """A safetensors file, mapped. The pages of a tensor leave this process with it; the system's cache keeps them."""
+
+    def __init__(self, path: Path):
+        with path.open("rb") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def read(self, stored: StoredTensor, box: tuple[slice, ...]) -> np.ndarray:
+        """A box of a tensor where it lies, as an array that nobody may write to."""
+        raw = np.frombuffer(self._bytes, np.uint8, stored.stop - stored.start, stored.start)
+        dtype = _DTYPES[stored.dtype]
+        aligned = raw if raw.ctypes.data % dtype.itemsize == 0 else raw.copy()  # the format does not ask for it
+        return aligned.view(dtype).reshape(stored.shape)[box]
+
+    def read_ahead(self, stored: StoredTensor) -> None:
+        self._advise(mmap.MADV_WILLNEED, stored)
+
+    def forget(self, stored: StoredTensor) -> None:
+        self._advise(mmap.MADV_DONTNEED, stored)
+
+    def _advise(self, advice: int, stored: StoredTensor) -> None:
+        start = stored.start - stored.start % mmap.PAGESIZE
+        with contextlib.suppress(OSError):  # it is only advice
+            self._bytes.madvise(advice, start, stored.stop - start)
 
 
 class HFDirectory:
@@ -73,7 +95,7 @@ class HFDirectory:
         self.left_out = _left_out(self.config, stored, {entry.key for entry in self.entries})
         """Tensors that are not parameters, under their names with `tensor` before, and the reason why they stay out."""
         self._stored = stored
-        self._open: dict[Path, Any] = {}
+        self._open: dict[Path, SafetensorsFile] = {}
 
     def read(self, path: KeyPath, dtype: Any, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """The block `index` (unit-step slices; None: all) of a parameter. Reads only that part of the files.
@@ -116,14 +138,26 @@ class HFDirectory:
                 flat[path] = jax.make_array_from_callback(spec.shape, placed[path], read)
         return nest(flat)
 
+    def read_ahead(self, path: KeyPath, layer: int | None) -> None:
+        """Has the system read a tensor from the disk, before somebody waits for it."""
+        entry = next(entry for entry in self.entries if (entry.path, entry.layer) == (path, layer))
+        stored = self._stored[entry.key]
+        self._file(stored).read_ahead(stored)
+
+    def _file(self, stored: StoredTensor) -> SafetensorsFile:
+        if stored.file not in self._open:
+            self._open[stored.file] = SafetensorsFile(stored.file)
+        return self._open[stored.file]
+
     def _read(self, entry: KeyEntry, index: tuple[slice, ...]) -> np.ndarray:
-        file = self._stored[entry.key].file
-        if file not in self._open:
-            self._open[file] = safe_open(file, framework="np")
-        tensor = self._open[file].get_slice(entry.key)
-        block = contiguous(entry.from_torch(lambda box: tensor[box], index))
-        if not np.isfinite(block).all():
-            raise ConversionError(file, f"tensor {entry.key} holds NaN or infinite values")
+        stored = self._stored[entry.key]
+        file = self._file(stored)
+        mapped = entry.from_torch(lambda box: file.read(stored, box), index)
+        block = contiguous(mapped)
+        block = block.copy() if np.may_share_memory(block, mapped) else block
+        file.forget(stored)
+        if not all_finite(block):
+            raise ConversionError(stored.file, f"tensor {entry.key} holds NaN or infinite values")
         return block
 
 
@@ -165,7 +199,7 @@ def _once(read: Callable[[tuple[slice, ...]], np.ndarray]) -> Callable[[Any], np
     return cached
 
 
-def _headers(directory: Path) -> dict[str, _Stored]:
+def _headers(directory: Path) -> dict[str, StoredTensor]:
     """File, shape and dtype of each tensor of a directory, from the headers of its files."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file():
@@ -188,7 +222,7 @@ def _headers(directory: Path) -> dict[str, _Stored]:
             raise ConversionError(
                 index, f"weight_map: {key} is in {name!r}; allowed: a .safetensors file of the same directory"
             )
-    stored: dict[str, _Stored] = {}
+    stored: dict[str, StoredTensor] = {}
     for name in sorted(set(weight_map.values())):
         file = directory / name
         if not file.is_file():
@@ -203,18 +237,31 @@ def _headers(directory: Path) -> dict[str, _Stored]:
     return stored
 
 
-def _header(file: Path) -> dict[str, _Stored]:
+def _header(file: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(file, framework="np") as tensors:
             parts = {key: tensors.get_slice(key) for key in tensors.keys()}
-            return {key: _Stored(file, tuple(part.get_shape()), part.get_dtype()) for key, part in parts.items()}
+        places = _places(file)
+        return {
+            key: StoredTensor(file, tuple(part.get_shape()), part.get_dtype(), *places[key])
+            for key, part in parts.items()
+        }
     except (SafetensorError, OSError) as error:
         if (reason := damage(file)) is not None:
             raise ConversionError(file, reason) from error
         raise ConversionError(file, f"not a whole safetensors file: {error}") from error
 
 
-def _check(directory: Path, config: ModelConfig, entries: list[KeyEntry], stored: dict[str, _Stored]) -> np.dtype:
+def _places(file: Path) -> dict[str, tuple[int, int]]:
+    """Where the tensors of a file that `safe_open` takes begin and end: 8 bytes of length, the header, the tensors."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+    header.pop("__metadata__", None)
+    return {key: (8 + size + a, 8 + size + b) for key, (a, b) in ((k, v["data_offsets"]) for k, v in header.items())}
+
+
+def _check(directory: Path, config: ModelConfig, entries: list[KeyEntry], stored: dict[str, StoredTensor]) -> np.dtype:
     """Compares stored tensors with expected ones; returns their common dtype (float32 if they have several)."""
     for entry in entries:
         tensor = stored.get(entry.key)
@@ -238,7 +285,7 @@ def _check(directory: Path, config: ModelConfig, entries: list[KeyEntry], stored
     return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
 
-def _left_out(config: ModelConfig, stored: dict[str, _Stored], known: set[str]) -> dict[str, str]:
+def _left_out(config: ModelConfig, stored: dict[str, StoredTensor], known: set[str]) -> dict[str, str]:
     """The tensors that are not in the key table but allowed, with the reason why nobody needs them."""
     reasons = {}
     for key, tensor in stored.items():
@@ -254,7 +301,7 @@ def _left_out(config: ModelConfig, stored: dict[str, _Stored], known: set[str]) 
     return reasons
 
 
-def _require_equal(head: _Stored, embedding: _Stored) -> None:
+def _require_equal(head: StoredTensor, embedding: StoredTensor) -> None:
     """Compares the two tensors byte by byte, some rows at a time."""
     equal = head.shape == embedding.shape and head.dtype == embedding.dtype
     if equal:

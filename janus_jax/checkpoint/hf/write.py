@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from janus_jax.checkpoint.hf.blocks import all_finite
 from janus_jax.checkpoint.hf.config import hf_config
 from janus_jax.checkpoint.hf.facts import CARD, ModelFacts
 from janus_jax.checkpoint.hf.files import TEMPLATES, write_texts
@@ -24,6 +25,7 @@ from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Params, param_specs
 from janus_jax.parallel import processes
 from janus_jax.storage import staging
+from janus_jax.storage.behind import write_behind
 from janus_jax.storage.bucket import os_errors
 from janus_jax.storage.local import sync, whole_file
 from janus_jax.text.hf_files import SENTENCEPIECE_FILES, copy
@@ -272,13 +274,13 @@ def write_file(directory: Path, file: TensorFile, dtype: np.dtype, blocks: Itera
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with whole_file(directory / file.name) as stream:
+    with whole_file(directory / file.name) as whole, write_behind(whole) as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for entry in file.entries:
             tensor = _as_stored(entry, next(blocks), dtype)
-            if not np.isfinite(tensor).all():
+            if not all_finite(tensor):
                 raise ConversionError(f"tensor {entry.key} holds NaN or infinite values in {dtype.name}: not exported")
-            stream.write(tensor.reshape(-1).view(np.uint8).data)
+            stream.write(tensor.reshape(-1).view(np.uint8).data)  # goes on while the next one is prepared
             del tensor  # free it before the next one is read
 
 

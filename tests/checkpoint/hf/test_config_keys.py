@@ -166,7 +166,7 @@ def test_logits_are_those_of_transformers(architecture, changes, tmp_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         theirs = model(torch.from_numpy(tokens).long()[None]).logits[0].numpy()
-    ours = np.concatenate(outputs(open_model(tmp_path), tokens), axis=1)
+    ours = np.concatenate(outputs(open_model(tmp_path), tokens).result(), axis=1)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max())
     assert ours.dtype == jnp.float32
 
@@ -185,7 +185,7 @@ def test_rewards_are_those_of_transformers(architecture, changes, tmp_path):
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         theirs = model(torch.from_numpy(tokens).long()[None]).logits.item()
-    (ours,) = outputs(open_model(tmp_path), tokens)
+    (ours,) = outputs(open_model(tmp_path), tokens).result()
     assert ours[-1, 0] == pytest.approx(theirs, rel=1e-4)
 
 
