@@ -5,6 +5,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
@@ -97,8 +98,8 @@ class Endpoint:
         self.usage = Usage()
         """Of everything in the journal, and of this process."""
         self._journal = ReplyJournal(journal)
-        for spent in self._journal.spent:
-            self._count(spent["prompt_tokens"], spent["completion_tokens"], not spent.get("counted", True))
+        spent = self._journal.spent
+        self._count(spent.prompt_tokens, spent.completion_tokens, spent.uncounted)
 
     @property
     def money(self) -> float | None:
@@ -139,7 +140,7 @@ class Endpoint:
         places = self._places(conversations, range(first_sample, first_sample + samples), options)
         waiting = []
         for key, request in places.items():
-            if (record := self._journal.replies.get(key)) is not None:
+            if (record := self._journal.get(key)) is not None:
                 yield from replies(request, record)
             else:
                 waiting.append(request)
@@ -148,7 +149,7 @@ class Endpoint:
     def estimate(self, conversations: Sequence[Messages], *, samples: int = 1, **options: Any) -> Estimate:
         """What `complete` with these arguments would ask for."""
         places = self._places(conversations, range(samples), options)
-        left = [request for key, request in places.items() if key not in self._journal.replies]
+        left = [request for key, request in places.items() if key not in self._journal]
         prompts = sum(-(-request.prompt_bytes // BYTES_A_TOKEN) for request in left)
         longest = limit(options)
         answers = None if longest is None else longest * len(left)
@@ -296,6 +297,7 @@ class Endpoint:
                 self._spend(request, {"failure": "no choice"}, usage(body))
             return None
         record: dict[str, Any] = {"text": valid(text) if isinstance(text, str) else None, "finish_reason": str(reason)}
+        record |= {"time": int(time.time()), "model": valid(str(content.get("model") or self._model))}
         if record["text"] is None:
             refusal = choice["message"].get("refusal")
             record["failure"] = self._clean(
@@ -313,7 +315,7 @@ class Endpoint:
             self._answered += record.get("text") is not None
         return record
 
-    def _count(self, prompt: int, completion: int, uncounted: bool) -> None:
+    def _count(self, prompt: int, completion: int, uncounted: int) -> None:
         with self._lock:
             self.usage.prompt_tokens += prompt
             self.usage.completion_tokens += completion
@@ -341,7 +343,7 @@ class Endpoint:
 
     def _refuses_all(self) -> bool:
         """Whether there were refusals and never an answer: it is not the conversation that is wrong."""
-        return bool(self._refusals) and not self._answered and not self._journal.replies
+        return bool(self._refusals) and not self._answered and not len(self._journal)
 
     def _clean(self, text: object) -> str:
         """One line without the key."""

@@ -48,6 +48,10 @@ class Reply(NamedTuple):
     completion_tokens: int
     failure: str
     """Why there is no answer, in one line. It is not in the journal as an answer, so the next run asks again."""
+    time: int = 0
+    """When it came, in seconds since 1970; 0: unknown, as in older journals."""
+    model: str = ""
+    """As the endpoint names it in the reply."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +154,8 @@ def replies(request: Request, record: Mapping[str, Any]) -> Iterator[Reply]:
     """A record of the journal as replies."""
     for place, sample in request.places:
         tokens = record["prompt_tokens"], record["completion_tokens"]
-        yield Reply(place, sample, record["text"], record.get("finish_reason", ""), *tokens, record.get("failure", ""))
+        more = record.get("failure", ""), record.get("time", 0), record.get("model", "")
+        yield Reply(place, sample, record["text"], record.get("finish_reason", ""), *tokens, *more)
 
 
 def limit(options: Mapping[str, Any]) -> int | None:

@@ -15,7 +15,7 @@ from janus_jax.evaluation.bench import judgements
 from janus_jax.evaluation.bench.tables import row_scores
 from janus_jax.evaluation.intervals import Cell, mean_cell
 from janus_jax.evaluation.measure.answers import AnswerRow
-from janus_jax.evaluation.measure.rouge import rouge_l, words
+from janus_jax.text.rouge import rouge_l, words
 from janus_jax.evaluation.measure.verbosity import in_words
 from janus_jax.evaluation.result_table import Row, Table
 from janus_jax.generation.progress import Progress
