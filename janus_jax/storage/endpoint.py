@@ -20,6 +20,7 @@ from janus_jax.storage.endpoint_requests import (
     RefusedOptionError,
     Reply,
     Request,
+    Sent,
     UnreachableError,
     Usage,
     checked_url,
@@ -52,6 +53,7 @@ class Endpoint:
             it is not sent. Money needs `prices`.
         timeout_s: of one try.
         tries: of one request, with growing pauses. One that is too much (429) counts if nothing else is answered.
+        keep_refusals: a reply without content, which was paid for, is not asked for again by a later call.
 
     Raises:
         ConfigError: an argument is not allowed, the variable is empty, or the journal cannot be used.
@@ -73,6 +75,7 @@ class Endpoint:
         prices: Prices | None = None,
         timeout_s: float = 120.0,
         tries: int = 8,
+        keep_refusals: bool = False,
     ):
         self._url = checked_url("base_url", base_url, "http://127.0.0.1:8000/v1").rstrip("/")
         self._model, self.prices = model, prices
@@ -85,7 +88,7 @@ class Endpoint:
             raise ConfigError(f"money_budget = {money_budget!r}: allowed: only with prices; token_budget needs none")
         self._token_budget, self._money_budget = token_budget, money_budget
         self._key, self._concurrent, self._tries = _key(key_variable), concurrent, tries
-        self._key_variable = key_variable
+        self._key_variable, self._keep_refusals = key_variable, keep_refusals
         self._client = _openai().OpenAI(
             base_url=self._url, api_key=self._key or "none", max_retries=0, timeout=timeout_s
         )
@@ -140,7 +143,7 @@ class Endpoint:
         places = self._places(conversations, range(first_sample, first_sample + samples), options)
         waiting = []
         for key, request in places.items():
-            if (record := self._journal.get(key)) is not None:
+            if (record := self._journal.get(key, refusal=self._keep_refusals)) is not None:
                 yield from replies(request, record)
             else:
                 waiting.append(request)
@@ -149,13 +152,14 @@ class Endpoint:
     def estimate(self, conversations: Sequence[Messages], *, samples: int = 1, **options: Any) -> Estimate:
         """What `complete` with these arguments would ask for."""
         places = self._places(conversations, range(samples), options)
-        left = [request for key, request in places.items() if key not in self._journal]
+        kept = self._keep_refusals
+        left = [request for key, request in places.items() if self._journal.get(key, refusal=kept) is None]
         prompts = sum(-(-request.prompt_bytes // BYTES_A_TOKEN) for request in left)
         longest = limit(options)
         answers = None if longest is None else longest * len(left)
         most = sum(request.most_prompt for request in left)
         money = self.prices.cost(most, answers) if self.prices is not None and answers is not None else None
-        return Estimate(len(left), len(places) - len(left), prompts, answers, money)
+        return Estimate(len(left), len(places) - len(left), prompts, answers, money, most)
 
     def _places(self, conversations: Sequence[Messages], samples: range, options: dict[str, Any]) -> dict[str, Request]:
         """Requests by key; equal ones are one."""
@@ -286,7 +290,7 @@ class Endpoint:
             )
         return _failure(self._clean(why))
 
-    def _read(self, request: Request, body: str) -> dict[str, Any] | None:
+    def _read(self, request: Request | Sent, body: str) -> dict[str, Any] | None:
         """The record of a reply, written to the journal; None: it is no chat completion, and may come right."""
         try:
             content = json.loads(body)
@@ -305,7 +309,9 @@ class Endpoint:
             )
         return self._spend(request, record, usage(body))
 
-    def _spend(self, request: Request, record: dict[str, Any], usage: tuple[int, int] | None = None) -> dict[str, Any]:
+    def _spend(
+        self, request: Request | Sent, record: dict[str, Any], usage: tuple[int, int] | None = None
+    ) -> dict[str, Any]:
         """Writes down what was, or may have been, paid for."""
         prompt, completion = usage or (request.most_prompt, request.limit or 0)
         record |= {"prompt_tokens": prompt, "completion_tokens": completion} | ({} if usage else {"counted": False})

@@ -48,6 +48,7 @@ class ReplyJournal:
         self.failures: Counter[str] = Counter()
         """Key -> records without an answer."""
         self._places: dict[bytes, tuple[int, int]] = {}
+        self._refusals: dict[bytes, tuple[int, int]] = {}
         self._lock = threading.Lock()
         with os_errors(self.path):
             self._file = self.path.open("a+b", buffering=0)
@@ -68,9 +69,16 @@ class ReplyJournal:
         """Whether there is an answer."""
         return _short(key) in self._places
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        """The record of an answer; None without one."""
-        if (place := self._places.get(_short(key))) is None:
+    def get(self, key: str, *, refusal: bool = False) -> dict[str, Any] | None:
+        """The record of an answer; None without one.
+
+        Args:
+            refusal: a whole reply without a text will do too.
+        """
+        place = self._places.get(_short(key))
+        if place is None and refusal:
+            place = self._refusals.get(_short(key))
+        if place is None:
             return None
         with os_errors(self.path):
             record = json.loads(os.pread(self._file.fileno(), place[1], place[0]))
@@ -98,6 +106,8 @@ class ReplyJournal:
             self._places[_short(key)] = place
         else:
             self.failures[key] += 1
+            if "finish_reason" in record:
+                self._refusals[_short(key)] = place
 
     def _read(self) -> None:
         end, cut, number = 0, b"", 0
