@@ -1,5 +1,6 @@
 """Requests as files for the batch API of a provider, and answers as it returns them (OpenAI's JSONL form)."""
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -15,6 +16,7 @@ from janus_jax.storage.endpoint_requests import Reply, Request, Sent, most_promp
 MOST_REQUESTS, MOST_BYTES = 50_000, 190 << 20
 """Of one file; OpenAI takes at most 50,000 requests and 200 MB."""
 _URL = "/v1/chat/completions"
+_FAILED = "failed.jsonl"
 
 
 class BatchEndpoint(Endpoint):
@@ -30,10 +32,13 @@ class BatchEndpoint(Endpoint):
     def __init__(self, base_url: str, model: str, *, directory: Path, **options: Any):
         options["key_variable"] = None
         super().__init__(base_url, model, **options)
-        self._directory, self._lines = directory, 0
+        self._directory, self._lines, self._name = directory, 0, ""
         self._file: BinaryIO | None = None
         self._sent: dict[str, Sent] = {}
-        self._times: Counter[str] = Counter()
+        self._last: dict[str, str] = {}  # key -> the newest file that has it
+        self._failed: set[tuple[str, str]] = set(
+            _failed(directory)
+        )  # (file, key) of those that came back without an answer
         self.written: list[Path] = []
         """Files of this process."""
         self.waiting = 0
@@ -41,7 +46,7 @@ class BatchEndpoint(Endpoint):
         for path in sorted(directory.glob("requests-*.jsonl")):
             for request in _requests(path):
                 self._sent[request.key] = request
-                self._times[request.key] += 1
+                self._last[request.key] = path.name
         self._planned = [0, 0]  # tokens of prompts and answers that files without answers can take
         for key in self._sent:
             if self._outstanding(key):
@@ -53,7 +58,8 @@ class BatchEndpoint(Endpoint):
         return sum(map(self._outstanding, self._sent))
 
     def _outstanding(self, key: str) -> bool:
-        return key not in self._journal and self._times[key] > self._journal.failures[key]
+        last = self._last.get(key)
+        return last is not None and key not in self._journal and (last, key) not in self._failed
 
     def _plan(self, request: Request | Sent) -> None:
         self._planned[0] += request.most_prompt
@@ -86,17 +92,23 @@ class BatchEndpoint(Endpoint):
         with os_errors(self._directory):
             if self._file is None:
                 self._directory.mkdir(parents=True, exist_ok=True)
+                self._name = self._next_name()
                 self._file = (self._directory / ".requests.incomplete").open("wb")
                 self._lines = 0
             self._file.write(line + b"\n")
         self._lines += 1
-        self._times[request.key] += 1
+        self._last[request.key] = self._name
         self._sent[request.key] = Sent(request.key, request.most_prompt, request.limit)
+
+    def _next_name(self) -> str:
+        """Of a file that neither is nor was."""
+        names = [path.name for path in self._directory.glob("requests-*.jsonl")] + [name for name, _ in self._failed]
+        numbers = [int(name.split("-")[1].split(".")[0]) for name in names]
+        return f"requests-{max(numbers, default=0) + 1:03d}.jsonl"
 
     def _finish(self) -> None:
         assert self._file is not None
-        number = len(list(self._directory.glob("requests-*.jsonl"))) + 1
-        path = self._directory / f"requests-{number:03d}.jsonl"
+        path = self._directory / self._name
         with os_errors(path):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -141,14 +153,32 @@ class BatchEndpoint(Endpoint):
         if not self._outstanding(key):
             return "repeated"
         if status == 200 and failure is None:
+            before = self._journal.failures[key]
             record = self._read(request, json.dumps(body))
             if record is not None and record["text"] is not None:
                 return "answered"
-            if record is not None or self._journal.failures[key] >= self._times[key]:
-                return "failed"  # and paid for: it is in the journal
-        why = self._clean(json.dumps(failure) if failure is not None else f"status {status} without a chat completion")
-        self._journal.add(key, {"failure": why, "prompt_tokens": 0, "completion_tokens": 0})
+            paid = record is not None or self._journal.failures[key] > before
+        else:
+            paid = False
+        if not paid:
+            why = json.dumps(failure) if failure is not None else f"status {status} without a chat completion"
+            self._journal.add(key, {"failure": self._clean(why), "prompt_tokens": 0, "completion_tokens": 0})
+        place = self._last[key], key
+        path = self._directory / _FAILED
+        with os_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(place) + "\n")
+        self._failed.add(place)
         return "failed"
+
+
+def _failed(directory: Path) -> Iterator[tuple[str, str]]:
+    path = directory / _FAILED
+    if path.exists():
+        with os_errors(path):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):  # a killed process wrote half of it
+                    name, key = json.loads(line)
+                    yield name, key
 
 
 def _requests(path: Path) -> Iterator[Sent]:
