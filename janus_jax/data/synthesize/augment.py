@@ -96,12 +96,14 @@ def run(stage: Stage) -> None:
     _describe(stage, undescribed)
     if stage.waiting:
         return
+    for parent in parents:
+        if parent.missing:
+            stage.note(f"{parent.dimension}: {parent.missing} of {parent.wanted} subdimensions are missing")
     seen: set[str] = set()
     for parent in leaves:
         if parent.missing:
-            stage.note(
-                f"{parent.dimension}/{parent.subdimension}: {parent.missing} of {parent.wanted} preferences missing"
-            )
+            where = f"{parent.dimension}/{parent.subdimension}"
+            stage.note(f"{where}: {parent.missing} of {parent.wanted} preferences are missing")
         if not parent.children:
             writer.drop("subdimension_without_preference", dimension=parent.dimension, name=parent.subdimension)
         for name, description, origin in parent.children:

@@ -126,7 +126,9 @@ class Deck:
         self._round += 1
 
     def take(self, key: str) -> None:
-        self._waiting.remove(key)
+        """Counts a use. One that is not due, because a small dimension has no other, is skipped when its turn comes."""
+        if key in self._waiting:
+            self._waiting.remove(key)
         self._used[key] += 1
 
 
