@@ -25,7 +25,9 @@ class PricesSection(Section):
     """Of a million tokens, in any currency."""
 
     prompt: Annotated[float, Field(ge=0)]
+    """Of prompts."""
     completion: Annotated[float, Field(ge=0)]
+    """Of answers."""
 
 
 class EndpointSection(Section):
@@ -34,6 +36,7 @@ class EndpointSection(Section):
     base_url: Text
     """Like https://api.openai.com/v1 or http://127.0.0.1:8000/v1."""
     model: Text
+    """As the endpoint names it."""
     key_variable: Text | None = "OPENAI_API_KEY"
     """Environment variable with the API key; null: the endpoint takes none."""
     concurrent: Count = 8
@@ -79,7 +82,9 @@ class BudgetSection(Section):
     """What all steps together may spend. A request that could pass it is not sent. null: no limit."""
 
     tokens: Count | None = None
+    """Of prompts and answers."""
     money: Positive | None = None
+    """In the currency of the prices, which all endpoints need then."""
 
 
 class HierarchySection(AskSection):
@@ -101,12 +106,14 @@ class HierarchySection(AskSection):
     alike: Share = 0.8
     """ROUGE-L from which two names or two descriptions of one parent are near-duplicates."""
     max_tokens: Count = 2048
+    """Most tokens of an answer."""
 
 
 class SourceSection(Section):
     """A source of instructions, as `janus data build --source` takes it."""
 
     path: Text
+    """A file, a directory, a gs:// URL or a hub id."""
     main_source: str = ""
     """Of records that do not name one. Default: the path."""
     split: Text | None = None
@@ -119,6 +126,7 @@ class InstructionsSection(Section):
     """Where instructions come from, and which are kept."""
 
     sources: Annotated[list[SourceSection], Field(min_length=1)]
+    """All of them are read, in this order."""
     contaminated_by: list[Text] = Field(default_factory=list)
     """Benches: an instruction that shares `ngram` words in a row with one of their prompts is dropped."""
     ngram: Annotated[int, Field(ge=4)] = 13
@@ -127,7 +135,9 @@ class InstructionsSection(Section):
     """Estimated share of common word 3-grams (MinHash) from which an instruction is a near-duplicate; null: keep
     near-duplicates."""
     min_chars: Count = 10
+    """Fewest characters of an instruction."""
     max_chars: Count = 20_000
+    """Most characters of an instruction."""
     several_turns: Literal["drop", "first"] = "drop"
     """What becomes of a conversation: dropped, or its first question kept."""
 
@@ -136,6 +146,7 @@ class SetsSection(Section):
     """Preference sets: one preference of each dimension."""
 
     per_instruction: Annotated[int, Field(ge=2)] = 3
+    """Sets, and so system messages and responses, of each instruction."""
     incompatible: Text | None = None
     """YAML file of rules about preferences that no set holds together; null: our own."""
 
@@ -144,7 +155,9 @@ class GatedSection(AskSection):
     """A step whose texts pass gates. A text that does not pass is asked for again, up to `asks` times."""
 
     min_chars: Count
+    """Fewest characters of a text."""
     max_chars: Count
+    """Most characters of a text."""
     alike: Share
     """ROUGE-L from which two texts of one instruction are too alike."""
 
@@ -155,18 +168,26 @@ class SystemsSection(GatedSection):
     examples: NotNegative = 3
     """Examples that a request shows."""
     max_tokens: Count = 600
+    """Most tokens of an answer."""
     min_chars: Count = 150
+    """Fewest characters of a text."""
     max_chars: Count = 4000
+    """Most characters of a text."""
     alike: Share = 0.8
+    """ROUGE-L from which two texts of one instruction are too alike."""
 
 
 class ResponsesSection(GatedSection):
     """Responses, one for each system message."""
 
     max_tokens: Count = 2048
+    """Most tokens of an answer."""
     min_chars: Count = 1
+    """Fewest characters of a text."""
     max_chars: Count = 20_000
+    """Most characters of a text."""
     alike: Share = 0.8
+    """ROUGE-L from which two texts of one instruction are too alike."""
     copied_words: Count = 20
     """A response with so many words of the system message in a row copies it."""
 
