@@ -13,9 +13,13 @@ EPILOG = "Example: janus data synthesize synthesis.yaml --limit 10 --dry-run"
 
 StepName = Literal["hierarchy", "instructions", "sets", "systems", "responses", "rubrics", "collection"]
 
+SynthesisFile = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="YAML file. Relative paths in it start at the working directory.")
+]
+
 
 def data_synthesize(
-    config: arguments.ConfigAlone,
+    file: SynthesisFile,
     overrides: arguments.Overrides = None,
     step: Annotated[StepName | None, typer.Option(help="Make only this step; those before it must be made.")] = None,
     limit: Annotated[
@@ -44,7 +48,7 @@ def data_synthesize(
             raise ConfigError(f"--answers {path}: no such file")
     if dry_run and (batch or answers):
         raise ConfigError("--dry-run: not allowed with --batch or --answers")
-    settings = load_synthesis(config, overrides or [])
+    settings = load_synthesis(file, overrides or [])
     require_writable("out", settings.out)
     work = Synthesis(settings, limit=limit, batch=batch, tell=tell)
     if dry_run:
