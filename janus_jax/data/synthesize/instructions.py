@@ -162,6 +162,8 @@ def _texts(columns: Columns, first: bool) -> tuple[str, str]:
         return system, text(columns["input"], "input")
     if pairs and is_messages(columns[name_of(columns, "chosen")]):
         return _of_messages(columns, name_of(columns, "chosen"), system, first)
+    if columns.has("turns"):  # of MT-Bench
+        return system, _first_turn(columns, first)
     for other in ("question", "query"):
         if columns.has(other):
             return system, text(columns[other], other)
@@ -169,6 +171,15 @@ def _texts(columns: Columns, first: bool) -> tuple[str, str]:
     raise RecordError(
         "missing_field", f"has no prompt ({', '.join(ALIASES['prompt'])}), messages or input; found: {found}"
     )
+
+
+def _first_turn(columns: Columns, first: bool) -> str:
+    turns = columns["turns"]
+    if not isinstance(turns, list):
+        raise RecordError("wrong_type", "column 'turns' must be a list of questions")
+    if len(turns) > 1 and not first:
+        raise RecordError("several_exchanges", f"column 'turns' has {len(turns)} questions")
+    return text(turns[0], "turns")
 
 
 def _of_messages(columns: Columns, name: str, system: str, first: bool) -> tuple[str, str]:
@@ -210,5 +221,7 @@ def _prompts(source: str) -> Iterator[str]:
     for place, raw in records(section):
         try:
             yield instruction_of(raw, section, first=True).text
+            if isinstance(raw, Mapping) and isinstance(raw.get("turns"), list):
+                yield from (text(one, "turns") for one in raw["turns"][1:])
         except RecordError as error:
             raise DataError(place, f"instructions.contaminated_by: {error}") from error

@@ -31,6 +31,7 @@ BREAD = "Why does bread dough rise before it is baked?"
             (BREAD, False),
         ),
         ({"prompt": f"[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\n{BREAD} [/INST]"}, (BREAD, True)),
+        ({"question_id": 81, "turns": [BREAD]}, (BREAD, False)),
         ({"system_prompt": "s", "input": BREAD, "reference_answer": "r", "score_rubric": {}}, (BREAD, True)),
     ],
 )
@@ -73,7 +74,11 @@ def test_what_is_dropped_is_counted_with_its_reason(tmp_path):
         json.dumps({"prompt": LONG, "system": "s"}) + "\n" + json.dumps({"prompt": "Name three rivers."}) + "\n"
     )
     near = "Please explain to me step by step how the moon makes the water of the sea rise and fall twice a day"
+    (tmp_path / "turns.jsonl").write_text(
+        json.dumps({"turns": ["Name one.", "Say all of it again backwards, please."]})
+    )
     prompts = [
+        "Say all of it again, backwards, please!",
         BREAD,
         " why does BREAD dough rise before it is baked",
         f"Hello. {LONG} anything.",
@@ -88,13 +93,17 @@ def test_what_is_dropped_is_counted_with_its_reason(tmp_path):
     ]
     source = tmp_path / "questions.jsonl"
     source.write_text("".join(json.dumps({"prompt": one}) + "\n" for one in prompts) + '{"prompt": \n')
-    config = load_synthesis(write_config(tmp_path, "http://h/v1", instructions={"contaminated_by": [str(bench)]}))
+    config = load_synthesis(
+        write_config(
+            tmp_path, "http://h/v1", instructions={"contaminated_by": [str(bench), str(tmp_path / "turns.jsonl")]}
+        )
+    )
     kept, dropped = [], Counter()
     writer = SimpleNamespace(counts=Counter(), dropped=dropped, add=kept.append)
     writer.drop = lambda reason, **what: dropped.update([reason])
     instructions.run(SimpleNamespace(config=config, writer=writer))
-    assert [row["prompt"] for row in kept] == [BREAD, near, prompts[8]]
-    assert dropped == {"duplicate": 1, "in_bench": 2, "near_duplicate": 1, "wrong_language": 2} | {
+    assert [row["prompt"] for row in kept] == [BREAD, near, prompts[9]]
+    assert dropped == {"duplicate": 1, "in_bench": 3, "near_duplicate": 1, "wrong_language": 2} | {
         "chat_markup": 1,
         "too_short": 1,
         "bad_json": 1,
