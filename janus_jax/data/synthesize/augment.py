@@ -72,14 +72,14 @@ def estimate(stage: Stage) -> None:
     section = stage.config.hierarchy
     seed = read_seeds(section.seeds, section.alike, Counter())
     parents = _dimensions(stage, seed)
-    subdimensions = [one for one in _subdimensions(stage, seed)]
+    subdimensions = _subdimensions(stage, seed)
     new = sum(parent.missing for parent in parents)
     requests = [*(_request(stage, one) for one in (*parents, *subdimensions) if one.missing)]
     per = section.at_a_time
     times = sum(-(-one.missing // per) for one in (*parents, *subdimensions))
     times += new * -(-section.preferences // per)
-    undescribed = sum(1 for one in seed.preferences() if not one.description)
-    stage.plan(section, requests[:CHUNK], times + -(-undescribed // per))
+    stage.plan(section, requests[:CHUNK], times)
+    stage.plan(section, _to_describe(stage, subdimensions))
 
 
 def run(stage: Stage) -> None:
@@ -92,8 +92,7 @@ def run(stage: Stage) -> None:
             seed.dimensions[parent.dimension].setdefault(name, [])
     leaves = _subdimensions(stage, seed)
     _grow(stage, leaves)
-    undescribed = [parent for parent in leaves if any(not description for _, description, _ in parent.children)]
-    _describe(stage, undescribed)
+    _describe(stage, leaves)
     if stage.waiting:
         return
     for parent in parents:
@@ -226,8 +225,8 @@ def _unfit(name: str) -> str:
     return "" if name and len(name) <= 120 and "/" not in name else "unfit_name"
 
 
-def _describe(stage: Stage, parents: Sequence[_Parent]) -> None:
-    """Asks for descriptions of preferences that have none, such as those of a seed of names."""
+def _to_describe(stage: Stage, parents: Sequence[_Parent]) -> list[Item]:
+    """Requests for the descriptions of preferences that have none."""
     section = stage.config.hierarchy
     prompt, items = stage.prompt("descriptions"), []
     for parent in parents:
@@ -242,6 +241,13 @@ def _describe(stage: Stage, parents: Sequence[_Parent]) -> None:
                 count=len(part),
             )
             items.append(Item(f"{parent.dimension}/{parent.subdimension}:{start}", messages, about=(parent, part)))
+    return items
+
+
+def _describe(stage: Stage, parents: Sequence[_Parent]) -> None:
+    """Asks for descriptions of preferences that have none, such as those of a seed of names."""
+    section, prompt = stage.config.hierarchy, stage.prompt("descriptions")
+    items = _to_describe(stage, parents)
     read = _reader(stage, DescriptionsAnswer)
 
     def complete(item: Item, reply: Any) -> dict[str, str]:

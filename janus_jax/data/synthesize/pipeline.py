@@ -115,6 +115,8 @@ class Synthesis:
                         step.estimate(stage)
                     if step.section:
                         planned.append(stage.planned)
+                if only == step.name:
+                    break
                 if step.name in _UNLIMITED:
                     directories[step.name] = StepDirectory(Path(scratch), step.name)
                     stage = self._stage(step, directories, scratch=Path(scratch))

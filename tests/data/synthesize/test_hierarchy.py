@@ -128,5 +128,8 @@ def test_names_without_a_description_get_one(tmp_path, monkeypatch):
     rows, _, number = grown(
         tmp_path, lambda body, count: said(reply(body)), monkeypatch, seeds=[str(path)], subdimensions=0, preferences=0
     )
-    assert [row["preference"] for row in rows] == ["Dry wit", "He/she is new"] and number == 2
+    assert [row["preference"] for row in rows] == ["Dry wit", "He/she is new"] and number == 2  # one a subdimension
     assert all(row["description"] and row["provenance"]["model"] == "scripted" for row in rows)
+    (tmp_path / "out/steps/hierarchy/step.json").unlink()
+    (tmp_path / "out/steps/hierarchy/replies.jsonl").unlink()
+    assert Synthesis(load_synthesis(tmp_path / "synthesis.yaml")).estimate("hierarchy")[0].requests == 2
