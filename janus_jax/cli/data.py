@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from janus_jax.cli import inspect
+from janus_jax.cli import inspect, synthesize
 from janus_jax.cli.arguments import SETTINGS, on_cpu
 from janus_jax.cli.outputs import require_writable
 from janus_jax.errors import ConfigError, counted
@@ -206,3 +206,4 @@ def _left_out(manifest: Any) -> Iterator[str]:
 
 
 app.command("inspect", epilog=inspect.EPILOG)(inspect.data_inspect)
+app.command("synthesize", epilog=synthesize.EPILOG)(synthesize.data_synthesize)

@@ -37,6 +37,8 @@ def allowed(node: Schema, schema: Schema) -> str:
         return f"a section with name: {' | '.join(forms(node))}"
     if "enum" in node or "const" in node:
         return " | ".join(str(value) for value in node.get("enum", [node.get("const")]))
+    if node.get("type") == "object" and "$ref" in (inner := node.get("additionalProperties") or {}):
+        return f"a section of names of your own, each {allowed(inner, schema)}"
     if node.get("type") == "object":
         return f"a section with the keys {', '.join(_keys(node, schema))}"
     if node.get("type") == "array":

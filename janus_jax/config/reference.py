@@ -59,8 +59,14 @@ class Key:
 
 def page() -> str:
     """docs/configuration.md."""
-    schema = RunConfig.model_json_schema()
-    return "\n".join([INTRODUCTION, *(_section(name, node, schema) for name, node in schema["properties"].items())])
+    return "\n".join([INTRODUCTION, *tables(RunConfig.model_json_schema())])
+
+
+def tables(schema: Schema) -> Iterator[str]:
+    """A heading and a table of keys for each key of a configuration."""
+    required = schema.get("required", [])
+    keys = schema["properties"].items()
+    return (_section(name, node | ({"required": True} if name in required else {}), schema) for name, node in keys)
 
 
 def keys() -> Iterator[Key]:
@@ -96,6 +102,9 @@ def _keys(name: str, node: Schema, schema: Schema) -> Iterator[Key]:
             return
     if forms(node):
         yield Key(f"{name}.name", " | ".join(forms(node)), "required", "Chooses one of the tables of keys below.")
+        return
+    if "$ref" in (named := node.get("additionalProperties") or {}):
+        yield from _keys(f"{name}.NAME", named, schema)
         return
     default = "required" if node.get("required") else f"`{shorten(node.get('default'))}`"
     yield Key(name, allowed(node, schema), default, _meaning(node))

@@ -68,6 +68,21 @@ def read_tree(
     return root, problems
 
 
+def read_list(path: str | os.PathLike[str]) -> list[tuple[Any, str]]:
+    """The items of a file that is one list, each with its `file:line`.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML or is no list.
+    """
+    problems: list[str] = []
+    parsed = _parse(_text(os.fspath(path)), os.fspath(path), problems)
+    if parsed.value is None:
+        return []
+    if problems or not isinstance(parsed.value, list):
+        raise ConfigError(problems[0] if problems else f"{parsed.origin}: allowed: a list of `- ` items")
+    return [(item.plain(), item.origin) for item in parsed.value]
+
+
 def dump(values: dict[str, Any]) -> str:
     """YAML text that `read_tree` and YAML 1.1 readers both read back to the same values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
@@ -76,14 +91,7 @@ def dump(values: dict[str, Any]) -> str:
 def _read_chain(path: str, opened: list[str], problems: list[str]) -> Node:
     if os.path.realpath(path) in opened:
         raise ConfigError(f"{path}: base: the files name each other in a circle; a chain of bases must end")
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-    parsed = _parse(text, path, problems)
+    parsed = _parse(_text(path), path, problems)
     top = Node({}, path) if parsed.value is None else Node(parsed.value, path)
     if not isinstance(top.value, dict):
         raise ConfigError(f"{parsed.origin}: {shorten(parsed.plain())}: allowed: `key: value` lines")
@@ -99,6 +107,16 @@ def _read_chain(path: str, opened: list[str], problems: list[str]) -> Node:
     if not os.path.isfile(base_path):
         raise ConfigError(f"{base.origin}: base = {base.value!r}: file not found: {base_path}")
     return merge(_read_chain(base_path, [*opened, os.path.realpath(path)], problems), top)
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
 
 
 def merge(under: Node, over: Node) -> Node:

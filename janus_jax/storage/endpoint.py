@@ -5,6 +5,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
@@ -19,6 +20,7 @@ from janus_jax.storage.endpoint_requests import (
     RefusedOptionError,
     Reply,
     Request,
+    Sent,
     UnreachableError,
     Usage,
     checked_url,
@@ -51,6 +53,7 @@ class Endpoint:
             it is not sent. Money needs `prices`.
         timeout_s: of one try.
         tries: of one request, with growing pauses. One that is too much (429) counts if nothing else is answered.
+        keep_refusals: a reply without content, which was paid for, is not asked for again by a later call.
 
     Raises:
         ConfigError: an argument is not allowed, the variable is empty, or the journal cannot be used.
@@ -72,6 +75,7 @@ class Endpoint:
         prices: Prices | None = None,
         timeout_s: float = 120.0,
         tries: int = 8,
+        keep_refusals: bool = False,
     ):
         self._url = checked_url("base_url", base_url, "http://127.0.0.1:8000/v1").rstrip("/")
         self._model, self.prices = model, prices
@@ -84,7 +88,7 @@ class Endpoint:
             raise ConfigError(f"money_budget = {money_budget!r}: allowed: only with prices; token_budget needs none")
         self._token_budget, self._money_budget = token_budget, money_budget
         self._key, self._concurrent, self._tries = _key(key_variable), concurrent, tries
-        self._key_variable = key_variable
+        self._key_variable, self._keep_refusals = key_variable, keep_refusals
         self._client = _openai().OpenAI(
             base_url=self._url, api_key=self._key or "none", max_retries=0, timeout=timeout_s
         )
@@ -97,8 +101,8 @@ class Endpoint:
         self.usage = Usage()
         """Of everything in the journal, and of this process."""
         self._journal = ReplyJournal(journal)
-        for spent in self._journal.spent:
-            self._count(spent["prompt_tokens"], spent["completion_tokens"], not spent.get("counted", True))
+        spent = self._journal.spent
+        self._count(spent.prompt_tokens, spent.completion_tokens, spent.uncounted)
 
     @property
     def money(self) -> float | None:
@@ -139,7 +143,7 @@ class Endpoint:
         places = self._places(conversations, range(first_sample, first_sample + samples), options)
         waiting = []
         for key, request in places.items():
-            if (record := self._journal.replies.get(key)) is not None:
+            if (record := self._journal.get(key, refusal=self._keep_refusals)) is not None:
                 yield from replies(request, record)
             else:
                 waiting.append(request)
@@ -148,13 +152,14 @@ class Endpoint:
     def estimate(self, conversations: Sequence[Messages], *, samples: int = 1, **options: Any) -> Estimate:
         """What `complete` with these arguments would ask for."""
         places = self._places(conversations, range(samples), options)
-        left = [request for key, request in places.items() if key not in self._journal.replies]
+        kept = self._keep_refusals
+        left = [request for key, request in places.items() if self._journal.get(key, refusal=kept) is None]
         prompts = sum(-(-request.prompt_bytes // BYTES_A_TOKEN) for request in left)
         longest = limit(options)
         answers = None if longest is None else longest * len(left)
         most = sum(request.most_prompt for request in left)
         money = self.prices.cost(most, answers) if self.prices is not None and answers is not None else None
-        return Estimate(len(left), len(places) - len(left), prompts, answers, money)
+        return Estimate(len(left), len(places) - len(left), prompts, answers, money, most)
 
     def _places(self, conversations: Sequence[Messages], samples: range, options: dict[str, Any]) -> dict[str, Request]:
         """Requests by key; equal ones are one."""
@@ -285,7 +290,7 @@ class Endpoint:
             )
         return _failure(self._clean(why))
 
-    def _read(self, request: Request, body: str) -> dict[str, Any] | None:
+    def _read(self, request: Request | Sent, body: str) -> dict[str, Any] | None:
         """The record of a reply, written to the journal; None: it is no chat completion, and may come right."""
         try:
             content = json.loads(body)
@@ -296,6 +301,7 @@ class Endpoint:
                 self._spend(request, {"failure": "no choice"}, usage(body))
             return None
         record: dict[str, Any] = {"text": valid(text) if isinstance(text, str) else None, "finish_reason": str(reason)}
+        record |= {"time": int(time.time()), "model": valid(str(content.get("model") or self._model))}
         if record["text"] is None:
             refusal = choice["message"].get("refusal")
             record["failure"] = self._clean(
@@ -303,7 +309,9 @@ class Endpoint:
             )
         return self._spend(request, record, usage(body))
 
-    def _spend(self, request: Request, record: dict[str, Any], usage: tuple[int, int] | None = None) -> dict[str, Any]:
+    def _spend(
+        self, request: Request | Sent, record: dict[str, Any], usage: tuple[int, int] | None = None
+    ) -> dict[str, Any]:
         """Writes down what was, or may have been, paid for."""
         prompt, completion = usage or (request.most_prompt, request.limit or 0)
         record |= {"prompt_tokens": prompt, "completion_tokens": completion} | ({} if usage else {"counted": False})
@@ -313,7 +321,7 @@ class Endpoint:
             self._answered += record.get("text") is not None
         return record
 
-    def _count(self, prompt: int, completion: int, uncounted: bool) -> None:
+    def _count(self, prompt: int, completion: int, uncounted: int) -> None:
         with self._lock:
             self.usage.prompt_tokens += prompt
             self.usage.completion_tokens += completion
@@ -341,7 +349,7 @@ class Endpoint:
 
     def _refuses_all(self) -> bool:
         """Whether there were refusals and never an answer: it is not the conversation that is wrong."""
-        return bool(self._refusals) and not self._answered and not self._journal.replies
+        return bool(self._refusals) and not self._answered and not len(self._journal)
 
     def _clean(self, text: object) -> str:
         """One line without the key."""

@@ -48,6 +48,10 @@ class Reply(NamedTuple):
     completion_tokens: int
     failure: str
     """Why there is no answer, in one line. It is not in the journal as an answer, so the next run asks again."""
+    time: int = 0
+    """When it came, in seconds since 1970; 0: unknown, as in older journals."""
+    model: str = ""
+    """As the endpoint names it in the reply."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +92,8 @@ class Estimate:
     """At most; None: the options set no limit."""
     money: float | None
     """At most; None: prices or the limit are unknown."""
+    most_prompt: int = 0
+    """Tokens of the prompts, at most: what a budget reserves."""
 
     def text(self) -> str:
         """One line."""
@@ -111,17 +117,34 @@ class Request(NamedTuple):
     @property
     def prompt_bytes(self) -> int:
         """Of all messages."""
-        return sum(len(json.dumps(one, ensure_ascii=False).encode("utf-8", "replace")) for one in self.body["messages"])
+        return _bytes(self.body["messages"])
 
     @property
     def most_prompt(self) -> int:
-        """A token has at least one byte."""
-        return self.prompt_bytes + _AROUND_MESSAGE * (len(self.body["messages"]) + 1)
+        """Tokens of the prompt, at most."""
+        return most_prompt(self.body["messages"])
 
     @property
     def limit(self) -> int | None:
         """Most tokens of the answer."""
         return limit(self.body)
+
+
+class Sent(NamedTuple):
+    """What is remembered of a request that another process sent."""
+
+    key: str
+    most_prompt: int
+    limit: int | None
+
+
+def most_prompt(messages: Messages) -> int:
+    """Tokens, at most: a token has at least one byte."""
+    return _bytes(messages) + _AROUND_MESSAGE * (len(messages) + 1)
+
+
+def _bytes(messages: Messages) -> int:
+    return sum(len(json.dumps(one, ensure_ascii=False).encode("utf-8", "replace")) for one in messages)
 
 
 def checked_url(name: str, url: str, like: str) -> str:
@@ -150,7 +173,8 @@ def replies(request: Request, record: Mapping[str, Any]) -> Iterator[Reply]:
     """A record of the journal as replies."""
     for place, sample in request.places:
         tokens = record["prompt_tokens"], record["completion_tokens"]
-        yield Reply(place, sample, record["text"], record.get("finish_reason", ""), *tokens, record.get("failure", ""))
+        more = record.get("failure", ""), record.get("time", 0), record.get("model", "")
+        yield Reply(place, sample, record["text"], record.get("finish_reason", ""), *tokens, *more)
 
 
 def limit(options: Mapping[str, Any]) -> int | None:

@@ -10,8 +10,8 @@ import numpy as np
 from janus_jax.errors import ConfigError, counted
 from janus_jax.evaluation.intervals import Cell, mean_cell
 from janus_jax.evaluation.measure.answers import AnswerRow
-from janus_jax.evaluation.measure.rouge import rouge_l, unseen_share, words
 from janus_jax.evaluation.result_table import Row, Table
+from janus_jax.text.rouge import rouge_l, unseen_share, words
 
 COLUMNS = ("average", "maximum", "instructions", "pairs")
 _POSTER = 3

@@ -15,12 +15,12 @@ from janus_jax.evaluation.bench import judgements
 from janus_jax.evaluation.bench.tables import row_scores
 from janus_jax.evaluation.intervals import Cell, mean_cell
 from janus_jax.evaluation.measure.answers import AnswerRow
-from janus_jax.evaluation.measure.rouge import rouge_l, words
 from janus_jax.evaluation.measure.verbosity import in_words
 from janus_jax.evaluation.result_table import Row, Table
 from janus_jax.generation.progress import Progress
 from janus_jax.generation.response_file import Response, ResponseRow
 from janus_jax.generation.scores import LogProbScorer
+from janus_jax.text.rouge import rouge_l, words
 
 _COMPARED = 4
 """Answers of a row that are compared with others; of more, the first ones."""

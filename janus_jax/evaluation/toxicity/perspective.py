@@ -89,7 +89,7 @@ class Perspective:
         """
         known: dict[str, float | str] = {}
         for text in dict.fromkeys(texts):
-            if (reply := self._journal.replies.get(self._name(text))) is not None:
+            if (reply := self._journal.get(self._name(text))) is not None:
                 known[text] = json.loads(reply["text"])
         left = [text for text in dict.fromkeys(texts) if text not in known]
         self._stop.clear()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from janus_jax.evaluation.measure.rouge import longest_common, rouge_l, unseen_share, words
+from janus_jax.text.rouge import longest_common, rouge_l, unseen_share, words
 
 REAL = os.environ.get("JANUS_REAL_DATA")
 SCORER = RougeScorer(["rougeL"], use_stemmer=False)

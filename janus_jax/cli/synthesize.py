@@ -1,0 +1,61 @@
+"""`janus data synthesize`: a collection of system messages and responses, made by a model."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from janus_jax.cli import arguments
+from janus_jax.cli.outputs import require_writable, tell
+from janus_jax.errors import ConfigError
+
+EPILOG = "Example: janus data synthesize synthesis.yaml --limit 10 --dry-run"
+
+StepName = Literal["hierarchy", "instructions", "sets", "systems", "responses", "rubrics", "collection"]
+
+SynthesisFile = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="YAML file. Relative paths in it start at the working directory.")
+]
+
+
+def data_synthesize(
+    file: SynthesisFile,
+    overrides: arguments.Overrides = None,
+    step: Annotated[StepName | None, typer.Option(help="Make only this step; those before it must be made.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Ask about so many instructions only; later more, or all.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be asked for, and what it costs.")
+    ] = False,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="Write requests into files for a batch API instead of sending them.")
+    ] = False,
+    answers: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="With --step: answers of a batch API; may be repeated.", show_default=False),
+    ] = None,
+) -> None:
+    """Make instructions, preferences, system messages and responses like those of the Multifaceted Collection."""
+    from janus_jax.data.synthesize.config import load_synthesis
+    from janus_jax.data.synthesize.pipeline import STEPS, Synthesis, planned_lines
+
+    if answers and (step is None or not STEPS[step].section):
+        asking = ", ".join(name for name, one in STEPS.items() if one.section)
+        raise ConfigError(f"--answers: allowed: only with --step, one of {asking}")
+    for path in answers or ():
+        if not path.is_file():
+            raise ConfigError(f"--answers {path}: no such file")
+    if dry_run and (batch or answers):
+        raise ConfigError("--dry-run: not allowed with --batch or --answers")
+    settings = load_synthesis(file, overrides or [])
+    require_writable("out", settings.out)
+    work = Synthesis(settings, limit=limit, batch=batch, tell=tell)
+    if dry_run:
+        for line in planned_lines(work.estimate(step)):
+            print(line)
+        return
+    done = work.run(step, answers or ())
+    tokens, money = work.spent()
+    paid = f"{tokens:,} tokens spent in all" + ("" if money is None else f", {money:,.4f} of money")
+    print(f"{'made' if done else 'waiting for answers'}: {step or 'all steps'} in {settings.out}; {paid}", flush=True)

@@ -1,0 +1,1 @@
+"use strict"; // The page is whole without a script.

@@ -1,0 +1,172 @@
+"""The directory of a step: its rows, what it left out, what it was made from. All state of a synthesis is in files.
+
+OUT/steps/NAME/rows.jsonl       accepted rows; a person may edit them
+OUT/steps/NAME/dropped.jsonl    what was left out, with a reason each
+OUT/steps/NAME/step.json        settings, digests of inputs, counts; written last
+OUT/steps/NAME/replies.jsonl    journal of the endpoint
+OUT/steps/NAME/batch/           requests for a batch API
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from janus_jax.errors import ConfigError, DataError
+from janus_jax.storage import local
+from janus_jax.storage.bucket import os_errors
+
+ROWS, DROPPED, STEP, JOURNAL, BATCH = "rows.jsonl", "dropped.jsonl", "step.json", "replies.jsonl", "batch"
+
+
+class StepDirectory:
+    """One step's files under the output directory."""
+
+    def __init__(self, out: Path, name: str):
+        self.name, self.path = name, out / "steps" / name
+
+    @property
+    def journal(self) -> Path:
+        return self.path / JOURNAL
+
+    @property
+    def batch(self) -> Path:
+        return self.path / BATCH
+
+    def facts(self) -> dict[str, Any]:
+        """step.json; empty if the step has not ended yet.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        path = self.path / STEP
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise DataError(path, f"cannot be read ({error}); remove it, and the step is made again") from error
+        if not isinstance(value, dict):
+            raise DataError(path, "is no object; remove it, and the step is made again")
+        return value
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Its rows, read as they are asked for.
+
+        Raises:
+            DataError: FILE:LINE is no object.
+        """
+        path = self.path / ROWS
+        with os_errors(path), path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise DataError(f"{path}:{number}", f"is not valid JSON: {error}") from error
+                if not isinstance(row, dict):
+                    raise DataError(f"{path}:{number}", "is no object")
+                yield row
+
+    def digest(self) -> str:
+        """Of the rows as they are; empty without any."""
+        path = self.path / ROWS
+        if not path.exists():
+            return ""
+        with os_errors(path), path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+    def is_edited(self) -> bool:
+        """Whether somebody changed the rows since the step wrote them."""
+        facts = self.facts()
+        return bool(facts) and facts.get("digest") != self.digest()
+
+
+class Writer:
+    """Writes the rows of a step. Nothing is seen before `finish`, which writes step.json last."""
+
+    def __init__(self, directory: StepDirectory):
+        self._directory = directory
+        self.counts: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+        """Answers that did not pass, by gate, also of rows that passed later."""
+        self.dropped: Counter[str] = Counter()
+        with os_errors(directory.path):
+            directory.path.mkdir(parents=True, exist_ok=True)
+            self._files = {
+                name: (directory.path / f".{name}.incomplete").open("w", encoding="utf-8") for name in (ROWS, DROPPED)
+            }
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.counts["rows"] += 1
+        self._write(ROWS, row)
+
+    def drop(self, reason: str, **what: Any) -> None:
+        self.dropped[reason] += 1
+        self._write(DROPPED, {"reason": reason, **what})
+
+    def _write(self, name: str, row: Mapping[str, Any]) -> None:
+        with os_errors(self._directory.path):
+            self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def finish(self, **facts: Any) -> dict[str, Any]:
+        """Puts the files in place. Returns what step.json holds."""
+        step = self._directory.path / STEP
+        with os_errors(step):
+            step.unlink(missing_ok=True)  # of the step before
+            for name, file in self._files.items():
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+                os.replace(file.name, self._directory.path / name)
+        counts = {name: dict(sorted(getattr(self, name).items())) for name in ("counts", "dropped", "rejected")}
+        value = {"step": self._directory.name, **facts, **counts, "digest": self._directory.digest()}
+        local.write_json(step, value)
+        return value
+
+    def discard(self) -> None:
+        """Removes what is not finished."""
+        for file in self._files.values():
+            file.close()
+            Path(file.name).unlink(missing_ok=True)
+
+
+class Lock:
+    """Keeps a second process out of an output directory: both would spend the same budget."""
+
+    def __init__(self, out: Path):
+        with os_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+            self._file = (out / ".lock").open("a")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise ConfigError(f"out {out}: another process writes it") from error
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def digest_of(value: Any) -> str:
+    """16 digits for what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def number_of(*parts: object) -> int:
+    """A number of 64 bits, drawn by the parts: a seed and what it is for."""
+    whole = json.dumps([str(part) for part in parts])
+    return int.from_bytes(hashlib.blake2b(whole.encode(), digest_size=8).digest())
+
+
+def shuffled(values: Iterable[str], *parts: object) -> list[str]:
+    """The values in an order that depends on the parts and the values, not on the order in which they come."""
+    return sorted(values, key=lambda value: (number_of(*parts, value), value))

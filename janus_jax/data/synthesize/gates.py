@@ -1,0 +1,89 @@
+"""Gates that a text passes before it is accepted. Each raises `Rejected` with the name under which it is counted."""
+
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+
+from janus_jax.data.synthesize.asking import Outcome, Rejected
+from janus_jax.data.synthesize.language import LANGUAGES, is_english
+from janus_jax.text.rouge import rouge_l, words
+
+MARKUP = re.compile(
+    r"<\|\w+\|>|<\|/?\w+\|?>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|\[/?(?:SYSTEM_PROMPT|AVAILABLE_TOOLS)\]"
+)
+"""Marks of chat templates."""
+_SPEAKER = re.compile(r"^\s*(?:###\s*)?(?:Human|User|Assistant|System)\s*:", re.MULTILINE)
+_MARK = "['\u2019]"
+_CANNOT = rf"\bi (?:can(?:no|{_MARK})t|can not|am (?:unable|not able) to|won{_MARK}t|must decline|will not be able)"
+_SORRY = rf"(?:i{_MARK}?m|i am) (?:\w+ ){{0,2}}(?:sorry|afraid)|i (?:\w+ )?apologi[sz]e|sorry|unfortunately"
+_DECLINED = "assist|help|comply|fulfill?|provide|create|generate|answer|do that|discuss|engage|support|write"
+_REFUSAL = re.compile(
+    rf"^\W*(?:(?:{_SORRY})\b[^.!?\n]{{0,80}}{_CANNOT}|{_CANNOT} (?:\w+ )?(?:{_DECLINED})|"
+    rf"as an? (?:\w+ ){{0,2}}(?:ai|language model|assistant)\b[^.!?\n]{{0,80}}"
+    rf"(?:{_CANNOT}|\bi (?:do not|don{_MARK}t)))",
+    re.IGNORECASE,
+)
+_PREAMBLE = re.compile(
+    rf"^\W*(?:sure|certainly|of course|absolutely)[,!.]|^\W*here(?: i|{_MARK})s (?:a|an|the|your) [^\n]{{0,60}}:\s*$|"
+    r"^\W*system (?:message|prompt)\W*:",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def refusal(text: str) -> None:
+    """A text that begins by declining."""
+    if match := _REFUSAL.match(text.strip()[:400]):
+        raise Rejected("refusal", match[0][:80])
+
+
+def length(text: str, least: int, most: int) -> None:
+    """Characters outside the bounds."""
+    if not least <= len(text) <= most:
+        raise Rejected("too_short" if len(text) < least else "too_long", f"{len(text):,} characters")
+
+
+def markup(text: str, asked: str = "") -> None:
+    """Marks of a chat template, or speakers' names at the start of a line, that the instruction does not have."""
+    for match in itertools.chain(MARKUP.finditer(text), _SPEAKER.finditer(text)):
+        if match[0].strip() not in asked:
+            raise Rejected("chat_markup", match[0].strip()[:40])
+
+
+def language(text: str, wanted: str | None, asked: str = "") -> None:
+    """Another language than wanted, unless the instruction names one or is in another one itself."""
+    if wanted == "en" and not is_english(text) and not LANGUAGES.search(asked) and is_english(asked):
+        raise Rejected("wrong_language", text[:40])
+
+
+def copied(text: str, originals: Iterable[str], number: int, gate: str) -> None:
+    """So many words in a row of one of the originals; of a shorter original, all of them."""
+    own = re.findall(r"\w+", text.casefold())
+    for original in originals:
+        theirs = re.findall(r"\w+", original.casefold())
+        size = min(number, len(theirs))
+        if size < 5:  # too few to tell
+            continue
+        runs = {tuple(theirs[at : at + size]) for at in range(len(theirs) - size + 1)}
+        for at in range(len(own) - size + 1):
+            if tuple(own[at : at + size]) in runs:
+                raise Rejected(gate, " ".join(own[at : at + size])[:80])
+
+
+def preamble(text: str) -> None:
+    """Words about the text instead of the text alone."""
+    if match := _PREAMBLE.search(text[:200]):
+        raise Rejected("preamble", match[0].strip()[:60])
+
+
+def too_alike(outcomes: Sequence[Outcome], most: float) -> list[tuple[int, str]]:
+    """The later ones of every two texts with such a ROUGE-L, or equal: (number, detail)."""
+    texts = [str(one.value) for one in outcomes]
+    split = list(map(words, texts))
+    out: dict[int, str] = {}
+    for one, other in itertools.combinations(range(len(texts)), 2):
+        if one in out or other in out:
+            continue
+        value = 1.0 if texts[one].strip() == texts[other].strip() else rouge_l(split[one], split[other])
+        if value >= most:
+            out[other] = f"ROUGE-L {value:.2f}"
+    return list(out.items())

@@ -1,0 +1,301 @@
+"""`janus data synthesize`: which steps are to be made, with which endpoint, and what is left to spend."""
+
+import contextlib
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from janus_jax.data.synthesize import augment, instructions, prompts, report, sets
+from janus_jax.data.synthesize.collection import Collection
+from janus_jax.data.synthesize.config import AskSection, SynthesisConfig
+from janus_jax.data.synthesize.files import Lock, StepDirectory, digest_of
+from janus_jax.data.synthesize.hierarchy import as_row, read_seeds
+from janus_jax.data.synthesize.stage import Planned, Stage
+from janus_jax.data.synthesize.texts import Responses, Rubrics, Systems
+from janus_jax.errors import ConfigError, counted, named
+from janus_jax.storage.endpoint import Endpoint
+from janus_jax.storage.endpoint_batch import BatchEndpoint
+from janus_jax.storage.endpoint_journal import ReplyJournal, Spent
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    name: str
+    inputs: tuple[str, ...]
+    settings: Callable[[Stage], dict[str, Any]]
+    run: Callable[[Stage], None]
+    estimate: Callable[[Stage], None] = lambda stage: None
+    section: str = ""
+    """Of the configuration, which says how it asks; empty: it asks nothing."""
+
+
+def _step(made: Any, section: str = "") -> Step:
+    return Step(made.name, made.inputs, made.settings, made.run, made.estimate, section)
+
+
+STEPS = {
+    step.name: step
+    for step in (
+        Step("hierarchy", (), augment.settings, augment.run, augment.estimate, "hierarchy"),
+        Step("instructions", (), instructions.settings, instructions.run),
+        Step("sets", sets.INPUTS, sets.settings, sets.run),
+        _step(Systems(), "systems"),
+        _step(Responses(), "responses"),
+        _step(Rubrics(), "bench"),
+        _step(Collection()),
+    )
+}
+_UNLIMITED = ("hierarchy", "instructions", "sets")
+
+
+class Synthesis:
+    """All steps of one configuration.
+
+    Args:
+        limit: only so many instructions are asked about, always the same ones; a later call may take more.
+        batch: write requests into files for a batch API in place of sending them.
+        tell: gets lines of notes and progress.
+    """
+
+    def __init__(
+        self,
+        config: SynthesisConfig,
+        *,
+        limit: int | None = None,
+        batch: bool = False,
+        tell: Callable[[str], None] = lambda line: None,
+    ):
+        prompts.require_known(config.prompts)
+        self.config, self._limit, self._batch, self._tell = config, limit, batch, tell
+        self.out = Path(config.out).expanduser()
+        self.directories = {name: StepDirectory(self.out, name) for name in STEPS}
+
+    def run(self, only: str | None = None, answers: Sequence[Path] = ()) -> bool:
+        """Makes the steps that are not made yet, or one of them. False: answers of a batch API are waited for.
+
+        Args:
+            only: this step; those before it must be made.
+            answers: files of a batch API, for `only`.
+
+        Raises:
+            ConfigError: a step before `only` is not made; the budget does not suffice; another process works here.
+            JanusError: what a step raises. What was paid for is kept, and the next call goes on.
+        """
+        with Lock(self.out):
+            for path in answers:
+                self._take(STEPS[str(only)], path)
+            for step in STEPS.values():
+                if only in (None, step.name):
+                    if only is not None:
+                        self._require_inputs(step)
+                    if not self._make(step):
+                        return False
+            if only is None:
+                report.write(self.out, self.config, self.directories)
+                self._tell(f"wrote {self.out / 'report.html'}")
+        return True
+
+    def estimate(self, only: str | None = None) -> list[Planned]:
+        """What each step would still ask for. Nothing is written to the output directory, and nobody is asked."""
+        planned = []
+        with tempfile.TemporaryDirectory() as scratch:
+            directories = dict(self.directories)
+            for step in STEPS.values():
+                stage = self._stage(step, directories, scratch=Path(scratch))
+                done = all(directories[one].path.is_relative_to(self.out) for one in step.inputs) and self._is_done(
+                    step
+                )
+                if done:
+                    continue
+                if only in (None, step.name):
+                    with contextlib.closing(stage):
+                        step.estimate(stage)
+                    if step.section:
+                        planned.append(stage.planned)
+                if only == step.name:
+                    break
+                if step.name in _UNLIMITED:
+                    directories[step.name] = StepDirectory(Path(scratch), step.name)
+                    stage = self._stage(step, directories, scratch=Path(scratch))
+                    _seed_alone(stage) if step.name == "hierarchy" else step.run(stage)
+                    stage.writer.finish()
+        return planned
+
+    def spent(self) -> tuple[int, float | None]:
+        """Tokens and money of all steps; no money without prices."""
+        by_step = {name: self._spent(name) for name in STEPS}
+        tokens = sum(one.prompt_tokens + one.completion_tokens for one in by_step.values())
+        return tokens, self._money(by_step)
+
+    def _stage(self, step: Step, directories: Mapping[str, StepDirectory], scratch: Path | None = None) -> Stage:
+        def opened(section: AskSection, directory: StepDirectory) -> Endpoint:
+            return (
+                self._endpoint(section, directory) if scratch is None else self._estimator(section, directory, scratch)
+            )
+
+        limit = None if step.name in _UNLIMITED else self._limit
+        return Stage(self.config, dict(directories), step.name, opened=opened, tell=self._tell, limit=limit)
+
+    def _asked_for(self, step: Step) -> dict[str, Any]:
+        """What decides the rows of a step, with digests of the rows that it reads."""
+        inputs = {name: self.directories[name].digest() for name in step.inputs}
+        return {"settings": step.settings(self._stage(step, self.directories)), "inputs": inputs}
+
+    def _is_done(self, step: Step) -> bool:
+        facts = self.directories[step.name].facts()
+        if not facts or facts.get("unanswered") or not all(self.directories[one].facts() for one in step.inputs):
+            return False
+        had, wanted = facts.get("limit"), None if step.name in _UNLIMITED else self._limit
+        if had is not None and (wanted is None or wanted > had):
+            return False
+        return facts.get("asked") == digest_of(self._asked_for(step))
+
+    def _require_inputs(self, step: Step) -> None:
+        for name in step.inputs:
+            if not self._is_done(STEPS[name]) and not (self.directories[name].facts().get("unanswered")):
+                state = "has changed" if self.directories[name].facts() else "is not made"
+                raise ConfigError(
+                    f"--step {step.name}: the step {name}, which it needs, {state}; run --step {name} first"
+                )
+
+    def _make(self, step: Step) -> bool:
+        directory = self.directories[step.name]
+        if self._is_done(step):
+            if directory.is_edited():
+                self._tell(f"note: {directory.path / 'rows.jsonl'} was edited; it is used as it is")
+            return True
+        if directory.is_edited():
+            raise ConfigError(
+                f"{directory.path / 'rows.jsonl'}: was edited, and the step would be made again; move it away first"
+            )
+        asked, began = self._asked_for(step), time.monotonic()
+        stage = self._stage(step, self.directories)
+        try:
+            step.run(stage)
+        except BaseException:
+            stage.writer.discard()
+            raise
+        finally:
+            stage.close()
+        if stage.waiting:
+            stage.writer.discard()
+            self._tell_of_batches(step, stage)
+            return False
+        value = stage.writer.finish(
+            asked=digest_of(asked),
+            **asked,
+            limit=stage.limit,
+            unanswered=stage.unanswered,
+            usage=stage.usage,
+            notes=stage.notes,
+            time=int(time.time()),
+            seconds=round(time.monotonic() - began, 1),
+        )
+        lost = ", ".join(f"{count:,} {reason}" for reason, count in value["dropped"].items())
+        self._tell(
+            f"{step.name}: {counted(value['counts'].get('rows', 0), 'row')}" + (f"; dropped: {lost}" if lost else "")
+        )
+        return True
+
+    def _tell_of_batches(self, step: Step, stage: Stage) -> None:
+        for path in stage.written:
+            self._tell(f"wrote {path}")
+        self._tell(
+            f"{step.name}: {counted(stage.waiting, 'answer')} to come; send the files of "
+            f"{self.directories[step.name].batch} to the batch API, then run --step {step.name} --answers FILE"
+        )
+
+    def _take(self, step: Step, path: Path) -> None:
+        section: AskSection = getattr(self.config, step.section)
+        with self._open(BatchEndpoint, section, step.name, directory=self.directories[step.name].batch) as endpoint:
+            counts = endpoint.take(path)
+        self._tell(f"{path}: " + ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items()))
+
+    # Endpoints
+
+    def _endpoint(self, section: AskSection, directory: StepDirectory) -> Endpoint:
+        if self._batch:
+            return self._open(BatchEndpoint, section, directory.name, directory=directory.batch)
+        if any(directory.batch.glob("requests-*.jsonl")):
+            with self._open(BatchEndpoint, section, directory.name, directory=directory.batch) as files:
+                waiting = files.outstanding
+            if waiting:
+                what = f"{counted(waiting, 'request')} without an answer, which would be paid for twice"
+                raise ConfigError(
+                    f"{directory.batch}: has {what}; give --answers FILE, or remove the files if they were not sent"
+                )
+        return self._open(Endpoint, section, directory.name)
+
+    def _open(self, kind: Any, section: AskSection, name: str, **more: Any) -> Any:
+        one, budget = self.config.endpoint_of(section), self.config.budget
+        others = {other: self._spent(other) for other in STEPS if other != name}
+        tokens = sum(spent.prompt_tokens + spent.completion_tokens for spent in others.values())
+        money = self._money(others) or 0.0
+        for key, most, gone in (("tokens", budget.tokens, tokens), ("money", budget.money, money)):
+            if most is not None and gone >= most:
+                raise ConfigError(f"budget.{key} = {most:g}: the other steps have spent {gone:,.6g} already")
+        directory = self.directories[name]
+        directory.path.mkdir(parents=True, exist_ok=True)
+        with named(f"endpoints.{section.endpoint}"):
+            return kind(
+                one.base_url,
+                one.model,
+                journal=directory.journal,
+                key_variable=one.key_variable,
+                concurrent=one.concurrent,
+                requests_a_minute=one.requests_a_minute,
+                tokens_a_minute=one.tokens_a_minute,
+                token_budget=None if budget.tokens is None else budget.tokens - tokens,
+                money_budget=None if budget.money is None else budget.money - money,
+                prices=one.price(),
+                timeout_s=one.timeout_s,
+                tries=one.tries,
+                keep_refusals=True,
+                **more,
+            )
+
+    def _estimator(self, section: AskSection, directory: StepDirectory, scratch: Path) -> Endpoint:
+        own = self.directories[directory.name].journal
+        journal = own if own.exists() else scratch / f"{directory.name}.replies"
+        one = self.config.endpoint_of(section)
+        prices = one.price()
+        return Endpoint(one.base_url, one.model, journal=journal, key_variable=None, prices=prices, keep_refusals=True)
+
+    def _spent(self, name: str) -> Spent:
+        path = self.directories[name].journal
+        if not path.exists():
+            return Spent()
+        journal = ReplyJournal(path)
+        journal.close()
+        return journal.spent
+
+    def _money(self, by_step: Mapping[str, Spent]) -> float | None:
+        total = None
+        for name, spent in by_step.items():
+            section = STEPS[name].section
+            prices = self.config.endpoint_of(getattr(self.config, section)).price() if section else None
+            if prices is not None:
+                total = (total or 0.0) + prices.cost(spent.prompt_tokens, spent.completion_tokens)
+        return total
+
+
+def _seed_alone(stage: Stage) -> None:
+    """The hierarchy of a dry run: names stand for descriptions that are not written yet."""
+    section = stage.config.hierarchy
+    for one in read_seeds(section.seeds, section.alike, stage.writer.dropped).preferences():
+        stage.writer.add(as_row(one._replace(description=one.description or one.preference), augment.SEED_ORIGIN))
+
+
+def planned_lines(planned: Sequence[Planned]) -> Iterator[str]:
+    """A table of a dry run."""
+    widths = {"requests": 10, "answered": 10, "prompt": 14, "answers": 14, "at most": 16, "money": 12, "most money": 12}
+    yield f"{'step':<12}" + "".join(f"{name:>{width}}" for name, width in widths.items())
+    for one in planned:
+        money = ["?" if value is None else f"{value:,.2f}" for value in (one.money, one.most_money)]
+        yield (
+            f"{one.step:<12}{one.requests:>10,}{one.in_journal:>10,}{one.prompt_tokens:>14,}{one.completion_tokens:>14,}"
+            f"{one.most_tokens:>16,}{money[0]:>12}{money[1]:>12}"
+        )

@@ -1,0 +1,118 @@
+"""What models are asked: files of text with `{name}` for what is filled in. A user's directory may replace them."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from janus_jax.data.columns import filled
+from janus_jax.errors import ConfigError
+from janus_jax.storage.endpoint_requests import Messages
+
+OWN = Path(__file__).parent
+PLACEHOLDERS = {
+    "subdimensions": ("dimension", "meaning", "existing", "count"),
+    "preferences": ("dimension", "subdimension", "meaning", "existing", "count"),
+    "descriptions": ("dimension", "subdimension", "meaning", "preferences", "count"),
+    "system": ("preferences", "examples"),
+    "rubric": ("preference", "description", "examples"),
+}
+"""Prompt -> what it is filled with. A file NAME.txt needs those of `_NEEDED`."""
+_NEEDED = {"dimension", "subdimension", "preferences", "preference", "description", "count"}
+_EXAMPLES = {"system": "systems.txt", "rubric": "rubrics.json"}
+
+MEANINGS = {
+    "style": "how an answer is written",
+    "background_knowledge": "what the reader knows already",
+    "informativeness": "what an answer tells, and how much of it",
+    "harmlessness": "how an answer keeps from doing harm",
+}
+"""Dimension -> what it is about, for prompts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One prompt and the examples that it may show."""
+
+    name: str
+    text: str
+    examples: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """16 digits, which rows made with it name."""
+        whole = json.dumps([self.text, *self.examples])
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+    def fill(self, **values: object) -> Messages:
+        """The messages of a request. Braces in the values stay as they are."""
+        names = "|".join(PLACEHOLDERS[self.name])
+        text = re.sub(rf"\{{({names})\}}", lambda match: str(values[match[1]]), self.text)
+        return [{"role": "user", "content": text}]
+
+
+def read_prompt(name: str, directory: str | None = None) -> Prompt:
+    """NAME.txt of a directory, or ours if it has none; in the same way systems.txt or rubrics.json with examples.
+
+    Raises:
+        ConfigError: a file cannot be read, is empty, or lacks a placeholder; examples are of another form.
+    """
+    path, text = _read(directory, f"{name}.txt")
+    for one in PLACEHOLDERS[name]:
+        if one in _NEEDED and f"{{{one}}}" not in text:
+            raise ConfigError("prompts", f"{path} has no {{{one}}}, which it needs")
+    if (file := _EXAMPLES.get(name)) is None:
+        return Prompt(name, text)
+    path, content = _read(directory, file)
+    if name == "system":
+        examples = [one.strip() for one in re.split(r"^---+\s*$", content, flags=re.MULTILINE)]
+        return Prompt(name, text, tuple(filter(None, examples)))
+    try:
+        examples = json.loads(content)
+        if not isinstance(examples, list) or not all(filled(one["criteria"]) for one in examples):
+            raise ValueError("no list of rubrics")
+    except (ValueError, TypeError, KeyError) as error:
+        what = "allowed: a JSON list of objects with criteria and score_descriptions"
+        raise ConfigError("prompts", f"{path}: {what}") from error
+    return Prompt(name, text, tuple(json.dumps(one, ensure_ascii=False) for one in examples))
+
+
+def require_known(directory: str | None) -> None:
+    """Refuses a directory that is none, or that holds a file no prompt has.
+
+    Raises:
+        ConfigError: names it.
+    """
+    if directory is None:
+        return
+    if not Path(directory).is_dir():
+        raise ConfigError("prompts", f"{directory}: is not a directory")
+    allowed = {f"{name}.txt" for name in PLACEHOLDERS} | set(_EXAMPLES.values())
+    for path in sorted(Path(directory).iterdir()):
+        if path.suffix in (".txt", ".json") and path.name not in allowed:
+            raise ConfigError("prompts", f"{path}: is no prompt; allowed: {', '.join(sorted(allowed))}")
+
+
+def meaning(dimension: str) -> str:
+    """What a dimension is about, in a few words."""
+    return f"{MEANINGS.get(dimension, f'wishes that concern {spoken(dimension)}')}."
+
+
+def spoken(dimension: str) -> str:
+    """The name of a dimension in a sentence."""
+    return dimension.replace("_", " ")
+
+
+def _read(directory: str | None, file: str) -> tuple[Path, str]:
+    own = OWN / ("prompts" if file.removesuffix(".txt") in PLACEHOLDERS else "assets") / file
+    theirs = own if directory is None else Path(directory) / file
+    path = theirs if theirs.exists() else own
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError("prompts", f"{path}: cannot be read: {why}") from error
+    if not text:
+        raise ConfigError("prompts", f"{path}: is empty")
+    return path, text

@@ -1,0 +1,247 @@
+"""What a step works with: the configuration, rows of the steps before it, a writer, and a model that it may ask."""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from janus_jax.data.synthesize import structured
+from janus_jax.data.synthesize.asking import CHUNK, Compare, Item, Outcome, Reader, Rejected, ask
+from janus_jax.data.synthesize.config import AskSection, SynthesisConfig
+from janus_jax.data.synthesize.files import StepDirectory, Writer
+from janus_jax.data.synthesize.prompts import Prompt, read_prompt
+from janus_jax.errors import ConfigError, counted
+from janus_jax.storage.endpoint import Endpoint
+from janus_jax.storage.endpoint_batch import BatchEndpoint
+from janus_jax.storage.endpoint_requests import RefusedOptionError, UnreachableError
+
+EXPECTED = {"hierarchy": 500, "systems": 230, "responses": 520, "rubrics": 300}
+"""Tokens of an answer, about: of the Multifaceted Collection where they are known."""
+
+
+@dataclasses.dataclass
+class Planned:
+    """What a step would ask for."""
+
+    step: str
+    requests: int = 0
+    in_journal: int = 0
+    prompt_tokens: int = 0
+    """About."""
+    completion_tokens: int = 0
+    """About."""
+    most_tokens: int = 0
+    """Of prompts and answers, if every answer is as long as it may be."""
+    money: float | None = None
+    """About; None: the prices are unknown."""
+    most_money: float | None = None
+
+
+class Stage:
+    """The context of one step.
+
+    Args:
+        opened: gives the endpoint of a section, with the journal of this step; called when it is first needed.
+        limit: only so many instructions.
+    """
+
+    def __init__(
+        self,
+        config: SynthesisConfig,
+        directories: dict[str, StepDirectory],
+        name: str,
+        *,
+        opened: Callable[[AskSection, StepDirectory], Endpoint],
+        tell: Callable[[str], None],
+        limit: int | None = None,
+    ):
+        self.config, self.limit, self.tell = config, limit, tell
+        self.directory, self._directories = directories[name], directories
+        self.planned = Planned(name)
+        self.waiting = self.unanswered = 0
+        self.notes: list[str] = []
+        self._opened, self._endpoint = opened, None
+        self._writer: Writer | None = None
+        self._prompts: dict[str, Prompt] = {}
+        self._told = 0
+
+    @property
+    def writer(self) -> Writer:
+        if self._writer is None:
+            self._writer = Writer(self.directory)
+        return self._writer
+
+    def rows(self, step: str) -> Iterator[dict[str, Any]]:
+        """The rows of another step."""
+        return self._directories[step].rows()
+
+    def has(self, step: str) -> bool:
+        """Whether another step has ended."""
+        return bool(self._directories[step].facts())
+
+    def prompt(self, name: str) -> Prompt:
+        if name not in self._prompts:
+            self._prompts[name] = read_prompt(name, self.config.prompts)
+        return self._prompts[name]
+
+    def note(self, text: str) -> None:
+        """Says something about the result; step.json keeps it."""
+        self.notes.append(text)
+        self.tell(f"note: {text}")
+
+    # Asking
+
+    def seed_of(self, section: AskSection) -> int | None:
+        """The seed of requests; None: none is sent."""
+        return self.config.seed if self.config.endpoint_of(section).seed else None
+
+    def options(self, section: AskSection) -> dict[str, Any]:
+        """Of every request of a section."""
+        values = {"temperature": section.temperature, "top_p": section.top_p, "seed": self.seed_of(section)}
+        sent = {name: value for name, value in values.items() if value is not None}
+        return sent | {self.config.endpoint_of(section).token_limit: section.max_tokens}
+
+    def asks(self, section: AskSection, prompts: Sequence[str]) -> dict[str, Any]:
+        """What decides the answers, for step.json."""
+        endpoint = self.config.endpoint_of(section)
+        how = {"base_url": endpoint.base_url, "model": endpoint.model, "structured": endpoint.structured}
+        return how | {"options": self.options(section), "asks": section.asks, "prompts": list(prompts)}
+
+    def ask(
+        self,
+        section: AskSection,
+        items: Sequence[Item],
+        read: Reader,
+        *,
+        form: type[structured.Answer] | None = None,
+        compare: Compare | None = None,
+    ) -> list[Outcome]:
+        """The outcome of each item; answers that did not pass are counted.
+
+        Raises:
+            ConfigError, StorageError: of the endpoint; what it answered is in the journal.
+        """
+        if not items:
+            return []
+        endpoint = self._endpoint = self._endpoint or self._opened(section, self.directory)
+        with _named_options(section, self.directory.name):
+            outcomes = ask(
+                endpoint,
+                items,
+                read,
+                asks=section.asks,
+                options=self.options(section),
+                formats=self._formats(section, form),
+                compare=compare,
+            )
+        for outcome in outcomes:
+            self.waiting += outcome.waiting
+            for reason, _ in outcome.rejections:
+                self.writer.rejected[reason] += 1
+        self._told += len(items)
+        self.tell(
+            f"{self.directory.name}: {counted(self._told, 'text')} so far, {endpoint.usage.tokens:,} tokens spent"
+        )
+        return outcomes
+
+    def failed(self, outcome: Outcome, **what: Any) -> None:
+        """Counts an item without an accepted answer."""
+        if outcome.waiting:
+            return
+        self.unanswered += bool(outcome.unanswered)
+        detail = outcome.unanswered or "; ".join(f"{gate}: {detail}" for gate, detail in outcome.rejections)
+        self.writer.drop(outcome.reason, **what, detail=detail)
+
+    def _formats(self, section: AskSection, form: type[structured.Answer] | None) -> Sequence[dict[str, Any]]:
+        if form is None:
+            return ({},)
+        chosen = self.config.endpoint_of(section).structured
+        modes = ("json_schema", "json_object", "none") if chosen == "auto" else (chosen,)
+        return [structured.response_format(form, mode) for mode in modes]
+
+    def plan(
+        self,
+        section: AskSection,
+        items: Iterable[Item],
+        times: int | None = None,
+        form: type[structured.Answer] | None = None,
+    ) -> None:
+        """Adds to what the step would ask for.
+
+        Args:
+            times: so many requests like the items; None: the items themselves.
+        """
+        endpoint = self._endpoint = self._endpoint or self._opened(section, self.directory)
+        requests = in_journal = prompt = most = 0
+        options = self.options(section) | self._formats(section, form)[0]
+        iterator = iter(items)
+        while chunk := list(itertools.islice(iterator, CHUNK)):
+            estimate = endpoint.estimate([one.messages for one in chunk], **options)
+            requests, in_journal = requests + estimate.requests, in_journal + estimate.in_journal
+            prompt, most = prompt + estimate.prompt_tokens, most + estimate.most_prompt
+        if times is not None:
+            # requests in the journal are of answers that `times` does not know of
+            scale = times / requests if requests else 0.0
+            prompt, most = round(prompt * scale), round(most * scale)
+            requests, in_journal = times if scale else 0, 0
+        answers = requests * min(section.max_tokens, EXPECTED[self.directory.name])
+        longest = requests * section.max_tokens
+        planned, prices = self.planned, self.config.endpoint_of(section).price()
+        planned.requests, planned.in_journal = planned.requests + requests, planned.in_journal + in_journal
+        planned.prompt_tokens += prompt
+        planned.completion_tokens += answers
+        planned.most_tokens += most + longest
+        if prices is not None:
+            planned.money = (planned.money or 0.0) + prices.cost(prompt, answers)
+            planned.most_money = (planned.most_money or 0.0) + prices.cost(most, longest)
+
+    def close(self) -> None:
+        """Lets the journal go, and puts batch files in place."""
+        if self._endpoint is not None:
+            self._endpoint.close()
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens in the journal of this step."""
+        if self._endpoint is None:
+            return {}
+        usage = self._endpoint.usage
+        return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+
+    @property
+    def written(self) -> list[Any]:
+        """Batch files of this process."""
+        return self._endpoint.written if isinstance(self._endpoint, BatchEndpoint) else []
+
+
+def require_whole(reply: Any) -> None:
+    """Raises Rejected for an answer that is cut, filtered or empty."""
+    if reply.finish_reason == "length":
+        raise Rejected("truncated", f"{reply.completion_tokens} tokens")
+    if reply.finish_reason == "content_filter":
+        raise Rejected("refusal", "content_filter")
+    if not reply.text.strip():
+        raise Rejected("empty")
+
+
+@contextlib.contextmanager
+def _named_options(section: AskSection, step: str) -> Iterator[None]:
+    """Names keys of the configuration in errors of an endpoint."""
+    where = f"endpoints.{section.endpoint}"
+    try:
+        yield
+    except UnreachableError as error:
+        raise UnreachableError(f"{where}.base_url", f"{error}; what was answered is kept") from error
+    except RefusedOptionError as error:
+        keys = {
+            "seed": f"{where}.seed: false",
+            "temperature": f"{step}.temperature: null",
+            "top_p": f"{step}.top_p: null",
+            "max_tokens": f"{where}.token_limit: max_completion_tokens",
+            "max_completion_tokens": f"{where}.token_limit: max_tokens",
+            "response_format": f"{where}.structured: json_object, or none,",
+        }
+        if (key := keys.get(error.option)) is None:
+            raise
+        raise ConfigError(f"{error}; {key} is for such an endpoint") from error

@@ -1,0 +1,238 @@
+"""Steps four to six: system messages, responses and rubrics, each text through its gates."""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pydantic import create_model
+
+from janus_jax.data.synthesize import gates, structured
+from janus_jax.data.synthesize.asking import CHUNK, Item, Outcome, Rejected
+from janus_jax.data.synthesize.config import AskSection, GatedSection
+from janus_jax.data.synthesize.files import number_of, shuffled
+from janus_jax.data.synthesize.stage import Stage, require_whole
+from janus_jax.errors import DataError
+from janus_jax.storage.endpoint_requests import Reply
+
+SCORES = tuple(map(str, range(1, 6)))
+_TYPICAL_SYSTEM = "x" * 1000
+"""Stands for a system message that is not written yet; those of Multifaceted Bench have 682 to 1,370 characters."""
+
+Scores = create_model("Scores", __base__=structured.Answer, **{score: (str, ...) for score in SCORES})  # pyright: ignore
+
+
+class RubricAnswer(structured.Answer):
+    criteria: str
+    score_descriptions: Scores  # pyright: ignore[reportInvalidTypeForm]
+
+
+class Systems:
+    """System messages: one for each preference set, written from its descriptions alone."""
+
+    name, inputs = "systems", ("instructions", "sets")
+
+    def settings(self, stage: Stage) -> dict[str, Any]:
+        return _settings(stage, stage.config.systems, stage.prompt("system").digest)
+
+    def estimate(self, stage: Stage) -> None:
+        stage.plan(stage.config.systems, self._items(stage))
+
+    def run(self, stage: Stage) -> None:
+        section, digest = stage.config.systems, stage.prompt("system").digest
+
+        def read(item: Item, reply: Reply) -> str:
+            require_whole(reply)
+            text = (reply.text or "").strip()
+            gates.refusal(text)
+            gates.preamble(text)
+            gates.length(text, section.min_chars, section.max_chars)
+            gates.markup(text)
+            gates.language(text, stage.config.language)
+            gates.copied(text, stage.prompt("system").examples, 15, "copied_example")
+            return text
+
+        for outcome in _asked(stage, section, self._items(stage), read, section):
+            row = outcome.item.about
+            if outcome.value is None:
+                stage.failed(outcome, id=row["id"])
+                continue
+            kept = {name: row[name] for name in ("id", "instruction", "preferences")}
+            origin = outcome.provenance(digest, stage.seed_of(section))
+            stage.writer.add({**kept, "system": outcome.value, "provenance": origin})
+
+    def _items(self, stage: Stage) -> Iterator[Item]:
+        prompt, section = stage.prompt("system"), stage.config.systems
+        chosen = limited(stage)
+        for row in stage.rows("sets"):
+            if chosen is not None and row["instruction"] not in chosen:
+                continue
+            lines = "\n".join(f"- {one['description']}" for one in row["preferences"])
+            shown = _examples(stage, prompt.examples, section.examples, row["id"])
+            yield Item(row["id"], prompt.fill(preferences=lines, examples=shown), row["instruction"], row)
+
+
+class Responses:
+    """Responses: one to each system message with its instruction."""
+
+    name, inputs = "responses", ("instructions", "systems")
+
+    def settings(self, stage: Stage) -> dict[str, Any]:
+        return _settings(stage, stage.config.responses)
+
+    def estimate(self, stage: Stage) -> None:
+        if stage.has("systems"):
+            stage.plan(stage.config.responses, self._items(stage))
+            return
+        chosen, prompts = limited(stage), {row["id"]: row["prompt"] for row in stage.rows("instructions")}
+        ids = (row["instruction"] for row in stage.rows("sets"))
+        wanted = [one for one in ids if chosen is None or one in chosen]
+        items = (Item(one, _conversation(f"{_TYPICAL_SYSTEM}{at}", prompts[one])) for at, one in enumerate(wanted))
+        stage.plan(stage.config.responses, items)
+
+    def run(self, stage: Stage) -> None:
+        section = stage.config.responses
+
+        def read(item: Item, reply: Reply) -> str:
+            require_whole(reply)
+            row, prompt = item.about
+            text = (reply.text or "").strip()
+            gates.refusal(text)
+            gates.length(text, section.min_chars, section.max_chars)
+            gates.markup(text, prompt)
+            gates.language(text, stage.config.language, prompt)
+            gates.copied(text, [row["system"]], section.copied_words, "copied_system")
+            return text
+
+        for outcome in _asked(stage, section, self._items(stage), read, section):
+            row, _ = outcome.item.about
+            if outcome.value is None:
+                stage.failed(outcome, id=row["id"])
+                continue
+            origin = outcome.provenance("", stage.seed_of(section))
+            stage.writer.add({"id": row["id"], "output": outcome.value, "provenance": origin})
+
+    def _items(self, stage: Stage) -> Iterator[Item]:
+        prompts = {row["id"]: row["prompt"] for row in stage.rows("instructions")}
+        chosen = limited(stage)
+        for row in stage.rows("systems"):
+            if chosen is not None and row["instruction"] not in chosen:
+                continue
+            if (prompt := prompts.get(row["instruction"])) is None:
+                raise DataError(f"systems, row {row['id']}", "its instruction is not in instructions/rows.jsonl")
+            yield Item(row["id"], _conversation(row["system"], prompt), row["instruction"], (row, prompt))
+
+
+class Rubrics:
+    """Rubrics: one for each preference of the rows that are held out for a bench."""
+
+    name, inputs = "rubrics", ("instructions", "sets", "responses")
+
+    def settings(self, stage: Stage) -> dict[str, Any]:
+        section = stage.config.bench
+        how = _settings(stage, section, stage.prompt("rubric").digest)
+        return how | {"instructions": section.instructions}
+
+    def estimate(self, stage: Stage) -> None:
+        if stage.config.bench.instructions:
+            stage.plan(stage.config.bench, self._items(stage, self._answered(stage)), form=RubricAnswer)
+
+    def run(self, stage: Stage) -> None:
+        section, digest = stage.config.bench, stage.prompt("rubric").digest
+
+        def read(item: Item, reply: Reply) -> dict[str, Any]:
+            require_whole(reply)
+            answer, mended = structured.read(reply.text or "", RubricAnswer)
+            stage.writer.counts["mended_json"] += mended
+            made = {"criteria": answer.criteria.strip(), "score_descriptions": answer.score_descriptions.model_dump()}
+            texts = [made["criteria"], *made["score_descriptions"].values()]
+            if not all(map(str.strip, texts)):
+                raise Rejected("empty")
+            if len(set(texts)) < len(texts):
+                raise Rejected("alike", "two scores have one description")
+            if made["criteria"] in {json.loads(one)["criteria"] for one in stage.prompt("rubric").examples}:
+                raise Rejected("copied_example", made["criteria"][:60])
+            gates.language(" ".join(texts), stage.config.language)
+            return made
+
+        items = self._items(stage, self._answered(stage))
+        for outcome in _asked(stage, section, items, read, None, form=RubricAnswer):
+            set_id, number = outcome.item.about
+            if outcome.value is None:
+                stage.failed(outcome, id=set_id, preference=number)
+                continue
+            origin = outcome.provenance(digest, stage.seed_of(section))
+            stage.writer.add({"id": set_id, "preference": number, **outcome.value, "provenance": origin})
+
+    def _answered(self, stage: Stage) -> set[str] | None:
+        return {row["id"] for row in stage.rows("responses")} if stage.has("responses") else None
+
+    def _items(self, stage: Stage, answered: set[str] | None) -> Iterator[Item]:
+        prompt, section, held = stage.prompt("rubric"), stage.config.bench, bench_ids(stage)
+        chosen = limited(stage)
+        for row in stage.rows("sets"):
+            one = row["instruction"]
+            if one not in held or (chosen is not None and one not in chosen):
+                continue
+            if answered is not None and row["id"] not in answered:
+                continue
+            for number, preference in enumerate(row["preferences"]):
+                shown = _examples(stage, prompt.examples, section.examples, f"{row['id']}-{number}")
+                values = {name: preference[name] for name in ("preference", "description")}
+                yield Item(f"{row['id']}-{number}", prompt.fill(**values, examples=shown), about=(row["id"], number))
+
+
+def limited(stage: Stage) -> set[str] | None:
+    """The instructions of a limit: always the same first ones, in an order of their own; None: all."""
+    if stage.limit is None:
+        return None
+    ids = (row["id"] for row in stage.rows("instructions"))
+    return set(shuffled(ids, stage.config.seed, "limit")[: stage.limit])
+
+
+def bench_ids(stage: Stage) -> set[str]:
+    """The instructions that are held out for the bench."""
+    number = stage.config.bench.instructions
+    if not number:
+        return set()
+    ids = [row["id"] for row in stage.rows("instructions")]
+    if number >= len(ids):
+        raise DataError(f"bench.instructions = {number}", f"of {len(ids)} instructions; allowed: fewer than all")
+    return set(shuffled(ids, stage.config.seed, "bench")[:number])
+
+
+def _settings(stage: Stage, section: AskSection, *prompts: str) -> dict[str, Any]:
+    own = section.model_dump(exclude={"endpoint", "temperature", "top_p", "max_tokens", "asks"})
+    return {"asks": stage.asks(section, prompts), "section": own, "language": stage.config.language}
+
+
+def _conversation(system: str, prompt: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+
+
+def _examples(stage: Stage, examples: tuple[str, ...], number: int, *draw: str) -> str:
+    """Some of the examples, drawn for one request, as a part of its prompt."""
+    if not number or not examples:
+        return ""
+    order = sorted(range(len(examples)), key=lambda at: number_of(stage.config.seed, "examples", *draw, at))
+    shown = "\n\n".join(f"Example {at}:\n{examples[one]}" for at, one in enumerate(order[:number], 1))
+    return f"{shown}\n\n"
+
+
+def _asked(
+    stage: Stage,
+    section: AskSection,
+    items: Iterable[Item],
+    read: Any,
+    gated: GatedSection | None,
+    form: type[structured.Answer] | None = None,
+) -> Iterator[Outcome]:
+    """Outcomes of all items, a chunk at a time; a group is never split."""
+    compare = None if gated is None else lambda outcomes: gates.too_alike(outcomes, gated.alike)
+    chunk: list[Item] = []
+    for _, group in itertools.groupby(items, key=lambda item: item.group or item.id):
+        chunk.extend(group)
+        if len(chunk) >= CHUNK:
+            yield from stage.ask(section, chunk, read, form=form, compare=compare)
+            chunk = []
+    yield from stage.ask(section, chunk, read, form=form, compare=compare)

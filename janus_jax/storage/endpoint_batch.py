@@ -1,0 +1,193 @@
+"""Requests as files for the batch API of a provider, and answers as it returns them (OpenAI's JSONL form)."""
+
+import contextlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from janus_jax.errors import DataError
+from janus_jax.storage.bucket import os_errors
+from janus_jax.storage.endpoint import Endpoint
+from janus_jax.storage.endpoint_requests import Reply, Request, Sent, most_prompt
+
+MOST_REQUESTS, MOST_BYTES = 50_000, 190 << 20
+"""Of one file; OpenAI takes at most 50,000 requests and 200 MB."""
+_URL = "/v1/chat/completions"
+_FAILED = "failed.jsonl"
+
+
+class BatchEndpoint(Endpoint):
+    """Writes requests into files in place of sending them. What the journal has is answered as by `Endpoint`.
+
+    A request that is in a file and has no answer yet is not written again. Files appear when the endpoint is closed.
+
+    Args:
+        directory: of the files `requests-001.jsonl`, ...
+        options: as of `Endpoint`. No key is used.
+    """
+
+    def __init__(self, base_url: str, model: str, *, directory: Path, **options: Any):
+        options["key_variable"] = None
+        super().__init__(base_url, model, **options)
+        self._directory, self._lines, self._name = directory, 0, ""
+        self._file: BinaryIO | None = None
+        self._sent: dict[str, Sent] = {}
+        self._last: dict[str, str] = {}  # key -> the newest file that has it
+        self._failed: set[tuple[str, str]] = set(
+            _failed(directory)
+        )  # (file, key) of those that came back without an answer
+        self.written: list[Path] = []
+        """Files of this process."""
+        self.waiting = 0
+        """Requests that were asked for and have no answer: those of older files, and those written now."""
+        for path in sorted(directory.glob("requests-*.jsonl")):
+            for request in _requests(path):
+                self._sent[request.key] = request
+                self._last[request.key] = path.name
+        self._planned = [0, 0]  # tokens of prompts and answers that files without answers can take
+        for key in self._sent:
+            if self._outstanding(key):
+                self._plan(self._sent[key])
+
+    @property
+    def outstanding(self) -> int:
+        """Requests in files that have no answer yet."""
+        return sum(map(self._outstanding, self._sent))
+
+    def _outstanding(self, key: str) -> bool:
+        last = self._last.get(key)
+        return last is not None and key not in self._journal and (last, key) not in self._failed
+
+    def _plan(self, request: Request | Sent) -> None:
+        self._planned[0] += request.most_prompt
+        self._planned[1] += request.limit or 0
+
+    def _ask_all(self, requests: Sequence[Request]) -> Iterator[Reply]:
+        for number, request in enumerate(requests):
+            if not self._outstanding(request.key):
+                if not self._affords([request]):
+                    raise self._poor(len(requests) - number)
+                self._write(request)
+                self._plan(request)
+            self.waiting += 1
+        yield from ()
+
+    def _affords(self, more: Sequence[Request] = ()) -> bool:
+        prompt, answer = self._planned
+        self.usage.prompt_tokens += prompt
+        self.usage.completion_tokens += answer
+        try:
+            return super()._affords(more)
+        finally:
+            self.usage.prompt_tokens -= prompt
+            self.usage.completion_tokens -= answer
+
+    def _write(self, request: Request) -> None:
+        line = json.dumps({"custom_id": request.key, "method": "POST", "url": _URL, "body": request.body}).encode()
+        if self._file is not None and (self._lines >= MOST_REQUESTS or self._file.tell() + len(line) > MOST_BYTES):
+            self._finish()
+        with os_errors(self._directory):
+            if self._file is None:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                self._name = self._next_name()
+                self._file = (self._directory / ".requests.incomplete").open("wb")
+                self._lines = 0
+            self._file.write(line + b"\n")
+        self._lines += 1
+        self._last[request.key] = self._name
+        self._sent[request.key] = Sent(request.key, request.most_prompt, request.limit)
+
+    def _next_name(self) -> str:
+        """Of a file that neither is nor was."""
+        names = [path.name for path in self._directory.glob("requests-*.jsonl")] + [name for name, _ in self._failed]
+        numbers = [int(name.split("-")[1].split(".")[0]) for name in names]
+        return f"requests-{max(numbers, default=0) + 1:03d}.jsonl"
+
+    def _finish(self) -> None:
+        assert self._file is not None
+        path = self._directory / self._name
+        with os_errors(path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.rename(self._file.name, path)
+        self._file = None
+        self.written.append(path)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._finish()
+        super().close()
+
+    def take(self, path: Path) -> Counter[str]:
+        """Writes the answers of a file into the journal. One that is there already is not counted as paid again.
+
+        Returns:
+            How many were `answered`, `failed`, `repeated`, and `without_request` in the files of this directory.
+
+        Raises:
+            DataError: FILE:LINE is no answer of a batch.
+        """
+        counts: Counter[str] = Counter()
+        with os_errors(path), path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    answer = json.loads(line)
+                    key, response = answer["custom_id"], answer.get("response") or {}
+                    status, body = response.get("status_code"), response.get("body")
+                    failure = answer.get("error") or (body if status != 200 else None)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    what = "is no answer of a batch; allowed: objects with custom_id and response, or error"
+                    raise DataError(f"{path}:{number}", what) from error
+                counts[self._take_one(key, status, body, failure)] += 1
+        return counts
+
+    def _take_one(self, key: Any, status: Any, body: Any, failure: Any) -> str:
+        if not isinstance(key, str) or (request := self._sent.get(key)) is None:
+            return "without_request"
+        if not self._outstanding(key):
+            return "repeated"
+        if status == 200 and failure is None:
+            before = self._journal.failures[key]
+            record = self._read(request, json.dumps(body))
+            if record is not None and record["text"] is not None:
+                return "answered"
+            paid = record is not None or self._journal.failures[key] > before
+        else:
+            paid = False
+        if not paid:
+            why = json.dumps(failure) if failure is not None else f"status {status} without a chat completion"
+            self._journal.add(key, {"failure": self._clean(why), "prompt_tokens": 0, "completion_tokens": 0})
+        place = self._last[key], key
+        path = self._directory / _FAILED
+        with os_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(place) + "\n")
+        self._failed.add(place)
+        return "failed"
+
+
+def _failed(directory: Path) -> Iterator[tuple[str, str]]:
+    path = directory / _FAILED
+    if path.exists():
+        with os_errors(path):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):  # a killed process wrote half of it
+                    name, key = json.loads(line)
+                    yield name, key
+
+
+def _requests(path: Path) -> Iterator[Sent]:
+    with os_errors(path), path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                request = json.loads(line)
+                body = request["body"]
+                limit = body.get("max_completion_tokens", body.get("max_tokens"))
+                yield Sent(request["custom_id"], most_prompt(body["messages"]), limit)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(f"{path}:{number}", "is no request of a batch; this file may not be changed") from error

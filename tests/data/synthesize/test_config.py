@@ -1,0 +1,80 @@
+"""The configuration of a synthesis: all mistakes in one report; prompts that a user replaces; the page of keys."""
+
+import re
+
+import pytest
+import yaml
+
+from janus_jax.data.synthesize import reference
+from janus_jax.data.synthesize.config import load_synthesis
+from janus_jax.data.synthesize.prompts import read_prompt, require_known
+from janus_jax.errors import ConfigError
+from tests.support.repository import ROOT
+from tests.support.synthesizing import write_config
+
+
+def test_all_mistakes_come_in_one_report(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "out: x\nsedd: 3\nendpoints: {default: {base_url: http://a/v1, model: m, api_key: sk-1}}\n"
+        "instructions: {sources: [{path: a.jsonl, spilt: train}], ngram: 2}\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        load_synthesis(path, ["budget.tokens=0"])
+    report = str(error.value)
+    for line in (
+        "mine.yaml:2: sedd: unknown key; did you mean 'seed'?",
+        "mine.yaml:3: endpoints.default.api_key: unknown key",
+        "mine.yaml:4: instructions.sources.0.spilt: unknown key; did you mean 'instructions.sources.0.split'?",
+        "mine.yaml:4: instructions.ngram = 2: allowed: a whole number >= 4",
+        "override 'budget.tokens=0': budget.tokens = 0: allowed: a whole number >= 1 or null",
+    ):
+        assert line in report
+    assert "sk-1" not in report
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("systems.endpoint=cheap", "systems.endpoint = cheap: allowed: a name in endpoints: default"),
+        ("budget.money=3", "budget.money = 3: needs endpoints.default.prices"),
+        ("responses.min_chars=30000", "responses.min_chars = 30000: allowed: at most responses.max_chars, 20000"),
+        (
+            "endpoints={}",
+            "endpoints = {}: allowed: a section of names of your own, each a section with the keys base_url",
+        ),
+    ],
+)
+def test_keys_that_contradict_each_other_are_named(tmp_path, override, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_synthesis(write_config(tmp_path, "http://h/v1"), [override])
+
+
+def test_prompts_are_replaced_file_by_file(tmp_path):
+    (tmp_path / "system.txt").write_text("Write for {preferences}.\n")
+    (tmp_path / "systems.txt").write_text("You are A.\n---\nYou are B.\n")
+    mine, ours = read_prompt("system", str(tmp_path)), read_prompt("system")
+    assert mine.examples == ("You are A.", "You are B.") and mine.digest != ours.digest
+    assert mine.fill(preferences="{examples} {x}", examples="no") == [
+        {"role": "user", "content": "Write for {examples} {x}."}
+    ]
+    assert read_prompt("rubric", str(tmp_path)) == read_prompt("rubric")
+    (tmp_path / "system.txt").write_text("Write.")
+    with pytest.raises(ConfigError, match=r"system.txt has no \{preferences\}"):
+        read_prompt("system", str(tmp_path))
+    (tmp_path / "sytsem.txt").write_text("x")
+    with pytest.raises(ConfigError, match=r"sytsem.txt: is no prompt; allowed: .*system.txt"):
+        require_known(str(tmp_path))
+
+
+def test_the_page_of_keys_is_that_of_the_code():
+    assert (ROOT / "docs/synthesis_keys.md").read_text() == reference.page()
+
+
+def test_the_configuration_of_the_page_loads(tmp_path):
+    block, rules = re.findall(
+        r"^```yaml\n(.*?)^```", (ROOT / "docs/synthesize.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (tmp_path / "mine.yaml").write_text(block)
+    assert load_synthesis(tmp_path / "mine.yaml").endpoints.keys() == {"default", "cheap"}
+    assert all(len(rule) == 2 for rule in yaml.safe_load(rules))

@@ -1,0 +1,86 @@
+"""Preference sets: one of each dimension, used about equally, in no order's debt, and compatible."""
+
+from collections import Counter
+
+import pytest
+
+from janus_jax.data.synthesize.config import EMBEDDED
+from janus_jax.data.synthesize.hierarchy import Hierarchy, Preference, read_seeds
+from janus_jax.data.synthesize.sets import Rules, draw, read_rules
+from janus_jax.errors import JanusError
+
+IDS = [f"{number:04x}" for number in range(60)]
+
+
+def hierarchy(**sizes):
+    return Hierarchy(
+        {name: {"s": [Preference(name, "s", f"p{at}", "d") for at in range(size)]} for name, size in sizes.items()}
+    )
+
+
+def uses(sets):
+    return Counter(one.key for of_one in sets.values() for chosen in of_one for one in chosen)
+
+
+def test_each_preference_is_used_about_equally_often():
+    seed = read_seeds([EMBEDDED], 0.8, Counter())
+    sets, failed = draw(seed, IDS, 3, 0, Rules(()))
+    counts = uses(sets)
+    assert not failed
+    for dimension in seed.dimensions:
+        own = [counts[one.key] for one in seed.preferences() if one.dimension == dimension]
+        assert max(own) - min(own) <= 1
+    for of_one in sets.values():
+        assert [one.dimension for one in of_one[0]] == list(seed.dimensions)
+        for number in range(4):  # enough preferences in each dimension, so the sets of one differ in each
+            assert len({chosen[number] for chosen in of_one}) == 3
+
+
+def test_order_does_not_matter_and_the_seed_does():
+    seed = read_seeds([EMBEDDED], 0.8, Counter())
+    rules = read_rules(None)
+    sets, _ = draw(seed, IDS, 3, 0, rules)
+    assert draw(seed, IDS[::-1], 3, 0, rules)[0] == sets
+    assert draw(seed, IDS, 3, 1, rules)[0] != sets
+    assert max(uses(sets).values()) - min(uses(sets).values()) < 10  # dimensions have 8 to 12 preferences
+
+
+def test_sets_that_were_drawn_stay_and_new_ones_balance_them():
+    tree = hierarchy(a=5, b=7)
+    first, _ = draw(tree, IDS[10:40], 3, 0, Rules(()))
+    both, _ = draw(tree, IDS, 3, 0, Rules(()), first)
+    assert all(both[one] == first[one] for one in first) and len(both) == 60
+    counts = uses(both)
+    assert max(counts.values()) <= -(-180 // 5) + 1 and min(counts.values()) >= 180 // 7 - 1
+
+
+def test_few_preferences_give_sets_that_differ_or_none():
+    sets, failed = draw(hierarchy(a=1, b=3), IDS, 3, 0, Rules(()))
+    assert not failed and all(len(set(of_one)) == 3 for of_one in sets.values())
+    sets, failed = draw(hierarchy(a=1, b=2), IDS, 3, 0, Rules(()))
+    assert not sets and failed == set(IDS)
+
+
+def test_incompatible_preferences_never_meet(tmp_path):
+    path = tmp_path / "rules.yaml"
+    path.write_text(
+        "- [{dimension: a, preference: P0}, {dimension: b, preference: p1}]\n- [{preference: p2}, {preference: p2}]\n"
+    )
+    sets, failed = draw(hierarchy(a=3, b=3), IDS, 3, 0, read_rules(str(path)))
+    chosen = {(x.preference, y.preference) for of_one in sets.values() for x, y in of_one}
+    assert not failed and chosen and ("p0", "p1") not in chosen and ("p2", "p2") not in chosen
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- [{dimension: a}]", r"rules.yaml:1: is no rule"),
+        ("a: b", "allowed: a list"),
+        ("- [{dimension: a}, {subdimention: b}]", "unknown key 'subdimention'"),
+        ("- [{dimension: a}, {preference: 3}]", "a name is no text"),
+    ],
+)
+def test_a_rule_that_is_none_is_named(tmp_path, text, message):
+    (tmp_path / "rules.yaml").write_text(text + "\n")
+    with pytest.raises(JanusError, match=message):
+        read_rules(str(tmp_path / "rules.yaml"))

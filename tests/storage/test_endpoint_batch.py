@@ -1,0 +1,84 @@
+"""Files for batch APIs: requests out, answers in, each once."""
+
+import json
+
+import pytest
+
+from janus_jax.errors import ConfigError, DataError
+from janus_jax.storage.endpoint_batch import BatchEndpoint
+from tests.support.endpoint_server import said
+
+pytest.importorskip("openai")
+
+QUESTIONS = [[{"role": "user", "content": f"q{number}"}] for number in range(4)]
+
+
+def opened(tmp_path, **options):
+    directory = tmp_path / "batch"
+    return BatchEndpoint("http://127.0.0.1:9/v1", "m", directory=directory, journal=tmp_path / "journal", **options)
+
+
+def asked(tmp_path, **options):
+    """Texts that are known, and those that wait."""
+    with opened(tmp_path, **options) as endpoint:
+        texts = {reply.place: reply.text for reply in endpoint.complete(QUESTIONS, max_tokens=9)}
+        return texts, endpoint.waiting
+
+
+def requests(tmp_path):
+    return {
+        path.name: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted((tmp_path / "batch").glob("requests-*"))
+    }
+
+
+def answers(tmp_path, *values):
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return path
+
+
+def whole(request, text="yes", status=200):
+    body = said(text, prompt=5, completion=2).body
+    return {"custom_id": request["custom_id"], "response": {"status_code": status, "body": body}, "error": None}
+
+
+def test_requests_go_out_once_and_answers_come_in_once(tmp_path):
+    assert asked(tmp_path) == ({}, 4) == asked(tmp_path)
+    (lines,) = requests(tmp_path).values()
+    assert [line["body"]["messages"] for line in lines] == QUESTIONS[::1] and lines[0]["body"]["max_tokens"] == 9
+    assert all(len(line["custom_id"]) == 64 and line["method"] == "POST" for line in lines)
+    path = answers(
+        tmp_path,
+        whole(lines[0]),
+        whole(lines[0], "again"),
+        whole(lines[1], status=500),
+        {"custom_id": lines[2]["custom_id"], "response": None, "error": {"code": "batch_expired"}},
+        {**whole(lines[3]), "custom_id": "other"},
+    )
+    with opened(tmp_path) as endpoint:
+        assert endpoint.take(path) == {"answered": 1, "repeated": 1, "failed": 2, "without_request": 1}
+        assert endpoint.usage.tokens == 7 and endpoint.outstanding == 1
+        assert endpoint.take(path) == {"repeated": 4, "without_request": 1}
+    assert asked(tmp_path) == ({0: "yes"}, 3)
+    again = requests(tmp_path)["requests-002.jsonl"]
+    assert [line["custom_id"] for line in again] == [lines[1]["custom_id"], lines[2]["custom_id"]]
+    (tmp_path / "batch/requests-002.jsonl").unlink()  # not sent after all
+    assert asked(tmp_path) == ({0: "yes"}, 3) and len(requests(tmp_path)) == 2
+
+
+def test_a_budget_counts_what_waits(tmp_path):
+    with pytest.raises(ConfigError, match="the budget may not suffice for the next of 2 requests"):
+        asked(tmp_path, token_budget=130)  # a question takes at most 49 tokens of its own and 9 of its answer
+    assert sum(map(len, requests(tmp_path).values())) == 2
+    with pytest.raises(ConfigError, match="the budget may not suffice"):
+        asked(tmp_path, token_budget=130)
+    assert sum(map(len, requests(tmp_path).values())) == 2
+
+
+def test_a_line_that_is_no_answer_is_named(tmp_path):
+    asked(tmp_path)
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"custom_id": "a"\n')
+    with opened(tmp_path) as endpoint, pytest.raises(DataError, match=r"answers.jsonl:1: is no answer of a batch"):
+        endpoint.take(path)
