@@ -68,6 +68,11 @@ class Compute:
     place: Placement = NOWHERE
     kernel: Kernel | None = None  # how attention is computed; None: the rule in plain JAX
 
+    @property
+    def sums_layers(self) -> bool:
+        """Whether the backward pass can add gradients of layers to sums that it is given."""
+        return self.remat == "full"
+
 
 class Attention(nnx.Module):
     """Weights of all layers on a leading axis; called on one layer's slice."""
@@ -154,8 +159,8 @@ class Mistral(nnx.Module):
         elif not config.tie_embeddings:
             self.lm_head = declare((config.hidden_size, config.vocab_size), "embed vocab")
 
-    def __call__(self, tokens: Array, slots: Slots, compute: Compute) -> Array:
-        """Final hidden states [B, L, D] in the compute dtype."""
+    def __call__(self, tokens: Array, slots: Slots, compute: Compute, sums: Params | None = None) -> Array:
+        """Final hidden states [B, L, D] in the compute dtype. `sums`: as in `token_scalars`."""
         with jax.named_scope("embed"):
             x = embed(self.embedding[...], tokens, dtype=compute.dtype, place=compute.place)
         block, weights = nnx.split(self.layers)
@@ -167,7 +172,8 @@ class Mistral(nnx.Module):
             return one(layer, checkpoint_name(x, _BLOCK_INPUT), slots), None
 
         if compute.remat == "full":
-            x = rematerialized(one, weights, x, slots)
+            accumulator = None if sums is None else _filled(weights, sums)
+            x = rematerialized(one, weights, x, slots, accumulator=accumulator)
         else:
             if compute.remat != "none":
                 body = jax.checkpoint(body, prevent_cse=False, policy=_POLICIES[compute.remat])
@@ -268,9 +274,7 @@ def one_layer(
         weights: as `params["layers"]`, without the leading axis.
     """
     graph, abstract = nnx.split(_abstract_block(config))
-    state = jax.tree.map(lambda leaf: leaf, abstract)
-    nnx.replace_by_pure_dict(state, weights)
-    return nnx.merge(graph, state)(x, slots, config, compute)[0]
+    return nnx.merge(graph, _filled(abstract, weights))(x, slots, config, compute)[0]
 
 
 @functools.cache
@@ -281,9 +285,14 @@ def _abstract_block(config: ModelConfig) -> Block:
 def bind(config: ModelConfig, params: Params) -> Mistral:
     """The module with these parameters."""
     graph, abstract = _abstract(config, jnp.dtype(jnp.float32))
-    state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the cached tree stays abstract
-    nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graph, state)
+    return nnx.merge(graph, _filled(abstract, params))
+
+
+def _filled(state: nnx.State, values: Params) -> nnx.State:
+    """`state` with these values. It is copied, because cached trees stay abstract."""
+    state = jax.tree.map(lambda leaf: leaf, state)
+    nnx.replace_by_pure_dict(state, values)
+    return state
 
 
 def hidden_states(
@@ -313,19 +322,25 @@ def token_logps(
     targets: Int[Array, "B L"],
     slots: Slots,
     compute: Compute,
+    sums: Params | None = None,
 ) -> Float[Array, "B L"]:
     """log p(target | what the slot sees) at each slot, float32; logits are never whole."""
     model = bind(config, params)
     with jax.named_scope("head"):
-        return head.token_logps(model(tokens, slots, compute), model.head(), targets, place=compute.place)
+        return head.token_logps(model(tokens, slots, compute, sums), model.head(), targets, place=compute.place)
 
 
 def token_values(
-    config: ModelConfig, params: Params, tokens: Int[Array, "B L"], slots: Slots, compute: Compute
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B L"],
+    slots: Slots,
+    compute: Compute,
+    sums: Params | None = None,
 ) -> Float[Array, "B L"]:
     """The value head's number at each slot, multiplied and summed in float32."""
     model = bind(config, params)
-    hidden = model(tokens, slots, compute).astype(jnp.float32)
+    hidden = model(tokens, slots, compute, sums).astype(jnp.float32)
     with jax.named_scope("head"):
         # Accelerators multiply float32 in fewer bits by default, which would round rewards and the head itself.
         weight, exact = model.value_head[...].astype(jnp.float32), jax.lax.Precision.HIGHEST
@@ -339,11 +354,17 @@ def token_scalars(
     targets: Int[Array, "B L"],
     slots: Slots,
     compute: Compute,
+    sums: Params | None = None,
 ) -> Float[Array, "B L"]:
-    """The output of the model's head at each slot, float32: `token_logps`, or `token_values` of a reward model."""
+    """The output of the model's head at each slot, float32: `token_logps`, or `token_values` of a reward model.
+
+    Args:
+        sums: a tree like `params["layers"]`, read only where `Compute.sums_layers`: differentiated by it, the result is
+            `sums` plus the gradient of the layers (`model/remat_scan.py`), which have none of their own.
+    """
     if config.head == "value":
-        return token_values(config, params, tokens, slots, compute)
-    return token_logps(config, params, tokens, targets, slots, compute)
+        return token_values(config, params, tokens, slots, compute, sums)
+    return token_logps(config, params, tokens, targets, slots, compute, sums)
 
 
 def logits(

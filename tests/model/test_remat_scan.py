@@ -1,6 +1,7 @@
 """Layers whose gradients take the place of their weights: the numbers of a plain scan, in less memory."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -60,12 +61,14 @@ def by_jax(monkeypatch):
     def call(f):
         used = []
 
-        def spied(*args):
+        def spied(*args, accumulator):
+            assert accumulator is None
             used.append(args)
             return recomputed(*args)
 
         with monkeypatch.context() as patch:
             patch.setattr(mistral, "rematerialized", spied)
+            patch.setattr(Compute, "sums_layers", False)
             result = f()
         assert used
         return result
@@ -169,5 +172,46 @@ def test_gradients_take_the_place_of_weights():
     assert temporary(rematerialized) <= weights.nbytes / 8
 
 
+def summed(run, weights, xs):
+    """The sum of the gradients of bfloat16 layers over microbatches, by `run(weights, x, sums)`."""
+    zeros = jnp.zeros(weights.shape, jnp.float32)
+    return jax.lax.scan(lambda sums, x: (run(weights, x, sums), None), zeros, xs)[0]
+
+
+def by_accumulator(weights, x, sums):
+    return jax.grad(lambda sums: jnp.square(rematerialized(_dense, weights, x, (), accumulator=sums)).sum())(sums)
+
+
+def by_sum(run):
+    def add(weights, x, sums):
+        gradient = jax.grad(lambda weights: jnp.square(run(_dense, weights, x, ())).sum())(weights)
+        return sums + gradient.astype(jnp.float32)
+
+    return add
+
+
+@pytest.mark.parametrize("kept", ["bfloat16", "float32"])
+def test_sums_over_microbatches_are_equal_to_the_last_bit(kept):
+    """Gradients are bfloat16 numbers, whatever the weights are kept as, and each is added in float32."""
+    narrow = jax.random.normal(jax.random.key(0), (5, 8, 8), "bfloat16") / 2
+    xs = jax.random.normal(jax.random.key(1), (3, 4, 8), "bfloat16")
+    sums = jax.jit(functools.partial(summed, by_accumulator))(narrow.astype(kept), xs)
+    expected = jax.jit(functools.partial(summed, by_sum(plain)))(narrow, xs)
+    assert sums.dtype == jnp.float32 and np.asarray(sums).any(axis=(1, 2)).all()
+    np.testing.assert_array_equal(sums, expected)
+
+
+def test_microbatches_have_no_gradients_beside_their_sums():
+    """And no copy of the weights, which are 16 times as many bytes as all activations."""
+    weights, xs = jnp.ones((64, 128, 128)), jnp.ones((2, 1, 128))
+
+    def temporary(run):
+        compiled = jax.jit(functools.partial(summed, run)).lower(weights, xs).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert min(temporary(by_sum(recomputed)), temporary(by_sum(rematerialized))) >= weights.nbytes
+    assert temporary(by_accumulator) <= weights.nbytes / 8
+
+
 def _dense(layer, x, told):
-    return jnp.tanh(x @ layer)
+    return jnp.tanh(x @ layer.astype(x.dtype))
