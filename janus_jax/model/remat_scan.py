@@ -77,7 +77,8 @@ def _narrow(layer: Any, x: Array, accumulator: Any) -> Any:
     def narrow(leaf: Array) -> Array:
         return leaf.astype(x.dtype) if leaf.dtype.itemsize > x.dtype.itemsize else leaf
 
-    return layer if accumulator is None else jax.tree.map(narrow, layer)
+    # Without the barrier the TPU compiler narrows all layers before the loop.
+    return layer if accumulator is None else jax.tree.map(narrow, jax.lax.optimization_barrier(layer))
 
 
 _run.defvjp(_forward, _backward)
