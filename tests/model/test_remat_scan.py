@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from janus_jax.model.attention import Slots
 from janus_jax.model.kernels.cudnn import Cudnn
 from janus_jax.model.kernels.splash import Splash
 from janus_jax.model.mistral import Compute, hidden_states, init_params, param_specs
+from janus_jax.model.remat import TENSORS
 from janus_jax.model.remat_scan import rematerialized
 from janus_jax.objectives.dpo import DPO
 from janus_jax.objectives.reward import RewardModel
@@ -60,7 +62,7 @@ def by_jax(monkeypatch):
     def call(f):
         used = []
 
-        def spied(*args):
+        def spied(*args, **options):
             used.append(args)
             return recomputed(*args)
 
@@ -171,3 +173,30 @@ def test_gradients_take_the_place_of_weights():
 
 def _dense(layer, x, told):
     return jnp.tanh(x @ layer)
+
+
+@pytest.mark.parametrize("name", [*TENSORS, "none"])
+def test_what_is_kept_is_not_computed_again(name):
+    """Products and kernels of the whole program, beside one that keeps blocks' inputs alone."""
+    config = dataclasses.replace(DEEP, num_heads=2, num_kv_heads=2, head_dim=64)
+    batch = jax.tree.map(lambda x: jnp.asarray(x[0]), batch_of(SFT(), 1))
+    params, layout = init_params(config, jax.random.key(0)), Slots(batch.segment, batch.branch, batch.position)
+
+    def counts(remat):
+        compute = Compute(dtype="float32", remat=remat, kernel=Splash(copies=0, interpret=True))
+        gradient = jax.grad(lambda params: hidden_states(config, params, batch.tokens, layout, compute).sum())
+        names = [equation.primitive.name for equation in equations(jax.make_jaxpr(gradient)(params).jaxpr)]
+        return np.array([names.count("dot_general"), names.count("pallas_call")])
+
+    saved = {"none": (len(TENSORS) - 1, 1), "attention": (0, 1)}.get(name, (1, 0))
+    np.testing.assert_array_equal(counts("offload") - counts(name if name == "none" else (name,)), saved)
+
+
+def equations(jaxpr):
+    """Those of inner programs too, but not of kernels."""
+    for equation in jaxpr.eqns:
+        yield equation
+        inner = () if equation.primitive.name == "pallas_call" else tuple(equation.params.values())
+        for each in jax.tree.leaves(inner):
+            if isinstance(each := getattr(each, "jaxpr", each), jax.extend.core.Jaxpr):
+                yield from equations(each)
