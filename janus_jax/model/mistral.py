@@ -7,7 +7,7 @@ The rest of the package sees plain nested dicts of arrays; `param_specs`, `init_
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from janus_jax.model import head
 from janus_jax.model.attention import Keys, Slots, attention
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.kernels import Kernel
+from janus_jax.model.remat import INPUT, Remat, policy
 from janus_jax.model.remat_scan import rematerialized
 from janus_jax.model.vocabulary import embed
 from janus_jax.parallel.mesh import NOWHERE, Placement
@@ -32,22 +33,6 @@ ACTIVATION_AXES = (
 
 Params = dict[str, Any]
 """Nested dict of arrays, as `init_params` makes it."""
-
-
-Remat = Literal["none", "dots", "full", "offload"]
-"""What the forward pass keeps of each block for the backward pass, which computes the rest again: everything, products
-with weights, its input, or its input in the memory of the host."""
-
-_BLOCK_INPUT = "block_input"
-_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[_BLOCK_INPUT],
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +52,6 @@ class Compute:
     remat: Remat = "none"
     place: Placement = NOWHERE
     kernel: Kernel | None = None  # how attention is computed; None: the rule in plain JAX
-
-    @property
-    def sums_layers(self) -> bool:
-        """Whether the backward pass can add gradients of layers to sums that it is given."""
-        return self.remat == "full"
 
 
 class Attention(nnx.Module):
@@ -94,17 +74,20 @@ class Attention(nnx.Module):
             return compute.place.constrain(projected, ("batch", "length", axis, "head_dim"))
 
         with jax.named_scope("attention"):
-            q = rotary(heads(self.q, "q_heads"), slots.position, config.rope_theta)
-            k = rotary(heads(self.k, "kv_heads"), slots.position, config.rope_theta)
-            v, window, kernel = heads(self.v, "kv_heads"), config.sliding_window, compute.kernel
+            q = checkpoint_name(rotary(heads(self.q, "q_heads"), slots.position, config.rope_theta), "query")
+            k = checkpoint_name(rotary(heads(self.k, "kv_heads"), slots.position, config.rope_theta), "key")
+            v = checkpoint_name(heads(self.v, "kv_heads"), "value")
+            window, kernel = config.sliding_window, compute.kernel
             if kernel is None or past:
                 shards = compute.place.shards("batch", "kv_heads")
                 on_cpu = compute.place.platform == "cpu"
                 out = attention(q, k, v, slots, window=window, shards=shards, past=past, on_cpu=on_cpu)
+                out = checkpoint_name(out, "attention")
             else:
                 out = kernel(q, k, v, slots, window=window, place=compute.place)
             out = compute.place.constrain(out, ("batch", "length", "q_heads", "head_dim"))
-            return jnp.einsum("blnh,nhd->bld", out, self.o[...].astype(x.dtype)), Keys(k, v, slots)
+            projected = jnp.einsum("blnh,nhd->bld", out, self.o[...].astype(x.dtype))
+            return checkpoint_name(projected, "projection"), Keys(k, v, slots)
 
 
 class MLP(nnx.Module):
@@ -118,8 +101,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Array, compute: Compute) -> Array:
         with jax.named_scope("mlp"):
-            gate = jnp.einsum("bld,df->blf", x, self.gate[...].astype(x.dtype))
-            up = jnp.einsum("bld,df->blf", x, self.up[...].astype(x.dtype))
+            gate = checkpoint_name(jnp.einsum("bld,df->blf", x, self.gate[...].astype(x.dtype)), "gate")
+            up = checkpoint_name(jnp.einsum("bld,df->blf", x, self.up[...].astype(x.dtype)), "up")
             hidden = compute.place.constrain(jax.nn.silu(gate) * up, ("batch", "length", "mlp"))
             return jnp.einsum("blf,fd->bld", hidden, self.down[...].astype(x.dtype))
 
@@ -166,18 +149,10 @@ class Mistral(nnx.Module):
         block, weights = nnx.split(self.layers)
 
         def one(layer: nnx.State, x: Array, slots: Slots) -> Array:
-            return nnx.merge(block, layer)(x, slots, self.config, compute)[0]
+            return nnx.merge(block, layer)(checkpoint_name(x, INPUT), slots, self.config, compute)[0]
 
-        def body(x: Array, layer: nnx.State) -> tuple[Array, None]:
-            return one(layer, checkpoint_name(x, _BLOCK_INPUT), slots), None
-
-        if compute.remat == "full":
-            accumulator = None if sums is None else _filled(weights, sums)
-            x = rematerialized(one, weights, x, slots, accumulator=accumulator)
-        else:
-            if compute.remat != "none":
-                body = jax.checkpoint(body, prevent_cse=False, policy=_POLICIES[compute.remat])
-            x, _ = jax.lax.scan(body, x, weights)
+        accumulator = None if sums is None else _filled(weights, sums)
+        x = rematerialized(one, weights, x, slots, policy=policy(compute.remat), accumulator=accumulator)
         return rms_norm(x, self.final_norm[...], self.config.rms_norm_eps)
 
     def after(
@@ -359,8 +334,8 @@ def token_scalars(
     """The output of the model's head at each slot, float32: `token_logps`, or `token_values` of a reward model.
 
     Args:
-        sums: a tree like `params["layers"]`, read only where `Compute.sums_layers`: differentiated by it, the result is
-            `sums` plus the gradient of the layers (`model/remat_scan.py`), which have none of their own.
+        sums: a tree like `params["layers"]`: differentiated by it, the result is `sums` plus the gradient of the
+            layers (`model/remat_scan.py`), which have none of their own.
     """
     if config.head == "value":
         return token_values(config, params, tokens, slots, compute, sums)

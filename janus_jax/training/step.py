@@ -78,27 +78,21 @@ class StepFunctions:
             denominators = jax.tree.map(lambda count: jnp.maximum(count, 1), denominators)  # empty: loss 0, not 0/0
             return self.objective(self.scores(params, micro, sums), micro, denominators)
 
-        differentiate = jax.value_and_grad(share, has_aux=True)
         if microbatches == 1:  # no scan: the compiler sees one forward and one backward pass
             working = working_params(params, self.compute.dtype)
+            differentiate = jax.value_and_grad(share, has_aux=True)
             (loss, metrics), grads = differentiate(working, jax.tree.map(lambda x: x[0], batch))
             return loss, grads, metrics
 
-        if self.compute.sums_layers:
-            # The layers have no gradients beside their sums, and no copy: each is narrowed when it is used.
-            layers = {"layers": params["layers"]}
-            differentiate = jax.value_and_grad(
-                lambda learned, micro: share(learned | layers, micro, learned["layers"]), has_aux=True
-            )
-        else:
-            params = working_params(params, self.compute.dtype)
+        def share_of(learned: Params, micro: Batch) -> tuple[Array, Metrics]:
+            return share(learned | {"layers": params["layers"]}, micro, learned["layers"])
 
         def accumulate(carry: tuple[Array, Params], micro: Batch) -> tuple[tuple[Array, Params], Metrics]:
             loss, total = carry
-            summed = {"layers": total["layers"]} if self.compute.sums_layers else {}
-            (share_loss, metrics), grads = differentiate(params | summed, micro)
-            total = jax.tree.map(lambda a, g: a + g.astype(jnp.float32), total, grads)
-            total = {name: grads[name] if name in summed else total[name] for name in total}
+            layers = {"layers": total["layers"]}  # the backward pass adds to them, and returns the sums
+            (share_loss, metrics), grads = jax.value_and_grad(share_of, has_aux=True)(params | layers, micro)
+            layers = {"layers": grads["layers"]}
+            total = jax.tree.map(lambda a, g: a + g.astype(jnp.float32), total, grads) | layers
             return (loss + share_loss, total), metrics
 
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
