@@ -93,8 +93,7 @@ def _used(layer: Any, dtype: Any, accumulator: Any) -> Any:
     def narrow(leaf: Array) -> Array:
         return leaf.astype(dtype) if leaf.dtype.itemsize > jnp.dtype(dtype).itemsize else leaf
 
-    # Without the barrier the TPU compiler narrows all layers before the loop.
-    return layer if accumulator is None else jax.tree.map(narrow, jax.lax.optimization_barrier(layer))
+    return layer if accumulator is None else jax.tree.map(narrow, layer)
 
 
 _run.defvjp(_forward, _backward)

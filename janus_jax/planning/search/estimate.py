@@ -133,11 +133,12 @@ class _DeviceShare:
         wide = model.intermediate_size / self.shards["mlp"]
         width = model.hidden_size
         kept = model.num_layers * self.tokens * self._kept(remat)
-        gradients, summed = (self.whole - self.layers) * self.parameter, 0
+        gradients, summed, copy = (self.whole - self.layers) * self.parameter, 0, 0
         if self.inputs.shape.microbatches == 1:  # those of layers lie over what the layers computed with
             gradients += self.layers * min(self.parameter, compute)
         else:  # those of layers are added to their sums one by one (model/remat_scan.py)
             gradients, summed = gradients + 4 * self.layers / model.num_layers, self.whole * 4
+            copy = self.layers * compute if self.parameter > compute else 0
         gathered = 1.5 * self.layers * self.shards["embed"] / model.num_layers * compute
         keys = self.rows * self.inputs.shape.row_length * self._keys() * compute if self.shards["length"] > 1 else 0
         block = self.tokens * (4 * wide + 9 * width) * compute + gathered + keys
@@ -146,7 +147,7 @@ class _DeviceShare:
             head = width * model.vocab_size / self.shards["vocab"] * (4 + compute) + _CHUNK_BYTES
             head += self.tokens * width * (compute + 4)
         update = 0 if update_by_parts else self.whole * 4
-        return max(kept + block + gradients + summed, kept + head + summed, update)
+        return max(kept + copy + block + gradients + summed, kept + copy + head + summed, update)
 
     def _keys(self) -> float:
         model = self.inputs.model
