@@ -93,7 +93,7 @@ def _problem(item: ErrorDetails, root: Node, schema: Schema) -> str:
         return f"{origin}: {key}: missing; allowed: {allowed(_find(schema, location), schema)}"
     if kind == "section":  # keys of one section that contradict each other
         return f"{origin}: {key}: {item['msg']}"
-    reason = f" {item['msg']};" if kind == "mesh_axes" else ""
+    reason = f" {item['msg']};" if kind in ("mesh_axes", "remat") else ""
     rule = allowed(_find(schema, location), schema)
     if kind == "string_type" and isinstance(item["input"], bool | int | float):
         rule += ' (write it in quotes: "...")'

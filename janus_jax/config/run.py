@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError, ValidationError
 
 from janus_jax.config import advice, mistakes, sections, yaml_file
 from janus_jax.config.objectives import AnyObjective
+from janus_jax.config.remat import RematKey
 from janus_jax.config.rules import absent_data, conflicts
 from janus_jax.config.samples import SamplesSection
 from janus_jax.config.section import Section
@@ -36,10 +37,10 @@ class RunConfig(Section):
     sharding: sections.Sharding = Field(default_factory=dict)
     """The mesh axes that split each logical axis of an array. A key that you leave out keeps its default."""
     precision: sections.PrecisionSection = sections.PrecisionSection()
-    remat: Literal["none", "dots", "full", "offload"] = "none"
+    remat: RematKey = "none"
     """What each block keeps of the forward pass for the backward pass, which computes the rest again. none:
     everything. dots: products with weights. full: the block's input only. offload: the block's input, in the memory
-    of the host."""
+    of the host. A list names tensors to keep beside the block's input; `@host` keeps one in the memory of the host."""
     eval: sections.EvalSection = sections.EvalSection()
     samples: SamplesSection | None = None
     checkpoint: sections.CheckpointSection = sections.CheckpointSection()

@@ -7,7 +7,7 @@ The rest of the package sees plain nested dicts of arrays; `param_specs`, `init_
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from janus_jax.model.attention import Keys, Slots, attention
 from janus_jax.model.blockwise import blockwise, suits
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.kernels import Kernel
+from janus_jax.model.remat import INPUT, Remat, policy
 from janus_jax.model.remat_scan import rematerialized
 from janus_jax.model.vocabulary import embed
 from janus_jax.parallel.mesh import NOWHERE, Placement
@@ -33,22 +34,6 @@ ACTIVATION_AXES = (
 
 Params = dict[str, Any]
 """Nested dict of arrays, as `init_params` makes it."""
-
-
-Remat = Literal["none", "dots", "full", "offload"]
-"""What the forward pass keeps of each block for the backward pass, which computes the rest again: everything, products
-with weights, its input, or its input in the memory of the host."""
-
-_BLOCK_INPUT = "block_input"
-_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[_BLOCK_INPUT],
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,19 +75,22 @@ class Attention(nnx.Module):
             return compute.place.constrain(projected, ("batch", "length", axis, "head_dim"))
 
         with jax.named_scope("attention"):
-            q = rotary(heads(self.q, "q_heads"), slots.position, config.rope_theta)
-            k = rotary(heads(self.k, "kv_heads"), slots.position, config.rope_theta)
-            v, window, kernel = heads(self.v, "kv_heads"), config.sliding_window, compute.kernel
+            q = checkpoint_name(rotary(heads(self.q, "q_heads"), slots.position, config.rope_theta), "query")
+            k = checkpoint_name(rotary(heads(self.k, "kv_heads"), slots.position, config.rope_theta), "key")
+            v = checkpoint_name(heads(self.v, "kv_heads"), "value")
+            window, kernel = config.sliding_window, compute.kernel
             if kernel is None and not past and suits(x.shape[1], compute.place):
                 out = blockwise(q, k, v, slots, window=window)
             elif kernel is None or past:
                 shards = compute.place.shards("batch", "kv_heads")
                 on_cpu = compute.place.platform == "cpu"
                 out = attention(q, k, v, slots, window=window, shards=shards, past=past, on_cpu=on_cpu)
+                out = checkpoint_name(out, "attention")
             else:
                 out = kernel(q, k, v, slots, window=window, place=compute.place)
             out = compute.place.constrain(out, ("batch", "length", "q_heads", "head_dim"))
-            return jnp.einsum("blnh,nhd->bld", out, self.o[...].astype(x.dtype)), Keys(k, v, slots)
+            projected = jnp.einsum("blnh,nhd->bld", out, self.o[...].astype(x.dtype))
+            return checkpoint_name(projected, "projection"), Keys(k, v, slots)
 
 
 class MLP(nnx.Module):
@@ -116,8 +104,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Array, compute: Compute) -> Array:
         with jax.named_scope("mlp"):
-            gate = jnp.einsum("bld,df->blf", x, self.gate[...].astype(x.dtype))
-            up = jnp.einsum("bld,df->blf", x, self.up[...].astype(x.dtype))
+            gate = checkpoint_name(jnp.einsum("bld,df->blf", x, self.gate[...].astype(x.dtype)), "gate")
+            up = checkpoint_name(jnp.einsum("bld,df->blf", x, self.up[...].astype(x.dtype)), "up")
             hidden = compute.place.constrain(jax.nn.silu(gate) * up, ("batch", "length", "mlp"))
             return jnp.einsum("blf,fd->bld", hidden, self.down[...].astype(x.dtype))
 
@@ -157,24 +145,17 @@ class Mistral(nnx.Module):
         elif not config.tie_embeddings:
             self.lm_head = declare((config.hidden_size, config.vocab_size), "embed vocab")
 
-    def __call__(self, tokens: Array, slots: Slots, compute: Compute) -> Array:
-        """Final hidden states [B, L, D] in the compute dtype."""
+    def __call__(self, tokens: Array, slots: Slots, compute: Compute, sums: Params | None = None) -> Array:
+        """Final hidden states [B, L, D] in the compute dtype. `sums`: as in `token_scalars`."""
         with jax.named_scope("embed"):
             x = embed(self.embedding[...], tokens, dtype=compute.dtype, place=compute.place)
         block, weights = nnx.split(self.layers)
 
         def one(layer: nnx.State, x: Array, slots: Slots) -> Array:
-            return nnx.merge(block, layer)(x, slots, self.config, compute)[0]
+            return nnx.merge(block, layer)(checkpoint_name(x, INPUT), slots, self.config, compute)[0]
 
-        def body(x: Array, layer: nnx.State) -> tuple[Array, None]:
-            return one(layer, checkpoint_name(x, _BLOCK_INPUT), slots), None
-
-        if compute.remat == "full":
-            x = rematerialized(one, weights, x, slots)
-        else:
-            if compute.remat != "none":
-                body = jax.checkpoint(body, prevent_cse=False, policy=_POLICIES[compute.remat])
-            x, _ = jax.lax.scan(body, x, weights)
+        accumulator = None if sums is None else _filled(weights, sums)
+        x = rematerialized(one, weights, x, slots, policy=policy(compute.remat), accumulator=accumulator)
         return rms_norm(x, self.final_norm[...], self.config.rms_norm_eps)
 
     def after(
@@ -271,9 +252,7 @@ def one_layer(
         weights: as `params["layers"]`, without the leading axis.
     """
     graph, abstract = nnx.split(_abstract_block(config))
-    state = jax.tree.map(lambda leaf: leaf, abstract)
-    nnx.replace_by_pure_dict(state, weights)
-    return nnx.merge(graph, state)(x, slots, config, compute)[0]
+    return nnx.merge(graph, _filled(abstract, weights))(x, slots, config, compute)[0]
 
 
 @functools.cache
@@ -284,9 +263,14 @@ def _abstract_block(config: ModelConfig) -> Block:
 def bind(config: ModelConfig, params: Params) -> Mistral:
     """The module with these parameters."""
     graph, abstract = _abstract(config, jnp.dtype(jnp.float32))
-    state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the cached tree stays abstract
-    nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graph, state)
+    return nnx.merge(graph, _filled(abstract, params))
+
+
+def _filled(state: nnx.State, values: Params) -> nnx.State:
+    """`state` with these values. It is copied, because cached trees stay abstract."""
+    state = jax.tree.map(lambda leaf: leaf, state)
+    nnx.replace_by_pure_dict(state, values)
+    return state
 
 
 def hidden_states(
@@ -316,19 +300,25 @@ def token_logps(
     targets: Int[Array, "B L"],
     slots: Slots,
     compute: Compute,
+    sums: Params | None = None,
 ) -> Float[Array, "B L"]:
     """log p(target | what the slot sees) at each slot, float32; logits are never whole."""
     model = bind(config, params)
     with jax.named_scope("head"):
-        return head.token_logps(model(tokens, slots, compute), model.head(), targets, place=compute.place)
+        return head.token_logps(model(tokens, slots, compute, sums), model.head(), targets, place=compute.place)
 
 
 def token_values(
-    config: ModelConfig, params: Params, tokens: Int[Array, "B L"], slots: Slots, compute: Compute
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B L"],
+    slots: Slots,
+    compute: Compute,
+    sums: Params | None = None,
 ) -> Float[Array, "B L"]:
     """The value head's number at each slot, multiplied and summed in float32."""
     model = bind(config, params)
-    hidden = model(tokens, slots, compute).astype(jnp.float32)
+    hidden = model(tokens, slots, compute, sums).astype(jnp.float32)
     with jax.named_scope("head"):
         # Accelerators multiply float32 in fewer bits by default, which would round rewards and the head itself.
         weight, exact = model.value_head[...].astype(jnp.float32), jax.lax.Precision.HIGHEST
@@ -342,11 +332,17 @@ def token_scalars(
     targets: Int[Array, "B L"],
     slots: Slots,
     compute: Compute,
+    sums: Params | None = None,
 ) -> Float[Array, "B L"]:
-    """The output of the model's head at each slot, float32: `token_logps`, or `token_values` of a reward model."""
+    """The output of the model's head at each slot, float32: `token_logps`, or `token_values` of a reward model.
+
+    Args:
+        sums: a tree like `params["layers"]`: differentiated by it, the result is `sums` plus the gradient of the
+            layers (`model/remat_scan.py`), which have none of their own.
+    """
     if config.head == "value":
-        return token_values(config, params, tokens, slots, compute)
-    return token_logps(config, params, tokens, targets, slots, compute)
+        return token_values(config, params, tokens, slots, compute, sums)
+    return token_logps(config, params, tokens, targets, slots, compute, sums)
 
 
 def logits(

@@ -20,7 +20,7 @@ def workload(config: RunConfig, inputs: Inputs) -> roofline.Workload:
         rows=inputs.shape.rows * inputs.shape.microbatches,
         length=inputs.shape.row_length,
         microbatches=inputs.shape.microbatches,
-        recompute=roofline.REMAT[config.remat],
+        recompute=roofline.recompute(config.remat),
         segment=round(inputs.segment),
     )
 

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from janus_jax.config.changes import changed
 from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError, first_line
+from janus_jax.model.remat import as_text
 from janus_jax.parallel import mesh as meshes
 from janus_jax.planning.bounds import shards_by_axis, step_bound, step_flops
 from janus_jax.planning.chips import gpus
@@ -192,7 +193,7 @@ def describe(
         num_slices=num_slices,
         mesh=dict(mesh.shape),
         objective=inputs.objective.name,
-        remat=config.remat,
+        remat=as_text(config.remat),
         moments=config.optimizer.moments,
         rows=inputs.shape.rows * inputs.shape.microbatches,
         row_length=inputs.shape.row_length,

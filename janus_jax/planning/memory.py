@@ -4,6 +4,7 @@ from typing import Any
 
 from janus_jax.config.run import RunConfig
 from janus_jax.data.loader import batch_shardings, host_bytes
+from janus_jax.model.remat import kept
 from janus_jax.parallel.host_memory import host_memory
 from janus_jax.planning.hlo.memory import peak
 from janus_jax.planning.inputs import Inputs, online_reference
@@ -55,7 +56,7 @@ def memory_of(
     analysis = compiled.memory_analysis()
     on_tpu = usable is not None and program.mesh.devices.flat[0].platform == "tpu"
     reported, estimated = peak_of(analysis, on_tpu), analysis.argument_size_in_bytes + at_peak.bytes
-    is_estimate = config.remat == "offload" and estimated < reported
+    is_estimate = bool(kept(config.remat).host) and estimated < reported
     held_out = None if evaluation is None else peak_of(evaluation.memory_analysis(), on_tpu) + arguments["moments"]
     executables = [] if usable is None else filter(None, (compiled, evaluation))
     return Memory(

@@ -18,6 +18,7 @@ from janus_jax.errors import ConfigError, named
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.kernels.choice import counts
 from janus_jax.model.mistral import Params, init_params, param_specs
+from janus_jax.model.remat import INPUT, TENSORS, kept
 from janus_jax.objectives import Objective, build_objective
 from janus_jax.parallel import mesh as meshes
 from janus_jax.parallel.host_memory import require_host_memory
@@ -262,11 +263,8 @@ def host_bytes_of_step(config: RunConfig, model: ModelConfig, program: Program, 
     Args:
         slots: of a microbatch, over all devices.
     """
-    simulated = meshes.Placement(program.mesh).platform == "cpu"
-    if not simulated and config.remat != "offload":
-        return 0
+    simulated, chosen = meshes.Placement(program.mesh).platform == "cpu", kept(config.remat)
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.abstract_state()))
-    kept = model.hidden_size  # of a slot, by each layer, for the backward pass
-    if config.remat in ("none", "dots"):
-        kept += model.head_dim * (model.num_heads + 2 * model.num_kv_heads) + 2 * model.intermediate_size
-    return slots * kept * model.num_layers * program.functions.compute.dtype.itemsize + state * simulated
+    names = (*chosen.device, *chosen.host) if simulated else chosen.host  # of a slot, kept by each layer
+    width = sum(model.hidden_size if name == INPUT else TENSORS[name].width(model) for name in names)
+    return slots * width * model.num_layers * program.functions.compute.dtype.itemsize + state * simulated

@@ -40,13 +40,13 @@ class StepFunctions:
         """Optimizer state for fresh parameters; what they are made from is float32, whatever the parameters."""
         return TrainState(params, self.transformation.init(_float32(params)))
 
-    def scores(self, params: Params, batch: Batch) -> BranchScores:
-        """Branch scores of one microbatch [B, L]."""
+    def scores(self, params: Params, batch: Batch, sums: Params | None = None) -> BranchScores:
+        """Branch scores of one microbatch [B, L]. `sums`: as in `token_scalars`."""
         slots = Slots(batch.segment, batch.branch, batch.position)
         # Asked for float32, accelerators would still multiply in fewer bits unless told not to.
         exact = "highest" if jnp.dtype(self.compute.dtype) == jnp.float32 else "default"
         with jax.default_matmul_precision(exact):
-            scalars = token_scalars(self.model, params, batch.tokens, batch.targets, slots, self.compute)
+            scalars = token_scalars(self.model, params, batch.tokens, batch.targets, slots, self.compute, sums)
         return branch_scores(scalars, batch)
 
     def reference(self, params: Params, batch: Batch) -> Float[Array, "M B S 2"]:
@@ -71,23 +71,28 @@ class StepFunctions:
         # Of the last batch of an epoch some microbatches may be all padding: they are no part of the mean of means.
         used = jax.tree.map(lambda counts: (counts > 0).sum(), jax.vmap(self.objective.denominators)(batch))
 
-        def share(params: Params, micro: Batch) -> tuple[Array, Metrics]:
+        def share(params: Params, micro: Batch, sums: Params | None = None) -> tuple[Array, Metrics]:
             denominators = whole
             if self.objective.normaliser == "per_microbatch":
                 denominators = {k: v * used[k] for k, v in self.objective.denominators(micro).items()}
             denominators = jax.tree.map(lambda count: jnp.maximum(count, 1), denominators)  # empty: loss 0, not 0/0
-            return self.objective(self.scores(params, micro), micro, denominators)
+            return self.objective(self.scores(params, micro, sums), micro, denominators)
 
-        differentiate = jax.value_and_grad(share, has_aux=True)
-        params = working_params(params, self.compute.dtype)
         if microbatches == 1:  # no scan: the compiler sees one forward and one backward pass
-            (loss, metrics), grads = differentiate(params, jax.tree.map(lambda x: x[0], batch))
+            working = working_params(params, self.compute.dtype)
+            differentiate = jax.value_and_grad(share, has_aux=True)
+            (loss, metrics), grads = differentiate(working, jax.tree.map(lambda x: x[0], batch))
             return loss, grads, metrics
+
+        def share_of(learned: Params, micro: Batch) -> tuple[Array, Metrics]:
+            return share(learned | {"layers": params["layers"]}, micro, learned["layers"])
 
         def accumulate(carry: tuple[Array, Params], micro: Batch) -> tuple[tuple[Array, Params], Metrics]:
             loss, total = carry
-            (share_loss, metrics), grads = differentiate(params, micro)
-            total = jax.tree.map(lambda a, g: a + g.astype(jnp.float32), total, grads)
+            layers = {"layers": total["layers"]}  # the backward pass adds to them, and returns the sums
+            (share_loss, metrics), grads = jax.value_and_grad(share_of, has_aux=True)(params | layers, micro)
+            layers = {"layers": grads["layers"]}
+            total = jax.tree.map(lambda a, g: a + g.astype(jnp.float32), total, grads) | layers
             return (loss + share_loss, total), metrics
 
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)

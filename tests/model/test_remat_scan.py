@@ -1,8 +1,10 @@
 """Layers whose gradients take the place of their weights: the numbers of a plain scan, in less memory."""
 
 import dataclasses
+import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from janus_jax.model.attention import Slots
 from janus_jax.model.kernels.cudnn import Cudnn
 from janus_jax.model.kernels.splash import Splash
 from janus_jax.model.mistral import Compute, hidden_states, init_params, param_specs
+from janus_jax.model.remat import TENSORS, policy
 from janus_jax.model.remat_scan import rematerialized
 from janus_jax.objectives.dpo import DPO
 from janus_jax.objectives.reward import RewardModel
@@ -53,6 +56,19 @@ def recomputed(block, weights, x, told):
     return plain(jax.checkpoint(block, prevent_cse=False), weights, x, told)
 
 
+@jax.custom_vjp
+def added(weights, sums):
+    """The weights; what jax then finds as the gradient of `sums` is the plain sum."""
+    return weights
+
+
+def _sum(sums, gradients):
+    return None, jax.tree.map(lambda total, g: total + g.astype(jnp.float32), sums, gradients)
+
+
+added.defvjp(lambda weights, sums: (weights, sums), _sum)
+
+
 @pytest.fixture
 def by_jax(monkeypatch):
     """A function that calls another with layers that jax differentiates, and makes sure that it has used them."""
@@ -60,9 +76,12 @@ def by_jax(monkeypatch):
     def call(f):
         used = []
 
-        def spied(*args):
-            used.append(args)
-            return recomputed(*args)
+        def spied(block, weights, x, told, *, policy, accumulator):
+            used.append(policy)
+            if accumulator is not None:
+                narrowed = jax.tree.map(lambda leaf: leaf.astype(x.dtype), weights)
+                weights = added(narrowed, accumulator)
+            return recomputed(block, weights, x, told)
 
         with monkeypatch.context() as patch:
             patch.setattr(mistral, "rematerialized", spied)
@@ -169,5 +188,78 @@ def test_gradients_take_the_place_of_weights():
     assert temporary(rematerialized) <= weights.nbytes / 8
 
 
+def summed(run, weights, xs):
+    """The sum of the gradients of bfloat16 layers over microbatches, by `run(weights, x, sums)`."""
+    zeros = jnp.zeros(weights.shape, jnp.float32)
+    return jax.lax.scan(lambda sums, x: (run(weights, x, sums), None), zeros, xs)[0]
+
+
+def by_accumulator(weights, x, sums, remat="full"):
+    def loss(sums):
+        out = rematerialized(_dense, weights, x, (), policy=policy(remat), accumulator=sums)
+        return jnp.square(out).sum()
+
+    return jax.grad(loss)(sums)
+
+
+def by_sum(run):
+    def add(weights, x, sums):
+        gradient = jax.grad(lambda weights: jnp.square(run(_dense, weights, x, ())).sum())(weights)
+        return sums + gradient.astype(jnp.float32)
+
+    return add
+
+
+@pytest.mark.parametrize(("kept", "remat"), [("bfloat16", "full"), ("float32", "full"), ("float32", "none")])
+def test_sums_over_microbatches_are_equal_to_the_last_bit(kept, remat):
+    """Gradients are bfloat16 numbers, whatever the weights are kept as, and each is added in float32."""
+    narrow = jax.random.normal(jax.random.key(0), (5, 8, 8), "bfloat16") / 2
+    xs = jax.random.normal(jax.random.key(1), (3, 4, 8), "bfloat16")
+    run = functools.partial(by_accumulator, remat=remat)
+    sums = jax.jit(functools.partial(summed, run))(narrow.astype(kept), xs)
+    expected = jax.jit(functools.partial(summed, by_sum(plain)))(narrow, xs)
+    assert sums.dtype == jnp.float32 and np.asarray(sums).any(axis=(1, 2)).all()
+    np.testing.assert_array_equal(sums, expected)
+
+
+def test_microbatches_have_no_gradients_beside_their_sums():
+    """And no copy of the weights, which are 16 times as many bytes as all activations."""
+    weights, xs = jnp.ones((64, 128, 128)), jnp.ones((2, 1, 128))
+
+    def temporary(run):
+        compiled = jax.jit(functools.partial(summed, run)).lower(weights, xs).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert min(temporary(by_sum(recomputed)), temporary(by_sum(rematerialized))) >= weights.nbytes
+    assert temporary(by_accumulator) <= weights.nbytes / 8
+
+
 def _dense(layer, x, told):
-    return jnp.tanh(x @ layer)
+    return jnp.tanh(x @ layer.astype(x.dtype))
+
+
+@pytest.mark.parametrize("name", [*TENSORS, "none"])
+def test_what_is_kept_is_not_computed_again(name):
+    """Products and kernels of the whole program, beside one that keeps blocks' inputs alone."""
+    config = dataclasses.replace(DEEP, num_heads=2, num_kv_heads=2, head_dim=64)
+    batch = jax.tree.map(lambda x: jnp.asarray(x[0]), batch_of(SFT(), 1))
+    params, layout = init_params(config, jax.random.key(0)), Slots(batch.segment, batch.branch, batch.position)
+
+    def counts(remat):
+        compute = Compute(dtype="float32", remat=remat, kernel=Splash(copies=0, interpret=True))
+        gradient = jax.grad(lambda params: hidden_states(config, params, batch.tokens, layout, compute).sum())
+        names = [equation.primitive.name for equation in equations(jax.make_jaxpr(gradient)(params).jaxpr)]
+        return np.array([names.count("dot_general"), names.count("pallas_call")])
+
+    saved = {"none": (len(TENSORS) - 1, 1), "attention": (0, 1)}.get(name, (1, 0))
+    np.testing.assert_array_equal(counts("offload") - counts(name if name == "none" else (name,)), saved)
+
+
+def equations(jaxpr):
+    """Those of inner programs too, but not of kernels."""
+    for equation in jaxpr.eqns:
+        yield equation
+        inner = () if equation.primitive.name == "pallas_call" else tuple(equation.params.values())
+        for each in jax.tree.leaves(inner):
+            if isinstance(each := getattr(each, "jaxpr", each), jax.extend.core.Jaxpr):
+                yield from equations(each)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from janus_jax.data.rows import pack
 from janus_jax.model.attention import Slots
-from janus_jax.model.mistral import Compute, Remat, hidden_states, init_params, logits
+from janus_jax.model.mistral import Compute, hidden_states, init_params, logits
 from janus_jax.objectives.dpo import DPO
 from janus_jax.objectives.sft import SFT
 from tests.support.packed import FLOAT32, ROW_LENGTH, in_microbatches, rows_of, step_functions, with_reference
@@ -131,7 +130,9 @@ def test_padding_rows_change_nothing(objective):
     assert_within(loss_and_gradients(objective, examples, rows=7), expected)
 
 
-@pytest.mark.parametrize("remat", sorted({*get_args(Remat)} - {"none"}))
+@pytest.mark.parametrize(
+    "remat", ["dots", "full", "offload", ("attention", "gate@host"), ("query", "key", "value", "up")]
+)
 def test_remat_changes_nothing(remat):
     examples = random_examples(4, pairs=True, seed=4)
     again = loss_and_gradients(PAIRS, examples, rows=2, compute=Compute(dtype=jnp.float32, remat=remat))

@@ -243,6 +243,7 @@ def _kernel(
             head_shards=1,
             q_seq_shards=parts,
             interpret=interpret,
+            residual_checkpoint_name="attention",
         )
         leaves, tree = jax.tree.flatten(kernel)
         return jax.device_get(leaves), tree

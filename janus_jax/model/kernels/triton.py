@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from janus_jax.model.attention import Slots
@@ -262,6 +263,7 @@ def _attend_forward(
     lse = jax.ShapeDtypeStruct((rows, heads, length), jnp.float32)
     out = jax.ShapeDtypeStruct(q.shape, q.dtype)
     out, lse = _run(programs.outputs, tiles.outputs, interpret, (first, end), (q, k, v), (out, lse))
+    out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
     return out, (q, k, v, first, end, out, lse)
 
 

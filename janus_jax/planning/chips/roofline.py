@@ -14,9 +14,9 @@ Letters: D width, F feed-forward width, V vocabulary, N query heads, K key/value
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
 
 from janus_jax.model.config import ModelConfig
+from janus_jax.model.remat import INPUT, TENSORS, WORDS, Remat, kept
 from janus_jax.planning.chips.slices import Chip, Slice
 
 
@@ -24,23 +24,34 @@ from janus_jax.planning.chips.slices import Chip, Slice
 class Recompute:
     """What is kept of the forward pass, and how often the backward pass repeats its parts."""
 
-    projections: float = 0  # all products of a layer except the last: q, k, v, o, gate, up
+    projections: float = 0  # products of a layer that are not kept, of all except the last: q, k, v, o, gate, up
     down: float = 0  # the last product, whose result no gradient needs
     scores: float = 1  # q k^T: attention keeps no scores, whatever the policy
     values: float = 0  # weights times v
     head: float = 1  # logits: the head keeps none, whatever the policy
-    kept: Literal["all", "products", "input"] = "all"  # of each layer, as far as its gradients need it
-    on_host: bool = False  # whether host memory keeps it
+    kept: tuple[str, ...] | None = None  # tensors beside the layer's input; None: all that its gradients need
+    on_host: tuple[str, ...] = ()  # those that host memory keeps
 
 
-REMAT: Mapping[str, Recompute] = {
-    "none": Recompute(),
-    "dots": Recompute(scores=2, values=1, kept="products"),
-    "full": Recompute(projections=1, scores=2, values=1, kept="input"),
-    "offload": Recompute(projections=1, scores=2, values=1, kept="input", on_host=True),
-}
-"""By `remat:` of a configuration. `full` repeats a layer as far as its gradients need it. `dots` repeats what lies
-between products with weights: attention and elementwise work. A kernel is repeated like plain attention."""
+def recompute(remat: Remat) -> Recompute:
+    """By `remat:` of a configuration. A layer is repeated as far as its gradients need it; attention, unless it is
+    kept, in whole, and a kernel like plain attention."""
+    chosen = kept(remat)
+    if chosen.everything:
+        return Recompute()
+    names = tuple(name for name in (*chosen.device, *chosen.host) if name != INPUT)
+    again = "attention" not in names
+    return Recompute(projections=1, scores=1 + again, values=again, kept=names, on_host=chosen.host)
+
+
+REMAT: Mapping[str, Recompute] = {word: recompute(word) for word in WORDS}
+
+
+def repeated_projections(model: ModelConfig, recompute: Recompute) -> float:
+    """The share of all products of a layer, except the last, that the backward pass repeats."""
+    sizes = {name: tensor.weights(model) for name, tensor in TENSORS.items()}
+    left = sum(size for name, size in sizes.items() if name not in (recompute.kept or ()))
+    return recompute.projections * left / sum(sizes.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +207,9 @@ def forward_flops(work: Workload) -> Flops:
 def training_flops(work: Workload) -> StepFlops:
     """Three times the forward pass (a product has two gradients, each as costly), plus recomputation."""
     once = forward_flops(work)
-    times = dataclasses.replace(work.recompute, head=0) if work.model.head == "value" else work.recompute
+    times = dataclasses.replace(work.recompute, projections=repeated_projections(work.model, work.recompute))
+    if work.model.head == "value":
+        times = dataclasses.replace(times, head=0)
     return StepFlops(3 * once.total, sum(flops * getattr(times, part) for part, flops in vars(once).items()))
 
 
@@ -213,32 +226,26 @@ def training_hbm_traffic(work: Workload, sharding: Sharding) -> HbmTraffic:
     - gradients: written and read once. Several microbatches are summed in float32: one more read and write for each
       beyond the first.
     - optimizer: parameters and moments, sharded as at rest, read and written.
-    - activations: per token and layer its input (D); for `products` also the results of q, k, v, o, gate and up
-      (D, (N + 2 K) H, 2 F); for `all` also what else the gradients of products need (in sum 3 D, (2 N + 2 K) H, 3 F).
-      Written and read; with `offload` one more read and write for the transfer to the host and back.
-    - host: the offloaded activations, once each way.
+    - activations: per token and layer its input (D) and the tensors that are kept; without rematerialization all that
+      the gradients of products need (in sum 4 D, (2 N + 2 K) H, 3 F). Written and read; those on the host with one more
+      read and write for the transfer there and back.
+    - host: the activations that it keeps, once each way.
     """
     model, recompute = work.model, work.recompute
-    passes = 2 + (1 if recompute.projections else 0)
+    passes = 2 + repeated_projections(model, recompute)
     used = passes * _layers(model) + (1 if model.head == "value" else 3) * _head(model)
     blocks = _layers(model) + model.hidden_size  # with the final norm
     widths = (sharding.layer_gradient_bytes, sharding.parameter_bytes) if work.microbatches == 1 else (4, 4)
     gradients = blocks * widths[0] + (parameters(model) - blocks) * widths[1]
-    heads, kv_heads = model.num_heads * model.head_dim, 2 * model.num_kv_heads * model.head_dim
-    whole, split = {
-        "input": (1, 0),
-        "products": (2, heads + kv_heads + 2 * model.intermediate_size),
-        "all": (4, 2 * heads + kv_heads + 3 * model.intermediate_size),
-    }[recompute.kept]
-    tokens = work.tokens * sharding.tensor / sharding.devices
+    on_device, on_host = _kept_widths(model, recompute, sharding.tensor)
+    kept_bytes = work.tokens * sharding.tensor / sharding.devices * model.num_layers * sharding.compute_bytes
     state_bytes = sharding.parameter_bytes + sharding.moment_bytes
-    kept = tokens * model.num_layers * (whole * model.hidden_size + split / sharding.tensor) * sharding.compute_bytes
     return HbmTraffic(
         weights=work.microbatches * used * sharding.compute_bytes / sharding.tensor,
         gradients=gradients / sharding.parameter_shards * 2 * work.microbatches,
         optimizer=parameters(model) / sharding.parameter_shards * 2 * state_bytes,
-        activations=(4 if recompute.on_host else 2) * kept,
-        host=2 * kept if recompute.on_host else 0,
+        activations=(2 * on_device + 4 * on_host) * kept_bytes,
+        host=2 * on_host * kept_bytes,
     )
 
 
@@ -298,6 +305,18 @@ def _seconds(sent: float, per_second: float | None) -> float:
     if sent == 0:
         return 0.0
     return sent / per_second if per_second else float("inf")
+
+
+def _kept_widths(model: ModelConfig, recompute: Recompute, tensor: int) -> tuple[float, float]:
+    """Elements of a token that a device keeps of each layer, in its own memory and in the host's."""
+    if recompute.kept is None:
+        heads, kv_heads = model.num_heads * model.head_dim, 2 * model.num_kv_heads * model.head_dim
+        return 4 * model.hidden_size + (2 * heads + kv_heads + 3 * model.intermediate_size) / tensor, 0
+    widths = {INPUT: float(model.hidden_size)}
+    for name in recompute.kept:
+        widths[name] = TENSORS[name].width(model) / (tensor if TENSORS[name].axis else 1)
+    on_host = sum(widths[name] for name in recompute.on_host)
+    return sum(widths.values()) - on_host, on_host
 
 
 def _layers(model: ModelConfig) -> int:

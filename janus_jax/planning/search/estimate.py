@@ -15,6 +15,7 @@ from janus_jax.batch import row_bytes
 from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError
 from janus_jax.model.mistral import param_specs
+from janus_jax.model.remat import INPUT, TENSORS, Remat, kept
 from janus_jax.parallel import mesh as meshes
 from janus_jax.planning.bounds import shards_by_axis, step_bound
 from janus_jax.planning.chips import roofline
@@ -122,7 +123,7 @@ class _DeviceShare:
     def arguments(self, moment_bytes: int) -> int:
         return self.whole * (self.parameter + 2 * moment_bytes) + self.batch
 
-    def temporaries(self, remat: str, update_by_parts: bool = False) -> float:
+    def temporaries(self, remat: Remat, update_by_parts: bool = False) -> float:
         """The largest of three moments: backward through a block, the head, the update.
 
         Args:
@@ -132,11 +133,12 @@ class _DeviceShare:
         wide = model.intermediate_size / self.shards["mlp"]
         width = model.hidden_size
         kept = model.num_layers * self.tokens * self._kept(remat)
-        copy = self.layers * compute if self.parameter > compute else 0
-        if remat == "full" and self.inputs.shape.microbatches == 1:
-            copy = 0  # gradients of layers take the place of what the layers computed with (model/remat_scan.py)
-        gradients = self.layers * min(self.parameter, compute) + (self.whole - self.layers) * self.parameter
-        summed = self.whole * 4 if self.inputs.shape.microbatches > 1 else 0
+        gradients, summed, copy = (self.whole - self.layers) * self.parameter, 0, 0
+        if self.inputs.shape.microbatches == 1:  # those of layers lie over what the layers computed with
+            gradients += self.layers * min(self.parameter, compute)
+        else:  # those of layers are added to their sums one by one (model/remat_scan.py)
+            gradients, summed = gradients + 4 * self.layers / model.num_layers, self.whole * 4
+            copy = self.layers * compute if self.parameter > compute else 0
         gathered = 1.5 * self.layers * self.shards["embed"] / model.num_layers * compute
         keys = self.rows * self.inputs.shape.row_length * self._keys() * compute if self.shards["length"] > 1 else 0
         block = self.tokens * (4 * wide + 9 * width) * compute + gathered + keys
@@ -151,27 +153,30 @@ class _DeviceShare:
         model = self.inputs.model
         return 2 * model.num_kv_heads * model.head_dim / self.shards["kv_heads"]
 
-    def _kept(self, remat: str) -> float:
+    def _kept(self, remat: Remat) -> float:
         """Bytes that are kept per token and layer for the backward pass."""
-        model, width = self.inputs.model, self.inputs.model.hidden_size
-        heads = model.num_heads * model.head_dim / self.shards["q_heads"]
-        wide = model.intermediate_size / self.shards["mlp"]
-        if remat == "offload":
-            return 2 * width / model.num_layers * self.compute  # in transit to the host
-        if remat == "full":
-            return width * self.compute
-        products = 2 * width + heads + self._keys() + 2 * wide
-        if remat == "dots":
-            return products * self.compute
-        # The rest is elementwise: norms and rotations in float32.
-        return (products + 3 * heads + 8 * width + 4 * wide) * self.compute
+        model, chosen = self.inputs.model, kept(remat)
+        widths = {name: self._width(name) for name in (INPUT, *TENSORS)}
+        if chosen.everything:  # the rest is elementwise: norms and rotations in float32
+            rest = 2 * widths["query"] + 8 * model.hidden_size + 2 * (widths["gate"] + widths["up"])
+            return (sum(widths.values()) + rest) * self.compute
+        in_transit = 2 * sum(widths[name] for name in chosen.host) / model.num_layers
+        return (sum(widths[name] for name in chosen.device) + in_transit) * self.compute
+
+    def _width(self, name: str) -> float:
+        """Elements of a token in a tensor of one block."""
+        if name == INPUT:
+            return self.inputs.model.hidden_size
+        tensor = TENSORS[name]
+        sums = 4 * self.inputs.model.num_heads / self.compute if name == "attention" else 0  # of the softmax, float32
+        return (tensor.width(self.inputs.model) + sums) / (self.shards[tensor.axis] if tensor.axis else 1)
 
 
 def _bound(config: RunConfig, share: _DeviceShare, target: Slice, num_slices: int, chip: Chip) -> roofline.Bound:
     inputs, model, shards, compute = share.inputs, share.inputs.model, share.shards, share.compute
     micro = inputs.shape.microbatches
     split = shards["embed"] * shards["mlp"]
-    again = 1 if roofline.REMAT[config.remat].projections else 0
+    again = roofline.repeated_projections(model, roofline.recompute(config.remat))
     used = share.layers * shards["embed"] * compute  # all layers, gathered for use
     gathers = (3 + again) * used * _others(shards["embed"])  # forward, backward, gradients
     replicas = share.devices // split

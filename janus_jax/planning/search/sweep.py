@@ -22,6 +22,7 @@ from typing import Any, Literal
 from janus_jax.config.changes import changed, overrides
 from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError
+from janus_jax.model.remat import HOST, as_text
 from janus_jax.planning.chips.slices import check_count, devices, find_slice, load_chips
 from janus_jax.planning.inputs import Inputs
 from janus_jax.planning.search.cache_key import cache_key, code_hash
@@ -164,7 +165,7 @@ class _Candidate:
         bound, config = self.estimate.bound, self.config
         seconds = 0.0 if bound is None else bound.serial_seconds / self.inputs.tokens_per_step
         over = usable is not None and self.estimate.bytes > usable
-        return over, *_equals(config.remat, config.optimizer.moments, seconds), self.estimate.bytes
+        return over, *_equals(as_text(config.remat), config.optimizer.moments, seconds), self.estimate.bytes
 
     def as_cell(self, given: RunConfig, status: Status, reason: str | None = None, **more: Any) -> Cell:
         plain = given.model_dump(mode="json", by_alias=True)
@@ -174,7 +175,7 @@ class _Candidate:
             mesh=self.config.mesh.model_dump(),
             rows_per_device=self.estimate.rows_per_device,
             microbatches=self.inputs.shape.microbatches,
-            remat=self.config.remat,
+            remat=as_text(self.config.remat),
             moments=self.config.optimizer.moments,
             estimated_bytes=self.estimate.bytes,
             status=status,
@@ -274,4 +275,4 @@ def _rank(cell: Cell) -> tuple[Any, ...]:
 
 def _equals(remat: str, moments: str, seconds: float) -> tuple[Any, ...]:
     """Seconds to three digits, then costs that no bound counts: transfers to the host, then rounded moments."""
-    return float(f"{seconds:.3g}"), remat == "offload", moments != "float32"
+    return float(f"{seconds:.3g}"), remat == "offload" or HOST in remat, moments != "float32"
