@@ -81,6 +81,8 @@ def attention(
     attend = functools.partial(_attend, parts=parts, window=window, on_cpu=on_cpu)
     grouped = q.reshape(rows, length, kv_heads, heads // kv_heads, head_dim)
     if blocks == 1:
+        # CPUs take longer to store and load a score than to compute it.
+        attend = jax.checkpoint(attend, prevent_cse=False) if on_cpu and not past else attend
         out = attend((grouped, slots))
     else:
         out = jax.lax.map(jax.checkpoint(attend), (split(grouped), Slots(*map(split, slots))))
@@ -94,7 +96,12 @@ def _attend(block: tuple[Array, Slots], *, parts: Sequence[Keys], window: int | 
 
     def masked(part: Keys) -> Array:
         k = part.k.astype(q.dtype)
-        scores = _scores_of_one(q, k) if one_on_cpu else _einsum("bqkgh,bskh->bkgqs", q, k)
+        if one_on_cpu:
+            scores = _scores_of_one(q, k)
+        elif on_cpu:  # queries in the order of the scores, which XLA would transpose instead
+            scores = _einsum("bkgqh,bskh->bkgqs", q.transpose(0, 2, 3, 1, 4), k)
+        else:
+            scores = _einsum("bqkgh,bskh->bkgqs", q, k)
         scores = scaled(scores, part.k_scale)
         mask = visible(slots, part.slots, window)[:, None, None]
         return jnp.where(mask, scores * jnp.float32(q.shape[-1] ** -0.5), jnp.finfo(jnp.float32).min)
@@ -106,6 +113,8 @@ def _attend(block: tuple[Array, Slots], *, parts: Sequence[Keys], window: int | 
     if len(parts) == 1:
         v = parts[0].v
         weights = jax.nn.softmax(masked(parts[0]), axis=-1).astype(v.dtype)
+        if on_cpu:
+            return jnp.einsum("bkgqs,bskh->bkgqh", weights, v).transpose(0, 3, 1, 2, 4)
         return jnp.einsum("bkgqs,bskh->bqkgh", weights, v)
     # Not one array of all keys: it would be a copy of the cache.
     weights = jax.nn.softmax(jnp.concatenate([masked(part) for part in parts], axis=-1), axis=-1)

@@ -54,6 +54,16 @@ class Compute:
     place: Placement = NOWHERE
     kernel: Kernel | None = None  # how attention is computed; None: the rule in plain JAX
 
+    def long_rows(self, x: Array) -> Array:
+        """[B, L, D] as XLA's CPU backend multiplies it best: rows of a device end to end, [shards, B * L / shards, D].
+
+        Gradients of weights sum over rows and slots, and with one row XLA need not transpose activations for that.
+        """
+        shards = self.place.shards("batch")
+        if self.place.platform != "cpu" or self.place.shards("length") > 1 or x.shape[0] % shards:
+            return x
+        return x.reshape(shards, -1, x.shape[-1])
+
 
 class Attention(nnx.Module):
     """Weights of all layers on a leading axis; called on one layer's slice."""
@@ -69,9 +79,11 @@ class Attention(nnx.Module):
         self, x: Array, slots: Slots, config: ModelConfig, compute: Compute, past: Sequence[Keys] = ()
     ) -> tuple[Array, Keys]:
         """The output [B, L, D], and keys and values of these slots. They see those of `past` too."""
+        long = compute.long_rows(x)
 
         def heads(weight: nnx.Param, axis: str) -> Array:
-            projected = jnp.einsum("bld,dnh->blnh", x, weight[...].astype(x.dtype))
+            projected = jnp.einsum("bld,dnh->blnh", long, weight[...].astype(x.dtype))
+            projected = projected.reshape(*x.shape[:2], *projected.shape[2:])
             return compute.place.constrain(projected, ("batch", "length", axis, "head_dim"))
 
         with jax.named_scope("attention"):
@@ -80,7 +92,7 @@ class Attention(nnx.Module):
             v = checkpoint_name(heads(self.v, "kv_heads"), "value")
             window, kernel = config.sliding_window, compute.kernel
             if kernel is None and not past and suits(x.shape[1], compute.place):
-                out = blockwise(q, k, v, slots, window=window)
+                out = checkpoint_name(blockwise(q, k, v, slots, window=window), "attention")
             elif kernel is None or past:
                 shards = compute.place.shards("batch", "kv_heads")
                 on_cpu = compute.place.platform == "cpu"
@@ -89,6 +101,7 @@ class Attention(nnx.Module):
             else:
                 out = kernel(q, k, v, slots, window=window, place=compute.place)
             out = compute.place.constrain(out, ("batch", "length", "q_heads", "head_dim"))
+            out = out.reshape(*long.shape[:2], *out.shape[2:])
             projected = jnp.einsum("blnh,nhd->bld", out, self.o[...].astype(x.dtype))
             return checkpoint_name(projected, "projection"), Keys(k, v, slots)
 
@@ -106,7 +119,7 @@ class MLP(nnx.Module):
         with jax.named_scope("mlp"):
             gate = checkpoint_name(jnp.einsum("bld,df->blf", x, self.gate[...].astype(x.dtype)), "gate")
             up = checkpoint_name(jnp.einsum("bld,df->blf", x, self.up[...].astype(x.dtype)), "up")
-            hidden = compute.place.constrain(jax.nn.silu(gate) * up, ("batch", "length", "mlp"))
+            hidden = compute.place.constrain(gated(gate, up), ("batch", "length", "mlp"))
             return jnp.einsum("blf,fd->bld", hidden, self.down[...].astype(x.dtype))
 
 
@@ -125,8 +138,9 @@ class Block(nnx.Module):
         """As `Attention`."""
         h = rms_norm(x, self.attention_norm[...], config.rms_norm_eps)
         h, keys = self.attention(h, slots, config, compute, past)
-        x = x + h
-        x = x + self.mlp(rms_norm(x, self.mlp_norm[...], config.rms_norm_eps), compute)
+        x = x + h.reshape(x.shape)
+        h = rms_norm(x, self.mlp_norm[...], config.rms_norm_eps)
+        x = x + self.mlp(compute.long_rows(h), compute).reshape(x.shape)
         return compute.place.constrain(x, ("batch", "length", None)), keys
 
 
@@ -200,6 +214,13 @@ class Declare:
         return nnx.Param(value, axes=tuple(axes.split()))
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)  # keeps its inputs alone: the rest is cheap to compute again
+def gated(gate: Float[Array, "B L F"], up: Float[Array, "B L F"]) -> Float[Array, "B L F"]:
+    """SwiGLU's product (Shazeer 2020)."""
+    return jax.nn.silu(gate) * up
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
     """x / rms(x) * scale, in float32, returned in x's dtype (Zhang & Sennrich 2019)."""
     y = x.astype(jnp.float32)

@@ -96,7 +96,7 @@ def simulate_devices(count: int) -> None:
     """
     import jax
 
-    _keep_freed_memory()
+    keep_freed_memory()
     flags = os.environ.get("XLA_FLAGS", "")
     if "--xla_cpu_collective_call_terminate_timeout_seconds" not in flags:
         # Many simulated devices share few cores: a slow peer is late, not lost.
@@ -146,7 +146,7 @@ def _keep_stdout_for_python() -> None:
     os.close(nobody)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Has glibc keep freed memory for the next allocation, in one heap for all threads.
 
     XLA's CPU devices ask for their temporary buffers anew at every step. By default the kernel maps and zeroes them

@@ -158,8 +158,10 @@ class Placement:
         return 1 if self.mesh is None else math.prod(shards(self.mesh, self.rules, axis) for axis in axes)
 
     def names(self, *axes: str) -> tuple[str, ...]:
-        """The mesh axes of logical axes, for collectives inside `map`. Empty without a mesh."""
-        return () if self.mesh is None else tuple(name for axis in axes for name in self.rules.get(axis, ()))
+        """The mesh axes of logical axes with more than one device, for collectives inside `map`."""
+        if self.mesh is None:
+            return ()
+        return tuple(name for axis in axes for name in self.rules.get(axis, ()) if self.mesh.shape[name] > 1)
 
     def map(self, f: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
         """`f`, run on every device on its own shards (`jax.shard_map`). `f` does its own collectives.

@@ -20,6 +20,7 @@ from janus_jax.model.kernels.choice import counts
 from janus_jax.model.mistral import Params, init_params, param_specs
 from janus_jax.model.remat import INPUT, TENSORS, kept
 from janus_jax.objectives import Objective, build_objective
+from janus_jax.parallel import environment
 from janus_jax.parallel import mesh as meshes
 from janus_jax.parallel.host_memory import require_host_memory
 from janus_jax.storage import staging
@@ -172,6 +173,8 @@ def prepare(config: RunConfig, past: Past | None = None) -> Setup:
     samples = open_sample_prompts(config, model, dataset)
 
     mesh = meshes.build_mesh(config.mesh.shape)
+    if meshes.Placement(mesh).platform == "cpu":
+        environment.keep_freed_memory()
     rules = meshes.merge_rules(config.sharding)
     loader, eval_loader = _loaders(config, dataset, held_out, mesh, rules, objective)
     course = course_of(config, loader, past)

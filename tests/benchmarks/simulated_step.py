@@ -24,7 +24,7 @@ def measure(keep: bool, data: Path) -> float:
     from janus_jax.parallel import environment, processes
 
     if not keep:
-        environment._keep_freed_memory = lambda: None
+        environment.keep_freed_memory = lambda: None
     processes.start(processes.RuntimeOptions(devices=8))
     import jax
 
@@ -32,7 +32,7 @@ def measure(keep: bool, data: Path) -> float:
     from janus_jax.training.setup import prepare
 
     changes = ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", f"data.dir={data}"]
-    setup = prepare(load_config(ROOT / "janus_jax" / "demo" / "sft.yaml", changes))
+    setup = prepare(load_config(ROOT / "janus_jax" / "cli" / "demo" / "sft.yaml", changes))
     state, step = setup.program.init(setup.initial_params("float32")), setup.program.train
     seconds = []
     for loaded in setup.loader.batches(steps=STEPS + 1):
