@@ -98,6 +98,7 @@ def test_a_coordinator_without_a_port_has_the_one_that_firewalls_leave_open():
 
 def test_build_gets_one_source_or_one_for_each_split(janus, tmp_path):
     from janus_jax.data.build.derive import Derivation
+    from janus_jax.data.build.ratings import Ratings
 
     out = tmp_path / "out"
     with (
@@ -113,6 +114,7 @@ def test_build_gets_one_source_or_one_for_each_split(janus, tmp_path):
             "boundary": "separate",
             "skip_bad": False,
             "derive": None,
+            "ratings": Ratings(),
             "dedupe": False,
             "validation_fraction": None,
             "validation_seed": 0,
