@@ -137,6 +137,13 @@ def plan(
     if os.path.isdir(config):
         raise ConfigError(f"{config}: is a directory; allowed: a YAML file, or with --generate a model")
     loaded = load(config, overrides)
+    if search_remat is not None:
+        alone = {"--sweep": sweep, "--explain": explain, "--dump-hlo": dump_hlo, "--measured": (measured or [None])[0]}
+        for name, value in alone.items():
+            if value is not None:
+                raise ConfigError(f"{name} {value}: not allowed with --search-remat")
+        _search_remat(loaded, topology, slices, chips, search_remat, json, png)
+        return
     if explain is not None and sweep is not None:
         raise ConfigError("--sweep, --explain: allowed: only one of them")
     if measured and (explain is not None or sweep is not None):
@@ -145,13 +152,6 @@ def plan(
         from janus_jax.planning.report.explain import explain_parameters
 
         print(explain_parameters(loaded, topology, explain, num_slices=slices))
-        return
-    if search_remat is not None:
-        alone = {"--sweep": sweep, "--explain": explain, "--dump-hlo": dump_hlo, "--measured": (measured or [None])[0]}
-        for name, value in alone.items():
-            if value is not None:
-                raise ConfigError(f"{name} {value}: not allowed with --search-remat")
-        _search_remat(loaded, topology, slices, chips, search_remat, json, png)
         return
     if sweep is not None:
         if dump_hlo is not None:
@@ -259,14 +259,13 @@ def _search_remat(
     searching = partial(most_kept, config, topology, slices, chips=chips, tries=tries, report=report)
     found = interruptibly(searching)
     if found is None:
-        print(
-            f"none that was compiled fits {topology}; janus plan without --search-remat says what does"
-        )
+        print(f"none that was compiled fits {topology}; janus plan without --search-remat says what does")
         raise typer.Exit(DOES_NOT_FIT)
-    memory, repeated = found.plan.memory, f"{found.choice.repeated:.0%} of the forward pass"
+    memory: Any = found.plan.memory
     print(f"remat={as_text(found.choice.remat)}")
     print(f"  {memory.needed / 2**30:.2f} GiB of {memory.usable / 2**30:.2f} GiB on each device of {topology}")
-    print(f"  the backward pass recomputes {repeated}; with remat=full {found.full.repeated:.0%}")
+    most = f"{found.full.repeated:.0%} with remat=full"
+    print(f"  the backward pass recomputes {found.choice.repeated:.0%} of the forward pass, {most}")
     if json is not None:
         from janus_jax.storage.local import write_json
 
