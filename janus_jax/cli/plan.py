@@ -72,6 +72,12 @@ def plan(
             min=1, metavar="N", help="Search meshes, microbatches, remat and moments; compile the N best estimates."
         ),
     ] = None,
+    search_remat: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Find the remat list that fits and recomputes least; compile up to N of them."
+        ),
+    ] = None,
     generate: Annotated[
         bool, typer.Option("--generate", help="Plan generation instead: memory, and the bound in tokens/s.")
     ] = False,
@@ -117,6 +123,7 @@ def plan(
         "--dump-hlo": dump_hlo,
         "--explain": explain,
         "--sweep": sweep,
+        "--search-remat": search_remat,
         "--measured": (measured or [None])[0],
     }
     for name, value in (of_training if generate else of_generation).items():
@@ -130,6 +137,13 @@ def plan(
     if os.path.isdir(config):
         raise ConfigError(f"{config}: is a directory; allowed: a YAML file, or with --generate a model")
     loaded = load(config, overrides)
+    if search_remat is not None:
+        alone = {"--sweep": sweep, "--explain": explain, "--dump-hlo": dump_hlo, "--measured": (measured or [None])[0]}
+        for name, value in alone.items():
+            if value is not None:
+                raise ConfigError(f"{name} {value}: not allowed with --search-remat")
+        _search_remat(loaded, topology, slices, chips, search_remat, json, png)
+        return
     if explain is not None and sweep is not None:
         raise ConfigError("--sweep, --explain: allowed: only one of them")
     if measured and (explain is not None or sweep is not None):
@@ -231,6 +245,36 @@ def _suggest(config: Any, topology: str, slices: int, chips: Path | None, tries:
     if not any_fits:
         more = f"--tries {2 * tries}, " if tried >= tries else ""
         print(f"  none: compiled {tried} changes; try {more}a larger slice or shorter rows")
+
+
+def _search_remat(
+    config: Any, topology: str, slices: int, chips: Path | None, tries: int, json: Path | None, png: Path | None
+) -> None:
+    from janus_jax.model.remat import as_text
+    from janus_jax.planning.search.keep import most_kept
+
+    def report(choice: Any, fits: bool) -> None:
+        print(f"{'fits' if fits else 'does not fit'}: remat={as_text(choice.remat)}", file=sys.stderr, flush=True)
+
+    searching = partial(most_kept, config, topology, slices, chips=chips, tries=tries, report=report)
+    found = interruptibly(searching)
+    if found is None:
+        print(f"none that was compiled fits {topology}; janus plan without --search-remat says what does")
+        raise typer.Exit(DOES_NOT_FIT)
+    memory: Any = found.plan.memory
+    print(f"remat={as_text(found.choice.remat)}")
+    print(f"  {memory.needed / 2**30:.2f} GiB of {memory.usable / 2**30:.2f} GiB on each device of {topology}")
+    most = f"{found.full.repeated:.0%} with remat=full"
+    print(f"  the backward pass recomputes {found.choice.repeated:.0%} of the forward pass, {most}")
+    if json is not None:
+        from janus_jax.storage.local import write_json
+
+        write_json(json, found.plan.to_json())
+    if png is not None:
+        from janus_jax.planning.report.picture import picture
+
+        picture(found.plan, png)
+    _print_written(json, png)
 
 
 def _sweep(

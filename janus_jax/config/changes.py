@@ -32,4 +32,10 @@ def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 def overrides(changes: Mapping[str, Any]) -> list[str]:
     """The changes as arguments of a command line."""
-    return [f"{key}={'null' if value is None else value}" for key, value in changes.items()]
+    return [f"{key}={_written(value)}" for key, value in changes.items()]
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_written, value))}]"
+    return "null" if value is None else str(value)

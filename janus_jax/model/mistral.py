@@ -141,7 +141,7 @@ class Block(nnx.Module):
         x = x + h.reshape(x.shape)
         h = rms_norm(x, self.mlp_norm[...], config.rms_norm_eps)
         x = x + self.mlp(compute.long_rows(h), compute).reshape(x.shape)
-        return compute.place.constrain(x, ("batch", "length", None)), keys
+        return x, keys
 
 
 class Mistral(nnx.Module):
@@ -165,8 +165,12 @@ class Mistral(nnx.Module):
             x = embed(self.embedding[...], tokens, dtype=compute.dtype, place=compute.place)
         block, weights = nnx.split(self.layers)
 
+        # Whole on all devices that share a row, blocks' inputs would take as many times the memory.
+        width = "mlp" if self.config.hidden_size % compute.place.shards("mlp") == 0 else None
+
         def one(layer: nnx.State, x: Array, slots: Slots) -> Array:
-            return nnx.merge(block, layer)(checkpoint_name(x, INPUT), slots, self.config, compute)[0]
+            x, _ = nnx.merge(block, layer)(checkpoint_name(x, INPUT), slots, self.config, compute)
+            return compute.place.constrain(x, ("batch", "length", width))
 
         accumulator = None if sums is None else _filled(weights, sums)
         x = rematerialized(one, weights, x, slots, policy=policy(compute.remat), accumulator=accumulator)
@@ -187,7 +191,7 @@ class Mistral(nnx.Module):
 
         def body(x: Array, layer: tuple[nnx.State, Any]) -> tuple[Array, tuple[Array, Array]]:
             x, keys = nnx.merge(block, layer[0])(x, slots, self.config, compute, keys_of(layer[1]))
-            return x, (keys.k, keys.v)
+            return compute.place.constrain(x, ("batch", "length", None)), (keys.k, keys.v)
 
         x, keys = jax.lax.scan(body, x, (weights, past))
         return rms_norm(x, self.final_norm[...], self.config.rms_norm_eps), keys

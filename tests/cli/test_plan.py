@@ -10,6 +10,8 @@ from unittest import mock
 
 import pytest
 
+from janus_jax.planning.search.estimate import Choice
+from janus_jax.planning.search.keep import Found
 from janus_jax.planning.search.suggest import Suggestion
 from janus_jax.planning.search.sweep import Cell
 from tests.support.plans import example_plan
@@ -39,6 +41,20 @@ def test_what_does_not_fit_exits_with_3_and_is_written_all_the_same(janus, small
     assert (code, err) == (3, "") and out.startswith("DOES NOT FIT 2 x v5litepod-16: too much\n")
     written = json.loads((tmp_path / "plan.json").read_text(), parse_constant=pytest.fail)
     assert not written["fits"] and written["bound"]["dcn_s"] is None
+
+
+def test_the_search_for_remat_prints_the_change_to_make(janus, small, tmp_path):
+    full, chosen = Choice("full", 1, 0.9), Choice(("attention", "up"), 2, 0.4)
+    with mock.patch("janus_jax.planning.search.keep.most_kept", autospec=True) as search:
+        search.return_value = Found(chosen, example_plan(), full)
+        options = ("plan", small, "--topology", "v4-8", "--search-remat", 2)
+        code, out, _ = janus(*options, "--json", "plan.json")
+        assert code == 0 and out.startswith("remat=[attention,up]\n") and (tmp_path / "plan.json").is_file()
+        assert "recomputes 40% of the forward pass, 90% with remat=full" in out
+        search.return_value = None
+        assert janus(*options)[0] == 3
+        code, _, err = janus(*options, "--explain", "embedding")
+        assert code == 2 and "--explain embedding: not allowed with --search-remat" in err
 
 
 def test_what_would_fit_is_said_as_it_is_found(janus, small):

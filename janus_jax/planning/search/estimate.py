@@ -5,6 +5,7 @@ divided by `MARGIN` is more than a device has.
 """
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -15,9 +16,9 @@ from janus_jax.batch import row_bytes
 from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError
 from janus_jax.model.mistral import param_specs
-from janus_jax.model.remat import INPUT, TENSORS, Remat, kept
+from janus_jax.model.remat import INPUT, TENSORS, Remat, in_order, kept
 from janus_jax.parallel import mesh as meshes
-from janus_jax.planning.bounds import shards_by_axis, step_bound
+from janus_jax.planning.bounds import shards_by_axis, step_bound, workload
 from janus_jax.planning.chips import roofline
 from janus_jax.planning.chips.slices import Chip, Slice, load_chips
 from janus_jax.planning.inputs import Inputs, check_rows, find_inputs, online_reference
@@ -70,6 +71,42 @@ def estimate(
         bound=None if chip is None else _bound(config, share, target, num_slices, chip),
         rows_per_device=share.rows,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Tensors to keep, what they cost and what they save."""
+
+    remat: Remat
+    bytes: int  # of a device, as in `Estimate`
+    repeated: float  # operations of the backward pass that repeat the forward pass, as a share of the forward pass
+
+
+def choices_of_kept(
+    config: RunConfig, target: Slice, num_slices: int = 1, *, inputs: Inputs | None = None
+) -> list[Choice]:
+    """What to keep of each block in the memory of devices, by estimate: each choice repeats less than all that need no
+    more bytes than it. Least memory first; the first is `full`.
+
+    Raises:
+        ConfigError, DataError, ConversionError: as `estimate`.
+    """
+    share = _DeviceShare.of(config, target.devices * num_slices, inputs)
+    work = workload(config, share.inputs)
+    reference = share.whole * share.compute if online_reference(config, share.inputs) else 0
+    held = share.arguments(jnp.dtype(config.optimizer.moments).itemsize) + reference
+    once = roofline.forward_flops(work).total
+    every, counts = list[Choice](), range(len(TENSORS) + 1)
+    for names in itertools.chain.from_iterable(itertools.combinations(TENSORS, count) for count in counts):
+        remat = in_order(names)
+        flops = roofline.training_flops(dataclasses.replace(work, recompute=roofline.recompute(remat)))
+        needed = round(held + share.temporaries(remat, update_by_parts=target.is_gpu))
+        every.append(Choice(remat, needed, flops.recomputed / once))
+    best = list[Choice]()
+    for choice in sorted(every, key=lambda choice: (choice.bytes, choice.repeated)):
+        if not best or choice.repeated < best[-1].repeated:
+            best.append(choice)
+    return best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +202,9 @@ class _DeviceShare:
 
     def _width(self, name: str) -> float:
         """Elements of a token in a tensor of one block."""
-        if name == INPUT:
-            return self.inputs.model.hidden_size
+        if name == INPUT:  # split like the feed-forward layer, if it can be
+            width, parts = self.inputs.model.hidden_size, self.shards["mlp"]
+            return width / (parts if width % parts == 0 else 1)
         tensor = TENSORS[name]
         sums = 4 * self.inputs.model.num_heads / self.compute if name == "attention" else 0  # of the softmax, float32
         return (tensor.width(self.inputs.model) + sums) / (self.shards[tensor.axis] if tensor.axis else 1)

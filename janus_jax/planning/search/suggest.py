@@ -169,7 +169,7 @@ def single_changes(config: RunConfig, target: Slice, num_slices: int, inputs: In
     """Changes of one key (a mesh counts as one) that need not suit training or each other."""
     if config.reference.mode == "online":
         yield Change("reference", {"reference.mode": "precompute"})
-    if config.remat in ("none", "dots"):
+    if config.remat not in ("full", "offload"):
         yield Change("remat", {"remat": "full"})
     devices = target.devices * num_slices
     current = _mesh_sizes(config, devices)

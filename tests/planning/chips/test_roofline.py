@@ -24,6 +24,7 @@ from janus_jax.planning.chips.roofline import (
     keys_per_query,
     parameters,
     recompute,
+    repeated_projections,
     training_flops,
     training_hbm_traffic,
 )
@@ -139,10 +140,11 @@ def test_what_a_policy_keeps_of_a_layer_is_what_jax_keeps(kind):
 @pytest.mark.parametrize("kind", ["forward", "none", "dots", "full", "offload"])
 def test_a_layer_costs_what_xla_counts(kind):
     """One layer, unrolled. Its attention fits one block: the mask leaves nothing out and nothing is recomputed. XLA
-    also counts elementwise work, under 4 % at this width."""
+    also counts elementwise work, under 4 % at this width. In one layer it sees that scores of kept queries and keys are
+    those of the forward pass; in a loop over layers it cannot."""
     rows, length = 2, 256
     recompute = dataclasses.replace(REMAT["none"] if kind == "forward" else REMAT[kind], head=0)
-    recompute = dataclasses.replace(recompute, scores=recompute.scores - 1)
+    recompute = dataclasses.replace(recompute, scores=recompute.scores - (2 if kind == "dots" else 1))
     layer, (weights, x, at) = layer_of(kind, rows, length)
 
     def loss(weights, x, at):
@@ -154,6 +156,7 @@ def test_a_layer_costs_what_xla_counts(kind):
     whole = dataclasses.replace(once, scores=once.scores * length / work.keys, values=once.values * length / work.keys)
     expected = dataclasses.replace(whole, head=0).total
     if kind != "forward":
+        recompute = dataclasses.replace(recompute, projections=repeated_projections(LAYER, recompute))
         expected = 3 * expected + sum(flops * getattr(recompute, part) for part, flops in vars(whole).items())
     assert expected <= counted <= 1.04 * expected
 
