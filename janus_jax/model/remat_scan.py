@@ -7,8 +7,8 @@ weights, reads one layer's, and writes its gradient over them; XLA does so in on
 are a copy in the compute dtype that ends with the backward pass, so nothing is lost.
 
 Several microbatches share their weights, so gradients cannot be written over them. There the loop carries the sums of
-the gradients so far, and adds each layer's to its own: no more than one layer's gradient is in memory. Nor is there a
-copy of all weights in the compute dtype: each layer is narrowed when it runs.
+the gradients so far, and adds each layer's to its own: no more than one layer's gradient is in memory. Each layer is
+narrowed to the compute dtype where it runs; the TPU compiler narrows all of them before the loop, and keeps that copy.
 
 What else the backward pass reads of the forward pass is each layer's input, or what a policy of JAX keeps.
 """
