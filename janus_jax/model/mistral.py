@@ -119,7 +119,7 @@ class MLP(nnx.Module):
         with jax.named_scope("mlp"):
             gate = checkpoint_name(jnp.einsum("bld,df->blf", x, self.gate[...].astype(x.dtype)), "gate")
             up = checkpoint_name(jnp.einsum("bld,df->blf", x, self.up[...].astype(x.dtype)), "up")
-            hidden = compute.place.constrain(gated(gate, up), ("batch", "length", "mlp"))
+            hidden = compute.place.constrain(jax.nn.silu(gate) * up, ("batch", "length", "mlp"))
             return jnp.einsum("blf,fd->bld", hidden, self.down[...].astype(x.dtype))
 
 
@@ -218,13 +218,6 @@ class Declare:
         return nnx.Param(value, axes=tuple(axes.split()))
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)  # keeps its inputs alone: the rest is cheap to compute again
-def gated(gate: Float[Array, "B L F"], up: Float[Array, "B L F"]) -> Float[Array, "B L F"]:
-    """SwiGLU's product (Shazeer 2020)."""
-    return jax.nn.silu(gate) * up
-
-
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
     """x / rms(x) * scale, in float32, returned in x's dtype (Zhang & Sennrich 2019)."""
     y = x.astype(jnp.float32)

@@ -45,8 +45,8 @@ def test_recomputing_blocks_is_the_cheapest():
 def test_fewer_rows_at_a_time_come_before_another_optimizer():
     config = recipe("sft_65k", "batch.rows=64", "batch.microbatches=1")  # 4 rows a chip
     one, *others = found(config)
-    assert one.changes == ("batch.microbatches=4",)  # 2 rows fit alone, and not with the sum of gradients
-    assert "the same mathematics" in one.cost and "4 times per step instead of 1" in one.cost
+    assert one.changes == ("batch.microbatches=2",)
+    assert "the same mathematics" in one.cost and "2 times per step instead of 1" in one.cost
     for each in others:
         assert not any(change.startswith("batch.microbatches") for change in each.changes)
 
@@ -60,12 +60,12 @@ def test_overrides_give_what_was_compiled():
 def test_two_changes_where_none_alone_is_enough():
     config = recipe("sft_65k", "remat=none", "batch.rows=128", "batch.microbatches=1")
     suggested = found(config)
-    assert suggested and suggested[0].changes == ("remat=full", "batch.microbatches=8")
+    assert suggested and suggested[0].changes == ("remat=full", "batch.microbatches=4")
     assert "; " in suggested[0].cost
 
 
 def test_three_changes_where_no_two_are_enough():
-    suggested = found(recipe(), "v5litepod-8", tries=40)
+    suggested = found(recipe(), "v5litepod-8", planner=Planner(worse=1.12), tries=40)
     assert [each.changes for each in suggested] == [
         ("optimizer.moments=bfloat16", "mesh.fsdp=2", "mesh.tensor=4", "batch.microbatches=16")
     ]
