@@ -66,6 +66,7 @@ from janus_jax.training.same_tokenizer import notes, unused_rows
 from janus_jax.training.samples import Sample
 from janus_jax.training.setup import Setup, prepare
 from janus_jax.training.speed import mfu_per_rate
+from janus_jax.training.transfers import WithoutTransfers
 
 _LESS_MEMORY = "set remat=full, more batch.microbatches or a mesh that splits more (janus plan tells what fits)"
 
@@ -186,7 +187,7 @@ def _train(
 
 def _loop(run: Run, hooks: Sequence[Hook], batches: Iterator[LoadedBatch], stop: int) -> None:
     """Trains until step `stop`, an early stop, or a notice (raises Stop)."""
-    step = None
+    step, without_transfers = None, WithoutTransfers(say)
     try:
         if stop:
             for hook in hooks:
@@ -199,10 +200,9 @@ def _loop(run: Run, hooks: Sequence[Hook], batches: Iterator[LoadedBatch], stop:
                 loaded = next(batches)
             run.notices.boundary()
             run.metrics.count(loaded.tokens, waited_s=time.perf_counter() - asked)
-            # A number that a step takes from the host each time is a slow-down that nobody sees: it is an error here.
-            guard = jax.transfer_guard("disallow") if run.fills else contextlib.nullcontext()
-            with run.phase("step" if run.fills else "compile"), guard:
-                run.state, scalars, totals = run.setup.program.train(run.state, run.reference.fill(loaded.batch))
+            with run.phase("step" if run.fills else "compile"):
+                batch = run.reference.fill(loaded.batch)
+                run.state, scalars, totals = without_transfers(run.setup.program.train, run.state, batch)
             run.step, run.position = run.step + 1, loaded.next_position
             step = Step(loaded, scalars, totals, first=not run.fills)
             run.fills.append(loaded.fill)

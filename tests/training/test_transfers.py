@@ -45,7 +45,7 @@ def test_steps_records_evaluation_and_saves_move_nothing_by_accident(data, tmp_p
     assert summary.step == 3 and summary.evaluation["examples"] > 0
 
 
-def test_a_step_that_reads_from_the_host_each_time_ends_the_run(data, tmp_path, monkeypatch):
+def test_a_step_that_reads_from_the_host_each_time_is_told_once(data, tmp_path, monkeypatch, capsys):
     plain = loop.prepare
 
     def prepared(*args):
@@ -55,5 +55,6 @@ def test_a_step_that_reads_from_the_host_each_time_ends_the_run(data, tmp_path, 
         return setup
 
     monkeypatch.setattr(loop, "prepare", prepared)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
-        train(config(data, tmp_path / "run", "sft"), writers=())
+    assert train(config(data, tmp_path / "run", "sft"), writers=()).step == 3
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).count("every step moves data from the host") == 1
