@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from janus_jax.cli import arguments
 from janus_jax.cli.outputs import require_writable, tell
 from janus_jax.errors import ConfigError
 
@@ -18,9 +17,19 @@ SynthesisFile = Annotated[
 ]
 
 
+Changes = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Changes to single keys, like budget.money=50 or out=runs/other. Values are YAML or text.",
+        show_default=False,
+    ),
+]
+
+
 def data_synthesize(
     file: SynthesisFile,
-    overrides: arguments.Overrides = None,
+    overrides: Changes = None,
     step: Annotated[StepName | None, typer.Option(help="Make only this step; those before it must be made.")] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Ask about so many instructions only; later more, or all.")

@@ -108,14 +108,14 @@ def sunburst(hierarchy: Hierarchy) -> Markup:
         for name, inner in subdimensions.items():
             begin = at
             for one in inner:
-                parts.append(_arc(2, at, at + unit, colour, 0.45, one.preference, f"{name}: {one.description}"))
+                parts.append(_arc(2, at, at + unit, colour, 0.25, one.preference, f"{name}: {one.description}"))
                 at += unit
             of = len(hierarchy.dimensions[dimension][name])
-            parts.append(_arc(1, begin, at, colour, 0.7, name, f"{dimension}, {of:,} preferences"))
-        parts.append(_arc(0, start, at, colour, 1.0, dimension.replace("_", " "), f"{len(subdimensions)} drawn"))
+            parts.append(_arc(1, begin, at, colour, 0.4, name, f"{dimension}, {of:,} preferences"))
+        parts.append(_arc(0, start, at, colour, 0.6, dimension.replace("_", " "), f"{len(subdimensions)} drawn"))
     size = _RADIUS[-1] + 10
     label = "Sunburst of dimensions, subdimensions and preferences"
-    inner = "".join(parts)
+    inner = f'<circle r="{_RADIUS[-1]}" fill="#fff"/>{"".join(parts)}'  # white also below a dark page
     return Markup(f'<svg viewBox="{-size} {-size} {2 * size} {2 * size}" role="img" aria-label="{label}">{inner}</svg>')
 
 
@@ -141,4 +141,4 @@ def _arc(ring: int, start: float, end: float, colour: str, opacity: float, name:
     x, y = radius * math.sin(middle), -radius * math.cos(middle)
     short = name if len(name) <= 18 else f"{name[:17]}\u2026"
     place = f'x="{x:.2f}" y="{y:.2f}" transform="rotate({turn:.1f} {x:.2f} {y:.2f})"'
-    return f'{shape}<text {place} text-anchor="middle" dominant-baseline="middle">{escape(short)}</text>'
+    return f'{shape}<text {place} text-anchor="middle" dominant-baseline="middle" fill="#111">{escape(short)}</text>'
