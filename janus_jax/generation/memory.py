@@ -15,6 +15,7 @@ from janus_jax.generation.requests import Request
 from janus_jax.generation.sizes import SLOTS_PER_CALL, TOKENS_PER_STEP, bucket, prompts_per_call, slots
 from janus_jax.model import head
 from janus_jax.model.attention import queries_per_block
+from janus_jax.model.blockwise import BLOCK, suits
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import param_specs
 from janus_jax.parallel.mesh import Placement
@@ -99,7 +100,8 @@ class Memory:
 
     def _scores(self, queries: int, keys: int, rows: int) -> int:
         """Attention scores in float32, before and after the mask, and their softmax."""
-        return 3 * 4 * rows * queries * keys * (self.config.num_heads // self.place.shards("kv_heads"))
+        copies = 2 if self.platform == "cpu" and queries > 1 else 3
+        return copies * 4 * rows * queries * keys * (self.config.num_heads // self.place.shards("kv_heads"))
 
     @property
     def _decode(self) -> int:
@@ -128,10 +130,12 @@ class Memory:
     def _forward(self, rows: int, length: int, tokens: int) -> int:
         """Of one layer that reads `tokens` in rows of `length`."""
         n, parts = self.config, self.place.shards("kv_heads")
-        block = queries_per_block(rows, length, n.num_heads // parts, length)
+        block, keys = queries_per_block(rows, length, n.num_heads // parts, length), length
+        if suits(length, self.place):
+            block = keys = BLOCK
         wide = 2 * n.hidden_size + 2 * n.intermediate_size // self.place.shards("mlp")
         wide += (n.num_heads + 2 * n.num_kv_heads) * n.head_dim // parts
-        return self._layer + self._scores(block, length, rows) + tokens * wide * self.dtype.itemsize
+        return self._layer + self._scores(block, keys, rows) + tokens * wide * self.dtype.itemsize
 
     @property
     def scoring(self) -> int:

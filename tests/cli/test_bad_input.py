@@ -46,7 +46,7 @@ def place(tmp_path_factory):
         "rows.jsonl": good,
         "cut.jsonl": good[:-12],
         "cut_pairs.jsonl": lines(PAIR_ROWS)[:-12],
-        "column.jsonl": good + lines([{"system": "", "prompt": "Why?", "response": "So."}]),
+        "column.jsonl": good + lines([{"system": "", "prompt": "Why?", "reply": "So."}]),
         "empty.jsonl": "",
         "blank.jsonl": lines([SFT_ROWS[0] | {"output": "  "}]),
         "number.jsonl": lines([SFT_ROWS[0] | {"prompt": 7}]),
@@ -121,7 +121,7 @@ BUILDS = [  # kind and source; what the line says
     ("rm", "parted.jsonl", "parted.jsonl:1: columns 'chosen' (str '\\n\\nHuman: chosen?"),
     ("dpo", "tie.jsonl", "tie.jsonl: no usable record; dropped: 1 tie (tie.jsonl:1)"),
     ("sft", "column.jsonl", "column.jsonl:3: column 'output' (or reference_answer) is missing; kind sft needs "
-     "prompt, output; found: system, prompt, response"),
+     "prompt, output; found: system, prompt, reply"),
     ("dpo", "rows.jsonl", "rows.jsonl:1: column 'chosen' (or chosen_response) is missing"),
     ("sft", "empty.jsonl", "empty.jsonl: is empty"),
     ("sft", "no_rows", "no_rows: holds no file of records; allowed: .jsonl, .ndjson or .json (also with .gz "
