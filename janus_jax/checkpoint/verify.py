@@ -42,10 +42,10 @@ def outputs(model: StoredModel, tokens: np.ndarray | None = None) -> "Outputs":
     Raises:
         ConversionError: a tensor cannot be read.
     """
-    found = Outputs(model.config, tokens)
+    made = Outputs(model.config, tokens)
     for entry, block in tensors(model):
-        found.add(entry, block)
-    return found
+        made.add(entry, block)
+    return made
 
 
 class Outputs:

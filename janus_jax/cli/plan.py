@@ -257,23 +257,23 @@ def _search_remat(
         print(f"{'fits' if fits else 'does not fit'}: remat={as_text(choice.remat)}", file=sys.stderr, flush=True)
 
     searching = partial(most_kept, config, topology, slices, chips=chips, tries=tries, report=report)
-    found = interruptibly(searching)
-    if found is None:
+    chosen = interruptibly(searching)
+    if chosen is None:
         print(f"none that was compiled fits {topology}; janus plan without --search-remat says what does")
         raise typer.Exit(DOES_NOT_FIT)
-    memory: Any = found.plan.memory
-    print(f"remat={as_text(found.choice.remat)}")
+    memory: Any = chosen.plan.memory
+    print(f"remat={as_text(chosen.choice.remat)}")
     print(f"  {memory.needed / 2**30:.2f} GiB of {memory.usable / 2**30:.2f} GiB on each device of {topology}")
-    most = f"{found.full.repeated:.0%} with remat=full"
-    print(f"  the backward pass recomputes {found.choice.repeated:.0%} of the forward pass, {most}")
+    most = f"{chosen.full.repeated:.0%} with remat=full"
+    print(f"  the backward pass recomputes {chosen.choice.repeated:.0%} of the forward pass, {most}")
     if json is not None:
         from janus_jax.storage.local import write_json
 
-        write_json(json, found.plan.to_json())
+        write_json(json, chosen.plan.to_json())
     if png is not None:
         from janus_jax.planning.report.picture import picture
 
-        picture(found.plan, png)
+        picture(chosen.plan, png)
     _print_written(json, png)
 
 

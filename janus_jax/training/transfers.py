@@ -1,6 +1,5 @@
 """A step reads nothing from the host but its batch: an implicit transfer is a wait that nobody sees."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,12 +18,12 @@ class WithoutTransfers:
     """
 
     def __init__(self, say: Callable[[str], None]):
-        self._say, self._unseen = say, 1.0
+        self._say, self._traced, self._told = say, False, False
 
     def __call__(self, step: Callable[..., Any], *args: Any) -> Any:
         """`step(*args)`. What JAX refuses has not begun, so it can be called again."""
-        if self._unseen:
-            self._unseen -= 1
+        if self._told or not self._traced:
+            self._traced = True
             return step(*args)
         try:
             with jax.transfer_guard("disallow"):
@@ -33,5 +32,5 @@ class WithoutTransfers:
             if "Disallowed" not in str(error):
                 raise
             self._say(f"every step moves data from the host, which slows the run down: {first_line(error)}")
-            self._unseen = math.inf  # from now on
+            self._told = True
         return step(*args)

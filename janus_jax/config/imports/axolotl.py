@@ -3,10 +3,10 @@
 import re
 
 from janus_jax.config.imports import axolotl_keys as keys
-from janus_jax.config.imports import common
+from janus_jax.config.imports import training_keys
 from janus_jax.config.imports.axolotl_data import datasets
-from janus_jax.config.imports.common import Batch
 from janus_jax.config.imports.ledger import Ledger, shown
+from janus_jax.config.imports.training_keys import Batch
 from janus_jax.errors import ConfigError
 
 OBJECTIVES = {None: "sft", "dpo": "dpo", "ipo": "dpo", "orpo": "orpo", "simpo": "simpo"}
@@ -35,7 +35,7 @@ def convert(ledger: Ledger, devices: int | None, name: str) -> str:
     pairs = objective != "sft"
     folder = ledger.get("output_dir")
     ledger.carry("output_dir", "run.dir", folder if isinstance(folder, str) else f"runs/{name}")
-    common.start(ledger, "base_model")
+    training_keys.start(ledger, "base_model")
     _names(ledger)
     length = ledger.whole("sequence_len", 512, low=1)
     _batch(ledger, devices, length, pairs)
@@ -46,9 +46,9 @@ def convert(ledger: Ledger, devices: int | None, name: str) -> str:
     ledger.carry("excess_length_strategy", "batch.overlong", _OVERLONG[overlong])
     _loss(ledger, objective)
     _rates(ledger)
-    common.optimizer(ledger, "optimizer", "adamw_torch_fused")
-    common.plain_numbers(ledger, _NUMBERS)
-    common.clipping(ledger, "max_grad_norm")
+    training_keys.optimizer(ledger, "optimizer", "adamw_torch_fused")
+    training_keys.plain_numbers(ledger, _NUMBERS)
+    training_keys.clipping(ledger, "max_grad_norm")
     _precision(ledger)
     if ledger.equal and objective in ("sft", "orpo"):  # their parts hold unequal numbers of tokens
         ledger.write("compat.token_mean", "per_microbatch")
@@ -56,7 +56,7 @@ def convert(ledger: Ledger, devices: int | None, name: str) -> str:
     datasets(ledger, objective, name)
     detail = "not supported" if ledger.on("adapter") else "ignored"
     for key in [one for first in keys.LORA_DETAILS.split() for one in ledger.under(first)]:
-        ledger.judge(key, detail, note=common.LORA if ledger.on("adapter") else "no adapter is set")
+        ledger.judge(key, detail, note=training_keys.LORA if ledger.on("adapter") else "no adapter is set")
     ledger.unsupported(keys.UNSUPPORTED, keys.NEUTRAL)
     ledger.not_needed(keys.NOT_NEEDED | {"of another objective, optimizer or mode": keys.OF_OTHERS})
     ledger.rest(_known(), "ignores it")
@@ -120,10 +120,10 @@ def _batch(ledger: Ledger, devices: int | None, length: int, pairs: bool) -> Non
             text = "batch_size and gradient_accumulation_steps are both given; allowed: one of them"
             raise ConfigError(f"{ledger.file}: {text}, for the tool too")
         accumulation = max(1, ledger.whole("batch_size", low=1) // micro)
-    batch = Batch(micro, accumulation, common.replicas(ledger, devices, None, split))
+    batch = Batch(micro, accumulation, training_keys.replicas(ledger, devices, None, split))
     in_rows = ledger.on("sample_packing") and not pairs
     names = ("micro_batch_size", "gradient_accumulation_steps", "batch_size")
-    common.write_batch(ledger, batch, names, in_rows=in_rows, length=length, pairs=pairs)
+    training_keys.write_batch(ledger, batch, names, in_rows=in_rows, length=length, pairs=pairs)
     if ledger.on("sample_packing") and pairs:
         ledger.judge("sample_packing", "ignored", note="the tool packs no pairs; here they are always packed")
     ledger.judge("sample_packing", "kept", f"batch.{'rows' if in_rows else 'examples'}", "rows are always packed here")
@@ -207,11 +207,11 @@ def dpo_loss(ledger: Ledger, type_key: str, weights_key: str, smoothing_key: str
 
 
 def _rates(ledger: Ledger) -> None:
-    rate = common.learning(ledger, "learning_rate", 0.0)
+    rate = training_keys.learning(ledger, "learning_rate", 0.0)
     more = {}
     if ledger.given("cosine_min_lr_ratio"):
         more["min_lr_ratio"] = ledger.number("cosine_min_lr_ratio")
-    name = common.schedule(ledger, "lr_scheduler", "cosine", rate, kwargs_key="lr_scheduler_kwargs", more=more)
+    name = training_keys.schedule(ledger, "lr_scheduler", "cosine", rate, kwargs_key="lr_scheduler_kwargs", more=more)
     if name != "cosine" and more:
         ledger.config["schedule"].pop("min_rate_ratio", None)
         ledger.judge("cosine_min_lr_ratio", "ignored", note="of the schedule cosine alone")
@@ -222,15 +222,15 @@ def _rates(ledger: Ledger) -> None:
         ratio, note = 0.03, "the tool takes at most 100 steps and rounds down"
     elif steps == 1:
         steps, note = 2, "the tool takes 2 for 1"
-    common.warmup(ledger, name, "warmup_steps", "warmup_ratio", steps=steps, ratio=ratio, note=note)
-    common.length_of_run(ledger, "num_epochs", 1.0, "max_steps")
+    training_keys.warmup(ledger, name, "warmup_steps", "warmup_ratio", steps=steps, ratio=ratio, note=note)
+    training_keys.length_of_run(ledger, "num_epochs", 1.0, "max_steps")
 
 
 def _precision(ledger: Ledger) -> None:
     wide = ledger.on("bf16") or ledger.on("bfloat16")
     wide = wide or not any(ledger.given(key) for key in ("bf16", "bfloat16", "fp16", "float16", "float32"))
     names = ("bf16", "bfloat16", "float32")
-    common.weights_dtype(ledger, names, "bfloat16" if wide else "float32", rounded=wide)
+    training_keys.weights_dtype(ledger, names, "bfloat16" if wide else "float32", rounded=wide)
     recompute = ledger.get("gradient_checkpointing", False)
     kept = "offload" if recompute in ("offload", "offload_disk", "unsloth") else "full" if recompute else "none"
     ledger.carry("gradient_checkpointing", "remat", kept)

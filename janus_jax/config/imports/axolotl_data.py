@@ -5,7 +5,7 @@ import string
 from typing import Any
 
 from janus_jax.config.imports import axolotl_keys as keys
-from janus_jax.config.imports import common
+from janus_jax.config.imports import training_keys
 from janus_jax.config.imports.ledger import Ledger, shown
 
 _FORMATS = {
@@ -87,7 +87,7 @@ def _one(ledger: Ledger, prefix: str, objective: str, folder: str, more: str) ->
         ledger.judge(f"{prefix}.data_files", "approximated" if several else "kept", "--source", note)
     elif path is None:
         ledger.defects.append(f"{prefix}.path is empty")
-        path = common.BY_HAND
+        path = training_keys.BY_HAND
     ledger.judge(f"{prefix}.path", "approximated", folder, "built once, before training")
     ledger.judge(f"{prefix}.data_files", "approximated", "--source", "name the files in --source")
     split = str(ledger.get(f"{prefix}.split", "train"))
@@ -98,7 +98,7 @@ def _one(ledger: Ledger, prefix: str, objective: str, folder: str, more: str) ->
     if objective == "dpo" and ledger.equal:
         boundary = "joint"
         ledger.write("compat.token_boundary", boundary)
-    command = common.build_command(kind, str(path), folder, template=template, boundary=boundary, more=more)
+    command = training_keys.build_command(kind, str(path), folder, template=template, boundary=boundary, more=more)
     ledger.commands.append(command)
     _columns(ledger, prefix)
     below = {f"{prefix}.{key}": rule for key, rule in keys.DATASET_NEUTRAL.items()}
@@ -137,7 +137,7 @@ def _template(ledger: Ledger, prefix: str, objective: str) -> str | None:
     ledger.judge(f"{prefix}.conversation", "approximated", "--template", "the template of the conversation")
     known = parts[0] in keys.TYPES
     if template is None:
-        template = common.own_template(ledger, f"{type_key} = {kind}")
+        template = training_keys.own_template(ledger, f"{type_key} = {kind}")
     ledger.judge(type_key, "kept" if known and template != "plain" else "approximated", f"--template {template}")
     return template
 
@@ -159,7 +159,7 @@ def _chat_template(ledger: Ledger, prefix: str) -> str | None:
         )
         return None
     else:
-        template = common.own_template(ledger, f"{key} = {name}")
+        template = training_keys.own_template(ledger, f"{key} = {name}")
         ledger.judge(key, "approximated", "--template plain", "none of our templates")
     return template
 
@@ -192,8 +192,8 @@ def _of_formats(ledger: Ledger, type_key: str) -> str:
     if not prompt:
         turn = texts.get("no_input_format", texts.get("format", "{instruction} "))
         prompt = (system if ledger.under(f"{type_key}.system_format") else "") + turn
-    template = common.template_of(prompt) or common.own_template(ledger, shown(prompt))
-    ours = "kept" if template != "plain" or prompt in common.PROMPTS["plain"] else "approximated"
+    template = training_keys.template_of(prompt) or training_keys.own_template(ledger, shown(prompt))
+    ours = "kept" if template != "plain" or prompt in training_keys.PROMPTS["plain"] else "approximated"
     for name in ("system_format", "format", "no_input_format", "prompt_format"):
         ledger.judge(f"{type_key}.{name}", ours, f"--template {template}")
     end = "<|im_end|>" if template == "chatml" else ""
@@ -244,7 +244,7 @@ def _tests(ledger: Ledger, objective: str, name: str) -> None:
         ledger.write("data.eval_split", split)
         template = _template(ledger, "test_datasets[0]", objective)
         kind = {"simpo": "dpo"}.get(objective, objective)
-        ledger.commands.append(common.build_command(kind, str(path), folder, template=template))
+        ledger.commands.append(training_keys.build_command(kind, str(path), folder, template=template))
     for key in under:
         first = key.startswith("test_datasets[0]") and path
         ledger.judge(key, "approximated" if first else "not supported", "data.eval_dir", "" if first else "one is here")

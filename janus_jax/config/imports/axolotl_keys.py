@@ -1,6 +1,6 @@
 """The keys of axolotl 0.21 that need no computation, by what becomes of them."""
 
-from janus_jax.config.imports.common import ATTENTION, HUB, LOGGING, LORA, MESH, QUANTIZED, SPEED
+from janus_jax.config.imports.training_keys import ATTENTION, HUB, LOGGING, LORA, MESH, QUANTIZED, SPEED
 
 TOOL = "axolotl 0.21"
 

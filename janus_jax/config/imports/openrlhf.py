@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from janus_jax.config.imports import common
-from janus_jax.config.imports.common import ATTENTION, HUB, LOGGING, LORA, MESH, QUANTIZED, SPEED, Batch
+from janus_jax.config.imports import training_keys
 from janus_jax.config.imports.ledger import Ledger, shown
+from janus_jax.config.imports.training_keys import ATTENTION, HUB, LOGGING, LORA, MESH, QUANTIZED, SPEED, Batch
 from janus_jax.errors import ConfigError
 
 TOOL = "OpenRLHF"
@@ -112,14 +112,14 @@ def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str
     ledger.write("batch.overlong", "truncate")
     _loss(ledger, objective, version)
     _rates(ledger, rate, version, objective)
-    common.length_of_run(ledger, _at(ledger, "max_epochs"), epochs)
+    training_keys.length_of_run(ledger, _at(ledger, "max_epochs"), epochs)
     _optimizer(ledger)
     wide = ledger.given("bf16") or not old
     dtype = ledger.word(_at(ledger, "param_dtype"), "bf16", ("bf16", "fp16"))
     if dtype == "fp16":
         ledger.judge(_at(ledger, "param_dtype"), "not supported", note="half precision of 5 exponent bits is not here")
     keys = (_at(ledger, "param_dtype"), "bf16")
-    common.weights_dtype(ledger, keys, "bfloat16" if wide else "float32", rounded=False)
+    training_keys.weights_dtype(ledger, keys, "bfloat16" if wide else "float32", rounded=False)
     recompute = ledger.on(_at(ledger, "gradient_checkpointing"))
     ledger.carry(_at(ledger, "gradient_checkpointing"), "remat", "full" if recompute else "none")
     ledger.carry(
@@ -149,7 +149,7 @@ def _start(ledger: Ledger, objective: str, name: str) -> None:
     ledger.write("objective.name", objective)
     folder = ledger.get(_at(ledger, "save_path"))
     ledger.carry(_at(ledger, "save_path"), "run.dir", folder if isinstance(folder, str) else f"runs/{name}")
-    common.start(ledger, _at(ledger, "pretrain"))
+    training_keys.start(ledger, _at(ledger, "pretrain"))
     reference = _at(ledger, "ref_pretrain")
     if objective == "dpo" and ledger.given(reference) and ledger.get(reference) != ledger.get(_at(ledger, "pretrain")):
         ledger.carry(reference, "reference.from", str(ledger.get(reference)))
@@ -165,7 +165,7 @@ def _batch(ledger: Ledger, devices: int | None, micro: int, length: int, objecti
         )
     micro_key, total_key = _at(ledger, "micro_train_batch_size"), _at(ledger, "train_batch_size")
     micro, total = ledger.whole(micro_key, micro, low=1), ledger.whole(total_key, 128, low=1)
-    readers = common.replicas(ledger, devices, None, split, needed=False)
+    readers = training_keys.replicas(ledger, devices, None, split, needed=False)
     accumulation = max(1, total // (micro * readers))
     if micro * readers * accumulation != total:
         ledger.defects.append(
@@ -173,7 +173,7 @@ def _batch(ledger: Ledger, devices: int | None, micro: int, length: int, objecti
             f"{micro * readers * accumulation} examples a step"
         )
     batch = Batch(micro, accumulation, readers)
-    common.write_batch(ledger, batch, (total_key,), in_rows=False, length=length, pairs=objective != "sft")
+    training_keys.write_batch(ledger, batch, (total_key,), in_rows=False, length=length, pairs=objective != "sft")
     ledger.judge(micro_key, "kept", "batch.microbatches", batch.product)
 
 
@@ -208,12 +208,12 @@ def _loss(ledger: Ledger, objective: str, version: str) -> None:
 
 
 def _rates(ledger: Ledger, rate: float, version: str, objective: str) -> None:
-    rate = common.learning(ledger, _at(ledger, "learning_rate"), rate)
+    rate = training_keys.learning(ledger, _at(ledger, "learning_rate"), rate)
     low_is_used = version == "0.9" and (objective == "dpo" or ledger.tool.endswith("0.11"))
     low = float(ledger.number("min_lr_ratio", 0.1)) if low_is_used else 0.1
     name = str(ledger.get("lr_scheduler", DEFAULTS[version]["lr_scheduler"]))
     more = {"min_lr": low * rate} if name == "cosine_with_min_lr" else {}
-    common.schedule(ledger, "lr_scheduler", DEFAULTS[version]["lr_scheduler"], rate, more=more)
+    training_keys.schedule(ledger, "lr_scheduler", DEFAULTS[version]["lr_scheduler"], rate, more=more)
     if "0.9" in ledger.tool and name in ("cosine", "linear", "polynomial", "cosine_with_restarts", "inverse_sqrt"):
         ledger.defects.append(
             f"lr_scheduler = {name}: OpenRLHF 0.8.5 to 0.10 passes min_lr to every schedule; transformers has no "
@@ -226,7 +226,7 @@ def _rates(ledger: Ledger, rate: float, version: str, objective: str) -> None:
         ledger.carry("min_lr_ratio", "schedule.min_rate_ratio", low)
     ledger.judge("min_lr_ratio", "ignored", note="of the schedule cosine_with_min_lr")
     ratio = float(ledger.number("lr_warmup_ratio", 0.03, high=1))
-    common.warmup(ledger, name, "warmup", "lr_warmup_ratio", steps=None, ratio=ratio)
+    training_keys.warmup(ledger, name, "warmup", "lr_warmup_ratio", steps=None, ratio=ratio)
 
 
 def _optimizer(ledger: Ledger) -> None:
@@ -247,12 +247,12 @@ def _optimizer(ledger: Ledger) -> None:
     eps, decay = _at(ledger, "adam_eps"), _at(ledger, "l2")
     ledger.carry(eps, "optimizer.eps", float(ledger.number(eps, 1e-8)))
     ledger.carry(decay, "optimizer.weight_decay", float(ledger.number(decay, 0.0)))
-    common.clipping(ledger, "max_norm")
+    training_keys.clipping(ledger, "max_norm")
 
 
 def _data(ledger: Ledger, objective: str, name: str, version: str) -> None:
     key, shares = _at(ledger, "dataset"), _at(ledger, "dataset_probs")
-    sources = [part.strip() for part in str(ledger.get(key, common.BY_HAND)).split(",")]
+    sources = [part.strip() for part in str(ledger.get(key, training_keys.BY_HAND)).split(",")]
     weights = [part for part in str(ledger.get(shares, "")).split(",") if part]
     if not ledger.given(key):
         ledger.by_hand.append("data.dir: the command names no data set")
@@ -263,7 +263,9 @@ def _data(ledger: Ledger, objective: str, name: str, version: str) -> None:
     template = _template(ledger, objective, version)
     folders = [f"data/{name}" if len(sources) == 1 else f"data/{name}_{one + 1}" for one in range(len(sources))]
     for source, folder in zip(sources, folders, strict=True):
-        ledger.commands.append(common.build_command(objective, source.partition("@")[0], folder, template=template))
+        ledger.commands.append(
+            training_keys.build_command(objective, source.partition("@")[0], folder, template=template)
+        )
     many = _at(ledger, "max_samples")
     if len(folders) > 1:
         parts = [
@@ -334,10 +336,10 @@ def _template(ledger: Ledger, objective: str, version: str) -> str:
         return "plain"
     if text is None:
         return "plain"
-    template = common.template_of(text.replace("{}", "{instruction}"))
+    template = training_keys.template_of(text.replace("{}", "{instruction}"))
     if template is None:
         where = f"the default of {ledger.tool}, {shown(text)}," if not ledger.given(key) else f"{key} = {shown(text)}"
-        template = common.own_template(ledger, where)
+        template = training_keys.own_template(ledger, where)
     ledger.judge(key, "approximated" if template == "plain" else "kept", f"--template {template}")
     return template
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from janus_jax.config.imports import common
+from janus_jax.config.imports import training_keys
 from janus_jax.config.imports import trl_keys as keys
 from janus_jax.config.imports.axolotl import dpo_loss
-from janus_jax.config.imports.common import Batch
 from janus_jax.config.imports.ledger import Ledger, shown
+from janus_jax.config.imports.training_keys import Batch
 from janus_jax.errors import ConfigError
 
 TOOL = "TRL 1.16"
@@ -30,19 +30,19 @@ def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str
     ledger.write("objective.name", objective)
     folder = ledger.get("output_dir")
     ledger.carry("output_dir", "run.dir", folder if isinstance(folder, str) else f"runs/{name}")
-    common.start(ledger, "model_name_or_path")
+    training_keys.start(ledger, "model_name_or_path")
     _size(ledger, devices, objective)
     _loss(ledger, objective)
     _rates(ledger, objective)
-    common.optimizer(ledger, "optim", "adamw_torch_fused")
-    common.plain_numbers(ledger, _NUMBERS)
-    common.clipping(ledger, "max_grad_norm")
+    training_keys.optimizer(ledger, "optim", "adamw_torch_fused")
+    training_keys.plain_numbers(ledger, _NUMBERS)
+    training_keys.clipping(ledger, "max_grad_norm")
     _precision(ledger)
     _intervals(ledger)
     _data(ledger, objective, name)
     on = ledger.on("use_peft")
     for key in [one for first in keys.LORA_DETAILS.split() for one in ledger.under(first)]:
-        ledger.judge(key, "not supported" if on else "ignored", note=common.LORA if on else "use_peft is off")
+        ledger.judge(key, "not supported" if on else "ignored", note=training_keys.LORA if on else "use_peft is off")
     for key in (one for first in keys.OF_OBJECTIVES.split() for one in ledger.under(first)):
         ledger.judge(key, "ignored", note="of another trainer")
     ledger.unsupported(keys.UNSUPPORTED, keys.NEUTRAL)
@@ -70,7 +70,7 @@ def _size(ledger: Ledger, devices: int | None, objective: str) -> None:
         )
     micro = ledger.whole("per_device_train_batch_size", 8, low=1)
     accumulation = ledger.whole("gradient_accumulation_steps", 1, low=1)
-    batch = Batch(micro, accumulation, common.replicas(ledger, devices, None, split))
+    batch = Batch(micro, accumulation, training_keys.replicas(ledger, devices, None, split))
     length_key = "max_seq_length" if ledger.given("max_seq_length") else "max_length"
     if length_key == "max_seq_length":
         ledger.defects.append("max_seq_length: TRL 1.16 has no such key and stops; max_length is today's name")
@@ -79,7 +79,7 @@ def _size(ledger: Ledger, devices: int | None, objective: str) -> None:
         ledger.by_hand.append(f"batch.max_sequence_length: the file sets no limit; {length} is written")
     packing = not pairs and ledger.on("packing")
     names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    common.write_batch(ledger, batch, names, in_rows=packing, length=length, pairs=pairs)
+    training_keys.write_batch(ledger, batch, names, in_rows=packing, length=length, pairs=pairs)
     ledger.carry(length_key, "batch.max_sequence_length", length)
     ledger.judge("max_length", "ignored", note="max_seq_length is given too")
     ledger.write("batch.overlong", _OVERLONG[objective])
@@ -124,8 +124,8 @@ def _loss(ledger: Ledger, objective: str) -> None:
 
 
 def _rates(ledger: Ledger, objective: str) -> None:
-    rate = common.learning(ledger, "learning_rate", _RATES[objective])
-    name = common.schedule(ledger, "lr_scheduler_type", "linear", rate, kwargs_key="lr_scheduler_kwargs")
+    rate = training_keys.learning(ledger, "learning_rate", _RATES[objective])
+    name = training_keys.schedule(ledger, "lr_scheduler_type", "linear", rate, kwargs_key="lr_scheduler_kwargs")
     steps, ratio = ledger.number("warmup_steps"), ledger.number("warmup_ratio", high=1)
     if steps is not None and 0 < steps < 1:  # transformers 5
         ledger.write("schedule.warmup_steps", None)
@@ -134,8 +134,10 @@ def _rates(ledger: Ledger, objective: str) -> None:
     else:
         whole = None if steps is None else int(steps)
         use = None if whole else ratio
-        common.warmup(ledger, name, "warmup_steps", "warmup_ratio", steps=whole if use is None else None, ratio=use)
-    common.length_of_run(ledger, "num_train_epochs", 3.0, "max_steps")
+        training_keys.warmup(
+            ledger, name, "warmup_steps", "warmup_ratio", steps=whole if use is None else None, ratio=use
+        )
+    training_keys.length_of_run(ledger, "num_train_epochs", 3.0, "max_steps")
 
 
 def _precision(ledger: Ledger) -> None:
@@ -149,7 +151,7 @@ def _precision(ledger: Ledger) -> None:
     elif dtype == "float32":
         ledger.judge(key, "kept", "float32 weights")
     else:
-        common.weights_dtype(ledger, (key,), compute, rounded=True)
+        training_keys.weights_dtype(ledger, (key,), compute, rounded=True)
     recompute = ledger.get("gradient_checkpointing", True) not in (False, "false", "False")
     ledger.carry("gradient_checkpointing", "remat", "full" if recompute else "none")
     if not ledger.get("average_tokens_across_devices", True):
@@ -198,7 +200,7 @@ def _intervals(ledger: Ledger) -> None:
 def _data(ledger: Ledger, objective: str, name: str) -> None:
     template, boundary = None, "joint" if objective == "dpo" and ledger.equal else "separate"
     if ledger.given("chat_template_path"):
-        template = common.own_template(ledger, f"chat_template_path = {shown(ledger.get('chat_template_path'))}")
+        template = training_keys.own_template(ledger, f"chat_template_path = {shown(ledger.get('chat_template_path'))}")
         ledger.judge(
             "chat_template_path", "approximated", "--template plain", "chat templates of your own are not here"
         )
@@ -220,13 +222,13 @@ def _data(ledger: Ledger, objective: str, name: str) -> None:
         number += 1
     if not parts:
         ledger.by_hand.append("data.dir: the file names no data sets")
-        ledger.commands.append(common.build_command(objective, common.BY_HAND, f"data/{name}"))
+        ledger.commands.append(training_keys.build_command(objective, training_keys.BY_HAND, f"data/{name}"))
     folders = []
     for key, path, split in parts:
         folder = f"data/{name}" if len(parts) == 1 else f"data/{name}_{len(folders) + 1}"
         folders.append(folder)
         ledger.judge(key, "approximated", folder, "built once, before training")
-        command = common.build_command(objective, str(path), folder, template=template, boundary=boundary)
+        command = training_keys.build_command(objective, str(path), folder, template=template, boundary=boundary)
         ledger.commands.append(command)
         if split != "train":
             ledger.write("data.split", split)

@@ -1,6 +1,6 @@
 """The keys of TRL 1.16 (with those of transformers' TrainingArguments) that need no computation."""
 
-from janus_jax.config.imports.common import ATTENTION, HUB, LOGGING, LORA, MESH, QUANTIZED, SPEED
+from janus_jax.config.imports.training_keys import ATTENTION, HUB, LOGGING, LORA, MESH, QUANTIZED, SPEED
 
 MARKS = {
     "sft": frozenset(

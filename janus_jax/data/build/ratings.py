@@ -41,8 +41,8 @@ class Ratings:
             names = next((names for names in COLUMNS if all(map(columns.has, names))), None)
             if names is None:
                 known = ", ".join(" and ".join(names) for names in COLUMNS)
-                found = ", ".join(map(str, columns)) or "nothing"
-                raise RecordError("no_ratings", f"has no ratings of its responses; known are {known}; found: {found}")
+                present = ", ".join(map(str, columns)) or "nothing"
+                raise RecordError("no_ratings", f"has no ratings of its responses; known are {known}; found: {present}")
             chosen, rejected = (number(columns[name], name) for name in names)
             gap = chosen - rejected
         if self.min_margin is not None and gap < self.min_margin:

@@ -146,9 +146,9 @@ def _leaf(raw: Any) -> Preference | None:
     if "id" in columns and "label" in columns and "dimension" not in columns:
         return _node(columns)
     if missing := [key for key in PREFERENCE_KEYS[:3] if not columns.has(key)]:
-        found = ", ".join(columns) or "nothing"
+        present = ", ".join(columns) or "nothing"
         raise RecordError(
-            "missing_field", f"has no {missing[0]}; {', '.join(PREFERENCE_KEYS)} are read; found: {found}"
+            "missing_field", f"has no {missing[0]}; {', '.join(PREFERENCE_KEYS)} are read; found: {present}"
         )
     names = [_name(columns[key], key) for key in PREFERENCE_KEYS[1:3]]
     return Preference(stored(text(columns["dimension"], "dimension")), names[0], names[1], _description(columns))
@@ -178,10 +178,12 @@ def _name(value: Any, column: str) -> str:
 
 def _description(columns: Mapping[str, Any]) -> str:
     value = columns.get("description")
-    said = "" if value is None else " ".join(text(value, "description", may_be_empty=True).split())
-    if len(said) > _LONGEST:
-        raise RecordError("too_long", f"column 'description' has {len(said):,} characters; allowed: {_LONGEST:,}")
-    return said
+    description = "" if value is None else " ".join(text(value, "description", may_be_empty=True).split())
+    if len(description) > _LONGEST:
+        raise RecordError(
+            "too_long", f"column 'description' has {len(description):,} characters; allowed: {_LONGEST:,}"
+        )
+    return description
 
 
 def as_row(preference: Preference, origin: Mapping[str, Any]) -> dict[str, Any]:

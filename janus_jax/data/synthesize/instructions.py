@@ -167,9 +167,9 @@ def _texts(columns: Columns, first: bool) -> tuple[str, str]:
     for other in ("question", "query"):
         if columns.has(other):
             return system, text(columns[other], other)
-    found = ", ".join(map(str, columns)) or "nothing"
+    present = ", ".join(map(str, columns)) or "nothing"
     raise RecordError(
-        "missing_field", f"has no prompt ({', '.join(ALIASES['prompt'])}), messages or input; found: {found}"
+        "missing_field", f"has no prompt ({', '.join(ALIASES['prompt'])}), messages or input; found: {present}"
     )
 
 
@@ -204,8 +204,8 @@ def _of_transcript(prompt: str, first: bool) -> str:
     if not re.match(r"\s*Human:", prompt):
         return prompt
     parts = _TURN.split("\n" + prompt.strip())
-    turns = [(role, said.strip()) for role, said in zip(parts[1::2], parts[2::2], strict=True)]
-    questions = [said for role, said in turns if role == "Human"]
+    turns = [(role, words.strip()) for role, words in zip(parts[1::2], parts[2::2], strict=True)]
+    questions = [words for role, words in turns if role == "Human"]
     if len(questions) > 1 and not first:
         raise RecordError("several_exchanges", f"a transcript of {len(turns)} turns")
     return questions[0]

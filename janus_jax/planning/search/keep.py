@@ -1,7 +1,7 @@
 """What the backward pass can keep under the memory of a chip: of all choices that fit, the one that repeats least.
 
-found = most_kept(load_config("configs/sft_65k.yaml"), "v5p-16")
-print(as_text(found.choice.remat), found.plan.memory.needed)
+chosen = most_kept(load_config("configs/sft_65k.yaml"), "v5p-16")
+print(as_text(chosen.choice.remat), chosen.plan.memory.needed)
 """
 
 import dataclasses
@@ -56,11 +56,11 @@ def most_kept(
         raise ConfigError(f"{topology}: simulated devices have no memory of their own to search under")
     usable, inputs = chip.usable_hbm_bytes_per_device, find_inputs(config, target.devices * num_slices)
     choices = choices_of_kept(config, target, num_slices, inputs=inputs)
-    fitting, too_large, error, found = -1, len(choices), 0, None
+    fitting, too_large, error, best = -1, len(choices), 0, None
     for _ in range(tries):
         within = [place for place, choice in enumerate(choices) if choice.bytes + error <= usable]
         place = min(max(within[-1] if within else 0, fitting + 1), too_large - 1)
-        if place <= fitting or (found is not None and place not in within):
+        if place <= fitting or (best is not None and place not in within):
             break
         compiled = planner(
             changed(config, {"remat": choices[place].remat}), topology, num_slices=num_slices, chips=chips
@@ -68,10 +68,10 @@ def most_kept(
         if report is not None:
             report(choices[place], compiled.fits)
         if compiled.fits:
-            fitting, found = place, Found(choices[place], compiled, choices[0])
+            fitting, best = place, Found(choices[place], compiled, choices[0])
         else:
             too_large = place
         needed = compiled.memory.needed
         # Without a figure the compiler gave up; the next choice is halfway down.
         error = needed - choices[place].bytes if needed else usable - choices[(fitting + place) // 2].bytes
-    return found
+    return best

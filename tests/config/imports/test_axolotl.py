@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from janus_jax.config.imports.common import PROMPTS
 from janus_jax.config.imports.source import flat
+from janus_jax.config.imports.training_keys import PROMPTS
 from janus_jax.config.run import load_config
 from janus_jax.errors import ConfigError
 from janus_jax.text.template import TEMPLATES
