@@ -55,11 +55,11 @@ def test_a_person_talks_stops_compares_and_leaves(terminal, tmp_path):
 
     terminal.type("half a que")
     at = terminal.until("que", at)
-    terminal.type("\x03")  # it drops what is typed
+    terminal.interrupt()  # it drops what is typed
     at = terminal.until("(?s)\n.*> ", at)
-    terminal.type("\x03")
+    terminal.interrupt()
     at = terminal.until("(?s)Ctrl-C again.*\n.*> ", at)
-    terminal.type("\x03")
+    terminal.interrupt()
     assert terminal.end() == 0
     file = tmp_path / "cache" / "chat_history"
     assert file.stat().st_mode & 0o777 == 0o600

@@ -11,6 +11,7 @@ import sys
 import termios
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 _CODES = re.compile(r"\x1b\[[0-9;?]*([A-Za-z])|\x1b[=>]|\x07")
 _AS_ITS_TERMINAL = (
@@ -57,6 +58,21 @@ class Terminal:
 
     def type(self, keys: str) -> None:
         os.write(self._fd, keys.encode())
+
+    def interrupt(self) -> None:
+        """Types Ctrl-C once the program waits for a key.
+
+        Python's readline loses a signal that comes between its look at pending signals and its `select`: it is heard at
+        the next key.
+        """
+        deadline, rests = time.monotonic() + _PATIENCE_S, 0
+        while rests < 5:
+            if time.monotonic() > deadline:
+                raise AssertionError("the program does not come to rest")
+            time.sleep(0.02)
+            state = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            rests = rests + 1 if state == "S" else 0
+        self.type("\x03")
 
     def until(self, pattern: str, since: int = 0) -> int:
         """Reads until a regular expression matches what came after place `since`; returns the place behind it."""
