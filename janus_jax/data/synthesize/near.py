@@ -1,4 +1,4 @@
-"""Near-duplicates among many texts: MinHash of word 3-grams, and shared n-grams with a list of texts."""
+"""Near-duplicates among many texts, by datasketch's MinHash, and shared n-grams with a list of texts."""
 
 import hashlib
 import re
@@ -6,9 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from janus_jax.errors import ConfigError
+
 _WORD = re.compile(r"\w+")
-_PERMUTATIONS, _BAND = 128, 8
-_PRIME = np.uint64((1 << 61) - 1)
+_PERMUTATIONS = 128
+_MISSES = 0.9
+"""Weight of near-duplicates that are not seen against texts that are compared in vain, for the number of bands."""
 
 
 def tokens(text: str) -> list[str]:
@@ -16,49 +19,39 @@ def tokens(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-def _hashes(parts: Iterable[str]) -> np.ndarray:
-    joined = [hashlib.blake2b(part.encode(), digest_size=8).digest() for part in parts]
-    return np.frombuffer(b"".join(joined), np.uint64)
-
-
 class NearDuplicates:
     """Tells whether a text is nearly one of those that were added (Broder, 1997).
 
-    Two texts are candidates if one of 16 bands of 8 minima is equal, and near if the share of 128 equal minima is at
-    least `alike`. That share estimates the Jaccard similarity of their word 3-grams; its standard error is at most
-    0.044. Memory is about 2.5 KB a text.
+    Two texts are near if the share of equal minima among 128 is at least `alike`. That share estimates the Jaccard
+    similarity of their word 3-grams; its standard error is at most 0.044. Memory is about
+    5.5 KB a text.
+
+    Raises:
+        ConfigError: datasketch is not installed.
     """
 
     def __init__(self, alike: float):
-        self._alike = alike
-        draw = np.random.default_rng(20240527)
-        self._factors = draw.integers(1, 1 << 32, _PERMUTATIONS, dtype=np.uint64) | np.uint64(1)
-        self._shifts = draw.integers(0, 1 << 32, _PERMUTATIONS, dtype=np.uint64)
-        self._bands: dict[bytes, int] = {}
+        try:
+            from datasketch import MinHash, MinHashLSH  # pyright: ignore[reportMissingImports] (an extra)
+        except ImportError as error:
+            raise ConfigError(
+                "instructions.alike: datasketch is not installed; pip install 'janus_jax[synthesize]'"
+            ) from error
+        self._alike, self._of_grams = alike, MinHash
+        self._index = MinHashLSH(threshold=alike, num_perm=_PERMUTATIONS, weights=(1 - _MISSES, _MISSES))
         self._minima: list[np.ndarray] = []
 
     def add(self, text: str) -> int | None:
         """The number of the text added before that is nearly this one, which is not added then; None: it is new."""
-        minima = self._signature(text)
-        bands = [
-            bytes([start // _BAND]) + minima[start : start + _BAND].tobytes()
-            for start in range(0, _PERMUTATIONS, _BAND)
-        ]
-        candidates = {self._bands[band] for band in bands if band in self._bands}
-        for number in sorted(candidates):
-            if np.mean(self._minima[number] == minima) >= self._alike:
-                return number
-        for band in bands:
-            self._bands.setdefault(band, len(self._minima))
-        self._minima.append(minima)
-        return None
-
-    def _signature(self, text: str) -> np.ndarray:
         words = tokens(text)
-        grams = {" ".join(words[at : at + 3]) for at in range(max(1, len(words) - 2))}
-        low = _hashes(grams) >> np.uint64(32)  # 32 bits, so that products fit 64
-        values = (self._factors[:, None] * low[None, :] + self._shifts[:, None]) % _PRIME
-        return values.min(axis=1).astype(np.uint32)
+        own = self._of_grams(num_perm=_PERMUTATIONS)
+        own.update_batch([" ".join(words[at : at + 3]).encode() for at in range(max(1, len(words) - 2))])
+        for number in sorted(self._index.query(own)):
+            if np.mean(own.hashvalues == self._minima[number]) >= self._alike:
+                return number
+        self._index.insert(len(self._minima), own)
+        self._minima.append(own.hashvalues)
+        return None
 
 
 class Contamination:

@@ -62,6 +62,9 @@ def test_copies_of_the_system_message():
         ("パンの生地はなぜ膨らむのですか", False),
         ("Translate 'guten Morgen' to English, and say when it is used.", True),
         ("Résumé tips for the café manager?", True),
+        ("Can you parallelize it?", True),
+        ("x+y = 4z, x*y = 4z^2, express x-y in z", True),
+        ("Nem értem, miért kel meg a tészta a sütőben, és mi köze van ehhez az élesztőnek.", False),
     ],
 )
 def test_english_is_told_from_other_languages(text, english):

@@ -119,6 +119,18 @@ def test_near_duplicates_follow_the_share_of_common_grams():
     assert near.add(" ".join(words[:60] + [f"v{number}" for number in range(140)])) is None
 
 
+def test_the_estimate_of_common_grams_stays_within_its_error():
+    """The standard error of the estimate is at most 0.044: 0.6 and 0.95 are over 4 of them away from 0.8."""
+    near = NearDuplicates(0.8)
+    for number in range(40):
+        words = [f"{number}:{at}" for at in range(402)]
+        assert near.add(" ".join(words)) is None
+        for share, expected in ((0.6, False), (0.95, True)):
+            common = round(400 * 2 * share / (1 + share)) + 2
+            other = [f"{number}:{share}:{at}" for at in range(402 - common)]
+            assert (near.add(" ".join(words[:common] + other)) is not None) == expected
+
+
 def test_a_short_prompt_of_a_bench_counts_as_a_whole():
     shared = Contamination(["one two three four five", "hi there"], 13).shared
     assert shared("zero one two three four five six") and shared("Hi there!")
