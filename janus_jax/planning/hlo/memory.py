@@ -2,9 +2,9 @@
 
 The compiler reports how much memory a program takes, but not for what. The text is in order of execution, so it can be
 simulated: a result takes memory from the instruction that makes it to the last one that reads it. Results of the whole
-program keep their memory from start to end, or reuse an argument's. The estimate ignores that the compiler may put
-other buffers there meanwhile, gaps, and memory inside kernels. TPU compilers note which results reuse an operand's
-memory.
+program have their memory from start to end, or reuse an argument's. Until such a result is made, the compiler puts
+other buffers in its place. The estimate ignores gaps, and memory inside kernels. TPU compilers note which results reuse
+an operand's memory.
 
 The compiler's `peak_memory_in_bytes` is arguments + `fixed` + the most that any *one* memory (device, on-chip or host)
 holds besides; with offloaded blocks that can be the host's. This module simulates each memory separately.
@@ -13,7 +13,7 @@ holds besides; with offloaded blocks that can be the host's. This module simulat
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -126,6 +126,7 @@ class _Simulation:
         for number in (leaf for path in donated for leaf in _leaves(reduce(getitem, path, result)) if leaf in mine):
             self.buffers[number] = dataclasses.replace(self.buffers[number], bytes=0)
         results = [number for number in dict.fromkeys(_leaves(result)) if number in mine]
+        self._share(results, {number: (at, until[number]) for at, numbers in enumerate(made) for number in numbers})
         self.hold(results, where.root)
         until |= dict.fromkeys(results, len(order))
         ending: list[list[int]] = [[] for _ in range(len(order) + 1)]
@@ -138,6 +139,22 @@ class _Simulation:
             self._free(ending[at])
         self._free(list(mine))
         return sum(self.buffers[number].bytes for number in results)
+
+    def _share(self, results: list[int], lifetimes: dict[int, tuple[int, int]]) -> None:
+        """Puts buffers in the place of a result that is made after their last use: they take no memory of their own."""
+
+        def by_size(numbers: Iterable[int]) -> list[int]:
+            return sorted(numbers, key=lambda number: -self.buffers[number].bytes)
+
+        others = by_size(number for number in lifetimes.keys() - results if self.buffers[number].bytes)
+        for result in by_size(results):
+            taken = [(lifetimes[result][0], len(lifetimes))]
+            for number in others:
+                first, last = lifetimes[number]
+                size = self.buffers[number].bytes
+                if 0 < size <= self.buffers[result].bytes and all(last < a or b < first for a, b in taken):
+                    taken.append((first, last))
+                    self.buffers[number] = dataclasses.replace(self.buffers[number], bytes=0)
 
     def _value(self, instruction: Instruction, values: dict[str, Tree], parameters: list[Tree]) -> Tree:
         code, operands = instruction.opcode, [values[name] for name in instruction.operands]

@@ -350,6 +350,19 @@ def test_results_lie_there_from_the_beginning_unless_they_take_an_arguments_plac
     assert peak(program(body, ", input_output_alias={ {0}: (1, {}), {1,0}: (0, {}) }")).bytes == 4 * 1024
 
 
+def test_other_buffers_lie_in_a_results_place_until_it_is_made():
+    """Of r: first a, then c. Not b, which is there beside both, nor d, which r is made of."""
+    body = """a = f32[512] make(p)
+    b = f32[256] make(a)
+    c = f32[512] make(b)
+    d = f32[512] make(c)
+    r = f32[512] make(d)
+    e = f32[256] make(r)
+    ROOT t = (f32[512]) tuple(r)"""
+    found = peak(program(body))
+    assert (found.fixed, found.bytes, found.op_name) == (2 * 1024, (2 + 2) * 1024, "d")
+
+
 def test_the_peak_says_what_runs_and_for_what_the_memory_is():
     body = """a = f32[1024] make(p), metadata={op_name="jit(f)/a"}
     b = f32[512] make(a), metadata={op_name="jit(f)/b"}
