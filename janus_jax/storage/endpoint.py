@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import json
+import math
 import os
 import queue
 import threading
@@ -96,7 +97,7 @@ class Endpoint:
         )
         self._stop = threading.Event()
         self._lock = threading.RLock()
-        self._answered = 0
+        self._answered, self._answered_at = 0, -math.inf
         self._refusals: list[ConfigError] = []
         self._reserved = [0, 0]  # tokens of prompts and answers that what is under way can take
         self._pace = Pace(requests_a_minute, tokens_a_minute, wait=self._stop.wait)
@@ -328,8 +329,8 @@ class Endpoint:
             if status != 429 or self._answered == answered:  # while others are answered, it is only a matter of time
                 failures += 1
             pause = pause_after(max(failures, 1), after)
-            if status == 429:
-                self._pace.pause(pause)
+            if status == 429 and time.monotonic() - self._answered_at > pause:
+                self._pace.pause(pause)  # of everybody, if nobody is answered
             elif failures < self._tries and self._stop.wait(pause):
                 return None
         if status in (0, 429):
@@ -366,7 +367,8 @@ class Endpoint:
         self._journal.add(request.key, record)
         self._count(prompt, completion, usage is None)
         with self._lock:
-            self._answered += record.get("text") is not None
+            if record.get("text") is not None:
+                self._answered, self._answered_at = self._answered + 1, time.monotonic()
         return record
 
     def _count(self, prompt: int, completion: int, uncounted: int) -> None:
