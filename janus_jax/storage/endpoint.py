@@ -1,19 +1,22 @@
 """A client of OpenAI-compatible endpoints that asks and pays for nothing twice."""
 
+import collections
 import hashlib
 import json
+import math
 import os
-import re
+import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
-from janus_jax.errors import ConfigError, JanusError, StorageError, counted, first_line
+from janus_jax.errors import ConfigError, JanusError, StorageError, first_line
 from janus_jax.storage.endpoint_journal import ReplyJournal
 from janus_jax.storage.endpoint_requests import (
     BYTES_A_TOKEN,
+    OWN_OPTIONS,
     Estimate,
     Messages,
     Prices,
@@ -23,21 +26,21 @@ from janus_jax.storage.endpoint_requests import (
     Sent,
     UnreachableError,
     Usage,
+    Wanted,
+    api_key,
     checked_url,
+    detail,
+    failure,
     limit,
+    openai_package,
+    refused_option,
     replies,
     usage,
     valid,
 )
 from janus_jax.storage.pace import Pace, pause_after
 
-_OWN = ("model", "messages", "n", "stream")
 _AGAIN = (408, 409, 425, 429)
-_NOT_TAKEN = re.compile(
-    r"support|unknown|unrecogni[sz]ed|unexpected|not (?:allowed|permitted|a valid)|extra|invalid (?:param|arg|option)",
-    re.IGNORECASE,
-)
-_TOO_LONG = re.compile(r"\bcontext\b|too (?:large|long|many)|exceed", re.IGNORECASE)
 _NOT_SENT = ("ConnectError", "ConnectTimeout")
 
 
@@ -87,16 +90,16 @@ class Endpoint:
         if money_budget is not None and prices is None:
             raise ConfigError(f"money_budget = {money_budget!r}: allowed: only with prices; token_budget needs none")
         self._token_budget, self._money_budget = token_budget, money_budget
-        self._key, self._concurrent, self._tries = _key(key_variable), concurrent, tries
+        self._key, self.concurrent, self._tries = api_key(key_variable), concurrent, tries
         self._key_variable, self._keep_refusals = key_variable, keep_refusals
-        self._client = _openai().OpenAI(
+        self._client = openai_package().OpenAI(
             base_url=self._url, api_key=self._key or "none", max_retries=0, timeout=timeout_s
         )
         self._stop = threading.Event()
         self._lock = threading.RLock()
-        self._answered = 0
+        self._answered, self._answered_at = 0, -math.inf
         self._refusals: list[ConfigError] = []
-        self._running: dict[futures.Future[dict[str, Any] | None], Request] = {}
+        self._reserved = [0, 0]  # tokens of prompts and answers that what is under way can take
         self._pace = Pace(requests_a_minute, tokens_a_minute, wait=self._stop.wait)
         self.usage = Usage()
         """Of everything in the journal, and of this process."""
@@ -141,19 +144,30 @@ class Endpoint:
             StorageError: the endpoint says for too long that it is too much; UnreachableError: it cannot be reached.
         """
         places = self._places(conversations, range(first_sample, first_sample + samples), options)
-        waiting = []
-        for key, request in places.items():
-            if (record := self._journal.get(key, refusal=self._keep_refusals)) is not None:
-                yield from replies(request, record)
-            else:
-                waiting.append(request)
-        yield from self._ask_all(waiting)
+        waiting = collections.deque(places.values())
+        for reply in self._flow(lambda: waiting.popleft() if waiting else None):
+            if not reply.waiting:
+                yield reply
+
+    def stream(self, following: Callable[[], Wanted | None], **options: Any) -> Iterator[Reply]:
+        """As `complete`, of any number of requests that are made while others are under way.
+
+        Args:
+            following: the next one; None: none now. It is called again after each reply, and all ends when it gives
+                none and nothing is under way.
+        """
+        self._check(options)
+
+        def request() -> Request | None:
+            wanted = following()
+            return None if wanted is None else self._request(wanted, options)
+
+        yield from self._flow(request)
 
     def estimate(self, conversations: Sequence[Messages], *, samples: int = 1, **options: Any) -> Estimate:
         """What `complete` with these arguments would ask for."""
         places = self._places(conversations, range(samples), options)
-        kept = self._keep_refusals
-        left = [request for key, request in places.items() if self._journal.get(key, refusal=kept) is None]
+        left = [request for request in places.values() if self._known(request) is None]
         prompts = sum(-(-request.prompt_bytes // BYTES_A_TOKEN) for request in left)
         longest = limit(options)
         answers = None if longest is None else longest * len(left)
@@ -163,52 +177,75 @@ class Endpoint:
 
     def _places(self, conversations: Sequence[Messages], samples: range, options: dict[str, Any]) -> dict[str, Request]:
         """Requests by key; equal ones are one."""
-        if own := [name for name in options if name in _OWN]:
-            raise ConfigError(f"{own[0]}: not allowed among the options; allowed: others of chat completions")
+        self._check(options)
         if not samples:
             raise ConfigError(f"samples = {samples.stop - samples.start}: allowed: 1 or more")
-        if (self._token_budget or self._money_budget) and limit(options) is None:
-            raise ConfigError("a budget needs max_tokens (or max_completion_tokens) among the options")
         made: dict[str, Request] = {}
         for place, messages in enumerate(conversations):
             for sample in samples:
-                body = {"model": self._model, "messages": [dict(one) for one in messages], **options}
-                try:
-                    if options.get("seed") is not None:
-                        body["seed"] = options["seed"] + sample
-                    whole = json.dumps([self._url, body, sample], sort_keys=True, allow_nan=False)
-                except (TypeError, ValueError) as error:
-                    raise ConfigError(f"conversation {place + 1}", f"cannot be sent: {error}") from error
-                key = hashlib.sha256(whole.encode()).hexdigest()
-                made.setdefault(key, Request(key, body, [])).places.append((place, sample))
+                request = self._request(Wanted(place, messages, sample), options)
+                if (same := made.setdefault(request.key, request)) is not request:
+                    same.places.extend(request.places)
         return made
 
-    def _ask_all(self, requests: Sequence[Request]) -> Iterator[Reply]:
-        self._stop.clear()
-        pool = futures.ThreadPoolExecutor(self._concurrent)
-        waiting, end = list(reversed(requests)), None
-        running = self._running = {}
+    def _check(self, options: dict[str, Any]) -> None:
+        if own := [name for name in options if name in OWN_OPTIONS]:
+            raise ConfigError(f"{own[0]}: not allowed among the options; allowed: others of chat completions")
+        if (self._token_budget or self._money_budget) and limit(options) is None:
+            raise ConfigError("a budget needs max_tokens (or max_completion_tokens) among the options")
+
+    def _request(self, wanted: Wanted, options: dict[str, Any]) -> Request:
+        body = {"model": self._model, "messages": [dict(one) for one in wanted.messages], **options}
         try:
-            while running or (waiting and end is None):
-                while waiting and end is None and len(running) < self._concurrent:
-                    with self._lock:  # one look at the budget at a time
-                        if fits := self._affords(waiting[-1:]):
-                            request = waiting.pop()
-                            running[pool.submit(self._ask, request)] = request
-                    if not fits:
-                        end = None if running else self._poor(len(waiting))
+            if options.get("seed") is not None:
+                body["seed"] = options["seed"] + wanted.sample
+            whole = json.dumps([self._url, body, wanted.sample], sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"conversation {wanted.place + 1}", f"cannot be sent: {error}") from error
+        key = hashlib.sha256(whole.encode()).hexdigest()
+        return Request(key, body, [(wanted.place, wanted.sample)])
+
+    def _known(self, request: Request) -> dict[str, Any] | None:
+        return self._journal.get(request.key, refusal=self._keep_refusals)
+
+    def _flow(self, following: Callable[[], Request | None]) -> Iterator[Reply]:
+        """Replies to the requests that `following` gives, which is called whenever one more may go out."""
+        self._stop.clear()
+        pool, done = futures.ThreadPoolExecutor(self.concurrent), queue.SimpleQueue()
+        running: dict[str, Request] = {}
+        held, end = None, None
+        try:
+            while True:
+                while end is None and len(running) < self.concurrent:
+                    request, held = held or following(), None
+                    if request is None:
                         break
-                done, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
-                for future in done:
-                    request = running.pop(future)
-                    try:
-                        record = future.result()
-                    except JanusError as error:
-                        end = end or error
-                        self._stop.set()  # others that pause give up; those that are answered are kept
-                        continue
-                    if record is not None:
+                    if request.key in running:
+                        running[request.key].places.extend(request.places)
+                    elif (record := self._known(request)) is not None:
                         yield from replies(request, record)
+                    elif self._affords(request):
+                        running[request.key] = request
+                        self._reserve(request, 1)
+                        future = pool.submit(self._ask_reserved, request)
+                        future.add_done_callback(lambda future, request=request: done.put((request, future)))
+                    else:
+                        held = request  # until others have taken less than they might have
+                        break
+                if not running:
+                    break
+                request, future = done.get()
+                del running[request.key]
+                try:
+                    record = future.result()
+                except JanusError as error:
+                    end = end or error
+                    self._stop.set()  # others that pause give up; those that are answered are kept
+                    continue
+                if record is not None:
+                    yield from replies(request, record)
+            if end is None and held is not None:
+                end = self._poor()
             if end is None and self._refuses_all():
                 end = self._refusals[0]
             if end is not None:
@@ -217,32 +254,44 @@ class Endpoint:
             self._stop.set()
             pool.shutdown(cancel_futures=True)  # what is under way is paid for, and its thread writes it down
 
-    def _affords(self, more: Sequence[Request] = ()) -> bool:
-        """Whether the budgets suffice if all that is under way, and more, takes as many tokens as it can."""
+    def _reserve(self, request: Request | Sent, sign: int) -> None:
         with self._lock:
-            requests = [*more, *(one for future, one in list(self._running.items()) if not future.done())]
-        prompt = self.usage.prompt_tokens + sum(request.most_prompt for request in requests)
-        answer = self.usage.completion_tokens + sum(request.limit or 0 for request in requests)
+            self._reserved[0] += sign * request.most_prompt
+            self._reserved[1] += sign * (request.limit or 0)
+
+    def _affords(self, request: Request | None = None) -> bool:
+        """Whether the budgets suffice if all that is under way, and the request, takes as many tokens as it can."""
+        with self._lock:
+            prompt = self.usage.prompt_tokens + self._reserved[0]
+            answer = self.usage.completion_tokens + self._reserved[1]
+        if request is not None:
+            prompt, answer = prompt + request.most_prompt, answer + (request.limit or 0)
         if self._token_budget is not None and prompt + answer > self._token_budget:
             return False
         return (
             self._money_budget is None or self.prices is None or self.prices.cost(prompt, answer) <= self._money_budget
         )
 
-    def _poor(self, left: int) -> ConfigError:
+    def _poor(self) -> ConfigError:
         money = (
             "" if self._money_budget is None else f", money_budget = {self._money_budget:,g}, spent {self.money:,.4f}"
         )
         tokens = "" if self._token_budget is None else f", token_budget = {self._token_budget:,}"
         return ConfigError(
             self._url,
-            f"the budget may not suffice for the next of {counted(left, 'request')}{tokens}{money}, "
+            f"the budget may not suffice for the next request{tokens}{money}, "
             f"{self.usage.tokens:,} tokens spent; a larger one goes on from {self._journal.path}",
         )
 
+    def _ask_reserved(self, request: Request) -> dict[str, Any] | None:
+        try:
+            return self._ask(request)
+        finally:
+            self._reserve(request, -1)
+
     def _ask(self, request: Request) -> dict[str, Any] | None:
         """The record of a reply, which is in the journal if it was paid for; None: asking was given up."""
-        openai, why, failures = _openai(), "", 0
+        openai, why, failures = openai_package(), "", 0
         status: int | None = None
         while failures < self._tries:
             if failures and not self._affords():
@@ -253,7 +302,7 @@ class Endpoint:
                 return None
             status, after = None, None
             try:
-                rest = {name: value for name, value in request.body.items() if name not in _OWN}
+                rest = {name: value for name, value in request.body.items() if name not in OWN_OPTIONS}
                 raw = self._client.chat.completions.with_raw_response.create(
                     model=self._model,
                     messages=request.body["messages"],
@@ -275,20 +324,20 @@ class Endpoint:
                 code = status = error.status_code
                 after = error.response.headers.get("retry-after")
                 why = f"status {code}: {self._clean(error)}"
-                if (code < 500 and code not in _AGAIN) or _detail(error, "code") == "insufficient_quota":
+                if (code < 500 and code not in _AGAIN) or detail(error, "code") == "insufficient_quota":
                     return self._refused(request, error, why)
             if status != 429 or self._answered == answered:  # while others are answered, it is only a matter of time
                 failures += 1
             pause = pause_after(max(failures, 1), after)
-            if status == 429:
-                self._pace.pause(pause)
+            if status == 429 and time.monotonic() - self._answered_at > pause:
+                self._pace.pause(pause)  # of everybody, if nobody is answered
             elif failures < self._tries and self._stop.wait(pause):
                 return None
         if status in (0, 429):
             raise (StorageError if status else UnreachableError)(
                 self._url, self._clean(f"{why}; tried {self._tries} times")
             )
-        return _failure(self._clean(why))
+        return failure(self._clean(why))
 
     def _read(self, request: Request | Sent, body: str) -> dict[str, Any] | None:
         """The record of a reply, written to the journal; None: it is no chat completion, and may come right."""
@@ -318,7 +367,8 @@ class Endpoint:
         self._journal.add(request.key, record)
         self._count(prompt, completion, usage is None)
         with self._lock:
-            self._answered += record.get("text") is not None
+            if record.get("text") is not None:
+                self._answered, self._answered_at = self._answered + 1, time.monotonic()
         return record
 
     def _count(self, prompt: int, completion: int, uncounted: int) -> None:
@@ -336,7 +386,7 @@ class Endpoint:
         if status == 404:
             what = f"does not have this path or the model {self._model!r} ({why})"
             raise ConfigError(self._url, what) from None
-        if status in (400, 422) and (option := _refused_option(error, request.body)):
+        if status in (400, 422) and (option := refused_option(error, request.body)):
             raise RefusedOptionError(option, self._url, f"refuses the option {option!r} ({why})") from None
         refused = ConfigError(self._url, f"refuses conversation {request.places[0][0] + 1} ({why})")
         if status not in (400, 413, 422):
@@ -345,7 +395,7 @@ class Endpoint:
             self._refusals.append(refused)
         if self._refuses_all() and len(self._refusals) >= self._tries:
             raise self._refusals[0] from None
-        return _failure(why)
+        return failure(why)
 
     def _refuses_all(self) -> bool:
         """Whether there were refusals and never an answer: it is not the conversation that is wrong."""
@@ -355,42 +405,3 @@ class Endpoint:
         """One line without the key."""
         line = " ".join(valid(first_line(text)).split())
         return line.replace(self._key, "***") if self._key else line
-
-
-def _failure(why: str) -> dict[str, Any]:
-    return {"text": None, "failure": why, "finish_reason": "", "prompt_tokens": 0, "completion_tokens": 0}
-
-
-def _detail(error: Any, name: str) -> object:
-    body = error.body
-    return body.get(name) if isinstance(body, dict) else None
-
-
-def _refused_option(error: Any, body: Mapping[str, Any]) -> str | None:
-    """The option that an endpoint does not take, as its error says; of several the first one."""
-    if _TOO_LONG.search(str(error)):  # for this conversation
-        return None
-    options = [name for name in body if name not in _OWN]
-    if (param := _detail(error, "param")) in options:
-        return str(param)
-    named = [match[0] for match in re.finditer(r"\w+", str(error)) if match[0] in options]
-    return named[0] if named and _NOT_TAKEN.search(str(error)) else None
-
-
-def _key(variable: str | None) -> str:
-    if variable is None:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ConfigError(f"${variable}: is not set; put the API key into it")
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"${variable}: is no API key: it has characters that a header cannot have")
-    return key
-
-
-def _openai() -> Any:
-    try:
-        import openai  # pyright: ignore[reportMissingImports] (an extra)
-    except ModuleNotFoundError as error:
-        raise ConfigError("openai is not installed; pip install 'janus_jax[llm]'") from error
-    return openai

@@ -4,14 +4,14 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from janus_jax.errors import DataError
 from janus_jax.storage.bucket import os_errors
 from janus_jax.storage.endpoint import Endpoint
-from janus_jax.storage.endpoint_requests import Reply, Request, Sent, most_prompt
+from janus_jax.storage.endpoint_requests import Reply, Request, Sent, replies
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 190 << 20
 """Of one file; OpenAI takes at most 50,000 requests and 200 MB."""
@@ -47,10 +47,9 @@ class BatchEndpoint(Endpoint):
             for request in _requests(path):
                 self._sent[request.key] = request
                 self._last[request.key] = path.name
-        self._planned = [0, 0]  # tokens of prompts and answers that files without answers can take
-        for key in self._sent:
+        for key, sent in self._sent.items():
             if self._outstanding(key):
-                self._plan(self._sent[key])
+                self._reserve(sent, 1)
 
     @property
     def outstanding(self) -> int:
@@ -61,29 +60,19 @@ class BatchEndpoint(Endpoint):
         last = self._last.get(key)
         return last is not None and key not in self._journal and (last, key) not in self._failed
 
-    def _plan(self, request: Request | Sent) -> None:
-        self._planned[0] += request.most_prompt
-        self._planned[1] += request.limit or 0
-
-    def _ask_all(self, requests: Sequence[Request]) -> Iterator[Reply]:
-        for number, request in enumerate(requests):
+    def _flow(self, following: Callable[[], Request | None]) -> Iterator[Reply]:
+        while (request := following()) is not None:
+            if (record := self._known(request)) is not None:
+                yield from replies(request, record)
+                continue
             if not self._outstanding(request.key):
-                if not self._affords([request]):
-                    raise self._poor(len(requests) - number)
+                if not self._affords(request):
+                    raise self._poor()
                 self._write(request)
-                self._plan(request)
+                self._reserve(request, 1)
             self.waiting += 1
-        yield from ()
-
-    def _affords(self, more: Sequence[Request] = ()) -> bool:
-        prompt, answer = self._planned
-        self.usage.prompt_tokens += prompt
-        self.usage.completion_tokens += answer
-        try:
-            return super()._affords(more)
-        finally:
-            self.usage.prompt_tokens -= prompt
-            self.usage.completion_tokens -= answer
+            for place, sample in request.places:
+                yield Reply(place, sample, None, "", 0, 0, "", waiting=True)
 
     def _write(self, request: Request) -> None:
         line = json.dumps({"custom_id": request.key, "method": "POST", "url": _URL, "body": request.body}).encode()
@@ -153,11 +142,11 @@ class BatchEndpoint(Endpoint):
         if not self._outstanding(key):
             return "repeated"
         if status == 200 and failure is None:
-            before = self._journal.failures[key]
+            before = self._journal.end
             record = self._read(request, json.dumps(body))
             if record is not None and record["text"] is not None:
                 return "answered"
-            paid = record is not None or self._journal.failures[key] > before
+            paid = record is not None or self._journal.end > before
         else:
             paid = False
         if not paid:
@@ -186,8 +175,7 @@ def _requests(path: Path) -> Iterator[Sent]:
         for number, line in enumerate(lines, 1):
             try:
                 request = json.loads(line)
-                body = request["body"]
-                limit = body.get("max_completion_tokens", body.get("max_tokens"))
-                yield Sent(request["custom_id"], most_prompt(body["messages"]), limit)
+                whole = Request(request["custom_id"], request["body"], [])
+                yield Sent(whole.key, whole.most_prompt, whole.limit)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{path}:{number}", "is no request of a batch; this file may not be changed") from error

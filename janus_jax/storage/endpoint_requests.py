@@ -1,7 +1,9 @@
 """What is asked of an endpoint, and what it answers."""
 
 import dataclasses
+import functools
 import json
+import os
 import re
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +16,13 @@ Messages = Sequence[Mapping[str, str]]
 
 BYTES_A_TOKEN = 4  # of English, about
 _NO_COUNT = 10**12  # of tokens, which no reply has
+OWN_OPTIONS = ("model", "messages", "n", "stream")
+"""Of a request, which no caller sets."""
+_NOT_TAKEN = re.compile(
+    r"support|unknown|unrecogni[sz]ed|unexpected|not (?:allowed|permitted|a valid)|extra|invalid (?:param|arg|option)",
+    re.IGNORECASE,
+)
+_TOO_LONG = re.compile(r"\bcontext\b|too (?:large|long|many)|exceed", re.IGNORECASE)
 _AROUND_MESSAGE = 8  # tokens of roles and marks, at most
 
 
@@ -52,6 +61,8 @@ class Reply(NamedTuple):
     """When it came, in seconds since 1970; 0: unknown, as in older journals."""
     model: str = ""
     """As the endpoint names it in the reply."""
+    waiting: bool = False
+    """There is no answer yet: the request is in a file for a batch API."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,24 +116,34 @@ class Estimate:
         )
 
 
-class Request(NamedTuple):
+class Wanted(NamedTuple):
+    """What a caller asks for."""
+
+    place: int
+    """The caller's number for it, which the reply repeats."""
+    messages: Messages
+    sample: int = 0
+
+
+@dataclasses.dataclass(eq=False)
+class Request:
     """One request, for every place that asks the same."""
 
     key: str
     body: dict[str, Any]
     """The JSON that is sent."""
     places: list[tuple[int, int]]
-    """(conversation, sample); several if they are the same."""
+    """(place, sample); several if they are the same."""
 
-    @property
+    @functools.cached_property
     def prompt_bytes(self) -> int:
         """Of all messages."""
         return _bytes(self.body["messages"])
 
     @property
     def most_prompt(self) -> int:
-        """Tokens of the prompt, at most."""
-        return most_prompt(self.body["messages"])
+        """Tokens of the prompt, at most: a token has at least one byte."""
+        return self.prompt_bytes + _AROUND_MESSAGE * (len(self.body["messages"]) + 1)
 
     @property
     def limit(self) -> int | None:
@@ -136,11 +157,6 @@ class Sent(NamedTuple):
     key: str
     most_prompt: int
     limit: int | None
-
-
-def most_prompt(messages: Messages) -> int:
-    """Tokens, at most: a token has at least one byte."""
-    return _bytes(messages) + _AROUND_MESSAGE * (len(messages) + 1)
 
 
 def _bytes(messages: Messages) -> int:
@@ -195,3 +211,49 @@ def usage(body: str) -> tuple[int, int] | None:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
     return both if all(0 <= count < _NO_COUNT for count in both) else None
+
+
+def detail(error: Any, name: str) -> object:
+    """A value of the body of an error."""
+    return error.body.get(name) if isinstance(error.body, dict) else None
+
+
+def refused_option(error: Any, body: Mapping[str, Any]) -> str | None:
+    """The option that an endpoint does not take, as its error says; of several the first one."""
+    if _TOO_LONG.search(str(error)):  # for this conversation
+        return None
+    options = [name for name in body if name not in OWN_OPTIONS]
+    if (param := detail(error, "param")) in options:
+        return str(param)
+    named = [match[0] for match in re.finditer(r"\w+", str(error)) if match[0] in options]
+    return named[0] if named and _NOT_TAKEN.search(str(error)) else None
+
+
+def failure(why: str) -> dict[str, Any]:
+    """A record without an answer."""
+    return {"text": None, "failure": why, "finish_reason": "", "prompt_tokens": 0, "completion_tokens": 0}
+
+
+def api_key(variable: str | None) -> str:
+    """The key in an environment variable; empty for None.
+
+    Raises:
+        ConfigError: the variable is empty, or its value cannot be sent.
+    """
+    if variable is None:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(f"${variable}: is not set; put the API key into it")
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"${variable}: is no API key: it has characters that a header cannot have")
+    return key
+
+
+def openai_package() -> Any:
+    """The client, which an extra installs."""
+    try:
+        import openai  # pyright: ignore[reportMissingImports] (an extra)
+    except ModuleNotFoundError as error:
+        raise ConfigError("openai is not installed; pip install 'janus_jax[llm]'") from error
+    return openai

@@ -9,14 +9,17 @@ import time
 from collections.abc import Callable
 
 _MINUTE_S = 60.0
+_SECOND_S = 1.0
+_FEW = 10  # requests in a second
 _LONGEST_PAUSE_S = 60.0
 _LONGEST_ASKED_S = 900.0
 
 
 class Pace:
-    """Lets callers wait until the next request may go out. Threads share it.
+    """Lets callers wait until their request may go out, in the order in which they come. Threads share it.
 
-    In no 60 seconds more requests or tokens go out than allowed. A request that alone has more tokens goes out alone.
+    In no 60 seconds more requests or tokens go out than allowed. Of more than 10 requests a second no more go out in
+    any second, because servers count in parts of a minute. A request that alone has more tokens goes out alone.
 
     Args:
         window_s: seconds that take the place of a minute.
@@ -36,6 +39,9 @@ class Pace:
         self._requests, self._tokens = requests_a_minute, tokens_a_minute
         self._window_s, self._clock, self._wait = window_s, clock, wait
         self._gone: collections.deque[tuple[float, int]] = collections.deque()
+        self._used = 0  # tokens of those that are gone
+        a_second = 0 if requests_a_minute is None else math.ceil(requests_a_minute / window_s)
+        self._a_second = a_second if a_second > _FEW else None
         self._not_before = 0.0
         self._lock = threading.Lock()
 
@@ -44,6 +50,9 @@ class Pace:
         while delay := self._delay(tokens):
             if self._wait(delay):
                 return False
+            with self._lock:
+                if self._clock() >= self._not_before:  # otherwise there was a pause, and all line up again
+                    return True
         return True
 
     def pause(self, seconds: float) -> None:
@@ -52,20 +61,22 @@ class Pace:
             self._not_before = max(self._not_before, self._clock() + seconds)
 
     def _delay(self, tokens: int) -> float:
-        """Seconds to wait; 0: the request goes out now, and is counted."""
+        """Seconds until the request may go out, which is counted for then."""
+        gone = self._gone
         with self._lock:
             now = self._clock()
-            while self._gone and self._gone[0][0] <= now - self._window_s:
-                self._gone.popleft()
-            if now < self._not_before:
-                return self._not_before - now
-            used = sum(count for _, count in self._gone)
-            full = self._requests is not None and len(self._gone) >= self._requests
-            full |= self._tokens is not None and bool(self._gone) and used + tokens > self._tokens
-            if full:
-                return max(self._gone[0][0] + self._window_s - now, 1e-3)
-            self._gone.append((now, tokens))
-            return 0.0
+            at = max(now, self._not_before, gone[-1][0] if gone else now)
+            for count, seconds in ((self._requests, self._window_s), (self._a_second, _SECOND_S)):
+                if count is not None and len(gone) >= count:
+                    at = max(at, gone[-count][0] + seconds)
+            while gone and gone[0][0] <= at - self._window_s:
+                self._used -= gone.popleft()[1]
+            while self._tokens is not None and gone and self._used + tokens > self._tokens:
+                first, count = gone.popleft()
+                at, self._used = max(at, first + self._window_s), self._used - count
+            gone.append((at, tokens))
+            self._used += tokens
+            return at - now
 
 
 def pause_after(failures: int, retry_after: str | None) -> float:

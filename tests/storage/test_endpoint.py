@@ -213,7 +213,7 @@ def test_a_budget_ends_before_it_is_passed_and_a_larger_one_goes_on(tmp_path, bu
             with pytest.raises(ConfigError, match="budget needs max_tokens"):
                 next(endpoint.complete(conversations))
             got = []
-            with pytest.raises(ConfigError, match="the budget may not suffice for the next of"):
+            with pytest.raises(ConfigError, match="the budget may not suffice for the next request"):
                 for reply in endpoint.complete(conversations, max_tokens=20):
                     got.append(reply)
             assert 3 <= len(got) == len(server.bodies) < 30

@@ -68,7 +68,7 @@ def test_requests_go_out_once_and_answers_come_in_once(tmp_path):
 
 
 def test_a_budget_counts_what_waits(tmp_path):
-    with pytest.raises(ConfigError, match="the budget may not suffice for the next of 2 requests"):
+    with pytest.raises(ConfigError, match="the budget may not suffice for the next request"):
         asked(tmp_path, token_budget=130)  # a question takes at most 49 tokens of its own and 9 of its answer
     assert sum(map(len, requests(tmp_path).values())) == 2
     with pytest.raises(ConfigError, match="the budget may not suffice"):

@@ -35,6 +35,20 @@ def test_no_minute_has_more_than_allowed(requests, tokens):
     assert gone[:4] == pytest.approx([0, 0, 0, 60]) and gone[-1] == pytest.approx(120)
 
 
+def test_many_a_minute_are_spread_over_its_seconds():
+    clock = Clock()
+    gone = times(Pace(1200, None, clock=clock, wait=clock.wait), clock, 10, 61)
+    assert gone[19:21] == [0, 1] and gone[59:] == [2, 3]
+
+
+def test_those_that_line_up_go_out_one_after_another():
+    """Callers that came together wait once each, and not all for the same moment."""
+    clock, delays = Clock(), []
+    pace = Pace(1200, None, clock=clock, wait=lambda seconds: delays.append(seconds))
+    assert all(pace.pass_(1) for _ in range(61))
+    assert delays == [1] * 20 + [2] * 20 + [3]
+
+
 def test_a_window_may_be_shorter_than_a_minute():
     clock = Clock()
     pace = Pace(1, None, window_s=0.5, clock=clock, wait=clock.wait)

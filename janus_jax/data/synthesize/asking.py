@@ -1,14 +1,19 @@
 """Asks a model for many texts, until each passes its gates or has been asked for often enough."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from janus_jax.storage.endpoint import Endpoint
-from janus_jax.storage.endpoint_requests import Messages, RefusedOptionError, Reply
+from janus_jax.storage.endpoint_requests import Messages, RefusedOptionError, Reply, Wanted
 
 CHUNK = 1024
 """Requests that are built at a time, so that memory does not grow with the collection."""
+_AHEAD = 8
+"""For each request at the same time, items that may be begun before the first of them is done: outcomes are in order,
+and one that waits for a slow answer holds up no other."""
 UNANSWERED = "no_answer"
 
 
@@ -78,15 +83,16 @@ Compare = Callable[[Sequence[Outcome]], Iterable[tuple[int, str]]]
 
 def ask(
     endpoint: Endpoint,
-    items: Sequence[Item],
+    items: Iterable[Item],
     read: Reader,
     *,
     asks: int,
     options: dict[str, Any],
     formats: Sequence[dict[str, Any]] = ({},),
     compare: Compare | None = None,
-) -> list[Outcome]:
-    """The outcome of each item. Answer k of an item is sample k of its request, so a later call gets the same ones.
+) -> Iterator[Outcome]:
+    """The outcome of each item, in order. Answer k of an item is sample k of its request, so a later call gets the same
+    ones. Groups go on by themselves, so a slow answer or one that does not pass holds up only its own group.
 
     Args:
         read: what is in an answer; raises `Rejected`.
@@ -96,34 +102,86 @@ def ask(
     Raises:
         ConfigError, StorageError: of the endpoint. What it has answered is in its journal.
     """
+    begun = _Begun(items, read, asks, compare, max(CHUNK, _AHEAD * endpoint.concurrent))
     for number, form in enumerate(formats):
         try:
-            return _ask(endpoint, items, read, asks, options | form, compare)
+            for reply in endpoint.stream(begun.following, **options, **form):
+                begun.take(reply)
+                yield from begun.done()
+            return
         except RefusedOptionError as error:
             if error.option not in form or number + 1 == len(formats):
                 raise
-    raise AssertionError("no format")
+            begun.ask_again()
 
 
-def _ask(
-    endpoint: Endpoint, items: Sequence[Item], read: Reader, asks: int, options: dict[str, Any], compare: Compare | None
-) -> list[Outcome]:
-    outcomes = [Outcome(item) for item in items]
-    pending = list(range(len(items)))
-    for attempt in range(asks):
-        answered = set()
-        for reply in endpoint.complete([items[one].messages for one in pending], first_sample=attempt, **options):
-            number = pending[reply.place]
-            answered.add(number)
-            _take(outcomes[number], reply, read)
-        for number in pending:
-            outcomes[number].waiting = number not in answered
-        if compare is not None:
-            _compare(outcomes, compare, set(pending))
-        pending = [one for one in pending if _again(outcomes[one])]
-        if not pending:
-            break
-    return outcomes
+class _Group:
+    """Items whose answers are compared with each other, in rounds."""
+
+    def __init__(self, items: Iterable[Item]):
+        self.outcomes = [Outcome(item) for item in items]
+        self.attempt = 0
+        self.asked = set(range(len(self.outcomes)))
+        """Numbers of the items of this round."""
+        self.missing = len(self.asked)
+        """Replies of this round that have not come yet."""
+
+
+class _Begun:
+    """The items that were asked for and are not given out yet."""
+
+    def __init__(self, items: Iterable[Item], read: Reader, asks: int, compare: Compare | None, most: int):
+        self._groups = itertools.groupby(items, key=lambda item: item.group or item.id)
+        self._read, self._asks, self._compare, self._most = read, asks, compare, most
+        self._begun: deque[_Group] = deque()
+        self._items = 0  # in those groups
+        self._ready: deque[tuple[_Group, int]] = deque()
+        self._asked: dict[int, tuple[_Group, int]] = {}
+        self._places = itertools.count()
+
+    def following(self) -> Wanted | None:
+        """The next to ask for: answers that did not pass come before new items."""
+        if not self._ready and self._items < self._most and (new := next(self._groups, None)) is not None:
+            group = _Group(new[1])
+            self._begun.append(group)
+            self._items += len(group.outcomes)
+            self._ready.extend((group, number) for number in group.asked)
+        if not self._ready:
+            return None
+        group, number = self._ready.popleft()
+        place = next(self._places)
+        self._asked[place] = group, number
+        return Wanted(place, group.outcomes[number].item.messages, group.attempt)
+
+    def take(self, reply: Reply) -> None:
+        group, number = self._asked.pop(reply.place)
+        if reply.waiting:
+            group.outcomes[number].waiting = True
+        else:
+            _take(group.outcomes[number], reply, self._read)
+        group.missing -= 1
+        if group.missing:
+            return
+        if self._compare is not None:
+            _compare(group, self._compare)
+        group.attempt += 1
+        again = (
+            {one for one in group.asked if _again(group.outcomes[one])} if group.attempt < self._asks else set[int]()
+        )
+        group.asked, group.missing = again, len(again)
+        self._ready.extend((group, one) for one in sorted(again))
+
+    def done(self) -> Iterator[Outcome]:
+        """Outcomes of the groups at the front that need no further answer."""
+        while self._begun and not self._begun[0].missing:
+            group = self._begun.popleft()
+            self._items -= len(group.outcomes)
+            yield from group.outcomes
+
+    def ask_again(self) -> None:
+        """For the next form, what was asked for and not answered."""
+        self._ready.extendleft(reversed(self._asked.values()))
+        self._asked.clear()
 
 
 def _again(outcome: Outcome) -> bool:
@@ -142,18 +200,12 @@ def _take(outcome: Outcome, reply: Reply, read: Reader) -> None:
         outcome.rejections.append((rejected.reason, rejected.detail))
 
 
-def _compare(outcomes: list[Outcome], compare: Compare, new: set[int]) -> None:
+def _compare(group: _Group, compare: Compare) -> None:
     """Rejects those of this round that are too alike. Of two older ones, none is: they were compared before."""
-    start = 0
-    while start < len(outcomes):
-        end = start + 1
-        while end < len(outcomes) and outcomes[end].item.group == outcomes[start].item.group:
-            end += 1
-        numbers = [one for one in range(start, end) if outcomes[one].value is not None]
-        numbers.sort(key=lambda one: one in new)  # so that the later one of two is new
-        if len(numbers) > 1 and new.intersection(numbers):
-            for place, detail in compare([outcomes[one] for one in numbers]):
-                rejected = outcomes[numbers[place]]
-                rejected.value = rejected.reply = None
-                rejected.rejections.append(("alike", detail))
-        start = end
+    numbers = [number for number, one in enumerate(group.outcomes) if one.value is not None]
+    numbers.sort(key=lambda one: one in group.asked)  # so that the later one of two is new
+    if len(numbers) > 1 and group.asked.intersection(numbers):
+        for place, detail in compare([group.outcomes[one] for one in numbers]):
+            rejected = group.outcomes[numbers[place]]
+            rejected.value = rejected.reply = None
+            rejected.rejections.append(("alike", detail))

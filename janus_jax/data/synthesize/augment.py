@@ -168,17 +168,19 @@ def _grow(stage: Stage, parents: Sequence[_Parent]) -> None:
     section = stage.config.hierarchy
     for _ in range(section.rounds):
         pending = [one for one in parents if one.missing and not one.ended]
-        for start in range(0, len(pending), CHUNK):
-            chunk = pending[start : start + CHUNK]
-            form, name = (PreferencesAnswer, "preferences") if chunk[0].subdimension else (NamesAnswer, "subdimensions")
-            outcomes = stage.ask(section, [_request(stage, one) for one in chunk], _reader(stage, form), form=form)
-            for parent, outcome in zip(chunk, outcomes, strict=True):
-                parent.rounds += 1
-                if outcome.value is None:
-                    parent.ended = True  # a later run goes on from here
-                    stage.failed(outcome, dimension=parent.dimension, subdimension=parent.subdimension)
-                else:
-                    _adopt(stage, parent, outcome, stage.prompt(name).digest)
+        if not pending:
+            return
+        deeper = bool(pending[0].subdimension)
+        form, name = (PreferencesAnswer, "preferences") if deeper else (NamesAnswer, "subdimensions")
+        requests = (_request(stage, one) for one in pending)
+        for outcome in stage.ask(section, requests, _reader(stage, form), form=form):
+            parent = outcome.item.about
+            parent.rounds += 1
+            if outcome.value is None:
+                parent.ended = True  # a later run goes on from here
+                stage.failed(outcome, dimension=parent.dimension, subdimension=parent.subdimension)
+            else:
+                _adopt(stage, parent, outcome, stage.prompt(name).digest)
 
 
 def _reader(stage: Stage, form: type[structured.Answer]) -> Any:
@@ -257,17 +259,16 @@ def _describe(stage: Stage, parents: Sequence[_Parent]) -> None:
             raise structured.Rejected("wrong_count", f"{len(missing)} of {len(item.about[1])} without a description")
         return given
 
-    for start in range(0, len(items), CHUNK):
-        for outcome in stage.ask(section, items[start : start + CHUNK], complete, form=DescriptionsAnswer):
-            parent, part = outcome.item.about
-            if outcome.value is None:
-                stage.failed(outcome, dimension=parent.dimension, subdimension=parent.subdimension, preferences=part)
-                continue
-            wanted = set(part)
-            origin = {"origin": "seed", **outcome.provenance(prompt.digest, stage.seed_of(section))}
-            parent.children = [
-                (name, outcome.value[plain(name)], origin)
-                if name in wanted and not description
-                else (name, description, was)
-                for name, description, was in parent.children
-            ]
+    for outcome in stage.ask(section, items, complete, form=DescriptionsAnswer):
+        parent, part = outcome.item.about
+        if outcome.value is None:
+            stage.failed(outcome, dimension=parent.dimension, subdimension=parent.subdimension, preferences=part)
+            continue
+        wanted = set(part)
+        origin = {"origin": "seed", **outcome.provenance(prompt.digest, stage.seed_of(section))}
+        parent.children = [
+            (name, outcome.value[plain(name)], origin)
+            if name in wanted and not description
+            else (name, description, was)
+            for name, description, was in parent.children
+        ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.data.schema import PREFERENCE_KEYS
+from janus_jax.data.synthesize import gates
 from janus_jax.data.synthesize.stage import Stage
 from janus_jax.data.synthesize.texts import SCORES, bench_ids, limited
 from janus_jax.errors import DataError
@@ -43,7 +44,7 @@ class Collection:
 
     def settings(self, stage: Stage) -> dict[str, Any]:
         return {
-            "incomplete": stage.config.collection.incomplete,
+            **stage.config.collection.model_dump(),
             "per_instruction": stage.config.sets.per_instruction,
             "bench": stage.config.bench.instructions,
         }
@@ -79,6 +80,7 @@ class Collection:
             rubrics.setdefault(row["id"], {})[row["preference"]] = row
         responses, response = stage.rows("responses"), None
         wanted, writer, chosen = stage.config.sets.per_instruction, stage.writer, limited(stage)
+        unusual = _outliers(stage)
         for one, group in itertools.groupby(stage.rows("systems"), key=lambda row: row["instruction"]):
             complete = []
             for row in group:
@@ -88,6 +90,7 @@ class Collection:
                     response = None
             if chosen is not None and one not in chosen:
                 continue
+            complete = [pair for pair in complete if pair[0]["id"] not in unusual]
             if len(complete) < wanted and (stage.config.collection.incomplete == "drop" or not complete):
                 writer.drop("incomplete", instruction=one, rows=len(complete))
                 continue
@@ -113,6 +116,23 @@ class Collection:
         left = sum(1 for _ in responses) + (response is not None)
         if left:
             raise DataError("responses", f"{left} rows are of no system message, or in another order than those")
+
+
+def _outliers(stage: Stage) -> set[str]:
+    """Ids of the rows whose system message or response has an unusual length; each is counted as dropped."""
+    section, ids = stage.config.collection, set[str]()
+    for step, column in (("systems", "system"), ("responses", "output")):
+        lengths = {row["id"]: len(row[column]) for row in stage.rows(step)}
+        if section.outliers is None or (usual := gates.Lengths.of([*lengths.values()], section.outliers_from)) is None:
+            continue
+        before, (least, most) = len(ids), usual.bounds(section.outliers)
+        for one, number in lengths.items():
+            if abs(distance := usual.distance(number)) >= section.outliers:
+                stage.writer.drop("length_outlier", id=one, text=step, characters=number, distance=round(distance, 1))
+                ids.add(one)
+        if len(ids) > before:
+            stage.note(f"{step}: texts with fewer than {least:,} or more than {most:,} characters are outliers")
+    return ids
 
 
 class _Table:

@@ -206,6 +206,11 @@ class CollectionSection(Section):
 
     incomplete: Literal["drop", "keep"] = "drop"
     """What becomes of an instruction that lacks a response."""
+    outliers: Positive | None = 5.0
+    """Robust standard deviations of the log length, from the median of its kind, from which a system message or a
+    response is dropped; null: keep all."""
+    outliers_from: Annotated[int, Field(ge=3)] = 100
+    """With fewer texts of a kind, none is an outlier."""
 
 
 class SynthesisConfig(Section):

@@ -1,7 +1,10 @@
 """Gates that a text passes before it is accepted. Each raises `Rejected` with the name under which it is counted."""
 
+import dataclasses
 import itertools
+import math
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 
 from janus_jax.data.synthesize.asking import Outcome, Rejected
@@ -12,6 +15,8 @@ MARKUP = re.compile(
     r"<\|\w+\|>|<\|/?\w+\|?>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|\[/?(?:SYSTEM_PROMPT|AVAILABLE_TOOLS)\]"
 )
 """Marks of chat templates."""
+_NORMAL = 1.4826
+"""The standard deviation of normal values, for a median absolute deviation of 1."""
 _SPEAKER = re.compile(r"^\s*(?:###\s*)?(?:Human|User|Assistant|System)\s*:", re.MULTILINE)
 _MARK = "['\u2019]"
 _CANNOT = rf"\bi (?:can(?:no|{_MARK})t|can not|am (?:unable|not able) to|won{_MARK}t|must decline|will not be able)"
@@ -73,6 +78,39 @@ def preamble(text: str) -> None:
     """Words about the text instead of the text alone."""
     if match := _PREAMBLE.search(text[:200]):
         raise Rejected("preamble", match[0].strip()[:60])
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Which lengths are usual among texts of one kind.
+
+    Iglewicz and Hoaglin (1993), "How to Detect and Handle Outliers": distances from the median, in units of 1.4826
+    times the median absolute deviation, which is the standard deviation of normal values. Lengths are compared as
+    logarithms, because they spread by factors.
+    """
+
+    median: float
+    deviation: float
+    """Of the natural logarithm of the number of characters."""
+
+    @classmethod
+    def of(cls, numbers: Sequence[int], least: int) -> "Lengths | None":
+        """Of numbers of characters; None: there are fewer than `least`, or half of them are equal."""
+        if len(numbers) < least:
+            return None
+        logs = [math.log(max(number, 1)) for number in numbers]
+        median = statistics.median(logs)
+        deviation = _NORMAL * statistics.median(abs(one - median) for one in logs)
+        return cls(median, deviation) if deviation else None
+
+    def distance(self, number: int) -> float:
+        """Of a number of characters from the median, in robust standard deviations."""
+        return (math.log(max(number, 1)) - self.median) / self.deviation
+
+    def bounds(self, most: float) -> tuple[int, int]:
+        """The fewest and the most characters within a distance."""
+        reach = most * self.deviation
+        return math.ceil(math.exp(self.median - reach)), math.floor(math.exp(self.median + reach))
 
 
 def too_alike(outcomes: Sequence[Outcome], most: float) -> list[tuple[int, str]]:

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from janus_jax.data.inspect import html
 from janus_jax.data.synthesize.config import SynthesisConfig
-from janus_jax.data.synthesize.files import StepDirectory, shuffled
+from janus_jax.data.synthesize.files import StepDirectory, number_of, shuffled
 from janus_jax.data.synthesize.hierarchy import Hierarchy, of_rows
 from janus_jax.storage import local
 
@@ -33,17 +33,15 @@ _COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#
 def write(out: Path, config: SynthesisConfig, directories: Mapping[str, StepDirectory]) -> None:
     """Writes report.json and report.html into the output directory."""
     hierarchy = of_rows(directories["hierarchy"].rows())
-    kept = {row["id"]: row["file"] for row in directories["collection"].rows()}
-    systems = {row["id"]: row for row in directories["systems"].rows() if row["id"] in kept}
-    counts = hierarchy.statistics()
-    statistics = {
-        "instructions": len({row["instruction"] for row in systems.values()}),
-        "system messages": len({row["system"] for row in systems.values()}),
-        **counts,
-    }
+    kept = {row["id"] for row in directories["collection"].rows()}
+    instructions, systems, used = set[str](), set[int](), Counter[str]()
+    for row in _kept(directories, kept):  # a row at a time: all texts would not fit into memory
+        instructions.add(row["instruction"])
+        systems.add(number_of(row["system"]))
+        used.update("/".join(list(p.values())[:3]) for p in row["preferences"])
+    statistics = {"instructions": len(instructions), "system messages": len(systems), **hierarchy.statistics()}
     table = [{"what": name, "here": statistics[name], "paper": PAPER[name]} for name in PAPER]
     steps = [_step(directory) for directory in directories.values() if directory.facts()]
-    used = Counter("/".join(list(p.values())[:3]) for row in systems.values() for p in row["preferences"])
     usage = {
         "preferences_used": len(used),
         "least": min(used.values(), default=0),
@@ -59,7 +57,7 @@ def write(out: Path, config: SynthesisConfig, directories: Mapping[str, StepDire
         usage=usage,
         sunburst=sunburst(hierarchy),
         left_out=_left_out(hierarchy),
-        samples=list(_samples(config, directories, systems)),
+        samples=list(_samples(config, directories, kept, instructions)),
     )
     local.write_whole(out / "report.html", page)
 
@@ -70,15 +68,20 @@ def _step(directory: StepDirectory) -> dict[str, Any]:
     return {name: facts.get(name) for name in names} | {"edited": directory.is_edited()}
 
 
+def _kept(directories: Mapping[str, StepDirectory], ids: Container[str]) -> Iterator[dict[str, Any]]:
+    """The system messages of the rows that were published."""
+    return (row for row in directories["systems"].rows() if row["id"] in ids)
+
+
 def _samples(
-    config: SynthesisConfig, directories: Mapping[str, StepDirectory], systems: Mapping[str, Mapping[str, Any]]
+    config: SynthesisConfig, directories: Mapping[str, StepDirectory], kept: set[str], instructions: Iterable[str]
 ) -> Iterator[dict[str, Any]]:
     """Some instructions with all their system messages and responses."""
-    chosen = set(shuffled({row["instruction"] for row in systems.values()}, config.seed, "samples")[:_SAMPLES])
+    chosen = set(shuffled(instructions, config.seed, "samples")[:_SAMPLES])
     prompts = {row["id"]: row["prompt"] for row in directories["instructions"].rows() if row["id"] in chosen}
-    ids = {one for one, row in systems.items() if row["instruction"] in chosen}
+    rows = sorted((row for row in _kept(directories, kept) if row["instruction"] in chosen), key=lambda row: row["id"])
+    ids = {row["id"] for row in rows}
     outputs = {row["id"]: row["output"] for row in directories["responses"].rows() if row["id"] in ids}
-    rows = sorted((systems[one] for one in ids), key=lambda row: row["id"])
     for one, group in itertools.groupby(rows, key=lambda row: row["instruction"]):
         yield {"prompt": prompts[one], "rows": [{**row, "output": outputs.get(row["id"], "")} for row in group]}
 

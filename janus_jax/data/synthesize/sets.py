@@ -231,7 +231,8 @@ def _kept(stage: Stage, hierarchy: Hierarchy, rules: Rules) -> dict[str, list[tu
     dimensions, sets = list(hierarchy.dimensions), dict[str, list[tuple[Preference, ...]]]()
     wrong = set()
     for row in stage.directory.rows():
-        chosen = tuple(Preference(**one) for one in row["preferences"])
+        read = (Preference(**one) for one in row["preferences"])
+        chosen = tuple(known.get(one.key, one) if known.get(one.key) == one else one for one in read)  # one text each
         fits = [one.dimension for one in chosen] == dimensions and all(known.get(one.key) == one for one in chosen)
         if not fits or rules.refuse([rules.hits(one) for one in chosen]):
             wrong.add(row["instruction"])

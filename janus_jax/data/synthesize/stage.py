@@ -64,7 +64,7 @@ class Stage:
         self._opened, self._endpoint = opened, None
         self._writer: Writer | None = None
         self._prompts: dict[str, Prompt] = {}
-        self._told = 0
+        self._done = 0
 
     @property
     def writer(self) -> Writer:
@@ -111,39 +111,44 @@ class Stage:
     def ask(
         self,
         section: AskSection,
-        items: Sequence[Item],
+        items: Iterable[Item],
         read: Reader,
         *,
         form: type[structured.Answer] | None = None,
         compare: Compare | None = None,
-    ) -> list[Outcome]:
-        """The outcome of each item; answers that did not pass are counted.
+    ) -> Iterator[Outcome]:
+        """The outcome of each item, in order; answers that did not pass are counted.
 
         Raises:
             ConfigError, StorageError: of the endpoint; what it answered is in the journal.
         """
-        if not items:
-            return []
+        iterator = iter(items)
+        if (first := next(iterator, None)) is None:
+            return
         endpoint = self._endpoint = self._endpoint or self._opened(section, self.directory)
         with _named_options(section, self.directory.name):
-            outcomes = ask(
+            for outcome in ask(
                 endpoint,
-                items,
+                itertools.chain([first], iterator),
                 read,
                 asks=section.asks,
                 options=self.options(section),
                 formats=self._formats(section, form),
                 compare=compare,
-            )
-        for outcome in outcomes:
-            self.waiting += outcome.waiting
-            for reason, _ in outcome.rejections:
-                self.writer.rejected[reason] += 1
-        self._told += len(items)
-        self.tell(
-            f"{self.directory.name}: {counted(self._told, 'text')} so far, {endpoint.usage.tokens:,} tokens spent"
-        )
-        return outcomes
+            ):
+                self.waiting += outcome.waiting
+                for reason, _ in outcome.rejections:
+                    self.writer.rejected[reason] += 1
+                self._done += 1
+                if self._done % CHUNK == 0:
+                    self._tell_of_progress(endpoint)
+                yield outcome
+        if self._done % CHUNK:
+            self._tell_of_progress(endpoint)
+
+    def _tell_of_progress(self, endpoint: Endpoint) -> None:
+        done, spent = counted(self._done, "text"), endpoint.usage.tokens
+        self.tell(f"{self.directory.name}: {done} so far, {spent:,} tokens spent")
 
     def failed(self, outcome: Outcome, **what: Any) -> None:
         """Counts an item without an accepted answer."""

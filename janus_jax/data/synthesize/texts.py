@@ -1,6 +1,5 @@
 """Steps four to six: system messages, responses and rubrics, each text through its gates."""
 
-import itertools
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from pydantic import create_model
 
 from janus_jax.data.synthesize import gates, structured
-from janus_jax.data.synthesize.asking import CHUNK, Item, Outcome, Rejected
+from janus_jax.data.synthesize.asking import Item, Outcome, Rejected
 from janus_jax.data.synthesize.config import AskSection, GatedSection
 from janus_jax.data.synthesize.files import number_of, shuffled
 from janus_jax.data.synthesize.stage import Stage, require_whole
@@ -227,12 +226,6 @@ def _asked(
     gated: GatedSection | None,
     form: type[structured.Answer] | None = None,
 ) -> Iterator[Outcome]:
-    """Outcomes of all items, a chunk at a time; a group is never split."""
+    """Outcomes of all items, in order."""
     compare = None if gated is None else lambda outcomes: gates.too_alike(outcomes, gated.alike)
-    chunk: list[Item] = []
-    for _, group in itertools.groupby(items, key=lambda item: item.group or item.id):
-        chunk.extend(group)
-        if len(chunk) >= CHUNK:
-            yield from stage.ask(section, chunk, read, form=form, compare=compare)
-            chunk = []
-    yield from stage.ask(section, chunk, read, form=form, compare=compare)
+    return stage.ask(section, items, read, form=form, compare=compare)

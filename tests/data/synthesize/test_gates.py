@@ -2,6 +2,7 @@
 
 import json
 
+import numpy
 import pytest
 
 from janus_jax.data.synthesize import gates, structured
@@ -82,6 +83,19 @@ def test_the_later_of_two_texts_that_are_too_alike_is_named():
     texts = ["the cat sat on the mat", "a dog ran far away", "the cat sat on a mat", "简洁", "简洁"]
     outcomes = [Outcome(Item(str(at), []), value=text) for at, text in enumerate(texts)]
     assert [number for number, _ in gates.too_alike(outcomes, 0.8)] == [2, 4]
+
+
+def test_unusual_lengths_are_those_far_from_the_median_by_its_deviation():
+    scipy_stats = pytest.importorskip("scipy.stats")
+    numbers = [*range(300, 700, 3), 12, 60_000]
+    usual = gates.Lengths.of(numbers, 100)
+    logs = numpy.log(numbers)
+    deviation = scipy_stats.median_abs_deviation(logs, scale="normal")
+    expected = (logs - numpy.median(logs)) / deviation
+    assert [usual.distance(one) for one in numbers] == pytest.approx(expected, rel=1e-4)
+    least, most = usual.bounds(5.0)
+    assert [one for one in numbers if not least <= one <= most] == [12, 60_000]
+    assert gates.Lengths.of(numbers, 1000) is None and gates.Lengths.of([7] * 200, 100) is None
 
 
 @pytest.mark.parametrize(
