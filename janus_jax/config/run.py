@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError, ValidationError
 
 from janus_jax.config import advice, mistakes, sections, yaml_file
+from janus_jax.config.compat import CompatSection
 from janus_jax.config.objectives import AnyObjective
 from janus_jax.config.remat import RematKey
 from janus_jax.config.rules import absent_data, conflicts
@@ -48,7 +49,7 @@ class RunConfig(Section):
     logging: sections.LoggingSection = sections.LoggingSection()
     profile: sections.ProfileSection = sections.ProfileSection()
     timeouts: TimeoutsSection = TimeoutsSection()
-    compat: sections.CompatSection = sections.CompatSection()
+    compat: CompatSection = CompatSection()
 
     @model_validator(mode="after")
     def _keys_agree(self) -> "RunConfig":

@@ -381,19 +381,3 @@ class ProfileSection(Section):
         WithJsonSchema({"allowed": "[first, last] with 1 <= first <= last, or null"}),
     ] = None
     """First and last optimizer step to profile, counted from 1. null: no profile."""
-
-
-class CompatSection(Section):
-    """Switches that reproduce what the published trainers did. [configs/README.md](../configs/README.md) explains
-    when to use them."""
-
-    token_boundary: Literal["separate", "joint"] = "separate"
-    """Whether prompt and response are tokenized apart or as one text. It must match how the data was
-    built (`janus data build --boundary`)."""
-    overlong_pairs: Literal["drop", "zero_grad"] = "drop"
-    """zero_grad: pairs longer than `batch.max_sequence_length` lose both responses, and still count in the mean."""
-    token_mean: Literal["global", "per_microbatch"] = "global"
-    """global: one mean over the batch. per_microbatch: the mean of the microbatches' means, however many tokens (or
-    pairs) each has."""
-    bfloat16_weights: bool = False
-    """true: weights, and so their updates, are rounded to bfloat16, without a float32 master copy."""

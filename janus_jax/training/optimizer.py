@@ -8,10 +8,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from janus_jax.config.run import RunConfig
 from janus_jax.config.sections import OptimizerSection
 from janus_jax.parallel.hashing import element_index, mix
+from janus_jax.training.adamw_8bit import EightBitMoments
 
 _DEFAULTS = OptimizerSection()
 
@@ -84,15 +87,58 @@ class AdamW:
     clip_norm: float | None = _DEFAULTS.clip_norm
     moments: Literal["float32", "bfloat16"] = _DEFAULTS.moments
     """Kept as; computed in float32 either way, and rounded to bfloat16 up or down at random."""
+    block: int | None = None
+    """Elements that share a scale, if moments are kept in 8 bits as bitsandbytes does; None: `moments`."""
+    float32_embedding: bool = False
+    """With `block`: the moments of the embedding are float32."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "AdamW":
+        """The optimizer of a run."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(
+            **config.optimizer.model_dump(include=names),
+            block=config.compat.adamw_8bit,
+            float32_embedding=config.compat.float32_embedding_moments,
+        )
 
     def transformation(self, schedule: Callable[[Any], Any], specs: Any) -> optax.GradientTransformation:
         """The optax transformation for parameters described by `specs` (a tree of `ParamSpec`)."""
         decayed = jax.tree.map(lambda spec: len([axis for axis in spec.axes if axis != "layers"]) > 1, specs)
+        if self.block is None:
+            adam = _scale_by_adam(self.b1, self.b2, self.eps, jnp.dtype(self.moments))
+        else:
+            adam = self._eight_bits(specs).scale_by_adam(self.b1, self.b2, self.eps, _correction)
         return optax.chain(
-            _scale_by_adam(self.b1, self.b2, self.eps, jnp.dtype(self.moments)),
-            optax.add_decayed_weights(self.weight_decay, mask=decayed),
-            optax.scale_by_learning_rate(schedule),
+            adam, optax.add_decayed_weights(self.weight_decay, mask=decayed), optax.scale_by_learning_rate(schedule)
         )
+
+    def state_shardings(self, state: Any, specs: Any, params: Any) -> Any:
+        """Where the state lies: moments like their parameters, counters everywhere.
+
+        Args:
+            state: of `transformation`, or its shapes.
+            params: the parameters' shardings.
+        """
+        some = jax.tree.leaves(params)[0]
+        adam, *rest = jax.tree.map(lambda _: NamedSharding(some.mesh, PartitionSpec()), state)
+        moments = params if self.block is None else self._eight_bits(specs).shardings(params)
+        return (adam._replace(mu=moments, nu=moments), *rest)
+
+    def moment_bytes(self, specs: Any, params: Any) -> int:
+        """Bytes of both moments on each device; arguments as for `state_shardings`."""
+        if self.block is None:
+            shapes = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(self.moments)), specs)
+        else:
+            shapes, params = jax.eval_shape(self._eight_bits(specs).zeros), self._eight_bits(specs).shardings(params)
+        leaves = jax.tree.map(
+            lambda leaf, lies: math.prod(lies.shard_shape(leaf.shape)) * leaf.dtype.itemsize, shapes, params
+        )
+        return 2 * sum(jax.tree.leaves(leaves))
+
+    def _eight_bits(self, specs: Any) -> EightBitMoments:
+        assert self.block is not None
+        return EightBitMoments(specs, self.block, self.float32_embedding)
 
 
 def _scale_by_adam(b1: float, b2: float, eps: float, dtype: Any) -> optax.GradientTransformation:
@@ -107,19 +153,21 @@ def _scale_by_adam(b1: float, b2: float, eps: float, dtype: Any) -> optax.Gradie
         state: Any = adam.init(params)
         return state._replace(mu=_cast(state.mu, dtype), nu=_cast(state.nu, dtype))
 
-    def correction(decay: float, count: Array) -> Array:
-        return -jnp.expm1(count.astype(jnp.float32) * (math.log(decay) if decay else -math.inf))
-
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         wide = state._replace(mu=_cast(state.mu, jnp.float32), nu=_cast(state.nu, jnp.float32))
         updated: Any = adam.update(updates, wide, params)[1]
-        mean, square = correction(b1, updated.count), correction(b2, updated.count)
+        mean, square = _correction(b1, updated.count), _correction(b2, updated.count)
         scaled = jax.tree.map(lambda m, v: m / mean / (jnp.sqrt(v / square) + eps), updated.mu, updated.nu)
         if dtype != jnp.float32:
             updated = updated._replace(mu=_round(updated.mu, updated.count, 0), nu=_round(updated.nu, updated.count, 1))
         return scaled, updated
 
     return optax.GradientTransformation(init, update)
+
+
+def _correction(decay: float, count: Array) -> Array:
+    """1 - decay**count."""
+    return -jnp.expm1(count.astype(jnp.float32) * (math.log(decay) if decay else -math.inf))
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

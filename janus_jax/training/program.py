@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.batch import Batch, empty_batch
@@ -168,7 +167,7 @@ def build_program(
         place=place,
     )
     kernel, attention = choose(config.precision.attention, need)
-    adamw = AdamW(**config.optimizer.model_dump(include={field.name for field in dataclasses.fields(AdamW)}))
+    adamw = AdamW.of(config)
     functions = StepFunctions(
         model=model,
         objective=objective,
@@ -177,14 +176,7 @@ def build_program(
         clip_norm=adamw.clip_norm,
         skip_nonfinite=config.optimizer.on_nonfinite == "skip",
     )
-    # Moments lie like their parameters; counters are everywhere.
-    optimizer = optax.tree_utils.tree_map_params(
-        functions.transformation,
-        lambda _, sharding: sharding,
-        _state_shapes(functions, dtype).optimizer,
-        shardings,
-        transform_non_params=lambda _: NamedSharding(mesh, PartitionSpec()),
-    )
+    optimizer = adamw.state_shardings(_state_shapes(functions, dtype).optimizer, specs, shardings)
     return Program(functions, mesh, rules, dtype, TrainState(shardings, optimizer), attention)
 
 

@@ -43,6 +43,11 @@ _TABLE: dict[KeyPath, tuple[str, Axes]] = {
 }
 
 
+def stored_axes(path: KeyPath) -> Axes | None:
+    """For each axis of the Hugging Face tensor, the axes of a parameter's layer that it folds; None: not in a file."""
+    return _TABLE[path][1] if path in _TABLE else None
+
+
 @dataclasses.dataclass(frozen=True)
 class KeyEntry:
     """One Hugging Face tensor, and the parameter or the layer of a stacked parameter that it stores."""
