@@ -313,7 +313,7 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _remove_tree(directory: Path) -> None:
-    for _ in range(20):  # threads of the failed writer may still write into it
+    for _ in range(100):  # threads of the failed writer may still write into it
         shutil.rmtree(directory, ignore_errors=True)
         if not directory.exists():
             return
