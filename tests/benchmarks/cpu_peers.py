@@ -201,11 +201,13 @@ def _replace(model: Any, values: dict[str, Any]) -> int:
     from flax import nnx
 
     params = nnx.state(model, nnx.Param)
-    shapes = [{str(path): leaf.shape for path, leaf in nnx.to_flat_state(params)}]
+    before = {path: (leaf.shape, leaf.sharding) for path, leaf in jax.tree.leaves_with_path(params)}
     nnx.replace_by_pure_dict(params, values)
-    shapes.append({str(path): leaf.shape for path, leaf in nnx.to_flat_state(params)})
-    if shapes[0] != shapes[1]:
-        raise SystemExit(f"parameters differ: {shapes}")
+    after = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(params)}
+    if after != {path: shape for path, (shape, _) in before.items()}:
+        raise SystemExit(f"parameters differ: {before}, {after}")
+    # Where the peer has them, or it would compile again at the second step.
+    params = jax.tree.map_with_path(lambda path, leaf: jax.device_put(leaf, before[path][1]), params)
     nnx.update(model, params)
     return sum(leaf.size for leaf in jax.tree.leaves(values))
 

@@ -37,14 +37,14 @@ TOLERANCE = 1e-5
 SETTINGS = {
     "maxtext": [
         f"remat_policy={remat} scan_layers={scan}"
-        for remat, scan in (("none", False), ("none", True), ("minimal_with_context", False))
+        for remat, scan in (("minimal_with_context", False), ("none", False), ("none", True))
     ],
-    "tunix": [f"remat_config={remat}" for remat in ("NONE", "BLOCK")],
+    "tunix": [f"remat_config={remat}" for remat in ("BLOCK", "NONE")],
 }
-"""Of peers, the fastest first."""
+"""Of peers; the first is taken unless all are asked for. docs/speed.md has their times."""
 
 KEEP_FREED_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
-"""What ours asks of glibc, for peers in JAX: without it each of their steps takes longer."""
+"""What ours asks of glibc (`keep_freed_memory`); peers in JAX get it too."""
 
 
 def _tokens() -> np.ndarray:
