@@ -1,20 +1,21 @@
-"""Time of a train step on CPUs: ours beside transformers with torch and, if asked, MaxText; the same shapes.
+"""Time of a train step on CPUs: ours beside transformers with torch and, if asked, MaxText and Tunix; the same shapes.
 
-    python -m tests.benchmarks.cpu_step                     # ours and torch, about two minutes on two quiet cores
-    python -m tests.benchmarks.cpu_step --maxtext VENV      # and MaxText, at the default settings of its step
+    python -m tests.benchmarks.cpu_step                                     # ours and torch, two minutes on two cores
+    python -m tests.benchmarks.cpu_step --maxtext VENV --tunix VENV         # and both peers in JAX, about six minutes
+    python -m tests.benchmarks.cpu_step --maxtext VENV --all-settings --repeat 1     # MaxText with each setting
 
 The model is a Mistral of 57.9M parameters: width 512, 8 layers, 8 heads, 4 key heads, head_dim 64, feed-forward 1536,
 vocabulary 32,000. A step is 4 rows of 512 random tokens in float32: forward, backward, clipping and AdamW. Fresh
-processes take turns; printed is the median of all steps but the first. Ours and torch begin with the same weights,
-which we export, and must begin with the same loss. VENV has Python 3.12 and `maxtext[tpu]==0.2.5`.
+processes take turns; printed is the median of all steps but the first of each. A step ends when all its outputs are
+computed. All sides begin with the same weights, which we export, and must have as many parameters and the same loss.
+
+Each VENV has Python 3.12, one with `maxtext[tpu]==0.2.5`, the other with `google-tunix==0.1.7`; `cpu_peers` runs there.
 """
 
 import argparse
 import dataclasses
-import itertools
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -31,16 +32,19 @@ ROWS, LENGTH, STEPS = 4, 512, 4
 SHAPE = {"preset": "mistral-7b", "hidden_size": 512, "intermediate_size": 1536, "num_layers": 8}
 SHAPE |= {"num_heads": 8, "num_kv_heads": 4, "head_dim": 64}
 TOLERANCE = 1e-5
-"""Of the first loss, beside torch's."""
+"""Of the first loss, beside ours."""
 
-MAXTEXT = (
-    "run_name=cpu hardware=cpu skip_jax_distributed_system=True dataset_type=synthetic enable_checkpointing=False "
-    "decoder_block=mistral base_emb_dim=512 base_num_query_heads=8 base_num_kv_heads=4 head_dim=64 base_mlp_dim=1536 "
-    "base_num_decoder_layers=8 mlp_activations=[silu,linear] vocab_size=32000 logits_via_embedding=False dtype=float32 "
-    "weight_dtype=float32 matmul_precision=highest attention=dot_product enable_tensorboard=False "
-    f"per_device_batch_size={ROWS} max_target_length={LENGTH} steps={STEPS + 1}"
-)
-FIND_MAXTEXT = "import maxtext, os; print(os.path.join(os.path.dirname(maxtext.__file__), 'configs', 'base.yml'))"
+SETTINGS = {
+    "maxtext": [
+        f"remat_policy={remat} scan_layers={scan}"
+        for remat, scan in (("minimal_with_context", False), ("none", False), ("none", True))
+    ],
+    "tunix": [f"remat_config={remat}" for remat in ("BLOCK", "NONE")],
+}
+"""Of peers; the first is taken unless all are asked for. docs/speed.md has their times."""
+
+KEEP_FREED_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+"""What ours asks of glibc (`keep_freed_memory`); peers in JAX get it too."""
 
 
 def _tokens() -> np.ndarray:
@@ -103,7 +107,8 @@ def ours(weights: Path) -> dict[str, Any]:
         state, scalars, _ = jax.block_until_ready(program.train(state, batch))
         seconds.append(time.perf_counter() - begun)
         losses.append(float(scalars["loss"]))
-    return {"seconds": seconds[1:], "losses": losses}
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return {"seconds": seconds[1:], "losses": losses, "parameters": count, "version": f"jax {jax.__version__}"}
 
 
 def torch_step(weights: Path) -> dict[str, Any]:
@@ -125,61 +130,66 @@ def torch_step(weights: Path) -> dict[str, Any]:
         optimizer.step()
         seconds.append(time.perf_counter() - begun)
         losses.append(loss.item())
-    return {"seconds": seconds[1:], "losses": losses}
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return {"seconds": seconds[1:], "losses": losses, "parameters": count, "version": f"torch {torch.__version__}"}
 
 
-def maxtext(venv: Path, scratch: Path) -> dict[str, Any]:
-    """Seconds between the ends of MaxText's steps."""
-    python = str(venv / "bin" / "python")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(scratch / "maxtext")}
-    found = subprocess.run([python, "-c", FIND_MAXTEXT], env=environment, capture_output=True, text=True, check=True)
-    base = found.stdout.splitlines()[-1]
-    options = [*MAXTEXT.split(), f"base_output_directory={scratch}", f"jax_cache_dir={scratch / 'maxtext'}"]
-    command = [python, "-m", "maxtext.trainers.pre_train.train", base, *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=scratch)
-    # It reports how long it took to start a step; a line appears when the step's loss is there.
-    clock = re.findall(r" (\d\d):(\d\d):([\d.]+) .*completed step: \d+,", done.stdout + done.stderr)
-    ends = [3600 * int(hours) + 60 * int(minutes) + float(rest) for hours, minutes, rest in clock]
-    seconds = [(after - before) % 86400 for before, after in itertools.pairwise(ends)]
-    if len(seconds) != STEPS:
-        raise SystemExit(f"MaxText: exit code {done.returncode}\n{done.stderr[-2000:]}")
-    return {"seconds": seconds, "losses": []}
+def measure(side: str, venvs: dict[str, Path], scratch: Path) -> dict[str, Any]:
+    """One process of `ours`, `torch`, or a peer with its settings, as in `maxtext scan_layers=False`."""
+    name, *settings = side.split()
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(scratch / name)}
+    weights, tokens = str(scratch / "weights"), scratch / "tokens.npy"
+    command = [sys.executable, "-m", "tests.benchmarks.cpu_step", "--measure", name, "--weights", weights]
+    if name in venvs:
+        if not tokens.exists():
+            np.save(tokens, _tokens())
+        script = str(ROOT / "tests" / "benchmarks" / "cpu_peers.py")
+        command = [str(venvs[name].absolute() / "bin" / "python"), script, name, weights, str(tokens), *settings]
+        environment = {key: value for key, value in environment.items() if key != "PYTHONPATH"} | KEEP_FREED_MEMORY
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{side}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=2, help="rounds; in each, every side is a fresh process")
     parser.add_argument("--maxtext", type=Path, metavar="VENV")
+    parser.add_argument("--tunix", type=Path, metavar="VENV")
+    parser.add_argument("--all-settings", action="store_true", help="peers with each of their settings")
     parser.add_argument("--measure", choices=["ours", "torch"], help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
         print(json.dumps({"ours": ours, "torch": torch_step}[given.measure](given.weights)))
         return
-    results: dict[str, list[dict[str, Any]]] = {"ours": [], "torch": []}
+    venvs = {name: venv for name in SETTINGS if (venv := getattr(given, name)) is not None}
+    sides = ["ours", "torch"]
+    for name in venvs:
+        settings = SETTINGS[name] if given.all_settings else SETTINGS[name][:1]
+        sides += [f"{name} {setting}" for setting in settings]
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(scratch / "ours")}
         for _ in range(given.repeat):
-            for name in ("ours", "torch"):
-                command = [sys.executable, "-m", "tests.benchmarks.cpu_step", "--measure", name]
-                command += ["--weights", str(scratch / "weights")]
-                done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-                if done.returncode:
-                    raise SystemExit(f"{name}: exit code {done.returncode}\n{done.stderr[-2000:]}")
-                results[name].append(json.loads(done.stdout.splitlines()[-1]))
-            if given.maxtext is not None:
-                results.setdefault("MaxText", []).append(maxtext(given.maxtext.absolute(), scratch))
-    first = {name: results[name][0]["losses"][0] for name in ("ours", "torch")}
-    print(f"first loss: ours {first['ours']:.6f}, torch {first['torch']:.6f}")
-    if abs(first["ours"] - first["torch"]) > TOLERANCE:
-        raise SystemExit("the first losses differ")
+            for side in sides:
+                runs[side].append(measure(side, venvs, Path(folder)))
+                print(side, [round(second, 2) for second in runs[side][-1]["seconds"]], file=sys.stderr, flush=True)
     medians = {
-        name: statistics.median(second for run in runs for second in run["seconds"]) for name, runs in results.items()
+        side: statistics.median(second for run in results for second in run["seconds"])
+        for side, results in runs.items()
     }
-    for name, seconds in medians.items():
-        print(f"{name:8} {seconds:.2f} s a step, {seconds / medians['ours']:.2f} of ours")
+    for side, seconds in medians.items():
+        first, every = runs[side][0], [round(second, 2) for run in runs[side] for second in run["seconds"]]
+        print(
+            f"{seconds:.2f} s a step, {seconds / medians['ours']:.2f} of ours: {side} ({first['version']}), "
+            f"{first['parameters']:,} parameters, first loss {first['losses'][0]:.6f}; s {every}"
+        )
+        ours_first = runs["ours"][0]
+        if first["parameters"] != ours_first["parameters"]:
+            raise SystemExit("the numbers of parameters differ")
+        if abs(first["losses"][0] - ours_first["losses"][0]) > TOLERANCE:
+            raise SystemExit("the first losses differ")
 
 
 if __name__ == "__main__":
