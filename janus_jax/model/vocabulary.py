@@ -73,6 +73,15 @@ def _reduce_scatter(x: Array, name: str, dim: int) -> Array:
     return parts.reshape(shape).sum(dim)
 
 
+def _exchange_widths(g: Float[Array, "B L D"], names: tuple[str, ...]) -> Float[Array, "R L W"]:
+    """Each device's widths of the rows of all. As `all_to_all` from axis 2 to axis 0, but sent as they arrive: the TPU
+    compiler would exchange [D, L] and then write out a reshape as long as a layer's code."""
+    shards = jax.lax.axis_size(names)
+    parts = jnp.moveaxis(g.reshape(*g.shape[:2], shards, g.shape[2] // shards), 2, 0)
+    parts = jax.lax.all_to_all(parts, names, 0, 0, tiled=True)
+    return parts.reshape(-1, *parts.shape[2:])
+
+
 def vocab_start(place: Placement, size: int) -> Array:
     """First id of this device's part of the vocabulary, `size` ids long."""
     names = vocab_axes(place)
@@ -111,9 +120,14 @@ def embed(
     def add_up(shard: Array, tokens: Array, g: Array) -> Array:
         part, ids = local(shard, tokens)
         if exchanged:
-            g = jax.lax.all_to_all(g, exchanged, 2, 0, tiled=True)
+            g = _exchange_widths(g, exchanged)
         ids = jnp.where(ids < 0, part.shape[0], ids)  # negative ids would count from the end
-        total = jnp.zeros((part.shape[0], g.shape[-1]), jnp.float32).at[ids].add(g.astype(jnp.float32), mode="drop")
+
+        def add_row(total: Array, row: tuple[Array, Array]) -> tuple[Array, None]:
+            return total.at[row[0]].add(row[1].astype(jnp.float32), mode="drop"), None
+
+        # By rows, since the TPU compiler sorts what is added at once, and writes a sort out for its whole length.
+        total, _ = jax.lax.scan(add_row, jnp.zeros((part.shape[0], g.shape[-1]), jnp.float32), (ids, g))
         if not exchanged:
             return scatter_sum(total, place, axes).astype(shard.dtype)
         rest = tuple(name for name in place.names(*TOKENS) if name not in exchanged)
