@@ -12,7 +12,6 @@ from janus_jax.config.run import RunConfig
 from janus_jax.parallel import mesh as meshes
 from janus_jax.planning.inputs import Inputs, find_inputs
 
-
 FITTING = "fitting"
 """Among values of `remat`: for each mesh, batch and moments the list of tensors that fits by estimate."""
 
