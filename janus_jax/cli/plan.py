@@ -294,6 +294,9 @@ def _sweep(
             rate = f"{cell.tokens_per_s:12,.0f} tokens/s at the bound, {cell.serial_tokens_per_s:11,.0f} in series"
         reason = f": {cell.reason}" if cell.status == "failed" else ""
         print(f"{cell.status:<10}{needed:>12}{rate}  {' '.join(cell.changes)}{reason}")
+    if any(cell.remat.startswith("[") for cell in shown):
+        print("remat=[...]: tensors that each block keeps, chosen by estimate; add a row's changes to janus plan with")
+        print("--search-remat N, which compiles up to N lists and finds the one that fits and recomputes least")
     rest = len(cells) - len(shown)
     print(f"{rest:,} more: not compiled; by estimate they cannot fit or others are better")
     if json is not None:

@@ -78,6 +78,7 @@ class Kept:
     everything: bool = False  # what has no name too
 
 
+@functools.cache
 def kept(remat: Remat) -> Kept:
     """What a value of `remat` keeps."""
     names = WORDS[remat] if isinstance(remat, str) else remat

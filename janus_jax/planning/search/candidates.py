@@ -12,6 +12,9 @@ from janus_jax.config.run import RunConfig
 from janus_jax.parallel import mesh as meshes
 from janus_jax.planning.inputs import Inputs, find_inputs
 
+FITTING = "fitting"
+"""Among values of `remat`: for each mesh, batch and moments the list of tensors that fits by estimate."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SearchSpace:
@@ -19,7 +22,7 @@ class SearchSpace:
 
     meshes: tuple[dict[str, int], ...] | None = None  # missing axes have size 1; None: all that training would accept
     rows_per_device: tuple[int, ...] | None = None  # of a microbatch; None: all that add up to the global batch
-    remat: tuple[str, ...] = ("none", "dots", "full", "offload")
+    remat: tuple[str, ...] = ("none", "dots", "full", "offload", FITTING)
     moments: tuple[str, ...] = ("float32", "bfloat16")
 
 

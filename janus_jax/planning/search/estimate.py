@@ -5,6 +5,7 @@ divided by `MARGIN` is more than a device has.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from typing import Any
@@ -92,21 +93,30 @@ def choices_of_kept(
         ConfigError, DataError, ConversionError: as `estimate`.
     """
     share = _DeviceShare.of(config, target.devices * num_slices, inputs)
-    work = workload(config, share.inputs)
     reference = share.whole * share.compute if online_reference(config, share.inputs) else 0
     held = share.arguments(jnp.dtype(config.optimizer.moments).itemsize) + reference
-    once = roofline.forward_flops(work).total
-    every, counts = list[Choice](), range(len(TENSORS) + 1)
-    for names in itertools.chain.from_iterable(itertools.combinations(TENSORS, count) for count in counts):
-        remat = in_order(names)
-        flops = roofline.training_flops(dataclasses.replace(work, recompute=roofline.recompute(remat)))
-        needed = round(held + share.temporaries(remat, update_by_parts=target.is_gpu))
-        every.append(Choice(remat, needed, flops.recomputed / once))
+    per_row = dataclasses.replace(workload(config, share.inputs), rows=1, microbatches=1)
+    every = (
+        Choice(remat, round(held + share.temporaries(remat, update_by_parts=target.is_gpu)), repeated)
+        for remat, repeated in _repeated(per_row).items()
+    )
     best = list[Choice]()
     for choice in sorted(every, key=lambda choice: (choice.bytes, choice.repeated)):
         if not best or choice.repeated < best[-1].repeated:
             best.append(choice)
     return best
+
+
+@functools.cache
+def _repeated(work: roofline.Workload) -> dict[Remat, float]:
+    """Of every list: operations that repeat the forward pass, as a share of it. Many cells of a sweep have the same."""
+    once, counts = roofline.forward_flops(work).total, range(len(TENSORS) + 1)
+    shares = dict[Remat, float]()
+    for names in itertools.chain.from_iterable(itertools.combinations(TENSORS, count) for count in counts):
+        remat = in_order(names)
+        flops = roofline.training_flops(dataclasses.replace(work, recompute=roofline.recompute(remat)))
+        shares[remat] = flops.recomputed / once
+    return shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,12 +203,16 @@ class _DeviceShare:
     def _kept(self, remat: Remat) -> float:
         """Bytes that are kept per token and layer for the backward pass."""
         model, chosen = self.inputs.model, kept(remat)
-        widths = {name: self._width(name) for name in (INPUT, *TENSORS)}
+        widths = self._widths
         if chosen.everything:  # the rest is elementwise: norms and rotations in float32
             rest = 2 * widths["query"] + 8 * model.hidden_size + 2 * (widths["gate"] + widths["up"])
             return (sum(widths.values()) + rest) * self.compute
         in_transit = 2 * sum(widths[name] for name in chosen.host) / model.num_layers
         return (sum(widths[name] for name in chosen.device) + in_transit) * self.compute
+
+    @functools.cached_property
+    def _widths(self) -> dict[str, float]:
+        return {name: self._width(name) for name in (INPUT, *TENSORS)}
 
     def _width(self, name: str) -> float:
         """Elements of a token in a tensor of one block."""

@@ -11,11 +11,15 @@ from collections.abc import Callable
 from janus_jax.config.changes import changed
 from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError
-from janus_jax.planning.chips.slices import find_slice, load_chips
+from janus_jax.model.remat import WORDS
+from janus_jax.planning.chips.slices import Slice, find_slice, load_chips
 from janus_jax.planning.compile import plan
-from janus_jax.planning.inputs import find_inputs
+from janus_jax.planning.inputs import Inputs, find_inputs
 from janus_jax.planning.result import Plan
 from janus_jax.planning.search.estimate import Choice, choices_of_kept
+
+_ROOM = 1.03
+"""A device's memory over the most that a list may need by estimate: estimates have been up to 3 % too low."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,23 @@ class Found:
     choice: Choice
     plan: Plan
     full: Choice
+
+
+def fitting_list(
+    config: RunConfig, target: Slice, num_slices: int, usable: int | None, *, inputs: Inputs
+) -> tuple[str, ...] | None:
+    """The list of tensors that fits by estimate and repeats least of the forward pass.
+
+    Returns:
+        None if no list fits, or only `full`, or the best is what another word keeps, or `usable` is None.
+    Raises:
+        ConfigError, DataError, ConversionError: as `estimate`.
+    """
+    if usable is None:
+        return None
+    choices = choices_of_kept(config, target, num_slices, inputs=inputs)
+    fitting = [choice.remat for choice in choices if choice.bytes * _ROOM <= usable]
+    return None if not fitting or isinstance(fitting[-1], str) or fitting[-1] in WORDS.values() else fitting[-1]
 
 
 def most_kept(

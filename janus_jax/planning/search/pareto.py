@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 from janus_jax.planning.search.sweep import Cell
 
+_LIST = "list of tensors"
+
 
 def pareto(cells: Iterable[Cell]) -> list[Cell]:
     """Fitting cells on the Pareto front: no other is at least as fast with less memory, or faster with no more."""
@@ -24,9 +26,9 @@ def plot(cells: Iterable[Cell], path: str | os.PathLike[str]) -> None:
     front = pareto(shown)
     figure = Figure(figsize=(9, 6), layout="constrained")
     chart = figure.subplots()
-    for remat in dict.fromkeys(cell.remat for cell in shown):
+    for remat in dict.fromkeys(map(_remat, shown)):
         for status, marker in (("fits", "o"), ("too large", "x")):
-            some = [cell for cell in shown if (cell.remat, cell.status) == (remat, status)]
+            some = [cell for cell in shown if (_remat(cell), cell.status) == (remat, status)]
             if some:
                 label = f"remat {remat}" if status == "fits" else f"remat {remat}, does not fit"
                 places = [_gib(cell) for cell in some], [_speed(cell) for cell in some]
@@ -35,6 +37,7 @@ def plot(cells: Iterable[Cell], path: str | os.PathLike[str]) -> None:
     for cell in front:
         at = (_gib(cell), _speed(cell))
         text = f"{_mesh(cell.mesh)}\n{cell.rows_per_device:g} rows, {cell.moments}"
+        text += f"\n{cell.remat}" if _remat(cell) == _LIST else ""
         chart.annotate(text, at, xytext=(4, -18), textcoords="offset points", fontsize=7)
     usable = next((cell.plan["memory"]["usable"] for cell in shown if cell.plan), None)
     if usable:
@@ -45,6 +48,10 @@ def plot(cells: Iterable[Cell], path: str | os.PathLike[str]) -> None:
     if shown:
         chart.legend(fontsize=8)
     figure.savefig(path, dpi=120, format="png")
+
+
+def _remat(cell: Cell) -> str:
+    return _LIST if cell.remat.startswith("[") else cell.remat
 
 
 def _gib(cell: Cell) -> float:

@@ -49,7 +49,8 @@ def remedies(config: RunConfig, devices: Sequence[Any]) -> list[str]:
         after = estimate(changes, target, num_slices, chip=chip, inputs=inputs(changes))
         return _Estimated(after.bytes <= most)
 
-    fitting = suggestions(config, target.name, num_slices, enough=_SHOWN, tries=200, planner=by_estimate)
+    options: dict[str, Any] = {"enough": _SHOWN, "tries": 200, "usable": round(most), "planner": by_estimate}
+    fitting = suggestions(config, target.name, num_slices, **options)
     lines = [f"  {' '.join(suggestion.changes)}: {suggestion.cost}" for suggestion in fitting]
     return [f"should fit on {target.name}, by estimate, cheapest first:", *lines] if lines else []
 

@@ -1,5 +1,6 @@
 """Finds changes that make an oversized step fit. Each is compiled before it is suggested."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -16,6 +17,7 @@ from janus_jax.planning.compile import plan
 from janus_jax.planning.result import Plan
 from janus_jax.planning.search.candidates import InputsCache, batches, mesh_shapes
 from janus_jax.planning.search.estimate import Estimate, estimate
+from janus_jax.planning.search.keep import fitting_list
 
 _KINDS = ("reference", "remat", "microbatches", "moments", "mesh", "offload")
 """Kinds of changes, cheapest first."""
@@ -78,6 +80,7 @@ def suggestions(
     failed: Plan | None = None,
     *,
     chips: str | os.PathLike[str] | None = None,
+    usable: int | None = None,
     enough: int = 3,
     tries: int = 12,
     planner: Callable[..., Plan] = plan,
@@ -91,6 +94,7 @@ def suggestions(
 
     Args:
         failed: the plan of `config`; if it fits, nothing is suggested.
+        usable: bytes of a device, in place of what the table of chips says.
         enough: maximum number of suggestions.
         tries: maximum number of programs to compile.
         planner: compiles in place of `plan`.
@@ -114,9 +118,11 @@ def suggestions(
         config, tries = smaller, tries - 1
     target = find_slice(topology)
     chip = load_chips(chips).chip(target)
-    usable = None if chip is None else chip.usable_hbm_bytes_per_device
+    if usable is None and chip is not None:
+        usable = chip.usable_hbm_bytes_per_device
     inputs = InputsCache(target.devices * num_slices)
     measure = functools.partial(estimate, target=target, num_slices=num_slices, chip=chip)
+    lists = functools.partial(fitting_list, target=target, num_slices=num_slices, usable=usable)
     try:
         base = measure(config, inputs=inputs(config))
     except ConfigError:  # rows do not divide over this mesh; another may suit
@@ -125,7 +131,7 @@ def suggestions(
     for together in (1, 2, 3):
         attempts = [
             attempt
-            for attempt in _attempts(config, singles, together, inputs, measure)
+            for attempt in _attempts(config, singles, together, inputs, measure, lists)
             if (base is None or attempt.estimate.bytes < base.bytes) and not attempt.estimate.is_hopeless(usable)
         ]
         for attempt in sorted(attempts, key=operator.attrgetter("order")):
@@ -149,20 +155,28 @@ def suggestions(
 
 
 def _attempts(
-    config: RunConfig, singles: list[Change], together: int, inputs: InputsCache, measure: Callable[..., Estimate]
+    config: RunConfig,
+    singles: list[Change],
+    together: int,
+    inputs: InputsCache,
+    measure: Callable[..., Estimate],
+    lists: Callable[..., tuple[str, ...] | None],
 ) -> Iterator[_Attempt]:
-    """All combinations of `together` changes of different kinds that training would accept."""
+    """All combinations of `together` changes of different kinds that training would accept. Those that set `remat` to
+    `full` occur a second time, with a list of tensors in its place, if one fits."""
     of_kind = {kind: [single for single in singles if single.kind == kind] for kind in _KINDS}
     kinds = itertools.combinations(_KINDS, together)
     for chosen in itertools.chain.from_iterable(itertools.product(*(of_kind[kind] for kind in some)) for some in kinds):
         values = functools.reduce(operator.or_, (change.values for change in chosen), {})
         if len(values) < sum(len(change.values) for change in chosen):  # two changes set the same key
             continue
-        try:
+        with contextlib.suppress(ConfigError):
             made = changed(config, values)
             yield _Attempt(chosen, values, made, measure(made, inputs=inputs(made)))
-        except ConfigError:
-            continue
+            if values.get("remat") == "full" and (kept := lists(made, inputs=inputs(made))) is not None:
+                values = values | {"remat": kept}
+                made = changed(config, values)
+                yield _Attempt(chosen, values, made, measure(made, inputs=inputs(made)))
 
 
 def single_changes(config: RunConfig, target: Slice, num_slices: int, inputs: InputsCache) -> Iterator[Change]:
@@ -196,9 +210,11 @@ def _mesh_sizes(config: RunConfig, devices: int) -> dict[str, int]:
 
 def _cost(config: RunConfig, base: Estimate | None, attempt: _Attempt) -> str:
     after, before = attempt.estimate.bound, None if base is None else base.bound
+    kept = attempt.config.remat
+    again = "each block" if isinstance(kept, str) else f"what blocks do not keep: they keep {', '.join(kept)}"
     words = {
         "reference": "the same mathematics; the reference scores all examples before the first step",
-        "remat": "the backward pass recomputes each block",
+        "remat": f"the backward pass recomputes {again}",
         "microbatches": "the same mathematics; weights are gathered "
         f"{attempt.config.batch.microbatches} times per step instead of {config.batch.microbatches}",
         "moments": "a slightly different optimizer: moments are kept in bfloat16, rounded at random",

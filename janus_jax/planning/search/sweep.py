@@ -26,8 +26,9 @@ from janus_jax.model.remat import HOST, as_text
 from janus_jax.planning.chips.slices import check_count, devices, find_slice, load_chips
 from janus_jax.planning.inputs import Inputs
 from janus_jax.planning.search.cache_key import cache_key, code_hash
-from janus_jax.planning.search.candidates import InputsCache, SearchSpace, choices
+from janus_jax.planning.search.candidates import FITTING, InputsCache, SearchSpace, choices
 from janus_jax.planning.search.estimate import Estimate, estimate
+from janus_jax.planning.search.keep import fitting_list
 from janus_jax.storage import staging
 
 BYTES_PER_WORKER = 2 * 2**30
@@ -116,6 +117,12 @@ def sweep(
     problem: ConfigError | None = None
     for changes in choices(config, target.devices * num_slices, num_slices, space, inputs_of):
         try:
+            if changes["remat"] == FITTING:
+                full = changed(config, changes | {"remat": "full"})
+                kept = fitting_list(full, target, num_slices, usable, inputs=inputs_of(full))
+                if kept is None:
+                    continue
+                changes["remat"] = list(kept)
             variant = changed(config, changes)
             inputs = inputs_of(variant)
             estimated = estimate(variant, target, num_slices, chip=chip, inputs=inputs)

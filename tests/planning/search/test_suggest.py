@@ -31,15 +31,22 @@ def found(config, topology="v5litepod-16", planner=None, **options):
     return list(suggestions(config, topology, planner=planner or Planner(), **options))
 
 
-def test_recomputing_blocks_is_the_cheapest():
+def test_recomputing_what_does_not_fit_is_the_cheapest():
     planner = Planner()
     first, *others = found(recipe("sft_65k", "remat=none"), planner=planner)
-    assert (
-        first.changes == ("remat=full",) and "recomputes each block" in first.cost and "more operations" in first.cost
-    )
+    assert first.changes == ("remat=[query,key,value]",)
+    kept = "the backward pass recomputes what blocks do not keep: they keep query, key, value"
+    assert first.cost == f"{kept} (20% more operations)"
     assert len(planner.tried) >= 1 + len(others)
     # What has that change and another besides is no suggestion; offloading recomputes as much.
     assert not any("remat=" in change for each in others for change in each.changes)
+
+
+def test_whole_blocks_are_recomputed_if_the_list_does_not_fit():
+    planner = Planner(worse=1.1)
+    first, *_ = found(recipe("sft_65k", "remat=none"), planner=planner)
+    assert [config.remat for config in planner.tried[:2]] == [("query", "key", "value"), "full"]
+    assert first.changes == ("remat=full",) and first.cost.startswith("the backward pass recomputes each block (24%")
 
 
 def test_fewer_rows_at_a_time_come_before_another_optimizer():
@@ -115,14 +122,15 @@ def test_meshes_are_suggested_in_full():
 def test_a_change_that_training_refuses_is_passed_over():
     class Refusing(Planner):
         def __call__(self, config, *args, **options):
-            if config.remat == "full":
+            if config.remat not in ("none", "offload"):
                 self.tried.append(config)
                 raise ConfigError("precision.attention=splash: cannot be")
             return super().__call__(config, *args, **options)
 
     planner = Refusing()
     suggested = found(recipe("sft_65k", "remat=none"), planner=planner)
-    assert any(config.remat == "full" for config in planner.tried)
+    assert {config.remat for config in planner.tried} > {"full", ("query", "key", "value")}
+    assert suggested and not any(change.startswith("remat=[") for each in suggested for change in each.changes)
     assert not any("remat=full" in each.changes for each in suggested)
 
 

@@ -8,6 +8,7 @@ import pytest
 from janus_jax.config.changes import changed
 from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError
+from janus_jax.model.remat import as_text
 from janus_jax.parallel import mesh as meshes
 from janus_jax.planning import plan
 from janus_jax.planning.chips.slices import devices, find_slice, load_chips
@@ -17,7 +18,7 @@ from janus_jax.planning.search import sweep as sweeping
 from janus_jax.planning.search import worker
 from janus_jax.planning.search.cache_key import cache_key, code_hash
 from janus_jax.planning.search.candidates import SearchSpace, mesh_shapes
-from janus_jax.planning.search.estimate import MARGIN, estimate
+from janus_jax.planning.search.estimate import MARGIN, choices_of_kept, estimate
 from janus_jax.planning.search.pareto import pareto, plot
 from janus_jax.planning.search.sweep import Cell, sweep
 from janus_jax.planning.search.worker import write_result
@@ -150,7 +151,7 @@ class Compiler:
         self.jobs.append(job)
         config = job["config"]
         peak = 2**30 * (8 + len(self.jobs))
-        seconds = {"none": 1.0, "dots": 1.1, "full": 1.3, "offload": 1.3}[config["remat"]]
+        seconds = {"none": 1.0, "dots": 1.1, "full": 1.3, "offload": 1.3}.get(str(config["remat"]), 1.2)
         bound = {"serial_seconds": seconds + 0.2, "tokens_per_s": 1e5 / seconds}
         fits = config["optimizer"]["moments"] == "bfloat16"
         result = {"plan": {"fits": fits, "reason": None, "bound": bound, "memory": {"needed": peak, "usable": 2**34}}}
@@ -236,10 +237,24 @@ def test_overrides_of_a_cell_make_its_configuration(tmp_path):
     compiler = Compiler()
     for cell in [cell for cell in run(tmp_path, compiler, limit=4) if cell.peak]:
         made = recipe("sft_65k", *cell.changes)
-        assert (made.remat, made.optimizer.moments) == (cell.remat, cell.moments)
+        assert (as_text(made.remat), made.optimizer.moments) == (cell.remat, cell.moments)
         assert made.mesh.model_dump() == cell.mesh and made.batch.microbatches == cell.microbatches
         assert made.batch.rows == 32 == cell.rows_per_device * cell.microbatches * cell.mesh["data"] * cell.mesh["fsdp"]
         assert made.model_dump(mode="json", by_alias=True) in [job["config"] for job in compiler.jobs]
+
+
+def test_lists_of_tensors_are_the_best_that_fit_by_estimate(tmp_path):
+    mesh, usable = {"fsdp": 16}, load_chips().chips["v5e"].usable_hbm_bytes_per_device
+    space = SearchSpace(meshes=(mesh,), moments=("float32",))
+    cells = run(tmp_path, Compiler(), space=space, limit=2)
+    lists = [cell for cell in cells if cell.remat.startswith("[")]
+    assert {cell.microbatches for cell in lists} == {1, 2} and lists[0].status == "too large"
+    for cell in lists:
+        made = recipe("sft_65k", *cell.changes)
+        known = choices_of_kept(made, find_slice("v5litepod-16"))
+        (place,) = [place for place, choice in enumerate(known) if choice.remat == made.remat]
+        assert cell.estimated_bytes == known[place].bytes < usable and known[place + 1].bytes > 0.97 * usable
+    assert not [cell for cell in run(tmp_path, Compiler(), tiny(), "cpu:8", limit=0) if cell.remat.startswith("[")]
 
 
 def test_rows_per_device_that_are_asked_for(tmp_path):
