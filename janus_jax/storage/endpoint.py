@@ -121,9 +121,8 @@ class Endpoint:
 
     def close(self) -> None:
         """Lets another process use the journal."""
-        for client in self._clients:
-            client.close()
-        self._journal.close()
+        for opened in (*self._clients, self._journal):
+            opened.close()
 
     def __enter__(self) -> "Endpoint":
         return self
@@ -250,11 +249,7 @@ class Endpoint:
                     continue
                 if record is not None:
                     yield from replies(request, record)
-            if end is None and held is not None:
-                end = self._poor()
-            if end is None and self._refuses_all():
-                end = self._refusals[0]
-            if end is not None:
+            if end := end or (self._poor() if held is not None else self._refusals[0] if self._refuses_all() else None):
                 raise end
         finally:
             self._stop.set()
@@ -272,11 +267,8 @@ class Endpoint:
             answer = self.usage.completion_tokens + self._reserved[1]
         if request is not None:
             prompt, answer = prompt + request.most_prompt, answer + (request.limit or 0)
-        if self._token_budget is not None and prompt + answer > self._token_budget:
-            return False
-        return (
-            self._money_budget is None or self.prices is None or self.prices.cost(prompt, answer) <= self._money_budget
-        )
+        money = 0.0 if self.prices is None else self.prices.cost(prompt, answer)
+        return prompt + answer <= (self._token_budget or math.inf) and money <= (self._money_budget or math.inf)
 
     def _poor(self) -> ConfigError:
         money = (
@@ -308,9 +300,8 @@ class Endpoint:
                 return None
             status, after = None, None
             try:
-                headers = {"Idempotency-Key": request.key}
-                client = next(self._turns)
-                reply = client.post("/chat/completions", cast_to=str, body=request.body, options={"headers": headers})
+                more, client = {"headers": {"Idempotency-Key": request.key}}, next(self._turns)
+                reply = client.post("/chat/completions", cast_to=str, body=request.body, options=more)
                 record = self._read(request, reply)
                 if record is not None:
                     return record

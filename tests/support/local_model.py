@@ -34,16 +34,17 @@ def answer(runner: Any, name: str, body: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def serving_model(gguf: Path, name: str, port: int = 0) -> Iterator[str]:
-    """Gives the base URL. The seed of requests has no effect: mistral.rs takes one for the whole process."""
+    """Gives the base URL. The seed of requests has no effect: mistral.rs takes none on CPUs."""
     import mistralrs
 
     runner = mistralrs.Runner(
         which=mistralrs.Which.GGUF(
             quantized_model_id=str(gguf.parent), quantized_filename=gguf.name, dtype=mistralrs.ModelDType.F32
         ),
-        seed=0,
         max_seqs=8,
     )
+
+    lock = threading.Lock()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -51,7 +52,8 @@ def serving_model(gguf: Path, name: str, port: int = 0) -> Iterator[str]:
         def do_POST(self) -> None:
             body, status = json.loads(self.rfile.read(int(self.headers["Content-Length"]))), 200
             try:
-                reply = answer(runner, name, body)
+                with lock:  # mistral.rs's class refuses a second request meanwhile
+                    reply = answer(runner, name, body)
             except ValueError as error:
                 status, reply = 400, {"error": {"message": str(error)}}
             content = json.dumps(reply).encode()

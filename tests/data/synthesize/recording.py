@@ -1,4 +1,4 @@
-"""A whole synthesis of 10 instructions by a real small model, recorded: requests' digests, answers, and what came of it.
+"""A whole synthesis of 10 instructions by a real small model, recorded: answers, and what came of them.
 
     python -m tests.data.synthesize.recording SmolLM2-135M-Instruct.Q4_1.gguf
 
@@ -46,11 +46,11 @@ def configuration(folder: Path) -> SynthesisConfig:
     values: dict[str, Any] = {
         "out": str(folder / "out"),
         "endpoints": {"default": endpoint},
-        "hierarchy": {"subdimensions": 5, "preferences": 2, "at_a_time": 2, "max_tokens": 160, "asks": 2, "rounds": 3},
+        "hierarchy": {"subdimensions": 5, "preferences": 2, "at_a_time": 2, "max_tokens": 160, "asks": 2, "rounds": 1},
         "instructions": {"sources": [{"path": str(source), "main_source": "questions"}]},
-        "systems": {"max_tokens": 200, "asks": 3, "examples": 1},
-        "responses": {"max_tokens": 320, "asks": 3},
-        "bench": {"instructions": 1, "max_tokens": 400, "asks": 3, "examples": 1},
+        "systems": {"max_tokens": 160, "asks": 2, "examples": 0},
+        "responses": {"max_tokens": 200, "asks": 2},
+        "bench": {"instructions": 1, "max_tokens": 240, "asks": 2, "examples": 0},
         "collection": {"incomplete": "keep"},
     }
     (folder / "synthesis.yaml").write_text(yaml.safe_dump(values))

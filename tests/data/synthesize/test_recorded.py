@@ -87,8 +87,10 @@ def test_the_embedded_sample_passes_all_gates_and_comes_out_as_it_is(tmp_path):
         with (tmp_path / "answers.jsonl").open("w") as answers:
             for request in map(json.loads, requests.read_text().splitlines()):
                 asked = [one["content"] for one in request["body"]["messages"]]
-                text = texts[tuple(asked)] if step == "responses" else next(
-                    text for wishes, text in texts.items() if isinstance(wishes, str) and wishes in asked[0]
+                text = (
+                    texts[tuple(asked)]
+                    if step == "responses"
+                    else next(text for wishes, text in texts.items() if isinstance(wishes, str) and wishes in asked[0])
                 )
                 response = {"status_code": 200, "body": said(text).body}
                 answers.write(json.dumps({"custom_id": request["custom_id"], "response": response}) + "\n")
