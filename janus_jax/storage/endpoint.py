@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -41,6 +42,7 @@ from janus_jax.storage.endpoint_requests import (
 from janus_jax.storage.pace import Pace, pause_after
 
 _AGAIN = (408, 409, 425, 429)
+_A_CLIENT = 32  # requests at the same time
 _NOT_SENT = ("ConnectError", "ConnectTimeout")
 
 
@@ -92,9 +94,12 @@ class Endpoint:
         self._token_budget, self._money_budget = token_budget, money_budget
         self._key, self.concurrent, self._tries = api_key(key_variable), concurrent, tries
         self._key_variable, self._keep_refusals = key_variable, keep_refusals
-        self._client = openai_package().OpenAI(
-            base_url=self._url, api_key=self._key or "none", max_retries=0, timeout=timeout_s
-        )
+        # a client looks at all its connections for each request
+        self._clients = [
+            openai_package().OpenAI(base_url=self._url, api_key=self._key or "none", max_retries=0, timeout=timeout_s)
+            for _ in range(-(-concurrent // _A_CLIENT))
+        ]
+        self._turns = itertools.cycle(self._clients)
         self._stop = threading.Event()
         self._lock = threading.RLock()
         self._answered, self._answered_at = 0, -math.inf
@@ -116,8 +121,8 @@ class Endpoint:
 
     def close(self) -> None:
         """Lets another process use the journal."""
-        self._client.close()
-        self._journal.close()
+        for opened in (*self._clients, self._journal):
+            opened.close()
 
     def __enter__(self) -> "Endpoint":
         return self
@@ -244,11 +249,7 @@ class Endpoint:
                     continue
                 if record is not None:
                     yield from replies(request, record)
-            if end is None and held is not None:
-                end = self._poor()
-            if end is None and self._refuses_all():
-                end = self._refusals[0]
-            if end is not None:
+            if end := end or (self._poor() if held is not None else self._refusals[0] if self._refuses_all() else None):
                 raise end
         finally:
             self._stop.set()
@@ -266,11 +267,8 @@ class Endpoint:
             answer = self.usage.completion_tokens + self._reserved[1]
         if request is not None:
             prompt, answer = prompt + request.most_prompt, answer + (request.limit or 0)
-        if self._token_budget is not None and prompt + answer > self._token_budget:
-            return False
-        return (
-            self._money_budget is None or self.prices is None or self.prices.cost(prompt, answer) <= self._money_budget
-        )
+        money = 0.0 if self.prices is None else self.prices.cost(prompt, answer)
+        return prompt + answer <= (self._token_budget or math.inf) and money <= (self._money_budget or math.inf)
 
     def _poor(self) -> ConfigError:
         money = (
@@ -302,14 +300,9 @@ class Endpoint:
                 return None
             status, after = None, None
             try:
-                rest = {name: value for name, value in request.body.items() if name not in OWN_OPTIONS}
-                raw = self._client.chat.completions.with_raw_response.create(
-                    model=self._model,
-                    messages=request.body["messages"],
-                    extra_body=rest,
-                    extra_headers={"Idempotency-Key": request.key},
-                )
-                record = self._read(request, raw.http_response.text)
+                more, client = {"headers": {"Idempotency-Key": request.key}}, next(self._turns)
+                reply = client.post("/chat/completions", cast_to=str, body=request.body, options=more)
+                record = self._read(request, reply)
                 if record is not None:
                     return record
                 why = "the reply is no chat completion"
