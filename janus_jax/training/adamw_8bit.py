@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 from jax.sharding import NamedSharding
-from jaxtyping import Array
 
 from janus_jax.model.mistral import ParamSpec
 from janus_jax.training.quantized import Blocks, Quantized, shardings, zeros

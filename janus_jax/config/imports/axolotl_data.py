@@ -103,8 +103,10 @@ def _one(ledger: Ledger, prefix: str, objective: str, folder: str, more: str) ->
         ledger.write("compat.token_boundary", boundary)
     bos = not (template == "chatml" and (objective, str(ledger.get(f"{prefix}.type"))) in _WITHOUT_BOS)
     if not bos and not ledger.equal:
-        todo = "BOS: the tool's chatml writes none, here prompts begin with it; to leave it out, build with --no-bos and "
-        ledger.by_hand.append(f"{todo}set compat.bos=false ({prefix})")
+        ledger.by_hand.append(
+            f"BOS of {prefix}: the tool's chatml writes none, here prompts begin with it; to leave it out, build with "
+            "--no-bos and set compat.bos=false"
+        )
         bos = True
     elif not bos:
         ledger.write("compat.bos", False)
