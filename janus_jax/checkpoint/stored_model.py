@@ -77,6 +77,7 @@ class StoredModel:
             get_template(self.template),
             load_tokenizer(self.tokenizer_directory),
             boundary=data.get("boundary", "separate"),
+            bos=data.get("bos", True),
             marks=data.get("marks", ()),  # older data spelled all as text
         )
 

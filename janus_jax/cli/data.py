@@ -55,6 +55,10 @@ def data_build(
             help="Tokenize prompt and response separately, or as one text. compat.token_boundary must say the same."
         ),
     ] = "separate",
+    bos: Annotated[
+        bool,
+        typer.Option("--bos/--no-bos", help="Begin prompts with BOS, or without it. compat.bos must say the same."),
+    ] = True,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Drop bad records instead of stopping; count them and name the first.")
     ] = False,
@@ -113,6 +117,7 @@ def data_build(
             tokenizer=tokenizer,
             template=template,
             boundary=boundary,
+            bos=bos,
             skip_bad=skip_bad,
             processes=processes,
             derive=Derivation(seed or 0, all_pairs) if derive else None,
@@ -160,7 +165,8 @@ def _print_manifest(manifest: Any, out: str) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"fingerprint {plain['fingerprint'][:16]}   template {plain['template']}   boundary {plain['boundary']}",
+        f"fingerprint {plain['fingerprint'][:16]}   template {plain['template']}   boundary {plain['boundary']}"
+        f"{'' if plain['bos'] else '   no BOS'}",
         highlight=False,
     )
     for line in served_lines(plain["served"] or {}):

@@ -12,6 +12,9 @@ class CompatSection(Section):
     token_boundary: Literal["separate", "joint"] = "separate"
     """Whether prompt and response are tokenized apart or as one text. It must match how the data was
     built (`janus data build --boundary`)."""
+    bos: bool = True
+    """Whether prompts begin with BOS, in training and in exports. It must match how the data was built
+    (`janus data build --no-bos`)."""
     overlong_pairs: Literal["drop", "zero_grad"] = "drop"
     """zero_grad: pairs longer than `batch.max_sequence_length` lose both responses, and still count in the mean."""
     token_mean: Literal["global", "per_microbatch"] = "global"
@@ -22,5 +25,6 @@ class CompatSection(Section):
     adamw_8bit: Literal[256, 2048] | None = None
     """Keep moments in 8 bits, as AdamW8bit of bitsandbytes does. The number is that of the elements that share a scale:
     256 from bitsandbytes 0.44 on, 2048 before. null: `optimizer.moments`."""
-    float32_embedding_moments: bool = False
-    """With `adamw_8bit`. true: the moments of the embedding stay float32, as transformers 5 does it."""
+    embedding_moments: Literal["8bit", "float32"] = "8bit"
+    """With `adamw_8bit`: how the moments of the embedding are kept. transformers 5 sets float32; transformers 4.41 set
+    it for another class of bitsandbytes only."""

@@ -26,6 +26,7 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     yield from _batch_conflicts(config)
     yield from _mesh_conflicts(config)
     yield from _objective_conflicts(config)
+    yield from _moments_conflicts(config)
     yield from _profile_conflicts(config)
     yield from _stopping_conflicts(config)
     yield from _samples_conflicts(config)
@@ -175,6 +176,17 @@ def _objective_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
         elif (policy := _get(config, "batch", "overlong", str)) not in (None, "drop"):
             sentence = f"batch.overlong = {policy!r} and compat.overlong_pairs = 'zero_grad' contradict each other"
             yield "batch.overlong", f"{sentence}; allowed: one of them, the other 'drop'"
+
+
+def _moments_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
+    block, moments = _get(config, "compat", "adamw_8bit", int), _get(config, "optimizer", "moments", str)
+    if block and moments not in (None, "float32"):
+        reason = (
+            f"compat.adamw_8bit = {block} keeps them in 8 bits; allowed: float32, the default, or adamw_8bit = null"
+        )
+        yield _refuse("optimizer.moments", moments, reason)
+    if not block and _get(config, "compat", "embedding_moments", str) == "float32":
+        yield _refuse("compat.embedding_moments", "float32", "allowed without compat.adamw_8bit: 8bit, the default")
 
 
 def _stopping_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:

@@ -63,6 +63,12 @@ class RunConfig(Section):
         """The type in which the trained weights are kept."""
         return "bfloat16" if self.compat.bfloat16_weights else "float32"
 
+    @property
+    def moments(self) -> str:
+        """How the optimizer's moments are kept, to be read."""
+        block = self.compat.adamw_8bit
+        return self.optimizer.moments if block is None else f"8 bits, blocks of {block}"
+
     def advice(self) -> list[str]:
         """Settings that can run but are probably not intended, one sentence each."""
         steps = self.schedule.steps

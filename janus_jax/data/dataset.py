@@ -97,6 +97,7 @@ class Manifest:
     splits: dict[Annotated[str, Field(pattern=f"^{SPLIT_NAME}$")], Split]
     fingerprint: str  # sha256 over token ids, lengths and margins of all splits
     boundary: Boundary = "separate"  # older builds lack the key
+    bos: bool = True  # older builds lack the key
     ids: str = "<i4"  # numpy's name of the type of stored ids
     derived: dict[str, Any] | None = None  # seed and all_pairs, if pairs were drawn from SFT records
     ratings: dict[str, Any] | None = None  # min_margin and as_margin, if ratings of pairs were read
@@ -260,7 +261,9 @@ class TokenizedDataset:
         """How prompts and responses were written and tokenized."""
         manifest = self.manifest
         template = get_template(manifest.template)
-        return ChatFormat(template, self.tokenizer(), boundary=manifest.boundary, marks=manifest.marks)
+        return ChatFormat(
+            template, self.tokenizer(), boundary=manifest.boundary, bos=manifest.bos, marks=manifest.marks
+        )
 
     def conversations(self) -> Iterator[Conversation]:
         """Some examples as text and ids; none in older data sets."""

@@ -26,7 +26,8 @@ def open_training(config: RunConfig) -> Dataset:
     Raises:
         DataError: a directory is not a built data set, or the parts do not match.
         StorageError: data on gs:// cannot be copied to this machine.
-        ConfigError: the data was built with another token boundary than `compat.token_boundary`.
+        ConfigError: the data was built with another token boundary than `compat.token_boundary`, or with or without
+            BOS contrary to `compat.bos`.
     """
     data = config.data
     if data.dir is not None:
@@ -127,7 +128,7 @@ def fit_lines(role: str, examples: int, overlong: Mapping[str, int], left_out: M
 
 def describe(part: TokenizedDataset) -> dict[str, Any]:
     """The facts about a training data set that an exported model states."""
-    names = ("source", "kind", "template", "boundary", "marks", "derived")
+    names = ("source", "kind", "template", "boundary", "bos", "marks", "derived")
     facts = {name: getattr(part.manifest, name) for name in names}
     records = sum(split.examples for split in part.manifest.splits.values())
     spelled = (part.manifest.served or {}).get("control_text")  # of all splits; None: not counted
@@ -153,13 +154,20 @@ def _open(key: str, directory: str, split: str, config: RunConfig) -> TokenizedD
     if built != required:  # nothing converts ids from one boundary to the other
         raise ConfigError(
             f"{key}={directory}: was built with token boundary {built}, but compat.token_boundary={required}; "
-            f"set that to {built}, or build the data again: {_build_command(dataset, required)}"
+            f"set that to {built}, or build the data again: {_build_command(dataset, required, config.compat.bos)}"
+        )
+    if dataset.manifest.bos != config.compat.bos:
+        was = "with" if dataset.manifest.bos else "without"
+        raise ConfigError(
+            f"{key}={directory}: was built {was} BOS, but compat.bos={str(config.compat.bos).lower()}; set that to "
+            f"{str(dataset.manifest.bos).lower()}, or build the data again: "
+            f"{_build_command(dataset, required, config.compat.bos)}"
         )
     return dataset
 
 
-def _build_command(dataset: TokenizedDataset, boundary: str) -> str:
-    """The command that builds the same data set with another token boundary."""
+def _build_command(dataset: TokenizedDataset, boundary: str, bos: bool) -> str:
+    """The command that builds the same data set with this token boundary, and with or without BOS."""
     manifest, directory, derived = dataset.manifest, dataset.name, dataset.manifest.derived
     drawn = manifest.validation_seed if manifest.validation_fraction else None
     sources = re.fullmatch(r"(.*?)(?:, validation=(.*))?", manifest.source, re.DOTALL)
@@ -174,9 +182,10 @@ def _build_command(dataset: TokenizedDataset, boundary: str) -> str:
         "--template": manifest.template,
         "--boundary": boundary,
         "--tokenizer": f"{directory}/tokenizer",
-        "--out": f"{directory}_{boundary}",
+        "--out": f"{directory}_{boundary}{'' if bos else '_no_bos'}",
     }
     flags = {
+        "--no-bos": not bos,
         "--all-pairs": derived is not None and derived["all_pairs"],
         "--margin-from-ratings": bool(manifest.ratings and manifest.ratings["as_margin"]),
         "--dedupe": manifest.dedupe,

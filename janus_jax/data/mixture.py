@@ -102,7 +102,7 @@ class Mixture:
         """Those of the parts that were written and tokenized as the first was."""
 
         def facts(part: TokenizedDataset) -> tuple[Any, ...]:
-            return part.manifest.template, part.manifest.boundary, part.manifest.marks
+            return part.manifest.template, part.manifest.boundary, part.manifest.bos, part.manifest.marks
 
         alike = (part for part in self.parts if facts(part) == facts(self.parts[0]))
         return itertools.chain.from_iterable(part.conversations() for part in alike)

@@ -68,7 +68,7 @@ def step_bound(
         tensor=shards["mlp"],
         parameter_bytes=jnp.dtype(config.params_dtype).itemsize,
         compute_bytes=jnp.dtype(config.precision.compute).itemsize,
-        moment_bytes=2 * jnp.dtype(config.optimizer.moments).itemsize,
+        moment_bytes=2 * (1 if config.compat.adamw_8bit else jnp.dtype(config.optimizer.moments).itemsize),
     )
     traffic = roofline.training_hbm_traffic(work, sharding).total
     if scores and online_reference(config, inputs):

@@ -194,7 +194,7 @@ def describe(
         mesh=dict(mesh.shape),
         objective=inputs.objective.name,
         remat=as_text(config.remat),
-        moments=config.optimizer.moments,
+        moments=config.moments,
         rows=inputs.shape.rows * inputs.shape.microbatches,
         row_length=inputs.shape.row_length,
         microbatches=inputs.shape.microbatches,

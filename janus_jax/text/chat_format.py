@@ -22,6 +22,7 @@ class ChatFormat:
 
     Args:
         boundary: how prompt and response are tokenized (data/boundary.py).
+        bos: whether a prompt begins with the tokenizer's BOS, if it has one.
         marks: the marks to write as control tokens; None: all that the tokenizer knows. Data sets keep them, so that
             older ones, which spelled every mark as text, are read as they were built.
     """
@@ -32,6 +33,7 @@ class ChatFormat:
         tokenizer: Tokenizer,
         *,
         boundary: Literal["separate", "joint"] = "separate",
+        bos: bool = True,
         marks: Sequence[str] | None = None,
     ):
         ids = {mark: tokenizer.control_id(mark) for mark in template.marks}
@@ -42,8 +44,9 @@ class ChatFormat:
         self.end = "" if is_eos else template.end
         """After a response: the template's `end`, unless that is the EOS token, which follows anyway."""
         first = next((mark for mark in self.marks if template.prompt_text("", "").startswith(mark)), None)
-        self.bos_id = None if first and ids[first] == tokenizer.bos_id else tokenizer.bos_id
-        """None if the tokenizer has no BOS, or if every prompt begins with it as a mark."""
+        self.bos = bos
+        self.bos_id = None if not bos or (first and ids[first] == tokenizer.bos_id) else tokenizer.bos_id
+        """None if prompts have no BOS, if the tokenizer has none, or if every prompt begins with it as a mark."""
         self._stand_ins: dict[str, str] = {}
         if self.marks or not tokenizer.ignores_control_tokens:  # then BOS and EOS are read where a server reads them
             ends = [tokenizer.token(i) for i in (self.bos_id, tokenizer.eos_id) if i is not None]

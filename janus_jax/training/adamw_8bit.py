@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 from jax.sharding import NamedSharding
-from jaxtyping import Array
 
 from janus_jax.model.mistral import ParamSpec
 from janus_jax.training.quantized import Blocks, Quantized, shardings, zeros
@@ -58,9 +58,9 @@ class EightBitMoments:
             del params
             return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), self.zeros(), self.zeros())
 
-        def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
             del params
-            count = optax.safe_increment(state.count)
+            count = jnp.asarray(optax.safe_increment(state.count))
             mean, square = correction(b1, count), correction(b2, count)
 
             def adam(grad: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
@@ -84,7 +84,7 @@ class EightBitMoments:
                     return of_layer(grad, m, v)
                 return _over_layers(of_layer, (grad, m, v))
 
-            triples = self._map(of_leaf, grads, state.mu, state.nu)
+            triples = self._map(of_leaf, updates, state.mu, state.nu)
             scaled, mu, nu = (
                 jax.tree.map(lambda _, triple, part=part: triple[part], self.specs, triples) for part in range(3)
             )

@@ -99,7 +99,7 @@ class AdamW:
         return cls(
             **config.optimizer.model_dump(include=names),
             block=config.compat.adamw_8bit,
-            float32_embedding=config.compat.float32_embedding_moments,
+            float32_embedding=config.compat.embedding_moments == "float32",
         )
 
     def transformation(self, schedule: Callable[[Any], Any], specs: Any) -> optax.GradientTransformation:

@@ -59,7 +59,7 @@ def require_same_held_out(dataset: Dataset, held_out: Dataset) -> None:
 def _other_prompt(dataset: TokenizedDataset, known: Tokenizer) -> str:
     """How the weights' tokenizer reads a prompt of the data's template; empty if as the data's does."""
     ours = dataset.chat_format()
-    theirs = ChatFormat(ours.template, known, boundary=ours.boundary, marks=ours.marks)
+    theirs = ChatFormat(ours.template, known, boundary=ours.boundary, bos=ours.bos, marks=ours.marks)
     return other_prompt(ours, theirs)
 
 

@@ -13,6 +13,7 @@ SHAPED = (
     "janus_jax.parallel.hashing",
     "janus_jax.training.fingerprint",
     "janus_jax.training.optimizer",
+    "janus_jax.training.quantized",
     "janus_jax.training.step",
 )
 """Modules whose annotations of shapes are checked at each call."""

@@ -25,6 +25,9 @@ _FIELDS = {
 }  # fmt: skip
 """Key -> the column of ours that it names."""
 
+_WITHOUT_BOS = {("sft", "chat_template"), ("orpo", "orpo.chat_template")}
+"""Objective and `type` of data whose prompts get no special tokens but those that the chat template writes."""
+
 _LOADERS = ("json", "jsonl", "parquet", "arrow")
 
 
@@ -98,7 +101,18 @@ def _one(ledger: Ledger, prefix: str, objective: str, folder: str, more: str) ->
     if objective == "dpo" and ledger.equal:
         boundary = "joint"
         ledger.write("compat.token_boundary", boundary)
-    command = training_keys.build_command(kind, str(path), folder, template=template, boundary=boundary, more=more)
+    bos = not (template == "chatml" and (objective, str(ledger.get(f"{prefix}.type"))) in _WITHOUT_BOS)
+    if not bos and not ledger.equal:
+        ledger.by_hand.append(
+            f"BOS of {prefix}: the tool's chatml writes none, here prompts begin with it; to leave it out, build with "
+            "--no-bos and set compat.bos=false"
+        )
+        bos = True
+    elif not bos:
+        ledger.write("compat.bos", False)
+    command = training_keys.build_command(
+        kind, str(path), folder, template=template, boundary=boundary, bos=bos, more=more
+    )
     ledger.commands.append(command)
     _columns(ledger, prefix)
     below = {f"{prefix}.{key}": rule for key, rule in keys.DATASET_NEUTRAL.items()}

@@ -36,10 +36,11 @@ _ADAMW = frozenset(
     "adam adamw adamw_torch adamw_torch_fused adamw_hf adamw_apex_fused adamw_torch_xla adamw_torch_npu_fused "
     "optimi_adamw paged_adamw paged_adamw_32bit".split()
 )
+_BITSANDBYTES = frozenset("adamw_8bit adamw_bnb_8bit paged_adamw_8bit".split())
 _ROUNDED = frozenset(
-    "adamw_8bit adamw_bnb_8bit paged_adamw_8bit adamw_torch_8bit adamw_torch_4bit ao_adamw_8bit ao_adamw_4bit "
-    "ao_adamw_fp8 adamw_anyprecision flash_adamw".split()
+    "adamw_torch_8bit adamw_torch_4bit ao_adamw_8bit ao_adamw_4bit ao_adamw_fp8 adamw_anyprecision flash_adamw".split()
 )
+_OLDER = "runs from before September 2024: compat.adamw_8bit=2048 compat.embedding_moments=8bit"
 _SHAPES = {
     "cosine": "cosine",
     "cosine_with_restarts": "cosine",
@@ -225,8 +226,15 @@ def optimizer(ledger: Ledger, key: str, default: str) -> None:
     name = str(ledger.get(key, default))
     if name in _ADAMW:
         ledger.carry(key, "optimizer.name", "adamw")
+    elif name in _BITSANDBYTES and ledger.equal:
+        ledger.write("compat.embedding_moments", "float32")
+        ledger.write("optimizer.name", "adamw")
+        ledger.carry(key, "compat.adamw_8bit", 256, note=f"as bitsandbytes 0.44 and transformers 5; {_OLDER}")
+    elif name in _BITSANDBYTES:
+        note = "moments are float32 here, 8 bits in blocks of 256 there: compat.adamw_8bit = 256"
+        ledger.carry(key, "optimizer.name", "adamw", verdict="approximated", note=note)
     elif name in _ROUNDED:
-        note = "moments are float32 here; there they are rounded (bitsandbytes: 8 bits in blocks of 256)"
+        note = "moments are float32 here; there they are rounded in a way that is not here"
         ledger.carry(key, "optimizer.name", "adamw", verdict="approximated", note=note)
     else:
         ledger.write("optimizer.name", "adamw")
@@ -277,7 +285,14 @@ def template_of(prompt: str) -> str | None:
 
 
 def build_command(
-    kind: str, source: str, out: str, *, template: str | None = None, boundary: str = "separate", more: str = ""
+    kind: str,
+    source: str,
+    out: str,
+    *,
+    template: str | None = None,
+    boundary: str = "separate",
+    bos: bool = True,
+    more: str = "",
 ) -> str:
     """The `janus data build` that makes a data set of a source."""
     words = ["janus", "data", "build", "--kind", kind, "--source", source, "--out", out]
@@ -285,6 +300,7 @@ def build_command(
         words += ["--template", template]
     if boundary != "separate":
         words += ["--boundary", boundary]
+    words += [] if bos else ["--no-bos"]
     return shlex.join(words) + (f" {more}" if more else "")
 
 

@@ -45,6 +45,7 @@ class Encoder:
     template: Template
     boundary: Boundary
     tokenizer: Tokenizer
+    bos: bool = True
 
     def __call__(self, texts: Texts) -> Encoded:
         parts: list[np.ndarray] = []
@@ -64,7 +65,7 @@ class Encoder:
 
     @functools.cached_property
     def chat(self) -> ChatFormat:
-        return ChatFormat(self.template, self.tokenizer, boundary=self.boundary)
+        return ChatFormat(self.template, self.tokenizer, boundary=self.boundary, bos=self.bos)
 
     @functools.cached_property
     def _empty(self) -> int:
@@ -119,7 +120,7 @@ class _Worker:
     def __init__(self, encoder: Encoder, tokenizer_directory: Path):
         context = multiprocessing.get_context("spawn")  # TensorFlow's threads do not survive a fork
         self._connection, theirs = context.Pipe()
-        settings = (encoder.kind, encoder.template, encoder.boundary)
+        settings = (encoder.kind, encoder.template, encoder.boundary, encoder.bos)
         self._process = context.Process(target=_serve, args=(theirs, settings, tokenizer_directory), daemon=True)
         self._process.start()
         theirs.close()
@@ -142,10 +143,11 @@ class _Worker:
         self._process.join()
 
 
-def _serve(connection: Connection, settings: tuple[str, Template, Boundary], tokenizer_directory: Path) -> None:
+def _serve(connection: Connection, settings: tuple[str, Template, Boundary, bool], tokenizer_directory: Path) -> None:
     """Answers texts with their ids or with an error, until the other side closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    encoder = Encoder(*settings, load_tokenizer(tokenizer_directory))
+    *first, bos = settings
+    encoder = Encoder(*first, load_tokenizer(tokenizer_directory), bos)
     with contextlib.suppress(EOFError, OSError):
         while True:
             texts = connection.recv()

@@ -51,6 +51,7 @@ def build(
     tokenizer: Source | Tokenizer | None = None,
     template: str = "mistral-inst",
     boundary: Boundary = "separate",
+    bos: bool = True,
     skip_bad: bool = False,
     derive: Derivation | None = None,
     ratings: Ratings | None = None,
@@ -71,6 +72,7 @@ def build(
         tokenizer: A directory or a Tokenizer; None: the embedded Mistral tokenizer.
         template: A name in template.TEMPLATES.
         boundary: Tokenize prompt and response separately or as one text (boundary.py).
+        bos: Whether prompts begin with the tokenizer's BOS, if it has one.
         skip_bad: Drop and count bad records instead of stopping.
         derive: Read records of kind sft and draw pairs of `kind` from them (derive.py).
         ratings: Keep pairs by their ratings, or take margins from them (ratings.py); None: ratings are not read.
@@ -99,7 +101,7 @@ def build(
     refuse_shared_files(files)
 
     with staging.output(out, MANIFEST, progress) as directory:
-        encoder = Encoder(kind, prompt_template, boundary, tokenizer)
+        encoder = Encoder(kind, prompt_template, boundary, tokenizer, bos)
         require_servable(encoder.chat)  # now, and not when the weights are trained
         save_hf_tokenizer(tokenizer, directory / "tokenizer")
 
@@ -120,6 +122,7 @@ def build(
             },
             splits=written,
             boundary=boundary,
+            bos=bos,
             ids=id_dtype(tokenizer.vocab_size).str,
             derived=None if derive is None else dataclasses.asdict(derive),
             ratings=dataclasses.asdict(ratings) if ratings else None,

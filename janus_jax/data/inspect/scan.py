@@ -57,7 +57,9 @@ def scan(dataset: TokenizedDataset, unknown: int | None = None) -> Scan:
         DataError: a record cannot be read.
     """
     bos, eos = dataset.manifest.tokenizer["bos"], dataset.manifest.tokenizer["eos"]
-    if bos is not None and dataset.manifest.marks:
+    if not dataset.manifest.bos:
+        bos = None
+    elif bos is not None and dataset.manifest.marks:
         bos = dataset.chat_format().bos_id  # None if it is a mark of the template, which occurs again
     blocks = [range(at, min(at + _BLOCK, len(dataset))) for at in range(0, len(dataset), _BLOCK)]
     return Scan.join([_scan_block(dataset, block, bos, eos, unknown) for block in blocks])

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
+from janus_jax.checkpoint.hf.keys import nest
 from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError
 from janus_jax.model.mistral import ParamSpec, param_specs
@@ -15,6 +16,7 @@ from janus_jax.parallel import mesh as meshes
 from janus_jax.planning.chips.slices import find_slice
 from janus_jax.planning.inputs import find_model
 from janus_jax.planning.report.text import size
+from janus_jax.training.optimizer import AdamW
 
 
 def explain_parameters(config: RunConfig, topology: str, name: str, *, num_slices: int = 1) -> str:
@@ -37,17 +39,25 @@ def explain_parameters(config: RunConfig, topology: str, name: str, *, num_slice
     chosen = {known: spec for known, spec in named.items() if known == name or known.startswith(f"{name}.")}
     if not chosen:
         raise ConfigError(_unknown(name, list(named)))
-    moments = jnp.dtype(config.optimizer.moments)
+    adamw = AdamW.of(config)
+
+    def moments(name: str, spec: ParamSpec) -> str:
+        path = tuple(name.split("."))
+        held = adamw.moment_bytes(nest({path: spec}), nest({path: sharding_of[name]}))
+        return f"two moments in {config.moments}: {size(held)} per device"
+
     head = f"mesh {' x '.join(f'{axis} {count}' for axis, count in shape.items())}, {devices:,} devices"
     parts = [
-        "\n".join(_parameter(known, spec, sharding_of[known].shard_shape(spec.shape), shape, rules, moments))
+        "\n".join(
+            _parameter(known, spec, sharding_of[known].shard_shape(spec.shape), shape, rules, moments(known, spec))
+        )
         for known, spec in chosen.items()
     ]
     return "\n\n".join([head, *parts])
 
 
 def _parameter(
-    name: str, spec: ParamSpec, local: tuple[int, ...], mesh: dict[str, int], rules: meshes.Rules, moments: jnp.dtype
+    name: str, spec: ParamSpec, local: tuple[int, ...], mesh: dict[str, int], rules: meshes.Rules, moments: str
 ) -> Iterator[str]:
     yield f"{name}   {spec.dtype} {_times(spec.shape)}"
     yield f"  {'logical axis':<14}{'size':>10}   {'sharding rule':<24}{'per device':>12}"
@@ -61,7 +71,7 @@ def _parameter(
     itemsize = jnp.dtype(spec.dtype).itemsize
     yield (
         f"  per device: {_times(local)}, {size(numbers * itemsize)} of {size(math.prod(spec.shape) * itemsize)}\n"
-        f"  two moments in {moments}: {size(2 * moments.itemsize * numbers)} per device"
+        f"  {moments}"
     )
     copies = math.prod(mesh.values()) // pieces
     idle = [f"{axis} ({count})" for axis, count in mesh.items() if axis not in used and count > 1]

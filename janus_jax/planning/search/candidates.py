@@ -89,8 +89,9 @@ def choices(
         on_mesh = changed(config, sizes)
         row_shards = math.prod(mesh[axis] for axis in meshes.merge_rules(config.sharding)["batch"])
         for batch in batches(on_mesh, row_shards, space.rows_per_device, inputs):
-            for remat, moments in itertools.product(space.remat, space.moments):
-                yield sizes | batch | {"remat": remat, "optimizer.moments": moments}
+            kept = [{}] if config.compat.adamw_8bit else [{"optimizer.moments": one} for one in space.moments]
+            for remat, moments in itertools.product(space.remat, kept):
+                yield sizes | batch | {"remat": remat} | moments
 
 
 def mesh_shapes(devices: int, num_slices: int = 1) -> Iterator[dict[str, int]]:

@@ -23,6 +23,7 @@ from janus_jax.planning.bounds import shards_by_axis, step_bound, workload
 from janus_jax.planning.chips import roofline
 from janus_jax.planning.chips.slices import Chip, Slice, load_chips
 from janus_jax.planning.inputs import Inputs, check_rows, find_inputs, online_reference
+from janus_jax.training.optimizer import AdamW
 
 MARGIN = 1.15
 """An estimate may exceed the compiler's figure by this factor before a cell is skipped wrongly."""
@@ -66,7 +67,7 @@ def estimate(
     share = _DeviceShare.of(config, target.devices * num_slices, inputs)
     reference = share.whole * share.compute if online_reference(config, share.inputs) else 0
     return Estimate(
-        arguments=share.arguments(jnp.dtype(config.optimizer.moments).itemsize),
+        arguments=share.arguments,
         temporaries=round(share.temporaries(config.remat, update_by_parts=target.is_gpu)),
         reference=reference,
         bound=None if chip is None else _bound(config, share, target, num_slices, chip),
@@ -94,7 +95,7 @@ def choices_of_kept(
     """
     share = _DeviceShare.of(config, target.devices * num_slices, inputs)
     reference = share.whole * share.compute if online_reference(config, share.inputs) else 0
-    held = share.arguments(jnp.dtype(config.optimizer.moments).itemsize) + reference
+    held = share.arguments + reference
     per_row = dataclasses.replace(workload(config, share.inputs), rows=1, microbatches=1)
     every = (
         Choice(remat, round(held + share.temporaries(remat, update_by_parts=target.is_gpu)), repeated)
@@ -128,6 +129,7 @@ class _DeviceShare:
     shards: dict[str, int]  # logical axis -> shards
     whole: int  # elements of all parameters at rest
     layers: int  # elements of the layers' parameters
+    moments: int  # bytes
     batch: int  # bytes
     parameter: int  # bytes per element at rest
     compute: int  # bytes per element in use
@@ -153,6 +155,7 @@ class _DeviceShare:
             shards,
             whole=sum(jax.tree.leaves(sizes)),
             layers=sum(jax.tree.leaves(sizes["layers"])),
+            moments=AdamW.of(config).moment_bytes(specs, shardings),
             batch=round(rows * (slots / shards["length"] + segments)),
             parameter=jnp.dtype(config.params_dtype).itemsize,
             compute=jnp.dtype(config.precision.compute).itemsize,
@@ -167,8 +170,9 @@ class _DeviceShare:
         """Tokens of a microbatch."""
         return self.rows * self.inputs.shape.row_length / self.shards["length"]
 
-    def arguments(self, moment_bytes: int) -> int:
-        return self.whole * (self.parameter + 2 * moment_bytes) + self.batch
+    @property
+    def arguments(self) -> int:
+        return self.whole * self.parameter + self.moments + self.batch
 
     def temporaries(self, remat: Remat, update_by_parts: bool = False) -> float:
         """The largest of three moments: backward through a block, the head, the update.

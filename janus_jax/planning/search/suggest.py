@@ -190,7 +190,7 @@ def single_changes(config: RunConfig, target: Slice, num_slices: int, inputs: In
     finer = [batch for batch in batches(config, 1, None, inputs) if batch[_MICROBATCHES] > config.batch.microbatches]
     for batch in finer:  # a batch that this mesh does not allow may suit another mesh
         yield Change("microbatches", batch)
-    if config.optimizer.moments == "float32":
+    if config.moments == "float32":
         yield Change("moments", {"optimizer.moments": "bfloat16"})
     for mesh in mesh_shapes(devices, num_slices):
         differing = {f"mesh.{axis}": size for axis, size in mesh.items() if size != current.get(axis)}

@@ -172,7 +172,7 @@ class _Candidate:
         bound, config = self.estimate.bound, self.config
         seconds = 0.0 if bound is None else bound.serial_seconds / self.inputs.tokens_per_step
         over = usable is not None and self.estimate.bytes > usable
-        return over, *_equals(as_text(config.remat), config.optimizer.moments, seconds), self.estimate.bytes
+        return over, *_equals(as_text(config.remat), config.moments, seconds), self.estimate.bytes
 
     def as_cell(self, given: RunConfig, status: Status, reason: str | None = None, **more: Any) -> Cell:
         plain = given.model_dump(mode="json", by_alias=True)
@@ -183,7 +183,7 @@ class _Candidate:
             rows_per_device=self.estimate.rows_per_device,
             microbatches=self.inputs.shape.microbatches,
             remat=as_text(self.config.remat),
-            moments=self.config.optimizer.moments,
+            moments=self.config.moments,
             estimated_bytes=self.estimate.bytes,
             status=status,
             reason=reason,

@@ -109,6 +109,16 @@ def test_compat_switches_are_set_on_request(tmp_path: Path) -> None:
     _, report = imported(tmp_path, "x.yaml", SMALL | {"rl": "dpo", "rl_beta": 0.1, "bf16": True}, devices=1, equal=True)
     assert report["config"]["compat"] == {"token_boundary": "joint", "bfloat16_weights": True}
     assert "--boundary joint" in report["commands"][-1]
+    eight = SMALL | {"optimizer": "adamw_bnb_8bit", "bf16": False}
+    _, report = imported(tmp_path, "x.yaml", eight, devices=1, equal=True)
+    compat = {"adamw_8bit": 256, "embedding_moments": "float32"}
+    assert report["config"]["compat"] == compat | {"token_mean": "per_microbatch"}
+    assert verdicts(report)["optimizer"] == "kept"
+
+    _, report = imported(tmp_path, "orpo.yml", PUBLISHED["orpo.yml"], devices=4, equal=True)
+    assert report["config"]["compat"]["bos"] is False and "--no-bos" in report["commands"][-1]
+    assert report["config"]["compat"]["adamw_8bit"] == 256 and "compat.adamw_8bit=2048" in str(report["keys"])
+
     _, report = imported(tmp_path, "x.yaml", SMALL | {"bf16": True}, devices=1, equal=True)
     assert report["config"]["compat"] == {"token_mean": "per_microbatch", "bfloat16_weights": True}
 
