@@ -8,7 +8,7 @@ import apache_beam as beam  # pyright: ignore[reportMissingImports]
 from janus_jax.data.tally import NAMED, Tally
 
 Order = tuple[int, int, int, int]
-"""Phase (reading, choosing, drawing or tokenizing), file, record in the file, and what comes next at the same record."""
+"""Phase (reading, choosing, drawing, tokenizing), file, record in the file, and what comes next at the same record."""
 
 Key = tuple[str, str, str]
 """Split, what is counted (a counter of `reading.Reading`, or what only Beam counts), reason."""
@@ -61,8 +61,8 @@ class Counts:
 def tallies(merged: Iterable[tuple[Key, Value]], counter: str, splits: Iterable[str]) -> dict[str, Tally]:
     """One tally for each split, its reasons in the order in which they first occurred."""
     result = {split: Tally() for split in splits}
-    of_counter = [(key, value) for key, value in merged if key[1] == counter]
-    for (split, _, reason), (count, places) in sorted(of_counter, key=lambda item: [order for order, _ in item[1][1]]):
+    of_counter = [(split, reason, *value) for (split, name, reason), value in merged if name == counter]
+    for split, reason, count, places in sorted(of_counter, key=lambda one: [order for order, _ in one[3]]):
         result[split][reason] = count
         if places:
             result[split].places[reason] = [place for _, place in places]

@@ -23,6 +23,7 @@ from janus_jax.data.build.tfds_builder import NAME, VERSION, describe
 from janus_jax.data.dataset import Split, id_dtype
 from janus_jax.data.tally import NAMED, Tally, summary
 from janus_jax.errors import DataError, JanusError, first_line
+from janus_jax.storage.staging import original
 
 _EXAMPLES_AT_ONCE = 1024
 
@@ -68,7 +69,9 @@ def write(
         per_file=token_files.EXAMPLES_PER_FILE,
     )
     numbered = [(split, path) for split, paths in files.items() for path in paths]
-    elements = [(split, number, os.fspath(path)) for number, (split, path) in enumerate(numbered)]
+    # workers on other machines read a source on gs:// there, not its copy on this machine
+    named = os.fspath if runner.is_direct else lambda path: original(os.fspath(path))
+    elements = [(split, number, named(path)) for number, (split, path) in enumerate(numbered)]
     try:
         result = _run(plan, elements, runner, processes)
         splits = _assembled(plan, result, files, directory, source)

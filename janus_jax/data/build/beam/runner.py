@@ -1,4 +1,4 @@
-"""Which runner executes a Beam build, and its options. No Beam import at the top: the command line reads this module."""
+"""Which runner executes a Beam build, and its options. Importing this module does not import Beam."""
 
 import dataclasses
 import logging
@@ -52,7 +52,9 @@ class Runner:
             return
         shared = self._values().get("temp_location")
         if not shared:
-            what = "is missing; workers and this machine exchange files there: a gs:// URL, or a directory all of them mount"
+            what = (
+                "is missing; workers exchange files there: allowed: a gs:// URL, or a directory that all of them mount"
+            )
             raise ConfigError(_NAMED.format("temp_location", what))
         here = [os.fspath(one) for one in sources if is_url(shared) and not is_url(one)]
         if here:

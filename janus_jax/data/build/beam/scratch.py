@@ -11,7 +11,6 @@ that is started again writes the same files with the same content.
 
 import contextlib
 import functools
-import os
 import shutil
 import struct
 import tempfile
@@ -126,7 +125,7 @@ def fetch(source: str, target: Path) -> None:
     """Puts a finished file at its place; a local one is moved."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if "://" not in source:
-        os.replace(source, target)
+        shutil.move(source, target)  # it may lie on a mounted directory
         return
     with open_old(source) as stream, target.open("wb") as copy:
         shutil.copyfileobj(stream, copy, 1 << 20)

@@ -70,11 +70,11 @@ Place = tuple[int, int, int, int, str]
 """Number of a source file, of a record in it, offset and size of the record in scratch, and FILE:RECORD."""
 
 Item = tuple[int, int, tuple[Place, ...]]
-"""Record in its file, number among the pairs of its instruction, and places of one record, or of chosen and rejected."""
+"""Record in its file, number among the pairs of its instruction, places of one record or of chosen and rejected."""
 
 
 def failure(plan: Plan, phase: int, split: str, place: tuple[int, int], error: JanusError) -> Any:
-    """An error as an element: exceptions lose their type on the way from a worker. Sorts as a local build meets them."""
+    """An error as an element, for exceptions lose their type on the way; they sort as a local build meets them."""
     reason = error.reason if isinstance(error, RecordError) else ""
     return phase, plan.splits.index(split), *place, reason, [str(part) for part in error.args]
 
@@ -117,7 +117,7 @@ class ReadFile(beam.DoFn):
         counts.add(split, "dropped", dropped, (READING, file, 0))
         counts.add(split, "unread", unread, (READING, file, 0))
         if number:
-            counts.add(split, "usable", Tally({"records": number}), (READING, file, 0))
+            counts.note((split, "usable", "files"), (READING, file, 0, 0), path)
         yield from (beam.pvalue.TaggedOutput(COUNTS, item) for item in counts.items())
 
     def _records(self, here: Path, path: str, dropped: Tally, unread: Tally) -> Iterator[Record]:
