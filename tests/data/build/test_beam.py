@@ -140,7 +140,7 @@ def test_a_second_build_into_the_directory_is_refused(tmp_path):
     ],
 )
 def test_options_are_checked_before_files_are_read(tmp_path, runner, message):
-    with pytest.raises(ConfigError, match="option|source") as caught:
+    with pytest.raises(ConfigError, match=r"option|source") as caught:
         build(tmp_path / "rows.jsonl", tmp_path / "out", kind="sft", runner=runner)
     assert message in str(caught.value) and caught.value.exit_code == 2
 

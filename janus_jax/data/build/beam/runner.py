@@ -52,9 +52,7 @@ class Runner:
             return
         shared = self._values().get("temp_location")
         if not shared:
-            what = (
-                "is missing; workers exchange files there: allowed: a gs:// URL, or a directory that all of them mount"
-            )
+            what = "is missing; workers exchange files there: a gs:// URL, or a directory that all of them mount"
             raise ConfigError(_NAMED.format("temp_location", what))
         here = [os.fspath(one) for one in sources if is_url(shared) and not is_url(one)]
         if here:
