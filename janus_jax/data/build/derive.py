@@ -148,8 +148,8 @@ def digests_of(record: Record) -> tuple[bytes, bytes]:
 
 def split_digest(digest: bytes, number: int) -> Digests:
     """Digests of the record `number`, from what `digests_of` returns."""
-    parts = (digest[start : start + _DIGEST_BYTES] for start in range(0, 3 * _DIGEST_BYTES, _DIGEST_BYTES))
-    return Digests(*parts, number)
+    system, response, whole = (digest[start : start + _DIGEST_BYTES] for start in range(0, len(digest), _DIGEST_BYTES))
+    return Digests(system, response, whole, number)
 
 
 def draw(

@@ -183,7 +183,7 @@ class Encode(beam.DoFn):
         checked = scratch.Checked(self._plan.scratch)
         for number, pair, places in sorted(items):
             records = [checked.read(file, offset, size) for file, _, offset, size, _ in places]
-            yield (number, pair), pair_of(*records, self._plan.kind) if len(records) == 2 else records[0]
+            yield (number, pair), pair_of(records[0], records[1], self._plan.kind) if len(records) == 2 else records[0]
 
     def _seen(self, split: str, order: tuple[int, int, int], record: Record, counts: Counts) -> Iterator[Any]:
         """Counts notes about a record that was read, whether or not it can be used."""
