@@ -5,7 +5,7 @@ SCRATCH/encoded/train-0-0.records  texts and ids of one block of records
 SCRATCH/out/                       finished files of the data set
 SCRATCH/result.json                counts of the whole build
 
-Elements of the pipeline hold places in these files, not texts, so a runner shuffles about 100 bytes a record. A worker
+Elements of the pipeline hold places in these files, so a runner shuffles no texts. A worker
 that is started again writes the same files with the same content.
 """
 
