@@ -85,6 +85,17 @@ def data_build(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes that tokenize. Default: 1, or one per core for large sources.")
     ] = None,
+    runner: Annotated[
+        str | None,
+        typer.Option(
+            help="Build on Apache Beam: direct (this machine), dataflow, flink, spark, or a runner's name. Needs the "
+            "extra beam. Default: build without Beam."
+        ),
+    ] = None,
+    beam_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="With --runner: an option of the runner, such as project=NAME. Repeat."),
+    ] = None,
 ) -> None:
     """Check records, apply the prompt template, tokenize, and write a data set for training."""
     built_kind = kind or derive
@@ -100,7 +111,10 @@ def data_build(
         raise ConfigError("--validation-fraction, --validation-source: allowed: at most one of them")
     if validation_fraction is not None and not 0 < validation_fraction < 1:
         raise ConfigError(f"--validation-fraction {validation_fraction:g}: allowed: more than 0 and less than 1")
+    if beam_option and runner is None:
+        raise ConfigError("--beam-option: allowed: only with --runner")
     require_writable("--out", out, empty=True, buckets=True)
+    from janus_jax.data.build.beam.runner import Runner
     from janus_jax.data.build.derive import Derivation
     from janus_jax.data.build.pipeline import build
     from janus_jax.data.build.ratings import Ratings
@@ -125,6 +139,7 @@ def data_build(
             dedupe=dedupe,
             validation_fraction=validation_fraction,
             validation_seed=0 if validation_fraction is None else seed or 0,
+            runner=None if runner is None else Runner(runner, tuple(beam_option or ())),
             progress=progress,
         )
     _print_manifest(manifest, out)

@@ -79,23 +79,27 @@ def _derive(
         instructions = _spool(records, path)
         reader = ArrayRecordReader(str(path))
         # an instruction has few records, and each is in several of its ordered pairs
-        read = functools.lru_cache(maxsize=4)(lambda number: _load(reader.read([number])[0]))
+        read = functools.lru_cache(maxsize=4)(lambda number: load_record(reader.read([number])[0]))
         pairs = 0
         try:
             for instruction, digests in instructions:
-                for chosen, rejected in _draw(instruction, digests, derivation, dropped, lambda n: read(n).place):
+                for chosen, rejected in draw(instruction, digests, derivation, dropped, lambda n: read(n).place):
                     pairs += 1
-                    yield _pair(read(chosen), read(rejected), kind)
+                    yield pair_of(read(chosen), read(rejected), kind)
         finally:
             reader.close()
     if not pairs:
-        raise DataError(
-            f"no pair can be derived: {summary(dropped)}; an instruction needs responses to two system messages"
-        )
+        raise no_pair(dropped)
+
+
+def no_pair(dropped: Counter[str]) -> DataError:
+    """The error about records of which no pair can be drawn."""
+    what = f"no pair can be derived: {summary(dropped)}; an instruction needs responses to two system messages"
+    return DataError(what)
 
 
 @dataclasses.dataclass(frozen=True, order=True)
-class _Digests:
+class Digests:
     """A record as digests; `number` is its place in the file."""
 
     system: bytes
@@ -104,7 +108,7 @@ class _Digests:
     number: int = dataclasses.field(compare=False)
 
 
-def _spool(records: Iterable[Record], path: Path) -> Iterator[tuple[bytes, list[_Digests]]]:
+def _spool(records: Iterable[Record], path: Path) -> Iterator[tuple[bytes, list[Digests]]]:
     """Writes the records into `path`; returns the digest of each instruction with the digests of its records."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -113,12 +117,10 @@ def _spool(records: Iterable[Record], path: Path) -> Iterator[tuple[bytes, list[
     writer = ArrayRecordWriter(str(path), "group_size:1,snappy")  # groups of one for random access
     try:
         for record in records:
-            places.append(first.setdefault(_digest(record.prompt), len(first)))
-            values = vars(record)
-            content = json.dumps({name: value for name, value in values.items() if name != "place"}, ensure_ascii=False)
-            # responses that differ only in outer blanks are equal, as in `schema.pair`
-            digests += _digest(record.system) + _digest(record.chosen.strip()) + _digest(content)
-            writer.write(json.dumps(values, ensure_ascii=False).encode())
+            instruction, digest = digests_of(record)
+            places.append(first.setdefault(instruction, len(first)))
+            digests += digest
+            writer.write(dump_record(record))
     finally:
         writer.close()
     return _by_instruction(list(first), places, bytes(digests))
@@ -126,20 +128,33 @@ def _spool(records: Iterable[Record], path: Path) -> Iterator[tuple[bytes, list[
 
 def _by_instruction(
     instructions: list[bytes], places: "array.array[int]", digests: bytes
-) -> Iterator[tuple[bytes, list[_Digests]]]:
-    def of_record(number: int) -> _Digests:
-        starts = [(3 * number + i) * _DIGEST_BYTES for i in range(3)]
-        system, response, whole = (digests[start : start + _DIGEST_BYTES] for start in starts)
-        return _Digests(system, response, whole, number)
+) -> Iterator[tuple[bytes, list[Digests]]]:
+    def of_record(number: int) -> Digests:
+        size = 3 * _DIGEST_BYTES
+        return split_digest(digests[number * size : (number + 1) * size], number)
 
     by_place = sorted(range(len(places)), key=places.__getitem__)
     for place, numbers in itertools.groupby(by_place, key=places.__getitem__):
         yield instructions[place], [of_record(number) for number in numbers]
 
 
-def _draw(
+def digests_of(record: Record) -> tuple[bytes, bytes]:
+    """The digest of a record's instruction, and those of `Digests` one after another."""
+    content = {name: value for name, value in vars(record).items() if name != "place"}
+    # responses that differ only in outer blanks are equal, as in `schema.pair`
+    parts = (record.system, record.chosen.strip(), json.dumps(content, ensure_ascii=False))
+    return _digest(record.prompt), b"".join(map(_digest, parts))
+
+
+def split_digest(digest: bytes, number: int) -> Digests:
+    """Digests of the record `number`, from what `digests_of` returns."""
+    system, response, whole = (digest[start : start + _DIGEST_BYTES] for start in range(0, len(digest), _DIGEST_BYTES))
+    return Digests(system, response, whole, number)
+
+
+def draw(
     instruction: bytes,
-    records: list[_Digests],
+    records: list[Digests],
     derivation: Derivation,
     dropped: Counter[str],
     place_of: Callable[[int], str],
@@ -160,7 +175,7 @@ def _draw(
     # a partner shares neither system message nor response; the record itself is in both counts
     paired = [one for one in distinct if systems[one.system] + responses[one.response] - 1 < len(distinct)]
 
-    def partners(chosen: _Digests) -> list[_Digests]:
+    def partners(chosen: Digests) -> list[Digests]:
         return [one for one in distinct if one.system != chosen.system and one.response != chosen.response]
 
     if not paired:
@@ -181,14 +196,21 @@ def _draw(
         yield paired[place].number, rejected[number % len(rejected)].number
 
 
-def _pair(chosen: Record, rejected: Record, kind: str) -> Record:
+def pair_of(chosen: Record, rejected: Record, kind: str) -> Record:
+    """The pair of two records of kind sft."""
     pair = dataclasses.replace(chosen, rejected=rejected.chosen)
     if kind != "rm":
         return pair
     return dataclasses.replace(pair, system="", prompt=f"{pair.system}\n{pair.prompt}" if pair.system else pair.prompt)
 
 
-def _load(stored: bytes) -> Record:
+def dump_record(record: Record) -> bytes:
+    """A record as JSON, with its place."""
+    return json.dumps(vars(record), ensure_ascii=False).encode()
+
+
+def load_record(stored: bytes) -> Record:
+    """The record of `dump_record`."""
     values = json.loads(stored)
     return Record(**values | {"preference_set": tuple(values["preference_set"])})
 

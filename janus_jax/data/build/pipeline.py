@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from janus_jax.data.boundary import Boundary, check_boundary
+from janus_jax.data.build import token_files
+from janus_jax.data.build.beam.runner import Runner
 from janus_jax.data.build.derive import Derivation
 from janus_jax.data.build.encode import UNUSABLE, Encoded, Encoder, Texts, encoding
 from janus_jax.data.build.ratings import Ratings
 from janus_jax.data.build.reading import Choice, Reading
 from janus_jax.data.build.sources import OVERRULE, find_splits, refuse_shared_files
-from janus_jax.data.dataset import MANIFEST, SPLIT_NAME, Manifest, Split, fingerprint_of, histogram, id_dtype
+from janus_jax.data.dataset import MANIFEST, SPLIT_NAME, Manifest, Split, fingerprint_of, id_dtype
 from janus_jax.data.example import TOKEN_FEATURES
 from janus_jax.data.schema import Record, RecordError, check_kind
 from janus_jax.data.served import check_stored
@@ -36,7 +38,6 @@ Progress = Callable[[str, str, int, int | None], None]
 """Called with split, phase ("read" or "tokenize"), records done, total records (None while reading, which does not know
 it yet). An upload at the end calls it with "files", "upload", files done, total files."""
 
-_EXAMPLES_PER_FILE = 1 << 16
 _PROGRESS_EVERY = 256
 _MANY_RECORDS = 5000  # from here on, tokenizing in one process takes longer than starting several
 _RESERVED = ("all", "tfds", "tokenizer")  # TFDS's name for the union, and folders of a data set
@@ -60,6 +61,7 @@ def build(
     validation_seed: int = 0,
     splits: Sequence[str] | None = None,
     processes: int | None = 1,
+    runner: Runner | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Writes a data set for `TokenizedDataset`, in bounded memory. If it fails, it leaves nothing behind.
@@ -82,6 +84,7 @@ def build(
         splits: Splits of the source to build; None: all.
         processes: Tokenizing processes; None: 1, or one per core for large sources. With more than 1, each imports the
             caller's main module, which must then call this below `if __name__ == "__main__":`.
+        runner: Build on Apache Beam, with the same result; None: in this process.
         progress: Receives the progress of reading, tokenizing and uploading.
 
     Raises:
@@ -95,6 +98,8 @@ def build(
         tokenizer = load_tokenizer(tokenizer)  # type: ignore[reportArgumentType]
     if ratings and (kind == "sft" or derive is not None):
         raise DataError("min_margin, margin_from_ratings: allowed for pairs that are read, not drawn")
+    if runner is not None:
+        runner.check(list(source.values()) if isinstance(source, Mapping) else [source])
     choice = Choice(dedupe, validation_fraction, validation_seed)
     unread: Counter[str] = Counter()
     files = _files_of_splits(source, splits, unread)
@@ -108,8 +113,14 @@ def build(
         def reading() -> Reading:
             return Reading(files, kind, choice, derive=derive, ratings=ratings, skip_bad=skip_bad, scratch=directory)
 
-        writer = _Writer(directory, _source_name(source), reading, encoder, skip_bad, processes, progress)
-        written = writer.write()
+        if runner is not None:
+            from janus_jax.data.build.beam.launch import write
+
+            options = {"source": _source_name(source), "processes": processes or 1}
+            written, control = write(runner, reading(), encoder, files, directory, **options)
+        else:
+            writer = _Writer(directory, _source_name(source), reading, encoder, skip_bad, processes, progress)
+            written, control = writer.write(), writer.control
         manifest = Manifest(
             kind=kind,
             template=template,
@@ -133,8 +144,8 @@ def build(
         )
         manifest.save(directory)
         served = check_stored(directory, manifest, encoder.chat)
-        control_places = places_of(writer.control).get("control_text", [])
-        served |= {"control_text": writer.control.total(), "control_places": control_places}
+        control_places = places_of(control).get("control_text", [])
+        served |= {"control_text": control.total(), "control_places": control_places}
         manifest = dataclasses.replace(manifest, served=served)
         manifest.save(directory)
     return manifest
@@ -286,30 +297,27 @@ def _write_split(
     folder: Path, split: str, task: Any, examples: int, dtype: np.dtype, progress: Progress | None
 ) -> tuple[Split, dict[int, int]]:
     """Writes token files, lengths and, if any record has one, margins of a split; returns also unusable records."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     folder.mkdir()
     lengths = np.zeros((examples, 3), np.int32)
     margins = np.full(examples, np.nan, np.float32)
     digest = hashlib.sha256()
-    files = -(-examples // _EXAMPLES_PER_FILE)
+    files = -(-examples // token_files.EXAMPLES_PER_FILE)
     dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
     done = 0
     unusable: dict[int, int] = {}
     with contextlib.ExitStack() as stack:
         for parts, batch_margins in _batches(dataset):
             for example in zip(*parts, strict=True):
-                if done % _EXAMPLES_PER_FILE == 0:
+                if done % token_files.EXAMPLES_PER_FILE == 0:
                     stack.close()  # closes the previous file
-                    name = f"tokens-{done // _EXAMPLES_PER_FILE:05d}-of-{files:05d}.array_record"
-                    # groups of one for random access; uncompressed, because ids hardly shrink and readers must be fast
-                    writer = ArrayRecordWriter(str(folder / name), "group_size:1,uncompressed")
+                    number = done // token_files.EXAMPLES_PER_FILE
+                    writer = token_files.open_file(folder / token_files.file_name(number, files))
                     stack.callback(writer.close)
                 if not len(example[0]):
                     unusable[done] = int(example[1][0])
                 lengths[done, : len(example)] = [len(part) for part in example]
                 ids = np.concatenate(example)
-                digest.update(lengths[done].astype("<i4").tobytes() + ids.astype("<i4").tobytes())
+                token_files.add_to(digest, lengths[done], ids)
                 writer.write(ids.astype(dtype).tobytes())
                 done += 1
             if batch_margins is not None:
@@ -318,22 +326,7 @@ def _write_split(
                 progress(split, "tokenize", done, examples)
     if done != examples:
         raise RuntimeError(f"split {split}: the task returned {done} of {examples} examples")
-    np.save(folder / "lengths.npy", lengths)
-    with_margin = int(np.isfinite(margins).sum())
-    if with_margin:
-        margins = np.nan_to_num(margins)  # 0 for records without one
-        np.save(folder / "margins.npy", margins)
-        digest.update(margins.astype("<f4").tobytes())
-    split_facts = Split(
-        examples,
-        int(lengths.sum()),
-        dropped={},
-        margins=with_margin,
-        lengths=histogram(lengths),
-        files={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-        fingerprint=digest.hexdigest(),
-    )
-    return split_facts, unusable
+    return token_files.finish_split(folder, lengths, margins, digest), unusable
 
 
 def _batches(dataset: Any) -> Iterator[tuple[list[list[np.ndarray]], np.ndarray | None]]:

@@ -75,28 +75,53 @@ def _read(
 ) -> Iterator[Record]:
     kept = 0
     for path in paths:
-        seen = 0
-        for name, raw in raw_records(path):
-            seen += 1
-            place = f"{path}:{name}"
-            try:
-                if isinstance(raw, RecordError):
-                    raise raw
-                record = _checked(raw, kind, ratings, unread, place)
-            except RecordError as error:
-                if not skip_bad and not isinstance(error, NoPreferenceError):
-                    raise RecordError(error.reason, place, str(error)) from None
-                note(dropped, error.reason, place)
-                continue
+        for record in read_file(path, kind, skip_bad=skip_bad, ratings=ratings, dropped=dropped, unread=unread):
             kept += 1
-            yield dataclasses.replace(record, place=place)
-        if not seen:
-            raise DataError(path, "is empty; at least one record is needed")
-        if file_type(path) == ".parquet":
-            unread.update(_unread_parquet_columns(path))
+            yield record
     if not kept:
-        what = f"no usable record; dropped: {summary(dropped)}"
-        raise RecordError(dropped.most_common(1)[0][0], os.path.commonpath(paths), what)
+        raise nothing_usable(paths, dropped)
+
+
+def nothing_usable(paths: Sequence[Path], dropped: Counter[str]) -> RecordError:
+    """The error about files of which every record was dropped."""
+    what = f"no usable record; dropped: {summary(dropped)}"
+    return RecordError(dropped.most_common(1)[0][0], os.path.commonpath(paths), what)
+
+
+def read_file(
+    path: Path,
+    kind: str,
+    *,
+    skip_bad: bool,
+    ratings: Ratings | None,
+    dropped: Counter[str],
+    unread: Counter[str],
+    name: str | None = None,
+) -> Iterator[Record]:
+    """As `read_records`, of one file, which may have no usable record.
+
+    Args:
+        name: of the file in places and messages; None: its path.
+    """
+    shown = os.fspath(path) if name is None else name
+    seen = 0
+    for number, raw in raw_records(path):
+        seen += 1
+        place = f"{shown}:{number}"
+        try:
+            if isinstance(raw, RecordError):
+                raise raw
+            record = _checked(raw, kind, ratings, unread, place)
+        except RecordError as error:
+            if not skip_bad and not isinstance(error, NoPreferenceError):
+                raise RecordError(error.reason, place, str(error)) from None
+            note(dropped, error.reason, place)
+            continue
+        yield dataclasses.replace(record, place=place)
+    if not seen:
+        raise DataError(path, "is empty; at least one record is needed")
+    if file_type(path) == ".parquet":
+        unread.update(_unread_parquet_columns(path))
 
 
 def _checked(raw: Any, kind: str, ratings: Ratings | None, unread: Counter[str], place: str) -> Record:

@@ -60,16 +60,15 @@ class Reading:
         if fraction is not None and "validation" in files:
             raise DataError(f"validation_fraction={fraction:g}: the source has a split validation already")
         self.splits = [*files, *(["validation"] if fraction is not None else [])]
-        self._files, self._kind, self._choice = dict(files), kind, choice
-        self._derive, self._skip_bad, self._scratch = derive, skip_bad, scratch
-        self._ratings = ratings
+        self.kind, self.choice, self.derive, self.ratings, self.skip_bad = kind, choice, derive, ratings, skip_bad
+        self._files, self._scratch = dict(files), scratch
         self._held_out: HeldOut | None = None
         self._contents: dict[str, Contents] = {name: Contents() for name in self.splits}
         self.dropped, self.unread, self.notes = ({name: Tally() for name in self.splits} for _ in range(3))
 
     def records(self, split: str) -> Iterator[Record]:
         """The records of a split, read as they are asked for."""
-        dropped, choice = self.dropped[split], self._choice
+        dropped, choice = self.dropped[split], self.choice
         drawn = split not in self._files
         if choice.validation_fraction is not None and split in ("train", "validation"):
             if self._held_out is None:
@@ -83,9 +82,9 @@ class Reading:
             records = self._checked(split, dropped, self.unread[split])
         if choice.dedupe:
             records = without_repeats(records, dropped)
-        if self._derive is not None:
-            options = dataclasses.asdict(self._derive)
-            records = derive_pairs(records, self._kind, scratch=self._scratch, dropped=dropped, **options)
+        if self.derive is not None:
+            options = dataclasses.asdict(self.derive)
+            records = derive_pairs(records, self.kind, scratch=self._scratch, dropped=dropped, **options)
         notes, margins, without = self.notes[split], 0, Tally()
         for record in records:
             self._contents[split].add(record, named=split != "train")
@@ -100,10 +99,10 @@ class Reading:
             notes.places |= without.places
 
     def _checked(self, split: str, dropped: Counter[str], unread: Counter[str]) -> Iterator[Record]:
-        kind = self._kind if self._derive is None else "sft"
-        options = {"skip_bad": self._skip_bad, "ratings": self._ratings, "dropped": dropped, "unread": unread}
+        kind = self.kind if self.derive is None else "sft"
+        options = {"skip_bad": self.skip_bad, "ratings": self.ratings, "dropped": dropped, "unread": unread}
         records = read_records(self._files[split], kind, **options)
-        return records if self._derive is None else for_pairs(records)
+        return records if self.derive is None else for_pairs(records)
 
     def compare(self) -> None:
         """Compares all splits with train, after they were read: counts prompts that train has too.
@@ -121,6 +120,11 @@ class Reading:
 
     def facts(self, split: str) -> dict[str, Any]:
         """Fields of `dataset.Split` that only reading knows."""
-        counts = {"dropped": self.dropped[split], "notes": self.notes[split], "unread": self.unread[split]}
-        facts: dict[str, Any] = {name: dict(sorted(count.items())) for name, count in counts.items()}
-        return facts | {"places": {name: named for name, count in counts.items() if (named := places_of(count))}}
+        return facts_of(self.dropped[split], self.notes[split], self.unread[split])
+
+
+def facts_of(dropped: Tally, notes: Tally, unread: Tally) -> dict[str, Any]:
+    """Fields of `dataset.Split` for the counts of a split."""
+    counts = {"dropped": dropped, "notes": notes, "unread": unread}
+    facts: dict[str, Any] = {name: dict(sorted(count.items())) for name, count in counts.items()}
+    return facts | {"places": {name: named for name, count in counts.items() if (named := places_of(count))}}

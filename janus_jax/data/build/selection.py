@@ -7,7 +7,7 @@ import array
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -29,17 +29,25 @@ class HeldOut:
     """
 
     def __init__(self, records: Iterable[Record], fraction: float, seed: int):
-        self._key = hashlib.sha256(f"held out {seed}".encode()).digest()
-        ranks = np.unique(np.fromiter((self._rank(record) for record in records), np.uint64))
-        if len(ranks) < 2:
-            raise DataError(f"validation_fraction={fraction:g}: the records have one prompt only; two are needed")
-        self._last = int(ranks[min(max(round(fraction * len(ranks)), 1), len(ranks) - 1) - 1])
+        self._rank = rank_of(seed)
+        ranks = np.unique(np.fromiter(map(self._rank, records), np.uint64))
+        self._last = int(ranks[held_out_of(len(ranks), fraction) - 1])
 
     def __contains__(self, record: Record) -> bool:
         return self._rank(record) <= self._last
 
-    def _rank(self, record: Record) -> int:
-        return int.from_bytes(_digest(prompt_of(record), self._key))
+
+def rank_of(seed: int) -> Callable[[Record], int]:
+    """Gives a record the number of its prompt, of 64 bits: prompts with the lowest numbers are held out."""
+    key = hashlib.sha256(f"held out {seed}".encode()).digest()
+    return lambda record: int.from_bytes(_digest(prompt_of(record), key))
+
+
+def held_out_of(prompts: int, fraction: float) -> int:
+    """How many of so many different prompts are held out. Raises DataError if there are fewer than two."""
+    if prompts < 2:
+        raise DataError(f"validation_fraction={fraction:g}: the records have one prompt only; two are needed")
+    return min(max(round(fraction * prompts), 1), prompts - 1)
 
 
 def prompt_of(record: Record) -> str:
@@ -51,12 +59,22 @@ def without_repeats(records: Iterable[Record], dropped: Counter[str]) -> Iterato
     """Records that do not look equal to one before, margin included; counts the others as `repeated_record`."""
     seen: set[bytes] = set()
     for record in records:
-        digest = _digest(_whole(record), size=16)
+        digest = digest_of(record)
         if digest in seen:
             note(dropped, "repeated_record", record.place)
             continue
         seen.add(digest)
         yield record
+
+
+def digest_of(record: Record, size: int = 16) -> bytes:
+    """Equal for records that look equal, margin included."""
+    return _digest(_whole(record), size=size)
+
+
+def prompt_digest(record: Record) -> bytes:
+    """Equal for records with the same prompt."""
+    return _digest(prompt_of(record))
 
 
 class Contents:
@@ -70,8 +88,8 @@ class Contents:
         """Args: named: keep the record's place for `prompts_in`, which takes as much memory as its text."""
         if named:
             self._places.append(record.place)
-        self._prompts.append(int.from_bytes(_digest(prompt_of(record))))
-        self._wholes.append(int.from_bytes(_digest(_whole(record))))
+        self._prompts.append(int.from_bytes(prompt_digest(record)))
+        self._wholes.append(int.from_bytes(digest_of(record, 8)))
 
     def prompts_in(self, other: "Contents") -> list[str]:
         """The places of the records whose prompt the other split has too, all of them added with `named`."""

@@ -6,7 +6,7 @@ a few records. Functions import TensorFlow, not the module: that import takes se
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ _DESCRIPTION = """System message, prompt and one or two responses per record.
 
 `rejected` is empty where there is one response, `margin` is NaN where the record has none.
 """
-_RECORDS_PER_FILE = 1 << 16
+RECORDS_PER_FILE = 1 << 16
 _RECORDS_AT_ONCE = 64
 """Records between two writes of the metadata; a published record is about 6 kB, but one may be megabytes."""
 
@@ -39,23 +39,73 @@ def write_records(splits: Mapping[str, Callable[[], Iterator[Record]]], data_dir
     Raises:
         DataError: raised while reading the records.
     """
-    tfds = import_tfds()
-    directory = data_dir / NAME / VERSION
-    directory.mkdir(parents=True)
-    identity = tfds.core.dataset_info.DatasetIdentity(
-        name=NAME, version=tfds.core.Version(VERSION), data_dir=os.fspath(directory), module_name=__name__
-    )
-    preferences = tfds.features.Sequence({key: tfds.features.Text() for key in PREFERENCE_KEYS})
-    features = dict.fromkeys((*TEXTS, *_SOURCES), tfds.features.Text())
-    features = tfds.features.FeaturesDict(features | {"preference_set": preferences, "margin": np.float32})
-    info = tfds.core.DatasetInfo(builder=identity, description=_DESCRIPTION, features=features, disable_shuffling=True)
-    writer = tfds.core.SequentialWriter(info, _RECORDS_PER_FILE, file_format="array_record")
+    _write(_info(data_dir), splits)
+    return read_builder(data_dir)
+
+
+def _write(info: Any, splits: Mapping[str, Callable[[], Iterator[Record]]]) -> None:
+    writer = import_tfds().core.SequentialWriter(info, RECORDS_PER_FILE, file_format="array_record")
     writer.initialize_splits(list(splits))
     for name, read in splits.items():
         source = iter(read())
         while records := list(itertools.islice(source, _RECORDS_AT_ONCE)):
             writer.add_examples({name: [_fields(record) for record in records]})
         writer.close_splits([name])
+
+
+def _info(data_dir: Path) -> Any:
+    tfds = import_tfds()
+    directory = data_dir / NAME / VERSION
+    directory.mkdir(parents=True, exist_ok=True)
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=NAME, version=tfds.core.Version(VERSION), data_dir=os.fspath(directory), module_name=__name__
+    )
+    preferences = tfds.features.Sequence({key: tfds.features.Text() for key in PREFERENCE_KEYS})
+    features = dict.fromkeys((*TEXTS, *_SOURCES), tfds.features.Text())
+    features = tfds.features.FeaturesDict(features | {"preference_set": preferences, "margin": np.float32})
+    return tfds.core.DatasetInfo(builder=identity, description=_DESCRIPTION, features=features, disable_shuffling=True)
+
+
+def write_file(records: Iterable[Record], split: str, data_dir: Path) -> tuple[Path, int]:
+    """Writes one file of a split, of at most `RECORDS_PER_FILE`; `describe` makes the data set of all files.
+
+    Args:
+        data_dir: an own directory of this file.
+
+    Returns:
+        Its path, and the bytes of its records.
+    """
+    info = _info(data_dir)
+    _write(info, {split: lambda: iter(records)})
+    return data_dir / NAME / VERSION / file_name(split, 0), info.splits[split].num_bytes
+
+
+def file_name(split: str, number: int) -> str:
+    """The name of a split's file below DIR/NAME/VERSION."""
+    return f"{NAME}-{split}.array_record-{number:05d}"
+
+
+def describe(splits: Mapping[str, tuple[Sequence[int], int]], data_dir: Path) -> Any:
+    """Writes the metadata of files that are in `data_dir` already, and returns the builder.
+
+    Args:
+        splits: split -> records of each file, and bytes of all records.
+    """
+    tfds = import_tfds()
+    info = _info(data_dir)
+    writer = tfds.core.SequentialWriter(info, RECORDS_PER_FILE, file_format="array_record")
+    writer.initialize_splits(list(splits))
+    infos = [
+        tfds.core.SplitInfo(
+            name=name,
+            shard_lengths=list(lengths),
+            num_bytes=size,
+            filename_template=info.splits[name].filename_template,
+        )
+        for name, (lengths, size) in splits.items()
+    ]
+    info.set_splits(tfds.core.splits.SplitDict(infos))
+    info.write_to_directory(os.fspath(data_dir / NAME / VERSION))
     return read_builder(data_dir)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from janus_jax.data.build import pipeline as build_module
+from janus_jax.data.build import token_files
 from janus_jax.data.build.pipeline import build
 from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.errors import DataError, JanusError, StorageError
@@ -98,7 +98,7 @@ def test_fingerprint_follows_the_ids_alone(dpo_build, tmp_path):
 
 
 def test_many_files_of_tokens_read_like_one(dpo_build, tmp_path, monkeypatch):
-    monkeypatch.setattr(build_module, "_EXAMPLES_PER_FILE", 2)
+    monkeypatch.setattr(token_files, "EXAMPLES_PER_FILE", 2)
     manifest = build(write_records(tmp_path / "rows.jsonl", pair_records()), tmp_path / "out", kind="dpo")
     names = sorted(path.name for path in (tmp_path / "out" / "train").glob("tokens*"))
     assert names == [f"tokens-0000{i}-of-00003.array_record" for i in range(3)]

@@ -60,7 +60,7 @@ def test_metadata_names_version_format_and_counts(tmp_path):
 
 
 def test_many_files_keep_the_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds_builder, "_RECORDS_PER_FILE", 70)
+    monkeypatch.setattr(tfds_builder, "RECORDS_PER_FILE", 70)
     write_records({"train": lambda: (Record("", f"{i}", "x" * 100) for i in range(300))}, tmp_path)
     assert [int(record["prompt"]) for record in read_builder(tmp_path).as_data_source("train")] == list(range(300))
     assert len(list(tmp_path.rglob("*train*"))) == 5

@@ -1,0 +1,137 @@
+"""Files that the steps of a Beam build leave for each other, below a directory that all workers reach.
+
+SCRATCH/checked/00000.records      checked records of one source file
+SCRATCH/encoded/train-0-0.records  texts and ids of one block of records
+SCRATCH/out/                       finished files of the data set
+SCRATCH/result.json                counts of the whole build
+
+Elements of the pipeline hold places in these files, so a runner shuffles no texts. A worker
+that is started again writes the same files with the same content.
+"""
+
+import contextlib
+import functools
+import shutil
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from apache_beam.io.filesystem import CompressionTypes  # pyright: ignore[reportMissingImports]
+from apache_beam.io.filesystems import FileSystems  # pyright: ignore[reportMissingImports]
+
+from janus_jax.data.build.derive import dump_record, load_record
+from janus_jax.data.schema import Record
+
+_OPEN_FILES = 8
+_HEADER = struct.Struct("<4i")  # bytes of the record, then tokens of prompt, chosen, rejected
+
+
+def checked(scratch: str, number: int) -> str:
+    """The file of the checked records of a source file."""
+    return f"{scratch}/checked/{number:05d}.records"
+
+
+def encoded(scratch: str, split: str, file: int, block: int) -> str:
+    """The file of a block of encoded records."""
+    return f"{scratch}/encoded/{split}-{file}-{block}.records"
+
+
+def open_new(path: str) -> Any:
+    """A file to write, in a directory that is made if needed."""
+    with contextlib.suppress(OSError):  # another worker was first
+        FileSystems.mkdirs(path.rpartition("/")[0])
+    return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def open_old(path: str) -> Any:
+    """A file to read."""
+    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+@contextlib.contextmanager
+def made(path: str) -> Iterator[Path]:
+    """Yields a local path, and copies the file that is written there to `path` at the end."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield (here := Path(directory) / "file")
+        with here.open("rb") as source, open_new(path) as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+
+
+def pack(record: Record) -> bytes:
+    """A record, compressed by itself."""
+    return zlib.compress(dump_record(record), 1)
+
+
+def unpack(stored: bytes) -> Record:
+    """The record of `pack`."""
+    return load_record(zlib.decompress(stored))
+
+
+class Checked:
+    """Reads checked records by their places."""
+
+    def __init__(self, scratch: str):
+        @functools.lru_cache(_OPEN_FILES)
+        def opened(number: int) -> BinaryIO:
+            return open_old(checked(scratch, number))
+
+        self._opened = opened
+
+    def read(self, file: int, offset: int, size: int) -> Record:
+        stream = self._opened(file)
+        stream.seek(offset)
+        return unpack(stream.read(size))
+
+
+def write_encoded(stream: Any, record: Record, lengths: np.ndarray, ids: np.ndarray) -> None:
+    """Appends one example.
+
+    Args:
+        lengths: [3] tokens of prompt, chosen, rejected.
+        ids: [N] their ids, int32.
+    """
+    stored = pack(record)
+    stream.write(_HEADER.pack(len(stored), *lengths.tolist()) + stored + ids.astype("<i4").tobytes())
+
+
+def read_encoded(path: str, skip: int, take: int) -> Iterator[tuple[Record, np.ndarray, np.ndarray]]:
+    """The examples of a file as `write_encoded` took them, from number `skip` on, `take` of them."""
+    with open_old(path) as stream:
+        for number in range(skip + take):
+            size, *lengths = _HEADER.unpack(stream.read(_HEADER.size))
+            stored, ids = stream.read(size), stream.read(4 * sum(lengths))
+            if number >= skip:
+                yield unpack(stored), np.asarray(lengths, np.int32), np.frombuffer(ids, "<i4")
+
+
+@contextlib.contextmanager
+def local_copy(path: str) -> Iterator[Path]:
+    """A source file on this machine; one in a bucket is copied for the time of the block."""
+    if "://" not in path:
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        here = Path(directory) / path.rpartition("/")[2]
+        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as source, here.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+        yield here
+
+
+def fetch(source: str, target: Path) -> None:
+    """Puts a finished file at its place; a local one is moved."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if "://" not in source:
+        shutil.move(source, target)  # it may lie on a mounted directory
+        return
+    with open_old(source) as stream, target.open("wb") as copy:
+        shutil.copyfileobj(stream, copy, 1 << 20)
+
+
+def remove(scratch: str) -> None:
+    """Removes all of it, if it is there."""
+    with contextlib.suppress(OSError):
+        FileSystems.delete([scratch])

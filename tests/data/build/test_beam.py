@@ -1,0 +1,192 @@
+"""A build on Beam writes the files of the local build, byte for byte, and fails as it fails.
+
+The local build is proven by its own tests against raw sentencepiece; here it is the other side of the comparison.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from janus_jax.cli.data import app
+from janus_jax.data.build import token_files
+from janus_jax.data.build.beam.runner import Runner
+from janus_jax.data.build.derive import Derivation
+from janus_jax.data.build.pipeline import build
+from janus_jax.data.build.ratings import Ratings
+from janus_jax.data.dataset import TokenizedDataset
+from janus_jax.errors import ConfigError, DataError, JanusError, StorageError
+from tests.support.beams import contents, needs_beam
+from tests.support.real_rows import real_rows
+from tests.support.records import pair_records, sft_records, write_records
+from tests.support.repository import ROOT
+
+SAMPLE = ROOT / "janus_jax" / "data" / "assets" / "sample"
+
+
+def both(tmp_path: Path, source, processes: int = 1, **options) -> Path:
+    """Builds locally and on Beam, requires equal files, and returns the directory."""
+    build(source, tmp_path / "local", **options)
+    build(source, tmp_path / "beam", runner=Runner(), processes=processes, **options)
+    local, beam = contents(tmp_path / "local"), contents(tmp_path / "beam")
+    assert local and sorted(local) == sorted(beam)
+    assert [name for name in local if local[name] != beam[name]] == []
+    return tmp_path / "beam"
+
+
+@pytest.fixture
+def faulty(tmp_path) -> Path:
+    """Two files of train and one of test: repeats, bad records, marks, columns that are not read, held-out prompts."""
+    source = tmp_path / "source"
+    source.mkdir()
+    records = [record | {"extra": "x"} for record in sft_records()]
+    bad = [{"system": "s", "prompt": "p"}, {"prompt": "Is it?", "output": "[INST] It is </s>"}, *records[:2]]
+    write_records(source / "train-00000-of-00002.jsonl", records[1:] + bad)
+    write_records(source / "train-00001-of-00002.jsonl", [*bad[::-1], records[0], {"prompt": 3, "output": "x"}])
+    write_records(source / "test.jsonl", [records[2], {"prompt": "Only here?", "output": "Yes."}, {"prompt": "No."}])
+    return source
+
+
+@needs_beam
+def test_splits_counts_and_places_are_those_of_the_local_build(tmp_path, faulty, monkeypatch):
+    monkeypatch.setattr(token_files, "EXAMPLES_PER_FILE", 3)
+    monkeypatch.setattr("janus_jax.data.build.tfds_builder.RECORDS_PER_FILE", 3)
+    monkeypatch.setattr("janus_jax.data.build.beam.graph._BLOCK", 2)
+    options = {"dedupe": True, "validation_fraction": 0.4, "validation_seed": 3}
+    out = both(tmp_path, faulty, kind="sft", skip_bad=True, **options)
+    splits = json.loads((out / "manifest.json").read_text())["splits"]
+    dropped = splits["train"]["dropped"]
+    assert (dropped["missing_field"], dropped["wrong_type"], splits["test"]["dropped"]) == (2, 1, {"missing_field": 1})
+    assert dropped.get("repeated_record", 0) + splits["validation"]["dropped"].get("repeated_record", 0) == 5
+    assert splits["train"]["unread"] == {"extra": 9}
+    assert len(TokenizedDataset(out, "validation")) == splits["validation"]["examples"] > 1
+
+
+@needs_beam
+@pytest.mark.parametrize("options", [{"kind": "dpo"}, {"kind": "rm", "all_pairs": True, "fraction": 0.3}])
+def test_derived_pairs_are_those_of_the_local_build(tmp_path, options):
+    derivation = Derivation(5, options.get("all_pairs", False))
+    both(tmp_path, SAMPLE, kind=options["kind"], derive=derivation, validation_fraction=options.get("fraction"))
+
+
+@needs_beam
+def test_pairs_keep_margins_and_ratings(tmp_path):
+    pairs = [one | {"score_chosen": 7 - i, "score_rejected": i} for i, one in enumerate(pair_records())]
+    pairs.append(pairs[0] | {"prompt": "Else?", "margin": -2.5})
+    source = write_records(tmp_path / "pairs.jsonl", pairs)
+    out = both(tmp_path, source, kind="orpo", ratings=Ratings(0.5, False))
+    train = json.loads((out / "manifest.json").read_text())["splits"]["train"]
+    assert (train["margins"], train["notes"]["negative_margin"]) == (1, 1) and train["dropped"]["margin_too_small"] == 1
+
+
+def bad_builds(root: Path, faulty: Path):
+    yield {"source": faulty, "kind": "sft"}  # a bad record in the second of three files comes later
+    yield {"source": write_records(root / "one.jsonl", sft_records()), "kind": "sft", "validation_fraction": 0.5}
+    yield {"source": write_records(root / "all.jsonl", [{"prompt": "p"}]), "kind": "sft", "skip_bad": True}
+    yield {"source": root / "one.jsonl", "kind": "dpo", "derive": Derivation()}
+    copy = write_records(root / "copy.jsonl", sft_records()[::-1])
+    yield {"source": {"train": root / "one.jsonl", "test": copy}, "kind": "sft"}
+
+
+@needs_beam
+def test_bad_input_gives_the_error_of_the_local_build_and_leaves_nothing(tmp_path, faulty):
+    messages = []
+    (root := tmp_path / "more").mkdir()
+    for options in bad_builds(root, faulty):
+        before = sorted(tmp_path.rglob("*"))
+        seen = []
+        for runner in (None, Runner()):
+            try:
+                build(out=tmp_path / "out", runner=runner, **options)
+            except DataError as error:
+                seen.append(str(error))
+            else:
+                build_ends = tmp_path / "out"
+                seen.append("")
+                for path in sorted(build_ends.rglob("*"), reverse=True):
+                    path.rmdir() if path.is_dir() else path.unlink()
+                build_ends.rmdir()
+            assert sorted(tmp_path.rglob("*")) == before
+        assert seen[0] == seen[1]
+        messages.append(seen[0])
+    assert "train-00000-of-00002.jsonl:5: column 'output'" in messages[0]
+    assert [bool(message) for message in messages] == [True, False, True, True, True]
+
+
+@needs_beam
+def test_a_second_build_into_the_directory_is_refused(tmp_path):
+    source = write_records(tmp_path / "rows.jsonl", sft_records())
+    build(source, tmp_path / "out", kind="sft", runner=Runner())
+    before = contents(tmp_path / "out")
+    with pytest.raises(StorageError, match="exists and is not empty"):
+        build(source, tmp_path / "out", kind="sft", runner=Runner())
+    assert contents(tmp_path / "out") == before
+
+
+@needs_beam
+@pytest.mark.parametrize(
+    ("runner", "message"),
+    [
+        (Runner("direct", ("no_such=1",)), "--beam-option no_such: Beam has no such option"),
+        (Runner("direct", ("direct_num_workers=2",)), "is set by --runner and --processes"),
+        (Runner("direct", ("=2",)), "allowed: KEY=VALUE"),
+        (Runner("dataflow", ("project=p",)), "--beam-option temp_location: is missing"),
+        (Runner("dataflow", ("temp_location=gs://b/t",)), "rows.jsonl: workers of --runner dataflow cannot read it"),
+    ],
+)
+def test_options_are_checked_before_files_are_read(tmp_path, runner, message):
+    with pytest.raises(ConfigError, match=r"option|source") as caught:
+        build(tmp_path / "rows.jsonl", tmp_path / "out", kind="sft", runner=runner)
+    assert message in str(caught.value) and caught.value.exit_code == 2
+
+
+@needs_beam
+def test_what_a_runner_raises_is_one_line(tmp_path):
+    source = write_records(tmp_path / "rows.jsonl", sft_records())
+    runner = Runner("NoSuchRunner", (f"temp_location={tmp_path}",))
+    with pytest.raises(JanusError, match="--runner NoSuchRunner: the pipeline failed: ") as caught:
+        build(source, tmp_path / "out", kind="sft", runner=runner)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_without_beam_the_command_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    source = write_records(tmp_path / "rows.jsonl", sft_records())
+    done = CliRunner().invoke(
+        app, ["build", "--kind", "sft", "--source", str(source), "--out", str(tmp_path / "out"), "--runner", "direct"]
+    )
+    assert isinstance(done.exception, ConfigError) and "needs the package apache-beam" in str(done.exception)
+
+
+@needs_beam
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"kind": "sft"}, {"kind": "dpo", "validation_fraction": 0.1, "dedupe": True}])
+def test_real_rows_in_several_processes(tmp_path, options):
+    rows = real_rows(tmp_path)
+    if rows is None:
+        pytest.skip("JANUS_REAL_DATA is not set")
+    both(tmp_path, rows.sft if options["kind"] == "sft" else rows.dpo, processes=2, **options)
+
+
+@needs_beam
+@pytest.mark.slow
+def test_a_killed_build_leaves_no_data_set_and_a_second_one_succeeds(tmp_path):
+    source = write_records(tmp_path / "rows.jsonl", sft_records() * 2000)
+    command = [sys.executable, "-m", "janus_jax.cli", "data", "build", "--kind", "sft", "--source", str(source)]
+    command += ["--out", str(tmp_path / "out"), "--runner", "direct", "--processes", "2"]
+    started = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True)
+    while not list(tmp_path.glob(".out.*.incomplete/beam/checked/*")):
+        assert started.poll() is None
+        time.sleep(0.1)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    assert not (tmp_path / "out").exists()
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    assert len(TokenizedDataset(tmp_path / "out")) == 10_000
+    assert "beam" not in {path.name for path in (tmp_path / "out").iterdir()}
