@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
+from janus_jax.checkpoint.hf.blocks import empty
 from janus_jax.checkpoint.hf.keys import KeyPath, leaves, nest
 from janus_jax.errors import ConversionError, JanusError, StorageError
 from janus_jax.model.config import ModelConfig
@@ -53,13 +54,18 @@ _TREE_BYTES = 4 << 20  # cache of OCDBT's index, which it would otherwise fetch 
 class ItemReader:
     """Blocks of the leaves of an item, local or on gs://, in their stored dtypes.
 
+    Args:
+        mapped: reads local files through mappings, which spares a copy and the memory for it. For files that nobody
+            truncates: the system ends a process that reads behind the new end of a mapped file.
+
     Raises:
         ConversionError: the item does not exist, or a leaf cannot be opened or read.
         StorageError: gs:// refuses access, or cannot be reached for `bucket.RETRY_S`.
     """
 
-    def __init__(self, item: Place):
+    def __init__(self, item: Place, *, mapped: bool = False):
         self._item = item
+        self._mapped = mapped and not isinstance(item, BucketPath)
         self._ocdbt = (item / "manifest.ocdbt").exists()
         try:
             metadata = json.loads((item / "_METADATA").read_text())
@@ -69,7 +75,8 @@ class ItemReader:
             self._paths = [tuple(part["key"] for part in leaf["key_metadata"]) for leaf in arrays]
         except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
             raise ConversionError(item, f"not an Orbax item, or a damaged one: {error}") from error
-        self._context = _context() if isinstance(item, BucketPath) else ts.Context()
+        local = {"file_io_mode": {"mode": "memmap"}} if self._mapped else {}
+        self._context = _context() if isinstance(item, BucketPath) else ts.Context(local)
         self._open: dict[KeyPath, Any] = {}
 
     def leaves(self) -> dict[KeyPath, jax.ShapeDtypeStruct]:
@@ -84,7 +91,13 @@ class ItemReader:
 
     def read(self, path: KeyPath, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """The block `index` (unit-step slices; None: all) of a leaf."""
-        return self._result(path, self._start(path, index))
+        if not self._mapped:
+            return self._result(path, self._start(path, index))
+        leaf = self._leaf(path)
+        block = leaf if index is None else leaf[index]
+        out = empty(block.shape, block.dtype.numpy_dtype)
+        self._result(path, (ts.array(out).write(block.translate_to[(0,) * block.rank]), out.nbytes))
+        return out
 
     def rows(self, path: KeyPath, start: int, stop: int, index: tuple[slice, ...]) -> Iterator[tuple[int, np.ndarray]]:
         """Yields `leaf[start:stop, *index]` in pieces along the first axis, each one row of chunks high, with the

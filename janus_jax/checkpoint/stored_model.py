@@ -217,7 +217,7 @@ def _from_orbax(directory: Place) -> StoredModel:
     check_tree(params, param_specs(config))
     dtypes = {np.dtype(leaf.dtype) for leaf in stored_leaves(params).values()}
     stored_dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
-    reader = ItemReader(params)
+    reader = ItemReader(params, mapped=True)  # steps never change
 
     def read(dtype: np.dtype, shardings: Any) -> Params:
         placed = None if shardings is None else leaves(shardings)

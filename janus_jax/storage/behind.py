@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -26,7 +27,7 @@ class WriteBehind:
             self._syncing.result()
             # The disk begins now: left to the end, everything would wait for it then.
             self._syncing = self._pool.submit(self._sync)
-        self._writing = self._pool.submit(self._file.write, block)
+        self._writing = self._pool.submit(self._write, block)
 
     def finish(self) -> None:
         """Returns when all blocks are written."""
@@ -36,6 +37,14 @@ class WriteBehind:
     def shutdown(self) -> None:
         """Leaves the file to the caller, after an error too."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _write(self, block: Any) -> None:
+        rest = memoryview(block).cast("B")
+        while rest:
+            written = self._file.write(rest)  # an unbuffered file may take a part
+            if not written:
+                raise OSError(errno.EIO, "the file takes no more bytes")
+            rest = rest[written:]
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())

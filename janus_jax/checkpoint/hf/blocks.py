@@ -13,13 +13,13 @@ import jax
 import numpy as np
 
 _THREADS = min(4, os.cpu_count() or 1)
-_PANEL_BYTES = 4 << 20
-"""A part that is put in order at a time. Its source and result stay in the processor's caches."""
+_PANEL_BYTES = 16 << 20
+"""A part that is put in order at a time: longer rows of the result than with less, and little memory."""
 _SEARCHED = 1 << 17
 """Elements that are searched for NaN at a time."""
-_KEPT_BYTES = 512 << 20
-"""Memory of earlier blocks that is kept for later ones. The system clears what it gives, which may take longer than all
-the work on a block."""
+_SMALLEST_KEPT, _KEPT_BYTES = 4 << 20, 512 << 20
+"""Memory of earlier blocks that is kept for later ones: of one block, and of all. The system clears what it gives,
+which may take longer than all the work on a block."""
 
 _contexts: list[None] = []
 _kept: collections.deque[np.ndarray] = collections.deque()
@@ -32,7 +32,7 @@ def contiguous(array: np.ndarray) -> np.ndarray:
     cpu = cpu_device()
     axis = max(range(array.ndim), key=lambda axis: array.shape[axis] > 1 and abs(array.strides[axis]))
     step = max(1, _PANEL_BYTES * array.shape[axis] // max(1, array.nbytes))
-    out = _empty(array.shape, array.dtype)
+    out = empty(array.shape, array.dtype)
 
     def put(start: int) -> None:
         """Rows that lie together in the source."""
@@ -72,9 +72,10 @@ def recycled() -> Iterator[None]:
             _kept.clear()
 
 
-def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A new array; see `recycled`."""
     size = math.prod(shape) * dtype.itemsize
-    if size < _PANEL_BYTES or not _contexts:
+    if size < _SMALLEST_KEPT or not _contexts:
         return np.empty(shape, dtype)
     memory = _taken(size)
     return np.asarray(_Lent(np.empty(size, np.uint8) if memory is None else memory)).view(dtype).reshape(shape)
@@ -102,6 +103,8 @@ class _Lent:
     def __del__(self) -> None:  # takes no lock: the garbage collector may be here in the middle of anything
         if _contexts and sum(memory.nbytes for memory in tuple(_kept)) + self._memory.nbytes <= _KEPT_BYTES:
             _kept.append(self._memory)
+            if not _contexts:  # the last one ended meanwhile
+                _kept.clear()
 
 
 @functools.cache

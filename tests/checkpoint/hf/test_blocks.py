@@ -47,7 +47,7 @@ def test_one_element_among_many_is_seen(place, monkeypatch):
 
 
 def test_memory_comes_back_when_the_last_view_is_gone(monkeypatch):
-    monkeypatch.setattr(blocks, "_PANEL_BYTES", 64)
+    monkeypatch.setattr(blocks, "_SMALLEST_KEPT", 64)
     source = np.arange(400, dtype=np.float32).reshape(20, 20)
     with blocks.recycled():
         first = contiguous(source.T)
