@@ -107,6 +107,10 @@ def test_a_sweep_lists_what_was_compiled_and_counts_the_rest(janus, small, tmp_p
         "too large",
         "hopeless",
     ]
+    listed = dataclasses.replace(cells[0], changes=("remat=[gate,up]",), remat="[gate,up]")
+    with mock.patch("janus_jax.planning.search.sweep.sweep", autospec=True, return_value=[listed]):
+        _, out, _ = janus("plan", small, "--topology", "v4-8", "--sweep", 2)
+        assert "remat=[gate,up]\nremat=[...]: tensors that each block keeps" in out and "--search-remat N" in out
     with mock.patch("janus_jax.planning.search.sweep.sweep", autospec=True, return_value=cells[1:]):
         assert janus("plan", small, "--topology", "v4-8", "--sweep", 2)[0] == 3
 
