@@ -1,6 +1,7 @@
 """How often a trained model prefers the chosen response, on training pairs and on held-out pairs."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping
 
@@ -15,7 +16,8 @@ from janus_jax.config.run import RunConfig
 from janus_jax.data.statistics import wilson_interval
 from janus_jax.model.mistral import Params
 from janus_jax.objectives import PairObjective
-from janus_jax.training.setup import prepare
+from janus_jax.training.reference import open_stores
+from janus_jax.training.setup import Setup, prepare
 
 _TRAINING_BATCHES = 8
 """Batches of training pairs to score, spread over the epoch: a model remembers best what it saw last, or with the
@@ -51,7 +53,8 @@ def pair_accuracies(
     kinds: Mapping[str, Bool[np.ndarray, " E"]] | None = None,
     held_out_batches: int | None = None,
 ) -> dict[str, Accuracy]:
-    """Accuracy of a run's last weights, by the margins of its objective.
+    """Accuracy of a run's last weights, by the margins of its objective. Log-probs of the reference that the run has
+    stored are read, others are computed.
 
     Args:
         trained_steps: number of steps of the first epoch whose pairs count as training pairs.
@@ -68,37 +71,47 @@ def pair_accuracies(
     def margins_of(params: Params, batch: Batch) -> Float[Array, "M B S"]:
         return jax.lax.map(lambda micro: objective.margins(functions.scores(params, micro), micro), batch)
 
-    reference, reference_logps = setup.reference_params(setup.reference_step), jax.jit(functions.reference)
+    stored = _stored_logps(setup)
+    reference = functools.cache(lambda: setup.reference_params(setup.reference_step))
     weights = {
         "trained": open_model(config.run.dir).load(dtype=jnp.float32, shardings=setup.program.state_shardings.params)
     }
-    if reference is None:
+    if not objective.needs_reference:
         weights["at start"] = setup.initial_params(jnp.float32)
     accuracies: dict[str, Accuracy] = {}
-    for split, loader in (("training", setup.loader), ("held out", setup.eval_loader)):
+    for split, loader in (("train", setup.loader), ("eval", setup.eval_loader)):
         margins: dict[str, dict[int, float]] = {name: {} for name in weights}
         steps = range(loader.steps(0))
-        if split == "training":
+        if split == "train":
             steps = steps[:trained_steps]
-        limit = _TRAINING_BATCHES if split == "training" else held_out_batches or len(steps)
+        limit = _TRAINING_BATCHES if split == "train" else held_out_batches or len(steps)
         steps = steps[:: -(-len(steps) // limit)]
-        for step, loaded in enumerate(itertools.islice(loader.epoch(), steps[-1] + 1)):
+        batches = loader.epoch(reference_logps=stored.get(split))
+        for step, loaded in enumerate(itertools.islice(batches, steps[-1] + 1)):
             if step not in steps:
                 continue
             batch = loaded.batch
-            if reference is not None:
-                batch = dataclasses.replace(batch, reference_logps=reference_logps(reference, batch))
+            if objective.needs_reference and split not in stored:
+                logps = setup.program.reference(reference(), batch)
+                batch = dataclasses.replace(batch, reference_logps=logps)
             valid = jax.device_get(batch.valid)
             ids = jax.device_get(batch.example_id)[valid].tolist()
             for name, params in weights.items():
                 margins[name].update(zip(ids, jax.device_get(margins_of(params, batch))[valid].tolist(), strict=True))
         lengths = loader.dataset.lengths
-        if split == "training":
+        if split == "train":
             accuracies["training pairs"] = _accuracy(margins, lengths, list(margins["trained"]))
         else:
             for name, mask in (kinds or {"held-out pairs": np.ones(len(lengths), bool)}).items():
                 accuracies[name] = _accuracy(margins, lengths, np.flatnonzero(mask).tolist())
     return {name: accuracy for name, accuracy in accuracies.items() if accuracy.pairs}
+
+
+def _stored_logps(setup: Setup) -> dict[str, np.ndarray]:
+    """[E, 2] float32 of the splits of which the run has scored all that it reads."""
+    if not setup.objective.needs_reference or setup.config.reference.mode == "online":
+        return {}
+    return {store.name: store.logps for store in open_stores(setup) if not store.missing()}
 
 
 def _accuracy(margins: dict[str, dict[int, float]], lengths: np.ndarray, ids: list[int]) -> Accuracy:

@@ -99,7 +99,7 @@ def check_stale(setup: Setup) -> None:
         ConfigError, DataError: as `ReferenceStore.open`.
     """
     if setup.objective.needs_reference and setup.config.reference.mode == "precompute":
-        _open_stores(setup)
+        open_stores(setup)
 
 
 def open_reference(
@@ -129,7 +129,7 @@ def open_reference(
         params = _weights(setup, None, step)
         return Online(step, _check_known(setup, params, known), setup.program.reference, params)
     with processes.agreement("reference files"):
-        stores = _open_stores(setup, known)
+        stores = open_stores(setup, known)
     for store in stores:
         store.share()
     weights = known
@@ -145,8 +145,14 @@ def open_reference(
     return Precomputed(step, weights, logps["train"], logps.get("eval"))
 
 
-def _open_stores(setup: Setup, model: str | None = None) -> list[ReferenceStore]:
-    """Those of the training split and, with evaluation, of the held-out split."""
+def open_stores(setup: Setup, model: str | None = None) -> list[ReferenceStore]:
+    """The stores of the training split (`train`) and, with evaluation, of the held-out split (`eval`).
+
+    Args:
+        model: fingerprint of the reference, where it is known.
+    Raises:
+        ConfigError, DataError: as `ReferenceStore.open`.
+    """
     config = setup.config
     shared = config.reference.dir
     directory = RunDir(fixed(config.run.dir)).reference if shared is None else fixed(shared)

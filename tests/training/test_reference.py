@@ -17,6 +17,7 @@ from janus_jax.checkpoint.run_dir import ITEMS
 from janus_jax.config.run import RunConfig
 from janus_jax.data.loader import Loader
 from janus_jax.errors import ConfigError, ConversionError, DataError, LostLockError, NonFiniteError
+from janus_jax.evaluation.pairs import pair_accuracies
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import init_params, param_specs
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh, param_shardings
@@ -105,6 +106,22 @@ def test_the_first_epoch_is_bit_equal_to_online_scores_and_later_ones_are_within
     assert ours[0] == pytest.approx(np.log(2), rel=1e-5) and abs(ours[-1] - np.log(2)) > 1e-2
     np.testing.assert_allclose(losses(run, "eval"), losses(tmp_path / "online", "eval"), rtol=1e-5)
     assert not (tmp_path / "online" / "reference").exists()
+
+
+def test_accuracies_come_from_stored_log_probs_and_are_the_same_without_them(data, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    changed, steps = config(data, tmp_path / "run"), 2 * STEPS_PER_EPOCH
+    read = pair_accuracies(changed, steps)
+    shutil.rmtree(tmp_path / "run" / "reference")
+    assert pair_accuracies(changed, steps) == read
+    assert read["training pairs"].pairs == 40 and read["training pairs"].value > 0.5
+    shutil.copytree(run / "reference", tmp_path / "run" / "reference")
+    for name in ("train", "eval"):
+        file = tmp_path / "run" / "reference" / f"{name}.npz"
+        with np.load(file) as stored:
+            arrays = dict(stored)
+        np.savez(file, **arrays | {"logps": arrays["logps"] + np.float32([1e3, 0])})
+    assert {accuracy.value for accuracy in pair_accuracies(changed, steps).values()} == {0.0}
 
 
 def test_log_probs_do_not_depend_on_the_rows_that_they_were_computed_in(data, run, tmp_path):
