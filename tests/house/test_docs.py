@@ -89,7 +89,10 @@ def test_every_command_parses(page):
 def test_every_mention_of_a_command_names_one_that_is_there(page):
     for words in mentions(text(page)):
         command, rest = leaf(words)
-        options = {"--help", *(name for parameter in command.params for name in parameter.opts)}
+        options = {
+            "--help",
+            *(name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)),
+        }
         assert [word for word in rest if word.startswith("-") and word.split("=")[0] not in options] == [], words
 
 

@@ -146,8 +146,8 @@ class _Worker:
 def _serve(connection: Connection, settings: tuple[str, Template, Boundary, bool], tokenizer_directory: Path) -> None:
     """Answers texts with their ids or with an error, until the other side closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    *first, bos = settings
-    encoder = Encoder(*first, load_tokenizer(tokenizer_directory), bos)
+    kind, template, boundary, bos = settings
+    encoder = Encoder(kind, template, boundary, load_tokenizer(tokenizer_directory), bos)
     with contextlib.suppress(EOFError, OSError):
         while True:
             texts = connection.recv()

@@ -46,7 +46,7 @@ class NearDuplicates:
         words = tokens(text)
         own = self._of_grams(num_perm=_PERMUTATIONS)
         own.update_batch([" ".join(words[at : at + 3]).encode() for at in range(max(1, len(words) - 2))])
-        for number in sorted(self._index.query(own)):
+        for number in sorted(self._index.query(own)):  # pyright: ignore[reportArgumentType] (keys are our numbers)
             if np.mean(own.hashvalues == self._minima[number]) >= self._alike:
                 return number
         self._index.insert(len(self._minima), own)
