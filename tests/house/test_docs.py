@@ -39,7 +39,7 @@ def text(page: str) -> str:
 def whole_commands(markdown: str) -> list[list[str]]:
     """Arguments of each `janus ...` in indented or fenced code, without prompt, comment or trailing `&`."""
     found = []
-    for line in code_lines(markdown).splitlines():
+    for line in re.sub(r"\\\n\s*", "", code_lines(markdown)).splitlines():
         if re.search(r"(?:^\s*|&& )janus ", line):
             parts = shlex.join(shlex.split(line, comments=True)).removesuffix("'&'").split("'&&'")
             found += [shlex.split(part)[1:] for part in parts if part.split()[:1] == ["janus"]]
