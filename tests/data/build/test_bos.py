@@ -70,7 +70,7 @@ def config(data, name="orpo", **changes):
         data={"dir": str(data / name)},
         model=ONE_LAYER | {"vocab_size": 32000},
         batch={"rows": 8, "row_length": 256, "max_sequence_length": 128, "microbatches": 1},
-        schedule={"epochs": None, "steps": 1},
+        schedule={"epochs": None, "steps": 1, "warmup_steps": 0},
         eval={"every_steps": None},
         export={"hf": True, "verify": "none"},
         **changes,
