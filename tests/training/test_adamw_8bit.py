@@ -52,7 +52,7 @@ def alone():
     return two_steps()
 
 
-@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
 def test_a_step_gives_the_same_moments_on_every_mesh(alone, sizes):
     """Also with fsdp 8, where a row's blocks of 256 are cut into shards of 64."""
     mesh = build_mesh(MeshShape(**{"data": 1, "fsdp": 1} | sizes))
@@ -104,9 +104,10 @@ def config(root, run, mesh, **changes):
     )
 
 
-def test_a_run_goes_on_bit_for_bit_and_on_another_mesh(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_run_goes_on_bit_for_bit_and_on_another_mesh(tmp_path):
     write_dataset(tmp_path / "sft", {"train": random_examples(140, pairs=False, seed=1)}, kind="sft")
-    mesh, other = {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 8, "tensor": 1}
+    mesh, other = {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 4, "tensor": 2}
     train(config(tmp_path, tmp_path / "whole", mesh), writers=())
     whole = final_params(tmp_path / "whole")
     for name, later in (("same", mesh), ("other", other)):

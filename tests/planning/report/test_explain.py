@@ -1,10 +1,19 @@
 """How a parameter is split, said without compiling anything."""
 
+import math
+
+import jax
+import jax.numpy as jnp
 import pytest
 
 from janus_jax.config.run import load_config
 from janus_jax.errors import ConfigError
+from janus_jax.model.mistral import param_specs
+from janus_jax.planning.chips.slices import find_slice
+from janus_jax.planning.inputs import find_model
 from janus_jax.planning.report.explain import explain_parameters
+from janus_jax.planning.search.estimate import estimate
+from janus_jax.training.optimizer import AdamW
 
 
 def test_explain_says_axes_rules_pieces_and_copies():
@@ -49,3 +58,23 @@ def test_explain_refuses_what_training_would():
         explain_parameters(load_config("configs/sft_65k.yaml", []), "v5litepod-16", "embedding", num_slices=2)
     with pytest.raises(ConfigError, match=r"tensor=16 does not divide kv_heads=8 of parameter layers\.attention\.k"):
         explain_parameters(load_config("configs/sft_65k.yaml", ["mesh.tensor=16"]), "v5litepod-16", "embedding")
+
+
+@pytest.mark.parametrize("block", [256, 2048])
+def test_moments_in_8_bits_take_a_byte_a_number_and_four_a_block(block):
+    """Of the 7B on 16 chips, by formula, beside the shapes of the optimizer's state and the planner's estimate."""
+    config = load_config("configs/sft_65k.yaml", [f"compat.adamw_8bit={block}"])
+    specs = param_specs(find_model(config)[0], jnp.float32)
+    numbers = [math.prod(spec.shape) for spec in jax.tree.leaves(specs)]
+    norms = 32 * 2 * 4096 + 4096  # of 4096 numbers each: not fewer than bitsandbytes' least
+    assert sum(numbers) == 7_241_732_096 and sum(count for count in numbers if count <= 32 * 4096) == norms
+    whole = 2 * sum(count + 4 * count // block for count in numbers)
+    chain = AdamW.of(config).transformation(lambda _: jnp.float32(1), specs)
+    shapes = jax.eval_shape(chain.init, specs)[0]
+    assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((shapes.mu, shapes.nu))) == whole
+    target = find_slice("v5litepod-16")
+    wide = estimate(load_config("configs/sft_65k.yaml", []), target)
+    saved = wide.arguments - estimate(config, target).arguments
+    assert saved == pytest.approx((8 * sum(numbers) - whole) / 16, rel=2e-3)
+    text = explain_parameters(config, "v5litepod-16", "embedding")
+    assert f"two moments in {config.moments}: {(2 + 8 / block) * 32000 * 4096 / 16 / 2**20:.2f} MiB per device" in text
