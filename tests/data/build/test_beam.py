@@ -76,11 +76,11 @@ def test_derived_pairs_are_those_of_the_local_build(tmp_path, options):
 
 
 @needs_beam
-def test_pairs_keep_margins_and_ratings(tmp_path):
+def test_pairs_keep_margins_and_ratings_and_their_first_token(tmp_path):
     pairs = [one | {"score_chosen": 7 - i, "score_rejected": i} for i, one in enumerate(pair_records())]
     pairs.append(pairs[0] | {"prompt": "Else?", "margin": -2.5})
     source = write_records(tmp_path / "pairs.jsonl", pairs)
-    out = both(tmp_path, source, kind="orpo", ratings=Ratings(0.5, False))
+    out = both(tmp_path, source, kind="orpo", ratings=Ratings(0.5, False), bos=False)
     train = json.loads((out / "manifest.json").read_text())["splits"]["train"]
     assert (train["margins"], train["notes"]["negative_margin"]) == (1, 1) and train["dropped"]["margin_too_small"] == 1
 

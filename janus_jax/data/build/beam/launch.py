@@ -64,6 +64,7 @@ def write(
         skip_bad=reading.skip_bad,
         template=encoder.template,
         boundary=encoder.boundary,
+        bos=encoder.bos,
         tokenizer=tuple((path.name, path.read_bytes()) for path in sorted(folder.iterdir())),
         ids=id_dtype(encoder.tokenizer.vocab_size).str,
         per_file=token_files.EXAMPLES_PER_FILE,

@@ -53,6 +53,7 @@ class Plan:
     skip_bad: bool
     template: Template
     boundary: Boundary
+    bos: bool
     tokenizer: tuple[tuple[str, bytes], ...]
     """Names and contents of its files."""
     ids: str
@@ -140,7 +141,7 @@ class Encode(beam.DoFn):
         for name, content in plan.tokenizer:
             (Path(self._directory.name) / name).write_bytes(content)
         tokenizer = load_tokenizer(self._directory.name)
-        self._encoder = Encoder(plan.kind, plan.template, plan.boundary, tokenizer)
+        self._encoder = Encoder(plan.kind, plan.template, plan.boundary, tokenizer, plan.bos)
         self._control = control_pattern({*tokenizer.control_tokens(), *self._encoder.chat.marks})
 
     def teardown(self) -> None:
