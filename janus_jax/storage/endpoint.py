@@ -1,6 +1,7 @@
 """A client of OpenAI-compatible endpoints that asks and pays for nothing twice."""
 
 import collections
+import functools
 import hashlib
 import itertools
 import json
@@ -101,6 +102,7 @@ class Endpoint:
         ]
         self._turns = itertools.cycle(self._clients)
         self._stop = threading.Event()
+        self._pool: futures.ThreadPoolExecutor | None = None
         self._lock = threading.RLock()
         self._answered, self._answered_at = 0, -math.inf
         self._refusals: list[ConfigError] = []
@@ -120,7 +122,10 @@ class Endpoint:
         return self.prices.cost(self.usage.prompt_tokens, self.usage.completion_tokens)
 
     def close(self) -> None:
-        """Lets another process use the journal."""
+        """Waits for what is under way, which is paid for, and lets another process use the journal."""
+        self._stop.set()
+        if self._pool is not None:  # a caller has left replies halfway
+            self._pool.shutdown(cancel_futures=True)
         for opened in (*self._clients, self._journal):
             opened.close()
 
@@ -216,9 +221,15 @@ class Endpoint:
     def _flow(self, following: Callable[[], Request | None]) -> Iterator[Reply]:
         """Replies to the requests that `following` gives, which is called whenever one more may go out."""
         self._stop.clear()
-        pool, done = futures.ThreadPoolExecutor(self.concurrent), queue.SimpleQueue()
+        pool = self._pool = futures.ThreadPoolExecutor(self.concurrent)
+        done: queue.SimpleQueue[tuple[Request, futures.Future[Any]]] = queue.SimpleQueue()
         running: dict[str, Request] = {}
         held, end = None, None
+
+        def ended(request: Request, future: futures.Future[Any]) -> None:
+            self._reserve(request, -1)  # also of one that was cancelled
+            done.put((request, future))
+
         try:
             while True:
                 while end is None and len(running) < self.concurrent:
@@ -232,8 +243,8 @@ class Endpoint:
                     elif self._affords(request):
                         running[request.key] = request
                         self._reserve(request, 1)
-                        future = pool.submit(self._ask_reserved, request)
-                        future.add_done_callback(lambda future, request=request: done.put((request, future)))
+                        future = pool.submit(self._ask, request)
+                        future.add_done_callback(functools.partial(ended, request))
                     else:
                         held = request  # until others have taken less than they might have
                         break
@@ -271,21 +282,14 @@ class Endpoint:
         return prompt + answer <= (self._token_budget or math.inf) and money <= (self._money_budget or math.inf)
 
     def _poor(self) -> ConfigError:
-        money = (
-            "" if self._money_budget is None else f", money_budget = {self._money_budget:,g}, spent {self.money:,.4f}"
-        )
+        most = self._money_budget
+        money = "" if most is None else f", money_budget = {most:,g}, spent {self.money:,.4f}"
         tokens = "" if self._token_budget is None else f", token_budget = {self._token_budget:,}"
         return ConfigError(
             self._url,
             f"the budget may not suffice for the next request{tokens}{money}, "
             f"{self.usage.tokens:,} tokens spent; a larger one goes on from {self._journal.path}",
         )
-
-    def _ask_reserved(self, request: Request) -> dict[str, Any] | None:
-        try:
-            return self._ask(request)
-        finally:
-            self._reserve(request, -1)
 
     def _ask(self, request: Request) -> dict[str, Any] | None:
         """The record of a reply, which is in the journal if it was paid for; None: asking was given up."""
@@ -346,9 +350,8 @@ class Endpoint:
         record |= {"time": int(time.time()), "model": valid(str(content.get("model") or self._model))}
         if record["text"] is None:
             refusal = choice["message"].get("refusal")
-            record["failure"] = self._clean(
-                f"refused: {refusal}" if refusal else f"no content ({reason or 'no reason'})"
-            )
+            why = f"refused: {refusal}" if refusal else f"no content ({reason or 'no reason'})"
+            record["failure"] = self._clean(why)
         return self._spend(request, record, usage(body))
 
     def _spend(
@@ -377,8 +380,7 @@ class Endpoint:
             key = f"the key in ${self._key_variable}" if self._key_variable else "a request without a key"
             raise ConfigError(self._url, f"does not accept {key} (status {status})") from None
         if status == 404:
-            what = f"does not have this path or the model {self._model!r} ({why})"
-            raise ConfigError(self._url, what) from None
+            raise ConfigError(self._url, f"does not have this path or the model {self._model!r} ({why})") from None
         if status in (400, 422) and (option := refused_option(error, request.body)):
             raise RefusedOptionError(option, self._url, f"refuses the option {option!r} ({why})") from None
         refused = ConfigError(self._url, f"refuses conversation {request.places[0][0] + 1} ({why})")

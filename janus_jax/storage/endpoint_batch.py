@@ -141,6 +141,7 @@ class BatchEndpoint(Endpoint):
             return "without_request"
         if not self._outstanding(key):
             return "repeated"
+        self._reserve(request, -1)
         if status == 200 and failure is None:
             before = self._journal.end
             record = self._read(request, json.dumps(body))

@@ -20,6 +20,7 @@ from typing import Any
 
 from janus_jax.errors import ConfigError, StorageError
 from janus_jax.storage.bucket import is_url, os_errors
+from janus_jax.storage.local import sync
 
 _FIRST = {"journal": "replies", "version": 1}
 _ADVICE = "choose another file, or move it away"
@@ -63,19 +64,22 @@ class ReplyJournal:
         self._last = 0  # where the last line begins
         self._unwritten = 0
         self._synced = 0
+        self._failed: StorageError | None = None  # of the index: it may lack what it took since its last state
         self._lock, self._sync_lock = threading.Lock(), threading.Lock()
         with os_errors(self.path):
             self._file = self.path.open("a+b", buffering=0)
         self._index: sqlite3.Connection | None = None
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with os_errors(self.path, "cannot be locked"):
+                try:
+                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise ConfigError(f"{self.path}: another process writes it") from error
             self._require_journal()
             self._open_index()
             self._read()
-        except BaseException as error:
+        except BaseException:
             self.close(written=False)
-            if isinstance(error, BlockingIOError):
-                raise ConfigError(f"{self.path}: another process writes it") from error
             raise
 
     def __len__(self) -> int:
@@ -99,7 +103,7 @@ class ReplyJournal:
                 record = json.loads(os.pread(self._file.fileno(), place[1], place[0]))
             if record.pop("key") != key:
                 raise ValueError("another key")
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ConfigError(f"{self.path}: was edited; remove {self.index_path.name}, which is made again") from error
         return record
 
@@ -111,10 +115,14 @@ class ReplyJournal:
         """
         with self._lock:
             end = self._write({"key": key, **record})
-            self._take(key, record)
-            self._unwritten += 1
-            if self._unwritten >= _UNWRITTEN:
-                self._commit()
+            try:
+                self._take(key, record)
+                self._unwritten += 1
+                if self._unwritten >= _UNWRITTEN:
+                    self._commit()
+            except StorageError:
+                self._sync(end)  # the reply is kept, whatever is wrong with the index
+                raise
         self._sync(end)
 
     def close(self, *, written: bool = True) -> None:
@@ -128,6 +136,7 @@ class ReplyJournal:
                 with contextlib.suppress(sqlite3.Error, StorageError):  # what it lacks is read from the file
                     if written:
                         self._commit()
+                with contextlib.suppress(sqlite3.Error):
                     self._index.close()
                 self._index = None
             self._file.close()
@@ -197,10 +206,14 @@ class ReplyJournal:
 
     @contextlib.contextmanager
     def _index_errors(self) -> Iterator[None]:
+        if self._failed is not None:
+            raise self._failed
         try:
             yield
         except sqlite3.Error as error:
-            raise StorageError(self.index_path, f"cannot be used: {error}") from error
+            what = f"cannot be used: {error}; it may be removed, and is made again"
+            self._failed = StorageError(self.index_path, what)
+            raise self._failed from error
 
     # The file
 
@@ -227,6 +240,8 @@ class ReplyJournal:
         if head != first:
             self._file.truncate(0)
             self._write(_FIRST)
+            with os_errors(self.path):
+                sync(self.path.parent)  # so that the file is there after a loss of power
         self.end = len(first)
 
     def _read(self) -> None:

@@ -343,3 +343,23 @@ def test_a_conversation_that_alone_is_refused_is_a_failure(tmp_path):
         assert got[1, 0] == "Q" and [text for text in got.values() if text is not None] == ["Q"]
         failures = [reply.failure for reply in endpoint.complete([ask("long")])]
         assert failures == ["status 400: Error code: 400 - too long"]
+
+
+def test_replies_that_are_left_halfway_are_in_the_journal(tmp_path):
+    def slowly(body, count):
+        answer = echo(body, count)
+        answer.delay = 0.1 if body["messages"][0]["content"] != "q0" else 0
+        return answer
+
+    conversations = [ask(f"q{number}") for number in range(12)]
+    with serving(slowly) as server:
+        with opened(server, tmp_path, token_budget=4 * 60, concurrent=3) as endpoint:
+            left = endpoint.complete(conversations, max_tokens=9)
+            assert next(left).text == "Q0"  # the others are under way, and nobody closes the generator
+        lines = (tmp_path / "replies.jsonl").read_text().splitlines()[1:]
+        assert len(lines) == len(server.bodies) == len(set(server.answered)) > 1
+        del left
+        with opened(server, tmp_path) as endpoint:  # what was cancelled is reserved no longer
+            next(left := endpoint.complete(conversations, max_tokens=9))
+            left.close()
+            assert endpoint._reserved == [0, 0]

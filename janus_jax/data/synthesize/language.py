@@ -10,6 +10,8 @@ _LONGEST = 2_000
 """Characters that are looked at: more take time and change nothing."""
 _SURE = 0.6
 """Probability from which another language counts. Code, formulas and texts of a few words stay far below it."""
+_AS_ENGLISH = ("en", "pcm", "zxx")
+"""Nigerian Pidgin has the words of English, and short questions count as it; `zxx` is no language."""
 
 LANGUAGES = re.compile(
     r"\b(translat\w*|german|french|spanish|italian|portuguese|dutch|swedish|polish|turkish|indonesian|vietnamese|"
@@ -26,7 +28,7 @@ def is_english(text: str) -> bool:
         ConfigError: py3langid is not installed.
     """
     language, probability = identifier().classify(text[:_LONGEST])
-    return language == "en" or probability < _SURE
+    return language in _AS_ENGLISH or probability < _SURE
 
 
 @functools.cache

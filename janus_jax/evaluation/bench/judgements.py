@@ -65,7 +65,11 @@ def require_same(directory: Path, settings: Mapping[str, Any], rows: Sequence[Ma
     """
     path = directory / SETTINGS
     if not path.exists():
-        left = (JOURNAL, ".incomplete")  # of one that was killed before it wrote settings
+        left = (
+            JOURNAL,
+            *(f"{JOURNAL}.index{end}" for end in ("", "-wal", "-shm")),
+            ".incomplete",
+        )  # of one that was killed before it wrote settings
         if directory.is_dir() and not all(one.name.endswith(left) for one in directory.iterdir()):
             raise ConfigError(
                 f"--out {directory}: holds other files; allowed: an empty directory, or one of this judge"

@@ -55,6 +55,7 @@ def test_copies_of_the_system_message():
     ("text", "english"),
     [
         ("Why does dough rise?", True),
+        ("Why do we dream?", True),
         ("x = [i for i in range(10)]", True),
         ("Warum geht der Teig auf, und was ist mit der Hefe?", False),
         ("Pourquoi est-ce que la pâte lève dans le four et pas avant?", False),
