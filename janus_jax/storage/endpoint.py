@@ -306,8 +306,7 @@ class Endpoint:
             try:
                 more, client = {"headers": {"Idempotency-Key": request.key}}, next(self._turns)
                 reply = client.post("/chat/completions", cast_to=str, body=request.body, options=more)
-                record = self._read(request, reply)
-                if record is not None:
+                if (record := self._read(request, reply)) is not None:
                     return record
                 why = "the reply is no chat completion"
             except openai.APIConnectionError as error:
@@ -331,9 +330,8 @@ class Endpoint:
             elif failures < self._tries and self._stop.wait(pause):
                 return None
         if status in (0, 429):
-            raise (StorageError if status else UnreachableError)(
-                self._url, self._clean(f"{why}; tried {self._tries} times")
-            )
+            kind = StorageError if status else UnreachableError
+            raise kind(self._url, self._clean(f"{why}; tried {self._tries} times"))
         return failure(self._clean(why))
 
     def _read(self, request: Request | Sent, body: str) -> dict[str, Any] | None:
