@@ -1,5 +1,6 @@
 """A file written by a thread: all bytes in their order, and an error where the caller waits."""
 
+import contextlib
 import io
 import os
 import threading
@@ -32,6 +33,19 @@ def test_the_caller_goes_on_while_a_block_is_written(tmp_path):
         assert not (tmp_path / "f").read_bytes()
         go_on.set()
     assert (tmp_path / "f").read_bytes() == b"slow"
+
+
+@pytest.mark.parametrize("step", [1, 7, 0])
+def test_a_file_that_takes_a_part_gets_the_rest(step, tmp_path):
+    class Partial(io.FileIO):
+        def write(self, block):
+            return super().write(bytes(block[:step])) if step else 0
+
+    with Partial(tmp_path / "f", "x") as file:
+        expected = contextlib.nullcontext() if step else pytest.raises(OSError, match="takes no more bytes")
+        with expected, write_behind(file) as behind:  # type: ignore[arg-type]
+            behind.write(b"0123456789" * 3)
+    assert (tmp_path / "f").read_bytes() == (b"0123456789" * 3 if step else b"")
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
