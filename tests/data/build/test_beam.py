@@ -86,7 +86,7 @@ def test_pairs_keep_margins_and_ratings_and_their_first_token(tmp_path):
 
 
 def bad_builds(root: Path, faulty: Path):
-    yield {"source": faulty, "kind": "sft"}  # a bad record in the second of three files comes later
+    yield {"source": faulty, "kind": "sft"}  # every file has a bad record; splits go by name, so that of test comes first
     yield {"source": write_records(root / "one.jsonl", sft_records()), "kind": "sft", "validation_fraction": 0.5}
     yield {"source": write_records(root / "all.jsonl", [{"prompt": "p"}]), "kind": "sft", "skip_bad": True}
     yield {"source": root / "one.jsonl", "kind": "dpo", "derive": Derivation()}
@@ -115,7 +115,7 @@ def test_bad_input_gives_the_error_of_the_local_build_and_leaves_nothing(tmp_pat
             assert sorted(tmp_path.rglob("*")) == before
         assert seen[0] == seen[1]
         messages.append(seen[0])
-    assert "train-00000-of-00002.jsonl:5: column 'output'" in messages[0]
+    assert "test.jsonl:3: column 'output'" in messages[0]
     assert [bool(message) for message in messages] == [True, False, True, True, True]
 
 
