@@ -72,7 +72,8 @@ def test_splits_counts_and_places_are_those_of_the_local_build(tmp_path, faulty,
 @pytest.mark.parametrize("options", [{"kind": "dpo"}, {"kind": "rm", "all_pairs": True, "fraction": 0.3}])
 def test_derived_pairs_are_those_of_the_local_build(tmp_path, options):
     derivation = Derivation(5, options.get("all_pairs", False))
-    both(tmp_path, SAMPLE, kind=options["kind"], derive=derivation, validation_fraction=options.get("fraction"))
+    source, fraction = SAMPLE / "train.jsonl", options.get("fraction")
+    both(tmp_path, source, kind=options["kind"], derive=derivation, validation_fraction=fraction)
 
 
 @needs_beam

@@ -75,7 +75,9 @@ def test_moments_in_8_bits_take_a_byte_a_number_and_four_a_block(block):
     target = find_slice("v5litepod-16")
     wide = estimate(load_config("configs/sft_65k.yaml", []), target)
     saved = wide.arguments - estimate(config, target).arguments
-    # Scales of blocks that reach over shards lie on every chip.
-    assert saved == pytest.approx((8 * sum(numbers) - whole) / 16, rel=1e-2)
+    # Scales of blocks that shards cut are on every chip: a row of 4096 in 16 shards has none of 2048 whole.
+    assert saved == pytest.approx((8 * sum(numbers) - whole) / 16, rel=2e-3 if block == 256 else 1e-2)
     text = explain_parameters(config, "v5litepod-16", "embedding")
-    assert f"two moments in {config.moments}: {(2 + 8 / block) * 32000 * 4096 / 16 / 2**20:.2f} MiB per device" in text
+    shards = 16 if block == 256 else 1  # of the 4096 / block scales of a row: two do not go into 16 parts
+    moments = 2 * 32000 * 4096 / 16 + 8 * 32000 * 4096 / block / shards
+    assert f"two moments in {config.moments}: {moments / 2**20:.2f} MiB per device" in text
