@@ -165,12 +165,10 @@ class Mistral(nnx.Module):
             x = embed(self.embedding[...], tokens, dtype=compute.dtype, place=compute.place)
         block, weights = nnx.split(self.layers)
 
-        # Whole on all devices that share a row, blocks' inputs would take as many times the memory.
-        width = "mlp" if self.config.hidden_size % compute.place.shards("mlp") == 0 else None
-
         def one(layer: nnx.State, x: Array, slots: Slots) -> Array:
             x, _ = nnx.merge(block, layer)(checkpoint_name(x, INPUT), slots, self.config, compute)
-            return compute.place.constrain(x, ("batch", "length", width))
+            # Not split over tensor: on a mesh of data, fsdp and tensor, XLA 0.10.2 then computes other numbers.
+            return compute.place.constrain(x, ("batch", "length", None))
 
         accumulator = None if sums is None else _filled(weights, sums)
         x = rematerialized(one, weights, x, slots, policy=policy(compute.remat), accumulator=accumulator)

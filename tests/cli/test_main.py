@@ -112,6 +112,7 @@ def test_build_gets_one_source_or_one_for_each_split(janus, tmp_path):
             "tokenizer": None,
             "template": "mistral-inst",
             "boundary": "separate",
+            "bos": True,
             "skip_bad": False,
             "derive": None,
             "ratings": Ratings(),
@@ -119,6 +120,7 @@ def test_build_gets_one_source_or_one_for_each_split(janus, tmp_path):
             "validation_fraction": None,
             "validation_seed": 0,
             "processes": None,
+            "runner": None,
             "progress": mock.ANY,
         }
         assert build.call_args.kwargs == expected

@@ -87,7 +87,10 @@ def test_pairs_keep_margins_and_ratings_and_their_first_token(tmp_path):
 
 
 def bad_builds(root: Path, faulty: Path):
-    yield {"source": faulty, "kind": "sft"}  # every file has a bad record; splits go by name, so that of test comes first
+    yield {
+        "source": faulty,
+        "kind": "sft",
+    }  # every file has a bad record; splits go by name, so that of test comes first
     yield {"source": write_records(root / "one.jsonl", sft_records()), "kind": "sft", "validation_fraction": 0.5}
     yield {"source": write_records(root / "all.jsonl", [{"prompt": "p"}]), "kind": "sft", "skip_bad": True}
     yield {"source": root / "one.jsonl", "kind": "dpo", "derive": Derivation()}
