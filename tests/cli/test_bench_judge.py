@@ -77,7 +77,7 @@ def test_each_rubric_is_asked_about_in_each_run(judge, files, tmp_path):
             assert part in task
         assert "You are helper" not in task
         assert judge(server)[0] == 0 and len(server.bodies) == VERDICTS and lines(tmp_path) == told
-    assert "sk-secret" not in "".join(file.read_text() for file in (tmp_path / "judged").iterdir())
+    assert b"sk-secret" not in b"".join(file.read_bytes() for file in (tmp_path / "judged").iterdir())
 
 
 def test_other_settings_are_refused_by_name(judge, files, tmp_path):
