@@ -44,11 +44,21 @@ class Watched:
 
 @contextlib.contextmanager
 def two(*parts):
-    port = free_port()
-    both = [Watched(port, process, part) for process, part in enumerate(parts)]
+    both = []
     try:
-        for one in both:
-            one.met()
+        for attempt in range(2):
+            port = free_port()
+            both = [Watched(port, process, part) for process, part in enumerate(parts)]
+            try:
+                for one in both:
+                    one.met()
+                break
+            except ValueError:  # another program took the port meanwhile
+                if attempt:
+                    raise
+                for one in both:
+                    one.parent.kill()
+                    one.parent.wait()
         yield both
     finally:
         for one in both:
