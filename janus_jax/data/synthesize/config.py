@@ -221,7 +221,7 @@ class SynthesisConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of all draws, and of requests."""
     language: Literal["en"] | None = "en"
-    """Of instructions and texts; null: any. `en` is told by py3langid."""
+    """Of instructions and texts; null: any. py3langid recognises `en`."""
     prompts: Text | None = None
     """Directory with your own prompts; a file that it lacks is ours."""
     endpoints: Annotated[dict[str, EndpointSection], Field(min_length=1)]

@@ -7,7 +7,7 @@ from typing import Any
 from janus_jax.errors import ConfigError
 
 _LONGEST = 2_000
-"""Characters that are looked at: more take time and change nothing."""
+"""Characters that are looked at; more would take more time."""
 _SURE = 0.6
 """Probability from which another language counts. Code, formulas and texts of a few words stay far below it."""
 _AS_ENGLISH = ("en", "pcm", "zxx")
@@ -27,12 +27,12 @@ def is_english(text: str) -> bool:
     Raises:
         ConfigError: py3langid is not installed.
     """
-    language, probability = identifier().classify(text[:_LONGEST])
+    language, probability = _identifier().classify(text[:_LONGEST])
     return language in _AS_ENGLISH or probability < _SURE
 
 
 @functools.cache
-def identifier() -> Any:
+def _identifier() -> Any:
     """The model, which comes with the package.
 
     Raises:

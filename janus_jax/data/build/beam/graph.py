@@ -117,14 +117,14 @@ def _held_out(pipeline: Any, records: Any, plan: Plan) -> tuple[Any, Any]:
     prompts = records | "numbers" >> beam.FlatMap(lambda one: [one[2]] if one[2] is not None else []) | beam.Distinct()
     buckets = prompts | "buckets" >> beam.Map(lambda number: number[:_BUCKET_BYTES]) | beam.combiners.Count.PerElement()
     one = pipeline | "held out" >> beam.Create([None])
-    found = one | "bucket" >> beam.ParDo(_Bucket(plan), AsList(buckets)).with_outputs(FAILURES, main="bucket")
+    boundary = one | "bucket" >> beam.ParDo(_Bucket(plan), AsList(buckets)).with_outputs(FAILURES, main="bucket")
     last = (
         prompts
-        | "of bucket" >> beam.Filter(_in_bucket, AsSingleton(found["bucket"]))
+        | "of bucket" >> beam.Filter(_in_bucket, AsSingleton(boundary["bucket"]))
         | "numbers of bucket" >> beam.combiners.ToList()
-        | "last" >> beam.Map(_last, AsSingleton(found["bucket"]))
+        | "last" >> beam.Map(_last, AsSingleton(boundary["bucket"]))
     )
-    return last, found[FAILURES]
+    return last, boundary[FAILURES]
 
 
 class _Bucket(beam.DoFn):
