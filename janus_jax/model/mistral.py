@@ -167,7 +167,7 @@ class Mistral(nnx.Module):
 
         def one(layer: nnx.State, x: Array, slots: Slots) -> Array:
             x, _ = nnx.merge(block, layer)(checkpoint_name(x, INPUT), slots, self.config, compute)
-            # Not split over tensor: on a mesh of data, fsdp and tensor, the XLA of jax 0.10.2 computes other numbers then.
+            # Not split over tensor: with data and fsdp too, the XLA of jax 0.10.2 then computes other numbers.
             return compute.place.constrain(x, ("batch", "length", None))
 
         accumulator = None if sums is None else _filled(weights, sums)
