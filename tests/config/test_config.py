@@ -156,7 +156,7 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
     [
         ("batch.row_lenght=8", "batch.row_lenght: unknown key; did you mean 'batch.row_length'?"),
         ("learning_rate=1", "learning_rate: unknown key; did you mean 'schedule.learning_rate'?"),
-        ("compat.old=1", "compat.old: unknown key; allowed: token_boundary, overlong_pairs, token_mean, "),
+        ("compat.old=1", "compat.old: unknown key; allowed: token_boundary, bos, overlong_pairs, "),
         ("objective.beta=1", "objective.beta: unknown key; allowed: name"),
         (
             "sharding=null",
