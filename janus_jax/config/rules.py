@@ -180,10 +180,9 @@ def _objective_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
 
 
 def _padding_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
-    padding = _get(config, "compat", "orpo_padding", str)
-    if padding is None:
+    padding, name = _get(config, "compat", "orpo_padding", str), _get(config, "objective", "name", str)
+    if padding is None or name not in OBJECTIVES:
         return
-    name = _get(config, "objective", "name", str)
     if name != "orpo":
         yield _refuse("compat.orpo_padding", padding, f"objective {name} has no such mean; allowed with: orpo")
         return

@@ -88,7 +88,9 @@ class Padding:
         batch.position[row, span] = np.arange(first, first + count - 1)
         return span.stop
 
-    def after_row(self, batch: Batch, row: int, pairs: Sequence[tuple[np.ndarray, Sequence[np.ndarray]]], at: int) -> int:
+    def after_row(
+        self, batch: Batch, row: int, pairs: Sequence[tuple[np.ndarray, Sequence[np.ndarray]]], at: int
+    ) -> int:
         """Writes the padding that sees nothing, of the pairs (prompt, responses) of a row, from slot `at` on.
 
         Returns:

@@ -337,7 +337,7 @@ def pack(
         for number, example in enumerate(examples):
             at = _place(batch, row, at, number, example, row_length, form)
         if form.padding is not None:
-            form.padding.after_row(batch, row, [(example.prompt, _responses(example)) for example in examples], at)
+            form.padding.after_row(batch, row, [(e.prompt, _responses(e)) for e in examples], at)
     return batch
 
 
@@ -350,14 +350,12 @@ def _place(batch: Batch, row: int, at: int, number: int, example: Example, row_l
     responses, prompt, padding = _responses(example), len(example.prompt), form.padding
     placed = responses if padding is None else padding.responses(prompt, responses)
     spans = branch_spans(at, prompt, list(map(len, placed)), form)
-    lengths = np.asarray([[prompt, *map(len, responses)]])
-    end = spans[-1].stop if padding is None else at + int(form.slots(lengths)[0])
+    end = spans[-1].stop if padding is None else padding.end(prompt, responses, spans[-1].stop)
     if end > row_length:
         raise DataError(f"row {row}: example {example.example_id} ends at slot {end}, but row_length is {row_length}")
     place_segment(batch, row, number, example.prompt, placed, spans, form)
-    end = spans[-1].stop
     if padding is not None:
-        end = padding.after_segment(batch, row, number + 1, spans[0], prompt, responses, end)
+        padding.after_segment(batch, row, number + 1, spans, prompt, responses)
     batch.example_id[row, number] = example.example_id
     batch.valid[row, number] = True
     batch.margin[row, number] = example.margin

@@ -125,7 +125,9 @@ def denominators(objective, case):
 
 def scores_of(case) -> BranchScores:
     nothing = np.zeros(len(case.sums))
-    return BranchScores(*map(jnp.asarray, (case.sums, case.tokens, case.prompt_sum, case.prompt_tokens, nothing, nothing)))
+    return BranchScores(
+        *map(jnp.asarray, (case.sums, case.tokens, case.prompt_sum, case.prompt_tokens, nothing, nothing))
+    )
 
 
 @pytest.mark.parametrize("name", FORMULAS)

@@ -14,7 +14,8 @@ The environment, and axolotl's source as a clone:
     git clone https://github.com/axolotl-ai-cloud/axolotl && git -C axolotl checkout 132eb740
     OMP_NUM_THREADS=1 old/bin/python -m tests.oracles.record_orpo_padding --axolotl axolotl --out tests/oracles/goldens
 
-Files as in `record_trl.py`. Padding is EOS, and the embedding has no `padding_idx`, as in Mistral-7B.
+Files as in `record_trl.py`. Padding is EOS, and the embedding has no `padding_idx`, as in Mistral-7B. Weights do not
+decay: transformers 4.40 also decays Mistral's norms.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.oracles import record_trl
-from tests.oracles.record_trl import LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY, Case
+from tests.oracles.record_trl import LEARNING_RATE, WARMUP_STEPS, Case
 
 PADDED_LENGTH = 64
 """Tokens of axolotl's rows (`sequence_len` with `pad_to_sequence_len`)."""
@@ -35,11 +36,11 @@ PADDED_LENGTH = 64
 CASES = {
     "orpo_padding_trl": Case(
         "orpo", seed=31, settings={"beta": 0.5, "padding": "trl"}, arguments={"beta": 0.5}, accumulation=2, examples=3,
-        pad_is_eos=True, clip_norm=4.0, gradients=True,
+        pad_is_eos=True, clip_norm=4.0, weight_decay=0.0, gradients=True,
     ),
     "orpo_padding_axolotl": Case(
         "orpo", seed=32, settings={"beta": 0.5, "padding": "axolotl"}, arguments={"orpo_alpha": 0.5}, accumulation=4,
-        examples=1, pad_is_eos=True, clip_norm=1.0, gradients=True,
+        examples=1, pad_is_eos=True, clip_norm=4.0, weight_decay=0.0, gradients=True,
     ),
 }  # fmt: skip
 LONGEST = {"orpo_padding_trl": (10, 10), "orpo_padding_axolotl": (40, 20)}
@@ -55,7 +56,9 @@ def make_rows(case: Case, prompt: int, response: int) -> list[dict[str, str]]:
     rng = random.Random(case.seed)
 
     def words(most: int) -> str:
-        return " ".join(f"w{rng.randrange(record_trl.VOCAB - len(record_trl.SPECIAL))}" for _ in range(rng.randint(1, most)))
+        return " ".join(
+            f"w{rng.randrange(record_trl.VOCAB - len(record_trl.SPECIAL))}" for _ in range(rng.randint(1, most))
+        )
 
     def row() -> dict[str, str]:
         return {"prompt": words(prompt), "chosen": " " + words(response), "rejected": " " + words(response)}
@@ -73,7 +76,7 @@ def common_arguments(case: Case, scratch: str) -> dict[str, Any]:
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": case.schedule,
         "warmup_steps": WARMUP_STEPS,
-        "weight_decay": WEIGHT_DECAY,
+        "weight_decay": case.weight_decay,
         "max_grad_norm": case.clip_norm,
         "optim": "adamw_torch",
         "logging_steps": 1,
@@ -188,8 +191,10 @@ def axolotl_trainer(case: Case, scratch: str, source: Path) -> Any:
         tokenizer, return_tensors="pt", padding=True, pad_to_multiple_of=PADDED_LENGTH
     )
     data = Dataset.from_list([encode(row) for row in make_rows(case, *LONGEST["orpo_padding_axolotl"])])
+    model = record_trl.make_model(case, None)
+    model.config.use_cache = False  # as with gradient_checkpointing; otherwise padding on the right is refused
     made = recorder(AxolotlTrainer)(
-        model=record_trl.make_model(case, None), args=settings, train_dataset=data, tokenizer=tokenizer,
+        model=model, args=settings, train_dataset=data, tokenizer=tokenizer,
         data_collator=collator,
     )  # fmt: skip
     made.stored = []

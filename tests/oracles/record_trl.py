@@ -83,6 +83,7 @@ class Case:
     gradients: bool = False  # the first step's are kept
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     clip_norm: float = 1.0
+    weight_decay: float = WEIGHT_DECAY
     steps: int = 20
 
 
@@ -244,7 +245,7 @@ def make_trainer(case: Case, scratch: str) -> Any:
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant_with_warmup" if case.schedule == "constant" else case.schedule,
         warmup_steps=WARMUP_STEPS,
-        weight_decay=WEIGHT_DECAY,
+        weight_decay=case.weight_decay,
         max_grad_norm=case.clip_norm,
         optim="adamw_torch",
         logging_steps=1,

@@ -20,7 +20,7 @@ from janus_jax.training import replay as entry
 from janus_jax.training.optimizer import AdamW, Schedule
 from tests.oracles import recordings, replay_dir
 from tests.oracles.record_orpo_padding import CASES as PADDED
-from tests.oracles.record_trl import CASES, LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY, Case
+from tests.oracles.record_trl import CASES, LEARNING_RATE, WARMUP_STEPS, Case
 
 GOLDENS = Path(__file__).parent / "goldens"
 TOLERANCE = 1e-4
@@ -43,7 +43,7 @@ def objective_of(case: Case, **wrong) -> Objective:
 
 
 def replay(directory: Path, case: Case, *, share_prompts: bool = True) -> replay_dir.Worst:
-    optimizer = AdamW(weight_decay=WEIGHT_DECAY, clip_norm=case.clip_norm)
+    optimizer = AdamW(weight_decay=case.weight_decay, clip_norm=case.clip_norm)
     recording = recordings.read(directory)
     return replay_dir.replay(recording, objective_of(case), schedule_of(case), optimizer, share_prompts=share_prompts)
 
@@ -131,9 +131,9 @@ def test_goldens_are_small():
     assert {path.name for path in GOLDENS.iterdir()} == {*cases, "adamw_8bit"}
 
 
-@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.clip_norm != 1.0])
+@pytest.mark.parametrize("name", [n for n, case in (CASES | PADDED).items() if case.clip_norm != 1.0])
 def test_some_steps_are_clipped_and_some_are_not(name):
-    clipped = [e["grad_norm"] > CASES[name].clip_norm for e in recordings.read_log(GOLDENS / name)]
+    clipped = [e["grad_norm"] > (CASES | PADDED)[name].clip_norm for e in recordings.read_log(GOLDENS / name)]
     assert 5 <= sum(clipped) <= 15
 
 
