@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 
 from janus_jax.batch import Batch
+from janus_jax.errors import DataError
 
 PaddingKind = Literal["trl", "axolotl"]
 
@@ -60,51 +61,53 @@ class Padding:
             extended[at] = np.append(extended[at], np.int32(self.token))
         return extended
 
+    def end(self, prompt: int, responses: Sequence[np.ndarray], at: int) -> int:
+        """The first slot after a segment whose branches end before slot `at`."""
+        return at + max(self._of(prompt, responses)[0] - 1, 0) if self.kind == "trl" else at
+
     def after_segment(
-        self, batch: Batch, row: int, segment: int, chosen: slice, prompt: int, responses: Sequence[np.ndarray], at: int
-    ) -> int:
-        """Writes what stands beside a segment of `_place` from slot `at` on, and the weights of its own slots.
+        self, batch: Batch, row: int, segment: int, spans: Sequence[slice], prompt: int, responses: Sequence[np.ndarray]
+    ) -> None:
+        """Writes the padding of a segment, up to `end`, and the weights of the slots that padding changes.
 
         Args:
-            chosen: the slots of the chosen branch.
+            spans: the slots of its branches.
             prompt, responses: tokens of the prompt, and the responses without padding.
-        Returns:
-            the next free slot.
         """
-        count = self._of(prompt, responses)[0]
+        count, chosen = self._of(prompt, responses)[0], spans[0]
         if self.kind == "axolotl":
             # The mask of the chosen response lies at the place that the prompt has without padding on the left, so the
             # odds take in the last tokens of the prompt, as many as there is padding.
             start = chosen.start - (prompt - 1)
             batch.weights[row, start : start + max(prompt - 1 - count, 0)] = 1
-            return at
+            return
         if not count:
-            return at
+            return
         batch.weights[row, chosen.stop - 1] = 0  # predicts padding: counts in the NLL, not in the odds
-        span = slice(at, at + count - 1)
+        span = slice(spans[-1].stop, spans[-1].stop + count - 1)
         batch.tokens[row, span] = batch.targets[row, span] = self.token
         batch.segment[row, span], batch.branch[row, span] = segment, SEES_CHOSEN
         first = prompt + len(responses[0])
         batch.position[row, span] = np.arange(first, first + count - 1)
-        return span.stop
 
     def after_row(
         self, batch: Batch, row: int, pairs: Sequence[tuple[np.ndarray, Sequence[np.ndarray]]], at: int
-    ) -> int:
+    ) -> None:
         """Writes the padding that sees nothing, of the pairs (prompt, responses) of a row, from slot `at` on.
 
-        Returns:
-            the next free slot.
+        Raises:
+            DataError: the row is too short.
         """
         if self.kind == "trl":
-            return at
+            return
         for prompt, responses in pairs:
             count = self._of(len(prompt), responses)[0]
             for target, weight in ((prompt[0], min(count, 1)), (self.token, count - 1)):
                 if weight > 0:
+                    if at == batch.tokens.shape[1]:
+                        raise DataError(f"row {row}: padding ends after slot {at}, which is its row_length")
                     batch.tokens[row, at], batch.targets[row, at], batch.weights[row, at] = self.token, target, weight
                     at += 1
-        return at
 
     def _of(self, prompt: int, responses: Sequence[np.ndarray]) -> list[int]:
         return self.counts(np.asarray([[prompt, *map(len, responses)]]))[0].tolist()

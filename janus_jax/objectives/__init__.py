@@ -17,7 +17,7 @@ __all__ = ["BranchScores", "Metrics", "Objective", "PairObjective", "branch_scor
 
 
 def build_objective(config: RunConfig) -> Objective:
-    """The objective of a run, normalised as `compat.token_mean` says; ORPO with the padding of `compat.orpo_padding`."""
+    """The objective of a run, normalised as `compat.token_mean` says, ORPO also with `compat.orpo_padding`."""
     section, compat = config.objective, config.compat
     module, _, name = section.implementation.partition(":")
     padding = {"padding": compat.orpo_padding} if section.name == "orpo" else {}

@@ -35,9 +35,9 @@ class ORPO(ORPOSection, PairObjective):
     does: there the chosen sequence's NLL runs over its prompt too. A response without tokens has even odds, so that its
     pair counts and carries no gradient of the response it lacks.
 
-    `padding` is `compat.orpo_padding`, for rows with slots of padding (`data/padding.py`). The NLL is then the mean over
-    pairs of means over all positions of a padded row but the last; with `axolotl` all rows have the same length. There
-    p(chosen) is a mean over prompt and response, and p(rejected) over the response and the padding token after it.
+    `padding` is `compat.orpo_padding`, for rows with slots of padding (`data/padding.py`). The NLL is then the mean
+    over pairs of means over all positions of a padded row but the last; with `axolotl` all rows have the same length.
+    There p(chosen) is a mean over prompt and response, p(rejected) over the response and the padding token after it.
     """
 
     padding: Literal["trl", "axolotl"] | None = None
@@ -48,7 +48,7 @@ class ORPO(ORPOSection, PairObjective):
         return {"nll_loss": 1.0, "preference_loss": self.beta}
 
     def denominators(self, batch: Batch) -> dict[str, Float[Array, ""]]:
-        """Pairs, and tokens of the chosen sequences that the NLL runs over; where it is a mean of means, pairs again."""
+        """Pairs, and tokens of the chosen sequences that the NLL runs over, or pairs if it is a mean of means."""
         pairs = pair_count(batch)
         if self.padding == "trl":
             return {"pairs": pairs, "tokens": pairs}

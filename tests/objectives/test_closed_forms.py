@@ -124,10 +124,9 @@ def denominators(objective, case):
 
 
 def scores_of(case) -> BranchScores:
-    nothing = np.zeros(len(case.sums))
-    return BranchScores(
-        *map(jnp.asarray, (case.sums, case.tokens, case.prompt_sum, case.prompt_tokens, nothing, nothing))
-    )
+    other = np.zeros(len(case.sums))
+    fields = (case.sums, case.tokens, case.prompt_sum, case.prompt_tokens, other, other)
+    return BranchScores(*map(jnp.asarray, fields))
 
 
 @pytest.mark.parametrize("name", FORMULAS)

@@ -1,16 +1,16 @@
 """Records short runs of ORPO as two trainers of spring 2024 had it, with padding in the mean of the NLL.
 
 - `orpo_padding_trl`: TRL 0.8.6's `ORPOTrainer` on transformers 4.40 (attention of torch, no FlashAttention).
-- `orpo_padding_axolotl`: axolotl of 12 April 2024 (132eb740). Its loss and its collator are taken from its source, which
-  is read at run time; `transformers.Trainer` calls them. Attention is `MistralFlashAttention2` of transformers 4.40; in
-  place of the kernels of flash-attn, which need a GPU, the recorder computes attention over the sequences that it gets.
-  The trainer rounds its loss to bfloat16; here it stays float32.
+- `orpo_padding_axolotl`: axolotl of 12 April 2024 (132eb740). Its loss and its collator are taken from its source,
+  which is read at run time; `transformers.Trainer` calls them. Attention is `MistralFlashAttention2` of transformers
+  4.40; in place of the kernels of flash-attn, which need a GPU, the recorder computes attention over the sequences that
+  it gets. The trainer rounds its loss to bfloat16; here it stays float32.
 
 The environment, and axolotl's source as a clone:
 
     python3.11 -m venv old
-    old/bin/pip install torch==2.3.1 --index-url https://download.pytorch.org/whl/cpu
-    old/bin/pip install trl==0.8.6 transformers==4.40.2 accelerate==0.30.1 datasets==2.19.2 'numpy<2' rich
+    old/bin/pip install torch==2.13.0
+    old/bin/pip install torch==2.13.0 trl==0.8.6 transformers==4.40.2 accelerate==0.30.1 datasets==2.19.2 numpy==2.4.6
     git clone https://github.com/axolotl-ai-cloud/axolotl && git -C axolotl checkout 132eb740
     OMP_NUM_THREADS=1 old/bin/python -m tests.oracles.record_orpo_padding --axolotl axolotl --out tests/oracles/goldens
 
@@ -23,7 +23,6 @@ import ast
 import importlib.util
 import sys
 import tempfile
-import types
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +54,10 @@ def make_rows(case: Case, prompt: int, response: int) -> list[dict[str, str]]:
 
     rng = random.Random(case.seed)
 
+    number = record_trl.VOCAB - len(record_trl.SPECIAL)
+
     def words(most: int) -> str:
-        return " ".join(
-            f"w{rng.randrange(record_trl.VOCAB - len(record_trl.SPECIAL))}" for _ in range(rng.randint(1, most))
-        )
+        return " ".join(f"w{rng.randrange(number)}" for _ in range(rng.randint(1, most)))
 
     def row() -> dict[str, str]:
         return {"prompt": words(prompt), "chosen": " " + words(response), "rejected": " " + words(response)}

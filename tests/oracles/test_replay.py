@@ -85,7 +85,7 @@ def test_padding_counts_as_in_its_own_trainer_alone(name, other, tmp_path):
     assert abs(first_loss(GOLDENS / name, objective_of(PADDED[name]), tmp_path / "own") - logged) <= TOLERANCE * logged
     for number, padding in enumerate((None, other)):
         loss = first_loss(GOLDENS / name, objective_of(PADDED[name], padding=padding), tmp_path / str(number))
-        assert abs(loss - logged) > 0.01 * logged
+        assert abs(loss - logged) > 10 * TOLERANCE * logged
 
 
 @pytest.mark.parametrize("name", ["dpo_ipo", "orpo", "rm"])
@@ -115,7 +115,8 @@ def test_goldens_exercise_what_their_case_says(name):
     assert padding == {2 if case.pad_is_eos else 3}
     assert json.loads((GOLDENS / name / "config.json").read_text())["tie_word_embeddings"] == case.tied
     norms = [e["grad_norm"] for e in recording.log]
-    assert min(norms[-5:]) > 0.5 * max(norms[:5])  # late steps still say something
+    share = 0.3 if name in PADDED else 0.5  # padding is soon learned
+    assert min(norms[-5:]) > share * max(norms[:5])  # late steps still say something
     assert min(abs(e["loss"]) for e in recording.log) > 0.3  # and a relative error of the loss means something
 
 
