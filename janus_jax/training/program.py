@@ -168,6 +168,11 @@ def build_program(
     )
     padding = config.compat.orpo_padding
     if padding == "trl":  # no kernel knows slots that see and are not seen
+        if need.window is not None and need.window < config.batch.max_sequence_length:
+            raise ConfigError(
+                f"compat.orpo_padding = trl: the model has a sliding window of {need.window}; allowed: "
+                f"batch.max_sequence_length of at most {need.window}"
+            )
         kernel, attention = None, "plain JAX (compat.orpo_padding = trl)"
     else:
         kernel, attention = choose(config.precision.attention, need)

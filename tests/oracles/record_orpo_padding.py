@@ -10,7 +10,7 @@ The environment, and axolotl's source as a clone:
 
     python3.11 -m venv old
     old/bin/pip install torch==2.13.0
-    old/bin/pip install torch==2.13.0 trl==0.8.6 transformers==4.40.2 accelerate==0.30.1 datasets==2.19.2 numpy==2.4.6
+    old/bin/pip install torch==2.13.0 trl==0.8.6 transformers==4.40.2 accelerate==0.30.1 datasets==2.19.2 rich
     git clone https://github.com/axolotl-ai-cloud/axolotl && git -C axolotl checkout 132eb740
     OMP_NUM_THREADS=1 old/bin/python -m tests.oracles.record_orpo_padding --axolotl axolotl --out tests/oracles/goldens
 

@@ -211,7 +211,8 @@ def test_a_run_counts_padding_as_a_replay_of_recorded_runs(data, tmp_path, paddi
     setup = prepare(changed)
     functions, batch = setup.program.functions, on_host(next(setup.loader.batches()).batch)
     functions = dataclasses.replace(functions, compute=dataclasses.replace(functions.compute, place=NOWHERE))
-    loss = jax.jit(lambda params: functions.gradients(params, batch)[0])(setup.initial_params("float32"))
+    params = on_host(setup.initial_params("float32"))
+    loss = jax.jit(lambda params, batch: functions.gradients(params, batch)[0])(params, batch)
 
     examples = random_examples(PAIRS, pairs=True, seed=1)
     read = [examples[i] for i in batch.example_id[batch.valid]]
