@@ -20,6 +20,10 @@ class CompatSection(Section):
     token_mean: Literal["global", "per_microbatch"] = "global"
     """global: one mean over the batch. per_microbatch: the mean of the microbatches' means, however many tokens (or
     pairs) each has."""
+    orpo_padding: Literal["trl", "axolotl"] | None = None
+    """Padding in the NLL of ORPO, which is then a mean over all positions of padded rows. trl: TRL 0.8.2 to 0.8.6, with
+    one pair a device and microbatch. axolotl: its own trainer, until 19 April 2024, with `flash_attention` and
+    `pad_to_sequence_len`. null: padding does not count."""
     bfloat16_weights: bool = False
     """true: weights, and so their updates, are rounded to bfloat16, without a float32 master copy."""
     adamw_8bit: Literal[256, 2048] | None = None

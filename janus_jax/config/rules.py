@@ -26,6 +26,7 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
     yield from _batch_conflicts(config)
     yield from _mesh_conflicts(config)
     yield from _objective_conflicts(config)
+    yield from _padding_conflicts(config)
     yield from _moments_conflicts(config)
     yield from _profile_conflicts(config)
     yield from _stopping_conflicts(config)
@@ -176,6 +177,30 @@ def _objective_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
         elif (policy := _get(config, "batch", "overlong", str)) not in (None, "drop"):
             sentence = f"batch.overlong = {policy!r} and compat.overlong_pairs = 'zero_grad' contradict each other"
             yield "batch.overlong", f"{sentence}; allowed: one of them, the other 'drop'"
+
+
+def _padding_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:
+    padding, name = _get(config, "compat", "orpo_padding", str), _get(config, "objective", "name", str)
+    if padding is None or name not in OBJECTIVES:
+        return
+    if name != "orpo":
+        yield _refuse("compat.orpo_padding", padding, f"objective {name} has no such mean; allowed with: orpo")
+        return
+    batch = config.get("batch")
+    shared = batch.get("share_prompts", True) if isinstance(batch, Mapping) else True
+    needed: list[tuple[str, Any, tuple[Any, ...]]] = [
+        ("objective.nll", _get(config, "objective", "nll", str) or "response", ("prompt_and_response",)),
+        ("compat.token_mean", _get(config, "compat", "token_mean", str), (None, "global")),
+        ("compat.overlong_pairs", _get(config, "compat", "overlong_pairs", str), (None, "drop")),
+        ("batch.overlong", _get(config, "batch", "overlong", str), (None, "drop", "error")),
+        ("batch.share_prompts", shared, (True,)),
+    ]
+    if padding == "trl":
+        needed.append(("precision.attention", _get(config, "precision", "attention", str), (None, "auto", "reference")))
+    for key, value, allowed in needed:
+        if value not in allowed:
+            names = " or ".join(str(one).lower() for one in allowed if one is not None)
+            yield _refuse(key, value, f"allowed with compat.orpo_padding = {padding}: {names}")
 
 
 def _moments_conflicts(config: Mapping[str, Any]) -> Iterator[Conflict]:

@@ -13,6 +13,7 @@ from janus_jax.batch import Batch, row_bytes
 from janus_jax.config.sections import BatchSection
 from janus_jax.data.dataset import Dataset
 from janus_jax.data.example import Example
+from janus_jax.data.padding import MULTIPLE, Padding, PaddingKind
 from janus_jax.data.rows import (
     OverlongPolicy,
     RowFormat,
@@ -49,6 +50,7 @@ class BatchSettings:
     keep_together: int = _DEFAULTS.keep_together
     share_prompts: bool = _DEFAULTS.share_prompts
     overlong: OverlongPolicy = _DEFAULTS.overlong
+    padding: PaddingKind | None = None  # `compat.orpo_padding`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +114,7 @@ class PackedEpochs:
                 f"holds {'pairs' if pairs else 'single responses'} (kind {dataset.kind}), but the "
                 f"objective reads {'pairs' if branches == 2 else 'single responses'}; build it with the right --kind",
             )
-        self.form = RowFormat(head, branches, settings.share_prompts)
+        self.form = RowFormat(head, branches, settings.share_prompts, self._padding())
         self.fitted = fit(
             dataset.lengths,
             row_length=settings.row_length,
@@ -133,6 +135,14 @@ class PackedEpochs:
         else:
             self._multiple = micro * row_shards
             self.rows = self.rows_for(epochs, steps)
+
+    def _padding(self) -> Padding | None:
+        """Padding with EOS: axolotl's to `max_sequence_length`, TRL's to the longer sequence of a pair."""
+        kind = self.settings.padding
+        if kind is None:
+            return None
+        length = -(-self.settings.max_sequence_length // MULTIPLE) * MULTIPLE if kind == "axolotl" else None
+        return Padding(kind, self.dataset.parts[0].manifest.tokenizer["eos"], length)
 
     def rows_for(self, epochs: int, steps: int) -> int:
         """Rows of a batch of `batch.examples` examples, the fewest that suffice for a run of this length.

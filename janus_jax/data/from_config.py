@@ -51,9 +51,11 @@ def open_held_out(config: RunConfig) -> Dataset | None:
 
 
 def batch_settings(config: RunConfig) -> BatchSettings:
-    """The batch unit; `compat.overlong_pairs` may change its policy for over-long examples."""
+    """The batch unit; `compat.overlong_pairs` may change its policy for over-long examples, `compat.orpo_padding` adds
+    slots of padding."""
     policy = "zero_grad" if config.compat.overlong_pairs == "zero_grad" else config.batch.overlong
-    return dataclasses.replace(BatchSettings(**config.batch.model_dump()), overlong=policy)
+    settings = BatchSettings(**config.batch.model_dump())
+    return dataclasses.replace(settings, overlong=policy, padding=config.compat.orpo_padding)
 
 
 def eval_batch_settings(config: RunConfig, training_rows: int) -> BatchSettings:

@@ -11,6 +11,7 @@ import numpy as np
 
 from janus_jax.batch import Batch, empty_batch
 from janus_jax.data.example import Example
+from janus_jax.data.padding import Padding
 from janus_jax.errors import ConfigError, DataError, counted
 from janus_jax.model.config import Head
 
@@ -30,18 +31,21 @@ class RowFormat:
         branches: responses of an example, 1 or 2.
         share_prompts: False gives each branch a copy of the whole prompt, as trainers of padded pairs do; the scores
             are the same, but it takes more slots.
+        padding: padding that counts in the loss of pairs; needs shared prompts.
     """
 
     head: Head = "lm"
     branches: int = 1
     share_prompts: bool = True
+    padding: Padding | None = None
 
     def slots(self, lengths: np.ndarray) -> np.ndarray:
         """Row slots [E] of examples of lengths [E, 3]: the shared prompt, then each branch with the last prompt token
         (unshared: with all of them)."""
         shared = lengths[:, 0] - 1 if self.share_prompts else np.zeros(len(lengths), np.int32)
         own = lengths[:, 0] - shared - (self.head == "lm")
-        return shared + self.branches * own + lengths[:, 1:].sum(1)
+        padding = 0 if self.padding is None else self.padding.slots(lengths)
+        return shared + self.branches * own + lengths[:, 1:].sum(1) + padding
 
 
 class Outcome(enum.IntEnum):
@@ -325,23 +329,33 @@ def pack(
     Raises:
         DataError: a row's examples need more than `row_length` slots or `max_segments` segments.
     """
-    batch = empty_batch(len(rows), row_length, max_segments)
+    batch, form = empty_batch(len(rows), row_length, max_segments), form or RowFormat()
     for row, examples in enumerate(rows):
         if len(examples) > max_segments:
             raise DataError(f"row {row}: {len(examples)} examples, but max_segments is {max_segments}")
         at = 0
         for number, example in enumerate(examples):
-            at = _place(batch, row, at, number, example, row_length, form or RowFormat())
+            at = _place(batch, row, at, number, example, row_length, form)
+        if form.padding is not None:
+            form.padding.after_row(batch, row, [(e.prompt, _responses(e)) for e in examples], at)
     return batch
+
+
+def _responses(example: Example) -> list[np.ndarray]:
+    return [example.chosen] if example.rejected is None else [example.chosen, example.rejected]
 
 
 def _place(batch: Batch, row: int, at: int, number: int, example: Example, row_length: int, form: RowFormat) -> int:
     """Writes one example as segment `number + 1` from slot `at`; returns the next free slot."""
-    responses = [example.chosen] if example.rejected is None else [example.chosen, example.rejected]
-    spans = branch_spans(at, len(example.prompt), list(map(len, responses)), form)
-    if (end := spans[-1].stop) > row_length:
+    responses, prompt, padding = _responses(example), len(example.prompt), form.padding
+    placed = responses if padding is None else padding.responses(prompt, responses)
+    spans = branch_spans(at, prompt, list(map(len, placed)), form)
+    end = spans[-1].stop if padding is None else padding.end(prompt, responses, spans[-1].stop)
+    if end > row_length:
         raise DataError(f"row {row}: example {example.example_id} ends at slot {end}, but row_length is {row_length}")
-    place_segment(batch, row, number, example.prompt, responses, spans, form)
+    place_segment(batch, row, number, example.prompt, placed, spans, form)
+    if padding is not None:
+        padding.after_segment(batch, row, number + 1, spans, prompt, responses)
     batch.example_id[row, number] = example.example_id
     batch.valid[row, number] = True
     batch.margin[row, number] = example.margin

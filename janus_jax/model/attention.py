@@ -41,13 +41,14 @@ def visible(query: Slots, key: Slots, window: int | None) -> Bool[Array, "B Lq L
     later in the example's own sequence and, with a sliding window W, nearer than W positions.
 
     Positions are those of the example alone, so the window is right for a rejected branch that stands far from its
-    prompt in the row.
+    prompt in the row. A slot of branch -1 (padding that counts in a loss) sees what follows from branch 1, and no slot
+    sees it.
     """
     q_segment, q_branch, q_position = (field[:, :, None] for field in query)
     k_segment, k_branch, k_position = (field[:, None, :] for field in key)
     distance = q_position - k_position
     mask = (q_segment == k_segment) & (q_segment > 0) & (distance >= 0)
-    mask &= (k_branch == 0) | (k_branch == q_branch)
+    mask &= (k_branch == 0) | (k_branch == jnp.abs(q_branch))
     return mask if window is None else mask & (distance < window)
 
 

@@ -77,7 +77,7 @@ def _may_see(slots: Slots, rows: int, window: int | None) -> Bool[Array, "B n n"
     def bits(number: Array, where: Array) -> Array:  # [B, parts]; numbers that differ by 32 are not told apart
         return jnp.bitwise_or.reduce(jnp.where(where, jnp.uint32(1) << (number % 32).astype(jnp.uint32), 0), axis=-1)
 
-    own, shared = bits(segment * 5 + branch, real), bits(segment, real & (branch == 0))
+    own, shared = bits(segment * 5 + jnp.abs(branch), real), bits(segment, real & (branch == 0))
     common = own[:, :, None] & own[:, None, :] | bits(segment, real)[:, :, None] & shared[:, None, :]
     first = jnp.where(real, position, jnp.iinfo(jnp.int32).max).min(-1)
     last = jnp.where(real, position, -1).max(-1)

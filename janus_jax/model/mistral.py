@@ -53,6 +53,7 @@ class Compute:
     remat: Remat = "none"
     place: Placement = NOWHERE
     kernel: Kernel | None = None  # how attention is computed; None: the rule in plain JAX
+    padding_sees_nothing: bool = False  # attention gives 0 at padding, as FlashAttention in torch; else unused values
 
     def long_rows(self, x: Array) -> Array:
         """[B, L, D] as XLA's CPU backend multiplies it best: rows of a device end to end, [shards, B * L / shards, D].
@@ -100,6 +101,8 @@ class Attention(nnx.Module):
                 out = checkpoint_name(out, "attention")
             else:
                 out = kernel(q, k, v, slots, window=window, place=compute.place)
+            if compute.padding_sees_nothing:
+                out = jnp.where(slots.segment[..., None, None] > 0, out, 0)
             out = compute.place.constrain(out, ("batch", "length", "q_heads", "head_dim"))
             out = out.reshape(*long.shape[:2], *out.shape[2:])
             projected = jnp.einsum("blnh,nhd->bld", out, self.o[...].astype(x.dtype))

@@ -17,7 +17,9 @@ __all__ = ["BranchScores", "Metrics", "Objective", "PairObjective", "branch_scor
 
 
 def build_objective(config: RunConfig) -> Objective:
-    """The objective of a run, normalised as `compat.token_mean` says."""
-    section = config.objective
+    """The objective of a run, normalised as `compat.token_mean` says, ORPO also with `compat.orpo_padding`."""
+    section, compat = config.objective, config.compat
     module, _, name = section.implementation.partition(":")
-    return getattr(importlib.import_module(module), name)(**section.model_dump(), normaliser=config.compat.token_mean)
+    padding = {"padding": compat.orpo_padding} if section.name == "orpo" else {}
+    implementation = getattr(importlib.import_module(module), name)
+    return implementation(**section.model_dump(), normaliser=compat.token_mean, **padding)

@@ -32,6 +32,8 @@ class BranchScores:
     tokens: Float[Array, "B S 2"]
     prompt_sum: Float[Array, "B S"]  # log-probs of the prompt's tokens after the first
     prompt_tokens: Float[Array, "B S"]
+    other_sum: Float[Array, " B"]  # of weights * scalar in no branch: `compat.orpo_padding` gives weights there
+    other_tokens: Float[Array, " B"]
 
     @property
     def means(self) -> Float[Array, "B S 2"]:
@@ -104,12 +106,19 @@ def branch_scores(values: Float[Array, "B L"], batch: Batch) -> BranchScores:
         tokens=by_branch(batch.weights),
         prompt_sum=by_segment(values),
         prompt_tokens=by_segment(jnp.ones_like(batch.weights)),
+        other_sum=(values * other_weights(batch)).sum(-1),
+        other_tokens=other_weights(batch).sum(-1),
     )
 
 
 def prompt_targets(batch: Batch) -> Bool[Array, "... L"]:
     """True where a slot predicts a token of the prompt; once for a pair, also where each branch has its own copy."""
     return (batch.segment > 0) & (batch.branch < 2) & (batch.weights == 0)
+
+
+def other_weights(batch: Batch) -> Float[Array, "... L"]:
+    """Weights of slots in no branch; 0 without `compat.orpo_padding`."""
+    return jnp.where(batch.branch == 0, batch.weights, jnp.float32(0))
 
 
 def chosen_tokens(batch: Batch) -> Float[Array, ""]:

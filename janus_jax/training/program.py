@@ -166,12 +166,22 @@ def build_program(
         branches=objective.branches,
         place=place,
     )
-    kernel, attention = choose(config.precision.attention, need)
+    padding = config.compat.orpo_padding
+    if padding == "trl":  # no kernel knows slots that see and are not seen
+        if need.window is not None and need.window < config.batch.max_sequence_length:
+            raise ConfigError(
+                f"compat.orpo_padding = trl: the model has a sliding window of {need.window}; allowed: "
+                f"batch.max_sequence_length of at most {need.window}"
+            )
+        kernel, attention = None, "plain JAX (compat.orpo_padding = trl)"
+    else:
+        kernel, attention = choose(config.precision.attention, need)
+    compute = Compute(need.dtype, config.remat, place, kernel, padding_sees_nothing=padding == "axolotl")
     adamw = AdamW.of(config)
     functions = StepFunctions(
         model=model,
         objective=objective,
-        compute=Compute(dtype=need.dtype, remat=config.remat, place=place, kernel=kernel),
+        compute=compute,
         transformation=adamw.transformation(schedule, specs),
         clip_norm=adamw.clip_norm,
         skip_nonfinite=config.optimizer.on_nonfinite == "skip",

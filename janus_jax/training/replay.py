@@ -13,6 +13,7 @@ import numpy as np
 from janus_jax.batch import Batch
 from janus_jax.checkpoint.hf.read import load_hf
 from janus_jax.data.example import Example
+from janus_jax.data.padding import Padding
 from janus_jax.data.rows import RowFormat, assign_rows, default_max_segments, fit, pack
 from janus_jax.errors import ConversionError, DataError
 from janus_jax.model.mistral import Compute, Params, param_specs
@@ -44,6 +45,7 @@ def run(
     row_length: int | None = None,
     seed: int = 0,
     share_prompts: bool = True,
+    padding: Padding | None = None,
 ) -> tuple[list[StepRecord], Params]:
     """Trains from the weights in `hf_dir` on given examples, in float32; the reference is the initial weights.
 
@@ -56,11 +58,13 @@ def run(
         row_length: slots of a packed row; by default twice the longest example, so that rows hold several.
         seed: order of packing; it changes nothing but rounding.
         share_prompts: False copies the prompt to each branch; it changes nothing but rounding either.
+        padding: with ORPO's `padding`: that of the recorded rows. TRL's are as long as the longest of a microbatch.
     Returns:
         one record per optimizer step, and the final parameters.
     """
+    form = RowFormat(objective.head, objective.branches, share_prompts, padding)
     functions, initial, batches = _prepare(
-        objective, hf_dir, steps, optimizer or AdamW(), schedule, row_length, seed, share_prompts
+        objective, hf_dir, steps, optimizer or AdamW(), schedule, row_length, seed, form
     )
     train, state, records = jax.jit(functions.train), functions.init(initial), []
     for batch in batches:
@@ -79,10 +83,12 @@ def gradients(
     row_length: int | None = None,
     seed: int = 0,
     share_prompts: bool = True,
+    padding: Padding | None = None,
 ) -> tuple[float, Params]:
     """Loss and unclipped gradients of one optimizer step at the weights in `hf_dir`; arguments as in `run`."""
+    form = RowFormat(objective.head, objective.branches, share_prompts, padding)
     unused = Schedule(0.0, 1)
-    functions, initial, batches = _prepare(objective, hf_dir, [step], AdamW(), unused, row_length, seed, share_prompts)
+    functions, initial, batches = _prepare(objective, hf_dir, [step], AdamW(), unused, row_length, seed, form)
     loss, grads, _ = jax.jit(functions.gradients)(initial, next(batches))
     return float(loss), grads
 
@@ -95,16 +101,17 @@ def _prepare(
     schedule: Schedule,
     row_length: int | None,
     seed: int,
-    share_prompts: bool,
+    form: RowFormat,
 ) -> tuple[StepFunctions, Params, Iterator[Batch]]:
     """The step's functions, the initial weights, and packed batches [M, B, L] with the reference's log-probs."""
     config, initial = load_hf(Path(hf_dir), dtype=jnp.float32)
     if config.head != objective.head:
         raise ConversionError(f"{hf_dir}: has a head of kind {config.head}; {objective.name} needs {objective.head}")
+    sees_nothing = form.padding is not None and form.padding.kind == "axolotl"
     functions = StepFunctions(
         model=config,
         objective=objective,
-        compute=Compute(dtype=jnp.float32),
+        compute=Compute(dtype=jnp.float32, padding_sees_nothing=sees_nothing),
         transformation=optimizer.transformation(schedule, param_specs(config)),
         clip_norm=optimizer.clip_norm,
     )
@@ -112,7 +119,6 @@ def _prepare(
     wanted = objective.branches == 2
     if any((e.rejected is not None) != wanted for step in examples for micro in step for e in micro):
         raise DataError(f"objective {objective.name} reads {'pairs' if wanted else 'single responses'}: not all are")
-    form = RowFormat(objective.head, objective.branches, share_prompts)
     batches = _pack_steps(examples, form, row_length, seed)
     if not objective.needs_reference:
         return functions, initial, iter(batches)
@@ -135,10 +141,19 @@ def _lengths(examples: Sequence[Example]) -> np.ndarray:
     return np.asarray(sizes, np.int32)
 
 
+def _padded(form: RowFormat, micro: list[Example]) -> RowFormat:
+    """The layout of a microbatch, whose rows TRL pads to the longest of them."""
+    if form.padding is None or form.padding.kind != "trl":
+        return form
+    lengths = _lengths(micro)
+    longest = int((lengths[:, 0] + lengths[:, 1:].max(1)).max())
+    return dataclasses.replace(form, padding=dataclasses.replace(form.padding, length=longest))
+
+
 def _pack_steps(steps: list[list[list[Example]]], form: RowFormat, row_length: int | None, seed: int) -> list[Batch]:
     """Numpy batches [M, B, L]. One B for all of them, so that steps with equally many microbatches compile once."""
     everything = _lengths([e for step in steps for micro in step for e in micro])
-    longest = int(form.slots(everything).max())
+    longest = max(int(_padded(form, micro).slots(_lengths(micro)).max()) for step in steps for micro in step)
     length = row_length or 2 * longest
     cap = default_max_segments(
         fit(everything, row_length=length, max_sequence_length=length, overlong="error", name="replay", form=form),
@@ -146,7 +161,8 @@ def _pack_steps(steps: list[list[list[Example]]], form: RowFormat, row_length: i
     )
 
     def plan(micro: list[Example]) -> list[np.ndarray]:
-        return assign_rows(form.slots(_lengths(micro)), row_length=length, max_segments=cap, seed=seed, epoch=0)
+        slots = _padded(form, micro).slots(_lengths(micro))
+        return assign_rows(slots, row_length=length, max_segments=cap, seed=seed, epoch=0)
 
     plans = [[plan(micro) for micro in step] for step in steps]
     rows = max(len(p) for step in plans for p in step)
@@ -157,7 +173,7 @@ def _pack_steps(steps: list[list[list[Example]]], form: RowFormat, row_length: i
                 [[micro[i] for i in row] for row in p] + [[]] * (rows - len(p)),
                 row_length=length,
                 max_segments=cap,
-                form=form,
+                form=_padded(form, micro),
             )
             for micro, p in zip(step, step_plans, strict=True)
         ]

@@ -134,7 +134,7 @@ EXPECTED_COMPAT = {
     "sft_65k": {"token_mean": "per_microbatch", "bfloat16_weights": True},
     "sft_196k_epoch1": {"token_mean": "per_microbatch", "bfloat16_weights": True},
     "dpo": {"token_boundary": "joint", "overlong_pairs": "zero_grad", "bfloat16_weights": True},
-    "orpo": {"token_mean": "per_microbatch", "bfloat16_weights": True},
+    "orpo": {"orpo_padding": "axolotl", "bos": False, "bfloat16_weights": True, "adamw_8bit": 2048},
     "rm": None,
     "rm_helpful": None,
 }
@@ -274,7 +274,7 @@ def test_the_switches_are_those_of_the_configuration():
     assert set(named) == set(type(compat).model_fields)
     for override in named.values():
         key, value = override.split(": ")
-        name = "sft_65k" if key in ("token_mean", "bfloat16_weights") else "dpo"
+        name = {"token_mean": "sft_65k", "bfloat16_weights": "sft_65k", "orpo_padding": "orpo"}.get(key, "dpo")
         needed = ["compat.adamw_8bit=256"] if key == "embedding_moments" else []
         changed = load_config(CONFIGS / f"{name}.yaml", [f"compat.{key}={value}", *needed]).compat
         assert getattr(changed, key) != getattr(compat, key)

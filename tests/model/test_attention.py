@@ -9,8 +9,9 @@ from janus_jax.model.attention import Slots, attention, visible
 from tests.support.tolerances import float32_bound
 
 
-def packed_row(rng, length):
-    """A random row as the packer lays it: segments of prompt, chosen and (sometimes) rejected, then padding."""
+def packed_row(rng, length, padding=0):
+    """A random row as the packer lays it: segments of prompt, chosen, (sometimes) rejected and padding that counts in a
+    loss, then padding that does not."""
     rows = []
     segment = 0
     while len(rows) < length - 8:
@@ -19,6 +20,7 @@ def packed_row(rng, length):
         rows += [(segment, 0, i) for i in range(prompt - 1)]
         for branch, size in ((1, chosen), (2, rejected)):
             rows += [(segment, branch, prompt - 1 + i) for i in range(size)]
+        rows += [(segment, -1, prompt - 1 + chosen + i) for i in range(padding)]
     rows = (rows + [(0, 0, 0)] * length)[:length]
     return np.array(rows, np.int32)
 
@@ -28,7 +30,7 @@ def sees(query, key, window):
     (q_segment, q_branch, q_position), (k_segment, k_branch, k_position) = query, key
     if q_segment == 0 or k_segment != q_segment:
         return False
-    if k_branch not in (0, q_branch):
+    if k_branch not in (0, 1 if q_branch == -1 else q_branch):
         return False
     if k_position > q_position:
         return False
@@ -37,8 +39,8 @@ def sees(query, key, window):
 
 @pytest.mark.parametrize("window", [None, 1, 4])
 def test_visible_equals_the_rule_slot_by_slot(window):
-    row = packed_row(np.random.default_rng(0), 96)
-    assert set(row[:, 1]) == {0, 1, 2} and (row[:, 0] == 0).any()
+    row = packed_row(np.random.default_rng(0), 96, padding=2)
+    assert set(row[:, 1]) == {-1, 0, 1, 2} and (row[:, 0] == 0).any()
     layout = Slots(*(jnp.asarray(row[None, :, i]) for i in range(3)))
     expected = np.array([[sees(query, key, window) for key in row] for query in row])
     np.testing.assert_array_equal(np.asarray(visible(layout, layout, window))[0], expected)

@@ -1,10 +1,13 @@
 """Attention block by block: equal to the rule on packed rows, and chosen for long rows on one CPU device."""
 
 import functools
+import itertools
 
 import jax
 import pytest
 
+from janus_jax.data.padding import Padding
+from janus_jax.data.rows import RowFormat
 from janus_jax.model import blockwise
 from janus_jax.parallel.axes import MeshShape
 from janus_jax.parallel.mesh import NOWHERE, Placement, build_mesh
@@ -13,10 +16,12 @@ from tests.support.attention_rows import APART, PAIRS, REWARD, assert_equals_the
 ROWS = [[(30, 25, 40), (9, 20, 3)], [(50, 70, 41)]]
 
 
-@pytest.mark.parametrize("form", [PAIRS, APART, REWARD])
-@pytest.mark.parametrize("window", [None, 17])
+PADDED = RowFormat("lm", 2, padding=Padding("trl", 2, 140))
+
+
+@pytest.mark.parametrize(("form", "window"), [*itertools.product([PAIRS, APART, REWARD], [None, 17]), (PADDED, None)])
 def test_equals_the_rule(form, window):
-    slots = layout_of(ROWS, form, 250)  # not a multiple of a block
+    slots = layout_of(ROWS, form, 250 if form.padding is None else 350)  # not a multiple of a block
     attend = functools.partial(blockwise.blockwise, window=window, block=32)
     assert_equals_the_rule(attend, slots, window=window, heads=(4, 2), head_dim=8)
 

@@ -123,6 +123,12 @@ def denominators(objective, case):
     return {name: jnp.float32(count) for name, count in counts.items()}
 
 
+def scores_of(case) -> BranchScores:
+    other = np.zeros(len(case.sums))
+    fields = (case.sums, case.tokens, case.prompt_sum, case.prompt_tokens, other, other)
+    return BranchScores(*map(jnp.asarray, fields))
+
+
 @pytest.mark.parametrize("name", FORMULAS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_loss_and_logged_loss_equal_the_formula(name, seed):
@@ -130,7 +136,7 @@ def test_loss_and_logged_loss_equal_the_formula(name, seed):
     case = make_case(seed)
     empty = pack([[], []], row_length=4, max_segments=3)
     batch = dataclasses.replace(empty, valid=VALID, reference_logps=case.reference, margin=case.margin)
-    scores = BranchScores(*map(jnp.asarray, (case.sums, case.tokens, case.prompt_sum, case.prompt_tokens)))
+    scores = scores_of(case)
     loss, metrics = objective(scores, jax.tree.map(jnp.asarray, batch), denominators(objective, case))
     np.testing.assert_allclose(loss, formula(case), rtol=1e-5)
     values = metric_values(metrics, objective)
@@ -142,7 +148,7 @@ def test_accuracy_counts_pairs_whose_chosen_response_has_the_higher_reward():
     case = make_case(3)
     empty = pack([[], []], row_length=4, max_segments=3)
     batch = jax.tree.map(jnp.asarray, dataclasses.replace(empty, valid=VALID))
-    scores = BranchScores(*map(jnp.asarray, (case.sums, case.tokens, case.prompt_sum, case.prompt_tokens)))
+    scores = scores_of(case)
     objective = RewardModel()
     right, pairs = objective(scores, batch, denominators(objective, case))[1]["rewards/accuracies"]
     assert pairs == 4 and right == (case.of("sums")[:, 0] > case.of("sums")[:, 1]).sum()
@@ -164,7 +170,7 @@ def test_the_margin_of_each_pair_equals_its_formula(name):
     case = make_case(4)
     empty = pack([[], []], row_length=4, max_segments=3)
     batch = dataclasses.replace(empty, valid=VALID, reference_logps=case.reference, margin=case.margin)
-    scores = BranchScores(*map(jnp.asarray, (case.sums, case.tokens, case.prompt_sum, case.prompt_tokens)))
+    scores = scores_of(case)
     margins = objective.margins(scores, jax.tree.map(jnp.asarray, batch))
     np.testing.assert_allclose(margins[VALID], formula(case), rtol=1e-5)
 

@@ -83,6 +83,7 @@ class Case:
     gradients: bool = False  # the first step's are kept
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     clip_norm: float = 1.0
+    weight_decay: float = WEIGHT_DECAY
     steps: int = 20
 
 
@@ -188,7 +189,7 @@ def make_tokenizer(pad_is_eos: bool) -> Any:
     )
 
 
-def make_model(case: Case, pad_token_id: int) -> Any:
+def make_model(case: Case, pad_token_id: int | None) -> Any:
     """A random Mistral of 17k parameters (14k tied or with a head of one reward)."""
     import transformers
 
@@ -244,7 +245,7 @@ def make_trainer(case: Case, scratch: str) -> Any:
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant_with_warmup" if case.schedule == "constant" else case.schedule,
         warmup_steps=WARMUP_STEPS,
-        weight_decay=WEIGHT_DECAY,
+        weight_decay=case.weight_decay,
         max_grad_norm=case.clip_norm,
         optim="adamw_torch",
         logging_steps=1,
@@ -275,18 +276,22 @@ def compact(field: str, values: Any) -> Any:
 
 def record(case: Case, out: Path) -> None:
     """Trains and writes the directory `out`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        save(make_trainer(case, scratch), case, out)
+
+
+def save(trainer: Any, case: Case, out: Path) -> None:
+    """Trains and writes the directory `out`."""
     from safetensors.torch import save_file
 
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = make_trainer(case, scratch)
-        names = [name for name, _ in trainer.model.named_parameters()]  # a tied head is the embedding: stored once
+    names = [name for name, _ in trainer.model.named_parameters()]  # a tied head is the embedding: stored once
 
-        def weights() -> dict[str, Any]:
-            state = trainer.model.state_dict()
-            return {name: state[name].detach().clone() for name in names}
+    def weights() -> dict[str, Any]:
+        state = trainer.model.state_dict()
+        return {name: state[name].detach().clone() for name in names}
 
-        initial = weights()
-        trainer.train()
+    initial = weights()
+    trainer.train()
     out.mkdir(parents=True, exist_ok=True)
     trainer.model.config.save_pretrained(out)
     grads = {"grads": trainer.gradients} if case.gradients else {}

@@ -77,6 +77,20 @@ def read_log(directory: Path) -> list[dict[str, float]]:
     return [entry for entry in json.loads((directory / "log.json").read_text()) if "loss" in entry]
 
 
+def read_padding(directory: Path) -> tuple[int, int]:
+    """Id of the padding, and tokens of the longest padded row.
+
+    Raises:
+        DataError: padding of several ids, or none.
+    """
+    batches = load_file(directory / "batches.safetensors")
+    rows = {key: ids for key, ids in batches.items() if key.endswith("input_ids")}
+    padding = {i for key, ids in rows.items() for i in ids[batches[key[:-9] + "attention_mask"] == 0].tolist()}
+    if len(padding) != 1:
+        raise DataError(f"{directory}: padding has the ids {sorted(padding)}; one is expected")
+    return padding.pop(), max(ids.shape[1] for ids in rows.values())
+
+
 def read_steps(batches: Fields) -> tuple[str, list[list[list[Ids]]]]:
     """The layout's name and steps -> microbatches -> examples of `step{K:03d}.{micro}.{field}`.
 

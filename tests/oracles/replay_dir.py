@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from janus_jax.data.padding import Padding
 from janus_jax.errors import DataError, JanusError
 from janus_jax.objectives import Objective
 from janus_jax.objectives.dpo import DPO
@@ -47,9 +48,9 @@ OF_PAIRS = {  # our metric, and the names that TRL's trainers log it under
     "rewards/chosen": ("rewards/chosen",),
     "rewards/rejected": ("rewards/rejected",),
     "rewards/margins": ("rewards/margins", "margin"),
-    "logps/chosen": ("logps/chosen",),
-    "logps/rejected": ("logps/rejected",),
-    "log_odds": ("log_odds_chosen",),
+    "logps/chosen": ("logps/chosen", "chosen_geometric_mean"),  # the latter are axolotl's
+    "logps/rejected": ("logps/rejected", "rejected_geometric_mean"),
+    "log_odds": ("log_odds_chosen", "log_odds"),
 }
 OF_TOKENS = {"nll_loss": ("nll_loss",)}
 
@@ -98,14 +99,15 @@ def replay(
     config = config_of(directory, objective)
     if objective.head == "value":
         _require_rewards_at_the_end(steps, config.get("pad_token_id"))
+    layout: dict[str, Any] = {"share_prompts": share_prompts, "padding": padding_of(recording, objective)}
     with tempfile.TemporaryDirectory() as scratch:
         first, last = (as_hf(directory, name, config, Path(scratch)) for name in ("init", "final"))
-        records, params = entry.run(objective, first, steps, optimizer, schedule=schedule, share_prompts=share_prompts)
+        records, params = entry.run(objective, first, steps, optimizer, schedule=schedule, **layout)
         initial, final = load_hf(first)[1], load_hf(last)[1]
         gradients = None
         if (directory / "grads.safetensors").is_file():
             theirs = load_hf(as_hf(directory, "grads", config, Path(scratch)))[1]
-            ours = entry.gradients(objective, first, steps[0], share_prompts=share_prompts)[1]
+            ours = entry.gradients(objective, first, steps[0], **layout)[1]
             gradients = _worst_tensor(lambda a, b: np.abs(a - b).max() / np.abs(b).max(), ours, theirs)
 
     def relative(ours: list[float], name: str) -> float:
@@ -124,6 +126,12 @@ def replay(
         gradients=gradients,
         metrics=_worst_metric([r.metrics for r in records], log, _comparable(steps)),
     )
+
+
+def padding_of(recording: recordings.Recording, objective: Objective) -> Padding | None:
+    """The padding that counts in ORPO's mean, as recorded; None where none counts."""
+    kind = getattr(objective, "padding", None)
+    return kind and Padding(kind, *recordings.read_padding(recording.directory))
 
 
 def _require_rewards_at_the_end(steps: list[list[list[recordings.Ids]]], pad: int | None) -> None:
@@ -226,6 +234,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # of objectives: how each is read from 
     "sft_weight": {"type": float, "help": "of DPO's loss sft; CPO's cpo_alpha"},
     "gamma": {"type": float, "help": "CPO's simpo_gamma"},
     "nll": {"choices": ["response", "prompt_and_response"]},
+    "padding": {"choices": ["trl", "axolotl"], "help": "compat.orpo_padding"},
     "center_weight": {"type": float, "help": "RewardTrainer's center_rewards_coefficient"},
     "normaliser": {"choices": ["global", "per_microbatch"]},
 }

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from janus_jax.data.rows import RowFormat
 from janus_jax.errors import DataError
 from janus_jax.objectives import Objective
 from janus_jax.objectives.dpo import DPO
@@ -18,7 +19,8 @@ from janus_jax.objectives.simpo import SimPO
 from janus_jax.training import replay as entry
 from janus_jax.training.optimizer import AdamW, Schedule
 from tests.oracles import recordings, replay_dir
-from tests.oracles.record_trl import CASES, LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY, Case
+from tests.oracles.record_orpo_padding import CASES as PADDED
+from tests.oracles.record_trl import CASES, LEARNING_RATE, WARMUP_STEPS, Case
 
 GOLDENS = Path(__file__).parent / "goldens"
 TOLERANCE = 1e-4
@@ -41,17 +43,18 @@ def objective_of(case: Case, **wrong) -> Objective:
 
 
 def replay(directory: Path, case: Case, *, share_prompts: bool = True) -> replay_dir.Worst:
-    optimizer = AdamW(weight_decay=WEIGHT_DECAY, clip_norm=case.clip_norm)
+    optimizer = AdamW(weight_decay=case.weight_decay, clip_norm=case.clip_norm)
     recording = recordings.read(directory)
     return replay_dir.replay(recording, objective_of(case), schedule_of(case), optimizer, share_prompts=share_prompts)
 
 
 def first_loss(directory: Path, objective: Objective, scratch: Path) -> float:
     """Of the first step, without the gradients that would take most of the time to compile."""
-    config = replay_dir.config_of(directory, objective)
-    steps = recordings.read(directory).steps[:1]
+    config, recording = replay_dir.config_of(directory, objective), recordings.read(directory)
+    form = RowFormat(objective.head, objective.branches, padding=replay_dir.padding_of(recording, objective))
+    model = replay_dir.as_hf(directory, "init", config, scratch)
     functions, initial, batches = entry._prepare(
-        objective, replay_dir.as_hf(directory, "init", config, scratch), steps, AdamW(), Schedule(0.0, 1), None, 0, True
+        objective, model, recording.steps[:1], AdamW(), Schedule(0.0, 1), None, 0, form
     )
     return float(jax.jit(lambda params, batch: functions.gradients(params, batch)[0])(initial, next(batches)))
 
@@ -61,18 +64,28 @@ def copy_of(name: str, target: Path) -> Path:
     return Path(shutil.copytree(GOLDENS / name, target / name, ignore=shutil.ignore_patterns("grads.safetensors")))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_packed_rows_follow_trl_for_a_whole_run(name):
-    worst = replay(GOLDENS / name, CASES[name])
+@pytest.mark.parametrize("name", [*CASES, *PADDED])
+def test_packed_rows_follow_the_trainer_for_a_whole_run(name):
+    case = (CASES | PADDED)[name]
+    worst = replay(GOLDENS / name, case)
     assert worst.steps >= 20
     assert worst.loss <= TOLERANCE
     assert worst.grad_norm <= TOLERANCE
     assert worst.weights <= TOLERANCE
-    assert (worst.gradients is not None) == CASES[name].gradients
+    assert (worst.gradients is not None) == case.gradients
     assert worst.gradients is None or worst.gradients <= TOLERANCE
-    assert (worst.metrics is not None) == (CASES[name].kind != "sft")
+    assert (worst.metrics is not None) == (case.kind != "sft")
     assert worst.metrics is None or worst.metrics <= TOLERANCE
     assert worst.within(TOLERANCE)
+
+
+@pytest.mark.parametrize(("name", "other"), [("orpo_padding_trl", "axolotl"), ("orpo_padding_axolotl", "trl")])
+def test_padding_counts_as_in_its_own_trainer_alone(name, other, tmp_path):
+    logged = recordings.read_log(GOLDENS / name)[0]["loss"]
+    assert abs(first_loss(GOLDENS / name, objective_of(PADDED[name]), tmp_path / "own") - logged) <= TOLERANCE * logged
+    for number, padding in enumerate((None, other)):
+        loss = first_loss(GOLDENS / name, objective_of(PADDED[name], padding=padding), tmp_path / str(number))
+        assert abs(loss - logged) > 10 * TOLERANCE * logged
 
 
 @pytest.mark.parametrize("name", ["dpo_ipo", "orpo", "rm"])
@@ -80,9 +93,9 @@ def test_a_copy_of_the_prompt_for_each_branch_changes_nothing(name):
     assert replay(GOLDENS / name, CASES[name], share_prompts=False).within(TOLERANCE)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *PADDED])
 def test_goldens_exercise_what_their_case_says(name):
-    case, recording = CASES[name], recordings.read(GOLDENS / name)
+    case, recording = (CASES | PADDED)[name], recordings.read(GOLDENS / name)
     batches = load_file(GOLDENS / name / "batches.safetensors")
     assert case.kind in recording.objectives
     assert {len(step) for step in recording.steps} == {case.accumulation}
@@ -102,7 +115,8 @@ def test_goldens_exercise_what_their_case_says(name):
     assert padding == {2 if case.pad_is_eos else 3}
     assert json.loads((GOLDENS / name / "config.json").read_text())["tie_word_embeddings"] == case.tied
     norms = [e["grad_norm"] for e in recording.log]
-    assert min(norms[-5:]) > 0.5 * max(norms[:5])  # late steps still say something
+    share = 0.3 if name in PADDED else 0.5  # padding is soon learned
+    assert min(norms[-5:]) > share * max(norms[:5])  # late steps still say something
     assert min(abs(e["loss"]) for e in recording.log) > 0.3  # and a relative error of the loss means something
 
 
@@ -111,15 +125,16 @@ def _attention(batches, key):
 
 
 def test_goldens_are_small():
-    sizes = {name: sum(f.stat().st_size for f in (GOLDENS / name).iterdir()) for name in CASES}
+    cases = CASES | PADDED
+    sizes = {name: sum(f.stat().st_size for f in (GOLDENS / name).iterdir()) for name in cases}
     assert max(sizes.values()) < 300_000
     assert sum(sizes.values()) < 4_000_000
-    assert {path.name for path in GOLDENS.iterdir()} == {*CASES, "adamw_8bit"}
+    assert {path.name for path in GOLDENS.iterdir()} == {*cases, "adamw_8bit"}
 
 
-@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.clip_norm != 1.0])
+@pytest.mark.parametrize("name", [n for n, case in (CASES | PADDED).items() if case.clip_norm != 1.0])
 def test_some_steps_are_clipped_and_some_are_not(name):
-    clipped = [e["grad_norm"] > CASES[name].clip_norm for e in recordings.read_log(GOLDENS / name)]
+    clipped = [e["grad_norm"] > (CASES | PADDED)[name].clip_norm for e in recordings.read_log(GOLDENS / name)]
     assert 5 <= sum(clipped) <= 15
 
 
@@ -226,7 +241,7 @@ def test_the_command_refuses_damaged_files(file, named, tmp_path, capsys):
     ("name", "flags", "message"),
     [
         ("sft", "--beta 0.3", "sft has no setting beta; it has normaliser"),
-        ("orpo", "--loss ipo", "orpo has no setting loss; it has beta, nll, normaliser"),
+        ("orpo", "--loss ipo", "orpo has no setting loss; it has beta, nll, normaliser, padding"),
         ("dpo", "--label-smoothing 0.7", "label_smoothing: Input should be less than 0.5"),
         ("dpo", "--loss hinge --label-smoothing 0.1", "loss hinge has no label smoothing"),
         ("sft", "--objective dpo", "layout sft replay sft; not dpo"),

@@ -16,9 +16,13 @@ import pytest
 from janus_jax.checkpoint.hf.write import save_hf
 from janus_jax.cli.main import main
 from janus_jax.config.run import RunConfig
+from janus_jax.data.padding import Padding
 from janus_jax.data.sample import write_sample
 from janus_jax.errors import ConfigError
 from janus_jax.model.mistral import Compute
+from janus_jax.objectives.orpo import ORPO
+from janus_jax.parallel.mesh import NOWHERE
+from janus_jax.training import replay
 from janus_jax.training.run import train
 from janus_jax.training.setup import prepare
 from tests.support.models import random_params
@@ -187,6 +191,37 @@ def test_a_run_averages_the_means_of_its_microbatches_if_told_to(data, tmp_path)
     np.testing.assert_allclose(losses["global"], sums.sum() / counts.sum(), rtol=1e-5)
     np.testing.assert_allclose(losses["per_microbatch"], np.mean(sums / counts), rtol=1e-5)
     assert len(set(counts)) > 1 and abs(losses["global"] - losses["per_microbatch"]) > 1e-3
+
+
+# --- orpo_padding
+
+
+@pytest.mark.parametrize("padding", ["trl", "axolotl"])
+def test_a_run_counts_padding_as_a_replay_of_recorded_runs(data, tmp_path, padding):
+    """Of one pair in each microbatch, as `tests/oracles` compares it with the trainers."""
+    changed = config(
+        data,
+        "dpo",
+        tmp_path,
+        objective={"name": "orpo", "nll": "prompt_and_response"},
+        compat={"orpo_padding": padding},
+        batch={"rows": 32, "max_sequence_length": 24},
+        optimizer={"clip_norm": None},
+    )
+    setup = prepare(changed)
+    functions, batch = setup.program.functions, on_host(next(setup.loader.batches()).batch)
+    functions = dataclasses.replace(functions, compute=dataclasses.replace(functions.compute, place=NOWHERE))
+    params = on_host(setup.initial_params("float32"))
+    loss = jax.jit(lambda params, batch: functions.gradients(params, batch)[0])(params, batch)
+
+    examples = random_examples(PAIRS, pairs=True, seed=1)
+    read = [examples[i] for i in batch.example_id[batch.valid]]
+    assert len(read) > 30
+    step = [[{name: getattr(e, name) for name in ("prompt", "chosen", "rejected")}] for e in read]
+    recorded = Padding(padding, 2, 64 if padding == "axolotl" else None)
+    objective = ORPO(nll="prompt_and_response", padding=padding, normaliser="per_microbatch")
+    expected, _ = replay.gradients(objective, data / "model", step, padding=recorded)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 # --- bfloat16_weights

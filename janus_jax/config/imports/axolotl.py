@@ -50,7 +50,8 @@ def convert(ledger: Ledger, devices: int | None, name: str) -> str:
     training_keys.plain_numbers(ledger, _NUMBERS)
     training_keys.clipping(ledger, "max_grad_norm")
     _precision(ledger)
-    if ledger.equal and objective in ("sft", "orpo"):  # their parts hold unequal numbers of tokens
+    padded = objective == "orpo" and _padding_counts(ledger)
+    if ledger.equal and objective in ("sft", "orpo") and not padded:  # their parts hold unequal numbers of tokens
         ledger.write("compat.token_mean", "per_microbatch")
     _intervals(ledger)
     datasets(ledger, objective, name)
@@ -204,6 +205,28 @@ def dpo_loss(ledger: Ledger, type_key: str, weights_key: str, smoothing_key: str
         )
         ledger.judge(smoothing_key, "ignored", note=f"the loss {loss} of TRL 1.16 has no label smoothing")
     ledger.judge(smoothing_key, "kept", "objective.label_smoothing")
+
+
+def _padding_counts(ledger: Ledger) -> bool:
+    """Whether padding counts in ORPO's NLL here too, as in the versions that have `orpo.chat_template`."""
+    types = [ledger.values[key] for key in ledger.under("datasets") if key.endswith(".type")]
+    if "orpo.chat_template" not in types:
+        return False
+    key, switch = "pad_to_sequence_len", "compat.orpo_padding = axolotl"
+    same = ledger.on(key) and ledger.on("flash_attention") and ledger.whole("micro_batch_size", 1) == 1
+    if not same or ledger.config["batch"]["overlong"] == "truncate":
+        ledger.by_hand.append(
+            f"NLL: versions with orpo.chat_template count padding in its mean; {switch} does so, for files with "
+            "flash_attention, pad_to_sequence_len, micro_batch_size 1 and without truncation"
+        )
+        return False
+    if not ledger.equal:
+        note = f"versions with orpo.chat_template count padding in the mean of the NLL; --compat sets {switch}"
+        ledger.judge(key, "approximated", "", note)
+        return False
+    ledger.write("compat.orpo_padding", "axolotl")
+    ledger.judge(key, "kept", switch, "padding counts in the mean of the NLL")
+    return True
 
 
 def _rates(ledger: Ledger) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from janus_jax.config.imports.recipe import Recipe
 from janus_jax.config.imports.source import flat
 from janus_jax.config.imports.training_keys import PROMPTS
 from janus_jax.config.run import load_config
@@ -18,11 +19,16 @@ DATA = [{"path": "a/b", "type": "chatml.intel"}]
 SMALL = {"base_model": BASE, "learning_rate": 1e-5, "micro_batch_size": 3, "datasets": DATA}
 
 
+def written(folder: Path, recipe: Recipe) -> Path:
+    """A file with the configuration that a recipe became."""
+    (folder / "ours.yaml").write_text(recipe.text)
+    return folder / "ours.yaml"
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_file_becomes_our_run(name: str, tmp_path: Path) -> None:
     recipe, report = imported(tmp_path, name, PUBLISHED[name], devices=4)
-    (tmp_path / "ours.yaml").write_text(recipe.text)
-    new, ours = load_config(tmp_path / "ours.yaml"), load_config(CONFIGS / f"{Path(name).stem}.yaml")
+    new, ours = load_config(written(tmp_path, recipe)), load_config(CONFIGS / f"{Path(name).stem}.yaml")
     cut = {"microbatches": ours.batch.microbatches}  # chosen for the devices
     assert new.batch.model_copy(update=cut) == ours.batch
     for section in SECTIONS:
@@ -46,6 +52,15 @@ def test_orpo_strategy_that_is_gone(tmp_path: Path) -> None:
     _, report = imported(tmp_path, "orpo.yml", PUBLISHED["orpo.yml"], devices=4)
     assert ["orpo.chat_template" in one for one in report["defects"]] == [True]
     assert "--template chatml" in report["commands"][-1]
+    assert verdicts(report)["pad_to_sequence_len"] == "approximated"
+    assert "--compat sets compat.orpo_padding" in str(report["keys"])
+
+
+@pytest.mark.parametrize("key", ["pad_to_sequence_len", "flash_attention"])
+def test_padding_that_is_not_here_is_named(key: str, tmp_path: Path) -> None:
+    _, report = imported(tmp_path, "orpo.yml", PUBLISHED["orpo.yml"] | {key: False}, devices=4, equal=True)
+    assert "orpo_padding" not in report["config"]["compat"]
+    assert any("count padding in its mean" in one for one in report["by_hand"])
 
 
 @pytest.mark.parametrize(
@@ -115,8 +130,11 @@ def test_compat_switches_are_set_on_request(tmp_path: Path) -> None:
     assert report["config"]["compat"] == compat | {"token_mean": "per_microbatch"}
     assert verdicts(report)["optimizer"] == "kept"
 
-    _, report = imported(tmp_path, "orpo.yml", PUBLISHED["orpo.yml"], devices=4, equal=True)
+    recipe, report = imported(tmp_path, "orpo.yml", PUBLISHED["orpo.yml"], devices=4, equal=True)
     assert report["config"]["compat"]["bos"] is False and "--no-bos" in report["commands"][-1]
+    assert report["config"]["compat"]["orpo_padding"] == "axolotl" and "token_mean" not in report["config"]["compat"]
+    assert verdicts(report)["pad_to_sequence_len"] == "kept"
+    load_config(written(tmp_path, recipe))
     assert report["config"]["compat"]["adamw_8bit"] == 256 and "compat.adamw_8bit=2048" in str(report["keys"])
 
     _, report = imported(tmp_path, "x.yaml", SMALL | {"bf16": True}, devices=1, equal=True)
