@@ -131,10 +131,10 @@ def our_step(side: str, steps: list[list[list[Example]]]) -> Callable[[int], tup
     from janus_jax.training.step import StepFunctions
 
     class TwoRows(StepFunctions):
-        def scores(self, params: Any, batch: Any) -> Any:
+        def scores(self, params: Any, batch: Any, sums: Any = None) -> Any:
             fields = (batch.tokens, batch.targets, batch.segment, batch.branch, batch.position)
             tokens, targets, *slots = (field.reshape(-1, LONGEST) for field in fields)
-            scalars = token_scalars(self.model, params, tokens, targets, Slots(*slots), self.compute)
+            scalars = token_scalars(self.model, params, tokens, targets, Slots(*slots), self.compute, sums)
             return branch_scores(scalars.reshape(batch.tokens.shape), batch)
 
     settings = config()

@@ -77,6 +77,31 @@ def test_log_probs_and_their_gradients_are_those_of_whole_logits(place, numbers,
     assert found[1][1].sharding.is_equivalent_to(head.sharding, 2)
 
 
+@pytest.mark.parametrize("share", [0, 0.1, 0.6, 1])
+def test_slots_that_do_not_count_are_left_out(place, numbers, share):
+    """Of log-probs and gradients, wherever they stand; logits are large, and one row has no slot that counts."""
+    counted = np.random.default_rng(1).random((ROWS, LENGTH)) < share
+    counted[2] = False
+    ids, weights, hidden, head = numbers["ids"], numbers["weights"] * counted, numbers["hidden"] * 9, numbers["head"]
+
+    def whole(hidden, head):
+        return (weights * _pick(jax.nn.log_softmax(hidden @ head), ids)).sum()
+
+    def loss(hidden, head, targets, counted):
+        logps = token_logps(hidden, head, targets, counted=counted, place=place)
+        return (logps * weights).sum(), logps
+
+    args = put(place, hidden, "batch", "length", None), put(place, head, "embed", "vocab")
+    args += tuple(put(place, array, "batch", "length") for array in (ids, counted))
+    expected = jax.grad(whole, argnums=(0, 1))(hidden, head)
+    found, logps = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(*args)
+    assert_within(found, expected, TOLERANCE)
+    alone = jax.jit(lambda *args: loss(*args)[1])(*args)  # without a gradient nothing is kept
+    for some in (logps, alone) if share else ():
+        assert_within(np.asarray(some)[counted], _pick(jax.nn.log_softmax(hidden @ head), ids)[counted], TOLERANCE)
+        assert place.mesh is None or not np.asarray(some)[~counted].any()
+
+
 def _pick(logps, ids):
     return jnp.take_along_axis(logps, ids[..., None], axis=-1)[..., 0]
 
