@@ -81,7 +81,7 @@ def _forward(
         top = logits.max(-1)
         weights = jnp.exp(logits - top[:, None])
         numbers = [jnp.where(here[:size], picked, 0), top, weights.sum(-1)]
-        return *(_pad(part, slots) for part in (*numbers, *([weights] if keep else []))),
+        return (*(_pad(part, slots) for part in (*numbers, *([weights] if keep else []))),)
 
     picked, top, total, *weights = _of_first(which, slots, first)
     best = jax.lax.pmax(top, names) if names else top
@@ -99,15 +99,7 @@ def _forward(
 
 
 def _backward(
-    x: Array,
-    shard: Array,
-    targets: Array,
-    counted: Array,
-    weights: Array,
-    share: Array,
-    g: Array,
-    *,
-    place: Placement,
+    x: Array, shard: Array, targets: Array, counted: Array, weights: Array, share: Array, g: Array, *, place: Placement
 ) -> tuple[Array, Array]:
     """Cotangents of x [b, l, D] and of this device's shard of the head.
 
