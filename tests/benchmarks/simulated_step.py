@@ -1,4 +1,4 @@
-"""Time of the demo's steps on eight simulated devices, with glibc keeping freed memory and without, or beside other code.
+"""Time of the demo's steps on eight simulated devices: glibc keeps freed memory or not, or beside another checkout.
 
     python -m tests.benchmarks.simulated_step
     python -m tests.benchmarks.simulated_step --kind dpo --beside CHECKOUT    # another version of this repository
@@ -73,7 +73,13 @@ def main() -> None:
         taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
         for pair in range(arguments.pairs):
             for name in sorted(sides, reverse=pair % 2 == 1):
-                command = [sys.executable, __file__, "--measure", name if name in ("kept", "returned") else "kept"]
+                command = [
+                    sys.executable,
+                    "-P",
+                    __file__,
+                    "--measure",
+                    name if name in ("kept", "returned") else "kept",
+                ]
                 command += ["--kind", arguments.kind, "--data", str(data)]
                 paths = {"PYTHONPATH": os.pathsep.join((str(sides[name]), str(ROOT)))}
                 done = subprocess.run(command, cwd=scratch, env=os.environ | paths, check=True, capture_output=True)
