@@ -20,6 +20,9 @@ _HIDDEN, _HEAD, _KEPT = (*TOKENS, None), ("embed", "vocab"), (*TOKENS, "vocab")
 _PARTS = 8
 """How finely the number of slots in a product follows the number that count. More parts take longer to compile."""
 
+_MANY = 256
+"""Slots of a device from which on some are left out."""
+
 
 def token_logps(
     hidden: Float[Array, "B L D"],
@@ -56,11 +59,15 @@ def _in_order(counted: Array) -> tuple[Array, Array]:
 
 def _sizes(slots: int) -> list[int]:
     """Numbers of slots for which products are compiled."""
+    if slots < _MANY:
+        return [slots]
     return sorted({-(-slots * part // _PARTS) for part in range(1, _PARTS + 1)})
 
 
 def _of_first(which: Array, slots: int, run: Callable[[int], tuple[Array, ...]]) -> tuple[Array, ...]:
     """`run(size)` for one of the sizes: arrays whose first axis is as long, or shorter."""
+    if len(_sizes(slots)) == 1:
+        return run(slots)
     return jax.lax.switch(which, [functools.partial(run, size) for size in _sizes(slots)])
 
 
