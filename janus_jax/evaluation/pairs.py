@@ -14,8 +14,7 @@ from janus_jax.batch import Batch
 from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.config.run import RunConfig
 from janus_jax.data.statistics import wilson_interval
-from janus_jax.model.mistral import Params
-from janus_jax.objectives import PairObjective
+from janus_jax.objectives import PairObjective, branch_scores
 from janus_jax.training.reference import open_stores
 from janus_jax.training.setup import Setup, prepare
 
@@ -64,12 +63,17 @@ def pair_accuracies(
         "training pairs", then the groups with at least one scored pair.
     """
     setup = prepare(config.model_copy(update={"eval": config.eval.model_copy(update={"every_steps": 1})}))
-    objective, functions = setup.objective, setup.program.functions
+    objective = setup.objective
     assert isinstance(objective, PairObjective) and setup.eval_loader is not None
 
     @jax.jit
-    def margins_of(params: Params, batch: Batch) -> Float[Array, "M B S"]:
-        return jax.lax.map(lambda micro: objective.margins(functions.scores(params, micro), micro), batch)
+    def margins_of(sums: Float[Array, "M B S 2"], batch: Batch) -> Float[Array, "M B S"]:
+        def margins(args: tuple[Array, Batch]) -> Array:
+            sums, micro = args
+            scores = branch_scores(jnp.zeros(micro.tokens.shape, jnp.float32), micro)
+            return objective.margins(dataclasses.replace(scores, sums=sums), micro)
+
+        return jax.lax.map(margins, (sums, batch))
 
     stored = _stored_logps(setup)
     reference = functools.cache(lambda: setup.reference_params(setup.reference_step))
@@ -97,7 +101,8 @@ def pair_accuracies(
             valid = jax.device_get(batch.valid)
             ids = jax.device_get(batch.example_id)[valid].tolist()
             for name, params in weights.items():
-                margins[name].update(zip(ids, jax.device_get(margins_of(params, batch))[valid].tolist(), strict=True))
+                sums = setup.program.reference(params, batch)  # a program that a run with a reference has compiled
+                margins[name].update(zip(ids, jax.device_get(margins_of(sums, batch))[valid].tolist(), strict=True))
         lengths = loader.dataset.lengths
         if split == "train":
             accuracies["training pairs"] = _accuracy(margins, lengths, list(margins["trained"]))

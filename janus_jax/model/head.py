@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from janus_jax.model import head_on_cpus
 from janus_jax.model.vocabulary import TOKENS, gather, largest, scatter_sum, vocab_axes, vocab_start
 from janus_jax.parallel.mesh import NOWHERE, Placement
 
@@ -26,19 +27,30 @@ _HIDDEN, _HEAD = (*TOKENS, None), ("embed", "vocab")
 
 
 def token_logps(
-    hidden: Float[Array, "B L D"], head: Float[Array, "D V"], targets: Int[Array, "B L"], *, place: Placement = NOWHERE
+    hidden: Float[Array, "B L D"],
+    head: Float[Array, "D V"],
+    targets: Int[Array, "B L"],
+    *,
+    counted: Bool[Array, "B L"] | None = None,
+    place: Placement = NOWHERE,
 ) -> Float[Array, "B L"]:
     """log softmax(hidden @ head)[target] at each slot, in float32.
 
     Goes along the length in chunks whose logits are recomputed in the backward pass; those of a single chunk are kept.
     Every device has its own tokens and, where the vocabulary is sharded over others, a part of it. Widths of the head
     come together once, in the dtype of `hidden`; its gradient is summed over chunks in float32 and sent out once.
+
+    Args:
+        counted: the slots whose log-probs matter; None: all. Those of others may be 0, without a gradient.
     """
+    single = _chunk(place, hidden.shape[0], head.shape[1]) >= hidden.shape[1] // place.shards("length")
+    if single and place.platform == "cpu" and hidden.dtype == head.dtype == jnp.float32:
+        counted = jnp.ones(targets.shape, bool) if counted is None else counted
+        return head_on_cpus.token_logps(hidden, head, targets, counted, place=place)
     ins = (_HIDDEN, _HEAD, TOKENS)
     kept = (TOKENS, (*TOKENS, "vocab" if vocab_axes(place) else None))  # logsumexp, and logits of a single chunk
 
     def forward(hidden: Array, head: Array, targets: Array) -> tuple[Array, Any]:
-        single = _chunk(place, hidden.shape[0], head.shape[1]) >= hidden.shape[1] // place.shards("length")
         run = functools.partial(_forward, place=place, single=single)
         out, *residuals = place.map(run, ins, (TOKENS, *kept[: 1 + single]))(hidden, head, targets)
         return out, (hidden, head, targets, residuals)

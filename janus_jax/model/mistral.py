@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from janus_jax.model import head
+from janus_jax.model import blockwise, head
 from janus_jax.model.attention import Keys, Slots, attention
-from janus_jax.model.blockwise import blockwise, suits
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.kernels import Kernel
 from janus_jax.model.remat import INPUT, Remat, policy
@@ -92,8 +91,9 @@ class Attention(nnx.Module):
             k = checkpoint_name(rotary(heads(self.k, "kv_heads"), slots.position, config.rope_theta), "key")
             v = checkpoint_name(heads(self.v, "kv_heads"), "value")
             window, kernel = config.sliding_window, compute.kernel
-            if kernel is None and not past and suits(x.shape[1], compute.place):
-                out = checkpoint_name(blockwise(q, k, v, slots, window=window), "attention")
+            if kernel is None and not past and blockwise.suits(x.shape[1], compute.place):
+                out = blockwise.on_devices(q, k, v, slots, window=window, place=compute.place)
+                out = checkpoint_name(out, "attention")
             elif kernel is None or past:
                 shards = compute.place.shards("batch", "kv_heads")
                 on_cpu = compute.place.platform == "cpu"
@@ -325,11 +325,13 @@ def token_logps(
     slots: Slots,
     compute: Compute,
     sums: Params | None = None,
+    counted: Bool[Array, "B L"] | None = None,
 ) -> Float[Array, "B L"]:
-    """log p(target | what the slot sees) at each slot, float32; logits are never whole."""
+    """log p(target | what the slot sees) at each slot, float32; logits are never whole. `counted`: as the head's."""
     model = bind(config, params)
     with jax.named_scope("head"):
-        return head.token_logps(model(tokens, slots, compute, sums), model.head(), targets, place=compute.place)
+        hidden = model(tokens, slots, compute, sums)
+        return head.token_logps(hidden, model.head(), targets, counted=counted, place=compute.place)
 
 
 def token_values(
@@ -357,16 +359,18 @@ def token_scalars(
     slots: Slots,
     compute: Compute,
     sums: Params | None = None,
+    counted: Bool[Array, "B L"] | None = None,
 ) -> Float[Array, "B L"]:
     """The output of the model's head at each slot, float32: `token_logps`, or `token_values` of a reward model.
 
     Args:
         sums: a tree like `params["layers"]`: differentiated by it, the result is `sums` plus the gradient of the
             layers (`model/remat_scan.py`), which have none of their own.
+        counted: the slots whose log-probs matter; None: all.
     """
     if config.head == "value":
         return token_values(config, params, tokens, slots, compute, sums)
-    return token_logps(config, params, tokens, targets, slots, compute, sums)
+    return token_logps(config, params, tokens, targets, slots, compute, sums, counted)
 
 
 def logits(

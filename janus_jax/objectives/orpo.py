@@ -6,7 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from janus_jax.batch import Batch
 from janus_jax.config.objectives import ORPOSection
@@ -46,6 +46,11 @@ class ORPO(ORPOSection, PairObjective):
     def loss_terms(self) -> Mapping[str, float]:
         """NLL and beta times the odds ratio term."""
         return {"nll_loss": 1.0, "preference_loss": self.beta}
+
+    def counted(self, batch: Batch) -> Bool[Array, "B L"]:
+        """Those of responses, and of prompts if the NLL runs over them."""
+        responses = super().counted(batch)
+        return responses | prompt_targets(batch) if self.nll == "prompt_and_response" else responses
 
     def denominators(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         """Pairs, and tokens of the chosen sequences that the NLL runs over, or pairs if it is a mean of means."""

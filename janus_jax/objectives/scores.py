@@ -61,6 +61,10 @@ class Objective(ObjectiveSection, abc.ABC):
     ) -> tuple[Float[Array, ""], Metrics]:
         """This microbatch's share of the loss, and its metrics."""
 
+    def counted(self, batch: Batch) -> Bool[Array, "B L"]:
+        """The slots whose scalars the scores of this objective are made of."""
+        return batch.weights > 0
+
     def reward_statistics(self, evaluation: Mapping[str, float], pairs: int) -> dict[str, float]:
         """What a held-out evaluation says of the rewards, to be stored with the weights; empty where there are none.
 

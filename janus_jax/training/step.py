@@ -46,7 +46,8 @@ class StepFunctions:
         # Asked for float32, accelerators would still multiply in fewer bits unless told not to.
         exact = "highest" if jnp.dtype(self.compute.dtype) == jnp.float32 else "default"
         with jax.default_matmul_precision(exact):
-            scalars = token_scalars(self.model, params, batch.tokens, batch.targets, slots, self.compute, sums)
+            counted = self.objective.counted(batch)
+            scalars = token_scalars(self.model, params, batch.tokens, batch.targets, slots, self.compute, sums, counted)
         return branch_scores(scalars, batch)
 
     def reference(self, params: Params, batch: Batch) -> Float[Array, "M B S 2"]:

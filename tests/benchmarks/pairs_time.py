@@ -132,9 +132,10 @@ def our_step(side: str, steps: list[list[list[Example]]]) -> Callable[[int], tup
 
     class TwoRows(StepFunctions):
         def scores(self, params: Any, batch: Any, sums: Any = None) -> Any:
-            fields = (batch.tokens, batch.targets, batch.segment, batch.branch, batch.position)
-            tokens, targets, *slots = (field.reshape(-1, LONGEST) for field in fields)
-            scalars = token_scalars(self.model, params, tokens, targets, Slots(*slots), self.compute, sums)
+            fields = (batch.tokens, batch.targets, self.objective.counted(batch))
+            fields += (batch.segment, batch.branch, batch.position)
+            tokens, targets, counted, *slots = (field.reshape(-1, LONGEST) for field in fields)
+            scalars = token_scalars(self.model, params, tokens, targets, Slots(*slots), self.compute, sums, counted)
             return branch_scores(scalars.reshape(batch.tokens.shape), batch)
 
     settings = config()

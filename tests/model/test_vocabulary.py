@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from janus_jax.model import head as head_module
+from janus_jax.model import head_on_cpus
 from janus_jax.model.head import token_logps
 from janus_jax.model.vocabulary import embed
 from janus_jax.parallel.mesh import DEFAULT_RULES, NOWHERE, MeshShape, Placement, build_mesh
@@ -75,6 +76,36 @@ def test_log_probs_and_their_gradients_are_those_of_whole_logits(place, numbers,
     found = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(hidden, head, targets)
     assert_within(found, expected, TOLERANCE)
     assert found[1][1].sharding.is_equivalent_to(head.sharding, 2)
+
+
+def test_slots_that_do_not_count_are_left_out(place, numbers, monkeypatch):
+    """Of log-probs and gradients, wherever they stand; logits are large, and one row has no slot that counts."""
+    monkeypatch.setattr(head_on_cpus, "_MANY", 1)
+    ids, hidden, head = numbers["ids"], numbers["hidden"] * 9, numbers["head"]
+
+    @jax.jit
+    def whole(hidden, head, weights):
+        logps = _pick(jax.nn.log_softmax(hidden @ head), ids)
+        return (weights * logps).sum(), logps
+
+    def loss(hidden, head, targets, counted, weights):
+        logps = token_logps(hidden, head, targets, counted=counted, place=place)
+        return (logps * weights).sum(), logps
+
+    args = put(place, hidden, "batch", "length", None), put(place, head, "embed", "vocab")
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    alone = jax.jit(lambda *args: loss(*args)[1])  # without a gradient nothing is kept
+    for share in (0, 0.1, 0.6, 1):
+        counted = np.random.default_rng(1).random((ROWS, LENGTH)) < share
+        counted[2] = False
+        weights = numbers["weights"] * counted
+        slots = tuple(put(place, array, "batch", "length") for array in (ids, counted, weights))
+        expected, all_logps = jax.grad(whole, argnums=(0, 1), has_aux=True)(hidden, head, weights)
+        found, logps = gradients(*args, *slots)
+        assert_within(found, expected, TOLERANCE)
+        for some in (logps, alone(*args, *slots)):
+            assert_within(some * counted, all_logps * counted, TOLERANCE)
+            assert place.mesh is None or not np.asarray(some)[~counted].any()
 
 
 def _pick(logps, ids):

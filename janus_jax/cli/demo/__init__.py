@@ -35,8 +35,9 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
     console = Console()
     out = Path(os.path.expanduser(out))
     from janus_jax.parallel import processes
+    from janus_jax.storage import staging
 
-    processes.start(processes.RuntimeOptions(devices=devices))
+    processes.start(processes.RuntimeOptions(devices=devices, programs=str(staging.cache() / "programs")))
     from janus_jax.checkpoint.stored_model import open_model
     from janus_jax.cli.demo import figures, report
     from janus_jax.config.run import load_config
