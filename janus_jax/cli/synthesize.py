@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from janus_jax.cli.arguments import BeamOptions
 from janus_jax.cli.outputs import require_writable, tell
 from janus_jax.errors import ConfigError
 
@@ -51,10 +52,7 @@ def data_synthesize(
             "dataflow, flink, spark, or a runner's name. Needs the extra beam. Default: without Beam."
         ),
     ] = None,
-    beam_option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="With --runner: an option of the runner, such as project=NAME. Repeat."),
-    ] = None,
+    beam_option: BeamOptions = None,
     processes: Annotated[int, typer.Option(min=1, help="With --runner direct: worker processes.")] = 1,
 ) -> None:
     """Make instructions, preferences, system messages and responses like those of the Multifaceted Collection."""

@@ -38,8 +38,9 @@ def write_rows(directory: Path, rows: int) -> int:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Files that only one directory has, or that differ."""
+    """Files that only one directory has, or that differ; the manifest in any case, if it is missing."""
     names = {path.relative_to(root).as_posix() for root in (one, other) for path in root.rglob("*") if path.is_file()}
+    names.add("manifest.json")
     return [
         name
         for name in sorted(names)
@@ -61,7 +62,7 @@ def main() -> None:
             source, seconds = Path(temporary, "raw"), {}
             size = write_rows(source, rows)
             for name, more in (("plain", []), ("beam", ["--runner", "direct"])):
-                command = [sys.executable, "-m", "janus_jax.cli.main", "data", "build", "--kind", "sft"]
+                command = [sys.executable, "-m", "janus_jax.cli", "data", "build", "--kind", "sft"]
                 command += ["--source", str(source), "--out", f"{temporary}/{name}", *more, *arguments.options]
                 before = os.times()
                 seconds[name], peak, _ = peak_of([*command, "--processes", str(arguments.processes)])

@@ -200,7 +200,7 @@ def run(rows: int, scratch: Path, batches: int) -> dict[str, Any]:
     command = [
         sys.executable,
         "-m",
-        "janus_jax.cli.main",
+        "janus_jax.cli",
         "data",
         "build",
         "--kind",

@@ -69,7 +69,7 @@ class Look:
     """What is decided about a record without any other."""
 
     section: InstructionsSection
-    language: str
+    language: str | None
     contamination: Contamination
 
     def __call__(self, source: SourceSection, named: Iterable[tuple[str, Any]]) -> Iterator[Looked]:

@@ -60,11 +60,11 @@ def _units(runner: Runner, look: Look) -> list[_Unit]:
         # workers on other machines read a source on gs:// there, not its copy on this machine
         return os.fspath(path), os.fspath(path) if runner.is_direct else original(os.fspath(path))
 
-    units: list[_Unit] = []
+    units: list[tuple[int, list[tuple[str, str]]]] = []
     for number, source in enumerate(look.section.sources):
         files = [named(path) for path in files_of(source)]
-        units += [(0, number, one) for one in ([[file] for file in files] if source.first is None else [files])]
-    return [(number, *rest) for number, (_, *rest) in enumerate(units)]
+        units += [(number, [file]) for file in files] if source.first is None else [(number, files)]
+    return [(number, *unit) for number, unit in enumerate(units)]
 
 
 def _build(pipeline: Any, place: str, look: Look, units: Sequence[_Unit]) -> None:

@@ -213,7 +213,11 @@ def test_real_rows_in_several_processes(tmp_path, options):
     rows = real_rows(tmp_path)
     if rows is None:
         pytest.skip("JANUS_REAL_DATA is not set")
-    both(tmp_path, rows.sft if options["kind"] == "sft" else rows.dpo, processes=2, **options)
+    lines = (rows.sft if options["kind"] == "sft" else rows.dpo).read_text().splitlines(keepends=True)
+    (source := tmp_path / "rows").mkdir()
+    for number in range(2):
+        (source / f"train-{number:05d}-of-00002.jsonl").write_text("".join(lines[number::2]))
+    both(tmp_path, source, processes=2, **options)
 
 
 @needs_beam
