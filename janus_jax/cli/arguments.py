@@ -37,6 +37,10 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+BeamOptions = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="With --runner: an option of the runner, such as project=NAME. Repeat."),
+]
 Coordinator = Annotated[
     str | None,
     typer.Option(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from janus_jax.cli import inspect, synthesize
-from janus_jax.cli.arguments import SETTINGS, on_cpu
+from janus_jax.cli.arguments import SETTINGS, BeamOptions, on_cpu
 from janus_jax.cli.outputs import require_writable
 from janus_jax.errors import ConfigError, counted
 
@@ -92,10 +92,7 @@ def data_build(
             "extra beam. Default: build without Beam."
         ),
     ] = None,
-    beam_option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="With --runner: an option of the runner, such as project=NAME. Repeat."),
-    ] = None,
+    beam_option: BeamOptions = None,
 ) -> None:
     """Check records, apply the prompt template, tokenize, and write a data set for training."""
     built_kind = kind or derive

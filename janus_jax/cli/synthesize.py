@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from janus_jax.cli.arguments import BeamOptions
 from janus_jax.cli.outputs import require_writable, tell
 from janus_jax.errors import ConfigError
 
@@ -44,8 +45,18 @@ def data_synthesize(
         list[Path] | None,
         typer.Option(metavar="FILE", help="With --step: answers of a batch API; may be repeated.", show_default=False),
     ] = None,
+    runner: Annotated[
+        str | None,
+        typer.Option(
+            help="Read and filter the records of the step instructions on Apache Beam: direct (this machine), "
+            "dataflow, flink, spark, or a runner's name. Needs the extra beam. Default: without Beam."
+        ),
+    ] = None,
+    beam_option: BeamOptions = None,
+    processes: Annotated[int, typer.Option(min=1, help="With --runner direct: worker processes.")] = 1,
 ) -> None:
     """Make instructions, preferences, system messages and responses like those of the Multifaceted Collection."""
+    from janus_jax.data.build.beam.runner import Runner
     from janus_jax.data.synthesize.config import load_synthesis
     from janus_jax.data.synthesize.pipeline import STEPS, Synthesis, planned_lines
 
@@ -57,9 +68,14 @@ def data_synthesize(
             raise ConfigError(f"--answers {path}: no such file")
     if dry_run and (batch or answers):
         raise ConfigError("--dry-run: not allowed with --batch or --answers")
+    if runner is None and (beam_option or processes > 1):
+        raise ConfigError("--beam-option, --processes: allowed: only with --runner")
+    if runner is not None and step not in (None, "instructions"):
+        raise ConfigError("--runner: allowed: only where the step instructions is made")
     settings = load_synthesis(file, overrides or [])
     require_writable("out", settings.out)
-    work = Synthesis(settings, limit=limit, batch=batch, tell=tell)
+    on_beam = None if runner is None else Runner(runner, tuple(beam_option or ()))
+    work = Synthesis(settings, limit=limit, batch=batch, runner=on_beam, processes=processes, tell=tell)
     if dry_run:
         for line in planned_lines(work.estimate(step)):
             print(line)

@@ -32,9 +32,10 @@ _SAMPLE_EVERY_S = 0.5  # each sample walks the page tables of all processes; ten
 
 @dataclasses.dataclass
 class Peak:
-    """Largest memory that a process and its children held together, in bytes."""
+    """Largest memory in bytes that a process held, and that it held with its children."""
 
     bytes: int = 0
+    own: int = 0
 
 
 def peak_of(command: list[str]) -> tuple[float, Peak, str]:
@@ -44,7 +45,8 @@ def peak_of(command: list[str]) -> tuple[float, Peak, str]:
 
     def watch() -> None:
         while process.poll() is None:
-            peak.bytes = max(peak.bytes, sum(map(_proportional_bytes, _tree(process.pid))))
+            sizes = [_proportional_bytes(pid) for pid in _tree(process.pid)] or [0]
+            peak.bytes, peak.own = max(peak.bytes, sum(sizes)), max(peak.own, sizes[0])
             time.sleep(_SAMPLE_EVERY_S)
 
     thread = threading.Thread(target=watch)
@@ -198,7 +200,7 @@ def run(rows: int, scratch: Path, batches: int) -> dict[str, Any]:
     command = [
         sys.executable,
         "-m",
-        "janus_jax.cli.main",
+        "janus_jax.cli",
         "data",
         "build",
         "--kind",

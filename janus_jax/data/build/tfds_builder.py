@@ -46,6 +46,9 @@ def write_records(splits: Mapping[str, Callable[[], Iterator[Record]]], data_dir
 def _write(info: Any, splits: Mapping[str, Callable[[], Iterator[Record]]]) -> None:
     writer = import_tfds().core.SequentialWriter(info, RECORDS_PER_FILE, file_format="array_record")
     writer.initialize_splits(list(splits))
+    serializer: Any = writer._serializer
+    # the fields of a tf.Example are a map, whose order would differ from process to process
+    serializer.serialize_example = lambda one: serializer.get_tf_example(one).SerializeToString(deterministic=True)
     for name, read in splits.items():
         source = iter(read())
         while records := list(itertools.islice(source, _RECORDS_AT_ONCE)):

@@ -1,8 +1,9 @@
 """The second step: instructions of any source that a build reads, filtered, each once, without system messages."""
 
+import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from janus_jax.data.columns import Columns, RecordError, alike, columns_of, fill
 from janus_jax.data.messages import is_messages, read_conversation
 from janus_jax.data.schema import ALIASES, name_of
 from janus_jax.data.synthesize import gates
-from janus_jax.data.synthesize.config import SourceSection
+from janus_jax.data.synthesize.config import InstructionsSection, SourceSection
 from janus_jax.data.synthesize.files import digest_of
 from janus_jax.data.synthesize.language import is_english
 from janus_jax.data.synthesize.near import Contamination, NearDuplicates, tokens
@@ -50,29 +51,93 @@ def settings(stage: Stage) -> dict[str, Any]:
     return {"section": section.model_dump(), "language": stage.config.language, "files": files}
 
 
+class Looked(NamedTuple):
+    """A record that was looked at by itself."""
+
+    place: str
+    """FILE:RECORD."""
+    instruction: Instruction | None
+    own: str
+    """Equal for instructions of the same words."""
+    reason: str = ""
+    """Why it is dropped."""
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What is decided about a record without any other."""
+
+    section: InstructionsSection
+    language: str | None
+    contamination: Contamination
+
+    def __call__(self, source: SourceSection, named: Iterable[tuple[str, Any]]) -> Iterator[Looked]:
+        """Args: named: `records` of the source."""
+        for place, raw in named:
+            try:
+                one = instruction_of(raw, source, first=self.section.several_turns == "first")
+                self._check(one.text)
+                yield Looked(place, one, digest_of(" ".join(tokens(one.text)) or one.text))
+            except RecordError as error:
+                yield Looked(place, None, "", error.reason, str(error))
+
+    def _check(self, text: str) -> None:
+        size = len(text)
+        if size < self.section.min_chars:
+            raise RecordError("too_short", f"{size} characters")
+        if size > self.section.max_chars:
+            raise RecordError("too_long", f"{size:,} characters")
+        if markup := gates.MARKUP.search(text):
+            raise RecordError("chat_markup", markup[0].strip())
+        if self.language == "en" and not is_english(text):
+            raise RecordError("wrong_language", text[:40])
+        if self.contamination.shared(text):
+            raise RecordError("in_bench", text[:40])
+
+
 def run(stage: Stage) -> None:
-    section, writer = stage.config.instructions, stage.writer
+    section = stage.config.instructions
     benches = [one for source in section.contaminated_by for one in _prompts(source)]
-    contamination = Contamination(benches, section.ngram)
+    look = Look(section, stage.config.language, Contamination(benches, section.ngram))
+    if stage.runner is None:
+        here = (((one, False) for one in look(source, records(source))) for source in section.sources)
+        _select(stage, here)
+        return
+    from janus_jax.data.synthesize.instructions_beam import looked_at
+
+    with looked_at(stage.runner, stage.processes, stage.directory.path, look) as of_sources:
+        _select(stage, of_sources)
+
+
+def _select(stage: Stage, of_sources: Iterable[Iterable[tuple[Looked, bool]]]) -> None:
+    """Writes the instructions that are neither equal nor near to one before.
+
+    Args:
+        of_sources: the records of each source, and whether no other record can be equal or near.
+    """
+    section, writer = stage.config.instructions, stage.writer
     near = None if section.alike is None else NearDuplicates(section.alike)
     numbers: list[str] = []  # ids by the numbers that `near` gives
     seen: set[str] = set()
-    for source in section.sources:
+    kept = 0
+    for source, looked in zip(section.sources, of_sources, strict=True):
         read = 0
-        for place, raw in records(source):
+        for (place, one, own, reason, detail), is_alone in looked:
             read += 1
-            try:
-                one = instruction_of(raw, source, first=section.several_turns == "first")
-                own = digest_of(" ".join(tokens(one.text)) or one.text)
-                _check(stage, one, own, seen, contamination)
-            except RecordError as error:
-                writer.drop(error.reason, place=place, detail=str(error))
+            if one is None:
+                writer.drop(reason, place=place, detail=detail)
                 continue
-            if near is not None and (other := near.add(one.text)) is not None:
-                writer.drop("near_duplicate", place=place, detail=f"of {numbers[other]}")
-                continue
-            seen.add(own)
-            numbers.append(own)
+            if not is_alone:
+                if own in seen:
+                    writer.drop("duplicate", place=place, detail=f"of {own}")
+                    continue
+                if near is not None and (other := near.add(one.text)) is not None:
+                    writer.drop("near_duplicate", place=place, detail=f"of {numbers[other]}")
+                    continue
+                seen.add(own)
+                numbers.append(own)
+            kept += 1
             writer.counts["system_messages_taken_off"] += one.has_system
             writer.add(
                 {"id": own, "prompt": one.text, "main_source": one.main_source, "original_source": one.original_source}
@@ -81,36 +146,23 @@ def run(stage: Stage) -> None:
         writer.counts["read"] += read
         if not read:
             raise DataError(source.path, "has no record" + (f" of split {source.split}" if source.split else ""))
-    if not seen:
+    if not kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in writer.dropped.most_common())
         raise DataError("instructions.sources", f"no instruction is left; dropped: {reasons}")
 
 
-def _check(stage: Stage, one: Instruction, own: str, seen: set[str], contamination: Contamination) -> None:
-    section = stage.config.instructions
-    size = len(one.text)
-    if size < section.min_chars:
-        raise RecordError("too_short", f"{size} characters")
-    if size > section.max_chars:
-        raise RecordError("too_long", f"{size:,} characters")
-    if gates.MARKUP.search(one.text):
-        raise RecordError("chat_markup", gates.MARKUP.search(one.text)[0].strip())  # pyright: ignore
-    if stage.config.language == "en" and not is_english(one.text):
-        raise RecordError("wrong_language", one.text[:40])
-    if own in seen:
-        raise RecordError("duplicate", f"of {own}")
-    if contamination.shared(one.text):
-        raise RecordError("in_bench", one.text[:40])
-
-
 def records(source: SourceSection) -> Iterator[tuple[str, Any]]:
     """FILE:RECORD and the raw value of each record of a source."""
+    named = ((f"{path}:{number}", raw) for path in files_of(source) for number, raw in raw_records(path))
+    return itertools.islice(named, source.first)
+
+
+def files_of(source: SourceSection) -> list[Path]:
+    """The files of a source, in order."""
     splits = find_splits(source.path)
     if source.split is not None and source.split not in splits:
         raise DataError(source.path, f"has no split {source.split}; it has {', '.join(splits)}")
-    paths = [path for name, paths in splits.items() if source.split in (None, name) for path in paths]
-    named = ((f"{path}:{number}", raw) for path in paths for number, raw in raw_records(path))
-    return itertools.islice(named, source.first)
+    return [path for name, paths in splits.items() if source.split in (None, name) for path in paths]
 
 
 def instruction_of(raw: Any, source: SourceSection, *, first: bool = False) -> Instruction:

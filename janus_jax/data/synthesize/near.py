@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -43,15 +44,25 @@ class NearDuplicates:
 
     def add(self, text: str) -> int | None:
         """The number of the text added before that is nearly this one, which is not added then; None: it is new."""
-        words = tokens(text)
-        own = self._of_grams(num_perm=_PERMUTATIONS)
-        own.update_batch([" ".join(words[at : at + 3]).encode() for at in range(max(1, len(words) - 2))])
+        own = self._minhash(text)
         for number in sorted(self._index.query(own)):  # pyright: ignore[reportArgumentType] (keys are our numbers)
             if np.mean(own.hashvalues == self._minima[number]) >= self._alike:
                 return number
         self._index.insert(len(self._minima), own)
         self._minima.append(own.hashvalues)
         return None
+
+    def bands(self, text: str) -> Iterator[bytes]:
+        """Keys of a text. `add` compares two texts only if they have one in common."""
+        minima = self._minhash(text).hashvalues
+        for number, (start, end) in enumerate(self._index.hashranges):
+            yield hashlib.blake2b(bytes([number]) + minima[start:end].tobytes(), digest_size=8).digest()
+
+    def _minhash(self, text: str) -> Any:
+        words = tokens(text)
+        own = self._of_grams(num_perm=_PERMUTATIONS)
+        own.update_batch([" ".join(words[at : at + 3]).encode() for at in range(max(1, len(words) - 2))])
+        return own
 
 
 class Contamination:

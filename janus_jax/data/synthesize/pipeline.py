@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from janus_jax.data.build.beam.runner import Runner
 from janus_jax.data.synthesize import augment, instructions, prompts, report, sets
 from janus_jax.data.synthesize.collection import Collection
 from janus_jax.data.synthesize.config import AskSection, SynthesisConfig
@@ -57,6 +58,7 @@ class Synthesis:
     Args:
         limit: only so many instructions are asked about, always the same ones; a later call may take more.
         batch: write requests into files for a batch API in place of sending them.
+        runner, processes: of `Stage`.
         tell: gets lines of notes and progress.
     """
 
@@ -66,9 +68,14 @@ class Synthesis:
         *,
         limit: int | None = None,
         batch: bool = False,
+        runner: Runner | None = None,
+        processes: int = 1,
         tell: Callable[[str], None] = lambda line: None,
     ):
         prompts.require_known(config.prompts)
+        if runner is not None:
+            runner.check([source.path for source in config.instructions.sources])
+        self._beam = {"runner": runner, "processes": processes}
         self.config, self._limit, self._batch, self._tell = config, limit, batch, tell
         self.out = Path(config.out).expanduser()
         self.directories = {name: StepDirectory(self.out, name) for name in STEPS}
@@ -137,7 +144,9 @@ class Synthesis:
             )
 
         limit = None if step.name in _UNLIMITED else self._limit
-        return Stage(self.config, dict(directories), step.name, opened=opened, tell=self._tell, limit=limit)
+        return Stage(
+            self.config, dict(directories), step.name, opened=opened, tell=self._tell, limit=limit, **self._beam
+        )
 
     def _asked_for(self, step: Step) -> dict[str, Any]:
         """What decides the rows of a step, with digests of the rows that it reads."""

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from janus_jax.data.build.beam.runner import Runner
 from janus_jax.data.synthesize import structured
 from janus_jax.data.synthesize.asking import CHUNK, Compare, Item, Outcome, Reader, Rejected, ask
 from janus_jax.data.synthesize.config import AskSection, SynthesisConfig
@@ -44,6 +45,8 @@ class Stage:
     Args:
         opened: gives the endpoint of a section, with the journal of this step; called when it is first needed.
         limit: only so many instructions.
+        runner: reads the records of instructions on Apache Beam; None: this process does.
+        processes: worker processes of the direct runner.
     """
 
     def __init__(
@@ -55,8 +58,11 @@ class Stage:
         opened: Callable[[AskSection, StepDirectory], Endpoint],
         tell: Callable[[str], None],
         limit: int | None = None,
+        runner: Runner | None = None,
+        processes: int = 1,
     ):
         self.config, self.limit, self.tell = config, limit, tell
+        self.runner, self.processes = runner, processes
         self.directory, self._directories = directories[name], directories
         self.planned = Planned(name)
         self.waiting = self.unanswered = 0

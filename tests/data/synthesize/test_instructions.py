@@ -101,7 +101,7 @@ def test_what_is_dropped_is_counted_with_its_reason(tmp_path):
     kept, dropped = [], Counter()
     writer = SimpleNamespace(counts=Counter(), dropped=dropped, add=kept.append)
     writer.drop = lambda reason, **what: dropped.update([reason])
-    instructions.run(SimpleNamespace(config=config, writer=writer))
+    instructions.run(SimpleNamespace(config=config, writer=writer, runner=None))
     assert [row["prompt"] for row in kept] == [BREAD, near, prompts[9]]
     assert dropped == {"duplicate": 1, "in_bench": 3, "near_duplicate": 1, "wrong_language": 2} | {
         "chat_markup": 1,

@@ -7,6 +7,7 @@ from typing import Any
 
 import apache_beam as beam  # pyright: ignore[reportMissingImports]
 from apache_beam.pvalue import AsList, AsSingleton  # pyright: ignore[reportMissingImports]
+from apache_beam.transforms.window import GlobalWindows  # pyright: ignore[reportMissingImports]
 
 from janus_jax.data.build.beam import scratch
 from janus_jax.data.build.beam.counts import Counts, Merge
@@ -31,6 +32,9 @@ from janus_jax.errors import DataError
 
 _BLOCK = 1024
 """Records of a source file that one worker tokenizes together."""
+
+_TOGETHER = 50_000
+"""Items that a worker holds before it hands them on."""
 
 _BUCKET_BYTES = 2
 """Leading bytes of a prompt's number. Prompts are counted by them, so that no worker holds all numbers."""
@@ -80,10 +84,11 @@ def _build(pipeline: Any, plan: Plan, files: Sequence[tuple[str, int, str]], pat
         items = drawn["items"]
         counts.append(drawn[COUNTS])
     else:
-        items = records | "items" >> beam.Map(lambda one: (_block(one[0], one[1]), (one[1][1], 0, (one[1],))))
+        items = records | "items" >> beam.Map(lambda one: (_block(one[0], one[1]), (one[1][1], 0, (one[1][:4],))))
     early = failures | "early failures" >> beam.Flatten()
     encoded = (
         items
+        | "together" >> beam.ParDo(_Together())
         | "blocks" >> beam.GroupByKey()
         | "tokenize" >> beam.ParDo(Encode(plan), AsList(early)).with_outputs(*outputs, CONTENTS, main="blocks")
     )
@@ -107,6 +112,26 @@ def _build(pipeline: Any, plan: Plan, files: Sequence[tuple[str, int, str]], pat
 
 def _block(split: str, place: Sequence[Any]) -> tuple[str, int, int]:
     return split, place[0], place[1] // _BLOCK
+
+
+class _Together(beam.DoFn):
+    """Puts items of a block into one element, as far as one worker has them: a runner keeps some 200 bytes for each
+    element."""
+
+    def start_bundle(self) -> None:
+        self._blocks: dict[Any, list[Any]] = {}
+        self._count = 0
+
+    def process(self, element: Any) -> Iterator[Any]:
+        block, item = element
+        self._blocks.setdefault(block, []).append(item)
+        self._count += 1
+        if self._count == _TOGETHER:
+            yield from self._blocks.items()
+            self.start_bundle()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        yield from map(GlobalWindows.windowed_value, self._blocks.items())
 
 
 # The held-out share of the prompts: the N lowest of their numbers.
@@ -193,7 +218,7 @@ class _Draw(beam.DoFn):
         dropped, counts = Tally(), Counts()
         pairs = draw(instruction, digests, self._derivation, dropped, lambda number: records[number][1][4])
         for number, (chosen, rejected) in enumerate(pairs):
-            yield _block(split, first), (first[1], number, (records[chosen][1], records[rejected][1]))
+            yield _block(split, first), (first[1], number, (records[chosen][1][:4], records[rejected][1][:4]))
         counts.add(split, "dropped", dropped, (DRAWING, *first[:2]))
         yield from (beam.pvalue.TaggedOutput(COUNTS, item) for item in counts.items())
 

@@ -22,7 +22,7 @@ from janus_jax.data.build.reading import Reading, facts_of
 from janus_jax.data.build.tfds_builder import NAME, VERSION, describe
 from janus_jax.data.dataset import Split, id_dtype
 from janus_jax.data.tally import NAMED, Tally, summary
-from janus_jax.errors import DataError, JanusError, first_line
+from janus_jax.errors import DataError
 from janus_jax.storage.staging import original
 
 _EXAMPLES_AT_ONCE = 1024
@@ -50,7 +50,7 @@ def write(
         The splits, and records with a text that spells a control token.
 
     Raises:
-        DataError: as the local build.
+        DataError, StorageError: as the local build.
         JanusError: the runner failed.
     """
     folder = directory / "tokenizer"
@@ -74,27 +74,13 @@ def write(
     named = os.fspath if runner.is_direct else lambda path: original(os.fspath(path))
     elements = [(split, number, named(path)) for number, (split, path) in enumerate(numbered)]
     try:
-        result = _run(plan, elements, runner, processes)
+        with runner.errors():
+            result = run(plan, elements, runner.beam_runner(), runner.pipeline_options(processes))
         splits = _assembled(plan, result, files, directory, source)
         control = tallies(result["counts"], "control", plan.splits)
         return splits, _joined([control[split] for split in plan.splits])
     finally:
         scratch.remove(plan.scratch)
-
-
-def _run(plan: Plan, elements: Sequence[tuple[str, int, str]], runner: Runner, processes: int) -> dict[str, Any]:
-    try:
-        return run(plan, elements, runner.beam_runner(), runner.pipeline_options(processes))
-    except JanusError:
-        raise
-    except Exception as error:  # runners raise many types, and wrap those of workers
-        raise JanusError(f"--runner {runner.name}: the pipeline failed: {_last_line(error)}") from error
-
-
-def _last_line(error: Exception) -> str:
-    """The line of an error that says most: of a traceback in its text the last."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if len(lines) > 1 and "Traceback" in str(error) else first_line(error)
 
 
 def _assembled(

@@ -1,20 +1,28 @@
 """Which runner executes a Beam build, and its options. Importing this module does not import Beam."""
 
+import contextlib
 import dataclasses
+import importlib
 import logging
 import os
+import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from janus_jax.errors import ConfigError, first_line
+from janus_jax import errors
+from janus_jax.errors import ConfigError, JanusError, first_line
 from janus_jax.storage.bucket import is_url
 
 DIRECT = "direct"
 _SHORT = {"dataflow": "DataflowRunner", "flink": "FlinkRunner", "spark": "SparkRunner", "portable": "PortableRunner"}
 _OURS = ("runner", "direct_num_workers", "direct_running_mode")  # set by --runner and --processes
 _NAMED = "--beam-option {}: {}"
+_OF_WORKER = re.compile(rf"^{re.escape(errors.__name__)}\.(\w+): (.*)$", re.MULTILINE)
+"""An error of ours in the traceback of a worker: its class and message."""
+_STEP = re.compile(r" \[while running '[^']*'\]")
+"""What Beam adds to messages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Runner:
                 not reach a source.
         """
         try:
-            import apache_beam  # noqa: F401  # pyright: ignore[reportMissingImports]
+            importlib.import_module("apache_beam")
         except ImportError as error:
             hint = "pip install -c constraints-beam.txt 'janus_jax[beam]'"
             raise ConfigError(
@@ -57,6 +65,17 @@ class Runner:
         here = [os.fspath(one) for one in sources if is_url(shared) and not is_url(one)]
         if here:
             raise ConfigError(f"source {here[0]}: workers of --runner {self.name} cannot read it; allowed: a gs:// URL")
+        is_dataflow = _SHORT.get(self.name.lower(), self.name) == _SHORT["dataflow"]
+        # without the second, Beam asks for gs:// without credentials
+        needed = "apache_beam.runners.dataflow.internal.apiclient" if is_dataflow else "google_auth_httplib2"
+        if is_dataflow or is_url(shared):
+            try:
+                importlib.import_module(needed)
+            except ImportError as error:
+                hint = "pip install -c constraints-beam.txt 'apache-beam[gcp]'"
+                raise ConfigError(
+                    f"--runner {self.name}: needs Google Cloud's packages ({first_line(error)}); {hint}"
+                ) from error
 
     def scratch(self, directory: Path) -> str:
         """A new directory that the workers reach; `directory` is the incomplete output."""
@@ -99,6 +118,25 @@ class Runner:
                 raise ConfigError(_NAMED.format(key, "is set by --runner and --processes"))
         return PipelineOptions(flags, pipeline_type_check=False)
 
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Inside, an error that the pipeline raises is one of ours: that of the worker, if it raised one of ours.
+
+        Raises:
+            JanusError: another error ended the pipeline.
+        """
+        try:
+            yield
+        except JanusError as error:  # of a worker in this process
+            error.args = tuple(_STEP.sub("", str(part)) for part in error.args)
+            raise
+        except Exception as error:  # runners raise many types, with the traceback of a worker as text
+            text = _STEP.sub("", str(error))
+            if ours := _OF_WORKER.findall(text):
+                name, message = ours[-1]
+                raise getattr(errors, name, JanusError)(message) from error
+            raise JanusError(f"--runner {self.name}: the pipeline failed: {_last_line(text)}") from error
+
     def _values(self) -> dict[str, str]:
         values: dict[str, str] = {}
         for option in self.options:
@@ -110,3 +148,9 @@ class Runner:
                 raise ConfigError(_NAMED.format(key, "is given twice"))
             values[key] = value
         return values
+
+
+def _last_line(text: str) -> str:
+    """The line of an error that says most: of a traceback the last."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if len(lines) > 1 and "Traceback" in text else first_line(text)

@@ -22,9 +22,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from apache_beam.io.filesystem import CompressionTypes  # pyright: ignore[reportMissingImports]
 from apache_beam.io.filesystems import FileSystems  # pyright: ignore[reportMissingImports]
+from google.api_core.exceptions import GoogleAPIError
+from google.auth.exceptions import GoogleAuthError
 
 from janus_jax.data.build.derive import dump_record, load_record
 from janus_jax.data.schema import Record
+from janus_jax.errors import StorageError, first_line
+from janus_jax.storage.bucket import Prefix, is_url
 
 _OPEN_FILES = 8
 _HEADER = struct.Struct("<4i")  # bytes of the record, then tokens of prompt, chosen, rejected
@@ -40,15 +44,42 @@ def encoded(scratch: str, split: str, file: int, block: int) -> str:
     return f"{scratch}/encoded/{split}-{file}-{block}.records"
 
 
-def open_new(path: str) -> Any:
-    """A file to write, in a directory that is made if needed."""
+@contextlib.contextmanager
+def _storage(path: str, failure: str) -> Iterator[None]:
+    """Turns what file systems raise inside into a StorageError."""
+    try:
+        yield
+    except (OSError, GoogleAPIError, GoogleAuthError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise StorageError(path, f"{failure}: {reason}") from error
+
+
+@contextlib.contextmanager
+def open_new(path: str) -> Iterator[Any]:
+    """A file to write, in a directory that is made if needed.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     with contextlib.suppress(OSError):  # another worker was first
         FileSystems.mkdirs(path.rpartition("/")[0])
-    return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    with _storage(path, "cannot be written"):
+        with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
+            yield stream
 
 
-def open_old(path: str) -> Any:
-    """A file to read."""
+@contextlib.contextmanager
+def open_old(path: str) -> Iterator[Any]:
+    """A file to read.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    with _storage(path, "cannot be read"), _open(path) as stream:
+        yield stream
+
+
+def _open(path: str) -> Any:
     return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
@@ -77,14 +108,15 @@ class Checked:
     def __init__(self, scratch: str):
         @functools.lru_cache(_OPEN_FILES)
         def opened(number: int) -> BinaryIO:
-            return open_old(checked(scratch, number))
+            return _open(checked(scratch, number))
 
-        self._opened = opened
+        self._scratch, self._opened = scratch, opened
 
     def read(self, file: int, offset: int, size: int) -> Record:
-        stream = self._opened(file)
-        stream.seek(offset)
-        return unpack(stream.read(size))
+        with _storage(checked(self._scratch, file), "cannot be read"):
+            stream = self._opened(file)
+            stream.seek(offset)
+            return unpack(stream.read(size))
 
 
 def write_encoded(stream: Any, record: Record, lengths: np.ndarray, ids: np.ndarray) -> None:
@@ -116,7 +148,7 @@ def local_copy(path: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as directory:
         here = Path(directory) / path.rpartition("/")[2]
-        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as source, here.open("wb") as copy:
+        with open_old(path) as source, here.open("wb") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
         yield here
 
@@ -133,5 +165,8 @@ def fetch(source: str, target: Path) -> None:
 
 def remove(scratch: str) -> None:
     """Removes all of it, if it is there."""
-    with contextlib.suppress(OSError):
-        FileSystems.delete([scratch])
+    with contextlib.suppress(OSError, StorageError):
+        if is_url(scratch):
+            (prefix := Prefix(scratch)).delete(prefix.list())
+        else:
+            FileSystems.delete([scratch])

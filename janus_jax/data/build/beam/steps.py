@@ -11,6 +11,7 @@ from typing import Any
 import apache_beam as beam  # pyright: ignore[reportMissingImports]
 import numpy as np
 
+from janus_jax import errors
 from janus_jax.data.boundary import Boundary
 from janus_jax.data.build import token_files
 from janus_jax.data.build.beam import scratch
@@ -70,20 +71,21 @@ class Plan:
 Place = tuple[int, int, int, int, str]
 """Number of a source file, of a record in it, offset and size of the record in scratch, and FILE:RECORD."""
 
-Item = tuple[int, int, tuple[Place, ...]]
-"""Record in its file, number among the pairs of its instruction, places of one record or of chosen and rejected."""
+Item = tuple[int, int, tuple[tuple[int, int, int, int], ...]]
+"""Record in its file, number among the pairs of its instruction, places of one record or of chosen and rejected (file,
+number, offset, size)."""
 
 
 def failure(plan: Plan, phase: int, split: str, place: tuple[int, int], error: JanusError) -> Any:
-    """An error as an element, for exceptions lose their type on the way; they sort as a local build meets them."""
+    """An error as an element, for a runner would lose its type; they sort as a local build meets them."""
     reason = error.reason if isinstance(error, RecordError) else ""
-    return phase, plan.splits.index(split), *place, reason, [str(part) for part in error.args]
+    return phase, plan.splits.index(split), *place, reason, type(error).__name__, [str(part) for part in error.args]
 
 
-def to_error(element: Sequence[Any]) -> DataError:
+def to_error(element: Sequence[Any]) -> JanusError:
     """The error of a `failure`."""
-    *_, reason, parts = element
-    return RecordError(reason, *parts) if reason else DataError(*parts)
+    *_, reason, name, parts = element
+    return RecordError(reason, *parts) if reason else getattr(errors, name, JanusError)(*parts)
 
 
 class ReadFile(beam.DoFn):
@@ -130,7 +132,7 @@ class ReadFile(beam.DoFn):
 
 
 class Encode(beam.DoFn):
-    """((split, file, block), items) -> (split, file, block, examples), and the examples in a file of scratch."""
+    """((split, file, block), lists of items) -> (split, file, block, examples), and the examples in scratch."""
 
     def __init__(self, plan: Plan):
         self._plan = plan
@@ -152,7 +154,7 @@ class Encode(beam.DoFn):
             return
         plan = self._plan
         (split, file, block), items = element
-        records = self._records(items)
+        records = self._records(itertools.chain.from_iterable(items))
         counts, examples = Counts(), 0
         with scratch.open_new(scratch.encoded(plan.scratch, split, file, block)) as out:
             while chunk := list(itertools.islice(records, _RECORDS_AT_ONCE)):
@@ -183,7 +185,7 @@ class Encode(beam.DoFn):
     def _records(self, items: Iterable[Item]) -> Iterator[tuple[tuple[int, int], Record]]:
         checked = scratch.Checked(self._plan.scratch)
         for number, pair, places in sorted(items):
-            records = [checked.read(file, offset, size) for file, _, offset, size, _ in places]
+            records = [checked.read(file, offset, size) for file, _, offset, size in places]
             yield (number, pair), pair_of(records[0], records[1], self._plan.kind) if len(records) == 2 else records[0]
 
     def _seen(self, split: str, order: tuple[int, int, int], record: Record, counts: Counts) -> Iterator[Any]:
