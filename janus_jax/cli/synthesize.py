@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from janus_jax.cli import arguments
 from janus_jax.cli.outputs import require_writable, tell
 from janus_jax.errors import ConfigError
 
@@ -12,24 +13,10 @@ EPILOG = "Example: janus data synthesize synthesis.yaml --limit 10 --dry-run"
 
 StepName = Literal["hierarchy", "instructions", "sets", "systems", "responses", "rubrics", "collection"]
 
-SynthesisFile = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="YAML file. Relative paths in it start at the working directory.")
-]
-
-
-Changes = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Changes to single keys, like budget.money=50 or out=runs/other. Values are YAML or text.",
-        show_default=False,
-    ),
-]
-
 
 def data_synthesize(
-    file: SynthesisFile,
-    overrides: Changes = None,
+    file: arguments.ConfigFile,
+    overrides: arguments.Overrides = None,
     step: Annotated[StepName | None, typer.Option(help="Make only this step; those before it must be made.")] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Ask about so many instructions only; later more, or all.")

@@ -5,6 +5,7 @@ OUT/bench/train.parquet           source, preference_set, system, prompt, refere
 OUT/provenance/collection.jsonl   one line for each row, in the same order; bench.jsonl too
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -144,18 +145,18 @@ class _Table:
         self._writer = self._lines = None
 
     def add(self, row: dict[str, Any], origin: dict[str, Any]) -> None:
-        if self._lines is None:
-            import pyarrow.parquet
+        with os_errors(self._paths[0]):
+            if self._lines is None:
+                import pyarrow.parquet
 
-            for path in self._paths:
-                with os_errors(path):
+                for path in self._paths:
                     path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pyarrow.parquet.ParquetWriter(_beside(self._paths[0]), self._schema)
-            self._lines = _beside(self._paths[1]).open("w", encoding="utf-8")
-        self._rows.append(row)
-        self._lines.write(json.dumps(origin, ensure_ascii=False) + "\n")
-        if len(self._rows) >= _ROWS:
-            self._flush()
+                self._writer = pyarrow.parquet.ParquetWriter(_beside(self._paths[0]), self._schema)
+                self._lines = _beside(self._paths[1]).open("w", encoding="utf-8")
+            self._rows.append(row)
+            self._lines.write(json.dumps(origin, ensure_ascii=False) + "\n")
+            if len(self._rows) >= _ROWS:
+                self._flush()
 
     def _flush(self) -> None:
         import pyarrow
@@ -165,25 +166,26 @@ class _Table:
             self._rows = []
 
     def finish(self) -> None:
-        if self._writer is None or self._lines is None:
+        with os_errors(self._paths[0]):
+            if self._writer is None or self._lines is None:
+                for path in self._paths:
+                    path.unlink(missing_ok=True)
+                return
+            self._flush()
+            self._writer.close()
+            self._lines.close()
+            self._writer = self._lines = None
             for path in self._paths:
-                path.unlink(missing_ok=True)
-            return
-        self._flush()
-        self._writer.close()
-        self._lines.close()
-        self._writer = self._lines = None
-        for path in self._paths:
-            with os_errors(path):
                 os.replace(_beside(path), path)
 
     def discard(self) -> None:
         """Removes what is not finished."""
-        if self._writer is not None and self._lines is not None:
-            self._writer.close()
-            self._lines.close()
-            for path in self._paths:
-                _beside(path).unlink(missing_ok=True)
+        for opened in (self._writer, self._lines):
+            with contextlib.suppress(OSError):  # the disk is full; what went wrong first is the error
+                if opened is not None:
+                    opened.close()
+        for path in self._paths:
+            _beside(path).unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:
