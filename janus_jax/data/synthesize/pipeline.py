@@ -91,6 +91,7 @@ class Synthesis:
             ConfigError: a step before `only` is not made; the budget does not suffice; a key or package is missing,
                 before anything is written.
             HeldError: another process works here.
+            DataError: the collection has no row. The report is written, and says what was left out.
             JanusError: what a step raises. What was paid for is kept, and the next call goes on.
         """
         for step in STEPS.values():
@@ -108,6 +109,8 @@ class Synthesis:
             if only is None:
                 report.write(self.out, self.config, self.directories)
                 self._tell(f"wrote {self.out / 'report.html'}")
+        if only in (None, "collection") and not self.directories["collection"].facts()["counts"].get("rows"):
+            raise DataError("collection", "no instruction has all its responses; dropped.jsonl of each step says why")
         return True
 
     def estimate(self, only: str | None = None) -> list[Planned]:
