@@ -33,7 +33,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Changes to single keys, like batch.rows=4 or init.from=runs/sft. Values are YAML or text.",
+        help="Changes to keys of CONFIG, like SECTION.KEY=4. Values are YAML or text.",
         show_default=False,
     ),
 ]

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from janus_jax.cli.arguments import Overrides
 from janus_jax.cli.outputs import require_file
 from janus_jax.data.inspect import thresholds
 from janus_jax.errors import ConfigError
@@ -20,10 +21,7 @@ def data_inspect(
     target: Annotated[
         str, typer.Argument(metavar="DIR|CONFIG", help="A data set from `janus data build`, or a configuration.")
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Overrides of CONFIG, like batch.rows=4.", show_default=False),
-    ] = None,
+    overrides: Overrides = None,
     row_length: Annotated[
         int | None, typer.Option(min=1, help="With DIR: slots per row. Default: 8192, or 4096 for pairs.")
     ] = None,

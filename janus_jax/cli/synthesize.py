@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from janus_jax.cli.arguments import BeamOptions
+from janus_jax.cli import arguments
 from janus_jax.cli.outputs import require_writable, tell
 from janus_jax.errors import ConfigError
 
@@ -13,24 +13,10 @@ EPILOG = "Example: janus data synthesize synthesis.yaml --limit 10 --dry-run"
 
 StepName = Literal["hierarchy", "instructions", "sets", "systems", "responses", "rubrics", "collection"]
 
-SynthesisFile = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="YAML file. Relative paths in it start at the working directory.")
-]
-
-
-Changes = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Changes to single keys, like budget.money=50 or out=runs/other. Values are YAML or text.",
-        show_default=False,
-    ),
-]
-
 
 def data_synthesize(
-    file: SynthesisFile,
-    overrides: Changes = None,
+    file: arguments.ConfigFile,
+    overrides: arguments.Overrides = None,
     step: Annotated[StepName | None, typer.Option(help="Make only this step; those before it must be made.")] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Ask about so many instructions only; later more, or all.")
@@ -52,7 +38,7 @@ def data_synthesize(
             "dataflow, flink, spark, or a runner's name. Needs the extra beam. Default: without Beam."
         ),
     ] = None,
-    beam_option: BeamOptions = None,
+    beam_option: arguments.BeamOptions = None,
     processes: Annotated[int, typer.Option(min=1, help="With --runner direct: worker processes.")] = 1,
 ) -> None:
     """Make instructions, preferences, system messages and responses like those of the Multifaceted Collection."""

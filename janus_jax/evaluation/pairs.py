@@ -65,6 +65,7 @@ def pair_accuracies(
     setup = prepare(config.model_copy(update={"eval": config.eval.model_copy(update={"every_steps": 1})}))
     objective = setup.objective
     assert isinstance(objective, PairObjective) and setup.eval_loader is not None
+    assert config.compat.orpo_padding != "axolotl", "its margins also read log-probs of prompts"
 
     @jax.jit
     def margins_of(sums: Float[Array, "M B S 2"], batch: Batch) -> Float[Array, "M B S"]:

@@ -1,6 +1,7 @@
 """A client of OpenAI-compatible endpoints that asks and pays for nothing twice."""
 
 import collections
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -14,11 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
-from janus_jax.errors import ConfigError, JanusError, StorageError, first_line
+from janus_jax.errors import ConfigError, JanusError, StorageError, counted, first_line
 from janus_jax.storage.endpoint_journal import ReplyJournal
 from janus_jax.storage.endpoint_requests import (
     BYTES_A_TOKEN,
     OWN_OPTIONS,
+    Account,
+    BudgetError,
     Estimate,
     Messages,
     Prices,
@@ -56,10 +59,11 @@ class Endpoint:
         journal: file of replies, made if it does not exist. One that is in it is not asked for again.
         concurrent: requests at the same time.
         token_budget, money_budget: most that may be spent, with what the journal has already. A request that could pass
-            it is not sent. Money needs `prices`.
+            it is not sent. 0: nothing is sent. Money needs `prices`.
         timeout_s: of one try.
         tries: of one request, with growing pauses. One that is too much (429) counts if nothing else is answered.
         keep_refusals: a reply without content, which was paid for, is not asked for again by a later call.
+        tell: gets a line when what was interrupted waits for requests under way.
 
     Raises:
         ConfigError: an argument is not allowed, the variable is empty, or the journal cannot be used.
@@ -82,19 +86,18 @@ class Endpoint:
         timeout_s: float = 120.0,
         tries: int = 8,
         keep_refusals: bool = False,
+        tell: Callable[[str], None] = lambda line: None,
     ):
         self._url = checked_url("base_url", base_url, "http://127.0.0.1:8000/v1").rstrip("/")
         self._model, self.prices = model, prices
-        limits = {"concurrent": concurrent, "tries": tries, "timeout_s": timeout_s, "token_budget": token_budget}
+        limits = {"concurrent": concurrent, "tries": tries, "timeout_s": timeout_s}
         limits |= {"requests_a_minute": requests_a_minute, "tokens_a_minute": tokens_a_minute}
-        for name, value in (limits | {"money_budget": money_budget}).items():
+        for name, value in limits.items():
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} = {value!r}: allowed: more than 0")
-        if money_budget is not None and prices is None:
-            raise ConfigError(f"money_budget = {money_budget!r}: allowed: only with prices; token_budget needs none")
-        self._token_budget, self._money_budget = token_budget, money_budget
+        self._account = Account(token_budget, money_budget, prices)
         self._key, self.concurrent, self._tries = api_key(key_variable), concurrent, tries
-        self._key_variable, self._keep_refusals = key_variable, keep_refusals
+        self._key_variable, self._keep_refusals, self._tell = key_variable, keep_refusals, tell
         # a client looks at all its connections for each request
         self._clients = [
             openai_package().OpenAI(base_url=self._url, api_key=self._key or "none", max_retries=0, timeout=timeout_s)
@@ -102,30 +105,28 @@ class Endpoint:
         ]
         self._turns = itertools.cycle(self._clients)
         self._stop = threading.Event()
-        self._pool: futures.ThreadPoolExecutor | None = None
+        self._flowing: tuple[futures.ThreadPoolExecutor, dict[str, Request]] | None = None
         self._lock = threading.RLock()
         self._answered, self._answered_at = 0, -math.inf
         self._refusals: list[ConfigError] = []
-        self._reserved = [0, 0]  # tokens of prompts and answers that what is under way can take
         self._pace = Pace(requests_a_minute, tokens_a_minute, wait=self._stop.wait)
-        self.usage = Usage()
-        """Of everything in the journal, and of this process."""
         self._journal = ReplyJournal(journal)
-        spent = self._journal.spent
-        self._count(spent.prompt_tokens, spent.completion_tokens, spent.uncounted)
+        self._account.count(**dataclasses.asdict(self._journal.spent))
+
+    @property
+    def usage(self) -> Usage:
+        """Of everything in the journal, and of this process."""
+        return self._account.usage
 
     @property
     def money(self) -> float | None:
         """Spent so far; None without prices."""
-        if self.prices is None:
-            return None
-        return self.prices.cost(self.usage.prompt_tokens, self.usage.completion_tokens)
+        return self._account.money
 
     def close(self) -> None:
         """Waits for what is under way, which is paid for, and lets another process use the journal."""
-        self._stop.set()
-        if self._pool is not None:  # a caller has left replies halfway
-            self._pool.shutdown(cancel_futures=True)
+        if self._flowing is not None:  # a caller has left replies halfway
+            self._drain(self._flowing)
         for opened in (*self._clients, self._journal):
             opened.close()
 
@@ -201,7 +202,7 @@ class Endpoint:
     def _check(self, options: dict[str, Any]) -> None:
         if own := [name for name in options if name in OWN_OPTIONS]:
             raise ConfigError(f"{own[0]}: not allowed among the options; allowed: others of chat completions")
-        if (self._token_budget or self._money_budget) and limit(options) is None:
+        if self._account.is_limited and limit(options) is None:
             raise ConfigError("a budget needs max_tokens (or max_completion_tokens) among the options")
 
     def _request(self, wanted: Wanted, options: dict[str, Any]) -> Request:
@@ -221,13 +222,14 @@ class Endpoint:
     def _flow(self, following: Callable[[], Request | None]) -> Iterator[Reply]:
         """Replies to the requests that `following` gives, which is called whenever one more may go out."""
         self._stop.clear()
-        pool = self._pool = futures.ThreadPoolExecutor(self.concurrent)
+        pool = futures.ThreadPoolExecutor(self.concurrent)
         done: queue.SimpleQueue[tuple[Request, futures.Future[Any]]] = queue.SimpleQueue()
         running: dict[str, Request] = {}
+        self._flowing = flowing = pool, running
         held, end = None, None
 
         def ended(request: Request, future: futures.Future[Any]) -> None:
-            self._reserve(request, -1)  # also of one that was cancelled
+            self._account.reserve(request, -1)  # also of one that was cancelled
             done.put((request, future))
 
         try:
@@ -240,9 +242,9 @@ class Endpoint:
                         running[request.key].places.extend(request.places)
                     elif (record := self._known(request)) is not None:
                         yield from replies(request, record)
-                    elif self._affords(request):
+                    elif self._account.affords(request):
                         running[request.key] = request
-                        self._reserve(request, 1)
+                        self._account.reserve(request, 1)
                         future = pool.submit(self._ask, request)
                         future.add_done_callback(functools.partial(ended, request))
                     else:
@@ -263,40 +265,27 @@ class Endpoint:
             if end := end or (self._poor() if held is not None else self._refusals[0] if self._refuses_all() else None):
                 raise end
         finally:
-            self._stop.set()
-            pool.shutdown(cancel_futures=True)  # what is under way is paid for, and its thread writes it down
+            self._drain(flowing)
 
-    def _reserve(self, request: Request | Sent, sign: int) -> None:
-        with self._lock:
-            self._reserved[0] += sign * request.most_prompt
-            self._reserved[1] += sign * (request.limit or 0)
+    def _drain(self, flowing: tuple[futures.ThreadPoolExecutor, dict[str, Request]]) -> None:
+        """Waits for what is under way: it is paid for, and its thread writes it down. Interrupted, it waits no more."""
+        self._stop.set()
+        if self._flowing is flowing:
+            self._flowing = None
+        pool, running = flowing
+        if running:
+            self._tell(f"waiting for {counted(len(running), 'request')} under way; a second Ctrl-C ends at once")
+        pool.shutdown(cancel_futures=True)
 
-    def _affords(self, request: Request | None = None) -> bool:
-        """Whether the budgets suffice if all that is under way, and the request, takes as many tokens as it can."""
-        with self._lock:
-            prompt = self.usage.prompt_tokens + self._reserved[0]
-            answer = self.usage.completion_tokens + self._reserved[1]
-        if request is not None:
-            prompt, answer = prompt + request.most_prompt, answer + (request.limit or 0)
-        money = 0.0 if self.prices is None else self.prices.cost(prompt, answer)
-        return prompt + answer <= (self._token_budget or math.inf) and money <= (self._money_budget or math.inf)
-
-    def _poor(self) -> ConfigError:
-        most = self._money_budget
-        money = "" if most is None else f", money_budget = {most:,g}, spent {self.money:,.4f}"
-        tokens = "" if self._token_budget is None else f", token_budget = {self._token_budget:,}"
-        return ConfigError(
-            self._url,
-            f"the budget may not suffice for the next request{tokens}{money}, "
-            f"{self.usage.tokens:,} tokens spent; a larger one goes on from {self._journal.path}",
-        )
+    def _poor(self) -> BudgetError:
+        return BudgetError(self._url, f"{self._account.poor}; a larger one goes on from {self._journal.path}")
 
     def _ask(self, request: Request) -> dict[str, Any] | None:
         """The record of a reply, which is in the journal if it was paid for; None: asking was given up."""
         openai, why, failures = openai_package(), "", 0
         status: int | None = None
         while failures < self._tries:
-            if failures and not self._affords():
+            if failures and not self._account.affords():
                 why, status = f"{why}; the budget may not suffice for another try", None
                 break
             answered = self._answered
@@ -359,17 +348,11 @@ class Endpoint:
         prompt, completion = usage or (request.most_prompt, request.limit or 0)
         record |= {"prompt_tokens": prompt, "completion_tokens": completion} | ({} if usage else {"counted": False})
         self._journal.add(request.key, record)
-        self._count(prompt, completion, usage is None)
-        with self._lock:
-            if record.get("text") is not None:
+        self._account.count(prompt, completion, usage is None)
+        if record.get("text") is not None:
+            with self._lock:
                 self._answered, self._answered_at = self._answered + 1, time.monotonic()
         return record
-
-    def _count(self, prompt: int, completion: int, uncounted: int) -> None:
-        with self._lock:
-            self.usage.prompt_tokens += prompt
-            self.usage.completion_tokens += completion
-            self.usage.uncounted += uncounted
 
     def _refused(self, request: Request, error: Any, why: str) -> dict[str, Any]:
         """A failure of this request alone, where others are answered; otherwise raises."""

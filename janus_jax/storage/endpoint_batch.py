@@ -49,7 +49,7 @@ class BatchEndpoint(Endpoint):
                 self._last[request.key] = path.name
         for key, sent in self._sent.items():
             if self._outstanding(key):
-                self._reserve(sent, 1)
+                self._account.reserve(sent, 1)
 
     @property
     def outstanding(self) -> int:
@@ -66,10 +66,10 @@ class BatchEndpoint(Endpoint):
                 yield from replies(request, record)
                 continue
             if not self._outstanding(request.key):
-                if not self._affords(request):
+                if not self._account.affords(request):
                     raise self._poor()
                 self._write(request)
-                self._reserve(request, 1)
+                self._account.reserve(request, 1)
             self.waiting += 1
             for place, sample in request.places:
                 yield Reply(place, sample, None, "", 0, 0, "", waiting=True)
@@ -141,7 +141,7 @@ class BatchEndpoint(Endpoint):
             return "without_request"
         if not self._outstanding(key):
             return "repeated"
-        self._reserve(request, -1)
+        self._account.reserve(request, -1)
         if status == 200 and failure is None:
             before = self._journal.end
             record = self._read(request, json.dumps(body))

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +29,10 @@ _AROUND_MESSAGE = 8  # tokens of roles and marks, at most
 
 class UnreachableError(StorageError):
     """No connection to the endpoint."""
+
+
+class BudgetError(ConfigError):
+    """The budget may not suffice for the next request."""
 
 
 class RefusedOptionError(ConfigError):
@@ -157,6 +162,69 @@ class Sent(NamedTuple):
     key: str
     most_prompt: int
     limit: int | None
+
+
+class Account:
+    """What was spent, what requests under way may yet take, and budgets that hold both. Threads share it.
+
+    Args:
+        tokens, money: most that may be spent; None: no limit. Money needs prices.
+
+    Raises:
+        ConfigError: an argument is not allowed.
+    """
+
+    def __init__(self, tokens: int | None, money: float | None, prices: Prices | None):
+        for name, value in (("token_budget", tokens), ("money_budget", money)):
+            if value is not None and not value >= 0:
+                raise ConfigError(f"{name} = {value!r}: allowed: 0 or more")
+        if money is not None and prices is None:
+            raise ConfigError(f"money_budget = {money!r}: allowed: only with prices; token_budget needs none")
+        self._tokens, self._money, self._prices = tokens, money, prices
+        self.usage, self.reserved = Usage(), Usage()
+        self._lock = threading.RLock()  # a finalizer of replies left halfway may come while it is held
+
+    @property
+    def is_limited(self) -> bool:
+        return self._tokens is not None or self._money is not None
+
+    @property
+    def money(self) -> float | None:
+        """Spent so far; None without prices."""
+        return self._prices and self._prices.cost(self.usage.prompt_tokens, self.usage.completion_tokens)
+
+    @property
+    def poor(self) -> str:
+        """What an error says of a request that the budgets do not allow."""
+        money = "" if self._money is None else f", money_budget = {self._money:,g}, spent {self.money:,.4f}"
+        tokens = "" if self._tokens is None else f", token_budget = {self._tokens:,}"
+        spent = f"{self.usage.tokens:,} tokens spent"
+        return f"the budget may not suffice for the next request{tokens}{money}, {spent}"
+
+    def count(self, prompt_tokens: int, completion_tokens: int, uncounted: int) -> None:
+        """Adds what was spent."""
+        with self._lock:
+            self.usage.prompt_tokens += prompt_tokens
+            self.usage.completion_tokens += completion_tokens
+            self.usage.uncounted += uncounted
+
+    def reserve(self, request: Request | Sent, sign: int) -> None:
+        """Holds, or with -1 lets go, the most that a request can take."""
+        with self._lock:
+            self.reserved.prompt_tokens += sign * request.most_prompt
+            self.reserved.completion_tokens += sign * (request.limit or 0)
+
+    def affords(self, request: Request | None = None) -> bool:
+        """Whether the budgets suffice if all that is under way, and the request, takes as many tokens as it can."""
+        with self._lock:
+            prompt = self.usage.prompt_tokens + self.reserved.prompt_tokens
+            answer = self.usage.completion_tokens + self.reserved.completion_tokens
+        if request is not None:
+            prompt, answer = prompt + request.most_prompt, answer + (request.limit or 0)
+        money = 0.0 if self._prices is None else self._prices.cost(prompt, answer)
+        return (self._tokens is None or prompt + answer <= self._tokens) and (
+            self._money is None or money <= self._money
+        )
 
 
 def _bytes(messages: Messages) -> int:

@@ -3,9 +3,10 @@
 The server is a process of its own. It answers after seconds (lognormal), refuses what comes faster than its limit
 (429 with Retry-After), and spoils some answers: 429, 500, half a body, no JSON, silence until the client's time-out.
 The command is killed (-9) after half of the requests and started again. Shown: requests a second beside the server's
-limit, CPU and memory of the command, time until the second start asks on, and what the server answered twice.
+limit, CPU and memory of the command, time until the second start asks on, and what the server answered twice. Then a
+loop of httpx without a journal, gates or files sends as many requests of the same size, as a peer.
 
-    python -m tests.benchmarks.synthesis [REQUESTS] [A_SECOND]        (20000, 200: about three minutes)
+    python -m tests.benchmarks.synthesis [REQUESTS] [A_SECOND]        (20000, 200: about five minutes)
     python -m tests.benchmarks.synthesis journal [REPLIES]            (1000000: size, memory, opening, looking up)
 """
 
@@ -16,6 +17,7 @@ import os
 import random
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -143,10 +145,8 @@ def config(folder: Path, port: int, requests: int, a_second: float) -> Path:
     return folder / "synthesis.yaml"
 
 
-def run(file: Path, port: int, until: int | None) -> None:
-    """One start of the command, killed after so many answers."""
-    code = f"import sys; sys.argv = ['janus', 'data', 'synthesize', {str(file)!r}]; "
-    command = [sys.executable, "-c", code + "from janus_jax.cli.__main__ import run; run()"]
+def watch(command: list[str], port: int, until: int | None = None) -> float:
+    """One start of a client, killed after so many answers. Returns its requests a second: the median of 5 seconds."""
     began, had = time.monotonic(), counts(port)
     process = subprocess.Popen(command, env={**os.environ, "NO_PROXY": "127.0.0.1"}, stderr=subprocess.DEVNULL)
     first: float | None = None
@@ -161,20 +161,53 @@ def run(file: Path, port: int, until: int | None) -> None:
                 track.append((time.monotonic(), now.get("requests", 0), *cpu_and_memory(process.pid)))
             except (OSError, IndexError):
                 break
-        if until is not None and now["answered"] >= until:
+        if until is not None and now["answered"] - had["answered"] >= until:
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(1)
     print(f"  ended with {process.wait()} after {time.monotonic() - began:.0f} s")
-    for start in range(0, len(track) - 1, 10):
-        one, other = track[start], track[min(start + 10, len(track) - 1)]
+    rates = []
+    for start in range(0, len(track) - 5, 5):
+        one, other = track[start], track[start + 5]
         wall = other[0] - one[0]
+        rates.append((other[1] - one[1]) / wall)
         print(
-            f"  {other[0] - began:6.0f} s: {(other[1] - one[1]) / wall:6.1f} requests a second, "
+            f"  {other[0] - began:6.0f} s: {rates[-1]:6.1f} requests a second, "
             f"CPU {(other[2] - one[2]) / wall:5.2f} cores, {other[3]:6.0f} MB"
         )
-    if track:
-        print(f"  most memory {max(one[3] for one in track):.0f} MB")
+    rate = statistics.median(rates[1:] or [0.0])
+    asked, cpu = track[-1][1] - track[0][1], track[-1][2] - track[0][2]
+    most = max(one[3] for one in track)
+    print(f"  median {rate:.1f} requests a second, {1000 * cpu / asked:.2f} ms of CPU a request, at most {most:.0f} MB")
+    return rate
+
+
+async def peer(port: int, requests: int, a_second: float) -> None:
+    """Requests at an even pace; each is sent again until it is answered. Nothing is kept."""
+    import httpx2 as httpx  # which openai brings
+
+    limits = httpx.Limits(max_connections=CONCURRENT, max_keepalive_connections=CONCURRENT)
+    free, clock = asyncio.Semaphore(CONCURRENT), asyncio.get_running_loop().time
+    async with httpx.AsyncClient(timeout=TIMEOUT_S, limits=limits) as client, asyncio.TaskGroup() as group:
+
+        async def ask(number: int) -> None:
+            messages = [("system", prose(180, ("s", number))), ("user", prose(12, number))]
+            body = {"model": "m", "messages": [{"role": role, "content": text} for role, text in messages]}
+            while True:
+                try:
+                    url, headers = f"http://127.0.0.1:{port}/v1/chat/completions", {"Idempotency-Key": str(number)}
+                    reply = await client.post(url, json=body, headers=headers)
+                    if reply.json()["choices"][0]["message"]["content"]:
+                        break
+                except (httpx.HTTPError, ValueError, KeyError):
+                    await asyncio.sleep(1)
+            free.release()
+
+        began = clock()
+        for number in range(requests):
+            await asyncio.sleep(max(0.0, began + number / a_second - clock()))
+            await free.acquire()
+            group.create_task(ask(number))
 
 
 def simulate(requests: int, a_second: float) -> None:
@@ -185,10 +218,17 @@ def simulate(requests: int, a_second: float) -> None:
         try:
             port = int(server.stdout.readline())
             file = config(Path(scratch), port, requests, a_second)
+            code = f"import sys; sys.argv = ['janus', 'data', 'synthesize', {str(file)!r}]; "
+            command = [sys.executable, "-c", code + "from janus_jax.cli.__main__ import run; run()"]
+            rates = []
             for until in (requests // 2, None):
                 print(f"start of the command, {'killed half way' if until else 'to the end'}")
-                run(file, port, until)
+                rates.append(watch(command, port, until))
             print(f"server (limit {a_second:g} a second): {counts(port)}")
+            print("a loop of httpx")
+            arguments = [str(port), str(requests // 2), str(a_second)]
+            plain = watch([sys.executable, "-m", "tests.benchmarks.synthesis", "peer", *arguments], port)
+            print(f"ratio to the loop: {' and '.join(f'{rate / plain:.2f}' for rate in rates)}")
             steps = Path(scratch) / "out/steps"
             for name in ("systems", "responses"):
                 facts = json.loads((steps / name / "step.json").read_text())
@@ -238,6 +278,8 @@ if __name__ == "__main__":
     arguments = sys.argv[1:]
     if arguments[:1] == ["serve"]:
         asyncio.run(serve(float(arguments[1])))
+    elif arguments[:1] == ["peer"]:
+        asyncio.run(peer(int(arguments[1]), int(arguments[2]), float(arguments[3])))
     elif arguments[:1] == ["journal"]:
         journal(int(arguments[1]) if len(arguments) > 1 else 1_000_000)
     else:

@@ -362,4 +362,4 @@ def test_replies_that_are_left_halfway_are_in_the_journal(tmp_path):
         with opened(server, tmp_path) as endpoint:  # what was cancelled is reserved no longer
             next(left := endpoint.complete(conversations, max_tokens=9))
             left.close()
-            assert endpoint._reserved == [0, 0]
+            assert endpoint._account.reserved.tokens == 0

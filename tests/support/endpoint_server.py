@@ -43,9 +43,9 @@ def refused(status: int, message: str = "no", code: str | None = None, **headers
 
 
 class Server:
-    """Calls `script(body, count)`, where `count` is how often this body came before."""
+    """Calls `script(body, count)`, where `count` is how often this body came before. Port 0: a free one."""
 
-    def __init__(self, script: Callable[[dict[str, Any], int], Answer]):
+    def __init__(self, script: Callable[[dict[str, Any], int], Answer], port: int = 0):
         self.bodies: list[dict[str, Any]] = []
         self.asked: list[str] = []
         """Idempotency-Key of each request."""
@@ -93,7 +93,7 @@ class Server:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -104,8 +104,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(script: Callable[[dict[str, Any], int], Answer]) -> Iterator[Server]:
-    server = Server(script)
+def serving(script: Callable[[dict[str, Any], int], Answer], port: int = 0) -> Iterator[Server]:
+    server = Server(script, port)
     try:
         yield server
     finally:

@@ -2,13 +2,19 @@
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.support.endpoint_server import Answer, said
+from janus_jax.data.synthesize.config import load_synthesis
+from janus_jax.data.synthesize.pipeline import Synthesis
+from tests.support.endpoint_server import Answer, Server, said
+from tests.support.repository import ROOT
 
 KEY = "SYNTHESIS_KEY"
 QUESTIONS = (
@@ -81,3 +87,31 @@ def write_config(folder: Path, url: str, **changes: Any) -> Path:
     path = folder / "synthesis.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def made(folder: Path, server: Server, **changes: Any) -> Synthesis:
+    """A synthesis in a folder; `changes` are of `write_config`, and `limit` and `tell` of Synthesis."""
+    more = {name: changes.pop(name) for name in ("limit", "tell") if name in changes}
+    return Synthesis(load_synthesis(write_config(folder, server.url, **changes)), **more)
+
+
+def facts(folder: Path, step: str) -> dict[str, Any]:
+    return json.loads((folder / "out/steps" / step / "step.json").read_text())
+
+
+def rows(folder: Path, step: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out/steps" / step / "rows.jsonl").read_text().splitlines()]
+
+
+def replies(folder: Path) -> list[dict[str, Any]]:
+    """The records of all journals."""
+    journals = (folder / "out/steps").glob("*/replies.jsonl")
+    return [json.loads(line) for path in journals for line in path.read_text().splitlines()[1:]]
+
+
+def started(config: Path) -> subprocess.Popen[str]:
+    """The command in a process of its own; notes and errors come through its stderr."""
+    code = "from janus_jax.cli.__main__ import run; run()"
+    command = [sys.executable, "-c", code, "data", "synthesize", str(config)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
+    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""The first step: a seed hierarchy grows by what a model names, until it has the counts of the configuration.
+"""The second step: a seed hierarchy grows by what a model names, until it has the counts of the configuration.
 
 Each parent asks for itself, so its requests depend on its own earlier answers alone: a run that was stopped asks for
 the rest of each, and for nothing twice.
@@ -34,6 +34,13 @@ class PreferencesAnswer(structured.Answer):
 
 class DescriptionsAnswer(structured.Answer):
     descriptions: list[PreferenceAnswer]
+
+
+_PROMPTS: dict[type[structured.Answer], str] = {
+    NamesAnswer: "subdimensions",
+    PreferencesAnswer: "preferences",
+    DescriptionsAnswer: "descriptions",
+}
 
 
 @dataclasses.dataclass
@@ -184,7 +191,8 @@ def _grow(stage: Stage, parents: Sequence[_Parent]) -> None:
 
 
 def _reader(stage: Stage, form: type[structured.Answer]) -> Any:
-    """Reads an answer as (name, description) of each child."""
+    """Reads an answer as (name, description) of each child. Small models copy the form with what stands in it."""
+    shown = {plain(one) for one in stage.prompt(_PROMPTS[form]).quoted}
 
     def read(item: Item, reply: Any) -> list[tuple[str, str]]:
         require_whole(reply)
@@ -198,7 +206,13 @@ def _reader(stage: Stage, form: type[structured.Answer]) -> Any:
         pairs = [(" ".join(name.split()).strip("\"'. "), description) for name, description in pairs]
         if not any(name for name, _ in pairs):
             raise structured.Rejected("wrong_count", "0 names")
-        return pairs
+        own = [pair for pair in pairs if shown.isdisjoint(map(plain, pair))]
+        if not own:
+            raise structured.Rejected("copied_form", pairs[0][0])
+        for name, description in pairs:
+            if (name, description) not in own:
+                stage.writer.drop("copied_form", name=name, description=description)
+        return own
 
     return read
 

@@ -5,6 +5,7 @@ OUT/bench/train.parquet           source, preference_set, system, prompt, refere
 OUT/provenance/collection.jsonl   one line for each row, in the same order; bench.jsonl too
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -37,7 +38,7 @@ def schemas() -> tuple[Any, Any]:
 
 
 class Collection:
-    """Checks that each instruction has all its rows, and writes the published files."""
+    """Checks that each instruction has all its rows, and writes the published files; a file without a row is none."""
 
     name = "collection"
     inputs = ("instructions", "systems", "responses", "rubrics")
@@ -64,8 +65,6 @@ class Collection:
                 files[in_bench].add(row, origin)
                 stage.writer.counts["bench_rows" if in_bench else "collection_rows"] += 1
                 stage.writer.add({"id": origin["id"], "file": "bench" if in_bench else "collection"})
-            if not stage.writer.counts["rows"]:
-                raise DataError("collection", "no instruction has all its responses; see dropped.jsonl of each step")
             for table in files.values():
                 table.finish()
         finally:
@@ -144,18 +143,18 @@ class _Table:
         self._writer = self._lines = None
 
     def add(self, row: dict[str, Any], origin: dict[str, Any]) -> None:
-        if self._lines is None:
-            import pyarrow.parquet
+        with os_errors(self._paths[0]):
+            if self._lines is None:
+                import pyarrow.parquet
 
-            for path in self._paths:
-                with os_errors(path):
+                for path in self._paths:
                     path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pyarrow.parquet.ParquetWriter(_beside(self._paths[0]), self._schema)
-            self._lines = _beside(self._paths[1]).open("w", encoding="utf-8")
-        self._rows.append(row)
-        self._lines.write(json.dumps(origin, ensure_ascii=False) + "\n")
-        if len(self._rows) >= _ROWS:
-            self._flush()
+                self._writer = pyarrow.parquet.ParquetWriter(_beside(self._paths[0]), self._schema)
+                self._lines = _beside(self._paths[1]).open("w", encoding="utf-8")
+            self._rows.append(row)
+            self._lines.write(json.dumps(origin, ensure_ascii=False) + "\n")
+            if len(self._rows) >= _ROWS:
+                self._flush()
 
     def _flush(self) -> None:
         import pyarrow
@@ -165,25 +164,26 @@ class _Table:
             self._rows = []
 
     def finish(self) -> None:
-        if self._writer is None or self._lines is None:
+        with os_errors(self._paths[0]):
+            if self._writer is None or self._lines is None:
+                for path in self._paths:
+                    path.unlink(missing_ok=True)
+                return
+            self._flush()
+            self._writer.close()
+            self._lines.close()
+            self._writer = self._lines = None
             for path in self._paths:
-                path.unlink(missing_ok=True)
-            return
-        self._flush()
-        self._writer.close()
-        self._lines.close()
-        self._writer = self._lines = None
-        for path in self._paths:
-            with os_errors(path):
                 os.replace(_beside(path), path)
 
     def discard(self) -> None:
         """Removes what is not finished."""
-        if self._writer is not None and self._lines is not None:
-            self._writer.close()
-            self._lines.close()
-            for path in self._paths:
-                _beside(path).unlink(missing_ok=True)
+        for opened in (self._writer, self._lines):
+            with contextlib.suppress(OSError):  # the disk is full; what went wrong first is the error
+                if opened is not None:
+                    opened.close()
+        for path in self._paths:
+            _beside(path).unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:

@@ -7,6 +7,7 @@ OUT/steps/NAME/replies.jsonl    journal of the endpoint
 OUT/steps/NAME/batch/           requests for a batch API
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from janus_jax.errors import ConfigError, DataError
+from janus_jax.errors import DataError, HeldError
 from janus_jax.storage import local
 from janus_jax.storage.bucket import os_errors
 
@@ -132,7 +133,8 @@ class Writer:
     def discard(self) -> None:
         """Removes what is not finished."""
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # the disk is full; what went wrong first is the error
+                file.close()
             Path(file.name).unlink(missing_ok=True)
 
 
@@ -147,7 +149,9 @@ class Lock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._file.close()
-            raise ConfigError(f"out {out}: another process writes it") from error
+            raise HeldError(
+                f"out {out}: another process writes it; wait for its end, or choose another `out`"
+            ) from error
 
     def __enter__(self) -> "Lock":
         return self

@@ -1,4 +1,4 @@
-"""The second step: instructions of any source that a build reads, filtered, each once, without system messages."""
+"""The first step: instructions of any source that a build reads, filtered, each once, without system messages."""
 
 import dataclasses
 import itertools

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +17,11 @@ from janus_jax.data.synthesize.files import Lock, StepDirectory, digest_of
 from janus_jax.data.synthesize.hierarchy import as_row, read_seeds
 from janus_jax.data.synthesize.stage import Planned, Stage
 from janus_jax.data.synthesize.texts import Responses, Rubrics, Systems
-from janus_jax.errors import ConfigError, counted, named
+from janus_jax.errors import ConfigError, DataError, counted, named
 from janus_jax.storage.endpoint import Endpoint
 from janus_jax.storage.endpoint_batch import BatchEndpoint
 from janus_jax.storage.endpoint_journal import ReplyJournal, Spent
+from janus_jax.storage.endpoint_requests import BudgetError, api_key, checked_url, openai_package
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,16 +34,21 @@ class Step:
     section: str = ""
     """Of the configuration, which says how it asks; empty: it asks nothing."""
 
+    def asks(self, config: SynthesisConfig) -> bool:
+        """Whether it may ask a model. The hierarchy of a seed that grows no further asks for missing descriptions."""
+        grows = config.hierarchy.subdimensions or config.hierarchy.preferences
+        return bool(self.section and {"hierarchy": grows, "rubrics": config.bench.instructions}.get(self.name, True))
+
 
 def _step(made: Any, section: str = "") -> Step:
     return Step(made.name, made.inputs, made.settings, made.run, made.estimate, section)
 
 
-STEPS = {
+STEPS = {  # what may be wrong with sources is found before anything is paid for
     step.name: step
     for step in (
-        Step("hierarchy", (), augment.settings, augment.run, augment.estimate, "hierarchy"),
         Step("instructions", (), instructions.settings, instructions.run),
+        Step("hierarchy", (), augment.settings, augment.run, augment.estimate, "hierarchy"),
         Step("sets", sets.INPUTS, sets.settings, sets.run),
         _step(Systems(), "systems"),
         _step(Responses(), "responses"),
@@ -49,7 +56,7 @@ STEPS = {
         _step(Collection()),
     )
 }
-_UNLIMITED = ("hierarchy", "instructions", "sets")
+_UNLIMITED = ("instructions", "hierarchy", "sets")
 
 
 class Synthesis:
@@ -88,9 +95,15 @@ class Synthesis:
             answers: files of a batch API, for `only`.
 
         Raises:
-            ConfigError: a step before `only` is not made; the budget does not suffice; another process works here.
+            ConfigError: a step before `only` is not made; the budget does not suffice; a key or package is missing,
+                before anything is written.
+            HeldError: another process works here.
+            DataError: the collection has no row. The report is written, and says what was left out.
             JanusError: what a step raises. What was paid for is kept, and the next call goes on.
         """
+        for step in STEPS.values():
+            if only in (None, step.name) and step.asks(self.config) and not self._is_done(step):
+                self._require_endpoint(getattr(self.config, step.section))
         with Lock(self.out):
             for path in answers:
                 self._take(STEPS[str(only)], path)
@@ -103,6 +116,8 @@ class Synthesis:
             if only is None:
                 report.write(self.out, self.config, self.directories)
                 self._tell(f"wrote {self.out / 'report.html'}")
+        if only in (None, "collection") and not self.directories["collection"].facts()["counts"].get("rows"):
+            raise DataError("collection", "no instruction has all its responses; dropped.jsonl of each step says why")
         return True
 
     def estimate(self, only: str | None = None) -> list[Planned]:
@@ -131,9 +146,9 @@ class Synthesis:
                     stage.writer.finish()
         return planned
 
-    def spent(self) -> tuple[int, float | None]:
-        """Tokens and money of all steps; no money without prices."""
-        by_step = {name: self._spent(name) for name in STEPS}
+    def spent(self, without: str = "") -> tuple[int, float | None]:
+        """Tokens and money of all steps, or of all but one; no money without prices."""
+        by_step = {name: self._spent(name) for name in STEPS if name != without}
         tokens = sum(one.prompt_tokens + one.completion_tokens for one in by_step.values())
         return tokens, self._money(by_step)
 
@@ -181,14 +196,19 @@ class Synthesis:
                 f"{directory.path / 'rows.jsonl'}: was edited, and the step would be made again; move it away first"
             )
         asked, began = self._asked_for(step), time.monotonic()
+        if changed := _changed(directory.facts(), asked):
+            self._tell(f"note: {step.name} is made again: {changed} changed; requests that did not are not sent again")
         stage = self._stage(step, self.directories)
         try:
-            step.run(stage)
-        except BaseException:
-            stage.writer.discard()
-            raise
-        finally:
-            stage.close()
+            try:
+                step.run(stage)
+            except BaseException:
+                stage.writer.discard()
+                raise
+            finally:
+                stage.close()
+        except BudgetError as error:
+            raise self._poor(step) from error
         if stage.waiting:
             stage.writer.discard()
             self._tell_of_batches(step, stage)
@@ -218,12 +238,37 @@ class Synthesis:
         )
 
     def _take(self, step: Step, path: Path) -> None:
+        """Takes the answers of a batch API.
+
+        Raises:
+            DataError: the file has none, or none of this step; FILE:LINE is no answer.
+        """
         section: AskSection = getattr(self.config, step.section)
         with self._open(BatchEndpoint, section, step.name, directory=self.directories[step.name].batch) as endpoint:
             counts = endpoint.take(path)
+        if counts.total() == counts["without_request"]:
+            what = f"none of its {counts.total():,} answers is to a request in {self.directories[step.name].batch}"
+            raise DataError(f"--answers {path}", what if counts else "is empty")
         self._tell(f"{path}: " + ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items()))
 
     # Endpoints
+
+    def _require_endpoint(self, section: AskSection) -> None:
+        """Refuses what `_open` would, before anything is written."""
+        one = self.config.endpoint_of(section)
+        with named(f"endpoints.{section.endpoint}"):
+            openai_package()
+            checked_url("base_url", one.base_url, "http://127.0.0.1:8000/v1")
+            api_key(None if self._batch else one.key_variable)
+
+    def _poor(self, step: Step) -> ConfigError:
+        budget, (tokens, money) = self.config.budget, self.spent()
+        limits = [f"budget.{name} = {most:,}" for name, most in budget.model_dump().items() if most is not None]
+        spent = f"{tokens:,} tokens" + ("" if money is None else f", {money:,.4f} of money")
+        return ConfigError(
+            ", ".join(limits),
+            f"the budget may not suffice for the next request of {step.name}; spent: {spent}; a larger one goes on",
+        )
 
     def _endpoint(self, section: AskSection, directory: StepDirectory) -> Endpoint:
         if self._batch:
@@ -240,12 +285,7 @@ class Synthesis:
 
     def _open(self, kind: Any, section: AskSection, name: str, **more: Any) -> Any:
         one, budget = self.config.endpoint_of(section), self.config.budget
-        others = {other: self._spent(other) for other in STEPS if other != name}
-        tokens = sum(spent.prompt_tokens + spent.completion_tokens for spent in others.values())
-        money = self._money(others) or 0.0
-        for key, most, gone in (("tokens", budget.tokens, tokens), ("money", budget.money, money)):
-            if most is not None and gone >= most:
-                raise ConfigError(f"budget.{key} = {most:g}: the other steps have spent {gone:,.6g} already")
+        tokens, money = self.spent(name)
         directory = self.directories[name]
         directory.path.mkdir(parents=True, exist_ok=True)
         with named(f"endpoints.{section.endpoint}"):
@@ -257,12 +297,13 @@ class Synthesis:
                 concurrent=one.concurrent,
                 requests_a_minute=one.requests_a_minute,
                 tokens_a_minute=one.tokens_a_minute,
-                token_budget=None if budget.tokens is None else budget.tokens - tokens,
-                money_budget=None if budget.money is None else budget.money - money,
+                token_budget=None if budget.tokens is None else max(0, budget.tokens - tokens),
+                money_budget=None if budget.money is None else max(0.0, budget.money - (money or 0.0)),
                 prices=one.price(),
                 timeout_s=one.timeout_s,
                 tries=one.tries,
                 keep_refusals=True,
+                tell=self._tell,
                 **more,
             )
 
@@ -289,6 +330,26 @@ class Synthesis:
             if prices is not None:
                 total = (total or 0.0) + prices.cost(spent.prompt_tokens, spent.completion_tokens)
         return total
+
+
+def _changed(facts: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Names of what a step was made from and is no more; empty if it was not made."""
+    if not facts or facts.get("asked") == digest_of(asked):
+        return ""
+    before, now = (dict(_leaves(one.get("settings", {}))) for one in (facts, asked))
+    names = [path[-1] for path in {**before, **now} if before.get(path) != now.get(path)]
+    old = facts.get("inputs", {})
+    names += [f"the rows of {name}" for name, digest in asked["inputs"].items() if old.get(name) != digest]
+    return ", ".join(names)
+
+
+def _leaves(settings: Mapping[str, Any], *path: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(path, value as JSON) of each setting."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, *path, name)
+        else:
+            yield (*path, name), json.dumps(value)
 
 
 def _seed_alone(stage: Stage) -> None:

@@ -11,15 +11,14 @@ from janus_jax.errors import ConfigError
 from janus_jax.storage.endpoint_requests import Messages
 
 OWN = Path(__file__).parent
-PLACEHOLDERS = {
-    "subdimensions": ("dimension", "meaning", "existing", "count"),
-    "preferences": ("dimension", "subdimension", "meaning", "existing", "count"),
-    "descriptions": ("dimension", "subdimension", "meaning", "preferences", "count"),
-    "system": ("preferences", "examples"),
-    "rubric": ("preference", "description", "examples"),
+NEEDED = {
+    "subdimensions": ("dimension", "count"),
+    "preferences": ("dimension", "subdimension", "count"),
+    "descriptions": ("dimension", "subdimension", "preferences", "count"),
+    "system": ("preferences",),
+    "rubric": ("preference", "description"),
 }
-"""Prompt -> what it is filled with. A file NAME.txt needs those of `_NEEDED`."""
-_NEEDED = {"dimension", "subdimension", "preferences", "preference", "description", "count"}
+"""Prompt -> what NAME.txt cannot do without."""
 _EXAMPLES = {"system": "systems.txt", "rubric": "rubrics.json"}
 
 MEANINGS = {
@@ -45,9 +44,14 @@ class Prompt:
         whole = json.dumps([self.text, *self.examples])
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
+    @property
+    def quoted(self) -> list[str]:
+        """What the text has in quotation marks: keys, and texts that stand for others in the form of an answer."""
+        return re.findall(r'"([^"{}\n]+)"', self.text)
+
     def fill(self, **values: object) -> Messages:
         """The messages of a request. Braces in the values stay as they are."""
-        names = "|".join(PLACEHOLDERS[self.name])
+        names = "|".join(values)
         text = re.sub(rf"\{{({names})\}}", lambda match: str(values[match[1]]), self.text)
         return [{"role": "user", "content": text}]
 
@@ -59,8 +63,8 @@ def read_prompt(name: str, directory: str | None = None) -> Prompt:
         ConfigError: a file cannot be read, is empty, or lacks a placeholder; examples are of another form.
     """
     path, text = _read(directory, f"{name}.txt")
-    for one in PLACEHOLDERS[name]:
-        if one in _NEEDED and f"{{{one}}}" not in text:
+    for one in NEEDED[name]:
+        if f"{{{one}}}" not in text:
             raise ConfigError("prompts", f"{path} has no {{{one}}}, which it needs")
     if (file := _EXAMPLES.get(name)) is None:
         return Prompt(name, text)
@@ -88,7 +92,7 @@ def require_known(directory: str | None) -> None:
         return
     if not Path(directory).is_dir():
         raise ConfigError("prompts", f"{directory}: is not a directory")
-    allowed = {f"{name}.txt" for name in PLACEHOLDERS} | set(_EXAMPLES.values())
+    allowed = {f"{name}.txt" for name in NEEDED} | set(_EXAMPLES.values())
     for path in sorted(Path(directory).iterdir()):
         if path.suffix in (".txt", ".json") and path.name not in allowed:
             raise ConfigError("prompts", f"{path}: is no prompt; allowed: {', '.join(sorted(allowed))}")
@@ -105,7 +109,7 @@ def spoken(dimension: str) -> str:
 
 
 def _read(directory: str | None, file: str) -> tuple[Path, str]:
-    own = OWN / ("prompts" if file.removesuffix(".txt") in PLACEHOLDERS else "assets") / file
+    own = OWN / ("prompts" if file.removesuffix(".txt") in NEEDED else "assets") / file
     theirs = own if directory is None else Path(directory) / file
     path = theirs if theirs.exists() else own
     try:

@@ -23,6 +23,13 @@ PAPER = {
     "preferences": 797_904,
 }
 """Unique counts of the Multifaceted Collection, as the poster of the paper has them."""
+_MADE = {
+    "instructions": "instructions",
+    "systems": "system messages",
+    "responses": "responses",
+    "rubrics": "rubrics",
+    "collection": "rows of the collection and the bench",
+}
 _SAMPLES = 5
 _RADIUS = (40, 110, 200, 290)
 _SHOWN = {1: 24, 2: 8}
@@ -47,12 +54,15 @@ def write(out: Path, config: SynthesisConfig, directories: Mapping[str, StepDire
         "least": min(used.values(), default=0),
         "most": max(used.values(), default=0),
     }
-    local.write_json(out / "report.json", {"statistics": table, "steps": steps, "use_of_preferences": usage})
+    made = list(_yields({step["step"]: step for step in steps}))
+    facts = {"statistics": table, "yields": made, "steps": steps, "use_of_preferences": usage}
+    local.write_json(out / "report.json", facts)
     page = html.render(
         Path(__file__).parent / "assets",
         "synthesis",
         f"Synthesis in {local.near(out)}",
         table=table,
+        made=made,
         steps=steps,
         usage=usage,
         sunburst=sunburst(hierarchy),
@@ -66,6 +76,21 @@ def _step(directory: StepDirectory) -> dict[str, Any]:
     facts = directory.facts()
     names = ("step", "counts", "dropped", "rejected", "usage", "notes", "limit", "unanswered")
     return {name: facts.get(name) for name in names} | {"edited": directory.is_edited()}
+
+
+def _yields(steps: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Of what each step was to make, how much it made, and how many answers gates refused for it."""
+    wanted_texts = 0
+    for name, what in _MADE.items():
+        if (step := steps.get(name)) is None:
+            continue
+        rows = step["counts"].get("rows", 0)
+        wanted = rows + sum(step["dropped"].values())
+        wanted_texts = wanted if name == "systems" else wanted_texts
+        if wanted:
+            wanted = wanted_texts if name == "collection" else wanted
+            refused = sum(step["rejected"].values())
+            yield {"what": what, "wanted": wanted, "made": rows, "left_out": wanted - rows, "answers_refused": refused}
 
 
 def _kept(directories: Mapping[str, StepDirectory], ids: Container[str]) -> Iterator[dict[str, Any]]:

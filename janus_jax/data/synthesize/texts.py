@@ -10,6 +10,7 @@ from janus_jax.data.synthesize import gates, structured
 from janus_jax.data.synthesize.asking import Item, Outcome, Rejected
 from janus_jax.data.synthesize.config import AskSection, GatedSection
 from janus_jax.data.synthesize.files import number_of, shuffled
+from janus_jax.data.synthesize.hierarchy import plain
 from janus_jax.data.synthesize.stage import Stage, require_whole
 from janus_jax.errors import DataError
 from janus_jax.storage.endpoint_requests import Reply
@@ -151,6 +152,8 @@ class Rubrics:
                 raise Rejected("alike", "two scores have one description")
             if made["criteria"] in {json.loads(one)["criteria"] for one in stage.prompt("rubric").examples}:
                 raise Rejected("copied_example", made["criteria"][:60])
+            if not {plain(one) for one in stage.prompt("rubric").quoted}.isdisjoint(map(plain, texts)):
+                raise Rejected("copied_form", made["criteria"][:60])
             gates.language(" ".join(texts), stage.config.language)
             return made
 

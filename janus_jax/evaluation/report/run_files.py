@@ -32,7 +32,7 @@ class Start:
     starts: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunFiles:
     """A run, as far as its directory tells."""
 
@@ -120,20 +120,20 @@ def read_run(directory: str | os.PathLike[str], label: str) -> RunFiles:
     if not samples and config.get("samples") and not unread:
         missing.append("no samples were written yet, though the configuration asks for them")
     return RunFiles(
-        label,
-        str(directory),
-        curves,
-        config,
-        (parts.content(run.config) or b"").decode("utf-8", "replace"),
-        summary,
-        _starts(account),
-        tuple(_nonfinite(lines or [])),
-        _meta(run, checkpoints),
-        samples,
-        checkpoints,
-        tuple(sorted(_steps(run.exports))),
-        _held_by(parts.content(run.lock)),
-        tuple(missing),
+        label=label,
+        path=str(directory),
+        curves=curves,
+        config=config,
+        config_text=(parts.content(run.config) or b"").decode("utf-8", "replace"),
+        summary=summary,
+        starts=_starts(account),
+        nonfinite=tuple(_nonfinite(lines or [])),
+        meta=_meta(run, checkpoints),
+        samples=samples,
+        checkpoints=checkpoints,
+        exports=tuple(sorted(_steps(run.exports))),
+        held_by=_held_by(parts.content(run.lock)),
+        missing=tuple(missing),
     )
 
 

@@ -10,7 +10,6 @@ from janus_jax.data.synthesize.config import EMBEDDED, load_synthesis
 from janus_jax.data.synthesize.hierarchy import Names, read_seeds
 from janus_jax.data.synthesize.pipeline import Synthesis
 from janus_jax.errors import DataError
-from janus_jax.storage import endpoint as client
 from tests.support.endpoint_server import said, serving
 from tests.support.synthesizing import reply, write_config
 
@@ -86,8 +85,7 @@ def test_names_that_look_alike_or_share_most_words_are_not_new():
     assert names.like("简洁") == "repeated" and names.like("详细") == ""
 
 
-def grown(tmp_path, script, monkeypatch, **hierarchy):
-    monkeypatch.setattr(client, "pause_after", lambda failures, after: 0.001)
+def grown(tmp_path, script, **hierarchy):
     with serving(script) as server:
         Synthesis(load_synthesis(write_config(tmp_path, server.url, hierarchy=hierarchy))).run("hierarchy")
         number = len(server.bodies)
@@ -100,7 +98,7 @@ def counts(rows):
     return Counter((row["dimension"], row["subdimension"]) for row in rows)
 
 
-def test_wrong_counts_and_repeats_end_in_the_counts_that_were_asked_for(tmp_path, monkeypatch):
+def test_wrong_counts_and_repeats_end_in_the_counts_that_were_asked_for(tmp_path):
     def script(body, count):
         value = json.loads(reply(body))
         ((key, items),) = value.items()
@@ -108,25 +106,40 @@ def test_wrong_counts_and_repeats_end_in_the_counts_that_were_asked_for(tmp_path
             items = items[:1] * 2 if len(json.dumps(body)) % 2 else items * 3
         return said(json.dumps({key: items}))
 
-    rows, facts, _ = grown(tmp_path, script, monkeypatch, subdimensions=6, preferences=5, at_a_time=3, rounds=12)
+    rows, facts, _ = grown(tmp_path, script, subdimensions=6, preferences=5, at_a_time=3, rounds=12)
     assert set(counts(rows).values()) == {5} and len(counts(rows)) == 24
     assert facts["dropped"]["repeated"] and facts["dropped"]["surplus"] and facts["rejected"]["wrong_count"]
     assert {row["provenance"]["origin"] for row in rows} == {"seed", "model"}
 
 
-def test_a_model_that_repeats_itself_is_not_asked_for_ever(tmp_path, monkeypatch):
+def test_a_model_that_repeats_itself_is_not_asked_for_ever(tmp_path):
     same = {"subdimensions": ["Rhythm"], "preferences": [{"preference": "Slow", "description": "It is slow."}]}
     script = lambda body, count: said(json.dumps(same))  # noqa: E731
-    rows, facts, number = grown(tmp_path, script, monkeypatch, subdimensions=6, preferences=4, rounds=3)
+    rows, facts, number = grown(tmp_path, script, subdimensions=6, preferences=4, rounds=3)
     assert all(row["description"] for row in rows) and number <= 3 * (4 + 24)
     assert any("preferences are missing" in note for note in facts["notes"])
 
 
-def test_names_without_a_description_get_one(tmp_path, monkeypatch):
+def test_what_stands_in_the_form_of_an_answer_is_no_name(tmp_path):
+    """SmolLM2-135M-Instruct answers so."""
+
+    def script(body, count):
+        if "subdimensions of" in body["messages"][0]["content"]:
+            return said('{"subdimensions": ["First name", "Rhythm"]}')
+        return said('{"preferences": [{"preference": "Slow", "description": "One sentence."}]}')
+
+    rows, facts, _ = grown(tmp_path, script, subdimensions=6, preferences=3, rounds=1)
+    assert {row["provenance"]["origin"] for row in rows} == {"seed"}
+    assert facts["rejected"]["copied_form"] == 16 * 4  # answers without a name of their own, to 16 requests
+    assert facts["dropped"]["copied_form"] == 4 + 16  # names, and requests that stayed without an answer
+    assert facts["dropped"]["subdimension_without_preference"] == 4
+
+
+def test_names_without_a_description_get_one(tmp_path):
     path = tmp_path / "names.json"
     path.write_text(json.dumps(NODES))
     rows, _, number = grown(
-        tmp_path, lambda body, count: said(reply(body)), monkeypatch, seeds=[str(path)], subdimensions=0, preferences=0
+        tmp_path, lambda body, count: said(reply(body)), seeds=[str(path)], subdimensions=0, preferences=0
     )
     assert [row["preference"] for row in rows] == ["Dry wit", "He/she is new"] and number == 2  # one a subdimension
     assert all(row["description"] and row["provenance"]["model"] == "scripted" for row in rows)

@@ -1,11 +1,8 @@
 """A whole synthesis against a scripted server: what it writes, what builds read, faults, kills, limits, budgets."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 
@@ -19,31 +16,10 @@ from janus_jax.data.synthesize.config import load_synthesis
 from janus_jax.data.synthesize.pipeline import Synthesis
 from janus_jax.errors import ConfigError
 from janus_jax.evaluation.bench.rows import read_bench
-from janus_jax.storage import endpoint as client
 from tests.support.endpoint_server import Answer, refused, said, serving
-from tests.support.repository import ROOT
-from tests.support.synthesizing import QUESTIONS, answer, reply, write_config
+from tests.support.synthesizing import QUESTIONS, answer, facts, made, replies, reply, rows, started, write_config
 
 pytest.importorskip("openai")
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(client, "pause_after", lambda failures, after: 0.001)
-
-
-def made(folder, server, **changes):
-    limit = changes.pop("limit", None)
-    return Synthesis(load_synthesis(write_config(folder, server.url, **changes)), limit=limit)
-
-
-def facts(folder, step):
-    return json.loads((folder / "out/steps" / step / "step.json").read_text())
-
-
-def rows(folder, step):
-    return [json.loads(line) for line in (folder / "out/steps" / step / "rows.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +212,7 @@ def test_an_endpoint_without_structured_output_is_asked_in_words(tmp_path):
 def test_a_budget_of_all_steps_ends_before_it_is_passed(tmp_path):
     budget = {"tokens": 60_000}
     with serving(lambda body, count: said(reply(body), prompt=400, completion=600)) as server:
-        with pytest.raises(ConfigError, match="the budget may not suffice"):
+        with pytest.raises(ConfigError, match=r"budget.tokens = 60,000: the budget may not suffice"):
             made(tmp_path, server, budget=budget).run()
         work = made(tmp_path, server, budget=budget)
         assert 0 < work.spent()[0] == 1000 * len(server.bodies) <= 60_000
@@ -288,23 +264,13 @@ def test_a_batch_api_makes_what_requests_would(whole, tmp_path):
     assert len(rows(tmp_path, "systems")) == 18 and Synthesis(config).spent()[0] == 18 * 70
 
 
-SLOW = """
-import sys
-from janus_jax.cli.__main__ import run
-sys.argv = ["janus", "data", "synthesize", sys.argv[1]]
-run()
-"""
-
-
 def kills(folder, server, number, longest_s):
     """Starts the command, and kills it so many times at random moments; then makes the rest here."""
     draw = random.Random(number)
     config = write_config(folder, server.url, endpoint={"concurrent": 3})
-    command = [sys.executable, "-c", SLOW, str(config)]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
     for _ in range(number):
         before = len(server.bodies)
-        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = started(config)
         deadline = time.monotonic() + 120
         while process.poll() is None and len(server.bodies) == before and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -322,8 +288,7 @@ def check_kills(whole, folder, number, longest_s):
 
     with serving(script) as server:
         kills(folder, server, number, longest_s)
-        journals = (folder / "out/steps").glob("*/replies.jsonl")
-        keys = [json.loads(line)["key"] for path in journals for line in path.read_text().splitlines()[1:]]
+        keys = [reply["key"] for reply in replies(folder)]
         assert len(keys) == len(set(keys)) == 78  # nothing is lost, and nothing is in twice
         again = len(server.bodies) - 78
         assert 0 <= again <= 3 * number  # only what was under way when it was killed

@@ -22,7 +22,8 @@ def test_the_embedded_sample_passes_all_gates_and_comes_out_as_it_is(tmp_path):
     groups = defaultdict(list)
     for row in sample:
         groups[row["prompt"]].append(row)
-    (tmp_path / "questions.jsonl").write_text("".join(json.dumps({"prompt": one}) + "\n" for one in groups))
+    asked = [{name: rows[0][name] for name in ("prompt", "main_source", "original_source")} for rows in groups.values()]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
     seeds = {json.dumps(one): one for row in sample for one in row["preference_set"]}
     (tmp_path / "seeds.json").write_text(json.dumps(list(seeds.values())))
     config = load_synthesis(
@@ -65,5 +66,4 @@ def test_the_embedded_sample_passes_all_gates_and_comes_out_as_it_is(tmp_path):
     assert Synthesis(config).run()
     table = pyarrow.parquet.read_table(tmp_path / "out/collection/train.parquet")
     assert table.schema == schemas()[0]
-    own = [name for name in COLLECTION if name not in ("main_source", "original_source")]
-    assert table.select(own).to_pylist() == [{name: row[name] for name in own} for row in ordered]
+    assert table.to_pylist() == [{name: row[name] for name in COLLECTION} for row in ordered]

@@ -1,0 +1,230 @@
+"""What a synthesis does when something goes wrong outside it: disks, signals, servers, keys, files, budgets."""
+
+import contextlib
+import json
+import random
+import resource
+import signal
+import threading
+import time
+
+import pytest
+
+from janus_jax.data.synthesize.files import Lock
+from janus_jax.errors import ConfigError, DataError, HeldError, StorageError
+from janus_jax.storage import pace
+from tests.support.endpoint_server import Answer, serving
+from tests.support.synthesizing import KEY, answer, facts, made, replies, rows, started, write_config
+
+pytest.importorskip("openai")
+
+ALL = 78
+"""Requests of a whole synthesis."""
+
+
+def test_a_second_process_is_refused_before_it_asks(tmp_path):
+    with serving(answer) as server:
+        work = made(tmp_path, server)
+        with Lock(work.out), pytest.raises(HeldError, match=r"out .*: another process writes it; wait for its end, or"):
+            work.run()
+        assert not server.bodies and work.run()
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """A disk without room for larger files."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_named_and_costs_at_most_what_was_under_way(tmp_path):
+    """Journal, its index, rows and Parquet files each meet the limit at some size."""
+    names, failed, starts = set(), True, 0
+    with serving(answer) as server:
+        while failed:
+            failed, starts = False, starts + 1
+            with files_of_at_most(2_000 * 2**starts):
+                try:
+                    made(tmp_path, server, endpoint={"concurrent": 3}).run()
+                except StorageError as error:
+                    failed = True
+                    assert "cannot be" in str(error) and error.exit_code == 14
+                    names.add(str(error).partition(": ")[0].rpartition("/")[2])
+        assert len(names) > 1, names
+        keys = [reply["key"] for reply in replies(tmp_path)]
+        assert len(keys) == len(set(keys)) == ALL and len(server.bodies) <= ALL + 3 * (starts - 1)
+    assert not list((tmp_path / "out").rglob("*.incomplete"))
+    assert len(rows(tmp_path, "responses")) == 18
+
+
+def test_what_changed_is_named_and_asks_anew_and_the_rest_is_kept(tmp_path):
+    told = []
+
+    def run(server, **changes):
+        told.clear()
+        number = len(server.bodies)
+        assert made(tmp_path, server, tell=told.append, **changes).run()
+        return len(server.bodies) - number, [line for line in told if "is made again" in line]
+
+    with serving(answer) as server:
+        assert run(server) == (ALL, [])
+        kept = "; requests that did not are not sent again"
+        assert run(server, responses={"temperature": 0.5}) == (
+            18,
+            [
+                f"note: responses is made again: temperature changed{kept}",
+                f"note: rubrics is made again: the rows of responses changed{kept}",
+                f"note: collection is made again: the rows of responses changed{kept}",
+            ],
+        )
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine/system.txt").write_text("Write a system message for {preferences}, please.")
+        number, notes = run(server, prompts=str(tmp_path / "mine"))
+        assert number == 36 and notes[:2] == [  # the responses to new system messages are new too
+            f"note: systems is made again: prompts changed{kept}",
+            f"note: responses is made again: temperature, the rows of systems changed{kept}",
+        ]
+        number, notes = run(server)
+        assert number == 0 and len(notes) == 4  # the first answers are in the journals
+        number, notes = run(server, seed=1, instructions={"min_chars": 46})
+        assert notes[:2] == [
+            f"note: instructions is made again: min_chars changed{kept}",
+            f"note: hierarchy is made again: seed changed{kept}",
+        ]
+        assert len(rows(tmp_path, "instructions")) == 5 and number
+
+
+@pytest.mark.parametrize("step", [None, "hierarchy"])
+def test_a_key_that_is_missing_is_named_before_anything_is_written(tmp_path, monkeypatch, step):
+    monkeypatch.delenv(KEY, raising=False)
+    with serving(answer) as server:
+        with pytest.raises(ConfigError, match=rf"endpoints.default: \${KEY}: is not set; put the API key into it"):
+            made(tmp_path, server, endpoint={"key_variable": KEY}).run(step)
+        assert not server.bodies and not (tmp_path / "out").exists()
+        assert made(tmp_path, server, endpoint={"key_variable": KEY}).estimate()  # a dry run needs none
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_the_first_ctrl_c_waits_for_what_is_under_way_and_the_second_does_not(tmp_path, presses):
+    release = threading.Event()
+
+    def script(body, count):
+        if len(server.bodies) > 5:
+            release.wait(120)
+        return answer(body)
+
+    with serving(script) as server:
+        process = started(write_config(tmp_path, server.url, endpoint={"concurrent": 3}))
+        with process:
+            deadline = time.monotonic() + 120
+            while len(server.bodies) < 8 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            assert any(line.startswith("waiting for 3 requests under way; a second Ctrl-C") for line in process.stderr)
+            if presses == 1:
+                release.set()
+            else:
+                process.send_signal(signal.SIGINT)
+            last = process.stderr.read().splitlines()[-1]
+            assert process.wait(60) == 130 and last == "interrupted"
+        assert len(server.bodies) == 8 and len(replies(tmp_path)) == (8 if presses == 1 else 5)
+        release.set()
+        assert made(tmp_path, server).run() and len(server.bodies) == ALL + (0 if presses == 1 else 3)
+
+
+def test_a_server_that_is_gone_for_a_while_is_waited_for(tmp_path, monkeypatch):
+    """With all tries that the configuration has by default, a minute at least."""
+    down = threading.Event()
+
+    def first(body, count):
+        if len(server.bodies) <= 20:
+            return answer(body)
+        down.set()
+        return Answer(None)  # the connection is cut
+
+    work = None
+    with serving(first) as server:
+        port = int(server.url.rsplit(":", 1)[1].split("/")[0])
+        work = made(tmp_path, server, endpoint={"tries": 1000})
+        thread = threading.Thread(target=work.run)
+        thread.start()
+        assert down.wait(60)
+    time.sleep(0.1)  # connections are refused
+    with serving(answer, port) as second:
+        thread.join(120)
+    texts = [reply["key"] for reply in replies(tmp_path) if reply.get("text") is not None]
+    assert len(texts) == len(set(texts)) == ALL == 20 + len(second.answered)
+    assert facts(tmp_path, "collection")["counts"]["collection_rows"] == 15
+
+    monkeypatch.setattr(random, "uniform", lambda least, most: least)
+    assert sum(pace.pause_after(failures, None) for failures in range(1, 8)) > 60
+
+
+def test_a_budget_that_is_reached_exactly_pays_for_what_is_known_and_no_more(tmp_path):
+    with serving(answer) as server:
+        work = made(tmp_path, server)
+        assert work.run()
+        tokens, _ = work.spent()
+        (tmp_path / "out/steps/responses/step.json").unlink()
+        assert made(tmp_path, server, budget={"tokens": tokens}).run() and len(server.bodies) == ALL
+        message = (
+            rf"budget.tokens = {tokens:,}: the budget may not suffice for the next request of responses; "
+            rf"spent: {tokens:,} tokens; a larger one goes on"
+        )
+        with pytest.raises(ConfigError, match=message):
+            made(tmp_path, server, budget={"tokens": tokens}, responses={"temperature": 0.5}).run()
+        assert len(server.bodies) == ALL
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b'{"custom_id": "x", "response": {}}\n{"custom_id": "y", "error": {}}\n', r"none of its 2 answers is to a"),
+        (b'{"custom_id": "\xff"}\n', r"answers.jsonl:1: is no answer of a batch"),
+    ],
+)
+def test_answers_of_something_else_are_refused(tmp_path, content, message):
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(content)
+    with serving(answer) as server:
+        for step in ("hierarchy", "instructions", "sets"):
+            assert made(tmp_path, server, hierarchy={"subdimensions": 0, "preferences": 0}).run(step)
+        work = made(tmp_path, server, hierarchy={"subdimensions": 0, "preferences": 0})
+        with pytest.raises(DataError, match=message):
+            work.run("systems", [path])
+        assert not server.bodies
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"questions.jsonl: has no record"),
+        (b"\n\n", r"questions.jsonl: has no record"),
+        (
+            b'{"prompt": "Caf\xe9 or tea in the morning?"}\n{"prompt": "Hi"}\n{"output": "a"}\n',
+            "no instruction is left; dropped: 1 bad_encoding, 1 too_short, 1 missing_field",
+        ),
+    ],
+)
+def test_sources_without_an_instruction_end_before_anything_is_asked(tmp_path, content, message):
+    (tmp_path / "questions.jsonl").write_bytes(content)
+    with serving(answer) as server:
+        for _ in range(2):
+            with pytest.raises(DataError, match=message):
+                made(tmp_path, server).run()
+        assert not server.bodies and not (tmp_path / "out/steps/instructions/step.json").exists()
+
+
+def test_lines_that_are_not_utf_8_are_dropped_and_named(tmp_path):
+    lines = [json.dumps({"prompt": "Why does bread dough rise before it is baked?"}).encode(), b'{"prompt": "\xff"}']
+    (tmp_path / "questions.jsonl").write_bytes(b"\n".join(lines))
+    with serving(answer) as server:
+        assert made(tmp_path, server).run("instructions")
+    assert facts(tmp_path, "instructions")["dropped"] == {"bad_encoding": 1}
+    (dropped,) = map(json.loads, (tmp_path / "out/steps/instructions/dropped.jsonl").read_text().splitlines())
+    assert dropped["place"].endswith("questions.jsonl:2") and "UTF-8" in dropped["detail"]
