@@ -108,7 +108,7 @@ def _tried(name, sizes):
     return pytest.param(name, sizes, marks=marks, id=f"{name}-{'x'.join(map(str, sizes))}")
 
 
-@pytest.mark.parametrize(("name", "sizes"), itertools.starmap(_tried, itertools.product(CASES, MESHES)))
+@pytest.mark.parametrize(("name", "sizes"), [_tried(*pair) for pair in itertools.product(CASES, MESHES)])
 def test_every_mesh_of_eight_devices_gives_the_numbers_of_one_device(name, sizes):
     assert_within(numbers_of(name, sizes), numbers_of(name, None), TOLERANCE)
 
