@@ -168,19 +168,14 @@ class Mistral(nnx.Module):
             x = embed(self.embedding[...], tokens, dtype=compute.dtype, place=compute.place)
         block, weights = nnx.split(self.layers)
 
-        place, whole = compute.place, ("batch", "length", None)
-        # Kept whole on all devices that share a row, blocks' inputs would take as many times the memory.
-        split = ("batch", "length", "mlp" if self.config.hidden_size % place.shards("mlp") == 0 else None)
-
         def one(layer: nnx.State, x: Array, slots: Slots) -> Array:
-            x = place.constrain(checkpoint_name(x, INPUT), whole)
-            x, _ = nnx.merge(block, layer)(x, slots, self.config, compute)
-            # First whole: XLA mixes up rows where it splits a product's result itself (docs/design.md).
-            return place.constrain(place.constrain(x, whole), split)
+            x, _ = nnx.merge(block, layer)(checkpoint_name(x, INPUT), slots, self.config, compute)
+            # Not split over tensor: XLA exchanges rows of a product whose result is (docs/design.md).
+            return compute.place.constrain(x, ("batch", "length", None))
 
         accumulator = None if sums is None else _filled(weights, sums)
         x = rematerialized(one, weights, x, slots, policy=policy(compute.remat), accumulator=accumulator)
-        return rms_norm(place.constrain(x, whole), self.final_norm[...], self.config.rms_norm_eps)
+        return rms_norm(x, self.final_norm[...], self.config.rms_norm_eps)
 
     def after(
         self, tokens: Array, slots: Slots, compute: Compute, past: Any, keys_of: Callable[[Any], Sequence[Keys]]

@@ -103,13 +103,12 @@ def numbers_of(name: str, sizes: tuple[int, ...] | None) -> Any:
 QUICK = {("few wide heads", (2, 2, 2, 1)), ("pairs", (1, 2, 2, 2))}
 
 
-@pytest.mark.parametrize(
-    ("name", "sizes"),
-    [
-        pytest.param(name, sizes, marks=[] if (name, sizes) in QUICK else pytest.mark.slow, id=f"{name}-{sizes}")
-        for name, sizes in itertools.product(CASES, MESHES)
-    ],
-)
+def _tried(name, sizes):
+    marks = [] if (name, sizes) in QUICK else [pytest.mark.slow]
+    return pytest.param(name, sizes, marks=marks, id=f"{name}-{'x'.join(map(str, sizes))}")
+
+
+@pytest.mark.parametrize(("name", "sizes"), [_tried(*pair) for pair in itertools.product(CASES, MESHES)])
 def test_every_mesh_of_eight_devices_gives_the_numbers_of_one_device(name, sizes):
     assert_within(numbers_of(name, sizes), numbers_of(name, None), TOLERANCE)
 

@@ -220,9 +220,8 @@ class _DeviceShare:
 
     def _width(self, name: str) -> float:
         """Elements of a token in a tensor of one block."""
-        if name == INPUT:  # split like the feed-forward layer, if it can be
-            width, parts = self.inputs.model.hidden_size, self.shards["mlp"]
-            return width / (parts if width % parts == 0 else 1)
+        if name == INPUT:
+            return self.inputs.model.hidden_size
         tensor = TENSORS[name]
         sums = 4 * self.inputs.model.num_heads / self.compute if name == "attention" else 0  # of the softmax, float32
         return (tensor.width(self.inputs.model) + sums) / (self.shards[tensor.axis] if tensor.axis else 1)
