@@ -45,7 +45,8 @@ def on_devices(
 ) -> Float[Array, "B L N H"]:
     """`blockwise` on every device, of its own rows and heads; where `suits`."""
     queries, keys = (("batch", "length", heads, "head_dim") for heads in ("q_heads", "kv_heads"))
-    axes = (queries, keys, keys, Slots(*[("batch", "length")] * 3))
+    slot: Any = ("batch", "length")
+    axes = (queries, keys, keys, Slots(slot, slot, slot))
     return place.map(functools.partial(blockwise, window=window), axes, queries)(q, k, v, slots)
 
 
