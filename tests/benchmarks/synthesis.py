@@ -30,7 +30,8 @@ import yaml
 
 MEDIAN_S, SIGMA = 2.0, 0.6
 """Of the time that an answer takes: mean 2.4 s, one in a thousand takes more than 12.7 s."""
-CONCURRENT = 800
+CONCURRENT = 4
+"""Requests at the same time, for each that the server takes in a second."""
 TIMEOUT_S = 20.0
 FAULTS = {"429": 0.01, "500": 0.01, "cut": 0.005, "no JSON": 0.005, "silent": 0.002}
 WORDS = [
@@ -135,7 +136,11 @@ def config(folder: Path, port: int, requests: int, a_second: float) -> Path:
     lines = [json.dumps({"prompt": f"{prose(12, ('question', one))[:-1]}?"}) + "\n" for one in range(requests // 6)]
     (folder / "questions.jsonl").write_text("".join(lines))
     endpoint = {"base_url": f"http://127.0.0.1:{port}/v1", "model": "simulated", "key_variable": None}
-    endpoint |= {"concurrent": CONCURRENT, "requests_a_minute": round(60 * a_second), "timeout_s": TIMEOUT_S}
+    endpoint |= {
+        "concurrent": round(CONCURRENT * a_second),
+        "requests_a_minute": round(60 * a_second),
+        "timeout_s": TIMEOUT_S,
+    }
     values = {
         "out": str(folder / "out"),
         "endpoints": {"default": endpoint},
@@ -186,8 +191,9 @@ async def peer(port: int, requests: int, a_second: float) -> None:
     """Requests at an even pace; each is sent again until it is answered. Nothing is kept."""
     import httpx2 as httpx  # which openai brings
 
-    limits = httpx.Limits(max_connections=CONCURRENT, max_keepalive_connections=CONCURRENT)
-    free, clock = asyncio.Semaphore(CONCURRENT), asyncio.get_running_loop().time
+    most = round(CONCURRENT * a_second)
+    limits = httpx.Limits(max_connections=most, max_keepalive_connections=most)
+    free, clock = asyncio.Semaphore(most), asyncio.get_running_loop().time
     async with httpx.AsyncClient(timeout=TIMEOUT_S, limits=limits) as client, asyncio.TaskGroup() as group:
 
         async def ask(number: int) -> None:
