@@ -151,7 +151,8 @@ def config(folder: Path, port: int, requests: int, a_second: float) -> Path:
 
 
 def watch(command: list[str], port: int, until: int | None = None) -> float:
-    """One start of a client, killed after so many answers. Returns its requests a second: the median of 5 seconds."""
+    """One start of a client, killed after so many answers. Returns its requests a second: the median of those 5 seconds
+    in which it sent more than half as many as at best, so without the ends of steps."""
     began, had = time.monotonic(), counts(port)
     process = subprocess.Popen(command, env={**os.environ, "NO_PROXY": "127.0.0.1"}, stderr=subprocess.DEVNULL)
     first: float | None = None
@@ -180,7 +181,7 @@ def watch(command: list[str], port: int, until: int | None = None) -> float:
             f"  {other[0] - began:6.0f} s: {rates[-1]:6.1f} requests a second, "
             f"CPU {(other[2] - one[2]) / wall:5.2f} cores, {other[3]:6.0f} MB"
         )
-    rate = statistics.median(rates[1:] or [0.0])
+    rate = statistics.median([one for one in rates if one > max(rates) / 2] or [0.0])
     asked, cpu = track[-1][1] - track[0][1], track[-1][2] - track[0][2]
     most = max(one[3] for one in track)
     print(f"  median {rate:.1f} requests a second, {1000 * cpu / asked:.2f} ms of CPU a request, at most {most:.0f} MB")
