@@ -30,7 +30,8 @@ import yaml
 
 MEDIAN_S, SIGMA = 2.0, 0.6
 """Of the time that an answer takes: mean 2.4 s, one in a thousand takes more than 12.7 s."""
-CONCURRENT = 800
+CONCURRENT = 4
+"""Requests at the same time, for each that the server takes in a second."""
 TIMEOUT_S = 20.0
 FAULTS = {"429": 0.01, "500": 0.01, "cut": 0.005, "no JSON": 0.005, "silent": 0.002}
 WORDS = [
@@ -135,7 +136,11 @@ def config(folder: Path, port: int, requests: int, a_second: float) -> Path:
     lines = [json.dumps({"prompt": f"{prose(12, ('question', one))[:-1]}?"}) + "\n" for one in range(requests // 6)]
     (folder / "questions.jsonl").write_text("".join(lines))
     endpoint = {"base_url": f"http://127.0.0.1:{port}/v1", "model": "simulated", "key_variable": None}
-    endpoint |= {"concurrent": CONCURRENT, "requests_a_minute": round(60 * a_second), "timeout_s": TIMEOUT_S}
+    endpoint |= {
+        "concurrent": round(CONCURRENT * a_second),
+        "requests_a_minute": round(60 * a_second),
+        "timeout_s": TIMEOUT_S,
+    }
     values = {
         "out": str(folder / "out"),
         "endpoints": {"default": endpoint},
@@ -146,7 +151,8 @@ def config(folder: Path, port: int, requests: int, a_second: float) -> Path:
 
 
 def watch(command: list[str], port: int, until: int | None = None) -> float:
-    """One start of a client, killed after so many answers. Returns its requests a second: the median of 5 seconds."""
+    """One start of a client, killed after so many answers. Returns its requests a second: the median of those 5 seconds
+    in which it sent more than half as many as at best, so without the ends of steps."""
     began, had = time.monotonic(), counts(port)
     process = subprocess.Popen(command, env={**os.environ, "NO_PROXY": "127.0.0.1"}, stderr=subprocess.DEVNULL)
     first: float | None = None
@@ -175,7 +181,7 @@ def watch(command: list[str], port: int, until: int | None = None) -> float:
             f"  {other[0] - began:6.0f} s: {rates[-1]:6.1f} requests a second, "
             f"CPU {(other[2] - one[2]) / wall:5.2f} cores, {other[3]:6.0f} MB"
         )
-    rate = statistics.median(rates[1:] or [0.0])
+    rate = statistics.median([one for one in rates if one > max(rates) / 2] or [0.0])
     asked, cpu = track[-1][1] - track[0][1], track[-1][2] - track[0][2]
     most = max(one[3] for one in track)
     print(f"  median {rate:.1f} requests a second, {1000 * cpu / asked:.2f} ms of CPU a request, at most {most:.0f} MB")
@@ -186,8 +192,9 @@ async def peer(port: int, requests: int, a_second: float) -> None:
     """Requests at an even pace; each is sent again until it is answered. Nothing is kept."""
     import httpx2 as httpx  # which openai brings
 
-    limits = httpx.Limits(max_connections=CONCURRENT, max_keepalive_connections=CONCURRENT)
-    free, clock = asyncio.Semaphore(CONCURRENT), asyncio.get_running_loop().time
+    most = round(CONCURRENT * a_second)
+    limits = httpx.Limits(max_connections=most, max_keepalive_connections=most)
+    free, clock = asyncio.Semaphore(most), asyncio.get_running_loop().time
     async with httpx.AsyncClient(timeout=TIMEOUT_S, limits=limits) as client, asyncio.TaskGroup() as group:
 
         async def ask(number: int) -> None:

@@ -13,7 +13,7 @@ import pytest
 from janus_jax.data.synthesize.files import Lock
 from janus_jax.errors import ConfigError, DataError, HeldError, StorageError
 from janus_jax.storage import pace
-from tests.support.endpoint_server import Answer, serving
+from tests.support.endpoint_server import Answer, said, serving
 from tests.support.synthesizing import KEY, answer, facts, made, replies, rows, started, write_config
 
 pytest.importorskip("openai")
@@ -228,3 +228,19 @@ def test_lines_that_are_not_utf_8_are_dropped_and_named(tmp_path):
     assert facts(tmp_path, "instructions")["dropped"] == {"bad_encoding": 1}
     (dropped,) = map(json.loads, (tmp_path / "out/steps/instructions/dropped.jsonl").read_text().splitlines())
     assert dropped["place"].endswith("questions.jsonl:2") and "UTF-8" in dropped["detail"]
+
+
+def test_a_synthesis_without_a_row_ends_with_a_report_of_what_was_left_out(tmp_path):
+    def script(body, count):
+        return said("I'm sorry, but I cannot help.") if body["messages"][0]["role"] == "system" else answer(body)
+
+    with serving(script) as server:
+        for _ in range(2):
+            with pytest.raises(DataError, match="collection: no instruction has all its responses"):
+                made(tmp_path, server).run()
+        assert len(server.bodies) == ALL - 12 + 3 * 18  # no rubrics, and each response four times
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    responses = next(row for row in report["yields"] if row["what"] == "responses")
+    assert responses == {"what": "responses", "wanted": 18, "made": 0, "left_out": 18, "answers_refused": 72}
+    assert "18 (100%)" in (tmp_path / "out/report.html").read_text()
+    assert not (tmp_path / "out/collection/train.parquet").exists()
