@@ -115,7 +115,7 @@ def records(run: Path) -> tuple[list[dict], dict]:
     return [line for line in lines if line["kind"] == "train"], json.loads((run / "summary.json").read_text())
 
 
-@pytest.mark.parametrize(("kind", "row_length"), [("sft", 512), ("dpo", 1024)])
+@pytest.mark.parametrize(("kind", "row_length"), [pytest.param("sft", 512, marks=pytest.mark.slow), ("dpo", 1024)])
 def test_a_small_model_trains_on_them(built, tmp_path, kind, row_length):
     (tmp_path / "run.yaml").write_text(
         CONFIG.format(

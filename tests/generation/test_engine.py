@@ -175,10 +175,14 @@ def test_nothing_looks_for_most_probable_ids_that_nobody_asks_for(both, monkeypa
         list(engine.generate([dataclasses.replace(asked, top=1)]))
 
 
+def narrow(both, dtype):
+    return Engine.live(both[1], on(both, 4), rows=4, steps_per_call=4, cache_dtype=dtype, dtype=jnp.float32)
+
+
 @pytest.mark.parametrize(("dtype", "least", "most"), [("int8", 1e-3, 0.06), ("bfloat16", 1e-3, 0.05)])
 def test_a_narrow_cache_changes_log_probs_a_little(both, dtype, least, most):
     """Beside transformers' log-probs of the same tokens, in float32; these weights are spread widely on purpose."""
-    engine = Engine.live(both[1], on(both, 4), rows=4, steps_per_call=4, cache_dtype=dtype, dtype=jnp.float32)
+    engine = narrow(both, dtype)
     requests = [Request(ids, stopping=StoppingOptions(max_new_tokens=NEW)) for ids in PROMPTS[:4]]
     worst = 0.0
     for (number, _), (ids, logps, _) in texts(engine, requests).items():
@@ -190,12 +194,12 @@ def test_a_narrow_cache_changes_log_probs_a_little(both, dtype, least, most):
 @pytest.mark.parametrize(("dtype", "size"), [(None, 8 * 4), ("bfloat16", 8 * 2), ("int8", 8 + 4)])
 def test_the_cache_is_as_small_as_its_dtype(both, dtype, size):
     """Heads have 8 numbers; in int8 a scale comes to each."""
-    engine = Engine.live(both[1], both[2], rows=2, cache_dtype=dtype)
-    session = engine.session()
-    session.submit(0, Request(PROMPTS[0], stopping=StoppingOptions(max_new_tokens=40)))
+    session = narrow(both, dtype).session()
+    for number, ids in enumerate(PROMPTS[:4]):
+        session.submit(number, Request(ids, stopping=StoppingOptions(max_new_tokens=NEW)))
     session.step()
-    slots = both[1].num_layers * 2 * both[1].num_kv_heads * 64
-    assert sum(part.nbytes for part in jax.tree.leaves(session._cache)) == 2 * slots * size
+    slots = both[1].num_layers * 2 * both[1].num_kv_heads * session._cache.length
+    assert sum(part.nbytes for part in jax.tree.leaves(session._cache)) == 4 * slots * size
 
 
 def test_other_dtypes_of_the_cache_are_refused(both):

@@ -74,11 +74,11 @@ def place():
 
 
 def test_weights_and_cache_are_those_of_an_engine(place):
-    engine = Engine.live(SMALL, random_params(SMALL), rows=3, steps_per_call=4)
+    engine = Engine.live(SMALL, random_params(SMALL), rows=2, steps_per_call=4)
     session = engine.session()
     session.submit(0, Request([1] * 20, stopping=StoppingOptions(max_new_tokens=30)))
     session.step()
-    ours = memory.needed(SMALL, engine.compute.place, rows=3, length=slots(20, 30, 4, 64), steps=4, **F32)
+    ours = memory.needed(SMALL, engine.compute.place, rows=2, length=slots(20, 30, 4, 64), steps=4, **F32)
 
     def bytes_of(tree):
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))

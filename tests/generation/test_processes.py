@@ -1,4 +1,6 @@
-"""Two processes of four devices generate what one device does."""
+"""Two processes of four devices generate what one device does, with a copy of weights that they have read.
+
+tests/cli/test_generate_on_hosts.py and test_scores_on_hosts.py do so with the stored weights."""
 
 import json
 
@@ -18,7 +20,7 @@ def test_two_processes_say_what_one_says(tmp_path):
     expected = generating.told(engine)
     assert len(expected["texts"]) == 10
     for number in range(2):
-        for made in json.loads((tmp_path / f"{number}.json").read_text()):
-            assert made["texts"] == expected["texts"]
-            for ours, theirs in zip(made["log_probs"], expected["log_probs"], strict=True):
-                np.testing.assert_allclose(ours, theirs, atol=1e-4)
+        made = json.loads((tmp_path / f"{number}.json").read_text())
+        assert made["texts"] == expected["texts"]
+        for ours, theirs in zip(made["log_probs"], expected["log_probs"], strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)

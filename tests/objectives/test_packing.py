@@ -12,10 +12,18 @@ from hypothesis import strategies as st
 
 from janus_jax.data.rows import pack
 from janus_jax.model.attention import Slots
-from janus_jax.model.mistral import Compute, hidden_states, init_params, logits
+from janus_jax.model.mistral import Compute, hidden_states, logits
 from janus_jax.objectives.dpo import DPO
 from janus_jax.objectives.sft import SFT
-from tests.support.packed import FLOAT32, ROW_LENGTH, in_microbatches, rows_of, step_functions, with_reference
+from tests.support.packed import (
+    FLOAT32,
+    ROW_LENGTH,
+    in_microbatches,
+    initial_params,
+    rows_of,
+    step_functions,
+    with_reference,
+)
 from tests.support.tolerances import assert_within
 from tests.support.training_examples import TINY, random_examples
 
@@ -34,7 +42,7 @@ def compiled(objective, config, compute):
 
 @functools.cache
 def params_of(config):
-    return init_params(config, jax.random.key(0))
+    return initial_params(config, jax.random.key(0))
 
 
 LONGEST = 23
@@ -97,7 +105,7 @@ def test_packed_loss_and_gradients_equal_each_example_alone(objective, config):
 
 
 def test_packed_logits_equal_each_example_alone():
-    params = init_params(TINY, jax.random.key(1))
+    params = initial_params(TINY, jax.random.key(1))
     examples = random_examples(6, pairs=True, seed=2)
 
     def run(rows):
@@ -158,7 +166,7 @@ def test_per_microbatch_is_the_mean_of_microbatch_means():
 
 def test_bfloat16_compute_stays_near_float32_and_scores_stay_float32():
     examples = random_examples(4, pairs=False, seed=8)
-    params = init_params(dataclasses.replace(TINY, initializer_range=0.05), jax.random.key(0))
+    params = initial_params(dataclasses.replace(TINY, initializer_range=0.05), jax.random.key(0))
     batch = jax.tree.map(jnp.asarray, pack(rows_of(examples, 2), row_length=ROW_LENGTH, max_segments=8))
     half = step_functions(SFT(), compute=Compute(dtype=jnp.bfloat16)).scores(params, batch)
     full = step_functions(SFT()).scores(params, batch)

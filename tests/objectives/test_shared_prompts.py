@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_jax.data.rows import RowFormat, pack
-from janus_jax.model.mistral import Compute, init_params, param_specs
+from janus_jax.model.mistral import Compute, param_specs
 from janus_jax.objectives.dpo import DPO
 from janus_jax.objectives.orpo import ORPO
 from janus_jax.objectives.reward import RewardModel
 from janus_jax.objectives.simpo import SimPO
 from janus_jax.parallel import mesh as meshes
-from tests.support.packed import in_microbatches, rows_of, step_functions, with_reference
+from tests.support.packed import in_microbatches, initial_params, rows_of, step_functions, with_reference
 from tests.support.tolerances import assert_within
 from tests.support.training_examples import TINY, random_examples
 
@@ -36,7 +36,7 @@ APART = 16
 
 @functools.cache
 def params_of(config):
-    params = init_params(config, jax.random.key(0))
+    params = initial_params(config, jax.random.key(0))
     if config.head == "value":  # larger than at first, so that errors show
         params["value_head"] = 10 * params["value_head"]
     return params
@@ -69,7 +69,12 @@ def with_margins(examples):
 
 
 @pytest.mark.parametrize(
-    ("name", "window"), [(name, None) for name in OBJECTIVES] + [("dpo", 5), ("orpo of prompts", 5), ("rm", 5)]
+    ("name", "window"),
+    [
+        *((name, None) for name in OBJECTIVES),
+        ("rm", 5),
+        *(pytest.param(name, 5, marks=pytest.mark.slow) for name in ("dpo", "orpo of prompts")),
+    ],
 )
 def test_shared_prompts_equal_whole_sequences_under_packing(name, window):
     objective = OBJECTIVES[name]

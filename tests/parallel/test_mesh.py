@@ -7,12 +7,12 @@ import pytest
 
 from janus_jax.data.rows import pack
 from janus_jax.errors import ConfigError
-from janus_jax.model.mistral import Compute, init_params, param_specs
+from janus_jax.model.mistral import Compute, param_specs
 from janus_jax.objectives.dpo import DPO
 from janus_jax.objectives.sft import SFT
 from janus_jax.parallel import mesh as meshes
 from janus_jax.parallel.mesh import DEFAULT_RULES, MeshShape, build_mesh, merge_rules, param_shardings, partition_spec
-from tests.support.packed import ROW_LENGTH, in_microbatches, rows_of, step_functions, with_reference
+from tests.support.packed import ROW_LENGTH, in_microbatches, initial_params, rows_of, step_functions, with_reference
 from tests.support.tolerances import assert_within
 from tests.support.training_examples import TINY, random_examples
 
@@ -22,14 +22,17 @@ def case(request):
     objective = SFT() if request.param == "sft" else DPO()
     examples = random_examples(20, pairs=objective.branches == 2, seed=3)
     batch = in_microbatches(with_reference(pack(rows_of(examples, 16), row_length=ROW_LENGTH, max_segments=4)), 2)
-    params = init_params(TINY, jax.random.key(0))
+    params = initial_params(TINY, jax.random.key(0))
     loss, grads, _ = jax.jit(step_functions(objective).gradients)(params, batch)
     return objective, batch, params, (loss, grads)
 
 
 @pytest.mark.parametrize(
     ("case", "shape"),
-    [("sft", (1, 2, 2, 2)), *(("dpo", shape) for shape in ((8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)))],
+    [
+        *(("dpo", shape) for shape in ((8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2))),
+        pytest.param("sft", (1, 2, 2, 2), marks=pytest.mark.slow),
+    ],
     indirect=["case"],
     ids=str,
 )
@@ -47,7 +50,7 @@ def test_loss_and_gradients_are_the_same_on_every_mesh(case, shape):
 def test_sharded_parameters_really_are_spread():
     mesh = build_mesh(MeshShape(2, 2, 2, 1))
     shardings = param_shardings(param_specs(TINY), mesh, DEFAULT_RULES)
-    params = jax.device_put(init_params(TINY, jax.random.key(0)), shardings)
+    params = jax.device_put(initial_params(TINY, jax.random.key(0)), shardings)
     q = params["layers"]["attention"]["q"]
     assert q.addressable_shards[0].data.shape == (2, 16, 2, 8)
 

@@ -20,7 +20,8 @@ def test_the_example_of_a_mesh_of_ones_own_runs(data, tmp_path, monkeypatch, cap
     def load(path, changes):
         seen.append((path, tuple(changes)))
         rules = dict(change.removeprefix("sharding.").split("=") for change in changes)
-        return run_config(data, tmp_path / "run", "sft", sharding=dict.fromkeys(rules))
+        one_at_a_time = {"batch": {"microbatches": 1}, "eval": {"every_steps": None}}
+        return run_config(data, tmp_path / "run", "sft", sharding=dict.fromkeys(rules), **one_at_a_time)
 
     monkeypatch.setattr(janus_jax.config.run, "load_config", load)
     for real, simulated in (('"v5litepod-16"', '"cpu:8"'), ("reshape(4, 4)", "reshape(4, 2)"), ("chips.T", "chips")):

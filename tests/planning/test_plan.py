@@ -15,8 +15,7 @@ from jax.sharding import Mesh
 
 from janus_jax.errors import ConfigError
 from janus_jax.parallel.host_memory import host_memory
-from janus_jax.planning import plan
-from janus_jax.planning.compile import compile_step
+from janus_jax.planning import compile, plan
 from janus_jax.planning.inputs import find_inputs
 from janus_jax.planning.timing import made_up_batch, time_step
 from janus_jax.training.setup import prepare
@@ -38,17 +37,18 @@ def planned_here(data):
     return lambda kind, **changes: of(kind, json.dumps(changes))
 
 
-def test_a_mesh_of_ones_own_is_planned_and_timed(data, tmp_path, planned_here):
+def test_a_mesh_of_ones_own_is_planned_and_timed(data, tmp_path, uncompiled):
     """Axes in another order and devices in another one, sizes that the configuration does not have."""
     run = run_config(data, tmp_path / "run", "sft", mesh=MESHES["fsdp"])
     here = np.asarray(jax.devices())
     same = Mesh(here.reshape(2, 4).T, ("fsdp", "tensor"))
+    timed = time_step(run, mesh=same, steps=1).plan
     planned = plan(run, "cpu:8", mesh=same)
-    assert planned.mesh == {"data": 1, "fsdp": 4, "tensor": 2, "context": 1}
-    usual = planned_here("sft", mesh={"data": 1, "fsdp": 4, "tensor": 2})
+    assert planned.mesh == timed.mesh == {"data": 1, "fsdp": 4, "tensor": 2, "context": 1}
+    assert planned.program_sha256 == timed.program_sha256
+    usual = plan(run_config(data, tmp_path / "run", "sft", mesh={"data": 1, "fsdp": 4, "tensor": 2}), "cpu:8")
     assert planned.memory.arguments == usual.memory.arguments and planned.mesh == usual.mesh
     assert planned.program_sha256 == usual.program_sha256  # lowered; only where its parts run differs
-    assert time_step(run, mesh=same, steps=1).plan.mesh == planned.mesh
     turned = Mesh(here.reshape(2, 4), ("tensor", "fsdp"))
     assert plan(run, "cpu:8", mesh=turned).memory.arguments == planned.memory.arguments
 
@@ -67,9 +67,15 @@ def sha256(lowered) -> str:
     return hashlib.sha256(lowered.as_text().encode()).hexdigest()
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
-@pytest.mark.parametrize("mesh", MESHES)
-def test_the_planned_program_is_the_one_that_the_trainer_runs(kind, mesh, data, tmp_path, planned_here):
+@pytest.mark.parametrize(
+    ("mesh", "kind"),
+    [
+        ("fsdp", "sft"),
+        ("all axes", "dpo"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("fsdp", "dpo"), ("all axes", "sft"))),
+    ],
+)
+def test_the_planned_program_is_the_one_that_the_trainer_runs(mesh, kind, data, tmp_path, planned_here):
     """Lowered on its own, from what `prepare` finds, for the real state and a real batch."""
     run = run_config(data, tmp_path / "run", kind, mesh=MESHES[mesh])
     setup = prepare(run)
@@ -89,14 +95,11 @@ def test_the_planned_program_is_the_one_that_the_trainer_runs(kind, mesh, data, 
     assert planned.fits and planned.bound is None and planned.memory.usable is None
 
 
-def test_another_rate_or_mesh_is_another_program(planned_here):
-    one = planned_here("sft", mesh={})
-    for other in (RATE, {"mesh": MESHES["all axes"]}, HALF):
-        assert planned_here("sft", **other).program_sha256 != one.program_sha256
-
-
-def test_bfloat16_moments_are_half_as_large(planned_here):
-    wide, narrow = (planned_here("sft", **changes).memory.arguments["moments"] for changes in ({"mesh": {}}, HALF))
+def test_another_rate_mesh_or_dtype_is_another_program(data, tmp_path, uncompiled):
+    changes = ({}, RATE, {"mesh": MESHES["all axes"]}, HALF)
+    plans = [plan(run_config(data, tmp_path / "run", "sft", **each), "cpu:8") for each in changes]
+    assert len({each.program_sha256 for each in plans}) == 4
+    wide, *_, narrow = (each.memory.arguments["moments"] for each in plans)
     assert narrow == pytest.approx(wide / 2, rel=0.01)
 
 
@@ -114,7 +117,7 @@ def test_compiled_programs_are_neither_taken_from_jax_s_cache_nor_left_there(tmp
         entry.write_bytes(b"not a program")
         for function in (triple, fourfold):
             jax.clear_caches()
-            assert compile_step(function, (1.0,), "cpu:8", on_tpu=False).executable is not None
+            assert compile.compile_step(function, (1.0,), "cpu:8", on_tpu=False).executable is not None
             assert list(tmp_path.glob("*-cache")) == [entry] and entry.read_bytes() == b"not a program"
         jax.clear_caches()
         with pytest.warns(UserWarning, match="compilation cache entry"):  # afterwards it is in use again
@@ -176,7 +179,7 @@ def test_what_cannot_be_trained_cannot_be_planned(topology, changes, message, da
         plan(run_config(data, tmp_path / "run", "sft", **changes), topology)
 
 
-def test_evaluation_of_more_rows_counts(data, tmp_path):
+def test_evaluation_of_more_rows_counts(data, tmp_path, planned_here):
     """Its own program on top of the moments, against what the trainer compiles."""
     run = run_config(data, tmp_path / "run", "sft", eval={"every_steps": 1, "rows": 512})
     planned = plan(run, "cpu:8")
@@ -186,8 +189,10 @@ def test_evaluation_of_more_rows_counts(data, tmp_path):
     alone = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
     assert planned.memory.evaluation == alone + planned.memory.arguments["moments"]
     assert planned.memory.needed == planned.memory.evaluation > planned.memory.peak
-    fewer = plan(run_config(data, tmp_path / "run", "sft", eval={"every_steps": 1, "rows": 4}), "cpu:8")
-    assert fewer.memory.evaluation is None and fewer.memory.needed == fewer.memory.peak == planned.memory.peak
+    without = planned_here("sft", mesh={}).memory
+    assert without.evaluation is None and without.needed == without.peak == planned.memory.peak
+    fewer = run_config(data, tmp_path / "run", "sft", eval={"every_steps": 1, "rows": 4})
+    assert compile._evaluation(fewer, find_inputs(fewer, 8), None) is None
 
 
 def test_the_planner_needs_neither_tensorflow_nor_a_second_jax(tmp_path):
@@ -195,14 +200,23 @@ def test_the_planner_needs_neither_tensorflow_nor_a_second_jax(tmp_path):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.fixture(scope="module")
+def timed_here(data):
+    """A function that times steps of a run, once for all tests."""
+    return functools.cache(lambda kind: time_step(run_config(data, data / "run", kind), steps=3))
+
+
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_a_step_is_timed_on_the_devices_that_are_here(kind, data, tmp_path, planned_here):
-    timing = time_step(run_config(data, tmp_path / "run", kind), steps=3)
+def test_a_step_is_timed_on_the_devices_that_are_here(kind, timed_here):
+    timing = timed_here(kind)
     assert (timing.devices, len(timing.seconds)) == (8, 3) and timing.plan.mesh["tensor"] == 2
     assert timing.tokens_per_s == timing.tokens_per_step / timing.median_s and timing.mfu is None
     assert 0 < timing.tokens_per_step <= 8 * 64
-    planned = planned_here(kind, mesh={})
-    assert planned.memory.needed == timing.plan.memory.needed and planned.flops == timing.plan.flops
+
+
+def test_the_plan_beside_a_timing_is_that_of_the_planner(timed_here, planned_here):
+    timed, planned = timed_here("sft").plan, planned_here("sft", mesh={})
+    assert planned.memory.needed == timed.memory.needed and planned.flops == timed.flops
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])

@@ -1,5 +1,6 @@
 """The small model of conversions, parameters for it, and model files read without the library."""
 
+import functools
 import json
 import struct
 from collections.abc import Callable
@@ -33,6 +34,12 @@ SMALL = ModelConfig(
 
 def random_params(config: ModelConfig, dtype=jnp.float32) -> Params:
     """Random everywhere, the norms too."""
+    return _random(config, jnp.dtype(dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def _random(config: ModelConfig, dtype) -> Params:
+    """One program, which processes share; operation by operation it would be dozens."""
     params = init_params(config, jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
     flat, tree = jax.tree.flatten(params)

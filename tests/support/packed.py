@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.batch import Batch
-from janus_jax.model.mistral import Compute, param_specs
+from janus_jax.model.mistral import Compute, init_params, param_specs
 from janus_jax.training.optimizer import AdamW, Schedule
 from janus_jax.training.step import StepFunctions
 from tests.support.training_examples import TINY
 
 FLOAT32 = Compute(dtype=jnp.float32)
 ROW_LENGTH = 128
+
+initial_params = jax.jit(init_params, static_argnums=0)
+"""One program, which processes share; operation by operation it would be dozens."""
 
 
 def step_functions(objective, config=TINY, compute=FLOAT32) -> StepFunctions:

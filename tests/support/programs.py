@@ -13,9 +13,12 @@ _NOT_READ = ("run", "data", "init", "reference", "schedule", "eval", "checkpoint
 
 
 @contextlib.contextmanager
-def shared_programs() -> Iterator[None]:
-    """Within it, runs whose program is built from equal arguments get the same one. Nothing outlives it."""
-    known: dict[Any, Program] = {}
+def shared_programs(known: dict[Any, Program]) -> Iterator[None]:
+    """Within it, runs whose program is built from equal arguments get the same one.
+
+    Args:
+        known: the programs so far; new ones are added.
+    """
 
     def build(config: RunConfig, model: Any, objective: Any, mesh: Any, *others: Any, **sizes: Any) -> Program:
         read = config.model_copy(update=dict.fromkeys(_NOT_READ))

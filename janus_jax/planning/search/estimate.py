@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from janus_jax.batch import row_bytes
 from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError
+from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import param_specs
 from janus_jax.model.remat import INPUT, TENSORS, Remat, in_order, kept
 from janus_jax.parallel import mesh as meshes
@@ -120,6 +121,18 @@ def _repeated(work: roofline.Workload) -> dict[Remat, float]:
     return shares
 
 
+@functools.lru_cache(maxsize=1024)
+def _sizes(
+    model: ModelConfig, dtype: Any, mesh: Any, rules: tuple[tuple[str, tuple[str, ...]], ...], optimizer: AdamW
+) -> tuple[int, int, int]:
+    """On one device: elements of all parameters, those of the layers, bytes of the moments. Cells share it."""
+    specs = param_specs(model, dtype)
+    shardings = meshes.param_shardings(specs, mesh, dict(rules))
+    sizes = jax.tree.map(lambda spec, sharding: math.prod(sharding.shard_shape(spec.shape)), specs, shardings)
+    whole, layers = sum(jax.tree.leaves(sizes)), sum(jax.tree.leaves(sizes["layers"]))
+    return whole, layers, optimizer.moment_bytes(specs, shardings)
+
+
 @dataclasses.dataclass(frozen=True)
 class _DeviceShare:
     """What lies on one device: numbers of elements, and shards of each axis."""
@@ -143,9 +156,8 @@ class _DeviceShare:
         check_rows(config, inputs, mesh, rules)
         if inputs.shape.row_length % meshes.shards(mesh, rules, "length"):
             raise ConfigError(f"batch.row_length={inputs.shape.row_length} does not divide over the shards of length")
-        specs = param_specs(inputs.model, jnp.dtype(config.params_dtype))
-        shardings = meshes.param_shardings(specs, mesh, rules)
-        sizes = jax.tree.map(lambda spec, sharding: math.prod(sharding.shard_shape(spec.shape)), specs, shardings)
+        dtype = jnp.dtype(config.params_dtype)
+        whole, layers, moments = _sizes(inputs.model, dtype, mesh, tuple(rules.items()), AdamW.of(config))
         shards = shards_by_axis(mesh, rules)
         slots, segments = row_bytes(inputs.shape.row_length, 0), row_bytes(0, inputs.shape.max_segments)
         rows = inputs.shape.rows * inputs.shape.microbatches / shards["batch"]
@@ -153,11 +165,11 @@ class _DeviceShare:
             inputs,
             devices,
             shards,
-            whole=sum(jax.tree.leaves(sizes)),
-            layers=sum(jax.tree.leaves(sizes["layers"])),
-            moments=AdamW.of(config).moment_bytes(specs, shardings),
+            whole=whole,
+            layers=layers,
+            moments=moments,
             batch=round(rows * (slots / shards["length"] + segments)),
-            parameter=jnp.dtype(config.params_dtype).itemsize,
+            parameter=dtype.itemsize,
             compute=jnp.dtype(config.precision.compute).itemsize,
         )
 

@@ -133,14 +133,18 @@ def test_it_reads_on_80_columns_without_colours(inspect, dpo_build):
     assert "Yeast·makes·gas." in text and "Vapour·freezes·❄" in text and "A·start·mark·</s>,·it·is·text·here." in text
 
 
-def test_colours_are_for_terminals_that_want_them(dpo_build):
-    command = [sys.executable, "-m", "janus_jax.cli", "data", "inspect", str(dpo_build.directory)]
-    plain = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
-    plain |= {"PYTHONPATH": str(ROOT), "COLUMNS": "80", "TERM": "xterm-256color"}
-    outputs = [
-        subprocess.run(command, capture_output=True, text=True, check=True, env=plain | extra, cwd=ROOT).stdout
-        for extra in ({}, {"FORCE_COLOR": "1"}, {"FORCE_COLOR": "1", "NO_COLOR": "1"})
-    ]
+def test_colours_are_for_terminals_that_want_them(inspect, dpo_build, monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    outputs = []
+    for variables in ((), ("FORCE_COLOR",), ("FORCE_COLOR", "NO_COLOR")):
+        for name in variables:
+            monkeypatch.setenv(name, "1")
+        code, out, _ = inspect(dpo_build.directory)
+        assert code == 0
+        outputs.append(out)
     colours = [bool(re.search(r"\x1b\[[0-9;]*3[0-9]", output)) for output in outputs]
     assert colours == [False, True, False]
     stripped = [re.sub(r"\x1b\[[0-9;]*m", "", output) for output in outputs]

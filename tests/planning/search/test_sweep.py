@@ -97,7 +97,7 @@ def test_only_what_is_far_too_large_is_hopeless():
         {"mesh.data": 4, "mesh.fsdp": 2, "compat.bfloat16_weights": True},
     ],
 )
-def test_arguments_are_exact(changes):
+def test_arguments_are_exact(changes, uncompiled):
     config = changed(tiny(), changes)
     exact = sum(plan(config, "cpu:8").memory.arguments.values())
     # Counters of the optimizer, a few numbers in all, are left out.
@@ -165,17 +165,22 @@ def run(cache, compiler, config=None, topology="v5litepod-16", **options):
     return sweep(config or recipe(), topology, run=compiler, workers=1, cache=cache, **options)
 
 
+TWO_MESHES = SearchSpace(meshes=({"fsdp": 16}, {"fsdp": 8, "tensor": 2}))
+"""Instead of all meshes, whose thousand cells take seconds to estimate."""
+
+
 def test_a_sweep_that_was_ended_goes_on_where_it_was(tmp_path):
     first = Compiler(die_at=3)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, first, limit=6)
+        run(tmp_path, first, space=TWO_MESHES, limit=6)
     second, seen = Compiler(), []
-    cells = run(tmp_path, second, limit=6, report=seen.append)
+    cells = run(tmp_path, second, space=TWO_MESHES, limit=6, report=seen.append)
     assert len(first.jobs) == 3 and len(second.jobs) == 3 and len(seen) == 3
     assert not {job["path"] for job in first.jobs} & {job["path"] for job in second.jobs}
     assert sum(cell.was_known for cell in cells) == 3
     third = Compiler()
-    assert [dataclasses.replace(cell, was_known=False) for cell in run(tmp_path, third, limit=6)] == [
+    again = run(tmp_path, third, space=TWO_MESHES, limit=6)
+    assert [dataclasses.replace(cell, was_known=False) for cell in again] == [
         dataclasses.replace(cell, was_known=False) for cell in cells
     ]
     assert third.jobs == []
@@ -235,7 +240,7 @@ def test_cells_are_ranked_and_what_was_left_out_is_said(tmp_path):
 
 def test_overrides_of_a_cell_make_its_configuration(tmp_path):
     compiler = Compiler()
-    for cell in [cell for cell in run(tmp_path, compiler, limit=4) if cell.peak]:
+    for cell in [cell for cell in run(tmp_path, compiler, space=TWO_MESHES, limit=4) if cell.peak]:
         made = recipe("sft_65k", *cell.changes)
         assert (as_text(made.remat), made.optimizer.moments) == (cell.remat, cell.moments)
         assert made.mesh.model_dump() == cell.mesh and made.batch.microbatches == cell.microbatches
@@ -260,9 +265,10 @@ def test_lists_of_tensors_are_the_best_that_fit_by_estimate(tmp_path):
 def test_rows_per_device_that_are_asked_for(tmp_path):
     cells = run(tmp_path, Compiler(), space=SearchSpace(rows_per_device=(3,), remat=("full",)), limit=0)
     assert {cell.rows_per_device for cell in cells} == {3}
-    everything = run(tmp_path, Compiler(), recipe("dpo"), limit=0)
+    everything = run(tmp_path, Compiler(), recipe("dpo"), space=TWO_MESHES, limit=0)
     assert len({cell.rows_per_device for cell in everything}) > 1
-    some = run(tmp_path, Compiler(), recipe("dpo"), space=SearchSpace(rows_per_device=(1,)), limit=0)
+    one = dataclasses.replace(TWO_MESHES, rows_per_device=(1,))
+    some = run(tmp_path, Compiler(), recipe("dpo"), space=one, limit=0)
     assert {cell.rows_per_device for cell in some} == {1}
 
 
@@ -310,10 +316,14 @@ def test_axes_that_a_mesh_leaves_out_have_one_device(tmp_path):
     assert {tuple(cell.mesh.items()) for cell in some} == {(("data", 1), ("fsdp", 16), ("tensor", 1), ("context", 1))}
 
 
-def test_a_process_that_dies_fails_its_cell_alone(tmp_path):
+def test_a_process_that_dies_fails_its_cell_alone(tmp_path, monkeypatch):
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\necho last words >&2\nkill -9 $$\n")
+    dying.chmod(0o755)
+    monkeypatch.setattr(sweeping.sys, "executable", str(dying))
     job = {"config": {}, "topology": "cpu:2", "num_slices": 1, "chips": None, "path": str(tmp_path / "x.json")}
-    assert "ended with code 1" in sweeping._Processes()(job)["error"]
-    assert not list(tmp_path.iterdir())
+    assert sweeping._Processes()(job) == {"error": "the process ended with code -9: last words"}
+    assert list(tmp_path.iterdir()) == [dying]
 
 
 def cell(peak, speed, status="fits", remat="full") -> Cell:
