@@ -250,33 +250,11 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
             "compat={overlong_pairs: zero_grad}",
             "compat.overlong_pairs = 'zero_grad': objective sft needs responses; allowed with: dpo, simpo, orpo",
         ),
-        (
-            "compat={orpo_padding: trl}",
-            "compat.orpo_padding = 'trl': objective sft has no such mean; allowed with: orpo",
-        ),
     ],
 )
 def test_each_mistake_is_one_line_that_names_override_value_and_rule(small, override, expected):
     message = complaint(small, override)
     assert "\n" not in message and message.startswith(f"override '{override}': {expected}")
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"objective.nll": "response"}, "objective.nll = 'response': allowed with compat.orpo_padding = trl: prompt_"),
-        ({"compat.token_mean": "per_microbatch"}, "compat.token_mean = 'per_microbatch': allowed with .*: global"),
-        ({"compat.overlong_pairs": "zero_grad"}, "compat.overlong_pairs = 'zero_grad': allowed with .*: drop"),
-        ({"batch.overlong": "truncate"}, "batch.overlong = 'truncate': allowed with .*: drop or error"),
-        ({"batch.share_prompts": "false"}, "batch.share_prompts = False: allowed with .*: true"),
-        ({"precision.attention": "splash"}, "precision.attention = 'splash': allowed with .*: auto or reference"),
-    ],
-)
-def test_what_does_not_go_with_padding_in_the_mean_is_refused(small, changes, expected):
-    orpo = ["objective={name: orpo, nll: prompt_and_response}", "compat={orpo_padding: trl}"]
-    load_config(small, orpo)
-    with pytest.raises(ConfigError, match=expected):
-        load_config(small, [*orpo, *(f"{key}={value}" for key, value in changes.items())])
 
 
 @pytest.mark.parametrize("value", ["null", "3", "[1]", "text", "{a: 1}", "{}"])
