@@ -197,17 +197,7 @@ def run(rows: int, scratch: Path, batches: int) -> dict[str, Any]:
     size = write_parquet(scratch / "raw", rows)
     print(f"{rows:,} rows, {size / 1e9:.2f} GB of columns, written in {time.perf_counter() - clock:.0f} s", flush=True)
     data, processes = scratch / "data", len(os.sched_getaffinity(0))
-    command = [
-        sys.executable,
-        "-m",
-        "janus_jax.cli",
-        "data",
-        "build",
-        "--kind",
-        "sft",
-        "--source",
-        scratch / "raw",
-    ]
+    command = [sys.executable, "-m", "janus_jax.cli", "data", "build", "--kind", "sft", "--source", scratch / "raw"]
     seconds, peak, _ = peak_of([*map(str, command), "--out", str(data), "--processes", str(processes)])
     split = json.loads((data / "manifest.json").read_text())["splits"]["train"]
     built = {"build_s": seconds, "build_peak_bytes": peak.bytes, "stored_bytes": sum(split["files"].values())}
