@@ -10,8 +10,6 @@ _FLAGS = (
 )
 if version("jaxlib").startswith("0.10."):  # later versions abort at a flag that they do not know
     _FLAGS += ("--xla_cpu_use_fusion_emitters=false",)  # compiling takes 0.6 of the time
-    # A program is compiled whole and not as up to 32 modules, each of which has a cost of its own: 0.8 of the time.
-    _FLAGS += ("--xla_cpu_parallel_codegen_split_count=1",)
 
 
 def variables(compiled: object, *flags: str) -> dict[str, str]:
