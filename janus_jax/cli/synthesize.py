@@ -11,7 +11,7 @@ from janus_jax.errors import ConfigError
 
 EPILOG = "Example: janus data synthesize synthesis.yaml --limit 10 --dry-run"
 
-StepName = Literal["hierarchy", "instructions", "sets", "systems", "responses", "rubrics", "collection"]
+StepName = Literal["instructions", "hierarchy", "sets", "systems", "responses", "rubrics", "collection"]
 
 
 def data_synthesize(
