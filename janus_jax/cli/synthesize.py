@@ -54,6 +54,8 @@ def data_synthesize(
             raise ConfigError(f"--answers {path}: no such file")
     if dry_run and (batch or answers):
         raise ConfigError("--dry-run: not allowed with --batch or --answers")
+    if dry_run and runner not in (None, "direct"):
+        raise ConfigError(f"--dry-run: would read the instructions with --runner {runner}; allowed: --runner direct")
     if runner is None and (beam_option or processes > 1):
         raise ConfigError("--beam-option, --processes: allowed: only with --runner")
     if runner is not None and step not in (None, "instructions"):

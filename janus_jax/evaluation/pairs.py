@@ -14,6 +14,7 @@ from janus_jax.batch import Batch
 from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.config.run import RunConfig
 from janus_jax.data.statistics import wilson_interval
+from janus_jax.errors import ConfigError
 from janus_jax.objectives import PairObjective, branch_scores
 from janus_jax.training.reference import open_stores
 from janus_jax.training.setup import Setup, prepare
@@ -59,13 +60,16 @@ def pair_accuracies(
         trained_steps: number of steps of the first epoch whose pairs count as training pairs.
         kinds: name of a group of held-out pairs -> mask of its pairs; None for one group, "held-out pairs".
         held_out_batches: limit of held-out batches to score; None for all.
+    Raises:
+        ConfigError: the run counts padding as axolotl does.
     Returns:
         "training pairs", then the groups with at least one scored pair.
     """
     setup = prepare(config.model_copy(update={"eval": config.eval.model_copy(update={"every_steps": 1})}))
     objective = setup.objective
     assert isinstance(objective, PairObjective) and setup.eval_loader is not None
-    assert config.compat.orpo_padding != "axolotl", "its margins also read log-probs of prompts"
+    if config.compat.orpo_padding == "axolotl":  # its margins also read log-probs of prompts
+        raise ConfigError("compat.orpo_padding = axolotl: pairs are not scored with it; allowed: trl | null")
 
     @jax.jit
     def margins_of(sums: Float[Array, "M B S 2"], batch: Batch) -> Float[Array, "M B S"]:

@@ -272,10 +272,11 @@ class Endpoint:
         self._stop.set()
         if self._flowing is flowing:
             self._flowing = None
-        pool, running = flowing
-        if running:
-            self._tell(f"waiting for {counted(len(running), 'request')} under way; a second Ctrl-C ends at once")
-        pool.shutdown(cancel_futures=True)
+        (pool, running), left = flowing, len(flowing[1])
+        running.clear()  # `close` and the generator's end both come here
+        if left:
+            self._tell(f"waiting for {counted(left, 'request')} under way; a second Ctrl-C ends at once")
+        pool.shutdown(wait=left > 0, cancel_futures=True)
 
     def _poor(self) -> BudgetError:
         return BudgetError(self._url, f"{self._account.poor}; a larger one goes on from {self._journal.path}")

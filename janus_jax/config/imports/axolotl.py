@@ -214,10 +214,11 @@ def _padding_counts(ledger: Ledger) -> bool:
         return False
     key, switch = "pad_to_sequence_len", "compat.orpo_padding = axolotl"
     same = ledger.on(key) and ledger.on("flash_attention") and ledger.whole("micro_batch_size", 1) == 1
+    same = same and ledger.values.get("special_tokens.pad_token") in (None, "</s>")  # here padding is EOS
     if not same or ledger.config["batch"]["overlong"] == "truncate":
         ledger.by_hand.append(
             f"NLL: versions with orpo.chat_template count padding in its mean; {switch} does so, for files with "
-            "flash_attention, pad_to_sequence_len, micro_batch_size 1 and without truncation"
+            "flash_attention, pad_to_sequence_len, micro_batch_size 1, padding that is EOS, and without truncation"
         )
         return False
     if not ledger.equal:

@@ -50,7 +50,7 @@ def looked_at(
             with beam.Pipeline(runner=runner.beam_runner(), options=runner.pipeline_options(processes)) as pipeline:
                 _build(pipeline, place, look, units)
         of_sources = itertools.groupby(units, key=lambda unit: unit[1])
-        yield (_read(place, [unit[0] for unit in of]) for _, of in of_sources)
+        yield (_read(place, [unit[0] for unit in group]) for _, group in of_sources)
     finally:
         scratch.remove(place)
 

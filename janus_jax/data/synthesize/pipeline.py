@@ -17,7 +17,7 @@ from janus_jax.data.synthesize.files import Lock, StepDirectory, digest_of
 from janus_jax.data.synthesize.hierarchy import as_row, read_seeds
 from janus_jax.data.synthesize.stage import Planned, Stage
 from janus_jax.data.synthesize.texts import Responses, Rubrics, Systems
-from janus_jax.errors import ConfigError, DataError, counted, named
+from janus_jax.errors import ConfigError, DataError, StorageError, counted, named
 from janus_jax.storage.endpoint import Endpoint
 from janus_jax.storage.endpoint_batch import BatchEndpoint
 from janus_jax.storage.endpoint_journal import ReplyJournal, Spent
@@ -99,6 +99,7 @@ class Synthesis:
                 before anything is written.
             HeldError: another process works here.
             DataError: the collection has no row. The report is written, and says what was left out.
+            StorageError: it has none, and some requests have no answer yet.
             JanusError: what a step raises. What was paid for is kept, and the next call goes on.
         """
         for step in STEPS.values():
@@ -116,8 +117,10 @@ class Synthesis:
             if only is None:
                 report.write(self.out, self.config, self.directories)
                 self._tell(f"wrote {self.out / 'report.html'}")
-        if only in (None, "collection") and not self.directories["collection"].facts()["counts"].get("rows"):
-            raise DataError("collection", "no instruction has all its responses; dropped.jsonl of each step says why")
+            if only in (None, "collection") and not self.directories["collection"].facts()["counts"].get("rows"):
+                self._require_answers()
+                why = "no instruction has all its responses, so no file is left; dropped.jsonl of each step says why"
+                raise DataError("collection", why)
         return True
 
     def estimate(self, only: str | None = None) -> list[Planned]:
@@ -177,6 +180,11 @@ class Synthesis:
             return False
         return facts.get("asked") == digest_of(self._asked_for(step))
 
+    def _require_answers(self) -> None:
+        for name, directory in self.directories.items():
+            if count := directory.facts().get("unanswered"):
+                raise StorageError(name, f"the endpoint gave no answer to {counted(count, 'request')}; start again")
+
     def _require_inputs(self, step: Step) -> None:
         for name in step.inputs:
             if not self._is_done(STEPS[name]) and not (self.directories[name].facts().get("unanswered")):
@@ -234,7 +242,7 @@ class Synthesis:
             self._tell(f"wrote {path}")
         self._tell(
             f"{step.name}: {counted(stage.waiting, 'answer')} to come; send the files of "
-            f"{self.directories[step.name].batch} to the batch API, then run --step {step.name} --answers FILE"
+            f"{self.directories[step.name].batch} to the batch API, then run --batch --step {step.name} --answers FILE"
         )
 
     def _take(self, step: Step, path: Path) -> None:

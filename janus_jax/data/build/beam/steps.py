@@ -100,7 +100,7 @@ class ReadFile(beam.DoFn):
         held_out = plan.choice.validation_fraction is not None and split == "train"
         rank = rank_of(plan.choice.validation_seed)
         dropped, unread, counts = Tally(), Tally(), Counts()
-        number = offset = 0
+        number, offset, here = 0, 0, Path(path)
         try:
             with scratch.local_copy(path) as here, scratch.open_new(scratch.checked(plan.scratch, file)) as out:
                 for record in self._records(here, path, dropped, unread):
