@@ -44,9 +44,10 @@ def token_logps(
         counted: the slots whose log-probs matter; None: all. Those of others may be 0, without a gradient.
     """
     single = _chunk(place, hidden.shape[0], head.shape[1]) >= hidden.shape[1] // place.shards("length")
-    if single and place.platform == "cpu" and hidden.dtype == head.dtype == jnp.float32:
+    if single and place.platform == "cpu" and hidden.dtype == jnp.float32:
         counted = jnp.ones(targets.shape, bool) if counted is None else counted
-        return head_on_cpus.token_logps(hidden, head, targets, counted, place=place)
+        # Also of a head in bfloat16: a policy that equals its reference must have the same log-probs to the last bit.
+        return head_on_cpus.token_logps(hidden, head.astype(jnp.float32), targets, counted, place=place)
     ins = (_HIDDEN, _HEAD, TOKENS)
     kept = (TOKENS, (*TOKENS, "vocab" if vocab_axes(place) else None))  # logsumexp, and logits of a single chunk
 
