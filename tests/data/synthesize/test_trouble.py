@@ -14,7 +14,7 @@ from janus_jax.data.synthesize.files import Lock
 from janus_jax.errors import ConfigError, DataError, HeldError, StorageError
 from janus_jax.storage import pace
 from tests.support.endpoint_server import Answer, said, serving
-from tests.support.synthesizing import KEY, answer, facts, made, replies, rows, started, write_config
+from tests.support.synthesizing import KEY, answer, facts, made, replies, reply, rows, started, write_config
 
 pytest.importorskip("openai")
 
@@ -64,13 +64,16 @@ def test_a_full_disk_is_named_and_costs_at_most_what_was_under_way(tmp_path):
 def test_what_changed_is_named_and_asks_anew_and_the_rest_is_kept(tmp_path):
     told = []
 
+    def by_temperature(body, count=0):
+        return said(reply(body) + (" Warmly." if body.get("temperature") == 0.5 else ""), prompt=50, completion=20)
+
     def run(server, **changes):
         told.clear()
         number = len(server.bodies)
         assert made(tmp_path, server, tell=told.append, **changes).run()
         return len(server.bodies) - number, [line for line in told if "is made again" in line]
 
-    with serving(answer) as server:
+    with serving(by_temperature) as server:
         assert run(server) == (ALL, [])
         kept = "; requests that did not are not sent again"
         assert run(server, responses={"temperature": 0.5}) == (
