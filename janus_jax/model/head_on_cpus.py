@@ -51,7 +51,7 @@ def token_logps(
 
 
 def _in_order(counted: Array) -> tuple[Array, Array]:
-    """Numbers of all slots, those that count first; and which of the sizes of `_first` holds those."""
+    """Numbers of all slots, those that count first; and which of `_sizes` holds those."""
     order = jnp.argsort(~counted.reshape(-1), stable=True)
     sizes = jnp.asarray(_sizes(counted.size)[:-1], jnp.int32)
     return order, (counted.sum() > sizes).sum()
@@ -79,12 +79,11 @@ def _forward(
     head, names, slots = gather(shard, place, _HEAD), vocab_axes(place), counted.size
     order, which = _in_order(counted)
     x = x.reshape(slots, -1)[order]
-    target = targets.reshape(-1)[order] - vocab_start(place, head.shape[1])
-    here = (target >= 0) & (target < head.shape[1])
+    target, here = _own(targets.reshape(-1)[order], head, place)
 
     def first(size: int) -> tuple[Array, ...]:
         logits = _product(x[:size], head)
-        picked = jnp.take_along_axis(logits, target[:size, None].clip(0, head.shape[1] - 1), -1)[:, 0]
+        picked = jnp.take_along_axis(logits, target[:size, None], -1)[:, 0]
         top = logits.max(-1)
         weights = jnp.exp(logits - top[:, None])
         numbers = [jnp.where(here[:size], picked, 0), top, weights.sum(-1)]
@@ -124,14 +123,19 @@ def _backward(
         return _pad(_product(rows, head.T), slots), _product((x[:size] * scale[:size]).T, rows)
 
     dx, dhead = _of_first(which, slots, first)
-    target = targets.reshape(-1)[order] - vocab_start(place, head.shape[1])
-    g = jnp.where(((target >= 0) & (target < head.shape[1]))[:, None], g, 0)
-    target = target.clip(0, head.shape[1] - 1)
+    target, here = _own(targets.reshape(-1)[order], head, place)
+    g = jnp.where(here[:, None], g, 0)
     dx = dx * scale + g * head[:, target].T
     dhead = dhead.at[:, target].add((g * x).T)
     dx = jax.lax.psum(dx, names) if names else dx
     dx = jnp.zeros_like(dx).at[order].set(dx, unique_indices=True)
     return dx.reshape(shape), scatter_sum(dhead, place, _HEAD)
+
+
+def _own(targets: Array, head: Array, place: Placement) -> tuple[Array, Array]:
+    """Columns of targets in this device's part of the vocabulary, and which targets lie in it."""
+    column = targets - vocab_start(place, head.shape[1])
+    return column.clip(0, head.shape[1] - 1), (column >= 0) & (column < head.shape[1])
 
 
 def _product(a: Array, b: Array) -> Array:
