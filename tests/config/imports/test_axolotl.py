@@ -56,9 +56,12 @@ def test_orpo_strategy_that_is_gone(tmp_path: Path) -> None:
     assert "--compat sets compat.orpo_padding" in str(report["keys"])
 
 
-@pytest.mark.parametrize("key", ["pad_to_sequence_len", "flash_attention"])
-def test_padding_that_is_not_here_is_named(key: str, tmp_path: Path) -> None:
-    _, report = imported(tmp_path, "orpo.yml", PUBLISHED["orpo.yml"] | {key: False}, devices=4, equal=True)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("pad_to_sequence_len", False), ("flash_attention", False), ("special_tokens", {"pad_token": "<unk>"})],
+)
+def test_padding_that_is_not_here_is_named(key: str, value: object, tmp_path: Path) -> None:
+    _, report = imported(tmp_path, "orpo.yml", PUBLISHED["orpo.yml"] | {key: value}, devices=4, equal=True)
     assert "orpo_padding" not in report["config"]["compat"]
     assert any("count padding in its mean" in one for one in report["by_hand"])
 

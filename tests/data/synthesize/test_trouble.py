@@ -233,6 +233,17 @@ def test_lines_that_are_not_utf_8_are_dropped_and_named(tmp_path):
     assert dropped["place"].endswith("questions.jsonl:2") and "UTF-8" in dropped["detail"]
 
 
+def test_a_synthesis_without_a_row_says_that_answers_are_missing(tmp_path):
+    def script(body, count):
+        return Answer({"error": {"message": "down"}}, 500) if body["messages"][0]["role"] == "system" else answer(body)
+
+    with serving(script) as server:
+        with pytest.raises(StorageError, match="responses: the endpoint gave no answer to 18 requests; start again"):
+            made(tmp_path, server, endpoint={"tries": 1}).run()
+    with serving(answer) as server:
+        assert made(tmp_path, server).run()
+
+
 def test_a_synthesis_without_a_row_ends_with_a_report_of_what_was_left_out(tmp_path):
     def script(body, count):
         return said("I'm sorry, but I cannot help.") if body["messages"][0]["role"] == "system" else answer(body)
