@@ -43,11 +43,12 @@ class Report:
     dtype: str  # of the written tensors
     verify: Verify
     layout: Layout | None = None  # of a written Hugging Face directory
-    sha256: dict[str, str] = dataclasses.field(default_factory=dict)
+    xxh3_128: dict[str, str] = dataclasses.field(default_factory=dict)
     """Digest (`digest.digest`) of every written tensor, by Hugging Face key; empty with verify=none."""
     largest_logit_difference: float | None = None
-    """Between source and result, both computed by this package, with verify=logits. It is 0 unless the dtype changes.
-    It shows that the result holds the model that was read, not that another library computes the same from it."""
+    """Between source and result, with verify=logits. If the dtype changes, this package computes both. If not, it is 0
+    without computing: equal tensors and configs give equal logits. It shows that the result holds the model that was
+    read, not that another library computes the same from it."""
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     tokenizer: bool = True
     """Whether the tokenizer was written too."""
@@ -85,10 +86,12 @@ class Report:
         )
 
     def __str__(self) -> str:
-        verified = {"none": "not verified", "digest": "every tensor compared"}.get(self.verify)
-        if verified is None:
+        verified = "not verified" if self.verify == "none" else "every tensor compared"
+        if self.verify == "logits" and self.dtype == self.stored_dtype:
+            verified += " and equal to its source, so logits are equal too"
+        elif self.verify == "logits":
             difference = f"{self.largest_logit_difference:.3g}"
-            verified = f"every tensor compared, largest difference of logits {difference} (both computed by janus_jax)"
+            verified += f", largest difference of logits {difference} (both computed by janus_jax)"
         parts = [f"written in {self.dtype}", verified]
         parts += [] if self.tokenizer else ["no tokenizer: the source has none"]
         if self.served is not None:
@@ -111,19 +114,20 @@ class Report:
         self.seconds[name] = round(time.perf_counter() - began, 3)
 
     def tensors(self, source: StoredModel) -> Iterator[tuple[KeyEntry, np.ndarray]]:
-        """Yields the tensors of the source, records their digests in the dtype to write, and runs the source."""
+        """Yields the tensors of the source and records their digests in the dtype to write. Runs the source if that is
+        another dtype."""
         outputs = self._outputs = self._new_outputs(source)
         for entry, block in tensors(source):
             if self.verify != "none":
                 with np.errstate(over="ignore"):  # the writer refuses a tensor that overflows
-                    self.sha256[entry.key] = digest(block.astype(np.dtype(self.dtype), copy=False))
+                    self.xxh3_128[entry.key] = digest(block.astype(np.dtype(self.dtype), copy=False))
             if outputs is not None:
                 outputs.add(entry, block)
             yield entry, block
             del block
 
     def _new_outputs(self, model: StoredModel) -> Any:
-        if self.verify != "logits":
+        if self.verify != "logits" or self.dtype == self.stored_dtype:
             return None
         from janus_jax.checkpoint.verify import Outputs
 
@@ -140,34 +144,37 @@ class Report:
         if self.verify != "none":
             self._verify(source, open_model(directory))
         source.require_unchanged()
-        if self.layout is not None and self.sha256:  # under the keys that the files use
+        if self.layout is not None and self.xxh3_128:  # under the keys that the files use
             names = (entry.key for entry in key_table(source.config, self.layout))
-            self.sha256 = dict(zip(names, self.sha256.values(), strict=True))
+            self.xxh3_128 = dict(zip(names, self.xxh3_128.values(), strict=True))
         (directory / REPORT).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
 
     def _verify(self, source: StoredModel, written: StoredModel) -> None:
         """Reads what was written, once. The source is compared as it was when it was read for the conversion."""
         with self.timed("verification"):
-            if not self.sha256:  # an export at the end of a run does not pass through `tensors`
+            if not self.xxh3_128:  # an export at the end of a run does not pass through `tensors`
                 for _ in self.tensors(source):
                     pass
             require_one_config(source, written)  # digests do not cover rope_theta, the window or epsilon
             outputs = self._new_outputs(written)
             for entry, block in tensors(written):
-                if digest(block) != self.sha256[entry.key]:
+                if digest(block) != self.xxh3_128[entry.key]:
                     raise ConversionError(written.path, f"tensor {entry.key} is not what was written; nothing is kept")
                 if outputs is not None:
                     outputs.add(entry, block)
                 del block
-            if outputs is not None:
-                self._compare(source, written, outputs)
+            if self.verify == "logits":
+                self.largest_logit_difference = self._compare(source, written, outputs)
 
-    def _compare(self, source: StoredModel, written: StoredModel, outputs: Any) -> None:
+    def _compare(self, source: StoredModel, written: StoredModel, outputs: Any) -> float:
+        if outputs is None:
+            return 0.0
         from janus_jax.checkpoint.verify import largest_logit_difference
 
-        difference = self.largest_logit_difference = largest_logit_difference(self._outputs, outputs)
-        if not math.isfinite(difference) or (difference and self.dtype == self.stored_dtype):
+        difference = largest_logit_difference(self._outputs, outputs)
+        if not math.isfinite(difference):
             raise ConversionError(written.path, f"logits differ by {difference:.3g} from those of {source.path}")
+        return difference
 
 
 def _check_served(source: StoredModel, directory: Path) -> dict[str, Any] | None:

@@ -353,7 +353,7 @@ class ExportSection(Section):
     """Library whose names a reward model's head and config.json use. openrlhf is for reward models only."""
     verify: Literal["logits", "digest", "none"] = "logits"
     """How to compare the export with the checkpoint before it appears. digest: every tensor. logits: every tensor,
-    and the logits of both models, which janus_jax computes."""
+    and, if `dtype` is not the type of the run, the logits of both models, which janus_jax computes."""
     max_shard_size: Annotated[str, StringConstraints(pattern=SIZE)] = Field(
         default="5GB", json_schema_extra={"allowed": "a size like 5GB or 500MB"}
     )

@@ -20,7 +20,7 @@ from janus_jax.model.attention import Keys, Slots, attention
 from janus_jax.model.blockwise import blockwise, suits
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.kernels import Kernel
-from janus_jax.model.remat import INPUT, Remat, policy
+from janus_jax.model.remat import INPUT, Remat, kept, policy
 from janus_jax.model.remat_scan import rematerialized
 from janus_jax.model.vocabulary import embed
 from janus_jax.parallel.mesh import NOWHERE, Placement
@@ -167,14 +167,17 @@ class Mistral(nnx.Module):
         with jax.named_scope("embed"):
             x = embed(self.embedding[...], tokens, dtype=compute.dtype, place=compute.place)
         block, weights = nnx.split(self.layers)
+        to_host, axes = INPUT in kept(compute.remat).host, ("batch", "length", None)
 
         def one(layer: nnx.State, x: Array, slots: Slots) -> Array:
-            x, _ = nnx.merge(block, layer)(checkpoint_name(x, INPUT), slots, self.config, compute)
+            x = checkpoint_name(x, INPUT) if to_host else x
+            x, _ = nnx.merge(block, layer)(x, slots, self.config, compute)
             # Not split over tensor: XLA exchanges rows of a product whose result is (docs/design.md).
-            return compute.place.constrain(x, ("batch", "length", None))
+            return compute.place.constrain(x, axes)
 
         accumulator = None if sums is None else _filled(weights, sums)
-        x = rematerialized(one, weights, x, slots, policy=policy(compute.remat), accumulator=accumulator)
+        shares = compute.place.shares(x.shape, axes, "mlp")  # kept whole, inputs take as many times the memory
+        x = rematerialized(one, weights, x, slots, policy=policy(compute.remat), accumulator=accumulator, shares=shares)
         return rms_norm(x, self.final_norm[...], self.config.rms_norm_eps)
 
     def after(

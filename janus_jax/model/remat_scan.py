@@ -10,7 +10,8 @@ Several microbatches share their weights, so gradients cannot be written over th
 the gradients so far, and adds each layer's to its own: no more than one layer's gradient is in memory. Each layer is
 narrowed to the compute dtype where it runs; the TPU compiler narrows all of them before the loop, and keeps that copy.
 
-What else the backward pass reads of the forward pass is each layer's input, or what a policy of JAX keeps.
+What else the backward pass reads of the forward pass is each layer's input, or what a policy of JAX keeps. Devices that
+hold the same input may keep a share each (`shares`).
 """
 
 import dataclasses
@@ -29,8 +30,23 @@ Policy = Callable[..., Any]
 """As `jax.checkpoint` takes it; `jax.checkpoint_policies` has some."""
 
 
+Shares = tuple[Callable[[Array], Array], Callable[[Array], Array]]
+"""What is kept of a layer's input, and the input again from that."""
+
+
+def _whole(x: Array) -> Array:
+    return x
+
+
 def rematerialized(
-    block: Block, weights: Any, x: Array, shared: Any, *, policy: Policy | None = None, accumulator: Any = None
+    block: Block,
+    weights: Any,
+    x: Array,
+    shared: Any,
+    *,
+    policy: Policy | None = None,
+    accumulator: Any = None,
+    shares: Shares = (_whole, _whole),
 ) -> Array:
     """Runs all layers on `x`; the backward pass computes each again, as far as nothing of it was kept.
 
@@ -41,28 +57,38 @@ def rematerialized(
         accumulator: a tree like `weights`, whose values change no result. If it is given, its "gradient" is
             `accumulator` + the gradient of `weights`, and `weights` have none: differentiate by `accumulator` instead.
             Layers then run in the dtype of `x`, and their gradients are in it too, before they are added.
+        shares: applied to each layer's input before and after the time in which it is kept.
     """
-    return _run(block, policy, weights, x, shared, accumulator)
+    return _run(block, policy, shares, weights, x, shared, accumulator)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run(block: Block, policy: Policy | None, weights: Any, x: Array, shared: Any, accumulator: Any) -> Any:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _run(
+    block: Block, policy: Policy | None, shares: Shares, weights: Any, x: Array, shared: Any, accumulator: Any
+) -> Any:
     def body(x: Array, layer: Any) -> tuple[Array, None]:
         return block(_used(layer, x.dtype, accumulator), x, shared), None
 
     return jax.lax.scan(body, x, weights)[0]
 
 
-def _forward(block: Block, policy: Policy | None, weights: Any, x: Array, shared: Any, accumulator: Any) -> Any:
+def _forward(
+    block: Block, policy: Policy | None, shares: Shares, weights: Any, x: Array, shared: Any, accumulator: Any
+) -> Any:
     def body(x: Array, layer: Any) -> tuple[Array, Any]:
         layer = _used(layer, x.dtype, accumulator)
-        return (block(layer, x, shared), x) if policy is None else _Kept.of(block, policy, layer, x, shared)
+        if policy is None:
+            return block(layer, x, shared), shares[0](x)
+        out, kept = _Kept.of(block, policy, layer, x, shared)
+        return out, kept.with_input(shares[0])
 
     out, kept = jax.lax.scan(body, x, weights)
     return out, (weights, kept, shared, accumulator)
 
 
-def _backward(block: Block, policy: Policy | None, residuals: Any, gradient: Array) -> tuple[Any, Array, None, Any]:
+def _backward(
+    block: Block, policy: Policy | None, shares: Shares, residuals: Any, gradient: Array
+) -> tuple[Any, Array, None, Any]:
     weights, kept, shared, accumulator = residuals
 
     def body(carry: tuple[Array, Any], i_kept: tuple[Array, Any]) -> tuple[tuple[Array, Any], None]:
@@ -72,9 +98,9 @@ def _backward(block: Block, policy: Policy | None, residuals: Any, gradient: Arr
         layer = jax.tree.map(pick, stacked if accumulator is None else weights)
         layer = _used(layer, gradient.dtype, accumulator)
         if policy is None:
-            _, vjp = jax.vjp(lambda layer, x: block(layer, x, shared), layer, kept)
+            _, vjp = jax.vjp(lambda layer, x: block(layer, x, shared), layer, shares[1](kept))
         else:
-            vjp = kept.vjp(layer, shared)
+            vjp = kept.with_input(shares[1]).vjp(layer, shared)
         result, gradient = vjp(gradient)
         if accumulator is not None:
             result = jax.tree.map(lambda sums, g: pick(sums) + g.astype(sums.dtype), stacked, result)
@@ -99,7 +125,7 @@ def _used(layer: Any, dtype: Any, accumulator: Any) -> Any:
 _run.defvjp(_forward, _backward)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["tree", "sources"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["tree", "sources", "input"])
 @dataclasses.dataclass(frozen=True)
 class _Kept:
     """What a policy keeps of a layer: of all that its backward pass reads, what are neither weights nor shared."""
@@ -107,6 +133,7 @@ class _Kept:
     arrays: list[Any]  # JAX puts other things into trees too, such as descriptions of arrays
     tree: Any  # of JAX's backward function
     sources: tuple[int, ...]  # of each leaf of it: its place among weights, shared inputs and arrays, in this order
+    input: int | None  # place of the layer's input among the arrays, if it is kept as it is
 
     @classmethod
     def of(cls, block: Block, policy: Policy, layer: Any, x: Array, shared: Any) -> "tuple[Array, _Kept]":
@@ -118,7 +145,14 @@ class _Kept:
         known = jax.tree.leaves((layer, shared))
         every = list({id(leaf): leaf for leaf in (*known, *leaves)}.values())
         places = {id(leaf): place for place, leaf in enumerate(every)}
-        return out, cls(every[len(known) :], tree, tuple(places[id(leaf)] for leaf in leaves))
+        arrays = every[len(known) :]
+        place = next((place for place, leaf in enumerate(arrays) if leaf is x), None)
+        return out, cls(arrays, tree, tuple(places[id(leaf)] for leaf in leaves), place)
+
+    def with_input(self, change: Callable[[Array], Array]) -> "_Kept":
+        """The same with another form of the layer's input."""
+        arrays = [change(leaf) if place == self.input else leaf for place, leaf in enumerate(self.arrays)]
+        return dataclasses.replace(self, arrays=arrays)
 
     def vjp(self, layer: Any, shared: Any) -> Callable[[Array], tuple[Any, Array]]:
         """The backward function: gradient of the output -> gradients of weights and input."""

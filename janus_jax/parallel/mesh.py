@@ -163,6 +163,34 @@ class Placement:
             return ()
         return tuple(name for axis in axes for name in self.rules.get(axis, ()) if self.mesh.shape[name] > 1)
 
+    def shares(
+        self, shape: tuple[int, ...], axes: tuple[str | None, ...], over: str
+    ) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
+        """Two functions for arrays that all devices along `over` hold alike: one leaves each device an equal share of
+        the last axis, the other makes the array whole again, with the same bits. If no such shares exist, both return
+        what they get.
+
+        Each device does this by itself (`map`): an array that is asked for in shares changes how XLA computes it.
+
+        Args:
+            axes: logical axes of the array.
+            over: a logical axis.
+        """
+        names, parts = self.names(over), self.shards(over)
+        taken = {name for axis in axes if axis for name in self.names(axis)}
+        if parts == 1 or shape[-1] % parts or taken & {*names}:
+            return (lambda x: x), (lambda x: x)
+
+        def share(x: jax.Array) -> jax.Array:
+            size = shape[-1] // parts
+            return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(names) * size, size, axis=-1)
+
+        def whole(x: jax.Array) -> jax.Array:
+            return jax.lax.all_gather(x, names, axis=x.ndim - 1, tiled=True)
+
+        split = (*axes[:-1], over)
+        return self.map(share, (axes,), split), self.map(whole, (split,), axes)
+
     def map(self, f: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
         """`f`, run on every device on its own shards (`jax.shard_map`). `f` does its own collectives.
 

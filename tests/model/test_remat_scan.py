@@ -76,7 +76,7 @@ def by_jax(monkeypatch):
     def call(f):
         used = []
 
-        def spied(block, weights, x, told, *, policy, accumulator):
+        def spied(block, weights, x, told, *, policy, accumulator, shares):
             used.append(policy)
             if accumulator is not None:
                 narrowed = jax.tree.map(lambda leaf: leaf.astype(x.dtype), weights)
@@ -263,3 +263,26 @@ def equations(jaxpr):
         for each in jax.tree.leaves(inner):
             if isinstance(each := getattr(each, "jaxpr", each), jax.extend.core.Jaxpr):
                 yield from equations(each)
+
+
+@pytest.mark.parametrize("remat", ["full", ("query",), ("gate", "up")])
+def test_devices_that_hold_one_input_keep_a_share_of_it_each(remat, monkeypatch):
+    """Less memory, by what the others keep, for the same values and gradients."""
+    config = dataclasses.replace(TINY, num_layers=16, num_heads=4, num_kv_heads=4)
+    mesh = build_mesh(MeshShape(1, 2, 4, 1))
+    batch = jax.device_put(batch_of(SFT(), 1), batch_sharding(mesh, DEFAULT_RULES, (None, "batch")))
+    params = jax.device_put(
+        init_params(config, jax.random.key(0)), param_shardings(param_specs(config), mesh, DEFAULT_RULES)
+    )
+
+    def run():
+        compute = Compute(dtype="float32", remat=remat, place=Placement(mesh, DEFAULT_RULES))
+        compiled = jax.jit(step_functions(SFT(), config, compute).gradients).lower(params, batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes, compiled(params, batch)
+
+    memory, found = run()
+    monkeypatch.setattr(Placement, "shares", lambda *_: (lambda x: x, lambda x: x))
+    whole, expected = run()
+    inputs = config.num_layers * batch.tokens.size // 2 * config.hidden_size * 4
+    assert whole - memory >= 0.7 * inputs * 3 / 4
+    assert_within(found, expected)

@@ -236,7 +236,8 @@ def test_a_second_signal_ends_a_process_that_computes_in_c(second, code):
     script = (
         "import hashlib, os, signal, threading, time\n"
         "from janus_jax.training.notices import Notices\n"
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # the tests may run under nohup
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # the tests may run under nohup, or in the background
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def send():\n"
         "    for number, pause in ((signal.SIGTERM, 0), (signal.SIGTERM, .5), (signal.SECOND, 9)):\n"
         "        os.kill(os.getpid(), number)\n"

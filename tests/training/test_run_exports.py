@@ -64,7 +64,7 @@ def test_an_export_is_verified_against_its_checkpoint(run):
     export = run / "exports" / "6"
     report = read(export, REPORT)
     assert (report["verify"], report["largest_logit_difference"], report["step"]) == ("logits", 0.0, 6)
-    assert report["sha256"].keys() == load_file(export / "model.safetensors").keys()
+    assert report["xxh3_128"].keys() == load_file(export / "model.safetensors").keys()
     assert check(run, export) == []
 
 
@@ -92,7 +92,7 @@ def test_an_export_that_is_not_its_checkpoint_is_not_kept(tmp_path, monkeypatch)
     monkeypatch.undo()
     train(run_config(tmp_path, tmp_path / "run", **settings), writers=())  # makes up for it
     report = read(tmp_path / "run" / "exports" / "1", REPORT)
-    assert report["verify"] == "digest" and report["largest_logit_difference"] is None and report["sha256"]
+    assert report["verify"] == "digest" and report["largest_logit_difference"] is None and report["xxh3_128"]
 
 
 def test_the_export_of_an_earlier_run_is_not_taken_for_that_of_this_one(tmp_path):

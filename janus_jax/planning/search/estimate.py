@@ -224,7 +224,14 @@ class _DeviceShare:
             rest = 2 * widths["query"] + 8 * model.hidden_size + 2 * (widths["gate"] + widths["up"])
             return (sum(widths.values()) + rest) * self.compute
         in_transit = 2 * sum(widths[name] for name in chosen.host) / model.num_layers
-        return (sum(widths[name] for name in chosen.device) + in_transit) * self.compute
+        shared = widths[INPUT] * (1 - 1 / self.input_shares(remat))
+        return (sum(widths[name] for name in chosen.device) - shared + in_transit) * self.compute
+
+    def input_shares(self, remat: Remat) -> int:
+        """Devices that keep a share each of a block's input (`Placement.shares`)."""
+        chosen, parts = kept(remat), self.shards["mlp"]
+        in_shares = INPUT in chosen.device and not chosen.everything
+        return parts if in_shares and self.inputs.model.hidden_size % parts == 0 else 1
 
     @functools.cached_property
     def _widths(self) -> dict[str, float]:
@@ -248,9 +255,11 @@ def _bound(config: RunConfig, share: _DeviceShare, target: Slice, num_slices: in
     gathers = (3 + again) * used * _others(shards["embed"])  # forward, backward, gradients
     replicas = share.devices // split
     replica_sums = 2 * share.whole * compute * _others(replicas)
-    sums = (4 + again) * 2 * _others(shards["mlp"]) * share.tokens * model.hidden_size * compute * model.num_layers
+    states = share.tokens * model.hidden_size * compute * model.num_layers
+    sums = (4 + again) * 2 * _others(shards["mlp"]) * states
+    inputs_again = _others(share.input_shares(config.remat)) * states
     keys = share.rows * inputs.shape.row_length * share._keys() * compute * model.num_layers
-    ici = micro * (gathers + replica_sums + sums + (3 + again) * keys * _others(shards["length"]))
+    ici = micro * (gathers + replica_sums + sums + inputs_again + (3 + again) * keys * _others(shards["length"]))
     dcn = micro * 2 * share.whole * compute * _others(num_slices)
     return step_bound(
         config,

@@ -143,7 +143,7 @@ def test_there_and_back_keeps_bits_and_statistics(way, tmp_path):
     assert back["normalize_reward"] is (way != "by way of transformers' layout")
     assert check(tmp_path / "theirs", tmp_path / "back") == []
     report = json.loads((tmp_path / "back" / REPORT).read_text())
-    assert report["layout"] == "openrlhf" and report["sha256"].keys() == read_tensors(tmp_path / "back").keys()
+    assert report["layout"] == "openrlhf" and report["xxh3_128"].keys() == read_tensors(tmp_path / "back").keys()
     assert "(r - mean) / std" in (tmp_path / "back" / "README.md").read_text()
 
 

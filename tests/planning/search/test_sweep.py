@@ -47,7 +47,7 @@ COMPILED = [
     ("v5litepod-16", recipe("sft_65k", *ONE_ROW), 5.058, 9.893),
     ("v5litepod-16", recipe("sft_65k", *TWO_ROWS), 5.059, 13.709),
     ("v5litepod-16", recipe("dpo"), 5.059, 8.307),
-    ("v5litepod-16", recipe("sft_65k", "mesh.tensor=4", "batch.microbatches=8"), 5.060, 10.986),
+    ("v5litepod-16", recipe("sft_65k", "mesh.tensor=4", "batch.microbatches=8"), 5.060, 8.771),
     ("v5litepod-16", recipe("sft_65k", *ONE_ROW, "remat=offload"), 5.058, 9.100),
     ("v5litepod-8", recipe("sft_65k", NARROW, "remat=offload", "batch.microbatches=4"), 6.745, 15.157),
     ("v4-32", recipe("sft_65k", "batch.rows=16", "mesh.tensor=2", "mesh.context=2"), 10.117, 19.898),
