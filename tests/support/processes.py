@@ -127,11 +127,12 @@ def train(port: str, process: str, directory: str, count: str = "2", devices: st
     from janus_jax.config.run import RunConfig
     from janus_jax.parallel.processes import RuntimeOptions
     from janus_jax.training import run
+    from tests.support.programs import shared_programs
 
     where = {"coordinator": f"127.0.0.1:{port}", "num_processes": int(count), "process_id": int(process)}
-    options = RuntimeOptions(**where if count != "1" else {}, devices=int(devices))
+    options, programs = RuntimeOptions(**where if count != "1" else {}, devices=int(devices)), {}
     for name, (config, until_step) in json.loads((Path(directory) / "configs.json").read_text()).items():
-        with noting_rows() as rows:
+        with noting_rows() as rows, shared_programs(programs):
             summary = run.train(RunConfig.model_validate(config), options, until_step=until_step, writers=())
         assert until_step in (None, summary.step)
         noted = [dataclasses.asdict(row) for row in rows]
@@ -151,7 +152,7 @@ def stop(port: str, process: str, config: str, step: str) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     LogMetrics.after_step = after_step
-    options = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id", process, "--devices", "4"]
+    options = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id", process, "--devices", "1"]
     sys.argv = ["janus", "train", config, *options]
     main()
 

@@ -77,11 +77,15 @@ def killed(run, copy, step):
 
 
 FIRST = [0, 1, 0.7, 0.4]  # rates of the four steps, relative to the peak
+STRETCHED = [1 - 0.9 * step / 7 for step in (3, 4, 5, 6)]  # of four more
 
 
 @pytest.mark.parametrize(
     ("rule", "added"),
-    [("restart", FIRST), ("stretch", [1 - 0.9 * step / 7 for step in (3, 4, 5, 6)]), ("constant", [0.1] * 4)],
+    [
+        ("restart", FIRST),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("stretch", STRETCHED), ("constant", [0.1] * 4))),
+    ],
 )
 def test_an_extended_run_is_the_same_wherever_it_is_killed(data, tmp_path, finished, rule, added):
     """`restart` also if it is extended before its end."""
@@ -110,9 +114,10 @@ def test_a_run_can_be_extended_twice_and_in_epochs(data, tmp_path, finished):
     assert "| extended | restart from step 4, to 6 steps |\n| extended | constant from step 6, to 8 steps |" in card
 
 
-@pytest.mark.parametrize("rule", ["restart", "stretch"])
+@pytest.mark.parametrize("rule", ["stretch", pytest.param("restart", marks=pytest.mark.slow)])
 def test_an_extended_run_whose_newest_checkpoints_are_damaged_stays_extended(data, tmp_path, finished, rule):
     """The good one is older than the extension, which the start after it need not name; `stretch` began at step 4."""
+    added = {"restart": FIRST, "stretch": STRETCHED}[rule]
     whole = killed(finished, tmp_path / "whole", 4)
     go(data, whole, steps=8, extend=rule)
     other = shutil.copytree(whole, tmp_path / "other")
@@ -121,6 +126,7 @@ def test_an_extended_run_whose_newest_checkpoints_are_damaged_stays_extended(dat
     ended = go(data, other, steps=8)
     assert (ended.resumed_from, ended.step) == (3, 8)
     assert losses(other) == losses(whole) and rates(other) == rates(whole)
+    np.testing.assert_allclose(rates(whole), 1e-2 * np.asarray(FIRST + added), rtol=1e-6)
     assert_equal_trees(final_params(other), final_params(whole))
 
 

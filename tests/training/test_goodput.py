@@ -201,6 +201,7 @@ def data(tmp_path_factory):
     return root
 
 
+@pytest.mark.usefixtures("programs")
 def test_a_run_accounts_for_all_its_time(data, tmp_path, monkeypatch):
     """A start is killed after step 3, of which step 2 was saved; the next one finishes, with everything a run does."""
 

@@ -18,15 +18,15 @@ STEPS = 30
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     splits = {
-        name: random_examples(count, pairs=True, seed=count) for name, count in (("train", 40), ("validation", 9))
+        name: random_examples(count, pairs=False, seed=count) for name, count in (("train", 40), ("validation", 9))
     }
-    write_dataset(root / "dpo", splits, kind="dpo")
+    write_dataset(root / "sft", splits, kind="sft")
     return root
 
 
 def recipe(data, run):
-    schedule = {"epochs": None, "steps": STEPS}
-    return run_config(data, run, "dpo", model=ONE_LAYER, schedule=schedule, logging={"every_steps": 1})
+    schedule, mesh = {"epochs": None, "steps": STEPS}, {"data": 1, "fsdp": 2, "tensor": 1}
+    return run_config(data, run, model=ONE_LAYER, schedule=schedule, mesh=mesh, logging={"every_steps": 1})
 
 
 def two(config, stop_at):
@@ -46,7 +46,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(data, tmp_p
     assert 2 <= step < STEPS
     for process, (_, output) in enumerate(ended):
         assert f"\nstopped: {tmp_path}/run: step {step} is saved; SIGTERM ended the run\nto go on" in "\n" + output
-        assert re.search(rf"\nto go on: janus train \S+ --coordinator .* --process-id {process} --devices 4\n", output)
+        assert re.search(rf"\nto go on: janus train \S+ --coordinator .* --process-id {process} --devices 1\n", output)
     assert [*losses(tmp_path / "run")] == [*range(1, step + 1)]
 
 
