@@ -158,7 +158,7 @@ def stop(port: str, process: str, config: str, step: str) -> None:
 
 
 def disagree(port: str, process: str, directory: str) -> None:
-    """Tries to train each pair of configs of DIRECTORY/pairs.json, of which each process takes its own.
+    """Tries to begin each pair of configs of DIRECTORY/pairs.json, of which each process takes its own.
 
     Notes the exit code and message of each in DIRECTORY/errors.PROCESS.json.
     """
@@ -171,7 +171,7 @@ def disagree(port: str, process: str, directory: str) -> None:
     ended = {}
     for name, configs in json.loads((Path(directory) / "pairs.json").read_text()).items():
         try:
-            run.train(RunConfig.model_validate(configs[int(process)]), options, writers=())
+            run.train(RunConfig.model_validate(configs[int(process)]), options, writers=(), until_step=0)
             ended[name] = [0, ""]
         except JanusError as error:
             ended[name] = [error.exit_code, str(error)]

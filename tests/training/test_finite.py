@@ -31,7 +31,8 @@ pytestmark = pytest.mark.usefixtures("programs")
 
 KINDS = ("sft", "dpo", "orpo", "rm")
 STEPS = 6
-LONGER = {"epochs": None, "steps": 2 * STEPS, "warmup_steps": 0}
+"""Of one epoch."""
+SCHEDULE = {"epochs": None, "steps": 2 * STEPS, "warmup_steps": 0}
 BAD = 11
 """The example that the tests make not finite."""
 
@@ -62,7 +63,7 @@ def poisoned(monkeypatch):
 def config(data, run, kind="sft", optimizer=None, **changes):
     settings = {
         "model": ONE_LAYER,
-        "schedule": {"epochs": None, "steps": STEPS, "warmup_steps": 0},
+        "schedule": SCHEDULE,
         "eval": {"every_steps": None},
         "reference": {"mode": "online"},
         "optimizer": {"on_nonfinite": "skip"} | (optimizer or {}),
@@ -106,7 +107,7 @@ def test_a_run_leaves_out_the_updates_that_optax_would(data, tmp_path, poisoned)
     settings = config(data, tmp_path / "run")
     bad = bad_steps(settings)
     assert 0 < len(bad) < STEPS
-    summary = train(settings, writers=())
+    summary = train(settings, writers=(), until_step=STEPS)
     lines = metric_lines(tmp_path / "run")
     noted = [line for line in lines if line["kind"] == "nonfinite"]
     assert [line["step"] for line in noted] == bad
@@ -134,9 +135,9 @@ def test_a_run_leaves_out_the_updates_that_optax_would(data, tmp_path, poisoned)
 def test_a_resumed_run_goes_on_counting(data, tmp_path, poisoned):
     """It stops between two steps that are skipped, and ends bit for bit as the run that was not stopped."""
     bad = bad_steps(config(data, tmp_path / "whole"))
-    whole = train(config(data, tmp_path / "whole", schedule=LONGER), writers=())
+    whole = train(config(data, tmp_path / "whole"), writers=())
     for until in (bad[0], STEPS, None):
-        ended = train(config(data, tmp_path / "run", schedule=LONGER), writers=(), until_step=until)
+        ended = train(config(data, tmp_path / "run"), writers=(), until_step=until)
     assert ended.skipped == whole.skipped > len(bad)
     assert_equal_trees(final_params(tmp_path / "run"), final_params(tmp_path / "whole"))
     runs = [tmp_path / "run", tmp_path / "whole"]
@@ -157,7 +158,7 @@ def test_weights_that_give_nothing_finite_any_more_push_no_good_checkpoint_out(d
     reads = iter(range(1, 100))
     monkeypatch.setattr(PackedEpochs, "read", _all_bad(PackedEpochs.read, lambda: next(reads) in (2, *range(5, 100))))
     optimizer = {"on_nonfinite": "skip", "max_skipped": 3}
-    settings = config(data, tmp_path / "run", optimizer=optimizer, schedule=LONGER, checkpoint={"every_steps": 1})
+    settings = config(data, tmp_path / "run", optimizer=optimizer, checkpoint={"every_steps": 1})
     with pytest.raises(NonFiniteError, match=r"step 8: .*newest checkpoint is of step 4"):
         train(settings, writers=())
     assert RunDir(tmp_path / "run").committed_steps() == [3, 4]
@@ -168,7 +169,7 @@ def test_a_save_that_waited_comes_after_the_next_finite_step(data, tmp_path, mon
     reads = iter(range(1, 100))
     monkeypatch.setattr(PackedEpochs, "read", _all_bad(PackedEpochs.read, lambda: next(reads) in (5, 6)))
     rare = {"logging": {"every_steps": 100}, "checkpoint": {"every_steps": 5, "keep": 10}}
-    settings = config(data, tmp_path / "run", schedule=LONGER, **rare)
+    settings = config(data, tmp_path / "run", **rare)
     assert train(settings, writers=()).skipped == 2
     assert RunDir(tmp_path / "run").committed_steps() == [7, 10, 12]
     assert [line["step"] for line in metric_lines(tmp_path / "run") if line["kind"] == "nonfinite"] == [5, 6]
@@ -187,19 +188,19 @@ def _all_bad(read, when=lambda: True):
 def test_a_run_that_stops_names_the_first_bad_step_and_its_examples(data, tmp_path, poisoned):
     """Nothing looks at the devices between the steps; the same run goes on with skip."""
     rare = {"logging": {"every_steps": 100}, "optimizer": {"on_nonfinite": "stop"}}
-    settings = config(data, tmp_path / "run", schedule=LONGER, **rare)
+    settings = config(data, tmp_path / "run", **rare)
     first = bad_steps(settings)[0]
     train(settings, writers=(), until_step=first - 1)
     with pytest.raises(NonFiniteError, match=rf"step {first}: loss is nan.*newest checkpoint is of step {first - 1}"):
         train(settings, writers=())
     [noted] = [line for line in metric_lines(tmp_path / "run") if line["kind"] == "nonfinite"]
     assert noted["step"] == first and BAD in noted["batch"][0]["examples"] and noted["loss"] is None
-    assert train(config(data, tmp_path / "run", schedule=LONGER), writers=()).skipped > 0
+    assert train(config(data, tmp_path / "run"), writers=()).skipped > 0
 
 
 def test_steps_that_are_finite_are_the_same_with_skip(data, tmp_path):
     for what in ("stop", "skip"):
-        train(config(data, tmp_path / what, optimizer={"on_nonfinite": what}), writers=())
+        train(config(data, tmp_path / what, optimizer={"on_nonfinite": what}), writers=(), until_step=STEPS)
     assert_close(final_params(tmp_path / "stop"), final_params(tmp_path / "skip"))
 
 

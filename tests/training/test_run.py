@@ -94,7 +94,7 @@ def test_held_out_evaluation_does_not_depend_on_its_batch(data, tmp_path):
 
 def test_a_warm_up_longer_than_the_counted_steps_is_noted_before_the_first_step(data, tmp_path, capsys):
     long = run_config(data, tmp_path / "run", schedule={"epochs": 1, "warmup_steps": 500}, eval={"every_steps": None})
-    train(long, until_step=1)
+    train(long, until_step=0)
     before = capsys.readouterr().out.partition("train ")[0]
     assert "note: the warm-up, 500 steps, is longer than the run, which has " in before
 
@@ -133,7 +133,7 @@ def test_a_run_says_which_examples_it_does_not_read(data, tmp_path, capsys):
 
 def test_a_resumed_run_says_that_its_held_out_data_are_others(data, tmp_path, capsys):
     for split, noted in (("validation", False), ("validation", False), ("train", True)):
-        train(run_config(data, tmp_path / "run", data={"eval_split": split}), until_step=1)
+        train(run_config(data, tmp_path / "run", schedule=SIX_STEPS, data={"eval_split": split}), until_step=1)
         printed = " ".join(capsys.readouterr().out.split())
         assert ("are others than up to step 1" in printed) == noted
         assert ("are training examples" in printed) == noted
