@@ -32,7 +32,17 @@ def config(data, run, kind, **changes):
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes"), [("sft", {"optimizer": {"on_nonfinite": "skip"}}), ("dpo", {"reference": {"mode": "online"}})]
+    ("kind", "changes"),
+    [
+        (
+            "sft",
+            {
+                "optimizer": {"on_nonfinite": "skip", "max_skipped": 3},
+                "schedule": {"epochs": None, "steps": 12, "warmup_steps": 0},
+            },
+        ),
+        ("dpo", {"reference": {"mode": "online"}}),
+    ],
 )
 def test_steps_records_evaluation_and_saves_move_nothing_by_accident(data, tmp_path, monkeypatch, kind, changes):
     plain = loop._loop
