@@ -184,10 +184,11 @@ def test_bfloat16_compute_stays_near_float32_and_scores_stay_float32():
     examples = random_examples(4, pairs=False, seed=8)
     params = initial_params(dataclasses.replace(TINY, initializer_range=0.05), jax.random.key(0))
     batch = jax.tree.map(jnp.asarray, pack(rows_of(examples, 2), row_length=ROW_LENGTH, max_segments=8))
-    half = jax.jit(step_functions(SFT(), compute=Compute(dtype=jnp.bfloat16)).scores)(params, batch)
+    compute = Compute(dtype=jnp.bfloat16)
+    half = jax.jit(step_functions(SFT(), compute=compute).scores)(params, batch)
     full = jax.jit(step_functions(SFT()).scores)(params, batch)
     assert half.sums.dtype == jnp.float32
     np.testing.assert_allclose(half.sums, full.sums, rtol=0.02, atol=0.05)
     layout = Slots(batch.segment, batch.branch, batch.position)
-    hidden = jax.eval_shape(hidden_states, TINY, params, batch.tokens, layout, Compute(dtype=jnp.bfloat16))
+    hidden = jax.eval_shape(lambda params: hidden_states(TINY, params, batch.tokens, layout, compute), params)
     assert hidden.dtype == jnp.bfloat16
