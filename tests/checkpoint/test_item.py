@@ -90,9 +90,11 @@ def test_layer_by_layer_a_model_says_what_it_says_whole(config, dtype, tmp_path)
     exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     compute = Compute(dtype=jnp.float32)
     if config.head == "value":
-        expected = token_values(config, exact, jnp.asarray(tokens)[None], layout, compute)[0][:, None]
+        whole = jax.jit(token_values, static_argnums=(0, 4))
+        expected = whole(config, exact, jnp.asarray(tokens)[None], layout, compute)[0][:, None]
     else:
-        expected = logits(config, exact, jnp.asarray(tokens)[None], layout, compute)[0]
+        whole = jax.jit(logits, static_argnums=(0, 4))
+        expected = whole(config, exact, jnp.asarray(tokens)[None], layout, compute)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
