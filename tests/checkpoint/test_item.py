@@ -215,17 +215,17 @@ def test_an_item_that_is_none_or_damaged_is_named(tmp_path):
 
 
 def test_no_more_than_a_few_tensors_are_in_memory(tmp_path):
-    """A model of 200 MB whose layers take 6 MB: conversion both ways, verified, allocates less than a stacked leaf."""
+    """A model of 300 MB whose layers take 6 MB: conversion both ways, verified, allocates less than a stacked leaf."""
     config = dataclasses.replace(
-        SMALL, num_layers=32, hidden_size=256, intermediate_size=2048, vocab_size=512, head_dim=64, sliding_window=None
+        SMALL, num_layers=48, hidden_size=256, intermediate_size=2048, vocab_size=512, head_dim=64, sliding_window=None
     )
     random = np.random.default_rng(0)
     specs = param_specs(config, jnp.float32)
     params = jax.tree.map(lambda spec: jnp.asarray(random.random(spec.shape, np.float32)), specs)
     save_hf(params, config, tmp_path / "hf")
     size = sum(path.stat().st_size for path in (tmp_path / "hf").glob("*.safetensors"))
-    leaf = 32 * 256 * 2048 * 4
-    assert size > 3 * leaf > 195e6
+    leaf = 48 * 256 * 2048 * 4
+    assert size > 3 * leaf > 290e6
     code = f"""
 import re, sys, threading, time
 from pathlib import Path

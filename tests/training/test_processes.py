@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from janus_jax.checkpoint.convert import check
+from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.config.run import to_yaml
 from janus_jax.parallel import preflight
 from janus_jax.training.run import train
@@ -42,8 +43,8 @@ def four_devices(monkeypatch):
 
 @pytest.fixture(scope="module", params=["dpo", pytest.param("sft", marks=pytest.mark.slow)])
 def trained(request, tmp_path_factory):
-    """(kind, a directory with a data set, a run that two processes stopped at step `STOP`, the rows that each read, and
-    a run that they exported)."""
+    """(kind, a directory with a data set, a run that two processes stopped at step `STOP`, the rows that each read, a
+    run that they exported, and one that SIGTERM to process 1 ended)."""
     root, kind = tmp_path_factory.mktemp("processes"), request.param
     (root / "prompts.txt").write_text("What?\nAnd why?\n")
     splits = {name: random_examples(n, pairs=kind == "dpo", seed=n) for name, n in (("train", 40), ("validation", 9))}
@@ -52,6 +53,7 @@ def trained(request, tmp_path_factory):
     configs = {
         "run": (recipe(root, root / "run", kind), STOP),
         "exported": (recipe(root, root / "exported", kind, **export), STEPS),
+        "ended": (recipe(root, root / "ended", kind), "SIGTERM"),
     }
     stored = {name: (config.model_dump(mode="json", by_alias=True), until) for name, (config, until) in configs.items()}
     (root / "configs.json").write_text(json.dumps(stored))
@@ -91,6 +93,16 @@ def test_two_processes_train_and_one_resumes_as_if_one_had_trained_all_along(tra
     if kind == "sft":
         assert [*_texts(run)] == [*_texts(tmp_path)] == [0, STOP, STEPS]
         assert _texts(run) == _texts(tmp_path)
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(trained):
+    """tests/training/test_stops.py goes on with such a run."""
+    _, root = trained
+    [step] = RunDir(root / "ended").committed_steps()
+    assert 2 <= step < STEPS
+    ended = [json.loads((root / f"rows.ended.{i}.json").read_text()) for i in range(2)]
+    assert ended == [[10, f"{root}/ended: step {step} is saved; SIGTERM ended the run"]] * 2
+    assert [*losses(root / "ended")] == [*range(1, step + 1)]
 
 
 def test_the_export_of_a_run_of_two_processes_is_its_last_step(trained):
@@ -166,20 +178,14 @@ def test_a_process_whose_peer_ends_without_a_word_ends_with_13_and_names_it():
     ("mistake", "message"),
     [
         ("data.dir=DIR/nowhere", "DIR/nowhere: no such directory; `janus data build` makes one\n"),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (
-                (
-                    "run.dir=DIR/recipe.yaml/run",
-                    "run.dir DIR/recipe.yaml/run: cannot be written: DIR/recipe.yaml is a file\n",
-                ),
-                ("run.dir=DIR/dpo", "run.dir=DIR/dpo: holds manifest.json: a data set or a model, not a run\n"),
-            )
-        ),
+        ("run.dir=DIR/recipe.yaml/run", "run.dir DIR/recipe.yaml/run: cannot be written: DIR/recipe.yaml is a file\n"),
+        ("run.dir=DIR/dpo", "run.dir=DIR/dpo: holds manifest.json: a data set or a model, not a run\n"),
     ],
 )
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ["dpo"], indirect=True)
 def test_bad_input_at_one_of_two_processes_ends_both_with_its_code(mistake, message, trained, tmp_path):
+    """Of the whole command; test_same_inputs.py has one such mistake."""
     port, both, (kind, root) = processes.free_port(), [], trained
     weights = {"model": None, "init": {"from": str(root / "exported")}}  # the other process reads them meanwhile
     values = run_config(root, tmp_path / "run", kind, schedule=SCHEDULE, **weights)

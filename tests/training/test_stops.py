@@ -1,4 +1,7 @@
-"""Two processes stop at the same step, whichever of them receives a signal."""
+"""Two processes stop at the same step, whichever of them receives a signal, say so and go on: slow.
+
+`pytest -n 0 -m slow tests/training/test_stops.py`; test_processes.py has one signal.
+"""
 
 import re
 
@@ -10,6 +13,8 @@ from tests.support import processes
 from tests.support.run_configs import ONE_LAYER, run_config
 from tests.support.runs import assert_equal_trees, final_params, losses
 from tests.support.training_examples import random_examples, write_dataset
+
+pytestmark = pytest.mark.slow
 
 STEPS = 30
 
@@ -50,7 +55,6 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(data, tmp_p
     assert [*losses(tmp_path / "run")] == [*range(1, step + 1)]
 
 
-@pytest.mark.slow
 def test_two_processes_that_were_stopped_end_bit_for_bit_as_two_that_were_not(data, tmp_path):
     codes = [code for stop_at in (2, 12, 0) for code, _ in two(recipe(data, tmp_path / "run"), stop_at)]
     assert codes == [10, 10, 10, 10, 0, 0]
