@@ -16,7 +16,7 @@ from janus_jax.errors import ConfigError, counted
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.kernels import Need
 from janus_jax.model.kernels.choice import choose
-from janus_jax.model.mistral import ACTIVATION_AXES, Compute, param_specs
+from janus_jax.model.mistral import ACTIVATION_AXES, Compute, init_params, param_specs
 from janus_jax.objectives import Objective
 from janus_jax.parallel import mesh as meshes
 from janus_jax.training.optimizer import AdamW, Rates, Schedule
@@ -54,6 +54,16 @@ class Program:
     def replicated(self) -> NamedSharding:
         """On every device."""
         return NamedSharding(self.mesh, PartitionSpec())
+
+    @functools.cached_property
+    def random_params(self) -> Any:
+        """Jitted: random parameters of a key, rounded to the dtype of the run and then to the dtype that is given."""
+
+        def made(key: jax.Array, dtype: Any) -> Any:
+            params = init_params(self.functions.model, key, dtype=self.params_dtype)
+            return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+        return jax.jit(made, static_argnums=1, out_shardings=self.state_shardings.params)
 
     @functools.cached_property
     def init(self) -> Any:

@@ -61,11 +61,7 @@ class Setup:
 
     def learning_rate(self, updates: int) -> float:
         """The rate of the update that follows `updates` others."""
-        return float(jax.device_get(self._rate(jax.device_put(np.int32(updates)))))
-
-    @functools.cached_property
-    def _rate(self) -> Any:
-        return jax.jit(self.schedule.__call__)  # run operation by operation, it would be many small programs
+        return float(jax.device_get(_rate(self.schedule, jax.device_put(np.int32(updates)))))
 
     def initial_params(self, dtype: Any) -> Params:
         """The weights that a fresh run begins from: `init.from`, or random ones of `run.seed`."""
@@ -103,17 +99,18 @@ class Setup:
         shardings = self.program.state_shardings.params
         if source is not None and source.config == self.model:
             return source.load(dtype=dtype, shardings=shardings)
-        init = functools.partial(init_params, self.model, dtype=jnp.dtype(self.config.params_dtype))
-        key = jax.random.key(self.config.run.seed)
+        key, dtype = jax.random.key(self.config.run.seed), jnp.dtype(dtype)
         if source is None:
-            make = jax.jit(
-                lambda key: jax.tree.map(lambda leaf: leaf.astype(dtype), init(key)), out_shardings=shardings
-            )
-            return make(key)
+            return self.program.random_params(key, dtype)
         specs = param_specs(source.config, dtype)
         body = source.load(dtype=dtype, shardings=meshes.param_shardings(specs, self.program.mesh, self.program.rules))
+        init = functools.partial(init_params, self.model, dtype=self.program.params_dtype)
         head = jax.jit(lambda key: init(key)["value_head"].astype(dtype), out_shardings=shardings["value_head"])(key)
         return {name: body[name] if name in body else head for name in shardings}
+
+
+_rate = jax.jit(lambda schedule, updates: schedule(updates), static_argnums=0)
+"""One program for each schedule; operation by operation it would be many small ones."""
 
 
 def open_reference_source(config: RunConfig, model: ModelConfig) -> StoredModel | None:

@@ -54,26 +54,33 @@ def local_tree(root):
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
-@pytest.fixture
-def hf(tmp_path):
-    """A Hugging Face directory with a tokenizer, and files that are no part of the model."""
-    save_hf(random_params(SMALL), SMALL, tmp_path / "hf", max_shard_size="6KB")
-    load_tokenizer().save(tmp_path / "hf")
-    (tmp_path / "hf" / "consolidated.safetensors").write_text("the same weights once more")
-    (tmp_path / "hf" / "training.log").write_text("no part of a model")
-    return tmp_path / "hf"
-
-
-@pytest.fixture
-def run(tmp_path, bucket):
-    """URL of a run with steps 2 and 4, step s holding s times the weights, and its tokenizer."""
-    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Directories `hf` and `run`, to be copied."""
+    root = tmp_path_factory.mktemp("made")
+    save_hf(random_params(SMALL), SMALL, root / "hf", max_shard_size="6KB")
+    load_tokenizer().save(root / "hf")
+    (root / "hf" / "consolidated.safetensors").write_text("the same weights once more")
+    (root / "hf" / "training.log").write_text("no part of a model")
+    checkpoints = Checkpoints(root / "run" / "checkpoints", keep=2)
     for step in (2, 4):
         meta = {"model": dataclasses.asdict(SMALL)}
         checkpoints.save(step, params=times(step), optimizer={"count": jnp.int32(step)}, data={}, meta=meta)
     checkpoints.close()
-    load_tokenizer().save(tmp_path / "run" / "tokenizer")
-    return upload(tmp_path / "run", f"{bucket}/runs/mine")
+    load_tokenizer().save(root / "run" / "tokenizer")
+    return root
+
+
+@pytest.fixture
+def hf(made, tmp_path):
+    """A Hugging Face directory with a tokenizer, and files that are no part of the model."""
+    return shutil.copytree(made / "hf", tmp_path / "hf")
+
+
+@pytest.fixture
+def run(made, tmp_path, bucket):
+    """URL of a run with steps 2 and 4, step s holding s times the weights, and its tokenizer."""
+    return upload(shutil.copytree(made / "run", tmp_path / "run"), f"{bucket}/runs/mine")
 
 
 def times(step):
@@ -181,8 +188,8 @@ def test_weights_are_placed_on_a_mesh_and_come_over_the_network_once(dtype, run,
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(host))
 
 
-@pytest.mark.parametrize("chunk", [200, 700, 64 << 20])
-@pytest.mark.parametrize("mesh", [MeshShape(2, 2, 2), MeshShape(1, 8, 1)], ids=["222", "8"])
+@pytest.mark.parametrize("chunk", [200, 64 << 20])
+@pytest.mark.parametrize("mesh", [MeshShape(2, 2, 2)], ids=["222"])
 def test_what_is_restored_by_blocks_is_what_orbax_restores(chunk, mesh, tmp_path, monkeypatch):
     monkeypatch.setattr(item, "CHUNK_BYTES", chunk)  # down to a few rows of a layer
     params = random_params(SMALL)

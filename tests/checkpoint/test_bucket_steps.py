@@ -1,4 +1,7 @@
-"""Steps in a bucket: saved, kept, deleted, set aside; and what a bucket that refuses does to a save."""
+"""Steps in a bucket: saved, kept, deleted, set aside; and what a bucket that refuses does to a save.
+
+More files that are damaged or refused: `pytest -n 0 -m slow tests/checkpoint/test_bucket_steps.py`.
+"""
 
 import contextlib
 
@@ -87,7 +90,14 @@ def test_steps_are_kept_deleted_restored_and_described_anew(steps, state):
     assert jax.tree.structure(optimizer) == jax.tree.structure(state[1])
 
 
-@pytest.mark.parametrize("name", ["data/metadata", f"{ITEM}/metadata", "params/manifest.ocdbt", "optimizer/_METADATA"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data/metadata",
+        "params/manifest.ocdbt",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in (f"{ITEM}/metadata", "optimizer/_METADATA")),
+    ],
+)
 def test_a_damaged_newest_step_is_named_and_kept_and_its_number_saved_again(steps, state, name):
     replace(steps, f"7/{name}", lambda content: content[: len(content) // 2])
     lines = []
@@ -132,9 +142,18 @@ def test_what_a_killed_save_leaves_is_no_step(steps, state):
     ]
 
 
-@pytest.mark.parametrize("status, reason", [(503, "503"), (403, "403")])
-@pytest.mark.parametrize("what", ["run/checkpoints/8/params/", "run/checkpoints/8/commit_success.txt", ""])
-def test_a_bucket_that_refuses_during_a_save(steps, state, proxy, monkeypatch, status, reason, what):
+@pytest.mark.parametrize(
+    "status, what",
+    [
+        (503, "run/checkpoints/8/params/"),
+        (403, "run/checkpoints/8/commit_success.txt"),
+        (503, ""),
+        pytest.param(403, "run/checkpoints/8/params/", marks=pytest.mark.slow),
+        pytest.param(503, "run/checkpoints/8/commit_success.txt", marks=pytest.mark.slow),
+        pytest.param(403, "", marks=pytest.mark.slow),
+    ],
+)
+def test_a_bucket_that_refuses_during_a_save(steps, state, proxy, monkeypatch, status, what):
     """The arrays, the commit mark, or all of it. The last good step stays; the run stops or goes on, as it says."""
     monkeypatch.setattr(bucket_module, "RETRY_S", 0.5)
     lines = []

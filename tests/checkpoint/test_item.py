@@ -25,7 +25,7 @@ from janus_jax.checkpoint.item import ItemReader, ItemWriter, chunk_shape
 from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.errors import ConversionError
 from janus_jax.model.attention import Slots
-from janus_jax.model.mistral import Compute, logits, token_values
+from janus_jax.model.mistral import Compute, logits, param_specs, token_values
 from tests.support.models import SMALL, assert_same_bits, random_params
 from tests.support.repository import ROOT
 
@@ -90,9 +90,11 @@ def test_layer_by_layer_a_model_says_what_it_says_whole(config, dtype, tmp_path)
     exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     compute = Compute(dtype=jnp.float32)
     if config.head == "value":
-        expected = token_values(config, exact, jnp.asarray(tokens)[None], layout, compute)[0][:, None]
+        whole = jax.jit(token_values, static_argnums=(0, 4))
+        expected = whole(config, exact, jnp.asarray(tokens)[None], layout, compute)[0][:, None]
     else:
-        expected = logits(config, exact, jnp.asarray(tokens)[None], layout, compute)[0]
+        whole = jax.jit(logits, static_argnums=(0, 4))
+        expected = whole(config, exact, jnp.asarray(tokens)[None], layout, compute)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -219,7 +221,10 @@ def test_no_more_than_a_few_tensors_are_in_memory(tmp_path):
     config = dataclasses.replace(
         SMALL, num_layers=48, hidden_size=256, intermediate_size=2048, vocab_size=512, head_dim=64, sliding_window=None
     )
-    save_hf(random_params(config), config, tmp_path / "hf")
+    random = np.random.default_rng(0)
+    specs = param_specs(config, jnp.float32)
+    params = jax.tree.map(lambda spec: jnp.asarray(random.random(spec.shape, np.float32)), specs)
+    save_hf(params, config, tmp_path / "hf")
     size = sum(path.stat().st_size for path in (tmp_path / "hf").glob("*.safetensors"))
     leaf = 48 * 256 * 2048 * 4
     assert size > 3 * leaf > 290e6

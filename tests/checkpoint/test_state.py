@@ -175,7 +175,7 @@ def test_a_stacked_leaf_is_stored_one_layer_a_chunk(tmp_path):
 
 
 def test_two_processes_save_and_one_restores(tmp_path):
-    """Two processes of four devices write a step and an export; this one process of eight reads the same values."""
+    """Two processes write a step and an export; this one process of eight devices reads the same values."""
     port = processes.free_port()
     processes.run(*(["-m", "tests.checkpoint.two_processes", port, i, tmp_path] for i in range(2)))
     mesh = build_mesh(MeshShape(2, 2, 2))

@@ -1,4 +1,4 @@
-"""What each of two processes of four simulated devices does for test_state.py: save a step and an export, load both."""
+"""What each of two processes of one device does for test_state.py: save a step and an export, load both."""
 
 import errno
 import resource
@@ -9,7 +9,7 @@ from pathlib import Path
 def main(port: str, process: str, directory: Path) -> None:
     from janus_jax.parallel import processes
 
-    processes.start(processes.RuntimeOptions(f"127.0.0.1:{port}", 2, int(process), 4))
+    processes.start(processes.RuntimeOptions(f"127.0.0.1:{port}", 2, int(process), 1))
     from orbax.checkpoint._src.path import atomicity
 
     from janus_jax.checkpoint import state
@@ -22,7 +22,7 @@ def main(port: str, process: str, directory: Path) -> None:
     from janus_jax.parallel.mesh import MeshShape, build_mesh, merge_rules, param_shardings
     from tests.support.states import STATE_META, STATE_MODEL, abstract, placed_state
 
-    mesh = build_mesh(MeshShape(1, 8, 1))
+    mesh = build_mesh(MeshShape(1, 2, 1))
     params, optimizer = placed_state(mesh)
     checkpoints = Checkpoints(directory / "run" / "checkpoints", keep=2)
     checkpoints.save(5, params=params, optimizer=optimizer, data={"epoch": 0, "row": 40}, meta=STATE_META)

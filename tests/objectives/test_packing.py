@@ -1,4 +1,8 @@
-"""Packing changes nothing: packed rows equal each example alone, in logits, loss and every gradient."""
+"""Packing changes nothing: packed rows equal each example alone, in logits, loss and every gradient.
+
+Tied embeddings, a sliding window and more policies of remat: `pytest -n 0 -m slow tests/objectives`. The oracles'
+recorded runs have the first two.
+"""
 
 import dataclasses
 import functools
@@ -95,8 +99,12 @@ TIED = dataclasses.replace(TINY, tie_embeddings=True)
 
 @pytest.mark.parametrize(
     ("objective", "config"),
-    [(SFT(), TINY), (SFT(), TIED), (PAIRS, TINY), (PAIRS, WINDOWED)],
-    ids=["sft", "sft-tied", "dpo", "dpo-window"],
+    [
+        pytest.param(SFT(), TINY, id="sft"),
+        pytest.param(PAIRS, TINY, id="dpo"),
+        pytest.param(SFT(), TIED, id="sft-tied", marks=pytest.mark.slow),
+        pytest.param(PAIRS, WINDOWED, id="dpo-window", marks=pytest.mark.slow),
+    ],
 )
 def test_packed_loss_and_gradients_equal_each_example_alone(objective, config):
     examples = random_examples(4, pairs=objective.branches == 2, seed=1)
@@ -107,11 +115,12 @@ def test_packed_loss_and_gradients_equal_each_example_alone(objective, config):
 def test_packed_logits_equal_each_example_alone():
     params = initial_params(TINY, jax.random.key(1))
     examples = random_examples(6, pairs=True, seed=2)
+    whole = jax.jit(lambda params, tokens, layout: logits(TINY, params, tokens, layout, FLOAT32))
 
     def run(rows):
         batch = pack(rows, row_length=2 * ROW_LENGTH, max_segments=8)
         layout = Slots(*map(jnp.asarray, (batch.segment, batch.branch, batch.position)))
-        return batch, np.asarray(logits(TINY, params, jnp.asarray(batch.tokens), layout, FLOAT32))
+        return batch, np.asarray(whole(params, jnp.asarray(batch.tokens), layout))
 
     batch, together = run([examples[:3], examples[3:]])
     for row in range(2):
@@ -139,7 +148,15 @@ def test_padding_rows_change_nothing(objective):
 
 
 @pytest.mark.parametrize(
-    "remat", ["dots", "full", "offload", ("attention", "gate@host"), ("query", "key", "value", "up")]
+    "remat",
+    [
+        "full",
+        ("attention", "gate@host"),
+        *(
+            pytest.param(remat, marks=pytest.mark.slow)
+            for remat in ("dots", "offload", ("query", "key", "value", "up"))
+        ),
+    ],
 )
 def test_remat_changes_nothing(remat):
     examples = random_examples(4, pairs=True, seed=4)
@@ -168,10 +185,11 @@ def test_bfloat16_compute_stays_near_float32_and_scores_stay_float32():
     examples = random_examples(4, pairs=False, seed=8)
     params = initial_params(dataclasses.replace(TINY, initializer_range=0.05), jax.random.key(0))
     batch = jax.tree.map(jnp.asarray, pack(rows_of(examples, 2), row_length=ROW_LENGTH, max_segments=8))
-    half = step_functions(SFT(), compute=Compute(dtype=jnp.bfloat16)).scores(params, batch)
-    full = step_functions(SFT()).scores(params, batch)
+    compute = Compute(dtype=jnp.bfloat16)
+    half = jax.jit(step_functions(SFT(), compute=compute).scores)(params, batch)
+    full = jax.jit(step_functions(SFT()).scores)(params, batch)
     assert half.sums.dtype == jnp.float32
     np.testing.assert_allclose(half.sums, full.sums, rtol=0.02, atol=0.05)
     layout = Slots(batch.segment, batch.branch, batch.position)
-    hidden = hidden_states(TINY, params, batch.tokens, layout, Compute(dtype=jnp.bfloat16))
+    hidden = jax.eval_shape(lambda params: hidden_states(TINY, params, batch.tokens, layout, compute), params)
     assert hidden.dtype == jnp.bfloat16

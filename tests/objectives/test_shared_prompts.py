@@ -1,4 +1,7 @@
-"""A prompt stored once for both branches gives what two whole sequences give, for every objective over pairs."""
+"""A prompt stored once for both branches gives what two whole sequences give, for every objective over pairs.
+
+More objectives and meshes: `pytest -n 0 -m slow tests/objectives/test_shared_prompts.py`.
+"""
 
 import dataclasses
 import functools
@@ -29,6 +32,13 @@ OBJECTIVES = {
     "orpo of prompts": ORPO(beta=0.5, nll="prompt_and_response"),
     "rm": RewardModel(center_weight=0.1),
 }
+
+
+def some(quick):
+    """Names of objectives, of which those that are not quick are slow."""
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in OBJECTIVES]
+
+
 ROW = 192
 APART = 16
 """Rows of whole sequences, more than any test has pairs: one shape to compile."""
@@ -71,8 +81,9 @@ def with_margins(examples):
 @pytest.mark.parametrize(
     ("name", "window"),
     [
-        *((name, None) for name in OBJECTIVES),
+        *((name, None) for name in ("dpo", "orpo of prompts")),
         ("rm", 5),
+        *(pytest.param(name, None, marks=pytest.mark.slow) for name in ("ipo with sft", "simpo", "orpo", "rm")),
         *(pytest.param(name, 5, marks=pytest.mark.slow) for name in ("dpo", "orpo of prompts")),
     ],
 )
@@ -86,7 +97,7 @@ def test_shared_prompts_equal_whole_sequences_under_packing(name, window):
     assert_within(shared, apart)
 
 
-@pytest.mark.parametrize("name", ["dpo", "orpo of prompts", "rm"])
+@pytest.mark.parametrize("name", some(["dpo"]))
 def test_shared_prompts_equal_whole_sequences_under_accumulation_and_mesh(name):
     objective = OBJECTIVES[name]
     examples = with_margins(random_examples(APART, pairs=True, seed=2))
@@ -108,7 +119,7 @@ def test_shared_prompts_equal_whole_sequences_under_accumulation_and_mesh(name):
 
 @settings(max_examples=8)
 @given(st.integers(0, 1000), st.permutations(range(6)), st.sampled_from([(8, 4, True), (APART, 1, False)]))
-@pytest.mark.parametrize("name", ["dpo", "orpo of prompts", "rm"])
+@pytest.mark.parametrize("name", some(["orpo of prompts"]))
 def test_order_padding_rows_and_microbatches_change_nothing(name, seed, order, split):
     rows, microbatches, shared = split
     objective = OBJECTIVES[name]
@@ -118,7 +129,7 @@ def test_order_padding_rows_and_microbatches_change_nothing(name, seed, order, s
     assert_within(loss_and_gradients(objective, moved, rows, shared=shared, microbatches=microbatches), expected)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", some(["dpo", "simpo", "orpo of prompts"]))
 def test_swapping_chosen_and_rejected_flips_the_margin(name):
     objective = OBJECTIVES[name]
     config = model_of(objective)
@@ -146,7 +157,7 @@ def test_without_a_scale_every_pair_costs_log_2(objective):
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads)) < 1e-6
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "rm"])
+@pytest.mark.parametrize("name", [one for one in some(["dpo", "simpo", "orpo of prompts"]) if one.values != ("rm",)])
 def test_an_empty_branch_counts_and_carries_no_gradient(name):
     """A pair without responses adds its loss at a margin of zero to the mean and nothing to the gradient; one without
     the rejected response still learns from the chosen one."""

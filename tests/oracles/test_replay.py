@@ -1,4 +1,7 @@
-"""TRL's own runs, replayed through packed rows: every loss, gradient norm, gradient and final weight."""
+"""TRL's own runs, replayed through packed rows: every loss, gradient norm, gradient and final weight.
+
+pytest replays the runs in `QUICK`; `pytest -n 0 -m slow tests/oracles` the others.
+"""
 
 import dataclasses
 import json
@@ -24,6 +27,11 @@ from tests.oracles.record_trl import CASES, LEARNING_RATE, WARMUP_STEPS, Case
 
 GOLDENS = Path(__file__).parent / "goldens"
 TOLERANCE = 1e-4
+QUICK = {
+    *("sft_accumulated_window", "dpo_accumulated_window", "dpo_ipo", "dpo_sft_accumulated", "simpo_sft_accumulated"),
+    *("orpo_accumulated_window", "rm_accumulated_window", *PADDED),
+}
+"""Of each trainer: accumulation, sliding window, tied embeddings, settings that are not the defaults."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,7 +72,9 @@ def copy_of(name: str, target: Path) -> Path:
     return Path(shutil.copytree(GOLDENS / name, target / name, ignore=shutil.ignore_patterns("grads.safetensors")))
 
 
-@pytest.mark.parametrize("name", [*CASES, *PADDED])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in (*CASES, *PADDED)]
+)
 def test_packed_rows_follow_the_trainer_for_a_whole_run(name):
     case = (CASES | PADDED)[name]
     worst = replay(GOLDENS / name, case)
@@ -88,7 +98,8 @@ def test_padding_counts_as_in_its_own_trainer_alone(name, other, tmp_path):
         assert abs(loss - logged) > 10 * TOLERANCE * logged
 
 
-@pytest.mark.parametrize("name", ["dpo_ipo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("orpo", "rm"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpo_ipo", "orpo", "rm"])
 def test_a_copy_of_the_prompt_for_each_branch_changes_nothing(name):
     """tests/objectives/test_shared_prompts.py compares copies with shared prompts for every objective over pairs."""
     assert replay(GOLDENS / name, CASES[name], share_prompts=False).within(TOLERANCE)

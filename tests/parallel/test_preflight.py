@@ -1,4 +1,7 @@
-"""An environment in which JAX would crash is refused in one line, and one in which it works is not."""
+"""An environment in which JAX would crash is refused in one line, and one in which it works is not.
+
+More variables: `pytest -n 0 -m slow tests/parallel/test_preflight.py`.
+"""
 
 import os
 import socket
@@ -60,9 +63,9 @@ def test_a_process_whose_jax_has_started_is_left_alone(monkeypatch):
     ("variable", "message"),
     [
         ("JAX_ENABLE_X64=banana", "JAX_ENABLE_X64=banana: allowed: true or false"),
-        ("JAX_LOG_COMPILES=", "JAX_LOG_COMPILES=: allowed: true or false"),
         ("JAX_DEFAULT_PRNG_IMPL=foo", "JAX_DEFAULT_PRNG_IMPL=foo: JAX does not know this value; unset the variable"),
         ("JAX_DEFAULT_DEVICE=foo", "JAX_DEFAULT_DEVICE=foo: allowed: cpu, gpu, cuda, rocm or tpu"),
+        pytest.param("JAX_LOG_COMPILES=", "JAX_LOG_COMPILES=: allowed: true or false", marks=pytest.mark.slow),
     ],
 )
 def test_a_variable_that_jax_refuses_is_named(variable, message):
@@ -172,10 +175,15 @@ except JanusError as error:
 @pytest.mark.parametrize(
     ("devices", "variables", "expected"),
     [
-        (None, {"JAX_PLATFORMS": "cuda"}, "2 JAX_PLATFORMS=cuda: JAX cannot use such devices here"),
+        pytest.param(
+            None,
+            {"JAX_PLATFORMS": "cuda"},
+            "2 JAX_PLATFORMS=cuda: JAX cannot use such devices here",
+            marks=pytest.mark.slow,
+        ),
         (None, {"JAX_PLATFORMS": "vax"}, "2 JAX_PLATFORMS=vax: JAX cannot use such devices here: Unable to initialize"),
         (2, {"JAX_PLATFORMS": "vax", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, "2\n"),
-        (2, {"JAX_NUM_CPU_DEVICES": "4", "TPU_WORKER_ID": "1"}, "2\n"),
+        pytest.param(2, {"JAX_NUM_CPU_DEVICES": "4", "TPU_WORKER_ID": "1"}, "2\n", marks=pytest.mark.slow),
     ],
 )
 def test_platforms_and_numbers_of_devices(devices, variables, expected):

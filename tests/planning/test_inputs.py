@@ -15,7 +15,7 @@ from tests.support.training_examples import random_examples, write_dataset
 
 @pytest.mark.parametrize(
     ("kind", "rows"),
-    [("sft", 64), ("dpo", 16), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("sft", 16), ("dpo", 64)))],
+    [("dpo", 16), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("sft", 16), ("sft", 64), ("dpo", 64)))],
 )
 def test_the_planned_evaluation_is_the_one_that_the_trainer_runs(kind, rows, data, tmp_path):
     """Lowered for a real batch: held-out rows may hold more or fewer examples than those of training."""

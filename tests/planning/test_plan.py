@@ -1,4 +1,7 @@
-"""A plan is of the trainer's own step, and what it says of memory and shapes is what the trainer has."""
+"""A plan is of the trainer's own step, and what it says of memory and shapes is what the trainer has.
+
+More meshes and objectives, compiled: `pytest -n 0 -m slow tests/planning`.
+"""
 
 import functools
 import hashlib
@@ -71,8 +74,10 @@ def sha256(lowered) -> str:
     ("mesh", "kind"),
     [
         ("fsdp", "sft"),
-        ("all axes", "dpo"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("fsdp", "dpo"), ("all axes", "sft"))),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("fsdp", "dpo"), ("all axes", "sft"), ("all axes", "dpo"))
+        ),
     ],
 )
 def test_the_planned_program_is_the_one_that_the_trainer_runs(mesh, kind, data, tmp_path, planned_here):
@@ -95,8 +100,17 @@ def test_the_planned_program_is_the_one_that_the_trainer_runs(mesh, kind, data, 
     assert planned.fits and planned.bound is None and planned.memory.usable is None
 
 
+def test_a_planned_program_that_is_not_compiled_is_the_one_that_the_trainer_runs(data, tmp_path, uncompiled):
+    """Of pairs, over all axes."""
+    run = run_config(data, tmp_path / "run", "dpo", mesh=MESHES["all axes"])
+    setup = prepare(run)
+    batch = next(iter(setup.loader.batches(steps=1))).batch
+    lowered = setup.program.train.lower(setup.program.abstract_state(), batch)
+    assert plan(run, "cpu:8").program_sha256 == sha256(lowered)
+
+
 def test_another_rate_mesh_or_dtype_is_another_program(data, tmp_path, uncompiled):
-    changes = ({}, RATE, {"mesh": MESHES["all axes"]}, HALF)
+    changes = ({}, RATE, {"mesh": {"data": 8, "fsdp": 1, "tensor": 1}, "batch": {"microbatches": 1}}, HALF)
     plans = [plan(run_config(data, tmp_path / "run", "sft", **each), "cpu:8") for each in changes]
     assert len({each.program_sha256 for each in plans}) == 4
     wide, *_, narrow = (each.memory.arguments["moments"] for each in plans)
@@ -206,7 +220,7 @@ def timed_here(data):
     return functools.cache(lambda kind: time_step(run_config(data, data / "run", kind), steps=3))
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("kind", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_a_step_is_timed_on_the_devices_that_are_here(kind, timed_here):
     timing = timed_here(kind)
     assert (timing.devices, len(timing.seconds)) == (8, 3) and timing.plan.mesh["tensor"] == 2

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -120,44 +121,67 @@ def _content(batch, rows) -> dict[str, str]:
 
 
 def train(port: str, process: str, directory: str, count: str = "2", devices: str = "4") -> None:
-    """Trains every config of DIRECTORY/configs.json until its step, or to its end (null).
+    """Trains every config of DIRECTORY/configs.json until its step, or to its end (null), or until SIGTERM comes to
+    process 1 after step 2 ("SIGTERM").
 
-    Notes rows in DIRECTORY/rows.NAME.PROCESS.json.
+    Notes rows, or what the signal ended with, in DIRECTORY/rows.NAME.PROCESS.json.
     """
     from janus_jax.config.run import RunConfig
+    from janus_jax.errors import Preempted
     from janus_jax.parallel.processes import RuntimeOptions
     from janus_jax.training import run
+    from tests.support.programs import shared_programs
 
     where = {"coordinator": f"127.0.0.1:{port}", "num_processes": int(count), "process_id": int(process)}
-    options = RuntimeOptions(**where if count != "1" else {}, devices=int(devices))
+    options, programs = RuntimeOptions(**where if count != "1" else {}, devices=int(devices)), {}
     for name, (config, until_step) in json.loads((Path(directory) / "configs.json").read_text()).items():
-        with noting_rows() as rows:
-            summary = run.train(RunConfig.model_validate(config), options, until_step=until_step, writers=())
-        assert until_step in (None, summary.step)
-        noted = [dataclasses.asdict(row) for row in rows]
+        values = RunConfig.model_validate(config)
+        with noting_rows() as rows, shared_programs(programs):
+            if until_step == "SIGTERM":
+                try:
+                    with _signalled(process == "1", 2, pause_s=0.3):
+                        run.train(values, options, writers=())
+                except Preempted as stop:
+                    noted = [stop.exit_code, str(stop)]
+            else:
+                summary = run.train(values, options, until_step=until_step, writers=())
+                assert until_step in (None, summary.step)
+                noted = [dataclasses.asdict(row) for row in rows]
         (Path(directory) / f"rows.{name}.{process}.json").write_text(json.dumps(noted))
 
 
-def stop(port: str, process: str, config: str, step: str) -> None:
-    """`janus train CONFIG`; process 1 receives SIGTERM after `step` (0: never)."""
-    from janus_jax.cli.main import main
+@contextlib.contextmanager
+def _signalled(mine: bool, step: int, pause_s: float = 0.0) -> Iterator[None]:
+    """After `step` this process receives SIGTERM, if it is its turn; each step is followed by a pause."""
     from janus_jax.training.hooks import LogMetrics
 
     log = LogMetrics.after_step
 
     def after_step(self, run, done):
         log(self, run, done)
-        if process == "1" and run.step == int(step):
+        if mine and run.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(pause_s)
 
     LogMetrics.after_step = after_step
-    options = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id", process, "--devices", "4"]
+    try:
+        yield
+    finally:
+        LogMetrics.after_step = log
+
+
+def stop(port: str, process: str, config: str, step: str) -> None:
+    """`janus train CONFIG`; process 1 receives SIGTERM after `step` (0: never)."""
+    from janus_jax.cli.main import main
+
+    options = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id", process, "--devices", "1"]
     sys.argv = ["janus", "train", config, *options]
-    main()
+    with _signalled(process == "1", int(step)):
+        main()
 
 
 def disagree(port: str, process: str, directory: str) -> None:
-    """Tries to train each pair of configs of DIRECTORY/pairs.json, of which each process takes its own.
+    """Tries to begin each pair of configs of DIRECTORY/pairs.json, of which each process takes its own.
 
     Notes the exit code and message of each in DIRECTORY/errors.PROCESS.json.
     """
@@ -170,7 +194,7 @@ def disagree(port: str, process: str, directory: str) -> None:
     ended = {}
     for name, configs in json.loads((Path(directory) / "pairs.json").read_text()).items():
         try:
-            run.train(RunConfig.model_validate(configs[int(process)]), options, writers=())
+            run.train(RunConfig.model_validate(configs[int(process)]), options, writers=(), until_step=0)
             ended[name] = [0, ""]
         except JanusError as error:
             ended[name] = [error.exit_code, str(error)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,4 +33,7 @@ def our_reward(model, params, ids):
     tokens = jnp.asarray(ids, jnp.int32)[None]
     one = jnp.ones_like(tokens)
     layout = Slots(one, one, jnp.arange(len(ids), dtype=jnp.int32)[None])
-    return float(token_values(model, params, tokens, layout, Compute(dtype=jnp.float32))[0, -1])
+    return float(_values(model, params, tokens, layout, Compute(dtype=jnp.float32))[0, -1])
+
+
+_values = jax.jit(token_values, static_argnums=(0, 4))  # operation by operation it would be a hundred programs

@@ -1,13 +1,12 @@
 """A run whose data lie in a bucket is the run on a local copy of them."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 import yaml
 
 from janus_jax.checkpoint.convert import check, from_hf, to_hf
+from janus_jax.checkpoint.hf.read import save_hf
 from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.checkpoint.stored_model import open_model
 from janus_jax.errors import ConfigError, HeldError, StorageError
@@ -18,10 +17,11 @@ from janus_jax.training.run import train
 from janus_jax.training.run_directory import _open_run_dir
 from tests.support import processes
 from tests.support.faulty_bucket import refusing
+from tests.support.models import random_params
 from tests.support.repository import ROOT
 from tests.support.run_configs import ONE_LAYER, SIX_STEPS, run_config
 from tests.support.runs import assert_equal_trees, final_params, metric_lines
-from tests.support.training_examples import random_examples, write_dataset
+from tests.support.training_examples import TINY, random_examples, write_dataset
 
 pytestmark = pytest.mark.usefixtures("programs")
 
@@ -38,8 +38,8 @@ def test_a_run_on_a_bucket_is_bit_for_bit_the_local_one(bucket, tmp_path, monkey
     url = f"{bucket}/data/sft"
     Prefix(url).upload(local, names)
 
-    train(run_config(tmp_path, tmp_path / "local", schedule=SIX_STEPS), writers=())
-    changed = {"schedule": SIX_STEPS, "data": {"dir": url}}
+    train(run_config(tmp_path, tmp_path / "local", schedule=SIX_STEPS, model=ONE_LAYER), writers=())
+    changed = {"schedule": SIX_STEPS, "model": ONE_LAYER, "data": {"dir": url}}
     stopped = train(run_config(tmp_path, tmp_path / "far", **changed), until_step=3, writers=())
     resumed = train(run_config(tmp_path, tmp_path / "far", **changed), writers=())
     assert (stopped.step, resumed.resumed_from, resumed.step) == (3, 3, 6)
@@ -55,7 +55,7 @@ def test_a_run_on_a_bucket_is_bit_for_bit_the_local_one(bucket, tmp_path, monkey
         train(run_config(tmp_path, tmp_path / "other", compat={"token_boundary": "joint"}, **changed), writers=())
 
 
-def test_wrong_data_end_the_command_in_one_line_that_names_the_url(bucket, tmp_path):
+def test_wrong_data_end_the_command_in_one_line_that_names_the_url(bucket, tmp_path, janus):
     local = write_dataset(tmp_path / "dpo", {"train": random_examples(9, pairs=True)}, kind="dpo")
     tokens = "train/tokens-00000-of-00001.array_record"
     whole = (local / tokens).read_bytes()
@@ -71,32 +71,35 @@ def test_wrong_data_end_the_command_in_one_line_that_names_the_url(bucket, tmp_p
             f"error: {bucket}/none/manifest.json: cannot be read: no such object; `janus data build",
         ),
     ):
-        command = ["train", "configs/demo_sft.yaml", f"data.dir={directory}", f"run.dir={tmp_path}/run"]
-        done = subprocess.run(
-            [sys.executable, "-m", "janus_jax.cli", *command, "--devices", "8"],
-            cwd=ROOT,
-            env=processes.environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == code and done.stderr.startswith(message), done.stderr
-        assert done.stderr.count(directory) == 1 and done.stderr.count(f"{tmp_path}/cache/data/") == (code == 2)
-        assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+        changes = [f"data.dir={directory}", f"run.dir={tmp_path}/run"]
+        ended, _, error = janus("train", ROOT / "configs/demo_sft.yaml", *changes)
+        assert ended == code and error.startswith(message), error
+        assert error.count(directory) == 1 and error.count(f"{tmp_path}/cache/data/") == (code == 2)
+        assert error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, programs):
+    """A directory with weights (hf), a run of two steps from them (local), and a function that makes such a run."""
+    root = tmp_path_factory.mktemp("begun")
+    write_dataset(root / "sft", {"train": random_examples(30, pairs=False, seed=1)}, kind="sft")
+    save_hf(random_params(TINY), TINY, root / "hf")
+
+    def run(directory, start):
+        few = {"schedule": SIX_STEPS, "eval": {"every_steps": None}, "model": None, "init": {"from": start}}
+        train(run_config(root, directory, **few), until_step=2, writers=())
+
+    run(root / "local", str(root / "hf"))
+    return root, run
 
 
 @pytest.mark.parametrize("kind", ["hf", "converted"])
-def test_a_run_from_weights_in_a_bucket_is_the_run_from_local_ones(kind, bucket, tmp_path):
-    local = write_dataset(tmp_path / "sft", {"train": random_examples(30, pairs=False, seed=1)}, kind="sft")
-    few = {"data": {"dir": str(local)}, "schedule": {"epochs": None, "steps": 2}, "eval": {"every_steps": None}}
-    train(run_config(tmp_path, tmp_path / "first", **few), writers=())
-    to_hf(tmp_path / "first", tmp_path / "hf", verify="none")
-    convert = {"hf": to_hf, "converted": from_hf}[kind]
-    convert(tmp_path / "hf", f"{bucket}/weights", verify="none")
-    for name, start in (("local", str(tmp_path / "hf")), ("far", f"{bucket}/weights")):
-        train(run_config(tmp_path, tmp_path / name, **few, model=None, init={"from": start}), writers=())
-    assert measured(tmp_path / "far") == measured(tmp_path / "local")
-    assert_equal_trees(final_params(tmp_path / "far"), final_params(tmp_path / "local"))
+def test_a_run_from_weights_in_a_bucket_is_the_run_from_local_ones(kind, bucket, begun, tmp_path):
+    (root, run), convert = begun, {"hf": to_hf, "converted": from_hf}[kind]
+    convert(root / "hf", f"{bucket}/weights", verify="none")
+    run(tmp_path / "far", f"{bucket}/weights")
+    assert measured(tmp_path / "far") == measured(root / "local")
+    assert_equal_trees(final_params(tmp_path / "far"), final_params(root / "local"))
     copied = [path.name for path in (tmp_path / "cache").rglob("*.safetensors")]
     assert len(copied) == (kind == "hf")
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import shlex
 import subprocess
 import sys
@@ -158,12 +157,9 @@ def test_pairs_that_are_too_long_count_in_the_mean_and_teach_nothing(data, tmp_p
 
 
 def test_a_run_says_how_many_pairs_taught_nothing(data, tmp_path):
-    changes = {
-        "batch": {"max_sequence_length": LONGEST, "microbatches": 1},
-        "schedule": {"steps": 1, "warmup_steps": 0},
-    }
+    changes = {"batch": {"max_sequence_length": LONGEST}, "reference": {"mode": "online"}}
     compat = {"overlong_pairs": "zero_grad"}
-    summary = train(config(data, "dpo", tmp_path / "run", compat=compat, **changes), writers=())
+    summary = train(config(data, "dpo", tmp_path / "run", compat=compat, **changes), writers=(), until_step=0)
     assert summary.overlong == {"dropped": 0, "truncated": 0, "zeroed": len(over_long())}
 
 
@@ -171,23 +167,15 @@ def test_a_run_says_how_many_pairs_taught_nothing(data, tmp_path):
 
 
 def test_a_run_averages_the_means_of_its_microbatches_if_told_to(data, tmp_path):
-    """The first loss of each run, against token sums and counts of single microbatches."""
+    """The loss of the first step, against token sums and counts of single microbatches."""
     losses = {}
     for mean in ("global", "per_microbatch"):
-        changed = config(
-            data,
-            "sft",
-            tmp_path / mean,
-            objective={"name": "sft"},
-            compat={"token_mean": mean},
-            schedule={"steps": 1, "warmup_steps": 0},
-            batch={"row_length": 32},
-        )
-        train(changed, writers=())
-        losses[mean] = json.loads((tmp_path / mean / "metrics.jsonl").read_text().splitlines()[0])["loss"]
-    setup = prepare(changed)
-    params, evaluate = on_host(setup.initial_params("float32")), jax.jit(unsharded(setup).evaluate)
-    whole = on_host(next(setup.loader.batches()).batch)
+        changes = {"objective": {"name": "sft"}, "compat": {"token_mean": mean}, "batch": {"row_length": 32}}
+        setup = prepare(config(data, "sft", tmp_path, **changes))
+        params, whole = on_host(setup.initial_params("float32")), on_host(next(setup.loader.batches()).batch)
+        step = unsharded(setup).gradients
+        losses[mean] = jax.jit(lambda params, batch, step=step: step(params, batch)[0])(params, whole)
+    evaluate = jax.jit(unsharded(setup).evaluate)
     single = [evaluate(params, jax.tree.map(lambda field, m=m: field[m : m + 1], whole)) for m in range(2)]
     ((name, _),) = setup.objective.loss_terms.items()
     sums, counts = np.asarray([metrics[name] for metrics in single], np.float64).T

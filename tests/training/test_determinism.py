@@ -21,7 +21,7 @@ FIRST, LATER = 1e-6, 1e-4
 """Relative differences of losses in float32: of the first step after a restart, of the 20 after it."""
 
 
-def config(root, run, kind, mesh):
+def config(root, run, kind, mesh, stops=STOPS):
     return run_config(
         root,
         run,
@@ -29,7 +29,7 @@ def config(root, run, kind, mesh):
         model=ONE_LAYER,
         mesh=mesh,
         batch={"microbatches": 1},
-        schedule={"epochs": None, "steps": STOPS[-1], "learning_rate": 1e-3},
+        schedule={"epochs": None, "steps": stops[-1], "learning_rate": 1e-3},
         eval={"every_steps": None},
         logging={"every_steps": 1},
     )
@@ -39,30 +39,32 @@ def write_examples(root, kind):
     write_dataset(root / kind, {"train": random_examples(140, pairs=kind == "dpo", seed=1)}, kind=kind)
 
 
-def require_promised(whole, run, expected, rows):
+def require_promised(whole, run, expected, rows, stops=STOPS):
     """Losses of runs, and the rows that they read."""
-    assert rows == expected and len(rows) == STOPS[-1] and len({row.epoch for row in rows}) > 2
+    assert rows == expected and len(rows) == stops[-1] and len({row.epoch for row in rows}) > 2
     ours, theirs = losses(run), losses(whole)
-    assert [*ours] == [*theirs] == [*range(1, STOPS[-1] + 1)]
+    assert [*ours] == [*theirs] == [*range(1, stops[-1] + 1)]
     difference = {step: abs(ours[step] - theirs[step]) / abs(theirs[step]) for step in ours}
-    assert not any(difference[step] for step in range(1, STOPS[0] + 1))  # the same mesh, bit for bit
-    assert max(difference[step + 1] for step in STOPS[:-1]) <= FIRST
+    assert not any(difference[step] for step in range(1, stops[0] + 1))  # the same mesh, bit for bit
+    assert max(difference[step + 1] for step in stops[:-1]) <= FIRST
     assert 0 < max(difference.values()) <= LATER
 
 
 @pytest.mark.usefixtures("programs")
-def test_a_run_that_goes_on_with_fewer_devices_and_then_with_others_reads_the_same_rows(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stops", [STOPS[:2], pytest.param(STOPS, marks=pytest.mark.slow)], ids=len)
+def test_a_run_that_goes_on_with_fewer_devices_and_then_with_others_reads_the_same_rows(stops, tmp_path, monkeypatch):
+    """With others only if it is stopped twice: `pytest -n 0 -m slow tests/training/test_determinism.py`."""
     write_examples(tmp_path, "sft")
     first = {"data": 2, "fsdp": 2, "tensor": 2}
     with processes.noting_rows() as expected:
-        train(config(tmp_path, tmp_path / "whole", "sft", first), writers=())
+        train(config(tmp_path, tmp_path / "whole", "sft", first, stops), writers=())
     layouts = ((8, first), (4, {"data": 1, "fsdp": 2, "tensor": 2}), (8, {"data": 1, "fsdp": 8, "tensor": 1}))
     with processes.noting_rows() as rows:
-        for (count, mesh), until in zip(layouts, STOPS, strict=True):
+        for (count, mesh), until in zip(layouts, stops, strict=False):
             monkeypatch.setattr(preflight, "devices", lambda count=count: jax.devices()[:count])
-            done = train(config(tmp_path, tmp_path / "run", "sft", mesh), until_step=until, writers=())
+            done = train(config(tmp_path, tmp_path / "run", "sft", mesh, stops), until_step=until, writers=())
             assert done.step == until
-    require_promised(tmp_path / "whole", tmp_path / "run", expected, rows)
+    require_promised(tmp_path / "whole", tmp_path / "run", expected, rows, stops)
 
 
 @pytest.mark.slow

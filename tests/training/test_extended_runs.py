@@ -77,11 +77,15 @@ def killed(run, copy, step):
 
 
 FIRST = [0, 1, 0.7, 0.4]  # rates of the four steps, relative to the peak
+STRETCHED = [1 - 0.9 * step / 7 for step in (3, 4, 5, 6)]  # of four more
 
 
 @pytest.mark.parametrize(
     ("rule", "added"),
-    [("restart", FIRST), ("stretch", [1 - 0.9 * step / 7 for step in (3, 4, 5, 6)]), ("constant", [0.1] * 4)],
+    [
+        ("restart", FIRST),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("stretch", STRETCHED), ("constant", [0.1] * 4))),
+    ],
 )
 def test_an_extended_run_is_the_same_wherever_it_is_killed(data, tmp_path, finished, rule, added):
     """`restart` also if it is extended before its end."""
@@ -99,20 +103,21 @@ def test_an_extended_run_is_the_same_wherever_it_is_killed(data, tmp_path, finis
 
 def test_a_run_can_be_extended_twice_and_in_epochs(data, tmp_path, finished):
     run = killed(finished, tmp_path / "run", 4)
-    go(data, run, steps=6, extend="restart")
-    with pytest.raises(ConfigError, match=r"schedule.extend = stretch: .* extended by restart to 6 steps; allowed: re"):
-        go(data, run, steps=6, extend="stretch")
-    assert go(data, run, steps=6).resumed_from == 6  # without the key it is finished, as it was
-    assert go(data, run, steps=None, epochs=4, extend="constant").total_steps == 8
-    np.testing.assert_allclose(rates(run), 1e-2 * np.asarray([*FIRST, 0, 1, 0.1, 0.1]), rtol=1e-6)
+    go(data, run, steps=8, extend="restart")
+    with pytest.raises(ConfigError, match=r"schedule.extend = stretch: .* extended by restart to 8 steps; allowed: re"):
+        go(data, run, steps=8, extend="stretch")
+    assert go(data, run, steps=8).resumed_from == 8  # without the key it is finished, as it was
+    assert go(data, run, steps=None, epochs=5, extend="constant").total_steps == 10
+    np.testing.assert_allclose(rates(run), 1e-2 * np.asarray([*FIRST, *FIRST, 0.1, 0.1]), rtol=1e-6)
     to_hf(run, tmp_path / "converted", verify="none")
     card = (tmp_path / "converted/README.md").read_text()
-    assert "| extended | restart from step 4, to 6 steps |\n| extended | constant from step 6, to 8 steps |" in card
+    assert "| extended | restart from step 4, to 8 steps |\n| extended | constant from step 8, to 10 steps |" in card
 
 
-@pytest.mark.parametrize("rule", ["restart", "stretch"])
+@pytest.mark.parametrize("rule", ["stretch", pytest.param("restart", marks=pytest.mark.slow)])
 def test_an_extended_run_whose_newest_checkpoints_are_damaged_stays_extended(data, tmp_path, finished, rule):
     """The good one is older than the extension, which the start after it need not name; `stretch` began at step 4."""
+    added = {"restart": FIRST, "stretch": STRETCHED}[rule]
     whole = killed(finished, tmp_path / "whole", 4)
     go(data, whole, steps=8, extend=rule)
     other = shutil.copytree(whole, tmp_path / "other")
@@ -121,6 +126,7 @@ def test_an_extended_run_whose_newest_checkpoints_are_damaged_stays_extended(dat
     ended = go(data, other, steps=8)
     assert (ended.resumed_from, ended.step) == (3, 8)
     assert losses(other) == losses(whole) and rates(other) == rates(whole)
+    np.testing.assert_allclose(rates(whole), 1e-2 * np.asarray(FIRST + added), rtol=1e-6)
     assert_equal_trees(final_params(other), final_params(whole))
 
 
@@ -128,7 +134,7 @@ def test_another_run_starts_from_a_step_and_the_message_says_how(data, tmp_path,
     with pytest.raises(ConfigError, match=rf"run\.dir and set model=null init\.from={finished}$"):
         go(data, finished, steps=4, learning_rate=0.5)
     start = {"model": None, "init": {"from": str(finished / "checkpoints/3")}}
-    values = config(data, tmp_path / "run", steps=2).model_dump(mode="json", by_alias=True) | start
+    values = config(data, tmp_path / "run", steps=4).model_dump(mode="json", by_alias=True) | start
     train(RunConfig.model_validate(values), writers=(), until_step=1)  # the first step has rate 0
     assert_equal_trees(open_model(tmp_path / "run", 1).load_host(), open_model(finished, 3).load_host())
     assert metric_lines(tmp_path / "run")[0]["epoch"] == 0.5  # which counts what was read
@@ -155,10 +161,13 @@ def test_pairs_that_only_the_added_steps_read_get_their_reference(data, tmp_path
     """Precomputed log-probs cover what a run reads; steps of eight pairs are no epoch of forty."""
     batch = {"rows": None, "examples": 8}
     constant = {"name": "constant", "min_rate_ratio": None, "warmup_steps": 0, "extend": "constant"}
-    for name, lengths in (("extended", (1, 2)), ("whole", (2,))):
-        for steps in lengths:
-            train(config(data, tmp_path / name, "dpo", batch, **constant, steps=steps))
-            notes = capsys.readouterr().out.count("note: the extended run ends at the rate 0.01")
-            assert notes == (1 if name == "extended" and steps == 2 else 0)
-    assert losses(tmp_path / "extended") == losses(tmp_path / "whole")
-    assert_equal_trees(final_params(tmp_path / "extended"), final_params(tmp_path / "whole"))
+    scored = []
+    for name, steps, until in (("extended", 1, None), ("extended", 2, None), ("whole", 2, 0)):
+        train(config(data, tmp_path / name, "dpo", batch, **constant, steps=steps), until_step=until)
+        notes = capsys.readouterr().out.count("note: the extended run ends at the rate 0.01")
+        assert notes == ((name, steps) == ("extended", 2))
+        with np.load(tmp_path / name / "reference/train.npz") as stored:
+            scored.append(stored["logps"])
+        assert np.isfinite(scored[-1]).all(1).sum() == 8 * steps
+    np.testing.assert_array_equal(*scored[1:])
+    assert [*losses(tmp_path / "extended")] == [1, 2]

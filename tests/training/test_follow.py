@@ -20,7 +20,7 @@ LONG = "a-run-directory-with-a-name-that-is-much-longer-than-a-line-of-the-conso
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory):
+def followed(tmp_path_factory, programs):
     """A DPO run of one epoch, what it printed until it stopped and after it resumed, and its summary."""
     root = tmp_path_factory.mktemp("follow")
     splits = {

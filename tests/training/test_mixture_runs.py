@@ -70,7 +70,7 @@ def whole(parts, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("stop", [2, 3, 7])
+@pytest.mark.parametrize("stop", [3, 7])
 def test_a_stopped_run_resumes_bit_for_bit_inside_and_at_the_end_of_an_epoch(parts, whole, tmp_path, stop):
     assert len(losses(whole)) == 9  # 24 pairs an epoch, 8 a step
     train(config(mixture(parts, 2, 1, 1), tmp_path / "run"), until_step=stop, writers=())
@@ -94,14 +94,14 @@ def test_the_reference_pass_scores_what_the_run_reads_and_equals_online_scores(p
     # three epochs of 12, 6, 6: 36 draws of 31 pairs, 18 of 9 and 18 of 14 reach every pair of each part
     assert scored.shape == (sum(SIZES),) and scored.all()
     short = config(mixture(parts, 2, 1, 1), tmp_path / "short", schedule={**SCHEDULE, "epochs": 1})
-    train(short, writers=())
+    train(short, writers=(), until_step=0)
     with np.load(tmp_path / "short" / "reference" / "train.npz") as stored:
         assert np.isfinite(stored["logps"]).all(1).sum() == 24
 
 
 def test_a_run_that_ends_inside_an_epoch_scores_no_more_than_it_reads(parts, tmp_path):
     schedule = {**SCHEDULE, "epochs": None, "steps": 1, "warmup_steps": 0}
-    train(config(mixture(parts, 2, 1, 1), tmp_path / "run", schedule=schedule), writers=())
+    train(config(mixture(parts, 2, 1, 1), tmp_path / "run", schedule=schedule), writers=(), until_step=0)
     with np.load(tmp_path / "run" / "reference" / "train.npz") as stored:
         assert np.isfinite(stored["logps"]).all(1).sum() == 8
 

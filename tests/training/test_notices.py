@@ -1,4 +1,7 @@
-"""A run that is stopped at any moment, and goes on as if it had not been."""
+"""A run that is stopped at any moment, and goes on as if it had not been.
+
+At all moments in turn: `pytest -n 0 -m slow tests/training/test_notices.py`.
+"""
 
 import concurrent.futures
 import http.server
@@ -106,30 +109,35 @@ MOMENTS = {
     "export": (6, (export, "save_hf", 1)),
     "verification": (6, (conversion_report.Report, "finish", 1)),
 }
+SOME = ("the reference is scored", "a step", "evaluation of step 2", "save of step 4", "verification")
 
 
-@pytest.fixture(scope="module")
-def chain(data, tmp_path_factory, programs):
+@pytest.fixture(
+    scope="module",
+    params=[SOME, pytest.param((*MOMENTS,), marks=pytest.mark.slow)],
+    ids=["some moments", "all moments"],
+)
+def chain(request, data, tmp_path_factory, programs):
     """The same run, stopped at each moment in turn; what it said then, and what it left."""
     run = tmp_path_factory.mktemp("chain") / "run"
     said = {}
-    for name, (_, place) in MOMENTS.items():
+    for name in request.param:
         said[name] = (
-            stopped(config(data, run), at_call(*place)),
+            stopped(config(data, run), at_call(*MOMENTS[name][1])),
             RunDir(run).committed_steps()[-1:],
             (run / "exports").exists(),
         )
     return run, said, train(config(data, run), writers=())
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_sigterm_at_any_moment_saves_the_newest_step(chain, moment):
-    step = MOMENTS[moment][0]
-    said, saved, exported = chain[1][moment]
-    assert saved == ([] if step is None else [step]) and not exported
-    assert said == f"{chain[0]}: " + (
-        f"step {step} is saved; SIGTERM ended the run" if step else "no step was made yet; SIGTERM ended the run"
-    )
+def test_sigterm_at_any_moment_saves_the_newest_step(chain):
+    run, every, _ = chain
+    for moment, (said, saved, exported) in every.items():
+        step = MOMENTS[moment][0]
+        assert saved == ([] if step is None else [step]) and not exported, moment
+        assert said == f"{run}: " + (
+            f"step {step} is saved; SIGTERM ended the run" if step else "no step was made yet; SIGTERM ended the run"
+        )
 
 
 def test_a_run_that_was_stopped_at_every_moment_ends_as_if_it_had_never_been(chain, whole):
@@ -171,6 +179,7 @@ def test_a_last_evaluation_that_was_cut_gives_the_checkpoint_its_statistics_when
     )  # nothing is left to do
 
 
+@pytest.mark.usefixtures("programs")
 def test_a_step_that_gave_nan_is_not_saved(data, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "RequireFinite", lambda due, section: RequireFinite(lambda _: False, section))
     after_step = hooks.Save.after_step

@@ -1,13 +1,19 @@
-"""Two processes of four devices train as one of eight does, and notice when they are left alone."""
+"""Two processes of two devices train as one of four does, and notice when they are left alone.
+
+Fine-tuning with answers to prompts, and more mistakes: `pytest -n 0 -m slow tests/training/test_processes.py`.
+"""
 
 import json
 import socket
 
+import jax
 import numpy as np
 import pytest
 
 from janus_jax.checkpoint.convert import check
+from janus_jax.checkpoint.run_dir import RunDir
 from janus_jax.config.run import to_yaml
+from janus_jax.parallel import preflight
 from janus_jax.training.run import train
 from tests.support import processes
 from tests.support.run_configs import ONE_LAYER, run_config
@@ -18,58 +24,59 @@ pytestmark = pytest.mark.usefixtures("programs")
 
 STOP, STEPS = 4, 6
 SCHEDULE = {"epochs": None, "steps": STEPS}
-KINDS = ("sft", "dpo")
 
 
-def recipe(root, run, kind):
+def recipe(root, run, kind, **more):
     """SFT answers prompts too, before the first step, after step `STOP` and at the end."""
     samples = {"prompts": str(root / "prompts.txt"), "systems": ["a", ""], "every_steps": STOP, "max_new_tokens": 4}
-    answering = {"samples": samples, "model": {"vocab_size": 32_000}}  # that of the tokenizer
-    changes = answering if kind == "sft" else {"batch": {"rows": None, "examples": 10}}
-    return run_config(root, run, kind, schedule=SCHEDULE, **changes)
+    answering = {"samples": samples, "model": ONE_LAYER | {"vocab_size": 32_000}}  # that of the tokenizer
+    changes = answering if kind == "sft" else {"batch": {"rows": None, "examples": 10}, "model": ONE_LAYER}
+    mesh = {"data": 1, "fsdp": 2, "tensor": 2}
+    return run_config(root, run, kind, schedule=SCHEDULE, mesh=mesh, **changes, **more)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A directory with data sets, runs that two processes stopped at step `STOP`, the rows that each read, and a
-    run of one step that they exported."""
-    root = tmp_path_factory.mktemp("processes")
-    configs = {}
+@pytest.fixture
+def four_devices(monkeypatch):
+    """In this process."""
+    monkeypatch.setattr(preflight, "devices", lambda: jax.devices()[:4])
+
+
+@pytest.fixture(scope="module", params=["dpo", pytest.param("sft", marks=pytest.mark.slow)])
+def trained(request, tmp_path_factory):
+    """(kind, a directory with a data set, a run that two processes stopped at step `STOP`, the rows that each read, a
+    run that they exported, and one that SIGTERM to process 1 ended)."""
+    root, kind = tmp_path_factory.mktemp("processes"), request.param
     (root / "prompts.txt").write_text("What?\nAnd why?\n")
-    for kind in KINDS:
-        splits = {
-            "train": random_examples(40, pairs=kind == "dpo", seed=1),
-            "validation": random_examples(9, pairs=kind == "dpo", seed=2),
-        }
-        write_dataset(root / kind, splits, kind=kind)
-        config = recipe(root, root / f"run_{kind}", kind)
-        configs[kind] = (config.model_dump(mode="json", by_alias=True), STOP)
-    export = {"export": {"hf": True, "max_shard_size": "20KB"}, "eval": {"every_steps": None}}
-    exported = run_config(root, root / "exported", schedule={"epochs": None, "steps": 1, "warmup_steps": 0}, **export)
-    configs["exported"] = (exported.model_dump(mode="json", by_alias=True), 1)
-    (root / "configs.json").write_text(json.dumps(configs))
+    splits = {name: random_examples(n, pairs=kind == "dpo", seed=n) for name, n in (("train", 40), ("validation", 9))}
+    write_dataset(root / kind, splits, kind=kind)
+    export = {"export": {"hf": True, "max_shard_size": "20KB"}}
+    configs = {
+        "run": (recipe(root, root / "run", kind), STOP),
+        "exported": (recipe(root, root / "exported", kind, **export), STEPS),
+        "ended": (recipe(root, root / "ended", kind), "SIGTERM"),
+    }
+    stored = {name: (config.model_dump(mode="json", by_alias=True), until) for name, (config, until) in configs.items()}
+    (root / "configs.json").write_text(json.dumps(stored))
     port = processes.free_port()
-    processes.run(*(["-m", "tests.support.processes", "train", port, i, root] for i in range(2)))
-    return root
+    processes.run(*(["-m", "tests.support.processes", "train", port, i, root, 2, 2] for i in range(2)))
+    return kind, root
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_train_and_one_resumes_as_if_one_had_trained_all_along(trained, tmp_path, kind):
+def test_two_processes_train_and_one_resumes_as_if_one_had_trained_all_along(trained, tmp_path, four_devices):
+    kind, root = trained
     with processes.noting_rows() as expected:
-        whole = train(recipe(trained, tmp_path, kind), writers=())
+        whole = train(recipe(root, tmp_path, kind), writers=())
     assert expected[0].epoch == 0 and expected[-1].epoch > 0  # an epoch ends on the way
 
-    parts = [
-        [processes.Rows(**row) for row in json.loads((trained / f"rows.{kind}.{i}.json").read_text())] for i in range(2)
-    ]
+    parts = [[processes.Rows(**row) for row in json.loads((root / f"rows.run.{i}.json").read_text())] for i in range(2)]
     assert len(parts[0]) == len(parts[1]) == STOP
     assert all(a.examples and b.examples and not {*a.examples} & {*b.examples} for a, b in zip(*parts, strict=True))
     joined = [processes.Rows.joined(both) for both in zip(*parts, strict=True)]
 
-    run = trained / f"run_{kind}"
+    run = root / "run"
     stopped_evaluation = [line for line in _lines(run) if line["kind"] == "eval"]
     with processes.noting_rows() as rest:
-        resumed = train(recipe(trained, run, kind), writers=())
+        resumed = train(recipe(root, run, kind), writers=())
     assert resumed.resumed_from == STOP
     assert joined + rest == expected
     assert [*losses(run)] == [*losses(tmp_path)] == [*range(1, STEPS + 1)]
@@ -88,10 +95,21 @@ def test_two_processes_train_and_one_resumes_as_if_one_had_trained_all_along(tra
         assert _texts(run) == _texts(tmp_path)
 
 
+def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(trained):
+    """tests/training/test_stops.py goes on with such a run."""
+    _, root = trained
+    [step] = RunDir(root / "ended").committed_steps()
+    assert 2 <= step < STEPS
+    ended = [json.loads((root / f"rows.ended.{i}.json").read_text()) for i in range(2)]
+    assert ended == [[10, f"{root}/ended: step {step} is saved; SIGTERM ended the run"]] * 2
+    assert [*losses(root / "ended")] == [*range(1, step + 1)]
+
+
 def test_the_export_of_a_run_of_two_processes_is_its_last_step(trained):
-    export = trained / "exported" / "exports" / "1"
+    run = trained[1] / "exported"
+    export = run / "exports" / str(STEPS)
     assert len([*export.glob("*.safetensors")]) > 2 and (export / "tokenizer.json").exists()
-    assert check(trained / "exported", export) == []
+    assert check(run, export) == []
 
 
 def _texts(run):
@@ -161,16 +179,20 @@ def test_a_process_whose_peer_ends_without_a_word_ends_with_13_and_names_it():
     [
         ("data.dir=DIR/nowhere", "DIR/nowhere: no such directory; `janus data build` makes one\n"),
         ("run.dir=DIR/recipe.yaml/run", "run.dir DIR/recipe.yaml/run: cannot be written: DIR/recipe.yaml is a file\n"),
-        ("run.dir=DIR/sft", "run.dir=DIR/sft: holds manifest.json: a data set or a model, not a run\n"),
+        ("run.dir=DIR/dpo", "run.dir=DIR/dpo: holds manifest.json: a data set or a model, not a run\n"),
     ],
 )
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", ["dpo"], indirect=True)
 def test_bad_input_at_one_of_two_processes_ends_both_with_its_code(mistake, message, trained, tmp_path):
-    port, both = processes.free_port(), []
-    weights = {"model": None, "init": {"from": str(trained / "run_sft")}}  # the other process reads them meanwhile
-    (trained / "recipe.yaml").write_text(to_yaml(run_config(trained, tmp_path / "run", schedule=SCHEDULE, **weights)))
-    for i, own in enumerate(([], [mistake.replace("DIR", str(trained))])):
+    """Of the whole command; test_same_inputs.py has one such mistake."""
+    port, both, (kind, root) = processes.free_port(), [], trained
+    weights = {"model": None, "init": {"from": str(root / "exported")}}  # the other process reads them meanwhile
+    values = run_config(root, tmp_path / "run", kind, schedule=SCHEDULE, **weights)
+    (root / "recipe.yaml").write_text(to_yaml(values))
+    for i, own in enumerate(([], [mistake.replace("DIR", str(root))])):
         flags = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", 2, "--process-id", i, "--devices", 4]
-        both.append(["-m", "janus_jax.cli", "train", trained / "recipe.yaml", *own, *flags])
-    message = message.replace("DIR", str(trained))
+        both.append(["-m", "janus_jax.cli", "train", root / "recipe.yaml", *own, *flags])
+    message = message.replace("DIR", str(root))
     assert processes.launch(*both) == [(2, f"error: process 1: {message}"), (2, f"error: {message}")]
     assert not (tmp_path / "run").exists()

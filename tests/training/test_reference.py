@@ -131,7 +131,7 @@ def test_log_probs_do_not_depend_on_the_rows_that_they_were_computed_in(data, ru
         "mesh": {"data": 1, "fsdp": 8, "tensor": 1},
         "eval": {"rows": 8},
     }
-    train(config(data, tmp_path / "run", batch=other, **changes), writers=())
+    train(config(data, tmp_path / "run", batch=other, **changes), writers=(), until_step=0)
     for name in ("train", "eval"):
         ours, theirs = (logps(place, name) for place in (tmp_path / "run", run))
         assert ours.shape == theirs.shape and ours.dtype == np.float32 and not np.isnan(ours).any()
@@ -169,7 +169,7 @@ def test_an_interrupted_pass_goes_on_where_it_was(data, run, tmp_path, passes):
 def test_runs_share_what_was_scored_once(data, run, tmp_path, passes):
     shared = {"dir": str(run / "reference")}
     again = config(data, tmp_path / "run", reference=shared, objective={"name": "dpo", "beta": 0.4, "loss": "ipo"})
-    train(again, writers=(), until_step=1)
+    train(again, writers=(), until_step=0)
     assert passes[0] == []
 
 
@@ -208,7 +208,7 @@ def test_log_probs_of_another_data_set_template_or_tokenizer_are_refused(data, r
 
 def test_truncated_responses_are_other_examples(data, run, tmp_path):
     cut = {"overlong": "truncate", "max_sequence_length": 20}
-    train(config(data, tmp_path / "cut", batch=cut), writers=(), until_step=1)
+    train(config(data, tmp_path / "cut", batch=cut), writers=(), until_step=0)
     further = config(
         data,
         tmp_path / "mine",
@@ -250,7 +250,7 @@ def test_the_reference_leaves_memory_before_the_first_step(data, tmp_path, monke
     before = sum(leaf.nbytes for leaf in jax.live_arrays() if leaf.dtype == jnp.bfloat16)
     monkeypatch.setattr(Loader, "batches", noting)
     half = {"precision": {"compute": "bfloat16"}, "eval": {"every_steps": None}}
-    train(config(data, tmp_path / "run", **half), writers=(), until_step=1)
+    train(config(data, tmp_path / "run", **half), writers=(), until_step=0)
     during, after = held  # the pass over the reference, and training
     assert during > before >= after
 

@@ -1,6 +1,7 @@
 """The loop on small models and data: it learns, it resumes bit for bit, and it refuses what cannot be run."""
 
 import contextlib
+import functools
 import json
 
 import jax
@@ -14,11 +15,14 @@ from janus_jax.errors import ConfigError, DataError, HeldError, LostLockError, N
 from janus_jax.storage.lock import Lock, held
 from janus_jax.text.template import CHATML
 from janus_jax.training.run import train
-from tests.support.run_configs import SIX_STEPS, run_config
+from tests.support import run_configs
+from tests.support.run_configs import ONE_LAYER, SIX_STEPS
 from tests.support.runs import assert_equal_trees, final_params, losses, metric_lines
 from tests.support.training_examples import random_examples, write_dataset
 
 pytestmark = pytest.mark.usefixtures("programs")
+
+run_config = functools.partial(run_configs.run_config, model=ONE_LAYER)
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +39,11 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_a_stopped_run_resumes_bit_for_bit(data, tmp_path, kind):
-    batch = {"rows": None, "examples": 10} if kind == "dpo" else {}
-    whole = train(run_config(data, tmp_path / "whole", kind, batch=batch), writers=())
-    assert whole.step == whole.total_steps > 6
-    stopped = train(run_config(data, tmp_path / "parts", kind, batch=batch), until_step=5, writers=())
+    whole = train(run_config(data, tmp_path / "whole", kind, schedule=SIX_STEPS), writers=())
+    assert whole.step == whole.total_steps == 6
+    stopped = train(run_config(data, tmp_path / "parts", kind, schedule=SIX_STEPS), until_step=5, writers=())
     assert stopped.step == 5
-    resumed = train(run_config(data, tmp_path / "parts", kind, batch=batch), writers=())
+    resumed = train(run_config(data, tmp_path / "parts", kind, schedule=SIX_STEPS), writers=())
     assert resumed.resumed_from == 5
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     assert_equal_trees(final_params(tmp_path / "parts"), final_params(tmp_path / "whole"))
@@ -61,15 +64,9 @@ def test_training_lowers_the_loss_and_dpo_starts_at_log_2_from_its_own_weights(d
     assert dpo.train["rewards/accuracies"] > 0.9 and dpo.train["rewards/margins"] > 0.1
 
 
-def test_another_mesh_and_microbatching_give_the_same_curve(data, tmp_path):
-    train(run_config(data, tmp_path / "a", schedule=SIX_STEPS), writers=())
-    other = {"mesh": {"data": 1, "fsdp": 8, "tensor": 1}, "batch": {"microbatches": 1}}
-    train(run_config(data, tmp_path / "b", schedule=SIX_STEPS, **other), writers=())
-    a, b = losses(tmp_path / "a"), losses(tmp_path / "b")
-    np.testing.assert_allclose([*a.values()], [*b.values()], rtol=1e-5)
-
-
 def test_a_run_may_move_to_another_mesh_but_not_to_another_recipe(data, tmp_path):
+    """Its curve stays that of the first mesh."""
+    train(run_config(data, tmp_path / "whole", schedule=SIX_STEPS), writers=())
     train(run_config(data, tmp_path / "run", schedule=SIX_STEPS), until_step=2, writers=())
     with pytest.raises(ConfigError, match=r"holds a run with optimizer.b2 = 0.999, not 0.9 .*choose another run\.dir"):
         train(run_config(data, tmp_path / "run", schedule=SIX_STEPS, optimizer={"b2": 0.9}), writers=())
@@ -84,19 +81,20 @@ def test_a_run_may_move_to_another_mesh_but_not_to_another_recipe(data, tmp_path
         data={"eval_dir": str(data / "sft"), "eval_split": "train"},
     )
     assert train(moved, writers=()).step == 6
+    curves = [[*losses(tmp_path / name).values()] for name in ("run", "whole")]
+    np.testing.assert_allclose(*curves, rtol=1e-5)
 
 
 def test_held_out_evaluation_does_not_depend_on_its_batch(data, tmp_path):
-    steps = {"epochs": None, "steps": 2}
-    a = train(run_config(data, tmp_path / "a", "dpo", schedule=steps, eval={"rows": 4}), writers=())
-    b = train(run_config(data, tmp_path / "b", "dpo", schedule=steps, eval={"rows": 16}), writers=())
+    a = train(run_config(data, tmp_path / "a", "dpo", schedule=SIX_STEPS, eval={"rows": 4}), writers=())
+    b = train(run_config(data, tmp_path / "b", "dpo", schedule=SIX_STEPS, eval={"rows": 16}), writers=())
     assert a.evaluation["loss"] == pytest.approx(b.evaluation["loss"], rel=1e-5)
     assert a.evaluation["rewards/accuracies"] * 9 == pytest.approx(round(a.evaluation["rewards/accuracies"] * 9))
 
 
 def test_a_warm_up_longer_than_the_counted_steps_is_noted_before_the_first_step(data, tmp_path, capsys):
     long = run_config(data, tmp_path / "run", schedule={"epochs": 1, "warmup_steps": 500}, eval={"every_steps": None})
-    train(long, until_step=1)
+    train(long, until_step=0)
     before = capsys.readouterr().out.partition("train ")[0]
     assert "note: the warm-up, 500 steps, is longer than the run, which has " in before
 
@@ -106,6 +104,9 @@ def test_a_run_whose_every_rate_is_0_is_refused(data, tmp_path):
     with pytest.raises(ConfigError, match=r"schedule.warmup_steps = 2: the run has one step.*schedule.warmup_steps=0"):
         train(run_config(data, tmp_path / "run", **one_step), writers=())
     assert not (tmp_path / "run").exists()
+
+
+CONSTANT = {**SIX_STEPS, "name": "constant", "warmup_steps": 0}
 
 
 def exploding(config):
@@ -132,16 +133,15 @@ def test_a_run_says_which_examples_it_does_not_read(data, tmp_path, capsys):
 
 def test_a_resumed_run_says_that_its_held_out_data_are_others(data, tmp_path, capsys):
     for split, noted in (("validation", False), ("validation", False), ("train", True)):
-        train(run_config(data, tmp_path / "run", data={"eval_split": split}), until_step=1)
+        train(run_config(data, tmp_path / "run", schedule=SIX_STEPS, data={"eval_split": split}), until_step=1)
         printed = " ".join(capsys.readouterr().out.split())
         assert ("are others than up to step 1" in printed) == noted
         assert ("are training examples" in printed) == noted
 
 
 def test_a_loss_that_explodes_stops_the_run_with_its_step(data, tmp_path):
-    hot = {"warmup_steps": 1, "epochs": 4, "name": "constant"}
     with pytest.raises(NonFiniteError, match=r"step [0-9]+: ") as caught:
-        train(exploding(run_config(data, tmp_path / "run", schedule=hot)), writers=())
+        train(exploding(run_config(data, tmp_path / "run", schedule=CONSTANT)), writers=())
     assert caught.value.exit_code == 12
 
 
@@ -149,13 +149,7 @@ def test_exports_speak_the_form_of_the_data(data, tmp_path):
     """The data of these tests are chatml; what a run exports by itself and what is converted of it later agree."""
     from transformers import AutoTokenizer
 
-    setup = run_config(
-        data,
-        tmp_path / "run",
-        schedule={**SIX_STEPS, "steps": 1, "warmup_steps": 0},
-        export={"hf": True},
-        eval={"every_steps": None},
-    )
+    setup = run_config(data, tmp_path / "run", schedule=SIX_STEPS, export={"hf": True}, eval={"every_steps": None})
     exported = train(setup, writers=()).export_dir
     to_hf(tmp_path / "run", tmp_path / "converted")
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
@@ -166,8 +160,7 @@ def test_exports_speak_the_form_of_the_data(data, tmp_path):
 
 
 def test_weights_that_are_not_finite_never_push_out_good_ones(data, tmp_path):
-    schedule = {"epochs": None, "steps": 6, "name": "constant", "warmup_steps": 0}
-    changes = {"schedule": schedule, "checkpoint": {"every_steps": 1}, "logging": {"every_steps": 100}}
+    changes = {"schedule": CONSTANT, "checkpoint": {"every_steps": 1}, "logging": {"every_steps": 100}}
     with pytest.raises(NonFiniteError, match=r"step 2: .*newest checkpoint is of step 1"):
         train(exploding(run_config(data, tmp_path / "run", **changes)))
     assert np.isfinite(jax.tree.leaves(final_params(tmp_path / "run"))[0]).all()

@@ -1,6 +1,7 @@
 """What a run knows goes into its export: the recipe, the data, and how its rewards are spread."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -24,11 +25,13 @@ from janus_jax.errors import ConfigError, ConversionError
 from janus_jax.objectives.reward import RewardModel
 from janus_jax.text.template import CHATML
 from janus_jax.training.run import train
-from tests.support.run_configs import run_config
+from tests.support import run_configs
+from tests.support.run_configs import ONE_LAYER, SIX_STEPS
 from tests.support.training_examples import TINY, random_examples, write_dataset
 
 pytestmark = pytest.mark.usefixtures("programs")
 
+run_config = functools.partial(run_configs.run_config, model=ONE_LAYER)
 HELD_OUT = random_examples(9, pairs=True, seed=2)
 
 
@@ -72,11 +75,7 @@ def test_an_export_that_is_not_its_checkpoint_is_not_kept(tmp_path, monkeypatch)
     """A bit that flips between device and disk."""
     write_dataset(tmp_path / "sft", {"train": random_examples(20, pairs=False, seed=1)}, kind="sft")
     wanted = {"hf": True, "verify": "digest"}
-    settings = {
-        "schedule": {"epochs": None, "steps": 1, "warmup_steps": 0},
-        "eval": {"every_steps": None},
-        "export": wanted,
-    }
+    settings = {"schedule": SIX_STEPS, "eval": {"every_steps": None}, "export": wanted}
     write_file = write.write_file
 
     def flip(directory, file, *arguments):
@@ -91,7 +90,7 @@ def test_an_export_that_is_not_its_checkpoint_is_not_kept(tmp_path, monkeypatch)
     assert not (tmp_path / "run" / "exports").exists()
     monkeypatch.undo()
     train(run_config(tmp_path, tmp_path / "run", **settings), writers=())  # makes up for it
-    report = read(tmp_path / "run" / "exports" / "1", REPORT)
+    report = read(tmp_path / "run" / "exports" / "6", REPORT)
     assert report["verify"] == "digest" and report["largest_logit_difference"] is None and report["xxh3_128"]
 
 
@@ -99,13 +98,13 @@ def test_the_export_of_an_earlier_run_is_not_taken_for_that_of_this_one(tmp_path
     write_dataset(tmp_path / "sft", {"train": random_examples(20, pairs=False, seed=1)}, kind="sft")
 
     def settings(**schedule):
-        steps = {"epochs": None, "steps": 1, "warmup_steps": 0, **schedule}
+        steps = {**SIX_STEPS, **schedule}
         return run_config(tmp_path, tmp_path / "run", schedule=steps, eval={"every_steps": None}, export={"hf": True})
 
     for _ in range(2):
         train(settings(), writers=())
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    with pytest.raises(ConfigError, match=r"exports/1 exists already, of another run; remove it"):
+    with pytest.raises(ConfigError, match=r"exports/6 exists already, of another run; remove it"):
         train(settings(learning_rate=0.5), writers=())
 
 

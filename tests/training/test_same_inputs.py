@@ -34,12 +34,15 @@ def test_two_processes_refuse_each_other_and_say_what_differs(tmp_path):
         "data.dir: examples that are read is": [config(), config(data={"dir": str(tmp_path / "other")})],
         "init.from: model.norm.weight is": [of("model"), of("changed")],
         "": [of("model"), of("copy")],
+        f"{tmp_path}/none: no such directory": [config(), config(data={"dir": str(tmp_path / "none")})],
     }
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     port = processes.free_port()
     processes.run(*(["-m", "tests.support.processes", "disagree", port, i, tmp_path] for i in range(2)))
     first, second = (json.loads((tmp_path / f"errors.{process}.json").read_text()) for process in range(2))
-    assert first == second
+    missing = [*pairs][-1]  # process 1 has found it, and says so first
+    assert first[missing][1] == f"process 1: {second[missing][1]}"
+    assert first | {missing: second[missing]} == second
     for expected, (code, message) in first.items():
         assert (code, expected in message) == ((2, True) if expected else (0, True)), message
     assert "1 more" not in first["init.from: model.norm.weight is"][1]

@@ -25,6 +25,8 @@ from tests.support.run_configs import ONE_LAYER, run_config
 from tests.support.runs import assert_equal_trees, final_params, losses, metric_lines
 from tests.support.training_examples import random_examples, write_dataset
 
+pytestmark = pytest.mark.usefixtures("programs")
+
 STEPS, SYSTEMS, TOKENS = 4, ["Be a pirate.", ""], 5
 PROMPTS = [{"prompt": "Why?", "id": 7}, {"prompt": "And where to?\nTell me.", "answers": 1}]
 
@@ -51,7 +53,7 @@ def config(data, run, samples=True, **changes):
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
+def whole(data, tmp_path_factory, programs):
     """A run with samples that nothing disturbs, what its console said, and what each sampling compiled and left."""
     run, sampled, seen = tmp_path_factory.mktemp("whole") / "run", samples.Sample._sample, []
     compiled = []
@@ -120,14 +122,6 @@ def test_programs_are_compiled_once_and_the_copy_of_the_weights_is_gone(whole):
     assert whole[1].goodput["samples"] > 0
 
 
-def test_a_run_that_is_stopped_goes_on_with_the_same_answers(data, whole, tmp_path):
-    train(config(data, tmp_path / "run"), until_step=3, writers=())
-    assert sorted(files(tmp_path / "run")) == [0, 2]
-    (tmp_path / "run" / "samples" / "4.jsonl").write_text("of a start that was killed before it saved step 4")
-    train(config(data, tmp_path / "run"), writers=())
-    assert files(tmp_path / "run") == files(whole[0])
-
-
 def test_a_notice_cuts_answers_off_and_the_run_makes_them_when_it_goes_on(data, whole, tmp_path, monkeypatch):
     submit, calls = Session.submit, []
 
@@ -142,6 +136,7 @@ def test_a_notice_cuts_answers_off_and_the_run_makes_them_when_it_goes_on(data, 
         train(config(data, tmp_path / "run"), writers=())
     monkeypatch.undo()
     assert RunDir(tmp_path / "run").committed_steps() == [2] and sorted(files(tmp_path / "run")) == [0]
+    (tmp_path / "run" / "samples" / "4.jsonl").write_text("of a start that was killed before it saved step 4")
     train(config(data, tmp_path / "run"), writers=())
     assert files(tmp_path / "run") == files(whole[0])
     assert losses(tmp_path / "run") == losses(whole[0])

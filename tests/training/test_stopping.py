@@ -69,6 +69,7 @@ def test_what_is_watched_may_change():
     assert Stopping.resumed(other, "data", saved) == Stopping("rewards/margins", "data")
 
 
+@pytest.mark.usefixtures("programs")
 def test_a_run_that_stops_early_is_finished_until_it_is_extended(tmp_path):
     splits = {name: random_examples(count, pairs=False, seed=1) for name, count in (("train", 40), ("validation", 5))}
     write_dataset(tmp_path / "sft", splits, kind="sft")

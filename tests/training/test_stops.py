@@ -1,4 +1,7 @@
-"""Two processes stop at the same step, whichever of them receives a signal."""
+"""Two processes stop at the same step, whichever of them receives a signal, say so and go on: slow.
+
+`pytest -n 0 -m slow tests/training/test_stops.py`; test_processes.py has one signal.
+"""
 
 import re
 
@@ -11,6 +14,8 @@ from tests.support.run_configs import ONE_LAYER, run_config
 from tests.support.runs import assert_equal_trees, final_params, losses
 from tests.support.training_examples import random_examples, write_dataset
 
+pytestmark = pytest.mark.slow
+
 STEPS = 30
 
 
@@ -18,15 +23,15 @@ STEPS = 30
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     splits = {
-        name: random_examples(count, pairs=True, seed=count) for name, count in (("train", 40), ("validation", 9))
+        name: random_examples(count, pairs=False, seed=count) for name, count in (("train", 40), ("validation", 9))
     }
-    write_dataset(root / "dpo", splits, kind="dpo")
+    write_dataset(root / "sft", splits, kind="sft")
     return root
 
 
 def recipe(data, run):
-    schedule = {"epochs": None, "steps": STEPS}
-    return run_config(data, run, "dpo", model=ONE_LAYER, schedule=schedule, logging={"every_steps": 1})
+    schedule, mesh = {"epochs": None, "steps": STEPS}, {"data": 1, "fsdp": 2, "tensor": 1}
+    return run_config(data, run, model=ONE_LAYER, schedule=schedule, mesh=mesh, logging={"every_steps": 1})
 
 
 def two(config, stop_at):
@@ -46,11 +51,10 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(data, tmp_p
     assert 2 <= step < STEPS
     for process, (_, output) in enumerate(ended):
         assert f"\nstopped: {tmp_path}/run: step {step} is saved; SIGTERM ended the run\nto go on" in "\n" + output
-        assert re.search(rf"\nto go on: janus train \S+ --coordinator .* --process-id {process} --devices 4\n", output)
+        assert re.search(rf"\nto go on: janus train \S+ --coordinator .* --process-id {process} --devices 1\n", output)
     assert [*losses(tmp_path / "run")] == [*range(1, step + 1)]
 
 
-@pytest.mark.slow
 def test_two_processes_that_were_stopped_end_bit_for_bit_as_two_that_were_not(data, tmp_path):
     codes = [code for stop_at in (2, 12, 0) for code, _ in two(recipe(data, tmp_path / "run"), stop_at)]
     assert codes == [10, 10, 10, 10, 0, 0]

@@ -220,8 +220,8 @@ def test_flags_of_the_compiler_are_part_of_what_is_known(name, monkeypatch):
 
 
 def test_cells_are_ranked_and_what_was_left_out_is_said(tmp_path):
-    compiler = Compiler()
-    cells = run(tmp_path, compiler, limit=8)
+    compiler, whole = Compiler(), {"data": 16, "fsdp": 1}
+    cells = run(tmp_path, compiler, space=SearchSpace(meshes=(*TWO_MESHES.meshes, whole)), limit=8)
     by_status = {status: [cell for cell in cells if cell.status == status] for status in ("fits", "too large")}
     assert sum(map(len, by_status.values())) == len(compiler.jobs) == 8
     for some in by_status.values():
