@@ -1,6 +1,7 @@
 """Commands of `janus` in two processes that stand for hosts. The processes start and meet once, and have no parents,
 which would end them with a command."""
 
+import contextlib
 import json
 import os
 import sys
@@ -56,20 +57,18 @@ def _all(port: str, number: str, directory: Path) -> None:
 
     meeting.supervise = lambda options: None
     meeting.start(meeting.RuntimeOptions(f"127.0.0.1:{port}", 2, int(number), DEVICES))
-    ended, screens = {}, (os.dup(1), os.dup(2))
+    ended, errors = {}, os.dup(2)
     for name, both in json.loads((directory / "commands.json").read_text()).items():
-        with tempfile.TemporaryFile() as written:
-            for descriptor in (1, 2):
-                os.dup2(written.fileno(), descriptor)
+        with tempfile.TemporaryFile("w+") as written:
+            os.dup2(written.fileno(), 2)
             try:
-                code = _run(both[int(number)], port, number)
+                with contextlib.redirect_stdout(os.fdopen(os.dup(2), "w")) as out, out:
+                    code = _run(both[int(number)], port, number)
             finally:
-                sys.stdout.flush()
                 sys.stderr.flush()
-                for descriptor, screen in zip((1, 2), screens, strict=True):
-                    os.dup2(screen, descriptor)
+                os.dup2(errors, 2)
             written.seek(0)
-            ended[name] = [code, written.read().decode()]
+            ended[name] = [code, written.read()]
         meeting.barrier("next", processes.TIMEOUT_S)
     (directory / f"ended.{number}.json").write_text(json.dumps(ended))
 
