@@ -44,7 +44,7 @@ def place(tmp_path_factory):
     reward_model(root / "reward")
     harness.model(root / "harness", bos=True)
     torch_models.mistral(sliding_window=7).save_pretrained(root / "hf")
-    (root / "small.yaml").write_text(SMALLEST_YAML)
+    (root / "small.yaml").write_text(SMALLEST_YAML.replace("preset: tiny", "preset: tiny, vocab_size: 96"))
     for number in range(2):
         (root / f"host{number}").mkdir()
     data = harness.data(root / "host0/data")

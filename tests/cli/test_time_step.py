@@ -9,7 +9,8 @@ from janus_jax.planning import timing
 
 
 def test_a_step_is_timed_beside_its_plan(janus, small, tmp_path):
-    options = ("--devices", 8, "--steps", 2, "--json", "times.json", "--trace", "trace")
+    small_model = ("model.vocab_size=96", "batch.row_length=64", "batch.max_sequence_length=32")
+    options = ("--devices", 8, "--steps", 2, "--json", "times.json", "--trace", "trace", *small_model)
     code, out, err = janus("time-step", small, *options)
     assert (code, err) == (0, "") and out.startswith("MEASURED on 8 x cpu: ")
     words = " ".join(out.split())

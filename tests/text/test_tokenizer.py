@@ -127,8 +127,8 @@ def test_exported_files_leave_the_model_config_alone(exported):
 
 def test_transformers_gives_sentencepiece_ids_on_fuzzed_text(auto):
     raw = sentencepiece.SentencePieceProcessor(model_file=str(EMBEDDED))
-    texts = [text for text in fuzz_texts(600) + TEXTS if not any(token in text for token in ("<s>", "</s>", "<unk>"))]
-    assert len(texts) > 600
+    texts = [text for text in fuzz_texts(200) + TEXTS if not any(token in text for token in ("<s>", "</s>", "<unk>"))]
+    assert len(texts) > 200
     wrong = [text for text in texts if auto(text, add_special_tokens=False)["input_ids"] != raw.encode(text)]
     assert wrong == []
 

@@ -81,7 +81,7 @@ SIZES = st.tuples(st.integers(1, 70), st.integers(0, 90), st.none() | st.integer
 
 
 @given(rows=st.lists(st.lists(SIZES, max_size=8), min_size=2, max_size=2), reward=st.booleans())
-@settings(max_examples=12)
+@settings(max_examples=6)
 def test_the_kernel_with_copies_equals_the_rule_on_any_rows(rows, reward):
     form = REWARD if reward else PAIRS
     fitting = []

@@ -85,7 +85,7 @@ SIZES = st.tuples(st.integers(1, 70), st.integers(0, 90), st.none() | st.integer
     form=st.sampled_from([PAIRS, APART, REWARD]),
     window=st.sampled_from(WINDOWS),
 )
-@settings(max_examples=25)
+@settings(max_examples=10)
 def test_the_kernel_equals_the_rule_on_any_rows(rows, form, window):
     def slots(row):
         return form.slots(np.array([(p, c, r or 0) for p, c, r in row], np.int32).reshape(-1, 3)).sum()
