@@ -65,7 +65,7 @@ MARKED = {
     "user-defined marks": "chatml",
 }
 READ = {family: {(MARKED.get(family, [*TEMPLATES][i % 3]), WAYS[i % 2][1])} for i, family in enumerate(FAMILIES)}
-"""Ways of each family; transformers takes a second or two to read a family with another template, so the rest is slow."""
+"""Ways of each family; transformers takes a second or two to read a family in another way, so the rest is slow."""
 READ |= {family: {*WAYS} for family in ("embedded", "byte-level with ChatML")}
 
 
