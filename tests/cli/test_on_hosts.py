@@ -22,6 +22,8 @@ from tests.support.hosts import DEVICES, on_hosts
 from tests.support.run_configs import SMALLEST_YAML
 from tests.support.text_models import language_model, reward_model
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 GENERATE = ("--seed", 3, "--rows", 8, "--max-new-tokens", 6)
 SEVERAL = (*GENERATE, "--n", 2, "--log-probs")
 EVAL = ("--tasks", "winogender_all,bbq_generate", "--limit", 3, "--rows", 4, "--max-new-tokens", 8)
