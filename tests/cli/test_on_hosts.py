@@ -70,7 +70,8 @@ def ended(place, tmp_path_factory):
             for number in range(2)
         ]
 
-    generate, timed = ("generate", place / "lm", *GENERATE), ("time-step", place / "small.yaml", "--steps", 1)
+    generate = ("generate", place / "lm", *GENERATE)
+    timed = ("time-step", place / "small.yaml", "batch.row_length=64", "batch.max_sequence_length=32", "--steps", 1)
     best = ("--best-of", 3, "--reward", place / "reward")
     commands = {
         "several": both("generate", place / "lm", *SEVERAL, prompts="p.jsonl", out="several.jsonl"),
@@ -93,7 +94,8 @@ def test_process_0_alone_reads_writes_and_speaks(place, ended):
     assert [[code for code, _ in one] for one in worked.values()] == [[0, 0]] * 6, worked
     assert {name: second[1] for name, (_, second) in worked.items()} == dict.fromkeys(worked, "")
     assert list((place / "host1").iterdir()) == []
-    kept = {"p.jsonl", "empty.jsonl", "data", "several.jsonl", "best.jsonl", "scored.jsonl", "eval", "eval.json"}
+    kept = {"p.jsonl", "empty.jsonl", "data"}
+    kept |= {"several.jsonl", "best.jsonl", "best.jsonl.rewards.json", "scored.jsonl", "eval", "eval.json"}
     assert {path.name for path in (place / "host0").iterdir()} == kept
 
 
