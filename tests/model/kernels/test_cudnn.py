@@ -79,7 +79,7 @@ def _fits(row, form):
     return slots <= LENGTH and sum(p - 1 for p, _, _ in row) <= FOLDED.copies
 
 
-@pytest.mark.parametrize("window", [1, 20])
+@pytest.mark.parametrize("window", [pytest.param(1, marks=pytest.mark.slow), 20])
 def test_a_window_is_one_in_the_sequence_also_for_rejected_branches(window):
     check([[(40, 30, 35), (1, 50, 20)], [(29, 70, 99)]], window=window)
 
@@ -99,7 +99,7 @@ def test_a_window_that_no_sequence_fills_is_left_out():
         assert windows == [expected]
 
 
-@pytest.mark.parametrize("heads", [(2, 2), (4, 1)], ids=str)
+@pytest.mark.parametrize("heads", [pytest.param((2, 2), marks=pytest.mark.slow), (4, 1)], ids=str)
 def test_any_number_of_queries_share_a_key(heads):
     check([[(40, 30, 35), (5, 3, 30)], [(29, 70, 99)]], heads=heads)
 
