@@ -299,8 +299,24 @@ def test_what_is_written_reads_the_same_without_a_config_json(tmp_path, family, 
             assert read == [tokenizer.eos_id, *tokenizer.encode(text)]
 
 
-@pytest.mark.parametrize("place", ["tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("normalized", [("<s>", "</s>"), ("</s>",), ("<unk>",), ()])
+@pytest.mark.parametrize(
+    ("place", "normalized"),
+    [
+        ("tokenizer.json", ("</s>",)),
+        ("tokenizer_config.json", ("<s>", "</s>")),
+        ("tokenizer.json", ("<unk>",)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("tokenizer.json", ("<s>", "</s>")),
+                ("tokenizer.json", ()),
+                ("tokenizer_config.json", ("</s>",)),
+                ("tokenizer_config.json", ("<unk>",)),
+                ("tokenizer_config.json", ()),
+            )
+        ),
+    ],
+)
 def test_ends_that_a_normalizer_hides_are_refused_with_the_key_to_change(tmp_path, place, normalized):
     """Old conversions of Llama 1 have `normalized: true` and a normalizer that puts a space before every text."""
     from transformers import AutoTokenizer
