@@ -26,18 +26,24 @@ from tests.support.repository import SHAPED  # noqa: E402
 
 install_import_hook(SHAPED, "beartype.beartype")
 
-# The same random examples in every run, and no deadline, which a busy machine would miss.
-settings.register_profile(
-    "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
+# The same random examples in every run, and no deadline, which a busy machine would miss. `--hypothesis-profile many`
+# tries more of them.
+_ALWAYS = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("suite", max_examples=30, **_ALWAYS)
+settings.register_profile("many", max_examples=500, **_ALWAYS)
 settings.load_profile("suite")
+
+
+def pytest_collectstart():
+    """Modules are imported from here on; to look for cycles among what they make takes a third of the time."""
+    gc.disable()
 
 
 def pytest_collection_finish():
     """Tracing makes many objects that stay: Python looks for cycles among them less often, among modules never."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

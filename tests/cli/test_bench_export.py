@@ -8,6 +8,8 @@ from janus_jax.evaluation.official import export
 from tests.support.chat_models import chat_model
 from tests.support.official import QUESTIONS, ScriptedEngine, mt_question, read_answers, write_questions
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

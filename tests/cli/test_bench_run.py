@@ -10,6 +10,8 @@ from tests.support.benches import bench_row, write_rows
 from tests.support.chat_models import chat_model
 from tests.support.endpoint_server import refused, said, serving
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

@@ -11,6 +11,8 @@ from janus_jax.generation import rewards
 from janus_jax.generation.journal import Journal
 from tests.support.text_models import language_model, reward_model
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 ROWS = [{"id": "a", "prompt": "Why?", "system": "be brief"}, {"prompt": "naïve 世界"}, {"prompt": "the fox"}]
 N = 4
 

@@ -9,6 +9,8 @@ import transformers
 from tests.support import torch_models
 from tests.support.chat_models import chat_model
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

@@ -34,7 +34,10 @@ def model(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("objective", "label", "head", "exported", "metric"),
-    [("orpo", "ORPO", "lm", "logits", "log_odds"), ("rm", "RM", "value", "logits, rewards", "rewards/margins")],
+    [
+        pytest.param("orpo", "ORPO", "lm", "logits", "log_odds", marks=pytest.mark.slow),
+        ("rm", "RM", "value", "logits, rewards", "rewards/margins"),
+    ],
 )
 def test_each_second_stage_is_trained_exported_and_printed(
     model, objective, label, head, exported, metric, tmp_path, capsys

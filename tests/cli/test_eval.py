@@ -15,6 +15,8 @@ from janus_jax.generation.engine import Engine
 from tests.support import harness
 from tests.support.text_models import reward_model
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
@@ -91,7 +93,7 @@ def test_scores_of_bias_are_those_of_the_paper_of_bbq():
 
 
 def test_a_stopped_evaluation_goes_on(evaluate, tmp_path, monkeypatch):
-    monkeypatch.setattr(lm, "_TOKENS_AT_ONCE", 5)  # times eight devices
+    monkeypatch.setattr(lm, "_TOKENS_AT_ONCE", 20)
     score, scored = together.Together.score, []
 
     def dies(self, pairs):

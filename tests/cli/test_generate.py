@@ -15,6 +15,8 @@ from janus_jax.text.tokenizer import load_tokenizer, save_hf_tokenizer
 from tests.support import torch_models
 from tests.support.tokenizers import byte_level
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 ROWS = [
     {"id": "a", "prompt": "Why?", "system": "be brief"},
     {"messages": [{"role": "user", "content": "naïve 世界"}], "source": "koala"},

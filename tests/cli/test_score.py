@@ -11,6 +11,8 @@ import transformers
 from tests.support import torch_models
 from tests.support.text_models import language_model, reward_model
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 ROWS = [
     {"id": "a", "prompt": "Why?", "system": "be brief", "responses": ["So.", "the quick brown fox", "naïve 世界"]},
     {"messages": [{"role": "user", "content": "naïve 世界"}], "answers": [{"text": "fox", "finish_reason": "stop"}]},

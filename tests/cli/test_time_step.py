@@ -1,4 +1,4 @@
-"""The command `janus time-step`, on the devices of the tests."""
+"""The command `janus time-step`, on the devices of the tests. On two hosts: test_on_hosts.py."""
 
 import json
 
@@ -6,11 +6,11 @@ import jax
 import pytest
 
 from janus_jax.planning import timing
-from tests.support import processes
 
 
 def test_a_step_is_timed_beside_its_plan(janus, small, tmp_path):
-    options = ("--devices", 8, "--steps", 2, "--json", "times.json", "--trace", "trace")
+    small_model = ("model.vocab_size=96", "batch.row_length=64", "batch.max_sequence_length=32")
+    options = ("--devices", 8, "--steps", 2, "--json", "times.json", "--trace", "trace", *small_model)
     code, out, err = janus("time-step", small, *options)
     assert (code, err) == (0, "") and out.startswith("MEASURED on 8 x cpu: ")
     words = " ".join(out.split())
@@ -48,25 +48,3 @@ def test_too_little_memory_says_so(janus, small, monkeypatch):
     code, out, err = janus("time-step", small, "--devices", 8)
     assert (code, out) == (11, "") and err.startswith("error: weights and moments on cpu:8: RESOURCE_EXHAUSTED: ")
     assert err.endswith("Out of memory allocating 99 bytes.; to find what fits: janus plan CONFIG --topology SLICE\n")
-
-
-def commands(directory, *options):
-    """`janus time-step` in two processes of four devices each; the second also has its own options."""
-    port, both = processes.free_port(), []
-    for i, own in enumerate(options):
-        flags = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", 2, "--process-id", i, "--devices", 4]
-        both.append(["-m", "janus_jax.cli", "time-step", directory / "small.yaml", "--steps", 1, *flags, *own])
-    return both
-
-
-def test_two_processes_time_one_step_together(small, tmp_path):
-    written = ("--json", tmp_path / "times.json")
-    first, second = processes.launch(*commands(tmp_path, written, ("--json", tmp_path / "none" / "times.json")))
-    assert first[0] == second[0] == 0, first[1] + second[1]
-    assert "MEASURED on 8 x cpu: " in first[1] and "MEASURED" not in second[1] and "wrote" not in second[1]
-    assert json.loads((tmp_path / "times.json").read_text())["devices"] == 8
-
-
-def test_a_mistake_of_one_process_ends_both(small, tmp_path):
-    first, second = processes.launch(*commands(tmp_path, (), ("--chips", tmp_path / "none.yaml")))
-    assert first[0] == second[0] == 2 and first[1].startswith("error: process 1: ") and "none.yaml" in second[1]

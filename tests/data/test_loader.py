@@ -226,7 +226,7 @@ def test_without_shuffling_the_seed_changes_nothing(data):
 
 
 @MODES
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(start=st.integers(0, 15))
 def test_reading_from_any_position_continues_the_sequence(data, unit, start):
     """Batches number start, start + 1, ... of several epochs, whether or not an epoch ends between."""

@@ -50,7 +50,7 @@ def epoch_ids(packed: PackedEpochs, epoch: int) -> list[int]:
 
 
 @given(st.integers(1, 30), st.integers(0, 200), st.integers(0, 90), st.integers(0, 3))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_a_stream_is_one_sequence_of_permutations_wherever_it_is_begun(size, start, count, part):
     whole = stream(size, 0, size * 12, seed=5, part=part)
     assert whole.reshape(12, size).shape == (12, size)
@@ -82,7 +82,7 @@ def test_no_example_comes_again_before_all_others_of_its_part(parts):
 
 
 @given(st.lists(st.floats(0.25, 10), min_size=3, max_size=3), st.integers(100, 1000))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_shares_are_within_one_example_of_the_weights(parts, weights, examples):
     counts = Mixture(parts, weights, examples).counts(np.array(SIZES))
     assert sum(counts) == examples
@@ -147,7 +147,7 @@ def test_a_run_that_ends_inside_an_epoch_reads_what_its_batches_hold(parts, unit
 
 @UNITS
 @given(data=st.data())
-@settings(max_examples=25)
+@settings(max_examples=10)
 def test_any_hosts_resume_anywhere_with_the_rows_that_one_host_reads(parts, unit, data):
     """Random (epoch, batch, hosts): the hosts' rows together are the single host's, from a new `PackedEpochs` each."""
     whole = packed_of(Mixture(parts, WEIGHTS, 60), unit)

@@ -115,18 +115,20 @@ def records(run: Path) -> tuple[list[dict], dict]:
     return [line for line in lines if line["kind"] == "train"], json.loads((run / "summary.json").read_text())
 
 
-@pytest.mark.parametrize(("kind", "row_length"), [pytest.param("sft", 512, marks=pytest.mark.slow), ("dpo", 1024)])
-def test_a_small_model_trains_on_them(built, tmp_path, kind, row_length):
+@pytest.mark.parametrize(
+    ("kind", "row_length", "steps"), [pytest.param("sft", 512, 2, marks=pytest.mark.slow), ("dpo", 1024, 1)]
+)
+def test_a_small_model_trains_on_them(built, tmp_path, kind, row_length, steps):
     (tmp_path / "run.yaml").write_text(
         CONFIG.format(
             run=tmp_path / "run",
-            start="model: {preset: tiny}",
+            start="model: {preset: tiny, num_layers: 1, hidden_size: 32, intermediate_size: 48, head_dim: 8}",
             data=built[kind],
             row_length=row_length,
             longest=512,
             kind=kind,
             rate=1e-3,
-            steps=2,
+            steps=steps,
         )
     )
     janus("train", tmp_path / "run.yaml", "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
@@ -138,8 +140,8 @@ def test_a_small_model_trains_on_them(built, tmp_path, kind, row_length):
     # at the start: the uniform distribution over 32000 ids, and a policy that is its own reference
     start = {"sft": np.log(32000), "dpo": np.log(2)}[kind]
     assert train[0]["loss"] == pytest.approx(start, rel=0.02 if kind == "sft" else 1e-5)
-    assert [record["step"] for record in train] == [1, 2]
-    assert train[1]["loss"] < train[0]["loss"] if kind == "sft" else np.isfinite(train[1]["loss"])
+    assert [record["step"] for record in train] == [*range(1, steps + 1)]
+    assert kind == "dpo" or train[1]["loss"] < train[0]["loss"]
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def test_an_example_that_is_dropped_takes_those_it_belongs_with():
     assert fit(lengths, keep_together=3, **common).index.tolist() == [0, 1, 2, 3, 4, 5, 9, 10, 11]
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(sizes, st.integers(0, 5), st.integers(0, 5), st.integers(1, 9))
 def test_an_epoch_reads_each_example_once_and_overfills_no_row(slots, seed, epoch, cap):
     slots = np.asarray(slots)
@@ -78,7 +78,7 @@ def test_an_epoch_reads_each_example_once_and_overfills_no_row(slots, seed, epoc
     assert all(np.array_equal(a, b) for a, b in zip(rows, again, strict=True))
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(sizes, st.integers(1, 20), st.integers(1, 4))
 def test_example_batches_hold_exactly_that_many(slots, examples, multiple):
     slots = np.asarray(slots)
@@ -160,7 +160,7 @@ def test_each_overlong_policy_does_what_it_says():
         fit(lengths[1:2], row_length=16, max_sequence_length=16, overlong="drop")
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=20))
 def test_truncated_pairs_fit_and_keep_both_responses(lengths):
     lengths = np.asarray([(2, 1, 1), *lengths])

@@ -26,7 +26,11 @@ F32 = {"dtype": jnp.float32}
 
 @pytest.mark.parametrize(
     ("devices", "rows", "length", "prompt", "cache_dtype"),
-    [(4, 16, 1024, 1024, jnp.float32), (8, 64, 768, 16, jnp.float32), (2, 64, 1024, 64, jnp.int8)],
+    [
+        (4, 16, 1024, 1024, jnp.float32),
+        pytest.param(8, 64, 768, 16, jnp.float32, marks=pytest.mark.slow),
+        (2, 64, 1024, 64, jnp.int8),
+    ],
 )
 def test_the_arithmetic_is_just_above_what_xla_reports(devices, rows, length, prompt, cache_dtype):
     """A prefill of long prompts takes most in one case, decoding in another."""
@@ -41,7 +45,7 @@ def test_the_arithmetic_is_just_above_what_xla_reports(devices, rows, length, pr
     assert max(reported.values()) <= ours.total <= 1.3 * max(reported.values())
 
 
-@pytest.mark.parametrize(("devices", "length"), [(4, 512), (2, 4096), (1, 16384)])
+@pytest.mark.parametrize(("devices", "length"), [(4, 512), pytest.param(2, 4096, marks=pytest.mark.slow), (1, 16384)])
 def test_scoring_takes_at_most_what_the_arithmetic_says(devices, length):
     place, _ = placement.generation_place(CONFIG, jax.devices()[:devices])
     rows = place.shards("batch") * (scoring.SLOTS_PER_CALL // length)

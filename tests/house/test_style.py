@@ -21,7 +21,9 @@ def test_everything_is_formatted():
     tool("-m", "ruff", "format", "--check", ".")
 
 
+@pytest.mark.slow
 def test_types_hold():
+    """Ninety seconds of one core: `.ci/run` runs the same command beside something else."""
     tool("-m", "basedpyright", "--pythonpath", sys.executable, "--level", "error", "janus_jax", "launch")
 
 

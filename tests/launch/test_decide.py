@@ -296,7 +296,7 @@ def test_whatever_is_seen(what):
         assert [host.code for host in what.hosts] == [0, 0]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(sights(), st.lists(TROUBLES, min_size=60, max_size=60))
 def test_nothing_is_tried_for_ever_without_a_newer_step(what, troubles):
     acts, memory, now_s = 0, dataclasses.replace(what.memory, step=99), what.now_s

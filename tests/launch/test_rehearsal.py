@@ -1,11 +1,17 @@
 """The short rehearsal: the real gcloud, machines that are directories, a training, a preemption, and no orphan.
 
+It takes one core for a minute and a half, so `.ci/run` runs it beside an installation:
+
+    pytest -n 0 -m slow tests/launch/test_rehearsal.py
+
 The long one is `python -m tests.benchmarks.rehearsal`.
 """
 
 import json
 import shutil
 import time
+
+import pytest
 
 from janus_jax.config.run import to_yaml
 from tests.support.cloud import BUCKET, alone, cloud, needs_gcloud
@@ -16,6 +22,7 @@ STEPS, EVERY = 30, 10
 PATIENCE_S = 240
 
 
+@pytest.mark.slow
 @needs_gcloud
 def test_a_training_goes_from_the_workstation_through_a_preemption_to_its_export(tmp_path):
     with alone(), cloud(tmp_path / "cloud") as place:

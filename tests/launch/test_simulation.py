@@ -308,13 +308,13 @@ def live(events, **options):
             made.world.close()
 
 
-@settings(max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(EVENTS)
 def test_whatever_happens(events):
     live(events)
 
 
-@settings(max_examples=15, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(EVENTS)
 def test_whatever_happens_with_cron(events):
     live(events, cron=True)

@@ -65,7 +65,7 @@ def test_attention_equals_softmax_over_the_visible_keys_only(window):
             np.testing.assert_allclose(out[0, i, n], expected, rtol=0, atol=float32_bound(head_dim + length))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_one_layer_at_length_8192_stays_under_1_5_gib(dtype):
     """Compiled, never run: 32 heads, 8 key heads, head dim 128; a whole score matrix alone would be 8 GiB."""
     length = 8192

@@ -33,15 +33,11 @@ BASE = dict(
 )
 CASES = {
     "grouped query heads": ("Mistral", {}),
-    "one key head": ("Mistral", {"num_key_value_heads": 1}),
-    "window shorter than the sequence": ("Mistral", {"sliding_window": 7}),
-    "tied head": ("Mistral", {"tie_word_embeddings": True}),
-    "head_dim is not D / N": ("Mistral", {"head_dim": 10}),
-    "large theta and epsilon": (
+    "one key head, window shorter than the sequence": ("Mistral", {"num_key_value_heads": 1, "sliding_window": 7}),
+    "head_dim is not D / N, large theta and epsilon": (
         "Mistral",
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rms_norm_eps": 1e-2},
+        {"head_dim": 10, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rms_norm_eps": 1e-2},
     ),
-    "llama": ("Llama", {}),
     "llama tied, nine heads over three": (
         "Llama",
         {"tie_word_embeddings": True, "hidden_size": 36, "num_attention_heads": 9, "num_key_value_heads": 3},
@@ -110,7 +106,9 @@ def test_logits_and_gradients_equal_transformers(case, tmp_path):
     compare(torch_model(*CASES[case]), tmp_path)
 
 
-@pytest.mark.parametrize("changes", [{}, {"sliding_window": 7, "tie_word_embeddings": True}])
+@pytest.mark.parametrize(
+    "changes", [pytest.param({}, marks=pytest.mark.slow), {"sliding_window": 7, "tie_word_embeddings": True}]
+)
 def test_blocked_attention_and_chunked_head_equal_transformers(changes, tmp_path, monkeypatch):
     heads = BASE["num_attention_heads"]
     monkeypatch.setattr(attention_module, "_SCORES_PER_BLOCK", 7 * heads * LENGTH)  # 7 does not divide 40

@@ -46,6 +46,9 @@ CASES = {
     "pairs, widths, heads, length": (DPO(), DEEP, (1, 2, 2, 2), 1, "bfloat16"),
 }
 
+SLOW = ("values, rows and heads", "widths, microbatches")
+"""Cases of which each part is also in another one."""
+
 
 def plain(block, weights, x, told):
     """What jax differentiates by itself."""
@@ -100,7 +103,9 @@ def batch_of(objective, microbatches):
     return in_microbatches(with_reference(rows), microbatches)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
+)
 def test_values_and_gradients_are_those_that_jax_finds(name, by_jax):
     objective, config, sizes, microbatches, dtype = CASES[name]
     place = NOWHERE if sizes is None else Placement(build_mesh(MeshShape(*sizes)), DEFAULT_RULES)
@@ -145,7 +150,9 @@ def test_gradients_have_the_dtype_of_the_parameters(kept, compute, by_jax):
     "kernel",
     [
         Splash(copies=ROW_LENGTH, interpret=True),
-        Cudnn(copies=ROW_LENGTH, sequences=8, longest=ROW_LENGTH, packed=packed_attention),
+        pytest.param(
+            Cudnn(copies=ROW_LENGTH, sequences=8, longest=ROW_LENGTH, packed=packed_attention), marks=pytest.mark.slow
+        ),
     ],
     ids=["splash", "cudnn"],
 )

@@ -30,6 +30,10 @@ PLACES = {
 }
 
 
+DISTINCT = ("one device", "vocabulary", "length", "vocabulary over both kinds")
+"""Places whose code differs; dtypes and sizes of chunks change nothing in the others."""
+
+
 @pytest.fixture(params=PLACES)
 def place(request):
     if PLACES[request.param] is None:
@@ -55,7 +59,11 @@ def put(place, array, *axes):
     return jnp.asarray(array) if place.mesh is None else jax.device_put(array, place.sharding(axes))
 
 
-@pytest.mark.parametrize("slots", [5, 8, 1000])
+@pytest.mark.parametrize(
+    ("place", "slots"),
+    [*((place, 5) for place in PLACES), *((place, 1000) for place in DISTINCT), ("one device", 8)],
+    indirect=["place"],
+)
 def test_log_probs_and_their_gradients_are_those_of_whole_logits(place, numbers, slots, monkeypatch):
     """In chunks of 5 (padded) and 8 slots, and in one."""
     monkeypatch.setattr(head_module, "_chunk", lambda place, rows, vocab: slots)
@@ -78,6 +86,7 @@ def test_log_probs_and_their_gradients_are_those_of_whole_logits(place, numbers,
     assert found[1][1].sharding.is_equivalent_to(head.sharding, 2)
 
 
+@pytest.mark.parametrize("place", DISTINCT, indirect=True)
 def test_slots_that_do_not_count_are_left_out(place, numbers, monkeypatch):
     """Of log-probs and gradients, wherever they stand; logits are large, and one row has no slot that counts."""
     monkeypatch.setattr(head_on_cpus, "_MANY", 1)
@@ -112,7 +121,11 @@ def _pick(logps, ids):
     return jnp.take_along_axis(logps, ids[..., None], axis=-1)[..., 0]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("place", "dtype"),
+    [*((place, "float32") for place in PLACES), *((place, "bfloat16") for place in DISTINCT)],
+    indirect=["place"],
+)
 def test_looked_up_rows_and_their_gradients_are_those_of_indexing(place, numbers, dtype):
     """Cotangents that bfloat16 holds exactly, summed in float32."""
     ids, cotangent = numbers["ids"], np.asarray(jnp.asarray(numbers["cotangent"], dtype), np.float32)

@@ -10,6 +10,7 @@ _FLAGS = (
 )
 if version("jaxlib").startswith("0.10."):  # later versions abort at a flag that they do not know
     _FLAGS += ("--xla_cpu_use_fusion_emitters=false",)  # compiling takes 0.6 of the time
+    _FLAGS += ("--xla_cpu_parallel_codegen_split_count=1",)  # 0.6 to 0.8: LLVM sees one module, not many small ones
 
 
 def variables(compiled: object, *flags: str) -> dict[str, str]:

@@ -138,7 +138,7 @@ def standard() -> tuple[bytes, str]:
     return model, tokenizer_json(model, name="m")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.one_of(st.text(), st.sampled_from(PARTS)), max_size=6).map("".join))
 def test_any_text(text):
     kinds = {c for examples in EXOTIC.values() for example in examples for c in example if c > "\uffff"}

@@ -65,7 +65,7 @@ def fuzz_texts(count: int) -> list[str]:
         "<",
         ">",
     ]
-    words = [p.replace("▁", "") for p in (sentencepiece_pieces()[i] for i in range(300, 32000, 37))]
+    words = [piece.replace("▁", "") for piece in sentencepiece_pieces()[300:32000:37]]
     return ["".join(rng.choice(rng.choice([parts, words])) for _ in range(rng.randint(0, 25))) for _ in range(count)]
 
 

@@ -64,6 +64,7 @@ def test_a_failing_stage_ends_alone_and_the_steps_get_plain_jax(tmp_path):
     assert "A rehearsal on a CPU" in report and "- kernel-splash: crashed: ended by signal SIGABRT" in report
 
 
+@pytest.mark.slow
 def test_decoding_is_measured_beside_its_bound(tmp_path):
     results = rehearse(tmp_path, "--stages", "decode-7b")
     assert states(results) == {"decode-7b": "ok"}, results

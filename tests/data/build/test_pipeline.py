@@ -206,7 +206,7 @@ def many_long_records(directory: Path, times: int) -> Path:
     return write_records(directory / "rows.jsonl", records * times)
 
 
-@pytest.mark.parametrize("phase", ["read", "tokenize"])
+@pytest.mark.parametrize("phase", [pytest.param("read", marks=pytest.mark.slow), "tokenize"])
 def test_a_killed_build_leaves_nothing_that_looks_like_one(tmp_path, phase):
     """SIGKILL in either phase, workers running: the place stays free, no process stays behind, the next build works."""
     source = many_long_records(tmp_path, 300)
@@ -264,7 +264,7 @@ def command(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_command_that_is_stopped_cleans_up_and_leaves_no_process(tmp_path, number):
     source = many_long_records(tmp_path, 2000)
     words = f"data build --kind sft --source {source} --out {tmp_path / 'out'} --processes 2".split()

@@ -119,7 +119,7 @@ def test_a_judge_that_only_sees_the_place_is_inconsistent(tmp_path):
 def test_a_known_preference_lies_in_its_interval(tmp_path):
     """The judge prefers ours with 0.6, ties with 0.1, and repeats its verdict in the other order with 0.8."""
     inside = longer = 0
-    for seed in range(60):
+    for seed in range(30):
         draw = random.Random(seed)
 
         def verdict(draw=draw):
@@ -129,13 +129,13 @@ def test_a_known_preference_lies_in_its_interval(tmp_path):
         facts = result(kept(tmp_path, [(one, one if draw.random() < 0.8 else verdict()) for one in firsts])).facts()
         inside += facts["low"] <= 0.65 <= facts["high"]
         longer += facts["low"] > 0.5  # ours is never the longer one
-    assert inside >= 52 and longer >= 45
+    assert inside >= 26 and longer >= 22
 
 
 def test_a_bias_for_the_place_does_not_move_a_known_preference(tmp_path):
     """Of 40 % of all rows the judge names the first place; of the others it prefers ours with 0.7."""
     inside = 0
-    for seed in range(60):
+    for seed in range(30):
         draw, verdicts = random.Random(seed), []
         for _ in range(100):
             own = "own" if draw.random() < 0.7 else "other"
@@ -143,4 +143,4 @@ def test_a_bias_for_the_place_does_not_move_a_known_preference(tmp_path):
         facts = result(kept(tmp_path, verdicts)).facts()
         inside += facts["low"] <= 0.4 * 0.5 + 0.6 * 0.7 <= facts["high"]
         assert facts["first_place"] > 0.6 and facts["consistent"] < 0.75
-    assert inside >= 52
+    assert inside >= 26

@@ -30,7 +30,7 @@ from tests.support.tolerances import float32_bound
 
 LENGTH = 250  # no multiple of a tile
 SMALL = Triton(Tiles(Tile(32, 16, 4, 2), Tile(16, 32, 4, 2), Tile(32, 16, 4, 2)), interpret=True)
-WINDOWS = (None, 5, 60)
+WINDOWS = (None, 60)
 
 
 @functools.cache
@@ -66,7 +66,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("window", [*WINDOWS, pytest.param(5, marks=pytest.mark.slow)])
 def test_the_kernel_equals_the_rule(rows, window):
     form, rows = ROWS[rows]
     check(layout_of(rows, form, LENGTH), window=window)
@@ -85,7 +85,7 @@ SIZES = st.tuples(st.integers(1, 70), st.integers(0, 90), st.none() | st.integer
     form=st.sampled_from([PAIRS, APART, REWARD]),
     window=st.sampled_from(WINDOWS),
 )
-@settings(max_examples=25)
+@settings(max_examples=10)
 def test_the_kernel_equals_the_rule_on_any_rows(rows, form, window):
     def slots(row):
         return form.slots(np.array([(p, c, r or 0) for p, c, r in row], np.int32).reshape(-1, 3)).sum()
@@ -94,7 +94,15 @@ def test_the_kernel_equals_the_rule_on_any_rows(rows, form, window):
     check(layout_of(fitting, form, LENGTH), window=window)
 
 
-@pytest.mark.parametrize(("heads", "head_dim"), [((2, 2), 64), ((4, 1), 128), ((32, 8), 16)], ids=str)
+@pytest.mark.parametrize(
+    ("heads", "head_dim"),
+    [
+        pytest.param((2, 2), 64, marks=pytest.mark.slow),
+        ((4, 1), 128),
+        pytest.param((32, 8), 16, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_any_number_of_queries_share_a_key(heads, head_dim):
     check(layout_of([[(20, 30, 25), (9, 20, 1)]], PAIRS, 128), heads=heads, head_dim=head_dim, window=50)
 
@@ -198,8 +206,15 @@ def lowered_for_a_gpu(q, kv, dtype, window=None):
         return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=["bfloat16", "float32"])
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(
+    ("head_dim", "dtype"),
+    [
+        (64, "float32"),
+        (128, "bfloat16"),
+        pytest.param(64, "bfloat16", marks=pytest.mark.slow),
+        pytest.param(128, "float32", marks=pytest.mark.slow),
+    ],
+)
 def test_triton_takes_the_kernels(head_dim, dtype):
     """Pallas makes Triton's program of them, which refuses unknown operations and sizes that are no power of two."""
     text = lowered_for_a_gpu((2, 8192, 32, head_dim), (2, 8192, 8, head_dim), dtype, window=4096)
