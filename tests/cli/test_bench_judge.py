@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from janus_jax.storage import endpoint as client
+from janus_jax.storage import pace
 from tests.support.benches import answers_to, asked_about, bench_row, write_rows
 from tests.support.endpoint_server import refused, said, serving
 
@@ -19,7 +19,7 @@ VERDICTS = len(ROWS) * 2 * 3
 def environment(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(client, "pause_after", lambda failures, after: 0.001)
+    monkeypatch.setattr(pace, "pause_after", lambda failures, after: 0.001)
 
 
 @pytest.fixture

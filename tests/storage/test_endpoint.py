@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 
 from janus_jax.errors import ConfigError, StorageError
-from janus_jax.storage import endpoint as client
+from janus_jax.storage import pace
 from janus_jax.storage.endpoint import Endpoint
 from janus_jax.storage.endpoint_requests import Prices
 from tests.support.endpoint_server import Answer, refused, said, serving
@@ -28,7 +28,7 @@ def environment(monkeypatch):
     """A key, no proxy, and pauses that take no time."""
     monkeypatch.setenv("JUDGE_KEY", SECRET)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(client, "pause_after", lambda failures, after: 0.001)
+    monkeypatch.setattr(pace, "pause_after", lambda failures, after: 0.001)
 
 
 def ask(text):

@@ -21,7 +21,7 @@ from janus_jax.errors import ConfigError, DataError, StorageError, counted, name
 from janus_jax.storage.endpoint import Endpoint
 from janus_jax.storage.endpoint_batch import BatchEndpoint
 from janus_jax.storage.endpoint_journal import ReplyJournal, Spent
-from janus_jax.storage.endpoint_requests import BudgetError, api_key, checked_url, openai_package
+from janus_jax.storage.endpoint_requests import BudgetError, access
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,12 +262,10 @@ class Synthesis:
     # Endpoints
 
     def _require_endpoint(self, section: AskSection) -> None:
-        """Refuses what `_open` would, before anything is written."""
+        """Refuses what an `Endpoint` would, before anything is written."""
         one = self.config.endpoint_of(section)
         with named(f"endpoints.{section.endpoint}"):
-            openai_package()
-            checked_url("base_url", one.base_url, "http://127.0.0.1:8000/v1")
-            api_key(None if self._batch else one.key_variable)
+            access(one.base_url, None if self._batch else one.key_variable)
 
     def _poor(self, step: Step) -> ConfigError:
         budget, (tokens, money) = self.config.budget, self.spent()

@@ -138,23 +138,26 @@ class Rubrics:
             stage.plan(stage.config.bench, self._items(stage, self._answered(stage)), form=RubricAnswer)
 
     def run(self, stage: Stage) -> None:
-        section, digest = stage.config.bench, stage.prompt("rubric").digest
+        section, prompt = stage.config.bench, stage.prompt("rubric")
+        digest, form = prompt.digest, {plain(one) for one in prompt.quoted}
+        examples = {plain(text) for one in prompt.examples for text in _texts(json.loads(one))}
 
         def read(item: Item, reply: Reply) -> dict[str, Any]:
             require_whole(reply)
             answer, mended = structured.read(reply.text or "", RubricAnswer)
             stage.writer.counts["mended_json"] += mended
             made = {"criteria": answer.criteria.strip(), "score_descriptions": answer.score_descriptions.model_dump()}
-            texts = [made["criteria"], *made["score_descriptions"].values()]
-            if not all(map(str.strip, texts)):
+            texts = list(map(plain, _texts(made)))
+            if not all(texts):
                 raise Rejected("empty")
+            for gate, others in (("copied_example", examples), ("copied_form", form)):
+                if copied := next((one for one in texts if one in others), ""):
+                    raise Rejected(gate, copied[:60])
             if len(set(texts)) < len(texts):
                 raise Rejected("alike", "two scores have one description")
-            if made["criteria"] in {json.loads(one)["criteria"] for one in stage.prompt("rubric").examples}:
-                raise Rejected("copied_example", made["criteria"][:60])
-            if not {plain(one) for one in stage.prompt("rubric").quoted}.isdisjoint(map(plain, texts)):
-                raise Rejected("copied_form", made["criteria"][:60])
-            gates.language(" ".join(texts), stage.config.language)
+            whole = "\n".join(_texts(made))
+            gates.markup(whole)
+            gates.language(whole, stage.config.language)
             return made
 
         items = self._items(stage, self._answered(stage))
@@ -182,6 +185,11 @@ class Rubrics:
                 shown = _examples(stage, prompt.examples, section.examples, f"{row['id']}-{number}")
                 values = {name: preference[name] for name in ("preference", "description")}
                 yield Item(f"{row['id']}-{number}", prompt.fill(**values, examples=shown), about=(row["id"], number))
+
+
+def _texts(rubric: dict[str, Any]) -> list[str]:
+    """The criterion and the descriptions of a rubric."""
+    return [rubric["criteria"], *rubric["score_descriptions"].values()]
 
 
 def limited(stage: Stage) -> set[str] | None:
