@@ -140,7 +140,7 @@ class Rubrics:
     def run(self, stage: Stage) -> None:
         section, prompt = stage.config.bench, stage.prompt("rubric")
         digest, form = prompt.digest, {plain(one) for one in prompt.quoted}
-        examples = {plain(text) for one in prompt.examples for text in _texts(json.loads(one))}
+        examples = [text for one in prompt.examples for text in _texts(json.loads(one))]
 
         def read(item: Item, reply: Reply) -> dict[str, Any]:
             require_whole(reply)
@@ -150,12 +150,12 @@ class Rubrics:
             texts = list(map(plain, _texts(made)))
             if not all(texts):
                 raise Rejected("empty")
-            for gate, others in (("copied_example", examples), ("copied_form", form)):
-                if copied := next((one for one in texts if one in others), ""):
-                    raise Rejected(gate, copied[:60])
+            if copied := form.intersection(texts):
+                raise Rejected("copied_form", min(copied)[:60])
             if len(set(texts)) < len(texts):
                 raise Rejected("alike", "two scores have one description")
             whole = "\n".join(_texts(made))
+            gates.copied(whole, examples, 10, "copied_example")
             gates.markup(whole)
             gates.language(whole, stage.config.language)
             return made
