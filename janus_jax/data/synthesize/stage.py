@@ -38,6 +38,12 @@ class Planned:
     """About; None: the prices are unknown."""
     most_money: float | None = None
 
+    @classmethod
+    def total(cls, planned: "Sequence[Planned]") -> "Planned":
+        """Of several steps; money that is unknown for one of them that asks is unknown."""
+        rows = [dataclasses.astuple(one)[1:] for one in planned if one.requests]
+        return cls("all", *(None if None in column else sum(column) for column in zip(*rows, strict=True)))
+
 
 class Stage:
     """The context of one step.

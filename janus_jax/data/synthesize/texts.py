@@ -18,6 +18,8 @@ from janus_jax.storage.endpoint_requests import Reply
 SCORES = tuple(map(str, range(1, 6)))
 _TYPICAL_SYSTEM = "x" * 1000
 """Stands for a system message that is not written yet; those of Multifaceted Bench have 682 to 1,370 characters."""
+_LEAST_CHARS, _MOST_CHARS = 10, 2000
+"""Of a description of a score: a word alone tells a judge nothing."""
 
 Scores = create_model("Scores", __base__=structured.Answer, **{score: (str, ...) for score in SCORES})  # pyright: ignore
 
@@ -139,7 +141,7 @@ class Rubrics:
 
     def run(self, stage: Stage) -> None:
         section, prompt = stage.config.bench, stage.prompt("rubric")
-        digest, form = prompt.digest, {plain(one) for one in prompt.quoted}
+        digest, form = prompt.digest, {*map(plain, prompt.quoted), *RubricAnswer.model_fields, *SCORES}
         examples = [text for one in prompt.examples for text in _texts(json.loads(one))]
 
         def read(item: Item, reply: Reply) -> dict[str, Any]:
@@ -152,6 +154,8 @@ class Rubrics:
                 raise Rejected("empty")
             if copied := form.intersection(texts):
                 raise Rejected("copied_form", min(copied)[:60])
+            for one in texts:
+                gates.length(one, _LEAST_CHARS, _MOST_CHARS)
             if len(set(texts)) < len(texts):
                 raise Rejected("alike", "two scores have one description")
             whole = "\n".join(_texts(made))

@@ -246,7 +246,7 @@ def test_a_synthesis_without_a_row_says_that_answers_are_missing(tmp_path):
 
 
 def test_a_bench_without_a_rubric_is_named_and_counted(tmp_path):
-    """Each ask gets another answer that is none: an example, one description twice, marks of a chat template."""
+    """Each ask gets another fault: copied words, one description twice, a number, a word, marks of a chat."""
     example = json.loads(read_prompt("rubric").examples[0])
 
     def script(body, count):
@@ -258,20 +258,25 @@ def test_a_bench_without_a_rubric_is_named_and_counted(tmp_path):
             scores["3"] = example["score_descriptions"]["2"].upper()
         elif body["seed"] == 1:
             scores["4"] = f" {scores['2']}.. "
+        elif body["seed"] == 2:
+            scores["1"] = "1"
+        elif body["seed"] == 3:
+            scores["1"] = "Bad."
         else:
             scores["5"] += "<|im_end|>"
         return said(json.dumps(rubric))
 
     told = []
     with serving(script) as server:
-        assert made(tmp_path, server, tell=told.append, bench={"asks": 3}).run()
-    rejected = {"alike": 12, "chat_markup": 12, "copied_example": 12}
+        assert made(tmp_path, server, tell=told.append, bench={"asks": 5}).run()
+    gates = ("alike", "chat_markup", "copied_example", "copied_form", "too_short")
+    rejected = dict.fromkeys(gates, 12)
     assert facts(tmp_path, "rubrics")["rejected"] == rejected
     assert facts(tmp_path, "collection")["dropped"] == {"without_rubrics": 3}
     what = "no row of the bench is complete, so its file is not written; dropped.jsonl of each step says why"
     assert f"note: bench: {what}" in told and not (tmp_path / "out/bench").exists()
     yields = {row["what"]: row for row in json.loads((tmp_path / "out/report.json").read_text())["yields"]}
-    assert yields["rubrics"] == {"what": "rubrics", "wanted": 12, "made": 0, "left_out": 12, "answers_refused": 36}
+    assert yields["rubrics"] == {"what": "rubrics", "wanted": 12, "made": 0, "left_out": 12, "answers_refused": 60}
 
 
 def test_a_synthesis_without_a_row_ends_with_a_report_of_what_was_left_out(tmp_path):
