@@ -271,10 +271,10 @@ def test_half_a_pair_of_utf_16_is_a_mark_that_files_hold(tmp_path):
 def test_an_estimate_asks_nothing(tmp_path):
     with serving(echo) as server, opened(server, tmp_path, prices=Prices(1e6, 2e6)) as endpoint:
         list(endpoint.complete([ask("q0")], max_tokens=10))
-        told = endpoint.estimate([ask("q0"), ask("q1"), ask("q1")], max_tokens=10)
-        assert (told.requests, told.in_journal, told.completion_tokens, len(server.bodies)) == (1, 1, 10, 1)
-        assert told.money is not None and told.money > 20
-        assert told.text().startswith("1 request (1 more are in the journal), about ")
+        estimate = endpoint.estimate([ask("q0"), ask("q1"), ask("q1")], max_tokens=10)
+        assert (estimate.requests, estimate.in_journal, estimate.completion_tokens, len(server.bodies)) == (1, 1, 10, 1)
+        assert estimate.money is not None and estimate.money > 20
+        assert estimate.text().startswith("1 request (1 more are in the journal), about ")
         assert endpoint.estimate([ask("q2")]).text().endswith("no limit of answers")
 
 

@@ -63,16 +63,16 @@ def test_a_full_disk_is_named_and_costs_at_most_what_was_under_way(tmp_path):
 
 
 def test_what_changed_is_named_and_asks_anew_and_the_rest_is_kept(tmp_path):
-    told = []
+    lines = []
 
     def by_temperature(body, count=0):
         return said(reply(body) + (" Warmly." if body.get("temperature") == 0.5 else ""), prompt=50, completion=20)
 
     def run(server, **changes):
-        told.clear()
+        lines.clear()
         number = len(server.bodies)
-        assert made(tmp_path, server, tell=told.append, **changes).run()
-        return len(server.bodies) - number, [line for line in told if "is made again" in line]
+        assert made(tmp_path, server, tell=lines.append, **changes).run()
+        return len(server.bodies) - number, [line for line in lines if "is made again" in line]
 
     with serving(by_temperature) as server:
         assert run(server) == (ALL, [])
@@ -266,15 +266,15 @@ def test_a_bench_without_a_rubric_is_named_and_counted(tmp_path):
             scores["5"] += "<|im_end|>"
         return said(json.dumps(rubric))
 
-    told = []
+    notes = []
     with serving(script) as server:
-        assert made(tmp_path, server, tell=told.append, bench={"asks": 5}).run()
+        assert made(tmp_path, server, tell=notes.append, bench={"asks": 5}).run()
     gates = ("alike", "chat_markup", "copied_example", "copied_form", "too_short")
     rejected = dict.fromkeys(gates, 12)
     assert facts(tmp_path, "rubrics")["rejected"] == rejected
     assert facts(tmp_path, "collection")["dropped"] == {"without_rubrics": 3}
     what = "no row of the bench is complete, so its file is not written; dropped.jsonl of each step says why"
-    assert f"note: bench: {what}" in told and not (tmp_path / "out/bench").exists()
+    assert f"note: bench: {what}" in notes and not (tmp_path / "out/bench").exists()
     yields = {row["what"]: row for row in json.loads((tmp_path / "out/report.json").read_text())["yields"]}
     assert yields["rubrics"] == {"what": "rubrics", "wanted": 12, "made": 0, "left_out": 12, "answers_refused": 60}
 
