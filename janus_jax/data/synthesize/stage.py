@@ -41,8 +41,11 @@ class Planned:
     @classmethod
     def total(cls, planned: "Sequence[Planned]") -> "Planned":
         """Of several steps; money that is unknown for one of them that asks is unknown."""
-        rows = [dataclasses.astuple(one)[1:] for one in planned if one.requests]
-        return cls("all", *(None if None in column else sum(column) for column in zip(*rows, strict=True)))
+        total = cls("all")
+        for name in (field.name for field in dataclasses.fields(cls)[1:]):
+            values = [getattr(one, name) for one in planned if one.requests]
+            setattr(total, name, None if None in values else sum(values))
+        return total
 
 
 class Stage:
