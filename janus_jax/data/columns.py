@@ -1,10 +1,12 @@
 """One record's columns: checks of single values, and which columns a reader used."""
 
 import unicodedata
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
-from janus_jax.errors import DataError
+from janus_jax.data.tally import note
+from janus_jax.errors import DataError, named
 
 _LARGEST_NUMBER = 3.4e38  # numbers are stored as float32
 
@@ -81,6 +83,58 @@ def columns_of(raw: Any, needed: str = "") -> Columns:
     if not isinstance(raw, Mapping):
         raise RecordError("wrong_type", f"a row must be an object, found {shown(raw)}" + (needed and f"; {needed}"))
     return Columns(raw)
+
+
+class CheckedRow(NamedTuple):
+    """What was read from a row, and what it must have in common with other rows, or for itself."""
+
+    value: Any
+    key: str | int
+    """No other row has it."""
+    key_name: str
+    """What messages call the key."""
+    schema: Mapping[str, str]
+    """Part of the row -> how it is given, which is the same in all rows."""
+
+
+def distinct_rows(
+    rows: Iterable[tuple[str, Any]],
+    read: Callable[[Columns, str], CheckedRow],
+    *,
+    why: str,
+    unread: Counter[str] | None = None,
+) -> list[Any]:
+    """The values of rows with one schema and a key of their own, in order.
+
+    Args:
+        rows: (FILE:ROW, value) of each row.
+        read: of a row's columns and its place.
+        why: a row needs a key of its own, for the message.
+        unread: counts rows by columns that are not read; a `Tally` also keeps places.
+
+    Raises:
+        DataError: "FILE:ROW: ..." for a row that cannot be used, is of another schema than those before, or has the key
+            of one of them.
+    """
+    values: list[Any] = []
+    schema: dict[str, tuple[str, str]] = {}
+    places: dict[str | int, str] = {}
+    for place, raw in rows:
+        with named(place):
+            columns = columns_of(raw)
+            row = read(columns, place)
+            for part, form in row.schema.items():
+                before, first = schema.setdefault(part, (form, place))
+                if before != form:
+                    what = f"has {form}, but {first} has {before}; all rows need the same schema"
+                    raise RecordError("mixed_schemas", what)
+            if (earlier := places.setdefault(row.key, place)) != place:
+                raise RecordError("duplicate_id", f"has {row.key_name} of {earlier}; {why}")
+        if unread is not None:
+            for column in columns.unread():
+                note(unread, column, place)
+        values.append(row.value)
+    return values
 
 
 def filled(value: Any) -> bool:

@@ -281,16 +281,16 @@ def _require_same_exchange(columns: Columns, parts: dict[str, dict[str, str]], k
     """
     for name in ALIASES["messages"]:
         roles = _exchange(name, columns.peek(name)) if columns.has(name) and name not in parts else {}
-        for role, said in roles.items():
+        for role, content in roles.items():
             given = {place: known[role] for place, known in parts.items() if known.get(role, "").strip()}
-            one, others = _spaced(said), list(map(_spaced, given.values()))
+            one, others = _spaced(content), list(map(_spaced, given.values()))
             # for rm, a column may hold in one text what messages hold in two
             if one and given and one not in others and not (kind == "rm" and any(one in other for other in others)):
                 place, expected = next(iter(given.items()))
                 raise RecordError(
                     "bad_messages",
-                    f"the {role} message of {name!r} differs from column {place!r} {apart(said, expected)}; they must "
-                    "agree",
+                    f"the {role} message of {name!r} differs from column {place!r} {apart(content, expected)}; they "
+                    "must agree",
                 )
 
 
@@ -302,9 +302,9 @@ def _exchange(name: str, value: Any) -> dict[str, str]:
     return {}
 
 
-def _spaced(said: str) -> str:
+def _spaced(text: str) -> str:
     """The text with single spaces between words."""
-    return " ".join(said.split())
+    return " ".join(text.split())
 
 
 def _preference_set(raw: Mapping[str, Any]) -> tuple[dict[str, str], ...]:

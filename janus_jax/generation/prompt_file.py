@@ -181,10 +181,10 @@ def conversation_of(columns: Columns) -> list[dict[str, str]]:
     else:
         messages = [{"role": "user", "content": _with_input(columns, text(columns[prompt], prompt))}]
     if system:
-        said = text(columns[system], system, may_be_empty=True)
+        own = text(columns[system], system, may_be_empty=True)
         if messages[0]["role"] != "system":
-            return [{"role": "system", "content": said}, *messages]
-        if messages[0]["content"].strip() != said.strip():
+            return [{"role": "system", "content": own}, *messages]
+        if messages[0]["content"].strip() != own.strip():
             what = f"column {system!r} and the system message of {several or prompt!r} differ; keep one"
             raise RecordError("ambiguous_columns", what)
     return messages

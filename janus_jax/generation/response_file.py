@@ -117,8 +117,8 @@ def _row(raw: Mapping[str, Any], system: str, place: str) -> ResponseRow:
     is_answered = bool(several) and ends_with_answer(columns.peek(several))
     column = column or ("" if is_answered else next(iter(present), ""))  # an empty one is named
     if column in _KINDS:
-        _, said, prompt, texts = parse_texts(columns, _KINDS[column])
-        messages, responses = conversation(prompt, said), [Response(one) for one in texts]
+        _, own_system, prompt, texts = parse_texts(columns, _KINDS[column])
+        messages, responses = conversation(prompt, own_system), [Response(one) for one in texts]
     elif column:
         messages = conversation_of(columns)
         value = columns[column]

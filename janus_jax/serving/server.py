@@ -34,10 +34,10 @@ class Listener:
     def __init__(self, host: str, port: int, environment: Mapping[str, str] = os.environ):
         self.key = _key(environment)
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except (OSError, UnicodeError) as error:
             raise ConfigError(f"--host {host}: is no address of this machine ({_reason(error)})") from error
-        family, _, _, _, address = min(found, key=lambda one: one[0])  # IPv4 first
+        family, _, _, _, address = min(addresses, key=lambda one: one[0])  # IPv4 first
         self.local = ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
         if not self.local and self.key is None:
             raise ConfigError(

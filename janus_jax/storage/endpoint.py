@@ -6,7 +6,6 @@ import functools
 import hashlib
 import itertools
 import json
-import math
 import os
 import queue
 import threading
@@ -32,18 +31,16 @@ from janus_jax.storage.endpoint_requests import (
     UnreachableError,
     Usage,
     Wanted,
-    api_key,
-    checked_url,
+    access,
     detail,
     failure,
     limit,
-    openai_package,
     refused_option,
     replies,
     usage,
     valid,
 )
-from janus_jax.storage.pace import Pace, pause_after
+from janus_jax.storage.pace import GaveUpError, Pace, Tries
 
 _AGAIN = (408, 409, 425, 429)
 _A_CLIENT = 32  # requests at the same time
@@ -88,28 +85,27 @@ class Endpoint:
         keep_refusals: bool = False,
         tell: Callable[[str], None] = lambda line: None,
     ):
-        self._url = checked_url("base_url", base_url, "http://127.0.0.1:8000/v1").rstrip("/")
-        self._model, self.prices = model, prices
+        self._openai, self._url, self._key = access(base_url, key_variable)
+        self._model, self.prices, self.concurrent = model, prices, concurrent
         limits = {"concurrent": concurrent, "tries": tries, "timeout_s": timeout_s}
         limits |= {"requests_a_minute": requests_a_minute, "tokens_a_minute": tokens_a_minute}
         for name, value in limits.items():
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} = {value!r}: allowed: more than 0")
         self._account = Account(token_budget, money_budget, prices)
-        self._key, self.concurrent, self._tries = api_key(key_variable), concurrent, tries
         self._key_variable, self._keep_refusals, self._tell = key_variable, keep_refusals, tell
         # a client looks at all its connections for each request
         self._clients = [
-            openai_package().OpenAI(base_url=self._url, api_key=self._key or "none", max_retries=0, timeout=timeout_s)
+            self._openai.OpenAI(base_url=self._url, api_key=self._key or "none", max_retries=0, timeout=timeout_s)
             for _ in range(-(-concurrent // _A_CLIENT))
         ]
         self._turns = itertools.cycle(self._clients)
         self._stop = threading.Event()
         self._flowing: tuple[futures.ThreadPoolExecutor, dict[str, Request]] | None = None
         self._lock = threading.RLock()
-        self._answered, self._answered_at = 0, -math.inf
         self._refusals: list[ConfigError] = []
-        self._pace = Pace(requests_a_minute, tokens_a_minute, wait=self._stop.wait)
+        pace = Pace(requests_a_minute, tokens_a_minute, wait=self._stop.wait)
+        self._tries = Tries(pace, tries, wait=self._stop.wait)
         self._journal = ReplyJournal(journal)
         self._account.count(**dataclasses.asdict(self._journal.spent))
 
@@ -256,12 +252,13 @@ class Endpoint:
                 del running[request.key]
                 try:
                     record = future.result()
+                except GaveUpError:
+                    continue
                 except JanusError as error:
                     end = end or error
                     self._stop.set()  # others that pause give up; those that are answered are kept
                     continue
-                if record is not None:
-                    yield from replies(request, record)
+                yield from replies(request, record)
             if end := end or (self._poor() if held is not None else self._refusals[0] if self._refuses_all() else None):
                 raise end
         finally:
@@ -281,18 +278,17 @@ class Endpoint:
     def _poor(self) -> BudgetError:
         return BudgetError(self._url, f"{self._account.poor}; a larger one goes on from {self._journal.path}")
 
-    def _ask(self, request: Request) -> dict[str, Any] | None:
-        """The record of a reply, which is in the journal if it was paid for; None: asking was given up."""
-        openai, why, failures = openai_package(), "", 0
-        status: int | None = None
-        while failures < self._tries:
-            if failures and not self._account.affords():
+    def _ask(self, request: Request) -> dict[str, Any]:
+        """The record of a reply, which is in the journal if it was paid for.
+
+        Raises:
+            GaveUpError: others have failed, or the caller wants no more.
+        """
+        openai, why, status = self._openai, "", None
+        for one in self._tries.of(request.prompt_bytes // BYTES_A_TOKEN + (request.limit or 0)):
+            if one.failures and not self._account.affords():
                 why, status = f"{why}; the budget may not suffice for another try", None
                 break
-            answered = self._answered
-            if not self._pace.pass_(request.prompt_bytes // BYTES_A_TOKEN + (request.limit or 0)):
-                return None
-            status, after = None, None
             try:
                 more, client = {"headers": {"Idempotency-Key": request.key}}, next(self._turns)
                 reply = client.post("/chat/completions", cast_to=str, body=request.body, options=more)
@@ -303,25 +299,19 @@ class Endpoint:
                 cause = error.__cause__ or error
                 timed_out = isinstance(error, openai.APITimeoutError)
                 why = "no reply in time" if timed_out else f"cannot be reached ({first_line(cause)})"
-                status = None if timed_out else 0
+                one.status = None if timed_out else 0
                 if type(cause).__name__ not in _NOT_SENT:  # it may have been answered, and paid for
                     self._spend(request, {"failure": why})
             except openai.APIStatusError as error:
-                code = status = error.status_code
-                after = error.response.headers.get("retry-after")
+                code = one.status = error.status_code
+                one.retry_after = error.response.headers.get("retry-after")
                 why = f"status {code}: {self._clean(error)}"
                 if (code < 500 and code not in _AGAIN) or detail(error, "code") == "insufficient_quota":
                     return self._refused(request, error, why)
-            if status != 429 or self._answered == answered:  # while others are answered, it is only a matter of time
-                failures += 1
-            pause = pause_after(max(failures, 1), after)
-            if status == 429 and time.monotonic() - self._answered_at > pause:
-                self._pace.pause(pause)  # of everybody, if nobody is answered
-            elif failures < self._tries and self._stop.wait(pause):
-                return None
+            status = one.status
         if status in (0, 429):
             kind = StorageError if status else UnreachableError
-            raise kind(self._url, self._clean(f"{why}; tried {self._tries} times"))
+            raise kind(self._url, self._clean(f"{why}; tried {self._tries.most} times"))
         return failure(self._clean(why))
 
     def _read(self, request: Request | Sent, body: str) -> dict[str, Any] | None:
@@ -351,8 +341,7 @@ class Endpoint:
         self._journal.add(request.key, record)
         self._account.count(prompt, completion, usage is None)
         if record.get("text") is not None:
-            with self._lock:
-                self._answered, self._answered_at = self._answered + 1, time.monotonic()
+            self._tries.note_answer()
         return record
 
     def _refused(self, request: Request, error: Any, why: str) -> dict[str, Any]:
@@ -370,13 +359,13 @@ class Endpoint:
             raise refused from None
         with self._lock:
             self._refusals.append(refused)
-        if self._refuses_all() and len(self._refusals) >= self._tries:
+        if self._refuses_all() and len(self._refusals) >= self._tries.most:
             raise self._refusals[0] from None
         return failure(why)
 
     def _refuses_all(self) -> bool:
         """Whether there were refusals and never an answer: it is not the conversation that is wrong."""
-        return bool(self._refusals) and not self._answered and not len(self._journal)
+        return bool(self._refusals) and not self._tries.answered and not len(self._journal)
 
     def _clean(self, text: object) -> str:
         """One line without the key."""

@@ -318,10 +318,14 @@ def api_key(variable: str | None) -> str:
     return key
 
 
-def openai_package() -> Any:
-    """The client, which an extra installs."""
+def access(base_url: str, key_variable: str | None) -> tuple[Any, str, str]:
+    """The package openai, which an extra installs, the address, and the API key; empty: the endpoint takes none.
+
+    Raises:
+        ConfigError: the package is missing, the address is not allowed, or the variable holds no key.
+    """
     try:
         import openai  # pyright: ignore[reportMissingImports] (an extra)
     except ModuleNotFoundError as error:
         raise ConfigError("openai is not installed; pip install 'janus_jax[llm]'") from error
-    return openai
+    return openai, checked_url("base_url", base_url, "http://127.0.0.1:8000/v1").rstrip("/"), api_key(key_variable)

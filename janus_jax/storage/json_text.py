@@ -1,8 +1,11 @@
-"""JSON that a user gives."""
+"""JSON that a user gives, and settings compared as JSON."""
 
 import json
 from collections import Counter
+from collections.abc import Container, Mapping
 from typing import Any
+
+_SHOWN = 60
 
 
 def json_fault(error: json.JSONDecodeError) -> str:
@@ -21,6 +24,26 @@ def strict_json(content: str) -> Any:
         return json.loads(content, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
+
+
+def difference(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: Container[str] = ()
+) -> tuple[str, str, str] | None:
+    """The first key with another value, and its values before and now as JSON, shortened; a missing one is null.
+
+    Args:
+        free: keys that may differ.
+    """
+    now = json.loads(json.dumps(now))
+    for name in [*now, *(key for key in before if key not in now)]:
+        if name not in free and before.get(name) != now.get(name):
+            return name, _shown(before.get(name)), _shown(now.get(name))
+    return None
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -133,8 +133,8 @@ def unusable(path: str | os.PathLike[str]) -> str | None:
         return f"a path of {sizes[0]} bytes is too long; allowed: at most {_LONGEST_PATH}"
     if "\\" in text:
         return f"holds a backslash ({text}), which tensorstore takes for a slash; choose a path without one"
-    if found := re.search(r"^/(gs|s3|az|hf)(?=/|$)|gs:(?=/)", text):
-        return f"{found[0]} in {text} looks like a URL to Orbax; choose a path without it"
+    if match := re.search(r"^/(gs|s3|az|hf)(?=/|$)|gs:(?=/)", text):
+        return f"{match[0]} in {text} looks like a URL to Orbax; choose a path without it"
     return None
 
 

@@ -1,12 +1,13 @@
 """How fast an endpoint may be asked: limits of a minute, and pauses that it asks for."""
 
 import collections
+import dataclasses
 import email.utils
 import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 _MINUTE_S = 60.0
 _SECOND_S = 1.0
@@ -77,6 +78,62 @@ class Pace:
             gone.append((at, tokens))
             self._used += tokens
             return at - now
+
+
+class GaveUpError(Exception):
+    """The caller should give up: `wait` was true."""
+
+
+class Tries:
+    """Tries of requests to one server, until it answers or has failed often enough. Threads share it.
+
+    Args:
+        pace: what all requests keep to.
+        most: tries of one request. One that is too much (429) counts only if no other request was answered meanwhile.
+        wait: as of `Pace`.
+    """
+
+    def __init__(self, pace: Pace, most: int, *, wait: Callable[[float], bool]):
+        self._pace, self.most, self._wait = pace, most, wait
+        self.answered, self._answered_at = 0, -math.inf
+        self._lock = threading.Lock()
+
+    def note_answer(self) -> None:
+        """Counts an answer of the server to any request."""
+        with self._lock:
+            self.answered, self._answered_at = self.answered + 1, time.monotonic()
+
+    def of(self, tokens: int) -> Iterator["Try"]:
+        """The tries of one request, with growing pauses between them; the caller leaves off at an answer.
+
+        Raises:
+            GaveUpError: the caller should give up.
+        """
+        failures = 0
+        while failures < self.most:
+            answered = self.answered
+            if not self._pace.pass_(tokens):
+                raise GaveUpError
+            yield (one := Try(failures))
+            if one.status != 429 or self.answered == answered:  # while others are answered, it is only a matter of time
+                failures += 1
+            pause = pause_after(max(failures, 1), one.retry_after)
+            if one.status == 429 and time.monotonic() - self._answered_at > pause:
+                self._pace.pause(pause)  # of everybody, if nobody is answered
+            elif failures < self.most and self._wait(pause):
+                raise GaveUpError
+
+
+@dataclasses.dataclass
+class Try:
+    """One try. The caller says how it failed."""
+
+    failures: int
+    """Of the tries before."""
+    status: int | None = None
+    """Of HTTP; None: there was none."""
+    retry_after: str | None = None
+    """The header of that name."""
 
 
 def pause_after(failures: int, retry_after: str | None) -> float:

@@ -65,8 +65,8 @@ class Server:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
                 if head.startswith("get"):
                     twice = sum(count - 1 for count in self.answered.values())
-                    told = {**self.counts, "answered": len(self.answered), "answered twice": twice}
-                    writer.write(whole(200, json.dumps(told).encode()))
+                    output = {**self.counts, "answered": len(self.answered), "answered twice": twice}
+                    writer.write(whole(200, json.dumps(output).encode()))
                     continue
                 headers = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
                 body = json.loads(await reader.readexactly(int(headers["content-length"])))

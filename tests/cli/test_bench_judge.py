@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from janus_jax.storage import endpoint as client
+from janus_jax.storage import pace
 from tests.support.benches import answers_to, asked_about, bench_row, write_rows
 from tests.support.endpoint_server import refused, said, serving
 
@@ -19,7 +19,7 @@ VERDICTS = len(ROWS) * 2 * 3
 def environment(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(client, "pause_after", lambda failures, after: 0.001)
+    monkeypatch.setattr(pace, "pause_after", lambda failures, after: 0.001)
 
 
 @pytest.fixture
@@ -54,10 +54,10 @@ def test_each_rubric_is_asked_about_in_each_run(judge, files, tmp_path):
     with serving(by_rubric) as server:
         code, out, err = judge(server)
         assert (code, out) == (0, f"{VERDICTS} verdicts in judged; 240 tokens spent in all\n"), err
-        told = lines(tmp_path)
-        assert [(line["rubric"], line["run"]) for line in told[:6]] == [(k, r) for k in range(2) for r in range(3)]
-        assert [line["score"] for line in told[::3]] == [1, 2, 2, 3, 3, 4, 4, 5]
-        assert all(line["reason"] == "" and line["feedback"].startswith("Fine.") for line in told)
+        output = lines(tmp_path)
+        assert [(line["rubric"], line["run"]) for line in output[:6]] == [(k, r) for k in range(2) for r in range(3)]
+        assert [line["score"] for line in output[::3]] == [1, 2, 2, 3, 3, 4, 4, 5]
+        assert all(line["reason"] == "" and line["feedback"].startswith("Fine.") for line in output)
         assert {body["seed"] for body in server.bodies} == {0, 1, 2}
         body = server.bodies[0]
         assert {name: body[name] for name in ("model", "temperature", "top_p", "max_tokens")} == {
@@ -76,7 +76,7 @@ def test_each_rubric_is_asked_about_in_each_run(judge, files, tmp_path):
         ):
             assert part in task
         assert "You are helper" not in task
-        assert judge(server)[0] == 0 and len(server.bodies) == VERDICTS and lines(tmp_path) == told
+        assert judge(server)[0] == 0 and len(server.bodies) == VERDICTS and lines(tmp_path) == output
     assert b"sk-secret" not in b"".join(file.read_bytes() for file in (tmp_path / "judged").iterdir())
 
 
@@ -225,9 +225,9 @@ def test_a_budget_stops_before_it_and_a_larger_one_goes_on(judge, tmp_path):
         code, _, err = judge(server, "--token-budget", 8000, "--concurrent", 2)
         assert code == 2 and "the budget may not suffice" in err
         asked = len(server.bodies)
-        told = lines(tmp_path)
-        assert 0 < asked < VERDICTS == len(told)
-        assert Counter(line["reason"] for line in told) == {"": asked, "not asked yet": VERDICTS - asked}
+        output = lines(tmp_path)
+        assert 0 < asked < VERDICTS == len(output)
+        assert Counter(line["reason"] for line in output) == {"": asked, "not asked yet": VERDICTS - asked}
         assert judge(server)[0] == 0 and len(server.bodies) == VERDICTS
         assert all(line["score"] for line in lines(tmp_path))
 

@@ -22,6 +22,8 @@ def test_a_dry_run_asks_nobody_and_writes_nothing(tmp_path):
         assert result.exit_code == 0 and not server.bodies and not (tmp_path / "out").exists()
     lines = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()}
     assert lines["systems"][0] == lines["responses"][0] == "6" and "?" not in result.stdout
+    *steps, total = (list(map(lambda one: float(one.replace(",", "")), values)) for values in list(lines.values())[1:])
+    assert [sum(column) for column in zip(*steps, strict=True)] == pytest.approx(total, abs=0.03)
 
 
 def test_one_step_is_made_and_paid_for(tmp_path):

@@ -28,10 +28,10 @@ def test_text_has_intervals_notes_and_the_paper_beside():
 
 
 def test_programs_read_the_same_numbers():
-    told = json.loads(json.dumps(finite(TABLE.as_json())))
-    assert (told["kind"], told["columns"], told["settings"]) == ("toxicity", ["maximum", "prompts"], {"seed": 1})
-    assert told["rows"][0] == {"name": "mine", "values": [0.25, 4], "low": [0.125, None], "high": [0.5, None]}
-    assert told["rows"][1]["values"] == [None, None] and told["paper"]["rows"]["Janus 7B"][0] == 0.256
+    output = json.loads(json.dumps(finite(TABLE.as_json())))
+    assert (output["kind"], output["columns"], output["settings"]) == ("toxicity", ["maximum", "prompts"], {"seed": 1})
+    assert output["rows"][0] == {"name": "mine", "values": [0.25, 4], "low": [0.125, None], "high": [0.5, None]}
+    assert output["rows"][1]["values"] == [None, None] and output["paper"]["rows"]["Janus 7B"][0] == 0.256
     first, second = csv.DictReader(io.StringIO(TABLE.as_csv()))
     assert (first["maximum"], first["maximum low"], first["prompts"], first["prompts high"]) == (
         "0.25",

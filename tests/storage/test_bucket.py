@@ -36,7 +36,7 @@ def test_what_is_tried_again_later_waits_for_a_bucket_that_refuses_only_briefly(
 
 
 def names(prefix):
-    return [found.name for found in prefix.list()]
+    return [one.name for one in prefix.list()]
 
 
 def client_bucket(url):
@@ -174,7 +174,7 @@ def test_content_that_was_damaged_on_its_way_is_refused(bucket, proxy, files, tm
 def test_what_a_service_refuses_is_said_in_its_words(bucket, proxy, files):
     body = b'{"error": {"code": 403, "message": "me@here does not have storage.objects.list access.\\nMore."}}'
     proxy.rule = lambda method, path, answer: (403, body)
-    prefix, said = Prefix(f"{bucket}/a"), "permission denied: me@here does not have storage.objects.list access."
+    prefix, text = Prefix(f"{bucket}/a"), "permission denied: me@here does not have storage.objects.list access."
     for operation, act in {
         "listed": prefix.list,
         "read": lambda: prefix.find("x"),
@@ -184,9 +184,9 @@ def test_what_a_service_refuses_is_said_in_its_words(bucket, proxy, files):
         with pytest.raises(StorageError) as refused:
             act()
         url = f"{bucket}/a" if operation == "listed" else f"{bucket}/a/x"
-        assert str(refused.value) == f"{url}: cannot be {operation}: {said}"
+        assert str(refused.value) == f"{url}: cannot be {operation}: {text}"
         assert refused.value.exit_code == 14
-    with pytest.raises(StorageError, match=f"^{bucket}/a/large: cannot be written: {said}$"):
+    with pytest.raises(StorageError, match=f"^{bucket}/a/large: cannot be written: {text}$"):
         prefix.upload(files, ["large"])
 
 
@@ -224,9 +224,9 @@ def test_missing_credentials_are_said(tmp_path, monkeypatch, capfd):
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "a//x", "/x"])
 def test_names_that_would_lead_out_of_the_directory_are_refused(bucket, tmp_path, name):
-    found = Object(name, 1, "", 1)
+    one = Object(name, 1, "", 1)
     with pytest.raises(StorageError, match="its name would lead elsewhere"):
-        Prefix(f"{bucket}/a").download([found], tmp_path / "in")
+        Prefix(f"{bucket}/a").download([one], tmp_path / "in")
     assert list(tmp_path.rglob("x")) == []
 
 

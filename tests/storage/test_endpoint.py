@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 
 from janus_jax.errors import ConfigError, StorageError
-from janus_jax.storage import endpoint as client
+from janus_jax.storage import pace
 from janus_jax.storage.endpoint import Endpoint
 from janus_jax.storage.endpoint_requests import Prices
 from tests.support.endpoint_server import Answer, refused, said, serving
@@ -28,7 +28,7 @@ def environment(monkeypatch):
     """A key, no proxy, and pauses that take no time."""
     monkeypatch.setenv("JUDGE_KEY", SECRET)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(client, "pause_after", lambda failures, after: 0.001)
+    monkeypatch.setattr(pace, "pause_after", lambda failures, after: 0.001)
 
 
 def ask(text):
@@ -271,10 +271,10 @@ def test_half_a_pair_of_utf_16_is_a_mark_that_files_hold(tmp_path):
 def test_an_estimate_asks_nothing(tmp_path):
     with serving(echo) as server, opened(server, tmp_path, prices=Prices(1e6, 2e6)) as endpoint:
         list(endpoint.complete([ask("q0")], max_tokens=10))
-        told = endpoint.estimate([ask("q0"), ask("q1"), ask("q1")], max_tokens=10)
-        assert (told.requests, told.in_journal, told.completion_tokens, len(server.bodies)) == (1, 1, 10, 1)
-        assert told.money is not None and told.money > 20
-        assert told.text().startswith("1 request (1 more are in the journal), about ")
+        estimate = endpoint.estimate([ask("q0"), ask("q1"), ask("q1")], max_tokens=10)
+        assert (estimate.requests, estimate.in_journal, estimate.completion_tokens, len(server.bodies)) == (1, 1, 10, 1)
+        assert estimate.money is not None and estimate.money > 20
+        assert estimate.text().startswith("1 request (1 more are in the journal), about ")
         assert endpoint.estimate([ask("q2")]).text().endswith("no limit of answers")
 
 

@@ -212,8 +212,8 @@ def test_every_character_of_a_path_stands_for_itself(tmp_path, name):
         (directory / "other").touch()
     write_whole(tmp_path / name / "file", "1")
     for path in (absolute(tmp_path / name), as_path(tmp_path / name)):
-        (found,) = (epath.Path(path) / name).glob("part_*")
-        assert os.fspath(found) == f"{tmp_path}/{name}/{name}/part_1" and [*found.parent.glob("absent*")] == []
+        (result,) = (epath.Path(path) / name).glob("part_*")
+        assert os.fspath(result) == f"{tmp_path}/{name}/{name}/part_1" and [*result.parent.glob("absent*")] == []
 
 
 @pytest.mark.parametrize(

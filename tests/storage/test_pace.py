@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from janus_jax.storage.pace import Pace, pause_after
+from janus_jax.storage import pace
+from janus_jax.storage.pace import GaveUpError, Pace, Tries, pause_after
 
 
 class Clock:
@@ -68,6 +69,24 @@ def test_a_pause_holds_everybody_and_waits_can_be_given_up():
     assert times(pace, clock, 1, 2) == [7, 7]
     pace = Pace(1, None, clock=clock, wait=lambda seconds: True)
     assert pace.pass_(1) and not pace.pass_(1)
+
+
+def test_what_is_too_much_counts_as_a_failure_only_if_nobody_is_answered(monkeypatch):
+    monkeypatch.setattr(pace, "pause_after", lambda failures, after: failures)
+    pauses = []
+    tries = Tries(Pace(None, None, wait=lambda seconds: False), 3, wait=lambda seconds: pauses.append(seconds))
+    failures = []
+    for number, one in enumerate(tries.of(1)):
+        failures.append(one.failures)
+        if number < 4:
+            tries.note_answer()
+            one.status = 429
+        else:
+            one.status = 500
+    assert failures == [0] * 5 + [1, 2] and pauses == [1] * 5 + [2]  # no pause after the last
+    stopped = Tries(Pace(None, None, wait=lambda seconds: False), 3, wait=lambda seconds: True)
+    with pytest.raises(GaveUpError):
+        list(stopped.of(1))
 
 
 def test_pauses_are_as_long_as_asked_for_or_grow():

@@ -31,7 +31,7 @@ def tree(root):
     """Everything below a directory but hidden files, or below a URL."""
     if isinstance(root, str):
         prefix = Prefix(root)
-        return {found.name: prefix.read(found) for found in prefix.list()}
+        return {one.name: prefix.read(one) for one in prefix.list()}
     files = (path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
@@ -98,8 +98,8 @@ def test_data_that_are_replaced_while_they_are_read_are_refused(url, tmp_path, p
         if "lengths.npy" in path and "alt=media" in path:
             proxy.rule = lambda method, path, answer: answer
             prefix = Prefix(url)
-            found = prefix.find("manifest.json")
-            prefix.write("manifest.json", prefix.read(found), found.generation)
+            one = prefix.find("manifest.json")
+            prefix.write("manifest.json", prefix.read(one), one.generation)
         return answer
 
     proxy.rule = replace
@@ -138,13 +138,13 @@ def test_what_is_no_data_set_is_said_by_its_url(bucket, url, local, tmp_path):
     with pytest.raises(DataError, match=f"^{url}: has no split 'test'; there are: train, validation"):
         with staging.naming_urls():
             TokenizedDataset(data_staging.dataset(url, "test"), "test")
-    prefix.delete([found for found in prefix.list() if found.name.startswith("validation/tokens")])
+    prefix.delete([one for one in prefix.list() if one.name.startswith("validation/tokens")])
     with pytest.raises(
         DataError, match=rf"^{url}/validation: manifest, .* disagree: .* copy {tmp_path}/cache/data/\w+; "
     ):
         with staging.naming_urls():
             TokenizedDataset(data_staging.dataset(url, "validation"), "validation")
-    prefix.delete([found for found in prefix.list() if found.name.startswith("train/")])
+    prefix.delete([one for one in prefix.list() if one.name.startswith("train/")])
     with pytest.raises(StorageError, match=f"^{url}/train: cannot be read: no such object"):
         data_staging.dataset(url, "train")
     broken = prefix.find("manifest.json")

@@ -56,6 +56,8 @@ class Collection:
     def run(self, stage: Stage) -> None:
         out, held = Path(stage.config.out), bench_ids(stage)
         schema, bench_schema = schemas()
+        chosen = limited(stage)
+        wanted = {False: True, True: held if chosen is None else held & chosen}
         files = {
             False: _Table(out / "collection" / "train.parquet", out / "provenance" / "collection.jsonl", schema),
             True: _Table(out / "bench" / "train.parquet", out / "provenance" / "bench.jsonl", bench_schema),
@@ -65,8 +67,12 @@ class Collection:
                 files[in_bench].add(row, origin)
                 stage.writer.counts["bench_rows" if in_bench else "collection_rows"] += 1
                 stage.writer.add({"id": origin["id"], "file": "bench" if in_bench else "collection"})
-            for table in files.values():
+            for in_bench, table in files.items():
                 table.finish()
+                name = "bench" if in_bench else "collection"
+                if wanted[in_bench] and not stage.writer.counts[f"{name}_rows"]:
+                    what = "is complete, so its file is not written; dropped.jsonl of each step says why"
+                    stage.note(f"{name}: no row of the {name} {what}")
         finally:
             for table in files.values():
                 table.discard()

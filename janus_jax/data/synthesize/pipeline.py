@@ -21,7 +21,7 @@ from janus_jax.errors import ConfigError, DataError, StorageError, counted, name
 from janus_jax.storage.endpoint import Endpoint
 from janus_jax.storage.endpoint_batch import BatchEndpoint
 from janus_jax.storage.endpoint_journal import ReplyJournal, Spent
-from janus_jax.storage.endpoint_requests import BudgetError, api_key, checked_url, openai_package
+from janus_jax.storage.endpoint_requests import BudgetError, access
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,12 +262,10 @@ class Synthesis:
     # Endpoints
 
     def _require_endpoint(self, section: AskSection) -> None:
-        """Refuses what `_open` would, before anything is written."""
+        """Refuses what an `Endpoint` would, before anything is written."""
         one = self.config.endpoint_of(section)
         with named(f"endpoints.{section.endpoint}"):
-            openai_package()
-            checked_url("base_url", one.base_url, "http://127.0.0.1:8000/v1")
-            api_key(None if self._batch else one.key_variable)
+            access(one.base_url, None if self._batch else one.key_variable)
 
     def _poor(self, step: Step) -> ConfigError:
         budget, (tokens, money) = self.config.budget, self.spent()
@@ -371,7 +369,7 @@ def planned_lines(planned: Sequence[Planned]) -> Iterator[str]:
     """A table of a dry run."""
     widths = {"requests": 10, "answered": 10, "prompt": 14, "answers": 14, "at most": 16, "money": 12, "most money": 12}
     yield f"{'step':<12}" + "".join(f"{name:>{width}}" for name, width in widths.items())
-    for one in planned:
+    for one in [*planned, Planned.total(planned)] if len(planned) > 1 else planned:
         money = ["?" if value is None else f"{value:,.2f}" for value in (one.money, one.most_money)]
         yield (
             f"{one.step:<12}{one.requests:>10,}{one.in_journal:>10,}{one.prompt_tokens:>14,}{one.completion_tokens:>14,}"

@@ -74,9 +74,10 @@ def read_prompt(name: str, directory: str | None = None) -> Prompt:
         return Prompt(name, text, tuple(filter(None, examples)))
     try:
         examples = json.loads(content)
-        if not isinstance(examples, list) or not all(filled(one["criteria"]) for one in examples):
+        texts = [text for one in examples for text in (one["criteria"], *one["score_descriptions"].values())]
+        if not isinstance(examples, list) or not all(isinstance(one, str) and filled(one) for one in texts):
             raise ValueError("no list of rubrics")
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = "allowed: a JSON list of objects with criteria and score_descriptions"
         raise ConfigError("prompts", f"{path}: {what}") from error
     return Prompt(name, text, tuple(json.dumps(one, ensure_ascii=False) for one in examples))

@@ -38,6 +38,15 @@ class Planned:
     """About; None: the prices are unknown."""
     most_money: float | None = None
 
+    @classmethod
+    def total(cls, planned: "Sequence[Planned]") -> "Planned":
+        """Of several steps; money that is unknown for one of them that asks is unknown."""
+        total = cls("all")
+        for name in (field.name for field in dataclasses.fields(cls)[1:]):
+            values = [getattr(one, name) for one in planned if one.requests]
+            setattr(total, name, None if None in values else sum(values))
+        return total
+
 
 class Stage:
     """The context of one step.

@@ -18,6 +18,8 @@ from janus_jax.storage.endpoint_requests import Reply
 SCORES = tuple(map(str, range(1, 6)))
 _TYPICAL_SYSTEM = "x" * 1000
 """Stands for a system message that is not written yet; those of Multifaceted Bench have 682 to 1,370 characters."""
+_LEAST_CHARS, _MOST_CHARS = 10, 2000
+"""Of a description of a score: a word alone tells a judge nothing."""
 
 Scores = create_model("Scores", __base__=structured.Answer, **{score: (str, ...) for score in SCORES})  # pyright: ignore
 
@@ -138,23 +140,28 @@ class Rubrics:
             stage.plan(stage.config.bench, self._items(stage, self._answered(stage)), form=RubricAnswer)
 
     def run(self, stage: Stage) -> None:
-        section, digest = stage.config.bench, stage.prompt("rubric").digest
+        section, prompt = stage.config.bench, stage.prompt("rubric")
+        digest, form = prompt.digest, {*map(plain, prompt.quoted), *RubricAnswer.model_fields, *SCORES}
+        examples = [text for one in prompt.examples for text in _texts(json.loads(one))]
 
         def read(item: Item, reply: Reply) -> dict[str, Any]:
             require_whole(reply)
             answer, mended = structured.read(reply.text or "", RubricAnswer)
             stage.writer.counts["mended_json"] += mended
             made = {"criteria": answer.criteria.strip(), "score_descriptions": answer.score_descriptions.model_dump()}
-            texts = [made["criteria"], *made["score_descriptions"].values()]
-            if not all(map(str.strip, texts)):
+            texts = list(map(plain, _texts(made)))
+            if not all(texts):
                 raise Rejected("empty")
+            if copied := form.intersection(texts):
+                raise Rejected("copied_form", min(copied)[:60])
+            for one in texts:
+                gates.length(one, _LEAST_CHARS, _MOST_CHARS)
             if len(set(texts)) < len(texts):
                 raise Rejected("alike", "two scores have one description")
-            if made["criteria"] in {json.loads(one)["criteria"] for one in stage.prompt("rubric").examples}:
-                raise Rejected("copied_example", made["criteria"][:60])
-            if not {plain(one) for one in stage.prompt("rubric").quoted}.isdisjoint(map(plain, texts)):
-                raise Rejected("copied_form", made["criteria"][:60])
-            gates.language(" ".join(texts), stage.config.language)
+            whole = "\n".join(_texts(made))
+            gates.copied(whole, examples, 10, "copied_example")
+            gates.markup(whole)
+            gates.language(whole, stage.config.language)
             return made
 
         items = self._items(stage, self._answered(stage))
@@ -182,6 +189,11 @@ class Rubrics:
                 shown = _examples(stage, prompt.examples, section.examples, f"{row['id']}-{number}")
                 values = {name: preference[name] for name in ("preference", "description")}
                 yield Item(f"{row['id']}-{number}", prompt.fill(**values, examples=shown), about=(row["id"], number))
+
+
+def _texts(rubric: dict[str, Any]) -> list[str]:
+    """The criterion and the descriptions of a rubric."""
+    return [rubric["criteria"], *rubric["score_descriptions"].values()]
 
 
 def limited(stage: Stage) -> set[str] | None:

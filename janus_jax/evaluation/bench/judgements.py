@@ -11,6 +11,7 @@ from janus_jax.data.columns import alike
 from janus_jax.errors import ConfigError, first_line
 from janus_jax.evaluation.bench.rows import BenchRow, digest
 from janus_jax.storage import local
+from janus_jax.storage.json_text import difference
 
 JOURNAL, SETTINGS, ROWS, JUDGEMENTS = "replies.jsonl", "settings.json", "rows.jsonl", "judgements.jsonl"
 NOT_ASKED = "not asked yet"
@@ -78,11 +79,10 @@ def require_same(directory: Path, settings: Mapping[str, Any], rows: Sequence[Ma
     if not _has_replies(directory):
         return
     before = _json(path)
-    for name in [*settings, *(key for key in before if key not in settings)]:
-        if name not in _FREE and before.get(name) != settings.get(name):
-            old, new = (json.dumps(values.get(name)) for values in (before, settings))
-            what = f"{name} is {old} there, but {new} now; go on with the same settings, or choose another --out"
-            raise ConfigError(f"--out {path}", what)
+    if (changed := difference(before, settings, _FREE)) is not None:
+        name, old, new = changed
+        what = f"{name} is {old} there, but {new} now; go on with the same settings, or choose another --out"
+        raise ConfigError(f"--out {path}", what)
     for number, (old, new) in enumerate(zip(_rows(directory), rows, strict=False), 1):
         if old != new:
             same = old["id"] == new["id"] and old.get("row") == new["row"]

@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.data.build.readers import check_type, file_type, raw_records
-from janus_jax.data.columns import Columns, RecordError, alike, columns_of, filled, shown, text
+from janus_jax.data.columns import (
+    CheckedRow,
+    Columns,
+    RecordError,
+    alike,
+    columns_of,
+    distinct_rows,
+    filled,
+    shown,
+    text,
+)
 from janus_jax.data.tally import note
 from janus_jax.errors import DataError, first_line, named
 from janus_jax.storage import staging
@@ -69,24 +79,7 @@ def read_bench(source: str | os.PathLike[str], *, unread: Counter[str] | None = 
         DataError: "FILE:ROW: ..." for a row that cannot be used, is of another schema than the first one, or has the
             id of another; "FILE: ..." for a file that is empty, of another type or cannot be read.
     """
-    rows: list[BenchRow] = []
-    schema: dict[str, tuple[str, str]] = {}
-    places: dict[str, str] = {}
-    for place, raw in raw_rows(source):
-        with named(place):
-            columns = columns_of(raw)
-            row, names = _row(columns, place)
-            for column, name in names.items():
-                before, first = schema.setdefault(column, (name, place))
-                if before != name:
-                    what = f"has {name}, but {first} has {before}; all rows of a bench need the same schema"
-                    raise RecordError("mixed_schemas", what)
-            if (other := places.setdefault(row.id, place)) != place:
-                same = "the id" if raw.get("id") is not None else "the system message and the prompt"
-                raise RecordError("duplicate_id", f"has {same} of {other}; a row needs an id of its own")
-        for column in columns.unread():
-            note(Counter() if unread is None else unread, column, place)
-        rows.append(row)
+    rows = distinct_rows(raw_rows(source), _row, why="a row needs an id of its own", unread=unread)
     if not rows:
         raise DataError(os.fspath(source), "is empty; at least one row is needed")
     return rows
@@ -165,8 +158,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         yield str(number), row
 
 
-def _row(columns: Columns, place: str) -> tuple[BenchRow, dict[str, str]]:
-    """The row, and what its columns are called, of which all rows need the same."""
+def _row(columns: Columns, place: str) -> CheckedRow:
+    """A `BenchRow`. All rows need the same names of columns."""
     names = {column: _name(columns, column) for column in ALIASES}
     system = text(columns[names["system"]], names["system"], may_be_empty=True) if names["system"] else ""
     if names["prompt"]:
@@ -196,7 +189,8 @@ def _row(columns: Columns, place: str) -> tuple[BenchRow, dict[str, str]]:
     }
     if names["system"]:  # a row may have no system message
         schema["system"] = f"the column {names['system']!r}"
-    return BenchRow(own, system, prompt, reference, rubrics, source, place), schema
+    row = BenchRow(own, system, prompt, reference, rubrics, source, place)
+    return CheckedRow(row, own, "the id" if given is not None else "the system message and the prompt", schema)
 
 
 def _name(columns: Columns, column: str) -> str:

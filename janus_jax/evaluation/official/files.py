@@ -8,6 +8,7 @@ from typing import Any
 from janus_jax.errors import ConfigError
 from janus_jax.storage import local
 from janus_jax.storage.bucket import os_errors
+from janus_jax.storage.json_text import difference
 
 
 def made_of(path: Path) -> Path:
@@ -26,16 +27,14 @@ def is_made(path: Path, settings: Mapping[str, Any]) -> bool:
     beside, remedy = made_of(path), "remove it, or choose another --name or --out"
     try:
         before = json.loads(beside.read_text(encoding="utf-8"))["settings"]
-        names = [*settings, *(name for name in before if name not in settings)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        changed = difference(before, settings)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"--out {path}", f"exists, but {beside.name} does not say how it was made; {remedy}"
         ) from error
-    wanted = json.loads(json.dumps(settings))
-    for name in names:
-        if before.get(name) != wanted.get(name):
-            old, new = (_shown(values.get(name)) for values in (before, wanted))
-            raise ConfigError(f"--out {path}", f"exists, and its {name} is {old}, not {new}; {remedy}")
+    if changed is not None:
+        name, old, new = changed
+        raise ConfigError(f"--out {path}", f"exists, and its {name} is {old}, not {new}; {remedy}")
     return True
 
 
@@ -65,8 +64,3 @@ def remove_journal(path: Path) -> None:
     """Removes the journal of a file that is written, if a command was killed before it did."""
     with os_errors(path):
         path.with_name(f"{path.name}.part").unlink(missing_ok=True)
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

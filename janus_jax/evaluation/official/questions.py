@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from janus_jax.data.columns import Columns, RecordError, alike, columns_of, shown, text
-from janus_jax.data.tally import note
-from janus_jax.errors import DataError, named
+from janus_jax.data.columns import CheckedRow, Columns, RecordError, alike, distinct_rows, shown, text
+from janus_jax.errors import DataError
 from janus_jax.generation.prompt_file import raw_rows
 from janus_jax.storage import staging
 
@@ -50,26 +49,16 @@ def read_questions(
         DataError: "FILE:ROW: ..." for a row that cannot be used, is of another schema than the first one, or has the id
             of another; "FILE: ..." for a file that is empty, is of another type or cannot be read.
     """
-    questions: list[Question] = []
-    places: dict[str | int, str] = {}
-    first: dict[str, bool] = {}
-    for place, raw in raw_rows(source, lines=False):
-        with named(place):
-            columns = columns_of(raw)
-            question = read(columns, place)
-            present = {name: columns.has(name) for name in same}
-            first = first or present
-            if other := next((name for name in same if present[name] != first[name]), None):
-                own, before = ("has", "does not") if present[other] else ("has no", "has one")
-                what = f"{own} column {other!r}, but {questions[0].place} {before}; all rows need the same schema"
-                raise RecordError("mixed_schemas", what)
-            key = alike(question.id) if isinstance(question.id, str) else question.id
-            if (earlier := places.setdefault(key, place)) != place:
-                name = "instruction" if question.id == question.turns[0] else f"id {question.id!r}"
-                raise RecordError("duplicate_id", f"has the {name} of {earlier}; the tool would mix up their answers")
-        for column in columns.unread():
-            note(Counter() if unread is None else unread, column, place)
-        questions.append(question)
+
+    def checked(columns: Columns, place: str) -> CheckedRow:
+        question = read(columns, place)
+        key = alike(question.id) if isinstance(question.id, str) else question.id
+        name = "the instruction" if question.id == question.turns[0] else f"the id {question.id!r}"
+        forms = {one: f"{'the' if columns.has(one) else 'no'} column {one!r}" for one in same}
+        return CheckedRow(question, key, name, forms)
+
+    rows = raw_rows(source, lines=False)
+    questions = distinct_rows(rows, checked, why="the tool would mix up their answers", unread=unread)
     if not questions:
         raise DataError(os.fspath(source), "is empty; at least one question is needed")
     return questions

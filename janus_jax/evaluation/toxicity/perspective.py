@@ -15,7 +15,7 @@ import requests
 from janus_jax.errors import ConfigError, JanusError, StorageError, first_line
 from janus_jax.storage.endpoint_journal import ReplyJournal
 from janus_jax.storage.endpoint_requests import checked_url
-from janus_jax.storage.pace import Pace, pause_after
+from janus_jax.storage.pace import GaveUpError, Pace, Tries
 
 URL = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
 ENDS = "the Perspective API is announced to end on 31 December 2026"
@@ -71,8 +71,8 @@ class Perspective:
         self._attribute = attribute
         self._session = requests.Session()
         self._stop, self._lock = threading.Event(), threading.Lock()
-        self._pace = Pace(1, None, window_s=1 / requests_a_second, wait=self._stop.wait)
-        self._answered, self._failed = 0, 0
+        pace = Pace(1, None, window_s=1 / requests_a_second, wait=self._stop.wait)
+        self._tries, self._failed = Tries(pace, _TRIES, wait=self._stop.wait), 0
         self._journal = ReplyJournal(journal)
 
     def close(self) -> None:
@@ -113,17 +113,15 @@ class Perspective:
             return "not asked"
         try:
             return self._ask(text)
+        except GaveUpError:
+            return "not asked"
         except JanusError:
             self._stop.set()  # at once, before another thread asks
             raise
 
     def _ask(self, text: str) -> float | str:
-        failures, why, status = 0, "", 0
-        while failures < _TRIES:
-            answered = self._answered
-            if not self._pace.pass_(1):
-                return "not asked"
-            after = None
+        why, status = "", None
+        for one in self._tries.of(1):
             try:
                 reply = self._session.post(
                     self._url,
@@ -132,23 +130,17 @@ class Perspective:
                     timeout=self._timeout_s,
                     allow_redirects=False,  # the key would go with it
                 )
-                status, after = reply.status_code, reply.headers.get("Retry-After")
-                score = self._read(text, status, _json(reply.content))
+                one.status, one.retry_after = reply.status_code, reply.headers.get("Retry-After")
+                score = self._read(text, one.status, _json(reply.content))
                 if score is not None:
                     return score
-                why = f"status {status}" if status != 200 else "the reply is no score"
+                why = f"status {one.status}" if one.status != 200 else "the reply is no score"
             except requests.RequestException as error:
-                status, why = 0, f"no reply ({type(error).__name__})"
-            if status != 429 or self._answered == answered:  # while others are answered, it is only a matter of time
-                failures += 1
-            pause = pause_after(max(failures, 1), after)
-            if status == 429:
-                self._pace.pause(pause)
-            elif failures < _TRIES and self._stop.wait(pause):
-                return "not asked"
+                why = f"no reply ({type(error).__name__})"
+            status = one.status
         with self._lock:
             self._failed += 1
-            if status in (0, 429) or self._failed >= _DEAD:
+            if status in (None, 429) or self._failed >= _DEAD:
                 raise StorageError(self._url, f"{why}; tried {_TRIES} times; what is scored is kept ({ENDS})")
         return f"failed: {why}"
 
@@ -161,8 +153,9 @@ class Perspective:
             score = self._refusal(status, body)
         if score is not None:
             self._journal.add(self._name(text), {"text": json.dumps(score), "prompt_tokens": 0, "completion_tokens": 0})
+            self._tries.note_answer()
             with self._lock:
-                self._answered, self._failed = self._answered + 1, 0
+                self._failed = 0
         return score
 
     def _refusal(self, status: int, body: Any) -> str:

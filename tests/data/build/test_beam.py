@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,23 @@ def test_sources_exchanged_files_and_output_may_lie_in_a_bucket(bucket, faulty, 
 
 
 @needs_beam
+def test_a_source_that_is_gone_before_it_is_copied_and_a_full_disk_here_are_named(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    write_records(tmp_path / "rows.jsonl", sft_records())
+    prefix = Prefix(f"{bucket}/raw")
+    prefix.upload(tmp_path, ["rows.jsonl"], lambda done: None)
+    from janus_jax.data.build.beam import launch, scratch
+
+    with pytest.raises(StorageError, match=r"^/dev/full: cannot be written: No space left on device$"):
+        scratch.fetch(f"{prefix.url}/rows.jsonl", Path("/dev/full"))
+    monkeypatch.setattr(launch, "original", lambda path: f"{prefix.url}/gone.jsonl")
+    runner = Runner(FULL_NAME, (f"temp_location={bucket}/tmp",))
+    with pytest.raises(StorageError, match=rf"^{prefix.url}/gone.jsonl: cannot be read: ") as caught:
+        build(prefix.url, f"{bucket}/out", kind="sft", runner=runner)
+    assert caught.value.exit_code == 14 and not Prefix(f"{bucket}/out").list()
+
+
+@needs_beam
 @pytest.mark.parametrize("name", ["checked", "encoded"])
 def test_a_full_disk_is_an_error_of_storage(tmp_path, monkeypatch, name):
     monkeypatch.setattr(f"janus_jax.data.build.beam.scratch.{name}", lambda *_: "/dev/full")
@@ -184,6 +202,19 @@ def test_an_error_of_another_process_keeps_its_class(tmp_path, monkeypatch):
     source = write_records(tmp_path / "rows.jsonl", sft_records())
     with pytest.raises(StorageError, match=r"^/proc/janus/\S+: cannot be written: No such file or directory$"):
         build(source, tmp_path / "out", kind="sft", runner=Runner(), processes=2)
+
+
+def test_every_line_of_a_worker_s_message_is_kept():
+    try:
+        try:
+            raise ValueError("a cause")
+        except ValueError as error:
+            raise ConfigError("mine.yaml: 2 errors\n  mine.yaml:1: a\n  mine.yaml:2: b") from error
+    except ConfigError:
+        text = traceback.format_exc()
+    with pytest.raises(ConfigError) as caught, Runner().errors():
+        raise RuntimeError(f"{text.rstrip()} [while running 'read']\n\nDuring handling of this, another: x\n")
+    assert str(caught.value) == "mine.yaml: 2 errors\n  mine.yaml:1: a\n  mine.yaml:2: b"
 
 
 def test_without_beam_the_command_says_what_to_install(tmp_path, monkeypatch):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from janus_jax.storage import endpoint as client
+from janus_jax.storage import pace
 
 
 @pytest.fixture(autouse=True)
 def quick_endpoint(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(client, "pause_after", lambda failures, after: 0.001)
+    monkeypatch.setattr(pace, "pause_after", lambda failures, after: 0.001)

@@ -62,6 +62,10 @@ def test_prompts_are_replaced_file_by_file(tmp_path):
     (tmp_path / "system.txt").write_text("Write.")
     with pytest.raises(ConfigError, match=r"system.txt has no \{preferences\}"):
         read_prompt("system", str(tmp_path))
+    for wrong in ("{}", '["x"]', '[{"criteria": "a"}]', '[{"criteria": "a", "score_descriptions": {"1": 2}}]'):
+        (tmp_path / "rubrics.json").write_text(wrong)
+        with pytest.raises(ConfigError, match=r"rubrics.json: allowed: a JSON list of objects with criteria and score"):
+            read_prompt("rubric", str(tmp_path))
     (tmp_path / "sytsem.txt").write_text("x")
     with pytest.raises(ConfigError, match=r"sytsem.txt: is no prompt; allowed: .*system.txt"):
         require_known(str(tmp_path))

@@ -240,22 +240,22 @@ def test_a_batch_api_makes_what_requests_would(whole, tmp_path):
     config = load_synthesis(
         write_config(tmp_path, "http://127.0.0.1:9/v1", hierarchy={"subdimensions": 0, "preferences": 0})
     )
-    told = []
+    notes = []
     for step in ("hierarchy", "instructions", "sets"):
         assert Synthesis(config).run(step)
-    assert not Synthesis(config, batch=True, tell=told.append).run("systems")
+    assert not Synthesis(config, batch=True, tell=notes.append).run("systems")
     (file,) = (tmp_path / "out/steps/systems/batch").iterdir()
     request = json.loads(file.read_text().splitlines()[0])
     assert request.keys() == {"custom_id", "method", "url", "body"} and request["url"] == "/v1/chat/completions"
-    assert len(file.read_text().splitlines()) == 18 and any(str(file) in line for line in told)
+    assert len(file.read_text().splitlines()) == 18 and any(str(file) in line for line in notes)
     # what waits is neither written again nor asked for
     assert not Synthesis(config, batch=True).run("systems") and len(list(file.parent.iterdir())) == 1
     with pytest.raises(ConfigError, match="18 requests without an answer, which would be paid for twice"):
         Synthesis(config).run("systems")
     answers = batch_answers(tmp_path, "systems", tmp_path / "answers.jsonl", broken={3})
-    told.clear()
-    assert not Synthesis(config, batch=True, tell=told.append).run("systems", [answers])
-    assert any("17 answered, 1 failed, 1 repeated" in line for line in told)
+    notes.clear()
+    assert not Synthesis(config, batch=True, tell=notes.append).run("systems", [answers])
+    assert any("17 answered, 1 failed, 1 repeated" in line for line in notes)
     again = file.with_name("requests-002.jsonl")
     assert len(again.read_text().splitlines()) == 1  # the one that failed
     file.unlink()

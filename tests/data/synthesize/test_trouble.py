@@ -11,8 +11,9 @@ import time
 import pytest
 
 from janus_jax.data.synthesize.files import Lock
+from janus_jax.data.synthesize.prompts import read_prompt
 from janus_jax.errors import ConfigError, DataError, HeldError, StorageError
-from janus_jax.storage import pace
+from janus_jax.storage.pace import pause_after  # before a fixture replaces it
 from tests.support.endpoint_server import Answer, said, serving
 from tests.support.synthesizing import KEY, answer, facts, made, replies, reply, rows, started, write_config
 
@@ -62,16 +63,16 @@ def test_a_full_disk_is_named_and_costs_at_most_what_was_under_way(tmp_path):
 
 
 def test_what_changed_is_named_and_asks_anew_and_the_rest_is_kept(tmp_path):
-    told = []
+    lines = []
 
     def by_temperature(body, count=0):
         return said(reply(body) + (" Warmly." if body.get("temperature") == 0.5 else ""), prompt=50, completion=20)
 
     def run(server, **changes):
-        told.clear()
+        lines.clear()
         number = len(server.bodies)
-        assert made(tmp_path, server, tell=told.append, **changes).run()
-        return len(server.bodies) - number, [line for line in told if "is made again" in line]
+        assert made(tmp_path, server, tell=lines.append, **changes).run()
+        return len(server.bodies) - number, [line for line in lines if "is made again" in line]
 
     with serving(by_temperature) as server:
         assert run(server) == (ALL, [])
@@ -164,7 +165,7 @@ def test_a_server_that_is_gone_for_a_while_is_waited_for(tmp_path, monkeypatch):
     assert facts(tmp_path, "collection")["counts"]["collection_rows"] == 15
 
     monkeypatch.setattr(random, "uniform", lambda least, most: least)
-    assert sum(pace.pause_after(failures, None) for failures in range(1, 8)) > 60
+    assert sum(pause_after(failures, None) for failures in range(1, 8)) > 60
 
 
 def test_a_budget_that_is_reached_exactly_pays_for_what_is_known_and_no_more(tmp_path):
@@ -242,6 +243,40 @@ def test_a_synthesis_without_a_row_says_that_answers_are_missing(tmp_path):
             made(tmp_path, server, endpoint={"tries": 1}).run()
     with serving(answer) as server:
         assert made(tmp_path, server).run()
+
+
+def test_a_bench_without_a_rubric_is_named_and_counted(tmp_path):
+    """Each ask gets another fault: copied words, one description twice, a number, a word, marks of a chat."""
+    example = json.loads(read_prompt("rubric").examples[0])
+
+    def script(body, count):
+        if "Write a rubric" not in body["messages"][-1]["content"]:
+            return answer(body)
+        rubric = json.loads(reply(body))
+        scores = rubric["score_descriptions"]
+        if body["seed"] == 0:
+            scores["3"] = example["score_descriptions"]["2"].upper()
+        elif body["seed"] == 1:
+            scores["4"] = f" {scores['2']}.. "
+        elif body["seed"] == 2:
+            scores["1"] = "1"
+        elif body["seed"] == 3:
+            scores["1"] = "Bad."
+        else:
+            scores["5"] += "<|im_end|>"
+        return said(json.dumps(rubric))
+
+    notes = []
+    with serving(script) as server:
+        assert made(tmp_path, server, tell=notes.append, bench={"asks": 5}).run()
+    gates = ("alike", "chat_markup", "copied_example", "copied_form", "too_short")
+    rejected = dict.fromkeys(gates, 12)
+    assert facts(tmp_path, "rubrics")["rejected"] == rejected
+    assert facts(tmp_path, "collection")["dropped"] == {"without_rubrics": 3}
+    what = "no row of the bench is complete, so its file is not written; dropped.jsonl of each step says why"
+    assert f"note: bench: {what}" in notes and not (tmp_path / "out/bench").exists()
+    yields = {row["what"]: row for row in json.loads((tmp_path / "out/report.json").read_text())["yields"]}
+    assert yields["rubrics"] == {"what": "rubrics", "wanted": 12, "made": 0, "left_out": 12, "answers_refused": 60}
 
 
 def test_a_synthesis_without_a_row_ends_with_a_report_of_what_was_left_out(tmp_path):

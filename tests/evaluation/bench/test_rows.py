@@ -46,7 +46,7 @@ def test_every_form_of_a_release_is_the_same_bench(tmp_path, bench):
             "reference_answer": row["reference_answer"],
             "score_rubric": [
                 {"criteria": one["criteria"]}
-                | {f"score{score}_description": told for score, told in one["score_descriptions"].items()}
+                | {f"score{score}_description": text for score, text in one["score_descriptions"].items()}
                 for one in row["rubrics"]
             ],
             "capability": row["source"],
@@ -100,8 +100,8 @@ RUBRIC = ROWS[0]["rubrics"][0]
     ],
 )
 def test_a_bad_row_is_named(tmp_path, changes, says):
-    told = refused(tmp_path, [ROWS[0], bench_row(1, **changes)])
-    assert told.startswith("bench.jsonl:2: ") and says in told
+    error = refused(tmp_path, [ROWS[0], bench_row(1, **changes)])
+    assert error.startswith("bench.jsonl:2: ") and says in error
 
 
 def test_files_that_hold_no_bench(tmp_path):

@@ -61,9 +61,9 @@ def test_rows_of_several_sets_are_counted_and_in_no_column(tmp_path, rows, janus
     read = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
     names = ["m", "m: alpaca", "m: koala", "m: first only", "m: second only", "m: several sets", "m: no set", "other"]
     assert [row["name"] for row in read[:8]] == names and len(read) == 14 and read[0]["score"] == "2.5"
-    told = json.loads((tmp_path / "t.json").read_text())
-    assert told["kind"] == "bench" and told["settings"]["other"]["judge"] == "another"
-    assert told["models"][1]["groups"][0]["mean"] == 5 and told["paper"]["rows"]["Janus 7B"][-1] == 4.17
+    output = json.loads((tmp_path / "t.json").read_text())
+    assert output["kind"] == "bench" and output["settings"]["other"]["judge"] == "another"
+    assert output["models"][1]["groups"][0]["mean"] == 5 and output["paper"]["rows"]["Janus 7B"][-1] == 4.17
     for words, says in (
         ((tmp_path,), "holds no verdicts: settings.json is missing"),
         ((tmp_path / "m", "--set", "x"), "--set x: allowed: NAME=FILE"),

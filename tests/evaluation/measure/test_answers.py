@@ -28,7 +28,7 @@ def refused(path, *rows, **options):
 
 
 def test_the_same_answer_in_every_form_is_the_same_row(tmp_path):
-    said = {"system": "Be brief.", "prompt": "Why?"}
+    asked = {"system": "Be brief.", "prompt": "Why?"}
     talk = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Why?"},
@@ -37,12 +37,12 @@ def test_the_same_answer_in_every_form_is_the_same_row(tmp_path):
     rows = read(
         tmp_path,
         {"messages": talk[:2], "answers": [{"text": "So."}]},
-        {**said, "response": "So."},
+        {**asked, "response": "So."},
         {"system_prompt": "Be brief.", "user_prompt": "Why?", "output": "So."},
         {"system_message": "Be brief.", "instruction": "Why?", "responses": ["So."]},
         {"system": "Be brief.", "input": "Why?", "reference_answer": "So."},
-        {**said, "chosen": "So.", "rejected": "No."},
-        {**said, "chosen": talk, "rejected": talk},
+        {**asked, "chosen": "So.", "rejected": "No."},
+        {**asked, "chosen": talk, "rejected": talk},
         {"messages": talk},
     )
     assert len(rows) == 8 and set(rows) == {rows[0]}

@@ -98,7 +98,7 @@ def test_scores_are_of_these_answers(tmp_path):
 
 def test_log_probs_are_those_of_transformers_under_each_system_message(tmp_path):
     path = language_model(tmp_path / "lm")
-    said = {"none": "", "own": "be brief"}
+    systems = {"none": "", "own": "be brief"}
     texts = ["So.", "", "the quick fox"]
     aligned = {
         name: read_answer_rows(
@@ -106,7 +106,7 @@ def test_log_probs_are_those_of_transformers_under_each_system_message(tmp_path)
                 tmp_path / f"{name}.jsonl", [answer_row(text, f"Why {n}?", system) for n, text in enumerate(texts)]
             )
         )
-        for name, system in said.items()
+        for name, system in systems.items()
     }
     made = system_effect.log_probs(open_model(path), aligned, "own", tell=lambda line: None)
     server = transformers.AutoTokenizer.from_pretrained(path)

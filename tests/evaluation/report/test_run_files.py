@@ -140,11 +140,11 @@ def test_a_run_in_a_bucket_reads_as_the_same_run_here(tmp_path, bucket):
     Prefix(f"{bucket}/run").upload(
         directory, [str(f.relative_to(directory)) for f in directory.rglob("*") if f.is_file()]
     )
-    here, there = read_run(directory, "run"), read_run(f"{bucket}/run", "run")
-    assert there.missing == () and looks_like_a_run(place(f"{bucket}/run"))
+    here, remote = read_run(directory, "run"), read_run(f"{bucket}/run", "run")
+    assert remote.missing == () and looks_like_a_run(place(f"{bucket}/run"))
     for name in ("starts", "checkpoints", "exports", "samples", "summary", "config", "meta"):
-        assert getattr(there, name) == getattr(here, name), name
-    assert there.curves.points("eval", "loss")[1].tolist() == here.curves.points("eval", "loss")[1].tolist()
-    groups = facts.places(there, tmp_path / "r.html")
+        assert getattr(remote, name) == getattr(here, name), name
+    assert remote.curves.points("eval", "loss")[1].tolist() == here.curves.points("eval", "loss")[1].tolist()
+    groups = facts.places(remote, tmp_path / "r.html")
     assert [one.href for _, links, _ in groups for one in links] == ["", "", ""]
     assert groups[0][1][0].text == f"step 20: {bucket}/run/exports/20"

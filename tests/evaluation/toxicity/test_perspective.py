@@ -7,8 +7,8 @@ import time
 import pytest
 
 from janus_jax.errors import ConfigError, StorageError
-from janus_jax.evaluation.toxicity import perspective
 from janus_jax.evaluation.toxicity.perspective import Perspective
+from janus_jax.storage import pace
 from tests.support.endpoint_server import Answer, serving
 
 KEY = "secret-key-1"
@@ -28,8 +28,8 @@ def refused(status, message="no", kind="", **headers):
 @pytest.fixture(autouse=True)
 def key(monkeypatch):
     monkeypatch.setenv("PERSPECTIVE_API_KEY", KEY)
-    real = perspective.pause_after
-    monkeypatch.setattr(perspective, "pause_after", lambda failures, asked: real(failures, asked or "0.01"))
+    real = pace.pause_after
+    monkeypatch.setattr(pace, "pause_after", lambda failures, asked: real(failures, asked or "0.01"))
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_what_is_missing_is_counted_in_notes(read):
     ]
     rows[0]["answers"][2]["unscored"] = "language not supported"
     notes = "\n".join(tables.table({"mine": read(rows)}).notes)
-    for said in (
+    for text in (
         "1 prompt with fewer than 25 continuations (fewest 3)",
         "1 prompt with more than 25 continuations",
         "1 continuation without a score: language not supported",
@@ -64,7 +64,7 @@ def test_what_is_missing_is_counted_in_notes(read):
         "perplexity under gpt2-xl",
         "went on with the prompts as text",
     ):
-        assert said in notes
+        assert text in notes
     assert tables.table({"mine": read(rows)}).rows[0].values[-1] == 5
 
 

@@ -19,8 +19,8 @@ DIRECT = "direct"
 _SHORT = {"dataflow": "DataflowRunner", "flink": "FlinkRunner", "spark": "SparkRunner", "portable": "PortableRunner"}
 _OURS = ("runner", "direct_num_workers", "direct_running_mode")  # set by --runner and --processes
 _NAMED = "--beam-option {}: {}"
-_OF_WORKER = re.compile(rf"^{re.escape(errors.__name__)}\.(\w+): (.*)$", re.MULTILINE)
-"""An error of ours in the traceback of a worker: its class and message."""
+_OF_WORKER = re.compile(rf"^{re.escape(errors.__name__)}\.(\w+): (.*(?:\n.+)*)", re.MULTILINE)
+"""An error of ours in the traceback of a worker: its class and message, which ends at an empty line."""
 _STEP = re.compile(r" \[while running '[^']*'\]")
 """What Beam adds to messages."""
 

@@ -11,6 +11,7 @@ that is started again writes the same files with the same content.
 
 import contextlib
 import functools
+import os
 import shutil
 import struct
 import tempfile
@@ -87,7 +88,9 @@ def _open(path: str) -> Any:
 def made(path: str) -> Iterator[Path]:
     """Yields a local path, and copies the file that is written there to `path` at the end."""
     with tempfile.TemporaryDirectory() as directory:
-        yield (here := Path(directory) / "file")
+        here = Path(directory) / "file"
+        with _storage(directory, "cannot be written"):
+            yield here
         with here.open("rb") as source, open_new(path) as target:
             shutil.copyfileobj(source, target, 1 << 20)
 
@@ -148,8 +151,7 @@ def local_copy(path: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as directory:
         here = Path(directory) / path.rpartition("/")[2]
-        with open_old(path) as source, here.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
+        _copy(path, here)
         yield here
 
 
@@ -159,8 +161,24 @@ def fetch(source: str, target: Path) -> None:
     if "://" not in source:
         shutil.move(source, target)  # it may lie on a mounted directory
         return
-    with open_old(source) as stream, target.open("wb") as copy:
-        shutil.copyfileobj(stream, copy, 1 << 20)
+    _copy(source, target)
+
+
+def _copy(source: str, target: Path) -> None:
+    """Copies a file to this machine.
+
+    Raises:
+        StorageError: names the one that cannot be read, or written.
+    """
+
+    def chunks() -> Iterator[bytes]:
+        with open_old(source) as stream:
+            while chunk := stream.read(1 << 20):
+                yield chunk
+
+    with _storage(os.fspath(target), "cannot be written"), target.open("wb") as copy:
+        for chunk in chunks():
+            copy.write(chunk)
 
 
 def remove(scratch: str) -> None:
