@@ -15,9 +15,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from janus_jax.model import head
+from janus_jax.model import blockwise, head
 from janus_jax.model.attention import Keys, Slots, attention
-from janus_jax.model.blockwise import blockwise, suits
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.kernels import Kernel
 from janus_jax.model.remat import INPUT, Remat, policy
@@ -92,8 +91,9 @@ class Attention(nnx.Module):
             k = checkpoint_name(rotary(heads(self.k, "kv_heads"), slots.position, config.rope_theta), "key")
             v = checkpoint_name(heads(self.v, "kv_heads"), "value")
             window, kernel = config.sliding_window, compute.kernel
-            if kernel is None and not past and suits(x.shape[1], compute.place):
-                out = checkpoint_name(blockwise(q, k, v, slots, window=window), "attention")
+            if kernel is None and not past and blockwise.suits(x.shape[1], compute.place):
+                out = blockwise.on_devices(q, k, v, slots, window=window, place=compute.place)
+                out = checkpoint_name(out, "attention")
             elif kernel is None or past:
                 shards = compute.place.shards("batch", "kv_heads")
                 on_cpu = compute.place.platform == "cpu"
