@@ -27,11 +27,16 @@ _LONG = 1024
 _LEAST = jnp.finfo(jnp.float32).min
 
 
-def suits(length: int, place: Placement) -> bool:
+def suits(length: int, place: Placement, *, several: bool = False) -> bool:
     """Whether `on_devices` is the way to compute rows of this length: on CPU devices with whole rows and with the key
-    heads of their query heads, if rows are long."""
+    heads of their query heads, if rows are long.
+
+    Args:
+        several: also on several devices.
+    """
     whole = place.shards("length") == 1 and place.names("q_heads") == place.names("kv_heads")
-    return length >= _LONG and place.platform == "cpu" and whole
+    few = several or (place.mesh is not None and place.mesh.size == 1)
+    return length >= _LONG and place.platform == "cpu" and whole and few
 
 
 def on_devices(
