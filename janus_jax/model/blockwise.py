@@ -27,9 +27,32 @@ _LONG = 1024
 _LEAST = jnp.finfo(jnp.float32).min
 
 
-def suits(length: int, place: Placement) -> bool:
-    """Whether `blockwise` is the way to compute rows of this length: on a single CPU device, if they are long."""
-    return length >= _LONG and place.platform == "cpu" and place.mesh is not None and place.mesh.size == 1
+def suits(length: int, place: Placement, *, several: bool = False) -> bool:
+    """Whether `on_devices` is the way to compute rows of this length: on CPU devices with whole rows and with the key
+    heads of their query heads, if rows are long.
+
+    Args:
+        several: also on several devices.
+    """
+    whole = place.shards("length") == 1 and place.names("q_heads") == place.names("kv_heads")
+    few = several or (place.mesh is not None and place.mesh.size == 1)
+    return length >= _LONG and place.platform == "cpu" and whole and few
+
+
+def on_devices(
+    q: Float[Array, "B L N H"],
+    k: Float[Array, "B L K H"],
+    v: Float[Array, "B L K H"],
+    slots: Slots,
+    *,
+    window: int | None = None,
+    place: Placement,
+) -> Float[Array, "B L N H"]:
+    """`blockwise` on every device, of its own rows and heads; where `suits`."""
+    queries, keys = (("batch", "length", heads, "head_dim") for heads in ("q_heads", "kv_heads"))
+    slot: Any = ("batch", "length")
+    axes = (queries, keys, keys, Slots(slot, slot, slot))
+    return place.map(functools.partial(blockwise, window=window), axes, queries)(q, k, v, slots)
 
 
 def blockwise(

@@ -97,7 +97,7 @@ def _forward(
     is_counted = jnp.arange(slots, dtype=jnp.int32) < counted.sum()
     logsumexp = best + jnp.log(jnp.where(is_counted, total, 1))
     logps = jnp.where(is_counted, picked - logsumexp, 0)
-    logps = jnp.zeros(slots, jnp.float32).at[order].set(logps, unique_indices=True).reshape(counted.shape)
+    logps = logps[jnp.argsort(order)].reshape(counted.shape)
     if not keep:
         return (logps,)
     share = jnp.where(is_counted, jnp.exp(top - logsumexp), 0)
@@ -128,8 +128,7 @@ def _backward(
     dx = dx * scale + g * head[:, target].T
     dhead = dhead.at[:, target].add((g * x).T)
     dx = jax.lax.psum(dx, names) if names else dx
-    dx = jnp.zeros_like(dx).at[order].set(dx, unique_indices=True)
-    return dx.reshape(shape), scatter_sum(dhead, place, _HEAD)
+    return dx[jnp.argsort(order)].reshape(shape), scatter_sum(dhead, place, _HEAD)
 
 
 def _own(targets: Array, head: Array, place: Placement) -> tuple[Array, Array]:

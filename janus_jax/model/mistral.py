@@ -15,9 +15,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from janus_jax.model import head
+from janus_jax.model import blockwise, head
 from janus_jax.model.attention import Keys, Slots, attention
-from janus_jax.model.blockwise import blockwise, suits
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.kernels import Kernel
 from janus_jax.model.remat import INPUT, Remat, kept, policy
@@ -54,6 +53,7 @@ class Compute:
     place: Placement = NOWHERE
     kernel: Kernel | None = None  # how attention is computed; None: the rule in plain JAX
     padding_sees_nothing: bool = False  # attention gives 0 at padding, as FlashAttention in torch; else unused values
+    blocks_on_devices: bool = False  # long rows go block by block (`blockwise`) also on several CPU devices
 
     def long_rows(self, x: Array) -> Array:
         """[B, L, D] as XLA's CPU backend multiplies it best: rows of a device end to end, [shards, B * L / shards, D].
@@ -92,8 +92,10 @@ class Attention(nnx.Module):
             k = checkpoint_name(rotary(heads(self.k, "kv_heads"), slots.position, config.rope_theta), "key")
             v = checkpoint_name(heads(self.v, "kv_heads"), "value")
             window, kernel = config.sliding_window, compute.kernel
-            if kernel is None and not past and suits(x.shape[1], compute.place):
-                out = checkpoint_name(blockwise(q, k, v, slots, window=window), "attention")
+            in_blocks = blockwise.suits(x.shape[1], compute.place, several=compute.blocks_on_devices)
+            if kernel is None and not past and in_blocks:
+                out = blockwise.on_devices(q, k, v, slots, window=window, place=compute.place)
+                out = checkpoint_name(out, "attention")
             elif kernel is None or past:
                 shards = compute.place.shards("batch", "kv_heads")
                 on_cpu = compute.place.platform == "cpu"

@@ -186,7 +186,9 @@ def build_program(
         kernel, attention = None, "plain JAX (compat.orpo_padding = trl)"
     else:
         kernel, attention = choose(config.precision.attention, need)
-    compute = Compute(need.dtype, config.remat, place, kernel, padding_sees_nothing=padding == "axolotl")
+    compute = Compute(
+        need.dtype, config.remat, place, kernel, padding_sees_nothing=padding == "axolotl", blocks_on_devices=True
+    )
     adamw = AdamW.of(config)
     functions = StepFunctions(
         model=model,

@@ -10,7 +10,7 @@ from janus_jax.data.padding import Padding
 from janus_jax.data.rows import RowFormat
 from janus_jax.model import blockwise
 from janus_jax.parallel.axes import MeshShape
-from janus_jax.parallel.mesh import NOWHERE, Placement, build_mesh
+from janus_jax.parallel.mesh import DEFAULT_RULES, NOWHERE, Placement, build_mesh
 from tests.support.attention_rows import APART, PAIRS, REWARD, assert_equals_the_rule, layout_of
 
 ROWS = [[(30, 25, 40), (9, 20, 3)], [(50, 70, 41)]]
@@ -41,9 +41,22 @@ def test_blocks_in_which_nobody_sees_anything_are_not_visited():
     assert (table == seen).all()
 
 
-def test_long_rows_on_one_cpu_device_alone():
-    one = Placement(build_mesh(MeshShape(), jax.devices()[:1]))
-    assert blockwise.suits(4096, one)
-    assert not blockwise.suits(512, one)
-    assert not blockwise.suits(4096, NOWHERE)
-    assert not blockwise.suits(4096, Placement(build_mesh(MeshShape(), jax.devices()[:2])))
+def test_devices_have_their_own_rows_and_heads():
+    slots = layout_of([*ROWS, *ROWS[::-1]], PAIRS, 250)
+    place = Placement(build_mesh(MeshShape(data=2, fsdp=1, tensor=2), jax.devices()[:4]), DEFAULT_RULES)
+    attend = functools.partial(blockwise.on_devices, place=place)
+    assert_equals_the_rule(attend, slots, window=None, heads=(4, 2), head_dim=8)
+
+
+def test_long_whole_rows_on_cpu_devices():
+    def place(devices, rules=DEFAULT_RULES, **sizes):
+        return Placement(build_mesh(MeshShape(**sizes), jax.devices()[:devices]), rules)
+
+    several = functools.partial(blockwise.suits, several=True)
+    eight = place(8, data=2, fsdp=2, tensor=2)
+    assert blockwise.suits(4096, place(1)) and several(4096, place(1)) and several(4096, eight)
+    assert not blockwise.suits(4096, eight)
+    assert not several(512, place(1))
+    assert not several(4096, NOWHERE)
+    assert not several(4096, place(2, context=2))
+    assert not several(4096, place(2, DEFAULT_RULES | {"kv_heads": ()}, tensor=2))

@@ -1,16 +1,20 @@
 """`janus demo`: the whole job on one machine, from records to two Hugging Face directories and a table of results."""
 
+import concurrent.futures
 import json
 import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from janus_jax.cli.demo.stages import STAGES, largest_mesh
 from janus_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from janus_jax.config.run import RunConfig
 
 _CONFIGS = Path(__file__).parent
 _ONLY_AT_THE_END = 10**9
@@ -45,6 +49,7 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
     from janus_jax.model.config import PRESETS
     from janus_jax.text.tokenizer import load_tokenizer
     from janus_jax.training.run import train
+    from janus_jax.training.setup import prepare
 
     stage = STAGES[objective]
     shape = PRESETS["tiny"] if model is None else open_model(model).config
@@ -52,45 +57,47 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
     load_tokenizer(model)  # fails on bad input before anything is written
     _clear(out)
     console.rule("[bold]1. Data: the embedded Multifaceted sample -> TFDS -> seqio Task -> token ids")
-    data = {kind: _build(kind, model, out, console) for kind in ("sft", stage.name)}
+    sft_data = _build("sft", model, out, console)
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:  # where the main thread leaves a core idle
+        building = beside.submit(_build, stage.name, model, out, console)
+        mesh_text = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
+        console.rule(f"[bold]2. SFT of {'random weights' if model is None else model} on a mesh of {mesh_text}")
+        common = [*(f"mesh.{axis}={size}" for axis, size in mesh.items()), *_steps(steps)]
+        shards = mesh["data"] * mesh["fsdp"]
+        sft_changes = [
+            *common,
+            _path("run.dir", out / "sft"),
+            _path("data.dir", sft_data),
+            f"batch.rows={-(-4 // shards) * shards}",
+        ]
+        if model is not None:
+            sft_changes += ["model=null", _path("init.from", model), "schedule.learning_rate=1.0e-5", "remat=full"]
+            sft_changes += [f"eval.every_steps={_ONLY_AT_THE_END}", "eval.at_start=false"]
+        sft = load_config(_CONFIGS / "sft.yaml", sft_changes)
+        total = prepare(sft).total_steps
+        stop = max(1, total - _REPEATED_STEPS)
+        sft = load_config(_CONFIGS / "sft.yaml", [*sft_changes, f"checkpoint.every_steps={stop}", "checkpoint.keep=9"])
+        with figures.Bar(console, "SFT", total) as bar:
+            sft_summary = train(sft, writers=[bar], preemptible=False)
 
-    mesh_text = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
-    console.rule(f"[bold]2. SFT of {'random weights' if model is None else model} on a mesh of {mesh_text}")
-    common = [f"mesh.{axis}={size}" for axis, size in mesh.items()]
-    shards = mesh["data"] * mesh["fsdp"]
-    sft_changes = [
-        *common,
-        *_steps(steps),
-        _path("run.dir", out / "sft"),
-        _path("data.dir", data["sft"]),
-        f"batch.rows={-(-4 // shards) * shards}",
-    ]
-    if model is not None:
-        sft_changes += ["model=null", _path("init.from", model), "schedule.learning_rate=1.0e-5", "remat=full"]
-        sft_changes += [f"eval.every_steps={_ONLY_AT_THE_END}", "eval.at_start=false"]
-    sft = load_config(_CONFIGS / "sft.yaml", sft_changes)
-    total = _total_steps(sft)
-    stop = max(1, total - _REPEATED_STEPS)
-    sft = load_config(_CONFIGS / "sft.yaml", [*sft_changes, f"checkpoint.every_steps={stop}", "checkpoint.keep=9"])
-    with figures.Bar(console, "SFT", total) as bar:
-        sft_summary = train(sft, writers=[bar], preemptible=False)
-    console.rule(f"[bold]3. Resume: the last {total - stop} steps again, from the checkpoint of step {stop}")
-    resumed = report.prove_resume(sft, stop, out / "resumed")
-    console.print(f"losses and final weights {'bit-equal' if resumed else '[red]DIFFER'}")
+        changes = [
+            *common,
+            _path("run.dir", out / stage.name),
+            _path("data.dir", building.result()),
+            _path("init.from", out / "sft"),
+        ]
+        if model is not None:
+            changes += ["schedule.learning_rate=5.0e-6", "remat=full", "eval.every_steps=null"]
+            changes += ["batch.examples=6", "batch.row_length=512"]  # one prompt a step: a real model is slow here
+        preference = load_config(_CONFIGS / f"{stage.name}.yaml", changes)
+        compiling = beside.submit(_compile, preference)
+        console.rule(f"[bold]3. Resume: the last {total - stop} steps again, from the checkpoint of step {stop}")
+        resumed = report.prove_resume(sft, stop, out / "resumed")
+        console.print(f"losses and final weights {'bit-equal' if resumed else '[red]DIFFER'}")
+        preference_total = compiling.result()
 
     console.rule(f"[bold]4. {stage.description}")
-    changes = [
-        *common,
-        *_steps(steps),
-        _path("run.dir", out / stage.name),
-        _path("data.dir", data[stage.name]),
-        _path("init.from", out / "sft"),
-    ]
-    if model is not None:
-        changes += ["schedule.learning_rate=5.0e-6", "remat=full", "eval.every_steps=null"]
-        changes += ["batch.examples=6", "batch.row_length=512"]  # one prompt a step: a real model is slow here
-    preference = load_config(_CONFIGS / f"{stage.name}.yaml", changes)
-    with figures.Bar(console, stage.label, _total_steps(preference), stage.margin[0]) as bar:
+    with figures.Bar(console, stage.label, preference_total, stage.margin[0]) as bar:
         preference_summary = train(preference, writers=[bar], preemptible=False)
 
     console.rule("[bold]5. Results")
@@ -148,7 +155,23 @@ def _steps(steps: int | None) -> list[str]:
     return ["schedule.epochs=null", f"schedule.steps={steps}", f"eval.every_steps={max(1, steps // 2)}"]
 
 
-def _total_steps(config: Any) -> int:
+def _compile(config: "RunConfig") -> int:
+    """Compiles the programs of a run, which later takes them from where JAX keeps them; returns the run's steps."""
+    import jax
+
+    from janus_jax.training.program import BatchShape
     from janus_jax.training.setup import prepare
 
-    return prepare(config).total_steps
+    setup = prepare(config)
+    settings: Any = jax.config  # its attributes are made at run time
+    if not settings.jax_enable_compilation_cache or settings.jax_compilation_cache_dir is None:
+        return setup.total_steps  # nothing would be kept
+    program, loader = setup.program, setup.loader
+    size = BatchShape(1, loader.rows, loader.settings.row_length, loader.max_segments)
+    state, batch = program.abstract_state(), program.abstract_batch(size)
+    if setup.objective.needs_reference:
+        program.reference.lower(state.params, batch).compile()
+    if setup.eval_loader is not None:
+        program.evaluate.lower(state.params, batch).compile()
+    program.train.lower(state, batch).compile()
+    return setup.total_steps

@@ -1,6 +1,7 @@
 """The demo's claims, measured on the files of its runs, with intervals and baselines."""
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from rich.console import Console
 from rich.table import Table
 
@@ -19,6 +21,7 @@ from janus_jax.data.dataset import TokenizedDataset
 from janus_jax.data.sample import sample_records
 from janus_jax.evaluation.pairs import Accuracy
 from janus_jax.model.attention import Slots
+from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import Compute, Params, logits, token_values
 from janus_jax.training.run import Summary, train
 
@@ -109,6 +112,7 @@ def prove_resume(config: RunConfig, step: int, scratch: Path) -> bool:
         "run": config.run.model_copy(update={"dir": str(scratch)}),
         "export": config.export.model_copy(update={"hf": False}),
         "eval": config.eval.model_copy(update={"every_steps": None}),
+        "logging": config.logging.model_copy(update={"tensorboard": False}),
     }
     train(config.model_copy(update=changed), writers=[], preemptible=False)
     ours, theirs = (_losses(run) for run in (scratch, original))
@@ -129,26 +133,27 @@ def compare_export(config: RunConfig) -> float:
     exported = sorted((Path(config.run.dir) / "exports").iterdir(), key=lambda path: int(path.name))[-1]
     model, theirs = load_hf(exported)
     ours = source.load(dtype=jnp.float32)
-    compute = Compute(dtype=jnp.float32)
-
-    @jax.jit
-    def outputs(params: Params, tokens: jax.Array, layout: Slots, last: jax.Array) -> jax.Array:
-        if model.head == "value":
-            return token_values(model, params, tokens, layout, compute)[0, last]
-        return logits(model, params, tokens, layout, compute)
-
     dataset = _open(config, config.data.eval_split)
     examples = dataset.read(np.linspace(0, len(dataset) - 1, _COMPARED_EXAMPLES, dtype=int).tolist())
     rows = [np.concatenate([e.prompt, r]) for e in examples for r in (e.chosen, e.rejected) if r is not None]
-    length = max(map(len, rows))
+    length = config.batch.max_sequence_length  # the same in all stages: compiled once
+    position = np.arange(length, dtype=np.int32)[None]
     errors = []
-    for row in rows:
-        tokens = jnp.asarray(np.pad(row, (0, length - len(row))))[None]  # one length: compiled once
-        present = (jnp.arange(length, dtype=jnp.int32) < len(row)).astype(jnp.int32)[None]
-        layout = Slots(present, present, jnp.arange(length, dtype=jnp.int32)[None])
-        a, b = (outputs(params, tokens, layout, jnp.int32(len(row) - 1)) for params in (ours, theirs))
-        errors.append(jnp.abs(a - b).max())
+    for row in (row[:length] for row in rows):
+        tokens = np.pad(row, (0, length - len(row)))[None].astype(np.int32)
+        present = (position < len(row)).astype(np.int32)
+        layout = Slots(present, present, position)
+        a, b = (jax.device_get(_outputs(model, params, tokens, layout)) for params in (ours, theirs))
+        last = len(row) - 1 if model.head == "value" else slice(None)
+        errors.append(np.abs(a[0, last] - b[0, last]).max())
     return float(np.max(errors))  # NaN stays NaN
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(model: ModelConfig, params: Params, tokens: Array, layout: Slots) -> jax.Array:
+    """Logits [B, L, V], or values [B, L] of a reward model."""
+    outputs = token_values if model.head == "value" else logits
+    return outputs(model, params, tokens, layout, Compute(dtype=jnp.float32))
 
 
 def show(console: Console, results: Results, out: Path, devices: int) -> None:
