@@ -112,7 +112,7 @@ def prove_resume(config: RunConfig, step: int, scratch: Path) -> bool:
         "run": config.run.model_copy(update={"dir": str(scratch)}),
         "export": config.export.model_copy(update={"hf": False}),
         "eval": config.eval.model_copy(update={"every_steps": None}),
-        "logging": config.logging.model_copy(update={"tensorboard": False}),
+        "logging": config.logging.model_copy(update={"tensorboard": False, "curves": False}),
     }
     train(config.model_copy(update=changed), writers=[], preemptible=False)
     ours, theirs = (_losses(run) for run in (scratch, original))
