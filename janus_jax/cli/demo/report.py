@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 from rich.console import Console
 from rich.table import Table
 
@@ -112,7 +111,7 @@ def prove_resume(config: RunConfig, step: int, scratch: Path) -> bool:
         "run": config.run.model_copy(update={"dir": str(scratch)}),
         "export": config.export.model_copy(update={"hf": False}),
         "eval": config.eval.model_copy(update={"every_steps": None}),
-        "logging": config.logging.model_copy(update={"tensorboard": False}),
+        "logging": config.logging.model_copy(update={"tensorboard": False, "curves": False}),
     }
     train(config.model_copy(update=changed), writers=[], preemptible=False)
     ours, theirs = (_losses(run) for run in (scratch, original))
@@ -140,9 +139,9 @@ def compare_export(config: RunConfig) -> float:
     position = np.arange(length, dtype=np.int32)[None]
     errors = []
     for row in (row[:length] for row in rows):
-        tokens = np.pad(row, (0, length - len(row)))[None].astype(np.int32)
+        tokens = jnp.asarray(np.pad(row, (0, length - len(row)))[None], jnp.int32)
         present = (position < len(row)).astype(np.int32)
-        layout = Slots(present, present, position)
+        layout = Slots(*map(jnp.asarray, (present, present, position)))
         a, b = (jax.device_get(_outputs(model, params, tokens, layout)) for params in (ours, theirs))
         last = len(row) - 1 if model.head == "value" else slice(None)
         errors.append(np.abs(a[0, last] - b[0, last]).max())
@@ -150,7 +149,7 @@ def compare_export(config: RunConfig) -> float:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _outputs(model: ModelConfig, params: Params, tokens: Array, layout: Slots) -> jax.Array:
+def _outputs(model: ModelConfig, params: Params, tokens: jax.Array, layout: Slots) -> jax.Array:
     """Logits [B, L, V], or values [B, L] of a reward model."""
     outputs = token_values if model.head == "value" else logits
     return outputs(model, params, tokens, layout, Compute(dtype=jnp.float32))
