@@ -84,8 +84,7 @@ def test_a_registered_objective_is_read_shown_checked_and_trained(scaled, tmp_pa
         assert message in str(refused.value)
     ours = train(load_config(mine), writers=())
     assert ours.step == 2 and ours.evaluation["loss"] > 0
-    alone = ["eval.every_steps=null"]
-    train(load_config(config(tmp_path, "plain", {"name": "sft"}), alone), writers=(), until_step=1)
+    train(load_config(config(tmp_path, "plain", {"name": "sft"})), writers=(), until_step=1)
     first = [json.loads((tmp_path / run / "metrics.jsonl").read_text().split("\n")[0]) for run in ("mine", "plain")]
     assert first[0]["loss"] == pytest.approx(5 * first[1]["loss"], rel=1e-6)
 
