@@ -120,7 +120,7 @@ def test_a_kernel_is_compared_once():
 )
 def test_made_up_rows_keep_the_limits_and_reach_the_longest_sequence(changes):
     shape = dataclasses.replace(PAIRS, **changes)
-    segment, branch, position = proof.made_up_rows(shape)
+    segment, branch, position = map(np.asarray, proof.made_up_rows(shape))
     for row in range(3):
         keys = list(zip(segment[row], branch[row], strict=True))
         used = [key for key in keys if key[0]]
