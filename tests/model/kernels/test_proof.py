@@ -113,7 +113,7 @@ def test_a_kernel_is_compared_once():
         {},
         {"branches": 1, "copies": 0, "longest": 128},
         {"copies": 0, "longest": 60, "segments": 12},
-        {"row_length": 2048, "longest": 512, "segments": 14, "copies": 375},
+        {"row_length": 8192, "longest": 2048, "segments": 14, "copies": 1500},
         {"row_length": 2, "longest": 2, "segments": 1, "copies": 1},
     ],
     ids=["pairs", "responses", "prompts apart", "real", "least"],
