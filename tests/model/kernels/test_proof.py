@@ -113,14 +113,14 @@ def test_a_kernel_is_compared_once():
         {},
         {"branches": 1, "copies": 0, "longest": 128},
         {"copies": 0, "longest": 60, "segments": 12},
-        {"row_length": 2048, "longest": 512, "segments": 14, "copies": 375},
+        {"row_length": 8192, "longest": 2048, "segments": 14, "copies": 1500},
         {"row_length": 2, "longest": 2, "segments": 1, "copies": 1},
     ],
     ids=["pairs", "responses", "prompts apart", "real", "least"],
 )
 def test_made_up_rows_keep_the_limits_and_reach_the_longest_sequence(changes):
     shape = dataclasses.replace(PAIRS, **changes)
-    segment, branch, position = proof.made_up_rows(shape)
+    segment, branch, position = map(np.asarray, proof.made_up_rows(shape))
     for row in range(3):
         keys = list(zip(segment[row], branch[row], strict=True))
         used = [key for key in keys if key[0]]
