@@ -27,7 +27,7 @@ from tests.support.repository import SHAPED  # noqa: E402
 install_import_hook(SHAPED, "beartype.beartype")
 
 # The same random examples in every run, and no deadline, which a busy machine would miss. `--hypothesis-profile many`
-# tries more of them.
+# tries more of them where a test names no number.
 _ALWAYS = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("suite", max_examples=30, **_ALWAYS)
 settings.register_profile("many", max_examples=500, **_ALWAYS)

@@ -37,9 +37,9 @@ def from_hf(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, verify:
 
     Args:
         src, dst: local or on gs://.
-        verify: `digest` reads the result again and compares every tensor; `logits` also runs both models, layer by
-            layer, with this package, and compares their outputs. That shows that the result is the model that was
-            read, not that another library computes the same.
+        verify: `digest` reads the result again and compares every tensor. So does `logits`: the dtype stays, so equal
+            tensors mean equal logits. That shows that the result is the model that was read, not that another library
+            computes the same.
 
     Raises:
         ConversionError: SRC is not a Hugging Face directory, or is damaged (names file and tensor), or the result
@@ -94,7 +94,8 @@ def to_hf(
         dtype: of the tensors: float32, bfloat16 or float16; None keeps the stored dtype.
         max_shard_size: bytes, or text like "5GB".
         step: which step of a run; None: the newest.
-        verify: as in `from_hf`; after a cast, digests are those of the cast tensors.
+        verify: as in `from_hf`. After a cast, digests are those of the cast tensors, and `logits` also runs both
+            models, layer by layer, with this package, and compares their outputs.
         layout: which library reads a reward model: `transformers` (`MistralForSequenceClassification`) or `openrlhf`.
 
     Raises:

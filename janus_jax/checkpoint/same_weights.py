@@ -54,5 +54,5 @@ def weight_facts(model: StoredModel) -> Iterator[tuple[str, str]]:
     """Yields name and checksum of each tensor, the same in whatever form it is stored. Reads all of them."""
     entries = key_table(model.config)
     with concurrent.futures.ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="checksums") as pool:
-        sums = pool.map(lambda entry: digest(model.read(entry))[:16], entries)
+        sums = pool.map(lambda entry: digest(model.read(entry)), entries)
         yield from zip((entry.key for entry in entries), sums, strict=True)

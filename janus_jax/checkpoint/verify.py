@@ -37,7 +37,7 @@ def largest_logit_difference(ours: "Outputs", theirs: "Outputs") -> float:
 
 
 def outputs(model: StoredModel, tokens: np.ndarray | None = None) -> "Outputs":
-    """The outputs of a stored model.
+    """The outputs of a stored model, to compare any two.
 
     Raises:
         ConversionError: a tensor cannot be read.

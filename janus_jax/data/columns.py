@@ -1,4 +1,4 @@
-"""One record's columns: checks of single values, and which columns a reader used."""
+"""Columns of records: checks of single values, which columns a reader used, and rows that need one schema."""
 
 import unicodedata
 from collections import Counter

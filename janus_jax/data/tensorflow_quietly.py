@@ -13,7 +13,7 @@ from janus_jax.parallel.environment import silence_tensorflow
 def import_tfds() -> Any:
     """The `tensorflow_datasets` module, without progress bars."""
     silence_tensorflow()
-    with _stderr_kept_back():
+    with _stderr_kept_back("tensorflow_datasets"):
         import tensorflow as tf
         import tensorflow_datasets as tfds
 
@@ -30,17 +30,21 @@ def import_tfds() -> Any:
 def import_seqio() -> Any:
     """The `seqio` module."""
     import_tfds()
-    with _stderr_kept_back():
+    with _stderr_kept_back("seqio"):
         import seqio
     return seqio
 
 
 @contextlib.contextmanager
-def _stderr_kept_back() -> Iterator[None]:
-    """Holds back what is written to file descriptor 2, and shows it only if the block fails.
+def _stderr_kept_back(module: str) -> Iterator[None]:
+    """Holds back what is written to file descriptor 2 while a module loads, and shows it only if the block fails.
 
-    While they load, TensorFlow's C++ parts write lines about missing CUDA drivers before they read any log level.
+    While they load, TensorFlow's C++ parts write lines about missing CUDA drivers before they read any log level. The
+    descriptor is that of all threads, so nothing is held back once the module is here.
     """
+    if module in sys.modules:
+        yield
+        return
     with tempfile.TemporaryFile() as kept:
         sys.stderr.flush()
         original = os.dup(2)

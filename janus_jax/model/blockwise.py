@@ -49,7 +49,7 @@ def on_devices(
     place: Placement,
 ) -> Float[Array, "B L N H"]:
     """`blockwise` on every device, of its own rows and heads; where `suits`."""
-    queries, keys = (("batch", "length", heads, "head_dim") for heads in ("q_heads", "kv_heads"))
+    queries, keys = (("batch", "length", heads, None) for heads in ("q_heads", "kv_heads"))
     slot: Any = ("batch", "length")
     axes = (queries, keys, keys, Slots(slot, slot, slot))
     return place.map(functools.partial(blockwise, window=window), axes, queries)(q, k, v, slots)

@@ -23,19 +23,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from janus_jax.parallel.mesh import WHOLE, Shares
+
 Block = Callable[[Any, Array, Any], Array]
 """(weights of one layer, hidden states, shared inputs) -> hidden states. It closes over no array."""
 
 Policy = Callable[..., Any]
 """As `jax.checkpoint` takes it; `jax.checkpoint_policies` has some."""
-
-
-Shares = tuple[Callable[[Array], Array], Callable[[Array], Array]]
-"""What is kept of a layer's input, and the input again from that."""
-
-
-def _whole(x: Array) -> Array:
-    return x
 
 
 def rematerialized(
@@ -46,7 +40,7 @@ def rematerialized(
     *,
     policy: Policy | None = None,
     accumulator: Any = None,
-    shares: Shares = (_whole, _whole),
+    shares: Shares = WHOLE,
 ) -> Array:
     """Runs all layers on `x`; the backward pass computes each again, as far as nothing of it was kept.
 

@@ -124,6 +124,17 @@ def param_shardings(specs: Any, mesh: Mesh, rules: Rules) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, specs)
 
 
+Shares = tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]
+"""What a device keeps of an array, and the array again from that."""
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x
+
+
+WHOLE: Shares = (_same, _same)
+
+
 @dataclasses.dataclass(frozen=True)
 class Placement:
     """Maps logical axes to a mesh for the model, which knows no mesh axes.
@@ -163,9 +174,7 @@ class Placement:
             return ()
         return tuple(name for axis in axes for name in self.rules.get(axis, ()) if self.mesh.shape[name] > 1)
 
-    def shares(
-        self, shape: tuple[int, ...], axes: tuple[str | None, ...], over: str
-    ) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
+    def shares(self, shape: tuple[int, ...], axes: tuple[str | None, ...], over: str) -> Shares:
         """Two functions for arrays that all devices along `over` hold alike: one leaves each device an equal share of
         the last axis, the other makes the array whole again, with the same bits. If no such shares exist, both return
         what they get.
@@ -179,7 +188,7 @@ class Placement:
         names, parts = self.names(over), self.shards(over)
         taken = {name for axis in axes if axis for name in self.names(axis)}
         if parts == 1 or shape[-1] % parts or taken & {*names}:
-            return (lambda x: x), (lambda x: x)
+            return WHOLE
 
         def share(x: jax.Array) -> jax.Array:
             size = shape[-1] // parts

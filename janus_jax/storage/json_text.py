@@ -1,6 +1,7 @@
 """JSON that a user gives, and settings compared as JSON."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Container, Mapping
 from typing import Any
@@ -37,13 +38,20 @@ def difference(
     now = json.loads(json.dumps(now))
     for name in [*now, *(key for key in before if key not in now)]:
         if name not in free and before.get(name) != now.get(name):
-            return name, _shown(before.get(name)), _shown(now.get(name))
+            return name, *_shown(before.get(name), now.get(name))
     return None
 
 
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+def _shown(before: Any, now: Any) -> tuple[str, str]:
+    """Both as JSON; long ones from a little before where they part."""
+    texts = json.dumps(before), json.dumps(now)
+    parting = len(os.path.commonprefix(texts))
+    start = max(0, parting - _SHOWN // 3) if max(map(len, texts)) > _SHOWN else 0
+
+    def part(text: str) -> str:
+        return f"{'...' * bool(start)}{text[start : start + _SHOWN]}{'...' * (len(text) > start + _SHOWN)}"
+
+    return part(texts[0]), part(texts[1])
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
@@ -167,6 +168,14 @@ def test_weights_of_which_the_logits_overflow_are_the_same_model(tmp_path):
     a, again = (verify.outputs(open_model(tmp_path / "hf")) for _ in range(2))
     assert not all(np.isfinite(block).all() for block in a.result())
     assert verify.largest_logit_difference(a, again) == 0
+
+
+def test_a_cast_after_which_logits_overflow_is_refused_and_nothing_is_kept(tmp_path, monkeypatch):
+    save_hf(random_params(SMALL), SMALL, tmp_path / "hf")
+    monkeypatch.setattr(verify, "largest_logit_difference", lambda ours, theirs: math.inf)
+    with pytest.raises(ConversionError, match="logits differ by inf from those of"):
+        to_hf(tmp_path / "hf", tmp_path / "out", dtype="bfloat16")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
 def test_logits_that_differ_are_found_where_digests_are_not_asked(tmp_path):

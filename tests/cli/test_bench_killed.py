@@ -44,8 +44,7 @@ def troubled(body, count):
     return answer
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("rows", "kills"), [(8, 1), (40, 5)])
+@pytest.mark.parametrize(("rows", "kills"), [(8, 1), pytest.param(40, 5, marks=pytest.mark.slow)])
 def test_killed_and_resumed_nothing_is_lost_or_paid_twice(janus, tmp_path, monkeypatch, rows, kills):
     for name, value in {"PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "x", "NO_PROXY": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)

@@ -41,9 +41,11 @@ def test_blocks_in_which_nobody_sees_anything_are_not_visited():
     assert (table == seen).all()
 
 
-def test_devices_have_their_own_rows_and_heads():
+@pytest.mark.parametrize("rules", [{}, {"q_heads": (), "kv_heads": (), "head_dim": ("tensor",)}])
+def test_devices_have_their_own_rows_and_heads(rules):
+    """But all of a head, whatever is split in its weights."""
     slots = layout_of([*ROWS, *ROWS[::-1]], PAIRS, 250)
-    place = Placement(build_mesh(MeshShape(data=2, fsdp=1, tensor=2), jax.devices()[:4]), DEFAULT_RULES)
+    place = Placement(build_mesh(MeshShape(data=2, fsdp=1, tensor=2), jax.devices()[:4]), DEFAULT_RULES | rules)
     attend = functools.partial(blockwise.on_devices, place=place)
     assert_equals_the_rule(attend, slots, window=None, heads=(4, 2), head_dim=8)
 

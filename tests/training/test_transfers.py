@@ -42,6 +42,7 @@ def config(data, run, kind, **changes):
             },
         ),
         ("dpo", {"reference": {"mode": "online"}}),
+        pytest.param("sft", {"optimizer": {"moments": "bfloat16"}}, marks=pytest.mark.slow),
     ],
 )
 def test_steps_records_evaluation_and_saves_move_nothing_by_accident(data, tmp_path, monkeypatch, kind, changes):

@@ -1,10 +1,12 @@
 """`janus demo`: the whole job on one machine, from records to two Hugging Face directories and a table of results."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +59,10 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
     load_tokenizer(model)  # fails on bad input before anything is written
     _clear(out)
     console.rule("[bold]1. Data: the embedded Multifaceted sample -> TFDS -> seqio Task -> token ids")
-    sft_data = _build("sft", model, out, console)
-    with concurrent.futures.ThreadPoolExecutor(1) as beside:  # where the main thread leaves a core idle
-        building = beside.submit(_build, stage.name, model, out, console)
+    sft_data, counts = _build("sft", model, out)
+    console.print(counts, highlight=False)
+    with _beside() as beside:
+        building = beside.submit(_build, stage.name, model, out)
         mesh_text = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
         console.rule(f"[bold]2. SFT of {'random weights' if model is None else model} on a mesh of {mesh_text}")
         common = [*(f"mesh.{axis}={size}" for axis, size in mesh.items()), *_steps(steps)]
@@ -78,12 +81,13 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
         stop = max(1, total - _REPEATED_STEPS)
         sft = load_config(_CONFIGS / "sft.yaml", [*sft_changes, f"checkpoint.every_steps={stop}", "checkpoint.keep=9"])
         with figures.Bar(console, "SFT", total) as bar:
-            sft_summary = train(sft, writers=[bar], preemptible=False)
+            sft_summary = train(sft, writers=[bar, _Watch(building)], preemptible=False)
 
+        stage_data, counts = building.result()
         changes = [
             *common,
             _path("run.dir", out / stage.name),
-            _path("data.dir", building.result()),
+            _path("data.dir", stage_data),
             _path("init.from", out / "sft"),
         ]
         if model is not None:
@@ -97,6 +101,7 @@ def run(*, model: Path | None, steps: int | None, out: Path, devices: int, objec
         preference_total = compiling.result()
 
     console.rule(f"[bold]4. {stage.description}")
+    console.print(counts, highlight=False)
     with figures.Bar(console, stage.label, preference_total, stage.margin[0]) as bar:
         preference_summary = train(preference, writers=[bar], preemptible=False)
 
@@ -141,8 +146,7 @@ def _build(kind: str, model: Path | None, out: Path, console: Console) -> Path:
     records = write_sample(kind, out / "records" / kind)
     manifest = build(records, out / "data" / kind, kind=kind, tokenizer=model)
     counts = ", ".join(f"{s.examples} {name} examples ({s.tokens:,} tokens)" for name, s in manifest.splits.items())
-    console.print(f"{kind}: {counts} in {out / 'data' / kind}", highlight=False)
-    return out / "data" / kind
+    return out / "data" / kind, f"{kind}: {counts} in {out / 'data' / kind}"
 
 
 def _path(key: str, path: Path) -> str:
@@ -155,8 +159,37 @@ def _steps(steps: int | None) -> list[str]:
     return ["schedule.epochs=null", f"schedule.steps={steps}", f"eval.every_steps={max(1, steps // 2)}"]
 
 
+@contextlib.contextmanager
+def _beside() -> Iterator[concurrent.futures.Executor]:
+    """A thread for work where the main one leaves a core idle. An error of the main one does not wait for it."""
+    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="demo")
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+class _Watch:
+    """A writer of metrics that ends the run with the error of what goes on beside it."""
+
+    def __init__(self, beside: "concurrent.futures.Future[Any]"):
+        self._beside = beside
+
+    def write(self, kind: str, step: int, values: Any) -> None:
+        if self._beside.done():
+            self._beside.result()
+
+    def close(self) -> None:
+        pass
+
+
 def _compile(config: "RunConfig") -> int:
-    """Compiles the programs of a run, which later takes them from where JAX keeps them; returns the run's steps."""
+    """Compiles the programs of a run, which later takes them from where JAX keeps them; returns the run's steps.
+
+    What cannot be compiled is left to the run, which says why.
+    """
     import jax
 
     from janus_jax.training.program import BatchShape
@@ -166,12 +199,15 @@ def _compile(config: "RunConfig") -> int:
     settings: Any = jax.config  # its attributes are made at run time
     if not settings.jax_enable_compilation_cache or settings.jax_compilation_cache_dir is None:
         return setup.total_steps  # nothing would be kept
-    program, loader = setup.program, setup.loader
-    size = BatchShape(1, loader.rows, loader.settings.row_length, loader.max_segments)
-    state, batch = program.abstract_state(), program.abstract_batch(size)
-    if setup.objective.needs_reference:
-        program.reference.lower(state.params, batch).compile()
-    if setup.eval_loader is not None:
-        program.evaluate.lower(state.params, batch).compile()
-    program.train.lower(state, batch).compile()
+    loaders = [loader for loader in (setup.loader, setup.eval_loader) if loader is not None]
+    shapes = [BatchShape(1, loader.rows, loader.settings.row_length, loader.max_segments) for loader in loaders]
+    program = setup.program
+    state, batches = program.abstract_state(), {shape: program.abstract_batch(shape) for shape in shapes}
+    with contextlib.suppress(Exception):
+        if setup.objective.needs_reference:
+            for batch in batches.values():
+                program.reference.lower(state.params, batch).compile()
+        for shape in shapes[1:]:
+            program.evaluate.lower(state.params, batches[shape]).compile()
+        program.train.lower(state, batches[shapes[0]]).compile()
     return setup.total_steps

@@ -57,7 +57,7 @@ class Collection:
         out, held = Path(stage.config.out), bench_ids(stage)
         schema, bench_schema = schemas()
         chosen = limited(stage)
-        wanted = {False: True, True: held if chosen is None else held & chosen}
+        wanted = {False: chosen is None or chosen - held, True: held if chosen is None else held & chosen}
         files = {
             False: _Table(out / "collection" / "train.parquet", out / "provenance" / "collection.jsonl", schema),
             True: _Table(out / "bench" / "train.parquet", out / "provenance" / "bench.jsonl", bench_schema),

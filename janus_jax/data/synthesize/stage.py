@@ -43,7 +43,7 @@ class Planned:
         """Of several steps; money that is unknown for one of them that asks is unknown."""
         total = cls("all")
         for name in (field.name for field in dataclasses.fields(cls)[1:]):
-            values = [getattr(one, name) for one in planned if one.requests]
+            values = [getattr(one, name) for one in planned if one.requests or "money" not in name]
             setattr(total, name, None if None in values else sum(values))
         return total
 
