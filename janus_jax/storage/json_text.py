@@ -1,7 +1,6 @@
 """JSON that a user gives, and settings compared as JSON."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Container, Mapping
 from typing import Any
@@ -45,7 +44,8 @@ def difference(
 def _shown(before: Any, now: Any) -> tuple[str, str]:
     """Both as JSON; long ones from a little before where they part."""
     texts = json.dumps(before), json.dumps(now)
-    parting = len(os.path.commonprefix(texts))
+    differing = (at for at, (a, b) in enumerate(zip(*texts, strict=False)) if a != b)
+    parting = next(differing, min(map(len, texts)))
     start = max(0, parting - _SHOWN // 3) if max(map(len, texts)) > _SHOWN else 0
 
     def part(text: str) -> str:
