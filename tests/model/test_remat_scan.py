@@ -43,7 +43,7 @@ CASES = {
     "one device": (SFT(), DEEP, None, 1, "bfloat16"),
     "pairs, tied, microbatches": (DPO(), TIED, None, 2, "float32"),
     "values, rows and heads": (RewardModel(), VALUE, (4, 1, 2, 1), 1, "float32"),
-    "rows, widths, microbatches": (SFT(), DEEP, (1, 2, 2, 1), 2, "bfloat16"),
+    "rows, widths, microbatches": (SFT(), DEEP, (2, 2, 2, 1), 2, "bfloat16"),
     "pairs, widths, heads, length": (DPO(), DEEP, (1, 2, 2, 2), 1, "bfloat16"),
 }
 

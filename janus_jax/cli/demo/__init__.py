@@ -139,7 +139,8 @@ def _clear(out: Path) -> None:
     marker.touch()
 
 
-def _build(kind: str, model: Path | None, out: Path, console: Console) -> Path:
+def _build(kind: str, model: Path | None, out: Path) -> tuple[Path, str]:
+    """Returns where the data are, and a line about them."""
     from janus_jax.data.build.pipeline import build
     from janus_jax.data.sample import write_sample
 
