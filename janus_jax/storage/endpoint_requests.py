@@ -311,6 +311,8 @@ def api_key(variable: str | None) -> str:
     if variable is None:
         return ""
     key = os.environ.get(variable, "").strip()
+    if not key and not (variable.isidentifier() and variable.isupper()):  # it may be the key: do not show it
+        raise ConfigError("key_variable: is not the name of a variable that is set; give its name, not the key")
     if not key:
         raise ConfigError(f"${variable}: is not set; put the API key into it")
     if not (key.isascii() and key.isprintable()):

@@ -289,6 +289,7 @@ def test_arguments_that_are_not_allowed_are_named(tmp_path, monkeypatch):
         ({"url": "h:1/v1"}, "allowed: http"),
         ({"key_variable": "NO_SUCH_KEY"}, r"\$NO_SUCH_KEY: is not set"),
         ({"key_variable": "BAD_KEY"}, "is no API key"),
+        ({"key_variable": f"sk-{SECRET}"}, "give its name, not the key"),
         ({"concurrent": 0}, "concurrent = 0"),
         ({"money_budget": 1.0}, "only with prices"),
     ):

@@ -128,6 +128,8 @@ def _stronger(raw: Columns, system: str, prompt: str, names: Sequence[str], colu
     """A pair of two answers and a preference: negative for the first one, positive for the second."""
     if not (strength := number(raw[column], column)):
         raise NoPreferenceError("tie", f"column {column!r} is 0: no answer is preferred")
+    if abs(strength) > 3:
+        raise RecordError("wrong_type", f"column {column!r} = {strength:g}: allowed: -3 to 3")
     answers = [text(raw[name], name) for name in names]
     better = int(strength > 0)
     return pair(raw, system, prompt, answers[better], answers[1 - better], gap=abs(strength))

@@ -193,7 +193,11 @@ def _parse_json(line: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         start = ascii(line[:60].decode("utf-8", "replace").rstrip())
         cut = "" if line.endswith(b"\n") else ", the last line of the file, which may be cut off"
-        reason = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
+        reason = (
+            f"{error.msg.removesuffix(' at')} at character {error.pos + 1}"
+            if isinstance(error, json.JSONDecodeError)
+            else str(error)
+        )
         hint = "; a file that is one list must be named .json" if line.startswith(b"[") else ""
         return RecordError("bad_json", f"not valid JSON{cut}: {reason}; the line begins {start}{hint}")
 

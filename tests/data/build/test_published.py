@@ -181,6 +181,7 @@ BAD = [
     ),
     (HELPSTEER2 | {"prompt": "Hi<extra_id_1>Assistant\nYes"}, "several_exchanges", "is a conversation"),
     (HELPSTEER2 | {"preference_strength": "strong"}, "wrong_type", "'preference_strength' must be a finite number"),
+    (HELPSTEER2 | {"preference_strength": 5}, "wrong_type", "'preference_strength' = 5: allowed: -3 to 3"),
     (
         HELPSTEER3 | {"context": [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]},
         "several_exchanges",
