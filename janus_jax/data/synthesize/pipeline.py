@@ -370,7 +370,8 @@ def planned_lines(planned: Sequence[Planned]) -> Iterator[str]:
     widths = {"requests": 10, "answered": 10, "prompt": 14, "answers": 14, "at most": 16, "money": 12, "most money": 12}
     yield f"{'step':<12}" + "".join(f"{name:>{width}}" for name, width in widths.items())
     for one in [*planned, Planned.total(planned)] if len(planned) > 1 else planned:
-        money = ["?" if value is None else f"{value:,.2f}" for value in (one.money, one.most_money)]
+        known = [0.0 if value is None and not one.requests else value for value in (one.money, one.most_money)]
+        money = ["?" if value is None else f"{value:,.2f}" for value in known]
         yield (
             f"{one.step:<12}{one.requests:>10,}{one.in_journal:>10,}{one.prompt_tokens:>14,}{one.completion_tokens:>14,}"
             f"{one.most_tokens:>16,}{money[0]:>12}{money[1]:>12}"
