@@ -42,6 +42,9 @@ class Ratings:
             if names is None:
                 known = ", ".join(" and ".join(names) for names in COLUMNS)
                 present = ", ".join(map(str, columns)) or "nothing"
+                null = [one for names in COLUMNS for one in names if one in columns and columns.peek(one) is None]
+                if null:
+                    raise RecordError("no_ratings", f"column {null[0]!r} is null; a rating is needed")
                 raise RecordError("no_ratings", f"has no ratings of its responses; known are {known}; found: {present}")
             chosen, rejected = (number(columns[name], name) for name in names)
             gap = chosen - rejected

@@ -45,6 +45,9 @@ def test_a_margin_of_the_record_stays_and_a_pair_without_ratings_is_bad(tmp_path
     path = written(tmp_path / "bad.jsonl", [rated | {"score_chosen": "high"}])
     with pytest.raises(DataError, match=r"bad.jsonl:1: column 'score_chosen' must be a finite number"):
         list(read_records(path, "dpo", ratings=Ratings(0)))
+    path = written(tmp_path / "null.jsonl", [rated | {"score_chosen": None}])
+    with pytest.raises(DataError, match=r"null.jsonl:1: column 'score_chosen' is null; a rating is needed"):
+        list(read_records(path, "dpo", ratings=Ratings(0)))
 
 
 def test_scores_by_which_answers_were_picked_count(tmp_path):
