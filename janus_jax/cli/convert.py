@@ -24,8 +24,8 @@ _MAX_LISTED = 20
 _Verification = Annotated[
     Literal["logits", "digest", "none"],
     typer.Option(
-        help="digest: read the result again and compare every tensor. logits: if --dtype changes the type, also run "
-        "source and result, both with janus_jax, and compare their outputs. none: no check."
+        help="digest: read the result again and compare every tensor. logits: after a change of type (to-hf "
+        "--dtype), also run source and result, both with janus_jax, and compare their outputs. none: no check."
     ),
 ]
 

@@ -1,5 +1,6 @@
 """`janus demo` end to end on a model of a few weights: what each second stage leaves and claims."""
 
+import concurrent.futures
 import json
 
 import pytest
@@ -75,3 +76,12 @@ def test_wilson_intervals_are_the_published_ones():
     }
     for (right, pairs), interval in published.items():
         assert Accuracy(right, pairs, 0.5, None, None).interval() == pytest.approx(interval, abs=1e-4)
+
+
+def test_an_error_of_what_goes_on_beside_a_run_ends_the_run():
+    beside = concurrent.futures.Future()
+    watch = demo._Watch(beside)
+    watch.write("train", 1, {})
+    beside.set_exception(OSError("the disk is full"))
+    with pytest.raises(OSError, match="the disk is full"):
+        watch.write("train", 2, {})

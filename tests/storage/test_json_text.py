@@ -3,7 +3,7 @@
 import pytest
 
 from janus_jax.errors import DataError
-from janus_jax.storage.json_text import strict_json
+from janus_jax.storage.json_text import difference, strict_json
 from janus_jax.text.hf_files import read_json
 
 
@@ -26,3 +26,10 @@ def test_tokenizer_files_are_read_so(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true, "add_bos_token": false}')
     with pytest.raises(DataError, match=r"tokenizer_config.json: names the key 'add_bos_token' twice \(true, false\)"):
         read_json(tmp_path / "tokenizer_config.json")
+
+
+def test_long_settings_are_shown_from_where_they_part():
+    one, other = (f"/mnt/models/{'deep/' * 20}{name}" for name in ("first", "second"))
+    name, before, now = difference({"judge": one}, {"judge": other})
+    assert name == "judge" and before.endswith('first"') and now.endswith('second"') and len(now) < 70
+    assert difference({"n": 1}, {"n": None}) == ("n", "1", "null")

@@ -8,6 +8,7 @@ import yaml
 from janus_jax.data.synthesize import reference
 from janus_jax.data.synthesize.config import load_synthesis
 from janus_jax.data.synthesize.prompts import read_prompt, require_known
+from janus_jax.data.synthesize.stage import Planned
 from janus_jax.errors import ConfigError
 from tests.support.repository import ROOT
 from tests.support.synthesizing import write_config
@@ -82,3 +83,10 @@ def test_the_configuration_of_the_page_loads(tmp_path):
     (tmp_path / "mine.yaml").write_text(block)
     assert load_synthesis(tmp_path / "mine.yaml").endpoints.keys() == {"default", "cheap"}
     assert all(len(rule) == 2 for rule in yaml.safe_load(rules))
+
+
+def test_a_total_has_the_answers_of_steps_that_ask_nothing_more():
+    asked = Planned("systems", requests=2, in_journal=1, prompt_tokens=10, money=0.5, most_money=None)
+    total = Planned.total([Planned("hierarchy", in_journal=120), asked])
+    assert (total.requests, total.in_journal, total.prompt_tokens) == (2, 121, 10)
+    assert (total.money, total.most_money) == (0.5, None)
