@@ -214,8 +214,8 @@ def test_a_run_can_go_on_after_a_save_that_failed(steps, state):
         with full_disk():
             save(checkpoints, 9, state)
             save(checkpoints, 11, state)
-        with pytest.raises(StorageError, match="11: cannot"):  # of the last save the end of the run has to know
-            checkpoints.wait()
+            with pytest.raises(StorageError, match="11: cannot"):  # of the last save the end of the run has to know
+                checkpoints.wait()  # while the disk is full: a save is written after save() returned
         assert checkpoints.failed == 2 and ["of step 7; the run goes on" in line for line in lines] == [True]
         save(checkpoints, 13, state)
         checkpoints.wait()
