@@ -15,7 +15,7 @@ from janus_jax.generation.requests import Request
 from janus_jax.generation.sizes import SLOTS_PER_CALL, TOKENS_PER_STEP, bucket, prompts_per_call, slots
 from janus_jax.model import head
 from janus_jax.model.attention import queries_per_block
-from janus_jax.model.blockwise import BLOCK, suits
+from janus_jax.model.blockwise import block_size, suits
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.mistral import param_specs
 from janus_jax.parallel.mesh import Placement
@@ -132,7 +132,7 @@ class Memory:
         n, parts = self.config, self.place.shards("kv_heads")
         block, keys = queries_per_block(rows, length, n.num_heads // parts, length), length
         if suits(length, self.place):
-            block = keys = BLOCK
+            block = keys = block_size(n.num_heads // n.num_kv_heads, n.head_dim)
         wide = 2 * n.hidden_size + 2 * n.intermediate_size // self.place.shards("mlp")
         wide += (n.num_heads + 2 * n.num_kv_heads) * n.head_dim // parts
         return self._layer + self._scores(block, keys, rows) + tokens * wide * self.dtype.itemsize

@@ -100,7 +100,7 @@ def _attend(block: tuple[Array, Slots], *, parts: Sequence[Keys], window: int | 
         if one_on_cpu:
             scores = _scores_of_one(q, k)
         elif on_cpu:  # queries in the order of the scores, which XLA would transpose instead
-            scores = _einsum("bkgqh,bskh->bkgqs", q.transpose(0, 2, 3, 1, 4), k)
+            scores = _scores_on_cpus(q.transpose(0, 2, 3, 1, 4), k)
         else:
             scores = _einsum("bqkgh,bskh->bkgqs", q, k)
         scores = scaled(scores, part.k_scale)
@@ -130,6 +130,21 @@ def _attend(block: tuple[Array, Slots], *, parts: Sequence[Keys], window: int | 
 
 
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _scores_on_cpus(q: Float[Array, "B K G Q H"], k: Float[Array, "B S K H"]) -> Float[Array, "B K G Q S"]:
+    """Its backward pass transposes queries for the gradient of keys, and not the gradient of scores (`products`)."""
+    return _einsum("bkgqh,bskh->bkgqs", q, k)
+
+
+def _scores_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    q, k = kept
+    dk = jax.lax.dot_general(q, g, (((2, 3), (2, 3)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
+    return _einsum("bkgqs,bskh->bkgqh", g, k).astype(q.dtype), dk.transpose(0, 3, 1, 2).astype(k.dtype)
+
+
+_scores_on_cpus.defvjp(lambda q, k: (_scores_on_cpus(q, k), (q, k)), _scores_backward)
 
 
 # XLA's CPU backend takes half as long for the products of a single query in these forms.

@@ -15,9 +15,6 @@ from jaxtyping import Array, Bool, Float, Int
 from janus_jax.model.attention import Slots, visible
 from janus_jax.parallel.mesh import Placement
 
-BLOCK = 128
-"""Slots of a block of queries or keys: its scores fit into a core's cache."""
-
 _PART = 32
 """Slots whose segments, branches and positions are summed up to tell which blocks may see each other."""
 
@@ -25,6 +22,19 @@ _LONG = 1024
 """Slots from which on rows are taken block by block."""
 
 _LEAST = jnp.finfo(jnp.float32).min
+
+
+def block_size(group: int, width: int) -> int:
+    """Slots of a block of queries or keys.
+
+    Small blocks leave out more pairs of slots that do not see each other, and their scores fit into a core's cache.
+    Large ones pay where the products of a block take long beside its bookkeeping.
+
+    Args:
+        group: query heads of a key head.
+        width: of a head.
+    """
+    return 256 if group * width >= 128 else 128
 
 
 def suits(length: int, place: Placement, *, several: bool = False) -> bool:
@@ -62,17 +72,19 @@ def blockwise(
     slots: Slots,
     *,
     window: int | None = None,
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> Float[Array, "B L N H"]:
     """As `attention.attention` where no query sees a key that stands later in its row, as in packed rows.
 
     Gradients of padding slots are zero.
 
     Args:
-        block: a multiple of 32.
+        block: a multiple of 32; None for `block_size`.
     """
     (rows, length, heads, width), kv_heads = q.shape, k.shape[2]
-    blocks, group = -(-length // block), heads // kv_heads
+    group = heads // kv_heads
+    block = block or block_size(group, width)
+    blocks = -(-length // block)
 
     def split(x: Array) -> Array:  # [B, L, ...] -> [B * blocks, block, ...]
         x = jnp.pad(x, [(0, 0), (0, blocks * block - length)] + [(0, 0)] * (x.ndim - 2))
@@ -163,7 +175,7 @@ def _forward(window: int | None, rows: int, q: Array, k: Array, v: Array, slots:
 def _backward(window: int | None, rows: int, kept: Any, g: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, slots, out, logsumexp = kept
     count, queries, keys = _visits(slots, rows, window)
-    inner = (g.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+    inner = _product("nkqh,nkqh->nkq", g, out)  # XLA takes far longer for a sum of products on CPUs
     scale = jnp.float32(q.shape[-1] ** -0.5)
 
     def visit(number: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

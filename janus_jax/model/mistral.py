@@ -19,6 +19,7 @@ from janus_jax.model import blockwise, head
 from janus_jax.model.attention import Keys, Slots, attention
 from janus_jax.model.config import ModelConfig
 from janus_jax.model.kernels import Kernel
+from janus_jax.model.products import product
 from janus_jax.model.remat import INPUT, Remat, kept, policy
 from janus_jax.model.remat_scan import rematerialized
 from janus_jax.model.vocabulary import embed
@@ -83,7 +84,7 @@ class Attention(nnx.Module):
         long = compute.long_rows(x)
 
         def heads(weight: nnx.Param, axis: str) -> Array:
-            projected = jnp.einsum("bld,dnh->blnh", long, weight[...].astype(x.dtype))
+            projected = product(long, weight[...].astype(x.dtype), compute.place)
             projected = projected.reshape(*x.shape[:2], *projected.shape[2:])
             return compute.place.constrain(projected, ("batch", "length", axis, "head_dim"))
 
@@ -107,7 +108,7 @@ class Attention(nnx.Module):
                 out = jnp.where(slots.segment[..., None, None] > 0, out, 0)
             out = compute.place.constrain(out, ("batch", "length", "q_heads", "head_dim"))
             out = out.reshape(*long.shape[:2], *out.shape[2:])
-            projected = jnp.einsum("blnh,nhd->bld", out, self.o[...].astype(x.dtype))
+            projected = product(out, self.o[...].astype(x.dtype), compute.place)
             return checkpoint_name(projected, "projection"), Keys(k, v, slots)
 
 
@@ -122,10 +123,10 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Array, compute: Compute) -> Array:
         with jax.named_scope("mlp"):
-            gate = checkpoint_name(jnp.einsum("bld,df->blf", x, self.gate[...].astype(x.dtype)), "gate")
-            up = checkpoint_name(jnp.einsum("bld,df->blf", x, self.up[...].astype(x.dtype)), "up")
+            gate = checkpoint_name(product(x, self.gate[...].astype(x.dtype), compute.place), "gate")
+            up = checkpoint_name(product(x, self.up[...].astype(x.dtype), compute.place), "up")
             hidden = compute.place.constrain(jax.nn.silu(gate) * up, ("batch", "length", "mlp"))
-            return jnp.einsum("blf,fd->bld", hidden, self.down[...].astype(x.dtype))
+            return product(hidden, self.down[...].astype(x.dtype), compute.place)
 
 
 class Block(nnx.Module):
@@ -228,7 +229,8 @@ def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> 
     """x / rms(x) * scale, in float32, returned in x's dtype (Zhang & Sennrich 2019)."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
-    return y.astype(x.dtype) * scale.astype(x.dtype)
+    # Broadcast at once: summed over all rows and slots, the gradient is quick to compute on CPUs also for a single row.
+    return y.astype(x.dtype) * jax.lax.broadcast_in_dim(scale.astype(x.dtype), x.shape, (x.ndim - 1,))
 
 
 def rotary(x: Float[Array, "B L N H"], position: Int[Array, "B L"], theta: float) -> Float[Array, "B L N H"]:

@@ -46,15 +46,15 @@ class Watched:
 def two(*parts):
     both = []
     try:
-        for attempt in range(2):
+        for left in reversed(range(4)):
             port = free_port()
             both = [Watched(port, process, part) for process, part in enumerate(parts)]
             try:
                 for one in both:
                     one.met()
                 break
-            except ValueError:  # another program took the port meanwhile
-                if attempt:
+            except ValueError:  # another program took the port meanwhile, or a busy machine gave no time for a beat
+                if not left:
                     raise
                 for one in both:
                     one.parent.kill()
