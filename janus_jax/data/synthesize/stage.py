@@ -56,6 +56,7 @@ class Stage:
         limit: only so many instructions.
         runner: reads the records of instructions on Apache Beam; None: this process does.
         processes: worker processes of the direct runner.
+        dry: of a dry run; its files are removed at the end.
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class Stage:
         limit: int | None = None,
         runner: Runner | None = None,
         processes: int = 1,
+        dry: bool = False,
     ):
         self.config, self.limit, self.tell = config, limit, tell
-        self.runner, self.processes = runner, processes
+        self.runner, self.processes, self.dry = runner, processes, dry
         self.directory, self._directories = directories[name], directories
         self.planned = Planned(name)
         self.waiting = self.unanswered = 0
