@@ -61,7 +61,7 @@ def data_synthesize(
         raise ConfigError("--beam-option, --processes: allowed: only with --runner")
     if runner is not None and step not in (None, "instructions"):
         raise ConfigError("--runner: allowed: only where the step instructions is made")
-    settings = load_synthesis(file, overrides or [])
+    settings = load_synthesis(file, overrides or [], inputs=True)
     require_writable("out", settings.out)
     on_beam = None if runner is None else Runner(runner, tuple(beam_option or ()))
     work = Synthesis(settings, limit=limit, batch=batch, runner=on_beam, processes=processes, tell=tell)
