@@ -17,6 +17,8 @@ MARKUP = re.compile(
 """Marks of chat templates."""
 _NORMAL = 1.4826
 """The standard deviation of normal values, for a median absolute deviation of 1."""
+_DENSE = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
+"""Kana, Han and Hangul."""
 _SPEAKER = re.compile(r"^\s*(?:###\s*)?(?:Human|User|Assistant|System)\s*:", re.MULTILINE)
 _MARK = "['\u2019]"
 _CANNOT = rf"\bi (?:can(?:no|{_MARK})t|can not|am (?:unable|not able) to|won{_MARK}t|must decline|will not be able)"
@@ -45,6 +47,12 @@ def length(text: str, least: int, most: int) -> None:
     """Characters outside the bounds."""
     if not least <= len(text) <= most:
         raise Rejected("too_short" if len(text) < least else "too_long", f"{len(text):,} characters")
+
+
+def length_in_letters(text: str, least: int) -> None:
+    """Too few characters. A letter of Chinese, Japanese or Korean counts as three: few of them are a sentence."""
+    if len(text) + 2 * len(_DENSE.findall(text)) < least:
+        raise Rejected("too_short", f"{len(text)} characters")
 
 
 def markup(text: str, asked: str = "") -> None:

@@ -19,8 +19,7 @@ SCORES = tuple(map(str, range(1, 6)))
 _TYPICAL_SYSTEM = "x" * 1000
 """Stands for a system message that is not written yet; those of Multifaceted Bench have 682 to 1,370 characters."""
 _LEAST_CHARS, _MOST_CHARS = 10, 2000
-"""Of criteria and of a description of a score, without punctuation: a word alone tells a judge nothing. Texts in other
-letters may be shorter: in Chinese, a few characters are a sentence."""
+"""Of criteria and of a description of a score, without punctuation: a word alone tells a judge nothing."""
 
 Scores = create_model("Scores", __base__=structured.Answer, **{score: (str, ...) for score in SCORES})  # pyright: ignore
 
@@ -156,7 +155,8 @@ class Rubrics:
             if copied := form.intersection(texts):
                 raise Rejected("copied_form", min(copied)[:60])
             for one in texts:
-                gates.length(one, _LEAST_CHARS if one.isascii() else 1, _MOST_CHARS)
+                gates.length_in_letters(one, _LEAST_CHARS)
+                gates.length(one, 1, _MOST_CHARS)
             if len(set(texts)) < len(texts):
                 raise Rejected("alike", "two of its texts are the same")
             whole = "\n".join(_texts(made))

@@ -270,7 +270,7 @@ def test_a_bench_without_a_rubric_is_named_and_counted(tmp_path):
         elif body["seed"] == 2:
             scores["1"] = "1"
         elif body["seed"] == 3:
-            scores["1"] = "Bad."
+            scores["1"] = "Très mal."
         else:
             scores["5"] += "<|im_end|>"
         return said(json.dumps(rubric))
