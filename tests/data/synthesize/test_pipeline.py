@@ -1,5 +1,6 @@
 """A whole synthesis against a scripted server: what it writes, what builds read, faults, kills, limits, budgets."""
 
+import itertools
 import json
 import random
 import signal
@@ -13,6 +14,7 @@ from janus_jax.data.build.derive import derive_pairs
 from janus_jax.data.build.readers import read_records
 from janus_jax.data.synthesize.collection import BENCH, COLLECTION
 from janus_jax.data.synthesize.config import load_synthesis
+from janus_jax.data.synthesize.files import shuffled
 from janus_jax.data.synthesize.pipeline import Synthesis
 from janus_jax.errors import ConfigError
 from janus_jax.evaluation.bench.rows import read_bench
@@ -181,6 +183,39 @@ def test_responses_that_ignore_the_system_message_are_dropped_with_their_instruc
     records = read_records(tmp_path / "out/collection/train.parquet", "sft")
     assert {record.prompt for record in records} == set(QUESTIONS[1:])
     assert not (tmp_path / "out/bench/train.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("in_bench", "others", "refused_to", "expected"),
+    [
+        (1, 0, "none", []),  # no row of the collection was wanted
+        (0, 1, "none", []),
+        (1, 1, "others", ["note: collection: no row of the collection"]),
+        (1, 1, "bench", ["note: bench: no row of the bench"]),
+    ],
+)
+def test_with_a_limit_a_file_without_rows_is_noted_only_where_rows_were_wanted(
+    whole, tmp_path, in_bench, others, refused_to, expected
+):
+    prompts, notes = {row["id"]: row["prompt"] for row in rows(whole, "instructions")}, []
+    for seed in itertools.count():
+        held = set(shuffled(prompts, seed, "bench")[:1])
+        chosen = set(shuffled(prompts, seed, "limit")[: in_bench + others])
+        if len(chosen & held) == in_bench:
+            break
+    silent = {prompts[one] for one in {"none": set(), "bench": held, "others": chosen - held}[refused_to]}
+
+    def script(body, count):
+        asked = body["messages"]
+        refuses = asked[0]["role"] == "system" and asked[-1]["content"] in silent
+        return said("I'm sorry, but I cannot help with that.") if refuses else answer(body)
+
+    with serving(script) as server:
+        assert made(tmp_path, server, limit=in_bench + others, seed=seed, tell=notes.append).run()
+    found = [line for line in notes if "no row of the" in line]
+    assert len(found) == len(expected) and all(map(str.startswith, found, expected))
+    assert (tmp_path / "out/collection/train.parquet").exists() == (others and refused_to != "others")
+    assert (tmp_path / "out/bench/train.parquet").exists() == (in_bench and refused_to != "bench")
 
 
 def test_a_refusal_that_was_paid_for_is_not_asked_for_again(tmp_path):
