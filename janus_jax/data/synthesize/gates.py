@@ -36,6 +36,29 @@ _PREAMBLE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 
+_FAULTS = {
+    "alike": "it was too like another text ({detail})",
+    "bad_json": "it was no valid JSON",
+    "chat_markup": "it had marks of a chat ({detail})",
+    "copied_example": "it copied these words of an example: {detail}",
+    "copied_form": "it repeated what only shows the form of an answer: {detail}",
+    "copied_system": "it copied these words of the system message: {detail}",
+    "empty": "it had no text, or an empty one",
+    "preamble": "it had words about the text, and not the text alone: {detail}",
+    "too_long": "a text was too long ({detail})",
+    "too_short": "a text was too short ({detail})",
+    "truncated": "it was too long and was cut off; be shorter",
+    "wrong_count": "it had another number of items than asked for ({detail})",
+    "wrong_form": "its JSON had another form ({detail})",
+    "wrong_language": "it was not in English",
+}
+"""Gate -> what a model can do something about, in words."""
+
+
+def fault(gate: str, detail: str) -> str:
+    """What was wrong with an answer, for the model; empty for a refusal, which is not argued with."""
+    return _FAULTS.get(gate, "").replace("{detail}", " ".join(detail.split())[:120])
+
 
 def refusal(text: str) -> None:
     """A text that begins by declining."""

@@ -17,6 +17,7 @@ NEEDED = {
     "descriptions": ("dimension", "subdimension", "preferences", "count"),
     "system": ("preferences",),
     "rubric": ("preference", "description"),
+    "repair": ("fault",),
 }
 """Prompt -> what NAME.txt cannot do without."""
 _EXAMPLES = {"system": "systems.txt", "rubric": "rubrics.json"}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from janus_jax.data.build.beam.runner import Runner
-from janus_jax.data.synthesize import structured
+from janus_jax.data.synthesize import gates, structured
 from janus_jax.data.synthesize.asking import CHUNK, Compare, Item, Outcome, Reader, Rejected, ask
 from janus_jax.data.synthesize.config import AskSection, SynthesisConfig
 from janus_jax.data.synthesize.files import StepDirectory, Writer
@@ -122,6 +122,8 @@ class Stage:
     def asks(self, section: AskSection, prompts: Sequence[str]) -> dict[str, Any]:
         """What decides the answers, for step.json."""
         endpoint = self.config.endpoint_of(section)
+        if (repair := self.prompt("repair")) != read_prompt("repair"):
+            prompts = [*prompts, repair.digest]
         how = {"base_url": endpoint.base_url, "model": endpoint.model, "structured": endpoint.structured}
         return how | {"options": self.options(section), "asks": section.asks, "prompts": list(prompts)}
 
@@ -152,6 +154,7 @@ class Stage:
                 options=self.options(section),
                 formats=self._formats(section, form),
                 compare=compare,
+                note=self._note,
             ):
                 self.waiting += outcome.waiting
                 for reason, _ in outcome.rejections:
@@ -162,6 +165,10 @@ class Stage:
                 yield outcome
         if self._done % CHUNK:
             self._tell_of_progress(endpoint)
+
+    def _note(self, gate: str, detail: str) -> str:
+        fault = gates.fault(gate, detail)
+        return self.prompt("repair").fill(fault=fault)[0]["content"] if fault else ""
 
     def _tell_of_progress(self, endpoint: Endpoint) -> None:
         done, spent = counted(self._done, "text"), endpoint.usage.tokens
