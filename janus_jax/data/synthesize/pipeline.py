@@ -5,7 +5,7 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,15 +130,13 @@ class Synthesis:
         Args:
             tell: gets a line on what the sources of instructions drop.
         """
-        planned = []
+        planned, unfinished = [], set[str]()
         with tempfile.TemporaryDirectory() as scratch:
             directories = dict(self.directories)
             for step in STEPS.values():
-                stage = self._stage(step, directories, scratch=Path(scratch))
-                done = all(directories[one].path.is_relative_to(self.out) for one in step.inputs) and self._is_done(
-                    step
-                )
-                if done:
+                stage = self._stage(step, directories, scratch=Path(scratch), unfinished=unfinished)
+                is_current = all(directories[one].path.is_relative_to(self.out) for one in step.inputs)
+                if is_current and self._is_done(step):
                     if step.name == instructions.NAME:
                         tell(_result(step.name, self.directories[step.name].facts()))
                     continue
@@ -146,8 +144,10 @@ class Synthesis:
                     with contextlib.closing(stage):
                         step.estimate(stage)
                     planned.append(stage.planned)
-                if step.name in _UNLIMITED:
+                unfinished.add(step.name)
+                if step.name in _UNLIMITED or not (is_current and self._is_valid(step)):
                     directories[step.name] = StepDirectory(Path(scratch), step.name)
+                if step.name in _UNLIMITED:
                     stage = self._stage(step, directories, scratch=Path(scratch))
                     _seed_alone(stage) if step.name == "hierarchy" else step.run(stage)
                     value = stage.writer.finish()
@@ -163,7 +163,14 @@ class Synthesis:
         tokens = sum(one.prompt_tokens + one.completion_tokens for one in by_step.values())
         return tokens, self._money(by_step)
 
-    def _stage(self, step: Step, directories: Mapping[str, StepDirectory], scratch: Path | None = None) -> Stage:
+    def _stage(
+        self,
+        step: Step,
+        directories: Mapping[str, StepDirectory],
+        *,
+        scratch: Path | None = None,
+        unfinished: Container[str] = (),
+    ) -> Stage:
         def opened(section: AskSection, directory: StepDirectory) -> Endpoint:
             return (
                 self._endpoint(section, directory) if scratch is None else self._estimator(section, directory, scratch)
@@ -171,6 +178,7 @@ class Synthesis:
 
         limit = None if step.name in _UNLIMITED else self._limit
         more = {"tell": self._tell, "limit": limit, "dry": scratch is not None, **self._beam}
+        more["unfinished"] = unfinished
         return Stage(self.config, dict(directories), step.name, opened=opened, **more)
 
     def _asked_for(self, step: Step) -> dict[str, Any]:
@@ -185,7 +193,11 @@ class Synthesis:
         had, wanted = facts.get("limit"), None if step.name in _UNLIMITED else self._limit
         if had is not None and (wanted is None or wanted > had):
             return False
-        return facts.get("asked") == digest_of(self._asked_for(step))
+        return self._is_valid(step)
+
+    def _is_valid(self, step: Step) -> bool:
+        """Whether the rows that a step has, if they are not all, are those that it would make."""
+        return self.directories[step.name].facts().get("asked") == digest_of(self._asked_for(step))
 
     def _require_answers(self) -> None:
         for name, directory in self.directories.items():

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from janus_jax.data.build.beam.runner import Runner
@@ -57,6 +57,7 @@ class Stage:
         runner: reads the records of instructions on Apache Beam; None: this process does.
         processes: worker processes of the direct runner.
         dry: of a dry run; its files are removed at the end.
+        unfinished: of a dry run: steps whose rows are not all there.
     """
 
     def __init__(
@@ -71,9 +72,10 @@ class Stage:
         runner: Runner | None = None,
         processes: int = 1,
         dry: bool = False,
+        unfinished: Container[str] = (),
     ):
         self.config, self.limit, self.tell = config, limit, tell
-        self.runner, self.processes, self.dry = runner, processes, dry
+        self.runner, self.processes, self.dry, self.unfinished = runner, processes, dry, unfinished
         self.directory, self._directories = directories[name], directories
         self.planned = Planned(name)
         self.waiting = self.unanswered = 0

@@ -83,14 +83,18 @@ class Responses:
         return _settings(stage, stage.config.responses)
 
     def estimate(self, stage: Stage) -> None:
+        """Of system messages that are not written yet, by one of typical length."""
+        section, written = stage.config.responses, set[str]()
         if stage.has("systems"):
-            stage.plan(stage.config.responses, self._items(stage))
-            return
+            stage.plan(section, self._items(stage))
+            if "systems" not in stage.unfinished:
+                return
+            written = {row["id"] for row in stage.rows("systems")}
         chosen, prompts = limited(stage), {row["id"]: row["prompt"] for row in stage.rows("instructions")}
-        ids = (row["instruction"] for row in stage.rows("sets"))
+        ids = (row["instruction"] for row in stage.rows("sets") if row["id"] not in written)
         wanted = [one for one in ids if chosen is None or one in chosen]
         items = (Item(one, _conversation(f"{_TYPICAL_SYSTEM}{at}", prompts[one])) for at, one in enumerate(wanted))
-        stage.plan(stage.config.responses, items)
+        stage.plan(section, items)
 
     def run(self, stage: Stage) -> None:
         section = stage.config.responses
@@ -175,7 +179,10 @@ class Rubrics:
             stage.writer.add({"id": set_id, "preference": number, **outcome.value, "provenance": origin})
 
     def _answered(self, stage: Stage) -> set[str] | None:
-        return {row["id"] for row in stage.rows("responses")} if stage.has("responses") else None
+        """Rows with a response; None: not all are made."""
+        if not stage.has("responses") or "responses" in stage.unfinished:
+            return None
+        return {row["id"] for row in stage.rows("responses")}
 
     def _items(self, stage: Stage, answered: set[str] | None) -> Iterator[Item]:
         prompt, section, held = stage.prompt("rubric"), stage.config.bench, bench_ids(stage)

@@ -189,6 +189,21 @@ def test_with_a_limit_a_file_without_rows_is_noted_only_where_rows_were_wanted(
     assert (tmp_path / "out/bench/train.parquet").exists() == (in_bench and refused_to != "bench")
 
 
+def test_a_dry_run_after_a_trial_counts_all_that_is_left(tmp_path):
+    def planned(**changes):
+        return {one.step: (one.requests, one.in_journal) for one in made(tmp_path, server, **changes).estimate()}
+
+    with serving(answer) as server:
+        assert made(tmp_path, server, limit=2).run()
+        before, bench = len(server.bodies), len(rows(tmp_path, "rubrics"))
+        left = planned()
+        assert left == {"systems": (12, 6), "responses": (12, 6), "rubrics": (12 - bench, bench), "collection": (0, 0)}
+        warmer = planned(systems={"temperature": 0.5})  # other system messages, and so other responses
+        assert warmer["systems"] == warmer["responses"] == (18, 0)
+        assert made(tmp_path, server).run()
+        assert len(server.bodies) - before == sum(requests for requests, _ in left.values())
+
+
 def test_an_endpoint_without_structured_output_is_asked_in_words(tmp_path):
     def script(body, count):
         kind = body.get("response_format", {}).get("type")
