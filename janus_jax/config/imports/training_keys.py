@@ -308,11 +308,10 @@ def judge_weights(ledger: Ledger, model: str | None, run_dir: str, unreadable: C
     elif not reason and not is_ours and (other := _OTHER_MODELS.search(name)):
         reason = f"{other[0]} is another architecture than Mistral and Llama, which are here"
     where = "docs/conversion.md lists what can be read"
-    if reason and row is not None:
-        ledger.rows[row.key] = dataclasses.replace(row, verdict="not supported", note=f"{reason}; {where}")
-    elif reason:
-        ledger.by_hand.append(f"init.from = {model}: {reason}; {where}")
     if reason:
+        ledger.by_hand.append(f"init.from = {model}: give other weights; {reason}")
+        if row is not None:
+            ledger.rows[row.key] = dataclasses.replace(row, verdict="not supported", note=f"{reason}; {where}")
         return
     if row is not None and not is_ours:
         note = f"if `architectures` in its config.json is of Mistral or Llama shape; {where}"
