@@ -60,6 +60,7 @@ class TensorDifference:
     largest: float  # absolute difference of values; 0 if only dtypes or signs of zeros differ
     relative: float  # `largest` divided by the tensor's largest absolute value
     dtypes: tuple[str, str] = ("", "")
+    steps: float = math.inf  # largest difference in steps of bfloat16, each at the larger of the two values
 
     def __str__(self) -> str:
         dtypes = "" if len({*self.dtypes}) == 1 else f"{' and '.join(self.dtypes)}, "
@@ -85,9 +86,12 @@ def compare(ours: StoredModel, theirs: StoredModel) -> list[TensorDifference]:
         if one.dtype == other.dtype and np.array_equal(_bits(one), _bits(other)):
             continue
         a, b = one.astype(np.float32), other.astype(np.float32)
-        largest = float(np.abs(a - b).max())
-        relative = largest / max(float(np.abs(a).max()), 1e-30)
-        differences.append(TensorDifference(entry.key, largest, relative, (one.dtype.name, other.dtype.name)))
+        apart = np.abs(a - b)
+        largest = float(apart.max())
+        relative = largest / max(float(np.abs(a, out=a).max()), 1e-30)
+        apart /= np.spacing(np.maximum(a, np.abs(b, out=b), out=a), out=b)
+        steps = float(apart.max()) / 2**16  # bfloat16 has 16 bits less of a fraction than float32
+        differences.append(TensorDifference(entry.key, largest, relative, (one.dtype.name, other.dtype.name), steps))
     return differences
 
 

@@ -1,6 +1,7 @@
 """The commands of `janus config`: a run configuration in full, and one made from another trainer's recipe."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +10,7 @@ import typer
 
 from janus_jax.cli import arguments
 from janus_jax.cli.outputs import require_new_file
-from janus_jax.errors import ConfigError
+from janus_jax.errors import ConfigError, ConversionError
 
 app = typer.Typer(help="Show run configurations, and import other trainers' recipes.", **arguments.SETTINGS)
 
@@ -72,7 +73,13 @@ def config_import(
     from janus_jax.storage.local import write_whole
 
     recipe = recipes.import_recipe(
-        file, tool=tool, devices=devices, objective=objective, equal=compat, overrides=overrides or []
+        file,
+        tool=tool,
+        devices=devices,
+        objective=objective,
+        equal=compat,
+        overrides=overrides or [],
+        unreadable=_unreadable,
     )
     refused = None if force else recipes.refusal(recipe)
     if as_json:
@@ -88,3 +95,17 @@ def config_import(
         print(recipe.text, end="")
     for note in recipe.notes:
         print(arguments.in_lines(f"note: {note}"), file=sys.stderr)
+
+
+def _unreadable(model: str) -> str:
+    """Why a Hugging Face directory on this machine cannot be read; empty: it can, or there is none."""
+    directory = os.path.expanduser(model)
+    if not os.path.isfile(os.path.join(directory, "config.json")):
+        return ""
+    from janus_jax.checkpoint.hf.config import read_model_config
+
+    try:
+        read_model_config(directory)
+    except ConversionError as error:
+        return str(error)
+    return ""

@@ -1,7 +1,7 @@
 """The commands of `janus convert`; `janus_jax/checkpoint/convert.py` does the work."""
 
 import re
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,6 +11,9 @@ from janus_jax.config.section import SIZE
 from janus_jax.config.sections import ExportSection
 from janus_jax.errors import ConfigError
 
+if TYPE_CHECKING:
+    from janus_jax.checkpoint.digest import TensorDifference
+
 app = typer.Typer(
     help="Convert models between Hugging Face directories and Orbax checkpoints, and compare them.",
     callback=on_cpu,
@@ -19,7 +22,7 @@ app = typer.Typer(
 
 _DEFAULTS = ExportSection()
 _MAX_LISTED = 20
-"""Tensors that `convert check` lists, the most different first."""
+"""Tensors that `convert check` lists, the most different first, of those that no rounding to bfloat16 explains."""
 
 _Verification = Annotated[
     Literal["logits", "digest", "none"],
@@ -91,10 +94,25 @@ def convert_check(
     if not (differences := check(a, b)):
         print(f"{a} and {b}: the same model, bit for bit")
         return
-    for difference in sorted(differences, key=lambda difference: -difference.relative)[:_MAX_LISTED]:
+    worse = sorted((one for one in differences if not one.steps <= 0.5), key=lambda one: -one.relative)
+    print(_in_words(differences, len(worse)))
+    for difference in worse[:_MAX_LISTED]:
         print(difference)
-    if len(differences) > _MAX_LISTED:
-        print(f"... and {len(differences) - _MAX_LISTED} that differ less")
+    if len(worse) > _MAX_LISTED:
+        print(f"... and {len(worse) - _MAX_LISTED} that differ less")
     raise ConversionError(
         f"{a} and {b}: {counted(len(differences), 'tensor')} {'differs' if len(differences) == 1 else 'differ'}"
     )
+
+
+def _in_words(differences: "list[TensorDifference]", worse: int) -> str:
+    """How many tensors differ, and how much."""
+    from janus_jax.errors import counted
+
+    tensors, half = counted(len(differences), "different tensor"), "half a step of bfloat16"
+    if worse:
+        return f"{worse:,} of {tensors}: more than {half} apart"
+    worst = max(differences, key=lambda one: one.steps)
+    if not worst.steps:
+        return f"{tensors}: equal values; only dtypes or signs of zeros differ, as in {worst}"
+    return f"{tensors}: all at most {half} apart, as after rounding to it; the worst: {worst}"

@@ -43,8 +43,9 @@ def data_synthesize(
 ) -> None:
     """Make instructions, preferences, system messages and responses like those of the Multifaceted Collection."""
     from janus_jax.data.build.beam.runner import Runner
+    from janus_jax.data.synthesize import dry_run as estimates
     from janus_jax.data.synthesize.config import load_synthesis
-    from janus_jax.data.synthesize.pipeline import STEPS, Synthesis, planned_lines
+    from janus_jax.data.synthesize.pipeline import STEPS, Synthesis
 
     if answers and (step is None or not STEPS[step].section):
         asking = ", ".join(name for name, one in STEPS.items() if one.section)
@@ -60,12 +61,12 @@ def data_synthesize(
         raise ConfigError("--beam-option, --processes: allowed: only with --runner")
     if runner is not None and step not in (None, "instructions"):
         raise ConfigError("--runner: allowed: only where the step instructions is made")
-    settings = load_synthesis(file, overrides or [])
+    settings = load_synthesis(file, overrides or [], inputs=True)
     require_writable("out", settings.out)
     on_beam = None if runner is None else Runner(runner, tuple(beam_option or ()))
     work = Synthesis(settings, limit=limit, batch=batch, runner=on_beam, processes=processes, tell=tell)
     if dry_run:
-        for line in planned_lines(work.estimate(step)):
+        for line in estimates.lines(work, step):
             print(line)
         return
     done = work.run(step, answers or ())

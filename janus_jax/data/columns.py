@@ -194,6 +194,8 @@ def apart(one: str, other: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Type and start of a value, on one line; ASCII so that any terminal can print it."""
+    """Type and start of a value, on one line; ASCII so that any terminal can print it. None is `null`, as in JSON."""
+    if value is None:
+        return "null"
     printed = ascii(value[:80] if isinstance(value, str | bytes) else value)  # a value may be megabytes long
     return f"{type(value).__name__} {printed if len(printed) <= 80 else printed[:77] + '...'}"

@@ -166,8 +166,13 @@ class Endpoint:
         self._check(options)
 
         def request() -> Request | None:
-            wanted = following()
-            return None if wanted is None else self._request(wanted, options)
+            if (wanted := following()) is None:
+                return None
+            if wanted.or_else is not None:
+                other = self._request(wanted._replace(messages=wanted.or_else), options)
+                if self._was_asked(other):
+                    return other
+            return self._request(wanted, options)
 
         yield from self._flow(request)
 
@@ -214,6 +219,10 @@ class Endpoint:
 
     def _known(self, request: Request) -> dict[str, Any] | None:
         return self._journal.get(request.key, refusal=self._keep_refusals)
+
+    def _was_asked(self, request: Request) -> bool:
+        """Whether it need not be sent any more."""
+        return self._known(request) is not None
 
     def _flow(self, following: Callable[[], Request | None]) -> Iterator[Reply]:
         """Replies to the requests that `following` gives, which is called whenever one more may go out."""

@@ -60,6 +60,9 @@ class BatchEndpoint(Endpoint):
         last = self._last.get(key)
         return last is not None and key not in self._journal and (last, key) not in self._failed
 
+    def _was_asked(self, request: Request) -> bool:
+        return super()._was_asked(request) or self._outstanding(request.key)
+
     def _flow(self, following: Callable[[], Request | None]) -> Iterator[Reply]:
         while (request := following()) is not None:
             if (record := self._known(request)) is not None:

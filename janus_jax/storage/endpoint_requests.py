@@ -128,6 +128,8 @@ class Wanted(NamedTuple):
     """The caller's number for it, which the reply repeats."""
     messages: Messages
     sample: int = 0
+    or_else: Messages | None = None
+    """Other messages for the same sample. If they were asked already, their answer counts, and nothing is sent."""
 
 
 @dataclasses.dataclass(eq=False)

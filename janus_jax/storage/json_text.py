@@ -26,6 +26,14 @@ def strict_json(content: str) -> Any:
         raise ValueError("is nested too deeply") from None
 
 
+def json_kind(value: Any) -> str:
+    """What a value is called in JSON."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    kinds = {str: "a string", list: "an array", dict: "an object"}
+    return kinds.get(type(value), "a number")
+
+
 def difference(
     before: Mapping[str, Any], now: Mapping[str, Any], free: Container[str] = ()
 ) -> tuple[str, str, str] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.errors import DataError, first_line
-from janus_jax.storage.json_text import json_fault, strict_json
+from janus_jax.storage.json_text import json_fault, json_kind, strict_json
 
 HF_FILES = (
     "tokenizer.json",
@@ -48,7 +48,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(path, str(error)) from error
     if not isinstance(value, dict):
-        raise DataError(path, f"holds a {type(value).__name__}, but must hold an object")
+        raise DataError(path, f"holds {json_kind(value)}; allowed: an object")
     return value
 
 

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tensorstore as ts
 from etils import epath
+from safetensors.numpy import load_file, save_file
 
 from janus_jax.checkpoint import item, verify
 from janus_jax.checkpoint.conversion_report import REPORT
@@ -203,7 +204,34 @@ def test_check_names_what_differs(tmp_path):
     with pytest.raises(ConversionError, match="models of different shape: tie_embeddings False and True"):
         check(tmp_path / "a", tmp_path / "tied")
     to_hf(tmp_path / "same", tmp_path / "half", dtype="bfloat16")
-    assert len(check(tmp_path / "a", tmp_path / "half")) == len(key_table(SMALL))
+    found = check(tmp_path / "a", tmp_path / "half")
+    assert len(found) == len(key_table(SMALL)) and all(one.steps <= 0.5 for one in found)
+    assert max(one.steps for one in found) > 0.4
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (-0.0, "1 different tensor: equal values; only dtypes or signs of zeros differ, as in model.norm.weight"),
+        (
+            1.00390625,
+            "1 different tensor: all at most half a step of bfloat16 apart, as after rounding to it; the worst",
+        ),
+        (1.0078125, "1 of 1 different tensor: more than half a step of bfloat16 apart"),  # the number after 1
+    ],
+)
+def test_check_says_in_words_whether_rounding_explains_what_differs(value, words, tmp_path, janus):
+    params = random_params(SMALL)
+    save_hf(params, SMALL, tmp_path / "a")
+    save_hf(params, SMALL, tmp_path / "b")
+    for name, one in (("a", value), ("b", abs(value) // 1)):
+        (file,) = (tmp_path / name).glob("*.safetensors")
+        loaded = load_file(file)
+        loaded["model.norm.weight"][3] = one
+        save_file(loaded, file, {"format": "pt"})
+    code, out, err = janus("convert", "check", tmp_path / "a", tmp_path / "b")
+    assert code == 2 and err.endswith("1 tensor differs\n") and out.startswith(words)
+    assert "model.norm.weight: largest difference" in out
 
 
 def test_an_unknown_verification_is_refused(tmp_path):

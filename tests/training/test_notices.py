@@ -213,10 +213,22 @@ def test_a_long_first_save_is_noted(monkeypatch):
     ]
 
 
+@pytest.fixture
+def heard_signals():
+    """The tests may run under nohup or in the background, which ignore signals, or after a command that ran here."""
+    defaults = {
+        signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL
+    }  # fmt: skip
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(
     ("numbers", "by_user"), [((signal.SIGINT,), True), ((signal.SIGTERM,), False), ((signal.SIGHUP,), False)]
 )
-def test_a_run_that_waits_for_data_hears_a_signal(numbers, by_user):
+def test_a_run_that_waits_for_data_hears_a_signal(numbers, by_user, heard_signals):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Notices() as notices:
         notices.boundary()
@@ -228,15 +240,11 @@ def test_a_run_that_waits_for_data_hears_a_signal(numbers, by_user):
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_a_caller_may_keep_the_signals():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a command that ran here has left its own
-    try:
-        with Notices(listen=False) as notices, pytest.raises(KeyboardInterrupt):
-            tell(signal.SIGINT)
-            time.sleep(5)
-        notices.boundary()
-    finally:
-        signal.signal(signal.SIGINT, before)
+def test_a_caller_may_keep_the_signals(heard_signals):
+    with Notices(listen=False) as notices, pytest.raises(KeyboardInterrupt):
+        tell(signal.SIGINT)
+        time.sleep(5)
+    notices.boundary()
 
 
 @pytest.mark.parametrize(("second", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])

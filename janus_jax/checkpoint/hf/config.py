@@ -14,7 +14,7 @@ from janus_jax.checkpoint.hf.files import damage
 from janus_jax.checkpoint.hf.keys import VALUE_HEADS, Layout
 from janus_jax.errors import ConversionError
 from janus_jax.model.config import Head, ModelConfig
-from janus_jax.storage.json_text import strict_json
+from janus_jax.storage.json_text import json_kind, strict_json
 
 # Values that transformers assumes for keys missing from config.json (MistralConfig, LlamaConfig).
 _MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
@@ -59,7 +59,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConversionError(file, str(error)) from error
     if not isinstance(value, dict):
-        raise ConversionError(file, f"holds a JSON {type(value).__name__}; allowed: an object")
+        raise ConversionError(file, f"holds {json_kind(value)}; allowed: an object")
     return value
 
 

@@ -4,20 +4,30 @@ import dataclasses
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from janus_jax.config import yaml_file
-from janus_jax.config.imports import axolotl, openrlhf, trl
+from janus_jax.config.imports import axolotl, openrlhf, training_keys, trl
 from janus_jax.config.imports.ledger import VERDICTS, Ledger, Row, masked, shown
 from janus_jax.config.imports.source import Source, Tool, read
 from janus_jax.config.run import RunConfig, load_config
 from janus_jax.errors import ConfigError, first_line
 
 Converter = Callable[[Ledger, int | None, str], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Override:
+    """A key of ours from the command line: what the recipe made of it, and what it is now."""
+
+    key: str
+    old: Any
+    """None: the recipe does not set it."""
+    new: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Recipe:
     ledger: Ledger
     text: str
     """Our configuration as YAML, with its source as a comment."""
+    overrides: tuple[Override, ...]
     commands: tuple[str, ...]
     notes: tuple[str, ...]
     """The loader's advice on the configuration."""
@@ -43,6 +54,7 @@ def import_recipe(
     objective: str | None = None,
     equal: bool = False,
     overrides: Iterable[str] = (),
+    unreadable: Callable[[str], str] = lambda model: "",
 ) -> Recipe:
     """Reads a recipe and makes a configuration that our loader takes.
 
@@ -52,6 +64,7 @@ def import_recipe(
         objective: of a TRL recipe that does not say its trainer.
         equal: set the compat switches that make a run equal to the tool's.
         overrides: our keys, as KEY=VALUE, applied last.
+        unreadable: why a model's directory cannot be read here; empty: it can, or there is no such directory.
 
     Raises:
         ConfigError: the file cannot be read, its objective is not here, or a value is none that its tool takes.
@@ -79,11 +92,24 @@ def import_recipe(
             ledger.defects.append(f"{key} = {value}: waits to be filled in")
     changes = list(overrides)
     config, text = _checked(ledger.config, changes)
-    done = tuple(f"{change.partition('=')[0]}:" for change in changes)
+    names = list(dict.fromkeys(change.partition("=")[0].strip() for change in changes))
+    done = tuple(f"{one}:" for one in names)
     ledger.by_hand[:] = [one for one in dict.fromkeys(ledger.by_hand) if not one.startswith(done)]
+    now = config.model_dump(mode="json", by_alias=True)
+    overridden = tuple(Override(one, _at(ledger.config, one), _at(now, one)) for one in names)
+    training_keys.judge_weights(ledger, config.init.from_, config.run.dir, unreadable)
     header = [f"Made from {path} ({ledger.tool}, {kind}) by janus config import.", *_steps(ledger)]
     comment = "".join(f"# {line if line.isprintable() else ascii(line)}\n" for line in header)
-    return Recipe(path, ledger.tool, kind, ledger, comment + text, tuple(ledger.commands), tuple(config.advice()))
+    return Recipe(
+        path, ledger.tool, kind, ledger, comment + text, overridden, tuple(ledger.commands), tuple(config.advice())
+    )
+
+
+def _at(values: Any, key: str) -> Any:
+    """The value at a dotted key; None: there is none."""
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, Mapping) else None
+    return values
 
 
 def _converted(
@@ -132,6 +158,7 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
         "keys": [row(one) for one in recipe.ledger.rows.values()],
         "defaults": [row(one) for one in recipe.ledger.defaults],
         "defects": recipe.ledger.defects,
+        "overrides": [dataclasses.asdict(one) for one in recipe.overrides],
         "by_hand": recipe.ledger.by_hand,
         "commands": list(recipe.commands),
         "notes": list(recipe.notes),
@@ -153,6 +180,7 @@ def lines(recipe: Recipe) -> list[str]:
             out += ["", f"{verdict} ({len(rows)}), {meaning}:", *(_line(one) for one in rows)]
     for title, texts in (
         (f"defaults of {recipe.tool} that are written out", [_default(one) for one in ledger.defaults]),
+        ("overrides of the command line", [_override(one) for one in recipe.overrides]),
         ("defects of the file", ledger.defects),
         ("to do by hand", ledger.by_hand),
         ("before training", list(recipe.commands)),
@@ -169,6 +197,10 @@ def _line(row: Row) -> str:
 
 def _default(row: Row) -> str:
     return f"{row.key} -> {row.ours}{f'; {row.note}' if row.note else ''}"
+
+
+def _override(one: Override) -> str:
+    return f"{one.key}: {'not set' if one.old is None else shown(one.old)} -> {shown(one.new)}"
 
 
 def refusal(recipe: Recipe) -> str | None:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from janus_jax.config.imports.ledger import Ledger, shown
@@ -51,6 +51,16 @@ _SHAPES = {
     "constant_with_warmup": "constant",
     "warmup_stable_decay": "wsd",
 }
+
+_OUR_MODELS = re.compile(r"mistral|llama(?!-?(?:3\.[1-3]|4\b))", re.IGNORECASE)
+_SCALED_MODELS = re.compile(r"llama-?3\.[1-3]", re.IGNORECASE)
+_OTHER_MODELS = re.compile(
+    r"llama-?4\b|(?<![a-z])(?:qwen|gemma|phi-?[1-4]|mixtral|falcon|gpt-?(?:2|j|neo|oss)|pythia|opt-\d|bloom|mpt-\d|olmo|"
+    r"starcoder|stablelm|deepseek-(?:v[2-9]|moe)|smollm3|c4ai|dbrx|jamba|mamba|rwkv|granite-[34]|glm|chatglm|exaone|"
+    r"internlm|baichuan|minicpm|flan|t5|bert)",
+    re.IGNORECASE,
+)
+"""In names of models: those that we can read, as a rule, and those that we cannot. A name with both is one of ours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,8 +284,42 @@ def start(ledger: Ledger, key: str) -> None:
         ledger.judge(key, "ignored", note="names no model")
         return
     ledger.carry(key, "init.from", model)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) and not os.path.isdir(model):
-        ledger.commands.append(f"hf download {shlex.quote(model)}")
+
+
+def judge_weights(ledger: Ledger, model: str | None, run_dir: str, unreadable: Callable[[str], str]) -> None:
+    """Whether the weights that a run really starts from can be read, and the command that fetches them.
+
+    Args:
+        model: `init.from`, overrides included.
+        run_dir: `run.dir`. A name below the same folder is a run, not a hub id.
+        unreadable: why a directory cannot be read; empty: it can, or there is no such directory.
+    """
+    row = next((one for one in ledger.rows.values() if one.ours.startswith("init.from = ")), None)
+    if row is not None and model != ledger.config["init"]["from"]:
+        note = "init.from of the command line replaces it"
+        ledger.rows[row.key] = dataclasses.replace(row, verdict="not needed", ours="", note=note)
+        row = None
+    if model is None or model == BY_HAND:
+        return
+    path, name = os.path.expanduser(model), os.path.basename(model.rstrip("/"))
+    reason, is_ours = unreadable(model), os.path.isdir(path) or bool(_OUR_MODELS.search(name))
+    if not reason and not is_ours and _SCALED_MODELS.search(name):
+        reason = "Llama 3.1 to 3.3 scale rotary embeddings (rope_scaling), which is not here"
+    elif not reason and not is_ours and (other := _OTHER_MODELS.search(name)):
+        reason = f"{other[0]} is another architecture than Mistral and Llama, which are here"
+    where = "docs/conversion.md lists what can be read"
+    if reason:
+        ledger.by_hand.append(f"init.from = {model}: give other weights; {reason}")
+        if row is not None:
+            ledger.rows[row.key] = dataclasses.replace(row, verdict="not supported", note=f"{reason}; {where}")
+        return
+    if row is not None and not is_ours:
+        note = f"if `architectures` in its config.json is of Mistral or Llama shape; {where}"
+        ledger.rows[row.key] = dataclasses.replace(row, note=note)
+    folder = os.path.dirname(path)
+    is_path = os.path.exists(path) or os.path.isdir(folder) or folder == run_dir.split("/")[0]
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) and not is_path:
+        ledger.commands.insert(0, f"hf download {shlex.quote(model)}")
 
 
 def template_of(prompt: str) -> str | None:

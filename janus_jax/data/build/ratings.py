@@ -33,9 +33,11 @@ class Ratings:
         """The record of a pair, with its margin.
 
         Raises:
-            RecordError: it has no ratings, or one is no number.
+            RecordError: it needs ratings and has none, or one is no number.
             NoPreferenceError: the ratings are too near each other.
         """
+        if self.min_margin is None and record.margin is not None:
+            return record  # nothing is left to take from ratings
         gap = record.rated_higher_by
         if gap is None:
             names = next((names for names in COLUMNS if all(map(columns.has, names))), None)

@@ -77,10 +77,18 @@ def find_splits(
         return _directory_splits(path, unread, split or _split_of_source(name, is_file=False) or "train")
     if path.exists():
         raise DataError(text, "is neither a file nor a directory; a pipe can be written to a file first")
-    looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.startswith(".")
-    if not looks_like_id or file_type(path) in SUFFIXES or path.parent.is_dir():
+    if is_url(text) or is_absent(text):
         raise DataError(text, "no such file or directory")
     return _directory_splits(_download(text), unread, split or "train", leave_out=_NOT_PAIRS.get(text))
+
+
+def is_absent(source: str) -> bool:
+    """Whether a source is a path on this machine, and nothing is there. Others are a gs:// URL or a hub id."""
+    path = Path(os.path.expanduser(source))
+    if is_url(source) or path.exists():
+        return False
+    looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith(".")
+    return not looks_like_id or file_type(path) in SUFFIXES or path.parent.is_dir()
 
 
 @staging.naming_urls()

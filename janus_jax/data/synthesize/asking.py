@@ -79,6 +79,8 @@ class Outcome:
 Reader = Callable[[Item, Reply], Any]
 Compare = Callable[[Sequence[Outcome]], Iterable[tuple[int, str]]]
 """Of the accepted outcomes of a group, those that are too alike: (number, detail); the later one of two."""
+Note = Callable[[str, str], str]
+"""Of a gate and the detail of what it rejected: what the next request says about it."""
 
 
 def ask(
@@ -90,19 +92,22 @@ def ask(
     options: dict[str, Any],
     formats: Sequence[dict[str, Any]] = ({},),
     compare: Compare | None = None,
+    note: Note = lambda gate, detail: "",
 ) -> Iterator[Outcome]:
     """The outcome of each item, in order. Answer k of an item is sample k of its request, so a later call gets the same
-    ones. Groups go on by themselves, so a slow answer or one that does not pass holds up only its own group.
+    ones. Groups go on by themselves, so a slow answer or one that does not pass holds up only its own group. A further
+    request ends with a note on the answer before, unless a journal answers it without one, as older versions asked.
 
     Args:
         read: what is in an answer; raises `Rejected`.
         formats: options that ask for a form, the first one first; if the endpoint refuses it, the next.
         compare: sees the accepted outcomes of a group after each round. What it rejects is asked for again.
+        note: says to the model what was wrong; empty: it is asked as before.
 
     Raises:
         ConfigError, StorageError: of the endpoint. What it has answered is in its journal.
     """
-    begun = _Begun(items, read, asks, compare, max(CHUNK, _AHEAD * endpoint.concurrent))
+    begun = _Begun(items, read, asks, compare, note, max(CHUNK, _AHEAD * endpoint.concurrent))
     for number, form in enumerate(formats):
         try:
             for reply in endpoint.stream(begun.following, **options, **form):
@@ -130,9 +135,9 @@ class _Group:
 class _Begun:
     """The items that were asked for and are not given out yet."""
 
-    def __init__(self, items: Iterable[Item], read: Reader, asks: int, compare: Compare | None, most: int):
+    def __init__(self, items: Iterable[Item], read: Reader, asks: int, compare: Compare | None, note: Note, most: int):
         self._groups = itertools.groupby(items, key=lambda item: item.group or item.id)
-        self._read, self._asks, self._compare, self._most = read, asks, compare, most
+        self._read, self._asks, self._compare, self._note, self._most = read, asks, compare, note, most
         self._begun: deque[_Group] = deque()
         self._items = 0  # in those groups
         self._ready: deque[tuple[_Group, int]] = deque()
@@ -151,7 +156,13 @@ class _Begun:
         group, number = self._ready.popleft()
         place = next(self._places)
         self._asked[place] = group, number
-        return Wanted(place, group.outcomes[number].item.messages, group.attempt)
+        outcome = group.outcomes[number]
+        messages = outcome.item.messages
+        if outcome.rejections and (note := self._note(*outcome.rejections[-1])):
+            *before, last = messages
+            noted = [*before, {**last, "content": f"{last['content']}\n\n{note}"}]
+            return Wanted(place, noted, group.attempt, or_else=messages)
+        return Wanted(place, messages, group.attempt)
 
     def take(self, reply: Reply) -> None:
         group, number = self._asked.pop(reply.place)

@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints, ValidationError
 from janus_jax.config import mistakes, yaml_file
 from janus_jax.config.section import Section
 from janus_jax.errors import ConfigError
-from janus_jax.storage.endpoint_requests import Prices
+from janus_jax.storage.endpoint_requests import Prices, checked_url
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -239,8 +239,13 @@ class SynthesisConfig(Section):
         return self.endpoints[step.endpoint]
 
 
-def load_synthesis(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> SynthesisConfig:
+def load_synthesis(
+    path: str | os.PathLike[str], overrides: Iterable[str] = (), *, inputs: bool = False
+) -> SynthesisConfig:
     """Reads a YAML file with its `base:` files; `overrides` are texts like `seed=4`, applied last.
+
+    Args:
+        inputs: The files that it names will be read here; those that do not exist are mistakes too.
 
     Raises:
         ConfigError: every mistake in one message, each with its file:line or override, the value and what is allowed.
@@ -254,6 +259,8 @@ def load_synthesis(path: str | os.PathLike[str], overrides: Iterable[str] = ()) 
         problems += mistakes.problems(error, root, schema)
     if config is not None:
         problems += [f"{root.origin_of(key.split('.'))}: {text}" for key, text in _conflicts(config)]
+        places = [*_wrong_urls(config), *(_absent(config) if inputs else ())]
+        problems += [f"{root.origin_of(key)}: {text}" for key, text in places]
     if problems or config is None:
         raise ConfigError(mistakes.join(os.fspath(path), problems))
     return config
@@ -273,3 +280,38 @@ def _conflicts(config: SynthesisConfig) -> Iterable[tuple[str, str]]:
     without = [name for name, one in config.endpoints.items() if one.prices is None]
     if config.budget.money is not None and without:
         yield "budget.money", f"budget.money = {config.budget.money:g}: needs endpoints.{without[0]}.prices"
+
+
+_Key = tuple[str | int, ...]
+
+
+def _wrong_urls(config: SynthesisConfig) -> Iterable[tuple[_Key, str]]:
+    for name, one in config.endpoints.items():
+        key = ("endpoints", name, "base_url")
+        try:
+            checked_url(".".join(key), one.base_url, "https://api.openai.com/v1")
+        except ConfigError as error:
+            yield key, str(error)
+
+
+def _absent(config: SynthesisConfig) -> Iterable[tuple[_Key, str]]:
+    """What the keys name and is not on this machine."""
+    from janus_jax.data.build.sources import is_absent
+
+    read, seeds = config.instructions, config.hierarchy.seeds
+    sources: list[tuple[_Key, str]] = [
+        *((("instructions", "sources", at, "path"), one.path) for at, one in enumerate(read.sources)),
+        *((("instructions", "contaminated_by", at), one) for at, one in enumerate(read.contaminated_by)),
+    ]
+    files: list[tuple[_Key, str | None]] = [
+        *((("hierarchy", "seeds", at), one) for at, one in enumerate(seeds) if one != EMBEDDED),
+        (("sets", "incompatible"), config.sets.incompatible),
+    ]
+    prompts = config.prompts
+    for key, path, kind, is_missing in (
+        *((key, path, "file or directory", is_absent(path)) for key, path in sources),
+        *((key, path, "file", path and not os.path.isfile(os.path.expanduser(path))) for key, path in files),
+        (("prompts",), prompts, "directory", prompts and not os.path.isdir(os.path.expanduser(prompts))),
+    ):
+        if is_missing:
+            yield key, f"{'.'.join(map(str, key))} = {path}: no such {kind}"

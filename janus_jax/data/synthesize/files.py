@@ -130,6 +130,14 @@ class Writer:
         local.write_json(step, value)
         return value
 
+    def keep_dropped(self) -> Path:
+        """Puts what was dropped in place, though there are no rows. Returns the file."""
+        path = self._directory.path / DROPPED
+        with os_errors(path):
+            self._files[DROPPED].close()
+            os.replace(self._files[DROPPED].name, path)
+        return path
+
     def discard(self) -> None:
         """Removes what is not finished."""
         for file in self._files.values():

@@ -17,6 +17,8 @@ MARKUP = re.compile(
 """Marks of chat templates."""
 _NORMAL = 1.4826
 """The standard deviation of normal values, for a median absolute deviation of 1."""
+_DENSE = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
+"""Kana, Han and Hangul."""
 _SPEAKER = re.compile(r"^\s*(?:###\s*)?(?:Human|User|Assistant|System)\s*:", re.MULTILINE)
 _MARK = "['\u2019]"
 _CANNOT = rf"\bi (?:can(?:no|{_MARK})t|can not|am (?:unable|not able) to|won{_MARK}t|must decline|will not be able)"
@@ -34,6 +36,29 @@ _PREAMBLE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 
+_FAULTS = {
+    "alike": "it was too like another text ({detail})",
+    "bad_json": "it was no valid JSON",
+    "chat_markup": "it had marks of a chat ({detail})",
+    "copied_example": "it copied these words of an example: {detail}",
+    "copied_form": "it repeated what only shows the form of an answer: {detail}",
+    "copied_system": "it copied these words of the system message: {detail}",
+    "empty": "it had no text, or an empty one",
+    "preamble": "it had words about the text, and not the text alone: {detail}",
+    "too_long": "a text was too long ({detail})",
+    "too_short": "a text was too short ({detail})",
+    "truncated": "it was too long and was cut off; be shorter",
+    "wrong_count": "it had another number of items than asked for ({detail})",
+    "wrong_form": "its JSON had another form ({detail})",
+    "wrong_language": "it was not in English",
+}
+"""Gate -> what a model can do something about, in words."""
+
+
+def fault(gate: str, detail: str) -> str:
+    """What was wrong with an answer, for the model; empty for a refusal, which is not argued with."""
+    return _FAULTS.get(gate, "").replace("{detail}", " ".join(detail.split())[:120])
+
 
 def refusal(text: str) -> None:
     """A text that begins by declining."""
@@ -45,6 +70,12 @@ def length(text: str, least: int, most: int) -> None:
     """Characters outside the bounds."""
     if not least <= len(text) <= most:
         raise Rejected("too_short" if len(text) < least else "too_long", f"{len(text):,} characters")
+
+
+def length_in_letters(text: str, least: int) -> None:
+    """Too few characters. A letter of Chinese, Japanese or Korean counts as three: few of them are a sentence."""
+    if len(text) + 2 * len(_DENSE.findall(text)) < least:
+        raise Rejected("too_short", f"{len(text)} characters")
 
 
 def markup(text: str, asked: str = "") -> None:

@@ -30,6 +30,9 @@ _USER_MARKS = re.compile(
     r"^\s*(?:<s>)?\s*\[INST\]|\[/INST\]\s*$|<\|im_start\|>(?:user|assistant)\n?|<\|im_end\|>|<\|(?:user|assistant)\|>\n?"
 )
 
+_SHOWN = 3
+"""Records that an error names."""
+
 
 class Instruction(NamedTuple):
     text: str
@@ -120,13 +123,15 @@ def _select(stage: Stage, of_sources: Iterable[Iterable[tuple[Looked, bool]]]) -
     near = None if section.alike is None else NearDuplicates(section.alike)
     numbers: list[str] = []  # ids by the numbers that `near` gives
     seen: set[str] = set()
-    kept = 0
+    kept, first = 0, list[str]()
     for source, looked in zip(section.sources, of_sources, strict=True):
         read = 0
         for (place, one, own, reason, detail), is_alone in looked:
             read += 1
             if one is None:
                 writer.drop(reason, place=place, detail=detail)
+                if len(first) < _SHOWN:
+                    first.append(f"{place}: {reason} ({detail})")
                 continue
             if not is_alone:
                 if own in seen:
@@ -146,9 +151,11 @@ def _select(stage: Stage, of_sources: Iterable[Iterable[tuple[Looked, bool]]]) -
         writer.counts["read"] += read
         if not read:
             raise DataError(source.path, "has no record" + (f" of split {source.split}" if source.split else ""))
-    if not kept:
+    if not kept:  # none was kept, so that none is a duplicate: all were dropped by themselves
         reasons = ", ".join(f"{count} {reason}" for reason, count in writer.dropped.most_common())
-        raise DataError("instructions.sources", f"no instruction is left; dropped: {reasons}")
+        where = "" if stage.dry else f"; all are in {writer.keep_dropped()}"
+        what = f"no instruction is left; dropped: {reasons}; the first: {', '.join(first)}{where}"
+        raise DataError("instructions.sources", what)
 
 
 def records(source: SourceSection) -> Iterator[tuple[str, Any]]:

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,30 +123,38 @@ class Synthesis:
                 raise DataError("collection", why)
         return True
 
-    def estimate(self, only: str | None = None) -> list[Planned]:
-        """What each step would still ask for. Nothing is written to the output directory, and nobody is asked."""
-        planned = []
+    def estimate(self, only: str | None = None, tell: Callable[[str], None] = lambda line: None) -> list[Planned]:
+        """What each step that is not made yet would ask for. Nothing is written to the output directory, and nobody is
+        asked.
+
+        Args:
+            tell: gets a line on what the sources of instructions drop.
+        """
+        planned, unfinished = [], set[str]()
         with tempfile.TemporaryDirectory() as scratch:
             directories = dict(self.directories)
             for step in STEPS.values():
-                stage = self._stage(step, directories, scratch=Path(scratch))
-                done = all(directories[one].path.is_relative_to(self.out) for one in step.inputs) and self._is_done(
-                    step
-                )
-                if done:
+                stage = self._stage(step, directories, scratch=Path(scratch), unfinished=unfinished)
+                is_current = all(directories[one].path.is_relative_to(self.out) for one in step.inputs)
+                if is_current and self._is_done(step):
+                    if step.name == instructions.NAME:
+                        tell(_result(step.name, self.directories[step.name].facts()))
                     continue
                 if only in (None, step.name):
                     with contextlib.closing(stage):
                         step.estimate(stage)
-                    if step.section:
-                        planned.append(stage.planned)
-                if only == step.name:
-                    break
-                if step.name in _UNLIMITED:
+                    planned.append(stage.planned)
+                unfinished.add(step.name)
+                if step.name in _UNLIMITED or not (is_current and self._is_valid(step)):
                     directories[step.name] = StepDirectory(Path(scratch), step.name)
+                if step.name in _UNLIMITED:
                     stage = self._stage(step, directories, scratch=Path(scratch))
                     _seed_alone(stage) if step.name == "hierarchy" else step.run(stage)
-                    stage.writer.finish()
+                    value = stage.writer.finish()
+                    if step.name == instructions.NAME:
+                        tell(_result(step.name, value))
+                if only == step.name:
+                    break
         return planned
 
     def spent(self, without: str = "") -> tuple[int, float | None]:
@@ -155,16 +163,23 @@ class Synthesis:
         tokens = sum(one.prompt_tokens + one.completion_tokens for one in by_step.values())
         return tokens, self._money(by_step)
 
-    def _stage(self, step: Step, directories: Mapping[str, StepDirectory], scratch: Path | None = None) -> Stage:
+    def _stage(
+        self,
+        step: Step,
+        directories: Mapping[str, StepDirectory],
+        *,
+        scratch: Path | None = None,
+        unfinished: Container[str] = (),
+    ) -> Stage:
         def opened(section: AskSection, directory: StepDirectory) -> Endpoint:
             return (
                 self._endpoint(section, directory) if scratch is None else self._estimator(section, directory, scratch)
             )
 
         limit = None if step.name in _UNLIMITED else self._limit
-        return Stage(
-            self.config, dict(directories), step.name, opened=opened, tell=self._tell, limit=limit, **self._beam
-        )
+        more = {"tell": self._tell, "limit": limit, "dry": scratch is not None, **self._beam}
+        more["unfinished"] = unfinished
+        return Stage(self.config, dict(directories), step.name, opened=opened, **more)
 
     def _asked_for(self, step: Step) -> dict[str, Any]:
         """What decides the rows of a step, with digests of the rows that it reads."""
@@ -178,7 +193,11 @@ class Synthesis:
         had, wanted = facts.get("limit"), None if step.name in _UNLIMITED else self._limit
         if had is not None and (wanted is None or wanted > had):
             return False
-        return facts.get("asked") == digest_of(self._asked_for(step))
+        return self._is_valid(step)
+
+    def _is_valid(self, step: Step) -> bool:
+        """Whether the rows that a step has, if they are not all, are those that it would make."""
+        return self.directories[step.name].facts().get("asked") == digest_of(self._asked_for(step))
 
     def _require_answers(self) -> None:
         for name, directory in self.directories.items():
@@ -231,10 +250,7 @@ class Synthesis:
             time=int(time.time()),
             seconds=round(time.monotonic() - began, 1),
         )
-        lost = ", ".join(f"{count:,} {reason}" for reason, count in value["dropped"].items())
-        self._tell(
-            f"{step.name}: {counted(value['counts'].get('rows', 0), 'row')}" + (f"; dropped: {lost}" if lost else "")
-        )
+        self._tell(_result(step.name, value))
         return True
 
     def _tell_of_batches(self, step: Step, stage: Stage) -> None:
@@ -349,6 +365,14 @@ def _changed(facts: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     return ", ".join(names)
 
 
+def _result(name: str, value: Mapping[str, Any]) -> str:
+    """What a step made and left out, from its step.json."""
+    read = value["counts"].get("read")
+    lost = ", ".join(f"{count:,} {reason}" for reason, count in value["dropped"].items())
+    rows = counted(value["counts"].get("rows", 0), "row") + (f" of {counted(read, 'record')}" if read else "")
+    return f"{name}: {rows}" + (f"; dropped: {lost}" if lost else "")
+
+
 def _leaves(settings: Mapping[str, Any], *path: str) -> Iterator[tuple[tuple[str, ...], str]]:
     """(path, value as JSON) of each setting."""
     for name, value in settings.items():
@@ -363,16 +387,3 @@ def _seed_alone(stage: Stage) -> None:
     section = stage.config.hierarchy
     for one in read_seeds(section.seeds, section.alike, stage.writer.dropped).preferences():
         stage.writer.add(as_row(one._replace(description=one.description or one.preference), augment.SEED_ORIGIN))
-
-
-def planned_lines(planned: Sequence[Planned]) -> Iterator[str]:
-    """A table of a dry run."""
-    widths = {"requests": 10, "answered": 10, "prompt": 14, "answers": 14, "at most": 16, "money": 12, "most money": 12}
-    yield f"{'step':<12}" + "".join(f"{name:>{width}}" for name, width in widths.items())
-    for one in [*planned, Planned.total(planned)] if len(planned) > 1 else planned:
-        known = [0.0 if value is None and not one.requests else value for value in (one.money, one.most_money)]
-        money = ["?" if value is None else f"{value:,.2f}" for value in known]
-        yield (
-            f"{one.step:<12}{one.requests:>10,}{one.in_journal:>10,}{one.prompt_tokens:>14,}{one.completion_tokens:>14,}"
-            f"{one.most_tokens:>16,}{money[0]:>12}{money[1]:>12}"
-        )

@@ -17,6 +17,7 @@ NEEDED = {
     "descriptions": ("dimension", "subdimension", "preferences", "count"),
     "system": ("preferences",),
     "rubric": ("preference", "description"),
+    "repair": ("fault",),
 }
 """Prompt -> what NAME.txt cannot do without."""
 _EXAMPLES = {"system": "systems.txt", "rubric": "rubrics.json"}
@@ -91,10 +92,10 @@ def require_known(directory: str | None) -> None:
     """
     if directory is None:
         return
-    if not Path(directory).is_dir():
+    if not Path(directory).expanduser().is_dir():
         raise ConfigError("prompts", f"{directory}: is not a directory")
     allowed = {f"{name}.txt" for name in NEEDED} | set(_EXAMPLES.values())
-    for path in sorted(Path(directory).iterdir()):
+    for path in sorted(Path(directory).expanduser().iterdir()):
         if path.suffix in (".txt", ".json") and path.name not in allowed:
             raise ConfigError("prompts", f"{path}: is no prompt; allowed: {', '.join(sorted(allowed))}")
 
@@ -111,7 +112,7 @@ def spoken(dimension: str) -> str:
 
 def _read(directory: str | None, file: str) -> tuple[Path, str]:
     own = OWN / ("prompts" if file.removesuffix(".txt") in NEEDED else "assets") / file
-    theirs = own if directory is None else Path(directory) / file
+    theirs = own if directory is None else Path(directory).expanduser() / file
     path = theirs if theirs.exists() else own
     try:
         text = path.read_text(encoding="utf-8").strip()

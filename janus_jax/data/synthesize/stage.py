@@ -3,11 +3,11 @@
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from janus_jax.data.build.beam.runner import Runner
-from janus_jax.data.synthesize import structured
+from janus_jax.data.synthesize import gates, structured
 from janus_jax.data.synthesize.asking import CHUNK, Compare, Item, Outcome, Reader, Rejected, ask
 from janus_jax.data.synthesize.config import AskSection, SynthesisConfig
 from janus_jax.data.synthesize.files import StepDirectory, Writer
@@ -56,6 +56,8 @@ class Stage:
         limit: only so many instructions.
         runner: reads the records of instructions on Apache Beam; None: this process does.
         processes: worker processes of the direct runner.
+        dry: of a dry run; its files are removed at the end.
+        unfinished: of a dry run: steps whose rows are not all there.
     """
 
     def __init__(
@@ -69,9 +71,11 @@ class Stage:
         limit: int | None = None,
         runner: Runner | None = None,
         processes: int = 1,
+        dry: bool = False,
+        unfinished: Container[str] = (),
     ):
         self.config, self.limit, self.tell = config, limit, tell
-        self.runner, self.processes = runner, processes
+        self.runner, self.processes, self.dry, self.unfinished = runner, processes, dry, unfinished
         self.directory, self._directories = directories[name], directories
         self.planned = Planned(name)
         self.waiting = self.unanswered = 0
@@ -120,6 +124,8 @@ class Stage:
     def asks(self, section: AskSection, prompts: Sequence[str]) -> dict[str, Any]:
         """What decides the answers, for step.json."""
         endpoint = self.config.endpoint_of(section)
+        if (repair := self.prompt("repair")) != read_prompt("repair"):
+            prompts = [*prompts, repair.digest]
         how = {"base_url": endpoint.base_url, "model": endpoint.model, "structured": endpoint.structured}
         return how | {"options": self.options(section), "asks": section.asks, "prompts": list(prompts)}
 
@@ -150,6 +156,7 @@ class Stage:
                 options=self.options(section),
                 formats=self._formats(section, form),
                 compare=compare,
+                note=self._note,
             ):
                 self.waiting += outcome.waiting
                 for reason, _ in outcome.rejections:
@@ -160,6 +167,10 @@ class Stage:
                 yield outcome
         if self._done % CHUNK:
             self._tell_of_progress(endpoint)
+
+    def _note(self, gate: str, detail: str) -> str:
+        fault = gates.fault(gate, detail)
+        return self.prompt("repair").fill(fault=fault)[0]["content"] if fault else ""
 
     def _tell_of_progress(self, endpoint: Endpoint) -> None:
         done, spent = counted(self._done, "text"), endpoint.usage.tokens

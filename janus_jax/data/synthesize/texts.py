@@ -19,8 +19,7 @@ SCORES = tuple(map(str, range(1, 6)))
 _TYPICAL_SYSTEM = "x" * 1000
 """Stands for a system message that is not written yet; those of Multifaceted Bench have 682 to 1,370 characters."""
 _LEAST_CHARS, _MOST_CHARS = 10, 2000
-"""Of criteria and of a description of a score, without punctuation: a word alone tells a judge nothing. Texts in other
-letters may be shorter: in Chinese, a few characters are a sentence."""
+"""Of criteria and of a description of a score, without punctuation: a word alone tells a judge nothing."""
 
 Scores = create_model("Scores", __base__=structured.Answer, **{score: (str, ...) for score in SCORES})  # pyright: ignore
 
@@ -84,14 +83,18 @@ class Responses:
         return _settings(stage, stage.config.responses)
 
     def estimate(self, stage: Stage) -> None:
+        """Of system messages that are not written yet, by one of typical length."""
+        section, written = stage.config.responses, set[str]()
         if stage.has("systems"):
-            stage.plan(stage.config.responses, self._items(stage))
-            return
+            stage.plan(section, self._items(stage))
+            if "systems" not in stage.unfinished:
+                return
+            written = {row["id"] for row in stage.rows("systems")}
         chosen, prompts = limited(stage), {row["id"]: row["prompt"] for row in stage.rows("instructions")}
-        ids = (row["instruction"] for row in stage.rows("sets"))
+        ids = (row["instruction"] for row in stage.rows("sets") if row["id"] not in written)
         wanted = [one for one in ids if chosen is None or one in chosen]
         items = (Item(one, _conversation(f"{_TYPICAL_SYSTEM}{at}", prompts[one])) for at, one in enumerate(wanted))
-        stage.plan(stage.config.responses, items)
+        stage.plan(section, items)
 
     def run(self, stage: Stage) -> None:
         section = stage.config.responses
@@ -156,7 +159,8 @@ class Rubrics:
             if copied := form.intersection(texts):
                 raise Rejected("copied_form", min(copied)[:60])
             for one in texts:
-                gates.length(one, _LEAST_CHARS if one.isascii() else 1, _MOST_CHARS)
+                gates.length_in_letters(one, _LEAST_CHARS)
+                gates.length(one, 1, _MOST_CHARS)
             if len(set(texts)) < len(texts):
                 raise Rejected("alike", "two of its texts are the same")
             whole = "\n".join(_texts(made))
@@ -175,7 +179,10 @@ class Rubrics:
             stage.writer.add({"id": set_id, "preference": number, **outcome.value, "provenance": origin})
 
     def _answered(self, stage: Stage) -> set[str] | None:
-        return {row["id"] for row in stage.rows("responses")} if stage.has("responses") else None
+        """Rows with a response; None: not all are made."""
+        if not stage.has("responses") or "responses" in stage.unfinished:
+            return None
+        return {row["id"] for row in stage.rows("responses")}
 
     def _items(self, stage: Stage, answered: set[str] | None) -> Iterator[Item]:
         prompt, section, held = stage.prompt("rubric"), stage.config.bench, bench_ids(stage)

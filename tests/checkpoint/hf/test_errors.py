@@ -162,10 +162,12 @@ def test_no_directory_and_no_config(tmp_path):
     refused(tmp_path, tmp_path / "config.json", "no such file")
 
 
-@pytest.mark.parametrize("text", ["{'a': 1}", "[]", '{"a": 1,\n', "\xff"])
+@pytest.mark.parametrize("text", ["{'a': 1}", "[]", "null", '{"a": 1,\n', "\xff"])
 def test_config_that_is_no_json_object(text, tmp_path):
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     refused(tmp_path, tmp_path / "config.json", read=read_model_config)
+    if text == "null":
+        refused(tmp_path, "config.json: holds null; allowed: an object", read=read_model_config)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -41,6 +42,66 @@ def test_yaml_and_json_on_stdout(file: Path) -> None:
     report = json.loads(RUN.invoke(command.app, ["import", str(file), "--force", "--json"]).stdout)
     assert report["config"]["objective"]["name"] == "orpo" and report["refused"] == ["frobnicate"]
     assert any(one.startswith("devices:") for one in report["by_hand"])
+
+
+def _import(folder: Path, model: str, *more: str) -> tuple[str, dict[str, Any]]:
+    """Error and report of a recipe that starts from a model."""
+    recipe = {
+        "base_model": model,
+        "learning_rate": 1e-5,
+        "micro_batch_size": 1,
+        "datasets": PUBLISHED["orpo.yml"]["datasets"],
+    }
+    (folder / "x.yml").write_text(yaml.safe_dump(recipe))
+    done = RUN.invoke(command.app, ["import", str(folder / "x.yml"), "--devices", "1", "--json", *more])
+    return str(done.exception or ""), json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("model", "verdict", "words"),
+    [
+        ("mistralai/Mistral-7B-v0.1", "kept", ""),
+        ("meta-llama/Llama-2-7b-hf", "kept", ""),
+        ("a/b", "kept", "if `architectures`"),
+        ("Qwen/Qwen2.5-7B", "not supported", "another architecture than Mistral and Llama"),
+        ("mistralai/Mixtral-8x7B-v0.1", "not supported", "Mixtral is another"),
+        ("meta-llama/Llama-4-Scout-17B-16E", "not supported", "Llama-4 is another"),
+        ("meta-llama/Llama-3.1-8B", "not supported", "rope_scaling"),
+    ],
+)
+def test_names_of_models_that_cannot_be_read_are_refused(model: str, verdict: str, words: str, tmp_path: Path) -> None:
+    error, report = _import(tmp_path, model)
+    row = report["keys"][0]
+    assert (row["key"], row["verdict"]) == ("base_model", verdict) and words in row["note"]
+    is_kept = verdict == "kept"
+    assert is_kept == (not error) == (f"hf download {model}" in report["commands"])
+    assert is_kept or ("docs/conversion.md" in row["note"] and "base_model; --force" in error)
+
+
+def test_config_json_decides_about_a_local_model(tmp_path: Path) -> None:
+    model = tmp_path / "Mistral-7B"
+    model.mkdir()
+    (model / "config.json").write_text('{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}')
+    error, report = _import(tmp_path, str(model))
+    assert 'architectures=["Qwen2ForCausalLM"]: allowed: ["MistralForCausalLM"]' in report["keys"][0]["note"] and error
+    error, report = _import(tmp_path, "a/b", f"init.from={model}")
+    assert not error and any("Qwen2ForCausalLM" in one for one in report["by_hand"])
+
+
+def test_overrides_are_listed_and_decide_what_is_downloaded(tmp_path: Path) -> None:
+    given = ["init.from=me/mistral-sft", "batch.examples=4", "batch.examples=8", "mesh.tensor=2"]
+    error, report = _import(tmp_path, "Qwen/Qwen2.5-7B", *given)
+    assert not error and report["overrides"] == [
+        {"key": "init.from", "old": "Qwen/Qwen2.5-7B", "new": "me/mistral-sft"},
+        {"key": "batch.examples", "old": 1, "new": 8},
+        {"key": "mesh.tensor", "old": None, "new": 2},
+    ]
+    assert report["keys"][0]["verdict"] == "not needed"
+    assert [one for one in report["commands"] if "download" in one] == ["hf download me/mistral-sft"]
+    _, report = _import(tmp_path, "a/b", "init.from=runs/sft")  # beside run.dir: a run, not a hub id
+    assert not any("download" in one for one in report["commands"])
+    text = RUN.invoke(command.app, ["import", str(tmp_path / "x.yml"), "mesh.tensor=2"]).stderr
+    assert "overrides of the command line (1):\n  mesh.tensor: not set -> 2\n" in text
 
 
 @pytest.mark.parametrize(

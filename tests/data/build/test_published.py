@@ -160,7 +160,7 @@ BAD = [
     (HH | {"rejected": HH["chosen"] + " "}, "identical_responses", "chosen and rejected are equal"),
     (HH | {"chosen": HH["chosen"] + "\ud800"}, "bad_encoding", "not valid Unicode"),
     (OASST | {"prompt": "Why?"}, "bad_prompt", "column 'prompt' must begin with 'prompter:'"),
-    (OASST | {"chosen": None}, "wrong_type", "column 'chosen' must be a string, found NoneType None"),
+    (OASST | {"chosen": None}, "wrong_type", "column 'chosen' must be a string, found null"),
     (OASST | {"chosen": " \0"}, "empty_field", "column 'chosen' is empty"),
     (WEBGPT | {"answer_1": ""}, "empty_field", "column 'answer_1' is empty"),
     (
@@ -168,7 +168,7 @@ BAD = [
         "wrong_type",
         "column 'question' must be an object with full_text, found str 'Why?'",
     ),
-    (WEBGPT | {"score_0": None}, "wrong_type", "column 'score_0' must be a finite number (float32), found NoneType"),
+    (WEBGPT | {"score_0": None}, "wrong_type", "column 'score_0' must be a finite number (float32), found null"),
     (WEBGPT | {"score_0": float("nan")}, "wrong_type", "column 'score_0' must be a finite number"),
     (WEBGPT | {"answer_0": WEBGPT["answer_1"]}, "identical_responses", "chosen and rejected are equal"),
     (NECTAR | {"answers": NECTAR["answers"][:1]}, "wrong_type", "'answers' must be a list of two answers or more"),

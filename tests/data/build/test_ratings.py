@@ -50,6 +50,17 @@ def test_a_margin_of_the_record_stays_and_a_pair_without_ratings_is_bad(tmp_path
         list(read_records(path, "dpo", ratings=Ratings(0)))
 
 
+def test_a_margin_of_the_record_needs_no_ratings_beside_it(tmp_path):
+    rated = PAIR | {"margin": 0.5, "score_chosen": 3, "score_rejected": 1}
+    path = written(tmp_path / "rows.jsonl", [PAIR | {"margin": 0.25}, rated, rated | {"margin": None}])
+    unread = Counter()
+    made = read_records(path, "rm", ratings=Ratings(as_margin=True), unread=unread)
+    assert [record.margin for record in made] == [0.25, 0.5, 2]
+    assert unread == {"score_chosen": 1, "score_rejected": 1}  # of the record whose own margin counts
+    with pytest.raises(RecordError, match=r"rows.jsonl:1: has no ratings"):  # a least difference asks for them
+        list(read_records(path, "rm", ratings=Ratings(0, True)))
+
+
 def test_scores_by_which_answers_were_picked_count(tmp_path):
     scores = [{"response": text, "overall_score": score} for text, score in (("a", 4.0), ("b", 9.0), ("c", 1.0))]
     path = written(tmp_path / "rows.jsonl", [{"instruction": "Why?", "completions": scores}])

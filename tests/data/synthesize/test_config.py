@@ -1,5 +1,6 @@
 """The configuration of a synthesis: all mistakes in one report; prompts that a user replaces; the page of keys."""
 
+import contextlib
 import re
 
 import pytest
@@ -49,6 +50,31 @@ def test_all_mistakes_come_in_one_report(tmp_path):
 def test_keys_that_contradict_each_other_are_named(tmp_path, override, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_synthesis(write_config(tmp_path, "http://h/v1"), [override])
+
+
+def test_addresses_and_files_are_named_with_their_line(tmp_path):
+    (tmp_path / "here.jsonl").write_text("")
+    (tmp_path / "mine.yaml").write_text(
+        "out: x\nendpoints:\n  default: {base_url: 'api.example.com/v1', model: m}\n"
+        "  secret: {base_url: 'http://h/v1?key=sk-1', model: m}\n"
+        "instructions:\n  sources:\n    - {path: here.jsonl}\n    - {path: none.jsonl}\n    - {path: owner/name}\n"
+        "    - {path: gs://bucket/rows.jsonl}\n  contaminated_by: [bench.parquet]\n"
+        "hierarchy: {seeds: [embedded,\n  seeds.json]}\nsets: {incompatible: rules.yaml}\nprompts: mine\n"
+    )
+    with contextlib.chdir(tmp_path), pytest.raises(ConfigError) as error:
+        load_synthesis("mine.yaml", ["prompts=other"], inputs=True)
+    assert str(error.value).splitlines() == [
+        "mine.yaml: 7 errors",
+        "  mine.yaml:3: endpoints.default.base_url 'api.example.com/v1': allowed: http:// or https:// and a host, like "
+        "https://api.openai.com/v1",
+        "  mine.yaml:4: endpoints.secret.base_url: allowed: no user, password, query or fragment; a key goes into the "
+        "environment",
+        "  mine.yaml:8: instructions.sources.1.path = none.jsonl: no such file or directory",
+        "  mine.yaml:11: instructions.contaminated_by.0 = bench.parquet: no such file or directory",
+        "  mine.yaml:13: hierarchy.seeds.1 = seeds.json: no such file",
+        "  mine.yaml:14: sets.incompatible = rules.yaml: no such file",
+        "  override 'prompts=other': prompts = other: no such directory",
+    ]
 
 
 def test_prompts_are_replaced_file_by_file(tmp_path):

@@ -24,6 +24,22 @@ def reason(gate, *args):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("Very good.", ""),
+        ("Tr\u00e8s bon", "too_short"),  # one letter outside ASCII makes no sentence
+        ("\u00e9", "too_short"),
+        ("\u041f\u043b\u043e\u0445\u043e", "too_short"),  # a word of five letters
+        ("\u6ca1\u6709\u5e2e\u52a9", ""),  # does not help
+        ("\u597d", "too_short"),  # good
+        ("\ub3c4\uc6c0\uc774 \ub429\ub2c8\ub2e4", ""),  # helps
+    ],
+)
+def test_few_letters_are_enough_in_chinese_and_korean_alone(text, expected):
+    assert reason(gates.length_in_letters, text, 10) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
         ("I'm sorry, but I can't assist with that.", "refusal"),
         ("I\u2019m really sorry, but I cannot provide this.", "refusal"),
         ("As an AI language model, I don't have feelings.", "refusal"),

@@ -1,5 +1,6 @@
 """A whole synthesis against a scripted server: what it writes, what builds read, faults, kills, limits, budgets."""
 
+import itertools
 import json
 import random
 import signal
@@ -13,6 +14,7 @@ from janus_jax.data.build.derive import derive_pairs
 from janus_jax.data.build.readers import read_records
 from janus_jax.data.synthesize.collection import BENCH, COLLECTION
 from janus_jax.data.synthesize.config import load_synthesis
+from janus_jax.data.synthesize.files import shuffled
 from janus_jax.data.synthesize.pipeline import Synthesis
 from janus_jax.errors import ConfigError
 from janus_jax.evaluation.bench.rows import read_bench
@@ -139,38 +141,9 @@ def test_faults_of_the_server_cost_no_row(whole, tmp_path):
         ]
 
 
-def test_answers_that_do_not_pass_are_counted_and_asked_for_again(tmp_path):
-    def script(body, count):
-        first = body["seed"] == 0  # a later sample has another seed
-        text, asked = reply(body), body["messages"][-1]["content"]
-        if not first:
-            return said(text)
-        if "subdimensions of" in asked:
-            return said("Sure! ```json\n" + text.replace("]}", ",]}") + "\n```\nDone.")
-        if "preferences that different people" in asked:
-            return said(text[:-20])
-        if "Write a system message" in asked:
-            return said("I'm sorry, but I cannot help with that.", "stop")
-        if "Write a rubric" in asked:
-            return said(json.dumps({"criteria": "Is it?"}))
-        return said(text, "length")
-
-    with serving(script) as server:
-        assert made(tmp_path, server).run()
-    hierarchy = facts(tmp_path, "hierarchy")
-    assert hierarchy["counts"]["mended_json"] and hierarchy["rejected"]["bad_json"]
-    assert facts(tmp_path, "systems")["rejected"] == {"refusal": 18}
-    assert facts(tmp_path, "responses")["rejected"] == {"truncated": 18}
-    assert facts(tmp_path, "rubrics")["rejected"] == {"wrong_form": 12}
-    assert facts(tmp_path, "responses")["counts"] == {"rows": 18} and not facts(tmp_path, "responses")["dropped"]
-    assert rows(tmp_path, "responses")[0]["provenance"] | {"time": 0} == {
-        **{"model": "scripted", "prompts": "", "time": 0, "seed": 1, "answer": 2}
-    }
-
-
 def test_responses_that_ignore_the_system_message_are_dropped_with_their_instruction(tmp_path):
     def script(body, count):
-        alone = body["messages"][-1]["content"] == QUESTIONS[0]
+        alone = body["messages"][-1]["content"].startswith(QUESTIONS[0])
         return said("The same answer to all three people." if alone else reply(body))
 
     with serving(script) as server:
@@ -183,17 +156,52 @@ def test_responses_that_ignore_the_system_message_are_dropped_with_their_instruc
     assert not (tmp_path / "out/bench/train.parquet").exists()
 
 
-def test_a_refusal_that_was_paid_for_is_not_asked_for_again(tmp_path):
+@pytest.mark.parametrize(
+    ("in_bench", "others", "refused_to", "expected"),
+    [
+        (1, 0, "none", []),  # no row of the collection was wanted
+        (0, 1, "none", []),
+        (1, 1, "others", ["note: collection: no row of the collection"]),
+        (1, 1, "bench", ["note: bench: no row of the bench"]),
+    ],
+)
+def test_with_a_limit_a_file_without_rows_is_noted_only_where_rows_were_wanted(
+    whole, tmp_path, in_bench, others, refused_to, expected
+):
+    prompts, notes = {row["id"]: row["prompt"] for row in rows(whole, "instructions")}, []
+    for seed in itertools.count():
+        held = set(shuffled(prompts, seed, "bench")[:1])
+        chosen = set(shuffled(prompts, seed, "limit")[: in_bench + others])
+        if len(chosen & held) == in_bench:
+            break
+    silent = {prompts[one] for one in {"none": set(), "bench": held, "others": chosen - held}[refused_to]}
+
     def script(body, count):
-        asked = body["messages"][-1]["content"]
-        return said(None, refusal="I will not") if asked == QUESTIONS[0] else said(reply(body))
+        asked = body["messages"]
+        refuses = asked[0]["role"] == "system" and asked[-1]["content"] in silent
+        return said("I'm sorry, but I cannot help with that.") if refuses else answer(body)
 
     with serving(script) as server:
+        assert made(tmp_path, server, limit=in_bench + others, seed=seed, tell=notes.append).run()
+    found = [line for line in notes if "no row of the" in line]
+    assert len(found) == len(expected) and all(map(str.startswith, found, expected))
+    assert (tmp_path / "out/collection/train.parquet").exists() == (others and refused_to != "others")
+    assert (tmp_path / "out/bench/train.parquet").exists() == (in_bench and refused_to != "bench")
+
+
+def test_a_dry_run_after_a_trial_counts_all_that_is_left(tmp_path):
+    def planned(**changes):
+        return {one.step: (one.requests, one.in_journal) for one in made(tmp_path, server, **changes).estimate()}
+
+    with serving(answer) as server:
+        assert made(tmp_path, server, limit=2).run()
+        before, bench = len(server.bodies), len(rows(tmp_path, "rubrics"))
+        left = planned()
+        assert left == {"systems": (12, 6), "responses": (12, 6), "rubrics": (12 - bench, bench), "collection": (0, 0)}
+        warmer = planned(systems={"temperature": 0.5})  # other system messages, and so other responses
+        assert warmer["systems"] == warmer["responses"] == (18, 0)
         assert made(tmp_path, server).run()
-        number = len(server.bodies)
-        assert facts(tmp_path, "responses")["dropped"] == {"refusal": 3}
-        (tmp_path / "out/steps/responses/step.json").unlink()
-        assert made(tmp_path, server).run() and len(server.bodies) == number
+        assert len(server.bodies) - before == sum(requests for requests, _ in left.values())
 
 
 def test_an_endpoint_without_structured_output_is_asked_in_words(tmp_path):

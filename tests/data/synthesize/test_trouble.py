@@ -211,7 +211,8 @@ def test_answers_of_something_else_are_refused(tmp_path, content, message):
         (b"\n\n", r"questions.jsonl: has no record"),
         (
             b'{"prompt": "Caf\xe9 or tea in the morning?"}\n{"prompt": "Hi"}\n{"output": "a"}\n',
-            "no instruction is left; dropped: 1 bad_encoding, 1 too_short, 1 missing_field",
+            "no instruction is left; dropped: 1 bad_encoding, 1 too_short, 1 missing_field; the first: .*"
+            r"questions.jsonl:2: too_short \(2 characters\), .*; all are in .*out/steps/instructions/dropped.jsonl$",
         ),
     ],
 )
@@ -221,7 +222,15 @@ def test_sources_without_an_instruction_end_before_anything_is_asked(tmp_path, c
         for _ in range(2):
             with pytest.raises(DataError, match=message):
                 made(tmp_path, server).run()
+        with pytest.raises(DataError, match=message.partition("; all are")[0]) as error:
+            made(tmp_path, server).estimate()
+        assert "dropped.jsonl" not in str(error.value)  # a dry run leaves no file
         assert not server.bodies and not (tmp_path / "out/steps/instructions/step.json").exists()
+    if content.strip():
+        files = sorted(path.name for path in (tmp_path / "out/steps/instructions").iterdir())
+        assert files == ["dropped.jsonl"]
+        lines = (tmp_path / "out/steps/instructions/dropped.jsonl").read_text().splitlines()
+        assert [json.loads(line)["reason"] for line in lines] == ["bad_encoding", "too_short", "missing_field"]
 
 
 def test_lines_that_are_not_utf_8_are_dropped_and_named(tmp_path):
@@ -261,7 +270,7 @@ def test_a_bench_without_a_rubric_is_named_and_counted(tmp_path):
         elif body["seed"] == 2:
             scores["1"] = "1"
         elif body["seed"] == 3:
-            scores["1"] = "Bad."
+            scores["1"] = "Très mal."
         else:
             scores["5"] += "<|im_end|>"
         return said(json.dumps(rubric))

@@ -97,7 +97,7 @@ def test_bad_rows_are_named(tmp_path):
     assert refused(tmp_path, good, column="x").startswith("a.jsonl:1: has no 'x'; found: messages")
     assert "item 2 must be a string, found int 3" in refused(tmp_path, {"prompt": "p", "answers": ["a", 3]})
     assert "found an empty list" in refused(tmp_path, {"prompt": "p", "answers": []})
-    assert "must be a string, found NoneType" in refused(tmp_path, {"prompt": "p", "answers": [{"score": 1}]})
+    assert "must be a string, found null" in refused(tmp_path, {"prompt": "p", "answers": [{"score": 1}]})
     assert refused(tmp_path) == "a.jsonl: is empty; at least one row is needed"
     (tmp_path / "b.jsonl").write_text("[1]\n")
     with pytest.raises(DataError, match=r"b.jsonl:1: a row must be an object, found list"):

@@ -1,0 +1,64 @@
+"""What `janus data synthesize --dry-run` prints."""
+
+from collections.abc import Iterator, Sequence
+
+from janus_jax.data.synthesize.pipeline import STEPS, Synthesis
+from janus_jax.data.synthesize.stage import Planned
+
+
+def lines(work: Synthesis, only: str | None = None) -> Iterator[str]:
+    """What sources drop, what each step would ask for, and whether the budget suffices. Nobody is asked.
+
+    Args:
+        only: this step; None: all.
+
+    Raises:
+        JanusError: what the steps that ask nobody raise.
+    """
+    notes: list[str] = []
+    planned = work.estimate(only, tell=notes.append)
+    if not planned:
+        report = work.out / "report.html"
+        what = f"{only} is made" if only else "all steps are made"
+        yield f"{what}, and nothing would be asked for" + (f"; the report: {report}" if report.exists() else "")
+        return
+    yield from notes
+    asking = [one for one in planned if STEPS[one.step].section]
+    if asking:
+        yield from _table(asking)
+        yield from _of_budget(work, Planned.total(asking))
+    else:
+        yield f"nothing would be asked for; still to be made: {', '.join(one.step for one in planned)}"
+
+
+def _table(planned: Sequence[Planned]) -> Iterator[str]:
+    widths = {"requests": 10, "answered": 10, "prompt": 14, "answers": 14, "at most": 16, "money": 12, "most money": 12}
+    yield f"{'step':<12}" + "".join(f"{name:>{width}}" for name, width in widths.items())
+    for one in [*planned, Planned.total(planned)] if len(planned) > 1 else planned:
+        known = [0.0 if value is None and not one.requests else value for value in (one.money, one.most_money)]
+        money = ["?" if value is None else f"{value:,.2f}" for value in known]
+        yield (
+            f"{one.step:<12}{one.requests:>10,}{one.in_journal:>10,}{one.prompt_tokens:>14,}{one.completion_tokens:>14,}"
+            f"{one.most_tokens:>16,}{money[0]:>12}{money[1]:>12}"
+        )
+
+
+def _of_budget(work: Synthesis, whole: Planned) -> Iterator[str]:
+    """For each limit, whether it ends the run."""
+    budget, (tokens, money) = work.config.budget, work.spent()
+    if budget.tokens is not None:
+        about = whole.prompt_tokens + whole.completion_tokens
+        yield _suffices("budget.tokens", budget.tokens, tokens, about, whole.most_tokens, ",")
+    if budget.money is not None:
+        yield _suffices("budget.money", budget.money, money or 0.0, whole.money or 0.0, whole.most_money or 0.0, ",.2f")
+
+
+def _suffices(key: str, limit: float, spent: float, about: float, most: float, form: str) -> str:
+    if spent + about > limit:
+        verdict = "the run will probably stop before its end; a larger budget goes on"
+    elif spent + most > limit:
+        verdict = "the run may stop before its end; a larger budget goes on"
+    else:
+        verdict = "suffices, unless many answers do not pass a gate"
+    figures = f"spent {spent:{form}}, to come about {about:{form}}, at most {most:{form}}"
+    return f"{key} = {limit:{form}}: {verdict} ({figures})"

@@ -1,0 +1,129 @@
+"""Answers that do not pass a gate: what is counted, and what is asked after them."""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from janus_jax.data.synthesize import gates
+from janus_jax.data.synthesize.config import load_synthesis
+from janus_jax.data.synthesize.pipeline import Synthesis
+from tests.support.endpoint_server import said, serving
+from tests.support.synthesizing import QUESTIONS, facts, made, reply, rows, write_config
+
+pytest.importorskip("openai")
+
+
+def test_answers_that_do_not_pass_are_counted_and_asked_for_again(tmp_path):
+    def script(body, count):
+        first = body["seed"] == 0  # a later sample has another seed
+        text, asked = reply(body), body["messages"][-1]["content"]
+        if not first:
+            return said(text)
+        if "subdimensions of" in asked:
+            return said("Sure! ```json\n" + text.replace("]}", ",]}") + "\n```\nDone.")
+        if "preferences that different people" in asked:
+            return said(text[:-20])
+        if "Write a system message" in asked:
+            return said("I'm sorry, but I cannot help with that.", "stop")
+        if "Write a rubric" in asked:
+            return said(json.dumps({"criteria": "Is it?"}))
+        return said(text, "length")
+
+    with serving(script) as server:
+        assert made(tmp_path, server).run()
+    hierarchy = facts(tmp_path, "hierarchy")
+    assert hierarchy["counts"]["mended_json"] and hierarchy["rejected"]["bad_json"]
+    assert facts(tmp_path, "systems")["rejected"] == {"refusal": 18}
+    assert facts(tmp_path, "responses")["rejected"] == {"truncated": 18}
+    assert facts(tmp_path, "rubrics")["rejected"] == {"wrong_form": 12}
+    assert facts(tmp_path, "responses")["counts"] == {"rows": 18} and not facts(tmp_path, "responses")["dropped"]
+    assert rows(tmp_path, "responses")[0]["provenance"] | {"time": 0} == {
+        **{"model": "scripted", "prompts": "", "time": 0, "seed": 1, "answer": 2}
+    }
+
+
+def test_a_further_request_says_what_was_wrong_and_a_refusal_is_not_argued_with(tmp_path):
+    def script(body, count):
+        asked = body["messages"][-1]["content"]
+        if body["seed"]:
+            return said(reply(body))
+        if asked == QUESTIONS[0]:
+            return said("I'm sorry, but I cannot help with that.")
+        faulty = {"Name 2 ": '{"subdimensions": "one"}', "Write a system": "You are short.", "Write a rubric": "{"}
+        return said(next((text for start, text in faulty.items() if start in asked), reply(body)))
+
+    (tmp_path / "mine").mkdir()
+    with serving(script) as server:
+        assert made(tmp_path, server).run()
+        further = [body["messages"] for body in server.bodies if body["seed"]]
+        first = [json.dumps(body["messages"]) for body in server.bodies if not body["seed"]]
+        assert not any("earlier answer" in text for text in first)
+        said_of = Counter(
+            re.sub(r".*could not be used: (.*?)\. Answer again, .*", r"\1", messages[-1]["content"], flags=re.DOTALL)
+            for messages in further
+        )
+        assert said_of.pop(QUESTIONS[0]) == 3  # as before
+        (form,) = [text for text in said_of if text.startswith("its JSON had another form (subdimensions: ")]
+        assert set(said_of) == {form, "a text was too short (14 characters)", "it was no valid JSON"}
+        noted = next(messages for messages in further if "no valid JSON" in messages[-1]["content"])
+        start, _, note = noted[-1]["content"].partition("\n\n(Note: ")
+        assert note.endswith(")") and json.dumps([{"role": "user", "content": start}]) in first
+        # a note of one's own makes the steps again, and asks only for what it changes
+        (tmp_path / "mine/repair.txt").write_text("Because {fault}, once more.")
+        number = len(server.bodies)
+        assert made(tmp_path, server, prompts=str(tmp_path / "mine")).run()
+        new = [body["messages"][-1]["content"] for body in server.bodies[number:] if body["seed"]]
+        assert sum("no valid JSON, once more." in text for text in new) == 12
+
+
+def test_a_further_request_that_an_older_version_sent_is_not_sent_again(tmp_path, monkeypatch):
+    def script(body, count):
+        short = "Write a system" in body["messages"][-1]["content"] and body["seed"] < 2
+        return said("You are short." if short else reply(body))
+
+    with serving(script) as server:
+        with monkeypatch.context() as older:
+            older.setattr(gates, "fault", lambda gate, detail: "")
+            assert made(tmp_path, server).run("hierarchy") and made(tmp_path, server).run("instructions")
+            assert made(tmp_path, server).run("sets") and made(tmp_path, server, systems={"asks": 2}).run("systems")
+        number = len(server.bodies)
+        assert facts(tmp_path, "systems")["rejected"] == {"too_short": 36}
+        assert made(tmp_path, server, systems={"asks": 3}).run("systems")
+        new = [body for body in server.bodies[number:]]
+        assert len(new) == 18 and {body["seed"] for body in new} == {2}
+        assert all("too short" in body["messages"][-1]["content"] for body in new)
+
+
+def test_a_further_request_that_waits_in_an_older_file_is_not_written_again(tmp_path, monkeypatch):
+    config = load_synthesis(
+        write_config(tmp_path, "http://127.0.0.1:9/v1", hierarchy={"subdimensions": 0, "preferences": 0})
+    )
+    for step in ("hierarchy", "instructions", "sets"):
+        assert Synthesis(config).run(step)
+    assert not Synthesis(config, batch=True).run("systems")
+    (file,) = (tmp_path / "out/steps/systems/batch").glob("requests-*")
+    short = [
+        {"custom_id": json.loads(line)["custom_id"], "response": {"status_code": 200, "body": said("You.").body}}
+        for line in file.read_text().splitlines()
+    ]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in short))
+    with monkeypatch.context() as older:
+        older.setattr(gates, "fault", lambda gate, detail: "")
+        assert not Synthesis(config, batch=True).run("systems", [tmp_path / "answers.jsonl"])
+    assert not Synthesis(config, batch=True).run("systems")
+    assert sorted(path.name for path in file.parent.glob("requests-*")) == [file.name, "requests-002.jsonl"]
+
+
+def test_a_refusal_that_was_paid_for_is_not_asked_for_again(tmp_path):
+    def script(body, count):
+        asked = body["messages"][-1]["content"]
+        return said(None, refusal="I will not") if asked == QUESTIONS[0] else said(reply(body))
+
+    with serving(script) as server:
+        assert made(tmp_path, server).run()
+        number = len(server.bodies)
+        assert facts(tmp_path, "responses")["dropped"] == {"refusal": 3}
+        (tmp_path / "out/steps/responses/step.json").unlink()
+        assert made(tmp_path, server).run() and len(server.bodies) == number
