@@ -164,9 +164,11 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # the new name is on disk, if the file system can promise that
                 sync(final.parent)
         except BaseException as error:
-            _remove_tree(temporary)
-            if isinstance(error, Exception) and _is_refusal(error):
-                raise StorageError(final, f"cannot be written: {refusal(error)}") from error
+            refused = error if isinstance(error, Exception) and _is_refusal(error) else None
+            several = refused or isinstance(error, StorageError)  # writers, of which one met the full disk first
+            _remove_tree(temporary, away_s=0.5 if several else 0.0)
+            if refused:
+                raise StorageError(final, f"cannot be written: {refusal(refused)}") from error
             if isinstance(error, JanusError):
                 error.rename(temporary, final)  # the name that the user gave
             raise
@@ -312,9 +314,19 @@ def _is_refusal(error: Exception) -> bool:
     return not isinstance(error, JanusError) and any(sign in str(error) for sign in signs)
 
 
-def _remove_tree(directory: Path) -> None:
-    for _ in range(100):  # threads of the failed writer may still write into it
-        shutil.rmtree(directory, ignore_errors=True)
+def _remove_tree(directory: Path, away_s: float = 0.0) -> None:
+    """Threads of a failed writer may still write into it, or make it anew: gives up after 10 s.
+
+    Args:
+        away_s: how long it must have been gone.
+    """
+    begun, gone_since = time.monotonic(), None
+    while time.monotonic() < begun + 10:
+        if directory.exists():
+            gone_since = None
+            shutil.rmtree(directory, ignore_errors=True)
         if not directory.exists():
-            return
+            gone_since = gone_since or time.monotonic()
+            if time.monotonic() >= gone_since + away_s:
+                return
         time.sleep(0.1)

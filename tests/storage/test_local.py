@@ -8,6 +8,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -171,6 +173,19 @@ def writer(target):
             yield Path(process.stdout.readline().rstrip("\n"))
         finally:
             process.kill()
+
+
+def test_what_other_threads_of_a_failed_writer_make_anew_is_removed_too(tmp_path):
+    def late(directory):
+        time.sleep(0.2)
+        (directory / "params").mkdir(parents=True)
+
+    with pytest.raises(StorageError, match="No space left"), atomic_directory(tmp_path / "out") as directory:
+        thread = threading.Thread(target=late, args=[directory])
+        thread.start()
+        raise OSError(errno.ENOSPC, "No space left on device")
+    thread.join()
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("name", ["out", "[ab]*"])
