@@ -208,7 +208,7 @@ def _reader(stage: Stage, form: type[structured.Answer]) -> Any:
             raise structured.Rejected("wrong_count", "0 names")
         own = [pair for pair in pairs if shown.isdisjoint(map(plain, pair))]
         if not own:
-            raise structured.Rejected("copied_form", pairs[0][0])
+            raise structured.Rejected("copied_form", next(one for one in map(plain, pairs[0]) if one in shown)[:60])
         for name, description in pairs:
             if (name, description) not in own:
                 stage.writer.drop("copied_form", name=name, description=description)
@@ -270,7 +270,7 @@ def _describe(stage: Stage, parents: Sequence[_Parent]) -> None:
         given = {plain(name): description for name, description in read(item, reply) if description}
         missing = [name for name in item.about[1] if plain(name) not in given]
         if missing:
-            raise structured.Rejected("wrong_count", f"{len(missing)} of {len(item.about[1])} without a description")
+            raise structured.Rejected("no_description", f"{len(missing)} of {len(item.about[1])} have none")
         return given
 
     for outcome in stage.ask(section, items, complete, form=DescriptionsAnswer):

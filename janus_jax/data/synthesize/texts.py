@@ -159,10 +159,10 @@ class Rubrics:
             if copied := form.intersection(texts):
                 raise Rejected("copied_form", min(copied)[:60])
             for one in texts:
-                gates.length_in_letters(one, _LEAST_CHARS)
-                gates.length(one, 1, _MOST_CHARS)
+                gates.length_in_letters(one, _LEAST_CHARS, "one of its texts has ")
+                gates.length(one, 1, _MOST_CHARS, "one of its texts has ")
             if len(set(texts)) < len(texts):
-                raise Rejected("alike", "two of its texts are the same")
+                raise Rejected("repeated_text")
             whole = "\n".join(_texts(made))
             gates.copied(whole, examples, 10, "copied_example")
             gates.markup(whole)

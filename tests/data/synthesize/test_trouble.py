@@ -278,7 +278,7 @@ def test_a_bench_without_a_rubric_is_named_and_counted(tmp_path):
     notes = []
     with serving(script) as server:
         assert made(tmp_path, server, tell=notes.append, bench={"asks": 5}).run()
-    gates = ("alike", "chat_markup", "copied_example", "copied_form", "too_short")
+    gates = ("chat_markup", "copied_example", "copied_form", "repeated_text", "too_short")
     rejected = dict.fromkeys(gates, 12)
     assert facts(tmp_path, "rubrics")["rejected"] == rejected
     assert facts(tmp_path, "collection")["dropped"] == {"without_rubrics": 3}
