@@ -219,7 +219,7 @@ def _reader(stage: Stage, form: type[structured.Answer]) -> Any:
 
 def _adopt(stage: Stage, parent: _Parent, outcome: Outcome, prompt: str) -> None:
     """Takes the new ones of an answer, as many as are wanted; what is missing is asked for in the next round."""
-    origin = {"origin": "model", **outcome.provenance(prompt, stage.seed_of(stage.config.hierarchy))}
+    origin = {"origin": "model", **stage.provenance(stage.config.hierarchy, outcome, prompt)}
     asked = min(parent.missing, stage.config.hierarchy.at_a_time)
     if len(outcome.value) != asked:
         stage.writer.rejected["wrong_count"] += 1
@@ -279,7 +279,7 @@ def _describe(stage: Stage, parents: Sequence[_Parent]) -> None:
             stage.failed(outcome, dimension=parent.dimension, subdimension=parent.subdimension, preferences=part)
             continue
         wanted = set(part)
-        origin = {"origin": "seed", **outcome.provenance(prompt.digest, stage.seed_of(section))}
+        origin = {"origin": "seed", **stage.provenance(section, outcome, prompt.digest)}
         parent.children = [
             (name, outcome.value[plain(name)], origin)
             if name in wanted and not description

@@ -60,7 +60,7 @@ class Systems:
                 stage.failed(outcome, id=row["id"])
                 continue
             kept = {name: row[name] for name in ("id", "instruction", "preferences")}
-            origin = outcome.provenance(digest, stage.seed_of(section))
+            origin = stage.provenance(section, outcome, digest)
             stage.writer.add({**kept, "system": outcome.value, "provenance": origin})
 
     def _items(self, stage: Stage) -> Iterator[Item]:
@@ -115,7 +115,7 @@ class Responses:
             if outcome.value is None:
                 stage.failed(outcome, id=row["id"])
                 continue
-            origin = outcome.provenance("", stage.seed_of(section))
+            origin = stage.provenance(section, outcome)
             stage.writer.add({"id": row["id"], "output": outcome.value, "provenance": origin})
 
     def _items(self, stage: Stage) -> Iterator[Item]:
@@ -175,7 +175,7 @@ class Rubrics:
             if outcome.value is None:
                 stage.failed(outcome, id=set_id, preference=number)
                 continue
-            origin = outcome.provenance(digest, stage.seed_of(section))
+            origin = stage.provenance(section, outcome, digest)
             stage.writer.add({"id": set_id, "preference": number, **outcome.value, "provenance": origin})
 
     def _answered(self, stage: Stage) -> set[str] | None:

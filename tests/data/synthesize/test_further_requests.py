@@ -10,6 +10,7 @@ import pytest
 from janus_jax.data.synthesize import gates
 from janus_jax.data.synthesize.config import load_synthesis
 from janus_jax.data.synthesize.pipeline import Synthesis
+from janus_jax.data.synthesize.prompts import read_prompt
 from tests.support.endpoint_server import Answer, said, serving
 from tests.support.synthesizing import QUESTIONS, answer, facts, made, prose, reply, rows, write_config
 
@@ -41,8 +42,13 @@ def test_answers_that_do_not_pass_are_counted_and_asked_for_again(tmp_path):
     assert facts(tmp_path, "rubrics")["rejected"] == {"wrong_form": 12}
     assert facts(tmp_path, "responses")["counts"] == {"rows": 18} and not facts(tmp_path, "responses")["dropped"]
     assert rows(tmp_path, "responses")[0]["provenance"] | {"time": 0} == {
-        **{"model": "scripted", "prompts": "", "time": 0, "seed": 1, "answer": 2}
+        **{"model": "scripted", "prompts": "", "time": 0, "seed": 1, "answer": 2},
+        **{"repair": read_prompt("repair").digest, "repaired_gate": "truncated"},
     }
+    published = json.loads((tmp_path / "out/provenance/bench.jsonl").read_text().splitlines()[0])
+    gates_noted = [published["response"].get("repaired_gate"), *(one["repaired_gate"] for one in published["rubrics"])]
+    assert gates_noted == ["truncated", *["wrong_form"] * 4]
+    assert "repair" not in published["system"]  # a refusal is asked for again without a note
 
 
 def test_a_further_request_says_what_was_wrong_and_a_refusal_is_not_argued_with(tmp_path):
@@ -90,7 +96,8 @@ def test_a_further_request_says_what_was_wrong_and_a_refusal_is_not_argued_with(
 
 def test_a_further_request_that_an_older_version_sent_is_not_sent_again(tmp_path, monkeypatch):
     def script(body, count):
-        short = "Write a system" in body["messages"][-1]["content"] and body["seed"] < 2
+        asked = body["messages"][-1]["content"].partition("\n\n(Note: ")[0]
+        short = "Write a system" in asked and body["seed"] < 1 + len(asked) % 2
         return said("You are short." if short else reply(body))
 
     with serving(script) as server:
@@ -99,11 +106,15 @@ def test_a_further_request_that_an_older_version_sent_is_not_sent_again(tmp_path
             assert made(tmp_path, server).run("hierarchy") and made(tmp_path, server).run("instructions")
             assert made(tmp_path, server).run("sets") and made(tmp_path, server, systems={"asks": 2}).run("systems")
         number = len(server.bodies)
-        assert facts(tmp_path, "systems")["rejected"] == {"too_short": 36}
+        number_left = facts(tmp_path, "systems")["dropped"]["too_short"]
+        assert facts(tmp_path, "systems")["rejected"] == {"too_short": 18 + number_left} and 0 < number_left < 18
         assert made(tmp_path, server, systems={"asks": 3}).run("systems")
         new = [body for body in server.bodies[number:]]
-        assert len(new) == 18 and {body["seed"] for body in new} == {2}
+        assert len(new) == number_left and {body["seed"] for body in new} == {2}
         assert all("too short" in body["messages"][-1]["content"] for body in new)
+        origins = [row["provenance"] for row in rows(tmp_path, "systems")]
+        noted = {(one["answer"], one.get("repaired_gate", "")) for one in origins}
+        assert noted == {(2, ""), (3, "too_short")}  # the older requests had no note
 
 
 def test_what_another_answer_adds_later_does_not_send_a_further_request_again(tmp_path):

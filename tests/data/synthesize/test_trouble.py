@@ -212,7 +212,7 @@ def test_answers_of_something_else_are_refused(tmp_path, content, message):
         (
             b'{"prompt": "Caf\xe9 or tea in the morning?"}\n{"prompt": "Hi"}\n{"output": "a"}\n',
             "no instruction is left; dropped: 1 bad_encoding, 1 too_short, 1 missing_field; the first: .*"
-            r"questions.jsonl:2: too_short \(2 characters\), .*; all are in .*out/steps/instructions/dropped.failed.jsonl$",
+            r"questions.jsonl:2: too_short \(2 characters\), .*; all are in .*instructions/dropped.failed.jsonl$",
         ),
     ],
 )
