@@ -56,8 +56,8 @@ _OUR_MODELS = re.compile(r"mistral|llama(?!-?(?:3\.[1-3]|4\b))", re.IGNORECASE)
 _SCALED_MODELS = re.compile(r"llama-?3\.[1-3]", re.IGNORECASE)
 _OTHER_MODELS = re.compile(
     r"llama-?4\b|(?<![a-z])(?:qwen|gemma|phi-?[1-4]|mixtral|falcon(?!-?3)|gpt-?(?:2|j|neo|oss)|pythia|opt-\d|bloom|"
-    r"mpt-\d|olmo|starcoder|stablelm|deepseek-(?:v[2-9]|moe)|smollm3|c4ai|dbrx|jamba|mamba|rwkv|granite-[34]|glm|chatglm|exaone|"
-    r"internlm|baichuan|minicpm|flan|t5|bert)",
+    r"mpt-\d|olmo|starcoder|stablelm|deepseek-(?:v[2-9]|moe)|smollm3|c4ai|dbrx|jamba|mamba|rwkv|granite-[34]|glm|"
+    r"chatglm|exaone|internlm|baichuan|minicpm|flan|t5|bert)",
     re.IGNORECASE,
 )
 """In names of models: those that we may be able to read, and those that we cannot. A name with both is not refused."""
