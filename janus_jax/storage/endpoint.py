@@ -171,6 +171,7 @@ class Endpoint:
             if wanted.or_else is not None:
                 other = self._request(wanted._replace(messages=wanted.or_else), options)
                 if self._was_asked(other):
+                    other.is_other = True
                     return other
             return self._request(wanted, options)
 

@@ -68,6 +68,8 @@ class Reply(NamedTuple):
     """As the endpoint names it in the reply."""
     waiting: bool = False
     """There is no answer yet: the request is in a file for a batch API."""
+    is_other: bool = False
+    """It answers `Wanted.or_else`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +143,8 @@ class Request:
     """The JSON that is sent."""
     places: list[tuple[int, int]]
     """(place, sample); several if they are the same."""
+    is_other: bool = False
+    """It is that of `Wanted.or_else`."""
 
     @functools.cached_property
     def prompt_bytes(self) -> int:
@@ -260,7 +264,8 @@ def replies(request: Request, record: Mapping[str, Any]) -> Iterator[Reply]:
     for place, sample in request.places:
         tokens = record["prompt_tokens"], record["completion_tokens"]
         more = record.get("failure", ""), record.get("time", 0), record.get("model", "")
-        yield Reply(place, sample, record["text"], record.get("finish_reason", ""), *tokens, *more)
+        text, reason = record["text"], record.get("finish_reason", "")
+        yield Reply(place, sample, text, reason, *tokens, *more, is_other=request.is_other)
 
 
 def limit(options: Mapping[str, Any]) -> int | None:

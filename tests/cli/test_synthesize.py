@@ -44,10 +44,12 @@ def test_a_dry_run_says_what_sources_drop_and_whether_the_budget_suffices(tmp_pa
     about = prompt + answers
     figures = f"(spent 0, to come about {about:,}, at most {most:,})"
     for tokens, verdict in ((most, "suffices"), (most - 1, "the run may stop"), (about - 1, "the run will probably")):
-        *_, last = run(config, "--dry-run", "--step", "systems", f"budget.tokens={tokens}").stdout.splitlines()
+        output = run(config, "--dry-run", "--step", "systems", f"budget.tokens={tokens}").stdout
+        last = output.splitlines()[-2]
         assert last.startswith(f"budget.tokens = {tokens:,}: {verdict}") and last.endswith(figures)
-    *_, last = run(config, "--dry-run", "--step", "systems", "budget.money=1000").stdout.splitlines()
+    *_, last, before = run(config, "--dry-run", "--step", "systems", "budget.money=1000").stdout.splitlines()
     assert last.startswith("budget.money = 1,000.00: suffices")
+    assert before == "--step systems needs steps that are to be made before it: instructions, hierarchy, sets"
 
 
 def test_a_dry_run_of_what_is_made_says_so_and_names_the_report(tmp_path):
@@ -61,6 +63,33 @@ def test_a_dry_run_of_what_is_made_says_so_and_names_the_report(tmp_path):
         assert run(config, "--dry-run", "--step", "systems").stdout.startswith("systems is made, and nothing would")
         *_, last = run(config, "--dry-run", "collection.outliers=9").stdout.splitlines()
         assert last == "nothing would be asked for; still to be made: collection" and len(server.bodies) == asked
+        # what the journals answer costs nothing, also if the budget is spent
+        (tmp_path / "out/steps/responses/step.json").unlink()
+        output = run(config, "--dry-run", "budget.tokens=10").stdout
+        assert "responses " in output and "budget" not in output
+        assert run(config, "budget.tokens=10").exit_code == 0 and len(server.bodies) == asked
+
+
+def test_a_dry_run_names_the_limit_up_to_which_all_is_made(tmp_path):
+    with serving(answer) as server:
+        config = write_config(tmp_path, server.url, bench={"instructions": 0})
+        assert run(config, "--limit", 1).exit_code == 0
+        made = run(config, "--limit", 1, "--dry-run").stdout
+        assert made.startswith("all steps are made for the 1 instruction of --limit, and nothing would be asked for")
+        one = run(config, "--limit", 1, "--dry-run", "--step", "sets").stdout
+        assert one.startswith("sets is made, and nothing would be asked for")
+
+
+def test_a_dry_run_of_one_step_names_those_to_be_made_before_it(tmp_path):
+    with serving(answer) as server:
+        config = write_config(tmp_path, server.url)
+        assert run(config, "--step", "instructions").exit_code == run(config, "--step", "hierarchy").exit_code == 0
+        *_, last = run(config, "--dry-run", "--step", "collection").stdout.splitlines()
+        before = "sets, systems, responses, rubrics"
+        assert last == f"--step collection needs steps that are to be made before it: {before}"
+        assert "the step systems, which it needs, is not made" in str(run(config, "--step", "collection").exception)
+        assert run(config, "--step", "sets").exit_code == 0
+        assert "to be made before it" not in run(config, "--dry-run", "--step", "systems").stdout
 
 
 def test_one_step_is_made_and_paid_for(tmp_path):

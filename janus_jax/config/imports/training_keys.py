@@ -55,12 +55,18 @@ _SHAPES = {
 _OUR_MODELS = re.compile(r"mistral|llama(?!-?(?:3\.[1-3]|4\b))", re.IGNORECASE)
 _SCALED_MODELS = re.compile(r"llama-?3\.[1-3]", re.IGNORECASE)
 _OTHER_MODELS = re.compile(
-    r"llama-?4\b|(?<![a-z])(?:qwen|gemma|phi-?[1-4]|mixtral|falcon|gpt-?(?:2|j|neo|oss)|pythia|opt-\d|bloom|mpt-\d|olmo|"
-    r"starcoder|stablelm|deepseek-(?:v[2-9]|moe)|smollm3|c4ai|dbrx|jamba|mamba|rwkv|granite-[34]|glm|chatglm|exaone|"
-    r"internlm|baichuan|minicpm|flan|t5|bert)",
+    r"llama-?4\b|(?<![a-z])(?:qwen|gemma|phi-?[1-4]|mixtral|falcon(?!-?3)|gpt-?(?:2|j|neo|oss)|pythia|opt-\d|bloom|"
+    r"mpt-\d|olmo|starcoder|stablelm|deepseek-(?:v[2-9]|moe)|smollm3|c4ai|dbrx|jamba|mamba|rwkv|granite-[34]|glm|"
+    r"chatglm|exaone|internlm|baichuan|minicpm|flan|t5|bert)",
     re.IGNORECASE,
 )
-"""In names of models: those that we can read, as a rule, and those that we cannot. A name with both is one of ours."""
+"""In names of models: those that we may be able to read, and those that we cannot. A name with both is not refused."""
+_READABLE = re.compile(
+    r"(?:mistralai|mistral-community)/Mistral-7B-(?:Instruct-)?v0\.[1-3]|kaist-ai/janus-(?:(?:dpo|orpo|rm)-)?7b|"
+    r"meta-llama/Llama-2-(?:7|13|70)b(?:-chat)?-hf",
+    re.IGNORECASE,
+)
+"""Hub ids that are known to be readable."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,10 +308,10 @@ def judge_weights(ledger: Ledger, model: str | None, run_dir: str, unreadable: C
     if model is None or model == BY_HAND:
         return
     path, name = os.path.expanduser(model), os.path.basename(model.rstrip("/"))
-    reason, is_ours = unreadable(model), os.path.isdir(path) or bool(_OUR_MODELS.search(name))
-    if not reason and not is_ours and _SCALED_MODELS.search(name):
+    reason, may_be_ours = unreadable(model), os.path.isdir(path) or bool(_OUR_MODELS.search(name))
+    if not reason and not may_be_ours and _SCALED_MODELS.search(name):
         reason = "Llama 3.1 to 3.3 scale rotary embeddings (rope_scaling), which is not here"
-    elif not reason and not is_ours and (other := _OTHER_MODELS.search(name)):
+    elif not reason and not may_be_ours and (other := _OTHER_MODELS.search(name)):
         reason = f"{other[0]} is another architecture than Mistral and Llama, which are here"
     where = "docs/conversion.md lists what can be read"
     if reason:
@@ -313,11 +319,16 @@ def judge_weights(ledger: Ledger, model: str | None, run_dir: str, unreadable: C
         if row is not None:
             ledger.rows[row.key] = dataclasses.replace(row, verdict="not supported", note=f"{reason}; {where}")
         return
-    if row is not None and not is_ours:
-        note = f"if `architectures` in its config.json is of Mistral or Llama shape; {where}"
-        ledger.rows[row.key] = dataclasses.replace(row, note=note)
     folder = os.path.dirname(path)
-    is_path = os.path.exists(path) or os.path.isdir(folder) or folder == run_dir.split("/")[0]
+    is_run = folder == run_dir.split("/")[0] or any(os.path.isdir(f"{path}/{one}") for one in ("checkpoints", "params"))
+    is_path = os.path.exists(path) or os.path.isdir(folder) or is_run
+    if not (is_run or os.path.isfile(f"{path}/config.json") or _READABLE.fullmatch(model)):
+        note = "if `architectures` in its config.json is of Mistral or Llama shape, without `rope_scaling`"
+        note = f"{'the directory has no config.json' if os.path.isdir(path) else note}; {where}"
+        if row is not None:
+            ledger.rows[row.key] = dataclasses.replace(row, note=note)
+        elif "://" not in model:  # a bucket, which may hold a run
+            ledger.by_hand.append(f"init.from = {model}: check whether it can be read: {note}")
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) and not is_path:
         ledger.commands.insert(0, f"hf download {shlex.quote(model)}")
 

@@ -57,14 +57,20 @@ class Outcome:
     """Why the endpoint gave no answer; a later run asks again."""
     waiting: bool = False
     """The request is in a batch file, and has no answer yet."""
+    noted: str = ""
+    """The gate that the note of the last request names; empty: it had none."""
 
     @property
     def reason(self) -> str:
         """Why there is no value."""
         return UNANSWERED if self.unanswered else self.rejections[-1][0] if self.rejections else UNANSWERED
 
-    def provenance(self, prompts: str, seed: int | None) -> dict[str, Any]:
-        """Where the accepted answer comes from."""
+    def provenance(self, prompts: str, seed: int | None, repair: str) -> dict[str, Any]:
+        """Where the accepted answer comes from.
+
+        Args:
+            prompts, repair: digests of the prompt, and of that of notes. Rows name the second if their request had one.
+        """
         assert self.reply is not None
         sample = self.reply.sample
         return {
@@ -73,7 +79,7 @@ class Outcome:
             "time": self.reply.time,
             "seed": None if seed is None else seed + sample,
             "answer": sample + 1,
-        }
+        } | ({"repair": repair, "repaired_gate": self.noted} if self.noted else {})
 
 
 Reader = Callable[[Item, Reply], Any]
@@ -157,8 +163,9 @@ class _Begun:
         place = next(self._places)
         self._asked[place] = group, number
         outcome = group.outcomes[number]
-        messages = outcome.item.messages
+        messages, outcome.noted = outcome.item.messages, ""
         if outcome.rejections and (note := self._note(*outcome.rejections[-1])):
+            outcome.noted = outcome.rejections[-1][0]
             *before, last = messages
             noted = [*before, {**last, "content": f"{last['content']}\n\n{note}"}]
             return Wanted(place, noted, group.attempt, or_else=messages)
@@ -166,6 +173,8 @@ class _Begun:
 
     def take(self, reply: Reply) -> None:
         group, number = self._asked.pop(reply.place)
+        if reply.is_other:
+            group.outcomes[number].noted = ""
         if reply.waiting:
             group.outcomes[number].waiting = True
         else:

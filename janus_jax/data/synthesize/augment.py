@@ -208,7 +208,7 @@ def _reader(stage: Stage, form: type[structured.Answer]) -> Any:
             raise structured.Rejected("wrong_count", "0 names")
         own = [pair for pair in pairs if shown.isdisjoint(map(plain, pair))]
         if not own:
-            raise structured.Rejected("copied_form", pairs[0][0])
+            raise structured.Rejected("copied_form", next(one for one in map(plain, pairs[0]) if one in shown)[:60])
         for name, description in pairs:
             if (name, description) not in own:
                 stage.writer.drop("copied_form", name=name, description=description)
@@ -219,7 +219,7 @@ def _reader(stage: Stage, form: type[structured.Answer]) -> Any:
 
 def _adopt(stage: Stage, parent: _Parent, outcome: Outcome, prompt: str) -> None:
     """Takes the new ones of an answer, as many as are wanted; what is missing is asked for in the next round."""
-    origin = {"origin": "model", **outcome.provenance(prompt, stage.seed_of(stage.config.hierarchy))}
+    origin = {"origin": "model", **stage.provenance(stage.config.hierarchy, outcome, prompt)}
     asked = min(parent.missing, stage.config.hierarchy.at_a_time)
     if len(outcome.value) != asked:
         stage.writer.rejected["wrong_count"] += 1
@@ -270,7 +270,7 @@ def _describe(stage: Stage, parents: Sequence[_Parent]) -> None:
         given = {plain(name): description for name, description in read(item, reply) if description}
         missing = [name for name in item.about[1] if plain(name) not in given]
         if missing:
-            raise structured.Rejected("wrong_count", f"{len(missing)} of {len(item.about[1])} without a description")
+            raise structured.Rejected("no_description", f"{len(missing)} of {len(item.about[1])} have none")
         return given
 
     for outcome in stage.ask(section, items, complete, form=DescriptionsAnswer):
@@ -279,7 +279,7 @@ def _describe(stage: Stage, parents: Sequence[_Parent]) -> None:
             stage.failed(outcome, dimension=parent.dimension, subdimension=parent.subdimension, preferences=part)
             continue
         wanted = set(part)
-        origin = {"origin": "seed", **outcome.provenance(prompt.digest, stage.seed_of(section))}
+        origin = {"origin": "seed", **stage.provenance(section, outcome, prompt.digest)}
         parent.children = [
             (name, outcome.value[plain(name)], origin)
             if name in wanted and not description

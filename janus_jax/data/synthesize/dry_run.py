@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from janus_jax.data.synthesize.pipeline import STEPS, Synthesis
+from janus_jax.data.synthesize import instructions
+from janus_jax.data.synthesize.pipeline import STEPS, UNLIMITED, Synthesis
 from janus_jax.data.synthesize.stage import Planned
+from janus_jax.errors import counted
 
 
 def lines(work: Synthesis, only: str | None = None) -> Iterator[str]:
@@ -19,7 +21,7 @@ def lines(work: Synthesis, only: str | None = None) -> Iterator[str]:
     planned = work.estimate(only, tell=notes.append)
     if not planned:
         report = work.out / "report.html"
-        what = f"{only} is made" if only else "all steps are made"
+        what = (f"{only} is made" if only else "all steps are made") + _of_limit(work, only)
         yield f"{what}, and nothing would be asked for" + (f"; the report: {report}" if report.exists() else "")
         return
     yield from notes
@@ -29,6 +31,16 @@ def lines(work: Synthesis, only: str | None = None) -> Iterator[str]:
         yield from _of_budget(work, Planned.total(asking))
     else:
         yield f"nothing would be asked for; still to be made: {', '.join(one.step for one in planned)}"
+    if only is not None and (before := work.unmade_before(only)):
+        yield f"--step {only} needs steps that are to be made before it: {', '.join(before)}"
+
+
+def _of_limit(work: Synthesis, only: str | None) -> str:
+    """For which instructions all is made; empty: for all."""
+    whole = work.directories[instructions.NAME].facts()["counts"]["rows"]
+    if work.limit is None or work.limit >= whole or only in UNLIMITED:
+        return ""
+    return f" for the {counted(work.limit, 'instruction')} of --limit"
 
 
 def _table(planned: Sequence[Planned]) -> Iterator[str]:
@@ -44,7 +56,9 @@ def _table(planned: Sequence[Planned]) -> Iterator[str]:
 
 
 def _of_budget(work: Synthesis, whole: Planned) -> Iterator[str]:
-    """For each limit, whether it ends the run."""
+    """For each limit, whether it ends the run. Without a request, none does, also if it is passed already."""
+    if not whole.requests:
+        return
     budget, (tokens, money) = work.config.budget, work.spent()
     if budget.tokens is not None:
         about = whole.prompt_tokens + whole.completion_tokens

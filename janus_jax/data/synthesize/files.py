@@ -1,10 +1,11 @@
 """The directory of a step: its rows, what it left out, what it was made from. All state of a synthesis is in files.
 
-OUT/steps/NAME/rows.jsonl       accepted rows; a person may edit them
-OUT/steps/NAME/dropped.jsonl    what was left out, with a reason each
-OUT/steps/NAME/step.json        settings, digests of inputs, counts; written last
-OUT/steps/NAME/replies.jsonl    journal of the endpoint
-OUT/steps/NAME/batch/           requests for a batch API
+OUT/steps/NAME/rows.jsonl             accepted rows; a person may edit them
+OUT/steps/NAME/dropped.jsonl          what was left out, with a reason each
+OUT/steps/NAME/dropped.failed.jsonl   what the last try left out, if that was everything, which is an error
+OUT/steps/NAME/step.json              settings, digests of inputs, counts; written last
+OUT/steps/NAME/replies.jsonl          journal of the endpoint
+OUT/steps/NAME/batch/                 requests for a batch API
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from janus_jax.storage import local
 from janus_jax.storage.bucket import os_errors
 
 ROWS, DROPPED, STEP, JOURNAL, BATCH = "rows.jsonl", "dropped.jsonl", "step.json", "replies.jsonl", "batch"
+FAILED = "dropped.failed.jsonl"
 
 
 class StepDirectory:
@@ -119,7 +121,8 @@ class Writer:
         """Puts the files in place. Returns what step.json holds."""
         step = self._directory.path / STEP
         with os_errors(step):
-            step.unlink(missing_ok=True)  # of the step before
+            for older in (step, self._directory.path / FAILED):
+                older.unlink(missing_ok=True)
             for name, file in self._files.items():
                 file.flush()
                 os.fsync(file.fileno())
@@ -131,8 +134,11 @@ class Writer:
         return value
 
     def keep_dropped(self) -> Path:
-        """Puts what was dropped in place, though there are no rows. Returns the file."""
-        path = self._directory.path / DROPPED
+        """Keeps what was dropped, though there are no rows. Returns the file.
+
+        `dropped.jsonl` stays: it belongs to the rows of an earlier try, which count again if the settings change back.
+        """
+        path = self._directory.path / FAILED
         with os_errors(path):
             self._files[DROPPED].close()
             os.replace(self._files[DROPPED].name, path)

@@ -37,22 +37,31 @@ _PREAMBLE = re.compile(
 )
 
 _FAULTS = {
-    "alike": "it was too like another text ({detail})",
+    "alike": "it was too like another text",
     "bad_json": "it was no valid JSON",
-    "chat_markup": "it had marks of a chat ({detail})",
+    "chat_markup": "it had marks of a chat template, or names of speakers",
     "copied_example": "it copied these words of an example: {detail}",
     "copied_form": "it repeated what only shows the form of an answer: {detail}",
     "copied_system": "it copied these words of the system message: {detail}",
     "empty": "it had no text, or an empty one",
-    "preamble": "it had words about the text, and not the text alone: {detail}",
-    "too_long": "a text was too long ({detail})",
-    "too_short": "a text was too short ({detail})",
-    "truncated": "it was too long and was cut off; be shorter",
+    "no_description": "it did not describe every name as it was given ({detail})",
+    "preamble": "it had words about the text, and not the text alone",
+    "repeated_text": "two of its texts were the same",
+    "too_long": "it was too long ({detail})",
+    "too_short": "it was too short ({detail})",
+    "truncated": "it was cut off, because it was too long; a shorter one is needed",
     "wrong_count": "it had another number of items than asked for ({detail})",
     "wrong_form": "its JSON had another form ({detail})",
     "wrong_language": "it was not in English",
 }
-"""Gate -> what a model can do something about, in words."""
+"""Gate -> what a model can do something about, in words.
+
+The words are part of a request, and so of its key in a journal: after a change of them, further requests that were
+paid for are sent again. So a detail stands only where it follows from the answer and the settings of the step. What
+`alike` compares with is not always the same: an answer may come later than others. A detail is of our own words, and
+never of a library's, which change with its version. It has no words of the answer that may be marks of a chat template:
+some servers end the prompt at them.
+"""
 
 
 def fault(gate: str, detail: str) -> str:
@@ -66,16 +75,22 @@ def refusal(text: str) -> None:
         raise Rejected("refusal", match[0][:80])
 
 
-def length(text: str, least: int, most: int) -> None:
-    """Characters outside the bounds."""
-    if not least <= len(text) <= most:
-        raise Rejected("too_short" if len(text) < least else "too_long", f"{len(text):,} characters")
+def length(text: str, least: int, most: int, what: str = "") -> None:
+    """Characters outside the bounds. Both stand in the note to the model: other bounds make another request of it.
+
+    Args:
+        what: comes before the number, if the text is not all of the answer.
+    """
+    if len(text) < least:
+        raise Rejected("too_short", f"{what}{len(text):,} characters; at least {least:,}")
+    if len(text) > most:
+        raise Rejected("too_long", f"{what}{len(text):,} characters; at most {most:,}")
 
 
-def length_in_letters(text: str, least: int) -> None:
+def length_in_letters(text: str, least: int, what: str = "") -> None:
     """Too few characters. A letter of Chinese, Japanese or Korean counts as three: few of them are a sentence."""
     if len(text) + 2 * len(_DENSE.findall(text)) < least:
-        raise Rejected("too_short", f"{len(text)} characters")
+        raise Rejected("too_short", f"{what}{len(text)} characters; at least {least}")
 
 
 def markup(text: str, asked: str = "") -> None:

@@ -56,7 +56,7 @@ STEPS = {  # what may be wrong with sources is found before anything is paid for
         _step(Collection()),
     )
 }
-_UNLIMITED = ("instructions", "hierarchy", "sets")
+UNLIMITED = ("instructions", "hierarchy", "sets")
 
 
 class Synthesis:
@@ -83,7 +83,7 @@ class Synthesis:
         if runner is not None:
             runner.check([source.path for source in config.instructions.sources])
         self._beam = {"runner": runner, "processes": processes}
-        self.config, self._limit, self._batch, self._tell = config, limit, batch, tell
+        self.config, self.limit, self._batch, self._tell = config, limit, batch, tell
         self.out = Path(config.out).expanduser()
         self.directories = {name: StepDirectory(self.out, name) for name in STEPS}
 
@@ -145,9 +145,9 @@ class Synthesis:
                         step.estimate(stage)
                     planned.append(stage.planned)
                 unfinished.add(step.name)
-                if step.name in _UNLIMITED or not (is_current and self._is_valid(step)):
+                if step.name in UNLIMITED or not (is_current and self._is_valid(step)):
                     directories[step.name] = StepDirectory(Path(scratch), step.name)
-                if step.name in _UNLIMITED:
+                if step.name in UNLIMITED:
                     stage = self._stage(step, directories, scratch=Path(scratch))
                     _seed_alone(stage) if step.name == "hierarchy" else step.run(stage)
                     value = stage.writer.finish()
@@ -176,7 +176,7 @@ class Synthesis:
                 self._endpoint(section, directory) if scratch is None else self._estimator(section, directory, scratch)
             )
 
-        limit = None if step.name in _UNLIMITED else self._limit
+        limit = None if step.name in UNLIMITED else self.limit
         more = {"tell": self._tell, "limit": limit, "dry": scratch is not None, **self._beam}
         more["unfinished"] = unfinished
         return Stage(self.config, dict(directories), step.name, opened=opened, **more)
@@ -190,7 +190,7 @@ class Synthesis:
         facts = self.directories[step.name].facts()
         if not facts or facts.get("unanswered") or not all(self.directories[one].facts() for one in step.inputs):
             return False
-        had, wanted = facts.get("limit"), None if step.name in _UNLIMITED else self._limit
+        had, wanted = facts.get("limit"), None if step.name in UNLIMITED else self.limit
         if had is not None and (wanted is None or wanted > had):
             return False
         return self._is_valid(step)
@@ -204,9 +204,20 @@ class Synthesis:
             if count := directory.facts().get("unanswered"):
                 raise StorageError(name, f"the endpoint gave no answer to {counted(count, 'request')}; start again")
 
+    def unmade_before(self, name: str) -> list[str]:
+        """The steps that one needs, itself or through others, and that are to be made before it, in order."""
+        needed = set(STEPS[name].inputs)
+        for step in reversed(STEPS.values()):
+            needed |= set(step.inputs) if step.name in needed else set()
+        return [one for one in STEPS if one in needed and not self._is_usable(one)]
+
+    def _is_usable(self, name: str) -> bool:
+        """Whether `--step` of a later step takes its rows."""
+        return self._is_done(STEPS[name]) or bool(self.directories[name].facts().get("unanswered"))
+
     def _require_inputs(self, step: Step) -> None:
         for name in step.inputs:
-            if not self._is_done(STEPS[name]) and not (self.directories[name].facts().get("unanswered")):
+            if not self._is_usable(name):
                 state = "has changed" if self.directories[name].facts() else "is not made"
                 raise ConfigError(
                     f"--step {step.name}: the step {name}, which it needs, {state}; run --step {name} first"

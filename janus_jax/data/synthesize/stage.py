@@ -176,6 +176,10 @@ class Stage:
         done, spent = counted(self._done, "text"), endpoint.usage.tokens
         self.tell(f"{self.directory.name}: {done} so far, {spent:,} tokens spent")
 
+    def provenance(self, section: AskSection, outcome: Outcome, prompts: str = "") -> dict[str, Any]:
+        """Where an accepted answer comes from. Args: prompts: digest of its prompt; empty: it had none of ours."""
+        return outcome.provenance(prompts, self.seed_of(section), self.prompt("repair").digest)
+
     def failed(self, outcome: Outcome, **what: Any) -> None:
         """Counts an item without an accepted answer."""
         if outcome.waiting:

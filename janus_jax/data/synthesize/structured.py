@@ -56,8 +56,9 @@ def read(text: str, form: type[Form]) -> tuple[Form, bool]:
             return form.model_validate(value), number > 0
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise Rejected("wrong_form", f"{where}: {first['msg']}" if where else first["msg"]) from error
+            where = ".".join(map(str, first["loc"])) or "the whole"
+            what = "is missing" if first["type"] == "missing" else "has another type"
+            raise Rejected("wrong_form", f"{where} {what}") from error
     raise Rejected("bad_json", text[:80])
 
 

@@ -60,7 +60,7 @@ class Systems:
                 stage.failed(outcome, id=row["id"])
                 continue
             kept = {name: row[name] for name in ("id", "instruction", "preferences")}
-            origin = outcome.provenance(digest, stage.seed_of(section))
+            origin = stage.provenance(section, outcome, digest)
             stage.writer.add({**kept, "system": outcome.value, "provenance": origin})
 
     def _items(self, stage: Stage) -> Iterator[Item]:
@@ -115,7 +115,7 @@ class Responses:
             if outcome.value is None:
                 stage.failed(outcome, id=row["id"])
                 continue
-            origin = outcome.provenance("", stage.seed_of(section))
+            origin = stage.provenance(section, outcome)
             stage.writer.add({"id": row["id"], "output": outcome.value, "provenance": origin})
 
     def _items(self, stage: Stage) -> Iterator[Item]:
@@ -159,10 +159,10 @@ class Rubrics:
             if copied := form.intersection(texts):
                 raise Rejected("copied_form", min(copied)[:60])
             for one in texts:
-                gates.length_in_letters(one, _LEAST_CHARS)
-                gates.length(one, 1, _MOST_CHARS)
+                gates.length_in_letters(one, _LEAST_CHARS, "one of its texts has ")
+                gates.length(one, 1, _MOST_CHARS, "one of its texts has ")
             if len(set(texts)) < len(texts):
-                raise Rejected("alike", "two of its texts are the same")
+                raise Rejected("repeated_text")
             whole = "\n".join(_texts(made))
             gates.copied(whole, examples, 10, "copied_example")
             gates.markup(whole)
@@ -175,7 +175,7 @@ class Rubrics:
             if outcome.value is None:
                 stage.failed(outcome, id=set_id, preference=number)
                 continue
-            origin = outcome.provenance(digest, stage.seed_of(section))
+            origin = stage.provenance(section, outcome, digest)
             stage.writer.add({"id": set_id, "preference": number, **outcome.value, "provenance": origin})
 
     def _answered(self, stage: Stage) -> set[str] | None:

@@ -62,7 +62,13 @@ def _import(folder: Path, model: str, *more: str) -> tuple[str, dict[str, Any]]:
     [
         ("mistralai/Mistral-7B-v0.1", "kept", ""),
         ("meta-llama/Llama-2-7b-hf", "kept", ""),
+        ("kaist-ai/janus-7b", "kept", ""),
         ("a/b", "kept", "if `architectures`"),
+        ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "kept", "without `rope_scaling`"),
+        ("llava-hf/llava-v1.6-mistral-7b-hf", "kept", "if `architectures`"),
+        ("mistralai/Mistral-Small-3.1-24B-Base-2503", "kept", "if `architectures`"),
+        ("tiiuae/Falcon3-7B-Base", "kept", "if `architectures`"),
+        ("tiiuae/falcon-7b", "not supported", "falcon is another"),
         ("Qwen/Qwen2.5-7B", "not supported", "another architecture than Mistral and Llama"),
         ("mistralai/Mixtral-8x7B-v0.1", "not supported", "Mixtral is another"),
         ("meta-llama/Llama-4-Scout-17B-16E", "not supported", "Llama-4 is another"),
@@ -73,6 +79,7 @@ def test_names_of_models_that_cannot_be_read_are_refused(model: str, verdict: st
     error, report = _import(tmp_path, model)
     row = report["keys"][0]
     assert (row["key"], row["verdict"]) == ("base_model", verdict) and words in row["note"]
+    assert bool(words) == bool(row["note"])
     is_kept = verdict == "kept"
     assert is_kept == (not error) == (f"hf download {model}" in report["commands"])
     assert is_kept or ("docs/conversion.md" in row["note"] and "base_model; --force" in error)
@@ -86,6 +93,11 @@ def test_config_json_decides_about_a_local_model(tmp_path: Path) -> None:
     assert 'architectures=["Qwen2ForCausalLM"]: allowed: ["MistralForCausalLM"]' in report["keys"][0]["note"] and error
     error, report = _import(tmp_path, "a/b", f"init.from={model}")
     assert not error and any("Qwen2ForCausalLM" in one for one in report["by_hand"])
+    (model / "config.json").unlink()
+    error, report = _import(tmp_path, str(model))
+    assert not error and report["keys"][0]["note"].startswith("the directory has no config.json; docs/conversion.md")
+    (model / "checkpoints").mkdir()  # of a run of ours
+    assert not _import(tmp_path, str(model))[1]["keys"][0]["note"]
 
 
 def test_overrides_are_listed_and_decide_what_is_downloaded(tmp_path: Path) -> None:
@@ -98,8 +110,13 @@ def test_overrides_are_listed_and_decide_what_is_downloaded(tmp_path: Path) -> N
     ]
     assert report["keys"][0]["verdict"] == "not needed"
     assert [one for one in report["commands"] if "download" in one] == ["hf download me/mistral-sft"]
+    assert [one for one in report["by_hand"] if "init.from" in one] == [
+        "init.from = me/mistral-sft: check whether it can be read: if `architectures` in its config.json is of Mistral "
+        "or Llama shape, without `rope_scaling`; docs/conversion.md lists what can be read"
+    ]
     _, report = _import(tmp_path, "a/b", "init.from=runs/sft")  # beside run.dir: a run, not a hub id
     assert not any("download" in one for one in report["commands"])
+    assert not any("init.from" in one for one in report["by_hand"])
     text = RUN.invoke(command.app, ["import", str(tmp_path / "x.yml"), "mesh.tensor=2"]).stderr
     assert "overrides of the command line (1):\n  mesh.tensor: not set -> 2\n" in text
 

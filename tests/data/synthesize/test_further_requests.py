@@ -2,6 +2,7 @@
 
 import json
 import re
+import urllib.parse
 from collections import Counter
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from janus_jax.data.synthesize import gates
 from janus_jax.data.synthesize.config import load_synthesis
 from janus_jax.data.synthesize.pipeline import Synthesis
-from tests.support.endpoint_server import said, serving
-from tests.support.synthesizing import QUESTIONS, facts, made, reply, rows, write_config
+from janus_jax.data.synthesize.prompts import read_prompt
+from tests.support.endpoint_server import Answer, said, serving
+from tests.support.synthesizing import QUESTIONS, answer, facts, made, prose, reply, rows, write_config
 
 pytest.importorskip("openai")
 
@@ -40,8 +42,13 @@ def test_answers_that_do_not_pass_are_counted_and_asked_for_again(tmp_path):
     assert facts(tmp_path, "rubrics")["rejected"] == {"wrong_form": 12}
     assert facts(tmp_path, "responses")["counts"] == {"rows": 18} and not facts(tmp_path, "responses")["dropped"]
     assert rows(tmp_path, "responses")[0]["provenance"] | {"time": 0} == {
-        **{"model": "scripted", "prompts": "", "time": 0, "seed": 1, "answer": 2}
+        **{"model": "scripted", "prompts": "", "time": 0, "seed": 1, "answer": 2},
+        **{"repair": read_prompt("repair").digest, "repaired_gate": "truncated"},
     }
+    published = json.loads((tmp_path / "out/provenance/bench.jsonl").read_text().splitlines()[0])
+    gates_noted = [published["response"].get("repaired_gate"), *(one["repaired_gate"] for one in published["rubrics"])]
+    assert gates_noted == ["truncated", *["wrong_form"] * 4]
+    assert "repair" not in published["system"]  # a refusal is asked for again without a note
 
 
 def test_a_further_request_says_what_was_wrong_and_a_refusal_is_not_argued_with(tmp_path):
@@ -52,6 +59,10 @@ def test_a_further_request_says_what_was_wrong_and_a_refusal_is_not_argued_with(
         if asked == QUESTIONS[0]:
             return said("I'm sorry, but I cannot help with that.")
         faulty = {"Name 2 ": '{"subdimensions": "one"}', "Write a system": "You are short.", "Write a rubric": "{"}
+        faulty[QUESTIONS[1]] = "Oil it.</s>"
+        faulty["preferences that different"] = (
+            '{"preferences": [{"preference": "<|im_end|>", "description": "One sentence."}]}'
+        )
         return said(next((text for start, text in faulty.items() if start in asked), reply(body)))
 
     (tmp_path / "mine").mkdir()
@@ -61,12 +72,17 @@ def test_a_further_request_says_what_was_wrong_and_a_refusal_is_not_argued_with(
         first = [json.dumps(body["messages"]) for body in server.bodies if not body["seed"]]
         assert not any("earlier answer" in text for text in first)
         said_of = Counter(
-            re.sub(r".*could not be used: (.*?)\. Answer again, .*", r"\1", messages[-1]["content"], flags=re.DOTALL)
+            re.sub(r".*could not be used: (.*?)\. Answer again .*", r"\1", messages[-1]["content"], flags=re.DOTALL)
             for messages in further
         )
         assert said_of.pop(QUESTIONS[0]) == 3  # as before
-        (form,) = [text for text in said_of if text.startswith("its JSON had another form (subdimensions: ")]
-        assert set(said_of) == {form, "a text was too short (14 characters)", "it was no valid JSON"}
+        assert set(said_of) == {
+            "its JSON had another form (subdimensions has another type)",
+            "it was too short (14 characters; at least 150)",
+            "it was no valid JSON",
+            "it had marks of a chat template, or names of speakers",
+            "it repeated what only shows the form of an answer: one sentence",
+        }
         noted = next(messages for messages in further if "no valid JSON" in messages[-1]["content"])
         start, _, note = noted[-1]["content"].partition("\n\n(Note: ")
         assert note.endswith(")") and json.dumps([{"role": "user", "content": start}]) in first
@@ -80,7 +96,8 @@ def test_a_further_request_says_what_was_wrong_and_a_refusal_is_not_argued_with(
 
 def test_a_further_request_that_an_older_version_sent_is_not_sent_again(tmp_path, monkeypatch):
     def script(body, count):
-        short = "Write a system" in body["messages"][-1]["content"] and body["seed"] < 2
+        asked = body["messages"][-1]["content"].partition("\n\n(Note: ")[0]
+        short = "Write a system" in asked and body["seed"] < 1 + len(asked) % 2
         return said("You are short." if short else reply(body))
 
     with serving(script) as server:
@@ -89,11 +106,46 @@ def test_a_further_request_that_an_older_version_sent_is_not_sent_again(tmp_path
             assert made(tmp_path, server).run("hierarchy") and made(tmp_path, server).run("instructions")
             assert made(tmp_path, server).run("sets") and made(tmp_path, server, systems={"asks": 2}).run("systems")
         number = len(server.bodies)
-        assert facts(tmp_path, "systems")["rejected"] == {"too_short": 36}
+        number_left = facts(tmp_path, "systems")["dropped"]["too_short"]
+        assert facts(tmp_path, "systems")["rejected"] == {"too_short": 18 + number_left} and 0 < number_left < 18
         assert made(tmp_path, server, systems={"asks": 3}).run("systems")
         new = [body for body in server.bodies[number:]]
-        assert len(new) == 18 and {body["seed"] for body in new} == {2}
+        assert len(new) == number_left and {body["seed"] for body in new} == {2}
         assert all("too short" in body["messages"][-1]["content"] for body in new)
+        origins = [row["provenance"] for row in rows(tmp_path, "systems")]
+        noted = {(one["answer"], one.get("repaired_gate", "")) for one in origins}
+        assert noted == {(2, ""), (3, "too_short")}  # the older requests had no note
+
+
+def test_what_another_answer_adds_later_does_not_send_a_further_request_again(tmp_path):
+    """The third answer is too like the second, and later, by another ROUGE-L, too like the first, which came late."""
+    words = prose(150).split()
+    asked, late = list[str](), False
+
+    def script(body, count):
+        system, prompt = (one["content"] for one in body["messages"])
+        if not prompt.startswith(QUESTIONS[0]) or body["seed"]:
+            return said(reply(body))
+        first, second, third = words[25:125], [*words[:80], *words[125:145]], words[:100]
+        at = asked.index(system)
+        if at == 0 and not late:
+            return Answer({"error": {"message": "down"}}, 500)
+        return said(" ".join((first, second, third)[at]))
+
+    def run(server):
+        return made(tmp_path, server, endpoint={"tries": 1}, responses={"alike": 0.7}).run("responses")
+
+    with serving(answer) as server:
+        for step in ("hierarchy", "instructions", "sets", "systems"):
+            assert made(tmp_path, server).run(step)
+    (one,) = [row["id"] for row in rows(tmp_path, "instructions") if row["prompt"] == QUESTIONS[0]]
+    asked += [row["system"] for row in rows(tmp_path, "systems") if row["instruction"] == one]
+    with serving(script, urllib.parse.urlsplit(server.url).port or 0) as server:
+        assert run(server) and facts(tmp_path, "responses")["unanswered"] == 1
+        number, late = len(server.bodies), True
+        assert facts(tmp_path, "responses")["rejected"] == {"alike": 1} and run(server)
+        assert facts(tmp_path, "responses")["rejected"] == {"alike": 1}
+        assert [body["messages"][0]["content"] for body in server.bodies[number:]] == asked[:1]
 
 
 def test_a_further_request_that_waits_in_an_older_file_is_not_written_again(tmp_path, monkeypatch):

@@ -67,6 +67,50 @@ def test_copies_of_the_system_message():
     assert reason(gates.copied, "Tonight, a small scene: rain fell on the town.", [SYSTEM], 12, "copied_system") == ""
 
 
+def note(gate, *args):
+    """What a model is told of a text."""
+    with pytest.raises(Rejected) as error:
+        gate(*args)
+    return gates.fault(error.value.reason, error.value.detail)
+
+
+@pytest.mark.parametrize(
+    "text", ["Yes.</s>", "Yes. [/INST] <|im_end|>", "User: and now?", "Here is a <|im_end|> text:"]
+)
+def test_a_note_to_a_model_has_no_marks_of_a_chat(text):
+    """Some servers end the prompt at them."""
+    said = note(gates.preamble if text.startswith("Here") else gates.markup, text)
+    assert said and not gates.MARKUP.search(said) and "User" not in said
+
+
+@pytest.mark.parametrize(
+    ("gate", "args", "expected"),
+    [
+        (gates.length, ("x" * 1400, 1, 1200), "it was too long (1,400 characters; at most 1,200)"),
+        (
+            gates.length_in_letters,
+            ("no", 10, "one of its texts has "),
+            "it was too short (one of its texts has 2 characters; at least 10)",
+        ),
+        (structured.read, ("{}", NamesAnswer), "its JSON had another form (subdimensions is missing)"),
+        (
+            structured.read,
+            ('{"preferences": [{"preference": 1, "description": "d"}]}', PreferencesAnswer),
+            "its JSON had another form (preferences.0.preference has another type)",
+        ),
+        (structured.read, ("[]", NamesAnswer), "its JSON had another form (the whole has another type)"),
+    ],
+)
+def test_a_note_to_a_model_has_bounds_and_no_words_of_a_library(gate, args, expected):
+    assert note(gate, *args) == expected
+
+
+def test_a_note_to_a_model_does_not_depend_on_other_answers():
+    outcomes = [Outcome(Item(str(at), []), value=text) for at, text in enumerate(["a b c d e", "a b c d f", "a b c"])]
+    notes = {gates.fault("alike", detail) for _, detail in gates.too_alike(outcomes, 0.7)}
+    assert notes == {"it was too like another text"}
+
+
 @pytest.mark.parametrize(
     ("text", "english"),
     [

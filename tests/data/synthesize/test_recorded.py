@@ -24,7 +24,7 @@ def test_the_recorded_run_comes_out_again_without_a_server(tmp_path, monkeypatch
     yields = {row["what"]: (row["wanted"], row["made"]) for row in json.loads(made["report.json"])["yields"]}
     assert yields["system messages"] == (30, 25) and yields["responses"] == (25, 11)
     assert yields["rubrics"] == (20, 0) and yields["rows of the collection and the bench"] == (30, 6)
-    rejected = {"alike": 21, "copied_example": 11, "copied_form": 21, "too_short": 1, "truncated": 6}
+    rejected = {"copied_example": 11, "copied_form": 21, "repeated_text": 21, "too_short": 1, "truncated": 6}
     assert json.loads((tmp_path / "out/steps/rubrics/step.json").read_text())["rejected"] == rejected
     records = list(read_records(tmp_path / "out/collection/train.parquet", "sft"))
     assert len(records) == 6 and all(len(record.preference_set) == 4 for record in records)

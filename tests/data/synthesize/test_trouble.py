@@ -212,7 +212,7 @@ def test_answers_of_something_else_are_refused(tmp_path, content, message):
         (
             b'{"prompt": "Caf\xe9 or tea in the morning?"}\n{"prompt": "Hi"}\n{"output": "a"}\n',
             "no instruction is left; dropped: 1 bad_encoding, 1 too_short, 1 missing_field; the first: .*"
-            r"questions.jsonl:2: too_short \(2 characters\), .*; all are in .*out/steps/instructions/dropped.jsonl$",
+            r"questions.jsonl:2: too_short \(2 characters\), .*; all are in .*instructions/dropped.failed.jsonl$",
         ),
     ],
 )
@@ -224,13 +224,27 @@ def test_sources_without_an_instruction_end_before_anything_is_asked(tmp_path, c
                 made(tmp_path, server).run()
         with pytest.raises(DataError, match=message.partition("; all are")[0]) as error:
             made(tmp_path, server).estimate()
-        assert "dropped.jsonl" not in str(error.value)  # a dry run leaves no file
+        assert "all are in" not in str(error.value)  # a dry run leaves no file
         assert not server.bodies and not (tmp_path / "out/steps/instructions/step.json").exists()
     if content.strip():
         files = sorted(path.name for path in (tmp_path / "out/steps/instructions").iterdir())
-        assert files == ["dropped.jsonl"]
-        lines = (tmp_path / "out/steps/instructions/dropped.jsonl").read_text().splitlines()
+        assert files == ["dropped.failed.jsonl"]
+        lines = (tmp_path / "out/steps/instructions/dropped.failed.jsonl").read_text().splitlines()
         assert [json.loads(line)["reason"] for line in lines] == ["bad_encoding", "too_short", "missing_field"]
+
+
+def test_a_try_without_an_instruction_leaves_the_files_of_the_one_before(tmp_path):
+    folder = tmp_path / "out/steps/instructions"
+    with serving(answer) as server:
+        assert made(tmp_path, server, instructions={"min_chars": 46}).run("instructions")
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert before["dropped.jsonl"]
+        with pytest.raises(DataError, match="dropped: 6 too_short"):
+            made(tmp_path, server, instructions={"min_chars": 900}).run("instructions")
+        assert made(tmp_path, server, instructions={"min_chars": 46}).run("instructions")
+        after = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert len(after.pop("dropped.failed.jsonl").splitlines()) == 6 and after == before
+        assert made(tmp_path, server).run("instructions") and not (folder / "dropped.failed.jsonl").exists()
 
 
 def test_lines_that_are_not_utf_8_are_dropped_and_named(tmp_path):
@@ -278,7 +292,7 @@ def test_a_bench_without_a_rubric_is_named_and_counted(tmp_path):
     notes = []
     with serving(script) as server:
         assert made(tmp_path, server, tell=notes.append, bench={"asks": 5}).run()
-    gates = ("alike", "chat_markup", "copied_example", "copied_form", "too_short")
+    gates = ("chat_markup", "copied_example", "copied_form", "repeated_text", "too_short")
     rejected = dict.fromkeys(gates, 12)
     assert facts(tmp_path, "rubrics")["rejected"] == rejected
     assert facts(tmp_path, "collection")["dropped"] == {"without_rubrics": 3}
