@@ -283,7 +283,10 @@ class Endpoint:
         running.clear()  # `close` and the generator's end both come here
         if left:
             self._tell(f"waiting for {counted(left, 'request')} under way; a second Ctrl-C ends at once")
-        pool.shutdown(wait=left > 0, cancel_futures=True)
+        end = threading.Thread(target=pool.shutdown, kwargs={"wait": left > 0, "cancel_futures": True}, daemon=True)
+        end.start()
+        while end.is_alive():  # in short waits: a signal just before an endless one would not end it
+            end.join(0.2)
 
     def _poor(self) -> BudgetError:
         return BudgetError(self._url, f"{self._account.poor}; a larger one goes on from {self._journal.path}")
