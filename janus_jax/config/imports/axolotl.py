@@ -33,8 +33,7 @@ def convert(ledger: Ledger, devices: int | None, name: str) -> str:
     """
     objective = _objective(ledger)
     pairs = objective != "sft"
-    folder = ledger.get("output_dir")
-    ledger.carry("output_dir", "run.dir", folder if isinstance(folder, str) else f"runs/{name}")
+    training_keys.directory(ledger, "output_dir", name)
     training_keys.start(ledger, "base_model")
     _names(ledger)
     length = ledger.whole("sequence_len", 512, low=1)
