@@ -37,6 +37,8 @@ def datasets(ledger: Ledger, objective: str, name: str) -> None:
     if not prefixes:
         ledger.by_hand.append("data.dir: the file names no data sets")
         ledger.defects.append("datasets: the file names no data sets")
+        if not ledger.on("datasets"):
+            ledger.judge("datasets", "ignored", note="names no data sets")
     more = _held_out(ledger)
     folders, splits = [], []
     for number, prefix in enumerate(prefixes):

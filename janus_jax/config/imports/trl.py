@@ -221,6 +221,8 @@ def _data(ledger: Ledger, objective: str, name: str) -> None:
         number += 1
     if not parts:
         ledger.by_hand.append("data.dir: the file names no data sets")
+        if not ledger.on("datasets"):
+            ledger.judge("datasets", "ignored", note="names no data sets")
         ledger.builds.append(Build(objective, training_keys.BY_HAND, f"data/{name}"))
     folders = []
     for key, path, split in parts:

@@ -223,6 +223,30 @@ def test_key_given_twice_is_a_defect(tmp_path: Path) -> None:
     assert report["config"]["schedule"]["learning_rate"] == 2e-5
 
 
+def test_file_of_an_unknown_tool_names_keys_given_twice(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="colour occurs twice: the last value counts; of which tool is it"):
+        imported(tmp_path, "x.yaml", "colour: 1\ncolour: 2\n")
+
+
+@pytest.mark.parametrize("empty", [None, [], {}, ""])
+def test_empty_keys_are_missing_keys(empty: Any, tmp_path: Path) -> None:
+    trl = {"model_name_or_path": "a/b", "learning_rate": 1e-5, "packing": True}
+    axolotl = {"base_model": "a/b", "learning_rate": 1e-5, "micro_batch_size": 1}
+    for values, model in ((axolotl, "base_model"), (trl, "model_name_or_path")):
+        missing = imported(tmp_path, "x.yaml", values, devices=1)[1]
+        report = imported(tmp_path, "x.yaml", values | {"datasets": empty}, devices=1)[1]
+        assert not report["refused"] and report["by_hand"] == missing["by_hand"]
+        assert "data.dir: the file names no data sets" in report["by_hand"]
+        report = imported(tmp_path, "x.yaml", values | {model: empty}, devices=1)[1]
+        assert not report["refused"] and any(
+            one.startswith(f"init.from: {model} is empty") for one in report["by_hand"]
+        )
+
+
+def test_help_speaks_of_the_configuration_that_is_made() -> None:
+    assert "of CONFIG" not in RUN.invoke(command.app, ["import", "--help"]).output
+
+
 def test_comment_cannot_be_left_by_a_value(tmp_path: Path) -> None:
     content = 'base_model: "a/b\\nrun: {dir: evil}"\nlearning_rate: 1.0e-5\nmicro_batch_size: 1\n'
     recipe, _ = imported(tmp_path, "x.yaml", content, devices=1)
