@@ -147,7 +147,8 @@ class Script:
         """The value of a variable. `text`: its use, which stays if nothing sets it. `empty`: it may be empty."""
         self.used.add(name)
         if array and name in self._arrays:
-            return " ".join(self._arrays[name])
+            words = " ".join(self._arrays[name])
+            return words if quoted else words.translate(_SHOW)  # bare, its words are split too
         value = self.variables.get(name)
         if default is not None and (value is None or not (value or empty)):
             value = self._expand(default)

@@ -43,6 +43,7 @@ ODD = r"""a;b & c | d > e # (f) <g> 2>&1 && 'h' \"i\" """
         "A='\\n'\ncmd $A \"$A\" '$A' \"\\$A\" \\$A",
         'A="--x 1"\nA+=" --y 2"\ncmd $A "$A"\nB=$A cmd 3',
         'O=(--a "x (y);" # it\'s (\n  --b)\nO+=(--c "p  q")\ncmd "${O[@]}" --d "${O[@]}"',
+        'O=("a b" c "d;e")\ncmd ${O[@]} "x${O[@]}y"',
         'E=\ncmd ${E:-d} ${E-e} "${U:-f g}" ${U:-\'h i\' j} ${U:-${E:-k}} "$E" $E l',
         "A=1; B=${A}2; cmd $A $B; cmd $B && cmd 3 | cat",
         "read -r -d '' o <<EOF\n--a 'b c' \\\n --d \"e;\" | f\nEOF\ncmd $o --g",
