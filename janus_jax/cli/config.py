@@ -37,7 +37,14 @@ def config_import(
             help="An axolotl YAML, a shell script or text with an OpenRLHF or TRL command, or a TRL YAML or JSON.",
         ),
     ],
-    overrides: arguments.Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Keys of the configuration that is made, like SECTION.KEY=4, set last. Values are YAML or text.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(

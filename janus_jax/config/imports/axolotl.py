@@ -33,8 +33,7 @@ def convert(ledger: Ledger, devices: int | None, name: str) -> str:
     """
     objective = _objective(ledger)
     pairs = objective != "sft"
-    folder = ledger.get("output_dir")
-    ledger.carry("output_dir", "run.dir", folder if isinstance(folder, str) else f"runs/{name}")
+    training_keys.directory(ledger, "output_dir", name)
     training_keys.start(ledger, "base_model")
     _names(ledger)
     length = ledger.whole("sequence_len", 512, low=1)
@@ -190,9 +189,10 @@ def dpo_loss(ledger: Ledger, type_key: str, weights_key: str, smoothing_key: str
                 key, "not supported", note="losses here: sigmoid, ipo, hinge or robust, with the weight 1, and sft"
             )
         loss = "sigmoid"
-    ledger.carry(type_key, "objective.loss", loss)
     if sft:
+        ledger.judge(type_key, "kept", f"objective.loss = {loss}, objective.sft_weight = {sft:g}")
         ledger.carry((type_key, weights_key), "objective.sft_weight", sft)
+    ledger.carry(type_key, "objective.loss", loss)
     for key in ledger.under(weights_key):
         ledger.judge(key, "kept", "objective.sft_weight" if sft else "objective.loss")
     smoothing = float(ledger.number(smoothing_key, 0.0))

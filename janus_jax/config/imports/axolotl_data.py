@@ -6,7 +6,7 @@ from typing import Any
 
 from janus_jax.config.imports import axolotl_keys as keys
 from janus_jax.config.imports import training_keys
-from janus_jax.config.imports.ledger import Ledger, shown
+from janus_jax.config.imports.ledger import Build, Ledger, shown
 
 _FORMATS = {
     "system_format": {"system"},
@@ -37,6 +37,8 @@ def datasets(ledger: Ledger, objective: str, name: str) -> None:
     if not prefixes:
         ledger.by_hand.append("data.dir: the file names no data sets")
         ledger.defects.append("datasets: the file names no data sets")
+        if not ledger.on("datasets"):
+            ledger.judge("datasets", "ignored", note="names no data sets")
     more = _held_out(ledger)
     folders, splits = [], []
     for number, prefix in enumerate(prefixes):
@@ -97,23 +99,18 @@ def _one(ledger: Ledger, prefix: str, objective: str, folder: str, more: str) ->
     whole = re.fullmatch(r"\w+", split)
     ledger.judge(f"{prefix}.split", "kept" if whole else "not supported", "data.split", "" if whole else "a part of it")
     template = _template(ledger, prefix, objective)
-    boundary = "separate"
     if objective == "dpo" and ledger.equal:
-        boundary = "joint"
-        ledger.write("compat.token_boundary", boundary)
+        ledger.write("compat.token_boundary", "joint")
     bos = not (template == "chatml" and (objective, str(ledger.get(f"{prefix}.type"))) in _WITHOUT_BOS)
     if not bos and not ledger.equal:
         ledger.by_hand.append(
             f"BOS of {prefix}: the tool's chatml writes none, here prompts begin with it; to leave it out, build with "
             "--no-bos and set compat.bos=false"
         )
-        bos = True
     elif not bos:
         ledger.write("compat.bos", False)
-    command = training_keys.build_command(
-        kind, str(path), folder, template=template, boundary=boundary, bos=bos, more=more
-    )
-    ledger.commands.append(command)
+    source = training_keys.known(ledger, f"{prefix}.path", f"--source of {folder}", str(path))
+    ledger.builds.append(Build(kind, source, folder, template, more))
     _columns(ledger, prefix)
     below = {f"{prefix}.{key}": rule for key, rule in keys.DATASET_NEUTRAL.items()}
     for table, act in ((keys.DATASET_UNSUPPORTED, "unsupported"), (keys.DATASET_NOT_NEEDED, "not_needed")):
@@ -258,7 +255,8 @@ def _tests(ledger: Ledger, objective: str, name: str) -> None:
         ledger.write("data.eval_split", split)
         template = _template(ledger, "test_datasets[0]", objective)
         kind = {"simpo": "dpo"}.get(objective, objective)
-        ledger.commands.append(training_keys.build_command(kind, str(path), folder, template=template))
+        source = training_keys.known(ledger, "test_datasets[0].path", f"--source of {folder}", str(path))
+        ledger.builds.append(Build(kind, source, folder, template))
     for key in under:
         first = key.startswith("test_datasets[0]") and path
         ledger.judge(key, "approximated" if first else "not supported", "data.eval_dir", "" if first else "one is here")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -43,6 +44,29 @@ class Row:
     note: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Build:
+    """A data set that `janus data build` makes before training."""
+
+    kind: str
+    source: str
+    out: str
+    template: str | None = None
+    more: str = ""
+    """Further options."""
+
+    def command(self, *, tokenizer: str | None, boundary: str, bos: bool) -> str:
+        """The command. `tokenizer`: as a shell reads it; None: the embedded one."""
+        words = ["janus", "data", "build", "--kind", self.kind, "--source", self.source, "--out", self.out]
+        if self.template is not None and self.template != "mistral-inst":
+            words += ["--template", self.template]
+        if boundary != "separate":
+            words += ["--boundary", boundary]
+        words += [] if bos else ["--no-bos"]
+        end = f" --tokenizer {tokenizer}" if tokenizer is not None else ""
+        return f"{shlex.join(words)}{end}{f' {self.more}' if self.more else ''}"
+
+
 class Ledger:
     """Collects verdicts while a tool's module walks through its keys. A key gets its first and only verdict once.
 
@@ -60,6 +84,7 @@ class Ledger:
         self.defaults: list[Row] = []
         self.defects: list[str] = []
         self.by_hand: list[str] = []
+        self.builds: list[Build] = []
         self.commands: list[str] = []
 
     def given(self, key: str) -> bool:

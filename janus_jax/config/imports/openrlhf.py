@@ -3,7 +3,7 @@
 from typing import Any
 
 from janus_jax.config.imports import training_keys
-from janus_jax.config.imports.ledger import Ledger, shown
+from janus_jax.config.imports.ledger import Build, Ledger, shown
 from janus_jax.config.imports.training_keys import ATTENTION, HUB, LOGGING, LORA, MESH, QUANTIZED, SPEED, Batch
 from janus_jax.errors import ConfigError
 
@@ -147,12 +147,12 @@ def _at(ledger: Ledger, name: str) -> str:
 
 def _start(ledger: Ledger, objective: str, name: str) -> None:
     ledger.write("objective.name", objective)
-    folder = ledger.get(_at(ledger, "save_path"))
-    ledger.carry(_at(ledger, "save_path"), "run.dir", folder if isinstance(folder, str) else f"runs/{name}")
+    training_keys.directory(ledger, _at(ledger, "save_path"), name)
     training_keys.start(ledger, _at(ledger, "pretrain"))
     reference = _at(ledger, "ref_pretrain")
     if objective == "dpo" and ledger.given(reference) and ledger.get(reference) != ledger.get(_at(ledger, "pretrain")):
-        ledger.carry(reference, "reference.from", str(ledger.get(reference)))
+        weights = training_keys.known(ledger, reference, "reference.from", str(ledger.get(reference)))
+        ledger.carry(reference, "reference.from", weights)
     ledger.judge(reference, "kept" if objective == "dpo" else "ignored", "", "the initial weights, as here")
 
 
@@ -252,7 +252,8 @@ def _optimizer(ledger: Ledger) -> None:
 
 def _data(ledger: Ledger, objective: str, name: str, version: str) -> None:
     key, shares = _at(ledger, "dataset"), _at(ledger, "dataset_probs")
-    sources = [part.strip() for part in str(ledger.get(key, training_keys.BY_HAND)).split(",")]
+    text = str(ledger.get(key, training_keys.BY_HAND))
+    sources = [text] if training_keys.is_computed(text) else [part.strip() for part in text.split(",")]
     weights = [part for part in str(ledger.get(shares, "")).split(",") if part]
     if not ledger.given(key):
         ledger.by_hand.append("data.dir: the command names no data set")
@@ -263,9 +264,8 @@ def _data(ledger: Ledger, objective: str, name: str, version: str) -> None:
     template = _template(ledger, objective, version)
     folders = [f"data/{name}" if len(sources) == 1 else f"data/{name}_{one + 1}" for one in range(len(sources))]
     for source, folder in zip(sources, folders, strict=True):
-        ledger.commands.append(
-            training_keys.build_command(objective, source.partition("@")[0], folder, template=template)
-        )
+        source = training_keys.known(ledger, key, f"--source of {folder}", source)
+        ledger.builds.append(Build(objective, source.partition("@")[0], folder, template))
     many = _at(ledger, "max_samples")
     if len(folders) > 1:
         parts = [

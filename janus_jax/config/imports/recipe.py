@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from janus_jax.config import yaml_file
-from janus_jax.config.imports import axolotl, openrlhf, training_keys, trl
+from janus_jax.config.imports import axolotl, openrlhf, training_keys, trl, weights
 from janus_jax.config.imports.ledger import VERDICTS, Ledger, Row, masked, shown
 from janus_jax.config.imports.source import Source, Tool, read
 from janus_jax.config.run import RunConfig, load_config
@@ -90,6 +90,8 @@ def import_recipe(
         unread = ledger.rows[key].verdict == "not needed" or masked(key, value) != value
         if isinstance(value, str) and re.fullmatch(r"<\w.{3,}>", value) and not unread:
             ledger.defects.append(f"{key} = {value}: waits to be filled in")
+    if source.trainer:
+        _name_computed(ledger)
     changes = list(overrides)
     config, text = _checked(ledger.config, changes)
     names = list(dict.fromkeys(change.partition("=")[0].strip() for change in changes))
@@ -97,12 +99,51 @@ def import_recipe(
     ledger.by_hand[:] = [one for one in dict.fromkeys(ledger.by_hand) if not one.startswith(done)]
     now = config.model_dump(mode="json", by_alias=True)
     overridden = tuple(Override(one, _at(ledger.config, one), _at(now, one)) for one in names)
-    training_keys.judge_weights(ledger, config.init.from_, config.run.dir, unreadable)
+    tokenizer = weights.judge(ledger, config.init.from_, config.run.dir, unreadable)
+    _move_builds(ledger, now["data"])
+    for build in ledger.builds:
+        ledger.commands.append(
+            build.command(tokenizer=tokenizer, boundary=config.compat.token_boundary, bos=config.compat.bos)
+        )
     header = [f"Made from {path} ({ledger.tool}, {kind}) by janus config import.", *_steps(ledger)]
     comment = "".join(f"# {line if line.isprintable() else ascii(line)}\n" for line in header)
     return Recipe(
         path, ledger.tool, kind, ledger, comment + text, overridden, tuple(ledger.commands), tuple(config.advice())
     )
+
+
+def _name_computed(ledger: Ledger) -> None:
+    """Lists by hand what only a shell can compute, where no other line does."""
+    for key, row in ledger.rows.items():
+        counts = row.verdict in ("kept", "approximated") and training_keys.is_computed(ledger.values.get(key))
+        if counts and not any(f" {key} = " in one for one in ledger.by_hand):
+            training_keys.known(ledger, key, row.ours.partition(" ")[0] or key, ledger.values[key])
+
+
+def _move_builds(ledger: Ledger, data: Mapping[str, Any]) -> None:
+    """Builds the data sets where the final configuration reads them."""
+
+    def folders(section: Mapping[str, Any]) -> list[str]:
+        return [part["dir"] for part in section.get("mixture") or ()] or [one for one in [section.get("dir")] if one]
+
+    before = ledger.config["data"]
+    old, new = folders(before), folders(data)
+    if len(old) != len(new):
+        ledger.by_hand.append(
+            f"data: the overrides name {len(new)} directories, the recipe has {len(old)} data sets; give each command "
+            "its own --out"
+        )
+        new = old
+    moved = dict(zip(old, new, strict=True))
+    if before.get("eval_dir") and data.get("eval_dir"):
+        moved[before["eval_dir"]] = data["eval_dir"]
+    ledger.builds[:] = [dataclasses.replace(one, out=moved.get(one.out, one.out)) for one in ledger.builds]
+    for key, row in ledger.rows.items():
+        ours = ", ".join(moved.get(one, one) for one in row.ours.split(", "))
+        ledger.rows[key] = dataclasses.replace(row, ours=ours)
+    ledger.by_hand[:] = [
+        re.sub(r"(?<=^--source of )\S+(?=:)", lambda one: moved.get(one[0], one[0]), line) for line in ledger.by_hand
+    ]
 
 
 def _at(values: Any, key: str) -> Any:

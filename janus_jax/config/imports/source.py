@@ -148,10 +148,12 @@ def _of_mapping(path: str, values: dict[Any, Any], tool: Tool | None) -> Source:
     names = {str(key) for key in values}
     counts = {one: len(names & marks) for one, marks in _MARKS.items()}
     best: Tool = max(_MARKS, key=lambda one: counts[one])
+    defects = [f"{name} occurs twice: the last value counts" for name in twice]
     if tool is None and not counts[best]:
-        raise ConfigError(f"{path}: of which tool is it? allowed: --from axolotl, --from openrlhf or --from trl")
+        first = "".join(f"{one}; " for one in defects[:8])
+        raise ConfigError(f"{path}: {first}of which tool is it? allowed: --from axolotl, --from openrlhf or --from trl")
     source = Source(path, tool or best, flat(path, values))
-    source.defects += [f"{name} occurs twice: the last value counts" for name in twice]
+    source.defects += defects
     return source
 
 

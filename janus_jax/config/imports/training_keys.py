@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import os
 import re
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from janus_jax.config.imports.ledger import Ledger, shown
@@ -32,6 +30,9 @@ SPEED = "speed and memory of PyTorch"
 LORA = "only full fine-tuning is here; LoRA trains other weights"
 QUANTIZED = "weights are not quantized in training here"
 
+_COMPUTED = re.compile(r"\$[({\w]|`")
+"""In a value: what only a shell can put in."""
+
 _ADAMW = frozenset(
     "adam adamw adamw_torch adamw_torch_fused adamw_hf adamw_apex_fused adamw_torch_xla adamw_torch_npu_fused "
     "optimi_adamw paged_adamw paged_adamw_32bit".split()
@@ -51,22 +52,6 @@ _SHAPES = {
     "constant_with_warmup": "constant",
     "warmup_stable_decay": "wsd",
 }
-
-_OUR_MODELS = re.compile(r"mistral|llama(?!-?(?:3\.[1-3]|4\b))", re.IGNORECASE)
-_SCALED_MODELS = re.compile(r"llama-?3\.[1-3]", re.IGNORECASE)
-_OTHER_MODELS = re.compile(
-    r"llama-?4\b|(?<![a-z])(?:qwen|gemma|phi-?[1-4]|mixtral|falcon(?!-?3)|gpt-?(?:2|j|neo|oss)|pythia|opt-\d|bloom|"
-    r"mpt-\d|olmo|starcoder|stablelm|deepseek-(?:v[2-9]|moe)|smollm3|c4ai|dbrx|jamba|mamba|rwkv|granite-[34]|glm|"
-    r"chatglm|exaone|internlm|baichuan|minicpm|flan|t5|bert)",
-    re.IGNORECASE,
-)
-"""In names of models: those that we may be able to read, and those that we cannot. A name with both is not refused."""
-_READABLE = re.compile(
-    r"(?:mistralai|mistral-community)/Mistral-7B-(?:Instruct-)?v0\.[1-3]|kaist-ai/janus-(?:(?:dpo|orpo|rm)-)?7b|"
-    r"meta-llama/Llama-2-(?:7|13|70)b(?:-chat)?-hf",
-    re.IGNORECASE,
-)
-"""Hub ids that are known to be readable."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,74 +274,37 @@ def start(ledger: Ledger, key: str) -> None:
         ledger.defects.append(f"{key} is empty: the tool cannot start")
         ledger.judge(key, "ignored", note="names no model")
         return
-    ledger.carry(key, "init.from", model)
+    ledger.carry(key, "init.from", known(ledger, key, "init.from", model))
 
 
-def judge_weights(ledger: Ledger, model: str | None, run_dir: str, unreadable: Callable[[str], str]) -> None:
-    """Whether the weights that a run really starts from can be read, and the command that fetches them.
+def known(ledger: Ledger, key: str, ours: str, value: str, instead: str = BY_HAND) -> str:
+    """The value, or what stands instead of one that only a shell can compute, which is then listed by hand.
 
     Args:
-        model: `init.from`, overrides included.
-        run_dir: `run.dir`. A name below the same folder is a run, not a hub id.
-        unreadable: why a directory cannot be read; empty: it can, or there is no such directory.
+        ours: our key, or what else the user has to give.
     """
-    row = next((one for one in ledger.rows.values() if one.ours.startswith("init.from = ")), None)
-    if row is not None and model != ledger.config["init"]["from"]:
-        note = "init.from of the command line replaces it"
-        ledger.rows[row.key] = dataclasses.replace(row, verdict="not needed", ours="", note=note)
-        row = None
-    if model is None or model == BY_HAND:
-        return
-    path, name = os.path.expanduser(model), os.path.basename(model.rstrip("/"))
-    reason, may_be_ours = unreadable(model), os.path.isdir(path) or bool(_OUR_MODELS.search(name))
-    if not reason and not may_be_ours and _SCALED_MODELS.search(name):
-        reason = "Llama 3.1 to 3.3 scale rotary embeddings (rope_scaling), which is not here"
-    elif not reason and not may_be_ours and (other := _OTHER_MODELS.search(name)):
-        reason = f"{other[0]} is another architecture than Mistral and Llama, which are here"
-    where = "docs/conversion.md lists what can be read"
-    if reason:
-        ledger.by_hand.append(f"init.from = {model}: give other weights; {reason}")
-        if row is not None:
-            ledger.rows[row.key] = dataclasses.replace(row, verdict="not supported", note=f"{reason}; {where}")
-        return
-    folder = os.path.dirname(path)
-    is_run = folder == run_dir.split("/")[0] or any(os.path.isdir(f"{path}/{one}") for one in ("checkpoints", "params"))
-    is_path = os.path.exists(path) or os.path.isdir(folder) or is_run
-    if not (is_run or os.path.isfile(f"{path}/config.json") or _READABLE.fullmatch(model)):
-        note = "if `architectures` in its config.json is of Mistral or Llama shape, without `rope_scaling`"
-        note = f"{'the directory has no config.json' if os.path.isdir(path) else note}; {where}"
-        if row is not None:
-            ledger.rows[row.key] = dataclasses.replace(row, note=note)
-        elif "://" not in model:  # a bucket, which may hold a run
-            ledger.by_hand.append(f"init.from = {model}: check whether it can be read: {note}")
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) and not is_path:
-        ledger.commands.insert(0, f"hf download {shlex.quote(model)}")
+    if not is_computed(value):
+        return value
+    ledger.by_hand.append(f"{ours}: {key} = {shown(value)}: only the script's shell knows it; give the value itself")
+    return instead
+
+
+def is_computed(value: Any) -> bool:
+    """Whether a value holds `$(...)`, backticks or a variable that nothing sets."""
+    return isinstance(value, str) and bool(_COMPUTED.search(value))
+
+
+def directory(ledger: Ledger, key: str, name: str) -> None:
+    """The directory of the run; `name`: of one that the file does not name."""
+    folder = ledger.get(key)
+    instead = f"runs/{name}"
+    ledger.carry(key, "run.dir", known(ledger, key, "run.dir", folder, instead) if isinstance(folder, str) else instead)
 
 
 def template_of(prompt: str) -> str | None:
     """Our template for a prompt written with `{system}` and `{instruction}`; None if it is none of ours."""
     texts = {text: name for name, both in PROMPTS.items() for text in both}
     return texts.get(prompt.strip(" "))
-
-
-def build_command(
-    kind: str,
-    source: str,
-    out: str,
-    *,
-    template: str | None = None,
-    boundary: str = "separate",
-    bos: bool = True,
-    more: str = "",
-) -> str:
-    """The `janus data build` that makes a data set of a source."""
-    words = ["janus", "data", "build", "--kind", kind, "--source", source, "--out", out]
-    if template is not None and template != "mistral-inst":
-        words += ["--template", template]
-    if boundary != "separate":
-        words += ["--boundary", boundary]
-    words += [] if bos else ["--no-bos"]
-    return shlex.join(words) + (f" {more}" if more else "")
 
 
 def own_template(ledger: Ledger, what: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 from janus_jax.config.imports import training_keys
 from janus_jax.config.imports import trl_keys as keys
 from janus_jax.config.imports.axolotl import dpo_loss
-from janus_jax.config.imports.ledger import Ledger, shown
+from janus_jax.config.imports.ledger import Build, Ledger, shown
 from janus_jax.config.imports.training_keys import Batch
 from janus_jax.errors import ConfigError
 
@@ -28,8 +28,7 @@ def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str
     if objective not in _RATES:
         raise ConfigError(f"{ledger.file}: objective {objective}: not here; allowed: {', '.join(_RATES)}")
     ledger.write("objective.name", objective)
-    folder = ledger.get("output_dir")
-    ledger.carry("output_dir", "run.dir", folder if isinstance(folder, str) else f"runs/{name}")
+    training_keys.directory(ledger, "output_dir", name)
     training_keys.start(ledger, "model_name_or_path")
     _size(ledger, devices, objective)
     _loss(ledger, objective)
@@ -198,7 +197,7 @@ def _intervals(ledger: Ledger) -> None:
 
 
 def _data(ledger: Ledger, objective: str, name: str) -> None:
-    template, boundary = None, "joint" if objective == "dpo" and ledger.equal else "separate"
+    template = None
     if ledger.given("chat_template_path"):
         template = training_keys.own_template(ledger, f"chat_template_path = {shown(ledger.get('chat_template_path'))}")
         ledger.judge(
@@ -222,14 +221,16 @@ def _data(ledger: Ledger, objective: str, name: str) -> None:
         number += 1
     if not parts:
         ledger.by_hand.append("data.dir: the file names no data sets")
-        ledger.commands.append(training_keys.build_command(objective, training_keys.BY_HAND, f"data/{name}"))
+        if not ledger.on("datasets"):
+            ledger.judge("datasets", "ignored", note="names no data sets")
+        ledger.builds.append(Build(objective, training_keys.BY_HAND, f"data/{name}"))
     folders = []
     for key, path, split in parts:
         folder = f"data/{name}" if len(parts) == 1 else f"data/{name}_{len(folders) + 1}"
         folders.append(folder)
         ledger.judge(key, "approximated", folder, "built once, before training")
-        command = training_keys.build_command(objective, str(path), folder, template=template, boundary=boundary)
-        ledger.commands.append(command)
+        source = training_keys.known(ledger, key, f"--source of {folder}", str(path))
+        ledger.builds.append(Build(objective, source, folder, template))
         if split != "train":
             ledger.write("data.split", split)
     if len(folders) > 1:

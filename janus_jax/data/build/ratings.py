@@ -47,6 +47,9 @@ class Ratings:
                 null = [one for names in COLUMNS for one in names if one in columns and columns.peek(one) is None]
                 if null:
                     raise RecordError("no_ratings", f"column {null[0]!r} is null; a rating is needed")
+                for one, other in (pair for names in COLUMNS for pair in (names, names[::-1])):
+                    if columns.has(one):
+                        raise RecordError("no_ratings", f"has {one!r} but no {other!r}; both ratings are needed")
                 raise RecordError("no_ratings", f"has no ratings of its responses; known are {known}; found: {present}")
             chosen, rejected = (number(columns[name], name) for name in names)
             gap = chosen - rejected

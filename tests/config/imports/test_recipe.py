@@ -1,6 +1,7 @@
 """`janus config import`: what it prints, what it writes, and when it refuses."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -109,16 +110,83 @@ def test_overrides_are_listed_and_decide_what_is_downloaded(tmp_path: Path) -> N
         {"key": "mesh.tensor", "old": None, "new": 2},
     ]
     assert report["keys"][0]["verdict"] == "not needed"
-    assert [one for one in report["commands"] if "download" in one] == ["hf download me/mistral-sft"]
+    assert report["commands"][0] == "hf download me/mistral-sft"
     assert [one for one in report["by_hand"] if "init.from" in one] == [
         "init.from = me/mistral-sft: check whether it can be read: if `architectures` in its config.json is of Mistral "
         "or Llama shape, without `rope_scaling`; docs/conversion.md lists what can be read"
     ]
     _, report = _import(tmp_path, "a/b", "init.from=runs/sft")  # beside run.dir: a run, not a hub id
-    assert not any("download" in one for one in report["commands"])
+    assert len(report["commands"]) == 1 and "download" not in report["commands"][0]
     assert not any("init.from" in one for one in report["by_hand"])
     text = RUN.invoke(command.app, ["import", str(tmp_path / "x.yml"), "mesh.tensor=2"]).stderr
     assert "overrides of the command line (1):\n  mesh.tensor: not set -> 2\n" in text
+
+
+@pytest.mark.parametrize(
+    ("model", "tokenizer"),
+    [
+        ("mistralai/Mistral-7B-v0.1", None),
+        ("mistral-community/Mistral-7B-v0.2", None),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "$(hf download -q mistralai/Mistral-7B-Instruct-v0.3)"),
+        ("meta-llama/Llama-2-7b-hf", "$(hf download -q meta-llama/Llama-2-7b-hf)"),
+        ("models/of mine/llama", "models/of mine/llama"),
+        ("/mnt/models/llama", "/mnt/models/llama"),
+        ("gs://bucket/llama", "gs://bucket/llama"),
+        ("runs/sft", "runs/sft/tokenizer"),
+        ("runs/sft/checkpoints/12", "runs/sft/tokenizer"),
+        ("Qwen/Qwen2.5-7B", "SET-BY-HAND"),
+    ],
+)
+def test_data_are_built_with_the_tokenizer_of_the_weights(model: str, tokenizer: str | None, tmp_path: Path) -> None:
+    for report in (_import(tmp_path, model)[1], _import(tmp_path, "a/b", f"init.from={model}")[1]):
+        words = shlex.split(report["commands"][-1])
+        assert words[:3] == ["janus", "data", "build"]
+        assert ("--tokenizer" in words) == (tokenizer is not None)
+        assert tokenizer is None or words[words.index("--tokenizer") + 1] == tokenizer
+
+
+def test_tokenizer_of_a_model_directory(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "x" / "exports" / "3"
+    folder.mkdir(parents=True)
+    sizes = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads".split()
+    values = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "max_position_embeddings": 64}
+    (folder / "config.json").write_text(
+        json.dumps(dict.fromkeys(sizes, 64) | values | {"num_attention_heads": 8, "num_key_value_heads": 8})
+    )
+    assert f"--tokenizer {folder}" in _import(tmp_path, "a/b", f"init.from={folder}")[1]["commands"][-1]
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    command = _import(tmp_path, "a/b", f"init.from={tmp_path}/run")[1]["commands"][-1]
+    assert command.endswith(f"--tokenizer {tmp_path}/run/tokenizer")
+
+
+def test_data_are_built_where_the_configuration_reads_them(tmp_path: Path) -> None:
+    given = ["data.dir=data/mine", "compat.token_boundary=joint", "compat.bos=false"]
+    _, report = _import(tmp_path, "a/b", *given)
+    assert "--out data/mine --boundary joint --no-bos" in report["commands"][-1]
+    assert next(row for row in report["keys"] if row["key"] == "datasets[0].path")["ours"] == "data/mine"
+    script = "python train_sft.py --pretrain a/b --dataset c/d,e/f --max_len 9 --output_key output"
+    mixed = "data.mixture=[{dir: one}, {dir: two}]"
+    _, report = imported(tmp_path, "y.sh", script, devices=1, overrides=[mixed])
+    assert ["--out one" in report["commands"][1], "--out two" in report["commands"][2]] == [True, True]
+    _, report = imported(tmp_path, "y.sh", script, devices=1, overrides=["data.mixture=null", "data.dir=one"])
+    assert "--out data/y_2" in report["commands"][2]
+    assert "data: the overrides name 1 directories, the recipe has 2 data sets" in "\n".join(report["by_hand"])
+
+
+@pytest.mark.parametrize("text", ["$(python get.py a,b)", "`get.py`", "${D%%x}", "$NOWHERE"])
+def test_what_only_a_shell_knows_is_done_by_hand(text: str, tmp_path: Path) -> None:
+    script = f"D={text}\npython train_dpo.py --dataset $D --pretrain $D --ref_pretrain '$(other)' --save_path $D/x "
+    script += '--eval_steps 5 --eval_dataset "$D" --train_split $D --max_len 77 --learning_rate 1e-6\n'
+    _, report = imported(tmp_path, "y.sh", script, devices=1)
+    config, lines = report["config"], "\n".join(report["by_hand"])
+    assert (config["batch"]["max_sequence_length"], config["schedule"]["learning_rate"]) == (77, 1e-6)
+    assert (config["init"]["from"], config["reference"]["from"]) == ("SET-BY-HAND", "SET-BY-HAND")
+    assert config["run"]["dir"] == "runs/y" and "--source SET-BY-HAND" in report["commands"][-1]
+    for ours in ("--source of data/y: dataset", "init.from: pretrain", "run.dir: save_path", "data.split: train_split"):
+        assert f"{ours} = {text}" in lines
+    _, report = imported(tmp_path, "y.sh", script, devices=1, overrides=["init.from=a/b", "data.dir=data/mine"])
+    assert not any(one.startswith("init.from:") for one in report["by_hand"])
+    assert any(one.startswith("--source of data/mine: ") for one in report["by_hand"])
 
 
 @pytest.mark.parametrize(
@@ -153,6 +221,30 @@ def test_key_given_twice_is_a_defect(tmp_path: Path) -> None:
     _, report = imported(tmp_path, "x.yaml", content, devices=1)
     assert "learning_rate occurs twice: the last value counts" in report["defects"]
     assert report["config"]["schedule"]["learning_rate"] == 2e-5
+
+
+def test_file_of_an_unknown_tool_names_keys_given_twice(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="colour occurs twice: the last value counts; of which tool is it"):
+        imported(tmp_path, "x.yaml", "colour: 1\ncolour: 2\n")
+
+
+@pytest.mark.parametrize("empty", [None, [], {}, ""])
+def test_empty_keys_are_missing_keys(empty: Any, tmp_path: Path) -> None:
+    trl = {"model_name_or_path": "a/b", "learning_rate": 1e-5, "packing": True}
+    axolotl = {"base_model": "a/b", "learning_rate": 1e-5, "micro_batch_size": 1}
+    for values, model in ((axolotl, "base_model"), (trl, "model_name_or_path")):
+        missing = imported(tmp_path, "x.yaml", values, devices=1)[1]
+        report = imported(tmp_path, "x.yaml", values | {"datasets": empty}, devices=1)[1]
+        assert not report["refused"] and report["by_hand"] == missing["by_hand"]
+        assert "data.dir: the file names no data sets" in report["by_hand"]
+        report = imported(tmp_path, "x.yaml", values | {model: empty}, devices=1)[1]
+        assert not report["refused"] and any(
+            one.startswith(f"init.from: {model} is empty") for one in report["by_hand"]
+        )
+
+
+def test_help_speaks_of_the_configuration_that_is_made() -> None:
+    assert "of CONFIG" not in RUN.invoke(command.app, ["import", "--help"]).output
 
 
 def test_comment_cannot_be_left_by_a_value(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Scripts are read as a shell reads them, and never run."""
 
+import subprocess
+
 import pytest
 
 from janus_jax.config.imports.shell import Script
@@ -25,6 +27,52 @@ from janus_jax.errors import ConfigError
 )
 def test_words(script: str, words: list[str]) -> None:
     assert [list(one.words) for one in Script(script).commands if one.words[0] == "cmd"] == [words]
+
+
+ODD = r"""a;b & c | d > e # (f) <g> 2>&1 && 'h' \"i\" """
+"""Letters that end commands, where no quotes hide them."""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        f'X="{ODD}"\ncmd --a "$X" --b 1\ncmd --a $X --b 1\ncmd "--a=${{X}}" --b',
+        f'X="{ODD}"\nY=$X\nZ="$Y $Y"\ncmd --a "$Y" $Z --b 1',
+        f'cmd --a "{ODD}" --b 1',
+        "cmd --a ';' --b \\; --c '|' --d '>' --e '>f' --g '&' --h x\\ y",
+        "A='\\n'\ncmd $A \"$A\" '$A' \"\\$A\" \\$A",
+        'A="--x 1"\nA+=" --y 2"\ncmd $A "$A"\nB=$A cmd 3',
+        'O=(--a "x (y);" # it\'s (\n  --b)\nO+=(--c "p  q")\ncmd "${O[@]}" --d "${O[@]}"',
+        'O=("a b" c "d;e")\ncmd ${O[@]} "x${O[@]}y"',
+        'E=\ncmd ${E:-d} ${E-e} "${U:-f g}" ${U:-\'h i\' j} ${U:-${E:-k}} "$E" $E l',
+        "A=1; B=${A}2; cmd $A $B; cmd $B && cmd 3 | cat",
+        "read -r -d '' o <<EOF\n--a 'b c' \\\n --d \"e;\" | f\nEOF\ncmd $o --g",
+        "cmd $'it\\'s; \\x41' end",
+        "export A='1 2' B=3\ncmd $A $B",
+    ],
+)
+def test_words_are_those_of_bash(script: str) -> None:
+    define = 'cmd() { printf "%s\\0" "$@" END; }\n'
+    done = subprocess.run(["bash", "-c", define + script], capture_output=True, text=True, check=True)
+    commands = [one.split("\0") for one in done.stdout.split("END\0")]
+    wanted = [["cmd", *words[:-1]] for words in commands[:-1]]
+    assert [list(one.words) for one in Script(script).commands if one.words[0] == "cmd"] == wanted
+
+
+@pytest.mark.parametrize("text", ["$(get a; b)", '$(python -c "print(1)")', "`get | x`", "$((1 + 2))", "${A%%;*}"])
+def test_what_a_shell_computes_is_one_word(text: str) -> None:
+    for script in (f"cmd --d {text} --e 1", f"D={text}\ncmd --d $D --e 1", f'D="{text}"\ncmd --d "${{D}}" --e 1'):
+        assert [one.words for one in Script(script).commands] == [("cmd", "--d", text, "--e", "1")]
+        assert Script(script).executed == {text}
+    lines = Script(f"O=(\n --d {text} # (no\n --e 1)\ncmd ${{O[@]}}\n").commands
+    assert [one.words for one in lines] == [("cmd", "--d", text, "--e", "1")]
+
+
+def test_here_document_of_a_command_that_is_not_run() -> None:
+    script = Script("D=$(cat <<'EOF'\ndon't (\nEOF\n)\ncmd --d $D --e\n")
+    assert [one.words[-1] for one in script.commands] == ["--e"] and len(script.commands[0].words) == 4
+    with pytest.raises(ConfigError, match="nest too deep"):
+        Script("cmd " + "$(" * 20_000)
 
 
 def test_what_is_not_known_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

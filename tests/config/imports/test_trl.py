@@ -66,6 +66,13 @@ def test_numbers(keys: dict[str, Any], expected: dict[str, Any], tmp_path: Path)
     assert not report["refused"]
 
 
+def test_one_key_that_sets_two_names_both(tmp_path: Path) -> None:
+    _, report = imported(tmp_path, "x.yaml", SMALL | {"loss_type": ["sigmoid", "sft"]}, devices=1, objective="dpo")
+    row = next(row for row in report["keys"] if row["key"] == "loss_type")
+    assert row["ours"] == "objective.loss = sigmoid, objective.sft_weight = 1"
+    assert report["config"]["objective"]["sft_weight"] == 1.0
+
+
 def _objective(keys: dict[str, Any]) -> dict[str, str]:
     return {} if "packing" in keys else {"objective": "dpo"}
 

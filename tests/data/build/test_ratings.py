@@ -45,6 +45,10 @@ def test_a_margin_of_the_record_stays_and_a_pair_without_ratings_is_bad(tmp_path
     path = written(tmp_path / "bad.jsonl", [rated | {"score_chosen": "high"}])
     with pytest.raises(DataError, match=r"bad.jsonl:1: column 'score_chosen' must be a finite number"):
         list(read_records(path, "dpo", ratings=Ratings(0)))
+    for one, other in (("score_chosen", "score_rejected"), ("rejected_rating", "chosen_rating")):
+        path = written(tmp_path / f"{one}.jsonl", [PAIR | {one: 2}])
+        with pytest.raises(DataError, match=f"jsonl:1: has '{one}' but no '{other}'; both ratings are needed"):
+            list(read_records(path, "dpo", ratings=Ratings(as_margin=True)))
     path = written(tmp_path / "null.jsonl", [rated | {"score_chosen": None}])
     with pytest.raises(DataError, match=r"null.jsonl:1: column 'score_chosen' is null; a rating is needed"):
         list(read_records(path, "dpo", ratings=Ratings(0)))
