@@ -59,10 +59,14 @@ def test_requests_go_out_once_and_answers_come_in_once(tmp_path):
     with opened(tmp_path) as endpoint:
         assert endpoint.take(path) == {"answered": 1, "repeated": 1, "failed": 2, "without_request": 1}
         assert endpoint.usage.tokens == 7 and endpoint.outstanding == 1
+        assert endpoint.missing() == {"requests-001.jsonl": 1}
         assert endpoint.take(path) == {"repeated": 4, "without_request": 1}
     assert asked(tmp_path) == ({0: "yes"}, 3)
     again = requests(tmp_path)["requests-002.jsonl"]
     assert [line["custom_id"] for line in again] == [lines[1]["custom_id"], lines[2]["custom_id"]]
+    with opened(tmp_path) as endpoint:  # the old file does not free what waits in the new one
+        assert endpoint.take(path) == {"repeated": 4, "without_request": 1} and endpoint.outstanding == 3
+    assert asked(tmp_path) == ({0: "yes"}, 3) and len(requests(tmp_path)) == 2
     (tmp_path / "batch/requests-002.jsonl").unlink()  # not sent after all
     assert asked(tmp_path) == ({0: "yes"}, 3) and len(requests(tmp_path)) == 2
 

@@ -2,10 +2,9 @@
 
 import contextlib
 import dataclasses
-import json
 import tempfile
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from janus_jax.data.build.beam.runner import Runner
 from janus_jax.data.synthesize import augment, instructions, prompts, report, sets
 from janus_jax.data.synthesize.collection import Collection
 from janus_jax.data.synthesize.config import AskSection, SynthesisConfig
-from janus_jax.data.synthesize.files import Lock, StepDirectory, digest_of
+from janus_jax.data.synthesize.files import Lock, StepDirectory, changed_settings, digest_of, summary
 from janus_jax.data.synthesize.hierarchy import as_row, read_seeds
 from janus_jax.data.synthesize.stage import Planned, Stage
 from janus_jax.data.synthesize.texts import Responses, Rubrics, Systems
@@ -84,11 +83,13 @@ class Synthesis:
             runner.check([source.path for source in config.instructions.sources])
         self._beam = {"runner": runner, "processes": processes}
         self.config, self.limit, self._batch, self._tell = config, limit, batch, tell
+        self.waits = ""
         self.out = Path(config.out).expanduser()
         self.directories = {name: StepDirectory(self.out, name) for name in STEPS}
 
     def run(self, only: str | None = None, answers: Sequence[Path] = ()) -> bool:
-        """Makes the steps that are not made yet, or one of them. False: answers of a batch API are waited for.
+        """Makes the steps that are not made yet, or one of them. False: the step `waits` waits for answers of a batch
+        API.
 
         Args:
             only: this step; those before it must be made.
@@ -106,8 +107,8 @@ class Synthesis:
             if only in (None, step.name) and step.asks(self.config) and not self._is_done(step):
                 self._require_endpoint(getattr(self.config, step.section))
         with Lock(self.out):
-            for path in answers:
-                self._take(STEPS[str(only)], path)
+            if answers:
+                self._take(STEPS[str(only)], answers)
             for step in STEPS.values():
                 if only in (None, step.name):
                     if only is not None:
@@ -138,7 +139,7 @@ class Synthesis:
                 is_current = all(directories[one].path.is_relative_to(self.out) for one in step.inputs)
                 if is_current and self._is_done(step):
                     if step.name == instructions.NAME:
-                        tell(_result(step.name, self.directories[step.name].facts()))
+                        tell(summary(step.name, self.directories[step.name].facts()))
                     continue
                 if only in (None, step.name):
                     with contextlib.closing(stage):
@@ -152,7 +153,7 @@ class Synthesis:
                     _seed_alone(stage) if step.name == "hierarchy" else step.run(stage)
                     value = stage.writer.finish()
                     if step.name == instructions.NAME:
-                        tell(_result(step.name, value))
+                        tell(summary(step.name, value))
                 if only == step.name:
                     break
         return planned
@@ -234,7 +235,7 @@ class Synthesis:
                 f"{directory.path / 'rows.jsonl'}: was edited, and the step would be made again; move it away first"
             )
         asked, began = self._asked_for(step), time.monotonic()
-        if changed := _changed(directory.facts(), asked):
+        if changed := changed_settings(directory.facts(), asked):
             self._tell(f"note: {step.name} is made again: {changed} changed; requests that did not are not sent again")
         stage = self._stage(step, self.directories)
         try:
@@ -248,6 +249,7 @@ class Synthesis:
         except BudgetError as error:
             raise self._poor(step) from error
         if stage.waiting:
+            self.waits = step.name
             stage.writer.discard()
             self._tell_of_batches(step, stage)
             return False
@@ -261,30 +263,38 @@ class Synthesis:
             time=int(time.time()),
             seconds=round(time.monotonic() - began, 1),
         )
-        self._tell(_result(step.name, value))
+        self._tell(summary(step.name, value))
         return True
 
     def _tell_of_batches(self, step: Step, stage: Stage) -> None:
-        for path in stage.written:
+        batch, (written, older) = self.directories[step.name].batch, stage.batch_files
+        for path in written:
             self._tell(f"wrote {path}")
-        self._tell(
-            f"{step.name}: {counted(stage.waiting, 'answer')} to come; send the files of "
-            f"{self.directories[step.name].batch} to the batch API, then run --batch --step {step.name} --answers FILE"
+        send = (
+            f"send {', '.join(path.name for path in written)} to the batch API, then" if written else "when they come,"
         )
+        run = f"run --batch --step {step.name} --answers FILE"
+        self._tell(f"{step.name}: {counted(stage.waiting, 'answer')} to come; {send} {run}")
+        if older:
+            self._tell(f"already written, waiting for answers: {', '.join(str(batch / name) for name in older)}")
 
-    def _take(self, step: Step, path: Path) -> None:
+    def _take(self, step: Step, paths: Sequence[Path]) -> None:
         """Takes the answers of a batch API.
 
         Raises:
-            DataError: the file has none, or none of this step; FILE:LINE is no answer.
+            DataError: a file has none, or none of this step; FILE:LINE is no answer.
         """
         section: AskSection = getattr(self.config, step.section)
         with self._open(BatchEndpoint, section, step.name, directory=self.directories[step.name].batch) as endpoint:
-            counts = endpoint.take(path)
-        if counts.total() == counts["without_request"]:
-            what = f"none of its {counts.total():,} answers is to a request in {self.directories[step.name].batch}"
-            raise DataError(f"--answers {path}", what if counts else "is empty")
-        self._tell(f"{path}: " + ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items()))
+            for path in paths:
+                counts = endpoint.take(path)
+                if counts.total() == counts["without_request"]:
+                    what = f"none of its {counts.total():,} answers is to a request in {endpoint.directory}"
+                    raise DataError(f"--answers {path}", what if counts else "is empty")
+                numbers = (f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items())
+                self._tell(f"{path}: {', '.join(numbers)}")
+            for name, number in endpoint.missing().items():
+                self._tell(f"{endpoint.directory / name}: {number:,} of its requests have no answer yet")
 
     # Endpoints
 
@@ -363,34 +373,6 @@ class Synthesis:
             if prices is not None:
                 total = (total or 0.0) + prices.cost(spent.prompt_tokens, spent.completion_tokens)
         return total
-
-
-def _changed(facts: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Names of what a step was made from and is no more; empty if it was not made."""
-    if not facts or facts.get("asked") == digest_of(asked):
-        return ""
-    before, now = (dict(_leaves(one.get("settings", {}))) for one in (facts, asked))
-    names = [path[-1] for path in {**before, **now} if before.get(path) != now.get(path)]
-    old = facts.get("inputs", {})
-    names += [f"the rows of {name}" for name, digest in asked["inputs"].items() if old.get(name) != digest]
-    return ", ".join(names)
-
-
-def _result(name: str, value: Mapping[str, Any]) -> str:
-    """What a step made and left out, from its step.json."""
-    read = value["counts"].get("read")
-    lost = ", ".join(f"{count:,} {reason}" for reason, count in value["dropped"].items())
-    rows = counted(value["counts"].get("rows", 0), "row") + (f" of {counted(read, 'record')}" if read else "")
-    return f"{name}: {rows}" + (f"; dropped: {lost}" if lost else "")
-
-
-def _leaves(settings: Mapping[str, Any], *path: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """(path, value as JSON) of each setting."""
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, *path, name)
-        else:
-            yield (*path, name), json.dumps(value)
 
 
 def _seed_alone(stage: Stage) -> None:

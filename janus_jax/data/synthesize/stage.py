@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from janus_jax.data.build.beam.runner import Runner
@@ -83,7 +84,7 @@ class Stage:
         self._opened, self._endpoint = opened, None
         self._writer: Writer | None = None
         self._prompts: dict[str, Prompt] = {}
-        self._done = 0
+        self._done = self._texts = 0
 
     @property
     def writer(self) -> Writer:
@@ -162,6 +163,7 @@ class Stage:
                 for reason, _ in outcome.rejections:
                     self.writer.rejected[reason] += 1
                 self._done += 1
+                self._texts += outcome.value is not None
                 if self._done % CHUNK == 0:
                     self._tell_of_progress(endpoint)
                 yield outcome
@@ -173,8 +175,10 @@ class Stage:
         return self.prompt("repair").fill(fault=fault)[0]["content"] if fault else ""
 
     def _tell_of_progress(self, endpoint: Endpoint) -> None:
-        done, spent = counted(self._done, "text"), endpoint.usage.tokens
-        self.tell(f"{self.directory.name}: {done} so far, {spent:,} tokens spent")
+        if isinstance(endpoint, BatchEndpoint) and not self._texts:
+            return  # requests were written, and nothing was asked
+        texts, spent = counted(self._texts, "text"), endpoint.usage.tokens
+        self.tell(f"{self.directory.name}: {texts} so far, {spent:,} tokens spent")
 
     def provenance(self, section: AskSection, outcome: Outcome, prompts: str = "") -> dict[str, Any]:
         """Where an accepted answer comes from. Args: prompts: digest of its prompt; empty: it had none of ours."""
@@ -245,9 +249,11 @@ class Stage:
         return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
 
     @property
-    def written(self) -> list[Any]:
-        """Batch files of this process."""
-        return self._endpoint.written if isinstance(self._endpoint, BatchEndpoint) else []
+    def batch_files(self) -> tuple[list[Path], list[str]]:
+        """Batch files of this process, and names of older ones that it waits for too."""
+        if not isinstance(self._endpoint, BatchEndpoint):
+            return [], []
+        return self._endpoint.written, sorted(self._endpoint.older)
 
 
 def require_whole(reply: Any) -> None:
