@@ -82,8 +82,7 @@ class BatchEndpoint(Endpoint):
             elif self._last[request.key] != self._name:
                 self.older.add(self._last[request.key])
             self.waiting += 1
-            for place, sample in request.places:
-                yield Reply(place, sample, None, "", 0, 0, "", waiting=True)
+            yield from _waiting(request)
 
     def _write(self, request: Request) -> None:
         line = json.dumps({"custom_id": request.key, "method": "POST", "url": _URL, "body": request.body}).encode()
@@ -181,6 +180,26 @@ class BatchEndpoint(Endpoint):
         self._failed.add(place)
         self._read_failures.add(digest)
         return "failed"
+
+
+class JournalEndpoint(Endpoint):
+    """Answers what the journal has. Other requests wait: nothing is sent or written, and no key is used."""
+
+    def __init__(self, base_url: str, model: str, **options: Any):
+        super().__init__(base_url, model, **{**options, "key_variable": None})
+        self.answered = 0
+        """Requests."""
+
+    def _flow(self, following: Callable[[], Request | None]) -> Iterator[Reply]:
+        while (request := following()) is not None:
+            record = self._known(request)
+            self.answered += record is not None
+            yield from _waiting(request) if record is None else replies(request, record)
+
+
+def _waiting(request: Request) -> Iterator[Reply]:
+    for place, sample in request.places:
+        yield Reply(place, sample, None, "", 0, 0, "", waiting=True)
 
 
 def _failed(directory: Path) -> Iterator[tuple[str, ...]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from janus_jax.data.synthesize import instructions
 from janus_jax.data.synthesize.pipeline import STEPS, UNLIMITED, Synthesis
 from janus_jax.data.synthesize.stage import Planned
-from janus_jax.errors import counted
+from janus_jax.errors import ConfigError, counted
 
 
 def lines(work: Synthesis, only: str | None = None) -> Iterator[str]:
@@ -15,10 +15,12 @@ def lines(work: Synthesis, only: str | None = None) -> Iterator[str]:
         only: this step; None: all.
 
     Raises:
-        JanusError: what the steps that ask nobody raise.
+        JanusError: what the steps that ask nobody raise. After the lines: what the run would raise because of rows that
+            were edited, or of requests that wait for answers of a batch API.
     """
     notes: list[str] = []
-    planned = work.estimate(only, tell=notes.append)
+    refusals: list[ConfigError] = []
+    planned = work.estimate(only, tell=notes.append, refused=refusals.append)
     if not planned:
         report = work.out / "report.html"
         what = (f"{only} is made" if only else "all steps are made") + _of_limit(work, only)
@@ -33,6 +35,8 @@ def lines(work: Synthesis, only: str | None = None) -> Iterator[str]:
         yield f"nothing would be asked for; still to be made: {', '.join(one.step for one in planned)}"
     if only is not None and (before := work.unmade_before(only)):
         yield f"--step {only} needs steps that are to be made before it: {', '.join(before)}"
+    if refusals:
+        raise refusals[0]
 
 
 def _of_limit(work: Synthesis, only: str | None) -> str:

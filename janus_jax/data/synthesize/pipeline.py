@@ -13,12 +13,11 @@ from janus_jax.data.synthesize import augment, instructions, prompts, report, se
 from janus_jax.data.synthesize.collection import Collection
 from janus_jax.data.synthesize.config import AskSection, SynthesisConfig
 from janus_jax.data.synthesize.files import Lock, StepDirectory, changed_settings, digest_of, summary
-from janus_jax.data.synthesize.hierarchy import as_row, read_seeds
 from janus_jax.data.synthesize.stage import Planned, Stage
 from janus_jax.data.synthesize.texts import Responses, Rubrics, Systems
 from janus_jax.errors import ConfigError, DataError, StorageError, counted, named
 from janus_jax.storage.endpoint import Endpoint
-from janus_jax.storage.endpoint_batch import BatchEndpoint
+from janus_jax.storage.endpoint_batch import BatchEndpoint, JournalEndpoint
 from janus_jax.storage.endpoint_journal import ReplyJournal, Spent
 from janus_jax.storage.endpoint_requests import BudgetError, access
 
@@ -124,18 +123,25 @@ class Synthesis:
                 raise DataError("collection", why)
         return True
 
-    def estimate(self, only: str | None = None, tell: Callable[[str], None] = lambda line: None) -> list[Planned]:
+    def estimate(
+        self,
+        only: str | None = None,
+        tell: Callable[[str], None] = lambda line: None,
+        refused: Callable[[ConfigError], None] = lambda error: None,
+    ) -> list[Planned]:
         """What each step that is not made yet would ask for. Nothing is written to the output directory, and nobody is
         asked.
 
         Args:
             tell: gets a line on what the sources of instructions drop.
+            refused: gets what the run would raise, because of files that are there, when it comes to a step.
         """
         planned, unfinished = [], set[str]()
         with tempfile.TemporaryDirectory() as scratch:
             directories = dict(self.directories)
             for step in STEPS.values():
-                stage = self._stage(step, directories, scratch=Path(scratch), unfinished=unfinished)
+                own = {step.name: StepDirectory(Path(scratch), step.name)}
+                stage = self._stage(step, {**directories, **own}, scratch=Path(scratch), unfinished=unfinished)
                 is_current = all(directories[one].path.is_relative_to(self.out) for one in step.inputs)
                 if is_current and self._is_done(step):
                     if step.name == instructions.NAME:
@@ -145,12 +151,18 @@ class Synthesis:
                     with contextlib.closing(stage):
                         step.estimate(stage)
                     planned.append(stage.planned)
+                    try:
+                        self._require_unedited(step.name)
+                        if stage.planned.requests or stage.planned.in_journal:
+                            self._require_none_waits(getattr(self.config, step.section), step.name)
+                    except ConfigError as error:
+                        refused(error)
                 unfinished.add(step.name)
                 if step.name in UNLIMITED or not (is_current and self._is_valid(step)):
                     directories[step.name] = StepDirectory(Path(scratch), step.name)
                 if step.name in UNLIMITED:
                     stage = self._stage(step, directories, scratch=Path(scratch))
-                    _seed_alone(stage) if step.name == "hierarchy" else step.run(stage)
+                    augment.seed_alone(stage) if step.name == "hierarchy" else step.run(stage)
                     value = stage.writer.finish()
                     if step.name == instructions.NAME:
                         tell(summary(step.name, value))
@@ -230,10 +242,7 @@ class Synthesis:
             if directory.is_edited():
                 self._tell(f"note: {directory.path / 'rows.jsonl'} was edited; it is used as it is")
             return True
-        if directory.is_edited():
-            raise ConfigError(
-                f"{directory.path / 'rows.jsonl'}: was edited, and the step would be made again; move it away first"
-            )
+        self._require_unedited(step.name)
         asked, began = self._asked_for(step), time.monotonic()
         if changed := changed_settings(directory.facts(), asked):
             self._tell(f"note: {step.name} is made again: {changed} changed; requests that did not are not sent again")
@@ -266,6 +275,12 @@ class Synthesis:
         self._tell(summary(step.name, value))
         return True
 
+    def _require_unedited(self, name: str) -> None:
+        """Refuses to write over rows that a person edited."""
+        if self.directories[name].is_edited():
+            path = self.directories[name].path / "rows.jsonl"
+            raise ConfigError(f"{path}: was edited, and the step would be made again; move it away first")
+
     def _tell_of_batches(self, step: Step, stage: Stage) -> None:
         batch, (written, older) = self.directories[step.name].batch, stage.batch_files
         for path in written:
@@ -294,7 +309,7 @@ class Synthesis:
                 numbers = (f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items())
                 self._tell(f"{path}: {', '.join(numbers)}")
             for name, number in endpoint.missing().items():
-                self._tell(f"{endpoint.directory / name}: {number:,} of its requests have no answer yet")
+                self._tell(f"{endpoint.directory / name}: {counted(number, 'request')} without an answer")
 
     # Endpoints
 
@@ -316,15 +331,20 @@ class Synthesis:
     def _endpoint(self, section: AskSection, directory: StepDirectory) -> Endpoint:
         if self._batch:
             return self._open(BatchEndpoint, section, directory.name, directory=directory.batch)
-        if any(directory.batch.glob("requests-*.jsonl")):
-            with self._open(BatchEndpoint, section, directory.name, directory=directory.batch) as files:
-                waiting = files.outstanding
-            if waiting:
-                what = f"{counted(waiting, 'request')} without an answer, which would be paid for twice"
-                raise ConfigError(
-                    f"{directory.batch}: has {what}; give --answers FILE, or remove the files if they were not sent"
-                )
+        self._require_none_waits(section, directory.name)
         return self._open(Endpoint, section, directory.name)
+
+    def _require_none_waits(self, section: AskSection, name: str) -> None:
+        """Refuses to send requests while some wait in files of a batch API."""
+        batch = self.directories[name].batch
+        if not any(batch.glob("requests-*.jsonl")):
+            return
+        with self._open(BatchEndpoint, section, name, directory=batch) as files:
+            waiting = files.outstanding
+        if waiting:
+            what = f"{counted(waiting, 'request')} without an answer, which would be paid for twice"
+            how = "give --answers FILE, go on with --batch, or remove the files if they were not sent"
+            raise ConfigError(f"{batch}: has {what}; {how}")
 
     def _open(self, kind: Any, section: AskSection, name: str, **more: Any) -> Any:
         one, budget = self.config.endpoint_of(section), self.config.budget
@@ -355,7 +375,7 @@ class Synthesis:
         journal = own if own.exists() else scratch / f"{directory.name}.replies"
         one = self.config.endpoint_of(section)
         prices = one.price()
-        return Endpoint(one.base_url, one.model, journal=journal, key_variable=None, prices=prices, keep_refusals=True)
+        return JournalEndpoint(one.base_url, one.model, journal=journal, prices=prices, keep_refusals=True)
 
     def _spent(self, name: str) -> Spent:
         path = self.directories[name].journal
@@ -373,10 +393,3 @@ class Synthesis:
             if prices is not None:
                 total = (total or 0.0) + prices.cost(spent.prompt_tokens, spent.completion_tokens)
         return total
-
-
-def _seed_alone(stage: Stage) -> None:
-    """The hierarchy of a dry run: names stand for descriptions that are not written yet."""
-    section = stage.config.hierarchy
-    for one in read_seeds(section.seeds, section.alike, stage.writer.dropped).preferences():
-        stage.writer.add(as_row(one._replace(description=one.description or one.preference), augment.SEED_ORIGIN))

@@ -15,7 +15,7 @@ from janus_jax.data.synthesize.files import StepDirectory, Writer
 from janus_jax.data.synthesize.prompts import Prompt, read_prompt
 from janus_jax.errors import ConfigError, counted
 from janus_jax.storage.endpoint import Endpoint
-from janus_jax.storage.endpoint_batch import BatchEndpoint
+from janus_jax.storage.endpoint_batch import BatchEndpoint, JournalEndpoint
 from janus_jax.storage.endpoint_requests import RefusedOptionError, UnreachableError
 
 EXPECTED = {"hierarchy": 500, "systems": 230, "responses": 520, "rubrics": 300}
@@ -175,8 +175,8 @@ class Stage:
         return self.prompt("repair").fill(fault=fault)[0]["content"] if fault else ""
 
     def _tell_of_progress(self, endpoint: Endpoint) -> None:
-        if isinstance(endpoint, BatchEndpoint) and not self._texts:
-            return  # requests were written, and nothing was asked
+        if self.dry or (isinstance(endpoint, BatchEndpoint) and not self._texts):
+            return  # nothing was asked
         texts, spent = counted(self._texts, "text"), endpoint.usage.tokens
         self.tell(f"{self.directory.name}: {texts} so far, {spent:,} tokens spent")
 
@@ -198,6 +198,11 @@ class Stage:
         chosen = self.config.endpoint_of(section).structured
         modes = ("json_schema", "json_object", "none") if chosen == "auto" else (chosen,)
         return [structured.response_format(form, mode) for mode in modes]
+
+    def plan_answered(self) -> None:
+        """Adds the requests of `ask` that the journal answered: all that `ask` does in a dry run."""
+        if isinstance(self._endpoint, JournalEndpoint):
+            self.planned.in_journal += self._endpoint.answered
 
     def plan(
         self,
