@@ -76,7 +76,7 @@ class BatchEndpoint(Endpoint):
                 continue
             if not self._outstanding(request.key):
                 if not self._account.affords(request):
-                    raise self._poor()
+                    raise self._poor(request)
                 self._write(request)
                 self._account.reserve(request, 1)
             elif self._last[request.key] != self._name:

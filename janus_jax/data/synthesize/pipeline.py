@@ -19,7 +19,7 @@ from janus_jax.errors import ConfigError, DataError, StorageError, counted, name
 from janus_jax.storage.endpoint import Endpoint
 from janus_jax.storage.endpoint_batch import BatchEndpoint, JournalEndpoint
 from janus_jax.storage.endpoint_journal import ReplyJournal, Spent
-from janus_jax.storage.endpoint_requests import BudgetError, access
+from janus_jax.storage.endpoint_requests import BudgetError, access, bound, figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +85,10 @@ class Synthesis:
         self.waits = ""
         self.out = Path(config.out).expanduser()
         self.directories = {name: StepDirectory(self.out, name) for name in STEPS}
+        for name, section in (("system", "systems"), ("rubric", "bench")):
+            number, asks = getattr(config, section).examples, section == "systems" or config.bench.instructions
+            if number and asks and not prompts.read_prompt(name, config.prompts).shows_examples:
+                tell(f"note: {config.prompts}/{name}.txt has no {{examples}}: {section}.examples = {number} shows none")
 
     def run(self, only: str | None = None, answers: Sequence[Path] = ()) -> bool:
         """Makes the steps that are not made yet, or one of them. False: the step `waits` waits for answers of a batch
@@ -256,7 +260,7 @@ class Synthesis:
             finally:
                 stage.close()
         except BudgetError as error:
-            raise self._poor(step) from error
+            raise self._poor(step, error) from error
         if stage.waiting:
             self.waits = step.name
             stage.writer.discard()
@@ -319,14 +323,14 @@ class Synthesis:
         with named(f"endpoints.{section.endpoint}"):
             access(one.base_url, None if self._batch else one.key_variable)
 
-    def _poor(self, step: Step) -> ConfigError:
-        budget, (tokens, money) = self.config.budget, self.spent()
-        limits = [f"budget.{name} = {most:,}" for name, most in budget.model_dump().items() if most is not None]
-        spent = f"{tokens:,} tokens" + ("" if money is None else f", {money:,.4f} of money")
-        return ConfigError(
-            ", ".join(limits),
-            f"the budget may not suffice for the next request of {step.name}; spent: {spent}; a larger one goes on",
-        )
+    def _poor(self, step: Step, error: BudgetError) -> ConfigError:
+        """With the limits that bound, and what all steps spent."""
+        budget, (tokens, money) = self.config.budget.model_dump(), self.spent()
+        spent = {"tokens": tokens, "money": money or 0.0}
+        limits = [f"budget.{name} = {figure(name, budget[name])}" for name in error.bounds]
+        figures = "; ".join(bound(name, spent[name], *more) for name, (_, *more) in error.bounds.items())
+        what = f"the budget may not suffice for the next request of {step.name}; {figures}; a larger one goes on"
+        return ConfigError(", ".join(limits), what)
 
     def _endpoint(self, section: AskSection, directory: StepDirectory) -> Endpoint:
         if self._batch:
