@@ -92,10 +92,15 @@ def estimate(stage: Stage) -> None:
 
 
 def seed_alone(stage: Stage) -> None:
-    """The rows of a dry run: names stand for descriptions that are not written yet."""
-    section = stage.config.hierarchy
-    for one in read_seeds(section.seeds, section.alike, stage.writer.dropped).preferences():
-        stage.writer.add(as_row(one._replace(description=one.description or one.preference), SEED_ORIGIN))
+    """The rows of a dry run: names stand for descriptions, and the first preference of a dimension for as many as the
+    sets need, where they are not written yet."""
+    section, needed = stage.config.hierarchy, stage.config.sets.per_instruction
+    grows = section.subdimensions or section.preferences
+    for inner in read_seeds(section.seeds, section.alike, stage.writer.dropped).dimensions.values():
+        made = [one for preferences in inner.values() for one in preferences]
+        more = range(len(made), needed) if made and grows else ()
+        for one in [*made, *(made[0]._replace(preference=f"{made[0].preference} {at}") for at in more)]:
+            stage.writer.add(as_row(one._replace(description=one.description or one.preference), SEED_ORIGIN))
 
 
 def run(stage: Stage) -> None:

@@ -184,6 +184,8 @@ def test_with_a_limit_a_file_without_rows_is_noted_only_where_rows_were_wanted(
     with serving(script) as server:
         assert made(tmp_path, server, limit=in_bench + others, seed=seed, tell=notes.append).run()
     found = [line for line in notes if "no row of the" in line]
+    trial = "note: none of the 1 instruction held out for the bench is among the 1 of --limit, so this trial makes no"
+    assert sum(line.startswith(trial) for line in notes) == (not in_bench)
     assert len(found) == len(expected) and all(map(str.startswith, found, expected))
     assert (tmp_path / "out/collection/train.parquet").exists() == (others and refused_to != "others")
     assert (tmp_path / "out/bench/train.parquet").exists() == (in_bench and refused_to != "bench")
