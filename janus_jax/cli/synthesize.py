@@ -72,4 +72,5 @@ def data_synthesize(
     done = work.run(step, answers or ())
     tokens, money = work.spent()
     paid = f"{tokens:,} tokens spent in all" + ("" if money is None else f", {money:,.4f} of money")
-    print(f"{'made' if done else 'waiting for answers'}: {step or 'all steps'} in {settings.out}; {paid}", flush=True)
+    what = f"made: {step or 'all steps'}" if done else f"waiting for answers: {work.waits}"
+    print(f"{what} in {settings.out}; {paid}", flush=True)

@@ -269,7 +269,9 @@ class Endpoint:
                     self._stop.set()  # others that pause give up; those that are answered are kept
                     continue
                 yield from replies(request, record)
-            if end := end or (self._poor() if held is not None else self._refusals[0] if self._refuses_all() else None):
+            if end := end or (
+                self._poor(held) if held is not None else self._refusals[0] if self._refuses_all() else None
+            ):
                 raise end
         finally:
             self._drain(flowing)
@@ -288,8 +290,10 @@ class Endpoint:
         while end.is_alive():  # in short waits: a signal just before an endless one would not end it
             end.join(0.2)
 
-    def _poor(self) -> BudgetError:
-        return BudgetError(self._url, f"{self._account.poor}; a larger one goes on from {self._journal.path}")
+    def _poor(self, request: Request) -> BudgetError:
+        bounds = self._account.poor(request)
+        what = f"{self._account.poor_text(bounds)}; a larger one goes on from {self._journal.path}"
+        return BudgetError(bounds, self._url, what)
 
     def _ask(self, request: Request) -> dict[str, Any]:
         """The record of a reply, which is in the journal if it was paid for.

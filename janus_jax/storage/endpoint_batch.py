@@ -1,6 +1,7 @@
 """Requests as files for the batch API of a provider, and answers as it returns them (OpenAI's JSONL form)."""
 
 import contextlib
+import hashlib
 import json
 import os
 from collections import Counter
@@ -32,15 +33,20 @@ class BatchEndpoint(Endpoint):
     def __init__(self, base_url: str, model: str, *, directory: Path, **options: Any):
         options["key_variable"] = None
         super().__init__(base_url, model, **options)
-        self._directory, self._lines, self._name = directory, 0, ""
+        self.directory, self._lines, self._name = directory, 0, ""
         self._file: BinaryIO | None = None
         self._sent: dict[str, Sent] = {}
         self._last: dict[str, str] = {}  # key -> the newest file that has it
-        self._failed: set[tuple[str, str]] = set(
-            _failed(directory)
-        )  # (file, key) of those that came back without an answer
+        self._failed: set[tuple[str, str]] = set()  # (file, key) of those that came back without an answer
+        self._read_failures: set[str] = set()  # digests of their lines
+        for name, key, *line in _failed(directory):
+            self._failed.add((name, key))
+            self._read_failures.update(line)
+        self._touched: set[str] = set()  # files of requests that answers were taken to
         self.written: list[Path] = []
         """Files of this process."""
+        self.older: set[str] = set()
+        """Names of older files with requests that were asked for and have no answer."""
         self.waiting = 0
         """Requests that were asked for and have no answer: those of older files, and those written now."""
         for path in sorted(directory.glob("requests-*.jsonl")):
@@ -70,22 +76,23 @@ class BatchEndpoint(Endpoint):
                 continue
             if not self._outstanding(request.key):
                 if not self._account.affords(request):
-                    raise self._poor()
+                    raise self._poor(request)
                 self._write(request)
                 self._account.reserve(request, 1)
+            elif self._last[request.key] != self._name:
+                self.older.add(self._last[request.key])
             self.waiting += 1
-            for place, sample in request.places:
-                yield Reply(place, sample, None, "", 0, 0, "", waiting=True)
+            yield from _waiting(request)
 
     def _write(self, request: Request) -> None:
         line = json.dumps({"custom_id": request.key, "method": "POST", "url": _URL, "body": request.body}).encode()
         if self._file is not None and (self._lines >= MOST_REQUESTS or self._file.tell() + len(line) > MOST_BYTES):
             self._finish()
-        with os_errors(self._directory):
+        with os_errors(self.directory):
             if self._file is None:
-                self._directory.mkdir(parents=True, exist_ok=True)
+                self.directory.mkdir(parents=True, exist_ok=True)
                 self._name = self._next_name()
-                self._file = (self._directory / ".requests.incomplete").open("wb")
+                self._file = (self.directory / ".requests.incomplete").open("wb")
                 self._lines = 0
             self._file.write(line + b"\n")
         self._lines += 1
@@ -94,13 +101,13 @@ class BatchEndpoint(Endpoint):
 
     def _next_name(self) -> str:
         """Of a file that neither is nor was."""
-        names = [path.name for path in self._directory.glob("requests-*.jsonl")] + [name for name, _ in self._failed]
+        names = [path.name for path in self.directory.glob("requests-*.jsonl")] + [name for name, _ in self._failed]
         numbers = [int(name.split("-")[1].split(".")[0]) for name in names]
         return f"requests-{max(numbers, default=0) + 1:03d}.jsonl"
 
     def _finish(self) -> None:
         assert self._file is not None
-        path = self._directory / self._name
+        path = self.directory / self._name
         with os_errors(path):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -116,6 +123,9 @@ class BatchEndpoint(Endpoint):
 
     def take(self, path: Path) -> Counter[str]:
         """Writes the answers of a file into the journal. One that is there already is not counted as paid again.
+
+        A failure frees its request, which is then written into a next file. The same line does so once only, so an old
+        file of answers that is given again does not free the request that waits in the next file.
 
         Returns:
             How many were `answered`, `failed`, `repeated`, and `without_request` in the files of this directory.
@@ -136,14 +146,21 @@ class BatchEndpoint(Endpoint):
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     what = "is no answer of a batch; allowed: objects with custom_id and response, or error"
                     raise DataError(f"{path}:{number}", what) from error
-                counts[self._take_one(key, status, body, failure)] += 1
+                digest = hashlib.sha256(json.dumps(answer, sort_keys=True).encode()).hexdigest()[:16]
+                counts[self._take_one(key, status, body, failure, digest)] += 1
         return counts
 
-    def _take_one(self, key: Any, status: Any, body: Any, failure: Any) -> str:
+    def missing(self) -> dict[str, int]:
+        """For each file of requests that answers were taken to, how many of its requests have none, if any."""
+        counts = Counter(self._last[key] for key in self._sent if self._outstanding(key))
+        return {name: counts[name] for name in sorted(self._touched) if counts[name]}
+
+    def _take_one(self, key: Any, status: Any, body: Any, failure: Any, digest: str) -> str:
         if not isinstance(key, str) or (request := self._sent.get(key)) is None:
             return "without_request"
-        if not self._outstanding(key):
+        if not self._outstanding(key) or digest in self._read_failures:
             return "repeated"
+        self._touched.add(self._last[key])
         self._account.reserve(request, -1)
         if status == 200 and failure is None:
             before = self._journal.end
@@ -157,21 +174,43 @@ class BatchEndpoint(Endpoint):
             why = json.dumps(failure) if failure is not None else f"status {status} without a chat completion"
             self._journal.add(key, {"failure": self._clean(why), "prompt_tokens": 0, "completion_tokens": 0})
         place = self._last[key], key
-        path = self._directory / _FAILED
+        path = self.directory / _FAILED
         with os_errors(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(place) + "\n")
+            file.write(json.dumps([*place, digest]) + "\n")
         self._failed.add(place)
+        self._read_failures.add(digest)
         return "failed"
 
 
-def _failed(directory: Path) -> Iterator[tuple[str, str]]:
+class JournalEndpoint(Endpoint):
+    """Answers what the journal has. Other requests wait: nothing is sent or written, and no key is used."""
+
+    def __init__(self, base_url: str, model: str, **options: Any):
+        super().__init__(base_url, model, **{**options, "key_variable": None})
+        self.answered = 0
+        """Requests."""
+
+    def _flow(self, following: Callable[[], Request | None]) -> Iterator[Reply]:
+        while (request := following()) is not None:
+            record = self._known(request)
+            self.answered += record is not None
+            yield from _waiting(request) if record is None else replies(request, record)
+
+
+def _waiting(request: Request) -> Iterator[Reply]:
+    for place, sample in request.places:
+        yield Reply(place, sample, None, "", 0, 0, "", waiting=True)
+
+
+def _failed(directory: Path) -> Iterator[tuple[str, ...]]:
+    """(file of requests, key, digest of the answer's line) of each; older versions wrote no digest."""
     path = directory / _FAILED
     if path.exists():
         with os_errors(path):
             for line in path.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError):  # a killed process wrote half of it
-                    name, key = json.loads(line)
-                    yield name, key
+                    name, key, *digest = json.loads(line)
+                    yield name, key, *digest
 
 
 def _requests(path: Path) -> Iterator[Sent]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 import re
 import threading
@@ -32,7 +33,17 @@ class UnreachableError(StorageError):
 
 
 class BudgetError(ConfigError):
-    """The budget may not suffice for the next request."""
+    """The budget may not suffice for the next request.
+
+    Args:
+        bounds: `tokens`, `money` -> what is spent, what requests without an answer may take, and the next at most; of
+            the limits that it could pass.
+        parts: as `JanusError`.
+    """
+
+    def __init__(self, bounds: "Mapping[str, tuple[float, float, float]]", *parts: str):
+        super().__init__(*parts)
+        self.bounds = bounds
 
 
 class RefusedOptionError(ConfigError):
@@ -199,13 +210,26 @@ class Account:
         """Spent so far; None without prices."""
         return self._prices and self._prices.cost(self.usage.prompt_tokens, self.usage.completion_tokens)
 
-    @property
-    def poor(self) -> str:
+    def poor(self, request: Request) -> dict[str, tuple[float, float, float]]:
+        """The limits that a request could pass, as `BudgetError` has them."""
+        with self._lock:
+            parts = (self.usage, self.reserved, Usage(request.most_prompt, request.limit or 0))
+        bounds: dict[str, tuple[float, float, float]] = {}
+        spent, waits, most = (one.tokens for one in parts)
+        if self._tokens is not None and spent + waits + most > self._tokens:
+            bounds["tokens"] = spent, waits, most
+        if self._money is not None and self._prices is not None:
+            spent, waits, most = (self._prices.cost(one.prompt_tokens, one.completion_tokens) for one in parts)
+            if spent + waits + most > self._money:
+                bounds["money"] = spent, waits, most
+        return bounds
+
+    def poor_text(self, bounds: Mapping[str, tuple[float, float, float]]) -> str:
         """What an error says of a request that the budgets do not allow."""
-        money = "" if self._money is None else f", money_budget = {self._money:,g}, spent {self.money:,.4f}"
-        tokens = "" if self._tokens is None else f", token_budget = {self._tokens:,}"
-        spent = f"{self.usage.tokens:,} tokens spent"
-        return f"the budget may not suffice for the next request{tokens}{money}, {spent}"
+        limits = {"tokens": self._tokens or 0, "money": self._money or 0.0}
+        names = {"tokens": "token_budget", "money": "money_budget"}
+        shown = (f"{names[one]} = {figure(one, limits[one])}: {bound(one, *bounds[one])}" for one in bounds)
+        return f"the budget may not suffice for the next request; {'; '.join(shown)}"
 
     def count(self, prompt_tokens: int, completion_tokens: int, uncounted: int) -> None:
         """Adds what was spent."""
@@ -266,6 +290,23 @@ def replies(request: Request, record: Mapping[str, Any]) -> Iterator[Reply]:
         more = record.get("failure", ""), record.get("time", 0), record.get("model", "")
         text, reason = record["text"], record.get("finish_reason", "")
         yield Reply(place, sample, text, reason, *tokens, *more, is_other=request.is_other)
+
+
+def amount(money: float) -> str:
+    """Money with two digits after the point; less than 1 with two that are not 0."""
+    digits = 2 if money == 0 or abs(money) >= 1 else 1 - math.floor(math.log10(abs(money)))
+    return f"{money:,.{max(2, digits)}f}"
+
+
+def figure(name: str, value: float) -> str:
+    """An amount of `tokens` or `money`."""
+    return amount(value) if name == "money" else f"{value:,}"
+
+
+def bound(name: str, spent: float, waits: float, most: float) -> str:
+    """Figures of `BudgetError.bounds` as words."""
+    waiting = f", requests without an answer can take {figure(name, waits)}" if waits else ""
+    return f"{figure(name, spent)} {name} spent{waiting}, the next can take {figure(name, most)}"
 
 
 def limit(options: Mapping[str, Any]) -> int | None:

@@ -6,6 +6,7 @@ import pytest
 
 from janus_jax.errors import ConfigError, DataError
 from janus_jax.storage.endpoint_batch import BatchEndpoint
+from janus_jax.storage.endpoint_requests import Prices
 from tests.support.endpoint_server import said
 
 pytest.importorskip("openai")
@@ -59,10 +60,14 @@ def test_requests_go_out_once_and_answers_come_in_once(tmp_path):
     with opened(tmp_path) as endpoint:
         assert endpoint.take(path) == {"answered": 1, "repeated": 1, "failed": 2, "without_request": 1}
         assert endpoint.usage.tokens == 7 and endpoint.outstanding == 1
+        assert endpoint.missing() == {"requests-001.jsonl": 1}
         assert endpoint.take(path) == {"repeated": 4, "without_request": 1}
     assert asked(tmp_path) == ({0: "yes"}, 3)
     again = requests(tmp_path)["requests-002.jsonl"]
     assert [line["custom_id"] for line in again] == [lines[1]["custom_id"], lines[2]["custom_id"]]
+    with opened(tmp_path) as endpoint:  # the old file does not free what waits in the new one
+        assert endpoint.take(path) == {"repeated": 4, "without_request": 1} and endpoint.outstanding == 3
+    assert asked(tmp_path) == ({0: "yes"}, 3) and len(requests(tmp_path)) == 2
     (tmp_path / "batch/requests-002.jsonl").unlink()  # not sent after all
     assert asked(tmp_path) == ({0: "yes"}, 3) and len(requests(tmp_path)) == 2
 
@@ -71,8 +76,14 @@ def test_a_budget_counts_what_waits(tmp_path):
     with pytest.raises(ConfigError, match="the budget may not suffice for the next request"):
         asked(tmp_path, token_budget=130)  # a question takes at most 49 tokens of its own and 9 of its answer
     assert sum(map(len, requests(tmp_path).values())) == 2
-    with pytest.raises(ConfigError, match="the budget may not suffice"):
+    figures = "token_budget = 130: 0 tokens spent, requests without an answer can take 116, the next can take 58;"
+    with pytest.raises(ConfigError, match=f"the budget may not suffice for the next request; {figures}"):
         asked(tmp_path, token_budget=130)
+    money = {"money_budget": 0.0002, "prices": Prices(1.0, 3.0)}  # of which 0.000152 are reserved
+    figures = "money_budget = 0.00020: 0.00 money spent, .* can take 0.00015, the next can take 0.000076;"
+    with pytest.raises(ConfigError, match=figures) as error:
+        asked(tmp_path, token_budget=1000, **money)
+    assert "token" not in str(error.value)  # it names the limit that bound
     assert sum(map(len, requests(tmp_path).values())) == 2
 
 

@@ -56,6 +56,8 @@ class _Parent:
     """(name, description, provenance)."""
     rounds: int = 0
     ended: bool = False
+    waits: bool = False
+    """Its last request has no answer yet."""
 
     @property
     def missing(self) -> int:
@@ -75,30 +77,35 @@ def settings(stage: Stage) -> dict[str, Any]:
 
 
 def estimate(stage: Stage) -> None:
-    """Plans the requests that the counts need if no answer is wasted."""
+    """Plans the requests that the counts need after the answers of the journal, if no answer is wasted."""
     section = stage.config.hierarchy
-    seed = read_seeds(section.seeds, section.alike, Counter())
-    parents = _dimensions(stage, seed)
-    subdimensions = _subdimensions(stage, seed)
-    new = sum(parent.missing for parent in parents)
-    requests = [*(_request(stage, one) for one in (*parents, *subdimensions) if one.missing)]
+    parents, subdimensions = _grown(stage, read_seeds(section.seeds, section.alike, Counter()))
+    stage.plan_answered()
+    stage.writer.discard()
+    left = [one for one in (*parents, *subdimensions) if one.missing and one.waits]
+    new = sum(parent.missing for parent in parents if parent.waits)
     per = section.at_a_time
-    times = sum(-(-one.missing // per) for one in (*parents, *subdimensions))
+    times = sum(-(-one.missing // per) for one in left)
     times += new * -(-section.preferences // per)
-    stage.plan(section, requests[:CHUNK], times)
+    stage.plan(section, [_request(stage, one) for one in left[:CHUNK]], times)
     stage.plan(section, _to_describe(stage, subdimensions))
+
+
+def seed_alone(stage: Stage) -> None:
+    """The rows of a dry run: names stand for descriptions, and the first preference of a dimension for as many as the
+    sets need, where they are not written yet."""
+    section, needed = stage.config.hierarchy, stage.config.sets.per_instruction
+    grows = section.subdimensions or section.preferences
+    for inner in read_seeds(section.seeds, section.alike, stage.writer.dropped).dimensions.values():
+        made = [one for preferences in inner.values() for one in preferences]
+        more = range(len(made), needed) if made and grows else ()
+        for one in [*made, *(made[0]._replace(preference=f"{made[0].preference} {at}") for at in more)]:
+            stage.writer.add(as_row(one._replace(description=one.description or one.preference), SEED_ORIGIN))
 
 
 def run(stage: Stage) -> None:
     section, writer = stage.config.hierarchy, stage.writer
-    seed = read_seeds(section.seeds, section.alike, writer.dropped)
-    parents = _dimensions(stage, seed)
-    _grow(stage, parents)
-    for parent in parents:
-        for name, _, _ in parent.children:
-            seed.dimensions[parent.dimension].setdefault(name, [])
-    leaves = _subdimensions(stage, seed)
-    _grow(stage, leaves)
+    parents, leaves = _grown(stage, read_seeds(section.seeds, section.alike, writer.dropped))
     _describe(stage, leaves)
     if stage.waiting:
         return
@@ -122,6 +129,18 @@ def run(stage: Stage) -> None:
             else:
                 seen.add(inside)
                 writer.add(as_row(one, origin))
+
+
+def _grown(stage: Stage, seed: Hierarchy) -> tuple[list[_Parent], list[_Parent]]:
+    """The dimensions of a seed and their subdimensions, as far as there are answers."""
+    parents = _dimensions(stage, seed)
+    _grow(stage, parents)
+    for parent in parents:
+        for name, _, _ in parent.children:
+            seed.dimensions[parent.dimension].setdefault(name, [])
+    leaves = _subdimensions(stage, seed)
+    _grow(stage, leaves)
+    return parents, leaves
 
 
 def _dimensions(stage: Stage, seed: Hierarchy) -> list[_Parent]:
@@ -184,7 +203,7 @@ def _grow(stage: Stage, parents: Sequence[_Parent]) -> None:
             parent = outcome.item.about
             parent.rounds += 1
             if outcome.value is None:
-                parent.ended = True  # a later run goes on from here
+                parent.ended, parent.waits = True, outcome.waiting  # a later run goes on from here
                 stage.failed(outcome, dimension=parent.dimension, subdimension=parent.subdimension)
             else:
                 _adopt(stage, parent, outcome, stage.prompt(name).digest)

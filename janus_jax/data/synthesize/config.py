@@ -145,7 +145,7 @@ class InstructionsSection(Section):
 class SetsSection(Section):
     """Preference sets: one preference of each dimension."""
 
-    per_instruction: Annotated[int, Field(ge=2)] = 3
+    per_instruction: Annotated[int, Field(ge=2, le=100)] = 3
     """Sets, and so system messages and responses, of each instruction."""
     incompatible: Text | None = None
     """YAML file of rules about preferences that no set holds together; null: our own."""

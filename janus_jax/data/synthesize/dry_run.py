@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from janus_jax.data.synthesize import instructions
 from janus_jax.data.synthesize.pipeline import STEPS, UNLIMITED, Synthesis
 from janus_jax.data.synthesize.stage import Planned
-from janus_jax.errors import counted
+from janus_jax.errors import ConfigError, counted
+from janus_jax.storage.endpoint_requests import amount, figure
 
 
 def lines(work: Synthesis, only: str | None = None) -> Iterator[str]:
@@ -15,10 +16,12 @@ def lines(work: Synthesis, only: str | None = None) -> Iterator[str]:
         only: this step; None: all.
 
     Raises:
-        JanusError: what the steps that ask nobody raise.
+        JanusError: what the steps that ask nobody raise. After the lines: what the run would raise because of rows that
+            were edited, or of requests that wait for answers of a batch API.
     """
     notes: list[str] = []
-    planned = work.estimate(only, tell=notes.append)
+    refusals: list[ConfigError] = []
+    planned = work.estimate(only, tell=notes.append, refused=refusals.append)
     if not planned:
         report = work.out / "report.html"
         what = (f"{only} is made" if only else "all steps are made") + _of_limit(work, only)
@@ -33,6 +36,8 @@ def lines(work: Synthesis, only: str | None = None) -> Iterator[str]:
         yield f"nothing would be asked for; still to be made: {', '.join(one.step for one in planned)}"
     if only is not None and (before := work.unmade_before(only)):
         yield f"--step {only} needs steps that are to be made before it: {', '.join(before)}"
+    if refusals:
+        raise refusals[0]
 
 
 def _of_limit(work: Synthesis, only: str | None) -> str:
@@ -48,7 +53,7 @@ def _table(planned: Sequence[Planned]) -> Iterator[str]:
     yield f"{'step':<12}" + "".join(f"{name:>{width}}" for name, width in widths.items())
     for one in [*planned, Planned.total(planned)] if len(planned) > 1 else planned:
         known = [0.0 if value is None and not one.requests else value for value in (one.money, one.most_money)]
-        money = ["?" if value is None else f"{value:,.2f}" for value in known]
+        money = ["?" if value is None else amount(value) for value in known]
         yield (
             f"{one.step:<12}{one.requests:>10,}{one.in_journal:>10,}{one.prompt_tokens:>14,}{one.completion_tokens:>14,}"
             f"{one.most_tokens:>16,}{money[0]:>12}{money[1]:>12}"
@@ -62,17 +67,17 @@ def _of_budget(work: Synthesis, whole: Planned) -> Iterator[str]:
     budget, (tokens, money) = work.config.budget, work.spent()
     if budget.tokens is not None:
         about = whole.prompt_tokens + whole.completion_tokens
-        yield _suffices("budget.tokens", budget.tokens, tokens, about, whole.most_tokens, ",")
+        yield _suffices("tokens", budget.tokens, tokens, about, whole.most_tokens)
     if budget.money is not None:
-        yield _suffices("budget.money", budget.money, money or 0.0, whole.money or 0.0, whole.most_money or 0.0, ",.2f")
+        yield _suffices("money", budget.money, money or 0.0, whole.money or 0.0, whole.most_money or 0.0)
 
 
-def _suffices(key: str, limit: float, spent: float, about: float, most: float, form: str) -> str:
+def _suffices(name: str, limit: float, spent: float, about: float, most: float) -> str:
     if spent + about > limit:
         verdict = "the run will probably stop before its end; a larger budget goes on"
     elif spent + most > limit:
         verdict = "the run may stop before its end; a larger budget goes on"
     else:
         verdict = "suffices, unless many answers do not pass a gate"
-    figures = f"spent {spent:{form}}, to come about {about:{form}}, at most {most:{form}}"
-    return f"{key} = {limit:{form}}: {verdict} ({figures})"
+    whole, spent_, about_, most_ = (figure(name, value) for value in (limit, spent, about, most))
+    return f"budget.{name} = {whole}: {verdict} (spent {spent_}, to come about {about_}, at most {most_})"

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from janus_jax.errors import DataError, HeldError
+from janus_jax.errors import DataError, HeldError, counted
 from janus_jax.storage import local
 from janus_jax.storage.bucket import os_errors
 
@@ -188,3 +188,31 @@ def number_of(*parts: object) -> int:
 def shuffled(values: Iterable[str], *parts: object) -> list[str]:
     """The values in an order that depends on the parts and the values, not on the order in which they come."""
     return sorted(values, key=lambda value: (number_of(*parts, value), value))
+
+
+def changed_settings(facts: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Names of what a step was made from and is no more; empty if it was not made."""
+    if not facts or facts.get("asked") == digest_of(asked):
+        return ""
+    before, now = (dict(_leaves(one.get("settings", {}))) for one in (facts, asked))
+    names = [path[-1] for path in {**before, **now} if before.get(path) != now.get(path)]
+    old = facts.get("inputs", {})
+    names += [f"the rows of {name}" for name, digest in asked["inputs"].items() if old.get(name) != digest]
+    return ", ".join(names)
+
+
+def summary(name: str, value: Mapping[str, Any]) -> str:
+    """What a step made and left out, from its step.json."""
+    read = value["counts"].get("read")
+    lost = ", ".join(f"{count:,} {reason}" for reason, count in value["dropped"].items())
+    rows = counted(value["counts"].get("rows", 0), "row") + (f" of {counted(read, 'record')}" if read else "")
+    return f"{name}: {rows}" + (f"; dropped: {lost}" if lost else "")
+
+
+def _leaves(settings: Mapping[str, Any], *path: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(path, value as JSON) of each setting."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, *path, name)
+        else:
+            yield (*path, name), json.dumps(value)

@@ -2,10 +2,9 @@
 
 import contextlib
 import dataclasses
-import json
 import tempfile
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,14 @@ from janus_jax.data.build.beam.runner import Runner
 from janus_jax.data.synthesize import augment, instructions, prompts, report, sets
 from janus_jax.data.synthesize.collection import Collection
 from janus_jax.data.synthesize.config import AskSection, SynthesisConfig
-from janus_jax.data.synthesize.files import Lock, StepDirectory, digest_of
-from janus_jax.data.synthesize.hierarchy import as_row, read_seeds
+from janus_jax.data.synthesize.files import Lock, StepDirectory, changed_settings, digest_of, summary
 from janus_jax.data.synthesize.stage import Planned, Stage
 from janus_jax.data.synthesize.texts import Responses, Rubrics, Systems
 from janus_jax.errors import ConfigError, DataError, StorageError, counted, named
 from janus_jax.storage.endpoint import Endpoint
-from janus_jax.storage.endpoint_batch import BatchEndpoint
+from janus_jax.storage.endpoint_batch import BatchEndpoint, JournalEndpoint
 from janus_jax.storage.endpoint_journal import ReplyJournal, Spent
-from janus_jax.storage.endpoint_requests import BudgetError, access
+from janus_jax.storage.endpoint_requests import BudgetError, access, bound, figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +82,17 @@ class Synthesis:
             runner.check([source.path for source in config.instructions.sources])
         self._beam = {"runner": runner, "processes": processes}
         self.config, self.limit, self._batch, self._tell = config, limit, batch, tell
+        self.waits = ""
         self.out = Path(config.out).expanduser()
         self.directories = {name: StepDirectory(self.out, name) for name in STEPS}
+        for name, section in (("system", "systems"), ("rubric", "bench")):
+            number, asks = getattr(config, section).examples, section == "systems" or config.bench.instructions
+            if number and asks and not prompts.read_prompt(name, config.prompts).shows_examples:
+                tell(f"note: {config.prompts}/{name}.txt has no {{examples}}: {section}.examples = {number} shows none")
 
     def run(self, only: str | None = None, answers: Sequence[Path] = ()) -> bool:
-        """Makes the steps that are not made yet, or one of them. False: answers of a batch API are waited for.
+        """Makes the steps that are not made yet, or one of them. False: the step `waits` waits for answers of a batch
+        API.
 
         Args:
             only: this step; those before it must be made.
@@ -106,8 +110,8 @@ class Synthesis:
             if only in (None, step.name) and step.asks(self.config) and not self._is_done(step):
                 self._require_endpoint(getattr(self.config, step.section))
         with Lock(self.out):
-            for path in answers:
-                self._take(STEPS[str(only)], path)
+            if answers:
+                self._take(STEPS[str(only)], answers)
             for step in STEPS.values():
                 if only in (None, step.name):
                     if only is not None:
@@ -123,36 +127,49 @@ class Synthesis:
                 raise DataError("collection", why)
         return True
 
-    def estimate(self, only: str | None = None, tell: Callable[[str], None] = lambda line: None) -> list[Planned]:
+    def estimate(
+        self,
+        only: str | None = None,
+        tell: Callable[[str], None] = lambda line: None,
+        refused: Callable[[ConfigError], None] = lambda error: None,
+    ) -> list[Planned]:
         """What each step that is not made yet would ask for. Nothing is written to the output directory, and nobody is
         asked.
 
         Args:
             tell: gets a line on what the sources of instructions drop.
+            refused: gets what the run would raise, because of files that are there, when it comes to a step.
         """
         planned, unfinished = [], set[str]()
         with tempfile.TemporaryDirectory() as scratch:
             directories = dict(self.directories)
             for step in STEPS.values():
-                stage = self._stage(step, directories, scratch=Path(scratch), unfinished=unfinished)
+                own = {step.name: StepDirectory(Path(scratch), step.name)}
+                stage = self._stage(step, {**directories, **own}, scratch=Path(scratch), unfinished=unfinished)
                 is_current = all(directories[one].path.is_relative_to(self.out) for one in step.inputs)
                 if is_current and self._is_done(step):
                     if step.name == instructions.NAME:
-                        tell(_result(step.name, self.directories[step.name].facts()))
+                        tell(summary(step.name, self.directories[step.name].facts()))
                     continue
                 if only in (None, step.name):
                     with contextlib.closing(stage):
                         step.estimate(stage)
                     planned.append(stage.planned)
+                    try:
+                        self._require_unedited(step.name)
+                        if stage.planned.requests or stage.planned.in_journal:
+                            self._require_none_waits(getattr(self.config, step.section), step.name)
+                    except ConfigError as error:
+                        refused(error)
                 unfinished.add(step.name)
                 if step.name in UNLIMITED or not (is_current and self._is_valid(step)):
                     directories[step.name] = StepDirectory(Path(scratch), step.name)
                 if step.name in UNLIMITED:
                     stage = self._stage(step, directories, scratch=Path(scratch))
-                    _seed_alone(stage) if step.name == "hierarchy" else step.run(stage)
+                    augment.seed_alone(stage) if step.name == "hierarchy" else step.run(stage)
                     value = stage.writer.finish()
                     if step.name == instructions.NAME:
-                        tell(_result(step.name, value))
+                        tell(summary(step.name, value))
                 if only == step.name:
                     break
         return planned
@@ -229,12 +246,9 @@ class Synthesis:
             if directory.is_edited():
                 self._tell(f"note: {directory.path / 'rows.jsonl'} was edited; it is used as it is")
             return True
-        if directory.is_edited():
-            raise ConfigError(
-                f"{directory.path / 'rows.jsonl'}: was edited, and the step would be made again; move it away first"
-            )
+        self._require_unedited(step.name)
         asked, began = self._asked_for(step), time.monotonic()
-        if changed := _changed(directory.facts(), asked):
+        if changed := changed_settings(directory.facts(), asked):
             self._tell(f"note: {step.name} is made again: {changed} changed; requests that did not are not sent again")
         stage = self._stage(step, self.directories)
         try:
@@ -246,8 +260,9 @@ class Synthesis:
             finally:
                 stage.close()
         except BudgetError as error:
-            raise self._poor(step) from error
+            raise self._poor(step, error) from error
         if stage.waiting:
+            self.waits = step.name
             stage.writer.discard()
             self._tell_of_batches(step, stage)
             return False
@@ -261,30 +276,44 @@ class Synthesis:
             time=int(time.time()),
             seconds=round(time.monotonic() - began, 1),
         )
-        self._tell(_result(step.name, value))
+        self._tell(summary(step.name, value))
         return True
 
-    def _tell_of_batches(self, step: Step, stage: Stage) -> None:
-        for path in stage.written:
-            self._tell(f"wrote {path}")
-        self._tell(
-            f"{step.name}: {counted(stage.waiting, 'answer')} to come; send the files of "
-            f"{self.directories[step.name].batch} to the batch API, then run --batch --step {step.name} --answers FILE"
-        )
+    def _require_unedited(self, name: str) -> None:
+        """Refuses to write over rows that a person edited."""
+        if self.directories[name].is_edited():
+            path = self.directories[name].path / "rows.jsonl"
+            raise ConfigError(f"{path}: was edited, and the step would be made again; move it away first")
 
-    def _take(self, step: Step, path: Path) -> None:
+    def _tell_of_batches(self, step: Step, stage: Stage) -> None:
+        batch, (written, older) = self.directories[step.name].batch, stage.batch_files
+        for path in written:
+            self._tell(f"wrote {path}")
+        send = (
+            f"send {', '.join(path.name for path in written)} to the batch API, then" if written else "when they come,"
+        )
+        run = f"run --batch --step {step.name} --answers FILE"
+        self._tell(f"{step.name}: {counted(stage.waiting, 'answer')} to come; {send} {run}")
+        if older:
+            self._tell(f"already written, waiting for answers: {', '.join(str(batch / name) for name in older)}")
+
+    def _take(self, step: Step, paths: Sequence[Path]) -> None:
         """Takes the answers of a batch API.
 
         Raises:
-            DataError: the file has none, or none of this step; FILE:LINE is no answer.
+            DataError: a file has none, or none of this step; FILE:LINE is no answer.
         """
         section: AskSection = getattr(self.config, step.section)
         with self._open(BatchEndpoint, section, step.name, directory=self.directories[step.name].batch) as endpoint:
-            counts = endpoint.take(path)
-        if counts.total() == counts["without_request"]:
-            what = f"none of its {counts.total():,} answers is to a request in {self.directories[step.name].batch}"
-            raise DataError(f"--answers {path}", what if counts else "is empty")
-        self._tell(f"{path}: " + ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items()))
+            for path in paths:
+                counts = endpoint.take(path)
+                if counts.total() == counts["without_request"]:
+                    what = f"none of its {counts.total():,} answers is to a request in {endpoint.directory}"
+                    raise DataError(f"--answers {path}", what if counts else "is empty")
+                numbers = (f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items())
+                self._tell(f"{path}: {', '.join(numbers)}")
+            for name, number in endpoint.missing().items():
+                self._tell(f"{endpoint.directory / name}: {counted(number, 'request')} without an answer")
 
     # Endpoints
 
@@ -294,27 +323,32 @@ class Synthesis:
         with named(f"endpoints.{section.endpoint}"):
             access(one.base_url, None if self._batch else one.key_variable)
 
-    def _poor(self, step: Step) -> ConfigError:
-        budget, (tokens, money) = self.config.budget, self.spent()
-        limits = [f"budget.{name} = {most:,}" for name, most in budget.model_dump().items() if most is not None]
-        spent = f"{tokens:,} tokens" + ("" if money is None else f", {money:,.4f} of money")
-        return ConfigError(
-            ", ".join(limits),
-            f"the budget may not suffice for the next request of {step.name}; spent: {spent}; a larger one goes on",
-        )
+    def _poor(self, step: Step, error: BudgetError) -> ConfigError:
+        """With the limits that bound, and what all steps spent."""
+        budget, (tokens, money) = self.config.budget.model_dump(), self.spent()
+        spent = {"tokens": tokens, "money": money or 0.0}
+        limits = [f"budget.{name} = {figure(name, budget[name])}" for name in error.bounds]
+        figures = "; ".join(bound(name, spent[name], *more) for name, (_, *more) in error.bounds.items())
+        what = f"the budget may not suffice for the next request of {step.name}; {figures}; a larger one goes on"
+        return ConfigError(", ".join(limits), what)
 
     def _endpoint(self, section: AskSection, directory: StepDirectory) -> Endpoint:
         if self._batch:
             return self._open(BatchEndpoint, section, directory.name, directory=directory.batch)
-        if any(directory.batch.glob("requests-*.jsonl")):
-            with self._open(BatchEndpoint, section, directory.name, directory=directory.batch) as files:
-                waiting = files.outstanding
-            if waiting:
-                what = f"{counted(waiting, 'request')} without an answer, which would be paid for twice"
-                raise ConfigError(
-                    f"{directory.batch}: has {what}; give --answers FILE, or remove the files if they were not sent"
-                )
+        self._require_none_waits(section, directory.name)
         return self._open(Endpoint, section, directory.name)
+
+    def _require_none_waits(self, section: AskSection, name: str) -> None:
+        """Refuses to send requests while some wait in files of a batch API."""
+        batch = self.directories[name].batch
+        if not any(batch.glob("requests-*.jsonl")):
+            return
+        with self._open(BatchEndpoint, section, name, directory=batch) as files:
+            waiting = files.outstanding
+        if waiting:
+            what = f"{counted(waiting, 'request')} without an answer, which would be paid for twice"
+            how = "give --answers FILE, go on with --batch, or remove the files if they were not sent"
+            raise ConfigError(f"{batch}: has {what}; {how}")
 
     def _open(self, kind: Any, section: AskSection, name: str, **more: Any) -> Any:
         one, budget = self.config.endpoint_of(section), self.config.budget
@@ -345,7 +379,7 @@ class Synthesis:
         journal = own if own.exists() else scratch / f"{directory.name}.replies"
         one = self.config.endpoint_of(section)
         prices = one.price()
-        return Endpoint(one.base_url, one.model, journal=journal, key_variable=None, prices=prices, keep_refusals=True)
+        return JournalEndpoint(one.base_url, one.model, journal=journal, prices=prices, keep_refusals=True)
 
     def _spent(self, name: str) -> Spent:
         path = self.directories[name].journal
@@ -363,38 +397,3 @@ class Synthesis:
             if prices is not None:
                 total = (total or 0.0) + prices.cost(spent.prompt_tokens, spent.completion_tokens)
         return total
-
-
-def _changed(facts: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Names of what a step was made from and is no more; empty if it was not made."""
-    if not facts or facts.get("asked") == digest_of(asked):
-        return ""
-    before, now = (dict(_leaves(one.get("settings", {}))) for one in (facts, asked))
-    names = [path[-1] for path in {**before, **now} if before.get(path) != now.get(path)]
-    old = facts.get("inputs", {})
-    names += [f"the rows of {name}" for name, digest in asked["inputs"].items() if old.get(name) != digest]
-    return ", ".join(names)
-
-
-def _result(name: str, value: Mapping[str, Any]) -> str:
-    """What a step made and left out, from its step.json."""
-    read = value["counts"].get("read")
-    lost = ", ".join(f"{count:,} {reason}" for reason, count in value["dropped"].items())
-    rows = counted(value["counts"].get("rows", 0), "row") + (f" of {counted(read, 'record')}" if read else "")
-    return f"{name}: {rows}" + (f"; dropped: {lost}" if lost else "")
-
-
-def _leaves(settings: Mapping[str, Any], *path: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """(path, value as JSON) of each setting."""
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, *path, name)
-        else:
-            yield (*path, name), json.dumps(value)
-
-
-def _seed_alone(stage: Stage) -> None:
-    """The hierarchy of a dry run: names stand for descriptions that are not written yet."""
-    section = stage.config.hierarchy
-    for one in read_seeds(section.seeds, section.alike, stage.writer.dropped).preferences():
-        stage.writer.add(as_row(one._replace(description=one.description or one.preference), augment.SEED_ORIGIN))

@@ -20,6 +20,17 @@ NEEDED = {
     "repair": ("fault",),
 }
 """Prompt -> what NAME.txt cannot do without."""
+_MAY = {
+    "subdimensions": ("meaning", "existing"),
+    "preferences": ("meaning", "existing"),
+    "descriptions": ("meaning",),
+    "system": ("examples",),
+    "rubric": ("examples",),
+    "repair": (),
+}
+"""Prompt -> what else is filled in."""
+_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|\{[ \t]*([^\W\d]\w*)[ \t]*\}")
+"""`{{name}}`, which stands for `{name}` as it is, or `{name}`. Other braces, as of JSON, are text."""
 _EXAMPLES = {"system": "systems.txt", "rubric": "rubrics.json"}
 
 MEANINGS = {
@@ -52,20 +63,35 @@ class Prompt:
 
     def fill(self, **values: object) -> Messages:
         """The messages of a request. Braces in the values stay as they are."""
-        names = "|".join(values)
-        text = re.sub(rf"\{{({names})\}}", lambda match: str(values[match[1]]), self.text)
-        return [{"role": "user", "content": text}]
+
+        def filled_in(match: re.Match[str]) -> str:
+            return str(values[match[2]]) if match[2] in values else f"{{{match[1]}}}" if match[1] else match[0]
+
+        return [{"role": "user", "content": _PLACEHOLDER.sub(filled_in, self.text)}]
+
+    @property
+    def shows_examples(self) -> bool:
+        return any(match[2] == "examples" for match in _PLACEHOLDER.finditer(self.text))
 
 
 def read_prompt(name: str, directory: str | None = None) -> Prompt:
     """NAME.txt of a directory, or ours if it has none; in the same way systems.txt or rubrics.json with examples.
 
     Raises:
-        ConfigError: a file cannot be read, is empty, or lacks a placeholder; examples are of another form.
+        ConfigError: a file cannot be read, is empty, lacks a placeholder, or has an unknown one; examples are of
+            another form.
     """
-    path, text = _read(directory, f"{name}.txt")
+    path, whole = _read(directory, f"{name}.txt")
+    text, allowed, seen = whole.strip(), NEEDED[name] + _MAY[name], set[str]()
+    for match in _PLACEHOLDER.finditer(whole):
+        if match[2] is not None and match[2] not in allowed:
+            line = whole.count("\n", 0, match.start()) + 1
+            others = ", ".join(f"{{{one}}}" for one in allowed)
+            how = f"allowed: {others}; {{{{{match[2]}}}}} stands for the text {{{match[2]}}}"
+            raise ConfigError("prompts", f"{path}:{line}: unknown placeholder {match[0]}; {how}")
+        seen.add(match[2])
     for one in NEEDED[name]:
-        if f"{{{one}}}" not in text:
+        if one not in seen:
             raise ConfigError("prompts", f"{path} has no {{{one}}}, which it needs")
     if (file := _EXAMPLES.get(name)) is None:
         return Prompt(name, text)
@@ -85,7 +111,7 @@ def read_prompt(name: str, directory: str | None = None) -> Prompt:
 
 
 def require_known(directory: str | None) -> None:
-    """Refuses a directory that is none, or that holds a file no prompt has.
+    """Refuses a directory that is none, or that holds a file no prompt has, or a prompt that cannot be used.
 
     Raises:
         ConfigError: names it.
@@ -98,6 +124,8 @@ def require_known(directory: str | None) -> None:
     for path in sorted(Path(directory).expanduser().iterdir()):
         if path.suffix in (".txt", ".json") and path.name not in allowed:
             raise ConfigError("prompts", f"{path}: is no prompt; allowed: {', '.join(sorted(allowed))}")
+    for name in NEEDED:
+        read_prompt(name, directory)
 
 
 def meaning(dimension: str) -> str:
@@ -115,10 +143,10 @@ def _read(directory: str | None, file: str) -> tuple[Path, str]:
     theirs = own if directory is None else Path(directory).expanduser() / file
     path = theirs if theirs.exists() else own
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ConfigError("prompts", f"{path}: cannot be read: {why}") from error
-    if not text:
+    if not text.strip():
         raise ConfigError("prompts", f"{path}: is empty")
     return path, text

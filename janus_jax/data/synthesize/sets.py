@@ -6,6 +6,7 @@ stay when instructions are added; the new ones get what has been used least.
 """
 
 import dataclasses
+import math
 from collections import Counter, deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from janus_jax.data.synthesize.files import number_of
 from janus_jax.data.synthesize.hierarchy import Hierarchy, Preference, of_rows, plain
 from janus_jax.data.synthesize.prompts import OWN
 from janus_jax.data.synthesize.stage import Stage
-from janus_jax.errors import DataError
+from janus_jax.errors import DataError, counted
 
 NAME, INPUTS = "sets", ("hierarchy", "instructions")
 _KEYS = ("dimension", "subdimension", "preference")
@@ -146,6 +147,7 @@ def run(stage: Stage) -> None:
     hierarchy = of_rows(stage.rows("hierarchy"))
     rules = read_rules(config.sets.incompatible)
     ids = [row["id"] for row in stage.rows("instructions")]
+    _require_enough(hierarchy, config.sets.per_instruction)
     kept = _kept(stage, hierarchy, rules)
     writer.counts["kept"] = sum(1 for one in ids if one in kept)
     sets, failed = draw(hierarchy, ids, config.sets.per_instruction, config.seed, rules, kept)
@@ -155,8 +157,23 @@ def run(stage: Stage) -> None:
             continue
         for number, chosen in enumerate(sets[one]):
             writer.add({"id": f"{one}-{number}", "instruction": one, "preferences": [p._asdict() for p in chosen]})
-    if not sets:
+    if not sets and rules.parts:
         raise DataError("sets", "the rules about incompatible preferences leave no set; see sets.incompatible")
+
+
+def _require_enough(hierarchy: Hierarchy, per_instruction: int) -> None:
+    """Refuses to look for more sets than there are, whatever the rules allow.
+
+    Raises:
+        DataError: says how many preferences of which dimension there are.
+    """
+    sizes = {name: sum(map(len, inner.values())) for name, inner in hierarchy.dimensions.items()}
+    if not sizes:
+        raise DataError("sets", "the hierarchy has no preference; see steps/hierarchy/rows.jsonl")
+    if (most := math.prod(sizes.values())) < per_instruction:
+        have = " x ".join(f"{size} of {name}" for name, size in sizes.items())
+        what = f"only {counted(most, 'different set')} can be made of the hierarchy's preferences ({have})"
+        raise DataError(f"sets.per_instruction = {per_instruction:,}", f"{what}; allowed: at most so many")
 
 
 def draw(

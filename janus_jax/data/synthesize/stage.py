@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from janus_jax.data.build.beam.runner import Runner
@@ -14,7 +15,7 @@ from janus_jax.data.synthesize.files import StepDirectory, Writer
 from janus_jax.data.synthesize.prompts import Prompt, read_prompt
 from janus_jax.errors import ConfigError, counted
 from janus_jax.storage.endpoint import Endpoint
-from janus_jax.storage.endpoint_batch import BatchEndpoint
+from janus_jax.storage.endpoint_batch import BatchEndpoint, JournalEndpoint
 from janus_jax.storage.endpoint_requests import RefusedOptionError, UnreachableError
 
 EXPECTED = {"hierarchy": 500, "systems": 230, "responses": 520, "rubrics": 300}
@@ -83,7 +84,7 @@ class Stage:
         self._opened, self._endpoint = opened, None
         self._writer: Writer | None = None
         self._prompts: dict[str, Prompt] = {}
-        self._done = 0
+        self._done = self._texts = 0
 
     @property
     def writer(self) -> Writer:
@@ -162,6 +163,7 @@ class Stage:
                 for reason, _ in outcome.rejections:
                     self.writer.rejected[reason] += 1
                 self._done += 1
+                self._texts += outcome.value is not None
                 if self._done % CHUNK == 0:
                     self._tell_of_progress(endpoint)
                 yield outcome
@@ -173,8 +175,10 @@ class Stage:
         return self.prompt("repair").fill(fault=fault)[0]["content"] if fault else ""
 
     def _tell_of_progress(self, endpoint: Endpoint) -> None:
-        done, spent = counted(self._done, "text"), endpoint.usage.tokens
-        self.tell(f"{self.directory.name}: {done} so far, {spent:,} tokens spent")
+        if self.dry or (isinstance(endpoint, BatchEndpoint) and not self._texts):
+            return  # nothing was asked
+        texts, spent = counted(self._texts, "text"), endpoint.usage.tokens
+        self.tell(f"{self.directory.name}: {texts} so far, {spent:,} tokens spent")
 
     def provenance(self, section: AskSection, outcome: Outcome, prompts: str = "") -> dict[str, Any]:
         """Where an accepted answer comes from. Args: prompts: digest of its prompt; empty: it had none of ours."""
@@ -194,6 +198,11 @@ class Stage:
         chosen = self.config.endpoint_of(section).structured
         modes = ("json_schema", "json_object", "none") if chosen == "auto" else (chosen,)
         return [structured.response_format(form, mode) for mode in modes]
+
+    def plan_answered(self) -> None:
+        """Adds the requests of `ask` that the journal answered: all that `ask` does in a dry run."""
+        if isinstance(self._endpoint, JournalEndpoint):
+            self.planned.in_journal += self._endpoint.answered
 
     def plan(
         self,
@@ -245,9 +254,11 @@ class Stage:
         return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
 
     @property
-    def written(self) -> list[Any]:
-        """Batch files of this process."""
-        return self._endpoint.written if isinstance(self._endpoint, BatchEndpoint) else []
+    def batch_files(self) -> tuple[list[Path], list[str]]:
+        """Batch files of this process, and names of older ones that it waits for too."""
+        if not isinstance(self._endpoint, BatchEndpoint):
+            return [], []
+        return self._endpoint.written, sorted(self._endpoint.older)
 
 
 def require_whole(reply: Any) -> None:

@@ -12,7 +12,7 @@ from janus_jax.data.synthesize.config import AskSection, GatedSection
 from janus_jax.data.synthesize.files import number_of, shuffled
 from janus_jax.data.synthesize.hierarchy import plain
 from janus_jax.data.synthesize.stage import Stage, require_whole
-from janus_jax.errors import DataError
+from janus_jax.errors import DataError, counted
 from janus_jax.storage.endpoint_requests import Reply
 
 SCORES = tuple(map(str, range(1, 6)))
@@ -145,6 +145,12 @@ class Rubrics:
 
     def run(self, stage: Stage) -> None:
         section, prompt = stage.config.bench, stage.prompt("rubric")
+        chosen, held = limited(stage), bench_ids(stage)
+        if chosen is not None and held and not held & chosen:
+            left_out = f"none of the {counted(len(held), 'instruction')} held out for the bench"
+            stage.note(
+                f"{left_out} is among the {len(chosen)} of --limit, so this trial makes no rubric and no bench row"
+            )
         digest, form = prompt.digest, {*map(plain, prompt.quoted), *RubricAnswer.model_fields, *SCORES}
         examples = [text for one in prompt.examples for text in _texts(json.loads(one))]
 

@@ -8,6 +8,7 @@ import yaml
 
 from janus_jax.data.synthesize import reference
 from janus_jax.data.synthesize.config import load_synthesis
+from janus_jax.data.synthesize.pipeline import Synthesis
 from janus_jax.data.synthesize.prompts import read_prompt, require_known
 from janus_jax.data.synthesize.stage import Planned
 from janus_jax.errors import ConfigError
@@ -89,6 +90,17 @@ def test_prompts_are_replaced_file_by_file(tmp_path):
     (tmp_path / "system.txt").write_text("Write.")
     with pytest.raises(ConfigError, match=r"system.txt has no \{preferences\}"):
         read_prompt("system", str(tmp_path))
+    forms = 'Write for {preferences} as {"a": {"b": 1}}, {}, {1}, { x: 2 }, \\frac{1}{2} or {{tone}}, {{preferences}}.'
+    (tmp_path / "system.txt").write_text(forms)
+    (message,) = read_prompt("system", str(tmp_path)).fill(preferences="two", examples="")
+    expected = forms.replace(" {preferences}", " two").replace("{{", "{").replace("}}", "}")
+    assert message["content"] == expected.replace('{"b": 1}', '{"b": 1}}', 1)
+    for typo in ("{tone}", "{exmaples}", "{ tone }", "{Preferences}", "{subdimension}"):
+        (tmp_path / "system.txt").write_text(f"\nWrite for {{preferences}}.\nAnd {typo}.\n")
+        what = rf"system.txt:3: unknown placeholder {typo}; allowed: {{preferences}}, {{examples}};"
+        with pytest.raises(ConfigError, match=re.escape(what)):
+            require_known(str(tmp_path))
+    (tmp_path / "system.txt").write_text("Write for {preferences}.")
     for wrong in ("{}", '["x"]', '[{"criteria": "a"}]', '[{"criteria": "a", "score_descriptions": {"1": 2}}]'):
         (tmp_path / "rubrics.json").write_text(wrong)
         with pytest.raises(ConfigError, match=r"rubrics.json: allowed: a JSON list of objects with criteria and score"):
@@ -96,6 +108,17 @@ def test_prompts_are_replaced_file_by_file(tmp_path):
     (tmp_path / "sytsem.txt").write_text("x")
     with pytest.raises(ConfigError, match=r"sytsem.txt: is no prompt; allowed: .*system.txt"):
         require_known(str(tmp_path))
+
+
+@pytest.mark.parametrize(("examples", "notes"), [(3, 1), (0, 0)])
+def test_examples_that_a_prompt_does_not_show_are_noted(tmp_path, examples, notes):
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts/system.txt").write_text("Write for {preferences}.")
+    changes = {"prompts": str(tmp_path / "prompts"), "systems": {"examples": examples}}
+    lines = []
+    Synthesis(load_synthesis(write_config(tmp_path, "http://127.0.0.1:9/v1", **changes)), tell=lines.append)
+    what = f"note: {tmp_path}/prompts/system.txt has no {{examples}}: systems.examples = 3 shows none"
+    assert lines == [what] * notes
 
 
 def test_the_page_of_keys_is_that_of_the_code():

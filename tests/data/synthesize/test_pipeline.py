@@ -184,6 +184,8 @@ def test_with_a_limit_a_file_without_rows_is_noted_only_where_rows_were_wanted(
     with serving(script) as server:
         assert made(tmp_path, server, limit=in_bench + others, seed=seed, tell=notes.append).run()
     found = [line for line in notes if "no row of the" in line]
+    trial = "note: none of the 1 instruction held out for the bench is among the 1 of --limit, so this trial makes no"
+    assert sum(line.startswith(trial) for line in notes) == (not in_bench)
     assert len(found) == len(expected) and all(map(str.startswith, found, expected))
     assert (tmp_path / "out/collection/train.parquet").exists() == (others and refused_to != "others")
     assert (tmp_path / "out/bench/train.parquet").exists() == (in_bench and refused_to != "bench")
@@ -256,8 +258,14 @@ def test_a_batch_api_makes_what_requests_would(whole, tmp_path):
     request = json.loads(file.read_text().splitlines()[0])
     assert request.keys() == {"custom_id", "method", "url", "body"} and request["url"] == "/v1/chat/completions"
     assert len(file.read_text().splitlines()) == 18 and any(str(file) in line for line in notes)
+    send = "send requests-001.jsonl to the batch API, then run --batch --step systems --answers FILE"
+    assert notes[1:] == [f"systems: 18 answers to come; {send}"]  # no text is counted before one comes
     # what waits is neither written again nor asked for
-    assert not Synthesis(config, batch=True).run("systems") and len(list(file.parent.iterdir())) == 1
+    notes.clear()
+    again = Synthesis(config, batch=True, tell=notes.append)
+    assert not again.run("systems") and len(list(file.parent.iterdir())) == 1 and again.waits == "systems"
+    assert not any("to the batch API" in line for line in notes)
+    assert notes[-1] == f"already written, waiting for answers: {file}"
     with pytest.raises(ConfigError, match="18 requests without an answer, which would be paid for twice"):
         Synthesis(config).run("systems")
     answers = batch_answers(tmp_path, "systems", tmp_path / "answers.jsonl", broken={3})
@@ -266,6 +274,9 @@ def test_a_batch_api_makes_what_requests_would(whole, tmp_path):
     assert any("17 answered, 1 failed, 1 repeated" in line for line in notes)
     again = file.with_name("requests-002.jsonl")
     assert len(again.read_text().splitlines()) == 1  # the one that failed
+    assert any("1 answer to come; send requests-002.jsonl to the" in line for line in notes)
+    assert not Synthesis(config, batch=True, tell=notes.append).run("systems", [answers])  # the old file again
+    assert any("19 repeated" in line for line in notes) and not file.with_name("requests-003.jsonl").exists()
     file.unlink()
     answers = batch_answers(tmp_path, "systems", tmp_path / "answers.jsonl")
     assert Synthesis(config, batch=True).run("systems", [answers])

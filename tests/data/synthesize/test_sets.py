@@ -1,13 +1,17 @@
 """Preference sets: one of each dimension, used about equally, in no order's debt, and compatible."""
 
+import json
 from collections import Counter
 
 import pytest
 
-from janus_jax.data.synthesize.config import EMBEDDED
+from janus_jax.data.synthesize import dry_run
+from janus_jax.data.synthesize.config import EMBEDDED, load_synthesis
 from janus_jax.data.synthesize.hierarchy import Hierarchy, Preference, read_seeds
+from janus_jax.data.synthesize.pipeline import Synthesis
 from janus_jax.data.synthesize.sets import Rules, draw, read_rules
-from janus_jax.errors import JanusError
+from janus_jax.errors import DataError, JanusError
+from tests.support.synthesizing import QUESTIONS, rows, write_config
 
 IDS = [f"{number:04x}" for number in range(60)]
 
@@ -59,6 +63,42 @@ def test_few_preferences_give_sets_that_differ_or_none():
     assert not failed and all(len(set(of_one)) == 3 for of_one in sets.values())
     sets, failed = draw(hierarchy(a=1, b=2), IDS, 3, 0, Rules(()))
     assert not sets and failed == set(IDS)
+
+
+@pytest.mark.parametrize(
+    ("edit", "per_instruction", "message"),
+    [
+        ("", 3, "sets: the hierarchy has no preference; see"),
+        (
+            '{"dimension": "style", "subdimension": "Tone", "preference": "Playful", "description": "It plays."}\n',
+            3,
+            r"per_instruction = 3: only 1 different set can be made of the hierarchy's preferences \(1 of style\)",
+        ),
+        (None, 100, None),
+    ],
+)
+def test_sets_that_cannot_be_are_refused_at_once_with_the_cause(tmp_path, edit, per_instruction, message):
+    pytest.importorskip("datasketch")
+    values = {"hierarchy": {"subdimensions": 0, "preferences": 0}, "sets": {"per_instruction": per_instruction}}
+    config = load_synthesis(write_config(tmp_path, "http://127.0.0.1:9/v1", **values))
+    for step in ("instructions", "hierarchy"):
+        assert Synthesis(config).run(step)
+    if message is None:
+        assert Synthesis(config).run("sets") and len(rows(tmp_path, "sets")) == per_instruction * len(QUESTIONS)
+        return
+    (tmp_path / "out/steps/hierarchy/rows.jsonl").write_text(edit)
+    with pytest.raises(DataError, match=message):
+        Synthesis(config).run("sets")
+
+
+def test_a_dry_run_takes_a_seed_with_fewer_preferences_than_sets(tmp_path):
+    pytest.importorskip("datasketch")
+    one = {"dimension": "style", "subdimension": "Tone", "preference": "Playful", "description": "It plays."}
+    (tmp_path / "seed.json").write_text(json.dumps([one]))
+    values = {"hierarchy": {"seeds": [str(tmp_path / "seed.json")]}}
+    work = Synthesis(load_synthesis(write_config(tmp_path, "http://127.0.0.1:9/v1", **values)))
+    responses = next(line for line in dry_run.lines(work) if line.startswith("responses "))
+    assert responses.split()[1] == str(3 * len(QUESTIONS))
 
 
 def test_incompatible_preferences_never_meet(tmp_path):

@@ -1,0 +1,58 @@
+"""A dry run says what the run would do with the files that are there: journals, batch files, rows that were edited."""
+
+import pytest
+
+from janus_jax.data.synthesize import dry_run
+from janus_jax.data.synthesize.config import load_synthesis
+from janus_jax.data.synthesize.pipeline import Synthesis
+from janus_jax.errors import ConfigError
+from janus_jax.storage.endpoint_requests import BudgetError
+from tests.support.endpoint_server import serving
+from tests.support.synthesizing import answer, made, rows, write_config
+
+pytest.importorskip("openai")
+pytest.importorskip("datasketch")
+
+
+def refusal(work, match, *steps):
+    """The error of a dry run, which is that of the run, and the lines before it."""
+    lines = []
+    with pytest.raises(ConfigError, match=match) as dry:
+        for line in dry_run.lines(work, *steps):
+            lines.append(line)
+    with pytest.raises(ConfigError) as run:
+        work.run(*steps)
+    assert str(dry.value) == str(run.value)
+    return lines
+
+
+def test_it_refuses_what_the_run_refuses(tmp_path):
+    small = {"hierarchy": {"subdimensions": 0, "preferences": 0}}
+    with serving(answer) as server:
+        work = Synthesis(load_synthesis(write_config(tmp_path, server.url, **small)), batch=True)
+        assert not work.run()
+        lines = refusal(made(tmp_path, server, **small), "has 18 requests without an answer, which would be paid")
+        assert any(line.startswith("systems ") for line in lines)  # the figures come first
+        for path in (tmp_path / "out/steps/systems/batch").iterdir():
+            path.unlink()
+        assert made(tmp_path, server, **small).run()
+        path, sent = tmp_path / "out/steps/systems/rows.jsonl", len(server.bodies)
+        path.write_text(path.read_text().replace("You are a model.", "You are a helpful model.", 1))
+        refusal(made(tmp_path, server, systems={"temperature": 0.5}, **small), r"systems/rows.jsonl: was edited, and")
+        assert len(server.bodies) == sent
+        assert list(dry_run.lines(made(tmp_path, server, **small), "systems"))  # used as they are
+
+
+def test_it_counts_the_answers_of_a_hierarchy_that_was_stopped(tmp_path):
+    with serving(answer) as server:
+        (whole,) = made(tmp_path, server).estimate("hierarchy")
+        assert whole.in_journal == 0 and not (tmp_path / "out/steps").exists()
+        with pytest.raises(ConfigError, match="the budget may not suffice") as stopped:
+            made(tmp_path, server, budget={"tokens": 4_000}).run("hierarchy")
+        assert isinstance(stopped.value.__cause__, BudgetError)
+        paid, before = len(server.bodies), sorted((tmp_path / "out").rglob("*"))
+        (left,) = made(tmp_path, server).estimate("hierarchy")
+        assert 0 < left.in_journal == paid and left.requests + paid == whole.requests
+        assert sorted((tmp_path / "out").rglob("*")) == before and len(server.bodies) == paid
+        assert made(tmp_path, server).run("hierarchy")
+        assert len(server.bodies) == whole.requests and rows(tmp_path, "hierarchy")
