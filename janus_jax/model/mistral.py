@@ -32,6 +32,9 @@ ACTIVATION_AXES = (
 )
 """Logical axes of the activations that are constrained, as `Compute.constrain` gets them."""
 
+INPUT_AXES, INPUT_OVER = ("batch", "length", None), "mlp"
+"""Logical axes of a block's input. All devices along `INPUT_OVER` hold it alike, and each may keep a share of it."""
+
 Params = dict[str, Any]
 """Nested dict of arrays, as `init_params` makes it."""
 
@@ -170,16 +173,16 @@ class Mistral(nnx.Module):
         with jax.named_scope("embed"):
             x = embed(self.embedding[...], tokens, dtype=compute.dtype, place=compute.place)
         block, weights = nnx.split(self.layers)
-        to_host, axes = INPUT in kept(compute.remat).host, ("batch", "length", None)
+        to_host = INPUT in kept(compute.remat).host
 
         def one(layer: nnx.State, x: Array, slots: Slots) -> Array:
             x = checkpoint_name(x, INPUT) if to_host else x
             x, _ = nnx.merge(block, layer)(x, slots, self.config, compute)
             # Not split over tensor: XLA exchanges rows of a product whose result is (docs/design.md).
-            return compute.place.constrain(x, axes)
+            return compute.place.constrain(x, INPUT_AXES)
 
         accumulator = None if sums is None else _filled(weights, sums)
-        shares = compute.place.shares(x.shape, axes, "mlp")  # kept whole, inputs take as many times the memory
+        shares = compute.place.shares(x.shape, INPUT_AXES, INPUT_OVER)  # whole, inputs take as many times the memory
         x = rematerialized(one, weights, x, slots, policy=policy(compute.remat), accumulator=accumulator, shares=shares)
         return rms_norm(x, self.final_norm[...], self.config.rms_norm_eps)
 

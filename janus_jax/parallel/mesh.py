@@ -174,6 +174,12 @@ class Placement:
             return ()
         return tuple(name for axis in axes for name in self.rules.get(axis, ()) if self.mesh.shape[name] > 1)
 
+    def parts(self, shape: tuple[int, ...], axes: tuple[str | None, ...], over: str) -> int:
+        """The number of `shares`; 1 if no such shares exist."""
+        taken = {name for axis in axes if axis for name in self.names(axis)}
+        parts = self.shards(over)
+        return 1 if shape[-1] % parts or taken & {*self.names(over)} else parts
+
     def shares(self, shape: tuple[int, ...], axes: tuple[str | None, ...], over: str) -> Shares:
         """Two functions for arrays that all devices along `over` hold alike: one leaves each device an equal share of
         the last axis, the other makes the array whole again, with the same bits. If no such shares exist, both return
@@ -185,9 +191,8 @@ class Placement:
             axes: logical axes of the array.
             over: a logical axis.
         """
-        names, parts = self.names(over), self.shards(over)
-        taken = {name for axis in axes if axis for name in self.names(axis)}
-        if parts == 1 or shape[-1] % parts or taken & {*names}:
+        names, parts = self.names(over), self.parts(shape, axes, over)
+        if parts == 1:
             return WHOLE
 
         def share(x: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from janus_jax.batch import row_bytes
 from janus_jax.config.run import RunConfig
 from janus_jax.errors import ConfigError
 from janus_jax.model.config import ModelConfig
-from janus_jax.model.mistral import param_specs
+from janus_jax.model.mistral import INPUT_AXES, INPUT_OVER, param_specs
 from janus_jax.model.remat import INPUT, TENSORS, Remat, in_order, kept
 from janus_jax.parallel import mesh as meshes
 from janus_jax.planning.bounds import shards_by_axis, step_bound, workload
@@ -140,6 +140,7 @@ class _DeviceShare:
     inputs: Inputs
     devices: int
     shards: dict[str, int]  # logical axis -> shards
+    input_parts: int  # of a block's input, if it is kept in shares
     whole: int  # elements of all parameters at rest
     layers: int  # elements of the layers' parameters
     moments: int  # bytes
@@ -165,6 +166,7 @@ class _DeviceShare:
             inputs,
             devices,
             shards,
+            meshes.Placement(mesh, rules).parts((inputs.model.hidden_size,), INPUT_AXES, INPUT_OVER),
             whole=whole,
             layers=layers,
             moments=moments,
@@ -228,10 +230,9 @@ class _DeviceShare:
         return (sum(widths[name] for name in chosen.device) - shared + in_transit) * self.compute
 
     def input_shares(self, remat: Remat) -> int:
-        """Devices that keep a share each of a block's input (`Placement.shares`)."""
-        chosen, parts = kept(remat), self.shards["mlp"]
-        in_shares = INPUT in chosen.device and not chosen.everything
-        return parts if in_shares and self.inputs.model.hidden_size % parts == 0 else 1
+        """Devices that keep a share each of a block's input."""
+        chosen = kept(remat)
+        return self.input_parts if INPUT in chosen.device and not chosen.everything else 1
 
     @functools.cached_property
     def _widths(self) -> dict[str, float]:

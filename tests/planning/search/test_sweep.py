@@ -104,6 +104,19 @@ def test_arguments_are_exact(changes, uncompiled):
     assert exact - 64 <= estimate(config, find_slice("cpu:8")).arguments <= exact
 
 
+@pytest.mark.parametrize(("rules", "shares"), [((), 4), (("sharding.batch=[data, tensor]", "sharding.embed=null"), 1)])
+def test_inputs_of_blocks_are_kept_whole_where_rows_are_split_over_the_axes_of_mlp(rules, shares):
+    """Each slot of a row adds one block's input for each of 32 layers, and what one block computes."""
+    mesh = "mesh.data=4", "mesh.fsdp=1", "mesh.tensor=4", "batch.microbatches=1"
+    short, long = (
+        estimate(recipe("sft_65k", *mesh, *rules, f"batch.row_length={length}"), find_slice("v5litepod-16"))
+        for length in (8192, 16384)
+    )
+    slots = 32 / (16 if rules else 4) * 8192
+    kept, block = 32 * 4096 / shares, 4 * 14336 / 4 + 9 * 4096
+    assert (long.temporaries - short.temporaries) / slots == pytest.approx(2 * (kept + block), rel=1e-6)
+
+
 def test_estimates_refuse_what_training_refuses():
     """Of all meshes of eight devices, by the trainer's own program."""
     target = find_slice("cpu:8")
