@@ -152,10 +152,10 @@ def main() -> None:
                 if tokamax is not None and name.startswith("tokamax"):
                     # Both: otherwise it takes the machine that compiles for the one that runs, and another kernel.
                     with tokamax.config.cross_compile(True), jax.set_mesh(place.mesh):
-                        gib, seconds, said = compiled(attend, place, length, copies)
+                        gib, seconds, text = compiled(attend, place, length, copies)
                 else:
-                    gib, seconds, said = compiled(attend, place, length, copies)
-                memory = said if gib is None else f"{gib:.3f}"
+                    gib, seconds, text = compiled(attend, place, length, copies)
+                memory = text if gib is None else f"{gib:.3f}"
                 table.add_row(chip, f"{length:,}", f"{copies:,}", name, memory, f"{seconds:.1f}")
                 print(f"{chip} {length} + {copies} {name}: {memory}, {seconds:.1f} s", flush=True)
         table.add_section()

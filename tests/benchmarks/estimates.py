@@ -99,13 +99,13 @@ def main() -> None:
     for name in parser.parse_args().names or CELLS:
         topology, changes = CELLS[name]
         run = config(changes)
-        guess, found = estimate(run, find_slice(topology)), plan(run, topology)
-        if found.memory.needed is None:
+        guess, result = estimate(run, find_slice(topology)), plan(run, topology)
+        if result.memory.needed is None:
             table.add_row(name, f"{guess.bytes / GIB:.2f}", "too much", "")
             continue
-        ratio = guess.bytes / found.memory.needed
+        ratio = guess.bytes / result.memory.needed
         worst = max(worst, ratio)
-        table.add_row(name, f"{guess.bytes / GIB:.2f}", f"{found.memory.needed / GIB:.2f}", f"{ratio:.2f}")
+        table.add_row(name, f"{guess.bytes / GIB:.2f}", f"{result.memory.needed / GIB:.2f}", f"{ratio:.2f}")
         print(f"{name}: {ratio:.2f}", file=sys.stderr, flush=True)
     Console(width=100).print(table)
     sys.exit(worst > MARGIN)

@@ -220,28 +220,28 @@ def run(rows: int, scratch: Path, batches: int) -> dict[str, Any]:
 
 def table(figures: dict[str, Any]) -> Table:
     """The figures, with the goal of each beside it."""
-    found = Table("figure", "measured", "goal", title=f"{figures['examples']:,} rows, {figures['tokens']:,} tokens")
+    result = Table("figure", "measured", "goal", title=f"{figures['examples']:,} rows, {figures['tokens']:,} tokens")
     minutes, gb, million = figures["build_s"] / 60, 1e9, 1e6
-    found.add_row("build, minutes", f"{minutes:.1f}", "")
-    found.add_row("build, tokens/s", f"{figures['tokens'] / figures['build_s'] / million:.2f} M", "")
-    found.add_row("build, peak memory of all processes", f"{figures['build_peak_bytes'] / gb:.2f} GB", "< 2 GB")
-    found.add_row("stored ids and lengths", f"{figures['stored_bytes'] / gb:.2f} GB", "")
-    found.add_row(f"open, plan {EPOCHS} epochs", f"{figures['open_s']:.2f} s, {figures['plan_s']:.2f} s", "")
-    found.add_row("fill of rows of 8192", f"{figures['fill']:.4f}", ">= 0.98")
-    found.add_row("correlation of row number and mean length", f"{figures['correlation']:+.4f}", "0")
-    found.add_row("read and pack, tokens/s", f"{figures['read_tokens_per_s'] / million:.1f} M", ">= 1 M")
-    found.add_row("read, pack and place, tokens/s", f"{figures['load_tokens_per_s'] / million:.1f} M", ">= 1 M")
-    found.add_row("reading process, peak memory", f"{figures['resume_peak_bytes'] / gb:.2f} GB", "")
-    found.add_row("state of the reader", f"{figures['state_bytes']} bytes", "< 100")
-    found.add_row("resume: ready", f"{figures['resume_s']:.2f} s", "< 3 s")
-    found.add_row("resume: first batch on devices", f"{figures['first_batch_s']:.2f} s", "< 5 s")
+    result.add_row("build, minutes", f"{minutes:.1f}", "")
+    result.add_row("build, tokens/s", f"{figures['tokens'] / figures['build_s'] / million:.2f} M", "")
+    result.add_row("build, peak memory of all processes", f"{figures['build_peak_bytes'] / gb:.2f} GB", "< 2 GB")
+    result.add_row("stored ids and lengths", f"{figures['stored_bytes'] / gb:.2f} GB", "")
+    result.add_row(f"open, plan {EPOCHS} epochs", f"{figures['open_s']:.2f} s, {figures['plan_s']:.2f} s", "")
+    result.add_row("fill of rows of 8192", f"{figures['fill']:.4f}", ">= 0.98")
+    result.add_row("correlation of row number and mean length", f"{figures['correlation']:+.4f}", "0")
+    result.add_row("read and pack, tokens/s", f"{figures['read_tokens_per_s'] / million:.1f} M", ">= 1 M")
+    result.add_row("read, pack and place, tokens/s", f"{figures['load_tokens_per_s'] / million:.1f} M", ">= 1 M")
+    result.add_row("reading process, peak memory", f"{figures['resume_peak_bytes'] / gb:.2f} GB", "")
+    result.add_row("state of the reader", f"{figures['state_bytes']} bytes", "< 100")
+    result.add_row("resume: ready", f"{figures['resume_s']:.2f} s", "< 3 s")
+    result.add_row("resume: first batch on devices", f"{figures['first_batch_s']:.2f} s", "< 5 s")
     if grain := figures["grain"]:
-        found.add_section()
-        found.add_row("grain: read and pack, tokens/s", f"{grain['read_tokens_per_s'] / million:.2f} M", "")
-        found.add_row("grain: fill", f"{grain['fill']:.4f}", "")
-        found.add_row("grain: first row", f"{grain['first_row_s']:.2f} s", "")
-        found.add_row("grain: state", f"{grain['state_bytes']} bytes", "")
-    return found
+        result.add_section()
+        result.add_row("grain: read and pack, tokens/s", f"{grain['read_tokens_per_s'] / million:.2f} M", "")
+        result.add_row("grain: fill", f"{grain['fill']:.4f}", "")
+        result.add_row("grain: first row", f"{grain['first_row_s']:.2f} s", "")
+        result.add_row("grain: state", f"{grain['state_bytes']} bytes", "")
+    return result
 
 
 def main() -> None:

@@ -44,8 +44,8 @@ def main() -> None:
             for epoch in range(2):
                 for loaded in setup.loader.batches(Position(epoch, 0), _BATCHES):
                     batch = jax.device_get(loaded.batch)
-                    found = jax.device_get(score(params, loaded.batch))
-                    logps[epoch, batch.example_id[batch.valid]] = found[batch.valid]
+                    result = jax.device_get(score(params, loaded.batch))
+                    logps[epoch, batch.example_id[batch.valid]] = result[batch.valid]
             both = ~np.isnan(logps).any((0, 2))
             difference = np.abs(logps[0] - logps[1])[both]
             largest = np.abs(logps[0][both]).max()

@@ -90,8 +90,10 @@ def table(made: list[Cell]) -> str:
     for recipe in RECIPES:
         for family, _, _ in FAMILIES.values():
             for mesh in MESHES:
-                found = {one.chips: one for one in made if (one.recipe, one.family, one.mesh) == (recipe, family, mesh)}
-                shown = [f"{found[chips].ratio:.2f}" if chips in found else "" for chips in CHIPS]
+                result = {
+                    one.chips: one for one in made if (one.recipe, one.family, one.mesh) == (recipe, family, mesh)
+                }
+                shown = [f"{result[chips].ratio:.2f}" if chips in result else "" for chips in CHIPS]
                 lines.append(f"| {recipe} | {family} | {mesh} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 

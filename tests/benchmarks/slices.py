@@ -100,9 +100,9 @@ def row(wanted: Wanted, count: Count) -> list[str]:
         if known[0].status == "fits":
             break
     cells = known or sweep(config, wanted.topology, wanted.num_slices, axes, limit=0)
-    said = count.rows[wanted] = _said(config, wanted, cells)
-    print(" | ".join(said), file=sys.stderr, flush=True)
-    return said
+    message = count.rows[wanted] = _said(config, wanted, cells)
+    print(" | ".join(message), file=sys.stderr, flush=True)
+    return message
 
 
 def _said(config: Any, wanted: Wanted, cells: list[Cell]) -> list[str]:

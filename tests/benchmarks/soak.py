@@ -163,8 +163,8 @@ class Soak:
         if ended:
             record["ended"], record["planned"] = True, []
             record["wrong"] += self._compare(run, whole, record["starts"])
-            said = "; ".join(record["wrong"]) or "bit for bit the undisturbed run"
-            print(f"  {name}: {number + 1} starts: {said}", flush=True)
+            text = "; ".join(record["wrong"]) or "bit for bit the undisturbed run"
+            print(f"  {name}: {number + 1} starts: {text}", flush=True)
 
     def _compare(self, run: Path, whole: Path, saved: list[int | None]) -> list[str]:
         def notes(run: Path, number: int) -> list[Path]:

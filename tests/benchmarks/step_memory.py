@@ -140,10 +140,10 @@ def maxtext(cell: Cell, venv: Path, gradients: str) -> tuple[int, int]:
         ]
         command = [str(venv.absolute() / "bin" / "python"), "-c", PROGRAM, *options]
         done = subprocess.run(command, env=environment, cwd=scratch, capture_output=True, text=True)
-    found = re.search(r"PEAK (\d+) (\d+)", done.stdout)
-    if found is None:
+    result = re.search(r"PEAK (\d+) (\d+)", done.stdout)
+    if result is None:
         raise SystemExit(f"{cell}: MaxText: exit code {done.returncode}\n{done.stderr[-2000:]}")
-    return int(found[1]), int(found[2])
+    return int(result[1]), int(result[2])
 
 
 def main() -> None:

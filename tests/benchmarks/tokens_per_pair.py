@@ -73,8 +73,8 @@ def main() -> None:
             "stated distribution, seed 0": stated_lengths(65_000),
             "embedded sample": built_lengths(write_sample("dpo", Path(scratch) / "sample"), Path(scratch) / "one"),
         }
-        if found := real_rows(Path(scratch)):
-            sources["BiGGen Bench answers"] = built_lengths(found.dpo, Path(scratch) / "two")
+        if result := real_rows(Path(scratch)):
+            sources["BiGGen Bench answers"] = built_lengths(result.dpo, Path(scratch) / "two")
         for name, lengths in sources.items():
             shared, apart = (count(lengths, share_prompts=share) for share in (True, False))
             table.add_row(

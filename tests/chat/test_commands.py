@@ -98,9 +98,9 @@ def test_a_saved_conversation_has_what_was_said_and_how(run, chat, tmp_path):
 
 
 def test_everything_is_explained_and_shown(run, chat):
-    told = run("/help")
-    assert all(name in told for name in Commands(chat, "m").names)
-    assert all(name in told for name in SETTINGS)
+    lines = run("/help")
+    assert all(name in lines for name in Commands(chat, "m").names)
+    assert all(name in lines for name in SETTINGS)
     list(chat.ask("Why?"))
     shown = run("/show")
     used = chat.sides[0].exchanges[0].prompt_tokens + 8

@@ -46,7 +46,7 @@ def upload(directory, url):
 
 def tree(url):
     prefix = Prefix(url)
-    return {found.name: prefix.read(found) for found in prefix.list() if found.name != REPORT}
+    return {result.name: prefix.read(result) for result in prefix.list() if result.name != REPORT}
 
 
 def local_tree(root):
@@ -222,8 +222,8 @@ def test_what_is_not_there_is_said_before_anything_is_written(hf, bucket, tmp_pa
         (f"{bucket}/other", 2, f"{bucket}/other: holds no model; looked for config.json (a Hugging Face directory)"),
         ("s3://b/x", 2, "s3://b/x: allowed: a local path, or gs://BUCKET/PATH"),
     ):
-        found = janus(monkeypatch, capfd, "convert", "to-hf", source, f"{bucket}/out")
-        assert found[0] == code and found[2].startswith(f"error: {message}") and found[2].count("\n") == 1, found
+        result = janus(monkeypatch, capfd, "convert", "to-hf", source, f"{bucket}/out")
+        assert result[0] == code and result[2].startswith(f"error: {message}") and result[2].count("\n") == 1, result
     assert tree(f"{bucket}/out") == {}
 
 
@@ -261,15 +261,15 @@ def test_weights_that_are_cut_or_gone_are_damage_and_a_refusal_is_not(run, tmp_p
     proxy.rule = lambda method, path, answer: answer
     monkeypatch.setattr(buckets, "RETRY_S", 60.0)  # nothing is asked twice from here on
     prefix = Prefix(f"{run}/checkpoints/4/params")
-    data = [found for found in prefix.list() if "/d/" in f"/{found.name}"]
-    contents = {found.name: prefix.read(found) for found in data}
+    data = [result for result in prefix.list() if "/d/" in f"/{result.name}"]
+    contents = {result.name: prefix.read(result) for result in data}
     for damage in (lambda content: content[: len(content) // 2], lambda content: None):
         for name, content in contents.items():
-            there = prefix.find(name)
+            remote = prefix.find(name)
             if (left := damage(content)) is None:
-                prefix.delete([there])
+                prefix.delete([remote])
             else:
-                prefix.write(name, left, there.generation)
+                prefix.write(name, left, remote.generation)
         with pytest.raises(ConversionError, match=rf"^{run}/checkpoints/4/params: \S+ is damaged and cannot be read: "):
             to_hf(run, f"{run}_out", verify="none")
     assert tree(f"{run}_out") == {} and not (tmp_path / "out").exists()

@@ -166,8 +166,8 @@ def test_a_bucket_that_refuses_during_a_save(steps, state, proxy, monkeypatch, s
         checkpoints.wait()
         assert checkpoints.failed == (1 if what else 2)
         assert all(line.startswith(steps) and "\n" not in line and len(line) < 500 for line in lines), lines
-        said = [line for line in lines if "the newest whole checkpoint is of step 7; the run goes on" in line]
-        assert len(said) == checkpoints.failed and "cannot be written" in said[0], lines
+        text = [line for line in lines if "the newest whole checkpoint is of step 7; the run goes on" in line]
+        assert len(text) == checkpoints.failed and "cannot be written" in text[0], lines
     assert committed_steps(place(steps))[-1] == 10
     assert "8" not in names(steps)
 

@@ -86,7 +86,7 @@ def test_layer_by_layer_a_model_says_what_it_says_whole(config, dtype, tmp_path)
     params = random_params(config, dtype)
     save_hf(params, config, tmp_path / "hf")
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, 20).astype(np.int32)
-    found = np.concatenate(verify.outputs(open_model(tmp_path / "hf"), tokens).result(), axis=-1)
+    result = np.concatenate(verify.outputs(open_model(tmp_path / "hf"), tokens).result(), axis=-1)
     places = jnp.arange(20, dtype=jnp.int32)[None]
     layout = Slots(jnp.ones_like(places), jnp.ones_like(places), places)
     exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
@@ -97,7 +97,7 @@ def test_layer_by_layer_a_model_says_what_it_says_whole(config, dtype, tmp_path)
     else:
         whole = jax.jit(logits, static_argnums=(0, 4))
         expected = whole(config, exact, jnp.asarray(tokens)[None], layout, compute)[0]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_report_lies_beside_what_was_written(tmp_path):
@@ -105,16 +105,16 @@ def test_a_report_lies_beside_what_was_written(tmp_path):
     save_hf(params, SMALL, tmp_path / "hf")
     from_hf(tmp_path / "hf", tmp_path / "orbax")
     to_hf(tmp_path / "orbax", tmp_path / "back", dtype="bfloat16")
-    there, back = (json.loads((tmp_path / name / REPORT).read_text()) for name in ("orbax", "back"))
-    assert (there["stored_dtype"], there["dtype"], there["verify"]) == ("float32", "float32", "logits")
+    place, back = (json.loads((tmp_path / name / REPORT).read_text()) for name in ("orbax", "back"))
+    assert (place["stored_dtype"], place["dtype"], place["verify"]) == ("float32", "float32", "logits")
     assert (back["stored_dtype"], back["dtype"]) == ("float32", "bfloat16")
-    assert there["largest_logit_difference"] == 0 < back["largest_logit_difference"] < 1
-    assert set(there["seconds"]) == {"convert", "verification"}
+    assert place["largest_logit_difference"] == 0 < back["largest_logit_difference"] < 1
+    assert set(place["seconds"]) == {"convert", "verification"}
     flat = leaves(params)
     for entry in key_table(SMALL):
         leaf = np.asarray(flat[entry.path])
         block = leaf if entry.layer is None else leaf[entry.layer]
-        assert there["xxh3_128"][entry.key] == digest(block)
+        assert place["xxh3_128"][entry.key] == digest(block)
         assert back["xxh3_128"][entry.key] == digest(block.astype(jnp.bfloat16))
 
 
@@ -197,16 +197,16 @@ def test_check_names_what_differs(tmp_path):
     assert check(tmp_path / "a", tmp_path / "same") == []
     params["layers"]["mlp"]["gate"] = params["layers"]["mlp"]["gate"].at[2, 0, 0].add(0.5)
     save_hf(params, SMALL, tmp_path / "b")
-    (found,) = check(tmp_path / "same", tmp_path / "b")
-    assert found.key == "model.layers.2.mlp.gate_proj.weight"
-    assert found.largest == pytest.approx(0.5, rel=1e-5) and 0 < found.relative < 1
+    (result,) = check(tmp_path / "same", tmp_path / "b")
+    assert result.key == "model.layers.2.mlp.gate_proj.weight"
+    assert result.largest == pytest.approx(0.5, rel=1e-5) and 0 < result.relative < 1
     save_hf(random_params(TIED), TIED, tmp_path / "tied")
     with pytest.raises(ConversionError, match="models of different shape: tie_embeddings False and True"):
         check(tmp_path / "a", tmp_path / "tied")
     to_hf(tmp_path / "same", tmp_path / "half", dtype="bfloat16")
-    found = check(tmp_path / "a", tmp_path / "half")
-    assert len(found) == len(key_table(SMALL)) and all(one.steps <= 0.5 for one in found)
-    assert max(one.steps for one in found) > 0.4
+    result = check(tmp_path / "a", tmp_path / "half")
+    assert len(result) == len(key_table(SMALL)) and all(one.steps <= 0.5 for one in result)
+    assert max(one.steps for one in result) > 0.4
 
 
 @pytest.mark.parametrize(

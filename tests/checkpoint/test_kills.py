@@ -143,8 +143,8 @@ def test_a_conversion_killed_at_any_moment_is_whole_or_absent(way, sources, tmp_
 @pytest.mark.parametrize("way", WAYS)
 def test_a_file_that_the_disk_refuses_ends_a_conversion_with_nothing_left(way, sources, tmp_path):
     convert, source = WAYS[way]
-    said = r"out(/params)?: cannot be written: File too large$"
-    with limited_file_size(1 << 20), pytest.raises(StorageError, match=said):
+    text = r"out(/params)?: cannot be written: File too large$"
+    with limited_file_size(1 << 20), pytest.raises(StorageError, match=text):
         convert(sources / source, tmp_path / "new" / "out")
     assert not (tmp_path / "new").exists()
 
@@ -165,6 +165,6 @@ def small_disk(tmp_path):
 def test_a_full_disk_ends_the_command_with_14_and_nothing_left(way, sources, small_disk, janus):
     code, out, err = janus("convert", way, sources / WAYS[way][1], small_disk / "out")
     assert (code, out) == (14, "")
-    said = rf"error: {small_disk}/out(/params)?: cannot be written: .*No space left on device\n"
-    assert re.fullmatch(said, err), err
+    text = rf"error: {small_disk}/out(/params)?: cannot be written: .*No space left on device\n"
+    assert re.fullmatch(text, err), err
     assert not [*small_disk.iterdir()]

@@ -61,11 +61,11 @@ def greedy(directory: Path, ids: list[int]) -> list[int]:
     layout = Slots(jnp.ones_like(places), jnp.ones_like(places), places)
     compute = Compute(dtype=jnp.float32)
     step = jax.jit(lambda params, tokens, last: logits(config, params, tokens, layout, compute)[0, last].argmax())
-    found = list(ids)
+    result = list(ids)
     for _ in range(NEW_TOKENS):
-        padded = jnp.asarray([found + [0] * (length - len(found))], jnp.int32)
-        found.append(int(step(params, padded, len(found) - 1)))
-    return found[len(ids) :]
+        padded = jnp.asarray([result + [0] * (length - len(result))], jnp.int32)
+        result.append(int(step(params, padded, len(result) - 1)))
+    return result[len(ids) :]
 
 
 def test_three_programs_continue_texts_alike(exported, monkeypatch):

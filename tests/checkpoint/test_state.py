@@ -49,15 +49,15 @@ def test_state_of_one_mesh_restores_on_another(run):
     target = placed_state(build_mesh(MeshShape(2, 2, 2)))
     checkpoints = Checkpoints(run / "checkpoints", keep=2)
     assert checkpoints.latest_step() == 7
-    found, found_optimizer, data, meta = checkpoints.restore(
+    result, found_optimizer, data, meta = checkpoints.restore(
         7, params=abstract(target[0]), optimizer=abstract(target[1])
     )
     checkpoints.close()
-    assert_same_tree(found, jax.tree.map(lambda leaf: leaf * 7, params))
+    assert_same_tree(result, jax.tree.map(lambda leaf: leaf * 7, params))
     assert_same_tree(found_optimizer, optimizer)
-    for leaf, wanted in zip(jax.tree.leaves((found, found_optimizer)), jax.tree.leaves(target), strict=True):
+    for leaf, wanted in zip(jax.tree.leaves((result, found_optimizer)), jax.tree.leaves(target), strict=True):
         assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
-    assert len(found["lm_head"].sharding.device_set) == 8
+    assert len(result["lm_head"].sharding.device_set) == 8
     assert data == {"epoch": 1, "row": 7}
     assert meta == json.loads(json.dumps(STATE_META))
 
@@ -69,8 +69,8 @@ def test_a_path_is_no_pattern(tmp_path):
     with contextlib.closing(Checkpoints(directory, keep=1)) as checkpoints:
         checkpoints.save(1, params=params, optimizer=optimizer, data={}, meta={})
         checkpoints.wait()
-        found, *_ = checkpoints.restore(1, params=abstract(params), optimizer=abstract(optimizer))
-    assert_same_tree(found, params)
+        result, *_ = checkpoints.restore(1, params=abstract(params), optimizer=abstract(optimizer))
+    assert_same_tree(result, params)
     assert_same_tree(ItemReader(absolute(directory) / "1" / "params").read(("w",)), params["w"])
 
 
@@ -129,9 +129,9 @@ def test_arrays_may_be_donated_while_a_save_is_under_way(tmp_path):
     checkpoints.save(1, params=params, optimizer=optimizer, data={}, meta=STATE_META)
     jax.block_until_ready(jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0)(params))
     checkpoints.wait()
-    found, *_ = checkpoints.restore(1, params=wanted[0], optimizer=wanted[1])
+    result, *_ = checkpoints.restore(1, params=wanted[0], optimizer=wanted[1])
     checkpoints.close()
-    assert_same_bits(found, expected)
+    assert_same_bits(result, expected)
 
 
 def test_another_model_or_optimizer_is_refused_by_name(run):
@@ -181,9 +181,9 @@ def test_two_processes_save_and_one_restores(tmp_path):
     mesh = build_mesh(MeshShape(2, 2, 2))
     params, optimizer = placed_state(mesh)
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=1)
-    found, found_optimizer, data, _ = checkpoints.restore(5, params=abstract(params), optimizer=abstract(optimizer))
+    result, found_optimizer, data, _ = checkpoints.restore(5, params=abstract(params), optimizer=abstract(optimizer))
     checkpoints.close()
-    assert_same_tree(found, params)
+    assert_same_tree(result, params)
     assert_same_tree(found_optimizer, placed_state(build_mesh(MeshShape(1, 8, 1)))[1])
     assert data == {"epoch": 0, "row": 40}
     save_hf(params, STATE_MODEL, tmp_path / "here")
@@ -205,5 +205,5 @@ def test_saving_cuts_nothing_out_on_the_devices(tmp_path, monkeypatch):
         checkpoints.wait()
         assert cut and set(cut) == {None}
         shape = {"w": jax.ShapeDtypeStruct((8, 1024), np.float32, sharding=where)}
-        found, *_ = checkpoints.restore(1, params=shape, optimizer={"mu": shape})
-    assert np.array_equal(found["w"], params["w"])
+        result, *_ = checkpoints.restore(1, params=shape, optimizer={"mu": shape})
+    assert np.array_equal(result["w"], params["w"])

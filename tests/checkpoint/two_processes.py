@@ -28,8 +28,8 @@ def main(port: str, process: str, directory: Path) -> None:
     checkpoints.save(5, params=params, optimizer=optimizer, data={"epoch": 0, "row": 40}, meta=STATE_META)
     checkpoints.wait()
     assert checkpoints.latest_step() == 5
-    found, found_optimizer, *_ = checkpoints.restore(5, params=abstract(params), optimizer=abstract(optimizer))
-    same_shards(found, params)
+    result, found_optimizer, *_ = checkpoints.restore(5, params=abstract(params), optimizer=abstract(optimizer))
+    same_shards(result, params)
     same_shards(found_optimizer, optimizer)
     checkpoints.save(6, params=params, optimizer=optimizer, data={"epoch": 0, "row": 48}, meta=STATE_META)
     checkpoints.wait()

@@ -89,10 +89,10 @@ def by_vllm(environment: Path, directory: Path, expected: list[Continuation]) ->
         return Answer(**json.loads(answer.read_text()))
 
 
-def table(expected: list[Continuation], found: Answer) -> Table:
+def table(expected: list[Continuation], result: Answer) -> Table:
     """One row a prompt."""
     rows = Table("prompt", "clear steps", "smallest gap", "same tokens", "same to the end", "log-probs differ by")
-    for one, tokens, logps in zip(expected, found.tokens, found.logps, strict=True):
+    for one, tokens, logps in zip(expected, result.tokens, result.logps, strict=True):
         rows.add_row(
             repr(one.text),
             f"{one.clear} of {len(one.tokens)}",
@@ -114,19 +114,19 @@ def main() -> None:
     started = time.monotonic()
     expected = by_transformers(arguments.reference or arguments.export)
     between = time.monotonic()
-    found = by_vllm(arguments.venv, arguments.export, expected)
-    same_ids = found.prompts == [list(one.prompt) for one in expected]
-    difference = max(one.difference(logps) for one, logps in zip(expected, found.logps, strict=True))
-    passed = proven(expected, found.tokens) and same_ids and difference <= ROUNDING
-    same = sum(one.agrees(tokens) for one, tokens in zip(expected, found.tokens, strict=True))
+    result = by_vllm(arguments.venv, arguments.export, expected)
+    same_ids = result.prompts == [list(one.prompt) for one in expected]
+    difference = max(one.difference(logps) for one, logps in zip(expected, result.logps, strict=True))
+    passed = proven(expected, result.tokens) and same_ids and difference <= ROUNDING
+    same = sum(one.agrees(tokens) for one, tokens in zip(expected, result.tokens, strict=True))
     enough = sum(one.enough for one in expected)
     console = Console(width=130)
-    console.print(table(expected, found))
+    console.print(table(expected, result))
     console.print(
         f"{'passed' if passed else 'FAILED'}: of {len(expected)} prompts {same} have the same tokens up to the first "
         f"gap below {TIE}, {enough} ({PROMPTS_ENOUGH} wanted) for {ENOUGH} steps or to the text's end; their log-probs "
         f"differ by {difference:.1e} ({ROUNDING} at most); vLLM's ids of the texts are "
-        f"{'the same' if same_ids else 'OTHERS'}. {found.architecture}; transformers "
+        f"{'the same' if same_ids else 'OTHERS'}. {result.architecture}; transformers "
         f"{between - started:.0f} s, vLLM {time.monotonic() - between:.0f} s"
     )
     sys.exit(not passed)

@@ -14,7 +14,7 @@ def main() -> None:
     sampling = SamplingParams(temperature=0.0, max_tokens=wanted["new_tokens"], logprobs=1)
     prompts = [{"prompt_token_ids": ids} for ids in wanted["prompts"]]
     outputs = [output.outputs[0] for output in model.generate(prompts, sampling)]
-    found = {
+    result = {
         "architecture": model.llm_engine.model_config.architecture,
         "tokens": [list(output.token_ids) for output in outputs],
         "logps": [
@@ -23,7 +23,7 @@ def main() -> None:
         ],
         "prompts": [model.get_tokenizer().encode(text) for text in wanted["texts"]],
     }
-    answer.write_text(json.dumps(found))
+    answer.write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -42,16 +42,16 @@ def test_a_known_preference_is_recovered_and_a_bias_for_a_place_is_told(janus, f
             assert code == 0, err
             return out, json.loads((tmp_path / f"{name}.json").read_text()), server.bodies
 
-    out, told, bodies = run(prefers, "steady", "--csv", tmp_path / "pairs.csv")
+    out, lines, bodies = run(prefers, "steady", "--csv", tmp_path / "pairs.csv")
     assert len(bodies) == 2 * len(ROWS)
-    assert told["low"] <= 0.7 <= told["high"] and told["consistent"] == 1 and told["low"] > 0.5
+    assert lines["low"] <= 0.7 <= lines["high"] and lines["consistent"] == 1 and lines["low"] > 0.5
     assert "inconsistent" not in out and "120 verdicts in" in out
     (row,) = csv.DictReader((tmp_path / "pairs.csv").open())
-    assert row["name"] == "own against other" and row["pairs"] == "60" and len(told["of_pairs"]) == 60
-    assert float(row["score % low"]) == pytest.approx(100 * told["low"]) and told["kind"] == "pairwise"
+    assert row["name"] == "own against other" and row["pairs"] == "60" and len(lines["of_pairs"]) == 60
+    assert float(row["score % low"]) == pytest.approx(100 * lines["low"]) and lines["kind"] == "pairwise"
     assert run(prefers, "again", "--limit", 5)[1]["pairs"] == 5
-    out, told, _ = run(lambda body, count: said("[RESULT] A"), "biased")
-    assert (told["score"], told["consistent"], told["first_place"]) == (0.5, 0, 1)
+    out, lines, _ = run(lambda body, count: said("[RESULT] A"), "biased")
+    assert (lines["score"], lines["consistent"], lines["first_place"]) == (0.5, 0, 1)
     assert "50.000 [50.000, 50.000]" in out and "the judge is inconsistent" in out
     assert "no pair has a winner and answers of different lengths" in out and "nan" not in out
     code, _, err = janus("bench", "table", tmp_path / "biased")

@@ -77,8 +77,8 @@ def test_a_server_answers_and_nothing_is_asked_twice(janus, tmp_path, monkeypatc
         code, _, err = janus(*words)
         assert code == 2 and f"1 of 2 rows have no answer, first {bench}:2: no content" in err and not out.exists(), err
         broken.clear()
-        code, told, err = janus(*words)
-        assert code == 0 and told.startswith(f"wrote {out}; 30 tokens spent in all"), err
+        code, output, err = janus(*words)
+        assert code == 0 and output.startswith(f"wrote {out}; 30 tokens spent in all"), err
         assert len(server.bodies) == 3
         body = next(one for one in server.bodies if len(one["messages"]) == 2)
         options = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 1024, "seed": 0, "repetition_penalty": 1.03}

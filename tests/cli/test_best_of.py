@@ -48,7 +48,7 @@ def ask(janus, models, tmp_path):
 def test_the_best_answer_stands_first(ask, models, tmp_path, monkeypatch):
     live = []
     monkeypatch.setattr(rewards.RewardModel, "stored", noting(live, rewards.RewardModel.stored))
-    code, told, err, out = ask()
+    code, output, err, out = ask()
     assert code == 0, err
     assert live == [[]], "the language model is in memory beside the reward model"
     lines = [json.loads(line) for line in out.read_text().splitlines()]
@@ -57,10 +57,10 @@ def test_the_best_answer_stands_first(ask, models, tmp_path, monkeypatch):
     server = transformers.AutoTokenizer.from_pretrained(models["reward"])
     every = []
     for line in lines:
-        found = [one["reward"] for one in line["answers"]]
-        assert found == sorted(found, reverse=True) and len(set(found)) == N
+        result = [one["reward"] for one in line["answers"]]
+        assert result == sorted(result, reverse=True) and len(set(result)) == N
         assert sorted(one["sample"] for one in line["answers"]) == list(range(N))
-        every.append(sorted(found))
+        every.append(sorted(result))
         for one in line["answers"]:
             whole = [*line["messages"], {"role": "assistant", "content": one["text"]}]
             ids = server.apply_chat_template(whole, return_dict=False)
@@ -70,7 +70,7 @@ def test_the_best_answer_stands_first(ask, models, tmp_path, monkeypatch):
     assert (curve["n"], curve["prompts"], curve["prompts_left_out"]) == ([1, 2, 3, 4], 3, 0)
     expected = [sum(sum(one) / N for one in every) / 3, sum(one[-1] for one in every) / 3]
     assert [curve["expected_reward"][0], curve["expected_reward"][-1]] == pytest.approx(expected)
-    assert f"n = 1     {expected[0]:.4f}" in told and f"n = 4     {expected[1]:.4f}" in told
+    assert f"n = 1     {expected[0]:.4f}" in output and f"n = 4     {expected[1]:.4f}" in output
     names = ["a.jsonl", "a.jsonl.rewards.json", "p.jsonl"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
@@ -118,7 +118,7 @@ def dying(name, add):
 
 
 def test_answers_that_are_too_long_stand_last(ask, tmp_path):
-    code, told, err, out = ask(reward="short")
+    code, output, err, out = ask(reward="short")
     assert code == 0, err
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     unread = [sum(one["reward"] is None for one in line["answers"]) for line in lines]
@@ -127,7 +127,7 @@ def test_answers_that_are_too_long_stand_last(ask, tmp_path):
         assert all(one["reward"] is None for one in line["answers"][N - count :])
     curve = json.loads((tmp_path / "a.jsonl.rewards.json").read_text())
     assert curve["answers_unread"] == sum(unread) and curve["prompts"] == unread.count(0)
-    assert f"cannot read {sum(unread)} answers" in told
+    assert f"cannot read {sum(unread)} answers" in output
 
 
 @pytest.mark.parametrize(

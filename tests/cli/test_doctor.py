@@ -38,8 +38,8 @@ def test_every_declared_requirement_is_reported():
 
 
 def test_python_is_held_against_its_range():
-    found = ".".join(map(str, sys.version_info[:3]))
-    assert doctor.python(">=3.11") == Check("python", "ok", f"{found} (>=3.11)")
+    result = ".".join(map(str, sys.version_info[:3]))
+    assert doctor.python(">=3.11") == Check("python", "ok", f"{result} (>=3.11)")
     assert doctor.python(">=9").status == "missing"
 
 

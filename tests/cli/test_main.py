@@ -193,8 +193,8 @@ def test_conversions_get_their_options(janus, tmp_path):
     to_hf.assert_called_once_with("run", out, **given)
     done = dataclasses.replace(done, verify="logits", largest_logit_difference=0.0)
     with mock.patch("janus_jax.checkpoint.convert.from_hf", autospec=True, return_value=done) as from_hf:
-        code, told, _ = janus("convert", "from-hf", "hf", out)
-        assert (code, told) == (
+        code, lines, _ = janus("convert", "from-hf", "hf", out)
+        assert (code, lines) == (
             0,
             f"{out}: written in bfloat16; every tensor compared, "
             "largest difference of logits 0 (both computed by janus_jax)\n",
@@ -205,11 +205,11 @@ def test_conversions_get_their_options(janus, tmp_path):
 def test_a_comparison_exits_with_2_where_models_differ(janus):
     from janus_jax.checkpoint.digest import TensorDifference
 
-    found = [TensorDifference(f"tensor.{number}", 0.5, number / 100) for number in range(30)]
+    result = [TensorDifference(f"tensor.{number}", 0.5, number / 100) for number in range(30)]
     with mock.patch("janus_jax.checkpoint.convert.check", autospec=True) as check:
         check.return_value = []
         assert janus("convert", "check", "a", "b")[:2] == (0, "a and b: the same model, bit for bit\n")
-        check.return_value = found
+        check.return_value = result
         code, out, err = janus("convert", "check", "a", "b")
     assert (code, err) == (2, "error: a and b: 30 tensors differ\n")
     first, second, *_, last = out.splitlines()
@@ -229,9 +229,9 @@ def test_demo_gets_its_options(janus, tmp_path):
 def test_the_demo_offers_the_stages_that_it_has(janus):
     code, out, err = janus("demo", "--objective", "ppo")
     assert (code, out) == (2, "")
-    told = " ".join(err.replace("\u2502", " ").split())
+    lines = " ".join(err.replace("\u2502", " ").split())
     allowed = ", ".join(f"'{name}'" for name in STAGES)
-    assert "Invalid value for '--objective'" in told and f"'ppo' is not one of {allowed}." in told
+    assert "Invalid value for '--objective'" in lines and f"'ppo' is not one of {allowed}." in lines
 
 
 @pytest.mark.parametrize(

@@ -25,16 +25,16 @@ def outputs(path):
 
 
 def twins(path):
-    told = json.loads((path / "t.json").read_text())
+    output = json.loads((path / "t.json").read_text())
     lines = list(csv.DictReader(io.StringIO((path / "t.csv").read_text())))
-    assert [row["name"] for row in told["rows"]] == [line["name"] for line in lines]
+    assert [row["name"] for row in output["rows"]] == [line["name"] for line in lines]
     picture = ElementTree.parse(path / "t.svg")
     assert not any(
         "href" in name and not str(value).startswith("#")
         for node in picture.iter()
         for name, value in node.attrib.items()
     )
-    return told, lines
+    return output, lines
 
 
 def refused(janus, *arguments):
@@ -47,13 +47,13 @@ def test_diversity_of_two_models_with_twins_and_picture(janus, answers, tmp_path
     same = write_rows(tmp_path / "same.jsonl", [answer_row("x", system=str(n), extra=1) for n in range(3)])
     code, out, err = janus("measure", "diversity", f"my $<model>$={answers}", f"x={same}", *outputs(tmp_path))
     assert code == 0 and err == "note: 'extra' of 3 rows: not measured\n", err
-    told, lines = twins(tmp_path)
-    assert (told["kind"], told["settings"]["by"], told["settings"]["answers"]["x"]) == (
+    output, lines = twins(tmp_path)
+    assert (output["kind"], output["settings"]["by"], output["settings"]["answers"]["x"]) == (
         "diversity",
         "prompt, with different system messages",
         [str(same)],
     )
-    assert told["rows"][1]["values"] == [1.0, 1.0, 1, 3] and lines[0]["average"] == "0.75"
+    assert output["rows"][1]["values"] == [1.0, 1.0, 1, 3] and lines[0]["average"] == "0.75"
     assert "my $<model>$" in out and "Janus 7B" in out and "nan" not in out.lower()
 
 
@@ -89,9 +89,9 @@ def test_verbosity_beside_the_references_of_a_bench(janus, answers, tmp_path):
     )
     code, out, err = janus("measure", "verbosity", f"m={answers}", "--reference", bench, *outputs(tmp_path))
     assert code == 0 and err == "" and "note: m: 3 rows without a reference; they count in no ratio" in out, err
-    told, _ = twins(tmp_path)
-    assert [row["name"] for row in told["rows"]] == ["reference", "m"] and told["settings"]["unit"] == "words"
-    values = dict(zip(told["columns"], told["rows"][1]["values"], strict=True))
+    output, _ = twins(tmp_path)
+    assert [row["name"] for row in output["rows"]] == ["reference", "m"] and output["settings"]["unit"] == "words"
+    values = dict(zip(output["columns"], output["rows"][1]["values"], strict=True))
     assert (values["mean"], values["of reference"], values["cut"]) == (4, 0.4, 0)
     other = write_rows(tmp_path / "other.jsonl", [bench_row(9, id="n")])
     assert "m: 12 rows and 1 reference share no id" in refused(janus, "verbosity", f"m={answers}", "--reference", other)
@@ -101,19 +101,19 @@ def test_verbosity_beside_the_references_of_a_bench(janus, answers, tmp_path):
 def test_effect_of_the_system_message_with_a_judge_and_log_probs(janus, tmp_path):
     rows = read_bench(write_rows(tmp_path / "bench.jsonl", [bench_row(n) for n in range(3)]))
     files = []
-    for name, said in (("none", ""), ("own", "Be 1.")):
-        lines = [answer_row("of three words", row.prompt, said, id=row.id) for row in rows]
+    for name, message in (("none", ""), ("own", "Be 1.")):
+        lines = [answer_row("of three words", row.prompt, message, id=row.id) for row in rows]
         files.append(f"{name}={write_rows(tmp_path / f'{name}.jsonl', lines)}")
         judged(tmp_path / f"judged_{name}", rows, lambda n, k, r, better=name == "own": 2 + better)
     verdicts = [part for name in ("none", "own") for part in ("--judged", f"{name}={tmp_path}/judged_{name}")]
     model = language_model(tmp_path / "lm")
     code, out, err = janus("measure", "system-effect", *files, *verdicts, "--model", model, *outputs(tmp_path))
     assert code == 0 and "own: judge" not in out and "none: judge j, 3 runs" in out, err
-    told, _ = twins(tmp_path)
-    assert told["columns"] == ["rows", "ROUGE-L", "words", "score", "log-prob of a token"]
-    assert [row["name"] for row in told["rows"]] == ["none", "own", "own - none"]
-    assert told["rows"][2]["values"][:4] == [3, 1.0, 0.0, 1.0] and told["rows"][2]["values"][4] != 0
-    assert told["settings"]["log_probs_of"] == "own"
+    output, _ = twins(tmp_path)
+    assert output["columns"] == ["rows", "ROUGE-L", "words", "score", "log-prob of a token"]
+    assert [row["name"] for row in output["rows"]] == ["none", "own", "own - none"]
+    assert output["rows"][2]["values"][:4] == [3, 1.0, 0.0, 1.0] and output["rows"][2]["values"][4] != 0
+    assert output["settings"]["log_probs_of"] == "own"
 
 
 def test_system_effect_refuses_what_does_not_belong_together(janus, answers, tmp_path):

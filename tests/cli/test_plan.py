@@ -19,8 +19,8 @@ from tests.support.repository import ROOT
 
 
 def test_a_plan_is_printed_drawn_and_written(janus, small, tmp_path):
-    found = example_plan()
-    with mock.patch("janus_jax.planning.plan", autospec=True, return_value=found) as plan:
+    result = example_plan()
+    with mock.patch("janus_jax.planning.plan", autospec=True, return_value=result) as plan:
         options = "--topology v5litepod-16 --slices 2 --json plan.json --png plan.png --dump-hlo hlo"
         code, out, err = janus("plan", small, *options.split(), "batch.rows=2")
     (config, topology), named = plan.call_args
@@ -29,14 +29,14 @@ def test_a_plan_is_printed_drawn_and_written(janus, small, tmp_path):
     assert (code, err) == (0, "") and out.startswith("FITS: ") and "list prices of 20" in " ".join(out.split())
     assert out.endswith("wrote plan.json\nwrote plan.png\nwrote hlo\n")
     written = json.loads((tmp_path / "plan.json").read_text())
-    assert written == json.loads(json.dumps(found.to_json()))
+    assert written == json.loads(json.dumps(result.to_json()))
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_does_not_fit_exits_with_3_and_is_written_all_the_same(janus, small, tmp_path):
     endless = dataclasses.replace(example_plan().bound, dcn_s=float("inf"), tokens_per_s=0.0)
-    found = dataclasses.replace(example_plan(), fits=False, reason="too much", bound=endless)
-    with mock.patch("janus_jax.planning.plan", autospec=True, return_value=found):
+    result = dataclasses.replace(example_plan(), fits=False, reason="too much", bound=endless)
+    with mock.patch("janus_jax.planning.plan", autospec=True, return_value=result):
         code, out, err = janus("plan", small, "--topology", "v4-8", "--json", "plan.json", "--tries", 0)
     assert (code, err) == (3, "") and out.startswith("DOES NOT FIT 2 x v5litepod-16: too much\n")
     written = json.loads((tmp_path / "plan.json").read_text(), parse_constant=pytest.fail)
@@ -59,12 +59,12 @@ def test_the_search_for_remat_prints_the_change_to_make(janus, small, tmp_path):
 
 def test_what_would_fit_is_said_as_it_is_found(janus, small):
     failed = dataclasses.replace(example_plan(), fits=False, reason="too much")
-    found = [Suggestion(("remat=full",), "blocks are computed a second time", example_plan())]
+    result = [Suggestion(("remat=full",), "blocks are computed a second time", example_plan())]
     with (
         mock.patch("janus_jax.planning.plan", autospec=True, return_value=failed),
         mock.patch("janus_jax.planning.search.suggest.suggestions", autospec=True) as suggestions,
     ):
-        suggestions.return_value = iter(found)
+        suggestions.return_value = iter(result)
         code, out, _ = janus("plan", small, "--topology", "v4-8", "--tries", 5)
         assert code == 3 and suggestions.call_args[1]["tries"] == 5
         assert "  remat=full\n" in out and out.endswith("GiB; blocks are computed a second time\n")

@@ -70,14 +70,14 @@ def test_rewards_are_those_of_transformers(score, models, tmp_path, monkeypatch)
     for row in ROWS:
         with torch.no_grad():
             expected.append([float(model(torch.tensor([p + r])).logits) for p, r in texts(server, row)])
-    told = [
+    output = [
         lines[0]["reward"],
         [one["reward"] for one in lines[1]["answers"]],
         [lines[2]["reward"]["chosen"], lines[2]["reward"]["rejected"]],
         [one["reward"] for one in lines[3]["answers"]],
         [lines[4]["reward"]],
     ]
-    for ours, theirs in zip(told, expected, strict=True):
+    for ours, theirs in zip(output, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
     assert (lines[0]["id"], lines[2]["main_source"], lines[3]["answers"][0]["finish_reason"]) == ("a", "x", "length")
     assert all(row.keys() <= line.keys() for row, line in zip(ROWS, lines, strict=True))
@@ -104,12 +104,12 @@ def test_log_probs_are_those_of_transformers(score, models):
     assert code == 0 and "'lp' holds log-probs under a language model" in err, err
     lines, server = lines_of(out), transformers.AutoTokenizer.from_pretrained(models["lm"])
     model = transformers.AutoModelForCausalLM.from_pretrained(models["lm"])
-    told = [*lines[0]["lp"], *(one["lp"] for one in lines[1]["answers"])]
+    output = [*lines[0]["lp"], *(one["lp"] for one in lines[1]["answers"])]
     expected = [pair for row in ROWS[:2] for pair in texts(server, row)]
-    told, expected = [*told, lines[3]["answers"][0]["lp"], lines[4]["lp"]], [*expected, *[None] * 2]
+    output, expected = [*output, lines[3]["answers"][0]["lp"], lines[4]["lp"]], [*expected, *[None] * 2]
     ((prompt, whole),) = texts(server, ROWS[4])
     expected[-2:] = [(prompt, whole[:-1]), (prompt, whole)]  # the first was cut before its end
-    for ours, (prompt, rest) in zip(told, expected, strict=True):
+    for ours, (prompt, rest) in zip(output, expected, strict=True):
         logps, greedy = torch_models.log_probs(model, prompt, rest)
         assert ours["sum"] == pytest.approx(logps.sum(), abs=1e-3)
         assert ours["mean"] == pytest.approx(logps.mean(), abs=1e-4)

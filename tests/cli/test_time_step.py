@@ -16,11 +16,11 @@ def test_a_step_is_timed_beside_its_plan(janus, small, tmp_path):
     words = " ".join(out.split())
     assert "median of 2 steps" in words and "the compiler's" in words and "no figures for cpu:8" in words
     assert out.endswith("wrote times.json\nwrote trace\n") and list(tmp_path.glob("trace/**/*.xplane.pb"))
-    found = json.loads((tmp_path / "times.json").read_text())
-    assert len(found["seconds"]) == 2 and found["devices"] == 8 == found["plan"]["target"]["chips"]
-    assert found["tokens_per_s"] == pytest.approx(found["tokens_per_step"] / found["median_s"])
-    assert found["flops_per_s"] == pytest.approx(found["plan"]["flops"]["model"] / 8 / found["median_s"])
-    assert found["mfu"] is None and found["plan"]["memory"]["needed"] > 0
+    result = json.loads((tmp_path / "times.json").read_text())
+    assert len(result["seconds"]) == 2 and result["devices"] == 8 == result["plan"]["target"]["chips"]
+    assert result["tokens_per_s"] == pytest.approx(result["tokens_per_step"] / result["median_s"])
+    assert result["flops_per_s"] == pytest.approx(result["plan"]["flops"]["model"] / 8 / result["median_s"])
+    assert result["mfu"] is None and result["plan"]["memory"]["needed"] > 0
 
 
 @pytest.mark.parametrize(

@@ -224,9 +224,9 @@ def test_scores_and_perplexities_from_elsewhere_and_the_table(measure, tmp_path)
         "table", tmp_path / "mine.jsonl", "--json", files["json"], "--csv", files["csv"], "--plot", files["svg"]
     )
     assert code == 0, err
-    told = json.loads(files["json"].read_text())
-    assert told["kind"] == "toxicity" and told["settings"]["scorer"]["name"] == "lab"
-    assert told["rows"][0]["values"][:3] == pytest.approx([(0.1 + 0.6 + 0.1) / 3, 1 / 3, 10.0])
+    output = json.loads(files["json"].read_text())
+    assert output["kind"] == "toxicity" and output["settings"]["scorer"]["name"] == "lab"
+    assert output["rows"][0]["values"][:3] == pytest.approx([(0.1 + 0.6 + 0.1) / 3, 1 / 3, 10.0])
     (row,) = csv.DictReader(files["csv"].open())
     assert row["name"] == "mine" and float(row["output perplexity"]) == 10.0
     assert "scorer: lab" in out and "Janus 7B (not comparable" in out and "<svg" in files["svg"].read_text()
@@ -259,6 +259,6 @@ def test_bad_input_is_one_line_with_exit_code_2(measure, generate, model, tmp_pa
         (("run", model, "--prompts", file, "--system", "x", *out), "--system: needs --chat"),
     ):
         code, _, err = measure(*arguments)
-        said = [line for line in err.splitlines() if not line.startswith("note: ")]
-        assert code == 2 and what in err and len(said) == 1 and "Traceback" not in err, (arguments, err)
+        message = [line for line in err.splitlines() if not line.startswith("note: ")]
+        assert code == 2 and what in err and len(message) == 1 and "Traceback" not in err, (arguments, err)
         assert not list(tmp_path.glob("new.jsonl*")), arguments

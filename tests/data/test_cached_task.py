@@ -27,13 +27,13 @@ def read(task, **options):
     return list(dataset.as_numpy_iterator())
 
 
-def keys(found) -> list[bytes]:
-    return [b"|".join(example[name].tobytes() for name in ("prompt", "chosen", "rejected")) for example in found]
+def keys(result) -> list[bytes]:
+    return [b"|".join(example[name].tobytes() for name in ("prompt", "chosen", "rejected")) for example in result]
 
 
 def test_features_are_the_stored_ids_in_order(parts):
-    found = read(cached_task(parts[0]), shuffle=False, num_epochs=1)
-    for features, example in zip(found, parts[0].read(range(20)), strict=True):
+    result = read(cached_task(parts[0]), shuffle=False, num_epochs=1)
+    for features, example in zip(result, parts[0].read(range(20)), strict=True):
         assert set(features) == {"prompt", "chosen", "rejected", "margin"}
         for name in ("prompt", "chosen", "rejected"):
             np.testing.assert_array_equal(features[name], getattr(example, name))
@@ -41,21 +41,21 @@ def test_features_are_the_stored_ids_in_order(parts):
 
 def test_single_responses_have_two_features(tmp_path):
     write_dataset(tmp_path / "sft", {"train": random_examples(5, pairs=False)}, kind="sft")
-    found = read(cached_task(TokenizedDataset(tmp_path / "sft")), shuffle=True, seed=1, num_epochs=1)
-    assert len(found) == 5 and all(set(features) == {"prompt", "chosen"} for features in found)
+    result = read(cached_task(TokenizedDataset(tmp_path / "sft")), shuffle=True, seed=1, num_epochs=1)
+    assert len(result) == 5 and all(set(features) == {"prompt", "chosen"} for features in result)
 
 
 def test_a_mixture_keeps_its_shares_in_every_epoch_and_repeats_nothing_early(parts):
     task = cached_task(Mixture(parts, [3, 1], 16))
-    found = keys(read(task, shuffle=True, seed=4, num_epochs=4))
+    result = keys(read(task, shuffle=True, seed=4, num_epochs=4))
     of = [set(keys(read(cached_task(part), shuffle=False, num_epochs=1))) for part in parts]
     for epoch in range(4):
-        now = found[16 * epoch : 16 * (epoch + 1)]
+        now = result[16 * epoch : 16 * (epoch + 1)]
         assert [sum(key in part for key in now) for part in of] == [12, 4]
-    firsts = [key for key in found if key in of[1]]
+    firsts = [key for key in result if key in of[1]]
     assert len(set(firsts[:8])) == 8 == len(set(firsts[8:16]))  # the small part, twice round
-    assert found == keys(read(task, shuffle=True, seed=4, num_epochs=4))
-    assert found != keys(read(task, shuffle=True, seed=5, num_epochs=4))
+    assert result == keys(read(task, shuffle=True, seed=4, num_epochs=4))
+    assert result != keys(read(task, shuffle=True, seed=5, num_epochs=4))
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3])

@@ -8,7 +8,7 @@ from janus_jax.data.rows import fit
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "output"),
     [
         ({"overlong": "drop"}, ["over-long and dropped", "equal pairs: 1 of 6 held-out examples is dropped"]),
         ({"overlong": "truncate"}, ["1 of 6 held-out examples is over-long and truncated", "equal pairs: 1 of 6"]),
@@ -19,12 +19,12 @@ from janus_jax.data.rows import fit
         ),
     ],
 )
-def test_every_example_that_is_left_out_is_told_under_its_own_reason(options, told):
+def test_every_example_that_is_left_out_is_told_under_its_own_reason(options, output):
     lengths = np.array([[4, 3, 3], [4, 3, 2], [4, 9, 20], [4, 2, 5], [4, 4, 5], [4, 5, 4]])
     limits = {"row_length": 20, "max_sequence_length": 10}
     fitted = fit(lengths, equal=lambda index, lengths: index == 0, **limits, **options)
     lines = fit_lines("held-out", **fit_counts(fitted))
-    assert len(lines) == len(told) and all(part in line for part, line in zip(told, lines, strict=True))
+    assert len(lines) == len(output) and all(part in line for part, line in zip(output, lines, strict=True))
 
 
 def test_nothing_is_told_if_everything_is_read():

@@ -55,8 +55,8 @@ def on_host(loaded):
 
 def ids(loaded) -> list[int]:
     """Numbers of the examples in a batch, ascending."""
-    found = np.asarray(loaded.batch.example_id)
-    return sorted(found[found >= 0].tolist())
+    result = np.asarray(loaded.batch.example_id)
+    return sorted(result[result >= 0].tolist())
 
 
 def take(loader: Loader, count: int, start: Position | None = None) -> list:
@@ -74,9 +74,9 @@ def assert_same(ours, theirs) -> None:
 @pytest.mark.parametrize("mesh", [(1, 1, 8, 1), (4, 1, 1, 2), (1, 2, 2, 2)], ids=str)
 def test_the_rows_do_not_depend_on_the_mesh(data, mesh):
     expected = take(make(data, ROWS), 7)
-    found = take(make(data, ROWS, mesh=mesh), 7)
-    assert_same([on_host(b) for b in found], [on_host(b) for b in expected])
-    assert [b.position for b in found] == [b.position for b in expected]
+    result = take(make(data, ROWS, mesh=mesh), 7)
+    assert_same([on_host(b) for b in result], [on_host(b) for b in expected])
+    assert [b.position for b in result] == [b.position for b in expected]
 
 
 def test_examples_and_position_of_a_step_do_not_depend_on_the_mesh_where_rows_do(data):
@@ -84,9 +84,9 @@ def test_examples_and_position_of_a_step_do_not_depend_on_the_mesh_where_rows_do
     spread, together = make(data, GROUPS, mesh=(4, 2, 1, 1)), make(data, GROUPS, mesh=(1, 1, 8, 1))
     assert spread.rows > together.rows
     expected = take(spread, 16)
-    found = take(together, 5)
-    found += take(make(data, GROUPS, mesh=(2, 1, 4, 1)), 11, found[-1].next_position)
-    assert [ids(b) for b in found] == [ids(b) for b in expected]
+    result = take(together, 5)
+    result += take(make(data, GROUPS, mesh=(2, 1, 4, 1)), 11, result[-1].next_position)
+    assert [ids(b) for b in result] == [ids(b) for b in expected]
 
 
 @MODES
@@ -306,8 +306,8 @@ def test_a_number_of_steps_settles_the_rows_of_all_epochs_that_it_takes(data):
 
 @pytest.mark.parametrize(("kind", "branches"), [("sft", 2), ("dpo", 1)])
 def test_data_of_another_kind_is_refused(data, kind, branches):
-    there, wanted = ("single responses", "pairs") if kind == "sft" else ("pairs", "single responses")
-    with pytest.raises(DataError, match=rf"holds {there} \(kind {kind}\), but the objective reads {wanted}"):
+    place, wanted = ("single responses", "pairs") if kind == "sft" else ("pairs", "single responses")
+    with pytest.raises(DataError, match=rf"holds {place} \(kind {kind}\), but the objective reads {wanted}"):
         Loader(data[kind], ROWS, mesh=mesh_of(1, 1, 8, 1), rules=DEFAULT_RULES, branches=branches)
 
 

@@ -55,17 +55,17 @@ def test_a_stream_is_one_sequence_of_permutations_wherever_it_is_begun(size, sta
     whole = stream(size, 0, size * 12, seed=5, part=part)
     assert whole.reshape(12, size).shape == (12, size)
     assert (np.sort(whole.reshape(12, size)) == np.arange(size)).all()
-    found = stream(size, start, count, seed=5, part=part)
+    result = stream(size, start, count, seed=5, part=part)
     beyond = stream(size, 0, start + count, seed=5, part=part)
-    np.testing.assert_array_equal(found, beyond[start:])
+    np.testing.assert_array_equal(result, beyond[start:])
 
 
 @UNITS
 def test_every_epoch_has_the_stated_shares_exactly(parts, unit):
     packed = packed_of(Mixture(parts, WEIGHTS, 100), unit)
     for epoch in range(3):
-        found = epoch_ids(packed, epoch)
-        of = np.searchsorted(np.cumsum(SIZES), found, side="right")
+        result = epoch_ids(packed, epoch)
+        of = np.searchsorted(np.cumsum(SIZES), result, side="right")
         assert np.bincount(of).tolist() == [72, 14, 14]
     assert epoch_ids(packed, 0) != epoch_ids(packed, 1)
 
@@ -92,8 +92,8 @@ def test_shares_are_within_one_example_of_the_weights(parts, weights, examples):
 
 def test_without_a_size_an_epoch_repeats_nothing_and_is_as_long_as_that_allows(parts):
     packed = packed_of(Mixture(parts, [2, 1, 1]))
-    found = epoch_ids(packed, 0)
-    assert len(found) == len(set(found)) == 34 + 17 + 17
+    result = epoch_ids(packed, 0)
+    assert len(result) == len(set(result)) == 34 + 17 + 17
     assert len(epoch_ids(packed_of(Mixture(parts, SIZES)), 0)) == sum(SIZES)
 
 
@@ -171,9 +171,9 @@ def test_batches_on_a_mesh_go_on_from_any_position_over_epochs(parts, unit):
     expected = list(loader(2, 2, 2, 1).batches(START, 12))
     assert expected[-1].position.epoch >= 1
     for start in (3, 7):
-        found = list(loader(1, 4, 2, 1).batches(expected[start].position, 12 - start))
-        assert [b.position for b in found] == [b.position for b in expected[start:]]
-        for ours, theirs in zip(found, expected[start:], strict=True):
+        result = list(loader(1, 4, 2, 1).batches(expected[start].position, 12 - start))
+        assert [b.position for b in result] == [b.position for b in expected[start:]]
+        for ours, theirs in zip(result, expected[start:], strict=True):
             ids = [np.asarray(b.batch.example_id) for b in (ours, theirs)]
             assert sorted(ids[0][ids[0] >= 0]) == sorted(ids[1][ids[1] >= 0])
 

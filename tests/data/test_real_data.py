@@ -47,10 +47,10 @@ NEW_TOKENS = 24
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> Rows:
-    found = real_rows(tmp_path_factory.mktemp("rows"))
-    if found is None:
+    result = real_rows(tmp_path_factory.mktemp("rows"))
+    if result is None:
         pytest.skip("JANUS_REAL_DATA does not name a directory with biggen_bench_part.jsonl")
-    return found
+    return result
 
 
 def janus(*arguments: object) -> None:

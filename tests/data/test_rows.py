@@ -57,8 +57,8 @@ def test_an_example_that_is_dropped_takes_those_it_belongs_with():
     rows = {"examples": 6, "row_length": 32, "max_segments": 8, "seed": 0, "keep_together": 3}
     for epoch in range(4):
         steps = assign_steps(fitted.slots, epoch=epoch, rows=6, **rows)
-        found = [fitted.index[np.concatenate(step).astype(int)] // 3 for step in steps]
-        assert all(set(a.tolist()).isdisjoint(b.tolist()) for a, b in itertools.combinations(found, 2))
+        result = [fitted.index[np.concatenate(step).astype(int)] // 3 for step in steps]
+        assert all(set(a.tolist()).isdisjoint(b.tolist()) for a, b in itertools.combinations(result, 2))
     needed = "the shortest block needs max_sequence_length 34 and row_length 37"
     with pytest.raises(DataError, match=f"keep_together=14 .*; {needed}$"):
         fit(lengths, keep_together=14, **common)
@@ -127,10 +127,10 @@ def test_real_rows_pack_tightly(tmp_path):
     """BiGGen Bench prompts and answers: as SFT, and as pairs."""
     from tests.benchmarks.tokens_per_pair import built_lengths
 
-    found = real_rows(tmp_path)
-    if found is None:
+    result = real_rows(tmp_path)
+    if result is None:
         pytest.skip("JANUS_REAL_DATA names no directory of real rows")
-    pairs = np.tile(built_lengths(found.dpo, tmp_path / "dpo"), (8, 1))  # 319 rows fill few rows: of them several
+    pairs = np.tile(built_lengths(result.dpo, tmp_path / "dpo"), (8, 1))  # 319 rows fill few rows: of them several
     assert fill_and_rows(pairs, row_length=4096, longest=2048)[0] > 0.96
     assert fill_and_rows(pairs * [1, 1, 0], row_length=8192, longest=8192)[0] > 0.98
 

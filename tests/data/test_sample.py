@@ -41,11 +41,11 @@ def preferences(record: dict) -> set[tuple[str, str]]:
 
 
 def instructions_of_preferences(split: str) -> dict[tuple[str, str], set[str]]:
-    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    result: dict[tuple[str, str], set[str]] = defaultdict(set)
     for record in EMBEDDED[split]:
         for preference in preferences(record):
-            found[preference].add(record["prompt"])
-    return found
+            result[preference].add(record["prompt"])
+    return result
 
 
 def test_all_ordered_pairs_of_three_responses():
@@ -150,5 +150,5 @@ def test_validation_has_recurring_and_unseen_preferences():
     per_prompt: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for record in EMBEDDED["validation"]:
         per_prompt[record["prompt"]] |= preferences(record)
-    assert sum(found <= often for found in per_prompt.values()) >= 4
-    assert sum(not found & set(train) for found in per_prompt.values()) >= 4
+    assert sum(result <= often for result in per_prompt.values()) >= 4
+    assert sum(not result & set(train) for result in per_prompt.values()) >= 4

@@ -30,5 +30,5 @@ def test_a_bos_that_is_a_mark_of_the_template_may_occur_again(tmp_path):
     bos = dataset.manifest.tokenizer["bos"]
     prompts = [example.prompt.tolist() for example in dataset.read(range(3))]
     assert all(prompt[0] == bos != prompt[1] and prompt.count(bos) > 1 for prompt in prompts)
-    found = scan(dataset)
-    assert not found.bos_again.any() and not found.bos_missing.any()
+    result = scan(dataset)
+    assert not result.bos_again.any() and not result.bos_missing.any()

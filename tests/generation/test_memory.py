@@ -39,9 +39,9 @@ def test_the_arithmetic_is_just_above_what_xla_reports(devices, rows, length, pr
     ours = memory.needed(CONFIG, place, **sizes, **F32)
     reported = {}
     for name, program in lowered(CONFIG, Compute(place=place, **F32), **sizes).items():
-        told = program.compile().memory_analysis()
-        reported[name] = told.argument_size_in_bytes + told.temp_size_in_bytes + ours.beside[name]
-        reported[name] += told.output_size_in_bytes - told.alias_size_in_bytes
+        lines = program.compile().memory_analysis()
+        reported[name] = lines.argument_size_in_bytes + lines.temp_size_in_bytes + ours.beside[name]
+        reported[name] += lines.output_size_in_bytes - lines.alias_size_in_bytes
     assert max(reported.values()) <= ours.total <= 1.3 * max(reported.values())
 
 
@@ -56,8 +56,8 @@ def test_scoring_takes_at_most_what_the_arithmetic_says(devices, length):
         placement.shardings(CONFIG, place),
     )
     options = {"config": CONFIG, "compute": Compute(place=place, **F32), "top": 0}
-    told = scoring.scored.lower(params, ids, ids, Slots(ids, ids, ids), **options).compile().memory_analysis()
-    reported = told.argument_size_in_bytes + told.temp_size_in_bytes
+    lines = scoring.scored.lower(params, ids, ids, Slots(ids, ids, ids), **options).compile().memory_analysis()
+    reported = lines.argument_size_in_bytes + lines.temp_size_in_bytes
     ours = memory.needed(CONFIG, place, rows=1, length=1, **F32).scoring
     assert reported <= ours <= 1.7 * reported
 
@@ -92,8 +92,8 @@ def test_weights_and_cache_are_those_of_an_engine(place):
 
 
 def test_the_fullest_device_decides_and_cpus_tell_nothing():
-    told = [None, {"bytes_limit": 90, "bytes_in_use": 30}, {"bytes_limit": 80}]
-    assert memory.free_bytes([types.SimpleNamespace(memory_stats=lambda one=one: one) for one in told]) == 60
+    lines = [None, {"bytes_limit": 90, "bytes_in_use": 30}, {"bytes_limit": 80}]
+    assert memory.free_bytes([types.SimpleNamespace(memory_stats=lambda one=one: one) for one in lines]) == 60
     assert memory.free_bytes(jax.devices()) is None
 
 

@@ -38,12 +38,12 @@ def text(page: str) -> str:
 
 def whole_commands(markdown: str) -> list[list[str]]:
     """Arguments of each `janus ...` in indented or fenced code, without prompt, comment or trailing `&`."""
-    found = []
+    result = []
     for line in re.sub(r"\\\n\s*", "", code_lines(markdown)).splitlines():
         if re.search(r"(?:^\s*|&& )janus ", line):
             parts = shlex.join(shlex.split(line, comments=True)).removesuffix("'&'").split("'&&'")
-            found += [shlex.split(part)[1:] for part in parts if part.split()[:1] == ["janus"]]
-    return found
+            result += [shlex.split(part)[1:] for part in parts if part.split()[:1] == ["janus"]]
+    return result
 
 
 def code_lines(markdown: str) -> str:
@@ -56,7 +56,7 @@ def mentions(markdown: str) -> list[list[str]]:
     """Words of each `janus ...` in inline code or in the comments of a recipe, which may leave arguments out."""
     inline = re.findall(r"`(janus [^`]*)`", markdown)
     comments = re.findall(r"^#.*?\b(janus (?:demo|data|train|convert)\b[^`;(]*?)(?:\s{2,}.*)?$", markdown, re.MULTILINE)
-    return [found.split()[1:] for found in inline + comments]
+    return [result.split()[1:] for result in inline + comments]
 
 
 def leaf(words: list[str]) -> tuple[Any, list[str]]:
@@ -188,8 +188,8 @@ def test_the_exit_codes_are_those_of_the_errors():
 def test_the_map_of_modules_is_whole():
     listed = [name.strip("`") for name, _ in rows("Where each thing lives")]
     package = ROOT / "janus_jax"
-    there = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
-    assert sorted(listed) == sorted(there)
+    place = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
+    assert sorted(listed) == sorted(place)
 
 
 # Quoted messages and snippets

@@ -14,11 +14,11 @@ from tests.support.storage_api import LOGIN, StorageApi
 
 
 class Made:
-    """A bucket over `api`; `ran` has what gcloud ran, `said` what a dry run showed."""
+    """A bucket over `api`; `ran` has what gcloud ran, `printed` what a dry run showed."""
 
     def __init__(self, api, *, dry_run=False):
-        self.ran, self.said = [], []
-        gcloud = Gcloud("p", "z", self.said.append, dry_run=dry_run, runner=self.run)
+        self.ran, self.printed = [], []
+        gcloud = Gcloud("p", "z", self.printed.append, dry_run=dry_run, runner=self.run)
         self.bucket = Bucket("gs://bkt/x", Objects(gcloud, api))
 
     def run(self, words, stdin, timeout_s):
@@ -140,7 +140,7 @@ def test_a_dry_run_shows_lines_that_do_the_same(store, api, tmp_path):
     made.bucket.write("a b.json", {"by": "it's me"}, generation=0)
     made.bucket.upload(tmp_path / "file", "c", once=True)
     made.bucket.remove("c")
-    assert made.said == [
+    assert made.printed == [
         """printf %s '{"by": "it'"'"'s me"}' | gcloud storage cp - 'gs://bkt/x/a b.json' """
         "--content-type=application/json --if-generation-match=0 --project=p",
         f"gcloud storage cp {tmp_path}/file gs://bkt/x/c --no-clobber --project=p",

@@ -25,13 +25,13 @@ from tests.support.repository import ROOT
     ],
 )
 def test_a_type_has_chips_hosts_and_software(type, name, chips, hosts, runtime):
-    found = capacity.of(settings(type=type, slices=1))
-    assert (found.name, found.chips, found.hosts, found.runtime) == (name, chips, hosts, runtime)
+    result = capacity.of(settings(type=type, slices=1))
+    assert (result.name, result.chips, result.hosts, result.runtime) == (name, chips, hosts, runtime)
 
 
 def test_prices_are_those_of_all_slices_and_unknown_is_unknown():
-    found = capacity.of(settings(type="v4-32", slices=2))
-    assert (found.usd_per_hour, found.workers) == (pytest.approx(2 * 16 * 3.22), 8)
+    result = capacity.of(settings(type="v4-32", slices=2))
+    assert (result.usd_per_hour, result.workers) == (pytest.approx(2 * 16 * 3.22), 8)
     assert capacity.of(settings(type="v4-32", provisioning="spot")).usd_per_hour is None
     assert capacity.of(settings(type="v2-8", provisioning="spot")).usd_per_hour == pytest.approx(4 * 0.3375)
 
@@ -48,8 +48,8 @@ def test_prices_are_those_of_all_slices_and_unknown_is_unknown():
     ],
 )
 def test_quotas_are_named_as_messages_name_them(type, provisioning, zone_quota):
-    found = capacity.of(settings(type=type, provisioning=provisioning))
-    assert found.quotas == (zone_quota, zone_quota.replace("Zone", "Region"))
+    result = capacity.of(settings(type=type, provisioning=provisioning))
+    assert result.quotas == (zone_quota, zone_quota.replace("Zone", "Region"))
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,8 @@ def test_sigterm_ends_the_following_of_a_run_with_its_own_code():
 def test_nobody_starts_with_the_names_of_the_file_that_is_shipped(capsys, settings):
     file = str(ROOT / "launch/tpu.yaml")
     assert main(["up", "--settings", file]) == 2
-    said = capsys.readouterr().err
-    assert f"error: {file}: 3 errors\n" in said and said.count(": put your own there") == 3
+    text = capsys.readouterr().err
+    assert f"error: {file}: 3 errors\n" in text and text.count(": put your own there") == 3
     assert main(["up", "--settings", file, *NAMES[:4]]) == 2 and not settings
     assert capsys.readouterr().err.endswith(": bucket = gs://CHANGE-ME: put your own there; see launch/README.md\n")
 
@@ -132,30 +132,30 @@ def test_mistakes_in_settings_come_in_one_report(tmp_path, capsys, settings):
     file = tmp_path / "tpu.yaml"
     file.write_text("name: Upper\nproject: p\nzone: us-central2\ntype: v4-8\nzonee: x\nslices: 0\n")
     assert main(["status", "--settings", str(file), "--provisioning", "free", "--iap", "maybe"]) == 2
-    said = capsys.readouterr().err
-    assert f"error: {file}: 6 errors" in said
-    assert f"{file}:1: name = Upper: allowed: 1 to 40 lower-case letters" in said
-    assert f"{file}:3: zone = us-central2: allowed: a zone, like us-central2-b" in said
-    assert f"{file}:5: zonee: unknown key; did you mean 'zone'?" in said
-    assert f"{file}:6: slices = 0: allowed: a whole number >= 1" in said
-    assert "--provisioning free: provisioning = free: allowed: on-demand | spot | reserved" in said
-    assert "--iap maybe: iap = maybe: allowed: true or false" in said and not settings
+    text = capsys.readouterr().err
+    assert f"error: {file}: 6 errors" in text
+    assert f"{file}:1: name = Upper: allowed: 1 to 40 lower-case letters" in text
+    assert f"{file}:3: zone = us-central2: allowed: a zone, like us-central2-b" in text
+    assert f"{file}:5: zonee: unknown key; did you mean 'zone'?" in text
+    assert f"{file}:6: slices = 0: allowed: a whole number >= 1" in text
+    assert "--provisioning free: provisioning = free: allowed: on-demand | spot | reserved" in text
+    assert "--iap maybe: iap = maybe: allowed: true or false" in text and not settings
 
 
 @pytest.mark.parametrize("labels", ["Team=ml", "team=ML", "a b=c", "7=x"])
 def test_labels_say_which_letters_they_may_have(labels, capsys, settings):
     own = ["--name", "n", "--project", "p", "--bucket", "gs://bucket"]
     assert main(["status", "--settings", str(ROOT / "launch/tpu.yaml"), *own, "--labels", labels]) == 2
-    said = capsys.readouterr().err
-    assert f"--labels {labels}: labels = " in said and "allowed: keys and values of lower-case letters" in said
+    text = capsys.readouterr().err
+    assert f"--labels {labels}: labels = " in text and "allowed: keys and values of lower-case letters" in text
 
 
 def test_elsewhere_the_missing_file_of_settings_is_named(tmp_path, monkeypatch, capsys, settings):
     monkeypatch.chdir(tmp_path)
     assert main(["status"]) == 2
-    said = capsys.readouterr().err
-    assert f"launch/tpu.yaml: does not exist in {tmp_path}; --settings FILE takes another\n" in said
-    assert "launch/tpu.yaml: zone: missing" in said
+    text = capsys.readouterr().err
+    assert f"launch/tpu.yaml: does not exist in {tmp_path}; --settings FILE takes another\n" in text
+    assert "launch/tpu.yaml: zone: missing" in text
 
 
 @pytest.mark.parametrize(

@@ -48,14 +48,14 @@ def pod(tmp_path, monkeypatch):
 
 def run(pod):
     code = doctor.run(pod.context(), argparse.Namespace())
-    return code, pod.said
+    return code, pod.printed
 
 
 def test_a_workstation_that_is_ready_lacks_only_the_bucket(pod):
-    code, said = run(pod)
-    assert [line for line in said if line.startswith("problem")] == ["problem  bucket: none in the settings"]
-    assert code == 1 and said[-1] == "1 problem" and "8476" in said[-2]
-    assert any(line == "ok       accelerator type: v4-16 is offered in us-central2-b of p" for line in said)
+    code, message = run(pod)
+    assert [line for line in message if line.startswith("problem")] == ["problem  bucket: none in the settings"]
+    assert code == 1 and message[-1] == "1 problem" and "8476" in message[-2]
+    assert any(line == "ok       accelerator type: v4-16 is offered in us-central2-b of p" for line in message)
 
 
 @pytest.mark.parametrize(
@@ -76,19 +76,21 @@ def test_a_workstation_that_is_ready_lacks_only_the_bucket(pod):
 )
 def test_a_problem_has_a_remedy(pod, name, answer, line, remedy):
     pod.answers[name] = answer
-    said = run(pod)[1]
-    at = next(number for number, text in enumerate(said) if line in text)
-    assert said[at].startswith("problem  ") and said[at + 1].startswith("         -> ") and remedy in said[at + 1]
+    message = run(pod)[1]
+    at = next(number for number, text in enumerate(message) if line in text)
+    assert (
+        message[at].startswith("problem  ") and message[at + 1].startswith("         -> ") and remedy in message[at + 1]
+    )
 
 
 def test_what_is_not_installed_is_named_with_its_own_remedy(pod, tmp_path, monkeypatch):
     pod.gcloud = run_command
     monkeypatch.setenv("PATH", str(tmp_path))
-    said = run(pod)[1]
+    message = run(pod)[1]
     for name, remedy in (("gcloud", "https://cloud.google.com/sdk/docs/install"), ("ssh", "install it with your")):
-        at = next(number for number, text in enumerate(said) if text.startswith(f"problem  {name}: {name}: "))
-        assert f"is not installed on this workstation: {remedy}" in said[at]
-        assert said[at + 1] == "         -> install it, or put its directory on PATH"
+        at = next(number for number, text in enumerate(message) if text.startswith(f"problem  {name}: {name}: "))
+        assert f"is not installed on this workstation: {remedy}" in message[at]
+        assert message[at + 1] == "         -> install it, or put its directory on PATH"
 
 
 def test_a_key_that_others_can_read_is_a_problem(pod, tmp_path):
@@ -129,7 +131,7 @@ def test_a_bucket_is_written_and_read_and_nothing_stays(pod):
     context.__dict__["bucket"] = Bucket()
     for _ in range(2):
         assert doctor.run(context, argparse.Namespace()) == 0 and not Bucket.kept
-    assert pod.said[-1] == "all is well" and "ok       bucket: gs://bucket can be written and read" in pod.said
+    assert pod.printed[-1] == "all is well" and "ok       bucket: gs://bucket can be written and read" in pod.printed
 
 
 def test_iap_needs_the_alpha_commands(pod):

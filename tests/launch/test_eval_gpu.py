@@ -49,18 +49,18 @@ ALL = [
 @pytest.mark.parametrize("words", ALL, ids=lambda words: " ".join(words[:2]).replace("/", "-"))
 def test_a_rehearsal_prints_what_is_run(script, words):
     name, *rest = words
-    code, told, called = script(name, "--dry-run", *rest)
-    assert code == 0 and called == [], told
+    code, lines, called = script(name, "--dry-run", *rest)
+    assert code == 0 and called == [], lines
     code, err, called = script(*words, TUNNEL="yes" if name == "evaluate.sh" else "")
     assert code == 0, err
-    printed = [line.removeprefix("+ ").replace("\\", "").removesuffix(" &") for line in told.splitlines()]
+    printed = [line.removeprefix("+ ").replace("\\", "").removesuffix(" &") for line in lines.splitlines()]
     assert [line for line in called if not line.startswith("curl")] == printed
 
 
 def test_the_machine_is_bounded_in_time_and_settings_count(script):
-    _, told, _ = script("create.sh", "--dry-run", MACHINE="a2-highgpu-1g", MAX_HOURS="3", PROVISIONING="SPOT")
-    assert "--machine-type=a2-highgpu-1g" in told and "--provisioning-model=SPOT" in told
-    assert "--max-run-duration=3h --instance-termination-action=DELETE" in told
+    _, lines, _ = script("create.sh", "--dry-run", MACHINE="a2-highgpu-1g", MAX_HOURS="3", PROVISIONING="SPOT")
+    assert "--machine-type=a2-highgpu-1g" in lines and "--provisioning-model=SPOT" in lines
+    assert "--max-run-duration=3h --instance-termination-action=DELETE" in lines
     for words, says in (
         (("serve.sh", "x", "../mine"), "allowed: letters"),
         (("serve.sh", "x"), "a name for the model"),

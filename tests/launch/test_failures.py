@@ -38,7 +38,7 @@ def test_preempted_during_a_stage(store, steps, stage):
     setattr(steps, stage, gone)
     life = Life(store, *[lambda: None] * 7, lambda: beats(store, "ended", code=0))
     assert watch(store, steps, life)[0].run() == 0
-    assert (steps.done.count("create"), steps.done.count("delete")) == (2, 2) and steps.there.ready
+    assert (steps.done.count("create"), steps.done.count("delete")) == (2, 2) and steps.existing.ready
     assert LOST in log(store) and steps.done[-1].startswith("start 2.")
 
 
@@ -56,7 +56,7 @@ def test_preempted_while_saving_lets_the_save_end(store, steps):
     beats(store, step=9)
 
     def leaving():
-        steps.there.state, steps.there.ready, steps.there.gone = "SUSPENDING", False, True
+        steps.existing.state, steps.existing.ready, steps.existing.gone = "SUSPENDING", False, True
         beats(store, step=9)
 
     def still_saving():
@@ -101,9 +101,9 @@ def hosts(tmp_path):
 
 @pytest.fixture
 def context():
-    said: list[str] = []
-    made = Context(load("/dev/null", SETTINGS), say=said.append)
-    made.__dict__ |= {"records": Records("gs://bkt/launch/demo"), "said": said, "warn": said.append}
+    printed: list[str] = []
+    made = Context(load("/dev/null", SETTINGS), say=printed.append)
+    made.__dict__ |= {"records": Records("gs://bkt/launch/demo"), "printed": printed, "warn": printed.append}
     return made
 
 
@@ -139,7 +139,7 @@ def test_a_connection_that_is_lost_mid_run_is_taken_up_again(context, hosts, mon
 
     monkeypatch.setattr(run_command, "time", types.SimpleNamespace(sleep=sleep, monotonic=lambda: 0.0))
     assert run_command._follow(context, hosts, run) == 10
-    assert len(slept) == 3 and any("ready" in line for line in context.said)
+    assert len(slept) == 3 and any("ready" in line for line in context.printed)
 
 
 def test_ctrl_c_while_machines_are_deleted_can_be_made_good(monkeypatch, capsys):

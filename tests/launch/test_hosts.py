@@ -256,9 +256,9 @@ def test_ctrl_c_ends_every_connection_at_once(pod):
 
 def test_dry_run_prints_the_lines_and_runs_none(pod):
     reached = pod.connect(dry_run=True)
-    assert pod.said[0].startswith("gcloud compute tpus tpu-vm ssh pod --worker=0")
+    assert pod.printed[0].startswith("gcloud compute tpus tpu-vm ssh pod --worker=0")
     assert [answer.code for answer in reached.each("echo 'a b'")] == [0, 0]
-    assert [shlex.split(line)[-2:] for line in pod.said[1:]] == [["--", "echo 'a b'"]] * 2
+    assert [shlex.split(line)[-2:] for line in pod.printed[1:]] == [["--", "echo 'a b'"]] * 2
     assert reached.agent("state") == [{}, {}] and pod.calls() == []
     assert not list((pod.scratch / "cache").iterdir())
 

@@ -50,16 +50,16 @@ def test_requests_carry_every_setting():
 
 
 def test_workers_are_counted_slice_by_slice(cloud):
-    found = created(cloud, type="v5e-16", slices=11, name="many")
-    assert found.ready and found.ours and found.slices == 11
-    assert [worker.number for worker in found.workers] == list(range(22))
-    assert [(found.workers[n].node, found.workers[n].index) for n in (0, 1, 4, 21)] == [
+    result = created(cloud, type="v5e-16", slices=11, name="many")
+    assert result.ready and result.ours and result.slices == 11
+    assert [worker.number for worker in result.workers] == list(range(22))
+    assert [(result.workers[n].node, result.workers[n].index) for n in (0, 1, 4, 21)] == [
         ("many-0", 0),
         ("many-0", 1),
         ("many-2", 0),
         ("many-10", 1),
     ]
-    assert found.workers[21].internal and found.workers[21].external
+    assert result.workers[21].internal and result.workers[21].external
 
 
 @pytest.mark.parametrize(
@@ -76,24 +76,24 @@ def test_workers_are_counted_slice_by_slice(cloud):
 def test_a_queued_resource_is_judged_with_its_nodes(cloud, patch, state, health, ready, gone):
     created(cloud, slices=2)
     cloud.nodes["janus-1"] |= patch
-    found = machines.find(cloud.context(slices=2))
-    assert (found.state, found.health, found.ready, found.gone) == (state, health, ready, gone)
+    result = machines.find(cloud.context(slices=2))
+    assert (result.state, result.health, result.ready, result.gone) == (state, health, ready, gone)
 
 
 def test_slices_may_be_named_otherwise_than_asked_for(cloud):
     created(cloud, slices=2)
     for node in list(cloud.nodes.values()):
         node["name"] = node["name"].replace("janus-", "janus-w")
-    found = machines.find(cloud.context(slices=2))
-    assert found.ready and found.nodes == ("janus-w0", "janus-w1")
+    result = machines.find(cloud.context(slices=2))
+    assert result.ready and result.nodes == ("janus-w0", "janus-w1")
 
 
 def test_the_worst_health_is_shown(cloud):
     created(cloud, slices=2)
     cloud.nodes["janus-0"]["health"] = "UNHEALTHY_MAINTENANCE"
     cloud.nodes["janus-1"] |= {"health": "UNHEALTHY_TENSORFLOW", "healthDescription": "no answer"}
-    found = machines.find(cloud.context(slices=2))
-    assert (found.health, found.words) == ("UNHEALTHY_TENSORFLOW", "ACTIVE: UNHEALTHY_TENSORFLOW: no answer")
+    result = machines.find(cloud.context(slices=2))
+    assert (result.health, result.words) == ("UNHEALTHY_TENSORFLOW", "ACTIVE: UNHEALTHY_TENSORFLOW: no answer")
 
 
 def test_a_node_that_a_list_leaves_out_is_asked_for(cloud, monkeypatch):
@@ -107,8 +107,8 @@ def test_a_node_that_a_list_leaves_out_is_asked_for(cloud, monkeypatch):
 def test_a_failed_request_says_why(cloud):
     created(cloud)
     cloud.states, cloud.failed = ["FAILED"], {"code": 8, "message": "no more capacity"}
-    found = machines.find(cloud.context())
-    assert (found.gone, found.error) == (True, "RESOURCE_EXHAUSTED: no more capacity")
+    result = machines.find(cloud.context())
+    assert (result.gone, result.error) == (True, "RESOURCE_EXHAUSTED: no more capacity")
 
 
 def test_every_request_has_a_token_of_its_own(cloud):
@@ -118,13 +118,13 @@ def test_every_request_has_a_token_of_its_own(cloud):
 
 
 def test_deleting_waits_until_it_is_gone_and_bears_errors_that_pass(cloud):
-    found = created(cloud)
+    result = created(cloud)
     refusals = [
         "ERROR: (gcloud.x) UNAVAILABLE: try again",
         "ERROR: (gcloud.x) FAILED_PRECONDITION: it is just being suspended",
     ]
     cloud.faults = [Fault("delete", refusal) for refusal in refusals]
-    machines.delete(cloud.context(), found, notify=cloud.lines.append)
+    machines.delete(cloud.context(), result, notify=cloud.lines.append)
     assert (cloud.queued, cloud.nodes, [fault.times for fault in cloud.faults]) == ({}, {}, [0, 0])
 
 

@@ -27,16 +27,16 @@ def test_a_training_is_prepared_whole(context, config):
     (url,) = run.inputs
     assert url.startswith("gs://bucket/inputs/data-") and values["data"]["dir"] == url
     assert context.calls[0][:5] == ["gcloud", "storage", "rsync", "--recursive", "--no-ignore-symlinks"]
-    assert any(line.startswith("run.dir: gs://bucket/runs/demo (instead of runs/mine") for line in context.said)
+    assert any(line.startswith("run.dir: gs://bucket/runs/demo (instead of runs/mine") for line in context.printed)
     assert (run.attempt, run.start, run.code, run.environment) == (1, 1, "c1", "e1")
     assert context.bucket.uploaded[-1][1] == f"gs://bucket/launch/demo/code/{Ready().source.identity}.tar.gz"
 
 
 def test_large_inputs_are_named_before_they_are_read(context, config, monkeypatch, tmp_path):
     monkeypatch.setattr(inputs, "_LARGE_BYTES", 5)
-    monkeypatch.setattr(inputs, "_digest", lambda local: len(context.said) and "d1")
+    monkeypatch.setattr(inputs, "_digest", lambda local: len(context.printed) and "d1")
     prepared(context, config)
-    assert f"data.dir: reading {tmp_path}/data (2 files, 5 bytes) for its checksum" in context.said
+    assert f"data.dir: reading {tmp_path}/data (2 files, 5 bytes) for its checksum" in context.printed
 
 
 def test_what_is_in_the_bucket_is_not_uploaded_again(context, config, tmp_path):
@@ -72,7 +72,7 @@ def test_paths_that_are_not_here_are_paths_of_the_hosts(context, config):
     run = prepared(context, config, "data.dir=/mnt/data", "data.eval_dir=gs://other/eval")
     assert yaml.safe_load(run.files["mine.yaml"])["data"]["dir"] == "/mnt/data"
     assert run.inputs == ["gs://other/eval"] and run.paths == {"data.dir": "/mnt/data"}
-    assert "data.dir: /mnt/data is not on this workstation; taken as a path on the hosts" in context.said
+    assert "data.dir: /mnt/data is not on this workstation; taken as a path on the hosts" in context.printed
 
 
 def test_every_key_that_names_data_or_weights_is_staged(context, config, tmp_path):
@@ -117,7 +117,7 @@ def test_the_same_run_directory_keeps_its_owner(context, config):
     context.records.write("run.json", dataclasses.replace(first, attempt=3).to_json())
     again = prepared(context, config, "schedule.steps=9")
     assert (again.owner, again.attempt) == (first.owner, 4) and again.run_id != first.run_id
-    assert f"changed since {first.run_id}: schedule.steps = 9, not 5" in context.said[-1]
+    assert f"changed since {first.run_id}: schedule.steps = 9, not 5" in context.printed[-1]
     assert prepared(context, config, "run.dir=gs://b/else").owner != first.owner
     with pytest.raises(ConfigError, match=r"with objective sft, not dpo; .*run.dir=gs://bucket/runs/demo-dpo"):
         prepared(context, config, "objective={name: dpo}")
@@ -131,7 +131,7 @@ def test_other_commands_go_the_same_way(context, config, tmp_path):
     url = run.inputs[0]
     assert run.command == ["data", "build", "--source", url, "--kind", "sft", "--out", "data"]
     assert url.endswith("/records.jsonl") and run.run_dir is None
-    assert "--kind: sft is left as it is; ./sft would upload what is here" in context.said
+    assert "--kind: sft is left as it is; ./sft would upload what is here" in context.printed
     timed = prepared(context, "janus", "time-step", "--devices", "4", config, "--json", "data", "batch.rows=8")
     assert timed.command == ["time-step", "mine.yaml", "--devices", "4", "--json", "data"]
     assert yaml.safe_load(timed.files["mine.yaml"])["batch"]["rows"] == 8

@@ -35,7 +35,7 @@ def pod(tmp_path, monkeypatch):
 
 def bring(pod, **more):
     with pod.connect() as reached:
-        return environment.bring(pod.context(), reached, notify=pod.said.append, **more), reached
+        return environment.bring(pod.context(), reached, notify=pod.printed.append, **more), reached
 
 
 def own_python(pod, number, script=""):
@@ -48,7 +48,7 @@ def own_python(pod, number, script=""):
 
 def test_all_hosts_get_code_and_agent_and_a_second_time_is_one_round(pod):
     ready, reached = bring(pod)
-    assert pod.said == ["sending the code to 3 hosts"]
+    assert pod.printed == ["sending the code to 3 hosts"]
     assert ready.cwd == f"~/janus/code/{ready.code}" and ready.python == sys.executable
     calls = len(pod.calls())
     assert calls == 9  # look, send, make
@@ -162,7 +162,7 @@ def test_an_interpreter_that_is_too_old_is_named(pod):
 
 def test_dry_run_prints_one_line_a_host(pod):
     environment.bring(pod.context(dry_run=True), pod.connect(dry_run=True))
-    assert [line.endswith("-- 'bash -s'") for line in pod.said[1:]] == [True] * 3 and pod.calls() == []
+    assert [line.endswith("-- 'bash -s'") for line in pod.printed[1:]] == [True] * 3 and pod.calls() == []
 
 
 def test_the_environment_depends_on_requirements_alone(pod):
@@ -252,7 +252,7 @@ def test_a_run_starts_again_with_its_own_code_whatever_the_checkout_is_now(pod, 
         shutil.rmtree(pod.home(number) / "janus")  # other machines
     run = run_record(code=first.code, environment=first.environment)
     with pod.connect() as reached:
-        again = Steps(records).setup(reached, run, pod.said.append)
+        again = Steps(records).setup(reached, run, pod.printed.append)
     assert again == first
     path = pod.home(1) / "janus/code" / first.code / "launch/more.py"
     assert path.read_bytes() == b"a = 1\n" and os.access(path, os.X_OK)

@@ -81,10 +81,10 @@ class Life:
 
         def work():
             context = world.context(station)
-            there = machines.find(context)
-            if there is None or not there.ready:
+            place = machines.find(context)
+            if place is None or not place.ready:
                 return 16
-            with hosts.connect(context, there) as group:
+            with hosts.connect(context, place) as group:
                 start.require_free(group)
                 before = start.previous(context)
                 last = Run.from_json(before.value)
@@ -302,7 +302,7 @@ def live(events, **options):
                 made.happen(kind, one)
             made.settle()
         except AssertionError as error:
-            error.add_note("\n".join([str(events), *made.world.said]))
+            error.add_note("\n".join([str(events), *made.world.printed]))
             raise
         finally:
             made.world.close()

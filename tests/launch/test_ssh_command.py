@@ -106,7 +106,7 @@ def test_workers_that_are_not_there_and_shells_on_all_are_refused(pod, words):
 
 def test_dry_run_prints_the_line(pod, become):
     assert command(pod, "--", "nproc", dry_run=True) == 0
-    assert pod.said[-1].endswith("me@127.9.0.0 -- nproc") and become == []
+    assert pod.printed[-1].endswith("me@127.9.0.0 -- nproc") and become == []
 
 
 def test_machines_that_are_missing_or_not_ready_are_named(tmp_path, monkeypatch):

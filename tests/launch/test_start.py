@@ -66,8 +66,8 @@ def test_run_follows_to_the_end_and_exits_with_the_run_s_code(context, config, c
     given = arguments(run_command, config, "--wait", "--env", "MODE=fails", "--revision", "v1")
     assert run_command.run(context, given) == 12 and cloud.revision == "v1"
     failure = "worker 1 (node): exit code 12: error: loss is not finite at step 7"
-    assert {"code:    c1, revision v1", "train  1,234/5,000  loss 1.5", failure} <= set(context.said)
-    assert any(line.startswith("run:     demo-") for line in context.said)
+    assert {"code:    c1, revision v1", "train  1,234/5,000  loss 1.5", failure} <= set(context.printed)
+    assert any(line.startswith("run:     demo-") for line in context.printed)
 
 
 def test_a_dry_run_changes_nothing(context, config, cloud, hosts, monkeypatch):
@@ -76,7 +76,7 @@ def test_a_dry_run_changes_nothing(context, config, cloud, hosts, monkeypatch):
     monkeypatch.setattr(Records, "write", lambda *_, **__: None)  # the real one prints
     assert run_command.run(context, arguments(run_command, config, "--wait")) is None
     assert hosts.calls == ["prepare", "start"]
-    assert any(line.startswith("gcloud storage rsync") for line in context.said)
+    assert any(line.startswith("gcloud storage rsync") for line in context.printed)
     assert not context.calls
 
 

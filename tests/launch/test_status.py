@@ -74,7 +74,7 @@ def test_an_unknown_spot_price_has_a_bound(store, steps):
 
 
 def test_machines_that_are_deleted_have_cost_money(store, steps):
-    made, steps.there = context(store), None
+    made, steps.existing = context(store), None
     for created in ("1970-01-12T12:46:40Z", "1970-01-12T13:16:40Z", "no time"):
         stopping.count_machines(made, "demo-1", created)
     assert "$18.75 so far: 1.5 h" in look(store, steps)[1]
@@ -120,7 +120,7 @@ def test_hosts_are_asked_only_when_a_heartbeat_is_old(store, steps):
 
 def test_without_machines_the_bucket_still_tells(store, steps):
     training(store)
-    steps.there = None
+    steps.existing = None
     view, text = look(store, steps)
     assert "demo: none" in text and "step 20" in text and view.next == ["python -m launch watch"]
 
@@ -160,7 +160,7 @@ def test_the_next_step_after_the_end(store, steps):
     assert following(store, steps) == ["pull --step 20", "down"]
     store.put(f"{RUN}/exports/20/conversion_report.json", b"")
     assert following(store, steps) == ["pull", "down"]
-    steps.there = None
+    steps.existing = None
     assert following(store, steps) == ["pull"]
     ended(store, 2, 2)
     assert following(store, steps) == ["logs", "up"]
@@ -192,7 +192,7 @@ def test_hosts_that_go_on_without_another_are_named(store, steps):
 
 def test_nothing_at_all(steps):
     store = Store()
-    steps.there = None
+    steps.existing = None
     view, text = look(store, steps)
     assert "demo: none" in text and view.run is None and view.next == ["python -m launch up"]
     assert json.loads(json.dumps(overview.dataclasses.asdict(view)))["usd"] is None

@@ -28,7 +28,7 @@ HOST = Host(0, 0, 0, "node", ["ssh"])
 def test_only_a_host_that_says_so_has_no_run(monkeypatch, code, out, state):
     """A run that is not there is started again, which ends it on the other hosts."""
     group = SimpleNamespace(each=lambda *_, **__: [Answer(HOST, code, out, "", 0.0)])
-    monkeypatch.setattr(Steps, "connect", lambda self, there: contextlib.nullcontext(group))
+    monkeypatch.setattr(Steps, "connect", lambda self, place: contextlib.nullcontext(group))
     assert Steps(SimpleNamespace()).states(None)[0]["state"] == state  # type: ignore[arg-type]
 
 

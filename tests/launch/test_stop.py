@@ -25,29 +25,29 @@ def test_stop_ends_the_run_on_the_slices_that_are_left(context, cloud, hosts):
     cloud.now = Machines((Worker(1), Worker(2)), ready=False, state="PREEMPTED", gone=True, nodes=("demo-0", "demo-1"))
     assert stop_command.run(context, arguments(stop_command)) == 0
     assert [host.agent("state")["code"] for host in hosts.hosts] == [10, 10]
-    assert "run demo-1: the machines are PREEMPTED: ending it on the hosts that are left" in context.said
+    assert "run demo-1: the machines are PREEMPTED: ending it on the hosts that are left" in context.printed
 
 
 def test_stop_says_what_is_saved(context, config, cloud, hosts):
     assert stop_command.run(context, arguments(stop_command)) == 0
-    assert context.said[-1] == "demo: nothing to stop, no run was started"
+    assert context.printed[-1] == "demo: nothing to stop, no run was started"
     run_command.run(context, arguments(run_command, config, "--env", "MODE=runs"))
     for host in hosts.hosts:
         until(lambda host=host: "ready" in host.agent("tail", {"lines": 5})["text"])
     assert stop_command.run(context, arguments(stop_command, "--reason", "enough")) == 0
     saved = "exit code 10: stopped: runs/x: step 1234 is saved; SIGTERM ended the run"
-    assert context.said[-2] == f"worker 0 (node), worker 1 (node): {saved}"
+    assert context.printed[-2] == f"worker 0 (node), worker 1 (node): {saved}"
     record = context.records.read("stop.json").value
     assert (record["run_id"], record["reason"]) == (context.records.read("run.json").value["run_id"], "enough")
     stop_command.run(context, arguments(stop_command))
-    assert context.said[-2] == f"worker 0 (node), worker 1 (node): had ended already, {saved}"
+    assert context.printed[-2] == f"worker 0 (node), worker 1 (node): had ended already, {saved}"
 
 
 def test_stop_without_its_hosts_leaves_the_record(context, cloud, hosts):
     context.records.write("run.json", a_run().to_json())
     hosts.down = {1}
     assert stop_command.run(context, arguments(stop_command)) == 17
-    assert "worker 1 (node): cannot be reached, so the run may go on there: Connection timed out" in context.said
+    assert "worker 1 (node): cannot be reached, so the run may go on there: Connection timed out" in context.printed
     cloud.now = None
     context.records.write("stop.json", {})
     assert stop_command.run(context, arguments(stop_command)) == 0
@@ -64,7 +64,7 @@ def test_stop_succeeds_by_its_record_while_the_machines_leave(context, cloud, ho
     context.records.write("run.json", a_run().to_json())
     cloud.now = Machines((), ready=False, state="SUSPENDING", gone=True)  # as find says of a queued resource
     assert stop_command.run(context, arguments(stop_command)) == 0
-    assert context.said[1:] == [LEAVING] and hosts.calls == []
+    assert context.printed[1:] == [LEAVING] and hosts.calls == []
     assert context.records.read("stop.json").value["run_id"] == "demo-1"
 
 
@@ -89,5 +89,5 @@ def test_stop_of_machines_that_leave_meanwhile(context, cloud, hosts, monkeypatc
         with pytest.raises(JanusError, match="nobody starts it again, but it may go on") as refused:
             stop_command.run(context, arguments(stop_command))
         assert refused.value.exit_code == errors[how].exit_code
-    assert (LEAVING in context.said) == (slices == 1)
+    assert (LEAVING in context.printed) == (slices == 1)
     assert context.records.read("stop.json").value["run_id"] == "demo-1"

@@ -78,9 +78,9 @@ def test_down_ends_a_run_so_that_it_saves_and_nobody_makes_its_machines_again(co
     command(down, context)
     record, codes = recorded[0]
     assert (record["run_id"], record["down"], codes) == ("demo-1", True, [10, 10])
-    said = "\n".join(cloud.lines)
-    assert "run demo-1: nobody starts it or makes its machines again, until `up` or `run`" in said
-    assert "run demo-1: ending it first" in said and "step 1234 is saved" in said
+    wording = "\n".join(cloud.lines)
+    assert "run demo-1: nobody starts it or makes its machines again, until `up` or `run`" in wording
+    assert "run demo-1: ending it first" in wording and "step 1234 is saved" in wording
     assert cloud.queued == {} and cloud.lines[-1] == "janus: deleted"
     assert context.records.read("spent.json").value["run_id"] == "demo-1"
     command(up, context)

@@ -58,7 +58,7 @@ def test_up_says_what_it_costs_waits_and_can_be_repeated(cloud, capsys):
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "text"),
     [
         (
             Fault("create", "ERROR: (gcloud.x) NOT_FOUND: Location us-central2-b is not found"),
@@ -90,17 +90,17 @@ def test_up_says_what_it_costs_waits_and_can_be_repeated(cloud, capsys):
         (Fault("create", UNAVAILABLE, 10_000), ["unavailable"]),
     ],
 )
-def test_refusals_leave_nothing(cloud, capsys, fault, said):
+def test_refusals_leave_nothing(cloud, capsys, fault, text):
     cloud.faults = [fault]
     assert main(["up", *WORDS]) == 16
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1 and error[0].startswith("error: janus: ")
-    assert [part for part in said if part not in error[0]] == []
+    assert [part for part in text if part not in error[0]] == []
     assert (cloud.queued, cloud.nodes) == ({}, {}) and cloud.now_s < 3600
 
 
 @pytest.mark.parametrize(
-    ("states", "failed", "words", "said"),
+    ("states", "failed", "words", "text"),
     [
         (["ACCEPTED", "FAILED"], STOCK_OUT, [], ["no capacity", "no more capacity", "another zone"]),
         (["ACCEPTED", "FAILED"], {"code": 8, "message": "Quota 'X' exhausted"}, [], ["quota:", "two quotas"]),
@@ -109,11 +109,11 @@ def test_refusals_leave_nothing(cloud, capsys, fault, said):
         (["WAITING_FOR_RESOURCES"], None, ["--valid-for=30m"], ["not served within valid_for = 30m"]),
     ],
 )
-def test_requests_that_fail_later_leave_nothing(cloud, capsys, states, failed, words, said):
+def test_requests_that_fail_later_leave_nothing(cloud, capsys, states, failed, words, text):
     cloud.states, cloud.failed = states, failed
     assert main(["up", *WORDS, *words]) == 16
     error = capsys.readouterr().err.splitlines()
-    assert len(error) == 1 and [part for part in said if part not in error[0]] == []
+    assert len(error) == 1 and [part for part in text if part not in error[0]] == []
     assert (cloud.queued, cloud.nodes) == ({}, {})
     assert any("deleting it" in line for line in cloud.lines)
 
@@ -248,7 +248,7 @@ def test_a_name_that_others_take_at_the_same_time_is_refused(cloud, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "text"),
     [
         (["--type=v4-32"], "type: v4-32, but janus has v4-16"),
         (["--slices=2"], "slices: 2, but janus has 1"),
@@ -259,10 +259,10 @@ def test_a_name_that_others_take_at_the_same_time_is_refused(cloud, capsys):
         (["a.b=c"], "a.b=c: allowed: only with --config"),
     ],
 )
-def test_contradictions_are_bad_input(cloud, capsys, words, said):
+def test_contradictions_are_bad_input(cloud, capsys, words, text):
     assert main(["up", *WORDS]) == 0
     assert main(["up", *WORDS, *words]) == 2
-    assert said in capsys.readouterr().err
+    assert text in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def planner(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "text"),
     [
         (["--config", "fits.yaml"], 0, "fit: fits.yaml on 1 x v4-16: fits"),
         (["--config", "large.yaml"], 3, "large.yaml on 1 x v4-16: does not fit: needs 40 GiB of 31 GiB"),
@@ -357,9 +357,9 @@ def planner(tmp_path, monkeypatch):
         (["--config", "bad.yaml"], 2, "bad.yaml:1: rows = x"),
     ],
 )
-def test_a_configuration_that_does_not_fit_creates_nothing(cloud, planner, capsys, words, code, said):
+def test_a_configuration_that_does_not_fit_creates_nothing(cloud, planner, capsys, words, code, text):
     assert main(["up", *WORDS, *words, "a.b=c"]) == code
-    assert said in capsys.readouterr().err + "\n".join(cloud.lines)
+    assert text in capsys.readouterr().err + "\n".join(cloud.lines)
     assert bool(cloud.queued) == (code == 0)
 
 
@@ -372,7 +372,7 @@ def test_ctrl_c_ends_the_planner(cloud, planner, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "code", "said"),
+    ("change", "code", "text"),
     [
         ({}, 0, "fits"),
         ({"fits": False}, 3, "does not fit: why"),
@@ -381,13 +381,13 @@ def test_ctrl_c_ends_the_planner(cloud, planner, tmp_path, monkeypatch):
         ({"target": None}, 2, "is not what `janus plan --json` writes"),
     ],
 )
-def test_a_stored_plan_is_as_good(cloud, tmp_path, capsys, change, code, said):
+def test_a_stored_plan_is_as_good(cloud, tmp_path, capsys, change, code, text):
     values = {"target": {"name": "v4:2x2x2"}, "num_slices": 1, "fits": True, "reason": "why"} | change
     if change.get("num_slices") == 2:
         values["target"] = {"name": "v4-16"}
     (tmp_path / "plan.json").write_text(json.dumps(values))
     assert main(["up", *WORDS, "--plan", str(tmp_path / "plan.json")]) == code
-    assert said in capsys.readouterr().err + "\n".join(cloud.lines)
+    assert text in capsys.readouterr().err + "\n".join(cloud.lines)
     assert bool(cloud.queued) == (code == 0)
 
 

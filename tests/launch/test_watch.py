@@ -184,7 +184,7 @@ def test_a_dead_supervisor_is_started_again_on_the_same_machines(store, steps):
     put(store, run_record())
     beats(store)
     store.now += STALE_S + 1
-    steps.there.created = "1970-01-01T00:00:00Z"
+    steps.existing.created = "1970-01-01T00:00:00Z"
     steps.answers = {n: {"state": "dead", "run_id": "demo-1", "attempt": 1, "start": 1} for n in range(2)}
     watch(store, steps, Life(store, *restarted(store)))[0].run()
     assert steps.done == ["setup", "start 1.2"]
@@ -201,7 +201,7 @@ def test_hosts_without_a_run_on_machines_that_another_made_count_as_a_new_attemp
 
 def test_the_state_of_an_earlier_start_on_a_host_does_not_count(store, steps):
     put(store, run_record(start=2))
-    steps.there.created = "1970-01-01T00:00:00Z"
+    steps.existing.created = "1970-01-01T00:00:00Z"
     steps.answers = {n: {"state": "ended", "code": 12, "run_id": "demo-1", "attempt": 1, "start": 1} for n in range(2)}
     watch(store, steps, Life(store, *restarted(store)))[0].run()
     assert steps.done[-1].startswith("start")

@@ -89,7 +89,7 @@ def test_the_machines_stay_at_the_end_unless_asked(store, steps, flags, code, de
     put(store, run_record())
     beats(store, "ended", code=0)
     assert watch(store, steps, Life(store), **flags)[0].run() == code
-    assert (steps.there is None) == deleted
+    assert (steps.existing is None) == deleted
 
 
 def test_a_deletion_at_the_end_that_is_refused_for_a_while_is_tried_again(store, steps):
@@ -97,7 +97,7 @@ def test_a_deletion_at_the_end_that_is_refused_for_a_while_is_tried_again(store,
     beats(store, "ended", code=0)
     steps.errors["delete"] = [CloudError(Kind.UNAVAILABLE, "503")]
     assert watch(store, steps, Life(store), down_at_end=True)[0].run() == 0
-    assert steps.there is None
+    assert steps.existing is None
 
 
 @pytest.mark.parametrize("flags, deleted", [({"down_at_end": True}, False), ({"down_at_give_up": True}, True)])
@@ -105,7 +105,7 @@ def test_the_machines_stay_at_give_up_unless_asked(store, steps, flags, deleted)
     put(store, run_record())
     beats(store, "ended", code=3, message="does not fit")
     assert watch(store, steps, Life(store), **flags)[0].run() == 3
-    assert (steps.there is None) == deleted
+    assert (steps.existing is None) == deleted
     assert "does not fit" in log(store)
 
 
@@ -130,7 +130,7 @@ def test_ctrl_c_gives_the_lease_back_and_leaves_the_run_alone(store, steps):
 def test_earlier_machines_are_paid_for_too(store, steps):
     put(store, run_record())
     preempt(steps)()
-    steps.there.created = "1970-01-12T12:46:40Z"  # an hour before the store's clock
+    steps.existing.created = "1970-01-12T12:46:40Z"  # an hour before the store's clock
     watch(store, steps)[0].run(once=True)
     memory = json.loads(store.objects["gs://bkt/launch/demo/watch.json"][0])["memory"]
     assert memory["earlier_s"] == pytest.approx(3600)

@@ -142,7 +142,7 @@ def test_looks_of_cron_add_up(store, steps):
 
 def test_machines_that_were_adopted_are_neither_deleted_nor_replaced(store, steps):
     put(store, run_record())
-    steps.there.adopted = True
+    steps.existing.adopted = True
     beats(store)
     life = Life(store, preempt(steps))
     assert watch(store, steps, life)[0].run() == 16
@@ -151,9 +151,9 @@ def test_machines_that_were_adopted_are_neither_deleted_nor_replaced(store, step
 
 def test_adopted_machines_that_vanish_are_not_replaced_until_others_are_there(store, steps):
     put(store, run_record())
-    steps.there.adopted = True
+    steps.existing.adopted = True
     beats(store)
-    assert watch(store, steps, Life(store, lambda: setattr(steps, "there", None)))[0].run() == 16
+    assert watch(store, steps, Life(store, lambda: setattr(steps, "existing", None)))[0].run() == 16
     assert watch(store, steps)[0].run(once=True) == 16
     assert watch(store, steps)[0].run() == 16 and steps.done == []
     steps.machines()
@@ -164,7 +164,7 @@ def test_adopted_machines_that_vanish_are_not_replaced_until_others_are_there(st
 
 def test_adopted_machines_stay_at_the_end(store, steps):
     put(store, run_record())
-    steps.there.adopted = True
+    steps.existing.adopted = True
     beats(store, "ended", code=0)
     assert watch(store, steps, down_at_end=True)[0].run() == 0
     assert steps.done == [] and "down --adopt" in log(store)
@@ -182,7 +182,7 @@ def test_cron_asks_for_machines_and_does_not_wait_for_them(store, steps):
 
     assert [look() for _ in range(20)] == [0] * 20
     assert steps.done == ["delete", "create"]
-    steps.machines(token=steps.there.token)
+    steps.machines(token=steps.existing.token)
     assert [look() for _ in range(2)] == [0] * 2
     assert steps.done == ["delete", "create", "setup", "start 2.2"]
 
@@ -212,7 +212,7 @@ def test_machines_are_deleted_at_the_end_however_long_the_network_was_away(store
     beats(store, "ended", code=0)
     steps.errors["delete"] = [CloudError(kind, "the network is away") for _ in range(40)]
     assert watch(store, steps, Life(store), down_at_end=True)[0].run() == 0
-    assert steps.there is None
+    assert steps.existing is None
 
 
 def test_cron_leaves_machines_that_it_cannot_delete_to_its_next_look(store, steps):
@@ -220,7 +220,7 @@ def test_cron_leaves_machines_that_it_cannot_delete_to_its_next_look(store, step
     beats(store, "ended", code=0)
     steps.errors["delete"] = [NO_NETWORK]
     codes = [watch(store, steps, down_at_end=True)[0].run(once=True) for _ in range(2)]
-    assert codes == [16, 0] and steps.done == ["delete"] * 2 and steps.there is None
+    assert codes == [16, 0] and steps.done == ["delete"] * 2 and steps.existing is None
 
 
 def test_with_nothing_known_of_the_hosts_no_machines_are_deleted(store, steps):

@@ -51,13 +51,13 @@ SLOW = ("values, rows and heads",)
 """Cases of which each part is also in another one."""
 
 
-def plain(block, weights, x, told):
+def plain(block, weights, x, lines):
     """What jax differentiates by itself."""
-    return jax.lax.scan(lambda x, layer: (block(layer, x, told), None), x, weights)[0]
+    return jax.lax.scan(lambda x, layer: (block(layer, x, lines), None), x, weights)[0]
 
 
-def recomputed(block, weights, x, told):
-    return plain(jax.checkpoint(block, prevent_cse=False), weights, x, told)
+def recomputed(block, weights, x, lines):
+    return plain(jax.checkpoint(block, prevent_cse=False), weights, x, lines)
 
 
 @jax.custom_vjp
@@ -80,12 +80,12 @@ def by_jax(monkeypatch):
     def call(f):
         used = []
 
-        def spied(block, weights, x, told, *, policy, accumulator, shares):
+        def spied(block, weights, x, lines, *, policy, accumulator, shares):
             used.append(policy)
             if accumulator is not None:
                 narrowed = jax.tree.map(lambda leaf: leaf.astype(x.dtype), weights)
                 weights = added(narrowed, accumulator)
-            return recomputed(block, weights, x, told)
+            return recomputed(block, weights, x, lines)
 
         with monkeypatch.context() as patch:
             patch.setattr(mistral, "rematerialized", spied)
@@ -121,11 +121,11 @@ def test_values_and_gradients_are_those_that_jax_finds(name, by_jax):
         step = step_functions(objective, config, Compute(dtype=dtype, remat="full", place=place))
         return jax.jit(step.gradients, out_shardings=out)(params, batch)
 
-    found, expected = gradients(), by_jax(gradients)
-    layers = jax.tree.leaves(found[1]["layers"])
+    actual, expected = gradients(), by_jax(gradients)
+    layers = jax.tree.leaves(actual[1]["layers"])
     assert [leaf.dtype for leaf in layers] == [leaf.dtype for leaf in jax.tree.leaves(expected[1]["layers"])]
     assert all(np.asarray(leaf, np.float32).any(axis=tuple(range(1, leaf.ndim))).all() for leaf in layers)
-    assert_within(found, expected)
+    assert_within(actual, expected)
 
 
 @pytest.mark.parametrize(("kept", "compute"), [("float32", "bfloat16"), ("bfloat16", "bfloat16")])
@@ -142,9 +142,9 @@ def test_gradients_have_the_dtype_of_the_parameters(kept, compute, by_jax):
         hidden = hidden_states(DEEP, params, batch.tokens, layout, Compute(dtype=compute, remat="full"))
         return jnp.square(hidden.astype(jnp.float32)).mean()
 
-    found, expected = gradients(), by_jax(gradients)
-    assert {leaf.dtype for leaf in jax.tree.leaves(found[1])} == {jnp.dtype(kept)}
-    assert_within(found, expected)
+    actual, expected = gradients(), by_jax(gradients)
+    assert {leaf.dtype for leaf in jax.tree.leaves(actual[1])} == {jnp.dtype(kept)}
+    assert_within(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_microbatches_have_no_gradients_beside_their_sums():
     assert temporary(by_accumulator) <= weights.nbytes / 8
 
 
-def _dense(layer, x, told):
+def _dense(layer, x, lines):
     return jnp.tanh(x @ layer.astype(x.dtype))
 
 
@@ -288,9 +288,9 @@ def test_devices_that_hold_one_input_keep_a_share_of_it_each(remat, monkeypatch)
         compiled = jax.jit(step_functions(SFT(), config, compute).gradients).lower(params, batch).compile()
         return compiled.memory_analysis().temp_size_in_bytes, compiled(params, batch)
 
-    memory, found = run()
+    memory, actual = run()
     monkeypatch.setattr(Placement, "shares", lambda *_: WHOLE)
     whole, expected = run()
     inputs = config.num_layers * batch.tokens.size // 2 * config.hidden_size * 4
     assert whole - memory >= 0.7 * inputs * 3 / 4
-    assert_within(found, expected)
+    assert_within(actual, expected)

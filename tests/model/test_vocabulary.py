@@ -81,9 +81,9 @@ def test_log_probs_and_their_gradients_are_those_of_whole_logits(place, numbers,
     def loss(hidden, head, targets):
         return (token_logps(hidden, head, targets, place=place) * weights).sum()
 
-    found = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(hidden, head, targets)
-    assert_within(found, expected, TOLERANCE)
-    assert found[1][1].sharding.is_equivalent_to(head.sharding, 2)
+    result = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(hidden, head, targets)
+    assert_within(result, expected, TOLERANCE)
+    assert result[1][1].sharding.is_equivalent_to(head.sharding, 2)
 
 
 @pytest.mark.parametrize("place", DISTINCT, indirect=True)
@@ -110,8 +110,8 @@ def test_slots_that_do_not_count_are_left_out(place, numbers, monkeypatch):
         weights = numbers["weights"] * counted
         slots = tuple(put(place, array, "batch", "length") for array in (ids, counted, weights))
         expected, all_logps = jax.grad(whole, argnums=(0, 1), has_aux=True)(hidden, head, weights)
-        found, logps = gradients(*args, *slots)
-        assert_within(found, expected, TOLERANCE)
+        result, logps = gradients(*args, *slots)
+        assert_within(result, expected, TOLERANCE)
         for some in (logps, alone(*args, *slots)):
             assert_within(some * counted, all_logps * counted, TOLERANCE)
             assert place.mesh is None or not np.asarray(some)[~counted].any()

@@ -137,16 +137,16 @@ def test_swapping_chosen_and_rejected_flips_the_margin(name):
     swapped = [dataclasses.replace(e, chosen=e.rejected, rejected=e.chosen) for e in examples]
     one, other = (packed(objective, pairs, 2, shared=True) for pairs in (examples, swapped))
     other = dataclasses.replace(other, reference_logps=one.reference_logps[..., ::-1])
-    found = []
+    result = []
     for batch in (one, other):
         metrics = compiled(objective, config)(params_of(config), batch)[2]
-        found.append(metrics)
-    ours, theirs = (m["rewards/margins"][0] for m in found)
+        result.append(metrics)
+    ours, theirs = (m["rewards/margins"][0] for m in result)
     assert abs(float(ours)) > 1e-2
     np.testing.assert_allclose(ours, -theirs, rtol=1e-5, atol=1e-6)
-    accuracies = [float(m["rewards/accuracies"][0]) for m in found]
+    accuracies = [float(m["rewards/accuracies"][0]) for m in result]
     assert sum(accuracies) == 4
-    np.testing.assert_allclose(found[0]["rewards/chosen"][0], found[1]["rewards/rejected"][0], rtol=1e-5)
+    np.testing.assert_allclose(result[0]["rewards/chosen"][0], result[1]["rewards/rejected"][0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("objective", [DPO(beta=1e-9), SimPO(beta=1e-9, gamma=0.0)], ids=["dpo", "simpo"])
@@ -200,8 +200,8 @@ def test_a_pad_id_that_is_eos_loses_no_eos():
     assert batch.weights.sum() == sum(len(e.chosen) + len(e.rejected) for e in examples)
     changed = dataclasses.replace(batch, tokens=np.where(batch.segment > 0, batch.tokens, 77))
     objective = OBJECTIVES["dpo"]
-    found, expected = (compiled(objective, TINY)(params_of(TINY), in_microbatches(b))[:2] for b in (changed, batch))
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    result, expected = (compiled(objective, TINY)(params_of(TINY), in_microbatches(b))[:2] for b in (changed, batch))
+    jax.tree.map(np.testing.assert_array_equal, result, expected)
 
 
 def test_a_reward_is_read_at_the_last_token_and_margins_are_used():

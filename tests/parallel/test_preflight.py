@@ -135,9 +135,9 @@ def test_a_taken_port_is_refused_before_jax_meets_it(monkeypatch, host):
 def test_what_a_tpu_pod_says_of_itself_is_where_its_processes_meet(monkeypatch):
     from jax._src import clusters
 
-    said = ("10.0.0.2:8476", 4, 1, None)
+    text = ("10.0.0.2:8476", 4, 1, None)
     detect = "auto_detect_unset_distributed_params"
-    monkeypatch.setattr(clusters.ClusterEnv, detect, lambda *given: said)
+    monkeypatch.setattr(clusters.ClusterEnv, detect, lambda *given: text)
     monkeypatch.setattr(processes.environment, "uses_cpu_only", lambda: False)
     monkeypatch.setattr(processes, "_on_tpu_vm", lambda: True)
     monkeypatch.setenv("JAX_COORDINATOR_PORT", "8476")

@@ -75,8 +75,8 @@ def test_slices_beside_each_other_share_the_rows(arithmetic):
 def test_the_mesh_is_that_of_an_engine():
     for devices in (1, 3, 8):
         place, notes = placement.generation_place(SMALL, jax.devices()[:devices])
-        data, tensor, rules, said = placement.split(SMALL, devices, 1, whole=False)
-        assert (data, tensor, rules, said) == (
+        data, tensor, rules, message = placement.split(SMALL, devices, 1, whole=False)
+        assert (data, tensor, rules, message) == (
             *(place.mesh.shape[axis] for axis in ("data", "tensor")),
             place.rules,
             notes,
@@ -99,7 +99,7 @@ def test_sources_and_bad_input(janus, small, tmp_path, arithmetic):
     assert janus("plan", "mistral-7b", "--generate", "--topology", "v2-8", "--rows", 4096)[0] == 3
     (broken := tmp_path / "broken").mkdir()
     (broken / "config.json").write_text("?")
-    for arguments, said in (
+    for arguments, message in (
         ((broken,), f"{broken}/config.json:1: not valid JSON: Expecting value\n"),
         (("no-model",), "no-model: no such directory; named sizes: mistral-7b, tiny"),
         (("tiny", "--png", "x.png"), "--png x.png: not allowed with --generate"),
@@ -110,7 +110,7 @@ def test_sources_and_bad_input(janus, small, tmp_path, arithmetic):
         ),
     ):
         code, _, err = janus("plan", *arguments, "--generate", "--topology", "v4-8")
-        assert code == 2 and said in err, err
+        assert code == 2 and message in err, err
     code, _, err = janus("plan", small, "--topology", "v4-8", "--rows", 4)
     assert code == 2 and "--rows 4: only allowed with --generate" in err
     code, _, err = janus("plan", broken, "--topology", "v4-8")

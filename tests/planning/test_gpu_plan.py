@@ -23,7 +23,7 @@ MODEL |= {"num_heads": 4, "num_kv_heads": 2, "head_dim": 128}
 
 
 def test_memory_and_collectives_of_a_small_model(tmp_path):
-    found = plan(
+    result = plan(
         run_config(
             tmp_path,
             tmp_path / "run",
@@ -35,26 +35,26 @@ def test_memory_and_collectives_of_a_small_model(tmp_path):
         ),
         "h100:8",
     )
-    assert found.fits and found.memory.usable == round(0.9 * 79.1 * 2**30)
-    held = sum(found.memory.arguments.values())
-    assert found.memory.peak - held == pytest.approx(found.memory.estimated_temporaries, rel=0.1)
-    over_tensor = [each for each in found.collectives if each.axes == ("tensor",) and each.kind == "all-reduce"]
+    assert result.fits and result.memory.usable == round(0.9 * 79.1 * 2**30)
+    held = sum(result.memory.arguments.values())
+    assert result.memory.peak - held == pytest.approx(result.memory.estimated_temporaries, rel=0.1)
+    over_tensor = [each for each in result.collectives if each.axes == ("tensor",) and each.kind == "all-reduce"]
     slots = 2 * 1024 * 512 * 2  # bytes of what two rows of a device pass on
     loops = [each for each in over_tensor if each.count == 2 and each.wire_bytes == 2 * slots]
     assert len(loops) == 4  # after attention and after the MLP, of two layers, forward and backward
-    assert found.bound.ici_s > 0 and found.bound.dcn_s == 0
+    assert result.bound.ici_s > 0 and result.bound.dcn_s == 0
 
 
 def test_one_gpu_holds_a_7b_model_in_bfloat16():
     """7.24 B weights and two moments of two bytes each, their gradients, and the inputs of 32 layers."""
     changes = ("batch.rows=1", "batch.microbatches=1", "mesh.fsdp=1", "precision.attention=reference")
     half = ("compat.bfloat16_weights=true", "optimizer.moments=bfloat16", "remat=full")
-    found = plan(recipe("sft_65k", *changes, *half), "h100:1")
+    result = plan(recipe("sft_65k", *changes, *half), "h100:1")
     weights = 2 * 7_241_732_096
-    assert sum(found.memory.arguments.values()) == pytest.approx(3 * weights, rel=1e-4)
+    assert sum(result.memory.arguments.values()) == pytest.approx(3 * weights, rel=1e-4)
     inputs = 2 * 32 * 8192 * 4096
-    assert weights + inputs < found.memory.peak - 3 * weights < weights + inputs + 3 * 2**30
-    assert found.fits and not found.collectives
+    assert weights + inputs < result.memory.peak - 3 * weights < weights + inputs + 3 * 2**30
+    assert result.fits and not result.collectives
 
 
 def lowered(block):

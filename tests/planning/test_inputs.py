@@ -28,9 +28,9 @@ def test_the_planned_evaluation_is_the_one_that_the_trainer_runs(kind, rows, dat
         batch = next(iter(setup.eval_loader.batches(steps=1))).batch
         real = setup.program.evaluate.lower(setup.program.abstract_state().params, batch).as_text()
         config, mesh = compile.resolve_mesh(run, devices(find_slice("cpu:8")), None)
-        found = find_inputs(config, 8)
-        program = compile.program_of(config, found, mesh)
-        planned = compile._evaluation(config, found, program)
+        result = find_inputs(config, 8)
+        program = compile.program_of(config, result, mesh)
+        planned = compile._evaluation(config, result, program)
         assert planned is not None and program.evaluate.lower(*planned).as_text() == real
 
 
@@ -41,11 +41,11 @@ def test_tokens_of_a_mixture_are_those_that_are_drawn(examples, tmp_path):
     parts = [{"dir": str(tmp_path / name), "weight": weight} for name, weight in (("a", 1.0), ("b", 9.0))]
     mixed = {"dir": None, "mixture": parts, "examples": examples}
     run = run_config(tmp_path, tmp_path / "run", "sft", data=mixed, eval={"every_steps": None})
-    found, loader = find_inputs(run, 8), prepare(run).loader
+    result, loader = find_inputs(run, 8), prepare(run).loader
     steps = loader.steps(0)
     held = sum(int((loaded.batch.segment > 0).sum()) for loaded in loader.batches(steps=steps))
-    assert found.steps_per_epoch == steps and found.tokens_per_step == pytest.approx(held / steps)
-    assert found.tokens_per_step <= 8 * 64
+    assert result.steps_per_epoch == steps and result.tokens_per_step == pytest.approx(held / steps)
+    assert result.tokens_per_step <= 8 * 64
 
 
 @pytest.mark.parametrize("wrong", ["missing", "other"])
@@ -73,19 +73,19 @@ def test_a_reference_that_scores_each_batch_costs_a_forward_pass(data, tmp_path)
     bound = {}
     for mode in ("precompute", "online"):
         run = run_config(data, tmp_path / "run", "dpo", reference={"mode": mode})
-        found = find_inputs(run, 8)
-        flops = bounds.step_flops(run, found)
+        result = find_inputs(run, 8)
+        flops = bounds.step_flops(run, result)
         assert flops.reference == (pytest.approx(flops.model / 3) if mode == "online" else 0)
-        assert bounds.step_flops(run, found, scores=False).reference == 0
-        bound[mode] = bounds.step_bound(run, found, **places(batch=4, length=1, mlp=2))
+        assert bounds.step_flops(run, result, scores=False).reference == 0
+        bound[mode] = bounds.step_bound(run, result, **places(batch=4, length=1, mlp=2))
         assert bound[mode].compute_s == pytest.approx(flops.total / 8 / 197e12)
     assert bound["online"].hbm_s > bound["precompute"].hbm_s
 
 
 def test_work_that_rules_do_not_divide_is_done_by_every_device(data, tmp_path):
     run = run_config(data, tmp_path / "run", "sft")
-    found = find_inputs(run, 8)
-    whole, half = (bounds.step_bound(run, found, **places(batch=4, length=1, mlp=mlp)) for mlp in (2, 1))
+    result = find_inputs(run, 8)
+    whole, half = (bounds.step_bound(run, result, **places(batch=4, length=1, mlp=mlp)) for mlp in (2, 1))
     assert half.compute_s == pytest.approx(2 * whole.compute_s)
 
 
@@ -110,13 +110,13 @@ def test_samples_are_those_of_the_prompts_where_they_are_here(data, tmp_path):
     (tmp_path / "p.txt").write_text("a\na b c\n")
     section = {"prompts": str(tmp_path / "p.txt"), "systems": ["x", "y"], "max_new_tokens": 9}
     model, batch = {"vocab_size": 32_000}, {"row_length": 96}
-    found = find_inputs(run_config(data, tmp_path / "run", "sft", samples=section, model=model, batch=batch), 8)
-    assert found.samples is not None and (found.samples["rows"], found.samples["new"]) == (4, 9)
-    assert 3 < found.samples["prompt"] < 96 and not any("samples" in text for text in found.assumed)
+    result = find_inputs(run_config(data, tmp_path / "run", "sft", samples=section, model=model, batch=batch), 8)
+    assert result.samples is not None and (result.samples["rows"], result.samples["new"]) == (4, 9)
+    assert 3 < result.samples["prompt"] < 96 and not any("samples" in text for text in result.assumed)
     section["prompts"] = "gone.txt"
-    found = find_inputs(run_config(data, tmp_path / "run", "sft", samples=section, model=model, batch=batch), 8)
-    assert found.samples == {"rows": 32, "prompt": 95, "new": 9}
-    assert [text for text in found.assumed if "samples" in text] == [
+    result = find_inputs(run_config(data, tmp_path / "run", "sft", samples=section, model=model, batch=batch), 8)
+    assert result.samples == {"rows": 32, "prompt": 95, "new": 9}
+    assert [text for text in result.assumed if "samples" in text] == [
         "samples.prompts=gone.txt or the data set is not on this machine; the longest prompt has 95 tokens, and 32 "
         "answers grow at the same time"
     ]

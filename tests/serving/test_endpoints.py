@@ -112,18 +112,18 @@ def test_echo_has_the_log_probs_of_the_prompt(server, client, tiny, most):
         made, _ = greedy(tiny[1], ids, most) if most else ([], 0)
         logps = torch_log_probs(tiny[1], [*ids, *made])
         assert choice.text.startswith(prompt) and choice.finish_reason == "length"
-        found = choice.logprobs
-        assert found.tokens == [texts.text(number) for number in (*ids, *made)]
-        assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
+        result = choice.logprobs
+        assert result.tokens == [texts.text(number) for number in (*ids, *made)]
+        assert result.token_logprobs[0] is None and result.top_logprobs[0] is None
         targets = np.array([*ids, *made][1:])
         expected = logps[np.arange(len(targets)), targets]
-        assert found.token_logprobs[1:] == pytest.approx(expected, abs=1e-3)
-        for row, number, named in zip(logps, targets, found.top_logprobs[1:], strict=True):
+        assert result.token_logprobs[1:] == pytest.approx(expected, abs=1e-3)
+        for row, number, named in zip(logps, targets, result.top_logprobs[1:], strict=True):
             best = [int(other) for other in np.argsort(-row)[:2]]
             assert named.keys() == {texts.text(other) for other in {*best, int(number)}}
             assert max(named.values()) == pytest.approx(row.max(), abs=1e-3)
         # A token's text stands at its place, unless it is a control token or a part of a character.
-        for token, place in zip(found.tokens, found.text_offset, strict=True):
+        for token, place in zip(result.tokens, result.text_offset, strict=True):
             if not token.startswith(("bytes:", "<s>", "token_id:")):
                 assert choice.text[place:].startswith(token), (token, place, choice.text)
     assert answer.usage.completion_tokens == 2 * most

@@ -19,8 +19,8 @@ def made(tmp_path_factory):
         "byte fallback": place / "fallback",
         "byte level": tokenizers.byte_level(place / "byte_level", ["<|im_end|>"]),
     }
-    found = {"sentencepiece": load_tokenizer()} | {name: load_tokenizer(path) for name, path in directories.items()}
-    return {name: (tokenizer, Detokenizer(tokenizer)) for name, tokenizer in found.items()}
+    result = {"sentencepiece": load_tokenizer()} | {name: load_tokenizer(path) for name, path in directories.items()}
+    return {name: (tokenizer, Detokenizer(tokenizer)) for name, tokenizer in result.items()}
 
 
 NAMES = ["sentencepiece", "byte fallback", "byte level"]

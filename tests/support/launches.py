@@ -157,7 +157,7 @@ class FakeSteps:
 
     store: Store
     count: int = 2
-    there: Any = None
+    existing: Any = None
     answers: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
     done: list[str] = dataclasses.field(default_factory=list)
     """What was done, in order."""
@@ -176,7 +176,7 @@ class FakeSteps:
         """Puts machines there."""
         self.made += 1
         workers = tuple(SimpleNamespace(number=number) for number in range(self.count))
-        self.there = SimpleNamespace(
+        self.existing = SimpleNamespace(
             **{
                 "state": state,
                 "ready": state in ("ACTIVE", "READY"),
@@ -193,14 +193,14 @@ class FakeSteps:
                 **values,
             }
         )
-        return self.there
+        return self.existing
 
     def type(self) -> Any:
         return Type("v4-16", "v4", 4 * self.count, self.count, 1, "runtime", *self.prices, "2026-01", ())
 
     def find(self) -> Any:
         self._step("find", record=False)
-        return self.there
+        return self.existing
 
     def create(
         self, notify: Callable[[str], None], *, patient: bool = True, before: Callable[[], None] = lambda: None
@@ -210,12 +210,12 @@ class FakeSteps:
         notify("WAITING_FOR_RESOURCES")
         return self.machines("ACTIVE" if patient else self.served)
 
-    def delete(self, there: Any) -> None:
+    def delete(self, machines: Any) -> None:
         self._step("delete")
-        self.there = None
+        self.existing = None
 
     @contextlib.contextmanager
-    def connect(self, there: Any) -> Iterator[str]:
+    def connect(self, machines: Any) -> Iterator[str]:
         self._step("connect", record=False)
         yield "hosts"
 
@@ -235,11 +235,11 @@ class FakeSteps:
         for worker in range(self.count):
             beat(self.store, run, worker, "starting")
 
-    def states(self, there: Any) -> dict[int, dict[str, Any]]:
+    def states(self, machines: Any) -> dict[int, dict[str, Any]]:
         self._step("states", record=False)
         return self.answers
 
-    def tails(self, there: Any, positions: dict[int, int], lines: int) -> dict[int, dict[str, Any]]:
+    def tails(self, machines: Any, positions: dict[int, int], lines: int) -> dict[int, dict[str, Any]]:
         self._step("tails", record=False)
         return {
             worker: {"text": text[positions.get(worker, 0) :], "position": len(text), "state": self.state}

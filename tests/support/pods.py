@@ -40,7 +40,7 @@ class Pod:
         self.refusals: list[str] = []
         """What gcloud prints and fails with at the next calls that push the key."""
         self.machines = machines(hosts, slices)
-        self.said: list[str] = []
+        self.printed: list[str] = []
         key = scratch / "key"
         key.touch()
         values = {"name": "pod", "project": "p", "zone": "us-central2-b", "type": "v4-16", "ssh_key": str(key)}
@@ -58,7 +58,7 @@ class Pod:
 
     def context(self, **more) -> Context:
         """For a command."""
-        return Context(self.settings, say=self.said.append, runner=self.gcloud, **more)
+        return Context(self.settings, say=self.printed.append, runner=self.gcloud, **more)
 
     def connect(self, **more) -> Hosts:
         """The hosts, as a command gets them."""

@@ -47,7 +47,7 @@ class World(Time):
         self.store, self.capacity, self.bucket_up = Ticking(self), capacity, True
         self.queued: dict[str, dict[str, Any]] = {}
         self.hosts: dict[tuple[str, int], Host] = {}
-        self.creations, self.said = 0, list[str]()
+        self.creations, self.printed = 0, list[str]()
         self.lock: dict[str, Any] | None = None
         self.step = self.saved = 0
         self.places: list[tuple[int, int]] = []
@@ -57,7 +57,7 @@ class World(Time):
 
     def context(self, station: int) -> Context:
         def say(line: str) -> None:
-            self.said.append(f"{self.now:8.0f} {self.stations[station].name}: {line}")
+            self.printed.append(f"{self.now:8.0f} {self.stations[station].name}: {line}")
 
         made = Context(Settings.model_validate(SETTINGS), say=say, runner=self.run)
         made.__dict__["bucket"] = Remote(self, "gs://bkt")
@@ -353,9 +353,9 @@ def install(world: World, monkeypatch: Any) -> None:
     from launch.watching import lease, watch
 
     @contextlib.contextmanager
-    def connect(context: Context, there: Any) -> Iterator[Group]:
+    def connect(context: Context, remote: Any) -> Iterator[Group]:
         world.pause(1.0)
-        yield Group(world, there.token)
+        yield Group(world, remote.token)
 
     def bring(*args: Any, **options: Any) -> Any:
         world.pause(5.0)

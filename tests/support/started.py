@@ -40,9 +40,9 @@ class Ready:
 
 
 def workstation(directory: Path, monkeypatch: Any) -> Context:
-    """A context in a directory. `said` and `calls` have what it shows, and what it asks gcloud."""
+    """A context in a directory. `printed` and `calls` have what it shows, and what it asks gcloud."""
     monkeypatch.chdir(directory)
-    made = Context(load("/dev/null", SETTINGS), say=(said := []).append)
+    made = Context(load("/dev/null", SETTINGS), say=(printed := []).append)
     calls: list[list[str]] = []
 
     def gcloud(words, stdin, timeout_s):
@@ -51,9 +51,9 @@ def workstation(directory: Path, monkeypatch: Any) -> Context:
 
     made.runner = gcloud
     bucket = Records("gs://bucket")
-    made.__dict__ |= {"bucket": bucket, "records": bucket.at("launch", "demo"), "said": said, "calls": calls}
+    made.__dict__ |= {"bucket": bucket, "records": bucket.at("launch", "demo"), "printed": printed, "calls": calls}
     made.__dict__["folder"] = lambda url: Records(url, bucket.objects)
-    monkeypatch.setattr(made, "warn", said.append)
+    monkeypatch.setattr(made, "warn", printed.append)
     return made
 
 

@@ -45,7 +45,7 @@ def watch(store, steps, life=lambda seconds: None, **values):
 
 def preempt(steps):
     def event():
-        steps.there.state, steps.there.ready, steps.there.gone = "SUSPENDED", False, True
+        steps.existing.state, steps.existing.ready, steps.existing.gone = "SUSPENDED", False, True
 
     return event
 

@@ -245,15 +245,15 @@ def test_a_sentencepiece_model_keeps_the_template_and_the_pad_token_that_lie_bes
     from transformers import AutoTokenizer
 
     embedded.save(tmp_path / "in")
-    said = {"chat_template": "{{ 'theirs' }}", "pad_token": "<unk>", "tokenizer_class": "LlamaTokenizer"}
-    said |= {"padding_side": "left", "model_max_length": 2048}
-    (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps(said))
+    wording = {"chat_template": "{{ 'theirs' }}", "pad_token": "<unk>", "tokenizer_class": "LlamaTokenizer"}
+    wording |= {"padding_side": "left", "model_max_length": 2048}
+    (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps(wording))
     load_tokenizer(tmp_path / "in").save(tmp_path / "built")  # as a data set or a converted model keeps it
     save_hf_tokenizer(load_tokenizer(tmp_path / "built"), tmp_path / "out")
-    found = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert (found.chat_template, found.pad_token, found.eos_token) == ("{{ 'theirs' }}", "<unk>", "</s>")
-    assert (found.padding_side, found.model_max_length) == ("left", 2048)
-    assert found("a b").input_ids == [1, *embedded.encode("a b")]
+    result = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (result.chat_template, result.pad_token, result.eos_token) == ("{{ 'theirs' }}", "<unk>", "</s>")
+    assert (result.padding_side, result.model_max_length) == ("left", 2048)
+    assert result("a b").input_ids == [1, *embedded.encode("a b")]
 
 
 def test_no_template_is_made_up(embedded, tmp_path):

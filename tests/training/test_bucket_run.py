@@ -114,23 +114,23 @@ def pairs(tmp_path):
 
 def test_a_run_in_a_bucket_is_the_local_one(bucket, tmp_path, pairs, capfd):
     """Reference pass, stop, resume, export, a third start; then another run from its weights and its log-probs."""
-    here, there = tmp_path / "local", f"{bucket}/runs/mine"
+    here, remote = tmp_path / "local", f"{bucket}/runs/mine"
     train(run_config(tmp_path, here, **pairs), writers=())
-    config = run_config(tmp_path, there, **pairs)
+    config = run_config(tmp_path, remote, **pairs)
     assert train(config, until_step=3, writers=()).step == 3
-    names = {item.name for item in Prefix(there).list()}
+    names = {item.name for item in Prefix(remote).list()}
     assert {"config.yaml", "summary.json", "reference/train.npz", "tokenizer/tokenizer.model"} <= names
     assert "lock.json" not in names and not list((tmp_path).glob("gs:*"))
     finished = train(config, writers=())
-    assert (finished.resumed_from, finished.step, finished.export_dir) == (3, 6, f"{there}/exports/6")
-    assert check(f"{there}/exports/6", here / "exports" / "6") == []
-    assert_equal_trees(final_params(there), final_params(here))
-    generation = Prefix(there).find("exports/6/config.json").generation
-    assert train(config, writers=()).export_dir == f"{there}/exports/6"  # the export is there
-    assert Prefix(there).find("exports/6/config.json").generation == generation
-    assert RunDir(BucketPath(there)).committed_steps() == [4, 6]
+    assert (finished.resumed_from, finished.step, finished.export_dir) == (3, 6, f"{remote}/exports/6")
+    assert check(f"{remote}/exports/6", here / "exports" / "6") == []
+    assert_equal_trees(final_params(remote), final_params(here))
+    generation = Prefix(remote).find("exports/6/config.json").generation
+    assert train(config, writers=()).export_dir == f"{remote}/exports/6"  # the export is there
+    assert Prefix(remote).find("exports/6/config.json").generation == generation
+    assert RunDir(BucketPath(remote)).committed_steps() == [4, 6]
 
-    next_run = {**pairs, "model": None, "init": {"from": f"{there}/checkpoints/4"}, "export": {"hf": False}}
+    next_run = {**pairs, "model": None, "init": {"from": f"{remote}/checkpoints/4"}, "export": {"hf": False}}
     shared = {"dir": f"{bucket}/shared"}
     train(run_config(tmp_path, f"{bucket}/runs/next", **next_run, reference=shared), until_step=1, writers=())
     reference = Prefix(bucket).find("shared/train.npz").generation

@@ -53,7 +53,7 @@ def test_a_long_path_is_broken_and_a_long_command_still_runs():
 
 
 @pytest.mark.parametrize(
-    ("total", "steps", "told"),
+    ("total", "steps", "output"),
     [
         (4, 11, "part of an epoch, which has 11 steps"),
         (11, 11, "1 epoch of 11 steps"),
@@ -61,8 +61,8 @@ def test_a_long_path_is_broken_and_a_long_command_still_runs():
         (3, 1, "3 epochs of 1 step"),
     ],
 )
-def test_a_length_in_epochs_is_a_number_that_one_can_read(total, steps, told):
-    assert _epochs(total, steps) == told
+def test_a_length_in_epochs_is_a_number_that_one_can_read(total, steps, output):
+    assert _epochs(total, steps) == output
 
 
 def test_a_run_with_metrics_says_how_to_compare_its_curves(tmp_path, monkeypatch):

@@ -196,9 +196,9 @@ def test_examples_of_a_mixture_have_the_numbers_of_their_parts(data):
     from janus_jax.data.dataset import TokenizedDataset
 
     parts = [TokenizedDataset(data / "sft"), TokenizedDataset(data / "sft")]
-    found = located(Mixture(parts), [70, 3, 119, 3])
-    assert [part["examples"] for part in found] == [[3], [10, 59]]
-    assert listed(found) == f"example 3 of {data}/sft, split train; examples 10, 59 of {data}/sft, split train"
+    result = located(Mixture(parts), [70, 3, 119, 3])
+    assert [part["examples"] for part in result] == [[3], [10, 59]]
+    assert listed(result) == f"example 3 of {data}/sft, split train; examples 10, 59 of {data}/sft, split train"
     assert "and 2 more of" in listed(located(parts[0], range(10)))
 
 

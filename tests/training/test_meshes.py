@@ -134,5 +134,5 @@ def test_a_product_that_is_whole_before_it_is_split_keeps_its_rows(whole_first):
 
     x, weights = np.arange(8 * 4, dtype=np.float32).reshape(8, 4), np.ones((4, 8), np.float32)
     ins = at(rows, "tensor"), at("tensor", "fsdp")
-    found = jax.jit(product, in_shardings=ins, out_shardings=at(rows, "tensor"))(x, weights)
-    np.testing.assert_array_equal(found, x @ weights)
+    result = jax.jit(product, in_shardings=ins, out_shardings=at(rows, "tensor"))(x, weights)
+    np.testing.assert_array_equal(result, x @ weights)

@@ -120,22 +120,22 @@ SOME = ("the reference is scored", "a step", "evaluation of step 2", "save of st
 def chain(request, data, tmp_path_factory, programs):
     """The same run, stopped at each moment in turn; what it said then, and what it left."""
     run = tmp_path_factory.mktemp("chain") / "run"
-    said = {}
+    text = {}
     for name in request.param:
-        said[name] = (
+        text[name] = (
             stopped(config(data, run), at_call(*MOMENTS[name][1])),
             RunDir(run).committed_steps()[-1:],
             (run / "exports").exists(),
         )
-    return run, said, train(config(data, run), writers=())
+    return run, text, train(config(data, run), writers=())
 
 
 def test_sigterm_at_any_moment_saves_the_newest_step(chain):
     run, every, _ = chain
-    for moment, (said, saved, exported) in every.items():
+    for moment, (text, saved, exported) in every.items():
         step = MOMENTS[moment][0]
         assert saved == ([] if step is None else [step]) and not exported, moment
-        assert said == f"{run}: " + (
+        assert text == f"{run}: " + (
             f"step {step} is saved; SIGTERM ended the run" if step else "no step was made yet; SIGTERM ended the run"
         )
 

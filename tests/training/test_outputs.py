@@ -109,13 +109,13 @@ def test_a_copy_of_a_bucket_run_goes_on_in_a_local_directory(trained, tmp_path):
 
 
 def test_a_local_run_goes_on_in_a_bucket(bucket, tmp_path):
-    here, there = RunDir(tmp_path / "run"), RunDir(BucketPath(f"{bucket}/run"))
+    here, remote = RunDir(tmp_path / "run"), RunDir(BucketPath(f"{bucket}/run"))
     here.path.mkdir()
     train(here, 0, 3, 1.0)
     assert sorted(path.name for path in here.path.iterdir()) == ["metrics.jsonl"]
-    Prefix(there.path).upload(here.path, ["metrics.jsonl"])
-    train(there, 2, 4, 10.0)
-    assert steps_and_losses(there) == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+    Prefix(remote.path).upload(here.path, ["metrics.jsonl"])
+    train(remote, 2, 4, 10.0)
+    assert steps_and_losses(remote) == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
 
 
 def test_a_start_replaces_samples_of_an_earlier_one(bucket):

@@ -95,8 +95,8 @@ def test_an_older_checkpoint_that_may_have_been_evaluated_on_other_data_is_noted
     """Its meta has no `held_out`; the configuration it holds says what `data.eval_dir` and `data.eval_split` were."""
     stored = setup.config.model_dump(mode="json", by_alias=True)
     stored |= {section: stored[section] | keys for section, keys in before.items()}
-    told = other_held_out(dataclasses.replace(setup, past=Past(4, {"config": stored})))
-    assert told is None if noted is None else told is not None and told.startswith(noted)
+    lines = other_held_out(dataclasses.replace(setup, past=Past(4, {"config": stored})))
+    assert lines is None if noted is None else lines is not None and lines.startswith(noted)
 
 
 @pytest.mark.parametrize("changes", [{"model": {"vocab_size": 32000}}, {"optimizer": {"b1": 0.5}}])

@@ -128,7 +128,7 @@ def test_a_run_says_which_examples_it_does_not_read(data, tmp_path, capsys):
         assert 0 < long < count and (read, overlong["dropped"]) == (count - long, long)
         verb = "is" if long == 1 else "are"
         line = f"batch.max_sequence_length, batch.row_length: {long} of {count} {role} examples {verb} over-long"
-        assert [told for told in printed if told.startswith(line)]
+        assert [lines for lines in printed if lines.startswith(line)]
 
 
 def test_a_resumed_run_says_that_its_held_out_data_are_others(data, tmp_path, capsys):

@@ -17,9 +17,9 @@ def test_an_array_in_order_is_the_same_array(shape, dtype, panel, monkeypatch):
     monkeypatch.setattr(blocks, "_PANEL_BYTES", panel)
     whole = np.arange(np.prod(shape), dtype=np.float32).astype(dtype).reshape(shape)
     for array in (whole.transpose(), whole[..., 1:], np.moveaxis(whole, 0, -1)):
-        found = contiguous(array)
-        assert found.flags.c_contiguous and found.dtype == array.dtype
-        np.testing.assert_array_equal(found, array)
+        result = contiguous(array)
+        assert result.flags.c_contiguous and result.dtype == array.dtype
+        np.testing.assert_array_equal(result, array)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -65,8 +65,8 @@ def test_ids_and_generation_settings_of_the_source_are_kept(ids, tokenizer, tmp_
     (tmp_path / "hf" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Their model\n")
     for directory in both_ways(tmp_path / "hf", tmp_path):
         assert {name: read(directory).get(name) for name in ids} == ids
-        found = read(directory, "generation_config.json")
-        assert {name: found[name] for name in generation} == generation and "transformers_version" not in found
+        result = read(directory, "generation_config.json")
+        assert {name: result[name] for name in generation} == generation and "transformers_version" not in result
         loaded = transformers.GenerationConfig.from_pretrained(directory)
         assert (loaded.do_sample, loaded.temperature, loaded.eos_token_id) == (True, 0.7, ids["eos_token_id"])
 
@@ -104,8 +104,8 @@ def test_an_exported_tokenizer_gives_sentencepieces_ids(files, tmp_path):
         for text in TEXTS:
             assert tokenizer(text).input_ids == [1, *reference.encode(text)], (directory, text)
         chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
-        said = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        assert said == "<s>" + MISTRAL_INST.prompt_text("Be brief.", "Why?")
+        message = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        assert message == "<s>" + MISTRAL_INST.prompt_text("Be brief.", "Why?")
 
 
 @pytest.mark.parametrize("way", [from_hf, to_hf])
@@ -132,9 +132,9 @@ def test_mixed_dtypes_are_widened_and_no_value_changes(norms, tmp_path):
     save_file(tensors, file, metadata={"format": "pt"})
     expected = {name: tensor.astype(np.float32).tobytes() for name, tensor in tensors.items()}
     for directory in both_ways(tmp_path / "hf", tmp_path):
-        found = read_tensors(directory)
-        assert {name: data for name, (_, _, data) in found.items()} == expected
-        assert {dtype for dtype, _, _ in found.values()} == {"F32"}
+        result = read_tensors(directory)
+        assert {name: data for name, (_, _, data) in result.items()} == expected
+        assert {dtype for dtype, _, _ in result.values()} == {"F32"}
         assert read(directory)["dtype"] == "float32"
 
 

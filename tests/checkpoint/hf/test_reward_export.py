@@ -32,10 +32,10 @@ def test_transformers_gives_the_same_rewards_on_a_padded_batch(name, side, tmp_p
         place = slice(0, length) if side == "right" else slice(max(LENGTHS) - length, None)
         tokens[row, place], mask[row, place] = ids, 1
     with torch.no_grad():
-        found = theirs(torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask)).logits.numpy()
+        result = theirs(torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask)).logits.numpy()
     ours = np.array([our_reward(model, params, ids) for ids in rows])
-    assert found.shape == (len(rows), 1) and np.ptp(ours) > 0.01
-    assert np.abs(found[:, 0] - ours).max() <= 1e-4 * np.abs(ours).max()
+    assert result.shape == (len(rows), 1) and np.ptp(ours) > 0.01
+    assert np.abs(result[:, 0] - ours).max() <= 1e-4 * np.abs(ours).max()
 
 
 @pytest.mark.parametrize("name", REWARD_MODELS)

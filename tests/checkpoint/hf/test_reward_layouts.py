@@ -105,8 +105,8 @@ def test_torch_gives_the_same_rewards_through_both_heads(name, side, tmp_path):
     score = transformers.MistralForSequenceClassification.from_pretrained(tmp_path / "score")
     tokens, mask = padded(rows, score.config.pad_token_id, side)
     with torch.no_grad():
-        found = {"value_head": read(tokens, mask), "score": score(tokens, attention_mask=mask).logits[:, 0]}
-    for head, rewards in found.items():
+        result = {"value_head": read(tokens, mask), "score": score(tokens, attention_mask=mask).logits[:, 0]}
+    for head, rewards in result.items():
         assert np.abs(rewards.numpy() - ours).max() <= 1e-4 * np.abs(ours).max(), head
     assert np.ptp(ours) > 0.01
 
@@ -120,8 +120,8 @@ def test_what_openrlhf_wrote_is_read_and_gives_its_rewards(tmp_path):
     from_hf(tmp_path / "theirs", tmp_path / "converted")
     source = open_model(tmp_path / "converted")
     assert source.config == REWARD
-    found = np.array([our_reward(REWARD, source.load(), ids) for ids in rows])
-    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    result = np.array([our_reward(REWARD, source.load(), ids) for ids in rows])
+    assert np.abs(result - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("way", ["directly", "converted", "by way of transformers' layout"])
@@ -150,14 +150,14 @@ def test_there_and_back_keeps_bits_and_statistics(way, tmp_path):
 def test_rewards_that_would_be_normalised_otherwise_are_told_apart(tmp_path):
     for name, mean in (("a", 0.75), ("b", 5.0)):
         save_hf(random_params(REWARD), REWARD, tmp_path / name, facts=ModelFacts(reward={"mean": mean, "std": 2.5}))
-    (found,) = check(tmp_path / "a", tmp_path / "b")
-    assert str(found).startswith("config.json's mean (0.75 and 5.0): largest difference 4.25")
+    (result,) = check(tmp_path / "a", tmp_path / "b")
+    assert str(result).startswith("config.json's mean (0.75 and 5.0): largest difference 4.25")
 
 
 def test_without_statistics_none_are_written(tmp_path):
     save_hf(random_params(REWARD), REWARD, tmp_path / "out", layout="openrlhf")
-    found = described(tmp_path / "out")
-    assert not {"mean", "std"} & found.keys() and found["normalize_reward"] is False
+    result = described(tmp_path / "out")
+    assert not {"mean", "std"} & result.keys() and result["normalize_reward"] is False
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_language_model_has_no_such_layout(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "text"),
     [
         ({"mean": 1.0}, "mean without std: reward statistics need both"),
         ({"mean": "x", "std": 1.0}, 'mean="x": allowed: a finite number'),
@@ -219,20 +219,20 @@ def test_a_language_model_has_no_such_layout(tmp_path, capsys, monkeypatch):
         ({"model_type": "gpt2"}, 'model_type="gpt2": allowed: mistral, llama'),
     ],
 )
-def test_a_config_that_makes_no_sense_is_named(changes, said, tmp_path, capsys, monkeypatch):
+def test_a_config_that_makes_no_sense_is_named(changes, text, tmp_path, capsys, monkeypatch):
     save_hf(random_params(REWARD), REWARD, tmp_path / "hf", layout="openrlhf")
     edit_config(tmp_path / "hf", **changes)
     for way in ("from-hf", "to-hf"):
         code, error = run(
             "convert", way, tmp_path / "hf", tmp_path / "new" / "out", capsys=capsys, monkeypatch=monkeypatch
         )
-        assert code == 2 and error.startswith(f"error: {tmp_path / 'hf' / 'config.json'}: {said}"), error
+        assert code == 2 and error.startswith(f"error: {tmp_path / 'hf' / 'config.json'}: {text}"), error
         assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "text"),
     [
         (lambda t: t.update({"lm_head.weight": np.zeros((80, 16), np.float32)}), "lm_head.weight is not expected"),
         (lambda t: t.update({"score.weight": np.zeros((1, 16), np.float32)}), "score.weight is not expected"),
@@ -243,7 +243,7 @@ def test_a_config_that_makes_no_sense_is_named(changes, said, tmp_path, capsys, 
         ),
     ],
 )
-def test_a_head_that_does_not_fit_is_named(edit, said, tmp_path):
+def test_a_head_that_does_not_fit_is_named(edit, text, tmp_path):
     save_hf(random_params(REWARD), REWARD, tmp_path / "hf", layout="openrlhf")
     file = tmp_path / "hf" / "model.safetensors"
     tensors = load_file(file)
@@ -251,7 +251,7 @@ def test_a_head_that_does_not_fit_is_named(edit, said, tmp_path):
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(ConversionError) as caught:
         load_hf(tmp_path / "hf")
-    assert said in str(caught.value)
+    assert text in str(caught.value)
 
 
 @pytest.mark.parametrize(("pad", "expected"), [(5, 5), (EOS, 0), (None, 0), (-1, 0), (80, 0)])

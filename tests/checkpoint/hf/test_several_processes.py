@@ -32,10 +32,10 @@ def test_they_export_the_files_that_one_process_exports(course, mesh):
 
 @pytest.mark.parametrize("mesh", several_processes.MESHES)
 def test_each_takes_from_the_files_what_its_devices_hold_and_no_more(course, mesh):
-    _, found = course
-    assert all(process["read"][mesh] == process["held"][mesh] > 0 for process in found)
+    _, result = course
+    assert all(process["read"][mesh] == process["held"][mesh] > 0 for process in result)
     if mesh == "fsdp":  # every part is on one device
-        assert sum(process["read"][mesh] for process in found) == sum(
+        assert sum(process["read"][mesh] for process in result) == sum(
             leaf.nbytes for leaf in jax.tree.leaves(random_params(SMALL))
         )
 
@@ -53,9 +53,9 @@ def test_each_takes_from_the_files_what_its_devices_hold_and_no_more(course, mes
     ],
 )
 def test_a_mistake_of_one_ends_both_with_its_error(course, which, owner, message):
-    _, found = course
+    _, result = course
     kind, _, text = message.partition(": ")
-    for i, process in enumerate(found):
+    for i, process in enumerate(result):
         expected = message if i == owner else f"{kind}: process {owner}: {text}"
         assert process["errors"][which].removesuffix(": not exported") == expected
 
@@ -68,9 +68,9 @@ def test_a_bug_of_one_ends_the_other_too(course):
 
 
 def test_mistakes_leave_nothing_and_do_not_hinder_the_next_export(course):
-    directory, found = course
+    directory, result = course
     expected = {"hf", *several_processes.MESHES}
-    if len(found) == 2:
+    if len(result) == 2:
         expected.add("bad")
         assert _files(directory / "bad") == _files(directory / "hf")
     assert {path.name for path in directory.iterdir() if path.is_dir()} == expected

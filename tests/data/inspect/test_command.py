@@ -98,22 +98,24 @@ def test_what_is_not_broken_but_past_a_threshold_is_to_be_looked_at(inspect, wri
         numbers, page = json.loads((tmp_path / "n.json").read_text()), (tmp_path / "p.html").read_text()
         return " ".join(out[out.rindex("page: ") :].split()), numbers, page
 
-    told, numbers, page = verdict()
-    assert "LOOK AT THIS: 3 shares past a threshold" in told and "FINE" not in told and "No problems" not in told
+    printed, numbers, page = verdict()
+    assert (
+        "LOOK AT THIS: 3 shares past a threshold" in printed and "FINE" not in printed and "No problems" not in printed
+    )
     lines = [
         f"1 of 16 examples: over-long and dropped (6.2 %, threshold dropped=0.01), in {directory}, split train",
         "14 of 15 examples: with the prompt of an earlier one (93.3 %, threshold repeated_prompts=0.5), in ",
         f"1 of 1 example: the prompt also occurs in {directory}, split train (100.0 %, threshold held_out_in_train=0)",
     ]
-    assert all(line in told.replace(" ", "").replace("\n", "") for line in (line.replace(" ", "") for line in lines))
+    assert all(line in printed.replace(" ", "").replace("\n", "") for line in (line.replace(" ", "") for line in lines))
     assert numbers["verdict"] == "look at this" and numbers["thresholds"]["dropped"] == 0.01
     kinds = [[finding["kind"] for finding in split["findings"]] for split in numbers["splits"]]
     assert kinds == [["dropped", "repeated_prompts"], ["held_out_in_train"]]
     assert '<div class="verdict look-at-this">' in page and all(line in page for line in lines)
 
     options = ["--look-at", "dropped=0.1,repeated_prompts=1", "--look-at", "held_out_in_train=1"]
-    told, numbers, page = verdict(*options)
-    assert "FINE: No problems in 16 examples" in told and "LOOK" not in told and numbers["verdict"] == "fine"
+    printed, numbers, page = verdict(*options)
+    assert "FINE: No problems in 16 examples" in printed and "LOOK" not in printed and numbers["verdict"] == "fine"
     assert '<div class="verdict fine">' in page
 
 

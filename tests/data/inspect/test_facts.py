@@ -71,7 +71,7 @@ def config_of(tmp_path):
 
 def test_rows_and_fill_are_those_of_the_batches(pairs, config_of):
     opened = open_splits(config_of({"dir": str(pairs)}))[0]
-    found = facts_of(opened, epoch=1).rows
+    result = facts_of(opened, epoch=1).rows
     packed = opened.packed
     used, sizes = [], []
     for step in range(packed.steps(1)):
@@ -79,13 +79,13 @@ def test_rows_and_fill_are_those_of_the_batches(pairs, config_of):
         used += (batch.segment > 0).sum(1).tolist()
         sizes += batch.valid.sum(1).tolist()
     filled = [slots for slots in used if slots]
-    assert (found.steps, found.rows_per_step, found.rows) == (packed.steps(1), 4, len(filled))
-    assert found.padding_rows == len(used) - len(filled)
-    assert found.mean_fill == pytest.approx(statistics.mean(filled) / 64, abs=1e-12)
-    assert found.padding == pytest.approx(1 - sum(used) / (64 * len(used)), abs=1e-12)
-    assert found.examples == sum(sizes) and found.examples_per_row.mean == pytest.approx(sum(sizes) / len(filled))
+    assert (result.steps, result.rows_per_step, result.rows) == (packed.steps(1), 4, len(filled))
+    assert result.padding_rows == len(used) - len(filled)
+    assert result.mean_fill == pytest.approx(statistics.mean(filled) / 64, abs=1e-12)
+    assert result.padding == pytest.approx(1 - sum(used) / (64 * len(used)), abs=1e-12)
+    assert result.examples == sum(sizes) and result.examples_per_row.mean == pytest.approx(sum(sizes) / len(filled))
     counts = collections.Counter(min(int(slots / 64 * 100 // 5), 19) for slots in filled)
-    assert found.fill_histogram.counts == [counts[bin] for bin in range(20)]
+    assert result.fill_histogram.counts == [counts[bin] for bin in range(20)]
 
 
 def test_what_is_shown_is_what_training_and_evaluation_read(tmp_path, config_of):
@@ -120,10 +120,10 @@ def test_over_long_examples_are_counted_by_their_policy(pairs):
 
 
 def test_what_was_dropped_while_building_is_told(sft_build):
-    found = {facts.split: facts for facts in map(facts_of, open_splits(str(sft_build.directory)))}
-    assert set(found) == {"train", "validation"}
-    assert found["train"].total.dropped_while_building == {"empty_field": 1}
-    assert found["validation"].total.dropped_while_building == {}
+    result = {facts.split: facts for facts in map(facts_of, open_splits(str(sft_build.directory)))}
+    assert set(result) == {"train", "validation"}
+    assert result["train"].total.dropped_while_building == {"empty_field": 1}
+    assert result["validation"].total.dropped_while_building == {}
 
 
 def test_a_mixture_is_told_as_a_whole_and_by_its_parts(tmp_path, config_of):
@@ -175,10 +175,13 @@ def test_quantiles_and_histograms_are_those_of_the_lengths(pairs):
 
 def test_outliers_stand_beside_a_histogram_and_are_counted():
     values = np.concatenate([np.arange(1000), [10**6] * 4, [-(10**6)] * 3])
-    found = Histogram.of(values, "tokens")
-    assert (found.below, found.above) == (int((values < found.start).sum()), 1007 - found.below - sum(found.counts))
-    assert found.above >= 4 and found.below >= 3 and found.below + found.above <= 21
-    assert len(found.counts) <= 26 and sum(found.counts) + found.below + found.above == 1007
+    result = Histogram.of(values, "tokens")
+    assert (result.below, result.above) == (
+        int((values < result.start).sum()),
+        1007 - result.below - sum(result.counts),
+    )
+    assert result.above >= 4 and result.below >= 3 and result.below + result.above <= 21
+    assert len(result.counts) <= 26 and sum(result.counts) + result.below + result.above == 1007
 
 
 def test_nothing_has_neither_quantiles_nor_bars():

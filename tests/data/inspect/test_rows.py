@@ -96,16 +96,16 @@ def byte_level(directory) -> HFTokenizer:
 def test_pieces_join_to_the_text(tokenizer, tmp_path, text, kind):
     chosen = tokenizer if kind == "sentencepiece" else byte_level(tmp_path)
     ids = chosen.encode(text)
-    found = TokenDecoder(chosen).tokens(ids)
-    assert len(found) == len(ids)
-    assert "".join(piece for piece in found if piece != MORE_BYTES) == (" " if kind == "sentencepiece" else "") + text
+    result = TokenDecoder(chosen).tokens(ids)
+    assert len(result) == len(ids)
+    assert "".join(piece for piece in result if piece != MORE_BYTES) == (" " if kind == "sentencepiece" else "") + text
 
 
 def test_bytes_that_are_no_character_are_shown_by_their_ids(tmp_path):
     tokenizer = byte_level(tmp_path)
     rabbit = tokenizer.encode("🐇")
-    found = TokenDecoder(tokenizer).tokens([*rabbit[:2], *rabbit, *tokenizer.encode("a")])
-    assert found == [f"<{rabbit[0]}>", f"<{rabbit[1]}>", "🐇", *[MORE_BYTES] * 3, "a"]
+    result = TokenDecoder(tokenizer).tokens([*rabbit[:2], *rabbit, *tokenizer.encode("a")])
+    assert result == [f"<{rabbit[0]}>", f"<{rabbit[1]}>", "🐇", *[MORE_BYTES] * 3, "a"]
 
 
 def test_ids_without_text_have_names(tokenizer):

@@ -37,13 +37,13 @@ def engines(monkeypatch):
     return opened
 
 
-def made(tool, model, questions, out, *, systems=("default",), options=OPTIONS, told=None, **more):
+def made(tool, model, questions, out, *, systems=("default",), options=OPTIONS, notes=None, **more):
     path = write_questions(out.parent / f"{out.name}.jsonl", questions)
 
     def read(unread):
         return read_questions(path, TOOLS[tool].read, same=TOOLS[tool].same, unread=unread)
 
-    tell = (lambda _: None) if told is None else told.append
+    tell = (lambda _: None) if notes is None else notes.append
     return Export(TOOLS[tool], str(model), read, out, read_systems(systems), options, tell=tell, **more)
 
 
@@ -104,13 +104,13 @@ def test_the_second_turn_follows_the_answer_to_the_first(model, tmp_path):
 
 
 def test_temperatures_are_those_of_the_category_unless_one_is_given(model, engines, tmp_path):
-    categories, told = ("writing", "math", "stem", "new"), []
+    categories, notes = ("writing", "math", "stem", "new"), []
     questions = [mt_question(number, category) for number, category in enumerate(categories)]
-    made("mt_bench", model, questions, tmp_path / "own", told=told, name="m").write()
+    made("mt_bench", model, questions, tmp_path / "own", notes=notes, name="m").write()
     asked = engines[0].asked
     assert [one.sampling.temperature for one in asked] == 2 * [0.7, 0.0, 0.1, 0.7]
     assert len({one.name for one in asked}) == 8
-    assert any("category 'new' of 1 question is unknown to fschat" in line for line in told)
+    assert any("category 'new' of 1 question is unknown to fschat" in line for line in notes)
     options = dataclasses.replace(OPTIONS, sampling=SamplingOptions(0.3), own_temperature=False)
     made("mt_bench", model, questions, tmp_path / "given", options=options, name="m").write()
     assert {one.sampling.temperature for one in engines[1].asked} == {0.3}
@@ -190,10 +190,10 @@ def test_empty_answers_and_second_turns_without_room_are_counted(model, tmp_path
     monkeypatch.setattr(
         export, "open_engine", lambda model, *_, **__: ScriptedEngine(model.config, lambda one: answers[one.name])
     )
-    told, options = [], dataclasses.replace(OPTIONS, stopping=StoppingOptions(200))
+    notes, options = [], dataclasses.replace(OPTIONS, stopping=StoppingOptions(200))
     questions = [mt_question(1, "math"), mt_question(2, "math")]
-    lines = made("mt_bench", model, questions, tmp_path / "out", options=options, told=told, name="m").write()
-    assert any("2 second turns may have no room in the model's longest text" in line for line in told)
+    lines = made("mt_bench", model, questions, tmp_path / "out", options=options, notes=notes, name="m").write()
+    assert any("2 second turns may have no room in the model's longest text" in line for line in notes)
     meta = json.loads((tmp_path / "out/model_answer/m.meta.json").read_text())["answers"]
     assert turns(tmp_path / "out/model_answer/m.jsonl") == [["", "Yes."], ["x" * 200, ""]]
     assert (meta["empty"], meta["no_room"]) == (2, 1)
@@ -203,10 +203,10 @@ def test_empty_answers_and_second_turns_without_room_are_counted(model, tmp_path
 def test_reference_answers_of_the_questions(model, engines, tmp_path):
     options = dataclasses.replace(OPTIONS, reference=True)
     questions = [QUESTIONS["alpaca_eval"](1), QUESTIONS["alpaca_eval"](2, output=None)]
-    told = []
-    made("alpaca_eval", model, questions, tmp_path / "a", options=options, told=told, name="m").write()
+    notes = []
+    made("alpaca_eval", model, questions, tmp_path / "a", options=options, notes=notes, name="m").write()
     (row,) = read_answers("alpaca_eval", tmp_path / "a" / "reference_outputs.json")
-    assert row == questions[0] and any("no reference answer to 1 question" in line for line in told)
+    assert row == questions[0] and any("no reference answer to 1 question" in line for line in notes)
     questions = [mt_question(1, "math", reference=["a", "b"]), mt_question(2)]
     made("mt_bench", model, questions, tmp_path / "m", options=options, name="m").write()
     (row,) = read_answers("mt_bench", tmp_path / "m" / "reference_answer" / "gpt-4.jsonl")

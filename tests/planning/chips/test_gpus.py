@@ -27,24 +27,24 @@ def unset(monkeypatch):
 
 @pytest.mark.parametrize("name", ["h100:1", "h200-8", "H100:2"])
 def test_a_name_says_how_many_gpus_of_one_machine(name):
-    found, count = find_slice(name), int(name[-1])
-    assert (found.name, found.devices, found.hosts) == (name.lower().replace("-", ":"), count, 1)
-    assert found.is_gpu and found.network == "NVLink"
+    result, count = find_slice(name), int(name[-1])
+    assert (result.name, result.devices, result.hosts) == (name.lower().replace("-", ":"), count, 1)
+    assert result.is_gpu and result.network == "NVLink"
     assert not find_slice("v5e-8").is_gpu and not find_slice("cpu:8").is_gpu
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "wording"),
     [
         ("h100:0", "h100:1 to h100:8, the GPUs of one machine"),
         ("h200:16", "h200:1 to h200:8, the GPUs of one machine"),
         ("a100:8", "h100:1 to h100:8; h200:1 to h200:8; cpu:DEVICES"),
     ],
 )
-def test_other_gpus_and_counts_are_refused_with_those_that_are_known(name, said):
+def test_other_gpus_and_counts_are_refused_with_those_that_are_known(name, wording):
     with pytest.raises(ConfigError) as refused:
         find_slice(name)
-    assert said in str(refused.value)
+    assert wording in str(refused.value)
 
 
 def test_several_machines_are_refused():

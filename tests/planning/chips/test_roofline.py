@@ -215,11 +215,11 @@ def test_the_slowest_part_is_the_bound():
     target, chip = find_slice("v5e-16"), CHIPS["v5e"]
     flops = StepFlops(model=16 * 197e12, recomputed=16 * 197e12 / 3)  # a second for the model, a third for the rest
     common = {"tokens": 131072, "target": target, "chip": chip}
-    found = bound(flops, 819e9, 100e9, 0, **common)
-    assert (found.limit, found.seconds) == ("compute", pytest.approx(4 / 3))
-    assert (found.hbm_s, found.ici_s, found.dcn_s) == (pytest.approx(1), pytest.approx(0.5), 0)
-    assert found.mfu == pytest.approx(0.75)
-    assert found.tokens_per_s == pytest.approx(131072 * 3 / 4)
+    result = bound(flops, 819e9, 100e9, 0, **common)
+    assert (result.limit, result.seconds) == ("compute", pytest.approx(4 / 3))
+    assert (result.hbm_s, result.ici_s, result.dcn_s) == (pytest.approx(1), pytest.approx(0.5), 0)
+    assert result.mfu == pytest.approx(0.75)
+    assert result.tokens_per_s == pytest.approx(131072 * 3 / 4)
     for part, sent in (("hbm", (2 * 819e9, 0, 0)), ("ici", (0, 400e9, 0)), ("dcn", (0, 0, 2 * 25e9 / 8))):
         slower = bound(flops, *sent, num_slices=1, **common)
         assert (slower.limit, slower.seconds, slower.mfu) == (part, pytest.approx(2), pytest.approx(0.5))
@@ -230,9 +230,9 @@ def test_more_slices_and_two_devices_a_chip():
     two = bound(flops, 1, 0, 0, tokens=1, target=find_slice("v6e-8"), chip=CHIPS["v6e"], num_slices=2)
     assert two.compute_s == pytest.approx(1e18 / 16 / 918e12)
     dual = find_slice("tpu7x-8")
-    found = bound(flops, 7380e9, 0, 0, tokens=1, target=dual, chip=CHIPS["tpu7x"])
-    assert found.compute_s == pytest.approx(1e18 / 4 / 2307e12)
-    assert found.hbm_s == pytest.approx(2)  # half the chip's bandwidth each
+    result = bound(flops, 7380e9, 0, 0, tokens=1, target=dual, chip=CHIPS["tpu7x"])
+    assert result.compute_s == pytest.approx(1e18 / 4 / 2307e12)
+    assert result.hbm_s == pytest.approx(2)  # half the chip's bandwidth each
     assert ici_bytes_per_s(dual, CHIPS["tpu7x"]) == 2 * 100e9 / 2
 
 
@@ -242,14 +242,14 @@ def test_what_cannot_be_sent_takes_for_ever():
 
 def test_what_stays_on_a_chip_needs_no_link():
     """Two dies of one chip."""
-    found = bound(StepFlops(1e18, 0), 1, 1e12, 0, tokens=1, target=find_slice("tpu7x-2"), chip=CHIPS["tpu7x"])
-    assert found.ici_s == 0 and found.tokens_per_s > 0
+    result = bound(StepFlops(1e18, 0), 1, 1e12, 0, tokens=1, target=find_slice("tpu7x-2"), chip=CHIPS["tpu7x"])
+    assert result.ici_s == 0 and result.tokens_per_s > 0
 
 
 def test_if_nothing_overlaps_all_parts_add_up():
-    found = bound(StepFlops(1e15, 0), 1e9, 1e9, 0, tokens=1, target=find_slice("v5e-16"), chip=CHIPS["v5e"])
-    assert found.serial_seconds == pytest.approx(found.compute_s + found.hbm_s + found.ici_s)
-    assert found.serial_seconds > found.seconds
+    result = bound(StepFlops(1e15, 0), 1e9, 1e9, 0, tokens=1, target=find_slice("v5e-16"), chip=CHIPS["v5e"])
+    assert result.serial_seconds == pytest.approx(result.compute_s + result.hbm_s + result.ici_s)
+    assert result.serial_seconds > result.seconds
 
 
 def test_mistral_on_sixteen_v5e_is_bound_by_compute():
@@ -259,7 +259,7 @@ def test_mistral_on_sixteen_v5e_is_bound_by_compute():
     six_n = 6 * (7_241_732_096 - 32000 * 4096) * 8192 + 6 * 32 * 8192**2 * 4096
     assert per_device == pytest.approx(six_n, rel=1e-3)
     traffic = training_hbm_traffic(work, Sharding(devices=16, parameter_shards=16)).total
-    found = bound(
+    result = bound(
         training_flops(work), traffic, 0, 0, tokens=work.tokens, target=find_slice("v5e-16"), chip=CHIPS["v5e"]
     )
-    assert found.limit == "compute" and 0.7 < found.mfu < 0.8
+    assert result.limit == "compute" and 0.7 < result.mfu < 0.8

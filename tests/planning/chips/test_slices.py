@@ -47,9 +47,9 @@ FAMILIES = ("v2", "v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
     ],
 )
 def test_a_name_says_chips_devices_and_hosts(name, family, chips, jax_devices, hosts, shape):
-    found = find_slice(name)
-    assert (found.family, found.chips, found.devices, found.hosts) == (family, chips, jax_devices, hosts)
-    assert found.topology == shape
+    result = find_slice(name)
+    assert (result.family, result.chips, result.devices, result.hosts) == (family, chips, jax_devices, hosts)
+    assert result.topology == shape
 
 
 def test_both_names_of_v5e_are_the_same_slice():
@@ -72,7 +72,7 @@ def test_sides_of_whole_pods_and_cubes_close_to_rings(name, wrap):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("v5e-12", ["'v5e-12'", "v5litepod-8, v5litepod-16", "count chips", "v5litepod-1, -4, -8"]),
         ("v4-12", ["v4-8, v4-16", "TensorCores"]),
@@ -85,10 +85,10 @@ def test_sides_of_whole_pods_and_cubes_close_to_rings(name, wrap):
         ("", ["unknown"]),
     ],
 )
-def test_a_name_that_is_none_is_refused_with_what_is_near(name, said):
+def test_a_name_that_is_none_is_refused_with_what_is_near(name, message):
     with pytest.raises(ConfigError) as refused:
         find_slice(name)
-    assert [part for part in said if part not in str(refused.value)] == []
+    assert [part for part in message if part not in str(refused.value)] == []
 
 
 @needs_libtpu
@@ -96,9 +96,9 @@ def test_a_name_that_is_none_is_refused_with_what_is_near(name, said):
 def test_libtpu_knows_every_name(family):
     for name in slices.accelerator_types(family):
         target = find_slice(name)
-        found = devices(target)
-        assert len(found) == target.devices, name
-        assert len({device.process_index for device in found}) == target.hosts, name
+        result = devices(target)
+        assert len(result) == target.devices, name
+        assert len({device.process_index for device in result}) == target.hosts, name
 
 
 @needs_libtpu
@@ -113,16 +113,16 @@ def test_devices_say_what_slice_they_are(family):
 def test_other_devices_are_a_slice_without_figures():
     assert slices.detect_slice(jax.devices()) == (find_slice("cpu:8"), 1)
     device = SimpleNamespace(device_kind="NVIDIA H100 PCIe", platform="gpu", process_index=0)
-    found, count = slices.detect_slice([device, device])
-    assert (found.name, found.devices, found.topology, count) == ("gpu:2", 2, None, 1)
+    result, count = slices.detect_slice([device, device])
+    assert (result.name, result.devices, result.topology, count) == ("gpu:2", 2, None, 1)
     part = SimpleNamespace(device_kind="TPU v4", platform="tpu", process_index=0, coords=(1, 0, 0))  # one chip of four
     assert slices.detect_slice([part])[0].name == "v4:1x1x1"
 
 
 @needs_libtpu
 def test_slices_come_one_after_the_other():
-    found = devices(find_slice("v5e-16"), num_slices=3)
-    assert [device.slice_index for device in found] == [0] * 16 + [1] * 16 + [2] * 16
+    result = devices(find_slice("v5e-16"), num_slices=3)
+    assert [device.slice_index for device in result] == [0] * 16 + [1] * 16 + [2] * 16
 
 
 @needs_libtpu
@@ -133,10 +133,10 @@ def test_usable_memory_is_what_the_compiler_says(family):
     too_large = jax.ShapeDtypeStruct((400_000, 400_000), jnp.float32, sharding=where)
     with pytest.raises(jax.errors.JaxRuntimeError) as refused:
         jax.jit(lambda x: x + 1).lower(too_large).compile()
-    said = re.search(r"exceeds available HBM \(([\d.]+)G\)", str(refused.value))
+    message = re.search(r"exceeds available HBM \(([\d.]+)G\)", str(refused.value))
     chip = load_chips().chips[family]
     # Versions of libtpu differ in the last digit, and the table has the lower.
-    assert said and round(float(said.group(1)) - chip.usable_hbm_gib_per_device, 2) in (0, 0.01)
+    assert message and round(float(message.group(1)) - chip.usable_hbm_gib_per_device, 2) in (0, 0.01)
     assert chip.usable_hbm_gib_per_device * target.devices_per_chip <= chip.hbm_gib
     assert target.devices_per_chip == chip.devices
 
@@ -167,9 +167,9 @@ def test_several_processes_compile_at_once_in_silence():
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         for _ in range(2)
     ]
-    said = [[process.stdout.readline() for _ in range(2)] for process in running]  # both are alive, libtpu loaded
+    message = [[process.stdout.readline() for _ in range(2)] for process in running]  # both are alive, libtpu loaded
     errors = [process.communicate("\n")[1] for process in running]
-    assert (said, errors) == ([["4096\n", "mine\n"]] * 2, ["", ""])
+    assert (message, errors) == ([["4096\n", "mine\n"]] * 2, ["", ""])
 
 
 def test_without_libtpu_the_error_says_what_to_install(monkeypatch):
@@ -205,7 +205,7 @@ def test_bandwidths_add_up_to_the_documented_sums():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("chips: {v5e: {usd_on_demand: -1}}", ":1: chips.v5e.usd_on_demand = -1"),
         ("chips:\n  v5e:\n    hbm_gib: much", ":3: chips.v5e.hbm_gib = much"),
@@ -217,11 +217,11 @@ def test_bandwidths_add_up_to_the_documented_sums():
         ("[1]", "allowed: `key: value` lines"),
     ],
 )
-def test_mistakes_in_a_users_table_name_file_key_and_value(tmp_path, text, said):
+def test_mistakes_in_a_users_table_name_file_key_and_value(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ConfigError) as refused:
         load_chips(tmp_path / "mine.yaml")
-    assert said in str(refused.value) and "mine.yaml" in str(refused.value)
+    assert message in str(refused.value) and "mine.yaml" in str(refused.value)
 
 
 @needs_libtpu
@@ -236,8 +236,8 @@ def test_mistakes_in_a_users_table_name_file_key_and_value(tmp_path, text, said)
 )
 def test_meshes_may_split_the_axes_of_the_network(name, slices, shape):
     """And `data` alone goes from slice to slice."""
-    found = devices(find_slice(name), slices)
-    mesh = build_mesh(MeshShape(*shape), found)
-    assert mesh.devices.shape == shape and set(mesh.devices.flat) == set(found)
+    result = devices(find_slice(name), slices)
+    mesh = build_mesh(MeshShape(*shape), result)
+    assert mesh.devices.shape == shape and set(mesh.devices.flat) == set(result)
     for replica in mesh.devices:
         assert len({getattr(device, "slice_index", 0) for device in replica.flat}) == 1

@@ -25,8 +25,8 @@ BYTES = 4 * math.prod(BLOCK)
 
 
 def on(slice_name, shape, axes=("data", "fsdp", "tensor"), num_slices=1):
-    found = np.asarray(devices(find_slice(slice_name), num_slices))
-    return Mesh(found.reshape(shape), axes)
+    actual = np.asarray(devices(find_slice(slice_name), num_slices))
+    return Mesh(actual.reshape(shape), axes)
 
 
 ROWS = P(("data", "fsdp"), "tensor")
@@ -39,10 +39,10 @@ def read(f, mesh, spec=ROWS, shape=None, out_spec=None):
     return collectives(compiled_shard_map(f, mesh, spec, shape, out_spec).as_text(), MeshPositions.of(mesh))
 
 
-def table(found):
+def table(actual):
     """(kind, axes, over DCN) -> count, result bytes, wire bytes."""
     rows = {}
-    for each in found:
+    for each in actual:
         row = rows.setdefault((each.kind, each.axes, each.over_dcn), [0, 0, 0])
         for index, value in enumerate((each.count, each.result_bytes, each.wire_bytes)):
             row[index] += value
@@ -81,9 +81,9 @@ MESHES = [
 
 @pytest.mark.parametrize(("slice_name", "shape"), MESHES)
 def test_counts_and_bytes_are_those_of_the_program(slice_name, shape):
-    found = read(all_kinds, on(slice_name, shape), out_spec=P(None, "tensor"))
+    actual = read(all_kinds, on(slice_name, shape), out_spec=P(None, "tensor"))
     _, n, t = shape
-    assert table(found) == {
+    assert table(actual) == {
         ("all-reduce", ("tensor",), False): [5, 5 * BYTES, 5 * 2 * (t - 1) * BYTES // t],
         ("all-gather", ("fsdp",), False): [15, 15 * n * BYTES, 15 * (n - 1) * BYTES],
         ("reduce-scatter", ("fsdp",), False): [15, 15 * BYTES, 15 * (n - 1) * BYTES],
@@ -91,18 +91,18 @@ def test_counts_and_bytes_are_those_of_the_program(slice_name, shape):
         ("all-to-all", ("tensor",), False): [5, 5 * BYTES, 5 * (t - 1) * BYTES // t],
         ("all-reduce", ("fsdp",), False): [1, BYTES, 2 * (n - 1) * BYTES // n],
     }
-    names = {each.kind: each.op_name.rsplit("/", 1)[-1] for each in found}
+    names = {each.kind: each.op_name.rsplit("/", 1)[-1] for each in actual}
     assert (names["all-gather"], names["collective-permute"]) == ("all_gather", "ppermute")
     if slice_name.startswith("v5e"):
-        assert {each.kind for each in found if each.is_async} == {"collective-permute"}
+        assert {each.kind for each in actual if each.is_async} == {"collective-permute"}
 
 
 @needs_libtpu
 def test_two_slices_reduce_inside_first_and_send_the_shards_over_the_data_center():
-    found = table(read(all_kinds, on("v5e-16", (2, 8, 2), num_slices=2), out_spec=P(None, "tensor")))
+    actual = table(read(all_kinds, on("v5e-16", (2, 8, 2), num_slices=2), out_spec=P(None, "tensor")))
     n, t = 8, 2
     shard, around = BYTES // n, 15 * (n - 1) * BYTES + BYTES // n * (n - 1)
-    assert found == {
+    assert actual == {
         ("all-reduce", ("tensor",), False): [5, 5 * BYTES, 5 * 2 * (t - 1) * BYTES // t],
         ("all-gather", ("fsdp",), False): [16, (15 * n + 1) * BYTES, around],
         ("reduce-scatter", ("fsdp",), False): [
@@ -142,17 +142,17 @@ BETWEEN = {  # a program over `data`, and what it sends with s slices: kind, res
 @pytest.mark.parametrize("name", BETWEEN)
 def test_every_kind_between_slices(name, slices):
     program, expected = BETWEEN[name]
-    found = read(program, on("v5e-4", (slices, 4, 1), num_slices=slices))
+    actual = read(program, on("v5e-4", (slices, 4, 1), num_slices=slices))
     kind, result, wire = expected(slices)
-    assert table(found) == {(kind, ("data",), True): [1, result, wire]}
-    assert all(each.is_async for each in found)
+    assert table(actual) == {(kind, ("data",), True): [1, result, wire]}
+    assert all(each.is_async for each in actual)
 
 
 @needs_libtpu
 def test_axes_are_right_where_slices_are_not_the_outermost_axis():
     mesh = Mesh(np.asarray(devices(find_slice("v5e-4"), 2)).reshape(2, 2, 2).transpose(1, 0, 2), ("a", "data", "b"))
-    found = read(lambda x: lax.psum(lax.psum(lax.psum(x, "b") + 1, "data") + x, "a"), mesh, P("a"), (256, 256))
-    assert set(table(found)) == {("all-reduce", (axis,), axis == "data") for axis in ("a", "data", "b")}
+    actual = read(lambda x: lax.psum(lax.psum(lax.psum(x, "b") + 1, "data") + x, "a"), mesh, P("a"), (256, 256))
+    assert set(table(actual)) == {("all-reduce", (axis,), axis == "data") for axis in ("a", "data", "b")}
 
 
 @needs_libtpu
@@ -188,19 +188,19 @@ def test_gathers_that_run_beside_products_count_once_and_peeled_iterations_too(n
     text = lowered.compile(compiler_options=off).as_text()
     listed = collectives(text, MeshPositions.of(mesh))
     assert any(each.kind == "all-gather" and each.is_async for each in listed)
-    found, weight = table(listed), 2 * width * wide
+    actual, weight = table(listed), 2 * width * wide
     # Forward two gathers a layer; backward the first weight again (to recompute) and the second (for its gradient).
-    assert found[("all-gather", ("fsdp",), False)] == [4 * layers, 4 * layers * weight, 4 * layers * weight * 15 // 16]
+    assert actual[("all-gather", ("fsdp",), False)] == [4 * layers, 4 * layers * weight, 4 * layers * weight * 15 // 16]
     reduced = [
-        row for (kind, axes, dcn), row in found.items() if kind == "all-reduce" and axes == ("fsdp",) and not dcn
+        row for (kind, axes, dcn), row in actual.items() if kind == "all-reduce" and axes == ("fsdp",) and not dcn
     ]
     assert reduced == [[layers, 2 * layers * weight, 2 * 2 * layers * weight * 15 // 16]]  # both gradients in one
     assert [finding.kind for finding in warnings(text)] == ["all-reduce"]
     assert warnings(text)[0].bytes == 2 * weight
     if num_slices == 2:
         shard = weight // 16
-        assert found[("all-reduce", ("data",), True)] == [2 * layers, 2 * layers * shard, 2 * layers * shard]
-        assert len(found) == 3
+        assert actual[("all-reduce", ("data",), True)] == [2 * layers, 2 * layers * shard, 2 * layers * shard]
+        assert len(actual) == 3
 
 
 @needs_libtpu

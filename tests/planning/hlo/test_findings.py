@@ -19,8 +19,8 @@ def test_a_reduction_of_which_only_slices_are_read_is_found():
         return lax.dynamic_slice_in_dim(whole * 1, lax.axis_index("x") * 64, 64, 0)
 
     text = compiled_shard_map(sliced, mesh, P(), (512, 1024), P("x")).as_text()
-    (found,) = [each for each in warnings(text, large_bytes=1 << 20) if each.kind == "all-reduce"]
-    assert found.bytes == 4 * 512 * 1024 and found.op_name.endswith("psum")
+    (result,) = [each for each in warnings(text, large_bytes=1 << 20) if each.kind == "all-reduce"]
+    assert result.bytes == 4 * 512 * 1024 and result.op_name.endswith("psum")
     whole = compiled_shard_map(lambda x: lax.psum(jnp.sin(x), "x"), mesh, P("x"), (4096, 1024), P()).as_text()
     assert warnings(whole, large_bytes=1 << 20) == []
 
@@ -35,11 +35,11 @@ def test_padding_and_replicated_arguments_are_found():
     x = jax.ShapeDtypeStruct((1022, 2048), jnp.float32, sharding=whole)
     w = jax.ShapeDtypeStruct((2048, 1024), jnp.float32, sharding=NamedSharding(mesh, P(None, "x")))
     text = jax.jit(uneven, out_shardings=whole).lower(x, w).compile().as_text()
-    found = {each.kind: each for each in warnings(text, arguments={"x": x, "w": w}, large_bytes=1 << 20)}
-    assert set(found) == {"padding", "replicated"}
-    assert (found["replicated"].bytes, found["replicated"].op_name) == (4 * 1022 * 2048, "x")
-    assert found["padding"].bytes == 4 * 2 * 2048
-    assert "1024" in found["padding"].text
+    result = {each.kind: each for each in warnings(text, arguments={"x": x, "w": w}, large_bytes=1 << 20)}
+    assert set(result) == {"padding", "replicated"}
+    assert (result["replicated"].bytes, result["replicated"].op_name) == (4 * 1022 * 2048, "x")
+    assert result["padding"].bytes == 4 * 2 * 2048
+    assert "1024" in result["padding"].text
     assert warnings(text, arguments={"x": x, "w": w}, large_bytes=1 << 30) == []
 
 
@@ -52,11 +52,11 @@ LOG = (
 
 
 def test_the_compilers_warning_of_full_copies_is_read_from_its_log():
-    (found,) = warnings(module_text(all_reduce_text("{}")), LOG + LOG)
-    assert (found.kind, found.bytes, found.op_name) == (
+    (result,) = warnings(module_text(all_reduce_text("{}")), LOG + LOG)
+    assert (result.kind, result.bytes, result.op_name) == (
         "rematerialization",
         2 * 4096 * 8192,
         "jit(train)/mlp/dot_general",
     )
-    assert "{devices=[1,8,1]<=[8]}" in found.text
+    assert "{devices=[1,8,1]<=[8]}" in result.text
     assert warnings(module_text(all_reduce_text("{}")), LOG, large_bytes=1 << 30) == []

@@ -318,8 +318,8 @@ def program(body, header=""):
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule(rule):
     expected, body = RULES[rule]
-    found = peak(program(body))
-    assert found.bytes == sum(each.bytes for each in found.buffers) == 1024 * expected
+    result = peak(program(body))
+    assert result.bytes == sum(each.bytes for each in result.buffers) == 1024 * expected
 
 
 MIXED = """
@@ -359,8 +359,8 @@ def test_other_buffers_lie_in_a_results_place_until_it_is_made():
     r = f32[512] make(d)
     e = f32[256] make(r)
     ROOT t = (f32[512]) tuple(r)"""
-    found = peak(program(body))
-    assert (found.fixed, found.bytes, found.op_name) == (2 * 1024, (2 + 2) * 1024, "d")
+    result = peak(program(body))
+    assert (result.fixed, result.bytes, result.op_name) == (2 * 1024, (2 + 2) * 1024, "d")
 
 
 def test_the_peak_says_what_runs_and_for_what_the_memory_is():
@@ -368,9 +368,9 @@ def test_the_peak_says_what_runs_and_for_what_the_memory_is():
     b = f32[512] make(a), metadata={op_name="jit(f)/b"}
     c = f32[256] make(b)
     read(c)"""
-    found = peak(program(body))
-    assert found.op_name == "jit(f)/b"
-    assert [(each.bytes, each.shape, each.op_name) for each in found.buffers] == [
+    result = peak(program(body))
+    assert result.op_name == "jit(f)/b"
+    assert [(each.bytes, each.shape, each.op_name) for each in result.buffers] == [
         (4096, "f32[1024]", "jit(f)/a"),
         (2048, "f32[512]", "jit(f)/b"),
     ]

@@ -87,14 +87,14 @@ def test_the_estimate_is_within_a_tenth_of_the_compilers_peak(name):
     x = jax.ShapeDtypeStruct((ROWS, WIDTH), values, sharding=NamedSharding(mesh, P(*spec[1:])))
     out = NamedSharding(mesh, spec) if f is trained else None
     compiled = jax.jit(f, donate_argnums=donated, out_shardings=out).lower(w, x).compile()
-    said = compiled.memory_analysis()
-    beside = said.peak_memory_in_bytes - said.argument_size_in_bytes
+    message = compiled.memory_analysis()
+    beside = message.peak_memory_in_bytes - message.argument_size_in_bytes
     text = compiled.as_text()
-    found = {memory: peak(text, memory) for memory in (DEVICE, ON_CHIP, HOST)}
+    result = {memory: peak(text, memory) for memory in (DEVICE, ON_CHIP, HOST)}
     # The compiler takes the largest of the memories, also where that is not the device's.
-    fixed = found[DEVICE].fixed
-    largest = fixed + max(each.bytes - each.fixed for each in found.values())
+    fixed = result[DEVICE].fixed
+    largest = fixed + max(each.bytes - each.fixed for each in result.values())
     assert largest == pytest.approx(beside, rel=0.1)
     if name == "offloaded":
-        assert found[HOST].bytes == LAYERS * ROWS * WIDTH * 2
-        assert found[DEVICE].bytes < found[HOST].bytes + fixed == largest
+        assert result[HOST].bytes == LAYERS * ROWS * WIDTH * 2
+        assert result[DEVICE].bytes < result[HOST].bytes + fixed == largest

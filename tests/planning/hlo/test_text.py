@@ -34,9 +34,9 @@ def test_groups_are_read_in_every_syntax(groups, axes):
         with pytest.raises(ValueError, match="unknown form"):
             collectives(text, positions)
         return
-    (found,) = collectives(text, positions)
+    (result,) = collectives(text, positions)
     size = math.prod(positions.axes[axis] for axis in axes)
-    assert (found.axes, found.wire_bytes) == (axes, 2 * 256 * (size - 1) // size)
+    assert (result.axes, result.wire_bytes) == (axes, 2 * 256 * (size - 1) // size)
 
 
 def loop(condition, step, start):
@@ -69,22 +69,22 @@ def loop(condition, step, start):
 )
 def test_loops_run_as_often_as_their_counters_say(condition, step, start, expected):
     computations, body = loop(condition, step, start)
-    (found,) = collectives(module_text(body, computations=computations), MeshPositions({"fsdp": 8}))
-    assert (found.count, found.count_is_certain) == expected
+    (result,) = collectives(module_text(body, computations=computations), MeshPositions({"fsdp": 8}))
+    assert (result.count, result.count_is_certain) == expected
 
 
 def test_a_limit_that_comes_from_outside_the_loop_is_found():
     computations, body = loop(("k", "LT"), 1, "constant(0)")
     computations = computations.replace("%k = s32[] constant(12)", "%k = s32[] get-tuple-element(%c), index=1")
-    (found,) = collectives(module_text(body, computations=computations), MeshPositions({"fsdp": 8}))
-    assert (found.count, found.count_is_certain) == (30, True)
+    (result,) = collectives(module_text(body, computations=computations), MeshPositions({"fsdp": 8}))
+    assert (result.count, result.count_is_certain) == (30, True)
 
 
 def test_a_stated_trip_count_goes_first():
     computations, body = loop(("k", "LT"), 1, "custom-call()")
     body = body.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
-    (found,) = collectives(module_text(body, computations=computations), MeshPositions({"fsdp": 8}))
-    assert (found.count, found.count_is_certain) == (7, True)
+    (result,) = collectives(module_text(body, computations=computations), MeshPositions({"fsdp": 8}))
+    assert (result.count, result.count_is_certain) == (7, True)
 
 
 KERNEL = """  %splash = f32[64]{0} custom-call(%p), custom_call_target="tpu_custom_call", frontend_attributes={m={
@@ -99,8 +99,8 @@ def test_a_kernels_metadata_with_line_breaks_is_part_of_its_instruction():
     sent = all_reduce_text("{}", root=False)
     computations = computations.replace(sent, f'{KERNEL}{sent}, metadata={{op_name="jit(f)/psum"}}')
     text = module_text(body, computations=computations)
-    (found,) = collectives(text, MeshPositions({"fsdp": 8}))
-    assert (found.count, found.count_is_certain, found.op_name) == (12, True, "jit(f)/psum")
+    (result,) = collectives(text, MeshPositions({"fsdp": 8}))
+    assert (result.count, result.count_is_certain, result.op_name) == (12, True, "jit(f)/psum")
     kernel = parse(text).computations["body"].instructions["splash"]
     assert (kernel.op_name, kernel.attribute("custom_call_target")) == ("jit(f)/splash", '"tpu_custom_call"')
     assert (kernel.attribute("backend_config") or "").endswith('{"m":["0","1"]}]}')
@@ -120,8 +120,8 @@ def test_of_a_conditional_the_branch_that_sends_most_counts():
         for name, groups in (("few", "{{0,1},{2,3},{4,5},{6,7}}"), ("many", "{}"))
     )
     body = "  ROOT %c = f32[64]{0} conditional(%p, %p, %p), branch_computations={%few, %many}"
-    (found,) = collectives(module_text(body, computations=branches), MeshPositions({"fsdp": 4, "tensor": 2}))
-    assert (found.axes, found.count) == (("fsdp", "tensor"), 1)
+    (result,) = collectives(module_text(body, computations=branches), MeshPositions({"fsdp": 4, "tensor": 2}))
+    assert (result.axes, result.count) == (("fsdp", "tensor"), 1)
 
 
 def chain(part, chain_id):
@@ -145,8 +145,8 @@ def test_parts_of_an_asynchronous_gather_are_one_and_another_gather_is_another()
         fusions(dict(zip(names, chains, strict=True))) + "\n  ROOT %z = f32[64]{0} copy(%p)",
         computations="".join(chain(part, chain_id) for part, chain_id in chains.items()),
     )
-    found = collectives(text, MeshPositions({"fsdp": 8}))
-    assert {each.is_async: (each.count, each.wire_bytes) for each in found} == {
+    result = collectives(text, MeshPositions({"fsdp": 8}))
+    assert {each.is_async: (each.count, each.wire_bytes) for each in result} == {
         True: (2, 2 * 7 * 256),
         False: (1, 7 * 256),  # a fusion of its own, not of a chain
     }
@@ -163,8 +163,8 @@ def test_parts_inside_a_loop_belong_to_the_start_outside_of_it(started, count):
     computations = "".join(chain(name, "7") for name in names) + computations
     if started:
         body = fusions({"async-collective-start.5": "start"}) + "\n" + body
-    (found,) = collectives(module_text(body, computations=computations), MeshPositions({"fsdp": 8}))
-    assert (found.kind, found.count, found.is_async) == ("all-gather", count, True)
+    (result,) = collectives(module_text(body, computations=computations), MeshPositions({"fsdp": 8}))
+    assert (result.kind, result.count, result.is_async) == ("all-gather", count, True)
 
 
 def test_an_all_reduce_that_is_fused_with_its_slice_is_a_reduce_scatter():
@@ -174,8 +174,8 @@ def test_an_all_reduce_that_is_fused_with_its_slice_is_a_reduce_scatter():
         "  ROOT %d = f32[8]{0} dynamic-slice(%r, %o), dynamic_slice_sizes={8}\n}\n\n"
     )
     body = "  %f = f32[8]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1\n  ROOT %z = f32[64]{0} copy(%p)"
-    (found,) = collectives(module_text(body, computations=fused), MeshPositions({"fsdp": 8}))
-    assert (found.kind, found.result_bytes, found.wire_bytes) == ("reduce-scatter", 32, 7 * 32)
+    (result,) = collectives(module_text(body, computations=fused), MeshPositions({"fsdp": 8}))
+    assert (result.kind, result.result_bytes, result.wire_bytes) == ("reduce-scatter", 32, 7 * 32)
 
 
 def test_ragged_and_generic_asynchronous_forms():
@@ -191,8 +191,8 @@ def test_ragged_and_generic_asynchronous_forms():
         "  %rs = (f32[64]{0}, f32[64]{0}) all-reduce-start(%p), replica_groups=[2,4]<=[8], to_apply=%add\n"
         "  ROOT %z = f32[64]{0} all-reduce-done(%rs)"
     )
-    found = collectives(module_text(body, computations=inner), MeshPositions({"fsdp": 2, "tensor": 4}))
-    assert [(each.kind, each.result_bytes, each.wire_bytes, each.is_async) for each in found] == [
+    result = collectives(module_text(body, computations=inner), MeshPositions({"fsdp": 2, "tensor": 4}))
+    assert [(each.kind, each.result_bytes, each.wire_bytes, each.is_async) for each in result] == [
         ("all-reduce", 256, 2 * 256 * 3 // 4, True),
         ("ragged-all-to-all", 512, 256, True),
     ]
@@ -204,8 +204,8 @@ def test_a_gpus_fusion_that_is_started_apart_holds_one_collective():
         "  %s = ((f32[64]{0}), f32[64]{0}) fusion-start(%p), kind=kCustom, calls=%fused_psum\n"
         "  ROOT %d = f32[64]{0} fusion-done(%s)"
     )
-    (found,) = collectives(module_text(body, computations=fused), MeshPositions({"fsdp": 8}))
-    assert (found.kind, found.count, found.wire_bytes, found.is_async) == ("all-reduce", 1, 2 * 256 * 7 // 8, True)
+    (result,) = collectives(module_text(body, computations=fused), MeshPositions({"fsdp": 8}))
+    assert (result.kind, result.count, result.wire_bytes, result.is_async) == ("all-reduce", 1, 2 * 256 * 7 // 8, True)
 
 
 def test_a_mesh_of_another_size_is_refused():

@@ -94,8 +94,8 @@ def test_what_was_measured_stands_beside_the_plan(fitting):
     assert cells(lines, "work per device") == "44.12 TFLOP/s"  # 1.2e16 / 32 / 8.5
     assert cells(lines, "MFU") == "37.6% 80.0% at the bound"  # 0.8 * 4 / 8.5
     assert cells(lines, "memory per device") == "13.00 GiB 12.00 GiB the compiler's"
-    said = " ".join(" ".join(lines).split())
-    assert "median of 3 steps, 8 s to 9 s" in said and "while it made weights and moments" in said
+    message = " ".join(" ".join(lines).split())
+    assert "median of 3 steps, 8 s to 9 s" in message and "while it made weights and moments" in message
 
 
 def test_without_figures_only_what_was_measured_is_shown(simulated):
@@ -212,8 +212,8 @@ def test_gpus_are_said_to_be_no_tpu_and_not_to_be_here(fitting):
 
 def test_without_data_there_is_no_epoch_and_without_a_price_no_cost(fitting):
     none = printed(dataclasses.replace(fitting, steps_per_epoch=None))
-    said = " ".join(" ".join(none).split())
-    assert "its length is unknown without the data set; 1,000 steps take 1.11 hours, 42.67 USD at the bound" in said
+    message = " ".join(" ".join(none).split())
+    assert "its length is unknown without the data set; 1,000 steps take 1.11 hours, 42.67 USD at the bound" in message
     assert cells(none, "in series:") == "5.62 s per step if nothing overlaps"
     free = printed(dataclasses.replace(fitting, usd_per_hour=None))
     assert cells(free, "epoch:") == "900 steps, 1.00 hours at the bound; no price for this chip"

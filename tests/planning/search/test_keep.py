@@ -64,8 +64,8 @@ def test_the_best_that_fits_is_named_after_few_compilations(config, choices, nee
     usable = load_chips().chip(find_slice(V5E)).usable_hbm_bytes_per_device
     best = [choice for choice in choices if needs(choice.bytes) <= usable][-1]
     planner, asked = compiler(needs)
-    found = most_kept(config, V5E, planner=planner, tries=8)
-    assert found.choice == best and found.plan.fits and len(asked) <= 5 and len(set(asked)) == len(asked)
+    result = most_kept(config, V5E, planner=planner, tries=8)
+    assert result.choice == best and result.plan.fits and len(asked) <= 5 and len(set(asked)) == len(asked)
 
 
 def test_a_chip_with_room_keeps_everything_and_one_without_says_so(config):

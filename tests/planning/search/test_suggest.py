@@ -104,7 +104,7 @@ def test_an_evaluation_that_is_too_large_is_made_smaller_first():
         fits=False, memory=SimpleNamespace(evaluation_is_most=True, samples_are_most=False, samples_rows=0)
     )
     run = recipe("sft_65k", "eval.rows=512", "eval.every_steps=10", "remat=full", "mesh.tensor=2")
-    first, *others = found(run, planner=planner, failed=failed, report=lambda *told: seen.append(told))
+    first, *others = found(run, planner=planner, failed=failed, report=lambda *lines: seen.append(lines))
     assert first.changes == ("eval.rows=null",) and others == [] and planner.tried[0].eval.rows is None
     assert seen == [(("eval.rows=null",), True)]
 
