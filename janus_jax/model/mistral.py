@@ -334,8 +334,8 @@ def token_logps(
 ) -> Float[Array, "B L"]:
     """log p(target | what the slot sees) at each slot, float32; logits are never whole. `counted`: as the head's."""
     model = bind(config, params)
+    hidden = model(tokens, slots, compute, sums)
     with jax.named_scope("head"):
-        hidden = model(tokens, slots, compute, sums)
         return head.token_logps(hidden, model.head(), targets, counted=counted, place=compute.place)
 
 
