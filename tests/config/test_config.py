@@ -75,6 +75,22 @@ def test_overrides_win_and_the_last_one_counts(small):
     assert config.batch.rows == 16 and config.schedule.steps == 3 and config.schedule.epochs is None
 
 
+def test_an_override_of_an_item_of_a_list_has_its_number(small):
+    mixture = ["data.dir=null", "data.mixture=[{dir: a, weight: 1}, {dir: b, weight: 1}]"]
+    config = load_config(small, [*mixture, "data.mixture.1.weight=3", "data.mixture.0.dir=a #1"])
+    assert [(one.dir, one.weight) for one in config.data.mixture or ()] == [("a #1", 1), ("b", 3)]
+    allowed = "; allowed: data.mixture.0 to data.mixture.1, or the whole list, data.mixture=[...]"
+    for key, problem in (
+        ("2.weight", f"data.mixture has no item 2{allowed}"),
+        ("first.dir", f"data.mixture has no item first{allowed}"),
+        ("1.weight.0", "data.mixture.1.weight = 1 is not a section with a key '0'"),
+    ):
+        assert problem in complaint(small, *mixture, f"data.mixture.{key}=2")
+    assert "override 'data.mixture.1.weight=-1': data.mixture.1.weight = -1: allowed: a number > 0" in complaint(
+        small, *mixture, "data.mixture.1.weight=-1"
+    )
+
+
 def test_an_override_creates_the_section_it_needs(small):
     assert load_config(small, ["eval.every_steps=5"]).eval.every_steps == 5
 
@@ -198,6 +214,14 @@ def test_a_missing_base_is_named_with_the_line_that_asks_for_it(tmp_path):
         ("remat=[gate, gate@host]", "remat = [gate, gate@host]: gate occurs twice; allowed: none"),
         ("remat=[input]", "remat = [input]: input is no tensor; allowed: none"),
         ("batch.rows.x=1", "batch.rows = 8 is not a section with a key 'x'"),
+        (
+            "data.mixture.0.weight=2",
+            "data.mixture is not set, and has no item 0; allowed: the whole list, data.mixture=[",
+        ),
+        (
+            "data.mixture[0].weight=2",
+            "allowed: key=value with a dotted key, like batch.rows=4; an item of a list has a number, from 0: data.m",
+        ),
         ("base=other.yaml", "base is allowed in files only"),
         ("rows", "allowed: key=value with a dotted key, like batch.rows=4"),
         ("batch.rows=[1", "not YAML"),
