@@ -6,7 +6,7 @@ from typing import Any
 
 from janus_jax.config.imports import axolotl_keys as keys
 from janus_jax.config.imports import training_keys
-from janus_jax.config.imports.ledger import Build, Ledger, shown
+from janus_jax.config.imports.ledger import KINDS, Build, Ledger, shown
 
 _FORMATS = {
     "system_format": {"system"},
@@ -82,7 +82,7 @@ def _held_out(ledger: Ledger) -> str:
 
 
 def _one(ledger: Ledger, prefix: str, objective: str, folder: str, more: str) -> None:
-    path, kind = ledger.get(f"{prefix}.path"), {"simpo": "dpo"}.get(objective, objective)
+    path, kind = ledger.get(f"{prefix}.path"), KINDS.get(objective, objective)
     files = ledger.get(f"{prefix}.data_files")
     if path in _LOADERS and files:
         ledger.judge(f"{prefix}.path", "not needed", note="the form of the files")
@@ -254,7 +254,7 @@ def _tests(ledger: Ledger, objective: str, name: str) -> None:
         ledger.write("data.eval_dir", folder)
         ledger.write("data.eval_split", split)
         template = _template(ledger, "test_datasets[0]", objective)
-        kind = {"simpo": "dpo"}.get(objective, objective)
+        kind = KINDS.get(objective, objective)
         source = training_keys.known(ledger, "test_datasets[0].path", f"--source of {folder}", str(path))
         ledger.builds.append(Build(kind, source, folder, template))
     for key in under:
