@@ -36,7 +36,8 @@ def datasets(ledger: Ledger, objective: str, name: str) -> None:
     prefixes = sorted({match[0] for key in ledger.values if (match := re.match(r"datasets\[\d+\]", key))}, key=_number)
     if not prefixes:
         ledger.by_hand.append("data.dir: the file names no data sets")
-        ledger.defects.append("datasets: the file names no data sets")
+        if not ledger.under("pretraining_dataset"):
+            ledger.defects.append("datasets: the file names no data sets")
         if not ledger.on("datasets"):
             ledger.judge("datasets", "ignored", note="names no data sets")
     more = _held_out(ledger)
@@ -141,7 +142,17 @@ def _template(ledger: Ledger, prefix: str, objective: str) -> str | None:
         template = _chat_template(ledger, prefix)
         ledger.judge(type_key, "kept", f"--template {template or 'mistral-inst'}")
         return template
+    if why := keys.WHOLE_TEXTS.get(parts[0]):
+        ledger.judge(type_key, "not supported", "--template plain", why)
+        ledger.judge(f"{prefix}.field", "not supported", note="the column of the texts")
+        return "plain"
     template = keys.TYPES.get(parts[0])
+    if parts[0] == "sharegpt":
+        ledger.defects.append(
+            f"{type_key} = {kind}: {ledger.tool} has no such type and stops; chat_template is today's"
+        )
+        template = keys.CHAT_TEMPLATES.get(str(ledger.get("chat_template")))
+        ledger.judge("chat_template", "approximated", f"--template {template or 'plain'}", "as older versions used it")
     conversation = ledger.get(f"{prefix}.conversation")
     if conversation in ("chatml", "mistral"):
         template = {"chatml": "chatml", "mistral": "mistral-inst"}[conversation]
