@@ -220,14 +220,35 @@ def _of_command(path: str, script: Script, command: Command, place: int, tool: T
     source.defects += [f"{text} is not run here: its value is unknown" for text in sorted(script.executed)]
     source.beside |= {name: value for name, value in script.variables.items() if name not in script.used}
     source.devices = _devices(before, script.variables.get("CUDA_VISIBLE_DEVICES"))
+    if source.devices is None and "config_file" in before:
+        source.devices = accelerate_devices(path, before["config_file"])
     if "config" in values:
         source = _with_config(source, values["config"])
     return source
 
 
+_ACCELERATE = {"single_gpu": 1} | dict.fromkeys(("multi_gpu", "zero1", "zero2", "zero3", "fsdp1", "fsdp2"), 8)
+"""Configurations of accelerate that TRL ships -> their devices."""
+
+
+def accelerate_devices(recipe: str, name: Any) -> int | None:
+    """The devices of an accelerate configuration: a file beside the recipe or in the working directory, or one that TRL
+    ships; None: it is none of them, or does not say."""
+    for place in _places(recipe, name):
+        if place.is_file():
+            values = _mapping(str(place), _text(str(place)), ".yaml", quiet=True) or {}
+            number = 1 if str(values.get("distributed_type")).upper() == "NO" else values.get("num_processes")
+            return number if isinstance(number, int) and number > 0 else None
+    return _ACCELERATE.get(str(name))
+
+
+def _places(recipe: str, name: Any) -> tuple[Path, ...]:
+    return Path(recipe).expanduser().parent / str(name), Path(str(name))
+
+
 def _with_config(source: Source, name: Any) -> Source:
     """A command with `--config FILE`, whose options come before the file's keys."""
-    for place in (Path(source.path).expanduser().parent / str(name), Path(str(name))):
+    for place in _places(source.path, name):
         if place.is_file():
             inner = flat(str(place), _mapping(str(place), _text(str(place)), place.suffix.lower() or ".yaml"))
             over = [key for key in inner if key in source.values]

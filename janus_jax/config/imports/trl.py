@@ -6,6 +6,7 @@ from janus_jax.config.imports import training_keys
 from janus_jax.config.imports import trl_keys as keys
 from janus_jax.config.imports.axolotl import dpo_loss
 from janus_jax.config.imports.ledger import Build, Ledger, shown
+from janus_jax.config.imports.source import accelerate_devices
 from janus_jax.config.imports.training_keys import Batch
 from janus_jax.errors import ConfigError
 
@@ -24,6 +25,8 @@ _OVERLONG = {"sft": "truncate", "dpo": "truncate", "orpo": "truncate", "rm": "dr
 
 def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str:
     """As `axolotl.convert`. `trainer`: sft, dpo, orpo or rm, or nothing if the file does not say it."""
+    ledger.values = _without_negations(ledger.values)
+    devices = devices or _launched(ledger)
     objective = trainer or _guessed(ledger)
     if objective not in _RATES:
         raise ConfigError(f"{ledger.file}: objective {objective}: not here; allowed: {', '.join(_RATES)}")
@@ -48,6 +51,23 @@ def convert(ledger: Ledger, devices: int | None, name: str, trainer: str) -> str
     ledger.not_needed(keys.NOT_NEEDED)
     ledger.rest(keys.known(), "stops")
     return objective
+
+
+def _without_negations(values: dict[str, Any]) -> dict[str, Any]:
+    """`--no_packing`, which the parser of transformers has for each switch, as packing: false."""
+    known = set(keys.known())
+
+    def plain(key: str, value: Any) -> tuple[str, Any]:
+        negated = key.startswith("no_") and value is True and key not in known and key.removeprefix("no_") in known
+        return (key.removeprefix("no_"), False) if negated else (key, value)
+
+    return dict(plain(*item) for item in values.items())
+
+
+def _launched(ledger: Ledger) -> int | None:
+    """The devices of options that `trl` gives to accelerate; None: there are none."""
+    number = ledger.whole("num_processes", low=1)
+    return number or accelerate_devices(ledger.file, ledger.get("accelerate_config"))
 
 
 def _guessed(ledger: Ledger) -> str:
